@@ -1,0 +1,296 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The invariants that everything else rests on, for every routing scheme and backbone."""
+
+import pytest
+import torch
+from tiny import SCHEMES, TEXT_MODELS, VISION_MODELS, dialogue_ids, random_features, tiny_config, tiny_model
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from videollm_mod.routing_videollm_mod import choose_kept
+
+
+RUNS = [3, 1, 2]
+ROUTED = [scheme for scheme in SCHEMES if scheme != "full"]
+
+
+def one_forward(model, ids, features, **kwargs):
+    with torch.no_grad():
+        return model(input_ids=ids, frame_features=features, use_cache=False, **kwargs).logits
+
+
+def in_pieces(model, ids, features, cuts, cache=None):
+    """Logits of a dialogue fed in pieces, each ending at a cut; a cut may not fall inside a frame."""
+    cache = model.new_cache() if cache is None else cache
+    config, logits, seen = model.config, [], 0
+    for begin, end in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
+        piece = ids[:, begin:end]
+        count = int((piece == config.frame_token_id).sum()) // config.frame_num_tokens
+        frames = features[:, seen : seen + count] if count else None
+        seen += count
+        with torch.no_grad():
+            logits.append(model(input_ids=piece, frame_features=frames, past_key_values=cache).logits)
+    return torch.cat(logits, dim=1), cache
+
+
+def frame_cuts(config, ids):
+    """Positions after each frame's last token."""
+    places = (ids[0] == config.frame_token_id).nonzero().squeeze(1).tolist()
+    return [place + 1 for place in places[config.frame_num_tokens - 1 :: config.frame_num_tokens]]
+
+
+def check_any_path(model):
+    ids = dialogue_ids(model.config, RUNS)
+    features = random_features(model.config, sum(RUNS))
+    expected = one_forward(model, ids, features)
+    cuts = frame_cuts(model.config, ids)
+    for pieces in (cuts, cuts[1::2], [3, *cuts[:2], cuts[2] + 1, cuts[2] + 2]):
+        logits, cache = in_pieces(model, ids, features, pieces)
+        assert_close(logits, expected, atol=2e-5, rtol=1e-4)
+        text = ids.shape[1] - sum(RUNS) * model.config.frame_num_tokens
+        assert cache.lengths == [sum(RUNS) * count + text for count in model.config.layer_keep_counts]
+        assert cache.get_seq_length() == ids.shape[1]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_frame_by_frame_in_chunks_and_at_once(scheme):
+    check_any_path(tiny_model(**SCHEMES[scheme], mod_gate="linear"))
+
+
+@pytest.mark.parametrize("scheme", ["interleaved", "all", "early_exit"])
+@pytest.mark.parametrize("text", TEXT_MODELS)
+def test_any_path_with_every_text_model(text, scheme):
+    check_any_path(tiny_model(text=text, **SCHEMES[scheme]))
+
+
+@pytest.mark.parametrize("vision", VISION_MODELS)
+def test_any_path_with_every_encoder(vision):
+    model = tiny_model(vision=vision, mod_layers="all")
+    ids = dialogue_ids(model.config, RUNS)
+    pixels = torch.randn(1, sum(RUNS), 3, 32, 32)
+    with torch.no_grad():
+        features = model.encode_frames(pixels)
+        one_by_one = torch.cat([model.encode_frames(pixels[:, i : i + 1]) for i in range(sum(RUNS))], dim=1)
+        assert_close(features, one_by_one)
+        whole = model(input_ids=ids, pixel_values_videos=pixels, use_cache=False).logits
+    logits, _ = in_pieces(model, ids, one_by_one, frame_cuts(model.config, ids))
+    assert_close(logits, whole, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"frame_token_cls": True, "frame_token_pooled": None, "frame_token_interval_id": None},  # VideoLLM-online, v1
+        {"frame_token_pooled": (4, 4)},
+        {"frame_token_cls": False, "frame_token_pooled": (2, 3)},
+        {"mod_keep_last": False},
+        {"mod_gate_on": "output", "mod_gate": "sigmoid"},
+        {"mod_gate": "none"},
+    ],
+)
+def test_any_path_with_every_frame_layout_and_gate(options):
+    check_any_path(tiny_model(mod_layers="all", **options))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("scheme", ["full", "all", "interleaved"])
+def test_any_path_with_every_attention(attention, scheme):
+    model = tiny_model(**SCHEMES[scheme])
+    expected = one_forward(
+        model, ids := dialogue_ids(model.config, RUNS), features := random_features(model.config, 6)
+    )
+    twin = tiny_model(**SCHEMES[scheme], attn_implementation=attention)
+    twin.load_state_dict(model.state_dict())
+    assert_close(one_forward(twin, ids, features), expected, atol=2e-5, rtol=1e-4)
+    check_any_path(twin)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("text", TEXT_MODELS)
+def test_full_keep_ratio_is_the_plain_backbone_to_the_last_bit(text, attention):
+    model = tiny_model(text=text, mod_keep_ratio=1.0, attn_implementation=attention)
+    plain = AutoModelForCausalLM.from_config(model.config.text_config, attn_implementation=attention).eval()
+    plain.model.load_state_dict(model.model.language_model.state_dict())
+    plain.lm_head.load_state_dict(model.lm_head.state_dict())
+    ids = dialogue_ids(model.config, RUNS)
+    features = random_features(model.config, sum(RUNS))
+    with torch.no_grad():
+        layout = model.model.frame_layout(ids, None, None, features, None, None)
+        embeddings = model.model._embed(ids, None, None, features, layout)
+        expected = plain(inputs_embeds=embeddings, use_cache=False).logits
+    assert torch.equal(one_forward(model, ids, features), expected)
+
+
+def by_masking(model, ids, features, position_ids=None):
+    """
+    The paper's equation on the full sequence, slow and plain: every layer runs on all tokens, skipped ones are hidden
+    from attention, and what it says about them is thrown away.
+    """
+    inner, config = model.model, model.config
+    text = inner.language_model
+    layout = inner.frame_layout(ids, None, None, features, None, None)
+    hidden = inner._embed(ids, None, None, features, layout)
+    positions = torch.arange(ids.shape[1])[None] if position_ids is None else position_ids
+    rotary = text.rotary_emb(hidden, positions)
+    causal = torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
+    for index, layer in enumerate(text.layers):
+        runs = torch.ones(ids.shape[1], dtype=torch.bool)
+        gate = torch.ones(ids.shape[1])
+        count = config.layer_keep_counts[index]
+        if count < config.frame_num_tokens:
+            runs[layout.token_index.flatten()] = False
+            if count:
+                scores = inner.router_scores(index, hidden, layout, positions)
+                kept = choose_kept(scores, count, config.mod_keep_last)
+                places = layout.token_index.gather(1, kept).flatten()
+                runs[places] = True
+                gate[places] = inner.gate(scores.gather(1, kept)).flatten()
+        mask = torch.zeros(causal.shape).masked_fill(~(causal & runs[None]), torch.finfo(torch.float32).min)
+        output = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotary)
+        gate = gate[None, :, None]
+        updated = hidden + gate * (output - hidden) if config.mod_gate_on == "update" else gate * output
+        hidden = torch.where(runs[None, :, None], updated, hidden)
+    return model.lm_head(text.norm(hidden))
+
+
+@pytest.mark.parametrize("gate", ["linear", "tanh"])
+@pytest.mark.parametrize("scheme", ROUTED)
+def test_skipping_tokens_is_hiding_them(scheme, gate):
+    # No padding, no cache, batch 1: where gapped positions would be read as packed sequences, a kept token would
+    # see nothing before the gap, and this would differ.
+    model = tiny_model(**SCHEMES[scheme], mod_gate=gate, attn_implementation="eager")
+    ids = dialogue_ids(model.config, RUNS)
+    features = random_features(model.config, sum(RUNS))
+    with torch.no_grad():
+        expected = by_masking(model, ids, features)
+    assert_close(one_forward(model, ids, features), expected, atol=2e-5, rtol=1e-4)
+    fast = tiny_model(model.config, attn_implementation="sdpa")
+    fast.load_state_dict(model.state_dict())
+    assert_close(one_forward(fast, ids, features), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"mod_gate_on": "output", "mod_gate": "sigmoid"}, {"mod_keep_last": False}])
+def test_skipping_is_hiding_with_other_gates(options):
+    model = tiny_model(mod_layers="all", attn_implementation="eager", **options)
+    ids, features = dialogue_ids(model.config, RUNS), random_features(model.config, sum(RUNS))
+    with torch.no_grad():
+        expected = by_masking(model, ids, features)
+    assert_close(one_forward(model, ids, features), expected, atol=2e-5, rtol=1e-4)
+
+
+def batch_of(config, rows, side):
+    """Dialogues of different lengths as one padded batch: ids, mask, features, and where each row's tokens lie."""
+    dialogues = [dialogue_ids(config, runs, seed=seed) for seed, runs in enumerate(rows)]
+    longest = max(d.shape[1] for d in dialogues)
+    most = max(sum(runs) for runs in rows)
+    ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
+    features = torch.zeros(len(rows), most, config.frame_num_tokens, config.vision_config.hidden_size)
+    places = []
+    for row, (dialogue, runs) in enumerate(zip(dialogues, rows, strict=True)):
+        begin = longest - dialogue.shape[1] if side == "left" else 0
+        places.append(slice(begin, begin + dialogue.shape[1]))
+        ids[row, places[-1]], mask[row, places[-1]] = dialogue[0], 1
+        features[row, : sum(runs)] = random_features(config, sum(runs), seed=row)[0]
+    return dialogues, ids, mask, features, places
+
+
+ROWS = [[3, 1], [1], [2, 2, 1], []]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_padded_is_unpadded(scheme, attention, side):
+    model = tiny_model(**SCHEMES[scheme], attn_implementation=attention)
+    dialogues, ids, mask, features, places = batch_of(model.config, ROWS, side)
+    counts = [sum(runs) for runs in ROWS]
+    singles = [
+        one_forward(model, dialogue, features[row : row + 1, : counts[row]] if counts[row] else None)
+        for row, dialogue in enumerate(dialogues)
+    ]
+    for num_frames in (counts, None, torch.tensor(counts)):
+        logits = one_forward(model, ids, features, attention_mask=mask, num_frames=num_frames)
+        for row, single in enumerate(singles):
+            assert_close(logits[row : row + 1, places[row]], single, atol=2e-5, rtol=1e-4)
+    if side == "right":
+        # Causal attention keeps padding on the right from every real token: no mask is needed, and none is made.
+        logits = one_forward(model, ids, features, num_frames=counts)
+        for row, single in enumerate(singles):
+            assert_close(logits[row : row + 1, places[row]], single, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("scheme", ["full", "interleaved", "all", "early_exit", "random"])
+def test_padded_rows_go_on_as_they_would_alone(scheme, side):
+    model = tiny_model(**SCHEMES[scheme])
+    dialogues, ids, mask, features, places = batch_of(model.config, ROWS, side)
+    counts = [sum(runs) for runs in ROWS]
+    more_ids = torch.cat([dialogue_ids(model.config, [1], seed=9)] * len(ROWS))
+    more_features = random_features(model.config, 1, batch=len(ROWS), seed=9)
+    cache = model.new_cache()
+    with torch.no_grad():
+        model(input_ids=ids, frame_features=features, num_frames=counts, attention_mask=mask, past_key_values=cache)
+        mask = torch.cat([mask, torch.ones_like(more_ids)], dim=1)
+        logits = model(
+            input_ids=more_ids,
+            frame_features=more_features,
+            attention_mask=mask,
+            past_key_values=cache,
+            position_ids=(mask.cumsum(1) - 1)[:, -more_ids.shape[1] :],
+        ).logits
+    for row, dialogue in enumerate(dialogues):
+        whole = torch.cat([dialogue, more_ids[:1]], dim=1)
+        frames = torch.cat([features[row : row + 1, : counts[row]], more_features[row : row + 1]], dim=1)
+        expected = one_forward(model, whole, frames)[:, -more_ids.shape[1] :]
+        assert_close(logits[row : row + 1], expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["mistral", "qwen2", "smollm3"])
+def test_sliding_window_counts_entries_of_a_layers_own_sequence(text):
+    overrides = {"sliding_window": 16}
+    if text == "qwen2":
+        overrides |= {"use_sliding_window": True, "max_window_layers": 2}
+    if text == "smollm3":
+        overrides |= {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    full = tiny_model(text=text, text_overrides=overrides, mod_keep_ratio=1.0)
+    plain = AutoModelForCausalLM.from_config(full.config.text_config).eval()
+    plain.model.load_state_dict(full.model.language_model.state_dict())
+    plain.lm_head.load_state_dict(full.lm_head.state_dict())
+    ids, features = dialogue_ids(full.config, RUNS), random_features(full.config, sum(RUNS))
+    with torch.no_grad():
+        layout = full.model.frame_layout(ids, None, None, features, None, None)
+        embeddings = full.model._embed(ids, None, None, features, layout)
+        expected = plain(inputs_embeds=embeddings, use_cache=False).logits
+    assert_close(one_forward(full, ids, features), expected, atol=2e-5, rtol=1e-4)
+    check_any_path(tiny_model(text=text, text_overrides=overrides, mod_layers="all"))
+
+
+def test_stale_or_unwritten_cache_is_never_read():
+    model = tiny_model(mod_layers="all")
+    ids, features = dialogue_ids(model.config, RUNS), random_features(model.config, sum(RUNS))
+    cache = model.new_cache(max_lengths=[150] * 4)
+    text = model.config.text_config
+    heads, size = text.num_key_value_heads, text.head_dim
+    cache.early_initialization(1, heads, size, torch.float32, torch.device("cpu"))
+    for layer in cache.layers:
+        # Large rather than NaN, which a masked product would spread: any leak shows.
+        layer.keys.fill_(1e4)
+        layer.values.fill_(1e4)
+    logits, cache = in_pieces(model, ids, features, frame_cuts(model.config, ids), cache)
+    assert_close(logits, one_forward(model, ids, features), atol=2e-5, rtol=1e-4)
+
+
+def test_tiny_config_routes():
+    assert tiny_config().routed_layers == [1, 3]

@@ -1,0 +1,691 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The model: outputs, gates, loss, gradients, cost, dtypes, adapters, quantisation and compilation."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import (
+    SCHEMES,
+    TEXT_MODELS,
+    VISION_MODELS,
+    dialogue_ids,
+    random_features,
+    tiny_config,
+    tiny_model,
+    tiny_text_config,
+    tiny_vision_config,
+)
+from torch.nn import functional as F
+from torch.testing import assert_close
+from torch.utils import flop_counter
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
+from transformers.utils.logging import warning_once
+
+from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
+from videollm_mod.routing_videollm_mod import choose_kept, position_noise, spread
+
+
+RUNS = [3, 1, 2]
+# Up to torch 2.11 the counter does not know the CPU's fused attention, and what it does not know it counts as 0.
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+COUNTED_ATTENTION = ["eager", "sdpa"] if _CPU_ATTENTION in flop_counter.flop_registry else ["eager"]
+
+
+def inputs_for(model, runs=RUNS, seed=0):
+    ids = dialogue_ids(model.config, runs, seed=seed)
+    return {"input_ids": ids, "frame_features": random_features(model.config, sum(runs), seed=seed)}
+
+
+def learnable_labels(config, ids):
+    """Text and what follows frames."""
+    return ids.masked_fill(ids == config.frame_token_id, -100)
+
+
+# ---------------------------------------------------------------------------------------------------------- routing
+
+
+@pytest.mark.parametrize(("tokens", "count", "expected"), [(10, 2, [2, 7]), (9, 1, [4]), (10, 10, list(range(10)))])
+def test_spread_prefers_evenly_spaced_tokens(tokens, count, expected):
+    order = spread(tokens, count)
+    assert order[:count] == expected and sorted(order) == list(range(tokens))
+
+
+def test_choose_kept_takes_the_highest_in_order():
+    scores = torch.tensor([[0.0, 5.0, 1.0, 4.0, -1.0], [9.0, 1.0, 2.0, 3.0, 0.0]])
+    assert choose_kept(scores, 2, keep_last=False).tolist() == [[1, 3], [0, 3]]
+    assert choose_kept(scores, 2, keep_last=True).tolist() == [[1, 4], [0, 4]]
+    assert choose_kept(scores, 1, keep_last=True).tolist() == [[4], [4]]
+
+
+def test_equal_scores_are_spread_over_the_frame():
+    assert choose_kept(torch.zeros(3, 10), 2, keep_last=False).tolist() == [[2, 7]] * 3
+    assert choose_kept(torch.zeros(1, 50), 10, keep_last=True).diff().max() <= 6
+
+
+def test_position_noise_is_even_and_differs_by_layer():
+    noise = position_noise(torch.arange(100_000), 3)
+    assert noise.min() >= 0 and noise.max() < 1
+    assert_close(noise.mean(), torch.tensor(0.5), atol=0.01, rtol=0)
+    assert_close(torch.histc(noise, 10, 0, 1) / 1e4, torch.ones(10), atol=0.05, rtol=0)
+    assert torch.corrcoef(torch.stack([noise, position_noise(torch.arange(100_000), 4)]))[0, 1].abs() < 0.02
+    assert torch.corrcoef(torch.stack([noise[1:], noise[:-1]]))[0, 1].abs() < 0.02
+
+
+@pytest.mark.parametrize("router", ["learned", "uniform", "random"])
+@pytest.mark.parametrize("keep_last", [True, False])
+def test_every_frame_keeps_as_many_tokens(router, keep_last):
+    model = tiny_model(mod_keep_ratio=[1.0, 0.2, 0.45, 0.0], mod_router=router, mod_keep_last=keep_last)
+    outputs = model(**inputs_for(model), output_router_scores=True)
+    kept = torch.stack(outputs.kept_tokens)
+    assert kept.shape == (3, 1, 6, 10) and kept.sum(-1).tolist() == [[[2] * 6], [[5] * 6], [[0] * 6]]
+    if keep_last:
+        assert kept[:2, ..., -1].all()
+    if router == "learned":
+        for scores, mask in zip(outputs.router_scores[:2], outputs.kept_tokens[:2], strict=True):
+            candidates = slice(0, -1) if keep_last else slice(None)
+            lowest = scores[..., candidates][mask[..., candidates]].view(6, -1).min(-1).values
+            highest = scores[..., candidates][~mask[..., candidates]].view(6, -1).max(-1).values
+            assert (lowest >= highest).all()
+    if router == "random":
+        assert len({tuple(row.tolist()) for row in kept[1, 0]}) > 1
+
+
+def test_scores_of_a_batch_are_zero_where_a_row_has_fewer_frames():
+    model = tiny_model(mod_layers="all")
+    ids = torch.zeros(2, 60, dtype=torch.long)
+    long, short = dialogue_ids(model.config, [3]), dialogue_ids(model.config, [1])
+    ids[0, : long.shape[1]], ids[1, : short.shape[1]] = long[0], short[0]
+    outputs = model(
+        input_ids=ids,
+        frame_features=random_features(model.config, 3, batch=2),
+        num_frames=[3, 1],
+        output_router_scores=True,
+    )
+    for scores, kept in zip(outputs.router_scores, outputs.kept_tokens, strict=True):
+        assert scores.shape == kept.shape == (2, 3, 10)
+        assert kept.sum(-1).tolist() == [[2, 2, 2], [2, 0, 0]] and not scores[1, 1:].any()
+
+
+def test_gates():
+    scores = torch.linspace(-3, 3, 7)
+    expected = {
+        "linear": scores,
+        "sigmoid": scores.sigmoid(),
+        "tanh": 1 + 0.2 * scores.tanh(),
+        "none": torch.ones(7),
+    }
+    for gate, values in expected.items():
+        assert_close(tiny_model(mod_gate=gate).model.gate(scores), values)
+    assert_close(tiny_model(mod_router="random").model.gate(scores), torch.ones(7))
+
+
+def test_new_tanh_routers_start_as_the_plain_layer():
+    model = VideoLLMMoDForConditionalGeneration(tiny_config(mod_gate="tanh"))
+    assert all(not router.weight.any() for router in model.model.routers.values())
+    linear = VideoLLMMoDForConditionalGeneration(tiny_config(mod_gate="linear"))
+    assert all(router.weight.std() > 0 for router in linear.model.routers.values())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"mod_keep_ratio": 0.4},
+        {"mod_layers": "all"},
+        {"mod_router": "uniform"},
+        {"mod_router": "random"},
+        {"mod_gate": "linear"},
+        {"mod_gate": "none"},
+        {"mod_gate_on": "output"},
+        {"mod_keep_last": False},
+        {"connector_hidden_act": "relu"},
+    ],
+)
+def test_every_routing_field_changes_what_the_model_says(changed):
+    base = tiny_model()
+    other = tiny_model(**changed)
+    state = {k: v for k, v in base.state_dict().items() if k in other.state_dict()}
+    other.load_state_dict(state, strict=False)
+    inputs = inputs_for(base)
+    assert not torch.allclose(base(**inputs).logits, other(**inputs).logits, atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------- inputs and outputs
+
+
+def test_hidden_states_are_whole_sequences():
+    model = tiny_model(mod_layers="all")
+    inputs = inputs_for(model)
+    outputs = model(**inputs, output_hidden_states=True)
+    assert len(outputs.hidden_states) == 5
+    assert all(h.shape == (1, inputs["input_ids"].shape[1], 32) for h in outputs.hidden_states)
+    assert_close(model.lm_head(outputs.hidden_states[-1]), outputs.logits)
+    # A skipped token passes a layer unchanged, a kept one does not.
+    before, after = outputs.hidden_states[:2]
+    kept = model(**inputs, output_router_scores=True).kept_tokens[0].flatten()
+    frame = (inputs["input_ids"][0] == model.config.frame_token_id).nonzero().squeeze(1)
+    same = (before[0, frame] == after[0, frame]).all(-1)
+    assert torch.equal(same, ~kept)
+
+
+def test_attentions_are_those_of_each_layers_own_sequence():
+    model = tiny_model(attn_implementation="eager")
+    inputs = inputs_for(model)
+    length = inputs["input_ids"].shape[1]
+    outputs = model(**inputs, output_attentions=True)
+    lengths = [6 * count + length - 60 for count in model.config.layer_keep_counts]
+    assert [a.shape for a in outputs.attentions] == [(1, 4, n, n) for n in lengths]
+    assert all(torch.allclose(a.sum(-1), torch.ones(())) for a in outputs.attentions)
+    assert model(**inputs).attentions is None
+
+
+def test_inputs_embeds_with_frames_is_input_ids_with_frames():
+    model = tiny_model(mod_layers="all")
+    inputs = inputs_for(model)
+    expected = model(**inputs)
+    ids = inputs["input_ids"]
+    mask = ids == model.config.frame_token_id
+    embeddings = model.get_input_embeddings()(ids.masked_fill(mask, 0))
+    features = inputs["frame_features"]
+    got = model(inputs_embeds=embeddings, frame_token_mask=mask, frame_features=features)
+    assert_close(got.logits, expected.logits)
+    # Embeddings that hold their frames already need the mask alone.
+    embeddings = embeddings.clone()
+    embeddings[mask] = model.model.connector(features).flatten(0, 2)
+    assert_close(model(inputs_embeds=embeddings, frame_token_mask=mask).logits, expected.logits)
+    assert not torch.allclose(model(inputs_embeds=embeddings).logits, expected.logits)
+
+
+def test_pixels_are_features():
+    model = tiny_model()
+    ids, pixels = dialogue_ids(model.config, RUNS), torch.randn(1, 6, 3, 32, 32)
+    features = model.encode_frames(pixels)
+    assert features.shape == (1, 6, 10, 16)
+    assert_close(
+        model(input_ids=ids, pixel_values_videos=pixels).logits, model(input_ids=ids, frame_features=features).logits
+    )
+    assert_close(model.get_video_features(pixels), model.model.connector(features))
+
+
+@pytest.mark.parametrize("vision", VISION_MODELS)
+def test_frame_features_are_the_encoders_own(vision):
+    model = tiny_model(vision=vision, frame_token_pooled=(2, 2))
+    pixels = torch.randn(2, 3, 32, 32)
+    features = model.encode_frames(pixels)
+    if vision == "siglip2_vision_model":
+        # As the library's own image processor lays out patches: rows of (height, width, channels).
+        patches = pixels.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(2, 16, 192)
+        outputs = model.model.vision_encoder(
+            patches, pixel_attention_mask=torch.ones(2, 16), spatial_shapes=torch.tensor([[4, 4]] * 2)
+        )
+    else:
+        outputs = model.model.vision_encoder(pixels)
+    assert_close(features[:, 0], outputs.pooler_output)
+    grid = outputs.last_hidden_state[:, -16:].view(2, 2, 2, 2, 2, 16).mean(dim=(2, 4)).flatten(1, 2)
+    assert_close(features[:, 1:], grid)
+
+
+def test_logits_to_keep():
+    model = tiny_model()
+    inputs = inputs_for(model)
+    full = model(**inputs).logits
+    assert_close(model(**inputs, logits_to_keep=3).logits, full[:, -3:])
+    places = torch.tensor([4, 17])
+    assert_close(model(**inputs, logits_to_keep=places).logits, full[:, places])
+
+
+def test_tuples_where_asked():
+    model = tiny_model()
+    outputs = model(**inputs_for(model), return_dict=False)
+    assert isinstance(outputs, tuple) and outputs[0].shape[-1] == model.config.text_config.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frame_features": None}, "rows have \\[0\\] frames of 10 tokens.*found \\[60\\]"),
+        ({"frame_features": 5}, "rows have \\[5\\] frames"),
+        ({"num_frames": [7]}, "`num_frames` is \\[7\\]"),
+        ({"num_frames": [3, 3]}, "batch of 1"),
+        ({"frame_features": torch.zeros(1, 6, 9, 16)}, "9 tokens of width 16 a frame; this model's frames are 10"),
+        ({"frame_features": torch.zeros(6, 10, 16)}, "must be \\(batch, frames, tokens, vision hidden\\)"),
+        ({"pixel_values_videos": torch.zeros(1, 6, 3, 32, 32)}, "not both"),
+        ({"inputs_embeds": torch.zeros(1, 3, 32)}, "exactly one of"),
+        ({"attention_mask": torch.ones(1, 1, 9, 9)}, "two dimensions"),
+        ({"past_key_values": DynamicCache()}, "layers \\[1, 3\\] are routed"),
+        ({"labels": "inside"}, "inside a frame"),
+    ],
+)
+def test_refuses(change, message):
+    model = tiny_model()
+    inputs = inputs_for(model) | change
+    if inputs["frame_features"] == 5 if isinstance(inputs["frame_features"], int) else False:
+        inputs["frame_features"] = random_features(model.config, 5)
+    if inputs.get("labels") == "inside":
+        inputs["labels"] = inputs["input_ids"].clone()
+    with pytest.raises(ValueError, match=message):
+        model(**inputs)
+
+
+def test_any_cache_serves_a_model_without_routing():
+    model = tiny_model(mod_keep_ratio=1.0)
+    inputs = inputs_for(model)
+    cache = DynamicCache()
+    first = model(**inputs, past_key_values=cache)
+    step = model(input_ids=torch.tensor([[7]]), past_key_values=first.past_key_values)
+    whole = inputs | {"input_ids": torch.cat([inputs["input_ids"], torch.tensor([[7]])], dim=1)}
+    assert_close(step.logits, model(**whole).logits[:, -1:])
+
+
+@pytest.mark.parametrize(
+    ("text_config", "message"),
+    [
+        ({"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2}, "missing: embed_tokens, layers"),
+        ({"model_type": "granite", "num_hidden_layers": 2, "embedding_multiplier": 12.0}, "embedding_multiplier"),
+        ({"model_type": "gemma2", "num_hidden_layers": 2}, "final_logit_softcapping"),
+    ],
+)
+def test_refuses_text_models_of_another_shape(text_config, message):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    text_config = text_config | ({} if text_config["model_type"] == "gpt2" else sizes) | {"vocab_size": 50}
+    config = VideoLLMMoDConfig(
+        text_config=text_config,
+        vision_config=tiny_vision_config(),
+        mod_layers=[1],
+        frame_token_id=50,
+        frame_token_interval_id=3,
+    )
+    with pytest.raises(ValueError, match=message):
+        VideoLLMMoDForConditionalGeneration(config)
+
+
+# ------------------------------------------------------------------------------------------------------------- loss
+
+
+def test_loss_is_text_and_weighted_stream_over_the_number_of_labels():
+    model = tiny_model(stream_loss_weight=3.0)
+    inputs = inputs_for(model)
+    ids = inputs["input_ids"]
+    labels = learnable_labels(model.config, ids)
+    labels[:, :5] = -100
+    logits = model(**inputs).logits
+    losses = F.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="none")
+    at_frame = ids[0, :-1] == model.config.frame_token_id
+    count = (labels[0, 1:] != -100).sum()
+    expected = (losses[~at_frame].sum() + 3 * losses[at_frame].sum()) / count
+    assert_close(model(**inputs, labels=labels).loss, expected)
+    assert (at_frame & (labels[0, 1:] != -100)).sum() == 6
+    divided = model(**inputs, labels=labels, num_items_in_batch=torch.tensor(7)).loss
+    assert_close(divided, expected * count / 7)
+
+
+def test_training_projects_labelled_places_only():
+    model = tiny_model()
+    inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
+    rows = []
+    model.lm_head.register_forward_hook(lambda _, args, __: rows.append(args[0].numel() // 32))
+    outputs = model.train()(**inputs)
+    length = inputs["input_ids"].shape[1]
+    assert outputs.logits is None and rows == [length - 6 * 9]  # a frame needs one row of logits, not ten
+    assert model.eval()(**inputs).logits.shape[1] == length
+
+
+def test_a_batch_without_labels_has_a_finite_loss():
+    model = tiny_model()
+    inputs = inputs_for(model)
+    loss = model(**inputs, labels=torch.full_like(inputs["input_ids"], -100)).loss
+    assert loss == 0
+
+
+def test_models_without_interval_token_learn_to_end():
+    model = tiny_model(frame_token_interval_id=None)
+    inputs = inputs_for(model)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    first_end = int((inputs["input_ids"][0] == model.config.frame_token_id).nonzero()[0]) + 10
+    labels[0, first_end] = 2
+    logits = model(**inputs).logits
+    expected = F.cross_entropy(logits[0, first_end - 1], torch.tensor(2))
+    assert_close(model(**inputs, labels=labels).loss, expected)
+
+
+# -------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("gate", ["linear", "sigmoid", "tanh"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_reach_every_parameter_and_router(gate, checkpointing):
+    model = tiny_model(mod_layers="all", mod_gate=gate).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    ids = dialogue_ids(model.config, RUNS)
+    outputs = model(
+        input_ids=ids, pixel_values_videos=torch.randn(1, 6, 3, 32, 32), labels=learnable_labels(model.config, ids)
+    )
+    outputs.loss.backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert not without
+    assert checkpointing == (outputs.past_key_values is None)
+
+
+@pytest.mark.parametrize("scheme", ["interleaved", "all", "early_exit"])
+def test_checkpointing_changes_memory_and_not_gradients(scheme):
+    model = tiny_model(**SCHEMES[scheme]).train()
+    inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
+    model(**inputs, use_cache=False).loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(**inputs).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            assert_close(parameter.grad, expected[name])
+
+
+def test_padding_and_other_rows_get_no_gradient():
+    model = tiny_model(mod_layers="all").train()
+    ids = torch.zeros(2, 60, dtype=torch.long)
+    long, short = dialogue_ids(model.config, [3]), dialogue_ids(model.config, [1])
+    ids[0, : long.shape[1]], ids[1, : short.shape[1]] = long[0], short[0]
+    features = random_features(model.config, 3, batch=2).requires_grad_()
+    labels = torch.full_like(ids, -100)
+    labels[1, : short.shape[1]] = learnable_labels(model.config, short)[0]
+    model(input_ids=ids, frame_features=features, num_frames=[3, 1], labels=labels).loss.backward()
+    assert not features.grad[0].any() and not features.grad[1, 1:].any() and features.grad[1, 0].any()
+
+
+def test_routers_added_to_a_trained_model_start_without_a_jump():
+    """Both models learn the same few dialogues; the routed one begins where the full one stands."""
+    full = tiny_model(mod_keep_ratio=1.0, seed=3).train()
+    inputs = inputs_for(full) | {"labels": learnable_labels(full.config, inputs_for(full)["input_ids"])}
+
+    def train(model, steps):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        losses = []
+        for _ in range(steps):
+            loss = model(**inputs, use_cache=False).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    before = train(full, 60)
+    config = copy.deepcopy(full.config)
+    config.mod_keep_ratio, config.mod_layers = 0.2, "interleaved"
+    routed = VideoLLMMoDForConditionalGeneration(config).train()
+    missing = routed.load_state_dict(full.state_dict(), strict=False).missing_keys
+    assert missing and all("routers" in name for name in missing)
+    after_full, after_routed = train(full, 50), train(routed, 50)
+    # Skipping tokens costs something at once; the gate adds nothing to it, and training goes on from there.
+    assert after_routed[0] < before[0] / 2 and after_routed[-1] < after_routed[0]
+    assert after_routed[-1] < after_full[0] * 1.5
+    ungated = copy.deepcopy(config)
+    ungated.mod_gate = "none"
+    plain = VideoLLMMoDForConditionalGeneration(ungated)
+    plain.load_state_dict(full.state_dict(), strict=False)
+    for router in plain.model.routers.values():
+        torch.nn.init.zeros_(router.weight)
+    fresh = VideoLLMMoDForConditionalGeneration(config)
+    fresh.load_state_dict(full.state_dict(), strict=False)
+    assert_close(fresh.eval()(**inputs).loss, plain.eval()(**inputs).loss)
+
+
+# ------------------------------------------------------------------------------------------------------------- cost
+
+
+@pytest.mark.parametrize("attention", COUNTED_ATTENTION)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_counted_operations_are_the_predicted_ones(scheme, attention):
+    model = tiny_model(**SCHEMES[scheme], attn_implementation=attention).requires_grad_(False)
+    inputs = inputs_for(model, [8, 5, 9])
+    ids = inputs["input_ids"]
+    text = ids.shape[1] - 22 * 10
+    with FlopCounterMode(display=False) as counter:
+        outputs = model.train()(**inputs, labels=learnable_labels(model.config, ids), use_cache=True)
+    cost = model.estimate_cost(22, text)
+    assert counter.get_total_flops() == pytest.approx(cost.flops, rel=0.02)
+    assert outputs.past_key_values.lengths == list(cost.cache_entries)
+    assert outputs.past_key_values.num_bytes == cost.cache_bytes
+
+
+@pytest.mark.parametrize("text", TEXT_MODELS)
+def test_counted_operations_with_every_text_model(text):
+    model = tiny_model(text=text, attn_implementation="eager").requires_grad_(False)
+    inputs = inputs_for(model, [8])
+    ids = inputs["input_ids"]
+    with FlopCounterMode(display=False) as counter:
+        model.train()(**inputs, labels=learnable_labels(model.config, ids))
+    assert counter.get_total_flops() == pytest.approx(model.estimate_cost(8, ids.shape[1] - 80).flops, rel=0.02)
+
+
+def test_counted_operations_of_one_more_frame():
+    model = tiny_model(mod_layers="all_deep", attn_implementation="eager").requires_grad_(False)
+    inputs = inputs_for(model, [8])
+    cache = model(**inputs).past_key_values
+    past_text = inputs["input_ids"].shape[1] - 80
+    ids = torch.tensor([[9] + [model.config.frame_token_id] * 10])
+    with FlopCounterMode(display=False) as counter:
+        model(
+            input_ids=ids,
+            frame_features=random_features(model.config, 1),
+            past_key_values=cache,
+            logits_to_keep=torch.tensor([0, 10]),
+        )
+    cost = model.estimate_cost(1, 1, past_frames=8, past_text_tokens=past_text)
+    assert counter.get_total_flops() == pytest.approx(cost.flops, rel=0.02)
+    assert cache.lengths == list(cost.cache_entries) and cache.num_bytes == cost.cache_bytes
+
+
+@pytest.mark.parametrize("vision", VISION_MODELS)
+def test_counted_operations_of_the_encoder(vision):
+    model = tiny_model(vision=vision, attn_implementation="eager").requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        model.encode_frames(torch.randn(5, 3, 32, 32))
+    assert counter.get_total_flops() == pytest.approx(model.estimate_cost(5, 0).vision_flops, rel=0.02)
+
+
+# ----------------------------------------------------------------------------------------- dtypes, devices, adapters
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, tmp_path):
+    model = tiny_model()
+    expected = model(**inputs_for(model)).logits
+    model.save_pretrained(tmp_path)
+    half = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
+    assert half.dtype == dtype and half.model.routers["1"].weight.dtype == torch.float32
+    logits = half(**inputs_for(model)).logits
+    assert (
+        logits.dtype == dtype
+        and torch.corrcoef(torch.stack([logits.float().flatten(), expected.flatten()]))[0, 1] > 0.98
+    )
+    half.to(dtype)  # also where somebody casts the routers
+    assert torch.isfinite(half(**inputs_for(model)).logits).all()
+
+
+def test_autocast():
+    model = tiny_model().train()
+    inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**inputs).loss
+    loss.backward()
+    assert torch.isfinite(loss) and all(router.weight.grad.any() for router in model.model.routers.values())
+
+
+def test_device_map_and_offload(tmp_path):
+    model = tiny_model()
+    expected = model(**inputs_for(model)).logits
+    model.save_pretrained(tmp_path)
+    placed = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path, device_map="auto")
+    assert_close(placed(**inputs_for(model)).logits, expected)
+    names = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    halves = {name: "disk" if "layers.1." in name or "routers.3" in name else "cpu" for name in names}
+    offloaded = VideoLLMMoDForConditionalGeneration.from_pretrained(
+        tmp_path, device_map=halves, offload_folder=tmp_path / "offload"
+    )
+    assert_close(offloaded(**inputs_for(model)).logits, expected)
+
+
+def test_saved_is_loaded_also_in_shards_and_tied(tmp_path):
+    for name, options in {"plain": {}, "tied": {"text_overrides": {"tie_word_embeddings": True}}}.items():
+        model = tiny_model(**options)
+        expected = model(**inputs_for(model)).logits
+        model.save_pretrained(tmp_path / name, max_shard_size="50KB")
+        assert len(list((tmp_path / name).glob("*.safetensors"))) > 1
+        loaded, report = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        assert_close(loaded(**inputs_for(model)).logits, expected)
+        tied = loaded.lm_head.weight is loaded.get_input_embeddings().weight
+        assert tied == (name == "tied")
+
+
+def test_resize_token_embeddings():
+    model = tiny_model()
+    expected = model(**inputs_for(model)).logits
+    rows = model.config.text_config.vocab_size
+    model.resize_token_embeddings(rows + 8)
+    assert model.config.text_config.vocab_size == rows + 8 and model.lm_head.out_features == rows + 8
+    assert_close(model(**inputs_for(model)).logits[..., :rows], expected)
+
+
+def test_lora_with_the_models_own_settings_trains_routers_and_connector():
+    model = tiny_model(mod_layers="all")
+    expected = model(**inputs_for(model)).logits
+    config = model.make_lora_config(r=4, lora_alpha=8)
+    adapted = get_peft_model(model, config)
+    trained = {n for n, p in adapted.named_parameters() if p.requires_grad}
+    for layer in range(4):
+        assert any(f"routers.{layer}." in name for name in trained), f"the router of layer {layer} is frozen"
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+            assert any(f"layers.{layer}." in name and part in name and "lora" in name for name in trained)
+    assert any("lm_head" in name for name in trained) and any("connector" in name for name in trained)
+    assert not any("vision_encoder" in name or "embed_tokens" in name for name in trained)
+    inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(2):  # the first step moves LoRA's B alone, whose A then has a gradient
+        adapted.train()(**inputs).loss.backward()
+        optimizer.step()
+        still = {n for n, p in adapted.named_parameters() if p.requires_grad and not p.grad.any()}
+        optimizer.zero_grad()
+    assert not still
+    trained_logits = adapted.eval()(**inputs_for(model)).logits
+    merged = adapted.merge_and_unload()
+    assert_close(merged(**inputs_for(model)).logits, trained_logits, atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(trained_logits, expected)
+    assert {n for n, _ in merged.named_parameters()} == {n for n, _ in tiny_model(mod_layers="all").named_parameters()}
+
+
+def test_add_adapter_trains_the_routers_whatever_it_targets():
+    model = tiny_model()
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all(any(f"routers.{layer}." in name for name in trained) for layer in (1, 3))
+
+
+@pytest.mark.parametrize("target", ["all-linear", ["q_proj"]])
+def test_foreign_lora_trains_the_routers_or_says_that_it_does_not(target, caplog):
+    model = tiny_model(mod_layers="all")
+    inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=target)).train()
+    warning_once.cache_clear()
+    trained = {n for n, p in adapted.named_parameters() if p.requires_grad and "routers" in n}
+    with caplog.at_level(logging.WARNING):
+        adapted(**inputs).loss.backward()
+    assert bool(trained) == (target == "all-linear")
+    assert ("routers of layers 0, 1, 2, 3 are frozen" in caplog.text) == (target != "all-linear")
+
+
+def test_int8_weights():
+    torchao = pytest.importorskip("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    assert torchao
+    model = tiny_model(mod_layers="all")
+    expected = model(**inputs_for(model)).logits.flatten()
+    quantize_(
+        model,
+        Int8WeightOnlyConfig(),
+        filter_fn=lambda module, name: isinstance(module, torch.nn.Linear) and "routers" not in name,
+    )
+    logits = model(**inputs_for(model)).logits.flatten()
+    assert torch.corrcoef(torch.stack([logits, expected]))[0, 1] > 0.99
+    ids = model.generate(**inputs_for(model), max_new_tokens=4, do_sample=False)
+    assert ids.shape[1] <= inputs_for(model)["input_ids"].shape[1] + 4
+
+
+# ------------------------------------------------------------------------------------------------------- compilation
+
+
+@pytest.mark.parametrize("scheme", ["full", "interleaved", "all", "early_exit"])
+def test_compiled_steps_do_not_recompile_from_frame_to_frame(scheme):
+    torch._dynamo.reset()
+    model = tiny_model(**SCHEMES[scheme]).requires_grad_(False)
+    text = model.config.text_config
+    frames = 6
+    cache, eager = (model.new_cache(max_lengths=[100] * 4) for _ in range(2))
+    for each in (cache, eager):
+        each.early_initialization(1, text.num_key_value_heads, text.head_dim, torch.float32, torch.device("cpu"))
+    compiles = []
+    step = torch.compile(model, fullgraph=True, backend=lambda graph, _: compiles.append(1) or graph.forward)
+    prompt = torch.tensor([[5, 6, 7]])
+    for each in (cache, eager):
+        model(input_ids=prompt, past_key_values=each)
+    for index in range(frames):
+        frame = {
+            "input_ids": torch.tensor([[9] + [model.config.frame_token_id] * 10]),
+            "frame_features": random_features(model.config, 1, seed=index),
+            "logits_to_keep": 1,
+        }
+        expected = model(**frame, past_key_values=eager).logits
+        assert_close(step(**frame, past_key_values=cache).logits, expected, atol=2e-5, rtol=1e-4)
+        if index % 2:
+            token = {"input_ids": torch.tensor([[11 + index]])}
+            expected = model(**token, past_key_values=eager).logits
+            assert_close(step(**token, past_key_values=cache).logits, expected, atol=2e-5, rtol=1e-4)
+        if index == 1:
+            both = len(compiles)
+    assert both == 2 and len(compiles) == 2, "a frame step and a token step compile once each"
+    assert cache.lengths == eager.lengths and int(cache.get_seq_length()) == int(eager.get_seq_length())
+
+
+def test_declared_support_is_true():
+    model = tiny_model()
+    # Layers are never split between devices, routers stay in float32, and flags are those of all tested backbones.
+    assert "LlamaDecoderLayer" in model._no_split_modules and "routers" in model._keep_in_fp32_modules_strict
+    assert model._can_compile_fullgraph and model._supports_sdpa and model._supports_flex_attn
+    for text in TEXT_MODELS:
+        for vision in VISION_MODELS:
+            inner = tiny_model(text=text, vision=vision).model
+            text_model, encoder = inner.language_model, inner.vision_encoder
+            assert text_model._supports_flash_attn and text_model._supports_flex_attn and text_model._supports_sdpa
+            assert text_model._can_compile_fullgraph and text_model._supports_attention_backend
+            assert encoder._supports_sdpa and encoder._supports_attention_backend
+            # Of the encoders one lacks flash attention, and says so itself when it is asked for.
+            assert encoder._supports_flash_attn == (vision != "siglip2_vision_model")
+
+
+def test_untested_text_models_of_the_right_shape_are_named(caplog):
+    config = VideoLLMMoDConfig(
+        text_config=tiny_text_config("olmo2"),
+        vision_config=tiny_vision_config(),
+        frame_token_id=399,
+        frame_token_interval_id=3,
+    )
+    with caplog.at_level(logging.WARNING):
+        VideoLLMMoDForConditionalGeneration(config)
+    assert "Olmo2Model has the shape that routing needs, but is not among" in caplog.text

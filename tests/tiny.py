@@ -1,0 +1,217 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Tiny models, tokenizers and clips that tests are made of. Nothing here is downloaded."""
+
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from videollm_mod import (
+    VideoLLMMoDConfig,
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
+    VideoLLMMoDVideoProcessor,
+)
+
+
+TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+VISION_MODELS = ("siglip_vision_model", "siglip2_vision_model", "clip_vision_model", "dinov2")
+# Every way of routing that the configuration knows by name, and the paper's baselines.
+SCHEMES: dict[str, dict[str, Any]] = {
+    "full": {"mod_keep_ratio": 1.0},
+    "interleaved": {"mod_layers": "interleaved"},
+    "interleaved_deep": {"mod_layers": "interleaved_deep"},
+    "all": {"mod_layers": "all"},
+    "all_deep": {"mod_layers": "all_deep"},
+    "list": {"mod_layers": [0, 2]},
+    "early_exit": {"mod_keep_ratio": [1.0, 1.0, 0.0, 0.0]},
+    "layer_skip": {"mod_keep_ratio": [1.0, 0.0, 1.0, 0.0]},
+    "decaying": {"mod_keep_ratio": [1.0, 0.7, 0.4, 0.15]},
+    "uniform": {"mod_layers": "all", "mod_router": "uniform"},
+    "random": {"mod_layers": "all", "mod_router": "random"},
+}
+IMAGE_SIZE = 32
+_CORPUS = [
+    "A red ball enters from the left.\nUser: What color is the ball?\nAssistant: The ball is red.",
+    "[,,,]\nAssistant: The blue square leaves.\n[,,]\nUser: Please narrate the video in real time.\n[,]\n",
+    "A multimodal AI assistant is helping users with some activities. Below is their conversation, interleaved.",
+] * 20
+
+
+@lru_cache
+def _tokenizer_json(close_is_one_token: bool) -> str:
+    """A byte-level BPE in which "]\\n" is one token, as in Llama 3, or two."""
+    newline = r"[\r\n]*" if close_is_one_token else ""
+    pattern = rf" ?\p{{L}}+| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+{newline}|\s"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return tokenizer.to_str()
+
+
+def tiny_tokenizer(*, close_is_one_token: bool = True) -> PreTrainedTokenizerFast:
+    """A fresh tokenizer of some 400 tokens."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_tokenizer_json(close_is_one_token)),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="right",
+    )
+
+
+def tiny_processor(*, close_is_one_token: bool = True, **options: Any) -> VideoLLMMoDProcessor:
+    """A processor for tiny models: 32x32 frames, 1 + 3x3 tokens each."""
+    return VideoLLMMoDProcessor(
+        VideoLLMMoDVideoProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
+        tiny_tokenizer(close_is_one_token=close_is_one_token),
+        **options,
+    )
+
+
+@lru_cache
+def _token_ids() -> tuple[int, int, int]:
+    processor = tiny_processor()
+    return processor.frame_token_id, processor.frame_token_interval_id, len(processor.tokenizer) - 1
+
+
+def tiny_text_config(model_type: str = "llama", **overrides: Any) -> dict[str, Any]:
+    """Four layers of width 32."""
+    config = {
+        "model_type": model_type,
+        "vocab_size": _token_ids()[2],
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 2048,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.2,
+    }
+    if model_type == "mistral":
+        config["sliding_window"] = None
+    return config | overrides
+
+
+def tiny_vision_config(model_type: str = "siglip_vision_model", **overrides: Any) -> dict[str, Any]:
+    """Two layers of width 16 over 4x4 patches."""
+    config = {
+        "model_type": model_type,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+    }
+    if model_type == "siglip2_vision_model":
+        config["num_patches"] = (IMAGE_SIZE // 8) ** 2
+    else:
+        config["image_size"] = IMAGE_SIZE
+    return config | overrides
+
+
+def tiny_config(
+    text: str = "llama", vision: str = "siglip_vision_model", *, text_overrides: Any = None, **options: Any
+) -> VideoLLMMoDConfig:
+    """A tiny configuration; routers have scores by default, since the zeros of a new model would hide mistakes."""
+    frame_token_id, interval_id, _ = _token_ids()
+    options = {"frame_token_id": frame_token_id, "frame_token_interval_id": interval_id} | options
+    return VideoLLMMoDConfig(
+        text_config=tiny_text_config(text, **(text_overrides or {})),
+        vision_config=tiny_vision_config(vision),
+        **options,
+    )
+
+
+def tiny_model(
+    config: VideoLLMMoDConfig | None = None, *, seed: int = 0, attn_implementation: str = "sdpa", **options: Any
+) -> VideoLLMMoDForConditionalGeneration:
+    """A tiny model in evaluation mode, its routers drawn at random so that they choose."""
+    torch.manual_seed(seed)
+    config = tiny_config(**options) if config is None else config
+    config._attn_implementation = attn_implementation
+    model = VideoLLMMoDForConditionalGeneration(config)
+    for router in model.model.routers.values():
+        torch.nn.init.normal_(router.weight, std=0.3)
+    return model.eval()
+
+
+def dialogue_ids(config: VideoLLMMoDConfig, runs: list[int], *, seed: int = 0) -> torch.LongTensor:
+    """Tokens (1, sequence) of a dialogue: text, then for each number a run of that many frames and text again."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def text(length: int) -> list[int]:
+        return torch.randint(3, 250, (length,), generator=generator).tolist()
+
+    interval = [] if config.frame_token_interval_id is None else [config.frame_token_interval_id]
+    frame = [config.frame_token_id] * config.frame_num_tokens
+    ids = text(5)
+    for frames in runs:
+        for index in range(frames):
+            ids += (interval if index else []) + frame
+        ids += text(4)
+    return torch.tensor([ids])
+
+
+def random_features(config: VideoLLMMoDConfig, frames: int, *, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    """Frame features (batch, frames, tokens, vision hidden)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, frames, config.frame_num_tokens, config.vision_config.hidden_size, generator=generator)
+
+
+def random_frames(count: int, *, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE), seed: int = 0) -> np.ndarray:
+    """Frames (count, height, width, 3), uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+
+
+def write_clip(
+    path: Path, frames: np.ndarray, *, fps: int = 10, times: list[float] | None = None, codec: str = "libx264"
+) -> Path:
+    """Writes frames (count, height, width, 3) as a video; `times` in seconds make its frame rate variable."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "1", "preset": "ultrafast"} if codec == "libx264" else {}
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for index, array in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.time_base = stream.time_base
+            frame.pts = round(1000 * (index / fps if times is None else times[index]))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
