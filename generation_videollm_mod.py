@@ -133,12 +133,25 @@ class VideoLLMMoDGenerationMixin:
     # -------------------------------------------------------------------------------------------- hooks of generate
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.LongTensor, *, is_first_iteration: bool = False, **kwargs: Any
+        self,
+        input_ids: torch.LongTensor,
+        past_key_values: Any | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """As in Transformers; frames are fed with the prompt, and again only where there is no cache."""
-        if not is_first_iteration and kwargs.get("use_cache", True):
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        # An assistant model's first call is not flagged as the first, but finds its cache empty.
+        if not is_first_iteration and kwargs.get("use_cache", True) and (isinstance(seen, torch.Tensor) or seen > 0):
             kwargs = {name: value for name, value in kwargs.items() if name not in _FRAME_INPUTS}
-        return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
 
     @staticmethod
     def create_masks_for_generate(

@@ -1,0 +1,178 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The key/value cache: lengths, positions, cutting, and every operation that moves rows."""
+
+import copy
+
+import pytest
+import torch
+from tiny import SCHEMES, dialogue_ids, random_features, tiny_model
+from torch.testing import assert_close
+
+from videollm_mod import VideoLLMMoDCache
+
+
+RUNS = [2, 1, 2]
+FRAME = 10
+
+
+def filled(scheme="all", *, static=False, batch=1, runs=RUNS):
+    """A model, its cache after a dialogue, the dialogue and its features."""
+    model = tiny_model(**SCHEMES[scheme])
+    ids = torch.cat([dialogue_ids(model.config, runs, seed=row) for row in range(batch)])
+    features = random_features(model.config, sum(runs), batch=batch)
+    cache = model.new_cache(max_lengths=[200] * 4 if static else None)
+    with torch.no_grad():
+        model(input_ids=ids, frame_features=features, num_frames=[sum(runs)] * batch, past_key_values=cache)
+    return model, cache, ids, features
+
+
+def next_logits(model, cache, batch=1):
+    with torch.no_grad():
+        return model(input_ids=torch.full((batch, 1), 7), past_key_values=copy.deepcopy(cache)).logits
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_lengths_and_positions(scheme, static):
+    model, cache, ids, _ = filled(scheme, static=static)
+    text = ids.shape[1] - 5 * FRAME
+    assert cache.lengths == [5 * count + text for count in model.config.layer_keep_counts]
+    assert int(cache.get_seq_length()) == ids.shape[1]
+    assert [int(cache.get_seq_length(layer)) for layer in range(4)] == cache.lengths
+    is_frame = ids[0] == model.config.frame_token_id
+    for layer in model.config.routed_layers:
+        positions = cache.get_positions(layer)[0, : cache.lengths[layer]]
+        assert (positions.diff() > 0).all()
+        assert is_frame[positions].sum() == 5 * model.config.layer_keep_counts[layer]
+        assert set((~is_frame).nonzero().squeeze(1).tolist()) <= set(positions.tolist())
+
+
+def test_bytes_count_keys_and_values():
+    _, cache, _, _ = filled()
+    assert cache.num_bytes == sum(cache.lengths) * 2 * 2 * 8 * 4
+    _, static, _, _ = filled(static=True)
+    assert static.num_bytes == 4 * 200 * 2 * 2 * 8 * 4
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_cropped_is_never_seen(scheme, static):
+    """Cut back to the end of a frame and into text; what follows is as if the rest had never come."""
+    model, cache, ids, features = filled(scheme, static=static)
+    frame_ends = [i + 1 for i in range(ids.shape[1] - 1) if ids[0, i] == model.config.frame_token_id]
+    frame_ends = frame_ends[FRAME - 1 :: FRAME]
+    for length, frames in ((ids.shape[1] - 2, 5), (frame_ends[3], 4), (frame_ends[1] + 2, 2), (3, 0)):
+        cache.crop(length - int(cache.get_seq_length()))
+        fresh = model.new_cache(max_lengths=[200] * 4 if static else None)
+        with torch.no_grad():
+            given = features[:, :frames] if frames else None
+            model(input_ids=ids[:, :length], frame_features=given, past_key_values=fresh)
+        assert cache.lengths == fresh.lengths and int(cache.get_seq_length()) == length
+        for layer in model.config.routed_layers:
+            kept = slice(0, cache.lengths[layer])
+            assert torch.equal(cache.get_positions(layer)[:, kept], fresh.get_positions(layer)[:, kept])
+        assert_close(next_logits(model, cache), next_logits(model, fresh))
+
+
+@pytest.mark.parametrize("scheme", ["full", "interleaved", "all", "early_exit"])
+def test_cropped_rows_with_different_frames(scheme):
+    """Rows cut at one length hold different numbers of entries in routed layers; the shorter is filled up."""
+    model = tiny_model(**SCHEMES[scheme])
+    rows = [dialogue_ids(model.config, [2, 1], seed=0), dialogue_ids(model.config, [1], seed=1)]
+    longest = rows[0].shape[1]
+    ids = torch.full((2, longest), 9)
+    ids[0], ids[1, : rows[1].shape[1]] = rows[0][0], rows[1][0]
+    features = random_features(model.config, 3, batch=2)
+    cache = model.new_cache()
+    with torch.no_grad():
+        model(input_ids=ids, frame_features=features, num_frames=[3, 1], past_key_values=cache)
+    length = 5 + FRAME  # both rows end with their first frame here
+    cache.crop(length - longest)
+    logits = next_logits(model, cache, batch=2)
+    for row in range(2):
+        with torch.no_grad():
+            alone = model(input_ids=ids[row : row + 1, :length], frame_features=features[row : row + 1, :1])
+        assert_close(logits[row : row + 1], next_logits(model, alone.past_key_values))
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_frame_is_never_cut_in_two(static):
+    model, cache, ids, _ = filled(static=static)
+    lengths = cache.lengths
+    with pytest.raises(ValueError, match="cut a frame in two"):
+        cache.crop(-8)
+    assert cache.lengths == lengths and int(cache.get_seq_length()) == ids.shape[1]
+    for bad in (1, -ids.shape[1] - 1):
+        with pytest.raises(ValueError, match="must be negative"):
+            cache.crop(bad)
+    cache.crop(0)
+    cache.crop(-ids.shape[1])
+    assert cache.lengths == [0] * 4 and model
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_rows_are_reordered_repeated_and_selected(static):
+    model, cache, ids, features = filled(batch=2, static=static)
+    expected = next_logits(model, cache, batch=2)
+    reordered = copy.deepcopy(cache)
+    reordered.reorder_cache(torch.tensor([1, 0]))
+    assert_close(next_logits(model, reordered, batch=2), expected[[1, 0]])
+    repeated = copy.deepcopy(cache)
+    repeated.batch_repeat_interleave(3)
+    assert_close(next_logits(model, repeated, batch=6), expected.repeat_interleave(3, dim=0))
+    selected = copy.deepcopy(repeated)
+    selected.batch_select_indices(torch.tensor([4, 0]))
+    assert_close(next_logits(model, selected, batch=2), expected[[1, 0]])
+    # Positions and the record of frames moved with the rows: a cut still knows both.
+    layer = model.config.routed_layers[0]
+    assert torch.equal(selected.get_positions(layer), cache.get_positions(layer)[[1, 0]])
+    with pytest.raises(ValueError, match="cut a frame in two"):
+        selected.crop(-8)
+    selected.crop(-4)
+    fresh = model.new_cache()
+    with torch.no_grad():
+        model(input_ids=ids[[1, 0], :-4], frame_features=features[[1, 0]], num_frames=[5, 5], past_key_values=fresh)
+    assert_close(next_logits(model, selected, batch=2), next_logits(model, fresh, batch=2))
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_reset_is_empty(static):
+    model, cache, ids, features = filled(static=static)
+    expected = next_logits(model, cache)
+    cache.reset()
+    assert cache.lengths == [0] * 4 and int(cache.get_seq_length()) == 0
+    with torch.no_grad():
+        model(input_ids=ids, frame_features=features, past_key_values=cache)
+    assert_close(next_logits(model, cache), expected)
+
+
+def test_offloaded_layers_come_back():
+    if not torch.cuda.is_available():
+        # Offloading moves layers on a stream of the accelerator; without one the cache must still be a plain cache.
+        model = tiny_model()
+        with pytest.raises(Exception, match="(?i)accelerator|stream|device"):
+            model.new_cache(offloading=True)
+        return
+    model = tiny_model().cuda()
+    inputs = {"input_ids": dialogue_ids(model.config, RUNS).cuda()}
+    features = random_features(model.config, 5).cuda()
+    expected = model(**inputs, frame_features=features).logits
+    cache = model.new_cache(offloading=True)
+    assert_close(model(**inputs, frame_features=features, past_key_values=cache).logits, expected)
+
+
+def test_refuses_a_wrong_number_of_lengths():
+    with pytest.raises(ValueError, match="2 lengths for 3 layers"):
+        VideoLLMMoDCache(3, max_lengths=[4, 4])

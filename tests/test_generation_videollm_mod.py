@@ -1,0 +1,266 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`generate` in its usual modes, and the interval rule."""
+
+import pytest
+import torch
+from tiny import SCHEMES, dialogue_ids, random_features, tiny_model, tiny_processor
+from torch.testing import assert_close
+from transformers import GenerationConfig, LogitsProcessorList, TextIteratorStreamer, TopKLogitsWarper
+
+from videollm_mod import interval_rule
+
+
+RUNS = [2, 1]
+
+
+def prompt(model, seed=0):
+    ids = dialogue_ids(model.config, RUNS, seed=seed)
+    return {"input_ids": ids, "frame_features": random_features(model.config, 3, seed=seed)}
+
+
+def greedy(model, inputs, steps):
+    """The reference: no cache, one whole forward pass a token."""
+    ids = inputs["input_ids"]
+    for _ in range(steps):
+        with torch.no_grad():
+            logits = model(**{**inputs, "input_ids": ids}, use_cache=False).logits
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
+    return ids
+
+
+@pytest.fixture(params=["full", "interleaved", "all", "early_exit"])
+def model(request):
+    model = tiny_model(**SCHEMES[request.param])
+    model.generation_config = GenerationConfig(pad_token_id=0)  # no end-of-sequence: replies have a known length
+    return model
+
+
+@pytest.mark.parametrize("kind", [None, "dynamic", "static"])
+def test_greedy_is_one_whole_forward_a_token(model, kind):
+    inputs = prompt(model)
+    expected = greedy(model, inputs, 6)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=6, cache_implementation=kind), expected)
+
+
+def test_without_cache(model):
+    inputs = prompt(model)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4, use_cache=False), greedy(model, inputs, 4))
+
+
+def test_pixels_or_features(model):
+    pixels = torch.randn(1, 3, 3, 32, 32)
+    ids = dialogue_ids(model.config, RUNS)
+    with torch.no_grad():
+        features = model.encode_frames(pixels)
+    assert torch.equal(
+        model.generate(input_ids=ids, pixel_values_videos=pixels, max_new_tokens=5),
+        model.generate(input_ids=ids, frame_features=features, max_new_tokens=5),
+    )
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_beams(model, kind):
+    """Beam search scores its result as one forward pass over it does."""
+    inputs = prompt(model)
+    output = model.generate(
+        **inputs,
+        max_new_tokens=5,
+        num_beams=3,
+        cache_implementation=kind,
+        return_dict_in_generate=True,
+        output_scores=True,
+        length_penalty=0.0,
+    )
+    ids = output.sequences
+    with torch.no_grad():
+        logits = model(**{**inputs, "input_ids": ids}).logits.log_softmax(-1)
+    new = logits[0, -6:-1].gather(1, ids[0, -5:, None]).sum()
+    assert_close(output.sequences_scores[0], new, atol=1e-4, rtol=1e-4)
+    plain = greedy(model, inputs, 5)
+    with torch.no_grad():
+        logits = model(**{**inputs, "input_ids": plain}).logits.log_softmax(-1)
+    assert new >= logits[0, -6:-1].gather(1, plain[0, -5:, None]).sum() - 1e-4
+
+
+def test_beams_encode_their_frames_once(model):
+    calls = []
+    model.model.vision_encoder.register_forward_hook(lambda _, args, __: calls.append(args[0].shape[0]))
+    ids = dialogue_ids(model.config, RUNS)
+    model.generate(input_ids=ids, pixel_values_videos=torch.randn(1, 3, 3, 32, 32), max_new_tokens=3, num_beams=4)
+    assert calls == [3]
+
+
+def test_sampling(model):
+    inputs = prompt(model)
+    torch.manual_seed(0)
+    several = model.generate(**inputs, max_new_tokens=8, do_sample=True, num_return_sequences=4)
+    assert several.shape[0] == 4 and len({tuple(row.tolist()) for row in several}) > 1
+    cold = model.generate(**inputs, max_new_tokens=4, do_sample=True, temperature=1e-4)
+    assert torch.equal(cold, greedy(model, inputs, 4))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_padded_batch_is_its_rows(model, kind):
+    """Left-padded rows with different numbers of frames, each continued as it is alone."""
+    short = {
+        "input_ids": dialogue_ids(model.config, [1], seed=5),
+        "frame_features": random_features(model.config, 1, seed=5),
+    }
+    rows = [prompt(model), short]
+    longest = rows[0]["input_ids"].shape[1]
+    ids = torch.zeros(2, longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    features = torch.zeros(2, 3, 10, 16)
+    for index, row in enumerate(rows):
+        length = row["input_ids"].shape[1]
+        ids[index, -length:], mask[index, -length:] = row["input_ids"][0], 1
+        features[index, : row["frame_features"].shape[1]] = row["frame_features"][0]
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        frame_features=features,
+        num_frames=[3, 1],
+        max_new_tokens=5,
+        cache_implementation=kind,
+    )
+    for index, row in enumerate(rows):
+        assert torch.equal(output[index, longest:], greedy(model, row, 5)[0, -5:])
+    beams = model.generate(
+        input_ids=ids, attention_mask=mask, frame_features=features, num_frames=[3, 1], max_new_tokens=3, num_beams=2
+    )
+    for index, row in enumerate(rows):
+        assert torch.equal(beams[index, longest:], model.generate(**row, max_new_tokens=3, num_beams=2)[0, -3:])
+
+
+def test_goes_on_from_a_cache(model):
+    """With whole ids, or new ones under a whole mask, also where new frames come."""
+    inputs = prompt(model)
+    first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+    cache = first.past_key_values
+    more = torch.cat([first.sequences, dialogue_ids(model.config, [1], seed=3)], dim=1)
+    new_features = random_features(model.config, 1, seed=3)
+    both = torch.cat([inputs["frame_features"], new_features], dim=1)
+    expected = greedy(model, {"input_ids": more, "frame_features": both}, 4)
+    seen = int(cache.get_seq_length())
+    import copy
+
+    fork = copy.deepcopy(cache)
+    got = model.generate(input_ids=more, frame_features=new_features, past_key_values=cache, max_new_tokens=4)
+    assert torch.equal(got, expected)
+    got = model.generate(
+        input_ids=more[:, seen:],
+        attention_mask=torch.ones_like(more),
+        frame_features=new_features,
+        past_key_values=fork,
+        max_new_tokens=4,
+    )
+    assert torch.equal(got[:, -4:], expected[:, -4:])
+
+
+def test_inputs_embeds(model):
+    inputs = prompt(model)
+    ids = inputs["input_ids"]
+    mask = ids == model.config.frame_token_id
+    embeddings = model.get_input_embeddings()(ids.masked_fill(mask, 0))
+    got = model.generate(
+        inputs_embeds=embeddings,
+        frame_token_mask=mask,
+        frame_features=inputs["frame_features"],
+        max_new_tokens=4,
+    )
+    assert torch.equal(got, greedy(model, inputs, 4)[:, -4:])
+
+
+def test_prompt_lookup_crops_the_cache(model):
+    inputs = prompt(model)
+    got = model.generate(**inputs, max_new_tokens=8, prompt_lookup_num_tokens=3)
+    assert torch.equal(got, greedy(model, inputs, 8))
+
+
+def test_assistant_model(model):
+    inputs = prompt(model)
+    got = model.generate(**inputs, max_new_tokens=6, assistant_model=tiny_model(seed=1))
+    assert torch.equal(got, greedy(model, inputs, 6))
+
+
+def test_chunked_prefill_of_text(model):
+    ids = {"input_ids": dialogue_ids(model.config, [])}
+    assert torch.equal(model.generate(**ids, max_new_tokens=4, prefill_chunk_size=2), greedy(model, ids, 4))
+
+
+def test_streamer_and_scores(model):
+    processor = tiny_processor()
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True)
+    inputs = prompt(model)
+    output = model.generate(
+        **inputs,
+        max_new_tokens=6,
+        streamer=streamer,
+        return_dict_in_generate=True,
+        output_hidden_states=True,
+        output_logits=True,
+    )
+    assert "".join(streamer) == processor.tokenizer.decode(output.sequences[0, -6:])
+    assert len(output.logits) == 6 and len(output.hidden_states[0]) == 5
+    assert output.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 5
+    warped = model.generate(**inputs, max_new_tokens=3, logits_processor=LogitsProcessorList([TopKLogitsWarper(1)]))
+    assert torch.equal(warped, greedy(model, inputs, 3))
+
+
+def test_unknown_caches_are_refused(model):
+    with pytest.raises(ValueError, match="'quantized'.*'dynamic', 'static'"):
+        model.generate(**prompt(model), max_new_tokens=2, cache_implementation="quantized")
+
+
+# ----------------------------------------------------------------------------------------------------- interval rule
+
+
+def logits_of(*probabilities):
+    return torch.tensor(probabilities).log()
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "threshold", "speaks"),
+    [
+        ([0.8, 0.1, 0.1], 0.725, False),  # likely enough
+        ([0.7, 0.2, 0.1], 0.725, True),  # most likely, but below the threshold
+        ([0.7, 0.2, 0.1], 0.0, False),  # no threshold: the most likely token decides
+        ([0.4, 0.5, 0.1], 0.0, True),
+        ([0.4, 0.5, 0.1], 0.3, True),  # above the threshold, but not the most likely
+    ],
+)
+def test_interval_rule(probabilities, threshold, speaks):
+    speak, silence = interval_rule(logits_of(*probabilities).double(), 0, threshold)
+    assert bool(speak) == speaks and float(silence) == pytest.approx(probabilities[0])
+    # At the threshold itself the model is silent, if silence is the most likely.
+    at_threshold, _ = interval_rule(logits_of(*probabilities).double(), 0, float(silence))
+    assert bool(at_threshold) == (probabilities[0] < probabilities[1])
+
+
+def test_interval_rule_takes_any_shape():
+    speak, silence = interval_rule(torch.randn(4, 3, 50).half(), 7, 0.5)
+    assert speak.shape == silence.shape == (4, 3) and silence.dtype == torch.float32
+
+
+def test_should_speak_uses_the_models_own_token_and_threshold():
+    model = tiny_model(interval_threshold=0.9)
+    scores = torch.zeros(1, model.config.text_config.vocab_size)
+    scores[0, model.config.frame_token_interval_id] = 8.0
+    speak, silence = model.should_speak(scores)
+    assert 0.8 < float(silence) < 0.9 and speak
+    assert not model.should_speak(scores, 0.5)[0]
+    without = tiny_model(frame_token_interval_id=None)
+    scores[0, 2] = 20.0
+    assert not without.should_speak(scores)[0]

@@ -1,0 +1,528 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Streaming: each branch of the loop driven by a model whose logits are known, and the real model on any path."""
+
+import threading
+
+import pytest
+import torch
+from tiny import SCHEMES, random_frames, tiny_config, tiny_model, tiny_processor
+from torch.testing import assert_close
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TextIteratorStreamer
+from transformers.generation.streamers import BaseStreamer
+
+from videollm_mod import StreamEvent, VideoLLMMoDForConditionalGeneration
+
+
+SYSTEM = "Watch."
+FRAME = "<v>" * 10
+
+
+class Scripted(VideoLLMMoDForConditionalGeneration):
+    """
+    The real model, cache and all, that says what it is told.
+
+    `silence` gives the probability of the interval token at each frame, `instead` the token that has the rest of it
+    there, `replies` what is said when it is the assistant's turn, one after the other. What was fed is in `fed`.
+    """
+
+    def script(self, processor, silence, replies, instead="]\n"):
+        self.tokenizer = processor.tokenizer
+        self.silence, self.replies, self.fed = silence, replies, []
+        self.instead = self.tokenizer.encode(instead, add_special_tokens=False)[0]
+        return self
+
+    def forward(self, input_ids=None, past_key_values=None, logits_to_keep=0, **kwargs):
+        self.fed = self.fed[: past_key_values.get_seq_length()] + input_ids[0].tolist()
+        outputs = super().forward(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+        keep = range(input_ids.shape[1]) if logits_to_keep is None else logits_to_keep
+        places = [input_ids.shape[1] - 1] if isinstance(keep, int) else [int(place) for place in keep]
+        begin = len(self.fed) - input_ids.shape[1]
+        rows = [self._scores(self.fed[: begin + place + 1]) for place in places]
+        outputs.logits = torch.stack(rows)[None]
+        return outputs
+
+    def _scores(self, history):
+        scores = torch.full((self.config.text_config.vocab_size,), -30.0)
+        frame = self.config.frame_token_id
+        if history[-1] == frame:
+            index = history.count(frame) // self.config.frame_num_tokens - 1
+            quiet = self.config.frame_token_interval_id
+            quiet = self.tokenizer.eos_token_id if quiet is None else quiet
+            scores[self.instead] = torch.tensor(1 - self.silence(index)).log()
+            scores[quiet] = torch.tensor(self.silence(index)).log()
+            return scores
+        said = self.tokenizer.decode(history).split("\nAssistant:")
+        reply = self.tokenizer.encode(self.replies[len(said) - 2], add_special_tokens=False)
+        done = self.tokenizer.encode(said[-1], add_special_tokens=False) if said[-1] else []
+        scores[(reply + [self.tokenizer.eos_token_id])[len(done)]] = 0.0
+        return scores
+
+    @property
+    def text(self):
+        return self.tokenizer.decode(self.fed).replace(FRAME, "F")
+
+
+def scripted(speaks_at=(), replies=(), *, processor=None, probability=0.01, instead="]\n", **options):
+    processor = tiny_processor() if processor is None else processor
+    options = {
+        "frame_token_id": processor.frame_token_id,
+        "frame_token_interval_id": processor.frame_token_interval_id,
+        "text_overrides": {"vocab_size": len(processor.tokenizer) - 1},
+    } | options
+    torch.manual_seed(0)
+    model = Scripted(tiny_config(**options)).eval()
+    silence = speaks_at if callable(speaks_at) else lambda index: probability if index in speaks_at else 0.9
+    return model.script(processor, silence, [f" {reply}" for reply in replies]), processor
+
+
+def said(events):
+    return [(event.time, event.role, event.text) for event in events]
+
+
+def beginning():
+    return f"<s>{SYSTEM}\n\n["
+
+
+# ------------------------------------------------------------------------------------------------- silence and speech
+
+
+@pytest.mark.parametrize("close_is_one_token", [True, False])
+def test_silence(close_is_one_token):
+    model, processor = scripted(processor=tiny_processor(close_is_one_token=close_is_one_token))
+    session = model.stream(processor, system_prompt=SYSTEM)
+    assert session.push(random_frames(3)) == []
+    assert model.text == beginning() + "F,F,F"
+    assert session.num_frames == 3 and session.time == 1.0
+    assert session.interval_probability == pytest.approx(0.9, abs=1e-4)
+
+
+@pytest.mark.parametrize("close_is_one_token", [True, False])
+@pytest.mark.parametrize("chunk_frames", [1, 2, 8])
+def test_speaking_closes_the_stream_and_reopens_it(chunk_frames, close_is_one_token):
+    processor = tiny_processor(close_is_one_token=close_is_one_token)
+    model, processor = scripted([1, 3], ["A red ball.", "It leaves."], processor=processor)
+    session = model.stream(processor, system_prompt=SYSTEM, chunk_frames=chunk_frames)
+    events = session.push(random_frames(6))
+    assert said(events) == [(0.5, "assistant", "A red ball."), (1.5, "assistant", "It leaves.")]
+    assert model.text == beginning() + ("F,F]\nAssistant: A red ball.</s>\n[F,F]\nAssistant: It leaves.</s>\n[F,F")
+    first = events[0]
+    assert first.frame == 1 and first.interval_probability == pytest.approx(0.01, abs=1e-4)
+    assert processor.tokenizer.decode(first.token_ids) == " A red ball."
+    assert 0 < first.latency < 60 and session.frame_latency > 0
+
+
+def test_what_was_fed_is_what_the_processor_makes_of_the_whole_dialogue():
+    for close_is_one_token in (True, False):
+        processor = tiny_processor(close_is_one_token=close_is_one_token)
+        model, processor = scripted([1, 2], ["A red ball.", "It leaves."], processor=processor)
+        session = model.stream(processor, system_prompt=SYSTEM)
+        session.ask("Narrate.", reply_now=False)
+        session.push(random_frames(4))
+        dialogue = [
+            {"role": "system", "content": SYSTEM},
+            {"role": "stream", "num_frames": 1},
+            {"role": "user", "content": "Narrate."},
+            {"role": "stream", "num_frames": 1},
+            {"role": "assistant", "content": "A red ball."},
+            {"role": "stream", "num_frames": 1},
+            {"role": "assistant", "content": "It leaves."},
+            {"role": "stream", "num_frames": 1},
+        ]
+        expected = processor.apply_chat_template(dialogue, tokenize=True)
+        assert model.fed == expected[: len(model.fed)]  # which ends with the bracket that is still open here
+        assert processor.tokenizer.decode(expected[len(model.fed) :]) == "]"
+
+
+@pytest.mark.parametrize(
+    ("silence", "threshold", "speaks"), [(0.8, None, False), (0.6, None, True), (0.6, 0.5, False), (0.3, 0.2, True)]
+)
+def test_threshold(silence, threshold, speaks):
+    model, processor = scripted(lambda _: silence, ["Yes."])
+    session = model.stream(processor, system_prompt=SYSTEM, interval_threshold=threshold)
+    assert bool(session.push(random_frames(1))) == speaks
+
+
+@pytest.mark.parametrize("instead", ["]\n", "A", " ball", "</s>"])
+def test_any_other_likely_token_opens_a_reply(instead):
+    """VideoLLM-online's loop asserts that the most likely token is "]\\n" here, and dies where it is not."""
+    model, processor = scripted([0], ["A red ball."], instead=instead)
+    session = model.stream(processor, system_prompt=SYSTEM)
+    assert said(session.push(random_frames(2))) == [(0.0, "assistant", "A red ball.")]
+    assert model.text == beginning() + "F]\nAssistant: A red ball.</s>\n[F"
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_reply_cut_at_the_limit_still_ends_its_turn(limit):
+    """VideoLLM-online's loop goes on inside the unfinished turn."""
+    model, processor = scripted([0], ["A red ball enters from the left."])
+    whole = processor.tokenizer.encode(" A red ball enters from the left.", add_special_tokens=False)
+    session = model.stream(processor, system_prompt=SYSTEM, max_new_tokens=limit)
+    (event,) = session.push(random_frames(2))
+    cut = processor.tokenizer.decode(whole[:limit])
+    assert event.token_ids == tuple(whole[:limit]) and event.text == cut.strip()
+    assert model.text == beginning() + f"F]\nAssistant:{cut}</s>\n[F"
+
+
+def test_an_empty_reply_is_an_event():
+    model, processor = scripted([0], [""])
+    model.replies = [""]
+    session = model.stream(processor, system_prompt=SYSTEM)
+    (event,) = session.push(random_frames(2))
+    assert event.text == "" and event.token_ids == ()
+    assert model.text == beginning() + "F]\nAssistant:</s>\n[F"
+
+
+def test_models_without_interval_token():
+    """Frames follow each other directly, and end-of-sequence is silence."""
+    processor = tiny_processor(frame_token_interval=None)
+    model, processor = scripted([1], ["A ball."], processor=processor)
+    session = model.stream(processor, system_prompt=SYSTEM)
+    events = session.push(random_frames(4))
+    assert said(events) == [(0.5, "assistant", "A ball.")]
+    assert model.text == beginning() + "FF]\nAssistant: A ball.</s>\n[FF"
+
+
+# ---------------------------------------------------------------------------------------------------------- questions
+
+
+def test_a_question_before_a_frame_comes_before_it():
+    model, processor = scripted([], ["Red."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    session.push(random_frames(2))
+    assert session.ask("What color?", time=0.7) == []
+    events = session.push(random_frames(1))
+    assert said(events) == [(0.7, "user", "What color?"), (0.7, "assistant", "Red.")]
+    assert model.text == beginning() + "F,F]\nUser: What color?\nAssistant: Red.</s>\n[F"
+    assert events[1].frame == 1 and events[1].interval_probability is None
+
+
+def test_a_question_at_a_frames_time_comes_after_it_and_instead_of_what_it_would_say():
+    model, processor = scripted([1], ["Red."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    session.push(random_frames(1))
+    session.ask("What color?", time=0.5)
+    assert said(session.push(random_frames(2))) == [(0.5, "user", "What color?"), (0.5, "assistant", "Red.")]
+    assert model.text == beginning() + "F,F]\nUser: What color?\nAssistant: Red.</s>\n[F"
+
+
+def test_a_question_now_is_answered_now():
+    model, processor = scripted([], ["Red."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    session.push(random_frames(2))
+    assert said(session.ask("What color?")) == [(0.5, "user", "What color?"), (0.5, "assistant", "Red.")]
+    session.push(random_frames(1))
+    assert model.text == beginning() + "F,F]\nUser: What color?\nAssistant: Red.</s>\n[F"
+
+
+def test_two_questions_between_two_frames():
+    """VideoLLM-online's loop loses an end-of-sequence and leaves a stray bracket."""
+    model, processor = scripted([], ["Red.", "Left."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    session.push(random_frames(1))
+    session.ask("What color?", time=0.2)
+    session.ask("Where?", time=0.3)
+    events = session.push(random_frames(1))
+    assert [event.text for event in events] == ["What color?", "Red.", "Where?", "Left."]
+    assert model.text == beginning() + (
+        "F]\nUser: What color?\nAssistant: Red.</s>\nUser: Where?\nAssistant: Left.</s>\n[F"
+    )
+
+
+def test_a_question_after_a_reply_cut_at_the_limit():
+    model, processor = scripted([0], ["A red ball.", "Red."])
+    session = model.stream(processor, system_prompt=SYSTEM, max_new_tokens=2)
+    session.push(random_frames(1))
+    session.ask("What color?")
+    cut = processor.tokenizer.decode(processor.tokenizer.encode(" A red ball.", add_special_tokens=False)[:2])
+    assert f"Assistant:{cut}</s>\nUser: What color?\nAssistant:" in model.text
+
+
+def test_an_instruction_waits_for_the_model():
+    model, processor = scripted([2], ["A ball."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    assert session.ask("Narrate.", reply_now=False) == []
+    events = session.push(random_frames(4))
+    assert said(events) == [(0.0, "user", "Narrate."), (1.0, "assistant", "A ball.")]
+    assert model.text == beginning() + "F]\nUser: Narrate.\n[F,F]\nAssistant: A ball.</s>\n[F"
+
+
+def test_questions_before_the_first_frame_belong_to_it():
+    model, processor = scripted([0], ["A ball."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    session.ask("What?")
+    events = session.push(random_frames(1), time=12.5)
+    assert said(events) == [(12.5, "user", "What?"), (12.5, "assistant", "A ball.")]
+    early, processor = scripted([], ["Nothing yet."])
+    session = early.stream(processor, system_prompt=SYSTEM)
+    session.ask("What?", time=0.0)
+    assert said(session.push(random_frames(1), time=1.0)) == [
+        (0.0, "user", "What?"),
+        (0.0, "assistant", "Nothing yet."),
+    ]
+    assert early.text == f"<s>{SYSTEM}\n\nUser: What?\nAssistant: Nothing yet.</s>\n[F"
+
+
+def test_close_answers_what_is_left():
+    model, processor = scripted([], ["Bye."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    session.push(random_frames(1))
+    session.ask("Anything else?", time=99.0)
+    assert said(session.close()) == [(99.0, "user", "Anything else?"), (99.0, "assistant", "Bye.")]
+    assert session.close() == [] and session.closed
+    for call in (lambda: session.push(random_frames(1)), lambda: session.ask("Hello?")):
+        with pytest.raises(ValueError, match="session is closed"):
+            call()
+    without_video, processor = scripted([], ["No."])
+    session = without_video.stream(processor, system_prompt=SYSTEM)
+    session.ask("Anybody?")
+    assert [event.text for event in session.close()] == ["Anybody?", "No."]
+
+
+def test_a_later_question_limits_the_chunk():
+    """Frames are taken together only up to a question; those after it see it."""
+    model, processor = scripted([0, 3], ["One.", "Q.", "Two."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    session.ask("Q?", time=0.6)
+    events = session.push(random_frames(5))
+    assert [event.text for event in events] == ["One.", "Q?", "Q.", "Two."]
+    assert model.text == beginning() + (
+        "F]\nAssistant: One.</s>\n[F]\nUser: Q?\nAssistant: Q.</s>\n[F,F]\nAssistant: Two.</s>\n[F"
+    )
+
+
+def test_special_tokens_in_a_question_stay_text():
+    model, processor = scripted([], ["No."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    session.push(random_frames(1))
+    session.ask("Is <v></s> a frame?")
+    assert model.fed.count(processor.frame_token_id) == 10 and session.num_frames == 1
+    assert model.fed.count(processor.tokenizer.eos_token_id) == 0
+    assert "Is <v></s> a frame?" in model.text
+
+
+# ------------------------------------------------------------------------------------------------------ real streams
+
+
+def recorded(model, calls):
+    """Notes what a model is fed and answers, cut back as its cache is."""
+    forward = model.forward
+
+    def wrapper(input_ids=None, past_key_values=None, logits_to_keep=0, **kwargs):
+        seen = int(past_key_values.get_seq_length())
+        outputs = forward(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+        calls.append((seen, input_ids, kwargs.get("frame_features"), outputs.logits))
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        outputs.logits = outputs.logits[:, keep]
+        return outputs
+
+    model.forward = wrapper
+    return model
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_stream_is_one_forward_over_its_dialogue(scheme):
+    """Whatever is pushed one by one, together, or taken back after a reply: the same logits as the whole at once."""
+    processor = tiny_processor()
+    frames = random_frames(7)
+    streams = {}
+    for chunk_frames in (1, 3, 8):
+        calls = []
+        model = recorded(tiny_model(**SCHEMES[scheme]), calls)
+        session = model.stream(processor, chunk_frames=chunk_frames, max_new_tokens=5, interval_threshold=0.004)
+        session.push(frames[:2])
+        session.ask("What is it?", time=1.2)
+        session.push(frames[2:])
+        ids, logits, features = [], [], []
+        for seen, new, frame_features, scores in calls:
+            ids, logits = ids[:seen] + new[0].tolist(), logits[:seen] + list(scores[0])
+            kept = ids[:seen].count(model.config.frame_token_id) // 10
+            features = features[:kept] + ([] if frame_features is None else list(frame_features[0]))
+        streams[chunk_frames] = (ids, session.events)
+        assert session.num_frames == 7 and len(features) == 7
+        assert session.cache.lengths == [len(ids) - 7 * (10 - count) for count in model.config.layer_keep_counts]
+        with torch.no_grad():
+            model.forward = type(model).forward.__get__(model)
+            whole = model(input_ids=torch.tensor([ids]), frame_features=torch.stack(features)[None]).logits[0]
+        assert_close(torch.stack(logits), whole, atol=2e-5, rtol=1e-4)
+    texts = [[(e.time, e.frame, e.role, e.text, e.token_ids) for e in events] for _, events in streams.values()]
+    assert texts[0] == texts[1] == texts[2] and streams[1][0] == streams[3][0] == streams[8][0]
+
+
+def test_sessions_side_by_side_do_not_meet():
+    model, processor = tiny_model(mod_layers="all"), tiny_processor()
+    videos = [random_frames(5, seed=seed) for seed in range(3)]
+    options = {"max_new_tokens": 4, "interval_threshold": 0.004}
+    alone = []
+    for video in videos:
+        session = model.stream(processor, **options)
+        session.push(video)
+        alone.append([(e.time, e.text) for e in session])
+    sessions = [model.stream(processor, **options) for _ in videos]
+    for index in range(5):
+        for session, video in zip(sessions, videos, strict=True):
+            session.push(video[index])
+    assert [[(e.time, e.text) for e in session] for session in sessions] == alone
+
+
+def test_a_fork_goes_its_own_way():
+    model, processor = tiny_model(mod_layers="all"), tiny_processor()
+    frames = random_frames(6)
+    session = model.stream(processor, max_new_tokens=4, interval_threshold=0.004)
+    session.push(frames[:3])
+    fork = session.fork()
+    fork.push(random_frames(2, seed=9))
+    session.push(frames[3:])
+    straight = model.stream(processor, max_new_tokens=4, interval_threshold=0.004)
+    straight.push(frames)
+    assert [(e.time, e.text) for e in session] == [(e.time, e.text) for e in straight]
+    assert session.cache.lengths == straight.cache.lengths != fork.cache.lengths
+    assert fork.num_frames == 5 and fork.model is model
+
+
+def test_nothing_of_a_stream_is_on_the_model():
+    model, processor = tiny_model(), tiny_processor()
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    session = model.stream(processor, max_new_tokens=3)
+    session.push(random_frames(2))
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
+    assert not [m for m in model.modules() if any(isinstance(v, StreamEvent) for v in vars(m).values())]
+
+
+def test_narrate_is_stream_collected(tmp_path):
+    model, processor = scripted([2], ["A ball."])
+    frames = random_frames(4)
+    collected = list(model.narrate(processor, iter(frames), "Narrate.", fps=4, system_prompt=SYSTEM))
+    assert said(collected) == [(0.0, "user", "Narrate."), (0.5, "assistant", "A ball.")]
+    assert model.text == beginning() + "F]\nUser: Narrate.\n[F,F]\nAssistant: A ball.</s>\n[F"
+    forced, processor = scripted([], ["Sure."])
+    events = list(forced.narrate(processor, frames, "Narrate.", reply_now=True, system_prompt=SYSTEM))
+    assert said(events) == [(0.0, "user", "Narrate."), (0.0, "assistant", "Sure.")]
+
+
+def test_narrate_yields_while_the_video_plays():
+    model, processor = scripted([0], ["Now."])
+    taken = []
+
+    def camera():
+        for frame in random_frames(5):
+            taken.append(1)
+            yield frame
+
+    events = model.narrate(processor, camera(), system_prompt=SYSTEM)
+    assert next(events).text == "Now." and len(taken) == 1
+
+
+def test_narrate_passes_its_window(tmp_path):
+    model, processor = scripted([], [])
+    list(model.narrate(processor, random_frames(10), fps=2, start=1.0, end=3.0, system_prompt=SYSTEM))
+    assert model.text == beginning() + "F,F,F,F,F"
+
+
+# ------------------------------------------------------------------------------------------- figures, text, refusals
+
+
+def test_figures():
+    model, processor = tiny_model(mod_layers="all"), tiny_processor()
+    session = model.stream(processor, max_new_tokens=4)
+    assert session.tokens_per_second is None and session.frame_latency is None and session.num_waiting == 0
+    session.push(random_frames(3))
+    assert session.num_frames == 3 and session.keep_ratio == pytest.approx(0.2)
+    assert session.tokens_per_second > 0 and session.frame_latency > 0 and session.num_waiting == 0
+    assert set(session.router_scores) == {0, 1, 2, 3}
+    for layer in range(4):
+        assert session.router_scores[layer].shape == (10,) and session.kept_tokens[layer].sum() == 2
+    assert session.cache.num_bytes == sum(session.cache.lengths) * 2 * 2 * 8 * 4
+    assert tiny_model().stream(processor).keep_ratio == pytest.approx(0.6)
+
+
+def test_waiting_frames_are_counted_while_the_model_speaks():
+    model, processor = scripted([1], ["A red ball."])
+    waiting = []
+
+    class Watcher(BaseStreamer):
+        def put(self, value):
+            waiting.append(session.num_waiting)
+
+        def end(self):
+            pass
+
+    session = model.stream(processor, system_prompt=SYSTEM, streamer=Watcher())
+    session.push(random_frames(5))
+    assert set(waiting) == {3} and session.num_waiting == 0
+
+
+def test_partial_text_comes_through_a_streamer():
+    model, processor = scripted([0], ["A red ball enters."])
+    streamer = TextIteratorStreamer(processor.tokenizer, timeout=60)
+    session = model.stream(processor, system_prompt=SYSTEM, streamer=streamer)
+    thread = threading.Thread(target=session.push, args=(random_frames(1),))
+    thread.start()
+    pieces = list(streamer)
+    thread.join()
+    assert len(pieces) > 2 and "".join(pieces).strip() == "A red ball enters."
+
+
+def test_logits_processors_and_sampling_apply_to_replies():
+    processor = tiny_processor()
+    model = tiny_model()
+    plain = model.stream(processor, max_new_tokens=3)
+    (event,) = plain.push(random_frames(1))
+    banned = LogitsProcessorList([SuppressTokensLogitsProcessor(list(event.token_ids), device="cpu")])
+    other = model.stream(processor, max_new_tokens=3, logits_processor=banned)
+    (changed,) = other.push(random_frames(1))
+    assert not set(changed.token_ids) & set(event.token_ids)
+    torch.manual_seed(0)
+    drawn = {
+        model.stream(processor, max_new_tokens=3, do_sample=True).push(random_frames(1))[0].text for _ in range(5)
+    }
+    assert len(drawn) > 1
+
+
+def test_times_of_frames():
+    model, processor = scripted([], [])
+    session = model.stream(processor, fps=4, system_prompt=SYSTEM)
+    session.push(random_frames(3))
+    assert session.time == 0.5
+    session.push(random_frames(2), time=[3.0, 3.5])
+    session.push(random_frames(1))
+    assert session.time == 3.75
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.push(random_frames(1), time=0.5), "must increase, got 0.5 s after 0.5 s"),
+        (lambda s: s.push(random_frames(2), time=[2.0, 1.0]), "must increase"),
+        (lambda s: s.push(random_frames(2), time=[2.0]), "1 times for 2 frames"),
+        (lambda s: s.push(random_frames(1).transpose(0, 3, 1, 2)), "Channels seem to come first"),
+        (lambda s: s.ask("  "), "empty"),
+        (lambda s: s.ask("What?", time=0.1), "at 0.5 s already"),
+        (lambda s: (s.ask("B?", time=9.0), s.ask("A?", time=8.0)), "before that of an earlier one"),
+    ],
+)
+def test_refuses(call, message):
+    model, processor = scripted([], ["A."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    session.push(random_frames(2))
+    with pytest.raises(ValueError, match=message):
+        call(session)
+
+
+@pytest.mark.parametrize(
+    "options", [{"fps": 0}, {"interval_threshold": 2.0}, {"max_new_tokens": 0}, {"chunk_frames": 0}]
+)
+def test_refuses_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        tiny_model().stream(tiny_processor(), **options)
