@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import AddedToken
+from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_vision_available, logging
@@ -105,6 +106,13 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 f"{len(between)} tokens; it must be one."
             )
         return between[0]
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path: Any, *_: Any, **kwargs: Any) -> list[Any]:
+        # The library would look the video processor up as remote code, also where this class is a local one.
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        kwargs.pop("trust_remote_code", None)
+        return [VideoLLMMoDVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs), tokenizer]
 
     # ------------------------------------------------------------------------------------------ dialogue to tensors
 
@@ -609,7 +617,7 @@ def _as_stack(frames: Any) -> torch.Tensor:
         frames = np.asarray(frames.convert("RGB"))
     if not isinstance(frames, (np.ndarray, torch.Tensor)):
         raise ValueError(f"A frame must be a PIL image, an array or a tensor, got {type(frames).__name__}.")
-    stack = torch.as_tensor(np.ascontiguousarray(frames) if isinstance(frames, np.ndarray) else frames)
+    stack = torch.from_numpy(frames.copy()) if isinstance(frames, np.ndarray) else frames
     stack = stack[None] if stack.ndim == 3 else stack
     if stack.ndim != 4 or stack.shape[-1] != 3:
         hint = ""

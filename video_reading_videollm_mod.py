@@ -106,7 +106,7 @@ def _decode(source: str, start: float) -> Iterator[tuple[Fraction, Fraction, Any
     """Time, duration and picture of each frame from the key frame before `start` on."""
     try:
         with av.open(source) as container:
-            stream = container.streams.best("video")
+            stream = _best_stream(container)
             if stream is None:
                 kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
                 raise ValueError(f"'{source}' has no video stream (streams: {kinds}).")
@@ -122,6 +122,13 @@ def _decode(source: str, start: float) -> Iterator[tuple[Fraction, Fraction, Any
                 yield time, own, frame
     except av.error.FFmpegError as error:
         raise ValueError(f"'{source}' cannot be read as video: {error.strerror or error}.") from error
+
+
+def _best_stream(container: Any) -> Any | None:
+    """The video stream that a player would show: a default one, then the largest, and never a cover picture."""
+    flags = av.stream.Disposition
+    streams = [stream for stream in container.streams.video if not stream.disposition & flags.attached_pic]
+    return max(streams, key=lambda s: (bool(s.disposition & flags.default), s.width * s.height), default=None)
 
 
 def _to_rgb(frame: Any) -> np.ndarray:

@@ -84,7 +84,7 @@ def scripted(speaks_at=(), replies=(), *, processor=None, probability=0.01, inst
     torch.manual_seed(0)
     model = Scripted(tiny_config(**options)).eval()
     silence = speaks_at if callable(speaks_at) else lambda index: probability if index in speaks_at else 0.9
-    return model.script(processor, silence, [f" {reply}" for reply in replies]), processor
+    return model.script(processor, silence, [f" {reply}" for reply in replies], instead), processor
 
 
 def said(events):
@@ -400,7 +400,7 @@ def test_nothing_of_a_stream_is_on_the_model():
     assert not [m for m in model.modules() if any(isinstance(v, StreamEvent) for v in vars(m).values())]
 
 
-def test_narrate_is_stream_collected(tmp_path):
+def test_narrate_is_stream_collected():
     model, processor = scripted([2], ["A ball."])
     frames = random_frames(4)
     collected = list(model.narrate(processor, iter(frames), "Narrate.", fps=4, system_prompt=SYSTEM))
@@ -424,7 +424,7 @@ def test_narrate_yields_while_the_video_plays():
     assert next(events).text == "Now." and len(taken) == 1
 
 
-def test_narrate_passes_its_window(tmp_path):
+def test_narrate_passes_its_window():
     model, processor = scripted([], [])
     list(model.narrate(processor, random_frames(10), fps=2, start=1.0, end=3.0, system_prompt=SYSTEM))
     assert model.text == beginning() + "F,F,F,F,F"
@@ -453,7 +453,7 @@ def test_waiting_frames_are_counted_while_the_model_speaks():
 
     class Watcher(BaseStreamer):
         def put(self, value):
-            waiting.append(session.num_waiting)
+            waiting.extend([session.num_waiting] * value.numel())
 
         def end(self):
             pass

@@ -199,19 +199,19 @@ def random_frames(count: int, *, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE
 
 
 def write_clip(
-    path: Path, frames: np.ndarray, *, fps: int = 10, times: list[float] | None = None, codec: str = "libx264"
+    path: Path, frames: np.ndarray, *, fps: float = 10, times: list[float] | None = None, codec: str = "libx264"
 ) -> Path:
     """Writes frames (count, height, width, 3) as a video; `times` in seconds make its frame rate variable."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps)
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "1", "preset": "ultrafast"} if codec == "libx264" else {}
-        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        stream.options = {"crf": "1", "preset": "ultrafast", "tune": "zerolatency"} if codec == "libx264" else {}
+        stream.codec_context.time_base = Fraction(1, 12000)
         for index, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-            frame.time_base = stream.time_base
-            frame.pts = round(1000 * (index / fps if times is None else times[index]))
+            frame.time_base = Fraction(1, 12000)
+            frame.pts = round(12000 * (index / fps if times is None else times[index]))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

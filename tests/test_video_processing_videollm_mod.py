@@ -1,0 +1,63 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The video processor: scale, black bars and normalisation, and that it is a plain Transformers one."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import random_frames
+from torch.testing import assert_close
+
+from videollm_mod import VideoLLMMoDVideoProcessor
+
+
+def processed(frames, **options):
+    processor = VideoLLMMoDVideoProcessor(**options)
+    return processor(torch.from_numpy(frames), input_data_format="channels_last", return_tensors="pt")
+
+
+def test_defaults_are_videollm_onlines():
+    pixels = processed(random_frames(2, size=(360, 640)))["pixel_values_videos"]
+    assert pixels.shape == (1, 2, 3, 384, 384)
+    # 640x360 becomes 384x216, centred, with 84 black rows above and below.
+    black = torch.full((3, 84, 384), -1.0)
+    for frame in pixels[0]:
+        assert torch.equal(frame[:, :84], black) and torch.equal(frame[:, -84:], black)
+        assert frame[:, 84:300].std() > 0.1
+
+
+@pytest.mark.parametrize("size", [(20, 40), (40, 20), (32, 32), (400, 100)])
+def test_aspect_ratio_is_kept(size):
+    white = np.full((1, *size, 3), 255, np.uint8)
+    pixels = processed(white, size={"height": 64, "width": 64})["pixel_values_videos"][0, 0]
+    picture = pixels[0] > 0
+    height, width = picture.any(1).sum(), picture.any(0).sum()
+    assert max(height, width) == 64 and height / width == pytest.approx(size[0] / size[1], rel=0.05)
+    rows = picture.any(1).nonzero().squeeze(1)
+    assert abs(int(rows[0]) - (63 - int(rows[-1]))) <= 1  # centred
+
+
+def test_values_are_normalised():
+    frames = random_frames(1, size=(64, 64))
+    pixels = processed(frames, size={"height": 64, "width": 64})["pixel_values_videos"][0, 0]
+    assert_close(pixels, torch.from_numpy(frames[0]).permute(2, 0, 1) / 127.5 - 1)
+    other = processed(frames, size={"height": 64, "width": 64}, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    assert_close(other["pixel_values_videos"][0, 0], torch.from_numpy(frames[0]).permute(2, 0, 1) / 255)
+
+
+def test_saved_is_loaded(tmp_path):
+    VideoLLMMoDVideoProcessor(size={"height": 48, "width": 64}).save_pretrained(tmp_path)
+    loaded = VideoLLMMoDVideoProcessor.from_pretrained(tmp_path)
+    assert (loaded.size["height"], loaded.size["width"]) == (48, 64)
+    assert (tmp_path / "video_processing_videollm_mod.py").exists()

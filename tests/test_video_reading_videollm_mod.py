@@ -1,0 +1,250 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Reading video as it plays: ticks, rotation, streams, memory, and files that cannot be read."""
+
+import functools
+import http.server
+import resource
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.stream import Disposition
+from tiny import random_frames, write_clip
+
+from videollm_mod import read_video
+
+
+NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"  # NASA SVS 13013, public domain
+
+
+def numbered(count, size=(32, 48)):
+    """Frames whose brightness is their number."""
+    return np.stack([np.full((*size, 3), 5 * index, np.uint8) for index in range(count)])
+
+
+def numbers(frames):
+    return [round(float(frame.mean()) / 5) for _, frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("source_fps", "fps", "expected"),
+    [
+        (10, 2, [0, 5, 10, 15]),
+        (10, 10, list(range(20))),
+        (10, 20, [i // 2 for i in range(40)]),  # faster than the source: a frame stays until the next
+        (10, 4, [0, 2, 5, 7, 10, 12, 15, 17]),
+        (25, 2, [0, 12]),
+        (Fraction(30000, 1001), 10, [0, 2, 5, 8, 11, 14, 17]),  # what is on the screen, not what comes next
+    ],
+)
+def test_each_tick_shows_what_is_on_the_screen(tmp_path, source_fps, fps, expected):
+    path = write_clip(tmp_path / "clip.mp4", numbered(20), fps=source_fps)
+    frames = list(read_video(path, fps=fps))
+    assert numbers(frames) == expected
+    assert [time for time, _ in frames] == pytest.approx([index / fps for index in range(len(expected))])
+    assert all(frame.shape == (32, 48, 3) and frame.dtype == np.uint8 for _, frame in frames)
+
+
+def test_variable_frame_rate(tmp_path):
+    times = [0.0, 0.1, 0.2, 1.5, 1.6, 3.0]
+    path = write_clip(tmp_path / "clip.mkv", numbered(6), times=times)
+    assert numbers(read_video(path, fps=2))[:6] == [0, 2, 2, 3, 4, 4]
+    assert numbers(read_video(path, fps=2))[6] == 5
+
+
+def test_window(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", numbered(40), fps=10)
+    frames = list(read_video(path, fps=2, start=1.0, end=2.5))
+    assert [time for time, _ in frames] == [1.0, 1.5, 2.0, 2.5] and numbers(frames) == [10, 15, 20, 25]
+    assert numbers(read_video(path, fps=2, start=3.0)) == [30, 35]
+    everything = dict(read_video(path, fps=2))
+    for time, frame in read_video(path, fps=2, start=1.5):
+        assert np.array_equal(frame, everything[time])
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "avi"])
+def test_containers_and_codecs(tmp_path, codec, ending):
+    path = write_clip(tmp_path / f"clip.{ending}", numbered(20), fps=10, codec=codec)
+    assert np.abs(np.array(numbers(read_video(path, fps=2))) - [0, 5, 10, 15]).max() <= 1
+
+
+def matrix(degrees):
+    """The 36 bytes of a display matrix in an mp4's track header that turns a picture clockwise."""
+    cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    numbers = [cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30]
+    return b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_rotation_in_the_metadata_is_applied(tmp_path, degrees):
+    upright = np.zeros((4, 32, 48, 3), np.uint8)
+    upright[:, :16, :24] = 255  # white in the top left corner
+    path = write_clip(tmp_path / "clip.mp4", upright)
+    content = path.read_bytes()
+    header = content.index(b"tkhd") + 4 + 40
+    assert content[header : header + 36] == matrix(0)
+    path.write_bytes(content[:header] + matrix(degrees) + content[header + 36 :])
+    _, frame = next(read_video(path))
+    assert np.abs(frame.astype(int) - np.rot90(upright[0], -degrees // 90)).mean() < 5
+
+
+def test_the_best_of_several_video_streams(tmp_path):
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), "w") as container:
+        streams = []
+        for size in ((32, 48), (64, 96)):
+            stream = container.add_stream("libx264", rate=10)
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            stream.disposition = Disposition.default
+            streams.append(stream)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.height, cover.width, cover.pix_fmt = 960, 960, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(random_frames(1, size=(960, 960))[0], format="rgb24")))
+        for index in range(20):
+            for stream in streams:
+                frame = av.VideoFrame.from_ndarray(numbered(20, (stream.height, stream.width))[index], format="rgb24")
+                frame.pts = index
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode())
+    frames = list(read_video(path, fps=2))
+    assert frames[0][1].shape == (64, 96, 3) and numbers(frames) == [0, 5, 10, 15]
+
+
+def test_a_real_clip():
+    frames = list(read_video(NASA, fps=2))
+    assert len(frames) == 27 and frames[0][1].shape == (270, 480, 3)  # 13 s; the larger of its two video streams
+    assert frames[-1][0] == 13.0 and frames[12][1].std() > 20  # it fades to black at the end
+    assert not np.array_equal(frames[0][1], frames[-1][1])
+
+
+def test_urls(tmp_path):
+    write_clip(tmp_path / "clip.mp4", numbered(20), fps=10)
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/clip.mp4"
+        assert numbers(read_video(url, fps=2)) == [0, 5, 10, 15]
+        with pytest.raises(ValueError, match="missing.mp4' cannot be read as video"):
+            list(read_video(url.replace("clip", "missing")))
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        assert args
+
+
+def test_frames_from_arrays_and_iterators():
+    frames = random_frames(6)
+    for video in (frames, torch.from_numpy(frames), list(frames), iter(frames)):
+        got = list(read_video(video, fps=2))
+        assert [time for time, _ in got] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+        assert all(np.array_equal(frame, expected) for (_, frame), expected in zip(got, frames, strict=True))
+    camera = ((0.3 * index, frame) for index, frame in enumerate(frames))
+    assert [time for time, _ in read_video(camera, start=0.5, end=1.3)] == pytest.approx([0.6, 0.9, 1.2])
+
+
+def test_a_camera_is_read_no_further_than_needed():
+    taken = []
+
+    def camera():
+        for frame in random_frames(5):
+            taken.append(1)
+            yield frame
+
+    frames = read_video(camera(), fps=2)
+    next(frames)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fps": 0}, "positive number of frames a second, got 0"),
+        ({"fps": -2.0}, "got -2.0"),
+        ({"fps": float("nan")}, "got nan"),
+        ({"fps": "2"}, "got 2"),
+        ({"start": -1.0}, "0 <= start <= end, got -1.0"),
+        ({"start": 2.0, "end": 1.0}, "got 2.0 and 1.0"),
+        ({"start": 99.0}, "has no frame from 99.0 s on"),
+    ],
+)
+def test_refuses_options(tmp_path, options, message):
+    path = write_clip(tmp_path / "clip.mp4", numbered(4))
+    with pytest.raises(ValueError, match=message):
+        list(read_video(path, **options))
+
+
+def test_refuses_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no video file"):
+        next(read_video(tmp_path / "missing.mp4"))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"this is no video at all" * 100)
+    with pytest.raises(ValueError, match="broken.mp4' cannot be read as video: Invalid data"):
+        next(read_video(broken))
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    with pytest.raises(ValueError, match="empty.mp4' cannot be read"):
+        next(read_video(str(empty)))
+    with pytest.raises(ValueError, match="ndarray given as video has no frame"):
+        next(read_video(random_frames(0)))
+    sound = tmp_path / "sound.wav"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(ValueError, match="has no video stream \\(streams: audio\\)"):
+        next(read_video(sound))
+
+
+_MEASURE = """
+import resource, sys
+from videollm_mod import read_video
+count, peak = 0, []
+for time, frame in read_video(sys.argv[1], fps=1):
+    count += 1
+    peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(count, peak[60], peak[-1])
+"""
+
+
+def test_two_hours_are_read_in_constant_memory(tmp_path):
+    """A frame of 640x360 takes 0.7 MB: two hours at 1 fps would hold 5 GB."""
+    path = tmp_path / "long.mp4"
+    picture = random_frames(1, size=(360, 640))[0]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 360, 640, "yuv420p"
+        stream.options = {"preset": "ultrafast", "crf": "40", "g": "600"}
+        for index in range(7200):
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, index // 600, axis=1), format="rgb24")
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    result = subprocess.run([sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=True)
+    count, early, late = map(int, result.stdout.split())
+    scale = 1 if sys.platform == "linux" else 1024
+    assert count == 7200 and (late - early) / scale < 20 * 1024, f"grew from {early} to {late} KiB"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
