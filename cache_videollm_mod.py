@@ -108,6 +108,7 @@ class RoutedDynamicLayer(_PositionsMixin, VideoLLMMoDDynamicLayer):
     # the chunks and join them when somebody looks.
     @property
     def positions(self) -> torch.Tensor | None:
+        """Each entry's index in the full sequence, (batch, length), -1 for filler; `None` before the first."""
         if len(self._chunks) > 1:
             self._chunks = [torch.cat(self._chunks, dim=1)]
         return self._chunks[0] if self._chunks else None
@@ -135,6 +136,7 @@ class RoutedStaticLayer(_PositionsMixin, VideoLLMMoDStaticLayer):
         self.positions = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocates keys, values and positions for states (batch, heads, any, dim)."""
         super().lazy_initialization(key_states, value_states)
         if self.positions is None:
             self._allocate_positions(key_states.shape[0], key_states.device)

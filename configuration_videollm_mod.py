@@ -414,4 +414,6 @@ def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+VideoLLMMoDConfig.register_for_auto_class()
+
 __all__ = ["CostEstimate", "VideoLLMMoDConfig"]

@@ -14,6 +14,7 @@
 """VideoLLM-MoD: a streaming video language model whose routed layers run on a share of each frame's tokens."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,12 @@ logger = logging.get_logger(__name__)
 _TESTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 # A text model that scales what enters its first layer or leaves its head does so outside its layers, where we run.
 _SCALING_FIELDS = ("embedding_multiplier", "logits_scaling", "logit_scale", "final_logit_softcapping", "scale_emb")
+
+
+_AUTO_MAP = {"AutoConfig": "configuration_videollm_mod.VideoLLMMoDConfig"} | dict.fromkeys(
+    ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+    "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration",
+)
 
 
 @dataclass
@@ -138,6 +145,13 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in Transformers; the code travels along, and every fitting `Auto` class finds it."""
+        if self.is_remote_code():
+            # `register_for_auto_class` remembers one class a model; this model answers to several.
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **_AUTO_MAP}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

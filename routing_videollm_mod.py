@@ -188,6 +188,7 @@ def record_positions(
     num_seen: int | torch.Tensor,
     plan: RoutingPlan | None = None,
 ) -> None:
+    """Tells a routed layer's cache where the tokens it is about to run on lie: those of `slots`, or all of them."""
     if cache is None or not routed:
         return
     if slots is None:

@@ -38,7 +38,6 @@ from transformers import DynamicCache
 from transformers.utils.logging import warning_once
 
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
-from videollm_mod.routing_videollm_mod import choose_kept, position_noise, spread
 
 
 RUNS = [3, 1, 2]
@@ -58,33 +57,6 @@ def learnable_labels(config, ids):
 
 
 # ---------------------------------------------------------------------------------------------------------- routing
-
-
-@pytest.mark.parametrize(("tokens", "count", "expected"), [(10, 2, [2, 7]), (9, 1, [4]), (10, 10, list(range(10)))])
-def test_spread_prefers_evenly_spaced_tokens(tokens, count, expected):
-    order = spread(tokens, count)
-    assert order[:count] == expected and sorted(order) == list(range(tokens))
-
-
-def test_choose_kept_takes_the_highest_in_order():
-    scores = torch.tensor([[0.0, 5.0, 1.0, 4.0, -1.0], [9.0, 1.0, 2.0, 3.0, 0.0]])
-    assert choose_kept(scores, 2, keep_last=False).tolist() == [[1, 3], [0, 3]]
-    assert choose_kept(scores, 2, keep_last=True).tolist() == [[1, 4], [0, 4]]
-    assert choose_kept(scores, 1, keep_last=True).tolist() == [[4], [4]]
-
-
-def test_equal_scores_are_spread_over_the_frame():
-    assert choose_kept(torch.zeros(3, 10), 2, keep_last=False).tolist() == [[2, 7]] * 3
-    assert choose_kept(torch.zeros(1, 50), 10, keep_last=True).diff().max() <= 6
-
-
-def test_position_noise_is_even_and_differs_by_layer():
-    noise = position_noise(torch.arange(100_000), 3)
-    assert noise.min() >= 0 and noise.max() < 1
-    assert_close(noise.mean(), torch.tensor(0.5), atol=0.01, rtol=0)
-    assert_close(torch.histc(noise, 10, 0, 1) / 1e4, torch.ones(10), atol=0.05, rtol=0)
-    assert torch.corrcoef(torch.stack([noise, position_noise(torch.arange(100_000), 4)]))[0, 1].abs() < 0.02
-    assert torch.corrcoef(torch.stack([noise[1:], noise[:-1]]))[0, 1].abs() < 0.02
 
 
 @pytest.mark.parametrize("router", ["learned", "uniform", "random"])

@@ -1,0 +1,166 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A checkpoint folder alone, in a fresh process that cannot import this package."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import (
+    SCHEMES,
+    dialogue_ids,
+    random_features,
+    random_frames,
+    tiny_config,
+    tiny_model,
+    tiny_processor,
+    write_clip,
+)
+
+
+_PREAMBLE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "videollm_mod":
+            raise ImportError("this process must do without the package")
+
+sys.meta_path.insert(0, Refuse())
+try:
+    import videollm_mod
+except ImportError:
+    pass
+else:
+    raise SystemExit("the package is importable")
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoProcessor, AutoVideoProcessor
+
+transformers.logging.set_verbosity_error()
+trusted = {"trust_remote_code": True}
+"""
+
+_LOAD = """
+kept = torch.load("expected.pt")
+config = AutoConfig.from_pretrained("checkpoint", **trusted)
+assert type(config).__name__ == "VideoLLMMoDConfig" and config.routed_layers == kept["routed"]
+assert AutoVideoProcessor.from_pretrained("checkpoint", **trusted).size["height"] == 32
+processor = AutoProcessor.from_pretrained("checkpoint", **trusted)
+for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
+    model = getattr(transformers, name).from_pretrained("checkpoint", dtype="auto", **trusted).eval()
+    assert type(model).__name__ == "VideoLLMMoDForConditionalGeneration", type(model)
+    with torch.no_grad():
+        outputs = model(input_ids=kept["ids"], frame_features=kept["features"])
+    assert torch.equal(outputs.logits, kept["logits"]), name
+    assert outputs.past_key_values.lengths == kept["lengths"]
+events = [(e.time, e.text) for e in model.narrate(processor, "clip.mp4", "Narrate.", **kept["options"])]
+assert events == kept["events"], (events, kept["events"])
+session = model.stream(processor, fps=2)
+session.push(kept["frames"])
+assert session.num_frames == len(kept["frames"])
+generated = model.generate(input_ids=kept["ids"], frame_features=kept["features"], max_new_tokens=3, do_sample=False)
+assert torch.equal(generated, kept["generated"])
+"""
+
+_SAVE_AGAIN = """
+model.save_pretrained("checkpoint2", max_shard_size="60KB")
+processor.save_pretrained("checkpoint2")
+"""
+
+
+def run(code, folder):
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf"),
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", _PREAMBLE + code], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def checkpoint(folder: Path, scheme: str) -> None:
+    """A checkpoint, a clip, and what this process says of them."""
+    processor = tiny_processor()
+    model = tiny_model(tiny_config(**SCHEMES[scheme]))
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 2
+    model.save_pretrained(folder / "checkpoint")
+    processor.save_pretrained(folder / "checkpoint")
+    clip = write_clip(folder / "clip.mp4", random_frames(30, size=(48, 64)), fps=10)
+    ids, features = dialogue_ids(model.config, [2, 1]), random_features(model.config, 3)
+    options = {"max_new_tokens": 4, "interval_threshold": 0.004}
+    with torch.no_grad():
+        outputs = model(input_ids=ids, frame_features=features)
+    expected = {
+        "routed": model.config.routed_layers,
+        "ids": ids,
+        "features": features,
+        "logits": outputs.logits,
+        "lengths": outputs.past_key_values.lengths,
+        "options": options,
+        "events": [(e.time, e.text) for e in model.narrate(processor, clip, "Narrate.", **options)],
+        "frames": list(torch.from_numpy(random_frames(3))),
+        "generated": model.generate(input_ids=ids, frame_features=features, max_new_tokens=3, do_sample=False),
+    }
+    torch.save(expected, folder / "expected.pt")
+
+
+@pytest.mark.parametrize("scheme", ["full", "interleaved", "all"])
+def test_a_copied_folder_is_all_it_takes(tmp_path, scheme):
+    checkpoint(tmp_path, scheme)
+    run(_LOAD + _SAVE_AGAIN, tmp_path)
+    # What that process saved, in shards, is loaded by another that sees the second folder alone.
+    assert len(list((tmp_path / "checkpoint2").glob("*.safetensors"))) > 1
+    shutil.rmtree(tmp_path / "checkpoint")
+    shutil.rmtree(tmp_path / "modules")
+    (tmp_path / "checkpoint2").rename(tmp_path / "checkpoint")
+    run(_LOAD, tmp_path)
+
+
+def test_without_trust_nothing_runs(tmp_path):
+    checkpoint(tmp_path, "interleaved")
+    code = """
+from transformers import AutoModel
+try:
+    AutoModel.from_pretrained("checkpoint", trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code" in str(error)
+else:
+    raise SystemExit("remote code ran without leave")
+"""
+    run(code, tmp_path)
+
+
+def test_an_old_transformers_is_told_so(tmp_path):
+    checkpoint(tmp_path, "interleaved")
+    code = """
+sys.modules["transformers"].__version__ = "5.3.0"
+try:
+    AutoConfig.from_pretrained("checkpoint", **trusted)
+except ImportError as error:
+    assert "needs transformers >= 5.17.0, found 5.3.0" in str(error)
+else:
+    raise SystemExit("an old version was not noticed")
+"""
+    run(code, tmp_path)

@@ -1,0 +1,140 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Routing by itself: choosing tokens, laying out short sequences, and putting them back."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from videollm_mod.routing_videollm_mod import (
+    FrameLayout,
+    VideoLLMMoDRouter,
+    apply_gate,
+    by_row,
+    check_on_device,
+    choose_kept,
+    position_noise,
+    spread,
+    write_back,
+)
+
+
+@pytest.mark.parametrize(("tokens", "count", "expected"), [(10, 2, [2, 7]), (9, 1, [4]), (10, 10, list(range(10)))])
+def test_spread_prefers_evenly_spaced_tokens(tokens, count, expected):
+    order = spread(tokens, count)
+    assert order[:count] == expected and sorted(order) == list(range(tokens))
+
+
+def test_choose_kept_takes_the_highest_in_order():
+    scores = torch.tensor([[0.0, 5.0, 1.0, 4.0, -1.0], [9.0, 1.0, 2.0, 3.0, 0.0]])
+    assert choose_kept(scores, 2, keep_last=False).tolist() == [[1, 3], [0, 3]]
+    assert choose_kept(scores, 2, keep_last=True).tolist() == [[1, 4], [0, 4]]
+    assert choose_kept(scores, 1, keep_last=True).tolist() == [[4], [4]]
+
+
+def test_equal_scores_are_spread_over_the_frame():
+    assert choose_kept(torch.zeros(3, 10), 2, keep_last=False).tolist() == [[2, 7]] * 3
+    assert choose_kept(torch.zeros(1, 50), 10, keep_last=True).diff().max() <= 6
+
+
+def test_position_noise_is_even_and_differs_by_layer():
+    noise = position_noise(torch.arange(100_000), 3)
+    assert noise.min() >= 0 and noise.max() < 1
+    assert_close(noise.mean(), torch.tensor(0.5), atol=0.01, rtol=0)
+    assert_close(torch.histc(noise, 10, 0, 1) / 1e4, torch.ones(10), atol=0.05, rtol=0)
+    assert torch.corrcoef(torch.stack([noise, position_noise(torch.arange(100_000), 4)]))[0, 1].abs() < 0.02
+    assert torch.corrcoef(torch.stack([noise[1:], noise[:-1]]))[0, 1].abs() < 0.02
+
+
+def layout_of(rows, tokens=3):
+    """A layout from strings in which "f" is a frame's token and "." is text."""
+    longest = max(len(row) for row in rows)
+    mask = torch.tensor([[char == "f" for char in row.ljust(longest, ".")] for row in rows])
+    return FrameLayout(mask, [row.count("f") // tokens for row in rows], tokens)
+
+
+def test_layout_finds_frames():
+    layout = layout_of(["..fff.fff.", ".fff"])
+    assert layout.token_index.tolist() == [[2, 3, 4], [6, 7, 8], [11, 12, 13]]
+    inside = layout.inside_frame.int().tolist()
+    assert inside == [[0, 0, 1, 1, 0, 0, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]]
+    assert layout.speaking_index.tolist() == [0, 1, 4, 5, 8, 9, 10, 13, 14, 15, 16, 17, 18, 19]
+    assert layout_of(["...."]).inside_frame is None
+
+
+def test_plan_of_even_rows_has_no_filler():
+    plan = layout_of(["..fff.fff."]).plan(1)
+    assert (plan.length, plan.valid) == (6, None)
+    assert plan.slots.tolist() == [0, 1, 2, 5, 6, 9] and plan.frame_slots.tolist() == [2, 4]
+
+
+def test_plan_of_uneven_rows_fills_the_longest():
+    plan = layout_of(["..fff.fff.", ".fff......"]).plan(1)
+    assert plan.length == 8 and plan.slots.view(2, 8)[1].tolist() == [10, 11, 14, 15, 16, 17, 18, 19]
+    assert plan.valid.tolist() == [0, 1, 2, 3, 4, 5, *range(8, 16)]
+    assert plan.frame_slots.tolist() == [2, 4, 9]
+
+
+def test_plan_without_any_kept_token():
+    plan = layout_of(["fff", "fff"]).plan(0)
+    assert plan.length == 0 and plan.slots.numel() == plan.frame_slots.numel() == 0
+
+
+def test_plans_are_made_once():
+    layout = layout_of(["..fff.fff."])
+    assert layout.plan(2) is layout.plan(2) is not layout.plan(1)
+
+
+def test_what_was_gathered_is_written_back_to_its_place():
+    layout = layout_of(["..fff.fff.", ".fff......"])
+    plan = layout.plan(2)
+    hidden = torch.arange(20.0)[:, None]
+    written = write_back(hidden, (hidden[plan.slots] + 100).view(2, plan.length, 1), plan.slots, plan)
+    moved = set(plan.slots[plan.valid].tolist())
+    assert written.flatten().tolist() == [i + 100 if i in moved else i for i in range(20)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gate_leaves_text_to_the_last_bit(dtype):
+    plan = layout_of(["..fff.fff."]).plan(1)
+    short, output = torch.randn(1, 6, 8, dtype=dtype), torch.randn(1, 6, 8, dtype=dtype)
+    gated = apply_gate(output, short, torch.tensor([0.5, 2.0]), plan, on_update=True)
+    text = [0, 1, 3, 5]
+    assert torch.equal(gated[:, text], output[:, text])
+    expected = short[:, 2] + 0.5 * (output[:, 2] - short[:, 2])
+    assert_close(gated[:, 2], expected, atol=0.02 if dtype == torch.bfloat16 else 1e-6, rtol=0)
+    scaled = apply_gate(output, short, torch.tensor([0.5, 2.0]), plan, on_update=False)
+    assert torch.equal(scaled[:, text], output[:, text])
+    assert_close(scaled[:, 4], 2 * output[:, 4], atol=0.05 if dtype == torch.bfloat16 else 1e-6, rtol=0)
+    assert torch.equal(apply_gate(output, short, torch.ones(2), plan, on_update=True), output)
+
+
+def test_router_scores_are_float32_also_of_bfloat16():
+    router = VideoLLMMoDRouter(256).to(torch.bfloat16)
+    hidden = torch.randn(1, 50, 256, dtype=torch.bfloat16)
+    scores = router(hidden)
+    assert scores.shape == (1, 50, 1) and scores.dtype == torch.float32 and len(scores.unique()) == 50
+    assert_close(scores, hidden.float() @ router.weight.float().T, atol=0.05, rtol=0.05)
+    assert router.double()(hidden.double()).dtype == torch.float64
+
+
+def test_by_row():
+    rows = by_row(torch.ones(3, 3), layout_of(["..fff.fff.", ".fff......"]), torch.device("cpu"))
+    assert rows.tolist() == [[[1.0] * 3] * 2, [[1.0] * 3, [0.0] * 3]]
+
+
+def test_check_names_what_was_found():
+    check_on_device(torch.tensor([3, 4]), [3, 4], "fine")
+    with pytest.raises(ValueError, match="two and two; found \\[3, 5\\]"):
+        check_on_device(torch.tensor([3, 5]), [2, 2], "two and two")
