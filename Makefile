@@ -1,21 +1,44 @@
-# The first target runs the main job, `make test` the tests. Both set up a virtual environment of their own.
+# `make narrate` runs the main job, `make test` the tests. Each sets up what it needs in a virtual environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VIDEO ?=
+QUERY ?=
+MODEL ?=
 
-.PHONY: test clean
+.PHONY: narrate test checkpoint checkpoint-code clean
+
+narrate: $(VENV)/.installed
+	@$(BIN)/python cli.py narrate $(if $(VIDEO),"$(VIDEO)") $(if $(MODEL),--model "$(MODEL)") $(if $(QUERY),--query "$(QUERY)")
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto
 
+# The embedded checkpoint, from nothing: about an hour on two cores of a CPU.
+checkpoint: $(VENV)/.installed-test
+	$(BIN)/python train/sft.py --config train/configs/shapes_alignment.yaml
+	$(BIN)/python train/sft.py --config train/configs/shapes_narration.yaml
+	$(BIN)/python train/embed.py outputs/shapes_narration
+
+# The code that travels with the embedded checkpoint, after a change to it.
+checkpoint-code:
+	cp $(notdir $(wildcard space/checkpoint/*.py)) chat_template.jinja space/checkpoint/
+
 # pip is upgraded first: an old one cannot read this project's licence field.
-$(VENV)/.installed-test: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/.pip:
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[train,dev]"
 	touch $@
+
+$(VENV)/.installed: $(VENV)/.pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[train,dev]"
+	touch $@ $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

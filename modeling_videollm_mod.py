@@ -138,7 +138,9 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
-    # Steps of an optimiser on a router are far below the 8 bits of a bfloat16 weight.
+    # Steps of an optimiser on a router are far below the 8 bits of a bfloat16 weight. The first list is also what
+    # quantisers leave alone, who match it from the start of a name.
+    _keep_in_fp32_modules = [r"(?:model\.)?routers"]
     _keep_in_fp32_modules_strict = ["routers"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -308,6 +310,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             self._warn_if_routers_are_frozen()
 
         # Hidden states and scores are collected here, attentions by the hooks of the language model's own class.
+        kwargs.setdefault("output_attentions", self.config.output_attentions)
         outputs = _run_layers(
             self.language_model,
             self,

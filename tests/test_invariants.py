@@ -17,7 +17,8 @@ import pytest
 import torch
 from tiny import SCHEMES, TEXT_MODELS, VISION_MODELS, dialogue_ids, random_features, tiny_config, tiny_model
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
 from videollm_mod.routing_videollm_mod import choose_kept
 
@@ -117,6 +118,42 @@ def test_any_path_with_every_attention(attention, scheme):
     check_any_path(twin)
 
 
+def varlen_like(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """
+    What a flash attention kernel computes, from what Transformers hands it: a two-dimensional mask or none, queries
+    aligned with the end of the keys. The kernels themselves need a GPU.
+    """
+    assert dropout == 0.0 and (attention_mask is None or attention_mask.ndim == 2)
+    assert kwargs.get("position_ids") is None  # gapped ones would be read as packed sequences
+    queries, keys = query.shape[2], key.shape[2]
+    visible = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None]
+    if attention_mask is not None:
+        visible = visible & attention_mask[:, None, None, -keys:].bool()
+    groups = module.num_key_value_groups
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~visible, torch.finfo(query.dtype).min)
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+AttentionInterface.register("varlen_like", varlen_like)
+AttentionMaskInterface.register("varlen_like", flash_attention_mask)
+
+
+def with_varlen_text(model):
+    model.model.language_model.set_attn_implementation("varlen_like")
+    return model
+
+
+@pytest.mark.parametrize("scheme", ["full", "interleaved", "all", "early_exit"])
+def test_any_path_with_the_interface_of_flash_attention(scheme):
+    model = tiny_model(**SCHEMES[scheme])
+    ids, features = dialogue_ids(model.config, RUNS), random_features(model.config, sum(RUNS))
+    expected = one_forward(model, ids, features)
+    flash = with_varlen_text(model)
+    assert_close(one_forward(flash, ids, features), expected, atol=2e-5, rtol=1e-4)
+    check_any_path(flash)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("text", TEXT_MODELS)
 def test_full_keep_ratio_is_the_plain_backbone_to_the_last_bit(text, attention):
@@ -210,10 +247,13 @@ ROWS = [[3, 1], [1], [2, 2, 1], []]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen_like"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_padded_is_unpadded(scheme, attention, side):
-    model = tiny_model(**SCHEMES[scheme], attn_implementation=attention)
+    if attention == "varlen_like":
+        model = with_varlen_text(tiny_model(**SCHEMES[scheme]))
+    else:
+        model = tiny_model(**SCHEMES[scheme], attn_implementation=attention)
     dialogues, ids, mask, features, places = batch_of(model.config, ROWS, side)
     counts = [sum(runs) for runs in ROWS]
     singles = [

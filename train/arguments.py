@@ -45,6 +45,4 @@ class ModelArguments:
     """
 
     checkpoint: str | None = field(default=None, metadata={"help": "Checkpoint to go on from: a folder or a Hub id."})
-    model_config: str | None = field(
-        default=None, metadata={"help": "JSON file of a new model, in its place."}
-    )
+    model_config: str | None = field(default=None, metadata={"help": "JSON file of a new model, in its place."})

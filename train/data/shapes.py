@@ -11,8 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A small generated world: coloured shapes that enter, change colour and leave, with what there is to say of them."""
+"""
+A small generated world: coloured shapes that enter, change colour and leave, with what there is to say of them.
 
+```bash
+python train/data/shapes.py clip.mp4 --seed 1000003      # writes a clip and prints what happens in it
+```
+"""
+
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,12 +258,26 @@ def shapes_dataset(name: str, *, num_clips: int, first_seed: int = 0) -> Dataset
     if make_messages is None:
         raise ValueError(f"There is no generated data set {name!r}; known are shapes_alignment and shapes_narration.")
     if first_seed + num_clips > HELD_OUT:
-        raise ValueError(
-            f"Seeds from {HELD_OUT} on are held out; asked for seeds to {first_seed + num_clips - 1}."
-        )
+        raise ValueError(f"Seeds from {HELD_OUT} on are held out; asked for seeds to {first_seed + num_clips - 1}.")
 
     def draw(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         clips = [make_clip(seed) for seed in batch["seed"]]
         return {"messages": [make_messages(clip) for clip in clips], "video": [clip.frames() for clip in clips]}
 
     return Dataset.from_dict({"seed": range(first_seed, first_seed + num_clips)}).with_transform(draw)
+
+
+def main() -> None:
+    """Writes one clip as video and prints its events."""
+    parser = argparse.ArgumentParser(description="Writes a generated clip as video and prints what happens in it.")
+    parser.add_argument("path", type=Path, help="video file to write")
+    parser.add_argument("--seed", type=int, default=HELD_OUT, help=f"seeds from {HELD_OUT} on are never trained on")
+    options = parser.parse_args()
+    clip = make_clip(options.seed)
+    write_video(clip, options.path)
+    for time, text in clip.events():
+        print(f"{time:6.1f}s  {text}")
+
+
+if __name__ == "__main__":
+    main()
