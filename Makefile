@@ -16,15 +16,18 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto
 
-# The embedded checkpoint, from nothing: about an hour on two cores of a CPU.
+# The embedded checkpoint and its sample, from nothing: about an hour on two cores of a CPU.
+TRAINED := outputs/shapes_narration
 checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/sft.py --config train/configs/shapes_alignment.yaml
 	$(BIN)/python train/sft.py --config train/configs/shapes_narration.yaml
-	$(BIN)/python train/embed.py outputs/shapes_narration
+	mkdir -p space/checkpoint space/samples
+	cp $(TRAINED)/*.json $(TRAINED)/*.safetensors $(TRAINED)/*.jinja $(TRAINED)/*.py space/checkpoint/
+	$(BIN)/python train/data/shapes.py space/samples/shapes.mp4 --seed 1001209
 
 # The code that travels with the embedded checkpoint, after a change to it.
 checkpoint-code:
-	cp $(notdir $(wildcard space/checkpoint/*.py)) chat_template.jinja space/checkpoint/
+	cp *_videollm_mod.py chat_template.jinja space/checkpoint/
 
 # pip is upgraded first: an old one cannot read this project's licence field.
 $(VENV)/.pip:

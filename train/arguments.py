@@ -15,6 +15,8 @@
 
 from dataclasses import dataclass, field
 
+from videollm_mod.train.data.shapes import DATASETS
+
 
 @dataclass
 class ScriptArguments:
@@ -22,13 +24,13 @@ class ScriptArguments:
     What to train on.
 
     Args:
-        dataset (`str`): `"shapes_alignment"` or `"shapes_narration"`, both generated.
+        dataset (`str`): `"shapes_alignment"`, `"shapes_narration"` or `"shapes_mixed"`, all generated.
         num_clips (`int`, *optional*, defaults to 1000): How many clips to generate.
         first_seed (`int`, *optional*, defaults to 0): Seed of the first clip.
     """
 
     dataset: str = field(
-        metadata={"help": "What to train on.", "choices": ["shapes_alignment", "shapes_narration"]},
+        metadata={"help": "What to train on.", "choices": list(DATASETS)},
     )
     num_clips: int = field(default=1000, metadata={"help": "How many clips to generate."})
     first_seed: int = field(default=0, metadata={"help": "Seed of the first clip; the next have the next."})

@@ -26,7 +26,12 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     VideoLLMMoDVideoProcessor,
 )
-from videollm_mod.train.data.shapes import alignment_messages, make_clip, narration_messages
+from videollm_mod.train.data.shapes import (
+    alignment_messages,
+    make_clip,
+    make_slides,
+    narration_messages,
+)
 
 
 # As in Llama 3: words with the space before them, digits one by one, and punctuation with the newlines after it.
@@ -88,8 +93,8 @@ def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFas
     def texts() -> Iterator[str]:
         for seed in range(300):
             yield f"{system_prompt}\n\nUser: \nAssistant: ]\n[\n]\nUser:"
-            clip = make_clip(seed)
-            yield from (f": {m['content']}" for m in narration_messages(clip) + alignment_messages(clip))
+            messages = narration_messages(make_clip(seed)) + alignment_messages(make_slides(seed))
+            yield from (f": {message['content']}" for message in messages)
 
     tokenizer.train_from_iterator(texts(), trainer)
     return PreTrainedTokenizerFast(

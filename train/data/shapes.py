@@ -15,11 +15,12 @@
 A small generated world: coloured shapes that enter, change colour and leave, with what there is to say of them.
 
 ```bash
-python train/data/shapes.py clip.mp4 --seed 1000003      # writes a clip and prints what happens in it
+python train/data/shapes.py clip.mp4 --seed 1000003      # writes the clip and, in clip.json, what happens in it
 ```
 """
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle")
 SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
+DATASETS = ("shapes_alignment", "shapes_narration", "shapes_mixed")
 FPS = 2
 HELD_OUT = 1_000_000
 NARRATE = "Please narrate the video in real time."
@@ -139,7 +141,8 @@ class Clip:
     def description(self, time: float) -> str:
         """What there is to see at a time."""
         seen = []
-        for shape in self.shapes:
+        # By kind, an order that one can see.
+        for shape in sorted(self.shapes, key=lambda shape: SHAPES.index(shape.shape)):
             center = shape.position(time)
             if center is not None and max(abs(center[0] - 0.5), abs(center[1] - 0.5)) < 0.5:
                 seen.append(f"a {shape.color(time)} {shape.shape} {_where(center)}")
@@ -206,11 +209,43 @@ def _make_shape(rng: np.random.Generator, shape: str, num_frames: int) -> Shape:
     )
 
 
-def alignment_messages(clip: Clip) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Slides:
+    """
+    Frames that have nothing to do with each other, each of a clip of its own. In a described video the kind and
+    colour of a shape could be copied from the description of the frame before, and seeing would hardly be taught.
+    """
+
+    clips: tuple[Clip, ...]
+    times: tuple[float, ...]
+
+    def frames(self, size: int = 64) -> np.ndarray:
+        """All frames, uint8 (frames, size, size, 3)."""
+        return np.stack([clip.draw(time, size) for clip, time in zip(self.clips, self.times, strict=True)])
+
+
+def make_slides(seed: int, *, num_frames: int = 12) -> Slides:
+    """Frames of different clips, none of them held out, the same for the same seed; often something just enters."""
+    rng = np.random.default_rng((seed, 2))
+    clips = tuple(make_clip((seed * num_frames + index) % HELD_OUT) for index in range(num_frames))
+    times = []
+    for clip in clips:
+        chance = rng.random()
+        every = [index / FPS for index in range(clip.num_frames)]
+        if chance < 0.3:
+            times.append(float(rng.choice([shape.enters for shape in clip.shapes])))
+        elif chance < 0.9:
+            times.append(float(rng.choice([time for time in every if clip.description(time) != "Nothing."])))
+        else:
+            times.append(float(rng.choice(every)))
+    return Slides(clips, tuple(times))
+
+
+def alignment_messages(slides: Slides) -> list[dict[str, Any]]:
     """Timed messages in which every frame is described: what teaches a model from scratch to see."""
     messages = [{"role": "user", "content": DESCRIBE_ALL, "time": 0.0}]
-    for index in range(clip.num_frames):
-        messages.append({"role": "assistant", "content": clip.description(index / FPS), "time": index / FPS})
+    for index, (clip, time) in enumerate(zip(slides.clips, slides.times, strict=True)):
+        messages.append({"role": "assistant", "content": clip.description(time), "time": index / FPS})
     return messages
 
 
@@ -247,36 +282,42 @@ def shapes_dataset(name: str, *, num_clips: int, first_seed: int = 0) -> Dataset
     Clips that are drawn when they are read: rows `{"messages": ..., "video": uint8 (frames, 64, 64, 3)}`.
 
     Args:
-        name (`str`): `"shapes_alignment"` or `"shapes_narration"`.
+        name (`str`): `"shapes_alignment"`, `"shapes_narration"`, or `"shapes_mixed"`, in which the two alternate.
         num_clips (`int`): Number of clips.
         first_seed (`int`, *optional*, defaults to 0): Seed of the first; seeds from `HELD_OUT` on are for evaluation.
 
     Raises:
         `ValueError`: If the name is unknown or held-out seeds would be trained on.
     """
-    make_messages = {"shapes_alignment": alignment_messages, "shapes_narration": narration_messages}.get(name)
-    if make_messages is None:
-        raise ValueError(f"There is no generated data set {name!r}; known are shapes_alignment and shapes_narration.")
+    if name not in DATASETS:
+        raise ValueError(f"There is no generated data set {name!r}; known are {', '.join(DATASETS)}.")
     if first_seed + num_clips > HELD_OUT:
         raise ValueError(f"Seeds from {HELD_OUT} on are held out; asked for seeds to {first_seed + num_clips - 1}.")
 
+    def row(seed: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+        if name == "shapes_alignment" or (name == "shapes_mixed" and seed % 2):
+            slides = make_slides(seed)
+            return alignment_messages(slides), slides.frames()
+        clip = make_clip(seed)
+        return narration_messages(clip), clip.frames()
+
     def draw(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        clips = [make_clip(seed) for seed in batch["seed"]]
-        return {"messages": [make_messages(clip) for clip in clips], "video": [clip.frames() for clip in clips]}
+        messages, videos = zip(*map(row, batch["seed"]), strict=True)
+        return {"messages": list(messages), "video": list(videos)}
 
     return Dataset.from_dict({"seed": range(first_seed, first_seed + num_clips)}).with_transform(draw)
 
 
 def main() -> None:
-    """Writes one clip as video and prints its events."""
-    parser = argparse.ArgumentParser(description="Writes a generated clip as video and prints what happens in it.")
+    """Writes one clip as video and its events beside it."""
+    parser = argparse.ArgumentParser(description="Writes a generated clip as video, and what happens in it as JSON.")
     parser.add_argument("path", type=Path, help="video file to write")
     parser.add_argument("--seed", type=int, default=HELD_OUT, help=f"seeds from {HELD_OUT} on are never trained on")
     options = parser.parse_args()
     clip = make_clip(options.seed)
     write_video(clip, options.path)
-    for time, text in clip.events():
-        print(f"{time:6.1f}s  {text}")
+    story = json.dumps({"seed": clip.seed, "events": clip.events()}, indent=1)
+    options.path.with_suffix(".json").write_text(story + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,244 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The training script, from data to a checkpoint that loads without this package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.shapes import (
+    COLORS,
+    FPS,
+    HELD_OUT,
+    NARRATE,
+    SHAPES,
+    alignment_messages,
+    make_clip,
+    make_slides,
+    narration_messages,
+    shapes_dataset,
+    write_video,
+)
+from videollm_mod.train.new_model import new_model
+
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "train" / "configs"
+
+
+# ---------------------------------------------------------------------------------------------------- generated world
+
+
+def test_clips_are_decided_by_their_seed():
+    for seed in range(30):
+        clip, again = make_clip(seed), make_clip(seed)
+        assert clip == again and np.array_equal(clip.frames(), again.frames())
+    assert len({make_clip(seed).shapes for seed in range(30)}) == 30
+
+
+def test_what_is_told_is_what_is_drawn():
+    """At an event's frame the picture differs from the one before where it should, and a described shape is there."""
+    seen = set()
+    for seed in range(60):
+        clip = make_clip(seed)
+        frames = clip.frames().astype(int)
+        times = [time for time, _ in clip.events()]
+        assert len(set(times)) == len(times) and all(0 < time < clip.num_frames / FPS for time in times)
+        for time, text in clip.events():
+            index = round(time * FPS)
+            color = text.split()[-1].rstrip(".") if "turns" in text else text.split()[1]
+            near = np.abs(frames - np.array(COLORS[color])).sum(-1) < 60
+            before, now = near[index - 1].sum(), near[index].sum()
+            seen.add(text.split()[3])
+            # Another shape may have the same colour: what comes is more of it, what goes is less.
+            assert now < before if "leaves" in text else now > before + 50, (seed, time, text)
+        for index in range(clip.num_frames):
+            shapes = [s for s in clip.shapes if s.position(index / FPS) is not None]
+            assert (clip.description(index / FPS) == "Nothing.") >= (not shapes)
+    assert seen == {"enters", "turns", "leaves"}
+
+
+def test_messages_are_in_order_and_end_in_time():
+    asked = 0
+    for seed in range(100):
+        clip = make_clip(seed)
+        messages = narration_messages(clip)
+        times = [m["time"] for m in messages]
+        assert times == sorted(times) and times[-1] < clip.num_frames / FPS
+        assert messages[0]["content"] == NARRATE
+        asked += sum(m["role"] == "user" for m in messages) - 1
+    assert 15 < asked < 45
+
+
+def test_slides_cannot_be_described_by_copying():
+    """Every frame of an alignment row is of a clip of its own, so that what is said of one says nothing of the next."""
+    repeated = described = 0
+    for seed in range(40):
+        slides = make_slides(seed)
+        assert slides == make_slides(seed) and len(set(slides.clips)) == len(slides.clips)
+        assert all(clip.seed < HELD_OUT for clip in make_slides(HELD_OUT - 1 - seed).clips)
+        said = [m["content"] for m in alignment_messages(slides)[1:]]
+        assert [m["time"] for m in alignment_messages(slides)[1:]] == [i / FPS for i in range(len(slides.frames()))]
+        assert said == [clip.description(time) for clip, time in zip(slides.clips, slides.times, strict=True)]
+        pairs = [pair for pair in zip(said, said[1:], strict=False) if "Nothing." not in pair]
+        described, repeated = described + len(pairs), repeated + sum(one == two for one, two in pairs)
+    assert described > 200 and repeated < 0.1 * described
+
+
+def test_kinds_and_places_are_all_there():
+    texts = " ".join(text for seed in range(300) for _, text in make_clip(seed).events())
+    for word in (*COLORS, *SHAPES, "left", "right", "top", "bottom"):
+        assert word in texts
+
+
+def test_written_clips_show_the_same(tmp_path):
+    clip = make_clip(HELD_OUT)
+    path = write_video(clip, tmp_path / "clip.mp4", size=128)
+    processor, _ = new_processor()
+    watched = torch.cat([processor.process_frames(f) for _, f in processor.read_video(path, fps=FPS)])
+    drawn = processor.process_frames(clip.frames())
+    assert watched.shape == drawn.shape and (watched - drawn).abs().mean() < 0.1
+
+
+def test_held_out_seeds_are_never_trained_on():
+    with pytest.raises(ValueError, match="held out"):
+        shapes_dataset("shapes_narration", num_clips=2, first_seed=HELD_OUT - 1)
+    with pytest.raises(ValueError, match="no generated data set 'shapes'"):
+        shapes_dataset("shapes", num_clips=2)
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def new_processor():
+    model, processor = new_model(CONFIGS / "shapes_model.json")
+    return processor, model
+
+
+def test_a_new_model_fits_its_tokenizer():
+    processor, model = new_processor()
+    text = model.config.text_config
+    assert text.vocab_size == processor.frame_token_id == len(processor.tokenizer) - 1
+    assert len(processor.tokenizer.encode("]\n")) == 1
+    assert processor.frame_num_tokens == model.config.frame_num_tokens == 16
+    words = processor.tokenizer.tokenize(": A red circle enters from the left.")
+    assert len(words) == 9, words
+
+
+def test_collator_needs_no_mask():
+    processor, model = new_processor()
+    rows = [dict(row) for row in shapes_dataset("shapes_narration", num_clips=3)]
+    batch = StreamCollator(processor)(rows)
+    assert "attention_mask" not in batch and batch["position_ids"].shape == (1, batch["input_ids"].shape[1])
+    assert batch["num_frames"] == [len(row["video"]) for row in rows]
+    with torch.no_grad():
+        together = model.eval()(**batch).loss
+        parts = [model(**StreamCollator(processor)([row])) for row in rows]
+        counts = [int((StreamCollator(processor)([row])["labels"][:, 1:] >= 0).sum()) for row in rows]
+    mean = sum(p.loss * n for p, n in zip(parts, counts, strict=True)) / sum(counts)
+    assert together == pytest.approx(float(mean), rel=1e-4)
+
+
+def run_script(folder, *arguments):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run(
+        [sys.executable, "train/sft.py", *map(str, arguments), "--output_dir", str(folder)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_two_stages_from_nothing(tmp_path):
+    small = ["--num_clips", 16, "--per_device_train_batch_size", 4, "--warmup_steps", 1, "--logging_steps", 1]
+    first = run_script(tmp_path / "one", "--config", CONFIGS / "shapes_alignment.yaml", *small)
+    assert first.returncode == 0, first.stderr[-3000:]
+    before = AutoModel.from_pretrained(tmp_path / "one", trust_remote_code=True).state_dict()
+    second = run_script(
+        tmp_path / "two", "--config", CONFIGS / "shapes_narration.yaml", "--checkpoint", tmp_path / "one", *small
+    )
+    assert second.returncode == 0, second.stderr[-3000:]
+    losses = [
+        float(line.split("'loss': '")[1].split("'")[0]) for line in second.stdout.split("\n") if "'loss'" in line
+    ]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    after = AutoModel.from_pretrained(tmp_path / "two", trust_remote_code=True).state_dict()
+    still = [name for name, weight in after.items() if torch.equal(weight, before[name])]
+    assert not still, "every parameter is trained, routers included"
+    assert any("routers" in name for name in after)
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert {"config.json", "model.safetensors", "chat_template.jinja", "processor_config.json"} <= names
+    assert {"modeling_videollm_mod.py", "routing_videollm_mod.py", "video_reading_videollm_mod.py"} <= names
+
+
+def test_the_script_says_what_it_lacks(tmp_path):
+    failed = run_script(tmp_path, "--dataset", "shapes_narration", "--bf16", "false")
+    assert failed.returncode == 1 and "exactly one of --checkpoint and --model_config" in failed.stderr
+    assert "Traceback" not in failed.stderr and not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ embedded checkpoint
+
+
+EMBEDDED = ROOT / "space" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(EMBEDDED).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(EMBEDDED)
+
+
+def test_embedded_checkpoint_narrates_its_sample(embedded):
+    """A clip of a seed that was never trained on, from the video file: the right words at the right second."""
+    model, processor = embedded
+    truth = json.loads((ROOT / "space" / "samples" / "shapes.json").read_text())
+    clip = make_clip(truth["seed"])
+    assert truth["seed"] >= HELD_OUT and [list(event) for event in clip.events()] == truth["events"]
+    events = model.narrate(processor, ROOT / "space" / "samples" / "shapes.mp4", NARRATE)
+    assert [[e.time, e.text] for e in events if e.role == "assistant"] == truth["events"]
+
+
+def test_embedded_checkpoint_on_other_held_out_clips(embedded):
+    model, processor = embedded
+    right = told = happened = 0
+    for seed in range(HELD_OUT + 500, HELD_OUT + 520):
+        clip = make_clip(seed)
+        events = {(e.time, e.text) for e in model.narrate(processor, clip.frames(), NARRATE) if e.role == "assistant"}
+        truth = set(clip.events())
+        right, told, happened = right + len(truth & events), told + len(events), happened + len(truth)
+    assert right / told > 0.85 and right / happened > 0.85
+
+
+def test_embedded_checkpoint_answers(embedded):
+    model, processor = embedded
+    right = 0
+    for seed in range(HELD_OUT + 600, HELD_OUT + 615):
+        clip = make_clip(seed)
+        session = model.stream(processor)
+        session.ask(NARRATE, reply_now=False)
+        session.push(clip.frames()[:8])
+        (_, answer) = session.ask("What do you see?")
+        right += answer.text == clip.description(3.5)
+    assert right >= 12
