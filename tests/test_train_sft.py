@@ -91,7 +91,7 @@ def test_messages_are_in_order_and_end_in_time():
 
 
 def test_slides_cannot_be_described_by_copying():
-    """Every frame of an alignment row is of a clip of its own, so that what is said of one says nothing of the next."""
+    """Every frame of an alignment row is of a clip of its own: what is said of one says nothing of the next."""
     repeated = described = 0
     for seed in range(40):
         slides = make_slides(seed)
