@@ -204,8 +204,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         """
         Turns timed messages into turns between which the frames stand.
 
-        Frame i is taken at `start + i / fps`. A message comes after the first frame at or after its time; a later
-        message of the same role and frame replaces the earlier one, as in VideoLLM-online.
+        Frame i is taken at `start + i / fps`. A message comes after the first frame at or after its time. After one
+        frame stand at most a reply, a question and its answer: later ones replace earlier ones, as in VideoLLM-online.
 
         Args:
             messages (`list[dict]`): Messages with `role`, `content` and `time` in seconds, in order of time.
@@ -528,12 +528,15 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
 
 def _put(slot: list[Message], message: Message) -> None:
-    """Adds a message to those after one frame; a later one of its role replaces the earlier one and its answers."""
-    earlier = next((i for i, m in enumerate(slot) if m["role"] == message["role"]), None)
-    if earlier is not None:
-        removed = slot[earlier:] if message["role"] == "user" else slot[earlier : earlier + 1]
-        slot[:] = [m for m in slot if not any(m is gone for gone in removed)]
-    slot.append(message)
+    """
+    Adds a message to those after one frame. A later question replaces an earlier one and its answer, a later reply an
+    earlier one; what was said before a question stays beside the answer to it.
+    """
+    is_question = message["role"] == "user"
+    question = next((index for index, earlier in enumerate(slot) if earlier["role"] == "user"), None)
+    if question is None:
+        question = len(slot) if is_question else -1
+    slot[question + (not is_question) :] = [message]
 
 
 def _check_message(message: Any, index: int) -> None:

@@ -267,7 +267,8 @@ def at(time, message):
         ([at(0.6, user("Q?")), at(0.7, assistant("A.")), at(0.9, assistant("B."))], 3, [3, "Q?", "B."]),
         # A later question cancels an earlier one and its answer; a narration before a question stays.
         ([at(0.6, user("Q?")), at(0.7, assistant("A.")), at(0.9, user("R?"))], 3, [3, "R?"]),
-        ([at(0.6, assistant("A.")), at(0.7, user("Q?")), at(0.9, assistant("B."))], 3, [3, "Q?", "B."]),
+        ([at(0.6, assistant("A.")), at(0.7, user("Q?")), at(0.9, user("R?"))], 3, [3, "A.", "R?"]),
+        ([at(0.6, assistant("A.")), at(0.7, user("Q?")), at(0.9, assistant("B."))], 3, [3, "A.", "Q?", "B."]),
         ([SYSTEM, at(0.0, user("Q?"))], 2, ["Watch.", 1, "Q?", 1]),
         ([], 2, [2]),
     ],
