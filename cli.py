@@ -50,9 +50,11 @@ class _Line(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Gets each stretch of text that will not change any more."""
         if not self._begun:
-            typer.echo(f"{self.session.time:6.1f}s  ", nl=False)
             text = text.lstrip()
-            self._begun = bool(text) or stream_end
+            if not text and not stream_end:
+                return
+            typer.echo(f"{self.session.time:6.1f}s  ", nl=False)
+            self._begun = True
         typer.echo(text, nl=stream_end)
         if stream_end:
             self._begun = False

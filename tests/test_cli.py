@@ -13,6 +13,7 @@
 # limitations under the License.
 """The command line, as a user meets it: run as a program."""
 
+import json
 import os
 import re
 import subprocess
@@ -41,13 +42,13 @@ def run(*arguments, folder=ROOT):
 def test_narrates_the_sample(tmp_path):
     done = run("narrate", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    told = [line for line in lines if re.match(r"^ {1,4}\d+\.\ds  [A-Z]", line)]
-    assert len(told) >= 4 and all(line.endswith(".") for line in told)
+    story = json.loads((ROOT / "space" / "samples" / "shapes.json").read_text(encoding="utf-8"))
+    told = done.stdout.split("\n\n")[0].splitlines()
+    assert told == [f"{time:6.1f}s  {text}" for time, text in story["events"]]
     assert "Note:" not in done.stderr
     assert re.search(r"\d+ frames in [\d.]+ s, [\d.]+ frames/s \(CPU, \d+ threads\)", done.stdout)
     assert re.search(
-        r"full layers: 2 x \d+, routed layers: 4 x \d+; [\d.]+ KB, [\d.]+ KB at full compute", done.stdout
+        r"full layers: 2 x \d+, routed layers: 4 x \d+; [\d.]+ MB, [\d.]+ MB at full compute", done.stdout
     )
     assert re.search(r"[\d.]+ GFLOP; [\d.]+ at full compute \(routing saves \d+%\)", done.stdout)
 
@@ -83,5 +84,5 @@ def test_mistakes_are_answered_in_one_line(arguments, message):
 
 def test_help_names_every_option():
     shown = run("narrate", "--help").stdout
-    for option in ("--model", "--query", "--fps", "--threshold", "VIDEO"):
+    for option in ("--model", "--query", "--fps", "--threshold", "A file or a URL."):
         assert option in shown

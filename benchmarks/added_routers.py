@@ -1,0 +1,112 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Routers added to a model that was trained at full compute: the first steps, with and without them.
+
+A small model learns at full compute to describe generated clips. Then it goes on in four ways on the same batches: as
+it is, and with routers in every second layer under three gates. Draws the losses.
+
+```bash
+python benchmarks/added_routers.py docs/added_routers.png
+```
+"""
+
+import argparse
+import copy
+from pathlib import Path
+
+import matplotlib
+import torch
+from transformers import get_constant_schedule_with_warmup
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.shapes import shapes_dataset
+from videollm_mod.train.new_model import new_model
+
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = {
+    "full compute": None,
+    "routed, tanh gate (default)": "tanh",
+    "routed, linear gate (the paper)": "linear",
+    "routed, sigmoid gate on the output (the authors' code)": "sigmoid",
+}
+
+
+def main() -> None:
+    """Trains, branches, prints and draws."""
+    parser = argparse.ArgumentParser(description="Loss of the first steps after routers are added.")
+    parser.add_argument("out", type=Path, help="PNG to write")
+    parser.add_argument("--before", type=int, default=400, help="steps at full compute")
+    parser.add_argument("--after", type=int, default=50, help="steps of each variant")
+    parser.add_argument("--batch", type=int, default=16)
+    options = parser.parse_args()
+    model, processor = new_model(ROOT / "train" / "configs" / "shapes_model.json")
+    model.config.mod_keep_ratio = 1.0
+    collator = StreamCollator(processor)
+    clips = shapes_dataset("shapes_alignment", num_clips=(options.before + options.after) * options.batch)
+    batches = [range(i, i + options.batch) for i in range(0, len(clips), options.batch)]
+
+    before = train(model, [[clips[i] for i in rows] for rows in batches[: options.before]], collator, warmup=100)
+    rest = [[clips[i] for i in rows] for rows in batches[options.before :]]
+    figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=150)
+    axes.plot(range(-20, 0), before[-20:], color="0.6", label="before")
+    print("| | step 1 | step 10 | step 50 | mean of 50 |\n|---|---|---|---|---|")
+    for name, gate in VARIANTS.items():
+        losses = train(branch(model, gate), rest, collator, warmup=0)
+        axes.plot(range(len(losses)), losses, label=name)
+        mean = sum(losses) / len(losses)
+        print(f"| {name} | {losses[0]:.3f} | {losses[min(9, len(losses) - 1)]:.3f} | {losses[-1]:.3f} | {mean:.3f} |")
+    axes.set(xlabel="steps after routers were added", ylabel="loss", yscale="log")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(options.out)
+
+
+def branch(full: VideoLLMMoDForConditionalGeneration, gate: str | None) -> VideoLLMMoDForConditionalGeneration:
+    """A copy of the full-compute model, with routers in every second layer if a gate is given."""
+    config = copy.deepcopy(full.config)
+    if gate is not None:
+        config.mod_keep_ratio, config.mod_layers, config.mod_gate = 0.2, "interleaved", gate
+        config.mod_gate_on = "output" if gate == "sigmoid" else "update"
+    torch.manual_seed(0)
+    model = VideoLLMMoDForConditionalGeneration(config)
+    model.load_state_dict(full.state_dict(), strict=False)
+    return model
+
+
+def train(model, batches, collator, *, warmup: int, learning_rate: float = 5e-4) -> list[float]:
+    """Losses of one pass over the batches."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    schedule = get_constant_schedule_with_warmup(optimizer, warmup)
+    losses = []
+    for rows in batches:
+        loss = model(**collator(rows), use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+if __name__ == "__main__":
+    main()
