@@ -16,14 +16,16 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto
 
-# The embedded checkpoint and its sample, from nothing: about an hour on two cores of a CPU.
-TRAINED := outputs/shapes_narration
+# The embedded checkpoint and its sample, from nothing: an hour and a half on two cores of a CPU. The sample is the first
+# held-out clip of 24 frames in which six things happen, with four colours and all four sides.
+TRAINED := outputs/shapes_pairs
 checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/sft.py --config train/configs/shapes_alignment.yaml
 	$(BIN)/python train/sft.py --config train/configs/shapes_narration.yaml
+	$(BIN)/python train/sft.py --config train/configs/shapes_pairs.yaml
 	mkdir -p space/checkpoint space/samples
 	cp $(TRAINED)/*.json $(TRAINED)/*.safetensors $(TRAINED)/*.jinja $(TRAINED)/*.py space/checkpoint/
-	$(BIN)/python train/data/shapes.py space/samples/shapes.mp4 --seed 1001209
+	$(BIN)/python train/data/shapes.py space/samples/shapes.mp4 --seed 1009678
 
 # The code that travels with the embedded checkpoint, after a change to it.
 checkpoint-code:

@@ -207,7 +207,7 @@ EMBEDDED = ROOT / "space" / "checkpoint"
 @pytest.fixture(scope="module")
 def embedded():
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(EMBEDDED).eval()
-    return model, VideoLLMMoDProcessor.from_pretrained(EMBEDDED)
+    return model, VideoLLMMoDProcessor.from_pretrained(EMBEDDED, trust_remote_code=True)
 
 
 def test_embedded_checkpoint_narrates_its_sample(embedded):

@@ -24,7 +24,8 @@ class ScriptArguments:
     What to train on.
 
     Args:
-        dataset (`str`): `"shapes_alignment"`, `"shapes_narration"` or `"shapes_mixed"`, all generated.
+        dataset (`str`): `"shapes_alignment"`, `"shapes_narration"`, `"shapes_mixed"` or `"shapes_pairs"`, all
+            generated.
         num_clips (`int`, *optional*, defaults to 1000): How many clips to generate.
         first_seed (`int`, *optional*, defaults to 0): Seed of the first clip.
     """

@@ -40,7 +40,7 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle")
 SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
-DATASETS = ("shapes_alignment", "shapes_narration", "shapes_mixed")
+DATASETS = ("shapes_alignment", "shapes_narration", "shapes_mixed", "shapes_pairs")
 FPS = 2
 HELD_OUT = 1_000_000
 NARRATE = "Please narrate the video in real time."
@@ -169,19 +169,20 @@ def _where(center: tuple[float, float]) -> str:
     return "at the top" if y < 0 else "at the bottom"
 
 
-def make_clip(seed: int, *, min_frames: int = 8, max_frames: int = 24) -> Clip:
+def make_clip(seed: int, *, min_frames: int = 8, max_frames: int = 24, pair: bool = False) -> Clip:
     """
-    A clip, the same for the same seed: one or two shapes of different kinds, no two events at one frame.
+    A clip, the same for the same arguments: one or two shapes of different kinds, no two events at one frame.
 
     Args:
         seed (`int`): Decides everything.
         min_frames (`int`, *optional*, defaults to 8): Fewest frames at 2 fps.
         max_frames (`int`, *optional*, defaults to 24): Most frames.
+        pair (`bool`, *optional*, defaults to `False`): Two shapes, of which otherwise about one clip in eight has two.
     """
     rng = np.random.default_rng(seed)
-    num_frames = int(rng.integers(min_frames, max_frames + 1))
+    num_frames = int(rng.integers(max(min_frames, 11) if pair else min_frames, max_frames + 1))
     while True:
-        kinds = rng.permutation(SHAPES)[: 1 + int(num_frames > 10 and rng.random() < 0.5)]
+        kinds = rng.permutation(SHAPES)[: 2 if pair else 1 + int(num_frames > 10 and rng.random() < 0.5)]
         shapes = tuple(_make_shape(rng, str(kind), num_frames) for kind in kinds)
         clip = Clip(seed, num_frames, shapes)
         times = [time for time, _ in clip.events()]
@@ -224,10 +225,10 @@ class Slides:
         return np.stack([clip.draw(time, size) for clip, time in zip(self.clips, self.times, strict=True)])
 
 
-def make_slides(seed: int, *, num_frames: int = 12) -> Slides:
+def make_slides(seed: int, *, num_frames: int = 12, pair: bool = False) -> Slides:
     """Frames of different clips, none of them held out, the same for the same seed; often something just enters."""
     rng = np.random.default_rng((seed, 2))
-    clips = tuple(make_clip((seed * num_frames + index) % HELD_OUT) for index in range(num_frames))
+    clips = tuple(make_clip((seed * num_frames + index) % HELD_OUT, pair=pair) for index in range(num_frames))
     times = []
     for clip in clips:
         chance = rng.random()
@@ -250,14 +251,12 @@ def alignment_messages(slides: Slides) -> list[dict[str, Any]]:
 
 
 def narration_messages(clip: Clip) -> list[dict[str, Any]]:
-    """Timed messages in which events are narrated when they happen, and now and then a question is asked."""
+    """Timed messages in which events are narrated when they happen, and now and then a question is asked as well."""
     messages = [{"role": "user", "content": NARRATE, "time": 0.0}]
     messages += [{"role": "assistant", "content": text, "time": time} for time, text in clip.events()]
     rng = np.random.default_rng((clip.seed, 1))
-    busy = {message["time"] for message in messages}
-    quiet = [index / FPS for index in range(1, clip.num_frames) if index / FPS not in busy]
-    if quiet and rng.random() < 0.3:
-        time = float(rng.choice(quiet))
+    if rng.random() < 0.3:
+        time = int(rng.integers(1, clip.num_frames)) / FPS
         messages.append({"role": "user", "content": DESCRIBE, "time": time})
         messages.append({"role": "assistant", "content": clip.description(time), "time": time})
     return sorted(messages, key=lambda message: message["time"])
@@ -282,7 +281,8 @@ def shapes_dataset(name: str, *, num_clips: int, first_seed: int = 0) -> Dataset
     Clips that are drawn when they are read: rows `{"messages": ..., "video": uint8 (frames, 64, 64, 3)}`.
 
     Args:
-        name (`str`): `"shapes_alignment"`, `"shapes_narration"`, or `"shapes_mixed"`, in which the two alternate.
+        name (`str`): `"shapes_alignment"`, `"shapes_narration"`, `"shapes_mixed"`, in which the two alternate, or
+            `"shapes_pairs"`, in which they do and two thirds of all clips have two shapes.
         num_clips (`int`): Number of clips.
         first_seed (`int`, *optional*, defaults to 0): Seed of the first; seeds from `HELD_OUT` on are for evaluation.
 
@@ -295,10 +295,11 @@ def shapes_dataset(name: str, *, num_clips: int, first_seed: int = 0) -> Dataset
         raise ValueError(f"Seeds from {HELD_OUT} on are held out; asked for seeds to {first_seed + num_clips - 1}.")
 
     def row(seed: int) -> tuple[list[dict[str, Any]], np.ndarray]:
-        if name == "shapes_alignment" or (name == "shapes_mixed" and seed % 2):
-            slides = make_slides(seed)
+        pair = name == "shapes_pairs" and bool(seed % 3)
+        if name == "shapes_alignment" or (name in ("shapes_mixed", "shapes_pairs") and seed % 2):
+            slides = make_slides(seed, pair=pair)
             return alignment_messages(slides), slides.frames()
-        clip = make_clip(seed)
+        clip = make_clip(seed, pair=pair)
         return narration_messages(clip), clip.frames()
 
     def draw(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
