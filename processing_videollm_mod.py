@@ -124,8 +124,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         text: str | list[str] | None = None,
         frame_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
         fps: float = 2.0,
-        start: float = 0.0,
-        end: float | None = None,
+        start: float | Sequence[float] = 0.0,
+        end: float | Sequence[float | None] | None = None,
         add_generation_prompt: bool = False,
         return_labels: bool = False,
         padding: bool = True,
@@ -147,8 +147,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             frame_features (`torch.Tensor` of shape `(frames, tokens, vision hidden)`, *optional*):
                 In place of `videos`, what the model's `encode_frames` gave; a list of them for a batch.
             fps (`float`, *optional*, defaults to 2.0): Frames a second to read and to place timed messages at.
-            start (`float`, *optional*, defaults to 0.0): Second of the video at which the dialogue begins.
-            end (`float`, *optional*): Second at which it ends. By default the end of the video.
+            start (`float` or `list[float]`, *optional*, defaults to 0.0):
+                Second of the video at which the dialogue begins; a list has one a dialogue.
+            end (`float` or `list[float]`, *optional*):
+                Second at which it ends; a list has one a dialogue. By default the end of the video.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "Assistant:".
             return_labels (`bool`, *optional*, defaults to `False`): Whether to return `labels`.
             padding (`bool`, *optional*, defaults to `True`): Whether to pad the rows of a batch to one length.
@@ -167,7 +169,12 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             raise ValueError("Give exactly one of `messages` and `text`.")
         dialogues, is_batch = _as_batch(messages if text is None else text, str if text is not None else dict)
         count = len(dialogues)
-        frames = [self._frames(video, fps, start, end) for video in _spread(videos, is_batch, count, "videos")]
+        starts, ends = (
+            _spread(value, is_batch, count, name) if isinstance(value, (list, tuple)) else [value] * count
+            for name, value in (("start", start), ("end", end))
+        )
+        videos = _spread(videos, is_batch, count, "videos")
+        frames = [self._frames(*values, fps) for values in zip(videos, starts, ends, strict=True)]
         features = _spread(frame_features, is_batch, count, "frame_features")
         rows = []
         for index, (dialogue, pixels, feature) in enumerate(zip(dialogues, frames, features, strict=True)):
@@ -176,7 +183,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             given = pixels if feature is None else feature
             shown = None if given is None else len(given)
             if text is None:
-                dialogue = self._complete(dialogue, shown, fps, start)
+                dialogue = self._complete(dialogue, shown, fps, starts[index])
                 row = self._tokenize_dialogue(dialogue, add_generation_prompt, return_labels)
             else:
                 row = {"input_ids": self._tokenize(dialogue)[0]}
@@ -438,7 +445,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     ) -> list[int]:
         """
         What is learned: assistant turns, and at each frame's last token the interval token or the "]\\n" that opens a
-        reply. A message's `learn` set to False leaves it out; a number learns that many of a stream turn's frames.
+        reply. A message's `learn` set to False leaves it out; a stream turn's may also be a number, which learns that
+        many of its frames, or a list with one truth value a frame.
         """
         labels = [_LABEL_IGNORED] * len(ids)
         starts = np.array([begin for begin, _ in offsets])
@@ -459,11 +467,14 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         for index, message in enumerate(dialogue):
             if message["role"] != "stream":
                 continue
-            learned = message.get("learn", True)
-            learned = message["num_frames"] * learned if isinstance(learned, bool) else learned
-            for position in range(message["num_frames"]):
+            learned, count = message.get("learn", True), message["num_frames"]
+            if isinstance(learned, bool):
+                learned = [learned] * count
+            elif isinstance(learned, int):
+                learned = [position < learned for position in range(count)]
+            for position, is_learned in enumerate(learned):
                 after = next(ends) + 1
-                if position >= learned:
+                if not is_learned:
                     continue
                 if position + 1 < message["num_frames"]:
                     labels[after] = silence
@@ -519,7 +530,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             pixels.append(processed["pixel_values_videos"][0])
         return torch.cat(pixels)
 
-    def _frames(self, video: Any, fps: float, start: float, end: float | None) -> torch.Tensor | None:
+    def _frames(self, video: Any, start: float, end: float | None, fps: float) -> torch.Tensor | None:
         if video is None:
             return None
         if isinstance(video, (str, Path)):
@@ -551,6 +562,9 @@ def _check_message(message: Any, index: int) -> None:
             raise ValueError(
                 f"Message {index} is a stream message, whose `num_frames` must be at least 1, got {count}."
             )
+        learned = message.get("learn", True)
+        if isinstance(learned, (list, tuple)) and len(learned) != count:
+            raise ValueError(f"Message {index} has {count} frames, but `learn` {len(learned)} truth values.")
     elif not isinstance(message.get("content"), str):
         raise ValueError(
             f"Message {index} ({role}) needs text as `content`, got {type(message.get('content')).__name__}."

@@ -234,6 +234,15 @@ def test_learn_leaves_turns_out(processor):
     assert processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] >= 0]) == ",,Assistant: Yes.</s>"
 
 
+def test_learn_names_single_frames(processor):
+    dialogue = [SYSTEM, dict(stream(4), learn=[True, False, False, True]), assistant("Yes.")]
+    batch = processor(dialogue, random_frames(4), return_labels=True)
+    positions = [i for i, token in enumerate(batch["input_ids"][0]) if token == processor.frame_token_id][9::10]
+    assert [int(batch["labels"][0][i + 1]) >= 0 for i in positions] == [True, False, False, True]
+    with pytest.raises(ValueError, match="has 4 frames, but `learn` 2 truth values"):
+        processor([SYSTEM, dict(stream(4), learn=[True, False])], random_frames(4), return_labels=True)
+
+
 def test_labels_train_a_model(processor):
     model = tiny_model(
         frame_token_id=processor.frame_token_id,
@@ -317,6 +326,22 @@ def test_a_batch_pads_text_and_frames(processor):
             assert bool(real[0]) == (side == "right" or row == 0)
             if video is not None:
                 assert torch.equal(batch["pixel_values_videos"][row, : len(video)], alone["pixel_values_videos"][0])
+
+
+def test_each_dialogue_of_a_batch_has_its_own_stretch_of_video(processor, tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", random_frames(60), fps=10)
+    dialogues = [[at(0.5, assistant("A."))], [at(3.0, assistant("B."))]]
+    batch = processor(dialogues, [path, path], fps=2, start=[0.0, 2.5], end=[1.0, None], return_labels=True)
+    assert batch["num_frames"] == [3, 7]
+    for row, (start, end) in enumerate([(0.0, 1.0), (2.5, None)]):
+        alone = processor(dialogues[row], path, fps=2, start=start, end=end, return_labels=True)
+        count = alone["num_frames"][0]
+        assert torch.equal(batch["pixel_values_videos"][row, :count], alone["pixel_values_videos"][0])
+        assert torch.equal(
+            batch["labels"][row][batch["labels"][row] >= 0], alone["labels"][0][alone["labels"][0] >= 0]
+        )
+    with pytest.raises(ValueError, match="`start` has 1 entries for 2 dialogues"):
+        processor(dialogues, [path, path], start=[0.0])
 
 
 def test_features_in_place_of_videos(processor):
