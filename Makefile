@@ -16,7 +16,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto
 
-# The embedded checkpoint and its sample, from nothing: an hour and a half on two cores of a CPU. The sample is the first
+# The embedded checkpoint and its sample, from nothing: under two hours on two cores of a CPU. The sample is the first
 # held-out clip of 24 frames in which six things happen, with four colours and all four sides.
 TRAINED := outputs/shapes_pairs
 checkpoint: $(VENV)/.installed-test

@@ -1,0 +1,336 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Key/value cache whose layers differ in length: a routed layer holds text and kept frame tokens only."""
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+
+
+class VideoLLMMoDStaticLayer(StaticLayer):
+    """A preallocated layer that can be cropped and re-batched. Keys and values are (batch, heads, length, dim)."""
+
+    is_croppable = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last `-tokens_to_remove` entries; they are overwritten by the next update."""
+        self.truncate(int(self.get_seq_length()) + tokens_to_remove)
+
+    def truncate(self, length: int) -> None:
+        """Keeps the first `length` entries."""
+        if self.is_initialized:
+            self.cumulative_length.fill_(length)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row `repeats` times."""
+        self._map_batch(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps the rows `indices`."""
+        self._map_batch(lambda tensor: tensor[indices])
+
+    def _map_batch(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if self.is_initialized:
+            self.keys, self.values = function(self.keys), function(self.values)
+            self.batch_size = self.keys.shape[0]
+
+
+class VideoLLMMoDDynamicLayer(DynamicLayer):
+    """A growing layer that can be cut to a length. Keys and values are (batch, heads, length, dim)."""
+
+    def reset(self) -> None:
+        """Empties the layer."""
+        # Up to Transformers 5.17 the base class zeroes the entries and keeps them.
+        self.keys = self.values = None
+        self.is_initialized = False
+
+    def truncate(self, length: int) -> None:
+        """Keeps the first `length` entries."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[..., :length, :], self.values[..., :length, :]
+
+
+class _PositionsMixin:
+    """
+    Positions of a routed layer's entries: (batch, length), each entry's index in the full sequence, -1 for filler.
+
+    Filler exists where rows of a batch have different numbers of frames; attention must not see it. The positions of
+    one forward pass are recorded before its keys and values arrive.
+    """
+
+    def reset(self) -> None:
+        """Empties the layer."""
+        self.positions = None
+        super().reset()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._map_positions(lambda positions: positions.index_select(0, beam_idx.to(positions.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._map_positions(lambda positions: positions.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._map_positions(lambda positions: positions[indices])
+
+    def count_before(self, position: int) -> torch.Tensor:
+        """Number of leading entries, in any row, that lie before `position` of the full sequence: a scalar tensor."""
+        # Entries are in order, so those to keep are a prefix, whichever row is the longest.
+        return ((self.positions >= 0) & (self.positions < position)).any(dim=0).sum()
+
+    def _map_positions(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if self.positions is not None:
+            self.positions = function(self.positions)
+
+
+class RoutedDynamicLayer(_PositionsMixin, VideoLLMMoDDynamicLayer):
+    """A growing layer of kept and text tokens."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.positions = None
+
+    # One concatenation a layer and step is a kernel launch that only padding, crops and pictures ever need: collect
+    # the chunks and join them when somebody looks.
+    @property
+    def positions(self) -> torch.Tensor | None:
+        """Each entry's index in the full sequence, (batch, length), -1 for filler; `None` before the first."""
+        if len(self._chunks) > 1:
+            self._chunks = [torch.cat(self._chunks, dim=1)]
+        return self._chunks[0] if self._chunks else None
+
+    @positions.setter
+    def positions(self, positions: torch.Tensor | None) -> None:
+        self._chunks = [] if positions is None else [positions]
+
+    def record_positions(self, positions: torch.Tensor) -> None:
+        """Appends the positions (batch, new) of the entries that come next."""
+        self._chunks.append(positions)
+
+    def truncate_before(self, position: int, length: int) -> None:
+        """Keeps the first `length` entries; those at or past `position` become filler."""
+        kept = self.positions[:, :length]
+        self.positions = kept.masked_fill(kept >= position, -1)
+        self.truncate(length)
+
+
+class RoutedStaticLayer(_PositionsMixin, VideoLLMMoDStaticLayer):
+    """A preallocated layer of kept and text tokens."""
+
+    def __init__(self, max_cache_len: int, **kwargs) -> None:
+        super().__init__(max_cache_len, **kwargs)
+        self.positions = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocates keys, values and positions for states (batch, heads, any, dim)."""
+        super().lazy_initialization(key_states, value_states)
+        if self.positions is None:
+            self._allocate_positions(key_states.shape[0], key_states.device)
+
+    def _allocate_positions(self, batch_size: int, device: torch.device) -> None:
+        self.positions = torch.full((batch_size, self.max_cache_len), -1, dtype=torch.long, device=device)
+        if not torch.compiler.is_compiling():
+            torch._dynamo.mark_static_address(self.positions)
+
+    def reset(self) -> None:
+        """Empties the layer; its tensors stay where they are."""
+        VideoLLMMoDStaticLayer.reset(self)
+        if self.positions is not None:
+            self.positions.fill_(-1)
+
+    def record_positions(self, positions: torch.Tensor) -> None:
+        """Writes the positions (batch, new) of the entries that come next."""
+        if self.positions is None:
+            self._allocate_positions(positions.shape[0], positions.device)
+        slots = torch.arange(positions.shape[1], device=positions.device) + self.get_seq_length()
+        self.positions.index_copy_(1, slots, positions)
+
+    def truncate_before(self, position: int, length: int) -> None:
+        """Keeps the first `length` entries; those at or past `position` become filler."""
+        past = torch.arange(self.max_cache_len, device=self.positions.device) >= length
+        self.positions.masked_fill_(past | (self.positions >= position), -1)
+        self.truncate(length)
+
+
+class VideoLLMMoDCache(Cache):
+    r"""
+    Key/value cache of a routed language model.
+
+    A full layer holds every token, a routed layer only text and the frame tokens it kept, each with its position in
+    the full sequence. `get_seq_length()` is the number of tokens *seen*, whichever layer is routed;
+    `get_seq_length(layer_idx)` is what that layer holds.
+
+    Args:
+        num_layers (`int`): Number of decoder layers.
+        routed_layers (`Collection[int]`, *optional*, defaults to none): Indices of the layers that are routed.
+        max_lengths (`Sequence[int]`, *optional*): Entries to preallocate in each layer. Without it, layers grow.
+        offloading (`bool`, *optional*, defaults to `False`): Whether layers wait on the CPU until they are used.
+
+    Example:
+
+    ```python
+    >>> cache = VideoLLMMoDCache(num_layers=4, routed_layers=[1, 3])
+    >>> model(**inputs, past_key_values=cache)       # 2 frames of 10 tokens, 2 kept in a routed layer, 5 text tokens
+    >>> cache.get_seq_length(), cache.lengths
+    (25, [25, 9, 25, 9])
+    ```"""
+
+    def __init__(
+        self,
+        num_layers: int,
+        routed_layers: Collection[int] = (),
+        *,
+        max_lengths: Sequence[int] | None = None,
+        offloading: bool = False,
+    ) -> None:
+        routed = set(routed_layers)
+        if max_lengths is None:
+            layers = [
+                RoutedDynamicLayer() if layer in routed else VideoLLMMoDDynamicLayer() for layer in range(num_layers)
+            ]
+        elif len(max_lengths) != num_layers:
+            raise ValueError(
+                f"`max_lengths` has {len(max_lengths)} lengths for {num_layers} layers: give one a layer."
+            )
+        else:
+            layers = [
+                RoutedStaticLayer(length) if layer in routed else VideoLLMMoDStaticLayer(length)
+                for layer, length in enumerate(max_lengths)
+            ]
+        super().__init__(layers=layers, offloading=offloading)
+        # A tensor where layers are static, so that a compiled step does not specialise on it.
+        self.num_seen: int | torch.Tensor = 0 if max_lengths is None else torch.tensor(0)
+        # Whether some row is shorter than others in a routed layer, so that attention needs to be told.
+        self.has_filler = False
+        self._inside_frame: list[tuple[int, torch.Tensor | None]] = []
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of entries each layer holds."""
+        return [int(layer.get_seq_length()) for layer in self.layers]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all keys and values, preallocated ones included."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for layer in self.layers
+            for tensor in (layer.keys, layer.values)
+            if tensor is not None
+        )
+
+    def get_seq_length(self, layer_idx: int | None = None) -> int | torch.Tensor:
+        """Number of tokens seen, or with `layer_idx` the number of entries in that layer."""
+        return self.num_seen if layer_idx is None else self.layers[layer_idx].get_seq_length()
+
+    def record_positions(self, layer_idx: int, positions: torch.Tensor, *, has_filler: bool = False) -> None:
+        """Records where the entries that routed layer `layer_idx` is about to add lie: (batch, new), -1 for filler."""
+        self.layers[layer_idx].record_positions(positions)
+        self.has_filler = self.has_filler or has_filler
+
+    def get_positions(self, layer_idx: int) -> torch.Tensor | None:
+        """Positions of the entries of routed layer `layer_idx`: (batch, length), -1 for filler; `None` if empty."""
+        return self.layers[layer_idx].positions
+
+    def advance(self, num_tokens: int, inside_frame: torch.Tensor | None = None) -> None:
+        """
+        Counts the tokens of one forward pass.
+
+        Args:
+            num_tokens (`int`): Number of new tokens, frame tokens included.
+            inside_frame (`torch.Tensor` of shape `(batch, num_tokens)`, *optional*):
+                True at frame tokens that are not the last of their frame, after which the cache must not be cut.
+        """
+        if isinstance(self.num_seen, torch.Tensor):
+            self.num_seen.add_(num_tokens)
+            if torch.compiler.is_compiling():
+                return
+        else:
+            self.num_seen += num_tokens
+        self._inside_frame.append((num_tokens, inside_frame))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """
+        Forgets the last `-tokens_to_remove` tokens of the full sequence, in each layer those of them that it holds.
+
+        Raises:
+            `ValueError`: If the number is positive or larger than what was seen, or would leave part of a frame: its
+            tokens were chosen together and enter the cache together.
+        """
+        num_seen = int(self.num_seen)
+        length = num_seen + tokens_to_remove
+        if tokens_to_remove > 0 or length < 0:
+            raise ValueError(
+                f"`tokens_to_remove` is {tokens_to_remove}; it must be negative and no less than {-num_seen}."
+            )
+        if tokens_to_remove == 0:
+            return
+        self._crop_frame_log(num_seen, length)
+        routed = [layer for layer in self.layers if isinstance(layer, _PositionsMixin) and layer.positions is not None]
+        counts = torch.stack([layer.count_before(length) for layer in routed]).tolist() if routed else []
+        for layer, count in zip(routed, counts, strict=True):
+            # Rows whose entries end earlier than the longest row's are filled up by the cut.
+            layer.truncate_before(length, count)
+        self.has_filler = self.has_filler or any(layer.positions.shape[0] > 1 for layer in routed)
+        for layer in self.layers:
+            if not isinstance(layer, _PositionsMixin):
+                layer.truncate(length)
+        self.num_seen = self.num_seen.fill_(length) if isinstance(self.num_seen, torch.Tensor) else length
+
+    def _crop_frame_log(self, num_seen: int, length: int) -> None:
+        log, end = list(self._inside_frame), num_seen
+        while log and end - log[-1][0] >= length:
+            end -= log.pop()[0]
+        if log and end > length:
+            num_tokens, inside_frame = log.pop()
+            kept = num_tokens - (end - length)
+            if inside_frame is not None and bool(inside_frame[:, kept - 1].any()):
+                raise ValueError(
+                    f"Cropping to {length} tokens would cut a frame in two: crop to the end of a frame or into text."
+                )
+            log.append((kept, None if inside_frame is None else inside_frame[:, :kept]))
+        self._inside_frame = log
+
+    def reset(self) -> None:
+        """Empties all layers."""
+        super().reset()
+        self.has_filler = False
+        self.num_seen = self.num_seen.zero_() if isinstance(self.num_seen, torch.Tensor) else 0
+        self._inside_frame = []
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Reorders the rows for beam search."""
+        super().reorder_cache(beam_idx)
+        self._map_frame_log(lambda inside: inside.index_select(0, beam_idx.to(inside.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row `repeats` times."""
+        super().batch_repeat_interleave(repeats)
+        self._map_frame_log(lambda inside: inside.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps the rows `indices`."""
+        super().batch_select_indices(indices)
+        self._map_frame_log(lambda inside: inside[indices])
+
+    def _map_frame_log(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._inside_frame = [
+            (num_tokens, None if inside is None else function(inside)) for num_tokens, inside in self._inside_frame
+        ]
+
+
+__all__ = ["VideoLLMMoDCache"]

@@ -1,0 +1,419 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configuration of VideoLLM-MoD: which layers route, how many tokens of a frame they keep, and what that costs."""
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import transformers
+from huggingface_hub.dataclasses import strict
+from packaging import version
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# The one place where versions are compared. Code that travels with a checkpoint meets whatever is installed.
+_MINIMUM_TRANSFORMERS = "5.17.0"
+if version.parse(version.parse(transformers.__version__).base_version) < version.parse(_MINIMUM_TRANSFORMERS):
+    raise ImportError(
+        f"VideoLLM-MoD needs transformers >= {_MINIMUM_TRANSFORMERS}, found {transformers.__version__}. "
+        'Upgrade with `pip install --upgrade "transformers>=5.17"`.'
+    )
+
+MOD_LAYER_SCHEMES = ("interleaved", "interleaved_deep", "all", "all_deep")
+
+_DEFAULT_TEXT = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "bos_token_id": 128000,
+    "eos_token_id": 128009,
+}
+_DEFAULT_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 16,
+}
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """
+    What one forward pass over a stretch of stream costs the language model, routed and at full compute.
+
+    Floating point operations count a multiply-add as two and attention as dense (query length x key length), as
+    `torch.utils.flop_counter.FlopCounterMode` does; a causal kernel does about half of the attention part.
+
+    Attributes:
+        flops (`int`): Operations of connector, decoder layers and language model head under this scheme.
+        full_flops (`int`): The same at full compute (every keep ratio 1).
+        cache_entries (`tuple[int, ...]`): Key/value cache entries each layer holds afterwards.
+        cache_bytes (`int`): Bytes of the key/value cache afterwards.
+        full_cache_bytes (`int`): The same at full compute.
+        vision_flops (`int`): Operations of encoding the new frames, the same under every scheme. 0 where the
+            estimate was asked of the configuration alone, which has no encoder to count.
+    """
+
+    flops: int
+    full_flops: int
+    cache_entries: tuple[int, ...]
+    cache_bytes: int
+    full_cache_bytes: int
+    vision_flops: int = 0
+
+    @property
+    def flops_ratio(self) -> float:
+        """Share of the full-compute operations that this scheme needs."""
+        return self.flops / self.full_flops
+
+    @property
+    def cache_ratio(self) -> float:
+        """Share of the full-compute cache that this scheme needs."""
+        return self.cache_bytes / self.full_cache_bytes
+
+
+@strict
+class VideoLLMMoDConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`VideoLLMMoDForConditionalGeneration`]: a vision encoder, a connector and a decoder-only
+    language model in which some layers are routed (VideoLLM-MoD, arXiv 2408.16730, section 3). The defaults are the
+    paper's: a Llama-3-8B with SigLIP-L/16-384, 1 + 3x3 tokens a frame, every second layer keeping 20% of them.
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to Llama-3-8B's):
+            Any decoder-only language model of the Llama shape.
+        vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to SigLIP-L/16-384's):
+            Any image encoder with a patch grid. Of an image-text model's configuration, the vision part is taken.
+        frame_token_cls (`bool`, *optional*, defaults to `True`):
+            Whether a frame begins with the encoder's pooled token.
+        frame_token_pooled (`list[int]`, *optional*, defaults to `[3, 3]`):
+            Height and width of the grid that the encoder's patches are average-pooled to, or `None` for no grid.
+        frame_token_id (`int`, *optional*, defaults to 128256):
+            Id of the frame token "<v>". It needs no row in the embedding table.
+        frame_token_interval_id (`int`, *optional*, defaults to 11):
+            Id of the interval token that separates frames, or `None` if frames follow each other directly and the
+            end-of-sequence token is the target of silence (VideoLLM-online's one-token models).
+        connector_hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation between the two linear layers of the connector.
+        mod_keep_ratio (`float` or `list[float]`, *optional*, defaults to 0.2):
+            Share of each frame's tokens that a routed layer keeps, in [0, 1]; `ceil(ratio * tokens)` tokens are kept.
+            A list gives one ratio a layer, which also expresses full compute (all 1), EarlyExit (1 then 0), LayerSkip
+            (1, 0, 1, 0, ...) and p-MoD's decaying schedule.
+        mod_layers (`str` or `list[int]`, *optional*):
+            Which layers `mod_keep_ratio` applies to if it is one number: `"interleaved"` (1, 3, 5, ..., the default),
+            `"interleaved_deep"` (3, 5, ...), `"all"`, `"all_deep"` (from 2), or a list of layer indices. `None` where
+            `mod_keep_ratio` is a list.
+        mod_router (`str`, *optional*, defaults to `"learned"`):
+            How kept tokens are chosen: `"learned"` (highest router score), `"uniform"` (evenly spaced) or `"random"`
+            (by a hash of layer and position, so that any path through a stream chooses alike).
+        mod_gate (`str`, *optional*, defaults to `"tanh"`):
+            What a learned router's score multiplies the layer with: `"linear"` (the score, as in the paper),
+            `"sigmoid"`, `"tanh"` (`1 + 0.2 * tanh(score)` with routers that start at zero, as in p-MoD, arXiv
+            2412.04449, so that a routed layer starts as the plain layer) or `"none"`.
+        mod_gate_on (`str`, *optional*, defaults to `"update"`):
+            Whether the gate multiplies the layer's `"update"` (the paper) or its whole `"output"`, residual included
+            (the authors' code).
+        mod_keep_last (`bool`, *optional*, defaults to `True`):
+            Whether a frame's last token, at which the model decides whether to speak, is always among those that a
+            routed layer keeps. Without effect in layers that keep none.
+        stream_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the loss at frames (speak or stay silent) against the loss on text.
+        interval_threshold (`float`, *optional*, defaults to 0.725):
+            While streaming, probability of the interval token below which the model speaks.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the language model head shares the embedding table. Taken from `text_config` where that says so.
+
+    Raises:
+        `ValueError`: If ratios, layers, the frame grid or token ids do not fit the two models.
+
+    Example:
+
+    ```python
+    >>> config = VideoLLMMoDConfig(mod_layers="all_deep")
+    >>> config.frame_num_tokens, config.layer_keep_counts[:4]
+    (10, [10, 10, 2, 2])
+    ```"""
+
+    model_type = "videollm_mod"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    frame_token_cls: bool = True
+    frame_token_pooled: list[int] | tuple[int, ...] | None = (3, 3)
+    frame_token_id: int | None = 128256
+    frame_token_interval_id: int | None = 11
+    connector_hidden_act: str = "gelu"
+    mod_keep_ratio: int | float | list[int | float] | tuple[int | float, ...] = 0.2
+    mod_layers: str | list[int] | tuple[int, ...] | None = None
+    mod_router: Literal["learned", "uniform", "random"] = "learned"
+    mod_gate: Literal["linear", "sigmoid", "tanh", "none"] = "tanh"
+    mod_gate_on: Literal["update", "output"] = "update"
+    mod_keep_last: bool = True
+    stream_loss_weight: int | float = 1.0
+    interval_threshold: int | float = 0.725
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._refuse_near_misses(kwargs)
+        self.text_config = _as_config(self.text_config, _DEFAULT_TEXT)
+        vision_config = _as_config(self.vision_config, _DEFAULT_VISION)
+        # Encoders are mostly published with a text tower (SigLIP, CLIP): frames need the other one.
+        self.vision_config = getattr(vision_config, "vision_config", vision_config)
+        self.tie_word_embeddings = self.tie_word_embeddings or getattr(self.text_config, "tie_word_embeddings", False)
+        if self.mod_layers is None and not isinstance(self.mod_keep_ratio, (list, tuple)):
+            self.mod_layers = "interleaved"
+        super().__post_init__(**kwargs)
+
+    def _refuse_near_misses(self, kwargs: dict[str, Any]) -> None:
+        # Unknown keys are stored in silence by the base class: a misspelt `mod_keep_ration` would train the default.
+        known = [name for name in type(self).__dataclass_fields__ if name.startswith(("mod_", "frame_"))]
+        for name in kwargs:
+            if name.startswith(("mod_", "frame_")):
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean `{close[0]}`?" if close else f" Known are {', '.join(known)}."
+                raise ValueError(f"VideoLLMMoDConfig has no field `{name}`.{hint}")
+
+    # ---------------------------------------------------------------- derived layout, which everything else reads
+
+    @property
+    def frame_num_tokens(self) -> int:
+        """Number of tokens of a frame: the pooled token, if there is one, and the grid."""
+        return int(self.frame_token_cls) + math.prod(self.frame_token_pooled or (0,))
+
+    @property
+    def layer_keep_ratios(self) -> list[float]:
+        """Keep ratio of every decoder layer, in [0, 1]; 1 where a layer is not routed."""
+        num_layers = self.text_config.num_hidden_layers
+        if isinstance(self.mod_keep_ratio, (list, tuple)):
+            return [float(ratio) for ratio in self.mod_keep_ratio]
+        if isinstance(self.mod_layers, (list, tuple)):
+            routed = set(self.mod_layers)
+        else:
+            routed = {
+                "interleaved": range(1, num_layers, 2),
+                "interleaved_deep": range(3, num_layers, 2),
+                "all": range(num_layers),
+                "all_deep": range(2, num_layers),
+            }[self.mod_layers]
+        return [float(self.mod_keep_ratio) if layer in routed else 1.0 for layer in range(num_layers)]
+
+    @property
+    def layer_keep_counts(self) -> list[int]:
+        """Number of a frame's tokens that every decoder layer keeps: `ceil(ratio * frame_num_tokens)`."""
+        # The small constant absorbs binary rounding: 0.28 * 25 is 7.000000000000001 in floating point, and means 7.
+        return [math.ceil(ratio * self.frame_num_tokens - 1e-9) for ratio in self.layer_keep_ratios]
+
+    @property
+    def routed_layers(self) -> list[int]:
+        """Indices of the layers that do not keep every token of a frame."""
+        return [layer for layer, count in enumerate(self.layer_keep_counts) if count < self.frame_num_tokens]
+
+    @property
+    def learned_router_layers(self) -> list[int]:
+        """Indices of the layers that own a router: routed, keeping at least one token, chosen by a learned score."""
+        if self.mod_router != "learned":
+            return []
+        counts = self.layer_keep_counts
+        return [layer for layer in self.routed_layers if counts[layer] > 0]
+
+    @property
+    def vision_grid(self) -> tuple[int, int] | None:
+        """Patch grid (height, width) of the vision encoder at its own resolution, or `None` if it does not say."""
+        patch_size = getattr(self.vision_config, "patch_size", None)
+        image_size = getattr(self.vision_config, "image_size", None)
+        num_patches = getattr(self.vision_config, "num_patches", None)
+        if patch_size is not None and image_size is not None:
+            (height, width), (patch_height, patch_width) = _pair(image_size), _pair(patch_size)
+            return height // patch_height, width // patch_width
+        if isinstance(num_patches, int):
+            return math.isqrt(num_patches), math.isqrt(num_patches)
+        return None
+
+    # ---------------------------------------------------------------- validation, on construction and on saving
+
+    def validate_frame_tokens(self) -> None:
+        """Checks the frame's layout against the encoder and that the frame token has an id."""
+        grid = self.frame_token_pooled
+        if grid is not None and (len(grid) != 2 or min(grid) < 1):
+            raise ValueError(f"`frame_token_pooled` must be two positive numbers (height, width), got {list(grid)}.")
+        if self.frame_num_tokens < 1:
+            raise ValueError("A frame needs tokens: set `frame_token_cls=True`, `frame_token_pooled=(h, w)` or both.")
+        vision_grid = self.vision_grid
+        if grid is not None and vision_grid is not None and (grid[0] > vision_grid[0] or grid[1] > vision_grid[1]):
+            raise ValueError(
+                f"`frame_token_pooled` is {grid[0]}x{grid[1]}, but the vision encoder has only "
+                f"{vision_grid[0]}x{vision_grid[1]} patches: choose a grid no larger than that."
+            )
+        if self.frame_token_cls and getattr(self.vision_config, "vision_use_head", True) is False:
+            raise ValueError(
+                "`frame_token_cls=True` needs the encoder's pooled output, but `vision_config.vision_use_head` is "
+                "False: set `frame_token_cls=False` or use an encoder with a pooling head."
+            )
+
+    def validate_frame_token_ids(self) -> None:
+        """Checks that the ids the stream needs are there and differ."""
+        if self.frame_token_id is None or self.frame_token_id < 0:
+            raise ValueError(
+                f"`frame_token_id` must be the id of the frame token in the tokenizer, got {self.frame_token_id}."
+            )
+        vocab_size = self.text_config.vocab_size
+        interval = self.frame_token_interval_id
+        if interval is not None and not 0 <= interval < vocab_size:
+            raise ValueError(
+                f"`frame_token_interval_id` is {interval}, outside the vocabulary of {vocab_size} tokens: the "
+                "interval token is an ordinary token that the model predicts."
+            )
+        if interval == self.frame_token_id:
+            raise ValueError(f"`frame_token_interval_id` and `frame_token_id` are both {interval}; they must differ.")
+        if interval is None and getattr(self.text_config, "eos_token_id", None) is None:
+            raise ValueError(
+                "Without `frame_token_interval_id` the end-of-sequence token is the target of silence, but "
+                "`text_config.eos_token_id` is None: set one of the two."
+            )
+
+    def validate_routing(self) -> None:
+        """Checks keep ratios and routed layers against the language model."""
+        num_layers = self.text_config.num_hidden_layers
+        per_layer = isinstance(self.mod_keep_ratio, (list, tuple))
+        ratios = self.mod_keep_ratio if per_layer else [self.mod_keep_ratio]
+        for ratio in ratios:
+            if isinstance(ratio, bool) or not 0 <= ratio <= 1:
+                raise ValueError(f"`mod_keep_ratio` must lie in [0, 1], got {ratio}.")
+        if per_layer:
+            if len(ratios) != num_layers:
+                raise ValueError(
+                    f"`mod_keep_ratio` gives {len(ratios)} ratios, but the language model has {num_layers} layers: "
+                    "give one a layer, or one number for all of `mod_layers`."
+                )
+            if self.mod_layers is not None:
+                raise ValueError(
+                    f"`mod_keep_ratio` already gives one ratio a layer, so `mod_layers={self.mod_layers!r}` would do "
+                    "nothing: leave it out."
+                )
+        elif isinstance(self.mod_layers, str):
+            if self.mod_layers not in MOD_LAYER_SCHEMES:
+                raise ValueError(
+                    f"`mod_layers` is {self.mod_layers!r}; known schemes are {', '.join(MOD_LAYER_SCHEMES)}; or give "
+                    "a list of layer indices."
+                )
+        else:
+            for layer in self.mod_layers:
+                if not 0 <= layer < num_layers:
+                    raise ValueError(
+                        f"`mod_layers` names layer {layer}, but the language model's layers are 0 to {num_layers - 1}."
+                    )
+
+    def validate_weights_and_threshold(self) -> None:
+        """Checks the loss weight and the interval threshold."""
+        if not 0 <= self.interval_threshold <= 1:
+            raise ValueError(f"`interval_threshold` is a probability in [0, 1], got {self.interval_threshold}.")
+        if self.stream_loss_weight < 0:
+            raise ValueError(f"`stream_loss_weight` must not be negative, got {self.stream_loss_weight}.")
+
+    # ---------------------------------------------------------------- cost
+
+    def estimate_cost(
+        self,
+        frames: int,
+        text_tokens: int,
+        *,
+        past_frames: int = 0,
+        past_text_tokens: int = 0,
+        bytes_per_value: int = 2,
+    ) -> CostEstimate:
+        r"""
+        Closed-form cost of one forward pass, under this scheme and at full compute.
+
+        A layer that keeps \\(k\\) of a frame's \\(N\\) tokens runs on \\(s = kF + T\\) of the \\(NF + T\\) new tokens
+        and costs \\(2sP + 4 s (s + s_{past}) H\\) operations, with \\(P\\) the weights of its linear layers and
+        \\(H\\) heads times head size. The language model head runs once a frame and once a text token.
+
+        Args:
+            frames (`int`): Number of new frames.
+            text_tokens (`int`): Number of new text tokens, interval tokens included.
+            past_frames (`int`, *optional*, defaults to 0): Number of frames already in the cache.
+            past_text_tokens (`int`, *optional*, defaults to 0): Number of text tokens already in the cache.
+            bytes_per_value (`int`, *optional*, defaults to 2): Bytes of one number in the key/value cache.
+
+        Returns:
+            [`CostEstimate`] without `vision_flops`.
+
+        Raises:
+            `ValueError`: If a count is negative, or the language model's layers are not of one dense MLP each.
+        """
+        counts = {"frames": frames, "text_tokens": text_tokens}
+        counts |= {"past_frames": past_frames, "past_text_tokens": past_text_tokens}
+        for name, value in counts.items():
+            if value < 0:
+                raise ValueError(f"`{name}` must not be negative, got {value}.")
+        text = self.text_config
+        if getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None):
+            raise ValueError(f"`estimate_cost` knows dense layers only; {text.model_type!r} has experts.")
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        query_size = text.num_attention_heads * head_dim
+        key_value_size = getattr(text, "num_key_value_heads", text.num_attention_heads) * head_dim
+        layer_weights = 2 * text.hidden_size * (query_size + key_value_size)
+        layer_weights += 3 * text.hidden_size * text.intermediate_size
+
+        def layer_cost(keep_count: int) -> tuple[int, int]:
+            new = keep_count * frames + text_tokens
+            total = new + keep_count * past_frames + past_text_tokens
+            return 2 * new * layer_weights + 4 * new * total * query_size, total
+
+        connector_weights = self.vision_config.hidden_size * text.hidden_size + text.hidden_size**2
+        shared = 2 * frames * self.frame_num_tokens * connector_weights
+        shared += 2 * (frames + text_tokens) * text.hidden_size * text.vocab_size
+        layers = [layer_cost(count) for count in self.layer_keep_counts]
+        full = [layer_cost(self.frame_num_tokens)] * len(layers)
+        entry_bytes = 2 * key_value_size * bytes_per_value
+        return CostEstimate(
+            flops=shared + sum(flops for flops, _ in layers),
+            full_flops=shared + sum(flops for flops, _ in full),
+            cache_entries=tuple(entries for _, entries in layers),
+            cache_bytes=entry_bytes * sum(entries for _, entries in layers),
+            full_cache_bytes=entry_bytes * sum(entries for _, entries in full),
+        )
+
+
+def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default: dict[str, Any]) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    fields = dict(default if config is None else config)
+    # A dict that names no model type means the default's, as everywhere in Transformers.
+    return AutoConfig.for_model(fields.pop("model_type", default["model_type"]), **fields)
+
+
+def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+VideoLLMMoDConfig.register_for_auto_class()
+
+__all__ = ["CostEstimate", "VideoLLMMoDConfig"]

@@ -1,0 +1,660 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Processor of VideoLLM-MoD: dialogues and frames become tokens, labels and pixels, and text becomes a stream."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_vision_available, logging
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
+from .video_reading_videollm_mod import read_video
+
+
+if is_vision_available():
+    from PIL import Image
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_SYSTEM_PROMPT = (
+    "A multimodal AI assistant is helping users with some activities. "
+    "Below is their conversation, interleaved with the list of video frames received by the assistant."
+)
+ROLES = ("system", "user", "assistant", "stream")
+Message = dict[str, Any]
+_LABEL_IGNORED = -100
+
+
+class VideoLLMMoDProcessor(ProcessorMixin):
+    r"""
+    Wraps a video processor and a tokenizer with a fast backend.
+
+    A dialogue is a list of messages `{"role": ..., "content": ...}` with roles system, user, assistant and stream; a
+    stream message has `num_frames` in place of content. Or its messages carry a `time` in seconds, and
+    [`~VideoLLMMoDProcessor.to_stream_turns`] puts the frames between them. What users and data sets write never
+    produces a frame token or another special token.
+
+    Args:
+        video_processor ([`VideoLLMMoDVideoProcessor`]): Turns frames into pixel values.
+        tokenizer (`PreTrainedTokenizerBase`): Gets the frame token as a special token if it has none.
+        chat_template (`str`, *optional*): The stream format. Defaults to the one that travels with this file.
+        frame_token (`str`, *optional*, defaults to `"<v>"`): Stands for one token of a frame.
+        frame_token_interval (`str`, *optional*, defaults to `","`): Separates frames: one ordinary token, or `None`.
+        frame_num_tokens (`int`, *optional*, defaults to 10): Number of tokens of a frame, as in the configuration.
+        system_prompt (`str`, *optional*): First message of dialogues that bring none. Defaults to VideoLLM-online's.
+
+    Raises:
+        `ValueError`: If the tokenizer gives no offsets, has no end-of-sequence token, or splits the interval token.
+    """
+
+    def __init__(
+        self,
+        video_processor: VideoLLMMoDVideoProcessor | None = None,
+        tokenizer: Any | None = None,
+        chat_template: str | None = None,
+        frame_token: str = "<v>",
+        frame_token_interval: str | None = ",",
+        frame_num_tokens: int = 10,
+        system_prompt: str = DEFAULT_SYSTEM_PROMPT,
+    ) -> None:
+        if tokenizer is None or not getattr(tokenizer, "is_fast", False):
+            raise ValueError("The processor needs a tokenizer with a fast backend, which tells where tokens begin.")
+        if tokenizer.eos_token is None:
+            raise ValueError("The tokenizer has no end-of-sequence token (`eos_token`), which ends every reply.")
+        if frame_token not in tokenizer.get_vocab():
+            token = AddedToken(frame_token, special=True, normalized=False)
+            tokenizer.add_special_tokens({"extra_special_tokens": [token]}, replace_extra_special_tokens=False)
+        if chat_template is None:
+            chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+        self.frame_token = frame_token
+        self.frame_token_interval = frame_token_interval
+        self.frame_num_tokens = frame_num_tokens
+        self.system_prompt = system_prompt
+        super().__init__(video_processor, tokenizer, chat_template=chat_template)
+        tokenizer.chat_template = chat_template
+        self.frame_token_id = tokenizer.convert_tokens_to_ids(frame_token)
+        self.frame_token_interval_id = self._find_interval_id()
+
+    def _find_interval_id(self) -> int | None:
+        if self.frame_token_interval is None:
+            return None
+        between = self._tokenize(self.frame_token + self.frame_token_interval + self.frame_token)[0][1:-1]
+        if len(between) != 1:
+            raise ValueError(
+                f"`frame_token_interval` is {self.frame_token_interval!r}, which this tokenizer splits into "
+                f"{len(between)} tokens; it must be one."
+            )
+        return between[0]
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path: Any, *_: Any, **kwargs: Any) -> list[Any]:
+        # The library would look the video processor up as remote code, also where this class is a local one.
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        kwargs.pop("trust_remote_code", None)
+        return [VideoLLMMoDVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs), tokenizer]
+
+    # ------------------------------------------------------------------------------------------ dialogue to tensors
+
+    def __call__(
+        self,
+        messages: list[Message] | list[list[Message]] | None = None,
+        videos: Any | None = None,
+        *,
+        text: str | list[str] | None = None,
+        frame_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        fps: float = 2.0,
+        start: float | Sequence[float] = 0.0,
+        end: float | Sequence[float | None] | None = None,
+        add_generation_prompt: bool = False,
+        return_labels: bool = False,
+        padding: bool = True,
+        padding_side: str | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        r"""
+        One dialogue or a batch, as the model takes it.
+
+        Args:
+            messages (`list[dict]` or `list[list[dict]]`, *optional*):
+                A dialogue or several. Without a system message the processor's own comes first. A video with neither
+                a stream message nor times is shown whole before the first message.
+            videos (video or list of videos, *optional*):
+                One a dialogue: whatever [`read_video`] takes. Arrays and lists of frames are taken to be at `fps`.
+            text (`str` or `list[str]`, *optional*):
+                In place of `messages`, text that the chat template rendered. Special tokens in it count as such, so it
+                must not hold what others wrote.
+            frame_features (`torch.Tensor` of shape `(frames, tokens, vision hidden)`, *optional*):
+                In place of `videos`, what the model's `encode_frames` gave; a list of them for a batch.
+            fps (`float`, *optional*, defaults to 2.0): Frames a second to read and to place timed messages at.
+            start (`float` or `list[float]`, *optional*, defaults to 0.0):
+                Second of the video at which the dialogue begins; a list has one a dialogue.
+            end (`float` or `list[float]`, *optional*):
+                Second at which it ends; a list has one a dialogue. By default the end of the video.
+            add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "Assistant:".
+            return_labels (`bool`, *optional*, defaults to `False`): Whether to return `labels`.
+            padding (`bool`, *optional*, defaults to `True`): Whether to pad the rows of a batch to one length.
+            padding_side (`str`, *optional*): `"left"` or `"right"`. Defaults to the tokenizer's.
+            return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `None` for lists.
+
+        Returns:
+            [`BatchFeature`] with `input_ids` and `attention_mask` of shape (batch, sequence), `labels` likewise (-100
+            where nothing is learned), `pixel_values_videos` (batch, frames, channels, height, width) or
+            `frame_features` (batch, frames, tokens, vision hidden), and `num_frames`, a list.
+
+        Raises:
+            `ValueError`: If frames and dialogue do not match, a message is malformed, or a video is unreadable.
+        """
+        if (messages is None) == (text is None):
+            raise ValueError("Give exactly one of `messages` and `text`.")
+        dialogues, is_batch = _as_batch(messages if text is None else text, str if text is not None else dict)
+        count = len(dialogues)
+        starts, ends = (
+            _spread(value, is_batch, count, name) if isinstance(value, (list, tuple)) else [value] * count
+            for name, value in (("start", start), ("end", end))
+        )
+        videos = _spread(videos, is_batch, count, "videos")
+        frames = [self._frames(*values, fps) for values in zip(videos, starts, ends, strict=True)]
+        features = _spread(frame_features, is_batch, count, "frame_features")
+        rows = []
+        for index, (dialogue, pixels, feature) in enumerate(zip(dialogues, frames, features, strict=True)):
+            if pixels is not None and feature is not None:
+                raise ValueError("Give `videos` or `frame_features`, not both.")
+            given = pixels if feature is None else feature
+            shown = None if given is None else len(given)
+            if text is None:
+                dialogue = self._complete(dialogue, shown, fps, starts[index])
+                row = self._tokenize_dialogue(dialogue, add_generation_prompt, return_labels)
+            else:
+                row = {"input_ids": self._tokenize(dialogue)[0]}
+            tokens = row["input_ids"].count(self.frame_token_id)
+            if tokens != (shown or 0) * self.frame_num_tokens:
+                where = f" (row {index})" if is_batch else ""
+                raise ValueError(
+                    f"The dialogue has {tokens / self.frame_num_tokens:g} frames, video {shown or 0}{where}. "
+                    "Let `num_frames` of its stream messages add up to the frames given, or use timed messages."
+                )
+            rows.append(row)
+        data = self._pad(rows, padding, padding_side, return_tensors)
+        if any(row is not None for row in frames):
+            data["pixel_values_videos"] = _pad_frames(frames)
+        elif any(row is not None for row in features):
+            data["frame_features"] = _pad_frames(features)
+        shown = [len(row) if row is not None else 0 for row in (frames if features[0] is None else features)]
+        if any(shown):
+            data["num_frames"] = shown
+        return BatchFeature(data)
+
+    def to_stream_turns(
+        self, messages: list[Message], num_frames: int, *, fps: float = 2.0, start: float = 0.0
+    ) -> list[Message]:
+        """
+        Turns timed messages into turns between which the frames stand.
+
+        Frame i is taken at `start + i / fps`. A message comes after the first frame at or after its time. After one
+        frame stand at most a reply, a question and its answer: later ones replace earlier ones, as in VideoLLM-online.
+
+        Args:
+            messages (`list[dict]`): Messages with `role`, `content` and `time` in seconds, in order of time.
+            num_frames (`int`): Number of frames.
+            fps (`float`, *optional*, defaults to 2.0): Frames a second.
+            start (`float`, *optional*, defaults to 0.0): Second at which the first frame was taken.
+
+        Returns:
+            `list[dict]`: System, user, assistant and stream messages without times.
+
+        Raises:
+            `ValueError`: If a time is missing, out of order or outside the frames, or there are no frames.
+
+        Example:
+
+        ```python
+        >>> timed = [{"role": "user", "content": "Narrate.", "time": 0.0},
+        ...          {"role": "assistant", "content": "A knife.", "time": 1.4}]
+        >>> [m.get("num_frames", m["role"]) for m in processor.to_stream_turns(timed, num_frames=5, fps=2)]
+        [1, 'user', 3, 'assistant', 1]
+        ```"""
+        if num_frames < 1:
+            raise ValueError("Timed messages need frames to stand between, got none.")
+        _check_fps(fps)
+        slots: dict[int, list[Message]] = {}
+        system, last_time = [], start
+        for index, message in enumerate(messages):
+            message = dict(message)
+            time = message.pop("time", None)
+            if message.get("role") == "system" and index == 0:
+                system = [message]
+                continue
+            if time is None:
+                raise ValueError(f"Message {index} has no `time`, but others do: give every message one.")
+            if not last_time <= time:
+                raise ValueError(
+                    f"Message {index} is at {time} s, before {last_time} s: put messages in order of time."
+                )
+            last_time = time
+            slot = math.ceil((time - start) * fps - 1e-6)
+            if slot > num_frames:
+                raise ValueError(
+                    f"Message {index} is at {time} s, after the last frame at {start + (num_frames - 1) / fps} s."
+                )
+            _put(slots.setdefault(min(slot, num_frames - 1), []), message)
+        turns, seen = list(system), 0
+        for slot in sorted(slots):
+            if slot + 1 > seen:
+                turns.append({"role": "stream", "num_frames": slot + 1 - seen})
+            seen = slot + 1
+            turns.extend(slots[slot])
+        if num_frames > seen:
+            turns.append({"role": "stream", "num_frames": num_frames - seen})
+        return turns
+
+    # --------------------------------------------------------------------------------------------- text to tokens
+
+    def apply_chat_template(
+        self,
+        conversation: list[Message] | list[list[Message]],
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        add_stream_prompt: bool = False,
+        add_stream_generation_prompt: bool = False,
+        add_stream_query_prompt: bool = False,
+        tokenize: bool = False,
+    ) -> str | list[str] | list[int] | list[list[int]]:
+        r"""
+        Renders a dialogue, or several, as the text of a stream.
+
+        Args:
+            conversation (`list[dict]` or `list[list[dict]]`): Messages of roles system, user, assistant and stream.
+            chat_template (`str`, *optional*): In place of the processor's.
+            add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\nAssistant:".
+            add_stream_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\n[", where frames begin.
+            add_stream_generation_prompt (`bool`, *optional*, defaults to `False`):
+                Whether to end with "]\nAssistant:", which closes an open stream.
+            add_stream_query_prompt (`bool`, *optional*, defaults to `False`):
+                Whether a first user message begins with "]", because it interrupts an open stream.
+            tokenize (`bool`, *optional*, defaults to `False`): Whether to return token ids in place of text.
+
+        Returns:
+            `str` or `list[int]`, or a list of them.
+        """
+        flags = {
+            "add_generation_prompt": add_generation_prompt,
+            "add_stream_prompt": add_stream_prompt,
+            "add_stream_generation_prompt": add_stream_generation_prompt,
+            "add_stream_query_prompt": add_stream_query_prompt,
+        }
+        dialogues, is_batch = _as_batch(conversation, dict)
+        rendered = [self._render(dialogue, chat_template, **flags) for dialogue in dialogues]
+        if tokenize:
+            results = [self._tokenize(text, contents)[0] for text, contents, _ in rendered]
+        else:
+            results = [text for text, _, _ in rendered]
+        return results if is_batch else results[0]
+
+    def encode_turns(self, messages: list[Message], *, stream_open: bool, then: str) -> list[int]:
+        """
+        Tokens that lead from the last frame or reply of a stream to the next.
+
+        Args:
+            messages (`list[dict]`): System and user messages said since, possibly none.
+            stream_open (`bool`): Whether a frame came last, so that the stream's bracket is open.
+            then (`str`): `"stream"` if a frame comes next, `"assistant"` if a reply does.
+
+        Returns:
+            `list[int]`: Token ids, without those of the frame or end-of-sequence that precede.
+        """
+        if then == "stream":
+            flags = {"add_stream_prompt": True}
+        elif stream_open and not messages:
+            flags = {"add_stream_generation_prompt": True}
+        else:
+            flags = {"add_generation_prompt": True}
+        text, contents, _ = self._render(messages, add_stream_query_prompt=stream_open, **flags)
+        # Tokenised behind the special token that precedes: some tokenizers treat a text's beginning differently.
+        begins = bool(messages) and messages[0]["role"] == "system"
+        context = "" if begins else self.frame_token if stream_open else self.tokenizer.eos_token
+        contents = [(begin + len(context), stop + len(context)) for begin, stop in contents]
+        ids = self._tokenize(context + text, contents)[0]
+        return ids if begins else ids[1:]
+
+    def _render(
+        self, messages: list[Message], chat_template: str | None = None, **flags: bool
+    ) -> tuple[str, list[tuple[int, int]], list[tuple[int, int]]]:
+        """Text of a dialogue, the character spans that users and data wrote, and those of assistant turns."""
+        for index, message in enumerate(messages):
+            _check_message(message, index)
+        marked = [
+            message if message["role"] == "stream" else {**message, "content": f"\ue000{index}\ue001"}
+            for index, message in enumerate(messages)
+        ]
+        template_text, template_spans = render_jinja_template(
+            conversations=[marked],
+            chat_template=chat_template or self.chat_template,
+            return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+            frame_token=self.frame_token,
+            frame_num_tokens=self.frame_num_tokens,
+            frame_token_interval=self.frame_token_interval,
+            **flags,
+        )
+        # Contents go in after rendering, so that their place is known to the character.
+        text, contents, shifts, cursor = "", [], [], 0
+        for mark in re.finditer("\ue000(\\d+)\ue001", template_text[0]):
+            text += template_text[0][cursor : mark.start()]
+            content = messages[int(mark[1])]["content"]
+            contents.append((len(text), len(text) + len(content)))
+            text += content
+            cursor = mark.end()
+            shifts.append((mark.end(), len(text) - cursor))
+        text += template_text[0][cursor:]
+
+        def moved(position: int) -> int:
+            return position + next((shift for end, shift in reversed(shifts) if end <= position), 0)
+
+        return text, contents, [(moved(begin), moved(stop)) for begin, stop in template_spans[0]]
+
+    def _tokenize(
+        self, text: str, contents: Sequence[tuple[int, int]] = ()
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and character offsets of a text in which no special token may begin within `contents`."""
+        ids, offsets = self._tokenize_piece(text, split_special_tokens=False)
+        special = self._special_tokens()
+        inside = _membership(contents)
+        if not any(token in special and inside(begin) for token, (begin, _) in zip(ids, offsets, strict=True)):
+            return ids, offsets
+        # Somebody wrote a special token: take the template's own ones by hand and everything else as plain text.
+        pattern = "|".join(re.escape(string) for string in sorted(special.values(), key=len, reverse=True))
+        ids, offsets, cursor = [], [], 0
+        by_string = {string: token for token, string in special.items()}
+        own = [match for match in re.finditer(pattern, text) if not inside(match.start())]
+        for begin, stop, token in [(m.start(), m.end(), by_string[m[0]]) for m in own] + [
+            (len(text), len(text), None)
+        ]:
+            if begin > cursor:
+                piece, places = self._tokenize_piece(text[cursor:begin], split_special_tokens=True)
+                ids += piece
+                offsets += [(first + cursor, last + cursor) for first, last in places]
+            if token is not None:
+                ids.append(token)
+                offsets.append((begin, stop))
+            cursor = stop
+        return ids, offsets
+
+    def _tokenize_piece(self, text: str, split_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            split_special_tokens=split_special_tokens,
+            verbose=False,
+        )
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def _special_tokens(self) -> dict[int, str]:
+        return {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+    def _complete(self, dialogue: list[Message], num_frames: int | None, fps: float, start: float) -> list[Message]:
+        """The dialogue with a system message and its frames in place."""
+        if any(isinstance(message, dict) and "time" in message for message in dialogue):
+            dialogue = self.to_stream_turns(dialogue, num_frames or 0, fps=fps, start=start)
+        dialogue = [m for m in dialogue if not (m.get("role") == "stream" and m.get("num_frames") == 0)]
+        if not dialogue or dialogue[0].get("role") != "system":
+            dialogue = [{"role": "system", "content": self.system_prompt}, *dialogue]
+        if num_frames and all(message.get("role") != "stream" for message in dialogue):
+            dialogue = [dialogue[0], {"role": "stream", "num_frames": num_frames}, *dialogue[1:]]
+        return dialogue
+
+    def _tokenize_dialogue(
+        self, dialogue: list[Message], add_generation_prompt: bool, return_labels: bool
+    ) -> dict[str, list[int]]:
+        text, contents, assistant_spans = self._render(dialogue, add_generation_prompt=add_generation_prompt)
+        ids, offsets = self._tokenize(text, contents)
+        row = {"input_ids": ids}
+        if return_labels:
+            row["labels"] = self._labels(dialogue, ids, offsets, assistant_spans)
+        return row
+
+    def _labels(
+        self,
+        dialogue: list[Message],
+        ids: list[int],
+        offsets: list[tuple[int, int]],
+        assistant_spans: list[tuple[int, int]],
+    ) -> list[int]:
+        """
+        What is learned: assistant turns, and at each frame's last token the interval token or the "]\\n" that opens a
+        reply. A message's `learn` set to False leaves it out; a stream turn's may also be a number, which learns that
+        many of its frames, or a list with one truth value a frame.
+        """
+        labels = [_LABEL_IGNORED] * len(ids)
+        starts = np.array([begin for begin, _ in offsets])
+        spans = iter(assistant_spans)
+        replies = {index: next(spans) for index, m in enumerate(dialogue) if m["role"] == "assistant"}
+
+        def learn(first: int, last: int) -> None:
+            labels[first:last] = ids[first:last]
+
+        for index, (begin, stop) in replies.items():
+            if dialogue[index].get("learn", True):
+                learn(*np.searchsorted(starts, (begin, stop)))
+        silence = self.tokenizer.eos_token_id if self.frame_token_interval_id is None else self.frame_token_interval_id
+        frame_ends = [i for i, token in enumerate(ids) if token == self.frame_token_id][
+            self.frame_num_tokens - 1 :: self.frame_num_tokens
+        ]
+        ends = iter(frame_ends)
+        for index, message in enumerate(dialogue):
+            if message["role"] != "stream":
+                continue
+            learned, count = message.get("learn", True), message["num_frames"]
+            if isinstance(learned, bool):
+                learned = [learned] * count
+            elif isinstance(learned, int):
+                learned = [position < learned for position in range(count)]
+            for position, is_learned in enumerate(learned):
+                after = next(ends) + 1
+                if not is_learned:
+                    continue
+                if position + 1 < message["num_frames"]:
+                    labels[after] = silence
+                elif index + 1 in replies:
+                    learn(after, int(np.searchsorted(starts, replies[index + 1][0])))
+        return labels
+
+    def _pad(
+        self, rows: list[dict[str, list[int]]], padding: bool, padding_side: str | None, return_tensors: str | None
+    ) -> dict[str, Any]:
+        side = padding_side or self.tokenizer.padding_side
+        if side not in ("left", "right"):
+            raise ValueError(f"`padding_side` must be 'left' or 'right', got {side!r}.")
+        pad_id = self.tokenizer.pad_token_id
+        fill = {"input_ids": self.tokenizer.eos_token_id if pad_id is None else pad_id, "labels": _LABEL_IGNORED}
+        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        longest = max(len(row["input_ids"]) for row in rows)
+        data: dict[str, Any] = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            if padding:
+                extra = [[fill.get(name, 0)] * (longest - len(row)) for row in values]
+                values = [e + v if side == "left" else v + e for v, e in zip(values, extra, strict=True)]
+            data[name] = torch.tensor(values) if return_tensors == "pt" else values
+        return data
+
+    # -------------------------------------------------------------------------------------------- frames to pixels
+
+    def read_video(
+        self, video: Any, *, fps: float = 2.0, start: float = 0.0, end: float | None = None
+    ) -> Iterator[tuple[float, Any]]:
+        """Plays a video at a frame rate: see [`read_video`]."""
+        return read_video(video, fps=fps, start=start, end=end)
+
+    def process_frames(self, frames: Any) -> torch.Tensor:
+        """
+        Pixel values of one frame or several.
+
+        Args:
+            frames (PIL image, or uint8 array or tensor (height, width, 3), or several of them):
+                RGB. Several may be a list or one array (frames, height, width, 3). Floating point counts as [0, 1].
+
+        Returns:
+            `torch.Tensor` of shape `(frames, channels, height, width)`, float32.
+
+        Raises:
+            `ValueError`: If there is no frame, channels are not last, or values are not pixels.
+        """
+        stacks = _as_stacks(frames)
+        pixels = []
+        for stack in stacks:
+            processed = self.video_processor(stack, input_data_format="channels_last", return_tensors="pt")
+            pixels.append(processed["pixel_values_videos"][0])
+        return torch.cat(pixels)
+
+    def _frames(self, video: Any, start: float, end: float | None, fps: float) -> torch.Tensor | None:
+        if video is None:
+            return None
+        if isinstance(video, (str, Path)):
+            video = [frame for _, frame in read_video(video, fps=fps, start=start, end=end)]
+        return self.process_frames(video)
+
+
+def _put(slot: list[Message], message: Message) -> None:
+    """
+    Adds a message to those after one frame. A later question replaces an earlier one and its answer, a later reply an
+    earlier one; what was said before a question stays beside the answer to it.
+    """
+    is_question = message["role"] == "user"
+    question = next((index for index, earlier in enumerate(slot) if earlier["role"] == "user"), None)
+    if question is None:
+        question = len(slot) if is_question else -1
+    slot[question + (not is_question) :] = [message]
+
+
+def _check_message(message: Any, index: int) -> None:
+    role = message.get("role") if isinstance(message, dict) else None
+    if role not in ROLES:
+        raise ValueError(f"Message {index} has role {role!r}; known roles are {', '.join(ROLES)}.")
+    if role == "system" and index > 0:
+        raise ValueError(f"Message {index} is a system message; only the first may be.")
+    if role == "stream":
+        count = message.get("num_frames")
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(
+                f"Message {index} is a stream message, whose `num_frames` must be at least 1, got {count}."
+            )
+        learned = message.get("learn", True)
+        if isinstance(learned, (list, tuple)) and len(learned) != count:
+            raise ValueError(f"Message {index} has {count} frames, but `learn` {len(learned)} truth values.")
+    elif not isinstance(message.get("content"), str):
+        raise ValueError(
+            f"Message {index} ({role}) needs text as `content`, got {type(message.get('content')).__name__}."
+        )
+
+
+def _check_fps(fps: float) -> None:
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"`fps` must be a positive number of frames a second, got {fps}.")
+
+
+def _as_batch(items: Any, kind: type) -> tuple[list[Any], bool]:
+    """The items as a batch, and whether they were one: a dialogue is a list of dicts, a text a string."""
+    if kind is str:
+        return ([items], False) if isinstance(items, str) else (list(items), True)
+    is_batch = len(items) > 0 and not isinstance(items[0], dict)
+    return (list(items), True) if is_batch else ([items], False)
+
+
+def _spread(values: Any, is_batch: bool, count: int, name: str) -> list[Any]:
+    if values is None:
+        return [None] * count
+    if not is_batch:
+        return [values]
+    if len(values) != count:
+        raise ValueError(f"`{name}` has {len(values)} entries for {count} dialogues: give one a dialogue.")
+    return list(values)
+
+
+def _membership(spans: Sequence[tuple[int, int]]) -> Any:
+    """Function that tells whether a character lies in one of the spans."""
+    begins, stops = np.array([b for b, _ in spans]), np.array([s for _, s in spans])
+
+    def inside(position: int) -> bool:
+        index = int(np.searchsorted(begins, position, side="right")) - 1
+        return index >= 0 and position < stops[index]
+
+    return inside
+
+
+def _pad_frames(rows: list[torch.Tensor | None]) -> torch.Tensor:
+    """Frames of each row, (frames, ...), as one tensor (batch, frames, ...) with zeros at the end."""
+    like = next(row for row in rows if row is not None)
+    filled = [like[:0] if row is None else row for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(filled, batch_first=True)
+
+
+def _as_stacks(frames: Any) -> list[torch.Tensor]:
+    """Frames as uint8 tensors (frames, height, width, 3), consecutive ones of one size together."""
+    if isinstance(frames, (list, tuple)):
+        if len(frames) == 0:
+            raise ValueError("The video is empty: there is no frame.")
+        stacks: list[list[torch.Tensor]] = []
+        for frame in (_as_stack(frame) for frame in frames):
+            if frame.shape[0] != 1:
+                raise ValueError(f"A frame in a list must be (height, width, 3), got {tuple(frame.shape)}.")
+            if stacks and stacks[-1][-1].shape == frame.shape:
+                stacks[-1].append(frame)
+            else:
+                stacks.append([frame])
+        return [torch.cat(stack) for stack in stacks]
+    return [_as_stack(frames)]
+
+
+def _as_stack(frames: Any) -> torch.Tensor:
+    if is_vision_available() and isinstance(frames, Image.Image):
+        frames = np.asarray(frames.convert("RGB"))
+    if not isinstance(frames, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"A frame must be a PIL image, an array or a tensor, got {type(frames).__name__}.")
+    stack = torch.from_numpy(frames.copy()) if isinstance(frames, np.ndarray) else frames
+    stack = stack[None] if stack.ndim == 3 else stack
+    if stack.ndim != 4 or stack.shape[-1] != 3:
+        hint = ""
+        if stack.ndim == 4 and stack.shape[1] == 3:
+            hint = " Channels seem to come first: move them to the end, `frame.transpose(1, 2, 0)` in NumPy."
+        raise ValueError(f"A frame must be (height, width, 3), RGB, got shape {tuple(frames.shape)}.{hint}")
+    if stack.numel() == 0:
+        raise ValueError(f"The video is empty: got frames of shape {tuple(frames.shape)}.")
+    if stack.is_floating_point():
+        # One comparison finds NaN as well: it is neither below 0 nor above 1, and not between.
+        if not bool(((stack >= 0) & (stack <= 1)).all()):
+            raise ValueError(
+                f"Floating point pixels must lie in [0, 1], got NaN or values from {stack.min()} to {stack.max()}."
+            )
+        stack = (stack * 255).round().to(torch.uint8)
+    if stack.dtype != torch.uint8:
+        raise ValueError(f"Pixels must be uint8, or floating point in [0, 1], got {stack.dtype}.")
+    return stack
+
+
+VideoLLMMoDProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = ["VideoLLMMoDProcessor"]

@@ -1,0 +1,416 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One stream's whole state and its step: frames and questions go in, events come out."""
+
+import copy
+import time as clock
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """
+    Something said in a stream.
+
+    Attributes:
+        time (`float`): Stream time in seconds at which it was said.
+        frame (`int`): Index of the last frame seen by then, -1 before the first.
+        role (`str`): `"assistant"` or `"user"`.
+        text (`str`): What was said.
+        token_ids (`tuple[int, ...]`): The tokens a reply was generated as, without end-of-sequence; empty for a user.
+        interval_probability (`float`, *optional*): Probability of silence at that frame, if the model decided there to
+            speak; `None` for questions and their answers.
+        latency (`float`): Seconds from the arrival of the frame or question to the first token of the text.
+    """
+
+    time: float
+    frame: int
+    role: str
+    text: str
+    token_ids: tuple[int, ...] = ()
+    interval_probability: float | None = None
+    latency: float = 0.0
+
+
+@dataclass
+class _Frame:
+    time: float
+    features: torch.Tensor  # (tokens, vision hidden)
+    arrival: float
+
+
+@dataclass
+class _Question:
+    time: float | None  # None until the first frame comes: asked before any, it belongs to that one
+    text: str
+    reply_now: bool
+    arrival: float
+
+
+class StreamingSession:
+    """
+    A live stream on a model: one growing key/value cache, one conversation.
+
+    Frames come in by [`~StreamingSession.push`], questions by [`~StreamingSession.ask`]. After each frame the model
+    decides by the interval rule whether to speak (VideoLLM-online, arXiv 2406.11816, section 3.3). All state is here
+    and none on the model, so sessions run side by side and can be forked. Iterating over a session gives its events.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model.
+        processor ([`VideoLLMMoDProcessor`]): Its processor.
+        fps (`float`, *optional*, defaults to 2.0): Frame rate at which frames without a time of their own arrive.
+        system_prompt (`str`, *optional*): First text of the stream. Defaults to the processor's.
+        interval_threshold (`float`, *optional*): Probability of silence below which the model speaks. Defaults to
+            the configuration's.
+        max_new_tokens (`int`, *optional*, defaults to 100): Longest reply, in tokens.
+        chunk_frames (`int`, *optional*, defaults to 8): Most waiting frames to take in one step. It changes speed and
+            memory, not what is said.
+        streamer (`BaseStreamer`, *optional*): Gets the tokens of replies as they come, as from `generate`.
+        logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
+        do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens instead of taking the best.
+
+    Attributes:
+        cache ([`VideoLLMMoDCache`]): Everything seen so far; its `lengths` and `num_bytes` are figures of the stream.
+        time (`float`, *optional*): Time of the last frame seen, in seconds.
+        num_frames (`int`): Number of frames seen.
+        events (`list[StreamEvent]`): All that was said.
+        interval_probability (`float`, *optional*): Probability of silence at the last frame.
+        frame_latency (`float`, *optional*): Seconds from the last frame's arrival to the decision on it.
+        router_scores (`dict[int, torch.Tensor]`): For each routed layer, the last frame's scores, (tokens,).
+        kept_tokens (`dict[int, torch.Tensor]`): For each routed layer, True where the last frame's token was kept.
+
+    Raises:
+        `ValueError`: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        fps: float = 2.0,
+        system_prompt: str | None = None,
+        interval_threshold: float | None = None,
+        max_new_tokens: int = 100,
+        chunk_frames: int = 8,
+        streamer: Any | None = None,
+        logits_processor: Any | None = None,
+        do_sample: bool = False,
+    ) -> None:
+        if not fps > 0:
+            raise ValueError(f"`fps` must be positive, got {fps}.")
+        if interval_threshold is not None and not 0 <= interval_threshold <= 1:
+            raise ValueError(f"`interval_threshold` is a probability in [0, 1], got {interval_threshold}.")
+        for name, value in (("max_new_tokens", max_new_tokens), ("chunk_frames", chunk_frames)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        self.model = model
+        self.processor = processor
+        self.fps = fps
+        self.interval_threshold = interval_threshold
+        self.max_new_tokens = max_new_tokens
+        self.chunk_frames = chunk_frames
+        self.streamer = streamer
+        self.logits_processor = logits_processor
+        self.do_sample = do_sample
+
+        self.cache = model.new_cache()
+        self.time: float | None = None
+        self.num_frames = 0
+        self.events: list[StreamEvent] = []
+        self.interval_probability: float | None = None
+        self.frame_latency: float | None = None
+        self.router_scores: dict[int, torch.Tensor] = {}
+        self.kept_tokens: dict[int, torch.Tensor] = {}
+        self.closed = False
+
+        self._waiting: deque[_Frame] = deque()
+        self._questions: deque[_Question] = deque()
+        self._received_time: float | None = None
+        # What was said but is not in the cache yet: the end of a reply, then turns, tokenised with what follows them.
+        self._unfed_ids: list[int] = []
+        prompt = processor.system_prompt if system_prompt is None else system_prompt
+        self._unfed_turns: list[dict[str, str]] = [{"role": "system", "content": prompt}]
+        self._stream_open = False
+        self._reply_tokens, self._reply_seconds = 0, 0.0
+
+    # ----------------------------------------------------------------------------------------------------- verbs
+
+    def push(self, frames: Any, *, time: float | Sequence[float] | None = None) -> list[StreamEvent]:
+        """
+        Takes in one frame or several, answers what was asked before them, and says what there is to say.
+
+        Args:
+            frames (PIL image, uint8 array or tensor (height, width, 3), or several of them):
+                In order of time. Several may also be one array (frames, height, width, 3).
+            time (`float` or `Sequence[float]`, *optional*): Seconds at which they were taken, one a frame, increasing.
+                By default they follow each other at `fps`, from 0.
+
+        Returns:
+            `list[StreamEvent]`: What was said, in order.
+
+        Raises:
+            `ValueError`: If the frames do not have that form, times do not increase, or the session is closed.
+        """
+        self._refuse_if_closed()
+        arrival = clock.perf_counter()
+        pixel_values = self.processor.process_frames(frames)
+        times = self._frame_times(len(pixel_values), time)
+        for begin in range(0, len(pixel_values), self.chunk_frames):
+            chunk = slice(begin, begin + self.chunk_frames)
+            with torch.no_grad():
+                features = self.model.encode_frames(pixel_values[chunk].to(self.model.device))
+            self._waiting.extend(_Frame(at, row, arrival) for at, row in zip(times[chunk], features, strict=True))
+        self._received_time = times[-1]
+        return self._run()
+
+    def ask(self, text: str, *, time: float | None = None, reply_now: bool = True) -> list[StreamEvent]:
+        """
+        Puts a question or an instruction into the stream.
+
+        Asked before a frame's time, it comes before that frame; asked at its time, after it.
+
+        Args:
+            text (`str`): What the user says.
+            time (`float`, *optional*): Second at which it is said. By default the time of the last frame, or of the
+                first one to come.
+            reply_now (`bool`, *optional*, defaults to `True`): Whether the model must answer at once. If not, it goes
+                on watching and speaks when it decides to: for instructions, and questions whose answer is to come.
+
+        Returns:
+            `list[StreamEvent]`: The question and its answer if its time has come; else a later call returns them.
+
+        Raises:
+            `ValueError`: If the text is empty, the time lies before what was seen or asked, or the session is closed.
+        """
+        self._refuse_if_closed()
+        if not text.strip():
+            raise ValueError("The question is empty.")
+        time = self.time if time is None else time
+        if time is not None and self.time is not None and time < self.time:
+            raise ValueError(f"The question's time is {time} s, but the stream is at {self.time} s already.")
+        if time is not None and self._questions and time < (self._questions[-1].time or 0.0):
+            raise ValueError(f"The question's time is {time} s, before that of an earlier one still waiting.")
+        self._questions.append(_Question(time, text, reply_now, clock.perf_counter()))
+        return self._run()
+
+    def close(self) -> list[StreamEvent]:
+        """Answers what is still asked and ends the session; its figures stay readable."""
+        events = [] if self.closed else self._run(to_the_end=True)
+        self.closed = True
+        return events
+
+    def fork(self) -> "StreamingSession":
+        """A copy that goes on by itself from here, on the same model."""
+        twin = copy.copy(self)
+        for name in ("cache", "_waiting", "_questions", "_unfed_ids", "_unfed_turns"):
+            setattr(twin, name, copy.deepcopy(getattr(self, name)))
+        twin.events = list(self.events)
+        return twin
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        return iter(self.events)
+
+    # --------------------------------------------------------------------------------------------------- figures
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of frames received but not seen yet."""
+        return len(self._waiting)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Reply tokens generated a second, or `None` before the first reply."""
+        return self._reply_tokens / self._reply_seconds if self._reply_seconds > 0 else None
+
+    @property
+    def keep_ratio(self) -> float:
+        """Share of a frame's tokens that a layer keeps, averaged over layers."""
+        counts = self.model.config.layer_keep_counts
+        return sum(counts) / (len(counts) * self.model.config.frame_num_tokens)
+
+    # ------------------------------------------------------------------------------------------------- the stream
+
+    def _run(self, to_the_end: bool = False) -> list[StreamEvent]:
+        """Goes on until no frame waits and no question is due; returns what was said meanwhile."""
+        first = len(self.events)
+        while True:
+            question = self._questions[0] if self._questions else None
+            if question is not None and question.time is None and self._waiting:
+                question.time = self._waiting[0].time
+            if question is not None and self._is_due(question, to_the_end):
+                self._take_question(self._questions.popleft())
+            elif self._waiting:
+                self._watch(question)
+            else:
+                return self.events[first:]
+
+    def _is_due(self, question: _Question, to_the_end: bool) -> bool:
+        if self._waiting:
+            return question.time < self._waiting[0].time
+        return to_the_end or (question.time is not None and self.time is not None and question.time <= self.time)
+
+    def _take_question(self, question: _Question) -> None:
+        time = (self.time or 0.0) if question.time is None else question.time
+        self._emit(time, "user", question.text)
+        self._unfed_turns.append({"role": "user", "content": question.text})
+        if question.reply_now:
+            self._reply(time, question.arrival)
+
+    def _watch(self, question: _Question | None) -> None:
+        """Sees the frames that wait, those up to the next question, and replies at the first that calls for it."""
+        chunk = [self._waiting.popleft()]
+        limit = float("inf") if question is None else question.time
+        while self._waiting and len(chunk) < self.chunk_frames and self._waiting[0].time <= limit:
+            chunk.append(self._waiting.popleft())
+        logits, scores, kept = self._see(chunk)
+        speak, silence = (x.tolist() for x in self.model.should_speak(logits, self.interval_threshold))
+        # A question asked at a frame's time is answered after the frame, whatever the model would have said there.
+        if limit <= chunk[-1].time:
+            speak[-1] = False
+        last = speak.index(True) if any(speak) else len(chunk) - 1
+        self._unsee(chunk[last + 1 :])
+        self.time = chunk[last].time
+        self.num_frames += last + 1
+        self.interval_probability = silence[last]
+        self.frame_latency = clock.perf_counter() - chunk[last].arrival
+        self.router_scores = {layer: rows[last] for layer, rows in scores.items()}
+        self.kept_tokens = {layer: rows[last] for layer, rows in kept.items()}
+        if speak[last]:
+            self._reply(self.time, chunk[last].arrival, silence[last])
+
+    def _see(self, chunk: list[_Frame]) -> tuple[torch.Tensor, dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+        """Runs frames through the model: logits (frames, vocabulary) after each, scores and kept tokens by layer."""
+        config = self.model.config
+        interval = [] if config.frame_token_interval_id is None else [config.frame_token_interval_id]
+        frame_ids = [config.frame_token_id] * config.frame_num_tokens
+        ids = self._take_unfed("stream") if self._unfed_turns or not self._stream_open else interval
+        ends = []
+        for index in range(len(chunk)):
+            ids = ids + (interval if index else []) + frame_ids
+            ends.append(len(ids) - 1)
+        self._stream_open = True
+        features = torch.stack([frame.features for frame in chunk])[None]
+        outputs = self._forward(ids, logits_to_keep=torch.tensor(ends), frame_features=features)
+        layers = config.routed_layers
+        scores = dict(zip(layers, (rows[0] for rows in outputs.router_scores), strict=True))
+        kept = dict(zip(layers, (rows[0] for rows in outputs.kept_tokens), strict=True))
+        return outputs.logits[0], scores, kept
+
+    def _unsee(self, frames: list[_Frame]) -> None:
+        """Puts frames that were seen too early back to wait."""
+        if frames:
+            config = self.model.config
+            separator = 0 if config.frame_token_interval_id is None else 1
+            self.cache.crop(-len(frames) * (config.frame_num_tokens + separator))
+            self._waiting.extendleft(reversed(frames))
+
+    def _reply(self, time: float, arrival: float, interval_probability: float | None = None) -> None:
+        """Generates one reply and closes its turn, whether it ended by itself or at the token limit."""
+        begin = clock.perf_counter()
+        eos_token_id = self.processor.tokenizer.eos_token_id
+        logits = self._forward(self._take_unfed("assistant"), logits_to_keep=1).logits[0]
+        self._stream_open = False
+        token_ids: list[int] = []
+        latency = None
+        while len(token_ids) < self.max_new_tokens:
+            token = self._choose_token(logits, token_ids)
+            latency = clock.perf_counter() - arrival if latency is None else latency
+            if token in self._eos_token_ids():
+                break
+            token_ids.append(token)
+            if self.streamer is not None:
+                self.streamer.put(torch.tensor([token]))
+            if len(token_ids) == self.max_new_tokens:
+                self._unfed_ids = [token]
+            else:
+                logits = self._forward([token], logits_to_keep=1).logits[0]
+        if self.streamer is not None:
+            self.streamer.end()
+        self._unfed_ids = [*self._unfed_ids, eos_token_id]
+        self._reply_tokens += len(token_ids)
+        self._reply_seconds += clock.perf_counter() - begin
+        text = self.processor.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
+        self._emit(time, "assistant", text, tuple(token_ids), interval_probability, latency)
+
+    def _choose_token(self, logits: torch.Tensor, token_ids: list[int]) -> int:
+        scores = logits.float()
+        if self.logits_processor is not None:
+            scores = self.logits_processor(torch.tensor([token_ids], device=scores.device, dtype=torch.long), scores)
+        if self.do_sample:
+            return int(torch.multinomial(scores.softmax(dim=-1), num_samples=1))
+        return int(scores.argmax(dim=-1))
+
+    def _eos_token_ids(self) -> set[int]:
+        configured = self.model.generation_config.eos_token_id
+        configured = configured if isinstance(configured, (list, tuple)) else [configured]
+        return {self.processor.tokenizer.eos_token_id, *configured}
+
+    def _take_unfed(self, then: str) -> list[int]:
+        """Tokens of all that was said since the last step, up to where a frame ("stream") or a reply begins."""
+        ids = self._unfed_ids + self.processor.encode_turns(
+            self._unfed_turns, stream_open=self._stream_open, then=then
+        )
+        self._unfed_ids, self._unfed_turns = [], []
+        return ids
+
+    def _forward(self, ids: list[int], **inputs: Any) -> Any:
+        device = self.model.get_input_embeddings().weight.device
+        with torch.no_grad():
+            return self.model(
+                input_ids=torch.tensor([ids], device=device),
+                past_key_values=self.cache,
+                use_cache=True,
+                output_router_scores="frame_features" in inputs,
+                **inputs,
+            )
+
+    # ---------------------------------------------------------------------------------------------------- helpers
+
+    def _emit(
+        self,
+        time: float,
+        role: str,
+        text: str,
+        token_ids: tuple[int, ...] = (),
+        interval_probability: float | None = None,
+        latency: float = 0.0,
+    ) -> None:
+        frame = self.num_frames - 1
+        self.events.append(StreamEvent(time, frame, role, text, token_ids, interval_probability, latency))
+
+    def _frame_times(self, count: int, time: float | Sequence[float] | None) -> list[float]:
+        if time is None:
+            first = 0.0 if self._received_time is None else self._received_time + 1 / self.fps
+            return [first + index / self.fps for index in range(count)]
+        times = [float(t) for t in time] if isinstance(time, Sequence) else [float(time)]
+        if len(times) != count:
+            raise ValueError(f"Got {len(times)} times for {count} frames: give one a frame.")
+        past = float("-inf") if self._received_time is None else self._received_time
+        for before, after in zip([past, *times], times, strict=False):
+            if not after > before:
+                raise ValueError(f"Frame times must increase, got {after} s after {before} s.")
+        return times
+
+    def _refuse_if_closed(self) -> None:
+        if self.closed:
+            raise ValueError("This session is closed; open another with `model.stream(processor)`.")
+
+
+__all__ = ["StreamEvent", "StreamingSession"]

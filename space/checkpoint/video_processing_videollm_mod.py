@@ -1,0 +1,47 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Video processor of VideoLLM-MoD: decoded frames become `pixel_values_videos`."""
+
+from typing import Any
+
+import torch
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling, SizeDict
+from transformers.video_processing_utils import BaseVideoProcessor
+
+
+class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
+    """
+    Scales frames to fit `size`, fills up with black, and normalises: as VideoLLM-online prepared its frames (longer
+    side 384, bicubic, mean and standard deviation 0.5). Options are those of every Transformers video processor.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_STANDARD_MEAN
+    image_std = IMAGENET_STANDARD_STD
+    size = {"height": 384, "width": 384}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = False
+
+    def resize(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
+        """Frames (..., channels, height, width) at the largest scale that fits `size`, centred on black."""
+        fitted = super().resize(image, SizeDict(max_height=size.height, max_width=size.width), **kwargs)
+        return self.center_crop(fitted, size)
+
+
+VideoLLMMoDVideoProcessor.register_for_auto_class("AutoVideoProcessor")
+
+__all__ = ["VideoLLMMoDVideoProcessor"]

@@ -1,0 +1,141 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Videos as they play: a file, a URL or a stream of frames becomes (time, frame) in constant memory."""
+
+import math
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils import is_av_available, logging
+
+
+if is_av_available():
+    import av
+
+logger = logging.get_logger(__name__)
+
+
+def read_video(
+    video: Any, *, fps: float = 2.0, start: float = 0.0, end: float | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """
+    Plays a video at a frame rate: at each tick, the frame that is on the screen.
+
+    Files and URLs are decoded as they play, one frame in memory at a time. Where a file has several video streams the
+    best is taken, and a rotation in its metadata is applied. Source frame rates may vary.
+
+    Args:
+        video (`str`, `Path`, array, tensor or iterable): A file, a URL (whatever FFmpeg opens), or frames: one array
+            (frames, height, width, 3), or anything that yields frames or pairs (time, frame).
+        fps (`float`, *optional*, defaults to 2.0): Ticks a second. Frames without a time are taken to come at it.
+        start (`float`, *optional*, defaults to 0.0): Second of the first tick.
+        end (`float`, *optional*): Second after which to stop. By default the end of the video.
+
+    Yields:
+        `tuple[float, np.ndarray]`: Seconds since the video's beginning, and the frame: for a file or URL a uint8 RGB
+        array (height, width, 3), else as it came.
+
+    Raises:
+        `ValueError`: If `fps`, `start` or `end` are out of range, or there is no readable frame.
+        `FileNotFoundError`: If there is no such file.
+        `ImportError`: If a file or URL is given and PyAV is missing.
+    """
+    if not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
+        raise ValueError(f"`fps` must be a positive number of frames a second, got {fps}.")
+    if start < 0 or (end is not None and end < start):
+        raise ValueError(f"`start` and `end` must be seconds with 0 <= start <= end, got {start} and {end}.")
+    from_file = isinstance(video, (str, Path))
+    frames = _play(_source(video), fps, start) if from_file else _pace(video, fps, start)
+    empty = True
+    for time, frame in frames:
+        if end is not None and time > end:
+            break
+        empty = False
+        yield time, frame
+    if empty:
+        name = f"'{video}'" if from_file else f"The {type(video).__name__} given as video"
+        raise ValueError(f"{name} has no frame from {start} s on.")
+
+
+def _source(video: str | Path) -> str:
+    if not is_av_available():
+        raise ImportError("Reading video files needs PyAV: `pip install av`.")
+    source = str(video)
+    if "://" not in source and not Path(source).is_file():
+        raise FileNotFoundError(f"There is no video file '{source}'.")
+    return source
+
+
+def _pace(frames: Iterable[Any], fps: float, start: float) -> Iterator[tuple[float, Any]]:
+    for index, item in enumerate(frames):
+        time, frame = item if isinstance(item, tuple) and len(item) == 2 else (index / fps, item)
+        if time >= start - 1e-9:
+            yield float(time), frame
+
+
+def _play(source: str, fps: float, start: float) -> Iterator[tuple[float, np.ndarray]]:
+    # Exact ticks: at 30000/1001 fps a float's error would in time choose the neighbouring frame.
+    tick, index = 1 / Fraction(fps).limit_denominator(100_000), 0
+    begin = Fraction(start).limit_denominator(1_000_000)
+    shown, shown_until = None, None
+    for time, duration, frame in _decode(source, start):
+        while begin + index * tick < time:
+            yield float(begin + index * tick), _to_rgb(frame if shown is None else shown)
+            index += 1
+        shown, shown_until = frame, time + duration
+    while shown is not None and begin + index * tick < shown_until:
+        yield float(begin + index * tick), _to_rgb(shown)
+        index += 1
+
+
+def _decode(source: str, start: float) -> Iterator[tuple[Fraction, Fraction, Any]]:
+    """Time, duration and picture of each frame from the key frame before `start` on."""
+    try:
+        with av.open(source) as container:
+            stream = _best_stream(container)
+            if stream is None:
+                kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
+                raise ValueError(f"'{source}' has no video stream (streams: {kinds}).")
+            stream.thread_type = "AUTO"
+            origin = (stream.start_time or 0) * stream.time_base
+            if start > 0:
+                container.seek(int((start + origin) / stream.time_base), stream=stream)
+            duration = 1 / stream.average_rate if stream.average_rate else Fraction(1, 25)
+            time = -duration
+            for frame in container.decode(stream):
+                time = time + duration if frame.pts is None else frame.pts * frame.time_base - origin
+                own = frame.duration * frame.time_base if frame.duration else duration
+                yield time, own, frame
+    except av.error.FFmpegError as error:
+        raise ValueError(f"'{source}' cannot be read as video: {error.strerror or error}.") from error
+
+
+def _best_stream(container: Any) -> Any | None:
+    """The video stream that a player would show: a default one, then the largest, and never a cover picture."""
+    flags = av.stream.Disposition
+    streams = [stream for stream in container.streams.video if not stream.disposition & flags.attached_pic]
+    return max(streams, key=lambda s: (bool(s.disposition & flags.default), s.width * s.height), default=None)
+
+
+def _to_rgb(frame: Any) -> np.ndarray:
+    array = frame.to_ndarray(format="rgb24")
+    # FFmpeg's angle turns the stored picture counter-clockwise into the one to show, and so does `rot90`.
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
+
+
+__all__ = ["read_video"]
