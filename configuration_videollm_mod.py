@@ -90,12 +90,12 @@ class CostEstimate:
     @property
     def flops_ratio(self) -> float:
         """Share of the full-compute operations that this scheme needs."""
-        return self.flops / self.full_flops
+        return self.flops / self.full_flops if self.full_flops else 1.0
 
     @property
     def cache_ratio(self) -> float:
         """Share of the full-compute cache that this scheme needs."""
-        return self.cache_bytes / self.full_cache_bytes
+        return self.cache_bytes / self.full_cache_bytes if self.full_cache_bytes else 1.0
 
 
 @strict
@@ -216,7 +216,9 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         if isinstance(self.mod_layers, (list, tuple)):
             routed = set(self.mod_layers)
         else:
+            # `None` is left where a list of ratios was replaced by one number after construction.
             routed = {
+                None: range(1, num_layers, 2),
                 "interleaved": range(1, num_layers, 2),
                 "interleaved_deep": range(3, num_layers, 2),
                 "all": range(num_layers),
@@ -324,7 +326,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                     "a list of layer indices."
                 )
         else:
-            for layer in self.mod_layers:
+            for layer in self.mod_layers or ():
                 if not 0 <= layer < num_layers:
                     raise ValueError(
                         f"`mod_layers` names layer {layer}, but the language model's layers are 0 to {num_layers - 1}."

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Routing by layers: where a batch's frame tokens lie, which of them a layer keeps, and how it runs on those alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,13 @@ class FrameLayout:
         self.rank = (frame_token_mask.cumsum(dim=1) - 1) % num_tokens
         index = torch.nonzero_static(frame_token_mask.flatten(), size=self.total_frames * num_tokens)
         self.token_index = index.view(self.total_frames, num_tokens)
+        if self.total_frames > 0 and frame_token_mask.device.type == "cpu" and not torch.compiler.is_compiling():
+            torn = (self.token_index[:, -1] - self.token_index[:, 0] != num_tokens - 1).nonzero()
+            if len(torn):
+                raise ValueError(
+                    f"The {num_tokens} tokens of a frame must stand together; other tokens stand within frame "
+                    f"{int(torn[0])} of the batch."
+                )
 
     @property
     def inside_frame(self) -> torch.BoolTensor | None:
@@ -168,7 +175,9 @@ def apply_gate(
     # Written as f(x) - (1 - g) * (f(x) - x): 1 - g is 0 on text, and keeps its precision where g is near 1.
     closed = torch.zeros(output.shape[0] * output.shape[1], device=output.device, dtype=output.dtype)
     closed = closed.index_copy(0, plan.frame_slots.to(output.device), (1 - gate).to(output.device, output.dtype))
-    return output - closed.view(*output.shape[:2], 1) * (output - short if on_update else output)
+    # With layers on several devices the output is on its layer's, and what went in on the one before.
+    update = output - short.to(output.device) if on_update else output
+    return output - closed.view(*output.shape[:2], 1) * update
 
 
 def write_back(flat: torch.Tensor, output: torch.Tensor, slots: torch.LongTensor, plan: RoutingPlan) -> torch.Tensor:
@@ -243,9 +252,21 @@ class LayerMasks:
                 attention_mask=self._padding(layer, keep_count, inputs.shape[1]),
                 past_key_values=self.cache,
                 layer_idx=layer,
-                and_mask_function=None if window is None else sliding_window_overlay(window),
+                and_mask_function=None if window is None else self._window_overlay(layer, keep_count, window),
             )
         return self._masks[key]
+
+    def _window_overlay(self, layer: int, keep_count: int, window: int) -> Callable:
+        """Mask function that hides what lies further back than the window, counted in real entries."""
+        if self.cache is None or not self.cache.has_filler or keep_count >= self.layout.num_tokens:
+            return sliding_window_overlay(window)
+        # Filler between a row's entries must not push the older ones out.
+        count = (self.cache.get_positions(layer) >= 0).cumsum(dim=1)
+
+        def overlay(batch_idx: int, _head_idx: int, q_idx: int, kv_idx: int) -> bool:
+            return count[batch_idx, q_idx] - count[batch_idx, kv_idx] < window
+
+        return overlay
 
     def _window(self, layer: int, length: int) -> int | None:
         """Sliding window of a layer, in entries of its own sequence; `None` if it has none or has not filled it."""

@@ -173,6 +173,54 @@ def test_offloaded_layers_come_back():
     assert_close(model(**inputs, frame_features=features, past_key_values=cache).logits, expected)
 
 
+@pytest.mark.parametrize("how", ["select", "reorder"])
+def test_cropped_after_the_longest_row_is_gone(how):
+    """Columns that only the dropped row filled lie between real entries, and are not cut in their place."""
+    model = tiny_model(mod_layers="all")
+    rows = [dialogue_ids(model.config, [2, 1], seed=0), dialogue_ids(model.config, [1], seed=1)]
+    ids = torch.full((2, rows[0].shape[1]), 9)
+    for index, row in enumerate(rows):
+        ids[index, : row.shape[1]] = row[0]
+    features, tail = random_features(model.config, 3, batch=2), torch.tensor([[11, 12, 13]])
+    with torch.no_grad():
+        cache, expected = model.new_cache(), model.new_cache()
+        model(input_ids=ids, frame_features=features, num_frames=[3, 1], past_key_values=cache)
+        if how == "select":
+            cache.batch_select_indices(torch.tensor([0]))
+        else:
+            cache.reorder_cache(torch.tensor([0, 0]))
+            cache.batch_select_indices(torch.tensor([1]))
+        model(input_ids=tail, past_key_values=cache)
+        cache.crop(-1)
+        model(input_ids=ids[:1], frame_features=features[:1], past_key_values=expected)
+        model(input_ids=tail[:, :2], past_key_values=expected)
+        outputs = [model(input_ids=torch.tensor([[7]]), past_key_values=c).logits for c in (cache, expected)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_compiled_steps_added_is_cropped_whole_or_not_at_all():
+    """They keep no record of frames: a cut that might go through one is refused, and the message says where to."""
+    torch._dynamo.reset()
+    model = tiny_model(mod_layers="all").requires_grad_(False)
+    text = model.config.text_config
+    cache = model.new_cache(max_lengths=[100] * 4)
+    shape = (1, text.num_key_value_heads, text.head_dim, torch.float32, torch.device("cpu"))
+    cache.early_initialization(*shape)
+    step = torch.compile(model, fullgraph=True, backend="eager")
+    ids = dialogue_ids(model.config, [1])
+    model(input_ids=ids[:, :5], past_key_values=cache)
+    step(input_ids=ids[:, 5:15], frame_features=random_features(model.config, 1), past_key_values=cache)
+    model(input_ids=ids[:, 15:18], past_key_values=cache)
+    with pytest.raises(ValueError, match="Crop to 5 or 15 tokens"):
+        cache.crop(-7)
+    assert int(cache.get_seq_length()) == 18
+    cache.crop(-2)
+    cache.crop(-1)
+    assert int(cache.get_seq_length()) == 15
+    cache.crop(-10)
+    assert int(cache.get_seq_length()) == 5 and cache.lengths == [5] * 4
+
+
 def test_refuses_a_wrong_number_of_lengths():
     with pytest.raises(ValueError, match="2 lengths for 3 layers"):
         VideoLLMMoDCache(3, max_lengths=[4, 4])

@@ -15,7 +15,7 @@
 
 import pytest
 import torch
-from tiny import SCHEMES, dialogue_ids, random_features, tiny_model, tiny_processor
+from tiny import SCHEMES, dialogue_ids, random_features, random_frames, tiny_model, tiny_processor
 from torch.testing import assert_close
 from transformers import GenerationConfig, LogitsProcessorList, TextIteratorStreamer, TopKLogitsWarper
 
@@ -217,6 +217,22 @@ def test_streamer_and_scores(model):
     assert output.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 5
     warped = model.generate(**inputs, max_new_tokens=3, logits_processor=LogitsProcessorList([TopKLogitsWarper(1)]))
     assert torch.equal(warped, greedy(model, inputs, 3))
+
+
+def test_a_frame_token_within_the_vocabulary_is_never_said():
+    """As after `resize_token_embeddings(len(tokenizer))`, or in a vocabulary that was padded."""
+    model = tiny_model()
+    frame_token_id = model.config.frame_token_id
+    model.resize_token_embeddings(frame_token_id + 8, mean_resizing=False)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[frame_token_id] = 10 * torch.randn(model.lm_head.weight.shape[1])
+    for options in ({}, {"num_beams": 2}, {"do_sample": True}):
+        tokens = model.generate(**prompt(model), max_new_tokens=6, eos_token_id=None, pad_token_id=0, **options)
+        new = tokens[0, prompt(model)["input_ids"].shape[1] :]
+        assert len(new) == 6 and not (new == frame_token_id).any()
+    events = list(model.narrate(tiny_processor(), random_frames(2), interval_threshold=1.0, max_new_tokens=4))
+    assert events and not any(frame_token_id in event.token_ids for event in events)
 
 
 def test_unknown_caches_are_refused(model):

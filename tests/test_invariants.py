@@ -317,6 +317,35 @@ def test_sliding_window_counts_entries_of_a_layers_own_sequence(text):
     check_any_path(tiny_model(text=text, text_overrides=overrides, mod_layers="all"))
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_sliding_window_counts_real_entries_alone(cached):
+    """Rows with fewer frames have filler between their entries: it does not push older ones out of the window."""
+    model = tiny_model(text="mistral", text_overrides={"sliding_window": 16}, mod_layers="all")
+    rows = [dialogue_ids(model.config, [3], seed=0), dialogue_ids(model.config, [1], seed=1)]
+    length, features = rows[0].shape[1], random_features(model.config, 3, batch=2)
+    ids, mask = torch.zeros(2, length, dtype=torch.long), torch.zeros(2, length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, length - row.shape[1] :], mask[index, length - row.shape[1] :] = row[0], 1
+    inputs = {"input_ids": ids, "frame_features": features, "num_frames": [3, 1], "attention_mask": mask}
+    more, more_features = dialogue_ids(model.config, [1], seed=9), random_features(model.config, 1, seed=9)
+    with torch.no_grad():
+        if cached:
+            cache = model.new_cache()
+            model(**inputs, past_key_values=cache)
+            mask = torch.cat([mask, torch.ones(2, more.shape[1], dtype=torch.long)], dim=1)
+            inputs = {"input_ids": more.repeat(2, 1), "frame_features": more_features.repeat(2, 1, 1, 1)}
+            logits = model(**inputs, attention_mask=mask, past_key_values=cache).logits
+        else:
+            logits = model(**inputs, use_cache=False).logits
+        for row, frames in ((0, 3), (1, 1)):
+            whole, shown = rows[row], features[row : row + 1, :frames]
+            if cached:
+                whole, shown = torch.cat([whole, more], dim=1), torch.cat([shown, more_features], dim=1)
+            count = more.shape[1] if cached else rows[row].shape[1]
+            expected = one_forward(model, whole, shown)[:, -count:]
+            assert_close(logits[row : row + 1, -count:], expected, atol=2e-5, rtol=1e-4)
+
+
 def test_stale_or_unwritten_cache_is_never_read():
     model = tiny_model(mod_layers="all")
     ids, features = dialogue_ids(model.config, RUNS), random_features(model.config, sum(RUNS))

@@ -30,6 +30,7 @@ from tiny import (
     tiny_text_config,
     tiny_vision_config,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils import flop_counter
@@ -38,7 +39,7 @@ from torchao.quantization import Int8WeightOnlyConfig
 from transformers import DynamicCache, TorchAoConfig
 from transformers.utils.logging import warning_once
 
-from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
+from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration, modeling_videollm_mod
 
 
 RUNS = [3, 1, 2]
@@ -231,6 +232,51 @@ def test_tuples_where_asked():
     assert isinstance(outputs, tuple) and outputs[0].shape[-1] == model.config.text_config.vocab_size
 
 
+@pytest.mark.parametrize("scheme", ["full", "all", "uniform", "random"])
+@pytest.mark.parametrize("rotary", [0, 1])
+def test_layers_on_two_devices(scheme, rotary, monkeypatch):
+    """Shapes and devices alone, placed as accelerate places them: a block's inputs are moved, its outputs stay."""
+    model = tiny_model(**SCHEMES[scheme])
+    ids, features = dialogue_ids(model.config, [2, 1]), random_features(model.config, 3)
+    monkeypatch.setattr(modeling_videollm_mod, "check_on_device", lambda *_: None)  # fake tensors have no values
+
+    def moved(value, device):
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        if isinstance(value, (tuple, list)):
+            return type(value)(moved(item, device) for item in value)
+        return {k: moved(v, device) for k, v in value.items()} if isinstance(value, dict) else value
+
+    def place(module, index):
+        device = torch.device("cuda", index)
+        for part in module.modules():
+            for name, weight in list(part._parameters.items()):
+                if weight is not None:
+                    empty = torch.empty(weight.shape, device=device, dtype=weight.dtype)
+                    part._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+            for name, buffer in list(part._buffers.items()):
+                if buffer is not None:
+                    part._buffers[name] = torch.empty(buffer.shape, device=device, dtype=buffer.dtype)
+        module.register_forward_pre_hook(lambda _, a, k: (moved(a, device), moved(k, device)), with_kwargs=True)
+
+    with FakeTensorMode(), torch.no_grad():
+        text = model.model.language_model
+        for index, layer in enumerate(text.layers):
+            place(layer, index // 2)
+        for name, router in model.model.routers.items():
+            place(router, int(name) // 2)
+        for part, index in ((text.embed_tokens, 0), (text.norm, 1), (text.rotary_emb, rotary), (model.lm_head, 1)):
+            place(part, index)
+        place(model.model.connector, 0)
+        ids = torch.empty(ids.shape, dtype=torch.long, device="cuda:0")
+        inputs = {"input_ids": ids, "frame_token_mask": torch.empty(ids.shape, dtype=torch.bool, device="cuda:0")}
+        inputs |= {"frame_features": torch.empty(features.shape, device="cuda:0"), "num_frames": [3]}
+        outputs = model(**inputs, use_cache=True, output_router_scores=True)
+        outputs = model(input_ids=ids[:, :1], past_key_values=outputs.past_key_values)
+        assert outputs.logits.device == torch.device("cuda", 1)
+        assert model(**inputs, attention_mask=torch.ones_like(ids), use_cache=True).logits.shape[1] == ids.shape[1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -244,7 +290,12 @@ def test_tuples_where_asked():
         ({"inputs_embeds": torch.zeros(1, 3, 32)}, "exactly one of"),
         ({"attention_mask": torch.ones(1, 1, 9, 9)}, "two dimensions"),
         ({"past_key_values": DynamicCache()}, "layers \\[1, 3\\] are routed"),
-        ({"labels": "inside"}, "inside a frame"),
+        ({"labels": "inside"}, "`labels` must be -100 inside frames"),
+        ({"frame_features": None, "frame_token_mask": "mask"}, "6\\] frames, but neither `pixel_values_videos` nor"),
+        ({"attention_mask": torch.ones(1, 7)}, "`attention_mask` is 7 wide; .* 0 \\+ "),
+        ({"cu_seq_lens_q": torch.tensor([0, 9])}, "packed into one .* are not kept apart"),
+        ({"position_ids": torch.tensor([[*range(50), *range(50)]])}, "`position_ids` start anew within a row"),
+        ({"input_ids": "torn"}, "must stand together; other tokens stand within frame 0"),
     ],
 )
 def test_refuses(change, message):
@@ -252,6 +303,11 @@ def test_refuses(change, message):
     inputs = inputs_for(model) | change
     if inputs["frame_features"] == 5 if isinstance(inputs["frame_features"], int) else False:
         inputs["frame_features"] = random_features(model.config, 5)
+    if isinstance(inputs["input_ids"], str):
+        inputs["input_ids"] = inputs_for(model)["input_ids"].clone()
+        inputs["input_ids"][0, :7] = inputs["input_ids"][0, :7].flip(0)
+    if isinstance(inputs.get("frame_token_mask"), str):
+        inputs["frame_token_mask"] = inputs["input_ids"] == model.config.frame_token_id
     if inputs.get("labels") == "inside":
         inputs["labels"] = inputs["input_ids"].clone()
     with pytest.raises(ValueError, match=message):
@@ -274,6 +330,7 @@ def test_any_cache_serves_a_model_without_routing():
         ({"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2}, "missing: embed_tokens, layers"),
         ({"model_type": "granite", "num_hidden_layers": 2, "embedding_multiplier": 12.0}, "embedding_multiplier"),
         ({"model_type": "gemma2", "num_hidden_layers": 2}, "final_logit_softcapping"),
+        ({"model_type": "gemma3_text", "num_hidden_layers": 2}, "turns positions differently by type of layer"),
     ],
 )
 def test_refuses_text_models_of_another_shape(text_config, message):
@@ -566,6 +623,36 @@ def test_lora_with_the_models_own_settings_trains_routers_and_connector():
     assert {n for n, _ in merged.named_parameters()} == {n for n, _ in tiny_model(mod_layers="all").named_parameters()}
 
 
+def test_lora_leaves_a_tied_head_alone_so_that_merging_changes_nothing():
+    model = tiny_model(text_overrides={"tie_word_embeddings": True})
+    adapted = get_peft_model(model, model.make_lora_config(r=4, lora_alpha=8))
+    inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        adapted.train()(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = adapted.eval()(**inputs_for(model)).logits
+    merged = adapted.merge_and_unload()
+    assert_close(merged(**inputs_for(model)).logits, expected, atol=2e-5, rtol=1e-4)
+    assert merged.lm_head.weight is merged.get_input_embeddings().weight
+
+
+def test_fields_set_after_construction_are_checked_too(tmp_path):
+    tiny_model(mod_keep_ratio=1.0).save_pretrained(tmp_path / "full")
+    tiny_model(mod_keep_ratio=[1.0, 0.5, 1.0, 0.5]).save_pretrained(tmp_path / "list")
+    load = VideoLLMMoDForConditionalGeneration.from_pretrained
+    assert load(tmp_path / "list", mod_keep_ratio=0.2).config.layer_keep_counts == [10, 2, 10, 2]
+    with pytest.raises(ValueError, match="names layer 9"):
+        load(tmp_path / "full", mod_layers=[9])
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 7"):
+        load(tmp_path / "full", mod_keep_ratio=7.0)
+    model = tiny_model()
+    model.config.mod_layers = "all"
+    with pytest.raises(ValueError, match="Layer 0 is routed but has no router: the model was built with routers in"):
+        model(**inputs_for(model))
+
+
 def test_add_adapter_trains_the_routers_whatever_it_targets():
     model = tiny_model()
     model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
@@ -639,6 +726,7 @@ def test_compiled_steps_do_not_recompile_from_frame_to_frame(scheme):
 
 def test_declared_support_is_true():
     model = tiny_model()
+    assert model.can_record_outputs == {} and "attentions" in model.model.language_model.can_record_outputs
     # Layers are never split between devices, routers stay in float32, and flags are those of all tested backbones.
     assert "LlamaDecoderLayer" in model._no_split_modules and "routers" in model._keep_in_fp32_modules_strict
     assert model._can_compile_fullgraph and model._supports_sdpa and model._supports_flex_attn

@@ -89,8 +89,10 @@ class _PositionsMixin:
 
     def count_before(self, position: int) -> torch.Tensor:
         """Number of leading entries, in any row, that lie before `position` of the full sequence: a scalar tensor."""
-        # Entries are in order, so those to keep are a prefix, whichever row is the longest.
-        return ((self.positions >= 0) & (self.positions < position)).any(dim=0).sum()
+        # Entries are in order, so those to keep are a prefix that ends with the last of them. Columns of filler alone
+        # may lie within it, where rows that were longer have been dropped.
+        kept = ((self.positions >= 0) & (self.positions < position)).any(dim=0)
+        return (kept * torch.arange(1, kept.shape[0] + 1, device=kept.device)).max()
 
     def _map_positions(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self.positions is not None:
@@ -216,7 +218,8 @@ class VideoLLMMoDCache(Cache):
         self.num_seen: int | torch.Tensor = 0 if max_lengths is None else torch.tensor(0)
         # Whether some row is shorter than others in a routed layer, so that attention needs to be told.
         self.has_filler = False
-        self._inside_frame: list[tuple[int, torch.Tensor | None]] = []
+        # What each forward pass added: where it began, how many tokens, and which of them are inside a frame.
+        self._log: list[tuple[int | torch.Tensor, int, torch.Tensor | None]] = []
 
     @property
     def lengths(self) -> list[int]:
@@ -255,13 +258,11 @@ class VideoLLMMoDCache(Cache):
             inside_frame (`torch.Tensor` of shape `(batch, num_tokens)`, *optional*):
                 True at frame tokens that are not the last of their frame, after which the cache must not be cut.
         """
-        if isinstance(self.num_seen, torch.Tensor):
-            self.num_seen.add_(num_tokens)
-            if torch.compiler.is_compiling():
-                return
-        else:
-            self.num_seen += num_tokens
-        self._inside_frame.append((num_tokens, inside_frame))
+        is_static = isinstance(self.num_seen, torch.Tensor)
+        # A list that grows would have the step compiled again: `crop` tells such stretches by their absence.
+        if not torch.compiler.is_compiling():
+            self._log.append((self.num_seen.clone() if is_static else self.num_seen, num_tokens, inside_frame))
+        self.num_seen = self.num_seen.add_(num_tokens) if is_static else self.num_seen + num_tokens
 
     def crop(self, tokens_to_remove: int) -> None:
         """
@@ -279,7 +280,7 @@ class VideoLLMMoDCache(Cache):
             )
         if tokens_to_remove == 0:
             return
-        self._crop_frame_log(num_seen, length)
+        self._crop_log(length)
         routed = [layer for layer in self.layers if isinstance(layer, _PositionsMixin) and layer.positions is not None]
         counts = torch.stack([layer.count_before(length) for layer in routed]).tolist() if routed else []
         for layer, count in zip(routed, counts, strict=True):
@@ -291,45 +292,51 @@ class VideoLLMMoDCache(Cache):
                 layer.truncate(length)
         self.num_seen = self.num_seen.fill_(length) if isinstance(self.num_seen, torch.Tensor) else length
 
-    def _crop_frame_log(self, num_seen: int, length: int) -> None:
-        log, end = list(self._inside_frame), num_seen
-        while log and end - log[-1][0] >= length:
-            end -= log.pop()[0]
-        if log and end > length:
-            num_tokens, inside_frame = log.pop()
-            kept = num_tokens - (end - length)
+    def _crop_log(self, length: int) -> None:
+        log = [entry for entry in self._log if int(entry[0]) < length]
+        begin, num_tokens, inside_frame = log[-1] if log else (0, 0, None)
+        kept = length - int(begin)
+        if kept < num_tokens:
             if inside_frame is not None and bool(inside_frame[:, kept - 1].any()):
                 raise ValueError(
                     f"Cropping to {length} tokens would cut a frame in two: crop to the end of a frame or into text."
                 )
-            log.append((kept, None if inside_frame is None else inside_frame[:, :kept]))
-        self._inside_frame = log
+            log[-1] = (begin, kept, None if inside_frame is None else inside_frame[:, :kept])
+        elif kept > num_tokens:
+            later = [int(entry[0]) for entry in self._log if int(entry[0]) >= length]
+            known = [int(begin) + num_tokens, *later[:1]]
+            if length not in known:
+                raise ValueError(
+                    f"Cropping to {length} tokens is not possible: compiled steps keep no record of frames, and they "
+                    f"added what follows token {known[0]}. Crop to {' or '.join(map(str, known))} tokens."
+                )
+        self._log = log
 
     def reset(self) -> None:
         """Empties all layers."""
         super().reset()
         self.has_filler = False
         self.num_seen = self.num_seen.zero_() if isinstance(self.num_seen, torch.Tensor) else 0
-        self._inside_frame = []
+        self._log = []
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorders the rows for beam search."""
         super().reorder_cache(beam_idx)
-        self._map_frame_log(lambda inside: inside.index_select(0, beam_idx.to(inside.device)))
+        self._map_log(lambda inside: inside.index_select(0, beam_idx.to(inside.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats every row `repeats` times."""
         super().batch_repeat_interleave(repeats)
-        self._map_frame_log(lambda inside: inside.repeat_interleave(repeats, dim=0))
+        self._map_log(lambda inside: inside.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps the rows `indices`."""
         super().batch_select_indices(indices)
-        self._map_frame_log(lambda inside: inside[indices])
+        self._map_log(lambda inside: inside[indices])
 
-    def _map_frame_log(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._inside_frame = [
-            (num_tokens, None if inside is None else function(inside)) for num_tokens, inside in self._inside_frame
+    def _map_log(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._log = [
+            (begin, count, None if inside is None else function(inside)) for begin, count, inside in self._log
         ]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
 from .streaming_videollm_mod import StreamEvent, StreamingSession
@@ -180,6 +180,14 @@ class VideoLLMMoDGenerationMixin:
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
 
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        processors = super()._get_logits_processor(*args, **kwargs)
+        frame_token_id = self.config.frame_token_id
+        if frame_token_id < self.get_input_embeddings().num_embeddings:
+            # Within a padded vocabulary the frame token has a score, but no frame would come with it.
+            processors.append(SuppressTokensLogitsProcessor([frame_token_id], device=self.device))
+        return processors
+
     def _prepare_cache_for_generation(
         self,
         generation_config: GenerationConfig,
@@ -193,7 +201,7 @@ class VideoLLMMoDGenerationMixin:
             super()._prepare_cache_for_generation(
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )
-        elif kind in ALL_STATIC_CACHE_IMPLEMENTATIONS:
+        elif kind in ALL_STATIC_CACHE_IMPLEMENTATIONS and not kind.startswith("offloaded"):
             max_length = max(max_cache_length, getattr(generation_config, "max_cache_len", None) or 0)
             lengths = self._static_lengths(model_kwargs, batch_size, max_length)
             model_kwargs["past_key_values"] = self.new_cache(max_lengths=lengths)

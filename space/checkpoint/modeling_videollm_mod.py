@@ -13,6 +13,7 @@
 # limitations under the License.
 """VideoLLM-MoD: a streaming video language model whose routed layers run on a share of each frame's tokens."""
 
+import inspect
 import math
 import os
 from collections.abc import Sequence
@@ -142,6 +143,8 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     # quantisers leave alone, who match it from the start of a name.
     _keep_in_fp32_modules = [r"(?:model\.)?routers"]
     _keep_in_fp32_modules_strict = ["routers"]
+    # `_can_record_outputs` stays unset: attentions are recorded by what the language model declares, and hidden
+    # states, scores and choices are collected in the layer loop, which sees full sequences where layers do not.
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -174,6 +177,9 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
 
     def __init__(self, config: VideoLLMMoDConfig) -> None:
         super().__init__(config)
+        # Fields may have been set since the configuration was made, by `from_pretrained` for one.
+        for validate in type(config).__class_validators__:
+            validate(config)
         self.vision_encoder = AutoModel.from_config(config.vision_config)
         self.connector = VideoLLMMoDConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
@@ -292,6 +298,11 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 f"`attention_mask` must have two dimensions, (batch, sequence), got {attention_mask.ndim}: routed "
                 "layers see other lengths than full ones, so each makes its own mask."
             )
+        if any(name.startswith("cu_seq_lens") for name in kwargs):
+            raise ValueError(
+                "Rows packed into one (`cu_seq_lens_q`, padding-free training) are not kept apart in routed layers: "
+                "give one dialogue a row."
+            )
         use_cache = text_config.use_cache if use_cache is None else use_cache
         if use_cache and self.training and self.gradient_checkpointing:
             logger.warning_once("`use_cache=True` does not go with gradient checkpointing: `use_cache` is now False.")
@@ -304,6 +315,20 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = self.new_cache()
         num_seen = self._num_seen(past_key_values)
+        if attention_mask is not None and isinstance(num_seen, int):
+            expected = num_seen + layout.sequence_length
+            if attention_mask.shape[1] != expected:
+                raise ValueError(
+                    f"`attention_mask` is {attention_mask.shape[1]} wide; it covers what was seen and what is new: "
+                    f"{num_seen} + {layout.sequence_length} tokens."
+                )
+        if position_ids is not None and attention_mask is None:
+            check_on_device(
+                (position_ids.diff(dim=-1) < 0).sum(dim=-1),
+                [0] * position_ids.shape[0],
+                "`position_ids` start anew within a row, but rows packed into one are not kept apart: give one "
+                "dialogue a row. Times they do",
+            )
         if position_ids is None:
             position_ids = _positions(layout, attention_mask, num_seen, hidden_states.device)
         if self.training and torch.is_grad_enabled():
@@ -366,6 +391,10 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         if len(num_frames) != batch_size or (frames is not None and max(num_frames) > frames.shape[1]):
             given = "none" if frames is None else f"{frames.shape[1]} a row"
             raise ValueError(f"`num_frames` is {num_frames} for a batch of {batch_size} rows; frames given: {given}.")
+        if frames is None and inputs_embeds is None and max(num_frames) > 0:
+            raise ValueError(
+                f"The rows have {num_frames} frames, but neither `pixel_values_videos` nor `frame_features` was given."
+            )
         expected = [count * num_tokens for count in num_frames]
         check_on_device(
             frame_token_mask.sum(dim=1),
@@ -419,11 +448,17 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
     ) -> torch.Tensor:
         """Float32 scores (frames, tokens) of a routed layer, from hidden states (batch, sequence, hidden)."""
         if self.config.mod_router == "learned":
-            return self.routers[str(layer)](hidden_states).flatten().to(hidden_states.device)[layout.token_index]
+            if str(layer) not in self.routers:
+                raise ValueError(
+                    f"Layer {layer} is routed but has no router: the model was built with routers in layers "
+                    f"{', '.join(self.routers)}. Set `mod_layers` and `mod_keep_ratio` before the model is made."
+                )
+            scores = self.routers[str(layer)](hidden_states).flatten()
+            return scores.to(layout.token_index.device)[layout.token_index]
         if self.config.mod_router == "random":
-            positions = position_ids.expand(layout.batch_size, -1).flatten()
+            positions = position_ids.to(layout.token_index.device).expand(layout.batch_size, -1).flatten()
             return position_noise(positions[layout.token_index], layer)
-        return hidden_states.new_zeros(layout.token_index.shape, dtype=torch.float32)
+        return torch.zeros(layout.token_index.shape, device=layout.token_index.device)
 
     def gate(self, scores: torch.Tensor) -> torch.Tensor:
         """What the scores of kept tokens multiply a layer's update with, any shape, float32 (p-MoD for `"tanh"`)."""
@@ -568,7 +603,9 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         num_labels = (labels != -100).sum()
         labels = labels.flatten()[index]
         check_on_device(
-            num_labels, (labels != -100).sum(), "`labels` mark tokens inside a frame, where nothing can be learned"
+            num_labels,
+            (labels != -100).sum(),
+            "`labels` must be -100 inside frames, where nothing can be learned: the labels that can be are",
         )
         logits = self.lm_head(hidden_states.flatten(0, 1)[index]).float()
         losses = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
@@ -582,7 +619,8 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
     def make_lora_config(self, **overrides: Any) -> "LoraConfig":
         """
         LIVE's choice of what to train, and the routers (arXiv 2406.11816, section 4): LoRA of rank 128 and alpha 256
-        on every linear layer of the language model and on its head; connector and routers whole.
+        on every linear layer of the language model and on its head, unless that is tied to the embeddings; connector
+        and routers whole.
 
         Args:
             overrides: Fields of `peft.LoraConfig` to set otherwise.
@@ -595,6 +633,8 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         """
         if not is_peft_available():
             raise ImportError("`make_lora_config` needs PEFT: `pip install peft`.")
+        # Of a head that shares its table with the embeddings, an adapter would change both once it is merged.
+        head = "" if self.config.tie_word_embeddings else r"|(.*\.)?lm_head"
         linear = sorted(
             {n.rsplit(".")[-1] for n, m in self._decoder_layers().named_modules() if isinstance(m, nn.Linear)}
         )
@@ -604,7 +644,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
             "r": 128,
             "lora_alpha": 256,
             "lora_dropout": 0.05,
-            "target_modules": rf"(.*\.)?language_model\.layers\..*\.({names})|(.*\.)?lm_head",
+            "target_modules": rf"(.*\.)?language_model\.layers\..*\.({names}){head}",
             "modules_to_save": ["connector", *self._router_names()],
         }
         return LoraConfig(**{**defaults, **overrides})
@@ -705,7 +745,7 @@ def _run_layers(
                     short,
                     attention_mask=masks.get(index, keep_count, short),
                     position_embeddings=tuple(
-                        x.flatten(0, 1).index_select(0, slots).view(layout.batch_size, plan.length, -1)
+                        x.flatten(0, 1).index_select(0, slots.to(x.device)).view(layout.batch_size, plan.length, -1)
                         for x in (cos, sin)
                     ),
                     **layer_kwargs,
@@ -770,6 +810,8 @@ def _check_language_model(model: PreTrainedModel) -> None:
             f"{name} ({model.config.model_type}) does not have the shape of Llama that routing needs; missing: "
             f"{', '.join(missing)}. Tested are {', '.join(_TESTED_TEXT_MODELS)}."
         )
+    if "layer_type" in inspect.signature(type(model.rotary_emb).forward).parameters:
+        raise ValueError(f"{name} turns positions differently by type of layer, which is not supported.")
     scaled = [field for field in _SCALING_FIELDS if getattr(model.config, field, None) not in (None, 1, 1.0)]
     if scaled:
         raise ValueError(f"{name} scales its embeddings or logits ({', '.join(scaled)}), which is not supported.")

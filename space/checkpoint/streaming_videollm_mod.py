@@ -351,6 +351,8 @@ class StreamingSession:
 
     def _choose_token(self, logits: torch.Tensor, token_ids: list[int]) -> int:
         scores = logits.float()
+        # An id past the vocabulary has no score; one within it must not be said, for no frame would come with it.
+        scores[:, self.model.config.frame_token_id : self.model.config.frame_token_id + 1] = float("-inf")
         if self.logits_processor is not None:
             scores = self.logits_processor(torch.tensor([token_ids], device=scores.device, dtype=torch.long), scores)
         if self.do_sample:
