@@ -1,0 +1,215 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Timed messages from files and from subtitles."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from safetensors.torch import save_file
+from tiny import random_features, random_frames, tiny_model, write_clip
+
+from videollm_mod.train.data import subtitles
+from videollm_mod.train.data.subtitles import Line, read_subtitles, to_sentences, to_timed_messages
+from videollm_mod.train.data.timed_messages import check_timed_messages, find_faults, load_timed_messages
+
+
+NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"
+
+
+def said(time, content, role="assistant"):
+    return {"role": role, "content": content, "time": time}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a clip of 2 s, its features, and two splits."""
+    write_clip(tmp_path / "clip.mp4", random_frames(20), fps=10)
+    save_file({"frame_features": random_features(tiny_model().config, 4)[0]}, tmp_path / "clip.safetensors")
+    rows = [
+        {"video": "clip.mp4", "start": 0.0, "end": 2.0, "messages": [said(0, "Go.", "user"), said(1.5, "A ball.")]},
+        {"video": "clip.mp4", "messages": [said(0.5, "A box.")]},
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Dataset.from_list(rows[:1]).to_parquet(tmp_path / "validation-00000-of-00001.parquet")
+    return tmp_path
+
+
+def test_files_and_folders(folder, monkeypatch):
+    for source, split, count in (
+        (folder, "train", 2),
+        (folder, "validation", 1),
+        (folder / "train.jsonl", "train", 2),
+        (folder / "validation-00000-of-00001.parquet", "train", 1),
+    ):
+        rows = load_timed_messages(source, split)
+        assert len(rows) == count and rows[0]["video"] == str(folder / "clip.mp4")
+        assert rows[0]["messages"][1]["content"] == "A ball." and list(find_faults(rows)) == []
+    monkeypatch.chdir(folder)
+    assert load_timed_messages("train.jsonl")[0]["video"] == str(folder / "clip.mp4")
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "error", "message"),
+    [
+        (".", "test", ValueError, r"no split 'test': it has train.jsonl, validation-00000"),
+        ("empty", "train", FileNotFoundError, "has no .jsonl and no .parquet"),
+        ("nothing.jsonl", "train", FileNotFoundError, "There is no file or folder"),
+        ("clip.mp4", "train", ValueError, "neither .jsonl nor .parquet"),
+    ],
+)
+def test_sources_that_are_not(folder, source, split, error, message):
+    (folder / "empty").mkdir()
+    with pytest.raises(error, match=message):
+        load_timed_messages(folder / source, split)
+
+
+FINE = [said(0.0, "Go.", "user"), said(1.0, "A ball.")]
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "message"),
+    [
+        ({"video": None}, "video", "either `video` or `frame_features`, this one has neither"),
+        ({"frame_features": "clip.safetensors"}, "video", "this one has video and frame_features"),
+        ({"video": "gone.mp4"}, "video", "there is no file"),
+        ({"video": "train.jsonl"}, "video", "cannot be read as video"),
+        ({"video": None, "frame_features": "train.jsonl"}, "frame_features", "holds no readable tensor"),
+        ({"start": 3.0}, "start", "is 3.0, must be a second from 0 to the video's end at 2 s"),
+        ({"end": 9.0}, "end", "not after the video's end at 2 s"),
+        ({"end": 0.0}, "end", "must be a second after 0 s"),
+        ({"messages": []}, "messages", "at least one message"),
+        ({"messages": FINE[:1]}, "messages", "nothing to learn"),
+        ({"messages": [*FINE, said(1.5, "x", "bot")]}, "messages[2].role", "is 'bot', known roles are"),
+        ({"messages": [*FINE, said(1.5, "x", "system")]}, "messages[2].role", "only the first"),
+        ({"messages": [*FINE, said(1.5, "  ")]}, "messages[2].content", "is empty"),
+        ({"messages": [*FINE, said(1.5, 7)]}, "messages[2].content", "must be text, got int"),
+        ({"messages": [*FINE, said(None, "x")]}, "messages[2].time", "is None, must be seconds"),
+        ({"messages": [*FINE, said(float("nan"), "x")]}, "messages[2].time", "is nan"),
+        ({"messages": [*FINE, said(0.5, "x")]}, "messages[2].time", "before the message before it at 1 s"),
+        ({"messages": [*FINE, said(2.5, "x")]}, "messages[2].time", "is 2.5 s, beyond the end at 2 s"),
+        ({"end": 1.2, "messages": [*FINE, said(1.5, "x")]}, "messages[2].time", "beyond the end at 1.2 s"),
+        ({"start": 0.5}, "messages[0].time", "before the beginning at 0.5 s"),
+    ],
+)
+def test_faults_are_named_by_row_and_field(folder, change, field, message):
+    row = {"video": "clip.mp4", "messages": FINE} | change
+    row = {k: str(folder / v) if k in ("video", "frame_features") and v else v for k, v in row.items()}
+    faults = list(find_faults([{"video": str(folder / "clip.mp4"), "messages": FINE}, row]))
+    assert [(fault.row, fault.field) for fault in faults] == [(1, field)] and message in faults[0].message
+    with pytest.raises(ValueError, match="1 faults in 1 rows:\nrow 1, "):
+        check_timed_messages([{"video": str(folder / "clip.mp4"), "messages": FINE}, row])
+
+
+def test_features_have_a_length_too(folder):
+    row = {"frame_features": str(folder / "clip.safetensors"), "messages": [*FINE, said(2.5, "x")]}
+    assert [str(fault) for fault in find_faults([row])] == ["row 0, messages[2].time: is 2.5 s, beyond the end at 2 s"]
+
+
+# ----------------------------------------------------------------------------------------------------------- subtitles
+
+
+SRT = """1
+00:00:00,500 --> 00:00:02,000
+<i>Hello</i> there
+my friend.
+
+2
+00:00:02,000 --> 00:00:04,000
+[Door] It opens. ANNA: And
+
+3
+00:00:04,100 --> 00:00:05,100
+ANNA: then it closes &amp; stays
+
+4
+00:00:09,000 --> 00:00:10,000
+silent
+"""
+
+
+def test_lines_of_srt_vtt_and_video(tmp_path):
+    (tmp_path / "a.srt").write_text(SRT)
+    lines = read_subtitles(tmp_path / "a.srt")
+    assert lines[0] == Line(0.5, 2.0, "Hello there my friend.") and len(lines) == 4
+    (tmp_path / "a.vtt").write_text("WEBVTT\n\n00:01.000 --> 00:02.500 align:start\n<v Bob>Well <b>then</b>.\n")
+    assert read_subtitles(tmp_path / "a.vtt") == [Line(1.0, 2.5, "Well then.")]
+    own = read_subtitles(NASA)
+    assert own[0].text.startswith("NAR: This is the optical") and own[0].start == pytest.approx(0.21)
+
+
+def test_lines_become_sentences(tmp_path):
+    (tmp_path / "a.srt").write_text(SRT)
+    lines = read_subtitles(tmp_path / "a.srt")
+    sentences = to_sentences(lines)
+    assert [s.text for s in sentences] == [
+        "Hello there my friend.",
+        "It opens.",
+        "ANNA: And then it closes & stays",
+        "silent",
+    ]
+    # The third begins within its line, in proportion to the text before it.
+    assert sentences[1].start == 2.0 and 2.5 < sentences[2].start < 3.5 and sentences[2].end == pytest.approx(5.1)
+    assert "[Door]" in to_sentences(lines, keep_asides=True)[1].text
+    assert len(to_sentences(lines, max_gap=10.0)) == 3
+    assert [s.text for s in to_sentences(lines, max_words=1)][-2:] == ["then it closes & stays", "silent"]
+    assert "ANNA: then" in to_sentences(lines, keep_speakers=True, max_words=1)[-2].text
+    assert to_sentences([Line(0, 1, "Same."), Line(1, 2, "Same.")]) == [Line(0, 1, "Same.")]
+
+
+def test_sentences_become_messages():
+    sentences = [Line(0.5, 2.0, "One."), Line(3.0, 6.0, "Two."), Line(9.0, 9.5, "Three.")]
+    messages = to_timed_messages(sentences, end=5.0)
+    assert [(m["role"], m["time"]) for m in messages] == [("user", 0.0), ("assistant", 0.5), ("assistant", 3.0)]
+    assert [m["time"] for m in to_timed_messages(sentences, say_at="end", end=5.0)] == [0.0, 2.0, 5.0]
+    with pytest.raises(ValueError, match="'start' or 'end'"):
+        to_timed_messages(sentences, say_at="middle")
+
+
+def test_a_video_becomes_rows_in_one_command(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["subtitles.py", *map(str, arguments)])
+        subtitles.main()
+
+    run(NASA, "--out", tmp_path / "nasa.jsonl")
+    rows = load_timed_messages(tmp_path / "nasa.jsonl")
+    assert rows[0]["video"] == str(NASA.resolve()) and list(find_faults(rows)) == []
+    first = rows[0]["messages"][1]
+    assert first["content"].startswith("This is the optical") and first["content"].endswith("Maryland.")
+    (tmp_path / "a.srt").write_text(SRT)
+    run(NASA, NASA, "--subtitles", tmp_path / "a.srt", NASA, "--out", tmp_path / "two.jsonl", "--query", "Talk.")
+    rows = load_timed_messages(tmp_path / "two.jsonl")
+    assert len(rows) == 2 and rows[0]["messages"][0]["content"] == "Talk."
+    assert "2 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.mp4"], "There is no file 'gone.mp4'"),
+        (["{clip}"], "has no subtitle stream 0: it has 0"),
+        (["{nasa}", "--stream", "7"], "has no subtitle stream 7: it has 2"),
+        (["{nasa}", "--subtitles", "{late}"], "has no text within the 13.0 s"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(tmp_path, monkeypatch, arguments, message):
+    write_clip(tmp_path / "clip.mp4", random_frames(5), fps=10)
+    (tmp_path / "late.srt").write_text("1\n01:00:00,000 --> 01:00:01,000\nLate.\n")
+    names = {"clip": tmp_path / "clip.mp4", "nasa": NASA, "late": tmp_path / "late.srt"}
+    arguments = [argument.format(**names) for argument in arguments]
+    monkeypatch.setattr("sys.argv", ["subtitles.py", *arguments, "--out", str(tmp_path / "out.jsonl")])
+    with pytest.raises(SystemExit) as failed:
+        subtitles.main()
+    assert message in str(failed.value) and not (tmp_path / "out.jsonl").exists()

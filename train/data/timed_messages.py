@@ -1,0 +1,236 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Timed messages from files: JSON lines, Parquet, a folder of them or a data set of the Hub, checked before use.
+
+A row is a dialogue over a video (or over frame features that were made of it), with times in seconds:
+
+```json
+{"video": "videos/abc.mp4", "start": 0.0, "end": 62.5,
+ "messages": [{"role": "user", "content": "Please narrate the video in real time.", "time": 0.0},
+              {"role": "assistant", "content": "You pick up the knife.", "time": 3.5}]}
+```
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+from datasets import Dataset, DatasetDict, load_dataset
+from huggingface_hub import hf_hub_download
+from safetensors import safe_open
+
+
+ROLES = ("system", "user", "assistant")
+SOURCES = ("video", "frame_features")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """
+    What is wrong with a row.
+
+    Args:
+        row (`int`): Its number, from 0.
+        field (`str`): Where in the row, such as `messages[2].time`.
+        message (`str`): What is wrong and what it should be.
+    """
+
+    row: int
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}, {self.field}: {self.message}"
+
+
+def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
+    """
+    Rows of timed messages whose `video` or `frame_features` are paths that open from anywhere.
+
+    Args:
+        source (`str` or `Path`): A `.jsonl` or `.parquet` file; a folder with such files, named after their split
+            (`train.jsonl`, `validation-00000-of-00002.parquet`); or a data set of the Hub. Relative paths in rows
+            start at the file, the folder or the data set's root.
+        split (`str`, *optional*, defaults to `"train"`): Split to take. A single file is one split, whatever its name.
+
+    Raises:
+        `FileNotFoundError`: If a file or folder has nothing to read.
+        `ValueError`: If there is no such split.
+    """
+    path = Path(source)
+    if path.is_file():
+        rows, root = load_dataset(_kind(path), data_files=str(path), split="train"), path.parent
+    elif path.is_dir():
+        files = sorted(file for kind in ("jsonl", "parquet") for file in path.glob(f"*.{kind}"))
+        if not files:
+            raise FileNotFoundError(f"The folder '{path}' has no .jsonl and no .parquet file.")
+        chosen = [file for file in files if file.stem == split or file.stem.startswith(f"{split}-")]
+        if not chosen:
+            there = ", ".join(file.name for file in files)
+            raise ValueError(f"The folder '{path}' has no split {split!r}: it has {there}.")
+        rows = load_dataset(_kind(chosen[0]), data_files=[str(file) for file in chosen], split="train")
+        root = path
+    elif path.suffix in (".jsonl", ".parquet") or str(source).count("/") > 1:
+        raise FileNotFoundError(f"There is no file or folder '{source}'.")
+    else:
+        splits = load_dataset(str(source))
+        if not isinstance(splits, DatasetDict) or split not in splits:
+            raise ValueError(f"The data set '{source}' has no split {split!r}: it has {', '.join(splits)}.")
+        rows, root = splits[split], str(source)
+    return rows.map(_absolute, fn_kwargs={"root": root}) if set(SOURCES) & set(rows.column_names) else rows
+
+
+def _kind(path: Path) -> str:
+    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+    if path.suffix not in kinds:
+        raise ValueError(f"'{path}' is neither .jsonl nor .parquet.")
+    return kinds[path.suffix]
+
+
+def _absolute(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
+    """The row's files by names that open from anywhere."""
+    return {name: _absolute_name(row[name], root) for name in SOURCES if row.get(name) is not None}
+
+
+def _absolute_name(name: Any, root: Path | str) -> Any:
+    if not isinstance(name, str) or "://" in name or Path(name).is_absolute():
+        return name
+    if isinstance(root, Path):
+        return str((root / name).resolve())
+    return hf_hub_download(root, name, repo_type="dataset")
+
+
+def find_faults(rows: Iterable[dict[str, Any]], *, check_files: bool = True) -> Iterator[Fault]:
+    """
+    Everything that is wrong with rows of timed messages, row by row. Nothing is ever set right in silence.
+
+    Args:
+        rows (iterable of `dict`): Rows with absolute paths, as [`load_timed_messages`] gives them.
+        check_files (`bool`, *optional*, defaults to `True`): Whether to open each video and compare times with its
+            length.
+    """
+    lengths: dict[str, float | str] = {}
+    for index, row in enumerate(rows):
+        for place, message in _row_faults(row, lengths if check_files else None):
+            yield Fault(index, place, message)
+
+
+def check_timed_messages(rows: Iterable[dict[str, Any]], *, check_files: bool = True, show: int = 20) -> None:
+    """
+    Raises one error that lists the first faults of rows (see [`find_faults`]).
+
+    Raises:
+        `ValueError`: If there is any fault.
+    """
+    faults = list(find_faults(rows, check_files=check_files))
+    if faults:
+        more = f"\n... and {len(faults) - show} more" if len(faults) > show else ""
+        listed = "\n".join(str(fault) for fault in faults[:show])
+        raise ValueError(f"{len(faults)} faults in {len({fault.row for fault in faults})} rows:\n{listed}{more}")
+
+
+def _row_faults(row: dict[str, Any], lengths: dict[str, float | str] | None) -> Iterator[tuple[str, str]]:
+    named = [name for name in SOURCES if row.get(name) is not None]
+    if len(named) != 1:
+        yield "video", f"a row has either `video` or `frame_features`, this one has {' and '.join(named) or 'neither'}"
+    start, end = row.get("start") or 0.0, row.get("end")
+    length = math.inf
+    for name in named if lengths is not None else ():
+        source = row[name]
+        if not isinstance(source, str):
+            yield name, f"must be a path, got {type(source).__name__}"
+            continue
+        if source not in lengths:
+            lengths[source] = _length(name, source)
+        if isinstance(lengths[source], str):
+            yield name, lengths[source]
+        else:
+            length = lengths[source]
+    if not (_is_time(start) and start < length):
+        yield "start", f"is {start}, must be a second from 0 to the video's end at {length:g} s"
+        start = 0.0
+    if end is not None and not (_is_time(end) and start < end <= length + 0.05):
+        yield "end", f"is {end}, must be a second after {start:g} s and not after the video's end at {length:g} s"
+        end = None
+    yield from _message_faults(row.get("messages"), start, min(length, math.inf if end is None else end))
+
+
+def _message_faults(messages: Any, start: float, end: float) -> Iterator[tuple[str, str]]:
+    if not isinstance(messages, list) or not messages:
+        yield "messages", "must be a list of at least one message"
+        return
+    last = start
+    for index, message in enumerate(messages):
+        place = f"messages[{index}]"
+        if not isinstance(message, dict):
+            yield place, f"must be an object with role, content and time, got {type(message).__name__}"
+            continue
+        role, content, time = (message.get(name) for name in ("role", "content", "time"))
+        if role not in ROLES:
+            yield f"{place}.role", f"is {role!r}, known roles are {', '.join(ROLES)}"
+        elif role == "system" and index > 0:
+            yield f"{place}.role", "only the first message may be the system's"
+        if not isinstance(content, str):
+            yield f"{place}.content", f"must be text, got {type(content).__name__}"
+        elif not content.strip():
+            yield f"{place}.content", "is empty"
+        if role == "system" and time is None:
+            continue
+        if not _is_time(time):
+            yield f"{place}.time", f"is {time}, must be seconds since the video's beginning"
+        elif time < start:
+            yield f"{place}.time", f"is {time:g} s, before the beginning at {start:g} s"
+        elif time > end:
+            yield f"{place}.time", f"is {time:g} s, beyond the end at {end:g} s"
+        elif time < last:
+            yield f"{place}.time", f"is {time:g} s, before the message before it at {last:g} s"
+        else:
+            last = time
+    if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
+        yield "messages", "has no assistant message: there is nothing to learn"
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _length(name: str, source: str) -> float | str:
+    """Seconds of a video or of frame features, or what is wrong with the file."""
+    if "://" not in source and not Path(source).is_file():
+        return f"there is no file '{source}'"
+    if name == "frame_features":
+        try:
+            with safe_open(source, "pt") as file:
+                shape = file.get_slice("frame_features").get_shape()
+                about = file.metadata() or {}
+        except Exception as error:  # safetensors has an error class of its own, and raises others
+            return f"'{source}' holds no readable tensor `frame_features`: {error}"
+        if len(shape) != 3:
+            return f"`frame_features` in '{source}' must be (frames, tokens, width), got {tuple(shape)}"
+        # Features begin where their stretch of video does.
+        return float(about.get("start", 0.0)) + shape[0] / float(about.get("fps", 2.0))
+    try:
+        with av.open(source) as container:
+            if not container.streams.video:
+                return f"'{source}' has no video stream"
+            ends = [s.duration * s.time_base for s in container.streams.video if s.duration]
+            ends += [container.duration / 1_000_000] if container.duration and not ends else []
+            # A live source has no length: nothing is beyond its end.
+            return float(max(ends)) if ends else math.inf
+    except av.error.FFmpegError as error:
+        return f"'{source}' cannot be read as video: {error.strerror or error}"
