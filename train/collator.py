@@ -13,14 +13,17 @@
 # limitations under the License.
 """Puts examples together: dialogues and videos become one batch with labels."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import safe_open
 
 
 class StreamCollator:
     """
-    Makes a training batch of examples `{"messages": ..., "video": ...}`.
+    Makes a training batch of examples `{"messages": ..., "video" or "frame_features": ..., "start", "end"}`.
 
     Rows are padded on the right, where causal attention keeps padding from every token that counts: the batch has
     `position_ids` in place of an attention mask, so that no mask is made and nothing waits for the device.
@@ -28,21 +31,103 @@ class StreamCollator:
     Args:
         processor ([`VideoLLMMoDProcessor`]): Makes tokens, labels and pixels.
         fps (`float`, *optional*, defaults to 2.0): Frame rate of the videos, and of timed messages.
+        augmentation (`float`, *optional*, defaults to 0.0): Share of replies to spoil (see [`augment_replies`]). Give
+            an evaluation a collator of its own, with 0.
+        seed (`int`, *optional*, defaults to 0): Of the augmentation.
     """
 
-    def __init__(self, processor: Any, fps: float = 2.0) -> None:
+    def __init__(self, processor: Any, fps: float = 2.0, *, augmentation: float = 0.0, seed: int = 0) -> None:
+        if not 0 <= augmentation <= 1:
+            raise ValueError(f"`augmentation` is a share from 0 to 1, got {augmentation}.")
         self.processor = processor
         self.fps = fps
+        self.augmentation = augmentation
+        self.rng = np.random.default_rng(seed)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch for [`VideoLLMMoDForConditionalGeneration`] of examples with `messages` and `video`."""
-        batch = self.processor(
-            [example["messages"] for example in examples],
-            [example["video"] for example in examples],
-            fps=self.fps,
-            return_labels=True,
-            padding_side="right",
-        )
+        """A batch for [`VideoLLMMoDForConditionalGeneration`]."""
+        kind = "frame_features" if examples[0].get("frame_features") is not None else "videos"
+        dialogues, frames = [], []
+        for example in examples:
+            start = example.get("start") or 0.0
+            shown = self._features(example) if kind == "frame_features" else self._frames(example, start)
+            messages = [{k: v for k, v in message.items() if v is not None} for message in example["messages"]]
+            turns = self.processor.to_stream_turns(messages, len(shown), fps=self.fps, start=start)
+            dialogues.append(augment_replies(turns, self.rng, self.augmentation))
+            frames.append(shown)
+        batch = self.processor(dialogues, **{kind: frames}, return_labels=True, padding_side="right")
         length = batch["input_ids"].shape[1]
         batch.pop("attention_mask")
         return {**batch, "position_ids": torch.arange(length)[None]}
+
+    def _frames(self, example: dict[str, Any], start: float) -> Any:
+        video, end = example["video"], example.get("end")
+        if not isinstance(video, (str, Path)):
+            return video
+        return [frame for _, frame in self.processor.read_video(video, fps=self.fps, start=start, end=end)]
+
+    def _features(self, example: dict[str, Any]) -> torch.Tensor:
+        source = example["frame_features"]
+        if not isinstance(source, (str, Path)):
+            return torch.as_tensor(source)
+        with safe_open(source, "pt") as file:
+            fps = float((file.metadata() or {}).get("fps", self.fps))
+            if fps != self.fps:
+                raise ValueError(f"'{source}' has features at {fps:g} frames a second; asked for are {self.fps:g}.")
+            return file.get_tensor("frame_features")
+
+
+def augment_replies(turns: list[dict[str, Any]], rng: np.random.Generator, share: float) -> list[dict[str, Any]]:
+    """
+    The augmentation of VideoLLM-online's code against copying from text: a reply to what was just
+    seen is left out, replaced by another of the dialogue or emptied; then it is either corrected at the next frame or
+    not learned from.
+
+    What is wrong is never learned: neither the text of a false reply nor the silence where a reply was left out.
+
+    Args:
+        turns (`list[dict]`): System, user, assistant and stream messages, as `to_stream_turns` gives them.
+        rng (`np.random.Generator`): Decides.
+        share (`float`): Probability of each reply to be spoilt.
+
+    Returns:
+        `list[dict]`: Turns with the same frames in all.
+    """
+    texts = sorted({turn["content"] for turn in turns if turn["role"] == "assistant"})
+    result: list[dict[str, Any]] = []
+    turns = [dict(turn) for turn in turns]
+    for index, turn in enumerate(turns):
+        after_frame = bool(result) and result[-1]["role"] == "stream"
+        if turn["role"] != "assistant" or not after_frame or rng.random() >= share:
+            _append(result, turn)
+            continue
+        following = turns[index + 1] if index + 1 < len(turns) else {}
+        # A correction takes the next frame, which must not be the one at which the next reply comes.
+        corrected = following.get("num_frames", 0) > 1 and rng.random() < 0.5
+        others = [text for text in texts if text != turn["content"]]
+        how = str(rng.choice(["left out", "emptied", *(["replaced"] if others else [])]))
+        if how == "left out":
+            result[-1]["learn"] = [*_learned(result[-1])[:-1], False]
+        else:
+            content = str(rng.choice(others)) if how == "replaced" else ""
+            result.append({**turn, "content": content, "learn": False})
+        if corrected:
+            rest = _learned(following)
+            _append(result, {"role": "stream", "num_frames": 1, "learn": rest[:1]})
+            result.append(turn)
+            following |= {"num_frames": following["num_frames"] - 1, "learn": rest[1:]}
+    return result
+
+
+def _append(turns: list[dict[str, Any]], turn: dict[str, Any]) -> None:
+    """Adds a turn; frames go to frames."""
+    if turn["role"] == "stream" and turns and turns[-1]["role"] == "stream":
+        learned = _learned(turns[-1]) + _learned(turn)
+        turns[-1] |= {"num_frames": len(learned), "learn": learned}
+    else:
+        turns.append(turn)
+
+
+def _learned(turn: dict[str, Any]) -> list[bool]:
+    learned = turn.get("learn", True)
+    return [learned] * turn["num_frames"] if isinstance(learned, bool) else list(learned)

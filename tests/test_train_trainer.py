@@ -1,0 +1,227 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The trainer: the model's own loss on TRL's fused head, exactly, and what it logs."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny import random_features, random_frames, tiny_model, tiny_processor
+from trl import SFTConfig, SFTTrainer
+
+from videollm_mod.train.callbacks import KeepRatioWarmup
+from videollm_mod.train.collator import StreamCollator, augment_replies
+from videollm_mod.train.trainer import StreamingSFTTrainer
+
+
+def row(seed, frames=6):
+    return {
+        "video": random_frames(frames, seed=seed),
+        "messages": [
+            {"role": "user", "content": "Narrate.", "time": 0.0},
+            {"role": "assistant", "content": "A red ball enters."[: 6 + 4 * (seed % 3)], "time": 1.0},
+            {"role": "assistant", "content": "It leaves.", "time": (frames - 1) / 2},
+        ],
+    }
+
+
+ROWS = [row(seed, frames) for seed, frames in enumerate((6, 9, 4, 7))]
+
+
+def new_trainer(folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, **options):
+    processor = tiny_processor()
+    model = tiny_model(text_overrides={"tie_word_embeddings": False}) if model is None else model
+    options = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 1,
+        "learning_rate": 0.0,
+        "logging_steps": 1,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "max_grad_norm": 0.0,
+        "remove_unused_columns": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    } | options
+    dataset = Dataset.from_dict({"row": range(len(rows))}).with_transform(
+        lambda batch: {key: [rows[index][key] for index in batch["row"]] for key in ("video", "messages")}
+    )
+    return cls(
+        model=model,
+        args=SFTConfig(output_dir=str(folder), use_cpu=True, **options),
+        train_dataset=dataset,
+        processing_class=processor,
+        data_collator=StreamCollator(processor),
+    )
+
+
+def gradients(trainer):
+    """Trains, and gives the gradients of the last step."""
+    kept = {}
+    original = trainer.create_optimizer
+
+    def create_optimizer(*args, **kwargs):
+        optimizer = original(*args, **kwargs)
+        optimizer.register_step_pre_hook(
+            lambda *_: kept.update({n: p.grad.clone() for n, p in trainer.model.named_parameters()})
+        )
+        return optimizer
+
+    trainer.create_optimizer = create_optimizer
+    trainer.train()
+    return kept
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_its_loss_is_the_models(tmp_path, weight):
+    model = tiny_model(text_overrides={"tie_word_embeddings": False}, stream_loss_weight=weight)
+    batch = StreamCollator(tiny_processor())(ROWS)
+    expected = model.train()(**batch, use_cache=False).loss.item()
+    trainer = new_trainer(tmp_path, model=model)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
+    if weight != 1:
+        plain = new_trainer(tmp_path, model=model, cls=SFTTrainer)
+        plain.train()
+        assert plain.state.log_history[0]["loss"] != pytest.approx(expected, rel=1e-2)
+
+
+def test_one_forward_a_step(tmp_path):
+    trainer = new_trainer(tmp_path, max_steps=3)
+    calls = []
+    trainer.model.model.language_model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    trainer.train()
+    assert len(calls) == 3
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
+    """Rows of different lengths and numbers of labels, so that a mean of means would differ."""
+    options = {"train_sampling_strategy": "sequential"}
+    model = tiny_model(text_overrides={"tie_word_embeddings": False}, stream_loss_weight=2.0)
+    large = new_trainer(tmp_path, model=model, **options)
+    one = gradients(large)
+    small = new_trainer(tmp_path, model=model, per_device_train_batch_size=1, gradient_accumulation_steps=4, **options)
+    four = gradients(small)
+    assert small.state.log_history[0]["loss"] == pytest.approx(large.state.log_history[0]["loss"], rel=1e-4)
+    assert one.keys() == four.keys() and any("routers" in name for name in one)
+    for name, gradient in one.items():
+        torch.testing.assert_close(four[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_it_logs_what_routing_and_streaming_need(tmp_path):
+    trainer = new_trainer(tmp_path, max_steps=2)
+    trainer.train()
+    logs = trainer.state.log_history[1]
+    assert logs["kept_share/layer_1"] == 0.2 and logs["kept_share/layer_3"] == 0.2 and "kept_share/layer_0" not in logs
+    assert logs["router_score_std"] > 0 and logs["frames_per_second"] > 0 and logs["peak_memory_gb"] > 0.01
+    batch = StreamCollator(tiny_processor())(ROWS)
+    with torch.no_grad():
+        logits = trainer.model.eval()(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
+    labels, at_frame = batch["labels"][:, 1:], batch["input_ids"][:, :-1] == trainer.model.config.frame_token_id
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(
+        labels
+    )
+    learned = labels >= 0
+    assert logs["text_loss"] == pytest.approx(losses[learned & ~at_frame].mean().item(), rel=1e-4)
+    assert logs["stream_loss"] == pytest.approx(losses[learned & at_frame].mean().item(), rel=1e-4)
+    # Tokens and frames in their proportion in the batch; padding counts as a token, as it does in time.
+    frames = sum(len(row["video"]) for row in ROWS)
+    assert logs["tokens_per_second"] / logs["frames_per_second"] == pytest.approx(batch["input_ids"].numel() / frames)
+
+
+# ------------------------------------------------------------------------------------------------------------ collator
+
+
+def stream(count, **more):
+    return {"role": "stream", "num_frames": count, **more}
+
+
+def assistant(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+TURNS = [stream(2), {"role": "user", "content": "Q?"}, assistant("Q."), stream(3), assistant("A."), stream(1)]
+TURNS += [assistant("B."), stream(4), assistant("C.")]
+
+
+def test_augmentation_is_off_by_default_and_when_zero():
+    for seed in range(20):
+        assert augment_replies(TURNS, np.random.default_rng(seed), 0.0) == TURNS
+    assert StreamCollator(tiny_processor()).augmentation == 0.0
+    with pytest.raises(ValueError, match="share from 0 to 1"):
+        StreamCollator(tiny_processor(), augmentation=2.0)
+
+
+def test_augmentation_spoils_replies_and_never_teaches_what_is_wrong():
+    seen = set()
+    for seed in range(300):
+        turns = augment_replies(TURNS, np.random.default_rng(seed), 0.7)
+        assert sum(turn.get("num_frames", 0) for turn in turns) == 10
+        roles = [turn["role"] for turn in turns]
+        assert not any(one == two for one, two in zip(roles, roles[1:], strict=False)), "frames stand between replies"
+        assert turns[:3] == TURNS[:3], "answers to questions are left alone"
+        place = 0
+        for turn, following in zip(turns, [*turns[1:], {}], strict=True):
+            if turn["role"] == "stream":
+                learned = turn.get("learn", True)
+                learned = [learned] * turn["num_frames"] if isinstance(learned, bool) else learned
+                for index, is_learned in enumerate(learned):
+                    place += 1
+                    speaks = index + 1 == turn["num_frames"] and following.get("role") == "assistant"
+                    annotated = place in (5, 6, 10)
+                    if is_learned and not speaks and place != 2:
+                        assert not annotated, "silence where a reply was left out is not learned"
+                    late = is_learned and speaks and not annotated
+                    seen |= {"late"} if late else set()
+            elif turn["role"] == "assistant":
+                right = {5: "A.", 6: "B.", 7: "B.", 10: "C.", 2: "Q."}
+                corrected = turn["content"] == right.get(place) or turn["content"] == right.get(place - 1)
+                assert turn.get("learn", True) == (turn.get("learn", True) and corrected)
+                if not turn.get("learn", True):
+                    seen.add("emptied" if turn["content"] == "" else "replaced")
+        if "A." not in [turn.get("content") for turn in turns] and roles.count("assistant") < 4:
+            seen.add("left out")
+    assert seen == {"late", "emptied", "replaced", "left out"}
+
+
+def test_features_train_like_the_video_they_are_of():
+    model, processor = tiny_model(), tiny_processor()
+    from_video = StreamCollator(processor)(ROWS[:1])
+    features = model.model.encode_frames(from_video["pixel_values_videos"])[0].detach()
+    from_features = StreamCollator(processor)([{"frame_features": features, "messages": ROWS[0]["messages"]}])
+    assert torch.equal(from_features["labels"], from_video["labels"])
+    torch.testing.assert_close(model(**from_features).loss, model(**from_video).loss)
+    assert random_features(model.config, 6).shape == from_features["frame_features"].shape
+
+
+# ----------------------------------------------------------------------------------------------------------- callbacks
+
+
+def test_keep_ratios_warm_up(tmp_path):
+    model = tiny_model(text_overrides={"tie_word_embeddings": False})
+    counts = []
+    trainer = new_trainer(tmp_path, model=model, max_steps=6)
+    trainer.add_callback(KeepRatioWarmup(model.config, 4))
+    model.model.language_model.layers[1].register_forward_hook(lambda _, inputs, __: counts.append(inputs[0].shape[1]))
+    trainer.train()
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[2] > counts[4] == counts[5]
+    assert model.config.mod_keep_ratio == 0.2
+    kept = [log["kept_share/layer_1"] for log in trainer.state.log_history[:6]]
+    assert kept == [0.9, 0.8, 0.6, 0.4, 0.2, 0.2]
+    per_layer = tiny_model(mod_keep_ratio=[1.0, 0.5, 0.0, 0.2]).config
+    assert KeepRatioWarmup(per_layer, 2).ratio(1) == [1.0, 0.75, 0.5, pytest.approx(0.6)]
+    with pytest.raises(ValueError, match="at least 1 step"):
+        KeepRatioWarmup(per_layer, 0)

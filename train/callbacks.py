@@ -1,0 +1,58 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What happens beside training."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+
+
+class KeepRatioWarmup(TrainerCallback):
+    """
+    Brings the keep ratio of routed layers from 1 down to its own in a straight line over steps, so that a model that
+    was trained at full compute loses its tokens little by little. The configuration of a checkpoint saved on the way
+    has the ratio of that step.
+
+    Args:
+        config ([`VideoLLMMoDConfig`]): Configuration of the model that is trained.
+        steps (`int`): Steps until the ratio is reached.
+    """
+
+    def __init__(self, config: Any, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"The keep ratio needs at least 1 step to warm up, got {steps}.")
+        self.config, self.steps, self.target = config, steps, config.mod_keep_ratio
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Sets the ratio of this step."""
+        self.config.mod_keep_ratio = self.ratio(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Leaves the ratio as it is meant, also where training ended early."""
+        self.config.mod_keep_ratio = self.target
+
+    def ratio(self, step: int) -> float | list[float]:
+        """`mod_keep_ratio` at a step, counted from 0."""
+        if step >= self.steps:
+            return self.target
+        left = 1 - step / self.steps
+        # At a ratio of 1 a layer is not routed, and its router would have no gradient: one token at least is skipped.
+        most = 1 - 1 / self.config.frame_num_tokens
+
+        def between(ratio: float) -> float:
+            return ratio if ratio == 1 else max(ratio, min(most, ratio + left * (1 - ratio)))
+
+        if isinstance(self.target, (list, tuple)):
+            return [between(ratio) for ratio in self.target]
+        return between(self.target)
