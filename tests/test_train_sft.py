@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from tiny import random_frames, tiny_text_config, tiny_tokenizer, tiny_vision_config, write_clip
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.train.collator import StreamCollator
@@ -39,11 +40,14 @@ from videollm_mod.train.data.shapes import (
     shapes_dataset,
     write_video,
 )
-from videollm_mod.train.new_model import new_model
+from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
+from videollm_mod.train.new_model import model_from_parts, new_model
 
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "train" / "configs"
+EMBEDDED = ROOT / "space" / "checkpoint"
+NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
 
 
 # ---------------------------------------------------------------------------------------------------- generated world
@@ -193,15 +197,117 @@ def test_two_stages_from_nothing(tmp_path):
 
 
 def test_the_script_says_what_it_lacks(tmp_path):
-    failed = run_script(tmp_path, "--dataset", "shapes_narration", "--bf16", "false")
-    assert failed.returncode == 1 and "exactly one of --checkpoint and --model_config" in failed.stderr
+    failed = run_script(tmp_path, "--dataset", "shapes_narration")
+    assert failed.returncode == 1 and "exactly one of --checkpoint, --model_config" in failed.stderr
     assert "Traceback" not in failed.stderr and not list(tmp_path.iterdir())
 
 
+def test_bad_data_is_named_before_training(tmp_path):
+    rows = [{"video": str(NASA), "messages": [{"role": "assistant", "content": "Late.", "time": 99.0}]}]
+    (tmp_path / "data.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    failed = run_script(tmp_path / "out", "--dataset", tmp_path / "data.jsonl", "--validate_only")
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    assert "row 0, messages[0].time: is 99 s, beyond the end at 13.013 s" in failed.stderr
+
+
+def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
+    """Two commands: the video's own subtitles become a row, and an adapter is trained on it and merged."""
+    done = subprocess.run(
+        [sys.executable, "train/data/subtitles.py", str(NASA), "--out", str(tmp_path / "nasa.jsonl")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    data = ["--dataset", tmp_path / "nasa.jsonl", "--checkpoint", EMBEDDED]
+    checked = run_script(tmp_path / "out", *data, "--validate_only")
+    assert checked.returncode == 0 and "1 rows to train on, no fault found" in checked.stdout, checked.stderr
+    options = ["--max_steps", 4, "--logging_steps", 1, "--lora_r", 8, "--learning_rate", 1e-3, "--save_strategy", "no"]
+    trained = run_script(tmp_path / "out", *data, *options, "--augmentation", 0.3, "--report_to", "none")
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    losses = [float(text.split("'")[0]) for text in trained.stdout.split("'loss': '")[1:]]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    before = AutoModel.from_pretrained(EMBEDDED, trust_remote_code=True).state_dict()
+    after = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).state_dict()
+    assert before.keys() == after.keys(), "the adapter is merged"
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert {name for name in before if "routers" in name or "connector" in name} <= changed
+    assert any("q_proj" in name for name in changed) and not any("vision_encoder" in name for name in changed)
+
+
+@pytest.mark.parametrize("vision", ["siglip_vision_model", "siglip", "dinov2", "clip"])
+def test_a_new_model_of_trained_parts(tmp_path, vision):
+    torch.manual_seed(0)
+    text_config = AutoConfig.for_model(**tiny_text_config("qwen2", vocab_size=512))
+    text = AutoModelForCausalLM.from_config(text_config, dtype=torch.bfloat16)
+    text.save_pretrained(tmp_path / "text")
+    tiny_tokenizer().save_pretrained(tmp_path / "text")
+    tower = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}.get(vision, vision)
+    vision_config = tiny_vision_config(tower)
+    if vision in ("siglip", "clip"):
+        small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = AutoConfig.for_model(vision, vision_config=vision_config, text_config=small)
+    else:
+        config = AutoConfig.for_model(**vision_config)
+    encoder = AutoModel.from_config(config)
+    encoder.save_pretrained(tmp_path / "vision")
+
+    model, processor = model_from_parts(str(tmp_path / "vision"), str(tmp_path / "text"), mod_layers="all_deep")
+    tower = getattr(encoder, "vision_model", encoder).state_dict()
+    ours = model.model.vision_encoder.state_dict()
+    assert len(ours) >= 10
+    for name, weight in ours.items():
+        other = tower[name] if name in tower else tower[name.removeprefix("vision_model.")]
+        torch.testing.assert_close(weight, other.to(weight.dtype))
+    for name, weight in text.base_model.state_dict().items():
+        assert torch.equal(model.model.language_model.state_dict()[name], weight)
+    assert torch.equal(model.lm_head.weight, text.lm_head.weight) and model.dtype == torch.bfloat16
+    assert model.config.mod_layers == "all_deep" and processor.frame_num_tokens == model.config.frame_num_tokens
+    batch = processor([{"role": "user", "content": "Hi."}], random_frames(2), add_generation_prompt=True)
+    model.save_pretrained(tmp_path / "both")
+    again = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / "both", dtype="auto").eval()
+    assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
+
+
+def test_features_ahead_of_training(tmp_path):
+    """Encoded once, killed half-way and gone on with; the same losses as from video."""
+    write_clip(tmp_path / "a.mp4", random_frames(40, seed=1), fps=10)
+    write_clip(tmp_path / "b.mp4", random_frames(30, seed=2), fps=10)
+    say = [{"role": "assistant", "content": "A ball.", "time": 2.0}]
+    rows = [{"video": "a.mp4", "start": 1.0, "end": 3.0, "messages": say}, {"video": "b.mp4", "messages": say}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def encode():
+        return subprocess.run(
+            [sys.executable, "train/encode.py", tmp_path, tmp_path / "out", "--checkpoint", EMBEDDED],
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+
+    done = encode()
+    assert done.returncode == 0, done.stderr[-2000:]
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) == 2 and not list((tmp_path / "out").glob("*.part"))
+    kept = files[0].stat().st_mtime_ns
+    files[1].unlink()
+    assert encode().returncode == 0 and files[1].exists() and files[0].stat().st_mtime_ns == kept
+
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(EMBEDDED)
+    processor = VideoLLMMoDProcessor.from_pretrained(EMBEDDED, trust_remote_code=True)
+    collate = StreamCollator(processor)
+    videos, features = load_timed_messages(tmp_path), load_timed_messages(tmp_path / "out")
+    assert list(find_faults(features)) == []
+    for index in range(2):
+        watched, encoded = collate([videos[index]]), collate([features[index]])
+        assert torch.equal(watched["labels"], encoded["labels"]) and "pixel_values_videos" not in encoded
+        torch.testing.assert_close(model(**encoded).loss, model(**watched).loss)
+    with pytest.raises(ValueError, match="has features at 2 frames a second; asked for are 4"):
+        StreamCollator(processor, fps=4.0)([features[0]])
+
+
 # ------------------------------------------------------------------------------------------------ embedded checkpoint
-
-
-EMBEDDED = ROOT / "space" / "checkpoint"
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@
 """Arguments of the training script."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from videollm_mod.train.data.shapes import DATASETS
+import torch
+from trl import SFTConfig
 
 
 @dataclass
@@ -24,28 +26,111 @@ class ScriptArguments:
     What to train on.
 
     Args:
-        dataset (`str`): `"shapes_alignment"`, `"shapes_narration"`, `"shapes_mixed"` or `"shapes_pairs"`, all
-            generated.
-        num_clips (`int`, *optional*, defaults to 1000): How many clips to generate.
-        first_seed (`int`, *optional*, defaults to 0): Seed of the first clip.
+        dataset (`str`): `"streamworld"`, generated; timed messages in a `.jsonl` or `.parquet` file, a folder of them
+            or a data set of the Hub; or a world of shapes, `"shapes_alignment"`, `"shapes_narration"`,
+            `"shapes_mixed"` or `"shapes_pairs"`.
+        train_split (`str`, *optional*, defaults to `"train"`): Split to train on.
+        eval_split (`str`, *optional*): Split to evaluate on.
+        num_clips (`int`, *optional*, defaults to 1000): How many clips of a generated world to train on.
+        num_eval_clips (`int`, *optional*, defaults to 64): How many to evaluate on.
+        first_seed (`int`, *optional*, defaults to 0): Number of the first clip to train on.
+        world (`str`, *optional*, defaults to `"full"`): Which StreamWorld: `"full"` or `"small"`.
+        kinds (`str`, *optional*, defaults to `"narrate=1"`): Weights of StreamWorld's kinds of dialogue, such as
+            `"describe=1,narrate=2,ask=1,wait=1"`.
+        frame_size (`int`, *optional*, defaults to 96): Width and height of StreamWorld's pictures.
+        fps (`float`, *optional*, defaults to 2.0): Frames a second to watch; generated worlds have 2.
+        augmentation (`float`, *optional*, defaults to 0.0): Share of replies that are spoilt, against copying from
+            text. Never in evaluation.
+        keep_ratio_warmup_steps (`int`, *optional*, defaults to 0): Steps in which the keep ratio falls from 1.
+        validate_only (`bool`, *optional*, defaults to `False`): Check the data, say what is wrong, and stop.
     """
 
-    dataset: str = field(
-        metadata={"help": "What to train on.", "choices": list(DATASETS)},
-    )
-    num_clips: int = field(default=1000, metadata={"help": "How many clips to generate."})
-    first_seed: int = field(default=0, metadata={"help": "Seed of the first clip; the next have the next."})
+    dataset: str = field(metadata={"help": "What to train on: streamworld, timed messages, or shapes_*."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
+    num_clips: int = field(default=1000, metadata={"help": "How many clips of a generated world."})
+    num_eval_clips: int = field(default=64, metadata={"help": "How many of them to evaluate on."})
+    first_seed: int = field(default=0, metadata={"help": "Number of the first clip; the next have the next."})
+    world: str = field(default="full", metadata={"help": "Which StreamWorld.", "choices": ["full", "small"]})
+    kinds: str = field(default="narrate=1", metadata={"help": "Weights: describe=1,narrate=2,ask=1,wait=1."})
+    frame_size: int = field(default=96, metadata={"help": "Width and height of StreamWorld's pictures."})
+    fps: float = field(default=2.0, metadata={"help": "Frames a second to watch."})
+    augmentation: float = field(default=0.0, metadata={"help": "Share of replies that are spoilt."})
+    keep_ratio_warmup_steps: int = field(default=0, metadata={"help": "Steps in which the keep ratio falls from 1."})
+    validate_only: bool = field(default=False, metadata={"help": "Check the data and stop."})
 
 
 @dataclass
 class ModelArguments:
     """
-    What to train.
+    What to train. Give `checkpoint`, or `model_config`, or `vision_model` and `language_model`.
 
     Args:
         checkpoint (`str`, *optional*): A checkpoint of ours to go on from, a folder or a Hub id.
-        model_config (`str`, *optional*): JSON file of a new model, in place of `checkpoint`.
+        model_config (`str`, *optional*): JSON file of a new small model with a tokenizer of its own.
+        vision_model (`str`, *optional*): Image encoder of a new model, a folder or a Hub id.
+        language_model (`str`, *optional*): Its language model, a folder or a Hub id.
+        mod_layers (`str`, *optional*): Which layers are routed; of a checkpoint, in place of its own.
+        mod_keep_ratio (`float`, *optional*): Share of a frame's tokens that they keep.
+        mod_gate (`str`, *optional*): Gate of the routers.
+        frame_token_pooled (`list[int]`, *optional*): Grid of a new model's frame.
+        stream_loss_weight (`float`, *optional*): Weight of the loss at frames.
+        tune_language_model (`str`, *optional*, defaults to `"lora"`): `"lora"`, `"full"` or `"frozen"`.
+        tune_connector (`bool`, *optional*, defaults to `True`): Whether the connector is trained.
+        tune_routers (`bool`, *optional*, defaults to `True`): Whether the routers are.
+        tune_vision_encoder (`bool`, *optional*, defaults to `False`): Whether the vision encoder is.
+        lora_r (`int`, *optional*, defaults to 128): Rank, VideoLLM-online's.
+        lora_alpha (`int`, *optional*, defaults to 256): Scale, VideoLLM-online's.
+        lora_dropout (`float`, *optional*, defaults to 0.05): Dropout, VideoLLM-online's.
+        merge_adapter (`bool`, *optional*, defaults to `True`): Write whole weights at the end and not the adapter
+            alone.
+        load_in_4bit (`bool`, *optional*, defaults to `False`): QLoRA: a checkpoint's language model in 4 bits, by
+            bitsandbytes.
+        attn_implementation (`str`, *optional*): Attention implementation of the model.
+        dtype (`str`, *optional*, defaults to `"auto"`): Of a checkpoint's weights or of a new model's parts.
     """
 
     checkpoint: str | None = field(default=None, metadata={"help": "Checkpoint to go on from: a folder or a Hub id."})
-    model_config: str | None = field(default=None, metadata={"help": "JSON file of a new model, in its place."})
+    model_config: str | None = field(default=None, metadata={"help": "JSON file of a new small model."})
+    vision_model: str | None = field(default=None, metadata={"help": "Image encoder of a new model."})
+    language_model: str | None = field(default=None, metadata={"help": "Language model of a new model."})
+    mod_layers: str | None = field(default=None, metadata={"help": "Which layers are routed."})
+    mod_keep_ratio: float | None = field(default=None, metadata={"help": "Share of a frame's tokens they keep."})
+    mod_gate: str | None = field(default=None, metadata={"help": "Gate of the routers."})
+    frame_token_pooled: list[int] | None = field(default=None, metadata={"help": "Grid of a new model's frame."})
+    stream_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the loss at frames."})
+    tune_language_model: str = field(
+        default="lora", metadata={"help": "How the language model is trained.", "choices": ["lora", "full", "frozen"]}
+    )
+    tune_connector: bool = field(default=True, metadata={"help": "Whether the connector is trained."})
+    tune_routers: bool = field(default=True, metadata={"help": "Whether the routers are trained."})
+    tune_vision_encoder: bool = field(default=False, metadata={"help": "Whether the vision encoder is trained."})
+    lora_r: int = field(default=128, metadata={"help": "Rank of LoRA."})
+    lora_alpha: int = field(default=256, metadata={"help": "Scale of LoRA."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of LoRA."})
+    merge_adapter: bool = field(default=True, metadata={"help": "Write whole weights at the end."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: the language model in 4 bits."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
+    dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16."})
+
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the model's configuration that were given."""
+        names = ("mod_layers", "mod_keep_ratio", "mod_gate", "stream_loss_weight")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass
+class StreamingSFTConfig(SFTConfig):
+    """TRL's [`SFTConfig`] with VideoLLM-online's choices (arXiv 2406.11816, section 4) as defaults."""
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or below 1 their share."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        # Dialogues become tokens in the collator.
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        super().__post_init__()

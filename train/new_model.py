@@ -14,11 +14,23 @@
 """A model from scratch: a configuration from a file, a tokenizer trained on what there is to say."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+from transformers.utils import logging
 
 from videollm_mod import (
     VideoLLMMoDConfig,
@@ -34,12 +46,14 @@ from videollm_mod.train.data.shapes import (
 )
 
 
+logger = logging.get_logger(__name__)
+
 # As in Llama 3: words with the space before them, digits one by one, and punctuation with the newlines after it.
 _PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
 
 
 def new_model(
-    config_file: str | Path, *, seed: int = 0
+    config_file: str | Path, *, seed: int = 0, **changes: Any
 ) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
     """
     An untrained model and its processor.
@@ -48,9 +62,10 @@ def new_model(
         config_file (`str` or `Path`): JSON with `model`, fields of [`VideoLLMMoDConfig`] without token ids and
             vocabulary; `system_prompt`; and `vocab_size`, the most tokens its tokenizer may have.
         seed (`int`, *optional*, defaults to 0): Seed of the weights.
+        changes: Fields of [`VideoLLMMoDConfig`] to set otherwise.
     """
     settings = json.loads(Path(config_file).read_text(encoding="utf-8"))
-    fields = settings["model"]
+    fields = settings["model"] | changes
     image_size = fields["vision_config"]["image_size"]
     fields.setdefault("frame_token_pooled", None)
     grid = fields["frame_token_pooled"] or (0, 0)
@@ -70,6 +85,56 @@ def new_model(
     set_seed(seed)
     model = VideoLLMMoDForConditionalGeneration(config)
     model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, **special)
+    return model, processor
+
+
+def model_from_parts(
+    vision_model: str, language_model: str, *, seed: int = 0, dtype: Any = None, **fields: Any
+) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
+    """
+    A model of a trained vision encoder and a trained language model; connector and routers are new.
+
+    Args:
+        vision_model (`str`): An image encoder, alone or with a text tower: a folder or a Hub id.
+        language_model (`str`): A decoder-only language model: a folder or a Hub id.
+        seed (`int`, *optional*, defaults to 0): Seed of the new weights.
+        dtype (`torch.dtype`, *optional*): Of all weights; by default the language model's.
+        fields: Of [`VideoLLMMoDConfig`], such as `mod_layers` or `frame_token_pooled`.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    text = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
+    vision_config = AutoConfig.from_pretrained(vision_model)
+    vision_config = getattr(vision_config, "vision_config", vision_config)
+    encoder = MODEL_MAPPING[type(vision_config)].from_pretrained(vision_model, config=vision_config, dtype=text.dtype)
+    if getattr(vision_config, "image_size", None) is None:
+        side = vision_config.patch_size * math.isqrt(vision_config.num_patches)
+    else:
+        side = vision_config.image_size
+    pixels: dict[str, Any] = {"size": {"height": side, "width": side}}
+    try:
+        images = AutoImageProcessor.from_pretrained(vision_model)
+        pixels |= {"image_mean": images.image_mean, "image_std": images.image_std}
+    except OSError:
+        logger.warning(f"'{vision_model}' has no image processor: pixels are normalised to [-1, 1].")
+    fields = {name: value for name, value in fields.items() if value is not None}
+    defaults = VideoLLMMoDConfig(text_config=text.config, vision_config=vision_config, **fields)
+    processor = VideoLLMMoDProcessor(
+        VideoLLMMoDVideoProcessor(**pixels), tokenizer, frame_num_tokens=defaults.frame_num_tokens
+    )
+    config = VideoLLMMoDConfig(
+        text_config=text.config,
+        vision_config=vision_config,
+        frame_token_id=processor.frame_token_id,
+        frame_token_interval_id=processor.frame_token_interval_id,
+        **fields,
+    )
+    set_seed(seed)
+    model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=text.dtype)
+    model.model.routers.float()
+    model.model.vision_encoder.load_state_dict(encoder.state_dict())
+    model.model.language_model.load_state_dict(text.base_model.state_dict())
+    model.lm_head.load_state_dict(text.get_output_embeddings().state_dict())
+    model.generation_config = text.generation_config
     return model, processor
 
 

@@ -1,0 +1,261 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Evaluation: LIVE's measures by their definitions, on models whose every decision is known, and free streaming."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny import random_frames, tiny_model, tiny_processor
+
+from videollm_mod.train.data.shapes import make_clip, narration_messages
+from videollm_mod.train.evaluation import (
+    Turn,
+    evaluate_metric,
+    free_streaming,
+    predict_turns,
+    score_turns,
+    stream_example,
+    teacher_forced,
+)
+
+
+def turn(speaks, labels, predictions, *, losses=None, is_decided=True, late=0):
+    losses = [0.0] * len(labels) if losses is None else losses
+    return Turn(losses, labels, predictions, speaks, is_decided, late=late)
+
+
+EXACT = turn([False, False, True], [9, 5, 6, 2], [9, 5, 7, 2], losses=[0.0, 0.0, np.log(16.0), 0.0])
+EARLY = turn([False, True, False, True], [9, 5], [9, 5])
+LATE = turn([False, False, False], [9, 5], [9, 5], late=2)
+ANSWER = turn([False, False], [4, 5, 2], [4, 5, 2], is_decided=False)
+
+
+def test_lives_four_measures_by_hand():
+    scores = score_turns([EXACT, EARLY, LATE, ANSWER], fps=2.0)
+    # A turn's mean is log(16) / 4, so its perplexity 2; the others' is 1.
+    assert scores["lm_ppl"] == pytest.approx((2 + 1 + 1 + 1) / 4, rel=1e-5)
+    # Exact 0, early by 2 frames, late by 2, answered in time.
+    assert scores["time_diff"] == pytest.approx((0 + 2 + 2 + 0) / 4 / 2)
+    assert scores["lm_correctness"] == pytest.approx((2 / 4 + 1 + 1 + 1) / 4)
+    # Two silences, "]" and one word of 2 + 4; one silence of 3 + 2; two of three frames of 2 + 2; all of 2 + 3.
+    assert scores["fluency"] == pytest.approx((4 / 6 + 1 / 5 + 2 / 4 + 1) / 4)
+
+
+def dialogue(frames, *replies, questions=()):
+    messages = [{"role": "assistant", "content": text, "time": time} for time, text in replies]
+    messages += [{"role": "user", "content": text, "time": time} for time, text in questions]
+    order = {"user": 0, "assistant": 1}
+    messages.sort(key=lambda message: (message["time"], order[message["role"]]))
+    return {"video": random_frames(frames, seed=frames), "messages": messages}
+
+
+DIALOGUES = [
+    dialogue(9, (1.0, "A red ball enters."), (3.0, "It leaves.")),
+    dialogue(6, (2.0, "The square."), questions=[(1.5, "Where is it?")]),
+    dialogue(5, (1.0, "It is red."), (2.0, "It leaves."), questions=[(1.0, "Which color?")]),
+]
+
+
+@pytest.mark.parametrize("close_is_one_token", [True, False])
+def test_turns_are_those_of_the_dialogue(close_is_one_token):
+    processor = tiny_processor(close_is_one_token=close_is_one_token)
+    ids = {name: getattr(processor, name) for name in ("frame_token_id", "frame_token_interval_id")}
+    vocabulary = {"vocab_size": len(processor.tokenizer) - 1}
+    model = tiny_model(mod_layers="all", text_overrides=vocabulary, **ids)
+    turns = predict_turns(model, processor, DIALOGUES)
+    texts = [[processor.tokenizer.decode(t.labels) for t in row] for row in turns]
+    assert texts == [
+        ["]\nAssistant: A red ball enters.</s>", "]\nAssistant: It leaves.</s>"],
+        ["]\nAssistant: The square.</s>"],
+        ["Assistant: It is red.</s>", "]\nAssistant: It leaves.</s>"],
+    ]
+    assert [[t.is_decided for t in row] for row in turns] == [[True, True], [True], [False, True]]
+    # In the second, the frame at 1.5 s is cut short by the question and the frame at 2.0 s decides.
+    assert [[len(t.speaks) for t in row] for row in turns] == [[3, 4], [4], [2, 2]]
+    assert [[t.frames for t in row] for row in turns] == [[3, 7], [5], [2, 5]]
+    alone = [predict_turns(model, processor, [example])[0] for example in DIALOGUES]
+    for one, other in zip(turns, alone, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a.labels, a.predictions, a.speaks, a.late) == (b.labels, b.predictions, b.speaks, b.late)
+            np.testing.assert_allclose(a.losses, b.losses, rtol=1e-3, atol=1e-4)
+
+
+def test_losses_are_the_models():
+    processor, model = tiny_processor(), tiny_model()
+    (turns,) = predict_turns(model, processor, DIALOGUES[:1])
+    batch = processor(DIALOGUES[0]["messages"], DIALOGUES[0]["video"], return_labels=True)
+    logits = model(**{k: v for k, v in batch.items() if k not in ("labels", "attention_mask")}).logits[0]
+    labels = batch["labels"][0]
+    place = [i for i in range(1, len(labels)) if labels[i] >= 0 and labels[i] != model.config.frame_token_interval_id]
+    losses = [torch.nn.functional.cross_entropy(logits[i - 1], labels[i]).item() for i in place]
+    np.testing.assert_allclose([loss for t in turns for loss in t.losses], losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", ["interleaved", "all", "all_deep"])
+def test_a_late_model_is_watched_until_it_speaks(scheme, monkeypatch):
+    """
+    The frames after the reply's are seen without the reply: the decision there is that of a stream in which it was
+    never said, with every routed layer cut at its own length.
+    """
+    processor, model = tiny_processor(), tiny_model(mod_layers=scheme)
+    example = dialogue(12, (2.0, "A red ball enters."), (5.0, "It leaves."))
+    interval = model.config.frame_token_interval_id
+
+    seen = []
+    original = type(model).should_speak
+
+    def never(self, logits, threshold=None):
+        seen.append(logits.clone())
+        return torch.zeros(logits.shape[:-1], dtype=torch.bool), original(self, logits, threshold)[1]
+
+    monkeypatch.setattr(type(model), "should_speak", never)
+    (turns,) = predict_turns(model, processor, [example])
+    assert [t.late for t in turns] == [4, 0], "the first waits for min(6, 5 - 1) frames, the last counts 0"
+    silent = processor.to_stream_turns([], 12)
+    batch = processor(silent, example["video"])
+    logits = model(**{k: v for k, v in batch.items() if k != "attention_mask"}).logits[0]
+    ends = [i for i, t in enumerate(batch["input_ids"][0]) if t == model.config.frame_token_id][9::10]
+    torch.testing.assert_close(seen[1], logits[ends[5:9]], rtol=1e-3, atol=1e-4)
+
+    def at_the_third(_model, logits, _threshold=None):
+        speaks = torch.zeros(logits.shape[:-1], dtype=torch.bool)
+        if logits.shape[0] == 4:
+            speaks[2] = True
+        return speaks, speaks
+
+    monkeypatch.setattr(type(model), "should_speak", at_the_third)
+    (turns,) = predict_turns(model, processor, [example])
+    assert [t.late for t in turns] == [3, 0] and interval is not None
+
+
+def test_after_a_trial_the_cache_is_as_if_it_had_not_been(monkeypatch):
+    """Two late turns in a row: the second is tried from a cache from which the first trial was cut."""
+    processor, model = tiny_processor(), tiny_model(mod_layers="all")
+    replies = ((1.0, "A red ball."), (2.5, "It leaves."), (4.0, "Red."))
+    example = dialogue(10, *replies)
+    seen = []
+
+    def never(_model, logits, _threshold=None):
+        seen.append(logits.clone())
+        speaks = torch.zeros(logits.shape[:-1], dtype=torch.bool)
+        return speaks, speaks
+
+    monkeypatch.setattr(type(model), "should_speak", never)
+    (turns,) = predict_turns(model, processor, [example])
+    assert [t.late for t in turns] == [2, 2, 0]
+    # The second trial, from scratch: the first reply is said, the second is not.
+    turns = processor.to_stream_turns(dialogue(10, replies[0])["messages"], 10)
+    batch = processor(turns, example["video"])
+    logits = model(**{k: v for k, v in batch.items() if k != "attention_mask"}).logits[0]
+    ends = [i for i, t in enumerate(batch["input_ids"][0]) if t == model.config.frame_token_id][9::10]
+    torch.testing.assert_close(seen[2], logits[ends[6:8]], rtol=1e-3, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------- free streaming
+
+
+def said(*events):
+    return [{"time": time, "text": text} for time, text in events]
+
+
+def test_events_are_matched_once_and_in_time():
+    metric = evaluate_metric("stream_events")
+    scores = metric.compute(
+        predictions=[said((1.0, "A ball enters."), (1.5, "a  Ball enters."), (5.0, "It leaves.")), said()],
+        references=[said((1.5, "A ball enters."), (4.0, "It leaves.")), said((2.0, "A box."))],
+        tolerance=0.5,
+    )
+    assert scores["event_precision"] == pytest.approx(1 / 3) and scores["event_recall"] == pytest.approx(1 / 3)
+    assert scores["event_f1"] == pytest.approx(1 / 3) and scores["event_delay"] == pytest.approx(-0.5)
+    wide = metric.compute(
+        predictions=[said((5.0, "It leaves."))], references=[said((4.0, "It leaves."))], tolerance=1.0
+    )
+    assert wide["event_f1"] == 1.0 and wide["event_delay"] == 1.0
+
+
+def test_answers():
+    metric = evaluate_metric("answer_accuracy")
+    assert metric.compute(predictions=["Red", "", "The  car."], references=["red.", "Two.", "The car."]) == {
+        "answer_accuracy": pytest.approx(2 / 3)
+    }
+
+
+class ScriptedModel:
+    """A stream that says what it is told to: a reply at some frames, and an answer to every question."""
+
+    def __init__(self, script, answer):
+        self.script, self.answer = script, answer
+
+    def stream(self, _processor, fps):
+        model, events = self, []
+
+        class Session(SimpleNamespace):
+            def push(self, _frame, time):
+                self.time, self.num_frames = time, self.num_frames + 1
+                if time in model.script and not self.waiting:
+                    events.append(event(time, "assistant", model.script[time], 0.1))
+                for question in self.waiting:
+                    self.ask(**question)
+                self.waiting = []
+
+            def ask(self, text, reply_now, time=None):
+                if time is not None:
+                    self.waiting.append({"text": text, "reply_now": reply_now})
+                    return
+                events.append(event(self.time, "user", text, None))
+                self.asked.append((self.time, reply_now))
+                if reply_now:
+                    events.append(event(self.time, "assistant", model.answer, None))
+
+            def close(self):
+                model.asked = self.asked
+
+        return Session(events=events, num_frames=0, time=None, asked=[], waiting=[], fps=fps)
+
+
+def event(time, role, text, probability):
+    return SimpleNamespace(time=time, role=role, text=text, interval_probability=probability, latency=0.25)
+
+
+def test_free_streaming_by_hand():
+    processor = tiny_processor()
+    example = dialogue(
+        12,
+        (1.0, "A ball."),
+        (2.0, "Red."),
+        (4.0, "It leaves."),
+        questions=[(0.0, "Narrate."), (2.0, "Which color?")],
+    )
+    # What would have been said at the frames of the two questions is not: the user speaks there.
+    model = ScriptedModel({0.0: "Hm.", 2.0: "Hm.", 1.0: "A ball.", 3.0: "Nonsense here.", 4.5: "It leaves."}, "red")
+    scores = free_streaming(model, processor, [example], progress=False)
+    assert model.asked == [(0.0, False), (2.0, True)], "what is answered at once in the data is asked at once"
+    assert scores["event_precision"] == pytest.approx(2 / 3) and scores["event_recall"] == 1.0
+    assert scores["event_delay"] == pytest.approx(0.25) and scores["answer_accuracy"] == 1.0
+    # Ten frames of twelve should be silent; at two of them, 3.0 s and 4.5 s, there was a word.
+    assert scores["silent_frames_right"] == pytest.approx(8 / 10)
+    assert scores["words_per_minute"] == pytest.approx(60 * 7 / 6) and scores["latency"] == 0.25
+
+
+def test_both_run_on_a_real_model():
+    processor, model = tiny_processor(), tiny_model()
+    examples = [{"messages": narration_messages(make_clip(s)), "video": make_clip(s).frames()} for s in range(2)]
+    events, frames = stream_example(model, processor, examples[0], max_new_tokens=5)
+    assert frames == len(examples[0]["video"]) and events[0].role == "user"
+    forced = teacher_forced(model, processor, examples, batch_size=2, progress=False)
+    assert forced["lm_ppl"] > 1 and set(forced) == {"lm_ppl", "time_diff", "fluency", "lm_correctness"}
+    free = free_streaming(model, processor, examples, progress=False, max_new_tokens=5)
+    assert 0 <= free["event_f1"] <= 1 and free["words_per_minute"] >= 0

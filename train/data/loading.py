@@ -1,0 +1,63 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which data set a name means."""
+
+from datasets import Dataset
+
+from videollm_mod.train.arguments import ScriptArguments
+from videollm_mod.train.data import shapes, streamworld
+from videollm_mod.train.data.timed_messages import check_timed_messages, load_timed_messages
+
+
+def load_split(script: ScriptArguments, split: str, num_clips: int, first_clip: int = 0) -> Dataset:
+    """
+    Rows to train or evaluate on: generated, or timed messages that have been checked.
+
+    Args:
+        script ([`ScriptArguments`]): Names the data set and how it is made.
+        split (`str`): Which split of it.
+        num_clips (`int`): How many rows of a generated one.
+        first_clip (`int`, *optional*, defaults to 0): Number of its first.
+
+    Raises:
+        `SystemExit`: With a message that names what is wrong with the data, or with what was asked for.
+    """
+    try:
+        if script.dataset in shapes.DATASETS:
+            if split != "train":
+                raise ValueError("it has a split to train on only; benchmarks/shapes_narration.py evaluates.")
+            return shapes.shapes_dataset(script.dataset, num_clips=num_clips, first_seed=first_clip)
+        if script.dataset == "streamworld":
+            return streamworld.streamworld_dataset(
+                split,
+                num_clips=num_clips,
+                first_clip=first_clip,
+                kinds=_weights(script.kinds),
+                world=None if split == "ood" else streamworld.WORLDS[script.world],
+                size=script.frame_size,
+            )
+        rows = load_timed_messages(script.dataset, split)
+        check_timed_messages(rows)
+        return rows
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"--dataset {script.dataset}: {error}") from None
+
+
+def _weights(kinds: str) -> dict[str, float]:
+    """ "narrate=2,ask=1" as a table."""
+    try:
+        pairs = [part.split("=") for part in kinds.split(",")]
+        return {name.strip(): float(weight) for name, weight in pairs}
+    except ValueError:
+        raise ValueError(f"`kinds` looks like 'narrate=2,ask=1', got {kinds!r}.") from None

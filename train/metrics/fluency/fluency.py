@@ -1,0 +1,70 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Fluency: share of a turn's learned tokens, silences and words, that are right in sequence."""
+
+import datasets
+import evaluate
+
+
+_DESCRIPTION = """
+LIVE's Fluency. For each turn, `predictions` and `references`: the most likely and the true tokens of its reply under
+teacher forcing; `speaks`, `is_decided` and `late` as in `time_diff`. Right in sequence are all frames and the prefix
+of the reply that agrees if the timing is exact; the frames before the early word if early; all frames but one if late.
+Returns `fluency`, the mean over turns.
+"""
+_CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""
+
+
+class Fluency(evaluate.Metric):
+    """Fluency: share of a turn's learned tokens, silences and words, that are right in sequence."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("int64")),
+                    "references": datasets.Sequence(datasets.Value("int64")),
+                    "speaks": datasets.Sequence(datasets.Value("bool")),
+                    "is_decided": datasets.Value("bool"),
+                    "late": datasets.Value("int64"),
+                }
+            ),
+        )
+
+    def _compute(
+        self,
+        predictions: list[list[int]],
+        references: list[list[int]],
+        speaks: list[list[bool]],
+        is_decided: list[bool],
+        late: list[int],
+    ) -> dict[str, float]:
+        del late  # Whether the model is late shows in `speaks`; by how much does not matter here.
+        shares = []
+        for predicted, true, turn, decided in zip(predictions, references, speaks, is_decided, strict=True):
+            # The token that opens a reply is both the last frame's decision and the first of the text.
+            total = len(turn) + len(true) - int(decided)
+            first = turn.index(True) if True in turn else None
+            on_time = first == len(turn) - 1 if decided else first is None
+            if on_time:
+                wrong = [one != two for one, two in zip(predicted, true, strict=True)]
+                prefix = wrong.index(True) if True in wrong else len(wrong)
+                right = len(turn) - int(decided) + prefix
+            else:
+                right = len(turn) - 1 if first is None else first
+            shares.append(right / total)
+        return {"fluency": sum(shares) / len(shares)}

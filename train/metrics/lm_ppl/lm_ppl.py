@@ -1,0 +1,42 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""LM-PPL: perplexity a turn, then the mean of turns."""
+
+import math
+
+import datasets
+import evaluate
+
+
+_DESCRIPTION = """
+LIVE's LM-PPL. `predictions`: for each turn the cross-entropies of its learned text tokens under teacher forcing.
+Returns `lm_ppl`, the mean over turns of the exponential of a turn's mean.
+"""
+_CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""
+
+
+class LmPpl(evaluate.Metric):
+    """LM-PPL: perplexity a turn, then the mean of turns."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_DESCRIPTION,
+            features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("float32"))}),
+        )
+
+    def _compute(self, predictions: list[list[float]]) -> dict[str, float]:
+        turns = [math.exp(sum(losses) / len(losses)) for losses in predictions]
+        return {"lm_ppl": sum(turns) / len(turns)}

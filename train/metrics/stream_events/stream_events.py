@@ -1,0 +1,75 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Events told right and in time, in free streaming."""
+
+from typing import Any
+
+import datasets
+import evaluate
+
+
+_DESCRIPTION = """
+`predictions` and `references`: for each stream, what was said of itself and what should have been, as a list of
+`{"time": seconds, "text": words}`. An event is right if its words are (but for case and spaces) and its time is off by
+no more than `tolerance` seconds; each counts once. Returns `event_precision`, `event_recall`, `event_f1` and
+`event_delay`, the mean seconds by which right events are told after they should be.
+"""
+_CITATION = """"""
+
+
+class StreamEvents(evaluate.Metric):
+    """Events told right and in time, in free streaming."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": [{"time": datasets.Value("float64"), "text": datasets.Value("string")}],
+                    "references": [{"time": datasets.Value("float64"), "text": datasets.Value("string")}],
+                }
+            ),
+        )
+
+    def _compute(
+        self, predictions: list[list[dict[str, Any]]], references: list[list[dict[str, Any]]], tolerance: float = 0.5
+    ) -> dict[str, float]:
+        delays, told, true = [], 0, 0
+        for said, happened in zip(predictions, references, strict=True):
+            told, true = told + len(said), true + len(happened)
+            left = list(happened)
+            for event in sorted(said, key=lambda event: event["time"]):
+                near = [
+                    other
+                    for other in left
+                    if _words(other["text"]) == _words(event["text"])
+                    and abs(other["time"] - event["time"]) <= tolerance + 1e-6
+                ]
+                if near:
+                    match = min(near, key=lambda other: abs(other["time"] - event["time"]))
+                    left.remove(match)
+                    delays.append(event["time"] - match["time"])
+        precision, recall = len(delays) / max(told, 1), len(delays) / max(true, 1)
+        return {
+            "event_precision": precision,
+            "event_recall": recall,
+            "event_f1": 2 * precision * recall / max(precision + recall, 1e-9),
+            "event_delay": sum(delays) / max(len(delays), 1),
+        }
+
+
+def _words(text: str) -> list[str]:
+    return text.lower().split()
