@@ -31,18 +31,19 @@ checkpoint: $(VENV)/.installed-test
 checkpoint-code:
 	cp *_videollm_mod.py chat_template.jinja space/checkpoint/
 
-# pip is upgraded first: an old one cannot read this project's licence field.
+# pip is upgraded first: an old one cannot read this project's licence field. Quiet twice, since an editable install of a
+# package that is its own folder has setuptools warn of what is meant.
 $(VENV)/.pip:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --quiet --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[train,dev]"
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,dev]"
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -15,8 +15,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -66,16 +68,16 @@ def test_what_is_told_is_what_is_drawn():
     for seed in range(60):
         clip = make_clip(seed)
         frames = clip.frames().astype(int)
-        times = [time for time, _ in clip.events()]
-        assert len(set(times)) == len(times) and all(0 < time < clip.num_frames / FPS for time in times)
-        for time, text in clip.events():
-            index = round(time * FPS)
+        times = [moment for moment, _ in clip.events()]
+        assert len(set(times)) == len(times) and min(times) > 0 and max(times) < clip.num_frames / FPS
+        for moment, text in clip.events():
+            index = round(moment * FPS)
             color = text.split()[-1].rstrip(".") if "turns" in text else text.split()[1]
             near = np.abs(frames - np.array(COLORS[color])).sum(-1) < 60
             before, now = near[index - 1].sum(), near[index].sum()
             seen.add(text.split()[3])
             # Another shape may have the same colour: what comes is more of it, what goes is less.
-            assert now < before if "leaves" in text else now > before + 50, (seed, time, text)
+            assert now < before if "leaves" in text else now > before + 50, (seed, moment, text)
         for index in range(clip.num_frames):
             shapes = [s for s in clip.shapes if s.position(index / FPS) is not None]
             assert (clip.description(index / FPS) == "Nothing.") >= (not shapes)
@@ -233,6 +235,78 @@ def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert {name for name in before if "routers" in name or "connector" in name} <= changed
     assert any("q_proj" in name for name in changed) and not any("vision_encoder" in name for name in changed)
+
+
+SMALL_RUN = [
+    *("--dataset", "shapes_narration", "--checkpoint", EMBEDDED, "--tune_language_model", "full"),
+    *("--num_clips", 64, "--learning_rate", 1e-3, "--warmup_steps", 1, "--logging_steps", 1, "--report_to", "none"),
+    *("--bf16", "false", "--gradient_checkpointing", "false", "--train_sampling_strategy", "sequential"),
+]
+
+
+def losses_of(text):
+    return [float(part.split("'")[0]) for part in text.split("{'loss': '")[1:]]
+
+
+def test_killed_and_resumed_is_as_if_never_broken(tmp_path):
+    options = [*SMALL_RUN, "--max_steps", 6, "--save_steps", 2, "--augmentation", 0.3]
+    options += ["--per_device_train_batch_size", 4, "--resume_from_checkpoint", "true"]
+    whole = run_script(tmp_path / "whole", *options)
+    assert whole.returncode == 0 and "has no whole checkpoint" in whole.stdout, whole.stderr[-2000:]
+    expected = losses_of(whole.stdout)
+    assert len(expected) == 6
+
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "train/sft.py", *map(str, options), "--output_dir", str(tmp_path / "broken")]
+    running = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    state = tmp_path / "broken" / "checkpoint-2" / "trainer_state.json"
+    for _ in range(2400):
+        if state.exists() and state.read_text().rstrip().endswith("}"):
+            break
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    # Had it been killed a moment later, in the middle of the next checkpoint, this would lie there too.
+    for left in (tmp_path / "broken").glob("checkpoint-[46]"):
+        shutil.rmtree(left)
+    shutil.copytree(tmp_path / "broken" / "checkpoint-2", tmp_path / "broken" / "checkpoint-4")
+    half = (tmp_path / "broken" / "checkpoint-4" / "trainer_state.json").read_text()
+    (tmp_path / "broken" / "checkpoint-4" / "trainer_state.json").write_text(half[: len(half) // 2])
+
+    resumed = run_script(tmp_path / "broken", *options)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "checkpoint-4' was not written to its end" in resumed.stdout
+    assert losses_of(resumed.stdout) == expected[2:]
+    one, other = (AutoModel.from_pretrained(tmp_path / f, trust_remote_code=True) for f in ("whole", "broken"))
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, other.state_dict()[name]), name
+
+
+def test_two_processes_are_one_with_the_same_batch(tmp_path):
+    """DDP on the CPU: the losses, and what is saved, of one process with the same global batch."""
+    options = [*SMALL_RUN, "--max_steps", 3, "--save_strategy", "no"]
+    alone = run_script(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    weights = AutoModel.from_pretrained(tmp_path / "alone", trust_remote_code=True).state_dict()
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    for kind, flags in (("ddp", ["--multi_gpu"]),):
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        arguments = [*options, "--use_cpu", "--per_device_train_batch_size", 2, "--output_dir", tmp_path / kind]
+        done = subprocess.run(
+            [*launch, *flags, "--main_process_port", "0", "train/sft.py", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert losses_of(done.stdout) == pytest.approx(losses_of(alone.stdout), rel=2e-3), kind
+        assert "in 2 processes" in done.stdout
+        for name, weight in AutoModel.from_pretrained(tmp_path / kind, trust_remote_code=True).state_dict().items():
+            torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=2e-4, msg=f"{kind} {name}")
 
 
 @pytest.mark.parametrize("vision", ["siglip_vision_model", "siglip", "dinov2", "clip"])

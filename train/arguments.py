@@ -13,7 +13,9 @@
 # limitations under the License.
 """Arguments of the training script."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,3 +136,22 @@ class StreamingSFTConfig(SFTConfig):
         # Dialogues become tokens in the collator.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
+
+    def last_checkpoint(self) -> str | None:
+        """Where to go on from: with `--resume_from_checkpoint true` the last checkpoint that is whole."""
+        asked = self.resume_from_checkpoint
+        if asked is None or str(asked).lower() == "false":
+            return None
+        if str(asked).lower() != "true":
+            return asked
+        found = Path(self.output_dir).glob("checkpoint-*")
+        for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+            try:
+                # The trainer writes its state last: a run that was killed before has left none, or half of one.
+                json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                print(f"'{path}' was not written to its end and is left aside")
+                continue
+            return str(path)
+        print(f"'{self.output_dir}' has no whole checkpoint: training begins at step 0")
+        return None

@@ -15,7 +15,24 @@
 
 from typing import Any
 
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerState
+
+
+class Announcement(TrainerCallback):
+    """Says once, on the main process, what is trained on what."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Prints the line."""
+        if state.is_world_process_zero:
+            weights = list(kwargs["model"].parameters())
+            tuned, count = sum(w.numel() for w in weights if w.requires_grad), sum(w.numel() for w in weights)
+            sharded = ", sharded" if any(isinstance(weight, DTensor) for weight in weights) else ""
+            plural = "" if args.world_size == 1 else "es"
+            print(
+                f"Training {tuned / 1e6:.2f}M of {count / 1e6:.2f}M parameters in {args.world_size} process{plural}"
+                f"{sharded} on {args.device.type}, {state.max_steps} steps"
+            )
 
 
 class KeepRatioWarmup(TrainerCallback):

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Puts examples together: dialogues and videos become one batch with labels."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class StreamCollator:
         self.processor = processor
         self.fps = fps
         self.augmentation = augmentation
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch for [`VideoLLMMoDForConditionalGeneration`]."""
@@ -53,7 +54,10 @@ class StreamCollator:
             shown = self._features(example) if kind == "frame_features" else self._frames(example, start)
             messages = [{k: v for k, v in message.items() if v is not None} for message in example["messages"]]
             turns = self.processor.to_stream_turns(messages, len(shown), fps=self.fps, start=start)
-            dialogues.append(augment_replies(turns, self.rng, self.augmentation))
+            # Decided by the dialogue and not by what came before, so that a resumed run, or one with other workers,
+            # spoils the same replies.
+            rng = np.random.default_rng((self.seed, zlib.crc32(repr(messages).encode())))
+            dialogues.append(augment_replies(turns, rng, self.augmentation))
             frames.append(shown)
         batch = self.processor(dialogues, **{kind: frames}, return_labels=True, padding_side="right")
         length = batch["input_ids"].shape[1]

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A model from scratch: a configuration from a file, a tokenizer trained on what there is to say."""
+"""The model to train: from a checkpoint, of trained parts, or from scratch; and which of its parts train."""
 
 import json
 import math
@@ -25,7 +25,9 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForCausalLM,
+    AutoProcessor,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedTokenizerFast,
     set_seed,
@@ -38,6 +40,7 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     VideoLLMMoDVideoProcessor,
 )
+from videollm_mod.train.arguments import ModelArguments
 from videollm_mod.train.data.shapes import (
     alignment_messages,
     make_clip,
@@ -50,6 +53,64 @@ logger = logging.get_logger(__name__)
 
 # As in Llama 3: words with the space before them, digits one by one, and punctuation with the newlines after it.
 _PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
+
+
+def load_model(arguments: ModelArguments, *, seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
+    """The model to train and its processor."""
+    parts = arguments.vision_model is not None and arguments.language_model is not None
+    given = [arguments.checkpoint is not None, arguments.model_config is not None, parts]
+    if sum(given) != 1:
+        raise SystemExit("Give exactly one of --checkpoint, --model_config, and --vision_model with --language_model.")
+    if arguments.load_in_4bit and arguments.checkpoint is None:
+        raise SystemExit("--load_in_4bit needs a --checkpoint: save the new model first, with --max_steps 0.")
+    options: dict[str, Any] = arguments.config_fields()
+    if arguments.model_config is not None:
+        model, processor = new_model(arguments.model_config, seed=seed, **options)
+    elif parts:
+        options["frame_token_pooled"] = arguments.frame_token_pooled
+        model, processor = model_from_parts(
+            arguments.vision_model, arguments.language_model, seed=seed, dtype=arguments.dtype, **options
+        )
+    else:
+        if arguments.load_in_4bit:
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype="bfloat16",
+                llm_int8_skip_modules=["lm_head", "connector", "vision_encoder", "routers"],
+            )
+        model = VideoLLMMoDForConditionalGeneration.from_pretrained(
+            arguments.checkpoint, dtype=arguments.dtype, **options
+        )
+        processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
+    if arguments.attn_implementation is not None:
+        model.set_attn_implementation(arguments.attn_implementation)
+    return model, processor
+
+
+def choose_parts(model: VideoLLMMoDForConditionalGeneration, arguments: ModelArguments) -> Any | None:
+    """Freezes what is not trained; returns the adapter's configuration if the language model gets one."""
+    tuned = {
+        "vision_encoder": arguments.tune_vision_encoder,
+        "connector": arguments.tune_connector,
+        "language_model": arguments.tune_language_model == "full",
+        "routers": arguments.tune_routers,
+    }
+    for name, is_tuned in tuned.items():
+        getattr(model.model, name).requires_grad_(is_tuned)
+    model.lm_head.requires_grad_(tuned["language_model"])
+    if arguments.tune_language_model != "lora":
+        return None
+    saved = [name for name in ("vision_encoder", "connector") if tuned[name]]
+    saved += [f"routers.{layer}" for layer in model.model.routers] if tuned["routers"] else []
+    return model.make_lora_config(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        modules_to_save=saved or None,
+        # TRL reads the head's weight itself and would never train an adapter on it: it refuses one.
+        exclude_modules=r"(.*\.)?lm_head",
+    )
 
 
 def new_model(

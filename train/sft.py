@@ -29,17 +29,13 @@ python train/sft.py --config train/configs/shapes_alignment.yaml
 ```
 """
 
-from typing import Any
-
-from transformers import AutoProcessor, BitsAndBytesConfig
 from trl import TrlParser
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
-from videollm_mod.train.callbacks import KeepRatioWarmup
+from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.loading import load_split
-from videollm_mod.train.new_model import model_from_parts, new_model
+from videollm_mod.train.new_model import choose_parts, load_model
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
 
@@ -63,77 +59,18 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=processor,
-        data_collator=StreamCollator(
-            processor, script.fps, augmentation=script.augmentation, seed=training.seed + training.process_index
-        ),
+        data_collator=StreamCollator(processor, script.fps, augmentation=script.augmentation, seed=training.seed),
         peft_config=adapter,
     )
+    trainer.add_callback(Announcement())
     if script.keep_ratio_warmup_steps > 0:
         trainer.add_callback(KeepRatioWarmup(model.config, script.keep_ratio_warmup_steps))
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=training.last_checkpoint())
     if adapter is not None and arguments.merge_adapter:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(training.output_dir)
     if training.push_to_hub:
         trainer.push_to_hub()
-
-
-def load_model(arguments: ModelArguments, *, seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
-    """The model to train and its processor."""
-    parts = arguments.vision_model is not None and arguments.language_model is not None
-    given = [arguments.checkpoint is not None, arguments.model_config is not None, parts]
-    if sum(given) != 1:
-        raise SystemExit("Give exactly one of --checkpoint, --model_config, and --vision_model with --language_model.")
-    if arguments.load_in_4bit and arguments.checkpoint is None:
-        raise SystemExit("--load_in_4bit needs a --checkpoint: save the new model first, with --max_steps 0.")
-    options: dict[str, Any] = arguments.config_fields()
-    if arguments.model_config is not None:
-        model, processor = new_model(arguments.model_config, seed=seed, **options)
-    elif parts:
-        options["frame_token_pooled"] = arguments.frame_token_pooled
-        model, processor = model_from_parts(
-            arguments.vision_model, arguments.language_model, seed=seed, dtype=arguments.dtype, **options
-        )
-    else:
-        if arguments.load_in_4bit:
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_compute_dtype="bfloat16",
-                llm_int8_skip_modules=["lm_head", "connector", "vision_encoder", "routers"],
-            )
-        model = VideoLLMMoDForConditionalGeneration.from_pretrained(
-            arguments.checkpoint, dtype=arguments.dtype, **options
-        )
-        processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
-    if arguments.attn_implementation is not None:
-        model.set_attn_implementation(arguments.attn_implementation)
-    return model, processor
-
-
-def choose_parts(model: VideoLLMMoDForConditionalGeneration, arguments: ModelArguments) -> Any | None:
-    """Freezes what is not trained; returns the adapter's configuration if the language model gets one."""
-    tuned = {
-        "vision_encoder": arguments.tune_vision_encoder,
-        "connector": arguments.tune_connector,
-        "language_model": arguments.tune_language_model == "full",
-        "routers": arguments.tune_routers,
-    }
-    for name, is_tuned in tuned.items():
-        getattr(model.model, name).requires_grad_(is_tuned)
-    model.lm_head.requires_grad_(tuned["language_model"])
-    if arguments.tune_language_model != "lora":
-        return None
-    saved = [name for name in ("vision_encoder", "connector") if tuned[name]]
-    saved += [f"routers.{layer}" for layer in model.model.routers] if tuned["routers"] else []
-    return model.make_lora_config(
-        r=arguments.lora_r,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        modules_to_save=saved or None,
-        # TRL reads the head's weight itself and would never train an adapter on it: it refuses one.
-        exclude_modules=r"(.*\.)?lm_head",
-    )
 
 
 if __name__ == "__main__":
