@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from PIL import Image
 from tiny import random_frames, tiny_text_config, tiny_tokenizer, tiny_vision_config, write_clip
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -193,6 +195,10 @@ def test_two_stages_from_nothing(tmp_path):
     still = [name for name, weight in after.items() if torch.equal(weight, before[name])]
     assert not still, "every parameter is trained, routers included"
     assert any("routers" in name for name in after)
+    card = ModelCard.load(tmp_path / "two" / "README.md")
+    assert card.data.pipeline_tag == "video-text-to-text" and "Data: shapes_mixed. Made of: one." in card.text
+    assert "| learning_rate | 0.001 |" in card.text and str(tmp_path) not in card.content
+    assert Image.open(tmp_path / "two" / "loss.png").size[0] > 500
     names = {path.name for path in (tmp_path / "two").iterdir()}
     assert {"config.json", "model.safetensors", "chat_template.jinja", "processor_config.json"} <= names
     assert {"modeling_videollm_mod.py", "routing_videollm_mod.py", "video_reading_videollm_mod.py"} <= names

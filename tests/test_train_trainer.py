@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from videollm_mod.train.callbacks import KeepRatioWarmup
 from videollm_mod.train.collator import StreamCollator, augment_replies
+from videollm_mod.train.evaluation import teacher_forced
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
 
@@ -39,7 +40,7 @@ def row(seed, frames=6):
 ROWS = [row(seed, frames) for seed, frames in enumerate((6, 9, 4, 7))]
 
 
-def new_trainer(folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, **options):
+def new_trainer(folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, streamed=None, **options):
     processor = tiny_processor()
     model = tiny_model(text_overrides={"tie_word_embeddings": False}) if model is None else model
     options = {
@@ -65,6 +66,7 @@ def new_trainer(folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, **opt
         train_dataset=dataset,
         processing_class=processor,
         data_collator=StreamCollator(processor),
+        **({} if streamed is None else {"eval_dataset": dataset, "stream_examples": streamed}),
     )
 
 
@@ -140,6 +142,20 @@ def test_it_logs_what_routing_and_streaming_need(tmp_path):
     # Tokens and frames in their proportion in the batch; padding counts as a token, as it does in time.
     frames = sum(len(row["video"]) for row in ROWS)
     assert logs["tokens_per_second"] / logs["frames_per_second"] == pytest.approx(batch["input_ids"].numel() / frames)
+
+
+def test_it_streams_at_each_evaluation(tmp_path, capsys):
+    processor = tiny_processor()
+    model = tiny_model(text_overrides={"tie_word_embeddings": False})
+    trainer = new_trainer(tmp_path, model=model, max_steps=2, eval_strategy="steps", eval_steps=1, streamed=ROWS[:2])
+    trainer.train()
+    evaluations = [log for log in trainer.state.log_history if "eval_event_f1" in log]
+    assert len(evaluations) == 2 and {"eval_lm_ppl", "eval_time_diff", "eval_fluency"} <= set(evaluations[0])
+    expected = teacher_forced(model.eval(), processor, ROWS[:2], progress=False)
+    assert evaluations[-1]["eval_lm_ppl"] == pytest.approx(expected["lm_ppl"], rel=1e-4)
+    printed = capsys.readouterr().out
+    assert printed.count("the first clip of the evaluation as the model streams it") == 2
+    assert "   0.0s  user       Narrate." in printed
 
 
 # ------------------------------------------------------------------------------------------------------------ collator

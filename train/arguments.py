@@ -35,6 +35,8 @@ class ScriptArguments:
         eval_split (`str`, *optional*): Split to evaluate on.
         num_clips (`int`, *optional*, defaults to 1000): How many clips of a generated world to train on.
         num_eval_clips (`int`, *optional*, defaults to 64): How many to evaluate on.
+        num_streamed_clips (`int`, *optional*, defaults to 8): Rows of the evaluation split that are streamed at each
+            evaluation, for LIVE's measures, event F1 and a printed sample.
         first_seed (`int`, *optional*, defaults to 0): Number of the first clip to train on.
         world (`str`, *optional*, defaults to `"full"`): Which StreamWorld: `"full"` or `"small"`.
         kinds (`str`, *optional*, defaults to `"narrate=1"`): Weights of StreamWorld's kinds of dialogue, such as
@@ -51,6 +53,7 @@ class ScriptArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
     num_clips: int = field(default=1000, metadata={"help": "How many clips of a generated world."})
+    num_streamed_clips: int = field(default=8, metadata={"help": "Rows of the evaluation to stream each time."})
     num_eval_clips: int = field(default=64, metadata={"help": "How many of them to evaluate on."})
     first_seed: int = field(default=0, metadata={"help": "Number of the first clip; the next have the next."})
     world: str = field(default="full", metadata={"help": "Which StreamWorld.", "choices": ["full", "small"]})
@@ -114,6 +117,11 @@ class ModelArguments:
     load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: the language model in 4 bits."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16."})
+
+    def base_models(self) -> list[str]:
+        """What the model is made of."""
+        given = (self.checkpoint, self.vision_model, self.language_model)
+        return [name for name in given if name is not None]
 
     def config_fields(self) -> dict[str, Any]:
         """Fields of the model's configuration that were given."""

@@ -34,7 +34,7 @@ from trl import TrlParser
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup
 from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.data.loading import load_split
+from videollm_mod.train.data.loading import first_rows, load_split
 from videollm_mod.train.new_model import choose_parts, load_model
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
@@ -61,6 +61,9 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
         processing_class=processor,
         data_collator=StreamCollator(processor, script.fps, augmentation=script.augmentation, seed=training.seed),
         peft_config=adapter,
+        stream_examples=[] if evaluation is None else first_rows(evaluation, script.num_streamed_clips),
+        fps=script.fps,
+        about={"dataset": script.dataset, "base_models": arguments.base_models()},
     )
     trainer.add_callback(Announcement())
     if script.keep_ratio_warmup_steps > 0:
@@ -69,6 +72,7 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
     if adapter is not None and arguments.merge_adapter:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(training.output_dir)
+    trainer.create_model_card()
     if training.push_to_hub:
         trainer.push_to_hub()
 

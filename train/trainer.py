@@ -16,11 +16,16 @@
 import resource
 import sys
 import time as clock
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from trl import SFTTrainer
+
+from videollm_mod.train.card import write_card
+from videollm_mod.train.evaluation import free_streaming, stream_example, teacher_forced
 
 
 class StreamingSFTTrainer(SFTTrainer):
@@ -31,10 +36,25 @@ class StreamingSFTTrainer(SFTTrainer):
     frame's last token, over the number of labels (LIVE, arXiv 2406.11816, section 3.2). Beside TRL's figures it logs
     `text_loss` and `stream_loss` (means a label, unweighted), `tokens_per_second`, `frames_per_second`,
     `peak_memory_gb`, `router_score_mean`, `router_score_std`, and `kept_share/layer_N` for each routed layer.
+
+    Args:
+        args, kwargs: As of [`SFTTrainer`].
+        stream_examples (sequence of `dict`, *optional*): Rows with `messages` and `video`. At each evaluation LIVE's
+            four measures are taken on them, they are streamed freely, and what was said of the first is printed.
+        fps (`float`, *optional*, defaults to 2.0): Frames a second to stream them at.
+        about (`dict`, *optional*): `dataset` and `base_models`, for the card (see [`write_card`]).
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        stream_examples: Sequence[dict[str, Any]] = (),
+        fps: float = 2.0,
+        about: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.stream_examples, self.fps, self.about = stream_examples, fps, about or {}
         self._config = self.accelerator.unwrap_model(self.model).config
         self._router_scores: list[torch.Tensor] = []
         self._since, self._tokens, self._frames = clock.perf_counter(), 0, 0
@@ -72,6 +92,39 @@ class StreamingSFTTrainer(SFTTrainer):
         if self.model.training:
             scores = scores.detach().float()
             self._router_scores.append(torch.stack([scores.mean(), scores.std()]))
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """As TRL's, and streams: `eval_lm_ppl`, `eval_time_diff`, `eval_event_f1` and so on (see `evaluation.py`)."""
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if len(self.stream_examples) == 0:
+            return metrics
+        model, processor = self.accelerator.unwrap_model(self.model), self.processing_class
+        model = model.get_base_model() if is_peft_model(model) else model
+        was_training, use_cache = model.training, model.config.text_config.use_cache
+        model.eval()
+        scores = teacher_forced(model, processor, self.stream_examples, fps=self.fps, progress=False)
+        scores |= free_streaming(model, processor, self.stream_examples, fps=self.fps, progress=False)
+        if self.is_world_process_zero():
+            events, _ = stream_example(model, processor, self.stream_examples[0], fps=self.fps)
+            said = "\n".join(f"{event.time:6.1f}s  {event.role:9s}  {event.text}" for event in events)
+            print(f"Step {self.state.global_step}, the first clip of the evaluation as the model streams it:\n{said}")
+        model.config.text_config.use_cache = use_cache
+        model.train(was_training)
+        scores = {f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()}
+        self.log(dict(scores))
+        return metrics | scores
+
+    def create_model_card(self, model_name: str | None = None, **_: Any) -> None:
+        """Writes the card (see [`write_card`]) into the output folder, in place of TRL's."""
+        if self.is_world_process_zero():
+            write_card(
+                self.args.output_dir,
+                name=self.args.hub_model_id or model_name or Path(self.args.output_dir).name,
+                config=self._config,
+                training=self.args,
+                log_history=self.state.log_history,
+                **self.about,
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As TRL's, with speed, memory and routing since the last time."""

@@ -13,6 +13,9 @@
 # limitations under the License.
 """Which data set a name means."""
 
+from itertools import islice
+from typing import Any
+
 from datasets import Dataset
 
 from videollm_mod.train.arguments import ScriptArguments
@@ -52,6 +55,12 @@ def load_split(script: ScriptArguments, split: str, num_clips: int, first_clip: 
         return rows
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"--dataset {script.dataset}: {error}") from None
+
+
+def first_rows(rows: Dataset, count: int) -> list[dict[str, Any]]:
+    """The first rows that have a video to stream, made once."""
+    chosen = (rows[index] for index in range(len(rows)))
+    return list(islice((row for row in chosen if row.get("video") is not None), count))
 
 
 def _weights(kinds: str) -> dict[str, float]:

@@ -1,0 +1,128 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The card of a trained checkpoint: what it was trained on and how, what it reaches, and its loss as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import transformers
+import trl
+from huggingface_hub import ModelCard, ModelCardData
+
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+
+_SETTINGS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "bf16",
+    "weight_decay",
+    "seed",
+)
+_USAGE = """```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True, dtype="auto", device_map="auto")
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+for event in model.narrate(processor, "video.mp4", query="Please narrate the video in real time."):
+    print(f"{{event.time:6.1f}}s  {{event.text}}")
+```"""
+
+
+def write_card(
+    folder: str | Path,
+    *,
+    name: str,
+    config: Any,
+    training: Any,
+    log_history: Sequence[dict[str, float]],
+    dataset: str | None = None,
+    base_models: Sequence[str] = (),
+) -> Path:
+    """
+    Writes `README.md` and `loss.png` into a checkpoint's folder.
+
+    Args:
+        folder (`str` or `Path`): The checkpoint.
+        name (`str`): What it is called, a folder's name or a Hub id.
+        config ([`VideoLLMMoDConfig`]): Its configuration.
+        training (`TrainingArguments`): How it was trained.
+        log_history (`Sequence[dict]`): The trainer's log.
+        dataset (`str`, *optional*): What it was trained on.
+        base_models (`Sequence[str]`, *optional*): What it was made of; folders are named without their path.
+    """
+    folder = Path(folder)
+    losses = [(log["step"], log["loss"]) for log in log_history if "loss" in log]
+    _draw(losses, [(log["step"], log["eval_loss"]) for log in log_history if "eval_loss" in log], folder / "loss.png")
+    ids = [base for base in base_models if base.count("/") == 1 and not Path(base).exists()]
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="video-text-to-text",
+        base_model=ids or None,
+        tags=["video", "streaming", "mixture-of-depths", "trl", "sft"],
+    )
+    ratios = config.layer_keep_ratios
+    routing = (
+        f"{len(config.routed_layers)} of {len(ratios)} layers are routed; of a frame's {config.frame_num_tokens} "
+    )
+    routing += f"tokens, layers keep {', '.join(map(str, config.layer_keep_counts))}."
+    metrics: dict[str, float] = {}
+    for log in log_history:
+        metrics |= {key: value for key, value in log.items() if key.startswith("eval_") and "runtime" not in key}
+    parts = [
+        f"# {name}",
+        "A streaming video language model (VideoLLM-MoD, arXiv 2408.16730): it watches a video as it plays, decides "
+        f"at every frame whether to speak, and answers questions at any moment. {routing}",
+        _USAGE.format(name=name),
+        "## Training",
+        f"Data: {dataset or 'not named'}. Made of: {', '.join(Path(base).name for base in base_models) or 'nothing'}.",
+        _table(["setting", "value"], [[key, getattr(training, key)] for key in _SETTINGS]),
+        "![Loss over steps](loss.png)",
+        f"Transformers {transformers.__version__}, TRL {trl.__version__}, torch {torch.__version__}.",
+    ]
+    if metrics:
+        rows = [[key.removeprefix("eval_"), f"{value:.4g}"] for key, value in sorted(metrics.items())]
+        parts += ["## Evaluation", "At the last evaluation of the training.", _table(["figure", "value"], rows)]
+    card = ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(parts) + "\n")
+    card.save(folder / "README.md")
+    return folder / "README.md"
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _draw(losses: list[tuple[int, float]], evaluations: list[tuple[int, float]], path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(6.5, 3.2), dpi=130)
+    for points, label in ((losses, "training"), (evaluations, "evaluation")):
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    if losses:
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
