@@ -729,7 +729,12 @@ def test_declared_support_is_true():
     model = tiny_model()
     assert model.can_record_outputs == {} and "attentions" in model.model.language_model.can_record_outputs
     # Layers are never split between devices, routers stay in float32, and flags are those of all tested backbones.
-    assert "LlamaDecoderLayer" in model._no_split_modules and "routers" in model._keep_in_fp32_modules_strict
+    headless = tiny_config(frame_token_cls=False)
+    headless.vision_config.vision_use_head = False
+    for each in (model, VideoLLMMoDForConditionalGeneration(headless)):
+        present = {type(module).__name__ for module in each.modules()}
+        assert {"LlamaDecoderLayer", "SiglipEncoderLayer"} <= set(each._no_split_modules) <= present
+    assert "routers" in model._keep_in_fp32_modules_strict
     assert model._can_compile_fullgraph and model._supports_sdpa and model._supports_flex_attn
     for text in TEXT_MODELS:
         for vision in VISION_MODELS:

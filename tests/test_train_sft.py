@@ -291,18 +291,21 @@ def test_killed_and_resumed_is_as_if_never_broken(tmp_path):
 
 
 def test_two_processes_are_one_with_the_same_batch(tmp_path):
-    """DDP on the CPU: the losses, and what is saved, of one process with the same global batch."""
+    """DDP and FSDP2 on the CPU: the losses, and what is saved, of one process with the same global batch."""
     options = [*SMALL_RUN, "--max_steps", 3, "--save_strategy", "no"]
     alone = run_script(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
     assert alone.returncode == 0, alone.stderr[-2000:]
     weights = AutoModel.from_pretrained(tmp_path / "alone", trust_remote_code=True).state_dict()
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    for kind, flags in (("ddp", ["--multi_gpu"]),):
+    fsdp = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+    fsdp += ["--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
+    scripts = (("ddp", ["--multi_gpu"], "train/sft.py"), ("fsdp2", fsdp, "tests/fsdp2_on_cpu.py"))
+    for kind, flags, script in scripts:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         arguments = [*options, "--use_cpu", "--per_device_train_batch_size", 2, "--output_dir", tmp_path / kind]
         done = subprocess.run(
-            [*launch, *flags, "--main_process_port", "0", "train/sft.py", *map(str, arguments)],
+            [*launch, *flags, "--main_process_port", "0", script, *map(str, arguments)],
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -310,7 +313,7 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path):
         )
         assert done.returncode == 0, done.stderr[-3000:]
         assert losses_of(done.stdout) == pytest.approx(losses_of(alone.stdout), rel=2e-3), kind
-        assert "in 2 processes" in done.stdout
+        assert ("in 2 processes, sharded on cpu" if kind == "fsdp2" else "in 2 processes on cpu") in done.stdout
         for name, weight in AutoModel.from_pretrained(tmp_path / kind, trust_remote_code=True).state_dict().items():
             torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=2e-4, msg=f"{kind} {name}")
 

@@ -151,12 +151,27 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def post_init(self) -> None:
+        """As in Transformers; of the blocks not to be split, those that this model has."""
+        super().post_init()
+        # An encoder names its pooling head also where its configuration leaves it out, and FSDP looks for each.
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = set(self._no_split_modules) & present
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in Transformers; the code travels along, and every fitting `Auto` class finds it."""
         if self.is_remote_code():
             # `register_for_auto_class` remembers one class a model; this model answers to several.
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **_AUTO_MAP}
-        super().save_pretrained(save_directory, *args, **kwargs)
+        # FSDP2 gives the model a class of its own, in torch: the code to save is that of the class it is made from.
+        cls = type(self)
+        own = next((base for base in cls.__mro__ if vars(base).get("_auto_class") is not None), cls)
+        names = cls.__module__, cls.__name__
+        cls.__module__, cls.__name__ = own.__module__, own.__name__
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            cls.__module__, cls.__name__ = names
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
