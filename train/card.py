@@ -17,15 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 import transformers
 import trl
 from huggingface_hub import ModelCard, ModelCardData
-
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
 
 
 _SETTINGS = (
@@ -116,7 +111,11 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def _draw(losses: list[tuple[int, float]], evaluations: list[tuple[int, float]], path: Path) -> None:
-    figure, axes = pyplot.subplots(figsize=(6.5, 3.2), dpi=130)
+    # Here, so that a run that fails at its first step has not waited for it; and without a window on any machine.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 3.2), dpi=130)
+    axes = figure.subplots()
     for points, label in ((losses, "training"), (evaluations, "evaluation")):
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
@@ -125,4 +124,3 @@ def _draw(losses: list[tuple[int, float]], evaluations: list[tuple[int, float]],
         axes.legend()
     figure.tight_layout()
     figure.savefig(path)
-    pyplot.close(figure)
