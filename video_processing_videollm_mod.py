@@ -38,8 +38,13 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
 
     def resize(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
         """Frames (..., channels, height, width) at the largest scale that fits `size`, centred on black."""
-        fitted = super().resize(image, SizeDict(max_height=size.height, max_width=size.width), **kwargs)
-        return self.center_crop(fitted, size)
+        height, width = image.shape[-2:]
+        scale = min(size.height / height, size.width / width)
+        fit = SizeDict(max_height=size.height, max_width=size.width)
+        if scale * min(height, width) < 1:
+            # A line of pixels would be scaled to nothing.
+            fit = SizeDict(height=max(1, int(scale * height)), width=max(1, int(scale * width)))
+        return self.center_crop(super().resize(image, fit, **kwargs), size)
 
 
 VideoLLMMoDVideoProcessor.register_for_auto_class("AutoVideoProcessor")

@@ -48,6 +48,13 @@ def test_aspect_ratio_is_kept(size):
     assert abs(int(rows[0]) - (63 - int(rows[-1]))) <= 1  # centred
 
 
+@pytest.mark.parametrize("size", [(5, 4000), (4000, 5), (1, 1)])
+def test_a_line_of_pixels_is_still_seen(size):
+    white = np.full((1, *size, 3), 255, np.uint8)
+    pixels = processed(white, size={"height": 64, "width": 64})["pixel_values_videos"][0, 0]
+    assert pixels.shape == (3, 64, 64) and (pixels[0] > 0).sum() == (64 * 64 if size == (1, 1) else 64)
+
+
 def test_values_are_normalised():
     frames = random_frames(1, size=(64, 64))
     pixels = processed(frames, size={"height": 64, "width": 64})["pixel_values_videos"][0, 0]

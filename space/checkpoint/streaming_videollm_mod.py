@@ -200,8 +200,8 @@ class StreamingSession:
             `ValueError`: If the text is empty, the time lies before what was seen or asked, or the session is closed.
         """
         self._refuse_if_closed()
-        if not text.strip():
-            raise ValueError("The question is empty.")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"A question is a text that is not empty, got {text!r}.")
         time = self.time if time is None else time
         if time is not None and self.time is not None and time < self.time:
             raise ValueError(f"The question's time is {time} s, but the stream is at {self.time} s already.")
