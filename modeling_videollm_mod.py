@@ -271,6 +271,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_router_scores: bool = False,
+        seq_idx: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VideoLLMMoDModelOutputWithPast:
         r"""
@@ -298,6 +299,9 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             output_hidden_states (`bool`, *optional*): Whether to return the full sequence after every layer.
             output_router_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return router scores and kept tokens.
+            seq_idx (`torch.Tensor` of shape `(batch, sequence)`, *optional*):
+                Index of each token's dialogue where several are packed into a row, for training: none sees another,
+                and `position_ids` start anew with each. Not with a cache, nor with flash attention.
 
         Returns:
             [`VideoLLMMoDModelOutputWithPast`]
@@ -315,9 +319,12 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             )
         if any(name.startswith("cu_seq_lens") for name in kwargs):
             raise ValueError(
-                "Rows packed into one (`cu_seq_lens_q`, padding-free training) are not kept apart in routed layers: "
-                "give one dialogue a row."
+                "`cu_seq_lens_q` and the like say where dialogues lie in full layers; routed layers are shorter. Give "
+                "`seq_idx`, the index of each token's dialogue."
             )
+        if seq_idx is not None:
+            self._check_packed(past_key_values, use_cache)
+            use_cache = False
         use_cache = text_config.use_cache if use_cache is None else use_cache
         if use_cache and self.training and self.gradient_checkpointing:
             logger.warning_once("`use_cache=True` does not go with gradient checkpointing: `use_cache` is now False.")
@@ -337,15 +344,15 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                     f"`attention_mask` is {attention_mask.shape[1]} wide; it covers what was seen and what is new: "
                     f"{num_seen} + {layout.sequence_length} tokens."
                 )
-        if position_ids is not None and attention_mask is None:
+        if position_ids is not None and attention_mask is None and seq_idx is None:
             check_on_device(
                 (position_ids.diff(dim=-1) < 0).sum(dim=-1),
                 [0] * position_ids.shape[0],
-                "`position_ids` start anew within a row, but rows packed into one are not kept apart: give one "
-                "dialogue a row. Times they do",
+                "`position_ids` start anew within a row. To keep dialogues of one row apart give `seq_idx`, the index "
+                "of each token's dialogue. Times they start anew",
             )
         if position_ids is None:
-            position_ids = _positions(layout, attention_mask, num_seen, hidden_states.device)
+            position_ids = _positions(layout, attention_mask, num_seen, hidden_states.device, seq_idx)
         if self.training and torch.is_grad_enabled():
             self._warn_if_routers_are_frozen()
 
@@ -360,6 +367,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             attention_mask,
             past_key_values,
             num_seen,
+            seq_idx,
             collect_hidden_states=bool(
                 self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
             ),
@@ -446,6 +454,16 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         return flat.view_as(inputs_embeds)
 
     # ---------------------------------------------------------------------------------------------------- routing
+
+    def _check_packed(self, cache: Cache | None, use_cache: bool | None) -> None:
+        if cache is not None or use_cache:
+            raise ValueError("Dialogues packed into a row (`seq_idx`) are for training and have no cache.")
+        attention = self.config.text_config._attn_implementation or ""
+        if "flash" in attention:
+            raise ValueError(
+                f"The attention implementation '{attention}' takes no mask that keeps dialogues of a row apart "
+                "(`seq_idx`): use 'flex_attention', 'sdpa' or 'eager', or give one dialogue a row."
+            )
 
     def _num_seen(self, cache: Cache | None) -> int | torch.Tensor:
         if cache is None:
@@ -723,6 +741,7 @@ def _run_layers(
     attention_mask: torch.Tensor | None,
     cache: Cache | None,
     num_seen: int | torch.Tensor,
+    seq_idx: torch.Tensor | None,
     *,
     collect_hidden_states: bool,
     collect_scores: bool,
@@ -732,7 +751,7 @@ def _run_layers(
     keep_counts = model.config.layer_keep_counts
     cos, sin = language_model.rotary_emb(hidden_states, position_ids)
     cos, sin = (x.expand(layout.batch_size, -1, -1) for x in (cos, sin))
-    masks = LayerMasks(language_model.config, layout, attention_mask, cache, num_seen)
+    masks = LayerMasks(language_model.config, layout, attention_mask, cache, num_seen, seq_idx)
     all_hidden_states = [hidden_states] if collect_hidden_states else None
     all_scores, all_kept = ([], []) if collect_scores else (None, None)
 
@@ -809,8 +828,16 @@ def _choose(
 
 
 def _positions(
-    layout: FrameLayout, attention_mask: torch.Tensor | None, num_seen: int | torch.Tensor, device: torch.device
+    layout: FrameLayout,
+    attention_mask: torch.Tensor | None,
+    num_seen: int | torch.Tensor,
+    device: torch.device,
+    seq_idx: torch.Tensor | None,
 ) -> torch.LongTensor:
+    if seq_idx is not None:
+        places = torch.arange(layout.sequence_length, device=device).expand(layout.batch_size, -1)
+        begins = F.pad(seq_idx.to(device).diff(dim=1), (1, 0)) != 0
+        return places - torch.where(begins, places, 0).cummax(dim=1).values
     if attention_mask is not None:
         positions = attention_mask.long().cumsum(dim=1) - 1
         return positions.clamp(min=0)[:, -layout.sequence_length :].to(device)

@@ -20,7 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask, sliding_window_overlay
+from transformers.masking_utils import (
+    and_masks,
+    create_causal_mask,
+    packed_sequence_mask_function,
+    sliding_window_overlay,
+)
 
 
 @dataclass
@@ -233,10 +238,12 @@ class LayerMasks:
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
         num_seen: int | torch.Tensor,
+        seq_idx: torch.Tensor | None = None,
     ) -> None:
         self.text_config = text_config
         self.layout = layout
         self.attention_mask = attention_mask
+        self.seq_idx = seq_idx
         self.cache = cache
         self.num_seen = num_seen
         self._masks: dict[tuple[int, int | None], Any] = {}
@@ -252,9 +259,17 @@ class LayerMasks:
                 attention_mask=self._padding(layer, keep_count, inputs.shape[1]),
                 past_key_values=self.cache,
                 layer_idx=layer,
-                and_mask_function=None if window is None else self._window_overlay(layer, keep_count, window),
+                and_mask_function=self._overlay(layer, keep_count, window, inputs.shape[1]),
             )
         return self._masks[key]
+
+    def _overlay(self, layer: int, keep_count: int, window: int | None, length: int) -> Callable | None:
+        """Mask function of what causal attention sees too much of: beyond a window, and other dialogues."""
+        near = None if window is None else self._window_overlay(layer, keep_count, window)
+        if self.seq_idx is None:
+            return near
+        same = packed_sequence_mask_function(self._by_slot(self.seq_idx, keep_count, length))
+        return same if near is None else and_masks(near, same)
 
     def _window_overlay(self, layer: int, keep_count: int, window: int) -> Callable:
         """Mask function that hides what lies further back than the window, counted in real entries."""
@@ -297,13 +312,17 @@ class LayerMasks:
         if self.attention_mask is None:
             return None
         seen = self.attention_mask.to(self.layout.frame_token_mask.device, torch.bool)
-        if self.layout.total_frames == 0:
-            return seen
+        return self._by_slot(seen, keep_count, length)
+
+    def _by_slot(self, values: torch.Tensor, keep_count: int, length: int) -> torch.Tensor:
+        """Values of tokens (batch, sequence) as those of a layer's slots (batch, length), 0 at filler."""
+        if keep_count >= self.layout.num_tokens or self.layout.total_frames == 0:
+            return values
         plan = self.layout.plan(keep_count)
-        real = seen.flatten().index_select(0, plan.slots)
+        slots = values.flatten().index_select(0, plan.slots)
         if plan.valid is not None:
-            real = torch.zeros_like(real).index_copy(0, plan.valid, real.index_select(0, plan.valid))
-        return real.view(self.layout.batch_size, length)
+            slots = torch.zeros_like(slots).index_copy(0, plan.valid, slots.index_select(0, plan.valid))
+        return slots.view(self.layout.batch_size, length)
 
 
 def check_on_device(found: torch.Tensor, expected: torch.Tensor | list[int], message: str) -> None:

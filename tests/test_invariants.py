@@ -297,6 +297,41 @@ def test_padded_rows_go_on_as_they_would_alone(scheme, side):
         assert_close(logits[row : row + 1], expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "attention"),
+    [
+        *((options, "sdpa") for options in SCHEMES.values()),
+        (SCHEMES["interleaved"], "eager"),
+        (SCHEMES["interleaved"], "flex_attention"),
+        ({"mod_router": "random"}, "sdpa"),
+        ({"text": "mistral", "text_overrides": {"sliding_window": 16}}, "sdpa"),
+    ],
+)
+def test_dialogues_packed_into_a_row_are_as_alone(options, attention):
+    """In a batch of two rows, one of three dialogues and one of two, of other lengths and numbers of frames."""
+    model = tiny_model(**options, attn_implementation=attention)
+    packed = [[[3, 1, 2], [1], [2, 2]], [[4, 1], [1, 1, 2]]]
+    ids = [[dialogue_ids(model.config, runs, seed=i) for i, runs in enumerate(row)] for row in packed]
+    features = [[random_features(model.config, sum(runs), seed=i) for i, runs in enumerate(row)] for row in packed]
+    alone = [
+        [one_forward(model, i, f) for i, f in zip(*pair, strict=True)] for pair in zip(ids, features, strict=True)
+    ]
+    rows = [torch.cat([x.flatten() for x in row]) for row in ids]
+    width = max(len(row) for row in rows)
+    batch = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows])
+    seq_idx = [torch.cat([torch.full((x.numel(),), i) for i, x in enumerate(row)]) for row in ids]
+    seq_idx = torch.stack([torch.nn.functional.pad(x, (0, width - len(x)), value=9) for x in seq_idx])
+    frames = [torch.cat([f[0] for f in row]) for row in features]
+    most = max(len(f) for f in frames)
+    shown = torch.stack([torch.nn.functional.pad(f, (0, 0, 0, 0, 0, most - len(f))) for f in frames])
+    logits = one_forward(model, batch, shown, seq_idx=seq_idx)
+    for row, expected in zip(logits, alone, strict=True):
+        expected = torch.cat([x[0] for x in expected])
+        assert_close(row[: len(expected)], expected, atol=2e-5, rtol=1e-4)
+    # Were they not kept apart, the second dialogue would see the first.
+    assert not torch.allclose(one_forward(model, batch, shown)[0], logits[0], atol=1e-2)
+
+
 @pytest.mark.parametrize("text", ["mistral", "qwen2", "smollm3"])
 def test_sliding_window_counts_entries_of_a_layers_own_sequence(text):
     overrides = {"sliding_window": 16}

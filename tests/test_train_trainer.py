@@ -40,7 +40,7 @@ def row(seed, frames=6):
 ROWS = [row(seed, frames) for seed, frames in enumerate((6, 9, 4, 7))]
 
 
-def new_trainer(folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, streamed=None, **options):
+def new_trainer(folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, streamed=None, collator=None, **options):
     processor = tiny_processor()
     model = tiny_model(text_overrides={"tie_word_embeddings": False}) if model is None else model
     options = {
@@ -65,7 +65,7 @@ def new_trainer(folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, strea
         args=SFTConfig(output_dir=str(folder), use_cpu=True, **options),
         train_dataset=dataset,
         processing_class=processor,
-        data_collator=StreamCollator(processor),
+        data_collator=StreamCollator(processor, **(collator or {})),
         **({} if streamed is None else {"eval_dataset": dataset, "stream_examples": streamed}),
     )
 
@@ -121,6 +121,31 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
     assert one.keys() == four.keys() and any("routers" in name for name in one)
     for name, gradient in one.items():
         torch.testing.assert_close(four[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_dialogues_packed_into_one_row_train_alike(tmp_path):
+    """Without a token of padding, and with the loss and gradients of one dialogue a row."""
+    options = {"train_sampling_strategy": "sequential"}
+    model = tiny_model(text_overrides={"tie_word_embeddings": False}, stream_loss_weight=2.0)
+    padded = new_trainer(tmp_path, model=model, **options)
+    one = gradients(padded)
+    packed = new_trainer(tmp_path, model=model, collator={"packing": True}, **options)
+    two = gradients(packed)
+    assert packed.state.log_history[0]["loss"] == pytest.approx(padded.state.log_history[0]["loss"], rel=1e-5)
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-3, atol=1e-6)
+    batch, rows = StreamCollator(tiny_processor(), packing=True)(ROWS), StreamCollator(tiny_processor())(ROWS)
+    pad = tiny_processor().tokenizer.pad_token_id
+    assert batch["input_ids"].shape == (1, int((rows["input_ids"] != pad).sum()))
+    assert batch["pixel_values_videos"].shape[:2] == (1, 6 + 9 + 4 + 7) == (1, batch["num_frames"][0])
+
+
+def test_evaluation_spoils_no_reply(tmp_path):
+    trainer = new_trainer(tmp_path, streamed=[], collator={"augmentation": 1.0})
+    clean = StreamCollator(tiny_processor())(ROWS)["labels"]
+    assert torch.equal(next(iter(trainer.get_eval_dataloader()))["labels"], clean)
+    spoilt = next(iter(trainer.get_train_dataloader()))["labels"]
+    assert spoilt.shape != clean.shape or not torch.equal(spoilt, clean)
 
 
 def test_it_logs_what_routing_and_streaming_need(tmp_path):

@@ -35,15 +35,20 @@ class StreamCollator:
         augmentation (`float`, *optional*, defaults to 0.0): Share of replies to spoil (see [`augment_replies`]). Give
             an evaluation a collator of its own, with 0.
         seed (`int`, *optional*, defaults to 0): Of the augmentation.
+        packing (`bool`, *optional*, defaults to `False`): Whether to pack the dialogues into one row, without padding,
+            of which none sees another.
     """
 
-    def __init__(self, processor: Any, fps: float = 2.0, *, augmentation: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, processor: Any, fps: float = 2.0, *, augmentation: float = 0.0, seed: int = 0, packing: bool = False
+    ) -> None:
         if not 0 <= augmentation <= 1:
             raise ValueError(f"`augmentation` is a share from 0 to 1, got {augmentation}.")
         self.processor = processor
         self.fps = fps
         self.augmentation = augmentation
         self.seed = seed
+        self.packing = packing
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch for [`VideoLLMMoDForConditionalGeneration`]."""
@@ -60,9 +65,9 @@ class StreamCollator:
             dialogues.append(augment_replies(turns, rng, self.augmentation))
             frames.append(shown)
         batch = self.processor(dialogues, **{kind: frames}, return_labels=True, padding_side="right")
-        length = batch["input_ids"].shape[1]
-        batch.pop("attention_mask")
-        return {**batch, "position_ids": torch.arange(length)[None]}
+        mask = batch.pop("attention_mask")
+        positions = torch.arange(mask.shape[1])[None]
+        return _pack(batch, mask, positions) if self.packing else {**batch, "position_ids": positions}
 
     def _frames(self, example: dict[str, Any], start: float) -> Any:
         video, end = example["video"], example.get("end")
@@ -79,6 +84,23 @@ class StreamCollator:
             if fps != self.fps:
                 raise ValueError(f"'{source}' has features at {fps:g} frames a second; asked for are {self.fps:g}.")
             return file.get_tensor("frame_features")
+
+
+def _pack(batch: dict[str, Any], mask: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
+    """Rows of tokens and of frames one after another, without their padding."""
+    real, num_frames = mask.bool(), batch["num_frames"]
+    packed = {
+        "input_ids": batch["input_ids"][real][None],
+        "labels": batch["labels"][real][None],
+        "position_ids": positions.expand_as(mask)[real][None],
+        "seq_idx": torch.arange(len(mask))[:, None].expand_as(mask)[real][None],
+        "num_frames": [sum(num_frames)],
+    }
+    for name in ("pixel_values_videos", "frame_features"):
+        if name in batch:
+            shown = [row[:count] for row, count in zip(batch[name], num_frames, strict=True)]
+            packed[name] = torch.cat(shown)[None]
+    return packed
 
 
 def augment_replies(turns: list[dict[str, Any]], rng: np.random.Generator, share: float) -> list[dict[str, Any]]:

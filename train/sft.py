@@ -52,14 +52,17 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
     model, processor = load_model(arguments, seed=training.seed)
     adapter = choose_parts(model, arguments)
 
-    # Training
+    # Training. Packing is the collator's: TRL's would need a data set of tokens.
+    packing, training.packing = training.packing, False
     trainer = StreamingSFTTrainer(
         model=model,
         args=training,
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=processor,
-        data_collator=StreamCollator(processor, script.fps, augmentation=script.augmentation, seed=training.seed),
+        data_collator=StreamCollator(
+            processor, script.fps, augmentation=script.augmentation, seed=training.seed, packing=packing
+        ),
         peft_config=adapter,
         stream_examples=[] if evaluation is None else first_rows(evaluation, script.num_streamed_clips),
         fps=script.fps,

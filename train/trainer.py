@@ -17,6 +17,7 @@ import resource
 import sys
 import time as clock
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,15 @@ class StreamingSFTTrainer(SFTTrainer):
         if self.model.training:
             scores = scores.detach().float()
             self._router_scores.append(torch.stack([scores.mean(), scores.std()]))
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's, on replies as they are: only training spoils them."""
+        spoiling, self.data_collator = self.data_collator, copy(self.data_collator)
+        self.data_collator.augmentation = 0.0
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = spoiling
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """As TRL's, and streams: `eval_lm_ppl`, `eval_time_diff`, `eval_event_f1` and so on (see `evaluation.py`)."""
