@@ -291,10 +291,13 @@ def test_killed_and_resumed_is_as_if_never_broken(tmp_path):
 
 
 def test_two_processes_are_one_with_the_same_batch(tmp_path):
-    """DDP and FSDP2 on the CPU: the losses, and what is saved, of one process with the same global batch."""
+    """Packed, DDP and FSDP2 on the CPU: the losses, and what is saved, of one process with the same global batch."""
     options = [*SMALL_RUN, "--max_steps", 3, "--save_strategy", "no"]
     alone = run_script(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
     assert alone.returncode == 0, alone.stderr[-2000:]
+    packed = run_script(tmp_path / "packed", *options, "--per_device_train_batch_size", 4, "--packing", "true")
+    assert packed.returncode == 0, packed.stderr[-2000:]
+    assert losses_of(packed.stdout) == pytest.approx(losses_of(alone.stdout), rel=2e-3)
     weights = AutoModel.from_pretrained(tmp_path / "alone", trust_remote_code=True).state_dict()
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -362,7 +365,8 @@ def test_features_ahead_of_training(tmp_path):
 
     def encode():
         return subprocess.run(
-            [sys.executable, "train/encode.py", tmp_path, tmp_path / "out", "--checkpoint", EMBEDDED],
+            [sys.executable, "train/encode.py", "--dataset", tmp_path, "--output_dir", tmp_path / "out"]
+            + ["--checkpoint", EMBEDDED],
             cwd=ROOT,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             capture_output=True,

@@ -141,6 +141,8 @@ class StreamingSFTConfig(SFTConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        # Where there is no accelerator, bf16 is the CPU's and needs no further word.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         # Dialogues become tokens in the collator.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()

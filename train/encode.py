@@ -15,8 +15,8 @@
 Frame features ahead of training: a frozen vision encoder need not see the same frames in every epoch.
 
 ```bash
-python train/encode.py data/train.jsonl features --checkpoint my-model --fps 2
-accelerate launch --num_processes 8 train/encode.py data/train.jsonl features --checkpoint my-model
+python train/encode.py --dataset data/train.jsonl --output_dir features --checkpoint my-model
+accelerate launch --num_processes 8 train/encode.py --dataset data --output_dir features --checkpoint my-model
 python train/sft.py --dataset features --checkpoint my-model ...
 ```
 
@@ -24,26 +24,48 @@ Writes one safetensors file a stretch of video and rows that name it. What is th
 run goes on where it was; files appear under their name only when they are whole.
 """
 
-import argparse
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
+from trl import TrlParser
 
-from videollm_mod.train.data.timed_messages import check_timed_messages, load_timed_messages
+from videollm_mod.train.arguments import ScriptArguments
+from videollm_mod.train.data.loading import load_split
+
+
+@dataclass
+class EncodeArguments:
+    """
+    What sees, and where to write.
+
+    Args:
+        checkpoint (`str`): Model whose vision encoder sees: a folder or a Hub id.
+        output_dir (`str`): Folder to write to.
+        batch_size (`int`, *optional*, defaults to 64): Frames encoded at a time.
+        dtype (`str`, *optional*, defaults to `"auto"`): Of the encoder and of what is written.
+    """
+
+    checkpoint: str = field(metadata={"help": "Model whose vision encoder sees: a folder or a Hub id."})
+    output_dir: str = field(metadata={"help": "Folder to write to."})
+    batch_size: int = field(default=64, metadata={"help": "Frames encoded at a time."})
+    dtype: str = field(default="auto", metadata={"help": "Of the encoder and of what is written."})
 
 
 def encode_rows(
-    rows: Any,
+    rows: Dataset,
     folder: Path,
     model: Any,
     processor: Any,
@@ -56,7 +78,7 @@ def encode_rows(
     Encodes the stretches of video that rows are about, shared among the processes of an accelerator.
 
     Args:
-        rows (iterable of `dict`): Timed messages with `video`, as [`load_timed_messages`] gives them.
+        rows (`Dataset`): Timed messages with `video`, as [`load_split`] gives them.
         folder (`Path`): Where to write `<hash>.safetensors`, each with one tensor `frame_features` of shape
             `(frames, tokens, vision hidden)` in the model's dtype, and its `fps` and `start` as metadata.
         model ([`VideoLLMMoDForConditionalGeneration`]): Gives `encode_frames`.
@@ -66,20 +88,19 @@ def encode_rows(
         accelerator (`Accelerator`, *optional*): Says which process this is.
 
     Returns:
-        `list[dict]`: The rows with `frame_features`, a file name, in place of `video`.
+        `list[dict]`: All rows, in their order, with `frame_features`, a file name, in place of `video`.
     """
     accelerator = Accelerator() if accelerator is None else accelerator
-    rows = list(rows)
-    jobs = {_name(row, fps): row for row in rows}
-    with accelerator.split_between_processes(sorted(jobs)) as mine:
-        for name in tqdm(mine, desc="videos", disable=not accelerator.is_main_process):
+    made: list[dict[str, Any]] = []
+    with accelerator.split_between_processes(list(range(len(rows)))) as mine:
+        for index in tqdm(mine, desc="rows", disable=not accelerator.is_main_process):
+            row = rows[index]
+            name = _name(row, fps)
             if not (folder / name).exists():
-                _encode(jobs[name], folder / name, model, processor, fps, batch_size)
-    accelerator.wait_for_everyone()
-    return [
-        {"frame_features": _name(row, fps), **{k: v for k, v in row.items() if k not in ("video", "frame_features")}}
-        for row in rows
-    ]
+                _encode(row, folder / name, model, processor, fps, batch_size)
+            kept = {k: v for k, v in row.items() if k not in ("video", "frame_features")}
+            made.append({"frame_features": name, **kept})
+    return gather_object(made)
 
 
 @torch.no_grad()
@@ -101,44 +122,33 @@ def _batches(frames: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _name(row: dict[str, Any], fps: float) -> str:
-    stretch = json.dumps([str(row["video"]), row.get("start") or 0.0, row.get("end"), fps])
+    video = row["video"]
+    what = str(video) if isinstance(video, (str, Path)) else hashlib.sha256(video.tobytes()).hexdigest()
+    stretch = json.dumps([what, row.get("start") or 0.0, row.get("end"), fps])
     return f"{hashlib.sha256(stretch.encode()).hexdigest()[:20]}.safetensors"
 
 
-def main() -> None:
+def main(script: ScriptArguments, arguments: EncodeArguments) -> None:
     """Encodes a split."""
-    parser = argparse.ArgumentParser(description="Writes the frame features of videos, and rows that name them.")
-    parser.add_argument("source", help="timed messages: a .jsonl or .parquet file, a folder or a data set of the Hub")
-    parser.add_argument("folder", type=Path, help="folder to write to")
-    parser.add_argument("--checkpoint", required=True, help="model whose vision encoder sees: a folder or a Hub id")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--fps", type=float, default=2.0, help="frames a second")
-    parser.add_argument("--batch_size", type=int, default=64, help="frames encoded at a time")
-    parser.add_argument("--dtype", default="auto", help="of the encoder and of what is written")
-    options = parser.parse_args()
-    accelerator = Accelerator()
-    try:
-        rows = load_timed_messages(options.source, options.split)
-        check_timed_messages(rows)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
-    model = AutoModel.from_pretrained(options.checkpoint, trust_remote_code=True, dtype=options.dtype)
-    processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    rows = encode_rows(
+    accelerator, folder = Accelerator(), Path(arguments.output_dir)
+    rows = load_split(script, script.train_split, script.num_clips, script.first_seed)
+    model = AutoModel.from_pretrained(arguments.checkpoint, trust_remote_code=True, dtype=arguments.dtype)
+    processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = encode_rows(
         rows,
-        options.folder,
+        folder,
         model.to(accelerator.device).eval(),
         processor,
-        fps=options.fps,
-        batch_size=options.batch_size,
+        fps=script.fps,
+        batch_size=arguments.batch_size,
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (options.folder / f"{options.split}.jsonl").write_text(text, encoding="utf-8")
-        print(f"{options.folder}: {len(rows)} rows")
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
+        (folder / f"{script.train_split}.jsonl").write_text(text, encoding="utf-8")
+        print(f"{folder}: {len(made)} rows")
 
 
 if __name__ == "__main__":
-    main()
+    main(*TrlParser((ScriptArguments, EncodeArguments)).parse_args_and_config())

@@ -333,6 +333,29 @@ def _answers(event: Any, question: Any) -> bool:
     return event.role == "assistant" and event.time == question.time and event.interval_probability is None
 
 
+def measure_checkpoint(
+    checkpoint: str | Path,
+    rows: Sequence[dict[str, Any]],
+    *,
+    fps: float = 2.0,
+    tolerance: float = 0.5,
+    batch_size: int = 4,
+    **options: Any,
+) -> dict[str, float]:
+    """
+    Both kinds of figures of a checkpoint, loaded as anybody would load it.
+
+    Args:
+        checkpoint (`str` or `Path`): A folder or a Hub id.
+        rows (`Sequence[dict]`): Rows with `messages` and `video`.
+        fps, tolerance, batch_size, options: See [`teacher_forced`] and [`free_streaming`].
+    """
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, dtype="auto", device_map="auto").eval()
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    scores = teacher_forced(model, processor, rows, fps=fps, batch_size=batch_size)
+    return scores | free_streaming(model, processor, rows, fps=fps, tolerance=tolerance, **options)
+
+
 def main() -> None:
     """Prints both kinds of figures."""
     from videollm_mod.train.arguments import ScriptArguments
@@ -353,10 +376,9 @@ def main() -> None:
     names = ("dataset", "num_clips", "world", "kinds", "frame_size", "fps")
     script = ScriptArguments(**{name: getattr(options, name) for name in names})
     rows = load_split(script, options.split, options.num_clips)
-    model = AutoModel.from_pretrained(options.checkpoint, trust_remote_code=True, dtype="auto", device_map="auto")
-    processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
-    scores = teacher_forced(model.eval(), processor, rows, fps=options.fps, batch_size=options.batch_size)
-    scores |= free_streaming(model, processor, rows, fps=options.fps, tolerance=options.tolerance)
+    scores = measure_checkpoint(
+        options.checkpoint, rows, fps=options.fps, tolerance=options.tolerance, batch_size=options.batch_size
+    )
     print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
 
 
