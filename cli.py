@@ -25,9 +25,9 @@ from transformers import AutoModel, AutoProcessor, TextStreamer
 
 ROOT = Path(__file__).resolve().parent
 EMBEDDED = ROOT / "space" / "checkpoint"
-SAMPLE = ROOT / "space" / "samples" / "shapes.mp4"
+SAMPLE = ROOT / "space" / "samples" / "streamworld.mp4"
 EMBEDDED_NOTICE = (
-    "the embedded checkpoint was trained on generated clips of coloured shapes and knows nothing else. What it says "
+    "the embedded checkpoint was trained on StreamWorld, generated clips, and knows nothing else. What it says "
     "of this video means nothing; --model takes one that was trained on more."
 )
 

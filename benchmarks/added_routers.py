@@ -14,11 +14,12 @@
 """
 Routers added to a model that was trained at full compute: the first steps, with and without them.
 
-A small model learns at full compute to describe generated clips. Then it goes on in four ways on the same batches: as
-it is, and with routers in every second layer under three gates. Draws the losses.
+A model that was trained at full compute goes on in four ways on the same batches of new clips: as it is, and with
+routers in every second layer under three gates. Draws the losses.
 
 ```bash
-python benchmarks/added_routers.py docs/added_routers.png
+python train/recipe.py --twin
+python benchmarks/added_routers.py outputs/streamworld_cpu/narration_1 docs/added_routers.png
 ```
 """
 
@@ -28,19 +29,17 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from transformers import get_constant_schedule_with_warmup
+from transformers import AutoProcessor
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.data.shapes import shapes_dataset
-from videollm_mod.train.new_model import new_model
+from videollm_mod.train.data.streamworld import WORLDS, streamworld_dataset
 
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
 
-ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
     "full compute": None,
     "routed, tanh gate (default)": "tanh",
@@ -50,26 +49,27 @@ VARIANTS = {
 
 
 def main() -> None:
-    """Trains, branches, prints and draws."""
+    """Branches, trains, prints and draws."""
     parser = argparse.ArgumentParser(description="Loss of the first steps after routers are added.")
+    parser.add_argument("checkpoint", help="a model trained at full compute")
     parser.add_argument("out", type=Path, help="PNG to write")
-    parser.add_argument("--before", type=int, default=400, help="steps at full compute")
-    parser.add_argument("--after", type=int, default=50, help="steps of each variant")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=50, help="steps of each variant")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--first_clip", type=int, default=100_000, help="first clip; those before were trained on")
     options = parser.parse_args()
-    model, processor = new_model(ROOT / "train" / "configs" / "shapes_model.json")
-    model.config.mod_keep_ratio = 1.0
-    collator = StreamCollator(processor)
-    clips = shapes_dataset("shapes_alignment", num_clips=(options.before + options.after) * options.batch)
-    batches = [range(i, i + options.batch) for i in range(0, len(clips), options.batch)]
-
-    before = train(model, [[clips[i] for i in rows] for rows in batches[: options.before]], collator, warmup=100)
-    rest = [[clips[i] for i in rows] for rows in batches[options.before :]]
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint)
+    collator = StreamCollator(AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True))
+    clips = streamworld_dataset(
+        num_clips=options.steps * options.batch,
+        first_clip=options.first_clip,
+        kinds={"narrate": 1.0},
+        world=WORLDS["tiny"],
+    )
+    batches = [collator([clips[i] for i in range(b, b + options.batch)]) for b in range(0, len(clips), options.batch)]
     figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=150)
-    axes.plot(range(-20, 0), before[-20:], color="0.6", label="before")
     print("| | step 1 | step 10 | step 50 | mean of 50 |\n|---|---|---|---|---|")
     for name, gate in VARIANTS.items():
-        losses = train(branch(model, gate), rest, collator, warmup=0)
+        losses = train(branch(model, gate), batches)
         axes.plot(range(len(losses)), losses, label=name)
         mean = sum(losses) / len(losses)
         print(f"| {name} | {losses[0]:.3f} | {losses[min(9, len(losses) - 1)]:.3f} | {losses[-1]:.3f} | {mean:.3f} |")
@@ -91,18 +91,17 @@ def branch(full: VideoLLMMoDForConditionalGeneration, gate: str | None) -> Video
     return model
 
 
-def train(model, batches, collator, *, warmup: int, learning_rate: float = 5e-4) -> list[float]:
+def train(model, batches, *, learning_rate: float = 3e-4) -> list[float]:
     """Losses of one pass over the batches."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    schedule = get_constant_schedule_with_warmup(optimizer, warmup)
+    model.model.vision_encoder.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     losses = []
-    for rows in batches:
-        loss = model(**collator(rows), use_cache=False).loss
+    for batch in batches:
+        loss = model(**batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses

@@ -38,7 +38,7 @@ def main() -> None:
     """Streams the clip and writes one picture a frame."""
     parser = argparse.ArgumentParser(description="Draws a clip being narrated, with the routing visible.")
     parser.add_argument("out", type=Path, help="GIF to write")
-    parser.add_argument("--video", default=str(ROOT / "space" / "samples" / "shapes.mp4"))
+    parser.add_argument("--video", default=str(ROOT / "space" / "samples" / "streamworld.mp4"))
     parser.add_argument("--model", default=str(ROOT / "space" / "checkpoint"))
     parser.add_argument("--query", default="Please narrate the video in real time.")
     options = parser.parse_args()
@@ -50,11 +50,12 @@ def main() -> None:
     session = model.stream(processor, fps=2)
     session.ask(options.query, reply_now=False)
     pictures, log, bars = [], [], []
-    for time, frame in processor.read_video(options.video, fps=2):
+    frames = list(processor.read_video(options.video, fps=2))
+    for time, frame in frames:
         said = session.push(frame, time=time)
         log += [(event.time, event.role, event.text) for event in said]
         bars.append((1 - session.interval_probability, {event.role for event in said}))
-        pictures.append(draw(frame, kept_share(session, model.config), log, bars, time))
+        pictures.append(draw(frame, kept_share(session, model.config), log, bars, time, len(frames)))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     durations = [500] * (len(pictures) - 1) + [2500]
     pictures[0].save(options.out, save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True)
@@ -67,7 +68,7 @@ def kept_share(session, config) -> np.ndarray:
     return kept[int(config.frame_token_cls) :].view(*config.frame_token_pooled).numpy()
 
 
-def draw(frame, share, log, bars, time) -> Image.Image:
+def draw(frame, share, log, bars, time, count) -> Image.Image:
     """One picture: the frame, the frame as routed layers see it, the wish to speak at each frame, the conversation."""
     width, height = 3 * MARGIN + 2 * SIZE + LOG, SIZE + 86
     page = Image.new("RGB", (width, height), PAPER)
@@ -89,7 +90,7 @@ def draw(frame, share, log, bars, time) -> Image.Image:
     span = 2 * SIZE + MARGIN
     pen.line((left, bottom, left + span, bottom), fill=FAINT)
     for index, (probability, roles) in enumerate(bars):
-        x = left + span * (index + 0.5) / 24
+        x = left + span * (index + 0.5) / count
         color = SAID if "assistant" in roles else INK if "user" in roles else FAINT
         pen.rectangle((x - 5, bottom - high * probability - 1, x + 5, bottom), fill=color)
 

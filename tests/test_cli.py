@@ -42,7 +42,7 @@ def run(*arguments, folder=ROOT):
 def test_narrates_the_sample(tmp_path):
     done = run("narrate", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    story = json.loads((ROOT / "space" / "samples" / "shapes.json").read_text(encoding="utf-8"))
+    story = json.loads((ROOT / "space" / "samples" / "streamworld.json").read_text(encoding="utf-8"))
     told = done.stdout.split("\n\n")[0].splitlines()
     assert told == [f"{time:6.1f}s  {text}" for time, text in story["events"]]
     assert "Note:" not in done.stderr
@@ -56,7 +56,7 @@ def test_narrates_the_sample(tmp_path):
 def test_other_videos_run_through_and_are_called_out_of_domain():
     done = run("narrate", NASA)
     assert done.returncode == 0, done.stderr
-    assert "coloured shapes and knows nothing else" in done.stderr and "27 frames in" in done.stdout
+    assert "StreamWorld, generated clips, and knows nothing else" in done.stderr and "27 frames in" in done.stdout
 
 
 def test_options(tmp_path):

@@ -20,7 +20,7 @@ import pytest
 import torch
 from tiny import random_frames, tiny_model, tiny_processor
 
-from videollm_mod.train.data.shapes import make_clip, narration_messages
+from videollm_mod.train.data.streamworld import WORLDS, streamworld_dataset
 from videollm_mod.train.evaluation import (
     Turn,
     evaluate_metric,
@@ -252,7 +252,7 @@ def test_free_streaming_by_hand():
 
 def test_both_run_on_a_real_model():
     processor, model = tiny_processor(), tiny_model()
-    examples = [{"messages": narration_messages(make_clip(s)), "video": make_clip(s).frames()} for s in range(2)]
+    examples = list(streamworld_dataset("validation", num_clips=2, world=WORLDS["small"], size=24))
     events, frames = stream_example(model, processor, examples[0], max_new_tokens=5)
     assert frames == len(examples[0]["video"]) and events[0].role == "user"
     forced = teacher_forced(model, processor, examples, batch_size=2, progress=False)

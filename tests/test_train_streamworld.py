@@ -14,12 +14,15 @@
 """StreamWorld: what is told is drawn, what is asked has one right answer, and no split knows another's clips."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import DatasetCard
 from PIL import Image
+from tiny import tiny_processor
 
 from videollm_mod.train.data.sprites import COLORS, THINGS, draw_sprite
 from videollm_mod.train.data.streamworld import (
@@ -34,6 +37,7 @@ from videollm_mod.train.data.streamworld import (
     questions_at,
     streamworld_dataset,
     write_split,
+    write_video,
 )
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 
@@ -216,6 +220,17 @@ def test_dialogues(kind):
     assert spoken > 20 and (questions > 5) == (kind != "describe")
 
 
+def test_a_dialogue_without_a_reply_is_none():
+    """Where nothing happens there is nothing to narrate or to wait for; such a row of a data set asks instead."""
+    short = replace(WORLDS["small"], seconds=(2.0, 2.0))
+    quiet = [clip for clip in (make_clip(seed, short) for seed in range(100)) if not clip.events]
+    assert len(quiet) > 5
+    assert all(make_dialogue(clip, "wait") == ([], []) for clip in quiet)
+    rows = streamworld_dataset(num_clips=100, kinds={"narrate": 1, "wait": 1}, world=short, size=24)
+    assert {row["kind"] for row in rows} == {"narrate", "ask"}
+    assert all(any(message["role"] == "assistant" for message in row["messages"]) for row in rows)
+
+
 # ------------------------------------------------------------------------------------------------------- data set
 
 
@@ -252,6 +267,28 @@ def test_a_split_on_disk(tmp_path):
     write_split(tmp_path, "validation", num_clips=3, world=WORLDS["small"], size=64, fps=8)
     assert {path: path.stat().st_mtime_ns for path in written} == written, "what is there is not written again"
     assert len({json.loads(line)["video"] for line in (tmp_path / "validation.jsonl").read_text().splitlines()}) == 3
+
+
+def test_written_clips_show_the_same(tmp_path):
+    clip = make_clip(SPLITS["test"], WORLDS["small"])
+    processor = tiny_processor()
+    path = write_video(clip, tmp_path / "clip.mp4", size=128, fps=10)
+    watched = torch.cat([processor.process_frames(frame) for _, frame in processor.read_video(path, fps=2)])
+    drawn = processor.process_frames(clip.frames(size=128))
+    assert watched.shape == drawn.shape and (watched - drawn).abs().mean() < 0.1
+
+
+def test_a_single_clip_and_its_story(tmp_path, monkeypatch):
+    from videollm_mod.train.data import streamworld
+
+    arguments = ["streamworld.py", tmp_path, "--split", "test", "--world", "small", "--clip", 3, "--size", 64]
+    monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
+    streamworld.main()
+    story = json.loads((tmp_path / "streamworld.json").read_text())
+    clip = make_clip(SPLITS["test"] + 3, WORLDS["small"])
+    assert story["seed"] == clip.seed and story["world"] == "small"
+    assert [tuple(event) for event in story["events"]] == clip.story()
+    assert {path.name for path in tmp_path.iterdir()} == {"streamworld.mp4", "streamworld.json"}
 
 
 def test_the_command_writes_a_card_and_the_sheet_of_things(tmp_path, monkeypatch):

@@ -19,7 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import SFTConfig
+from trl import SFTConfig, TrlParser
+
+
+def parse(*types: type) -> tuple[Any, ...]:
+    """
+    A script's arguments, from the command line and `--config`, one object of each type.
+
+    Raises:
+        `SystemExit`: With a message if there is an argument that nothing takes, or a value that cannot be.
+    """
+    try:
+        return TrlParser(types).parse_args_and_config()
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 @dataclass
@@ -29,34 +42,33 @@ class ScriptArguments:
 
     Args:
         dataset (`str`): `"streamworld"`, generated; timed messages in a `.jsonl` or `.parquet` file, a folder of them
-            or a data set of the Hub; or a world of shapes, `"shapes_alignment"`, `"shapes_narration"`,
-            `"shapes_mixed"` or `"shapes_pairs"`.
+            or a data set of the Hub.
         train_split (`str`, *optional*, defaults to `"train"`): Split to train on.
         eval_split (`str`, *optional*): Split to evaluate on.
-        num_clips (`int`, *optional*, defaults to 1000): How many clips of a generated world to train on.
+        num_clips (`int`, *optional*, defaults to 1000): How many clips of StreamWorld to train on.
         num_eval_clips (`int`, *optional*, defaults to 64): How many to evaluate on.
         num_streamed_clips (`int`, *optional*, defaults to 8): Rows of the evaluation split that are streamed at each
             evaluation, for LIVE's measures, event F1 and a printed sample.
         first_seed (`int`, *optional*, defaults to 0): Number of the first clip to train on.
-        world (`str`, *optional*, defaults to `"full"`): Which StreamWorld: `"full"` or `"small"`.
+        world (`str`, *optional*, defaults to `"full"`): Which StreamWorld: `"full"`, `"small"` or `"tiny"`.
         kinds (`str`, *optional*, defaults to `"narrate=1"`): Weights of StreamWorld's kinds of dialogue, such as
             `"describe=1,narrate=2,ask=1,wait=1"`.
         frame_size (`int`, *optional*, defaults to 96): Width and height of StreamWorld's pictures.
-        fps (`float`, *optional*, defaults to 2.0): Frames a second to watch; generated worlds have 2.
+        fps (`float`, *optional*, defaults to 2.0): Frames a second to watch; StreamWorld has 2.
         augmentation (`float`, *optional*, defaults to 0.0): Share of replies that are spoilt, against copying from
             text. Never in evaluation.
         keep_ratio_warmup_steps (`int`, *optional*, defaults to 0): Steps in which the keep ratio falls from 1.
         validate_only (`bool`, *optional*, defaults to `False`): Check the data, say what is wrong, and stop.
     """
 
-    dataset: str = field(metadata={"help": "What to train on: streamworld, timed messages, or shapes_*."})
+    dataset: str = field(metadata={"help": "What to train on: streamworld, or timed messages."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
     num_clips: int = field(default=1000, metadata={"help": "How many clips of a generated world."})
     num_streamed_clips: int = field(default=8, metadata={"help": "Rows of the evaluation to stream each time."})
     num_eval_clips: int = field(default=64, metadata={"help": "How many of them to evaluate on."})
     first_seed: int = field(default=0, metadata={"help": "Number of the first clip; the next have the next."})
-    world: str = field(default="full", metadata={"help": "Which StreamWorld.", "choices": ["full", "small"]})
+    world: str = field(default="full", metadata={"help": "Which StreamWorld.", "choices": ["full", "small", "tiny"]})
     kinds: str = field(default="narrate=1", metadata={"help": "Weights: describe=1,narrate=2,ask=1,wait=1."})
     frame_size: int = field(default=96, metadata={"help": "Width and height of StreamWorld's pictures."})
     fps: float = field(default=2.0, metadata={"help": "Frames a second to watch."})

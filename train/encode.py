@@ -40,9 +40,8 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
-from trl import TrlParser
 
-from videollm_mod.train.arguments import ScriptArguments
+from videollm_mod.train.arguments import ScriptArguments, parse
 from videollm_mod.train.data.loading import load_split
 
 
@@ -151,4 +150,4 @@ def main(script: ScriptArguments, arguments: EncodeArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, EncodeArguments)).parse_args_and_config())
+    main(*parse(ScriptArguments, EncodeArguments))

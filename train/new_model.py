@@ -41,19 +41,8 @@ from videollm_mod import (
     VideoLLMMoDVideoProcessor,
 )
 from videollm_mod.train.arguments import ModelArguments
-from videollm_mod.train.data import shapes, streamworld
+from videollm_mod.train.data import streamworld
 
-
-def _shapes_messages(seed: int) -> list[dict[str, Any]]:
-    return shapes.narration_messages(shapes.make_clip(seed)) + shapes.alignment_messages(shapes.make_slides(seed))
-
-
-def _streamworld_messages(seed: int) -> list[dict[str, Any]]:
-    clip = streamworld.make_clip(seed)
-    return [message for kind in streamworld.KINDS for message in streamworld.make_dialogue(clip, kind)[0]]
-
-
-_CORPORA = {"shapes": _shapes_messages, "streamworld": _streamworld_messages}
 
 logger = logging.get_logger(__name__)
 
@@ -127,8 +116,7 @@ def new_model(
 
     Args:
         config_file (`str` or `Path`): JSON with `model`, fields of [`VideoLLMMoDConfig`] without token ids and
-            vocabulary; `system_prompt`; `corpus`, the generated world whose words its tokenizer learns, "shapes" or
-            "streamworld"; and `vocab_size`, the most tokens the tokenizer may have.
+            vocabulary; `system_prompt`; and `vocab_size`, the most tokens its tokenizer may have.
         seed (`int`, *optional*, defaults to 0): Seed of the weights.
         changes: Fields of [`VideoLLMMoDConfig`] to set otherwise.
     """
@@ -139,7 +127,7 @@ def new_model(
     grid = fields["frame_token_pooled"] or (0, 0)
     processor = VideoLLMMoDProcessor(
         VideoLLMMoDVideoProcessor(size={"height": image_size, "width": image_size}),
-        new_tokenizer(settings["vocab_size"], settings["system_prompt"], settings["corpus"]),
+        new_tokenizer(settings["vocab_size"], settings["system_prompt"]),
         frame_num_tokens=int(fields.get("frame_token_cls", True)) + grid[0] * grid[1],
         system_prompt=settings["system_prompt"],
     )
@@ -206,10 +194,8 @@ def model_from_parts(
     return model, processor
 
 
-def new_tokenizer(vocab_size: int, system_prompt: str, corpus: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which the words of a generated world, "shapes" or "streamworld", are one token each."""
-    if corpus not in _CORPORA:
-        raise ValueError(f"`corpus` is {corpus!r}; known are {', '.join(_CORPORA)}.")
+def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in which StreamWorld's words are one token each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -228,7 +214,9 @@ def new_tokenizer(vocab_size: int, system_prompt: str, corpus: str) -> PreTraine
     def texts() -> Iterator[str]:
         for seed in range(300):
             yield f"{system_prompt}\n\nUser: \nAssistant: ]\n[\n]\nUser:"
-            yield from (f": {message['content']}" for message in _CORPORA[corpus](seed))
+            clip = streamworld.make_clip(seed)
+            for kind in streamworld.KINDS:
+                yield from (f": {message['content']}" for message in streamworld.make_dialogue(clip, kind)[0])
 
     tokenizer.train_from_iterator(texts(), trainer)
     return PreTrainedTokenizerFast(

@@ -24,14 +24,12 @@ accelerate launch --config_file train/configs/ddp.yaml train/sft.py --dataset da
     --vision_model google/siglip-large-patch16-384 --language_model meta-llama/Meta-Llama-3-8B-Instruct \
     --output_dir out
 
-# A small model that learns to see and to narrate from nothing
-python train/sft.py --config train/configs/shapes_alignment.yaml
+# A stage of the embedded checkpoint; train/recipe.py runs them all, from nothing
+python train/sft.py --config train/configs/streamworld_alignment.yaml
 ```
 """
 
-from trl import TrlParser
-
-from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
+from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.loading import first_rows, load_split
@@ -81,4 +79,4 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, StreamingSFTConfig, ModelArguments)).parse_args_and_config())
+    main(*parse(ScriptArguments, StreamingSFTConfig, ModelArguments))

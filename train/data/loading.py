@@ -19,7 +19,7 @@ from typing import Any
 from datasets import Dataset
 
 from videollm_mod.train.arguments import ScriptArguments
-from videollm_mod.train.data import shapes, streamworld
+from videollm_mod.train.data import streamworld
 from videollm_mod.train.data.timed_messages import check_timed_messages, load_timed_messages
 
 
@@ -37,10 +37,6 @@ def load_split(script: ScriptArguments, split: str, num_clips: int, first_clip: 
         `SystemExit`: With a message that names what is wrong with the data, or with what was asked for.
     """
     try:
-        if script.dataset in shapes.DATASETS:
-            if split != "train":
-                raise ValueError("it has a split to train on only; benchmarks/shapes_narration.py evaluates.")
-            return shapes.shapes_dataset(script.dataset, num_clips=num_clips, first_seed=first_clip)
         if script.dataset == "streamworld":
             return streamworld.streamworld_dataset(
                 split,

@@ -17,7 +17,7 @@ StreamWorld: a generated world of things that come, move, meet, change and go, o
 A clip is decided by its seed. Things happen at multiples of half a second, when they can be seen to have happened: at
 an event's time the thing that enters is wholly inside, the one that leaves is gone, the one that stops has stood still
 for half a second. Who enters comes to rest within a second, which is not told; every other move begins with "starts
-moving" and ends with an event.
+moving", where a world tells that, and ends with an event.
 
 ```bash
 python train/data/streamworld.py out --split validation --num_clips 20     # mp4 and timed messages
@@ -40,6 +40,7 @@ from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from videollm_mod.train.data.sprites import COLORS, THINGS, Ground, draw_sprite
+from videollm_mod.train.data.timed_messages import NARRATE
 
 
 EVENTS = (
@@ -103,6 +104,14 @@ WORLDS = {
         num_things=(1, 2),
         seconds=(8.0, 14.0),
         gap=1.0,
+    ),
+    # For a few minutes of a CPU: as many pairs of thing and colour, and nobody moves but to come, to hide and to go.
+    "tiny": World(
+        things=("ball", "car", "cat", "fish", "house", "star", "tree", "umbrella"),
+        num_things=(1, 2),
+        seconds=(6.0, 10.0),
+        gap=1.0,
+        events=("enters", "leaves", "hides", "reappears", "recolors"),
     ),
     # Unseen pairs, more things, longer clips.
     "ood": World(num_things=(5, 6), seconds=(60.0, 180.0), unseen=True),
@@ -194,6 +203,12 @@ class Clip:
         behind = {actor for actor, since, until in self.hidden if since <= time < until}
         seen = [a for i, a in enumerate(self.actors) if a.exists(time) and i not in behind]
         return sorted(seen, key=lambda actor: actor.place(time))
+
+    def behind_wall(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Which of some points, in pictures, the wall covers."""
+        if self.wall is None:
+            return np.zeros(np.shape(x), dtype=bool)
+        return (abs(x - self.wall) < _Story.WALL_WIDTH / 2) & (y > 1 - _Story.WALL_HEIGHT)
 
     def draw(self, time: float, size: int = 96) -> np.ndarray:
         """The picture at a time in seconds, uint8 (size, size, 3)."""
@@ -361,12 +376,13 @@ class _Story:
         here = self.actors[actor].place(self.time)
         dx, dy = place[0] - here[0], place[1] - here[1]
         far = float(np.hypot(dx, dy))
-        if far < 0.25 or not self.allows("starts"):
+        if far < 0.25:
             return None
         if not to_wall and self.passes_wall(here, place, self.reach(actor)):
             return None
         side = ("left" if dx < 0 else "right") if abs(dx) >= abs(dy) else ("top" if dy < 0 else "bottom")
-        self.told("starts", actor, f"{self.name(actor)} starts moving {_WAYS[side]}.")
+        if self.allows("starts"):
+            self.told("starts", actor, f"{self.name(actor)} starts moving {_WAYS[side]}.")
         arrival = self.time + STEP * max(2, round(far / 0.25 / STEP))
         self.go(actor, self.time - 0.4, arrival, place)
         return arrival
@@ -415,7 +431,7 @@ class _Story:
 
     def move(self) -> bool:
         actor = self.pick([i for i in self.present(free=False) if i not in self.retired | set(self.carries.values())])
-        if actor is None:
+        if actor is None or not self.allows("starts", "stops"):
             return False
         here, reach = self.actors[actor].place(self.time), self.reach(actor)
         place = self.free_place(reach, but=(actor, self.carries.get(actor, actor)))
@@ -466,7 +482,7 @@ class _Story:
 
     def hide(self) -> bool:
         fits = [i for i in self.present() if 2 * self.reach(i) < self.WALL_WIDTH - 0.02]
-        actor = self.pick(fits) if self.wall is not None and self.allows("reappears") else None
+        actor = self.pick(fits) if self.wall is not None and self.allows("hides", "reappears") else None
         if actor is None:
             return False
         reach = self.reach(actor)
@@ -676,7 +692,6 @@ def _where(place: tuple[float, float]) -> str:
 # ------------------------------------------------------------------------------------------------------ dialogues
 
 
-NARRATE = "Please narrate the video in real time."
 DESCRIBE_ALL = "Describe every frame."
 NUMBERS = ("None", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 KINDS = ("describe", "narrate", "ask", "wait")
@@ -786,6 +801,9 @@ def make_dialogue(clip: Clip, kind: str) -> tuple[list[dict[str, Any]], list[Que
         kind (`str`): "narrate", in which every event is told, and now and then a question is asked; "ask", in which
             the model is silent but for its answers; "wait", in which it has been asked for something yet to come; or
             "describe", in which each frame at 2 fps is described.
+
+    Returns:
+        The messages and the questions; none of either if this clip gives this kind of dialogue nothing to say.
     """
     rng = np.random.default_rng((clip.seed, 3, KINDS.index(kind)))
     if kind == "describe":
@@ -817,6 +835,8 @@ def make_dialogue(clip: Clip, kind: str) -> tuple[list[dict[str, Any]], list[Que
         messages.append({"role": "user", "content": question.text, "time": question.time})
         messages.append({"role": "assistant", "content": question.answer, "time": question.answer_time})
         until = question.answer_time
+    if all(message["role"] == "user" for message in messages):
+        return [], []  # Nothing happens, and nothing is asked: there is nothing to say.
     return sorted(messages, key=lambda message: message["time"]), questions
 
 
@@ -882,9 +902,10 @@ def streamworld_dataset(
             video = np.stack([clip.draw(time, size) for clip, time in pairs])
         else:
             clip = make_clip(seed, world)
-            messages, questions = make_dialogue(clip, kind)
+            messages, _ = make_dialogue(clip, kind)
             if not messages:
-                messages, questions = make_dialogue(clip, "ask")
+                kind = "ask"
+                messages, _ = make_dialogue(clip, kind)
             video = clip.frames(fps=1 / STEP, size=size)
         return {"messages": messages, "video": video, "kind": kind, "seed": seed}
 
@@ -933,6 +954,14 @@ def write_split(folder: Path, split: str, *, num_clips: int, world: World, size:
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def write_sample(folder: Path, clip: Clip, world: str, *, size: int, fps: int) -> None:
+    """Writes one clip, `streamworld.mp4`, and what happens in it, `streamworld.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_video(clip, folder / "streamworld.mp4", size=size, fps=fps)
+    story = {"seed": clip.seed, "world": world, "events": clip.story()}
+    (folder / "streamworld.json").write_text(json.dumps(story, indent=1) + "\n", encoding="utf-8")
+
+
 CARD = """
 # StreamWorld
 
@@ -960,13 +989,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder to write to")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--num_clips", type=int, default=100)
+    parser.add_argument("--clip", type=int, help="number of a clip, to write it and its story alone")
     parser.add_argument("--world", choices=WORLDS, help="what may be seen; default: full, for ood: ood")
     parser.add_argument("--size", type=int, default=256, help="width and height in pixels")
     parser.add_argument("--fps", type=int, default=24, help="frames a second of the files, 2 to 30")
     options = parser.parse_args()
     if not 2 <= options.fps <= 30:
         parser.error(f"--fps must be from 2 to 30, got {options.fps}")
-    world = WORLDS[options.world or ("ood" if options.split == "ood" else "full")]
+    name = options.world or ("ood" if options.split == "ood" else "full")
+    world = WORLDS[name]
+    if options.clip is not None:
+        clip = make_clip(SPLITS[options.split] + options.clip, world)
+        write_sample(options.folder, clip, name, size=options.size, fps=options.fps)
+        return
     write_split(
         options.folder, options.split, num_clips=options.num_clips, world=world, size=options.size, fps=options.fps
     )

@@ -34,8 +34,9 @@ from typing import Any
 
 import av
 
+from videollm_mod.train.data.timed_messages import NARRATE
 
-NARRATE = "Please narrate the video in real time."
+
 _SENTENCE_END = re.compile(r"(?<=[.!?…。！？])[\"'”’)\]]*\s+")
 _MARKUP = re.compile(r"\{\\[^}]*\}|<[^>]*>")
 _ASIDE = re.compile(r"[\[(♪][^\])♪]*[\])♪]")

@@ -37,6 +37,8 @@ from safetensors import safe_open
 
 ROLES = ("system", "user", "assistant")
 SOURCES = ("video", "frame_features")
+# What a user says who wants everything told.
+NARRATE = "Please narrate the video in real time."
 
 
 @dataclass(frozen=True)

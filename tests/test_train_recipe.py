@@ -1,0 +1,116 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The vision encoder's labels, and StreamWorld's recipe from nothing to a table, in miniature."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from videollm_mod.train import recipe
+from videollm_mod.train.data.sprites import COLORS
+from videollm_mod.train.data.streamworld import WORLDS, Clip, make_clip
+from videollm_mod.train.pretrain_vision import LabelledPatches, PatchReader, make_scenes
+from videollm_mod.train.recipe import CONFIGS, SIZES, Size
+
+
+WORLD = WORLDS["small"]
+
+
+def test_patches_are_labelled_as_they_are_drawn():
+    """A patch in the midst of a thing is mostly of its colour, and one with no thing on it is of the ground."""
+    patches = LabelledPatches(WORLD, grid=8, size=96, seeds=range(20))
+    close, far = [], []
+    for seed in patches.seeds:
+        clip = make_scenes(seed, WORLD)
+        things, colors, places = patches.labels(clip, 0.0)
+        picture = clip.draw(0.0, 96).astype(float).reshape(8, 12, 8, 12, 3)[:, 3:9, :, 3:9].mean((1, 3)).reshape(-1, 3)
+        covered = colors >= 0
+        assert np.array_equal(covered, things < len(WORLD.things)) and not places[~covered].any()
+        middle = covered & (np.hypot(places[:, 0], places[:, 1]) < 0.6)
+        palette = np.array(list(COLORS.values()), dtype=float)
+        close += list(np.abs(picture[middle] - palette[colors[middle]]).mean(-1))
+        far += list(np.abs(picture[middle] - palette[(colors[middle] + 3) % len(palette)]).mean(-1))
+    assert len(close) > 60 and np.mean(close) < 0.6 * np.mean(far)
+
+
+def test_scenes_show_much_and_hide_behind_the_wall():
+    scenes = [make_scenes(seed, WORLD) for seed in range(40)]
+    assert scenes[0] == make_scenes(0, WORLD) and all(isinstance(clip, Clip) and not clip.events for clip in scenes)
+    story = np.mean([len(make_clip(seed, WORLD).visible(5.0)) for seed in range(40)])
+    assert np.mean([len(clip.visible(3.0)) for clip in scenes]) > 2 * story
+    seen = {actor.name(actor.begin) for clip in scenes for actor in clip.actors}
+    assert seen == {f"{color} {thing}" for color, thing in WORLD.pairs()}
+    walled = next(clip for clip in scenes if clip.wall is not None)
+    things, _, _ = LabelledPatches(WORLD, 8, 96, range(1)).labels(walled, 0.0)
+    behind = things == len(WORLD.things) + 1
+    assert 4 < behind.sum() < 16 and not behind.reshape(8, 8)[:4].any()
+
+
+def test_a_reading_is_right_where_it_says_what_is_there():
+    torch.manual_seed(0)
+
+    class Known(torch.nn.Module):
+        config = type("Config", (), {"hidden_size": 4})
+
+        def forward(self, pixel_values):
+            return type("Output", (), {"last_hidden_state": pixel_values})
+
+    reader = PatchReader(Known(), num_things=2)
+    things, colors = torch.tensor([[0, 1, 2, 3]]), torch.tensor([[5, 6, -100, -100]])
+    with torch.no_grad():
+        reader.reading.weight.zero_()
+        reader.reading.bias.zero_()
+        reader.reading.bias[0] = 9.0  # Says thing 0 everywhere,
+        reader.reading.bias[4 + 6] = 9.0  # and colour 6.
+    output = reader(torch.randn(1, 4, 4), things, colors, torch.zeros(1, 4, 3))
+    assert output["right"].tolist() == [[0.5, 0.5]] and output["loss"] > 0
+
+
+def test_the_recipe_from_nothing_to_a_table(tmp_path, monkeypatch, capfd):
+    """Every stage runs, is not made again once there, and the encoder that was trained is the one that narrates."""
+    monkeypatch.setitem(recipe.SIZES, "quick", Size("streamworld_model.json", "small", "tiny", 16, 8, 16, 1, 8, 2))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--size", "quick", "--folder", str(tmp_path)])
+    recipe.main()
+    printed = capfd.readouterr().out
+    assert "2 held-out clips of StreamWorld, tiny" in printed and "is there" not in printed
+    table = printed.split("2 held-out clips")[1].splitlines()
+    assert table[1].split() == ["before", "after"]
+    assert [line[:36].strip() for line in table[2:9]] == list(recipe.TABLE.values())
+    before, after = (
+        AutoModel.from_pretrained(tmp_path / name, trust_remote_code=True).state_dict()
+        for name in ("vision", "narration")
+    )
+    for name, weight in before.items():
+        assert torch.equal(weight, after[name]) == ("vision_encoder" in name), name
+
+    recipe.main()
+    assert capfd.readouterr().out.count("is there") == 5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_has_its_files(size):
+    assert (CONFIGS / SIZES[size].model_config).exists() and {SIZES[size].things, SIZES[size].world} <= set(WORLDS)
+    json.loads((CONFIGS / SIZES[size].model_config).read_text())
+
+
+def test_a_stage_that_fails_stops_the_recipe(tmp_path):
+    with pytest.raises(SystemExit, match="error: train/sft.py failed"):
+        recipe.run_stage(Path(tmp_path / "one" / "config.json"), "sft.py", "--dataset", "nothing_here")

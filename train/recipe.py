@@ -1,0 +1,179 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+StreamWorld's whole recipe: from nothing to a checkpoint, measured before and after.
+
+```bash
+python train/recipe.py                     # the embedded checkpoint: about an hour and a half of two cores
+python train/recipe.py --size quick        # two minutes of it, for a look
+python train/recipe.py --twin              # also the same model at full compute, from the same data
+python train/recipe.py --size gpu          # the whole world and a larger model, for a GPU with a dozen cores beside it
+```
+
+Stages: a vision encoder that knows what covers each patch (`pretrain_vision.py`); features of slides and of clips,
+drawn and encoded once (`encode.py`); words for what is seen in slides, then narration, questions and waiting
+(`sft.py`). A stage that is there is not made again.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videollm_mod.train.arguments import ScriptArguments
+from videollm_mod.train.data.loading import load_split
+from videollm_mod.train.evaluation import measure_checkpoint
+
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "train" / "configs"
+KINDS = "describe=1,narrate=5,ask=3,wait=1"
+# First clip of the narration stage: those before are for slides, which show a frame of each of many clips.
+FIRST_CLIP = 10_000
+# Of a checkpoint: where it is, the rest is.
+LAST_WRITTEN = "processor_config.json"
+
+
+@dataclass(frozen=True)
+class Size:
+    """
+    How much of everything.
+
+    Args:
+        model_config (`str`): The new model, a file of `train/configs`.
+        things (`str`): The StreamWorld whose things are looked at.
+        world (`str`): The one in which things happen.
+        vision_clips (`int`): Clips for the vision encoder.
+        slides (`int`): Rows of slides.
+        clips (`int`): Rows of narration, questions and waiting.
+        epochs (`int`): How often each of those rows is seen.
+        batch (`int`): Rows a step.
+        test_clips (`int`): Held-out rows to measure on.
+    """
+
+    model_config: str
+    things: str
+    world: str
+    vision_clips: int
+    slides: int
+    clips: int
+    epochs: int
+    batch: int
+    test_clips: int
+
+
+SIZES = {
+    "quick": Size("streamworld_model.json", "small", "tiny", 1_000, 200, 400, 1, 8, 10),
+    "cpu": Size("streamworld_model.json", "small", "tiny", 24_000, 4_000, 10_000, 2, 8, 200),
+    "gpu": Size("streamworld_gpu_model.json", "full", "full", 100_000, 20_000, 60_000, 4, 32, 200),
+}
+TABLE = {
+    "event_f1": "events told right within 0.5 s, F1",
+    "answer_accuracy": "answers right",
+    "silent_frames_right": "silent frames right",
+    "time_diff": "TimeDiff, s",
+    "fluency": "Fluency",
+    "lm_correctness": "LM-Correctness",
+    "lm_ppl": "LM-PPL",
+}
+
+
+def run_stage(done: Path, script: str, *options: Any, processes: int = 1) -> None:
+    """Runs a script, on several CPU processes if more than one is asked for, unless what it makes is there."""
+    if done.exists():
+        print(f"{done} is there", flush=True)
+        return
+    launch = [sys.executable]
+    environment = dict(os.environ)
+    if processes > 1:
+        # "Multi-GPU" is how accelerate starts several processes; of what, the environment says.
+        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += ["--main_process_port", "0"]
+        environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [f"train/{script}", *map(str, options)]
+    print(f"python {' '.join(command)}", flush=True)
+    if subprocess.run([*launch, *command], cwd=ROOT, env=environment).returncode:
+        raise SystemExit(f"error: train/{script} failed; what was made before is in '{done.parent.parent}'")
+
+
+def make_checkpoint(size: Size, folder: Path, *, keep_ratio: float | None = None) -> tuple[Path, Path]:
+    """
+    Makes what is not there yet.
+
+    Args:
+        size ([`Size`]): How much of everything.
+        folder (`Path`): Where to write; data and the vision encoder are shared by all keep ratios.
+        keep_ratio (`float`, *optional*): In place of the model configuration's.
+
+    Returns:
+        The folders of the model whose encoder alone is trained, and of the trained model.
+    """
+    vision, name = folder / "vision", "" if keep_ratio is None else f"_{keep_ratio:g}"
+    config = ["--config", CONFIGS / "streamworld_vision.yaml", "--model_config", CONFIGS / size.model_config]
+    run_stage(
+        vision / LAST_WRITTEN,
+        "pretrain_vision.py",
+        *config,
+        *("--world", size.things, "--num_clips", size.vision_clips, "--output_dir", vision),
+    )
+    slides, clips = folder / "slides", folder / "clips"
+    see = ["--dataset", "streamworld", "--checkpoint", vision, "--dtype", "bfloat16"]
+    for data, rows, options in (
+        (slides, size.slides, ["--world", size.things, "--kinds", "describe=1"]),
+        (clips, size.clips, ["--world", size.world, "--kinds", KINDS, "--first_seed", FIRST_CLIP]),
+    ):
+        options = [*see, *options, "--num_clips", rows, "--output_dir", data]
+        run_stage(data / "train.jsonl", "encode.py", *options, processes=os.cpu_count() or 1)
+    ratio = [] if keep_ratio is None else ["--mod_keep_ratio", keep_ratio]
+    batch = ["--per_device_train_batch_size", size.batch, *ratio]
+    alignment, narration = folder / f"alignment{name}", folder / f"narration{name}"
+    options = ["--dataset", slides, "--checkpoint", vision, "--output_dir", alignment]
+    run_stage(alignment / LAST_WRITTEN, "sft.py", "--config", CONFIGS / "streamworld_alignment.yaml", *options, *batch)
+    options = ["--dataset", clips, "--checkpoint", alignment, "--output_dir", narration]
+    options += ["--num_train_epochs", size.epochs]
+    run_stage(narration / LAST_WRITTEN, "sft.py", "--config", CONFIGS / "streamworld.yaml", *options, *batch)
+    return vision, narration
+
+
+def main() -> None:
+    """Makes the checkpoint and prints the table."""
+    parser = argparse.ArgumentParser(description="Trains on StreamWorld from nothing, and measures before and after.")
+    parser.add_argument("--size", choices=SIZES, default="cpu", help="how much of everything")
+    parser.add_argument("--folder", type=Path, help="where to write; default: outputs/streamworld_<size>")
+    parser.add_argument("--twin", action="store_true", help="also train the same model at full compute")
+    options = parser.parse_args()
+    size, folder = SIZES[options.size], options.folder or ROOT / "outputs" / f"streamworld_{options.size}"
+    before, routed = make_checkpoint(size, folder)
+    columns = {"before": before, "after": routed}
+    if options.twin:
+        _, columns["full compute"] = make_checkpoint(size, folder, keep_ratio=1.0)
+    rows = load_split(
+        ScriptArguments(dataset="streamworld", world=size.world, kinds="narrate=2,ask=1,wait=1"),
+        "test",
+        size.test_clips,
+    )
+    # A model that has learned no words would babble to the end of every reply.
+    measured = {name: measure_checkpoint(path, rows, max_new_tokens=32) for name, path in columns.items()}
+    print(f"\n{size.test_clips} held-out clips of StreamWorld, {size.world}")
+    print(f"{'':<36}" + "".join(f"{name:>14}" for name in columns))
+    for key, label in TABLE.items():
+        print(f"{label:<36}" + "".join(f"{scores[key]:14.4g}" for scores in measured.values()))
+
+
+if __name__ == "__main__":
+    main()
