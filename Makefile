@@ -16,7 +16,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto
 
-# Two minutes of the recipe of the embedded checkpoint, from nothing, with a table before and after.
+# Under three minutes of the recipe of the embedded checkpoint, from nothing, with a table before and after.
 train: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size quick
 

@@ -15,8 +15,8 @@
 StreamWorld's whole recipe: from nothing to a checkpoint, measured before and after.
 
 ```bash
-python train/recipe.py                     # the embedded checkpoint: about an hour and a half of two cores
-python train/recipe.py --size quick        # two minutes of it, for a look
+python train/recipe.py                     # the embedded checkpoint: about an hour of two cores
+python train/recipe.py --size quick        # under three minutes of it, for a look
 python train/recipe.py --twin              # also the same model at full compute, from the same data
 python train/recipe.py --size gpu          # the whole world and a larger model, for a GPU with a dozen cores beside it
 ```
