@@ -42,7 +42,8 @@ def test_patches_are_labelled_as_they_are_drawn():
         picture = clip.draw(0.0, 96).astype(float).reshape(8, 12, 8, 12, 3)[:, 3:9, :, 3:9].mean((1, 3)).reshape(-1, 3)
         covered = colors >= 0
         assert np.array_equal(covered, things < len(WORLD.things)) and not places[~covered].any()
-        middle = covered & (np.hypot(places[:, 0], places[:, 1]) < 0.6)
+        row, column = np.indices((8, 8)).reshape(2, -1) + 0.5
+        middle = covered & (np.hypot(places[:, 0] - column, places[:, 1] - row) < 0.6)
         palette = np.array(list(COLORS.values()), dtype=float)
         close += list(np.abs(picture[middle] - palette[colors[middle]]).mean(-1))
         far += list(np.abs(picture[middle] - palette[(colors[middle] + 3) % len(palette)]).mean(-1))
@@ -87,13 +88,13 @@ def test_the_recipe_from_nothing_to_a_table(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(recipe.SIZES, "quick", Size("streamworld_model.json", "small", "tiny", 16, 8, 16, 1, 8, 2))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setattr(sys, "argv", ["recipe.py", "--size", "quick", "--folder", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--size", "quick", "--twin", "--folder", str(tmp_path)])
     recipe.main()
     printed = capfd.readouterr().out
-    assert "2 held-out clips of StreamWorld, tiny" in printed and "is there" not in printed
-    table = printed.split("2 held-out clips")[1].splitlines()
-    assert table[1].split() == ["before", "after"]
-    assert [line[:36].strip() for line in table[2:9]] == list(recipe.TABLE.values())
+    assert "is there" not in printed
+    table = printed.split("Held-out clips of StreamWorld, tiny")[1].splitlines()
+    assert table[1].split() == ["before", "after", "full", "compute"]
+    assert [line[:36].strip() for line in table[2 : 2 + len(recipe.TABLE)]] == list(recipe.TABLE.values())
     before, after = (
         AutoModel.from_pretrained(tmp_path / name, trust_remote_code=True).state_dict()
         for name in ("vision", "narration")
@@ -101,8 +102,11 @@ def test_the_recipe_from_nothing_to_a_table(tmp_path, monkeypatch, capfd):
     for name, weight in before.items():
         assert torch.equal(weight, after[name]) == ("vision_encoder" in name), name
 
+    twin = AutoModel.from_pretrained(tmp_path / "narration_1", trust_remote_code=True)
+    assert twin.config.mod_keep_ratio == 1
+
     recipe.main()
-    assert capfd.readouterr().out.count("is there") == 5
+    assert capfd.readouterr().out.count("is there") == 7
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -13,6 +13,7 @@
 # limitations under the License.
 """The training script, from data to a checkpoint that loads without this package."""
 
+import ast
 import json
 import os
 import shutil
@@ -161,6 +162,10 @@ def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
     assert any("q_proj" in name for name in changed) and not any("vision_encoder" in name for name in changed)
 
 
+# Several processes on the CPU: "multi-GPU" is how accelerate starts them; of what, the environment says.
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+ON_CPU = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 SMALL_RUN = [
     *("--dataset", "streamworld", "--world", "small", "--checkpoint", EMBEDDED, "--tune_language_model", "full"),
     *("--num_clips", 64, "--learning_rate", 1e-3, "--warmup_steps", 1, "--logging_steps", 1, "--report_to", "none"),
@@ -170,6 +175,12 @@ SMALL_RUN = [
 
 def losses_of(text):
     return [float(part.split("'")[0]) for part in text.split("{'loss': '")[1:]]
+
+
+def evaluation_of(text):
+    """Figures of the last streamed evaluation, but for those of a clock."""
+    shown = ast.literal_eval(next(line for line in text.splitlines()[::-1] if line.startswith("{'eval_lm_ppl'")))
+    return {name: float(value) for name, value in shown.items() if name not in ("eval_latency", "epoch")}
 
 
 def test_killed_and_resumed_is_as_if_never_broken(tmp_path):
@@ -228,31 +239,33 @@ def test_a_run_is_logged_for_tensorboard_and_trackio(tmp_path, monkeypatch):
 
 
 def test_two_processes_are_one_with_the_same_batch(tmp_path):
-    """Packed, DDP and FSDP2 on the CPU: the losses, and what is saved, of one process with the same global batch."""
-    options = [*SMALL_RUN, "--max_steps", 3, "--save_strategy", "no"]
+    """Packed, DDP and FSDP2 on the CPU: losses, evaluation and weights of one process with the same global batch."""
+    options = [*SMALL_RUN, "--max_steps", 3, "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 2]
+    options += ["--eval_split", "validation", "--num_eval_clips", 4, "--num_streamed_clips", 1]
     alone = run_script(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
     assert alone.returncode == 0, alone.stderr[-2000:]
     packed = run_script(tmp_path / "packed", *options, "--per_device_train_batch_size", 4, "--packing", "true")
     assert packed.returncode == 0, packed.stderr[-2000:]
     assert losses_of(packed.stdout) == pytest.approx(losses_of(alone.stdout), rel=2e-3)
     weights = AutoModel.from_pretrained(tmp_path / "alone", trust_remote_code=True).state_dict()
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    streamed = evaluation_of(alone.stdout)
+    assert streamed["eval_lm_ppl"] > 1 and "as the model streams it" in alone.stdout
     fsdp = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
     fsdp += ["--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
     scripts = (("ddp", ["--multi_gpu"], "train/sft.py"), ("fsdp2", fsdp, "tests/fsdp2_on_cpu.py"))
     for kind, flags, script in scripts:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         arguments = [*options, "--use_cpu", "--per_device_train_batch_size", 2, "--output_dir", tmp_path / kind]
         done = subprocess.run(
-            [*launch, *flags, "--main_process_port", "0", script, *map(str, arguments)],
+            [*LAUNCH, *flags, script, *map(str, arguments)],
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, **ON_CPU},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         assert losses_of(done.stdout) == pytest.approx(losses_of(alone.stdout), rel=2e-3), kind
+        assert evaluation_of(done.stdout) == pytest.approx(streamed, rel=2e-3), kind
+        assert done.stdout.count("as the model streams") == alone.stdout.count("as the model streams"), kind
         assert ("in 2 processes, sharded on cpu" if kind == "fsdp2" else "in 2 processes on cpu") in done.stdout
         for name, weight in AutoModel.from_pretrained(tmp_path / kind, trust_remote_code=True).state_dict().items():
             torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=2e-4, msg=f"{kind} {name}")
@@ -302,10 +315,10 @@ def test_features_ahead_of_training(tmp_path):
 
     def encode(*launch, out="out"):
         return subprocess.run(
-            [sys.executable, *launch, "train/encode.py", "--dataset", tmp_path, "--output_dir", tmp_path / out]
+            [*(launch or [sys.executable]), "train/encode.py", "--dataset", tmp_path, "--output_dir", tmp_path / out]
             + ["--checkpoint", EMBEDDED],
             cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **ON_CPU},
             capture_output=True,
             text=True,
         )
@@ -317,9 +330,7 @@ def test_features_ahead_of_training(tmp_path):
     kept = files[0].stat().st_mtime_ns
     files[1].unlink()
     assert encode().returncode == 0 and files[1].exists() and files[0].stat().st_mtime_ns == kept
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    shared = encode(*launch, out="shared")
+    shared = encode(*LAUNCH, "--multi_gpu", out="shared")
     assert shared.returncode == 0 and shared.stderr.count("rows: 100%") >= 1, shared.stderr[-2000:]
     assert "1/1" in shared.stderr, "each process has one of the two rows"
     rows = [(tmp_path / out / "train.jsonl").read_text(encoding="utf-8") for out in ("out", "shared")]

@@ -15,7 +15,7 @@
 How good a streaming model is: LIVE's four measures under teacher forcing, and free streaming on its own history.
 
 ```bash
-python train/evaluation.py --checkpoint space/checkpoint --dataset streamworld --split test --num_clips 200
+python train/evaluation.py --checkpoint space/checkpoint --world tiny --kinds narrate=2,ask=1,wait=1
 ```
 """
 
@@ -349,6 +349,9 @@ def measure_checkpoint(
         checkpoint (`str` or `Path`): A folder or a Hub id.
         rows (`Sequence[dict]`): Rows with `messages` and `video`.
         fps, tolerance, batch_size, options: See [`teacher_forced`] and [`free_streaming`].
+
+    Returns:
+        `dict[str, float]`: The figures of both by name.
     """
     model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, dtype="auto", device_map="auto").eval()
     processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
@@ -372,12 +375,18 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0)
     parser.add_argument("--tolerance", type=float, default=0.5, help="seconds by which a told event may be off")
     parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--max_new_tokens", type=int, default=100, help="longest reply")
     options = parser.parse_args()
     names = ("dataset", "num_clips", "world", "kinds", "frame_size", "fps")
     script = ScriptArguments(**{name: getattr(options, name) for name in names})
     rows = load_split(script, options.split, options.num_clips)
     scores = measure_checkpoint(
-        options.checkpoint, rows, fps=options.fps, tolerance=options.tolerance, batch_size=options.batch_size
+        options.checkpoint,
+        rows,
+        fps=options.fps,
+        tolerance=options.tolerance,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
     )
     print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
 

@@ -75,6 +75,9 @@ def make_scenes(seed: int, world: streamworld.World, count: int = 8) -> streamwo
         seed (`int`): Decides everything.
         world ([`~streamworld.World`]): What may be seen.
         count (`int`, *optional*, defaults to 8): Number of scenes.
+
+    Returns:
+        [`~streamworld.Clip`]: As many seconds as scenes, and no events.
     """
     rng = np.random.default_rng((seed, 6))
     size, pairs, actors = 0.3, world.pairs(), []
@@ -83,7 +86,7 @@ def make_scenes(seed: int, world: streamworld.World, count: int = 8) -> streamwo
         for _ in range(12):
             scale = float(np.exp(rng.uniform(np.log(0.55), np.log(1.5))))
             reach = 0.5 * size * scale
-            x, y = (float(v) for v in rng.uniform(0.8 * reach, 1 - 0.8 * reach, 2))
+            x, y = (float(v) for v in rng.uniform(0, 1, 2))
             color, thing = pairs[int(rng.integers(len(pairs)))]
             if all(np.hypot(x - x1, y - y1) > 0.9 * (reach + reach1) for x1, y1, reach1 in taken):
                 taken.append((x, y, reach))
@@ -126,8 +129,9 @@ class LabelledPatches(Dataset):
 
         Returns:
             Indices of things (patches,), after the last of which come nothing and the wall; of colours (patches,),
-            -100 where there is no thing; and (patches, 3) float32, from the patch to the thing's middle in patches,
-            and its width in pictures.
+            -100 where there is no thing; and (patches, 3) float32, the thing's middle in the picture, x and y in
+            patches, and its width in pictures. Not the way from the patch to it: the connector pools patches, which
+            blurs where each of them is.
         """
         y, x = (np.indices((self.grid, self.grid)).reshape(2, -1) + 0.5) / self.grid
         things = np.full(x.shape, len(self.world.things), dtype=np.int64)
@@ -140,8 +144,7 @@ class LabelledPatches(Dataset):
             under = (np.maximum(abs(x - x0), abs(y - y0)) < width / 2) & ~behind
             things[under] = self.world.things.index(actor.thing)
             colors[under] = list(COLORS).index(actor.color(time))
-            place = np.stack([(x0 - x) * self.grid, (y0 - y) * self.grid, np.full(x.shape, width)], axis=1)
-            places[under] = place[under]
+            places[under] = (x0 * self.grid, y0 * self.grid, width)
         return things, colors, places
 
 

@@ -15,21 +15,22 @@
 StreamWorld's whole recipe: from nothing to a checkpoint, measured before and after.
 
 ```bash
-python train/recipe.py                     # the embedded checkpoint: about an hour of two cores
+python train/recipe.py                     # the embedded checkpoint
 python train/recipe.py --size quick        # under three minutes of it, for a look
-python train/recipe.py --twin              # also the same model at full compute, from the same data
+python train/recipe.py --twin              # also the same model at full compute, beside it and from the same data
 python train/recipe.py --size gpu          # the whole world and a larger model, for a GPU with a dozen cores beside it
 ```
 
 Stages: a vision encoder that knows what covers each patch (`pretrain_vision.py`); features of slides and of clips,
 drawn and encoded once (`encode.py`); words for what is seen in slides, then narration, questions and waiting
-(`sft.py`). A stage that is there is not made again.
+(`sft.py`). A stage that is there is not made again, and the last goes on from where it was stopped.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,13 @@ from videollm_mod.train.evaluation import measure_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "train" / "configs"
 KINDS = "describe=1,narrate=5,ask=3,wait=1"
+TEST_KINDS = "narrate=2,ask=1,wait=1"
 # First clip of the narration stage: those before are for slides, which show a frame of each of many clips.
 FIRST_CLIP = 10_000
 # Of a checkpoint: where it is, the rest is.
 LAST_WRITTEN = "processor_config.json"
+# A model that has learned no words would babble to the end of every reply: it is measured on few clips, and cut short.
+CLIPS_BEFORE, LONGEST_REPLY = 10, 32
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,14 @@ class Size:
 
 SIZES = {
     "quick": Size("streamworld_model.json", "small", "tiny", 1_000, 200, 400, 1, 8, 10),
-    "cpu": Size("streamworld_model.json", "small", "tiny", 24_000, 4_000, 10_000, 2, 8, 200),
+    "cpu": Size("streamworld_model.json", "small", "tiny", 24_000, 4_000, 20_000, 2, 8, 200),
     "gpu": Size("streamworld_gpu_model.json", "full", "full", 100_000, 20_000, 60_000, 4, 32, 200),
 }
 TABLE = {
+    "clips": "clips",
     "event_f1": "events told right within 0.5 s, F1",
+    "event_precision": "precision",
+    "event_recall": "recall",
     "answer_accuracy": "answers right",
     "silent_frames_right": "silent frames right",
     "time_diff": "TimeDiff, s",
@@ -92,13 +99,25 @@ TABLE = {
 }
 
 
-def run_stage(done: Path, script: str, *options: Any, processes: int = 1) -> None:
-    """Runs a script, on several CPU processes if more than one is asked for, unless what it makes is there."""
+def run_stage(done: Path, script: str, *options: Any, processes: int = 1, threads: int | None = None) -> None:
+    """
+    Runs a script, unless what it makes is there.
+
+    Args:
+        done (`Path`): A file that it writes last.
+        script (`str`): A file of `train/`.
+        options: Its command line.
+        processes (`int`, *optional*, defaults to 1): On how many CPU processes, of one thread each.
+        threads (`int`, *optional*): Threads of a single process, all by default.
+
+    Raises:
+        `SystemExit`: With a message if it fails.
+    """
     if done.exists():
         print(f"{done} is there", flush=True)
         return
     launch = [sys.executable]
-    environment = dict(os.environ)
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     if processes > 1:
         # "Multi-GPU" is how accelerate starts several processes; of what, the environment says.
         launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
@@ -111,19 +130,18 @@ def run_stage(done: Path, script: str, *options: Any, processes: int = 1) -> Non
         raise SystemExit(f"error: train/{script} failed; what was made before is in '{done.parent.parent}'")
 
 
-def make_checkpoint(size: Size, folder: Path, *, keep_ratio: float | None = None) -> tuple[Path, Path]:
+def see(size: Size, folder: Path) -> Path:
     """
-    Makes what is not there yet.
+    Makes, where it is not there yet, what models of all keep ratios share: the vision encoder and data seen by it.
 
     Args:
         size ([`Size`]): How much of everything.
-        folder (`Path`): Where to write; data and the vision encoder are shared by all keep ratios.
-        keep_ratio (`float`, *optional*): In place of the model configuration's.
+        folder (`Path`): Where to write.
 
     Returns:
-        The folders of the model whose encoder alone is trained, and of the trained model.
+        The folder of a model whose encoder alone is trained.
     """
-    vision, name = folder / "vision", "" if keep_ratio is None else f"_{keep_ratio:g}"
+    vision = folder / "vision"
     config = ["--config", CONFIGS / "streamworld_vision.yaml", "--model_config", CONFIGS / size.model_config]
     run_stage(
         vision / LAST_WRITTEN,
@@ -131,23 +149,39 @@ def make_checkpoint(size: Size, folder: Path, *, keep_ratio: float | None = None
         *config,
         *("--world", size.things, "--num_clips", size.vision_clips, "--output_dir", vision),
     )
-    slides, clips = folder / "slides", folder / "clips"
-    see = ["--dataset", "streamworld", "--checkpoint", vision, "--dtype", "bfloat16"]
     for data, rows, options in (
-        (slides, size.slides, ["--world", size.things, "--kinds", "describe=1"]),
-        (clips, size.clips, ["--world", size.world, "--kinds", KINDS, "--first_seed", FIRST_CLIP]),
+        ("slides", size.slides, ["--world", size.things, "--kinds", "describe=1"]),
+        ("clips", size.clips, ["--world", size.world, "--kinds", KINDS, "--first_seed", FIRST_CLIP]),
     ):
-        options = [*see, *options, "--num_clips", rows, "--output_dir", data]
-        run_stage(data / "train.jsonl", "encode.py", *options, processes=os.cpu_count() or 1)
-    ratio = [] if keep_ratio is None else ["--mod_keep_ratio", keep_ratio]
+        options += ["--dataset", "streamworld", "--checkpoint", vision, "--dtype", "bfloat16"]
+        options += ["--num_clips", rows, "--output_dir", folder / data]
+        run_stage(folder / data / "train.jsonl", "encode.py", *options, processes=os.cpu_count() or 1)
+    return vision
+
+
+def learn(size: Size, folder: Path, *, keep_ratio: float | None = None, threads: int | None = None) -> Path:
+    """
+    Makes, where it is not there yet, a model of what [`see`] has made.
+
+    Args:
+        size ([`Size`]): How much of everything.
+        folder (`Path`): The same.
+        keep_ratio (`float`, *optional*): In place of the model configuration's.
+        threads (`int`, *optional*): CPU threads to use, all by default.
+
+    Returns:
+        The folder of the trained model.
+    """
+    name, ratio = ("", []) if keep_ratio is None else (f"_{keep_ratio:g}", ["--mod_keep_ratio", keep_ratio])
     batch = ["--per_device_train_batch_size", size.batch, *ratio]
     alignment, narration = folder / f"alignment{name}", folder / f"narration{name}"
-    options = ["--dataset", slides, "--checkpoint", vision, "--output_dir", alignment]
-    run_stage(alignment / LAST_WRITTEN, "sft.py", "--config", CONFIGS / "streamworld_alignment.yaml", *options, *batch)
-    options = ["--dataset", clips, "--checkpoint", alignment, "--output_dir", narration]
-    options += ["--num_train_epochs", size.epochs]
-    run_stage(narration / LAST_WRITTEN, "sft.py", "--config", CONFIGS / "streamworld.yaml", *options, *batch)
-    return vision, narration
+    options = ["--config", CONFIGS / "streamworld_alignment.yaml", "--dataset", folder / "slides"]
+    options += ["--checkpoint", folder / "vision", "--output_dir", alignment, *batch]
+    run_stage(alignment / LAST_WRITTEN, "sft.py", *options, threads=threads)
+    options = ["--config", CONFIGS / "streamworld.yaml", "--dataset", folder / "clips"]
+    options += ["--checkpoint", alignment, "--output_dir", narration, "--num_train_epochs", size.epochs, *batch]
+    run_stage(narration / LAST_WRITTEN, "sft.py", *options, "--resume_from_checkpoint", "true", threads=threads)
+    return narration
 
 
 def main() -> None:
@@ -155,24 +189,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains on StreamWorld from nothing, and measures before and after.")
     parser.add_argument("--size", choices=SIZES, default="cpu", help="how much of everything")
     parser.add_argument("--folder", type=Path, help="where to write; default: outputs/streamworld_<size>")
-    parser.add_argument("--twin", action="store_true", help="also train the same model at full compute")
+    parser.add_argument("--twin", action="store_true", help="also train the same model at full compute, beside it")
     options = parser.parse_args()
     size, folder = SIZES[options.size], options.folder or ROOT / "outputs" / f"streamworld_{options.size}"
-    before, routed = make_checkpoint(size, folder)
-    columns = {"before": before, "after": routed}
-    if options.twin:
-        _, columns["full compute"] = make_checkpoint(size, folder, keep_ratio=1.0)
+    before = see(size, folder)
+    ratios = {"after": None} | ({"full compute": 1.0} if options.twin else {})
+    threads = max((os.cpu_count() or 1) // len(ratios), 1)
+    with ThreadPoolExecutor(len(ratios)) as pool:
+        after = pool.map(lambda ratio: learn(size, folder, keep_ratio=ratio, threads=threads), ratios.values())
+        checkpoints = {"before": before} | dict(zip(ratios, after, strict=True))
     rows = load_split(
-        ScriptArguments(dataset="streamworld", world=size.world, kinds="narrate=2,ask=1,wait=1"),
-        "test",
-        size.test_clips,
+        ScriptArguments(dataset="streamworld", world=size.world, kinds=TEST_KINDS), "test", size.test_clips
     )
-    # A model that has learned no words would babble to the end of every reply.
-    measured = {name: measure_checkpoint(path, rows, max_new_tokens=32) for name, path in columns.items()}
-    print(f"\n{size.test_clips} held-out clips of StreamWorld, {size.world}")
+    columns = {}
+    for name, checkpoint in checkpoints.items():
+        some = rows.select(range(min(CLIPS_BEFORE, len(rows)))) if name == "before" else rows
+        cut = {"max_new_tokens": LONGEST_REPLY} if name == "before" else {}
+        columns[name] = measure_checkpoint(checkpoint, some, **cut) | {"clips": len(some)}
+    print(f"\nHeld-out clips of StreamWorld, {size.world}")
     print(f"{'':<36}" + "".join(f"{name:>14}" for name in columns))
     for key, label in TABLE.items():
-        print(f"{label:<36}" + "".join(f"{scores[key]:14.4g}" for scores in measured.values()))
+        print(f"{label:<36}" + "".join(f"{scores[key]:14.4g}" for scores in columns.values()))
 
 
 if __name__ == "__main__":

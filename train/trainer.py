@@ -16,14 +16,17 @@
 import resource
 import sys
 import time as clock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from torch.distributed.fsdp import FSDPModule
 from trl import SFTTrainer
+from trl.models import unwrap_model_for_generation
 
 from videollm_mod.train.card import write_card
 from videollm_mod.train.evaluation import free_streaming, stream_example, teacher_forced
@@ -108,21 +111,40 @@ class StreamingSFTTrainer(SFTTrainer):
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if len(self.stream_examples) == 0:
             return metrics
-        model, processor = self.accelerator.unwrap_model(self.model), self.processing_class
-        model = model.get_base_model() if is_peft_model(model) else model
-        was_training, use_cache = model.training, model.config.text_config.use_cache
-        model.eval()
-        scores = teacher_forced(model, processor, self.stream_examples, fps=self.fps, progress=False)
-        scores |= free_streaming(model, processor, self.stream_examples, fps=self.fps, progress=False)
-        if self.is_world_process_zero():
+        processor, show = self.processing_class, {"fps": self.fps, "progress": False}
+        with self._whole_model() as model:
+            was_training, use_cache = model.training, model.config.text_config.use_cache
+            model.eval()
+            scores = teacher_forced(model, processor, self.stream_examples, **show)
+            scores |= free_streaming(model, processor, self.stream_examples, **show)
             events, _ = stream_example(model, processor, self.stream_examples[0], fps=self.fps)
+            model.config.text_config.use_cache = use_cache
+            model.train(was_training)
+        if self.is_world_process_zero():
             said = "\n".join(f"{event.time:6.1f}s  {event.role:9s}  {event.text}" for event in events)
             print(f"Step {self.state.global_step}, the first clip of the evaluation as the model streams it:\n{said}")
-        model.config.text_config.use_cache = use_cache
-        model.train(was_training)
         scores = {f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()}
         self.log(dict(scores))
         return metrics | scores
+
+    @contextmanager
+    def _whole_model(self) -> Iterator[Any]:
+        """The model by itself, each process with all its weights: a stream calls parts of it, which sharding hides."""
+        checkpointing = self.args.gradient_checkpointing_kwargs
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
+        ) as model:
+            shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+            for module in shards:
+                module.set_reshard_after_forward(False, recurse=False)
+                module.unshard()
+            try:
+                yield model.get_base_model() if is_peft_model(model) else model
+            finally:
+                for module in shards:
+                    reshard = self.accelerator.state.fsdp_plugin.reshard_after_forward
+                    module.set_reshard_after_forward(reshard, recurse=False)
+                    module.reshard()
 
     def create_model_card(self, model_name: str | None = None, **_: Any) -> None:
         """Writes the card (see [`write_card`]) into the output folder, in place of TRL's."""

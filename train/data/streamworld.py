@@ -205,7 +205,7 @@ class Clip:
         return sorted(seen, key=lambda actor: actor.place(time))
 
     def behind_wall(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Which of some points, in pictures, the wall covers."""
+        """Which of some points the wall covers: bool, of the shape of `x` and `y`, which are in pictures, 0 to 1."""
         if self.wall is None:
             return np.zeros(np.shape(x), dtype=bool)
         return (abs(x - self.wall) < _Story.WALL_WIDTH / 2) & (y > 1 - _Story.WALL_HEIGHT)
@@ -955,7 +955,16 @@ def write_split(folder: Path, split: str, *, num_clips: int, world: World, size:
 
 
 def write_sample(folder: Path, clip: Clip, world: str, *, size: int, fps: int) -> None:
-    """Writes one clip, `streamworld.mp4`, and what happens in it, `streamworld.json`."""
+    """
+    Writes one clip, `streamworld.mp4`, and what happens in it, `streamworld.json`.
+
+    Args:
+        folder (`Path`): Where to; made if it is not there.
+        clip ([`Clip`]): The clip.
+        world (`str`): Name of its world, for the file.
+        size (`int`): Width and height of the video.
+        fps (`int`): Its frames a second.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_video(clip, folder / "streamworld.mp4", size=size, fps=fps)
     story = {"seed": clip.seed, "world": world, "events": clip.story()}
