@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub import TOKEN, Hub
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -78,8 +79,8 @@ def test_collator_needs_no_mask():
     assert together == pytest.approx(float(mean), rel=1e-4)
 
 
-def run_script(folder, *arguments):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+def run_script(folder, *arguments, **variables):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **variables}
     return subprocess.run(
         [sys.executable, "train/sft.py", *map(str, arguments), "--output_dir", str(folder)],
         cwd=ROOT,
@@ -217,6 +218,40 @@ def test_killed_and_resumed_is_as_if_never_broken(tmp_path):
     one, other = (AutoModel.from_pretrained(tmp_path / f, trust_remote_code=True) for f in ("whole", "broken"))
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, other.state_dict()[name]), name
+
+
+def test_a_run_is_pushed_to_the_hub(tmp_path):
+    """What lies on the Hub after training is whole: it loads from there, and from the cache without a network."""
+    load = "from transformers import AutoModel, AutoProcessor; name = 'somebody/narrator'; "
+    load += "model = AutoModel.from_pretrained(name, trust_remote_code=True); "
+    load += "processor = AutoProcessor.from_pretrained(name, trust_remote_code=True); "
+    load += "print(model.num_parameters(), sum(weight.double().sum().item() for weight in model.parameters()))"
+    with Hub() as hub:
+        options = [*SMALL_RUN, "--max_steps", 1, "--per_device_train_batch_size", 2, "--save_strategy", "no"]
+        options += ["--push_to_hub", "--hub_model_id", "somebody/narrator"]
+        environment = hub.environment(tmp_path / "home")
+        done = run_script(tmp_path / "out", *options, **environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        files = hub.files("somebody/narrator")
+        assert {"config.json", "model.safetensors", "modeling_videollm_mod.py", "chat_template.jinja"} <= set(files)
+        assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+        card = ModelCard(files["README.md"].decode())
+        assert card.data.library_name == "transformers" and card.data.pipeline_tag == "video-text-to-text"
+        assert TOKEN not in done.stdout + done.stderr and not any(TOKEN.encode() in data for data in files.values())
+        printed = []
+        for offline in ("0", "1"):
+            fresh = subprocess.run(
+                [sys.executable, "-c", load],
+                cwd=tmp_path,
+                env={**os.environ, **environment, "HF_HUB_OFFLINE": offline},
+                capture_output=True,
+                text=True,
+            )
+            assert fresh.returncode == 0, fresh.stderr[-2000:]
+            printed.append(fresh.stdout)
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    total = sum(weight.double().sum().item() for weight in model.parameters())
+    assert printed == [f"{model.num_parameters()} {total}\n"] * 2
 
 
 def test_a_run_is_logged_for_tensorboard_and_trackio(tmp_path, monkeypatch):

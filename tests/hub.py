@@ -1,0 +1,270 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A loopback server that speaks the parts of the Hub's HTTP API that publishing and loading use."""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+TOKEN = "hf_loopback"
+USER = "somebody"
+
+
+class Hub:
+    """
+    The server, to be used as a context manager.
+
+    Attributes:
+        endpoint (`str`): Value for `HF_ENDPOINT`.
+        repos (`dict[str, list[dict[str, bytes]]]`): Files of each commit of each repository, the first one empty.
+            Data sets and Spaces have their prefix.
+        requests (`list[str]`): What was asked for, such as "POST /api/repos/create".
+        failures (`list[str]`): Regular expressions: the next request that matches one gets the connection cut in the
+            middle, and the expression is taken off the list.
+        stored (`dict[str, bytes]`): Large files by SHA-256.
+    """
+
+    def __enter__(self) -> "Hub":
+        self.repos: dict[str, list[dict[str, bytes]]] = {}
+        self.stored: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.failures: list[str] = []
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def environment(self, home: Any) -> dict[str, str]:
+        """Variables under which a process takes this for the Hub, with its cache in a folder, and speaks no Xet."""
+        offline = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(home), **offline}
+
+    def files(self, repo: str) -> dict[str, bytes]:
+        """The newest commit's."""
+        return self.repos[repo][-1]
+
+    def revision(self, repo: str, name: str) -> int | None:
+        """The number of a commit by "main" or its hash."""
+        commits = self.repos[repo]
+        if name == "main":
+            return len(commits) - 1
+        return next((i for i in range(len(commits)) if commit_hash(repo, i) == name), None)
+
+
+def commit_hash(repo: str, index: int) -> str:
+    """Of a commit by its number."""
+    return hashlib.sha1(f"{repo}@{index}".encode()).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+    def _handle(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body, path = self.rfile.read(length), unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"{self.command} {path}")
+        for pattern in self.hub.failures:
+            if re.search(pattern, self.hub.requests[-1]):
+                self.hub.failures.remove(pattern)
+                self.close_connection = True
+                return
+        for method, pattern, respond in _ROUTES:
+            match = re.fullmatch(pattern, path)
+            if match and self.command in method.split():
+                respond(self, body, **match.groupdict())
+                return
+        self._json(404, {"error": f"nothing at {path}"})
+
+    do_GET = do_HEAD = do_POST = do_PUT = _handle
+
+    def _send(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _json(self, status: int, body: Any, **headers: str) -> None:
+        self._send(status, json.dumps(body).encode(), Content_Type="application/json", **headers)
+
+    def _may_write(self) -> bool:
+        if self.headers.get("Authorization") == f"Bearer {TOKEN}":
+            return True
+        self._json(401, {"error": "Invalid username or password."})
+        return False
+
+    def _missing(self, kind: str) -> None:
+        self._json(404, {"error": f"{kind} not found"}, X_Error_Code=f"{kind}NotFound")
+
+    def _commit(self, repo: str, revision: str | None) -> tuple[int, dict[str, bytes]] | None:
+        """Number and files of a commit; answers itself if there is none."""
+        if repo not in self.hub.repos:
+            self._missing("Repo")
+            return None
+        index = self.hub.revision(repo, revision or "main")
+        if index is None:
+            self._missing("Revision")
+            return None
+        return index, self.hub.repos[repo][index]
+
+    # Routes
+
+    def whoami(self, _body: bytes) -> None:
+        if self._may_write():
+            self._json(200, {"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": {}})
+
+    def create(self, body: bytes) -> None:
+        if not self._may_write():
+            return
+        asked = json.loads(body)
+        kind = asked.get("type") or "model"
+        repo = f"{asked['organization'] or USER}/{asked['name']}"
+        repo = repo if kind == "model" else f"{kind}s/{repo}"
+        url = f"{self.hub.endpoint}/{repo}"
+        if repo in self.hub.repos:
+            self._json(409, {"error": "You already created this repo", "url": url})
+            return
+        self.hub.repos[repo] = [{}]
+        self._json(200, {"url": url, "name": repo, "id": repo})
+
+    def validate(self, body: bytes) -> None:
+        content = json.loads(body)["content"]
+        errors = [] if content.startswith("---\n") else [{"message": "no metadata"}]
+        self._json(400 if errors else 200, {"errors": errors, "warnings": []})
+
+    def info(self, _body: bytes, kind: str, repo: str, revision: str | None = None) -> None:
+        repo = _name(kind, repo)
+        found = self._commit(repo, revision)
+        if found:
+            files = [{"rfilename": path} for path in found[1]]
+            about = {"id": repo, "sha": commit_hash(repo, found[0]), "siblings": files, "tags": [], "private": False}
+            self._json(200, {**about, "downloads": 0, "likes": 0})
+
+    def tree(self, _body: bytes, kind: str, repo: str, revision: str) -> None:
+        found = self._commit(_name(kind, repo), revision)
+        if found:
+            self._json(200, [_entry(path, data) for path, data in found[1].items()])
+
+    def paths_info(self, body: bytes, kind: str, repo: str, revision: str) -> None:
+        found = self._commit(_name(kind, repo), revision)
+        if found:
+            asked = json.loads(body)["paths"]
+            self._json(200, [_entry(path, found[1][path]) for path in asked if path in found[1]])
+
+    def preupload(self, body: bytes, kind: str, repo: str, revision: str) -> None:
+        if self._may_write() and self._commit(_name(kind, repo), revision):
+            files = json.loads(body)["files"]
+            modes = ["lfs" if file["path"].endswith(".safetensors") else "regular" for file in files]
+            found = [
+                {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+                for file, mode in zip(files, modes, strict=True)
+            ]
+            self._json(200, {"files": found})
+
+    def lfs_batch(self, body: bytes, repo: str) -> None:
+        if not self._may_write():
+            return
+        objects = []
+        for item in json.loads(body)["objects"]:
+            known = item["oid"] in self.hub.stored
+            upload = {"upload": {"href": f"{self.hub.endpoint}/{repo}/upload/{item['oid']}", "header": {}}}
+            objects.append(item if known else {**item, "actions": upload})
+        self._json(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_upload(self, body: bytes, oid: str, **_: str) -> None:
+        if hashlib.sha256(body).hexdigest() != oid:
+            self._json(400, {"error": "not what was announced"})
+            return
+        self.hub.stored[oid] = body
+        self._send(200, b"")
+
+    def commit(self, body: bytes, kind: str, repo: str, revision: str) -> None:
+        repo = _name(kind, repo)
+        found = self._commit(repo, revision) if self._may_write() else None
+        if not found:
+            return
+        files = dict(found[1])
+        for line in body.splitlines():
+            item = json.loads(line)
+            value = item["value"]
+            if item["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif item["key"] == "lfsFile":
+                files[value["path"]] = self.hub.stored[value["oid"]]
+            elif item["key"] == "deletedFile":
+                files.pop(value["path"], None)
+        self.hub.repos[repo].append(files)
+        oid = commit_hash(repo, len(self.hub.repos[repo]) - 1)
+        self._json(200, {"commitUrl": f"{self.hub.endpoint}/{repo}/commit/{oid}", "commitOid": oid, "success": True})
+
+    def resolve(self, _body: bytes, repo: str, revision: str, path: str) -> None:
+        found = self._commit(repo, revision)
+        if not found:
+            return
+        commit = {"X_Repo_Commit": commit_hash(repo, found[0])}
+        if path not in found[1]:
+            self._json(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", **commit)
+            return
+        data = found[1][path]
+        self._send(200, data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', **commit)
+
+
+def _name(kind: str, repo: str) -> str:
+    return repo if kind == "models" else f"{kind}/{repo}"
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    entry = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    if path.endswith(".safetensors"):
+        oid = hashlib.sha256(data).hexdigest()
+        entry["lfs"] = {"oid": oid, "sha256": oid, "size": len(data), "pointerSize": 130}
+    return entry
+
+
+_REPO = r"(?P<repo>[^/]+/[^/]+)"
+_API = rf"/api/(?P<kind>models|datasets|spaces)/{_REPO}"
+_ROUTES = [
+    ("GET", "/api/whoami-v2", _Handler.whoami),
+    ("POST", "/api/repos/create", _Handler.create),
+    ("POST", "/api/validate-yaml", _Handler.validate),
+    ("GET", rf"{_API}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
+    ("GET", rf"{_API}/tree/(?P<revision>[^/]+)", _Handler.tree),
+    ("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)", _Handler.paths_info),
+    ("POST", rf"{_API}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
+    ("POST", rf"{_API}/commit/(?P<revision>[^/]+)", _Handler.commit),
+    ("POST", r"/(?P<repo>(?:datasets/|spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("PUT", r"/(?P<repo>.+)/upload/(?P<oid>[0-9a-f]+)", _Handler.lfs_upload),
+    (
+        "GET HEAD",
+        r"/(?P<repo>(?:datasets/|spaces/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
+        _Handler.resolve,
+    ),
+]
