@@ -6,12 +6,16 @@ VIDEO ?=
 QUERY ?=
 MODEL ?=
 
-.PHONY: narrate test train checkpoint checkpoint-code clean
+.PHONY: narrate space test train checkpoint checkpoint-code clean
 
 narrate: $(VENV)/.installed
 	@$(BIN)/python cli.py narrate $(if $(VIDEO),"$(VIDEO)") $(if $(MODEL),--model "$(MODEL)") $(if $(QUERY),--query "$(QUERY)")
 
-test: $(VENV)/.installed-test
+# The page, in a browser at the address that it prints.
+space: $(VENV)/.installed-space
+	@$(BIN)/python space/app.py $(if $(MODEL),--model "$(MODEL)")
+
+test: $(VENV)/.installed-test $(VENV)/.chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto
@@ -45,9 +49,18 @@ $(VENV)/.installed: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --quiet --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,dev]"
+$(VENV)/.installed-space: $(VENV)/.pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[space]"
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,space,dev]"
+	touch $@ $(VENV)/.installed $(VENV)/.installed-space
+
+# Tests of the page need a browser. Where it cannot be installed they are skipped, but not in CI.
+$(VENV)/.chromium: $(VENV)/.pip
+	command -v chromium chromium-browser google-chrome || (apt-get update -qq && apt-get install -y -qq chromium) || true
+	touch $@
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

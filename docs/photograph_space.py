@@ -1,0 +1,81 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Photographs the page for the README, in Chromium: light, dark, on a phone, and comparing.
+
+```bash
+python docs/photograph_space.py docs
+```
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PORT = 7871
+DESK, PHONE = {"width": 1280, "height": 880}, {"width": 390, "height": 844}
+
+
+def main() -> None:
+    """Serves the page, plays the sample on it and takes the pictures."""
+    parser = argparse.ArgumentParser(description="Takes pictures of the page.")
+    parser.add_argument("out", type=Path, help="folder to write to")
+    out = parser.parse_args().out
+    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"}
+    command = [sys.executable, str(ROOT / "space" / "app.py"), "--port", str(PORT)]
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{PORT}").close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        with sync_playwright() as playwright:
+            flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+            for name, scheme, size in (("light", "light", DESK), ("dark", "dark", DESK), ("phone", "light", PHONE)):
+                page = browser.new_page(viewport=size, color_scheme=scheme)
+                page.goto(f"http://127.0.0.1:{PORT}")
+                page.click("#sample")
+                page.wait_for_function("document.querySelector('#player').currentTime > 7.8")
+                page.fill("#question textarea, #question input", "What happened last?")
+                page.click("#ask")
+                page.wait_for_function("document.querySelector('#chat').innerText.includes('happened last')")
+                page.wait_for_timeout(1500)
+                page.screenshot(path=out / f"space_{name}.png", full_page=name == "phone")
+                page.close()
+            page = browser.new_page(viewport=DESK)
+            page.goto(f"http://127.0.0.1:{PORT}")
+            page.get_by_role("tab", name="Compare").click()
+            page.click("#compare")
+            page.wait_for_function("document.querySelector('#full_figures').innerText.includes('entries')")
+            page.wait_for_timeout(6000)
+            page.screenshot(path=out / "space_compare.png")
+            browser.close()
+    finally:
+        server.terminate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the page shows of a stream, as HTML and SVG in the page's own colours, light or dark. Whatever was typed or
+generated is escaped."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from viewer import Viewer
+
+
+SHARE = "share of layers"
+OFF = "off"
+WIDTH, HEIGHT, PLOT_SECONDS = 600, 120, 30.0
+
+
+def overlay_choices(config: Any) -> list[str]:
+    """What the overlay can show: how many of the routed layers keep a patch, or one layer's choice."""
+    return [SHARE, *(f"layer {layer}" for layer in config.routed_layers), OFF]
+
+
+def overlay(viewer: Viewer, shown: str = SHARE) -> str:
+    """A veil over the patches of the last frame that are skipped, as large as the picture."""
+    session, config = viewer.session, viewer.model.config
+    if shown == OFF or not session.kept_tokens:
+        return ""
+    layers = session.kept_tokens if shown == SHARE else {int(shown.split()[-1]): None}
+    kept = [session.kept_tokens[layer].float() for layer in layers if layer in session.kept_tokens]
+    if not kept:
+        return ""
+    share = (sum(kept) / len(kept))[int(config.frame_token_cls) :].tolist()
+    rows, columns = config.frame_token_pooled
+    height, width = viewer.shape
+    # The frame is scaled to fit the square that the encoder sees, centred.
+    side = max(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    cells = []
+    for index, part in enumerate(share):
+        row, column = divmod(index, columns)
+        x, y = left + side * column / columns, top + side * row / rows
+        cells.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{side / columns:.1f}" height="{side / rows:.1f}" '
+            f'fill="#0b1020" fill-opacity="{0.6 * (1 - part):.2f}"/>'
+        )
+        if part > 0:
+            cells.append(
+                f'<rect x="{x + 0.02 * side / columns:.1f}" y="{y + 0.02 * side / rows:.1f}" '
+                f'width="{0.96 * side / columns:.1f}" height="{0.96 * side / rows:.1f}" fill="none" '
+                f'stroke="#ffd166" stroke-opacity="{part:.2f}" stroke-width="{0.008 * side:.2f}"/>'
+            )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
+        f'aria-label="Patches that routed layers keep">{"".join(cells)}</svg>'
+    )
+
+
+def caption(viewer: Viewer) -> str:
+    """The last thing that the model said, for a screen reader too."""
+    said = [event for event in viewer.session.events if event.role == "assistant" and event.text]
+    return f"<span>{escape(said[-1].text)}</span>" if said else ""
+
+
+def chat(viewer: Viewer) -> list[dict[str, str]]:
+    """All that was said, each with its second, as messages: escaped, since a chat renders HTML even if told not to."""
+    return [
+        {"role": event.role, "content": f"{event.time:.1f} s   {escape(event.text)}"}
+        for event in viewer.session.events
+    ]
+
+
+def silence_plot(viewer: Viewer) -> str:
+    """Probability of silence at each frame of the last half minute, the threshold, and the moments of speech."""
+    moments = list(viewer.moments)
+    threshold = viewer.session.interval_threshold
+    threshold = viewer.model.config.interval_threshold if threshold is None else threshold
+    end = max(moments[-1].time if moments else 0.0, PLOT_SECONDS)
+    seen = [moment for moment in moments if moment.time >= end - PLOT_SECONDS]
+
+    def place(time: float, value: float) -> tuple[float, float]:
+        return 34 + (WIDTH - 44) * (time - end + PLOT_SECONDS) / PLOT_SECONDS, 10 + (HEIGHT - 34) * (1 - value)
+
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(m.time, m.silence) for m in seen))
+    dots = [place(m.time, m.silence) for m in seen if m.spoke]
+    _, cut = place(end, threshold)
+    marks = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="spoke"/>' for x, y in dots)
+    words = (
+        f"Probability of silence at each frame; the model speaks below {threshold:.2f}. It spoke {len(dots)} times."
+    )
+    return _figure(
+        "Probability of silence",
+        f"speaks below {threshold:.2f}",
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{words}">'
+        f'<line x1="34" x2="{WIDTH - 10}" y1="{cut:.1f}" y2="{cut:.1f}" class="threshold"/>'
+        f'<polyline points="{line}" class="line"/>{marks}{_axes(end, ("1", "0"))}</svg>',
+    )
+
+
+def latency_plot(viewer: Viewer) -> str:
+    """Seconds from each frame's arrival to the decision on it."""
+    moments = list(viewer.moments)
+    end = max(moments[-1].time if moments else 0.0, PLOT_SECONDS)
+    seen = [moment for moment in moments if moment.time >= end - PLOT_SECONDS]
+    most = max([moment.latency for moment in seen], default=0.0) or 1e-3
+    bars = []
+    for moment in seen:
+        x = 34 + (WIDTH - 44) * (moment.time - end + PLOT_SECONDS) / PLOT_SECONDS
+        high = (HEIGHT - 34) * moment.latency / most
+        bars.append(f'<rect x="{x - 3:.1f}" y="{HEIGHT - 24 - high:.1f}" width="6" height="{high:.1f}" class="bar"/>')
+    last = seen[-1].latency if seen else 0.0
+    return _figure(
+        "Frame latency",
+        f"{1000 * last:.0f} ms, {viewer.dropped} frames dropped",
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Frame latency, last {1000 * last:.0f} ms">'
+        f"{''.join(bars)}{_axes(end, (f'{1000 * most:.0f}', '0'))}</svg>",
+    )
+
+
+def savings(viewer: Viewer) -> str:
+    """What the routing saves of this stream: operations and cache, against full compute."""
+    cost, frames = viewer.cost(), viewer.session.num_frames
+    if not frames:
+        return _figure("What routing saves", "as soon as a frame is seen", "")
+    bars = "".join(
+        _bar(name, part, whole, unit)
+        for name, part, whole, unit in (
+            ("Operations", cost.flops, cost.full_flops, "FLOP"),
+            ("Cache", cost.cache_bytes, cost.full_cache_bytes, "B"),
+        )
+    )
+    config = viewer.model.config
+    counts = [count for count in config.layer_keep_counts if count < config.frame_num_tokens]
+    kept = f"{len(counts)} of {len(config.layer_keep_counts)} layers keep {_span(counts)} of {config.frame_num_tokens}"
+    note = f"{kept} tokens a frame" if counts else "no layer routes"
+    return _figure("What routing saves", f"{frames} frames, {note}", bars)
+
+
+def figures(viewer: Viewer) -> str:
+    """One side of a comparison: speed, memory and work."""
+    cost, session = viewer.cost(), viewer.session
+    latencies = sorted(moment.latency for moment in viewer.moments)
+    middle = latencies[len(latencies) // 2] if latencies else 0.0
+    rows = (
+        ("frames a second, speech and all", f"{session.num_frames / max(viewer.seconds, 1e-9):.1f}"),
+        ("frame latency, median", f"{1000 * middle:.1f} ms"),
+        ("operations", amount(cost.flops, "FLOP")),
+        ("cache", amount(cost.cache_bytes, "B")),
+        ("cache entries", f"{sum(session.cache.lengths)}"),
+    )
+    cells = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in rows)
+    return f'<table class="figures">{cells}</table>'
+
+
+def amount(count: float, unit: str) -> str:
+    """A count with a prefix, such as "1.5 GFLOP"."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if count < 1000 or prefix == "T":
+            return f"{count:.3g} {prefix}{unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _span(counts: Sequence[int]) -> str:
+    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _bar(name: str, part: float, whole: float, unit: str) -> str:
+    share = part / max(whole, 1e-9)
+    words = f"{name}: {amount(part, unit)} of {amount(whole, unit)}, {1 - share:.0%} saved"
+    return (
+        f'<div class="saving" role="img" aria-label="{words}"><div class="names"><span>{name}</span>'
+        f"<strong>{1 - share:.0%} saved</strong></div>"
+        f'<div class="whole"><div class="part" style="width:{100 * min(share, 1):.1f}%"></div></div>'
+        f'<div class="names"><span>{amount(part, unit)}</span><span>{amount(whole, unit)} at full compute</span></div>'
+        "</div>"
+    )
+
+
+def _figure(title: str, note: str, drawing: str) -> str:
+    return (
+        f'<figure class="plot"><figcaption><strong>{title}</strong><span>{note}</span></figcaption>{drawing}</figure>'
+    )
+
+
+def _axes(end: float, ends: tuple[str, str]) -> str:
+    begin = max(0.0, end - PLOT_SECONDS)
+    bottom = HEIGHT - 24
+    return (
+        f'<line x1="34" x2="{WIDTH - 10}" y1="{bottom}" y2="{bottom}" class="axis"/>'
+        f'<text x="28" y="20" text-anchor="end">{ends[0]}</text>'
+        f'<text x="28" y="{bottom}" text-anchor="end">{ends[1]}</text>'
+        f'<text x="34" y="{HEIGHT - 4}">{begin:.0f} s</text>'
+        f'<text x="{WIDTH - 10}" y="{HEIGHT - 4}" text-anchor="end">{end:.0f} s</text>'
+    )

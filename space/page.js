@@ -1,0 +1,106 @@
+// What only the browser can do: play the video, open the camera, and say at each tick what is to be seen now.
+() => {
+  const MOST = 16; // Frames of the camera that wait for the next tick; older ones are dropped, and counted.
+  const page = { frames: [], dropped: 0, seek: false, from: null, url: null, capture: null, begun: 0 };
+  window.page = page;
+  const stage = () => document.querySelector("#stage");
+  const player = () => document.querySelector("#player");
+  const say = (text) => { document.querySelector("#notice").textContent = text; };
+
+  const shape = () => {
+    const video = player();
+    if (video.videoWidth) stage().style.setProperty("--ratio", video.videoWidth / video.videoHeight);
+  };
+
+  const stop = () => {
+    clearInterval(page.capture);
+    page.capture = null;
+    const video = player();
+    if (video.srcObject) video.srcObject.getTracks().forEach((track) => track.stop());
+    video.srcObject = null;
+    page.frames = [];
+    page.dropped = 0;
+    page.seek = false;
+    page.url = null;
+  };
+
+  // A file: the server reads it, and is told at each tick how far the browser has played.
+  page.play = (url) => {
+    if (!url) return;
+    stop();
+    say("");
+    const video = player();
+    video.onloadedmetadata = shape;
+    video.onseeking = () => { if (page.url && video.currentTime !== page.from) page.seek = true; };
+    page.from = 0;
+    page.url = url;
+    video.controls = true;
+    video.loop = false;
+    video.src = url;
+    stage().classList.add("playing");
+    video.play().catch(() => say("Press play to begin."));
+  };
+
+  // The camera: frames are taken at the chosen rate and sent with the next tick.
+  page.camera = async (fps) => {
+    stop();
+    const video = player();
+    let stream;
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({ video: true, audio: false });
+    } catch (error) {
+      say(`The camera cannot be opened (${error.name}). Allow it for this page, or choose a video.`);
+      return;
+    }
+    say("");
+    video.removeAttribute("src");
+    video.controls = false;
+    video.onloadedmetadata = shape;
+    video.srcObject = stream;
+    stage().classList.add("playing");
+    await video.play();
+    page.begun = performance.now();
+    page.watchAt(fps);
+  };
+
+  page.watchAt = (fps) => {
+    const video = player();
+    const canvas = document.createElement("canvas");
+    clearInterval(page.capture);
+    page.capture = setInterval(() => {
+      if (video.paused || !video.videoWidth) return;
+      const scale = Math.min(1, 512 / Math.max(video.videoWidth, video.videoHeight));
+      canvas.width = Math.round(video.videoWidth * scale);
+      canvas.height = Math.round(video.videoHeight * scale);
+      canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
+      const time = Math.round(performance.now() - page.begun) / 1000;
+      page.frames.push({ time, image: canvas.toDataURL("image/jpeg", 0.92) });
+      if (page.frames.length > MOST) { page.frames.shift(); page.dropped += 1; }
+    }, 1000 / fps);
+  };
+
+  page.pause = () => {
+    const video = player();
+    if (video.paused) video.play(); else video.pause();
+  };
+
+  // The second from which a stream begins anew; the camera is from now on watched at this rate.
+  page.now = (fps) => {
+    if (page.capture) page.watchAt(fps);
+    return page.url ? player().currentTime : null;
+  };
+
+  // What is sent at a tick: frames of the camera, how many were dropped, the second that is played, and whether the
+  // person jumped there.
+  page.collect = () => {
+    const { frames, dropped, seek } = page;
+    page.frames = [];
+    page.dropped = 0;
+    const video = player();
+    const until = page.url ? video.currentTime + (video.ended ? 1 : 0) : null;
+    // Where a jump has not arrived yet, the second is not the one that will be shown.
+    if (seek && video.seeking) return [[], 0, null, false];
+    if (seek) { page.seek = false; page.from = until; }
+    return [frames, dropped, until, seek];
+  };
+}

@@ -1,0 +1,267 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The page without a browser: streams, seats, limits, what is drawn and what is taken away."""
+
+import json
+import re
+import shutil
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import app as space_app
+import av
+import captions
+import drawing
+import gradio as gr
+import numpy as np
+import pytest
+import yaml
+from tiny import random_frames, write_clip
+from viewer import Limits, Room, RoomIsFull, Viewer, compare
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+
+
+ROOT = Path(__file__).parents[1]
+SPACE = ROOT / "space"
+SAMPLE = SPACE / "samples" / "streamworld.mp4"
+STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    checkpoint = SPACE / "checkpoint"
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+
+
+def event(time, text, role="assistant"):
+    return SimpleNamespace(time=time, frame=int(2 * time), role=role, text=text)
+
+
+def told(viewer):
+    return [[e.time, e.text] for e in viewer.session.events if e.role == "assistant"]
+
+
+# ------------------------------------------------------------------------------------------------------------ captions
+
+
+def test_captions_follow_each_other_and_never_overlap():
+    said = [
+        event(0.0, "Narrate.", "user"),
+        event(1.0, "One."),
+        event(3.0, "Two."),
+        event(3.0, "Three."),
+        event(20.0, ""),
+    ]
+    shown = list(captions.cues(said))
+    assert shown == [(1.0, 3.0, "One."), (3.0, 3.5, "Two."), (3.5, 7.0 + 0.5, "Three.")]
+
+
+def test_srt_vtt_and_jsonl_are_what_players_and_people_read():
+    said = [event(61.5, "A <b> & c.\n\nIts next line."), event(3600.25, "Two.")]
+    assert captions.to_srt(said) == (
+        "1\n00:01:01,500 --> 00:01:05,500\nA <b> & c. Its next line.\n\n2\n01:00:00,250 --> 01:00:04,250\nTwo.\n"
+    )
+    vtt = captions.to_vtt(said)
+    assert vtt.startswith("WEBVTT\n\n00:01:01.500 --> 00:01:05.500\nA &lt;b&gt; &amp; c. Its next line.\n")
+    assert [json.loads(line) for line in captions.to_jsonl([event(0.5, "é", "user")]).splitlines()] == [
+        {"time": 0.5, "frame": 1, "role": "user", "text": "é"}
+    ]
+    assert captions.to_srt([]) == "" and captions.to_vtt([]) == "WEBVTT\n"
+
+
+def test_captions_are_burnt_into_the_frames_of_their_time(tmp_path):
+    write_clip(tmp_path / "clip.mp4", np.full((40, 64, 64, 3), 128, dtype=np.uint8), fps=10)
+    captions.burn_in(
+        tmp_path / "clip.mp4", [event(1.0, "A long caption that needs two lines at least.")], tmp_path / "out.mp4"
+    )
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        pictures = [(float(f.pts * f.time_base), f.to_ndarray(format="rgb24")) for f in container.decode(stream)]
+    assert len(pictures) == 40 and min(pictures[0][1].shape[:2]) >= 360
+    for time, picture in pictures:
+        bottom, top = picture[-60:].astype(int), picture[:100].astype(int)
+        assert (bottom.std() > 20) == (1.0 <= time < 5.0) and top.std() < 5, time
+    with pytest.raises(ValueError, match="'README.md' cannot be read as video"):
+        captions.burn_in(ROOT / "README.md", [], tmp_path / "no.mp4")
+
+
+# ------------------------------------------------------------------------------------------------------------- streams
+
+
+def test_a_file_is_watched_up_to_where_it_was_played(parts):
+    viewer = Viewer(*parts)
+    viewer.begin(video=SAMPLE)
+    viewer.watch_until(3.6)
+    assert viewer.session.time == 3.5 and told(viewer) == [line for line in STORY if line[0] <= 3.5]
+    viewer.watch_until(3.6)
+    assert viewer.session.num_frames == 8, "nothing is seen twice"
+    for _ in range(3):
+        viewer.watch_until(60.0)
+    assert viewer.ended and told(viewer) == STORY and len(viewer.moments) == viewer.session.num_frames
+    assert [m.time for m in viewer.moments if m.spoke] == [time for time, _ in STORY]
+    viewer.ask("How many things do you see?")
+    assert viewer.session.events[-1].role == "assistant", "after its end it can still be asked"
+
+    viewer.begin(video=SAMPLE, start=4.0)
+    viewer.watch_until(60.0)
+    assert (
+        viewer.moments[0].time == 4.0
+        and viewer.session.events[0].role == "user"
+        and not viewer.session.events[0].time > 4
+    )
+
+
+def test_frames_of_a_camera_and_settings(parts):
+    viewer = Viewer(*parts, instruction=" ")
+    frames = [(0.5 * index, frame) for index, frame in enumerate(random_frames(4))]
+    viewer.see(frames, dropped=3)
+    viewer.see(frames[2:], dropped=1)
+    assert viewer.session.num_frames == 4 and viewer.dropped == 4 and viewer.shape == frames[0][1].shape[:2]
+    assert not any(e.role == "user" for e in viewer.session.events), "an empty instruction is none"
+    assert viewer.waiting is None and not viewer.ended
+    viewer.set_threshold(1.0)
+    before = len(viewer.session.events)
+    viewer.see([(9.0, random_frames(1, seed=9)[0])])
+    assert len(viewer.session.events) > before, "at a threshold of 1 it always speaks"
+    viewer.close()
+    assert viewer.session.closed and sum(viewer.session.cache.lengths) == 0
+
+
+def test_comparing_is_fair_and_alike(parts):
+    model, processor = parts
+    full = VideoLLMMoDForConditionalGeneration.from_pretrained(SPACE / "checkpoint", mod_keep_ratio=1.0).eval()
+    steps = [
+        [viewer.session.num_frames for viewer in viewers] for viewers in compare((model, full), processor, SAMPLE)
+    ]
+    assert steps == [[index, index] for index in range(1, 18)]
+    *_, (routed, plain) = compare((model, full), processor, SAMPLE)
+    assert told(routed) == STORY and sum(routed.session.cache.lengths) < sum(plain.session.cache.lengths)
+    assert plain.cost().flops_ratio == 1 and routed.cost().flops_ratio < 1
+    assert "MFLOP" in drawing.figures(routed) and drawing.figures(routed) != drawing.figures(plain)
+    assert 0 < routed.session.frame_latency < routed.seconds
+    *_, (cut, _) = compare((model, full), processor, SAMPLE, end=2.0)
+    assert cut.session.time == 2.0 and cut.ended
+
+
+def test_seats(parts):
+    left = []
+    room = Room(2, patience=0.2, on_leave=left.append)
+    one, two = (room.enter(name, lambda: Viewer(*parts)) for name in ("one", "two"))
+    assert room.find("one") is one and room.find("nobody") is None
+    with pytest.raises(RoomIsFull, match="2 people are watching"):
+        room.enter("three", lambda: Viewer(*parts))
+    again = room.enter("two", lambda: Viewer(*parts))
+    assert again is not two and two.session.closed and len(room) == 2
+    threading.Event().wait(0.3)
+    room.find("two")
+    three = room.enter("three", lambda: Viewer(*parts))
+    assert one.session.closed and not again.session.closed and room.find("three") is three
+    room.leave("three")
+    room.leave("three")
+    assert len(room) == 1 and left == [two, one, three]
+
+
+def test_limits_are_told_in_a_sentence(tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", random_frames(20), fps=10)
+    assert Limits().check(clip) == pytest.approx(2.0, abs=0.11)
+    for limits, message in (
+        (Limits(megabytes=0), "This file has 0 MB; at most 0 are taken"),
+        (Limits(seconds=1.0), r"lasts 0 min; at most 0 are watched"),
+        (Limits(pixels=100), r"picture has \d+x\d+ pixels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            limits.check(clip)
+    with pytest.raises(ValueError, match="cannot be read as a video"):
+        Limits().check(ROOT / "README.md")
+
+
+# ------------------------------------------------------------------------------------------------------------- drawing
+
+
+def test_the_overlay_shows_what_layers_keep(parts):
+    viewer = Viewer(*parts)
+    assert drawing.overlay(viewer) == ""
+    viewer.begin(video=SAMPLE)
+    viewer.watch_until(1.0)
+    config = viewer.model.config
+    assert drawing.overlay_choices(config) == ["share of layers", *(f"layer {i}" for i in config.routed_layers), "off"]
+    for layer in config.routed_layers:
+        drawn = ElementTree.fromstring(drawing.overlay(viewer, f"layer {layer}"))
+        bright = [cell for cell in drawn if cell.get("fill") != "none" and float(cell.get("fill-opacity")) == 0]
+        assert len(bright) == config.layer_keep_counts[layer] == len([c for c in drawn if c.get("fill") == "none"])
+        grid = [float(cell.get("fill-opacity")) == 0 for cell in drawn if cell.get("fill") != "none"]
+        assert grid == viewer.session.kept_tokens[layer].tolist()
+    assert drawing.overlay(viewer, "off") == ""
+    viewer.see([(9.0, np.zeros((60, 100, 3), dtype=np.uint8))])
+    cells = [c for c in ElementTree.fromstring(drawing.overlay(viewer)) if c.get("fill") != "none"]
+    # The encoder sees the picture in the middle of a square.
+    assert (cells[0].get("x"), cells[0].get("y"), cells[0].get("width")) == ("0.0", "-20.0", "25.0")
+
+
+def test_plots_are_well_formed_and_say_what_they_show(parts):
+    viewer = Viewer(*parts)
+    assert "as soon as a frame is seen" in drawing.savings(viewer)
+    for plot in (drawing.silence_plot, drawing.latency_plot):
+        ElementTree.fromstring(plot(viewer))
+    viewer.begin(video=SAMPLE)
+    for _ in range(2):
+        viewer.watch_until(60.0)
+    plot = ElementTree.fromstring(drawing.silence_plot(viewer))
+    assert len(plot.findall(".//circle")) == len(STORY)
+    assert len(plot.find(".//polyline").get("points").split()) == viewer.session.num_frames
+    assert len(ElementTree.fromstring(drawing.latency_plot(viewer)).findall(".//rect")) == viewer.session.num_frames
+    cost = viewer.cost()
+    assert drawing.savings(viewer).count(f"{1 - cost.flops_ratio:.0%} saved") >= 1
+    assert "4 of 6 layers keep 4 of 16 tokens" in drawing.savings(viewer)
+
+
+def test_what_is_typed_is_escaped(parts):
+    viewer = Viewer(*parts, instruction="<script>alert(1)</script>")
+    viewer.begin(video=SAMPLE)
+    viewer.watch_until(0.0)
+    assert drawing.chat(viewer)[0]["content"] == "0.0 s   &lt;script&gt;alert(1)&lt;/script&gt;"
+    viewer.session.events.append(event(1.0, "<img src=x>"))
+    assert drawing.caption(viewer) == "<span>&lt;img src=x&gt;</span>"
+    assert [drawing.amount(n, "B") for n in (0, 999, 1500, 2.34e9)] == ["0 B", "999 B", "1.5 kB", "2.34 GB"]
+
+
+# ---------------------------------------------------------------------------------------------------------- deployment
+
+
+def test_frames_that_are_no_pictures_are_refused():
+    for url in ("", "file:///etc/passwd", "data:image/png;base64,@@", "data:text/html;base64,aGk=", None):
+        with pytest.raises(gr.Error, match="A frame is a data URL"):
+            space_app._picture(url)
+
+
+def test_the_folder_is_a_space(tmp_path):
+    """Front matter, requirements, and nothing outside the folder: a copy of it serves its page."""
+    front = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["license"] == "apache-2.0"
+    assert len(front["short_description"]) <= 60 and gr.__version__.split(".")[0] == front["sdk_version"].split(".")[0]
+    needed = {re.split(r"[<>=]", line)[0] for line in (SPACE / "requirements.txt").read_text().split()}
+    assert {"gradio", "torch", "torchvision", "transformers", "av", "accelerate"} <= needed
+    text = "".join(path.read_text(encoding="utf-8") for path in SPACE.glob("*.py"))
+    assert "import videollm_mod" not in text and "from videollm_mod" not in text
+    copy = shutil.copytree(SPACE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
+    assert size < 25e6
+    page = space_app.App(str(copy / "checkpoint"), seats=2)
+    names = {function.api_name for function in page.build().fns.values()}
+    assert {"open_video", "open_camera", "watch", "ask", "export", "compare", "reset"} <= names
+    assert not page.is_toy and space_app.App(str(SPACE / "checkpoint")).is_toy
