@@ -113,7 +113,7 @@ class App:
         self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
         self.model = load(name)
         self._full: Any = None
-        self.room = Room(seats, on_leave=lambda viewer: self._forget(viewer.video))
+        self.room = Room(seats, on_leave=self._gone)
         self.is_toy = Path(name).resolve() == EMBEDDED
 
     # --------------------------------------------------------------------------------------------------- handlers
@@ -122,14 +122,16 @@ class App:
         """Begins a stream on a file and has the browser play it."""
         if path is None:
             raise gr.Error("Choose a video first.", print_exception=False)
-        self._check(path)
-        viewer = self._enter(request, fps, threshold, instruction)
+        self._do(self.limits.check, path)
+        viewer = self._viewer(fps, threshold, instruction)
         self._do(viewer.begin, video=path)
+        self._enter(viewer, request)
         return f"gradio_api/file={path}", gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
     def open_camera(self, fps: float, threshold: float, instruction: str, request: gr.Request) -> Any:
         """Begins a stream on frames that will be sent."""
-        viewer = self._enter(request, fps, threshold, instruction)
+        viewer = self._viewer(fps, threshold, instruction)
+        self._enter(viewer, request)
         return gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
     def watch(
@@ -158,14 +160,14 @@ class App:
         elif until is not None and viewer.video is not None:
             self._do(viewer.watch_until, float(until))
         elif frames:
-            self._do(viewer.see, [(float(frame["time"]), _picture(frame["image"])) for frame in frames], int(dropped))
+            self._do(viewer.see, [_frame(sent) for sent in frames], int(dropped))
         if (len(viewer.session.events), viewer.session.num_frames) == (said, seen):
-            return gr.Timer(active=not viewer.ended), *[gr.skip()] * 7
+            return [gr.skip()] * 8
         showing = list(self._show(viewer, shown))
         if len(viewer.session.events) == said:
             # What has not changed is not sent: a screen reader would read it again.
             showing[0] = showing[1] = gr.skip()
-        return gr.Timer(active=not viewer.ended), *showing
+        return gr.skip(), *showing
 
     def ask(self, text: str, when: str, shown: str, request: gr.Request) -> Any:
         """Asks, to be answered now or when it happens."""
@@ -215,7 +217,7 @@ class App:
     def compare(self, path: str | None, fps: float) -> Iterator[Any]:
         """Routed and full compute over the same video, each frame to both, as fast as they can."""
         path = path or str(next(SAMPLES.glob("*.mp4")))
-        self._check(path)
+        self._do(self.limits.check, path)
         if self._full is None:
             self._full = load(self.name, mod_keep_ratio=1.0)
         last, viewers, pair = clock.perf_counter(), [], (self.model, self._full)
@@ -247,20 +249,22 @@ class App:
 
     # ---------------------------------------------------------------------------------------------------- helpers
 
-    def _enter(self, request: gr.Request, fps: float, threshold: float, instruction: str) -> Viewer:
+    def _viewer(self, fps: float, threshold: float, instruction: str) -> Viewer:
         options = {"fps": float(fps), "threshold": float(threshold), "instruction": instruction[:500]}
+        return self._do(Viewer, self.model, self.processor, **options)
+
+    def _enter(self, viewer: Viewer, request: gr.Request) -> None:
         try:
-            return self.room.enter(request.session_hash, lambda: Viewer(self.model, self.processor, **options))
+            self.room.enter(request.session_hash, viewer)
         except RoomIsFull as error:
+            self._gone(viewer)
             raise gr.Error(str(error), print_exception=False) from None
 
     def _find(self, request: gr.Request) -> Viewer | None:
         return self.room.find(request.session_hash)
 
-    def _check(self, path: str) -> None:
-        self._do(self.limits.check, path)
-
     def _do(self, verb: Any, *args: Any, **kwargs: Any) -> Any:
+        """A call whose complaint is shown to the person."""
         try:
             return verb(*args, **kwargs)
         except ValueError as error:
@@ -281,10 +285,11 @@ class App:
     def _side_by_side(self, viewers: list[Viewer]) -> tuple[Any, ...]:
         return tuple(part for viewer in viewers for part in (drawing.chat(viewer), drawing.figures(viewer)))
 
-    def _forget(self, video: Path | None) -> None:
-        """Deletes an upload once nobody watches it; samples stay."""
-        if video is not None and SAMPLES not in video.resolve().parents and _is_upload(video):
-            video.unlink(missing_ok=True)
+    def _gone(self, viewer: Viewer) -> None:
+        """Who is gone leaves nothing: an upload is deleted once nobody watches it. The same file has the same path."""
+        viewer.close()
+        if viewer.video is not None and _is_upload(viewer.video) and not self.room.watches(viewer.video):
+            viewer.video.unlink(missing_ok=True)
 
     # ----------------------------------------------------------------------------------------------------- the page
 
@@ -449,20 +454,19 @@ def _is_upload(path: Path) -> bool:
     return uploads.resolve() in path.resolve().parents
 
 
-def _picture(url: str) -> np.ndarray:
-    """A frame that the browser sent, a data URL, as uint8 (height, width, 3)."""
+def _frame(sent: dict[str, Any]) -> tuple[float, np.ndarray]:
+    """A frame that the browser sent: its second, and its picture as uint8 (height, width, 3)."""
     try:
-        kind, data = url.split(",", 1)
+        kind, data = sent["image"].split(",", 1)
         if not kind.startswith("data:image/") or len(data) > 4_000_000:
             raise ValueError
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["JPEG", "PNG", "WEBP"]) as image:
             if image.width * image.height > 2048 * 2048:
                 raise ValueError
-            return np.asarray(image.convert("RGB"))
-    except (ValueError, OSError, AttributeError):
-        raise gr.Error(
-            "A frame is a data URL of a JPEG, PNG or WebP picture of at most 4 MB.", print_exception=False
-        ) from None
+            return float(sent["time"]), np.asarray(image.convert("RGB"))
+    except (ValueError, OSError, AttributeError, KeyError, TypeError):
+        message = "A frame is a `time` in seconds and an `image`: a data URL of a JPEG, PNG or WebP of at most 4 MB."
+        raise gr.Error(message, print_exception=False) from None
 
 
 def main() -> None:

@@ -242,27 +242,30 @@ class Room:
     def __len__(self) -> int:
         return len(self._viewers)
 
-    def enter(self, name: str, viewer: Callable[[], Viewer]) -> Viewer:
+    def enter(self, name: str, viewer: Viewer) -> None:
         """
-        A new stream for somebody, in place of the one they had.
+        Gives somebody a seat, in place of the one they had.
 
         Raises:
-            [`RoomIsFull`]: If there is no seat.
+            [`RoomIsFull`]: If there is none; what they had is left as it is.
         """
         with self._lock:
-            gone = [self._viewers.pop(name)] if name in self._viewers else []
-            now = clock.monotonic()
-            if len(self._viewers) >= self.seats:
-                idle = [key for key, other in self._viewers.items() if now - other.last_call > self.patience]
-                gone += [self._viewers.pop(key) for key in idle]
-            free = len(self._viewers) < self.seats
-            if free:
-                self._viewers[name] = viewer()
+            others = {key: other for key, other in self._viewers.items() if key != name}
+            if len(others) >= self.seats:
+                now = clock.monotonic()
+                others = {key: o for key, o in others.items() if now - o.last_call <= self.patience}
+            if len(others) >= self.seats:
+                raise RoomIsFull(
+                    f"{self.seats} people are watching, and there is no seat free. Try again in a minute."
+                )
+            gone = [other for key, other in self._viewers.items() if key not in others]
+            self._viewers = {**others, name: viewer}
         for other in gone:
             self._let_go(other)
-        if not free:
-            raise RoomIsFull(f"{self.seats} people are watching, and there is no seat free. Try again in a minute.")
-        return self._viewers[name]
+
+    def watches(self, video: Path) -> bool:
+        """Whether anybody watches a file."""
+        return any(viewer.video == video for viewer in list(self._viewers.values()))
 
     def find(self, name: str) -> Viewer | None:
         """Whose page it is, if they watch."""

@@ -13,6 +13,8 @@
 # limitations under the License.
 """The page without a browser: streams, seats, limits, what is drawn and what is taken away."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -29,6 +31,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from tiny import random_frames, write_clip
 from viewer import Limits, Room, RoomIsFull, Viewer, compare
 
@@ -161,16 +164,20 @@ def test_comparing_is_fair_and_alike(parts):
 def test_seats(parts):
     left = []
     room = Room(2, patience=0.2, on_leave=left.append)
-    one, two = (room.enter(name, lambda: Viewer(*parts)) for name in ("one", "two"))
-    assert room.find("one") is one and room.find("nobody") is None
+    one, two, again, three = (Viewer(*parts) for _ in range(4))
+    one.begin(video=SAMPLE)
+    room.enter("one", one)
+    room.enter("two", two)
+    assert room.find("one") is one and room.find("nobody") is None and room.watches(SAMPLE)
     with pytest.raises(RoomIsFull, match="2 people are watching"):
-        room.enter("three", lambda: Viewer(*parts))
-    again = room.enter("two", lambda: Viewer(*parts))
-    assert again is not two and two.session.closed and len(room) == 2
+        room.enter("three", three)
+    room.enter("two", again)
+    assert room.find("two") is again and two.session.closed and len(room) == 2
     threading.Event().wait(0.3)
     room.find("two")
-    three = room.enter("three", lambda: Viewer(*parts))
-    assert one.session.closed and not again.session.closed and room.find("three") is three
+    room.enter("three", three)
+    assert one.session.closed and not one.folder.exists() and not room.watches(SAMPLE)
+    assert not again.session.closed and again.folder.exists() and room.find("three") is three
     room.leave("three")
     room.leave("three")
     assert len(room) == 1 and left == [two, one, three]
@@ -245,8 +252,15 @@ def test_what_is_typed_is_escaped(parts):
 
 def test_frames_that_are_no_pictures_are_refused():
     for url in ("", "file:///etc/passwd", "data:image/png;base64,@@", "data:text/html;base64,aGk=", None):
-        with pytest.raises(gr.Error, match="A frame is a data URL"):
-            space_app._picture(url)
+        with pytest.raises(gr.Error, match="a data URL of a JPEG"):
+            space_app._frame({"time": 1.0, "image": url})
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(picture, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    time, frame = space_app._frame({"time": "1.5", "image": url})
+    assert time == 1.5 and frame.shape == (3, 4, 3) and frame[0, 0].tolist() == [255, 0, 0]
+    with pytest.raises(gr.Error, match="a data URL of a JPEG"):
+        space_app._frame({"time": "soon", "image": url})
 
 
 def test_the_folder_is_a_space(tmp_path):
