@@ -1,0 +1,125 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Publishing, against a loopback Hub."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub import TOKEN, Hub, commit_hash
+from safetensors.torch import load
+
+
+ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "space" / "checkpoint"
+REPO = "somebody/narrator"
+
+
+@pytest.fixture
+def hub():
+    with Hub() as server:
+        yield server
+
+
+def push(hub, home, *arguments, **variables):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train" / "push.py"), *map(str, arguments)],
+        env={**os.environ, **hub.environment(home), **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_everything_in_one_commit_and_loaded_from_there(hub, tmp_path):
+    checkpoint = shutil.copytree(EMBEDDED, tmp_path / "checkpoint")
+    (checkpoint / "checkpoint-500").mkdir()
+    (checkpoint / "checkpoint-500" / "optimizer.pt").write_bytes(b"0" * 100)
+    (checkpoint / "training_args.bin").write_bytes(b"0" * 100)
+    done = push(hub, tmp_path / "home", checkpoint, REPO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{REPO}@{commit_hash(REPO, 1)}, loaded from there"
+    assert len(hub.repos[REPO]) == 2, "one commit after the empty one"
+    assert hub.files(REPO) == {
+        path.name: path.read_bytes() for path in EMBEDDED.iterdir() if path.is_file() and path.suffix != ".pyc"
+    }
+    assert TOKEN not in done.stdout + done.stderr
+    assert not any(
+        TOKEN in path.read_text(errors="ignore") for path in (tmp_path / "home").rglob("*") if path.is_file()
+    )
+
+
+def test_large_weights_are_cut(hub, tmp_path):
+    done = push(hub, tmp_path / "home", EMBEDDED, REPO, "--max_shard_size", "3MB")
+    assert done.returncode == 0, done.stderr
+    shards = {name: data for name, data in hub.files(REPO).items() if name.endswith(".safetensors")}
+    assert len(shards) >= 3 and all(len(data) < 3.1e6 for data in shards.values())
+    whole = load((EMBEDDED / "model.safetensors").read_bytes())
+    parts = {name: weight for data in shards.values() for name, weight in load(data).items()}
+    assert parts.keys() == whole.keys() and all((parts[name] == whole[name]).all() for name in whole)
+    assert "model.safetensors.index.json" in hub.files(REPO)
+    # Cut otherwise, the pieces of before are gone.
+    done = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
+    assert [name for name in hub.files(REPO) if "safetensors" in name] == ["model.safetensors"], done.stderr
+
+
+def test_another_model_is_not_overwritten_unless_forced(hub, tmp_path):
+    assert push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify").returncode == 0
+    other = shutil.copytree(EMBEDDED, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "mod_keep_ratio": 0.5, "transformers_version": "9"}))
+    refused = push(hub, tmp_path / "home", other, REPO, "--no_verify")
+    assert refused.returncode == 1 and len(hub.repos[REPO]) == 2
+    assert refused.stderr.strip().splitlines()[-1] == (
+        f"error: '{REPO}' holds another model: mod_keep_ratio differ. --force puts this in its place."
+    )
+    assert push(hub, tmp_path / "home", other, REPO, "--force").returncode == 0
+    assert json.loads(hub.files(REPO)["config.json"])["mod_keep_ratio"] == 0.5
+    # The same model, trained on, needs no force.
+    assert push(hub, tmp_path / "home", other, REPO, "--no_verify").returncode == 0
+
+
+@pytest.mark.parametrize("where", ["PUT .*upload", "POST .*/commit/"])
+def test_a_broken_line_is_told_and_gone_on_with(hub, tmp_path, where):
+    hub.failures += [where] * 20
+    broken = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
+    assert broken.returncode == 1 and "Traceback" not in broken.stderr
+    assert "error: The upload broke off" in broken.stderr and "Run the same command again" in broken.stderr
+    assert hub.repos[REPO] == [{}], "nothing half-written is to be seen"
+    hub.failures.clear()
+    hub.requests.clear()
+    done = push(hub, tmp_path / "home", EMBEDDED, REPO)
+    assert done.returncode == 0, done.stderr
+    sent = [request for request in hub.requests if request.startswith("PUT")]
+    assert len(sent) == (1 if where.startswith("PUT") else 0), "what has arrived is not sent again"
+
+
+def test_mistakes_are_answered_in_one_line(hub, tmp_path):
+    for arguments, variables, message in (
+        ((tmp_path, REPO), {}, "has no config.json: give the folder of a checkpoint"),
+        ((EMBEDDED, "no such name!"), {}, "is no name of a repository"),
+        ((EMBEDDED, REPO), {"HF_TOKEN": "hf_wrong"}, "The Hub knows no such user: run `hf auth login`"),
+        ((EMBEDDED, REPO), {"HF_TOKEN": ""}, "run `hf auth login`, or set HF_TOKEN"),
+    ):
+        failed = push(hub, tmp_path / "home", *arguments, "--no_verify", **variables)
+        assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr[-2000:]
+        assert message in failed.stderr, failed.stderr
+    half = shutil.copytree(EMBEDDED, tmp_path / "half")
+    (half / "modeling_videollm_mod.py").unlink()
+    (half / "README.md").unlink()
+    failed = push(hub, tmp_path / "home", half, REPO)
+    assert "it lacks README.md, modeling_videollm_mod.py" in failed.stderr and not hub.repos

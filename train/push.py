@@ -1,0 +1,207 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Publishes a checkpoint: one commit with all that a stranger needs, looked at from a stranger's place afterwards.
+
+```bash
+python train/push.py outputs/streamworld_cpu/narration somebody/narrator
+```
+
+Whoever is logged in (`hf auth login`, or `HF_TOKEN`) publishes; no token is taken as an argument, printed or stored.
+If the line breaks, the same command goes on: what has arrived is not sent again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, save_torch_state_dict
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from safetensors.torch import load_file
+
+
+# What training leaves beside a checkpoint, and a stranger does not need.
+_LEFT_OUT = ("checkpoint-", "runs", "optimizer", "scheduler", "rng_state", "trainer_state", "training_args", ".")
+# Fields in which two configurations may differ and still be of the same model.
+_INCIDENTAL = ("transformers_version", "dtype", "_name_or_path", "interval_threshold", "auto_map", "architectures")
+_LOOK = """
+import sys
+from transformers import AutoModel, AutoProcessor, logging
+logging.set_verbosity_error()
+where = {"pretrained_model_name_or_path": sys.argv[1], "revision": sys.argv[2], "trust_remote_code": True}
+model = AutoModel.from_pretrained(**where, dtype="auto")
+processor = AutoProcessor.from_pretrained(**where)
+assert processor.frame_num_tokens == model.config.frame_num_tokens
+print(model.num_parameters())
+"""
+
+
+def push(
+    checkpoint: str | Path,
+    repo: str,
+    *,
+    private: bool | None = None,
+    force: bool = False,
+    message: str = "Upload VideoLLM-MoD checkpoint",
+    max_shard_size: str = "5GB",
+    verify: bool = True,
+) -> str:
+    """
+    Publishes a checkpoint in one commit.
+
+    Args:
+        checkpoint (`str` or `Path`): Its folder, with configuration, weights, code, processor and card.
+        repo (`str`): Where to: a Hub id, made if it is not there.
+        private (`bool`, *optional*): Of a new repository; by default what its owner's are.
+        force (`bool`, *optional*, defaults to `False`): Whether to put it in the place of another model.
+        message (`str`, *optional*): Of the commit.
+        max_shard_size (`str`, *optional*, defaults to `"5GB"`): Largest file of weights; larger ones are cut.
+        verify (`bool`, *optional*, defaults to `True`): Whether to load what was published, in a process of its own.
+
+    Returns:
+        `str`: The commit's hash.
+
+    Raises:
+        `ValueError`: If the folder is not whole, another model is there, nobody is logged in, or what was published
+            does not load.
+        `ConnectionError`: If the line broke.
+    """
+    folder = Path(checkpoint)
+    _refuse_what_is_not_whole(folder)
+    api = HfApi()
+    try:
+        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        there = set(api.list_repo_files(repo))
+        if not force:
+            _refuse_another_model(api, repo, folder)
+        with tempfile.TemporaryDirectory() as cut:
+            files = dict(_files(folder, Path(cut), max_shard_size))
+            operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
+            # Weights of before, cut otherwise, would be loaded in place of these.
+            stale = {name for name in there if name.endswith((".safetensors", ".safetensors.index.json", ".bin"))}
+            operations += [CommitOperationDelete(name) for name in sorted(stale - set(files))]
+            commit = api.create_commit(repo, operations, commit_message=message)
+    except LocalTokenNotFoundError:
+        raise ValueError("Nobody is logged in: run `hf auth login`, or set HF_TOKEN.") from None
+    except HFValidationError as error:
+        raise ValueError(f"'{repo}' is no name of a repository: {error}") from None
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status == 401:
+            raise ValueError("The Hub knows no such user: run `hf auth login`, or set HF_TOKEN.") from None
+        if status == 403:
+            raise ValueError(f"This user may not write to '{repo}'. Check the name and the token's rights.") from None
+        raise ConnectionError(f"The Hub answered {status}: {error}. Run the same command again.") from None
+    except Exception as error:
+        # huggingface_hub has changed its HTTP library before, and passes that one's errors on.
+        if not isinstance(error, (OSError, RuntimeError)) and not type(error).__module__.startswith("httpx"):
+            raise
+        reason = str(error.__cause__ or error).strip() or type(error).__name__
+        raise ConnectionError(
+            f"The upload broke off ({reason}). Run the same command again: what has arrived is not sent again."
+        ) from None
+    if verify:
+        _look(repo, commit.oid)
+    return commit.oid
+
+
+def _refuse_what_is_not_whole(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"'{folder}' has no config.json: give the folder of a checkpoint.")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    code = {reference.split("--")[-1].split(".")[0] + ".py" for reference in config.get("auto_map", {}).values()}
+    needed = {*code, "processor_config.json", "tokenizer.json", "chat_template.jinja", "README.md"}
+    missing = sorted(name for name in needed if not (folder / name).is_file())
+    if not list(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing or not code:
+        missing = missing or ["auto_map in config.json"]
+        raise ValueError(f"'{folder}' is not whole; it lacks {', '.join(missing)}. `save_pretrained` writes them.")
+
+
+def _refuse_another_model(api: HfApi, repo: str, folder: Path) -> None:
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            theirs = json.loads(Path(api.hf_hub_download(repo, "config.json", local_dir=place)).read_text("utf-8"))
+    except EntryNotFoundError:
+        return
+    ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for config in (ours, theirs):
+        for name in _INCIDENTAL:
+            config.pop(name, None)
+    other = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    if other:
+        raise ValueError(f"'{repo}' holds another model: {', '.join(other)} differ. --force puts this in its place.")
+
+
+def _files(folder: Path, cut: Path, max_shard_size: str) -> Iterator[tuple[str, Path]]:
+    """Name on the Hub and path of all that is published."""
+    weights = sorted(folder.glob("*.safetensors"))
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        is_weights = path in weights or name.endswith(".safetensors.index.json")
+        if path.is_file() and not name.startswith(_LEFT_OUT) and "__pycache__" not in name and not is_weights:
+            yield name, path
+    state_dict = {name: weight for path in weights for name, weight in load_file(path).items()}
+    save_torch_state_dict(state_dict, cut, max_shard_size=max_shard_size)
+    shards = list(cut.iterdir())
+    if len(shards) == 1 == len(weights):
+        # As they are: the file itself and not a copy of it.
+        yield weights[0].name, weights[0]
+    else:
+        yield from ((shard.name, shard) for shard in shards)
+
+
+def _look(repo: str, revision: str) -> None:
+    """Loads what was published as anybody would."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(
+            [sys.executable, "-c", _LOOK, repo, revision],
+            cwd=elsewhere,
+            env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ValueError(f"'{repo}' was published, but does not load: {reason}")
+
+
+def main() -> None:
+    """Publishes and says where it is."""
+    parser = argparse.ArgumentParser(description="Publishes a checkpoint on the Hub and loads it from there.")
+    parser.add_argument("checkpoint", type=Path, help="folder of the checkpoint")
+    parser.add_argument("repo", help="Hub id, such as somebody/narrator")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--force", action="store_true", help="put it in the place of another model")
+    parser.add_argument("--message", default="Upload VideoLLM-MoD checkpoint", help="of the commit")
+    parser.add_argument("--max_shard_size", default="5GB", help="largest file of weights")
+    parser.add_argument("--no_verify", action="store_true", help="do not load it from the Hub afterwards")
+    options = vars(parser.parse_args())
+    verify = not options.pop("no_verify")
+    try:
+        commit = push(**options, verify=verify)
+    except (ValueError, ConnectionError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{options['repo']}@{commit}" + (", loaded from there" if verify else ""))
+
+
+if __name__ == "__main__":
+    main()
