@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -40,8 +40,11 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     VideoLLMMoDVideoProcessor,
 )
-from videollm_mod.train.arguments import ModelArguments
-from videollm_mod.train.data import streamworld
+
+
+# Only training needs TRL, and only StreamWorld's tokenizer the world.
+if TYPE_CHECKING:
+    from videollm_mod.train.arguments import ModelArguments
 
 
 logger = logging.get_logger(__name__)
@@ -50,7 +53,7 @@ logger = logging.get_logger(__name__)
 _PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
 
 
-def load_model(arguments: ModelArguments, *, seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
+def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
     """The model to train and its processor."""
     parts = arguments.vision_model is not None and arguments.language_model is not None
     given = [arguments.checkpoint is not None, arguments.model_config is not None, parts]
@@ -62,7 +65,8 @@ def load_model(arguments: ModelArguments, *, seed: int) -> tuple[VideoLLMMoDForC
     if arguments.model_config is not None:
         model, processor = new_model(arguments.model_config, seed=seed, **options)
     elif parts:
-        options["frame_token_pooled"] = arguments.frame_token_pooled
+        if arguments.frame_token_pooled is not None:
+            options["frame_token_pooled"] = arguments.frame_token_pooled
         model, processor = model_from_parts(
             arguments.vision_model, arguments.language_model, seed=seed, dtype=arguments.dtype, **options
         )
@@ -83,7 +87,7 @@ def load_model(arguments: ModelArguments, *, seed: int) -> tuple[VideoLLMMoDForC
     return model, processor
 
 
-def choose_parts(model: VideoLLMMoDForConditionalGeneration, arguments: ModelArguments) -> Any | None:
+def choose_parts(model: VideoLLMMoDForConditionalGeneration, arguments: "ModelArguments") -> Any | None:
     """Freezes what is not trained; returns the adapter's configuration if the language model gets one."""
     tuned = {
         "vision_encoder": arguments.tune_vision_encoder,
@@ -145,7 +149,13 @@ def new_model(
 
 
 def model_from_parts(
-    vision_model: str, language_model: str, *, seed: int = 0, dtype: Any = None, **fields: Any
+    vision_model: str,
+    language_model: str,
+    *,
+    seed: int = 0,
+    dtype: Any = None,
+    frame_token_interval: str | None = ",",
+    **fields: Any,
 ) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
     """
     A model of a trained vision encoder and a trained language model; connector and routers are new.
@@ -155,6 +165,7 @@ def model_from_parts(
         language_model (`str`): A decoder-only language model: a folder or a Hub id.
         seed (`int`, *optional*, defaults to 0): Seed of the new weights.
         dtype (`torch.dtype`, *optional*): Of all weights; by default the language model's.
+        frame_token_interval (`str`, *optional*, defaults to `","`): What stands between frames; `None` for nothing.
         fields: Of [`VideoLLMMoDConfig`], such as `mod_layers` or `frame_token_pooled`.
     """
     tokenizer = AutoTokenizer.from_pretrained(language_model)
@@ -172,10 +183,12 @@ def model_from_parts(
         pixels |= {"image_mean": images.image_mean, "image_std": images.image_std}
     except OSError:
         logger.warning(f"'{vision_model}' has no image processor: pixels are normalised to [-1, 1].")
-    fields = {name: value for name, value in fields.items() if value is not None}
     defaults = VideoLLMMoDConfig(text_config=text.config, vision_config=vision_config, **fields)
     processor = VideoLLMMoDProcessor(
-        VideoLLMMoDVideoProcessor(**pixels), tokenizer, frame_num_tokens=defaults.frame_num_tokens
+        VideoLLMMoDVideoProcessor(**pixels),
+        tokenizer,
+        frame_token_interval=frame_token_interval,
+        frame_num_tokens=defaults.frame_num_tokens,
     )
     config = VideoLLMMoDConfig(
         text_config=text.config,
@@ -196,6 +209,8 @@ def model_from_parts(
 
 def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE in which StreamWorld's words are one token each."""
+    from videollm_mod.train.data import streamworld
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

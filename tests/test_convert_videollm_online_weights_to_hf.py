@@ -1,0 +1,244 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A tiny checkpoint in exactly VideoLLM-online's layout, before and after conversion."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny import random_frames, tiny_text_config, tiny_tokenizer, tiny_vision_config
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoProcessor, LlamaConfig, LlamaForCausalLM
+
+from videollm_mod.convert_videollm_online_weights_to_hf import convert
+
+
+ROOT = Path(__file__).parents[1]
+LINEAR = "model.*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)|lm_head$"
+LAYOUTS = {"live1": (1, None), "live1+": (10, ",")}
+
+
+class Live(LlamaForCausalLM):
+    """VideoLLM-online's model: a language model with a connector beside it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        width = config.hidden_size
+        self.connector = nn.Sequential(nn.Linear(VISION_WIDTH, width), nn.GELU(), nn.Linear(width, width))
+        self.post_init()
+
+
+VISION = tiny_vision_config("siglip_vision_model")
+VISION_WIDTH = VISION["hidden_size"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Base, vision encoder and adapter on disk, and the adapted model in memory."""
+    folder = tmp_path_factory.mktemp("live")
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder / "base")
+    fields = {k: v for k, v in tiny_text_config("llama", vocab_size=len(tokenizer)).items() if k != "model_type"}
+    config = LlamaConfig(**{**fields, "eos_token_id": tokenizer.eos_token_id})
+    live = Live(config)
+    for weight in live.parameters():
+        nn.init.normal_(weight, std=0.3) if weight.dim() > 1 else None
+    base = LlamaForCausalLM(config)
+    base.load_state_dict(live.state_dict(), strict=False)
+    base.generation_config.eos_token_id = tokenizer.eos_token_id
+    base.save_pretrained(folder / "base")
+    AutoModel.from_config(AutoConfig.for_model(**VISION)).save_pretrained(folder / "vision")
+    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.05, target_modules=LINEAR, modules_to_save=["connector"])
+    adapted = get_peft_model(live, lora).eval()
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            nn.init.normal_(weight, std=0.2)
+    adapted.save_pretrained(folder / "adapter")
+    return folder, adapted
+
+
+def before(adapted, ids, features, frame_token_id):
+    """Logits as VideoLLM-online computes them: frame tokens are replaced by what the connector makes of frames."""
+    live = adapted.base_model.model
+    is_frame = ids == frame_token_id
+    embeddings = live.get_input_embeddings()(ids.masked_fill(is_frame, 0))
+    embeddings[is_frame] = live.connector(features).flatten(0, 1)
+    with torch.no_grad():
+        return live(inputs_embeds=embeddings[None]).logits[0]
+
+
+def after(folder, out, live_version, **options):
+    convert(
+        str(folder / "base"),
+        str(folder / "adapter"),
+        out,
+        vision_model=str(folder / "vision"),
+        live_version=live_version,
+        **options,
+    )
+    model = AutoModel.from_pretrained(out, trust_remote_code=True, dtype="auto").eval()
+    return model, AutoProcessor.from_pretrained(out, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("live_version", LAYOUTS)
+def test_the_same_logits_and_the_same_stream(checkpoint, tmp_path, live_version):
+    folder, adapted = checkpoint
+    model, processor = after(folder, tmp_path / "out", live_version)
+    tokens, interval = LAYOUTS[live_version]
+    assert (processor.frame_num_tokens, processor.frame_token_interval) == (tokens, interval)
+    assert model.config.routed_layers == [] and model.config.interval_threshold == 0.725
+    assert processor.frame_token_id == len(tiny_tokenizer()) == model.get_input_embeddings().num_embeddings
+    frames = random_frames(3)
+    pixels = processor.process_frames(frames)
+    assert (
+        processor.video_processor.image_mean == [0.5] * 3 or tuple(processor.video_processor.image_mean) == (0.5,) * 3
+    )
+    with torch.no_grad():
+        features = model.encode_frames(pixels)
+    messages = [
+        {"role": "user", "content": "Describe.", "time": 0.0},
+        {"role": "assistant", "content": "A red ball.", "time": 1.0},
+    ]
+    batch = processor(messages, frames, fps=2)
+    ids = batch["input_ids"][0]
+    with torch.no_grad():
+        logits = model(**batch).logits[0]
+    torch.testing.assert_close(logits, before(adapted, ids, features, processor.frame_token_id), rtol=2e-4, atol=2e-4)
+
+    # Its inference loop, from nothing at each step.
+    session = model.stream(processor, fps=2, max_new_tokens=4, interval_threshold=0.0)
+    session.ask("Describe.", time=-0.5, reply_now=False)
+    events = [event for frame in frames for event in session.push(frame)]
+    silence = processor.frame_token_interval_id or processor.tokenizer.eos_token_id
+    turns = [{"role": "system", "content": processor.system_prompt}, {"role": "user", "content": "Describe."}]
+    seen, said, opened = [], [], False
+    for index in range(3):
+        lead = (
+            processor.encode_turns(turns, stream_open=opened, then="stream")
+            if turns or not opened
+            else ([] if interval is None else [silence])
+        )
+        seen, turns, opened = seen + lead + [processor.frame_token_id] * tokens, [], True
+        scores = before(adapted, torch.tensor(seen), features[: index + 1], processor.frame_token_id)[-1]
+        if int(scores.argmax()) == silence:
+            continue
+        seen += processor.encode_turns([], stream_open=True, then="reply")
+        reply = []
+        while len(reply) < 4:
+            scores = before(adapted, torch.tensor(seen), features[: index + 1], processor.frame_token_id)[-1]
+            if int(scores.argmax()) == processor.tokenizer.eos_token_id:
+                break
+            reply.append(int(scores.argmax()))
+            seen.append(reply[-1])
+        seen.append(processor.tokenizer.eos_token_id)
+        said.append(tuple(reply))
+        opened = False
+    assert [event.token_ids for event in events if event.role == "assistant"] == said
+
+
+def test_kept_an_adapter_it_is_the_same(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    merged, processor = after(folder, tmp_path / "merged", "live1+")
+    base, _ = after(folder, tmp_path / "apart", "live1+", keep_adapter=True)
+    batch = processor([{"role": "user", "content": "Hi."}], random_frames(2), add_generation_prompt=True)
+    with torch.no_grad():
+        expected, plain = merged(**batch).logits, base(**batch).logits
+        adapted = PeftModel.from_pretrained(base, tmp_path / "apart" / "adapter").eval()
+        torch.testing.assert_close(adapted(**batch).logits, expected, rtol=2e-4, atol=2e-4)
+    assert not torch.allclose(plain, expected, atol=0.1)
+
+
+def test_routers_ready_to_be_tuned(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    model, processor = after(folder, tmp_path / "out", "live1+", mod_layers="interleaved", mod_keep_ratio=0.2)
+    assert model.config.routed_layers and set(model.model.routers) == {str(i) for i in model.config.routed_layers}
+    batch = processor(
+        [{"role": "assistant", "content": "A ball.", "time": 1.0}], random_frames(3), fps=2, return_labels=True
+    )
+    model.train()(**batch).loss.backward()
+    assert all(router.weight.grad.abs().sum() > 0 for router in model.model.routers.values())
+
+
+def test_the_head_s_own_weight_may_be_there_or_not(checkpoint, tmp_path):
+    folder, adapted = checkpoint
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.lm_head.base_layer.weight"
+    other = tmp_path / "adapter"
+    other.mkdir()
+    (other / "adapter_config.json").write_text((folder / "adapter" / "adapter_config.json").read_text())
+    weight = adapted.base_model.model.lm_head.base_layer.weight.detach().clone()
+    if name in tensors:
+        del tensors[name]
+    else:
+        tensors[name] = weight
+    save_file(tensors, other / "adapter_model.safetensors")
+    (tmp_path / "base").symlink_to(folder / "base")
+    (tmp_path / "vision").symlink_to(folder / "vision")
+    one, processor = after(folder, tmp_path / "one", "live1+")
+    two, _ = after(tmp_path, tmp_path / "two", "live1+")
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[key]), key
+
+
+def spoilt(folder, place, change):
+    place.mkdir()
+    (place / "adapter_config.json").write_text((folder / "adapter" / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, place / "adapter_model.safetensors")
+    return str(place)
+
+
+LORA = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("base_model.model.connector.0.bias"), r"Missing: connector\.0\.bias"),
+        (lambda t: t.pop(LORA), r"Missing: model\.layers\.0\.self_attn\.q_proj\.lora_A\.weight"),
+        (lambda t: t.update({"base_model.model.vision.lora_A.weight": torch.ones(1)}), r"Too many: vision\.lora_A"),
+        (lambda t: t.update({LORA: torch.ones(3, 5)}), r"q_proj\.lora_A\.weight is \(3, 5\) and not \(4, \d+\)"),
+        (
+            lambda t: t.update({"base_model.model.connector.0.bias": torch.ones(3)}),
+            r"Misshapen: connector\.0\.bias is \(3,\) and not",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_written(checkpoint, tmp_path, change, message):
+    folder, _ = checkpoint
+    adapter = spoilt(folder, tmp_path / "adapter", change)
+    with pytest.raises(ValueError, match=message):
+        convert(str(folder / "base"), adapter, tmp_path / "out", vision_model=str(folder / "vision"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
+def test_as_a_command(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    command = [sys.executable, str(ROOT / "convert_videollm_online_weights_to_hf.py"), str(folder / "base")]
+    command += [str(folder / "adapter"), str(tmp_path / "out"), "--vision_model", str(folder / "vision")]
+    done = subprocess.run([*command, "--mod_layers", "all", "--mod_keep_ratio", "0.5"], capture_output=True, text=True)
+    assert done.returncode == 0 and "AutoModel.from_pretrained(" in done.stdout, done.stderr
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["mod_layers"], config["mod_keep_ratio"]) == ("all", 0.5)
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 1 and again.stderr.strip().splitlines()[-1].endswith(
+        "is not empty. Choose another folder."
+    )
