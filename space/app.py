@@ -42,14 +42,17 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from room import Room, RoomIsFull
 from transformers import AutoModel, AutoProcessor
-from viewer import NARRATE, Limits, Room, RoomIsFull, Viewer, compare
+from uploads import Limits
+from viewer import MOST_TYPED, NARRATE, Viewer, compare
 
 
 HERE = Path(__file__).resolve().parent
 EMBEDDED = HERE / "checkpoint"
 SAMPLES = HERE / "samples"
 TICK = 0.5
+MOST_FRAMES = 16  # As in page.js: more are dropped there.
 FORMATS = {
     "SubRip (.srt)": "srt",
     "WebVTT (.vtt)": "vtt",
@@ -113,23 +116,27 @@ class App:
         self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
         self.model = load(name)
         self._full: Any = None
+        self._compared: list[str] = []
         self.room = Room(seats, on_leave=self._gone)
         self.is_toy = Path(name).resolve() == EMBEDDED
+        self.sample = str(min(SAMPLES.glob("*.mp4")))
 
     # --------------------------------------------------------------------------------------------------- handlers
 
     def open_video(self, path: str | None, fps: float, threshold: float, instruction: str, request: gr.Request) -> Any:
         """Begins a stream on a file and has the browser play it."""
         if path is None:
-            raise gr.Error("Choose a video first.", print_exception=False)
-        self._do(self.limits.check, path)
+            raise _error("Choose a video first.")
+        _told(self.limits.check, path)
         viewer = self._viewer(fps, threshold, instruction)
-        self._do(viewer.begin, video=path)
+        _told(viewer.begin, video=path)
         self._enter(viewer, request)
         return f"gradio_api/file={path}", gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
-    def open_camera(self, fps: float, threshold: float, instruction: str, request: gr.Request) -> Any:
-        """Begins a stream on frames that will be sent."""
+    def open_camera(self, fps: float, threshold: float, instruction: str, granted: bool, request: gr.Request) -> Any:
+        """Begins a stream on frames that will be sent, once the person has granted the camera."""
+        if not granted:
+            return [gr.skip()] * 8
         viewer = self._viewer(fps, threshold, instruction)
         self._enter(viewer, request)
         return gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
@@ -144,90 +151,104 @@ class App:
         request: gr.Request,
     ) -> Any:
         """
-        Sees what there is to see by now: frames sent (`time` in seconds, `image` a data URL), or those of the file up
-        to a second; after a jump from there on.
+        Sees what there is to see by now: at most 16 frames sent (`time` in seconds, `image` a data URL), or those of
+        the file up to a second; after a jump from there on.
         """
         viewer = self._find(request)
         if viewer is None:
+            gr.Warning("Your place was given to somebody else. Begin again.")
             return gr.Timer(active=False), *[gr.skip()] * 7
-        said, seen = len(viewer.session.events), viewer.session.num_frames
-        if seen >= self.limits.frames and not seek:
-            gr.Warning(f"A stream ends here after {self.limits.frames} frames. Restart begins a new one.")
-            return gr.Timer(active=False), *[gr.skip()] * 7
-        if seek and until is not None and viewer.video is not None:
-            self._do(viewer.begin, video=viewer.video, start=max(0.0, float(until)))
-            said = -1
-        elif until is not None and viewer.video is not None:
-            self._do(viewer.watch_until, float(until))
-        elif frames:
-            self._do(viewer.see, [_frame(sent) for sent in frames], int(dropped))
-        if (len(viewer.session.events), viewer.session.num_frames) == (said, seen):
+        if not viewer.lock.acquire(blocking=False):
+            # It is still speaking. A file waits for it, a camera does not.
+            viewer.dropped += len(frames)
             return [gr.skip()] * 8
-        showing = list(self._show(viewer, shown))
-        if len(viewer.session.events) == said:
-            # What has not changed is not sent: a screen reader would read it again.
-            showing[0] = showing[1] = gr.skip()
-        return gr.skip(), *showing
+        try:
+            before = len(viewer.events), viewer.session, viewer.session.num_frames
+            if viewer.video is None:
+                if len(frames) > MOST_FRAMES:
+                    raise _error(f"At most {MOST_FRAMES} frames are seen at a call.")
+                _told(viewer.see, map(_frame, frames), int(dropped))
+            elif until is not None:
+                if seek:
+                    _told(viewer.begin, video=viewer.video, start=max(0.0, float(until)))
+                _told(viewer.watch_until, float(until))
+            after = len(viewer.events), viewer.session, viewer.session.num_frames
+            if after == before:
+                return [gr.skip()] * 8
+            showing = list(self._show(viewer, shown))
+            if after[:2] == before[:2]:
+                # What has not changed is not sent: a screen reader would read it again.
+                showing[0] = showing[1] = gr.skip()
+            return gr.skip(), *showing
+        finally:
+            viewer.lock.release()
 
     def ask(self, text: str, when: str, shown: str, request: gr.Request) -> Any:
         """Asks, to be answered now or when it happens."""
-        viewer = self._find(request)
-        if viewer is None:
-            raise gr.Error("Nothing is being watched. Start the camera or a video first.", print_exception=False)
+        viewer = self._watching(request)
         if not text.strip():
             return "", *[gr.skip()] * 7
-        if len(text) > 500:
-            raise gr.Error("A question may have 500 characters.", print_exception=False)
-        self._do(viewer.ask, text, now=when == "now")
+        if len(text) > MOST_TYPED:
+            raise _error(f"A question may have {MOST_TYPED} characters.")
+        _told(viewer.ask, text, now=when == "now")
         return "", *self._show(viewer, shown)
 
     def reset(self, fps: float, threshold: float, instruction: str, until: float | None, request: gr.Request) -> Any:
         """Begins a new stream at this point of the same video or camera, with these settings."""
-        viewer = self._find(request)
-        if viewer is None:
-            raise gr.Error("Nothing is being watched. Start the camera or a video first.", print_exception=False)
-        viewer.fps, viewer.threshold, viewer.instruction = float(fps), float(threshold), instruction
-        self._do(viewer.begin, video=viewer.video, start=max(0.0, float(until or 0.0)))
+        viewer = self._watching(request)
+        with viewer.lock:
+            viewer.fps, viewer.threshold, viewer.instruction = float(fps), float(threshold), instruction
+            _told(viewer.begin, video=viewer.video, start=max(0.0, float(until or 0.0)))
         return gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
     def set_threshold(self, threshold: float, request: gr.Request) -> None:
         """From the next frame on."""
         viewer = self._find(request)
         if viewer is not None:
-            viewer.set_threshold(float(threshold))
+            viewer.set_threshold(min(max(float(threshold), 0.0), 1.0))
+
+    def choose_overlay(self, shown: str, request: gr.Request) -> str:
+        """The overlay of the last frame."""
+        viewer = self._find(request)
+        return "" if viewer is None else drawing.overlay(viewer, shown)
 
     def export(self, kind: str, request: gr.Request) -> str:
         """A file with what was said so far."""
-        viewer = self._find(request)
-        if viewer is None or not viewer.session.events:
-            raise gr.Error("Nothing has been said yet.", print_exception=False)
+        viewer = self._watching(request)
+        if not viewer.events:
+            raise _error("Nothing has been said yet.")
         out = viewer.folder / f"narration.{FORMATS[kind]}"
-        events = list(viewer.session.events)
         if FORMATS[kind] == "mp4":
             if viewer.video is None:
-                raise gr.Error(
-                    "The camera's pictures are not kept. Captions can be burnt into a file.", print_exception=False
-                )
-            self._do(captions.burn_in, viewer.video, events, out)
+                raise _error("The camera's pictures are not kept. Captions can be burnt into a file.")
+            if _told(self.limits.check, viewer.video) > self.limits.burnt:
+                raise _error(f"Captions are burnt into videos of at most {self.limits.burnt / 60:.0f} minutes.")
+            _told(captions.burn_in, viewer.video, viewer.events, out)
         else:
             write = {"srt": captions.to_srt, "vtt": captions.to_vtt, "jsonl": captions.to_jsonl}[FORMATS[kind]]
-            out.write_text(write(events), encoding="utf-8")
+            out.write_text(write(viewer.events), encoding="utf-8")
         return str(out)
 
     def compare(self, path: str | None, fps: float) -> Iterator[Any]:
         """Routed and full compute over the same video, each frame to both, as fast as they can."""
-        path = path or str(next(SAMPLES.glob("*.mp4")))
-        self._do(self.limits.check, path)
+        path = path or self.sample
+        _told(self.limits.check, path)
         if self._full is None:
             self._full = load(self.name, mod_keep_ratio=1.0)
         last, viewers, pair = clock.perf_counter(), [], (self.model, self._full)
-        for viewers in compare(pair, self.processor, path, fps=float(fps), end=self.limits.compared):
-            if clock.perf_counter() - last > TICK:
-                last = clock.perf_counter()
-                yield self._side_by_side(viewers)
-        yield self._side_by_side(viewers)
-        for viewer in viewers:
-            viewer.close()
+        self._compared.append(path)
+        try:
+            for viewers in compare(pair, self.processor, path, fps=float(fps), end=self.limits.compared):
+                if clock.perf_counter() - last > TICK:
+                    last = clock.perf_counter()
+                    yield self._side_by_side(viewers)
+            yield self._side_by_side(viewers)
+        except ValueError as error:
+            raise _error(str(error)) from None
+        finally:
+            self._compared.remove(path)
+            for viewer in viewers:
+                viewer.close()
 
     def settings(self, fps: float, threshold: float, instruction: str) -> str:
         """The part of a link that brings these settings back."""
@@ -241,7 +262,7 @@ class App:
                 found.append(min(max(float(asked[name]), least), most))
             except (KeyError, ValueError):
                 found.append(gr.skip())
-        return *found, asked["instruction"][:500] if "instruction" in asked else gr.skip()
+        return *found, asked["instruction"][:MOST_TYPED] if "instruction" in asked else gr.skip()
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
@@ -250,25 +271,26 @@ class App:
     # ---------------------------------------------------------------------------------------------------- helpers
 
     def _viewer(self, fps: float, threshold: float, instruction: str) -> Viewer:
-        options = {"fps": float(fps), "threshold": float(threshold), "instruction": instruction[:500]}
-        return self._do(Viewer, self.model, self.processor, **options)
+        options = {"fps": float(fps), "threshold": float(threshold), "instruction": instruction}
+        return _told(Viewer, self.model, self.processor, **options)
 
     def _enter(self, viewer: Viewer, request: gr.Request) -> None:
+        if not request.session_hash:
+            raise _error("A stream belongs to a session. Use the page, or `gradio_client`.")
         try:
             self.room.enter(request.session_hash, viewer)
         except RoomIsFull as error:
             self._gone(viewer)
-            raise gr.Error(str(error), print_exception=False) from None
+            raise _error(str(error)) from None
 
     def _find(self, request: gr.Request) -> Viewer | None:
         return self.room.find(request.session_hash)
 
-    def _do(self, verb: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call whose complaint is shown to the person."""
-        try:
-            return verb(*args, **kwargs)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+    def _watching(self, request: gr.Request) -> Viewer:
+        viewer = self._find(request)
+        if viewer is None:
+            raise _error("Nothing is being watched. Start the camera or a video first.")
+        return viewer
 
     def _show(self, viewer: Viewer, shown: str) -> tuple[Any, ...]:
         with viewer.lock:
@@ -279,17 +301,19 @@ class App:
                 drawing.savings(viewer),
                 drawing.silence_plot(viewer),
                 drawing.latency_plot(viewer),
-                [{"time": e.time, "role": e.role, "text": e.text} for e in viewer.session.events],
+                [{"time": e.time, "role": e.role, "text": e.text} for e in viewer.events],
             )
 
     def _side_by_side(self, viewers: list[Viewer]) -> tuple[Any, ...]:
         return tuple(part for viewer in viewers for part in (drawing.chat(viewer), drawing.figures(viewer)))
 
     def _gone(self, viewer: Viewer) -> None:
-        """Who is gone leaves nothing: an upload is deleted once nobody watches it. The same file has the same path."""
+        """Who is gone leaves nothing: an upload is deleted once nobody uses it. The same file has the same path."""
         viewer.close()
-        if viewer.video is not None and _is_upload(viewer.video) and not self.room.watches(viewer.video):
-            viewer.video.unlink(missing_ok=True)
+        video = viewer.video
+        in_use = video is not None and (self.room.watches(video) or str(video) in self._compared)
+        if video is not None and _is_upload(video) and not in_use:
+            video.unlink(missing_ok=True)
 
     # ----------------------------------------------------------------------------------------------------- the page
 
@@ -312,7 +336,8 @@ class App:
             self._wire(SimpleNamespace(**vars(left), **vars(right)))
             demo.load(self.restore, None, [right.fps, right.threshold, right.instruction], **QUIET)
             demo.unload(self.leave)
-        return demo.queue(max_size=64)
+        # Closed to calls past the queue, which belong to no session.
+        return demo.queue(max_size=64, api_open=False)
 
     def _picture_side(self) -> SimpleNamespace:
         with gr.Group(elem_id="stage"):
@@ -360,7 +385,7 @@ class App:
         with gr.Accordion("Take away", open=False):
             kind = gr.Radio(list(FORMATS), value=next(iter(FORMATS)), label="As", elem_id="kind")
             take = gr.Button("Make the file", elem_id="take")
-            file = gr.File(label="File", elem_id="file")
+            file = gr.DownloadButton("Save it", elem_id="file")
         return SimpleNamespace(
             savings=savings,
             chat=chat,
@@ -394,8 +419,9 @@ class App:
         # What the browser sends, and what is told to it, beside what is seen.
         frames, dropped = gr.JSON([], visible=False), gr.Number(0, visible=False)
         until, seek = gr.Number(None, visible=False), gr.Checkbox(False, visible=False)
+        granted = gr.Checkbox(True, visible=False)
         source, said = gr.Textbox(visible=False), gr.JSON(visible=False)
-        sample_path = gr.State(str(min(SAMPLES.glob("*.mp4"))))
+        sample_path = gr.State(self.sample)
         timer = gr.Timer(TICK, active=False)
         showing = [page.chat, page.caption, page.overlay, page.savings, page.silence, page.latency, said]
         options = [page.fps, page.threshold, page.instruction]
@@ -408,8 +434,8 @@ class App:
         page.upload.upload(self.open_video, [page.upload, *options], opened, api_name="open_video", **live).success(
             **play
         )
-        page.camera.click(self.open_camera, options, [timer, *showing], api_name="open_camera", **live).success(
-            None, page.fps, js="(fps) => page.camera(fps)"
+        page.camera.click(None, page.fps, granted, js="(fps) => page.camera(fps)").then(
+            self.open_camera, [*options, granted], [timer, *showing], api_name="open_camera", **live
         )
         page.pause.click(None, js="() => page.pause()")
         now = "(fps, threshold, instruction) => [fps, threshold, instruction, page.now(fps)]"
@@ -427,8 +453,9 @@ class App:
         gr.on(
             asking, self.ask, [page.question, page.when, page.shown], [page.question, *showing], api_name="ask", **live
         )
-        page.threshold.release(self.set_threshold, page.threshold, api_name="threshold", queue=False)
-        page.take.click(self.export, page.kind, page.file, api_name="export", show_progress="minimal")
+        page.threshold.change(self.set_threshold, page.threshold, api_name="threshold", show_progress="hidden")
+        page.shown.change(self.choose_overlay, page.shown, page.overlay, api_name="overlay", show_progress="hidden")
+        page.take.click(self.export, page.kind, page.file, api_name="export", concurrency_limit=4)
         here = "(part) => location.origin + location.pathname + part"
         gr.on([option.change for option in options], self.settings, options, page.link, **QUIET).then(
             None, page.link, page.link, js=here
@@ -448,6 +475,18 @@ class App:
         }
 
 
+def _error(message: str) -> gr.Error:
+    return gr.Error(message, print_exception=False)
+
+
+def _told(verb: Any, *args: Any, **kwargs: Any) -> Any:
+    """A call whose complaint is shown to the person."""
+    try:
+        return verb(*args, **kwargs)
+    except ValueError as error:
+        raise _error(str(error)) from None
+
+
 def _is_upload(path: Path) -> bool:
     """Whether a file lies where Gradio keeps uploads."""
     uploads = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio")
@@ -458,15 +497,15 @@ def _frame(sent: dict[str, Any]) -> tuple[float, np.ndarray]:
     """A frame that the browser sent: its second, and its picture as uint8 (height, width, 3)."""
     try:
         kind, data = sent["image"].split(",", 1)
-        if not kind.startswith("data:image/") or len(data) > 4_000_000:
+        if not kind.startswith("data:image/") or len(data) > 2_000_000:
             raise ValueError
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["JPEG", "PNG", "WEBP"]) as image:
-            if image.width * image.height > 2048 * 2048:
+            if image.width * image.height > 1024 * 1024:
                 raise ValueError
             return float(sent["time"]), np.asarray(image.convert("RGB"))
-    except (ValueError, OSError, AttributeError, KeyError, TypeError):
-        message = "A frame is a `time` in seconds and an `image`: a data URL of a JPEG, PNG or WebP of at most 4 MB."
-        raise gr.Error(message, print_exception=False) from None
+    except (ValueError, OSError, AttributeError, KeyError, TypeError, SyntaxError, Image.DecompressionBombError):
+        message = "A frame is a `time` in seconds and an `image`: a data URL of a JPEG, PNG or WebP of at most 1 MP."
+        raise _error(message) from None
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ import av
 from PIL import Image, ImageDraw, ImageFont
 
 
+# FFmpeg chooses by content, and knows formats that name other files to open: playlists, lists of parts.
+SAFE = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"}
 # Seconds: how long a caption stays if nothing follows, and how long one that is followed at once.
 LONGEST, SHORTEST = 4.0, 0.5
 
@@ -88,27 +90,34 @@ def burn_in(video: str | Path, events: Sequence[Any], out: Path) -> None:
     """
     shown = list(cues(events))
     try:
-        with av.open(str(video)) as source, av.open(str(out), "w") as target:
-            stream = source.streams.video[0]
+        with av.open(str(video), options=SAFE) as source, av.open(str(out), "w") as target:
+            stream = source.streams.best("video")
             origin = (stream.start_time or 0) * stream.time_base
-            written = target.add_stream("libx264", rate=stream.average_rate or Fraction(25), options={"crf": "20"})
-            written.pix_fmt = "yuv420p"
-            # H.264 wants even sides, and small pictures have no room for words.
-            scale = max(1, -(-360 // min(stream.width, stream.height)))
-            written.width, written.height = (2 * (side * scale // 2) for side in (stream.width, stream.height))
-            written.time_base = stream.time_base
+            written = None
             for frame in source.decode(stream):
+                if frame.pts is None:
+                    continue
+                picture = _picture(frame)
+                if written is None:
+                    written = target.add_stream("libx264", rate=stream.average_rate or Fraction(25))
+                    written.pix_fmt, written.time_base = "yuv420p", stream.time_base
+                    written.width, written.height = picture.size
                 time = float(frame.pts * frame.time_base - origin)
                 text = next((text for begin, end, text in shown if begin <= time < end), "")
-                picture = frame.to_image().resize((written.width, written.height), Image.Resampling.BICUBIC)
                 painted = av.VideoFrame.from_image(_with_caption(picture, text))
                 painted.pts, painted.time_base = frame.pts, frame.time_base
-                for packet in written.encode(painted):
-                    target.mux(packet)
-            for packet in written.encode():
-                target.mux(packet)
-    except (av.error.FFmpegError, IndexError) as error:
+                target.mux(written.encode(painted))
+            target.mux(written.encode() if written is not None else [])
+    except (av.error.FFmpegError, AttributeError) as error:
         raise ValueError(f"'{Path(video).name}' cannot be read as video: {error}.") from None
+
+
+def _picture(frame: av.VideoFrame) -> Image.Image:
+    """A frame as it is to be shown, with a height on which words can be read, and even sides as H.264 wants them."""
+    picture = frame.to_image().rotate(frame.rotation, expand=True)
+    height = min(max(picture.height, 360), 720)
+    size = (2 * round(picture.width * height / picture.height / 2), 2 * (height // 2))
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _with_caption(picture: Image.Image, text: str) -> Image.Image:

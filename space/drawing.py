@@ -68,16 +68,13 @@ def overlay(viewer: Viewer, shown: str = SHARE) -> str:
 
 def caption(viewer: Viewer) -> str:
     """The last thing that the model said, for a screen reader too."""
-    said = [event for event in viewer.session.events if event.role == "assistant" and event.text]
+    said = [event for event in viewer.events if event.role == "assistant" and event.text]
     return f"<span>{escape(said[-1].text)}</span>" if said else ""
 
 
 def chat(viewer: Viewer) -> list[dict[str, str]]:
     """All that was said, each with its second, as messages: escaped, since a chat renders HTML even if told not to."""
-    return [
-        {"role": event.role, "content": f"{event.time:.1f} s   {escape(event.text)}"}
-        for event in viewer.session.events
-    ]
+    return [{"role": event.role, "content": f"{event.time:.1f} s   {escape(event.text)}"} for event in viewer.events]
 
 
 def silence_plot(viewer: Viewer) -> str:

@@ -1,7 +1,7 @@
 // What only the browser can do: play the video, open the camera, and say at each tick what is to be seen now.
 () => {
   const MOST = 16; // Frames of the camera that wait for the next tick; older ones are dropped, and counted.
-  const page = { frames: [], dropped: 0, seek: false, from: null, url: null, capture: null, begun: 0 };
+  const page = { frames: [], dropped: 0, seek: false, url: null, capture: null, begun: 0, turn: 0 };
   window.page = page;
   const stage = () => document.querySelector("#stage");
   const player = () => document.querySelector("#player");
@@ -27,40 +27,53 @@
   // A file: the server reads it, and is told at each tick how far the browser has played.
   page.play = (url) => {
     if (!url) return;
+    page.turn += 1;
     stop();
     say("");
     const video = player();
-    video.onloadedmetadata = shape;
-    video.onseeking = () => { if (page.url && video.currentTime !== page.from) page.seek = true; };
-    page.from = 0;
+    let loaded = false;
+    video.onloadeddata = () => { loaded = true; };
+    video.onresize = shape;
+    video.onseeking = () => { if (page.url && loaded) page.seek = true; };
+    video.onerror = () => { if (page.url) say("This browser cannot play this file. Use an mp4 with H.264, or webm."); };
     page.url = url;
     video.controls = true;
-    video.loop = false;
     video.src = url;
     stage().classList.add("playing");
-    video.play().catch(() => say("Press play to begin."));
+    video.play().catch((error) => { if (error.name === "NotAllowedError") say("Press play to begin."); });
   };
 
-  // The camera: frames are taken at the chosen rate and sent with the next tick.
+  // The camera: frames are taken at the chosen rate and sent with the next tick. Says whether it was granted.
   page.camera = async (fps) => {
-    stop();
-    const video = player();
+    if (!navigator.mediaDevices) {
+      say("A camera needs a page over https, or one on this machine.");
+      return false;
+    }
+    const turn = ++page.turn;
     let stream;
     try {
-      stream = await navigator.mediaDevices.getUserMedia({ video: true, audio: false });
+      stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: { ideal: "environment" } }, audio: false });
     } catch (error) {
       say(`The camera cannot be opened (${error.name}). Allow it for this page, or choose a video.`);
-      return;
+      return false;
     }
+    if (turn !== page.turn) {
+      // Something else was begun while the person was asked.
+      stream.getTracks().forEach((track) => track.stop());
+      return false;
+    }
+    stop();
     say("");
+    const video = player();
     video.removeAttribute("src");
     video.controls = false;
-    video.onloadedmetadata = shape;
+    video.onresize = shape;
     video.srcObject = stream;
     stage().classList.add("playing");
     await video.play();
     page.begun = performance.now();
     page.watchAt(fps);
+    return true;
   };
 
   page.watchAt = (fps) => {
@@ -86,8 +99,14 @@
 
   // The second from which a stream begins anew; the camera is from now on watched at this rate.
   page.now = (fps) => {
+    const video = player();
     if (page.capture) page.watchAt(fps);
-    return page.url ? player().currentTime : null;
+    if (page.url && video.ended) {
+      video.currentTime = 0;
+      video.play();
+      return 0;
+    }
+    return page.url ? video.currentTime : null;
   };
 
   // What is sent at a tick: frames of the camera, how many were dropped, the second that is played, and whether the
@@ -100,7 +119,13 @@
     const until = page.url ? video.currentTime + (video.ended ? 1 : 0) : null;
     // Where a jump has not arrived yet, the second is not the one that will be shown.
     if (seek && video.seeking) return [[], 0, null, false];
-    if (seek) { page.seek = false; page.from = until; }
+    page.seek = false;
     return [frames, dropped, until, seek];
   };
+
+  // Captions are what is announced; the chat repeats them.
+  const quiet = setInterval(() => {
+    const log = document.querySelector("#chat [aria-live]");
+    if (log) { log.setAttribute("aria-live", "off"); clearInterval(quiet); }
+  }, 500);
 }

@@ -32,8 +32,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from room import Room, RoomIsFull
 from tiny import random_frames, write_clip
-from viewer import Limits, Room, RoomIsFull, Viewer, compare
+from uploads import Limits
+from viewer import Viewer, compare
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 
@@ -56,7 +58,7 @@ def event(time, text, role="assistant"):
 
 
 def told(viewer):
-    return [[e.time, e.text] for e in viewer.session.events if e.role == "assistant"]
+    return [[e.time, e.text] for e in viewer.events if e.role == "assistant"]
 
 
 # ------------------------------------------------------------------------------------------------------------ captions
@@ -120,6 +122,9 @@ def test_a_file_is_watched_up_to_where_it_was_played(parts):
     viewer.ask("How many things do you see?")
     assert viewer.session.events[-1].role == "assistant", "after its end it can still be asked"
 
+    with pytest.raises(ValueError, match="This video has nothing to be seen from 99.0 s on"):
+        viewer.begin(video=SAMPLE, start=99.0)
+    assert told(viewer)[:5] == STORY, "what was there goes on"
     viewer.begin(video=SAMPLE, start=4.0)
     viewer.watch_until(60.0)
     assert (
@@ -143,6 +148,33 @@ def test_frames_of_a_camera_and_settings(parts):
     assert len(viewer.session.events) > before, "at a threshold of 1 it always speaks"
     viewer.close()
     assert viewer.session.closed and sum(viewer.session.cache.lengths) == 0
+
+
+def test_a_stream_longer_than_the_context_is_followed_by_another(parts):
+    viewer = Viewer(*parts)
+    viewer.context = 400
+    lengths = []
+    for index, frame in enumerate(random_frames(60)):
+        viewer.see([(0.5 * index, frame)])
+        lengths.append(int(viewer.session.cache.get_seq_length()))
+    assert max(lengths) < 400 and sum(b < a for a, b in zip(lengths, lengths[1:], strict=False)) >= 2
+    asked = [e for e in viewer.events if e.role == "user"]
+    assert len(asked) >= 3 and [e.time for e in viewer.events] == sorted(e.time for e in viewer.events)
+
+
+def test_a_damaged_file_ends_with_one_message(parts, monkeypatch):
+    viewer = Viewer(*parts)
+    viewer.begin(video=SAMPLE)
+
+    def break_off():
+        yield from [(0.5, random_frames(1)[0])]
+        raise ValueError("/a/path/of/the/server is broken")
+
+    monkeypatch.setattr(viewer, "_frames", break_off())
+    with pytest.raises(ValueError, match=r"^This video is damaged after 0\.5 s and cannot be seen further\.$"):
+        viewer.watch_until(5.0)
+    assert viewer.ended and viewer.session.num_frames == 2
+    viewer.watch_until(5.0)
 
 
 def test_comparing_is_fair_and_alike(parts):
@@ -174,7 +206,7 @@ def test_seats(parts):
     room.enter("two", again)
     assert room.find("two") is again and two.session.closed and len(room) == 2
     threading.Event().wait(0.3)
-    room.find("two")
+    again.see([(0.0, random_frames(1)[0])])
     room.enter("three", three)
     assert one.session.closed and not one.folder.exists() and not room.watches(SAMPLE)
     assert not again.session.closed and again.folder.exists() and room.find("three") is three
@@ -193,8 +225,15 @@ def test_limits_are_told_in_a_sentence(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             limits.check(clip)
-    with pytest.raises(ValueError, match="cannot be read as a video"):
-        Limits().check(ROOT / "README.md")
+    # Formats that name other files to open are none, whatever the file is called.
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile 'clip.mp4'\n")
+    (tmp_path / "self.mp4").write_text("ffconcat version 1.0\nfile 'self.mp4'\n")
+    (tmp_path / "hls.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{clip}\n#EXT-X-ENDLIST\n")
+    for path in (ROOT / "README.md", *(tmp_path / f"{name}.mp4" for name in ("list", "self", "hls"))):
+        with pytest.raises(ValueError, match="cannot be read as a video"):
+            Limits().check(path)
+        with pytest.raises(ValueError, match="cannot be read as video"):
+            captions.burn_in(path, [], tmp_path / "out.mp4")
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing
@@ -254,6 +293,11 @@ def test_frames_that_are_no_pictures_are_refused():
     for url in ("", "file:///etc/passwd", "data:image/png;base64,@@", "data:text/html;base64,aGk=", None):
         with pytest.raises(gr.Error, match="a data URL of a JPEG"):
             space_app._frame({"time": 1.0, "image": url})
+    large = io.BytesIO()
+    Image.new("RGB", (1025, 1024)).save(large, "PNG")
+    with pytest.raises(gr.Error, match="at most 1 MP"):
+        url = f"data:image/png;base64,{base64.b64encode(large.getvalue()).decode()}"
+        space_app._frame({"time": 1.0, "image": url})
     picture = io.BytesIO()
     Image.new("RGB", (4, 3), "red").save(picture, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
