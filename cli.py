@@ -11,16 +11,23 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command line: shows what a stream says; computes nothing itself."""
+"""The command line: shows what a stream says, and calls what the package does; computes nothing itself."""
 
+import json
+import sys
 import time as clock
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import transformers
 import typer
-from transformers import AutoModel, AutoProcessor, TextStreamer
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel, AutoProcessor, TextStreamer
+
+from videollm_mod.space import captions
 
 
 ROOT = Path(__file__).resolve().parent
@@ -31,12 +38,16 @@ EMBEDDED_NOTICE = (
     "of this video means nothing; --model takes one that was trained on more."
 )
 
+Video = Annotated[str, typer.Argument(help="A file, a URL (also rtsp://), - for standard input, or camera:0.")]
+Model = Annotated[str, typer.Option(help="A checkpoint: a folder or a Hub id.", show_default="the embedded one")]
+Fps = Annotated[float, typer.Option(help="Frames a second to watch.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Probability of silence below which the model speaks.", show_default="the model's"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line, for machines.")]
+
 app = typer.Typer(help="Video models that watch live and talk.", no_args_is_help=True, add_completion=True)
-
-
-@app.callback()
-def _main() -> None:
-    """Keeps `narrate` a command of its own."""
 
 
 class _Line(TextStreamer):
@@ -60,56 +71,123 @@ class _Line(TextStreamer):
             self._begun = False
 
 
-@app.command()
-def narrate(
-    video: Annotated[str, typer.Argument(help="A file or a URL.", show_default=False)] = str(SAMPLE),
-    model: Annotated[str, typer.Option(help="A checkpoint: a folder or a Hub id.", show_default=False)] = str(
-        EMBEDDED
-    ),
-    query: Annotated[str, typer.Option(help="What the user says at the first frame.")] = (
-        "Please narrate the video in real time."
-    ),
-    fps: Annotated[float, typer.Option(help="Frames a second to watch.")] = 2.0,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Probability of silence below which the model speaks.", show_default="the model's"),
-    ] = None,
-) -> None:
-    """Narrates a video in the terminal as it plays."""
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What a user got wrong is answered in one line, and the exit code is 1."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        _narrate(video, model, query, fps, threshold)
+        yield
     except (ValueError, OSError, ImportError) as error:
         # What the library says is a paragraph at times; its first line says what was wrong.
         typer.echo(f"error: {str(error).strip().splitlines()[0]}", err=True)
         raise typer.Exit(code=1) from None
 
 
-def _narrate(video: str, name: str, query: str, fps: float, threshold: float | None) -> None:
+# ------------------------------------------------------------------------------------------------------------ watching
+
+
+@app.command()
+def narrate(
+    video: Video = str(SAMPLE),
+    model: Model = str(EMBEDDED),
+    query: Annotated[str, typer.Option(help="What the user says at the first frame.")] = (
+        "Please narrate the video in real time."
+    ),
+    fps: Fps = 2.0,
+    threshold: Threshold = None,
+    srt: Annotated[Path | None, typer.Option(help="Also write the narration as SubRip.")] = None,
+    vtt: Annotated[Path | None, typer.Option(help="Also write it as WebVTT.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="Also write it as lines of JSON.")] = None,
+    burn_in: Annotated[Path | None, typer.Option(help="Also write the video with it burnt in, an mp4.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Narrates a video in the terminal as it plays."""
+    outputs = {srt: captions.to_srt, vtt: captions.to_vtt, jsonl: captions.to_jsonl}
+    with _one_line_errors():
+        for path in filter(None, [*outputs, burn_in]):
+            if not path.absolute().parent.is_dir():
+                raise ValueError(f"There is no folder '{path.parent}' to write '{path.name}' to.")
+        if burn_in is not None and not Path(video).is_file():
+            raise ValueError("--burn-in needs a video file: a live source is not kept.")
+        session, seconds = _watch(video, model, query, fps, threshold, as_json)
+        for path, write in outputs.items():
+            if path is not None:
+                path.write_text(write(session.events), encoding="utf-8")
+        if burn_in is not None:
+            captions.burn_in(video, session.events, burn_in)
+        _summary(session, seconds, as_json)
+
+
+@app.command()
+def ask(
+    video: Video,
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    at: Annotated[float | None, typer.Option(help="Second at which to ask.", show_default="the end")] = None,
+    model: Model = str(EMBEDDED),
+    fps: Fps = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Watches a video in silence up to a second, and answers a question there."""
+    with _one_line_errors():
+        processor, loaded = _load(model, video)
+        # At a threshold of 0 silence needs only to be likelier than anything else.
+        session = loaded.stream(processor, fps=fps, interval_threshold=0.0)
+        for time, frame in _progress(processor.read_video(video, fps=fps, end=at), as_json):
+            session.push(frame, time=time)
+        question_and_answer = session.ask(question)
+        answer = question_and_answer[-1]
+        if as_json:
+            typer.echo(json.dumps({"time": answer.time, "question": question, "answer": answer.text}))
+        else:
+            typer.echo(answer.text)
+
+
+def _load(name: str, video: str) -> tuple[Any, Any]:
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModel.from_pretrained(name, trust_remote_code=True, dtype="auto").to(device).eval()
     if Path(name).resolve() == EMBEDDED and Path(video).resolve().parent != SAMPLE.parent:
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
+    return processor, model
 
-    line = _Line(processor.tokenizer)
-    session = line.session = model.stream(processor, fps=fps, interval_threshold=threshold, streamer=line)
-    begin = clock.perf_counter()
+
+def _progress(frames: Iterator[Any], quiet: bool) -> Iterator[Any]:
+    """The frames, with their count shown where nothing else tells that time goes by."""
+    return tqdm(frames, unit=" frames", file=sys.stderr, disable=None if quiet else True)
+
+
+def _watch(video: str, name: str, query: str, fps: float, threshold: float | None, as_json: bool) -> tuple[Any, float]:
+    """A session that has seen the video, and how long that took."""
+    processor, model = _load(name, video)
+    line = None if as_json else _Line(processor.tokenizer)
+    session = model.stream(processor, fps=fps, interval_threshold=threshold, streamer=line)
+    if line is not None:
+        line.session = session
+    begin, told = clock.perf_counter(), 0
     if query:
         session.ask(query, reply_now=False)
-    for time, frame in processor.read_video(video, fps=fps):
+    for time, frame in _progress(processor.read_video(video, fps=fps), as_json):
         session.push(frame, time=time)
+        for event in session.events[told:] if as_json else ():
+            typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
+        told = len(session.events)
     session.close()
-    _summary(session, clock.perf_counter() - begin)
+    return session, clock.perf_counter() - begin
 
 
-def _summary(session: Any, seconds: float) -> None:
+def _summary(session: Any, seconds: float, as_json: bool) -> None:
     """Speed, cache entries by kind of layer, and what full compute would have cost."""
     config, cache = session.model.config, session.cache
     text_tokens = int(cache.get_seq_length()) - session.num_frames * config.frame_num_tokens
     cost = session.model.estimate_cost(session.num_frames, text_tokens)
     lengths, routed = cache.lengths, set(config.routed_layers)
+    if as_json:
+        figures = {"frames": session.num_frames, "seconds": round(seconds, 3), "cache_entries": lengths}
+        figures |= {"flops": cost.flops, "full_flops": cost.full_flops}
+        figures |= {"cache_bytes": cost.cache_bytes, "full_cache_bytes": cost.full_cache_bytes}
+        typer.echo(json.dumps({"summary": figures}))
+        return
     kinds = [
         (f"{kind}: {len(layers)} x {max(lengths[layer] for layer in layers)}")
         for kind, layers in (
@@ -131,6 +209,87 @@ def _summary(session: Any, seconds: float) -> None:
         f"language model      {cost.flops / 1e9:.2f} GFLOP; {cost.full_flops / 1e9:.2f} at full compute "
         f"(routing saves {1 - cost.flops_ratio:.0%})"
     )
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(help="A folder or a Hub id.")] = str(EMBEDDED),
+    seconds: Annotated[float, typer.Option(help="Length of a video to tell the cost of.")] = 600.0,
+    fps: Fps = 2.0,
+    text_tokens: Annotated[int, typer.Option(help="Tokens of text in it.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Says what a checkpoint is, which layers route, and what a video costs against full compute. Loads no weights."""
+    with _one_line_errors():
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+        if config.model_type != "videollm_mod":
+            raise ValueError(f"'{checkpoint}' is a {config.model_type} and no VideoLLM-MoD.")
+        width = torch.tensor([], dtype=config.dtype).itemsize if config.dtype is not None else 2
+        cost = config.estimate_cost(round(seconds * fps), text_tokens, bytes_per_value=width)
+        counts, tokens = config.layer_keep_counts, config.frame_num_tokens
+        text, vision = config.text_config, config.vision_config
+        figures = {
+            "language_model": f"{text.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size}",
+            "vision_encoder": f"{vision.model_type}, width {vision.hidden_size}",
+            "frame_tokens": tokens,
+            "routed_layers": config.routed_layers,
+            "kept_tokens": counts,
+            "gate": f"{config.mod_gate} on the {config.mod_gate_on}, {config.mod_router} router",
+            "interval_threshold": config.interval_threshold,
+            "seconds": seconds,
+            "flops": cost.flops,
+            "full_flops": cost.full_flops,
+            "cache_bytes": cost.cache_bytes,
+            "full_cache_bytes": cost.full_cache_bytes,
+        }
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    typer.echo(f"language model      {figures['language_model']}")
+    typer.echo(f"vision encoder      {figures['vision_encoder']}")
+    typer.echo(
+        f"frame               {tokens} tokens; speaks where silence is less likely than {config.interval_threshold}"
+    )
+    typer.echo(f"routing             {figures['gate']}")
+    for layer, count in enumerate(counts):
+        mark = "routed" if layer in config.routed_layers else "full"
+        typer.echo(f"  layer {layer:<3}         {'#' * count}{'.' * (tokens - count)} {count:>3} of {tokens}  {mark}")
+    typer.echo(f"{seconds:.0f} s at {fps:g} fps   {text_tokens} tokens of text, estimated:")
+    typer.echo(
+        f"  operations        {cost.flops / 1e12:.3g} TFLOP; {cost.full_flops / 1e12:.3g} at full compute "
+        f"(saves {1 - cost.flops_ratio:.0%})"
+    )
+    typer.echo(
+        f"  cache             {_size(cost.cache_bytes)}; {_size(cost.full_cache_bytes)} at full compute "
+        f"(saves {1 - cost.cache_ratio:.0%})"
+    )
+
+
+PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASS_ON)
+def convert(context: typer.Context) -> None:
+    """Converts a VideoLLM-online checkpoint: BASE ADAPTER OUT, and options (--help)."""
+    from videollm_mod import convert_videollm_online_weights_to_hf as script
+
+    _pass_on(context, script.main)
+
+
+@app.command(context_settings=PASS_ON)
+def push(context: typer.Context) -> None:
+    """Publishes a checkpoint on the Hub: CHECKPOINT REPO, and options (--help)."""
+    from videollm_mod.train import push as script
+
+    _pass_on(context, script.main)
+
+
+def _pass_on(context: typer.Context, main: Callable[[], None]) -> None:
+    sys.argv = [context.command_path, *context.args]
+    main()
 
 
 def _device_name(model: Any) -> str:

@@ -280,12 +280,19 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         add_stream_generation_prompt: bool = False,
         add_stream_query_prompt: bool = False,
         tokenize: bool = False,
-    ) -> str | list[str] | list[int] | list[list[int]]:
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        continue_final_message: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+    ) -> str | list[str] | list[int] | list[list[int]] | BatchFeature:
         r"""
         Renders a dialogue, or several, as the text of a stream.
 
         Args:
-            conversation (`list[dict]` or `list[list[dict]]`): Messages of roles system, user, assistant and stream.
+            conversation (`list[dict]` or `list[list[dict]]`):
+                Messages of roles system, user, assistant and stream. With `return_dict` their content may also be
+                parts, one of them a video, as `transformers.pipeline` has them: `{"type": "text", "text": ...}` and
+                `{"type": "video", "video": ...}` (or `"path"`, or `"url"`).
             chat_template (`str`, *optional*): In place of the processor's.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\nAssistant:".
             add_stream_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\n[", where frames begin.
@@ -294,10 +301,31 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             add_stream_query_prompt (`bool`, *optional*, defaults to `False`):
                 Whether a first user message begins with "]", because it interrupts an open stream.
             tokenize (`bool`, *optional*, defaults to `False`): Whether to return token ids in place of text.
+            return_dict (`bool`, *optional*, defaults to `False`):
+                Whether to return, tokenised, all that the model takes, frames included: as calling the processor does.
+            return_tensors (`str`, *optional*): `"pt"` or `None` for lists; only with `return_dict`.
+            continue_final_message (`bool`, *optional*, defaults to `False`): `True` is refused: replies end a stream.
+            processor_kwargs (`dict`, *optional*): Options of the call, such as `fps`; only with `return_dict`.
 
         Returns:
-            `str` or `list[int]`, or a list of them.
+            `str` or `list[int]`, or a list of them; with `return_dict` a [`BatchFeature`].
+
+        Raises:
+            `ValueError`: If a final message is to be continued, or a part of a message is neither text nor video.
         """
+        if continue_final_message:
+            raise ValueError("A final message cannot be continued. End the dialogue with the user's message.")
+        if tokenize and return_dict:
+            dialogues, is_batch = _as_batch(conversation, dict)
+            pairs = [_take_video(dialogue) for dialogue in dialogues]
+            messages, videos = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            return self(
+                messages if is_batch else messages[0],
+                videos if is_batch else videos[0],
+                add_generation_prompt=add_generation_prompt,
+                return_tensors=return_tensors,
+                **(processor_kwargs or {}),
+            )
         flags = {
             "add_generation_prompt": add_generation_prompt,
             "add_stream_prompt": add_stream_prompt,
@@ -574,6 +602,27 @@ def _check_message(message: Any, index: int) -> None:
 def _check_fps(fps: float) -> None:
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"`fps` must be a positive number of frames a second, got {fps}.")
+
+
+def _take_video(messages: Sequence[Message]) -> tuple[list[Message], Any]:
+    """Messages whose content is text, and the video among their parts, if there is one."""
+    plain, videos = [], []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, (list, tuple)):
+            texts = []
+            for part in content:
+                if part.get("type") == "text":
+                    texts.append(part["text"])
+                elif part.get("type") == "video":
+                    videos.append(next(part[name] for name in ("video", "path", "url") if name in part))
+                else:
+                    raise ValueError(f"A part of a message is text or video, got {part.get('type')!r}.")
+            message = {**message, "content": " ".join(texts)}
+        plain.append(message)
+    if len(videos) > 1:
+        raise ValueError(f"A dialogue is about one video, got {len(videos)}.")
+    return plain, videos[0] if videos else None
 
 
 def _as_batch(items: Any, kind: type) -> tuple[list[Any], bool]:

@@ -22,13 +22,20 @@ from pathlib import Path
 
 import pytest
 from tiny import random_frames, write_clip
+from transformers import AutoConfig
+
+from videollm_mod.video_reading_videollm_mod import read_video
 
 
 ROOT = Path(__file__).parents[1]
 NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
 
 
-def run(*arguments, folder=ROOT):
+SAMPLE = ROOT / "space" / "samples" / "streamworld.mp4"
+STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
+
+
+def run(*arguments, folder=ROOT, **options):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
     return subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
@@ -36,6 +43,7 @@ def run(*arguments, folder=ROOT):
         env=environment,
         capture_output=True,
         text=True,
+        **options,
     )
 
 
@@ -65,6 +73,60 @@ def test_options(tmp_path):
     assert done.returncode == 0 and "10 frames in" in done.stdout
 
 
+def test_the_narration_is_taken_away(tmp_path):
+    outputs = {name: tmp_path / f"out.{name}" for name in ("srt", "vtt", "jsonl", "mp4")}
+    options = [part for name, path in outputs.items() for part in (f"--{'burn-in' if name == 'mp4' else name}", path)]
+    done = run("narrate", SAMPLE, *options)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("  ", 1)[1] for line in done.stdout.split("\n\n")[0].splitlines()] == [t for _, t in STORY]
+    assert outputs["srt"].read_text().count(" --> ") == len(STORY) and STORY[0][1] in outputs["vtt"].read_text()
+    said = [json.loads(line) for line in outputs["jsonl"].read_text().splitlines()]
+    assert [[e["time"], e["text"]] for e in said if e["role"] == "assistant"] == STORY
+    assert [round(time, 1) for time, _ in read_video(outputs["mp4"], fps=1)] == [float(t) for t in range(9)]
+
+
+def test_json_for_machines():
+    done = run("narrate", SAMPLE, "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [[e["time"], e["text"]] for e in lines[:-1] if e["role"] == "assistant"] == STORY
+    assert lines[-1]["summary"]["frames"] == 17 and lines[-1]["summary"]["flops"] < lines[-1]["summary"]["full_flops"]
+
+
+def test_a_question_is_answered_where_it_is_asked():
+    things = [run("ask", SAMPLE, "How many things do you see?", "--at", at) for at in ("0", "2")]
+    assert [done.stdout for done in things] == ["None.\n", "One.\n"], [done.stderr for done in things]
+    asked = json.loads(run("ask", SAMPLE, "How many things do you see?", "--at", "2", "--json").stdout)
+    assert asked == {"time": 2.0, "question": "How many things do you see?", "answer": "One."}
+
+
+def test_standard_input_is_watched():
+    with open(ROOT / "tests" / "data" / "nasa_13013.mp4", "rb") as file:
+        done = run("narrate", "-", stdin=file)
+    assert done.returncode == 0 and "27 frames in" in done.stdout, done.stderr
+
+
+def test_inspect_says_what_a_checkpoint_is_without_its_weights(tmp_path):
+    shown = run("inspect")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("4 of 16  routed") == 4 and shown.stdout.count("16 of 16  full") == 2
+    figures = json.loads(run("inspect", "--json", "--seconds", "60", "--text-tokens", "100").stdout)
+    config = AutoConfig.from_pretrained(ROOT / "space" / "checkpoint", trust_remote_code=True)
+    cost = config.estimate_cost(120, 100, bytes_per_value=4)
+    assert (figures["flops"], figures["cache_bytes"]) == (cost.flops, cost.cache_bytes)
+    for path in (ROOT / "space" / "checkpoint").iterdir():
+        if path.is_file() and path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert run("inspect", tmp_path).stdout == shown.stdout
+
+
+def test_convert_and_push_are_the_scripts():
+    for command, option in (("convert", "--keep_adapter"), ("push", "--no_verify")):
+        shown = run(command, "--help")
+        assert shown.returncode == 0 and option in shown.stdout and f"cli.py {command}" in shown.stdout, shown.stderr
+    failed = run("push", ROOT / "docs", "somebody/model")
+    assert failed.returncode == 1 and failed.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -73,6 +135,10 @@ def test_options(tmp_path):
         (["narrate", "--threshold", "7"], "error: `interval_threshold` is a probability"),
         (["narrate", str(ROOT / "README.md")], "cannot be read as video"),
         (["narrate", "--model", "no/such-model"], "error: "),
+        (["narrate", "--srt", "no/such/folder/out.srt"], "There is no folder 'no/such/folder'"),
+        (["narrate", "camera:0", "--burn-in", "out.mp4"], "--burn-in needs a video file"),
+        (["narrate", "camera:99"], "'camera:99' cannot be read as video"),
+        (["inspect", "no/such-model"], "error: "),
     ],
 )
 def test_mistakes_are_answered_in_one_line(arguments, message):
@@ -84,5 +150,5 @@ def test_mistakes_are_answered_in_one_line(arguments, message):
 
 def test_help_names_every_option():
     shown = run("narrate", "--help").stdout
-    for option in ("--model", "--query", "--fps", "--threshold", "A file or a URL."):
+    for option in ("--model", "--query", "--fps", "--threshold", "--burn-in", "--json", "A file, a URL"):
         assert option in shown

@@ -139,7 +139,7 @@ def test_the_same_logits_and_the_same_stream(checkpoint, tmp_path, live_version)
         scores = before(adapted, torch.tensor(seen), features[: index + 1], processor.frame_token_id)[-1]
         if int(scores.argmax()) == silence:
             continue
-        seen += processor.encode_turns([], stream_open=True, then="reply")
+        seen += processor.encode_turns([], stream_open=True, then="assistant")
         reply = []
         while len(reply) < 4:
             scores = before(adapted, torch.tensor(seen), features[: index + 1], processor.frame_token_id)[-1]

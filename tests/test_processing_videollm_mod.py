@@ -15,6 +15,7 @@
 
 import json
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,12 +23,14 @@ import torch
 from PIL import Image
 from tiny import dialogue_ids, random_features, random_frames, tiny_model, tiny_processor, tiny_tokenizer, write_clip
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, pipeline
 
 from videollm_mod import VideoLLMMoDProcessor, VideoLLMMoDVideoProcessor
 from videollm_mod.processing_videollm_mod import DEFAULT_SYSTEM_PROMPT
 
 
+ROOT = Path(__file__).parents[1]
+EMBEDDED, SAMPLE = ROOT / "space" / "checkpoint", ROOT / "space" / "samples" / "streamworld.mp4"
 FRAME = "<v>" * 10
 SYSTEM = {"role": "system", "content": "Watch."}
 
@@ -494,3 +497,33 @@ def test_special_frame_token_is_added_once(processor):
     again = VideoLLMMoDProcessor(VideoLLMMoDVideoProcessor(), processor.tokenizer)
     assert again.frame_token_id == processor.frame_token_id == len(processor.tokenizer) - 1
     assert dialogue_ids(tiny_model().config, [1]).shape[0] == 1
+
+
+def test_a_pipeline_answers_about_a_video():
+    """`transformers.pipeline` with remote code gives what the model's own calls give."""
+    pipe = pipeline("any-to-any", model=str(EMBEDDED), trust_remote_code=True)
+    question, video = "How many things do you see?", str(SAMPLE)
+    parts = [{"type": "video", "path": video}, {"type": "text", "text": question}]
+    said = pipe(text=[{"role": "user", "content": parts}], max_new_tokens=8, return_full_text=False)
+    batch = pipe.processor([{"role": "user", "content": question}], video, add_generation_prompt=True)
+    expected = pipe.model.generate(**batch, max_new_tokens=8)[0, batch["input_ids"].shape[1] :]
+    assert said[0]["generated_text"] == pipe.processor.tokenizer.decode(expected, skip_special_tokens=True)
+    slower = pipe.processor.apply_chat_template(
+        [{"role": "user", "content": parts}], tokenize=True, return_dict=True, processor_kwargs={"fps": 1.0}
+    )
+    assert slower["num_frames"] == [9]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ([{"type": "audio"}], {}, "is text or video, got 'audio'"),
+        ([{"type": "video", "path": "a.mp4"}] * 2, {}, "about one video, got 2"),
+        ("Hi.", {"continue_final_message": True}, "cannot be continued"),
+    ],
+)
+def test_what_a_pipeline_must_not_ask(processor, content, options, message):
+    with pytest.raises(ValueError, match=message):
+        processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=True, return_dict=True, **options
+        )

@@ -18,8 +18,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tiny import random_frames, tiny_model, tiny_processor
 
+from videollm_mod.train.card import add_results
 from videollm_mod.train.data.streamworld import WORLDS, streamworld_dataset
 from videollm_mod.train.evaluation import (
     Turn,
@@ -259,3 +261,24 @@ def test_both_run_on_a_real_model():
     assert forced["lm_ppl"] > 1 and set(forced) == {"lm_ppl", "time_diff", "fluency", "lm_correctness"}
     free = free_streaming(model, processor, examples, progress=False, max_new_tokens=5)
     assert 0 <= free["event_f1"] <= 1 and free["words_per_minute"] >= 0
+
+
+def test_figures_are_put_into_the_card(tmp_path):
+    """As the Hub's model index, with the command that prints them; measured again, the new take the place of the old."""
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# A narrator\n\nIts text.\n")
+    for score in (0.5, 0.75):
+        add_results(
+            tmp_path, {"event_f1": score, "time_diff": 0.1}, dataset="StreamWorld, tiny", split="test", command="c"
+        )
+    add_results(tmp_path, {"lm_ppl": 2.0}, dataset="talks.jsonl", split="test", command="d")
+    card = ModelCard.load(tmp_path / "README.md")
+    found = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert found == {
+        ("StreamWorld, tiny", "event_f1"): 0.75,
+        ("StreamWorld, tiny", "time_diff"): 0.1,
+        ("talks.jsonl", "lm_ppl"): 2.0,
+    }
+    assert card.data.model_name == "A narrator" and card.text.strip() == "# A narrator\n\nIts text."
+    assert {r.dataset_args["command"] for r in card.data.eval_results} == {"c", "d"}
+    with pytest.raises(FileNotFoundError, match="has no README.md"):
+        add_results(tmp_path / "nowhere", {}, dataset="x", split="test", command="c")

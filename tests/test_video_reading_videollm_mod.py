@@ -248,3 +248,26 @@ def test_two_hours_are_read_in_constant_memory(tmp_path):
     scale = 1 if sys.platform == "linux" else 1024
     assert count == 7200 and (late - early) / scale < 20 * 1024, f"grew from {early} to {late} KiB"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+
+
+def test_standard_input_is_a_video(tmp_path):
+    """As `ffmpeg ... | python`: what cannot be sought in is read as it comes."""
+    clip = write_clip(tmp_path / "clip.mkv", random_frames(20), fps=10)
+    code = (
+        "from videollm_mod.video_reading_videollm_mod import read_video; print([t for t, _ in read_video('-', fps=2)])"
+    )
+    with subprocess.Popen(["cat", str(clip)], stdout=subprocess.PIPE) as cat:
+        done = subprocess.run([sys.executable, "-c", code], stdin=cat.stdout, capture_output=True, text=True)
+    assert done.stdout.strip() == "[0.0, 0.5, 1.0, 1.5]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("camera", "message"),
+    [
+        ("camera:front", "named by its number, such as 'camera:0'"),
+        ("camera:99", "'camera:99' cannot be read as video"),
+    ],
+)
+def test_cameras_that_are_not_there(camera, message):
+    with pytest.raises(ValueError, match=message):
+        next(read_video(camera))

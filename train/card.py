@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import transformers
 import trl
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
 _SETTINGS = (
@@ -103,6 +103,39 @@ def write_card(
     card = ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(parts) + "\n")
     card.save(folder / "README.md")
     return folder / "README.md"
+
+
+def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, split: str, command: str) -> None:
+    """
+    Puts figures into the card of a checkpoint, as the Hub's `model-index`, in place of those it had of that data set.
+
+    Args:
+        folder (`str` or `Path`): The checkpoint; its `README.md` is written anew.
+        scores (`dict[str, float]`): Figures by name.
+        dataset (`str`): What they were measured on.
+        split (`str`): Which part of it.
+        command (`str`): What prints them.
+
+    Raises:
+        `FileNotFoundError`: If there is no card.
+    """
+    path = Path(folder) / "README.md"
+    if not path.is_file():
+        raise FileNotFoundError(f"'{folder}' has no README.md to put figures into.")
+    card = ModelCard.load(path)
+    others = [result for result in card.data.eval_results or [] if result.dataset_name != dataset]
+    common = {
+        "task_type": "video-text-to-text",
+        "dataset_type": dataset.split(",")[0].lower(),
+        "dataset_name": dataset,
+    }
+    common |= {"dataset_split": split, "dataset_args": {"command": command}}
+    card.data.model_name = card.data.model_name or next(line for line in card.text.splitlines() if line)[2:]
+    card.data.eval_results = others + [
+        EvalResult(**common, metric_type=name, metric_name=name, metric_value=round(float(score), 4))
+        for name, score in scores.items()
+    ]
+    card.save(path)
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:

@@ -21,6 +21,7 @@ python train/evaluation.py --checkpoint space/checkpoint --world tiny --kinds na
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -362,6 +363,7 @@ def measure_checkpoint(
 def main() -> None:
     """Prints both kinds of figures."""
     from videollm_mod.train.arguments import ScriptArguments
+    from videollm_mod.train.card import add_results
     from videollm_mod.train.data.loading import load_split
 
     parser = argparse.ArgumentParser(description="Evaluates a checkpoint on timed messages.")
@@ -376,6 +378,7 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.5, help="seconds by which a told event may be off")
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--max_new_tokens", type=int, default=100, help="longest reply")
+    parser.add_argument("--card", action="store_true", help="also put the figures into the checkpoint's card")
     options = parser.parse_args()
     names = ("dataset", "num_clips", "world", "kinds", "frame_size", "fps")
     script = ScriptArguments(**{name: getattr(options, name) for name in names})
@@ -389,6 +392,15 @@ def main() -> None:
         max_new_tokens=options.max_new_tokens,
     )
     print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
+    if options.card:
+        world = options.dataset == "streamworld"
+        add_results(
+            options.checkpoint,
+            {name: value for name, value in scores.items() if name != "latency"},
+            dataset=f"StreamWorld, {options.world}" if world else Path(options.dataset).name,
+            split=options.split,
+            command=" ".join(["python", "train/evaluation.py", *(arg for arg in sys.argv[1:] if arg != "--card")]),
+        )
 
 
 if __name__ == "__main__":

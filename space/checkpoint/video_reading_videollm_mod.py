@@ -14,6 +14,7 @@
 """Videos as they play: a file, a URL or a stream of frames becomes (time, frame) in constant memory."""
 
 import math
+import platform
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,9 @@ if is_av_available():
 
 logger = logging.get_logger(__name__)
 
+# How FFmpeg calls a camera by its number.
+_CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
+
 
 def read_video(
     video: Any, *, fps: float = 2.0, start: float = 0.0, end: float | None = None
@@ -35,12 +39,13 @@ def read_video(
     """
     Plays a video at a frame rate: at each tick, the frame that is on the screen.
 
-    Files and URLs are decoded as they play, one frame in memory at a time. Where a file has several video streams the
-    best is taken, and a rotation in its metadata is applied. Source frame rates may vary.
+    Files, URLs and cameras are decoded as they play, one frame in memory at a time. Where a file has several video
+    streams the best is taken, and a rotation in its metadata is applied. Source frame rates may vary.
 
     Args:
-        video (`str`, `Path`, array, tensor or iterable): A file, a URL (whatever FFmpeg opens), or frames: one array
-            (frames, height, width, 3), or anything that yields frames or pairs (time, frame).
+        video (`str`, `Path`, array, tensor or iterable): A file, a URL (whatever FFmpeg opens), `"-"` for standard
+            input, `"camera:0"` (on Linux and macOS), or frames: one array (frames, height, width, 3), or anything that
+            yields frames or pairs (time, frame).
         fps (`float`, *optional*, defaults to 2.0): Ticks a second. Frames without a time are taken to come at it.
         start (`float`, *optional*, defaults to 0.0): Second of the first tick.
         end (`float`, *optional*): Second after which to stop. By default the end of the video.
@@ -75,6 +80,10 @@ def _source(video: str | Path) -> str:
     if not is_av_available():
         raise ImportError("Reading video files needs PyAV: `pip install av`.")
     source = str(video)
+    if source == "-":
+        return "file:///dev/stdin"
+    if source.startswith("camera:"):
+        return source
     if "://" not in source and not Path(source).is_file():
         raise FileNotFoundError(f"There is no video file '{source}'.")
     return source
@@ -105,7 +114,7 @@ def _play(source: str, fps: float, start: float) -> Iterator[tuple[float, np.nda
 def _decode(source: str, start: float) -> Iterator[tuple[Fraction, Fraction, Any]]:
     """Time, duration and picture of each frame from the key frame before `start` on."""
     try:
-        with av.open(source) as container:
+        with _open(source) as container:
             stream = _best_stream(container)
             if stream is None:
                 kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
@@ -122,6 +131,18 @@ def _decode(source: str, start: float) -> Iterator[tuple[Fraction, Fraction, Any
                 yield time, own, frame
     except av.error.FFmpegError as error:
         raise ValueError(f"'{source}' cannot be read as video: {error.strerror or error}.") from error
+
+
+def _open(source: str) -> Any:
+    if not source.startswith("camera:"):
+        return av.open(source)
+    number = source.removeprefix("camera:")
+    if not number.isdecimal():
+        raise ValueError(f"A camera is named by its number, such as 'camera:0', got '{source}'.")
+    if platform.system() not in _CAMERAS:
+        raise ValueError(f"Cameras are opened by number on {' and '.join(_CAMERAS)} only; give a URL.")
+    system, name = _CAMERAS[platform.system()]
+    return av.open(name.format(number), format=system)
 
 
 def _best_stream(container: Any) -> Any | None:
