@@ -6,7 +6,7 @@ VIDEO ?=
 QUERY ?=
 MODEL ?=
 
-.PHONY: narrate space test train checkpoint checkpoint-code clean
+.PHONY: narrate space test train checkpoint checkpoint-code release-check clean
 
 narrate: $(VENV)/.installed
 	@$(BIN)/python cli.py narrate $(if $(VIDEO),"$(VIDEO)") $(if $(MODEL),--model "$(MODEL)") $(if $(QUERY),--query "$(QUERY)")
@@ -61,6 +61,14 @@ $(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
 $(VENV)/.chromium: $(VENV)/.pip
 	command -v chromium chromium-browser google-chrome || (apt-get update -qq && apt-get install -y -qq chromium) || true
 	touch $@
+
+# Before a release: the wheel, built and installed in an environment of its own, narrates from an empty folder.
+release-check: $(VENV)/.pip
+	rm -rf $(VENV)/release && $(PYTHON) -m venv $(VENV)/release/env && mkdir $(VENV)/release/empty
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/release .
+	$(VENV)/release/env/bin/python -m pip install --quiet $(VENV)/release/*.whl
+	cd $(VENV)/release/empty && HF_HUB_OFFLINE=1 ../env/bin/videollm-mod narrate
+	rm -rf build
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

@@ -264,7 +264,7 @@ def test_both_run_on_a_real_model():
 
 
 def test_figures_are_put_into_the_card(tmp_path):
-    """As the Hub's model index, with the command that prints them; measured again, the new take the place of the old."""
+    """As the Hub's model index, with the command that prints them; the new take the place of the old."""
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# A narrator\n\nIts text.\n")
     for score in (0.5, 0.75):
         add_results(
