@@ -18,7 +18,7 @@ space: $(VENV)/.installed-space
 test: $(VENV)/.installed-test $(VENV)/.chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 # Under three minutes of the recipe of the embedded checkpoint, from nothing, with a table before and after.
 train: $(VENV)/.installed-test
@@ -26,7 +26,7 @@ train: $(VENV)/.installed-test
 
 # The embedded checkpoint and its sample, from nothing. The sample is the first held-out clip in which at least five things
 # of at least four kinds happen.
-TRAINED := outputs/streamworld_cpu/narration
+TRAINED := outputs/streamworld_cpu/trained
 checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size cpu
 	mkdir -p space/checkpoint space/samples

@@ -19,7 +19,7 @@ routers in every second layer under three gates. Draws the losses.
 
 ```bash
 python train/recipe.py --twin
-python benchmarks/added_routers.py outputs/streamworld_cpu/narration_1 docs/added_routers.png
+python benchmarks/added_routers.py outputs/streamworld_cpu/trained_1 docs/added_routers.png
 ```
 """
 

@@ -20,6 +20,7 @@ python docs/photograph_space.py docs
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 7871
+LAST = json.loads((ROOT / "space" / "samples" / "streamworld.json").read_text(encoding="utf-8"))["events"][-1][1]
 DESK, PHONE = {"width": 1280, "height": 880}, {"width": 390, "height": 844}
 
 
@@ -50,6 +52,8 @@ def main() -> None:
                 urllib.request.urlopen(f"http://127.0.0.1:{PORT}").close()
                 break
             except OSError:
+                if server.poll() is not None:
+                    raise SystemExit("error: the page was not served; see `python space/app.py`") from None
                 time.sleep(0.1)
         with sync_playwright() as playwright:
             flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
@@ -58,7 +62,7 @@ def main() -> None:
                 page = browser.new_page(viewport=size, color_scheme=scheme)
                 page.goto(f"http://127.0.0.1:{PORT}")
                 page.click("#sample")
-                page.wait_for_function("document.querySelector('#player').currentTime > 7.8")
+                page.wait_for_function(f"document.querySelector('#chat').innerText.includes('{LAST}')")
                 page.fill("#question textarea, #question input", "What happened last?")
                 page.click("#ask")
                 page.wait_for_function("document.querySelector('#chat').innerText.includes('happened last')")

@@ -85,7 +85,7 @@ def test_a_reading_is_right_where_it_says_what_is_there():
 
 def test_the_recipe_from_nothing_to_a_table(tmp_path, monkeypatch, capfd):
     """Every stage runs, is not made again once there, and the encoder that was trained is the one that narrates."""
-    monkeypatch.setitem(recipe.SIZES, "quick", Size("streamworld_model.json", "small", "tiny", 16, 8, 16, 1, 8, 2))
+    monkeypatch.setitem(recipe.SIZES, "quick", Size("streamworld_model.json", "small", "tiny", 16, 8, 16, 8, 1, 8, 2))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--size", "quick", "--twin", "--folder", str(tmp_path)])
@@ -97,16 +97,16 @@ def test_the_recipe_from_nothing_to_a_table(tmp_path, monkeypatch, capfd):
     assert [line[:36].strip() for line in table[2 : 2 + len(recipe.TABLE)]] == list(recipe.TABLE.values())
     before, after = (
         AutoModel.from_pretrained(tmp_path / name, trust_remote_code=True).state_dict()
-        for name in ("vision", "narration")
+        for name in ("vision", "trained")
     )
     for name, weight in before.items():
         assert torch.equal(weight, after[name]) == ("vision_encoder" in name), name
 
-    twin = AutoModel.from_pretrained(tmp_path / "narration_1", trust_remote_code=True)
+    twin = AutoModel.from_pretrained(tmp_path / "trained_1", trust_remote_code=True)
     assert twin.config.mod_keep_ratio == 1
 
     recipe.main()
-    assert capfd.readouterr().out.count("is there") == 7
+    assert capfd.readouterr().out.count("is there") == 10
 
 
 @pytest.mark.parametrize("size", SIZES)

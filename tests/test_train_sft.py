@@ -412,4 +412,4 @@ def test_embedded_checkpoint_on_other_held_out_clips(embedded):
     kinds = {"narrate": 2.0, "ask": 1.0, "wait": 1.0}
     rows = streamworld_dataset("test", num_clips=40, first_clip=1000, kinds=kinds, world=WORLDS["tiny"])
     scores = free_streaming(model, processor, rows, max_new_tokens=32)
-    assert scores["event_f1"] > 0.8 and scores["answer_accuracy"] > 0.6 and scores["silent_frames_right"] > 0.95
+    assert scores["event_f1"] > 0.85 and scores["answer_accuracy"] > 0.75 and scores["silent_frames_right"] > 0.98

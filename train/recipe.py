@@ -22,8 +22,8 @@ python train/recipe.py --size gpu          # the whole world and a larger model,
 ```
 
 Stages: a vision encoder that knows what covers each patch (`pretrain_vision.py`); features of slides and of clips,
-drawn and encoded once (`encode.py`); words for what is seen in slides, then narration, questions and waiting
-(`sft.py`). A stage that is there is not made again, and the last goes on from where it was stopped.
+drawn and encoded once (`encode.py`); words for what is seen in slides, then narration, questions and waiting, then
+more questions (`sft.py`). A stage that is there is not made again, and the last go on from where they were stopped.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from videollm_mod.train.evaluation import measure_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "train" / "configs"
 KINDS = "describe=1,narrate=5,ask=3,wait=1"
+QUESTION_KINDS = "narrate=2,ask=5,wait=1"
 TEST_KINDS = "narrate=2,ask=1,wait=1"
 # First clip of the narration stage: those before are for slides, which show a frame of each of many clips.
 FIRST_CLIP = 10_000
@@ -64,7 +65,8 @@ class Size:
         vision_clips (`int`): Clips for the vision encoder.
         slides (`int`): Rows of slides.
         clips (`int`): Rows of narration, questions and waiting.
-        epochs (`int`): How often each of those rows is seen.
+        questions (`int`): Rows, of other clips, of which most are questions: what happened before is learned last.
+        epochs (`int`): How often each row of `clips` is seen.
         batch (`int`): Rows a step.
         test_clips (`int`): Held-out rows to measure on.
     """
@@ -75,15 +77,16 @@ class Size:
     vision_clips: int
     slides: int
     clips: int
+    questions: int
     epochs: int
     batch: int
     test_clips: int
 
 
 SIZES = {
-    "quick": Size("streamworld_model.json", "small", "tiny", 1_000, 200, 400, 1, 8, 10),
-    "cpu": Size("streamworld_model.json", "small", "tiny", 24_000, 4_000, 20_000, 2, 8, 200),
-    "gpu": Size("streamworld_gpu_model.json", "full", "full", 100_000, 20_000, 60_000, 4, 32, 200),
+    "quick": Size("streamworld_model.json", "small", "tiny", 1_000, 200, 400, 80, 1, 8, 10),
+    "cpu": Size("streamworld_model.json", "small", "tiny", 24_000, 4_000, 20_000, 10_000, 2, 8, 200),
+    "gpu": Size("streamworld_gpu_model.json", "full", "full", 100_000, 20_000, 60_000, 20_000, 4, 32, 200),
 }
 TABLE = {
     "clips": "clips",
@@ -149,9 +152,11 @@ def see(size: Size, folder: Path) -> Path:
         *config,
         *("--world", size.things, "--num_clips", size.vision_clips, "--output_dir", vision),
     )
+    more = FIRST_CLIP + size.clips
     for data, rows, options in (
         ("slides", size.slides, ["--world", size.things, "--kinds", "describe=1"]),
         ("clips", size.clips, ["--world", size.world, "--kinds", KINDS, "--first_seed", FIRST_CLIP]),
+        ("questions", size.questions, ["--world", size.world, "--kinds", QUESTION_KINDS, "--first_seed", more]),
     ):
         options += ["--dataset", "streamworld", "--checkpoint", vision, "--dtype", "bfloat16"]
         options += ["--num_clips", rows, "--output_dir", folder / data]
@@ -173,15 +178,18 @@ def learn(size: Size, folder: Path, *, keep_ratio: float | None = None, threads:
         The folder of the trained model.
     """
     name, ratio = ("", []) if keep_ratio is None else (f"_{keep_ratio:g}", ["--mod_keep_ratio", keep_ratio])
-    batch = ["--per_device_train_batch_size", size.batch, *ratio]
-    alignment, narration = folder / f"alignment{name}", folder / f"narration{name}"
-    options = ["--config", CONFIGS / "streamworld_alignment.yaml", "--dataset", folder / "slides"]
-    options += ["--checkpoint", folder / "vision", "--output_dir", alignment, *batch]
-    run_stage(alignment / LAST_WRITTEN, "sft.py", *options, threads=threads)
-    options = ["--config", CONFIGS / "streamworld.yaml", "--dataset", folder / "clips"]
-    options += ["--checkpoint", alignment, "--output_dir", narration, "--num_train_epochs", size.epochs, *batch]
-    run_stage(narration / LAST_WRITTEN, "sft.py", *options, "--resume_from_checkpoint", "true", threads=threads)
-    return narration
+    given = folder / "vision"
+    for stage, data, config, options in (
+        ("alignment", "slides", "streamworld_alignment.yaml", []),
+        ("narration", "clips", "streamworld.yaml", ["--num_train_epochs", size.epochs]),
+        ("trained", "questions", "streamworld_questions.yaml", []),
+    ):
+        made = folder / f"{stage}{name}"
+        options = ["--config", CONFIGS / config, "--dataset", folder / data, "--checkpoint", given, *options]
+        options += ["--output_dir", made, "--per_device_train_batch_size", size.batch, *ratio]
+        run_stage(made / LAST_WRITTEN, "sft.py", *options, "--resume_from_checkpoint", "true", threads=threads)
+        given = made
+    return given
 
 
 def main() -> None:
