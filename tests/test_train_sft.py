@@ -220,6 +220,30 @@ def test_killed_and_resumed_is_as_if_never_broken(tmp_path):
         assert torch.equal(weight, other.state_dict()[name]), name
 
 
+def test_qlora_trains_on_a_language_model_in_4_bits(tmp_path):
+    """Its linear layers alone are in 4 bits; the rest is whole, trains, and what is written loads and answers."""
+    options = [*SMALL_RUN[:6], "--load_in_4bit", "true", "--bf16", "true", "--lora_r", 8, "--num_clips", 32]
+    options += ["--learning_rate", 1e-3, "--warmup_steps", 1, "--logging_steps", 1, "--report_to", "none"]
+    options += ["--max_steps", 6, "--per_device_train_batch_size", 4, "--save_strategy", "no"]
+    done = run_script(tmp_path, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = losses_of(done.stdout)
+    assert len(losses) == 6 and sum(losses[4:]) < sum(losses[:2])
+    model = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    small = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert len(small) == 7 * 6 and all(".language_model.layers." in name for name in small)
+    before = AutoModel.from_pretrained(EMBEDDED, trust_remote_code=True).state_dict()
+    for name, weight in model.state_dict().items():
+        if "routers" in name or "connector" in name:
+            assert not torch.equal(weight.float(), before[name].float()), name
+    assert {w.dtype for w in model.parameters() if w.is_floating_point()} == {torch.float32}
+    processor = VideoLLMMoDProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    say = [{"role": "assistant", "content": "A red ball enters from the left.", "time": 1.0}]
+    batch = processor(say, random_frames(4), fps=2, return_labels=True)
+    # In training mode: bitsandbytes packs weights for the CPU's inference only if their width is a multiple of 64.
+    assert torch.isfinite(model.train()(**batch).loss)
+
+
 def test_a_run_is_pushed_to_the_hub(tmp_path):
     """What lies on the Hub after training is whole: it loads from there, and from the cache without a network."""
     load = "from transformers import AutoModel, AutoProcessor; name = 'somebody/narrator'; "

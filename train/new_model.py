@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     MODEL_MAPPING,
@@ -76,7 +77,7 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_compute_dtype="bfloat16",
-                llm_int8_skip_modules=["lm_head", "connector", "vision_encoder", "routers"],
+                llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_encoder", "model.routers"],
             )
         model = VideoLLMMoDForConditionalGeneration.from_pretrained(
             arguments.checkpoint, dtype=arguments.dtype, **options
@@ -110,6 +111,20 @@ def choose_parts(model: VideoLLMMoDForConditionalGeneration, arguments: "ModelAr
         # TRL reads the head's weight itself and would never train an adapter on it: it refuses one.
         exclude_modules=r"(.*\.)?lm_head",
     )
+
+
+def merge_adapter(model: Any) -> Any:
+    """
+    The model with its adapter in its weights. Beside a language model in 4 bits TRL trains the rest in bfloat16: it
+    gets the type back in which it was loaded, so that the checkpoint is of one.
+    """
+    merged = model.merge_and_unload()
+    if getattr(merged, "is_loaded_in_4bit", False):
+        dtype = merged.get_input_embeddings().weight.dtype
+        for name, weight in merged.named_parameters():
+            if weight.is_floating_point():
+                weight.data = weight.data.to(torch.float32 if ".routers." in name else dtype)
+    return merged
 
 
 def new_model(

@@ -33,7 +33,7 @@ from videollm_mod.train.arguments import ModelArguments, ScriptArguments, Stream
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.loading import first_rows, load_split
-from videollm_mod.train.new_model import choose_parts, load_model
+from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
 
@@ -71,7 +71,7 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
         trainer.add_callback(KeepRatioWarmup(model.config, script.keep_ratio_warmup_steps))
     trainer.train(resume_from_checkpoint=training.last_checkpoint())
     if adapter is not None and arguments.merge_adapter:
-        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        trainer.model = merge_adapter(trainer.accelerator.unwrap_model(trainer.model))
     trainer.save_model(training.output_dir)
     trainer.create_model_card()
     if training.push_to_hub:
