@@ -13,10 +13,11 @@
 # limitations under the License.
 """The command line: shows what a stream says, and calls what the package does; computes nothing itself."""
 
+import importlib
 import json
 import sys
 import time as clock
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -167,11 +168,17 @@ def _watch(video: str, name: str, query: str, fps: float, threshold: float | Non
     begin, told = clock.perf_counter(), 0
     if query:
         session.ask(query, reply_now=False)
-    for time, frame in _progress(processor.read_video(video, fps=fps), as_json):
-        session.push(frame, time=time)
-        for event in session.events[told:] if as_json else ():
-            typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
-        told = len(session.events)
+    try:
+        for time, frame in _progress(processor.read_video(video, fps=fps), as_json):
+            session.push(frame, time=time)
+            for event in session.events[told:] if as_json else ():
+                typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
+            told = len(session.events)
+    except (KeyboardInterrupt, ValueError) as error:
+        # A live source ends when somebody stops it or when it breaks: what was said so far is kept.
+        if session.num_frames == 0:
+            raise
+        typer.echo(f"\nstopped after {session.time:.1f} s" + (f": {error}" if str(error) else ""), err=True)
     session.close()
     return session, clock.perf_counter() - begin
 
@@ -274,21 +281,22 @@ PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_optio
 @app.command(context_settings=PASS_ON)
 def convert(context: typer.Context) -> None:
     """Converts a VideoLLM-online checkpoint: BASE ADAPTER OUT, and options (--help)."""
-    from videollm_mod import convert_videollm_online_weights_to_hf as script
-
-    _pass_on(context, script.main)
+    _pass_on(context, "videollm_mod.convert_videollm_online_weights_to_hf")
 
 
 @app.command(context_settings=PASS_ON)
 def push(context: typer.Context) -> None:
     """Publishes a checkpoint on the Hub: CHECKPOINT REPO, and options (--help)."""
-    from videollm_mod.train import push as script
-
-    _pass_on(context, script.main)
+    _pass_on(context, "videollm_mod.train.push")
 
 
-def _pass_on(context: typer.Context, main: Callable[[], None]) -> None:
+def _pass_on(context: typer.Context, script: str) -> None:
     sys.argv = [context.command_path, *context.args]
+    try:
+        main = importlib.import_module(script).main
+    except ImportError as error:
+        typer.echo(f'error: {error}. `pip install "videollm-mod[train]"` brings it.', err=True)
+        raise typer.Exit(code=1) from None
     main()
 
 

@@ -59,7 +59,7 @@ class Hub:
 
     def environment(self, home: Any) -> dict[str, str]:
         """Variables under which a process takes this for the Hub, with its cache in a folder, and speaks no Xet."""
-        offline = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        offline = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
         return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(home), **offline}
 
     def files(self, repo: str) -> dict[str, bytes]:

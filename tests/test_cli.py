@@ -16,8 +16,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,8 @@ STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["eve
 
 
 def run(*arguments, folder=ROOT, **options):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+    # Where it takes itself to be in a colourful terminal, escape codes stand between the letters of the help.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "_TYPER_FORCE_DISABLE_TERMINAL": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
         cwd=folder,
@@ -83,6 +86,24 @@ def test_the_narration_is_taken_away(tmp_path):
     said = [json.loads(line) for line in outputs["jsonl"].read_text().splitlines()]
     assert [[e["time"], e["text"]] for e in said if e["role"] == "assistant"] == STORY
     assert [round(time, 1) for time, _ in read_video(outputs["mp4"], fps=1)] == [float(t) for t in range(9)]
+
+
+def test_stopped_from_the_keyboard_it_leaves_what_was_said(tmp_path):
+    """As a live source always ends. At this rate the clip would take long."""
+    command = [sys.executable, str(ROOT / "cli.py"), "narrate", str(NASA), "--fps", "300"]
+    running = subprocess.Popen(
+        [*command, "--srt", str(tmp_path / "out.srt")],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "Note:" in next(line for line in running.stderr if "Note:" in line)
+    time.sleep(3)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 0 and "stopped after" in err and "frames in" in out, err
+    assert (tmp_path / "out.srt").exists()
 
 
 def test_json_for_machines():

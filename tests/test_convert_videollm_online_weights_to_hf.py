@@ -14,12 +14,14 @@
 """A tiny checkpoint in exactly VideoLLM-online's layout, before and after conversion."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hub import Hub
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import random_frames, tiny_text_config, tiny_tokenizer, tiny_vision_config
@@ -238,6 +240,13 @@ def test_as_a_command(checkpoint, tmp_path):
     assert done.returncode == 0 and "AutoModel.from_pretrained(" in done.stdout, done.stderr
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["mod_layers"], config["mod_keep_ratio"]) == ("all", 0.5)
+    with Hub() as hub:
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+        script = [sys.executable, str(ROOT / "train" / "push.py"), str(tmp_path / "out"), "somebody/routed"]
+        pushed = subprocess.run(script, env=environment, capture_output=True, text=True)
+        assert pushed.returncode == 0 and "loaded from there" in pushed.stdout, pushed.stderr
+        card = hub.files("somebody/routed")["README.md"].decode()
+    assert "of base, adapter, vision." in card and "layers have new routers" in card and str(tmp_path) not in card
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1 and again.stderr.strip().splitlines()[-1].endswith(
         "is not empty. Choose another folder."

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 from hub import TOKEN, Hub, commit_hash
-from safetensors.torch import load
+from safetensors.torch import load, load_file, save_file
 
 
 ROOT = Path(__file__).parents[1]
@@ -89,8 +89,35 @@ def test_another_model_is_not_overwritten_unless_forced(hub, tmp_path):
     )
     assert push(hub, tmp_path / "home", other, REPO, "--force").returncode == 0
     assert json.loads(hub.files(REPO)["config.json"])["mod_keep_ratio"] == 0.5
-    # The same model, trained on, needs no force.
-    assert push(hub, tmp_path / "home", other, REPO, "--no_verify").returncode == 0
+    # The same model, trained on, needs no force: the trainer has written a few fields otherwise.
+    config = json.loads((other / "config.json").read_text())
+    config |= {"use_cache": False, "text_config": {**config["text_config"], "dtype": "bfloat16"}}
+    (other / "config.json").write_text(json.dumps(config))
+    again = push(hub, tmp_path / "home", other, REPO, "--no_verify")
+    assert again.returncode == 0, again.stderr
+
+
+def test_what_is_no_model_of_ours_is_left_alone(hub, tmp_path):
+    hub.repos[REPO] = [{}, {"adapter_config.json": b"{}", "adapter_model.safetensors": b"0"}]
+    refused = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
+    assert refused.returncode == 1 and "holds something else: adapter_config.json" in refused.stderr
+    assert push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify", "--force").returncode == 0
+    assert hub.files(REPO)["adapter_model.safetensors"] == b"0", "what is not of the model stays"
+
+
+def test_a_look_that_fails_is_not_taken_for_an_empty_place(hub, tmp_path):
+    hub.repos[REPO] = [{}, {"config.json": b'{"model_type": "other"}', "model.safetensors": b"0"}]
+    hub.failures += ["HEAD .*config.json"] * 20
+    failed = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr and len(hub.repos[REPO]) == 2, failed.stderr
+
+
+def test_weights_that_are_missing_are_found_by_looking(hub, tmp_path):
+    checkpoint = shutil.copytree(EMBEDDED, tmp_path / "checkpoint")
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({name: w for name, w in weights.items() if "connector" not in name}, checkpoint / "model.safetensors")
+    done = push(hub, tmp_path / "home", checkpoint, REPO)
+    assert done.returncode == 1 and "does not load: AssertionError: weights do not fit" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("where", ["PUT .*upload", "POST .*/commit/"])

@@ -252,7 +252,7 @@ def test_a_run_is_pushed_to_the_hub(tmp_path):
     load += "print(model.num_parameters(), sum(weight.double().sum().item() for weight in model.parameters()))"
     with Hub() as hub:
         options = [*SMALL_RUN, "--max_steps", 1, "--per_device_train_batch_size", 2, "--save_strategy", "no"]
-        options += ["--push_to_hub", "--hub_model_id", "somebody/narrator"]
+        options += ["--push_to_hub", "--hub_model_id", "somebody/narrator", "--hub_token", TOKEN]
         environment = hub.environment(tmp_path / "home")
         done = run_script(tmp_path / "out", *options, **environment)
         assert done.returncode == 0, done.stderr[-3000:]

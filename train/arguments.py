@@ -159,6 +159,10 @@ class StreamingSFTConfig(SFTConfig):
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the token: the trainer writes its arguments beside the checkpoint, and publishes them with it."""
+        return {**self.__dict__, "hub_token": None}
+
     def last_checkpoint(self) -> str | None:
         """Where to go on from: with `--resume_from_checkpoint true` the last checkpoint that is whole."""
         asked = self.resume_from_checkpoint

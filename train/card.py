@@ -72,7 +72,8 @@ def write_card(
     _draw(losses, [(log["step"], log["eval_loss"]) for log in log_history if "eval_loss" in log], folder / "loss.png")
     ids = [base for base in base_models if base.count("/") == 1 and not Path(base).exists()]
     data = ModelCardData(
-        license="apache-2.0",
+        # What was made of others' parts has their licence, which this cannot know.
+        license=None if ids else "apache-2.0",
         library_name="transformers",
         pipeline_tag="video-text-to-text",
         base_model=ids or None,
@@ -92,7 +93,7 @@ def write_card(
         f"at every frame whether to speak, and answers questions at any moment. {routing}",
         _USAGE.format(name=name),
         "## Training",
-        f"Data: {dataset or 'not named'}. Made of: {', '.join(Path(base).name for base in base_models) or 'nothing'}.",
+        f"Data: {_shown(dataset)}. Made of: {', '.join(Path(base).name for base in base_models) or 'nothing'}.",
         _table(["setting", "value"], [[key, getattr(training, key)] for key in _SETTINGS]),
         "![Loss over steps](loss.png)",
         f"Transformers {transformers.__version__}, TRL {trl.__version__}, torch {torch.__version__}.",
@@ -136,6 +137,13 @@ def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, s
         for name, score in scores.items()
     ]
     card.save(path)
+
+
+def _shown(dataset: str | None) -> str:
+    """A data set's name; of a folder or file only the last part, for the rest is nobody's business."""
+    if dataset is None:
+        return "not named"
+    return Path(dataset).name if Path(dataset).exists() else dataset
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:

@@ -306,10 +306,15 @@ def free_streaming(
         questions = [m for m in messages if m["role"] == "user" and _is_answered(messages, m)]
         to_answers = [messages[messages.index(m) + 1] for m in questions]
         direct = [k for k, e in enumerate(events[:-1]) if e.role == "user" and _answers(events[k + 1], e)]
-        given = {(events[k].time, events[k].text): events[k + 1] for k in direct}
+        # The same question may be asked again later, with another answer: each is matched in its order.
+        asked = [events[k] for k in range(len(events)) if events[k].role == "user"]
+        given = {id(events[k]): events[k + 1].text for k in direct}
         for question, answer in zip(questions, to_answers, strict=True):
-            match = next((a for (_, text), a in given.items() if text == question["content"]), None)
-            answers.append("" if match is None else match.text)
+            match = next(
+                (e for e in asked if e.text == question["content"] and e.time >= question["time"] - 1e-6), None
+            )
+            asked = asked[asked.index(match) + 1 :] if match is not None else asked
+            answers.append("" if match is None else given.get(id(match), ""))
             right_answers.append(answer["content"])
         free = [e for k, e in enumerate(events) if e.role == "assistant" and k - 1 not in direct]
         true_events = [m for m in messages if m["role"] == "assistant" and not any(m is a for a in to_answers)]

@@ -25,6 +25,7 @@ If the line breaks, the same command goes on: what has arrived is not sent again
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,20 +34,23 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, save_torch_state_dict
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from safetensors.torch import load_file
 
 
 # What training leaves beside a checkpoint, and a stranger does not need.
 _LEFT_OUT = ("checkpoint-", "runs", "optimizer", "scheduler", "rng_state", "trainer_state", "training_args", ".")
 # Fields in which two configurations may differ and still be of the same model.
-_INCIDENTAL = ("transformers_version", "dtype", "_name_or_path", "interval_threshold", "auto_map", "architectures")
+_INCIDENTAL = {"transformers_version", "dtype", "_name_or_path", "interval_threshold", "auto_map", "architectures"}
+_INCIDENTAL |= {"use_cache"}
 _LOOK = """
 import sys
 from transformers import AutoModel, AutoProcessor, logging
 logging.set_verbosity_error()
 where = {"pretrained_model_name_or_path": sys.argv[1], "revision": sys.argv[2], "trust_remote_code": True}
-model = AutoModel.from_pretrained(**where, dtype="auto")
+model, info = AutoModel.from_pretrained(**where, dtype="auto", output_loading_info=True)
+faults = {name: sorted(keys) for name, keys in info.items() if keys}
+assert not faults, f"weights do not fit: {faults}"
 processor = AutoProcessor.from_pretrained(**where)
 assert processor.frame_num_tokens == model.config.frame_num_tokens
 print(model.num_parameters())
@@ -90,12 +94,12 @@ def push(
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
         there = set(api.list_repo_files(repo))
         if not force:
-            _refuse_another_model(api, repo, folder)
+            _refuse_another_model(api, repo, folder, there)
         with tempfile.TemporaryDirectory() as cut:
             files = dict(_files(folder, Path(cut), max_shard_size))
             operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
             # Weights of before, cut otherwise, would be loaded in place of these.
-            stale = {name for name in there if name.endswith((".safetensors", ".safetensors.index.json", ".bin"))}
+            stale = {name for name in there if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)}
             operations += [CommitOperationDelete(name) for name in sorted(stale - set(files))]
             commit = api.create_commit(repo, operations, commit_message=message)
     except LocalTokenNotFoundError:
@@ -133,22 +137,30 @@ def _refuse_what_is_not_whole(folder: Path) -> None:
         missing.append("*.safetensors")
     if missing or not code:
         missing = missing or ["auto_map in config.json"]
-        raise ValueError(f"'{folder}' is not whole; it lacks {', '.join(missing)}. `save_pretrained` writes them.")
+        raise ValueError(f"'{folder}' is not whole; it lacks {', '.join(missing)}.")
 
 
-def _refuse_another_model(api: HfApi, repo: str, folder: Path) -> None:
-    try:
-        with tempfile.TemporaryDirectory() as place:
-            theirs = json.loads(Path(api.hf_hub_download(repo, "config.json", local_dir=place)).read_text("utf-8"))
-    except EntryNotFoundError:
+def _refuse_another_model(api: HfApi, repo: str, folder: Path, there: set[str]) -> None:
+    if not there - {".gitattributes", "README.md"}:
         return
-    ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for config in (ours, theirs):
-        for name in _INCIDENTAL:
-            config.pop(name, None)
+    if "config.json" not in there:
+        raise ValueError(
+            f"'{repo}' holds something else: {', '.join(sorted(there)[:5])}. --force puts this beside it."
+        )
+    with tempfile.TemporaryDirectory() as place:
+        theirs = json.loads(Path(api.hf_hub_download(repo, "config.json", local_dir=place)).read_text("utf-8"))
+    ours = _essence(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    theirs = _essence(theirs)
     other = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
     if other:
         raise ValueError(f"'{repo}' holds another model: {', '.join(other)} differ. --force puts this in its place.")
+
+
+def _essence(config: Any) -> Any:
+    """A configuration without what may differ in the same model, at any depth."""
+    if not isinstance(config, dict):
+        return config
+    return {name: _essence(value) for name, value in config.items() if name not in _INCIDENTAL}
 
 
 def _files(folder: Path, cut: Path, max_shard_size: str) -> Iterator[tuple[str, Path]]:
@@ -159,14 +171,21 @@ def _files(folder: Path, cut: Path, max_shard_size: str) -> Iterator[tuple[str, 
         is_weights = path in weights or name.endswith(".safetensors.index.json")
         if path.is_file() and not name.startswith(_LEFT_OUT) and "__pycache__" not in name and not is_weights:
             yield name, path
-    state_dict = {name: weight for path in weights for name, weight in load_file(path).items()}
-    save_torch_state_dict(state_dict, cut, max_shard_size=max_shard_size)
-    shards = list(cut.iterdir())
-    if len(shards) == 1 == len(weights):
-        # As they are: the file itself and not a copy of it.
-        yield weights[0].name, weights[0]
+    if len(weights) > 1 or weights[0].stat().st_size <= _bytes(max_shard_size):
+        # As they are: the files themselves and not copies of them.
+        yield from ((path.name, path) for path in weights + sorted(folder.glob("*.safetensors.index.json")))
     else:
-        yield from ((shard.name, shard) for shard in shards)
+        save_torch_state_dict(load_file(weights[0]), cut, max_shard_size=max_shard_size)
+        yield from ((shard.name, shard) for shard in cut.iterdir())
+
+
+def _bytes(size: str) -> float:
+    """ "5GB" as a number."""
+    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
+    match = re.fullmatch(r"([\d.]+) ?([KMG]B)", size.upper())
+    if match is None:
+        raise ValueError(f"`max_shard_size` looks like '5GB', got {size!r}.")
+    return float(match[1]) * units[match[2]]
 
 
 def _look(repo: str, revision: str) -> None:

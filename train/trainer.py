@@ -76,7 +76,8 @@ class StreamingSFTTrainer(SFTTrainer):
         is_frame = (inputs["input_ids"] == self._config.frame_token_id).to(outputs.log_probs.device)
         at_frame, log_probs = is_frame[:, :-1], outputs.log_probs
         with torch.no_grad():
-            parts = [torch.full_like(is_frame, True), is_frame]
+            mask = inputs.get("attention_mask")
+            parts = [torch.ones_like(is_frame) if mask is None else mask.to(is_frame.device), is_frame]
             for place in (~at_frame, at_frame):
                 parts += [-log_probs * place, outputs.label_mask * place]
             sums = torch.stack([part.sum().float() for part in parts])
