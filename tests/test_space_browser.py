@@ -237,7 +237,7 @@ def test_an_upload_is_watched_and_taken_away(visit, tmp_path):
     page.get_by_role("button", name="Take away").click()
     page.click("#take")
     saved = []
-    page.on("download", saved.append)
+    page.on("download", lambda download: saved.append(download))
     for _ in range(60):
         # The button saves the file once there is one.
         page.click("#file")
@@ -327,10 +327,10 @@ def test_the_same_from_python(site, tmp_path):
     client = Client(site.url, verbose=False, download_files=str(tmp_path))
     settings = (2, 0.725, "Please narrate the video in real time.")
     client.predict(handle_file(SAMPLE), *settings, api_name="/open_video")
-    said = None
-    for _ in range(3):
-        *_, said = client.predict([], 0, 30.0, False, "share of layers", api_name="/watch")
-        said = said if isinstance(said, list) else None
+    said = []
+    for _ in range(60):
+        *_, told = client.predict([], 0, 30.0, False, "share of layers", api_name="/watch")
+        said = told if isinstance(told, list) else said
         if said and said[-1]["text"] == STORY[-1][1]:
             break
     assert [[e["time"], e["text"]] for e in said if e["role"] == "assistant"] == STORY

@@ -83,6 +83,7 @@ def test_a_reading_is_right_where_it_says_what_is_there():
     assert output["right"].tolist() == [[0.5, 0.5]] and output["loss"] > 0
 
 
+@pytest.mark.timeout(1200)
 def test_the_recipe_from_nothing_to_a_table(tmp_path, monkeypatch, capfd):
     """Every stage runs, is not made again once there, and the encoder that was trained is the one that narrates."""
     monkeypatch.setitem(recipe.SIZES, "quick", Size("streamworld_model.json", "small", "tiny", 16, 8, 16, 8, 1, 8, 2))
