@@ -13,6 +13,7 @@
 # limitations under the License.
 """The command line, as a user meets it: run as a program."""
 
+import functools
 import json
 import os
 import re
@@ -97,11 +98,16 @@ def test_stopped_from_the_keyboard_it_leaves_what_was_said(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Started in the background, tests ignore the keyboard, and so would what they start.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    assert "Note:" in next(line for line in running.stderr if "Note:" in line)
-    time.sleep(3)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=120)
+    try:
+        assert "Note:" in next(line for line in running.stderr if "Note:" in line)
+        time.sleep(3)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=120)
+    finally:
+        running.kill()
     assert running.returncode == 0 and "stopped after" in err and "frames in" in out, err
     assert (tmp_path / "out.srt").exists()
 
