@@ -27,7 +27,6 @@ import argparse
 import base64
 import io
 import os
-import tempfile
 import time as clock
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +40,7 @@ import gradio as gr
 import numpy as np
 import torch
 import transformers
+from gradio.utils import get_upload_folder
 from PIL import Image
 from room import Room, RoomIsFull
 from transformers import AutoModel, AutoProcessor
@@ -489,8 +489,7 @@ def _told(verb: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _is_upload(path: Path) -> bool:
     """Whether a file lies where Gradio keeps uploads."""
-    uploads = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio")
-    return uploads.resolve() in path.resolve().parents
+    return Path(get_upload_folder()).resolve() in path.resolve().parents
 
 
 def _frame(sent: dict[str, Any]) -> tuple[float, np.ndarray]:

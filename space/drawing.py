@@ -18,12 +18,15 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from viewer import Viewer
+from viewer import Moment, Viewer
 
 
 SHARE = "share of layers"
 OFF = "off"
-WIDTH, HEIGHT, PLOT_SECONDS = 600, 120, 30.0
+# Of the plots: their size, where their axes lie, and how much time they show.
+WIDTH, HEIGHT = 600, 120
+LEFT, RIGHT, TOP, BOTTOM = 34, WIDTH - 10, 10, HEIGHT - 24
+PLOT_SECONDS = 30.0
 
 
 def overlay_choices(config: Any) -> list[str]:
@@ -79,49 +82,34 @@ def chat(viewer: Viewer) -> list[dict[str, str]]:
 
 def silence_plot(viewer: Viewer) -> str:
     """Probability of silence at each frame of the last half minute, the threshold, and the moments of speech."""
-    moments = list(viewer.moments)
+    end, seen = _last_moments(viewer)
     threshold = viewer.session.interval_threshold
     threshold = viewer.model.config.interval_threshold if threshold is None else threshold
-    end = max(moments[-1].time if moments else 0.0, PLOT_SECONDS)
-    seen = [moment for moment in moments if moment.time >= end - PLOT_SECONDS]
-
-    def place(time: float, value: float) -> tuple[float, float]:
-        return 34 + (WIDTH - 44) * (time - end + PLOT_SECONDS) / PLOT_SECONDS, 10 + (HEIGHT - 34) * (1 - value)
-
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(m.time, m.silence) for m in seen))
-    dots = [place(m.time, m.silence) for m in seen if m.spoke]
-    _, cut = place(end, threshold)
-    marks = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="spoke"/>' for x, y in dots)
-    words = (
-        f"Probability of silence at each frame; the model speaks below {threshold:.2f}. It spoke {len(dots)} times."
+    line = " ".join(f"{_x(m.time, end):.1f},{_y(m.silence):.1f}" for m in seen)
+    spoke = [m for m in seen if m.spoke]
+    marks = "".join(
+        f'<circle cx="{_x(m.time, end):.1f}" cy="{_y(m.silence):.1f}" r="6" class="spoke"/>' for m in spoke
     )
-    return _figure(
-        "Probability of silence",
-        f"speaks below {threshold:.2f}",
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{words}">'
-        f'<line x1="34" x2="{WIDTH - 10}" y1="{cut:.1f}" y2="{cut:.1f}" class="threshold"/>'
-        f'<polyline points="{line}" class="line"/>{marks}{_axes(end, ("1", "0"))}</svg>',
-    )
+    cut = f'<line x1="{LEFT}" x2="{RIGHT}" y1="{_y(threshold):.1f}" y2="{_y(threshold):.1f}" class="threshold"/>'
+    words = f"Probability of silence at each frame; it speaks below {threshold:.2f}, and spoke {len(spoke)} times."
+    drawing = f'{cut}<polyline points="{line}" class="line"/>{marks}'
+    note = f"speaks below {threshold:.2f}"
+    return _figure("Probability of silence", note, _plot(words, drawing, end, "1"))
 
 
 def latency_plot(viewer: Viewer) -> str:
-    """Seconds from each frame's arrival to the decision on it."""
-    moments = list(viewer.moments)
-    end = max(moments[-1].time if moments else 0.0, PLOT_SECONDS)
-    seen = [moment for moment in moments if moment.time >= end - PLOT_SECONDS]
-    most = max([moment.latency for moment in seen], default=0.0) or 1e-3
-    bars = []
-    for moment in seen:
-        x = 34 + (WIDTH - 44) * (moment.time - end + PLOT_SECONDS) / PLOT_SECONDS
-        high = (HEIGHT - 34) * moment.latency / most
-        bars.append(f'<rect x="{x - 3:.1f}" y="{HEIGHT - 24 - high:.1f}" width="6" height="{high:.1f}" class="bar"/>')
-    last = seen[-1].latency if seen else 0.0
-    return _figure(
-        "Frame latency",
-        f"{1000 * last:.0f} ms, {viewer.dropped} frames dropped",
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Frame latency, last {1000 * last:.0f} ms">'
-        f"{''.join(bars)}{_axes(end, (f'{1000 * most:.0f}', '0'))}</svg>",
+    """Seconds from the arrival of each frame of the last half minute to the decision on it."""
+    end, seen = _last_moments(viewer)
+    most = max([m.latency for m in seen], default=0.0) or 1e-3
+    bars = "".join(
+        f'<rect x="{_x(m.time, end) - 3:.1f}" y="{_y(m.latency / most):.1f}" width="6" '
+        f'height="{BOTTOM - _y(m.latency / most):.1f}" class="bar"/>'
+        for m in seen
     )
+    last = 1000 * seen[-1].latency if seen else 0.0
+    words = f"Frame latency, last {last:.0f} ms"
+    note = f"{last:.0f} ms, {viewer.dropped} frames dropped"
+    return _figure("Frame latency", note, _plot(words, bars, end, f"{1000 * most:.0f}"))
 
 
 def savings(viewer: Viewer) -> str:
@@ -190,13 +178,28 @@ def _figure(title: str, note: str, drawing: str) -> str:
     )
 
 
-def _axes(end: float, ends: tuple[str, str]) -> str:
-    begin = max(0.0, end - PLOT_SECONDS)
-    bottom = HEIGHT - 24
+def _last_moments(viewer: Viewer) -> tuple[float, list[Moment]]:
+    """Second at which a plot ends, and the frames on it."""
+    moments = list(viewer.moments)
+    end = max(moments[-1].time if moments else 0.0, PLOT_SECONDS)
+    return end, [moment for moment in moments if moment.time >= end - PLOT_SECONDS]
+
+
+def _x(time: float, end: float) -> float:
+    return LEFT + (RIGHT - LEFT) * (time - end + PLOT_SECONDS) / PLOT_SECONDS
+
+
+def _y(share: float) -> float:
+    return BOTTOM - (BOTTOM - TOP) * share
+
+
+def _plot(words: str, drawing: str, end: float, most: str) -> str:
+    """A drawing over the last half minute and from 0 to `most`, with what it shows in words."""
     return (
-        f'<line x1="34" x2="{WIDTH - 10}" y1="{bottom}" y2="{bottom}" class="axis"/>'
-        f'<text x="28" y="20" text-anchor="end">{ends[0]}</text>'
-        f'<text x="28" y="{bottom}" text-anchor="end">{ends[1]}</text>'
-        f'<text x="34" y="{HEIGHT - 4}">{begin:.0f} s</text>'
-        f'<text x="{WIDTH - 10}" y="{HEIGHT - 4}" text-anchor="end">{end:.0f} s</text>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{words}">{drawing}'
+        f'<line x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}" class="axis"/>'
+        f'<text x="{LEFT - 6}" y="20" text-anchor="end">{most}</text>'
+        f'<text x="{LEFT - 6}" y="{BOTTOM}" text-anchor="end">0</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 4}">{end - PLOT_SECONDS:.0f} s</text>'
+        f'<text x="{RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{end:.0f} s</text></svg>'
     )

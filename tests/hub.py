@@ -39,6 +39,7 @@ class Hub:
         failures (`list[str]`): Regular expressions: the next request that matches one gets the connection cut in the
             middle, and the expression is taken off the list.
         stored (`dict[str, bytes]`): Large files by SHA-256.
+        private (`set[str]`): Repositories that are not there for who has no token.
     """
 
     def __enter__(self) -> "Hub":
@@ -46,6 +47,7 @@ class Hub:
         self.stored: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.failures: list[str] = []
+        self.private: set[str] = set()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -126,7 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, repo: str, revision: str | None) -> tuple[int, dict[str, bytes]] | None:
         """Number and files of a commit; answers itself if there is none."""
-        if repo not in self.hub.repos:
+        is_known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if repo not in self.hub.repos or (repo in self.hub.private and not is_known):
             self._missing("Repo")
             return None
         index = self.hub.revision(repo, revision or "main")

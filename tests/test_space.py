@@ -16,8 +16,11 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +34,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import yaml
+from hub import TOKEN, Hub
 from PIL import Image
 from room import Room, RoomIsFull
 from tiny import random_frames, write_clip
@@ -327,3 +331,25 @@ def test_the_folder_is_a_space(tmp_path):
     names = {function.api_name for function in page.build().fns.values()}
     assert {"open_video", "open_camera", "watch", "ask", "export", "compare", "reset"} <= names
     assert not page.is_toy and space_app.App(str(SPACE / "checkpoint")).is_toy
+
+
+def test_a_private_model_by_its_name_in_the_environment(tmp_path):
+    """As on a Space: `MODEL_ID` names it, the secret `HF_TOKEN` opens it."""
+    with Hub() as hub:
+        repo = "somebody/private"
+        files = [path for path in (SPACE / "checkpoint").iterdir() if path.is_file()]
+        hub.repos[repo] = [{path.name: path.read_bytes() for path in files}]
+        hub.private.add(repo)
+        look = "import sys, app; sys.argv = ['app.py']; "
+        look += "app.gr.Blocks.launch = lambda *_, **__: print('served'); app.main()"
+        for token, code, said in ((TOKEN, 0, "served"), ("", 1, "error: somebody/private is not")):
+            environment = {**os.environ, **hub.environment(tmp_path / (token or "none")), "HF_TOKEN": token}
+            done = subprocess.run(
+                [sys.executable, "-c", look],
+                cwd=SPACE,
+                env={**environment, "MODEL_ID": repo},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == code and said in done.stdout + done.stderr, done.stderr[-2000:]
+            assert "Traceback" not in done.stderr

@@ -206,6 +206,21 @@ def test_the_threshold_takes_effect_at_once(visit):
     expect(page.locator("#silence")).to_contain_text("speaks below 0.10", timeout=SOON)
 
 
+def test_rate_and_instruction_take_effect_with_restart(visit):
+    page = visit()
+    page.get_by_role("button", name="Settings").click()
+    page.click("#sample")
+    expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
+    page.fill("#fps input[type=number]", "4")
+    page.press("#fps input[type=number]", "Enter")
+    page.fill("#instruction textarea, #instruction input", "Tell me everything.")
+    page.wait_for_function("() => document.querySelector('#player').ended")
+    page.click("#reset")
+    expect(page.locator("#chat")).to_contain_text("0.0 s   Tell me everything.", timeout=SOON)
+    expect(page.locator("#chat")).not_to_contain_text("Please narrate")
+    expect(page.locator("#savings")).to_contain_text("34 frames", timeout=SOON)
+
+
 def test_a_camera_that_is_denied_is_told_and_takes_no_seat(visit):
     page = visit(permissions=[])
     deny = "async () => { throw new DOMException('', 'NotAllowedError'); }"
@@ -232,8 +247,13 @@ def test_what_is_typed_is_text_and_nothing_else(visit):
 
 def test_an_upload_is_watched_and_taken_away(visit, tmp_path):
     page = visit()
-    page.locator("input[type=file]").first.set_input_files(SAMPLE)
+    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    # A name is nothing to be trusted: it is neither a path nor markup.
+    name = "..%2F#<img src=x onerror=alert(1)>?.mp4"
+    file = {"name": name, "mimeType": "video/mp4", "buffer": SAMPLE.read_bytes()}
+    page.locator("input[type=file]").first.set_input_files(file)
     expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
+    assert page.evaluate("() => document.querySelector('#player').error") is None
     page.get_by_role("button", name="Take away").click()
     page.click("#take")
     saved = []

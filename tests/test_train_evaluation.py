@@ -220,7 +220,8 @@ class ScriptedModel:
                 events.append(event(self.time, "user", text, None))
                 self.asked.append((self.time, reply_now))
                 if reply_now:
-                    events.append(event(self.time, "assistant", model.answer, None))
+                    text = model.answer if isinstance(model.answer, str) else model.answer.pop(0)
+                    events.append(event(self.time, "assistant", text, None))
 
             def close(self):
                 model.asked = self.asked
@@ -250,6 +251,16 @@ def test_free_streaming_by_hand():
     # Ten frames of twelve should be silent; at two of them, 3.0 s and 4.5 s, there was a word.
     assert scores["silent_frames_right"] == pytest.approx(8 / 10)
     assert scores["words_per_minute"] == pytest.approx(60 * 7 / 6) and scores["latency"] == 0.25
+
+
+def test_the_same_question_asked_again_has_its_own_answer():
+    processor = tiny_processor()
+    times = (2.0, 3.0, 4.0)
+    answers = [(time, answer) for time, answer in zip(times, ("None.", "One.", "One."), strict=True)]
+    example = dialogue(12, *answers, questions=[(time, "How many?") for time in times])
+
+    scores = free_streaming(ScriptedModel({}, ["None.", "One.", "Two."]), processor, [example], progress=False)
+    assert scores["answer_accuracy"] == pytest.approx(2 / 3)
 
 
 def test_both_run_on_a_real_model():
