@@ -31,7 +31,7 @@ checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size cpu
 	mkdir -p space/checkpoint space/samples
 	cp $(TRAINED)/*.json $(TRAINED)/*.safetensors $(TRAINED)/*.jinja $(TRAINED)/*.py space/checkpoint/
-	cp $(TRAINED)/loss.png docs/loss.png
+	cp outputs/streamworld_cpu/narration/loss.png docs/loss.png
 	$(BIN)/python train/data/streamworld.py space/samples --split test --world tiny --clip 117 --fps 12
 
 # The code that travels with the embedded checkpoint, after a change to it.

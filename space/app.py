@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import captions
 import drawing
@@ -88,7 +88,7 @@ from gradio_client import Client, handle_file
 
 client = Client("http://127.0.0.1:7860")
 client.predict(handle_file("clip.mp4"), 2, 0.5, "Please narrate the video in real time.", api_name="/open_video")
-client.predict([], 0, 30.0, False, "share of layers", api_name="/watch")  # up to second 30, at most 16 frames a call
+client.predict([], 0, 30.0, None, "share of layers", api_name="/watch")  # up to second 30, at most 16 frames a call
 print(client.predict("What do you see?", "now", "share of layers", api_name="/ask")[0])  # all that was said
 print(client.predict("SubRip (.srt)", api_name="/export"))  # a file
 ```
@@ -131,7 +131,7 @@ class App:
         viewer = self._viewer(fps, threshold, instruction)
         _told(viewer.begin, video=path)
         self._enter(viewer, request)
-        return f"gradio_api/file={path}", gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
+        return f"gradio_api/file={quote(path)}", gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
     def open_camera(self, fps: float, threshold: float, instruction: str, granted: bool, request: gr.Request) -> Any:
         """Begins a stream on frames that will be sent, once the person has granted the camera."""
@@ -146,13 +146,13 @@ class App:
         frames: list[dict[str, Any]],
         dropped: int,
         until: float | None,
-        seek: bool,
+        jump: float | None,
         shown: str,
         request: gr.Request,
     ) -> Any:
         """
         Sees what there is to see by now: at most 16 frames sent (`time` in seconds, `image` a data URL), or those of
-        the file up to a second; after a jump from there on.
+        the file up to a second; after a jump from the second jumped to.
         """
         viewer = self._find(request)
         if viewer is None:
@@ -169,8 +169,8 @@ class App:
                     raise _error(f"At most {MOST_FRAMES} frames are seen at a call.")
                 _told(viewer.see, map(_frame, frames), int(dropped))
             elif until is not None:
-                if seek:
-                    _told(viewer.begin, video=viewer.video, start=max(0.0, float(until)))
+                if jump is not None:
+                    _told(viewer.begin, video=viewer.video, start=max(0.0, float(jump)))
                 _told(viewer.watch_until, float(until))
             after = len(viewer.events), viewer.session, viewer.session.num_frames
             if after == before:
@@ -418,7 +418,7 @@ class App:
     def _wire(self, page: SimpleNamespace) -> None:
         # What the browser sends, and what is told to it, beside what is seen.
         frames, dropped = gr.JSON([], visible=False), gr.Number(0, visible=False)
-        until, seek = gr.Number(None, visible=False), gr.Checkbox(False, visible=False)
+        until, jump = gr.Number(None, visible=False), gr.Number(None, visible=False)
         granted = gr.Checkbox(True, visible=False)
         source, said = gr.Textbox(visible=False), gr.JSON(visible=False)
         sample_path = gr.State(self.sample)
@@ -442,7 +442,7 @@ class App:
         page.reset.click(self.reset, [*options, until], [timer, *showing], api_name="reset", js=now, **live)
         timer.tick(
             self.watch,
-            [frames, dropped, until, seek, page.shown],
+            [frames, dropped, until, jump, page.shown],
             [timer, *showing],
             api_name="watch",
             js="(a, b, c, d, shown) => [...page.collect(), shown]",

@@ -1,7 +1,7 @@
 // What only the browser can do: play the video, open the camera, and say at each tick what is to be seen now.
 () => {
   const MOST = 16; // Frames of the camera that wait for the next tick; older ones are dropped, and counted.
-  const page = { frames: [], dropped: 0, seek: false, url: null, capture: null, begun: 0, turn: 0 };
+  const page = { frames: [], dropped: 0, jump: null, url: null, capture: null, begun: 0, turn: 0 };
   window.page = page;
   const stage = () => document.querySelector("#stage");
   const player = () => document.querySelector("#player");
@@ -20,7 +20,7 @@
     video.srcObject = null;
     page.frames = [];
     page.dropped = 0;
-    page.seek = false;
+    page.jump = null;
     page.url = null;
   };
 
@@ -34,7 +34,8 @@
     let loaded = false;
     video.onloadeddata = () => { loaded = true; };
     video.onresize = shape;
-    video.onseeking = () => { if (page.url && loaded) page.seek = true; };
+    // Noted where the person jumps to: by the next tick more of it has been played.
+    video.onseeking = () => { if (page.url && loaded) page.jump = video.currentTime; };
     video.onerror = () => { if (page.url) say("This browser cannot play this file. Use an mp4 with H.264, or webm."); };
     page.url = url;
     video.controls = true;
@@ -109,18 +110,18 @@
     return page.url ? video.currentTime : null;
   };
 
-  // What is sent at a tick: frames of the camera, how many were dropped, the second that is played, and whether the
-  // person jumped there.
+  // What is sent at a tick: frames of the camera, how many were dropped, the second that is played, and the second that
+  // the person jumped to, if there was a jump.
   page.collect = () => {
-    const { frames, dropped, seek } = page;
+    const { frames, dropped, jump } = page;
     page.frames = [];
     page.dropped = 0;
     const video = player();
     const until = page.url ? video.currentTime + (video.ended ? 1 : 0) : null;
     // Where a jump has not arrived yet, the second is not the one that will be shown.
-    if (seek && video.seeking) return [[], 0, null, false];
-    page.seek = false;
-    return [frames, dropped, until, seek];
+    if (jump !== null && video.seeking) return [[], 0, null, null];
+    page.jump = null;
+    return [frames, dropped, until, jump];
   };
 
   // Captions are what is announced; the chat repeats them.

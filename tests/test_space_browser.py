@@ -249,7 +249,7 @@ def test_an_upload_is_watched_and_taken_away(visit, tmp_path):
     page = visit()
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
     # A name is nothing to be trusted: it is neither a path nor markup.
-    name = "..%2F#<img src=x onerror=alert(1)>?.mp4"
+    name = "a%2F..%2F..#<img src=x onerror=alert(1)>?.mp4"
     file = {"name": name, "mimeType": "video/mp4", "buffer": SAMPLE.read_bytes()}
     page.locator("input[type=file]").first.set_input_files(file)
     expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
@@ -349,7 +349,7 @@ def test_the_same_from_python(site, tmp_path):
     client.predict(handle_file(SAMPLE), *settings, api_name="/open_video")
     said = []
     for _ in range(60):
-        *_, told = client.predict([], 0, 30.0, False, "share of layers", api_name="/watch")
+        *_, told = client.predict([], 0, 30.0, None, "share of layers", api_name="/watch")
         said = told if isinstance(told, list) else said
         if said and said[-1]["text"] == STORY[-1][1]:
             break
@@ -367,9 +367,9 @@ def test_the_same_from_python(site, tmp_path):
     assert routed and full and "operations" in routed_figures and routed_figures != full_figures
     with pytest.raises(AppError, match="a data URL of a JPEG"):
         client.predict(2, 0.7, "Narrate.", True, api_name="/open_camera")
-        client.predict([{"time": 1.0, "image": "file:///etc/passwd"}], 0, None, False, "off", api_name="/watch")
+        client.predict([{"time": 1.0, "image": "file:///etc/passwd"}], 0, None, None, "off", api_name="/watch")
     with pytest.raises(AppError, match="At most 16 frames"):
-        client.predict([{}] * 17, 0, None, False, "off", api_name="/watch")
+        client.predict([{}] * 17, 0, None, None, "off", api_name="/watch")
 
 
 def test_nothing_outside_the_upload_folder_is_read(site):
