@@ -285,6 +285,12 @@ def convert(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_ON)
+def convert_llava(context: typer.Context) -> None:
+    """Converts a vision-language model of the LLaVA family: MODEL OUT, and options (--help)."""
+    _pass_on(context, "videollm_mod.convert_llava_weights_to_hf")
+
+
+@app.command(context_settings=PASS_ON)
 def push(context: typer.Context) -> None:
     """Publishes a checkpoint on the Hub: CHECKPOINT REPO, and options (--help)."""
     _pass_on(context, "videollm_mod.train.push")

@@ -114,6 +114,9 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             Whether a frame begins with the encoder's pooled token.
         frame_token_pooled (`list[int]`, *optional*, defaults to `[3, 3]`):
             Height and width of the grid that the encoder's patches are average-pooled to, or `None` for no grid.
+        vision_feature_layer (`int`, *optional*):
+            Of which layer of the encoder the grid shows the patches, as in LLaVA: -1 for the last, before the
+            encoder's final norm, -2 for the last but one. By default its output, after that norm.
         frame_token_id (`int`, *optional*, defaults to 128256):
             Id of the frame token "<v>". It needs no row in the embedding table.
         frame_token_interval_id (`int`, *optional*, defaults to 11):
@@ -167,6 +170,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     frame_token_cls: bool = True
     frame_token_pooled: list[int] | tuple[int, ...] | None = (3, 3)
+    vision_feature_layer: int | None = None
     frame_token_id: int | None = 128256
     frame_token_interval_id: int | None = 11
     connector_hidden_act: str = "gelu"
@@ -272,6 +276,12 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             raise ValueError(
                 f"`frame_token_pooled` is {grid[0]}x{grid[1]}, but the vision encoder has only "
                 f"{vision_grid[0]}x{vision_grid[1]} patches: choose a grid no larger than that."
+            )
+        layer, num_layers = self.vision_feature_layer, getattr(self.vision_config, "num_hidden_layers", math.inf)
+        if layer is not None and not -num_layers <= layer <= -1:
+            raise ValueError(
+                f"`vision_feature_layer` counts the encoder's {num_layers} layers from the end, -1 to {-num_layers}, "
+                f"got {layer}."
             )
         if self.frame_token_cls and getattr(self.vision_config, "vision_use_head", True) is False:
             raise ValueError(

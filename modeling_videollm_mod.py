@@ -235,7 +235,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         leading = pixel_values_videos.shape[:-3]
         pixel_values = pixel_values_videos.flatten(0, -4) if len(leading) > 1 else pixel_values_videos
         pixel_values = pixel_values.to(self.vision_encoder.dtype)
-        outputs, grid = _run_vision_encoder(self.vision_encoder, pixel_values)
+        layer = self.config.vision_feature_layer
+        outputs, grid = _run_vision_encoder(self.vision_encoder, pixel_values, output_hidden_states=layer is not None)
         tokens = []
         if self.config.frame_token_cls:
             if outputs.pooler_output is None:
@@ -246,7 +247,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             tokens.append(outputs.pooler_output[:, None])
         if self.config.frame_token_pooled is not None:
             # Class and register tokens, where an encoder has them, come before its patches.
-            patches = outputs.last_hidden_state[:, -math.prod(grid) :]
+            patches = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
+            patches = patches[:, -math.prod(grid) :]
             patches = patches.transpose(1, 2).unflatten(2, grid)
             pooled = F.adaptive_avg_pool2d(patches, tuple(self.config.frame_token_pooled))
             tokens.append(pooled.flatten(2).transpose(1, 2))
@@ -867,19 +869,21 @@ def _check_language_model(model: PreTrainedModel) -> None:
         )
 
 
-def _run_vision_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[Any, tuple[int, int]]:
+def _run_vision_encoder(
+    encoder: PreTrainedModel, pixel_values: torch.Tensor, **options: Any
+) -> tuple[Any, tuple[int, int]]:
     """The encoder's output on frames (frames, channels, height, width), and its patch grid (height, width)."""
     patch = encoder.config.patch_size
     patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
     frames, _, height, width = pixel_values.shape
     grid = (height // patch_height, width // patch_width)
     if encoder.config.model_type != "siglip2_vision_model":
-        return encoder(pixel_values), grid
+        return encoder(pixel_values, **options), grid
     # SigLIP 2 with native aspect ratio takes rows of patches, each flattened height, width, channels.
     patches = pixel_values.unflatten(3, (grid[1], patch_width)).unflatten(2, (grid[0], patch_height))
     patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     shapes = torch.tensor(grid).expand(frames, 2)  # on the CPU, where the encoder reads it
-    return encoder(patches, pixel_attention_mask=None, spatial_shapes=shapes), grid
+    return encoder(patches, pixel_attention_mask=None, spatial_shapes=shapes, **options), grid
 
 
 def _check_frames(

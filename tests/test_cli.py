@@ -147,7 +147,8 @@ def test_inspect_says_what_a_checkpoint_is_without_its_weights(tmp_path):
 
 
 def test_convert_and_push_are_the_scripts():
-    for command, option in (("convert", "--keep_adapter"), ("push", "--no_verify")):
+    scripts = {"convert": "--keep_adapter", "convert-llava": "--frame_token_pooled", "push": "--no_verify"}
+    for command, option in scripts.items():
         shown = run(command, "--help")
         assert shown.returncode == 0 and option in shown.stdout and f"cli.py {command}" in shown.stdout, shown.stderr
     failed = run("push", ROOT / "docs", "somebody/model")

@@ -85,6 +85,8 @@ def test_only_layers_that_choose_by_score_own_a_router():
         ({"frame_tokens_cls": False}, "Did you mean `frame_token_cls`"),
         ({"frame_token_pooled": (5, 3)}, "5x3, but the vision encoder has only 4x4"),
         ({"frame_token_pooled": (3,)}, "two positive numbers"),
+        ({"vision_feature_layer": 0}, "layers from the end, -1 to -2, got 0"),
+        ({"vision_feature_layer": -3}, "got -3"),
         ({"frame_token_cls": False, "frame_token_pooled": None}, "A frame needs tokens"),
         ({"frame_token_id": None}, "`frame_token_id` must be the id"),
         ({"frame_token_interval_id": 100_000}, "outside the vocabulary"),

@@ -20,6 +20,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import (
+    IMAGE_SIZE,
     SCHEMES,
     TEXT_MODELS,
     VISION_MODELS,
@@ -137,6 +138,19 @@ def test_every_routing_field_changes_what_the_model_says(changed):
     other.load_state_dict(state, strict=False)
     inputs = inputs_for(base)
     assert not torch.allclose(base(**inputs).logits, other(**inputs).logits, atol=1e-3)
+
+
+def test_patches_are_those_of_the_chosen_layer_of_the_encoder():
+    seen = [tiny_model(vision_feature_layer=layer) for layer in (None, -1, -2)]
+    pixels = torch.randn(1, 3, 3, IMAGE_SIZE, IMAGE_SIZE)
+    features = [model.model.encode_frames(pixels) for model in seen]
+    for part in features[1:]:
+        assert_close(part[:, :, :1], features[0][:, :, :1])  # the pooled token
+    grids = [part[:, :, 1:] for part in features]
+    assert not torch.allclose(grids[0], grids[1], atol=1e-3) and not torch.allclose(grids[1], grids[2], atol=1e-3)
+    encoder = seen[0].model.vision_encoder
+    last = encoder(pixels[0], output_hidden_states=True).hidden_states[-1]
+    assert_close(encoder.post_layernorm(last), encoder(pixels[0]).last_hidden_state)
 
 
 # ---------------------------------------------------------------------------------------------- inputs and outputs

@@ -166,6 +166,8 @@ def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
 # Several processes on the CPU: "multi-GPU" is how accelerate starts them; of what, the environment says.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+FSDP2 += ["--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
 ON_CPU = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 SMALL_RUN = [
     *("--dataset", "streamworld", "--world", "small", "--checkpoint", EMBEDDED, "--tune_language_model", "full"),
@@ -309,9 +311,7 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path):
     weights = AutoModel.from_pretrained(tmp_path / "alone", trust_remote_code=True).state_dict()
     streamed = evaluation_of(alone.stdout)
     assert streamed["eval_lm_ppl"] > 1 and "as the model streams it" in alone.stdout
-    fsdp = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-    fsdp += ["--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
-    scripts = (("ddp", ["--multi_gpu"], "train/sft.py"), ("fsdp2", fsdp, "tests/fsdp2_on_cpu.py"))
+    scripts = (("ddp", ["--multi_gpu"], "train/sft.py"), ("fsdp2", FSDP2, "tests/fsdp2_on_cpu.py"))
     for kind, flags, script in scripts:
         arguments = [*options, "--use_cpu", "--per_device_train_batch_size", 2, "--output_dir", tmp_path / kind]
         done = subprocess.run(
@@ -328,6 +328,30 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path):
         assert ("in 2 processes, sharded on cpu" if kind == "fsdp2" else "in 2 processes on cpu") in done.stdout
         for name, weight in AutoModel.from_pretrained(tmp_path / kind, trust_remote_code=True).state_dict().items():
             torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=2e-4, msg=f"{kind} {name}")
+
+
+def test_an_adapter_on_the_head_is_trained_also_where_it_is_sharded(tmp_path):
+    text = json.loads((ROOT / "train" / "configs" / "streamworld_model.json").read_text())
+    text["model"]["text_config"]["tie_word_embeddings"] = False
+    (tmp_path / "model.json").write_text(json.dumps(text))
+    options = [*SMALL_RUN[:4], *SMALL_RUN[8:], "--max_steps", 3, "--save_strategy", "no", "--lora_r", 8]
+    options += ["--model_config", tmp_path / "model.json", "--lora_dropout", 0.0]
+    alone = run_script(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    arguments = [*options, "--use_cpu", "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "sharded"]
+    done = subprocess.run(
+        [*LAUNCH, *FSDP2, "tests/fsdp2_on_cpu.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **ON_CPU},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses_of(done.stdout) == pytest.approx(losses_of(alone.stdout), rel=2e-3)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "sharded")]
+    assert "lm_head.weight" in weights[0] and weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=2e-4, msg=name)
 
 
 @pytest.mark.parametrize("vision", ["siglip_vision_model", "siglip", "dinov2", "clip"])

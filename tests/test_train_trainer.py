@@ -40,7 +40,9 @@ def row(seed, frames=6):
 ROWS = [row(seed, frames) for seed, frames in enumerate((6, 9, 4, 7))]
 
 
-def new_trainer(folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, streamed=None, collator=None, **options):
+def new_trainer(
+    folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, streamed=None, collator=None, adapter=None, **options
+):
     processor = tiny_processor()
     model = tiny_model(text_overrides={"tie_word_embeddings": False}) if model is None else model
     options = {
@@ -66,6 +68,7 @@ def new_trainer(folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, strea
         train_dataset=dataset,
         processing_class=processor,
         data_collator=StreamCollator(processor, **(collator or {})),
+        peft_config=adapter,
         **({} if streamed is None else {"eval_dataset": dataset, "stream_examples": streamed}),
     )
 
@@ -78,7 +81,7 @@ def gradients(trainer):
     def create_optimizer(*args, **kwargs):
         optimizer = original(*args, **kwargs)
         optimizer.register_step_pre_hook(
-            lambda *_: kept.update({n: p.grad.clone() for n, p in trainer.model.named_parameters()})
+            lambda *_: kept.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad})
         )
         return optimizer
 
@@ -138,6 +141,29 @@ def test_dialogues_packed_into_one_row_train_alike(tmp_path):
     pad = tiny_processor().tokenizer.pad_token_id
     assert batch["input_ids"].shape == (1, int((rows["input_ids"] != pad).sum()))
     assert batch["pixel_values_videos"].shape[:2] == (1, 6 + 9 + 4 + 7) == (1, batch["num_frames"][0])
+
+
+def test_an_adapter_on_the_head_is_trained_as_the_model_has_it(tmp_path):
+    """TRL's fused head reads a weight, and would not see the adapter beside it."""
+    model = tiny_model(text_overrides={"tie_word_embeddings": False})
+    config = model.make_lora_config(r=4, lora_alpha=4, lora_dropout=0.0)
+    trainer = new_trainer(tmp_path, model=model, adapter=config, train_sampling_strategy="sequential")
+    adapted = trainer.model
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            # None is as it began, where an adapter does nothing.
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert type(adapted.get_base_model().lm_head).__module__.startswith("peft")
+    loss = adapted.train()(**StreamCollator(tiny_processor())(ROWS), use_cache=False).loss
+    loss.backward()
+    expected = {name: p.grad.clone() for name, p in adapted.named_parameters() if p.requires_grad}
+    adapted.zero_grad()
+    found = gradients(trainer)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert expected.keys() == found.keys() and sum("lm_head.lora" in name for name in found) == 2
+    for name, gradient in expected.items():
+        assert gradient.any()
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
 
 
 def test_evaluation_spoils_no_reply(tmp_path):

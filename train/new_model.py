@@ -30,6 +30,8 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     set_seed,
 )
@@ -108,8 +110,6 @@ def choose_parts(model: VideoLLMMoDForConditionalGeneration, arguments: "ModelAr
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
         modules_to_save=saved or None,
-        # TRL reads the head's weight itself and would never train an adapter on it: it refuses one.
-        exclude_modules=r"(.*\.)?lm_head",
     )
 
 
@@ -183,22 +183,56 @@ def model_from_parts(
         frame_token_interval (`str`, *optional*, defaults to `","`): What stands between frames; `None` for nothing.
         fields: Of [`VideoLLMMoDConfig`], such as `mod_layers` or `frame_token_pooled`.
     """
-    tokenizer = AutoTokenizer.from_pretrained(language_model)
     text = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
     vision_config = AutoConfig.from_pretrained(vision_model)
     vision_config = getattr(vision_config, "vision_config", vision_config)
     encoder = MODEL_MAPPING[type(vision_config)].from_pretrained(vision_model, config=vision_config, dtype=text.dtype)
+    return join_parts(
+        encoder,
+        text.base_model,
+        text.get_output_embeddings(),
+        tokenizer=AutoTokenizer.from_pretrained(language_model),
+        image_processor=_find_image_processor(vision_model),
+        generation_config=text.generation_config,
+        seed=seed,
+        frame_token_interval=frame_token_interval,
+        **fields,
+    )
+
+
+def join_parts(
+    encoder: PreTrainedModel,
+    language_model: PreTrainedModel,
+    head: torch.nn.Module,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: Any | None,
+    generation_config: GenerationConfig,
+    seed: int = 0,
+    frame_token_interval: str | None = ",",
+    **fields: Any,
+) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
+    """
+    A model with the weights of these parts; connector and routers are new.
+
+    Args:
+        encoder (`PreTrainedModel`): The vision encoder.
+        language_model (`PreTrainedModel`): The decoder layers, without their head.
+        head (`torch.nn.Module`): The language model's head.
+        tokenizer (`PreTrainedTokenizerBase`): The language model's.
+        image_processor (*optional*): Of the encoder, for its `image_mean` and `image_std`; by default [-1, 1].
+        generation_config (`GenerationConfig`): The language model's.
+        seed, frame_token_interval, fields: See [`model_from_parts`].
+    """
+    vision_config, text_config = encoder.config, language_model.config
     if getattr(vision_config, "image_size", None) is None:
         side = vision_config.patch_size * math.isqrt(vision_config.num_patches)
     else:
         side = vision_config.image_size
     pixels: dict[str, Any] = {"size": {"height": side, "width": side}}
-    try:
-        images = AutoImageProcessor.from_pretrained(vision_model)
-        pixels |= {"image_mean": images.image_mean, "image_std": images.image_std}
-    except OSError:
-        logger.warning(f"'{vision_model}' has no image processor: pixels are normalised to [-1, 1].")
-    defaults = VideoLLMMoDConfig(text_config=text.config, vision_config=vision_config, **fields)
+    if image_processor is not None:
+        pixels |= {"image_mean": image_processor.image_mean, "image_std": image_processor.image_std}
+    defaults = VideoLLMMoDConfig(text_config=text_config, vision_config=vision_config, **fields)
     processor = VideoLLMMoDProcessor(
         VideoLLMMoDVideoProcessor(**pixels),
         tokenizer,
@@ -206,20 +240,28 @@ def model_from_parts(
         frame_num_tokens=defaults.frame_num_tokens,
     )
     config = VideoLLMMoDConfig(
-        text_config=text.config,
+        text_config=text_config,
         vision_config=vision_config,
         frame_token_id=processor.frame_token_id,
         frame_token_interval_id=processor.frame_token_interval_id,
         **fields,
     )
     set_seed(seed)
-    model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=text.dtype)
+    model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=language_model.dtype)
     model.model.routers.float()
     model.model.vision_encoder.load_state_dict(encoder.state_dict())
-    model.model.language_model.load_state_dict(text.base_model.state_dict())
-    model.lm_head.load_state_dict(text.get_output_embeddings().state_dict())
-    model.generation_config = text.generation_config
+    model.model.language_model.load_state_dict(language_model.state_dict())
+    model.lm_head.load_state_dict(head.state_dict())
+    model.generation_config = generation_config
     return model, processor
+
+
+def _find_image_processor(name: str) -> Any | None:
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except OSError:
+        logger.warning(f"'{name}' has no image processor: pixels are normalised to [-1, 1].")
+        return None
 
 
 def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFast:

@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
@@ -57,7 +59,9 @@ class StreamingSFTTrainer(SFTTrainer):
         about: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        model = args[0] if args else kwargs["model"]
+        with _readable_head(model):
+            super().__init__(*args, **kwargs)
         self.stream_examples, self.fps, self.about = stream_examples, fps, about or {}
         self._config = self.accelerator.unwrap_model(self.model).config
         self._router_scores: list[torch.Tensor] = []
@@ -69,7 +73,8 @@ class StreamingSFTTrainer(SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As TRL's, on log-probabilities in which those at frames carry their weight."""
-        return super().compute_loss(_Weighted(model, self._weigh), inputs, *args, **kwargs)
+        with _readable_head(self.accelerator.unwrap_model(model)):
+            return super().compute_loss(_Weighted(model, self._weigh), inputs, *args, **kwargs)
 
     def _weigh(self, outputs: Any, inputs: dict[str, Any]) -> Any:
         # TRL's log-probabilities stand where they were predicted: position i has that of token i + 1, or 0.
@@ -185,6 +190,29 @@ class _Weighted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+
+@contextmanager
+def _readable_head(model: Any) -> Iterator[None]:
+    """
+    Has a head with an adapter read as one without: TRL's fused head takes a head's weight for all of it, and refuses
+    an adapter. What an adapted head makes of the unit vectors is the weight with the adapter in it, whatever the
+    adapter and however it is sharded. Its dropout drops the same features for all tokens of a step.
+    """
+    model = model.get_base_model() if is_peft_model(model) else model
+
+    def get_output_embeddings() -> Any:
+        head = model.lm_head
+        if not isinstance(head, BaseTunerLayer):
+            return head
+        units = torch.eye(head.in_features, dtype=head.weight.dtype, device=head.weight.device)
+        return SimpleNamespace(weight=head(units).T, bias=None)
+
+    model.get_output_embeddings = get_output_embeddings
+    try:
+        yield
+    finally:
+        del model.get_output_embeddings
 
 
 def peak_memory() -> int:

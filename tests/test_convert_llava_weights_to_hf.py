@@ -1,0 +1,124 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Plain vision-language models, before and after conversion: what the language model is shown, and what it says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_text_config, tiny_tokenizer, tiny_vision_config
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaOnevisionConfig,
+    SiglipImageProcessor,
+    VipLlavaConfig,
+)
+
+from videollm_mod.convert_llava_weights_to_hf import convert
+
+
+ROOT = Path(__file__).parents[1]
+KINDS = {
+    "onevision": (LlavaOnevisionConfig, "siglip_vision_model", "qwen2", -1, "full"),
+    "llava": (LlavaConfig, "clip_vision_model", "llama", -2, "default"),
+}
+
+
+def make_checkpoint(folder, config_class, vision, text, **fields):
+    """A tiny model of the family in a folder, as published."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    vision_config = AutoConfig.for_model(**tiny_vision_config(vision))
+    text_config = AutoConfig.for_model(**tiny_text_config(text, vocab_size=len(tokenizer) + 2))
+    fields = {"image_token_index": len(tokenizer), "image_token_id": len(tokenizer)} | fields
+    model = AutoModelForImageTextToText.from_config(
+        config_class(vision_config=vision_config, text_config=text_config, **fields)
+    ).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    kind = CLIPImageProcessor if vision.startswith("clip") else SiglipImageProcessor
+    kind(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_language_model_is_shown_and_says_the_same(tmp_path, kind):
+    config_class, vision, text, layer, strategy = KINDS[kind]
+    fields = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
+    theirs = make_checkpoint(tmp_path / "theirs", config_class, vision, text, **fields)
+    size = theirs.config.vision_config.image_size
+    grid = size // theirs.config.vision_config.patch_size
+    left = convert(str(tmp_path / "theirs"), tmp_path / "ours", frame_token_pooled=(grid, grid))
+    assert left == (["model.image_newline"] if kind == "onevision" else [])
+    ours = AutoModel.from_pretrained(tmp_path / "ours", trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    pixels = processor.video_processor(videos=[picture], return_tensors="pt")["pixel_values_videos"]
+    torch.testing.assert_close(
+        pixels[0, 0],
+        (torch.tensor(picture[0]).permute(2, 0, 1) / 255 - torch.tensor([0.4, 0.5, 0.6])[:, None, None])
+        / torch.tensor([0.2, 0.3, 0.4])[:, None, None],
+    )
+    with torch.no_grad():
+        # Of one picture, each patch a token, theirs are the embeddings before a newline is added.
+        outputs = theirs.model.vision_tower(pixels[0], output_hidden_states=True)
+        features = outputs.hidden_states[layer][:, 1 if strategy == "default" else 0 :]
+        expected = theirs.model.multi_modal_projector(features)
+        torch.testing.assert_close(ours.model.get_video_features(pixels)[0], expected, rtol=1e-5, atol=1e-5)
+        ids = torch.tensor([[5, 6, 7, *[ours.config.frame_token_id] * grid * grid, 8, 9]])
+        table = theirs.get_input_embeddings()
+        embeds = torch.cat([table(ids[:, :3]), expected, table(ids[:, -2:])], dim=1)
+        logits = ours(input_ids=ids, pixel_values_videos=pixels).logits
+        torch.testing.assert_close(logits, theirs(inputs_embeds=embeds).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_by_command_with_routers_it_streams(tmp_path):
+    make_checkpoint(tmp_path / "theirs", *KINDS["onevision"][:3], multimodal_projector_bias=False)
+    command = [sys.executable, "convert_llava_weights_to_hf.py", tmp_path / "theirs", tmp_path / "ours"]
+    options = ["--mod_layers", "interleaved", "--mod_keep_ratio", "0.25", "--frame_token_pooled", "2", "2"]
+    done = subprocess.run([*map(str, command), *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "not taken: model.image_newline, its own pooling" in done.stdout
+    model = AutoModel.from_pretrained(tmp_path / "ours", trust_remote_code=True).eval()
+    assert model.config.layer_keep_counts == [4, 1, 4, 1] and not model.model.connector.linear_1.bias.any()
+    session = model.stream(AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True), max_new_tokens=4)
+    for seed in range(3):
+        session.push(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    session.ask("What is this?")
+    assert session.num_frames == 3 and session.events[-1].role == "assistant"
+    assert "routers" in (tmp_path / "ours" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ((VipLlavaConfig, "clip_vision_model", "llama"), "it also has projector_layernorm.bias"),
+        ((LlavaConfig, "clip_vision_model", "llama", {"vision_feature_layer": [-1, -2]}), "what fits is one, counted"),
+    ],
+)
+def test_what_does_not_fit_is_said_and_nothing_written(tmp_path, make, message):
+    make_checkpoint(tmp_path / "theirs", *make[:3], **(make[3] if len(make) > 3 else {}))
+    with pytest.raises(ValueError, match=message):
+        convert(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
