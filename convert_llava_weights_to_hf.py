@@ -32,14 +32,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+from videollm_mod.train.card import write_converted_card
 from videollm_mod.train.new_model import join_parts
 
 
 _PROJECTOR = {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
 _TAKEN = ("model.vision_tower.", "model.language_model.", "model.multi_modal_projector.", "lm_head.")
+_OWN = "its own pooling and cutting of pictures"
 
 
 def convert(
@@ -132,24 +133,13 @@ def _refuse_what_does_not_fit(model: Any) -> None:
 
 
 def _write_card(folder: Path, name: str, source: str, kind: str, left: list[str], config: Any) -> None:
-    """A card that says what it was made of; its licence is that of its source, which this cannot know."""
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="video-text-to-text",
-        base_model=source if source.count("/") == 1 and not Path(source).exists() else None,
-        tags=["video", "streaming", "mixture-of-depths"],
-    )
-    routed = f"{len(config.routed_layers)} of {len(config.layer_keep_counts)} layers have new routers."
     grid = "x".join(map(str, config.frame_token_pooled))
     text = (
-        f"# {name}\n\nEncoder, projector and language model of {Path(source).name} ({kind}), as a streaming model for "
-        "Transformers' `AutoModel` with `trust_remote_code=True`. "
-        f"{routed if config.routed_layers else 'It runs at full compute.'} A frame is {grid} tokens, averaged before "
-        f"the projector. Not taken: {', '.join([*left, 'its own pooling and cutting of pictures'])}. It has not "
-        "seen a stream yet and is to be fine-tuned; nothing was measured after the conversion. Its licence is that of "
-        "its source.\n"
+        f"Encoder, projector and language model of {Path(source).name} ({kind}) as a streaming model (VideoLLM-MoD, "
+        f"arXiv 2408.16730). A frame is {grid} tokens, averaged before the projector. Not taken: "
+        f"{', '.join([*left, _OWN])}. It has not seen a stream yet and is to be fine-tuned."
     )
-    ModelCard(f"---\n{data}\n---\n\n{text}").save(folder / "README.md")
+    write_converted_card(folder, name=name, config=config, text=text, base_models=[source])
 
 
 def main() -> None:
@@ -166,7 +156,7 @@ def main() -> None:
         left = convert(**vars(options))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {str(error).strip().splitlines()[0]}") from None
-    print(f"not taken: {', '.join([*left, 'its own pooling and cutting of pictures'])}")
+    print(f"not taken: {', '.join([*left, _OWN])}")
     print(f"{options.out}: `AutoModel.from_pretrained('{options.out}', trust_remote_code=True)` loads it")
 
 

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 
+from videollm_mod.train.card import write_converted_card
 from videollm_mod.train.new_model import model_from_parts
 
 
@@ -130,24 +130,9 @@ def convert(
 
 
 def _write_card(folder: Path, name: str, parts: list[str], live_version: str, config: Any) -> None:
-    """A card that says what it was made of; its licence is that of its parts, which this cannot know."""
-    ids = [part for part in parts if part.count("/") == 1 and not Path(part).exists()]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="video-text-to-text",
-        base_model=ids or None,
-        tags=["video", "streaming", "mixture-of-depths"],
-    )
-    routed = (
-        f"{len(config.routed_layers)} of {len(config.layer_keep_counts)} layers have new routers, to be fine-tuned."
-    )
-    text = (
-        f"# {name}\n\nVideoLLM-online ({live_version}, arXiv 2406.11816), converted for Transformers' `AutoModel` "
-        f"with `trust_remote_code=True`, of {', '.join(Path(part).name for part in parts)}. "
-        f"{routed if config.routed_layers else 'It runs at full compute.'} Nothing was measured after the conversion. "
-        "Its licence is that of its parts.\n"
-    )
-    ModelCard(f"---\n{data}\n---\n\n{text}").save(folder / "README.md")
+    text = f"VideoLLM-online ({live_version}, arXiv 2406.11816), of {', '.join(Path(part).name for part in parts)}."
+    text += " Its routers are new and to be fine-tuned." if config.routed_layers else ""
+    write_converted_card(folder, name=name, config=config, text=text, base_models=parts)
 
 
 def _sort(theirs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

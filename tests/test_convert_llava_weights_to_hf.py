@@ -107,7 +107,8 @@ def test_by_command_with_routers_it_streams(tmp_path):
         session.push(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     session.ask("What is this?")
     assert session.num_frames == 3 and session.events[-1].role == "assistant"
-    assert "routers" in (tmp_path / "ours" / "README.md").read_text()
+    card = (tmp_path / "ours" / "README.md").read_text()
+    assert "A frame is 2x2 tokens" in card and "2 of 4 layers are routed: of a frame's 4 tokens they keep 1." in card
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,12 @@ def test_everything_in_one_commit_and_loaded_from_there(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{REPO}@{commit_hash(REPO, 1)}, loaded from there"
     assert len(hub.repos[REPO]) == 2, "one commit after the empty one"
-    assert hub.files(REPO) == {
-        path.name: path.read_bytes() for path in EMBEDDED.iterdir() if path.is_file() and path.suffix != ".pyc"
+    published, card = dict(hub.files(REPO)), (EMBEDDED / "README.md").read_text()
+    assert published.pop("README.md").decode() == card.replace('("space/checkpoint", trust', f'("{REPO}", trust')
+    assert published == {
+        path.name: path.read_bytes()
+        for path in EMBEDDED.iterdir()
+        if path.is_file() and path.suffix != ".pyc" and path.name != "README.md"
     }
     assert TOKEN not in done.stdout + done.stderr
     assert not any(
@@ -73,7 +77,7 @@ def test_large_weights_are_cut(hub, tmp_path):
     assert parts.keys() == whole.keys() and all((parts[name] == whole[name]).all() for name in whole)
     assert "model.safetensors.index.json" in hub.files(REPO)
     # Cut otherwise, the pieces of before are gone.
-    done = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
+    done = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify", "--force")
     assert [name for name in hub.files(REPO) if "safetensors" in name] == ["model.safetensors"], done.stderr
 
 
@@ -95,6 +99,30 @@ def test_another_model_is_not_overwritten_unless_forced(hub, tmp_path):
     (other / "config.json").write_text(json.dumps(config))
     again = push(hub, tmp_path / "home", other, REPO, "--no_verify")
     assert again.returncode == 0, again.stderr
+
+
+def test_other_weights_of_the_same_configuration_are_another_model(hub, tmp_path):
+    assert push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify").returncode == 0
+    other = shutil.copytree(EMBEDDED, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.connector.linear_1.bias"] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    refused = push(hub, tmp_path / "home", other, REPO, "--no_verify")
+    assert refused.returncode == 1 and len(hub.repos[REPO]) == 2
+    assert f"error: '{REPO}' holds other weights of the same configuration. --force" in refused.stderr
+    assert push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify").returncode == 0, "the same, once more"
+    assert push(hub, tmp_path / "home", other, REPO, "--no_verify", "--force").returncode == 0
+    assert load(hub.files(REPO)["model.safetensors"])["model.connector.linear_1.bias"].equal(
+        weights["model.connector.linear_1.bias"]
+    )
+
+
+def test_a_card_that_the_hub_refuses_is_not_published(hub, tmp_path):
+    other = shutil.copytree(EMBEDDED, tmp_path / "other")
+    (other / "README.md").write_text("# other\n\nNo metadata.\n")
+    refused = push(hub, tmp_path / "home", other, REPO, "--no_verify")
+    assert refused.returncode == 1 and "error: Invalid metadata in README.md" in refused.stderr
+    assert hub.repos[REPO] == [{}]
 
 
 def test_what_is_no_model_of_ours_is_left_alone(hub, tmp_path):

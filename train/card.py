@@ -35,6 +35,7 @@ _SETTINGS = (
     "weight_decay",
     "seed",
 )
+_FPS, _TEXT_TOKENS = 2, 200  # Frames a second and tokens of text a minute, for what a stream costs.
 _USAGE = """```python
 from transformers import AutoModel, AutoProcessor
 
@@ -68,30 +69,19 @@ def write_card(
         base_models (`Sequence[str]`, *optional*): What it was made of; folders are named without their path.
     """
     folder = Path(folder)
+    draw_routing(config, folder / "routing.png")
     losses = [(log["step"], log["loss"]) for log in log_history if "loss" in log]
     _draw(losses, [(log["step"], log["eval_loss"]) for log in log_history if "eval_loss" in log], folder / "loss.png")
-    ids = [base for base in base_models if base.count("/") == 1 and not Path(base).exists()]
-    data = ModelCardData(
-        # What was made of others' parts has their licence, which this cannot know.
-        license=None if ids else "apache-2.0",
-        library_name="transformers",
-        pipeline_tag="video-text-to-text",
-        base_model=ids or None,
-        tags=["video", "streaming", "mixture-of-depths", "trl", "sft"],
-    )
-    ratios = config.layer_keep_ratios
-    routing = (
-        f"{len(config.routed_layers)} of {len(ratios)} layers are routed; of a frame's {config.frame_num_tokens} "
-    )
-    routing += f"tokens, layers keep {', '.join(map(str, config.layer_keep_counts))}."
+    data = _metadata(base_models, dataset, ["trl", "sft"])
     metrics: dict[str, float] = {}
     for log in log_history:
         metrics |= {key: value for key, value in log.items() if key.startswith("eval_") and "runtime" not in key}
     parts = [
         f"# {name}",
         "A streaming video language model (VideoLLM-MoD, arXiv 2408.16730): it watches a video as it plays, decides "
-        f"at every frame whether to speak, and answers questions at any moment. {routing}",
+        "at every frame whether to speak, and answers questions at any moment.",
         _USAGE.format(name=name),
+        *describe_cost(config),
         "## Training",
         f"Data: {_shown(dataset)}. Made of: {', '.join(Path(base).name for base in base_models) or 'nothing'}.",
         _table(["setting", "value"], [[key, getattr(training, key)] for key in _SETTINGS]),
@@ -101,14 +91,32 @@ def write_card(
     if metrics:
         rows = [[key.removeprefix("eval_"), f"{value:.4g}"] for key, value in sorted(metrics.items())]
         parts += ["## Evaluation", "At the last evaluation of the training.", _table(["figure", "value"], rows)]
-    card = ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(parts) + "\n")
-    card.save(folder / "README.md")
-    return folder / "README.md"
+    parts += _describe_limits(config, f"It was trained on {_shown(dataset)}; on other video nothing was measured.")
+    return _save(folder, data, parts)
+
+
+def write_converted_card(
+    folder: str | Path, *, name: str, config: Any, text: str, base_models: Sequence[str] = ()
+) -> Path:
+    """
+    Writes `README.md` and `routing.png` into the folder of a checkpoint made of another.
+
+    Args:
+        folder (`str` or `Path`): The checkpoint.
+        name (`str`): What it is called, a folder's name or a Hub id.
+        config ([`VideoLLMMoDConfig`]): Its configuration.
+        text (`str`): What it was made of, and how.
+        base_models (`Sequence[str]`, *optional*): The same as names; folders are not listed.
+    """
+    draw_routing(config, Path(folder) / "routing.png")
+    parts = [f"# {name}", text, _USAGE.format(name=name), *describe_cost(config)]
+    parts += _describe_limits(config, "Nothing was measured after the conversion. Its licence is that of its parts.")
+    return _save(Path(folder), _metadata(base_models, None, []), parts)
 
 
 def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, split: str, command: str) -> None:
     """
-    Puts figures into the card of a checkpoint, as the Hub's `model-index`, in place of those it had of that data set.
+    Puts figures into the card of a checkpoint, as the Hub's `model-index`, in place of those it had of that split.
 
     Args:
         folder (`str` or `Path`): The checkpoint; its `README.md` is written anew.
@@ -124,7 +132,8 @@ def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, s
     if not path.is_file():
         raise FileNotFoundError(f"'{folder}' has no README.md to put figures into.")
     card = ModelCard.load(path)
-    others = [result for result in card.data.eval_results or [] if result.dataset_name != dataset]
+    results = card.data.eval_results or []
+    others = [result for result in results if (result.dataset_name, result.dataset_split) != (dataset, split)]
     common = {
         "task_type": "video-text-to-text",
         "dataset_type": dataset.split(",")[0].lower(),
@@ -137,6 +146,77 @@ def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, s
         for name, score in scores.items()
     ]
     card.save(path)
+
+
+def draw_routing(config: Any, path: str | Path) -> None:
+    """Draws how many of a frame's tokens each layer keeps ([`VideoLLMMoDConfig`]), as a picture in a file."""
+    from matplotlib.figure import Figure
+
+    counts, tokens = config.layer_keep_counts, config.frame_num_tokens
+    figure = Figure(figsize=(6.5, 2.2), dpi=130)
+    axes = figure.subplots()
+    axes.bar(range(len(counts)), [tokens] * len(counts), color="#d8d8d8", label="skip the layer")
+    axes.bar(range(len(counts)), counts, color="#2563eb", label="kept")
+    axes.set(xlabel="layer", ylabel="tokens of a frame", ylim=(0, tokens * 1.25), xlim=(-0.7, len(counts) - 0.3))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(ncols=2, loc="upper right", frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def _metadata(base_models: Sequence[str], dataset: str | None, tags: list[str]) -> ModelCardData:
+    ids = [base for base in base_models if base.count("/") == 1 and not Path(base).exists()]
+    is_public = dataset is not None and dataset.count("/") == 1 and not Path(dataset).exists()
+    return ModelCardData(
+        # What was made of others' parts has their licence, which this cannot know.
+        license=None if base_models else "apache-2.0",
+        library_name="transformers",
+        pipeline_tag="video-text-to-text",
+        base_model=ids or None,
+        datasets=[dataset] if is_public else None,
+        tags=["video", "streaming", "mixture-of-depths", *tags],
+    )
+
+
+def _minutes(config: Any) -> float:
+    """How long a stream of two frames a second fits the context."""
+    tokens = config.frame_num_tokens + (config.frame_token_interval_id is not None)
+    return config.text_config.max_position_embeddings / tokens / (60 * _FPS)
+
+
+def describe_cost(config: Any) -> list[str]:
+    """What a checkpoint's routing saves ([`VideoLLMMoDConfig`]), as parts of a card beside `routing.png`."""
+    counts, tokens = config.layer_keep_counts, config.frame_num_tokens
+    parts = ["## What it costs", "It runs at full compute: no layer is routed."]
+    if config.routed_layers:
+        kept = sorted({counts[layer] for layer in config.routed_layers})
+        parts[1] = (
+            f"{len(config.routed_layers)} of {len(counts)} layers are routed: of a frame's {tokens} tokens they "
+        )
+        parts[1] += f"keep {' or '.join(map(str, kept))}.\n\n![Tokens that each layer keeps](routing.png)"
+    rows, unit = [], ("TFLOP", 1e12) if config.text_config.hidden_size >= 1024 else ("GFLOP", 1e9)
+    try:
+        for minutes in [m for m in (0.5, 1, 2, 5, 10, 20, 30, 60) if m <= max(_minutes(config), 0.5)][-3:]:
+            cost = config.estimate_cost(int(60 * _FPS * minutes), int(_TEXT_TOKENS * minutes))
+            flops = [f"{count / unit[1]:.3g}" for count in (cost.flops, cost.full_flops)]
+            rows.append([minutes, *flops, *(f"{b / 1e6:.3g}" for b in (cost.cache_bytes, cost.full_cache_bytes))])
+    except ValueError:
+        return parts  # Of a language model whose cost is not known in closed form.
+    head = ["minutes", unit[0], "at full compute", "cache, MB", "at full compute"]
+    note = f"Estimates in closed form for the language model in 16 bits, at {_FPS} frames a second and {_TEXT_TOKENS} "
+    note += "tokens of text a minute, and not measurements; `videollm-mod inspect` prints them for any length."
+    return [*parts, _table(head, rows), note]
+
+
+def _describe_limits(config: Any, first: str) -> list[str]:
+    text = f"{first} What it says can be wrong. Its context of {config.text_config.max_position_embeddings} tokens "
+    text += f"lasts about {_minutes(config):.2g} minutes at {_FPS} frames a second."
+    return ["## Limits", text]
+
+
+def _save(folder: Path, data: ModelCardData, parts: list[str]) -> Path:
+    ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / "README.md")
+    return folder / "README.md"
 
 
 def _shown(dataset: str | None) -> str:

@@ -346,6 +346,7 @@ def measure_checkpoint(
     fps: float = 2.0,
     tolerance: float = 0.5,
     batch_size: int = 4,
+    interval_threshold: float | None = None,
     **options: Any,
 ) -> dict[str, float]:
     """
@@ -354,15 +355,18 @@ def measure_checkpoint(
     Args:
         checkpoint (`str` or `Path`): A folder or a Hub id.
         rows (`Sequence[dict]`): Rows with `messages` and `video`.
-        fps, tolerance, batch_size, options: See [`teacher_forced`] and [`free_streaming`].
+        fps, tolerance, batch_size, interval_threshold, options: See [`teacher_forced`] and [`free_streaming`].
 
     Returns:
         `dict[str, float]`: The figures of both by name.
     """
     model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, dtype="auto", device_map="auto").eval()
     processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
-    scores = teacher_forced(model, processor, rows, fps=fps, batch_size=batch_size)
-    return scores | free_streaming(model, processor, rows, fps=fps, tolerance=tolerance, **options)
+    options |= {"fps": fps, "interval_threshold": interval_threshold}
+    scores = teacher_forced(
+        model, processor, rows, fps=fps, batch_size=batch_size, interval_threshold=interval_threshold
+    )
+    return scores | free_streaming(model, processor, rows, tolerance=tolerance, **options)
 
 
 def main() -> None:
@@ -382,6 +386,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0)
     parser.add_argument("--tolerance", type=float, default=0.5, help="seconds by which a told event may be off")
     parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--interval_threshold", type=float, help="by default the checkpoint's own")
     parser.add_argument("--max_new_tokens", type=int, default=100, help="longest reply")
     parser.add_argument("--card", action="store_true", help="also put the figures into the checkpoint's card")
     options = parser.parse_args()
@@ -394,6 +399,7 @@ def main() -> None:
         fps=options.fps,
         tolerance=options.tolerance,
         batch_size=options.batch_size,
+        interval_threshold=options.interval_threshold,
         max_new_tokens=options.max_new_tokens,
     )
     print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))

@@ -35,6 +35,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, save_torch_state_dict
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils.sha import sha_fileobj
 from safetensors.torch import load_file
 
 
@@ -83,8 +84,8 @@ def push(
         `str`: The commit's hash.
 
     Raises:
-        `ValueError`: If the folder is not whole, another model is there, nobody is logged in, or what was published
-            does not load.
+        `ValueError`: If the folder is not whole, its card is refused, another model is there, nobody is logged in, or
+            what was published does not load.
         `ConnectionError`: If the line broke.
     """
     folder = Path(checkpoint)
@@ -93,10 +94,11 @@ def push(
     try:
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
         there = set(api.list_repo_files(repo))
-        if not force:
-            _refuse_another_model(api, repo, folder, there)
-        with tempfile.TemporaryDirectory() as cut:
-            files = dict(_files(folder, Path(cut), max_shard_size))
+        with tempfile.TemporaryDirectory() as place:
+            files = dict(_files(folder, Path(place), max_shard_size))
+            files["README.md"] = _card_of(repo, folder, Path(place))
+            if not force:
+                _refuse_another_model(api, repo, folder, there, files)
             operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
             # Weights of before, cut otherwise, would be loaded in place of these.
             stale = {name for name in there if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)}
@@ -140,7 +142,16 @@ def _refuse_what_is_not_whole(folder: Path) -> None:
         raise ValueError(f"'{folder}' is not whole; it lacks {', '.join(missing)}.")
 
 
-def _refuse_another_model(api: HfApi, repo: str, folder: Path, there: set[str]) -> None:
+def _card_of(repo: str, folder: Path, place: Path) -> Path:
+    """The card as it is to be read there: with its name there, which its example loads."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    text = re.sub(rf"^# {re.escape(folder.resolve().name)}$", f"# {repo}", text, count=1, flags=re.MULTILINE)
+    text = re.sub(r'(\.from_pretrained\()"[^"\n]+"(, trust_remote_code)', rf'\1"{repo}"\2', text)
+    (place / "README.md").write_text(text, encoding="utf-8")
+    return place / "README.md"
+
+
+def _refuse_another_model(api: HfApi, repo: str, folder: Path, there: set[str], files: dict[str, Path]) -> None:
     if not there - {".gitattributes", "README.md"}:
         return
     if "config.json" not in there:
@@ -154,6 +165,21 @@ def _refuse_another_model(api: HfApi, repo: str, folder: Path, there: set[str]) 
     other = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
     if other:
         raise ValueError(f"'{repo}' holds another model: {', '.join(other)} differ. --force puts this in its place.")
+    # Of one configuration there may be many models. Weights are told apart without being read from there.
+    mine = {name: path for name, path in files.items() if name.endswith(".safetensors")}
+    theirs = {file.path: file for file in api.list_repo_tree(repo) if file.path.endswith(".safetensors")}
+    if theirs and not (mine.keys() == theirs.keys() and all(_is_same(mine[name], theirs[name]) for name in mine)):
+        raise ValueError(
+            f"'{repo}' holds other weights of the same configuration. --force puts these in their place; those of "
+            "before stay in its history."
+        )
+
+
+def _is_same(ours: Path, theirs: Any) -> bool:
+    if theirs.lfs is None or theirs.size != ours.stat().st_size:
+        return False
+    with open(ours, "rb") as file:
+        return sha_fileobj(file).hex() == theirs.lfs.sha256
 
 
 def _essence(config: Any) -> Any:
