@@ -13,6 +13,7 @@
 # limitations under the License.
 """A checkpoint folder alone, in a fresh process that cannot import this package."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub import Hub, commit_hash
 from tiny import (
     SCHEMES,
     dialogue_ids,
@@ -85,13 +87,14 @@ processor.save_pretrained("checkpoint2")
 """
 
 
-def run(code, folder):
+def run(code, folder, **variables):
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "hf"),
         "HF_MODULES_CACHE": str(folder / "modules"),
         "TOKENIZERS_PARALLELISM": "false",
+        **variables,
     }
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
@@ -164,3 +167,48 @@ else:
     raise SystemExit("an old version was not noticed")
 """
     run(code, tmp_path)
+
+
+def test_a_transformers_of_the_future_is_warned_of(tmp_path):
+    checkpoint(tmp_path, "interleaved")
+    code = """
+import logging
+told = []
+class Keep(logging.Handler):
+    def emit(self, record):
+        told.append(record.getMessage())
+logging.getLogger("transformers").addHandler(Keep())
+transformers.logging.set_verbosity_warning()
+logging.getLogger("transformers_modules").addHandler(Keep())
+sys.modules["transformers"].__version__ = "6.1.0"
+AutoConfig.from_pretrained("checkpoint", **trusted)
+assert any(">= 5.17.0 and < 6.0.0, found 6.1.0" in text for text in told), told
+"""
+    run(code, tmp_path)
+
+
+def test_by_revision_by_revision_of_the_code_and_from_the_cache_when_offline(tmp_path):
+    """Three commits: another threshold in the second, and another sentence of the code in the third."""
+    checkpoint(tmp_path, "interleaved")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    config = json.loads(files["config.json"]) | {"interval_threshold": 0.25}
+    code = files["configuration_videollm_mod.py"] + b"\nVideoLLMMoDConfig.marker = 'third'\n"
+    second = {**files, "config.json": json.dumps(config).encode()}
+    with Hub() as hub:
+        hub.repos["somebody/tiny"] = [files, second, {**second, "configuration_videollm_mod.py": code}]
+        first, newest = commit_hash("somebody/tiny", 0), commit_hash("somebody/tiny", 2)
+        load = f"""
+def look(**revisions):
+    config = AutoConfig.from_pretrained("somebody/tiny", **trusted, **revisions)
+    model = transformers.AutoModel.from_pretrained("somebody/tiny", **trusted, **revisions)
+    assert AutoProcessor.from_pretrained("somebody/tiny", **trusted, **revisions).frame_num_tokens == 10
+    assert config.interval_threshold == model.config.interval_threshold
+    return config.interval_threshold, getattr(type(model.config), "marker", None)
+
+assert look(revision="{first}") == (0.725, None)
+assert look(revision="{first}", code_revision="{newest}") == (0.725, "third")
+assert look() == (0.25, "third")
+"""
+        run(load, tmp_path, **hub.environment(tmp_path / "hf"))
+    # The Hub is gone.
+    run(load, tmp_path, HF_ENDPOINT=hub.endpoint)

@@ -28,11 +28,18 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # The one place where versions are compared. Code that travels with a checkpoint meets whatever is installed.
-_MINIMUM_TRANSFORMERS = "5.17.0"
-if version.parse(version.parse(transformers.__version__).base_version) < version.parse(_MINIMUM_TRANSFORMERS):
+_MINIMUM_TRANSFORMERS, _FIRST_UNKNOWN_TRANSFORMERS = "5.17.0", "6.0.0"
+_found = version.parse(version.parse(transformers.__version__).base_version)
+if _found < version.parse(_MINIMUM_TRANSFORMERS):
     raise ImportError(
         f"VideoLLM-MoD needs transformers >= {_MINIMUM_TRANSFORMERS}, found {transformers.__version__}. "
-        'Upgrade with `pip install --upgrade "transformers>=5.17"`.'
+        'Upgrade with `pip install --upgrade "transformers>=5.17,<6"`.'
+    )
+if _found >= version.parse(_FIRST_UNKNOWN_TRANSFORMERS):
+    logger.warning(
+        f"This code of VideoLLM-MoD was written for transformers >= {_MINIMUM_TRANSFORMERS} and < "
+        f"{_FIRST_UNKNOWN_TRANSFORMERS}, found {transformers.__version__}. If it fails, `pip install "
+        '"transformers>=5.17,<6"`, or look for a newer revision of the checkpoint.'
     )
 
 MOD_LAYER_SCHEMES = ("interleaved", "interleaved_deep", "all", "all_deep")
