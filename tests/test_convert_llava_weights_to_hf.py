@@ -20,16 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_text_config, tiny_tokenizer, tiny_vision_config
+from published import save_llava
+from tiny import tiny_vision_config
 from transformers import (
-    AutoConfig,
     AutoModel,
-    AutoModelForImageTextToText,
     AutoProcessor,
-    CLIPImageProcessor,
     LlavaConfig,
     LlavaOnevisionConfig,
-    SiglipImageProcessor,
     VipLlavaConfig,
 )
 
@@ -43,30 +40,11 @@ KINDS = {
 }
 
 
-def make_checkpoint(folder, config_class, vision, text, **fields):
-    """A tiny model of the family in a folder, as published."""
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    vision_config = AutoConfig.for_model(**tiny_vision_config(vision))
-    text_config = AutoConfig.for_model(**tiny_text_config(text, vocab_size=len(tokenizer) + 2))
-    fields = {"image_token_index": len(tokenizer), "image_token_id": len(tokenizer)} | fields
-    model = AutoModelForImageTextToText.from_config(
-        config_class(vision_config=vision_config, text_config=text_config, **fields)
-    ).eval()
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.1)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    kind = CLIPImageProcessor if vision.startswith("clip") else SiglipImageProcessor
-    kind(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
-    return model
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_language_model_is_shown_and_says_the_same(tmp_path, kind):
     config_class, vision, text, layer, strategy = KINDS[kind]
     fields = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
-    theirs = make_checkpoint(tmp_path / "theirs", config_class, vision, text, **fields)
+    theirs = save_llava(tmp_path / "theirs", config_class, tiny_vision_config(vision), text, **fields)
     size = theirs.config.vision_config.image_size
     grid = size // theirs.config.vision_config.patch_size
     left = convert(str(tmp_path / "theirs"), tmp_path / "ours", frame_token_pooled=(grid, grid))
@@ -94,7 +72,8 @@ def test_the_language_model_is_shown_and_says_the_same(tmp_path, kind):
 
 
 def test_by_command_with_routers_it_streams(tmp_path):
-    make_checkpoint(tmp_path / "theirs", *KINDS["onevision"][:3], multimodal_projector_bias=False)
+    config_class, vision, text, _, _ = KINDS["onevision"]
+    save_llava(tmp_path / "theirs", config_class, tiny_vision_config(vision), text, multimodal_projector_bias=False)
     command = [sys.executable, "convert_llava_weights_to_hf.py", tmp_path / "theirs", tmp_path / "ours"]
     options = ["--mod_layers", "interleaved", "--mod_keep_ratio", "0.25", "--frame_token_pooled", "2", "2"]
     done = subprocess.run([*map(str, command), *options], cwd=ROOT, capture_output=True, text=True)
@@ -112,14 +91,14 @@ def test_by_command_with_routers_it_streams(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("config_class", "fields", "message"),
     [
-        ((VipLlavaConfig, "clip_vision_model", "llama"), "it also has projector_layernorm.bias"),
-        ((LlavaConfig, "clip_vision_model", "llama", {"vision_feature_layer": [-1, -2]}), "what fits is one, counted"),
+        (VipLlavaConfig, {}, "it also has projector_layernorm.bias"),
+        (LlavaConfig, {"vision_feature_layer": [-1, -2]}, "what fits is one, counted"),
     ],
 )
-def test_what_does_not_fit_is_said_and_nothing_written(tmp_path, make, message):
-    make_checkpoint(tmp_path / "theirs", *make[:3], **(make[3] if len(make) > 3 else {}))
+def test_what_does_not_fit_is_said_and_nothing_written(tmp_path, config_class, fields, message):
+    save_llava(tmp_path / "theirs", config_class, tiny_vision_config("clip_vision_model"), "llama", **fields)
     with pytest.raises(ValueError, match=message):
         convert(str(tmp_path / "theirs"), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()

@@ -22,58 +22,24 @@ from pathlib import Path
 import pytest
 import torch
 from hub import Hub
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
+from published import save_live
 from safetensors.torch import load_file, save_file
-from tiny import random_frames, tiny_text_config, tiny_tokenizer, tiny_vision_config
-from torch import nn
-from transformers import AutoConfig, AutoModel, AutoProcessor, LlamaConfig, LlamaForCausalLM
+from tiny import random_frames, tiny_tokenizer
+from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.convert_videollm_online_weights_to_hf import convert
 
 
 ROOT = Path(__file__).parents[1]
-LINEAR = "model.*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)|lm_head$"
 LAYOUTS = {"live1": (1, None), "live1+": (10, ",")}
-
-
-class Live(LlamaForCausalLM):
-    """VideoLLM-online's model: a language model with a connector beside it."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        width = config.hidden_size
-        self.connector = nn.Sequential(nn.Linear(VISION_WIDTH, width), nn.GELU(), nn.Linear(width, width))
-        self.post_init()
-
-
-VISION = tiny_vision_config("siglip_vision_model")
-VISION_WIDTH = VISION["hidden_size"]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Base, vision encoder and adapter on disk, and the adapted model in memory."""
     folder = tmp_path_factory.mktemp("live")
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained(folder / "base")
-    fields = {k: v for k, v in tiny_text_config("llama", vocab_size=len(tokenizer)).items() if k != "model_type"}
-    config = LlamaConfig(**{**fields, "eos_token_id": tokenizer.eos_token_id})
-    live = Live(config)
-    for weight in live.parameters():
-        nn.init.normal_(weight, std=0.3) if weight.dim() > 1 else None
-    base = LlamaForCausalLM(config)
-    base.load_state_dict(live.state_dict(), strict=False)
-    base.generation_config.eos_token_id = tokenizer.eos_token_id
-    base.save_pretrained(folder / "base")
-    AutoModel.from_config(AutoConfig.for_model(**VISION)).save_pretrained(folder / "vision")
-    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.05, target_modules=LINEAR, modules_to_save=["connector"])
-    adapted = get_peft_model(live, lora).eval()
-    for name, weight in adapted.named_parameters():
-        if "lora_B" in name or "modules_to_save" in name:
-            nn.init.normal_(weight, std=0.2)
-    adapted.save_pretrained(folder / "adapter")
-    return folder, adapted
+    return folder, save_live(folder / "base", folder / "vision", folder / "adapter")
 
 
 def before(adapted, ids, features, frame_token_id):
