@@ -33,6 +33,8 @@ from tiny import random_frames, tiny_text_config, tiny_tokenizer, tiny_vision_co
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.train import sft
+from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.streamworld import SPLITS, WORLDS, make_clip, streamworld_dataset
 from videollm_mod.train.data.timed_messages import NARRATE, find_faults, load_timed_messages
@@ -136,6 +138,14 @@ def test_bad_data_is_named_before_training(tmp_path):
     failed = run_script(tmp_path / "out", "--dataset", tmp_path / "data.jsonl", "--validate_only")
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     assert "row 0, messages[0].time: is 99 s, beyond the end at 13.013 s" in failed.stderr
+
+
+def test_what_is_trained_on_is_not_evaluated_on(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    script = ScriptArguments(dataset=str(tmp_path / "data.jsonl"), eval_split="validation")
+    monkeypatch.setattr(sft, "load_split", lambda *_: [])
+    with pytest.raises(SystemExit, match="is one split. Give a folder with train.jsonl and validation.jsonl"):
+        sft.main(script, None, None)
 
 
 def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):

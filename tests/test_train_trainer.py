@@ -13,6 +13,8 @@
 # limitations under the License.
 """The trainer: the model's own loss on TRL's fused head, exactly, and what it logs."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -204,8 +206,12 @@ def test_it_streams_at_each_evaluation(tmp_path, capsys):
     assert len(evaluations) == 2 and {"eval_lm_ppl", "eval_time_diff", "eval_fluency"} <= set(evaluations[0])
     expected = teacher_forced(model.eval(), processor, ROWS[:2], progress=False)
     assert evaluations[-1]["eval_lm_ppl"] == pytest.approx(expected["lm_ppl"], rel=1e-4)
+    # Speed is that of training alone.
+    since, begun = trainer._since, time.perf_counter()
+    trainer.evaluate()
+    assert trainer._since - since == pytest.approx(time.perf_counter() - begun, rel=0.1)
     printed = capsys.readouterr().out
-    assert printed.count("the first clip of the evaluation as the model streams it") == 2
+    assert printed.count("the first clip of the evaluation as the model streams it") == 3
     assert "   0.0s  user       Narrate." in printed
 
 

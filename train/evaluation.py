@@ -404,11 +404,12 @@ def main() -> None:
     )
     print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
     if options.card:
-        world = options.dataset == "streamworld"
+        world = "ood" if options.split == "ood" else options.world
+        name = f"StreamWorld, {world}" if options.dataset == "streamworld" else Path(options.dataset).name
         add_results(
             options.checkpoint,
             {name: value for name, value in scores.items() if name != "latency"},
-            dataset=f"StreamWorld, {options.world}" if world else Path(options.dataset).name,
+            dataset=name,
             split=options.split,
             command=" ".join(["python", "train/evaluation.py", *(arg for arg in sys.argv[1:] if arg != "--card")]),
         )

@@ -29,6 +29,8 @@ python train/sft.py --config train/configs/streamworld_alignment.yaml
 ```
 """
 
+from pathlib import Path
+
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup
 from videollm_mod.train.collator import StreamCollator
@@ -41,6 +43,11 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
     """Trains and saves."""
     # Data
     train = load_split(script, script.train_split, script.num_clips, script.first_seed)
+    if script.eval_split and Path(script.dataset).is_file():
+        raise SystemExit(
+            f"--eval_split {script.eval_split}: '{script.dataset}' is one split. Give a folder with train.jsonl and "
+            f"{script.eval_split}.jsonl."
+        )
     evaluation = load_split(script, script.eval_split, script.num_eval_clips) if script.eval_split else None
     if script.validate_only:
         print(f"{script.dataset}: {len(train)} rows to train on, no fault found")

@@ -114,9 +114,15 @@ class StreamingSFTTrainer(SFTTrainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """As TRL's, and streams: `eval_lm_ppl`, `eval_time_diff`, `eval_event_f1` and so on (see `evaluation.py`)."""
+        begun = clock.perf_counter()
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if len(self.stream_examples) == 0:
-            return metrics
+        if len(self.stream_examples) > 0:
+            metrics |= self._stream(metric_key_prefix)
+        # No training is done meanwhile: speed is that of training alone.
+        self._since += clock.perf_counter() - begun
+        return metrics
+
+    def _stream(self, metric_key_prefix: str) -> dict[str, float]:
         processor, show = self.processing_class, {"fps": self.fps, "progress": False}
         with self._whole_model() as model:
             was_training, use_cache = model.training, model.config.text_config.use_cache
@@ -131,7 +137,7 @@ class StreamingSFTTrainer(SFTTrainer):
             print(f"Step {self.state.global_step}, the first clip of the evaluation as the model streams it:\n{said}")
         scores = {f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()}
         self.log(dict(scores))
-        return metrics | scores
+        return scores
 
     @contextmanager
     def _whole_model(self) -> Iterator[Any]:
