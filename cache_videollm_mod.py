@@ -33,6 +33,13 @@ class VideoLLMMoDStaticLayer(StaticLayer):
         if self.is_initialized:
             self.cumulative_length.fill_(length)
 
+    def replace(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Takes these entries, no more than it has room for, in place of its own."""
+        length = keys.shape[2]
+        self.keys[:, :, :length].copy_(keys)
+        self.values[:, :, :length].copy_(values)
+        self.truncate(length)
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats every row `repeats` times."""
         self._map_batch(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
@@ -60,6 +67,10 @@ class VideoLLMMoDDynamicLayer(DynamicLayer):
         """Keeps the first `length` entries."""
         if self.is_initialized:
             self.keys, self.values = self.keys[..., :length, :], self.values[..., :length, :]
+
+    def replace(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Takes these entries in place of its own."""
+        self.keys, self.values = keys, values
 
 
 class _PositionsMixin:
@@ -123,6 +134,10 @@ class RoutedDynamicLayer(_PositionsMixin, VideoLLMMoDDynamicLayer):
         """Appends the positions (batch, new) of the entries that come next."""
         self._chunks.append(positions)
 
+    def replace_positions(self, positions: torch.Tensor) -> None:
+        """Takes these positions (batch, length) in place of its own."""
+        self.positions = positions
+
     def truncate_before(self, position: int, length: int) -> None:
         """Keeps the first `length` entries; those at or past `position` become filler."""
         kept = self.positions[:, :length]
@@ -160,6 +175,11 @@ class RoutedStaticLayer(_PositionsMixin, VideoLLMMoDStaticLayer):
             self._allocate_positions(positions.shape[0], positions.device)
         slots = torch.arange(positions.shape[1], device=positions.device) + self.get_seq_length()
         self.positions.index_copy_(1, slots, positions)
+
+    def replace_positions(self, positions: torch.Tensor) -> None:
+        """Takes these positions (batch, length) in place of its own."""
+        self.positions.fill_(-1)
+        self.positions[:, : positions.shape[1]] = positions
 
     def truncate_before(self, position: int, length: int) -> None:
         """Keeps the first `length` entries; those at or past `position` become filler."""
@@ -291,6 +311,53 @@ class VideoLLMMoDCache(Cache):
             if not isinstance(layer, _PositionsMixin):
                 layer.truncate(length)
         self.num_seen = self.num_seen.fill_(length) if isinstance(self.num_seen, torch.Tensor) else length
+
+    def evict(
+        self, keep: torch.Tensor, rotate: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
+        """
+        Forgets tokens anywhere in the full sequence, in each layer those of them that it holds; those behind move up.
+
+        Args:
+            keep (`torch.BoolTensor` of shape `(tokens seen,)`): False at tokens to forget. Of a frame all or none.
+            rotate (`Callable`, *optional*): Called with a layer's index, its keys (batch, heads, length, dim) and by
+                how many positions each has moved up, (length,); returns the keys at their new positions.
+
+        Raises:
+            `ValueError`: If the cache is of several rows, or `keep` is not of the tokens seen.
+        """
+        num_seen = int(self.num_seen)
+        if keep.shape != (num_seen,):
+            raise ValueError(f"`keep` must say of each of the {num_seen} tokens seen whether it stays.")
+        moved = (~keep).cumsum(dim=0)
+        for index, layer in enumerate(self.layers):
+            if not layer.is_initialized:
+                continue
+            if layer.keys.shape[0] > 1:
+                raise ValueError(f"Only the cache of one row can be evicted from; this one has {layer.keys.shape[0]}.")
+            length, device = int(layer.get_seq_length()), layer.keys.device
+            is_routed = isinstance(layer, _PositionsMixin)
+            positions = layer.positions[0, :length] if is_routed else torch.arange(length, device=keep.device)
+            positions = positions.to(keep.device)
+            entries = (keep[positions] & (positions >= 0)).nonzero().squeeze(1)
+            positions, by = positions[entries], moved[positions[entries]]
+            keys, values = (x.index_select(2, entries.to(device)) for x in (layer.keys, layer.values))
+            layer.replace(keys if rotate is None else rotate(index, keys, by), values)
+            if is_routed:
+                layer.replace_positions((positions - by)[None].to(layer.positions.device))
+        self._evict_from_log(keep)
+        count = int(keep.sum())
+        self.num_seen = self.num_seen.fill_(count) if isinstance(self.num_seen, torch.Tensor) else count
+
+    def _evict_from_log(self, keep: torch.Tensor) -> None:
+        log = []
+        for begin, num_tokens, inside in self._log:
+            kept = keep[int(begin) : int(begin) + num_tokens]
+            left, before = int(kept.sum()), int(keep[: int(begin)].sum())
+            begin = begin.fill_(before) if isinstance(begin, torch.Tensor) else before
+            if left > 0:
+                log.append((begin, left, None if inside is None else inside[:, kept.to(inside.device)]))
+        self._log = log
 
     def _crop_log(self, length: int) -> None:
         log = [entry for entry in self._log if int(entry[0]) < length]

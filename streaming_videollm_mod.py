@@ -63,6 +63,14 @@ class _Question:
     arrival: float
 
 
+@dataclass
+class _Piece:
+    """A stretch of what is in the cache."""
+
+    kind: str  # "text", "interval" or "frame"
+    length: int  # tokens
+
+
 class StreamingSession:
     """
     A live stream on a model: one growing key/value cache, one conversation.
@@ -81,6 +89,13 @@ class StreamingSession:
         max_new_tokens (`int`, *optional*, defaults to 100): Longest reply, in tokens.
         chunk_frames (`int`, *optional*, defaults to 8): Most waiting frames to take in one step. It changes speed and
             memory, not what is said.
+        max_frames (`int`, *optional*): Most frames to remember. Before there would be more, the oldest are evicted
+            from the cache, an eighth of the most at once, and all behind them move up, so that a stream may go on
+            without end. Text stays.
+        sink_frames (`int`, *optional*, defaults to 0): How many of the very first frames are never evicted.
+        max_text_tokens (`int`, *optional*): Most tokens of text to remember; beyond it the oldest turns of which no
+            frame is remembered are evicted with their frames. The system prompt and what is said before the first
+            frame stay.
         streamer (`BaseStreamer`, *optional*): Gets the tokens of replies as they come, as from `generate`.
         logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
         do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens instead of taking the best.
@@ -109,6 +124,9 @@ class StreamingSession:
         interval_threshold: float | None = None,
         max_new_tokens: int = 100,
         chunk_frames: int = 8,
+        max_frames: int | None = None,
+        sink_frames: int = 0,
+        max_text_tokens: int | None = None,
         streamer: Any | None = None,
         logits_processor: Any | None = None,
         do_sample: bool = False,
@@ -120,12 +138,23 @@ class StreamingSession:
         for name, value in (("max_new_tokens", max_new_tokens), ("chunk_frames", chunk_frames)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if max_frames is not None and not 0 <= sink_frames < max_frames:
+            raise ValueError(f"`sink_frames` is {sink_frames}; it must be less than `max_frames`, {max_frames}.")
+        most = model.config.text_config.max_position_embeddings
+        if max_frames is not None and max_frames * (model.config.frame_num_tokens + 1) > most:
+            raise ValueError(
+                f"`max_frames` is {max_frames}, of {model.config.frame_num_tokens} tokens each; the language model "
+                f"was trained for {most} tokens."
+            )
+        if max_frames is None and (sink_frames or max_text_tokens is not None):
+            raise ValueError("`sink_frames` and `max_text_tokens` say what stays beside `max_frames`: give that too.")
         self.model = model
         self.processor = processor
         self.fps = fps
+        self.max_frames, self.sink_frames, self.max_text_tokens = max_frames, sink_frames, max_text_tokens
         self.interval_threshold = interval_threshold
         self.max_new_tokens = max_new_tokens
-        self.chunk_frames = chunk_frames
+        self.chunk_frames = chunk_frames if max_frames is None else min(chunk_frames, max_frames - sink_frames)
         self.streamer = streamer
         self.logits_processor = logits_processor
         self.do_sample = do_sample
@@ -149,6 +178,7 @@ class StreamingSession:
         self._unfed_turns: list[dict[str, str]] = [{"role": "system", "content": prompt}]
         self._stream_open = False
         self._reply_tokens, self._reply_seconds = 0, 0.0
+        self._pieces: list[_Piece] = []
 
     # ----------------------------------------------------------------------------------------------------- verbs
 
@@ -219,7 +249,7 @@ class StreamingSession:
     def fork(self) -> "StreamingSession":
         """A copy that goes on by itself from here, on the same model."""
         twin = copy.copy(self)
-        for name in ("cache", "_waiting", "_questions", "_unfed_ids", "_unfed_turns"):
+        for name in ("cache", "_waiting", "_questions", "_unfed_ids", "_unfed_turns", "_pieces"):
             setattr(twin, name, copy.deepcopy(getattr(self, name)))
         twin.events = list(self.events)
         return twin
@@ -279,6 +309,7 @@ class StreamingSession:
         limit = float("inf") if question is None else question.time
         while self._waiting and len(chunk) < self.chunk_frames and self._waiting[0].time <= limit:
             chunk.append(self._waiting.popleft())
+        self._evict(len(chunk))
         logits, scores, kept = self._see(chunk)
         speak, silence = (x.tolist() for x in self.model.should_speak(logits, self.interval_threshold))
         # A question asked at a frame's time is answered after the frame, whatever the model would have said there.
@@ -300,11 +331,15 @@ class StreamingSession:
         config = self.model.config
         interval = [] if config.frame_token_interval_id is None else [config.frame_token_interval_id]
         frame_ids = [config.frame_token_id] * config.frame_num_tokens
-        ids = self._take_unfed("stream") if self._unfed_turns or not self._stream_open else interval
+        is_text = bool(self._unfed_turns) or not self._stream_open
+        ids = self._take_unfed("stream") if is_text else interval
+        self._remember("text" if is_text else "interval", len(ids))
         ends = []
         for index in range(len(chunk)):
             ids = ids + (interval if index else []) + frame_ids
             ends.append(len(ids) - 1)
+            self._remember("interval", len(interval) if index else 0)
+            self._remember("frame", len(frame_ids))
         self._stream_open = True
         features = torch.stack([frame.features for frame in chunk])[None]
         outputs = self._forward(ids, logits_to_keep=torch.tensor(ends), frame_features=features)
@@ -319,13 +354,59 @@ class StreamingSession:
             config = self.model.config
             separator = 0 if config.frame_token_interval_id is None else 1
             self.cache.crop(-len(frames) * (config.frame_num_tokens + separator))
+            del self._pieces[-len(frames) * (1 + separator) :]
             self._waiting.extendleft(reversed(frames))
+
+    def _remember(self, kind: str, length: int) -> None:
+        if kind == "text" and self._pieces and self._pieces[-1].kind == "text":
+            self._pieces[-1].length += length
+        elif length > 0:
+            self._pieces.append(_Piece(kind, length))
+
+    def _evict(self, num_new: int) -> None:
+        """Makes room for new frames, if there is a most: the oldest go, and with them what separated them."""
+        frames = [index for index, piece in enumerate(self._pieces) if piece.kind == "frame"]
+        if self.max_frames is None or len(frames) + num_new <= self.max_frames:
+            return
+        # An eighth more than needed, so that the cache is moved at every so many frames and not at each.
+        count = len(frames) + num_new - self.max_frames + self.max_frames // 8
+        gone = set(frames[self.sink_frames :][:count])
+        gone |= self._old_texts(frames, gone)
+        kept: list[_Piece] = []
+        stays: list[torch.Tensor] = []
+        for index, piece in enumerate(self._pieces):
+            is_kept = index not in gone
+            if piece.kind == "interval":
+                # It stands before a frame, and stays between two that stay.
+                is_kept = index + 1 not in gone and bool(kept) and kept[-1].kind == "frame"
+            stays.append(torch.full((piece.length,), is_kept))
+            if is_kept:
+                kept.append(piece)
+        self.model.evict_tokens(self.cache, torch.cat(stays))
+        self._pieces = kept
+
+    def _old_texts(self, frames: list[int], gone: set[int]) -> set[int]:
+        """The oldest pieces of text that go, of those before the frames that stay."""
+        texts = [index for index, piece in enumerate(self._pieces) if piece.kind == "text"]
+        total = sum(self._pieces[index].length for index in texts)
+        if self.max_text_tokens is None or total <= self.max_text_tokens:
+            return set()
+        after_sinks = frames[self.sink_frames - 1] if self.sink_frames else 0
+        oldest = next((index for index in frames if index > after_sinks and index not in gone), frames[-1])
+        old: set[int] = set()
+        for index in texts[1:]:
+            if after_sinks < index < oldest and total > self.max_text_tokens * 7 // 8:
+                old.add(index)
+                total -= self._pieces[index].length
+        return old
 
     def _reply(self, time: float, arrival: float, interval_probability: float | None = None) -> None:
         """Generates one reply and closes its turn, whether it ended by itself or at the token limit."""
         begin = clock.perf_counter()
         eos_token_id = self.processor.tokenizer.eos_token_id
-        logits = self._forward(self._take_unfed("assistant"), logits_to_keep=1).logits[0]
+        opening = self._take_unfed("assistant")
+        self._remember("text", len(opening))
+        logits = self._forward(opening, logits_to_keep=1).logits[0]
         self._stream_open = False
         token_ids: list[int] = []
         latency = None
@@ -340,6 +421,7 @@ class StreamingSession:
             if len(token_ids) == self.max_new_tokens:
                 self._unfed_ids = [token]
             else:
+                self._remember("text", 1)
                 logits = self._forward([token], logits_to_keep=1).logits[0]
         if self.streamer is not None:
             self.streamer.end()

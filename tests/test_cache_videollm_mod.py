@@ -17,7 +17,7 @@ import copy
 
 import pytest
 import torch
-from tiny import SCHEMES, dialogue_ids, random_features, tiny_model
+from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model
 from torch.testing import assert_close
 
 from videollm_mod import VideoLLMMoDCache
@@ -219,3 +219,68 @@ def test_what_compiled_steps_added_is_cropped_whole_or_not_at_all():
 def test_refuses_a_wrong_number_of_lengths():
     with pytest.raises(ValueError, match="2 lengths for 3 layers"):
         VideoLLMMoDCache(3, max_lengths=[4, 4])
+
+
+ONE_LAYER = {"full": {"mod_keep_ratio": 1.0}, "routed": {"mod_layers": "all"}, "evenly": {"mod_keep_ratio": [0.4]}}
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("scheme", ONE_LAYER)
+@pytest.mark.parametrize("text", [*TEXT_MODELS, "smollm3 without positions"])
+def test_after_eviction_the_logits_are_those_of_what_is_kept(text, scheme, static):
+    """In one layer, where an entry knows its token and its position alone; however positions are told."""
+    overrides = {"num_hidden_layers": 1, "no_rope_layers": [0 if "without" in text else 1]}
+    model = tiny_model(text=text.split()[0], text_overrides=overrides, **ONE_LAYER[scheme])
+    ids = dialogue_ids(model.config, [3, 2])
+    features = random_features(model.config, 5)
+    frames = (ids[0] == model.config.frame_token_id).nonzero().squeeze(1).view(5, FRAME)
+    keep = torch.ones(ids.shape[1], dtype=torch.bool)
+    keep[frames[1]] = keep[frames[1, 0] - 1] = False  # a frame in the middle of a run, and what stood before it
+    keep[frames[4]] = keep[2] = False
+    cache = model.new_cache(max_lengths=[200] if static else None)
+    with torch.no_grad():
+        model(input_ids=ids, frame_features=features, past_key_values=cache)
+        assert not torch.equal(next_logits(model, cache), next_logits(model, _evicted(model, cache, keep)))
+        model.evict_tokens(cache, keep)
+        expected = model.new_cache()
+        model(input_ids=ids[:, keep], frame_features=features[:, [0, 2, 3]], past_key_values=expected)
+        assert int(cache.get_seq_length()) == int(keep.sum()) and cache.lengths == expected.lengths
+        for layer in model.config.routed_layers:
+            assert torch.equal(cache.get_positions(layer)[:, : cache.lengths[0]], expected.get_positions(layer))
+        # What comes after it, and is taken back, and comes again.
+        more = {"input_ids": dialogue_ids(model.config, [2])[:, 5:], "frame_features": features[:, :2]}
+        for _ in range(2):
+            logits = model(**more, past_key_values=cache).logits
+            assert_close(logits, model(**more, past_key_values=expected).logits, atol=1e-5, rtol=1e-4)
+            cache.crop(-more["input_ids"].shape[1])
+            expected.crop(-more["input_ids"].shape[1])
+
+
+def _evicted(model, cache, keep):
+    cache = copy.deepcopy(cache)
+    model.evict_tokens(cache, keep)
+    return cache
+
+
+def test_a_frame_is_not_cut_after_eviction_either():
+    model, cache, ids, _ = filled()
+    keep = torch.ones(ids.shape[1], dtype=torch.bool)
+    frames = (ids[0] == model.config.frame_token_id).nonzero().squeeze(1).view(5, FRAME)
+    keep[frames[0]] = False
+    model.evict_tokens(cache, keep)
+    with pytest.raises(ValueError, match="cut a frame in two"):
+        cache.crop(int(frames[4, 3]) - ids.shape[1])
+    cache.crop(int(frames[4, 9]) + 1 - ids.shape[1])
+    assert int(cache.get_seq_length()) == int(frames[4, 9]) + 1 - FRAME
+
+
+def test_eviction_refuses_what_it_cannot_do():
+    model, cache, ids, _ = filled(batch=2)
+    with pytest.raises(ValueError, match="one row can be evicted from; this one has 2"):
+        model.evict_tokens(cache, torch.ones(ids.shape[1], dtype=torch.bool))
+    with pytest.raises(ValueError, match="each of the"):
+        model.evict_tokens(cache, torch.ones(3, dtype=torch.bool))
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    model = tiny_model(text_overrides={"rope_parameters": rope})
+    with pytest.raises(ValueError, match="type 'dynamic' change with the length"):
+        model.evict_tokens(model.new_cache(), torch.ones(0, dtype=torch.bool))

@@ -360,6 +360,84 @@ def test_a_stream_is_one_forward_over_its_dialogue(scheme):
     assert texts[0] == texts[1] == texts[2] and streams[1][0] == streams[3][0] == streams[8][0]
 
 
+ENDLESS = {"max_frames": 6, "chunk_frames": 2, "max_new_tokens": 2}
+
+
+def watched_without_end(num_frames, **options):
+    """A stream of one layer, with questions in it, and ids and features of all that its cache should hold."""
+    model = tiny_model(text_overrides={"num_hidden_layers": 1}, mod_layers="all")
+    held = []  # Of each token its id, and the features of its frame where it is a frame's first.
+    forward, evict = model.forward, model.evict_tokens
+
+    def fed(input_ids=None, past_key_values=None, frame_features=None, **kwargs):
+        del held[int(past_key_values.get_seq_length()) :]
+        features, inside = iter([] if frame_features is None else frame_features[0]), 0
+        for token in input_ids[0].tolist():
+            is_frame = token == model.config.frame_token_id
+            held.append((token, next(features) if is_frame and inside % 10 == 0 else None))
+            inside = inside + 1 if is_frame else 0
+        return forward(input_ids, past_key_values=past_key_values, frame_features=frame_features, **kwargs)
+
+    def evicted(cache, keep):
+        del held[int(cache.get_seq_length()) :]
+        held[:] = [token for token, stays in zip(held, keep.tolist(), strict=True) if stays]
+        evict(cache, keep)
+
+    model.forward, model.evict_tokens = fed, evicted
+    # Untrained it would speak at every frame.
+    model.should_speak = lambda logits, _: (torch.zeros(len(logits), dtype=torch.bool), torch.ones(len(logits)))
+    session = model.stream(tiny_processor(), system_prompt=SYSTEM, **ENDLESS, **options)
+    for index, frame in enumerate(random_frames(num_frames)):
+        session.push(frame)
+        if index % 7 == 3:
+            session.ask("What?")
+    model.forward = forward
+    return model, session, held
+
+
+@pytest.mark.parametrize("sink_frames", [0, 2])
+def test_without_end_it_is_as_if_only_what_is_kept_had_been(sink_frames):
+    model, session, held = watched_without_end(40, sink_frames=sink_frames)
+    assert session.num_frames == 40
+    ids = torch.tensor([[token for token, _ in held]])
+    features = torch.stack([part for _, part in held if part is not None])[None]
+    assert features.shape[1] <= 6 and int(session.cache.get_seq_length()) == ids.shape[1]
+    with torch.no_grad():
+        expected = model.new_cache()
+        model(input_ids=ids, frame_features=features, past_key_values=expected)
+        assert session.cache.lengths == expected.lengths
+        logits = [model(input_ids=torch.tensor([[7]]), past_key_values=c).logits for c in (session.cache, expected)]
+    assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-4)
+    text = session.processor.tokenizer.decode(ids[0]).replace(FRAME, "F")
+    # The text is whole, and its streams are what a stream looks like, though some have lost all their frames.
+    assert text.startswith("<s>Watch.") and text.count("\nUser: What?") == 6 == text.count("\nAssistant:")
+    runs = [run.partition("]")[0] for run in text.split("\n[")[1:]]
+    assert [len(run) for run in runs] and all(run == ",".join("F" * ((len(run) + 1) // 2)) for run in runs)
+    first = torch.equal(features[0, 0], model.encode_frames(session.processor.process_frames(random_frames(40)[0]))[0])
+    assert first == (sink_frames > 0)
+
+
+def test_without_end_old_turns_may_go_too():
+    _, session, held = watched_without_end(90, max_text_tokens=60)
+    texts = [piece.length for piece in session._pieces if piece.kind == "text"]
+    _, without, _ = watched_without_end(90)
+    assert sum(texts) <= 60 + max(texts) < without.cache.lengths[0]
+    assert session.processor.tokenizer.decode([token for token, _ in held]).startswith("<s>Watch.")
+    assert session.cache.lengths[0] == without.cache.lengths[0] - (
+        sum(piece.length for piece in without._pieces if piece.kind == "text") - sum(texts)
+    )
+
+
+def test_within_the_most_frames_nothing_changes():
+    model, processor = tiny_model(), tiny_processor()
+    said = []
+    for options in ({}, {"max_frames": 8, "sink_frames": 1}):
+        session = model.stream(processor, max_new_tokens=3, interval_threshold=0.004, **options)
+        session.push(random_frames(8))
+        said.append([(e.time, e.text) for e in session])
+    assert said[0] == said[1]
+
+
 def test_sessions_side_by_side_do_not_meet():
     model, processor = tiny_model(mod_layers="all"), tiny_processor()
     videos = [random_frames(5, seed=seed) for seed in range(3)]
@@ -521,7 +599,17 @@ def test_refuses(call, message):
 
 
 @pytest.mark.parametrize(
-    "options", [{"fps": 0}, {"interval_threshold": 2.0}, {"max_new_tokens": 0}, {"chunk_frames": 0}]
+    "options",
+    [
+        {"fps": 0},
+        {"interval_threshold": 2.0},
+        {"max_new_tokens": 0},
+        {"chunk_frames": 0},
+        {"max_frames": 0},
+        {"sink_frames": 4, "max_frames": 4},
+        {"max_frames": 1000},
+        {"max_text_tokens": 9},
+    ],
 )
 def test_refuses_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):

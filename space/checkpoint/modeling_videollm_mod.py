@@ -16,6 +16,7 @@
 import inspect
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -380,6 +381,38 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             past_key_values.advance(layout.sequence_length, layout.inside_frame)
         return outputs
 
+    def evict_tokens(self, cache: VideoLLMMoDCache, keep: torch.BoolTensor) -> None:
+        """
+        Has a cache forget tokens anywhere in the sequence, and those behind them move up: a stream without end stays
+        within the positions that the language model was trained for.
+
+        Keys are kept as they were rotated, and rotated back by as far as they move. The other way, keys that are
+        rotated anew at each step, would touch the whole cache in every layer for every frame; this touches it once an
+        eviction.
+
+        Args:
+            cache ([`VideoLLMMoDCache`]): Of one row.
+            keep (`torch.BoolTensor` of shape `(tokens seen,)`): False at tokens to forget. Of a frame all or none.
+
+        Raises:
+            `ValueError`: If the language model's rotation depends on the length of the sequence.
+        """
+        rotary, layers = self.language_model.rotary_emb, self.language_model.layers
+        rope_type = getattr(rotary, "rope_type", "default")
+        if rope_type in ("dynamic", "longrope"):
+            raise ValueError(f"Rotary positions of type {rope_type!r} change with the length, and cannot be moved.")
+        apply_rotary = sys.modules[type(self.language_model).__module__].apply_rotary_pos_emb
+        scaling = getattr(rotary, "attention_scaling", 1.0)
+
+        def rotate(index: int, keys: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+            if not getattr(layers[index].self_attn, "use_rope", True):
+                return keys  # A layer without positions.
+            exact = keys.float()
+            cos, sin = (x.to(keys.device) / scaling for x in rotary(exact, -by[None].to(rotary.inv_freq.device)))
+            return apply_rotary(exact, exact, cos, sin)[1].to(keys.dtype)
+
+        cache.evict(keep, rotate)
+
     # ------------------------------------------------------------------------------------------------- embedding
 
     def frame_layout(
@@ -550,6 +583,10 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
     def get_video_features(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """See [`~VideoLLMMoDModel.get_video_features`]."""
         return self.model.get_video_features(pixel_values_videos)
+
+    def evict_tokens(self, cache: VideoLLMMoDCache, keep: torch.BoolTensor) -> None:
+        """See [`~VideoLLMMoDModel.evict_tokens`]."""
+        self.model.evict_tokens(cache, keep)
 
     def new_cache(self, *, max_lengths: Sequence[int] | None = None, offloading: bool = False) -> VideoLLMMoDCache:
         """See [`~VideoLLMMoDModel.new_cache`]."""
