@@ -42,6 +42,15 @@ SHAPES = {
         "num_key_value_heads": 3,
         "vocab_size": 49152,
     },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128256,
+    },
     "llama3-8b": {
         "hidden_size": 4096,
         "intermediate_size": 14336,

@@ -1,0 +1,402 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+How fast a stream is watched and talked about, routed and at full compute, beside a plain loop over the same weights.
+
+```bash
+python benchmarks/streaming.py                                                   # on this machine's CPU, small
+python benchmarks/streaming.py --shape llama3-8b --device cuda --tokens 50 \\
+    --contexts 10 300 600 1200 3600 --encoder google/siglip-large-patch16-384    # on a GPU
+```
+
+Weights and frames are random: time and memory do not depend on them. A step is one frame that arrives when so many are
+remembered: its tokens through all layers and the decision whether to speak. The plain loop is what VideoLLM-online's
+inference does: the same language model by itself, full compute, Transformers' `DynamicCache`, a frame at a time.
+
+The floor of a step is what the memory or the arithmetic unit of this machine needs at least, whichever is more: bytes
+of weights and cache over the measured rate of a copy, or operations over the measured rate of a matrix product.
+"""
+
+import argparse
+import json
+import math
+import time as clock
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from cost import SCHEMES, SHAPES, device_name
+from tqdm import tqdm
+from transformers import AutoConfig, DynamicCache
+
+from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
+
+
+PLAIN = "plain loop"
+# What the vision encoder is if none is named: SigLIP-L/16-384's shape is for GPUs.
+SMALL_ENCODER = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 96,
+    "intermediate_size": 288,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 128,
+    "patch_size": 16,
+}
+
+
+@dataclass
+class Row:
+    """
+    Figures of one way of running at one context.
+
+    Args:
+        scheme (`str`): Routing, or the plain loop.
+        tokens (`int`): Tokens a frame.
+        context (`int`): Frames remembered.
+        p50, p99 (`float`): Milliseconds of a frame step.
+        together (`float`): Milliseconds a frame of steps of eight frames that wait.
+        encoded (`float`): Frames a second, a frame at a time, vision encoding included.
+        first_word (`float`): Milliseconds from a frame's arrival to the first token of a reply to it.
+        tokens_per_second (`float`): Reply tokens a second.
+        cache_mb (`float`): Megabytes of the cache.
+        peak_gb (`float`, *optional*): Most gigabytes of the GPU held meanwhile.
+        floor (`float`): Milliseconds that a frame step takes at least.
+    """
+
+    scheme: str
+    tokens: int
+    context: int
+    p50: float
+    p99: float
+    together: float
+    encoded: float
+    first_word: float
+    tokens_per_second: float
+    cache_mb: float
+    peak_gb: float | None
+    floor: float
+
+
+def main() -> None:
+    """Measures, prints a table, and writes it with plots where asked."""
+    parser = argparse.ArgumentParser(description="Measures streaming, routed and not, beside a plain loop.")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", help="default: bfloat16 on a GPU, float32 elsewhere")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[10, 50], help="tokens a frame, 1 + n x n")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[10, 300, 600], help="frames remembered")
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument("--encoder", help="vision encoder: a folder or a Hub id; by default a small one")
+    parser.add_argument("--steps", type=int, default=100, help="steps measured of each kind")
+    parser.add_argument("--out", type=Path, help="folder for streaming.json, streaming.md and latency.png")
+    options = parser.parse_args()
+    options.dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
+    rates = machine_rates(options.device, options.dtype)
+    rows = []
+    todo = [(tokens, scheme) for tokens in options.tokens for scheme in options.schemes]
+    for tokens, scheme in tqdm(todo, desc="models"):
+        rows += measure(tokens, scheme, rates, options)
+    rows.sort(key=lambda row: (row.tokens, row.context))
+    text = f"{describe(rates, options)}\n\n{table(rows)}\n"
+    print(text)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        figures = {"machine": describe(rates, options), "rows": [asdict(row) for row in rows]}
+        (options.out / "streaming.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        (options.out / "streaming.md").write_text(text, encoding="utf-8")
+        draw(rows, options.out / "latency.png")
+
+
+def measure(tokens: int, scheme: str, rates: tuple[float, float], options: argparse.Namespace) -> list[Row]:
+    """All contexts of a scheme; of full compute the plain loop too, on the same weights."""
+    model = build(tokens, scheme, options)
+    ways: list[tuple[str, Watcher]] = [(scheme, Session(model))]
+    if scheme == "full":
+        ways.append((PLAIN, PlainLoop(model)))
+    rows = []
+    for name, way in ways:
+        for context in tqdm(sorted(options.contexts), desc=f"{name}, {tokens} tokens", leave=False):
+            try:
+                rows.append(measure_context(name, way, context, rates, options))
+            except torch.OutOfMemoryError:
+                print(f"{name}, {tokens} tokens: no memory for {context} frames, left out")
+                break
+    return rows
+
+
+def measure_context(
+    name: str, way: "Watcher", context: int, rates: tuple[float, float], options: argparse.Namespace
+) -> Row:
+    """The figures at one context, which the way is brought to first."""
+    model, config, device = way.model, way.model.config, options.device
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    way.fill(context)
+    pixels = torch.randn(1, 1, 3, *_size(config), device=device, dtype=options.dtype)
+    features = torch.randn(1, 8, config.frame_num_tokens, config.vision_config.hidden_size, device=device)
+    features = features.to(options.dtype)
+
+    def seconds(step: Callable[[], Any], count: int) -> list[float]:
+        taken = []
+        for index in range(count + 3):
+            _wait(device)
+            begin = clock.perf_counter()
+            step()
+            _wait(device)
+            if index >= 3:  # after three for warming up
+                taken.append(clock.perf_counter() - begin)
+            way.take_back()
+        return sorted(taken)
+
+    def speak() -> None:
+        way.watch(features[:, :1])
+        way.talk(3)  # "]", "Assistant", ":"
+
+    steps = seconds(lambda: way.watch(features[:, :1]), options.steps)
+    several = seconds(lambda: way.watch(features), max(options.steps // 8, 3))
+    encoded = seconds(lambda: way.watch(model.encode_frames(pixels)), max(options.steps // 4, 3))
+    first = seconds(speak, max(options.steps // 4, 3))
+    words = seconds(lambda: way.talk(1), max(options.steps // 4, 3))
+    cost = model.estimate_cost(1, 1, past_frames=context, past_text_tokens=context)
+    weights = sum(p.numel() for p in model.model.language_model.layers.parameters()) + model.lm_head.weight.numel()
+    size = options.dtype.itemsize
+    floor = max((weights * size + way.cache_bytes()) / rates[0], cost.flops / rates[1])
+    return Row(
+        name,
+        config.frame_num_tokens,
+        context,
+        p50=1e3 * steps[len(steps) // 2],
+        p99=1e3 * steps[math.ceil(0.99 * len(steps)) - 1],
+        together=1e3 * several[len(several) // 2] / 8,
+        encoded=1 / encoded[len(encoded) // 2],
+        first_word=1e3 * first[len(first) // 2],
+        tokens_per_second=1 / words[len(words) // 2],
+        cache_mb=way.cache_bytes() / 1e6,
+        peak_gb=torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
+        floor=1e3 * floor,
+    )
+
+
+class Watcher:
+    """A way of watching: what is to be timed, and how to be brought to a context and back."""
+
+    def __init__(self, model: VideoLLMMoDForConditionalGeneration) -> None:
+        self.model, self.config = model, model.config
+        self.seen = self.before = 0
+
+    def fill(self, context: int) -> None:
+        """Watches until so many frames are remembered."""
+        while self.seen < context:
+            count = min(50, context - self.seen)
+            shape = (1, count, self.config.frame_num_tokens, self.config.vision_config.hidden_size)
+            self.watch(torch.randn(shape, device=self.model.device, dtype=self.model.dtype))
+            self.seen += count
+        self.before = self.length()
+
+    @torch.no_grad()
+    def watch(self, features: torch.Tensor) -> None:
+        """A step over frame features (1, frames, tokens, vision hidden), to the decision."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def talk(self, count: int) -> None:
+        """A step over tokens of text, to the choice of the next."""
+        raise NotImplementedError
+
+    def take_back(self) -> None:
+        """Forgets what was done since it was filled."""
+        raise NotImplementedError
+
+    def length(self) -> int:
+        """Tokens seen."""
+        raise NotImplementedError
+
+    def cache_bytes(self) -> int:
+        """Bytes of the cache."""
+        raise NotImplementedError
+
+
+class Session(Watcher):
+    """The steps of a [`StreamingSession`]."""
+
+    def __init__(self, model: VideoLLMMoDForConditionalGeneration) -> None:
+        super().__init__(model)
+        self.cache = model.new_cache()
+
+    @torch.no_grad()
+    def watch(self, features: torch.Tensor) -> None:
+        """See [`Watcher`]."""
+        frame = [self.config.frame_token_interval_id] + [self.config.frame_token_id] * self.config.frame_num_tokens
+        count = features.shape[1]
+        ends = torch.arange(1, count + 1) * len(frame) - 1
+        ids = torch.tensor([frame * count], device=self.model.device)
+        options = {"past_key_values": self.cache, "use_cache": True, "output_router_scores": True}
+        logits = self.model(input_ids=ids, frame_features=features, logits_to_keep=ends, **options).logits
+        self.model.should_speak(logits[0])[0].tolist()
+
+    @torch.no_grad()
+    def talk(self, count: int) -> None:
+        """See [`Watcher`]."""
+        ids = torch.full((1, count), 7, device=self.model.device)
+        logits = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
+        int(logits.argmax())
+
+    def take_back(self) -> None:
+        """See [`Watcher`]."""
+        self.cache.crop(self.before - self.length())
+
+    def length(self) -> int:
+        """See [`Watcher`]."""
+        return int(self.cache.get_seq_length())
+
+    def cache_bytes(self) -> int:
+        """See [`Watcher`]."""
+        return self.cache.num_bytes
+
+
+class PlainLoop(Watcher):
+    """The language model by itself, with Transformers' own cache."""
+
+    def __init__(self, model: VideoLLMMoDForConditionalGeneration) -> None:
+        super().__init__(model)
+        self.cache = DynamicCache()
+
+    @torch.no_grad()
+    def watch(self, features: torch.Tensor) -> None:
+        """See [`Watcher`]. Frames that wait are watched one after another."""
+        interval = torch.tensor([[self.config.frame_token_interval_id]], device=self.model.device)
+        for index in range(features.shape[1]):
+            parts = [self.model.get_input_embeddings()(interval), self.model.model.connector(features[:, index])]
+            logits = self._step(torch.cat(parts, dim=1))
+            self.model.should_speak(logits[0])[0].tolist()
+
+    @torch.no_grad()
+    def talk(self, count: int) -> None:
+        """See [`Watcher`]."""
+        ids = torch.full((1, count), 7, device=self.model.device)
+        int(self._step(self.model.get_input_embeddings()(ids)).argmax())
+
+    def _step(self, embeds: torch.Tensor) -> torch.Tensor:
+        outputs = self.model.model.language_model(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True)
+        return self.model.lm_head(outputs.last_hidden_state[:, -1:])
+
+    def take_back(self) -> None:
+        """See [`Watcher`]."""
+        if self.length() > self.before:
+            self.cache.crop(self.before - self.length())
+
+    def length(self) -> int:
+        """See [`Watcher`]."""
+        return int(self.cache.get_seq_length())
+
+    def cache_bytes(self) -> int:
+        """See [`Watcher`]."""
+        return sum(x.numel() * x.element_size() for layer in self.cache.layers for x in (layer.keys, layer.values))
+
+
+def build(tokens: int, scheme: str, options: argparse.Namespace) -> VideoLLMMoDForConditionalGeneration:
+    """A random model, the same for every scheme but for its routers."""
+    side = math.isqrt(tokens - 1)
+    if side < 1 or 1 + side**2 != tokens:
+        raise SystemExit(f"error: --tokens {tokens}: a frame has 1 + n x n tokens, such as 10 or 50")
+    text = AutoConfig.for_model(
+        "llama", **{"vocab_size": 1024, "max_position_embeddings": 2**20, **SHAPES[options.shape]}
+    )
+    vision = AutoConfig.from_pretrained(options.encoder) if options.encoder else dict(SMALL_ENCODER)
+    config = VideoLLMMoDConfig(
+        text_config=text,
+        vision_config=vision,
+        frame_token_pooled=(side, side),
+        frame_token_id=text.vocab_size,
+        **SCHEMES[scheme],
+    )
+    torch.manual_seed(0)
+    with torch.device(options.device):
+        model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=options.dtype)
+    return model.eval()
+
+
+def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes a second of a copy, read and written, and operations a second of a matrix product, the best of ten."""
+    side, length = (8192, 2**30) if device == "cuda" else (2048, 2**27)
+    source = torch.zeros(length, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    one = torch.randn(side, side, dtype=dtype, device=device)
+
+    def best(step: Callable[[], Any]) -> float:
+        taken = []
+        for _ in range(10):
+            _wait(device)
+            begin = clock.perf_counter()
+            step()
+            _wait(device)
+            taken.append(clock.perf_counter() - begin)
+        return min(taken)
+
+    return 2 * length / best(lambda: target.copy_(source)), 2 * side**3 / best(lambda: one @ one)
+
+
+def describe(rates: tuple[float, float], options: argparse.Namespace) -> str:
+    """What the figures were taken on."""
+    return (
+        f"{options.shape}, {str(options.dtype).removeprefix('torch.')}, random weights, "
+        f"{device_name(options.device)}, torch {torch.__version__}. Copies: {rates[0] / 1e9:.3g} GB/s, matrix "
+        f"products: {rates[1] / 1e12:.3g} TFLOP/s. Vision encoder: {options.encoder or 'a small one'}."
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """The figures as Markdown."""
+    head = ["tokens a frame", "frames remembered", "", "p50, ms", "p99, ms", "p50 / floor", "ms a frame, 8 together"]
+    head += ["frames/s with encoding", "first word, ms", "tokens/s", "cache, MB", "peak, GB"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = [row.tokens, row.context, row.scheme, f"{row.p50:.2f}", f"{row.p99:.2f}", f"{row.p50 / row.floor:.1f}"]
+        cells += [f"{row.together:.2f}", f"{row.encoded:.0f}", f"{row.first_word:.1f}", f"{row.tokens_per_second:.0f}"]
+        cells += [f"{row.cache_mb:.1f}", "-" if row.peak_gb is None else f"{row.peak_gb:.1f}"]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Latency against context, a panel for each number of tokens a frame."""
+    from matplotlib.figure import Figure
+
+    tokens = sorted({row.tokens for row in rows})
+    figure = Figure(figsize=(4.2 * len(tokens), 3.4), dpi=130)
+    for axes, count in zip(figure.subplots(1, len(tokens), squeeze=False)[0], tokens, strict=True):
+        for name in dict.fromkeys(row.scheme for row in rows):
+            points = [(row.context, row.p50) for row in rows if row.tokens == count and row.scheme == name]
+            axes.plot(*zip(*points, strict=True), marker="o", label=name) if points else None
+        axes.set(title=f"{count} tokens a frame", xlabel="frames remembered", ylabel="ms a frame", ylim=(0, None))
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def _size(config: VideoLLMMoDConfig) -> tuple[int, int]:
+    size = config.vision_config.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
