@@ -28,6 +28,7 @@ import typer
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, TextStreamer
 
+from videollm_mod.mistakes import MISTAKES, in_one_line
 from videollm_mod.space import captions
 
 
@@ -41,6 +42,7 @@ EMBEDDED_NOTICE = (
 
 Video = Annotated[str, typer.Argument(help="A file, a URL (also rtsp://), - for standard input, or camera:0.")]
 Model = Annotated[str, typer.Option(help="A checkpoint: a folder or a Hub id.", show_default="the embedded one")]
+Revision = Annotated[str | None, typer.Option(help="Of a Hub id: a branch, a tag or a commit, whose code is run.")]
 Fps = Annotated[float, typer.Option(help="Frames a second to watch.")]
 Threshold = Annotated[
     float | None,
@@ -79,9 +81,8 @@ def _one_line_errors() -> Iterator[None]:
     transformers.logging.disable_progress_bar()
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
-        # What the library says is a paragraph at times; its first line says what was wrong.
-        typer.echo(f"error: {str(error).strip().splitlines()[0]}", err=True)
+    except MISTAKES as error:
+        typer.echo(f"error: {in_one_line(error)}", err=True)
         raise typer.Exit(code=1) from None
 
 
@@ -92,6 +93,7 @@ def _one_line_errors() -> Iterator[None]:
 def narrate(
     video: Video = str(SAMPLE),
     model: Model = str(EMBEDDED),
+    revision: Revision = None,
     query: Annotated[str, typer.Option(help="What the user says at the first frame.")] = (
         "Please narrate the video in real time."
     ),
@@ -109,9 +111,11 @@ def narrate(
         for path in filter(None, [*outputs, burn_in]):
             if not path.absolute().parent.is_dir():
                 raise ValueError(f"There is no folder '{path.parent}' to write '{path.name}' to.")
+            if path.resolve() == Path(video).resolve():
+                raise ValueError(f"'{path}' is the video itself: write to another file.")
         if burn_in is not None and not Path(video).is_file():
             raise ValueError("--burn-in needs a video file: a live source is not kept.")
-        session, seconds = _watch(video, model, query, fps, threshold, as_json)
+        session, seconds = _watch(video, (model, revision), query, fps, threshold, as_json)
         for path, write in outputs.items():
             if path is not None:
                 path.write_text(write(session.events), encoding="utf-8")
@@ -126,15 +130,16 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     at: Annotated[float | None, typer.Option(help="Second at which to ask.", show_default="the end")] = None,
     model: Model = str(EMBEDDED),
+    revision: Revision = None,
     fps: Fps = 2.0,
     as_json: AsJson = False,
 ) -> None:
     """Watches a video in silence up to a second, and answers a question there."""
     with _one_line_errors():
-        processor, loaded = _load(model, video)
+        processor, loaded = _load(model, revision, video)
         # At a threshold of 0 silence needs only to be likelier than anything else.
         session = loaded.stream(processor, fps=fps, interval_threshold=0.0)
-        for time, frame in _progress(processor.read_video(video, fps=fps, end=at), as_json):
+        for time, frame in _progress(processor.read_video(video, fps=fps, end=at), True):
             session.push(frame, time=time)
         question_and_answer = session.ask(question)
         answer = question_and_answer[-1]
@@ -144,23 +149,34 @@ def ask(
             typer.echo(answer.text)
 
 
-def _load(name: str, video: str) -> tuple[Any, Any]:
-    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+def _load_config(name: str, revision: str | None) -> Any:
+    config = AutoConfig.from_pretrained(name, trust_remote_code=True, revision=revision)
+    if config.model_type != "videollm_mod":
+        raise ValueError(f"'{name}' is a {config.model_type} and no VideoLLM-MoD.")
+    return config
+
+
+def _load(name: str, revision: str | None, video: str) -> tuple[Any, Any]:
+    _load_config(name, revision)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModel.from_pretrained(name, trust_remote_code=True, dtype="auto").to(device).eval()
+    options = {"trust_remote_code": True, "revision": revision}
+    processor = AutoProcessor.from_pretrained(name, **options)
+    model = AutoModel.from_pretrained(name, dtype="auto", **options).to(device).eval()
     if Path(name).resolve() == EMBEDDED and Path(video).resolve().parent != SAMPLE.parent:
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
     return processor, model
 
 
-def _progress(frames: Iterator[Any], quiet: bool) -> Iterator[Any]:
-    """The frames, with their count shown where nothing else tells that time goes by."""
-    return tqdm(frames, unit=" frames", file=sys.stderr, disable=None if quiet else True)
+def _progress(frames: Iterator[Any], is_silent: bool) -> Iterator[Any]:
+    """The frames, with their count shown on a terminal if nothing else that it shows tells that time goes by."""
+    return tqdm(frames, unit=" frames", file=sys.stderr, disable=None if is_silent else True)
 
 
-def _watch(video: str, name: str, query: str, fps: float, threshold: float | None, as_json: bool) -> tuple[Any, float]:
+def _watch(
+    video: str, checkpoint: tuple[str, str | None], query: str, fps: float, threshold: float | None, as_json: bool
+) -> tuple[Any, float]:
     """A session that has seen the video, and how long that took."""
-    processor, model = _load(name, video)
+    processor, model = _load(*checkpoint, video)
     line = None if as_json else _Line(processor.tokenizer)
     session = model.stream(processor, fps=fps, interval_threshold=threshold, streamer=line)
     if line is not None:
@@ -224,16 +240,15 @@ def _summary(session: Any, seconds: float, as_json: bool) -> None:
 @app.command()
 def inspect(
     checkpoint: Annotated[str, typer.Argument(help="A folder or a Hub id.")] = str(EMBEDDED),
+    revision: Revision = None,
     seconds: Annotated[float, typer.Option(help="Length of a video to tell the cost of.")] = 600.0,
     fps: Fps = 2.0,
     text_tokens: Annotated[int, typer.Option(help="Tokens of text in it.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """Says what a checkpoint is, which layers route, and what a video costs against full compute. Loads no weights."""
+    """Says what a checkpoint is, how it routes, and what a video costs. Runs its code, and loads no weights."""
     with _one_line_errors():
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
-        if config.model_type != "videollm_mod":
-            raise ValueError(f"'{checkpoint}' is a {config.model_type} and no VideoLLM-MoD.")
+        config = _load_config(checkpoint, revision)
         width = torch.tensor([], dtype=config.dtype).itemsize if config.dtype is not None else 2
         cost = config.estimate_cost(round(seconds * fps), text_tokens, bytes_per_value=width)
         counts, tokens = config.layer_keep_counts, config.frame_num_tokens
@@ -301,7 +316,7 @@ def _pass_on(context: typer.Context, script: str) -> None:
     try:
         main = importlib.import_module(script).main
     except ImportError as error:
-        typer.echo(f'error: {error}. `pip install "videollm-mod[train]"` brings it.', err=True)
+        typer.echo(f'error: {error}. `pip install -e ".[train]"` in the checkout brings it.', err=True)
         raise typer.Exit(code=1) from None
     main()
 

@@ -34,8 +34,9 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from videollm_mod.train.card import write_converted_card
-from videollm_mod.train.new_model import join_parts
+from videollm_mod.mistakes import MISTAKES, in_one_line
+from videollm_mod.train.card import write_plain_card
+from videollm_mod.train.new_model import DTYPES, join_parts, layers_of
 
 
 _PROJECTOR = {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
@@ -111,7 +112,7 @@ def convert(
 
 
 def _refuse_what_does_not_fit(model: Any) -> None:
-    parts, config = model.model, model.config
+    parts, config = getattr(model, "model", None), model.config
     name = type(model).__name__
     missing = [p for p in ("vision_tower", "multi_modal_projector", "language_model") if not hasattr(parts, p)]
     if missing:
@@ -139,7 +140,7 @@ def _write_card(folder: Path, name: str, source: str, kind: str, left: list[str]
         f"arXiv 2408.16730). A frame is {grid} tokens, averaged before the projector. Not taken: "
         f"{', '.join([*left, _OWN])}. It has not seen a stream yet and is to be fine-tuned."
     )
-    write_converted_card(folder, name=name, config=config, text=text, base_models=[source])
+    write_plain_card(folder, name=name, config=config, text=text, base_models=[source])
 
 
 def main() -> None:
@@ -148,14 +149,14 @@ def main() -> None:
     parser.add_argument("source", help="a vision-language model of Transformers: a folder or a Hub id")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--frame_token_pooled", type=int, nargs=2, metavar=("H", "W"), help="tokens a frame")
-    parser.add_argument("--dtype", help="of all weights: float32, bfloat16; by default the checkpoint's")
-    parser.add_argument("--mod_layers", help="which layers to route")
+    parser.add_argument("--dtype", choices=DTYPES, help="of all weights; by default the checkpoint's")
+    parser.add_argument("--mod_layers", type=layers_of, help="which layers to route: a scheme, or 1,3,5")
     parser.add_argument("--mod_keep_ratio", type=float, help="share of a frame's tokens that they keep")
     options = parser.parse_args()
     try:
         left = convert(**vars(options))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {str(error).strip().splitlines()[0]}") from None
+    except MISTAKES as error:
+        raise SystemExit(f"error: {in_one_line(error)}") from None
     print(f"not taken: {', '.join([*left, _OWN])}")
     print(f"{options.out}: `AutoModel.from_pretrained('{options.out}', trust_remote_code=True)` loads it")
 

@@ -34,10 +34,14 @@ from typing import Any
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
+from transformers.utils import logging
 
-from videollm_mod.train.card import write_converted_card
-from videollm_mod.train.new_model import model_from_parts
+from videollm_mod.mistakes import MISTAKES, in_one_line
+from videollm_mod.train.card import write_plain_card
+from videollm_mod.train.new_model import DTYPES, layers_of, model_from_parts
 
+
+logger = logging.get_logger(__name__)
 
 # Frame layouts, which are not in a checkpoint but in its version's name.
 LIVE_VERSIONS: dict[str, dict[str, Any]] = {
@@ -97,6 +101,12 @@ def convert(
         raise ValueError(f"`live_version` is one of {', '.join(LIVE_VERSIONS)}, got {live_version!r}.")
     settings = PeftConfig.from_pretrained(adapter)
     theirs = load_peft_weights(str(adapter), device="cpu")
+    patterns = [name for name in ("alpha_pattern", "rank_pattern") if getattr(settings, name, None)]
+    if patterns or getattr(settings, "use_dora", False):
+        raise ValueError(f"The adapter is not uniform LoRA: it has {', '.join(patterns or ['use_dora'])}.")
+    named = settings.base_model_name_or_path
+    if named and Path(named).name != Path(base).name:
+        logger.warning(f"The adapter was trained on '{named}'. '{base}' has its shape and is taken all the same.")
     routing = {"mod_keep_ratio": 1.0} if mod_layers is None and mod_keep_ratio is None else {}
     routing |= {} if mod_layers is None else {"mod_layers": mod_layers}
     routing |= {} if mod_keep_ratio is None else {"mod_keep_ratio": mod_keep_ratio}
@@ -122,17 +132,20 @@ def convert(
             model = adapted.merge_and_unload()
         model.save_pretrained(Path(place) / "out")
         processor.save_pretrained(Path(place) / "out")
-        _write_card(Path(place) / "out", out.name, [base, adapter, vision_model], live_version, model.config)
+        parts = [base, adapter, vision_model]
+        _write_card(Path(place) / "out", out.name, parts, live_version, model.config, has_adapter=keep_adapter)
         if out.exists():
             out.rmdir()
         shutil.move(Path(place) / "out", out)
     return out
 
 
-def _write_card(folder: Path, name: str, parts: list[str], live_version: str, config: Any) -> None:
+def _write_card(
+    folder: Path, name: str, parts: list[str], live_version: str, config: Any, *, has_adapter: bool
+) -> None:
     text = f"VideoLLM-online ({live_version}, arXiv 2406.11816), of {', '.join(Path(part).name for part in parts)}."
     text += " Its routers are new and to be fine-tuned." if config.routed_layers else ""
-    write_converted_card(folder, name=name, config=config, text=text, base_models=parts)
+    write_plain_card(folder, name=name, config=config, text=text, base_models=parts, has_adapter=has_adapter)
 
 
 def _sort(theirs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -190,15 +203,17 @@ def main() -> None:
     parser.add_argument("--vision_model", default="google/siglip-large-patch16-384", help="the vision encoder")
     parser.add_argument("--live_version", choices=LIVE_VERSIONS, default="live1+", help="its frame layout")
     parser.add_argument("--keep_adapter", action="store_true", help="leave the adapter one")
-    parser.add_argument("--dtype", help="of all weights: float32, bfloat16; by default the base's")
-    parser.add_argument("--mod_layers", help="which layers to route")
+    parser.add_argument("--dtype", choices=DTYPES, help="of all weights; by default the base's")
+    parser.add_argument("--mod_layers", type=layers_of, help="which layers to route: a scheme, or 1,3,5")
     parser.add_argument("--mod_keep_ratio", type=float, help="share of a frame's tokens that they keep")
     options = vars(parser.parse_args())
     try:
         folder = convert(**options)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {str(error).strip().splitlines()[0]}") from None
+    except MISTAKES as error:
+        raise SystemExit(f"error: {in_one_line(error)}") from None
     print(f"{folder}: `AutoModel.from_pretrained('{folder}', trust_remote_code=True)` loads it")
+    if options["keep_adapter"]:
+        print(f"and `PeftModel.from_pretrained(model, '{folder}', subfolder='adapter')` then puts the adapter on it")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@
 """What was said, to take away: subtitles, lines of JSON, and a video with the captions burnt in."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -89,8 +90,10 @@ def burn_in(video: str | Path, events: Sequence[Any], out: Path) -> None:
         `ValueError`: If the video cannot be read.
     """
     shown = list(cues(events))
+    # Nothing that was there is lost to a video that breaks off, nor to one that is to be written onto itself.
+    part = out.with_name(f".{out.stem}.part{out.suffix}")
     try:
-        with av.open(str(video), options=SAFE) as source, av.open(str(out), "w") as target:
+        with av.open(str(video), options=SAFE) as source, av.open(str(part), "w", format="mp4") as target:
             stream = source.streams.best("video")
             origin = (stream.start_time or 0) * stream.time_base
             written = None
@@ -108,8 +111,11 @@ def burn_in(video: str | Path, events: Sequence[Any], out: Path) -> None:
                 painted.pts, painted.time_base = frame.pts, frame.time_base
                 target.mux(written.encode(painted))
             target.mux(written.encode() if written is not None else [])
+        os.replace(part, out)
     except (av.error.FFmpegError, AttributeError) as error:
         raise ValueError(f"'{Path(video).name}' cannot be read as video: {error}.") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _picture(frame: av.VideoFrame) -> Image.Image:

@@ -17,6 +17,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import pytest
 from tiny import random_frames, write_clip
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaConfig
 
 from videollm_mod.video_reading_videollm_mod import read_video
 
@@ -174,6 +175,29 @@ def test_mistakes_are_answered_in_one_line(arguments, message):
     assert failed.returncode == 1 and message in failed.stderr
     assert "Traceback" not in failed.stderr
     assert len([line for line in failed.stderr.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_a_video_is_not_written_onto_itself(tmp_path):
+    video = tmp_path / "mine.mp4"
+    video.write_bytes(SAMPLE.read_bytes())
+    for option in ("--burn-in", "--srt"):
+        failed = run("narrate", video, option, video)
+        assert failed.returncode == 1 and "is the video itself: write to another file" in failed.stderr
+        assert video.read_bytes() == SAMPLE.read_bytes()
+
+
+def test_what_is_no_checkpoint_of_ours_is_said(tmp_path):
+    LlamaConfig(hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path / "llama")
+    for command in (["narrate", "--model", tmp_path / "llama"], ["inspect", tmp_path / "llama"]):
+        failed = run(*command)
+        assert failed.returncode == 1 and "is a llama and no VideoLLM-MoD." in failed.stderr
+        assert "Traceback" not in failed.stderr
+    broken = shutil.copytree(ROOT / "space" / "checkpoint", tmp_path / "broken")
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    failed = run("narrate", "--model", broken)
+    assert failed.returncode == 1 and "error: The weights are no whole safetensors file" in failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 def test_help_names_every_option():

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub import Hub
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from tiny import random_frames, tiny_tokenizer
 from transformers import AutoModel, AutoProcessor
 
-from videollm_mod.convert_videollm_online_weights_to_hf import convert
+from videollm_mod.convert_videollm_online_weights_to_hf import convert, main
 
 
 ROOT = Path(__file__).parents[1]
@@ -75,9 +76,10 @@ def test_the_same_logits_and_the_same_stream(checkpoint, tmp_path, live_version)
     assert processor.frame_token_id == len(tiny_tokenizer()) == model.get_input_embeddings().num_embeddings
     frames = random_frames(3)
     pixels = processor.process_frames(frames)
-    assert (
-        processor.video_processor.image_mean == [0.5] * 3 or tuple(processor.video_processor.image_mean) == (0.5,) * 3
-    )
+    # Scaled to the encoder's size, centred on zeros, mean and deviation 0.5.
+    wide = processor.process_frames(np.full((32, 64, 3), 255, dtype=np.uint8))[0]
+    assert wide.shape == (3, 32, 32) and (wide[:, :8] == -1).all() and (wide[:, 24:] == -1).all()
+    assert (wide[:, 9:23] == 1).all()
     with torch.no_grad():
         features = model.encode_frames(pixels)
     messages = [
@@ -198,6 +200,41 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(checkpoint, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
+def test_an_adapter_of_another_kind_or_base_is_noticed(checkpoint, tmp_path, monkeypatch):
+    folder, _ = checkpoint
+    adapter = Path(spoilt(folder, tmp_path / "adapter", lambda _: None))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    arguments = {"vision_model": str(folder / "vision")}
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "alpha_pattern": {"q_proj": 64}}))
+    with pytest.raises(ValueError, match="not uniform LoRA: it has alpha_pattern"):
+        convert(str(folder / "base"), str(adapter), tmp_path / "out", **arguments)
+    named = {**settings, "base_model_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct"}
+    (adapter / "adapter_config.json").write_text(json.dumps(named))
+    told = []
+    monkeypatch.setattr("videollm_mod.convert_videollm_online_weights_to_hf.logger.warning", told.append)
+    convert(str(folder / "base"), str(adapter), tmp_path / "out", **arguments)
+    assert len(told) == 1 and "was trained on 'meta-llama/Meta-Llama-3-8B-Instruct'" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mod_keep_ratio", "1.5"], "error: `mod_keep_ratio` must lie in [0, 1], got 1.5."),
+        (["--mod_layers", "1,9"], "error: `mod_layers` names layer 9, but the language model's layers are 0 to 3."),
+        (["--vision_model", "base"], "which has no patches: name an image encoder."),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(checkpoint, tmp_path, monkeypatch, options, message):
+    folder, _ = checkpoint
+    given = ["--vision_model", "vision", *options]
+    given = [str(folder / word) if word in ("vision", "base") else word for word in given]
+    arguments = [folder / "base", folder / "adapter", tmp_path / "out", *given]
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+    with pytest.raises(SystemExit) as failed:
+        main()
+    assert message in str(failed.value) and "\n" not in str(failed.value) and not (tmp_path / "out").exists()
+
+
 def test_as_a_command(checkpoint, tmp_path):
     folder, _ = checkpoint
     command = [sys.executable, str(ROOT / "convert_videollm_online_weights_to_hf.py"), str(folder / "base")]
@@ -214,6 +251,17 @@ def test_as_a_command(checkpoint, tmp_path):
         card = hub.files("somebody/routed")["README.md"].decode()
     assert "of base, adapter, vision." in card and "Its routers are new" in card and str(tmp_path) not in card
     assert "layers are routed: of a frame's 10 tokens they keep 5." in card
+    # Layers by their numbers, and the adapter left one, published and put on as the card says.
+    command[4] = str(tmp_path / "apart")
+    done = subprocess.run([*command, "--mod_layers", "1,3", "--keep_adapter"], capture_output=True, text=True)
+    assert done.returncode == 0 and "subfolder='adapter')` then puts the adapter on it" in done.stdout, done.stderr
+    assert json.loads((tmp_path / "apart" / "config.json").read_text())["mod_layers"] == [1, 3]
+    card = (tmp_path / "apart" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("for event in")[0].replace('"apart"', repr(str(tmp_path / "apart")))
+    loaded = {}
+    exec(code.replace(', device_map="auto"', ""), loaded)
+    assert type(loaded["model"]).__name__ == "PeftModelForCausalLM" and loaded["model"].config.routed_layers == [1, 3]
+    command[4] = str(tmp_path / "out")
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1 and again.stderr.strip().splitlines()[-1].endswith(
         "is not empty. Choose another folder."

@@ -61,6 +61,11 @@ def test_its_python_runs(monkeypatch, capsys, page):
         assert namespace["batch"]["labels"].shape == namespace["batch"]["input_ids"].shape
     expected = {"stream-format.md": "[#,#", "configuration.md": "Did you mean `mod_keep_ratio`?"}
     assert expected.get(page.name, "") in printed
+    if page.name == "from-videollm-online.md":
+        weights, *rows = printed.strip().splitlines()
+        text = page.read_text(encoding="utf-8")
+        assert weights == "weights: 16.7 GB" and "16.7 GB with the vision encoder" in text
+        assert rows == [line.strip() for line in text.splitlines() if re.match(r" +\| \d", line)]
 
 
 # What cannot run here, and the test that runs the same: "make" is how these tests are run, of what it calls the recipe

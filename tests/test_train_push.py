@@ -126,11 +126,47 @@ def test_a_card_that_the_hub_refuses_is_not_published(hub, tmp_path):
 
 
 def test_what_is_no_model_of_ours_is_left_alone(hub, tmp_path):
-    hub.repos[REPO] = [{}, {"adapter_config.json": b"{}", "adapter_model.safetensors": b"0"}]
+    hub.repos[REPO] = [{}, {"adapter_config.json": b"{}", "adapter_model.safetensors": b"0", "notes.txt": b"mine"}]
     refused = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
     assert refused.returncode == 1 and "holds something else: adapter_config.json" in refused.stderr
-    assert push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify", "--force").returncode == 0
-    assert hub.files(REPO)["adapter_model.safetensors"] == b"0", "what is not of the model stays"
+    forced = push(hub, tmp_path / "home", EMBEDDED, REPO, "--force")
+    assert forced.returncode == 0 and "loaded from there" in forced.stdout, forced.stderr
+    assert hub.files(REPO)["notes.txt"] == b"mine", "what is not of the model stays"
+    assert not [name for name in hub.files(REPO) if "adapter" in name], "an adapter would be loaded in its place"
+
+
+def test_without_a_card_it_gets_a_plain_one(hub, tmp_path):
+    checkpoint = shutil.copytree(EMBEDDED, tmp_path / "checkpoint")
+    (checkpoint / "README.md").unlink()
+    done = push(hub, tmp_path / "home", checkpoint, REPO, "--no_verify")
+    assert done.returncode == 0, done.stderr
+    card = hub.files(REPO)["README.md"].decode()
+    assert f"# {REPO}" in card and f'AutoModel.from_pretrained("{REPO}", trust' in card and "What it costs" in card
+    assert "What it was trained on is not told here." in card and "routing.png" in hub.files(REPO)
+
+
+def test_model_and_processor_push_themselves(hub, tmp_path):
+    """As every Transformers model does; a stranger then loads code and weights from there."""
+    code = f"""
+from transformers import AutoModel, AutoProcessor
+options = {{"trust_remote_code": True}}
+AutoModel.from_pretrained({str(EMBEDDED)!r}, **options).push_to_hub({REPO!r})
+AutoProcessor.from_pretrained({str(EMBEDDED)!r}, **options).push_to_hub({REPO!r})
+"""
+    look = f"""
+from transformers import AutoModel, AutoProcessor
+options = {{"trust_remote_code": True}}
+model = AutoModel.from_pretrained({REPO!r}, **options)
+processor = AutoProcessor.from_pretrained({REPO!r}, **options)
+sample = {str(EMBEDDED.parent / "samples" / "streamworld.mp4")!r}
+print(sum(event.role == "assistant" for event in model.narrate(processor, sample, query="Narrate.")))
+"""
+    environment = {**os.environ, **hub.environment(tmp_path / "home")}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code], **options)
+    assert done.returncode == 0 and {"config.json", "modeling_videollm_mod.py"} <= set(hub.files(REPO)), done.stderr
+    seen = subprocess.run([sys.executable, "-c", look], **options)
+    assert seen.returncode == 0 and int(seen.stdout) > 0, seen.stderr
 
 
 def test_a_look_that_fails_is_not_taken_for_an_empty_place(hub, tmp_path):
@@ -175,6 +211,5 @@ def test_mistakes_are_answered_in_one_line(hub, tmp_path):
         assert message in failed.stderr, failed.stderr
     half = shutil.copytree(EMBEDDED, tmp_path / "half")
     (half / "modeling_videollm_mod.py").unlink()
-    (half / "README.md").unlink()
     failed = push(hub, tmp_path / "home", half, REPO)
-    assert "it lacks README.md, modeling_videollm_mod.py" in failed.stderr and not hub.repos
+    assert "it lacks modeling_videollm_mod.py" in failed.stderr and not hub.repos

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from trl import SFTConfig, TrlParser
 
+from videollm_mod.train.new_model import layers_of
+
 
 def parse(*types: type) -> tuple[Any, ...]:
     """
@@ -87,7 +89,7 @@ class ModelArguments:
         model_config (`str`, *optional*): JSON file of a new small model with a tokenizer of its own.
         vision_model (`str`, *optional*): Image encoder of a new model, a folder or a Hub id.
         language_model (`str`, *optional*): Its language model, a folder or a Hub id.
-        mod_layers (`str`, *optional*): Which layers are routed; of a checkpoint, in place of its own.
+        mod_layers (`str`, *optional*): Which layers are routed, a scheme or "1,3,5"; in place of a checkpoint's own.
         mod_keep_ratio (`float`, *optional*): Share of a frame's tokens that they keep.
         mod_gate (`str`, *optional*): Gate of the routers.
         frame_token_pooled (`list[int]`, *optional*): Grid of a new model's frame.
@@ -111,7 +113,7 @@ class ModelArguments:
     model_config: str | None = field(default=None, metadata={"help": "JSON file of a new small model."})
     vision_model: str | None = field(default=None, metadata={"help": "Image encoder of a new model."})
     language_model: str | None = field(default=None, metadata={"help": "Language model of a new model."})
-    mod_layers: str | None = field(default=None, metadata={"help": "Which layers are routed."})
+    mod_layers: str | None = field(default=None, metadata={"help": "Which layers are routed: a scheme, or 1,3,5."})
     mod_keep_ratio: float | None = field(default=None, metadata={"help": "Share of a frame's tokens they keep."})
     mod_gate: str | None = field(default=None, metadata={"help": "Gate of the routers."})
     frame_token_pooled: list[int] | None = field(default=None, metadata={"help": "Grid of a new model's frame."})
@@ -138,7 +140,8 @@ class ModelArguments:
     def config_fields(self) -> dict[str, Any]:
         """Fields of the model's configuration that were given."""
         names = ("mod_layers", "mod_keep_ratio", "mod_gate", "stream_loss_weight")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        fields = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return fields | ({"mod_layers": layers_of(self.mod_layers)} if self.mod_layers is not None else {})
 
 
 @dataclass

@@ -46,6 +46,9 @@ for event in model.narrate(processor, "video.mp4", query="Please narrate the vid
 ```"""
 
 
+_WITH_ADAPTER = 'model = PeftModel.from_pretrained(model, "{name}", subfolder="adapter")'
+
+
 def write_card(
     folder: str | Path,
     *,
@@ -95,22 +98,35 @@ def write_card(
     return _save(folder, data, parts)
 
 
-def write_converted_card(
-    folder: str | Path, *, name: str, config: Any, text: str, base_models: Sequence[str] = ()
+def write_plain_card(
+    folder: str | Path,
+    *,
+    name: str,
+    config: Any,
+    text: str,
+    base_models: Sequence[str] = (),
+    has_adapter: bool = False,
+    caveat: str = "Nothing was measured after the conversion. Its licence is that of its parts.",
 ) -> Path:
     """
-    Writes `README.md` and `routing.png` into the folder of a checkpoint made of another.
+    Writes `README.md` and `routing.png` into the folder of a checkpoint whose training is not known.
 
     Args:
         folder (`str` or `Path`): The checkpoint.
         name (`str`): What it is called, a folder's name or a Hub id.
         config ([`VideoLLMMoDConfig`]): Its configuration.
-        text (`str`): What it was made of, and how.
+        text (`str`): What it is.
         base_models (`Sequence[str]`, *optional*): The same as names; folders are not listed.
+        has_adapter (`bool`, *optional*, defaults to `False`): Whether its folder `adapter` has a PEFT adapter to it.
+        caveat (`str`, *optional*): What is not known of it.
     """
     draw_routing(config, Path(folder) / "routing.png")
-    parts = [f"# {name}", text, _USAGE.format(name=name), *describe_cost(config)]
-    parts += _describe_limits(config, "Nothing was measured after the conversion. Its licence is that of its parts.")
+    usage = _USAGE.format(name=name)
+    if has_adapter:
+        usage = usage.replace("for event in", f"{_WITH_ADAPTER.format(name=name)}\nfor event in")
+        usage = usage.replace("from transformers", "from peft import PeftModel\nfrom transformers")
+    parts = [f"# {name}", text, usage, *describe_cost(config)]
+    parts += _describe_limits(config, caveat)
     return _save(Path(folder), _metadata(base_models, None, []), parts)
 
 
@@ -194,17 +210,21 @@ def describe_cost(config: Any) -> list[str]:
             f"{len(config.routed_layers)} of {len(counts)} layers are routed: of a frame's {tokens} tokens they "
         )
         parts[1] += f"keep {' or '.join(map(str, kept))}.\n\n![Tokens that each layer keeps](routing.png)"
+    # As many bytes a value as `videollm-mod inspect` takes, those of the weights.
+    dtype = getattr(torch, str(config.dtype).removeprefix("torch.")) if config.dtype is not None else torch.bfloat16
+    width = dtype.itemsize
     rows, unit = [], ("TFLOP", 1e12) if config.text_config.hidden_size >= 1024 else ("GFLOP", 1e9)
     try:
         for minutes in [m for m in (0.5, 1, 2, 5, 10, 20, 30, 60) if m <= max(_minutes(config), 0.5)][-3:]:
-            cost = config.estimate_cost(int(60 * _FPS * minutes), int(_TEXT_TOKENS * minutes))
+            cost = config.estimate_cost(int(60 * _FPS * minutes), int(_TEXT_TOKENS * minutes), bytes_per_value=width)
             flops = [f"{count / unit[1]:.3g}" for count in (cost.flops, cost.full_flops)]
             rows.append([minutes, *flops, *(f"{b / 1e6:.3g}" for b in (cost.cache_bytes, cost.full_cache_bytes))])
     except ValueError:
         return parts  # Of a language model whose cost is not known in closed form.
     head = ["minutes", unit[0], "at full compute", "cache, MB", "at full compute"]
-    note = f"Estimates in closed form for the language model in 16 bits, at {_FPS} frames a second and {_TEXT_TOKENS} "
-    note += "tokens of text a minute, and not measurements; `videollm-mod inspect` prints them for any length."
+    note = f"Estimates in closed form for the language model, its cache in {8 * width} bits, at {_FPS} frames a "
+    note += f"second and {_TEXT_TOKENS} tokens of text a minute, and not measurements; `videollm-mod inspect` prints "
+    note += "them for any length."
     return [*parts, _table(head, rows), note]
 
 

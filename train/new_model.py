@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+# What weights may be asked to be.
+DTYPES = ("float32", "bfloat16", "float16")
+
 # As in Llama 3: words with the space before them, digits one by one, and punctuation with the newlines after it.
 _PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
 
@@ -183,9 +186,12 @@ def model_from_parts(
         frame_token_interval (`str`, *optional*, defaults to `","`): What stands between frames; `None` for nothing.
         fields: Of [`VideoLLMMoDConfig`], such as `mod_layers` or `frame_token_pooled`.
     """
-    text = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
     vision_config = AutoConfig.from_pretrained(vision_model)
     vision_config = getattr(vision_config, "vision_config", vision_config)
+    if getattr(vision_config, "patch_size", None) is None:
+        kind = vision_config.model_type
+        raise ValueError(f"'{vision_model}' is a {kind}, which has no patches: name an image encoder.")
+    text = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
     encoder = MODEL_MAPPING[type(vision_config)].from_pretrained(vision_model, config=vision_config, dtype=text.dtype)
     return join_parts(
         encoder,
@@ -262,6 +268,12 @@ def _find_image_processor(name: str) -> Any | None:
     except OSError:
         logger.warning(f"'{name}' has no image processor: pixels are normalised to [-1, 1].")
         return None
+
+
+def layers_of(text: str) -> str | list[int]:
+    """Which layers, as the configuration takes them: a scheme by its name, or "1,3,5" as indices."""
+    parts = text.split(",")
+    return [int(part) for part in parts] if all(part.strip().isdigit() for part in parts) else text
 
 
 def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFast:

@@ -37,6 +37,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sa
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from videollm_mod.train.card import write_plain_card
 
 
 # What training leaves beside a checkpoint, and a stranger does not need.
@@ -44,6 +47,9 @@ _LEFT_OUT = ("checkpoint-", "runs", "optimizer", "scheduler", "rng_state", "trai
 # Fields in which two configurations may differ and still be of the same model.
 _INCIDENTAL = {"transformers_version", "dtype", "_name_or_path", "interval_threshold", "auto_map", "architectures"}
 _INCIDENTAL |= {"use_cache"}
+_WEIGHTS = re.compile(
+    r"(adapter_)?(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_config\.json"
+)
 _LOOK = """
 import sys
 from transformers import AutoModel, AutoProcessor, logging
@@ -96,12 +102,12 @@ def push(
         there = set(api.list_repo_files(repo))
         with tempfile.TemporaryDirectory() as place:
             files = dict(_files(folder, Path(place), max_shard_size))
-            files["README.md"] = _card_of(repo, folder, Path(place))
+            files |= _card_of(repo, folder, Path(place))
             if not force:
                 _refuse_another_model(api, repo, folder, there, files)
             operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
-            # Weights of before, cut otherwise, would be loaded in place of these.
-            stale = {name for name in there if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)}
+            # Weights of before, cut otherwise or an adapter, would be loaded in place of these.
+            stale = {name for name in there if _WEIGHTS.fullmatch(name)}
             operations += [CommitOperationDelete(name) for name in sorted(stale - set(files))]
             commit = api.create_commit(repo, operations, commit_message=message)
     except LocalTokenNotFoundError:
@@ -133,7 +139,7 @@ def _refuse_what_is_not_whole(folder: Path) -> None:
         raise ValueError(f"'{folder}' has no config.json: give the folder of a checkpoint.")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     code = {reference.split("--")[-1].split(".")[0] + ".py" for reference in config.get("auto_map", {}).values()}
-    needed = {*code, "processor_config.json", "tokenizer.json", "chat_template.jinja", "README.md"}
+    needed = {*code, "processor_config.json", "tokenizer.json", "chat_template.jinja"}
     missing = sorted(name for name in needed if not (folder / name).is_file())
     if not list(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
@@ -142,13 +148,20 @@ def _refuse_what_is_not_whole(folder: Path) -> None:
         raise ValueError(f"'{folder}' is not whole; it lacks {', '.join(missing)}.")
 
 
-def _card_of(repo: str, folder: Path, place: Path) -> Path:
-    """The card as it is to be read there: with its name there, which its example loads."""
+def _card_of(repo: str, folder: Path, place: Path) -> dict[str, Path]:
+    """The card with the name it has there, which its example loads; a plain one with its picture if there is none."""
+    if not (folder / "README.md").is_file():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        text = "A streaming video language model (VideoLLM-MoD, arXiv 2408.16730)."
+        write_plain_card(place, name=repo, config=config, text=text, caveat="What it was trained on is not told here.")
+        return {name: place / name for name in ("README.md", "routing.png")}
     text = (folder / "README.md").read_text(encoding="utf-8")
     text = re.sub(rf"^# {re.escape(folder.resolve().name)}$", f"# {repo}", text, count=1, flags=re.MULTILINE)
-    text = re.sub(r'(\.from_pretrained\()"[^"\n]+"(, trust_remote_code)', rf'\1"{repo}"\2', text)
+    text = re.sub(
+        r'(\.from_pretrained\((?:model, )?)"[^"\n]+"(, (?:trust_remote_code|subfolder))', rf'\1"{repo}"\2', text
+    )
     (place / "README.md").write_text(text, encoding="utf-8")
-    return place / "README.md"
+    return {"README.md": place / "README.md"}
 
 
 def _refuse_another_model(api: HfApi, repo: str, folder: Path, there: set[str], files: dict[str, Path]) -> None:
