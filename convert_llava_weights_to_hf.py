@@ -27,6 +27,7 @@ has seen no stream yet and is to be fine-tuned on streams (`train/sft.py`).
 """
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -152,13 +153,18 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="of all weights; by default the checkpoint's")
     parser.add_argument("--mod_layers", type=layers_of, help="which layers to route: a scheme, or 1,3,5")
     parser.add_argument("--mod_keep_ratio", type=float, help="share of a frame's tokens that they keep")
-    options = parser.parse_args()
+    parser.add_argument("--json", action="store_true", help="print what was done for machines")
+    options = vars(parser.parse_args())
+    as_json, out = options.pop("json"), options["out"]
     try:
-        left = convert(**vars(options))
+        left = convert(**options)
     except MISTAKES as error:
         raise SystemExit(f"error: {in_one_line(error)}") from None
+    if as_json:
+        print(json.dumps({"folder": str(out), "not_taken": left}))
+        return
     print(f"not taken: {', '.join([*left, _OWN])}")
-    print(f"{options.out}: `AutoModel.from_pretrained('{options.out}', trust_remote_code=True)` loads it")
+    print(f"{out}: `AutoModel.from_pretrained('{out}', trust_remote_code=True)` loads it")
 
 
 if __name__ == "__main__":

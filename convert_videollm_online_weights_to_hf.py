@@ -26,6 +26,7 @@ and by the default gate begin as the plain layer on the tokens they keep, and ar
 """
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -206,11 +207,16 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="of all weights; by default the base's")
     parser.add_argument("--mod_layers", type=layers_of, help="which layers to route: a scheme, or 1,3,5")
     parser.add_argument("--mod_keep_ratio", type=float, help="share of a frame's tokens that they keep")
+    parser.add_argument("--json", action="store_true", help="print what was done for machines")
     options = vars(parser.parse_args())
+    as_json = options.pop("json")
     try:
         folder = convert(**options)
     except MISTAKES as error:
         raise SystemExit(f"error: {in_one_line(error)}") from None
+    if as_json:
+        print(json.dumps({"folder": str(folder), "adapter": options["keep_adapter"]}))
+        return
     print(f"{folder}: `AutoModel.from_pretrained('{folder}', trust_remote_code=True)` loads it")
     if options["keep_adapter"]:
         print(f"and `PeftModel.from_pretrained(model, '{folder}', subfolder='adapter')` then puts the adapter on it")

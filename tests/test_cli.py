@@ -27,7 +27,9 @@ from pathlib import Path
 import pytest
 from tiny import random_frames, write_clip
 from transformers import AutoConfig, LlamaConfig
+from typer.testing import CliRunner
 
+from videollm_mod import cli
 from videollm_mod.video_reading_videollm_mod import read_video
 
 
@@ -170,10 +172,11 @@ def test_convert_and_push_are_the_scripts():
         (["inspect", "no/such-model"], "error: "),
     ],
 )
-def test_mistakes_are_answered_in_one_line(arguments, message):
-    failed = run(*arguments)
-    assert failed.returncode == 1 and message in failed.stderr
-    assert "Traceback" not in failed.stderr
+def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    failed = CliRunner().invoke(cli.app, arguments)
+    assert failed.exit_code == 1 and message in failed.stderr
+    assert isinstance(failed.exception, SystemExit)
     assert len([line for line in failed.stderr.splitlines() if line.startswith("error:")]) == 1
 
 
@@ -198,6 +201,13 @@ def test_what_is_no_checkpoint_of_ours_is_said(tmp_path):
     failed = run("narrate", "--model", broken)
     assert failed.returncode == 1 and "error: The weights are no whole safetensors file" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_shell_completes_it():
+    words = {"_VIDEOLLM_MOD_COMPLETE": "complete_bash", "COMP_WORDS": "videollm-mod conv", "COMP_CWORD": "1"}
+    command = [Path(sys.executable).parent / "videollm-mod"]
+    done = subprocess.run(command, env={**os.environ, **words}, capture_output=True, text=True)
+    assert done.stdout.split() == ["convert", "convert-llava"], done.stderr
 
 
 def test_help_names_every_option():

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Plain vision-language models, before and after conversion: what the language model is shown, and what it says."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ from transformers import (
     VipLlavaConfig,
 )
 
-from videollm_mod.convert_llava_weights_to_hf import convert
+from videollm_mod.convert_llava_weights_to_hf import convert, main
 
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +72,7 @@ def test_the_language_model_is_shown_and_says_the_same(tmp_path, kind):
         torch.testing.assert_close(logits, theirs(inputs_embeds=embeds).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_by_command_with_routers_it_streams(tmp_path):
+def test_by_command_with_routers_it_streams(tmp_path, monkeypatch, capsys):
     config_class, vision, text, _, _ = KINDS["onevision"]
     save_llava(tmp_path / "theirs", config_class, tiny_vision_config(vision), text, multimodal_projector_bias=False)
     command = [sys.executable, "convert_llava_weights_to_hf.py", tmp_path / "theirs", tmp_path / "ours"]
@@ -79,6 +80,10 @@ def test_by_command_with_routers_it_streams(tmp_path):
     done = subprocess.run([*map(str, command), *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not taken: model.image_newline, its own pooling" in done.stdout
+    monkeypatch.setattr(sys, "argv", [*map(str, command[1:3]), str(tmp_path / "again"), "--json"])
+    main()
+    told = {"folder": str(tmp_path / "again"), "not_taken": ["model.image_newline"]}
+    assert json.loads(capsys.readouterr().out) == told
     model = AutoModel.from_pretrained(tmp_path / "ours", trust_remote_code=True).eval()
     assert model.config.layer_keep_counts == [4, 1, 4, 1] and not model.model.connector.linear_1.bias.any()
     session = model.stream(AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True), max_new_tokens=4)

@@ -110,7 +110,9 @@ def test_other_weights_of_the_same_configuration_are_another_model(hub, tmp_path
     refused = push(hub, tmp_path / "home", other, REPO, "--no_verify")
     assert refused.returncode == 1 and len(hub.repos[REPO]) == 2
     assert f"error: '{REPO}' holds other weights of the same configuration. --force" in refused.stderr
-    assert push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify").returncode == 0, "the same, once more"
+    same = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify", "--json")
+    assert same.returncode == 0, "the same, once more"
+    assert json.loads(same.stdout) == {"repo": REPO, "commit": commit_hash(REPO, 2), "loaded": False}
     assert push(hub, tmp_path / "home", other, REPO, "--no_verify", "--force").returncode == 0
     assert load(hub.files(REPO)["model.safetensors"])["model.connector.linear_1.bias"].equal(
         weights["model.connector.linear_1.bias"]

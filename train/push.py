@@ -252,13 +252,18 @@ def main() -> None:
     parser.add_argument("--message", default="Upload VideoLLM-MoD checkpoint", help="of the commit")
     parser.add_argument("--max_shard_size", default="5GB", help="largest file of weights")
     parser.add_argument("--no_verify", action="store_true", help="do not load it from the Hub afterwards")
+    parser.add_argument("--json", action="store_true", help="print what was done for machines")
     options = vars(parser.parse_args())
+    as_json = options.pop("json")
     verify = not options.pop("no_verify")
     try:
         commit = push(**options, verify=verify)
     except (ValueError, ConnectionError) as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{options['repo']}@{commit}" + (", loaded from there" if verify else ""))
+    if as_json:
+        print(json.dumps({"repo": options["repo"], "commit": commit, "loaded": verify}))
+    else:
+        print(f"{options['repo']}@{commit}" + (", loaded from there" if verify else ""))
 
 
 if __name__ == "__main__":
