@@ -99,6 +99,9 @@ def narrate(
     ),
     fps: Fps = 2.0,
     threshold: Threshold = None,
+    max_frames: Annotated[
+        int | None, typer.Option(help="Most frames to remember, of a stream without end.", show_default="all")
+    ] = None,
     srt: Annotated[Path | None, typer.Option(help="Also write the narration as SubRip.")] = None,
     vtt: Annotated[Path | None, typer.Option(help="Also write it as WebVTT.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Also write it as lines of JSON.")] = None,
@@ -115,7 +118,8 @@ def narrate(
                 raise ValueError(f"'{path}' is the video itself: write to another file.")
         if burn_in is not None and not Path(video).is_file():
             raise ValueError("--burn-in needs a video file: a live source is not kept.")
-        session, seconds = _watch(video, (model, revision), query, fps, threshold, as_json)
+        options = {"fps": fps, "interval_threshold": threshold, "max_frames": max_frames}
+        session, seconds = _watch(video, (model, revision), query, as_json, options)
         for path, write in outputs.items():
             if path is not None:
                 path.write_text(write(session.events), encoding="utf-8")
@@ -173,12 +177,18 @@ def _progress(frames: Iterator[Any], is_silent: bool) -> Iterator[Any]:
 
 
 def _watch(
-    video: str, checkpoint: tuple[str, str | None], query: str, fps: float, threshold: float | None, as_json: bool
+    video: str, checkpoint: tuple[str, str | None], query: str, as_json: bool, options: dict[str, Any]
 ) -> tuple[Any, float]:
     """A session that has seen the video, and how long that took."""
     processor, model = _load(*checkpoint, video)
     line = None if as_json else _Line(processor.tokenizer)
-    session = model.stream(processor, fps=fps, interval_threshold=threshold, streamer=line)
+    if options["max_frames"] is not None:
+        # Half of what frames leave of the context is for text that is remembered, the rest for what is being said.
+        left = model.config.text_config.max_position_embeddings
+        left -= options["max_frames"] * (model.config.frame_num_tokens + 1)
+        options = {**options, "max_text_tokens": max(left // 2, 1)}
+    session = model.stream(processor, streamer=line, **options)
+    fps = options["fps"]
     if line is not None:
         line.session = session
     begin, told = clock.perf_counter(), 0
@@ -202,11 +212,12 @@ def _watch(
 def _summary(session: Any, seconds: float, as_json: bool) -> None:
     """Speed, cache entries by kind of layer, and what full compute would have cost."""
     config, cache = session.model.config, session.cache
-    text_tokens = int(cache.get_seq_length()) - session.num_frames * config.frame_num_tokens
-    cost = session.model.estimate_cost(session.num_frames, text_tokens)
+    text_tokens = int(cache.get_seq_length()) - session.num_remembered * config.frame_num_tokens
+    cost = session.model.estimate_cost(session.num_remembered, text_tokens)
     lengths, routed = cache.lengths, set(config.routed_layers)
     if as_json:
-        figures = {"frames": session.num_frames, "seconds": round(seconds, 3), "cache_entries": lengths}
+        figures = {"frames": session.num_frames, "frames_remembered": session.num_remembered}
+        figures |= {"seconds": round(seconds, 3), "cache_entries": lengths}
         figures |= {"flops": cost.flops, "full_flops": cost.full_flops}
         figures |= {"cache_bytes": cost.cache_bytes, "full_cache_bytes": cost.full_cache_bytes}
         typer.echo(json.dumps({"summary": figures}))
@@ -228,8 +239,9 @@ def _summary(session: Any, seconds: float, as_json: bool) -> None:
         f"cache entries       {', '.join(kinds)}; {_size(cost.cache_bytes)}, "
         f"{_size(cost.full_cache_bytes)} at full compute"
     )
+    what = "language model" if session.num_remembered == session.num_frames else "what is remembered"
     typer.echo(
-        f"language model      {cost.flops / 1e9:.2f} GFLOP; {cost.full_flops / 1e9:.2f} at full compute "
+        f"{what:<20}{cost.flops / 1e9:.2f} GFLOP; {cost.full_flops / 1e9:.2f} at full compute "
         f"(routing saves {1 - cost.flops_ratio:.0%})"
     )
 

@@ -265,6 +265,11 @@ class StreamingSession:
         return len(self._waiting)
 
     @property
+    def num_remembered(self) -> int:
+        """Number of frames in the cache: those seen, but for those that were evicted."""
+        return sum(piece.kind == "frame" for piece in self._pieces)
+
+    @property
     def tokens_per_second(self) -> float | None:
         """Reply tokens generated a second, or `None` before the first reply."""
         return self._reply_tokens / self._reply_seconds if self._reply_seconds > 0 else None

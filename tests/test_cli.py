@@ -180,6 +180,17 @@ def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):
     assert len([line for line in failed.stderr.splitlines() if line.startswith("error:")]) == 1
 
 
+def test_of_a_stream_without_end_the_newest_frames_are_remembered():
+    done = run("narrate", "--max-frames", 8, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])["summary"]
+    whole = json.loads(run("narrate", "--json").stdout.splitlines()[-1])["summary"]
+    assert summary["frames"] == whole["frames"] == 17 and 1 <= summary["frames_remembered"] <= 8
+    # At least nine frames less, of 16 tokens in full layers and 4 in routed ones, with what stood between them.
+    fewer = [a - b for a, b in zip(whole["cache_entries"], summary["cache_entries"], strict=True)]
+    assert min(fewer[:2]) > 9 * 16 and min(fewer[2:]) > 9 * 4
+
+
 def test_a_video_is_not_written_onto_itself(tmp_path):
     video = tmp_path / "mine.mp4"
     video.write_bytes(SAMPLE.read_bytes())
