@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test $(VENV)/.chromium
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 
-# Under three minutes of the recipe of the embedded checkpoint, from nothing, with a table before and after.
+# Two and a half minutes of the recipe of the embedded checkpoint, from nothing, with a table before and after.
 train: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size quick
 
@@ -46,14 +46,17 @@ $(VENV)/.pip:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.pip pyproject.toml
+	@echo "installing into $(VENV), with PyTorch up to 6 GB; this takes a minute or two"
 	$(BIN)/python -m pip install --quiet --quiet --editable .
 	touch $@
 
 $(VENV)/.installed-space: $(VENV)/.pip pyproject.toml
+	@echo "installing into $(VENV), with PyTorch up to 6 GB; this takes a minute or two"
 	$(BIN)/python -m pip install --quiet --quiet --editable ".[space]"
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
+	@echo "installing into $(VENV), with PyTorch up to 6 GB; this takes a minute or two"
 	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,space,dev]"
 	touch $@ $(VENV)/.installed $(VENV)/.installed-space
 

@@ -35,6 +35,10 @@ from videollm_mod.space import captions
 ROOT = Path(__file__).resolve().parent
 EMBEDDED = ROOT / "space" / "checkpoint"
 SAMPLE = ROOT / "space" / "samples" / "streamworld.mp4"
+# Parameters below which threads on a CPU wait for each other longer than they work.
+SMALL = 20_000_000
+# Parameters below which threads on a CPU wait for each other longer than they work.
+SMALL = 20_000_000
 EMBEDDED_NOTICE = (
     "the embedded checkpoint was trained on StreamWorld, generated clips, and knows nothing else. What it says "
     "of this video means nothing; --model takes one that was trained on more."
@@ -100,12 +104,15 @@ def narrate(
     fps: Fps = 2.0,
     threshold: Threshold = None,
     max_frames: Annotated[
-        int | None, typer.Option(help="Most frames to remember, of a stream without end.", show_default="all")
+        int | None,
+        typer.Option(help="Most frames to remember; the oldest are forgotten.", show_default="what fits the context"),
     ] = None,
     srt: Annotated[Path | None, typer.Option(help="Also write the narration as SubRip.")] = None,
     vtt: Annotated[Path | None, typer.Option(help="Also write it as WebVTT.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Also write it as lines of JSON.")] = None,
-    burn_in: Annotated[Path | None, typer.Option(help="Also write the video with it burnt in, an mp4.")] = None,
+    burn_in: Annotated[
+        Path | None, typer.Option(help="Also write the video with it burnt in, an mp4 without sound.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Narrates a video in the terminal as it plays."""
@@ -114,8 +121,12 @@ def narrate(
         for path in filter(None, [*outputs, burn_in]):
             if not path.absolute().parent.is_dir():
                 raise ValueError(f"There is no folder '{path.parent}' to write '{path.name}' to.")
+            if path.is_dir():
+                raise ValueError(f"'{path}' is a folder: name a file in it.")
             if path.resolve() == Path(video).resolve():
                 raise ValueError(f"'{path}' is the video itself: write to another file.")
+        if burn_in is not None and burn_in.suffix != ".mp4":
+            raise ValueError(f"--burn-in writes an mp4: call it so, and not '{burn_in.name}'.")
         if burn_in is not None and not Path(video).is_file():
             raise ValueError("--burn-in needs a video file: a live source is not kept.")
         options = {"fps": fps, "interval_threshold": threshold, "max_frames": max_frames}
@@ -154,6 +165,8 @@ def ask(
 
 
 def _load_config(name: str, revision: str | None) -> Any:
+    if Path(name).is_file():
+        raise ValueError(f"'{name}' is a file: give the folder of a checkpoint, or a Hub id.")
     config = AutoConfig.from_pretrained(name, trust_remote_code=True, revision=revision)
     if config.model_type != "videollm_mod":
         raise ValueError(f"'{name}' is a {config.model_type} and no VideoLLM-MoD.")
@@ -166,6 +179,8 @@ def _load(name: str, revision: str | None, video: str) -> tuple[Any, Any]:
     options = {"trust_remote_code": True, "revision": revision}
     processor = AutoProcessor.from_pretrained(name, **options)
     model = AutoModel.from_pretrained(name, dtype="auto", **options).to(device).eval()
+    if device == "cpu" and model.num_parameters() < SMALL:
+        torch.set_num_threads(1)
     if Path(name).resolve() == EMBEDDED and Path(video).resolve().parent != SAMPLE.parent:
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
     return processor, model
@@ -182,11 +197,11 @@ def _watch(
     """A session that has seen the video, and how long that took."""
     processor, model = _load(*checkpoint, video)
     line = None if as_json else _Line(processor.tokenizer)
-    if options["max_frames"] is not None:
-        # Half of what frames leave of the context is for text that is remembered, the rest for what is being said.
-        left = model.config.text_config.max_position_embeddings
-        left -= options["max_frames"] * (model.config.frame_num_tokens + 1)
-        options = {**options, "max_text_tokens": max(left // 2, 1)}
+    # A stream may have no end: of the context three quarters are for frames, and half of what they leave for text that
+    # is remembered, beside what is being said.
+    context, tokens = model.config.text_config.max_position_embeddings, model.config.frame_num_tokens + 1
+    most = options["max_frames"] or max(context * 3 // 4 // tokens, 1)
+    options = {**options, "max_frames": most, "max_text_tokens": max((context - most * tokens) // 2, 1)}
     session = model.stream(processor, streamer=line, **options)
     fps = options["fps"]
     if line is not None:
@@ -336,7 +351,8 @@ def _pass_on(context: typer.Context, script: str) -> None:
 def _device_name(model: Any) -> str:
     if model.device.type == "cuda":
         return torch.cuda.get_device_name(model.device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _size(count: float) -> str:

@@ -21,6 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -315,6 +319,7 @@ class StreamingSession:
         while self._waiting and len(chunk) < self.chunk_frames and self._waiting[0].time <= limit:
             chunk.append(self._waiting.popleft())
         self._evict(len(chunk))
+        self._warn_beyond_context()
         logits, scores, kept = self._see(chunk)
         speak, silence = (x.tolist() for x in self.model.should_speak(logits, self.interval_threshold))
         # A question asked at a frame's time is answered after the frame, whatever the model would have said there.
@@ -389,6 +394,14 @@ class StreamingSession:
                 kept.append(piece)
         self.model.evict_tokens(self.cache, torch.cat(stays))
         self._pieces = kept
+
+    def _warn_beyond_context(self) -> None:
+        context = self.model.config.text_config.max_position_embeddings
+        if int(self.cache.get_seq_length()) > context:
+            logger.warning_once(
+                f"The stream has outgrown the {context} tokens that the language model was trained for, and what it "
+                "says will suffer. Bound it with `max_frames` and `max_text_tokens`."
+            )
 
     def _old_texts(self, frames: list[int], gone: set[int]) -> set[int]:
         """The oldest pieces of text that go, of those before the frames that stay."""

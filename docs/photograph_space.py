@@ -35,7 +35,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 7871
 LAST = json.loads((ROOT / "space" / "samples" / "streamworld.json").read_text(encoding="utf-8"))["events"][-1][1]
-DESK, PHONE = {"width": 1280, "height": 880}, {"width": 390, "height": 844}
+DESK, PHONE = {"width": 1280, "height": 960}, {"width": 390, "height": 844}
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
             page.click("#compare")
             page.wait_for_function("document.querySelector('#full_figures').innerText.includes('entries')")
             page.wait_for_timeout(6000)
-            page.screenshot(path=out / "space_compare.png")
+            page.screenshot(path=out / "space_compare.png", full_page=True)
             browser.close()
     finally:
         server.terminate()

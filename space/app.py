@@ -52,6 +52,7 @@ HERE = Path(__file__).resolve().parent
 EMBEDDED = HERE / "checkpoint"
 SAMPLES = HERE / "samples"
 TICK = 0.5
+SMALL = 20_000_000  # Parameters below which threads on a CPU wait for each other longer than they work.
 MOST_FRAMES = 16  # As in page.js: more are dropped there.
 FORMATS = {
     "SubRip (.srt)": "srt",
@@ -63,7 +64,8 @@ TITLE = "VideoLLM-MoD: watch it watch"
 ABOUT = """
 # Watch it watch
 It looks at a video **as it plays**, decides at every frame whether to **speak**, and answers at any moment.
-Most of its layers look at only **{kept} of a frame's {tokens} tokens**: the dark patches are skipped and cost nothing.
+Most of its layers look at only **{kept} of a frame's {tokens} tokens**: there the dark patches are skipped, and cost
+nothing.
 """
 TOY = (
     "**A toy.** This checkpoint was trained on generated clips of moving things and knows nothing else. On a camera "
@@ -71,7 +73,8 @@ TOY = (
 )
 COMPARE = """
 The same video, each frame first to the routed model and then to the same weights at **full compute**, with every keep
-ratio at 1, which they were not trained for. Of a long video its first {seconds} seconds, without a file a sample.
+ratio at 1, which they were not trained for: of a long video its first {seconds} seconds, and if none is chosen the
+sample.
 """
 SCREEN = """
 <video id="player" muted playsinline aria-label="The video that is watched"></video>
@@ -98,7 +101,10 @@ print(client.predict("SubRip (.srt)", api_name="/export"))  # a file
 def load(name: str, **overrides: Any) -> Any:
     """A model, on the GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModel.from_pretrained(name, trust_remote_code=True, dtype="auto", **overrides).to(device).eval()
+    model = AutoModel.from_pretrained(name, trust_remote_code=True, dtype="auto", **overrides).to(device).eval()
+    if device == "cpu" and model.num_parameters() < SMALL:
+        torch.set_num_threads(1)
+    return model
 
 
 class App:

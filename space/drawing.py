@@ -120,7 +120,7 @@ def savings(viewer: Viewer) -> str:
     bars = "".join(
         _bar(name, part, whole, unit)
         for name, part, whole, unit in (
-            ("Operations", cost.flops, cost.full_flops, "FLOP"),
+            ("Language model, operations", cost.flops, cost.full_flops, "FLOP"),
             ("Cache", cost.cache_bytes, cost.full_cache_bytes, "B"),
         )
     )

@@ -170,6 +170,9 @@ def test_convert_and_push_are_the_scripts():
         (["narrate", "camera:0", "--burn-in", "out.mp4"], "--burn-in needs a video file"),
         (["narrate", "camera:99"], "'camera:99' cannot be read as video"),
         (["inspect", "no/such-model"], "error: "),
+        (["inspect", str(ROOT / "README.md")], "is a file: give the folder of a checkpoint"),
+        (["narrate", "--srt", str(ROOT)], "is a folder: name a file in it"),
+        (["narrate", "--burn-in", "out.txt"], "--burn-in writes an mp4: call it so, and not 'out.txt'"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):

@@ -16,7 +16,7 @@ StreamWorld's whole recipe: from nothing to a checkpoint, measured before and af
 
 ```bash
 python train/recipe.py                     # the embedded checkpoint
-python train/recipe.py --size quick        # under three minutes of it, for a look
+python train/recipe.py --size quick        # two and a half minutes of it, for a look
 python train/recipe.py --twin              # also the same model at full compute, beside it and from the same data
 python train/recipe.py --size gpu          # the whole world and a larger model, for a GPU with a dozen cores beside it
 ```
@@ -84,7 +84,7 @@ class Size:
 
 
 SIZES = {
-    "quick": Size("streamworld_model.json", "small", "tiny", 1_000, 200, 400, 80, 1, 8, 10),
+    "quick": Size("streamworld_model.json", "small", "tiny", 400, 160, 400, 40, 1, 8, 8),
     "cpu": Size("streamworld_model.json", "small", "tiny", 24_000, 4_000, 20_000, 10_000, 2, 8, 200),
     "gpu": Size("streamworld_gpu_model.json", "full", "full", 100_000, 20_000, 60_000, 20_000, 4, 32, 200),
 }
@@ -153,14 +153,22 @@ def see(size: Size, folder: Path) -> Path:
         *("--world", size.things, "--num_clips", size.vision_clips, "--output_dir", vision),
     )
     more = FIRST_CLIP + size.clips
-    for data, rows, options in (
+    data = [
         ("slides", size.slides, ["--world", size.things, "--kinds", "describe=1"]),
         ("clips", size.clips, ["--world", size.world, "--kinds", KINDS, "--first_seed", FIRST_CLIP]),
         ("questions", size.questions, ["--world", size.world, "--kinds", QUESTION_KINDS, "--first_seed", more]),
-    ):
+    ]
+    # Of little data most of the time is for beginning: then all at once, and else each on all cores.
+    is_little = sum(rows for _, rows, _ in data) < 2000
+
+    def encode(name: str, rows: int, options: list[Any]) -> None:
         options += ["--dataset", "streamworld", "--checkpoint", vision, "--dtype", "bfloat16"]
-        options += ["--num_clips", rows, "--output_dir", folder / data]
-        run_stage(folder / data / "train.jsonl", "encode.py", *options, processes=os.cpu_count() or 1)
+        options += ["--num_clips", rows, "--output_dir", folder / name]
+        how = {"threads": 1} if is_little else {"processes": os.cpu_count() or 1}
+        run_stage(folder / name / "train.jsonl", "encode.py", *options, **how)
+
+    with ThreadPoolExecutor(len(data) if is_little else 1) as pool:
+        list(pool.map(lambda one: encode(*one), data))
     return vision
 
 
