@@ -15,7 +15,7 @@ narrate: $(VENV)/.installed
 space: $(VENV)/.installed-space
 	@$(BIN)/python space/app.py $(if $(MODEL),--model "$(MODEL)")
 
-test: $(VENV)/.installed-test $(VENV)/.chromium
+test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
@@ -60,9 +60,15 @@ $(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,space,dev]"
 	touch $@ $(VENV)/.installed $(VENV)/.installed-space
 
-# Tests of the page need a browser. Where it cannot be installed they are skipped, but not in CI.
+# Tests of the page need a browser. Where it, or axe, cannot be installed they are skipped, but not in CI.
 $(VENV)/.chromium: $(VENV)/.pip
 	command -v chromium chromium-browser google-chrome || (apt-get update -qq && apt-get install -y -qq chromium) || true
+	touch $@
+
+# Their check of accessibility is axe, which npm brings.
+$(VENV)/.axe: $(VENV)/.pip
+	command -v npm || (apt-get update -qq && apt-get install -y -qq npm) || true
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4.14.1 || true
 	touch $@
 
 # Before a release: the wheel, built and installed in an environment of its own, narrates from an empty folder.
