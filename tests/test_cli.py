@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hub import Hub, commit_hash
 from tiny import random_frames, write_clip
 from transformers import AutoConfig, LlamaConfig
 from typer.testing import CliRunner
@@ -215,6 +216,21 @@ def test_what_is_no_checkpoint_of_ours_is_said(tmp_path):
     failed = run("narrate", "--model", broken)
     assert failed.returncode == 1 and "error: The weights are no whole safetensors file" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_of_a_checkpoint_on_the_hub_a_revision(tmp_path):
+    files = {path.name: path.read_bytes() for path in (ROOT / "space" / "checkpoint").iterdir() if path.is_file()}
+    config = json.loads(files["config.json"]) | {"interval_threshold": 0.25}
+    later = {**files, "config.json": json.dumps(config).encode()}
+    with Hub() as hub:
+        hub.repos["somebody/toy"] = [files, later]
+        for revision, threshold in ((commit_hash("somebody/toy", 0), 0.5), ("main", 0.25)):
+            command = [sys.executable, str(ROOT / "cli.py"), "inspect", "somebody/toy"]
+            command += ["--revision", revision, "--json"]
+            environment = {**os.environ, **hub.environment(tmp_path / "home")}
+            shown = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert shown.returncode == 0, shown.stderr
+            assert json.loads(shown.stdout)["interval_threshold"] == threshold
 
 
 def test_a_shell_completes_it():

@@ -33,8 +33,8 @@ import drawing
 import gradio as gr
 import numpy as np
 import pytest
-import yaml
 from hub import TOKEN, Hub
+from huggingface_hub import SpaceCard
 from PIL import Image
 from room import Room, RoomIsFull
 from tiny import random_frames, write_clip
@@ -317,7 +317,7 @@ def test_frames_that_are_no_pictures_are_refused():
 
 def test_the_folder_is_a_space(tmp_path):
     """Front matter, requirements, and nothing outside the folder: a copy of it serves its page."""
-    front = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    front = SpaceCard.load(SPACE / "README.md").data.to_dict()
     assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["license"] == "apache-2.0"
     assert len(front["short_description"]) <= 60 and gr.__version__.split(".")[0] == front["sdk_version"].split(".")[0]
     needed = {re.split(r"[<>=]", line)[0] for line in (SPACE / "requirements.txt").read_text().split()}
