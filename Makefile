@@ -60,12 +60,12 @@ $(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,space,dev]"
 	touch $@ $(VENV)/.installed $(VENV)/.installed-space
 
-# Tests of the page need a browser. Where it, or axe, cannot be installed they are skipped, but not in CI.
+# Tests of the page need a browser. Where it cannot be installed they are skipped, but not in CI.
 $(VENV)/.chromium: $(VENV)/.pip
 	command -v chromium chromium-browser google-chrome || (apt-get update -qq && apt-get install -y -qq chromium) || true
 	touch $@
 
-# Their check of accessibility is axe, which npm brings.
+# Their check of accessibility is axe, which npm brings; where it cannot, that check is skipped.
 $(VENV)/.axe: $(VENV)/.pip
 	command -v npm || (apt-get update -qq && apt-get install -y -qq npm) || true
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4.14.1 || true
