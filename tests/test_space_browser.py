@@ -308,9 +308,7 @@ def test_one_too_many_waits_until_a_tab_is_closed(visit):
     expect(late.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
 
 
-@pytest.mark.skipif(
-    not AXE.exists() and not os.environ.get("CI"), reason="needs axe: npm install axe-core, see Makefile"
-)
+@pytest.mark.skipif(not AXE.exists(), reason="needs axe, which npm brings: see the Makefile")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_scrolling_sideways_and_axe_finds_no_fault(visit, scheme):
     page = visit(viewport={"width": 390, "height": 844}, color_scheme=scheme)
