@@ -26,19 +26,16 @@ import torch
 import transformers
 import typer
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoProcessor, TextStreamer
+from transformers import AutoConfig, AutoProcessor, TextStreamer
 
 from videollm_mod.mistakes import MISTAKES, in_one_line
 from videollm_mod.space import captions
+from videollm_mod.space.loading import load_model
 
 
 ROOT = Path(__file__).resolve().parent
 EMBEDDED = ROOT / "space" / "checkpoint"
 SAMPLE = ROOT / "space" / "samples" / "streamworld.mp4"
-# Parameters below which threads on a CPU wait for each other longer than they work.
-SMALL = 20_000_000
-# Parameters below which threads on a CPU wait for each other longer than they work.
-SMALL = 20_000_000
 EMBEDDED_NOTICE = (
     "the embedded checkpoint was trained on StreamWorld, generated clips, and knows nothing else. What it says "
     "of this video means nothing; --model takes one that was trained on more."
@@ -129,8 +126,8 @@ def narrate(
             raise ValueError(f"--burn-in writes an mp4: call it so, and not '{burn_in.name}'.")
         if burn_in is not None and not Path(video).is_file():
             raise ValueError("--burn-in needs a video file: a live source is not kept.")
-        options = {"fps": fps, "interval_threshold": threshold, "max_frames": max_frames}
-        session, seconds = _watch(video, (model, revision), query, as_json, options)
+        options = {"fps": fps, "interval_threshold": threshold}
+        session, seconds = _watch(video, (model, revision), query, as_json, max_frames, options)
         for path, write in outputs.items():
             if path is not None:
                 path.write_text(write(session.events), encoding="utf-8")
@@ -153,7 +150,7 @@ def ask(
     with _one_line_errors():
         processor, loaded = _load(model, revision, video)
         # At a threshold of 0 silence needs only to be likelier than anything else.
-        session = loaded.stream(processor, fps=fps, interval_threshold=0.0)
+        session = loaded.stream(processor, fps=fps, interval_threshold=0.0, **_within_context(loaded))
         for time, frame in _progress(processor.read_video(video, fps=fps, end=at), True):
             session.push(frame, time=time)
         question_and_answer = session.ask(question)
@@ -175,15 +172,21 @@ def _load_config(name: str, revision: str | None) -> Any:
 
 def _load(name: str, revision: str | None, video: str) -> tuple[Any, Any]:
     _load_config(name, revision)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"trust_remote_code": True, "revision": revision}
-    processor = AutoProcessor.from_pretrained(name, **options)
-    model = AutoModel.from_pretrained(name, dtype="auto", **options).to(device).eval()
-    if device == "cpu" and model.num_parameters() < SMALL:
-        torch.set_num_threads(1)
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
+    model = load_model(name, revision=revision)
     if Path(name).resolve() == EMBEDDED and Path(video).resolve().parent != SAMPLE.parent:
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
     return processor, model
+
+
+def _within_context(model: Any, max_frames: int | None = None) -> dict[str, int]:
+    """
+    What a session is to remember, for a video may have no end: of the context three quarters are for frames, and half
+    of what they leave for text, beside what is being said.
+    """
+    context, tokens = model.config.text_config.max_position_embeddings, model.config.frame_num_tokens + 1
+    most = max(context * 3 // 4 // tokens, 1) if max_frames is None else max_frames
+    return {"max_frames": most, "max_text_tokens": max((context - most * tokens) // 2, 1)}
 
 
 def _progress(frames: Iterator[Any], is_silent: bool) -> Iterator[Any]:
@@ -192,17 +195,17 @@ def _progress(frames: Iterator[Any], is_silent: bool) -> Iterator[Any]:
 
 
 def _watch(
-    video: str, checkpoint: tuple[str, str | None], query: str, as_json: bool, options: dict[str, Any]
+    video: str,
+    checkpoint: tuple[str, str | None],
+    query: str,
+    as_json: bool,
+    max_frames: int | None,
+    options: dict[str, Any],
 ) -> tuple[Any, float]:
     """A session that has seen the video, and how long that took."""
     processor, model = _load(*checkpoint, video)
     line = None if as_json else _Line(processor.tokenizer)
-    # A stream may have no end: of the context three quarters are for frames, and half of what they leave for text that
-    # is remembered, beside what is being said.
-    context, tokens = model.config.text_config.max_position_embeddings, model.config.frame_num_tokens + 1
-    most = options["max_frames"] or max(context * 3 // 4 // tokens, 1)
-    options = {**options, "max_frames": most, "max_text_tokens": max((context - most * tokens) // 2, 1)}
-    session = model.stream(processor, streamer=line, **options)
+    session = model.stream(processor, streamer=line, **options, **_within_context(model, max_frames))
     fps = options["fps"]
     if line is not None:
         line.session = session

@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-
 """
 Makes a checkpoint of ours from a plain vision-language model of the LLaVA family: LLaVA, LLaVA-NeXT,
 LLaVA-NeXT-Video, LLaVA-OneVision, and whatever else has an encoder with a patch grid, a projector of two linear layers
@@ -28,8 +27,6 @@ has seen no stream yet and is to be fine-tuned on streams (`train/sft.py`).
 
 import argparse
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +34,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 from videollm_mod.mistakes import MISTAKES, in_one_line
 from videollm_mod.train.card import write_plain_card
-from videollm_mod.train.new_model import DTYPES, join_parts, layers_of
+from videollm_mod.train.new_model import DTYPES, join_parts, layers_of, new_folder, routing_fields
 
 
 _PROJECTOR = {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
@@ -73,42 +70,33 @@ def convert(
         `FileExistsError`: If there is something in `out`.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"'{out}' is not empty. Choose another folder.")
-    theirs = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto")
-    _refuse_what_does_not_fit(theirs)
-    config, parts = theirs.config, theirs.model
-    grid = config.vision_config.image_size // config.vision_config.patch_size
-    routing = {"mod_keep_ratio": 1.0} if mod_layers is None and mod_keep_ratio is None else {}
-    routing |= {} if mod_layers is None else {"mod_layers": mod_layers}
-    routing |= {} if mod_keep_ratio is None else {"mod_keep_ratio": mod_keep_ratio}
-    model, processor = join_parts(
-        parts.vision_tower,
-        parts.language_model,
-        theirs.get_output_embeddings(),
-        tokenizer=AutoTokenizer.from_pretrained(source),
-        image_processor=AutoImageProcessor.from_pretrained(source),
-        generation_config=theirs.generation_config,
-        frame_token_cls=False,
-        frame_token_pooled=frame_token_pooled or (min(7, grid), min(7, grid)),
-        vision_feature_layer=config.vision_feature_layer,
-        connector_hidden_act=config.projector_hidden_act,
-        **routing,
-    )
-    weights = parts.multi_modal_projector.state_dict()
-    for name, weight in model.model.connector.state_dict().items():
-        # A projector without biases is one whose biases are zero.
-        weight.copy_(weights[name]) if name in weights else weight.zero_()
-    left = [name for name in theirs.state_dict() if not name.startswith(_TAKEN)]
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as place:
-        model.save_pretrained(Path(place) / "out")
-        processor.save_pretrained(Path(place) / "out")
-        _write_card(Path(place) / "out", out.name, source, config.model_type, left, model.config)
-        if out.exists():
-            out.rmdir()
-        shutil.move(Path(place) / "out", out)
+    with new_folder(out) as folder:
+        theirs = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto")
+        _refuse_what_does_not_fit(theirs)
+        config, parts = theirs.config, theirs.model
+        grid = config.vision_config.image_size // config.vision_config.patch_size
+        routing = routing_fields(mod_layers, mod_keep_ratio)
+        model, processor = join_parts(
+            parts.vision_tower,
+            parts.language_model,
+            theirs.get_output_embeddings(),
+            tokenizer=AutoTokenizer.from_pretrained(source),
+            image_processor=AutoImageProcessor.from_pretrained(source),
+            generation_config=theirs.generation_config,
+            frame_token_cls=False,
+            frame_token_pooled=frame_token_pooled or (min(7, grid), min(7, grid)),
+            vision_feature_layer=config.vision_feature_layer,
+            connector_hidden_act=config.projector_hidden_act,
+            **routing,
+        )
+        weights = parts.multi_modal_projector.state_dict()
+        for name, weight in model.model.connector.state_dict().items():
+            # A projector without biases is one whose biases are zero.
+            weight.copy_(weights[name]) if name in weights else weight.zero_()
+        left = [name for name in theirs.state_dict() if not name.startswith(_TAKEN)]
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        _write_card(folder, out.name, source, config.model_type, left, model.config)
     return left
 
 

@@ -27,8 +27,6 @@ and by the default gate begin as the plain layer on the tokens they keep, and ar
 
 import argparse
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,7 @@ from transformers.utils import logging
 
 from videollm_mod.mistakes import MISTAKES, in_one_line
 from videollm_mod.train.card import write_plain_card
-from videollm_mod.train.new_model import DTYPES, layers_of, model_from_parts
+from videollm_mod.train.new_model import DTYPES, layers_of, model_from_parts, new_folder, routing_fields
 
 
 logger = logging.get_logger(__name__)
@@ -96,48 +94,39 @@ def convert(
         `FileExistsError`: If there is something in `out`.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"'{out}' is not empty. Choose another folder.")
-    if live_version not in LIVE_VERSIONS:
-        raise ValueError(f"`live_version` is one of {', '.join(LIVE_VERSIONS)}, got {live_version!r}.")
-    settings = PeftConfig.from_pretrained(adapter)
-    theirs = load_peft_weights(str(adapter), device="cpu")
-    patterns = [name for name in ("alpha_pattern", "rank_pattern") if getattr(settings, name, None)]
-    if patterns or getattr(settings, "use_dora", False):
-        raise ValueError(f"The adapter is not uniform LoRA: it has {', '.join(patterns or ['use_dora'])}.")
-    named = settings.base_model_name_or_path
-    if named and Path(named).name != Path(base).name:
-        logger.warning(f"The adapter was trained on '{named}'. '{base}' has its shape and is taken all the same.")
-    routing = {"mod_keep_ratio": 1.0} if mod_layers is None and mod_keep_ratio is None else {}
-    routing |= {} if mod_layers is None else {"mod_layers": mod_layers}
-    routing |= {} if mod_keep_ratio is None else {"mod_keep_ratio": mod_keep_ratio}
-    model, processor = model_from_parts(vision_model, base, dtype=dtype, **LIVE_VERSIONS[live_version], **routing)
+    with new_folder(out) as folder:
+        if live_version not in LIVE_VERSIONS:
+            raise ValueError(f"`live_version` is one of {', '.join(LIVE_VERSIONS)}, got {live_version!r}.")
+        settings = PeftConfig.from_pretrained(adapter)
+        theirs = load_peft_weights(str(adapter), device="cpu")
+        patterns = [name for name in ("alpha_pattern", "rank_pattern") if getattr(settings, name, None)]
+        if patterns or getattr(settings, "use_dora", False):
+            raise ValueError(f"The adapter is not uniform LoRA: it has {', '.join(patterns or ['use_dora'])}.")
+        named = settings.base_model_name_or_path
+        if named and Path(named).name != Path(base).name:
+            logger.warning(f"The adapter was trained on '{named}'. '{base}' has its shape and is taken all the same.")
+        routing = routing_fields(mod_layers, mod_keep_ratio)
+        model, processor = model_from_parts(vision_model, base, dtype=dtype, **LIVE_VERSIONS[live_version], **routing)
 
-    options = {"lora_dropout": settings.lora_dropout, "use_rslora": settings.use_rslora, "modules_to_save": None}
-    lora = model.make_lora_config(r=settings.r, lora_alpha=settings.lora_alpha, **options)
-    lora.base_model_name_or_path = None
-    whole, low_rank = _sort(theirs)
-    _refuse_what_does_not_fit(model.state_dict(), whole)
-    model.load_state_dict(whole, strict=False)
-    adapted = get_peft_model(model, lora)
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    _refuse_what_does_not_fit(expected, low_rank, complete=True)
-    set_peft_model_state_dict(adapted, low_rank)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as place:
+        options = {"lora_dropout": settings.lora_dropout, "use_rslora": settings.use_rslora, "modules_to_save": None}
+        lora = model.make_lora_config(r=settings.r, lora_alpha=settings.lora_alpha, **options)
+        lora.base_model_name_or_path = None
+        whole, low_rank = _sort(theirs)
+        _refuse_what_does_not_fit(model.state_dict(), whole)
+        model.load_state_dict(whole, strict=False)
+        adapted = get_peft_model(model, lora)
+        expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        _refuse_what_does_not_fit(expected, low_rank, complete=True)
+        set_peft_model_state_dict(adapted, low_rank)
         if keep_adapter:
-            adapted.save_pretrained(Path(place) / "out" / "adapter", save_embedding_layers=False)
+            adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
             model = adapted.unload()
         else:
             model = adapted.merge_and_unload()
-        model.save_pretrained(Path(place) / "out")
-        processor.save_pretrained(Path(place) / "out")
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
         parts = [base, adapter, vision_model]
-        _write_card(Path(place) / "out", out.name, parts, live_version, model.config, has_adapter=keep_adapter)
-        if out.exists():
-            out.rmdir()
-        shutil.move(Path(place) / "out", out)
+        _write_card(folder, out.name, parts, live_version, model.config, has_adapter=keep_adapter)
     return out
 
 

@@ -38,12 +38,12 @@ import captions
 import drawing
 import gradio as gr
 import numpy as np
-import torch
 import transformers
 from gradio.utils import get_upload_folder
+from loading import load_model
 from PIL import Image
 from room import Room, RoomIsFull
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoProcessor
 from uploads import Limits
 from viewer import MOST_TYPED, NARRATE, Viewer, compare
 
@@ -52,7 +52,6 @@ HERE = Path(__file__).resolve().parent
 EMBEDDED = HERE / "checkpoint"
 SAMPLES = HERE / "samples"
 TICK = 0.5
-SMALL = 20_000_000  # Parameters below which threads on a CPU wait for each other longer than they work.
 MOST_FRAMES = 16  # As in page.js: more are dropped there.
 FORMATS = {
     "SubRip (.srt)": "srt",
@@ -98,15 +97,6 @@ print(client.predict("SubRip (.srt)", api_name="/export"))  # a file
 """
 
 
-def load(name: str, **overrides: Any) -> Any:
-    """A model, on the GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModel.from_pretrained(name, trust_remote_code=True, dtype="auto", **overrides).to(device).eval()
-    if device == "cpu" and model.num_parameters() < SMALL:
-        torch.set_num_threads(1)
-    return model
-
-
 class App:
     """
     The page of a model.
@@ -120,7 +110,7 @@ class App:
     def __init__(self, name: str, *, seats: int = 8, limits: Limits | None = None) -> None:
         self.name, self.limits = name, limits or Limits()
         self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-        self.model = load(name)
+        self.model = load_model(name)
         self._full: Any = None
         self._compared: list[str] = []
         self.room = Room(seats, on_leave=self._gone)
@@ -240,7 +230,7 @@ class App:
         path = path or self.sample
         _told(self.limits.check, path)
         if self._full is None:
-            self._full = load(self.name, mod_keep_ratio=1.0)
+            self._full = load_model(self.name, mod_keep_ratio=1.0)
         last, viewers, pair = clock.perf_counter(), [], (self.model, self._full)
         self._compared.append(path)
         try:

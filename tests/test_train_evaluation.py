@@ -13,6 +13,7 @@
 # limitations under the License.
 """Evaluation: LIVE's measures by their definitions, on models whose every decision is known, and free streaming."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,8 +21,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from tiny import random_frames, tiny_model, tiny_processor
+from transformers import AutoConfig
 
-from videollm_mod.train.card import add_results
+from videollm_mod.train.card import add_results, describe_cost
 from videollm_mod.train.data.streamworld import WORLDS, streamworld_dataset
 from videollm_mod.train.evaluation import (
     Turn,
@@ -272,6 +274,13 @@ def test_both_run_on_a_real_model():
     assert forced["lm_ppl"] > 1 and set(forced) == {"lm_ppl", "time_diff", "fluency", "lm_correctness"}
     free = free_streaming(model, processor, examples, progress=False, max_new_tokens=5)
     assert 0 <= free["event_f1"] <= 1 and free["words_per_minute"] >= 0
+
+
+def test_the_embedded_card_tells_what_its_configuration_costs():
+    checkpoint = Path(__file__).parents[1] / "space" / "checkpoint"
+    text = (checkpoint / "README.md").read_text(encoding="utf-8")
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+    assert all(part in text for part in describe_cost(config)) and "| 1 | 8.5 | 19.1 |" in text
 
 
 def test_figures_are_put_into_the_card(tmp_path):

@@ -15,7 +15,10 @@
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,6 +271,31 @@ def _find_image_processor(name: str) -> Any | None:
     except OSError:
         logger.warning(f"'{name}' has no image processor: pixels are normalised to [-1, 1].")
         return None
+
+
+def routing_fields(mod_layers: Any, mod_keep_ratio: Any) -> dict[str, Any]:
+    """Fields of [`VideoLLMMoDConfig`] for routing as it was asked for, or of full compute if it was not."""
+    asked = {"mod_layers": mod_layers, "mod_keep_ratio": mod_keep_ratio}
+    return {name: value for name, value in asked.items() if value is not None} or {"mod_keep_ratio": 1.0}
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """
+    A folder to write to, which becomes `out` once all of it is written; after an error nothing is left.
+
+    Raises:
+        `FileExistsError`: If there is something in `out`, at once.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"'{out}' is not empty. Choose another folder.")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    with tempfile.TemporaryDirectory(dir=parent) as place:
+        yield Path(place) / "out"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.exists():
+            out.rmdir()
+        shutil.move(Path(place) / "out", out)
 
 
 def layers_of(text: str) -> str | list[int]:

@@ -351,12 +351,15 @@ class VideoLLMMoDCache(Cache):
 
     def _evict_from_log(self, keep: torch.Tensor) -> None:
         log = []
+        before = [0, *keep.cumsum(dim=0).tolist()]
         for begin, num_tokens, inside in self._log:
-            kept = keep[int(begin) : int(begin) + num_tokens]
-            left, before = int(kept.sum()), int(keep[: int(begin)].sum())
-            begin = begin.fill_(before) if isinstance(begin, torch.Tensor) else before
+            first, end = int(begin), int(begin) + num_tokens
+            left = before[end] - before[first]
+            if inside is not None and 0 < left < num_tokens:
+                inside = inside[:, keep[first:end].to(inside.device)]
             if left > 0:
-                log.append((begin, left, None if inside is None else inside[:, kept.to(inside.device)]))
+                begin = begin.fill_(before[first]) if isinstance(begin, torch.Tensor) else before[first]
+                log.append((begin, left, inside))
         self._log = log
 
     def _crop_log(self, length: int) -> None:

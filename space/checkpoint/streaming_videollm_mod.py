@@ -375,8 +375,10 @@ class StreamingSession:
 
     def _evict(self, num_new: int) -> None:
         """Makes room for new frames, if there is a most: the oldest go, and with them what separated them."""
+        if self.max_frames is None:
+            return
         frames = [index for index, piece in enumerate(self._pieces) if piece.kind == "frame"]
-        if self.max_frames is None or len(frames) + num_new <= self.max_frames:
+        if len(frames) + num_new <= self.max_frames:
             return
         # An eighth more than needed, so that the cache is moved at every so many frames and not at each.
         count = len(frames) + num_new - self.max_frames + self.max_frames // 8
