@@ -197,11 +197,13 @@ class App:
             _told(viewer.begin, video=viewer.video, start=max(0.0, float(until or 0.0)))
         return gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
-    def set_threshold(self, threshold: float, request: gr.Request) -> None:
-        """From the next frame on."""
+    def set_threshold(self, threshold: float, request: gr.Request) -> Any:
+        """From the next frame on; shown at once, also where no frame follows."""
         viewer = self._find(request)
-        if viewer is not None:
-            viewer.set_threshold(min(max(float(threshold), 0.0), 1.0))
+        if viewer is None:
+            return gr.skip()
+        viewer.set_threshold(min(max(float(threshold), 0.0), 1.0))
+        return drawing.silence_plot(viewer)
 
     def choose_overlay(self, shown: str, request: gr.Request) -> str:
         """The overlay of the last frame."""
@@ -449,7 +451,9 @@ class App:
         gr.on(
             asking, self.ask, [page.question, page.when, page.shown], [page.question, *showing], api_name="ask", **live
         )
-        page.threshold.change(self.set_threshold, page.threshold, api_name="threshold", show_progress="hidden")
+        page.threshold.change(
+            self.set_threshold, page.threshold, page.silence, api_name="threshold", show_progress="hidden"
+        )
         page.shown.change(self.choose_overlay, page.shown, page.overlay, api_name="overlay", show_progress="hidden")
         page.take.click(self.export, page.kind, page.file, api_name="export", concurrency_limit=4)
         here = "(part) => location.origin + location.pathname + part"
