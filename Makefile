@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 
-# Two and a half minutes of the recipe of the embedded checkpoint, from nothing, with a table before and after.
+# Two minutes of the recipe of the embedded checkpoint, from nothing, with a table before and after.
 train: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size quick
 

@@ -16,7 +16,7 @@ StreamWorld's whole recipe: from nothing to a checkpoint, measured before and af
 
 ```bash
 python train/recipe.py                     # the embedded checkpoint
-python train/recipe.py --size quick        # two and a half minutes of it, for a look
+python train/recipe.py --size quick        # two minutes of it, for a look
 python train/recipe.py --twin              # also the same model at full compute, beside it and from the same data
 python train/recipe.py --size gpu          # the whole world and a larger model, for a GPU with a dozen cores beside it
 ```
@@ -27,13 +27,17 @@ more questions (`sft.py`). A stage that is there is not made again, and the last
 """
 
 import argparse
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.data.loading import load_split
@@ -51,6 +55,12 @@ FIRST_CLIP = 10_000
 LAST_WRITTEN = "processor_config.json"
 # A model that has learned no words would babble to the end of every reply: it is measured on few clips, and cut short.
 CLIPS_BEFORE, LONGEST_REPLY = 10, 32
+# A stage is a process of its own, forked from one in which the libraries are loaded already: most of a short training
+# would be for that.
+SCRIPTS = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+)
+SCRIPTS.set_forkserver_preload([f"videollm_mod.train.{script}" for script in ("sft", "encode", "pretrain_vision")])
 
 
 @dataclass(frozen=True)
@@ -119,18 +129,31 @@ def run_stage(done: Path, script: str, *options: Any, processes: int = 1, thread
     if done.exists():
         print(f"{done} is there", flush=True)
         return
-    launch = [sys.executable]
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    if processes > 1:
-        # "Multi-GPU" is how accelerate starts several processes; of what, the environment says.
-        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launch += ["--main_process_port", "0"]
-        environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [f"train/{script}", *map(str, options)]
     print(f"python {' '.join(command)}", flush=True)
-    if subprocess.run([*launch, *command], cwd=ROOT, env=environment).returncode:
+    if processes > 1:
+        # "Multi-GPU" is how accelerate starts several processes; of what, the environment says.
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += ["--main_process_port", "0"]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        failed = subprocess.run([*launch, *command], cwd=ROOT, env=environment).returncode
+    else:
+        stage = SCRIPTS.Process(target=_run_script, args=(command, threads))
+        stage.start()
+        stage.join()
+        failed = stage.exitcode
+    if failed:
         raise SystemExit(f"error: train/{script} failed; what was made before is in '{done.parent.parent}'")
+
+
+def _run_script(command: list[str], threads: int | None) -> None:
+    os.chdir(ROOT)
+    # How this process was started is not how it starts its own, which read data.
+    multiprocessing.set_start_method(None, force=True)
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    sys.argv = command
+    runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
 def see(size: Size, folder: Path) -> Path:
