@@ -19,8 +19,9 @@ from typing import Any
 
 # Public names by module. Nothing is imported before it is asked for, and nothing is registered.
 _PUBLIC = {
-    "cache_videollm_mod": ["VideoLLMMoDCache"],
+    "cache_videollm_mod": ["OutOfPagesError", "VideoLLMMoDCache", "VideoLLMMoDPagePool", "VideoLLMMoDPagedCache"],
     "configuration_videollm_mod": ["CostEstimate", "VideoLLMMoDConfig"],
+    "engine_videollm_mod": ["EngineFullError", "EngineStats", "EngineStream", "StreamingEngine"],
     "generation_videollm_mod": ["VideoLLMMoDGenerationMixin", "interval_rule"],
     "modeling_videollm_mod": [
         "VideoLLMMoDForConditionalGeneration",

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
+from .engine_videollm_mod import StreamingEngine, read_ahead
 from .streaming_videollm_mod import StreamEvent, StreamingSession
 
 
@@ -115,9 +116,34 @@ class VideoLLMMoDGenerationMixin:
         session = self.stream(processor, fps=fps, **options)
         if query is not None:
             session.ask(query, reply_now=reply_now)
-        for time, frame in processor.read_video(video, fps=fps, start=start, end=end):
-            yield from session.push(frame, time=time)
+        # Decoding goes on while the model works, as far ahead as it can take at once.
+        frames = processor.read_video(video, fps=fps, start=start, end=end)
+        for waiting in read_ahead(frames, session.chunk_frames):
+            yield from session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
         yield from session.close()
+
+    def serve(self, processor: Any, **options: Any) -> StreamingEngine:
+        """
+        Opens an engine that runs many live streams on this model together.
+
+        Args:
+            processor ([`VideoLLMMoDProcessor`]): Turns frames and text into tensors.
+            options: Options of [`StreamingEngine`]: `max_streams`, `max_frames`, `max_text_tokens`,
+                `max_batch_tokens`, `when_behind`, `max_waiting`, `cache_dtype`, `page_size`, `capture`.
+
+        Returns:
+            [`StreamingEngine`]
+
+        Example:
+
+        ```python
+        >>> with model.serve(processor, max_streams=16) as engine:
+        ...     stream = engine.open(fps=2)
+        ...     stream.push(frame)
+        ...     for event in stream:
+        ...         print(event.time, event.text)
+        ```"""
+        return StreamingEngine(self, processor, **options)
 
     def should_speak(
         self, logits: torch.Tensor, interval_threshold: float | None = None

@@ -31,9 +31,12 @@ TRAVELLING = {
     "configuration_videollm_mod": set(),
     "cache_videollm_mod": set(),
     "routing_videollm_mod": set(),
+    "attention_videollm_mod": {"cache_videollm_mod"},
     "streaming_videollm_mod": {"cache_videollm_mod"},
-    "generation_videollm_mod": {"streaming_videollm_mod", "cache_videollm_mod"},
+    "engine_videollm_mod": {"attention_videollm_mod", "cache_videollm_mod", "streaming_videollm_mod"},
+    "generation_videollm_mod": {"engine_videollm_mod", "streaming_videollm_mod", "cache_videollm_mod"},
     "modeling_videollm_mod": {
+        "attention_videollm_mod",
         "configuration_videollm_mod",
         "cache_videollm_mod",
         "generation_videollm_mod",

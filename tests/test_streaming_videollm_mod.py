@@ -491,15 +491,22 @@ def test_narrate_is_stream_collected():
 
 def test_narrate_yields_while_the_video_plays():
     model, processor = scripted([0], ["Now."])
-    taken = []
+    said, ended = threading.Event(), threading.Event()
 
     def camera():
-        for frame in random_frames(5):
-            taken.append(1)
-            yield frame
+        try:
+            for index, frame in enumerate(random_frames(5)):
+                assert index == 0 or said.wait(timeout=60)
+                yield frame
+        finally:
+            ended.set()
 
     events = model.narrate(processor, camera(), system_prompt=SYSTEM)
-    assert next(events).text == "Now." and len(taken) == 1
+    assert next(events).text == "Now."
+    said.set()
+    # Who listens no longer has the camera let go.
+    events.close()
+    assert ended.is_set()
 
 
 def test_narrate_passes_its_window():

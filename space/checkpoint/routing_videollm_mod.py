@@ -154,13 +154,27 @@ def choose_kept(scores: torch.Tensor, keep_count: int, keep_last: bool) -> torch
     """
     num_frames, num_tokens = scores.shape
     count, candidates = (keep_count - 1, num_tokens - 1) if keep_last else (keep_count, num_tokens)
-    preference = torch.tensor(spread(candidates, count) if count else [], device=scores.device, dtype=torch.long)
+    preferred = preference(candidates, count, scores.device)
     # A stable sort rather than `topk`, which breaks ties differently for one frame and for many.
-    ranking = scores[:, preference].argsort(dim=1, descending=True, stable=True)[:, :count]
-    kept = preference[ranking].sort(dim=1).values
+    ranking = scores[:, preferred].argsort(dim=1, descending=True, stable=True)[:, :count]
+    kept = preferred[ranking].sort(dim=1).values
     if keep_last:
         kept = torch.cat([kept, kept.new_full((num_frames, 1), num_tokens - 1)], dim=1)
     return kept
+
+
+def preference(num_tokens: int, count: int, device: torch.device) -> torch.LongTensor:
+    """[`spread`] as a tensor; on a GPU computed there, since a captured step can copy nothing from the host."""
+    if count == 0 or device.type in ("cpu", "meta"):
+        return torch.tensor(spread(num_tokens, count) if count else [], device=device, dtype=torch.long)
+    return preference_on_device(num_tokens, count, device)
+
+
+def preference_on_device(num_tokens: int, count: int, device: torch.device) -> torch.LongTensor:
+    """[`spread`] by arithmetic on tensors."""
+    first = (2 * torch.arange(count, device=device) + 1) * num_tokens // (2 * count)
+    is_first = torch.zeros(num_tokens, dtype=torch.long, device=device).index_fill(0, first, 1)
+    return is_first.argsort(descending=True, stable=True)
 
 
 def position_noise(positions: torch.LongTensor, layer: int) -> torch.Tensor:
@@ -250,6 +264,8 @@ class LayerMasks:
 
     def get(self, layer: int, keep_count: int, inputs: torch.Tensor) -> Any:
         """Mask of a layer about to run on `inputs` (batch, length, hidden), its positions already recorded."""
+        if getattr(self.cache, "is_packed", False):
+            return None  # Each stream sees itself alone, which its entries say.
         window = self._window(layer, inputs.shape[1])
         key = (min(keep_count, self.layout.num_tokens), window)
         if key not in self._masks:
@@ -348,6 +364,8 @@ __all__ = [
     "check_on_device",
     "choose_kept",
     "position_noise",
+    "preference",
+    "preference_on_device",
     "record_positions",
     "spread",
     "write_back",

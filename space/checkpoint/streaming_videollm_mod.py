@@ -16,7 +16,7 @@
 import copy
 import time as clock
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ class StreamEvent:
         interval_probability (`float`, *optional*): Probability of silence at that frame, if the model decided there to
             speak; `None` for questions and their answers.
         latency (`float`): Seconds from the arrival of the frame or question to the first token of the text.
+        interrupted (`bool`): Whether a question cut the reply short.
     """
 
     time: float
@@ -50,6 +51,56 @@ class StreamEvent:
     token_ids: tuple[int, ...] = ()
     interval_probability: float | None = None
     latency: float = 0.0
+    interrupted: bool = False
+
+
+@dataclass
+class StreamStep:
+    """
+    What a session needs from the model next.
+
+    Attributes:
+        ids (`list[int]`): New tokens, frame tokens included.
+        ends (`list[int]`): Indices of those after which something is to be decided: the last of each frame, or of all.
+        frame_features (`torch.Tensor` of shape `(frames, tokens, vision hidden)`, *optional*): Of the new frames.
+        interval_threshold (`float`, *optional*): The session's, if it has one of its own.
+    """
+
+    ids: list[int]
+    ends: list[int]
+    frame_features: torch.Tensor | None = None
+    interval_threshold: float | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """Number of new frames."""
+        return 0 if self.frame_features is None else len(self.frame_features)
+
+
+@dataclass
+class StepResult:
+    """
+    What the model says to a [`StreamStep`], at each of its `ends`.
+
+    Attributes:
+        speak (`list[bool]`): Whether the interval rule is to speak.
+        silence (`list[float]`): Probability of silence.
+        tokens (`list[int]`): The most likely token, the frame token apart.
+        logits (`torch.Tensor` of shape `(ends, vocabulary)`): Scores of the next token.
+        router_scores (`dict[int, torch.Tensor]`): Of each routed layer, (frames, tokens).
+        kept_tokens (`dict[int, torch.Tensor]`): Of each routed layer, True where a frame's token was kept.
+    """
+
+    speak: list[bool]
+    silence: list[float]
+    tokens: list[int]
+    logits: torch.Tensor
+    router_scores: dict[int, torch.Tensor]
+    kept_tokens: dict[int, torch.Tensor]
+
+
+# A session's work: gives what it needs from the model, is sent what the model says to it.
+Work = Generator[StreamStep, StepResult, None]
 
 
 @dataclass
@@ -65,6 +116,8 @@ class _Question:
     text: str
     reply_now: bool
     arrival: float
+    received: float  # time of the last frame that had come when it was asked
+    interrupt: bool = False
 
 
 @dataclass
@@ -97,12 +150,12 @@ class StreamingSession:
             from the cache, an eighth of the most at once, and all behind them move up, so that a stream may go on
             without end. Text stays.
         sink_frames (`int`, *optional*, defaults to 0): How many of the very first frames are never evicted.
-        max_text_tokens (`int`, *optional*): Most tokens of text to remember; beyond it the oldest turns of which no
-            frame is remembered are evicted with their frames. The system prompt and what is said before the first
-            frame stay.
+        max_text_tokens (`int`, *optional*): Most tokens of text to remember; beyond it the oldest turns are evicted,
+            with the frames before them. The system prompt and what is said before the first frame stay.
         streamer (`BaseStreamer`, *optional*): Gets the tokens of replies as they come, as from `generate`.
         logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
         do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens instead of taking the best.
+        cache ([`VideoLLMMoDCache`], *optional*): An empty cache, such as one of pages. By default one that grows.
 
     Attributes:
         cache ([`VideoLLMMoDCache`]): Everything seen so far; its `lengths` and `num_bytes` are figures of the stream.
@@ -134,6 +187,7 @@ class StreamingSession:
         streamer: Any | None = None,
         logits_processor: Any | None = None,
         do_sample: bool = False,
+        cache: Any | None = None,
     ) -> None:
         if not fps > 0:
             raise ValueError(f"`fps` must be positive, got {fps}.")
@@ -163,7 +217,7 @@ class StreamingSession:
         self.logits_processor = logits_processor
         self.do_sample = do_sample
 
-        self.cache = model.new_cache()
+        self.cache = model.new_cache() if cache is None else cache
         self.time: float | None = None
         self.num_frames = 0
         self.events: list[StreamEvent] = []
@@ -183,6 +237,8 @@ class StreamingSession:
         self._stream_open = False
         self._reply_tokens, self._reply_seconds = 0, 0.0
         self._pieces: list[_Piece] = []
+        self._is_working = False
+        self._num_in_sight = 0
 
     # ----------------------------------------------------------------------------------------------------- verbs
 
@@ -205,16 +261,18 @@ class StreamingSession:
         self._refuse_if_closed()
         arrival = clock.perf_counter()
         pixel_values = self.processor.process_frames(frames)
-        times = self._frame_times(len(pixel_values), time)
+        times = self.frame_times(len(pixel_values), time)
         for begin in range(0, len(pixel_values), self.chunk_frames):
             chunk = slice(begin, begin + self.chunk_frames)
             with torch.no_grad():
                 features = self.model.encode_frames(pixel_values[chunk].to(self.model.device))
-            self._waiting.extend(_Frame(at, row, arrival) for at, row in zip(times[chunk], features, strict=True))
-        self._received_time = times[-1]
+            for at, row in zip(times[chunk], features, strict=True):
+                self.receive(row, at, arrival)
         return self._run()
 
-    def ask(self, text: str, *, time: float | None = None, reply_now: bool = True) -> list[StreamEvent]:
+    def ask(
+        self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False
+    ) -> list[StreamEvent]:
         """
         Puts a question or an instruction into the stream.
 
@@ -222,10 +280,13 @@ class StreamingSession:
 
         Args:
             text (`str`): What the user says.
-            time (`float`, *optional*): Second at which it is said. By default the time of the last frame, or of the
-                first one to come.
+            time (`float`, *optional*): Second at which it is said. By default the time of the last frame received, or
+                of the first one to come.
             reply_now (`bool`, *optional*, defaults to `True`): Whether the model must answer at once. If not, it goes
                 on watching and speaks when it decides to: for instructions, and questions whose answer is to come.
+            interrupt (`bool`, *optional*, defaults to `False`): Whether to cut a reply short that is being generated,
+                and come before the frames that wait. So it can be asked while `push` is at work, by a streamer, or
+                in a [`StreamingEngine`]. It has no `time`: it is now.
 
         Returns:
             `list[StreamEvent]`: The question and its answer if its time has come; else a later call returns them.
@@ -233,16 +294,38 @@ class StreamingSession:
         Raises:
             `ValueError`: If the text is empty, the time lies before what was seen or asked, or the session is closed.
         """
+        self.hear(text, time=time, reply_now=reply_now, interrupt=interrupt)
+        return self._run()
+
+    def hear(self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False) -> None:
+        """Takes a question in as [`~StreamingSession.ask`] does, for its place in the stream's [`work`]."""
         self._refuse_if_closed()
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"A question is a text that is not empty, got {text!r}.")
-        time = self.time if time is None else time
+        arrival = clock.perf_counter()
+        received = float("-inf") if self._received_time is None else self._received_time
+        if interrupt:
+            if time is not None:
+                raise ValueError("A question that interrupts is asked now: leave `time` out.")
+            self._questions.appendleft(_Question(self.time, text, reply_now, arrival, received, interrupt=True))
+            return
+        time = self._received_time if time is None else time
         if time is not None and self.time is not None and time < self.time:
             raise ValueError(f"The question's time is {time} s, but the stream is at {self.time} s already.")
         if time is not None and self._questions and time < (self._questions[-1].time or 0.0):
             raise ValueError(f"The question's time is {time} s, before that of an earlier one still waiting.")
-        self._questions.append(_Question(time, text, reply_now, clock.perf_counter()))
-        return self._run()
+        self._questions.append(_Question(time, text, reply_now, arrival, received))
+
+    def receive(self, features: torch.Tensor, time: float, arrival: float) -> None:
+        """
+        Takes in a frame that is encoded already, to be seen in the stream's [`~StreamingSession.work`].
+
+        Args:
+            features (`torch.Tensor` of shape `(tokens, vision hidden)`): What the model's `encode_frames` gives.
+            time (`float`): Seconds, later than those of frames before.
+            arrival (`float`): When it came, by `time.perf_counter()`.
+        """
+        self._waiting.append(_Frame(time, features, arrival))
 
     def close(self) -> list[StreamEvent]:
         """Answers what is still asked and ends the session; its figures stay readable."""
@@ -266,7 +349,7 @@ class StreamingSession:
     @property
     def num_waiting(self) -> int:
         """Number of frames received but not seen yet."""
-        return len(self._waiting)
+        return len(self._waiting) + self._num_in_sight
 
     @property
     def num_remembered(self) -> int:
@@ -288,42 +371,102 @@ class StreamingSession:
 
     def _run(self, to_the_end: bool = False) -> list[StreamEvent]:
         """Goes on until no frame waits and no question is due; returns what was said meanwhile."""
+        if self._is_working:
+            return []  # Called by a streamer amid a reply: it has its place in the work that goes on.
         first = len(self.events)
+        self._is_working = True
+        try:
+            work = self.work(to_the_end=to_the_end)
+            step = next(work, None)
+            while step is not None:
+                try:
+                    step = work.send(self._execute(step))
+                except StopIteration:
+                    step = None
+        finally:
+            self._is_working = False
+        return self.events[first:]
+
+    def work(self, *, to_the_end: bool = False) -> Work:
+        """
+        Goes on until no frame waits and no question is due, and leaves the model to the caller.
+
+        Args:
+            to_the_end (`bool`, *optional*, defaults to `False`): Whether questions are due whose time has not come.
+
+        Yields:
+            [`StreamStep`]: To be answered by `send` with a [`StepResult`], once its tokens are in `cache`.
+        """
         while True:
             question = self._questions[0] if self._questions else None
-            if question is not None and question.time is None and self._waiting:
+            if question is not None and question.time is None and self._waiting and not question.interrupt:
                 question.time = self._waiting[0].time
             if question is not None and self._is_due(question, to_the_end):
-                self._take_question(self._questions.popleft())
+                yield from self._take_question(self._questions.popleft())
             elif self._waiting:
-                self._watch(question)
+                yield from self._watch(question)
             else:
-                return self.events[first:]
+                return
+
+    def has_work(self, *, to_the_end: bool = False) -> bool:
+        """Whether a frame waits or a question is due."""
+        return bool(self._waiting) or (bool(self._questions) and self._is_due(self._questions[0], to_the_end))
+
+    def _execute(self, step: StreamStep) -> StepResult:
+        """One step of this stream alone."""
+        device = self.model.get_input_embeddings().weight.device
+        inputs = {} if step.frame_features is None else {"frame_features": step.frame_features[None]}
+        with torch.no_grad():
+            outputs = self.model(
+                input_ids=torch.tensor([step.ids], device=device),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor(step.ends, device=device),
+                output_router_scores=bool(inputs),
+                **inputs,
+            )
+        logits = outputs.logits[0]
+        speak, silence, tokens = decide(self.model, logits, step.interval_threshold)
+        layers = self.model.config.routed_layers if inputs else []
+        scores, kept = (
+            dict(zip(layers, (layer[0] for layer in rows or ()), strict=True))
+            for rows in (outputs.router_scores, outputs.kept_tokens)
+        )
+        return StepResult(speak.tolist(), silence.tolist(), tokens.tolist(), logits, scores, kept)
 
     def _is_due(self, question: _Question, to_the_end: bool) -> bool:
+        if question.interrupt:
+            return True
         if self._waiting:
             return question.time < self._waiting[0].time
         return to_the_end or (question.time is not None and self.time is not None and question.time <= self.time)
 
-    def _take_question(self, question: _Question) -> None:
+    def _take_question(self, question: _Question) -> Work:
         time = (self.time or 0.0) if question.time is None else question.time
         self._emit(time, "user", question.text)
         self._unfed_turns.append({"role": "user", "content": question.text})
         if question.reply_now:
-            self._reply(time, question.arrival)
+            yield from self._reply(time, question.arrival)
 
-    def _watch(self, question: _Question | None) -> None:
+    def _watch(self, question: _Question | None) -> Work:
         """Sees the frames that wait, those up to the next question, and replies at the first that calls for it."""
+        is_text = bool(self._unfed_turns) or not self._stream_open
+        opening = self._take_unfed("stream") if is_text else self._interval
+        # Where frames are forgotten must not depend on how many are seen at once, or what is said would.
+        most = min(self.chunk_frames, self._evict(len(opening) if is_text else 0))
         chunk = [self._waiting.popleft()]
         limit = float("inf") if question is None else question.time
-        while self._waiting and len(chunk) < self.chunk_frames and self._waiting[0].time <= limit:
+        while self._waiting and len(chunk) < most and self._waiting[0].time <= limit:
             chunk.append(self._waiting.popleft())
-        self._evict(len(chunk))
         self._warn_beyond_context()
-        logits, scores, kept = self._see(chunk)
-        speak, silence = (x.tolist() for x in self.model.should_speak(logits, self.interval_threshold))
-        # A question asked at a frame's time is answered after the frame, whatever the model would have said there.
-        if limit <= chunk[-1].time:
+        self._remember("text" if is_text else "interval", len(opening))
+        self._num_in_sight = len(chunk)
+        seen = yield self._look(opening, chunk)
+        self._num_in_sight = 0
+        speak, silence = list(seen.speak), seen.silence
+        # A question asked for a frame's time is answered after the frame, whatever the model would have said there.
+        # One that was asked when the frame had come finds that said, however late the frame was seen.
+        if question is not None and question.received < limit <= chunk[-1].time:
             speak[-1] = False
         last = speak.index(True) if any(speak) else len(chunk) - 1
         self._unsee(chunk[last + 1 :])
@@ -331,19 +474,21 @@ class StreamingSession:
         self.num_frames += last + 1
         self.interval_probability = silence[last]
         self.frame_latency = clock.perf_counter() - chunk[last].arrival
-        self.router_scores = {layer: rows[last] for layer, rows in scores.items()}
-        self.kept_tokens = {layer: rows[last] for layer, rows in kept.items()}
+        self.router_scores = {layer: rows[last] for layer, rows in seen.router_scores.items()}
+        self.kept_tokens = {layer: rows[last] for layer, rows in seen.kept_tokens.items()}
         if speak[last]:
-            self._reply(self.time, chunk[last].arrival, silence[last])
+            yield from self._reply(self.time, chunk[last].arrival, silence[last])
 
-    def _see(self, chunk: list[_Frame]) -> tuple[torch.Tensor, dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-        """Runs frames through the model: logits (frames, vocabulary) after each, scores and kept tokens by layer."""
-        config = self.model.config
-        interval = [] if config.frame_token_interval_id is None else [config.frame_token_interval_id]
-        frame_ids = [config.frame_token_id] * config.frame_num_tokens
-        is_text = bool(self._unfed_turns) or not self._stream_open
-        ids = self._take_unfed("stream") if is_text else interval
-        self._remember("text" if is_text else "interval", len(ids))
+    @property
+    def _interval(self) -> list[int]:
+        """What stands between two frames."""
+        interval = self.model.config.frame_token_interval_id
+        return [] if interval is None else [interval]
+
+    def _look(self, opening: list[int], chunk: list[_Frame]) -> StreamStep:
+        """The step that sees these frames, after what stands before them."""
+        frame_ids = [self.model.config.frame_token_id] * self.model.config.frame_num_tokens
+        ids, interval = list(opening), self._interval
         ends = []
         for index in range(len(chunk)):
             ids = ids + (interval if index else []) + frame_ids
@@ -351,12 +496,8 @@ class StreamingSession:
             self._remember("interval", len(interval) if index else 0)
             self._remember("frame", len(frame_ids))
         self._stream_open = True
-        features = torch.stack([frame.features for frame in chunk])[None]
-        outputs = self._forward(ids, logits_to_keep=torch.tensor(ends), frame_features=features)
-        layers = config.routed_layers
-        scores = dict(zip(layers, (rows[0] for rows in outputs.router_scores), strict=True))
-        kept = dict(zip(layers, (rows[0] for rows in outputs.kept_tokens), strict=True))
-        return outputs.logits[0], scores, kept
+        features = torch.stack([frame.features for frame in chunk])
+        return StreamStep(ids, ends, features, self.interval_threshold)
 
     def _unsee(self, frames: list[_Frame]) -> None:
         """Puts frames that were seen too early back to wait."""
@@ -373,17 +514,16 @@ class StreamingSession:
         elif length > 0:
             self._pieces.append(_Piece(kind, length))
 
-    def _evict(self, num_new: int) -> None:
-        """Makes room for new frames, if there is a most: the oldest go, and with them what separated them."""
+    def _evict(self, num_new_text: int) -> int:
+        """
+        Makes room for a frame and the text before it: the oldest frames go, and with them what separated them.
+
+        Returns:
+            `int`: How many frames may come before this has to be asked again.
+        """
         if self.max_frames is None:
-            return
-        frames = [index for index, piece in enumerate(self._pieces) if piece.kind == "frame"]
-        if len(frames) + num_new <= self.max_frames:
-            return
-        # An eighth more than needed, so that the cache is moved at every so many frames and not at each.
-        count = len(frames) + num_new - self.max_frames + self.max_frames // 8
-        gone = set(frames[self.sink_frames :][:count])
-        gone |= self._old_texts(frames, gone)
+            return self.chunk_frames
+        gone = self._to_forget(num_new_text)
         kept: list[_Piece] = []
         stays: list[torch.Tensor] = []
         for index, piece in enumerate(self._pieces):
@@ -394,8 +534,36 @@ class StreamingSession:
             stays.append(torch.full((piece.length,), is_kept))
             if is_kept:
                 kept.append(piece)
-        self.model.evict_tokens(self.cache, torch.cat(stays))
-        self._pieces = kept
+        if gone:
+            self.model.evict_tokens(self.cache, torch.cat(stays))
+            self._pieces = kept
+        text = num_new_text + sum(piece.length for piece in self._pieces if piece.kind == "text")
+        too_much_text = self.max_text_tokens is not None and text > self.max_text_tokens
+        return 1 if too_much_text else self.max_frames - self.num_remembered
+
+    def _to_forget(self, num_new_text: int) -> set[int]:
+        """Which pieces, frames and text, go before a frame comes with so much text before it."""
+        frames = [index for index, piece in enumerate(self._pieces) if piece.kind == "frame"]
+        after_sinks = frames[self.sink_frames - 1] if 0 < self.sink_frames <= len(frames) else 0
+        frames = frames[self.sink_frames :]
+        # An eighth more than needed, so that the cache is moved at every so many frames and not at each.
+        is_full = self.num_remembered == self.max_frames
+        gone = set(frames[: 1 + self.max_frames // 8] if is_full else [])
+        texts = [index for index, piece in enumerate(self._pieces) if piece.kind == "text"]
+        total = num_new_text + sum(self._pieces[index].length for index in texts)
+        if self.max_text_tokens is None or total <= self.max_text_tokens:
+            return gone
+        # Text goes only with the frames before it, so that it stays with those that it was said of. Of what was said
+        # before the first frame, the system prompt for one, all stays.
+        old = [index for index in texts[1:] if index > after_sinks]
+        for frame in [index for index in frames if index not in gone]:
+            while old and old[0] < frame and total > self.max_text_tokens * 7 // 8:
+                total -= self._pieces[old[0]].length
+                gone.add(old.pop(0))
+            if total <= self.max_text_tokens * 7 // 8 or frame == frames[-1]:
+                break
+            gone.add(frame)
+        return gone
 
     def _warn_beyond_context(self) -> None:
         context = self.model.config.text_config.max_position_embeddings
@@ -405,56 +573,43 @@ class StreamingSession:
                 "says will suffer. Bound it with `max_frames` and `max_text_tokens`."
             )
 
-    def _old_texts(self, frames: list[int], gone: set[int]) -> set[int]:
-        """The oldest pieces of text that go, of those before the frames that stay."""
-        texts = [index for index, piece in enumerate(self._pieces) if piece.kind == "text"]
-        total = sum(self._pieces[index].length for index in texts)
-        if self.max_text_tokens is None or total <= self.max_text_tokens:
-            return set()
-        after_sinks = frames[self.sink_frames - 1] if self.sink_frames else 0
-        oldest = next((index for index in frames if index > after_sinks and index not in gone), frames[-1])
-        old: set[int] = set()
-        for index in texts[1:]:
-            if after_sinks < index < oldest and total > self.max_text_tokens * 7 // 8:
-                old.add(index)
-                total -= self._pieces[index].length
-        return old
-
-    def _reply(self, time: float, arrival: float, interval_probability: float | None = None) -> None:
-        """Generates one reply and closes its turn, whether it ended by itself or at the token limit."""
+    def _reply(self, time: float, arrival: float, interval_probability: float | None = None) -> Work:
+        """Generates one reply and closes its turn, whether it ended by itself, at the token limit or by a question."""
         begin = clock.perf_counter()
         eos_token_id = self.processor.tokenizer.eos_token_id
         opening = self._take_unfed("assistant")
         self._remember("text", len(opening))
-        logits = self._forward(opening, logits_to_keep=1).logits[0]
+        said = yield StreamStep(opening, [len(opening) - 1])
         self._stream_open = False
         token_ids: list[int] = []
         latency = None
-        while len(token_ids) < self.max_new_tokens:
-            token = self._choose_token(logits, token_ids)
+        interrupted = False
+        while len(token_ids) < self.max_new_tokens and not interrupted:
+            token = self._choose_token(said, token_ids)
             latency = clock.perf_counter() - arrival if latency is None else latency
             if token in self._eos_token_ids():
                 break
             token_ids.append(token)
             if self.streamer is not None:
                 self.streamer.put(torch.tensor([token]))
-            if len(token_ids) == self.max_new_tokens:
+            interrupted = any(question.interrupt for question in self._questions)
+            if len(token_ids) == self.max_new_tokens or interrupted:
                 self._unfed_ids = [token]
             else:
                 self._remember("text", 1)
-                logits = self._forward([token], logits_to_keep=1).logits[0]
+                said = yield StreamStep([token], [0])
         if self.streamer is not None:
             self.streamer.end()
         self._unfed_ids = [*self._unfed_ids, eos_token_id]
         self._reply_tokens += len(token_ids)
         self._reply_seconds += clock.perf_counter() - begin
         text = self.processor.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-        self._emit(time, "assistant", text, tuple(token_ids), interval_probability, latency)
+        self._emit(time, "assistant", text, tuple(token_ids), interval_probability, latency, interrupted)
 
-    def _choose_token(self, logits: torch.Tensor, token_ids: list[int]) -> int:
-        scores = logits.float()
-        # An id past the vocabulary has no score; one within it must not be said, for no frame would come with it.
-        scores[:, self.model.config.frame_token_id : self.model.config.frame_token_id + 1] = float("-inf")
+    def _choose_token(self, said: StepResult, token_ids: list[int]) -> int:
+        if self.logits_processor is None and not self.do_sample:
+            return said.tokens[0]
+        scores = _speakable(self.model, said.logits)
         if self.logits_processor is not None:
             scores = self.logits_processor(torch.tensor([token_ids], device=scores.device, dtype=torch.long), scores)
         if self.do_sample:
@@ -474,17 +629,6 @@ class StreamingSession:
         self._unfed_ids, self._unfed_turns = [], []
         return ids
 
-    def _forward(self, ids: list[int], **inputs: Any) -> Any:
-        device = self.model.get_input_embeddings().weight.device
-        with torch.no_grad():
-            return self.model(
-                input_ids=torch.tensor([ids], device=device),
-                past_key_values=self.cache,
-                use_cache=True,
-                output_router_scores="frame_features" in inputs,
-                **inputs,
-            )
-
     # ---------------------------------------------------------------------------------------------------- helpers
 
     def _emit(
@@ -495,21 +639,25 @@ class StreamingSession:
         token_ids: tuple[int, ...] = (),
         interval_probability: float | None = None,
         latency: float = 0.0,
+        interrupted: bool = False,
     ) -> None:
         frame = self.num_frames - 1
-        self.events.append(StreamEvent(time, frame, role, text, token_ids, interval_probability, latency))
+        self.events.append(StreamEvent(time, frame, role, text, token_ids, interval_probability, latency, interrupted))
 
-    def _frame_times(self, count: int, time: float | Sequence[float] | None) -> list[float]:
+    def frame_times(self, count: int, time: float | Sequence[float] | None) -> list[float]:
+        """Times of the frames that come next, as given to [`~StreamingSession.push`]: checked, and remembered."""
+        past = self._received_time
         if time is None:
-            first = 0.0 if self._received_time is None else self._received_time + 1 / self.fps
-            return [first + index / self.fps for index in range(count)]
-        times = [float(t) for t in time] if isinstance(time, Sequence) else [float(time)]
+            first = 0.0 if past is None else past + 1 / self.fps
+            times = [first + index / self.fps for index in range(count)]
+        else:
+            times = [float(t) for t in time] if isinstance(time, Sequence) else [float(time)]
         if len(times) != count:
             raise ValueError(f"Got {len(times)} times for {count} frames: give one a frame.")
-        past = float("-inf") if self._received_time is None else self._received_time
-        for before, after in zip([past, *times], times, strict=False):
+        for before, after in zip([float("-inf") if past is None else past, *times], times, strict=False):
             if not after > before:
                 raise ValueError(f"Frame times must increase, got {after} s after {before} s.")
+        self._received_time = times[-1] if times else past
         return times
 
     def _refuse_if_closed(self) -> None:
@@ -517,4 +665,26 @@ class StreamingSession:
             raise ValueError("This session is closed; open another with `model.stream(processor)`.")
 
 
-__all__ = ["StreamEvent", "StreamingSession"]
+def decide(
+    model: Any, logits: torch.Tensor, interval_threshold: float | torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    All that a stream may want to know of scores (rows, vocabulary) of the next token.
+
+    Returns:
+        Of each row, whether the interval rule is to speak, the probability of silence, and the most likely token.
+    """
+    speak, silence = model.should_speak(logits, interval_threshold)
+    return speak, silence, _speakable(model, logits).argmax(dim=-1)
+
+
+def _speakable(model: Any, logits: torch.Tensor) -> torch.Tensor:
+    # An id past the vocabulary has no score; one within it must not be said, for no frame would come with it.
+    frame = model.config.frame_token_id
+    scores = logits.to(torch.float32, copy=True)
+    if frame < scores.shape[-1]:
+        scores[..., frame] = float("-inf")
+    return scores
+
+
+__all__ = ["StepResult", "StreamEvent", "StreamStep", "StreamingSession", "decide"]

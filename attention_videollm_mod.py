@@ -1,0 +1,487 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Attention of several streams at once, each over its own pages, by the best kernel that is installed."""
+
+import sys
+import time as clock
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import is_flash_attn_2_available, logging
+
+from .cache_videollm_mod import read_pages, write_pages
+
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.13 cannot read pages
+    varlen_attn = None
+
+if is_flash_attn_2_available():
+    from flash_attn import flash_attn_varlen_func
+else:
+    flash_attn_varlen_func = None
+
+logger = logging.get_logger(__name__)
+
+# A text model set to "packed_sdpa" runs "sdpa", but where streams are packed: then it runs what is here.
+PACKED = "packed_"
+
+
+@dataclass
+class PackedEntries:
+    """
+    Where the entries of several streams lie in the layers of one kind, in one step.
+
+    Attributes:
+        new (`list[int]`): Entries that each stream adds.
+        lengths (`list[int]`): Entries of each stream, those that it adds included.
+        strips (`list[int | None]`): Where each stream's first entry lies in the flattened pages, if all follow it.
+        most_new (`int`): Not less than any of `new`.
+        slots (`torch.LongTensor` of shape `(all new,)`): Where in the flattened pages each new entry goes.
+        begins (`torch.IntTensor` of shape `(streams + 1,)`): Where each stream's new entries begin, and their number.
+        used (`torch.IntTensor` of shape `(streams,)`): `lengths`.
+        table (`torch.IntTensor` of shape `(streams, pages)`): Each stream's pages; what is past its last is not read.
+    """
+
+    new: list[int]
+    lengths: list[int]
+    strips: list[int | None]
+    most_new: int
+    slots: torch.LongTensor
+    begins: torch.IntTensor
+    used: torch.IntTensor
+    table: torch.IntTensor
+    _masks: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    def copy_(self, other: "PackedEntries") -> None:
+        """Takes the numbers of another step of the same shapes into these tensors, for a captured step."""
+        for part in fields(self):
+            if isinstance(mine := getattr(self, part.name), torch.Tensor):
+                mine.copy_(getattr(other, part.name), non_blocking=True)
+
+    def hidden_from(self, stream: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+        """True at what each new entry of a stream sees, (new, length); `None` if it is everything."""
+        new, length = self.new[stream], self.lengths[stream]
+        if new == 1 and (window is None or length <= window):
+            return None
+        key = (stream, window)
+        if key not in self._masks:
+            entry = torch.arange(length, device=device)
+            last = torch.arange(length - new, length, device=device)[:, None]
+            seen = entry <= last
+            self._masks[key] = seen if window is None else seen & (entry > last - window)
+        return self._masks[key]
+
+
+# ---------------------------------------------------------------------------------------------------------- kernels
+# Each takes new queries (all new, heads, dim), pages (pages, page size, key heads, dim), the entries, the scaling and
+# the sliding window in entries or None, and gives (all new, heads, dim).
+
+
+def attend_gathered(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    entries: PackedEntries,
+    scaling: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """The reference: copies each stream's pages together and masks. Any device and dtype; reads every page given."""
+    streams, page_size = entries.table.shape[0], keys.shape[1]
+    index = torch.arange(query.shape[0], device=query.device)
+    row = torch.bucketize(index, entries.begins[1:].to(index.dtype), right=True).clamp(max=streams - 1)
+    place = index - entries.begins.to(index.dtype)[row]
+    padded = query.new_zeros(streams, entries.most_new, *query.shape[1:]).index_put((row, place), query)
+    table = entries.table.long()
+    keys, values = (read_pages(pages, table, query.dtype).flatten(1, 2).transpose(1, 2) for pages in (keys, values))
+    entry = torch.arange(table.shape[1] * page_size, device=query.device)
+    new = entries.begins.diff()
+    last = (entries.used - new)[:, None, None] + torch.arange(entries.most_new, device=query.device)[:, None]
+    seen = entry <= last
+    if window is not None:
+        seen = seen & (entry > last - window)
+    output = F.scaled_dot_product_attention(
+        padded.transpose(1, 2), keys, values, attn_mask=seen[:, None], scale=scaling, enable_gqa=True
+    )
+    return output.transpose(1, 2)[row, place]
+
+
+def attend_strips(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    entries: PackedEntries,
+    scaling: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """Stream by stream, without copying pages that follow each other: for a CPU."""
+    heads, groups = keys.shape[2], query.shape[1] // keys.shape[2]
+    outputs = []
+    for stream, (rows, length) in enumerate(zip(query.split(entries.new), entries.lengths, strict=True)):
+        if not len(rows):
+            continue
+        strip, pages = entries.strips[stream], entries.table[stream]
+        # The queries that share a key head stand beside each other, so that its keys are read once.
+        folded = rows.unflatten(1, (heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)[None]
+        if strip is None:
+            parts = [read_pages(x, pages.long(), query.dtype).flatten(0, 1)[:length] for x in (keys, values)]
+        else:
+            parts = [x.flatten(0, 1)[strip : strip + length].to(query.dtype) for x in (keys, values)]
+        seen = entries.hidden_from(stream, window, query.device)
+        mask = None if seen is None else seen.repeat(groups, 1)
+        key, value = (x.transpose(0, 1)[None] for x in parts)
+        output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+        outputs.append(output[0].unflatten(1, (groups, len(rows))).permute(2, 0, 1, 3).flatten(1, 2))
+    return torch.cat(outputs) if outputs else torch.empty_like(query)
+
+
+def attend_varlen(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    entries: PackedEntries,
+    scaling: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """torch's flash attention over pages, split over keys where queries are few: half precision on CUDA."""
+    return varlen_attn(
+        query,
+        keys,
+        values,
+        entries.begins,
+        None,
+        entries.most_new,
+        entries.table.shape[1] * keys.shape[1],
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+        seqused_k=entries.used,
+        block_table=entries.table,
+    )
+
+
+def attend_flash_attn(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    entries: PackedEntries,
+    scaling: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """The flash-attn package over pages: half precision on CUDA."""
+    return flash_attn_varlen_func(
+        query,
+        keys,
+        values,
+        cu_seqlens_q=entries.begins,
+        cu_seqlens_k=F.pad(entries.used.cumsum(0, dtype=torch.int32), (1, 0)),
+        max_seqlen_q=entries.most_new,
+        max_seqlen_k=entries.table.shape[1] * keys.shape[1],
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(-1 if window is None else window - 1, 0),
+        block_table=entries.table,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- choice
+
+Attend = Callable[..., torch.Tensor]
+_chosen: dict[Any, tuple[str, Attend]] = {}
+
+
+def choose_attention(query: torch.Tensor, keys: torch.Tensor) -> tuple[str, Attend]:
+    """
+    The kernel for queries (all new, heads, dim) over pages (pages, page size, key heads, dim): of those that are
+    installed and agree with the reference on random numbers on this device, the fastest. Chosen once, and said.
+
+    Returns:
+        Its name and the function.
+    """
+    kind = (query.device, query.dtype, keys.dtype, query.shape[1:], keys.shape[1:])
+    if kind not in _chosen:
+        _chosen[kind] = _choose(query, keys)
+        logger.info(f"Streams attend to their pages by {_chosen[kind][0]} ({query.dtype} on {query.device}).")
+    return _chosen[kind]
+
+
+def _choose(query: torch.Tensor, keys: torch.Tensor) -> tuple[str, Attend]:
+    reference = ("gathered pages", attend_gathered)
+    if query.device.type != "cuda":
+        return ("strips of pages", attend_strips) if query.device.type == "cpu" else reference
+    if query.dtype not in (torch.float16, torch.bfloat16) or keys.dtype != query.dtype:
+        logger.warning_once(
+            f"No kernel reads pages of {keys.dtype} for queries of {query.dtype}: each step copies the cache."
+        )
+        return reference
+    candidates = [
+        ("torch's varlen attention", attend_varlen, varlen_attn),
+        ("flash-attn", attend_flash_attn, flash_attn_varlen_func),
+    ]
+    times = {}
+    for name, attend, library in candidates:
+        if library is None:
+            continue
+        try:
+            times[name, attend] = check_attention(attend, query, keys)
+        except Exception as error:  # a kernel fails in as many ways as there are kernels; whichever, it is not used
+            logger.warning_once(f"{name} is installed but not used: {error}")
+    if not times:
+        logger.warning_once("No kernel that reads pages is installed and works: each step copies the cache.")
+        return reference
+    return min(times, key=times.__getitem__)
+
+
+def check_attention(attend: Attend, query: torch.Tensor, keys: torch.Tensor, repeats: int = 5) -> float:
+    """
+    Compares a kernel with the reference, on random numbers in the shapes of `query` and `keys`.
+
+    Returns:
+        `float`: Seconds of one call.
+
+    Raises:
+        `ValueError`: If it differs by more than the arithmetic of the dtype explains.
+    """
+    (heads, dim), (page_size, key_heads, _) = query.shape[1:], keys.shape[1:]
+    new, lengths, pages = [11, 1, 5], [page_size + page_size // 2, 3 * page_size, 5], [[1, 3], [6, 0, 4], [2]]
+    generator = torch.Generator(query.device).manual_seed(0)
+    options = {"device": query.device, "generator": generator}
+    rows = torch.randn(sum(new), heads, dim, **options).to(query.dtype)
+    stored = [torch.randn(7, page_size, key_heads, dim, **options).to(keys.dtype) for _ in range(2)]
+    entries = pack_entries(new, lengths, pages, page_size, query.device)
+    expected = attend_gathered(rows.float(), *(x.float() for x in stored), entries, dim**-0.5)
+    found = attend(rows, *stored, entries, dim**-0.5)
+    far = (found.float() - expected).abs().max().item()
+    most = 8 * torch.finfo(query.dtype).eps
+    if not far <= most:
+        raise ValueError(f"it differs from the reference by {far:.2g}, more than {most:.2g}")
+    begin = clock.perf_counter()
+    for _ in range(repeats):
+        attend(rows, *stored, entries, dim**-0.5).sum().item()
+    return (clock.perf_counter() - begin) / repeats
+
+
+def pack_entries(
+    new: Sequence[int],
+    lengths: Sequence[int],
+    pages: Sequence[Sequence[int]],
+    page_size: int,
+    device: torch.device | str,
+    *,
+    most_new: int | None = None,
+    most_pages: int | None = None,
+) -> PackedEntries:
+    """
+    Entries of several streams in the layers of one kind.
+
+    Args:
+        new (`Sequence[int]`): Entries that each stream adds.
+        lengths (`Sequence[int]`): Entries of each stream, those included.
+        pages (`Sequence[Sequence[int]]`): Each stream's pages, in order.
+        page_size (`int`): Entries of a page.
+        device (`torch.device`): Where the tensors go.
+        most_new (`int`, *optional*): Bound of `new` that a captured step is made for.
+        most_pages (`int`, *optional*): Bound of the pages of a stream that a captured step is made for.
+    """
+    slots: list[int] = []
+    strips: list[int | None] = []
+    for count, length, own in zip(new, lengths, pages, strict=True):
+        strip = own[0] * page_size if own and own == list(range(own[0], own[0] + len(own))) else None
+        strips.append(strip)
+        for place in range(length - count, length):
+            slots.append(own[place // page_size] * page_size + place % page_size)
+    begins = [0]
+    for count in new:
+        begins.append(begins[-1] + count)
+    width = most_pages or max((len(own) for own in pages), default=1)
+    table = [[*own, *[0] * (width - len(own))] for own in pages]
+    return PackedEntries(
+        new=list(new),
+        lengths=list(lengths),
+        strips=strips,
+        most_new=most_new or max(new, default=0),
+        slots=torch.tensor(slots, dtype=torch.long).to(device, non_blocking=True),
+        begins=torch.tensor(begins, dtype=torch.int32).to(device, non_blocking=True),
+        used=torch.tensor(lengths, dtype=torch.int32).to(device, non_blocking=True),
+        table=torch.tensor(table, dtype=torch.int32).to(device, non_blocking=True),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ entry
+
+
+class PackedCaches:
+    """
+    What a model is given as `past_key_values` for one step of several streams, laid one after the other in a single
+    row: each token enters its own stream's cache, and sees that alone.
+
+    The pages that the step needs are taken here, so that nothing can run out within the model.
+
+    Args:
+        caches (`Sequence[VideoLLMMoDPagedCache]`): Of the streams, in one pool.
+        num_tokens (`Sequence[int]`): New tokens of each stream, frame tokens included.
+        num_frames (`Sequence[int]`): New frames of each stream.
+        device (`torch.device`): That of the model.
+        most_new (`int`, *optional*): Bound of `num_tokens` that a captured step is made for.
+        most_pages (`Mapping[int, int]`, *optional*): Of each kind of layer, the bound of a stream's pages.
+
+    Attributes:
+        positions (`torch.LongTensor` of shape `(all new,)`): Each token's place in its own stream.
+
+    Raises:
+        `OutOfPagesError`: If the pool has too few.
+    """
+
+    is_packed = True
+    has_filler = False
+
+    def __init__(
+        self,
+        caches: Sequence[Any],
+        num_tokens: Sequence[int],
+        num_frames: Sequence[int],
+        device: torch.device | str,
+        *,
+        most_new: int | None = None,
+        most_pages: Mapping[int, int] | None = None,
+    ) -> None:
+        self.caches, self.num_tokens = list(caches), list(num_tokens)
+        self.pool = self.caches[0].pool
+        self.entries: dict[int, PackedEntries] = {}
+        self.new: dict[int, list[int]] = {}
+        lengths = [cache.lengths_by_kind() for cache in self.caches]
+        for kind in self.pool.num_pages:
+            skipped = max(self.pool.num_tokens - kind, 0)
+            new = [tokens - frames * skipped for tokens, frames in zip(num_tokens, num_frames, strict=True)]
+            total = [past[kind] + count for past, count in zip(lengths, new, strict=True)]
+            tables = [cache.tables[kind] for cache in self.caches]
+            for table, length in zip(tables, total, strict=True):
+                table.make_room(length)
+            pages = [
+                table.pages[: -(-length // self.pool.page_size)] for table, length in zip(tables, total, strict=True)
+            ]
+            bounds = {"most_new": most_new, "most_pages": None if most_pages is None else most_pages[kind]}
+            self.new[kind] = new
+            self.entries[kind] = pack_entries(new, total, pages, self.pool.page_size, device, **bounds)
+        begins = [cache.get_seq_length() for cache in self.caches]
+        places = [torch.arange(first, first + count) for first, count in zip(begins, num_tokens, strict=True)]
+        self.positions = torch.cat(places).to(device, non_blocking=True)
+        self._early: dict[int, torch.Tensor] = {}
+
+    def get_seq_length(self, _layer_idx: int | None = None) -> int:
+        """0: what came before differs by stream, and is not part of the row."""
+        return 0
+
+    def record_positions(self, layer_idx: int, positions: torch.Tensor, **_: bool) -> None:
+        """Records which tokens of the row, (1, new), routed layer `layer_idx` is about to add."""
+        self._early[layer_idx] = positions
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any) -> tuple:
+        """Writes entries (1, heads, all new, dim) into their streams' pages, and gives them as they came."""
+        pages = self.pool.pages_of(layer_idx, key_states)
+        slots = self.entries[self.pool.kinds[layer_idx]].slots
+        new = [key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)]
+        if pages[2] is not None:
+            new.append(self.positions[self._early.pop(layer_idx)[0]])
+        for stored, state in zip(pages, new, strict=False):
+            write_pages(stored, slots, state)
+        return key_states, value_states
+
+    def entries_of(self, layer_idx: int) -> tuple[PackedEntries, torch.Tensor, torch.Tensor]:
+        """What attention needs in a layer: where entries lie, and the pages of keys and of values."""
+        keys, values, _ = self.pool.layers[layer_idx]
+        return self.entries[self.pool.kinds[layer_idx]], keys, values
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Of what is to be counted, keeps these streams, in this order: the others filled the row up."""
+        self.caches = [self.caches[row] for row in rows]
+        self.num_tokens = [self.num_tokens[row] for row in rows]
+        self.new = {kind: [new[row] for row in rows] for kind, new in self.new.items()}
+
+    def commit(self, inside_frames: Sequence[torch.Tensor | None]) -> None:
+        """
+        Counts the step in each stream's cache, once it has run.
+
+        Args:
+            inside_frames (`Sequence[torch.BoolTensor]`): Of each stream, True at new tokens, (1, tokens), that are
+                within a frame and not its last, or `None` if there are none.
+        """
+        for row, (cache, tokens, inside) in enumerate(zip(self.caches, self.num_tokens, inside_frames, strict=True)):
+            for layer, kind in zip(cache.layers, self.pool.kinds, strict=True):
+                layer.extend(self.new[kind][row])
+            cache.advance(tokens, inside)
+
+
+def packed_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *args: Any,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    packed_caches: Any = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    An attention function of Transformers (`AttentionInterface`).
+
+    Given `packed_caches`, whose `update` has just stored `key` and `value`, the queries (1, heads, all new, dim) of
+    several streams each attend to their own stream; without, it is the implementation that the text model had before.
+    """
+    if packed_caches is None:
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        base = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation.removeprefix(PACKED), eager)
+        return base(
+            module, query, key, value, attention_mask, *args, scaling=scaling, sliding_window=sliding_window, **kwargs
+        )
+    entries, keys, values = packed_caches.entries_of(module.layer_idx)
+    rows = query[0].transpose(0, 1)
+    _, attend = choose_attention(rows, keys)
+    scaling = rows.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(rows.contiguous(), keys, values, entries, scaling, sliding_window)[None], None
+
+
+def set_packed_attention(language_model: Any) -> None:
+    """Has a text model attend by [`packed_attention_forward`], which changes nothing where streams are not packed."""
+    base = language_model.config._attn_implementation
+    if base.startswith(PACKED):
+        return
+    AttentionInterface.register(PACKED + base, packed_attention_forward)
+    masks = AttentionMaskInterface()
+    if base in masks:
+        AttentionMaskInterface.register(PACKED + base, masks[base])
+    language_model.config._attn_implementation = PACKED + base
+
+
+__all__ = [
+    "PackedCaches",
+    "PackedEntries",
+    "attend_flash_attn",
+    "attend_gathered",
+    "attend_strips",
+    "attend_varlen",
+    "check_attention",
+    "choose_attention",
+    "pack_entries",
+    "packed_attention_forward",
+    "set_packed_attention",
+]

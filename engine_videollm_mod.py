@@ -1,0 +1,891 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Many live streams on one model: their frames and their words share steps, and their caches one memory."""
+
+import queue
+import threading
+import time as clock
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from .attention_videollm_mod import PackedCaches
+from .cache_videollm_mod import OutOfPagesError, VideoLLMMoDPagedCache
+from .streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, Work, decide
+
+
+logger = logging.get_logger(__name__)
+
+WHEN_BEHIND = ("catch_up", "drop_oldest", "block")
+# Streams of a captured step come in these numbers, the rest is filled up; frames of a stream in those to the second.
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_MOST_FRAMES = 8
+
+
+class EngineFullError(RuntimeError):
+    """A stream was refused, since its memory is not there."""
+
+
+@dataclass
+class EngineStats:
+    """
+    What an engine did so far.
+
+    Attributes:
+        steps (`int`): Steps of the language model.
+        shared_steps (`int`): Those of them in which several streams took part.
+        mixed_steps (`int`): Those in which some streams saw frames while others spoke.
+        captured_steps (`int`): Those that were replayed as one CUDA graph.
+        frames (`int`): Frames seen by the language model, those seen again after a reply included.
+        tokens (`int`): Tokens of replies.
+        dropped (`int`): Frames dropped.
+        refused (`int`): Streams refused.
+        frame_latencies (`deque[float]`): Seconds from a frame's arrival to the decision on it, the last 10,000.
+        first_word_latencies (`deque[float]`): Seconds from a frame's or question's arrival to the first token of what
+            is said to it, the last 10,000.
+    """
+
+    steps: int = 0
+    shared_steps: int = 0
+    mixed_steps: int = 0
+    captured_steps: int = 0
+    frames: int = 0
+    tokens: int = 0
+    dropped: int = 0
+    refused: int = 0
+    frame_latencies: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
+    first_word_latencies: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
+
+
+@dataclass
+class _Received:
+    time: float
+    pixel_values: torch.Tensor
+    arrival: float
+
+
+class EngineStream:
+    """
+    One stream of a [`StreamingEngine`]: what a [`StreamingSession`] is, but the engine does the work.
+
+    `push` and `ask` take in and return at once; what is said comes by iterating, or from the engine's steps.
+
+    Attributes:
+        session ([`StreamingSession`]): Its state, with the figures of a stream.
+        num_dropped (`int`): Frames dropped because the engine was behind.
+    """
+
+    def __init__(
+        self, engine: "StreamingEngine", session: StreamingSession, when_behind: str, max_waiting: int, number: int
+    ) -> None:
+        self.session = session
+        self.when_behind, self.max_waiting, self.number = when_behind, max_waiting, number
+        self.num_dropped = 0
+        self.error: Exception | None = None
+        self._engine = engine
+        self._received: deque[_Received] = deque()
+        self._work: Work | None = None
+        self._step: StreamStep | None = None
+        self._said: queue.SimpleQueue[StreamEvent | None] = queue.SimpleQueue()
+        self._num_said = 0
+        self._num_encoding = 0
+        self._is_closing = False
+        self._is_done = False
+
+    @property
+    def events(self) -> list[StreamEvent]:
+        """All that was said."""
+        return list(self.session.events)
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of frames received but not seen yet."""
+        return 0 if self._is_done else len(self._received) + self._num_encoding + self.session.num_waiting
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is closed and all is said."""
+        return self._is_done
+
+    def push(self, frames: Any, *, time: float | Sequence[float] | None = None) -> None:
+        """
+        Takes in frames; arguments are those of [`~StreamingSession.push`].
+
+        Where more than `max_waiting` wait, what happens is up to `when_behind`: with `"catch_up"` they wait, and are
+        seen several at a time; with `"drop_oldest"` the oldest is dropped and counted; with `"block"` this call waits.
+
+        Raises:
+            `ValueError`: If the frames do not have that form, times do not increase, or the stream is closed.
+            `RuntimeError`: If the stream was ended by an error, which is its cause.
+        """
+        self._refuse_if_closed()
+        arrival = clock.perf_counter()
+        pixel_values = self.session.processor.process_frames(frames)
+        with self._engine.changed:
+            times = self.session.frame_times(len(pixel_values), time)
+        for at, frame in zip(times, pixel_values, strict=True):
+            self._make_room()
+            with self._engine.changed:
+                self._received.append(_Received(at, frame, arrival))
+                self._engine.changed.notify_all()
+
+    def ask(self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False) -> None:
+        """
+        Takes in a question; arguments are those of [`~StreamingSession.ask`]. With `interrupt` a reply that is being
+        generated ends, and the question comes before the frames that wait.
+        """
+        self._refuse_if_closed()
+        with self._engine.changed:
+            self.session.hear(text, time=time, reply_now=reply_now, interrupt=interrupt)
+            self._engine.changed.notify_all()
+
+    def close(self) -> None:
+        """Takes in no more; what was taken in is still seen and answered. Its memory is then free."""
+        with self._engine.changed:
+            self._is_closing = True
+            self._engine.changed.notify_all()
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        """
+        What is said, as it is said: until the stream is closed and done, or, of an engine that does not run by itself,
+        until there is nothing more to do.
+        """
+        while True:
+            while self._said.empty() and not self._engine.is_running:
+                if not self._engine.has_work:
+                    return
+                self._engine.step()
+            event = self._said.get()
+            if event is None:
+                break
+            yield event
+        if self.error is not None:
+            raise RuntimeError(f"The stream was ended: {self.error}") from self.error
+
+    def _make_room(self) -> None:
+        if self.when_behind == "drop_oldest":
+            with self._engine.changed:
+                while self._received and self.num_waiting >= self.max_waiting:
+                    self._received.popleft()
+                    self.num_dropped += 1
+                    self._engine.stats.dropped += 1
+        elif self.when_behind == "block":
+            while self.num_waiting >= self.max_waiting and not self._is_done:
+                self._engine.go_on()
+
+    def _refuse_if_closed(self) -> None:
+        if self.error is not None:
+            raise RuntimeError(f"The stream was ended: {self.error}") from self.error
+        if self._is_closing:
+            raise ValueError("This stream is closed; open another with `engine.open()`.")
+
+    # ------------------------------------------------------------------------------- for the engine, under its lock
+
+    def _next_step(self) -> StreamStep | None:
+        """What it needs from the model next, or `None` if it has nothing to do."""
+        while self._step is None:
+            to_the_end = self._is_closing and not self._received
+            if self._work is None and self.session.has_work(to_the_end=to_the_end):
+                self._work = self.session.work(to_the_end=to_the_end)
+                self._step = next(self._work, None)
+                self._work = None if self._step is None else self._work
+            elif self._work is None:
+                return None
+        return self._step
+
+    def _take(self, result: StepResult) -> None:
+        try:
+            self._step = self._work.send(result)
+        except StopIteration:
+            self._step = self._work = None
+
+    def _collect(self) -> list[StreamEvent]:
+        """What was said since the last time."""
+        new = self.session.events[self._num_said :]
+        self._num_said += len(new)
+        for event in new:
+            self._said.put(event)
+        return new
+
+    def _end(self, error: Exception | None = None) -> None:
+        self.error, self._is_done, self._is_closing = error, True, True
+        self._received.clear()
+        self._step = self._work = None
+        self.session.closed = True
+        self.session.cache.release()
+        self._said.put(None)
+
+
+class StreamingEngine:
+    """
+    Runs many streams on one model.
+
+    Sessions of any age, frame rate and state share steps: those that see a frame, those that read a question and those
+    that speak are laid in one row, each over its own pages of one memory, and each says what it would say alone. The
+    least recently served come first. All memory is taken when the engine is made, and a stream's when it is opened:
+    one that would not fit is refused.
+
+    Used as a context it runs by itself, in a thread; else [`~StreamingEngine.step`] makes it go on.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model.
+        processor ([`VideoLLMMoDProcessor`]): Its processor.
+        max_streams (`int`, *optional*, defaults to 8): How many streams of the sizes below to have memory for.
+        max_frames (`int`, *optional*, defaults to 300): Frames that a stream remembers, unless it is opened otherwise.
+        max_text_tokens (`int`, *optional*, defaults to 2048): Tokens of text that it remembers.
+        max_batch_tokens (`int`, *optional*, defaults to 2048): Most tokens of a step, but for one of a single stream.
+        when_behind (`str`, *optional*, defaults to `"catch_up"`): What happens to frames that come faster than they
+            can be seen: `"catch_up"`, `"drop_oldest"` or `"block"`; see [`~EngineStream.push`].
+        max_waiting (`int`, *optional*, defaults to 16): How many frames of a stream may wait before `"drop_oldest"`
+            drops and `"block"` waits.
+        cache_dtype (`torch.dtype`, *optional*): That of keys and values as stored, such as `torch.float8_e4m3fn`; by
+            default that of the model.
+        page_size (`int`, *optional*, defaults to 256): Entries of a page of the cache.
+        capture (`bool`, *optional*): Whether to replay steps as CUDA graphs. By default where the model is on CUDA.
+            On a CPU `True` runs the same code, filled up to the same shapes, uncaptured.
+
+    Attributes:
+        streams (`list[EngineStream]`): Those open.
+        pool ([`VideoLLMMoDPagePool`]): The memory of their caches.
+        stats ([`EngineStats`]): What it did so far.
+
+    Raises:
+        `ValueError`: If a number is out of range.
+
+    Example:
+
+    ```python
+    >>> with model.serve(processor, max_streams=16, max_frames=600) as engine:
+    ...     stream = engine.open(fps=2)
+    ...     stream.ask("Please narrate.", reply_now=False)
+    ...     stream.push(frame)                              # from any thread, at any time
+    ...     for event in stream:                            # in another
+    ...         print(event.time, event.text)
+    ```"""
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        max_streams: int = 8,
+        max_frames: int = 300,
+        max_text_tokens: int = 2048,
+        max_batch_tokens: int = 2048,
+        when_behind: str = "catch_up",
+        max_waiting: int = 16,
+        cache_dtype: torch.dtype | None = None,
+        page_size: int = 256,
+        capture: bool | None = None,
+    ) -> None:
+        numbers = {
+            "max_streams": max_streams,
+            "max_frames": max_frames,
+            "max_text_tokens": max_text_tokens,
+            "max_batch_tokens": max_batch_tokens,
+            "max_waiting": max_waiting,
+            "page_size": page_size,
+        }
+        for name, value in numbers.items():
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        _check_when_behind(when_behind)
+        self.model, self.processor = model, processor
+        self.max_frames, self.max_text_tokens = max_frames, max_text_tokens
+        self.max_batch_tokens = max_batch_tokens
+        self.when_behind, self.max_waiting = when_behind, max_waiting
+        self.device = model.get_input_embeddings().weight.device
+        self.streams: list[EngineStream] = []
+        self.stats = EngineStats()
+        self.changed = threading.Condition(threading.RLock())
+
+        # A stream's pages are its own: what is left of the last counts for each.
+        frames, text = self._room(max_frames, max_text_tokens)
+        capture = self.device.type == "cuda" if capture is None else capture
+        spare = _MOST_FRAMES if capture else 0
+        self.pool = model.new_page_pool(
+            max_streams * frames + spare,
+            max_streams * (text + page_size - 1) + spare + page_size - 1,
+            page_size=page_size,
+            dtype=cache_dtype,
+        )
+        self._captured: dict[tuple[int, int, int], _CapturedStep] | None = {} if capture else None
+        # What fills a captured step up to its shape writes into pages that nobody reads.
+        self._spare = VideoLLMMoDPagedCache(self.pool)
+        self._spare.reserve(spare, spare)
+        # One page more than is reserved, so that what a stream says beyond it need not be read uncaptured.
+        self._most_pages = {kind: -(-(frames * kind + text) // page_size) + 1 for kind in self.pool.num_pages}
+        self._num_opened = 0
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        is_cuda = self.device.type == "cuda"
+        self._vision_stream = torch.cuda.Stream(self.device) if is_cuda else None
+        self._graph_pool = torch.cuda.graph_pool_handle() if is_cuda and capture else None
+
+    # ---------------------------------------------------------------------------------------------------- streams
+
+    def open(
+        self,
+        *,
+        max_frames: int | None = None,
+        max_text_tokens: int | None = None,
+        when_behind: str | None = None,
+        max_waiting: int | None = None,
+        **options: Any,
+    ) -> EngineStream:
+        """
+        Admits a stream.
+
+        Args:
+            max_frames (`int`, *optional*): Frames that it remembers, by default the engine's.
+            max_text_tokens (`int`, *optional*): Tokens of text that it remembers, by default the engine's.
+            when_behind (`str`, *optional*): By default the engine's.
+            max_waiting (`int`, *optional*): By default the engine's.
+            options: Others of [`StreamingSession`].
+
+        Raises:
+            `EngineFullError`: If there is no memory for it.
+            `ValueError`: If an option does not fit.
+        """
+        when_behind = when_behind or self.when_behind
+        _check_when_behind(when_behind)
+        max_frames = self.max_frames if max_frames is None else max_frames
+        max_text_tokens = self.max_text_tokens if max_text_tokens is None else max_text_tokens
+        with self.changed:
+            cache = VideoLLMMoDPagedCache(self.pool)
+            session = StreamingSession(
+                self.model,
+                self.processor,
+                max_frames=max_frames,
+                max_text_tokens=max_text_tokens,
+                cache=cache,
+                **options,
+            )
+            try:
+                cache.reserve(*self._room(max_frames, max_text_tokens, session.max_new_tokens))
+            except OutOfPagesError as error:
+                self.stats.refused += 1
+                raise EngineFullError(
+                    f"No room for another stream of {max_frames} frames and {max_text_tokens} tokens of text beside "
+                    f"the {len(self.streams)} that are open: {error} Close a stream, open this one with a smaller "
+                    "`max_frames`, or make the engine with a larger `max_streams`."
+                ) from None
+            stream = EngineStream(self, session, when_behind, max_waiting or self.max_waiting, self._num_opened)
+            self._num_opened += 1
+            self.streams.append(stream)
+            return stream
+
+    @staticmethod
+    def _room(max_frames: int, max_text_tokens: int, max_new_tokens: int = 100) -> tuple[int, int]:
+        """Frames and other tokens that a stream's pages are taken for."""
+        # Beside what is remembered, each frame's separator, and a reply with what opens it: only frames make room.
+        return max_frames, max_text_tokens + max_frames + max_new_tokens + 16
+
+    # ------------------------------------------------------------------------------------------------------- work
+
+    def step(self) -> list[tuple[EngineStream, StreamEvent]]:
+        """
+        Encodes frames that wait, runs one step of the language model for the streams that need one, and gives what was
+        said. Nothing to do gives nothing, at once.
+        """
+        batch = [] if self._vision_stream is None else self._choose_batch()
+        if not batch:
+            self._encode()
+            batch = self._choose_batch()
+        said: list[tuple[EngineStream, StreamEvent]] = []
+        if batch:
+            row, outputs = self._launch([stream.session.cache for stream, _ in batch], [step for _, step in batch])
+            if self._vision_stream is not None:
+                # While the language model is at it, the vision encoder sees what comes next.
+                self._encode()
+            results = row.results(outputs)
+            with self.changed:
+                for (stream, _), result in zip(batch, results, strict=True):
+                    self._give(stream, result)
+        with self.changed:
+            for stream in list(self.streams):
+                said += [(stream, event) for event in stream._collect()]
+                if stream._is_closing and not stream._received and not stream._is_done and not self._has_work(stream):
+                    stream._end()
+                if stream._is_done:
+                    self.streams.remove(stream)
+            self.changed.notify_all()
+        return said
+
+    def run(self) -> list[tuple[EngineStream, StreamEvent]]:
+        """Steps until no stream has anything to do; gives what was said."""
+        said = self.step()
+        while self.has_work:
+            said += self.step()
+        return said
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs by itself, in a thread."""
+        return self._thread is not None
+
+    def go_on(self) -> None:
+        """Waits for the next step where the engine runs by itself, else makes it."""
+        if not self.is_running:
+            self.step()
+        else:
+            with self.changed:
+                self.changed.wait(timeout=1)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a frame waits, a question is due, a reply is unfinished or a closed stream not ended."""
+        with self.changed:
+            return any(stream._received or stream._is_closing or self._has_work(stream) for stream in self.streams)
+
+    @staticmethod
+    def _has_work(stream: EngineStream) -> bool:
+        return stream._work is not None or stream.session.has_work(to_the_end=stream._is_closing)
+
+    def _encode(self) -> None:
+        """Has the vision encoder see frames that wait, of all streams in turn, up to what a step takes of each."""
+        chosen: list[tuple[EngineStream, _Received]] = []
+        with self.changed:
+            for stream in self.streams:
+                room = stream.session.chunk_frames - stream.session.num_waiting
+                stream._num_encoding = max(0, min(room, len(stream._received)))
+                chosen += [(stream, stream._received.popleft()) for _ in range(stream._num_encoding)]
+        sizes: dict[tuple[int, ...], list[tuple[EngineStream, _Received]]] = {}
+        for stream, frame in chosen:
+            sizes.setdefault(tuple(frame.pixel_values.shape), []).append((stream, frame))
+        for group in sizes.values():
+            pixel_values = torch.stack([frame.pixel_values for _, frame in group])
+            if self._vision_stream is not None:
+                # Frames are encoded beside the language step that runs, and the next one waits for them.
+                pixel_values = pixel_values.pin_memory()
+                with torch.cuda.stream(self._vision_stream), torch.no_grad():
+                    features = self.model.encode_frames(pixel_values.to(self.device, non_blocking=True))
+                current = torch.cuda.current_stream(self.device)
+                current.wait_stream(self._vision_stream)
+                features.record_stream(current)
+            else:
+                with torch.no_grad():
+                    features = self.model.encode_frames(pixel_values.to(self.device))
+            with self.changed:
+                for (stream, frame), row in zip(group, features, strict=True):
+                    stream.session.receive(row, frame.time, frame.arrival)
+                    stream._num_encoding -= 1
+
+    def _choose_batch(self) -> list[tuple[EngineStream, StreamStep]]:
+        """The streams whose step is next, the least recently served first, up to the tokens of a step."""
+        with self.changed:
+            return self._choose()
+
+    def _choose(self) -> list[tuple[EngineStream, StreamStep]]:
+        batch: list[tuple[EngineStream, StreamStep]] = []
+        total = 0
+        for stream in list(self.streams):
+            try:
+                step = stream._next_step()
+            except OutOfPagesError as error:
+                self._fail(stream, error)
+                continue
+            if step is None or (batch and total + len(step.ids) > self.max_batch_tokens):
+                continue
+            if not self._fits(stream, step):
+                continue
+            batch.append((stream, step))
+            total += len(step.ids)
+        served = {id(stream) for stream, _ in batch}
+        # Stable: who was passed over comes first next time.
+        self.streams.sort(key=lambda stream: id(stream) in served)
+        return batch
+
+    def _fits(self, stream: EngineStream, step: StreamStep) -> bool:
+        """Whether the stream has or gets the pages of its next step; if not, it is ended, and the others go on."""
+        cache = stream.session.cache
+        try:
+            for kind, length in cache.lengths_by_kind().items():
+                skipped = step.num_frames * max(self.pool.num_tokens - kind, 0)
+                cache.tables[kind].make_room(length + len(step.ids) - skipped)
+        except OutOfPagesError as error:
+            self._fail(stream, error)
+            return False
+        return True
+
+    def _fail(self, stream: EngineStream, error: Exception) -> None:
+        frames, text = stream.session.max_frames, stream.session.max_text_tokens
+        message = (
+            f"it has outgrown the memory of {frames} frames and {text} tokens of text, by more text than the frames "
+            f"that it remembers allow to forget. {error} Open it with a larger `max_text_tokens`."
+        )
+        logger.warning(f"Stream {stream.number} was ended: {message}")
+        stream._end(OutOfPagesError(message))
+
+    def _launch(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> tuple["_Row", tuple]:
+        """One step of the language model for all, of which nothing is waited for yet."""
+        shape = self._captured_shape(caches, steps)
+        if shape is None:
+            row = _Row(self, caches, steps)
+            outputs = row.forward()
+        else:
+            if shape not in self._captured:
+                self._captured[shape] = _CapturedStep(self, *shape)
+            row, outputs = self._captured[shape].run(caches, steps)
+            self.stats.captured_steps += 1
+        row.packed.commit([row.inside_frame(index) for index in range(len(row.caches))])
+        with_frames = sum(step.num_frames > 0 for step in steps)
+        self.stats.steps += 1
+        self.stats.shared_steps += len(steps) > 1
+        self.stats.mixed_steps += 0 < with_frames < len(steps)
+        self.stats.frames += sum(step.num_frames for step in steps)
+        return row, outputs
+
+    def _give(self, stream: EngineStream, result: StepResult) -> None:
+        session = stream.session
+        if stream._is_done:
+            return
+        first, seen = len(session.events), session.num_frames
+        try:
+            stream._take(result)
+        except OutOfPagesError as error:
+            self._fail(stream, error)
+            return
+        if session.num_frames > seen and session.frame_latency is not None:
+            self.stats.frame_latencies.append(session.frame_latency)
+        for event in session.events[first:]:
+            if event.role == "assistant":
+                self.stats.first_word_latencies.append(event.latency)
+                self.stats.tokens += len(event.token_ids)
+
+    # -------------------------------------------------------------------------------------------------- captured
+
+    def _captured_shape(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> tuple[int, int, int] | None:
+        """
+        The captured step that these fit in: streams that see, frames that each sees, and streams that say one token.
+
+        `None` if there is none: where a stream reads text or opens a stretch of frames, where streams differ in how
+        many frames they see, and where one remembers more than the engine's own `max_frames` and `max_text_tokens`.
+        """
+        if self._captured is None:
+            return None
+        interval = self.model.config.frame_token_interval_id is not None
+        frame_tokens = self.model.config.frame_num_tokens + interval
+        seeing = [step for step in steps if step.num_frames]
+        speaking = [step for step in steps if not step.num_frames]
+        frames = seeing[0].num_frames if seeing else 0
+        fits = (
+            all(step.num_frames == frames and len(step.ids) == frames * frame_tokens for step in seeing)
+            and all(len(step.ids) == 1 for step in speaking)
+            and (frames == 0 or frames in _SIZES[: _SIZES.index(_MOST_FRAMES) + 1])
+            and max(len(seeing), len(speaking)) <= _SIZES[-1]
+            and all(
+                len(cache.tables[kind].pages) <= most for cache in caches for kind, most in self._most_pages.items()
+            )
+        )
+        return (_size(len(seeing)), frames, _size(len(speaking))) if fits else None
+
+    def warm_up(self, max_streams: int = 1) -> None:
+        """
+        Makes the captured steps that live streams need most, so that none has to wait for them: one frame a stream,
+        and one token a stream, for up to `max_streams` streams together. With a progress bar. Nothing where steps are
+        not captured.
+        """
+        if self._captured is None:
+            return
+        sizes = [size for size in _SIZES if size <= _size(max_streams)]
+        shapes = [(size, 1, 0) for size in sizes] + [(0, 0, size) for size in sizes]
+        for shape in logging.tqdm(shapes, desc="warming up", unit=" steps"):
+            if shape not in self._captured:
+                self._captured[shape] = _CapturedStep(self, *shape)
+
+    # ---------------------------------------------------------------------------------------------------- thread
+
+    def __enter__(self) -> "StreamingEngine":
+        self._stopping = False
+        self._thread = threading.Thread(target=self._serve, name="StreamingEngine", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends all streams that are open, what they have not seen yet included."""
+        with self.changed:
+            self._stopping = True
+            self.changed.notify_all()
+        self._thread.join()
+        self._thread = None
+        with self.changed:
+            for stream in self.streams:
+                stream._end()
+            self.streams = []
+
+    def _serve(self) -> None:
+        try:
+            while not self._stopping:
+                if self.has_work:
+                    self.step()
+                else:
+                    with self.changed:
+                        if not self._stopping and not self.has_work:
+                            self.changed.wait()
+        except Exception as error:
+            # Whoever waits for an event must learn that none will come.
+            with self.changed:
+                for stream in self.streams:
+                    stream._end(error)
+                self.streams = []
+            raise
+
+
+class _Row:
+    """Steps of several streams laid one after the other, as inputs of the model."""
+
+    def __init__(
+        self, engine: StreamingEngine, caches: Sequence[Any], steps: Sequence[StreamStep], **bounds: Any
+    ) -> None:
+        self.engine, self.caches, self.steps = engine, list(caches), list(steps)
+        device = engine.device
+        self.packed = PackedCaches(
+            caches, [len(step.ids) for step in steps], [step.num_frames for step in steps], device, **bounds
+        )
+        ends, thresholds, begin = [], [], 0
+        default = engine.model.config.interval_threshold
+        for step in steps:
+            ends += [begin + end for end in step.ends]
+            threshold = default if step.interval_threshold is None else step.interval_threshold
+            thresholds += [threshold] * len(step.ends)
+            begin += len(step.ids)
+        ids = [token for step in steps for token in step.ids]
+        self.ids = torch.tensor([ids]).to(device, non_blocking=True)
+        self.ends = torch.tensor(ends).to(device, non_blocking=True)
+        self.thresholds = torch.tensor(thresholds, dtype=torch.float32).to(device, non_blocking=True)
+        features = [step.frame_features for step in steps if step.frame_features is not None]
+        self.features = torch.cat(features)[None] if features else None
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """
+        Decisions (3, ends): to speak, probability of silence, token; logits (ends, vocabulary); and scores and kept
+        tokens (routed layers, frames, tokens).
+        """
+        model = self.engine.model
+        inputs = {} if self.features is None else {"frame_features": self.features}
+        with torch.no_grad():
+            outputs = model(
+                input_ids=self.ids,
+                past_key_values=self.packed,
+                use_cache=True,
+                logits_to_keep=self.ends,
+                output_router_scores=bool(inputs),
+                **inputs,
+            )
+            logits = outputs.logits[0]
+            decisions = torch.stack([x.double() for x in decide(model, logits, self.thresholds)])
+            scores, kept = (
+                torch.stack([layer[0] for layer in rows]) if rows else None
+                for rows in (outputs.router_scores, outputs.kept_tokens)
+            )
+        return decisions, logits, scores, kept
+
+    def results(self, outputs: tuple) -> list[StepResult]:
+        """Each step's share of what [`forward`] gave; the one time that a step waits for the device."""
+        decisions, logits, scores, kept = outputs
+        speak, silence, tokens = decisions.tolist()
+        layers = self.engine.model.config.routed_layers
+        results, end, frame = [], 0, 0
+        for step in self.steps:
+            ends = slice(end, end + len(step.ends))
+            frames = slice(frame, frame + step.num_frames)
+            seen = [{}, {}]
+            if step.num_frames and scores is not None:
+                seen = [dict(zip(layers, rows[:, frames], strict=True)) for rows in (scores, kept)]
+            results.append(
+                StepResult(
+                    [bool(x) for x in speak[ends]], silence[ends], [int(x) for x in tokens[ends]], logits[ends], *seen
+                )
+            )
+            end, frame = ends.stop, frames.stop
+        return results
+
+    def inside_frame(self, index: int) -> torch.Tensor | None:
+        """True at tokens of a step that are within a frame and not its last, (1, tokens)."""
+        step = self.steps[index]
+        if not step.num_frames:
+            return None
+        frame_token, ends = self.engine.model.config.frame_token_id, set(step.ends)
+        return torch.tensor([[token == frame_token and i not in ends for i, token in enumerate(step.ids)]])
+
+
+class _CapturedStep:
+    """
+    A step of fixed shapes: `seeing` streams of `frames` frames each, and `speaking` streams of one token each.
+
+    On CUDA it is one graph, which is replayed on what was copied into its tensors; elsewhere it runs as it is. What is
+    missing is filled up by a stream that nobody reads.
+    """
+
+    def __init__(self, engine: StreamingEngine, seeing: int, frames: int, speaking: int) -> None:
+        self.engine, self.seeing, self.frames, self.speaking = engine, seeing, frames, speaking
+        config = engine.model.config
+        interval = [] if config.frame_token_interval_id is None else [config.frame_token_interval_id]
+        frame = [*interval, *[config.frame_token_id] * config.frame_num_tokens]
+        ends = [len(frame) * (index + 1) - 1 for index in range(frames)]
+        shape = (frames, config.frame_num_tokens, config.vision_config.hidden_size)
+        connector = next((w.dtype for w in engine.model.model.connector.parameters() if w.is_floating_point()), None)
+        features = torch.zeros(shape, device=engine.device, dtype=connector or torch.float32)
+        self._no_frame = StreamStep(frame * frames, ends, features)
+        self._no_token = StreamStep([0], [0])
+        self._bounds = {
+            "most_new": len(frame) * frames if seeing else 1,
+            "most_pages": engine._most_pages,
+        }
+        self._inputs = self._fill([], [])
+        self._graph: Any = None
+        self._outputs: tuple | None = None
+        if engine.device.type == "cuda":
+            self._capture()
+
+    def run(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> tuple[_Row, tuple]:
+        """Runs the steps of these streams; gives them in the order of the row, and what it gave."""
+        row = self._fill(caches, steps)
+        if self._graph is None:
+            outputs = row.forward()
+        else:
+            for name in ("ids", "ends", "thresholds"):
+                getattr(self._inputs, name).copy_(getattr(row, name), non_blocking=True)
+            if row.features is not None:
+                self._inputs.features.copy_(row.features, non_blocking=True)
+            mine, theirs = self._inputs.packed, row.packed
+            mine.positions.copy_(theirs.positions, non_blocking=True)
+            for kind, entries in mine.entries.items():
+                entries.copy_(theirs.entries[kind])
+            self._graph.replay()
+            outputs = tuple(None if x is None else x.clone() for x in self._outputs)
+        return self._only_real(row, steps, outputs)
+
+    def _fill(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> _Row:
+        """The row: streams that see, then those that speak, each filled up."""
+        pairs = list(zip(caches, steps, strict=True))
+        spare = self.engine._spare
+        rows: list[tuple[Any, StreamStep]] = []
+        for wanted, stand_in, has_frames in (
+            (self.seeing, self._no_frame, True),
+            (self.speaking, self._no_token, False),
+        ):
+            some = [(cache, step) for cache, step in pairs if (step.num_frames > 0) == has_frames]
+            rows += some + [(spare, stand_in)] * (wanted - len(some))
+        return _Row(self.engine, [cache for cache, _ in rows], [step for _, step in rows], **self._bounds)
+
+    def _only_real(self, row: _Row, steps: Sequence[StreamStep], outputs: tuple) -> tuple[_Row, tuple]:
+        """What the row gave, as if it had been of the given steps alone and in their order."""
+        decisions, logits, scores, kept = outputs
+        ends, frames, places = [], [], {}
+        end = frame = 0
+        for index, step in enumerate(row.steps):
+            places[id(step)] = (index, range(end, end + len(step.ends)), range(frame, frame + step.num_frames))
+            end, frame = end + len(step.ends), frame + step.num_frames
+        order = [places[id(step)] for step in steps]
+        for _, its_ends, its_frames in order:
+            ends += its_ends
+            frames += its_frames
+        device = logits.device
+        ends_index = torch.tensor(ends, device=device)
+        frames_index = torch.tensor(frames, device=device, dtype=torch.long)
+        outputs = (
+            decisions[:, ends_index],
+            logits[ends_index],
+            None if scores is None else scores[:, frames_index],
+            None if kept is None else kept[:, frames_index],
+        )
+        row.packed.keep_rows([index for index, _, _ in order])
+        row.caches, row.steps = row.packed.caches, list(steps)
+        return row, outputs
+
+    def _capture(self) -> None:
+        stream = torch.cuda.Stream(self.engine.device)
+        stream.wait_stream(torch.cuda.current_stream(self.engine.device))
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._inputs.forward()
+        torch.cuda.current_stream(self.engine.device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        # Graphs may share memory, since what one gave is copied before another runs.
+        with torch.cuda.graph(self._graph, pool=self.engine._graph_pool):
+            self._outputs = self._inputs.forward()
+
+
+def _size(count: int) -> int:
+    return next((size for size in (0, *_SIZES) if size >= count), _SIZES[-1])
+
+
+def _check_when_behind(when_behind: str) -> None:
+    if when_behind not in WHEN_BEHIND:
+        raise ValueError(f"`when_behind` is {when_behind!r}; it must be one of {', '.join(map(repr, WHEN_BEHIND))}.")
+
+
+def read_ahead(items: Iterator[Any], most: int) -> Iterator[list[Any]]:
+    """
+    The same items, read by a thread that is up to `most` ahead, so that a video is decoded while the model works.
+
+    Args:
+        items (`Iterator`): What to read. An error of it is raised where its item would be.
+        most (`int`): Most items that wait.
+
+    Yields:
+        `list`: Those that wait, at least one.
+    """
+    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(most)
+    stopped = threading.Event()
+
+    def put(entry: tuple[bool, Any]) -> bool:
+        while not stopped.is_set():
+            try:
+                waiting.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def read() -> None:
+        end: Any = None
+        try:
+            for item in items:
+                if not put((True, item)):
+                    break
+        except Exception as error:
+            end = error
+        finally:
+            close: Callable[[], None] | None = getattr(items, "close", None)
+            if close is not None:
+                close()
+            put((False, end))
+
+    thread = threading.Thread(target=read, name="read_ahead", daemon=True)
+    thread.start()
+    try:
+        ended = False
+        while not ended:
+            entries = [waiting.get()]
+            while entries[-1][0] and len(entries) < most and not waiting.empty():
+                entries.append(waiting.get())
+            is_item, last = entries[-1]
+            ended = not is_item
+            if some := [item for is_item, item in entries if is_item]:
+                yield some
+            if ended and last is not None:
+                raise last
+    finally:
+        stopped.set()
+        thread.join()
+
+
+__all__ = ["EngineFullError", "EngineStats", "EngineStream", "StreamingEngine", "read_ahead"]

@@ -1,0 +1,221 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Attention over pages: every kernel against plain attention, and packed streams against each stream alone."""
+
+import inspect
+
+import pytest
+import torch
+from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from videollm_mod import VideoLLMMoDPagedCache, attention_videollm_mod
+from videollm_mod.attention_videollm_mod import (
+    PackedCaches,
+    attend_flash_attn,
+    attend_gathered,
+    attend_strips,
+    attend_varlen,
+    check_attention,
+    choose_attention,
+    pack_entries,
+    set_packed_attention,
+)
+from videollm_mod.cache_videollm_mod import write_pages
+
+
+HEADS, KEY_HEADS, DIM, PAGE = 4, 2, 8, 16
+# Streams with much, one entry, none that is new, and all that is new; pages that follow each other and not.
+NEW, LENGTHS, PAGES = [5, 1, 0, 7], [40, 33, 3, 7], [[4, 0, 7], [1, 2, 3], [5], [6]]
+SCALING = 0.3
+
+
+def case(seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(sum(NEW), HEADS, DIM, generator=generator)
+    pages = [torch.randn(8, PAGE, KEY_HEADS, DIM, generator=generator).to(dtype) for _ in range(2)]
+    return query, *pages, pack_entries(NEW, LENGTHS, PAGES, PAGE, "cpu")
+
+
+def plain(query, keys, values, window=None):
+    """Stream by stream with torch's own attention, on keys and values cut out by hand."""
+    outputs = []
+    for rows, length, own in zip(query.split(NEW), LENGTHS, PAGES, strict=True):
+        key, value = (
+            torch.cat([x[page] for page in own])[:length].transpose(0, 1).repeat_interleave(HEADS // KEY_HEADS, 0)
+            for x in (keys.float(), values.float())
+        )
+        last = torch.arange(length - len(rows), length)[:, None]
+        seen = torch.arange(length) <= last
+        if window is not None:
+            seen &= torch.arange(length) > last - window
+        output = F.scaled_dot_product_attention(rows.transpose(0, 1), key, value, attn_mask=seen, scale=SCALING)
+        outputs.append(output.transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("window", [None, 4, 100])
+@pytest.mark.parametrize("attend", [attend_gathered, attend_strips])
+def test_a_kernel_is_plain_attention_of_each_stream(attend, window):
+    query, keys, values, entries = case()
+    assert_close(attend(query, keys, values, entries, SCALING, window), plain(query, keys, values, window))
+
+
+@pytest.mark.parametrize("attend", [attend_gathered, attend_strips])
+def test_eight_bit_pages_are_read_as_what_they_hold(attend):
+    query, keys, values, entries = case(dtype=torch.float8_e4m3fn)
+    assert_close(attend(query, keys, values, entries, SCALING), plain(query, keys, values))
+
+
+def test_entries_say_where_everything_lies():
+    entries = pack_entries([2, 1], [18, 3], [[3, 1], [0]], PAGE, "cpu", most_new=4, most_pages=3)
+    assert entries.slots.tolist() == [1 * PAGE, 1 * PAGE + 1, 2]
+    assert entries.begins.tolist() == [0, 2, 3] and entries.used.tolist() == [18, 3]
+    assert entries.table.tolist() == [[3, 1, 0], [0, 0, 0]] and entries.strips == [None, 0] and entries.most_new == 4
+    pages = torch.zeros(4, PAGE, 1)
+    write_pages(pages, entries.slots, torch.tensor([[1.0], [2.0], [3.0]]))
+    assert pages[1, :2, 0].tolist() == [1, 2] and pages[0, 2, 0] == 3 and pages.sum() == 6
+
+
+# --------------------------------------------------------------------------------- kernels that only a GPU can run
+
+
+def stand_in(query, keys, values, begins, used, table, scaling, window):
+    """What the kernels' documentation says of their arguments."""
+    left, right = window
+    assert right == 0 and all(x.dtype == torch.int32 for x in (begins, used, table))
+    entries = pack_entries(begins.diff().tolist(), used.tolist(), PAGES, PAGE, "cpu")
+    return attend_gathered(query, keys, values, entries, scaling, None if left < 0 else left + 1)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_torchs_varlen_attention_is_called_as_it_is_documented(monkeypatch, window):
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    signature = inspect.signature(varlen.varlen_attn)
+
+    def called(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        assert given["cu_seq_k"] is None and given["enable_gqa"] and given["max_q"] == 7 and given["max_k"] == 3 * PAGE
+        return stand_in(
+            *(given[name] for name in ("query", "key", "value", "cu_seq_q", "seqused_k", "block_table", "scale")),
+            given["window_size"],
+        )
+
+    monkeypatch.setattr(attention_videollm_mod, "varlen_attn", called)
+    query, keys, values, entries = case()
+    assert_close(attend_varlen(query, keys, values, entries, SCALING, window), plain(query, keys, values, window))
+
+
+def test_flash_attn_is_called_as_it_is_documented(monkeypatch):
+    def called(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):
+        assert options.pop("causal") and (max_seqlen_q, max_seqlen_k) == (7, 3 * PAGE)
+        assert cu_seqlens_k.dtype == torch.int32
+        table, scaling, window = (options.pop(x) for x in ("block_table", "softmax_scale", "window_size"))
+        assert not options
+        return stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k.diff(), table, scaling, window)
+
+    monkeypatch.setattr(attention_videollm_mod, "flash_attn_varlen_func", called)
+    query, keys, values, entries = case()
+    assert_close(attend_flash_attn(query, keys, values, entries, SCALING), plain(query, keys, values))
+
+
+# --------------------------------------------------------------------------------------------------------- choosing
+
+
+def test_a_kernel_that_differs_from_the_reference_is_found_out():
+    query, keys, _, _ = case()
+    assert check_attention(attend_strips, query, keys) > 0
+    with pytest.raises(ValueError, match="differs from the reference by"):
+        check_attention(lambda *args: 1.1 * attend_strips(*args), query, keys)
+
+
+def test_on_a_cpu_strips_are_read_in_place():
+    query, keys, _, _ = case()
+    assert choose_attention(query, keys) == ("strips of pages", attend_strips)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("text", TEXT_MODELS)
+def test_where_streams_are_not_packed_nothing_changes(text, implementation):
+    model = tiny_model(text=text, attn_implementation=implementation)
+    ids, features = dialogue_ids(model.config, [2, 3]), random_features(model.config, 5)
+    mask = torch.ones_like(ids)
+    mask[:, :2] = 0
+    with torch.no_grad():
+        before = [model(input_ids=ids, frame_features=features, attention_mask=m).logits for m in (None, mask)]
+        set_packed_attention(model.model.language_model)
+        set_packed_attention(model.model.language_model)
+        after = [model(input_ids=ids, frame_features=features, attention_mask=m).logits for m in (None, mask)]
+    assert model.config.text_config._attn_implementation == f"packed_{implementation}"
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- packing
+
+
+def streams_alone_and_packed(model, page_size=16):
+    """Three streams, in steps of frames and of text; logits and caches of each alone, and of all in one row."""
+    pool = model.new_page_pool(60, 300, page_size=page_size)
+    paged, plain = [VideoLLMMoDPagedCache(pool) for _ in range(3)], [model.new_cache() for _ in range(3)]
+    steps = [
+        [(0, [2]), (1, [1])],
+        [(1, []), (2, [1, 2]), (0, [1])],
+        [(0, []), (1, []), (2, [])],
+        [(2, [3]), (1, [1])],
+    ]
+    pairs = []
+    for number, step in enumerate(steps):
+        ids, features, alone = [], [], []
+        for stream, runs in step:
+            ids.append(
+                dialogue_ids(model.config, runs, seed=number * 7 + stream)[:, : 1 + stream if not runs else None]
+            )
+            inputs = {}
+            if runs:
+                features.append(random_features(model.config, sum(runs), seed=number + stream))
+                inputs["frame_features"] = features[-1]
+            alone.append(model(input_ids=ids[-1], past_key_values=plain[stream], **inputs).logits[0])
+        lengths, frames = [row.shape[1] for row in ids], [sum(runs) for _, runs in step]
+        packed = PackedCaches([paged[stream] for stream, _ in step], lengths, frames, "cpu")
+        inputs = {"frame_features": torch.cat(features, dim=1)} if features else {}
+        together = model(input_ids=torch.cat(ids, dim=1), past_key_values=packed, **inputs).logits[0]
+        frame = model.config.frame_token_id
+        packed.commit([None if not runs else (row == frame) for row, (_, runs) in zip(ids, step, strict=True)])
+        pairs.append((together, torch.cat(alone)))
+    return pairs, paged, plain
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_packed_streams_are_each_stream_alone(scheme):
+    pairs, paged, plain = streams_alone_and_packed(tiny_model(**SCHEMES[scheme]))
+    for together, alone in pairs:
+        assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(paged, plain, strict=True):
+        assert mine.lengths == theirs.lengths and mine.get_seq_length() == theirs.get_seq_length()
+        for layer, other in zip(mine.layers, theirs.layers, strict=True):
+            if theirs.get_seq_length() and other.is_initialized:
+                assert_close(layer.keys, other.keys, rtol=1e-4, atol=1e-4)
+            if getattr(other, "positions", None) is not None:
+                assert torch.equal(layer.positions, other.positions)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", TEXT_MODELS)
+def test_packed_streams_of_every_text_model(text):
+    overrides = {"sliding_window": 30} if text == "mistral" else {}
+    pairs, _, _ = streams_alone_and_packed(tiny_model(text=text, text_overrides=overrides))
+    for together, alone in pairs:
+        assert_close(together, alone, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,398 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Many streams on one model: each says what it says alone, whatever the others do."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import random_frames, tiny_model, tiny_processor
+from transformers import AutoModel, AutoProcessor
+
+from videollm_mod import EngineFullError, StreamingEngine
+from videollm_mod.engine_videollm_mod import read_ahead
+
+
+ROOT = Path(__file__).resolve().parents[1]
+NARRATE = "Please narrate the video in real time."
+LIMITS = {"max_frames": 12, "max_text_tokens": 160}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The embedded checkpoint, which has something to say, and the frames of its sample."""
+    checkpoint = ROOT / "space" / "checkpoint"
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    video = processor.read_video(ROOT / "space" / "samples" / "streamworld.mp4", fps=2)
+    return model, processor, [frame for _, frame in video]
+
+
+def tiny_engine(**options):
+    return StreamingEngine(tiny_model(), tiny_processor(), page_size=16, **{**LIMITS, **options})
+
+
+def said(events):
+    return [(event.time, event.frame, event.role, event.text, event.token_ids) for event in events]
+
+
+def of_stream(events, stream):
+    return [event for other, event in events if other is stream]
+
+
+# ------------------------------------------------------------------------------------------- the same as each alone
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_streams_together_say_what_each_says_alone(trained, capture):
+    """Of other ages, rates, states and questions, some longer than what they remember, some closed before others."""
+    model, processor, frames = trained
+    plans = [
+        # (first frame, frames, fps, step of the engine at which it is opened, prompt, question at its frame)
+        (0, 34, 2.0, 0, NARRATE, 9),
+        (5, 17, 2.0, 0, NARRATE, None),
+        (3, 30, 1.0, 4, None, 2),
+        (8, 9, 2.0, 7, NARRATE, 8),
+        (11, 20, 4.0, 9, NARRATE, 1),
+    ]
+    engine = model.serve(processor, max_streams=len(plans), page_size=64, capture=capture, **LIMITS)
+    alone, streams = [], {}
+    for begin, count, fps, _, prompt, question in plans:
+        session = model.stream(processor, fps=fps, **LIMITS)
+        if prompt:
+            session.ask(prompt, reply_now=False)
+        for index in range(count):
+            session.push(frames[(begin + index) % len(frames)])
+            if index == question:
+                session.ask("What do you see?")
+        session.close()
+        alone.append(session)
+    shown = [0] * len(plans)
+    while any(count < plan[1] for count, plan in zip(shown, plans, strict=True)):
+        for index, (begin, count, fps, opened, prompt, question) in enumerate(plans):
+            if engine.stats.steps < opened or shown[index] == count:
+                continue
+            if index not in streams:
+                streams[index] = engine.open(fps=fps)
+                if prompt:
+                    streams[index].ask(prompt, reply_now=False)
+            # The first stream's frames come two at a time.
+            for _ in range(min(2 - min(index, 1), count - shown[index])):
+                streams[index].push(frames[(begin + shown[index]) % len(frames)])
+                if shown[index] == question:
+                    streams[index].ask("What do you see?")
+                shown[index] += 1
+            if shown[index] == count:
+                streams[index].close()
+        engine.step()
+    engine.run()
+    for index, session in enumerate(alone):
+        assert said(streams[index].events) == said(session.events), index
+        assert streams[index].is_done and streams[index].session.num_frames == plans[index][1]
+    assert sum(event.role == "assistant" for session in alone for event in session.events) > 15
+    stats = engine.stats
+    assert stats.shared_steps > 0.5 * stats.steps and stats.mixed_steps > 5
+    assert (stats.captured_steps > 0) == capture
+    assert stats.frames >= sum(plan[1] for plan in plans) and stats.tokens > 50
+    # All memory is free again, but what fills captured steps up.
+    spare = {kind: len(table.pages) for kind, table in engine._spare.tables.items()}
+    assert {kind: len(pages) + spare[kind] for kind, pages in engine.pool.free.items()} == engine.pool.num_pages
+
+
+@pytest.mark.parametrize("text", ["llama", "qwen3"])
+def test_untrained_streams_too(text):
+    """Models that babble, with an interval threshold of each stream's own."""
+    model, processor = tiny_model(text=text), tiny_processor()
+    thresholds = [0.0, 1.0, 0.5]
+    engine = StreamingEngine(model, processor, max_streams=3, page_size=16, **LIMITS)
+    streams = [engine.open(interval_threshold=x, max_new_tokens=3) for x in thresholds]
+    for index, stream in enumerate(streams):
+        stream.push(random_frames(6, seed=index))
+    engine.run()
+    for index, (stream, threshold) in enumerate(zip(streams, thresholds, strict=True)):
+        session = model.stream(processor, interval_threshold=threshold, max_new_tokens=3, **LIMITS)
+        session.push(random_frames(6, seed=index))
+        assert said(stream.events) == said(session.events)
+        assert set(stream.session.kept_tokens) == set(session.kept_tokens)
+        for layer, kept in session.kept_tokens.items():
+            assert torch.equal(stream.session.kept_tokens[layer], kept)
+    assert len(streams[1].events) == 6
+
+
+def test_a_stream_whose_memory_is_in_eight_bits(trained):
+    model, processor, frames = trained
+    engines = [model.serve(processor, max_streams=1, cache_dtype=x, **LIMITS) for x in (None, torch.float8_e4m3fn)]
+    for engine in engines:
+        stream = engine.open()
+        stream.ask(NARRATE, reply_now=False)
+        stream.push(frames)
+        assert len(list(stream)) > 1
+    assert engines[0].pool.num_bytes == 4 * engines[1].pool.num_bytes
+
+
+# ------------------------------------------------------------------------------------------ speaking while watching
+
+
+def test_frames_and_words_share_steps_and_a_question_interrupts(trained):
+    model, processor, frames = trained
+    engine = model.serve(processor, max_streams=2, **LIMITS)
+    speaking, watching = engine.open(), engine.open()
+    speaking.push(frames[:4])
+    speaking.ask("What do you see?")
+    watching.ask(NARRATE, reply_now=False)
+    while not speaking.session.events:
+        engine.step()
+    for _ in range(3):
+        engine.step()
+    speaking.push(frames[4:8])
+    before = engine.stats.mixed_steps
+    watching.push(frames[:2])
+    engine.step()
+    assert engine.stats.mixed_steps == before + 1
+    speaking.ask("How many things do you see?", interrupt=True)
+    engine.run()
+    question, cut, second, answer = speaking.events[:4]
+    whole = model.stream(processor, **LIMITS)
+    whole.push(frames[:4])
+    whole_answer = whole.ask("What do you see?")[1]
+    assert cut.interrupted and not answer.interrupted and not question.interrupted
+    assert 0 < len(cut.token_ids) < len(whole_answer.token_ids)
+    assert whole_answer.token_ids[: len(cut.token_ids)] == cut.token_ids
+    # It came before the frames that waited, and these are seen after all.
+    assert (second.text, second.frame, second.time) == ("How many things do you see?", 3, 1.5)
+    assert (answer.role, answer.frame) == ("assistant", 3) and speaking.session.num_frames == 8
+    assert len(engine.stats.first_word_latencies) == sum(
+        event.role == "assistant" for stream in (speaking, watching) for event in stream.events
+    )
+    assert min(engine.stats.first_word_latencies) > 0 and len(engine.stats.frame_latencies) > 0
+
+
+def test_a_streamer_may_interrupt_a_session(trained):
+    """Without an engine: asked amid `push`, the question has its place once the reply is cut."""
+    model, processor, frames = trained
+
+    class Impatient:
+        count = 0
+
+        def put(self, _tokens):
+            self.count += 1
+            if self.count == 2:
+                assert session.ask("How many things do you see?", interrupt=True) == []
+
+        def end(self):
+            pass
+
+    session = model.stream(processor, streamer=Impatient())
+    session.push(frames[:4])
+    events = session.ask("What do you see?")
+    assert [event.role for event in events] == ["user", "assistant"] * 2
+    assert events[1].interrupted and len(events[1].token_ids) == 2 and not events[3].interrupted
+    with pytest.raises(ValueError, match="leave `time` out"):
+        session.ask("Now?", time=2.0, interrupt=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ behind
+
+
+def test_frames_that_come_too_fast_wait_or_are_dropped_and_counted():
+    engine = tiny_engine(max_streams=2)
+    patient, hasty = engine.open(max_new_tokens=2), engine.open(when_behind="drop_oldest", max_waiting=3)
+    for stream in (patient, hasty):
+        stream.push(random_frames(10), time=range(10))
+    assert (patient.num_waiting, patient.num_dropped) == (10, 0)
+    assert (hasty.num_waiting, hasty.num_dropped, engine.stats.dropped) == (3, 7, 7)
+    engine.run()
+    assert (patient.session.num_frames, patient.session.time) == (10, 9)
+    assert (hasty.session.num_frames, hasty.session.time) == (3, 9)
+
+
+def test_who_pushes_too_fast_may_be_made_to_wait():
+    engine = tiny_engine(max_streams=1, when_behind="block", max_waiting=2)
+    stream = engine.open(max_new_tokens=2)
+    stream.push(random_frames(9))
+    assert stream.num_waiting <= 2 and stream.session.num_frames >= 7 and stream.num_dropped == 0
+    engine.run()
+    assert stream.session.num_frames == 9
+
+
+def test_who_waited_is_served_first():
+    """With room for one stream a step, all are served in turn."""
+    engine = tiny_engine(max_streams=3, max_batch_tokens=1)
+    streams = [engine.open(chunk_frames=1, max_new_tokens=2) for _ in range(3)]
+    for stream in streams:
+        stream.push(random_frames(4))
+    counts = []
+    while any(stream.num_waiting for stream in streams):
+        engine.step()
+        counts.append([stream.session.num_frames for stream in streams])
+    assert all(max(seen) - min(seen) <= 1 for seen in counts) and len(counts) >= 12
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+def test_a_stream_that_does_not_fit_is_refused_until_another_is_closed():
+    engine = tiny_engine(max_streams=2)
+    first, _ = engine.open(), engine.open()
+    with pytest.raises(EngineFullError, match="No room for another stream of 12 frames.*beside the 2 that are open"):
+        engine.open()
+    assert engine.stats.refused == 1
+    first.push(random_frames(1))
+    first.close()
+    with pytest.raises(ValueError, match="closed; open another with `engine.open"):
+        first.push(random_frames(1))
+    engine.run()
+    assert first.is_done and first.session.num_frames == 1
+    assert engine.open().session.num_frames == 0
+    with pytest.raises(EngineFullError):
+        engine.open(max_frames=4, max_text_tokens=16)
+
+
+def test_a_stream_that_outgrows_its_memory_ends_alone(trained):
+    """Text between remembered frames cannot be forgotten: whoever asks on and on without frames runs out."""
+    model, processor, frames = trained
+    engine = model.serve(processor, max_streams=2, page_size=16, max_frames=4, max_text_tokens=64)
+    greedy, modest = engine.open(), engine.open()
+    for stream in (greedy, modest):
+        stream.push(frames[:2])
+    for _ in range(60):
+        greedy.ask("What do you see?")
+    engine.run()
+    # Code that came with a checkpoint has classes of its own.
+    assert type(greedy.error).__name__ == "OutOfPagesError" and greedy.is_done and greedy.num_waiting == 0
+    with pytest.raises(RuntimeError, match="outgrown the memory of 4 frames and 64 tokens of text"):
+        greedy.ask("And now?")
+    with pytest.raises(RuntimeError, match="The stream was ended"):
+        list(greedy)
+    modest.push(frames[2:4])
+    modest.ask("What do you see?")
+    engine.run()
+    session = model.stream(processor, max_frames=4, max_text_tokens=64)
+    session.push(frames[:4])
+    session.ask("What do you see?")
+    assert said(modest.events) == said(session.events)
+
+
+@pytest.mark.parametrize("name", ["max_streams", "max_frames", "max_text_tokens", "max_batch_tokens", "max_waiting"])
+def test_numbers_must_be_positive(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+        tiny_engine(**{name: 0})
+
+
+def test_policies_are_known_ones():
+    with pytest.raises(ValueError, match="'catch_up', 'drop_oldest', 'block'"):
+        tiny_engine(when_behind="drop")
+    with pytest.raises(ValueError, match="`when_behind` is 'wait'"):
+        tiny_engine().open(when_behind="wait")
+
+
+# ----------------------------------------------------------------------------------------------------------- threads
+
+
+def test_by_itself_it_serves_whoever_listens(trained):
+    model, processor, frames = trained
+    expected = model.stream(processor, **LIMITS)
+    expected.ask(NARRATE, reply_now=False)
+    for frame in frames:
+        expected.push(frame)
+    expected.close()
+    heard = {}
+    with model.serve(processor, max_streams=3, **LIMITS) as engine:
+
+        def camera(name):
+            stream = engine.open(when_behind="block", max_waiting=4)
+            listener = threading.Thread(target=lambda: heard.update({name: list(stream)}))
+            listener.start()
+            stream.ask(NARRATE, reply_now=False)
+            for frame in frames:
+                stream.push(frame)
+            stream.close()
+            listener.join(timeout=120)
+
+        cameras = [threading.Thread(target=camera, args=(name,)) for name in range(3)]
+        for thread in cameras:
+            thread.start()
+        for thread in cameras:
+            thread.join(timeout=120)
+    assert not engine.is_running and set(heard) == {0, 1, 2}
+    for events in heard.values():
+        assert said(events) == said(expected.events)
+
+
+def test_leaving_ends_what_is_open():
+    with tiny_engine(max_streams=1) as engine:
+        stream = engine.open()
+        stream.push(random_frames(1))
+    assert list(stream) == stream.events and stream.is_done and not engine.streams
+
+
+def test_an_error_reaches_who_listens(monkeypatch):
+    engine = tiny_engine(max_streams=1)
+    monkeypatch.setattr(engine.model, "encode_frames", lambda *_: 1 / 0)
+    monkeypatch.setattr(threading, "excepthook", lambda *_: None)
+    with engine:
+        stream = engine.open()
+        stream.push(random_frames(1))
+        with pytest.raises(RuntimeError, match="The stream was ended: division by zero"):
+            list(stream)
+
+
+def test_warming_up_makes_the_steps_that_are_captured():
+    engine = tiny_engine(max_streams=4, capture=True)
+    engine.warm_up(max_streams=3)
+    assert set(engine._captured) == {(1, 1, 0), (2, 1, 0), (4, 1, 0), (0, 0, 1), (0, 0, 2), (0, 0, 4)}
+    before = [cache.get_seq_length() for cache in (engine._spare,)]
+    streams = [engine.open() for _ in range(3)]
+    for _ in range(2):
+        for stream in streams:
+            stream.push(random_frames(1))
+        engine.run()
+    assert engine.stats.captured_steps > 0 and before == [0] == [engine._spare.get_seq_length()]
+    plain = tiny_engine()
+    plain.warm_up()
+    assert plain._captured is None
+
+
+def test_reading_ahead():
+    """By a thread, in order, never further than asked, what waits together, errors in their place."""
+    taken = []
+
+    def source():
+        for index in range(20):
+            taken.append(index)
+            yield index
+
+    ahead = read_ahead(source(), 4)
+    first = next(ahead)
+    assert first[0] == 0
+    deadline = time.monotonic() + 30
+    while len(taken) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(taken) <= 1 + 4 + 4 + 1
+    rest = list(ahead)
+    assert all(len(some) <= 4 for some in rest) and any(len(some) > 1 for some in rest)
+    assert [x for some in (first, *rest) for x in some] == list(range(20))
+
+    def broken():
+        yield 1
+        raise OSError("the camera is gone")
+
+    found = []
+    with pytest.raises(OSError, match="camera is gone"):
+        for some in read_ahead(broken(), 2):
+            found += some
+    assert found == [1]
