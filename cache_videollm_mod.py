@@ -56,7 +56,30 @@ class VideoLLMMoDStaticLayer(StaticLayer):
 
 
 class VideoLLMMoDDynamicLayer(DynamicLayer):
-    """A growing layer that can be cut to a length. Keys and values are (batch, heads, length, dim)."""
+    """
+    A growing layer that can be cut to a length. Keys and values are (batch, heads, length, dim).
+
+    Args:
+        dtype (`torch.dtype`, *optional*): That of keys and values as stored, by default as they come.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stored_dtype = dtype
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds entries (batch, heads, new, dim) and gives all, in the dtype in which they came."""
+        if self.stored_dtype is None:
+            return super().update(key_states, value_states, *args, **kwargs)
+        new = key_states.to(self.stored_dtype), value_states.to(self.stored_dtype)
+        if self.get_seq_length() == 0:
+            self.lazy_initialization(*new)
+            self.keys, self.values = new
+        else:
+            super().update(*new, *args, **kwargs)
+        return self.keys.to(key_states.dtype), self.values.to(value_states.dtype)
 
     def reset(self) -> None:
         """Empties the layer."""
@@ -202,6 +225,8 @@ class VideoLLMMoDCache(Cache):
         routed_layers (`Collection[int]`, *optional*, defaults to none): Indices of the layers that are routed.
         max_lengths (`Sequence[int]`, *optional*): Entries to preallocate in each layer. Without it, layers grow.
         offloading (`bool`, *optional*, defaults to `False`): Whether layers wait on the CPU until they are used.
+        dtype (`torch.dtype`, *optional*): That of keys and values as stored, such as `torch.float8_e4m3fn`, for layers
+            that grow; each step converts what it reads. By default that of the model.
 
     Example:
 
@@ -219,11 +244,15 @@ class VideoLLMMoDCache(Cache):
         *,
         max_lengths: Sequence[int] | None = None,
         offloading: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        if dtype is not None and max_lengths is not None:
+            raise ValueError("`dtype` is for layers that grow: leave `max_lengths` out, or use a pool of pages.")
         routed = set(routed_layers)
         if max_lengths is None:
             layers = [
-                RoutedDynamicLayer() if layer in routed else VideoLLMMoDDynamicLayer() for layer in range(num_layers)
+                (RoutedDynamicLayer if layer in routed else VideoLLMMoDDynamicLayer)(dtype=dtype)
+                for layer in range(num_layers)
             ]
         elif len(max_lengths) != num_layers:
             raise ValueError(

@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoProcessor, TextStreamer
 
 from videollm_mod.mistakes import MISTAKES, in_one_line
 from videollm_mod.space import captions
-from videollm_mod.space.loading import load_model
+from videollm_mod.space.loading import CACHE_DTYPES, load_model
 
 
 ROOT = Path(__file__).resolve().parent
@@ -44,6 +44,13 @@ EMBEDDED_NOTICE = (
 Video = Annotated[str, typer.Argument(help="A file, a URL (also rtsp://), - for standard input, or camera:0.")]
 Model = Annotated[str, typer.Option(help="A checkpoint: a folder or a Hub id.", show_default="the embedded one")]
 Revision = Annotated[str | None, typer.Option(help="Of a Hub id: a branch, a tag or a commit, whose code is run.")]
+Weights = Annotated[
+    str | None, typer.Option(help="int8 or fp8: linear layers in eight bits, by torchao.", show_default="as saved")
+]
+CacheDtype = Annotated[
+    str | None,
+    typer.Option("--cache", help="fp8: keys and values in eight bits.", show_default="as the model computes"),
+]
 Fps = Annotated[float, typer.Option(help="Frames a second to watch.")]
 Threshold = Annotated[
     float | None,
@@ -104,6 +111,8 @@ def narrate(
         int | None,
         typer.Option(help="Most frames to remember; the oldest are forgotten.", show_default="what fits the context"),
     ] = None,
+    weights: Weights = None,
+    cache: CacheDtype = None,
     srt: Annotated[Path | None, typer.Option(help="Also write the narration as SubRip.")] = None,
     vtt: Annotated[Path | None, typer.Option(help="Also write it as WebVTT.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Also write it as lines of JSON.")] = None,
@@ -126,8 +135,10 @@ def narrate(
             raise ValueError(f"--burn-in writes an mp4: call it so, and not '{burn_in.name}'.")
         if burn_in is not None and not Path(video).is_file():
             raise ValueError("--burn-in needs a video file: a live source is not kept.")
-        options = {"fps": fps, "interval_threshold": threshold}
-        session, seconds = _watch(video, (model, revision), query, as_json, max_frames, options)
+        if cache is not None and cache not in CACHE_DTYPES:
+            raise ValueError(f"--cache can be {' or '.join(CACHE_DTYPES)}, not {cache!r}.")
+        options = {"fps": fps, "interval_threshold": threshold, "cache_dtype": CACHE_DTYPES.get(cache)}
+        session, seconds = _watch(video, (model, revision, weights), query, as_json, max_frames, options)
         for path, write in outputs.items():
             if path is not None:
                 path.write_text(write(session.events), encoding="utf-8")
@@ -170,10 +181,10 @@ def _load_config(name: str, revision: str | None) -> Any:
     return config
 
 
-def _load(name: str, revision: str | None, video: str) -> tuple[Any, Any]:
+def _load(name: str, revision: str | None, video: str, weights: str | None = None) -> tuple[Any, Any]:
     _load_config(name, revision)
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
-    model = load_model(name, revision=revision)
+    model = load_model(name, weights=weights, revision=revision)
     if Path(name).resolve() == EMBEDDED and Path(video).resolve().parent != SAMPLE.parent:
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
     return processor, model
@@ -196,14 +207,15 @@ def _progress(frames: Iterator[Any], is_silent: bool) -> Iterator[Any]:
 
 def _watch(
     video: str,
-    checkpoint: tuple[str, str | None],
+    checkpoint: tuple[str, str | None, str | None],
     query: str,
     as_json: bool,
     max_frames: int | None,
     options: dict[str, Any],
 ) -> tuple[Any, float]:
     """A session that has seen the video, and how long that took."""
-    processor, model = _load(*checkpoint, video)
+    name, revision, weights = checkpoint
+    processor, model = _load(name, revision, video, weights)
     line = None if as_json else _Line(processor.tokenizer)
     session = model.stream(processor, streamer=line, **options, **_within_context(model, max_frames))
     fps = options["fps"]
@@ -232,12 +244,14 @@ def _summary(session: Any, seconds: float, as_json: bool) -> None:
     config, cache = session.model.config, session.cache
     text_tokens = int(cache.get_seq_length()) - session.num_remembered * config.frame_num_tokens
     cost = session.model.estimate_cost(session.num_remembered, text_tokens)
+    # What is stored may be of other bytes than the model computes with.
+    full_cache_bytes = round(cost.full_cache_bytes * cache.num_bytes / cost.cache_bytes)
     lengths, routed = cache.lengths, set(config.routed_layers)
     if as_json:
         figures = {"frames": session.num_frames, "frames_remembered": session.num_remembered}
         figures |= {"seconds": round(seconds, 3), "cache_entries": lengths}
         figures |= {"flops": cost.flops, "full_flops": cost.full_flops}
-        figures |= {"cache_bytes": cost.cache_bytes, "full_cache_bytes": cost.full_cache_bytes}
+        figures |= {"cache_bytes": cache.num_bytes, "full_cache_bytes": full_cache_bytes}
         typer.echo(json.dumps({"summary": figures}))
         return
     kinds = [
@@ -254,8 +268,7 @@ def _summary(session: Any, seconds: float, as_json: bool) -> None:
         f"({_device_name(session.model)})"
     )
     typer.echo(
-        f"cache entries       {', '.join(kinds)}; {_size(cost.cache_bytes)}, "
-        f"{_size(cost.full_cache_bytes)} at full compute"
+        f"cache entries       {', '.join(kinds)}; {_size(cache.num_bytes)}, {_size(full_cache_bytes)} at full compute"
     )
     what = "language model" if session.num_remembered == session.num_frames else "what is remembered"
     typer.echo(

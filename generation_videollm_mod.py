@@ -64,7 +64,8 @@ class VideoLLMMoDGenerationMixin:
         Args:
             processor ([`VideoLLMMoDProcessor`]): Turns frames and text into tensors.
             options: Options of [`StreamingSession`]: `fps`, `system_prompt`, `interval_threshold`, `max_new_tokens`,
-                `chunk_frames`, `streamer`, `logits_processor`, `do_sample`.
+                `chunk_frames`, `max_frames`, `sink_frames`, `max_text_tokens`, `streamer`, `logits_processor`,
+                `do_sample`, `cache_dtype`, `cache`.
 
         Returns:
             [`StreamingSession`]

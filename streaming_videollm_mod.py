@@ -155,6 +155,8 @@ class StreamingSession:
         streamer (`BaseStreamer`, *optional*): Gets the tokens of replies as they come, as from `generate`.
         logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
         do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens instead of taking the best.
+        cache_dtype (`torch.dtype`, *optional*): That of keys and values as stored, such as `torch.float8_e4m3fn`; each
+            step converts what it reads. By default that of the model.
         cache ([`VideoLLMMoDCache`], *optional*): An empty cache, such as one of pages. By default one that grows.
 
     Attributes:
@@ -187,6 +189,7 @@ class StreamingSession:
         streamer: Any | None = None,
         logits_processor: Any | None = None,
         do_sample: bool = False,
+        cache_dtype: torch.dtype | None = None,
         cache: Any | None = None,
     ) -> None:
         if not fps > 0:
@@ -217,7 +220,9 @@ class StreamingSession:
         self.logits_processor = logits_processor
         self.do_sample = do_sample
 
-        self.cache = model.new_cache() if cache is None else cache
+        if cache is not None and cache_dtype is not None:
+            raise ValueError("Give `cache` or `cache_dtype`, not both: a cache given has its dtype.")
+        self.cache = model.new_cache(dtype=cache_dtype) if cache is None else cache
         self.time: float | None = None
         self.num_frames = 0
         self.events: list[StreamEvent] = []

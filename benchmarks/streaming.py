@@ -20,9 +20,14 @@ python benchmarks/streaming.py --shape llama3-8b --device cuda --tokens 50 \\
     --contexts 10 300 600 1200 3600 --encoder google/siglip-large-patch16-384    # on a GPU
 ```
 
-Weights and frames are random: time and memory do not depend on them. A step is one frame that arrives when so many are
-remembered: its tokens through all layers and the decision whether to speak. The plain loop is what VideoLLM-online's
+Weights, frames and what is remembered are random: time and memory do not depend on them. A step is one frame that
+arrives when so many are remembered: its tokens through all layers and the decision whether to speak, as a
+`StreamingEngine` of one stream runs it, on a GPU as one captured graph. The plain loop is what VideoLLM-online's
 inference does: the same language model by itself, full compute, Transformers' `DynamicCache`, a frame at a time.
+
+With `--streams` as many streams, each with a memory of `--stream-context` frames, show a frame at the same moment,
+again and again: how long such a round takes, vision encoding included, says how many frames a second all of them may
+bring. A round that takes longer than a frame of 2 a second lasts is a missed deadline.
 
 The floor of a step is what the memory or the arithmetic unit of this machine needs at least, whichever is more: bytes
 of weights and cache over the measured rate of a copy, or operations over the measured rate of a matrix product.
@@ -40,9 +45,16 @@ from typing import Any
 import torch
 from cost import SCHEMES, SHAPES, device_name
 from tqdm import tqdm
-from transformers import AutoConfig, DynamicCache
+from transformers import AutoConfig, Cache, DynamicCache
 
-from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
+from videollm_mod import (
+    StreamingEngine,
+    VideoLLMMoDConfig,
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDPagedCache,
+)
+from videollm_mod.attention_videollm_mod import choose_attention
+from videollm_mod.streaming_videollm_mod import StreamStep
 
 
 PLAIN = "plain loop"
@@ -91,6 +103,31 @@ class Row:
     floor: float
 
 
+@dataclass
+class Round:
+    """
+    Figures of many streams at once.
+
+    Args:
+        scheme (`str`): Routing.
+        tokens (`int`): Tokens a frame.
+        streams (`int`): How many streams.
+        p50, p99 (`float`): Milliseconds in which each of them has its frame encoded, seen and decided on.
+        frames_per_second (`float`): Of all together.
+        missed (`int`): Rounds of those measured that took longer than a frame of 2 a second lasts.
+        cache_mb (`float`): Megabytes of all caches.
+    """
+
+    scheme: str
+    tokens: int
+    streams: int
+    p50: float
+    p99: float
+    frames_per_second: float
+    missed: int
+    cache_mb: float
+
+
 def main() -> None:
     """Measures, prints a table, and writes it with plots where asked."""
     parser = argparse.ArgumentParser(description="Measures streaming, routed and not, beside a plain loop.")
@@ -102,40 +139,124 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--encoder", help="vision encoder: a folder or a Hub id; by default a small one")
     parser.add_argument("--steps", type=int, default=100, help="steps measured of each kind")
-    parser.add_argument("--out", type=Path, help="folder for streaming.json, streaming.md and latency.png")
+    parser.add_argument("--streams", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="streams at once")
+    parser.add_argument("--stream-context", type=int, default=60, help="frames that each of them remembers")
+    parser.add_argument(
+        "--out", type=Path, help="folder for streaming.json, streaming.md, latency.png and streams.png"
+    )
     options = parser.parse_args()
     options.dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
     rates = machine_rates(options.device, options.dtype)
-    rows = []
+    rows: list[Row] = []
+    rounds: list[Round] = []
     todo = [(tokens, scheme) for tokens in options.tokens for scheme in options.schemes]
     for tokens, scheme in tqdm(todo, desc="models"):
-        rows += measure(tokens, scheme, rates, options)
+        model = build(tokens, scheme, options)
+        rows += measure(model, scheme, rates, options)
+        rounds += measure_streams(model, scheme, options)
     rows.sort(key=lambda row: (row.tokens, row.context))
+    rounds.sort(key=lambda row: (row.tokens, row.streams))
     text = f"{describe(rates, options)}\n\n{table(rows)}\n"
+    if rounds:
+        text += (
+            f"\nStreams at once, each with {options.stream_context} frames remembered:\n\n{table_of_streams(rounds)}\n"
+        )
     print(text)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        figures = {"machine": describe(rates, options), "rows": [asdict(row) for row in rows]}
+        figures = {"machine": describe(rates, options)}
+        figures |= {"rows": [asdict(row) for row in rows], "streams": [asdict(row) for row in rounds]}
         (options.out / "streaming.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
         (options.out / "streaming.md").write_text(text, encoding="utf-8")
         draw(rows, options.out / "latency.png")
+        if rounds:
+            draw_streams(rounds, options.out / "streams.png")
 
 
-def measure(tokens: int, scheme: str, rates: tuple[float, float], options: argparse.Namespace) -> list[Row]:
+def measure(
+    model: VideoLLMMoDForConditionalGeneration, scheme: str, rates: tuple[float, float], options: argparse.Namespace
+) -> list[Row]:
     """All contexts of a scheme; of full compute the plain loop too, on the same weights."""
-    model = build(tokens, scheme, options)
-    ways: list[tuple[str, Watcher]] = [(scheme, Session(model))]
+    ways: list[tuple[str, type[Watcher]]] = [(scheme, Engine)]
     if scheme == "full":
-        ways.append((PLAIN, PlainLoop(model)))
+        ways.append((PLAIN, PlainLoop))
     rows = []
-    for name, way in ways:
+    tokens = model.config.frame_num_tokens
+    for name, kind in ways:
         for context in tqdm(sorted(options.contexts), desc=f"{name}, {tokens} tokens", leave=False):
             try:
-                rows.append(measure_context(name, way, context, rates, options))
+                rows.append(measure_context(name, kind(model, context), context, rates, options))
             except torch.OutOfMemoryError:
                 print(f"{name}, {tokens} tokens: no memory for {context} frames, left out")
                 break
     return rows
+
+
+def measure_streams(
+    model: VideoLLMMoDForConditionalGeneration, scheme: str, options: argparse.Namespace
+) -> list[Round]:
+    """Rounds of so many streams, a frame each."""
+    config, rounds = model.config, []
+    for count in tqdm(sorted(options.streams), desc=f"{scheme}, {config.frame_num_tokens} tokens", leave=False):
+        try:
+            engine, caches = make_engine(model, count, options.stream_context)
+            before = int(caches[0].get_seq_length())
+            pixels = torch.randn(count, 3, *_size(config), device=options.device, dtype=options.dtype)
+            taken = []
+            for index in range(max(options.steps // 4, 5) + 3):
+                _wait(options.device)
+                begin = clock.perf_counter()
+                with torch.no_grad():
+                    features = model.encode_frames(pixels)
+                engine.execute(caches, [look(config, frames) for frames in features[:, None]])
+                _wait(options.device)
+                if index >= 3:
+                    taken.append(clock.perf_counter() - begin)
+                for cache in caches:
+                    cache.crop(before - int(cache.get_seq_length()))
+        except torch.OutOfMemoryError:
+            print(f"{scheme}, {config.frame_num_tokens} tokens: no memory for {count} streams, left out")
+            break
+        taken.sort()
+        p50, p99 = taken[len(taken) // 2], taken[math.ceil(0.99 * len(taken)) - 1]
+        missed, size = sum(seconds > 0.5 for seconds in taken), sum(cache.num_bytes for cache in caches) / 1e6
+        rounds.append(Round(scheme, config.frame_num_tokens, count, 1e3 * p50, 1e3 * p99, count / p50, missed, size))
+    return rounds
+
+
+def make_engine(
+    model: VideoLLMMoDForConditionalGeneration, streams: int, context: int
+) -> tuple[StreamingEngine, list[VideoLLMMoDPagedCache]]:
+    """An engine with room for these streams, and their caches, which remember frames of random numbers."""
+    engine = StreamingEngine(model, None, max_streams=streams, max_frames=context + 8, max_text_tokens=64)
+    caches = [VideoLLMMoDPagedCache(engine.pool) for _ in range(streams)]
+    for cache in caches:
+        cache.reserve(context + 8, context + 64)
+        remember(cache, model, context)
+    return engine, caches
+
+
+def remember(cache: Cache, model: VideoLLMMoDForConditionalGeneration, frames: int) -> None:
+    """Fills a cache with what frames and their separators would leave in it, in random numbers."""
+    config, text = model.config, model.config.text_config
+    tokens, heads = config.frame_num_tokens, text.num_key_value_heads
+    frame = torch.arange(frames, device=model.device)[:, None] * (tokens + 1)
+    for layer, count in enumerate(config.layer_keep_counts):
+        kept = min(count, tokens) + 1
+        if hasattr(cache, "record_positions") and layer in config.routed_layers:
+            cache.record_positions(layer, (frame + torch.arange(kept, device=model.device)).flatten()[None])
+        entries = frames * (kept if hasattr(cache, "record_positions") else tokens + 1)
+        shape = (1, heads, entries, text.head_dim)
+        cache.update(*torch.randn(2, *shape, device=model.device, dtype=model.dtype), layer)
+    if hasattr(cache, "advance"):
+        cache.advance(frames * (tokens + 1))
+
+
+def look(config: VideoLLMMoDConfig, features: torch.Tensor) -> StreamStep:
+    """A step that sees frames, of features (frames, tokens, vision hidden)."""
+    frame = [config.frame_token_interval_id] + [config.frame_token_id] * config.frame_num_tokens
+    ends = [len(frame) * (index + 1) - 1 for index in range(len(features))]
+    return StreamStep(frame * len(features), ends, features)
 
 
 def measure_context(
@@ -145,7 +266,6 @@ def measure_context(
     model, config, device = way.model, way.model.config, options.device
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    way.fill(context)
     pixels = torch.randn(1, 1, 3, *_size(config), device=device, dtype=options.dtype)
     features = torch.randn(1, 8, config.frame_num_tokens, config.vision_config.hidden_size, device=device)
     features = features.to(options.dtype)
@@ -192,19 +312,10 @@ def measure_context(
 
 
 class Watcher:
-    """A way of watching: what is to be timed, and how to be brought to a context and back."""
+    """A way of watching with so many frames remembered: what is to be timed, and the way back."""
 
-    def __init__(self, model: VideoLLMMoDForConditionalGeneration) -> None:
-        self.model, self.config = model, model.config
-        self.seen = self.before = 0
-
-    def fill(self, context: int) -> None:
-        """Watches until so many frames are remembered."""
-        while self.seen < context:
-            count = min(50, context - self.seen)
-            shape = (1, count, self.config.frame_num_tokens, self.config.vision_config.hidden_size)
-            self.watch(torch.randn(shape, device=self.model.device, dtype=self.model.dtype))
-            self.seen += count
+    def __init__(self, model: VideoLLMMoDForConditionalGeneration, cache: Cache) -> None:
+        self.model, self.config, self.cache = model, model.config, cache
         self.before = self.length()
 
     @torch.no_grad()
@@ -218,62 +329,47 @@ class Watcher:
         raise NotImplementedError
 
     def take_back(self) -> None:
-        """Forgets what was done since it was filled."""
-        raise NotImplementedError
+        """Forgets what was done since."""
+        if self.length() > self.before:
+            self.cache.crop(self.before - self.length())
 
     def length(self) -> int:
         """Tokens seen."""
-        raise NotImplementedError
+        return int(self.cache.get_seq_length())
 
     def cache_bytes(self) -> int:
         """Bytes of the cache."""
         raise NotImplementedError
 
 
-class Session(Watcher):
-    """The steps of a [`StreamingSession`]."""
+class Engine(Watcher):
+    """The steps of a stream of a [`StreamingEngine`]."""
 
-    def __init__(self, model: VideoLLMMoDForConditionalGeneration) -> None:
-        super().__init__(model)
-        self.cache = model.new_cache()
+    def __init__(self, model: VideoLLMMoDForConditionalGeneration, context: int) -> None:
+        self.engine, caches = make_engine(model, 1, context)
+        super().__init__(model, caches[0])
 
-    @torch.no_grad()
     def watch(self, features: torch.Tensor) -> None:
         """See [`Watcher`]."""
-        frame = [self.config.frame_token_interval_id] + [self.config.frame_token_id] * self.config.frame_num_tokens
-        count = features.shape[1]
-        ends = torch.arange(1, count + 1) * len(frame) - 1
-        ids = torch.tensor([frame * count], device=self.model.device)
-        options = {"past_key_values": self.cache, "use_cache": True, "output_router_scores": True}
-        logits = self.model(input_ids=ids, frame_features=features, logits_to_keep=ends, **options).logits
-        self.model.should_speak(logits[0])[0].tolist()
+        self.engine.execute([self.cache], [look(self.config, features[0])])
 
-    @torch.no_grad()
     def talk(self, count: int) -> None:
         """See [`Watcher`]."""
-        ids = torch.full((1, count), 7, device=self.model.device)
-        logits = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
-        int(logits.argmax())
-
-    def take_back(self) -> None:
-        """See [`Watcher`]."""
-        self.cache.crop(self.before - self.length())
-
-    def length(self) -> int:
-        """See [`Watcher`]."""
-        return int(self.cache.get_seq_length())
+        self.engine.execute([self.cache], [StreamStep([7] * count, [count - 1])])
 
     def cache_bytes(self) -> int:
-        """See [`Watcher`]."""
-        return self.cache.num_bytes
+        """See [`Watcher`]; without what is only reserved."""
+        keys = [layer.keys for layer in self.cache.layers]
+        return sum(2 * key.numel() * key.element_size() for key in keys)
 
 
 class PlainLoop(Watcher):
     """The language model by itself, with Transformers' own cache."""
 
-    def __init__(self, model: VideoLLMMoDForConditionalGeneration) -> None:
-        super().__init__(model)
-        self.cache = DynamicCache()
+    def __init__(self, model: VideoLLMMoDForConditionalGeneration, context: int) -> None:
+        cache = DynamicCache()
+        remember(cache, model, context)
+        super().__init__(model, cache)
 
     @torch.no_grad()
     def watch(self, features: torch.Tensor) -> None:
@@ -293,15 +389,6 @@ class PlainLoop(Watcher):
     def _step(self, embeds: torch.Tensor) -> torch.Tensor:
         outputs = self.model.model.language_model(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True)
         return self.model.lm_head(outputs.last_hidden_state[:, -1:])
-
-    def take_back(self) -> None:
-        """See [`Watcher`]."""
-        if self.length() > self.before:
-            self.cache.crop(self.before - self.length())
-
-    def length(self) -> int:
-        """See [`Watcher`]."""
-        return int(self.cache.get_seq_length())
 
     def cache_bytes(self) -> int:
         """See [`Watcher`]."""
@@ -355,8 +442,15 @@ def describe(rates: tuple[float, float], options: argparse.Namespace) -> str:
     return (
         f"{options.shape}, {str(options.dtype).removeprefix('torch.')}, random weights, "
         f"{device_name(options.device)}, torch {torch.__version__}. Copies: {rates[0] / 1e9:.3g} GB/s, matrix "
-        f"products: {rates[1] / 1e12:.3g} TFLOP/s. Vision encoder: {options.encoder or 'a small one'}."
+        f"products: {rates[1] / 1e12:.3g} TFLOP/s. Vision encoder: {options.encoder or 'a small one'}. Attention: "
+        f"{attention(options)}."
     )
+
+
+def attention(options: argparse.Namespace) -> str:
+    """Name of the kernel that streams attend to their pages by."""
+    query = torch.zeros(1, 8, 128, dtype=options.dtype, device=options.device)
+    return choose_attention(query, torch.zeros(1, 256, 4, 128, dtype=options.dtype, device=options.device))[0]
 
 
 def table(rows: list[Row]) -> str:
@@ -372,17 +466,45 @@ def table(rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 
+def table_of_streams(rounds: list[Round]) -> str:
+    """The figures of many streams as Markdown."""
+    head = [
+        "tokens a frame",
+        "streams",
+        "",
+        "p50, ms",
+        "p99, ms",
+        "frames/s, all together",
+        "deadlines missed at 2 fps",
+    ]
+    lines = [[*head, "caches, MB"], ["---"] * (len(head) + 1)]
+    for row in rounds:
+        cells = [row.tokens, row.streams, row.scheme, f"{row.p50:.1f}", f"{row.p99:.1f}"]
+        lines.append([*cells, f"{row.frames_per_second:.0f}", row.missed, f"{row.cache_mb:.1f}"])
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+def draw_streams(rounds: list[Round], path: Path) -> None:
+    """Streams against frames a second, a panel for each number of tokens a frame."""
+    points = [(row.tokens, row.scheme, row.streams, row.frames_per_second) for row in rounds]
+    _draw(points, path, "streams", "frames/s, all together")
+
+
 def draw(rows: list[Row], path: Path) -> None:
     """Latency against context, a panel for each number of tokens a frame."""
+    _draw([(row.tokens, row.scheme, row.context, row.p50) for row in rows], path, "frames remembered", "ms a frame")
+
+
+def _draw(points: list[tuple[int, str, int, float]], path: Path, x: str, y: str) -> None:
     from matplotlib.figure import Figure
 
-    tokens = sorted({row.tokens for row in rows})
+    tokens = sorted({count for count, *_ in points})
     figure = Figure(figsize=(4.2 * len(tokens), 3.4), dpi=130)
     for axes, count in zip(figure.subplots(1, len(tokens), squeeze=False)[0], tokens, strict=True):
-        for name in dict.fromkeys(row.scheme for row in rows):
-            points = [(row.context, row.p50) for row in rows if row.tokens == count and row.scheme == name]
-            axes.plot(*zip(*points, strict=True), marker="o", label=name) if points else None
-        axes.set(title=f"{count} tokens a frame", xlabel="frames remembered", ylabel="ms a frame", ylim=(0, None))
+        for name in dict.fromkeys(scheme for _, scheme, *_ in points):
+            line = [(at, value) for of, scheme, at, value in points if of == count and scheme == name]
+            axes.plot(*zip(*line, strict=True), marker="o", label=name) if line else None
+        axes.set(title=f"{count} tokens a frame", xlabel=x, ylabel=y, ylim=(0, None))
         axes.legend()
     figure.tight_layout()
     figure.savefig(path)

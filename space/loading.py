@@ -16,26 +16,56 @@
 from typing import Any
 
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, TorchAoConfig
 
 
 # Parameters below which threads on a CPU wait for each other longer than they work.
 SMALL = 20_000_000
 
 
-def load_model(name: str, **options: Any) -> Any:
+# Dtypes of eight bits, by the names of the command line.
+CACHE_DTYPES = {"fp8": torch.float8_e4m3fn}
+WEIGHTS = ("int8", "fp8")
+
+
+def quantization(weights: str | None) -> dict[str, Any]:
+    """
+    Options of `AutoModel.from_pretrained` for linear layers in eight bits, a scale a row; routers, embeddings and head
+    stay as they are.
+
+    Args:
+        weights (`str`, *optional*): `"int8"` or `"fp8"`; without, no options.
+
+    Raises:
+        `ValueError`: If it is neither, or torchao is not installed.
+    """
+    if weights is None:
+        return {}
+    if weights not in WEIGHTS:
+        raise ValueError(f"Weights can be {' or '.join(WEIGHTS)}, not {weights!r}.")
+    try:
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+    except ImportError:
+        raise ValueError("Weights in eight bits need torchao: `pip install torchao`.") from None
+    made = Int8WeightOnlyConfig() if weights == "int8" else Float8WeightOnlyConfig()
+    return {"quantization_config": TorchAoConfig(made)}
+
+
+def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:
     """
     A model in evaluation mode, on the GPU if there is one; where there is none a small one has the process run on one
     thread.
 
     Args:
         name (`str`): A folder or a Hub id. Its code is run.
+        weights (`str`, *optional*): See [`quantization`].
         options: Of `AutoModel.from_pretrained`, such as `revision`, or fields of the configuration.
 
     Raises:
         `OSError`: If there is no such checkpoint.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    options |= quantization(weights)
     model = AutoModel.from_pretrained(name, trust_remote_code=True, dtype="auto", **options).to(device).eval()
     if device == "cpu" and model.num_parameters() < SMALL:
         torch.set_num_threads(1)

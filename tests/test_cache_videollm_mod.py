@@ -422,3 +422,23 @@ def test_a_paged_cache_of_one_stream_has_one_row():
     for call in (lambda: cache.batch_repeat_interleave(2), lambda: cache.batch_select_indices(torch.tensor([0, 0]))):
         with pytest.raises(ValueError, match="cannot have 2 rows"):
             call()
+
+
+def test_a_growing_cache_in_eight_bits():
+    model = tiny_model().to(torch.bfloat16)
+    exact, rounded = model.new_cache(), model.new_cache(dtype=torch.float8_e4m3fn)
+    for step in range(2):
+        inputs = {"input_ids": dialogue_ids(model.config, [2], seed=step)}
+        inputs["frame_features"] = random_features(model.config, 2, seed=step).to(torch.bfloat16)
+        with torch.no_grad():
+            for cache in (exact, rounded):
+                model(**inputs, past_key_values=cache)
+    assert exact.lengths == rounded.lengths and exact.num_bytes == 2 * rounded.num_bytes
+    assert torch.equal(rounded.layers[0].keys.float(), exact.layers[0].keys.to(torch.float8_e4m3fn).float())
+    rounded.crop(-4)
+    keep = torch.ones(int(rounded.get_seq_length()), dtype=torch.bool)
+    keep[5:16] = False
+    model.evict_tokens(rounded, keep)
+    assert rounded.layers[0].keys.dtype == torch.float8_e4m3fn and rounded.lengths[0] == len(keep) - 11
+    with pytest.raises(ValueError, match="`dtype` is for layers that grow"):
+        model.new_cache(max_lengths=[10] * 4, dtype=torch.float8_e4m3fn)

@@ -244,3 +244,14 @@ def test_help_names_every_option():
     shown = run("narrate", "--help").stdout
     for option in ("--model", "--query", "--fps", "--threshold", "--burn-in", "--json", "A file, a URL"):
         assert option in shown
+
+
+def test_narrate_in_eight_bits():
+    plain, eight = run("narrate", "--json"), run("narrate", "--json", "--weights", "int8", "--cache", "fp8")
+    assert plain.returncode == eight.returncode == 0, eight.stderr
+    figures = [json.loads(done.stdout.splitlines()[-1])["summary"] for done in (plain, eight)]
+    assert figures[0]["cache_bytes"] == 4 * figures[1]["cache_bytes"]
+    assert figures[0]["full_cache_bytes"] == pytest.approx(4 * figures[1]["full_cache_bytes"], rel=1e-3)
+    for option, message in (("--cache", "--cache can be fp8, not 'x'"), ("--weights", "can be int8 or fp8, not 'x'")):
+        done = run("narrate", option, "x")
+        assert done.returncode == 1 and message in done.stderr

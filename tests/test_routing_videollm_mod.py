@@ -25,6 +25,8 @@ from videollm_mod.routing_videollm_mod import (
     check_on_device,
     choose_kept,
     position_noise,
+    preference,
+    preference_on_device,
     spread,
     write_back,
 )
@@ -34,6 +36,15 @@ from videollm_mod.routing_videollm_mod import (
 def test_spread_prefers_evenly_spaced_tokens(tokens, count, expected):
     order = spread(tokens, count)
     assert order[:count] == expected and sorted(order) == list(range(tokens))
+
+
+def test_a_gpu_computes_the_same_preference():
+    for tokens in range(1, 60):
+        for count in range(1, tokens + 1):
+            on_device = preference_on_device(tokens, count, torch.device("cpu"))
+            # Those after the first `count` only matter in their absence.
+            assert on_device[:count].tolist() == spread(tokens, count)[:count]
+            assert on_device.tolist() == preference(tokens, count, torch.device("cpu")).tolist()
 
 
 def test_choose_kept_takes_the_highest_in_order():

@@ -19,7 +19,8 @@ import pytest
 import torch
 from tiny import SCHEMES, random_frames, tiny_config, tiny_model, tiny_processor
 from torch.testing import assert_close
-from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TextIteratorStreamer
+from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TextIteratorStreamer, TorchAoConfig
 from transformers.generation.streamers import BaseStreamer
 
 from videollm_mod import StreamEvent, VideoLLMMoDForConditionalGeneration
@@ -621,3 +622,42 @@ def test_refuses(call, message):
 def test_refuses_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         tiny_model().stream(tiny_processor(), **options)
+
+
+# ------------------------------------------------------------------------------------------------------- eight bits
+
+
+@pytest.mark.parametrize("config", [Int8WeightOnlyConfig, Float8WeightOnlyConfig])
+def test_a_stream_in_eight_bits(tmp_path, config):
+    """Weights by torchao, keys and values by the session: streamed is still chunked."""
+    tiny_model(mod_layers="all").save_pretrained(tmp_path)
+    quantized = {"quantization_config": TorchAoConfig(config())}
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path, **quantized).eval()
+    assert type(model.model.language_model.layers[0].mlp.up_proj.weight).__name__ in ("Int8Tensor", "Float8Tensor")
+    assert all(router.weight.dtype == torch.float32 for router in model.model.routers.values())
+    frames, processor = random_frames(6), tiny_processor()
+    options = {"max_new_tokens": 3, "cache_dtype": torch.float8_e4m3fn}
+    one, several = (model.stream(processor, **options) for _ in range(2))
+    for frame in frames:
+        one.push(frame)
+    several.push(frames)
+    assert said(one.events) == said(several.events) and one.cache.lengths == several.cache.lengths
+    assert one.cache.num_bytes == sum(one.cache.lengths) * 2 * 2 * 8
+    with pytest.raises(ValueError, match="Give `cache` or `cache_dtype`, not both"):
+        model.stream(processor, cache=model.new_cache(), **options)
+
+
+@pytest.mark.parametrize("chunk_frames", [2, 3, 8])
+def test_what_is_forgotten_does_not_depend_on_how_many_frames_are_seen_at_once(chunk_frames):
+    """A model that babbles at nearly every frame, so that text is forgotten too."""
+    model, processor = tiny_model(mod_layers="all"), tiny_processor()
+    limits = {"max_frames": 6, "sink_frames": 1, "max_text_tokens": 60, "max_new_tokens": 5}
+    sessions = [model.stream(processor, chunk_frames=count, **limits) for count in (1, chunk_frames)]
+    for session in sessions:
+        session.push(random_frames(30))
+        assert session.num_remembered <= 6
+        text = sum(piece.length for piece in session._pieces if piece.kind == "text")
+        assert text <= 60 + 5 + 16
+    one, several = sessions
+    assert len(one.events) > 10 and said(one.events) == said(several.events)
+    assert one.cache.lengths == several.cache.lengths

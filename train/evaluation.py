@@ -32,6 +32,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.train.collator import StreamCollator
 
 
@@ -347,6 +348,7 @@ def measure_checkpoint(
     tolerance: float = 0.5,
     batch_size: int = 4,
     interval_threshold: float | None = None,
+    weights: str | None = None,
     **options: Any,
 ) -> dict[str, float]:
     """
@@ -356,11 +358,13 @@ def measure_checkpoint(
         checkpoint (`str` or `Path`): A folder or a Hub id.
         rows (`Sequence[dict]`): Rows with `messages` and `video`.
         fps, tolerance, batch_size, interval_threshold, options: See [`teacher_forced`] and [`free_streaming`].
+        weights (`str`, *optional*): `"int8"` or `"fp8"` to measure it so.
 
     Returns:
         `dict[str, float]`: The figures of both by name.
     """
-    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, dtype="auto", device_map="auto").eval()
+    loading = {"dtype": "auto", "device_map": "auto", **quantization(weights)}
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, **loading).eval()
     processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
     options |= {"fps": fps, "interval_threshold": interval_threshold}
     scores = teacher_forced(
@@ -388,6 +392,12 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--interval_threshold", type=float, help="by default the checkpoint's own")
     parser.add_argument("--max_new_tokens", type=int, default=100, help="longest reply")
+    parser.add_argument("--weights", choices=WEIGHTS, help="linear layers in eight bits, by torchao")
+    parser.add_argument(
+        "--cache",
+        choices=CACHE_DTYPES,
+        help="keys and values in eight bits where it streams; not what is teacher-forced",
+    )
     parser.add_argument("--card", action="store_true", help="also put the figures into the checkpoint's card")
     options = parser.parse_args()
     names = ("dataset", "num_clips", "world", "kinds", "frame_size", "fps")
@@ -400,7 +410,9 @@ def main() -> None:
         tolerance=options.tolerance,
         batch_size=options.batch_size,
         interval_threshold=options.interval_threshold,
+        weights=options.weights,
         max_new_tokens=options.max_new_tokens,
+        cache_dtype=CACHE_DTYPES.get(options.cache),
     )
     print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
     if options.card:

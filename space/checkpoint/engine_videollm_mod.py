@@ -532,6 +532,13 @@ class StreamingEngine:
         logger.warning(f"Stream {stream.number} was ended: {message}")
         stream._end(OutOfPagesError(message))
 
+    def execute(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> list[StepResult]:
+        """
+        One step of the language model for streams with these caches, of the engine's pool, which then hold its tokens.
+        """
+        row, outputs = self._launch(caches, steps)
+        return row.results(outputs)
+
     def _launch(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> tuple["_Row", tuple]:
         """One step of the language model for all, of which nothing is waited for yet."""
         shape = self._captured_shape(caches, steps)

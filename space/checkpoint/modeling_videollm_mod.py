@@ -216,10 +216,16 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         """Replaces the language model's embedding table."""
         self.language_model.set_input_embeddings(value)
 
-    def new_cache(self, *, max_lengths: Sequence[int] | None = None, offloading: bool = False) -> VideoLLMMoDCache:
+    def new_cache(
+        self,
+        *,
+        max_lengths: Sequence[int] | None = None,
+        offloading: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> VideoLLMMoDCache:
         """An empty key/value cache for this model's layers; see [`VideoLLMMoDCache`]."""
         layers, routed = self.config.text_config.num_hidden_layers, self.config.routed_layers
-        return VideoLLMMoDCache(layers, routed, max_lengths=max_lengths, offloading=offloading)
+        return VideoLLMMoDCache(layers, routed, max_lengths=max_lengths, offloading=offloading, dtype=dtype)
 
     def new_page_pool(
         self, num_frames: int, num_text_tokens: int, *, page_size: int = 256, dtype: torch.dtype | None = None
@@ -611,9 +617,15 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         """See [`~VideoLLMMoDModel.evict_tokens`]."""
         self.model.evict_tokens(cache, keep)
 
-    def new_cache(self, *, max_lengths: Sequence[int] | None = None, offloading: bool = False) -> VideoLLMMoDCache:
+    def new_cache(
+        self,
+        *,
+        max_lengths: Sequence[int] | None = None,
+        offloading: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> VideoLLMMoDCache:
         """See [`~VideoLLMMoDModel.new_cache`]."""
-        return self.model.new_cache(max_lengths=max_lengths, offloading=offloading)
+        return self.model.new_cache(max_lengths=max_lengths, offloading=offloading, dtype=dtype)
 
     def new_page_pool(
         self, num_frames: int, num_text_tokens: int, *, page_size: int = 256, dtype: torch.dtype | None = None
