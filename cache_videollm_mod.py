@@ -525,14 +525,18 @@ class VideoLLMMoDPagePool:
     def pages_of(self, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Pages of a layer's keys and values, (pages, page size, heads, dim), and of positions where it is routed."""
         if self.layers[layer] is None:
-            kind, dtype = self.kinds[layer], self.dtype or like.dtype
-            shape = (self.num_pages[kind], self.page_size, like.shape[1], like.shape[3])
-            keys, values = (torch.zeros(shape, dtype=dtype, device=like.device) for _ in range(2))
-            self.compute_dtypes[layer] = like.dtype
-            is_routed = kind < self.num_tokens
-            positions = torch.zeros(shape[:2], dtype=torch.long, device=like.device) if is_routed else None
-            self.layers[layer] = (keys, values, positions)
+            self.allocate(layer, like.shape[1], like.shape[3], like.dtype, like.device)
         return self.layers[layer]
+
+    def allocate(self, layer: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Takes the memory of a layer's pages, for keys and values (batch, heads, any, dim) of this dtype."""
+        kind = self.kinds[layer]
+        shape = (self.num_pages[kind], self.page_size, heads, dim)
+        keys, values = (torch.zeros(shape, dtype=self.dtype or dtype, device=device) for _ in range(2))
+        self.compute_dtypes[layer] = dtype
+        is_routed = kind < self.num_tokens
+        positions = torch.zeros(shape[:2], dtype=torch.long, device=device) if is_routed else None
+        self.layers[layer] = (keys, values, positions)
 
 
 class _PageTable:

@@ -351,7 +351,8 @@ def check_on_device(found: torch.Tensor, expected: torch.Tensor | list[int], mes
             raise ValueError(f"{message}; found {found.tolist()}.")
         return
     parts = list(zip(found, expected, strict=True)) if isinstance(expected, list) else [(found, expected)]
-    torch._assert_async(torch.stack([part == want for part, want in parts]).all(), message)
+    # The device keeps messages of up to 255 bytes, and refuses longer ones.
+    torch._assert_async(torch.stack([part == want for part, want in parts]).all(), message[:250])
 
 
 __all__ = [

@@ -244,6 +244,8 @@ class StreamingSession:
         self._pieces: list[_Piece] = []
         self._is_working = False
         self._num_in_sight = 0
+        # Numbers of frames that a step may have, 1 among them, where steps of others would be slow.
+        self.chunk_sizes: Sequence[int] | None = None
 
     # ----------------------------------------------------------------------------------------------------- verbs
 
@@ -463,6 +465,10 @@ class StreamingSession:
         limit = float("inf") if question is None else question.time
         while self._waiting and len(chunk) < most and self._waiting[0].time <= limit:
             chunk.append(self._waiting.popleft())
+        if self.chunk_sizes is not None:
+            size = max(size for size in self.chunk_sizes if size <= len(chunk))
+            self._waiting.extendleft(reversed(chunk[size:]))
+            chunk = chunk[:size]
         self._warn_beyond_context()
         self._remember("text" if is_text else "interval", len(opening))
         self._num_in_sight = len(chunk)

@@ -16,8 +16,10 @@ How fast a stream is watched and talked about, routed and at full compute, besid
 
 ```bash
 python benchmarks/streaming.py                                                   # on this machine's CPU, small
+python benchmarks/streaming.py --checkpoint space/checkpoint --contexts 10 60 --stream-context 24
 python benchmarks/streaming.py --shape llama3-8b --device cuda --tokens 50 \\
-    --contexts 10 300 600 1200 3600 --encoder google/siglip-large-patch16-384    # on a GPU
+    --contexts 10 300 600 1200 3600 --streams 1 8 16 32 64 --stream-context 300 \\
+    --encoder google/siglip-large-patch16-384                                    # on a GPU
 ```
 
 Weights, frames and what is remembered are random: time and memory do not depend on them. A step is one frame that
@@ -31,6 +33,7 @@ bring. A round that takes longer than a frame of 2 a second lasts is a missed de
 
 The floor of a step is what the memory or the arithmetic unit of this machine needs at least, whichever is more: bytes
 of weights and cache over the measured rate of a copy, or operations over the measured rate of a matrix product.
+Everything is measured twice, from another memory, and the faster is told.
 """
 
 import argparse
@@ -58,6 +61,7 @@ from videollm_mod.streaming_videollm_mod import StreamStep
 
 
 PLAIN = "plain loop"
+AS_SAVED = "as saved"
 # What the vision encoder is if none is named: SigLIP-L/16-384's shape is for GPUs.
 SMALL_ENCODER = {
     "model_type": "siglip_vision_model",
@@ -137,6 +141,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[10, 50], help="tokens a frame, 1 + n x n")
     parser.add_argument("--contexts", type=int, nargs="+", default=[10, 300, 600], help="frames remembered")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument(
+        "--checkpoint", help="a folder or a Hub id in place of random weights and of what decides them"
+    )
     parser.add_argument("--encoder", help="vision encoder: a folder or a Hub id; by default a small one")
     parser.add_argument("--steps", type=int, default=100, help="steps measured of each kind")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="streams at once")
@@ -149,9 +156,12 @@ def main() -> None:
     rates = machine_rates(options.device, options.dtype)
     rows: list[Row] = []
     rounds: list[Round] = []
-    todo = [(tokens, scheme) for tokens in options.tokens for scheme in options.schemes]
+    if options.checkpoint:
+        todo = [(None, scheme) for scheme in (AS_SAVED, "full")]
+    else:
+        todo = [(tokens, scheme) for tokens in options.tokens for scheme in options.schemes]
     for tokens, scheme in tqdm(todo, desc="models"):
-        model = build(tokens, scheme, options)
+        model = load(scheme, options) if options.checkpoint else build(tokens, scheme, options)
         rows += measure(model, scheme, rates, options)
         rounds += measure_streams(model, scheme, options)
     rows.sort(key=lambda row: (row.tokens, row.context))
@@ -185,7 +195,9 @@ def measure(
     for name, kind in ways:
         for context in tqdm(sorted(options.contexts), desc=f"{name}, {tokens} tokens", leave=False):
             try:
-                rows.append(measure_context(name, kind(model, context), context, rates, options))
+                # Where memory comes to lie makes a difference of up to a half: of two tries the faster.
+                tries = [measure_context(name, kind(model, context), context, rates, options) for _ in range(2)]
+                rows.append(min(tries, key=lambda row: row.p50))
             except torch.OutOfMemoryError:
                 print(f"{name}, {tokens} tokens: no memory for {context} frames, left out")
                 break
@@ -417,6 +429,13 @@ def build(tokens: int, scheme: str, options: argparse.Namespace) -> VideoLLMMoDF
     return model.eval()
 
 
+def load(scheme: str, options: argparse.Namespace) -> VideoLLMMoDForConditionalGeneration:
+    """A checkpoint, as it is or with every ratio 1."""
+    ratio = {} if scheme == AS_SAVED else {"mod_keep_ratio": 1.0}
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint, dtype=options.dtype, **ratio)
+    return model.to(options.device).eval()
+
+
 def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
     """Bytes a second of a copy, read and written, and operations a second of a matrix product, the best of ten."""
     side, length = (8192, 2**30) if device == "cuda" else (2048, 2**27)
@@ -440,9 +459,11 @@ def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
 def describe(rates: tuple[float, float], options: argparse.Namespace) -> str:
     """What the figures were taken on."""
     return (
-        f"{options.shape}, {str(options.dtype).removeprefix('torch.')}, random weights, "
+        f"{options.checkpoint or options.shape}, {str(options.dtype).removeprefix('torch.')}, "
+        f"{'its own' if options.checkpoint else 'random'} weights, "
         f"{device_name(options.device)}, torch {torch.__version__}. Copies: {rates[0] / 1e9:.3g} GB/s, matrix "
-        f"products: {rates[1] / 1e12:.3g} TFLOP/s. Vision encoder: {options.encoder or 'a small one'}. Attention: "
+        f"products: {rates[1] / 1e12:.3g} TFLOP/s. Vision encoder: "
+        f"{'its own' if options.checkpoint else options.encoder or 'a small one'}. Attention: "
         f"{attention(options)}."
     )
 

@@ -20,6 +20,8 @@ import torch
 from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model
 from torch.nn import functional as F
 from torch.testing import assert_close
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from videollm_mod import VideoLLMMoDPagedCache, attention_videollm_mod
 from videollm_mod.attention_videollm_mod import (
@@ -107,7 +109,9 @@ def test_torchs_varlen_attention_is_called_as_it_is_documented(monkeypatch, wind
 
     def called(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
-        assert given["cu_seq_k"] is None and given["enable_gqa"] and given["max_q"] == 7 and given["max_k"] == 3 * PAGE
+        # Flash attention refuses queries' begins without keys'.
+        assert given["cu_seq_k"].tolist() == [0, 40, 73, 76, 83] and given["cu_seq_k"].dtype == torch.int32
+        assert given["enable_gqa"] and given["max_q"] == 7 and given["max_k"] == 3 * PAGE
         return stand_in(
             *(given[name] for name in ("query", "key", "value", "cu_seq_q", "seqused_k", "block_table", "scale")),
             given["window_size"],
@@ -139,6 +143,31 @@ def test_a_kernel_that_differs_from_the_reference_is_found_out():
     assert check_attention(attend_strips, query, keys) > 0
     with pytest.raises(ValueError, match="differs from the reference by"):
         check_attention(lambda *args: 1.1 * attend_strips(*args), query, keys)
+
+
+def test_a_kernel_that_knows_no_windows_is_found_out_where_there_is_one():
+    query, keys, _, _ = case()
+    windowless = lambda *args: attend_strips(*args[:5])  # noqa: E731
+    assert check_attention(windowless, query, keys) > 0
+    with pytest.raises(ValueError, match="differs from the reference by"):
+        check_attention(windowless, query, keys, has_window=True)
+
+
+@torch.no_grad()
+def test_flash_attention_is_told_the_name_that_it_knows(monkeypatch):
+    """It reads it off the module's configuration, which names the packed one once streams have shared a step."""
+    model = tiny_model()
+    names = []
+
+    def flash(module, query, key, value, attention_mask, **options):
+        names.append((module.config._attn_implementation, module.layer_idx, module.is_causal))
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_2", flash)
+    model.config.text_config._attn_implementation = "flash_attention_2"
+    set_packed_attention(model.model.language_model)
+    model(input_ids=dialogue_ids(model.config, [1]), frame_features=random_features(model.config, 1))
+    assert names == [("flash_attention_2", layer, True) for layer in range(4)]
 
 
 def test_on_a_cpu_strips_are_read_in_place():

@@ -106,6 +106,8 @@ def test_streams_together_say_what_each_says_alone(trained, capture):
     stats = engine.stats
     assert stats.shared_steps > 0.5 * stats.steps and stats.mixed_steps > 5
     assert (stats.captured_steps > 0) == capture
+    # Frames that wait are seen in numbers for which there is a captured step.
+    assert not capture or {1, 2} <= {frames for _, frames, _ in engine._captured} <= {0, 1, 2, 4, 8}
     assert stats.frames >= sum(plan[1] for plan in plans) and stats.tokens > 50
     # All memory is free again, but what fills captured steps up.
     spare = {kind: len(table.pages) for kind, table in engine._spare.tables.items()}
@@ -339,6 +341,59 @@ def test_leaving_ends_what_is_open():
     assert list(stream) == stream.events and stream.is_done and not engine.streams
 
 
+def broken(*_):
+    raise ArithmeticError("no such word")
+
+
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_what_a_stream_breaks_it_breaks_for_itself(trained, by_itself):
+    """A logits processor that raises amid a step of several streams, whose others have what they were given."""
+    model, processor, frames = trained
+    engine = model.serve(processor, max_streams=3, **LIMITS)
+    streams = [engine.open(), engine.open(logits_processor=broken), engine.open()]
+
+    def show():
+        for stream in streams:
+            stream.push(frames[:4])
+            stream.ask("What do you see?")
+        for stream in (streams[0], streams[2]):
+            stream.close()
+
+    if by_itself:
+        with engine.changed:
+            show()
+        with engine:
+            heard = [list(streams[0]), list(streams[2])]
+    else:
+        show()
+        engine.run()
+        heard = [streams[0].events, streams[2].events]
+    alone = model.stream(processor, **LIMITS)
+    alone.push(frames[:4])
+    alone.ask("What do you see?")
+    for events in heard:
+        assert said(events) == said(alone.events)
+    assert isinstance(streams[1].error, ArithmeticError) and not engine.streams
+    with pytest.raises(RuntimeError, match="no such word"):
+        streams[1].push(frames[:1])
+    # What it had heard comes before its end, however often it is asked for.
+    rest = []
+    with pytest.raises(RuntimeError, match="The stream was ended: no such word"):
+        rest.extend(streams[1])
+    with pytest.raises(RuntimeError, match="no such word"):
+        list(streams[1])
+    assert all(not stream.session.cache.tables[kind].pages for stream in streams for kind in engine.pool.num_pages)
+
+
+def test_all_memory_is_taken_when_the_engine_is_made():
+    engine = tiny_engine(max_streams=2)
+    taken = engine.pool.num_bytes
+    assert taken == sum(pages * 16 * 2 * 2 * 8 * 4 * 2 for pages in engine.pool.num_pages.values())
+    engine.open(max_new_tokens=2).push(random_frames(3))
+    engine.run()
+    assert engine.pool.num_bytes == taken
+
+
 def test_an_error_reaches_who_listens(monkeypatch):
     engine = tiny_engine(max_streams=1)
     monkeypatch.setattr(engine.model, "encode_frames", lambda *_: 1 / 0)
@@ -348,6 +403,8 @@ def test_an_error_reaches_who_listens(monkeypatch):
         stream.push(random_frames(1))
         with pytest.raises(RuntimeError, match="The stream was ended: division by zero"):
             list(stream)
+        with pytest.raises(RuntimeError, match="The engine has stopped: division by zero"):
+            engine.open()
 
 
 def test_warming_up_makes_the_steps_that_are_captured():

@@ -89,10 +89,12 @@ def test_the_recipe_from_nothing_to_a_table(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(recipe.SIZES, "quick", Size("streamworld_model.json", "small", "tiny", 16, 8, 16, 8, 1, 8, 1))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setattr(sys, "argv", ["recipe.py", "--size", "quick", "--twin", "--folder", str(tmp_path)])
+    monkeypatch.setattr(
+        sys, "argv", ["recipe.py", "--size", "quick", "--twin", "--minutes", "60", "--folder", str(tmp_path)]
+    )
     recipe.main()
     printed = capfd.readouterr().out
-    assert "is there" not in printed
+    assert "is there" not in printed and printed.count("--max_minutes") == 10
     table = printed.split("Held-out clips of StreamWorld, tiny")[1].splitlines()
     assert table[1].split() == ["before", "after", "full", "compute"]
     assert [line[:36].strip() for line in table[2 : 2 + len(recipe.TABLE)]] == list(recipe.TABLE.values())

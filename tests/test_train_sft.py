@@ -406,10 +406,10 @@ def test_features_ahead_of_training(tmp_path):
     rows = [{"video": "a.mp4", "start": 1.0, "end": 3.0, "messages": say}, {"video": "b.mp4", "messages": say}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def encode(*launch, out="out"):
+    def encode(*launch, out="out", options=()):
         return subprocess.run(
             [*(launch or [sys.executable]), "train/encode.py", "--dataset", tmp_path, "--output_dir", tmp_path / out]
-            + ["--checkpoint", EMBEDDED],
+            + ["--checkpoint", EMBEDDED, *options],
             cwd=ROOT,
             env={**os.environ, **ON_CPU},
             capture_output=True,
@@ -431,6 +431,11 @@ def test_features_ahead_of_training(tmp_path):
     for path in files:
         one, other = (load_file(tmp_path / out / path.name)["frame_features"] for out in ("out", "shared"))
         assert torch.equal(one, other)
+
+    # Where there is no time for more, one row.
+    short = encode(out="short", options=["--max_minutes", "0"])
+    assert "1 rows of 2, for want of time" in short.stdout
+    assert (tmp_path / "short" / "train.jsonl").read_text(encoding="utf-8") == rows[0].splitlines(keepends=True)[0]
 
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(EMBEDDED)
     processor = VideoLLMMoDProcessor.from_pretrained(EMBEDDED, trust_remote_code=True)

@@ -20,9 +20,11 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import random_features, random_frames, tiny_model, tiny_processor
+from transformers import TrainerControl, TrainerState, get_cosine_schedule_with_warmup
 from trl import SFTConfig, SFTTrainer
 
-from videollm_mod.train.callbacks import KeepRatioWarmup
+from videollm_mod.train import callbacks
+from videollm_mod.train.callbacks import KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import StreamCollator, augment_replies
 from videollm_mod.train.evaluation import teacher_forced
 from videollm_mod.train.trainer import StreamingSFTTrainer
@@ -298,3 +300,54 @@ def test_keep_ratios_warm_up(tmp_path):
     assert KeepRatioWarmup(per_layer, 2).ratio(1) == [1.0, 0.75, 0.5, pytest.approx(0.6)]
     with pytest.raises(ValueError, match="at least 1 step"):
         KeepRatioWarmup(per_layer, 0)
+
+
+# ------------------------------------------------------------------------------------------------------ limited time
+
+
+def limited(monkeypatch, minutes, seconds_a_step, steps=1000):
+    """Learning rates of a run whose steps take that long, by a clock of its own."""
+    now = [100.0]
+    monkeypatch.setattr(callbacks.clock, "monotonic", lambda: now[0])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, 5, steps)
+    state, control, limit = TrainerState(max_steps=steps), TrainerControl(), TimeLimit(minutes)
+    limit.on_train_begin(None, state, control)
+    rates = []
+    while state.global_step < state.max_steps and not control.should_training_stop:
+        now[0] += seconds_a_step(state.global_step)
+        optimizer.step()
+        scheduler.step()
+        state.global_step += 1
+        limit.on_step_end(None, state, control, lr_scheduler=scheduler)
+        rates.append(scheduler.get_last_lr()[0])
+    return rates, now[0] - 100, state.max_steps
+
+
+def test_time_that_is_too_short_makes_for_fewer_steps(monkeypatch, capsys):
+    """The first steps are slow and not counted on; the learning rate has come down where training ends."""
+    rates, seconds, steps = limited(monkeypatch, 1, lambda step: 5.0 if step < 2 else 0.5)
+    assert 100 < len(rates) == steps < 110 and 55 < seconds <= 60.5
+    assert max(rates) == 1 and rates[-1] < 1e-3
+    assert "There is time for" in capsys.readouterr().out
+    # A machine that becomes slower on the way.
+    rates, seconds, steps = limited(monkeypatch, 1, lambda step: 0.1 if step < 100 else 1.0)
+    assert 140 < len(rates) < 160 and seconds <= 61.5 and rates[-1] < 0.01
+
+
+def test_the_trainer_heeds_the_time(tmp_path, monkeypatch):
+    trainer = new_trainer(tmp_path, max_steps=1000, learning_rate=1e-3, lr_scheduler_type="cosine")
+    ticks = iter(range(100_000))
+    monkeypatch.setattr(callbacks.clock, "monotonic", lambda: float(next(ticks)))
+    trainer.add_callback(TimeLimit(0.5))
+    trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps < 32
+    assert trainer.lr_scheduler.get_last_lr()[0] < 0.01 * trainer.args.learning_rate
+
+
+def test_time_that_is_enough_changes_nothing(monkeypatch, capsys):
+    rates, _, steps = limited(monkeypatch, 10, lambda _: 0.5, steps=100)
+    free, _, _ = limited(monkeypatch, 1e9, lambda _: 0.5, steps=100)
+    assert steps == 100 and rates == free and "There is time" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        TimeLimit(0)

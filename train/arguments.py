@@ -146,12 +146,19 @@ class ModelArguments:
 
 @dataclass
 class StreamingSFTConfig(SFTConfig):
-    """TRL's [`SFTConfig`] with VideoLLM-online's choices (arXiv 2406.11816, section 4) as defaults."""
+    """
+    TRL's [`SFTConfig`] with VideoLLM-online's choices (arXiv 2406.11816, section 4) as defaults.
+
+    Args:
+        max_minutes (`float`, *optional*): Time for training; if it is too short for all steps, there are fewer, and
+            the learning rate comes down over those.
+    """
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or below 1 their share."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
+    max_minutes: float | None = field(default=None, metadata={"help": "Time for training, in minutes."})
 
     def __post_init__(self) -> None:
         if self.bf16 is None and not self.fp16:

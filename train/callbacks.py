@@ -13,6 +13,8 @@
 # limitations under the License.
 """What happens beside training."""
 
+import time as clock
+from functools import partial
 from typing import Any
 
 from torch.distributed.tensor import DTensor
@@ -33,6 +35,58 @@ class Announcement(TrainerCallback):
                 f"Training {tuned / 1e6:.2f}M of {count / 1e6:.2f}M parameters in {args.world_size} process{plural}"
                 f"{sharded} on {args.device.type}, {state.max_steps} steps"
             )
+
+
+class TimeLimit(TrainerCallback):
+    """
+    Ends training after some minutes, with a learning rate that has come down by then.
+
+    From the steps done so far it is told how many there is time for. If they are fewer than meant, the schedule is
+    that of so many steps from there on.
+
+    Args:
+        minutes (`float`): Time for training, from its first step on.
+    """
+
+    # Steps before the first estimate, the first few of which are slow, and between estimates.
+    FIRST, AGAIN = 10, 10
+
+    def __init__(self, minutes: float) -> None:
+        if not minutes > 0:
+            raise ValueError(f"The minutes to train must be positive, got {minutes}.")
+        self.seconds = 60 * minutes
+        self._begin = self._measured_from = 0.0
+        self._first_step = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Starts the clock."""
+        self._begin, self._first_step = clock.monotonic(), state.global_step
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Counts what there is time for."""
+        now, done = clock.monotonic(), state.global_step - self._first_step
+        left = self._begin + self.seconds - now
+        if done == self.FIRST // 2:
+            self._measured_from = now
+        if left <= 0:
+            control.should_training_stop = True
+        elif done >= self.FIRST and done % self.AGAIN == 0:
+            seconds_a_step = (now - self._measured_from) / (done - self.FIRST // 2)
+            steps = max(state.global_step + int(left / seconds_a_step), state.global_step + 1)
+            if steps < state.max_steps:
+                self._shorten(state, kwargs["lr_scheduler"], steps)
+
+    @staticmethod
+    def _shorten(state: TrainerState, scheduler: Any, steps: int) -> None:
+        print(f"There is time for {steps} of {state.max_steps} steps")
+        state.max_steps = steps
+        schedule = getattr(scheduler, "scheduler", scheduler)
+        schedule.lr_lambdas = [
+            partial(rate.func, *rate.args, **{**rate.keywords, "num_training_steps": steps})
+            if "num_training_steps" in getattr(rate, "keywords", {})
+            else rate
+            for rate in getattr(schedule, "lr_lambdas", [])
+        ]
 
 
 class KeepRatioWarmup(TrainerCallback):

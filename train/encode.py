@@ -27,6 +27,7 @@ run goes on where it was; files appear under their name only when they are whole
 import hashlib
 import json
 import os
+import time as clock
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -55,12 +56,14 @@ class EncodeArguments:
         output_dir (`str`): Folder to write to.
         batch_size (`int`, *optional*, defaults to 64): Frames encoded at a time.
         dtype (`str`, *optional*, defaults to `"auto"`): Of the encoder and of what is written.
+        max_minutes (`float`, *optional*): Time for it; rows for which there was none are left out.
     """
 
     checkpoint: str = field(metadata={"help": "Model whose vision encoder sees: a folder or a Hub id."})
     output_dir: str = field(metadata={"help": "Folder to write to."})
     batch_size: int = field(default=64, metadata={"help": "Frames encoded at a time."})
     dtype: str = field(default="auto", metadata={"help": "Of the encoder and of what is written."})
+    max_minutes: float | None = field(default=None, metadata={"help": "Time for it, in minutes."})
 
 
 def encode_rows(
@@ -72,6 +75,7 @@ def encode_rows(
     fps: float = 2.0,
     batch_size: int = 64,
     accelerator: Accelerator | None = None,
+    max_minutes: float | None = None,
 ) -> list[dict[str, Any]]:
     """
     Encodes the stretches of video that rows are about, shared among the processes of an accelerator.
@@ -85,14 +89,18 @@ def encode_rows(
         fps (`float`, *optional*, defaults to 2.0): Frames a second.
         batch_size (`int`, *optional*, defaults to 64): Frames in memory at a time.
         accelerator (`Accelerator`, *optional*): Says which process this is.
+        max_minutes (`float`, *optional*): Time for it, after which rows are left out; one at least is made.
 
     Returns:
-        `list[dict]`: All rows, in their order, with `frame_features`, a file name, in place of `video`.
+        `list[dict]`: The rows, in their order, with `frame_features`, a file name, in place of `video`.
     """
     accelerator = Accelerator() if accelerator is None else accelerator
     made: list[dict[str, Any]] = []
+    end = clock.monotonic() + 60 * (float("inf") if max_minutes is None else max_minutes)
     with accelerator.split_between_processes(list(range(len(rows)))) as mine:
         for index in tqdm(mine, desc="rows", disable=not accelerator.is_main_process):
+            if made and clock.monotonic() > end:
+                break
             row = rows[index]
             name = _name(row, fps)
             if not (folder / name).exists():
@@ -142,11 +150,12 @@ def main(script: ScriptArguments, arguments: EncodeArguments) -> None:
         fps=script.fps,
         batch_size=arguments.batch_size,
         accelerator=accelerator,
+        max_minutes=arguments.max_minutes,
     )
     if accelerator.is_main_process:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
         (folder / f"{script.train_split}.jsonl").write_text(text, encoding="utf-8")
-        print(f"{folder}: {len(made)} rows")
+        print(f"{folder}: {len(made)} rows" + (f" of {len(rows)}, for want of time" if len(made) < len(rows) else ""))
 
 
 if __name__ == "__main__":

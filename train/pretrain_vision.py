@@ -34,6 +34,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from videollm_mod.train.arguments import parse
+from videollm_mod.train.callbacks import TimeLimit
 from videollm_mod.train.data import streamworld
 from videollm_mod.train.data.sprites import COLORS
 from videollm_mod.train.new_model import new_model
@@ -59,7 +60,14 @@ class VisionArguments:
 
 @dataclass
 class VisionTrainingArguments(TrainingArguments):
-    """As [`TrainingArguments`]; bf16 without an accelerator means the CPU's, and needs no further word."""
+    """
+    As [`TrainingArguments`]; bf16 without an accelerator means the CPU's, and needs no further word.
+
+    Args:
+        max_minutes (`float`, *optional*): Time for training; see [`StreamingSFTConfig`].
+    """
+
+    max_minutes: float | None = field(default=None, metadata={"help": "Time for training, in minutes."})
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -208,6 +216,8 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
         data_collator=collate,
         compute_metrics=seen,
     )
+    if training.max_minutes is not None:
+        trainer.add_callback(TimeLimit(training.max_minutes))
     trainer.train()
     print({name: round(value, 4) for name, value in trainer.evaluate().items() if name.endswith("_right")})
     model.save_pretrained(training.output_dir)

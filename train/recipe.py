@@ -18,7 +18,7 @@ StreamWorld's whole recipe: from nothing to a checkpoint, measured before and af
 python train/recipe.py                     # the embedded checkpoint
 python train/recipe.py --size quick        # two minutes of it, for a look
 python train/recipe.py --twin              # also the same model at full compute, beside it and from the same data
-python train/recipe.py --size gpu          # the whole world and a larger model, for a GPU with a dozen cores beside it
+python train/recipe.py --size gpu --twin --minutes 30    # the whole world and a larger model, what a GPU makes of it
 ```
 
 Stages: a vision encoder that knows what covers each patch (`pretrain_vision.py`); features of slides and of clips,
@@ -51,6 +51,9 @@ QUESTION_KINDS = "narrate=2,ask=5,wait=1"
 TEST_KINDS = "narrate=2,ask=1,wait=1"
 # First clip of the narration stage: those before are for slides, which show a frame of each of many clips.
 FIRST_CLIP = 10_000
+# Of the time given, which share is for what; the rest is for loading, saving and measuring.
+SHARES = {"vision": 0.2, "slides": 0.06, "clips": 0.18, "questions": 0.06}
+SHARES |= {"alignment": 0.05, "narration": 0.22, "trained": 0.07}
 # Of a checkpoint: where it is, the rest is.
 LAST_WRITTEN = "processor_config.json"
 # A model that has learned no words would babble to the end of every reply: it is measured on few clips, and cut short.
@@ -156,13 +159,19 @@ def _run_script(command: list[str], threads: int | None) -> None:
     runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
-def see(size: Size, folder: Path) -> Path:
+def within(minutes: float | None, stage: str) -> list[Any]:
+    """A stage's option for its share of the minutes, if they are limited."""
+    return [] if minutes is None else ["--max_minutes", round(minutes * SHARES[stage], 3)]
+
+
+def see(size: Size, folder: Path, minutes: float | None = None) -> Path:
     """
     Makes, where it is not there yet, what models of all keep ratios share: the vision encoder and data seen by it.
 
     Args:
         size ([`Size`]): How much of everything.
         folder (`Path`): Where to write.
+        minutes (`float`, *optional*): Time for the whole recipe.
 
     Returns:
         The folder of a model whose encoder alone is trained.
@@ -174,6 +183,7 @@ def see(size: Size, folder: Path) -> Path:
         "pretrain_vision.py",
         *config,
         *("--world", size.things, "--num_clips", size.vision_clips, "--output_dir", vision),
+        *within(minutes, "vision"),
     )
     more = FIRST_CLIP + size.clips
     data = [
@@ -186,7 +196,7 @@ def see(size: Size, folder: Path) -> Path:
 
     def encode(name: str, rows: int, options: list[Any]) -> None:
         options += ["--dataset", "streamworld", "--checkpoint", vision, "--dtype", "bfloat16"]
-        options += ["--num_clips", rows, "--output_dir", folder / name]
+        options += ["--num_clips", rows, "--output_dir", folder / name, *within(minutes, name)]
         how = {"threads": 1} if is_little else {"processes": os.cpu_count() or 1}
         run_stage(folder / name / "train.jsonl", "encode.py", *options, **how)
 
@@ -195,7 +205,14 @@ def see(size: Size, folder: Path) -> Path:
     return vision
 
 
-def learn(size: Size, folder: Path, *, keep_ratio: float | None = None, threads: int | None = None) -> Path:
+def learn(
+    size: Size,
+    folder: Path,
+    *,
+    keep_ratio: float | None = None,
+    threads: int | None = None,
+    minutes: float | None = None,
+) -> Path:
     """
     Makes, where it is not there yet, a model of what [`see`] has made.
 
@@ -204,6 +221,7 @@ def learn(size: Size, folder: Path, *, keep_ratio: float | None = None, threads:
         folder (`Path`): The same.
         keep_ratio (`float`, *optional*): In place of the model configuration's.
         threads (`int`, *optional*): CPU threads to use, all by default.
+        minutes (`float`, *optional*): Time for the whole recipe.
 
     Returns:
         The folder of the trained model.
@@ -218,6 +236,7 @@ def learn(size: Size, folder: Path, *, keep_ratio: float | None = None, threads:
         made = folder / f"{stage}{name}"
         options = ["--config", CONFIGS / config, "--dataset", folder / data, "--checkpoint", given, *options]
         options += ["--output_dir", made, "--per_device_train_batch_size", size.batch, *ratio]
+        options += within(minutes, stage)
         run_stage(made / LAST_WRITTEN, "sft.py", *options, "--resume_from_checkpoint", "true", threads=threads)
         given = made
     return given
@@ -229,13 +248,17 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="cpu", help="how much of everything")
     parser.add_argument("--folder", type=Path, help="where to write; default: outputs/streamworld_<size>")
     parser.add_argument("--twin", action="store_true", help="also train the same model at full compute, beside it")
+    parser.add_argument("--minutes", type=float, help="time for all of it: of each stage as much as there is time for")
     options = parser.parse_args()
     size, folder = SIZES[options.size], options.folder or ROOT / "outputs" / f"streamworld_{options.size}"
-    before = see(size, folder)
+    before = see(size, folder, options.minutes)
     ratios = {"after": None} | ({"full compute": 1.0} if options.twin else {})
     threads = max((os.cpu_count() or 1) // len(ratios), 1)
     with ThreadPoolExecutor(len(ratios)) as pool:
-        after = pool.map(lambda ratio: learn(size, folder, keep_ratio=ratio, threads=threads), ratios.values())
+        after = pool.map(
+            lambda ratio: learn(size, folder, keep_ratio=ratio, threads=threads, minutes=options.minutes),
+            ratios.values(),
+        )
         checkpoints = {"before": before} | dict(zip(ratios, after, strict=True))
     rows = load_split(
         ScriptArguments(dataset="streamworld", world=size.world, kinds=TEST_KINDS), "test", size.test_clips

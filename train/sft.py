@@ -32,7 +32,7 @@ python train/sft.py --config train/configs/streamworld_alignment.yaml
 from pathlib import Path
 
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
-from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup
+from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.loading import first_rows, load_split
 from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
@@ -74,6 +74,8 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
         about={"dataset": script.dataset, "base_models": arguments.base_models()},
     )
     trainer.add_callback(Announcement())
+    if training.max_minutes is not None:
+        trainer.add_callback(TimeLimit(training.max_minutes))
     if script.keep_ratio_warmup_steps > 0:
         trainer.add_callback(KeepRatioWarmup(model.config, script.keep_ratio_warmup_steps))
     trainer.train(resume_from_checkpoint=training.last_checkpoint())

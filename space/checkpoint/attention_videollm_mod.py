@@ -13,10 +13,12 @@
 # limitations under the License.
 """Attention of several streams at once, each over its own pages, by the best kernel that is installed."""
 
+import copy
 import sys
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,17 +78,21 @@ class PackedEntries:
             if isinstance(mine := getattr(self, part.name), torch.Tensor):
                 mine.copy_(getattr(other, part.name), non_blocking=True)
 
-    def hidden_from(self, stream: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-        """True at what each new entry of a stream sees, (new, length); `None` if it is everything."""
+    def mask(self, stream: int, window: int | None, groups: int, like: torch.Tensor) -> torch.Tensor | None:
+        """
+        What to add to the scores of a stream's queries, (groups * new, length), 0 or minus infinity, in the dtype of
+        `like`: made once for all layers. `None` if every query sees everything.
+        """
         new, length = self.new[stream], self.lengths[stream]
         if new == 1 and (window is None or length <= window):
             return None
-        key = (stream, window)
+        key = (stream, window, groups, like.dtype)
         if key not in self._masks:
-            entry = torch.arange(length, device=device)
-            last = torch.arange(length - new, length, device=device)[:, None]
-            seen = entry <= last
-            self._masks[key] = seen if window is None else seen & (entry > last - window)
+            entry = torch.arange(length, device=like.device)
+            last = torch.arange(length - new, length, device=like.device)[:, None]
+            hidden = entry > last
+            hidden = hidden if window is None else hidden | (entry <= last - window)
+            self._masks[key] = like.new_zeros(new, length).masked_fill(hidden, float("-inf")).repeat(groups, 1)
         return self._masks[key]
 
 
@@ -144,8 +150,7 @@ def attend_strips(
             parts = [read_pages(x, pages.long(), query.dtype).flatten(0, 1)[:length] for x in (keys, values)]
         else:
             parts = [x.flatten(0, 1)[strip : strip + length].to(query.dtype) for x in (keys, values)]
-        seen = entries.hidden_from(stream, window, query.device)
-        mask = None if seen is None else seen.repeat(groups, 1)
+        mask = entries.mask(stream, window, groups, folded)
         key, value = (x.transpose(0, 1)[None] for x in parts)
         output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
         outputs.append(output[0].unflatten(1, (groups, len(rows))).permute(2, 0, 1, 3).flatten(1, 2))
@@ -159,6 +164,8 @@ def attend_varlen(
     entries: PackedEntries,
     scaling: float,
     window: int | None = None,
+    *,
+    with_begins: bool = True,
 ) -> torch.Tensor:
     """torch's flash attention over pages, split over keys where queries are few: half precision on CUDA."""
     return varlen_attn(
@@ -166,7 +173,8 @@ def attend_varlen(
         keys,
         values,
         entries.begins,
-        None,
+        # Flash attention wants them beside the pages, which say it already; cuDNN may not.
+        F.pad(entries.used.cumsum(0, dtype=torch.int32), (1, 0)) if with_begins else None,
         entries.most_new,
         entries.table.shape[1] * keys.shape[1],
         scale=scaling,
@@ -207,22 +215,23 @@ Attend = Callable[..., torch.Tensor]
 _chosen: dict[Any, tuple[str, Attend]] = {}
 
 
-def choose_attention(query: torch.Tensor, keys: torch.Tensor) -> tuple[str, Attend]:
+def choose_attention(query: torch.Tensor, keys: torch.Tensor, window: int | None = None) -> tuple[str, Attend]:
     """
-    The kernel for queries (all new, heads, dim) over pages (pages, page size, key heads, dim): of those that are
-    installed and agree with the reference on random numbers on this device, the fastest. Chosen once, and said.
+    The kernel for queries (all new, heads, dim) over pages (pages, page size, key heads, dim), with a sliding window
+    or not: of those that are installed and agree with the reference on random numbers on this device, the fastest.
+    Chosen once, and said.
 
     Returns:
         Its name and the function.
     """
-    kind = (query.device, query.dtype, keys.dtype, query.shape[1:], keys.shape[1:])
+    kind = (query.device, query.dtype, keys.dtype, query.shape[1:], keys.shape[1:], window is None)
     if kind not in _chosen:
-        _chosen[kind] = _choose(query, keys)
+        _chosen[kind] = _choose(query, keys, window is not None)
         logger.info(f"Streams attend to their pages by {_chosen[kind][0]} ({query.dtype} on {query.device}).")
     return _chosen[kind]
 
 
-def _choose(query: torch.Tensor, keys: torch.Tensor) -> tuple[str, Attend]:
+def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool) -> tuple[str, Attend]:
     reference = ("gathered pages", attend_gathered)
     if query.device.type != "cuda":
         return ("strips of pages", attend_strips) if query.device.type == "cpu" else reference
@@ -233,6 +242,7 @@ def _choose(query: torch.Tensor, keys: torch.Tensor) -> tuple[str, Attend]:
         return reference
     candidates = [
         ("torch's varlen attention", attend_varlen, varlen_attn),
+        ("torch's varlen attention", partial(attend_varlen, with_begins=False), varlen_attn),
         ("flash-attn", attend_flash_attn, flash_attn_varlen_func),
     ]
     times = {}
@@ -240,42 +250,49 @@ def _choose(query: torch.Tensor, keys: torch.Tensor) -> tuple[str, Attend]:
         if library is None:
             continue
         try:
-            times[name, attend] = check_attention(attend, query, keys)
+            times[name, attend] = check_attention(attend, query, keys, has_window=has_window)
         except Exception as error:  # a kernel fails in as many ways as there are kernels; whichever, it is not used
-            logger.warning_once(f"{name} is installed but not used: {error}")
+            logger.info(f"{name} is installed, and not used so: {error}")
     if not times:
         logger.warning_once("No kernel that reads pages is installed and works: each step copies the cache.")
         return reference
     return min(times, key=times.__getitem__)
 
 
-def check_attention(attend: Attend, query: torch.Tensor, keys: torch.Tensor, repeats: int = 5) -> float:
+def check_attention(
+    attend: Attend, query: torch.Tensor, keys: torch.Tensor, *, has_window: bool = False, repeats: int = 5
+) -> float:
     """
-    Compares a kernel with the reference, on random numbers in the shapes of `query` and `keys`.
+    Compares a kernel with the reference, on random numbers in the shapes of `query` and `keys`: streams that add much
+    and that add one entry each, since kernels differ in what they run for those.
 
     Returns:
-        `float`: Seconds of one call.
+        `float`: Seconds of a call.
 
     Raises:
         `ValueError`: If it differs by more than the arithmetic of the dtype explains.
     """
     (heads, dim), (page_size, key_heads, _) = query.shape[1:], keys.shape[1:]
-    new, lengths, pages = [11, 1, 5], [page_size + page_size // 2, 3 * page_size, 5], [[1, 3], [6, 0, 4], [2]]
+    lengths, pages = [page_size + page_size // 2, 3 * page_size, 5], [[1, 3], [6, 0, 4], [2]]
+    window = page_size // 2 if has_window else None
     generator = torch.Generator(query.device).manual_seed(0)
     options = {"device": query.device, "generator": generator}
-    rows = torch.randn(sum(new), heads, dim, **options).to(query.dtype)
     stored = [torch.randn(7, page_size, key_heads, dim, **options).to(keys.dtype) for _ in range(2)]
-    entries = pack_entries(new, lengths, pages, page_size, query.device)
-    expected = attend_gathered(rows.float(), *(x.float() for x in stored), entries, dim**-0.5)
-    found = attend(rows, *stored, entries, dim**-0.5)
-    far = (found.float() - expected).abs().max().item()
-    most = 8 * torch.finfo(query.dtype).eps
-    if not far <= most:
-        raise ValueError(f"it differs from the reference by {far:.2g}, more than {most:.2g}")
-    begin = clock.perf_counter()
-    for _ in range(repeats):
-        attend(rows, *stored, entries, dim**-0.5).sum().item()
-    return (clock.perf_counter() - begin) / repeats
+    taken = 0.0
+    for new in ([11, 1, 5], [1, 1, 1]):
+        rows = torch.randn(sum(new), heads, dim, **options).to(query.dtype)
+        entries = pack_entries(new, lengths, pages, page_size, query.device)
+        expected = attend_gathered(rows.float(), *(x.float() for x in stored), entries, dim**-0.5, window)
+        found = attend(rows, *stored, entries, dim**-0.5, window)
+        far = (found.float() - expected).abs().max().item()
+        most = 8 * torch.finfo(query.dtype).eps
+        if not far <= most:
+            raise ValueError(f"it differs from the reference by {far:.2g}, more than {most:.2g}")
+        begin = clock.perf_counter()
+        for _ in range(repeats):
+            attend(rows, *stored, entries, dim**-0.5, window).sum().item()
+        taken += (clock.perf_counter() - begin) / repeats
+    return taken / 2
 
 
 def pack_entries(
@@ -448,16 +465,31 @@ def packed_attention_forward(
     several streams each attend to their own stream; without, it is the implementation that the text model had before.
     """
     if packed_caches is None:
+        name = module.config._attn_implementation.removeprefix(PACKED)
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        base = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation.removeprefix(PACKED), eager)
+        base = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+        if "flash" in name:
+            module = _AsItWas(module, name)
         return base(
             module, query, key, value, attention_mask, *args, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
     entries, keys, values = packed_caches.entries_of(module.layer_idx)
     rows = query[0].transpose(0, 1)
-    _, attend = choose_attention(rows, keys)
+    _, attend = choose_attention(rows, keys, sliding_window)
     scaling = rows.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(rows.contiguous(), keys, values, entries, scaling, sliding_window)[None], None
+
+
+class _AsItWas:
+    """An attention module whose configuration names the implementation that it had, for those that look there."""
+
+    def __init__(self, module: torch.nn.Module, name: str) -> None:
+        self._module = module
+        self.config = copy.copy(module.config)
+        self.config._attn_implementation_internal = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 def set_packed_attention(language_model: Any) -> None:

@@ -35,6 +35,8 @@ WHEN_BEHIND = ("catch_up", "drop_oldest", "block")
 # Streams of a captured step come in these numbers, the rest is filled up; frames of a stream in those to the second.
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _MOST_FRAMES = 8
+# A process captures one graph at a time.
+_CAPTURING = threading.Lock()
 
 
 class EngineFullError(RuntimeError):
@@ -135,12 +137,14 @@ class EngineStream:
         """
         self._refuse_if_closed()
         arrival = clock.perf_counter()
-        pixel_values = self.session.processor.process_frames(frames)
+        # On the host, wherever they come from: all streams' frames go to the device together.
+        pixel_values = self.session.processor.process_frames(frames).cpu()
         with self._engine.changed:
             times = self.session.frame_times(len(pixel_values), time)
         for at, frame in zip(times, pixel_values, strict=True):
             self._make_room()
             with self._engine.changed:
+                self._refuse_if_closed()
                 self._received.append(_Received(at, frame, arrival))
                 self._engine.changed.notify_all()
 
@@ -172,6 +176,7 @@ class EngineStream:
                 self._engine.step()
             event = self._said.get()
             if event is None:
+                self._said.put(None)  # for whoever else listens
                 break
             yield event
         if self.error is not None:
@@ -228,7 +233,6 @@ class EngineStream:
         self._step = self._work = None
         self.session.closed = True
         self.session.cache.release()
-        self._said.put(None)
 
 
 class StreamingEngine:
@@ -306,7 +310,7 @@ class StreamingEngine:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         _check_when_behind(when_behind)
         self.model, self.processor = model, processor
-        self.max_frames, self.max_text_tokens = max_frames, max_text_tokens
+        self.max_streams, self.max_frames, self.max_text_tokens = max_streams, max_frames, max_text_tokens
         self.max_batch_tokens = max_batch_tokens
         self.when_behind, self.max_waiting = when_behind, max_waiting
         self.device = model.get_input_embeddings().weight.device
@@ -324,6 +328,12 @@ class StreamingEngine:
             page_size=page_size,
             dtype=cache_dtype,
         )
+        text_config = model.config.text_config
+        heads = text_config.num_key_value_heads
+        dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+        for layer, module in enumerate(model.model.language_model.layers):
+            weight = next(module.parameters())
+            self.pool.allocate(layer, heads, dim, model.get_input_embeddings().weight.dtype, weight.device)
         self._captured: dict[tuple[int, int, int], _CapturedStep] | None = {} if capture else None
         # What fills a captured step up to its shape writes into pages that nobody reads.
         self._spare = VideoLLMMoDPagedCache(self.pool)
@@ -336,6 +346,10 @@ class StreamingEngine:
         is_cuda = self.device.type == "cuda"
         self._vision_stream = torch.cuda.Stream(self.device) if is_cuda else None
         self._graph_pool = torch.cuda.graph_pool_handle() if is_cuda and capture else None
+        self._capture_stream = torch.cuda.Stream(self.device) if is_cuda and capture else None
+        self._error: Exception | None = None
+        # One step at a time, and no capture beside it.
+        self._stepping = threading.RLock()
 
     # ---------------------------------------------------------------------------------------------------- streams
 
@@ -362,6 +376,8 @@ class StreamingEngine:
             `EngineFullError`: If there is no memory for it.
             `ValueError`: If an option does not fit.
         """
+        if self._error is not None:
+            raise RuntimeError(f"The engine has stopped: {self._error}") from self._error
         when_behind = when_behind or self.when_behind
         _check_when_behind(when_behind)
         max_frames = self.max_frames if max_frames is None else max_frames
@@ -376,6 +392,8 @@ class StreamingEngine:
                 cache=cache,
                 **options,
             )
+            if self._captured is not None:
+                session.chunk_sizes = _SIZES[: _SIZES.index(_MOST_FRAMES) + 1]
             try:
                 cache.reserve(*self._room(max_frames, max_text_tokens, session.max_new_tokens))
             except OutOfPagesError as error:
@@ -403,6 +421,10 @@ class StreamingEngine:
         Encodes frames that wait, runs one step of the language model for the streams that need one, and gives what was
         said. Nothing to do gives nothing, at once.
         """
+        with self._stepping:
+            return self._step()
+
+    def _step(self) -> list[tuple[EngineStream, StreamEvent]]:
         batch = [] if self._vision_stream is None else self._choose_batch()
         if not batch:
             self._encode()
@@ -411,8 +433,15 @@ class StreamingEngine:
         if batch:
             row, outputs = self._launch([stream.session.cache for stream, _ in batch], [step for _, step in batch])
             if self._vision_stream is not None:
-                # While the language model is at it, the vision encoder sees what comes next.
+                # While the language model is at it, the vision encoder sees what comes next. What was decided is on
+                # its way before, so that nobody waits for the encoder to hear it.
+                decisions = torch.empty(outputs[0].shape, dtype=outputs[0].dtype, pin_memory=True)
+                decisions.copy_(outputs[0], non_blocking=True)
+                decided = torch.cuda.Event()
+                decided.record()
                 self._encode()
+                decided.synchronize()
+                outputs = (decisions, *outputs[1:])
             results = row.results(outputs)
             with self.changed:
                 for (stream, _), result in zip(batch, results, strict=True):
@@ -424,6 +453,7 @@ class StreamingEngine:
                     stream._end()
                 if stream._is_done:
                     self.streams.remove(stream)
+                    stream._said.put(None)
             self.changed.notify_all()
         return said
 
@@ -437,7 +467,7 @@ class StreamingEngine:
     @property
     def is_running(self) -> bool:
         """Whether it runs by itself, in a thread."""
-        return self._thread is not None
+        return self._thread is not None and self._thread.is_alive()
 
     def go_on(self) -> None:
         """Waits for the next step where the engine runs by itself, else makes it."""
@@ -461,7 +491,7 @@ class StreamingEngine:
         """Has the vision encoder see frames that wait, of all streams in turn, up to what a step takes of each."""
         chosen: list[tuple[EngineStream, _Received]] = []
         with self.changed:
-            for stream in self.streams:
+            for stream in [stream for stream in self.streams if not stream._is_done]:
                 room = stream.session.chunk_frames - stream.session.num_waiting
                 stream._num_encoding = max(0, min(room, len(stream._received)))
                 chosen += [(stream, stream._received.popleft()) for _ in range(stream._num_encoding)]
@@ -494,10 +524,10 @@ class StreamingEngine:
     def _choose(self) -> list[tuple[EngineStream, StreamStep]]:
         batch: list[tuple[EngineStream, StreamStep]] = []
         total = 0
-        for stream in list(self.streams):
+        for stream in [stream for stream in self.streams if not stream._is_done]:
             try:
                 step = stream._next_step()
-            except OutOfPagesError as error:
+            except Exception as error:  # whatever a stream's own processor, streamer or memory does, it does to itself
                 self._fail(stream, error)
                 continue
             if step is None or (batch and total + len(step.ids) > self.max_batch_tokens):
@@ -524,6 +554,10 @@ class StreamingEngine:
         return True
 
     def _fail(self, stream: EngineStream, error: Exception) -> None:
+        if not isinstance(error, OutOfPagesError):
+            logger.warning(f"Stream {stream.number} was ended: {error}")
+            stream._end(error)
+            return
         frames, text = stream.session.max_frames, stream.session.max_text_tokens
         message = (
             f"it has outgrown the memory of {frames} frames and {text} tokens of text, by more text than the frames "
@@ -565,7 +599,7 @@ class StreamingEngine:
         first, seen = len(session.events), session.num_frames
         try:
             stream._take(result)
-        except OutOfPagesError as error:
+        except Exception as error:  # as above
             self._fail(stream, error)
             return
         if session.num_frames > seen and session.frame_latency is not None:
@@ -613,12 +647,14 @@ class StreamingEngine:
         sizes = [size for size in _SIZES if size <= _size(max_streams)]
         shapes = [(size, 1, 0) for size in sizes] + [(0, 0, size) for size in sizes]
         for shape in logging.tqdm(shapes, desc="warming up", unit=" steps"):
-            if shape not in self._captured:
-                self._captured[shape] = _CapturedStep(self, *shape)
+            with self._stepping:
+                if shape not in self._captured:
+                    self._captured[shape] = _CapturedStep(self, *shape)
 
     # ---------------------------------------------------------------------------------------------------- thread
 
     def __enter__(self) -> "StreamingEngine":
+        self.warm_up(self.max_streams)
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="StreamingEngine", daemon=True)
         self._thread.start()
@@ -631,9 +667,15 @@ class StreamingEngine:
             self.changed.notify_all()
         self._thread.join()
         self._thread = None
+        self._end_all()
+
+    def _end_all(self, error: Exception | None = None) -> None:
         with self.changed:
+            self._error = error
             for stream in self.streams:
-                stream._end()
+                stream._collect()
+                stream._end(error)
+                stream._said.put(None)
             self.streams = []
 
     def _serve(self) -> None:
@@ -647,10 +689,7 @@ class StreamingEngine:
                             self.changed.wait()
         except Exception as error:
             # Whoever waits for an event must learn that none will come.
-            with self.changed:
-                for stream in self.streams:
-                    stream._end(error)
-                self.streams = []
+            self._end_all(error)
             raise
 
 
@@ -805,8 +844,9 @@ class _CapturedStep:
             ends += its_ends
             frames += its_frames
         device = logits.device
-        ends_index = torch.tensor(ends, device=device)
-        frames_index = torch.tensor(frames, device=device, dtype=torch.long)
+        # Not made on the device: that would wait for the step.
+        ends_index = torch.tensor(ends).to(device, non_blocking=True)
+        frames_index = torch.tensor(frames, dtype=torch.long).to(device, non_blocking=True)
         outputs = (
             decisions[:, ends_index],
             logits[ends_index],
@@ -818,16 +858,20 @@ class _CapturedStep:
         return row, outputs
 
     def _capture(self) -> None:
-        stream = torch.cuda.Stream(self.engine.device)
-        stream.wait_stream(torch.cuda.current_stream(self.engine.device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._inputs.forward()
-        torch.cuda.current_stream(self.engine.device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        # Graphs may share memory, since what one gave is copied before another runs.
-        with torch.cuda.graph(self._graph, pool=self.engine._graph_pool):
-            self._outputs = self._inputs.forward()
+        engine = self.engine
+        stream = engine._capture_stream
+        with torch.cuda.device(engine.device):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._inputs.forward()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            # Graphs may share memory, since what one gave is copied before another runs. What other threads do to the
+            # device meanwhile, such as bringing frames, is theirs.
+            options = {"pool": engine._graph_pool, "stream": stream, "capture_error_mode": "thread_local"}
+            with _CAPTURING, torch.cuda.graph(self._graph, **options):
+                self._outputs = self._inputs.forward()
 
 
 def _size(count: int) -> int:
