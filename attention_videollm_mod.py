@@ -383,7 +383,7 @@ class PackedCaches:
         self.pool = self.caches[0].pool
         self.entries: dict[int, PackedEntries] = {}
         self.new: dict[int, list[int]] = {}
-        lengths = [cache.lengths_by_kind() for cache in self.caches]
+        lengths = [cache.lengths_by_keep_count() for cache in self.caches]
         for kind in self.pool.num_pages:
             skipped = max(self.pool.num_tokens - kind, 0)
             new = [tokens - frames * skipped for tokens, frames in zip(num_tokens, num_frames, strict=True)]

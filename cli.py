@@ -28,9 +28,11 @@ import typer
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoProcessor, TextStreamer
 
+from videollm_mod.engine_videollm_mod import read_ahead
 from videollm_mod.mistakes import MISTAKES, in_one_line
 from videollm_mod.space import captions
 from videollm_mod.space.loading import CACHE_DTYPES, load_model
+from videollm_mod.streaming_videollm_mod import within_context
 
 
 ROOT = Path(__file__).resolve().parent
@@ -161,7 +163,7 @@ def ask(
     with _one_line_errors():
         processor, loaded = _load(model, revision, video)
         # At a threshold of 0 silence needs only to be likelier than anything else.
-        session = loaded.stream(processor, fps=fps, interval_threshold=0.0, **_within_context(loaded))
+        session = loaded.stream(processor, fps=fps, interval_threshold=0.0, **within_context(loaded.config))
         for time, frame in _progress(processor.read_video(video, fps=fps, end=at), True):
             session.push(frame, time=time)
         question_and_answer = session.ask(question)
@@ -190,16 +192,6 @@ def _load(name: str, revision: str | None, video: str, weights: str | None = Non
     return processor, model
 
 
-def _within_context(model: Any, max_frames: int | None = None) -> dict[str, int]:
-    """
-    What a session is to remember, for a video may have no end: of the context three quarters are for frames, and half
-    of what they leave for text, beside what is being said.
-    """
-    context, tokens = model.config.text_config.max_position_embeddings, model.config.frame_num_tokens + 1
-    most = max(context * 3 // 4 // tokens, 1) if max_frames is None else max_frames
-    return {"max_frames": most, "max_text_tokens": max((context - most * tokens) // 2, 1)}
-
-
 def _progress(frames: Iterator[Any], is_silent: bool) -> Iterator[Any]:
     """The frames, with their count shown on a terminal if nothing else that it shows tells that time goes by."""
     return tqdm(frames, unit=" frames", file=sys.stderr, disable=None if is_silent else True)
@@ -217,7 +209,7 @@ def _watch(
     name, revision, weights = checkpoint
     processor, model = _load(name, revision, video, weights)
     line = None if as_json else _Line(processor.tokenizer)
-    session = model.stream(processor, streamer=line, **options, **_within_context(model, max_frames))
+    session = model.stream(processor, streamer=line, **options, **within_context(model.config, max_frames))
     fps = options["fps"]
     if line is not None:
         line.session = session
@@ -225,8 +217,9 @@ def _watch(
     if query:
         session.ask(query, reply_now=False)
     try:
-        for time, frame in _progress(processor.read_video(video, fps=fps), as_json):
-            session.push(frame, time=time)
+        frames = _progress(processor.read_video(video, fps=fps), as_json)
+        for waiting in read_ahead(iter(frames), session.chunk_frames):
+            session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
             for event in session.events[told:] if as_json else ():
                 typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
             told = len(session.events)

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from .attention_videollm_mod import PackedCaches
 from .cache_videollm_mod import OutOfPagesError, VideoLLMMoDPagedCache
-from .streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, Work, decide
+from .streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, Work, decide, within_context
 
 
 logger = logging.get_logger(__name__)
@@ -106,6 +106,8 @@ class EngineStream:
         self._said: queue.SimpleQueue[StreamEvent | None] = queue.SimpleQueue()
         self._num_said = 0
         self._num_encoding = 0
+        # Frames of two calls of `push` at once must not come between each other.
+        self._pushing = threading.Lock()
         self._is_closing = False
         self._is_done = False
 
@@ -139,14 +141,15 @@ class EngineStream:
         arrival = clock.perf_counter()
         # On the host, wherever they come from: all streams' frames go to the device together.
         pixel_values = self.session.processor.process_frames(frames).cpu()
-        with self._engine.changed:
-            times = self.session.frame_times(len(pixel_values), time)
-        for at, frame in zip(times, pixel_values, strict=True):
-            self._make_room()
+        with self._pushing:
             with self._engine.changed:
-                self._refuse_if_closed()
-                self._received.append(_Received(at, frame, arrival))
-                self._engine.changed.notify_all()
+                times = self.session.frame_times(len(pixel_values), time)
+            for at, frame in zip(times, pixel_values, strict=True):
+                self._make_room()
+                with self._engine.changed:
+                    self._refuse_if_closed()
+                    self._received.append(_Received(at, frame, arrival))
+                    self._engine.changed.notify_all()
 
     def ask(self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False) -> None:
         """
@@ -159,7 +162,10 @@ class EngineStream:
             self._engine.changed.notify_all()
 
     def close(self) -> None:
-        """Takes in no more; what was taken in is still seen and answered. Its memory is then free."""
+        """
+        Takes in no more; what was taken in is still seen and answered. Then its memory is given back, and its cache is
+        empty.
+        """
         with self._engine.changed:
             self._is_closing = True
             self._engine.changed.notify_all()
@@ -185,13 +191,21 @@ class EngineStream:
     def _make_room(self) -> None:
         if self.when_behind == "drop_oldest":
             with self._engine.changed:
-                while self._received and self.num_waiting >= self.max_waiting:
-                    self._received.popleft()
+                while self.num_waiting >= self.max_waiting and self._drop_oldest():
                     self.num_dropped += 1
                     self._engine.stats.dropped += 1
         elif self.when_behind == "block":
             while self.num_waiting >= self.max_waiting and not self._is_done:
                 self._engine.go_on()
+
+    def _drop_oldest(self) -> bool:
+        # Those that are encoded already came before those that are not.
+        if self.session.drop_oldest():
+            return True
+        if self._received:
+            self._received.popleft()
+            return True
+        return False
 
     def _refuse_if_closed(self) -> None:
         if self.error is not None:
@@ -250,8 +264,10 @@ class StreamingEngine:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
         max_streams (`int`, *optional*, defaults to 8): How many streams of the sizes below to have memory for.
-        max_frames (`int`, *optional*, defaults to 300): Frames that a stream remembers, unless it is opened otherwise.
-        max_text_tokens (`int`, *optional*, defaults to 2048): Tokens of text that it remembers.
+        max_frames (`int`, *optional*): Frames that a stream remembers, unless it is opened otherwise. By default up to
+            300, within three quarters of the language model's context.
+        max_text_tokens (`int`, *optional*): Tokens of text that it remembers, by default up to 2048, within half of
+            what frames leave of the context.
         max_batch_tokens (`int`, *optional*, defaults to 2048): Most tokens of a step, but for one of a single stream.
         when_behind (`str`, *optional*, defaults to `"catch_up"`): What happens to frames that come faster than they
             can be seen: `"catch_up"`, `"drop_oldest"` or `"block"`; see [`~EngineStream.push`].
@@ -288,8 +304,8 @@ class StreamingEngine:
         processor: Any,
         *,
         max_streams: int = 8,
-        max_frames: int = 300,
-        max_text_tokens: int = 2048,
+        max_frames: int | None = None,
+        max_text_tokens: int | None = None,
         max_batch_tokens: int = 2048,
         when_behind: str = "catch_up",
         max_waiting: int = 16,
@@ -297,6 +313,10 @@ class StreamingEngine:
         page_size: int = 256,
         capture: bool | None = None,
     ) -> None:
+        if max_frames is None:
+            max_frames = min(within_context(model.config)["max_frames"], 300)
+        if max_text_tokens is None:
+            max_text_tokens = min(within_context(model.config, max_frames)["max_text_tokens"], 2048)
         numbers = {
             "max_streams": max_streams,
             "max_frames": max_frames,
@@ -305,9 +325,7 @@ class StreamingEngine:
             "max_waiting": max_waiting,
             "page_size": page_size,
         }
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        _check_positive(**numbers)
         _check_when_behind(when_behind)
         self.model, self.processor = model, processor
         self.max_streams, self.max_frames, self.max_text_tokens = max_streams, max_frames, max_text_tokens
@@ -378,8 +396,10 @@ class StreamingEngine:
         """
         if self._error is not None:
             raise RuntimeError(f"The engine has stopped: {self._error}") from self._error
-        when_behind = when_behind or self.when_behind
+        when_behind = self.when_behind if when_behind is None else when_behind
+        max_waiting = self.max_waiting if max_waiting is None else max_waiting
         _check_when_behind(when_behind)
+        _check_positive(max_waiting=max_waiting)
         max_frames = self.max_frames if max_frames is None else max_frames
         max_text_tokens = self.max_text_tokens if max_text_tokens is None else max_text_tokens
         with self.changed:
@@ -403,7 +423,7 @@ class StreamingEngine:
                     f"the {len(self.streams)} that are open: {error} Close a stream, open this one with a smaller "
                     "`max_frames`, or make the engine with a larger `max_streams`."
                 ) from None
-            stream = EngineStream(self, session, when_behind, max_waiting or self.max_waiting, self._num_opened)
+            stream = EngineStream(self, session, when_behind, max_waiting, self._num_opened)
             self._num_opened += 1
             self.streams.append(stream)
             return stream
@@ -545,7 +565,7 @@ class StreamingEngine:
         """Whether the stream has or gets the pages of its next step; if not, it is ended, and the others go on."""
         cache = stream.session.cache
         try:
-            for kind, length in cache.lengths_by_kind().items():
+            for kind, length in cache.lengths_by_keep_count().items():
                 skipped = step.num_frames * max(self.pool.num_tokens - kind, 0)
                 cache.tables[kind].make_room(length + len(step.ids) - skipped)
         except OutOfPagesError as error:
@@ -602,8 +622,8 @@ class StreamingEngine:
         except Exception as error:  # as above
             self._fail(stream, error)
             return
-        if session.num_frames > seen and session.frame_latency is not None:
-            self.stats.frame_latencies.append(session.frame_latency)
+        if session.num_frames > seen:
+            self.stats.frame_latencies.extend(session.frame_latencies)
         for event in session.events[first:]:
             if event.role == "assistant":
                 self.stats.first_word_latencies.append(event.latency)
@@ -671,7 +691,7 @@ class StreamingEngine:
 
     def _end_all(self, error: Exception | None = None) -> None:
         with self.changed:
-            self._error = error
+            self._error = error or self._error
             for stream in self.streams:
                 stream._collect()
                 stream._end(error)
@@ -878,6 +898,12 @@ def _size(count: int) -> int:
     return next((size for size in (0, *_SIZES) if size >= count), _SIZES[-1])
 
 
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
 def _check_when_behind(when_behind: str) -> None:
     if when_behind not in WHEN_BEHIND:
         raise ValueError(f"`when_behind` is {when_behind!r}; it must be one of {', '.join(map(repr, WHEN_BEHIND))}.")
@@ -914,11 +940,13 @@ def read_ahead(items: Iterator[Any], most: int) -> Iterator[list[Any]]:
                     break
         except Exception as error:
             end = error
-        finally:
+        try:
             close: Callable[[], None] | None = getattr(items, "close", None)
             if close is not None:
                 close()
-            put((False, end))
+        except Exception as error:
+            end = end or error
+        put((False, end))
 
     thread = threading.Thread(target=read, name="read_ahead", daemon=True)
     thread.start()
@@ -936,7 +964,8 @@ def read_ahead(items: Iterator[Any], most: int) -> Iterator[list[Any]]:
                 raise last
     finally:
         stopped.set()
-        thread.join()
+        # A source that stands still, a camera that is gone for one, must not keep who has heard enough.
+        thread.join(timeout=1)
 
 
 __all__ = ["EngineFullError", "EngineStats", "EngineStream", "StreamingEngine", "read_ahead"]

@@ -94,7 +94,8 @@ class VideoLLMMoDGenerationMixin:
         **options: Any,
     ) -> Iterator[StreamEvent]:
         """
-        Watches a video from start to end and yields what is said, as it is said: `stream`, collected.
+        Watches a video from start to end and yields what is said: `stream`, collected. The video is read ahead, and
+        frames that wait are watched together, up to `chunk_frames`.
 
         Args:
             processor ([`VideoLLMMoDProcessor`]): Reads the video and turns frames and text into tensors.
@@ -140,8 +141,10 @@ class VideoLLMMoDGenerationMixin:
         ```python
         >>> with model.serve(processor, max_streams=16) as engine:
         ...     stream = engine.open(fps=2)
-        ...     stream.push(frame)
-        ...     for event in stream:
+        ...     for frame in camera:
+        ...         stream.push(frame)
+        ...     stream.close()
+        ...     for event in stream:                      # or in another thread, meanwhile
         ...         print(event.time, event.text)
         ```"""
         return StreamingEngine(self, processor, **options)

@@ -165,7 +165,8 @@ class StreamingSession:
         num_frames (`int`): Number of frames seen.
         events (`list[StreamEvent]`): All that was said.
         interval_probability (`float`, *optional*): Probability of silence at the last frame.
-        frame_latency (`float`, *optional*): Seconds from the last frame's arrival to the decision on it.
+        frame_latencies (`list[float]`): Of the frames last seen together, the seconds from each one's arrival to the
+            decision on it.
         router_scores (`dict[int, torch.Tensor]`): For each routed layer, the last frame's scores, (tokens,).
         kept_tokens (`dict[int, torch.Tensor]`): For each routed layer, True where the last frame's token was kept.
 
@@ -227,7 +228,7 @@ class StreamingSession:
         self.num_frames = 0
         self.events: list[StreamEvent] = []
         self.interval_probability: float | None = None
-        self.frame_latency: float | None = None
+        self.frame_latencies: list[float] = []
         self.router_scores: dict[int, torch.Tensor] = {}
         self.kept_tokens: dict[int, torch.Tensor] = {}
         self.closed = False
@@ -242,7 +243,7 @@ class StreamingSession:
         self._stream_open = False
         self._reply_tokens, self._reply_seconds = 0, 0.0
         self._pieces: list[_Piece] = []
-        self._is_working = False
+        self._is_working = self._is_broken = False
         self._num_in_sight = 0
         # Numbers of frames that a step may have, 1 among them, where steps of others would be slow.
         self.chunk_sizes: Sequence[int] | None = None
@@ -314,7 +315,9 @@ class StreamingSession:
         if interrupt:
             if time is not None:
                 raise ValueError("A question that interrupts is asked now: leave `time` out.")
-            self._questions.appendleft(_Question(self.time, text, reply_now, arrival, received, interrupt=True))
+            # Before all that do not interrupt, and behind those that do.
+            place = sum(question.interrupt for question in self._questions)
+            self._questions.insert(place, _Question(self.time, text, reply_now, arrival, received, interrupt=True))
             return
         time = self._received_time if time is None else time
         if time is not None and self.time is not None and time < self.time:
@@ -336,12 +339,19 @@ class StreamingSession:
 
     def close(self) -> list[StreamEvent]:
         """Answers what is still asked and ends the session; its figures stay readable."""
-        events = [] if self.closed else self._run(to_the_end=True)
+        events = [] if self.closed or self._is_broken else self._run(to_the_end=True)
         self.closed = True
         return events
 
     def fork(self) -> "StreamingSession":
-        """A copy that goes on by itself from here, on the same model."""
+        """
+        A copy that goes on by itself from here, on the same model.
+
+        Raises:
+            `ValueError`: Amid a reply, when called by a streamer.
+        """
+        if self._is_working:
+            raise ValueError("A session cannot be forked amid a reply: what is half said is in nobody's hands.")
         twin = copy.copy(self)
         for name in ("cache", "_waiting", "_questions", "_unfed_ids", "_unfed_turns", "_pieces"):
             setattr(twin, name, copy.deepcopy(getattr(self, name)))
@@ -352,6 +362,11 @@ class StreamingSession:
         return iter(self.events)
 
     # --------------------------------------------------------------------------------------------------- figures
+
+    @property
+    def frame_latency(self) -> float | None:
+        """Seconds from the last frame's arrival to the decision on it, or `None` before the first."""
+        return self.frame_latencies[-1] if self.frame_latencies else None
 
     @property
     def num_waiting(self) -> int:
@@ -390,6 +405,10 @@ class StreamingSession:
                     step = work.send(self._execute(step))
                 except StopIteration:
                     step = None
+        except BaseException:
+            # Tokens are in the cache or not, and nobody can say which.
+            self._is_broken = True
+            raise
         finally:
             self._is_working = False
         return self.events[first:]
@@ -405,15 +424,24 @@ class StreamingSession:
             [`StreamStep`]: To be answered by `send` with a [`StepResult`], once its tokens are in `cache`.
         """
         while True:
+            if self._waiting and self.time is None:
+                # What was asked before any frame belongs to the first.
+                for early in (question for question in self._questions if question.time is None):
+                    early.time = self._waiting[0].time
             question = self._questions[0] if self._questions else None
-            if question is not None and question.time is None and self._waiting and not question.interrupt:
-                question.time = self._waiting[0].time
             if question is not None and self._is_due(question, to_the_end):
                 yield from self._take_question(self._questions.popleft())
             elif self._waiting:
                 yield from self._watch(question)
             else:
                 return
+
+    def drop_oldest(self) -> bool:
+        """Forgets the oldest frame that waits, unseen; says whether there was one."""
+        if self._waiting:
+            self._waiting.popleft()
+            return True
+        return False
 
     def has_work(self, *, to_the_end: bool = False) -> bool:
         """Whether a frame waits or a question is due."""
@@ -480,11 +508,13 @@ class StreamingSession:
         if question is not None and question.received < limit <= chunk[-1].time:
             speak[-1] = False
         last = speak.index(True) if any(speak) else len(chunk) - 1
+        # What a question would cut short at once is not begun.
+        speak[last] = speak[last] and not any(question.interrupt for question in self._questions)
         self._unsee(chunk[last + 1 :])
         self.time = chunk[last].time
         self.num_frames += last + 1
         self.interval_probability = silence[last]
-        self.frame_latency = clock.perf_counter() - chunk[last].arrival
+        self.frame_latencies = [clock.perf_counter() - frame.arrival for frame in chunk[: last + 1]]
         self.router_scores = {layer: rows[last] for layer, rows in seen.router_scores.items()}
         self.kept_tokens = {layer: rows[last] for layer, rows in seen.kept_tokens.items()}
         if speak[last]:
@@ -603,7 +633,7 @@ class StreamingSession:
             token_ids.append(token)
             if self.streamer is not None:
                 self.streamer.put(torch.tensor([token]))
-            interrupted = any(question.interrupt for question in self._questions)
+            interrupted = any(question.interrupt and question.arrival > begin for question in self._questions)
             if len(token_ids) == self.max_new_tokens or interrupted:
                 self._unfed_ids = [token]
             else:
@@ -672,8 +702,26 @@ class StreamingSession:
         return times
 
     def _refuse_if_closed(self) -> None:
+        if self._is_broken:
+            raise ValueError("This session was broken off amid a step; open another with `model.stream(processor)`.")
         if self.closed:
             raise ValueError("This session is closed; open another with `model.stream(processor)`.")
+
+
+def within_context(config: Any, max_frames: int | None = None) -> dict[str, int]:
+    """
+    What a session is to remember of a stream that may have no end, within what the language model was trained for.
+
+    Args:
+        config ([`VideoLLMMoDConfig`]): The model's.
+        max_frames (`int`, *optional*): Frames, by default as many as three quarters of the context hold.
+
+    Returns:
+        `dict`: `max_frames`, and as `max_text_tokens` half of what they leave, beside what is being said.
+    """
+    context, tokens = config.text_config.max_position_embeddings, config.frame_num_tokens + 1
+    most = max(context * 3 // 4 // tokens, 1) if max_frames is None else max_frames
+    return {"max_frames": most, "max_text_tokens": max((context - most * tokens) // 2, 1)}
 
 
 def decide(
@@ -698,4 +746,4 @@ def _speakable(model: Any, logits: torch.Tensor) -> torch.Tensor:
     return scores
 
 
-__all__ = ["StepResult", "StreamEvent", "StreamStep", "StreamingSession", "decide"]
+__all__ = ["StepResult", "StreamEvent", "StreamStep", "StreamingSession", "decide", "within_context"]

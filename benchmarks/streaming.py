@@ -518,6 +518,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def _draw(points: list[tuple[int, str, int, float]], path: Path, x: str, y: str) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     tokens = sorted({count for count, *_ in points})
     figure = Figure(figsize=(4.2 * len(tokens), 3.4), dpi=130)
@@ -526,6 +527,7 @@ def _draw(points: list[tuple[int, str, int, float]], path: Path, x: str, y: str)
             line = [(at, value) for of, scheme, at, value in points if of == count and scheme == name]
             axes.plot(*zip(*line, strict=True), marker="o", label=name) if line else None
         axes.set(title=f"{count} tokens a frame", xlabel=x, ylabel=y, ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     figure.tight_layout()
     figure.savefig(path)

@@ -14,6 +14,7 @@
 """The key/value cache: lengths, positions, cutting, and every operation that moves rows."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -442,3 +443,29 @@ def test_a_growing_cache_in_eight_bits():
     assert rounded.layers[0].keys.dtype == torch.float8_e4m3fn and rounded.lengths[0] == len(keep) - 11
     with pytest.raises(ValueError, match="`dtype` is for layers that grow"):
         model.new_cache(max_lengths=[10] * 4, dtype=torch.float8_e4m3fn)
+
+
+def test_forgotten_caches_give_their_pages_back():
+    """A copy, a copy of what was emptied, and one that finds no more pages."""
+    model = tiny_model()
+    cache = paged_cache(model, frames=8, text=48)
+    with torch.no_grad():
+        inputs = {"frame_features": random_features(model.config, 4)}
+        model(input_ids=dialogue_ids(model.config, [4]), past_key_values=cache, **inputs)
+    left = {kind: len(pages) for kind, pages in cache.pool.free.items()}
+    for _ in range(5):
+        twin = copy.deepcopy(cache)
+        assert twin.lengths == cache.lengths
+        del twin
+    assert {kind: len(pages) for kind, pages in cache.pool.free.items()} == left
+    twins = []
+    with pytest.raises(OutOfPagesError):
+        twins.extend(copy.deepcopy(cache) for _ in range(5))
+    twins.clear()
+    gc.collect()
+    assert {kind: len(pages) for kind, pages in cache.pool.free.items()} == left
+    with pytest.raises(OutOfPagesError):
+        cache.reserve(50, 50)
+    assert cache.lengths[0] > 0 and {kind: len(pages) for kind, pages in cache.pool.free.items()} == left
+    cache.reset()
+    assert copy.deepcopy(cache).lengths == [0] * 4 and cache.get_positions(1).shape == (1, 0)

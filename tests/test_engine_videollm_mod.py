@@ -167,6 +167,8 @@ def test_frames_and_words_share_steps_and_a_question_interrupts(trained):
     speaking.ask("How many things do you see?", interrupt=True)
     engine.run()
     question, cut, second, answer = speaking.events[:4]
+    # The latency of each frame is told, of those too that were seen together.
+    assert len(engine.stats.frame_latencies) == 4 + 2 + 4
     whole = model.stream(processor, **LIMITS)
     whole.push(frames[:4])
     whole_answer = whole.ask("What do you see?")[1]
@@ -204,6 +206,37 @@ def test_a_streamer_may_interrupt_a_session(trained):
     assert events[1].interrupted and len(events[1].token_ids) == 2 and not events[3].interrupted
     with pytest.raises(ValueError, match="leave `time` out"):
         session.ask("Now?", time=2.0, interrupt=True)
+
+
+def test_questions_that_interrupt_are_answered_in_their_order(trained):
+    """The first is not cut short by the second, which was there before its answer began."""
+    model, processor, frames = trained
+    engine = model.serve(processor, max_streams=1, **LIMITS)
+    stream = engine.open()
+    stream.push(frames[:4])
+    engine.run()
+    for text in ("What do you see?", "How many things do you see?"):
+        stream.ask(text, interrupt=True)
+    engine.run()
+    assert [event.text for event in stream.events if event.role == "user"][-2:] == [
+        "What do you see?",
+        "How many things do you see?",
+    ]
+    assert [event.role for event in stream.events[-4:]] == ["user", "assistant"] * 2
+    assert not any(event.interrupted for event in stream.events)
+
+
+def test_a_reply_that_would_be_cut_at_once_is_not_begun(trained):
+    model, processor, frames = trained
+    engine = model.serve(processor, max_streams=1, **LIMITS)
+    stream = engine.open(interval_threshold=1.0)  # speaks at every frame
+    stream.push(frames[:1])
+    batch = engine._choose_batch() or (engine._encode(), engine._choose_batch())[1]
+    stream.ask("What do you see?", interrupt=True)
+    row, outputs = engine._launch([stream.session.cache], [batch[0][1]])
+    engine._give(stream, row.results(outputs)[0])
+    engine.run()
+    assert [event.role for event in stream.events] == ["user", "assistant"]
 
 
 # ------------------------------------------------------------------------------------------------------------ behind
@@ -288,10 +321,20 @@ def test_a_stream_that_outgrows_its_memory_ends_alone(trained):
     assert said(modest.events) == said(session.events)
 
 
-@pytest.mark.parametrize("name", ["max_streams", "max_frames", "max_text_tokens", "max_batch_tokens", "max_waiting"])
+@pytest.mark.parametrize(
+    "name", ["max_streams", "max_frames", "max_text_tokens", "max_batch_tokens", "max_waiting", "page_size"]
+)
 def test_numbers_must_be_positive(name):
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
-        tiny_engine(**{name: 0})
+        StreamingEngine(tiny_model(), tiny_processor(), **{**LIMITS, name: 0})
+
+
+def test_by_default_a_stream_stays_within_the_context(trained):
+    model, processor, _ = trained
+    engine = model.serve(processor, max_streams=1)
+    # 4096 positions, and 17 tokens a frame with its separator.
+    assert (engine.max_frames, engine.max_text_tokens) == (180, (4096 - 180 * 17) // 2)
+    assert engine.open().session.max_frames == 180
 
 
 def test_policies_are_known_ones():
@@ -299,6 +342,8 @@ def test_policies_are_known_ones():
         tiny_engine(when_behind="drop")
     with pytest.raises(ValueError, match="`when_behind` is 'wait'"):
         tiny_engine().open(when_behind="wait")
+    with pytest.raises(ValueError, match="`max_waiting` must be at least 1, got 0"):
+        tiny_engine().open(max_waiting=0)
 
 
 # ----------------------------------------------------------------------------------------------------------- threads
@@ -403,8 +448,8 @@ def test_an_error_reaches_who_listens(monkeypatch):
         stream.push(random_frames(1))
         with pytest.raises(RuntimeError, match="The stream was ended: division by zero"):
             list(stream)
-        with pytest.raises(RuntimeError, match="The engine has stopped: division by zero"):
-            engine.open()
+    with pytest.raises(RuntimeError, match="The engine has stopped: division by zero"):
+        engine.open()
 
 
 def test_warming_up_makes_the_steps_that_are_captured():
@@ -453,3 +498,31 @@ def test_reading_ahead():
         for some in read_ahead(broken(), 2):
             found += some
     assert found == [1]
+
+
+def test_a_source_that_stands_still_keeps_nobody():
+    gone = threading.Event()
+
+    def stalled():
+        yield 1
+        gone.wait(timeout=60)
+
+    ahead = read_ahead(stalled(), 2)
+    assert next(ahead) == [1]
+    begin = time.monotonic()
+    ahead.close()
+    assert time.monotonic() - begin < 30
+    gone.set()
+
+    class Unclosable:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise StopIteration
+
+        def close(self):
+            raise OSError("cannot close")
+
+    with pytest.raises(OSError, match="cannot close"):
+        list(read_ahead(Unclosable(), 2))

@@ -661,3 +661,57 @@ def test_what_is_forgotten_does_not_depend_on_how_many_frames_are_seen_at_once(c
     one, several = sessions
     assert len(one.events) > 10 and said(one.events) == said(several.events)
     assert one.cache.lengths == several.cache.lengths
+
+
+# ---------------------------------------------------------------------------------------------------------- broken off
+
+
+def test_a_session_that_broke_off_says_so():
+    """What a step put into the cache before it failed nobody can say."""
+
+    class Failing:
+        def put(self, _tokens):
+            raise OSError("nobody listens")
+
+        def end(self):
+            pass
+
+    model, processor = scripted([0], ["Now."])
+    session = model.stream(processor, streamer=Failing())
+    with pytest.raises(OSError, match="nobody listens"):
+        session.push(random_frames(1))
+    with pytest.raises(ValueError, match="broken off amid a step; open another"):
+        session.push(random_frames(1))
+    assert session.close() == [] and session.num_waiting == 0
+
+
+def test_a_session_is_not_forked_amid_a_reply():
+    model, processor = scripted([0], ["Now."])
+    refused = []
+
+    class Forking:
+        def put(self, _tokens):
+            with pytest.raises(ValueError, match="cannot be forked amid a reply") as error:
+                session.fork()
+            refused.append(error)
+
+        def end(self):
+            pass
+
+    session = model.stream(processor, streamer=Forking())
+    session.push(random_frames(1))
+    assert refused
+
+
+def test_all_that_is_asked_before_any_frame_belongs_to_the_first():
+    model, processor = scripted([], ["One.", "Two."])
+    session = model.stream(processor)
+    for text in ("First?", "Second?"):
+        assert session.ask(text) == []
+    events = session.push(random_frames(1))
+    assert said(events) == [
+        (0.0, "user", "First?"),
+        (0.0, "assistant", "One."),
+        (0.0, "user", "Second?"),
+        (0.0, "assistant", "Two."),
+    ]

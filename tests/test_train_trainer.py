@@ -305,14 +305,14 @@ def test_keep_ratios_warm_up(tmp_path):
 # ------------------------------------------------------------------------------------------------------ limited time
 
 
-def limited(monkeypatch, minutes, seconds_a_step, steps=1000):
+def limited(monkeypatch, minutes, seconds_a_step, steps=1000, warmup=50):
     """Learning rates of a run whose steps take that long, by a clock of its own."""
     now = [100.0]
     monkeypatch.setattr(callbacks.clock, "monotonic", lambda: now[0])
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, 5, steps)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
     state, control, limit = TrainerState(max_steps=steps), TrainerControl(), TimeLimit(minutes)
-    limit.on_train_begin(None, state, control)
+    limit.on_train_begin(None, state, control, lr_scheduler=scheduler)
     rates = []
     while state.global_step < state.max_steps and not control.should_training_stop:
         now[0] += seconds_a_step(state.global_step)
@@ -327,12 +327,20 @@ def limited(monkeypatch, minutes, seconds_a_step, steps=1000):
 def test_time_that_is_too_short_makes_for_fewer_steps(monkeypatch, capsys):
     """The first steps are slow and not counted on; the learning rate has come down where training ends."""
     rates, seconds, steps = limited(monkeypatch, 1, lambda step: 5.0 if step < 2 else 0.5)
-    assert 100 < len(rates) == steps < 110 and 55 < seconds <= 60.5
-    assert max(rates) == 1 and rates[-1] < 1e-3
+    assert 95 < len(rates) == steps < 110 and 50 < seconds <= 60.5
+    assert max(rates) > 0.99 and rates[-1] < 1e-3
     assert "There is time for" in capsys.readouterr().out
-    # A machine that becomes slower on the way.
+    # The warm-up is as long as before in its share of the steps, and not longer than all of them.
+    rates, _, steps = limited(monkeypatch, 1, lambda _: 1.0, steps=100_000, warmup=5000)
+    assert 55 <= len(rates) == steps <= 62 and max(rates) > 0.9 and rates[-1] < 1e-3
+    # A machine that becomes slower on the way, and one that becomes faster.
     rates, seconds, steps = limited(monkeypatch, 1, lambda step: 0.1 if step < 100 else 1.0)
-    assert 140 < len(rates) < 160 and seconds <= 61.5 and rates[-1] < 0.01
+    assert 130 < len(rates) < 160 and seconds <= 70 and rates[-1] < 0.02
+    rates, seconds, steps = limited(monkeypatch, 1, lambda step: 1.0 if step < 20 else 0.1)
+    assert 300 < len(rates) < 430 and 45 < seconds <= 60.5 and rates[-1] < 1e-3
+    # Time for a handful.
+    rates, _, _ = limited(monkeypatch, 0.1, lambda _: 1.0)
+    assert len(rates) in (6, 7) and rates[-1] < 0.1
 
 
 def test_the_trainer_heeds_the_time(tmp_path, monkeypatch):
@@ -345,9 +353,16 @@ def test_the_trainer_heeds_the_time(tmp_path, monkeypatch):
     assert trainer.lr_scheduler.get_last_lr()[0] < 0.01 * trainer.args.learning_rate
 
 
+def test_a_schedule_that_knows_no_end_goes_with_no_limit(tmp_path):
+    trainer = new_trainer(tmp_path, max_steps=10, lr_scheduler_type="constant")
+    trainer.add_callback(TimeLimit(0.5))
+    with pytest.raises(ValueError, match="use a schedule such as 'cosine'"):
+        trainer.train()
+
+
 def test_time_that_is_enough_changes_nothing(monkeypatch, capsys):
-    rates, _, steps = limited(monkeypatch, 10, lambda _: 0.5, steps=100)
-    free, _, _ = limited(monkeypatch, 1e9, lambda _: 0.5, steps=100)
+    rates, _, steps = limited(monkeypatch, 10, lambda _: 0.5, steps=100, warmup=5)
+    free, _, _ = limited(monkeypatch, 1e9, lambda _: 0.5, steps=100, warmup=5)
     assert steps == 100 and rates == free and "There is time" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="must be positive, got 0"):
         TimeLimit(0)

@@ -17,6 +17,7 @@ import time as clock
 from functools import partial
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerState
 
@@ -41,52 +42,75 @@ class TimeLimit(TrainerCallback):
     """
     Ends training after some minutes, with a learning rate that has come down by then.
 
-    From the steps done so far it is told how many there is time for. If they are fewer than meant, the schedule is
-    that of so many steps from there on.
+    From the steps done so far it is told how many there is time for. If they are fewer than meant, the schedule, its
+    warm-up too, becomes that of so many steps. All processes do as the first one's clock says. A run that is gone on
+    with has the time anew.
 
     Args:
         minutes (`float`): Time for training, from its first step on.
+
+    Raises:
+        `ValueError`: If the minutes are not positive, or, when training begins, if the schedule does not depend on how
+            many steps there are.
     """
 
-    # Steps before the first estimate, the first few of which are slow, and between estimates.
-    FIRST, AGAIN = 10, 10
+    # Steps after which to estimate, beside every tenth; the first steps are slow, and not counted on for long.
+    EARLY = (2, 4, 7)
 
     def __init__(self, minutes: float) -> None:
         if not minutes > 0:
             raise ValueError(f"The minutes to train must be positive, got {minutes}.")
         self.seconds = 60 * minutes
-        self._begin = self._measured_from = 0.0
-        self._first_step = 0
+        self._times: list[float] = []
+        self._all_steps = 0
+        self._rates: list[Any] = []
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Starts the clock."""
-        self._begin, self._first_step = clock.monotonic(), state.global_step
+        self._times, self._all_steps = [clock.monotonic()], state.max_steps
+        self._rates = list(getattr(_schedule(kwargs["lr_scheduler"]), "lr_lambdas", []))
+        if not all("num_training_steps" in getattr(rate, "keywords", {}) for rate in self._rates) or not self._rates:
+            raise ValueError(
+                "With a limit of time the learning rate must come down over the steps that there are: use a schedule "
+                "such as 'cosine' or 'linear'."
+            )
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Counts what there is time for."""
-        now, done = clock.monotonic(), state.global_step - self._first_step
-        left = self._begin + self.seconds - now
-        if done == self.FIRST // 2:
-            self._measured_from = now
+        self._times.append(clock.monotonic())
+        done = len(self._times) - 1
+        if done not in self.EARLY and done % 10:
+            return
+        # Of the steps so far the later half, in which the machine is warm.
+        first = done // 2
+        left = self._times[0] + self.seconds - self._times[-1]
+        estimate = [left, (self._times[-1] - self._times[first]) / (done - first)]
+        left, seconds_a_step = broadcast_object_list(estimate)
+        steps = min(state.global_step + max(int(left / max(seconds_a_step, 1e-9)), 1), self._all_steps)
         if left <= 0:
             control.should_training_stop = True
-        elif done >= self.FIRST and done % self.AGAIN == 0:
-            seconds_a_step = (now - self._measured_from) / (done - self.FIRST // 2)
-            steps = max(state.global_step + int(left / seconds_a_step), state.global_step + 1)
-            if steps < state.max_steps:
-                self._shorten(state, kwargs["lr_scheduler"], steps)
+        elif steps != state.max_steps:
+            if state.is_world_process_zero and state.max_steps == self._all_steps:
+                print(f"There is time for about {steps} of {self._all_steps} steps")
+            self._set_steps(state, kwargs["lr_scheduler"], steps)
 
-    @staticmethod
-    def _shorten(state: TrainerState, scheduler: Any, steps: int) -> None:
-        print(f"There is time for {steps} of {state.max_steps} steps")
+    def _set_steps(self, state: TrainerState, scheduler: Any, steps: int) -> None:
         state.max_steps = steps
-        schedule = getattr(scheduler, "scheduler", scheduler)
-        schedule.lr_lambdas = [
-            partial(rate.func, *rate.args, **{**rate.keywords, "num_training_steps": steps})
-            if "num_training_steps" in getattr(rate, "keywords", {})
-            else rate
-            for rate in getattr(schedule, "lr_lambdas", [])
+        share = steps / self._all_steps
+        _schedule(scheduler).lr_lambdas = [
+            partial(
+                rate.func,
+                *rate.args,
+                **rate.keywords
+                | {"num_training_steps": steps}
+                | {key: int(share * rate.keywords[key]) for key in ("num_warmup_steps",) if key in rate.keywords},
+            )
+            for rate in self._rates
         ]
+
+
+def _schedule(scheduler: Any) -> Any:
+    return getattr(scheduler, "scheduler", scheduler)
 
 
 class KeepRatioWarmup(TrainerCallback):

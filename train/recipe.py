@@ -154,14 +154,15 @@ def _run_script(command: list[str], threads: int | None) -> None:
     os.chdir(ROOT)
     # How this process was started is not how it starts its own, which read data.
     multiprocessing.set_start_method(None, force=True)
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    if threads is not None:
+        torch.set_num_threads(threads)
     sys.argv = command
     runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
 def within(minutes: float | None, stage: str) -> list[Any]:
     """A stage's option for its share of the minutes, if they are limited."""
-    return [] if minutes is None else ["--max_minutes", round(minutes * SHARES[stage], 3)]
+    return [] if minutes is None else ["--max_minutes", f"{minutes * SHARES[stage]:.4g}"]
 
 
 def see(size: Size, folder: Path, minutes: float | None = None) -> Path:
@@ -250,6 +251,8 @@ def main() -> None:
     parser.add_argument("--twin", action="store_true", help="also train the same model at full compute, beside it")
     parser.add_argument("--minutes", type=float, help="time for all of it: of each stage as much as there is time for")
     options = parser.parse_args()
+    if options.minutes is not None and not options.minutes > 0:
+        parser.error(f"--minutes must be positive, got {options.minutes}")
     size, folder = SIZES[options.size], options.folder or ROOT / "outputs" / f"streamworld_{options.size}"
     before = see(size, folder, options.minutes)
     ratios = {"after": None} | ({"full compute": 1.0} if options.twin else {})

@@ -13,6 +13,8 @@
 # limitations under the License.
 """Key/value cache whose layers differ in length: a routed layer holds text and kept frame tokens only."""
 
+import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -470,9 +472,6 @@ class VideoLLMMoDPagePool:
         page_size (`int`, *optional*, defaults to 256): Entries of a page.
         dtype (`torch.dtype`, *optional*): That of keys and values as stored, by default that of the model. An 8-bit
             float halves the memory, and is converted where it is read.
-
-    Attributes:
-        free (`dict[int, list[int]]`): Of each kind, the pages that no stream has, in order.
     """
 
     def __init__(
@@ -489,7 +488,8 @@ class VideoLLMMoDPagePool:
         self.num_tokens = num_tokens
         self.page_size = page_size
         self.dtype = dtype
-        self.free = {kind: list(range(count)) for kind, count in num_pages.items()}
+        self._free = {kind: list(range(count)) for kind, count in num_pages.items()}
+        self._returned: deque[tuple[int, Sequence[int]]] = deque()
         self.layers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None] = [None] * len(self.kinds)
         self.compute_dtypes: dict[int, torch.dtype] = {}
 
@@ -520,7 +520,16 @@ class VideoLLMMoDPagePool:
 
     def give_back(self, kind: int, pages: Sequence[int]) -> None:
         """Makes pages free again."""
-        self.free[kind] = sorted([*self.free[kind], *pages])
+        self._returned.append((kind, pages))
+
+    @property
+    def free(self) -> dict[int, list[int]]:
+        """Of each kind, the pages that no stream has, in order."""
+        # Pages may come back at any moment and in any thread, as caches are forgotten: they are put in order here.
+        while self._returned:
+            kind, pages = self._returned.popleft()
+            self._free[kind] = sorted([*self._free[kind], *pages])
+        return self._free
 
     def pages_of(self, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Pages of a layer's keys and values, (pages, page size, heads, dim), and of positions where it is routed."""
@@ -552,9 +561,10 @@ class _PageTable:
         if missing > 0:
             self.pages += self.pool.take(self.kind, missing, self.pages[-1] if self.pages else None)
 
-    def release(self) -> None:
-        self.pool.give_back(self.kind, self.pages)
-        self.pages = []
+    def release(self, kept: int = 0) -> None:
+        """Gives all pages back but the first ones."""
+        gone, self.pages[kept:] = self.pages[kept:], []
+        self.pool.give_back(self.kind, gone)
 
     @property
     def strip(self) -> int | None:
@@ -566,7 +576,13 @@ class _PageTable:
     def slots(self, begin: int, end: int, device: torch.device) -> torch.LongTensor:
         """Where entries `begin` to `end` lie in the flattened pages."""
         size = self.pool.page_size
-        return torch.tensor([self.pages[i // size] * size + i % size for i in range(begin, end)], device=device)
+        slots = [self.pages[i // size] * size + i % size for i in range(begin, end)]
+        return torch.tensor(slots, dtype=torch.long, device=device)
+
+
+def _release_all(tables: Sequence[_PageTable]) -> None:
+    for table in tables:
+        table.release()
 
 
 class PagedLayer(CacheLayerMixin):
@@ -803,6 +819,8 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
         super().__init__(0)
         self.pool = pool
         self.tables = {kind: _PageTable(pool, kind) for kind in pool.num_pages}
+        # A cache that is forgotten, a fork's for one, has its pages no longer.
+        weakref.finalize(self, _release_all, list(self.tables.values()))
         self.layers = [
             (RoutedPagedLayer if kind < pool.num_tokens else PagedLayer)(pool, layer, self.tables[kind])
             for layer, kind in enumerate(pool.kinds)
@@ -815,11 +833,13 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
         Raises:
             `OutOfPagesError`: If the pool has too few; then none are taken.
         """
+        before = {kind: len(table.pages) for kind, table in self.tables.items()}
         try:
             for kind, table in self.tables.items():
                 table.make_room(num_frames * min(kind, self.pool.num_tokens) + num_text_tokens)
         except OutOfPagesError:
-            self.release()
+            for kind, table in self.tables.items():
+                table.release(before[kind])
             raise
 
     def release(self) -> None:
@@ -828,12 +848,12 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
         for table in self.tables.values():
             table.release()
 
-    def lengths_by_kind(self) -> dict[int, int]:
-        """Number of entries in the layers of each kind."""
+    def lengths_by_keep_count(self) -> dict[int, int]:
+        """Number of entries in the layers that keep so many tokens of a frame."""
         return {kind: self.layers[self.pool.kinds.index(kind)].length for kind in self.tables}
 
     def __deepcopy__(self, memo: dict) -> "VideoLLMMoDPagedCache":
-        twin = VideoLLMMoDPagedCache(self.pool)
+        twin = VideoLLMMoDPagedCache(self.pool)  # if it runs out of pages amid this, they come back with it
         for mine, theirs in zip(twin.layers, self.layers, strict=True):
             mine.copy_from(theirs)
         twin.num_seen, twin._log = self.num_seen, list(self._log)
