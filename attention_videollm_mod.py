@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available, logging
@@ -78,6 +79,14 @@ class PackedEntries:
             if isinstance(mine := getattr(self, part.name), torch.Tensor):
                 mine.copy_(getattr(other, part.name), non_blocking=True)
 
+    def pad(self, query: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """New queries (all new, heads, dim) as (streams, length, heads, dim), and where each is: stream and place."""
+        streams, begins = self.table.shape[0], self.begins.long()
+        index = torch.arange(query.shape[0], device=query.device)
+        row = torch.bucketize(index, begins[1:], right=True).clamp(max=streams - 1)
+        place = index - begins[row]
+        return query.new_zeros(streams, length, *query.shape[1:]).index_put((row, place), query), row, place
+
     def mask(self, stream: int, window: int | None, groups: int, like: torch.Tensor) -> torch.Tensor | None:
         """
         What to add to the scores of a stream's queries, (groups * new, length), 0 or minus infinity, in the dtype of
@@ -110,11 +119,8 @@ def attend_gathered(
     window: int | None = None,
 ) -> torch.Tensor:
     """The reference: copies each stream's pages together and masks. Any device and dtype; reads every page given."""
-    streams, page_size = entries.table.shape[0], keys.shape[1]
-    index = torch.arange(query.shape[0], device=query.device)
-    row = torch.bucketize(index, entries.begins[1:].to(index.dtype), right=True).clamp(max=streams - 1)
-    place = index - entries.begins.to(index.dtype)[row]
-    padded = query.new_zeros(streams, entries.most_new, *query.shape[1:]).index_put((row, place), query)
+    page_size = keys.shape[1]
+    padded, row, place = entries.pad(query, entries.most_new)
     table = entries.table.long()
     keys, values = (read_pages(pages, table, query.dtype).flatten(1, 2).transpose(1, 2) for pages in (keys, values))
     entry = torch.arange(table.shape[1] * page_size, device=query.device)
@@ -209,6 +215,49 @@ def attend_flash_attn(
     )
 
 
+def attend_flex(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    entries: PackedEntries,
+    scaling: float,
+    window: int | None = None,
+    *,
+    flex: Callable[..., torch.Tensor] = flex_attention,
+) -> torch.Tensor:
+    """torch's flex attention, to be compiled: a block of queries a stream, and of keys its pages. CUDA, any dtype."""
+    (num_pages, page_size), (streams, width) = keys.shape[:2], entries.table.shape
+    length = -(-entries.most_new // 128) * 128  # what its blocks of queries are made of
+    padded, row, place = entries.pad(query, length)
+    table, used = entries.table.long(), entries.used.long()
+    past = used - entries.begins.diff()
+    count = (used + page_size - 1) // page_size
+    # Whose each page is, and which of its pages; what stands past a stream's last page is sent past the last of all.
+    page = torch.arange(width, device=query.device).expand(streams, -1)
+    target = torch.where(page < count[:, None], table, num_pages).flatten()
+    stream = torch.arange(streams, device=query.device)[:, None].expand(-1, width).flatten()
+    owner = table.new_full((num_pages + 1,), -1).index_copy(0, target, stream)
+    order = table.new_zeros(num_pages + 1).index_copy(0, target, page.flatten())
+
+    def sees(_batch: torch.Tensor, _head: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
+        own, physical = q_idx // length, kv_idx // page_size
+        entry, last = order[physical] * page_size + kv_idx % page_size, past[own] + q_idx % length
+        seen = (owner[physical] == own) & (entry <= last)
+        return seen if window is None else seen & (entry > last - window)
+
+    blocks = BlockMask.from_kv_blocks(
+        count.int()[None, None],
+        entries.table[None, None],
+        BLOCK_SIZE=(length, page_size),
+        mask_mod=sees,
+        seq_lengths=(streams * length, num_pages * page_size),
+    )
+    rows = padded.flatten(0, 1).transpose(0, 1)[None]
+    keys, values = (x.flatten(0, 1).transpose(0, 1)[None] for x in (keys, values))
+    output = flex(rows, keys, values, block_mask=blocks, scale=scaling, enable_gqa=True)
+    return output[0].transpose(0, 1).unflatten(0, (streams, length))[row, place]
+
+
 # ----------------------------------------------------------------------------------------------------------- choice
 
 Attend = Callable[..., torch.Tensor]
@@ -235,26 +284,26 @@ def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool) -> tuple[
     reference = ("gathered pages", attend_gathered)
     if query.device.type != "cuda":
         return ("strips of pages", attend_strips) if query.device.type == "cpu" else reference
-    if query.dtype not in (torch.float16, torch.bfloat16) or keys.dtype != query.dtype:
-        logger.warning_once(
-            f"No kernel reads pages of {keys.dtype} for queries of {query.dtype}: each step copies the cache."
-        )
-        return reference
-    candidates = [
-        ("torch's varlen attention", attend_varlen, varlen_attn),
-        ("torch's varlen attention", partial(attend_varlen, with_begins=False), varlen_attn),
-        ("flash-attn", attend_flash_attn, flash_attn_varlen_func),
-    ]
+    candidates: list[tuple[str, Attend]] = []
+    is_half = query.dtype in (torch.float16, torch.bfloat16) and keys.dtype == query.dtype
+    if is_half and varlen_attn is not None:
+        candidates += [("torch's varlen attention", attend_varlen)]
+        candidates += [("torch's varlen attention", partial(attend_varlen, with_begins=False))]
+    if is_half and flash_attn_varlen_func is not None:
+        candidates += [("flash-attn", attend_flash_attn)]
+    if keys.dtype == query.dtype:
+        candidates += [("compiled flex attention", partial(attend_flex, flex=torch.compile(flex_attention)))]
     times = {}
-    for name, attend, library in candidates:
-        if library is None:
-            continue
+    for name, attend in candidates:
         try:
             times[name, attend] = check_attention(attend, query, keys, has_window=has_window)
         except Exception as error:  # a kernel fails in as many ways as there are kernels; whichever, it is not used
             logger.info(f"{name} is installed, and not used so: {error}")
     if not times:
-        logger.warning_once("No kernel that reads pages is installed and works: each step copies the cache.")
+        logger.warning_once(
+            f"No kernel that reads pages of {keys.dtype} for queries of {query.dtype} works here: each step copies "
+            "the cache."
+        )
         return reference
     return min(times, key=times.__getitem__)
 
@@ -508,6 +557,7 @@ __all__ = [
     "PackedCaches",
     "PackedEntries",
     "attend_flash_attn",
+    "attend_flex",
     "attend_gathered",
     "attend_strips",
     "attend_varlen",

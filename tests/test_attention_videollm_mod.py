@@ -27,6 +27,7 @@ from videollm_mod import VideoLLMMoDPagedCache, attention_videollm_mod
 from videollm_mod.attention_videollm_mod import (
     PackedCaches,
     attend_flash_attn,
+    attend_flex,
     attend_gathered,
     attend_strips,
     attend_varlen,
@@ -69,7 +70,8 @@ def plain(query, keys, values, window=None):
 
 
 @pytest.mark.parametrize("window", [None, 4, 100])
-@pytest.mark.parametrize("attend", [attend_gathered, attend_strips])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("attend", [attend_gathered, attend_strips, attend_flex])
 def test_a_kernel_is_plain_attention_of_each_stream(attend, window):
     query, keys, values, entries = case()
     assert_close(attend(query, keys, values, entries, SCALING, window), plain(query, keys, values, window))
