@@ -15,10 +15,11 @@ narrate: $(VENV)/.installed
 space: $(VENV)/.installed-space
 	@$(BIN)/python space/app.py $(if $(MODEL),--model "$(MODEL)")
 
+# A process a core, of one thread each: threads of several that wait for each other take most of the time.
 test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 # Two minutes of the recipe of the embedded checkpoint, from nothing, with a table before and after.
 train: $(VENV)/.installed-test
