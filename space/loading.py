@@ -16,7 +16,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoModel, TorchAoConfig
+from transformers import AutoModel
 
 
 # Parameters below which threads on a CPU wait for each other longer than they work.
@@ -43,8 +43,10 @@ def quantization(weights: str | None) -> dict[str, Any]:
         return {}
     if weights not in WEIGHTS:
         raise ValueError(f"Weights can be {' or '.join(WEIGHTS)}, not {weights!r}.")
+    # Only where it is asked for: torchao has much to say when it is loaded.
     try:
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
     except ImportError:
         raise ValueError("Weights in eight bits need torchao: `pip install torchao`.") from None
     made = Int8WeightOnlyConfig() if weights == "int8" else Float8WeightOnlyConfig()
