@@ -14,6 +14,7 @@
 """Attention of several streams at once, each over its own pages, by the best kernel that is installed."""
 
 import copy
+import inspect
 import sys
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +34,10 @@ from .cache_videollm_mod import read_pages, write_pages
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.13 cannot read pages
+except ImportError:
     varlen_attn = None
+if varlen_attn is not None and "block_table" not in inspect.signature(varlen_attn).parameters:
+    varlen_attn = None  # torch before 2.13 cannot read pages
 
 if is_flash_attn_2_available():
     from flash_attn import flash_attn_varlen_func
@@ -247,7 +250,8 @@ def attend_flex(
 
     blocks = BlockMask.from_kv_blocks(
         count.int()[None, None],
-        entries.table[None, None],
+        # As wide as there are pages, which torch before 2.13 takes for granted.
+        F.pad(entries.table, (0, max(num_pages - width, 0)))[None, None],
         BLOCK_SIZE=(length, page_size),
         mask_mod=sees,
         seq_lengths=(streams * length, num_pages * page_size),

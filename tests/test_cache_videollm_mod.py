@@ -375,6 +375,9 @@ def test_generate_takes_a_paged_cache():
     expected = model.generate(**inputs, **options)
     cache = paged_cache(model)
     assert torch.equal(model.generate(**inputs, **options, past_key_values=cache), expected)
+    mask = torch.ones_like(inputs["input_ids"])
+    masked = model.generate(**inputs, **options, attention_mask=mask, past_key_values=paged_cache(model))
+    assert torch.equal(masked, expected)
     with pytest.raises(ValueError, match="one stream"):
         model.generate(**inputs, **options, num_beams=2, past_key_values=paged_cache(model))
 

@@ -725,7 +725,7 @@ class RoutedPagedLayer(_PositionsMixin, PagedLayer):
     def positions(self) -> torch.Tensor | None:
         """Each entry's index in the full sequence, (1, length); `None` before the first."""
         if not self.is_initialized:
-            return None
+            return self._early
         pages = self.pool.layers[self.layer][2].flatten()
         known = pages[self.table.slots(0, self.length, pages.device)][None]
         return known if self._early is None else torch.cat([known, self._early], dim=1)
