@@ -20,6 +20,7 @@ import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ class PackedEntries:
         slots (`torch.LongTensor` of shape `(all new,)`): Where in the flattened pages each new entry goes.
         begins (`torch.IntTensor` of shape `(streams + 1,)`): Where each stream's new entries begin, and their number.
         used (`torch.IntTensor` of shape `(streams,)`): `lengths`.
+        key_begins (`torch.IntTensor` of shape `(streams + 1,)`): `used`, summed up, from 0.
         table (`torch.IntTensor` of shape `(streams, pages)`): Each stream's pages; what is past its last is not read.
     """
 
@@ -73,6 +75,7 @@ class PackedEntries:
     slots: torch.LongTensor
     begins: torch.IntTensor
     used: torch.IntTensor
+    key_begins: torch.IntTensor
     table: torch.IntTensor
     _masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
@@ -183,7 +186,7 @@ def attend_varlen(
         values,
         entries.begins,
         # Flash attention wants them beside the pages, which say it already; cuDNN may not.
-        F.pad(entries.used.cumsum(0, dtype=torch.int32), (1, 0)) if with_begins else None,
+        entries.key_begins if with_begins else None,
         entries.most_new,
         entries.table.shape[1] * keys.shape[1],
         scale=scaling,
@@ -208,7 +211,7 @@ def attend_flash_attn(
         keys,
         values,
         cu_seqlens_q=entries.begins,
-        cu_seqlens_k=F.pad(entries.used.cumsum(0, dtype=torch.int32), (1, 0)),
+        cu_seqlens_k=entries.key_begins,
         max_seqlen_q=entries.most_new,
         max_seqlen_k=entries.table.shape[1] * keys.shape[1],
         softmax_scale=scaling,
@@ -377,9 +380,7 @@ def pack_entries(
         strips.append(strip)
         for place in range(length - count, length):
             slots.append(own[place // page_size] * page_size + place % page_size)
-    begins = [0]
-    for count in new:
-        begins.append(begins[-1] + count)
+    begins, key_begins = ([0, *accumulate(counts)] for counts in (new, lengths))
     width = most_pages or max((len(own) for own in pages), default=1)
     table = [[*own, *[0] * (width - len(own))] for own in pages]
     return PackedEntries(
@@ -390,6 +391,7 @@ def pack_entries(
         slots=torch.tensor(slots, dtype=torch.long).to(device, non_blocking=True),
         begins=torch.tensor(begins, dtype=torch.int32).to(device, non_blocking=True),
         used=torch.tensor(lengths, dtype=torch.int32).to(device, non_blocking=True),
+        key_begins=torch.tensor(key_begins, dtype=torch.int32).to(device, non_blocking=True),
         table=torch.tensor(table, dtype=torch.int32).to(device, non_blocking=True),
     )
 
@@ -420,7 +422,6 @@ class PackedCaches:
     """
 
     is_packed = True
-    has_filler = False
 
     def __init__(
         self,
@@ -436,16 +437,15 @@ class PackedCaches:
         self.pool = self.caches[0].pool
         self.entries: dict[int, PackedEntries] = {}
         self.new: dict[int, list[int]] = {}
-        lengths = [cache.lengths_by_keep_count() for cache in self.caches]
+        for cache, tokens, frames in zip(self.caches, num_tokens, num_frames, strict=True):
+            cache.make_room(tokens, frames)
         for kind in self.pool.num_pages:
-            skipped = max(self.pool.num_tokens - kind, 0)
-            new = [tokens - frames * skipped for tokens, frames in zip(num_tokens, num_frames, strict=True)]
-            total = [past[kind] + count for past, count in zip(lengths, new, strict=True)]
-            tables = [cache.tables[kind] for cache in self.caches]
-            for table, length in zip(tables, total, strict=True):
-                table.make_room(length)
+            counts = zip(num_tokens, num_frames, strict=True)
+            new = [self.pool.num_entries(kind, tokens, frames) for tokens, frames in counts]
+            total = [cache.length_of(kind) + count for cache, count in zip(self.caches, new, strict=True)]
             pages = [
-                table.pages[: -(-length // self.pool.page_size)] for table, length in zip(tables, total, strict=True)
+                cache.tables[kind].pages[: -(-length // self.pool.page_size)]
+                for cache, length in zip(self.caches, total, strict=True)
             ]
             bounds = {"most_new": most_new, "most_pages": None if most_pages is None else most_pages[kind]}
             self.new[kind] = new

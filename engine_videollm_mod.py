@@ -32,9 +32,9 @@ from .streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, S
 logger = logging.get_logger(__name__)
 
 WHEN_BEHIND = ("catch_up", "drop_oldest", "block")
-# Streams of a captured step come in these numbers, the rest is filled up; frames of a stream in those to the second.
+# Streams of a captured step come in these numbers, the rest is filled up; frames of a stream in these.
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-_MOST_FRAMES = 8
+_FRAMES = (1, 2, 4, 8)
 # A process captures one graph at a time.
 _CAPTURING = threading.Lock()
 
@@ -90,6 +90,7 @@ class EngineStream:
     Attributes:
         session ([`StreamingSession`]): Its state, with the figures of a stream.
         num_dropped (`int`): Frames dropped because the engine was behind.
+        error (`Exception`, *optional*): What ended it, if it was not closed.
     """
 
     def __init__(
@@ -155,6 +156,10 @@ class EngineStream:
         """
         Takes in a question; arguments are those of [`~StreamingSession.ask`]. With `interrupt` a reply that is being
         generated ends, and the question comes before the frames that wait.
+
+        Raises:
+            `ValueError`: If the text is empty, the time lies before what was seen or asked, or the stream is closed.
+            `RuntimeError`: If the stream was ended by an error, which is its cause.
         """
         self._refuse_if_closed()
         with self._engine.changed:
@@ -339,7 +344,7 @@ class StreamingEngine:
         # A stream's pages are its own: what is left of the last counts for each.
         frames, text = self._room(max_frames, max_text_tokens)
         capture = self.device.type == "cuda" if capture is None else capture
-        spare = _MOST_FRAMES if capture else 0
+        spare = _FRAMES[-1] if capture else 0
         self.pool = model.new_page_pool(
             max_streams * frames + spare,
             max_streams * (text + page_size - 1) + spare + page_size - 1,
@@ -357,7 +362,9 @@ class StreamingEngine:
         self._spare = VideoLLMMoDPagedCache(self.pool)
         self._spare.reserve(spare, spare)
         # One page more than is reserved, so that what a stream says beyond it need not be read uncaptured.
-        self._most_pages = {kind: -(-(frames * kind + text) // page_size) + 1 for kind in self.pool.num_pages}
+        tokens = frames * self.pool.num_tokens + text
+        entries = {kind: self.pool.num_entries(kind, tokens, frames) for kind in self.pool.num_pages}
+        self._most_pages = {kind: -(-count // page_size) + 1 for kind, count in entries.items()}
         self._num_opened = 0
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -393,6 +400,7 @@ class StreamingEngine:
         Raises:
             `EngineFullError`: If there is no memory for it.
             `ValueError`: If an option does not fit.
+            `RuntimeError`: If the engine's thread was ended by an error, which is its cause.
         """
         if self._error is not None:
             raise RuntimeError(f"The engine has stopped: {self._error}") from self._error
@@ -413,7 +421,7 @@ class StreamingEngine:
                 **options,
             )
             if self._captured is not None:
-                session.chunk_sizes = _SIZES[: _SIZES.index(_MOST_FRAMES) + 1]
+                session.chunk_sizes = _FRAMES
             try:
                 cache.reserve(*self._room(max_frames, max_text_tokens, session.max_new_tokens))
             except OutOfPagesError as error:
@@ -563,11 +571,8 @@ class StreamingEngine:
 
     def _fits(self, stream: EngineStream, step: StreamStep) -> bool:
         """Whether the stream has or gets the pages of its next step; if not, it is ended, and the others go on."""
-        cache = stream.session.cache
         try:
-            for kind, length in cache.lengths_by_keep_count().items():
-                skipped = step.num_frames * max(self.pool.num_tokens - kind, 0)
-                cache.tables[kind].make_room(length + len(step.ids) - skipped)
+            stream.session.cache.make_room(len(step.ids), step.num_frames)
         except OutOfPagesError as error:
             self._fail(stream, error)
             return False
@@ -589,6 +594,16 @@ class StreamingEngine:
     def execute(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> list[StepResult]:
         """
         One step of the language model for streams with these caches, of the engine's pool, which then hold its tokens.
+
+        Args:
+            caches (`Sequence[VideoLLMMoDPagedCache]`): One a stream.
+            steps (`Sequence[StreamStep]`): One a stream.
+
+        Returns:
+            `list[StepResult]`: In their order.
+
+        Raises:
+            `OutOfPagesError`: If the pool has too few pages for the new entries.
         """
         row, outputs = self._launch(caches, steps)
         return row.results(outputs)
@@ -648,7 +663,7 @@ class StreamingEngine:
         fits = (
             all(step.num_frames == frames and len(step.ids) == frames * frame_tokens for step in seeing)
             and all(len(step.ids) == 1 for step in speaking)
-            and (frames == 0 or frames in _SIZES[: _SIZES.index(_MOST_FRAMES) + 1])
+            and frames in (0, *_FRAMES)
             and max(len(seeing), len(speaking)) <= _SIZES[-1]
             and all(
                 len(cache.tables[kind].pages) <= most for cache in caches for kind, most in self._most_pages.items()

@@ -104,14 +104,20 @@ def stand_in(query, keys, values, begins, used, table, scaling, window):
     return attend_gathered(query, keys, values, entries, scaling, None if left < 0 else left + 1)
 
 
+# Of torch.nn.attention.varlen.varlen_attn from torch 2.13 on, as far as it is used.
+VARLEN = ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+VARLEN_OPTIONS = ["scale", "window_size", "enable_gqa", "seqused_k", "block_table"]
+
+
 @pytest.mark.parametrize("window", [None, 4])
 def test_torchs_varlen_attention_is_called_as_it_is_documented(monkeypatch, window):
-    if attention_videollm_mod.varlen_attn is None:
-        pytest.skip("this torch has no varlen attention over pages")
-    signature = inspect.signature(attention_videollm_mod.varlen_attn)
+    if attention_videollm_mod.varlen_attn is not None:
+        parameters = inspect.signature(attention_videollm_mod.varlen_attn).parameters
+        assert list(parameters)[: len(VARLEN)] == VARLEN and set(VARLEN_OPTIONS) <= set(parameters)
 
-    def called(*args, **kwargs):
-        given = signature.bind(*args, **kwargs).arguments
+    def called(*args, **options):
+        given = dict(zip(VARLEN, args, strict=True)) | options
+        assert set(options) == set(VARLEN_OPTIONS)
         # Flash attention refuses queries' begins without keys'.
         assert given["cu_seq_k"].tolist() == [0, 40, 73, 76, 83] and given["cu_seq_k"].dtype == torch.int32
         assert given["enable_gqa"] and given["max_q"] == 7 and given["max_k"] == 3 * PAGE

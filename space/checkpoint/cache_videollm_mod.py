@@ -498,6 +498,10 @@ class VideoLLMMoDPagePool:
         """Bytes of all pages, those of layers that nothing has passed yet not counted."""
         return sum(x.numel() * x.element_size() for pages in self.layers if pages for x in pages[:2])
 
+    def num_entries(self, kind: int, num_tokens: int, num_frames: int) -> int:
+        """Of so many tokens, those of so many frames among them, how many enter layers of a kind."""
+        return num_tokens - num_frames * (self.num_tokens - kind)
+
     def take(self, kind: int, count: int, after: int | None = None) -> list[int]:
         """
         Takes pages from the free ones: such as follow each other, and page `after`, where there are any.
@@ -554,6 +558,7 @@ class _PageTable:
     def __init__(self, pool: VideoLLMMoDPagePool, kind: int) -> None:
         self.pool, self.kind = pool, kind
         self.pages: list[int] = []
+        self._slots: tuple[Any, torch.Tensor] | None = None
 
     def make_room(self, length: int) -> None:
         """Takes what pages are missing for `length` entries."""
@@ -564,6 +569,7 @@ class _PageTable:
     def release(self, kept: int = 0) -> None:
         """Gives all pages back but the first ones."""
         gone, self.pages[kept:] = self.pages[kept:], []
+        self._slots = None
         self.pool.give_back(self.kind, gone)
 
     @property
@@ -575,9 +581,13 @@ class _PageTable:
 
     def slots(self, begin: int, end: int, device: torch.device) -> torch.LongTensor:
         """Where entries `begin` to `end` lie in the flattened pages."""
-        size = self.pool.page_size
-        slots = [self.pages[i // size] * size + i % size for i in range(begin, end)]
-        return torch.tensor(slots, dtype=torch.long, device=device)
+        # All layers of the kind ask for the same, one after another.
+        wanted = (begin, end, device)
+        if self._slots is None or self._slots[0] != wanted:
+            size = self.pool.page_size
+            slots = [self.pages[i // size] * size + i % size for i in range(begin, end)]
+            self._slots = (wanted, torch.tensor(slots, dtype=torch.long, device=device))
+        return self._slots[1]
 
 
 def _release_all(tables: Sequence[_PageTable]) -> None:
@@ -706,12 +716,13 @@ class PagedLayer(CacheLayerMixin):
             entries = pages.flatten(0, 1)[strip : strip + self.length].to(self.dtype)
         return entries.transpose(0, 1)[None]
 
-    def _write(self, begin: int, *states: torch.Tensor) -> None:
-        new = states[0].shape[2]
-        self.table.make_room(begin + new)
-        slots = self.table.slots(begin, begin + new, states[0].device)
-        for pages, state in zip(self.pool.layers[self.layer], states, strict=False):
-            write_pages(pages, slots, state[0].transpose(0, 1))
+    def _write(self, begin: int, keys: torch.Tensor, values: torch.Tensor, *more: torch.Tensor) -> None:
+        end = begin + keys.shape[2]
+        self.table.make_room(end)
+        slots = self.table.slots(begin, end, keys.device)
+        new = (keys[0].transpose(0, 1), values[0].transpose(0, 1), *more)
+        for pages, entries in zip(self.pool.layers[self.layer], new, strict=False):
+            write_pages(pages, slots, entries)
 
 
 class RoutedPagedLayer(_PositionsMixin, PagedLayer):
@@ -732,7 +743,7 @@ class RoutedPagedLayer(_PositionsMixin, PagedLayer):
 
     @positions.setter
     def positions(self, positions: torch.Tensor | None) -> None:
-        self.replace_positions(positions)
+        self._early = positions  # `None`, where the layer is emptied
 
     def record_positions(self, positions: torch.Tensor) -> None:
         """Takes the positions (1, new) of the entries that come next."""
@@ -747,22 +758,8 @@ class RoutedPagedLayer(_PositionsMixin, PagedLayer):
         """Keeps the first `length` entries."""
         self.truncate(length)
 
-    def reset(self) -> None:
-        """Empties the layer; its pages stay its own."""
-        PagedLayer.reset(self)
-        self._early = None
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Nothing to reorder in one row."""
-        PagedLayer.reorder_cache(self, beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Refused but for once: a stream is one row."""
-        PagedLayer.batch_repeat_interleave(self, repeats)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Refused but for the one row."""
-        PagedLayer.batch_select_indices(self, indices)
+    def _map_positions(self, _function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Nothing to do: it has the one row, and refuses what would make others of it."""
 
     def copy_from(self, other: "RoutedPagedLayer") -> None:
         """Takes the entries of a layer of another stream of the pool."""
@@ -770,13 +767,9 @@ class RoutedPagedLayer(_PositionsMixin, PagedLayer):
         if other.is_initialized:
             self.replace_positions(other.positions)
 
-    def _write(self, begin: int, *states: torch.Tensor) -> None:
-        super()._write(begin, *states)
-        if self._early is not None:
-            pages = self.pool.layers[self.layer][2]
-            new = self._early.shape[1]
-            write_pages(pages, self.table.slots(begin, begin + new, pages.device), self._early[0])
-            self._early = None
+    def _write(self, begin: int, keys: torch.Tensor, values: torch.Tensor, *more: torch.Tensor) -> None:
+        super()._write(begin, keys, values, *more, *(() if self._early is None else (self._early[0],)))
+        self._early = None
 
 
 def write_pages(pages: torch.Tensor, slots: torch.LongTensor, entries: torch.Tensor) -> None:
@@ -833,10 +826,24 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
         Raises:
             `OutOfPagesError`: If the pool has too few; then none are taken.
         """
+        tokens = num_frames * self.pool.num_tokens + num_text_tokens
+        self._take({kind: self.pool.num_entries(kind, tokens, num_frames) for kind in self.tables})
+
+    def make_room(self, num_tokens: int, num_frames: int) -> None:
+        """
+        Takes the pages that so many more tokens need, those of so many frames among them.
+
+        Raises:
+            `OutOfPagesError`: If the pool has too few; then none are taken.
+        """
+        new = {kind: self.pool.num_entries(kind, num_tokens, num_frames) for kind in self.tables}
+        self._take({kind: self.length_of(kind) + count for kind, count in new.items()})
+
+    def _take(self, lengths: Mapping[int, int]) -> None:
         before = {kind: len(table.pages) for kind, table in self.tables.items()}
         try:
             for kind, table in self.tables.items():
-                table.make_room(num_frames * min(kind, self.pool.num_tokens) + num_text_tokens)
+                table.make_room(lengths[kind])
         except OutOfPagesError:
             for kind, table in self.tables.items():
                 table.release(before[kind])
@@ -848,9 +855,9 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
         for table in self.tables.values():
             table.release()
 
-    def lengths_by_keep_count(self) -> dict[int, int]:
-        """Number of entries in the layers that keep so many tokens of a frame."""
-        return {kind: self.layers[self.pool.kinds.index(kind)].length for kind in self.tables}
+    def length_of(self, kind: int) -> int:
+        """Number of entries in the layers of a kind."""
+        return self.layers[self.pool.kinds.index(kind)].length
 
     def __deepcopy__(self, memo: dict) -> "VideoLLMMoDPagedCache":
         twin = VideoLLMMoDPagedCache(self.pool)  # if it runs out of pages amid this, they come back with it
