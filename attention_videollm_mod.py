@@ -14,6 +14,8 @@
 """Attention of several streams at once, each over its own pages, by the best kernel that is installed."""
 
 import copy
+import importlib
+import importlib.util
 import inspect
 import sys
 import time as clock
@@ -47,6 +49,8 @@ else:
 
 logger = logging.get_logger(__name__)
 
+# Bytes that FlashInfer's documentation recommends.
+_FLASHINFER_WORKSPACE = 128 * 2**20
 # A text model set to "packed_sdpa" runs "sdpa", but where streams are packed: then it runs what is here.
 PACKED = "packed_"
 
@@ -66,6 +70,9 @@ class PackedEntries:
         used (`torch.IntTensor` of shape `(streams,)`): `lengths`.
         key_begins (`torch.IntTensor` of shape `(streams + 1,)`): `used`, summed up, from 0.
         table (`torch.IntTensor` of shape `(streams, pages)`): Each stream's pages; what is past its last is not read.
+        pages (`list[list[int]]`): The same, on the host.
+        is_captured (`bool`): Whether the step is one that is captured, of which the host may do nothing anew.
+        plans (`dict`): What kernels that plan on the host keep for this step, and for the next of this kind of layer.
     """
 
     new: list[int]
@@ -77,6 +84,9 @@ class PackedEntries:
     used: torch.IntTensor
     key_begins: torch.IntTensor
     table: torch.IntTensor
+    pages: list[list[int]] = field(default_factory=list)
+    is_captured: bool = False
+    plans: dict[Any, Any] = field(default_factory=dict)
     _masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     def copy_(self, other: "PackedEntries") -> None:
@@ -221,6 +231,41 @@ def attend_flash_attn(
     )
 
 
+def attend_flashinfer(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    entries: PackedEntries,
+    scaling: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """
+    FlashInfer over pages, planned on the host once a step for all layers of a kind: half precision on CUDA, and steps
+    that are not captured.
+    """
+    (heads, dim), (page_size, key_heads, _) = query.shape[1:], keys.shape[1:]
+    key = (heads, dim, page_size, key_heads, query.dtype, scaling, window)
+    wrapper, planned_for = entries.plans.get(key, (None, None))
+    if planned_for is not entries:
+        if wrapper is None:
+            workspace = torch.empty(_FLASHINFER_WORKSPACE, dtype=torch.uint8, device=query.device)
+            wrapper = importlib.import_module("flashinfer").BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
+        counts = [-(-length // page_size) for length in entries.lengths]
+        indices = [page for own, count in zip(entries.pages, counts, strict=True) for page in own[:count]]
+        last = [length - max(count - 1, 0) * page_size for length, count in zip(entries.lengths, counts, strict=True)]
+        begins, page_begins = ([0, *accumulate(numbers)] for numbers in (entries.new, counts))
+        wrapper.plan(
+            *(torch.tensor(numbers, dtype=torch.int32) for numbers in (begins, page_begins, indices, last)),
+            *(heads, key_heads, dim, page_size),
+            causal=True,
+            sm_scale=scaling,
+            window_left=-1 if window is None else window - 1,
+            q_data_type=query.dtype,
+        )
+        entries.plans[key] = (wrapper, entries)
+    return wrapper.run(query, (keys, values))
+
+
 def attend_flex(
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -271,23 +316,31 @@ Attend = Callable[..., torch.Tensor]
 _chosen: dict[Any, tuple[str, Attend]] = {}
 
 
-def choose_attention(query: torch.Tensor, keys: torch.Tensor, window: int | None = None) -> tuple[str, Attend]:
+def choose_attention(
+    query: torch.Tensor, keys: torch.Tensor, window: int | None = None, *, is_captured: bool = False
+) -> tuple[str, Attend]:
     """
     The kernel for queries (all new, heads, dim) over pages (pages, page size, key heads, dim), with a sliding window
-    or not: of those that are installed and agree with the reference on random numbers on this device, the fastest.
-    Chosen once, and said.
+    or not, in steps that are captured or not: of those that are installed and agree with the reference on random
+    numbers on this device, the fastest. Chosen once, and said.
 
     Returns:
         Its name and the function.
     """
-    kind = (query.device, query.dtype, keys.dtype, query.shape[1:], keys.shape[1:], window is None)
+    kind = (query.device, query.dtype, keys.dtype, query.shape[1:], keys.shape[1:], window is None, is_captured)
     if kind not in _chosen:
-        _chosen[kind] = _choose(query, keys, window is not None)
-        logger.info(f"Streams attend to their pages by {_chosen[kind][0]} ({query.dtype} on {query.device}).")
+        _chosen[kind] = _choose(query, keys, window is not None, is_captured)
+        steps = "captured steps" if is_captured else "steps"
+        logger.info(f"Attention to pages in {steps}: {_chosen[kind][0]} ({query.dtype} on {query.device}).")
     return _chosen[kind]
 
 
-def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool) -> tuple[str, Attend]:
+def attention_in_use(device: torch.device) -> list[str]:
+    """Names of the kernels that were chosen on a device so far."""
+    return sorted({name for (at, *_), (name, _) in _chosen.items() if at == device})
+
+
+def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool, is_captured: bool) -> tuple[str, Attend]:
     reference = ("gathered pages", attend_gathered)
     if query.device.type != "cuda":
         return ("strips of pages", attend_strips) if query.device.type == "cpu" else reference
@@ -298,6 +351,10 @@ def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool) -> tuple[
         candidates += [("torch's varlen attention", partial(attend_varlen, with_begins=False))]
     if is_half and flash_attn_varlen_func is not None:
         candidates += [("flash-attn", attend_flash_attn)]
+    # A graph that is replayed leaves no room for a plan. FlashInfer's own way around that wants a workspace that grows
+    # with the streams, gigabytes for many.
+    if is_half and not is_captured and importlib.util.find_spec("flashinfer") is not None:
+        candidates += [("FlashInfer", attend_flashinfer)]
     if keys.dtype == query.dtype:
         candidates += [("compiled flex attention", partial(attend_flex, flex=torch.compile(flex_attention)))]
     times = {}
@@ -360,6 +417,7 @@ def pack_entries(
     *,
     most_new: int | None = None,
     most_pages: int | None = None,
+    plans: dict[Any, Any] | None = None,
 ) -> PackedEntries:
     """
     Entries of several streams in the layers of one kind.
@@ -372,6 +430,7 @@ def pack_entries(
         device (`torch.device`): Where the tensors go.
         most_new (`int`, *optional*): Bound of `new` that a captured step is made for.
         most_pages (`int`, *optional*): Bound of the pages of a stream that a captured step is made for.
+        plans (`dict`, *optional*): What kernels that plan on the host kept at the last step of this kind of layer.
     """
     slots: list[int] = []
     strips: list[int | None] = []
@@ -393,6 +452,9 @@ def pack_entries(
         used=torch.tensor(lengths, dtype=torch.int32).to(device, non_blocking=True),
         key_begins=torch.tensor(key_begins, dtype=torch.int32).to(device, non_blocking=True),
         table=torch.tensor(table, dtype=torch.int32).to(device, non_blocking=True),
+        pages=[list(own) for own in pages],
+        is_captured=most_pages is not None,
+        plans={} if plans is None else plans,
     )
 
 
@@ -449,7 +511,8 @@ class PackedCaches:
             ]
             bounds = {"most_new": most_new, "most_pages": None if most_pages is None else most_pages[kind]}
             self.new[kind] = new
-            self.entries[kind] = pack_entries(new, total, pages, self.pool.page_size, device, **bounds)
+            plans = self.pool.plans.setdefault(kind, {})
+            self.entries[kind] = pack_entries(new, total, pages, self.pool.page_size, device, **bounds, plans=plans)
         begins = [cache.get_seq_length() for cache in self.caches]
         places = [torch.arange(first, first + count) for first, count in zip(begins, num_tokens, strict=True)]
         self.positions = torch.cat(places).to(device, non_blocking=True)
@@ -528,7 +591,7 @@ def packed_attention_forward(
         )
     entries, keys, values = packed_caches.entries_of(module.layer_idx)
     rows = query[0].transpose(0, 1)
-    _, attend = choose_attention(rows, keys, sliding_window)
+    _, attend = choose_attention(rows, keys, sliding_window, is_captured=entries.is_captured)
     scaling = rows.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(rows.contiguous(), keys, values, entries, scaling, sliding_window)[None], None
 
@@ -561,10 +624,12 @@ __all__ = [
     "PackedCaches",
     "PackedEntries",
     "attend_flash_attn",
+    "attend_flashinfer",
     "attend_flex",
     "attend_gathered",
     "attend_strips",
     "attend_varlen",
+    "attention_in_use",
     "check_attention",
     "choose_attention",
     "pack_entries",

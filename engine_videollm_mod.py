@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from .attention_videollm_mod import PackedCaches
+from .attention_videollm_mod import PackedCaches, attention_in_use
 from .cache_videollm_mod import OutOfPagesError, VideoLLMMoDPagedCache
 from .streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, Work, decide, within_context
 
@@ -674,17 +674,20 @@ class StreamingEngine:
     def warm_up(self, max_streams: int = 1) -> None:
         """
         Makes the captured steps that live streams need most, so that none has to wait for them: one frame a stream,
-        and one token a stream, for up to `max_streams` streams together. With a progress bar. Nothing where steps are
-        not captured.
+        and one token a stream, for up to `max_streams` streams together. With a progress bar, which tells what
+        attention runs on. Nothing where steps are not captured.
         """
         if self._captured is None:
             return
         sizes = [size for size in _SIZES if size <= _size(max_streams)]
         shapes = [(size, 1, 0) for size in sizes] + [(0, 0, size) for size in sizes]
-        for shape in logging.tqdm(shapes, desc="warming up", unit=" steps"):
+        progress = logging.tqdm(shapes, desc="warming up", unit=" steps")
+        for shape in progress:
             with self._stepping:
                 if shape not in self._captured:
                     self._captured[shape] = _CapturedStep(self, *shape)
+            if names := attention_in_use(self.device):
+                progress.set_postfix_str(f"attention by {' and '.join(names)}")
 
     # ---------------------------------------------------------------------------------------------------- thread
 

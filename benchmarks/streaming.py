@@ -471,7 +471,8 @@ def describe(rates: tuple[float, float], options: argparse.Namespace) -> str:
 def attention(options: argparse.Namespace) -> str:
     """Name of the kernel that streams attend to their pages by."""
     query = torch.zeros(1, 8, 128, dtype=options.dtype, device=options.device)
-    return choose_attention(query, torch.zeros(1, 256, 4, 128, dtype=options.dtype, device=options.device))[0]
+    pages = torch.zeros(1, 256, 4, 128, dtype=options.dtype, device=options.device)
+    return choose_attention(query, pages, is_captured=options.device == "cuda")[0]
 
 
 def table(rows: list[Row]) -> str:

@@ -14,6 +14,8 @@
 """Attention over pages: every kernel against plain attention, and packed streams against each stream alone."""
 
 import inspect
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from videollm_mod import VideoLLMMoDPagedCache, attention_videollm_mod
 from videollm_mod.attention_videollm_mod import (
     PackedCaches,
     attend_flash_attn,
+    attend_flashinfer,
     attend_flex,
     attend_gathered,
     attend_strips,
@@ -142,6 +145,47 @@ def test_flash_attn_is_called_as_it_is_documented(monkeypatch):
     monkeypatch.setattr(attention_videollm_mod, "flash_attn_varlen_func", called)
     query, keys, values, entries = case()
     assert_close(attend_flash_attn(query, keys, values, entries, SCALING), plain(query, keys, values))
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_flashinfer_plans_once_a_step_and_is_called_as_it_is_documented(monkeypatch, window):
+    made, plans = [], []
+
+    class Wrapper:
+        def __init__(self, float_workspace_buffer, kv_layout):
+            assert float_workspace_buffer.dtype == torch.uint8 and kv_layout == "NHD"
+            made.append(self)
+
+        def plan(self, qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, *sizes, **options):
+            tables = (qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len)
+            assert all(x.dtype == torch.int32 and x.device.type == "cpu" for x in tables)
+            assert sizes == (HEADS, KEY_HEADS, DIM, PAGE) and options["q_data_type"] == torch.float32
+            assert options["causal"] and set(options) == {"causal", "sm_scale", "window_left", "q_data_type"}
+            self.begins, self.options = qo_indptr, options
+            owns = [own.tolist() for own in paged_kv_indices.tensor_split(paged_kv_indptr[1:-1].long())]
+            lasts = paged_kv_last_page_len.tolist()
+            lengths = [max(len(own) - 1, 0) * PAGE + last for own, last in zip(owns, lasts, strict=True)]
+            plans.append((owns, lengths))
+
+        def run(self, q, paged_kv_cache):
+            owns, lengths = plans[-1]
+            entries = pack_entries(self.begins.diff().tolist(), lengths, owns, PAGE, "cpu")
+            left = self.options["window_left"]
+            scaling = self.options["sm_scale"]
+            return attend_gathered(q, *paged_kv_cache, entries, scaling, None if left < 0 else left + 1)
+
+    monkeypatch.setattr(attention_videollm_mod, "_FLASHINFER_WORKSPACE", 16)
+    monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace(BatchPrefillWithPagedKVCacheWrapper=Wrapper))
+    query, keys, values, entries = case()
+    expected = plain(query, keys, values, window)
+    for _layer in range(2):
+        assert_close(attend_flashinfer(query, keys, values, entries, SCALING, window), expected)
+    assert plans == [(PAGES, LENGTHS)] and len(made) == 1
+    # At the next step what was made is planned anew; a stream without entries has no page.
+    following = pack_entries([1, 0], [PAGE + 1, 0], [[2, 6, 7], []], PAGE, "cpu", plans=entries.plans)
+    found = attend_flashinfer(query[:1], keys, values, following, SCALING, window)
+    assert plans[1] == ([[2, 6], []], [PAGE + 1, 0]) and len(made) == 1
+    assert_close(found, attend_gathered(query[:1], keys, values, following, SCALING, window))
 
 
 # --------------------------------------------------------------------------------------------------------- choosing

@@ -452,7 +452,7 @@ def test_an_error_reaches_who_listens(monkeypatch):
         engine.open()
 
 
-def test_warming_up_makes_the_steps_that_are_captured():
+def test_warming_up_makes_the_steps_that_are_captured_and_tells_what_attention_runs_on(capfd):
     engine = tiny_engine(max_streams=4, capture=True)
     engine.warm_up(max_streams=3)
     assert set(engine._captured) == {(1, 1, 0), (2, 1, 0), (4, 1, 0), (0, 0, 1), (0, 0, 2), (0, 0, 4)}
@@ -463,6 +463,8 @@ def test_warming_up_makes_the_steps_that_are_captured():
             stream.push(random_frames(1))
         engine.run()
     assert engine.stats.captured_steps > 0 and before == [0] == [engine._spare.get_seq_length()]
+    engine.warm_up(max_streams=3)
+    assert "attention by strips of pages" in capfd.readouterr().err
     plain = tiny_engine()
     plain.warm_up()
     assert plain._captured is None

@@ -492,6 +492,8 @@ class VideoLLMMoDPagePool:
         self._returned: deque[tuple[int, Sequence[int]]] = deque()
         self.layers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None] = [None] * len(self.kinds)
         self.compute_dtypes: dict[int, torch.dtype] = {}
+        # Of each kind of layer, what kernels that plan on the host keep from one step to the next.
+        self.plans: dict[int, dict[Any, Any]] = {}
 
     @property
     def num_bytes(self) -> int:
