@@ -156,7 +156,7 @@ def choose_kept(scores: torch.Tensor, keep_count: int, keep_last: bool) -> torch
     count, candidates = (keep_count - 1, num_tokens - 1) if keep_last else (keep_count, num_tokens)
     preferred = preference(candidates, count, scores.device)
     # A stable sort rather than `topk`, which breaks ties differently for one frame and for many.
-    ranking = scores[:, preferred].argsort(dim=1, descending=True, stable=True)[:, :count]
+    ranking = scores.index_select(1, preferred).argsort(dim=1, descending=True, stable=True)[:, :count]
     kept = preferred[ranking].sort(dim=1).values
     if keep_last:
         kept = torch.cat([kept, kept.new_full((num_frames, 1), num_tokens - 1)], dim=1)
@@ -234,6 +234,8 @@ def record_positions(
 def by_row(values: torch.Tensor | None, layout: FrameLayout, device: torch.device) -> torch.Tensor:
     """Values (all frames, tokens) as (batch, frames, tokens), 0 where a row has fewer frames."""
     most = max(layout.num_frames)
+    if values is not None and min(layout.num_frames) == most:
+        return values.to(device, torch.float32).view(layout.batch_size, most, layout.num_tokens)
     rows = torch.zeros(layout.batch_size, most, layout.num_tokens, device=device)
     if values is None:
         return rows

@@ -830,7 +830,8 @@ def _run_layers(
     """The decoder: full layers on the full sequence, routed layers on kept and text tokens."""
     keep_counts = model.config.layer_keep_counts
     cos, sin = language_model.rotary_emb(hidden_states, position_ids)
-    cos, sin = (x.expand(layout.batch_size, -1, -1) for x in (cos, sin))
+    # One tensor (2, batch * sequence, dim), from which a routed layer takes its own at once.
+    turns = torch.stack([x.expand(layout.batch_size, -1, -1) for x in (cos, sin)])
     masks = LayerMasks(language_model.config, layout, attention_mask, cache, num_seen, seq_idx)
     all_hidden_states = [hidden_states] if collect_hidden_states else None
     all_scores, all_kept = ([], []) if collect_scores else (None, None)
@@ -846,7 +847,7 @@ def _run_layers(
             hidden_states = decoder_layer(
                 hidden_states,
                 attention_mask=masks.get(index, keep_count, hidden_states),
-                position_embeddings=(cos, sin),
+                position_embeddings=turns.unbind(),
                 **layer_kwargs,
             )
             scores = kept = None
@@ -860,10 +861,10 @@ def _run_layers(
                 output = decoder_layer(
                     short,
                     attention_mask=masks.get(index, keep_count, short),
-                    position_embeddings=tuple(
-                        x.flatten(0, 1).index_select(0, slots.to(x.device)).view(layout.batch_size, plan.length, -1)
-                        for x in (cos, sin)
-                    ),
+                    position_embeddings=turns.flatten(1, 2)
+                    .index_select(1, slots.to(turns.device))
+                    .view(2, layout.batch_size, plan.length, -1)
+                    .unbind(),
                     **layer_kwargs,
                 )
                 if gate is not None:
