@@ -241,12 +241,14 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     def layer_keep_counts(self) -> list[int]:
         """Number of a frame's tokens that every decoder layer keeps: `ceil(ratio * frame_num_tokens)`."""
         # The small constant absorbs binary rounding: 0.28 * 25 is 7.000000000000001 in floating point, and means 7.
-        return [math.ceil(ratio * self.frame_num_tokens - 1e-9) for ratio in self.layer_keep_ratios]
+        num_tokens = self.frame_num_tokens
+        return [math.ceil(ratio * num_tokens - 1e-9) for ratio in self.layer_keep_ratios]
 
     @property
     def routed_layers(self) -> list[int]:
         """Indices of the layers that do not keep every token of a frame."""
-        return [layer for layer, count in enumerate(self.layer_keep_counts) if count < self.frame_num_tokens]
+        num_tokens = self.frame_num_tokens
+        return [layer for layer, count in enumerate(self.layer_keep_counts) if count < num_tokens]
 
     @property
     def learned_router_layers(self) -> list[int]:

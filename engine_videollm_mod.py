@@ -13,6 +13,7 @@
 # limitations under the License.
 """Many live streams on one model: their frames and their words share steps, and their caches one memory."""
 
+import inspect
 import queue
 import threading
 import time as clock
@@ -283,6 +284,9 @@ class StreamingEngine:
         page_size (`int`, *optional*, defaults to 256): Entries of a page of the cache.
         capture (`bool`, *optional*): Whether to replay steps as CUDA graphs. By default where the model is on CUDA.
             On a CPU `True` runs the same code, filled up to the same shapes, uncaptured.
+        compile_steps (`bool`, *optional*, defaults to `False`): Whether to have `torch.compile` make each captured
+            step, the first time that its shape comes: half a minute or more, after which the step is faster, on a CPU
+            too. torch 2.13 or later.
 
     Attributes:
         streams (`list[EngineStream]`): Those open.
@@ -317,7 +321,12 @@ class StreamingEngine:
         cache_dtype: torch.dtype | None = None,
         page_size: int = 256,
         capture: bool | None = None,
+        compile_steps: bool = False,
     ) -> None:
+        if compile_steps and capture is False:
+            raise ValueError("`compile_steps` is for captured steps: leave `capture` out, or set it to `True`.")
+        if compile_steps and "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+            raise ValueError(f"`compile_steps` needs a later torch than {torch.__version__}.")
         if max_frames is None:
             max_frames = min(within_context(model.config)["max_frames"], 300)
         if max_text_tokens is None:
@@ -343,7 +352,8 @@ class StreamingEngine:
 
         # A stream's pages are its own: what is left of the last counts for each.
         frames, text = self._room(max_frames, max_text_tokens)
-        capture = self.device.type == "cuda" if capture is None else capture
+        capture = self.device.type == "cuda" or compile_steps if capture is None else capture
+        self.compile_steps = compile_steps
         spare = _FRAMES[-1] if capture else 0
         self.pool = model.new_page_pool(
             max_streams * frames + spare,
@@ -674,13 +684,14 @@ class StreamingEngine:
     def warm_up(self, max_streams: int = 1) -> None:
         """
         Makes the captured steps that live streams need most, so that none has to wait for them: one frame a stream,
-        and one token a stream, for up to `max_streams` streams together. With a progress bar, which tells what
-        attention runs on. Nothing where steps are not captured.
+        and one token a stream, for up to `max_streams` streams together, and several frames of a stream that catches
+        up. With a progress bar, which tells what attention runs on. Nothing where steps are not captured.
         """
         if self._captured is None:
             return
         sizes = [size for size in _SIZES if size <= _size(max_streams)]
         shapes = [(size, 1, 0) for size in sizes] + [(0, 0, size) for size in sizes]
+        shapes += [(1, frames, 0) for frames in _FRAMES[1:]]
         progress = logging.tqdm(shapes, desc="warming up", unit=" steps")
         for shape in progress:
             with self._stepping:
@@ -813,8 +824,8 @@ class _CapturedStep:
     """
     A step of fixed shapes: `seeing` streams of `frames` frames each, and `speaking` streams of one token each.
 
-    On CUDA it is one graph, which is replayed on what was copied into its tensors; elsewhere it runs as it is. What is
-    missing is filled up by a stream that nobody reads.
+    On CUDA it is one graph, which is replayed on what was copied into its tensors; elsewhere code, compiled or not.
+    What is missing is filled up by a stream that nobody reads.
     """
 
     def __init__(self, engine: StreamingEngine, seeing: int, frames: int, speaking: int) -> None:
@@ -833,15 +844,17 @@ class _CapturedStep:
             "most_pages": engine._most_pages,
         }
         self._inputs = self._fill([], [])
-        self._graph: Any = None
-        self._outputs: tuple | None = None
+        self._step: Callable[[], tuple] | None = None
+        if engine.compile_steps:
+            self._step = self._compile()
         if engine.device.type == "cuda":
-            self._capture()
+            self._step = self._capture(self._step or self._inputs.forward)
 
+    @torch.no_grad()
     def run(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> tuple[_Row, tuple]:
         """Runs the steps of these streams; gives them in the order of the row, and what it gave."""
         row = self._fill(caches, steps)
-        if self._graph is None:
+        if self._step is None:
             outputs = row.forward()
         else:
             for name in ("ids", "ends", "thresholds"):
@@ -852,8 +865,7 @@ class _CapturedStep:
             mine.positions.copy_(theirs.positions, non_blocking=True)
             for kind, entries in mine.entries.items():
                 entries.copy_(theirs.entries[kind])
-            self._graph.replay()
-            outputs = tuple(None if x is None else x.clone() for x in self._outputs)
+            outputs = self._step()
         return self._only_real(row, steps, outputs)
 
     def _fill(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> _Row:
@@ -895,21 +907,41 @@ class _CapturedStep:
         row.caches, row.steps = row.packed.caches, list(steps)
         return row, outputs
 
-    def _capture(self) -> None:
+    def _compile(self) -> Callable[[], tuple]:
+        # What is chosen and allocated once is not part of the step.
+        self._inputs.forward()
+        # All that a guard could find changed is fixed here, but for numbers in tensors.
+        step = torch.compile(
+            self._inputs.forward,
+            fullgraph=True,
+            dynamic=False,
+            isolate_recompiles=True,
+            options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
+        )
+        step()
+        return step
+
+    def _capture(self, step: Callable[[], tuple]) -> Callable[[], tuple]:
         engine = self.engine
         stream = engine._capture_stream
         with torch.cuda.device(engine.device):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(3):
-                    self._inputs.forward()
+                    step()
             torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             # Graphs may share memory, since what one gave is copied before another runs. What other threads do to the
             # device meanwhile, such as bringing frames, is theirs.
             options = {"pool": engine._graph_pool, "stream": stream, "capture_error_mode": "thread_local"}
-            with _CAPTURING, torch.cuda.graph(self._graph, **options):
-                self._outputs = self._inputs.forward()
+            with _CAPTURING, torch.cuda.graph(graph, **options):
+                outputs = step()
+
+        def replay() -> tuple:
+            graph.replay()
+            return tuple(None if x is None else x.clone() for x in outputs)
+
+        return replay
 
 
 def _size(count: int) -> int:

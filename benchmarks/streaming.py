@@ -16,7 +16,8 @@ How fast a stream is watched and talked about, routed and at full compute, besid
 
 ```bash
 python benchmarks/streaming.py                                                   # on this machine's CPU, small
-python benchmarks/streaming.py --checkpoint space/checkpoint --contexts 10 60 --stream-context 24
+python benchmarks/streaming.py --checkpoint space/checkpoint --contexts 10 60 --stream-context 24 \\
+    --clip space/samples/streamworld.mp4                                         # the embedded checkpoint, its sample
 python benchmarks/streaming.py --shape llama3-8b --device cuda --tokens 50 \\
     --contexts 10 300 600 1200 3600 --streams 1 8 16 32 64 --stream-context 300 \\
     --encoder google/siglip-large-patch16-384                                    # on a GPU
@@ -31,6 +32,10 @@ With `--streams` as many streams, each with a memory of `--stream-context` frame
 again and again: how long such a round takes, vision encoding included, says how many frames a second all of them may
 bring. A round that takes longer than a frame of 2 a second lasts is a missed deadline.
 
+With `--compile` the engine's steps are compiled. With `--clip` a checkpoint watches a video file from its first frame
+to its last word: in a session, in an engine of one stream, and, for what was said there, in the plain loop, which is
+given each word that it is to say, so that all of them do the same work.
+
 The floor of a step is what the memory or the arithmetic unit of this machine needs at least, whichever is more: bytes
 of weights and cache over the measured rate of a copy, or operations over the measured rate of a matrix product.
 Everything is measured twice, from another memory, and the faster is told.
@@ -42,13 +47,14 @@ import math
 import time as clock
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from cost import SCHEMES, SHAPES, device_name
 from tqdm import tqdm
-from transformers import AutoConfig, Cache, DynamicCache
+from transformers import AutoConfig, AutoProcessor, Cache, DynamicCache
 
 from videollm_mod import (
     StreamingEngine,
@@ -57,11 +63,14 @@ from videollm_mod import (
     VideoLLMMoDPagedCache,
 )
 from videollm_mod.attention_videollm_mod import choose_attention
-from videollm_mod.streaming_videollm_mod import StreamStep
+from videollm_mod.engine_videollm_mod import read_ahead
+from videollm_mod.streaming_videollm_mod import StreamEvent, StreamStep
 
 
 PLAIN = "plain loop"
 AS_SAVED = "as saved"
+PROMPT = "Please narrate the video in real time."
+CLIP_FPS = 2.0
 # What the vision encoder is if none is named: SigLIP-L/16-384's shape is for GPUs.
 SMALL_ENCODER = {
     "model_type": "siglip_vision_model",
@@ -132,6 +141,24 @@ class Round:
     cache_mb: float
 
 
+@dataclass
+class Clip:
+    """
+    Figures of one way of watching a video file.
+
+    Args:
+        way (`str`): How.
+        frames (`int`): Frames that it has at 2 a second.
+        words (`int`): Tokens said.
+        seconds (`float`): From opening the file to the last word.
+    """
+
+    way: str
+    frames: int
+    words: int
+    seconds: float
+
+
 def main() -> None:
     """Measures, prints a table, and writes it with plots where asked."""
     parser = argparse.ArgumentParser(description="Measures streaming, routed and not, beside a plain loop.")
@@ -145,6 +172,8 @@ def main() -> None:
         "--checkpoint", help="a folder or a Hub id in place of random weights and of what decides them"
     )
     parser.add_argument("--encoder", help="vision encoder: a folder or a Hub id; by default a small one")
+    parser.add_argument("--compile", action="store_true", help="compile the engine's steps")
+    parser.add_argument("--clip", help="a video file that the checkpoint watches from start to end")
     parser.add_argument("--steps", type=int, default=100, help="steps measured of each kind")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="streams at once")
     parser.add_argument("--stream-context", type=int, default=60, help="frames that each of them remembers")
@@ -152,6 +181,8 @@ def main() -> None:
         "--out", type=Path, help="folder for streaming.json, streaming.md, latency.png and streams.png"
     )
     options = parser.parse_args()
+    if options.clip and not options.checkpoint:
+        parser.error("--clip needs --checkpoint: random weights have nothing to say")
     options.dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
     rates = machine_rates(options.device, options.dtype)
     rows: list[Row] = []
@@ -164,6 +195,7 @@ def main() -> None:
         model = load(scheme, options) if options.checkpoint else build(tokens, scheme, options)
         rows += measure(model, scheme, rates, options)
         rounds += measure_streams(model, scheme, options)
+    clips = measure_clip(options) if options.clip else []
     rows.sort(key=lambda row: (row.tokens, row.context))
     rounds.sort(key=lambda row: (row.tokens, row.streams))
     text = f"{describe(rates, options)}\n\n{table(rows)}\n"
@@ -171,11 +203,14 @@ def main() -> None:
         text += (
             f"\nStreams at once, each with {options.stream_context} frames remembered:\n\n{table_of_streams(rounds)}\n"
         )
+    if clips:
+        text += f"\n'{Path(options.clip).name}' from its first frame to its last word:\n\n{table_of_clips(clips)}\n"
     print(text)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         figures = {"machine": describe(rates, options)}
         figures |= {"rows": [asdict(row) for row in rows], "streams": [asdict(row) for row in rounds]}
+        figures |= {"clip": [asdict(row) for row in clips]}
         (options.out / "streaming.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
         (options.out / "streaming.md").write_text(text, encoding="utf-8")
         draw(rows, options.out / "latency.png")
@@ -187,7 +222,7 @@ def measure(
     model: VideoLLMMoDForConditionalGeneration, scheme: str, rates: tuple[float, float], options: argparse.Namespace
 ) -> list[Row]:
     """All contexts of a scheme; of full compute the plain loop too, on the same weights."""
-    ways: list[tuple[str, type[Watcher]]] = [(scheme, Engine)]
+    ways: list[tuple[str, Callable[..., Watcher]]] = [(scheme, partial(Engine, compile_steps=options.compile))]
     if scheme == "full":
         ways.append((PLAIN, PlainLoop))
     rows = []
@@ -211,7 +246,7 @@ def measure_streams(
     config, rounds = model.config, []
     for count in tqdm(sorted(options.streams), desc=f"{scheme}, {config.frame_num_tokens} tokens", leave=False):
         try:
-            engine, caches = make_engine(model, count, options.stream_context)
+            engine, caches = make_engine(model, count, options.stream_context, compile_steps=options.compile)
             before = int(caches[0].get_seq_length())
             pixels = torch.randn(count, 3, *_size(config), device=options.device, dtype=options.dtype)
             taken = []
@@ -236,11 +271,63 @@ def measure_streams(
     return rounds
 
 
+def measure_clip(options: argparse.Namespace) -> list[Clip]:
+    """The checkpoint watching a file in every way, in turn, the median of five tries of each."""
+    model, full = load(AS_SAVED, options), load("full", options)
+    processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
+
+    def by_session() -> list[StreamEvent]:
+        return list(model.narrate(processor, options.clip, PROMPT, fps=CLIP_FPS))
+
+    def by_engine(engine: StreamingEngine) -> list[StreamEvent]:
+        stream = engine.open(fps=CLIP_FPS)
+        stream.ask(PROMPT, reply_now=False)
+        for waiting in read_ahead(processor.read_video(options.clip, fps=CLIP_FPS), stream.session.chunk_frames):
+            stream.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
+            engine.run()
+        stream.close()
+        engine.run()
+        return stream.events
+
+    spoken = [event for event in by_session() if event.role == "assistant"]
+    frames = sum(1 for _ in processor.read_video(options.clip, fps=CLIP_FPS))
+
+    def by_plain_loop() -> list[StreamEvent]:
+        loop, prompt = PlainLoop(full, 0), processor.tokenizer(PROMPT)["input_ids"]
+        loop.talk(len(prompt))
+        for index, (_, frame) in enumerate(processor.read_video(options.clip, fps=CLIP_FPS)):
+            pixel_values = processor.process_frames([frame]).to(options.device)
+            with torch.no_grad():
+                loop.watch(full.encode_frames(pixel_values)[None])
+            for event in [event for event in spoken if event.frame == index]:
+                loop.talk(3)  # what opens a reply
+                for _ in event.token_ids:
+                    loop.talk(1)
+        return spoken
+
+    ways: dict[str, Callable[[], list[StreamEvent]]] = {"session": by_session, PLAIN: by_plain_loop}
+    for name, compiled in (("engine", False), ("engine, compiled", True)):
+        if options.compile or not compiled:
+            engine = model.serve(processor, max_streams=1, max_frames=max(frames, 8), compile_steps=compiled)
+            engine.warm_up()
+            ways[name] = partial(by_engine, engine)
+    for way in ways.values():
+        assert [event.text for event in way() if event.role == "assistant"] == [event.text for event in spoken]
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(5):
+        for name, way in ways.items():
+            begin = clock.perf_counter()
+            way()
+            taken[name].append(clock.perf_counter() - begin)
+    words = sum(len(event.token_ids) for event in spoken)
+    return [Clip(name, frames, words, sorted(seconds)[len(seconds) // 2]) for name, seconds in taken.items()]
+
+
 def make_engine(
-    model: VideoLLMMoDForConditionalGeneration, streams: int, context: int
+    model: VideoLLMMoDForConditionalGeneration, streams: int, context: int, **how: bool
 ) -> tuple[StreamingEngine, list[VideoLLMMoDPagedCache]]:
     """An engine with room for these streams, and their caches, which remember frames of random numbers."""
-    engine = StreamingEngine(model, None, max_streams=streams, max_frames=context + 8, max_text_tokens=64)
+    engine = StreamingEngine(model, None, max_streams=streams, max_frames=context + 8, max_text_tokens=64, **how)
     caches = [VideoLLMMoDPagedCache(engine.pool) for _ in range(streams)]
     for cache in caches:
         cache.reserve(context + 8, context + 64)
@@ -300,7 +387,7 @@ def measure_context(
 
     steps = seconds(lambda: way.watch(features[:, :1]), options.steps)
     several = seconds(lambda: way.watch(features), max(options.steps // 8, 3))
-    encoded = seconds(lambda: way.watch(model.encode_frames(pixels)), max(options.steps // 4, 3))
+    encoded = seconds(torch.no_grad()(lambda: way.watch(model.encode_frames(pixels))), max(options.steps // 4, 3))
     first = seconds(speak, max(options.steps // 4, 3))
     words = seconds(lambda: way.talk(1), max(options.steps // 4, 3))
     cost = model.estimate_cost(1, 1, past_frames=context, past_text_tokens=context)
@@ -357,8 +444,8 @@ class Watcher:
 class Engine(Watcher):
     """The steps of a stream of a [`StreamingEngine`]."""
 
-    def __init__(self, model: VideoLLMMoDForConditionalGeneration, context: int) -> None:
-        self.engine, caches = make_engine(model, 1, context)
+    def __init__(self, model: VideoLLMMoDForConditionalGeneration, context: int, **how: bool) -> None:
+        self.engine, caches = make_engine(model, 1, context, **how)
         super().__init__(model, caches[0])
 
     def watch(self, features: torch.Tensor) -> None:
@@ -504,6 +591,17 @@ def table_of_streams(rounds: list[Round]) -> str:
         cells = [row.tokens, row.streams, row.scheme, f"{row.p50:.1f}", f"{row.p99:.1f}"]
         lines.append([*cells, f"{row.frames_per_second:.0f}", row.missed, f"{row.cache_mb:.1f}"])
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+def table_of_clips(clips: list[Clip]) -> str:
+    """The figures of a video file as Markdown."""
+    plain = next(row.seconds for row in clips if row.way == PLAIN)
+    lines = [["", "seconds", "frames/s", "times its 2 fps", "times the plain loop"], ["---"] * 5]
+    for row in clips:
+        rate = row.frames / row.seconds
+        lines.append([row.way, f"{row.seconds:.3f}", f"{rate:.0f}", f"{rate / CLIP_FPS:.0f}"])
+        lines[-1].append(f"{plain / row.seconds:.2f}")
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def draw_streams(rounds: list[Round], path: Path) -> None:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Many streams on one model: each says what it says alone, whatever the others do."""
 
+import inspect
 import threading
 import time
 from pathlib import Path
@@ -452,10 +453,48 @@ def test_an_error_reaches_who_listens(monkeypatch):
         engine.open()
 
 
+@pytest.mark.skipif(
+    "isolate_recompiles" not in inspect.signature(torch.compile).parameters, reason="torch compiles no step by itself"
+)
+def test_compiled_steps_say_the_same(trained):
+    """Every shape its own code, which reads the numbers of each step anew: frames of other streams, at other ages."""
+    model, processor, frames = trained
+    engines = [
+        model.serve(processor, max_streams=2, page_size=64, compile_steps=compiled, **LIMITS)
+        for compiled in (False, True)
+    ]
+    for engine in engines:
+        streams = [engine.open(), engine.open()]
+        streams[0].ask(NARRATE, reply_now=False)
+        for index, frame in enumerate(frames):
+            streams[0].push(frame)
+            if index > 2:
+                streams[1].push(frame)
+            if index == 6:
+                streams[1].ask("What do you see?")
+            engine.run()
+    plain, compiled = (
+        [[(event.frame, event.text, event.token_ids) for event in stream.events] for stream in engine.streams]
+        for engine in engines
+    )
+    assert plain == compiled and all(len(events) > 1 for events in plain)
+    assert engines[0].stats.captured_steps == 0 < engines[1].stats.captured_steps
+    assert {(2, 1, 0), (0, 0, 1)} <= set(engines[1]._captured)
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="`compile_steps` is for captured steps"):
+        tiny_engine(compile_steps=True, capture=False)
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    with pytest.raises(ValueError, match="`compile_steps` needs a later torch"):
+        tiny_engine(compile_steps=True)
+
+
 def test_warming_up_makes_the_steps_that_are_captured_and_tells_what_attention_runs_on(capfd):
     engine = tiny_engine(max_streams=4, capture=True)
     engine.warm_up(max_streams=3)
-    assert set(engine._captured) == {(1, 1, 0), (2, 1, 0), (4, 1, 0), (0, 0, 1), (0, 0, 2), (0, 0, 4)}
+    together, catching_up = {(1, 1, 0), (2, 1, 0), (4, 1, 0), (0, 0, 1), (0, 0, 2), (0, 0, 4)}, {(1, 2, 0), (1, 4, 0)}
+    assert set(engine._captured) == together | catching_up | {(1, 8, 0)}
     before = [cache.get_seq_length() for cache in (engine._spare,)]
     streams = [engine.open() for _ in range(3)]
     for _ in range(2):

@@ -343,7 +343,8 @@ def attention_in_use(device: torch.device) -> list[str]:
 def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool, is_captured: bool) -> tuple[str, Attend]:
     reference = ("gathered pages", attend_gathered)
     if query.device.type != "cuda":
-        return ("strips of pages", attend_strips) if query.device.type == "cpu" else reference
+        # Strips are the host's doing, which a step that is compiled would do once and for all.
+        return ("strips of pages", attend_strips) if query.device.type == "cpu" and not is_captured else reference
     candidates: list[tuple[str, Attend]] = []
     is_half = query.dtype in (torch.float16, torch.bfloat16) and keys.dtype == query.dtype
     if is_half and varlen_attn is not None:
