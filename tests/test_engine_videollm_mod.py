@@ -503,7 +503,7 @@ def test_warming_up_makes_the_steps_that_are_captured_and_tells_what_attention_r
         engine.run()
     assert engine.stats.captured_steps > 0 and before == [0] == [engine._spare.get_seq_length()]
     engine.warm_up(max_streams=3)
-    assert "attention by strips of pages" in capfd.readouterr().err
+    assert "attention by gathered pages" in capfd.readouterr().err
     plain = tiny_engine()
     plain.warm_up()
     assert plain._captured is None
