@@ -124,7 +124,9 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
     one = gradients(large)
     small = new_trainer(tmp_path, model=model, per_device_train_batch_size=1, gradient_accumulation_steps=4, **options)
     four = gradients(small)
-    assert small.state.log_history[0]["loss"] == pytest.approx(large.state.log_history[0]["loss"], rel=1e-4)
+    logged, expected = small.state.log_history[0], large.state.log_history[0]
+    for name in ("loss", "text_loss", "stream_loss"):
+        assert logged[name] == pytest.approx(expected[name], rel=1e-4), name
     assert one.keys() == four.keys() and any("routers" in name for name in one)
     for name, gradient in one.items():
         torch.testing.assert_close(four[name], gradient, rtol=1e-3, atol=1e-6)
@@ -183,7 +185,8 @@ def test_it_logs_what_routing_and_streaming_need(tmp_path):
     trainer.train()
     logs = trainer.state.log_history[1]
     assert logs["kept_share/layer_1"] == 0.2 and logs["kept_share/layer_3"] == 0.2 and "kept_share/layer_0" not in logs
-    assert logs["router_score_std"] > 0 and logs["frames_per_second"] > 0 and logs["peak_memory_gb"] > 0.01
+    assert logs["router_score_std"] > 0 and logs["router_score_std/layer_1"] != logs["router_score_std/layer_3"]
+    assert logs["frames_per_second"] > 0 and logs["peak_memory_gb"] > 0.01
     batch = StreamCollator(tiny_processor())(ROWS)
     with torch.no_grad():
         logits = trainer.model.eval()(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
@@ -206,8 +209,10 @@ def test_it_streams_at_each_evaluation(tmp_path, capsys):
     trainer.train()
     evaluations = [log for log in trainer.state.log_history if "eval_event_f1" in log]
     assert len(evaluations) == 2 and {"eval_lm_ppl", "eval_time_diff", "eval_fluency"} <= set(evaluations[0])
-    expected = teacher_forced(model.eval(), processor, ROWS[:2], progress=False)
+    # LIVE's measures are of all rows, those that are not streamed too.
+    expected = teacher_forced(model.eval(), processor, ROWS, progress=False)
     assert evaluations[-1]["eval_lm_ppl"] == pytest.approx(expected["lm_ppl"], rel=1e-4)
+    assert expected["lm_ppl"] != teacher_forced(model, processor, ROWS[:2], progress=False)["lm_ppl"]
     # Speed is that of training alone.
     since, begun = trainer._since, time.perf_counter()
     trainer.evaluate()
@@ -215,6 +220,19 @@ def test_it_streams_at_each_evaluation(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("the first clip of the evaluation as the model streams it") == 3
     assert "   0.0s  user       Narrate." in printed
+
+
+def test_rows_of_features_alone_are_measured_and_not_streamed(tmp_path):
+    trainer = new_trainer(tmp_path, streamed=[])
+    whole = trainer.evaluate()
+    assert whole["eval_lm_ppl"] > 1 and "eval_event_f1" not in whole
+    with torch.no_grad():
+        shown = [StreamCollator(tiny_processor())([row])["pixel_values_videos"][0] for row in ROWS]
+        rows = [
+            {"messages": row["messages"], "frame_features": trainer.model.encode_frames(pixels)}
+            for row, pixels in zip(ROWS, shown, strict=True)
+        ]
+    assert trainer.evaluate(rows)["eval_lm_ppl"] == pytest.approx(whole["eval_lm_ppl"], rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------ collator

@@ -13,25 +13,27 @@
 # limitations under the License.
 """TRL's trainer for streams: weights the decision at each frame, and logs what routing and streaming need."""
 
+import re
 import resource
 import sys
 import time as clock
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 from videollm_mod.train.card import write_card
-from videollm_mod.train.evaluation import free_streaming, stream_example, teacher_forced
+from videollm_mod.train.evaluation import Turn, free_streaming, predict_turns, score_turns, stream_example
 
 
 class StreamingSFTTrainer(SFTTrainer):
@@ -39,14 +41,21 @@ class StreamingSFTTrainer(SFTTrainer):
     TRL's [`SFTTrainer`], one forward pass a step, for streaming dialogues.
 
     The loss is the model's own: cross-entropy on text plus `config.stream_loss_weight` times cross-entropy at each
-    frame's last token, over the number of labels (LIVE, arXiv 2406.11816, section 3.2). Beside TRL's figures it logs
-    `text_loss` and `stream_loss` (means a label, unweighted), `tokens_per_second`, `frames_per_second`,
-    `peak_memory_gb`, `router_score_mean`, `router_score_std`, and `kept_share/layer_N` for each routed layer.
+    frame's last token, over the number of labels (LIVE, arXiv 2406.11816, section 3.2). Beside TRL's figures it logs,
+    each over all that passed since the last time, in all processes and accumulated steps:
+
+    - `text_loss` and `stream_loss`: means a label, unweighted.
+    - `tokens_per_second`, padding included, which takes as long as what it fills up, and `frames_per_second`.
+    - `peak_memory_gb`, of the main process.
+    - `router_score_mean` and `router_score_std`, of the scores of all positions of a batch, also of each routed layer,
+      `.../layer_N`, and `kept_share/layer_N`, the share of frame tokens that it keeps.
+
+    At each evaluation LIVE's four measures are taken on the rows of `eval_dataset`.
 
     Args:
         args, kwargs: As of [`SFTTrainer`].
-        stream_examples (sequence of `dict`, *optional*): Rows with `messages` and `video`. At each evaluation LIVE's
-            four measures are taken on them, they are streamed freely, and what was said of the first is printed.
+        stream_examples (sequence of `dict`, *optional*): Rows with `messages` and `video`. At each evaluation they are
+            streamed freely, and what was said of the first is printed.
         fps (`float`, *optional*, defaults to 2.0): Frames a second to stream them at.
         about (`dict`, *optional*): `dataset` and `base_models`, for the card (see [`write_card`]).
     """
@@ -64,12 +73,15 @@ class StreamingSFTTrainer(SFTTrainer):
             super().__init__(*args, **kwargs)
         self.stream_examples, self.fps, self.about = stream_examples, fps, about or {}
         self._config = self.accelerator.unwrap_model(self.model).config
-        self._router_scores: list[torch.Tensor] = []
-        self._since, self._tokens, self._frames = clock.perf_counter(), 0, 0
-        for module in self.model.modules():
+        # What is counted stays where it was computed until it is logged: nothing waits for the device meanwhile.
+        self._sums: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
+        self._router_scores: dict[str, list[torch.Tensor]] = {}
+        self._since = clock.perf_counter()
+        for name, module in self.model.named_modules():
             # By name: classes of remote code are not the ones imported here.
             if type(module).__name__ == "VideoLLMMoDRouter":
-                module.register_forward_hook(self._keep_scores)
+                layer = re.search(r"routers\.(\d+)", name).group(1)
+                module.register_forward_hook(partial(self._keep_scores, layer))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As TRL's, on log-probabilities in which those at frames carry their weight."""
@@ -85,23 +97,22 @@ class StreamingSFTTrainer(SFTTrainer):
             parts = [torch.ones_like(is_frame) if mask is None else mask.to(is_frame.device), is_frame]
             for place in (~at_frame, at_frame):
                 parts += [-log_probs * place, outputs.label_mask * place]
-            sums = torch.stack([part.sum().float() for part in parts])
-            tokens, frame_tokens, text, num_text, stream, num_stream = (
-                self.accelerator.gather_for_metrics(sums[None]).sum(dim=0).tolist()
-            )
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["text_loss"].append(text / max(num_text, 1))
-        metrics["stream_loss"].append(stream / max(num_stream, 1))
-        if self.model.training:
-            self._tokens += int(tokens)
-            self._frames += int(frame_tokens) // self._config.frame_num_tokens
+            self._sums[self._mode].append(torch.stack([part.sum().float() for part in parts]))
         outputs.log_probs = torch.where(at_frame, self._config.stream_loss_weight * log_probs, log_probs)
         return outputs
 
-    def _keep_scores(self, _module: Any, _inputs: Any, scores: torch.Tensor) -> None:
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _keep_scores(self, layer: str, _module: Any, _inputs: Any, scores: torch.Tensor) -> None:
         if self.model.training:
             scores = scores.detach().float()
-            self._router_scores.append(torch.stack([scores.mean(), scores.std()]))
+            self._router_scores.setdefault(layer, []).append(torch.stack([scores.mean(), scores.std()]))
+
+    def _gather(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Numbers (count,) of every process, (processes, count), on the host."""
+        return self.accelerator.gather(numbers[None]).cpu()
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """As TRL's, on replies as they are: only training spoils them."""
@@ -112,32 +123,49 @@ class StreamingSFTTrainer(SFTTrainer):
         finally:
             self.data_collator = spoiling
 
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> dict[str, float]:
         """As TRL's, and streams: `eval_lm_ppl`, `eval_time_diff`, `eval_event_f1` and so on (see `evaluation.py`)."""
         begun = clock.perf_counter()
-        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if len(self.stream_examples) > 0:
-            metrics |= self._stream(metric_key_prefix)
+        metrics = super().evaluate(eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        # Of several data sets each comes here by itself.
+        metrics |= {} if isinstance(rows, dict) else self._stream(rows, metric_key_prefix)
         # No training is done meanwhile: speed is that of training alone.
         self._since += clock.perf_counter() - begun
         return metrics
 
-    def _stream(self, metric_key_prefix: str) -> dict[str, float]:
+    def _stream(self, rows: Any, metric_key_prefix: str) -> dict[str, float]:
         processor, show = self.processing_class, {"fps": self.fps, "progress": False}
         with self._whole_model() as model:
             was_training, use_cache = model.training, model.config.text_config.use_cache
             model.eval()
-            scores = teacher_forced(model, processor, self.stream_examples, **show)
-            scores |= free_streaming(model, processor, self.stream_examples, **show)
-            events, _ = stream_example(model, processor, self.stream_examples[0], fps=self.fps)
+            turns = self._predict_turns(model, rows)
+            scores = score_turns(turns, fps=self.fps) if turns else {}
+            if self.stream_examples:
+                scores |= free_streaming(model, processor, self.stream_examples, **show)
+                events, _ = stream_example(model, processor, self.stream_examples[0], fps=self.fps)
             model.config.text_config.use_cache = use_cache
             model.train(was_training)
-        if self.is_world_process_zero():
+        if self.stream_examples and self.is_world_process_zero():
             said = "\n".join(f"{event.time:6.1f}s  {event.role:9s}  {event.text}" for event in events)
             print(f"Step {self.state.global_step}, the first clip of the evaluation as the model streams it:\n{said}")
         scores = {f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()}
-        self.log(dict(scores))
+        if scores:
+            self.log(dict(scores))
         return scores
+
+    def _predict_turns(self, model: Any, rows: Any) -> list[Turn]:
+        """Every reply of some rows under teacher forcing, each process its share of them."""
+        size, rank = self.args.per_device_eval_batch_size, self.accelerator.process_index
+        turns: list[Turn] = []
+        for begin in range(rank * size, len(rows), size * self.accelerator.num_processes):
+            batch = [rows[index] for index in range(begin, min(begin + size, len(rows)))]
+            for dialogue in predict_turns(model, self.processing_class, batch, fps=self.fps):
+                turns += dialogue
+        return gather_object(turns)
 
     @contextmanager
     def _whole_model(self) -> Iterator[Any]:
@@ -172,16 +200,30 @@ class StreamingSFTTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As TRL's, with speed, memory and routing since the last time."""
-        if self.model.training and "loss" in logs:
-            seconds = clock.perf_counter() - self._since
-            logs = {**logs, "tokens_per_second": self._tokens / seconds, "frames_per_second": self._frames / seconds}
+        mode, per_frame = self._mode, self._config.frame_num_tokens
+        prefix = "eval_" if mode == "eval" else ""
+        if f"{prefix}loss" in logs and self._sums[mode]:
+            sums = self._gather(torch.stack(self._sums[mode]).sum(dim=0)).sum(dim=0).tolist()
+            tokens, frame_tokens, text, num_text, stream, num_stream = sums
+            logs = {**logs, f"{prefix}text_loss": text / max(num_text, 1)}
+            logs[f"{prefix}stream_loss"] = stream / max(num_stream, 1)
+            self._sums[mode] = []
+        if mode == "train" and "loss" in logs:
+            seconds, self._since = clock.perf_counter() - self._since, clock.perf_counter()
+            logs["tokens_per_second"], logs["frames_per_second"] = tokens / seconds, frame_tokens / per_frame / seconds
             logs["peak_memory_gb"] = peak_memory() / 1e9
-            if self._router_scores:
-                mean, std = torch.stack(self._router_scores).mean(dim=0).tolist()
-                logs |= {"router_score_mean": mean, "router_score_std": std}
-            counts, tokens = self._config.layer_keep_counts, self._config.frame_num_tokens
-            logs |= {f"kept_share/layer_{layer}": counts[layer] / tokens for layer in self._config.routed_layers}
-            self._router_scores, self._since, self._tokens, self._frames = [], clock.perf_counter(), 0, 0
+            means = {
+                layer: self._gather(torch.stack(scores).mean(dim=0)).mean(dim=0)
+                for layer, scores in self._router_scores.items()
+            }
+            named = {f"/layer_{layer}": values for layer, values in means.items()}
+            if means:
+                named[""] = torch.stack(list(means.values())).mean(dim=0)
+            for name, (mean, std) in named.items():
+                logs |= {f"router_score_mean{name}": float(mean), f"router_score_std{name}": float(std)}
+            counts = self._config.layer_keep_counts
+            logs |= {f"kept_share/layer_{layer}": counts[layer] / per_frame for layer in self._config.routed_layers}
+            self._router_scores = {}
         super().log(logs, start_time)
 
 
