@@ -16,30 +16,43 @@
 import ast
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin
 from hub import TOKEN, Hub
 from huggingface_hub import ModelCard
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import random_frames, tiny_text_config, tiny_tokenizer, tiny_vision_config, write_clip
+from tiny import (
+    random_frames,
+    tiny_model,
+    tiny_processor,
+    tiny_text_config,
+    tiny_tokenizer,
+    tiny_vision_config,
+    write_clip,
+)
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.train import sft
-from videollm_mod.train.arguments import ScriptArguments
+from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.streamworld import SPLITS, WORLDS, make_clip, streamworld_dataset
 from videollm_mod.train.data.timed_messages import NARRATE, find_faults, load_timed_messages
 from videollm_mod.train.evaluation import free_streaming
-from videollm_mod.train.new_model import model_from_parts, new_model
+from videollm_mod.train.new_model import choose_parts, model_from_parts, new_model
+from videollm_mod.train.trainer import StreamingSFTTrainer
 
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +159,9 @@ def test_what_is_trained_on_is_not_evaluated_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sft, "load_split", lambda *_: [])
     with pytest.raises(SystemExit, match="is one split. Give a folder with train.jsonl and validation.jsonl"):
         sft.main(script, None, None)
+    script = ScriptArguments(dataset="streamworld", eval_split="train")
+    with pytest.raises(SystemExit, match="--eval_split train: that is what is trained on"):
+        sft.main(script, None, None)
 
 
 def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
@@ -173,11 +189,12 @@ def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
     assert any("q_proj" in name for name in changed) and not any("vision_encoder" in name for name in changed)
 
 
-# Several processes on the CPU: "multi-GPU" is how accelerate starts them; of what, the environment says.
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-FSDP2 += ["--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
+# The shipped launch files on the CPU: of them the precision and the number of processes alone are set otherwise. That
+# there is no GPU, the environment says.
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no", "--main_process_port", "0"]
+DDP, FSDP2 = (
+    [*LAUNCH, "--config_file", str(CONFIGS / f"{name}.yaml"), "--num_processes", "2"] for name in ("ddp", "fsdp2")
+)
 ON_CPU = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 SMALL_RUN = [
     *("--dataset", "streamworld", "--world", "small", "--checkpoint", EMBEDDED, "--tune_language_model", "full"),
@@ -193,43 +210,98 @@ def losses_of(text):
 def evaluation_of(text):
     """Figures of the last streamed evaluation, but for those of a clock."""
     shown = ast.literal_eval(next(line for line in text.splitlines()[::-1] if line.startswith("{'eval_lm_ppl'")))
-    return {name: float(value) for name, value in shown.items() if name not in ("eval_latency", "epoch")}
+    return {name: float(value) for name, value in shown.items() if not name.endswith(("latency", "epoch"))}
+
+
+def kill_in_a_checkpoint(command, folder, *, after):
+    """Starts a run and kills it in the midst of writing a checkpoint of a step beyond `after`; returns that."""
+    running = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    seen = set()
+    while running.poll() is None:
+        for path in folder.glob("checkpoint-*"):
+            if path in seen or int(path.name.split("-")[1]) <= after:
+                continue
+            # Stopped first: what a look at it finds is what the kill leaves.
+            running.send_signal(signal.SIGSTOP)
+            if (path / "trainer_state.json").exists():
+                seen.add(path)
+                running.send_signal(signal.SIGCONT)
+                continue
+            running.kill()
+            running.communicate()
+            return path
+        time.sleep(0.0005)
+    raise AssertionError(f"ended before it was killed: {running.communicate()[0].decode()[-2000:]}")
 
 
 def test_killed_and_resumed_is_as_if_never_broken(tmp_path):
-    options = [*SMALL_RUN, "--max_steps", 6, "--save_steps", 2, "--augmentation", 0.3]
-    options += ["--per_device_train_batch_size", 4, "--resume_from_checkpoint", "true"]
+    """Killed while it writes a checkpoint, and gone on with from the one before: the same order, the same dropout."""
+    options = [*SMALL_RUN[:4], *SMALL_RUN[4:6], "--lora_r", 8, *SMALL_RUN[8:-2], "--max_steps", 6, "--save_steps", 1]
+    options += ["--augmentation", 0.3, "--per_device_train_batch_size", 4, "--resume_from_checkpoint", "true"]
     whole = run_script(tmp_path / "whole", *options)
     assert whole.returncode == 0 and "has no whole checkpoint" in whole.stdout, whole.stderr[-2000:]
     expected = losses_of(whole.stdout)
     assert len(expected) == 6
 
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "train/sft.py", *map(str, options), "--output_dir", str(tmp_path / "broken")]
-    running = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    state = tmp_path / "broken" / "checkpoint-2" / "trainer_state.json"
-    for _ in range(2400):
-        if state.exists() and state.read_text().rstrip().endswith("}"):
-            break
-        time.sleep(0.05)
-    running.kill()
-    running.wait()
-    # Had it been killed a moment later, in the middle of the next checkpoint, this would lie there too.
-    for left in (tmp_path / "broken").glob("checkpoint-[46]"):
-        shutil.rmtree(left)
-    shutil.copytree(tmp_path / "broken" / "checkpoint-2", tmp_path / "broken" / "checkpoint-4")
-    half = (tmp_path / "broken" / "checkpoint-4" / "trainer_state.json").read_text()
-    (tmp_path / "broken" / "checkpoint-4" / "trainer_state.json").write_text(half[: len(half) // 2])
+    half = kill_in_a_checkpoint(command, tmp_path / "broken", after=2)
+    step = int(half.name.split("-")[1])
+    last = half.with_name(f"checkpoint-{step - 1}")
 
     resumed = run_script(tmp_path / "broken", *options)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert "checkpoint-4' was not written to its end" in resumed.stdout
-    assert losses_of(resumed.stdout) == expected[2:]
+    assert f"{half.name}' was not written to its end" in resumed.stdout
+    assert losses_of(resumed.stdout) == expected[step - 1 :]
+    assert (last / "trainer_state.json").exists() and (half / "trainer_state.json").exists()
     one, other = (AutoModel.from_pretrained(tmp_path / f, trust_remote_code=True) for f in ("whole", "broken"))
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("stage", [None, 1, 2])
+def test_a_merged_adapter_is_written_whole(tmp_path, monkeypatch, stage):
+    """Also by DeepSpeed, whose engine holds the adapter to the end, where it does not shard weights."""
+    trainer, adapted = new_adapted_trainer(tmp_path, monkeypatch, stage=stage)
+    expected = deepcopy(adapted).merge_and_unload().state_dict()
+    sft.merge_for_saving(trainer)
+    trainer.save_model(tmp_path / "out")
+    loaded, report = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_an_adapter_of_sharded_weights_is_left_as_it_is(tmp_path, monkeypatch, capsys):
+    trainer, adapted = new_adapted_trainer(tmp_path, monkeypatch, stage=3)
+    sft.merge_for_saving(trainer)
+    assert trainer.model is adapted and trainer.is_deepspeed_enabled
+    assert any("lora_A" in name for name, _ in adapted.named_parameters())
+    assert f"'{tmp_path}' gets the adapter alone. To merge it" in capsys.readouterr().out
+
+
+def new_adapted_trainer(folder, monkeypatch, *, stage):
+    """A trainer of an adapted model, told that DeepSpeed is at work if there is a stage."""
+    model = tiny_model()
+    trainer = StreamingSFTTrainer(
+        model=model,
+        args=StreamingSFTConfig(output_dir=str(folder), report_to="none"),
+        train_dataset=streamworld_dataset(num_clips=1),
+        processing_class=tiny_processor(),
+        data_collator=StreamCollator(tiny_processor()),
+        peft_config=choose_parts(model, ModelArguments(lora_r=2, lora_dropout=0.0)),
+    )
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            # None is as it began, where an adapter does nothing.
+            torch.nn.init.normal_(parameter, std=0.1)
+    if stage is not None:
+        plugin = DeepSpeedPlugin(zero_stage=stage)
+        monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", plugin)
+        trainer.is_deepspeed_enabled, trainer.deepspeed = True, trainer.model
+    return trainer, trainer.model
 
 
 def test_qlora_trains_on_a_language_model_in_4_bits(tmp_path):
@@ -321,11 +393,11 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path):
     weights = AutoModel.from_pretrained(tmp_path / "alone", trust_remote_code=True).state_dict()
     streamed = evaluation_of(alone.stdout)
     assert streamed["eval_lm_ppl"] > 1 and "as the model streams it" in alone.stdout
-    scripts = (("ddp", ["--multi_gpu"], "train/sft.py"), ("fsdp2", FSDP2, "tests/fsdp2_on_cpu.py"))
-    for kind, flags, script in scripts:
+    scripts = (("ddp", DDP, "train/sft.py"), ("fsdp2", FSDP2, "tests/fsdp2_on_cpu.py"))
+    for kind, launch, script in scripts:
         arguments = [*options, "--use_cpu", "--per_device_train_batch_size", 2, "--output_dir", tmp_path / kind]
         done = subprocess.run(
-            [*LAUNCH, *flags, script, *map(str, arguments)],
+            [*launch, script, *map(str, arguments)],
             cwd=ROOT,
             env={**os.environ, **ON_CPU},
             capture_output=True,
@@ -350,7 +422,7 @@ def test_an_adapter_on_the_head_is_trained_also_where_it_is_sharded(tmp_path):
     assert alone.returncode == 0, alone.stderr[-2000:]
     arguments = [*options, "--use_cpu", "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "sharded"]
     done = subprocess.run(
-        [*LAUNCH, *FSDP2, "tests/fsdp2_on_cpu.py", *map(str, arguments)],
+        [*FSDP2, "tests/fsdp2_on_cpu.py", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, **ON_CPU},
         capture_output=True,
@@ -364,13 +436,18 @@ def test_an_adapter_on_the_head_is_trained_also_where_it_is_sharded(tmp_path):
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=2e-4, msg=name)
 
 
+def save_text_model(folder, **options):
+    config = AutoConfig.for_model(**tiny_text_config("qwen2", vocab_size=512))
+    text = AutoModelForCausalLM.from_config(config, **options)
+    text.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return text
+
+
 @pytest.mark.parametrize("vision", ["siglip_vision_model", "siglip", "dinov2", "clip"])
 def test_a_new_model_of_trained_parts(tmp_path, vision):
     torch.manual_seed(0)
-    text_config = AutoConfig.for_model(**tiny_text_config("qwen2", vocab_size=512))
-    text = AutoModelForCausalLM.from_config(text_config, dtype=torch.bfloat16)
-    text.save_pretrained(tmp_path / "text")
-    tiny_tokenizer().save_pretrained(tmp_path / "text")
+    text = save_text_model(tmp_path / "text", dtype=torch.bfloat16)
     tower = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}.get(vision, vision)
     vision_config = tiny_vision_config(tower)
     if vision in ("siglip", "clip"):
@@ -398,6 +475,51 @@ def test_a_new_model_of_trained_parts(tmp_path, vision):
     assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
 
 
+def test_a_new_model_is_saved_without_a_step_and_an_adapter_beside_it(tmp_path):
+    """What was never trained is what was joined; an adapter written alone makes of it what was trained."""
+    torch.manual_seed(0)
+    save_text_model(tmp_path / "text")
+    AutoModel.from_config(AutoConfig.for_model(**tiny_vision_config())).save_pretrained(tmp_path / "vision")
+    parts = ["--vision_model", tmp_path / "vision", "--language_model", tmp_path / "text", "--mod_layers", "all_deep"]
+    options = [*parts, *SMALL_RUN[:4], *SMALL_RUN[8:], "--per_device_train_batch_size", 2, "--save_strategy", "no"]
+    options += ["--frame_token_pooled", 3, 3, "--lora_r", 8]
+    saved = run_script(tmp_path / "new", *options, "--max_steps", 0)
+    assert saved.returncode == 0, saved.stderr[-3000:]
+    assert "Training " not in saved.stdout and not losses_of(saved.stdout)
+    new = AutoModel.from_pretrained(tmp_path / "new", trust_remote_code=True)
+    joined, _ = model_from_parts(
+        str(tmp_path / "vision"), str(tmp_path / "text"), seed=42, mod_layers="all_deep", frame_token_pooled=[3, 3]
+    )
+    assert new.config.mod_layers == "all_deep" and new.state_dict().keys() == joined.state_dict().keys()
+    for name, weight in joined.state_dict().items():
+        assert torch.equal(new.state_dict()[name], weight), name
+    assert VideoLLMMoDProcessor.from_pretrained(tmp_path / "new", trust_remote_code=True).frame_num_tokens == 10
+
+    options += ["--max_steps", 3, "--merge_adapter", "false", "--keep_ratio_warmup_steps", 2, "--use_cpu"]
+    launch = [*LAUNCH, "--config_file", str(CONFIGS / "single_gpu.yaml"), "train/sft.py", "--output_dir"]
+    trained = subprocess.run(
+        [*launch, *map(str, [tmp_path / "adapter", *options])],
+        cwd=ROOT,
+        env={**os.environ, **ON_CPU},
+        capture_output=True,
+        text=True,
+    )
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    # Of a frame's ten tokens at least one is skipped from the first step on.
+    shares = [float(part.split("'")[0]) for part in trained.stdout.split("'kept_share/layer_2': '")[1:]]
+    assert shares == [0.9, 0.6, 0.2] and len(losses_of(trained.stdout)) == 3
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert "adapter_model.safetensors" in names and "model.safetensors" not in names
+    merged = PeftModel.from_pretrained(new, tmp_path / "adapter").merge_and_unload()
+    changed = {
+        name for name, weight in merged.state_dict().items() if not torch.equal(weight, joined.state_dict()[name])
+    }
+    parts = ("model.connector", "model.routers", "lm_head")
+    linear = {name for name in changed if ".language_model.layers." in name and "_proj.weight" in name}
+    assert changed - linear == {name for name in joined.state_dict() if name.startswith(parts)}
+    assert len(linear) == 4 * 7
+
+
 def test_features_ahead_of_training(tmp_path):
     """Encoded once, killed half-way and gone on with, in one process or two; the same losses as from video."""
     write_clip(tmp_path / "a.mp4", random_frames(40, seed=1), fps=10)
@@ -423,7 +545,7 @@ def test_features_ahead_of_training(tmp_path):
     kept = files[0].stat().st_mtime_ns
     files[1].unlink()
     assert encode().returncode == 0 and files[1].exists() and files[0].stat().st_mtime_ns == kept
-    shared = encode(*LAUNCH, "--multi_gpu", out="shared")
+    shared = encode(*DDP, out="shared")
     assert shared.returncode == 0 and shared.stderr.count("rows: 100%") >= 1, shared.stderr[-2000:]
     assert "1/1" in shared.stderr, "each process has one of the two rows"
     rows = [(tmp_path / out / "train.jsonl").read_text(encoding="utf-8") for out in ("out", "shared")]

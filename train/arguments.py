@@ -14,6 +14,7 @@
 """Arguments of the training script."""
 
 import json
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,20 +175,69 @@ class StreamingSFTConfig(SFTConfig):
         return {**self.__dict__, "hub_token": None}
 
     def last_checkpoint(self) -> str | None:
-        """Where to go on from: with `--resume_from_checkpoint true` the last checkpoint that is whole."""
+        """
+        Where to go on from: the checkpoint that was named, or with `--resume_from_checkpoint true` the last that is
+        whole. One of another number of processes is gone on with, though not as if never broken.
+
+        Raises:
+            `SystemExit`: If the named checkpoint is not whole, or if the last ones may be of fewer processes.
+        """
         asked = self.resume_from_checkpoint
         if asked is None or str(asked).lower() == "false":
             return None
         if str(asked).lower() != "true":
-            return asked
-        found = Path(self.output_dir).glob("checkpoint-*")
+            if (fault := self._find_fault(Path(asked))) is not None:
+                raise SystemExit(
+                    f"--resume_from_checkpoint {asked}: {fault}. Name a checkpoint that was written to its "
+                    "end, or give true for the last one."
+                )
+            return self._announced(Path(asked))
+        found, doubtful = Path(self.output_dir).glob("checkpoint-*"), None
         for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-            try:
-                # The trainer writes its state last: a run that was killed before has left none, or half of one.
-                json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                print(f"'{path}' was not written to its end and is left aside")
-                continue
-            return str(path)
+            fault, count = self._find_fault(path), self._count_random_states(path)
+            if fault is None and 1 < count < self.world_size:
+                # Either fewer processes wrote it, or the last ones of these were killed before they had.
+                fault, doubtful = f"it has random states of {count} processes, not {self.world_size}", doubtful or path
+            if fault is None:
+                return self._announced(path)
+            print(f"'{path}' was not written to its end and is left aside: {fault}")
+        if doubtful is not None:
+            raise SystemExit(
+                f"No checkpoint in '{self.output_dir}' has random states of {self.world_size} processes. To go on in "
+                f"more processes than before, give --resume_from_checkpoint {doubtful}; to begin at step 0, none."
+            )
         print(f"'{self.output_dir}' has no whole checkpoint: training begins at step 0")
         return None
+
+    def _find_fault(self, checkpoint: Path) -> str | None:
+        """What says that a checkpoint was not written to its end; `None` if it was."""
+        try:
+            # A process writes its state last: a run that was killed before has left none, or half of one.
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return "its trainer_state.json is missing or broken off"
+        # Only the first process writes that, maybe before the others have written what is theirs.
+        if self._count_random_states(checkpoint) == 0:
+            name = "rng_state.pth" if self.world_size == 1 else "rng_state_N.pth of a process N"
+            return f"its {name} is missing or broken off"
+        return None
+
+    def _count_random_states(self, checkpoint: Path) -> int:
+        """Of how many processes a checkpoint has the random states, or 0 where those of one are missing."""
+        # A broken off file has no end, where the directory of the zip is that torch writes.
+        names = {path.name for path in checkpoint.glob("rng_state*.pth") if zipfile.is_zipfile(path)}
+        numbered = names - {"rng_state.pth"}
+        if numbered != names and (self.world_size == 1 or not numbered):
+            return 1
+        # A process that is alone does not number its file.
+        is_whole = len(numbered) > 1 and numbered == {f"rng_state_{index}.pth" for index in range(len(numbered))}
+        return len(numbered) if is_whole else 0
+
+    def _announced(self, checkpoint: Path) -> str:
+        count = self._count_random_states(checkpoint)
+        if count != self.world_size:
+            print(
+                f"'{checkpoint}' was written by another number of processes, {count}, than the {self.world_size} of "
+                "this run: weights and steps go on, the order of the data and random states are not the same"
+            )
+        return str(checkpoint)

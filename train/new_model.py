@@ -69,7 +69,10 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
     if sum(given) != 1:
         raise SystemExit("Give exactly one of --checkpoint, --model_config, and --vision_model with --language_model.")
     if arguments.load_in_4bit and arguments.checkpoint is None:
-        raise SystemExit("--load_in_4bit needs a --checkpoint: save the new model first, with --max_steps 0.")
+        raise SystemExit(
+            "--load_in_4bit needs a --checkpoint: save the new model first, with --max_steps 0 in place of "
+            "--load_in_4bit."
+        )
     options: dict[str, Any] = arguments.config_fields()
     if arguments.model_config is not None:
         model, processor = new_model(arguments.model_config, seed=seed, **options)

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimit
-from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.loading import first_rows, load_split
 from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
 from videollm_mod.train.trainer import StreamingSFTTrainer
@@ -48,43 +48,71 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
             f"--eval_split {script.eval_split}: '{script.dataset}' is one split. Give a folder with train.jsonl and "
             f"{script.eval_split}.jsonl."
         )
+    if script.eval_split == script.train_split:
+        raise SystemExit(f"--eval_split {script.eval_split}: that is what is trained on. Name a held-out split.")
     evaluation = load_split(script, script.eval_split, script.num_eval_clips) if script.eval_split else None
     if script.validate_only:
         print(f"{script.dataset}: {len(train)} rows to train on, no fault found")
         return
 
     # Model and processor
+    checkpoint = training.last_checkpoint()
     model, processor = load_model(arguments, seed=training.seed)
     adapter = choose_parts(model, arguments)
 
     # Training. Packing is the collator's: TRL's would need a data set of tokens.
     packing, training.packing = training.packing, False
+    collator = StreamCollator(
+        processor, script.fps, augmentation=script.augmentation, seed=training.seed, packing=packing
+    )
     trainer = StreamingSFTTrainer(
         model=model,
         args=training,
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=processor,
-        data_collator=StreamCollator(
-            processor, script.fps, augmentation=script.augmentation, seed=training.seed, packing=packing
-        ),
+        data_collator=collator,
         peft_config=adapter,
         stream_examples=[] if evaluation is None else first_rows(evaluation, script.num_streamed_clips),
         fps=script.fps,
         about={"dataset": script.dataset, "base_models": arguments.base_models()},
     )
     trainer.add_callback(Announcement())
+    trainer.add_callback(EpochTeller(collator))
     if training.max_minutes is not None:
         trainer.add_callback(TimeLimit(training.max_minutes))
     if script.keep_ratio_warmup_steps > 0:
         trainer.add_callback(KeepRatioWarmup(model.config, script.keep_ratio_warmup_steps))
-    trainer.train(resume_from_checkpoint=training.last_checkpoint())
+    # The trainer would make a step before it counts them.
+    if training.max_steps != 0:
+        trainer.train(resume_from_checkpoint=checkpoint)
     if adapter is not None and arguments.merge_adapter:
-        trainer.model = merge_adapter(trainer.accelerator.unwrap_model(trainer.model))
+        merge_for_saving(trainer)
     trainer.save_model(training.output_dir)
     trainer.create_model_card()
     if training.push_to_hub:
         trainer.push_to_hub()
+
+
+def merge_for_saving(trainer: StreamingSFTTrainer) -> None:
+    """
+    Has `save_model` write whole weights in place of the adapter, unless ZeRO-3 shards them: it says then how to merge
+    what is written.
+    """
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        if trainer.is_world_process_zero():
+            folder = trainer.args.output_dir
+            print(
+                f"ZeRO-3 shards the weights: '{folder}' gets the adapter alone. To merge it, write the model that it "
+                "belongs to in one process, with the same arguments but --max_steps 0 and another --output_dir; load "
+                f"that with AutoModel, and save `PeftModel.from_pretrained(model, '{folder}').merge_and_unload()`."
+            )
+        return
+    trainer.model = merge_adapter(trainer.accelerator.unwrap_model(trainer.model))
+    # Of DeepSpeed the trainer would write what its engine holds, under the adapter's names. Below stage 3 each process
+    # has all weights, and the model is written as without it.
+    trainer.is_deepspeed_enabled = False
 
 
 if __name__ == "__main__":

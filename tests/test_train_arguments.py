@@ -1,0 +1,198 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the training script is asked: its defaults, the shipped configurations, and where it goes on from."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from peft import get_peft_model
+from tiny import tiny_model
+from transformers import TrainerState
+
+from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
+from videollm_mod.train.new_model import choose_parts
+from videollm_mod.train.pretrain_vision import VisionArguments, VisionTrainingArguments
+
+
+CONFIGS = Path(__file__).parents[1] / "train" / "configs"
+LAUNCH_CONFIGS = {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+
+
+# ----------------------------------------------------------------------------------------------------------- defaults
+
+
+def test_defaults_are_those_of_live(tmp_path):
+    """arXiv 2406.11816, section 4."""
+    training, model = StreamingSFTConfig(output_dir=str(tmp_path)), ModelArguments()
+    assert (training.learning_rate, training.lr_scheduler_type, training.warmup_steps) == (2e-4, "cosine", 0.05)
+    assert training.get_warmup_steps(1000) == 50
+    assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (128, 256, 0.05)
+    adapted = tiny_model(text_overrides={"tie_word_embeddings": False})
+    adapter = choose_parts(adapted, model)
+    assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (128, 256, 0.05)
+    assert adapter.modules_to_save == ["connector", "routers.1", "routers.3"]
+
+
+@pytest.mark.parametrize("language_model", ["lora", "full", "frozen"])
+@pytest.mark.parametrize("vision_encoder", [False, True])
+@pytest.mark.parametrize("connector", [False, True])
+@pytest.mark.parametrize("routers", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_chosen_is_trained_and_nothing_else(language_model, vision_encoder, connector, routers, tied):
+    model = tiny_model(text_overrides={"tie_word_embeddings": tied})
+    whole = [name for name, _ in model.named_parameters()]
+    arguments = ModelArguments(
+        tune_language_model=language_model,
+        tune_vision_encoder=vision_encoder,
+        tune_connector=connector,
+        tune_routers=routers,
+        lora_r=2,
+    )
+    adapter = choose_parts(model, arguments)
+    assert (adapter is not None) == (language_model == "lora")
+    parts = {"vision_encoder": vision_encoder, "connector": connector, "routers": routers}
+    expected = {name for name in whole for part, tuned in parts.items() if tuned and name.startswith(f"model.{part}.")}
+    language = {name for name in whole if name.startswith(("model.language_model.", "lm_head."))}
+    if language_model == "full":
+        expected |= language
+    elif language_model == "lora":
+        # Every matrix of the layers and the head, but no norm and no embeddings, also where these are the head.
+        linear = {name for name in language if name.endswith("_proj.weight") or name == "lm_head.weight"}
+        assert len(linear) == 4 * 7 + (not tied)
+        sides = ("lora_A", "lora_B")
+        expected |= {name.replace(".weight", f".{side}.default.weight") for name in linear for side in sides}
+        model = get_peft_model(model, adapter)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    plain = {name.removeprefix("base_model.model.").replace("modules_to_save.default.", "") for name in trained}
+    assert plain == expected and len(plain) == len(trained)
+
+
+# ----------------------------------------------------------------------------------------------------- configurations
+
+
+@pytest.mark.parametrize(("name", "kind"), LAUNCH_CONFIGS.items())
+def test_a_launch_file_is_what_accelerate_reads(name, kind):
+    path = CONFIGS / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert type(config) is ClusterConfig and config.distributed_type == kind and config.mixed_precision == "bf16"
+    # accelerate passes over a setting inside these that it does not know.
+    known = vars(launch_command_parser().parse_args(["script.py"]))
+    for setting in (*config.fsdp_config, *config.deepspeed_config):
+        assert setting in known, setting
+    assert config.deepspeed_config.get("zero_stage") == {"zero2": 2, "zero3": 3}.get(name)
+    first, *lines = path.read_text(encoding="utf-8").splitlines()
+    assert first.startswith("# Never run") == (kind == "DEEPSPEED")
+    command = next(line for line in (first, *lines) if line.startswith("# accelerate launch"))
+    assert f"--config_file train/configs/{name}.yaml" in command
+
+
+def test_every_other_file_is_what_its_script_reads(monkeypatch):
+    others = [path for path in sorted(CONFIGS.glob("*.yaml")) if path.stem not in LAUNCH_CONFIGS]
+    assert len(others) == 4 and len(list(CONFIGS.glob("*.yaml"))) == 4 + len(LAUNCH_CONFIGS)
+    for path in others:
+        vision = path.stem.endswith("_vision")
+        types = (VisionArguments, VisionTrainingArguments) if vision else (ScriptArguments, StreamingSFTConfig)
+        monkeypatch.setattr(sys, "argv", ["script.py", "--config", str(path)])
+        _, training, *_ = parse(*types, *([] if vision else [ModelArguments]))
+        assert training.output_dir.startswith("outputs/streamworld_cpu/") and training.lr_scheduler_type == "cosine"
+
+
+# --------------------------------------------------------------------------------------------------------- going on
+
+
+def write_checkpoint(folder, step, *, random_states):
+    """What of a checkpoint says that it is whole."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    for name in random_states:
+        torch.save({"cpu": torch.random.get_rng_state()}, path / f"rng_state{name}.pth")
+    TrainerState(global_step=step).save_to_json(str(path / "trainer_state.json"))
+    return path
+
+
+def going_on(folder, asked, processes, monkeypatch):
+    monkeypatch.setattr(StreamingSFTConfig, "world_size", processes)
+    return StreamingSFTConfig(output_dir=str(folder), resume_from_checkpoint=str(asked)).last_checkpoint()
+
+
+def break_off(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+ALONE, FOUR = [""], ["_0", "_1", "_2", "_3"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "whole", "half"),
+    [(1, ALONE, []), (2, FOUR[:2], FOUR[:1]), (2, FOUR[:2], []), (4, FOUR, FOUR[:2]), (4, FOUR, ["_0", "_1", "_3"])],
+)
+def test_a_checkpoint_is_whole_with_the_random_states_of_every_process(
+    tmp_path, monkeypatch, capsys, processes, whole, half
+):
+    first, second = (write_checkpoint(tmp_path, step, random_states=whole) for step in (9, 10))
+    assert going_on(tmp_path, "true", processes, monkeypatch) == str(second)
+    assert going_on(tmp_path, second, processes, monkeypatch) == str(second)
+    assert capsys.readouterr().out == ""
+    last = write_checkpoint(tmp_path, 11, random_states=half)
+    assert going_on(tmp_path, "true", processes, monkeypatch) == str(second)
+    assert f"'{last}' was not written to its end and is left aside" in capsys.readouterr().out
+    break_off(second / f"rng_state{whole[-1]}.pth")
+    assert going_on(tmp_path, "true", processes, monkeypatch) == str(first)
+    break_off(first / "trainer_state.json")
+    (second / "trainer_state.json").unlink()
+    if half == FOUR[:2]:
+        with pytest.raises(SystemExit, match=rf"give --resume_from_checkpoint {last}; to begin at step 0, none"):
+            going_on(tmp_path, "true", processes, monkeypatch)
+    else:
+        assert going_on(tmp_path, "true", processes, monkeypatch) is None
+        assert "has no whole checkpoint: training begins at step 0" in capsys.readouterr().out
+
+
+def test_a_named_checkpoint_that_is_not_whole_is_refused(tmp_path, monkeypatch):
+    path = write_checkpoint(tmp_path, 2, random_states=["_0"])
+    fault = (
+        f"checkpoint {path}: its rng_state_N.pth of a process N is missing or broken off. Name a checkpoint that was"
+    )
+    with pytest.raises(SystemExit, match=fault):
+        going_on(tmp_path, path, 2, monkeypatch)
+    with pytest.raises(SystemExit, match=r"its rng_state.pth is missing or broken off"):
+        going_on(tmp_path, path, 1, monkeypatch)
+    break_off(path / "trainer_state.json")
+    for wrong in (path, tmp_path / "none"):
+        with pytest.raises(SystemExit, match=r"its trainer_state.json is missing or broken off"):
+            going_on(tmp_path, wrong, 2, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("written", "processes"), [(ALONE, 2), (FOUR, 1), (FOUR, 2), ([*FOUR, ""], 2), ([*FOUR[:2], ""], 4)]
+)
+def test_a_checkpoint_of_another_number_of_processes_is_gone_on_with(
+    tmp_path, monkeypatch, capsys, written, processes
+):
+    path = write_checkpoint(tmp_path, 2, random_states=written)
+    assert going_on(tmp_path, path, processes, monkeypatch) == str(path)
+    count = max(len([name for name in written if name]), 1)
+    assert f"by another number of processes, {count}, than the {processes} of this run" in capsys.readouterr().out
+    if count == 1 or count > processes:
+        assert going_on(tmp_path, "true", processes, monkeypatch) == str(path)
+
+
+@pytest.mark.parametrize("asked", [None, "false"])
+def test_without_being_asked_training_begins_anew(tmp_path, asked):
+    write_checkpoint(tmp_path, 2, random_states=ALONE)
+    assert StreamingSFTConfig(output_dir=str(tmp_path), resume_from_checkpoint=asked).last_checkpoint() is None
