@@ -14,24 +14,31 @@
 """StreamWorld: what is told is drawn, what is asked has one right answer, and no split knows another's clips."""
 
 import json
+import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
+from datasets import load_dataset
 from huggingface_hub import DatasetCard
 from PIL import Image
 from tiny import tiny_processor
 
+from videollm_mod.train import recipe
+from videollm_mod.train.data import sprites, streamworld
 from videollm_mod.train.data.sprites import COLORS, THINGS, draw_sprite
 from videollm_mod.train.data.streamworld import (
     EVENTS,
     KINDS,
+    NUMBERS,
     QUESTIONS,
+    SLIDE_FRAMES,
     SPLITS,
     STEP,
     WORLDS,
+    _Painter,
     make_clip,
     make_dialogue,
     questions_at,
@@ -40,6 +47,7 @@ from videollm_mod.train.data.streamworld import (
     write_video,
 )
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
+from videollm_mod.train.recipe import SIZES
 
 
 CLIPS = [make_clip(seed) for seed in range(120)]
@@ -136,7 +144,7 @@ def test_what_is_told_is_what_is_drawn():
                     above = cargo[1] < now[1] - 0.2 * clip.size and abs(cargo[0] - now[0]) < 1e-6
                     assert above == (event.kind == "picks_up")
             checked.add(event.kind)
-    assert {"enters", "leaves", "starts", "stops", "hides", "reappears", "recolors", "shrinks"} <= checked
+    assert checked == set(EVENTS)
 
 
 def test_nothing_goes_behind_the_wall_untold():
@@ -146,6 +154,64 @@ def test_nothing_goes_behind_the_wall_untold():
             seen = clip.visible(index * STEP)
             if len(seen) == 1 and not any(abs(e.time - index * STEP) < 1.5 for e in clip.events):
                 assert things_drawn(clip, index * STEP, seen[0]) > 40, (clip.seed, index * STEP)
+
+
+def coarse(picture):
+    """Means of squares of 8 pixels, (12, 12, 3), in which noise is hardly left."""
+    return picture.astype(float).reshape(12, 8, 12, 8, 3).mean((1, 3))
+
+
+def test_grounds_have_texture_and_half_of_them_move():
+    empty = [replace(clip, actors=(), wall=None) for clip in CLIPS[:40]]
+    first = [coarse(clip.draw(0.0)) for clip in empty]
+    for clip, ground in zip(empty, first, strict=True):
+        meant = _Painter(clip, 96).ground.draw(0.0)
+        assert meant.std((0, 1)).mean() > 3 and np.abs(ground - coarse(meant)).mean() < 3
+    for index, ground in enumerate(first):
+        assert all(np.abs(ground - other).mean() > 2 for other in first[:index]), "each clip has its own"
+    moved = [np.abs(coarse(clip.draw(9.0)) - ground).mean() > 1.5 for clip, ground in zip(empty, first, strict=True)]
+    assert 8 < sum(moved) < 32
+    assert {_Painter(clip, 96).ground.pattern for clip in empty} == {"gradient", "stripes", "checks", "clouds"}
+
+
+def test_specks_that_nobody_speaks_of_drift():
+    counts = set()
+    for clip in CLIPS[:40]:
+        painter, without = _Painter(clip, 96), _Painter(clip, 96)
+        without.specks = without.specks[:0]
+        counts.add(len(painter.specks))
+        places = [np.abs(painter.draw(t).astype(int) - without.draw(t).astype(int)).sum(-1) > 40 for t in (0.0, 20.0)]
+        assert len(painter.specks) > 0 or not any(place.any() for place in places)
+        if len(painter.specks) > 3:
+            assert all(place.any() for place in places) and not np.array_equal(*places)
+    assert counts == set(range(6))
+
+
+def test_pictures_are_noisy_and_compressed_each_clip_in_its_measure():
+    noise, seen, qualities = [], [], set()
+    for clip in CLIPS[:40]:
+        painter = _Painter(clip, 96)
+        noisy, again = painter.draw(3.0).astype(float), painter.draw(3.5)
+        assert (noisy != again).mean() > 0.1, "noise is never the same twice"
+        noise.append(painter.noise)
+        painter.noise = 0.0
+        clear = painter.draw(3.0).astype(float)
+        seen.append((noisy - clear).std())
+        qualities.add(painter.quality)
+        painter.quality = 100
+        assert np.abs(clear - painter.draw(3.0)).mean() > 0.2, "what compression takes away"
+    assert np.corrcoef(noise, seen)[0, 1] > 0.5 and min(noise) < 1 and max(noise) > 4
+    assert len(qualities) > 10 and max(qualities) - min(qualities) > 30
+
+
+def test_files_are_compressed_more_and_less(tmp_path):
+    """As the encoder notes in the file."""
+    short = replace(WORLDS["tiny"], seconds=(2.0, 2.0))
+    rates = []
+    for seed in range(9):
+        path = write_video(make_clip(seed, short), tmp_path / f"{seed}.mp4", size=32, fps=2)
+        rates.append(float(re.search(rb"crf=([\d.]+)", path.read_bytes()).group(1)))
+    assert rates == [20.0 + seed for seed in range(9)]
 
 
 def test_unseen_pairs_are_never_trained_on():
@@ -167,31 +233,116 @@ def test_unseen_pairs_are_never_trained_on():
 # ------------------------------------------------------------------------------------------------------ dialogues
 
 
+def first_told(clip, pattern, *, after=-1.0):
+    """Time and sentence of the first event after a time whose sentence begins like this, or `None`."""
+    return next(((time, text) for time, text in clip.story() if time > after and re.match(pattern, text)), None)
+
+
+def grown(clip, thing, time):
+    """How many times a thing has grown by then, less the times that it has shrunk."""
+    told = [text for since, text in clip.story() if since <= time and re.match(rf"The \w+ {thing} ", text)]
+    return sum(text.endswith("grows.") for text in told) - sum(text.endswith("shrinks.") for text in told)
+
+
+def shown_at(clip, time, actor):
+    """The middle of what the actor covers in the drawn picture, x and y, from -0.5 to 0.5."""
+    without = replace(clip, actors=tuple(a for a in clip.actors if a is not actor))
+    difference = np.abs(clip.draw(time).astype(int) - without.draw(time).astype(int)).sum(-1)
+    rows, columns = np.nonzero(difference > 60)
+    return (columns.min() + columns.max()) / 190 - 0.5, (rows.min() + rows.max()) / 190 - 0.5
+
+
+def right_answer(clip, question):
+    """
+    A question's kind of wording, its answer and the time of that, from the story that is told and the things in sight;
+    no answer where nothing but a picture could give it.
+    """
+    time, seen = question.time, clip.visible(question.time)
+    past = [(since, text) for since, text in clip.story() if since <= time]
+    once = {actor.thing: actor for actor in seen}
+    match re.split(r"[ ,?.]+", question.text)[:-1]:
+        case ["What", "do", "you", "see"]:
+            names = [f"{actor.color(time)} {actor.thing}" for actor in seen]
+            assert re.findall(r"(?:a|an) (\w+ \w+) (?:in|on|at)", question.answer.lower()) == names
+            return "see", None, time
+        case ["Where", "is", "the", color, thing]:
+            assert sum(actor.thing == thing and actor.color(time) == color for actor in seen) == 1
+            return "where", None, time
+        case ["Which", "color", "is", "the", thing]:
+            return "color", f"{once[thing].color(time).capitalize()}.", time
+        case ["Which", "color", "was", "the", thing, "at", "first"]:
+            mine = [e for e in clip.events if e.kind == "enters" and clip.actors[e.actor] is once[thing]]
+            return "color at first", f"{mine[0].text.split()[1].capitalize()}.", time
+        case ["What", "happened", "last"]:
+            return "last", past[-1][1], time
+        case ["What", "entered", "first"]:
+            return "entered first", first_told(clip, r".* enters from")[1].split(" enters")[0] + ".", time
+        case ["How", "many", "things", "do", "you", "see"]:
+            return "how many seen", NUMBERS[len(seen)] + ".", time
+        case ["How", "many", "things", "have", "left"]:
+            return "how many left", NUMBERS[sum(" leaves " in text for _, text in past)] + ".", time
+        case ["Which", "came", "first", "the", one, "or", "the", other]:
+            since = {name: first_told(clip, rf"\w+ \w+ {name} enters")[0] for name in (one, other)}
+            return "came first", f"The {min(since, key=since.get)}.", time
+        case ["Which", "is", "further", "left", "the", one, "or", "the", other]:
+            places = {name: once[name].place(time)[0] for name in (one, other)}
+            return "further left", f"The {min(places, key=places.get)}.", time
+        case ["Which", "is", "bigger", "the", one, "or", "the", other]:
+            sizes = {name: grown(clip, name, time) for name in (one, other)}
+            assert len(set(sizes.values())) == 2
+            return "bigger", f"The {max(sizes, key=sizes.get)}.", time
+        case ["What", "comes", "next"]:
+            when, text = first_told(clip, r".* enters from", after=time)
+            return "next", text.split(" enters")[0] + ".", when
+        case ["Which", "color", "will", "the", color, thing, "turn"]:
+            when, text = first_told(clip, rf"The {color} {thing} turns (?!around)", after=time)
+            return "which color will", text.split()[-1].capitalize(), when
+        case ["Tell", "me", "when", "things", "meet"]:
+            return "when things meet", *first_told(clip, ".* bumps into", after=time)[::-1]
+        case ["Tell", "me", "when", "something", *does]:
+            does = {"changes color": r"turns (?!around)"}.get(" ".join(does), does[0])
+            return f"when something {does}", *first_told(clip, rf".* {does}", after=time)[::-1]
+        case ["Tell", "me", "when", "the", color, thing, *does]:
+            does = {"comes back": "reappears"}.get(" ".join(does), does[0])
+            return f"when the one {does}", *first_told(clip, rf"The {color} {thing} {does}", after=time)[::-1]
+    raise AssertionError(f"{question.text} is checked nowhere")
+
+
 def test_questions_of_every_kind_with_right_answers():
-    kinds = set()
-    for clip in CLIPS[:60]:
+    kinds, wordings = set(), set()
+    for clip in CLIPS:
         for time in (5.0, 9.5, 20.0):
             if time >= clip.seconds:
                 continue
             for question in questions_at(clip, time):
+                wording, answer, when = right_answer(clip, question)
                 kinds.add(question.kind)
-                seen = clip.visible(time)
-                match question.text.split():
-                    case ["How", "many", "things", "do", *_]:
-                        assert question.answer == ("None.", "One.", "Two.", "Three.", "Four.")[len(seen)]
-                    case ["Which", "color", "is", "the", thing]:
-                        (actor,) = [a for a in seen if a.thing == thing.rstrip("?")]
-                        assert question.answer == f"{actor.color(time).capitalize()}."
-                    case ["Which", "is", "further", *_, "the", one, "or", "the", other]:
-                        places = {a.thing: a.place(time)[0] for a in seen}
-                        left = min((one, other.rstrip("?")), key=lambda name: places[name])
-                        assert question.answer == f"The {left}."
-                if question.kind == "later":
-                    assert question.answer_time >= time + 2 * STEP
-                    assert any(e.time == question.answer_time for e in clip.events)
-                else:
-                    assert question.answer_time == time
-    assert kinds == set(QUESTIONS)
+                wordings.add(wording)
+                assert question.time == time and question.answer_time == when, question
+                assert answer is None or question.answer == answer, question
+                assert (question.answer_time >= time + 2 * STEP) == (question.kind == "later")
+    assert kinds == set(QUESTIONS) and len(wordings) == 20, wordings
+
+
+def test_where_a_thing_is_said_to_be_it_is_drawn():
+    said = set()
+    for clip in [clip for clip in CLIPS if clip.wall is None][:60]:
+        for time in (5.0, 9.5):
+            # Alone, so that nobody stands before it.
+            for question in questions_at(clip, time) if len(clip.visible(time)) == 1 else ():
+                if question.text.startswith("Where is"):
+                    x, y = shown_at(clip, time, clip.visible(time)[0])
+                    # Not every thing fills its square: how far its middle may be off.
+                    about = 0.07
+                    assert {
+                        "In the middle.": max(abs(x), abs(y)) < 0.17 + about,
+                        "On the left.": x < about - max(0.17, abs(y)),
+                        "On the right.": x > max(0.17, abs(y)) - about,
+                        "At the top.": y < about - max(0.17, abs(x)),
+                        "At the bottom.": y > max(0.17, abs(x)) - about,
+                    }[question.answer], (question, x, y)
+                    said.add(question.answer)
+    assert len(said) == 5
 
 
 def test_what_is_awaited_has_not_happened_in_between():
@@ -240,8 +391,6 @@ def test_rows_and_their_splits():
     for row in rows:
         assert row["video"].shape[1:] == (48, 48, 3) and row["video"].dtype == np.uint8 and row["messages"]
         assert row["messages"][-1]["time"] < len(row["video"]) * STEP
-    seeds = {split: set(streamworld_dataset(split, num_clips=50)["seed"]) for split in ("train", "test")}
-    assert not seeds["train"] & seeds["test"]
 
 
 @pytest.mark.parametrize(
@@ -256,6 +405,31 @@ def test_rows_and_their_splits():
 def test_bad_data_sets_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         streamworld_dataset(**{"num_clips": 1, **options})
+
+
+def seeds_of(split, num_rows, first_row=0):
+    """All seeds that rows of a split may use: of each as many as slides have frames."""
+    rows = streamworld_dataset(split, num_clips=num_rows, first_clip=first_row).with_format(None)["seed"]
+    return range(rows[0], rows[-1] + SLIDE_FRAMES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_two_parts_of_the_recipe_share_a_clip(size, tmp_path, monkeypatch):
+    """Slides, narration and questions as its commands ask for them, and splits to evaluate on."""
+    stages = []
+    monkeypatch.setattr(recipe, "run_stage", lambda _, *stage, **__: stages.append(stage))
+    recipe.see(SIZES[size], tmp_path)
+    seeds = {}
+    for script, *options in stages:
+        given = dict(zip(options[::2], options[1::2], strict=True))
+        if script == "encode.py":
+            seeds[given["--kinds"]] = seeds_of("train", given["--num_clips"], given["--first_seed"])
+    rows = [SIZES[size].slides, SIZES[size].clips, SIZES[size].questions]
+    assert [len(some) // SLIDE_FRAMES for some in seeds.values()] == rows
+    for split in ("validation", "test", "ood"):
+        seeds[split] = seeds_of(split, max(SIZES[size].test_clips, 64))
+    for one, other in combinations(seeds.values(), 2):
+        assert one.stop <= other.start or other.stop <= one.start, seeds
 
 
 def test_a_split_on_disk(tmp_path):
@@ -279,8 +453,6 @@ def test_written_clips_show_the_same(tmp_path):
 
 
 def test_a_single_clip_and_its_story(tmp_path, monkeypatch):
-    from videollm_mod.train.data import streamworld
-
     arguments = ["streamworld.py", tmp_path, "--split", "test", "--world", "small", "--clip", 3, "--size", 64]
     monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
     streamworld.main()
@@ -291,14 +463,56 @@ def test_a_single_clip_and_its_story(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"streamworld.mp4", "streamworld.json"}
 
 
-def test_the_command_writes_a_card_and_the_sheet_of_things(tmp_path, monkeypatch):
-    from videollm_mod.train.data import sprites, streamworld
-
-    arguments = ["streamworld.py", tmp_path / "out", "--num_clips", 1, "--world", "small", "--size", 64, "--fps", 4]
-    monkeypatch.setattr("sys.argv", list(map(str, arguments)))
+def run_command(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["streamworld.py", *map(str, arguments)])
     streamworld.main()
+
+
+def test_the_command_writes_splits_and_a_card_that_names_them(tmp_path, monkeypatch):
+    """Whoever loads the folder gets each split by its name, whatever was written when."""
+    small = ["--world", "small", "--size", 64, "--fps", 4]
+    run_command(monkeypatch, tmp_path / "out", "--num_clips", 1, "--kinds", "describe", *small)
+    run_command(monkeypatch, tmp_path / "out", "--num_clips", 1, "--split", "ood", "--size", 64, "--fps", 2)
+    run_command(monkeypatch, tmp_path / "out", "--num_clips", 1, "--split", "validation", *small)
+    run_command(monkeypatch, tmp_path / "out", "--num_clips", 2, "--split", "validation", *small)
+    splits = load_dataset(str(tmp_path / "out"))
+    assert list(splits) == ["train", "validation", "ood"]
+    for split, rows in splits.items():
+        told = [json.loads(line) for line in (tmp_path / "out" / f"{split}.jsonl").read_text().splitlines()]
+        assert list(rows) == told and {row["video"].split("/")[1].split("-")[0] for row in rows} == {split}
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "apache-2.0" and "generated world" in card.text
+    command = "python train/data/streamworld.py out --split"
+    assert [line for line in card.text.splitlines() if line.startswith("python")] == [
+        f"{command} train --num_clips 1 --world small --size 64 --fps 4 --kinds describe",
+        f"{command} validation --num_clips 2 --world small --size 64 --fps 4 --kinds narrate ask wait",
+        f"{command} ood --num_clips 1 --world ood --size 64 --fps 2 --kinds narrate ask wait",
+    ]
+
+
+def test_the_command_writes_slides_in_which_every_frame_is_described(tmp_path, monkeypatch):
+    """The same as those that are made when they are read."""
+    run_command(monkeypatch, tmp_path, *["--num_clips", 2, "--world", "small", "--size", 64, "--kinds", "describe"])
+    rows = load_timed_messages(tmp_path)
+    assert list(find_faults(rows)) == [] and set(rows["kind"]) == {"describe"}
+    processor = tiny_processor()
+    made = streamworld_dataset(num_clips=2, kinds={"describe": 1.0}, world=WORLDS["small"], size=64)
+    for written, drawn in zip(rows, made, strict=True):
+        assert written["messages"] == drawn["messages"] and written["seed"] == drawn["seed"]
+        assert len(written["messages"]) == 1 + SLIDE_FRAMES
+        frames = [frame for _, frame in processor.read_video(written["video"], fps=2)]
+        watched = torch.cat([processor.process_frames(frame) for frame in frames])
+        assert (watched - processor.process_frames(drawn["video"])).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("fps", [1, 31])
+def test_the_command_refuses_frame_rates_at_which_nothing_could_be_told(fps, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, tmp_path, "--num_clips", 1, "--fps", fps)
+    assert f"--fps must be from 2 to 30, got {fps}" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_sheet_of_things(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["sprites.py", str(tmp_path / "sheet.png"), "--size", "16"])
     sprites.main()
     assert Image.open(tmp_path / "sheet.png").size == (24 * len(THINGS), 24 * len(COLORS))

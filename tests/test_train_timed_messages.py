@@ -14,13 +14,19 @@
 """Timed messages from files and from subtitles."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from hub import Hub
 from safetensors.torch import save_file
 from tiny import random_features, random_frames, tiny_model, write_clip
 
+from videollm_mod.train import sft
+from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.data import subtitles
 from videollm_mod.train.data.subtitles import Line, read_subtitles, to_sentences, to_timed_messages
 from videollm_mod.train.data.timed_messages import check_timed_messages, find_faults, load_timed_messages
@@ -74,6 +80,82 @@ def test_sources_that_are_not(folder, source, split, error, message):
     (folder / "empty").mkdir()
     with pytest.raises(error, match=message):
         load_timed_messages(folder / source, split)
+
+
+GOOD = b'{"video": "clip.mp4", "messages": [{"role": "assistant", "content": "A ball.", "time": 1.0}]}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", GOOD + b"\n" + GOOD[:-3] + b"\n" + GOOD, r"a.jsonl', line 3, column \d+: not JSON: Expecting"),
+        ("a.jsonl", GOOD * 20_000 + GOOD[:9], "a.jsonl', line 20001, column 10: not JSON: Expecting"),
+        (
+            "a.jsonl",
+            b"It is raining.\n",
+            "a.jsonl', line 1, column 1: not JSON: Expecting value. Each line is one row",
+        ),
+        ("a.jsonl", GOOD + b"[7]\n", "a.jsonl', line 2: a row is an object with messages and a video, got list"),
+        ("a.jsonl", NASA.read_bytes()[:5000], "a.jsonl', line 1: not text. The file should be JSON lines"),
+        ("a.jsonl", b"", "a.jsonl' is empty"),
+        ("a.parquet", GOOD, "a.parquet' is not Parquet: Parquet magic bytes not found"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_named_with_its_line(tmp_path, name, content, message):
+    """Also where it lies in a folder beside one that is fine, and by the training script, before it makes anything."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_timed_messages(tmp_path / name)
+    kind = Path(name).suffix
+    (tmp_path / name).rename(tmp_path / f"train-1{kind}")
+    Dataset.from_list([json.loads(GOOD)]).to_parquet(tmp_path / "train-0.parquet")
+    if kind == ".jsonl":
+        (tmp_path / "train-0.parquet").unlink()
+        (tmp_path / "train-0.jsonl").write_bytes(GOOD)
+    if content:  # An empty one among others has no rows, and is no fault.
+        with pytest.raises(SystemExit, match=f"--dataset {tmp_path}: '{tmp_path}/{message.replace('a.', 'train-1.')}"):
+            sft.main(ScriptArguments(dataset=str(tmp_path), validate_only=True), None, None)
+
+
+def test_files_that_are_no_one_table_are_named_too(tmp_path):
+    Dataset.from_list([{"video": "a.mp4"}]).to_parquet(tmp_path / "train-0.parquet")
+    Dataset.from_list([{"video": [{"messages": 3}]}]).to_parquet(tmp_path / "train-1.parquet")
+    with pytest.raises(ValueError, match=r"train-0.parquet', '.*train-1.parquet' cannot be read as one table: "):
+        load_timed_messages(tmp_path)
+
+
+def test_data_sets_of_the_hub(folder):
+    """Splits by their names, videos from its root; what is wrong with one is said as of a folder."""
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in ("train", "validation")) + "---\n"
+    files = {
+        "README.md": card.encode(),
+        "train.jsonl": (folder / "train.jsonl").read_bytes(),
+        "validation.jsonl": GOOD,
+    }
+    load = """
+from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
+for name, split in (("whole", "train"), ("whole", "validation"), ("whole", "test"), ("lacking", "train"),
+                    ("broken", "train"), ("gone", "train")):
+    try:
+        rows = load_timed_messages(f"somebody/{name}", split)
+        print([row["messages"][-1]["content"] for row in rows], list(find_faults(rows)))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+    with Hub() as hub:
+        hub.repos["datasets/somebody/whole"] = [files | {"clip.mp4": (folder / "clip.mp4").read_bytes()}]
+        hub.repos["datasets/somebody/lacking"] = [files]
+        hub.repos["datasets/somebody/broken"] = [files | {"train.jsonl": GOOD[:-3]}]
+        environment = {**os.environ, **hub.environment(folder / "home")}
+        done = subprocess.run([sys.executable, "-c", load], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train, validation, test, lacking, broken, gone = done.stdout.splitlines()
+    assert train == "['A ball.', 'A box.'] []" and validation == "['A ball.'] []"
+    assert test == "ValueError: The data set 'somebody/whole' has no split 'test': it has train, validation."
+    assert lacking == "FileNotFoundError: The data set 'somebody/lacking' has no file 'clip.mp4', which a row names."
+    assert broken.startswith("ValueError: The data set 'somebody/broken' cannot be read: JSON parse error")
+    assert gone.startswith("DatasetNotFoundError: ")
 
 
 FINE = [said(0.0, "Go.", "user"), said(1.0, "A ball.")]

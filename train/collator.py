@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from transformers import TrainerCallback, TrainerState
 
 
 class StreamCollator:
@@ -34,7 +35,8 @@ class StreamCollator:
         fps (`float`, *optional*, defaults to 2.0): Frame rate of the videos, and of timed messages.
         augmentation (`float`, *optional*, defaults to 0.0): Share of replies to spoil (see [`augment_replies`]). Give
             an evaluation a collator of its own, with 0.
-        seed (`int`, *optional*, defaults to 0): Of the augmentation.
+        seed (`int`, *optional*, defaults to 0): Of the augmentation, which also depends on the epoch (see
+            [`EpochTeller`]).
         packing (`bool`, *optional*, defaults to `False`): Whether to pack the dialogues into one row, without padding,
             of which none sees another.
     """
@@ -49,6 +51,8 @@ class StreamCollator:
         self.augmentation = augmentation
         self.seed = seed
         self.packing = packing
+        # Shared, since a worker that lives through epochs has a copy of this object.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch for [`VideoLLMMoDForConditionalGeneration`]."""
@@ -59,9 +63,9 @@ class StreamCollator:
             shown = self._features(example) if kind == "frame_features" else self._frames(example, start)
             messages = [{k: v for k, v in message.items() if v is not None} for message in example["messages"]]
             turns = self.processor.to_stream_turns(messages, len(shown), fps=self.fps, start=start)
-            # Decided by the dialogue and not by what came before, so that a resumed run, or one with other workers,
-            # spoils the same replies.
-            rng = np.random.default_rng((self.seed, zlib.crc32(repr(messages).encode())))
+            # Decided by the epoch and the dialogue and not by what came before, so that a resumed run, or one with
+            # other workers, spoils the same replies.
+            rng = np.random.default_rng((self.seed, int(self.epoch), zlib.crc32(repr(messages).encode())))
             dialogues.append(augment_replies(turns, rng, self.augmentation))
             frames.append(shown)
         batch = self.processor(dialogues, **{kind: frames}, return_labels=True, padding_side="right")
@@ -84,6 +88,22 @@ class StreamCollator:
             if fps != self.fps:
                 raise ValueError(f"'{source}' has features at {fps:g} frames a second; asked for are {self.fps:g}.")
             return file.get_tensor("frame_features")
+
+
+class EpochTeller(TrainerCallback):
+    """
+    Tells a collator which epoch begins, so that a dialogue is spoilt anew each time that it is seen.
+
+    Args:
+        collator ([`StreamCollator`]): The training's.
+    """
+
+    def __init__(self, collator: StreamCollator) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Tells it, before the first batch is asked for."""
+        self.collator.epoch.fill_(int(state.epoch))
 
 
 def _pack(batch: dict[str, Any], mask: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:

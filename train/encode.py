@@ -21,7 +21,8 @@ python train/sft.py --dataset features --checkpoint my-model ...
 ```
 
 Writes one safetensors file a stretch of video and rows that name it. What is there is not made again, so that a killed
-run goes on where it was; files appear under their name only when they are whole.
+run goes on where it was; files appear under their name only when they are whole. What another encoder saw, or the same
+in another dtype, has another name. One run at a time writes to a folder.
 """
 
 import hashlib
@@ -80,6 +81,9 @@ def encode_rows(
     """
     Encodes the stretches of video that rows are about, shared among the processes of an accelerator.
 
+    A file is named by its stretch, its frame rate and all of the encoder that its features depend on; one that is
+    there is not made again. What a killed run has left half-written is deleted.
+
     Args:
         rows (`Dataset`): Timed messages with `video`, as [`load_split`] gives them.
         folder (`Path`): Where to write `<hash>.safetensors`, each with one tensor `frame_features` of shape
@@ -96,13 +100,18 @@ def encode_rows(
     """
     accelerator = Accelerator() if accelerator is None else accelerator
     made: list[dict[str, Any]] = []
+    if accelerator.is_local_main_process:
+        for part in folder.glob("*.part"):
+            part.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    encoder = _fingerprint(model, processor)
     end = clock.monotonic() + 60 * (float("inf") if max_minutes is None else max_minutes)
     with accelerator.split_between_processes(list(range(len(rows)))) as mine:
         for index in tqdm(mine, desc="rows", disable=not accelerator.is_main_process):
             if made and clock.monotonic() > end:
                 break
             row = rows[index]
-            name = _name(row, fps)
+            name = _name(row, fps, encoder)
             if not (folder / name).exists():
                 _encode(row, folder / name, model, processor, fps, batch_size)
             kept = {k: v for k, v in row.items() if k not in ("video", "frame_features")}
@@ -128,10 +137,26 @@ def _batches(frames: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _name(row: dict[str, Any], fps: float) -> str:
+def _fingerprint(model: Any, processor: Any) -> str:
+    """Hash of what makes features of frames: weights and their dtype, how they are used and pooled, and pixels."""
+    config = model.config
+    vision, pixels = config.vision_config.to_diff_dict(), processor.video_processor.to_dict()
+    # Where a checkpoint comes from changes nothing, and its dtype is that of its weights.
+    for name in ("transformers_version", "auto_map", "dtype"):
+        vision.pop(name, None)
+        pixels.pop(name, None)
+    how = [vision, pixels, config.vision_feature_layer, config.frame_token_cls, config.frame_token_pooled]
+    digest = hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode())
+    for name, weight in model.model.vision_encoder.state_dict().items():
+        digest.update(f"{name} {weight.dtype}".encode())
+        digest.update(weight.cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _name(row: dict[str, Any], fps: float, encoder: str) -> str:
     video = row["video"]
     what = str(video) if isinstance(video, (str, Path)) else hashlib.sha256(video.tobytes()).hexdigest()
-    stretch = json.dumps([what, row.get("start") or 0.0, row.get("end"), fps])
+    stretch = json.dumps([what, row.get("start") or 0.0, row.get("end"), fps, encoder])
     return f"{hashlib.sha256(stretch.encode()).hexdigest()[:20]}.safetensors"
 
 
@@ -154,7 +179,9 @@ def main(script: ScriptArguments, arguments: EncodeArguments) -> None:
     )
     if accelerator.is_main_process:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
-        (folder / f"{script.train_split}.jsonl").write_text(text, encoding="utf-8")
+        part = folder / f"{script.train_split}.jsonl.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / f"{script.train_split}.jsonl")
         print(f"{folder}: {len(made)} rows" + (f" of {len(rows)}, for want of time" if len(made) < len(rows) else ""))
 
 

@@ -49,7 +49,7 @@ CONFIGS = ROOT / "train" / "configs"
 KINDS = "describe=1,narrate=5,ask=3,wait=1"
 QUESTION_KINDS = "narrate=2,ask=5,wait=1"
 TEST_KINDS = "narrate=2,ask=1,wait=1"
-# First clip of the narration stage: those before are for slides, which show a frame of each of many clips.
+# First row of the narration stage, or later where there are more slides: rows before are for those.
 FIRST_CLIP = 10_000
 # Of the time given, which share is for what; the rest is for loading, saving and measuring.
 SHARES = {"vision": 0.2, "slides": 0.06, "clips": 0.18, "questions": 0.06}
@@ -165,6 +165,22 @@ def within(minutes: float | None, stage: str) -> list[Any]:
     return [] if minutes is None else ["--max_minutes", f"{minutes * SHARES[stage]:.4g}"]
 
 
+def seen_rows(size: Size) -> dict[str, range]:
+    """
+    Which rows of StreamWorld's training split each kind of data has. None is in two, and since a row takes as many
+    seeds as a row of slides has frames, whatever it shows, none has a clip of another.
+
+    Args:
+        size ([`Size`]): How much of everything.
+
+    Returns:
+        `dict[str, range]`: Rows of slides, of clips and of questions.
+    """
+    begin = max(FIRST_CLIP, size.slides)
+    end = begin + size.clips
+    return {"slides": range(size.slides), "clips": range(begin, end), "questions": range(end, end + size.questions)}
+
+
 def see(size: Size, folder: Path, minutes: float | None = None) -> Path:
     """
     Makes, where it is not there yet, what models of all keep ratios share: the vision encoder and data seen by it.
@@ -186,23 +202,24 @@ def see(size: Size, folder: Path, minutes: float | None = None) -> Path:
         *("--world", size.things, "--num_clips", size.vision_clips, "--output_dir", vision),
         *within(minutes, "vision"),
     )
-    more = FIRST_CLIP + size.clips
-    data = [
-        ("slides", size.slides, ["--world", size.things, "--kinds", "describe=1"]),
-        ("clips", size.clips, ["--world", size.world, "--kinds", KINDS, "--first_seed", FIRST_CLIP]),
-        ("questions", size.questions, ["--world", size.world, "--kinds", QUESTION_KINDS, "--first_seed", more]),
-    ]
+    data = {
+        "slides": ["--world", size.things, "--kinds", "describe=1"],
+        "clips": ["--world", size.world, "--kinds", KINDS],
+        "questions": ["--world", size.world, "--kinds", QUESTION_KINDS],
+    }
+    rows = seen_rows(size)
     # Of little data most of the time is for beginning: then all at once, and else each on all cores.
-    is_little = sum(rows for _, rows, _ in data) < 2000
+    is_little = sum(map(len, rows.values())) < 2000
 
-    def encode(name: str, rows: int, options: list[Any]) -> None:
-        options += ["--dataset", "streamworld", "--checkpoint", vision, "--dtype", "bfloat16"]
-        options += ["--num_clips", rows, "--output_dir", folder / name, *within(minutes, name)]
+    def encode(name: str) -> None:
+        options = [*data[name], "--dataset", "streamworld", "--checkpoint", vision, "--dtype", "bfloat16"]
+        options += ["--first_seed", rows[name].start, "--num_clips", len(rows[name])]
+        options += ["--output_dir", folder / name, *within(minutes, name)]
         how = {"threads": 1} if is_little else {"processes": os.cpu_count() or 1}
         run_stage(folder / name / "train.jsonl", "encode.py", *options, **how)
 
     with ThreadPoolExecutor(len(data) if is_little else 1) as pool:
-        list(pool.map(lambda one: encode(*one), data))
+        list(pool.map(encode, data))
     return vision
 
 

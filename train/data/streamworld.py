@@ -27,8 +27,9 @@ python train/data/streamworld.py out --split validation --num_clips 20     # mp4
 import argparse
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,8 @@ WORLDS = {
 # First seed of each split, and the end of the last. A clip of one split is in no other.
 SPLITS = {"train": 0, "validation": 1_000_000_000, "test": 1_100_000_000, "ood": 1_200_000_000}
 _SEEDS_END = 1_300_000_000
+# Clips of which a row of slides shows one frame each.
+SLIDE_FRAMES = 12
 
 
 @dataclass(frozen=True)
@@ -654,12 +657,16 @@ class _Painter:
 
 def write_video(clip: Clip, path: Path, *, size: int = 256, fps: int = 24) -> Path:
     """Writes a clip as H.264 video, one picture in memory at a time; how strongly it is compressed varies."""
+    return _write_pictures(clip.play(fps=fps, size=size), path, size=size, fps=fps, crf=20 + clip.seed % 9)
+
+
+def _write_pictures(pictures: Iterable[np.ndarray], path: Path, *, size: int, fps: int, crf: int) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height = stream.width = size
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(20 + clip.seed % 9)}
-        for picture in clip.play(fps=fps, size=size):
+        stream.options = {"crf": str(crf)}
+        for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
@@ -859,7 +866,7 @@ def streamworld_dataset(
     kinds: dict[str, float] | None = None,
     world: World | None = None,
     size: int = 96,
-    slide_frames: int = 12,
+    slide_frames: int = SLIDE_FRAMES,
 ) -> Dataset:
     """
     Clips that are made when they are read: rows `{"messages", "video", "kind", "seed"}`.
@@ -895,11 +902,9 @@ def streamworld_dataset(
     def row(seed: int) -> dict[str, Any]:
         kind = names[np.random.default_rng((seed, 4)).choice(len(names), p=weights)]
         if kind == "describe":
-            clips = [make_clip(seed + index, world) for index in range(slide_frames)]
-            times = [float(np.random.default_rng((clip.seed, 5)).choice(_telling_times(clip))) for clip in clips]
-            pairs = list(zip(clips, times, strict=True))
-            messages = describe([clip.description(time) for clip, time in pairs])
-            video = np.stack([clip.draw(time, size) for clip, time in pairs])
+            slides = _slides(seed, world, slide_frames)
+            messages = describe([clip.description(time) for clip, time in slides])
+            video = np.stack([clip.draw(time, size) for clip, time in slides])
         else:
             clip = make_clip(seed, world)
             messages, _ = make_dialogue(clip, kind)
@@ -918,40 +923,74 @@ def streamworld_dataset(
     return Dataset.from_dict({"seed": seeds}).with_transform(make)
 
 
+def _slides(seed: int, world: World, count: int) -> list[tuple[Clip, float]]:
+    """Clips of as many seeds from one on, and of each the time of a frame."""
+    clips = [make_clip(seed + index, world) for index in range(count)]
+    return [(clip, float(np.random.default_rng((clip.seed, 5)).choice(_telling_times(clip)))) for clip in clips]
+
+
 def _telling_times(clip: Clip) -> list[float]:
     """Times worth a description: when something has just happened, and others at which there is something to see."""
     times = [index * STEP for index in range(clip.num_frames(1 / STEP))]
     return [event.time for event in clip.events] + [t for t in times if clip.visible(t)] or times
 
 
-def write_split(folder: Path, split: str, *, num_clips: int, world: World, size: int, fps: int) -> None:
+def write_split(
+    folder: Path,
+    split: str,
+    *,
+    num_clips: int,
+    world: World,
+    size: int,
+    fps: int,
+    kinds: Sequence[str] = KINDS[1:],
+) -> None:
     """
     Writes clips as video files, and their dialogues as JSON lines of timed messages, one of each kind a clip.
 
-    A clip that is there already is not written again, so that an interrupted run goes on where it was.
+    A video that is there already is not written again, so that an interrupted run goes on where it was.
+
+    Args:
+        folder (`Path`): Where to; made if it is not there.
+        split (`str`): One of [`SPLITS`].
+        num_clips (`int`): Number of clips, and with "describe" of videos of slides (see [`streamworld_dataset`]).
+        world ([`World`]): What may be seen.
+        size (`int`): Width and height of the videos.
+        fps (`int`): Their frames a second; slides have two.
+        kinds (`Sequence[str]`, *optional*, defaults to all but "describe"): Some of [`KINDS`].
     """
     (folder / "videos").mkdir(parents=True, exist_ok=True)
-    lines = []
-    for seed in tqdm(range(SPLITS[split], SPLITS[split] + num_clips), desc=split, unit="clip"):
-        clip, name = make_clip(seed, world), f"videos/{split}-{seed - SPLITS[split]:06d}.mp4"
-        if not (folder / name).exists():
-            part = folder / f"{name}.part.mp4"
-            write_video(clip, part, size=size, fps=fps)
-            part.rename(folder / name)
-        for kind in KINDS[1:]:
-            messages, questions = make_dialogue(clip, kind)
+    lines: list[str] = []
+
+    def add(video: str, end: float, kind: str, seed: int, messages: list[Any], questions: list[Question]) -> None:
+        row = {"video": video, "start": 0.0, "end": end, "messages": messages, "kind": kind, "seed": seed}
+        row["questions"] = [{"kind": q.kind, "time": q.time} for q in questions]
+        lines.append(json.dumps(row))
+
+    for index in tqdm(range(num_clips), desc=split, unit="clip"):
+        clip, name = make_clip(SPLITS[split] + index, world), f"videos/{split}-{index:06d}"
+        dialogues = [(kind, *make_dialogue(clip, kind)) for kind in kinds if kind != "describe"]
+        if dialogues:
+            _write_once(folder / f"{name}.mp4", partial(write_video, clip, size=size, fps=fps))
+        for kind, messages, questions in dialogues:
             if messages:
-                row = {
-                    "video": name,
-                    "start": 0.0,
-                    "end": clip.seconds,
-                    "messages": messages,
-                    "kind": kind,
-                    "seed": seed,
-                }
-                row["questions"] = [{"kind": q.kind, "time": q.time} for q in questions]
-                lines.append(json.dumps(row))
+                add(f"{name}.mp4", clip.seconds, kind, clip.seed, messages, questions)
+        if "describe" in kinds:
+            slides = _slides(SPLITS[split] + index * SLIDE_FRAMES, world, SLIDE_FRAMES)
+            pictures, seed = (shown.draw(time, size) for shown, time in slides), slides[0][0].seed
+            write = partial(_write_pictures, pictures, size=size, fps=round(1 / STEP), crf=20 + seed % 9)
+            _write_once(folder / f"{name}-slides.mp4", write)
+            messages = describe([shown.description(time) for shown, time in slides])
+            add(f"{name}-slides.mp4", SLIDE_FRAMES * STEP, "describe", seed, messages, [])
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_once(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a video that is not there yet; it has its name only when it is whole."""
+    if not path.exists():
+        part = path.with_name(f"{path.name}.part.mp4")
+        write(part)
+        part.rename(path)
 
 
 def write_sample(folder: Path, clip: Clip, world: str, *, size: int, fps: int) -> None:
@@ -971,6 +1010,24 @@ def write_sample(folder: Path, clip: Clip, world: str, *, size: int, fps: int) -
     (folder / "streamworld.json").write_text(json.dumps(story, indent=1) + "\n", encoding="utf-8")
 
 
+COMMAND = "python train/data/streamworld.py"
+# For the card: what `questions` holds cannot be told from a split in which nothing is asked.
+FEATURES = [
+    {"name": "video", "dtype": "string"},
+    {"name": "start", "dtype": "float64"},
+    {"name": "end", "dtype": "float64"},
+    {
+        "name": "messages",
+        "list": [
+            {"name": "role", "dtype": "string"},
+            {"name": "content", "dtype": "string"},
+            {"name": "time", "dtype": "float64"},
+        ],
+    },
+    {"name": "kind", "dtype": "string"},
+    {"name": "seed", "dtype": "int64"},
+    {"name": "questions", "list": [{"name": "kind", "dtype": "string"}, {"name": "time", "dtype": "float64"}]},
+]
 CARD = """
 # StreamWorld
 
@@ -982,14 +1039,53 @@ Each line of `<split>.jsonl` is a dialogue in timed messages (seconds since the 
 
 - `narrate`: every event is told when it can be seen, and now and then a question is asked;
 - `ask`: silence, and questions about the present frame, an earlier one, a count, an order or a comparison;
-- `wait`: questions whose answer is yet to come, so that the model must wait and speak when it happens.
+- `wait`: questions whose answer is yet to come, so that the model must wait and speak when it happens;
+- `describe`, where asked for: slides, each a frame of another clip, and each described.
 
 No two splits share a clip; `ood` has pairs of thing and color that the others never have, more things and longer
 clips. The events are {events}.
 
-Made with `python train/data/streamworld.py {folder} --split {split} --num_clips {num_clips}`; the same seeds give the
-same clips. Pictures are drawn, not filmed: what is learned here says nothing about natural video.
+Made with these commands; the same seeds give the same clips. Pictures are drawn, not filmed: what is learned here says
+nothing about natural video.
+
+```bash
+{commands}
+```
 """
+
+
+def write_card(folder: Path, split: str, options: str) -> None:
+    """
+    Writes the card of a folder of splits, `README.md`. The command that made another split stays in it.
+
+    Args:
+        folder (`Path`): Where the splits are.
+        split (`str`): The one that was written last.
+        options (`str`): The rest of the command that wrote it.
+    """
+    path, told = folder / "README.md", []
+    if path.exists():
+        told = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(f"{COMMAND} ")]
+    commands = {line.split("--split ")[1].split()[0]: line for line in told}
+    commands[split] = f"{COMMAND} {folder.resolve().name} --split {split} {options}"
+    there = [name for name in SPLITS if (folder / f"{name}.jsonl").exists()]
+    data = DatasetCardData(
+        license="apache-2.0",
+        language="en",
+        pretty_name="StreamWorld",
+        task_categories=["video-text-to-text"],
+        tags=["video", "streaming", "synthetic"],
+        dataset_info={"features": FEATURES},
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": f"{name}.jsonl"} for name in there],
+            }
+        ],
+    )
+    words = {"things": len(THINGS), "colors": len(COLORS), "events": ", ".join(EVENTS)}
+    words["commands"] = "\n".join(commands[name] for name in there if name in commands)
+    DatasetCard(f"---\n{data}\n---\n{CARD.format(**words)}").save(path)
 
 
 def main() -> None:
@@ -1002,29 +1098,21 @@ def main() -> None:
     parser.add_argument("--world", choices=WORLDS, help="what may be seen; default: full, for ood: ood")
     parser.add_argument("--size", type=int, default=256, help="width and height in pixels")
     parser.add_argument("--fps", type=int, default=24, help="frames a second of the files, 2 to 30")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=KINDS[1:], help="kinds of dialogue; describe is of slides"
+    )
     options = parser.parse_args()
     if not 2 <= options.fps <= 30:
         parser.error(f"--fps must be from 2 to 30, got {options.fps}")
     name = options.world or ("ood" if options.split == "ood" else "full")
-    world = WORLDS[name]
+    world, video = WORLDS[name], {"size": options.size, "fps": options.fps}
     if options.clip is not None:
         clip = make_clip(SPLITS[options.split] + options.clip, world)
-        write_sample(options.folder, clip, name, size=options.size, fps=options.fps)
+        write_sample(options.folder, clip, name, **video)
         return
-    write_split(
-        options.folder, options.split, num_clips=options.num_clips, world=world, size=options.size, fps=options.fps
-    )
-    data = DatasetCardData(
-        license="apache-2.0",
-        language="en",
-        pretty_name="StreamWorld",
-        task_categories=["video-text-to-text"],
-        tags=["video", "streaming", "synthetic"],
-        configs=[{"config_name": "default", "data_files": "*.jsonl"}],
-    )
-    words = {"things": len(THINGS), "colors": len(COLORS), "events": ", ".join(EVENTS)}
-    words |= {"folder": options.folder.name, "split": options.split, "num_clips": options.num_clips}
-    DatasetCard(f"---\n{data}\n---\n{CARD.format(**words)}").save(options.folder / "README.md")
+    write_split(options.folder, options.split, num_clips=options.num_clips, world=world, kinds=options.kinds, **video)
+    given = f"--num_clips {options.num_clips} --world {name} --size {options.size} --fps {options.fps}"
+    write_card(options.folder, options.split, f"{given} --kinds {' '.join(options.kinds)}")
 
 
 if __name__ == "__main__":

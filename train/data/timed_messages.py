@@ -23,6 +23,7 @@ A row is a dialogue over a video (or over frame features that were made of it), 
 ```
 """
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,8 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
 
@@ -71,12 +75,12 @@ def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
         split (`str`, *optional*, defaults to `"train"`): Split to take. A single file is one split, whatever its name.
 
     Raises:
-        `FileNotFoundError`: If a file or folder has nothing to read.
-        `ValueError`: If there is no such split.
+        `FileNotFoundError`: If a file or folder has nothing to read, or a data set lacks a file that a row names.
+        `ValueError`: If there is no such split, or a file is not what its name says: which one, and in which line.
     """
     path = Path(source)
     if path.is_file():
-        rows, root = load_dataset(_kind(path), data_files=str(path), split="train"), path.parent
+        rows, root = _read([path]), path.parent
     elif path.is_dir():
         files = sorted(file for kind in ("jsonl", "parquet") for file in path.glob(f"*.{kind}"))
         if not files:
@@ -85,16 +89,54 @@ def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
         if not chosen:
             there = ", ".join(file.name for file in files)
             raise ValueError(f"The folder '{path}' has no split {split!r}: it has {there}.")
-        rows = load_dataset(_kind(chosen[0]), data_files=[str(file) for file in chosen], split="train")
-        root = path
+        rows, root = _read(chosen), path
     elif path.suffix in (".jsonl", ".parquet") or str(source).count("/") > 1:
         raise FileNotFoundError(f"There is no file or folder '{source}'.")
     else:
-        splits = load_dataset(str(source))
+        try:
+            splits = load_dataset(str(source))
+        except DatasetGenerationError as error:
+            raise ValueError(f"The data set '{source}' cannot be read: {error.__cause__ or error}") from None
         if not isinstance(splits, DatasetDict) or split not in splits:
             raise ValueError(f"The data set '{source}' has no split {split!r}: it has {', '.join(splits)}.")
         rows, root = splits[split], str(source)
     return rows.map(_absolute, fn_kwargs={"root": root}) if set(SOURCES) & set(rows.column_names) else rows
+
+
+def _read(files: list[Path]) -> Dataset:
+    """Files of one kind as one table."""
+    kind = _kind(files[0])
+    try:
+        return load_dataset(kind, data_files=[str(file) for file in files], split="train")
+    except (DatasetGenerationError, ValueError, StopIteration) as error:
+        faults = [f"'{file}'{fault}" for file in files for fault in [_fault(file)] if fault]
+        names = ", ".join(f"'{file}'" for file in files)
+        raise ValueError(
+            faults[0] if faults else f"{names} cannot be read as one table: {error.__cause__ or error}"
+        ) from None
+
+
+def _fault(path: Path) -> str | None:
+    """The first thing for which a file is not JSON lines or not Parquet, or `None`."""
+    if path.suffix == ".parquet":
+        try:
+            pq.read_metadata(path)
+        except (ValueError, OSError) as error:
+            return f" is not Parquet: {error}"
+        return None
+    if not path.stat().st_size:
+        return " is empty."
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line) if line.strip() else {}
+            except json.JSONDecodeError as error:
+                return f", line {number}, column {error.colno}: not JSON: {error.msg}. Each line is one row."
+            except UnicodeDecodeError:
+                return f", line {number}: not text. The file should be JSON lines."
+            if not isinstance(row, dict):
+                return f", line {number}: a row is an object with messages and a video, got {type(row).__name__}."
+    return None
 
 
 def _kind(path: Path) -> str:
@@ -114,7 +156,10 @@ def _absolute_name(name: Any, root: Path | str) -> Any:
         return name
     if isinstance(root, Path):
         return str((root / name).resolve())
-    return hf_hub_download(root, name, repo_type="dataset")
+    try:
+        return hf_hub_download(root, name, repo_type="dataset")
+    except EntryNotFoundError:
+        raise FileNotFoundError(f"The data set '{root}' has no file '{name}', which a row names.") from None
 
 
 def find_faults(rows: Iterable[dict[str, Any]], *, check_files: bool = True) -> Iterator[Fault]:

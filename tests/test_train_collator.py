@@ -1,0 +1,69 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The collator as training uses it: which replies it spoils depends on the epoch, and on nothing that is lost."""
+
+import pytest
+import torch
+from tiny import random_features, tiny_config, tiny_processor
+from transformers import Trainer, TrainingArguments
+
+from videollm_mod.train.collator import EpochTeller, StreamCollator
+
+
+class Witness(torch.nn.Module):
+    """Learns nothing, and keeps what it was shown: the dialogues of each step, without their padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.shown = []
+
+    def forward(self, input_ids, **_):
+        self.shown.append([tuple(row[row != 0].tolist()) for row in input_ids])
+        return {"loss": self.weight**2}
+
+
+def train(folder, resume=None, *, workers=0, persistent=False):
+    """What is shown in three epochs of six dialogues of nine replies each, two a step."""
+    config = tiny_config()
+    rows = [
+        {
+            "frame_features": random_features(config, 20, seed=row)[0],
+            "messages": [{"role": "assistant", "content": f"Ball {row}{k}.", "time": 1.0 * k} for k in range(1, 10)],
+        }
+        for row in range(6)
+    ]
+    collator = StreamCollator(tiny_processor(), augmentation=0.5)
+    options = {"num_train_epochs": 3, "per_device_train_batch_size": 2, "save_steps": 1, "report_to": "none"}
+    options |= {"dataloader_num_workers": workers, "dataloader_persistent_workers": persistent}
+    arguments = TrainingArguments(str(folder), remove_unused_columns=False, use_cpu=True, disable_tqdm=True, **options)
+    model = Witness()
+    trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[EpochTeller(collator)])
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return model.shown
+
+
+def test_each_epoch_spoils_other_replies_and_a_resumed_one_the_same(tmp_path):
+    whole = train(tmp_path)
+    assert len(whole) == 9
+    epochs = [{ids for step in whole[begin : begin + 3] for ids in step} for begin in (0, 3, 6)]
+    assert [len(epoch) for epoch in epochs] == [6, 6, 6] and not epochs[0] & epochs[1] | epochs[1] & epochs[2]
+    # In the middle of an epoch, and between two.
+    for step in (4, 6):
+        assert train(tmp_path / "resumed", tmp_path / f"checkpoint-{step}") == whole[step:]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_spoil_the_same_replies(tmp_path, persistent):
+    assert train(tmp_path / "workers", workers=1, persistent=persistent) == train(tmp_path / "none")

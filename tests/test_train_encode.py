@@ -1,0 +1,130 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Features ahead of training: never another encoder's, never half of one, and none made twice."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import random_frames, tiny_model, tiny_processor, write_clip
+
+from videollm_mod.train import encode
+from videollm_mod.train.arguments import ScriptArguments
+from videollm_mod.train.data.loading import load_split
+from videollm_mod.train.encode import EncodeArguments, encode_rows
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Two clips, of two seconds and of one."""
+    (tmp_path / "data").mkdir()
+    say = [{"role": "assistant", "content": "A ball.", "time": 0.5}]
+    for index, count in enumerate((20, 10)):
+        write_clip(tmp_path / "data" / f"{index}.mp4", random_frames(count, seed=index), fps=10)
+    lines = [json.dumps({"video": f"{index}.mp4", "messages": say}) + "\n" for index in range(2)]
+    (tmp_path / "data" / "train.jsonl").write_text("".join(lines))
+    return load_split(ScriptArguments(dataset=str(tmp_path / "data")), "train", 0)
+
+
+def features_of(made, folder):
+    return [load_file(folder / row["frame_features"])["frame_features"] for row in made]
+
+
+def test_another_encoder_never_finds_the_features_of_this_one(rows, tmp_path):
+    """Each gives in one folder what it gives in a folder of its own; what was made before is whole."""
+    wide = tiny_processor()
+    wide.video_processor.image_std = (0.25, 0.25, 0.25)
+    encoders = {
+        "one": (tiny_model(), tiny_processor()),
+        "other weights": (tiny_model(seed=1), tiny_processor()),
+        "other dtype": (tiny_model().to(torch.bfloat16), tiny_processor()),
+        "other pixels": (tiny_model(), wide),
+        "other layer": (tiny_model(vision_feature_layer=-2), tiny_processor()),
+        "other tokens": (tiny_model(frame_token_cls=False, frame_token_pooled=(2, 4)), tiny_processor()),
+    }
+    (tmp_path / "all").mkdir()
+    made = {name: encode_rows(rows, tmp_path / "all", *encoder) for name, encoder in encoders.items()}
+    files = {row["frame_features"] for some in made.values() for row in some}
+    assert len(files) == 2 * len(encoders)
+    for name, encoder in encoders.items():
+        own = tmp_path / name
+        own.mkdir()
+        again = encode_rows(rows, own, *encoder)
+        assert again == made[name], "what an encoder is decides the names"
+        for one, other in zip(features_of(again, own), features_of(made[name], tmp_path / "all"), strict=True):
+            assert torch.equal(one, other) and one.dtype == encoder[0].dtype, name
+
+
+def test_a_checkpoint_is_the_same_encoder_wherever_it_lies(rows, tmp_path):
+    """The language model, too, does not count: it sees no frame."""
+    model, processor = tiny_model(), tiny_processor()
+    (tmp_path / "out").mkdir()
+    made = encode_rows(rows, tmp_path / "out", model, processor)
+    for name, weight in model.named_parameters():
+        if "vision_encoder" not in name:
+            weight.data.zero_()
+    for name in ("here", "there"):
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        script = ScriptArguments(dataset=str(tmp_path / "data"))
+        encode.main(script, EncodeArguments(checkpoint=str(tmp_path / name), output_dir=str(tmp_path / "out")))
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {row["frame_features"] for row in made}
+    told = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert [row["frame_features"] for row in told] == [row["frame_features"] for row in made]
+
+
+def test_what_a_killed_run_left_half_written_is_deleted(rows, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("0123.77.part", "train.jsonl.part"):
+        (tmp_path / "out" / name).write_bytes(b"half")
+    encode_rows(rows, tmp_path / "out", tiny_model(), tiny_processor())
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".safetensors"}
+
+
+def test_a_killed_run_is_gone_on_with(tmp_path):
+    """Killed for good once it has written something; the next run makes the rest alone, and the whole is the same."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    options = {"dataset": "streamworld", "world": "tiny", "num_clips": 40, "frame_size": 32}
+    options |= {"checkpoint": tmp_path / "model", "output_dir": tmp_path / "out"}
+    command = [sys.executable, "train/encode.py", *(str(part) for k, v in options.items() for part in (f"--{k}", v))]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    running = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("*.safetensors")) and time.monotonic() < until and running.poll() is None:
+        time.sleep(0.005)
+    running.kill()
+    assert running.wait() == -9
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
+    assert 0 < len(before) < 40 and not (tmp_path / "out" / "train.jsonl").exists()
+
+    script = ScriptArguments(dataset="streamworld", world="tiny", num_clips=40, frame_size=32)
+    for name in ("out", "whole"):
+        encode.main(script, EncodeArguments(checkpoint=str(tmp_path / "model"), output_dir=str(tmp_path / name)))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    one, other = ((tmp_path / name / "train.jsonl").read_text() for name in ("out", "whole"))
+    assert one == other and len(one.splitlines()) == 40
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        one, other = (load_file(tmp_path / name / path.name)["frame_features"] for name in ("out", "whole"))
+        assert torch.equal(one, other)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
