@@ -25,13 +25,17 @@ test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 train: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size quick
 
-# The embedded checkpoint and its sample, from nothing. The sample is the first held-out clip in which at least five things
-# of at least four kinds happen.
+# The embedded checkpoint and its sample, from nothing. Its card is that of the last stage, with what it is measured to
+# reach. The sample is the first held-out clip in which at least five things of at least four kinds happen.
 TRAINED := outputs/streamworld_cpu/trained
 checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size cpu
 	mkdir -p space/checkpoint space/samples
 	cp $(TRAINED)/*.json $(TRAINED)/*.safetensors $(TRAINED)/*.jinja $(TRAINED)/*.py space/checkpoint/
+	cp $(TRAINED)/loss.png $(TRAINED)/routing.png space/checkpoint/
+	sed 's|^# trained$$|# StreamWorld: a toy checkpoint of VideoLLM-MoD|; s|"trained"|"space/checkpoint"|' \
+		$(TRAINED)/README.md > space/checkpoint/README.md
+	$(BIN)/python train/evaluation.py --checkpoint space/checkpoint --world tiny --kinds narrate=2,ask=1,wait=1 --card
 	cp outputs/streamworld_cpu/narration/loss.png docs/loss.png
 	$(BIN)/python train/data/streamworld.py space/samples --split test --world tiny --clip 117 --fps 12
 

@@ -13,18 +13,26 @@
 # limitations under the License.
 """Evaluation: LIVE's measures by their definitions, on models whose every decision is known, and free streaming."""
 
+import re
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from tiny import random_frames, tiny_model, tiny_processor
 from transformers import AutoConfig
 
+from videollm_mod import StreamingEngine, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.generation_videollm_mod import VideoLLMMoDGenerationMixin
+from videollm_mod.train import evaluation, sft
+from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.card import add_results, describe_cost
 from videollm_mod.train.data.streamworld import WORLDS, streamworld_dataset
+from videollm_mod.train.data.timed_messages import NARRATE
 from videollm_mod.train.evaluation import (
     Turn,
     evaluate_metric,
@@ -32,8 +40,12 @@ from videollm_mod.train.evaluation import (
     predict_turns,
     score_turns,
     stream_example,
+    stream_examples,
     teacher_forced,
 )
+
+
+ROOT = Path(__file__).parents[1]
 
 
 def turn(speaks, labels, predictions, *, losses=None, is_decided=True, late=0):
@@ -183,11 +195,33 @@ def test_events_are_matched_once_and_in_time():
         tolerance=0.5,
     )
     assert scores["event_precision"] == pytest.approx(1 / 3) and scores["event_recall"] == pytest.approx(1 / 3)
-    assert scores["event_f1"] == pytest.approx(1 / 3) and scores["event_delay"] == pytest.approx(-0.5)
+    assert scores["event_f1"] == pytest.approx(1 / 3)
     wide = metric.compute(
         predictions=[said((5.0, "It leaves."))], references=[said((4.0, "It leaves."))], tolerance=1.0
     )
     assert wide["event_f1"] == 1.0 and wide["event_delay"] == 1.0
+
+
+def test_the_delay_is_of_events_told_too_late_to_be_right():
+    metric = evaluate_metric("stream_events")
+    told = [said((4.0, "A ball enters."), (9.0, "It  leaves."), (1.0, "A box.")), said((2.0, "Nothing."))]
+    true = [said((1.0, "A ball enters."), (9.5, "It leaves."), (1.0, "A car.")), said((2.0, "A box."))]
+    scores = metric.compute(predictions=told, references=true, tolerance=0.5)
+    # Told 3 s late and half a second early; of the others no word is right.
+    assert scores["event_delay"] == pytest.approx((3.0 - 0.5) / 2) and scores["event_precision"] == 1 / 4
+    narrow = metric.compute(predictions=told, references=true, tolerance=0.5, delay_window=2.0)
+    assert narrow["event_delay"] == -0.5 and narrow["event_f1"] == scores["event_f1"]
+    assert metric.compute(predictions=[said()], references=[said((2.0, "A box."))])["event_delay"] == 0.0
+
+
+def test_each_event_has_one_delay_and_the_nearest_come_first():
+    metric = evaluate_metric("stream_events")
+    told = [said((3.0, "It moves."), (3.4, "It moves."), (7.0, "It moves."))]
+    scores = metric.compute(predictions=told, references=[said((1.0, "It moves."), (3.5, "It moves."))])
+    # At 3.4 s it is the second event that is told, and at 3.0 s the first, 2 s late; what comes last is nobody's.
+    assert scores["event_delay"] == pytest.approx((2.0 - 0.1) / 2)
+    alone = metric.compute(predictions=[told[0][1:]], references=[said((1.0, "It moves."), (3.5, "It moves."))])
+    assert alone["event_delay"] == pytest.approx(-0.1), "and not 2.4 and 3.5: from the first it is 6 s to the last"
 
 
 def test_answers():
@@ -246,13 +280,13 @@ def test_free_streaming_by_hand():
     )
     # What would have been said at the frames of the two questions is not: the user speaks there.
     model = ScriptedModel({0.0: "Hm.", 2.0: "Hm.", 1.0: "A ball.", 3.0: "Nonsense here.", 4.5: "It leaves."}, "red")
-    scores = free_streaming(model, processor, [example], progress=False)
+    scores = free_streaming(model, processor, [example], batch_size=1, progress=False)
     assert model.asked == [(0.0, False), (2.0, True)], "what is answered at once in the data is asked at once"
     assert scores["event_precision"] == pytest.approx(2 / 3) and scores["event_recall"] == 1.0
     assert scores["event_delay"] == pytest.approx(0.25) and scores["answer_accuracy"] == 1.0
     # Ten frames of twelve should be silent; at two of them, 3.0 s and 4.5 s, there was a word.
     assert scores["silent_frames_right"] == pytest.approx(8 / 10)
-    assert scores["words_per_minute"] == pytest.approx(60 * 7 / 6) and scores["latency"] == 0.25
+    assert scores["words_per_minute"] == pytest.approx(60 * 7 / 6) and scores["first_word_latency"] == 0.25
 
 
 def test_the_same_question_asked_again_has_its_own_answer():
@@ -261,7 +295,8 @@ def test_the_same_question_asked_again_has_its_own_answer():
     answers = [(time, answer) for time, answer in zip(times, ("None.", "One.", "One."), strict=True)]
     example = dialogue(12, *answers, questions=[(time, "How many?") for time in times])
 
-    scores = free_streaming(ScriptedModel({}, ["None.", "One.", "Two."]), processor, [example], progress=False)
+    model = ScriptedModel({}, ["None.", "One.", "Two."])
+    scores = free_streaming(model, processor, [example], batch_size=1, progress=False)
     assert scores["answer_accuracy"] == pytest.approx(2 / 3)
 
 
@@ -276,16 +311,151 @@ def test_both_run_on_a_real_model():
     assert 0 <= free["event_f1"] <= 1 and free["words_per_minute"] >= 0
 
 
+def spoken(events):
+    return [(e.time, e.frame, e.role, e.text, e.token_ids, e.interrupted) for e in events]
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Every engine that is made meanwhile."""
+    made = []
+
+    def serve(self, processor, **options):
+        made.append(StreamingEngine(self, processor, **options))
+        return made[-1]
+
+    monkeypatch.setattr(VideoLLMMoDGenerationMixin, "serve", serve)
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The embedded checkpoint, and rows of every kind and of different lengths, the last of them in a file."""
+    checkpoint = ROOT / "space" / "checkpoint"
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint).eval()
+    kinds = {"narrate": 1.0, "ask": 1.0, "wait": 1.0}
+    rows = list(streamworld_dataset("test", num_clips=7, world=WORLDS["tiny"], kinds=kinds))
+    assert {row["kind"] for row in rows} == set(kinds)
+    for row, count in ((rows[0], 12), (rows[3], 9)):
+        row["video"] = row["video"][:count]
+    messages = [{"role": "user", "content": NARRATE, "time": 1.0}]
+    file = {"video": str(ROOT / "space" / "samples" / "streamworld.mp4"), "messages": messages, "start": 1.0}
+    return model, VideoLLMMoDProcessor.from_pretrained(checkpoint), [*rows, file]
+
+
+@pytest.mark.parametrize("options", [{}, {"cache_dtype": torch.float8_e4m3fn, "interval_threshold": 0.9}])
+def test_clips_streamed_together_say_what_each_says_alone(trained, engines, options):
+    model, processor, rows = trained
+    taken = []
+
+    def read():
+        for row in rows:
+            taken.append(row)
+            yield row
+
+    expected = {id(row): stream_example(model, processor, row, **options) for row in rows}
+    ended = []
+    for row, events, count in stream_examples(model, processor, read(), batch_size=3, **options):
+        alone, count_alone = expected[id(row)]
+        assert (spoken(events), count) == (spoken(alone), count_alone)
+        ended.append(row)
+        assert len(taken) <= len(ended) + 4, "three at a time, and the next"
+    assert len(ended) == len(rows) and any(event.role == "assistant" for event in expected[id(rows[-1])][0])
+    # The first clip is short: a larger memory is made for longer ones, and no clip is streamed by itself.
+    assert len(engines) > 1 and max(len(row["video"]) for row in rows[:-1]) <= engines[-1].max_frames
+    assert sum(engine.stats.shared_steps for engine in engines) > 20
+    assert sum(engine._num_opened for engine in engines) == len(rows)
+
+
+def test_what_an_engine_would_forget_is_streamed_by_itself(engines, monkeypatch):
+    """A clip beyond the context, one of unknown length, and one in which more is said than an engine remembers."""
+    processor, model = tiny_processor(), tiny_model(text_overrides={"max_position_embeddings": 11 * 14})
+    rows = [dialogue(count, (1.0, "It moves."), questions=[(2.0, "Where?"), (2.5, "Why?")]) for count in (6, 20, 10)]
+    rows.append({**rows[0], "video": OfUnknownLength(rows[0]["video"])})
+
+    def check(**options):
+        ended = list(stream_examples(model, processor, rows, batch_size=3, max_new_tokens=2, **options))
+        for row, events, count in ended:
+            alone, count_alone = stream_example(model, processor, row, max_new_tokens=2, **options)
+            assert (spoken(events), count) == (spoken(alone), count_alone)
+        assert len(ended) == len(rows)
+
+    check()
+    assert sum(engine._num_opened for engine in engines) == 2
+    monkeypatch.setattr(evaluation, "_TEXT_TOKENS", 20)
+    engines.clear()
+    check()
+    assert sum(engine._num_opened for engine in engines) == 2
+    # One whose caller says what to forget forgets it.
+    engines.clear()
+    check(max_frames=4)
+    assert not engines
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        free_streaming(model, processor, rows, batch_size=0)
+
+
+class OfUnknownLength:
+    """Frames of which nobody knows how many come."""
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    def __iter__(self):
+        return iter(self.frames)
+
+
+def test_the_card_of_a_training_has_what_it_reached(tmp_path, monkeypatch):
+    command = ["--dataset", "streamworld", "--world", "tiny", "--checkpoint", ROOT / "space" / "checkpoint"]
+    command += ["--num_clips", 4, "--max_steps", 1, "--logging_steps", 1, "--report_to", "none", "--lora_r", 4]
+    command += ["--per_device_train_batch_size", 1, "--eval_split", "validation", "--num_eval_clips", 2]
+    command += ["--num_streamed_clips", 2, "--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "no"]
+    command += ["--gradient_checkpointing", "false", "--use_cpu", "true", "--output_dir", tmp_path]
+    monkeypatch.setattr("sys.argv", ["sft.py", *map(str, command)])
+    sft.main(*parse(ScriptArguments, StreamingSFTConfig, ModelArguments))
+    card = ModelCard.load(tmp_path / "README.md").text
+    training, measured = card.split("## Training\n")[1].split("## Evaluation\n")
+    assert "| lr_scheduler_type | " in training and "SchedulerType" not in training
+    assert re.search(r"\nOn .+, \d+ \w+ \d{4}, with Transformers ", training) and (tmp_path / "loss.png").is_file()
+    found = dict(re.findall(r"\| (\w+) \| ([-+\d.e]+) \|", measured))
+    assert {"loss", "lm_ppl", "time_diff", "event_f1", "event_delay", "first_word_latency"} <= found.keys()
+    assert float(found["lm_ppl"]) > 1 and 0 < float(found["first_word_latency"]) < 60
+
+
 def test_the_embedded_card_tells_what_its_configuration_costs():
-    checkpoint = Path(__file__).parents[1] / "space" / "checkpoint"
+    checkpoint = ROOT / "space" / "checkpoint"
     text = (checkpoint / "README.md").read_text(encoding="utf-8")
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
     assert all(part in text for part in describe_cost(config)) and "| 1 | 8.5 | 19.1 |" in text
 
 
+def test_the_embedded_card_tells_how_it_was_trained_and_what_it_reaches():
+    checkpoint = ROOT / "space" / "checkpoint"
+    card = ModelCard.load(checkpoint / "README.md")
+    training, measured = card.text.split("## Training\n")[1].split("## Evaluation on StreamWorld, tiny, test\n")
+    measured = measured.split("\n## ")[0]
+    settings = yaml.safe_load((ROOT / "train" / "configs" / "streamworld_questions.yaml").read_text())
+    shown = dict(re.findall(r"\| (\w+) \| (\S+) \|", training))
+    common = settings.keys() & shown.keys()
+    assert {"learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "seed"} <= common
+    assert {name: str(settings[name]) for name in common} == {name: shown[name] for name in common}
+    assert "![Loss over steps](loss.png)" in training and "\nData: " in training
+    assert 5_000 < (checkpoint / "loss.png").stat().st_size < 60_000
+    # What stands in the text is what the Hub reads, and is measured by the command of `make checkpoint`.
+    results = card.data.eval_results
+    assert {r.metric_type: r.metric_value for r in results} == {
+        name: float(value) for name, value in re.findall(r"\| (\w+) \| ([-\d.]+) \|", measured)
+    }
+    assert {"event_f1", "event_delay", "answer_accuracy", "time_diff", "lm_ppl"} <= {r.metric_type for r in results}
+    (command,) = {r.dataset_args["command"] for r in results}
+    assert f"by `{command}`." in measured and f"/{command} --card\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    for part in (training, measured):
+        assert re.search(r"\nOn .+, \d{1,2} [A-Z][a-z]+ \d{4}, ", part), "on what, and when"
+
+
 def test_figures_are_put_into_the_card(tmp_path):
     """As the Hub's model index, with the command that prints them; the new take the place of the old."""
-    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# A narrator\n\nIts text.\n")
+    text = "# A narrator\n\nIts text.\n\n## Limits\n\nIt can be wrong.\n"
+    (tmp_path / "README.md").write_text(f"---\nlicense: apache-2.0\n---\n\n{text}")
     for score in (0.5, 0.75):
         add_results(
             tmp_path, {"event_f1": score, "time_diff": 0.1}, dataset="StreamWorld, tiny", split="test", command="c"
@@ -298,7 +468,13 @@ def test_figures_are_put_into_the_card(tmp_path):
         ("StreamWorld, tiny", "time_diff"): 0.1,
         ("talks.jsonl", "lm_ppl"): 2.0,
     }
-    assert card.data.model_name == "A narrator" and card.text.strip() == "# A narrator\n\nIts text."
+    assert card.data.model_name == "A narrator"
+    # In its text too, before what it cannot do: what, by which command, on what and when.
+    begin, first, second, limits = card.text.split("\n\n## ")
+    assert begin.strip() == "# A narrator\n\nIts text." and limits.strip() == "Limits\n\nIt can be wrong."
+    assert first.startswith("Evaluation on StreamWorld, tiny, test\n") and "| event_f1 | 0.75 |" in first
+    today = date.today()
+    assert re.search(rf"\nOn .+, {today.day} {today:%B %Y}, by `d`\.$", second) and "| lm_ppl | 2.0 |" in second
     assert {r.dataset_args["command"] for r in card.data.eval_results} == {"c", "d"}
     with pytest.raises(FileNotFoundError, match="has no README.md"):
         add_results(tmp_path / "nowhere", {}, dataset="x", split="test", command="c")

@@ -13,7 +13,11 @@
 # limitations under the License.
 """The card of a trained checkpoint: what it was trained on and how, what it reaches, and its loss as a picture."""
 
+import os
+import re
 from collections.abc import Sequence
+from datetime import date
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +91,10 @@ def write_card(
         *describe_cost(config),
         "## Training",
         f"Data: {_shown(dataset)}. Made of: {', '.join(Path(base).name for base in base_models) or 'nothing'}.",
-        _table(["setting", "value"], [[key, getattr(training, key)] for key in _SETTINGS]),
+        _table(["setting", "value"], [[key, _value(getattr(training, key))] for key in _SETTINGS]),
         "![Loss over steps](loss.png)",
-        f"Transformers {transformers.__version__}, TRL {trl.__version__}, torch {torch.__version__}.",
+        f"{_where_and_when(training.world_size)}, with Transformers {transformers.__version__}, "
+        f"TRL {trl.__version__}, torch {torch.__version__}.",
     ]
     if metrics:
         rows = [[key.removeprefix("eval_"), f"{value:.4g}"] for key, value in sorted(metrics.items())]
@@ -132,7 +137,8 @@ def write_plain_card(
 
 def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, split: str, command: str) -> None:
     """
-    Puts figures into the card of a checkpoint, as the Hub's `model-index`, in place of those it had of that split.
+    Puts figures into the card of a checkpoint, as the Hub's `model-index` and as a section that says with which
+    command, on what and when they were measured, in place of those it had of that split.
 
     Args:
         folder (`str` or `Path`): The checkpoint; its `README.md` is written anew.
@@ -157,10 +163,18 @@ def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, s
     }
     common |= {"dataset_split": split, "dataset_args": {"command": command}}
     card.data.model_name = card.data.model_name or next(line for line in card.text.splitlines() if line)[2:]
+    scores = {name: round(float(score), 4) for name, score in scores.items()}
     card.data.eval_results = others + [
-        EvalResult(**common, metric_type=name, metric_name=name, metric_value=round(float(score), 4))
-        for name, score in scores.items()
+        EvalResult(**common, metric_type=name, metric_name=name, metric_value=score) for name, score in scores.items()
     ]
+    heading = f"## Evaluation on {dataset}, {split}"
+    parts = [part.strip() for part in re.split(r"(?m)^(?=## )", card.text)]
+    parts = [part for part in parts if part and not part.startswith(f"{heading}\n")]
+    table = _table(["figure", "value"], [[name, score] for name, score in scores.items()])
+    # What it cannot do is said last.
+    place = next((at for at, part in enumerate(parts) if part.startswith("## Limits\n")), len(parts))
+    parts.insert(place, f"{heading}\n\n{table}\n\n{_where_and_when()}, by `{command}`.")
+    card.text = "\n" + "\n\n".join(parts) + "\n"
     card.save(path)
 
 
@@ -237,6 +251,19 @@ def _describe_limits(config: Any, first: str) -> list[str]:
 def _save(folder: Path, data: ModelCardData, parts: list[str]) -> Path:
     ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / "README.md")
     return folder / "README.md"
+
+
+def _where_and_when(processes: int = 1) -> str:
+    """The machine that this runs on, and today."""
+    today = date.today()
+    machine = f"{os.cpu_count()} CPU cores"
+    if torch.cuda.is_available():
+        machine = f"{processes} x {torch.cuda.get_device_name()}"
+    return f"On {machine}, {today.day} {today:%B %Y}"
+
+
+def _value(setting: Any) -> Any:
+    return setting.value if isinstance(setting, Enum) else setting
 
 
 def _shown(dataset: str | None) -> str:

@@ -20,23 +20,31 @@ python train/evaluation.py --checkpoint space/checkpoint --world tiny --kinds na
 """
 
 import argparse
+import gc
 import json
+import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import evaluate
 import torch
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.subtitles import video_seconds
 
 
 METRICS = Path(__file__).parent / "metrics"
+# Text that an engine's stream remembers; a clip in which there is more is streamed by itself.
+_TEXT_TOKENS = 2048
+_END = object()
 
 
 @dataclass
@@ -238,8 +246,115 @@ def stream_example(
     Returns:
         The session's events, and the number of frames.
     """
-    messages = example["messages"]
     session = model.stream(processor, fps=fps, **options)
+    for _ in _show(session, processor, example, fps):
+        pass
+    session.close()
+    return session.events, session.num_frames
+
+
+def stream_examples(
+    model: Any,
+    processor: Any,
+    examples: Iterable[dict[str, Any]],
+    *,
+    fps: float = 2.0,
+    batch_size: int = 8,
+    **options: Any,
+) -> Iterator[tuple[dict[str, Any], list[Any], int]]:
+    """
+    Streams examples as [`stream_example`] does, several at a time in a [`StreamingEngine`], in which each says what it
+    says alone. As one ends the next begins, and videos are read as they play.
+
+    By itself is streamed what would be forgotten in part: a clip that exceeds the language model's context or whose
+    length is not known, and one in which more is said than an engine's stream remembers. So is all with a `batch_size`
+    of 1, with options that say what to remember or whom to tell each token, and by a model that is sharded or spread
+    over several devices.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
+        processor ([`VideoLLMMoDProcessor`]): Its processor.
+        examples (iterable of `dict`): Rows with `messages` and `video`.
+        fps (`float`, *optional*, defaults to 2.0): Frames a second.
+        batch_size (`int`, *optional*, defaults to 8): How many to stream at a time.
+        options: Options of [`StreamingSession`].
+
+    Yields:
+        Each example, its session's events and its number of frames, in the order in which they end.
+
+    Raises:
+        `ValueError`: If `batch_size` is less than 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    alone = partial(stream_example, model, processor, fps=fps, **options)
+    if batch_size == 1 or not _can_share(model, options):
+        yield from ((example, *alone(example)) for example in examples)
+        return
+    cache_dtype = options.pop("cache_dtype", None)
+    context, tokens = model.config.text_config.max_position_embeddings, model.config.frame_num_tokens + 1
+    # A longest reply that is longer than usual has its room beside the text.
+    memory = {"max_streams": batch_size, "max_text_tokens": _TEXT_TOKENS + options.get("max_new_tokens", 0)}
+    engine, playing = None, {}
+    waiting = iter(examples)
+    example = next(waiting, None)
+    try:
+        while example is not None or playing:
+            while example is not None and len(playing) < batch_size:
+                count = max(_most_frames(example, fps), 1)
+                if count * tokens > context:
+                    yield example, *alone(example)
+                elif engine is None or count > engine.max_frames:
+                    if playing:
+                        break  # They end in the memory in which they began.
+                    most = count if engine is None else max(count, 2 * engine.max_frames)
+                    engine = None
+                    most = min(most, context // tokens)
+                    engine = model.serve(processor, max_frames=most, cache_dtype=cache_dtype, **memory)
+                    continue
+                else:
+                    stream = engine.open(fps=fps, max_frames=count, max_text_tokens=_TEXT_TOKENS, **options)
+                    playing[stream] = (example, _show(stream, processor, example, fps))
+                example = next(waiting, None)
+            for stream, (shown, frames) in list(playing.items()):
+                if stream.is_done:
+                    del playing[stream]
+                    session = stream.session
+                    is_whole = stream.error is None and session.num_remembered == session.num_frames
+                    yield shown, *((session.events, session.num_frames) if is_whole else alone(shown))
+                elif stream.num_waiting == 0 and next(frames, _END) is _END:
+                    stream.close()
+            if playing:
+                engine.step()
+    finally:
+        # Captured steps and their engine know each other: its memory would wait for the next search for such circles.
+        engine = None
+        gc.collect()
+
+
+def _can_share(model: Any, options: dict[str, Any]) -> bool:
+    """Whether an engine can stream several clips of a model as a session with these options streams each."""
+    if any(options.get(name) is not None for name in ("cache", "max_frames", "max_text_tokens", "streamer")):
+        return False
+    is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
+    return not is_sharded and len({parameter.device for parameter in model.parameters()}) == 1
+
+
+def _most_frames(example: dict[str, Any], fps: float) -> float:
+    """How many frames a clip has at most; infinity if that is known at its end only."""
+    video, start, end = example["video"], example.get("start") or 0.0, example.get("end")
+    if not isinstance(video, (str, Path)):
+        return len(video) if isinstance(video, Sized) else math.inf
+    try:
+        end = video_seconds(video) if end is None else end
+    except ValueError:
+        return math.inf
+    return math.ceil((end - start) * fps) + 1
+
+
+def _show(stream: Any, processor: Any, example: dict[str, Any], fps: float) -> Iterator[None]:
+    """Pushes an example's frames into a session or an engine's stream, one by one, and asks what its user asks."""
+    messages = example["messages"]
     asked = [message for message in messages if message["role"] == "user"]
     start = example.get("start") or 0.0
     for time, picture in processor.read_video(example["video"], fps=fps, start=start, end=example.get("end")):
@@ -249,12 +364,11 @@ def stream_example(
         # something said there first.
         first = [message for message in due if not _is_told_before(messages, message)]
         for message in first:
-            session.ask(message["content"], time=time, reply_now=_is_answered(messages, message))
-        session.push(picture, time=time)
+            stream.ask(message["content"], time=time, reply_now=_is_answered(messages, message))
+        stream.push(picture, time=time)
         for message in due[len(first) :]:
-            session.ask(message["content"], reply_now=_is_answered(messages, message))
-    session.close()
-    return session.events, session.num_frames
+            stream.ask(message["content"], reply_now=_is_answered(messages, message))
+        yield
 
 
 def _is_told_before(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:
@@ -275,6 +389,8 @@ def free_streaming(
     *,
     fps: float = 2.0,
     tolerance: float = 0.5,
+    delay_window: float = 5.0,
+    batch_size: int = 8,
     progress: bool = True,
     **options: Any,
 ) -> dict[str, float]:
@@ -286,14 +402,17 @@ def free_streaming(
         processor ([`VideoLLMMoDProcessor`]): Its processor.
         examples (iterable of `dict`): Rows with `messages` and `video`.
         fps (`float`, *optional*, defaults to 2.0): Frames a second.
-        tolerance (`float`, *optional*, defaults to 0.5): Seconds by which a told event may be off.
+        tolerance (`float`, *optional*, defaults to 0.5): Seconds by which a told event may be off to be right.
+        delay_window (`float`, *optional*, defaults to 5.0): Seconds by which it may be off to count for the delay.
+        batch_size (`int`, *optional*, defaults to 8): How many clips to stream at a time; see [`stream_examples`].
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
         options: Options of [`StreamingSession`].
 
     Returns:
-        `dict[str, float]`: `event_precision`, `event_recall`, `event_f1`, `event_delay` (mean seconds from event to
-        frame at which it is told), `answer_accuracy`, `silent_frames_right`, `words_per_minute`, `latency` (mean
-        seconds from a frame's arrival to the end of its reply).
+        `dict[str, float]`: `event_precision`, `event_recall`, `event_f1`, `event_delay` (mean seconds in the video
+        from an event to the frame at which it is told; see the metric `stream_events`), `answer_accuracy`,
+        `silent_frames_right`, `words_per_minute`, `first_word_latency` (mean seconds from the arrival of a frame at
+        which the model speaks to its first token, with `batch_size` streams on the machine).
     """
     told: list[list[dict[str, Any]]] = []
     true: list[list[dict[str, Any]]] = []
@@ -301,8 +420,9 @@ def free_streaming(
     right_answers: list[str] = []
     silent = silent_right = words = 0
     seconds, latencies = 0.0, []
-    for example in tqdm(examples, desc="streaming", disable=not progress):
-        events, frames = stream_example(model, processor, example, fps=fps, **options)
+    streams = stream_examples(model, processor, examples, fps=fps, batch_size=batch_size, **options)
+    total = len(examples) if isinstance(examples, Sized) else None
+    for example, events, frames in tqdm(streams, desc="streaming", total=total, disable=not progress):
         messages = example["messages"]
         questions = [m for m in messages if m["role"] == "user" and _is_answered(messages, m)]
         to_answers = [messages[messages.index(m) + 1] for m in questions]
@@ -326,13 +446,15 @@ def free_streaming(
         silent_right += sum(index not in heard for index in range(frames) if index not in loud)
         words += sum(len(e.text.split()) for e in events if e.role == "assistant")
         seconds += frames / fps
-        latencies += [e.latency for e in free if e.latency is not None]
-    scores = evaluate_metric("stream_events").compute(predictions=told, references=true, tolerance=tolerance)
+        latencies += [e.latency for e in free]
+    scores = evaluate_metric("stream_events").compute(
+        predictions=told, references=true, tolerance=tolerance, delay_window=delay_window
+    )
     if right_answers:
         scores |= evaluate_metric("answer_accuracy").compute(predictions=answers, references=right_answers)
     scores["silent_frames_right"] = silent_right / max(silent, 1)
     scores["words_per_minute"] = 60 * words / max(seconds, 1e-9)
-    scores["latency"] = sum(latencies) / max(len(latencies), 1)
+    scores["first_word_latency"] = sum(latencies) / max(len(latencies), 1)
     return scores
 
 
@@ -346,7 +468,7 @@ def measure_checkpoint(
     *,
     fps: float = 2.0,
     tolerance: float = 0.5,
-    batch_size: int = 4,
+    batch_size: int = 8,
     interval_threshold: float | None = None,
     weights: str | None = None,
     **options: Any,
@@ -370,7 +492,7 @@ def measure_checkpoint(
     scores = teacher_forced(
         model, processor, rows, fps=fps, batch_size=batch_size, interval_threshold=interval_threshold
     )
-    return scores | free_streaming(model, processor, rows, tolerance=tolerance, **options)
+    return scores | free_streaming(model, processor, rows, tolerance=tolerance, batch_size=batch_size, **options)
 
 
 def main() -> None:
@@ -389,7 +511,8 @@ def main() -> None:
     parser.add_argument("--frame_size", type=int, default=96)
     parser.add_argument("--fps", type=float, default=2.0)
     parser.add_argument("--tolerance", type=float, default=0.5, help="seconds by which a told event may be off")
-    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--delay_window", type=float, default=5.0, help="the same, to count for the delay")
+    parser.add_argument("--batch_size", type=int, default=8, help="clips at a time")
     parser.add_argument("--interval_threshold", type=float, help="by default the checkpoint's own")
     parser.add_argument("--max_new_tokens", type=int, default=100, help="longest reply")
     parser.add_argument("--weights", choices=WEIGHTS, help="linear layers in eight bits, by torchao")
@@ -408,6 +531,7 @@ def main() -> None:
         rows,
         fps=options.fps,
         tolerance=options.tolerance,
+        delay_window=options.delay_window,
         batch_size=options.batch_size,
         interval_threshold=options.interval_threshold,
         weights=options.weights,
@@ -420,7 +544,7 @@ def main() -> None:
         name = f"StreamWorld, {world}" if options.dataset == "streamworld" else Path(options.dataset).name
         add_results(
             options.checkpoint,
-            {name: value for name, value in scores.items() if name != "latency"},
+            {name: value for name, value in scores.items() if name != "first_word_latency"},
             dataset=name,
             split=options.split,
             command=" ".join(["python", "train/evaluation.py", *(arg for arg in sys.argv[1:] if arg != "--card")]),

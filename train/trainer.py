@@ -145,7 +145,8 @@ class StreamingSFTTrainer(SFTTrainer):
             turns = self._predict_turns(model, rows)
             scores = score_turns(turns, fps=self.fps) if turns else {}
             if self.stream_examples:
-                scores |= free_streaming(model, processor, self.stream_examples, **show)
+                # One by one: an engine would capture its steps anew at each evaluation, for a few clips.
+                scores |= free_streaming(model, processor, self.stream_examples, batch_size=1, **show)
                 events, _ = stream_example(model, processor, self.stream_examples[0], fps=self.fps)
             model.config.text_config.use_cache = use_cache
             model.train(was_training)

@@ -23,7 +23,9 @@ _DESCRIPTION = """
 `predictions` and `references`: for each stream, what was said of itself and what should have been, as a list of
 `{"time": seconds, "text": words}`. An event is right if its words are (but for case and spaces) and its time is off by
 no more than `tolerance` seconds; each counts once. Returns `event_precision`, `event_recall`, `event_f1` and
-`event_delay`, the mean seconds by which right events are told after they should be.
+`event_delay`, the mean seconds by which events are told after they should be, negative where they are told before.
+Of the delay those are that are told in the right words at most `delay_window` seconds off, right in time or not: each
+once, the pairs nearest in time first. It is 0 if there is none.
 """
 _CITATION = """"""
 
@@ -45,11 +47,16 @@ class StreamEvents(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: list[list[dict[str, Any]]], references: list[list[dict[str, Any]]], tolerance: float = 0.5
+        self,
+        predictions: list[list[dict[str, Any]]],
+        references: list[list[dict[str, Any]]],
+        tolerance: float = 0.5,
+        delay_window: float = 5.0,
     ) -> dict[str, float]:
-        delays, told, true = [], 0, 0
+        right, delays, told, true = 0, [], 0, 0
         for said, happened in zip(predictions, references, strict=True):
             told, true = told + len(said), true + len(happened)
+            delays += _delays(said, happened, delay_window)
             left = list(happened)
             for event in sorted(said, key=lambda event: event["time"]):
                 near = [
@@ -59,16 +66,32 @@ class StreamEvents(evaluate.Metric):
                     and abs(other["time"] - event["time"]) <= tolerance + 1e-6
                 ]
                 if near:
-                    match = min(near, key=lambda other: abs(other["time"] - event["time"]))
-                    left.remove(match)
-                    delays.append(event["time"] - match["time"])
-        precision, recall = len(delays) / max(told, 1), len(delays) / max(true, 1)
+                    left.remove(min(near, key=lambda other: abs(other["time"] - event["time"])))
+                    right += 1
+        precision, recall = right / max(told, 1), right / max(true, 1)
         return {
             "event_precision": precision,
             "event_recall": recall,
             "event_f1": 2 * precision * recall / max(precision + recall, 1e-9),
             "event_delay": sum(delays) / max(len(delays), 1),
         }
+
+
+def _delays(said: list[dict[str, Any]], happened: list[dict[str, Any]], window: float) -> list[float]:
+    """Seconds from each event to where it is told, if it is within the window."""
+    pairs = [
+        (event["time"] - other["time"], i, j)
+        for i, event in enumerate(said)
+        for j, other in enumerate(happened)
+        if _words(other["text"]) == _words(event["text"])
+    ]
+    delays, used_said, used_happened = [], set(), set()
+    for delay, i, j in sorted(pairs, key=lambda pair: abs(pair[0])):
+        if abs(delay) <= window + 1e-6 and i not in used_said and j not in used_happened:
+            delays.append(delay)
+            used_said.add(i)
+            used_happened.add(j)
+    return delays
 
 
 def _words(text: str) -> list[str]:
