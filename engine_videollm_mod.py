@@ -13,13 +13,13 @@
 # limitations under the License.
 """Many live streams on one model: their frames and their words share steps, and their caches one memory."""
 
-import inspect
 import queue
 import threading
 import time as clock
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -261,8 +261,8 @@ class StreamingEngine:
 
     Sessions of any age, frame rate and state share steps: those that see a frame, those that read a question and those
     that speak are laid in one row, each over its own pages of one memory, and each says what it would say alone. The
-    least recently served come first. All memory is taken when the engine is made, and a stream's when it is opened:
-    one that would not fit is refused.
+    least recently served come first. All memory of caches is taken when the engine is made, and a stream's when it is
+    opened: one that would not fit is refused. On CUDA captured steps take theirs as they are made, by `warm_up` most.
 
     Used as a context it runs by itself, in a thread; else [`~StreamingEngine.step`] makes it go on.
 
@@ -284,9 +284,9 @@ class StreamingEngine:
         page_size (`int`, *optional*, defaults to 256): Entries of a page of the cache.
         capture (`bool`, *optional*): Whether to replay steps as CUDA graphs. By default where the model is on CUDA.
             On a CPU `True` runs the same code, filled up to the same shapes, uncaptured.
-        compile_steps (`bool`, *optional*, defaults to `False`): Whether to have `torch.compile` make each captured
-            step, the first time that its shape comes: half a minute or more, after which the step is faster, on a CPU
-            too. torch 2.13 or later.
+        compile_steps (`bool`, *optional*, defaults to `False`): Whether to have `torch.compile` make the captured
+            steps that [`~StreamingEngine.warm_up`] makes, which then takes much longer and the steps less, on a CPU
+            too. As with captured steps, weights may change in place, but nothing else about the model may.
 
     Attributes:
         streams (`list[EngineStream]`): Those open.
@@ -325,7 +325,7 @@ class StreamingEngine:
     ) -> None:
         if compile_steps and capture is False:
             raise ValueError("`compile_steps` is for captured steps: leave `capture` out, or set it to `True`.")
-        if compile_steps and "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+        if compile_steps and not hasattr(torch.compiler, "skip_all_guards_unsafe"):
             raise ValueError(f"`compile_steps` needs a later torch than {torch.__version__}.")
         if max_frames is None:
             max_frames = min(within_context(model.config)["max_frames"], 300)
@@ -661,7 +661,8 @@ class StreamingEngine:
         The captured step that these fit in: streams that see, frames that each sees, and streams that say one token.
 
         `None` if there is none: where a stream reads text or opens a stretch of frames, where streams differ in how
-        many frames they see, and where one remembers more than the engine's own `max_frames` and `max_text_tokens`.
+        many frames they see, where one catches up while another speaks, and where one remembers more than the engine's
+        own `max_frames` and `max_text_tokens`.
         """
         if self._captured is None:
             return None
@@ -673,30 +674,38 @@ class StreamingEngine:
         fits = (
             all(step.num_frames == frames and len(step.ids) == frames * frame_tokens for step in seeing)
             and all(len(step.ids) == 1 for step in speaking)
-            and frames in (0, *_FRAMES)
+            and frames in ((0, 1) if speaking else _FRAMES)
             and max(len(seeing), len(speaking)) <= _SIZES[-1]
             and all(
                 len(cache.tables[kind].pages) <= most for cache in caches for kind, most in self._most_pages.items()
             )
         )
-        return (_size(len(seeing)), frames, _size(len(speaking))) if fits else None
+        if not fits:
+            return None
+        # As many that see as that speak: else live streams would now and then come in a mixture not made before.
+        most = _size(max(len(seeing), len(speaking)))
+        return (most if seeing else 0, frames, most if speaking else 0)
 
     def warm_up(self, max_streams: int = 1) -> None:
         """
         Makes the captured steps that live streams need most, so that none has to wait for them: one frame a stream,
-        and one token a stream, for up to `max_streams` streams together, and several frames of a stream that catches
-        up. With a progress bar, which tells what attention runs on. Nothing where steps are not captured.
+        and one token a stream, for up to `max_streams` streams together, both at once, and several frames of a stream
+        that catches up. With a progress bar, which tells what attention runs on. Nothing where steps are not captured.
         """
         if self._captured is None:
             return
+        with self._stepping:
+            # Steps that read text are not captured: what they attend by is chosen here too.
+            _Row(self, [self._spare], [StreamStep([0], [0])]).forward()
         sizes = [size for size in _SIZES if size <= _size(max_streams)]
         shapes = [(size, 1, 0) for size in sizes] + [(0, 0, size) for size in sizes]
+        shapes += [(size, 1, size) for size in sizes if max_streams > 1]
         shapes += [(1, frames, 0) for frames in _FRAMES[1:]]
         progress = logging.tqdm(shapes, desc="warming up", unit=" steps")
         for shape in progress:
             with self._stepping:
                 if shape not in self._captured:
-                    self._captured[shape] = _CapturedStep(self, *shape)
+                    self._captured[shape] = _CapturedStep(self, *shape, is_compiled=self.compile_steps)
             if names := attention_in_use(self.device):
                 progress.set_postfix_str(f"attention by {' and '.join(names)}")
 
@@ -828,7 +837,9 @@ class _CapturedStep:
     What is missing is filled up by a stream that nobody reads.
     """
 
-    def __init__(self, engine: StreamingEngine, seeing: int, frames: int, speaking: int) -> None:
+    def __init__(
+        self, engine: StreamingEngine, seeing: int, frames: int, speaking: int, *, is_compiled: bool = False
+    ) -> None:
         self.engine, self.seeing, self.frames, self.speaking = engine, seeing, frames, speaking
         config = engine.model.config
         interval = [] if config.frame_token_interval_id is None else [config.frame_token_interval_id]
@@ -845,7 +856,7 @@ class _CapturedStep:
         }
         self._inputs = self._fill([], [])
         self._step: Callable[[], tuple] | None = None
-        if engine.compile_steps:
+        if is_compiled:
             self._step = self._compile()
         if engine.device.type == "cuda":
             self._step = self._capture(self._step or self._inputs.forward)
@@ -910,14 +921,12 @@ class _CapturedStep:
     def _compile(self) -> Callable[[], tuple]:
         # What is chosen and allocated once is not part of the step.
         self._inputs.forward()
+        # What was compiled is kept with a function's code, and counted there: each step has its own.
+        forward = _Row.forward
+        alone = FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__)
         # All that a guard could find changed is fixed here, but for numbers in tensors.
-        step = torch.compile(
-            self._inputs.forward,
-            fullgraph=True,
-            dynamic=False,
-            isolate_recompiles=True,
-            options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
-        )
+        options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        step = torch.compile(MethodType(alone, self._inputs), fullgraph=True, dynamic=False, options=options)
         step()
         return step
 
