@@ -23,7 +23,9 @@ Weights and frames are random: operations, cache entries and seconds do not depe
 """
 
 import argparse
+import platform
 import time as clock
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -148,7 +150,15 @@ def device_name(device: str) -> str:
     """What the figures were taken on."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads" if device == "cpu" else "no device (shapes only)"
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads" if device == "cpu" else "no device (shapes only)"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "CPU " + next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return f"CPU {platform.processor()}".strip()
 
 
 if __name__ == "__main__":
