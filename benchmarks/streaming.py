@@ -32,9 +32,9 @@ With `--streams` as many streams, each with a memory of `--stream-context` frame
 again and again: how long such a round takes, vision encoding included, says how many frames a second all of them may
 bring. A round that takes longer than a frame of 2 a second lasts is a missed deadline.
 
-With `--compile` the engine's steps are compiled. With `--clip` a checkpoint watches a video file from its first frame
-to its last word: in a session, in an engine of one stream, and, for what was said there, in the plain loop, which is
-given each word that it is to say, so that all of them do the same work.
+With `--compile` the steps of an engine of one stream are also measured compiled. With `--clip` a checkpoint watches a
+video file from its first frame to its last word: in a session, in an engine of one stream, and, for what was said
+there, in the plain loop, which is given each word that it is to say, so that all of them do the same work.
 
 The floor of a step is what the memory or the arithmetic unit of this machine needs at least, whichever is more: bytes
 of weights and cache over the measured rate of a copy, or operations over the measured rate of a matrix product.
@@ -174,7 +174,7 @@ def main() -> None:
         "--checkpoint", help="a folder or a Hub id in place of random weights and of what decides them"
     )
     parser.add_argument("--encoder", help="vision encoder: a folder or a Hub id; by default a small one")
-    parser.add_argument("--compile", action="store_true", help="compile the engine's steps")
+    parser.add_argument("--compile", action="store_true", help="also measure steps that are compiled")
     parser.add_argument("--clip", help="a video file that the checkpoint watches from start to end")
     parser.add_argument("--steps", type=int, default=100, help="steps measured of each kind")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="streams at once")
@@ -224,7 +224,9 @@ def measure(
     model: VideoLLMMoDForConditionalGeneration, scheme: str, rates: tuple[float, float], options: argparse.Namespace
 ) -> list[Row]:
     """All contexts of a scheme; of full compute the plain loop too, on the same weights."""
-    ways: list[tuple[str, Callable[..., Watcher]]] = [(scheme, partial(Engine, compile_steps=options.compile))]
+    ways: list[tuple[str, Callable[..., Watcher]]] = [(scheme, Engine)]
+    if options.compile:
+        ways.append((f"{scheme}, compiled", partial(Engine, compile_steps=True)))
     if scheme == "full":
         ways.append((PLAIN, PlainLoop))
     rows = []
@@ -252,7 +254,7 @@ def measure_streams(
     for count in tqdm(sorted(options.streams), desc=f"{scheme}, {config.frame_num_tokens} tokens", leave=False):
         free(options.device)
         try:
-            engine, caches = make_engine(model, count, options.stream_context, compile_steps=options.compile)
+            engine, caches = make_engine(model, count, options.stream_context)
             before = int(caches[0].get_seq_length())
             pixels = torch.randn(count, 3, *_size(config), device=options.device, dtype=options.dtype)
             taken = []
@@ -336,6 +338,8 @@ def make_engine(
 ) -> tuple[StreamingEngine, list[VideoLLMMoDPagedCache]]:
     """An engine with room for these streams, and their caches, which remember frames of random numbers."""
     engine = StreamingEngine(model, None, max_streams=streams, max_frames=context + 8, max_text_tokens=64, **how)
+    if engine.compile_steps:
+        engine.warm_up(streams)
     caches = [VideoLLMMoDPagedCache(engine.pool) for _ in range(streams)]
     for cache in caches:
         cache.reserve(context + 8, context + 64)
