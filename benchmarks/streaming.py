@@ -644,7 +644,7 @@ def _draw(points: list[tuple[int, str, int, float]], path: Path, x: str, y: str)
             line = [(at, value) for of, scheme, at, value in points if of == count and scheme == name]
             axes.plot(*zip(*line, strict=True), marker="o", label=name) if line else None
         axes.set(title=f"{count} tokens a frame", xlabel=x, ylabel=y, ylim=(0, None))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.legend()
     figure.tight_layout()
     figure.savefig(path)

@@ -50,7 +50,7 @@ from videollm_mod.train.arguments import ModelArguments, ScriptArguments, Stream
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.streamworld import SPLITS, WORLDS, make_clip, streamworld_dataset
 from videollm_mod.train.data.timed_messages import NARRATE, find_faults, load_timed_messages
-from videollm_mod.train.evaluation import free_streaming
+from videollm_mod.train.evaluation import free_streaming, teacher_forced
 from videollm_mod.train.new_model import choose_parts, model_from_parts, new_model
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
@@ -591,10 +591,11 @@ def test_embedded_checkpoint_narrates_its_sample(embedded):
     assert [[e.time, e.text] for e in events if e.role == "assistant"] == story["events"]
 
 
-def test_embedded_checkpoint_on_other_held_out_clips(embedded):
-    """The README's figures, on a tenth of its clips and others than its own, with room for so few."""
+def test_embedded_checkpoint_on_200_held_out_clips(embedded):
+    """The README's figures, as `train/evaluation.py` measures them; LIVE's on fewer of the clips."""
     model, processor = embedded
     kinds = {"narrate": 2.0, "ask": 1.0, "wait": 1.0}
-    rows = streamworld_dataset("test", num_clips=40, first_clip=1000, kinds=kinds, world=WORLDS["tiny"])
-    scores = free_streaming(model, processor, rows, max_new_tokens=32)
-    assert scores["event_f1"] > 0.85 and scores["answer_accuracy"] > 0.75 and scores["silent_frames_right"] > 0.98
+    rows = streamworld_dataset("test", num_clips=200, kinds=kinds, world=WORLDS["tiny"])
+    scores = free_streaming(model, processor, rows)
+    assert scores["event_f1"] >= 0.92 and scores["answer_accuracy"] >= 0.88 and scores["silent_frames_right"] >= 0.995
+    assert teacher_forced(model, processor, rows.select(range(20)), batch_size=8)["time_diff"] < 0.1
