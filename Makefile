@@ -9,7 +9,10 @@ MODEL ?=
 .PHONY: narrate space test train checkpoint checkpoint-code release-check clean
 
 narrate: $(VENV)/.installed
-	@$(BIN)/python cli.py narrate $(if $(VIDEO),"$(VIDEO)") $(if $(MODEL),--model "$(MODEL)") $(if $(QUERY),--query "$(QUERY)")
+	@for video in $(if $(VIDEO),"$(VIDEO)",space/samples/*.mp4); do \
+		echo "$$video"; \
+		$(BIN)/python cli.py narrate "$$video" $(if $(MODEL),--model "$(MODEL)") $(if $(QUERY),--query "$(QUERY)") || exit 1; \
+	done
 
 # The page, in a browser at the address that it prints.
 space: $(VENV)/.installed-space
@@ -25,8 +28,8 @@ test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 train: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size quick
 
-# The embedded checkpoint and its sample, from nothing. Its card is that of the last stage, with what it is measured to
-# reach. The sample is the first held-out clip in which at least five things of at least four kinds happen.
+# The embedded checkpoint and its samples, from nothing. Its card is that of the last stage, with what it is measured to
+# reach. The samples are the first two held-out clips in which at least five things of at least four kinds happen.
 TRAINED := outputs/streamworld_cpu/trained
 checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size cpu
@@ -38,6 +41,7 @@ checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/evaluation.py --checkpoint space/checkpoint --world tiny --kinds narrate=2,ask=1,wait=1 --card
 	cp outputs/streamworld_cpu/narration/loss.png docs/loss.png
 	$(BIN)/python train/data/streamworld.py space/samples --split test --world tiny --clip 117 --fps 12
+	$(BIN)/python train/data/streamworld.py space/samples --split test --world tiny --clip 595 --fps 12 --name streamworld_2
 
 # The code that travels with the embedded checkpoint, after a change to it.
 checkpoint-code:

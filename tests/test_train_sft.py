@@ -591,6 +591,16 @@ def test_embedded_checkpoint_narrates_its_sample(embedded):
     assert [[e.time, e.text] for e in events if e.role == "assistant"] == story["events"]
 
 
+def test_embedded_checkpoint_tells_most_of_its_second_sample(embedded):
+    model, processor = embedded
+    story = json.loads((SAMPLES / "streamworld_2.json").read_text(encoding="utf-8"))
+    clip = make_clip(story["seed"], WORLDS[story["world"]])
+    assert SPLITS["test"] <= story["seed"] < SPLITS["ood"] and [list(e) for e in clip.story()] == story["events"]
+    events = model.narrate(processor, SAMPLES / "streamworld_2.mp4", NARRATE)
+    told = [[e.time, e.text] for e in events if e.role == "assistant"]
+    assert len(told) == len(story["events"]) == 5 and sum(event in story["events"] for event in told) == 3
+
+
 def test_embedded_checkpoint_on_200_held_out_clips(embedded):
     """The README's figures, as `train/evaluation.py` measures them; LIVE's on fewer of the clips."""
     model, processor = embedded

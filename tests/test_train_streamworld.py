@@ -454,13 +454,14 @@ def test_written_clips_show_the_same(tmp_path):
 
 def test_a_single_clip_and_its_story(tmp_path, monkeypatch):
     arguments = ["streamworld.py", tmp_path, "--split", "test", "--world", "small", "--clip", 3, "--size", 64]
+    arguments += ["--name", "one"]
     monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
     streamworld.main()
-    story = json.loads((tmp_path / "streamworld.json").read_text())
+    story = json.loads((tmp_path / "one.json").read_text())
     clip = make_clip(SPLITS["test"] + 3, WORLDS["small"])
     assert story["seed"] == clip.seed and story["world"] == "small"
     assert [tuple(event) for event in story["events"]] == clip.story()
-    assert {path.name for path in tmp_path.iterdir()} == {"streamworld.mp4", "streamworld.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"one.mp4", "one.json"}
 
 
 def run_command(monkeypatch, *arguments):

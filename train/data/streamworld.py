@@ -993,9 +993,9 @@ def _write_once(path: Path, write: Callable[[Path], Any]) -> None:
         part.rename(path)
 
 
-def write_sample(folder: Path, clip: Clip, world: str, *, size: int, fps: int) -> None:
+def write_sample(folder: Path, clip: Clip, world: str, *, size: int, fps: int, name: str = "streamworld") -> None:
     """
-    Writes one clip, `streamworld.mp4`, and what happens in it, `streamworld.json`.
+    Writes one clip, `<name>.mp4`, and what happens in it, `<name>.json`.
 
     Args:
         folder (`Path`): Where to; made if it is not there.
@@ -1003,11 +1003,12 @@ def write_sample(folder: Path, clip: Clip, world: str, *, size: int, fps: int) -
         world (`str`): Name of its world, for the file.
         size (`int`): Width and height of the video.
         fps (`int`): Its frames a second.
+        name (`str`, *optional*, defaults to `"streamworld"`): Name of both files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_video(clip, folder / "streamworld.mp4", size=size, fps=fps)
+    write_video(clip, folder / f"{name}.mp4", size=size, fps=fps)
     story = {"seed": clip.seed, "world": world, "events": clip.story()}
-    (folder / "streamworld.json").write_text(json.dumps(story, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(story, indent=1) + "\n", encoding="utf-8")
 
 
 COMMAND = "python train/data/streamworld.py"
@@ -1095,6 +1096,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--num_clips", type=int, default=100)
     parser.add_argument("--clip", type=int, help="number of a clip, to write it and its story alone")
+    parser.add_argument("--name", default="streamworld", help="name of the files of --clip")
     parser.add_argument("--world", choices=WORLDS, help="what may be seen; default: full, for ood: ood")
     parser.add_argument("--size", type=int, default=256, help="width and height in pixels")
     parser.add_argument("--fps", type=int, default=24, help="frames a second of the files, 2 to 30")
@@ -1108,7 +1110,7 @@ def main() -> None:
     world, video = WORLDS[name], {"size": options.size, "fps": options.fps}
     if options.clip is not None:
         clip = make_clip(SPLITS[options.split] + options.clip, world)
-        write_sample(options.folder, clip, name, **video)
+        write_sample(options.folder, clip, name, **video, name=options.name)
         return
     write_split(options.folder, options.split, num_clips=options.num_clips, world=world, kinds=options.kinds, **video)
     given = f"--num_clips {options.num_clips} --world {name} --size {options.size} --fps {options.fps}"
