@@ -23,6 +23,7 @@ import pytest
 import torch
 from tiny import random_frames, tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor
+from transformers.utils import logging
 
 from videollm_mod import EngineFullError, StreamingEngine, engine_videollm_mod
 from videollm_mod.engine_videollm_mod import read_ahead
@@ -541,6 +542,7 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
 
 
 def test_warming_up_makes_the_steps_that_are_captured_and_tells_what_attention_runs_on(capfd):
+    logging.enable_progress_bar()  # whatever ran before, such as a command that shows its own
     engine = tiny_engine(max_streams=4, capture=True)
     engine.warm_up(max_streams=3)
     together = {shape for size in (1, 2, 4) for shape in [(size, 1, 0), (0, 0, size), (size, 1, size)]}
