@@ -204,12 +204,27 @@ def teacher_forced(
     Returns:
         `dict[str, float]`: `lm_ppl`, `time_diff` in seconds, `fluency` and `lm_correctness`, each a mean over turns.
     """
+    options = {"fps": fps, "batch_size": batch_size, "interval_threshold": interval_threshold}
+    return score_turns(predict_all_turns(model, processor, examples, **options, progress=progress), fps=fps)
+
+
+def predict_all_turns(
+    model: Any,
+    processor: Any,
+    examples: Sequence[dict[str, Any]],
+    *,
+    fps: float = 2.0,
+    batch_size: int = 4,
+    interval_threshold: float | None = None,
+    progress: bool = True,
+) -> list[Turn]:
+    """The turns of all dialogues, by [`predict_turns`], so many dialogues at a time."""
     turns: list[Turn] = []
     for begin in tqdm(range(0, len(examples), batch_size), desc="teacher forcing", disable=not progress):
         batch = [examples[index] for index in range(begin, min(begin + batch_size, len(examples)))]
         for dialogue in predict_turns(model, processor, batch, fps=fps, interval_threshold=interval_threshold):
             turns += dialogue
-    return score_turns(turns, fps=fps)
+    return turns
 
 
 def score_turns(turns: Sequence[Turn], *, fps: float = 2.0) -> dict[str, float]:

@@ -29,11 +29,12 @@ import torch
 from accelerate.utils import gather_object, is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import Subset
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 from videollm_mod.train.card import write_card
-from videollm_mod.train.evaluation import Turn, free_streaming, predict_turns, score_turns, stream_example
+from videollm_mod.train.evaluation import Turn, free_streaming, predict_all_turns, score_turns, stream_example
 
 
 class StreamingSFTTrainer(SFTTrainer):
@@ -160,13 +161,11 @@ class StreamingSFTTrainer(SFTTrainer):
 
     def _predict_turns(self, model: Any, rows: Any) -> list[Turn]:
         """Every reply of some rows under teacher forcing, each process its share of them."""
-        size, rank = self.args.per_device_eval_batch_size, self.accelerator.process_index
-        turns: list[Turn] = []
-        for begin in range(rank * size, len(rows), size * self.accelerator.num_processes):
-            batch = [rows[index] for index in range(begin, min(begin + size, len(rows)))]
-            for dialogue in predict_turns(model, self.processing_class, batch, fps=self.fps):
-                turns += dialogue
-        return gather_object(turns)
+        mine = Subset(rows, range(self.accelerator.process_index, len(rows), self.accelerator.num_processes))
+        size = self.args.per_device_eval_batch_size
+        return gather_object(
+            predict_all_turns(model, self.processing_class, mine, fps=self.fps, batch_size=size, progress=False)
+        )
 
     @contextmanager
     def _whole_model(self) -> Iterator[Any]:

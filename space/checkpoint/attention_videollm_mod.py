@@ -246,7 +246,7 @@ def attend_flashinfer(
     (heads, dim), (page_size, key_heads, _) = query.shape[1:], keys.shape[1:]
     key = (heads, dim, page_size, key_heads, query.dtype, scaling, window)
     wrapper, planned_for = entries.plans.get(key, (None, None))
-    if planned_for is not entries:
+    if planned_for is not entries.slots:
         if wrapper is None:
             workspace = torch.empty(_FLASHINFER_WORKSPACE, dtype=torch.uint8, device=query.device)
             wrapper = importlib.import_module("flashinfer").BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
@@ -262,7 +262,8 @@ def attend_flashinfer(
             window_left=-1 if window is None else window - 1,
             q_data_type=query.dtype,
         )
-        entries.plans[key] = (wrapper, entries)
+        # By a tensor of the step: the step itself would hold what holds it.
+        entries.plans[key] = (wrapper, entries.slots)
     return wrapper.run(query, (keys, values))
 
 

@@ -294,7 +294,7 @@ class StreamingEngine:
         stats ([`EngineStats`]): What it did so far.
 
     Raises:
-        `ValueError`: If a number is out of range.
+        `ValueError`: If a number is out of range, or steps are to be compiled and not captured, or this torch cannot.
 
     Example:
 
