@@ -22,7 +22,7 @@ import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available, logging
 
-from .cache_videollm_mod import read_pages, write_pages
+from .cache_videollm_mod import read_pages, read_strip, write_pages
 
 
 try:
@@ -113,11 +113,10 @@ class PackedEntries:
             return None
         key = (stream, window, groups, like.dtype)
         if key not in self._masks:
-            entry = torch.arange(length, device=like.device)
-            last = torch.arange(length - new, length, device=like.device)[:, None]
-            hidden = entry > last
-            hidden = hidden if window is None else hidden | (entry <= last - window)
-            self._masks[key] = like.new_zeros(new, length).masked_fill(hidden, float("-inf")).repeat(groups, 1)
+            mask = like.new_full((new, length), float("-inf")).triu_(length - new + 1)
+            if window is not None:
+                mask += like.new_full((new, length), float("-inf")).tril_(length - new - window)
+            self._masks[key] = mask if groups == 1 else mask.repeat(groups, 1)
         return self._masks[key]
 
 
@@ -160,23 +159,71 @@ def attend_strips(
     window: int | None = None,
 ) -> torch.Tensor:
     """Stream by stream, without copying pages that follow each other: for a CPU."""
+    if entries.is_captured:
+        # Its numbers are of another step by the time it runs: they are in its tensors, and read there.
+        where = (entries.begins, entries.used, entries.table)
+        return torch.ops.videollm_mod.attend_strips(query, keys, values, *where, scaling, window)
     heads, groups = keys.shape[2], query.shape[1] // keys.shape[2]
-    outputs = []
-    for stream, (rows, length) in enumerate(zip(query.split(entries.new), entries.lengths, strict=True)):
-        if not len(rows):
+    outputs, end = [], 0
+    for stream, (new, length) in enumerate(zip(entries.new, entries.lengths, strict=True)):
+        begin, end = end, end + new
+        if new == 0:
             continue
-        strip, pages = entries.strips[stream], entries.table[stream]
+        rows, strip = query[begin:end], entries.strips[stream]
         # The queries that share a key head stand beside each other, so that its keys are read once.
-        folded = rows.unflatten(1, (heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)[None]
+        folded = (
+            rows.unflatten(1, (heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)
+            if groups > 1
+            else rows.transpose(0, 1)
+        )
         if strip is None:
-            parts = [read_pages(x, pages.long(), query.dtype).flatten(0, 1)[:length] for x in (keys, values)]
+            pages = torch.tensor(entries.pages[stream], device=keys.device)
+            parts = [read_pages(x, pages, query.dtype).flatten(0, 1)[:length] for x in (keys, values)]
+            key, value = (x.transpose(0, 1) for x in parts)
         else:
-            parts = [x.flatten(0, 1)[strip : strip + length].to(query.dtype) for x in (keys, values)]
+            key, value = (read_strip(x, strip, length, query.dtype) for x in (keys, values))
         mask = entries.mask(stream, window, groups, folded)
-        key, value = (x.transpose(0, 1)[None] for x in parts)
-        output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
-        outputs.append(output[0].unflatten(1, (groups, len(rows))).permute(2, 0, 1, 3).flatten(1, 2))
+        output = F.scaled_dot_product_attention(folded[None], key[None], value[None], attn_mask=mask, scale=scaling)
+        output = (
+            output[0].unflatten(1, (groups, new)).permute(2, 0, 1, 3).flatten(1, 2)
+            if groups > 1
+            else output[0].transpose(0, 1)
+        )
+        outputs.append(output)
     return torch.cat(outputs) if outputs else torch.empty_like(query)
+
+
+def _strips_by_tensors(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    begins: torch.Tensor,
+    used: torch.Tensor,
+    table: torch.Tensor,
+    scaling: float,
+    window: int | None,
+) -> torch.Tensor:
+    """[`attend_strips`] where streams begin, what they hold and their pages are on a CPU's tensors."""
+    page_size = keys.shape[1]
+    bounds, lengths = begins.tolist(), used.tolist()
+    pages = [row[: -(-length // page_size)] for row, length in zip(table.tolist(), lengths, strict=True)]
+    new = [end - begin for begin, end in pairwise(bounds)]
+    strips = [_strip(own, page_size) for own in pages]
+    entries = PackedEntries(new, lengths, strips, max(new), begins, begins, used, used, table, pages)
+    return attend_strips(query, keys, values, entries, scaling, window)
+
+
+# To `torch.compile` one operation, since it depends on numbers that only a step knows. Defined by hand: what
+# `torch.library.custom_op` puts around a function takes as long as attending to a short stream. A second copy of this
+# module, as code from the Hub is, shares it.
+if not hasattr(torch.ops.videollm_mod, "attend_strips"):
+    torch.library.define(
+        "videollm_mod::attend_strips",
+        "(Tensor query, Tensor keys, Tensor values, Tensor begins, Tensor used, Tensor table, float scaling, "
+        "int? window) -> Tensor",
+    )
+    torch.library.impl("videollm_mod::attend_strips", "CPU", _strips_by_tensors)
+    torch.library.register_fake("videollm_mod::attend_strips", lambda query, *_: torch.empty_like(query))
 
 
 def attend_varlen(
@@ -344,8 +391,7 @@ def attention_in_use(device: torch.device) -> list[str]:
 def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool, is_captured: bool) -> tuple[str, Attend]:
     reference = ("gathered pages", attend_gathered)
     if query.device.type != "cuda":
-        # Strips are the host's doing, which a step that is compiled would do once and for all.
-        return ("strips of pages", attend_strips) if query.device.type == "cpu" and not is_captured else reference
+        return ("strips of pages", attend_strips) if query.device.type == "cpu" else reference
     candidates: list[tuple[str, Attend]] = []
     is_half = query.dtype in (torch.float16, torch.bfloat16) and keys.dtype == query.dtype
     if is_half and varlen_attn is not None:
@@ -362,7 +408,7 @@ def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool, is_captur
     times = {}
     for name, attend in candidates:
         try:
-            times[name, attend] = check_attention(attend, query, keys, has_window=has_window)
+            times[name, attend] = check_attention(attend, query, keys, has_window=has_window, has_empty=is_captured)
         except Exception as error:  # a kernel fails in as many ways as there are kernels; whichever, it is not used
             logger.info(f"{name} is installed, and not used so: {error}")
     if not times:
@@ -375,11 +421,18 @@ def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool, is_captur
 
 
 def check_attention(
-    attend: Attend, query: torch.Tensor, keys: torch.Tensor, *, has_window: bool = False, repeats: int = 5
+    attend: Attend,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    *,
+    has_window: bool = False,
+    has_empty: bool = False,
+    repeats: int = 5,
 ) -> float:
     """
     Compares a kernel with the reference, on random numbers in the shapes of `query` and `keys`: streams that add much
-    and that add one entry each, since kernels differ in what they run for those.
+    and that add one entry each, since kernels differ in what they run for those, and if `has_empty`, as captured steps
+    may have it, one that adds and holds nothing.
 
     Returns:
         `float`: Seconds of a call.
@@ -395,6 +448,8 @@ def check_attention(
     stored = [torch.randn(7, page_size, key_heads, dim, **options).to(keys.dtype) for _ in range(2)]
     taken = 0.0
     for new in ([11, 1, 5], [1, 1, 1]):
+        if has_empty:
+            new, lengths, pages = [*new, 0], [*lengths[:3], 0], [*pages[:3], []]
         rows = torch.randn(sum(new), heads, dim, **options).to(query.dtype)
         entries = pack_entries(new, lengths, pages, page_size, query.device)
         expected = attend_gathered(rows.float(), *(x.float() for x in stored), entries, dim**-0.5, window)
@@ -439,8 +494,7 @@ def pack_entries(
     slots: list[int] = []
     strips: list[int | None] = []
     for count, length, own in zip(new, lengths, pages, strict=True):
-        strip = own[0] * page_size if own and own == list(range(own[0], own[0] + len(own))) else None
-        strips.append(strip)
+        strips.append(_strip(own, page_size))
         for place in range(length - count, length):
             slots.append(own[place // page_size] * page_size + place % page_size)
     begins, key_begins = ([0, *accumulate(counts)] for counts in (new, lengths))
@@ -460,6 +514,12 @@ def pack_entries(
         is_captured=most_pages is not None,
         plans={} if plans is None else plans,
     )
+
+
+def _strip(pages: Sequence[int], page_size: int) -> int | None:
+    """Where the first entry lies in the flattened pages, if all others follow it."""
+    is_strip = bool(pages) and list(pages) == list(range(pages[0], pages[0] + len(pages)))
+    return pages[0] * page_size if is_strip else None
 
 
 # ------------------------------------------------------------------------------------------------------------ entry

@@ -240,13 +240,12 @@ class StreamingSession:
         self._unfed_ids: list[int] = []
         prompt = processor.system_prompt if system_prompt is None else system_prompt
         self._unfed_turns: list[dict[str, str]] = [{"role": "system", "content": prompt}]
+        self._bare_turns: dict[tuple[bool, str], list[int]] = {}
         self._stream_open = False
         self._reply_tokens, self._reply_seconds = 0, 0.0
         self._pieces: list[_Piece] = []
         self._is_working = self._is_broken = False
         self._num_in_sight = 0
-        # Numbers of frames that a step may have, 1 among them, where steps of others would be slow.
-        self.chunk_sizes: Sequence[int] | None = None
 
     # ----------------------------------------------------------------------------------------------------- verbs
 
@@ -493,10 +492,6 @@ class StreamingSession:
         limit = float("inf") if question is None else question.time
         while self._waiting and len(chunk) < most and self._waiting[0].time <= limit:
             chunk.append(self._waiting.popleft())
-        if self.chunk_sizes is not None:
-            size = max(size for size in self.chunk_sizes if size <= len(chunk))
-            self._waiting.extendleft(reversed(chunk[size:]))
-            chunk = chunk[:size]
         self._warn_beyond_context()
         self._remember("text" if is_text else "interval", len(opening))
         self._num_in_sight = len(chunk)
@@ -664,9 +659,14 @@ class StreamingSession:
 
     def _take_unfed(self, then: str) -> list[int]:
         """Tokens of all that was said since the last step, up to where a frame ("stream") or a reply begins."""
-        ids = self._unfed_ids + self.processor.encode_turns(
-            self._unfed_turns, stream_open=self._stream_open, then=then
-        )
+        turns, before = self._unfed_turns, self._stream_open
+        # What stands around replies is always the same, and a template takes long against a step of a small model.
+        ids = None if turns else self._bare_turns.get((before, then))
+        if ids is None:
+            ids = self.processor.encode_turns(turns, stream_open=before, then=then)
+        if not turns:
+            self._bare_turns[before, then] = ids
+        ids = self._unfed_ids + ids
         self._unfed_ids, self._unfed_turns = [], []
         return ids
 

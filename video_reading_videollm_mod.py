@@ -14,6 +14,7 @@
 """Videos as they play: a file, a URL or a stream of frames becomes (time, frame) in constant memory."""
 
 import math
+import os
 import platform
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -74,6 +75,11 @@ def read_video(
     if empty:
         name = f"'{video}'" if from_file else f"The {type(video).__name__} given as video"
         raise ValueError(f"{name} has no frame from {start} s on.")
+
+
+def is_file(video: Any) -> bool:
+    """Whether a video is a file, all of which is there to be read, and not a camera, a URL or frames that come."""
+    return isinstance(video, (str, Path)) and os.path.isfile(video)
 
 
 def _source(video: str | Path) -> str:
@@ -159,4 +165,4 @@ def _to_rgb(frame: Any) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
 
 
-__all__ = ["read_video"]
+__all__ = ["is_file", "read_video"]

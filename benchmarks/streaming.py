@@ -290,7 +290,8 @@ def measure_clip(options: argparse.Namespace) -> list[Clip]:
     def by_engine(engine: StreamingEngine) -> list[StreamEvent]:
         stream = engine.open(fps=CLIP_FPS)
         stream.ask(PROMPT, reply_now=False)
-        for waiting in read_ahead(processor.read_video(options.clip, fps=CLIP_FPS), stream.session.chunk_frames):
+        frames = processor.read_video(options.clip, fps=CLIP_FPS)
+        for waiting in read_ahead(frames, stream.session.chunk_frames, is_live=False):
             stream.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
             engine.run()
         stream.close()

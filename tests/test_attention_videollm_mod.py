@@ -86,6 +86,21 @@ def test_eight_bit_pages_are_read_as_what_they_hold(attend):
     assert_close(attend(query, keys, values, entries, SCALING), plain(query, keys, values))
 
 
+@pytest.mark.parametrize("heads", [HEADS, KEY_HEADS])
+@pytest.mark.parametrize("window", [None, 4])
+def test_strips_of_a_captured_step_are_those_of_its_tensors(window, heads):
+    """Which are another step's by the time it runs: what the host knew when it was made says nothing any more."""
+    query, keys, values, entries = case()
+    query, bounds = query[:, :heads].contiguous(), {"most_new": 13, "most_pages": 3}
+    made = pack_entries([4, 2, 1, 6], [39, 30, 9, 6], [[0, 1, 2], [3, 4], [5], [6]], PAGE, "cpu", **bounds)
+    made.copy_(pack_entries(NEW, LENGTHS, PAGES, PAGE, "cpu", **bounds))
+    found = attend_strips(query, keys, values, made, SCALING, window)
+    assert_close(found, attend_gathered(query, keys, values, entries, SCALING, window))
+    # To `torch.compile` it is one operation, of which it knows the shape alone.
+    args = (query, keys, values, made.begins, made.used, made.table, SCALING, window)
+    torch.library.opcheck(torch.ops.videollm_mod.attend_strips.default, args)
+
+
 def test_entries_say_where_everything_lies():
     entries = pack_entries([2, 1], [18, 3], [[3, 1], [0]], PAGE, "cpu", most_new=4, most_pages=3)
     assert entries.slots.tolist() == [1 * PAGE, 1 * PAGE + 1, 2]

@@ -711,12 +711,10 @@ class PagedLayer(CacheLayerMixin):
             return None
         pages = self.pool.layers[self.layer][which]
         strip = self.table.strip
-        if strip is None:
-            table = torch.tensor(self.table.pages, device=pages.device)
-            entries = read_pages(pages, table, self.dtype).flatten(0, 1)[: self.length]
-        else:
-            entries = pages.flatten(0, 1)[strip : strip + self.length].to(self.dtype)
-        return entries.transpose(0, 1)[None]
+        if strip is not None:
+            return read_strip(pages, strip, self.length, self.dtype)[None]
+        table = torch.tensor(self.table.pages, device=pages.device)
+        return read_pages(pages, table, self.dtype).flatten(0, 1)[: self.length].transpose(0, 1)[None]
 
     def _write(self, begin: int, keys: torch.Tensor, values: torch.Tensor, *more: torch.Tensor) -> None:
         end = begin + keys.shape[2]
@@ -787,6 +785,12 @@ def read_pages(pages: torch.Tensor, table: torch.LongTensor, dtype: torch.dtype)
     """Pages (pages, ...) by index, in another dtype."""
     stored = pages.view(torch.uint8) if pages.dtype.itemsize == 1 else pages
     return stored[table].view(pages.dtype).to(dtype)
+
+
+def read_strip(pages: torch.Tensor, begin: int, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """Entries that follow each other in pages (pages, page size, heads, dim), as (heads, length, dim) in a dtype."""
+    _, _, heads, dim = pages.shape
+    return pages.as_strided((heads, length, dim), (dim, heads * dim, 1), begin * heads * dim).to(dtype)
 
 
 class VideoLLMMoDPagedCache(VideoLLMMoDCache):
@@ -875,5 +879,6 @@ __all__ = [
     "VideoLLMMoDPagePool",
     "VideoLLMMoDPagedCache",
     "read_pages",
+    "read_strip",
     "write_pages",
 ]

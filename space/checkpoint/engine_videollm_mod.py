@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.utils import logging
@@ -36,6 +36,8 @@ WHEN_BEHIND = ("catch_up", "drop_oldest", "block")
 # Streams of a captured step come in these numbers, the rest is filled up; frames of a stream in these.
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _FRAMES = (1, 2, 4, 8)
+# Tokens of text that it may read beside: what opens and closes a reply, and a question.
+_FEW, _MANY = 4, 32
 # A process captures one graph at a time.
 _CAPTURING = threading.Lock()
 
@@ -73,6 +75,19 @@ class EngineStats:
     refused: int = 0
     frame_latencies: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
     first_word_latencies: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
+
+
+class _Shape(NamedTuple):
+    """What a captured step has room for."""
+
+    seeing: int
+    """Streams that see frames."""
+    frames: int
+    """How many each of them sees, or one of them fewer."""
+    speaking: int
+    """Streams that take a token of text."""
+    reading: int = 0
+    """Further tokens of text of any of these streams, before a frame or beside the one."""
 
 
 @dataclass
@@ -354,10 +369,10 @@ class StreamingEngine:
         frames, text = self._room(max_frames, max_text_tokens)
         capture = self.device.type == "cuda" or compile_steps if capture is None else capture
         self.compile_steps = compile_steps
-        spare = _FRAMES[-1] if capture else 0
+        spare = (_FRAMES[-1], _FRAMES[-1] + _MANY) if capture else (0, 0)
         self.pool = model.new_page_pool(
-            max_streams * frames + spare,
-            max_streams * (text + page_size - 1) + spare + page_size - 1,
+            max_streams * frames + spare[0],
+            max_streams * (text + page_size - 1) + spare[1] + page_size - 1,
             page_size=page_size,
             dtype=cache_dtype,
         )
@@ -367,10 +382,10 @@ class StreamingEngine:
         for layer, module in enumerate(model.model.language_model.layers):
             weight = next(module.parameters())
             self.pool.allocate(layer, heads, dim, model.get_input_embeddings().weight.dtype, weight.device)
-        self._captured: dict[tuple[int, int, int], _CapturedStep] | None = {} if capture else None
+        self._captured: dict[_Shape, _CapturedStep] | None = {} if capture else None
         # What fills a captured step up to its shape writes into pages that nobody reads.
         self._spare = VideoLLMMoDPagedCache(self.pool)
-        self._spare.reserve(spare, spare)
+        self._spare.reserve(*spare)
         # One page more than is reserved, so that what a stream says beyond it need not be read uncaptured.
         tokens = frames * self.pool.num_tokens + text
         entries = {kind: self.pool.num_entries(kind, tokens, frames) for kind in self.pool.num_pages}
@@ -431,7 +446,7 @@ class StreamingEngine:
                 **options,
             )
             if self._captured is not None:
-                session.chunk_sizes = _FRAMES
+                session.chunk_frames = min(session.chunk_frames, _FRAMES[-1])
             try:
                 cache.reserve(*self._room(max_frames, max_text_tokens, session.max_new_tokens))
             except OutOfPagesError as error:
@@ -626,7 +641,7 @@ class StreamingEngine:
             outputs = row.forward()
         else:
             if shape not in self._captured:
-                self._captured[shape] = _CapturedStep(self, *shape)
+                self._captured[shape] = _CapturedStep(self, shape)
             row, outputs = self._captured[shape].run(caches, steps)
             self.stats.captured_steps += 1
         row.packed.commit([row.inside_frame(index) for index in range(len(row.caches))])
@@ -656,56 +671,51 @@ class StreamingEngine:
 
     # -------------------------------------------------------------------------------------------------- captured
 
-    def _captured_shape(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> tuple[int, int, int] | None:
+    def _captured_shape(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> _Shape | None:
         """
-        The captured step that these fit in: streams that see, frames that each sees, and streams that say one token.
+        The captured step that these fit in.
 
-        `None` if there is none: where a stream reads text or opens a stretch of frames, where streams differ in how
-        many frames they see, where one catches up while another speaks, and where one remembers more than the engine's
-        own `max_frames` and `max_text_tokens`.
+        `None` if there is none: where streams differ much in how many frames they see, where one catches up while
+        another speaks, where one reads a long text, and where one remembers more than the engine's own `max_frames`
+        and `max_text_tokens`.
         """
         if self._captured is None:
             return None
+        if any(len(cache.tables[kind].pages) > most for cache in caches for kind, most in self._most_pages.items()):
+            return None
         interval = self.model.config.frame_token_interval_id is not None
         frame_tokens = self.model.config.frame_num_tokens + interval
-        seeing = [step for step in steps if step.num_frames]
-        speaking = [step for step in steps if not step.num_frames]
-        frames = seeing[0].num_frames if seeing else 0
-        fits = (
-            all(step.num_frames == frames and len(step.ids) == frames * frame_tokens for step in seeing)
-            and all(len(step.ids) == 1 for step in speaking)
-            and frames in ((0, 1) if speaking else _FRAMES)
-            and max(len(seeing), len(speaking)) <= _SIZES[-1]
-            and all(
-                len(cache.tables[kind].pages) <= most for cache in caches for kind, most in self._most_pages.items()
-            )
+        counts = [step.num_frames for step in steps if step.num_frames]
+        need = _Shape(
+            seeing=len(counts),
+            frames=max(counts, default=0),
+            speaking=len(steps) - len(counts),
+            reading=sum(len(step.ids) - max(step.num_frames * frame_tokens, 1) for step in steps),
         )
-        if not fits:
-            return None
-        # As many that see as that speak: else live streams would now and then come in a mixture not made before.
-        most = _size(max(len(seeing), len(speaking)))
-        return (most if seeing else 0, frames, most if speaking else 0)
+        size = _size(max(need.seeing, need.speaking))
+        shape = next((shape for shape in _shapes(size) if _has_room(shape, need)), None)
+        # What is left of the frames is one stream's.
+        return shape if shape is None or len(counts) * shape.frames - sum(counts) <= shape.frames else None
 
     def warm_up(self, max_streams: int = 1) -> None:
         """
         Makes the captured steps that live streams need most, so that none has to wait for them: one frame a stream,
-        and one token a stream, for up to `max_streams` streams together, both at once, and several frames of a stream
-        that catches up. With a progress bar, which tells what attention runs on. Nothing where steps are not captured.
+        one token a stream, both at once, each with text that is read beside, for up to `max_streams` streams together,
+        and several frames of a stream that catches up. With a progress bar, which tells what attention runs on.
+        Nothing where steps are not captured.
         """
         if self._captured is None:
             return
         with self._stepping:
-            # Steps that read text are not captured: what they attend by is chosen here too.
+            # Steps that read long texts are not captured: what they attend by is chosen here too.
             _Row(self, [self._spare], [StreamStep([0], [0])]).forward()
         sizes = [size for size in _SIZES if size <= _size(max_streams)]
-        shapes = [(size, 1, 0) for size in sizes] + [(0, 0, size) for size in sizes]
-        shapes += [(size, 1, size) for size in sizes if max_streams > 1]
-        shapes += [(1, frames, 0) for frames in _FRAMES[1:]]
+        shapes = [shape for size in sizes for shape in _shapes(size) if size == 1 or shape.frames <= 1]
         progress = logging.tqdm(shapes, desc="warming up", unit=" steps")
         for shape in progress:
             with self._stepping:
                 if shape not in self._captured:
-                    self._captured[shape] = _CapturedStep(self, *shape, is_compiled=self.compile_steps)
+                    self._captured[shape] = _CapturedStep(self, shape, is_compiled=self.compile_steps)
             if names := attention_in_use(self.device):
                 progress.set_postfix_str(f"attention by {' and '.join(names)}")
 
@@ -755,10 +765,15 @@ class _Row:
     """Steps of several streams laid one after the other, as inputs of the model."""
 
     def __init__(
-        self, engine: StreamingEngine, caches: Sequence[Any], steps: Sequence[StreamStep], **bounds: Any
+        self,
+        engine: StreamingEngine,
+        caches: Sequence[Any],
+        steps: Sequence[StreamStep],
+        device: torch.device | None = None,
+        **bounds: Any,
     ) -> None:
         self.engine, self.caches, self.steps = engine, list(caches), list(steps)
-        device = engine.device
+        device = engine.device if device is None else device
         self.packed = PackedCaches(
             caches, [len(step.ids) for step in steps], [step.num_frames for step in steps], device, **bounds
         )
@@ -831,29 +846,31 @@ class _Row:
 
 class _CapturedStep:
     """
-    A step of fixed shapes: `seeing` streams of `frames` frames each, and `speaking` streams of one token each.
+    A step of one [`_Shape`].
 
     On CUDA it is one graph, which is replayed on what was copied into its tensors; elsewhere code, compiled or not.
-    What is missing is filled up by a stream that nobody reads.
+    What is missing is filled up by a stream that nobody reads. Where a stream begins in the row, and so how much of
+    the text is whose, is in the tensors.
     """
 
-    def __init__(
-        self, engine: StreamingEngine, seeing: int, frames: int, speaking: int, *, is_compiled: bool = False
-    ) -> None:
-        self.engine, self.seeing, self.frames, self.speaking = engine, seeing, frames, speaking
-        config = engine.model.config
+    def __init__(self, engine: StreamingEngine, shape: _Shape, *, is_compiled: bool = False) -> None:
+        self.engine, self.shape = engine, shape
+        config, frames = engine.model.config, shape.frames
         interval = [] if config.frame_token_interval_id is None else [config.frame_token_interval_id]
         frame = [*interval, *[config.frame_token_id] * config.frame_num_tokens]
         ends = [len(frame) * (index + 1) - 1 for index in range(frames)]
-        shape = (frames, config.frame_num_tokens, config.vision_config.hidden_size)
+        size = (frames, config.frame_num_tokens, config.vision_config.hidden_size)
         connector = next((w.dtype for w in engine.model.model.connector.parameters() if w.is_floating_point()), None)
-        features = torch.zeros(shape, device=engine.device, dtype=connector or torch.float32)
+        features = torch.zeros(size, device=engine.device, dtype=connector or torch.float32)
         self._no_frame = StreamStep(frame * frames, ends, features)
         self._no_token = StreamStep([0], [0])
         self._bounds = {
-            "most_new": len(frame) * frames if seeing else 1,
+            "most_new": max(len(frame) * frames, 1) + shape.reading,
             "most_pages": engine._most_pages,
         }
+        self._frame_length = len(frame)
+        # Tokens of the whole row.
+        self._length = len(frame) * frames * shape.seeing + shape.speaking + shape.reading
         self._inputs = self._fill([], [])
         self._step: Callable[[], tuple] | None = None
         if is_compiled:
@@ -864,7 +881,8 @@ class _CapturedStep:
     @torch.no_grad()
     def run(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> tuple[_Row, tuple]:
         """Runs the steps of these streams; gives them in the order of the row, and what it gave."""
-        row = self._fill(caches, steps)
+        # What only feeds another's tensors stays on the host until it goes there.
+        row = self._fill(caches, steps, None if self._step is None else torch.device("cpu"))
         if self._step is None:
             outputs = row.forward()
         else:
@@ -879,21 +897,33 @@ class _CapturedStep:
             outputs = self._step()
         return self._only_real(row, steps, outputs)
 
-    def _fill(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> _Row:
-        """The row: streams that see, then those that speak, each filled up."""
+    def _fill(self, caches: Sequence[Any], steps: Sequence[StreamStep], device: torch.device | None = None) -> _Row:
+        """The row: streams that see, then those that speak, each filled up, and what is left of the text."""
         pairs = list(zip(caches, steps, strict=True))
         spare = self.engine._spare
         rows: list[tuple[Any, StreamStep]] = []
         for wanted, stand_in, has_frames in (
-            (self.seeing, self._no_frame, True),
-            (self.speaking, self._no_token, False),
+            (self.shape.seeing, self._no_frame, True),
+            (self.shape.speaking, self._no_token, False),
         ):
             some = [(cache, step) for cache, step in pairs if (step.num_frames > 0) == has_frames]
             rows += some + [(spare, stand_in)] * (wanted - len(some))
-        return _Row(self.engine, [cache for cache, _ in rows], [step for _, step in rows], **self._bounds)
+        if self.shape.reading or self.shape.frames > 1:
+            rows.append((spare, self._rest([step for _, step in rows])))
+        return _Row(self.engine, [cache for cache, _ in rows], [step for _, step in rows], device, **self._bounds)
+
+    def _rest(self, steps: Sequence[StreamStep]) -> StreamStep:
+        """What is left of frames and of text."""
+        frames = self.shape.seeing * self.shape.frames - sum(step.num_frames for step in steps)
+        ids = self._no_frame.ids[: frames * self._frame_length]
+        text = self._length - len(ids) - sum(len(step.ids) for step in steps)
+        features = self._no_frame.frame_features[:frames] if frames else None
+        return StreamStep(ids + [0] * text, self._no_frame.ends[:frames], features)
 
     def _only_real(self, row: _Row, steps: Sequence[StreamStep], outputs: tuple) -> tuple[_Row, tuple]:
         """What the row gave, as if it had been of the given steps alone and in their order."""
+        if len(row.steps) == len(steps) and all(mine is given for mine, given in zip(row.steps, steps, strict=True)):
+            return row, outputs
         decisions, logits, scores, kept = outputs
         ends, frames, places = [], [], {}
         end = frame = 0
@@ -925,7 +955,7 @@ class _CapturedStep:
         forward = _Row.forward
         alone = FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__)
         # All that a guard could find changed is fixed here, but for numbers in tensors.
-        options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
         step = torch.compile(MethodType(alone, self._inputs), fullgraph=True, dynamic=False, options=options)
         step()
         return step
@@ -953,6 +983,28 @@ class _CapturedStep:
         return replay
 
 
+def _shapes(size: int) -> Iterator[_Shape]:
+    """The captured steps of so many streams: of those that have room for a step the first is the smallest."""
+    reading = (_FEW, _MANY) if size == 1 else (_MANY,)
+    yield _Shape(0, 0, size)
+    for text in reading:
+        yield _Shape(0, 0, size, text)
+    yield _Shape(size, 1, 0)
+    # Live streams come in all mixtures: if no other is made than as many that see as that speak, none is new.
+    for text in reading:
+        yield _Shape(size, 1, size, text)
+    for frames in _FRAMES[1:]:
+        yield _Shape(size, frames, 0, reading[0])
+    # What a video begins with stands before as many frames as a step may have.
+    if size == 1:
+        yield _Shape(1, _FRAMES[-1], 0, _MANY)
+
+
+def _has_room(shape: _Shape, need: _Shape) -> bool:
+    """Whether what is needed fits, and frames are not there for nothing."""
+    return bool(shape.frames) == bool(need.frames) and all(a >= b for a, b in zip(shape, need, strict=True))
+
+
 def _size(count: int) -> int:
     return next((size for size in (0, *_SIZES) if size >= count), _SIZES[-1])
 
@@ -968,16 +1020,18 @@ def _check_when_behind(when_behind: str) -> None:
         raise ValueError(f"`when_behind` is {when_behind!r}; it must be one of {', '.join(map(repr, WHEN_BEHIND))}.")
 
 
-def read_ahead(items: Iterator[Any], most: int) -> Iterator[list[Any]]:
+def read_ahead(items: Iterator[Any], most: int, *, is_live: bool = True) -> Iterator[list[Any]]:
     """
     The same items, read by a thread that is up to `most` ahead, so that a video is decoded while the model works.
 
     Args:
         items (`Iterator`): What to read. An error of it is raised where its item would be.
         most (`int`): Most items that wait.
+        is_live (`bool`, *optional*, defaults to `True`): Whether nobody knows when the next comes, so that those that
+            wait are given at once. A file's are given as many together as are asked for: fewer steps take less time.
 
     Yields:
-        `list`: Those that wait, at least one.
+        `list`: Those that wait, at least one, or `most`, but for the last.
     """
     waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(most)
     stopped = threading.Event()
@@ -1013,7 +1067,7 @@ def read_ahead(items: Iterator[Any], most: int) -> Iterator[list[Any]]:
         ended = False
         while not ended:
             entries = [waiting.get()]
-            while entries[-1][0] and len(entries) < most and not waiting.empty():
+            while entries[-1][0] and len(entries) < most and not (is_live and waiting.empty()):
                 entries.append(waiting.get())
             is_item, last = entries[-1]
             ended = not is_item
