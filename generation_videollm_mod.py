@@ -23,7 +23,7 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 
 from .engine_videollm_mod import StreamingEngine, read_ahead
 from .streaming_videollm_mod import StreamEvent, StreamingSession
-from .video_reading_videollm_mod import is_file
+from .video_reading_videollm_mod import is_complete
 
 
 # What belongs to the frames of the prompt, and must not be fed again with the tokens that follow.
@@ -96,7 +96,7 @@ class VideoLLMMoDGenerationMixin:
     ) -> Iterator[StreamEvent]:
         """
         Watches a video from start to end and yields what is said: `stream`, collected. The video is read ahead, and
-        frames that wait are watched together, up to `chunk_frames`.
+        frames that wait are watched together, up to `chunk_frames`; of a file or an array always as many.
 
         Args:
             processor ([`VideoLLMMoDProcessor`]): Reads the video and turns frames and text into tensors.
@@ -121,7 +121,7 @@ class VideoLLMMoDGenerationMixin:
             session.ask(query, reply_now=reply_now)
         # Decoding goes on while the model works, as far ahead as it can take at once.
         frames = processor.read_video(video, fps=fps, start=start, end=end)
-        for waiting in read_ahead(frames, session.chunk_frames, is_live=not is_file(video)):
+        for waiting in read_ahead(frames, session.chunk_frames, is_live=not is_complete(video)):
             yield from session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
         yield from session.close()
 

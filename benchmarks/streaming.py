@@ -339,8 +339,6 @@ def make_engine(
 ) -> tuple[StreamingEngine, list[VideoLLMMoDPagedCache]]:
     """An engine with room for these streams, and their caches, which remember frames of random numbers."""
     engine = StreamingEngine(model, None, max_streams=streams, max_frames=context + 8, max_text_tokens=64, **how)
-    if engine.compile_steps:
-        engine.warm_up(streams)
     caches = [VideoLLMMoDPagedCache(engine.pool) for _ in range(streams)]
     for cache in caches:
         cache.reserve(context + 8, context + 64)

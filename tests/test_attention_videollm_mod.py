@@ -98,7 +98,7 @@ def test_strips_of_a_captured_step_are_those_of_its_tensors(window, heads):
     assert_close(found, attend_gathered(query, keys, values, entries, SCALING, window))
     # To `torch.compile` it is one operation, of which it knows the shape alone.
     args = (query, keys, values, made.begins, made.used, made.table, SCALING, window)
-    torch.library.opcheck(torch.ops.videollm_mod.attend_strips.default, args)
+    torch.library.opcheck(torch.ops.videollm_mod.attend_strips_v1.default, args)
 
 
 def test_entries_say_where_everything_lies():

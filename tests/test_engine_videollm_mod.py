@@ -586,13 +586,41 @@ def test_warming_up_makes_the_steps_that_are_captured_and_tells_what_attention_r
         ([(0, 2, 0), (0, 1, 0)], (2, 2, 0, 32)),
         ([(0, 8, 0), (0, 1, 0), (0, 1, 0)], None),
         ([(0, 2, 0), (0, 0, 1)], None),
+        ([(0, 0, 1), (2, 1, 0), (0, 0, 4), (0, 1, 0)], (2, 1, 2, 32)),
     ],
 )
-def test_the_captured_step_of_every_mixture_gives_what_a_plain_one_gives(rows, shape):
-    """Filled up with frames and text of nobody's, wherever in the row each stream begins; each stream as if alone."""
-    steps = []
-    for engine in (tiny_engine(max_streams=4, capture=True), tiny_engine(max_streams=4)):
-        config, results = engine.model.config, []
+def test_the_captured_step_of_every_mixture_gives_what_a_plain_one_gives(monkeypatch, rows, shape):
+    """
+    Filled up with frames and text of nobody's, wherever in the row each stream begins; each stream as if alone. Its
+    tensors are those that it was made with, into which the next are copied.
+    """
+    forms = set()
+
+    def form(row):
+        tensors = [row.ids, row.ends, row.thresholds, row.packed.positions]
+        tensors += [] if row.features is None else [row.features]
+        for entries in row.packed.entries.values():
+            tensors += [entries.slots, entries.begins, entries.used, entries.key_begins, entries.table]
+            forms.add((entries.most_new >= max(entries.new), min(entries.new) > 0))
+        return tuple((x.shape, x.dtype) for x in tensors)
+
+    def make_and_replay(self, *args, **options):
+        make(self, *args, **options)
+        self._step = self._inputs.forward
+        made[self] = form(self._inputs)
+
+    def fill_and_compare(self, *args):
+        row, places = fill(self, *args)
+        assert self not in made or form(row) == made[self]
+        return row, places
+
+    made, make, fill = {}, engine_videollm_mod._CapturedStep.__init__, engine_videollm_mod._CapturedStep._fill
+    monkeypatch.setattr(engine_videollm_mod._CapturedStep, "__init__", make_and_replay)
+    monkeypatch.setattr(engine_videollm_mod._CapturedStep, "_fill", fill_and_compare)
+    found = []
+    for capture in (True, False):
+        engine = tiny_engine(max_streams=4, capture=capture)
+        config = engine.model.config
         frame = [config.frame_token_interval_id] + [config.frame_token_id] * config.frame_num_tokens
         caches = [VideoLLMMoDPagedCache(engine.pool) for _ in rows]
         for turn in range(2):
@@ -603,19 +631,39 @@ def test_the_captured_step_of_every_mixture_gives_what_a_plain_one_gives(rows, s
                 # What is said before a frame stands in place of what parts it from the one before.
                 ids = [5 + turn] * before + (frame * frames)[bool(before) :] + [7 + turn] * text
                 ends = [len(ids) - 1 - len(frame) * k for k in reversed(range(frames))] or [len(ids) - 1]
-                steps.append(StreamStep(ids, ends, features if frames else None))
-            results.append(engine.execute(caches, steps))
-        if engine._captured is not None:
-            assert list(engine._captured) == ([] if shape is None else [shape])
-            captured, lengths = results, [cache.lengths for cache in caches]
-            assert engine._spare.get_seq_length() == 0
-    assert lengths == [cache.lengths for cache in caches]
-    for mine, theirs in zip(captured, results, strict=True):
+                steps.append(StreamStep(ids, ends, features if frames else None, 0.2 * index))
+            found.append((engine.execute(caches, steps), [cache.lengths for cache in caches]))
+        assert list(engine._captured or ()) == ([shape] if capture and shape else [])
+        assert engine._spare.get_seq_length() == 0
+    assert forms == ({(True, True)} if shape else set()) and len(made) == bool(shape)
+    for (mine, lengths), (theirs, plain_lengths) in zip(found[:2], found[2:], strict=True):
+        assert lengths == plain_lengths
         for one, other in zip(mine, theirs, strict=True):
             assert one.speak == other.speak and one.tokens == other.tokens
             assert_close(one.logits, other.logits)
             assert_close(one.router_scores, other.router_scores)
             assert_close(one.kept_tokens, other.kept_tokens)
+
+
+def test_a_captured_step_has_room_for_what_fills_it_up():
+    """Which is more than a stream of few frames ever holds."""
+    engine = tiny_engine(max_streams=1, max_frames=1, max_text_tokens=1, capture=True)
+    engine.warm_up()
+    stream = engine.open(max_new_tokens=2)
+    stream.push(random_frames(1))
+    engine.run()
+    assert engine.stats.captured_steps > 0
+
+
+def test_what_was_not_warmed_up_is_not_made_while_streams_wait():
+    engine = tiny_engine(max_streams=2, capture=True)
+    engine.warm_up(max_streams=2)
+    made = set(engine._captured)
+    streams = [engine.open(max_new_tokens=2) for _ in range(2)]
+    for stream in streams:
+        stream.push(random_frames(2))
+    engine.run()
+    assert set(engine._captured) == made and 0 < engine.stats.captured_steps < engine.stats.steps
 
 
 def test_reading_ahead():

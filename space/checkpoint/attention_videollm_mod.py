@@ -56,38 +56,49 @@ PACKED = "packed_"
 
 
 @dataclass
-class PackedEntries:
+class HostEntries:
     """
-    Where the entries of several streams lie in the layers of one kind, in one step.
+    What the host knows of where the entries of several streams lie in the layers of one kind, in one step.
 
     Attributes:
         new (`list[int]`): Entries that each stream adds.
         lengths (`list[int]`): Entries of each stream, those that it adds included.
         strips (`list[int | None]`): Where each stream's first entry lies in the flattened pages, if all follow it.
-        most_new (`int`): Not less than any of `new`.
-        slots (`torch.LongTensor` of shape `(all new,)`): Where in the flattened pages each new entry goes.
-        begins (`torch.IntTensor` of shape `(streams + 1,)`): Where each stream's new entries begin, and their number.
-        used (`torch.IntTensor` of shape `(streams,)`): `lengths`.
-        key_begins (`torch.IntTensor` of shape `(streams + 1,)`): `used`, summed up, from 0.
-        table (`torch.IntTensor` of shape `(streams, pages)`): Each stream's pages; what is past its last is not read.
-        pages (`list[list[int]]`): The same, on the host.
+        pages (`list[list[int]]`): Each stream's pages.
         is_captured (`bool`): Whether the step is one that is captured, of which the host may do nothing anew.
-        plans (`dict`): What kernels that plan on the host keep for this step, and for the next of this kind of layer.
+        masks (`dict`): Of streams that add and hold as many, made once for all layers.
     """
 
     new: list[int]
     lengths: list[int]
     strips: list[int | None]
+    pages: list[list[int]]
+    is_captured: bool = field(default=False, kw_only=True)
+    masks: dict[Any, torch.Tensor | None] = field(default_factory=dict, kw_only=True)
+
+
+@dataclass
+class PackedEntries(HostEntries):
+    """
+    Where the entries of several streams lie in the layers of one kind, in one step, on the device too.
+
+    Attributes:
+        most_new (`int`): Not less than any of `new`.
+        slots (`torch.LongTensor` of shape `(all new,)`): Where in the flattened pages each new entry goes.
+        begins (`torch.IntTensor` of shape `(streams + 1,)`): Where each stream's new entries begin, and their number.
+        used (`torch.IntTensor` of shape `(streams,)`): `lengths`.
+        key_begins (`torch.IntTensor` of shape `(streams + 1,)`): `used`, summed up, from 0.
+        table (`torch.IntTensor` of shape `(streams, pages)`): `pages`; what is past a stream's last is not read.
+        plans (`dict`): What kernels that plan on the host keep for this step, and for the next of this kind of layer.
+    """
+
     most_new: int
     slots: torch.LongTensor
     begins: torch.IntTensor
     used: torch.IntTensor
     key_begins: torch.IntTensor
     table: torch.IntTensor
-    pages: list[list[int]] = field(default_factory=list)
-    is_captured: bool = False
     plans: dict[Any, Any] = field(default_factory=dict)
-    _masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     def copy_(self, other: "PackedEntries") -> None:
         """Takes the numbers of another step of the same shapes into these tensors, for a captured step."""
@@ -102,22 +113,6 @@ class PackedEntries:
         row = torch.bucketize(index, begins[1:], right=True).clamp(max=streams - 1)
         place = index - begins[row]
         return query.new_zeros(streams, length, *query.shape[1:]).index_put((row, place), query), row, place
-
-    def mask(self, stream: int, window: int | None, groups: int, like: torch.Tensor) -> torch.Tensor | None:
-        """
-        What to add to the scores of a stream's queries, (groups * new, length), 0 or minus infinity, in the dtype of
-        `like`: made once for all layers. `None` if every query sees everything.
-        """
-        new, length = self.new[stream], self.lengths[stream]
-        if new == 1 and (window is None or length <= window):
-            return None
-        key = (stream, window, groups, like.dtype)
-        if key not in self._masks:
-            mask = like.new_full((new, length), float("-inf")).triu_(length - new + 1)
-            if window is not None:
-                mask += like.new_full((new, length), float("-inf")).tril_(length - new - window)
-            self._masks[key] = mask if groups == 1 else mask.repeat(groups, 1)
-        return self._masks[key]
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
@@ -162,14 +157,14 @@ def attend_strips(
     if entries.is_captured:
         # Its numbers are of another step by the time it runs: they are in its tensors, and read there.
         where = (entries.begins, entries.used, entries.table)
-        return torch.ops.videollm_mod.attend_strips(query, keys, values, *where, scaling, window)
+        return torch.ops.videollm_mod.attend_strips_v1(query, keys, values, *where, scaling, window)
     heads, groups = keys.shape[2], query.shape[1] // keys.shape[2]
     outputs, end = [], 0
-    for stream, (new, length) in enumerate(zip(entries.new, entries.lengths, strict=True)):
+    for index, (new, length) in enumerate(zip(entries.new, entries.lengths, strict=True)):
         begin, end = end, end + new
         if new == 0:
             continue
-        rows, strip = query[begin:end], entries.strips[stream]
+        rows, strip = query[begin:end], entries.strips[index]
         # The queries that share a key head stand beside each other, so that its keys are read once.
         folded = (
             rows.unflatten(1, (heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)
@@ -177,20 +172,34 @@ def attend_strips(
             else rows.transpose(0, 1)
         )
         if strip is None:
-            pages = torch.tensor(entries.pages[stream], device=keys.device)
+            pages = torch.tensor(entries.pages[index], device=keys.device)
             parts = [read_pages(x, pages, query.dtype).flatten(0, 1)[:length] for x in (keys, values)]
             key, value = (x.transpose(0, 1) for x in parts)
         else:
             key, value = (read_strip(x, strip, length, query.dtype) for x in (keys, values))
-        mask = entries.mask(stream, window, groups, folded)
+        wanted = (new, length, window, groups, query.dtype)
+        if wanted not in entries.masks:
+            entries.masks[wanted] = _causal_mask(new, length, window, groups, query)
+        mask = entries.masks[wanted]
         output = F.scaled_dot_product_attention(folded[None], key[None], value[None], attn_mask=mask, scale=scaling)
-        output = (
-            output[0].unflatten(1, (groups, new)).permute(2, 0, 1, 3).flatten(1, 2)
-            if groups > 1
-            else output[0].transpose(0, 1)
-        )
-        outputs.append(output)
+        if groups > 1:
+            outputs.append(output[0].unflatten(1, (groups, new)).permute(2, 0, 1, 3).flatten(1, 2))
+        else:
+            outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs) if outputs else torch.empty_like(query)
+
+
+def _causal_mask(new: int, length: int, window: int | None, groups: int, like: torch.Tensor) -> torch.Tensor | None:
+    """
+    What to add to the scores of the last `new` of `length` entries, (groups * new, length), 0 or minus infinity, in
+    the dtype of `like`. `None` if every one sees everything.
+    """
+    if new == 1 and (window is None or length <= window):
+        return None
+    mask = like.new_full((new, length), float("-inf")).triu_(length - new + 1)
+    if window is not None:
+        mask += like.new_full((new, length), float("-inf")).tril_(length - new - window)
+    return mask if groups == 1 else mask.repeat(groups, 1)
 
 
 def _strips_by_tensors(
@@ -204,26 +213,24 @@ def _strips_by_tensors(
     window: int | None,
 ) -> torch.Tensor:
     """[`attend_strips`] where streams begin, what they hold and their pages are on a CPU's tensors."""
-    page_size = keys.shape[1]
-    bounds, lengths = begins.tolist(), used.tolist()
+    page_size, bounds, lengths = keys.shape[1], begins.tolist(), used.tolist()
     pages = [row[: -(-length // page_size)] for row, length in zip(table.tolist(), lengths, strict=True)]
     new = [end - begin for begin, end in pairwise(bounds)]
     strips = [_strip(own, page_size) for own in pages]
-    entries = PackedEntries(new, lengths, strips, max(new), begins, begins, used, used, table, pages)
-    return attend_strips(query, keys, values, entries, scaling, window)
+    return attend_strips(query, keys, values, HostEntries(new, lengths, strips, pages), scaling, window)
 
 
 # To `torch.compile` one operation, since it depends on numbers that only a step knows. Defined by hand: what
 # `torch.library.custom_op` puts around a function takes as long as attending to a short stream. A second copy of this
-# module, as code from the Hub is, shares it.
-if not hasattr(torch.ops.videollm_mod, "attend_strips"):
+# module, as code from the Hub is, shares it: what changes its results or its schema changes its name.
+if not hasattr(torch.ops.videollm_mod, "attend_strips_v1"):
     torch.library.define(
-        "videollm_mod::attend_strips",
+        "videollm_mod::attend_strips_v1",
         "(Tensor query, Tensor keys, Tensor values, Tensor begins, Tensor used, Tensor table, float scaling, "
         "int? window) -> Tensor",
     )
-    torch.library.impl("videollm_mod::attend_strips", "CPU", _strips_by_tensors)
-    torch.library.register_fake("videollm_mod::attend_strips", lambda query, *_: torch.empty_like(query))
+    torch.library.impl("videollm_mod::attend_strips_v1", "CPU", _strips_by_tensors)
+    torch.library.register_fake("videollm_mod::attend_strips_v1", lambda query, *_: torch.empty_like(query))
 
 
 def attend_varlen(
@@ -408,7 +415,7 @@ def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool, is_captur
     times = {}
     for name, attend in candidates:
         try:
-            times[name, attend] = check_attention(attend, query, keys, has_window=has_window, has_empty=is_captured)
+            times[name, attend] = check_attention(attend, query, keys, has_window=has_window, is_captured=is_captured)
         except Exception as error:  # a kernel fails in as many ways as there are kernels; whichever, it is not used
             logger.info(f"{name} is installed, and not used so: {error}")
     if not times:
@@ -426,13 +433,13 @@ def check_attention(
     keys: torch.Tensor,
     *,
     has_window: bool = False,
-    has_empty: bool = False,
+    is_captured: bool = False,
     repeats: int = 5,
 ) -> float:
     """
     Compares a kernel with the reference, on random numbers in the shapes of `query` and `keys`: streams that add much
-    and that add one entry each, since kernels differ in what they run for those, and if `has_empty`, as captured steps
-    may have it, one that adds and holds nothing.
+    and that add one entry each, since kernels differ in what they run for those, and if `is_captured` within bounds
+    that are wider.
 
     Returns:
         `float`: Seconds of a call.
@@ -448,10 +455,9 @@ def check_attention(
     stored = [torch.randn(7, page_size, key_heads, dim, **options).to(keys.dtype) for _ in range(2)]
     taken = 0.0
     for new in ([11, 1, 5], [1, 1, 1]):
-        if has_empty:
-            new, lengths, pages = [*new, 0], [*lengths[:3], 0], [*pages[:3], []]
+        bounds = {"most_new": max(new) + 5 * (max(new) > 1), "most_pages": 4} if is_captured else {}
         rows = torch.randn(sum(new), heads, dim, **options).to(query.dtype)
-        entries = pack_entries(new, lengths, pages, page_size, query.device)
+        entries = pack_entries(new, lengths, pages, page_size, query.device, **bounds)
         expected = attend_gathered(rows.float(), *(x.float() for x in stored), entries, dim**-0.5, window)
         found = attend(rows, *stored, entries, dim**-0.5, window)
         far = (found.float() - expected).abs().max().item()
@@ -460,7 +466,7 @@ def check_attention(
             raise ValueError(f"it differs from the reference by {far:.2g}, more than {most:.2g}")
         for _ in range(repeats):
             # Of a step of its own, since some kernels plan each.
-            entries = pack_entries(new, lengths, pages, page_size, query.device, plans=entries.plans)
+            entries = pack_entries(new, lengths, pages, page_size, query.device, **bounds, plans=entries.plans)
             begin = clock.perf_counter()
             attend(rows, *stored, entries, dim**-0.5, window).sum().item()
             taken += (clock.perf_counter() - begin) / repeats
@@ -685,6 +691,7 @@ def set_packed_attention(language_model: Any) -> None:
 
 
 __all__ = [
+    "HostEntries",
     "PackedCaches",
     "PackedEntries",
     "attend_flash_attn",

@@ -790,7 +790,8 @@ def read_pages(pages: torch.Tensor, table: torch.LongTensor, dtype: torch.dtype)
 def read_strip(pages: torch.Tensor, begin: int, length: int, dtype: torch.dtype) -> torch.Tensor:
     """Entries that follow each other in pages (pages, page size, heads, dim), as (heads, length, dim) in a dtype."""
     _, _, heads, dim = pages.shape
-    return pages.as_strided((heads, length, dim), (dim, heads * dim, 1), begin * heads * dim).to(dtype)
+    _, row, head, unit = pages.stride()
+    return pages.as_strided((heads, length, dim), (head, row, unit), pages.storage_offset() + begin * row).to(dtype)
 
 
 class VideoLLMMoDPagedCache(VideoLLMMoDCache):

@@ -19,6 +19,7 @@ import time as clock
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ class EngineStats:
         steps (`int`): Steps of the language model.
         shared_steps (`int`): Those of them in which several streams took part.
         mixed_steps (`int`): Those in which some streams saw frames while others spoke.
-        captured_steps (`int`): Those that were replayed as one CUDA graph.
+        captured_steps (`int`): Those that ran as a captured one, on CUDA by replaying its graph.
         frames (`int`): Frames seen by the language model, those seen again after a reply included.
         tokens (`int`): Tokens of replies.
         dropped (`int`): Frames dropped.
@@ -83,11 +84,11 @@ class _Shape(NamedTuple):
     seeing: int
     """Streams that see frames."""
     frames: int
-    """How many each of them sees, or one of them fewer."""
+    """How many each of them sees; all together fewer by one stream's at most."""
     speaking: int
     """Streams that take a token of text."""
     reading: int = 0
-    """Further tokens of text of any of these streams, before a frame or beside the one."""
+    """Further tokens of text of any of these streams: before a frame, or with the one that it takes."""
 
 
 @dataclass
@@ -369,7 +370,7 @@ class StreamingEngine:
         frames, text = self._room(max_frames, max_text_tokens)
         capture = self.device.type == "cuda" or compile_steps if capture is None else capture
         self.compile_steps = compile_steps
-        spare = (_FRAMES[-1], _FRAMES[-1] + _MANY) if capture else (0, 0)
+        spare = (_FRAMES[-1], _FRAMES[-1] + _MANY + 1) if capture else (0, 0)
         self.pool = model.new_page_pool(
             max_streams * frames + spare[0],
             max_streams * (text + page_size - 1) + spare[1] + page_size - 1,
@@ -389,7 +390,12 @@ class StreamingEngine:
         # One page more than is reserved, so that what a stream says beyond it need not be read uncaptured.
         tokens = frames * self.pool.num_tokens + text
         entries = {kind: self.pool.num_entries(kind, tokens, frames) for kind in self.pool.num_pages}
-        self._most_pages = {kind: -(-count // page_size) + 1 for kind, count in entries.items()}
+        self._most_pages = {
+            kind: max(-(-count // page_size) + 1, len(self._spare.tables[kind].pages))
+            for kind, count in entries.items()
+        }
+        # Streams that captured steps were warmed up for.
+        self._warm_size = 0
         self._num_opened = 0
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -640,8 +646,7 @@ class StreamingEngine:
             row = _Row(self, caches, steps)
             outputs = row.forward()
         else:
-            if shape not in self._captured:
-                self._captured[shape] = _CapturedStep(self, shape)
+            self._make(shape)
             row, outputs = self._captured[shape].run(caches, steps)
             self.stats.captured_steps += 1
         row.packed.commit([row.inside_frame(index) for index in range(len(row.caches))])
@@ -676,8 +681,8 @@ class StreamingEngine:
         The captured step that these fit in.
 
         `None` if there is none: where streams differ much in how many frames they see, where one catches up while
-        another speaks, where one reads a long text, and where one remembers more than the engine's own `max_frames`
-        and `max_text_tokens`.
+        another speaks, where one reads a long text, where one remembers more than the engine's own `max_frames`
+        and `max_text_tokens`, and where it was left out when others for as many streams were warmed up.
         """
         if self._captured is None:
             return None
@@ -686,16 +691,21 @@ class StreamingEngine:
         interval = self.model.config.frame_token_interval_id is not None
         frame_tokens = self.model.config.frame_num_tokens + interval
         counts = [step.num_frames for step in steps if step.num_frames]
+        more = [len(step.ids) - max(step.num_frames * frame_tokens, 1) for step in steps]
+        if min(more) < 0:
+            return None
         need = _Shape(
             seeing=len(counts),
             frames=max(counts, default=0),
             speaking=len(steps) - len(counts),
-            reading=sum(len(step.ids) - max(step.num_frames * frame_tokens, 1) for step in steps),
+            reading=sum(more),
         )
         size = _size(max(need.seeing, need.speaking))
         shape = next((shape for shape in _shapes(size) if _has_room(shape, need)), None)
-        # What is left of the frames is one stream's.
-        return shape if shape is None or len(counts) * shape.frames - sum(counts) <= shape.frames else None
+        # What is left of the frames is one stream's. Whatever was not warmed up is not made while streams wait.
+        if shape is None or len(counts) * shape.frames - sum(counts) > shape.frames:
+            return None
+        return shape if shape in self._captured or size > self._warm_size else None
 
     def warm_up(self, max_streams: int = 1) -> None:
         """
@@ -713,11 +723,15 @@ class StreamingEngine:
         shapes = [shape for size in sizes for shape in _shapes(size) if size == 1 or shape.frames <= 1]
         progress = logging.tqdm(shapes, desc="warming up", unit=" steps")
         for shape in progress:
-            with self._stepping:
-                if shape not in self._captured:
-                    self._captured[shape] = _CapturedStep(self, shape, is_compiled=self.compile_steps)
+            self._make(shape)
             if names := attention_in_use(self.device):
                 progress.set_postfix_str(f"attention by {' and '.join(names)}")
+        self._warm_size = max(self._warm_size, sizes[-1])
+
+    def _make(self, shape: _Shape) -> None:
+        with self._stepping:
+            if shape not in self._captured:
+                self._captured[shape] = _CapturedStep(self, shape, is_compiled=self.compile_steps)
 
     # ---------------------------------------------------------------------------------------------------- thread
 
@@ -864,14 +878,14 @@ class _CapturedStep:
         features = torch.zeros(size, device=engine.device, dtype=connector or torch.float32)
         self._no_frame = StreamStep(frame * frames, ends, features)
         self._no_token = StreamStep([0], [0])
-        self._bounds = {
-            "most_new": max(len(frame) * frames, 1) + shape.reading,
-            "most_pages": engine._most_pages,
-        }
+        # What is left of frames and text is a stream too, and one token at least: not every kernel takes none.
+        self._has_rest = shape.reading > 0 or frames > 1
+        most_new = max(len(frame) * frames, 1) + shape.reading + self._has_rest
+        self._bounds = {"most_new": most_new, "most_pages": engine._most_pages}
         self._frame_length = len(frame)
         # Tokens of the whole row.
-        self._length = len(frame) * frames * shape.seeing + shape.speaking + shape.reading
-        self._inputs = self._fill([], [])
+        self._length = len(frame) * frames * shape.seeing + shape.speaking + shape.reading + self._has_rest
+        self._inputs, _ = self._fill([], [])
         self._step: Callable[[], tuple] | None = None
         if is_compiled:
             self._step = self._compile()
@@ -880,9 +894,9 @@ class _CapturedStep:
 
     @torch.no_grad()
     def run(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> tuple[_Row, tuple]:
-        """Runs the steps of these streams; gives them in the order of the row, and what it gave."""
+        """Runs the steps of these streams; gives them, in their order, and what the model gave."""
         # What only feeds another's tensors stays on the host until it goes there.
-        row = self._fill(caches, steps, None if self._step is None else torch.device("cpu"))
+        row, places = self._fill(caches, steps, None if self._step is None else torch.device("cpu"))
         if self._step is None:
             outputs = row.forward()
         else:
@@ -895,22 +909,32 @@ class _CapturedStep:
             for kind, entries in mine.entries.items():
                 entries.copy_(theirs.entries[kind])
             outputs = self._step()
-        return self._only_real(row, steps, outputs)
+        return self._only_real(row, places, outputs)
 
-    def _fill(self, caches: Sequence[Any], steps: Sequence[StreamStep], device: torch.device | None = None) -> _Row:
-        """The row: streams that see, then those that speak, each filled up, and what is left of the text."""
-        pairs = list(zip(caches, steps, strict=True))
+    def _fill(
+        self, caches: Sequence[Any], steps: Sequence[StreamStep], device: torch.device | None = None
+    ) -> tuple[_Row, list[int]]:
+        """
+        The row: streams that see, then those that speak, each filled up, and what is left; and each given step's
+        place in it.
+        """
         spare = self.engine._spare
         rows: list[tuple[Any, StreamStep]] = []
+        places = [0] * len(steps)
         for wanted, stand_in, has_frames in (
             (self.shape.seeing, self._no_frame, True),
             (self.shape.speaking, self._no_token, False),
         ):
-            some = [(cache, step) for cache, step in pairs if (step.num_frames > 0) == has_frames]
-            rows += some + [(spare, stand_in)] * (wanted - len(some))
-        if self.shape.reading or self.shape.frames > 1:
+            end = len(rows) + wanted
+            for index, (cache, step) in enumerate(zip(caches, steps, strict=True)):
+                if (step.num_frames > 0) == has_frames:
+                    places[index] = len(rows)
+                    rows.append((cache, step))
+            rows += [(spare, stand_in)] * (end - len(rows))
+        if self._has_rest:
             rows.append((spare, self._rest([step for _, step in rows])))
-        return _Row(self.engine, [cache for cache, _ in rows], [step for _, step in rows], device, **self._bounds)
+        row = _Row(self.engine, [cache for cache, _ in rows], [step for _, step in rows], device, **self._bounds)
+        return row, places
 
     def _rest(self, steps: Sequence[StreamStep]) -> StreamStep:
         """What is left of frames and of text."""
@@ -920,20 +944,19 @@ class _CapturedStep:
         features = self._no_frame.frame_features[:frames] if frames else None
         return StreamStep(ids + [0] * text, self._no_frame.ends[:frames], features)
 
-    def _only_real(self, row: _Row, steps: Sequence[StreamStep], outputs: tuple) -> tuple[_Row, tuple]:
-        """What the row gave, as if it had been of the given steps alone and in their order."""
-        if len(row.steps) == len(steps) and all(mine is given for mine, given in zip(row.steps, steps, strict=True)):
+    @staticmethod
+    def _only_real(row: _Row, places: list[int], outputs: tuple) -> tuple[_Row, tuple]:
+        """What the row gave, as if it had been of the steps at these places alone and in this order."""
+        if places == list(range(len(row.steps))):
             return row, outputs
         decisions, logits, scores, kept = outputs
-        ends, frames, places = [], [], {}
-        end = frame = 0
-        for index, step in enumerate(row.steps):
-            places[id(step)] = (index, range(end, end + len(step.ends)), range(frame, frame + step.num_frames))
-            end, frame = end + len(step.ends), frame + step.num_frames
-        order = [places[id(step)] for step in steps]
-        for _, its_ends, its_frames in order:
-            ends += its_ends
-            frames += its_frames
+        last_ends = list(accumulate(len(step.ends) for step in row.steps))
+        last_frames = list(accumulate(step.num_frames for step in row.steps))
+        steps = [row.steps[place] for place in places]
+        ends, frames = [], []
+        for place, step in zip(places, steps, strict=True):
+            ends += range(last_ends[place] - len(step.ends), last_ends[place])
+            frames += range(last_frames[place] - step.num_frames, last_frames[place])
         device = logits.device
         # Not made on the device: that would wait for the step.
         ends_index = torch.tensor(ends).to(device, non_blocking=True)
@@ -944,8 +967,8 @@ class _CapturedStep:
             None if scores is None else scores[:, frames_index],
             None if kept is None else kept[:, frames_index],
         )
-        row.packed.keep_rows([index for index, _, _ in order])
-        row.caches, row.steps = row.packed.caches, list(steps)
+        row.packed.keep_rows(places)
+        row.caches, row.steps = row.packed.caches, steps
         return row, outputs
 
     def _compile(self) -> Callable[[], tuple]:

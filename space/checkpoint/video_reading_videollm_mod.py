@@ -16,7 +16,7 @@
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,9 @@ def read_video(
         raise ValueError(f"{name} has no frame from {start} s on.")
 
 
-def is_file(video: Any) -> bool:
-    """Whether a video is a file, all of which is there to be read, and not a camera, a URL or frames that come."""
-    return isinstance(video, (str, Path)) and os.path.isfile(video)
+def is_complete(video: Any) -> bool:
+    """Whether all of a video is there to be read, as of a file or an array and maybe not of a camera or a URL."""
+    return os.path.isfile(video) if isinstance(video, (str, Path)) else isinstance(video, Sized)
 
 
 def _source(video: str | Path) -> str:
@@ -165,4 +165,4 @@ def _to_rgb(frame: Any) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
 
 
-__all__ = ["is_file", "read_video"]
+__all__ = ["is_complete", "read_video"]
