@@ -33,7 +33,6 @@ from videollm_mod.mistakes import MISTAKES, in_one_line
 from videollm_mod.space import captions
 from videollm_mod.space.loading import CACHE_DTYPES, load_model
 from videollm_mod.streaming_videollm_mod import within_context
-from videollm_mod.video_reading_videollm_mod import is_complete
 
 
 ROOT = Path(__file__).resolve().parent
@@ -219,7 +218,7 @@ def _watch(
         session.ask(query, reply_now=False)
     try:
         frames = _progress(processor.read_video(video, fps=fps), as_json)
-        for waiting in read_ahead(iter(frames), session.chunk_frames, is_live=not is_complete(video)):
+        for waiting in read_ahead(iter(frames), session.chunk_frames, is_live=not processor.is_complete(video)):
             session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
             for event in session.events[told:] if as_json else ():
                 typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))

@@ -29,7 +29,7 @@ from transformers.utils import is_vision_available, logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
-from .video_reading_videollm_mod import read_video
+from .video_reading_videollm_mod import is_complete, read_video
 
 
 if is_vision_available():
@@ -536,6 +536,11 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     ) -> Iterator[tuple[float, Any]]:
         """Plays a video at a frame rate: see [`read_video`]."""
         return read_video(video, fps=fps, start=start, end=end)
+
+    @staticmethod
+    def is_complete(video: Any) -> bool:
+        """Whether all of a video is there to be read, as of a file or an array and maybe not of a camera or a URL."""
+        return is_complete(video)
 
     def process_frames(self, frames: Any) -> torch.Tensor:
         """

@@ -15,6 +15,7 @@
 
 import inspect
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -211,6 +212,20 @@ def test_a_kernel_that_differs_from_the_reference_is_found_out():
     assert check_attention(attend_strips, query, keys) > 0
     with pytest.raises(ValueError, match="differs from the reference by"):
         check_attention(lambda *args: 1.1 * attend_strips(*args), query, keys)
+
+
+def test_a_kernel_that_takes_bounds_for_numbers_is_found_out_where_steps_are_captured():
+    """Within which there is room for more queries than there are, and for pages that nobody reads."""
+    query, keys, _, _ = case()
+    for attend in (attend_gathered, attend_strips):
+        assert check_attention(attend, query, keys, is_captured=True) > 0
+
+    def by_bounds(query, keys, values, entries, *how):
+        last = entries.table.shape[1] * PAGE
+        return attend_gathered(query, keys, values, replace(entries, used=entries.used.clamp(min=last)), *how)
+
+    with pytest.raises(ValueError, match="differs from the reference by"):
+        check_attention(by_bounds, query, keys, is_captured=True)
 
 
 def test_a_kernel_that_knows_no_windows_is_found_out_where_there_is_one():

@@ -30,6 +30,7 @@ from av.stream import Disposition
 from tiny import random_frames, write_clip
 
 from videollm_mod import read_video
+from videollm_mod.video_reading_videollm_mod import is_complete
 
 
 NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"  # NASA SVS 13013, public domain
@@ -222,6 +223,7 @@ def test_refuses_files(tmp_path):
 _MEASURE = """
 import resource, sys
 from videollm_mod import read_video
+from videollm_mod.video_reading_videollm_mod import is_complete
 count, peak = 0, []
 for time, frame in read_video(sys.argv[1], fps=1):
     count += 1
@@ -271,3 +273,13 @@ def test_standard_input_is_a_video(tmp_path):
 def test_cameras_that_are_not_there(camera, message):
     with pytest.raises(ValueError, match=message):
         next(read_video(camera))
+
+
+@pytest.mark.parametrize("video", [NASA, str(NASA), numbered(2), torch.zeros(2, 8, 8, 3), [np.zeros((8, 8, 3))]])
+def test_of_a_file_or_an_array_all_is_there(video):
+    assert is_complete(video)
+
+
+@pytest.mark.parametrize("video", ["-", "camera:0", "rtsp://camera/stream", "https://host/" + 300 * "x", iter([])])
+def test_of_what_comes_live_it_is_not(video):
+    assert not is_complete(video)

@@ -23,7 +23,6 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 
 from .engine_videollm_mod import StreamingEngine, read_ahead
 from .streaming_videollm_mod import StreamEvent, StreamingSession
-from .video_reading_videollm_mod import is_complete
 
 
 # What belongs to the frames of the prompt, and must not be fed again with the tokens that follow.
@@ -121,7 +120,7 @@ class VideoLLMMoDGenerationMixin:
             session.ask(query, reply_now=reply_now)
         # Decoding goes on while the model works, as far ahead as it can take at once.
         frames = processor.read_video(video, fps=fps, start=start, end=end)
-        for waiting in read_ahead(frames, session.chunk_frames, is_live=not is_complete(video)):
+        for waiting in read_ahead(frames, session.chunk_frames, is_live=not processor.is_complete(video)):
             yield from session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
         yield from session.close()
 
@@ -132,7 +131,8 @@ class VideoLLMMoDGenerationMixin:
         Args:
             processor ([`VideoLLMMoDProcessor`]): Turns frames and text into tensors.
             options: Options of [`StreamingEngine`]: `max_streams`, `max_frames`, `max_text_tokens`,
-                `max_batch_tokens`, `when_behind`, `max_waiting`, `cache_dtype`, `page_size`, `capture`.
+                `max_batch_tokens`, `when_behind`, `max_waiting`, `cache_dtype`, `page_size`, `capture`,
+                `compile_steps`.
 
         Returns:
             [`StreamingEngine`]
