@@ -301,8 +301,8 @@ class StreamingEngine:
         capture (`bool`, *optional*): Whether to replay steps as CUDA graphs. By default where the model is on CUDA.
             On a CPU `True` runs the same code, filled up to the same shapes, uncaptured.
         compile_steps (`bool`, *optional*, defaults to `False`): Whether to have `torch.compile` make the captured
-            steps that [`~StreamingEngine.warm_up`] makes, which then takes much longer and the steps less, on a CPU
-            too. As with captured steps, weights may change in place, but nothing else about the model may.
+            steps, so that [`~StreamingEngine.warm_up`] takes much longer and the steps less, on a CPU too. As with
+            captured steps, weights may change in place, but nothing else about the model may.
 
     Attributes:
         streams (`list[EngineStream]`): Those open.
