@@ -661,12 +661,12 @@ class StreamingSession:
         """Tokens of all that was said since the last step, up to where a frame ("stream") or a reply begins."""
         turns, before = self._unfed_turns, self._stream_open
         # What stands around replies is always the same, and a template takes long against a step of a small model.
-        ids = None if turns else self._bare_turns.get((before, then))
-        if ids is None:
-            ids = self.processor.encode_turns(turns, stream_open=before, then=then)
-        if not turns:
-            self._bare_turns[before, then] = ids
-        ids = self._unfed_ids + ids
+        around = None if turns else self._bare_turns.get((before, then))
+        if around is None:
+            around = self.processor.encode_turns(turns, stream_open=before, then=then)
+            if not turns:
+                self._bare_turns[before, then] = around
+        ids = self._unfed_ids + around
         self._unfed_ids, self._unfed_turns = [], []
         return ids
 

@@ -66,7 +66,7 @@ from videollm_mod import (
     VideoLLMMoDForConditionalGeneration,
     VideoLLMMoDPagedCache,
 )
-from videollm_mod.attention_videollm_mod import choose_attention
+from videollm_mod.attention_videollm_mod import attention_in_use
 from videollm_mod.engine_videollm_mod import read_ahead
 from videollm_mod.streaming_videollm_mod import StreamEvent, StreamStep
 
@@ -570,15 +570,8 @@ def describe(rates: tuple[float, float], options: argparse.Namespace) -> str:
         f"{device_name(options.device)}, torch {torch.__version__}. Copies: {rates[0] / 1e9:.3g} GB/s, matrix "
         f"products: {rates[1] / 1e12:.3g} TFLOP/s. Vision encoder: "
         f"{'its own' if options.checkpoint else options.encoder or 'a small one'}. Attention: "
-        f"{attention(options)}."
+        f"{' and '.join(attention_in_use(torch.empty(0, device=options.device).device))}."
     )
-
-
-def attention(options: argparse.Namespace) -> str:
-    """Name of the kernel that streams attend to their pages by."""
-    query = torch.zeros(1, 8, 128, dtype=options.dtype, device=options.device)
-    pages = torch.zeros(1, 256, 4, 128, dtype=options.dtype, device=options.device)
-    return choose_attention(query, pages, is_captured=options.device == "cuda")[0]
 
 
 def table(rows: list[Row]) -> str:

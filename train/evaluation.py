@@ -194,18 +194,15 @@ def teacher_forced(
     examples: Sequence[dict[str, Any]],
     *,
     fps: float = 2.0,
-    batch_size: int = 4,
-    interval_threshold: float | None = None,
-    progress: bool = True,
+    **options: Any,
 ) -> dict[str, float]:
     """
-    LIVE's four measures (arXiv 2406.11816, section 4.1) over dialogues.
+    LIVE's four measures (arXiv 2406.11816, section 4.1) over dialogues; arguments are those of [`predict_all_turns`].
 
     Returns:
         `dict[str, float]`: `lm_ppl`, `time_diff` in seconds, `fluency` and `lm_correctness`, each a mean over turns.
     """
-    options = {"fps": fps, "batch_size": batch_size, "interval_threshold": interval_threshold}
-    return score_turns(predict_all_turns(model, processor, examples, **options, progress=progress), fps=fps)
+    return score_turns(predict_all_turns(model, processor, examples, fps=fps, **options), fps=fps)
 
 
 def predict_all_turns(
@@ -218,7 +215,21 @@ def predict_all_turns(
     interval_threshold: float | None = None,
     progress: bool = True,
 ) -> list[Turn]:
-    """The turns of all dialogues, by [`predict_turns`], so many dialogues at a time."""
+    """
+    The turns of all dialogues, by [`predict_turns`], `batch_size` dialogues at a time.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
+        processor ([`VideoLLMMoDProcessor`]): Its processor.
+        examples (`Sequence[dict]`): Rows with `messages` and `video` or `frame_features`.
+        fps (`float`, *optional*, defaults to 2.0): Frames a second.
+        batch_size (`int`, *optional*, defaults to 4): Dialogues of a forward pass.
+        interval_threshold (`float`, *optional*): By default the configuration's.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+
+    Returns:
+        `list[Turn]`: Of one dialogue after the other.
+    """
     turns: list[Turn] = []
     for begin in tqdm(range(0, len(examples), batch_size), desc="teacher forcing", disable=not progress):
         batch = [examples[index] for index in range(begin, min(begin + batch_size, len(examples)))]

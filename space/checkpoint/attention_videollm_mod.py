@@ -66,7 +66,7 @@ class HostEntries:
         strips (`list[int | None]`): Where each stream's first entry lies in the flattened pages, if all follow it.
         pages (`list[list[int]]`): Each stream's pages.
         is_captured (`bool`): Whether the step is one that is captured, of which the host may do nothing anew.
-        masks (`dict`): Of streams that add and hold as many, made once for all layers.
+        masks (`dict`): Of streams that add and hold as many, made once.
     """
 
     new: list[int]
@@ -166,11 +166,7 @@ def attend_strips(
             continue
         rows, strip = query[begin:end], entries.strips[index]
         # The queries that share a key head stand beside each other, so that its keys are read once.
-        folded = (
-            rows.unflatten(1, (heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)
-            if groups > 1
-            else rows.transpose(0, 1)
-        )
+        folded = rows.unflatten(1, (heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)
         if strip is None:
             pages = torch.tensor(entries.pages[index], device=keys.device)
             parts = [read_pages(x, pages, query.dtype).flatten(0, 1)[:length] for x in (keys, values)]
@@ -182,10 +178,7 @@ def attend_strips(
             entries.masks[wanted] = _causal_mask(new, length, window, groups, query)
         mask = entries.masks[wanted]
         output = F.scaled_dot_product_attention(folded[None], key[None], value[None], attn_mask=mask, scale=scaling)
-        if groups > 1:
-            outputs.append(output[0].unflatten(1, (groups, new)).permute(2, 0, 1, 3).flatten(1, 2))
-        else:
-            outputs.append(output[0].transpose(0, 1))
+        outputs.append(output[0].unflatten(1, (groups, new)).permute(2, 0, 1, 3).flatten(1, 2))
     return torch.cat(outputs) if outputs else torch.empty_like(query)
 
 
@@ -199,7 +192,7 @@ def _causal_mask(new: int, length: int, window: int | None, groups: int, like: t
     mask = like.new_full((new, length), float("-inf")).triu_(length - new + 1)
     if window is not None:
         mask += like.new_full((new, length), float("-inf")).tril_(length - new - window)
-    return mask if groups == 1 else mask.repeat(groups, 1)
+    return mask.repeat(groups, 1)
 
 
 def _strips_by_tensors(
