@@ -20,11 +20,12 @@ import inspect
 import sys
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import partial
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import accumulate, islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -51,6 +52,8 @@ logger = logging.get_logger(__name__)
 
 # Bytes that FlashInfer's documentation recommends.
 _FLASHINFER_WORKSPACE = 128 * 2**20
+# Elements of masks that are not made anew in each layer: where there are more, attention itself takes far longer.
+_MOST_KEPT = 2**20
 # A text model set to "packed_sdpa" runs "sdpa", but where streams are packed: then it runs what is here.
 PACKED = "packed_"
 
@@ -65,6 +68,7 @@ class HostEntries:
         lengths (`list[int]`): Entries of each stream, those that it adds included.
         strips (`list[int | None]`): Where each stream's first entry lies in the flattened pages, if all follow it.
         pages (`list[list[int]]`): Each stream's pages.
+        unread (`list[bool]`): Which streams only fill a captured step up, so that nobody reads what they attend to.
         is_captured (`bool`): Whether the step is one that is captured, of which the host may do nothing anew.
         masks (`dict`): Of streams that add and hold as many, made once.
     """
@@ -73,6 +77,7 @@ class HostEntries:
     lengths: list[int]
     strips: list[int | None]
     pages: list[list[int]]
+    unread: list[bool]
     is_captured: bool = field(default=False, kw_only=True)
     masks: dict[Any, torch.Tensor | None] = field(default_factory=dict, kw_only=True)
 
@@ -89,6 +94,7 @@ class PackedEntries(HostEntries):
         used (`torch.IntTensor` of shape `(streams,)`): `lengths`.
         key_begins (`torch.IntTensor` of shape `(streams + 1,)`): `used`, summed up, from 0.
         table (`torch.IntTensor` of shape `(streams, pages)`): `pages`; what is past a stream's last is not read.
+        idle (`torch.IntTensor` of shape `(streams,)`): `unread`.
         plans (`dict`): What kernels that plan on the host keep for this step, and for the next of this kind of layer.
     """
 
@@ -98,13 +104,8 @@ class PackedEntries(HostEntries):
     used: torch.IntTensor
     key_begins: torch.IntTensor
     table: torch.IntTensor
+    idle: torch.IntTensor
     plans: dict[Any, Any] = field(default_factory=dict)
-
-    def copy_(self, other: "PackedEntries") -> None:
-        """Takes the numbers of another step of the same shapes into these tensors, for a captured step."""
-        for part in fields(self):
-            if isinstance(mine := getattr(self, part.name), torch.Tensor):
-                mine.copy_(getattr(other, part.name), non_blocking=True)
 
     def pad(self, query: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """New queries (all new, heads, dim) as (streams, length, heads, dim), and where each is: stream and place."""
@@ -113,6 +114,56 @@ class PackedEntries(HostEntries):
         row = torch.bucketize(index, begins[1:], right=True).clamp(max=streams - 1)
         place = index - begins[row]
         return query.new_zeros(streams, length, *query.shape[1:]).index_put((row, place), query), row, place
+
+
+class StepNumbers:
+    """
+    Lists of numbers that a step needs on the device, and the next step others of: brought there in one copy, for which
+    nobody waits.
+
+    Args:
+        lists (`Sequence[tuple[Sequence, torch.dtype]]`): Numbers, and what they are to be there.
+        device (`torch.device`): Where to.
+
+    Attributes:
+        tensors (`list[torch.Tensor]`): One a list, of one dimension.
+    """
+
+    def __init__(self, lists: Sequence[tuple[Sequence[float], torch.dtype]], device: torch.device | str) -> None:
+        self._form = [(len(numbers), dtype) for numbers, dtype in lists]
+        # Kernels read several numbers at once, from where such a read may begin.
+        sizes = [-(-count * dtype.itemsize // 64) * 64 for count, dtype in self._form]
+        self._begins = [0, *accumulate(sizes)]
+        self._memory = torch.empty(self._begins[-1], dtype=torch.uint8, device=device)
+        self.tensors = self._views(self._memory)
+        self._is_here = self._memory.device.type == "cpu"
+        self._arrays = [tensor.numpy() for tensor in self.tensors] if self._is_here else []
+        self.write(lists)
+
+    def write(self, lists: Sequence[tuple[Sequence[float], torch.dtype]]) -> None:
+        """
+        Brings others of as many numbers there, over those that were there.
+
+        Raises:
+            `ValueError`: If they are more or fewer.
+        """
+        if [(len(numbers), dtype) for numbers, dtype in lists] != self._form:
+            raise ValueError("These are numbers of a step of another shape.")
+        arrays = self._arrays
+        if not self._is_here:
+            # Its memory goes to nobody else before it is copied: torch sees to that for what is pinned.
+            pinned = torch.empty_like(self._memory, device="cpu", pin_memory=self._memory.device.type == "cuda")
+            arrays = [tensor.numpy() for tensor in self._views(pinned)]
+        for array, (numbers, _) in zip(arrays, lists, strict=True):
+            array[:] = numbers
+        if not self._is_here:
+            self._memory.copy_(pinned, non_blocking=True)
+
+    def _views(self, memory: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            memory[begin : begin + count * dtype.itemsize].view(dtype)
+            for begin, (count, dtype) in zip(self._begins, self._form, strict=False)
+        ]
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
@@ -156,8 +207,8 @@ def attend_strips(
     """Stream by stream, without copying pages that follow each other: for a CPU."""
     if entries.is_captured:
         # Its numbers are of another step by the time it runs: they are in its tensors, and read there.
-        where = (entries.begins, entries.used, entries.table)
-        return torch.ops.videollm_mod.attend_strips_v1(query, keys, values, *where, scaling, window)
+        where = (entries.begins, entries.used, entries.table, entries.idle)
+        return torch.ops.videollm_mod.attend_strips_v2(query, keys, values, *where, scaling, window)
     heads, groups = keys.shape[2], query.shape[1] // keys.shape[2]
     outputs, end = [], 0
     for index, (new, length) in enumerate(zip(entries.new, entries.lengths, strict=True)):
@@ -165,8 +216,11 @@ def attend_strips(
         if new == 0:
             continue
         rows, strip = query[begin:end], entries.strips[index]
+        if entries.unread[index]:
+            outputs.append(torch.zeros_like(rows))
+            continue
         # The queries that share a key head stand beside each other, so that its keys are read once.
-        folded = rows.unflatten(1, (heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)
+        folded = rows.view(new, heads, groups, -1).permute(1, 2, 0, 3).flatten(1, 2)
         if strip is None:
             pages = torch.tensor(entries.pages[index], device=keys.device)
             parts = [read_pages(x, pages, query.dtype).flatten(0, 1)[:length] for x in (keys, values)]
@@ -174,21 +228,21 @@ def attend_strips(
         else:
             key, value = (read_strip(x, strip, length, query.dtype) for x in (keys, values))
         wanted = (new, length, window, groups, query.dtype)
-        if wanted not in entries.masks:
-            entries.masks[wanted] = _causal_mask(new, length, window, groups, query)
-        mask = entries.masks[wanted]
+        mask = entries.masks.get(wanted)
+        if mask is None and (new > 1 or (window is not None and length > window)):
+            mask = _causal_mask(new, length, window, groups, query)
+            if mask.numel() <= _MOST_KEPT:
+                entries.masks[wanted] = mask
         output = F.scaled_dot_product_attention(folded[None], key[None], value[None], attn_mask=mask, scale=scaling)
-        outputs.append(output[0].unflatten(1, (groups, new)).permute(2, 0, 1, 3).flatten(1, 2))
-    return torch.cat(outputs) if outputs else torch.empty_like(query)
+        outputs.append(output.view(heads, groups, new, -1).permute(2, 0, 1, 3).reshape(new, heads * groups, -1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs) if outputs else torch.empty_like(query)
 
 
-def _causal_mask(new: int, length: int, window: int | None, groups: int, like: torch.Tensor) -> torch.Tensor | None:
+def _causal_mask(new: int, length: int, window: int | None, groups: int, like: torch.Tensor) -> torch.Tensor:
     """
     What to add to the scores of the last `new` of `length` entries, (groups * new, length), 0 or minus infinity, in
-    the dtype of `like`. `None` if every one sees everything.
+    the dtype of `like`.
     """
-    if new == 1 and (window is None or length <= window):
-        return None
     mask = like.new_full((new, length), float("-inf")).triu_(length - new + 1)
     if window is not None:
         mask += like.new_full((new, length), float("-inf")).tril_(length - new - window)
@@ -202,28 +256,37 @@ def _strips_by_tensors(
     begins: torch.Tensor,
     used: torch.Tensor,
     table: torch.Tensor,
+    idle: torch.Tensor,
     scaling: float,
     window: int | None,
 ) -> torch.Tensor:
     """[`attend_strips`] where streams begin, what they hold and their pages are on a CPU's tensors."""
-    page_size, bounds, lengths = keys.shape[1], begins.tolist(), used.tolist()
-    pages = [row[: -(-length // page_size)] for row, length in zip(table.tolist(), lengths, strict=True)]
-    new = [end - begin for begin, end in pairwise(bounds)]
-    strips = [_strip(own, page_size) for own in pages]
-    return attend_strips(query, keys, values, HostEntries(new, lengths, strips, pages), scaling, window)
+    numbers = (x.numpy().tobytes() for x in (begins, used, table, idle))
+    return attend_strips(query, keys, values, _read_entries(*numbers, keys.shape[1]), scaling, window)
+
+
+# All layers of a kind ask for the same, one after another; there are two kinds in most models.
+@lru_cache(maxsize=4)
+def _read_entries(begins: bytes, used: bytes, table: bytes, idle: bytes, page_size: int) -> HostEntries:
+    """Entries of what is in these tensors."""
+    bounds, lengths, pages, unread = (np.frombuffer(numbers, np.int32) for numbers in (begins, used, table, idle))
+    counts = -(-lengths // page_size)
+    pages = [row[:count].tolist() for row, count in zip(pages.reshape(len(lengths), -1), counts, strict=True)]
+    new = np.diff(bounds).tolist()
+    return HostEntries(new, lengths.tolist(), [_strip(own, page_size) for own in pages], pages, unread.tolist())
 
 
 # To `torch.compile` one operation, since it depends on numbers that only a step knows. Defined by hand: what
 # `torch.library.custom_op` puts around a function takes as long as attending to a short stream. A second copy of this
 # module, as code from the Hub is, shares it: what changes its results or its schema changes its name.
-if not hasattr(torch.ops.videollm_mod, "attend_strips_v1"):
+if not hasattr(torch.ops.videollm_mod, "attend_strips_v2"):
     torch.library.define(
-        "videollm_mod::attend_strips_v1",
-        "(Tensor query, Tensor keys, Tensor values, Tensor begins, Tensor used, Tensor table, float scaling, "
-        "int? window) -> Tensor",
+        "videollm_mod::attend_strips_v2",
+        "(Tensor query, Tensor keys, Tensor values, Tensor begins, Tensor used, Tensor table, Tensor idle, "
+        "float scaling, int? window) -> Tensor",
     )
-    torch.library.impl("videollm_mod::attend_strips_v1", "CPU", _strips_by_tensors)
-    torch.library.register_fake("videollm_mod::attend_strips_v1", lambda query, *_: torch.empty_like(query))
+    torch.library.impl("videollm_mod::attend_strips_v2", "CPU", _strips_by_tensors)
+    torch.library.register_fake("videollm_mod::attend_strips_v2", lambda query, *_: torch.empty_like(query))
 
 
 def attend_varlen(
@@ -389,35 +452,52 @@ def attention_in_use(device: torch.device) -> list[str]:
 
 
 def _choose(query: torch.Tensor, keys: torch.Tensor, has_window: bool, is_captured: bool) -> tuple[str, Attend]:
-    reference = ("gathered pages", attend_gathered)
-    if query.device.type != "cuda":
-        return ("strips of pages", attend_strips) if query.device.type == "cpu" else reference
-    candidates: list[tuple[str, Attend]] = []
-    is_half = query.dtype in (torch.float16, torch.bfloat16) and keys.dtype == query.dtype
+    if query.device.type == "cpu":
+        return ("strips of pages", attend_strips)
+    candidates = _candidates(query.dtype, keys.dtype, is_captured) if query.device.type == "cuda" else []
+    return _fastest(candidates, query, keys, has_window, is_captured)
+
+
+def _candidates(dtype: torch.dtype, stored: torch.dtype, is_captured: bool) -> list[tuple[str, Attend]]:
+    """Kernels for CUDA that are installed, for queries of a dtype over pages of one."""
+    found: list[tuple[str, Attend]] = []
+    is_half = dtype in (torch.float16, torch.bfloat16) and stored == dtype
     if is_half and varlen_attn is not None:
-        candidates += [("torch's varlen attention", attend_varlen)]
-        candidates += [("torch's varlen attention", partial(attend_varlen, with_begins=False))]
+        found += [("torch's varlen attention", attend_varlen)]
+        found += [("torch's varlen attention", partial(attend_varlen, with_begins=False))]
     if is_half and flash_attn_varlen_func is not None:
-        candidates += [("flash-attn", attend_flash_attn)]
+        found += [("flash-attn", attend_flash_attn)]
     # A graph that is replayed leaves no room for a plan. FlashInfer's own way around that wants a workspace that grows
     # with the streams, gigabytes for many.
     if is_half and not is_captured and importlib.util.find_spec("flashinfer") is not None:
-        candidates += [("FlashInfer", attend_flashinfer)]
-    if keys.dtype == query.dtype:
-        candidates += [("compiled flex attention", partial(attend_flex, flex=torch.compile(flex_attention)))]
+        found += [("FlashInfer", attend_flashinfer)]
+    if stored == dtype:
+        found += [("compiled flex attention", partial(attend_flex, flex=torch.compile(flex_attention)))]
+    return found
+
+
+def _fastest(
+    candidates: Sequence[tuple[str, Attend]],
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    has_window: bool,
+    is_captured: bool,
+) -> tuple[str, Attend]:
+    """Of these kernels that which takes least, of those that are right, else the reference."""
     times = {}
     for name, attend in candidates:
         try:
             times[name, attend] = check_attention(attend, query, keys, has_window=has_window, is_captured=is_captured)
         except Exception as error:  # a kernel fails in as many ways as there are kernels; whichever, it is not used
             logger.info(f"{name} is installed, and not used so: {error}")
-    if not times:
+    if times:
+        return min(times, key=times.__getitem__)
+    if query.device.type == "cuda":
         logger.warning_once(
             f"No kernel that reads pages of {keys.dtype} for queries of {query.dtype} works here: each step copies "
             "the cache."
         )
-        return reference
-    return min(times, key=times.__getitem__)
+    return ("gathered pages", attend_gathered)
 
 
 def check_attention(
@@ -473,6 +553,7 @@ def pack_entries(
     page_size: int,
     device: torch.device | str,
     *,
+    unread: Sequence[bool] | None = None,
     most_new: int | None = None,
     most_pages: int | None = None,
     plans: dict[Any, Any] | None = None,
@@ -486,31 +567,65 @@ def pack_entries(
         pages (`Sequence[Sequence[int]]`): Each stream's pages, in order.
         page_size (`int`): Entries of a page.
         device (`torch.device`): Where the tensors go.
+        unread (`Sequence[bool]`, *optional*): Streams whose results nobody reads; by default none.
         most_new (`int`, *optional*): Bound of `new` that a captured step is made for.
         most_pages (`int`, *optional*): Bound of the pages of a stream that a captured step is made for.
         plans (`dict`, *optional*): What kernels that plan on the host kept at the last step of this kind of layer.
     """
-    slots: list[int] = []
-    strips: list[int | None] = []
-    for count, length, own in zip(new, lengths, pages, strict=True):
-        strips.append(_strip(own, page_size))
-        for place in range(length - count, length):
-            slots.append(own[place // page_size] * page_size + place % page_size)
-    begins, key_begins = ([0, *accumulate(counts)] for counts in (new, lengths))
+    unread = [False] * len(new) if unread is None else unread
+    lists = _lists_of_entries(new, lengths, pages, page_size, unread, most_pages)
+    tensors = StepNumbers(lists, device).tensors
+    bounds = {"most_new": most_new, "is_captured": most_pages is not None, "plans": plans}
+    return _entries_of_tensors(new, lengths, pages, page_size, unread, tensors, **bounds)
+
+
+def _lists_of_entries(
+    new: Sequence[int],
+    lengths: Sequence[int],
+    pages: Sequence[Sequence[int]],
+    page_size: int,
+    unread: Sequence[bool],
+    most_pages: int | None,
+) -> list[tuple[list[int], torch.dtype]]:
+    """`slots`, `begins`, `used`, `key_begins`, `table`, row by row, and `idle` of [`PackedEntries`]."""
+    slots = [
+        own[place // page_size] * page_size + place % page_size
+        for count, length, own in zip(new, lengths, pages, strict=True)
+        for place in range(length - count, length)
+    ]
     width = most_pages or max((len(own) for own in pages), default=1)
-    table = [[*own, *[0] * (width - len(own))] for own in pages]
+    table = [page for own in pages for page in (*own, *[0] * (width - len(own)))]
+    short = [[0, *accumulate(new)], list(lengths), [0, *accumulate(lengths)], table, list(unread)]
+    return [(slots, torch.long), *((numbers, torch.int32) for numbers in short)]
+
+
+def _entries_of_tensors(
+    new: Sequence[int],
+    lengths: Sequence[int],
+    pages: Sequence[Sequence[int]],
+    page_size: int,
+    unread: Sequence[bool],
+    tensors: Sequence[torch.Tensor],
+    *,
+    most_new: int | None,
+    is_captured: bool,
+    plans: dict[Any, Any] | None,
+) -> PackedEntries:
+    slots, begins, used, key_begins, table, idle = tensors
     return PackedEntries(
         new=list(new),
         lengths=list(lengths),
-        strips=strips,
+        strips=[_strip(own, page_size) for own in pages],
         most_new=most_new or max(new, default=0),
-        slots=torch.tensor(slots, dtype=torch.long).to(device, non_blocking=True),
-        begins=torch.tensor(begins, dtype=torch.int32).to(device, non_blocking=True),
-        used=torch.tensor(lengths, dtype=torch.int32).to(device, non_blocking=True),
-        key_begins=torch.tensor(key_begins, dtype=torch.int32).to(device, non_blocking=True),
-        table=torch.tensor(table, dtype=torch.int32).to(device, non_blocking=True),
+        slots=slots,
+        begins=begins,
+        used=used,
+        key_begins=key_begins,
+        table=table.unflatten(0, (len(pages), -1)),
+        idle=idle,
         pages=[list(own) for own in pages],
-        is_captured=most_pages is not None,
+        unread=list(unread),
+        is_captured=is_captured,
         plans={} if plans is None else plans,
     )
 
@@ -538,12 +653,18 @@ class PackedCaches:
         device (`torch.device`): That of the model.
         most_new (`int`, *optional*): Bound of `num_tokens` that a captured step is made for.
         most_pages (`Mapping[int, int]`, *optional*): Of each kind of layer, the bound of a stream's pages.
+        spare (`VideoLLMMoDPagedCache`, *optional*): That of what fills a captured step up, and nobody reads.
+        more (`Sequence[tuple[Sequence, torch.dtype]]`, *optional*): Other numbers of the step, to bring to the device
+            in the same copy.
+        over (`PackedCaches`, *optional*): Those of a captured step, whose tensors get the numbers of this step.
 
     Attributes:
         positions (`torch.LongTensor` of shape `(all new,)`): Each token's place in its own stream.
+        more (`list[torch.Tensor]`): The other numbers.
 
     Raises:
         `OutOfPagesError`: If the pool has too few.
+        `ValueError`: If `over` are those of a step of another shape.
     """
 
     is_packed = True
@@ -557,29 +678,54 @@ class PackedCaches:
         *,
         most_new: int | None = None,
         most_pages: Mapping[int, int] | None = None,
+        spare: Any | None = None,
+        more: Sequence[tuple[Sequence[float], torch.dtype]] = (),
+        over: "PackedCaches | None" = None,
     ) -> None:
         self.caches, self.num_tokens = list(caches), list(num_tokens)
         self.pool = self.caches[0].pool
-        self.entries: dict[int, PackedEntries] = {}
         self.new: dict[int, list[int]] = {}
+        self._early: dict[int, torch.Tensor] = {}
+        page_size = self.pool.page_size
         for cache, tokens, frames in zip(self.caches, num_tokens, num_frames, strict=True):
             cache.make_room(tokens, frames)
+        unread = [cache is spare for cache in self.caches]
+        where: dict[int, tuple] = {}
+        lists: list[tuple[Sequence[float], torch.dtype]] = []
         for kind in self.pool.num_pages:
             counts = zip(num_tokens, num_frames, strict=True)
             new = [self.pool.num_entries(kind, tokens, frames) for tokens, frames in counts]
             total = [cache.length_of(kind) + count for cache, count in zip(self.caches, new, strict=True)]
             pages = [
-                cache.tables[kind].pages[: -(-length // self.pool.page_size)]
+                cache.tables[kind].pages[: -(-length // page_size)]
                 for cache, length in zip(self.caches, total, strict=True)
             ]
-            bounds = {"most_new": most_new, "most_pages": None if most_pages is None else most_pages[kind]}
-            self.new[kind] = new
-            plans = self.pool.plans.setdefault(kind, {})
-            self.entries[kind] = pack_entries(new, total, pages, self.pool.page_size, device, **bounds, plans=plans)
+            self.new[kind], where[kind] = new, (new, total, pages, page_size, unread)
+            lists += _lists_of_entries(*where[kind], None if most_pages is None else most_pages[kind])
         begins = [cache.get_seq_length() for cache in self.caches]
-        places = [torch.arange(first, first + count) for first, count in zip(begins, num_tokens, strict=True)]
-        self.positions = torch.cat(places).to(device, non_blocking=True)
-        self._early: dict[int, torch.Tensor] = {}
+        places = [
+            place for begin, count in zip(begins, num_tokens, strict=True) for place in range(begin, begin + count)
+        ]
+        lists += [(places, torch.long), *more]
+        if over is not None:
+            over._numbers.write(lists)
+            self._numbers, self.entries, self.positions, self.more = (
+                over._numbers,
+                over.entries,
+                over.positions,
+                over.more,
+            )
+            return
+        self._numbers = StepNumbers(lists, device)
+        tensors = iter(self._numbers.tensors)
+        bounds = {"most_new": most_new, "is_captured": most_pages is not None}
+        self.entries: dict[int, PackedEntries] = {
+            kind: _entries_of_tensors(
+                *known, list(islice(tensors, 6)), **bounds, plans=self.pool.plans.setdefault(kind, {})
+            )
+            for kind, known in where.items()
+        }
+        self.positions, *self.more = tensors
 
     def get_seq_length(self, _layer_idx: int | None = None) -> int:
         """0: what came before differs by stream, and is not part of the row."""
@@ -600,10 +746,16 @@ class PackedCaches:
             write_pages(stored, slots, state)
         return key_states, value_states
 
-    def entries_of(self, layer_idx: int) -> tuple[PackedEntries, torch.Tensor, torch.Tensor]:
-        """What attention needs in a layer: where entries lie, and the pages of keys and of values."""
+    def attend(
+        self, layer_idx: int, query: torch.Tensor, scaling: float | None = None, window: int | None = None
+    ) -> torch.Tensor:
+        """What queries (1, heads, all new, dim) see, each in its own stream, as (1, all new, heads, dim)."""
         keys, values, _ = self.pool.layers[layer_idx]
-        return self.entries[self.pool.kinds[layer_idx]], keys, values
+        entries = self.entries[self.pool.kinds[layer_idx]]
+        rows = query[0].transpose(0, 1)
+        _, kernel = choose_attention(rows, keys, window, is_captured=entries.is_captured)
+        scaling = rows.shape[-1] ** -0.5 if scaling is None else scaling
+        return kernel(rows.contiguous(), keys, values, entries, scaling, window)[None]
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Of what is to be counted, keeps these streams, in this order: the others filled the row up."""
@@ -652,11 +804,8 @@ def packed_attention_forward(
         return base(
             module, query, key, value, attention_mask, *args, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
-    entries, keys, values = packed_caches.entries_of(module.layer_idx)
-    rows = query[0].transpose(0, 1)
-    _, attend = choose_attention(rows, keys, sliding_window, is_captured=entries.is_captured)
-    scaling = rows.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(rows.contiguous(), keys, values, entries, scaling, sliding_window)[None], None
+    # By them, and not here: this function may be another copy's of this module, of code from the Hub.
+    return packed_caches.attend(module.layer_idx, query, scaling, sliding_window), None
 
 
 class _AsItWas:
@@ -687,6 +836,7 @@ __all__ = [
     "HostEntries",
     "PackedCaches",
     "PackedEntries",
+    "StepNumbers",
     "attend_flash_attn",
     "attend_flashinfer",
     "attend_flex",

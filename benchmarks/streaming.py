@@ -75,6 +75,8 @@ PLAIN = "plain loop"
 AS_SAVED = "as saved"
 PROMPT = "Please narrate the video in real time."
 CLIP_FPS = 2.0
+# Where Linux counts the most memory that a process held anew.
+_CLEAR = Path("/proc/self/clear_refs")
 # What the vision encoder is if none is named: SigLIP-L/16-384's shape is for GPUs.
 SMALL_ENCODER = {
     "model_type": "siglip_vision_model",
@@ -102,7 +104,7 @@ class Row:
         first_word (`float`): Milliseconds from a frame's arrival to the first token of a reply to it.
         tokens_per_second (`float`): Reply tokens a second.
         cache_mb (`float`): Megabytes of the cache.
-        peak_gb (`float`, *optional*): Most gigabytes of the GPU held meanwhile.
+        peak_gb (`float`, *optional*): Most gigabytes held meanwhile: of a GPU by tensors, on Linux by the process.
         floor (`float`): Milliseconds that a frame step takes at least.
     """
 
@@ -382,8 +384,7 @@ def measure_context(
 ) -> Row:
     """The figures at one context, which the way is brought to first."""
     model, config, device = way.model, way.model.config, options.device
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak(device)
     pixels = torch.randn(1, 1, 3, *_size(config), device=device, dtype=options.dtype)
     features = torch.randn(1, 8, config.frame_num_tokens, config.vision_config.hidden_size, device=device)
     features = features.to(options.dtype)
@@ -424,7 +425,7 @@ def measure_context(
         first_word=1e3 * first[len(first) // 2],
         tokens_per_second=1 / words[len(words) // 2],
         cache_mb=way.cache_bytes() / 1e6,
-        peak_gb=torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
+        peak_gb=peak_gb(device),
         floor=1e3 * floor,
     )
 
@@ -588,7 +589,7 @@ def table(rows: list[Row]) -> str:
             f"{row.first_word:.1f}",
             f"{row.tokens_per_second:.0f}",
         ]
-        cells += [f"{row.cache_mb:.1f}", "-" if row.peak_gb is None else f"{row.peak_gb:.1f}"]
+        cells += [f"{row.cache_mb:.1f}", "-" if row.peak_gb is None else f"{row.peak_gb:.2f}"]
         lines.append(cells)
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
@@ -659,6 +660,24 @@ def free(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
+
+
+def reset_peak(device: str) -> None:
+    """Forgets what was held at most so far, where that can be."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif _CLEAR.exists():
+        _CLEAR.write_text("5", encoding="ascii")
+
+
+def peak_gb(device: str) -> float | None:
+    """Gigabytes held at most since: of a GPU by tensors, on Linux by this process with all of its libraries."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    if not _CLEAR.exists():
+        return None
+    lines = (_CLEAR.parent / "status").read_text(encoding="ascii").splitlines()
+    return next((1024 * int(line.split()[1]) / 1e9 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def _wait(device: str) -> None:

@@ -13,8 +13,11 @@
 # limitations under the License.
 """Attention over pages: every kernel against plain attention, and packed streams against each stream alone."""
 
+import copy
+import importlib.util
 import inspect
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -29,6 +32,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from videollm_mod import VideoLLMMoDPagedCache, attention_videollm_mod
 from videollm_mod.attention_videollm_mod import (
     PackedCaches,
+    StepNumbers,
+    _candidates,
+    _fastest,
     attend_flash_attn,
     attend_flashinfer,
     attend_flex,
@@ -90,16 +96,24 @@ def test_eight_bit_pages_are_read_as_what_they_hold(attend):
 @pytest.mark.parametrize("heads", [HEADS, KEY_HEADS])
 @pytest.mark.parametrize("window", [None, 4])
 def test_strips_of_a_captured_step_are_those_of_its_tensors(window, heads):
-    """Which are another step's by the time it runs: what the host knew when it was made says nothing any more."""
+    """
+    Which are another step's by the time it runs: what the host knew when it was made says nothing any more. Streams
+    that nobody reads attend to nothing.
+    """
     query, keys, values, entries = case()
     query, bounds = query[:, :heads].contiguous(), {"most_new": 13, "most_pages": 3}
     made = pack_entries([4, 2, 1, 6], [39, 30, 9, 6], [[0, 1, 2], [3, 4], [5], [6]], PAGE, "cpu", **bounds)
-    made.copy_(pack_entries(NEW, LENGTHS, PAGES, PAGE, "cpu", **bounds))
+    unread = [False, True, False, True]
+    of_now = pack_entries(NEW, LENGTHS, PAGES, PAGE, "cpu", unread=unread, **bounds)
+    for name in ("slots", "begins", "used", "key_begins", "table", "idle"):
+        getattr(made, name).copy_(getattr(of_now, name))
     found = attend_strips(query, keys, values, made, SCALING, window)
-    assert_close(found, attend_gathered(query, keys, values, entries, SCALING, window))
+    expected = attend_gathered(query, keys, values, entries, SCALING, window).split(NEW)
+    for rows, wanted, is_unread in zip(found.split(NEW), expected, unread, strict=True):
+        assert_close(rows, torch.zeros_like(wanted) if is_unread else wanted)
     # To `torch.compile` it is one operation, of which it knows the shape alone.
-    args = (query, keys, values, made.begins, made.used, made.table, SCALING, window)
-    torch.library.opcheck(torch.ops.videollm_mod.attend_strips_v1.default, args)
+    args = (query, keys, values, made.begins, made.used, made.table, made.idle, SCALING, window)
+    torch.library.opcheck(torch.ops.videollm_mod.attend_strips_v2.default, args)
 
 
 def test_entries_say_where_everything_lies():
@@ -234,6 +248,62 @@ def test_a_kernel_that_knows_no_windows_is_found_out_where_there_is_one():
     assert check_attention(windowless, query, keys) > 0
     with pytest.raises(ValueError, match="differs from the reference by"):
         check_attention(windowless, query, keys, has_window=True)
+
+
+def test_of_kernels_that_are_right_the_fastest_is_taken():
+    query, keys, _, _ = case()
+
+    def slow(*args):
+        time.sleep(0.02)
+        return attend_gathered(*args)
+
+    def fails(*_):
+        raise RuntimeError("no kernel image is available")
+
+    wrong = lambda *args: 1.1 * attend_strips(*args)  # noqa: E731
+    kernels = {"wrong": wrong, "slow": slow, "fails": fails, "fast": attend_gathered}
+    for is_captured in (False, True):
+        assert _fastest(list(kernels.items()), query, keys, True, is_captured) == ("fast", attend_gathered)
+        useless = [("wrong", wrong), ("fails", fails)]
+        assert _fastest(useless, query, keys, False, is_captured) == ("gathered pages", attend_gathered)
+
+
+def test_which_kernels_a_gpu_may_have(monkeypatch):
+    """Those that are installed, in half precision; none that plans on the host in a captured step."""
+    for name in ("varlen_attn", "flash_attn_varlen_func"):
+        monkeypatch.setattr(attention_videollm_mod, name, lambda *_: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "flashinfer")
+    flash = ["torch's varlen attention", "torch's varlen attention", "flash-attn"]
+    half, full, eight = torch.bfloat16, torch.float32, torch.float8_e4m3fn
+
+    def names(*args):
+        return [name for name, _ in _candidates(*args)]
+
+    assert names(half, half, False) == [*flash, "FlashInfer", "compiled flex attention"]
+    assert names(half, half, True) == [*flash, "compiled flex attention"]
+    assert names(full, full, False) == ["compiled flex attention"] and names(half, eight, True) == []
+    for name in ("varlen_attn", "flash_attn_varlen_func"):
+        monkeypatch.setattr(attention_videollm_mod, name, None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert names(half, half, False) == ["compiled flex attention"]
+
+
+def test_numbers_of_a_step_are_brought_together_and_over_those_before():
+    lists = [([3, 1, 2], torch.long), ([7], torch.int32), ([0.5, 0.25], torch.float32), ([], torch.long)]
+    numbers = StepNumbers(lists, "cpu")
+    tensors = numbers.tensors
+    # On another device they go there from memory of the host.
+    away = copy.copy(numbers)
+    away._is_here = False
+    for writer, first in ((numbers, 3), (numbers, 5), (away, 9)):
+        writer.write([([first, 1, 2], torch.long), *lists[1:]])
+        expected = [torch.tensor([first, 1, 2]), torch.tensor([7], dtype=torch.int32), torch.tensor([0.5, 0.25])]
+        assert all(torch.equal(a, b) for a, b in zip(tensors, [*expected, torch.zeros(0).long()], strict=True))
+        assert [x.dtype for x in tensors] == [dtype for _, dtype in lists]
+    assert all(x.data_ptr() % 64 == tensors[0].data_ptr() % 64 for x in tensors[:3])
+    for other in ([([3, 1], torch.long), *lists[1:]], [([3, 1, 2], torch.int32), *lists[1:]], lists[:3]):
+        with pytest.raises(ValueError, match="of a step of another shape"):
+            numbers.write(other)
 
 
 @torch.no_grad()

@@ -23,10 +23,17 @@ import pytest
 import torch
 from tiny import random_frames, tiny_model, tiny_processor
 from torch.testing import assert_close
-from transformers import AutoModel, AutoProcessor
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import AutoModel, AutoProcessor, TorchAoConfig
 from transformers.utils import logging
 
-from videollm_mod import EngineFullError, StreamingEngine, VideoLLMMoDPagedCache, engine_videollm_mod
+from videollm_mod import (
+    EngineFullError,
+    StreamingEngine,
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDPagedCache,
+    engine_videollm_mod,
+)
 from videollm_mod.engine_videollm_mod import read_ahead
 from videollm_mod.streaming_videollm_mod import StreamStep
 
@@ -489,6 +496,34 @@ def test_compiled_steps_say_the_same(trained, monkeypatch):
     assert plain == compiled and all(len(said) > 3 for said in plain)
 
 
+@pytest.mark.parametrize("how", [{"capture": True}, {"compile_steps": True}])
+@pytest.mark.skipif(not hasattr(torch.compiler, "skip_all_guards_unsafe"), reason="torch has no way to skip guards")
+def test_weights_in_eight_bits_say_the_same_in_captured_steps(monkeypatch, how):
+    checkpoint = ROOT / "space" / "checkpoint"
+    quantized = TorchAoConfig(Int8WeightOnlyConfig())
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint, quantization_config=quantized).eval()
+    assert type(model.model.language_model.layers[0].mlp.up_proj.weight.data).__name__ != "Tensor"
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    video = processor.read_video(ROOT / "space" / "samples" / "streamworld.mp4", fps=2)
+    frames = [frame for _, frame in video][:8]
+    shapes = [engine_videollm_mod._Shape(0, 0, 1)]
+    if "capture" in how:  # a second one takes long to compile
+        shapes.append(engine_videollm_mod._Shape(1, 1, 0, reading=4))
+    monkeypatch.setattr(engine_videollm_mod, "_shapes", lambda _: shapes)
+    session = model.stream(processor)
+    engine = StreamingEngine(model, processor, max_streams=1, **LIMITS, **how)
+    stream = engine.open()
+    for watcher in (session, stream):
+        watcher.ask(NARRATE, reply_now=False)
+        for frame in frames:
+            watcher.push(frame)
+            engine.run()
+        watcher.close()
+    engine.run()
+    assert said(stream.events) == said(session.events) and len(stream.events) > 1
+    assert engine.stats.captured_steps > engine.stats.steps / 3
+
+
 class _Graph:
     """A stand-in for a CUDA graph: runs the same step again, into the tensors that it gave when it was captured."""
 
@@ -600,7 +635,7 @@ def test_the_captured_step_of_every_mixture_gives_what_a_plain_one_gives(monkeyp
         tensors = [row.ids, row.ends, row.thresholds, row.packed.positions]
         tensors += [] if row.features is None else [row.features]
         for entries in row.packed.entries.values():
-            tensors += [entries.slots, entries.begins, entries.used, entries.key_begins, entries.table]
+            tensors += [entries.slots, entries.begins, entries.used, entries.key_begins, entries.table, entries.idle]
             forms.add((entries.most_new >= max(entries.new), min(entries.new) > 0))
         return tuple((x.shape, x.dtype) for x in tensors)
 

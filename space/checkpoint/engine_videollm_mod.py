@@ -19,6 +19,7 @@ import time as clock
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import logging
 
-from .attention_videollm_mod import PackedCaches, attention_in_use
+from .attention_videollm_mod import PackedCaches, StepNumbers, attention_in_use
 from .cache_videollm_mod import OutOfPagesError, VideoLLMMoDPagedCache
 from .streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, Work, decide, within_context
 
@@ -394,6 +395,8 @@ class StreamingEngine:
             kind: max(-(-count // page_size) + 1, len(self._spare.tables[kind].pages))
             for kind, count in entries.items()
         }
+        # Tokens of a frame and of what parts it from the one before.
+        self._frame_length = model.config.frame_num_tokens + (model.config.frame_token_interval_id is not None)
         # Streams that captured steps were warmed up for.
         self._warm_size = 0
         self._num_opened = 0
@@ -688,10 +691,8 @@ class StreamingEngine:
             return None
         if any(len(cache.tables[kind].pages) > most for cache in caches for kind, most in self._most_pages.items()):
             return None
-        interval = self.model.config.frame_token_interval_id is not None
-        frame_tokens = self.model.config.frame_num_tokens + interval
         counts = [step.num_frames for step in steps if step.num_frames]
-        more = [len(step.ids) - max(step.num_frames * frame_tokens, 1) for step in steps]
+        more = [len(step.ids) - max(step.num_frames * self._frame_length, 1) for step in steps]
         if min(more) < 0:
             return None
         need = _Shape(
@@ -776,21 +777,21 @@ class StreamingEngine:
 
 
 class _Row:
-    """Steps of several streams laid one after the other, as inputs of the model."""
+    """
+    Steps of several streams laid one after the other, as inputs of the model: of a captured step, `over` those that
+    it has.
+    """
 
     def __init__(
         self,
         engine: StreamingEngine,
         caches: Sequence[Any],
         steps: Sequence[StreamStep],
-        device: torch.device | None = None,
+        *,
+        over: "_Row | None" = None,
         **bounds: Any,
     ) -> None:
         self.engine, self.caches, self.steps = engine, list(caches), list(steps)
-        device = engine.device if device is None else device
-        self.packed = PackedCaches(
-            caches, [len(step.ids) for step in steps], [step.num_frames for step in steps], device, **bounds
-        )
         ends, thresholds, begin = [], [], 0
         default = engine.model.config.interval_threshold
         for step in steps:
@@ -799,11 +800,21 @@ class _Row:
             thresholds += [threshold] * len(step.ends)
             begin += len(step.ids)
         ids = [token for step in steps for token in step.ids]
-        self.ids = torch.tensor([ids]).to(device, non_blocking=True)
-        self.ends = torch.tensor(ends).to(device, non_blocking=True)
-        self.thresholds = torch.tensor(thresholds, dtype=torch.float32).to(device, non_blocking=True)
+        self.packed = PackedCaches(
+            caches,
+            [len(step.ids) for step in steps],
+            [step.num_frames for step in steps],
+            engine.device,
+            more=[(ids, torch.long), (ends, torch.long), (thresholds, torch.float32)],
+            over=None if over is None else over.packed,
+            **bounds,
+        )
+        ids, self.ends, self.thresholds = self.packed.more
+        self.ids = ids[None]
         features = [step.frame_features for step in steps if step.frame_features is not None]
         self.features = torch.cat(features)[None] if features else None
+        if over is not None and features:
+            over.features.copy_(self.features, non_blocking=True)
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
@@ -833,7 +844,7 @@ class _Row:
         """Each step's share of what [`forward`] gave; the one time that a step waits for the device."""
         decisions, logits, scores, kept = outputs
         speak, silence, tokens = decisions.tolist()
-        layers = self.engine.model.config.routed_layers
+        layers = () if scores is None else self.engine.model.config.routed_layers
         results, end, frame = [], 0, 0
         for step in self.steps:
             ends = slice(end, end + len(step.ends))
@@ -881,7 +892,7 @@ class _CapturedStep:
         # What is left of frames and text is a stream too, and one token at least: not every kernel takes none.
         self._has_rest = shape.reading > 0 or frames > 1
         most_new = max(len(frame) * frames, 1) + shape.reading + self._has_rest
-        self._bounds = {"most_new": most_new, "most_pages": engine._most_pages}
+        self._bounds = {"most_new": most_new, "most_pages": engine._most_pages, "spare": engine._spare}
         self._frame_length = len(frame)
         # Tokens of the whole row.
         self._length = len(frame) * frames * shape.seeing + shape.speaking + shape.reading + self._has_rest
@@ -895,24 +906,12 @@ class _CapturedStep:
     @torch.no_grad()
     def run(self, caches: Sequence[Any], steps: Sequence[StreamStep]) -> tuple[_Row, tuple]:
         """Runs the steps of these streams; gives them, in their order, and what the model gave."""
-        # What only feeds another's tensors stays on the host until it goes there.
-        row, places = self._fill(caches, steps, None if self._step is None else torch.device("cpu"))
-        if self._step is None:
-            outputs = row.forward()
-        else:
-            for name in ("ids", "ends", "thresholds"):
-                getattr(self._inputs, name).copy_(getattr(row, name), non_blocking=True)
-            if row.features is not None:
-                self._inputs.features.copy_(row.features, non_blocking=True)
-            mine, theirs = self._inputs.packed, row.packed
-            mine.positions.copy_(theirs.positions, non_blocking=True)
-            for kind, entries in mine.entries.items():
-                entries.copy_(theirs.entries[kind])
-            outputs = self._step()
+        row, places = self._fill(caches, steps, None if self._step is None else self._inputs)
+        outputs = row.forward() if self._step is None else self._step()
         return self._only_real(row, places, outputs)
 
     def _fill(
-        self, caches: Sequence[Any], steps: Sequence[StreamStep], device: torch.device | None = None
+        self, caches: Sequence[Any], steps: Sequence[StreamStep], over: _Row | None = None
     ) -> tuple[_Row, list[int]]:
         """
         The row: streams that see, then those that speak, each filled up, and what is left; and each given step's
@@ -933,7 +932,7 @@ class _CapturedStep:
             rows += [(spare, stand_in)] * (end - len(rows))
         if self._has_rest:
             rows.append((spare, self._rest([step for _, step in rows])))
-        row = _Row(self.engine, [cache for cache, _ in rows], [step for _, step in rows], device, **self._bounds)
+        row = _Row(self.engine, [cache for cache, _ in rows], [step for _, step in rows], over=over, **self._bounds)
         return row, places
 
     def _rest(self, steps: Sequence[StreamStep]) -> StreamStep:
@@ -957,10 +956,7 @@ class _CapturedStep:
         for place, step in zip(places, steps, strict=True):
             ends += range(last_ends[place] - len(step.ends), last_ends[place])
             frames += range(last_frames[place] - step.num_frames, last_frames[place])
-        device = logits.device
-        # Not made on the device: that would wait for the step.
-        ends_index = torch.tensor(ends).to(device, non_blocking=True)
-        frames_index = torch.tensor(frames, dtype=torch.long).to(device, non_blocking=True)
+        ends_index, frames_index = StepNumbers([(ends, torch.long), (frames, torch.long)], logits.device).tensors
         outputs = (
             decisions[:, ends_index],
             logits[ends_index],
@@ -1006,21 +1002,20 @@ class _CapturedStep:
         return replay
 
 
-def _shapes(size: int) -> Iterator[_Shape]:
+@lru_cache
+def _shapes(size: int) -> tuple[_Shape, ...]:
     """The captured steps of so many streams: of those that have room for a step the first is the smallest."""
     reading = (_FEW, _MANY) if size == 1 else (_MANY,)
-    yield _Shape(0, 0, size)
-    for text in reading:
-        yield _Shape(0, 0, size, text)
-    yield _Shape(size, 1, 0)
-    # Live streams come in all mixtures: if no other is made than as many that see as that speak, none is new.
-    for text in reading:
-        yield _Shape(size, 1, size, text)
-    for frames in _FRAMES[1:]:
-        yield _Shape(size, frames, 0, reading[0])
-    # What a video begins with stands before as many frames as a step may have.
-    if size == 1:
-        yield _Shape(1, _FRAMES[-1], 0, _MANY)
+    return (
+        _Shape(0, 0, size),
+        *(_Shape(0, 0, size, text) for text in reading),
+        _Shape(size, 1, 0),
+        # Live streams come in all mixtures: if no other is made than as many that see as that speak, none is new.
+        *(_Shape(size, 1, size, text) for text in reading),
+        *(_Shape(size, frames, 0, reading[0]) for frames in _FRAMES[1:]),
+        # What a video begins with stands before as many frames as a step may have.
+        *([_Shape(1, _FRAMES[-1], 0, _MANY)] if size == 1 else []),
+    )
 
 
 def _has_room(shape: _Shape, need: _Shape) -> bool:

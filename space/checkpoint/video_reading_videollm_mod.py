@@ -107,13 +107,15 @@ def _play(source: str, fps: float, start: float) -> Iterator[tuple[float, np.nda
     tick, index = 1 / Fraction(fps).limit_denominator(100_000), 0
     begin = Fraction(start).limit_denominator(1_000_000)
     shown, shown_until = None, None
+    # One for all frames: to set a conversion up takes ten times as long as to do it.
+    reformatter = av.video.reformatter.VideoReformatter()
     for time, duration, frame in _decode(source, start):
         while begin + index * tick < time:
-            yield float(begin + index * tick), _to_rgb(frame if shown is None else shown)
+            yield float(begin + index * tick), _to_rgb(frame if shown is None else shown, reformatter)
             index += 1
         shown, shown_until = frame, time + duration
     while shown is not None and begin + index * tick < shown_until:
-        yield float(begin + index * tick), _to_rgb(shown)
+        yield float(begin + index * tick), _to_rgb(shown, reformatter)
         index += 1
 
 
@@ -158,8 +160,8 @@ def _best_stream(container: Any) -> Any | None:
     return max(streams, key=lambda s: (bool(s.disposition & flags.default), s.width * s.height), default=None)
 
 
-def _to_rgb(frame: Any) -> np.ndarray:
-    array = frame.to_ndarray(format="rgb24")
+def _to_rgb(frame: Any, reformatter: Any) -> np.ndarray:
+    array = reformatter.reformat(frame, format="rgb24").to_ndarray()
     # FFmpeg's angle turns the stored picture counter-clockwise into the one to show, and so does `rot90`.
     quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
