@@ -901,7 +901,7 @@ def _choose(
     if keep_count == 0:
         return None, None, None, plan.slots
     scores = model.router_scores(layer, hidden_states, layout, position_ids)
-    index = choose_kept(scores, keep_count, model.config.mod_keep_last)
+    index = choose_kept(scores, keep_count, model.config.mod_keep_last, layout)
     slots = plan.slots.index_copy(0, plan.frame_slots, layout.token_index.gather(1, index).flatten())
     gate = None
     if model.config.mod_router == "learned" and model.config.mod_gate != "none":

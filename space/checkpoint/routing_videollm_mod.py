@@ -72,6 +72,7 @@ class FrameLayout:
         self.total_frames = sum(num_frames)
         self.batch_size, self.sequence_length = frame_token_mask.shape
         self._plans: dict[int, RoutingPlan] = {}
+        self._preferences: dict[tuple[int, int], torch.LongTensor] = {}
         self.rank = (frame_token_mask.cumsum(dim=1) - 1) % num_tokens
         index = torch.nonzero_static(frame_token_mask.flatten(), size=self.total_frames * num_tokens)
         self.token_index = index.view(self.total_frames, num_tokens)
@@ -102,6 +103,12 @@ class FrameLayout:
         if keep_count not in self._plans:
             self._plans[keep_count] = self._make_plan(keep_count)
         return self._plans[keep_count]
+
+    def preference(self, num_tokens: int, count: int) -> torch.LongTensor:
+        """[`preference`] where scores are, the same for all layers that keep as many tokens."""
+        if (num_tokens, count) not in self._preferences:
+            self._preferences[num_tokens, count] = preference(num_tokens, count, self.token_index.device)
+        return self._preferences[num_tokens, count]
 
     def _make_plan(self, keep_count: int) -> RoutingPlan:
         skipped = self.num_tokens - keep_count
@@ -139,7 +146,9 @@ def spread(num_tokens: int, count: int) -> list[int]:
     return first + [index for index in range(num_tokens) if index not in first]
 
 
-def choose_kept(scores: torch.Tensor, keep_count: int, keep_last: bool) -> torch.LongTensor:
+def choose_kept(
+    scores: torch.Tensor, keep_count: int, keep_last: bool, layout: FrameLayout | None = None
+) -> torch.LongTensor:
     """
     Indices of the tokens that a routed layer keeps, in order.
 
@@ -147,6 +156,7 @@ def choose_kept(scores: torch.Tensor, keep_count: int, keep_last: bool) -> torch
         scores (`torch.Tensor` of shape `(frames, tokens)`): Router scores.
         keep_count (`int`): Number of tokens to keep of each frame, at least 1.
         keep_last (`bool`): Whether the last token is kept whatever its score.
+        layout ([`FrameLayout`], *optional*): That of the frames, which remembers what one layer shares with the next.
 
     Returns:
         `torch.LongTensor` of shape `(frames, keep_count)`: The highest scores, ascending by index. Equal scores go to
@@ -154,7 +164,9 @@ def choose_kept(scores: torch.Tensor, keep_count: int, keep_last: bool) -> torch
     """
     num_frames, num_tokens = scores.shape
     count, candidates = (keep_count - 1, num_tokens - 1) if keep_last else (keep_count, num_tokens)
-    preferred = preference(candidates, count, scores.device)
+    preferred = (
+        preference(candidates, count, scores.device) if layout is None else layout.preference(candidates, count)
+    )
     # A stable sort rather than `topk`, which breaks ties differently for one frame and for many.
     ranking = scores.index_select(1, preferred).argsort(dim=1, descending=True, stable=True)[:, :count]
     kept = preferred[ranking].sort(dim=1).values
