@@ -220,11 +220,11 @@ def attend_strips(
             outputs.append(torch.zeros_like(rows))
             continue
         # The queries that share a key head stand beside each other, so that its keys are read once.
-        folded = rows.view(new, heads, groups, -1).permute(1, 2, 0, 3).flatten(1, 2)
+        folded = rows.view(new, heads, groups, -1).permute(1, 2, 0, 3).reshape(1, heads, groups * new, -1)
         if strip is None:
             pages = torch.tensor(entries.pages[index], device=keys.device)
             parts = [read_pages(x, pages, query.dtype).flatten(0, 1)[:length] for x in (keys, values)]
-            key, value = (x.transpose(0, 1) for x in parts)
+            key, value = (x.transpose(0, 1)[None] for x in parts)
         else:
             key, value = (read_strip(x, strip, length, query.dtype) for x in (keys, values))
         wanted = (new, length, window, groups, query.dtype)
@@ -233,7 +233,7 @@ def attend_strips(
             mask = _causal_mask(new, length, window, groups, query)
             if mask.numel() <= _MOST_KEPT:
                 entries.masks[wanted] = mask
-        output = F.scaled_dot_product_attention(folded[None], key[None], value[None], attn_mask=mask, scale=scaling)
+        output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
         outputs.append(output.view(heads, groups, new, -1).permute(2, 0, 1, 3).reshape(new, heads * groups, -1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs) if outputs else torch.empty_like(query)
 

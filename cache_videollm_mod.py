@@ -712,7 +712,7 @@ class PagedLayer(CacheLayerMixin):
         pages = self.pool.layers[self.layer][which]
         strip = self.table.strip
         if strip is not None:
-            return read_strip(pages, strip, self.length, self.dtype)[None]
+            return read_strip(pages, strip, self.length, self.dtype)
         table = torch.tensor(self.table.pages, device=pages.device)
         return read_pages(pages, table, self.dtype).flatten(0, 1)[: self.length].transpose(0, 1)[None]
 
@@ -788,10 +788,11 @@ def read_pages(pages: torch.Tensor, table: torch.LongTensor, dtype: torch.dtype)
 
 
 def read_strip(pages: torch.Tensor, begin: int, length: int, dtype: torch.dtype) -> torch.Tensor:
-    """Entries that follow each other in pages (pages, page size, heads, dim), as (heads, length, dim) in a dtype."""
+    """Entries that follow each other in pages (pages, page size, heads, dim): (1, heads, length, dim) in a dtype."""
     _, _, heads, dim = pages.shape
-    _, row, head, unit = pages.stride()
-    return pages.as_strided((heads, length, dim), (head, row, unit), pages.storage_offset() + begin * row).to(dtype)
+    page, row, head, unit = pages.stride()
+    offset = pages.storage_offset() + begin * row
+    return pages.as_strided((1, heads, length, dim), (page, head, row, unit), offset).to(dtype)
 
 
 class VideoLLMMoDPagedCache(VideoLLMMoDCache):
