@@ -827,7 +827,7 @@ class _Row:
                 past_key_values=self.packed,
                 use_cache=True,
                 logits_to_keep=self.ends,
-                output_router_scores=bool(inputs),
+                output_router_scores=self.features is not None,
                 **inputs,
             )
             logits = outputs.logits[0]

@@ -570,6 +570,41 @@ def test_a_captured_step_is_fed_and_read_through_its_own_tensors(monkeypatch):
     assert sum(graph.replays for graph in graphs) == captured.stats.captured_steps > 4
 
 
+def test_frames_are_encoded_while_a_step_runs(monkeypatch):
+    """As on CUDA, with stand-ins for its streams: what is seen next is encoded between a step and its decisions."""
+    waits, empty = [], torch.empty
+    stream = SimpleNamespace(wait_stream=waits.append)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    order = []
+    event = SimpleNamespace(record=lambda: order.append("record"), synchronize=lambda: order.append("decided"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))  # noqa: ARG005
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    found = []
+    for vision_stream in (None, "a stream of its own"):
+        engine = tiny_engine(max_streams=2)
+        engine._vision_stream = vision_stream
+        encode, launch = engine.model.encode_frames, engine._launch
+        monkeypatch.setattr(engine.model, "encode_frames", lambda x: order.append("encode") or encode(x))  # noqa: B023
+        monkeypatch.setattr(engine, "_launch", lambda *args: order.append("step") or launch(*args))  # noqa: B023
+        streams = [engine.open(max_new_tokens=3) for _ in range(2)]
+        order.clear()
+        for index in range(4):
+            for number, one in enumerate(streams):
+                one.push(random_frames(3, seed=10 * number + index))
+            for _ in range(2):
+                engine.step()
+        engine.run()
+        found.append([said(one.events) for one in streams])
+    assert found[0] == found[1] and sum(map(len, found[0])) > 4
+    assert waits and set(waits) == {"a stream of its own"}
+    text = " ".join(order)
+    assert text.startswith("encode step record") and "step record encode decided" in text
+    assert order.count("step") == order.count("decided")
+
+
 def test_what_cannot_be_compiled_is_refused():
     with pytest.raises(ValueError, match="`compile_steps` is for captured steps"):
         tiny_engine(compile_steps=True, capture=False)
