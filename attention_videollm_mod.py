@@ -52,7 +52,7 @@ logger = logging.get_logger(__name__)
 
 # Bytes that FlashInfer's documentation recommends.
 _FLASHINFER_WORKSPACE = 128 * 2**20
-# Elements of masks that are not made anew in each layer: where there are more, attention itself takes far longer.
+# Elements of masks that a step keeps from layer to layer: where there are more, attention itself takes far longer.
 _MOST_KEPT = 2**20
 # A text model set to "packed_sdpa" runs "sdpa", but where streams are packed: then it runs what is here.
 PACKED = "packed_"
@@ -70,7 +70,7 @@ class HostEntries:
         pages (`list[list[int]]`): Each stream's pages.
         unread (`list[bool]`): Which streams only fill a captured step up, so that nobody reads what they attend to.
         is_captured (`bool`): Whether the step is one that is captured, of which the host may do nothing anew.
-        masks (`dict`): Of streams that add and hold as many, made once.
+        masks (`dict`): Of streams that add and hold as many, made once, if they are small.
     """
 
     new: list[int]
@@ -79,7 +79,7 @@ class HostEntries:
     pages: list[list[int]]
     unread: list[bool]
     is_captured: bool = field(default=False, kw_only=True)
-    masks: dict[Any, torch.Tensor | None] = field(default_factory=dict, kw_only=True)
+    masks: dict[Any, torch.Tensor] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass
@@ -145,19 +145,20 @@ class StepNumbers:
         Brings others of as many numbers there, over those that were there.
 
         Raises:
-            `ValueError`: If they are more or fewer.
+            `ValueError`: If they are more or fewer, or to be of another dtype.
         """
         if [(len(numbers), dtype) for numbers, dtype in lists] != self._form:
             raise ValueError("These are numbers of a step of another shape.")
         arrays = self._arrays
         if not self._is_here:
-            # Its memory goes to nobody else before it is copied: torch sees to that for what is pinned.
-            pinned = torch.empty_like(self._memory, device="cpu", pin_memory=self._memory.device.type == "cuda")
-            arrays = [tensor.numpy() for tensor in self._views(pinned)]
+            # Its memory goes to nobody else before it is copied: torch sees to that for what is pinned, and only then.
+            is_cuda = self._memory.device.type == "cuda"
+            host = torch.empty_like(self._memory, device="cpu", pin_memory=is_cuda)
+            arrays = [tensor.numpy() for tensor in self._views(host)]
         for array, (numbers, _) in zip(arrays, lists, strict=True):
             array[:] = numbers
         if not self._is_here:
-            self._memory.copy_(pinned, non_blocking=True)
+            self._memory.copy_(host, non_blocking=is_cuda)
 
     def _views(self, memory: torch.Tensor) -> list[torch.Tensor]:
         return [
@@ -231,11 +232,14 @@ def attend_strips(
         mask = entries.masks.get(wanted)
         if mask is None and (new > 1 or (window is not None and length > window)):
             mask = _causal_mask(new, length, window, groups, query)
-            if mask.numel() <= _MOST_KEPT:
+            if mask.numel() + sum(kept.numel() for kept in entries.masks.values()) <= _MOST_KEPT:
                 entries.masks[wanted] = mask
         output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
         outputs.append(output.view(heads, groups, new, -1).permute(2, 0, 1, 3).reshape(new, heads * groups, -1))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs) if outputs else torch.empty_like(query)
+    if not outputs:
+        return torch.empty_like(query)
+    # Laid out as the operation promises: what is compiled reads it so.
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0].contiguous()
 
 
 def _causal_mask(new: int, length: int, window: int | None, groups: int, like: torch.Tensor) -> torch.Tensor:
@@ -265,15 +269,15 @@ def _strips_by_tensors(
     return attend_strips(query, keys, values, _read_entries(*numbers, keys.shape[1]), scaling, window)
 
 
-# All layers of a kind ask for the same, one after another; there are two kinds in most models.
-@lru_cache(maxsize=4)
+# All layers of a kind ask for the same; there are two kinds in most models.
+@lru_cache(maxsize=8)
 def _read_entries(begins: bytes, used: bytes, table: bytes, idle: bytes, page_size: int) -> HostEntries:
     """Entries of what is in these tensors."""
     bounds, lengths, pages, unread = (np.frombuffer(numbers, np.int32) for numbers in (begins, used, table, idle))
     counts = -(-lengths // page_size)
     pages = [row[:count].tolist() for row, count in zip(pages.reshape(len(lengths), -1), counts, strict=True)]
     new = np.diff(bounds).tolist()
-    return HostEntries(new, lengths.tolist(), [_strip(own, page_size) for own in pages], pages, unread.tolist())
+    return HostEntries(new, lengths.tolist(), [_strip(own, page_size) for own in pages], pages, (unread != 0).tolist())
 
 
 # To `torch.compile` one operation, since it depends on numbers that only a step knows. Defined by hand: what
@@ -656,7 +660,8 @@ class PackedCaches:
         spare (`VideoLLMMoDPagedCache`, *optional*): That of what fills a captured step up, and nobody reads.
         more (`Sequence[tuple[Sequence, torch.dtype]]`, *optional*): Other numbers of the step, to bring to the device
             in the same copy.
-        over (`PackedCaches`, *optional*): Those of a captured step, whose tensors get the numbers of this step.
+        over (`PackedCaches`, *optional*): Those of a captured step, whose tensors get the numbers of this step. What
+            the host knows of entries stays that of the step that they were made with.
 
     Attributes:
         positions (`torch.LongTensor` of shape `(all new,)`): Each token's place in its own stream.

@@ -977,8 +977,9 @@ class _CapturedStep:
             code = compile_fx(graph, inputs, config_patches={"size_asserts": False})
 
             def run(*tensors: torch.Tensor) -> tuple:
-                made[:] = [code, tensors]
-                return code(*tensors)
+                outputs = code(*tensors)
+                made[:] = [code, tensors, outputs]
+                return outputs
 
             return run
 
@@ -986,13 +987,17 @@ class _CapturedStep:
         forward = _Row.forward
         alone = FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__)
         given = torch.compile(MethodType(alone, self._inputs), fullgraph=True, dynamic=False, backend=keep)()
-        is_there = [x is not None for x in given]
-        code, tensors = made
+        if not made:
+            return self._inputs.forward  # Dynamo is switched off.
+        code, tensors, outputs = made
+        places = {id(x): place for place, x in enumerate(outputs)}
+        order = [None if x is None else places[id(x)] for x in given]
+        made.clear()
 
         def replay() -> tuple:
             # The tensors are always the same: to gather a hundred of them, and guard them, takes a tenth of a step.
-            outputs = iter(code(*tensors))
-            return tuple(next(outputs) if there else None for there in is_there)
+            outputs = code(*tensors)
+            return tuple(None if place is None else outputs[place] for place in order)
 
         return replay
 

@@ -114,6 +114,9 @@ def test_strips_of_a_captured_step_are_those_of_its_tensors(window, heads):
     # To `torch.compile` it is one operation, of which it knows the shape alone.
     args = (query, keys, values, made.begins, made.used, made.table, made.idle, SCALING, window)
     torch.library.opcheck(torch.ops.videollm_mod.attend_strips_v2.default, args)
+    alone = pack_entries([5], [40], [[4, 0, 7]], PAGE, "cpu", **bounds)
+    args = (query[:5], keys, values, alone.begins, alone.used, alone.table, alone.idle, SCALING, window)
+    torch.library.opcheck(torch.ops.videollm_mod.attend_strips_v2.default, args)
 
 
 def test_entries_say_where_everything_lies():

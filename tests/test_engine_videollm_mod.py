@@ -496,6 +496,26 @@ def test_compiled_steps_say_the_same(trained, monkeypatch):
     assert plain == compiled and all(len(said) > 3 and len(kept) == 4 for said, kept in plain)
 
 
+def test_a_compiled_step_of_grouped_queries_reads_attention_as_it_is_laid_out(monkeypatch):
+    """Of one stream alone in the row, whose attention is not copied together with another's."""
+    monkeypatch.setattr(engine_videollm_mod, "_shapes", lambda _: [engine_videollm_mod._Shape(1, 1, 0)])
+    found = []
+    for how in ({"capture": False}, {"compile_steps": True}):
+        engine = tiny_engine(max_streams=1, **how)
+        config = engine.model.config
+        assert config.text_config.num_attention_heads > config.text_config.num_key_value_heads
+        frame = [config.frame_token_interval_id] + [config.frame_token_id] * config.frame_num_tokens
+        cache = VideoLLMMoDPagedCache(engine.pool)
+        for turn in range(2):
+            size = (1, config.frame_num_tokens, config.vision_config.hidden_size)
+            features = torch.randn(size, generator=torch.Generator().manual_seed(turn))
+            found += engine.execute([cache], [StreamStep(frame, [len(frame) - 1], features)])
+        assert engine.stats.captured_steps == (2 if "compile_steps" in how else 0)
+    for plain, compiled in zip(found[:2], found[2:], strict=True):
+        assert_close(plain.logits, compiled.logits, rtol=1e-4, atol=1e-4)
+        assert_close(plain.router_scores, compiled.router_scores, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("how", [{"capture": True}, {"compile_steps": True}])
 def test_weights_in_eight_bits_say_the_same_in_captured_steps(monkeypatch, how):
     checkpoint = ROOT / "space" / "checkpoint"
