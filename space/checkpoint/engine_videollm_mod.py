@@ -891,7 +891,6 @@ class _CapturedStep:
         self._has_rest = shape.reading > 0 or frames > 1
         most_new = max(len(frame) * frames, 1) + shape.reading + self._has_rest
         self._bounds = {"most_new": most_new, "most_pages": engine._most_pages, "spare": engine._spare}
-        self._frame_length = len(frame)
         # Tokens of the whole row.
         self._length = len(frame) * frames * shape.seeing + shape.speaking + shape.reading + self._has_rest
         self._inputs, _ = self._fill([], [])
@@ -936,7 +935,7 @@ class _CapturedStep:
     def _rest(self, steps: Sequence[StreamStep]) -> StreamStep:
         """What is left of frames and of text."""
         frames = self.shape.seeing * self.shape.frames - sum(step.num_frames for step in steps)
-        ids = self._no_frame.ids[: frames * self._frame_length]
+        ids = self._no_frame.ids[: frames * self.engine._frame_length]
         text = self._length - len(ids) - sum(len(step.ids) for step in steps)
         features = self._no_frame.frame_features[:frames] if frames else None
         return StreamStep(ids + [0] * text, self._no_frame.ends[:frames], features)
