@@ -29,6 +29,7 @@ import io
 import os
 import time as clock
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -331,8 +332,7 @@ class App:
                 self._compare_tab(right.fps)
             with gr.Tab("From Python"):
                 gr.Markdown(API)
-            self._wire(SimpleNamespace(**vars(left), **vars(right)))
-            demo.load(self.restore, None, [right.fps, right.threshold, right.instruction], **QUIET)
+            self._wire(demo, SimpleNamespace(**vars(left), **vars(right)))
             demo.unload(self.leave)
         # Closed to calls past the queue, which belong to no session.
         return demo.queue(max_size=64, api_open=False)
@@ -413,7 +413,7 @@ class App:
                     sides.append(gr.HTML(elem_id=f"{name}_figures"))
         run.click(self.compare, [video, fps], sides, api_name="compare", concurrency_limit=1)
 
-    def _wire(self, page: SimpleNamespace) -> None:
+    def _wire(self, demo: gr.Blocks, page: SimpleNamespace) -> None:
         # What the browser sends, and what is told to it, beside what is seen.
         frames, dropped = gr.JSON([], visible=False), gr.Number(0, visible=False)
         until, jump = gr.Number(None, visible=False), gr.Number(None, visible=False)
@@ -457,9 +457,9 @@ class App:
         page.shown.change(self.choose_overlay, page.shown, page.overlay, api_name="overlay", show_progress="hidden")
         page.take.click(self.export, page.kind, page.file, api_name="export", concurrency_limit=4)
         here = "(part) => location.origin + location.pathname + part"
-        gr.on([option.change for option in options], self.settings, options, page.link, **QUIET).then(
-            None, page.link, page.link, js=here
-        )
+        restored = demo.load(self.restore, None, options, **QUIET)
+        for changed in (restored.then, partial(gr.on, [option.change for option in options])):
+            changed(self.settings, options, page.link, **QUIET).then(None, page.link, page.link, js=here)
 
     def launch_options(self) -> dict[str, Any]:
         """What `launch` needs beside an address."""
