@@ -40,6 +40,9 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _FRAMES = (1, 2, 4, 8)
 # Tokens of text that it may read beside: what opens and closes a reply, and a question.
 _FEW, _MANY = 4, 32
+# Multiplications of a product that compiled code on a CPU sums up by itself: with more of them a library is faster,
+# sooner in 16 bits, for which processors have units of their own.
+_SUMMED, _SUMMED_IN_16_BITS = 2**21, 2**19
 # A process captures one graph at a time.
 _CAPTURING = threading.Lock()
 
@@ -967,13 +970,18 @@ class _CapturedStep:
     @torch.no_grad()
     def _compile(self) -> Callable[[], tuple]:
         from torch._inductor.compile_fx import compile_fx  # takes a second
+        from torch._inductor.decomposition import select_decomp_table
 
+        decompositions = dict(select_decomp_table())
+        if self.engine.device.type == "cpu":
+            aten = torch.ops.aten
+            decompositions |= {aten.mm.default: _product_as_sum, aten.addmm.default: _sum_with_product}
         # What is chosen and allocated once is not part of the step.
         self._inputs.forward()
         made: list[Any] = []
 
         def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., tuple]:
-            code = compile_fx(graph, inputs, config_patches={"size_asserts": False})
+            code = compile_fx(graph, inputs, config_patches={"size_asserts": False}, decompositions=decompositions)
 
             def run(*tensors: torch.Tensor) -> tuple:
                 outputs = code(*tensors)
@@ -1022,6 +1030,27 @@ class _CapturedStep:
             return tuple(None if x is None else x.clone() for x in outputs)
 
         return replay
+
+
+def _product_as_sum(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """
+    The product of matrices, if one has few rows, as a sum, which the compiler joins with what stands around it.
+
+    A library's product of a row takes more time to be called than to multiply.
+    """
+    most = _SUMMED if left.itemsize >= 4 else _SUMMED_IN_16_BITS
+    if len(left) > 1 and len(left) * right.numel() > most:
+        return NotImplemented
+    wide = torch.promote_types(left.dtype, torch.float32)
+    return (left.to(wide)[:, None] * right.T.to(wide)[None]).sum(-1).to(left.dtype)
+
+
+def _sum_with_product(
+    bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    """The same with a bias."""
+    product = _product_as_sum(left, right) if beta == alpha == 1 else NotImplemented
+    return product if product is NotImplemented else bias + product
 
 
 @lru_cache

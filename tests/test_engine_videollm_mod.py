@@ -516,6 +516,34 @@ def test_a_compiled_step_of_grouped_queries_reads_attention_as_it_is_laid_out(mo
         assert_close(plain.router_scores, compiled.router_scores, rtol=1e-4, atol=1e-4)
 
 
+def test_a_compiled_token_step_multiplies_by_itself(monkeypatch):
+    """A row's products are sums of the compiled code, on a CPU; a library is not called once."""
+    monkeypatch.setattr(engine_videollm_mod, "_shapes", lambda _: [engine_videollm_mod._Shape(0, 0, 1)])
+    called = {}
+    for name, how in (("plain", {"capture": False}), ("compiled", {"compile_steps": True})):
+        engine = tiny_engine(max_streams=1, **how)
+        cache = VideoLLMMoDPagedCache(engine.pool)
+        engine.execute([cache], [StreamStep([5], [0])])
+        with torch.profiler.profile() as profile:
+            engine.execute([cache], [StreamStep([6], [0])])
+        called[name] = sum(e.count for e in profile.key_averages() if e.key in ("aten::mm", "aten::addmm"))
+    assert called["plain"] > 10 and called["compiled"] == 0
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 256), (torch.bfloat16, 64), (torch.float64, 256)])
+def test_products_of_few_rows_are_sums(dtype, most):
+    """Rounded once, as a library's are."""
+    left, right, bias = (torch.randn(size, dtype=dtype) for size in ((most, 64), (64, 128), (128,)))
+    for few in (left, left[:1]):
+        exact = few.double() @ right.double()
+        assert_close(engine_videollm_mod._product_as_sum(few, right), exact.to(dtype))
+        assert_close(engine_videollm_mod._sum_with_product(bias, few, right), bias + exact.to(dtype))
+        assert engine_videollm_mod._sum_with_product(bias, few, right, alpha=2) is NotImplemented
+    many = torch.cat([left, left[:1]])
+    assert engine_videollm_mod._product_as_sum(many, right) is NotImplemented
+    assert engine_videollm_mod._sum_with_product(bias, many, right) is NotImplemented
+
+
 @pytest.mark.parametrize("how", [{"capture": True}, {"compile_steps": True}])
 def test_weights_in_eight_bits_say_the_same_in_captured_steps(monkeypatch, how):
     checkpoint = ROOT / "space" / "checkpoint"
