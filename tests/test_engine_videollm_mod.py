@@ -16,6 +16,7 @@
 import threading
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -531,17 +532,25 @@ def test_a_compiled_token_step_multiplies_by_itself(monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 256), (torch.bfloat16, 64), (torch.float64, 256)])
-def test_products_of_few_rows_are_sums(dtype, most):
-    """Rounded once, as a library's are."""
-    left, right, bias = (torch.randn(size, dtype=dtype) for size in ((most, 64), (64, 128), (128,)))
-    for few in (left, left[:1]):
-        exact = few.double() @ right.double()
-        assert_close(engine_videollm_mod._product_as_sum(few, right), exact.to(dtype))
-        assert_close(engine_videollm_mod._sum_with_product(bias, few, right), bias + exact.to(dtype))
-        assert engine_videollm_mod._sum_with_product(bias, few, right, alpha=2) is NotImplemented
-    many = torch.cat([left, left[:1]])
-    assert engine_videollm_mod._product_as_sum(many, right) is NotImplemented
-    assert engine_videollm_mod._sum_with_product(bias, many, right) is NotImplemented
+def test_compiled_products_of_few_rows_are_sums(dtype, most):
+    """As near as a library's; with more rows, or factors, they are left to it."""
+    right, bias = torch.randn(64, 128, dtype=dtype), torch.randn(128, dtype=dtype)
+    options = {"post_grad_custom_pre_pass": engine_videollm_mod._summed_products()}
+
+    @partial(torch.compile, dynamic=False, options=options)
+    def products(left, alpha):
+        return left @ right, torch.addmm(bias, left, right, alpha=alpha)
+
+    for rows, alpha, called in ((1, 1, 0), (most, 1, 0), (most, 2, 1), (most + 1, 1, 2)):
+        left = torch.randn(rows, 64, dtype=dtype)
+        products(left, alpha)
+        with torch.profiler.profile() as profile:
+            plain, biased = products(left, alpha)
+        counts = [e.count for e in profile.key_averages() if e.key in ("aten::mm", "aten::addmm")]
+        assert sum(counts) == called
+        exact = left.double() @ right.double()
+        assert_close(plain, exact.to(dtype))
+        assert_close(biased, (bias.double() + alpha * exact).to(dtype))
 
 
 @pytest.mark.parametrize("how", [{"capture": True}, {"compile_steps": True}])

@@ -970,18 +970,16 @@ class _CapturedStep:
     @torch.no_grad()
     def _compile(self) -> Callable[[], tuple]:
         from torch._inductor.compile_fx import compile_fx  # takes a second
-        from torch._inductor.decomposition import select_decomp_table
 
-        decompositions = dict(select_decomp_table())
+        patches: dict[str, Any] = {"size_asserts": False}
         if self.engine.device.type == "cpu":
-            aten = torch.ops.aten
-            decompositions |= {aten.mm.default: _product_as_sum, aten.addmm.default: _sum_with_product}
+            patches["post_grad_custom_pre_pass"] = _summed_products()
         # What is chosen and allocated once is not part of the step.
         self._inputs.forward()
         made: list[Any] = []
 
         def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., tuple]:
-            code = compile_fx(graph, inputs, config_patches={"size_asserts": False}, decompositions=decompositions)
+            code = compile_fx(graph, inputs, config_patches=patches)
 
             def run(*tensors: torch.Tensor) -> tuple:
                 outputs = code(*tensors)
@@ -1033,24 +1031,50 @@ class _CapturedStep:
 
 
 def _product_as_sum(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """
-    The product of matrices, if one has few rows, as a sum, which the compiler joins with what stands around it.
-
-    A library's product of a row takes more time to be called than to multiply.
-    """
-    most = _SUMMED if left.itemsize >= 4 else _SUMMED_IN_16_BITS
-    if len(left) > 1 and len(left) * right.numel() > most:
-        return NotImplemented
+    """The product of two matrices, summed in 32 bits at least."""
     wide = torch.promote_types(left.dtype, torch.float32)
     return (left.to(wide)[:, None] * right.T.to(wide)[None]).sum(-1).to(left.dtype)
 
 
-def _sum_with_product(
-    bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
-) -> torch.Tensor:
-    """The same with a bias."""
-    product = _product_as_sum(left, right) if beta == alpha == 1 else NotImplemented
-    return product if product is NotImplemented else bias + product
+@lru_cache(1)
+def _summed_products() -> Any:
+    """
+    What the compiler is to do with products of few rows on a CPU: sums, which it joins with what stands around them.
+
+    A library's product of a row takes more time to be called than to multiply. (The compiler has a pass of this kind,
+    `decompose_mm_pass`, but for one row only.)
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+    from torch._inductor.pattern_matcher import Arg, CallFunction, Match, PatternMatcherPass, register_graph_pattern
+
+    aten, passes = torch.ops.aten, PatternMatcherPass()
+
+    def are_few(match: Match) -> bool:
+        left, right = (node.meta["val"] for node in match.args[-2:])
+        most = _SUMMED if left.itemsize >= 4 else _SUMMED_IN_16_BITS
+        # A product may have factors, and one of whole numbers is no floating-point sum.
+        is_plain = left.is_floating_point() and not match.output_node().kwargs
+        return is_plain and (len(left) == 1 or len(left) * right.numel() <= most)
+
+    @register_graph_pattern(CallFunction(aten.mm.default, Arg(), Arg()), extra_check=are_few, pass_dict=passes)
+    def _(match: Match, left: torch.fx.Node, right: torch.fx.Node) -> None:
+        match.replace_by_example(_product_as_sum, [left, right])
+
+    @register_graph_pattern(
+        CallFunction(aten.addmm.default, Arg(), Arg(), Arg()), extra_check=are_few, pass_dict=passes
+    )
+    def _(match: Match, bias: torch.fx.Node, left: torch.fx.Node, right: torch.fx.Node) -> None:
+        match.replace_by_example(lambda bias, *sides: bias + _product_as_sum(*sides), [bias, left, right])
+
+    class SummedProducts(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            passes.apply(graph)
+
+        def uuid(self) -> Any:
+            # The compiler's cache keeps what was made with another pass apart.
+            return get_hash_for_files((__file__,))
+
+    return SummedProducts()
 
 
 @lru_cache
