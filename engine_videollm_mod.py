@@ -41,8 +41,8 @@ _FRAMES = (1, 2, 4, 8)
 # Tokens of text that it may read beside: what opens and closes a reply, and a question.
 _FEW, _MANY = 4, 32
 # Multiplications of a product that compiled code on a CPU sums up by itself: with more of them a library is faster,
-# sooner in 16 bits, for which processors have units of their own.
-_SUMMED, _SUMMED_IN_16_BITS = 2**21, 2**19
+# sooner in 16 bits, for which processors have units of their own. One row of 32 bits is faster at any size.
+_SUMMED, _SUMMED_IN_16_BITS = 2**20, 2**19
 # A process captures one graph at a time.
 _CAPTURING = threading.Lock()
 
@@ -969,10 +969,12 @@ class _CapturedStep:
 
     @torch.no_grad()
     def _compile(self) -> Callable[[], tuple]:
+        from torch._inductor import config as inductor
         from torch._inductor.compile_fx import compile_fx  # takes a second
 
         patches: dict[str, Any] = {"size_asserts": False}
-        if self.engine.device.type == "cpu":
+        # Who has given the compiler a pass of their own keeps it.
+        if self.engine.device.type == "cpu" and inductor.post_grad_custom_pre_pass is None:
             patches["post_grad_custom_pre_pass"] = _summed_products()
         # What is chosen and allocated once is not part of the step.
         self._inputs.forward()
@@ -1039,10 +1041,10 @@ def _product_as_sum(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 @lru_cache(1)
 def _summed_products() -> Any:
     """
-    What the compiler is to do with products of few rows on a CPU: sums, which it joins with what stands around them.
+    A pass of the compiler that makes small products, and any of a row, sums, which it joins with what stands around.
 
-    A library's product of a row takes more time to be called than to multiply. (The compiler has a pass of this kind,
-    `decompose_mm_pass`, but for one row only.)
+    Small as they are, a library takes more time to be called than to multiply. The compiler's own `decompose_mm_pass`
+    has limits on rows and columns, not on both together, and reads them when it is imported.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
     from torch._inductor.pattern_matcher import Arg, CallFunction, Match, PatternMatcherPass, register_graph_pattern
@@ -1054,7 +1056,8 @@ def _summed_products() -> Any:
         most = _SUMMED if left.itemsize >= 4 else _SUMMED_IN_16_BITS
         # A product may have factors, and one of whole numbers is no floating-point sum.
         is_plain = left.is_floating_point() and not match.output_node().kwargs
-        return is_plain and (len(left) == 1 or len(left) * right.numel() <= most)
+        is_row = len(left) == 1 and left.itemsize >= 4
+        return is_plain and (is_row or len(left) * right.numel() <= most)
 
     @register_graph_pattern(CallFunction(aten.mm.default, Arg(), Arg()), extra_check=are_few, pass_dict=passes)
     def _(match: Match, left: torch.fx.Node, right: torch.fx.Node) -> None:
@@ -1072,7 +1075,7 @@ def _summed_products() -> Any:
 
         def uuid(self) -> Any:
             # The compiler's cache keeps what was made with another pass apart.
-            return get_hash_for_files((__file__,))
+            return get_hash_for_files((__file__,)), _SUMMED, _SUMMED_IN_16_BITS
 
     return SummedProducts()
 

@@ -527,14 +527,16 @@ def test_a_compiled_token_step_multiplies_by_itself(monkeypatch):
         engine.execute([cache], [StreamStep([5], [0])])
         with torch.profiler.profile() as profile:
             engine.execute([cache], [StreamStep([6], [0])])
-        called[name] = sum(e.count for e in profile.key_averages() if e.key in ("aten::mm", "aten::addmm"))
+        names = ("aten::mm", "aten::addmm", "aten::mv", "mkldnn::_linear")
+        called[name] = sum(e.count for e in profile.key_averages() if e.key.startswith(names))
     assert called["plain"] > 10 and called["compiled"] == 0
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 256), (torch.bfloat16, 64), (torch.float64, 256)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 128), (torch.bfloat16, 64), (torch.float64, 128)])
 def test_compiled_products_of_few_rows_are_sums(dtype, most):
     """As near as a library's; with more rows, or factors, they are left to it."""
-    torch.compiler.reset()  # One function is compiled so often and no more.
+    torch.compiler.reset()  # All cases share one function's code, and that is compiled eight times at most.
+    torch.manual_seed(0)
     right, bias = torch.randn(64, 128, dtype=dtype), torch.randn(128, dtype=dtype)
     options = {"post_grad_custom_pre_pass": engine_videollm_mod._summed_products()}
 
@@ -550,8 +552,9 @@ def test_compiled_products_of_few_rows_are_sums(dtype, most):
         counts = [e.count for e in profile.key_averages() if e.key in ("aten::mm", "aten::addmm")]
         assert sum(counts) == called
         exact = left.double() @ right.double()
-        assert_close(plain, exact.to(dtype))
-        assert_close(biased, (bias.double() + alpha * exact).to(dtype))
+        near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {}  # sums of 64 products of about 1
+        assert_close(plain, exact.to(dtype), **near)
+        assert_close(biased, (bias.double() + alpha * exact).to(dtype), **near)
 
 
 @pytest.mark.parametrize("how", [{"capture": True}, {"compile_steps": True}])
