@@ -533,7 +533,7 @@ def test_a_compiled_token_step_multiplies_by_itself(monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 128), (torch.bfloat16, 64), (torch.float64, 128)])
-def test_compiled_products_of_few_rows_are_sums(dtype, most):
+def test_small_compiled_products_are_sums(dtype, most):
     """As near as a library's; with more rows, or factors, they are left to it."""
     torch.compiler.reset()  # All cases share one function's code, and that is compiled eight times at most.
     torch.manual_seed(0)

@@ -1051,7 +1051,7 @@ def _summed_products() -> Any:
 
     aten, passes = torch.ops.aten, PatternMatcherPass()
 
-    def are_few(match: Match) -> bool:
+    def is_small(match: Match) -> bool:
         left, right = (node.meta["val"] for node in match.args[-2:])
         most = _SUMMED if left.itemsize >= 4 else _SUMMED_IN_16_BITS
         # A product may have factors, and one of whole numbers is no floating-point sum.
@@ -1059,12 +1059,12 @@ def _summed_products() -> Any:
         is_row = len(left) == 1 and left.itemsize >= 4
         return is_plain and (is_row or len(left) * right.numel() <= most)
 
-    @register_graph_pattern(CallFunction(aten.mm.default, Arg(), Arg()), extra_check=are_few, pass_dict=passes)
+    @register_graph_pattern(CallFunction(aten.mm.default, Arg(), Arg()), extra_check=is_small, pass_dict=passes)
     def _(match: Match, left: torch.fx.Node, right: torch.fx.Node) -> None:
         match.replace_by_example(_product_as_sum, [left, right])
 
     @register_graph_pattern(
-        CallFunction(aten.addmm.default, Arg(), Arg(), Arg()), extra_check=are_few, pass_dict=passes
+        CallFunction(aten.addmm.default, Arg(), Arg(), Arg()), extra_check=is_small, pass_dict=passes
     )
     def _(match: Match, bias: torch.fx.Node, left: torch.fx.Node, right: torch.fx.Node) -> None:
         match.replace_by_example(lambda bias, *sides: bias + _product_as_sum(*sides), [bias, left, right])
