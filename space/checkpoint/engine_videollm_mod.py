@@ -1033,7 +1033,7 @@ class _CapturedStep:
 
 
 def _product_as_sum(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The product of two matrices, summed in 32 bits at least."""
+    """The product of (rows, inner) and (inner, columns) in the dtype of `left`, summed in 32 bits at least."""
     wide = torch.promote_types(left.dtype, torch.float32)
     return (left.to(wide)[:, None] * right.T.to(wide)[None]).sum(-1).to(left.dtype)
 
@@ -1041,7 +1041,7 @@ def _product_as_sum(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 @lru_cache(1)
 def _summed_products() -> Any:
     """
-    A pass of the compiler that makes small products, and any of a row, sums, which it joins with what stands around.
+    A pass of the compiler: small products, and any of one row in 32 bits, become sums, which it joins with the rest.
 
     Small as they are, a library takes more time to be called than to multiply. The compiler's own `decompose_mm_pass`
     has limits on rows and columns, not on both together, and reads them when it is imported.
