@@ -16,10 +16,28 @@
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+
+# What Transformers calls a model's cache in arguments and outputs: `past_key_values` up to 5.23, `cache` since.
+CACHE_NAME = next(x.name for x in fields(BaseModelOutputWithPast) if x.name in ("cache", "past_key_values"))
+
+
+def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """
+    The one that is given, by whichever of its names.
+
+    Raises:
+        `ValueError`: If both are.
+    """
+    if cache is not None and past_key_values is not None:
+        raise ValueError("Give `cache` alone: `past_key_values` is what it was called up to Transformers 5.23.")
+    return past_key_values if cache is None else cache
 
 
 class VideoLLMMoDStaticLayer(StaticLayer):
@@ -234,7 +252,7 @@ class VideoLLMMoDCache(Cache):
 
     ```python
     >>> cache = VideoLLMMoDCache(num_layers=4, routed_layers=[1, 3])
-    >>> model(**inputs, past_key_values=cache)       # 2 frames of 10 tokens, 2 kept in a routed layer, 5 text tokens
+    >>> model(**inputs, cache=cache)       # 2 frames of 10 tokens, 2 kept in a routed layer, 5 text tokens
     >>> cache.get_seq_length(), cache.lengths
     (25, [25, 9, 25, 9])
     ```"""
@@ -810,7 +828,7 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
     ```python
     >>> pool = model.new_page_pool(num_frames=1200, num_text_tokens=4000)   # of all streams together
     >>> cache = VideoLLMMoDPagedCache(pool)
-    >>> model.generate(**inputs, past_key_values=cache)
+    >>> model.generate(**inputs, cache=cache)
     >>> cache.num_bytes_by_kind
     {'full': 786432, 'routed': 262144}
     >>> cache.release()
@@ -876,10 +894,12 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
 
 
 __all__ = [
+    "CACHE_NAME",
     "OutOfPagesError",
     "VideoLLMMoDCache",
     "VideoLLMMoDPagePool",
     "VideoLLMMoDPagedCache",
+    "one_cache",
     "read_pages",
     "read_strip",
     "write_pages",

@@ -30,13 +30,13 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_available, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_videollm_mod import set_packed_attention
-from .cache_videollm_mod import VideoLLMMoDCache, VideoLLMMoDPagePool
+from .cache_videollm_mod import CACHE_NAME, VideoLLMMoDCache, VideoLLMMoDPagePool, one_cache
 from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig
 from .generation_videollm_mod import VideoLLMMoDGenerationMixin
 from .routing_videollm_mod import (
@@ -89,7 +89,7 @@ class VideoLLMMoDModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class VideoLLMMoDCausalLMOutputWithPast(ModelOutput):
+class VideoLLMMoDCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
     Output of [`VideoLLMMoDForConditionalGeneration`].
 
@@ -98,7 +98,7 @@ class VideoLLMMoDCausalLMOutputWithPast(ModelOutput):
             Cross-entropy on text plus `stream_loss_weight` times cross-entropy at frames, over the number of labels.
         logits (`torch.Tensor` of shape `(batch, logits_to_keep, vocabulary)`, *optional*):
             Scores of the next token. `None` in training with labels, where only labelled positions are projected.
-        past_key_values ([`VideoLLMMoDCache`], *optional*): The key/value cache.
+        cache ([`VideoLLMMoDCache`], *optional*): The key/value cache; up to Transformers 5.23 `past_key_values`.
         hidden_states (`tuple[torch.Tensor]`, *optional*): Full sequences, `(batch, sequence, hidden)`, one a layer and
             the embeddings; the last is normalised.
         attentions (`tuple[torch.Tensor]`, *optional*): `(batch, heads, queries, keys)` of each layer that ran; in a
@@ -107,11 +107,6 @@ class VideoLLMMoDCausalLMOutputWithPast(ModelOutput):
         kept_tokens (`tuple[torch.Tensor]`, *optional*): See [`VideoLLMMoDModelOutputWithPast`].
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     router_scores: tuple[torch.Tensor, ...] | None = None
     kept_tokens: tuple[torch.Tensor, ...] | None = None
 
@@ -140,7 +135,7 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     # Steps of an optimiser on a router are far below the 8 bits of a bfloat16 weight. The first list is also what
     # quantisers leave alone, who match it from the start of a name.
     _keep_in_fp32_modules = [r"(?:model\.)?routers"]
@@ -293,12 +288,13 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         frame_token_mask: torch.BoolTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_router_scores: bool = False,
         seq_idx: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VideoLLMMoDModelOutputWithPast:
         r"""
@@ -319,9 +315,9 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 needs no mask tensor.
             position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
                 Rotary positions in the full sequence.
-            past_key_values ([`VideoLLMMoDCache`], *optional*):
+            cache ([`VideoLLMMoDCache`], *optional*):
                 What came before. Any `Cache` serves if no layer is routed. With [`PackedCaches`] the row is a step of
-                several streams.
+                several streams. `past_key_values`, its name up to Transformers 5.23, is understood too.
             inputs_embeds (`torch.Tensor` of shape `(batch, sequence, hidden)`, *optional*): In place of `input_ids`.
             use_cache (`bool`, *optional*): Whether to return a cache.
             output_hidden_states (`bool`, *optional*): Whether to return the full sequence after every layer.
@@ -338,6 +334,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             `ValueError`: If inputs exclude or contradict each other.
         """
         text_config = self.config.text_config
+        cache = one_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if attention_mask is not None and attention_mask.ndim != 2:
@@ -351,7 +348,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 "`seq_idx`, the index of each token's dialogue."
             )
         if seq_idx is not None:
-            self._check_packed(past_key_values, use_cache)
+            self._check_packed(cache, use_cache)
             use_cache = False
         use_cache = text_config.use_cache if use_cache is None else use_cache
         if use_cache and self.training and self.gradient_checkpointing:
@@ -362,9 +359,9 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             input_ids, inputs_embeds, pixel_values_videos, frame_features, num_frames, frame_token_mask
         )
         hidden_states = self._embed(input_ids, inputs_embeds, pixel_values_videos, frame_features, layout)
-        if use_cache and past_key_values is None:
-            past_key_values = self.new_cache()
-        num_seen = self._num_seen(past_key_values)
+        if use_cache and cache is None:
+            cache = self.new_cache()
+        num_seen = self._num_seen(cache)
         if attention_mask is not None and isinstance(num_seen, int):
             expected = num_seen + layout.sequence_length
             if attention_mask.shape[1] != expected:
@@ -379,10 +376,10 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 "`position_ids` start anew within a row. To keep dialogues of one row apart give `seq_idx`, the index "
                 "of each token's dialogue. Times they start anew",
             )
-        is_packed = getattr(past_key_values, "is_packed", False)
+        is_packed = getattr(cache, "is_packed", False)
         if is_packed:
             set_packed_attention(self.language_model)
-            position_ids = past_key_values.positions[None]
+            position_ids = cache.positions[None]
         elif position_ids is None:
             position_ids = _positions(layout, attention_mask, num_seen, hidden_states.device, seq_idx)
         if self.training and torch.is_grad_enabled():
@@ -397,7 +394,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             layout,
             position_ids,
             attention_mask,
-            past_key_values,
+            cache,
             num_seen,
             seq_idx,
             collect_hidden_states=bool(
@@ -406,8 +403,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             collect_scores=output_router_scores,
             **kwargs,
         )
-        if hasattr(past_key_values, "advance") and not is_packed:
-            past_key_values.advance(layout.sequence_length, layout.inside_frame)
+        if hasattr(cache, "advance") and not is_packed:
+            cache.advance(layout.sequence_length, layout.inside_frame)
         return outputs
 
     def evict_tokens(self, cache: VideoLLMMoDCache, keep: torch.BoolTensor) -> None:
@@ -534,8 +531,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             return 0
         if not hasattr(cache, "record_positions") and self.config.routed_layers:
             raise ValueError(
-                f"`past_key_values` is a {type(cache).__name__}, whose layers are all of one length; layers "
-                f"{self.config.routed_layers} are routed and hold less. Pass `past_key_values=None` or "
+                f"`cache` is a {type(cache).__name__}, whose layers are all of one length; layers "
+                f"{self.config.routed_layers} are routed and hold less. Pass `cache=None` or "
                 "`model.new_cache()`."
             )
         return cache.get_seq_length()
@@ -643,13 +640,14 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         frame_token_mask: torch.BoolTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
         output_router_scores: bool = False,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VideoLLMMoDCausalLMOutputWithPast:
         r"""
@@ -675,7 +673,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
             frame_token_mask=frame_token_mask,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_scores=output_router_scores,
@@ -694,7 +692,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         return VideoLLMMoDCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_scores=outputs.router_scores,
@@ -838,7 +836,7 @@ def _run_layers(
 
     for index, decoder_layer in enumerate(language_model.layers[: language_model.config.num_hidden_layers]):
         keep_count = keep_counts[index]
-        layer_kwargs = {"past_key_values": cache, "use_cache": cache is not None, **kwargs}
+        layer_kwargs = {CACHE_NAME: cache, "use_cache": cache is not None, **kwargs}
         if getattr(cache, "is_packed", False):
             layer_kwargs["packed_caches"] = cache
         # Rotary positions reach a layer as `position_embeddings` alone: gapped `position_ids` read as packed rows.
@@ -881,7 +879,7 @@ def _run_layers(
         all_hidden_states[-1] = hidden_states
     return VideoLLMMoDModelOutputWithPast(
         last_hidden_state=hidden_states,
-        past_key_values=cache,
+        **{CACHE_NAME: cache},
         hidden_states=tuple(all_hidden_states) if collect_hidden_states else None,
         router_scores=tuple(all_scores) if collect_scores else None,
         kept_tokens=tuple(all_kept) if collect_scores else None,

@@ -371,11 +371,11 @@ def streams_alone_and_packed(model, page_size=16):
             if runs:
                 features.append(random_features(model.config, sum(runs), seed=number + stream))
                 inputs["frame_features"] = features[-1]
-            alone.append(model(input_ids=ids[-1], past_key_values=plain[stream], **inputs).logits[0])
+            alone.append(model(input_ids=ids[-1], cache=plain[stream], **inputs).logits[0])
         lengths, frames = [row.shape[1] for row in ids], [sum(runs) for _, runs in step]
         packed = PackedCaches([paged[stream] for stream, _ in step], lengths, frames, "cpu")
         inputs = {"frame_features": torch.cat(features, dim=1)} if features else {}
-        together = model(input_ids=torch.cat(ids, dim=1), past_key_values=packed, **inputs).logits[0]
+        together = model(input_ids=torch.cat(ids, dim=1), cache=packed, **inputs).logits[0]
         frame = model.config.frame_token_id
         packed.commit([None if not runs else (row == frame) for row, (_, runs) in zip(ids, step, strict=True)])
         pairs.append((together, torch.cat(alone)))

@@ -22,6 +22,7 @@ from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model
 from torch.testing import assert_close
 
 from videollm_mod import OutOfPagesError, VideoLLMMoDCache, VideoLLMMoDPagedCache
+from videollm_mod.cache_videollm_mod import CACHE_NAME
 
 
 RUNS = [2, 1, 2]
@@ -35,13 +36,13 @@ def filled(scheme="all", *, static=False, batch=1, runs=RUNS):
     features = random_features(model.config, sum(runs), batch=batch)
     cache = model.new_cache(max_lengths=[200] * 4 if static else None)
     with torch.no_grad():
-        model(input_ids=ids, frame_features=features, num_frames=[sum(runs)] * batch, past_key_values=cache)
+        model(input_ids=ids, frame_features=features, num_frames=[sum(runs)] * batch, cache=cache)
     return model, cache, ids, features
 
 
 def next_logits(model, cache, batch=1):
     with torch.no_grad():
-        return model(input_ids=torch.full((batch, 1), 7), past_key_values=copy.deepcopy(cache)).logits
+        return model(input_ids=torch.full((batch, 1), 7), cache=copy.deepcopy(cache)).logits
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -79,7 +80,7 @@ def test_cropped_is_never_seen(scheme, static):
         fresh = model.new_cache(max_lengths=[200] * 4 if static else None)
         with torch.no_grad():
             given = features[:, :frames] if frames else None
-            model(input_ids=ids[:, :length], frame_features=given, past_key_values=fresh)
+            model(input_ids=ids[:, :length], frame_features=given, cache=fresh)
         assert cache.lengths == fresh.lengths and int(cache.get_seq_length()) == length
         for layer in model.config.routed_layers:
             kept = slice(0, cache.lengths[layer])
@@ -98,14 +99,14 @@ def test_cropped_rows_with_different_frames(scheme):
     features = random_features(model.config, 3, batch=2)
     cache = model.new_cache()
     with torch.no_grad():
-        model(input_ids=ids, frame_features=features, num_frames=[3, 1], past_key_values=cache)
+        model(input_ids=ids, frame_features=features, num_frames=[3, 1], cache=cache)
     length = 5 + FRAME  # both rows end with their first frame here
     cache.crop(length - longest)
     logits = next_logits(model, cache, batch=2)
     for row in range(2):
         with torch.no_grad():
             alone = model(input_ids=ids[row : row + 1, :length], frame_features=features[row : row + 1, :1])
-        assert_close(logits[row : row + 1], next_logits(model, alone.past_key_values))
+        assert_close(logits[row : row + 1], next_logits(model, alone[CACHE_NAME]))
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -144,7 +145,7 @@ def test_rows_are_reordered_repeated_and_selected(static):
     selected.crop(-4)
     fresh = model.new_cache()
     with torch.no_grad():
-        model(input_ids=ids[[1, 0], :-4], frame_features=features[[1, 0]], num_frames=[5, 5], past_key_values=fresh)
+        model(input_ids=ids[[1, 0], :-4], frame_features=features[[1, 0]], num_frames=[5, 5], cache=fresh)
     assert_close(next_logits(model, selected, batch=2), next_logits(model, fresh, batch=2))
 
 
@@ -155,7 +156,7 @@ def test_reset_is_empty(static):
     cache.reset()
     assert cache.lengths == [0] * 4 and int(cache.get_seq_length()) == 0
     with torch.no_grad():
-        model(input_ids=ids, frame_features=features, past_key_values=cache)
+        model(input_ids=ids, frame_features=features, cache=cache)
     assert_close(next_logits(model, cache), expected)
 
 
@@ -166,7 +167,7 @@ def test_offloaded_layers_come_back():
     features = random_features(model.config, 5).cuda()
     expected = model(**inputs, frame_features=features).logits
     cache = model.new_cache(offloading=True)
-    assert_close(model(**inputs, frame_features=features, past_key_values=cache).logits, expected)
+    assert_close(model(**inputs, frame_features=features, cache=cache).logits, expected)
 
 
 @pytest.mark.parametrize("how", ["select", "reorder"])
@@ -180,17 +181,17 @@ def test_cropped_after_the_longest_row_is_gone(how):
     features, tail = random_features(model.config, 3, batch=2), torch.tensor([[11, 12, 13]])
     with torch.no_grad():
         cache, expected = model.new_cache(), model.new_cache()
-        model(input_ids=ids, frame_features=features, num_frames=[3, 1], past_key_values=cache)
+        model(input_ids=ids, frame_features=features, num_frames=[3, 1], cache=cache)
         if how == "select":
             cache.batch_select_indices(torch.tensor([0]))
         else:
             cache.reorder_cache(torch.tensor([0, 0]))
             cache.batch_select_indices(torch.tensor([1]))
-        model(input_ids=tail, past_key_values=cache)
+        model(input_ids=tail, cache=cache)
         cache.crop(-1)
-        model(input_ids=ids[:1], frame_features=features[:1], past_key_values=expected)
-        model(input_ids=tail[:, :2], past_key_values=expected)
-        outputs = [model(input_ids=torch.tensor([[7]]), past_key_values=c).logits for c in (cache, expected)]
+        model(input_ids=ids[:1], frame_features=features[:1], cache=expected)
+        model(input_ids=tail[:, :2], cache=expected)
+        outputs = [model(input_ids=torch.tensor([[7]]), cache=c).logits for c in (cache, expected)]
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
@@ -204,9 +205,9 @@ def test_what_compiled_steps_added_is_cropped_whole_or_not_at_all():
     cache.early_initialization(*shape)
     step = torch.compile(model, fullgraph=True, backend="eager")
     ids = dialogue_ids(model.config, [1])
-    model(input_ids=ids[:, :5], past_key_values=cache)
-    step(input_ids=ids[:, 5:15], frame_features=random_features(model.config, 1), past_key_values=cache)
-    model(input_ids=ids[:, 15:18], past_key_values=cache)
+    model(input_ids=ids[:, :5], cache=cache)
+    step(input_ids=ids[:, 5:15], frame_features=random_features(model.config, 1), cache=cache)
+    model(input_ids=ids[:, 15:18], cache=cache)
     with pytest.raises(ValueError, match="Crop to 5 or 15 tokens"):
         cache.crop(-7)
     assert int(cache.get_seq_length()) == 18
@@ -240,19 +241,19 @@ def test_after_eviction_the_logits_are_those_of_what_is_kept(text, scheme, stati
     keep[frames[4]] = keep[2] = False
     cache = model.new_cache(max_lengths=[200] if static else None)
     with torch.no_grad():
-        model(input_ids=ids, frame_features=features, past_key_values=cache)
+        model(input_ids=ids, frame_features=features, cache=cache)
         assert not torch.equal(next_logits(model, cache), next_logits(model, _evicted(model, cache, keep)))
         model.evict_tokens(cache, keep)
         expected = model.new_cache()
-        model(input_ids=ids[:, keep], frame_features=features[:, [0, 2, 3]], past_key_values=expected)
+        model(input_ids=ids[:, keep], frame_features=features[:, [0, 2, 3]], cache=expected)
         assert int(cache.get_seq_length()) == int(keep.sum()) and cache.lengths == expected.lengths
         for layer in model.config.routed_layers:
             assert torch.equal(cache.get_positions(layer)[:, : cache.lengths[0]], expected.get_positions(layer))
         # What comes after it, and is taken back, and comes again.
         more = {"input_ids": dialogue_ids(model.config, [2])[:, 5:], "frame_features": features[:, :2]}
         for _ in range(2):
-            logits = model(**more, past_key_values=cache).logits
-            assert_close(logits, model(**more, past_key_values=expected).logits, atol=1e-5, rtol=1e-4)
+            logits = model(**more, cache=cache).logits
+            assert_close(logits, model(**more, cache=expected).logits, atol=1e-5, rtol=1e-4)
             cache.crop(-more["input_ids"].shape[1])
             expected.crop(-more["input_ids"].shape[1])
 
@@ -326,7 +327,7 @@ def test_nothing_is_copied_as_a_paged_cache_grows():
     with torch.no_grad():
         for step in range(4):
             inputs = {"frame_features": random_features(model.config, 1, seed=step)}
-            model(input_ids=dialogue_ids(model.config, [1], seed=step), past_key_values=cache, **inputs)
+            model(input_ids=dialogue_ids(model.config, [1], seed=step), cache=cache, **inputs)
             places |= {(i, layer.keys.data_ptr(), layer.values.data_ptr()) for i, layer in enumerate(cache.layers)}
     assert len(places) == len(cache.layers)
     # Layer by layer in the pages' own memory: heads and entries are strides.
@@ -349,7 +350,7 @@ def test_a_paged_cache_is_a_cache_as_any_other(scheme, reserved):
                 ids = dialogue_ids(model.config, [2], seed=10 * step + row)
                 features = random_features(model.config, 2, seed=10 * step + row)
                 logits, expected = (
-                    model(input_ids=ids, frame_features=features, past_key_values=x).logits for x in (cache, other)
+                    model(input_ids=ids, frame_features=features, cache=x).logits for x in (cache, other)
                 )
                 assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         for cache, other in zip(caches, others, strict=True):
@@ -362,7 +363,7 @@ def test_a_paged_cache_is_a_cache_as_any_other(scheme, reserved):
                 model.evict_tokens(x, keep)
             assert cache.lengths == other.lengths
             ids = dialogue_ids(model.config, [], seed=3)
-            logits, expected = (model(input_ids=ids, past_key_values=x).logits for x in (copy.deepcopy(cache), other))
+            logits, expected = (model(input_ids=ids, cache=x).logits for x in (copy.deepcopy(cache), other))
             assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     is_strip = [table.strip is not None for cache in caches for table in cache.tables.values()]
     assert all(is_strip) if reserved else not all(is_strip)
@@ -374,12 +375,12 @@ def test_generate_takes_a_paged_cache():
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
     expected = model.generate(**inputs, **options)
     cache = paged_cache(model)
-    assert torch.equal(model.generate(**inputs, **options, past_key_values=cache), expected)
+    assert torch.equal(model.generate(**inputs, **options, cache=cache), expected)
     mask = torch.ones_like(inputs["input_ids"])
-    masked = model.generate(**inputs, **options, attention_mask=mask, past_key_values=paged_cache(model))
+    masked = model.generate(**inputs, **options, attention_mask=mask, cache=paged_cache(model))
     assert torch.equal(masked, expected)
     with pytest.raises(ValueError, match="one stream"):
-        model.generate(**inputs, **options, num_beams=2, past_key_values=paged_cache(model))
+        model.generate(**inputs, **options, num_beams=2, cache=paged_cache(model))
 
 
 def test_bytes_by_kind_of_layer():
@@ -390,7 +391,7 @@ def test_bytes_by_kind_of_layer():
             model(
                 input_ids=dialogue_ids(model.config, [3]),
                 frame_features=random_features(model.config, 3),
-                past_key_values=x,
+                cache=x,
             )
     entry = 2 * 2 * 8 * 4  # Keys and values, heads, dim, bytes.
     assert other.lengths == [41, 17, 41, 17]
@@ -407,7 +408,7 @@ def test_a_paged_cache_in_eight_bits_is_half_as_large_as_in_sixteen():
     inputs["frame_features"] = random_features(model.config, 3).to(torch.bfloat16)
     caches = [paged_cache(model), paged_cache(model, dtype=torch.float8_e4m3fn)]
     with torch.no_grad():
-        logits = [model(**inputs, past_key_values=cache).logits for cache in caches]
+        logits = [model(**inputs, cache=cache).logits for cache in caches]
     assert caches[0].num_bytes == 2 * caches[1].num_bytes
     # The first layer's entries, which come from the same tokens, are those of sixteen bits rounded, and used so.
     for exact, rounded in zip(*((x.layers[0].keys, x.layers[0].values) for x in caches), strict=True):
@@ -420,7 +421,7 @@ def test_a_paged_cache_of_one_stream_has_one_row():
     model = tiny_model()
     cache = paged_cache(model)
     with pytest.raises(ValueError, match="got 2 rows"):
-        model(input_ids=torch.zeros(2, 3, dtype=torch.long), past_key_values=cache)
+        model(input_ids=torch.zeros(2, 3, dtype=torch.long), cache=cache)
     cache.reorder_cache(torch.tensor([0]))
     cache.batch_repeat_interleave(1)
     for call in (lambda: cache.batch_repeat_interleave(2), lambda: cache.batch_select_indices(torch.tensor([0, 0]))):
@@ -436,7 +437,7 @@ def test_a_growing_cache_in_eight_bits():
         inputs["frame_features"] = random_features(model.config, 2, seed=step).to(torch.bfloat16)
         with torch.no_grad():
             for cache in (exact, rounded):
-                model(**inputs, past_key_values=cache)
+                model(**inputs, cache=cache)
     assert exact.lengths == rounded.lengths and exact.num_bytes == 2 * rounded.num_bytes
     assert torch.equal(rounded.layers[0].keys.float(), exact.layers[0].keys.to(torch.float8_e4m3fn).float())
     rounded.crop(-4)
@@ -454,7 +455,7 @@ def test_forgotten_caches_give_their_pages_back():
     cache = paged_cache(model, frames=8, text=48)
     with torch.no_grad():
         inputs = {"frame_features": random_features(model.config, 4)}
-        model(input_ids=dialogue_ids(model.config, [4]), past_key_values=cache, **inputs)
+        model(input_ids=dialogue_ids(model.config, [4]), cache=cache, **inputs)
     left = {kind: len(pages) for kind, pages in cache.pool.free.items()}
     for _ in range(5):
         twin = copy.deepcopy(cache)

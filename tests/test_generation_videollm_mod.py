@@ -13,6 +13,8 @@
 # limitations under the License.
 """`generate` in its usual modes, and the interval rule."""
 
+import copy
+
 import pytest
 import torch
 from tiny import SCHEMES, dialogue_ids, random_features, random_frames, tiny_model, tiny_processor
@@ -20,6 +22,7 @@ from torch.testing import assert_close
 from transformers import GenerationConfig, LogitsProcessorList, TextIteratorStreamer, TopKLogitsWarper
 
 from videollm_mod import interval_rule
+from videollm_mod.cache_videollm_mod import CACHE_NAME
 
 
 RUNS = [2, 1]
@@ -144,27 +147,26 @@ def test_a_padded_batch_is_its_rows(model, kind):
         assert torch.equal(beams[index, longest:], model.generate(**row, max_new_tokens=3, num_beams=2)[0, -3:])
 
 
-def test_goes_on_from_a_cache(model):
-    """With whole ids, or new ones under a whole mask, also where new frames come."""
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_goes_on_from_a_cache(model, name):
+    """With whole ids, or new ones under a whole mask, also where new frames come; by its new and its old name."""
     inputs = prompt(model)
     first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
-    cache = first.past_key_values
+    cache = first[CACHE_NAME]
     more = torch.cat([first.sequences, dialogue_ids(model.config, [1], seed=3)], dim=1)
     new_features = random_features(model.config, 1, seed=3)
     both = torch.cat([inputs["frame_features"], new_features], dim=1)
     expected = greedy(model, {"input_ids": more, "frame_features": both}, 4)
     seen = int(cache.get_seq_length())
-    import copy
-
     fork = copy.deepcopy(cache)
-    got = model.generate(input_ids=more, frame_features=new_features, past_key_values=cache, max_new_tokens=4)
+    got = model.generate(input_ids=more, frame_features=new_features, max_new_tokens=4, **{name: cache})
     assert torch.equal(got, expected)
     got = model.generate(
         input_ids=more[:, seen:],
         attention_mask=torch.ones_like(more),
         frame_features=new_features,
-        past_key_values=fork,
         max_new_tokens=4,
+        **{name: fork},
     )
     assert torch.equal(got[:, -4:], expected[:, -4:])
 
@@ -214,7 +216,7 @@ def test_streamer_and_scores(model):
     )
     assert "".join(streamer) == processor.tokenizer.decode(output.sequences[0, -6:])
     assert len(output.logits) == 6 and len(output.hidden_states[0]) == 5
-    assert output.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 5
+    assert output[CACHE_NAME].get_seq_length() == inputs["input_ids"].shape[1] + 5
     warped = model.generate(**inputs, max_new_tokens=3, logits_processor=LogitsProcessorList([TopKLogitsWarper(1)]))
     assert torch.equal(warped, greedy(model, inputs, 3))
 

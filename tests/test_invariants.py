@@ -42,7 +42,7 @@ def in_pieces(model, ids, features, cuts, cache=None):
         frames = features[:, seen : seen + count] if count else None
         seen += count
         with torch.no_grad():
-            logits.append(model(input_ids=piece, frame_features=frames, past_key_values=cache).logits)
+            logits.append(model(input_ids=piece, frame_features=frames, cache=cache).logits)
     return torch.cat(logits, dim=1), cache
 
 
@@ -281,13 +281,13 @@ def test_padded_rows_go_on_as_they_would_alone(scheme, side):
     more_features = random_features(model.config, 1, batch=len(ROWS), seed=9)
     cache = model.new_cache()
     with torch.no_grad():
-        model(input_ids=ids, frame_features=features, num_frames=counts, attention_mask=mask, past_key_values=cache)
+        model(input_ids=ids, frame_features=features, num_frames=counts, attention_mask=mask, cache=cache)
         mask = torch.cat([mask, torch.ones_like(more_ids)], dim=1)
         logits = model(
             input_ids=more_ids,
             frame_features=more_features,
             attention_mask=mask,
-            past_key_values=cache,
+            cache=cache,
             position_ids=(mask.cumsum(1) - 1)[:, -more_ids.shape[1] :],
         ).logits
     for row, dialogue in enumerate(dialogues):
@@ -368,10 +368,10 @@ def test_sliding_window_counts_real_entries_alone(cached):
     with torch.no_grad():
         if cached:
             cache = model.new_cache()
-            model(**inputs, past_key_values=cache)
+            model(**inputs, cache=cache)
             mask = torch.cat([mask, torch.ones(2, more.shape[1], dtype=torch.long)], dim=1)
             inputs = {"input_ids": more.repeat(2, 1), "frame_features": more_features.repeat(2, 1, 1, 1)}
-            logits = model(**inputs, attention_mask=mask, past_key_values=cache).logits
+            logits = model(**inputs, attention_mask=mask, cache=cache).logits
         else:
             logits = model(**inputs, use_cache=False).logits
         for row, frames in ((0, 3), (1, 1)):

@@ -44,9 +44,9 @@ class Scripted(VideoLLMMoDForConditionalGeneration):
         self.instead = self.tokenizer.encode(instead, add_special_tokens=False)[0]
         return self
 
-    def forward(self, input_ids=None, past_key_values=None, logits_to_keep=0, **kwargs):
-        self.fed = self.fed[: past_key_values.get_seq_length()] + input_ids[0].tolist()
-        outputs = super().forward(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+    def forward(self, input_ids=None, cache=None, logits_to_keep=0, **kwargs):
+        self.fed = self.fed[: cache.get_seq_length()] + input_ids[0].tolist()
+        outputs = super().forward(input_ids=input_ids, cache=cache, **kwargs)
         keep = range(input_ids.shape[1]) if logits_to_keep is None else logits_to_keep
         places = [input_ids.shape[1] - 1] if isinstance(keep, int) else [int(place) for place in keep]
         begin = len(self.fed) - input_ids.shape[1]
@@ -320,9 +320,9 @@ def recorded(model, calls):
     """Notes what a model is fed and answers, cut back as its cache is."""
     forward = model.forward
 
-    def wrapper(input_ids=None, past_key_values=None, logits_to_keep=0, **kwargs):
-        seen = int(past_key_values.get_seq_length())
-        outputs = forward(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+    def wrapper(input_ids=None, cache=None, logits_to_keep=0, **kwargs):
+        seen = int(cache.get_seq_length())
+        outputs = forward(input_ids=input_ids, cache=cache, **kwargs)
         calls.append((seen, input_ids, kwargs.get("frame_features"), outputs.logits))
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         outputs.logits = outputs.logits[:, keep]
@@ -370,14 +370,14 @@ def watched_without_end(num_frames, **options):
     held = []  # Of each token its id, and the features of its frame where it is a frame's first.
     forward, evict = model.forward, model.evict_tokens
 
-    def fed(input_ids=None, past_key_values=None, frame_features=None, **kwargs):
-        del held[int(past_key_values.get_seq_length()) :]
+    def fed(input_ids=None, cache=None, frame_features=None, **kwargs):
+        del held[int(cache.get_seq_length()) :]
         features, inside = iter([] if frame_features is None else frame_features[0]), 0
         for token in input_ids[0].tolist():
             is_frame = token == model.config.frame_token_id
             held.append((token, next(features) if is_frame and inside % 10 == 0 else None))
             inside = inside + 1 if is_frame else 0
-        return forward(input_ids, past_key_values=past_key_values, frame_features=frame_features, **kwargs)
+        return forward(input_ids, cache=cache, frame_features=frame_features, **kwargs)
 
     def evicted(cache, keep):
         del held[int(cache.get_seq_length()) :]
@@ -405,9 +405,9 @@ def test_without_end_it_is_as_if_only_what_is_kept_had_been(sink_frames):
     assert features.shape[1] <= 6 and int(session.cache.get_seq_length()) == ids.shape[1]
     with torch.no_grad():
         expected = model.new_cache()
-        model(input_ids=ids, frame_features=features, past_key_values=expected)
+        model(input_ids=ids, frame_features=features, cache=expected)
         assert session.cache.lengths == expected.lengths
-        logits = [model(input_ids=torch.tensor([[7]]), past_key_values=c).logits for c in (session.cache, expected)]
+        logits = [model(input_ids=torch.tensor([[7]]), cache=c).logits for c in (session.cache, expected)]
     assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-4)
     text = session.processor.tokenizer.decode(ids[0]).replace(FRAME, "F")
     # The text is whole, and its streams are what a stream looks like, though some have lost all their frames.

@@ -174,14 +174,14 @@ def _watch_on(
         part = ids[None, tokens : turn.end].to(model.device)
         seen = features[None, frames : turn.frames]
         shown = {"frame_features": seen} if seen.shape[1] else {}
-        model(input_ids=part, **shown, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=part, **shown, cache=cache, use_cache=True, logits_to_keep=1)
         tokens, frames = turn.end, turn.frames
         more = torch.tensor([(interval + frame) * count], device=model.device)
         ends = torch.arange(1, count + 1, device=model.device) * (len(interval) + len(frame)) - 1
         shown = features[None, frames : frames + count]
-        logits = model(
-            input_ids=more, frame_features=shown, past_key_values=cache, use_cache=True, logits_to_keep=ends
-        ).logits[0]
+        logits = model(input_ids=more, frame_features=shown, cache=cache, use_cache=True, logits_to_keep=ends).logits[
+            0
+        ]
         speaks = model.should_speak(logits, interval_threshold)[0].tolist()
         turn.late = speaks.index(True) + 1 if True in speaks else count
         # Each routed layer is cut at its own length: nothing of what was only tried stays.

@@ -645,7 +645,7 @@ def _strip(pages: Sequence[int], page_size: int) -> int | None:
 
 class PackedCaches:
     """
-    What a model is given as `past_key_values` for one step of several streams, laid one after the other in a single
+    What a model is given as `cache` for one step of several streams, laid one after the other in a single
     row: each token enters its own stream's cache, and sees that alone.
 
     The pages that the step needs are taken here, so that nothing can run out within the model.
@@ -740,7 +740,9 @@ class PackedCaches:
         """Records which tokens of the row, (1, new), routed layer `layer_idx` is about to add."""
         self._early[layer_idx] = positions
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any) -> tuple:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple:
         """Writes entries (1, heads, all new, dim) into their streams' pages, and gives them as they came."""
         pages = self.pool.pages_of(layer_idx, key_states)
         slots = self.entries[self.pool.kinds[layer_idx]].slots

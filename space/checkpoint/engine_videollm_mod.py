@@ -827,7 +827,7 @@ class _Row:
         with torch.no_grad():
             outputs = model(
                 input_ids=self.ids,
-                past_key_values=self.packed,
+                cache=self.packed,
                 use_cache=True,
                 logits_to_keep=self.ends,
                 output_router_scores=self.features is not None,

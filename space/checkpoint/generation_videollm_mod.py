@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
+from .cache_videollm_mod import CACHE_NAME, one_cache
 from .engine_videollm_mod import StreamingEngine, read_ahead
 from .streaming_videollm_mod import StreamEvent, StreamingSession
 
@@ -166,32 +167,35 @@ class VideoLLMMoDGenerationMixin:
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
-        past_key_values: Any | None = None,
+        cache: Any | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool = False,
+        past_key_values: Any | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in Transformers; frames are fed with the prompt, and again only where there is no cache."""
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = one_cache(cache, past_key_values)
+        seen = 0 if cache is None else cache.get_seq_length()
         # An assistant model's first call is not flagged as the first, but finds its cache empty.
         if not is_first_iteration and kwargs.get("use_cache", True) and (isinstance(seen, torch.Tensor) or seen > 0):
             kwargs = {name: value for name, value in kwargs.items() if name not in _FRAME_INPUTS}
         return super().prepare_inputs_for_generation(
             input_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
 
     @staticmethod
     def create_masks_for_generate(
-        attention_mask: torch.Tensor | None = None, past_key_values: Any = None, **_: Any
+        attention_mask: torch.Tensor | None = None, cache: Any = None, past_key_values: Any = None, **_: Any
     ) -> torch.Tensor | None:
         """Keeps the mask two-dimensional, since layers differ in length, and of one width, for a compiled step."""
-        if attention_mask is None or not hasattr(past_key_values, "record_positions"):
+        cache = one_cache(cache, past_key_values)
+        if attention_mask is None or not hasattr(cache, "record_positions"):
             return attention_mask
-        return F.pad(attention_mask, (0, max(0, past_key_values.get_max_length() - attention_mask.shape[1])))
+        return F.pad(attention_mask, (0, max(0, cache.get_max_length() - attention_mask.shape[1])))
 
     def _expand_inputs_for_generation(
         self,
@@ -227,17 +231,20 @@ class VideoLLMMoDGenerationMixin:
         batch_size: int,
         max_cache_length: int,
     ) -> None:
+        given = one_cache(model_kwargs.pop("cache", None), model_kwargs.pop("past_key_values", None))
+        if given is not None:
+            model_kwargs[CACHE_NAME] = given
         kind = generation_config.cache_implementation
-        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+        if given is not None or generation_config.use_cache is False:
             super()._prepare_cache_for_generation(
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )
         elif kind in ALL_STATIC_CACHE_IMPLEMENTATIONS and not kind.startswith("offloaded"):
             max_length = max(max_cache_length, getattr(generation_config, "max_cache_len", None) or 0)
             lengths = self._static_lengths(model_kwargs, batch_size, max_length)
-            model_kwargs["past_key_values"] = self.new_cache(max_lengths=lengths)
+            model_kwargs[CACHE_NAME] = self.new_cache(max_lengths=lengths)
         elif kind in (None, "dynamic", "offloaded"):
-            model_kwargs["past_key_values"] = self.new_cache(offloading=kind == "offloaded")
+            model_kwargs[CACHE_NAME] = self.new_cache(offloading=kind == "offloaded")
         else:
             raise ValueError(
                 f"`cache_implementation` is {kind!r}; a routed model has 'dynamic', 'static' and 'offloaded' caches."

@@ -284,10 +284,10 @@ class LayerMasks:
         key = (min(keep_count, self.layout.num_tokens), window)
         if key not in self._masks:
             self._masks[key] = create_causal_mask(
-                config=self.text_config,
-                inputs_embeds=inputs,
-                attention_mask=self._padding(layer, keep_count, inputs.shape[1]),
-                past_key_values=self.cache,
+                self.text_config,
+                inputs,
+                self._padding(layer, keep_count, inputs.shape[1]),
+                self.cache,  # by its place: its name is not the same in all versions of the library
                 layer_idx=layer,
                 and_mask_function=self._overlay(layer, keep_count, window, inputs.shape[1]),
             )

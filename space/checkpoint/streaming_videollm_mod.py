@@ -453,7 +453,7 @@ class StreamingSession:
         with torch.no_grad():
             outputs = self.model(
                 input_ids=torch.tensor([step.ids], device=device),
-                past_key_values=self.cache,
+                cache=self.cache,
                 use_cache=True,
                 logits_to_keep=torch.tensor(step.ends, device=device),
                 output_router_scores=bool(inputs),
