@@ -13,7 +13,9 @@
 # limitations under the License.
 """Streaming: each branch of the loop driven by a model whose logits are known, and the real model on any path."""
 
+import itertools
 import threading
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, Tex
 from transformers.generation.streamers import BaseStreamer
 
 from videollm_mod import StreamEvent, VideoLLMMoDForConditionalGeneration
+from videollm_mod.routing_videollm_mod import choose_kept
 
 
 SYSTEM = "Watch."
@@ -364,23 +367,39 @@ def test_a_stream_is_one_forward_over_its_dialogue(scheme):
 ENDLESS = {"max_frames": 6, "chunk_frames": 2, "max_new_tokens": 2}
 
 
-def watched_without_end(num_frames, **options):
-    """A stream of one layer, with questions in it, and ids and features of all that its cache should hold."""
-    model = tiny_model(text_overrides={"num_hidden_layers": 1}, mod_layers="all")
-    held = []  # Of each token its id, and the features of its frame where it is a frame's first.
+class Held(NamedTuple):
+    """A token in a cache."""
+
+    token: int
+    of_frame: tuple[torch.Tensor, int] | None  # The features of its frame, and its place there.
+    number: int
+    evictions: int  # How many there were before it came.
+
+
+def watched_without_end(num_frames, *, model=None, **options):
+    """
+    A stream with questions in it, by default of one layer, and what its cache should hold: when it ended, and at each
+    eviction before it was.
+    """
+    model = model or tiny_model(text_overrides={"num_hidden_layers": 1}, mod_layers="all")
+    held, before, number = [], [], itertools.count()
     forward, evict = model.forward, model.evict_tokens
 
     def fed(input_ids=None, cache=None, frame_features=None, **kwargs):
         del held[int(cache.get_seq_length()) :]
-        features, inside = iter([] if frame_features is None else frame_features[0]), 0
+        features = iter([] if frame_features is None else frame_features[0])
+        inside = 0
         for token in input_ids[0].tolist():
             is_frame = token == model.config.frame_token_id
-            held.append((token, next(features) if is_frame and inside % 10 == 0 else None))
+            if is_frame and inside % 10 == 0:
+                frame = next(features)
+            held.append(Held(token, (frame, inside % 10) if is_frame else None, next(number), len(before)))
             inside = inside + 1 if is_frame else 0
         return forward(input_ids, cache=cache, frame_features=frame_features, **kwargs)
 
     def evicted(cache, keep):
         del held[int(cache.get_seq_length()) :]
+        before.append(list(held))
         held[:] = [token for token, stays in zip(held, keep.tolist(), strict=True) if stays]
         evict(cache, keep)
 
@@ -393,15 +412,85 @@ def watched_without_end(num_frames, **options):
         if index % 7 == 3:
             session.ask("What?")
     model.forward = forward
-    return model, session, held
+    return model, session, held, before
+
+
+def ids_and_features(held):
+    """The model's inputs that these tokens are."""
+    features = [token.of_frame[0] for token in held if token.of_frame is not None and token.of_frame[1] == 0]
+    return torch.tensor([[token.token for token in held]]), torch.stack(features)[None]
+
+
+def layer_by_layer(model, times):
+    """
+    Logits after the last token where each layer is given only what is kept, as it was when it came. For each time
+    between evictions the layer, without a cache, runs on all that was held; what came then takes its output.
+    """
+    inner, config = model.model, model.config
+    tokens = {token.number: token for held in times for token in held}
+    place = {number: index for index, number in enumerate(tokens)}
+    embed = inner.get_input_embeddings()
+    hidden = torch.stack(
+        [
+            embed(torch.tensor(token.token)) if token.of_frame is None else inner.connector(token.of_frame[0])[inside]
+            for token in tokens.values()
+            for inside in [token.of_frame and token.of_frame[1]]
+        ]
+    )
+    frames = torch.tensor([place[number] for number, token in tokens.items() if token.of_frame is not None])
+    frames = frames.view(-1, config.frame_num_tokens)
+    for index, layer in enumerate(inner.language_model.layers):
+        outputs = hidden.clone()
+        runs, gate = torch.ones(len(hidden), dtype=torch.bool), torch.ones(len(hidden))
+        if index in config.routed_layers:
+            scores = inner.routers[str(index)](hidden[frames]).squeeze(-1)
+            kept = choose_kept(scores, config.layer_keep_counts[index], config.mod_keep_last)
+            runs[frames] = torch.zeros_like(scores, dtype=torch.bool).scatter(1, kept, True)
+            gate[frames] = inner.gate(scores)
+        for evictions, held in enumerate(times):
+            here = torch.tensor([place[token.number] for token in held])
+            position = torch.arange(len(here))[runs[here]]
+            is_new = torch.tensor([token.evictions == evictions for token in held])[runs[here]]
+            here = here[runs[here]]
+            turns = inner.language_model.rotary_emb(hidden, position[None])
+            output = layer(hidden[here][None], attention_mask=None, position_embeddings=turns)[0]
+            change = gate[here, None] * (output - hidden[here])
+            outputs[here[is_new]] = (hidden[here] + change)[is_new]
+        hidden = outputs
+    last = hidden[place[times[-1][-1].number]]
+    return model.lm_head(inner.language_model.norm(last))
+
+
+EVERY_DEPTH = {
+    "full": {"mod_keep_ratio": 1.0},
+    "interleaved": {"mod_layers": "interleaved"},
+    "all_deep": {"mod_layers": "all_deep"},
+    "all": {"mod_layers": "all", "mod_gate": "sigmoid"},
+}
+
+
+@pytest.mark.parametrize("text", ["llama", "qwen3", "smollm3"])
+@pytest.mark.parametrize("scheme", EVERY_DEPTH)
+def test_without_end_each_layer_is_given_only_what_is_kept(scheme, text):
+    overrides = {"no_rope_layers": [1, 0, 1, 0]} if text == "smollm3" else {}
+    model = tiny_model(text=text, text_overrides=overrides, **EVERY_DEPTH[scheme])
+    model, session, held, before = watched_without_end(20, model=model, sink_frames=1)
+    assert len(before) > 5
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[7]]), cache=session.cache).logits[0, -1]
+        times = [*before, [*held, Held(7, None, -1, len(before))]]
+        assert_close(logits, layer_by_layer(model, times), atol=1e-5, rtol=1e-4)
+        # It is not what a model says that never saw what is gone: what is kept saw it.
+        ids, features = ids_and_features(held)
+        anew = model(input_ids=torch.cat([ids, torch.tensor([[7]])], dim=1), frame_features=features).logits[0, -1]
+        assert not torch.allclose(logits, anew, atol=1e-2)
 
 
 @pytest.mark.parametrize("sink_frames", [0, 2])
 def test_without_end_it_is_as_if_only_what_is_kept_had_been(sink_frames):
-    model, session, held = watched_without_end(40, sink_frames=sink_frames)
+    model, session, held, _ = watched_without_end(40, sink_frames=sink_frames)
     assert session.num_frames == 40
-    ids = torch.tensor([[token for token, _ in held]])
-    features = torch.stack([part for _, part in held if part is not None])[None]
+    ids, features = ids_and_features(held)
     assert features.shape[1] <= 6 and int(session.cache.get_seq_length()) == ids.shape[1]
     with torch.no_grad():
         expected = model.new_cache()
@@ -419,11 +508,11 @@ def test_without_end_it_is_as_if_only_what_is_kept_had_been(sink_frames):
 
 
 def test_without_end_old_turns_may_go_too():
-    _, session, held = watched_without_end(90, max_text_tokens=60)
+    _, session, held, _ = watched_without_end(90, max_text_tokens=60)
     texts = [piece.length for piece in session._pieces if piece.kind == "text"]
-    _, without, _ = watched_without_end(90)
+    _, without, _, _ = watched_without_end(90)
     assert sum(texts) <= 60 + max(texts) < without.cache.lengths[0]
-    assert session.processor.tokenizer.decode([token for token, _ in held]).startswith("<s>Watch.")
+    assert session.processor.tokenizer.decode([token.token for token in held]).startswith("<s>Watch.")
     assert session.cache.lengths[0] == without.cache.lengths[0] - (
         sum(piece.length for piece in without._pieces if piece.kind == "text") - sum(texts)
     )
