@@ -38,8 +38,10 @@ there, in the plain loop, which is given each word that it is to say, so that al
 
 The floor of a step is what the memory or the arithmetic unit of this machine needs at least, whichever is more: bytes
 of weights and cache over the measured rate of a copy, or operations over the measured rate of a matrix product.
-Steps are measured twice, from another memory, and the faster of two is told; a round of streams is measured once, and
-of watching a clip the median of fifteen is told. Of few steps p99 is the slowest.
+All ways take each step in turns, on the same weights, since a machine's speed changes; how many times as fast as the
+plain loop a way is, is the median of what it is in each turn. Steps are measured twice (`--tries`), from another
+memory, and the fastest try is told; a round of streams is measured once, scheme after scheme, and of watching a clip
+the median of fifteen is told. Of few steps p99 is the slowest.
 """
 
 import argparse
@@ -67,6 +69,7 @@ from videollm_mod import (
     VideoLLMMoDPagedCache,
 )
 from videollm_mod.attention_videollm_mod import attention_in_use
+from videollm_mod.cache_videollm_mod import CACHE_NAME
 from videollm_mod.engine_videollm_mod import read_ahead
 from videollm_mod.streaming_videollm_mod import StreamEvent, StreamStep
 
@@ -75,6 +78,8 @@ PLAIN = "plain loop"
 AS_SAVED = "as saved"
 PROMPT = "Please narrate the video in real time."
 CLIP_FPS = 2.0
+# Frames that wait, of a step that sees several.
+TOGETHER = 8
 # Where Linux counts the most memory that a process held anew.
 _CLEAR = Path("/proc/self/clear_refs")
 # What the vision encoder is if none is named: SigLIP-L/16-384's shape is for GPUs.
@@ -99,12 +104,15 @@ class Row:
         tokens (`int`): Tokens a frame.
         context (`int`): Frames remembered.
         p50, p99 (`float`): Milliseconds of a frame step.
+        times_plain (`float`, *optional*): How many times as fast as the plain loop's beside it it is.
         together (`float`): Milliseconds a frame of steps of eight frames that wait.
+        together_times_plain (`float`, *optional*): How many times as fast as the plain loop's, one after another.
         encoded (`float`): Frames a second, a frame at a time, vision encoding included.
         first_word (`float`): Milliseconds from a frame's arrival to the first token of a reply to it.
         tokens_per_second (`float`): Reply tokens a second.
         cache_mb (`float`): Megabytes of the cache.
-        peak_gb (`float`, *optional*): Most gigabytes held meanwhile: of a GPU by tensors, on Linux by the process.
+        peak_gb (`float`, *optional*): Most gigabytes held meanwhile, without the other ways' caches: of a GPU by
+            tensors, on Linux by the process.
         floor (`float`): Milliseconds that a frame step takes at least.
     """
 
@@ -113,7 +121,9 @@ class Row:
     context: int
     p50: float
     p99: float
+    times_plain: float | None
     together: float
+    together_times_plain: float | None
     encoded: float
     first_word: float
     tokens_per_second: float
@@ -183,6 +193,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also measure steps that are compiled")
     parser.add_argument("--clip", help="a video file that the checkpoint watches from start to end")
     parser.add_argument("--steps", type=int, default=100, help="steps measured of each kind")
+    parser.add_argument("--tries", type=int, default=2, help="times that they are, each from another memory")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="streams at once")
     parser.add_argument("--stream-context", type=int, default=60, help="frames that each of them remembers")
     parser.add_argument(
@@ -191,18 +202,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.clip and not options.checkpoint:
         parser.error("--clip needs --checkpoint: random weights have nothing to say")
+    if options.steps < 1 or options.tries < 1:
+        parser.error(f"--steps {options.steps} --tries {options.tries}: at least one of each")
     options.dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
     rates = machine_rates(options.device, options.dtype)
     rows: list[Row] = []
     rounds: list[Round] = []
-    if options.checkpoint:
-        todo = [(None, scheme) for scheme in (AS_SAVED, "full")]
-    else:
-        todo = [(tokens, scheme) for tokens in options.tokens for scheme in options.schemes]
-    for tokens, scheme in tqdm(todo, desc="models"):
-        model = load(scheme, options) if options.checkpoint else build(tokens, scheme, options)
-        rows += measure(model, scheme, rates, options)
-        rounds += measure_streams(model, scheme, options)
+    for tokens in tqdm([None] if options.checkpoint else options.tokens, desc="models"):
+        models = load_all(options) if tokens is None else build_all(tokens, options)
+        rows += measure(models, rates, options)
+        for scheme, model in models.items():
+            rounds += measure_streams(model, scheme, options)
+        del models, model  # before others are made
     clips = measure_clip(options) if options.clip else []
     rows.sort(key=lambda row: (row.tokens, row.context))
     rounds.sort(key=lambda row: (row.tokens, row.streams))
@@ -227,28 +238,22 @@ def main() -> None:
 
 
 def measure(
-    model: VideoLLMMoDForConditionalGeneration, scheme: str, rates: tuple[float, float], options: argparse.Namespace
+    models: dict[str, VideoLLMMoDForConditionalGeneration], rates: tuple[float, float], options: argparse.Namespace
 ) -> list[Row]:
-    """All contexts of a scheme; of full compute the plain loop too, on the same weights."""
-    ways: list[tuple[str, Callable[..., Watcher]]] = [(scheme, Engine)]
-    if options.compile:
-        ways.append((f"{scheme}, compiled", partial(Engine, compile_steps=True)))
-    if scheme == "full":
-        ways.append((PLAIN, PlainLoop))
+    """All ways at all contexts: each scheme, and where there is full compute the plain loop on the same weights."""
+    ways: dict[str, Callable[[int], Watcher]] = {}
+    for scheme, model in models.items():
+        ways[scheme] = partial(Engine, model)
+        if options.compile:
+            ways[f"{scheme}, compiled"] = partial(Engine, model, compile_steps=True)
+        if scheme == "full":
+            ways[PLAIN] = partial(PlainLoop, model)
     rows = []
-    tokens = model.config.frame_num_tokens
-    for name, kind in ways:
-        for context in tqdm(sorted(options.contexts), desc=f"{name}, {tokens} tokens", leave=False):
-            try:
-                # Where memory comes to lie makes a difference of up to a half: of two tries the faster.
-                tries = []
-                for _ in range(2):
-                    free(options.device)
-                    tries.append(measure_context(name, kind(model, context), context, rates, options))
-                rows.append(min(tries, key=lambda row: row.p50))
-            except torch.OutOfMemoryError:
-                print(f"{name}, {tokens} tokens: no memory for {context} frames, left out")
-                break
+    for context in tqdm(sorted(options.contexts), desc="frames remembered", leave=False):
+        # Where memory comes to lie makes a difference of up to a half: of all tries the fastest.
+        tries = [measure_context(ways, context, rates, options) for _ in range(options.tries)]
+        ways = {name: way for name, way in ways.items() if all(name in rows for rows in tries)}
+        rows += [min((rows[name] for rows in tries), key=lambda row: row.p50) for name in ways]
     return rows
 
 
@@ -257,32 +262,66 @@ def measure_streams(
 ) -> list[Round]:
     """Rounds of so many streams, a frame each."""
     config, rounds = model.config, []
-    for count in tqdm(sorted(options.streams), desc=f"{scheme}, {config.frame_num_tokens} tokens", leave=False):
+    for count in tqdm(sorted(options.streams), desc=f"{scheme}, streams", leave=False):
         free(options.device)
         try:
             engine, caches = make_engine(model, count, options.stream_context)
-            before = int(caches[0].get_seq_length())
             pixels = torch.randn(count, 3, *_size(config), device=options.device, dtype=options.dtype)
-            taken = []
-            for index in range(max(options.steps // 4, 5) + 3):
-                _wait(options.device)
-                begin = clock.perf_counter()
-                with torch.no_grad():
-                    features = model.encode_frames(pixels)
-                engine.execute(caches, [look(config, frames) for frames in features[:, None]])
-                _wait(options.device)
-                if index >= 3:
-                    taken.append(clock.perf_counter() - begin)
-                for cache in caches:
-                    cache.crop(before - int(cache.get_seq_length()))
+            step = partial(_watch_all, engine, caches, pixels)
+            seconds = in_turns({scheme: step}, max(options.steps // 4, 5), options.device)[scheme]
         except torch.OutOfMemoryError:
             print(f"{scheme}, {config.frame_num_tokens} tokens: no memory for {count} streams, left out")
             break
-        taken.sort()
-        p50, p99 = taken[len(taken) // 2], taken[math.ceil(0.99 * len(taken)) - 1]
-        missed, size = sum(seconds > 0.5 for seconds in taken), sum(cache.num_bytes for cache in caches) / 1e6
+        p50, p99, missed = middle(seconds), slowest(seconds), sum(taken > 0.5 for taken in seconds)
+        size = sum(cache.num_bytes for cache in caches) / 1e6
         rounds.append(Round(scheme, config.frame_num_tokens, count, 1e3 * p50, 1e3 * p99, count / p50, missed, size))
     return rounds
+
+
+def _watch_all(
+    engine: StreamingEngine, caches: list[VideoLLMMoDPagedCache], pixels: torch.Tensor
+) -> Callable[[], None]:
+    """A frame for each stream; gives what takes it back."""
+    before = int(caches[0].get_seq_length())
+    with torch.no_grad():
+        features = engine.model.encode_frames(pixels)
+    engine.execute(caches, [look(engine.model.config, frames) for frames in features[:, None]])
+
+    def take_back() -> None:
+        for cache in caches:
+            cache.crop(before - int(cache.get_seq_length()))
+
+    return take_back
+
+
+def in_turns(steps: dict[str, Callable[[], Any]], count: int, device: str) -> dict[str, list[float]]:
+    """Seconds that each step took so many times, all in turns; what a step gives is called after it, untimed."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(count + 3):
+        for name, step in steps.items():
+            _wait(device)
+            begin = clock.perf_counter()
+            after = step()
+            _wait(device)
+            if index >= 3:  # after three for warming up
+                taken[name].append(clock.perf_counter() - begin)
+            after()
+    return taken
+
+
+def middle(seconds: list[float]) -> float:
+    """The upper median."""
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def slowest(seconds: list[float]) -> float:
+    """The 99th percentile, of few the slowest."""
+    return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
+
+
+def times(taken: dict[str, list[float]], name: str) -> float | None:
+    """How many times as fast as the plain loop, the median of all turns."""
+    return median(map(truediv, taken[PLAIN], taken[name])) if PLAIN in taken else None
 
 
 def measure_clip(options: argparse.Namespace) -> list[Clip]:
@@ -380,54 +419,61 @@ def look(config: VideoLLMMoDConfig, features: torch.Tensor) -> StreamStep:
 
 
 def measure_context(
-    name: str, way: "Watcher", context: int, rates: tuple[float, float], options: argparse.Namespace
-) -> Row:
-    """The figures at one context, which the way is brought to first."""
-    model, config, device = way.model, way.model.config, options.device
-    reset_peak(device)
-    pixels = torch.randn(1, 1, 3, *_size(config), device=device, dtype=options.dtype)
-    features = torch.randn(1, 8, config.frame_num_tokens, config.vision_config.hidden_size, device=device)
-    features = features.to(options.dtype)
+    ways: "dict[str, Callable[[int], Watcher]]", context: int, rates: tuple[float, float], options: argparse.Namespace
+) -> dict[str, Row]:
+    """The figures of all ways at one context, which each is brought to first; without those that have no memory."""
+    device = options.device
+    free(device)
+    at_first = held_gb(device)
+    watchers: dict[str, Watcher] = {}
+    peaks: dict[str, float | None] = {}
+    for name, way in ways.items():
+        others = held_gb(device) - at_first
+        reset_peak(device)
+        try:
+            watchers[name] = way(context)
+            for step in watchers[name].steps(options.dtype).values():
+                step()()
+        except torch.OutOfMemoryError:
+            watchers.pop(name, None)
+            print(f"{name}: no memory for {context} frames, left out")
+        peak = peak_gb(device)
+        peaks[name] = None if peak is None else peak - others
+    steps = {name: watcher.steps(options.dtype) for name, watcher in watchers.items()}
+    few = max(options.steps // 4, 3)
+    counts = {"frame": options.steps, "together": max(options.steps // 8, 3)}
+    counts |= dict.fromkeys(("encoded", "speak", "word"), few)
+    taken = {
+        kind: in_turns({name: kinds[kind] for name, kinds in steps.items()}, count, device)
+        for kind, count in counts.items()
+    }
+    return {
+        name: Row(
+            name,
+            watcher.config.frame_num_tokens,
+            context,
+            p50=1e3 * middle(taken["frame"][name]),
+            p99=1e3 * slowest(taken["frame"][name]),
+            times_plain=times(taken["frame"], name),
+            together=1e3 * middle(taken["together"][name]) / TOGETHER,
+            together_times_plain=times(taken["together"], name),
+            encoded=1 / middle(taken["encoded"][name]),
+            first_word=1e3 * middle(taken["speak"][name]),
+            tokens_per_second=1 / middle(taken["word"][name]),
+            cache_mb=watcher.cache_bytes() / 1e6,
+            peak_gb=peaks[name],
+            floor=1e3 * floor(watcher, context, rates, options.dtype),
+        )
+        for name, watcher in watchers.items()
+    }
 
-    def seconds(step: Callable[[], Any], count: int) -> list[float]:
-        taken = []
-        for index in range(count + 3):
-            _wait(device)
-            begin = clock.perf_counter()
-            step()
-            _wait(device)
-            if index >= 3:  # after three for warming up
-                taken.append(clock.perf_counter() - begin)
-            way.take_back()
-        return sorted(taken)
 
-    def speak() -> None:
-        way.watch(features[:, :1])
-        way.talk(3)  # "]", "Assistant", ":"
-
-    steps = seconds(lambda: way.watch(features[:, :1]), options.steps)
-    several = seconds(lambda: way.watch(features), max(options.steps // 8, 3))
-    encoded = seconds(torch.no_grad()(lambda: way.watch(model.encode_frames(pixels))), max(options.steps // 4, 3))
-    first = seconds(speak, max(options.steps // 4, 3))
-    words = seconds(lambda: way.talk(1), max(options.steps // 4, 3))
+def floor(watcher: "Watcher", context: int, rates: tuple[float, float], dtype: torch.dtype) -> float:
+    """Seconds of a frame step if bytes are read as fast as they are copied, or operations all that takes time."""
+    model = watcher.model
     cost = model.estimate_cost(1, 1, past_frames=context, past_text_tokens=context)
     weights = sum(p.numel() for p in model.model.language_model.layers.parameters()) + model.lm_head.weight.numel()
-    size = options.dtype.itemsize
-    floor = max((weights * size + way.cache_bytes()) / rates[0], cost.flops / rates[1])
-    return Row(
-        name,
-        config.frame_num_tokens,
-        context,
-        p50=1e3 * steps[len(steps) // 2],
-        p99=1e3 * steps[math.ceil(0.99 * len(steps)) - 1],
-        together=1e3 * several[len(several) // 2] / 8,
-        encoded=1 / encoded[len(encoded) // 2],
-        first_word=1e3 * first[len(first) // 2],
-        tokens_per_second=1 / words[len(words) // 2],
-        cache_mb=way.cache_bytes() / 1e6,
-        peak_gb=peak_gb(device),
-        floor=1e3 * floor,
-    )
+    return max((weights * dtype.itemsize + watcher.cache_bytes()) / rates[0], cost.flops / rates[1])
 
 
 class Watcher:
@@ -446,6 +492,34 @@ class Watcher:
     def talk(self, count: int) -> None:
         """A step over tokens of text, to the choice of the next."""
         raise NotImplementedError
+
+    def steps(self, dtype: torch.dtype) -> dict[str, Callable[[], Callable[[], None]]]:
+        """What is to be timed, by its kind; each gives the way back."""
+        device, size = self.model.device, (self.config.frame_num_tokens, self.config.vision_config.hidden_size)
+        features = torch.randn(1, TOGETHER, *size, device=device, dtype=dtype)
+        pixels = torch.randn(1, 1, 3, *_size(self.config), device=device, dtype=dtype)
+
+        def encoded() -> None:
+            with torch.no_grad():
+                frame = self.model.encode_frames(pixels)
+            self.watch(frame)
+
+        def speak() -> None:
+            self.watch(features[:, :1])
+            self.talk(3)  # "]", "Assistant", ":"
+
+        kinds: dict[str, Callable[[], None]] = {
+            "frame": lambda: self.watch(features[:, :1]),
+            "together": lambda: self.watch(features),
+            "encoded": encoded,
+            "speak": speak,
+            "word": lambda: self.talk(1),
+        }
+        return {kind: partial(self._do, step) for kind, step in kinds.items()}
+
+    def _do(self, step: Callable[[], None]) -> Callable[[], None]:
+        step()
+        return self.take_back
 
     def take_back(self) -> None:
         """Forgets what was done since."""
@@ -506,7 +580,7 @@ class PlainLoop(Watcher):
         int(self._step(self.model.get_input_embeddings()(ids)).argmax())
 
     def _step(self, embeds: torch.Tensor) -> torch.Tensor:
-        outputs = self.model.model.language_model(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True)
+        outputs = self.model.model.language_model(inputs_embeds=embeds, use_cache=True, **{CACHE_NAME: self.cache})
         return self.model.lm_head(outputs.last_hidden_state[:, -1:])
 
     def cache_bytes(self) -> int:
@@ -514,8 +588,8 @@ class PlainLoop(Watcher):
         return sum(x.numel() * x.element_size() for layer in self.cache.layers for x in (layer.keys, layer.values))
 
 
-def build(tokens: int, scheme: str, options: argparse.Namespace) -> VideoLLMMoDForConditionalGeneration:
-    """A random model, the same for every scheme but for its routers."""
+def build_all(tokens: int, options: argparse.Namespace) -> dict[str, VideoLLMMoDForConditionalGeneration]:
+    """A random model of each scheme; all but their routers are the same modules."""
     side = math.isqrt(tokens - 1)
     if side < 1 or 1 + side**2 != tokens:
         raise SystemExit(f"error: --tokens {tokens}: a frame has 1 + n x n tokens, such as 10 or 50")
@@ -523,17 +597,29 @@ def build(tokens: int, scheme: str, options: argparse.Namespace) -> VideoLLMMoDF
         "llama", **{"vocab_size": 1024, "max_position_embeddings": 2**20, **SHAPES[options.shape]}
     )
     vision = AutoConfig.from_pretrained(options.encoder) if options.encoder else dict(SMALL_ENCODER)
-    config = VideoLLMMoDConfig(
-        text_config=text,
-        vision_config=vision,
-        frame_token_pooled=(side, side),
-        frame_token_id=text.vocab_size,
-        **SCHEMES[scheme],
-    )
-    torch.manual_seed(0)
-    with torch.device(options.device):
-        model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=options.dtype)
-    return model.eval()
+    models: dict[str, VideoLLMMoDForConditionalGeneration] = {}
+    for scheme in options.schemes:
+        config = VideoLLMMoDConfig(
+            text_config=text,
+            vision_config=vision,
+            frame_token_pooled=(side, side),
+            frame_token_id=text.vocab_size,
+            **SCHEMES[scheme],
+        )
+        torch.manual_seed(0)
+        # A second set of weights may have no room: others than the first are made without.
+        with torch.device("meta" if models else options.device):
+            model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=options.dtype)
+        model.model.routers.to_empty(device=options.device)
+        for router in model.model.routers.values():
+            torch.nn.init.normal_(router.weight, std=text.initializer_range)
+        models[scheme] = model.eval()
+    return share(models)
+
+
+def load_all(options: argparse.Namespace) -> dict[str, VideoLLMMoDForConditionalGeneration]:
+    """A checkpoint as it is, and with every ratio 1."""
+    return share({scheme: load(scheme, options) for scheme in (AS_SAVED, "full")})
 
 
 def load(scheme: str, options: argparse.Namespace) -> VideoLLMMoDForConditionalGeneration:
@@ -541,6 +627,18 @@ def load(scheme: str, options: argparse.Namespace) -> VideoLLMMoDForConditionalG
     ratio = {} if scheme == AS_SAVED else {"mod_keep_ratio": 1.0}
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint, dtype=options.dtype, **ratio)
     return model.to(options.device).eval()
+
+
+def share(
+    models: dict[str, VideoLLMMoDForConditionalGeneration],
+) -> dict[str, VideoLLMMoDForConditionalGeneration]:
+    """The models with the modules of the first, which then are in memory once, and their own routers."""
+    first, *others = models.values()
+    for model in others:
+        model.lm_head = first.lm_head
+        for part in ("vision_encoder", "connector", "language_model"):
+            setattr(model.model, part, getattr(first.model, part))
+    return models
 
 
 def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
@@ -577,13 +675,16 @@ def describe(rates: tuple[float, float], options: argparse.Namespace) -> str:
 
 def table(rows: list[Row]) -> str:
     """The figures as Markdown."""
-    head = ["tokens a frame", "frames remembered", "", "p50, ms", "p99, ms", "p50 / floor", "ms a frame, 8 together"]
-    head += ["frames/s", "frames/s with encoding", "first word, ms", "tokens/s", "cache, MB", "peak, GB"]
+    head = ["tokens a frame", "frames remembered", "", "p50, ms", "p99, ms", "p50 / floor", "times the plain loop"]
+    head += [f"ms a frame, {TOGETHER} together", "times the plain loop", "frames/s", "frames/s with encoding"]
+    head += ["first word, ms", "tokens/s", "cache, MB", "peak, GB"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [row.tokens, row.context, row.scheme, f"{row.p50:.2f}", f"{row.p99:.2f}", f"{row.p50 / row.floor:.1f}"]
         cells += [
+            _times(row.times_plain),
             f"{row.together:.2f}",
+            _times(row.together_times_plain),
             f"{1e3 / row.p50:.0f}",
             f"{row.encoded:.0f}",
             f"{row.first_word:.1f}",
@@ -592,6 +693,10 @@ def table(rows: list[Row]) -> str:
         cells += [f"{row.cache_mb:.1f}", "-" if row.peak_gb is None else f"{row.peak_gb:.2f}"]
         lines.append(cells)
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
 
 
 def table_of_streams(rounds: list[Round]) -> str:
@@ -662,6 +767,13 @@ def free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def held_gb(device: str) -> float:
+    """Gigabytes held now: of a GPU by tensors, on Linux by this process."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated() / 1e9
+    return _of_this_process("VmRSS:") if _CLEAR.exists() else 0.0
+
+
 def reset_peak(device: str) -> None:
     """Forgets what was held at most so far, where that can be."""
     if device == "cuda":
@@ -674,10 +786,12 @@ def peak_gb(device: str) -> float | None:
     """Gigabytes held at most since: of a GPU by tensors, on Linux by this process with all of its libraries."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    if not _CLEAR.exists():
-        return None
+    return _of_this_process("VmHWM:") if _CLEAR.exists() else None
+
+
+def _of_this_process(name: str) -> float:
     lines = (_CLEAR.parent / "status").read_text(encoding="ascii").splitlines()
-    return next((1024 * int(line.split()[1]) / 1e9 for line in lines if line.startswith("VmHWM:")), None)
+    return next(1024 * int(line.split()[1]) / 1e9 for line in lines if line.startswith(name))
 
 
 def _wait(device: str) -> None:

@@ -44,11 +44,21 @@ def test_streaming_with_random_weights_beside_the_plain_loop(tmp_path):
     ]
     full, plain, routed = (row["cache_mb"] for row in figures["rows"][3:])
     assert full == plain > routed and all(row["floor"] < row["p50"] <= row["p99"] for row in figures["rows"])
+    for kind in ("times_plain", "together_times_plain"):
+        assert all((row[kind] == 1) == (row["scheme"] == "plain loop") and row[kind] > 0 for row in figures["rows"])
     assert [(row["scheme"], row["streams"]) for row in figures["streams"]] == [
         (scheme, streams) for streams in (1, 2) for scheme in ("full", "all_deep")
     ]
     assert printed.strip() == (tmp_path / "streaming.md").read_text().strip()
     assert {"latency.png", "streams.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_compiled_steps_are_measured_beside_the_others(tmp_path):
+    options = ["--tokens", 10, "--contexts", 2, "--steps", 1, "--tries", 1, "--streams", "--schemes", "full"]
+    run("streaming.py", *options, "--compile", "--out", tmp_path)
+    rows = json.loads((tmp_path / "streaming.json").read_text())["rows"]
+    assert [row["scheme"] for row in rows] == ["full", "full, compiled", "plain loop"]
+    assert len({row["cache_mb"] for row in rows}) == 1 and all(row["times_plain"] > 0 for row in rows)
 
 
 def test_a_checkpoint_watches_a_clip_in_every_way(tmp_path):
