@@ -38,8 +38,8 @@ there, in the plain loop, which is given each word that it is to say, so that al
 
 The floor of a step is what the memory or the arithmetic unit of this machine needs at least, whichever is more: bytes
 of weights and cache over the measured rate of a copy, or operations over the measured rate of a matrix product.
-All ways take each step in turns, on the same weights, since a machine's speed changes; how many times as fast as the
-plain loop a way is, is the median of what it is in each turn. Steps are measured twice (`--tries`), from another
+All ways take five steps in turns, on the same weights, since a machine's speed changes; how many times as fast as the
+plain loop a way is, is the median of what it is step by step. Steps are measured twice (`--tries`), from another
 memory, and the fastest try is told; a round of streams is measured once, scheme after scheme, and of watching a clip
 the median of fifteen is told. Of few steps p99 is the slowest.
 """
@@ -80,6 +80,8 @@ PROMPT = "Please narrate the video in real time."
 CLIP_FPS = 2.0
 # Frames that wait, of a step that sees several.
 TOGETHER = 8
+# Steps of a way in a turn, and those at first that do not count.
+IN_A_ROW, WARMING_UP = 5, 5
 # Where Linux counts the most memory that a process held anew.
 _CLEAR = Path("/proc/self/clear_refs")
 # What the vision encoder is if none is named: SigLIP-L/16-384's shape is for GPUs.
@@ -295,17 +297,21 @@ def _watch_all(
 
 
 def in_turns(steps: dict[str, Callable[[], Any]], count: int, device: str) -> dict[str, list[float]]:
-    """Seconds that each step took so many times, all in turns; what a step gives is called after it, untimed."""
+    """
+    Seconds that each step took so many times, some in a row and all in turns: in a stream each follows its like, and
+    finds what that has left in the processor's caches. What a step gives is called after it, untimed.
+    """
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    for index in range(count + 3):
+    for turn in range(0, WARMING_UP + count, IN_A_ROW):
         for name, step in steps.items():
-            _wait(device)
-            begin = clock.perf_counter()
-            after = step()
-            _wait(device)
-            if index >= 3:  # after three for warming up
-                taken[name].append(clock.perf_counter() - begin)
-            after()
+            for index in range(turn, min(turn + IN_A_ROW, WARMING_UP + count)):
+                _wait(device)
+                begin = clock.perf_counter()
+                after = step()
+                _wait(device)
+                if index >= WARMING_UP:
+                    taken[name].append(clock.perf_counter() - begin)
+                after()
     return taken
 
 
@@ -320,7 +326,7 @@ def slowest(seconds: list[float]) -> float:
 
 
 def times(taken: dict[str, list[float]], name: str) -> float | None:
-    """How many times as fast as the plain loop, the median of all turns."""
+    """How many times as fast as the plain loop, the median of all steps."""
     return median(map(truediv, taken[PLAIN], taken[name])) if PLAIN in taken else None
 
 
@@ -439,6 +445,7 @@ def measure_context(
             print(f"{name}: no memory for {context} frames, left out")
         peak = peak_gb(device)
         peaks[name] = None if peak is None else peak - others
+    gc.collect()  # as `warm_up` of an engine does
     steps = {name: watcher.steps(options.dtype) for name, watcher in watchers.items()}
     few = max(options.steps // 4, 3)
     counts = {"frame": options.steps, "together": max(options.steps // 8, 3)}
