@@ -86,6 +86,8 @@ class VideoLLMMoDModelOutputWithPast(BaseModelOutputWithPast):
 
     router_scores: tuple[torch.Tensor, ...] | None = None
     kept_tokens: tuple[torch.Tensor, ...] | None = None
+    if CACHE_NAME != "cache":
+        cache = property(lambda self: self.past_key_values)
 
 
 @dataclass
@@ -98,7 +100,8 @@ class VideoLLMMoDCausalLMOutputWithPast(CausalLMOutputWithPast):
             Cross-entropy on text plus `stream_loss_weight` times cross-entropy at frames, over the number of labels.
         logits (`torch.Tensor` of shape `(batch, logits_to_keep, vocabulary)`, *optional*):
             Scores of the next token. `None` in training with labels, where only labelled positions are projected.
-        cache ([`VideoLLMMoDCache`], *optional*): The key/value cache; up to Transformers 5.23 `past_key_values`.
+        cache ([`VideoLLMMoDCache`], *optional*): The key/value cache. Its key is `past_key_values` up to Transformers
+            5.23.
         hidden_states (`tuple[torch.Tensor]`, *optional*): Full sequences, `(batch, sequence, hidden)`, one a layer and
             the embeddings; the last is normalised.
         attentions (`tuple[torch.Tensor]`, *optional*): `(batch, heads, queries, keys)` of each layer that ran; in a
@@ -109,6 +112,8 @@ class VideoLLMMoDCausalLMOutputWithPast(CausalLMOutputWithPast):
 
     router_scores: tuple[torch.Tensor, ...] | None = None
     kept_tokens: tuple[torch.Tensor, ...] | None = None
+    if CACHE_NAME != "cache":
+        cache = property(lambda self: self.past_key_values)
 
 
 class VideoLLMMoDConnector(nn.Module):
@@ -351,8 +356,12 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             self._check_packed(cache, use_cache)
             use_cache = False
         use_cache = text_config.use_cache if use_cache is None else use_cache
-        if use_cache and self.training and self.gradient_checkpointing:
-            logger.warning_once("`use_cache=True` does not go with gradient checkpointing: `use_cache` is now False.")
+        if self.training and self.gradient_checkpointing and (torch.is_grad_enabled() or CACHE_NAME != "cache"):
+            # Layers leave a cache alone then, without gradients too up to Transformers 5.23.
+            if cache is not None:
+                raise ValueError("Checkpointed layers drop the cache that is given: call `model.eval()` first.")
+            if use_cache:
+                logger.warning_once("`use_cache=True` does not go with gradient checkpointing: it is now False.")
             use_cache = False
 
         layout = self.frame_layout(
@@ -692,7 +701,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         return VideoLLMMoDCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            **{CACHE_NAME: outputs.get(CACHE_NAME)},
+            **{CACHE_NAME: outputs.cache},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_scores=outputs.router_scores,
@@ -761,7 +770,12 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         return LoraConfig(**{**defaults, **overrides})
 
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
-        """As in Transformers, with the routers added to `modules_to_save`: left out, an adapter would freeze them."""
+        """
+        As in Transformers, with the routers added to `modules_to_save`: left out, an adapter would freeze them.
+
+        Raises:
+            `ValueError`: If Transformers finds PEFT too old: 5.24 wants 0.22. `peft.get_peft_model` does not ask.
+        """
         saved = list(getattr(adapter_config, "modules_to_save", None) or [])
         adapter_config.modules_to_save = saved + [name for name in self._router_names() if name not in saved] or None
         super().add_adapter(adapter_config, adapter_name)

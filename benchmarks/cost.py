@@ -32,7 +32,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
-from videollm_mod.cache_videollm_mod import CACHE_NAME
 
 
 SHAPES = {
@@ -104,7 +103,7 @@ def row(scheme: str, options: argparse.Namespace) -> str:
             return model(input_ids=ids, frame_features=features, labels=labels, use_cache=True)
 
     with FlopCounterMode(display=False) as counter:
-        cache = step()[CACHE_NAME]
+        cache = step().cache
     cost = model.estimate_cost(options.frames, options.text_tokens)
     seconds = min(timed(step, options.device) for _ in range(options.repeats)) if options.device != "meta" else None
     return (

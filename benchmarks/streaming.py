@@ -39,12 +39,13 @@ there, in the plain loop, which is given each word that it is to say, so that al
 The floor of a step is what the memory or the arithmetic unit of this machine needs at least, whichever is more: bytes
 of weights and cache over the measured rate of a copy, or operations over the measured rate of a matrix product.
 All ways take five steps in turns, on the same weights, since a machine's speed changes; how many times as fast as the
-plain loop a way is, is the median of what it is step by step. Steps are measured twice (`--tries`), from another
-memory, and the fastest try is told; a round of streams is measured once, scheme after scheme, and of watching a clip
-the median of fifteen is told. Of few steps p99 is the slowest.
+plain loop a way is, is the median over pairs of steps. Where memory comes to lie makes a difference too: all is done
+twice (`--tries`), and medians are of both. A round of streams is measured once, scheme after scheme, and of watching a
+clip the median of fifteen is told. Of few steps p99 is the slowest.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import math
@@ -80,8 +81,8 @@ PROMPT = "Please narrate the video in real time."
 CLIP_FPS = 2.0
 # Frames that wait, of a step that sees several.
 TOGETHER = 8
-# Steps of a way in a turn, and those at first that do not count.
-IN_A_ROW, WARMING_UP = 5, 5
+# Steps of a way in a turn.
+IN_A_ROW = 5
 # Where Linux counts the most memory that a process held anew.
 _CLEAR = Path("/proc/self/clear_refs")
 # What the vision encoder is if none is named: SigLIP-L/16-384's shape is for GPUs.
@@ -113,8 +114,8 @@ class Row:
         first_word (`float`): Milliseconds from a frame's arrival to the first token of a reply to it.
         tokens_per_second (`float`): Reply tokens a second.
         cache_mb (`float`): Megabytes of the cache.
-        peak_gb (`float`, *optional*): Most gigabytes held meanwhile, without the other ways' caches: of a GPU by
-            tensors, on Linux by the process.
+        peak_gb (`float`, *optional*): Most gigabytes held while it took a step of each kind, without what other ways
+            held then: of a GPU by tensors, on Linux by the process.
         floor (`float`): Milliseconds that a frame step takes at least.
     """
 
@@ -215,7 +216,8 @@ def main() -> None:
         rows += measure(models, rates, options)
         for scheme, model in models.items():
             rounds += measure_streams(model, scheme, options)
-        del models, model  # before others are made
+        del models, model
+        free(options.device)  # before others are made
     clips = measure_clip(options) if options.clip else []
     rows.sort(key=lambda row: (row.tokens, row.context))
     rounds.sort(key=lambda row: (row.tokens, row.streams))
@@ -250,13 +252,45 @@ def measure(
             ways[f"{scheme}, compiled"] = partial(Engine, model, compile_steps=True)
         if scheme == "full":
             ways[PLAIN] = partial(PlainLoop, model)
-    rows = []
+    rows: list[Row] = []
     for context in tqdm(sorted(options.contexts), desc="frames remembered", leave=False):
-        # Where memory comes to lie makes a difference of up to a half: of all tries the fastest.
-        tries = [measure_context(ways, context, rates, options) for _ in range(options.tries)]
-        ways = {name: way for name, way in ways.items() if all(name in rows for rows in tries)}
-        rows += [min((rows[name] for rows in tries), key=lambda row: row.p50) for name in ways]
+        found = measure_context(ways, context, rates, options)
+        for name in [name for name in ways if name not in found]:
+            # Beside the others it had no room.
+            found |= measure_context({name: ways[name]}, context, rates, options)
+            if name not in found:
+                print(f"{name}: no memory for {context} frames, left out")
+                del ways[name]
+        rows += [make_row(name, context, found) for name in ways]
     return rows
+
+
+def make_row(name: str, context: int, found: "dict[str, Measured]") -> Row:
+    """The figures of one way."""
+    measured = found[name]
+    seconds = {kind: median(taken) for kind, taken in measured.seconds.items()}
+    plain = found[PLAIN].seconds if PLAIN in found and measured.is_beside_others else None
+
+    def speed(kind: str) -> float | None:
+        # Of pairs taken together: what slows the machine down slows both.
+        return None if plain is None else median(map(truediv, plain[kind], measured.seconds[kind]))
+
+    return Row(
+        name,
+        measured.tokens,
+        context,
+        p50=1e3 * seconds["frame"],
+        p99=1e3 * p99(measured.seconds["frame"]),
+        times_plain=speed("frame"),
+        together=1e3 * seconds["together"] / TOGETHER,
+        together_times_plain=speed("together"),
+        encoded=1 / seconds["encoded"],
+        first_word=1e3 * seconds["speak"],
+        tokens_per_second=1 / seconds["word"],
+        cache_mb=measured.cache_bytes / 1e6,
+        peak_gb=measured.peak_gb,
+        floor=1e3 * measured.floor,
+    )
 
 
 def measure_streams(
@@ -274,9 +308,9 @@ def measure_streams(
         except torch.OutOfMemoryError:
             print(f"{scheme}, {config.frame_num_tokens} tokens: no memory for {count} streams, left out")
             break
-        p50, p99, missed = middle(seconds), slowest(seconds), sum(taken > 0.5 for taken in seconds)
-        size = sum(cache.num_bytes for cache in caches) / 1e6
-        rounds.append(Round(scheme, config.frame_num_tokens, count, 1e3 * p50, 1e3 * p99, count / p50, missed, size))
+        p50, missed = median(seconds), sum(taken > 0.5 for taken in seconds)
+        size, times = sum(cache.num_bytes for cache in caches) / 1e6, (1e3 * p50, 1e3 * p99(seconds))
+        rounds.append(Round(scheme, config.frame_num_tokens, count, *times, count / p50, missed, size))
     return rounds
 
 
@@ -296,38 +330,29 @@ def _watch_all(
     return take_back
 
 
-def in_turns(steps: dict[str, Callable[[], Any]], count: int, device: str) -> dict[str, list[float]]:
+def in_turns(steps: dict[str, Callable[[], Callable[[], None]]], count: int, device: str) -> dict[str, list[float]]:
     """
     Seconds that each step took so many times, some in a row and all in turns: in a stream each follows its like, and
-    finds what that has left in the processor's caches. What a step gives is called after it, untimed.
+    finds what that has left in the processor's caches, so that the first of a turn does not count. What a step gives
+    is called after it, untimed.
     """
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(0, WARMING_UP + count, IN_A_ROW):
+    for done in range(0, count, IN_A_ROW):
         for name, step in steps.items():
-            for index in range(turn, min(turn + IN_A_ROW, WARMING_UP + count)):
+            for index in range(1 + min(IN_A_ROW, count - done)):
                 _wait(device)
                 begin = clock.perf_counter()
-                after = step()
+                take_back = step()
                 _wait(device)
-                if index >= WARMING_UP:
+                if index > 0:
                     taken[name].append(clock.perf_counter() - begin)
-                after()
+                take_back()
     return taken
 
 
-def middle(seconds: list[float]) -> float:
-    """The upper median."""
-    return sorted(seconds)[len(seconds) // 2]
-
-
-def slowest(seconds: list[float]) -> float:
+def p99(seconds: list[float]) -> float:
     """The 99th percentile, of few the slowest."""
     return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
-
-
-def times(taken: dict[str, list[float]], name: str) -> float | None:
-    """How many times as fast as the plain loop, the median of all steps."""
-    return median(map(truediv, taken[PLAIN], taken[name])) if PLAIN in taken else None
 
 
 def measure_clip(options: argparse.Namespace) -> list[Clip]:
@@ -424,55 +449,72 @@ def look(config: VideoLLMMoDConfig, features: torch.Tensor) -> StreamStep:
     return StreamStep(frame * len(features), ends, features)
 
 
+@dataclass
+class Measured:
+    """
+    What was measured of one way at one context.
+
+    Args:
+        tokens (`int`): Tokens a frame.
+        seconds (`dict[str, list[float]]`): Of each kind of step, in the order in which all ways took them.
+        cache_bytes (`int`): Bytes of the cache.
+        peak_gb (`float`, *optional*): See [`Row`].
+        floor (`float`): Seconds that a frame step takes at least.
+        is_beside_others (`bool`): Whether other ways took turns with it.
+    """
+
+    tokens: int
+    seconds: dict[str, list[float]]
+    cache_bytes: int
+    peak_gb: float | None
+    floor: float
+    is_beside_others: bool
+
+
 def measure_context(
     ways: "dict[str, Callable[[int], Watcher]]", context: int, rates: tuple[float, float], options: argparse.Namespace
-) -> dict[str, Row]:
-    """The figures of all ways at one context, which each is brought to first; without those that have no memory."""
-    device = options.device
-    free(device)
-    at_first = held_gb(device)
-    watchers: dict[str, Watcher] = {}
-    peaks: dict[str, float | None] = {}
-    for name, way in ways.items():
-        others = held_gb(device) - at_first
-        reset_peak(device)
-        try:
-            watchers[name] = way(context)
-            for step in watchers[name].steps(options.dtype).values():
-                step()()
-        except torch.OutOfMemoryError:
-            watchers.pop(name, None)
-            print(f"{name}: no memory for {context} frames, left out")
-        peak = peak_gb(device)
-        peaks[name] = None if peak is None else peak - others
-    gc.collect()  # as `warm_up` of an engine does
-    steps = {name: watcher.steps(options.dtype) for name, watcher in watchers.items()}
-    few = max(options.steps // 4, 3)
-    counts = {"frame": options.steps, "together": max(options.steps // 8, 3)}
-    counts |= dict.fromkeys(("encoded", "speak", "word"), few)
-    taken = {
-        kind: in_turns({name: kinds[kind] for name, kinds in steps.items()}, count, device)
-        for kind, count in counts.items()
-    }
-    return {
-        name: Row(
-            name,
-            watcher.config.frame_num_tokens,
-            context,
-            p50=1e3 * middle(taken["frame"][name]),
-            p99=1e3 * slowest(taken["frame"][name]),
-            times_plain=times(taken["frame"], name),
-            together=1e3 * middle(taken["together"][name]) / TOGETHER,
-            together_times_plain=times(taken["together"], name),
-            encoded=1 / middle(taken["encoded"][name]),
-            first_word=1e3 * middle(taken["speak"][name]),
-            tokens_per_second=1 / middle(taken["word"][name]),
-            cache_mb=watcher.cache_bytes() / 1e6,
-            peak_gb=peaks[name],
-            floor=1e3 * floor(watcher, context, rates, options.dtype),
-        )
-        for name, watcher in watchers.items()
-    }
+) -> dict[str, Measured]:
+    """All ways in turns, each brought to the context first; without those that have no memory beside the others."""
+    device, some = options.device, max(options.steps // 2, 3)
+    counts = {"frame": options.steps, "together": max(options.steps // 4, 3), "encoded": some, "speak": some}
+    counts["word"] = some
+    ways, found = dict(ways), dict[str, Measured]()
+    for _ in range(options.tries):
+        free(device)
+        at_first = held_gb(device)
+        watchers: dict[str, Watcher] = {}
+        steps: dict[str, dict[str, Callable[[], Callable[[], None]]]] = {}
+        peaks: dict[str, float | None] = {}
+        for name, way in list(ways.items()):
+            others = held_gb(device) - at_first
+            reset_peak(device)
+            try:
+                watchers[name] = way(context)
+                steps[name] = watchers[name].steps(options.dtype)
+                for kind in counts:
+                    steps[name][kind]()()
+            except torch.OutOfMemoryError:
+                for of in (ways, found, watchers, steps):
+                    of.pop(name, None)
+            if name in ways:
+                peak = peak_gb(device)
+                peaks[name] = None if peak is None else peak - others
+            else:
+                free(device)
+        gc.collect()  # as `warm_up` of an engine does
+        taken = {
+            kind: in_turns({name: kinds[kind] for name, kinds in steps.items()}, count, device)
+            for kind, count in counts.items()
+        }
+        for name, watcher in watchers.items():
+            seconds = {kind: taken[kind][name] for kind in counts}
+            if name in found:
+                seconds = {kind: found[name].seconds[kind] + new for kind, new in seconds.items()}
+                peaks[name] = None if peaks[name] is None else min(peaks[name], found[name].peak_gb)
+            least = floor(watcher, context, rates, options.dtype)
+            tokens, size = watcher.config.frame_num_tokens, watcher.cache_bytes()
+            found[name] = Measured(tokens, seconds, size, peaks[name], least, len(watchers) > 1)
+    return found
 
 
 def floor(watcher: "Watcher", context: int, rates: tuple[float, float], dtype: torch.dtype) -> float:
@@ -689,9 +731,9 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         cells = [row.tokens, row.context, row.scheme, f"{row.p50:.2f}", f"{row.p99:.2f}", f"{row.p50 / row.floor:.1f}"]
         cells += [
-            _times(row.times_plain),
+            _ratio(row.times_plain),
             f"{row.together:.2f}",
-            _times(row.together_times_plain),
+            _ratio(row.together_times_plain),
             f"{1e3 / row.p50:.0f}",
             f"{row.encoded:.0f}",
             f"{row.first_word:.1f}",
@@ -702,8 +744,8 @@ def table(rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}"
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def table_of_streams(rounds: list[Round]) -> str:
@@ -778,7 +820,11 @@ def held_gb(device: str) -> float:
     """Gigabytes held now: of a GPU by tensors, on Linux by this process."""
     if device == "cuda":
         return torch.cuda.memory_allocated() / 1e9
-    return _of_this_process("VmRSS:") if _CLEAR.exists() else 0.0
+    if not _CLEAR.exists():
+        return 0.0
+    # What was freed, and what glibc has not given back, nobody holds.
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+    return _of_this_process("VmRSS:")
 
 
 def reset_peak(device: str) -> None:

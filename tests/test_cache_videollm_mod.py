@@ -22,7 +22,6 @@ from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model
 from torch.testing import assert_close
 
 from videollm_mod import OutOfPagesError, VideoLLMMoDCache, VideoLLMMoDPagedCache
-from videollm_mod.cache_videollm_mod import CACHE_NAME
 
 
 RUNS = [2, 1, 2]
@@ -106,7 +105,7 @@ def test_cropped_rows_with_different_frames(scheme):
     for row in range(2):
         with torch.no_grad():
             alone = model(input_ids=ids[row : row + 1, :length], frame_features=features[row : row + 1, :1])
-        assert_close(logits[row : row + 1], next_logits(model, alone[CACHE_NAME]))
+        assert_close(logits[row : row + 1], next_logits(model, alone.cache))
 
 
 @pytest.mark.parametrize("static", [False, True])

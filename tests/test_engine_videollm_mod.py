@@ -13,6 +13,7 @@
 # limitations under the License.
 """Many streams on one model: each says what it says alone, whatever the others do."""
 
+import gc
 import threading
 import time
 from contextlib import nullcontext
@@ -675,6 +676,7 @@ def test_warming_up_makes_the_steps_that_are_captured_and_tells_what_attention_r
     logging.enable_progress_bar()  # whatever ran before, such as a command that shows its own
     engine = tiny_engine(max_streams=4, capture=True)
     engine.warm_up(max_streams=3)
+    assert gc.get_count()[2] == 0  # All garbage was searched for: it will not be amid a step.
     alone = {(0, 0, 1, 0), (0, 0, 1, 4), (0, 0, 1, 32), (1, 1, 0, 0), (1, 1, 1, 4), (1, 1, 1, 32)}
     alone |= {(1, 2, 0, 4), (1, 4, 0, 4), (1, 8, 0, 4), (1, 8, 0, 32)}
     kinds = [((0, 0, size, 0), (0, 0, size, 32), (size, 1, 0, 0), (size, 1, size, 32)) for size in (2, 4)]

@@ -34,8 +34,6 @@ from tiny import (
     write_clip,
 )
 
-from videollm_mod.cache_videollm_mod import CACHE_NAME
-
 
 _PREAMBLE = """
 import sys
@@ -73,8 +71,7 @@ for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText",
     with torch.no_grad():
         outputs = model(input_ids=kept["ids"], frame_features=kept["features"])
     assert torch.equal(outputs.logits, kept["logits"]), name
-    cache = outputs.cache if "cache" in outputs else outputs.past_key_values
-    assert cache.lengths == kept["lengths"]
+    assert outputs.cache.lengths == kept["lengths"]
 events = [(e.time, e.text) for e in model.narrate(processor, "clip.mp4", "Narrate.", **kept["options"])]
 assert events == kept["events"], (events, kept["events"])
 session = model.stream(processor, fps=2)
@@ -123,7 +120,7 @@ def checkpoint(folder: Path, scheme: str) -> None:
         "ids": ids,
         "features": features,
         "logits": outputs.logits,
-        "lengths": outputs[CACHE_NAME].lengths,
+        "lengths": outputs.cache.lengths,
         "options": options,
         "events": [(e.time, e.text) for e in model.narrate(processor, clip, "Narrate.", **options)],
         "frames": list(torch.from_numpy(random_frames(3))),

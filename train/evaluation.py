@@ -179,10 +179,8 @@ def _watch_on(
         more = torch.tensor([(interval + frame) * count], device=model.device)
         ends = torch.arange(1, count + 1, device=model.device) * (len(interval) + len(frame)) - 1
         shown = features[None, frames : frames + count]
-        logits = model(input_ids=more, frame_features=shown, cache=cache, use_cache=True, logits_to_keep=ends).logits[
-            0
-        ]
-        speaks = model.should_speak(logits, interval_threshold)[0].tolist()
+        outputs = model(input_ids=more, frame_features=shown, cache=cache, use_cache=True, logits_to_keep=ends)
+        speaks = model.should_speak(outputs.logits[0], interval_threshold)[0].tolist()
         turn.late = speaks.index(True) + 1 if True in speaks else count
         # Each routed layer is cut at its own length: nothing of what was only tried stays.
         cache.crop(-more.shape[1])

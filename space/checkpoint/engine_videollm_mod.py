@@ -13,6 +13,7 @@
 # limitations under the License.
 """Many live streams on one model: their frames and their words share steps, and their caches one memory."""
 
+import gc
 import queue
 import threading
 import time as clock
@@ -729,6 +730,9 @@ class StreamingEngine:
             if names := attention_in_use(self.device):
                 progress.set_postfix_str(f"attention by {' and '.join(names)}")
         self._warm_size = max(self._warm_size, sizes[-1])
+        # Compiling leaves hundreds of thousands of objects. Python searches them all for garbage now, which takes half
+        # a second, and not amid a step; it does again when as many as a quarter of them have come.
+        gc.collect()
 
     def _make(self, shape: _Shape) -> None:
         with self._stepping:

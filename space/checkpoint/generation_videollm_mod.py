@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
-from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
+from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS, GenerationMode
 
 from .cache_videollm_mod import CACHE_NAME, one_cache
 from .engine_videollm_mod import StreamingEngine, read_ahead
@@ -240,6 +240,11 @@ class VideoLLMMoDGenerationMixin:
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )
         elif kind in ALL_STATIC_CACHE_IMPLEMENTATIONS and not kind.startswith("offloaded"):
+            if generation_mode == GenerationMode.ASSISTED_GENERATION:
+                raise ValueError(
+                    f"`cache_implementation={kind!r}` does not go with assisted generation: what a compiled step put "
+                    "into layers of different lengths cannot be taken back in part. Leave it out."
+                )
             max_length = max(max_cache_length, getattr(generation_config, "max_cache_len", None) or 0)
             lengths = self._static_lengths(model_kwargs, batch_size, max_length)
             model_kwargs[CACHE_NAME] = self.new_cache(max_lengths=lengths)
