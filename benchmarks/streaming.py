@@ -734,14 +734,18 @@ def table(rows: list[Row]) -> str:
             _ratio(row.times_plain),
             f"{row.together:.2f}",
             _ratio(row.together_times_plain),
-            f"{1e3 / row.p50:.0f}",
-            f"{row.encoded:.0f}",
+            _rate(1e3 / row.p50),
+            _rate(row.encoded),
             f"{row.first_word:.1f}",
-            f"{row.tokens_per_second:.0f}",
+            _rate(row.tokens_per_second),
         ]
         cells += [f"{row.cache_mb:.1f}", "-" if row.peak_gb is None else f"{row.peak_gb:.2f}"]
         lines.append(cells)
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _ratio(value: float | None) -> str:
@@ -762,7 +766,7 @@ def table_of_streams(rounds: list[Round]) -> str:
     lines = [[*head, "caches, MB"], ["---"] * (len(head) + 1)]
     for row in rounds:
         cells = [row.tokens, row.streams, row.scheme, f"{row.p50:.1f}", f"{row.p99:.1f}"]
-        lines.append([*cells, f"{row.frames_per_second:.0f}", row.missed, f"{row.cache_mb:.1f}"])
+        lines.append([*cells, _rate(row.frames_per_second), row.missed, f"{row.cache_mb:.1f}"])
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 

@@ -439,9 +439,7 @@ def test_gradients_reach_every_parameter_and_router(gate, checkpointing):
 def test_checkpointed_layers_are_given_no_cache():
     model = tiny_model().train()
     model.gradient_checkpointing_enable()
-    with pytest.raises(
-        ValueError, match="Checkpointed layers drop the cache that is given"
-    ):
+    with pytest.raises(ValueError, match="Checkpointed layers drop the cache that is given"):
         model(**inputs_for(model), cache=model.new_cache())
 
 
