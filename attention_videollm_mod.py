@@ -429,6 +429,8 @@ def attend_flex(
 
 Attend = Callable[..., torch.Tensor]
 _chosen: dict[Any, tuple[str, Attend]] = {}
+# Pages of the long stream that kernels are compared with: over few, which is fastest says nothing of an hour.
+_LONG = {"cuda": 64}
 
 
 def choose_attention(
@@ -514,9 +516,9 @@ def check_attention(
     repeats: int = 5,
 ) -> float:
     """
-    Compares a kernel with the reference, on random numbers in the shapes of `query` and `keys`: streams that add much
-    and that add one entry each, since kernels differ in what they run for those, and if `is_captured` within bounds
-    that are wider.
+    Compares a kernel with the reference, on random numbers in the shapes of `query` and `keys`: streams, one of them
+    long, that add much and that add one entry each, since kernels differ in what they run for those, and if
+    `is_captured` within bounds that are wider.
 
     Returns:
         `float`: Seconds of a call.
@@ -525,14 +527,16 @@ def check_attention(
         `ValueError`: If it differs by more than the arithmetic of the dtype explains.
     """
     (heads, dim), (page_size, key_heads, _) = query.shape[1:], keys.shape[1:]
-    lengths, pages = [page_size + page_size // 2, 3 * page_size, 5], [[1, 3], [6, 0, 4], [2]]
+    long = _LONG.get(query.device.type, 1)
+    lengths = [long * page_size + page_size // 2, 3 * page_size, 5]
+    pages = [[1, 3, *range(7, 6 + long)], [6, 0, 4], [2]]
     window = page_size // 2 if has_window else None
     generator = torch.Generator(query.device).manual_seed(0)
     options = {"device": query.device, "generator": generator}
-    stored = [torch.randn(7, page_size, key_heads, dim, **options).to(keys.dtype) for _ in range(2)]
+    stored = [torch.randn(6 + long, page_size, key_heads, dim, **options).to(keys.dtype) for _ in range(2)]
     taken = 0.0
     for new in ([11, 1, 5], [1, 1, 1]):
-        bounds = {"most_new": max(new) + 5 * (max(new) > 1), "most_pages": 4} if is_captured else {}
+        bounds = {"most_new": max(new) + 5 * (max(new) > 1), "most_pages": max(4, long + 2)} if is_captured else {}
         rows = torch.randn(sum(new), heads, dim, **options).to(query.dtype)
         entries = pack_entries(new, lengths, pages, page_size, query.device, **bounds)
         expected = attend_gathered(rows.float(), *(x.float() for x in stored), entries, dim**-0.5, window)

@@ -44,6 +44,8 @@ _FEW, _MANY = 4, 32
 # Multiplications of a product that compiled code on a CPU sums up by itself: with more of them a library is faster,
 # sooner in 16 bits, for which processors have units of their own. One row of 32 bits is faster at any size.
 _SUMMED, _SUMMED_IN_16_BITS = 2**20, 2**19
+# Frames that the vision encoder sees at once at most: what it takes for more nobody has set aside.
+_ENCODED = 64
 # A process captures one graph at a time.
 _CAPTURING = threading.Lock()
 
@@ -562,7 +564,7 @@ class StreamingEngine:
         sizes: dict[tuple[int, ...], list[tuple[EngineStream, _Received]]] = {}
         for stream, frame in chosen:
             sizes.setdefault(tuple(frame.pixel_values.shape), []).append((stream, frame))
-        for group in sizes.values():
+        for group in [same[at : at + _ENCODED] for same in sizes.values() for at in range(0, len(same), _ENCODED)]:
             pixel_values = torch.stack([frame.pixel_values for _, frame in group])
             if self._vision_stream is not None:
                 # Frames are encoded beside the language step that runs, and the next one waits for them.

@@ -25,6 +25,7 @@ a routed model skips work and starts near full compute's loss.
 """
 
 import argparse
+import gc
 import json
 import math
 import statistics
@@ -73,36 +74,71 @@ def main() -> None:
     parser.add_argument("--text-tokens", type=int, default=200)
     parser.add_argument("--trained", nargs="+", choices=("all", "lora"), default=["all", "lora"])
     parser.add_argument("--steps", type=int, default=5, help="steps measured of each kind")
-    parser.add_argument("--out", type=Path, help="file to write the figures to, as JSON")
+    parser.add_argument("--out", type=Path, help="folder for training.json, training.md and training.png")
     options = parser.parse_args()
     kinds = [(trained, again) for trained in options.trained for again in (False, True)]
     rows = []
     for trained, again in tqdm(kinds, desc="ways"):
         for scheme in SCHEMES:
+            gc.collect()
+            if options.device == "cuda":
+                torch.cuda.empty_cache()
             try:
                 rows.append(measure(scheme, trained, again, options))
             except torch.OutOfMemoryError:
                 print(f"{scheme}, {trained}, {'with' if again else 'without'} checkpointing: no memory, left out")
-    memory = "peak, GB" if options.device == "cuda" else "kept for the backward pass, GB"
-    print(
-        f"\n{options.shape}, {options.frames} frames of {options.tokens} tokens, {options.text_tokens} of text, "
-        f"random weights, {device_name(options.device)}, torch {torch.__version__}\n"
+    text = (
+        f"{options.shape}, {options.frames} frames of {options.tokens} tokens, {options.text_tokens} of text, "
+        f"random weights, {device_name(options.device)}, torch {torch.__version__}\n\n{table(rows, options.device)}\n"
     )
-    print(f"| trained | checkpointing | | seconds | of full | {memory} | of full | loss |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        full = next((r for r in rows if (r.trained, r.checkpointing, r.scheme) == (*_way(row), "full")), row)
-        time, memory = row.seconds / full.seconds, row.memory / full.memory
-        print(
-            f"| {row.trained} | {'yes' if row.checkpointing else 'no'} | {row.scheme} | {row.seconds:.3f} "
-            f"| {time:.2f} | {row.memory:.3f} | {memory:.2f} | {row.loss:.4f} |"
-        )
+    print(f"\n{text}")
     if options.out is not None:
-        options.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+        options.out.mkdir(parents=True, exist_ok=True)
+        figures = json.dumps([asdict(row) for row in rows], indent=1)
+        (options.out / "training.json").write_text(figures, encoding="utf-8")
+        (options.out / "training.md").write_text(text, encoding="utf-8")
+        draw(rows, options.out / "training.png")
 
 
-def _way(row: Row) -> tuple[str, bool]:
-    return row.trained, row.checkpointing
+def of_full(row: Row, rows: list[Row]) -> tuple[float, float, float] | None:
+    """Seconds and memory over those of full compute, and how much more loss; `None` if that had no memory."""
+    ways = [(other, (other.trained, other.checkpointing, other.scheme)) for other in rows]
+    full = next((other for other, way in ways if way == (row.trained, row.checkpointing, "full")), None)
+    return None if full is None else (row.seconds / full.seconds, row.memory / full.memory, row.loss - full.loss)
+
+
+def table(rows: list[Row], device: str) -> str:
+    """The figures as Markdown."""
+    memory = "peak, GB" if device == "cuda" else "kept for the backward pass, GB"
+    lines = [f"| trained | checkpointing | | seconds | of full | {memory} | of full | loss | less full's |"]
+    lines.append("|" + "---|" * 9)
+    for row in rows:
+        share = of_full(row, rows)
+        seconds, held, loss = ("-", "-", "-") if share is None else (f"{x:.2f}" for x in share)
+        lines.append(
+            f"| {row.trained} | {'yes' if row.checkpointing else 'no'} | {row.scheme} | {row.seconds:.3f} | {seconds} "
+            f"| {row.memory:.3f} | {held} | {row.loss:.4f} | {loss} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Seconds and memory of each way, a panel each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), dpi=130)
+    ways = list(dict.fromkeys((row.trained, row.checkpointing) for row in rows))
+    names = [f"{trained},\n{'' if again else 'no '}checkpointing" for trained, again in ways]
+    for axes, kind, label in zip(figure.subplots(1, 2), ("seconds", "memory"), ("seconds", "GB"), strict=True):
+        for place, scheme in enumerate(SCHEMES):
+            found = {(row.trained, row.checkpointing): getattr(row, kind) for row in rows if row.scheme == scheme}
+            at = [index + 0.27 * (place - 1) for index, way in enumerate(ways) if way in found]
+            axes.bar(at, [found[way] for way in ways if way in found], width=0.25, label=scheme)
+        axes.set_xticks(range(len(ways)), names, fontsize=8)
+        axes.set(ylabel=label)
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def measure(scheme: str, trained: str, checkpointing: bool, options: argparse.Namespace) -> Row:

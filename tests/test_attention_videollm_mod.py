@@ -231,6 +231,20 @@ def test_a_kernel_that_differs_from_the_reference_is_found_out():
         check_attention(lambda *args: 1.1 * attend_strips(*args), query, keys)
 
 
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_kernels_are_compared_over_a_long_stream(is_captured, monkeypatch):
+    query, keys, _, _ = case()
+    seen = set()
+
+    def attend(*args):
+        seen.add(tuple(args[3].lengths))
+        return attend_strips(*args)
+
+    monkeypatch.setitem(attention_videollm_mod._LONG, "cpu", 9)
+    assert check_attention(attend, query, keys, is_captured=is_captured) > 0
+    assert seen == {(9 * PAGE + PAGE // 2, 3 * PAGE, 5)}
+
+
 def test_a_kernel_that_takes_bounds_for_numbers_is_found_out_where_steps_are_captured():
     """Within which there is room for more queries than there are, and for pages that nobody reads."""
     query, keys, _, _ = case()

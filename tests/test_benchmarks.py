@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 import streaming
 import torch
+import training
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,6 +134,12 @@ def test_a_stream_without_end_in_an_engine():
     assert lines[0].startswith("8 frames and 1024 tokens of text remembered") and lines[-1].startswith("| 1000 |")
 
 
-def test_a_training_step_of_every_kind():
-    table = run("training.py", "--frames", 4, "--steps", 1)
+def test_a_training_step_of_every_kind(tmp_path):
+    table = run("training.py", "--frames", 4, "--steps", 1, "--out", tmp_path)
     assert table.count("| all_deep |") == table.count("| full |") == 4
+    assert table.strip() == (tmp_path / "training.md").read_text().strip()
+    rows = [training.Row(**row) for row in json.loads((tmp_path / "training.json").read_text())]
+    assert len(rows) == 12 and (tmp_path / "training.png").exists()
+    assert [training.of_full(row, rows) for row in rows if row.scheme == "full"] == [(1, 1, 0)] * 4
+    # Full compute had no memory: nothing is told of it, and not that all is the same.
+    assert training.of_full(rows[1], rows[1:3]) is None and "| - |" in training.table(rows[1:3], "cpu")

@@ -453,6 +453,21 @@ def test_all_memory_is_taken_when_the_engine_is_made():
     assert engine.pool.num_bytes == taken
 
 
+def test_the_vision_encoder_sees_no_more_at_once_than_its_bound(monkeypatch):
+    seen, said = [], []
+    for most in (64, 3):
+        monkeypatch.setattr(engine_videollm_mod, "_ENCODED", most)
+        engine = tiny_engine(max_streams=2)
+        encode = engine.model.encode_frames
+        monkeypatch.setattr(engine.model, "encode_frames", lambda x, encode=encode: seen.append(len(x)) or encode(x))
+        streams = [engine.open(max_new_tokens=2) for _ in range(2)]
+        for seed, stream in enumerate(streams):
+            stream.push(random_frames(5, seed=seed))
+        engine.run()
+        said.append([[(e.frame, e.token_ids) for e in stream.events] for stream in streams])
+    assert seen[:1] == [10] and seen[1:] == [3, 3, 3, 1] and said[0] == said[1]
+
+
 def test_an_error_reaches_who_listens(monkeypatch):
     engine = tiny_engine(max_streams=1)
     monkeypatch.setattr(engine.model, "encode_frames", lambda *_: 1 / 0)
