@@ -23,6 +23,8 @@ Weights and frames are random: operations, cache entries and seconds do not depe
 """
 
 import argparse
+import gc
+import math
 import platform
 import time as clock
 from pathlib import Path
@@ -141,9 +143,26 @@ def timed(step, device: str) -> float:
     """Seconds of one step."""
     begin = clock.perf_counter()
     step()
+    wait(device)
+    return clock.perf_counter() - begin
+
+
+def wait(device: str) -> None:
+    """Until a GPU has done what it was given."""
     if device == "cuda":
         torch.cuda.synchronize()
-    return clock.perf_counter() - begin
+
+
+def free(device: str) -> None:
+    """Frees what was measured before; an engine and its captured steps know each other, and go when searched for."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def p99(seconds: list[float]) -> float:
+    """The 99th percentile, of few the slowest."""
+    return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
 
 
 def device_name(device: str) -> str:

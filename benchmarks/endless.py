@@ -24,12 +24,11 @@ the latency is from a frame's arrival to the decision on it, vision encoding and
 """
 
 import argparse
-import math
 import resource
 from pathlib import Path
 
 import torch
-from cost import device_name
+from cost import device_name, p99
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
@@ -69,7 +68,7 @@ def main() -> None:
         latencies.append(session.frame_latency or 0.0)
         if len(latencies) == 1000:
             latencies.sort()
-            p99s.append(latencies[math.ceil(0.99 * len(latencies)) - 1])
+            p99s.append(p99(latencies))
             cache = session.cache.num_bytes if engine is None else engine.pool.num_bytes
             tqdm.write(
                 f"| {index + 1} | {1e3 * latencies[500]:.1f} | {1e3 * p99s[-1]:.1f} "

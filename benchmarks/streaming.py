@@ -59,7 +59,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from cost import SCHEMES, SHAPES, device_name
+from cost import SCHEMES, SHAPES, device_name, free, p99, wait
 from tqdm import tqdm
 from transformers import AutoConfig, AutoProcessor, Cache, DynamicCache
 
@@ -116,7 +116,7 @@ class Row:
         cache_mb (`float`): Megabytes of the cache.
         peak_gb (`float`, *optional*): Most gigabytes held while it took a step of each kind, without what other ways
             held then: of a GPU by tensors, on Linux by the process.
-        floor (`float`): Milliseconds that a frame step takes at least.
+        floor (`float`): Milliseconds of a frame step at the machine's rates of copying and of matrix products.
     """
 
     scheme: str
@@ -269,7 +269,8 @@ def make_row(name: str, context: int, found: "dict[str, Measured]") -> Row:
     """The figures of one way."""
     measured = found[name]
     seconds = {kind: median(taken) for kind, taken in measured.seconds.items()}
-    plain = found[PLAIN].seconds if PLAIN in found and measured.is_beside_others else None
+    is_paired = PLAIN in found and measured.is_beside_others and found[PLAIN].is_beside_others
+    plain = found[PLAIN].seconds if is_paired else None
 
     def speed(kind: str) -> float | None:
         # Of pairs taken together: what slows the machine down slows both.
@@ -340,19 +341,14 @@ def in_turns(steps: dict[str, Callable[[], Callable[[], None]]], count: int, dev
     for done in range(0, count, IN_A_ROW):
         for name, step in steps.items():
             for index in range(1 + min(IN_A_ROW, count - done)):
-                _wait(device)
+                wait(device)
                 begin = clock.perf_counter()
                 take_back = step()
-                _wait(device)
+                wait(device)
                 if index > 0:
                     taken[name].append(clock.perf_counter() - begin)
                 take_back()
     return taken
-
-
-def p99(seconds: list[float]) -> float:
-    """The 99th percentile, of few the slowest."""
-    return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
 
 
 def measure_clip(options: argparse.Namespace) -> list[Clip]:
@@ -459,7 +455,7 @@ class Measured:
         seconds (`dict[str, list[float]]`): Of each kind of step, in the order in which all ways took them.
         cache_bytes (`int`): Bytes of the cache.
         peak_gb (`float`, *optional*): See [`Row`].
-        floor (`float`): Seconds that a frame step takes at least.
+        floor (`float`): Seconds of a frame step at those rates.
         is_beside_others (`bool`): Whether other ways took turns with it.
     """
 
@@ -700,10 +696,10 @@ def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
     def best(step: Callable[[], Any]) -> float:
         taken = []
         for _ in range(10):
-            _wait(device)
+            wait(device)
             begin = clock.perf_counter()
             step()
-            _wait(device)
+            wait(device)
             taken.append(clock.perf_counter() - begin)
         return min(taken)
 
@@ -813,13 +809,6 @@ def _size(config: VideoLLMMoDConfig) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def free(device: str) -> None:
-    """Frees what was measured before; an engine and its captured steps know each other, and go when searched for."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-
-
 def held_gb(device: str) -> float:
     """Gigabytes held now: of a GPU by tensors, on Linux by this process."""
     if device == "cuda":
@@ -849,11 +838,6 @@ def peak_gb(device: str) -> float | None:
 def _of_this_process(name: str) -> float:
     lines = (_CLEAR.parent / "status").read_text(encoding="ascii").splitlines()
     return next(1024 * int(line.split()[1]) / 1e9 for line in lines if line.startswith(name))
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ a routed model skips work and starts near full compute's loss.
 """
 
 import argparse
-import gc
 import json
 import math
 import statistics
@@ -34,7 +33,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from cost import SCHEMES, SHAPES, device_name
+from cost import SCHEMES, SHAPES, device_name, free, wait
 from peft import get_peft_model
 from tqdm import tqdm
 from transformers import AutoConfig
@@ -80,9 +79,7 @@ def main() -> None:
     rows = []
     for trained, again in tqdm(kinds, desc="ways"):
         for scheme in SCHEMES:
-            gc.collect()
-            if options.device == "cuda":
-                torch.cuda.empty_cache()
+            free(options.device)
             try:
                 rows.append(measure(scheme, trained, again, options))
             except torch.OutOfMemoryError:
@@ -170,14 +167,14 @@ def measure(scheme: str, trained: str, checkpointing: bool, options: argparse.Na
             held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        _wait(device)
+        wait(device)
         begin = clock.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        _wait(device)
+        wait(device)
         seconds.append(clock.perf_counter() - begin)
         losses.append(loss.item())
         own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -207,11 +204,6 @@ def build(scheme: str, options: argparse.Namespace) -> VideoLLMMoDForConditional
 
 def _dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device == "cuda" else torch.float32
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

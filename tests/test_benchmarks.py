@@ -97,6 +97,8 @@ def test_a_way_is_compared_with_the_plain_loop_step_by_step():
     row = streaming.make_row("a", 5, found)
     assert row.times_plain == row.together_times_plain == 4 and row.p50 == 2000 and row.p99 == 10000
     assert streaming.make_row("b", 5, found).times_plain is None
+    found[streaming.PLAIN].is_beside_others = False
+    assert streaming.make_row("a", 5, found).times_plain is None
 
 
 @pytest.mark.parametrize("has_room_alone", [True, False])
