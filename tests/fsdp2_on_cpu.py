@@ -13,11 +13,15 @@
 # limitations under the License.
 """
 Runs `train/sft.py` under FSDP2 on CPU processes. accelerate shards on accelerators only, and takes the CPU's processes
-for plain DDP; told that they are GPUs, it shards them all the same.
+for plain DDP; told that they are GPUs, it shards them all the same. In the end each process must find the weights
+whole, and no process group.
 """
 
 import runpy
+import sys
+from pathlib import Path
 
+import torch
 from accelerate.state import DistributedType, PartialState
 
 
@@ -33,3 +37,6 @@ def init(self, *args, **kwargs):
 
 PartialState.__init__ = init
 runpy.run_path("train/sft.py", run_name="__main__")
+folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
+assert list(folder.glob("*.safetensors")), f"'{folder}' was not whole when a process had saved to it"
+assert not torch.distributed.is_initialized(), "the script left its process group behind"

@@ -183,6 +183,7 @@ def main(script: ScriptArguments, arguments: EncodeArguments) -> None:
         part.write_text(text, encoding="utf-8")
         part.replace(folder / f"{script.train_split}.jsonl")
         print(f"{folder}: {len(made)} rows" + (f" of {len(rows)}, for want of time" if len(made) < len(rows) else ""))
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -92,6 +92,8 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
     trainer.create_model_card()
     if training.push_to_hub:
         trainer.push_to_hub()
+    # A process that leaves with its group alive may abort: gloo's threads free tensors while the interpreter ends.
+    trainer.accelerator.end_training()
 
 
 def merge_for_saving(trainer: StreamingSFTTrainer) -> None:
