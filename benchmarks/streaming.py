@@ -32,7 +32,9 @@ With `--streams` as many streams, each with a memory of `--stream-context` frame
 again and again: how long such a round takes, vision encoding included, says how many frames a second all of them may
 bring. A round that takes longer than a frame of 2 a second lasts is a missed deadline.
 
-With `--compile` the steps of an engine of one stream are also measured compiled. With `--clip` a checkpoint watches a
+With `--compile` the steps of an engine of one stream are also measured compiled. With `--weights` all ways run on
+linear layers in eight bits, with `--cache` all but the plain loop, whose cache has no such choice, remember in eight
+bits. With `--clip` a checkpoint watches a
 video file from its first frame to its last word: in a session, in an engine of one stream, and, for what was said
 there, in the plain loop, which is given each word that it is to say, so that all of them do the same work.
 
@@ -72,6 +74,7 @@ from videollm_mod import (
 from videollm_mod.attention_videollm_mod import attention_in_use
 from videollm_mod.cache_videollm_mod import CACHE_NAME
 from videollm_mod.engine_videollm_mod import read_ahead
+from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.streaming_videollm_mod import StreamEvent, StreamStep
 
 
@@ -194,6 +197,8 @@ def main() -> None:
     )
     parser.add_argument("--encoder", help="vision encoder: a folder or a Hub id; by default a small one")
     parser.add_argument("--compile", action="store_true", help="also measure steps that are compiled")
+    parser.add_argument("--weights", choices=WEIGHTS, help="linear layers in eight bits, by torchao, of all ways")
+    parser.add_argument("--cache", choices=CACHE_DTYPES, help="keys and values in eight bits, but of the plain loop")
     parser.add_argument("--clip", help="a video file that the checkpoint watches from start to end")
     parser.add_argument("--steps", type=int, default=100, help="steps measured of each kind")
     parser.add_argument("--tries", type=int, default=2, help="times that they are, each from another memory")
@@ -246,10 +251,11 @@ def measure(
 ) -> list[Row]:
     """All ways at all contexts: each scheme, and where there is full compute the plain loop on the same weights."""
     ways: dict[str, Callable[[int], Watcher]] = {}
+    stored = {"cache_dtype": CACHE_DTYPES.get(options.cache)}
     for scheme, model in models.items():
-        ways[scheme] = partial(Engine, model)
+        ways[scheme] = partial(Engine, model, **stored)
         if options.compile:
-            ways[f"{scheme}, compiled"] = partial(Engine, model, compile_steps=True)
+            ways[f"{scheme}, compiled"] = partial(Engine, model, compile_steps=True, **stored)
         if scheme == "full":
             ways[PLAIN] = partial(PlainLoop, model)
     rows: list[Row] = []
@@ -302,7 +308,8 @@ def measure_streams(
     for count in tqdm(sorted(options.streams), desc=f"{scheme}, streams", leave=False):
         free(options.device)
         try:
-            engine, caches = make_engine(model, count, options.stream_context)
+            how = {"cache_dtype": CACHE_DTYPES.get(options.cache)}
+            engine, caches = make_engine(model, count, options.stream_context, **how)
             pixels = torch.randn(count, 3, *_size(config), device=options.device, dtype=options.dtype)
             step = partial(_watch_all, engine, caches, pixels)
             seconds = in_turns({scheme: step}, max(options.steps // 4, 5), options.device)[scheme]
@@ -356,8 +363,10 @@ def measure_clip(options: argparse.Namespace) -> list[Clip]:
     model, full = load(AS_SAVED, options), load("full", options)
     processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
 
+    stored = {"cache_dtype": CACHE_DTYPES.get(options.cache)}
+
     def by_session() -> list[StreamEvent]:
-        return list(model.narrate(processor, options.clip, PROMPT, fps=CLIP_FPS))
+        return list(model.narrate(processor, options.clip, PROMPT, fps=CLIP_FPS, **stored))
 
     def by_engine(engine: StreamingEngine) -> list[StreamEvent]:
         stream = engine.open(fps=CLIP_FPS)
@@ -389,7 +398,8 @@ def measure_clip(options: argparse.Namespace) -> list[Clip]:
     ways: dict[str, Callable[[], list[StreamEvent]]] = {"session": by_session, PLAIN: by_plain_loop}
     for name, compiled in (("engine", False), ("engine, compiled", True)):
         if options.compile or not compiled:
-            engine = model.serve(processor, max_streams=1, max_frames=max(frames, 8), compile_steps=compiled)
+            how = {"max_streams": 1, "max_frames": max(frames, 8), "compile_steps": compiled, **stored}
+            engine = model.serve(processor, **how)
             engine.warm_up()
             ways[name] = partial(by_engine, engine)
     for name, way in ways.items():
@@ -411,7 +421,7 @@ def measure_clip(options: argparse.Namespace) -> list[Clip]:
 
 
 def make_engine(
-    model: VideoLLMMoDForConditionalGeneration, streams: int, context: int, **how: bool
+    model: VideoLLMMoDForConditionalGeneration, streams: int, context: int, **how: Any
 ) -> tuple[StreamingEngine, list[VideoLLMMoDPagedCache]]:
     """An engine with room for these streams, and their caches, which remember frames of random numbers."""
     engine = StreamingEngine(model, None, max_streams=streams, max_frames=context + 8, max_text_tokens=64, **how)
@@ -507,18 +517,25 @@ def measure_context(
             if name in found:
                 seconds = {kind: found[name].seconds[kind] + new for kind, new in seconds.items()}
                 peaks[name] = None if peaks[name] is None else min(peaks[name], found[name].peak_gb)
-            least = floor(watcher, context, rates, options.dtype)
+            least = floor(watcher, context, rates)
             tokens, size = watcher.config.frame_num_tokens, watcher.cache_bytes()
             found[name] = Measured(tokens, seconds, size, peaks[name], least, len(watchers) > 1)
     return found
 
 
-def floor(watcher: "Watcher", context: int, rates: tuple[float, float], dtype: torch.dtype) -> float:
+def floor(watcher: "Watcher", context: int, rates: tuple[float, float]) -> float:
     """Seconds of a frame step if bytes are read as fast as they are copied, or operations all that takes time."""
     model = watcher.model
     cost = model.estimate_cost(1, 1, past_frames=context, past_text_tokens=context)
-    weights = sum(p.numel() for p in model.model.language_model.layers.parameters()) + model.lm_head.weight.numel()
-    return max((weights * dtype.itemsize + watcher.cache_bytes()) / rates[0], cost.flops / rates[1])
+    read = [*model.model.language_model.layers.parameters(), model.lm_head.weight]
+    return max((sum(map(stored_bytes, read)) + watcher.cache_bytes()) / rates[0], cost.flops / rates[1])
+
+
+def stored_bytes(weight: torch.Tensor) -> int:
+    """Bytes of a weight as it lies in memory, those of its scales among them where it is in eight bits."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return weight.nbytes
+    return sum(getattr(weight, name).nbytes for name in weight.__tensor_flatten__()[0])
 
 
 class Watcher:
@@ -583,7 +600,7 @@ class Watcher:
 class Engine(Watcher):
     """The steps of a stream of a [`StreamingEngine`]."""
 
-    def __init__(self, model: VideoLLMMoDForConditionalGeneration, context: int, **how: bool) -> None:
+    def __init__(self, model: VideoLLMMoDForConditionalGeneration, context: int, **how: Any) -> None:
         self.engine, caches = make_engine(model, 1, context, **how)
         super().__init__(model, caches[0])
 
@@ -597,8 +614,8 @@ class Engine(Watcher):
 
     def cache_bytes(self) -> int:
         """See [`Watcher`]; without what is only reserved."""
-        keys = [layer.keys for layer in self.cache.layers]
-        return sum(2 * key.numel() * key.element_size() for key in keys)
+        entries = [keys[0, 0].nbytes + values[0, 0].nbytes for keys, values, _ in self.engine.pool.layers]
+        return sum(length * size for length, size in zip(self.cache.lengths, entries, strict=True))
 
 
 class PlainLoop(Watcher):
@@ -659,6 +676,7 @@ def build_all(tokens: int, options: argparse.Namespace) -> dict[str, VideoLLMMoD
         for router in model.model.routers.values():
             torch.nn.init.normal_(router.weight, std=text.initializer_range)
         models[scheme] = model.eval()
+    quantize(next(iter(models.values())), options.weights)
     return share(models)
 
 
@@ -671,7 +689,8 @@ def load(scheme: str, options: argparse.Namespace) -> VideoLLMMoDForConditionalG
     """A checkpoint, as it is or with every ratio 1."""
     ratio = {} if scheme == AS_SAVED else {"mod_keep_ratio": 1.0}
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint, dtype=options.dtype, **ratio)
-    return model.to(options.device).eval()
+    quantize(model.to(options.device), options.weights)
+    return model.eval()
 
 
 def share(
@@ -684,6 +703,15 @@ def share(
         for part in ("vision_encoder", "connector", "language_model"):
             setattr(model.model, part, getattr(first.model, part))
     return models
+
+
+def quantize(model: VideoLLMMoDForConditionalGeneration, weights: str | None) -> None:
+    """Brings linear layers to eight bits where they are, as loading a checkpoint so does."""
+    if weights is not None:
+        from torchao.quantization import quantize_
+
+        for part in (model.model.vision_encoder, model.model.connector, model.model.language_model):
+            quantize_(part, quantization(weights)["quantization_config"].quant_type)
 
 
 def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
@@ -710,7 +738,9 @@ def describe(rates: tuple[float, float], options: argparse.Namespace) -> str:
     """What the figures were taken on."""
     return (
         f"{options.checkpoint or options.shape}, {str(options.dtype).removeprefix('torch.')}, "
-        f"{'its own' if options.checkpoint else 'random'} weights, "
+        f"{'its own' if options.checkpoint else 'random'} weights"
+        f"{f' in {options.weights}' if options.weights else ''}, "
+        f"{f'keys and values in {options.cache}, ' if options.cache else ''}"
         f"{device_name(options.device)}, torch {torch.__version__}. Copies: {rates[0] / 1e9:.3g} GB/s, matrix "
         f"products: {rates[1] / 1e12:.3g} TFLOP/s. Vision encoder: "
         f"{'its own' if options.checkpoint else options.encoder or 'a small one'}. Attention: "

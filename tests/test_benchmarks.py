@@ -67,6 +67,26 @@ def test_compiled_steps_are_measured_beside_the_others(tmp_path):
     assert len({row["cache_mb"] for row in rows}) == 1 and None not in [row["times_plain"] for row in rows]
 
 
+def test_what_is_stored_in_eight_bits_is_counted_as_such(tmp_path):
+    options = ["--tokens", 10, "--contexts", 2, "--steps", 1, "--tries", 1, "--streams", 1, "--stream-context", 2]
+    options += ["--schemes", "full", "--dtype", "bfloat16"]
+    figures = []
+    for name, eight in (("sixteen", []), ("eight", ["--weights", "int8", "--cache", "fp8"])):
+        printed = run("streaming.py", *options, *eight, "--out", tmp_path / name)
+        figures.append(json.loads((tmp_path / name / "streaming.json").read_text()))
+    assert "random weights in int8, keys and values in fp8, " in printed
+    (full, plain), (eight_full, eight_plain) = ([row["cache_mb"] for row in x["rows"]] for x in figures)
+    assert full == plain == eight_plain == 2 * eight_full
+    assert figures[0]["streams"][0]["cache_mb"] == 2 * figures[1]["streams"][0]["cache_mb"]
+    options = {"shape": "tiny", "encoder": None, "schemes": ["full"], "weights": None}
+    model = streaming.build_all(10, Namespace(**options, dtype=torch.bfloat16, device="cpu"))["full"]
+    linear = model.model.language_model.layers[0].mlp.up_proj
+    before = streaming.stored_bytes(linear.weight)
+    streaming.quantize(model, "int8")
+    # A byte a number, and beside it a scale a row.
+    assert before // 2 < streaming.stored_bytes(linear.weight) < 0.55 * before
+
+
 def test_ways_take_turns_and_the_first_step_of_each_turn_does_not_count(monkeypatch):
     now, order = [0.0], []
     monkeypatch.setattr(streaming.clock, "perf_counter", lambda: now[0])
@@ -103,7 +123,8 @@ def test_a_way_is_compared_with_the_plain_loop_step_by_step():
 
 @pytest.mark.parametrize("has_room_alone", [True, False])
 def test_a_way_without_room_beside_the_others_is_measured_alone(has_room_alone, monkeypatch, capsys):
-    options = Namespace(shape="tiny", device="cpu", dtype=torch.float32, encoder=None, schemes=["full", "all_deep"])
+    options = {"shape": "tiny", "encoder": None, "schemes": ["full", "all_deep"], "weights": None, "cache": None}
+    options = Namespace(**options, dtype=torch.float32, device="cpu")
     options.steps, options.tries, options.contexts, options.compile = 1, 2, [2], False
     models, make = streaming.build_all(10, options), streaming.make_engine
     assert models["full"].model.language_model is models["all_deep"].model.language_model

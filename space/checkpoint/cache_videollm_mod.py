@@ -604,10 +604,19 @@ class _PageTable:
         # All layers of the kind ask for the same, one after another.
         wanted = (begin, end, device)
         if self._slots is None or self._slots[0] != wanted:
-            size = self.pool.page_size
-            slots = [self.pages[i // size] * size + i % size for i in range(begin, end)]
-            self._slots = (wanted, torch.tensor(slots, dtype=torch.long, device=device))
+            size, strip = self.pool.page_size, self.strip
+            if strip is not None:
+                slots = torch.arange(strip + begin, strip + end, device=device)
+            else:
+                slots = _bring([self.pages[i // size] * size + i % size for i in range(begin, end)], device)
+            self._slots = (wanted, slots)
         return self._slots[1]
+
+
+def _bring(numbers: Sequence[int], device: torch.device) -> torch.LongTensor:
+    """Numbers, on a device. On CUDA nobody waits for the copy: torch gives pinned memory to nobody else before it."""
+    is_cuda = device.type == "cuda"
+    return torch.tensor(numbers, dtype=torch.long, pin_memory=is_cuda).to(device, non_blocking=is_cuda)
 
 
 def _release_all(tables: Sequence[_PageTable]) -> None:
@@ -731,7 +740,7 @@ class PagedLayer(CacheLayerMixin):
         strip = self.table.strip
         if strip is not None:
             return read_strip(pages, strip, self.length, self.dtype)
-        table = torch.tensor(self.table.pages, device=pages.device)
+        table = _bring(self.table.pages, pages.device)
         return read_pages(pages, table, self.dtype).flatten(0, 1)[: self.length].transpose(0, 1)[None]
 
     def _write(self, begin: int, keys: torch.Tensor, values: torch.Tensor, *more: torch.Tensor) -> None:
