@@ -21,7 +21,13 @@ from typing import Any
 _PUBLIC = {
     "cache_videollm_mod": ["OutOfPagesError", "VideoLLMMoDCache", "VideoLLMMoDPagePool", "VideoLLMMoDPagedCache"],
     "configuration_videollm_mod": ["CostEstimate", "VideoLLMMoDConfig"],
-    "engine_videollm_mod": ["EngineFullError", "EngineStats", "EngineStream", "StreamingEngine"],
+    "engine_videollm_mod": [
+        "EngineFullError",
+        "EngineStats",
+        "EngineStream",
+        "StreamingEngine",
+        "TooManyWaitingError",
+    ],
     "generation_videollm_mod": ["VideoLLMMoDGenerationMixin", "interval_rule"],
     "modeling_videollm_mod": [
         "VideoLLMMoDForConditionalGeneration",

@@ -28,7 +28,7 @@ import typer
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoProcessor, TextStreamer
 
-from videollm_mod.engine_videollm_mod import read_ahead
+from videollm_mod.engine_videollm_mod import WHEN_BEHIND, TooManyWaitingError, read_ahead
 from videollm_mod.mistakes import MISTAKES, in_one_line
 from videollm_mod.space import captions
 from videollm_mod.space.loading import CACHE_DTYPES, load_model
@@ -113,6 +113,13 @@ def narrate(
         int | None,
         typer.Option(help="Most frames to remember; the oldest are forgotten.", show_default="what fits the context"),
     ] = None,
+    when_behind: Annotated[
+        str | None,
+        typer.Option(
+            help="Frames of a live source that come too fast: catch_up, drop_oldest or block.",
+            show_default="drop_oldest of a camera or broadcast, else block",
+        ),
+    ] = None,
     weights: Weights = None,
     cache: CacheDtype = None,
     srt: Annotated[Path | None, typer.Option(help="Also write the narration as SubRip.")] = None,
@@ -140,7 +147,9 @@ def narrate(
         if cache is not None and cache not in CACHE_DTYPES:
             raise ValueError(f"--cache can be {' or '.join(CACHE_DTYPES)}, not {cache!r}.")
         options = {"fps": fps, "interval_threshold": threshold, "cache_dtype": CACHE_DTYPES.get(cache)}
-        session, seconds = _watch(video, (model, revision, weights), query, as_json, max_frames, options)
+        if when_behind is not None and when_behind not in WHEN_BEHIND:
+            raise ValueError(f"--when-behind can be {', '.join(WHEN_BEHIND)}, not {when_behind!r}.")
+        session, seconds = _watch(video, (model, revision, weights), query, as_json, max_frames, when_behind, options)
         for path, write in outputs.items():
             if path is not None:
                 path.write_text(write(session.events), encoding="utf-8")
@@ -203,6 +212,7 @@ def _watch(
     query: str,
     as_json: bool,
     max_frames: int | None,
+    when_behind: str | None,
     options: dict[str, Any],
 ) -> tuple[Any, float]:
     """A session that has seen the video, and how long that took."""
@@ -217,13 +227,19 @@ def _watch(
     if query:
         session.ask(query, reply_now=False)
     try:
-        frames = _progress(processor.read_video(video, fps=fps), as_json)
-        for waiting in read_ahead(iter(frames), session.chunk_frames, is_live=not processor.is_complete(video)):
+        ahead = read_ahead(
+            iter(_progress(processor.read_video(video, fps=fps), as_json)),
+            session.chunk_frames,
+            is_live=not processor.is_complete(video),
+            when_behind=when_behind or ("drop_oldest" if processor.goes_on(video) else "block"),
+            on_drop=session.count_dropped,
+        )
+        for waiting in ahead:
             session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
             for event in session.events[told:] if as_json else ():
                 typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
             told = len(session.events)
-    except (KeyboardInterrupt, ValueError) as error:
+    except (KeyboardInterrupt, TooManyWaitingError, ValueError) as error:
         # A live source ends when somebody stops it or when it breaks: what was said so far is kept.
         if session.num_frames == 0:
             raise
@@ -241,7 +257,8 @@ def _summary(session: Any, seconds: float, as_json: bool) -> None:
     full_cache_bytes = round(cost.full_cache_bytes * cache.num_bytes / cost.cache_bytes)
     lengths, routed = cache.lengths, set(config.routed_layers)
     if as_json:
-        figures = {"frames": session.num_frames, "frames_remembered": session.num_remembered}
+        figures = {"frames": session.num_frames, "frames_dropped": session.num_dropped}
+        figures |= {"frames_remembered": session.num_remembered}
         figures |= {"seconds": round(seconds, 3), "cache_entries": lengths}
         figures |= {"flops": cost.flops, "full_flops": cost.full_flops}
         figures |= {"cache_bytes": cache.num_bytes, "full_cache_bytes": full_cache_bytes}
@@ -259,6 +276,7 @@ def _summary(session: Any, seconds: float, as_json: bool) -> None:
     typer.echo(
         f"{session.num_frames} frames in {seconds:.1f} s, {session.num_frames / seconds:.1f} frames/s "
         f"({_device_name(session.model)})"
+        + (f"; {session.num_dropped} more came too fast and were dropped" if session.num_dropped else "")
     )
     typer.echo(
         f"cache entries       {', '.join(kinds)}; {_size(cache.num_bytes)}, {_size(full_cache_bytes)} at full compute"

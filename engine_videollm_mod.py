@@ -19,6 +19,7 @@ import threading
 import time as clock
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -35,7 +36,8 @@ from .streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, S
 
 logger = logging.get_logger(__name__)
 
-WHEN_BEHIND = ("catch_up", "drop_oldest", "block")
+# What happens to frames that come faster than they can be seen, and how many of a stream wait at most.
+WHEN_BEHIND = {"catch_up": 512, "drop_oldest": 16, "block": 16}
 # Streams of a captured step come in these numbers, the rest is filled up; frames of a stream in these.
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _FRAMES = (1, 2, 4, 8)
@@ -52,6 +54,10 @@ _CAPTURING = threading.Lock()
 
 class EngineFullError(RuntimeError):
     """A stream was refused, since its memory is not there."""
+
+
+class TooManyWaitingError(RuntimeError):
+    """Frames were refused, since too many wait to be seen."""
 
 
 @dataclass
@@ -113,7 +119,6 @@ class EngineStream:
 
     Attributes:
         session ([`StreamingSession`]): Its state, with the figures of a stream.
-        num_dropped (`int`): Frames dropped because the engine was behind.
         error (`Exception`, *optional*): What ended it, if it was not closed.
     """
 
@@ -122,7 +127,6 @@ class EngineStream:
     ) -> None:
         self.session = session
         self.when_behind, self.max_waiting, self.number = when_behind, max_waiting, number
-        self.num_dropped = 0
         self.error: Exception | None = None
         self._engine = engine
         self._received: deque[_Received] = deque()
@@ -142,6 +146,11 @@ class EngineStream:
         return list(self.session.events)
 
     @property
+    def num_dropped(self) -> int:
+        """Number of frames dropped because the engine was behind."""
+        return self.session.num_dropped
+
+    @property
     def num_waiting(self) -> int:
         """Number of frames received but not seen yet."""
         return 0 if self._is_done else len(self._received) + self._num_encoding + self.session.num_waiting
@@ -155,10 +164,12 @@ class EngineStream:
         """
         Takes in frames; arguments are those of [`~StreamingSession.push`].
 
-        Where more than `max_waiting` wait, what happens is up to `when_behind`: with `"catch_up"` they wait, and are
-        seen several at a time; with `"drop_oldest"` the oldest is dropped and counted; with `"block"` this call waits.
+        Frames that come faster than they can be seen wait, and are seen several at a time. Where more than
+        `max_waiting` would, what happens is up to `when_behind`: with `"catch_up"` they are refused, all of this call;
+        with `"drop_oldest"` the oldest is dropped and counted; with `"block"` this call waits.
 
         Raises:
+            `TooManyWaitingError`: If with these more than `max_waiting` would wait to catch up.
             `ValueError`: If the frames do not have that form, times do not increase, or the stream is closed.
             `RuntimeError`: If the stream was ended by an error, which is its cause.
         """
@@ -167,6 +178,7 @@ class EngineStream:
         # On the host, wherever they come from: all streams' frames go to the device together.
         pixel_values = self.session.processor.process_frames(frames).cpu()
         with self._pushing:
+            self._refuse_too_many(len(pixel_values))
             with self._engine.changed:
                 times = self.session.frame_times(len(pixel_values), time)
             for at, frame in zip(times, pixel_values, strict=True):
@@ -217,11 +229,19 @@ class EngineStream:
         if self.error is not None:
             raise RuntimeError(f"The stream was ended: {self.error}") from self.error
 
+    def _refuse_too_many(self, new: int) -> None:
+        waiting = self.num_waiting
+        if self.when_behind == "catch_up" and waiting + new > self.max_waiting:
+            raise TooManyWaitingError(
+                f"{waiting} frames of this stream wait, and with {new} more they would be more than `max_waiting`, "
+                f'{self.max_waiting}. Push them later, or open the stream with `when_behind="block"`, which waits, or '
+                '`"drop_oldest"`.'
+            )
+
     def _make_room(self) -> None:
         if self.when_behind == "drop_oldest":
             with self._engine.changed:
                 while self.num_waiting >= self.max_waiting and self._drop_oldest():
-                    self.num_dropped += 1
                     self._engine.stats.dropped += 1
         elif self.when_behind == "block":
             while self.num_waiting >= self.max_waiting and not self._is_done:
@@ -233,6 +253,7 @@ class EngineStream:
             return True
         if self._received:
             self._received.popleft()
+            self.session.count_dropped()
             return True
         return False
 
@@ -300,8 +321,8 @@ class StreamingEngine:
         max_batch_tokens (`int`, *optional*, defaults to 2048): Most tokens of a step, but for one of a single stream.
         when_behind (`str`, *optional*, defaults to `"catch_up"`): What happens to frames that come faster than they
             can be seen: `"catch_up"`, `"drop_oldest"` or `"block"`; see [`~EngineStream.push`].
-        max_waiting (`int`, *optional*, defaults to 16): How many frames of a stream may wait before `"drop_oldest"`
-            drops and `"block"` waits.
+        max_waiting (`int`, *optional*): How many frames of a stream may wait, as float32 pixels on the host, before
+            `"catch_up"` refuses more, `"drop_oldest"` drops and `"block"` waits. By default 512, 16 and 16.
         cache_dtype (`torch.dtype`, *optional*): That of keys and values as stored, such as `torch.float8_e4m3fn`; by
             default that of the model.
         page_size (`int`, *optional*, defaults to 256): Entries of a page of the cache.
@@ -340,7 +361,7 @@ class StreamingEngine:
         max_text_tokens: int | None = None,
         max_batch_tokens: int = 2048,
         when_behind: str = "catch_up",
-        max_waiting: int = 16,
+        max_waiting: int | None = None,
         cache_dtype: torch.dtype | None = None,
         page_size: int = 256,
         capture: bool | None = None,
@@ -357,7 +378,7 @@ class StreamingEngine:
             "max_frames": max_frames,
             "max_text_tokens": max_text_tokens,
             "max_batch_tokens": max_batch_tokens,
-            "max_waiting": max_waiting,
+            "max_waiting": 1 if max_waiting is None else max_waiting,
             "page_size": page_size,
         }
         _check_positive(**numbers)
@@ -432,7 +453,7 @@ class StreamingEngine:
             max_frames (`int`, *optional*): Frames that it remembers, by default the engine's.
             max_text_tokens (`int`, *optional*): Tokens of text that it remembers, by default the engine's.
             when_behind (`str`, *optional*): By default the engine's.
-            max_waiting (`int`, *optional*): By default the engine's.
+            max_waiting (`int`, *optional*): By default the engine's, or what is usual with `when_behind`.
             options: Others of [`StreamingSession`].
 
         Raises:
@@ -445,6 +466,7 @@ class StreamingEngine:
         when_behind = self.when_behind if when_behind is None else when_behind
         max_waiting = self.max_waiting if max_waiting is None else max_waiting
         _check_when_behind(when_behind)
+        max_waiting = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
         _check_positive(max_waiting=max_waiting)
         max_frames = self.max_frames if max_frames is None else max_frames
         max_text_tokens = self.max_text_tokens if max_text_tokens is None else max_text_tokens
@@ -1122,36 +1144,67 @@ def _check_when_behind(when_behind: str) -> None:
         raise ValueError(f"`when_behind` is {when_behind!r}; it must be one of {', '.join(map(repr, WHEN_BEHIND))}.")
 
 
-def read_ahead(items: Iterator[Any], most: int, *, is_live: bool = True) -> Iterator[list[Any]]:
+def read_ahead(
+    items: Iterator[Any],
+    most: int,
+    *,
+    is_live: bool = True,
+    when_behind: str = "block",
+    max_waiting: int | None = None,
+    on_drop: Callable[[], None] = lambda: None,
+) -> Iterator[list[Any]]:
     """
-    The same items, read by a thread that is up to `most` ahead, so that a video is decoded while the model works.
+    The same items, read by a thread that is ahead, so that a video is decoded while the model works.
 
     Args:
         items (`Iterator`): What to read. An error of it is raised where its item would be.
-        most (`int`): Most items that wait.
+        most (`int`): Most items to give at once.
         is_live (`bool`, *optional*, defaults to `True`): Whether nobody knows when the next comes, so that those that
             wait are given at once. A file's are given as many together as are asked for: fewer steps take less time.
+            A file waits, whatever `when_behind` says, and is read `most` items ahead.
+        when_behind (`str`, *optional*, defaults to `"block"`): What happens to a live source's items that come faster
+            than they are taken: `"catch_up"`, `"drop_oldest"` or `"block"`, which lets the source wait.
+        max_waiting (`int`, *optional*): How many may wait, by default 512 to catch up, else 16.
+        on_drop (`Callable`, *optional*): Called for each that is dropped, in the thread.
 
     Yields:
         `list`: Those that wait, at least one, or `most`, but for the last.
+
+    Raises:
+        `TooManyWaitingError`: After what waits, if more would have to, to catch up.
+        `ValueError`: If `when_behind` is another, or `max_waiting` less than 1.
     """
-    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(most)
+    _check_when_behind(when_behind)
+    limit = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
+    _check_positive(max_waiting=limit)
+    if not is_live:
+        when_behind, limit = "block", most
+    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(limit)
     stopped = threading.Event()
 
-    def put(entry: tuple[bool, Any]) -> bool:
+    def put(entry: tuple[bool, Any], when_behind: str) -> bool:
         while not stopped.is_set():
             try:
-                waiting.put(entry, timeout=0.1)
+                waiting.put(entry, timeout=0.1 if when_behind == "block" else 0)
                 return True
             except queue.Full:
                 pass
+            if when_behind == "catch_up":
+                raise TooManyWaitingError(
+                    f"{limit} frames wait, as many as may, and more come than can be seen. Watch fewer a second, or "
+                    'choose another `when_behind`: "drop_oldest", or "block".'
+                )
+            if when_behind == "drop_oldest":
+                with suppress(queue.Empty):
+                    waiting.get_nowait()
+                    on_drop()
         return False
 
     def read() -> None:
         end: Any = None
         try:
             for item in items:
-                if not put((True, item)):
+                if not put((True, item), when_behind):
                     break
         except Exception as error:
             end = error
@@ -1161,7 +1214,7 @@ def read_ahead(items: Iterator[Any], most: int, *, is_live: bool = True) -> Iter
                 close()
         except Exception as error:
             end = end or error
-        put((False, end))
+        put((False, end), "block")  # At the end nothing comes that what waits would have to make room for.
 
     thread = threading.Thread(target=read, name="read_ahead", daemon=True)
     thread.start()
@@ -1183,4 +1236,4 @@ def read_ahead(items: Iterator[Any], most: int, *, is_live: bool = True) -> Iter
         thread.join(timeout=1)
 
 
-__all__ = ["EngineFullError", "EngineStats", "EngineStream", "StreamingEngine", "read_ahead"]
+__all__ = ["EngineFullError", "EngineStats", "EngineStream", "StreamingEngine", "TooManyWaitingError", "read_ahead"]

@@ -20,11 +20,14 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS, GenerationMode
+from transformers.utils import logging
 
 from .cache_videollm_mod import CACHE_NAME, one_cache
 from .engine_videollm_mod import StreamingEngine, read_ahead
 from .streaming_videollm_mod import StreamEvent, StreamingSession
 
+
+logger = logging.get_logger(__name__)
 
 # What belongs to the frames of the prompt, and must not be fed again with the tokens that follow.
 _FRAME_INPUTS = ("pixel_values_videos", "frame_features", "num_frames", "frame_token_mask")
@@ -92,11 +95,14 @@ class VideoLLMMoDGenerationMixin:
         start: float = 0.0,
         end: float | None = None,
         reply_now: bool = False,
+        when_behind: str | None = None,
+        max_waiting: int | None = None,
         **options: Any,
     ) -> Iterator[StreamEvent]:
         """
         Watches a video from start to end and yields what is said: `stream`, collected. The video is read ahead, and
-        frames that wait are watched together, up to `chunk_frames`; of a file or an array always as many.
+        frames that wait are watched together, up to `chunk_frames`; of a file or an array always as many. How many
+        were dropped is logged at the end.
 
         Args:
             processor ([`VideoLLMMoDProcessor`]): Reads the video and turns frames and text into tensors.
@@ -108,6 +114,13 @@ class VideoLLMMoDGenerationMixin:
             reply_now (`bool`, *optional*, defaults to `False`):
                 Whether the model must answer `query` at once. By default it goes on watching and speaks when it
                 decides to, as in training on timed messages. VideoLLM-online's checkpoints expect `True`.
+            when_behind (`str`, *optional*):
+                What happens to frames of a live source that come faster than they can be watched, as for
+                [`StreamingEngine`]: `"catch_up"`, `"drop_oldest"` or `"block"`. By default those of what goes on
+                whoever watches, a camera or `rtsp://`, are dropped, and others wait in their source, as a file's
+                always do.
+            max_waiting (`int`, *optional*):
+                How many may wait before that, by default 512 to catch up, else 16.
             options: Options of [`StreamingSession`].
 
         Yields:
@@ -115,15 +128,31 @@ class VideoLLMMoDGenerationMixin:
 
         Raises:
             `ValueError`: If the video cannot be read, or an option does not fit.
+            `TooManyWaitingError`: If more frames come than may wait to catch up; those that wait are watched first.
         """
         session = self.stream(processor, fps=fps, **options)
         if query is not None:
             session.ask(query, reply_now=reply_now)
-        # Decoding goes on while the model works, as far ahead as it can take at once.
-        frames = processor.read_video(video, fps=fps, start=start, end=end)
-        for waiting in read_ahead(frames, session.chunk_frames, is_live=not processor.is_complete(video)):
-            yield from session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
-        yield from session.close()
+        # Decoding goes on while the model works.
+        ahead = read_ahead(
+            processor.read_video(video, fps=fps, start=start, end=end),
+            session.chunk_frames,
+            is_live=not processor.is_complete(video),
+            when_behind=when_behind or ("drop_oldest" if processor.goes_on(video) else "block"),
+            max_waiting=max_waiting,
+            on_drop=session.count_dropped,
+        )
+        try:
+            for waiting in ahead:
+                yield from session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
+            yield from session.close()
+        finally:
+            ahead.close()
+            if session.num_dropped > 0:
+                logger.warning(
+                    f"{session.num_dropped} frames were dropped: they came faster than the {session.num_frames} that "
+                    "were watched could be."
+                )
 
     def serve(self, processor: Any, **options: Any) -> StreamingEngine:
         """

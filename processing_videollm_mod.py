@@ -29,7 +29,7 @@ from transformers.utils import is_vision_available, logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
-from .video_reading_videollm_mod import is_complete, read_video
+from .video_reading_videollm_mod import goes_on, is_complete, read_video
 
 
 if is_vision_available():
@@ -541,6 +541,11 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     def is_complete(video: Any) -> bool:
         """Whether all of a video is there to be read, as of a file or an array and maybe not of a camera or a URL."""
         return is_complete(video)
+
+    @staticmethod
+    def goes_on(video: Any) -> bool:
+        """Whether it goes on while nobody reads it, as a camera and a broadcast, and not a file or a download."""
+        return goes_on(video)
 
     def process_frames(self, frames: Any) -> torch.Tensor:
         """

@@ -163,6 +163,7 @@ class StreamingSession:
         cache ([`VideoLLMMoDCache`]): Everything seen so far; its `lengths` and `num_bytes` are figures of the stream.
         time (`float`, *optional*): Time of the last frame seen, in seconds.
         num_frames (`int`): Number of frames seen.
+        num_dropped (`int`): Number of frames dropped, since more came than could be seen.
         events (`list[StreamEvent]`): All that was said.
         interval_probability (`float`, *optional*): Probability of silence at the last frame.
         frame_latencies (`list[float]`): Of the frames last seen together, the seconds from each one's arrival to the
@@ -225,7 +226,7 @@ class StreamingSession:
             raise ValueError("Give `cache` or `cache_dtype`, not both: a cache given has its dtype.")
         self.cache = model.new_cache(dtype=cache_dtype) if cache is None else cache
         self.time: float | None = None
-        self.num_frames = 0
+        self.num_frames = self.num_dropped = 0
         self.events: list[StreamEvent] = []
         self.interval_probability: float | None = None
         self.frame_latencies: list[float] = []
@@ -439,8 +440,13 @@ class StreamingSession:
         """Forgets the oldest frame that waits, unseen; says whether there was one."""
         if self._waiting:
             self._waiting.popleft()
+            self.count_dropped()
             return True
         return False
+
+    def count_dropped(self) -> None:
+        """Counts a frame that was dropped before it came here."""
+        self.num_dropped += 1
 
     def has_work(self, *, to_the_end: bool = False) -> bool:
         """Whether a frame waits or a question is due."""

@@ -30,6 +30,7 @@ if is_av_available():
 
 logger = logging.get_logger(__name__)
 
+_GO_ON = ("camera:", "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
 # How FFmpeg calls a camera by its number.
 _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
 
@@ -80,6 +81,11 @@ def read_video(
 def is_complete(video: Any) -> bool:
     """Whether all of a video is there to be read, as of a file or an array and maybe not of a camera or a URL."""
     return os.path.isfile(video) if isinstance(video, (str, Path)) else isinstance(video, Sized)
+
+
+def goes_on(video: Any) -> bool:
+    """Whether it goes on while nobody reads it, as a camera and a broadcast, and not a file or a download."""
+    return isinstance(video, str) and video.startswith(_GO_ON)
 
 
 def _source(video: str | Path) -> str:
@@ -167,4 +173,4 @@ def _to_rgb(frame: Any, reformatter: Any) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
 
 
-__all__ = ["is_complete", "read_video"]
+__all__ = ["goes_on", "is_complete", "read_video"]

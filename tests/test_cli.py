@@ -133,7 +133,17 @@ def test_a_question_is_answered_where_it_is_asked():
 def test_standard_input_is_watched():
     with open(ROOT / "tests" / "data" / "nasa_13013.mp4", "rb") as file:
         done = run("narrate", "-", stdin=file)
-    assert done.returncode == 0 and "27 frames in" in done.stdout, done.stderr
+    assert done.returncode == 0 and "27 frames in" in done.stdout and "dropped" not in done.stdout, done.stderr
+
+
+def test_what_comes_too_fast_is_dropped_if_it_may_and_told():
+    path = ROOT / "tests" / "data" / "nasa_13013.mp4"
+    frames = sum(1 for _ in read_video(path, fps=30))
+    with open(path, "rb") as file:
+        done = run("narrate", "-", "--when-behind", "drop_oldest", "--fps", 30, "--json", stdin=file)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])["summary"]
+    assert summary["frames"] + summary["frames_dropped"] == frames and summary["frames_dropped"] > 0
 
 
 def test_inspect_says_what_a_checkpoint_is_without_its_weights(tmp_path):
@@ -173,6 +183,7 @@ def test_convert_and_push_are_the_scripts():
         (["inspect", "no/such-model"], "error: "),
         (["inspect", str(ROOT / "README.md")], "is a file: give the folder of a checkpoint"),
         (["narrate", "--srt", str(ROOT)], "is a folder: name a file in it"),
+        (["narrate", "--when-behind", "wait"], "--when-behind can be catch_up, drop_oldest, block, not 'wait'"),
         (["narrate", "--burn-in", "out.txt"], "--burn-in writes an mp4: call it so, and not 'out.txt'"),
     ],
 )

@@ -32,6 +32,7 @@ from transformers.utils import logging
 from videollm_mod import (
     EngineFullError,
     StreamingEngine,
+    TooManyWaitingError,
     VideoLLMMoDForConditionalGeneration,
     VideoLLMMoDPagedCache,
     engine_videollm_mod,
@@ -266,6 +267,25 @@ def test_frames_that_come_too_fast_wait_or_are_dropped_and_counted():
     engine.run()
     assert (patient.session.num_frames, patient.session.time) == (10, 9)
     assert (hasty.session.num_frames, hasty.session.time) == (3, 9)
+
+
+def test_more_than_may_wait_are_refused_and_nothing_is_lost():
+    engine = tiny_engine(max_streams=2)
+    stream, other = engine.open(max_new_tokens=2, max_waiting=8), engine.open()
+    assert (stream.max_waiting, other.max_waiting) == (8, 512)
+    with pytest.raises(TooManyWaitingError, match="0 frames of this stream wait, and with 9 more.*`max_waiting`, 8"):
+        stream.push(random_frames(9))
+    assert stream.num_waiting == 0
+    stream.push(random_frames(8))
+    with pytest.raises(TooManyWaitingError, match="8 frames of this stream wait, and with 1 more"):
+        stream.push(random_frames(1))
+    other.push(random_frames(9))
+    engine.run()
+    stream.push(random_frames(1))
+    engine.run()
+    # As if nothing had been refused: its time is that of nine frames at two a second.
+    assert (stream.session.num_frames, stream.session.time, stream.num_dropped) == (9, 4.0, 0)
+    assert [tiny_engine(when_behind=kind).open().max_waiting for kind in ("drop_oldest", "block")] == [16, 16]
 
 
 def test_who_pushes_too_fast_may_be_made_to_wait():
@@ -819,7 +839,7 @@ def test_reading_ahead():
             taken.append(index)
             yield index
 
-    ahead = read_ahead(source(), 4)
+    ahead = read_ahead(source(), 4, max_waiting=4)
     first = next(ahead)
     assert first[0] == 0
     deadline = time.monotonic() + 30
@@ -869,3 +889,48 @@ def test_a_source_that_stands_still_keeps_nobody():
 
     with pytest.raises(OSError, match="cannot close"):
         list(read_ahead(Unclosable(), 2))
+
+
+def faster_than_it_is_taken(count):
+    """Items, and an event once all have come."""
+    gone = threading.Event()
+
+    def source():
+        yield from range(count)
+        gone.set()
+
+    return source(), gone
+
+
+def test_what_comes_too_fast_is_dropped_and_counted():
+    dropped = []
+    items, gone = faster_than_it_is_taken(20)
+    ahead = read_ahead(items, 4, when_behind="drop_oldest", max_waiting=3, on_drop=lambda: dropped.append(1))
+    taken = next(ahead)
+    assert gone.wait(timeout=60)
+    for some in ahead:
+        taken += some
+    assert taken[-3:] == [17, 18, 19] and taken == sorted(taken)
+    assert len(taken) + len(dropped) == 20 and dropped
+    # A file waits for whoever reads it.
+    items, _ = faster_than_it_is_taken(20)
+    how = {"when_behind": "drop_oldest", "max_waiting": 3, "on_drop": lambda: dropped.append(2)}
+    assert list(read_ahead(items, 20, is_live=False, **how)) == [list(range(20))] and 2 not in dropped
+
+
+def test_what_comes_too_fast_to_catch_up_ends_after_what_waits():
+    items, _ = faster_than_it_is_taken(20)
+    ahead = read_ahead(items, 4, when_behind="catch_up", max_waiting=5)
+    taken = next(ahead)
+    # Until the thread has read what it may, and been refused.
+    deadline = time.monotonic() + 60
+    while items.gi_frame is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(TooManyWaitingError, match="5 frames wait, as many as may"):
+        for some in ahead:
+            taken += some
+    assert taken == list(range(len(taken))) and 5 <= len(taken) < 20
+    with pytest.raises(ValueError, match="`when_behind` is 'wait'"):
+        next(read_ahead(iter([]), 4, when_behind="wait"))
+    with pytest.raises(ValueError, match="`max_waiting` must be at least 1, got 0"):
+        next(read_ahead(iter([]), 4, max_waiting=0))

@@ -25,7 +25,7 @@ from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TextIteratorStreamer, TorchAoConfig
 from transformers.generation.streamers import BaseStreamer
 
-from videollm_mod import StreamEvent, VideoLLMMoDForConditionalGeneration
+from videollm_mod import StreamEvent, VideoLLMMoDForConditionalGeneration, generation_videollm_mod
 from videollm_mod.routing_videollm_mod import choose_kept
 
 
@@ -597,6 +597,32 @@ def test_narrate_yields_while_the_video_plays():
     # Who listens no longer has the camera let go.
     events.close()
     assert ended.is_set()
+
+
+@pytest.mark.parametrize("when_behind", [None, "drop_oldest"])
+def test_narrate_drops_what_comes_too_fast_if_it_may_and_tells(monkeypatch, when_behind):
+    model, processor = scripted([], [])
+    told, gone, encode = [], threading.Event(), model.encode_frames
+    monkeypatch.setattr(generation_videollm_mod.logger, "warning", told.append)
+
+    def camera():
+        yield from random_frames(20)
+        gone.set()
+
+    def late(pixel_values):
+        # By itself it lets its source wait, and the last frame would never come.
+        assert when_behind is None or gone.wait(timeout=60)
+        return encode(pixel_values)
+
+    monkeypatch.setattr(model, "encode_frames", late)
+    list(model.narrate(processor, camera(), when_behind=when_behind, max_waiting=2, system_prompt=SYSTEM))
+    seen = model.text.count("F")
+    if when_behind is None:
+        assert (seen, told) == (20, [])
+    else:
+        assert seen < 20 and told == [
+            f"{20 - seen} frames were dropped: they came faster than the {seen} that were watched could be."
+        ]
 
 
 def test_narrate_passes_its_window():

@@ -30,7 +30,7 @@ from av.stream import Disposition
 from tiny import random_frames, write_clip
 
 from videollm_mod import read_video
-from videollm_mod.video_reading_videollm_mod import is_complete
+from videollm_mod.video_reading_videollm_mod import goes_on, is_complete
 
 
 NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"  # NASA SVS 13013, public domain
@@ -283,3 +283,8 @@ def test_of_a_file_or_an_array_all_is_there(video):
 @pytest.mark.parametrize("video", ["-", "camera:0", "rtsp://camera/stream", "https://host/" + 300 * "x", iter([])])
 def test_of_what_comes_live_it_is_not(video):
     assert not is_complete(video)
+
+
+def test_what_goes_on_whoever_reads_it():
+    assert all(map(goes_on, ["camera:0", "rtsp://camera/stream", "udp://host:1"]))
+    assert not any(map(goes_on, [NASA, str(NASA), "-", "https://host/clip.mp4", iter([]), np.zeros((1, 8, 8, 3))]))
