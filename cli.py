@@ -18,7 +18,7 @@ import json
 import sys
 import time as clock
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +33,7 @@ from videollm_mod.mistakes import MISTAKES, in_one_line
 from videollm_mod.space import captions
 from videollm_mod.space.loading import CACHE_DTYPES, load_model
 from videollm_mod.streaming_videollm_mod import within_context
+from videollm_mod.video_reading_videollm_mod import goes_on, is_complete
 
 
 ROOT = Path(__file__).resolve().parent
@@ -116,9 +117,13 @@ def narrate(
     when_behind: Annotated[
         str | None,
         typer.Option(
-            help="Frames of a live source that come too fast: catch_up, drop_oldest or block.",
+            help="Where frames of a live source come too fast and --max-waiting wait: drop_oldest, block, which lets "
+            "the source wait, or catch_up, which ends there.",
             show_default="drop_oldest of a camera or broadcast, else block",
         ),
+    ] = None,
+    max_waiting: Annotated[
+        int | None, typer.Option(help="Most frames that wait.", show_default="16, or 512 to catch up")
     ] = None,
     weights: Weights = None,
     cache: CacheDtype = None,
@@ -149,13 +154,16 @@ def narrate(
         options = {"fps": fps, "interval_threshold": threshold, "cache_dtype": CACHE_DTYPES.get(cache)}
         if when_behind is not None and when_behind not in WHEN_BEHIND:
             raise ValueError(f"--when-behind can be {', '.join(WHEN_BEHIND)}, not {when_behind!r}.")
-        session, seconds = _watch(video, (model, revision, weights), query, as_json, max_frames, when_behind, options)
+        reading = {"when_behind": when_behind, "max_waiting": max_waiting}
+        session, seconds, dropped = _watch(
+            video, (model, revision, weights), query, as_json, max_frames, reading, options
+        )
         for path, write in outputs.items():
             if path is not None:
                 path.write_text(write(session.events), encoding="utf-8")
         if burn_in is not None:
             captions.burn_in(video, session.events, burn_in)
-        _summary(session, seconds, as_json)
+        _summary(session, seconds, dropped, as_json)
 
 
 @app.command()
@@ -212,10 +220,10 @@ def _watch(
     query: str,
     as_json: bool,
     max_frames: int | None,
-    when_behind: str | None,
+    reading: dict[str, Any],
     options: dict[str, Any],
-) -> tuple[Any, float]:
-    """A session that has seen the video, and how long that took."""
+) -> tuple[Any, float, int]:
+    """A session that has seen the video, how long that took, and how many frames were dropped."""
     name, revision, weights = checkpoint
     processor, model = _load(name, revision, video, weights)
     line = None if as_json else _Line(processor.tokenizer)
@@ -223,32 +231,29 @@ def _watch(
     fps = options["fps"]
     if line is not None:
         line.session = session
-    begin, told = clock.perf_counter(), 0
+    begin, told, dropped = clock.perf_counter(), 0, list[int]()
     if query:
         session.ask(query, reply_now=False)
     try:
-        ahead = read_ahead(
-            iter(_progress(processor.read_video(video, fps=fps), as_json)),
-            session.chunk_frames,
-            is_live=not processor.is_complete(video),
-            when_behind=when_behind or ("drop_oldest" if processor.goes_on(video) else "block"),
-            on_drop=session.count_dropped,
-        )
-        for waiting in ahead:
-            session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
-            for event in session.events[told:] if as_json else ():
-                typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
-            told = len(session.events)
+        frames = iter(_progress(processor.read_video(video, fps=fps), as_json))
+        reading |= {"is_live": not is_complete(video), "on_drop": lambda: dropped.append(1)}
+        reading["when_behind"] = reading["when_behind"] or ("drop_oldest" if goes_on(video) else "block")
+        with closing(read_ahead(frames, session.chunk_frames, **reading)) as ahead:
+            for waiting in ahead:
+                session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
+                for event in session.events[told:] if as_json else ():
+                    typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
+                told = len(session.events)
     except (KeyboardInterrupt, TooManyWaitingError, ValueError) as error:
         # A live source ends when somebody stops it or when it breaks: what was said so far is kept.
         if session.num_frames == 0:
             raise
         typer.echo(f"\nstopped after {session.time:.1f} s" + (f": {error}" if str(error) else ""), err=True)
     session.close()
-    return session, clock.perf_counter() - begin
+    return session, clock.perf_counter() - begin, len(dropped)
 
 
-def _summary(session: Any, seconds: float, as_json: bool) -> None:
+def _summary(session: Any, seconds: float, dropped: int, as_json: bool) -> None:
     """Speed, cache entries by kind of layer, and what full compute would have cost."""
     config, cache = session.model.config, session.cache
     text_tokens = int(cache.get_seq_length()) - session.num_remembered * config.frame_num_tokens
@@ -257,7 +262,7 @@ def _summary(session: Any, seconds: float, as_json: bool) -> None:
     full_cache_bytes = round(cost.full_cache_bytes * cache.num_bytes / cost.cache_bytes)
     lengths, routed = cache.lengths, set(config.routed_layers)
     if as_json:
-        figures = {"frames": session.num_frames, "frames_dropped": session.num_dropped}
+        figures = {"frames": session.num_frames, "frames_dropped": dropped}
         figures |= {"frames_remembered": session.num_remembered}
         figures |= {"seconds": round(seconds, 3), "cache_entries": lengths}
         figures |= {"flops": cost.flops, "full_flops": cost.full_flops}
@@ -275,8 +280,7 @@ def _summary(session: Any, seconds: float, as_json: bool) -> None:
     typer.echo("")
     typer.echo(
         f"{session.num_frames} frames in {seconds:.1f} s, {session.num_frames / seconds:.1f} frames/s "
-        f"({_device_name(session.model)})"
-        + (f"; {session.num_dropped} more came too fast and were dropped" if session.num_dropped else "")
+        f"({_device_name(session.model)})" + (f"; {dropped} more came too fast and were dropped" if dropped else "")
     )
     typer.echo(
         f"cache entries       {', '.join(kinds)}; {_size(cache.num_bytes)}, {_size(full_cache_bytes)} at full compute"

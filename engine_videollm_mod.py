@@ -19,7 +19,6 @@ import threading
 import time as clock
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -56,8 +55,8 @@ class EngineFullError(RuntimeError):
     """A stream was refused, since its memory is not there."""
 
 
-class TooManyWaitingError(RuntimeError):
-    """Frames were refused, since too many wait to be seen."""
+class TooManyWaitingError(Exception):
+    """Frames were refused, since too many wait to be seen. Their stream goes on."""
 
 
 @dataclass
@@ -169,23 +168,28 @@ class EngineStream:
         with `"drop_oldest"` the oldest is dropped and counted; with `"block"` this call waits.
 
         Raises:
-            `TooManyWaitingError`: If with these more than `max_waiting` would wait to catch up.
+            `TooManyWaitingError`: If with these more than `max_waiting` would wait to catch up. The stream's time does
+                not go on by them: give `time` of the next, if these are left out.
             `ValueError`: If the frames do not have that form, times do not increase, or the stream is closed.
             `RuntimeError`: If the stream was ended by an error, which is its cause.
         """
         self._refuse_if_closed()
         arrival = clock.perf_counter()
+        with self._engine.changed:
+            self._refuse_too_many(1)  # before anybody works on them
         # On the host, wherever they come from: all streams' frames go to the device together.
         pixel_values = self.session.processor.process_frames(frames).cpu()
         with self._pushing:
-            self._refuse_too_many(len(pixel_values))
             with self._engine.changed:
+                self._refuse_too_many(len(pixel_values))
                 times = self.session.frame_times(len(pixel_values), time)
             for at, frame in zip(times, pixel_values, strict=True):
+                # One that waits longer must not keep the memory of all that came with it.
+                own = frame.clone() if len(times) > 1 else frame
                 self._make_room()
                 with self._engine.changed:
                     self._refuse_if_closed()
-                    self._received.append(_Received(at, frame, arrival))
+                    self._received.append(_Received(at, own, arrival))
                     self._engine.changed.notify_all()
 
     def ask(self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False) -> None:
@@ -230,13 +234,18 @@ class EngineStream:
             raise RuntimeError(f"The stream was ended: {self.error}") from self.error
 
     def _refuse_too_many(self, new: int) -> None:
-        waiting = self.num_waiting
-        if self.when_behind == "catch_up" and waiting + new > self.max_waiting:
+        if self.when_behind != "catch_up" or self.num_waiting + new <= self.max_waiting:
+            return
+        if new > self.max_waiting:
             raise TooManyWaitingError(
-                f"{waiting} frames of this stream wait, and with {new} more they would be more than `max_waiting`, "
-                f'{self.max_waiting}. Push them later, or open the stream with `when_behind="block"`, which waits, or '
-                '`"drop_oldest"`.'
+                f"{new} frames at once are more than may wait, {self.max_waiting}. Push fewer at a time, or open the "
+                'stream with a larger `max_waiting` or `when_behind="block"`, which waits.'
             )
+        raise TooManyWaitingError(
+            f"{self.num_waiting} frames of this stream wait, and with {new} more they would be more than its "
+            f"`max_waiting`, {self.max_waiting}. Push them later, or open the stream with "
+            '`when_behind="block"`, which waits, or `"drop_oldest"`.'
+        )
 
     def _make_room(self) -> None:
         if self.when_behind == "drop_oldest":
@@ -318,7 +327,8 @@ class StreamingEngine:
             300, within three quarters of the language model's context.
         max_text_tokens (`int`, *optional*): Tokens of text that it remembers, by default up to 2048, within half of
             what frames leave of the context.
-        max_batch_tokens (`int`, *optional*, defaults to 2048): Most tokens of a step, but for one of a single stream.
+        max_batch_tokens (`int`, *optional*): Most tokens of a step, but for one of a single stream. By default 2048,
+            or a frame of each of `max_streams`, if that is more.
         when_behind (`str`, *optional*, defaults to `"catch_up"`): What happens to frames that come faster than they
             can be seen: `"catch_up"`, `"drop_oldest"` or `"block"`; see [`~EngineStream.push`].
         max_waiting (`int`, *optional*): How many frames of a stream may wait, as float32 pixels on the host, before
@@ -359,7 +369,7 @@ class StreamingEngine:
         max_streams: int = 8,
         max_frames: int | None = None,
         max_text_tokens: int | None = None,
-        max_batch_tokens: int = 2048,
+        max_batch_tokens: int | None = None,
         when_behind: str = "catch_up",
         max_waiting: int | None = None,
         cache_dtype: torch.dtype | None = None,
@@ -373,6 +383,8 @@ class StreamingEngine:
             max_frames = min(within_context(model.config)["max_frames"], 300)
         if max_text_tokens is None:
             max_text_tokens = min(within_context(model.config, max_frames)["max_text_tokens"], 2048)
+        if max_batch_tokens is None:
+            max_batch_tokens = max(2048, max_streams * (model.config.frame_num_tokens + 1))
         numbers = {
             "max_streams": max_streams,
             "max_frames": max_frames,
@@ -1165,7 +1177,7 @@ def read_ahead(
         when_behind (`str`, *optional*, defaults to `"block"`): What happens to a live source's items that come faster
             than they are taken: `"catch_up"`, `"drop_oldest"` or `"block"`, which lets the source wait.
         max_waiting (`int`, *optional*): How many may wait, by default 512 to catch up, else 16.
-        on_drop (`Callable`, *optional*): Called for each that is dropped, in the thread.
+        on_drop (`Callable`, *optional*): Called for each that is dropped, by the thread that reads.
 
     Yields:
         `list`: Those that wait, at least one, or `most`, but for the last.
@@ -1179,59 +1191,63 @@ def read_ahead(
     _check_positive(max_waiting=limit)
     if not is_live:
         when_behind, limit = "block", most
-    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(limit)
-    stopped = threading.Event()
+    waiting: deque[Any] = deque()
+    changed = threading.Condition()
+    has_ended = is_stopped = False
+    error: Exception | None = None
 
-    def put(entry: tuple[bool, Any], when_behind: str) -> bool:
-        while not stopped.is_set():
-            try:
-                waiting.put(entry, timeout=0.1 if when_behind == "block" else 0)
-                return True
-            except queue.Full:
-                pass
-            if when_behind == "catch_up":
+    def take_in(item: Any) -> None:
+        with changed:
+            if when_behind == "block":
+                changed.wait_for(lambda: len(waiting) < limit or is_stopped)
+            elif len(waiting) == limit and when_behind == "drop_oldest":
+                waiting.popleft()
+                on_drop()
+            elif len(waiting) == limit:
                 raise TooManyWaitingError(
                     f"{limit} frames wait, as many as may, and more come than can be seen. Watch fewer a second, or "
                     'choose another `when_behind`: "drop_oldest", or "block".'
                 )
-            if when_behind == "drop_oldest":
-                with suppress(queue.Empty):
-                    waiting.get_nowait()
-                    on_drop()
-        return False
+            waiting.append(item)
+            changed.notify_all()
 
     def read() -> None:
-        end: Any = None
+        nonlocal has_ended, error
         try:
             for item in items:
-                if not put((True, item), when_behind):
+                take_in(item)
+                if is_stopped:
                     break
-        except Exception as error:
-            end = error
+        except Exception as raised:
+            error = raised
         try:
             close: Callable[[], None] | None = getattr(items, "close", None)
             if close is not None:
                 close()
-        except Exception as error:
-            end = end or error
-        put((False, end), "block")  # At the end nothing comes that what waits would have to make room for.
+        except Exception as raised:
+            error = error or raised
+        with changed:
+            has_ended = True
+            changed.notify_all()
 
     thread = threading.Thread(target=read, name="read_ahead", daemon=True)
     thread.start()
     try:
-        ended = False
-        while not ended:
-            entries = [waiting.get()]
-            while entries[-1][0] and len(entries) < most and not (is_live and waiting.empty()):
-                entries.append(waiting.get())
-            is_item, last = entries[-1]
-            ended = not is_item
-            if some := [item for is_item, item in entries if is_item]:
-                yield some
-            if ended and last is not None:
-                raise last
+        fewest = 1 if is_live else most
+        while True:
+            with changed:
+                changed.wait_for(lambda: len(waiting) >= fewest or has_ended)
+                some = [waiting.popleft() for _ in range(min(most, len(waiting)))]
+                changed.notify_all()
+            if not some:
+                break
+            yield some
+        if error is not None:
+            raise error
     finally:
-        stopped.set()
+        with changed:
+            is_stopped = True
+            changed.notify_all()
         # A source that stands still, a camera that is gone for one, must not keep who has heard enough.
         thread.join(timeout=1)
 

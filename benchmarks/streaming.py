@@ -19,8 +19,7 @@ python benchmarks/streaming.py                                                  
 python benchmarks/streaming.py --checkpoint space/checkpoint --contexts 10 60 --stream-context 24 \\
     --clip space/samples/streamworld.mp4                                         # the embedded checkpoint, its sample
 python benchmarks/streaming.py --shape llama3-8b --device cuda --tokens 50 \\
-    --contexts 10 300 600 1200 3600 --streams 1 8 16 32 64 --stream-context 300 \\
-    --encoder google/siglip-large-patch16-384                                    # on a GPU
+    --encoder siglip-l --streams 1 8 16 32 64 --stream-context 300               # on a GPU
 ```
 
 Weights, frames and what is remembered are random: time and memory do not depend on them. A step is one frame that
@@ -52,7 +51,7 @@ import gc
 import json
 import math
 import time as clock
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import truediv
@@ -88,6 +87,7 @@ TOGETHER = 8
 IN_A_ROW = 5
 # Where Linux counts the most memory that a process held anew.
 _CLEAR = Path("/proc/self/clear_refs")
+SIGLIP_L = "siglip-l"
 # What the vision encoder is if none is named: SigLIP-L/16-384's shape is for GPUs.
 SMALL_ENCODER = {
     "model_type": "siglip_vision_model",
@@ -114,7 +114,7 @@ class Row:
         together (`float`): Milliseconds a frame of steps of eight frames that wait.
         together_times_plain (`float`, *optional*): How many times as fast as the plain loop's, one after another.
         encoded (`float`): Frames a second, a frame at a time, vision encoding included.
-        first_word (`float`): Milliseconds from a frame's arrival to the first token of a reply to it.
+        first_word (`float`): Milliseconds from an encoded frame to the first token of a reply to it.
         tokens_per_second (`float`): Reply tokens a second.
         cache_mb (`float`): Megabytes of the cache.
         peak_gb (`float`, *optional*): Most gigabytes held while it took a step of each kind, without what other ways
@@ -190,12 +190,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", help="default: bfloat16 on a GPU, float32 elsewhere")
     parser.add_argument("--tokens", type=int, nargs="+", default=[10, 50], help="tokens a frame, 1 + n x n")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[10, 300, 600], help="frames remembered")
+    parser.add_argument(
+        "--contexts", type=int, nargs="+", default=[10, 300, 600, 1200, 3600], help="frames remembered"
+    )
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument(
         "--checkpoint", help="a folder or a Hub id in place of random weights and of what decides them"
     )
-    parser.add_argument("--encoder", help="vision encoder: a folder or a Hub id; by default a small one")
+    parser.add_argument(
+        "--encoder", help=f"vision encoder: a folder, a Hub id or {SIGLIP_L}, its shape; by default a small one"
+    )
     parser.add_argument("--compile", action="store_true", help="also measure steps that are compiled")
     parser.add_argument("--weights", choices=WEIGHTS, help="linear layers in eight bits, by torchao, of all ways")
     parser.add_argument("--cache", choices=CACHE_DTYPES, help="keys and values in eight bits, but of the plain loop")
@@ -205,7 +209,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="streams at once")
     parser.add_argument("--stream-context", type=int, default=60, help="frames that each of them remembers")
     parser.add_argument(
-        "--out", type=Path, help="folder for streaming.json, streaming.md, latency.png and streams.png"
+        "--out",
+        type=Path,
+        help="folder for streaming.json, streaming.md, latency.png and streams.png, written as figures come",
     )
     options = parser.parse_args()
     if options.clip and not options.checkpoint:
@@ -216,14 +222,33 @@ def main() -> None:
     rates = machine_rates(options.device, options.dtype)
     rows: list[Row] = []
     rounds: list[Round] = []
+    clips: list[Clip] = []
+    text = ""
     for tokens in tqdm([None] if options.checkpoint else options.tokens, desc="models"):
         models = load_all(options) if tokens is None else build_all(tokens, options)
-        rows += measure(models, rates, options)
+        for found in measure(models, rates, options):
+            rows += found
+            text = report(rows, rounds, clips, rates, options)
         for scheme, model in models.items():
-            rounds += measure_streams(model, scheme, options)
+            for one in measure_streams(model, scheme, options):
+                rounds.append(one)
+                text = report(rows, rounds, clips, rates, options)
         del models, model
         free(options.device)  # before others are made
-    clips = measure_clip(options) if options.clip else []
+    if options.clip:
+        clips = measure_clip(options)
+        text = report(rows, rounds, clips, rates, options)
+    print(text)
+    if options.out is not None:
+        draw(rows, options.out / "latency.png")
+        if rounds:
+            draw_streams(rounds, options.out / "streams.png")
+
+
+def report(
+    rows: list[Row], rounds: list[Round], clips: list[Clip], rates: tuple[float, float], options: argparse.Namespace
+) -> str:
+    """All figures so far as Markdown; written with them as JSON, so that a run that is broken off loses none."""
     rows.sort(key=lambda row: (row.tokens, row.context))
     rounds.sort(key=lambda row: (row.tokens, row.streams))
     text = f"{describe(rates, options)}\n\n{table(rows)}\n"
@@ -233,7 +258,6 @@ def main() -> None:
         )
     if clips:
         text += f"\n'{Path(options.clip).name}' from its first frame to its last word:\n\n{table_of_clips(clips)}\n"
-    print(text)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         figures = {"machine": describe(rates, options)}
@@ -241,15 +265,13 @@ def main() -> None:
         figures |= {"clip": [asdict(row) for row in clips]}
         (options.out / "streaming.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
         (options.out / "streaming.md").write_text(text, encoding="utf-8")
-        draw(rows, options.out / "latency.png")
-        if rounds:
-            draw_streams(rounds, options.out / "streams.png")
+    return text
 
 
 def measure(
     models: dict[str, VideoLLMMoDForConditionalGeneration], rates: tuple[float, float], options: argparse.Namespace
-) -> list[Row]:
-    """All ways at all contexts: each scheme, and where there is full compute the plain loop on the same weights."""
+) -> Iterator[list[Row]]:
+    """All ways at each context: each scheme, and where there is full compute the plain loop on the same weights."""
     ways: dict[str, Callable[[int], Watcher]] = {}
     stored = {"cache_dtype": CACHE_DTYPES.get(options.cache)}
     for scheme, model in models.items():
@@ -258,7 +280,6 @@ def measure(
             ways[f"{scheme}, compiled"] = partial(Engine, model, compile_steps=True, **stored)
         if scheme == "full":
             ways[PLAIN] = partial(PlainLoop, model)
-    rows: list[Row] = []
     for context in tqdm(sorted(options.contexts), desc="frames remembered", leave=False):
         found = measure_context(ways, context, rates, options)
         for name in [name for name in ways if name not in found]:
@@ -267,8 +288,7 @@ def measure(
             if name not in found:
                 print(f"{name}: no memory for {context} frames, left out")
                 del ways[name]
-        rows += [make_row(name, context, found) for name in ways]
-    return rows
+        yield [make_row(name, context, found) for name in ways]
 
 
 def make_row(name: str, context: int, found: "dict[str, Measured]") -> Row:
@@ -302,9 +322,9 @@ def make_row(name: str, context: int, found: "dict[str, Measured]") -> Row:
 
 def measure_streams(
     model: VideoLLMMoDForConditionalGeneration, scheme: str, options: argparse.Namespace
-) -> list[Round]:
+) -> Iterator[Round]:
     """Rounds of so many streams, a frame each."""
-    config, rounds = model.config, []
+    config = model.config
     for count in tqdm(sorted(options.streams), desc=f"{scheme}, streams", leave=False):
         free(options.device)
         try:
@@ -318,8 +338,7 @@ def measure_streams(
             break
         p50, missed = median(seconds), sum(taken > 0.5 for taken in seconds)
         size, times = sum(cache.num_bytes for cache in caches) / 1e6, (1e3 * p50, 1e3 * p99(seconds))
-        rounds.append(Round(scheme, config.frame_num_tokens, count, *times, count / p50, missed, size))
-    return rounds
+        yield Round(scheme, config.frame_num_tokens, count, *times, count / p50, missed, size)
 
 
 def _watch_all(
@@ -658,7 +677,10 @@ def build_all(tokens: int, options: argparse.Namespace) -> dict[str, VideoLLMMoD
     text = AutoConfig.for_model(
         "llama", **{"vocab_size": 1024, "max_position_embeddings": 2**20, **SHAPES[options.shape]}
     )
-    vision = AutoConfig.from_pretrained(options.encoder) if options.encoder else dict(SMALL_ENCODER)
+    vision = dict(SMALL_ENCODER)
+    if options.encoder:
+        # Without one a configuration has SigLIP-L/16-384's shape.
+        vision = None if options.encoder == SIGLIP_L else AutoConfig.from_pretrained(options.encoder)
     models: dict[str, VideoLLMMoDForConditionalGeneration] = {}
     for scheme in options.schemes:
         config = VideoLLMMoDConfig(

@@ -73,10 +73,11 @@ def main() -> None:
     parser.add_argument("--text-tokens", type=int, default=200)
     parser.add_argument("--trained", nargs="+", choices=("all", "lora"), default=["all", "lora"])
     parser.add_argument("--steps", type=int, default=5, help="steps measured of each kind")
-    parser.add_argument("--out", type=Path, help="folder for training.json, training.md and training.png")
+    parser.add_argument("--out", type=Path, help="folder for training.json, .md and .png, written as figures come")
     options = parser.parse_args()
     kinds = [(trained, again) for trained in options.trained for again in (False, True)]
-    rows = []
+    rows: list[Row] = []
+    text = ""
     for trained, again in tqdm(kinds, desc="ways"):
         for scheme in SCHEMES:
             free(options.device)
@@ -84,17 +85,24 @@ def main() -> None:
                 rows.append(measure(scheme, trained, again, options))
             except torch.OutOfMemoryError:
                 print(f"{scheme}, {trained}, {'with' if again else 'without'} checkpointing: no memory, left out")
+            text = report(rows, options)
+    print(f"\n{text}")
+    if options.out is not None:
+        draw(rows, options.out / "training.png")
+
+
+def report(rows: list[Row], options: argparse.Namespace) -> str:
+    """All figures so far as Markdown; written with them as JSON, so that a run that is broken off loses none."""
     text = (
         f"{options.shape}, {options.frames} frames of {options.tokens} tokens, {options.text_tokens} of text, "
         f"random weights, {device_name(options.device)}, torch {torch.__version__}\n\n{table(rows, options.device)}\n"
     )
-    print(f"\n{text}")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         figures = json.dumps([asdict(row) for row in rows], indent=1)
         (options.out / "training.json").write_text(figures, encoding="utf-8")
         (options.out / "training.md").write_text(text, encoding="utf-8")
-        draw(rows, options.out / "training.png")
+    return text
 
 
 def of_full(row: Row, rows: list[Row]) -> tuple[float, float, float] | None:

@@ -67,6 +67,31 @@ def test_compiled_steps_are_measured_beside_the_others(tmp_path):
     assert len({row["cache_mb"] for row in rows}) == 1 and None not in [row["times_plain"] for row in rows]
 
 
+def test_figures_are_written_as_they_come(tmp_path, monkeypatch):
+    measure = streaming.measure_context
+    given = ["--tokens", "10", "--contexts", "2", "3", "--steps", "1", "--tries", "1", "--schemes", "full"]
+    monkeypatch.setattr(sys, "argv", ["streaming.py", *given, "--streams", "--out", str(tmp_path)])
+
+    def breaks(ways, context, *rest):
+        if context == 3:
+            raise KeyboardInterrupt
+        return measure(ways, context, *rest)
+
+    monkeypatch.setattr(streaming, "measure_context", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        streaming.main()
+    rows = json.loads((tmp_path / "streaming.json").read_text())["rows"]
+    assert [(row["scheme"], row["context"]) for row in rows] == [("full", 2), ("plain loop", 2)]
+    assert "| 10 | 2 | full |" in (tmp_path / "streaming.md").read_text()
+
+
+def test_the_shape_of_siglip_l_needs_no_hub():
+    options = Namespace(shape="tiny", schemes=["full"], weights=None, dtype=torch.bfloat16, device="meta")
+    options.encoder = "siglip-l"
+    vision = streaming.build_all(10, options)["full"].config.vision_config
+    assert (vision.hidden_size, vision.num_hidden_layers, vision.image_size) == (1024, 24, 384)
+
+
 def test_what_is_stored_in_eight_bits_is_counted_as_such(tmp_path):
     options = ["--tokens", 10, "--contexts", 2, "--steps", 1, "--tries", 1, "--streams", 1, "--stream-context", 2]
     options += ["--schemes", "full", "--dtype", "bfloat16"]
@@ -137,7 +162,7 @@ def test_a_way_without_room_beside_the_others_is_measured_alone(has_room_alone, 
         return make(model, *args, **how)
 
     monkeypatch.setattr(streaming, "make_engine", with_little_room)
-    rows = {row.scheme: row for row in streaming.measure(models, (1e9, 1e9), options)}
+    rows = {row.scheme: row for found in streaming.measure(models, (1e9, 1e9), options) for row in found}
     assert rows["plain loop"].times_plain == 1 and rows["full"].times_plain is not None
     assert ("all_deep" in rows) == has_room_alone == ("left out" not in capsys.readouterr().out)
     assert not has_room_alone or (rows["all_deep"].times_plain is None and rows["all_deep"].p50 > 0)

@@ -15,13 +15,11 @@
 
 import copy
 import gc
-import traceback
 
 import pytest
 import torch
-from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model
+from tiny import SCHEMES, TEXT_MODELS, HostAndDevice, dialogue_ids, random_features, tiny_model
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from videollm_mod import OutOfPagesError, VideoLLMMoDCache, VideoLLMMoDPagedCache, cache_videollm_mod
 
@@ -335,23 +333,6 @@ def test_nothing_is_copied_as_a_paged_cache_grows():
     assert cache.layers[0].keys.stride(1) == cache.layers[0].keys.shape[-1]
 
 
-class _HostAndDevice(TorchDispatchMode):
-    """Writes down what this package's cache has brought from the host or asks of the device, either of which waits."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.name().removeprefix("aten::")
-        if name in ("lift_fresh", "_local_scalar_dense", "nonzero", "is_nonzero"):
-            callers = [
-                frame.name for frame in traceback.extract_stack() if frame.filename == cache_videollm_mod.__file__
-            ]
-            self.found |= {(callers[-1], name)} if callers else set()
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_nobody_waits_as_a_paged_cache_grows(scheme):
     model = tiny_model(**SCHEMES[scheme])
@@ -362,14 +343,14 @@ def test_nobody_waits_as_a_paged_cache_grows(scheme):
     for step in range(3):
         for cache in caches:
             inputs = {"frame_features": random_features(model.config, 1, seed=step), "num_frames": [1]}
-            with torch.no_grad(), _HostAndDevice() as mode:
+            with torch.no_grad(), HostAndDevice(cache_videollm_mod) as mode:
                 model(input_ids=dialogue_ids(model.config, [1], seed=step), cache=cache, **inputs)
             asked.append(mode.found)
         between.append(VideoLLMMoDPagedCache(pool))
         between[-1].reserve(1, 1)
     # In pages that do not follow each other entries lie where the host says: it does not wait for that to arrive.
     assert asked[::2] == [set()] * 3 and asked[-1] == {("_bring", "lift_fresh")}
-    with _HostAndDevice() as mode:
+    with HostAndDevice(cache_videollm_mod) as mode:
         caches[0].crop(-1)
     assert mode.found  # as it is where the device is asked
 

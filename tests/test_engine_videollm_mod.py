@@ -23,7 +23,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import random_frames, tiny_model, tiny_processor
+from tiny import HostAndDevice, random_frames, tiny_model, tiny_processor
 from torch.testing import assert_close
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModel, AutoProcessor, TorchAoConfig
@@ -35,7 +35,13 @@ from videollm_mod import (
     TooManyWaitingError,
     VideoLLMMoDForConditionalGeneration,
     VideoLLMMoDPagedCache,
+    attention_videollm_mod,
+    cache_videollm_mod,
     engine_videollm_mod,
+    generation_videollm_mod,
+    modeling_videollm_mod,
+    routing_videollm_mod,
+    streaming_videollm_mod,
 )
 from videollm_mod.engine_videollm_mod import read_ahead
 from videollm_mod.streaming_videollm_mod import StreamStep
@@ -273,17 +279,24 @@ def test_more_than_may_wait_are_refused_and_nothing_is_lost():
     engine = tiny_engine(max_streams=2)
     stream, other = engine.open(max_new_tokens=2, max_waiting=8), engine.open()
     assert (stream.max_waiting, other.max_waiting) == (8, 512)
-    with pytest.raises(TooManyWaitingError, match="0 frames of this stream wait, and with 9 more.*`max_waiting`, 8"):
+    with pytest.raises(TooManyWaitingError, match="9 frames at once are more than may wait, 8"):
         stream.push(random_frames(9))
     assert stream.num_waiting == 0
     stream.push(random_frames(8))
-    with pytest.raises(TooManyWaitingError, match="8 frames of this stream wait, and with 1 more"):
+    with pytest.raises(TooManyWaitingError, match="8 frames of this stream wait, and with 1 more.*`max_waiting`, 8"):
         stream.push(random_frames(1))
+    # One of many must not keep the memory of all.
+    assert {x.pixel_values.untyped_storage().nbytes() for x in stream._received} == {
+        4 * stream._received[0].pixel_values.numel()
+    }
+    # One of many must not keep the memory of all.
+    frames = [received.pixel_values for received in stream._received]
+    assert all(frame.untyped_storage().nbytes() == frame.nbytes for frame in frames)
     other.push(random_frames(9))
     engine.run()
     stream.push(random_frames(1))
     engine.run()
-    # As if nothing had been refused: its time is that of nine frames at two a second.
+    # As if nothing had been refused: its time is that of nine frames at two a second, and it is not ended.
     assert (stream.session.num_frames, stream.session.time, stream.num_dropped) == (9, 4.0, 0)
     assert [tiny_engine(when_behind=kind).open().max_waiting for kind in ("drop_oldest", "block")] == [16, 16]
 
@@ -363,6 +376,12 @@ def test_numbers_must_be_positive(name):
         StreamingEngine(tiny_model(), tiny_processor(), **{**LIMITS, name: 0})
 
 
+def test_by_default_a_step_has_room_for_a_frame_of_every_stream():
+    assert tiny_engine(max_streams=2).max_batch_tokens == 2048
+    # Of ten tokens and a separator.
+    assert tiny_engine(max_streams=200).max_batch_tokens == 2200
+
+
 def test_by_default_a_stream_stays_within_the_context(trained):
     model, processor, _ = trained
     engine = model.serve(processor, max_streams=1)
@@ -411,6 +430,39 @@ def test_by_itself_it_serves_whoever_listens(trained):
     assert not engine.is_running and set(heard) == {0, 1, 2}
     for events in heard.values():
         assert said(events) == said(expected.events)
+
+
+def test_frames_and_questions_are_taken_in_amid_a_step(monkeypatch):
+    amid, go_on, forward = threading.Event(), threading.Event(), engine_videollm_mod._Row.forward
+
+    def slow(row):
+        amid.set()
+        assert go_on.wait(timeout=60)
+        return forward(row)
+
+    monkeypatch.setattr(engine_videollm_mod._Row, "forward", slow)
+    with tiny_engine(max_streams=2) as engine:
+        first, second = (engine.open(max_new_tokens=2) for _ in range(2))
+        first.push(random_frames(1))
+        assert amid.wait(timeout=60)
+
+        def more():
+            for stream in (first, second):
+                stream.push(random_frames(3))
+                stream.ask("What is there?")
+
+        pushing = threading.Thread(target=more)
+        pushing.start()
+        pushing.join(timeout=60)
+        has_returned = not pushing.is_alive()
+        waiting = (first.num_waiting, second.num_waiting)
+        go_on.set()
+        for stream in (first, second):
+            stream.close()
+        for stream in (first, second):
+            list(stream)
+    assert has_returned and waiting == (4, 3)
+    assert (first.session.num_frames, second.session.num_frames) == (4, 3)
 
 
 def test_leaving_ends_what_is_open():
@@ -700,6 +752,33 @@ def test_frames_are_encoded_while_a_step_runs(monkeypatch):
     text = " ".join(order)
     assert text.startswith("encode step record") and "step record encode decided" in text
     assert order.count("step") == order.count("decided")
+
+
+def test_a_step_brings_nothing_from_the_host_and_asks_nothing_of_the_device(monkeypatch):
+    """But for what is for a CPU alone: an order that a GPU computes, and checks that cost nothing there."""
+    modules = (attention_videollm_mod, cache_videollm_mod, engine_videollm_mod, generation_videollm_mod)
+    modules += (modeling_videollm_mod, routing_videollm_mod, streaming_videollm_mod)
+    found, steps, forward = set(), [], engine_videollm_mod._Row.forward
+
+    def watched(row):
+        with HostAndDevice(*modules) as mode:
+            outputs = forward(row)
+        found.update(mode.found)
+        steps.append([step.num_frames for step in row.steps])
+        return outputs
+
+    monkeypatch.setattr(engine_videollm_mod._Row, "forward", watched)
+    engine = tiny_engine(max_streams=2, capture=True)
+    streams = [engine.open(max_new_tokens=3) for _ in range(2)]
+    for number, stream in enumerate(streams):
+        stream.ask("What is there?", reply_now=False)
+        stream.push(random_frames(6, seed=number))
+    engine.run()
+    assert found == {("preference", "lift_fresh"), ("__init__", "nonzero"), ("check_on_device", "tolist")}
+    assert any(0 in frames and sum(frames) > 0 for frames in steps)
+    with HostAndDevice(engine_videollm_mod) as mode:
+        engine.execute([streams[0].session.cache], [StreamStep([7], [0])])
+    assert ("results", "tolist") in mode.found
 
 
 def test_what_cannot_be_compiled_is_refused():

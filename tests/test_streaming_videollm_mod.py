@@ -620,9 +620,8 @@ def test_narrate_drops_what_comes_too_fast_if_it_may_and_tells(monkeypatch, when
     if when_behind is None:
         assert (seen, told) == (20, [])
     else:
-        assert seen < 20 and told == [
-            f"{20 - seen} frames were dropped: they came faster than the {seen} that were watched could be."
-        ]
+        first = "Frames come faster than they can be watched: the oldest that wait are dropped."
+        assert seen < 20 and told == [first, f"{seen} frames were watched, and {20 - seen} dropped."]
 
 
 def test_narrate_passes_its_window():

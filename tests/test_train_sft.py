@@ -340,6 +340,7 @@ def test_a_run_is_pushed_to_the_hub(tmp_path):
         environment = hub.environment(tmp_path / "home")
         done = run_script(tmp_path / "out", *options, **environment)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert len(hub.repos["somebody/narrator"]) == 2, "one commit after the empty one"
         files = hub.files("somebody/narrator")
         assert {"config.json", "model.safetensors", "modeling_videollm_mod.py", "chat_template.jinja"} <= set(files)
         assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()

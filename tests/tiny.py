@@ -13,15 +13,20 @@
 # limitations under the License.
 """Tiny models, tokenizers and clips that tests are made of. Nothing here is downloaded."""
 
+import traceback
+from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import av
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
 from videollm_mod import (
@@ -215,3 +220,48 @@ def write_clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+class HostAndDevice(ExitStack):
+    """
+    Writes down what functions of these modules bring from the host or ask of the device: either waits on a GPU, and
+    neither can be part of a graph.
+    """
+
+    def __init__(self, *modules: ModuleType) -> None:
+        super().__init__()
+        self.files = [module.__file__ for module in modules]
+        self.found: set[tuple[str, str]] = set()
+
+    def __enter__(self) -> "HostAndDevice":
+        operations = ("lift_fresh", "_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
+        self.enter_context(_Operations(self, operations))
+        self.enter_context(_Methods(self, ("tolist", "numpy", "cpu")))
+        return self
+
+    def write_down(self, name: str) -> None:
+        """Whose that was."""
+        ours = [frame.name for frame in traceback.extract_stack() if frame.filename in self.files]
+        self.found |= {(ours[-1], name)} if ours else set()
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, watcher: HostAndDevice, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.watcher, self.names = watcher, names
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if (name := function.name().removeprefix("aten::")) in self.names:
+            self.watcher.write_down(name)
+        return function(*args, **(kwargs or {}))
+
+
+class _Methods(TorchFunctionMode):
+    def __init__(self, watcher: HostAndDevice, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.watcher, self.names = watcher, names
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if (name := getattr(function, "__name__", "")) in self.names:
+            self.watcher.write_down(name)
+        return function(*args, **(kwargs or {}))

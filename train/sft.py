@@ -31,6 +31,8 @@ python train/sft.py --config train/configs/streamworld_alignment.yaml
 
 from pathlib import Path
 
+from accelerate import PartialState
+
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import EpochTeller, StreamCollator
@@ -92,8 +94,6 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
     trainer.create_model_card()
     if training.push_to_hub:
         trainer.push_to_hub()
-    # A process that leaves with its group alive may abort: gloo's threads free tensors while the interpreter ends.
-    trainer.accelerator.end_training()
 
 
 def merge_for_saving(trainer: StreamingSFTTrainer) -> None:
@@ -119,3 +119,5 @@ def merge_for_saving(trainer: StreamingSFTTrainer) -> None:
 
 if __name__ == "__main__":
     main(*parse(ScriptArguments, StreamingSFTConfig, ModelArguments))
+    # A process that leaves with its group alive may abort: gloo's threads free tensors while the interpreter ends.
+    PartialState().destroy_process_group()

@@ -186,13 +186,12 @@ class StreamingSFTTrainer(SFTTrainer):
                     module.set_reshard_after_forward(reshard, recurse=False)
                     module.reshard()
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the parent's; no process goes on before the folder is whole."""
-        super().save_model(output_dir, _internal_call)
-        # With `push_to_hub` the parent has come here twice, and the main process has just uploaded what was whole at
-        # the first time: that may outlast what the others wait for at most (`--ddp_timeout`).
-        if _internal_call or not self.args.push_to_hub:
-            self.accelerator.wait_for_everyone()
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:  # noqa: ARG002
+        """As the parent's, but pushes nothing; no process goes on before the folder is whole."""
+        # The parent's would upload what has no card yet, and others would wait for that: an upload may outlast what
+        # they wait at most (`--ddp_timeout`).
+        super().save_model(output_dir, _internal_call=True)
+        self.accelerator.wait_for_everyone()
 
     def create_model_card(self, model_name: str | None = None, **_: Any) -> None:
         """Writes the card (see [`write_card`]) into the output folder, in place of TRL's."""

@@ -614,7 +614,7 @@ class _PageTable:
 
 
 def _bring(numbers: Sequence[int], device: torch.device) -> torch.LongTensor:
-    """Numbers, on a device. On CUDA nobody waits for the copy: torch gives pinned memory to nobody else before it."""
+    """Numbers, on a device. On CUDA nobody waits for the copy: torch reuses pinned memory only after it."""
     is_cuda = device.type == "cuda"
     return torch.tensor(numbers, dtype=torch.long, pin_memory=is_cuda).to(device, non_blocking=is_cuda)
 

@@ -101,8 +101,8 @@ class VideoLLMMoDGenerationMixin:
     ) -> Iterator[StreamEvent]:
         """
         Watches a video from start to end and yields what is said: `stream`, collected. The video is read ahead, and
-        frames that wait are watched together, up to `chunk_frames`; of a file or an array always as many. How many
-        were dropped is logged at the end.
+        frames that wait are watched together, up to `chunk_frames`; of a file or an array always as many. That frames
+        are dropped is logged at the first, and how many at the end.
 
         Args:
             processor ([`VideoLLMMoDProcessor`]): Reads the video and turns frames and text into tensors.
@@ -115,12 +115,14 @@ class VideoLLMMoDGenerationMixin:
                 Whether the model must answer `query` at once. By default it goes on watching and speaks when it
                 decides to, as in training on timed messages. VideoLLM-online's checkpoints expect `True`.
             when_behind (`str`, *optional*):
-                What happens to frames of a live source that come faster than they can be watched, as for
-                [`StreamingEngine`]: `"catch_up"`, `"drop_oldest"` or `"block"`. By default those of what goes on
-                whoever watches, a camera or `rtsp://`, are dropped, and others wait in their source, as a file's
-                always do.
+                What happens to frames of a live source that come faster than they can be watched: `"drop_oldest"`,
+                `"block"`, which lets the source wait, or `"catch_up"`, which lets them wait and ends there if too many
+                do. By default `"drop_oldest"` for `"camera:0"` and broadcasts such as `rtsp://`, which wait for
+                nobody, else `"block"`: an iterable over a camera of one's own, or a live playlist, has to be named
+                one that drops. A file always waits.
             max_waiting (`int`, *optional*):
-                How many may wait before that, by default 512 to catch up, else 16.
+                How many frames may wait, as they were read: of 1920 x 1080 each takes 6.2 MB. By default 16, and 512
+                to catch up.
             options: Options of [`StreamingSession`].
 
         Yields:
@@ -133,6 +135,12 @@ class VideoLLMMoDGenerationMixin:
         session = self.stream(processor, fps=fps, **options)
         if query is not None:
             session.ask(query, reply_now=reply_now)
+
+        def drop() -> None:
+            session.count_dropped()
+            if session.num_dropped == 1:
+                logger.warning("Frames come faster than they can be watched: the oldest that wait are dropped.")
+
         # Decoding goes on while the model works.
         ahead = read_ahead(
             processor.read_video(video, fps=fps, start=start, end=end),
@@ -140,7 +148,7 @@ class VideoLLMMoDGenerationMixin:
             is_live=not processor.is_complete(video),
             when_behind=when_behind or ("drop_oldest" if processor.goes_on(video) else "block"),
             max_waiting=max_waiting,
-            on_drop=session.count_dropped,
+            on_drop=drop,
         )
         try:
             for waiting in ahead:
@@ -149,10 +157,7 @@ class VideoLLMMoDGenerationMixin:
         finally:
             ahead.close()
             if session.num_dropped > 0:
-                logger.warning(
-                    f"{session.num_dropped} frames were dropped: they came faster than the {session.num_frames} that "
-                    "were watched could be."
-                )
+                logger.warning(f"{session.num_frames} frames were watched, and {session.num_dropped} dropped.")
 
     def serve(self, processor: Any, **options: Any) -> StreamingEngine:
         """
