@@ -123,7 +123,8 @@ def narrate(
         ),
     ] = None,
     max_waiting: Annotated[
-        int | None, typer.Option(help="Most frames that wait.", show_default="16, or 512 to catch up")
+        int | None,
+        typer.Option(min=1, help="Most frames of a live source that wait.", show_default="16, or 512 to catch up"),
     ] = None,
     weights: Weights = None,
     cache: CacheDtype = None,
@@ -154,10 +155,8 @@ def narrate(
         options = {"fps": fps, "interval_threshold": threshold, "cache_dtype": CACHE_DTYPES.get(cache)}
         if when_behind is not None and when_behind not in WHEN_BEHIND:
             raise ValueError(f"--when-behind can be {', '.join(WHEN_BEHIND)}, not {when_behind!r}.")
-        reading = {"when_behind": when_behind, "max_waiting": max_waiting}
-        session, seconds, dropped = _watch(
-            video, (model, revision, weights), query, as_json, max_frames, reading, options
-        )
+        checkpoint, behind = (model, revision, weights), (when_behind, max_waiting)
+        session, seconds, dropped = _watch(video, checkpoint, query, as_json, max_frames, behind, options)
         for path, write in outputs.items():
             if path is not None:
                 path.write_text(write(session.events), encoding="utf-8")
@@ -220,25 +219,38 @@ def _watch(
     query: str,
     as_json: bool,
     max_frames: int | None,
-    reading: dict[str, Any],
+    behind: tuple[str | None, int | None],
     options: dict[str, Any],
 ) -> tuple[Any, float, int]:
     """A session that has seen the video, how long that took, and how many frames were dropped."""
-    name, revision, weights = checkpoint
+    (name, revision, weights), (when_behind, max_waiting) = checkpoint, behind
     processor, model = _load(name, revision, video, weights)
     line = None if as_json else _Line(processor.tokenizer)
     session = model.stream(processor, streamer=line, **options, **within_context(model.config, max_frames))
     fps = options["fps"]
     if line is not None:
         line.session = session
-    begin, told, dropped = clock.perf_counter(), 0, list[int]()
+    begin, told, dropped = clock.perf_counter(), 0, 0
+
+    def drop() -> None:
+        nonlocal dropped
+        dropped += 1
+        if dropped == 1:
+            typer.echo("frames come too fast: the oldest that wait are dropped", err=True)
+
     if query:
         session.ask(query, reply_now=False)
     try:
         frames = iter(_progress(processor.read_video(video, fps=fps), as_json))
-        reading |= {"is_live": not is_complete(video), "on_drop": lambda: dropped.append(1)}
-        reading["when_behind"] = reading["when_behind"] or ("drop_oldest" if goes_on(video) else "block")
-        with closing(read_ahead(frames, session.chunk_frames, **reading)) as ahead:
+        ahead = read_ahead(
+            frames,
+            session.chunk_frames,
+            is_live=not is_complete(video),
+            when_behind=when_behind or ("drop_oldest" if goes_on(video) else "block"),
+            max_waiting=max_waiting,
+            on_drop=drop,
+        )
+        with closing(ahead):
             for waiting in ahead:
                 session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
                 for event in session.events[told:] if as_json else ():
@@ -250,7 +262,7 @@ def _watch(
             raise
         typer.echo(f"\nstopped after {session.time:.1f} s" + (f": {error}" if str(error) else ""), err=True)
     session.close()
-    return session, clock.perf_counter() - begin, len(dropped)
+    return session, clock.perf_counter() - begin, dropped
 
 
 def _summary(session: Any, seconds: float, dropped: int, as_json: bool) -> None:

@@ -165,6 +165,13 @@ def p99(seconds: list[float]) -> float:
     return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
 
 
+def write(path: Path, text: str) -> None:
+    """Whole or not at all: who is broken off amid it leaves what was there."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
 def device_name(device: str) -> str:
     """What the figures were taken on."""
     if device == "cuda":

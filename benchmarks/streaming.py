@@ -18,8 +18,8 @@ How fast a stream is watched and talked about, routed and at full compute, besid
 python benchmarks/streaming.py                                                   # on this machine's CPU, small
 python benchmarks/streaming.py --checkpoint space/checkpoint --contexts 10 60 --stream-context 24 \\
     --clip space/samples/streamworld.mp4                                         # the embedded checkpoint, its sample
-python benchmarks/streaming.py --shape llama3-8b --device cuda --tokens 50 \\
-    --encoder siglip-l --streams 1 8 16 32 64 --stream-context 300               # on a GPU
+python benchmarks/streaming.py --shape llama3-8b --device cuda --tokens 50 --encoder siglip-l \\
+    --contexts 10 300 600 1200 3600 --streams 1 8 16 32 64 --stream-context 300  # on a GPU
 ```
 
 Weights, frames and what is remembered are random: time and memory do not depend on them. A step is one frame that
@@ -60,7 +60,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from cost import SCHEMES, SHAPES, device_name, free, p99, wait
+from cost import SCHEMES, SHAPES, device_name, free, p99, wait, write
 from tqdm import tqdm
 from transformers import AutoConfig, AutoProcessor, Cache, DynamicCache
 
@@ -190,9 +190,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", help="default: bfloat16 on a GPU, float32 elsewhere")
     parser.add_argument("--tokens", type=int, nargs="+", default=[10, 50], help="tokens a frame, 1 + n x n")
-    parser.add_argument(
-        "--contexts", type=int, nargs="+", default=[10, 300, 600, 1200, 3600], help="frames remembered"
-    )
+    parser.add_argument("--contexts", type=int, nargs="+", default=[10, 300, 600], help="frames remembered")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument(
         "--checkpoint", help="a folder or a Hub id in place of random weights and of what decides them"
@@ -211,7 +209,7 @@ def main() -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder for streaming.json, streaming.md, latency.png and streams.png, written as figures come",
+        help="folder for streaming.json and streaming.md, written as figures come, latency.png and streams.png",
     )
     options = parser.parse_args()
     if options.clip and not options.checkpoint:
@@ -240,7 +238,8 @@ def main() -> None:
         text = report(rows, rounds, clips, rates, options)
     print(text)
     if options.out is not None:
-        draw(rows, options.out / "latency.png")
+        if rows:
+            draw(rows, options.out / "latency.png")
         if rounds:
             draw_streams(rounds, options.out / "streams.png")
 
@@ -263,8 +262,8 @@ def report(
         figures = {"machine": describe(rates, options)}
         figures |= {"rows": [asdict(row) for row in rows], "streams": [asdict(row) for row in rounds]}
         figures |= {"clip": [asdict(row) for row in clips]}
-        (options.out / "streaming.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-        (options.out / "streaming.md").write_text(text, encoding="utf-8")
+        write(options.out / "streaming.json", json.dumps(figures, indent=1))
+        write(options.out / "streaming.md", text)
     return text
 
 
@@ -328,17 +327,23 @@ def measure_streams(
     for count in tqdm(sorted(options.streams), desc=f"{scheme}, streams", leave=False):
         free(options.device)
         try:
-            how = {"cache_dtype": CACHE_DTYPES.get(options.cache)}
-            engine, caches = make_engine(model, count, options.stream_context, **how)
-            pixels = torch.randn(count, 3, *_size(config), device=options.device, dtype=options.dtype)
-            step = partial(_watch_all, engine, caches, pixels)
-            seconds = in_turns({scheme: step}, max(options.steps // 4, 5), options.device)[scheme]
+            yield _measure_round(model, scheme, count, options)
         except torch.OutOfMemoryError:
             print(f"{scheme}, {config.frame_num_tokens} tokens: no memory for {count} streams, left out")
             break
-        p50, missed = median(seconds), sum(taken > 0.5 for taken in seconds)
-        size, times = sum(cache.num_bytes for cache in caches) / 1e6, (1e3 * p50, 1e3 * p99(seconds))
-        yield Round(scheme, config.frame_num_tokens, count, *times, count / p50, missed, size)
+
+
+def _measure_round(
+    model: VideoLLMMoDForConditionalGeneration, scheme: str, count: int, options: argparse.Namespace
+) -> Round:
+    config, how = model.config, {"cache_dtype": CACHE_DTYPES.get(options.cache)}
+    engine, caches = make_engine(model, count, options.stream_context, **how)
+    pixels = torch.randn(count, 3, *_size(config), device=options.device, dtype=options.dtype)
+    step = partial(_watch_all, engine, caches, pixels)
+    seconds = in_turns({scheme: step}, max(options.steps // 4, 5), options.device)[scheme]
+    p50, missed = median(seconds), sum(taken > 0.5 for taken in seconds)
+    size, times = sum(cache.num_bytes for cache in caches) / 1e6, (1e3 * p50, 1e3 * p99(seconds))
+    return Round(scheme, config.frame_num_tokens, count, *times, count / p50, missed, size)
 
 
 def _watch_all(

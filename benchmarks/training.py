@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from cost import SCHEMES, SHAPES, device_name, free, wait
+from cost import SCHEMES, SHAPES, device_name, free, wait, write
 from peft import get_peft_model
 from tqdm import tqdm
 from transformers import AutoConfig
@@ -73,7 +73,9 @@ def main() -> None:
     parser.add_argument("--text-tokens", type=int, default=200)
     parser.add_argument("--trained", nargs="+", choices=("all", "lora"), default=["all", "lora"])
     parser.add_argument("--steps", type=int, default=5, help="steps measured of each kind")
-    parser.add_argument("--out", type=Path, help="folder for training.json, .md and .png, written as figures come")
+    parser.add_argument(
+        "--out", type=Path, help="folder for training.json and training.md, written as figures come, and training.png"
+    )
     options = parser.parse_args()
     kinds = [(trained, again) for trained in options.trained for again in (False, True)]
     rows: list[Row] = []
@@ -100,8 +102,8 @@ def report(rows: list[Row], options: argparse.Namespace) -> str:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         figures = json.dumps([asdict(row) for row in rows], indent=1)
-        (options.out / "training.json").write_text(figures, encoding="utf-8")
-        (options.out / "training.md").write_text(text, encoding="utf-8")
+        write(options.out / "training.json", figures)
+        write(options.out / "training.md", text)
     return text
 
 

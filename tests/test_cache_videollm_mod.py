@@ -349,7 +349,7 @@ def test_nobody_waits_as_a_paged_cache_grows(scheme):
         between.append(VideoLLMMoDPagedCache(pool))
         between[-1].reserve(1, 1)
     # In pages that do not follow each other entries lie where the host says: it does not wait for that to arrive.
-    assert asked[::2] == [set()] * 3 and asked[-1] == {("_bring", "lift_fresh")}
+    assert asked[::2] == [set()] * 3 and asked[-1] == {("cache._bring", "lift_fresh")}
     with HostAndDevice(cache_videollm_mod) as mode:
         caches[0].crop(-1)
     assert mode.found  # as it is where the device is asked

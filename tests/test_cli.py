@@ -136,14 +136,21 @@ def test_standard_input_is_watched():
     assert done.returncode == 0 and "27 frames in" in done.stdout and "dropped" not in done.stdout, done.stderr
 
 
-def test_what_comes_too_fast_is_dropped_if_it_may_and_told():
+@pytest.mark.parametrize("when_behind", ["drop_oldest", "catch_up"])
+def test_what_comes_too_fast_is_dropped_or_ends_it_and_is_told(when_behind):
     path = ROOT / "tests" / "data" / "nasa_13013.mp4"
     frames = sum(1 for _ in read_video(path, fps=30))
     with open(path, "rb") as file:
-        done = run("narrate", "-", "--when-behind", "drop_oldest", "--fps", 30, "--json", stdin=file)
+        options = ("--when-behind", when_behind, "--max-waiting", 1, "--fps", 30, "--json")
+        done = run("narrate", "-", *options, stdin=file)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])["summary"]
-    assert summary["frames"] + summary["frames_dropped"] == frames and summary["frames_dropped"] > 0
+    if when_behind == "drop_oldest":
+        assert summary["frames"] + summary["frames_dropped"] == frames and summary["frames_dropped"] > 0
+        assert done.stderr.count("frames come too fast: the oldest that wait are dropped") == 1
+    else:
+        assert 0 < summary["frames"] < frames and summary["frames_dropped"] == 0
+        assert "1 wait, as many as may" in done.stderr
 
 
 def test_inspect_says_what_a_checkpoint_is_without_its_weights(tmp_path):

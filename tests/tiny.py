@@ -240,9 +240,9 @@ class HostAndDevice(ExitStack):
         return self
 
     def write_down(self, name: str) -> None:
-        """Whose that was."""
-        ours = [frame.name for frame in traceback.extract_stack() if frame.filename in self.files]
-        self.found |= {(ours[-1], name)} if ours else set()
+        """Whose that was: a module's function."""
+        ours = [x for x in traceback.extract_stack() if x.filename in self.files]
+        self.found |= {(f"{Path(x.filename).stem.removesuffix('_videollm_mod')}.{x.name}", name) for x in ours[-1:]}
 
 
 class _Operations(TorchDispatchMode):
@@ -251,7 +251,10 @@ class _Operations(TorchDispatchMode):
         self.watcher, self.names = watcher, names
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if (name := function.name().removeprefix("aten::")) in self.names:
+        name = function.name().removeprefix("aten::")
+        # An index of booleans is counted within the operation.
+        counts = name in ("index", "index_put_") and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if name in self.names or counts:
             self.watcher.write_down(name)
         return function(*args, **(kwargs or {}))
 
@@ -262,6 +265,8 @@ class _Methods(TorchFunctionMode):
         self.watcher, self.names = watcher, names
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if (name := getattr(function, "__name__", "")) in self.names:
+        name = getattr(function, "__name__", "")
+        places = [x for x in (*args[1:], *(kwargs or {}).values()) if isinstance(x, str)]
+        if name in self.names or (name == "to" and "cpu" in places):
             self.watcher.write_down(name)
         return function(*args, **(kwargs or {}))

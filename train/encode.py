@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import save_file
@@ -183,8 +183,9 @@ def main(script: ScriptArguments, arguments: EncodeArguments) -> None:
         part.write_text(text, encoding="utf-8")
         part.replace(folder / f"{script.train_split}.jsonl")
         print(f"{folder}: {len(made)} rows" + (f" of {len(rows)}, for want of time" if len(made) < len(rows) else ""))
-    accelerator.end_training()
 
 
 if __name__ == "__main__":
     main(*parse(ScriptArguments, EncodeArguments))
+    # A process that leaves with its group alive may abort: gloo's threads free tensors while the interpreter ends.
+    PartialState().destroy_process_group()

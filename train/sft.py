@@ -90,10 +90,11 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
         trainer.train(resume_from_checkpoint=checkpoint)
     if adapter is not None and arguments.merge_adapter:
         merge_for_saving(trainer)
-    trainer.save_model(training.output_dir)
-    trainer.create_model_card()
     if training.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub()  # which writes them first
+    else:
+        trainer.save_model(training.output_dir)
+        trainer.create_model_card()
 
 
 def merge_for_saving(trainer: StreamingSFTTrainer) -> None:

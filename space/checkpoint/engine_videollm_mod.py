@@ -56,7 +56,7 @@ class EngineFullError(RuntimeError):
 
 
 class TooManyWaitingError(Exception):
-    """Frames were refused, since too many wait to be seen. Their stream goes on."""
+    """Frames were refused, since too many wait to be seen."""
 
 
 @dataclass
@@ -176,7 +176,7 @@ class EngineStream:
         self._refuse_if_closed()
         arrival = clock.perf_counter()
         with self._engine.changed:
-            self._refuse_too_many(1)  # before anybody works on them
+            self._refuse_too_many()  # before anybody works on them
         # On the host, wherever they come from: all streams' frames go to the device together.
         pixel_values = self.session.processor.process_frames(frames).cpu()
         with self._pushing:
@@ -233,7 +233,7 @@ class EngineStream:
         if self.error is not None:
             raise RuntimeError(f"The stream was ended: {self.error}") from self.error
 
-    def _refuse_too_many(self, new: int) -> None:
+    def _refuse_too_many(self, new: int = 1) -> None:
         if self.when_behind != "catch_up" or self.num_waiting + new <= self.max_waiting:
             return
         if new > self.max_waiting:
@@ -242,9 +242,8 @@ class EngineStream:
                 'stream with a larger `max_waiting` or `when_behind="block"`, which waits.'
             )
         raise TooManyWaitingError(
-            f"{self.num_waiting} frames of this stream wait, and with {new} more they would be more than its "
-            f"`max_waiting`, {self.max_waiting}. Push them later, or open the stream with "
-            '`when_behind="block"`, which waits, or `"drop_oldest"`.'
+            f"{self.num_waiting} frames of this stream wait, and its `max_waiting` is {self.max_waiting}. Push these "
+            'later, or open the stream with `when_behind="block"`, which waits, or `"drop_oldest"`.'
         )
 
     def _make_room(self) -> None:
@@ -253,8 +252,11 @@ class EngineStream:
                 while self.num_waiting >= self.max_waiting and self._drop_oldest():
                     self._engine.stats.dropped += 1
         elif self.when_behind == "block":
-            while self.num_waiting >= self.max_waiting and not self._is_done:
-                self._engine.go_on()
+            while not self._has_room():
+                self._engine.go_on(self._has_room)
+
+    def _has_room(self) -> bool:
+        return self._is_done or self.num_waiting < self.max_waiting
 
     def _drop_oldest(self) -> bool:
         # Those that are encoded already came before those that are not.
@@ -354,7 +356,7 @@ class StreamingEngine:
 
     ```python
     >>> with model.serve(processor, max_streams=16, max_frames=600) as engine:
-    ...     stream = engine.open(fps=2)
+    ...     stream = engine.open(fps=2, when_behind="drop_oldest")
     ...     stream.ask("Please narrate.", reply_now=False)
     ...     stream.push(frame)                              # from any thread, at any time
     ...     for event in stream:                            # in another
@@ -569,13 +571,13 @@ class StreamingEngine:
         """Whether it runs by itself, in a thread."""
         return self._thread is not None and self._thread.is_alive()
 
-    def go_on(self) -> None:
-        """Waits for the next step where the engine runs by itself, else makes it."""
+    def go_on(self, until: Callable[[], bool]) -> None:
+        """Makes the next step, or, where the engine runs by itself, waits until something is so, a second at most."""
         if not self.is_running:
             self.step()
         else:
             with self.changed:
-                self.changed.wait(timeout=1)
+                self.changed.wait_for(until, timeout=1)
 
     @property
     def has_work(self) -> bool:
@@ -1194,37 +1196,41 @@ def read_ahead(
     waiting: deque[Any] = deque()
     changed = threading.Condition()
     has_ended = is_stopped = False
-    error: Exception | None = None
+    error: BaseException | None = None
 
     def take_in(item: Any) -> None:
+        is_full = False
         with changed:
             if when_behind == "block":
                 changed.wait_for(lambda: len(waiting) < limit or is_stopped)
-            elif len(waiting) == limit and when_behind == "drop_oldest":
+            elif len(waiting) == limit and not is_stopped:
+                is_full = True
+                if when_behind == "catch_up":
+                    raise TooManyWaitingError(
+                        f"{limit} wait, as many as may, and more frames come than can be seen. Watch fewer a second, "
+                        'or choose another `when_behind`: "drop_oldest", or "block".'
+                    )
                 waiting.popleft()
-                on_drop()
-            elif len(waiting) == limit:
-                raise TooManyWaitingError(
-                    f"{limit} frames wait, as many as may, and more come than can be seen. Watch fewer a second, or "
-                    'choose another `when_behind`: "drop_oldest", or "block".'
-                )
             waiting.append(item)
             changed.notify_all()
+        if is_full:
+            on_drop()
 
     def read() -> None:
         nonlocal has_ended, error
+        # Whatever goes wrong, who listens must not wait for more.
         try:
             for item in items:
                 take_in(item)
                 if is_stopped:
                     break
-        except Exception as raised:
+        except BaseException as raised:
             error = raised
         try:
             close: Callable[[], None] | None = getattr(items, "close", None)
             if close is not None:
                 close()
-        except Exception as raised:
+        except BaseException as raised:
             error = error or raised
         with changed:
             has_ended = True

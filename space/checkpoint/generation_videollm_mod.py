@@ -118,8 +118,8 @@ class VideoLLMMoDGenerationMixin:
                 What happens to frames of a live source that come faster than they can be watched: `"drop_oldest"`,
                 `"block"`, which lets the source wait, or `"catch_up"`, which lets them wait and ends there if too many
                 do. By default `"drop_oldest"` for `"camera:0"` and broadcasts such as `rtsp://`, which wait for
-                nobody, else `"block"`: an iterable over a camera of one's own, or a live playlist, has to be named
-                one that drops. A file always waits.
+                nobody, else `"block"`: for an iterable over a camera of your own, or a live playlist, give
+                `"drop_oldest"`. A file always waits.
             max_waiting (`int`, *optional*):
                 How many frames may wait, as they were read: of 1920 x 1080 each takes 6.2 MB. By default 16, and 512
                 to catch up.
@@ -176,7 +176,7 @@ class VideoLLMMoDGenerationMixin:
 
         ```python
         >>> with model.serve(processor, max_streams=16) as engine:
-        ...     stream = engine.open(fps=2)
+        ...     stream = engine.open(fps=2, when_behind="drop_oldest")
         ...     for frame in camera:
         ...         stream.push(frame)
         ...     stream.close()
