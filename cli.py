@@ -246,7 +246,8 @@ def _watch(
             frames,
             session.chunk_frames,
             is_live=not is_complete(video),
-            when_behind=when_behind or ("drop_oldest" if goes_on(video) else "block"),
+            goes_on=goes_on(video),
+            when_behind=when_behind,
             max_waiting=max_waiting,
             on_drop=drop,
         )

@@ -445,7 +445,7 @@ class StreamingSession:
         return False
 
     def count_dropped(self) -> None:
-        """Counts a frame that was dropped before it came here."""
+        """Counts a frame that was dropped unseen."""
         self.num_dropped += 1
 
     def has_work(self, *, to_the_end: bool = False) -> bool:

@@ -33,9 +33,11 @@ bring. A round that takes longer than a frame of 2 a second lasts is a missed de
 
 With `--compile` the steps of an engine of one stream are also measured compiled. With `--weights` all ways run on
 linear layers in eight bits, with `--cache` all but the plain loop, whose cache has no such choice, remember in eight
-bits. With `--clip` a checkpoint watches a
-video file from its first frame to its last word: in a session, in an engine of one stream, and, for what was said
-there, in the plain loop, which is given each word that it is to say, so that all of them do the same work.
+bits.
+
+With `--clip` a checkpoint watches a video file from its first frame to its last word: in a session, in an engine of
+one stream, and, for what was said there, in the plain loop, which is given each word that it is to say, so that all of
+them do the same work.
 
 The floor of a step is what the memory or the arithmetic unit of this machine needs at least, whichever is more: bytes
 of weights and cache over the measured rate of a copy, or operations over the measured rate of a matrix product.

@@ -978,10 +978,11 @@ def faster_than_it_is_taken(count):
     return source(), gone
 
 
-def test_what_comes_too_fast_is_dropped_and_counted():
+@pytest.mark.parametrize("how", [{"when_behind": "drop_oldest"}, {"goes_on": True}])
+def test_what_comes_too_fast_is_dropped_and_counted(how):
     dropped = []
     items, gone = faster_than_it_is_taken(20)
-    ahead = read_ahead(items, 4, when_behind="drop_oldest", max_waiting=3, on_drop=lambda: dropped.append(1))
+    ahead = read_ahead(items, 4, **how, max_waiting=3, on_drop=lambda: dropped.append(1))
     taken = next(ahead)
     assert gone.wait(timeout=60)
     for some in ahead:
@@ -990,7 +991,7 @@ def test_what_comes_too_fast_is_dropped_and_counted():
     assert len(taken) + len(dropped) == 20 and dropped
     # A file waits for whoever reads it.
     items, _ = faster_than_it_is_taken(20)
-    how = {"when_behind": "drop_oldest", "max_waiting": 3, "on_drop": lambda: dropped.append(2)}
+    how = {**how, "max_waiting": 3, "on_drop": lambda: dropped.append(2)}
     assert list(read_ahead(items, 20, is_live=False, **how)) == [list(range(20))] and 2 not in dropped
 
 

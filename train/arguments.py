@@ -15,11 +15,13 @@
 
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from trl import SFTConfig, TrlParser
 
 from videollm_mod.train.new_model import layers_of
@@ -36,6 +38,13 @@ def parse(*types: type) -> tuple[Any, ...]:
         return TrlParser(types).parse_args_and_config()
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def run(main: Callable[..., None], *types: type) -> None:
+    """Runs a script on its arguments (see [`parse`]), and ends the group of its processes."""
+    main(*parse(*types))
+    # A process that leaves with its group alive may abort: gloo's threads free tensors while the interpreter ends.
+    PartialState().destroy_process_group()
 
 
 @dataclass

@@ -36,14 +36,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
-from videollm_mod.train.arguments import ScriptArguments, parse
+from videollm_mod.train.arguments import ScriptArguments, run
 from videollm_mod.train.data.loading import load_split
 
 
@@ -186,6 +186,4 @@ def main(script: ScriptArguments, arguments: EncodeArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*parse(ScriptArguments, EncodeArguments))
-    # A process that leaves with its group alive may abort: gloo's threads free tensors while the interpreter ends.
-    PartialState().destroy_process_group()
+    run(main, ScriptArguments, EncodeArguments)

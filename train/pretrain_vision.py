@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from videollm_mod.train.arguments import parse
+from videollm_mod.train.arguments import run
 from videollm_mod.train.callbacks import TimeLimit
 from videollm_mod.train.data import streamworld
 from videollm_mod.train.data.sprites import COLORS
@@ -225,4 +225,4 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*parse(VisionArguments, VisionTrainingArguments))
+    run(main, VisionArguments, VisionTrainingArguments)

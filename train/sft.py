@@ -31,9 +31,7 @@ python train/sft.py --config train/configs/streamworld_alignment.yaml
 
 from pathlib import Path
 
-from accelerate import PartialState
-
-from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
+from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, run
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.loading import first_rows, load_split
@@ -119,6 +117,4 @@ def merge_for_saving(trainer: StreamingSFTTrainer) -> None:
 
 
 if __name__ == "__main__":
-    main(*parse(ScriptArguments, StreamingSFTConfig, ModelArguments))
-    # A process that leaves with its group alive may abort: gloo's threads free tensors while the interpreter ends.
-    PartialState().destroy_process_group()
+    run(main, ScriptArguments, StreamingSFTConfig, ModelArguments)

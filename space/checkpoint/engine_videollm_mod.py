@@ -1163,7 +1163,8 @@ def read_ahead(
     most: int,
     *,
     is_live: bool = True,
-    when_behind: str = "block",
+    goes_on: bool = False,
+    when_behind: str | None = None,
     max_waiting: int | None = None,
     on_drop: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Any]]:
@@ -1176,8 +1177,10 @@ def read_ahead(
         is_live (`bool`, *optional*, defaults to `True`): Whether nobody knows when the next comes, so that those that
             wait are given at once. A file's are given as many together as are asked for: fewer steps take less time.
             A file waits, whatever `when_behind` says, and is read `most` items ahead.
-        when_behind (`str`, *optional*, defaults to `"block"`): What happens to a live source's items that come faster
-            than they are taken: `"catch_up"`, `"drop_oldest"` or `"block"`, which lets the source wait.
+        goes_on (`bool`, *optional*, defaults to `False`): Whether the source goes on while nobody reads it.
+        when_behind (`str`, *optional*): What happens to a live source's items that come faster than they are taken:
+            `"catch_up"`, `"drop_oldest"` or `"block"`, which lets the source wait. By default the oldest are dropped
+            of one that goes on, and others wait.
         max_waiting (`int`, *optional*): How many may wait, by default 512 to catch up, else 16.
         on_drop (`Callable`, *optional*): Called for each that is dropped, by the thread that reads.
 
@@ -1188,6 +1191,7 @@ def read_ahead(
         `TooManyWaitingError`: After what waits, if more would have to, to catch up.
         `ValueError`: If `when_behind` is another, or `max_waiting` less than 1.
     """
+    when_behind = when_behind or ("drop_oldest" if goes_on else "block")
     _check_when_behind(when_behind)
     limit = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
     _check_positive(max_waiting=limit)

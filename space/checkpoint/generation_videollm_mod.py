@@ -146,7 +146,8 @@ class VideoLLMMoDGenerationMixin:
             processor.read_video(video, fps=fps, start=start, end=end),
             session.chunk_frames,
             is_live=not processor.is_complete(video),
-            when_behind=when_behind or ("drop_oldest" if processor.goes_on(video) else "block"),
+            goes_on=processor.goes_on(video),
+            when_behind=when_behind,
             max_waiting=max_waiting,
             on_drop=drop,
         )
