@@ -6,10 +6,10 @@ VIDEO ?=
 QUERY ?=
 MODEL ?=
 
-.PHONY: narrate space test train checkpoint checkpoint-code release-check clean
+.PHONY: narrate space test train checkpoint release-check clean
 
 narrate: $(VENV)/.installed
-	@for video in $(if $(VIDEO),"$(VIDEO)",space/samples/*.mp4); do \
+	@for video in $(if $(VIDEO),"$(VIDEO)",samples/*.mp4); do \
 		echo "$$video"; \
 		$(BIN)/python cli.py narrate "$$video" $(if $(MODEL),--model "$(MODEL)") $(if $(QUERY),--query "$(QUERY)") || exit 1; \
 	done
@@ -33,19 +33,12 @@ train: $(VENV)/.installed-test
 TRAINED := outputs/streamworld_cpu/trained
 checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size cpu
-	mkdir -p space/checkpoint space/samples
-	cp $(TRAINED)/*.json $(TRAINED)/*.safetensors $(TRAINED)/*.jinja $(TRAINED)/*.py space/checkpoint/
-	cp $(TRAINED)/loss.png $(TRAINED)/routing.png space/checkpoint/
-	sed 's|^# trained$$|# StreamWorld: a toy checkpoint of VideoLLM-MoD|; s|"trained"|"space/checkpoint"|' \
-		$(TRAINED)/README.md > space/checkpoint/README.md
-	$(BIN)/python train/evaluation.py --checkpoint space/checkpoint --world tiny --kinds narrate=2,ask=1,wait=1 --card
+	cp $(TRAINED)/*.json $(TRAINED)/model.safetensors .
+	cp $(TRAINED)/routing.png docs/routing.png
+	$(BIN)/python train/evaluation.py --checkpoint . --world tiny --kinds narrate=2,ask=1,wait=1 --card
 	cp outputs/streamworld_cpu/narration/loss.png docs/loss.png
-	$(BIN)/python train/data/streamworld.py space/samples --split test --world tiny --clip 117 --fps 12
-	$(BIN)/python train/data/streamworld.py space/samples --split test --world tiny --clip 595 --fps 12 --name streamworld_2
-
-# The code that travels with the embedded checkpoint, after a change to it.
-checkpoint-code:
-	cp *_videollm_mod.py chat_template.jinja space/checkpoint/
+	$(BIN)/python train/data/streamworld.py samples --split test --world tiny --clip 117 --fps 12
+	$(BIN)/python train/data/streamworld.py samples --split test --world tiny --clip 595 --fps 12 --name streamworld_2
 
 # pip is upgraded first: an old one cannot read this project's licence field. Quiet twice, since an editable install of a
 # package that is its own folder has setuptools warn of what is meant.

@@ -19,15 +19,8 @@ from typing import Any
 
 # Public names by module. Nothing is imported before it is asked for, and nothing is registered.
 _PUBLIC = {
-    "cache_videollm_mod": ["OutOfPagesError", "VideoLLMMoDCache", "VideoLLMMoDPagePool", "VideoLLMMoDPagedCache"],
+    "cache_videollm_mod": ["VideoLLMMoDCache"],
     "configuration_videollm_mod": ["CostEstimate", "VideoLLMMoDConfig"],
-    "engine_videollm_mod": [
-        "EngineFullError",
-        "EngineStats",
-        "EngineStream",
-        "StreamingEngine",
-        "TooManyWaitingError",
-    ],
     "generation_videollm_mod": ["VideoLLMMoDGenerationMixin", "interval_rule"],
     "modeling_videollm_mod": [
         "VideoLLMMoDForConditionalGeneration",
@@ -37,7 +30,7 @@ _PUBLIC = {
     "processing_videollm_mod": ["VideoLLMMoDProcessor"],
     "streaming_videollm_mod": ["StreamEvent", "StreamingSession"],
     "video_processing_videollm_mod": ["VideoLLMMoDVideoProcessor"],
-    "video_reading_videollm_mod": ["read_video"],
+    "video_reading_videollm_mod": ["TooManyWaitingError", "read_video"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

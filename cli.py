@@ -28,17 +28,16 @@ import typer
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoProcessor, TextStreamer
 
-from videollm_mod.engine_videollm_mod import WHEN_BEHIND, TooManyWaitingError, read_ahead
 from videollm_mod.mistakes import MISTAKES, in_one_line
 from videollm_mod.space import captions
 from videollm_mod.space.loading import CACHE_DTYPES, load_model
 from videollm_mod.streaming_videollm_mod import within_context
-from videollm_mod.video_reading_videollm_mod import goes_on, is_complete
+from videollm_mod.video_reading_videollm_mod import WHEN_BEHIND, TooManyWaitingError, goes_on, is_complete, read_ahead
 
 
 ROOT = Path(__file__).resolve().parent
-EMBEDDED = ROOT / "space" / "checkpoint"
-SAMPLE = ROOT / "space" / "samples" / "streamworld.mp4"
+EMBEDDED = ROOT
+SAMPLE = ROOT / "samples" / "streamworld.mp4"
 EMBEDDED_NOTICE = (
     "the embedded checkpoint was trained on StreamWorld, generated clips, and knows nothing else. What it says "
     "of this video means nothing; --model takes one that was trained on more."
@@ -367,13 +366,13 @@ PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_optio
 @app.command(context_settings=PASS_ON)
 def convert(context: typer.Context) -> None:
     """Converts a VideoLLM-online checkpoint: BASE ADAPTER OUT, and options (--help)."""
-    _pass_on(context, "videollm_mod.convert_videollm_online_weights_to_hf")
+    _pass_on(context, "videollm_mod.convert.videollm_online")
 
 
 @app.command(context_settings=PASS_ON)
 def convert_llava(context: typer.Context) -> None:
     """Converts a vision-language model of the LLaVA family: MODEL OUT, and options (--help)."""
-    _pass_on(context, "videollm_mod.convert_llava_weights_to_hf")
+    _pass_on(context, "videollm_mod.convert.llava")
 
 
 @app.command(context_settings=PASS_ON)

@@ -23,7 +23,6 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 from transformers.utils import logging
 
 from .cache_videollm_mod import CACHE_NAME, one_cache
-from .engine_videollm_mod import StreamingEngine, read_ahead
 from .streaming_videollm_mod import StreamEvent, StreamingSession
 
 
@@ -142,11 +141,12 @@ class VideoLLMMoDGenerationMixin:
                 logger.warning("Frames come faster than they can be watched: the oldest that wait are dropped.")
 
         # Decoding goes on while the model works.
-        ahead = read_ahead(
-            processor.read_video(video, fps=fps, start=start, end=end),
+        ahead = processor.read_ahead(
+            video,
             session.chunk_frames,
-            is_live=not processor.is_complete(video),
-            goes_on=processor.goes_on(video),
+            fps=fps,
+            start=start,
+            end=end,
             when_behind=when_behind,
             max_waiting=max_waiting,
             on_drop=drop,
@@ -159,32 +159,6 @@ class VideoLLMMoDGenerationMixin:
             ahead.close()
             if session.num_dropped > 0:
                 logger.warning(f"{session.num_frames} frames were watched, and {session.num_dropped} dropped.")
-
-    def serve(self, processor: Any, **options: Any) -> StreamingEngine:
-        """
-        Opens an engine that runs many live streams on this model together.
-
-        Args:
-            processor ([`VideoLLMMoDProcessor`]): Turns frames and text into tensors.
-            options: Options of [`StreamingEngine`]: `max_streams`, `max_frames`, `max_text_tokens`,
-                `max_batch_tokens`, `when_behind`, `max_waiting`, `cache_dtype`, `page_size`, `capture`,
-                `compile_steps`.
-
-        Returns:
-            [`StreamingEngine`]
-
-        Example:
-
-        ```python
-        >>> with model.serve(processor, max_streams=16) as engine:
-        ...     stream = engine.open(fps=2, when_behind="drop_oldest")
-        ...     for frame in camera:
-        ...         stream.push(frame)
-        ...     stream.close()
-        ...     for event in stream:                      # or in another thread, meanwhile
-        ...         print(event.time, event.text)
-        ```"""
-        return StreamingEngine(self, processor, **options)
 
     def should_speak(
         self, logits: torch.Tensor, interval_threshold: float | None = None

@@ -35,8 +35,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_available, logging
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_videollm_mod import set_packed_attention
-from .cache_videollm_mod import CACHE_NAME, VideoLLMMoDCache, VideoLLMMoDPagePool, one_cache
+from .cache_videollm_mod import CACHE_NAME, VideoLLMMoDCache, one_cache
 from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig
 from .generation_videollm_mod import VideoLLMMoDGenerationMixin
 from .routing_videollm_mod import (
@@ -227,23 +226,6 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         layers, routed = self.config.text_config.num_hidden_layers, self.config.routed_layers
         return VideoLLMMoDCache(layers, routed, max_lengths=max_lengths, offloading=offloading, dtype=dtype)
 
-    def new_page_pool(
-        self, num_frames: int, num_text_tokens: int, *, page_size: int = 256, dtype: torch.dtype | None = None
-    ) -> VideoLLMMoDPagePool:
-        """
-        Memory for the caches of many streams.
-
-        Args:
-            num_frames (`int`): Frames that all streams together can remember.
-            num_text_tokens (`int`): Tokens of text, separators of frames included, that all can remember.
-            page_size (`int`, *optional*, defaults to 256): Entries of a page. Kernels may want a multiple of 256.
-            dtype (`torch.dtype`, *optional*): That of what is stored; see [`VideoLLMMoDPagePool`].
-        """
-        num_tokens = self.config.frame_num_tokens
-        kinds = [min(count, num_tokens) for count in self.config.layer_keep_counts]
-        pages = {kind: -(-(num_frames * kind + num_text_tokens) // page_size) for kind in sorted(set(kinds))}
-        return VideoLLMMoDPagePool(kinds, pages, num_tokens, page_size=page_size, dtype=dtype)
-
     def encode_frames(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """
         Pools what the vision encoder sees in each frame: its pooled token first, then the grid row by row.
@@ -321,8 +303,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
                 Rotary positions in the full sequence.
             cache ([`VideoLLMMoDCache`], *optional*):
-                What came before. Any `Cache` serves if no layer is routed. With [`PackedCaches`] the row is a step of
-                several streams. `past_key_values`, its name up to Transformers 5.23, is understood too.
+                What came before. Any `Cache` serves if no layer is routed. `past_key_values`, its name
+                up to Transformers 5.23, is understood too.
             inputs_embeds (`torch.Tensor` of shape `(batch, sequence, hidden)`, *optional*): In place of `input_ids`.
             use_cache (`bool`, *optional*): Whether to return a cache.
             output_hidden_states (`bool`, *optional*): Whether to return the full sequence after every layer.
@@ -378,18 +360,15 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                     f"`attention_mask` is {attention_mask.shape[1]} wide; it covers what was seen and what is new: "
                     f"{num_seen} + {layout.sequence_length} tokens."
                 )
-        if position_ids is not None and attention_mask is None and seq_idx is None:
+        needs_masks = getattr(cache, "needs_masks", True)
+        if position_ids is not None and attention_mask is None and seq_idx is None and needs_masks:
             check_on_device(
                 (position_ids.diff(dim=-1) < 0).sum(dim=-1),
                 [0] * position_ids.shape[0],
                 "`position_ids` start anew within a row. To keep dialogues of one row apart give `seq_idx`, the index "
                 "of each token's dialogue. Times they start anew",
             )
-        is_packed = getattr(cache, "is_packed", False)
-        if is_packed:
-            set_packed_attention(self.language_model)
-            position_ids = cache.positions[None]
-        elif position_ids is None:
+        if position_ids is None:
             position_ids = _positions(layout, attention_mask, num_seen, hidden_states.device, seq_idx)
         if self.training and torch.is_grad_enabled():
             self._warn_if_routers_are_frozen()
@@ -412,7 +391,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             collect_scores=output_router_scores,
             **kwargs,
         )
-        if hasattr(cache, "advance") and not is_packed:
+        if hasattr(cache, "advance"):
             cache.advance(layout.sequence_length, layout.inside_frame)
         return outputs
 
@@ -633,12 +612,6 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         """See [`~VideoLLMMoDModel.new_cache`]."""
         return self.model.new_cache(max_lengths=max_lengths, offloading=offloading, dtype=dtype)
 
-    def new_page_pool(
-        self, num_frames: int, num_text_tokens: int, *, page_size: int = 256, dtype: torch.dtype | None = None
-    ) -> VideoLLMMoDPagePool:
-        """See [`~VideoLLMMoDModel.new_page_pool`]."""
-        return self.model.new_page_pool(num_frames, num_text_tokens, page_size=page_size, dtype=dtype)
-
     @can_return_tuple
     def forward(
         self,
@@ -851,8 +824,6 @@ def _run_layers(
     for index, decoder_layer in enumerate(language_model.layers[: language_model.config.num_hidden_layers]):
         keep_count = keep_counts[index]
         layer_kwargs = {CACHE_NAME: cache, "use_cache": cache is not None, **kwargs}
-        if getattr(cache, "is_packed", False):
-            layer_kwargs["packed_caches"] = cache
         # Rotary positions reach a layer as `position_embeddings` alone: gapped `position_ids` read as packed rows.
         if keep_count >= layout.num_tokens or layout.total_frames == 0:
             record_positions(cache, index, keep_count < layout.num_tokens, None, layout, num_seen)

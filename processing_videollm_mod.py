@@ -15,7 +15,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from transformers.utils import is_vision_available, logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
-from .video_reading_videollm_mod import goes_on, is_complete, read_video
+from .video_reading_videollm_mod import goes_on, is_complete, read_ahead, read_video
 
 
 if is_vision_available():
@@ -537,15 +537,28 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         """Plays a video at a frame rate: see [`read_video`]."""
         return read_video(video, fps=fps, start=start, end=end)
 
-    @staticmethod
-    def is_complete(video: Any) -> bool:
-        """Whether all of a video is there to be read, as of a file or an array and maybe not of a camera or a URL."""
-        return is_complete(video)
-
-    @staticmethod
-    def goes_on(video: Any) -> bool:
-        """Whether it goes on while nobody reads it, as a camera and a broadcast, and not a file or a download."""
-        return goes_on(video)
+    def read_ahead(
+        self,
+        video: Any,
+        most: int,
+        *,
+        fps: float = 2.0,
+        start: float = 0.0,
+        end: float | None = None,
+        when_behind: str | None = None,
+        max_waiting: int | None = None,
+        on_drop: Callable[[], None] = lambda: None,
+    ) -> Iterator[list[tuple[float, Any]]]:
+        """Plays a video in a thread of its own, up to `most` frames at once: see [`read_video`] and [`read_ahead`]."""
+        return read_ahead(
+            self.read_video(video, fps=fps, start=start, end=end),
+            most,
+            is_live=not is_complete(video),
+            goes_on=goes_on(video),
+            when_behind=when_behind,
+            max_waiting=max_waiting,
+            on_drop=on_drop,
+        )
 
     def process_frames(self, frames: Any) -> torch.Tensor:
         """

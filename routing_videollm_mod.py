@@ -278,8 +278,8 @@ class LayerMasks:
 
     def get(self, layer: int, keep_count: int, inputs: torch.Tensor) -> Any:
         """Mask of a layer about to run on `inputs` (batch, length, hidden), its positions already recorded."""
-        if getattr(self.cache, "is_packed", False):
-            return None  # Each stream sees itself alone, which its entries say.
+        if not getattr(self.cache, "needs_masks", True):
+            return None
         window = self._window(layer, inputs.shape[1])
         key = (min(keep_count, self.layout.num_tokens), window)
         if key not in self._masks:

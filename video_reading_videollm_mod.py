@@ -16,7 +16,9 @@
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sized
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,13 @@ logger = logging.get_logger(__name__)
 _GO_ON = ("camera:", "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
 # How FFmpeg calls a camera by its number.
 _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
+
+# What happens to frames that come faster than they can be seen, and how many of a stream wait at most.
+WHEN_BEHIND = {"catch_up": 512, "drop_oldest": 16, "block": 16}
+
+
+class TooManyWaitingError(Exception):
+    """Frames were refused, since too many wait to be seen."""
 
 
 def read_video(
@@ -173,4 +182,123 @@ def _to_rgb(frame: Any, reformatter: Any) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
 
 
-__all__ = ["goes_on", "is_complete", "read_video"]
+def read_ahead(
+    items: Iterator[Any],
+    most: int,
+    *,
+    is_live: bool = True,
+    goes_on: bool = False,
+    when_behind: str | None = None,
+    max_waiting: int | None = None,
+    on_drop: Callable[[], None] = lambda: None,
+) -> Iterator[list[Any]]:
+    """
+    The same items, read by a thread that is ahead, so that a video is decoded while the model works.
+
+    Args:
+        items (`Iterator`): What to read. An error of it is raised where its item would be.
+        most (`int`): Most items to give at once.
+        is_live (`bool`, *optional*, defaults to `True`): Whether nobody knows when the next comes, so that those that
+            wait are given at once. A file's are given as many together as are asked for: fewer steps take less time.
+            A file waits, whatever `when_behind` says, and is read `most` items ahead.
+        goes_on (`bool`, *optional*, defaults to `False`): Whether the source goes on while nobody reads it.
+        when_behind (`str`, *optional*): What happens to a live source's items that come faster than they are taken:
+            `"catch_up"`, `"drop_oldest"` or `"block"`, which lets the source wait. By default the oldest are dropped
+            of one that goes on, and others wait.
+        max_waiting (`int`, *optional*): How many may wait, by default 512 to catch up, else 16.
+        on_drop (`Callable`, *optional*): Called for each that is dropped, by the thread that reads.
+
+    Yields:
+        `list`: Those that wait, at least one, or `most`, but for the last.
+
+    Raises:
+        `TooManyWaitingError`: After what waits, if more would have to, to catch up.
+        `ValueError`: If `when_behind` is another, or `max_waiting` less than 1.
+    """
+    when_behind = when_behind or ("drop_oldest" if goes_on else "block")
+    check_when_behind(when_behind)
+    limit = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
+    if limit < 1:
+        raise ValueError(f"`max_waiting` must be at least 1, got {limit}.")
+    if not is_live:
+        when_behind, limit = "block", most
+    waiting: deque[Any] = deque()
+    changed = threading.Condition()
+    has_ended = is_stopped = False
+    error: BaseException | None = None
+
+    def take_in(item: Any) -> None:
+        is_full = False
+        with changed:
+            if when_behind == "block":
+                changed.wait_for(lambda: len(waiting) < limit or is_stopped)
+            elif len(waiting) == limit and not is_stopped:
+                is_full = True
+                if when_behind == "catch_up":
+                    raise TooManyWaitingError(
+                        f"{limit} wait, as many as may, and more frames come than can be seen. Watch fewer a second, "
+                        'or choose another `when_behind`: "drop_oldest", or "block".'
+                    )
+                waiting.popleft()
+            waiting.append(item)
+            changed.notify_all()
+        if is_full:
+            on_drop()
+
+    def read() -> None:
+        nonlocal has_ended, error
+        # Whatever goes wrong, who listens must not wait for more.
+        try:
+            for item in items:
+                take_in(item)
+                if is_stopped:
+                    break
+        except BaseException as raised:
+            error = raised
+        try:
+            close: Callable[[], None] | None = getattr(items, "close", None)
+            if close is not None:
+                close()
+        except BaseException as raised:
+            error = error or raised
+        with changed:
+            has_ended = True
+            changed.notify_all()
+
+    thread = threading.Thread(target=read, name="read_ahead", daemon=True)
+    thread.start()
+    try:
+        fewest = 1 if is_live else most
+        while True:
+            with changed:
+                changed.wait_for(lambda: len(waiting) >= fewest or has_ended)
+                some = [waiting.popleft() for _ in range(min(most, len(waiting)))]
+                changed.notify_all()
+            if not some:
+                break
+            yield some
+        if error is not None:
+            raise error
+    finally:
+        with changed:
+            is_stopped = True
+            changed.notify_all()
+        # A source that stands still, a camera that is gone for one, must not keep who has heard enough.
+        thread.join(timeout=1)
+
+
+def check_when_behind(when_behind: str) -> None:
+    """Raises `ValueError` if there is no such policy."""
+    if when_behind not in WHEN_BEHIND:
+        raise ValueError(f"`when_behind` is {when_behind!r}; it must be one of {', '.join(map(repr, WHEN_BEHIND))}.")
+
+
+__all__ = [
+    "WHEN_BEHIND",
+    "TooManyWaitingError",
+    "check_when_behind",
+    "goes_on",
+    "is_complete",
+    "read_ahead",
+    "read_video",
+]

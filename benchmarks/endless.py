@@ -32,6 +32,8 @@ from cost import device_name, p99
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from videollm_mod.serving import StreamingEngine
+
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,8 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Watches, prints a line each thousand frames, and how the last compares with the first full window."""
     parser = argparse.ArgumentParser(description="Measures a stream whose oldest frames are evicted.")
-    parser.add_argument("--checkpoint", default=str(ROOT / "space" / "checkpoint"), help="folder or Hub id")
-    parser.add_argument("--video", default=str(ROOT / "space" / "samples" / "streamworld.mp4"))
+    parser.add_argument("--checkpoint", default=str(ROOT), help="folder or Hub id")
+    parser.add_argument("--video", default=str(ROOT / "samples" / "streamworld.mp4"))
     parser.add_argument("--frames", type=int, default=20_000)
     parser.add_argument("--max-frames", type=int, default=60, help="frames remembered")
     parser.add_argument("--max-text-tokens", type=int, default=1024, help="tokens of text remembered")
@@ -52,7 +54,7 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
     frames = [frame for _, frame in processor.read_video(options.video, fps=options.fps)]
     limits = {"max_frames": options.max_frames, "max_text_tokens": options.max_text_tokens}
-    engine = model.serve(processor, max_streams=1, **limits) if options.engine else None
+    engine = StreamingEngine(model, processor, max_streams=1, **limits) if options.engine else None
     stream = model.stream(processor, fps=options.fps, **limits) if engine is None else engine.open(fps=options.fps)
     session = stream if engine is None else stream.session
     stream.ask("Please narrate the video in real time.", reply_now=False)

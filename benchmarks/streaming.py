@@ -16,8 +16,8 @@ How fast a stream is watched and talked about, routed and at full compute, besid
 
 ```bash
 python benchmarks/streaming.py                                                   # on this machine's CPU, small
-python benchmarks/streaming.py --checkpoint space/checkpoint --contexts 10 60 --stream-context 24 \\
-    --clip space/samples/streamworld.mp4                                         # the embedded checkpoint, its sample
+python benchmarks/streaming.py --checkpoint . --contexts 10 60 --stream-context 24 \\
+    --clip samples/streamworld.mp4                                         # the embedded checkpoint, its sample
 python benchmarks/streaming.py --shape llama3-8b --device cuda --tokens 50 --encoder siglip-l \\
     --contexts 10 300 600 1200 3600 --streams 1 8 16 32 64 --stream-context 300  # on a GPU
 ```
@@ -66,17 +66,14 @@ from cost import SCHEMES, SHAPES, device_name, free, p99, wait, write
 from tqdm import tqdm
 from transformers import AutoConfig, AutoProcessor, Cache, DynamicCache
 
-from videollm_mod import (
-    StreamingEngine,
-    VideoLLMMoDConfig,
-    VideoLLMMoDForConditionalGeneration,
-    VideoLLMMoDPagedCache,
-)
-from videollm_mod.attention_videollm_mod import attention_in_use
+from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
 from videollm_mod.cache_videollm_mod import CACHE_NAME
-from videollm_mod.engine_videollm_mod import read_ahead
+from videollm_mod.serving import StreamingEngine
+from videollm_mod.serving.attention import attention_in_use
+from videollm_mod.serving.pages import VideoLLMMoDPagedCache
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.streaming_videollm_mod import StreamEvent, StreamStep
+from videollm_mod.video_reading_videollm_mod import read_ahead
 
 
 PLAIN = "plain loop"
@@ -425,7 +422,7 @@ def measure_clip(options: argparse.Namespace) -> list[Clip]:
     for name, compiled in (("engine", False), ("engine, compiled", True)):
         if options.compile or not compiled:
             how = {"max_streams": 1, "max_frames": max(frames, 8), "compile_steps": compiled, **stored}
-            engine = model.serve(processor, **how)
+            engine = StreamingEngine(model, processor, **how)
             engine.warm_up()
             ways[name] = partial(by_engine, engine)
     for name, way in ways.items():

@@ -38,8 +38,8 @@ def main() -> None:
     """Streams the clip and writes one picture a frame."""
     parser = argparse.ArgumentParser(description="Draws a clip being narrated, with the routing visible.")
     parser.add_argument("out", type=Path, help="GIF to write")
-    parser.add_argument("--video", default=str(ROOT / "space" / "samples" / "streamworld.mp4"))
-    parser.add_argument("--model", default=str(ROOT / "space" / "checkpoint"))
+    parser.add_argument("--video", default=str(ROOT / "samples" / "streamworld.mp4"))
+    parser.add_argument("--model", default=str(ROOT))
     parser.add_argument("--query", default="Please narrate the video in real time.")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()

@@ -34,7 +34,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 7871
-LAST = json.loads((ROOT / "space" / "samples" / "streamworld.json").read_text(encoding="utf-8"))["events"][-1][1]
+LAST = json.loads((ROOT / "samples" / "streamworld.json").read_text(encoding="utf-8"))["events"][-1][1]
 DESK, PHONE = {"width": 1280, "height": 960}, {"width": 390, "height": 844}
 
 

@@ -50,8 +50,8 @@ from viewer import MOST_TYPED, NARRATE, Viewer, compare
 
 
 HERE = Path(__file__).resolve().parent
-EMBEDDED = HERE / "checkpoint"
-SAMPLES = HERE / "samples"
+EMBEDDED = HERE.parent
+SAMPLES = EMBEDDED / "samples"
 TICK = 0.5
 MOST_FRAMES = 16  # As in page.js: more are dropped there.
 FORMATS = {

@@ -169,7 +169,7 @@ def test_a_way_without_room_beside_the_others_is_measured_alone(has_room_alone, 
 
 
 def test_a_checkpoint_watches_a_clip_in_every_way(tmp_path):
-    options = ["--checkpoint", "space/checkpoint", "--clip", "space/samples/streamworld.mp4"]
+    options = ["--checkpoint", ".", "--clip", "samples/streamworld.mp4"]
     run("streaming.py", *options, "--contexts", 2, "--steps", 2, "--streams", "--out", tmp_path)
     figures = json.loads((tmp_path / "streaming.json").read_text())
     assert [row["way"] for row in figures["clip"]] == ["session", "plain loop", "engine"]

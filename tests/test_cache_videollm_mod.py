@@ -21,7 +21,9 @@ import torch
 from tiny import SCHEMES, TEXT_MODELS, HostAndDevice, dialogue_ids, random_features, tiny_model
 from torch.testing import assert_close
 
-from videollm_mod import OutOfPagesError, VideoLLMMoDCache, VideoLLMMoDPagedCache, cache_videollm_mod
+from videollm_mod import VideoLLMMoDCache
+from videollm_mod.serving import pages
+from videollm_mod.serving.pages import OutOfPagesError, VideoLLMMoDPagedCache, new_page_pool
 
 
 RUNS = [2, 1, 2]
@@ -291,11 +293,11 @@ def test_eviction_refuses_what_it_cannot_do():
 
 
 def paged_cache(model, frames=40, text=200, page_size=16, **options):
-    return VideoLLMMoDPagedCache(model.new_page_pool(frames, text, page_size=page_size, **options))
+    return VideoLLMMoDPagedCache(new_page_pool(model, frames, text, page_size=page_size, **options))
 
 
 def test_pages_are_taken_in_a_row_where_there_is_one():
-    pool = tiny_model().new_page_pool(10, 28, page_size=16)
+    pool = new_page_pool(tiny_model(), 10, 28, page_size=16)
     assert pool.num_pages == {2: 3, 10: 8}
     first, second = pool.take(10, 3), pool.take(10, 2)
     assert (first, second) == ([0, 1, 2], [3, 4])
@@ -336,21 +338,21 @@ def test_nothing_is_copied_as_a_paged_cache_grows():
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_nobody_waits_as_a_paged_cache_grows(scheme):
     model = tiny_model(**SCHEMES[scheme])
-    pool = model.new_page_pool(40, 200, page_size=16)
+    pool = new_page_pool(model, 40, 200, page_size=16)
     caches = [VideoLLMMoDPagedCache(pool) for _ in range(2)]
     caches[0].reserve(20, 60)
     asked, between = [], []
     for step in range(3):
         for cache in caches:
             inputs = {"frame_features": random_features(model.config, 1, seed=step), "num_frames": [1]}
-            with torch.no_grad(), HostAndDevice(cache_videollm_mod) as mode:
+            with torch.no_grad(), HostAndDevice(pages) as mode:
                 model(input_ids=dialogue_ids(model.config, [1], seed=step), cache=cache, **inputs)
             asked.append(mode.found)
         between.append(VideoLLMMoDPagedCache(pool))
         between[-1].reserve(1, 1)
     # In pages that do not follow each other entries lie where the host says: it does not wait for that to arrive.
-    assert asked[::2] == [set()] * 3 and asked[-1] == {("cache._bring", "lift_fresh")}
-    with HostAndDevice(cache_videollm_mod) as mode:
+    assert asked[::2] == [set()] * 3 and asked[-1] == {("pages._bring", "lift_fresh")}
+    with HostAndDevice(pages) as mode:
         caches[0].crop(-1)
     assert mode.found  # as it is where the device is asked
 
@@ -360,7 +362,7 @@ def test_nobody_waits_as_a_paged_cache_grows(scheme):
 def test_a_paged_cache_is_a_cache_as_any_other(scheme, reserved):
     """With pages in a row, and with those of two streams that grow in turns."""
     model = tiny_model(**SCHEMES[scheme])
-    pool = model.new_page_pool(60, 400, page_size=16)
+    pool = new_page_pool(model, 60, 400, page_size=16)
     caches, others = [VideoLLMMoDPagedCache(pool) for _ in range(2)], [model.new_cache() for _ in range(2)]
     if reserved:
         for cache in caches:

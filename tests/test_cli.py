@@ -17,7 +17,6 @@ import functools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 
 import pytest
 from hub import Hub, commit_hash
-from tiny import random_frames, write_clip
+from tiny import copy_embedded, embedded_files, random_frames, write_clip
 from transformers import AutoConfig, LlamaConfig
 from typer.testing import CliRunner
 
@@ -38,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
 
 
-SAMPLE = ROOT / "space" / "samples" / "streamworld.mp4"
+SAMPLE = ROOT / "samples" / "streamworld.mp4"
 STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
 
 
@@ -58,7 +57,7 @@ def run(*arguments, folder=ROOT, **options):
 def test_narrates_the_sample(tmp_path):
     done = run("narrate", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    story = json.loads((ROOT / "space" / "samples" / "streamworld.json").read_text(encoding="utf-8"))
+    story = json.loads((ROOT / "samples" / "streamworld.json").read_text(encoding="utf-8"))
     told = done.stdout.split("\n\n")[0].splitlines()
     assert told == [f"{time:6.1f}s  {text}" for time, text in story["events"]]
     assert "Note:" not in done.stderr
@@ -158,10 +157,10 @@ def test_inspect_says_what_a_checkpoint_is_without_its_weights(tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("4 of 16  routed") == 4 and shown.stdout.count("16 of 16  full") == 2
     figures = json.loads(run("inspect", "--json", "--seconds", "60", "--text-tokens", "100").stdout)
-    config = AutoConfig.from_pretrained(ROOT / "space" / "checkpoint", trust_remote_code=True)
+    config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
     cost = config.estimate_cost(120, 100, bytes_per_value=4)
     assert (figures["flops"], figures["cache_bytes"]) == (cost.flops, cost.cache_bytes)
-    for path in (ROOT / "space" / "checkpoint").iterdir():
+    for path in ROOT.iterdir():
         if path.is_file() and path.suffix != ".safetensors":
             (tmp_path / path.name).write_bytes(path.read_bytes())
     assert run("inspect", tmp_path).stdout == shown.stdout
@@ -228,7 +227,7 @@ def test_what_is_no_checkpoint_of_ours_is_said(tmp_path):
         failed = run(*command)
         assert failed.returncode == 1 and "is a llama and no VideoLLM-MoD." in failed.stderr
         assert "Traceback" not in failed.stderr
-    broken = shutil.copytree(ROOT / "space" / "checkpoint", tmp_path / "broken")
+    broken = copy_embedded(tmp_path / "broken")
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     failed = run("narrate", "--model", broken)
@@ -237,7 +236,7 @@ def test_what_is_no_checkpoint_of_ours_is_said(tmp_path):
 
 
 def test_of_a_checkpoint_on_the_hub_a_revision(tmp_path):
-    files = {path.name: path.read_bytes() for path in (ROOT / "space" / "checkpoint").iterdir() if path.is_file()}
+    files = embedded_files()
     config = json.loads(files["config.json"]) | {"interval_threshold": 0.25}
     later = {**files, "config.json": json.dumps(config).encode()}
     with Hub() as hub:

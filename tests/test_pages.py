@@ -28,7 +28,7 @@ from types import SimpleNamespace
 import pytest
 from hub import Hub
 from published import save_live, save_llava
-from tiny import random_frames, tiny_vision_config
+from tiny import embedded_files, random_frames, tiny_vision_config
 from transformers import LlavaOnevisionConfig
 
 from videollm_mod import VideoLLMMoDConfig
@@ -92,11 +92,11 @@ def hub(tmp_path_factory):
         "google/siglip-large-patch16-384": folder / "vision",
         "chenjoya/videollm-online-8b-v1plus": folder / "adapter",
         "llava-hf/llava-onevision-qwen2-7b-ov-hf": folder / "llava",
-        "somebody/checkpoint": ROOT / "space" / "checkpoint",
     }
     with Hub() as server:
         for name, path in names.items():
             server.repos[name] = [{file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}]
+        server.repos["somebody/checkpoint"] = [embedded_files()]
         yield SimpleNamespace(server=server, folder=folder)
 
 
@@ -104,7 +104,12 @@ def hub(tmp_path_factory):
 def test_its_commands_run(page, hub, tmp_path):
     """As they stand, one after another, in a folder that looks like the checkout and has what they are about."""
     for path in ROOT.iterdir():
-        if path.name in ("train", "space", "benchmarks", "docs") or path.suffix == ".py":
+        if path.name in ("train", "space", "benchmarks", "docs", "convert", "serving", "samples") or path.suffix in (
+            ".py",
+            ".json",
+            ".jinja",
+            ".safetensors",
+        ):
             (tmp_path / path.name).symlink_to(path)
     for name in ("talk.mp4", "video.mp4"):
         shutil.copy(ROOT / "tests" / "data" / "nasa_13013.mp4", tmp_path / name)

@@ -30,7 +30,7 @@ from videollm_mod.processing_videollm_mod import DEFAULT_SYSTEM_PROMPT
 
 
 ROOT = Path(__file__).parents[1]
-EMBEDDED, SAMPLE = ROOT / "space" / "checkpoint", ROOT / "space" / "samples" / "streamworld.mp4"
+EMBEDDED, SAMPLE = ROOT, ROOT / "samples" / "streamworld.mp4"
 FRAME = "<v>" * 10
 SYSTEM = {"role": "system", "content": "Watch."}
 

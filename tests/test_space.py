@@ -37,7 +37,7 @@ from hub import TOKEN, Hub
 from huggingface_hub import SpaceCard
 from PIL import Image
 from room import Room, RoomIsFull
-from tiny import random_frames, write_clip
+from tiny import embedded_files, random_frames, write_clip
 from uploads import Limits
 from viewer import Viewer, compare
 
@@ -46,13 +46,13 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcess
 
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "space"
-SAMPLE = SPACE / "samples" / "streamworld.mp4"
+SAMPLE = ROOT / "samples" / "streamworld.mp4"
 STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
 
 
 @pytest.fixture(scope="module")
 def parts():
-    checkpoint = SPACE / "checkpoint"
+    checkpoint = ROOT
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint).eval()
     return model, VideoLLMMoDProcessor.from_pretrained(checkpoint, trust_remote_code=True)
 
@@ -188,7 +188,7 @@ def test_a_damaged_file_ends_with_one_message(parts, monkeypatch):
 
 def test_comparing_is_fair_and_alike(parts):
     model, processor = parts
-    full = VideoLLMMoDForConditionalGeneration.from_pretrained(SPACE / "checkpoint", mod_keep_ratio=1.0).eval()
+    full = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, mod_keep_ratio=1.0).eval()
     steps = [
         [viewer.session.num_frames for viewer in viewers] for viewers in compare((model, full), processor, SAMPLE)
     ]
@@ -327,18 +327,17 @@ def test_the_folder_is_a_space(tmp_path):
     copy = shutil.copytree(SPACE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
     size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
     assert size < 25e6
-    page = space_app.App(str(copy / "checkpoint"), seats=2)
+    page = space_app.App(str(copy), seats=2)
     names = {function.api_name for function in page.build().fns.values()}
     assert {"open_video", "open_camera", "watch", "ask", "export", "compare", "reset"} <= names
-    assert not page.is_toy and space_app.App(str(SPACE / "checkpoint")).is_toy
+    assert not page.is_toy and space_app.App(str(ROOT)).is_toy
 
 
 def test_a_private_model_by_its_name_in_the_environment(tmp_path):
     """As on a Space: `MODEL_ID` names it, the secret `HF_TOKEN` opens it."""
     with Hub() as hub:
         repo = "somebody/private"
-        files = [path for path in (SPACE / "checkpoint").iterdir() if path.is_file()]
-        hub.repos[repo] = [{path.name: path.read_bytes() for path in files}]
+        hub.repos[repo] = [embedded_files()]
         hub.private.add(repo)
         look = "import sys, app; sys.argv = ['app.py']; "
         look += "app.gr.Blocks.launch = lambda *_, **__: print('served'); app.main()"

@@ -37,7 +37,7 @@ from videollm_mod.video_reading_videollm_mod import read_video
 
 
 ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "space" / "samples" / "streamworld.mp4"
+SAMPLE = ROOT / "samples" / "streamworld.mp4"
 NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
 STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -331,7 +331,7 @@ def engines(monkeypatch):
 @pytest.fixture(scope="module")
 def trained():
     """The embedded checkpoint, and rows of every kind and of different lengths, the last of them in a file."""
-    checkpoint = ROOT / "space" / "checkpoint"
+    checkpoint = ROOT
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint).eval()
     kinds = {"narrate": 1.0, "ask": 1.0, "wait": 1.0}
     rows = list(streamworld_dataset("test", num_clips=7, world=WORLDS["tiny"], kinds=kinds))
@@ -339,7 +339,7 @@ def trained():
     for row, count in ((rows[0], 12), (rows[3], 9)):
         row["video"] = row["video"][:count]
     messages = [{"role": "user", "content": NARRATE, "time": 1.0}]
-    file = {"video": str(ROOT / "space" / "samples" / "streamworld.mp4"), "messages": messages, "start": 1.0}
+    file = {"video": str(ROOT / "samples" / "streamworld.mp4"), "messages": messages, "start": 1.0}
     return model, VideoLLMMoDProcessor.from_pretrained(checkpoint), [*rows, file]
 
 
@@ -405,7 +405,7 @@ class OfUnknownLength:
 
 
 def test_the_card_of_a_training_has_what_it_reached(tmp_path, monkeypatch):
-    command = ["--dataset", "streamworld", "--world", "tiny", "--checkpoint", ROOT / "space" / "checkpoint"]
+    command = ["--dataset", "streamworld", "--world", "tiny", "--checkpoint", ROOT]
     command += ["--num_clips", 4, "--max_steps", 1, "--logging_steps", 1, "--report_to", "none", "--lora_r", 4]
     command += ["--per_device_train_batch_size", 1, "--eval_split", "validation", "--num_eval_clips", 2]
     command += ["--num_streamed_clips", 2, "--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "no"]
@@ -422,14 +422,14 @@ def test_the_card_of_a_training_has_what_it_reached(tmp_path, monkeypatch):
 
 
 def test_the_embedded_card_tells_what_its_configuration_costs():
-    checkpoint = ROOT / "space" / "checkpoint"
+    checkpoint = ROOT
     text = (checkpoint / "README.md").read_text(encoding="utf-8")
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
     assert all(part in text for part in describe_cost(config)) and "| 1 | 8.5 | 19.1 |" in text
 
 
 def test_the_embedded_card_tells_how_it_was_trained_and_what_it_reaches():
-    checkpoint = ROOT / "space" / "checkpoint"
+    checkpoint = ROOT
     card = ModelCard.load(checkpoint / "README.md")
     training, measured = card.text.split("## Training\n")[1].split("## Evaluation on StreamWorld, tiny, test\n")
     measured = measured.split("\n## ")[0]

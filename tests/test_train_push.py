@@ -15,7 +15,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +22,11 @@ from pathlib import Path
 import pytest
 from hub import TOKEN, Hub, commit_hash
 from safetensors.torch import load, load_file, save_file
+from tiny import copy_embedded, embedded_files
 
 
 ROOT = Path(__file__).parents[1]
-EMBEDDED = ROOT / "space" / "checkpoint"
+EMBEDDED = ROOT
 REPO = "somebody/narrator"
 
 
@@ -46,7 +46,7 @@ def push(hub, home, *arguments, **variables):
 
 
 def test_everything_in_one_commit_and_loaded_from_there(hub, tmp_path):
-    checkpoint = shutil.copytree(EMBEDDED, tmp_path / "checkpoint")
+    checkpoint = copy_embedded(tmp_path / "checkpoint")
     (checkpoint / "checkpoint-500").mkdir()
     (checkpoint / "checkpoint-500" / "optimizer.pt").write_bytes(b"0" * 100)
     (checkpoint / "training_args.bin").write_bytes(b"0" * 100)
@@ -55,12 +55,8 @@ def test_everything_in_one_commit_and_loaded_from_there(hub, tmp_path):
     assert done.stdout.splitlines()[-1] == f"{REPO}@{commit_hash(REPO, 1)}, loaded from there"
     assert len(hub.repos[REPO]) == 2, "one commit after the empty one"
     published, card = dict(hub.files(REPO)), (EMBEDDED / "README.md").read_text()
-    assert published.pop("README.md").decode() == card.replace('("space/checkpoint", trust', f'("{REPO}", trust')
-    assert published == {
-        path.name: path.read_bytes()
-        for path in EMBEDDED.iterdir()
-        if path.is_file() and path.suffix != ".pyc" and path.name != "README.md"
-    }
+    assert published.pop("README.md").decode() == card.replace('(".", trust', f'("{REPO}", trust')
+    assert published == {name: data for name, data in embedded_files().items() if name != "README.md"}
     assert TOKEN not in done.stdout + done.stderr
     assert not any(
         TOKEN in path.read_text(errors="ignore") for path in (tmp_path / "home").rglob("*") if path.is_file()
@@ -83,7 +79,7 @@ def test_large_weights_are_cut(hub, tmp_path):
 
 def test_another_model_is_not_overwritten_unless_forced(hub, tmp_path):
     assert push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify").returncode == 0
-    other = shutil.copytree(EMBEDDED, tmp_path / "other")
+    other = copy_embedded(tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "mod_keep_ratio": 0.5, "transformers_version": "9"}))
     refused = push(hub, tmp_path / "home", other, REPO, "--no_verify")
@@ -103,7 +99,7 @@ def test_another_model_is_not_overwritten_unless_forced(hub, tmp_path):
 
 def test_other_weights_of_the_same_configuration_are_another_model(hub, tmp_path):
     assert push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify").returncode == 0
-    other = shutil.copytree(EMBEDDED, tmp_path / "other")
+    other = copy_embedded(tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     weights["model.connector.linear_1.bias"] += 1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
@@ -120,7 +116,7 @@ def test_other_weights_of_the_same_configuration_are_another_model(hub, tmp_path
 
 
 def test_a_card_that_the_hub_refuses_is_not_published(hub, tmp_path):
-    other = shutil.copytree(EMBEDDED, tmp_path / "other")
+    other = copy_embedded(tmp_path / "other")
     (other / "README.md").write_text("# other\n\nNo metadata.\n")
     refused = push(hub, tmp_path / "home", other, REPO, "--no_verify")
     assert refused.returncode == 1 and "error: Invalid metadata in README.md" in refused.stderr
@@ -138,7 +134,7 @@ def test_what_is_no_model_of_ours_is_left_alone(hub, tmp_path):
 
 
 def test_without_a_card_it_gets_a_plain_one(hub, tmp_path):
-    checkpoint = shutil.copytree(EMBEDDED, tmp_path / "checkpoint")
+    checkpoint = copy_embedded(tmp_path / "checkpoint")
     (checkpoint / "README.md").unlink()
     done = push(hub, tmp_path / "home", checkpoint, REPO, "--no_verify")
     assert done.returncode == 0, done.stderr
@@ -160,7 +156,7 @@ from transformers import AutoModel, AutoProcessor
 options = {{"trust_remote_code": True}}
 model = AutoModel.from_pretrained({REPO!r}, **options)
 processor = AutoProcessor.from_pretrained({REPO!r}, **options)
-sample = {str(EMBEDDED.parent / "samples" / "streamworld.mp4")!r}
+sample = {str(EMBEDDED / "samples" / "streamworld.mp4")!r}
 print(sum(event.role == "assistant" for event in model.narrate(processor, sample, query="Narrate.")))
 """
     environment = {**os.environ, **hub.environment(tmp_path / "home")}
@@ -179,7 +175,7 @@ def test_a_look_that_fails_is_not_taken_for_an_empty_place(hub, tmp_path):
 
 
 def test_weights_that_are_missing_are_found_by_looking(hub, tmp_path):
-    checkpoint = shutil.copytree(EMBEDDED, tmp_path / "checkpoint")
+    checkpoint = copy_embedded(tmp_path / "checkpoint")
     weights = load_file(checkpoint / "model.safetensors")
     save_file({name: w for name, w in weights.items() if "connector" not in name}, checkpoint / "model.safetensors")
     done = push(hub, tmp_path / "home", checkpoint, REPO)
@@ -211,7 +207,7 @@ def test_mistakes_are_answered_in_one_line(hub, tmp_path):
         failed = push(hub, tmp_path / "home", *arguments, "--no_verify", **variables)
         assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr[-2000:]
         assert message in failed.stderr, failed.stderr
-    half = shutil.copytree(EMBEDDED, tmp_path / "half")
+    half = copy_embedded(tmp_path / "half")
     (half / "modeling_videollm_mod.py").unlink()
     failed = push(hub, tmp_path / "home", half, REPO)
     assert "it lacks modeling_videollm_mod.py" in failed.stderr and not hub.repos

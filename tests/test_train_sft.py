@@ -57,8 +57,8 @@ from videollm_mod.train.trainer import StreamingSFTTrainer
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "train" / "configs"
-EMBEDDED = ROOT / "space" / "checkpoint"
-SAMPLES = ROOT / "space" / "samples"
+EMBEDDED = ROOT
+SAMPLES = ROOT / "samples"
 NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
 
 

@@ -54,11 +54,27 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "random": {"mod_layers": "all", "mod_router": "random"},
 }
 IMAGE_SIZE = 32
+ROOT = Path(__file__).parents[1]
+# The embedded checkpoint: what of the root belongs to it.
+_EMBEDDED = ("*_videollm_mod.py", "*.json", "*.jinja", "*.safetensors", "README.md")
 _CORPUS = [
     "A red ball enters from the left.\nUser: What color is the ball?\nAssistant: The ball is red.",
     "[,,,]\nAssistant: The blue square leaves.\n[,,]\nUser: Please narrate the video in real time.\n[,]\n",
     "A multimodal AI assistant is helping users with some activities. Below is their conversation, interleaved.",
 ] * 20
+
+
+def embedded_files() -> dict[str, bytes]:
+    """Names and contents of the files that make up the embedded checkpoint."""
+    return {path.name: path.read_bytes() for pattern in _EMBEDDED for path in ROOT.glob(pattern)}
+
+
+def copy_embedded(folder: Path) -> Path:
+    """A new folder with the embedded checkpoint in it."""
+    folder.mkdir(parents=True)
+    for name, content in embedded_files().items():
+        (folder / name).write_bytes(content)
+    return folder
 
 
 @lru_cache

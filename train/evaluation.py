@@ -15,7 +15,7 @@
 How good a streaming model is: LIVE's four measures under teacher forcing, and free streaming on its own history.
 
 ```bash
-python train/evaluation.py --checkpoint space/checkpoint --world tiny --kinds narrate=2,ask=1,wait=1
+python train/evaluation.py --checkpoint . --world tiny --kinds narrate=2,ask=1,wait=1
 ```
 """
 
@@ -36,6 +36,7 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from videollm_mod.serving import StreamingEngine
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.subtitles import video_seconds
@@ -334,7 +335,7 @@ def stream_examples(
                     most = count if engine is None else max(count, 2 * engine.max_frames)
                     engine = None
                     most = min(most, context // tokens)
-                    engine = model.serve(processor, max_frames=most, cache_dtype=cache_dtype, **memory)
+                    engine = StreamingEngine(model, processor, max_frames=most, cache_dtype=cache_dtype, **memory)
                     continue
                 else:
                     stream = engine.open(fps=fps, max_frames=count, max_text_tokens=_TEXT_TOKENS, **options)

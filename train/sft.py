@@ -17,7 +17,7 @@ Supervised fine-tuning on streaming dialogues, with TRL.
 ```bash
 # Your own video, with its subtitles as narration
 python train/data/subtitles.py talk.mp4 --out talk.jsonl
-python train/sft.py --dataset talk.jsonl --checkpoint space/checkpoint --tune_language_model full --output_dir out
+python train/sft.py --dataset talk.jsonl --checkpoint . --tune_language_model full --output_dir out
 
 # A new model of any vision encoder and language model, by VideoLLM-online's recipe
 accelerate launch --config_file train/configs/ddp.yaml train/sft.py --dataset data \

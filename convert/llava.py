@@ -17,8 +17,8 @@ LLaVA-NeXT-Video, LLaVA-OneVision, and whatever else has an encoder with a patch
 and a decoder-only language model.
 
 ```bash
-python convert_llava_weights_to_hf.py llava-hf/llava-onevision-qwen2-7b-ov-hf out
-python convert_llava_weights_to_hf.py MODEL out --frame_token_pooled 7 7 --mod_layers interleaved --mod_keep_ratio 0.2
+python convert/llava.py llava-hf/llava-onevision-qwen2-7b-ov-hf out
+python convert/llava.py MODEL out --frame_token_pooled 7 7 --mod_layers interleaved --mod_keep_ratio 0.2
 ```
 
 Encoder, projector and language model are taken, with the encoder's layer that the projector was trained on. The model

@@ -33,7 +33,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available, logging
 
-from .cache_videollm_mod import read_pages, read_strip, write_pages
+from .pages import read_pages, read_strip, write_pages
 
 
 try:
@@ -676,7 +676,8 @@ class PackedCaches:
         `ValueError`: If `over` are those of a step of another shape.
     """
 
-    is_packed = True
+    # Each stream sees itself only, which its entries say.
+    needs_masks = False
 
     def __init__(
         self,
@@ -773,6 +774,9 @@ class PackedCaches:
         self.caches = [self.caches[row] for row in rows]
         self.num_tokens = [self.num_tokens[row] for row in rows]
         self.new = {kind: [new[row] for row in rows] for kind, new in self.new.items()}
+
+    def advance(self, num_tokens: int, inside_frame: torch.Tensor | None = None) -> None:  # noqa: ARG002
+        """Does nothing: [`commit`] counts the step in each stream's own cache."""
 
     def commit(self, inside_frames: Sequence[torch.Tensor | None]) -> None:
         """

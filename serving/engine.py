@@ -28,15 +28,22 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import logging
 
-from .attention_videollm_mod import PackedCaches, StepNumbers, attention_in_use
-from .cache_videollm_mod import OutOfPagesError, VideoLLMMoDPagedCache
-from .streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, Work, decide, within_context
+from ..streaming_videollm_mod import (
+    StepResult,
+    StreamEvent,
+    StreamingSession,
+    StreamStep,
+    Work,
+    decide,
+    within_context,
+)
+from ..video_reading_videollm_mod import WHEN_BEHIND, TooManyWaitingError, check_when_behind
+from .attention import PackedCaches, StepNumbers, attention_in_use, set_packed_attention
+from .pages import OutOfPagesError, VideoLLMMoDPagedCache, new_page_pool
 
 
 logger = logging.get_logger(__name__)
 
-# What happens to frames that come faster than they can be seen, and how many of a stream wait at most.
-WHEN_BEHIND = {"catch_up": 512, "drop_oldest": 16, "block": 16}
 # Streams of a captured step come in these numbers, the rest is filled up; frames of a stream in these.
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _FRAMES = (1, 2, 4, 8)
@@ -53,10 +60,6 @@ _CAPTURING = threading.Lock()
 
 class EngineFullError(RuntimeError):
     """A stream was refused, since its memory is not there."""
-
-
-class TooManyWaitingError(Exception):
-    """Frames were refused, since too many wait to be seen."""
 
 
 @dataclass
@@ -355,7 +358,7 @@ class StreamingEngine:
     Example:
 
     ```python
-    >>> with model.serve(processor, max_streams=16, max_frames=600) as engine:
+    >>> with StreamingEngine(model, processor, max_streams=16, max_frames=600) as engine:
     ...     stream = engine.open(fps=2, when_behind="drop_oldest")
     ...     stream.ask("Please narrate.", reply_now=False)
     ...     stream.push(frame)                              # from any thread, at any time
@@ -396,7 +399,7 @@ class StreamingEngine:
             "page_size": page_size,
         }
         _check_positive(**numbers)
-        _check_when_behind(when_behind)
+        check_when_behind(when_behind)
         self.model, self.processor = model, processor
         self.max_streams, self.max_frames, self.max_text_tokens = max_streams, max_frames, max_text_tokens
         self.max_batch_tokens = max_batch_tokens
@@ -411,7 +414,8 @@ class StreamingEngine:
         capture = self.device.type == "cuda" or compile_steps if capture is None else capture
         self.compile_steps = compile_steps
         spare = (_FRAMES[-1], _FRAMES[-1] + _MANY + 1) if capture else (0, 0)
-        self.pool = model.new_page_pool(
+        self.pool = new_page_pool(
+            model,
             max_streams * frames + spare[0],
             max_streams * (text + page_size - 1) + spare[1] + page_size - 1,
             page_size=page_size,
@@ -423,6 +427,7 @@ class StreamingEngine:
         for layer, module in enumerate(model.model.language_model.layers):
             weight = next(module.parameters())
             self.pool.allocate(layer, heads, dim, model.get_input_embeddings().weight.dtype, weight.device)
+        set_packed_attention(model.model.language_model)
         self._captured: dict[_Shape, _CapturedStep] | None = {} if capture else None
         # What fills a captured step up to its shape writes into pages that nobody reads.
         self._spare = VideoLLMMoDPagedCache(self.pool)
@@ -479,7 +484,7 @@ class StreamingEngine:
             raise RuntimeError(f"The engine has stopped: {self._error}") from self._error
         when_behind = self.when_behind if when_behind is None else when_behind
         max_waiting = self.max_waiting if max_waiting is None else max_waiting
-        _check_when_behind(when_behind)
+        check_when_behind(when_behind)
         max_waiting = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
         _check_positive(max_waiting=max_waiting)
         max_frames = self.max_frames if max_frames is None else max_frames
@@ -870,6 +875,8 @@ class _Row:
             outputs = model(
                 input_ids=self.ids,
                 cache=self.packed,
+                packed_caches=self.packed,
+                position_ids=self.packed.positions[None],
                 use_cache=True,
                 logits_to_keep=self.ends,
                 output_router_scores=self.features is not None,
@@ -1153,113 +1160,4 @@ def _check_positive(**numbers: int) -> None:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
-def _check_when_behind(when_behind: str) -> None:
-    if when_behind not in WHEN_BEHIND:
-        raise ValueError(f"`when_behind` is {when_behind!r}; it must be one of {', '.join(map(repr, WHEN_BEHIND))}.")
-
-
-def read_ahead(
-    items: Iterator[Any],
-    most: int,
-    *,
-    is_live: bool = True,
-    goes_on: bool = False,
-    when_behind: str | None = None,
-    max_waiting: int | None = None,
-    on_drop: Callable[[], None] = lambda: None,
-) -> Iterator[list[Any]]:
-    """
-    The same items, read by a thread that is ahead, so that a video is decoded while the model works.
-
-    Args:
-        items (`Iterator`): What to read. An error of it is raised where its item would be.
-        most (`int`): Most items to give at once.
-        is_live (`bool`, *optional*, defaults to `True`): Whether nobody knows when the next comes, so that those that
-            wait are given at once. A file's are given as many together as are asked for: fewer steps take less time.
-            A file waits, whatever `when_behind` says, and is read `most` items ahead.
-        goes_on (`bool`, *optional*, defaults to `False`): Whether the source goes on while nobody reads it.
-        when_behind (`str`, *optional*): What happens to a live source's items that come faster than they are taken:
-            `"catch_up"`, `"drop_oldest"` or `"block"`, which lets the source wait. By default the oldest are dropped
-            of one that goes on, and others wait.
-        max_waiting (`int`, *optional*): How many may wait, by default 512 to catch up, else 16.
-        on_drop (`Callable`, *optional*): Called for each that is dropped, by the thread that reads.
-
-    Yields:
-        `list`: Those that wait, at least one, or `most`, but for the last.
-
-    Raises:
-        `TooManyWaitingError`: After what waits, if more would have to, to catch up.
-        `ValueError`: If `when_behind` is another, or `max_waiting` less than 1.
-    """
-    when_behind = when_behind or ("drop_oldest" if goes_on else "block")
-    _check_when_behind(when_behind)
-    limit = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
-    _check_positive(max_waiting=limit)
-    if not is_live:
-        when_behind, limit = "block", most
-    waiting: deque[Any] = deque()
-    changed = threading.Condition()
-    has_ended = is_stopped = False
-    error: BaseException | None = None
-
-    def take_in(item: Any) -> None:
-        is_full = False
-        with changed:
-            if when_behind == "block":
-                changed.wait_for(lambda: len(waiting) < limit or is_stopped)
-            elif len(waiting) == limit and not is_stopped:
-                is_full = True
-                if when_behind == "catch_up":
-                    raise TooManyWaitingError(
-                        f"{limit} wait, as many as may, and more frames come than can be seen. Watch fewer a second, "
-                        'or choose another `when_behind`: "drop_oldest", or "block".'
-                    )
-                waiting.popleft()
-            waiting.append(item)
-            changed.notify_all()
-        if is_full:
-            on_drop()
-
-    def read() -> None:
-        nonlocal has_ended, error
-        # Whatever goes wrong, who listens must not wait for more.
-        try:
-            for item in items:
-                take_in(item)
-                if is_stopped:
-                    break
-        except BaseException as raised:
-            error = raised
-        try:
-            close: Callable[[], None] | None = getattr(items, "close", None)
-            if close is not None:
-                close()
-        except BaseException as raised:
-            error = error or raised
-        with changed:
-            has_ended = True
-            changed.notify_all()
-
-    thread = threading.Thread(target=read, name="read_ahead", daemon=True)
-    thread.start()
-    try:
-        fewest = 1 if is_live else most
-        while True:
-            with changed:
-                changed.wait_for(lambda: len(waiting) >= fewest or has_ended)
-                some = [waiting.popleft() for _ in range(min(most, len(waiting)))]
-                changed.notify_all()
-            if not some:
-                break
-            yield some
-        if error is not None:
-            raise error
-    finally:
-        with changed:
-            is_stopped = True
-            changed.notify_all()
-        # A source that stands still, a camera that is gone for one, must not keep who has heard enough.
-        thread.join(timeout=1)
-
-
-__all__ = ["EngineFullError", "EngineStats", "EngineStream", "StreamingEngine", "TooManyWaitingError", "read_ahead"]
+__all__ = ["EngineFullError", "EngineStats", "EngineStream", "StreamingEngine"]

@@ -30,21 +30,19 @@ from transformers import AutoModel, AutoProcessor, TorchAoConfig
 from transformers.utils import logging
 
 from videollm_mod import (
-    EngineFullError,
-    StreamingEngine,
     TooManyWaitingError,
     VideoLLMMoDForConditionalGeneration,
-    VideoLLMMoDPagedCache,
-    attention_videollm_mod,
     cache_videollm_mod,
-    engine_videollm_mod,
     generation_videollm_mod,
     modeling_videollm_mod,
     routing_videollm_mod,
     streaming_videollm_mod,
 )
-from videollm_mod.engine_videollm_mod import read_ahead
+from videollm_mod.serving import EngineFullError, StreamingEngine, attention
+from videollm_mod.serving import engine as engine_module
+from videollm_mod.serving.pages import VideoLLMMoDPagedCache
 from videollm_mod.streaming_videollm_mod import StreamStep
+from videollm_mod.video_reading_videollm_mod import read_ahead
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,10 +53,10 @@ LIMITS = {"max_frames": 12, "max_text_tokens": 160}
 @pytest.fixture(scope="module")
 def trained():
     """The embedded checkpoint, which has something to say, and the frames of its sample."""
-    checkpoint = ROOT / "space" / "checkpoint"
+    checkpoint = ROOT
     model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
-    video = processor.read_video(ROOT / "space" / "samples" / "streamworld.mp4", fps=2)
+    video = processor.read_video(ROOT / "samples" / "streamworld.mp4", fps=2)
     return model, processor, [frame for _, frame in video]
 
 
@@ -89,7 +87,7 @@ def test_streams_together_say_what_each_says_alone(trained, capture):
         (8, 9, 2.0, 7, NARRATE, 8),
         (11, 20, 4.0, 9, NARRATE, 1),
     ]
-    engine = model.serve(processor, max_streams=len(plans), page_size=64, capture=capture, **LIMITS)
+    engine = StreamingEngine(model, processor, max_streams=len(plans), page_size=64, capture=capture, **LIMITS)
     alone, streams = [], {}
     for begin, count, fps, _, prompt, question in plans:
         session = model.stream(processor, fps=fps, **LIMITS)
@@ -157,7 +155,9 @@ def test_untrained_streams_too(text):
 
 def test_a_stream_whose_memory_is_in_eight_bits(trained):
     model, processor, frames = trained
-    engines = [model.serve(processor, max_streams=1, cache_dtype=x, **LIMITS) for x in (None, torch.float8_e4m3fn)]
+    engines = [
+        StreamingEngine(model, processor, max_streams=1, cache_dtype=x, **LIMITS) for x in (None, torch.float8_e4m3fn)
+    ]
     for engine in engines:
         stream = engine.open()
         stream.ask(NARRATE, reply_now=False)
@@ -171,7 +171,7 @@ def test_a_stream_whose_memory_is_in_eight_bits(trained):
 
 def test_frames_and_words_share_steps_and_a_question_interrupts(trained):
     model, processor, frames = trained
-    engine = model.serve(processor, max_streams=2, **LIMITS)
+    engine = StreamingEngine(model, processor, max_streams=2, **LIMITS)
     speaking, watching = engine.open(), engine.open()
     speaking.push(frames[:4])
     speaking.ask("What do you see?")
@@ -232,7 +232,7 @@ def test_a_streamer_may_interrupt_a_session(trained):
 def test_questions_that_interrupt_are_answered_in_their_order(trained):
     """The first is not cut short by the second, which was there before its answer began."""
     model, processor, frames = trained
-    engine = model.serve(processor, max_streams=1, **LIMITS)
+    engine = StreamingEngine(model, processor, max_streams=1, **LIMITS)
     stream = engine.open()
     stream.push(frames[:4])
     engine.run()
@@ -249,7 +249,7 @@ def test_questions_that_interrupt_are_answered_in_their_order(trained):
 
 def test_a_reply_that_would_be_cut_at_once_is_not_begun(trained):
     model, processor, frames = trained
-    engine = model.serve(processor, max_streams=1, **LIMITS)
+    engine = StreamingEngine(model, processor, max_streams=1, **LIMITS)
     stream = engine.open(interval_threshold=1.0)  # speaks at every frame
     stream.push(frames[:1])
     batch = engine._choose_batch() or (engine._encode(), engine._choose_batch())[1]
@@ -342,7 +342,7 @@ def test_a_stream_that_does_not_fit_is_refused_until_another_is_closed():
 def test_a_stream_that_outgrows_its_memory_ends_alone(trained):
     """Text between remembered frames cannot be forgotten: whoever asks on and on without frames runs out."""
     model, processor, frames = trained
-    engine = model.serve(processor, max_streams=2, page_size=16, max_frames=4, max_text_tokens=64)
+    engine = StreamingEngine(model, processor, max_streams=2, page_size=16, max_frames=4, max_text_tokens=64)
     greedy, modest = engine.open(), engine.open()
     for stream in (greedy, modest):
         stream.push(frames[:2])
@@ -380,7 +380,7 @@ def test_by_default_a_step_has_room_for_a_frame_of_every_stream():
 
 def test_by_default_a_stream_stays_within_the_context(trained):
     model, processor, _ = trained
-    engine = model.serve(processor, max_streams=1)
+    engine = StreamingEngine(model, processor, max_streams=1)
     # 4096 positions, and 17 tokens a frame with its separator.
     assert (engine.max_frames, engine.max_text_tokens) == (180, (4096 - 180 * 17) // 2)
     assert engine.open().session.max_frames == 180
@@ -406,7 +406,7 @@ def test_by_itself_it_serves_whoever_listens(trained):
         expected.push(frame)
     expected.close()
     heard = {}
-    with model.serve(processor, max_streams=3, **LIMITS) as engine:
+    with StreamingEngine(model, processor, max_streams=3, **LIMITS) as engine:
 
         def camera(name):
             stream = engine.open(when_behind="block", max_waiting=4)
@@ -429,14 +429,14 @@ def test_by_itself_it_serves_whoever_listens(trained):
 
 
 def test_frames_and_questions_are_taken_in_amid_a_step(monkeypatch):
-    amid, go_on, forward = threading.Event(), threading.Event(), engine_videollm_mod._Row.forward
+    amid, go_on, forward = threading.Event(), threading.Event(), engine_module._Row.forward
 
     def slow(row):
         amid.set()
         assert go_on.wait(timeout=60)
         return forward(row)
 
-    monkeypatch.setattr(engine_videollm_mod._Row, "forward", slow)
+    monkeypatch.setattr(engine_module._Row, "forward", slow)
     with tiny_engine(max_streams=2) as engine:
         first, second = (engine.open(max_new_tokens=2) for _ in range(2))
         first.push(random_frames(1))
@@ -476,7 +476,7 @@ def broken(*_):
 def test_what_a_stream_breaks_it_breaks_for_itself(trained, by_itself):
     """A logits processor that raises amid a step of several streams, whose others have what they were given."""
     model, processor, frames = trained
-    engine = model.serve(processor, max_streams=3, **LIMITS)
+    engine = StreamingEngine(model, processor, max_streams=3, **LIMITS)
     streams = [engine.open(), engine.open(logits_processor=broken), engine.open()]
 
     def show():
@@ -524,7 +524,7 @@ def test_all_memory_is_taken_when_the_engine_is_made():
 def test_the_vision_encoder_sees_no_more_at_once_than_its_bound(monkeypatch):
     seen, said = [], []
     for most in (64, 3):
-        monkeypatch.setattr(engine_videollm_mod, "_ENCODED", most)
+        monkeypatch.setattr(engine_module, "_ENCODED", most)
         engine = tiny_engine(max_streams=2)
         encode = engine.model.encode_frames
         monkeypatch.setattr(engine.model, "encode_frames", lambda x, encode=encode: seen.append(len(x)) or encode(x))
@@ -552,8 +552,8 @@ def test_an_error_reaches_who_listens(monkeypatch):
 def test_compiled_steps_say_the_same(trained, monkeypatch):
     """Each its own code, which reads the numbers of every step anew: of one stream after another, at other ages."""
     model, processor, frames = trained
-    shapes = [engine_videollm_mod._Shape(0, 0, 1), engine_videollm_mod._Shape(1, 1, 0, reading=4)]
-    monkeypatch.setattr(engine_videollm_mod, "_shapes", lambda _: shapes)
+    shapes = [engine_module._Shape(0, 0, 1), engine_module._Shape(1, 1, 0, reading=4)]
+    monkeypatch.setattr(engine_module, "_shapes", lambda _: shapes)
     made, compiler = [], torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, **how: made.append(step) or compiler(step, **how))
 
@@ -583,7 +583,7 @@ def test_compiled_steps_say_the_same(trained, monkeypatch):
 
 def test_a_compiled_step_of_grouped_queries_reads_attention_as_it_is_laid_out(monkeypatch):
     """Of one stream alone in the row, whose attention is not copied together with another's."""
-    monkeypatch.setattr(engine_videollm_mod, "_shapes", lambda _: [engine_videollm_mod._Shape(1, 1, 0)])
+    monkeypatch.setattr(engine_module, "_shapes", lambda _: [engine_module._Shape(1, 1, 0)])
     found = []
     for how in ({"capture": False}, {"compile_steps": True}):
         engine = tiny_engine(max_streams=1, **how)
@@ -603,7 +603,7 @@ def test_a_compiled_step_of_grouped_queries_reads_attention_as_it_is_laid_out(mo
 
 def test_a_compiled_token_step_multiplies_by_itself(monkeypatch):
     """A row's products are sums of the compiled code, on a CPU; a library is not called once."""
-    monkeypatch.setattr(engine_videollm_mod, "_shapes", lambda _: [engine_videollm_mod._Shape(0, 0, 1)])
+    monkeypatch.setattr(engine_module, "_shapes", lambda _: [engine_module._Shape(0, 0, 1)])
     called = {}
     for name, how in (("plain", {"capture": False}), ("compiled", {"compile_steps": True})):
         engine = tiny_engine(max_streams=1, **how)
@@ -622,7 +622,7 @@ def test_small_compiled_products_are_sums(dtype, most):
     torch.compiler.reset()  # All cases share one function's code, and that is compiled eight times at most.
     torch.manual_seed(0)
     right, bias = torch.randn(64, 128, dtype=dtype), torch.randn(128, dtype=dtype)
-    options = {"post_grad_custom_pre_pass": engine_videollm_mod._summed_products()}
+    options = {"post_grad_custom_pre_pass": engine_module._summed_products()}
 
     @partial(torch.compile, dynamic=False, options=options)
     def products(left, alpha):
@@ -643,17 +643,17 @@ def test_small_compiled_products_are_sums(dtype, most):
 
 @pytest.mark.parametrize("how", [{"capture": True}, {"compile_steps": True}])
 def test_weights_in_eight_bits_say_the_same_in_captured_steps(monkeypatch, how):
-    checkpoint = ROOT / "space" / "checkpoint"
+    checkpoint = ROOT
     quantized = TorchAoConfig(Int8WeightOnlyConfig())
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint, quantization_config=quantized).eval()
     assert type(model.model.language_model.layers[0].mlp.up_proj.weight.data).__name__ != "Tensor"
     processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
-    video = processor.read_video(ROOT / "space" / "samples" / "streamworld.mp4", fps=2)
+    video = processor.read_video(ROOT / "samples" / "streamworld.mp4", fps=2)
     frames = [frame for _, frame in video][:8]
-    shapes = [engine_videollm_mod._Shape(0, 0, 1)]
+    shapes = [engine_module._Shape(0, 0, 1)]
     if "capture" in how:  # a second one takes long to compile
-        shapes.append(engine_videollm_mod._Shape(1, 1, 0, reading=4))
-    monkeypatch.setattr(engine_videollm_mod, "_shapes", lambda _: shapes)
+        shapes.append(engine_module._Shape(1, 1, 0, reading=4))
+    monkeypatch.setattr(engine_module, "_shapes", lambda _: shapes)
     session = model.stream(processor)
     engine = StreamingEngine(model, processor, max_streams=1, **LIMITS, **how)
     stream = engine.open()
@@ -701,8 +701,8 @@ def test_a_captured_step_is_fed_and_read_through_its_own_tensors(monkeypatch):
             assert len(given) == 4  # three for warming up
             graphs[-1].step, graphs[-1].outputs = self._inputs.forward, given[-1]
 
-    make = engine_videollm_mod._CapturedStep.__init__
-    monkeypatch.setattr(engine_videollm_mod._CapturedStep, "__init__", make_and_capture)
+    make = engine_module._CapturedStep.__init__
+    monkeypatch.setattr(engine_module._CapturedStep, "__init__", make_and_capture)
     found = []
     for engine in (plain, captured):
         streams = [engine.open(max_new_tokens=4) for _ in range(2)]
@@ -752,9 +752,9 @@ def test_frames_are_encoded_while_a_step_runs(monkeypatch):
 
 def test_what_is_captured_of_a_step_brings_nothing_from_the_host_and_asks_nothing(monkeypatch):
     """But for what is for a CPU alone: an order that a GPU computes, and checks that cost nothing there."""
-    modules = (attention_videollm_mod, cache_videollm_mod, engine_videollm_mod, generation_videollm_mod)
+    modules = (attention, cache_videollm_mod, engine_module, generation_videollm_mod)
     modules += (modeling_videollm_mod, routing_videollm_mod, streaming_videollm_mod)
-    found, steps, forward = set(), [], engine_videollm_mod._Row.forward
+    found, steps, forward = set(), [], engine_module._Row.forward
 
     def watched(row):
         with HostAndDevice(*modules) as mode:
@@ -763,7 +763,7 @@ def test_what_is_captured_of_a_step_brings_nothing_from_the_host_and_asks_nothin
         steps.append([step.num_frames for step in row.steps])
         return outputs
 
-    monkeypatch.setattr(engine_videollm_mod._Row, "forward", watched)
+    monkeypatch.setattr(engine_module._Row, "forward", watched)
     engine = tiny_engine(max_streams=2, capture=True)
     streams = [engine.open(max_new_tokens=3) for _ in range(2)]
     for number, stream in enumerate(streams):
@@ -773,7 +773,7 @@ def test_what_is_captured_of_a_step_brings_nothing_from_the_host_and_asks_nothin
     for_a_cpu = {("preference", "lift_fresh"), ("__init__", "nonzero"), ("check_on_device", "tolist")}
     assert found == {(f"routing.{function}", name) for function, name in for_a_cpu}
     assert any(0 in frames and sum(frames) > 0 for frames in steps)
-    with HostAndDevice(engine_videollm_mod) as mode:
+    with HostAndDevice(engine_module) as mode:
         engine.execute([streams[0].session.cache], [StreamStep([7], [0])])
     assert ("engine.results", "tolist") in mode.found
 
@@ -854,9 +854,9 @@ def test_the_captured_step_of_every_mixture_gives_what_a_plain_one_gives(monkeyp
         assert self not in made or form(row) == made[self]
         return row, places
 
-    made, make, fill = {}, engine_videollm_mod._CapturedStep.__init__, engine_videollm_mod._CapturedStep._fill
-    monkeypatch.setattr(engine_videollm_mod._CapturedStep, "__init__", make_and_replay)
-    monkeypatch.setattr(engine_videollm_mod._CapturedStep, "_fill", fill_and_compare)
+    made, make, fill = {}, engine_module._CapturedStep.__init__, engine_module._CapturedStep._fill
+    monkeypatch.setattr(engine_module._CapturedStep, "__init__", make_and_replay)
+    monkeypatch.setattr(engine_module._CapturedStep, "_fill", fill_and_compare)
     found = []
     for capture in (True, False):
         engine = tiny_engine(max_streams=4, capture=capture)

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from tiny import random_frames, tiny_tokenizer
 from transformers import AutoModel, AutoProcessor
 
-from videollm_mod.convert_videollm_online_weights_to_hf import convert, main
+from videollm_mod.convert.videollm_online import convert, main
 
 
 ROOT = Path(__file__).parents[1]
@@ -211,7 +211,7 @@ def test_an_adapter_of_another_kind_or_base_is_noticed(checkpoint, tmp_path, mon
     named = {**settings, "base_model_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct"}
     (adapter / "adapter_config.json").write_text(json.dumps(named))
     told = []
-    monkeypatch.setattr("videollm_mod.convert_videollm_online_weights_to_hf.logger.warning", told.append)
+    monkeypatch.setattr("videollm_mod.convert.videollm_online.logger.warning", told.append)
     convert(str(folder / "base"), str(adapter), tmp_path / "out", **arguments)
     assert len(told) == 1 and "was trained on 'meta-llama/Meta-Llama-3-8B-Instruct'" in told[0]
 
@@ -237,7 +237,7 @@ def test_mistakes_are_answered_in_one_line(checkpoint, tmp_path, monkeypatch, op
 
 def test_as_a_command(checkpoint, tmp_path):
     folder, _ = checkpoint
-    command = [sys.executable, str(ROOT / "convert_videollm_online_weights_to_hf.py"), str(folder / "base")]
+    command = [sys.executable, str(ROOT / "convert/videollm_online.py"), str(folder / "base")]
     command += [str(folder / "adapter"), str(tmp_path / "out"), "--vision_model", str(folder / "vision")]
     done = subprocess.run([*command, "--mod_layers", "all", "--mod_keep_ratio", "0.5"], capture_output=True, text=True)
     assert done.returncode == 0 and "AutoModel.from_pretrained(" in done.stdout, done.stderr

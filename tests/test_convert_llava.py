@@ -31,7 +31,7 @@ from transformers import (
     VipLlavaConfig,
 )
 
-from videollm_mod.convert_llava_weights_to_hf import convert, main
+from videollm_mod.convert.llava import convert, main
 
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def test_the_language_model_is_shown_and_says_the_same(tmp_path, kind):
 def test_by_command_with_routers_it_streams(tmp_path, monkeypatch, capsys):
     config_class, vision, text, _, _ = KINDS["onevision"]
     save_llava(tmp_path / "theirs", config_class, tiny_vision_config(vision), text, multimodal_projector_bias=False)
-    command = [sys.executable, "convert_llava_weights_to_hf.py", tmp_path / "theirs", tmp_path / "ours"]
+    command = [sys.executable, "convert/llava.py", tmp_path / "theirs", tmp_path / "ours"]
     options = ["--mod_layers", "interleaved", "--mod_keep_ratio", "0.25", "--frame_token_pooled", "2", "2"]
     done = subprocess.run([*map(str, command), *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -16,9 +16,9 @@ Makes a checkpoint of ours from one of VideoLLM-online (LIVE, arXiv 2406.11816):
 with the vision encoder kept apart.
 
 ```bash
-python convert_videollm_online_weights_to_hf.py meta-llama/Meta-Llama-3-8B-Instruct \
+python convert/videollm_online.py meta-llama/Meta-Llama-3-8B-Instruct \
     chenjoya/videollm-online-8b-v1plus out
-python convert_videollm_online_weights_to_hf.py BASE ADAPTER out --mod_layers interleaved --mod_keep_ratio 0.2
+python convert/videollm_online.py BASE ADAPTER out --mod_layers interleaved --mod_keep_ratio 0.2
 ```
 
 Without `--mod_layers` and `--mod_keep_ratio` it is the same model, at full compute. With them its routers are new,

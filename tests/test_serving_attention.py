@@ -29,8 +29,8 @@ from torch.testing import assert_close
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from videollm_mod import VideoLLMMoDPagedCache, attention_videollm_mod
-from videollm_mod.attention_videollm_mod import (
+from videollm_mod.serving import attention
+from videollm_mod.serving.attention import (
     PackedCaches,
     StepNumbers,
     _candidates,
@@ -46,7 +46,7 @@ from videollm_mod.attention_videollm_mod import (
     pack_entries,
     set_packed_attention,
 )
-from videollm_mod.cache_videollm_mod import write_pages
+from videollm_mod.serving.pages import VideoLLMMoDPagedCache, new_page_pool, write_pages
 
 
 HEADS, KEY_HEADS, DIM, PAGE = 4, 2, 8, 16
@@ -147,8 +147,8 @@ VARLEN_OPTIONS = ["scale", "window_size", "enable_gqa", "seqused_k", "block_tabl
 
 @pytest.mark.parametrize("window", [None, 4])
 def test_torchs_varlen_attention_is_called_as_it_is_documented(monkeypatch, window):
-    if attention_videollm_mod.varlen_attn is not None:
-        parameters = inspect.signature(attention_videollm_mod.varlen_attn).parameters
+    if attention.varlen_attn is not None:
+        parameters = inspect.signature(attention.varlen_attn).parameters
         assert list(parameters)[: len(VARLEN)] == VARLEN and set(VARLEN_OPTIONS) <= set(parameters)
 
     def called(*args, **options):
@@ -162,7 +162,7 @@ def test_torchs_varlen_attention_is_called_as_it_is_documented(monkeypatch, wind
             given["window_size"],
         )
 
-    monkeypatch.setattr(attention_videollm_mod, "varlen_attn", called)
+    monkeypatch.setattr(attention, "varlen_attn", called)
     query, keys, values, entries = case()
     assert_close(attend_varlen(query, keys, values, entries, SCALING, window), plain(query, keys, values, window))
 
@@ -175,7 +175,7 @@ def test_flash_attn_is_called_as_it_is_documented(monkeypatch):
         assert not options
         return stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k.diff(), table, scaling, window)
 
-    monkeypatch.setattr(attention_videollm_mod, "flash_attn_varlen_func", called)
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", called)
     query, keys, values, entries = case()
     assert_close(attend_flash_attn(query, keys, values, entries, SCALING), plain(query, keys, values))
 
@@ -207,7 +207,7 @@ def test_flashinfer_plans_once_a_step_and_is_called_as_it_is_documented(monkeypa
             scaling = self.options["sm_scale"]
             return attend_gathered(q, *paged_kv_cache, entries, scaling, None if left < 0 else left + 1)
 
-    monkeypatch.setattr(attention_videollm_mod, "_FLASHINFER_WORKSPACE", 16)
+    monkeypatch.setattr(attention, "_FLASHINFER_WORKSPACE", 16)
     monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace(BatchPrefillWithPagedKVCacheWrapper=Wrapper))
     query, keys, values, entries = case()
     expected = plain(query, keys, values, window)
@@ -240,7 +240,7 @@ def test_kernels_are_compared_over_a_long_stream(is_captured, monkeypatch):
         seen.add(tuple(args[3].lengths))
         return attend_strips(*args)
 
-    monkeypatch.setitem(attention_videollm_mod._LONG, "cpu", 9)
+    monkeypatch.setitem(attention._LONG, "cpu", 9)
     assert check_attention(attend, query, keys, is_captured=is_captured) > 0
     assert seen == {(9 * PAGE + PAGE // 2, 3 * PAGE, 5)}
 
@@ -288,7 +288,7 @@ def test_of_kernels_that_are_right_the_fastest_is_taken():
 def test_which_kernels_a_gpu_may_have(monkeypatch):
     """Those that are installed, in half precision; none that plans on the host in a captured step."""
     for name in ("varlen_attn", "flash_attn_varlen_func"):
-        monkeypatch.setattr(attention_videollm_mod, name, lambda *_: None)
+        monkeypatch.setattr(attention, name, lambda *_: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "flashinfer")
     flash = ["torch's varlen attention", "torch's varlen attention", "flash-attn"]
     half, full, eight = torch.bfloat16, torch.float32, torch.float8_e4m3fn
@@ -300,7 +300,7 @@ def test_which_kernels_a_gpu_may_have(monkeypatch):
     assert names(half, half, True) == [*flash, "compiled flex attention"]
     assert names(full, full, False) == ["compiled flex attention"] and names(half, eight, True) == []
     for name in ("varlen_attn", "flash_attn_varlen_func"):
-        monkeypatch.setattr(attention_videollm_mod, name, None)
+        monkeypatch.setattr(attention, name, None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert names(half, half, False) == ["compiled flex attention"]
 
@@ -366,7 +366,7 @@ def test_where_streams_are_not_packed_nothing_changes(text, implementation):
 
 def streams_alone_and_packed(model, page_size=16):
     """Three streams, in steps of frames and of text; logits and caches of each alone, and of all in one row."""
-    pool = model.new_page_pool(60, 300, page_size=page_size)
+    pool = new_page_pool(model, 60, 300, page_size=page_size)
     paged, plain = [VideoLLMMoDPagedCache(pool) for _ in range(3)], [model.new_cache() for _ in range(3)]
     steps = [
         [(0, [2]), (1, [1])],
