@@ -14,16 +14,13 @@
 """The key/value cache: lengths, positions, cutting, and every operation that moves rows."""
 
 import copy
-import gc
 
 import pytest
 import torch
-from tiny import SCHEMES, TEXT_MODELS, HostAndDevice, dialogue_ids, random_features, tiny_model
+from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model
 from torch.testing import assert_close
 
 from videollm_mod import VideoLLMMoDCache
-from videollm_mod.serving import pages
-from videollm_mod.serving.pages import OutOfPagesError, VideoLLMMoDPagedCache, new_page_pool
 
 
 RUNS = [2, 1, 2]
@@ -289,169 +286,6 @@ def test_eviction_refuses_what_it_cannot_do():
         model.evict_tokens(model.new_cache(), torch.ones(0, dtype=torch.bool))
 
 
-# ------------------------------------------------------------------------------------------------------------- pages
-
-
-def paged_cache(model, frames=40, text=200, page_size=16, **options):
-    return VideoLLMMoDPagedCache(new_page_pool(model, frames, text, page_size=page_size, **options))
-
-
-def test_pages_are_taken_in_a_row_where_there_is_one():
-    pool = new_page_pool(tiny_model(), 10, 28, page_size=16)
-    assert pool.num_pages == {2: 3, 10: 8}
-    first, second = pool.take(10, 3), pool.take(10, 2)
-    assert (first, second) == ([0, 1, 2], [3, 4])
-    pool.give_back(10, first)
-    # After the third page comes the fourth, which is taken; elsewhere is a row of two, but the page after 4 is nearer.
-    assert pool.take(10, 2, after=4) == [5, 6] and pool.take(10, 4) == [0, 1, 2, 7]
-    with pytest.raises(OutOfPagesError, match="1 pages of 16 entries are needed in layers that keep 10 of 10.*0 of 8"):
-        pool.take(10, 1)
-
-
-def test_what_does_not_fit_takes_nothing():
-    cache = paged_cache(tiny_model(), frames=4, text=40)
-    free = {kind: list(pages) for kind, pages in cache.pool.free.items()}
-    with pytest.raises(OutOfPagesError):
-        cache.reserve(4, 80)
-    assert cache.pool.free == free
-    cache.reserve(4, 40)
-    assert not any(cache.pool.free.values())
-    cache.release()
-    assert cache.pool.free == free
-
-
-def test_nothing_is_copied_as_a_paged_cache_grows():
-    model = tiny_model()
-    cache = paged_cache(model)
-    cache.reserve(20, 60)
-    places = set()
-    with torch.no_grad():
-        for step in range(4):
-            inputs = {"frame_features": random_features(model.config, 1, seed=step)}
-            model(input_ids=dialogue_ids(model.config, [1], seed=step), cache=cache, **inputs)
-            places |= {(i, layer.keys.data_ptr(), layer.values.data_ptr()) for i, layer in enumerate(cache.layers)}
-    assert len(places) == len(cache.layers)
-    # Layer by layer in the pages' own memory: heads and entries are strides.
-    assert cache.layers[0].keys.stride(1) == cache.layers[0].keys.shape[-1]
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_nobody_waits_as_a_paged_cache_grows(scheme):
-    model = tiny_model(**SCHEMES[scheme])
-    pool = new_page_pool(model, 40, 200, page_size=16)
-    caches = [VideoLLMMoDPagedCache(pool) for _ in range(2)]
-    caches[0].reserve(20, 60)
-    asked, between = [], []
-    for step in range(3):
-        for cache in caches:
-            inputs = {"frame_features": random_features(model.config, 1, seed=step), "num_frames": [1]}
-            with torch.no_grad(), HostAndDevice(pages) as mode:
-                model(input_ids=dialogue_ids(model.config, [1], seed=step), cache=cache, **inputs)
-            asked.append(mode.found)
-        between.append(VideoLLMMoDPagedCache(pool))
-        between[-1].reserve(1, 1)
-    # In pages that do not follow each other entries lie where the host says: it does not wait for that to arrive.
-    assert asked[::2] == [set()] * 3 and asked[-1] == {("pages._bring", "lift_fresh")}
-    with HostAndDevice(pages) as mode:
-        caches[0].crop(-1)
-    assert mode.found  # as it is where the device is asked
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("reserved", [True, False])
-def test_a_paged_cache_is_a_cache_as_any_other(scheme, reserved):
-    """With pages in a row, and with those of two streams that grow in turns."""
-    model = tiny_model(**SCHEMES[scheme])
-    pool = new_page_pool(model, 60, 400, page_size=16)
-    caches, others = [VideoLLMMoDPagedCache(pool) for _ in range(2)], [model.new_cache() for _ in range(2)]
-    if reserved:
-        for cache in caches:
-            cache.reserve(20, 100)
-    with torch.no_grad():
-        for step in range(4):
-            for row, (cache, other) in enumerate(zip(caches, others, strict=True)):
-                ids = dialogue_ids(model.config, [2], seed=10 * step + row)
-                features = random_features(model.config, 2, seed=10 * step + row)
-                logits, expected = (
-                    model(input_ids=ids, frame_features=features, cache=x).logits for x in (cache, other)
-                )
-                assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-        for cache, other in zip(caches, others, strict=True):
-            assert cache.lengths == other.lengths
-            for x in (cache, other):
-                x.crop(-4)
-            keep = torch.ones(int(other.get_seq_length()), dtype=torch.bool)
-            keep[5:27] = False  # A frame, the separator and another.
-            for x in (cache, other):
-                model.evict_tokens(x, keep)
-            assert cache.lengths == other.lengths
-            ids = dialogue_ids(model.config, [], seed=3)
-            logits, expected = (model(input_ids=ids, cache=x).logits for x in (copy.deepcopy(cache), other))
-            assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    is_strip = [table.strip is not None for cache in caches for table in cache.tables.values()]
-    assert all(is_strip) if reserved else not all(is_strip)
-
-
-def test_generate_takes_a_paged_cache():
-    model = tiny_model()
-    inputs = {"input_ids": dialogue_ids(model.config, [3]), "frame_features": random_features(model.config, 3)}
-    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
-    expected = model.generate(**inputs, **options)
-    cache = paged_cache(model)
-    assert torch.equal(model.generate(**inputs, **options, cache=cache), expected)
-    mask = torch.ones_like(inputs["input_ids"])
-    masked = model.generate(**inputs, **options, attention_mask=mask, cache=paged_cache(model))
-    assert torch.equal(masked, expected)
-    with pytest.raises(ValueError, match="one stream"):
-        model.generate(**inputs, **options, num_beams=2, cache=paged_cache(model))
-
-
-def test_bytes_by_kind_of_layer():
-    model = tiny_model()
-    cache, other = paged_cache(model), model.new_cache()
-    for x in (cache, other):
-        with torch.no_grad():
-            model(
-                input_ids=dialogue_ids(model.config, [3]),
-                frame_features=random_features(model.config, 3),
-                cache=x,
-            )
-    entry = 2 * 2 * 8 * 4  # Keys and values, heads, dim, bytes.
-    assert other.lengths == [41, 17, 41, 17]
-    assert other.num_bytes_by_kind == {"full": 2 * 41 * entry, "routed": 2 * 17 * entry}
-    assert cache.num_bytes_by_kind == {"full": 2 * 48 * entry, "routed": 2 * 32 * entry}
-    for x in (cache, other):
-        assert x.num_bytes == sum(x.num_bytes_by_kind.values())
-    assert cache.pool.num_bytes == entry * 16 * 2 * sum(cache.pool.num_pages.values())
-
-
-def test_a_paged_cache_in_eight_bits_is_half_as_large_as_in_sixteen():
-    model = tiny_model().to(torch.bfloat16)
-    inputs = {"input_ids": dialogue_ids(model.config, [3])}
-    inputs["frame_features"] = random_features(model.config, 3).to(torch.bfloat16)
-    caches = [paged_cache(model), paged_cache(model, dtype=torch.float8_e4m3fn)]
-    with torch.no_grad():
-        logits = [model(**inputs, cache=cache).logits for cache in caches]
-    assert caches[0].num_bytes == 2 * caches[1].num_bytes
-    # The first layer's entries, which come from the same tokens, are those of sixteen bits rounded, and used so.
-    for exact, rounded in zip(*((x.layers[0].keys, x.layers[0].values) for x in caches), strict=True):
-        assert rounded.dtype == torch.bfloat16
-        assert torch.equal(rounded, exact.to(torch.float8_e4m3fn).to(torch.bfloat16))
-    assert not torch.equal(*logits)
-
-
-def test_a_paged_cache_of_one_stream_has_one_row():
-    model = tiny_model()
-    cache = paged_cache(model)
-    with pytest.raises(ValueError, match="got 2 rows"):
-        model(input_ids=torch.zeros(2, 3, dtype=torch.long), cache=cache)
-    cache.reorder_cache(torch.tensor([0]))
-    cache.batch_repeat_interleave(1)
-    for call in (lambda: cache.batch_repeat_interleave(2), lambda: cache.batch_select_indices(torch.tensor([0, 0]))):
-        with pytest.raises(ValueError, match="cannot have 2 rows"):
-            call()
-
-
 def test_a_growing_cache_in_eight_bits():
     model = tiny_model().to(torch.bfloat16)
     exact, rounded = model.new_cache(), model.new_cache(dtype=torch.float8_e4m3fn)
@@ -470,29 +304,3 @@ def test_a_growing_cache_in_eight_bits():
     assert rounded.layers[0].keys.dtype == torch.float8_e4m3fn and rounded.lengths[0] == len(keep) - 11
     with pytest.raises(ValueError, match="`dtype` is for layers that grow"):
         model.new_cache(max_lengths=[10] * 4, dtype=torch.float8_e4m3fn)
-
-
-def test_forgotten_caches_give_their_pages_back():
-    """A copy, a copy of what was emptied, and one that finds no more pages."""
-    model = tiny_model()
-    cache = paged_cache(model, frames=8, text=48)
-    with torch.no_grad():
-        inputs = {"frame_features": random_features(model.config, 4)}
-        model(input_ids=dialogue_ids(model.config, [4]), cache=cache, **inputs)
-    left = {kind: len(pages) for kind, pages in cache.pool.free.items()}
-    for _ in range(5):
-        twin = copy.deepcopy(cache)
-        assert twin.lengths == cache.lengths
-        del twin
-    assert {kind: len(pages) for kind, pages in cache.pool.free.items()} == left
-    twins = []
-    with pytest.raises(OutOfPagesError):
-        twins.extend(copy.deepcopy(cache) for _ in range(5))
-    twins.clear()
-    gc.collect()
-    assert {kind: len(pages) for kind, pages in cache.pool.free.items()} == left
-    with pytest.raises(OutOfPagesError):
-        cache.reserve(50, 50)
-    assert cache.lengths[0] > 0 and {kind: len(pages) for kind, pages in cache.pool.free.items()} == left
-    cache.reset()
-    assert copy.deepcopy(cache).lengths == [0] * 4 and cache.get_positions(1).shape == (1, 0)

@@ -15,7 +15,6 @@
 
 import gc
 import threading
-import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -42,7 +41,6 @@ from videollm_mod.serving import EngineFullError, StreamingEngine, attention
 from videollm_mod.serving import engine as engine_module
 from videollm_mod.serving.pages import VideoLLMMoDPagedCache
 from videollm_mod.streaming_videollm_mod import StreamStep
-from videollm_mod.video_reading_videollm_mod import read_ahead
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -904,110 +902,3 @@ def test_what_was_not_warmed_up_is_not_made_while_streams_wait():
         stream.push(random_frames(2))
     engine.run()
     assert set(engine._captured) == made and 0 < engine.stats.captured_steps < engine.stats.steps
-
-
-def test_reading_ahead():
-    """By a thread, in order, never further than asked, what waits together, errors in their place."""
-    taken = []
-
-    def source():
-        for index in range(20):
-            taken.append(index)
-            yield index
-
-    ahead = read_ahead(source(), 4, max_waiting=4)
-    first = next(ahead)
-    assert first[0] == 0
-    deadline = time.monotonic() + 30
-    while len(taken) < 6 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.1)
-    assert len(taken) <= 1 + 4 + 4 + 1
-    rest = list(ahead)
-    assert [len(some) for some in read_ahead(iter(range(10)), 4, is_live=False)] == [4, 4, 2]
-    assert all(len(some) <= 4 for some in rest) and any(len(some) > 1 for some in rest)
-    assert [x for some in (first, *rest) for x in some] == list(range(20))
-
-    def broken():
-        yield 1
-        raise OSError("the camera is gone")
-
-    found = []
-    with pytest.raises(OSError, match="camera is gone"):
-        for some in read_ahead(broken(), 2):
-            found += some
-    assert found == [1]
-
-
-def test_a_source_that_stands_still_keeps_nobody():
-    gone = threading.Event()
-
-    def stalled():
-        yield 1
-        gone.wait(timeout=60)
-
-    ahead = read_ahead(stalled(), 2)
-    assert next(ahead) == [1]
-    begin = time.monotonic()
-    ahead.close()
-    assert time.monotonic() - begin < 30
-    gone.set()
-
-    class Unclosable:
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            raise StopIteration
-
-        def close(self):
-            raise OSError("cannot close")
-
-    with pytest.raises(OSError, match="cannot close"):
-        list(read_ahead(Unclosable(), 2))
-
-
-def faster_than_it_is_taken(count):
-    """Items, and an event once all have come."""
-    gone = threading.Event()
-
-    def source():
-        yield from range(count)
-        gone.set()
-
-    return source(), gone
-
-
-@pytest.mark.parametrize("how", [{"when_behind": "drop_oldest"}, {"goes_on": True}])
-def test_what_comes_too_fast_is_dropped_and_counted(how):
-    dropped = []
-    items, gone = faster_than_it_is_taken(20)
-    ahead = read_ahead(items, 4, **how, max_waiting=3, on_drop=lambda: dropped.append(1))
-    taken = next(ahead)
-    assert gone.wait(timeout=60)
-    for some in ahead:
-        taken += some
-    assert taken[-3:] == [17, 18, 19] and taken == sorted(taken)
-    assert len(taken) + len(dropped) == 20 and dropped
-    # A file waits for whoever reads it.
-    items, _ = faster_than_it_is_taken(20)
-    how = {**how, "max_waiting": 3, "on_drop": lambda: dropped.append(2)}
-    assert list(read_ahead(items, 20, is_live=False, **how)) == [list(range(20))] and 2 not in dropped
-
-
-def test_what_comes_too_fast_to_catch_up_ends_after_what_waits():
-    items, _ = faster_than_it_is_taken(20)
-    ahead = read_ahead(items, 4, when_behind="catch_up", max_waiting=5)
-    taken = next(ahead)
-    # Until the thread has read what it may, and been refused.
-    deadline = time.monotonic() + 60
-    while items.gi_frame is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    with pytest.raises(TooManyWaitingError, match="5 wait, as many as may"):
-        for some in ahead:
-            taken += some
-    assert taken == list(range(len(taken))) and 5 <= len(taken) < 20
-    with pytest.raises(ValueError, match="`when_behind` is 'wait'"):
-        next(read_ahead(iter([]), 4, when_behind="wait"))
-    with pytest.raises(ValueError, match="`max_waiting` must be at least 1, got 0"):
-        next(read_ahead(iter([]), 4, max_waiting=0))

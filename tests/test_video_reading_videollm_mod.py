@@ -19,6 +19,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,8 +30,8 @@ import torch
 from av.stream import Disposition
 from tiny import random_frames, write_clip
 
-from videollm_mod import read_video
-from videollm_mod.video_reading_videollm_mod import goes_on, is_complete
+from videollm_mod import TooManyWaitingError, read_video
+from videollm_mod.video_reading_videollm_mod import goes_on, is_complete, read_ahead
 
 
 NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"  # NASA SVS 13013, public domain
@@ -77,8 +78,8 @@ def test_window(tmp_path):
     assert [time for time, _ in frames] == [1.0, 1.5, 2.0, 2.5] and numbers(frames) == [10, 15, 20, 25]
     assert numbers(read_video(path, fps=2, start=3.0)) == [30, 35]
     everything = dict(read_video(path, fps=2))
-    for time, frame in read_video(path, fps=2, start=1.5):
-        assert np.array_equal(frame, everything[time])
+    for at, frame in read_video(path, fps=2, start=1.5):
+        assert np.array_equal(frame, everything[at])
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
@@ -222,7 +223,7 @@ def test_refuses_files(tmp_path):
 
 _MEASURE = """
 import resource, sys
-from videollm_mod import read_video
+from videollm_mod import TooManyWaitingError, read_video
 from videollm_mod.video_reading_videollm_mod import is_complete
 count, peak = 0, []
 for time, frame in read_video(sys.argv[1], fps=1):
@@ -288,3 +289,113 @@ def test_of_what_comes_live_it_is_not(video):
 def test_what_goes_on_whoever_reads_it():
     assert all(map(goes_on, ["camera:0", "rtsp://camera/stream", "udp://host:1"]))
     assert not any(map(goes_on, [NASA, str(NASA), "-", "https://host/clip.mp4", iter([]), np.zeros((1, 8, 8, 3))]))
+
+
+# ------------------------------------------------------------------------------------------------------- read ahead
+
+
+def test_reading_ahead():
+    """By a thread, in order, never further than asked, what waits together, errors in their place."""
+    taken = []
+
+    def source():
+        for index in range(20):
+            taken.append(index)
+            yield index
+
+    ahead = read_ahead(source(), 4, max_waiting=4)
+    first = next(ahead)
+    assert first[0] == 0
+    deadline = time.monotonic() + 30
+    while len(taken) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(taken) <= 1 + 4 + 4 + 1
+    rest = list(ahead)
+    assert [len(some) for some in read_ahead(iter(range(10)), 4, is_live=False)] == [4, 4, 2]
+    assert all(len(some) <= 4 for some in rest) and any(len(some) > 1 for some in rest)
+    assert [x for some in (first, *rest) for x in some] == list(range(20))
+
+    def broken():
+        yield 1
+        raise OSError("the camera is gone")
+
+    found = []
+    with pytest.raises(OSError, match="camera is gone"):
+        for some in read_ahead(broken(), 2):
+            found += some
+    assert found == [1]
+
+
+def test_a_source_that_stands_still_keeps_nobody():
+    gone = threading.Event()
+
+    def stalled():
+        yield 1
+        gone.wait(timeout=60)
+
+    ahead = read_ahead(stalled(), 2)
+    assert next(ahead) == [1]
+    begin = time.monotonic()
+    ahead.close()
+    assert time.monotonic() - begin < 30
+    gone.set()
+
+    class Unclosable:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise StopIteration
+
+        def close(self):
+            raise OSError("cannot close")
+
+    with pytest.raises(OSError, match="cannot close"):
+        list(read_ahead(Unclosable(), 2))
+
+
+def faster_than_it_is_taken(count):
+    """Items, and an event once all have come."""
+    gone = threading.Event()
+
+    def source():
+        yield from range(count)
+        gone.set()
+
+    return source(), gone
+
+
+@pytest.mark.parametrize("how", [{"when_behind": "drop_oldest"}, {"goes_on": True}])
+def test_what_comes_too_fast_is_dropped_and_counted(how):
+    dropped = []
+    items, gone = faster_than_it_is_taken(20)
+    ahead = read_ahead(items, 4, **how, max_waiting=3, on_drop=lambda: dropped.append(1))
+    taken = next(ahead)
+    assert gone.wait(timeout=60)
+    for some in ahead:
+        taken += some
+    assert taken[-3:] == [17, 18, 19] and taken == sorted(taken)
+    assert len(taken) + len(dropped) == 20 and dropped
+    # A file waits for whoever reads it.
+    items, _ = faster_than_it_is_taken(20)
+    how = {**how, "max_waiting": 3, "on_drop": lambda: dropped.append(2)}
+    assert list(read_ahead(items, 20, is_live=False, **how)) == [list(range(20))] and 2 not in dropped
+
+
+def test_what_comes_too_fast_to_catch_up_ends_after_what_waits():
+    items, _ = faster_than_it_is_taken(20)
+    ahead = read_ahead(items, 4, when_behind="catch_up", max_waiting=5)
+    taken = next(ahead)
+    # Until the thread has read what it may, and been refused.
+    deadline = time.monotonic() + 60
+    while items.gi_frame is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(TooManyWaitingError, match="5 wait, as many as may"):
+        for some in ahead:
+            taken += some
+    assert taken == list(range(len(taken))) and 5 <= len(taken) < 20
+    with pytest.raises(ValueError, match="`when_behind` is 'wait'"):
+        next(read_ahead(iter([]), 4, when_behind="wait"))
+    with pytest.raises(ValueError, match="`max_waiting` must be at least 1, got 0"):
+        next(read_ahead(iter([]), 4, max_waiting=0))
