@@ -28,13 +28,13 @@ test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 train: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size quick
 
-# The embedded checkpoint and its samples, from nothing. Its card is that of the last stage, with what it is measured to
-# reach. The samples are the first two held-out clips in which at least five things of at least four kinds happen.
+# Train the embedded checkpoint from nothing; write it, its page in docs/ and its samples. The samples are the first two
+# test clips with at least five events of at least four kinds.
 TRAINED := outputs/streamworld_cpu/trained
 checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size cpu
 	cp $(TRAINED)/*.json $(TRAINED)/model.safetensors .
-	cp $(TRAINED)/routing.png docs/routing.png
+	$(BIN)/python train/card.py $(TRAINED) docs/embedded-checkpoint.md
 	$(BIN)/python train/evaluation.py --checkpoint . --world tiny --kinds narrate=2,ask=1,wait=1 --card
 	cp outputs/streamworld_cpu/narration/loss.png docs/loss.png
 	$(BIN)/python train/data/streamworld.py samples --split test --world tiny --clip 117 --fps 12

@@ -30,7 +30,7 @@ from videollm_mod import StreamingEngine, VideoLLMMoDForConditionalGeneration, V
 from videollm_mod.generation_videollm_mod import VideoLLMMoDGenerationMixin
 from videollm_mod.train import evaluation, sft
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
-from videollm_mod.train.card import add_results, describe_cost
+from videollm_mod.train.card import add_results, copy_training, describe_cost
 from videollm_mod.train.data.streamworld import WORLDS, streamworld_dataset
 from videollm_mod.train.data.timed_messages import NARRATE
 from videollm_mod.train.evaluation import (
@@ -415,41 +415,64 @@ def test_the_card_of_a_training_has_what_it_reached(tmp_path, monkeypatch):
     card = ModelCard.load(tmp_path / "README.md").text
     training, measured = card.split("## Training\n")[1].split("## Evaluation\n")
     assert "| lr_scheduler_type | " in training and "SchedulerType" not in training
-    assert re.search(r"\nOn .+, \d+ \w+ \d{4}, with Transformers ", training) and (tmp_path / "loss.png").is_file()
+    assert (
+        re.search(r"\nTrained on .+, \d+ \w+ \d{4}, with Transformers ", training)
+        and (tmp_path / "loss.png").is_file()
+    )
     found = dict(re.findall(r"\| (\w+) \| ([-+\d.e]+) \|", measured))
     assert {"loss", "lm_ppl", "time_diff", "event_f1", "event_delay", "first_word_latency"} <= found.keys()
     assert float(found["lm_ppl"]) > 1 and 0 < float(found["first_word_latency"]) < 60
 
 
-def test_the_embedded_card_tells_what_its_configuration_costs():
-    checkpoint = ROOT
-    text = (checkpoint / "README.md").read_text(encoding="utf-8")
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+FACTS = ROOT / "docs" / "embedded-checkpoint.md"
+
+
+def test_the_embedded_checkpoint_page_states_the_cost_of_its_configuration():
+    text = FACTS.read_text(encoding="utf-8").replace(f"({FACTS.stem}-routing.png)", "(routing.png)")
+    config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
     assert all(part in text for part in describe_cost(config)) and "| 1 | 8.5 | 19.1 |" in text
 
 
-def test_the_embedded_card_tells_how_it_was_trained_and_what_it_reaches():
-    checkpoint = ROOT
-    card = ModelCard.load(checkpoint / "README.md")
-    training, measured = card.text.split("## Training\n")[1].split("## Evaluation on StreamWorld, tiny, test\n")
-    measured = measured.split("\n## ")[0]
+def test_the_embedded_checkpoint_page_states_training_and_results():
+    card, text = ModelCard.load(ROOT / "README.md"), FACTS.read_text(encoding="utf-8")
+    training = text.split("## Training\n")[1].split("\n## ")[0]
+    measured = text.split("## Evaluation on StreamWorld, tiny, test\n")[1].split("\n## ")[0]
     settings = yaml.safe_load((ROOT / "train" / "configs" / "streamworld_questions.yaml").read_text())
     shown = dict(re.findall(r"\| (\w+) \| (\S+) \|", training))
     common = settings.keys() & shown.keys()
     assert {"learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "seed"} <= common
     assert {name: str(settings[name]) for name in common} == {name: shown[name] for name in common}
-    assert "![Loss over steps](loss.png)" in training and "\nData: " in training
-    assert 5_000 < (checkpoint / "loss.png").stat().st_size < 60_000
-    # What stands in the text is what the Hub reads, and is measured by the command of `make checkpoint`.
+    assert f"![Loss over steps]({FACTS.stem}-loss.png)" in training and "\nData: " in training
+    assert 5_000 < FACTS.with_name(f"{FACTS.stem}-loss.png").stat().st_size < 60_000
+    # The page and the model index of the README agree, and `make checkpoint` runs the command they name.
     results = card.data.eval_results
     assert {r.metric_type: r.metric_value for r in results} == {
         name: float(value) for name, value in re.findall(r"\| (\w+) \| ([-\d.]+) \|", measured)
     }
     assert {"event_f1", "event_delay", "answer_accuracy", "time_diff", "lm_ppl"} <= {r.metric_type for r in results}
     (command,) = {r.dataset_args["command"] for r in results}
-    assert f"by `{command}`." in measured and f"/{command} --card\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"with `{command}`." in measured
+    assert f"/{command} --card\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
     for part in (training, measured):
-        assert re.search(r"\nOn .+, \d{1,2} [A-Z][a-z]+ \d{4}, ", part), "on what, and when"
+        assert re.search(r"\n(Trained|Measured) on .+, \d{1,2} [A-Z][a-z]+ \d{4}, ", part), "hardware and date"
+
+
+def test_facts_of_a_training_are_copied_into_a_page(tmp_path):
+    (tmp_path / "made").mkdir()
+    for name in ("routing.png", "loss.png"):
+        (tmp_path / "made" / name).write_bytes(name.encode())
+    (tmp_path / "made" / "README.md").write_text(
+        "---\nlicense: mit\n---\n# made\n\n## What it costs\n\n![Kept](routing.png)\n\n"
+        "## Training\n\nNew.\n\n![Loss](loss.png)\n\n## Limits\n\nOthers.\n"
+    )
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n## Training\n\nOld.\n\n## Limits\n\nIts own.\n")
+    copy_training(tmp_path / "made", page)
+    assert page.read_text() == (
+        "# Page\n\n## Training\n\nNew.\n\n![Loss](page-loss.png)\n\n"
+        "## What it costs\n\n![Kept](page-routing.png)\n\n## Limits\n\nIts own.\n"
+    )
+    assert (tmp_path / "page-loss.png").read_bytes() == b"loss.png" and (tmp_path / "page-routing.png").is_file()
 
 
 def test_figures_are_put_into_the_card(tmp_path):
@@ -474,7 +497,18 @@ def test_figures_are_put_into_the_card(tmp_path):
     assert begin.strip() == "# A narrator\n\nIts text." and limits.strip() == "Limits\n\nIt can be wrong."
     assert first.startswith("Evaluation on StreamWorld, tiny, test\n") and "| event_f1 | 0.75 |" in first
     today = date.today()
-    assert re.search(rf"\nOn .+, {today.day} {today:%B %Y}, by `d`\.$", second) and "| lm_ppl | 2.0 |" in second
+    assert (
+        re.search(rf"\nMeasured on .+, {today.day} {today:%B %Y}, with `d`\.$", second)
+        and "| lm_ppl | 2.0 |" in second
+    )
     assert {r.dataset_args["command"] for r in card.data.eval_results} == {"c", "d"}
+    # A checkout keeps the section on a page of its own, and only the figures in the README.
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "embedded-checkpoint.md").write_text("# Facts\n\n## Limits\n\nMany.\n")
+    add_results(tmp_path, {"lm_ppl": 3.0}, dataset="talks.jsonl", split="test", command="e")
+    facts = (tmp_path / "docs" / "embedded-checkpoint.md").read_text()
+    assert "| lm_ppl | 3.0 |" in facts and facts.endswith("with `e`.\n\n## Limits\n\nMany.\n")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results[-1].metric_value == 3.0 and "| lm_ppl | 2.0 |" in card.text
     with pytest.raises(FileNotFoundError, match="has no README.md"):
         add_results(tmp_path / "nowhere", {}, dataset="x", split="test", command="c")

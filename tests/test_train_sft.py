@@ -125,7 +125,7 @@ def test_two_stages_from_nothing(tmp_path):
     assert not still, "every parameter is trained, routers included"
     assert any("routers" in name for name in after)
     card = ModelCard.load(tmp_path / "two" / "README.md")
-    assert card.data.pipeline_tag == "video-text-to-text" and "Data: streamworld. Made of: one." in card.text
+    assert card.data.pipeline_tag == "video-text-to-text" and "Data: streamworld. Made from: one." in card.text
     assert "| learning_rate | 0.001 |" in card.text and str(tmp_path) not in card.content
     assert Image.open(tmp_path / "two" / "loss.png").size[0] > 500
     names = {path.name for path in (tmp_path / "two").iterdir()}

@@ -11,10 +11,21 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The card of a trained checkpoint: what it was trained on and how, what it reaches, and its loss as a picture."""
+"""
+Write the cards of checkpoints: what a model costs, how it was trained, what it reaches, and its limits.
 
+As a script, update the page about the embedded checkpoint from the card of the training that made it:
+
+```bash
+python train/card.py outputs/streamworld_cpu/trained docs/embedded-checkpoint.md
+```
+"""
+
+import argparse
+import importlib.metadata
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from datetime import date
 from enum import Enum
@@ -23,10 +34,11 @@ from typing import Any
 
 import torch
 import transformers
-import trl
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
+# In a checkout the README introduces the project, and this page describes the checkpoint.
+FACTS_PAGE = "docs/embedded-checkpoint.md"
 _SETTINGS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -39,13 +51,13 @@ _SETTINGS = (
     "weight_decay",
     "seed",
 )
-_FPS, _TEXT_TOKENS = 2, 200  # Frames a second and tokens of text a minute, for what a stream costs.
+_FPS, _TEXT_TOKENS = 2, 200  # Frames per second and text tokens per minute of the streams in the cost table.
 _USAGE = """```python
 from transformers import AutoModel, AutoProcessor
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True, dtype="auto", device_map="auto")
 processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
-for event in model.narrate(processor, "video.mp4", query="Please narrate the video in real time."):
+for event in model.narrate(processor, "video.mp4"):
     print(f"{{event.time:6.1f}}s  {{event.text}}")
 ```"""
 
@@ -64,16 +76,16 @@ def write_card(
     base_models: Sequence[str] = (),
 ) -> Path:
     """
-    Writes `README.md` and `loss.png` into a checkpoint's folder.
+    Write `README.md`, `routing.png` and `loss.png` into the folder of a trained checkpoint.
 
     Args:
         folder (`str` or `Path`): The checkpoint.
-        name (`str`): What it is called, a folder's name or a Hub id.
+        name (`str`): Its name: a folder's name or a Hub id.
         config ([`VideoLLMMoDConfig`]): Its configuration.
-        training (`TrainingArguments`): How it was trained.
+        training (`TrainingArguments`): The training arguments.
         log_history (`Sequence[dict]`): The trainer's log.
-        dataset (`str`, *optional*): What it was trained on.
-        base_models (`Sequence[str]`, *optional*): What it was made of; folders are named without their path.
+        dataset (`str`, *optional*): The training data.
+        base_models (`Sequence[str]`, *optional*): The models it was made from. Folders are listed without their path.
     """
     folder = Path(folder)
     draw_routing(config, folder / "routing.png")
@@ -85,21 +97,25 @@ def write_card(
         metrics |= {key: value for key, value in log.items() if key.startswith("eval_") and "runtime" not in key}
     parts = [
         f"# {name}",
-        "A streaming video language model (VideoLLM-MoD, arXiv 2408.16730): it watches a video as it plays, decides "
+        "A streaming video language model (VideoLLM-MoD, arXiv 2408.16730). It watches a video as it plays, decides "
         "at every frame whether to speak, and answers questions at any moment.",
         _USAGE.format(name=name),
         *describe_cost(config),
         "## Training",
-        f"Data: {_shown(dataset)}. Made of: {', '.join(Path(base).name for base in base_models) or 'nothing'}.",
+        f"Data: {_shown(dataset)}. Made from: {', '.join(Path(base).name for base in base_models) or 'nothing'}.",
         _table(["setting", "value"], [[key, _value(getattr(training, key))] for key in _SETTINGS]),
         "![Loss over steps](loss.png)",
-        f"{_where_and_when(training.world_size)}, with Transformers {transformers.__version__}, "
-        f"TRL {trl.__version__}, torch {torch.__version__}.",
+        f"Trained on {_where_and_when(training.world_size)}, with Transformers {transformers.__version__}, "
+        f"TRL {importlib.metadata.version('trl')}, torch {torch.__version__}.",
     ]
     if metrics:
         rows = [[key.removeprefix("eval_"), f"{value:.4g}"] for key, value in sorted(metrics.items())]
-        parts += ["## Evaluation", "At the last evaluation of the training.", _table(["figure", "value"], rows)]
-    parts += _describe_limits(config, f"It was trained on {_shown(dataset)}; on other video nothing was measured.")
+        parts += [
+            "## Evaluation",
+            "Measured by the last evaluation during training.",
+            _table(["figure", "value"], rows),
+        ]
+    parts += _describe_limits(config, f"Trained on {_shown(dataset)} only. Nothing was measured on other video.")
     return _save(folder, data, parts)
 
 
@@ -111,19 +127,19 @@ def write_plain_card(
     text: str,
     base_models: Sequence[str] = (),
     has_adapter: bool = False,
-    caveat: str = "Nothing was measured after the conversion. Its licence is that of its parts.",
+    caveat: str = "Nothing was measured after the conversion. The licences of its parts apply.",
 ) -> Path:
     """
-    Writes `README.md` and `routing.png` into the folder of a checkpoint whose training is not known.
+    Write `README.md` and `routing.png` into the folder of a checkpoint with unknown training.
 
     Args:
         folder (`str` or `Path`): The checkpoint.
-        name (`str`): What it is called, a folder's name or a Hub id.
+        name (`str`): Its name: a folder's name or a Hub id.
         config ([`VideoLLMMoDConfig`]): Its configuration.
         text (`str`): What it is.
-        base_models (`Sequence[str]`, *optional*): The same as names; folders are not listed.
-        has_adapter (`bool`, *optional*, defaults to `False`): Whether its folder `adapter` has a PEFT adapter to it.
-        caveat (`str`, *optional*): What is not known of it.
+        base_models (`Sequence[str]`, *optional*): The models it was made from. Folders are not listed.
+        has_adapter (`bool`, *optional*, defaults to `False`): Whether its folder `adapter` holds a PEFT adapter.
+        caveat (`str`, *optional*): What is not known about it. It opens the section on limits.
     """
     draw_routing(config, Path(folder) / "routing.png")
     usage = _USAGE.format(name=name)
@@ -137,22 +153,25 @@ def write_plain_card(
 
 def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, split: str, command: str) -> None:
     """
-    Puts figures into the card of a checkpoint, as the Hub's `model-index` and as a section that says with which
-    command, on what and when they were measured, in place of those it had of that split.
+    Add figures to the card of a checkpoint.
+
+    The figures go into the front matter of `README.md` as the Hub's `model-index`, and into a section that names the
+    command, the hardware and the date. The section is part of `README.md`, or of `docs/embedded-checkpoint.md` if the
+    folder has that page. New figures replace earlier ones of the same data set and split.
 
     Args:
-        folder (`str` or `Path`): The checkpoint; its `README.md` is written anew.
+        folder (`str` or `Path`): The checkpoint.
         scores (`dict[str, float]`): Figures by name.
-        dataset (`str`): What they were measured on.
-        split (`str`): Which part of it.
-        command (`str`): What prints them.
+        dataset (`str`): The data they were measured on.
+        split (`str`): The split of the data.
+        command (`str`): The command that prints them.
 
     Raises:
         `FileNotFoundError`: If there is no card.
     """
-    path = Path(folder) / "README.md"
+    path, page = Path(folder) / "README.md", Path(folder) / FACTS_PAGE
     if not path.is_file():
-        raise FileNotFoundError(f"'{folder}' has no README.md to put figures into.")
+        raise FileNotFoundError(f"'{folder}' has no README.md to add figures to.")
     card = ModelCard.load(path)
     results = card.data.eval_results or []
     others = [result for result in results if (result.dataset_name, result.dataset_split) != (dataset, split)]
@@ -160,26 +179,44 @@ def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, s
         "task_type": "video-text-to-text",
         "dataset_type": dataset.split(",")[0].lower(),
         "dataset_name": dataset,
+        "dataset_split": split,
+        "dataset_args": {"command": command},
     }
-    common |= {"dataset_split": split, "dataset_args": {"command": command}}
     card.data.model_name = card.data.model_name or next(line for line in card.text.splitlines() if line)[2:]
     scores = {name: round(float(score), 4) for name, score in scores.items()}
     card.data.eval_results = others + [
         EvalResult(**common, metric_type=name, metric_name=name, metric_value=score) for name, score in scores.items()
     ]
-    heading = f"## Evaluation on {dataset}, {split}"
-    parts = [part.strip() for part in re.split(r"(?m)^(?=## )", card.text)]
-    parts = [part for part in parts if part and not part.startswith(f"{heading}\n")]
     table = _table(["figure", "value"], [[name, score] for name, score in scores.items()])
-    # What it cannot do is said last.
-    place = next((at for at, part in enumerate(parts) if part.startswith("## Limits\n")), len(parts))
-    parts.insert(place, f"{heading}\n\n{table}\n\n{_where_and_when()}, by `{command}`.")
-    card.text = "\n" + "\n\n".join(parts) + "\n"
+    section = f"## Evaluation on {dataset}, {split}\n\n{table}\n\nMeasured on {_where_and_when()}, with `{command}`."
+    if page.is_file():
+        page.write_text(_with_section(page.read_text(encoding="utf-8"), section), encoding="utf-8")
+    else:
+        card.text = "\n" + _with_section(card.text, section)
     card.save(path)
 
 
+def copy_training(folder: str | Path, page: str | Path) -> None:
+    """
+    Replace the sections on cost and training of a page with those of a checkpoint's card, and copy their pictures.
+
+    Args:
+        folder (`str` or `Path`): The checkpoint, with a card written by [`write_card`].
+        page (`str` or `Path`): The page, a Markdown file.
+    """
+    folder, page = Path(folder), Path(page)
+    text = page.read_text(encoding="utf-8")
+    for section in _sections(ModelCard.load(folder / "README.md").text):
+        if section.startswith(("## What it costs\n", "## Training\n")):
+            for picture in re.findall(r"\]\((\w+\.png)\)", section):
+                shutil.copy(folder / picture, page.with_name(f"{page.stem}-{picture}"))
+                section = section.replace(f"]({picture})", f"]({page.stem}-{picture})")
+            text = _with_section(text, section)
+    page.write_text(text, encoding="utf-8")
+
+
 def draw_routing(config: Any, path: str | Path) -> None:
-    """Draws how many of a frame's tokens each layer keeps ([`VideoLLMMoDConfig`]), as a picture in a file."""
+    """Draw how many of a frame's tokens each layer of a [`VideoLLMMoDConfig`] keeps, as a picture file."""
     from matplotlib.figure import Figure
 
     counts, tokens = config.layer_keep_counts, config.frame_num_tokens
@@ -187,18 +224,48 @@ def draw_routing(config: Any, path: str | Path) -> None:
     axes = figure.subplots()
     axes.bar(range(len(counts)), [tokens] * len(counts), color="#d8d8d8", label="skip the layer")
     axes.bar(range(len(counts)), counts, color="#2563eb", label="kept")
-    axes.set(xlabel="layer", ylabel="tokens of a frame", ylim=(0, tokens * 1.25), xlim=(-0.7, len(counts) - 0.3))
+    axes.set(xlabel="layer", ylabel="tokens per frame", ylim=(0, tokens * 1.25), xlim=(-0.7, len(counts) - 0.3))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(ncols=2, loc="upper right", frameon=False)
     figure.tight_layout()
     figure.savefig(path)
 
 
+def describe_cost(config: Any) -> list[str]:
+    """Return the card's section on the cost of a [`VideoLLMMoDConfig`], as parts. It shows `routing.png`."""
+    counts, tokens = config.layer_keep_counts, config.frame_num_tokens
+    parts = ["## What it costs", "The model runs at full compute: no layer is routed."]
+    if config.routed_layers:
+        kept = " or ".join(map(str, sorted({counts[layer] for layer in config.routed_layers})))
+        parts[1] = (
+            f"{len(config.routed_layers)} of {len(counts)} layers are routed. They keep {kept} of a frame's {tokens} "
+            "tokens.\n\n![Tokens that each layer keeps](routing.png)"
+        )
+    # The cache is counted in the dtype of the weights, as `videollm-mod inspect` does.
+    dtype = getattr(torch, str(config.dtype).removeprefix("torch.")) if config.dtype is not None else torch.bfloat16
+    width = dtype.itemsize
+    rows, unit = [], ("TFLOP", 1e12) if config.text_config.hidden_size >= 1024 else ("GFLOP", 1e9)
+    try:
+        for minutes in [m for m in (0.5, 1, 2, 5, 10, 20, 30, 60) if m <= max(_minutes(config), 0.5)][-3:]:
+            cost = config.estimate_cost(int(60 * _FPS * minutes), int(_TEXT_TOKENS * minutes), bytes_per_value=width)
+            flops = [f"{count / unit[1]:.3g}" for count in (cost.flops, cost.full_flops)]
+            rows.append([minutes, *flops, *(f"{b / 1e6:.3g}" for b in (cost.cache_bytes, cost.full_cache_bytes))])
+    except ValueError:
+        return parts  # The cost of this language model has no closed form.
+    head = ["minutes", unit[0], "at full compute", "cache, MB", "at full compute"]
+    note = (
+        f"These are closed-form estimates for the language model, not measurements. They assume {_FPS} frames per "
+        f"second, {_TEXT_TOKENS} text tokens per minute and a cache of {8 * width}-bit values. `videollm-mod inspect` "
+        "prints them for any length."
+    )
+    return [*parts, _table(head, rows), note]
+
+
 def _metadata(base_models: Sequence[str], dataset: str | None, tags: list[str]) -> ModelCardData:
     ids = [base for base in base_models if base.count("/") == 1 and not Path(base).exists()]
     is_public = dataset is not None and dataset.count("/") == 1 and not Path(dataset).exists()
     return ModelCardData(
-        # What was made of others' parts has their licence, which this cannot know.
+        # The licences of the base models apply, and this code does not know them.
         license=None if base_models else "apache-2.0",
         library_name="transformers",
         pipeline_tag="video-text-to-text",
@@ -209,43 +276,31 @@ def _metadata(base_models: Sequence[str], dataset: str | None, tags: list[str]) 
 
 
 def _minutes(config: Any) -> float:
-    """How long a stream of two frames a second fits the context."""
+    """Return the minutes of video, at `_FPS` frames per second, that fit into the context."""
     tokens = config.frame_num_tokens + (config.frame_token_interval_id is not None)
     return config.text_config.max_position_embeddings / tokens / (60 * _FPS)
 
 
-def describe_cost(config: Any) -> list[str]:
-    """What a checkpoint's routing saves ([`VideoLLMMoDConfig`]), as parts of a card beside `routing.png`."""
-    counts, tokens = config.layer_keep_counts, config.frame_num_tokens
-    parts = ["## What it costs", "It runs at full compute: no layer is routed."]
-    if config.routed_layers:
-        kept = sorted({counts[layer] for layer in config.routed_layers})
-        parts[1] = (
-            f"{len(config.routed_layers)} of {len(counts)} layers are routed: of a frame's {tokens} tokens they "
-        )
-        parts[1] += f"keep {' or '.join(map(str, kept))}.\n\n![Tokens that each layer keeps](routing.png)"
-    # As many bytes a value as `videollm-mod inspect` takes, those of the weights.
-    dtype = getattr(torch, str(config.dtype).removeprefix("torch.")) if config.dtype is not None else torch.bfloat16
-    width = dtype.itemsize
-    rows, unit = [], ("TFLOP", 1e12) if config.text_config.hidden_size >= 1024 else ("GFLOP", 1e9)
-    try:
-        for minutes in [m for m in (0.5, 1, 2, 5, 10, 20, 30, 60) if m <= max(_minutes(config), 0.5)][-3:]:
-            cost = config.estimate_cost(int(60 * _FPS * minutes), int(_TEXT_TOKENS * minutes), bytes_per_value=width)
-            flops = [f"{count / unit[1]:.3g}" for count in (cost.flops, cost.full_flops)]
-            rows.append([minutes, *flops, *(f"{b / 1e6:.3g}" for b in (cost.cache_bytes, cost.full_cache_bytes))])
-    except ValueError:
-        return parts  # Of a language model whose cost is not known in closed form.
-    head = ["minutes", unit[0], "at full compute", "cache, MB", "at full compute"]
-    note = f"Estimates in closed form for the language model, its cache in {8 * width} bits, at {_FPS} frames a "
-    note += f"second and {_TEXT_TOKENS} tokens of text a minute, and not measurements; `videollm-mod inspect` prints "
-    note += "them for any length."
-    return [*parts, _table(head, rows), note]
-
-
 def _describe_limits(config: Any, first: str) -> list[str]:
-    text = f"{first} What it says can be wrong. Its context of {config.text_config.max_position_embeddings} tokens "
-    text += f"lasts about {_minutes(config):.2g} minutes at {_FPS} frames a second."
-    return ["## Limits", text]
+    context = config.text_config.max_position_embeddings
+    text = f"{first} What the model says can be wrong. Its context of {context} tokens holds about "
+    return ["## Limits", f"{text}{_minutes(config):.2g} minutes of video at {_FPS} frames per second."]
+
+
+def _sections(text: str) -> list[str]:
+    """Split Markdown at its second-level headings."""
+    return [part.strip() for part in re.split(r"(?m)^(?=## )", text) if part.strip()]
+
+
+def _with_section(text: str, section: str) -> str:
+    """Return Markdown with a section in place of the one with its heading, or else before the section on limits."""
+    heading, parts = section.splitlines()[0], _sections(text)
+    headings = [part.splitlines()[0] for part in parts]
+    if heading in headings:
+        parts[headings.index(heading)] = section
+    else:
+        parts.insert(headings.index("## Limits") if "## Limits" in headings else len(parts), section)
+    return "\n\n".join(parts) + "\n"
 
 
 def _save(folder: Path, data: ModelCardData, parts: list[str]) -> Path:
@@ -254,12 +309,12 @@ def _save(folder: Path, data: ModelCardData, parts: list[str]) -> Path:
 
 
 def _where_and_when(processes: int = 1) -> str:
-    """The machine that this runs on, and today."""
+    """Return the hardware of this machine and today's date."""
     today = date.today()
     machine = f"{os.cpu_count()} CPU cores"
     if torch.cuda.is_available():
         machine = f"{processes} x {torch.cuda.get_device_name()}"
-    return f"On {machine}, {today.day} {today:%B %Y}"
+    return f"{machine}, {today.day} {today:%B %Y}"
 
 
 def _value(setting: Any) -> Any:
@@ -267,7 +322,7 @@ def _value(setting: Any) -> Any:
 
 
 def _shown(dataset: str | None) -> str:
-    """A data set's name; of a folder or file only the last part, for the rest is nobody's business."""
+    """Return a data set's name. A path is private: only its last part is shown."""
     if dataset is None:
         return "not named"
     return Path(dataset).name if Path(dataset).exists() else dataset
@@ -279,7 +334,7 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def _draw(losses: list[tuple[int, float]], evaluations: list[tuple[int, float]], path: Path) -> None:
-    # Here, so that a run that fails at its first step has not waited for it; and without a window on any machine.
+    # Imported here because it is slow. `Figure` needs no display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 3.2), dpi=130)
@@ -292,3 +347,17 @@ def _draw(losses: list[tuple[int, float]], evaluations: list[tuple[int, float]],
         axes.legend()
     figure.tight_layout()
     figure.savefig(path)
+
+
+def main() -> None:
+    """Copy the facts of a training into a page."""
+    parser = argparse.ArgumentParser(description="Copy cost and training of a checkpoint's card into a page.")
+    parser.add_argument("checkpoint", type=Path, help="folder of the trained checkpoint")
+    parser.add_argument("page", type=Path, help="Markdown file to update")
+    options = parser.parse_args()
+    copy_training(options.checkpoint, options.page)
+    print(f"wrote {options.page}")
+
+
+if __name__ == "__main__":
+    main()
