@@ -26,8 +26,9 @@ from huggingface_hub import ModelCard
 from tiny import random_frames, tiny_model, tiny_processor
 from transformers import AutoConfig
 
-from videollm_mod import StreamingEngine, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.generation_videollm_mod import VideoLLMMoDGenerationMixin
+from videollm_mod.serving import StreamingEngine
 from videollm_mod.train import evaluation, sft
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.card import add_results, copy_training, describe_cost
