@@ -30,6 +30,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.console import quiet
+
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from videollm_mod.mistakes import MISTAKES, in_one_line
@@ -144,6 +146,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print what was done for machines")
     options = vars(parser.parse_args())
     as_json, out = options.pop("json"), options["out"]
+    quiet()
     try:
         left = convert(**options)
     except MISTAKES as error:

@@ -30,6 +30,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.console import quiet
+
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
@@ -199,6 +201,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print what was done for machines")
     options = vars(parser.parse_args())
     as_json = options.pop("json")
+    quiet()
     try:
         folder = convert(**options)
     except MISTAKES as error:
