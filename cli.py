@@ -156,9 +156,11 @@ def narrate(
             raise ValueError(f"--when-behind can be {', '.join(WHEN_BEHIND)}, not {when_behind!r}.")
         checkpoint, behind = (model, revision, weights), (when_behind, max_waiting)
         session, seconds, dropped = _watch(video, checkpoint, query, as_json, max_frames, behind, options)
+        end = captions.video_seconds(video) if Path(video).is_file() else session.time + 1 / fps
         for path, write in outputs.items():
             if path is not None:
-                path.write_text(write(session.events), encoding="utf-8")
+                options = {} if path is jsonl else {"end": end}
+                path.write_text(write(session.events, **options), encoding="utf-8")
         if burn_in is not None:
             captions.burn_in(video, session.events, burn_in)
         _summary(session, seconds, dropped, as_json)

@@ -225,7 +225,8 @@ class App:
             _told(captions.burn_in, viewer.video, viewer.events, out)
         else:
             write = {"srt": captions.to_srt, "vtt": captions.to_vtt, "jsonl": captions.to_jsonl}[FORMATS[kind]]
-            out.write_text(write(viewer.events), encoding="utf-8")
+            options = {} if FORMATS[kind] == "jsonl" else {"end": viewer.end}
+            out.write_text(write(viewer.events, **options), encoding="utf-8")
         return str(out)
 
     def compare(self, path: str | None, fps: float) -> Iterator[Any]:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What was said, to take away: subtitles, lines of JSON, and a video with the captions burnt in."""
+"""Export what a model said: subtitles, JSON lines, or a video with the captions burnt in."""
 
 import json
 import os
@@ -24,75 +24,103 @@ import av
 from PIL import Image, ImageDraw, ImageFont
 
 
-# FFmpeg chooses by content, and knows formats that name other files to open: playlists, lists of parts.
+# FFmpeg detects formats by content. Others than these can name further files to open, as playlists do.
 SAFE = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"}
-# Seconds: how long a caption stays if nothing follows, and how long one that is followed at once.
+# Seconds that a caption stays if no other follows, and that it stays at least.
 LONGEST, SHORTEST = 4.0, 0.5
 
 
-def cues(events: Iterable[Any]) -> Iterator[tuple[float, float, str]]:
+def cues(events: Iterable[Any], *, end: float | None = None) -> Iterator[tuple[float, float, str]]:
     """
-    Captions of a stream.
+    Turn the events of a stream into captions that do not overlap.
 
     Args:
-        events (iterable of [`StreamEvent`]): What was said, in order; what the user said is no caption.
+        events (iterable of [`StreamEvent`]): Events in order. Only the model's are captions.
+        end (`float`, *optional*): Length of the video in seconds. No caption lasts longer. A reply in the last half
+            second is shown early enough to be read.
 
     Yields:
-        `tuple[float, float, str]`: Seconds from and to which a text is shown, the next beginning no sooner.
+        `tuple[float, float, str]`: Begin and end in seconds, and the text.
     """
     said = [event for event in events if event.role == "assistant" and event.text]
     begins = [event.time for event in said]
+    if end is not None:
+        latest = [end - SHORTEST * left for left in range(len(said), 0, -1)]
+        begins = [max(0.0, min(times)) for times in zip(begins, latest, strict=True)]
     for index, (event, begin) in enumerate(zip(said, begins, strict=True)):
         following = begins[index + 1] if index + 1 < len(said) else float("inf")
-        end = min(begin + LONGEST, following)
-        if end <= begin:
+        until = min(begin + LONGEST, following, float("inf") if end is None else end)
+        if until <= begin:
             # Two replies at the same frame share its time.
-            end = begin + SHORTEST
-            begins[index + 1] = max(following, end)
-        yield begin, end, event.text
+            until = begin + SHORTEST
+            begins[index + 1 : index + 2] = [max(following, until)]
+        yield begin, until, event.text
 
 
-def to_srt(events: Iterable[Any]) -> str:
-    """The captions as SubRip."""
+def to_srt(events: Iterable[Any], *, end: float | None = None) -> str:
+    """Return the captions as SubRip; see [`cues`]."""
     blocks = [
-        f"{number}\n{_stamp(begin, ',')} --> {_stamp(end, ',')}\n{_one_line(text)}\n"
-        for number, (begin, end, text) in enumerate(cues(events), start=1)
+        f"{number}\n{_stamp(begin, ',')} --> {_stamp(until, ',')}\n{_one_line(text)}\n"
+        for number, (begin, until, text) in enumerate(cues(events, end=end), start=1)
     ]
     return "\n".join(blocks)
 
 
-def to_vtt(events: Iterable[Any]) -> str:
-    """The captions as WebVTT."""
+def to_vtt(events: Iterable[Any], *, end: float | None = None) -> str:
+    """Return the captions as WebVTT; see [`cues`]."""
     escaped = [
-        (begin, end, _one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-        for begin, end, text in cues(events)
+        (begin, until, _one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+        for begin, until, text in cues(events, end=end)
     ]
-    blocks = [f"{_stamp(begin, '.')} --> {_stamp(end, '.')}\n{text}\n" for begin, end, text in escaped]
+    blocks = [f"{_stamp(begin, '.')} --> {_stamp(until, '.')}\n{text}\n" for begin, until, text in escaped]
     return "\n".join(["WEBVTT\n", *blocks])
 
 
 def to_jsonl(events: Iterable[Any]) -> str:
-    """Everything that was said, by the user too, one line each: `time`, `frame`, `role`, `text`."""
+    """Return all events, the user's too, as JSON lines with `time`, `frame`, `role` and `text`."""
     lines = [{name: getattr(event, name) for name in ("time", "frame", "role", "text")} for event in events]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
+def video_seconds(video: str | Path) -> float:
+    """
+    Return the length of a video file in seconds.
+
+    Raises:
+        `ValueError`: If the file cannot be read as a video.
+    """
+    try:
+        with av.open(str(video), options=SAFE) as container:
+            return container_seconds(container)
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"'{Path(video).name}' cannot be read as video: {error}.") from None
+
+
+def container_seconds(container: av.container.InputContainer) -> float:
+    """Return the length of an open video in seconds. Recordings of a browser do not state it: read their packets."""
+    lengths = [float(s.duration * s.time_base) for s in container.streams.video if s.duration is not None]
+    if lengths or container.duration is not None:
+        return max([*lengths, (container.duration or 0) / av.time_base])
+    ends = [float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.pts is not None]
+    return max(ends, default=0.0)
+
+
 def burn_in(video: str | Path, events: Sequence[Any], out: Path) -> None:
     """
-    Writes a video with its captions drawn into the picture, H.264 without sound, every frame at its time.
+    Write a video with its captions drawn into the picture: H.264, without sound, with the times of its frames.
 
     Args:
         video (`str` or `Path`): The video that was watched.
         events (`Sequence[StreamEvent]`): What was said about it.
-        out (`Path`): Where to, an mp4.
+        out (`Path`): The mp4 to write.
 
     Raises:
         `ValueError`: If the video cannot be read.
     """
-    shown = list(cues(events))
-    # Nothing that was there is lost to a video that breaks off, nor to one that is to be written onto itself.
+    # An existing file is replaced only at the end. So a damaged video does not destroy it, and `out` may be `video`.
     part = out.with_name(f".{out.stem}.part{out.suffix}")
     try:
+        shown = list(cues(events, end=video_seconds(video)))
         with av.open(str(video), options=SAFE) as source, av.open(str(part), "w", format="mp4") as target:
             stream = source.streams.best("video")
             origin = (stream.start_time or 0) * stream.time_base
@@ -119,7 +147,7 @@ def burn_in(video: str | Path, events: Sequence[Any], out: Path) -> None:
 
 
 def _picture(frame: av.VideoFrame) -> Image.Image:
-    """A frame as it is to be shown, with a height on which words can be read, and even sides as H.264 wants them."""
+    """Return a frame upright and large enough for readable words. Its sides are even, as H.264 requires."""
     picture = frame.to_image().rotate(frame.rotation, expand=True)
     height = min(max(picture.height, 360), 720)
     size = (2 * round(picture.width * height / picture.height / 2), 2 * (height // 2))
@@ -153,5 +181,5 @@ def _stamp(seconds: float, mark: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """An empty line would end the cue."""
+    """Join lines: an empty line would end the cue."""
     return " ".join(text.split())

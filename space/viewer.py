@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from captions import video_seconds
 
 
 NARRATE = "Please narrate the video in real time."
@@ -162,6 +163,13 @@ class Viewer:
     def ended(self) -> bool:
         """Whether the file's last frame was seen."""
         return self.video is not None and self._next is None
+
+    @property
+    def end(self) -> float:
+        """End of the last caption at the latest: the file's length, or for a camera the end of its last frame."""
+        if self.video is not None:
+            return video_seconds(self.video)
+        return (self.session.time or 0.0) + 1 / self.fps
 
     def cost(self) -> Any:
         """What the language model cost so far, and what full compute would have: see the config's `estimate_cost`."""

@@ -86,6 +86,7 @@ def test_the_narration_is_taken_away(tmp_path):
     done = run("narrate", SAMPLE, *options)
     assert done.returncode == 0, done.stderr
     assert [line.split("s  ", 1)[1] for line in done.stdout.split("\n\n")[0].splitlines()] == [t for _, t in STORY]
+    assert "--> 00:00:08,500\n" in outputs["srt"].read_text(), "the last subtitle ends with the video"
     assert outputs["srt"].read_text().count(" --> ") == len(STORY) and STORY[0][1] in outputs["vtt"].read_text()
     said = [json.loads(line) for line in outputs["jsonl"].read_text().splitlines()]
     assert [[e["time"], e["text"]] for e in said if e["role"] == "assistant"] == STORY

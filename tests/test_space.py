@@ -86,6 +86,19 @@ def test_captions_follow_each_other_and_never_overlap():
     assert shown == [(1.0, 3.0, "One."), (3.0, 3.5, "Two."), (3.5, 7.0 + 0.5, "Three.")]
 
 
+def test_no_caption_lasts_longer_than_the_video():
+    said = [event(1.0, "One."), event(7.5, "Two."), event(8.0, "Three."), event(8.0, "Four.")]
+    assert list(captions.cues(said[:2], end=8.5)) == [(1.0, 5.0, "One."), (7.5, 8.5, "Two.")]
+    assert list(captions.cues(said, end=9.5))[1:] == [(7.5, 8.0, "Two."), (8.0, 8.5, "Three."), (8.5, 9.5, "Four.")]
+    # Replies at the last frame are shown early enough to be read.
+    assert list(captions.cues(said, end=8.5))[1:] == [(7.0, 7.5, "Two."), (7.5, 8.0, "Three."), (8.0, 8.5, "Four.")]
+    assert list(captions.cues([event(8.5, "At the end.")], end=8.5)) == [(8.0, 8.5, "At the end.")]
+    assert list(captions.cues([event(0.0, "One frame.")], end=0.04)) == [(0.0, 0.04, "One frame.")]
+    assert captions.video_seconds(SAMPLE) == pytest.approx(8.5, abs=0.01)
+    assert captions.to_srt(said[:2], end=8.5).splitlines()[5] == "00:00:07,500 --> 00:00:08,500"
+    assert captions.to_vtt(said[:2], end=8.5).splitlines()[-2] == "00:00:07.500 --> 00:00:08.500"
+
+
 def test_srt_vtt_and_jsonl_are_what_players_and_people_read():
     said = [event(61.5, "A <b> & c.\n\nIts next line."), event(3600.25, "Two.")]
     assert captions.to_srt(said) == (
@@ -228,9 +241,9 @@ def test_limits_are_told_in_a_sentence(tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", random_frames(20), fps=10)
     assert Limits().check(clip) == pytest.approx(2.0, abs=0.11)
     for limits, message in (
-        (Limits(megabytes=0), "This file has 0 MB; at most 0 are taken"),
-        (Limits(seconds=1.0), r"lasts 0 min; at most 0 are watched"),
-        (Limits(pixels=100), r"picture has \d+x\d+ pixels"),
+        (Limits(megabytes=0), "This file has 0 MB. The limit is 0 MB"),
+        (Limits(seconds=1.0), r"lasts 0 min. The limit is 0 min"),
+        (Limits(pixels=100), r"video has \d+x\d+ pixels"),
     ):
         with pytest.raises(ValueError, match=message):
             limits.check(clip)

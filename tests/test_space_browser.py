@@ -275,7 +275,7 @@ def test_an_upload_is_watched_and_taken_away(visit, tmp_path):
             break
     saved[0].save_as(tmp_path / "narration.srt")
     events = [SimpleNamespace(time=at, role="assistant", text=text) for at, text in STORY]
-    assert (tmp_path / "narration.srt").read_text(encoding="utf-8") == captions.to_srt(events)
+    assert (tmp_path / "narration.srt").read_text(encoding="utf-8") == captions.to_srt(events, end=8.5)
 
 
 def test_a_broken_file_is_refused_in_a_sentence(visit, tmp_path):
