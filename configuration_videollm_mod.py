@@ -24,6 +24,8 @@ from packaging import version
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from .routing_videollm_mod import GATES, ROUTERS
+
 
 logger = logging.get_logger(__name__)
 
@@ -183,8 +185,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     connector_hidden_act: str = "gelu"
     mod_keep_ratio: int | float | list[int | float] | tuple[int | float, ...] = 0.2
     mod_layers: str | list[int] | tuple[int, ...] | None = None
-    mod_router: Literal["learned", "uniform", "random"] = "learned"
-    mod_gate: Literal["linear", "sigmoid", "tanh", "none"] = "tanh"
+    mod_router: str = "learned"
+    mod_gate: str = "tanh"
     mod_gate_on: Literal["update", "output"] = "update"
     mod_keep_last: bool = True
     stream_loss_weight: int | float = 1.0
@@ -251,10 +253,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         return [layer for layer, count in enumerate(self.layer_keep_counts) if count < num_tokens]
 
     @property
-    def learned_router_layers(self) -> list[int]:
-        """Indices of the layers that own a router: routed, keeping at least one token, chosen by a learned score."""
-        if self.mod_router != "learned":
-            return []
+    def router_layers(self) -> list[int]:
+        """Indices of the layers that have a router: routed, and keeping at least one token."""
         counts = self.layer_keep_counts
         return [layer for layer in self.routed_layers if counts[layer] > 0]
 
@@ -318,6 +318,13 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 "Without `frame_token_interval_id` the end-of-sequence token is the target of silence, but "
                 "`text_config.eos_token_id` is None: set one of the two."
             )
+
+    def validate_router_and_gate(self) -> None:
+        """Check the names of the router type and the gate."""
+        for field, known in (("mod_router", ROUTERS), ("mod_gate", GATES)):
+            name = getattr(self, field)
+            if name not in known:
+                raise ValueError(f"`{field}` is {name!r}; known names are {', '.join(known)}.")
 
     def validate_routing(self) -> None:
         """Checks keep ratios and routed layers against the language model."""
@@ -411,11 +418,14 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         connector_weights = self.vision_config.hidden_size * text.hidden_size + text.hidden_size**2
         shared = 2 * frames * self.frame_num_tokens * connector_weights
         shared += 2 * (frames + text_tokens) * text.hidden_size * text.vocab_size
+        # A router scores every token of its layer's input.
+        router_flops = ROUTERS[self.mod_router].flops_per_token(self)
+        routers = len(self.router_layers) * (frames * self.frame_num_tokens + text_tokens) * router_flops
         layers = [layer_cost(count) for count in self.layer_keep_counts]
         full = [layer_cost(self.frame_num_tokens)] * len(layers)
         entry_bytes = 2 * key_value_size * bytes_per_value
         return CostEstimate(
-            flops=shared + sum(flops for flops, _ in layers),
+            flops=shared + routers + sum(flops for flops, _ in layers),
             full_flops=shared + sum(flops for flops, _ in full),
             cache_entries=tuple(entries for _, entries in layers),
             cache_bytes=entry_bytes * sum(entries for _, entries in layers),

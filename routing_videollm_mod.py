@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Routing by layers: where a batch's frame tokens lie, which of them a layer keeps, and how it runs on those alone."""
+"""Routing on one page: router types, where frames lie, which tokens a layer keeps, and how it runs on those only."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import (
     and_masks,
@@ -28,20 +30,138 @@ from transformers.masking_utils import (
 )
 
 
+# ---------------------------------------------------------------------------------------------------- router types
+
+# What `mod_gate` computes from a router score; `None` leaves the layer at full strength. "linear" is the paper's
+# (arXiv 2408.16730), "tanh" is p-MoD's (arXiv 2412.04449): it is 1 at a score of 0.
+GATES: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
+    "linear": lambda scores: scores,
+    "sigmoid": torch.sigmoid,
+    "tanh": lambda scores: 1 + 0.2 * scores.tanh(),
+    "none": None,
+}
+
+
+class VideoLLMMoDRouter(nn.Module):
+    """
+    Base class of router types. A routed layer has one router and keeps each frame's highest scores.
+
+    To add a type, subclass this class and add it to [`ROUTERS`]; `mod_router` then accepts its name. The class
+    attribute `learns` says whether a router has weights to train. It also decides whether `mod_gate` applies.
+
+    Args:
+        config ([`VideoLLMMoDConfig`]): The model's configuration.
+        layer (`int`): Index of the routed layer.
+    """
+
+    learns = False
+
+    def __init__(self, config: Any, layer: int) -> None:  # noqa: ARG002
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self, hidden_states: torch.Tensor, position_ids: torch.LongTensor, ranks: torch.LongTensor
+    ) -> torch.Tensor:
+        """
+        Score every token. The model reads the scores of frame tokens and ignores those of text.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): Input of the routed layer.
+            position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`): Positions in the stream. The score of
+                a frame must not depend on other frames, else streaming and training choose differently.
+            ranks (`torch.LongTensor` of shape `(batch, sequence)`): Index of each frame token within its frame.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, sequence, 1)`: Scores in float32 or better.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def gate(cls, scores: torch.Tensor, mod_gate: str) -> torch.Tensor | None:
+        """Return the factor of the layer's update for these scores, same shape, or `None` for full strength."""
+        function = GATES[mod_gate] if cls.learns else None
+        return None if function is None else function(scores)
+
+    def start_at_zero(self) -> None:
+        """Set the weights so that every score is 0, where the tanh gate is 1. Called for new routers that learn."""
+
+    @classmethod
+    def flops_per_token(cls, config: Any) -> int:  # noqa: ARG003
+        """Return the matrix-product operations of one token's score, a multiply-add counted as two."""
+        return 0
+
+
+class LearnedRouter(VideoLLMMoDRouter, nn.Linear):
+    """Score tokens by a learned direction: mu = w . x (VideoLLM-MoD, arXiv 2408.16730, equation 2)."""
+
+    learns = True
+
+    def __init__(self, config: Any, layer: int) -> None:
+        nn.Linear.__init__(self, config.text_config.hidden_size, 1, bias=False)
+        self.layer = layer
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
+        """Return the scores, summed in float32: a bfloat16 score has 8 bits, so many of 50 tokens would tie."""
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        return (hidden_states * self.weight[0]).sum(dim=-1, keepdim=True, dtype=dtype)
+
+    def start_at_zero(self) -> None:
+        """Set the weights to zero."""
+        init.zeros_(self.weight)
+
+
+class UniformRouter(VideoLLMMoDRouter):
+    """Score all tokens alike, so that evenly spaced ones are kept."""
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
+        """Return zeros."""
+        return torch.zeros_like(hidden_states[..., :1], dtype=torch.float32)
+
+
+class RandomRouter(VideoLLMMoDRouter):
+    """Score tokens by a hash of layer and position, so that streaming and one forward pass choose alike."""
+
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.LongTensor, *_: Any) -> torch.Tensor:
+        """Return numbers in [0, 1) that look random."""
+        noise = position_noise(position_ids, self.layer)
+        return noise.expand(hidden_states.shape[:2])[..., None]
+
+
+ROUTERS: dict[str, type[VideoLLMMoDRouter]] = {
+    "learned": LearnedRouter,
+    "uniform": UniformRouter,
+    "random": RandomRouter,
+}
+
+
+def position_noise(positions: torch.LongTensor, layer: int) -> torch.Tensor:
+    """Return float32 numbers in [0, 1) that look random and depend only on layer and position; same shape."""
+    # The 32-bit mixer "lowbias32" of Mulvey.
+    mask = 0xFFFFFFFF
+    x = (positions * 0x9E3779B1 + layer * 0x85EBCA6B) & mask
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & mask
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & mask
+    return (x ^ (x >> 15)).float() / 2**32
+
+
+# ------------------------------------------------------------------------------------------------- where frames lie
+
+
 @dataclass
 class RoutingPlan:
     """
-    Where the tokens of a batch go in a layer that keeps `keep_count` tokens of each frame.
+    Where the tokens of a batch go in a layer that keeps `keep_count` tokens per frame.
 
-    The plan depends on where frames lie and never on scores: layers that keep as many tokens share it, and only put
-    their own choice into `frame_slots`.
+    A plan depends on where frames lie and not on scores, so layers with the same `keep_count` share it. Each layer
+    then writes its own choice into `frame_slots`.
 
     Attributes:
-        length (`int`): Length of the short sequence, that of the longest row.
-        slots (`torch.LongTensor` of shape `(batch * length,)`): Source of each slot in the flattened full sequence. At
-            frame slots a stand-in.
-        frame_slots (`torch.LongTensor` of shape `(frames * keep_count,)`): Which slots are a frame's kept tokens.
-        valid (`torch.LongTensor`, *optional*): The slots that are not filler; `None` if all rows are equally long.
+        length (`int`): Length of the short sequence of kept and text tokens, which is that of the longest row.
+        slots (`torch.LongTensor` of shape `(batch * length,)`): Index of each slot's token in the flattened batch.
+            Frame slots hold a stand-in.
+        frame_slots (`torch.LongTensor` of shape `(frames * keep_count,)`): The slots of kept frame tokens.
+        valid (`torch.LongTensor`, *optional*): The slots that are not filler, or `None` if all rows are equally long.
     """
 
     length: int
@@ -52,17 +172,20 @@ class RoutingPlan:
 
 class FrameLayout:
     """
-    Where the frames of a batch lie in its sequences. Made once a forward pass; layers only index.
+    Where the frames of a batch lie in its sequences. Each forward pass makes one, and layers only index it.
 
     Args:
         frame_token_mask (`torch.BoolTensor` of shape `(batch, sequence)`): True at frame tokens.
-        num_frames (`Sequence[int]`): Number of frames of each row, known to the host so that shapes are.
-        num_tokens (`int`): Number of tokens of a frame.
+        num_frames (`Sequence[int]`): Number of frames of each row. The host knows it, so it knows all shapes.
+        num_tokens (`int`): Number of tokens per frame.
 
     Attributes:
         total_frames (`int`): Number of frames in the batch.
-        rank (`torch.LongTensor` of shape `(batch, sequence)`): Each frame token's index within its frame.
-        token_index (`torch.LongTensor` of shape `(frames, tokens)`): Each frame token's index in the flattened batch.
+        rank (`torch.LongTensor` of shape `(batch, sequence)`): Index of each frame token within its frame.
+        token_index (`torch.LongTensor` of shape `(frames, tokens)`): Index of each frame token in the flattened batch.
+
+    Raises:
+        `ValueError`: On a CPU, if other tokens stand within a frame.
     """
 
     def __init__(self, frame_token_mask: torch.BoolTensor, num_frames: Sequence[int], num_tokens: int) -> None:
@@ -93,19 +216,19 @@ class FrameLayout:
 
     @property
     def speaking_index(self) -> torch.LongTensor:
-        """Index, in the flattened sequences, of the tokens after which the model may speak: text and frames' last."""
+        """Index in the flattened batch of the tokens after which the model may speak: text and each frame's last."""
         may_speak = ~self.frame_token_mask | (self.rank == self.num_tokens - 1)
         size = self.batch_size * self.sequence_length - self.total_frames * (self.num_tokens - 1)
         return torch.nonzero_static(may_speak.flatten(), size=size).squeeze(1)
 
     def plan(self, keep_count: int) -> RoutingPlan:
-        """The plan of the layers that keep `keep_count` tokens of each frame."""
+        """Return the plan of layers that keep `keep_count` tokens per frame."""
         if keep_count not in self._plans:
             self._plans[keep_count] = self._make_plan(keep_count)
         return self._plans[keep_count]
 
     def preference(self, num_tokens: int, count: int) -> torch.LongTensor:
-        """[`preference`] where scores are, the same for all layers that keep as many tokens."""
+        """Return [`preference`] on the device of the frames, computed once for all layers."""
         if (num_tokens, count) not in self._preferences:
             self._preferences[num_tokens, count] = preference(num_tokens, count, self.token_index.device)
         return self._preferences[num_tokens, count]
@@ -114,7 +237,7 @@ class FrameLayout:
         skipped = self.num_tokens - keep_count
         lengths = [self.sequence_length - frames * skipped for frames in self.num_frames]
         length = max(lengths)
-        # A frame's kept tokens keep their order, so they may stand in for its first ones: same slots, other sources.
+        # Kept tokens keep their order, so a frame's first `keep_count` tokens can stand in for them.
         stand_in = ~self.frame_token_mask | (self.rank < keep_count)
         slots = torch.nonzero_static(stand_in.flatten(), size=sum(lengths)).squeeze(1)
         is_frame = self.frame_token_mask.flatten()[slots]
@@ -127,47 +250,152 @@ class FrameLayout:
         return RoutingPlan(length, padded, valid[frame_slots], valid)
 
 
-class VideoLLMMoDRouter(nn.Linear):
-    """Scores tokens for one routed layer: mu = w . x (VideoLLM-MoD, arXiv 2408.16730, equation 2)."""
+def find_frames(
+    config: Any,
+    input_ids: torch.LongTensor | None,
+    inputs_embeds: torch.Tensor | None,
+    pixel_values_videos: torch.Tensor | None,
+    frame_features: torch.Tensor | None,
+    num_frames: Sequence[int] | torch.Tensor | None,
+    frame_token_mask: torch.BoolTensor | None,
+) -> FrameLayout:
+    """
+    Find the frames in the inputs of a forward pass; see [`VideoLLMMoDModel.forward`] for the arguments.
 
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__(hidden_size, 1, bias=False)
+    Raises:
+        `ValueError`: If frames and frame tokens do not match. On a GPU the match is checked without waiting for it.
+    """
+    frames = pixel_values_videos if frame_features is None else frame_features
+    source = input_ids if inputs_embeds is None else inputs_embeds
+    batch_size, sequence_length = source.shape[:2]
+    num_tokens = config.frame_num_tokens
+    _check_frames(config, pixel_values_videos, frame_features, batch_size)
+    no_frames = frames is None and frame_token_mask is None
+    if frame_token_mask is None and input_ids is not None:
+        frame_token_mask = input_ids == config.frame_token_id
+    elif frame_token_mask is None:
+        frame_token_mask = torch.zeros(batch_size, sequence_length, dtype=torch.bool, device=source.device)
+    if num_frames is not None:
+        num_frames = num_frames.tolist() if isinstance(num_frames, torch.Tensor) else list(num_frames)
+    elif no_frames:
+        num_frames = [0] * batch_size
+    elif frames is not None and batch_size == 1:
+        num_frames = [frames.shape[1]]
+    else:
+        num_frames = [count // num_tokens for count in frame_token_mask.sum(dim=1).tolist()]
+    if len(num_frames) != batch_size or (frames is not None and max(num_frames) > frames.shape[1]):
+        given = "none" if frames is None else f"{frames.shape[1]} per row"
+        raise ValueError(f"`num_frames` is {num_frames} for a batch of {batch_size} rows; frames given: {given}.")
+    if frames is None and inputs_embeds is None and max(num_frames) > 0:
+        raise ValueError(
+            f"The rows have {num_frames} frames, but neither `pixel_values_videos` nor `frame_features` was given."
+        )
+    expected = [count * num_tokens for count in num_frames]
+    check_on_device(
+        frame_token_mask.sum(dim=1),
+        expected,
+        f"Tokens and frames do not match: the rows have {num_frames} frames of {num_tokens} tokens, so frame "
+        f"tokens expected {expected}",
+    )
+    return FrameLayout(frame_token_mask, num_frames, num_tokens)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Scores (batch, sequence, 1) of hidden states (batch, sequence, hidden), in float32 or better."""
-        # Summed in float32: in bfloat16 a score has 8 bits, and many of a frame's 50 would tie.
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        return (hidden_states * self.weight[0]).sum(dim=-1, keepdim=True, dtype=dtype)
+
+def _check_frames(
+    config: Any, pixel_values_videos: torch.Tensor | None, frame_features: torch.Tensor | None, batch_size: int
+) -> None:
+    if pixel_values_videos is not None and frame_features is not None:
+        raise ValueError("Give `pixel_values_videos` or `frame_features`, not both.")
+    shapes = {
+        "pixel_values_videos": (pixel_values_videos, "(batch, frames, channels, height, width)"),
+        "frame_features": (frame_features, "(batch, frames, tokens, vision hidden)"),
+    }
+    for name, (frames, shape) in shapes.items():
+        if frames is not None and (frames.ndim != shape.count(",") + 1 or frames.shape[0] != batch_size):
+            raise ValueError(
+                f"`{name}` must be {shape} with a batch of {batch_size}, got a tensor of shape {tuple(frames.shape)}."
+            )
+    expected = (config.frame_num_tokens, config.vision_config.hidden_size)
+    if frame_features is not None and tuple(frame_features.shape[2:]) != expected:
+        raise ValueError(
+            f"`frame_features` has {frame_features.shape[2]} tokens of width {frame_features.shape[3]} per frame; "
+            f"this model's frames are {expected[0]} tokens of width {expected[1]}."
+        )
 
 
-def spread(num_tokens: int, count: int) -> list[int]:
-    """Indices 0 to `num_tokens` - 1 in order of preference, of which the first `count` are evenly spaced."""
-    first = [(2 * i + 1) * num_tokens // (2 * count) for i in range(count)]
-    return first + [index for index in range(num_tokens) if index not in first]
+def find_positions(
+    layout: FrameLayout,
+    attention_mask: torch.Tensor | None,
+    num_seen: int | torch.Tensor,
+    seq_idx: torch.Tensor | None,
+    device: torch.device,
+) -> torch.LongTensor:
+    """Return the rotary position of every token, (batch or 1, sequence): padding and other dialogues do not count."""
+    if seq_idx is not None:
+        places = torch.arange(layout.sequence_length, device=device).expand(layout.batch_size, -1)
+        begins = F.pad(seq_idx.to(device).diff(dim=1), (1, 0)) != 0
+        return places - torch.where(begins, places, 0).cummax(dim=1).values
+    if attention_mask is not None:
+        positions = attention_mask.long().cumsum(dim=1) - 1
+        return positions.clamp(min=0)[:, -layout.sequence_length :].to(device)
+    return (torch.arange(layout.sequence_length, device=device) + num_seen)[None]
+
+
+# ------------------------------------------------------------------------------------------- which tokens are kept
+
+
+@dataclass
+class Choice:
+    """
+    What one routed layer chose.
+
+    Attributes:
+        slots (`torch.LongTensor` of shape `(batch * length,)`): The plan's slots with the kept tokens in place.
+        gate (`torch.Tensor` of shape `(frames * kept,)`, *optional*): Factor of each kept token's update.
+        scores (`torch.Tensor` of shape `(frames, tokens)`, *optional*): Router scores.
+        kept (`torch.Tensor` of shape `(frames, tokens)`, *optional*): 1 at kept tokens, 0 at skipped ones.
+    """
+
+    slots: torch.LongTensor
+    gate: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
+
+
+def choose(
+    scores: torch.Tensor | None, plan: RoutingPlan, layout: FrameLayout, keep_count: int, config: Any
+) -> Choice:
+    """Choose `keep_count` tokens of each frame by scores (frames, tokens); `None` in a layer that keeps none."""
+    if scores is None:
+        return Choice(plan.slots)
+    index = choose_kept(scores, keep_count, config.mod_keep_last, layout)
+    slots = plan.slots.index_copy(0, plan.frame_slots, layout.token_index.gather(1, index).flatten())
+    gate = ROUTERS[config.mod_router].gate(scores.gather(1, index), config.mod_gate)
+    kept = torch.zeros_like(scores).scatter(1, index, 1.0)
+    return Choice(slots, None if gate is None else gate.flatten(), scores, kept)
 
 
 def choose_kept(
     scores: torch.Tensor, keep_count: int, keep_last: bool, layout: FrameLayout | None = None
 ) -> torch.LongTensor:
     """
-    Indices of the tokens that a routed layer keeps, in order.
+    Return the indices of the tokens that a routed layer keeps, in order.
 
     Args:
         scores (`torch.Tensor` of shape `(frames, tokens)`): Router scores.
-        keep_count (`int`): Number of tokens to keep of each frame, at least 1.
-        keep_last (`bool`): Whether the last token is kept whatever its score.
-        layout ([`FrameLayout`], *optional*): That of the frames, which remembers what one layer shares with the next.
+        keep_count (`int`): Number of tokens to keep per frame, at least 1.
+        keep_last (`bool`): Whether to keep the last token whatever its score.
+        layout ([`FrameLayout`], *optional*): Layout of the frames, which caches the order of preference.
 
     Returns:
-        `torch.LongTensor` of shape `(frames, keep_count)`: The highest scores, ascending by index. Equal scores go to
-        evenly spaced tokens, so that routers that start at zero do not all watch the top left corner.
+        `torch.LongTensor` of shape `(frames, keep_count)`: Indices of the highest scores, ascending. Among equal
+        scores, evenly spaced tokens win: routers that start at zero do not all keep the top left corner.
     """
     num_frames, num_tokens = scores.shape
     count, candidates = (keep_count - 1, num_tokens - 1) if keep_last else (keep_count, num_tokens)
     preferred = (
         preference(candidates, count, scores.device) if layout is None else layout.preference(candidates, count)
     )
-    # A stable sort rather than `topk`, which breaks ties differently for one frame and for many.
+    # A stable sort, since `topk` breaks ties differently for one frame and for many.
     ranking = scores.index_select(1, preferred).argsort(dim=1, descending=True, stable=True)[:, :count]
     kept = preferred[ranking].sort(dim=1).values
     if keep_last:
@@ -176,43 +404,58 @@ def choose_kept(
 
 
 def preference(num_tokens: int, count: int, device: torch.device) -> torch.LongTensor:
-    """[`spread`] as a tensor; on a GPU computed there, since a captured step can copy nothing from the host."""
-    if count == 0 or device.type in ("cpu", "meta"):
-        return torch.tensor(spread(num_tokens, count) if count else [], device=device, dtype=torch.long)
-    return preference_on_device(num_tokens, count, device)
-
-
-def preference_on_device(num_tokens: int, count: int, device: torch.device) -> torch.LongTensor:
-    """[`spread`] by arithmetic on tensors."""
-    first = (2 * torch.arange(count, device=device) + 1) * num_tokens // (2 * count)
+    """Return the indices 0 to `num_tokens` - 1 in order of preference: first `count` evenly spaced ones."""
+    first = (2 * torch.arange(count, device=device) + 1) * num_tokens // (2 * max(count, 1))
     is_first = torch.zeros(num_tokens, dtype=torch.long, device=device).index_fill(0, first, 1)
     return is_first.argsort(descending=True, stable=True)
 
 
-def position_noise(positions: torch.LongTensor, layer: int) -> torch.Tensor:
-    """Scores in [0, 1) that look random and depend on layer and position only. Same shape as `positions`, float32."""
-    # The 32-bit mixer of Mulvey ("lowbias32"): streamed, chunked and whole, a frame has to be routed alike.
-    mask = 0xFFFFFFFF
-    x = (positions * 0x9E3779B1 + layer * 0x85EBCA6B) & mask
-    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & mask
-    x = ((x ^ (x >> 15)) * 0x735A2D97) & mask
-    return (x ^ (x >> 15)).float() / 2**32
+# ------------------------------------------------------------------------------------- running on kept tokens only
 
 
 def apply_gate(
     output: torch.Tensor, short: torch.Tensor, gate: torch.Tensor, plan: RoutingPlan, *, on_update: bool
 ) -> torch.Tensor:
-    """x + g * (f(x) - x) on kept frame tokens, or g * f(x) if not `on_update`; f(x) to the last bit on text."""
-    # Written as f(x) - (1 - g) * (f(x) - x): 1 - g is 0 on text, and keeps its precision where g is near 1.
+    """Return x + g * (f(x) - x) at kept frame tokens, or g * f(x) if not `on_update`, and exactly f(x) at text."""
+    # Written as f(x) - (1 - g) * (f(x) - x): 1 - g is 0 at text, and keeps its precision where g is near 1.
     closed = torch.zeros(output.shape[0] * output.shape[1], device=output.device, dtype=output.dtype)
     closed = closed.index_copy(0, plan.frame_slots.to(output.device), (1 - gate).to(output.device, output.dtype))
-    # With layers on several devices the output is on its layer's, and what went in on the one before.
+    # If layers are on several devices, the input is on the previous layer's.
     update = output - short.to(output.device) if on_update else output
     return output - closed.view(*output.shape[:2], 1) * update
 
 
+def run_on_kept(
+    run: Callable[[torch.Tensor, tuple[torch.Tensor, torch.Tensor]], torch.Tensor],
+    hidden_states: torch.Tensor,
+    rotary: torch.Tensor,
+    choice: Choice,
+    plan: RoutingPlan,
+    *,
+    on_update: bool,
+) -> torch.Tensor:
+    """
+    Run a layer on kept and text tokens only; skipped tokens pass unchanged.
+
+    Args:
+        run (`Callable`): Runs the layer on hidden states (batch, length, hidden) and their rotary cos and sin.
+        hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): The full sequences.
+        rotary (`torch.Tensor` of shape `(2, batch, sequence, dim)`): Rotary cos and sin of the full sequences.
+        choice ([`Choice`]): The layer's choice.
+        plan ([`RoutingPlan`]): The layer's plan.
+        on_update (`bool`): Whether the gate multiplies the layer's update or its output.
+    """
+    batch_size, flat = hidden_states.shape[0], hidden_states.flatten(0, 1)
+    short = flat.index_select(0, choice.slots.to(flat.device)).view(batch_size, plan.length, -1)
+    turns = rotary.flatten(1, 2).index_select(1, choice.slots.to(rotary.device))
+    output = run(short, turns.view(2, batch_size, plan.length, -1).unbind())
+    if choice.gate is not None:
+        output = apply_gate(output, short, choice.gate, plan, on_update=on_update)
+    return write_back(flat, output, choice.slots, plan).view_as(hidden_states)
+
+
 def write_back(flat: torch.Tensor, output: torch.Tensor, slots: torch.LongTensor, plan: RoutingPlan) -> torch.Tensor:
-    """The full sequences (batch * sequence, hidden) with the layer's output at the tokens it ran on."""
+    """Return the full sequences (batch * sequence, hidden) with the layer's output at the tokens it ran on."""
     output = output.flatten(0, 1).to(flat.device)
     if plan.valid is not None:
         output, slots = output.index_select(0, plan.valid.to(flat.device)), slots.index_select(0, plan.valid)
@@ -222,14 +465,13 @@ def write_back(flat: torch.Tensor, output: torch.Tensor, slots: torch.LongTensor
 def record_positions(
     cache: Cache | None,
     layer: int,
-    routed: bool,
     slots: torch.LongTensor | None,
     layout: FrameLayout,
     num_seen: int | torch.Tensor,
     plan: RoutingPlan | None = None,
 ) -> None:
-    """Tells a routed layer's cache where the tokens it is about to run on lie: those of `slots`, or all of them."""
-    if cache is None or not routed:
+    """Record in a routed layer's cache the positions of its next tokens: those at `slots`, or all if `None`."""
+    if cache is None:
         return
     if slots is None:
         device = layout.frame_token_mask.device
@@ -244,7 +486,7 @@ def record_positions(
 
 
 def by_row(values: torch.Tensor | None, layout: FrameLayout, device: torch.device) -> torch.Tensor:
-    """Values (all frames, tokens) as (batch, frames, tokens), 0 where a row has fewer frames."""
+    """Return values (all frames, tokens) as (batch, frames, tokens), 0 where a row has fewer frames."""
     most = max(layout.num_frames)
     if values is not None and min(layout.num_frames) == most:
         return values.to(device, torch.float32).view(layout.batch_size, most, layout.num_tokens)
@@ -257,7 +499,16 @@ def by_row(values: torch.Tensor | None, layout: FrameLayout, device: torch.devic
 
 
 class LayerMasks:
-    """Attention masks of one forward pass: layers that keep as many tokens of a frame share theirs."""
+    """
+    Attention masks of one forward pass. Layers that keep the same number of tokens share a mask.
+
+    Args:
+        text_config (`PreTrainedConfig`): Configuration of the language model.
+        layout ([`FrameLayout`]): Layout of the batch.
+        attention_mask (`torch.Tensor` of shape `(batch, seen + sequence)`, *optional*): 0 at padding.
+        cache (`Cache`, *optional*): The key/value cache. One with `needs_masks = False` masks by itself.
+        seq_idx (`torch.Tensor` of shape `(batch, sequence)`, *optional*): Index of each token's dialogue.
+    """
 
     def __init__(
         self,
@@ -265,7 +516,6 @@ class LayerMasks:
         layout: FrameLayout,
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
-        num_seen: int | torch.Tensor,
         seq_idx: torch.Tensor | None = None,
     ) -> None:
         self.text_config = text_config
@@ -273,11 +523,10 @@ class LayerMasks:
         self.attention_mask = attention_mask
         self.seq_idx = seq_idx
         self.cache = cache
-        self.num_seen = num_seen
         self._masks: dict[tuple[int, int | None], Any] = {}
 
     def get(self, layer: int, keep_count: int, inputs: torch.Tensor) -> Any:
-        """Mask of a layer about to run on `inputs` (batch, length, hidden), its positions already recorded."""
+        """Return the mask for `inputs` (batch, length, hidden) of a layer. Record their positions first."""
         if not getattr(self.cache, "needs_masks", True):
             return None
         window = self._window(layer, inputs.shape[1])
@@ -287,14 +536,14 @@ class LayerMasks:
                 self.text_config,
                 inputs,
                 self._padding(layer, keep_count, inputs.shape[1]),
-                self.cache,  # by its place: its name is not the same in all versions of the library
+                self.cache,  # by position: its name differs between versions of Transformers
                 layer_idx=layer,
                 and_mask_function=self._overlay(layer, keep_count, window, inputs.shape[1]),
             )
         return self._masks[key]
 
     def _overlay(self, layer: int, keep_count: int, window: int | None, length: int) -> Callable | None:
-        """Mask function of what causal attention sees too much of: beyond a window, and other dialogues."""
+        """Return the mask function that hides what lies beyond the window and in other dialogues."""
         near = None if window is None else self._window_overlay(layer, keep_count, window)
         if self.seq_idx is None:
             return near
@@ -302,10 +551,9 @@ class LayerMasks:
         return same if near is None else and_masks(near, same)
 
     def _window_overlay(self, layer: int, keep_count: int, window: int) -> Callable:
-        """Mask function that hides what lies further back than the window, counted in real entries."""
         if self.cache is None or not self.cache.has_filler or keep_count >= self.layout.num_tokens:
             return sliding_window_overlay(window)
-        # Filler between a row's entries must not push the older ones out.
+        # Count real entries only: filler between them must not push older ones out of the window.
         count = (self.cache.get_positions(layer) >= 0).cumsum(dim=1)
 
         def overlay(batch_idx: int, _head_idx: int, q_idx: int, kv_idx: int) -> bool:
@@ -314,7 +562,7 @@ class LayerMasks:
         return overlay
 
     def _window(self, layer: int, length: int) -> int | None:
-        """Sliding window of a layer, in entries of its own sequence; `None` if it has none or has not filled it."""
+        """Return a layer's sliding window, in entries of its own sequence, or `None` while all entries fit."""
         window = getattr(self.text_config, "sliding_window", None)
         types = getattr(self.text_config, "layer_types", None)
         if window is None or (types is not None and types[layer] != "sliding_attention"):
@@ -323,7 +571,7 @@ class LayerMasks:
         return None if isinstance(past, int) and past + length <= window else window
 
     def _padding(self, layer: int, keep_count: int, length: int) -> torch.Tensor | None:
-        """Which of a layer's past and new entries are real, (batch, past + new), or `None` if all are."""
+        """Return which of a layer's entries are real, (batch, past + new), or `None` if all are."""
         if keep_count >= self.layout.num_tokens:
             return self.attention_mask
         if self.cache is None:
@@ -338,14 +586,14 @@ class LayerMasks:
         return real
 
     def _uncached_padding(self, keep_count: int, length: int) -> torch.Tensor | None:
-        # Without a cache filler stands at the end of a row, where causal attention keeps it from every real token.
+        # Without a cache, filler ends a row, so causal attention already hides it from every real token.
         if self.attention_mask is None:
             return None
         seen = self.attention_mask.to(self.layout.frame_token_mask.device, torch.bool)
         return self._by_slot(seen, keep_count, length)
 
     def _by_slot(self, values: torch.Tensor, keep_count: int, length: int) -> torch.Tensor:
-        """Values of tokens (batch, sequence) as those of a layer's slots (batch, length), 0 at filler."""
+        """Return values of tokens (batch, sequence) as values of a layer's slots (batch, length), 0 at filler."""
         if keep_count >= self.layout.num_tokens or self.layout.total_frames == 0:
             return values
         plan = self.layout.plan(keep_count)
@@ -356,7 +604,7 @@ class LayerMasks:
 
 
 def check_on_device(found: torch.Tensor, expected: torch.Tensor | list[int], message: str) -> None:
-    """Raises if `found` is not as expected: on the CPU with what was found, elsewhere without waiting for it."""
+    """Raise an error unless `found` is as expected. On a GPU it is raised there, without waiting for the device."""
     if torch.compiler.is_compiling() or found.device.type == "meta":
         return
     if found.device.type == "cpu":
@@ -365,23 +613,8 @@ def check_on_device(found: torch.Tensor, expected: torch.Tensor | list[int], mes
             raise ValueError(f"{message}; found {found.tolist()}.")
         return
     parts = list(zip(found, expected, strict=True)) if isinstance(expected, list) else [(found, expected)]
-    # The device keeps messages of up to 255 bytes, and refuses longer ones.
+    # The device accepts messages of up to 255 bytes.
     torch._assert_async(torch.stack([part == want for part, want in parts]).all(), message[:250])
 
 
-__all__ = [
-    "FrameLayout",
-    "LayerMasks",
-    "RoutingPlan",
-    "VideoLLMMoDRouter",
-    "apply_gate",
-    "by_row",
-    "check_on_device",
-    "choose_kept",
-    "position_noise",
-    "preference",
-    "preference_on_device",
-    "record_positions",
-    "spread",
-    "write_back",
-]
+__all__ = ["GATES", "ROUTERS", "LearnedRouter", "RandomRouter", "UniformRouter", "VideoLLMMoDRouter"]

@@ -64,9 +64,9 @@ def test_keep_count_rounds_up_without_binary_noise(ratio, grid, kept):
     assert square.layer_keep_counts == [7] * 32
 
 
-def test_only_layers_that_choose_by_score_own_a_router():
-    assert tiny_config(mod_keep_ratio=[0.0, 0.5, 1.0, 0.2]).learned_router_layers == [1, 3]
-    assert tiny_config(mod_layers="all", mod_router="uniform").learned_router_layers == []
+def test_only_layers_that_choose_have_a_router():
+    assert tiny_config(mod_keep_ratio=[0.0, 0.5, 1.0, 0.2]).router_layers == [1, 3]
+    assert tiny_config(mod_layers="all", mod_router="uniform").router_layers == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_only_layers_that_choose_by_score_own_a_router():
         ({"mod_layers": "every_other"}, "known schemes are interleaved"),
         ({"mod_layers": [1, 4]}, "layer 4, but the language model's layers are 0 to 3"),
         ({"mod_layers": [-1]}, "layer -1"),
-        ({"mod_router": "oracle"}, "mod_router"),
-        ({"mod_gate": "relu"}, "mod_gate"),
+        ({"mod_router": "oracle"}, "`mod_router` is 'oracle'; known names are learned, uniform, random"),
+        ({"mod_gate": "relu"}, "`mod_gate` is 'relu'; known names are linear, sigmoid, tanh, none"),
         ({"mod_gate_on": "input"}, "mod_gate_on"),
         ({"mod_keep_ration": 0.2}, "Did you mean `mod_keep_ratio`"),
         ({"frame_tokens_cls": False}, "Did you mean `frame_token_cls`"),

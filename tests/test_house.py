@@ -27,7 +27,7 @@ import videollm_mod
 ROOT = Path(videollm_mod.__file__).parent
 # What travels with a checkpoint, and which of its neighbours each file may import.
 TRAVELLING = {
-    "configuration_videollm_mod": set(),
+    "configuration_videollm_mod": {"routing_videollm_mod"},
     "cache_videollm_mod": set(),
     "routing_videollm_mod": set(),
     "streaming_videollm_mod": {"cache_videollm_mod"},

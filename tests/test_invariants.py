@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
-from videollm_mod.routing_videollm_mod import choose_kept
+from videollm_mod.routing_videollm_mod import ROUTERS, choose_kept, find_frames
 
 
 RUNS = [3, 1, 2]
@@ -164,8 +164,8 @@ def test_full_keep_ratio_is_the_plain_backbone_to_the_last_bit(text, attention):
     ids = dialogue_ids(model.config, RUNS)
     features = random_features(model.config, sum(RUNS))
     with torch.no_grad():
-        layout = model.model.frame_layout(ids, None, None, features, None, None)
-        embeddings = model.model._embed(ids, None, None, features, layout)
+        layout = find_frames(model.config, ids, None, None, features, None, None)
+        embeddings = model.model._embed(ids, None, features, True, layout)
         expected = plain(inputs_embeds=embeddings, use_cache=False).logits
     assert torch.equal(one_forward(model, ids, features), expected)
 
@@ -177,8 +177,8 @@ def by_masking(model, ids, features, position_ids=None):
     """
     inner, config = model.model, model.config
     text = inner.language_model
-    layout = inner.frame_layout(ids, None, None, features, None, None)
-    hidden = inner._embed(ids, None, None, features, layout)
+    layout = find_frames(config, ids, None, None, features, None, None)
+    hidden = inner._embed(ids, None, features, True, layout)
     positions = torch.arange(ids.shape[1])[None] if position_ids is None else position_ids
     rotary = text.rotary_emb(hidden, positions)
     causal = torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
@@ -193,7 +193,8 @@ def by_masking(model, ids, features, position_ids=None):
                 kept = choose_kept(scores, count, config.mod_keep_last)
                 places = layout.token_index.gather(1, kept).flatten()
                 runs[places] = True
-                gate[places] = inner.gate(scores.gather(1, kept)).flatten()
+                factor = ROUTERS[config.mod_router].gate(scores.gather(1, kept), config.mod_gate)
+                gate[places] = 1.0 if factor is None else factor.flatten()
         mask = torch.zeros(causal.shape).masked_fill(~(causal & runs[None]), torch.finfo(torch.float32).min)
         output = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotary)
         gate = gate[None, :, None]
@@ -347,8 +348,8 @@ def test_sliding_window_counts_entries_of_a_layers_own_sequence(text):
     plain.lm_head.load_state_dict(full.lm_head.state_dict())
     ids, features = dialogue_ids(full.config, RUNS), random_features(full.config, sum(RUNS))
     with torch.no_grad():
-        layout = full.model.frame_layout(ids, None, None, features, None, None)
-        embeddings = full.model._embed(ids, None, None, features, layout)
+        layout = find_frames(full.config, ids, None, None, features, None, None)
+        embeddings = full.model._embed(ids, None, features, True, layout)
         expected = plain(inputs_embeds=embeddings, use_cache=False).logits
     assert_close(one_forward(full, ids, features), expected, atol=2e-5, rtol=1e-4)
     check_any_path(tiny_model(text=text, text_overrides=overrides, mod_layers="all"))

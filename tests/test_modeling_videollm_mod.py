@@ -43,8 +43,14 @@ from transformers import DynamicCache, TorchAoConfig
 from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils.logging import warning_once
 
-from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration, modeling_videollm_mod
+from videollm_mod import (
+    VideoLLMMoDConfig,
+    VideoLLMMoDForConditionalGeneration,
+    modeling_videollm_mod,
+    routing_videollm_mod,
+)
 from videollm_mod.cache_videollm_mod import CACHE_NAME
+from videollm_mod.routing_videollm_mod import ROUTERS
 
 
 RUNS = [3, 1, 2]
@@ -110,8 +116,9 @@ def test_gates():
         "none": torch.ones(7),
     }
     for gate, values in expected.items():
-        assert_close(tiny_model(mod_gate=gate).model.gate(scores), values)
-    assert_close(tiny_model(mod_router="random").model.gate(scores), torch.ones(7))
+        gated = ROUTERS["learned"].gate(scores, gate)
+        assert_close(torch.ones(7) if gated is None else gated, values)
+        assert ROUTERS["random"].gate(scores, gate) is ROUTERS["uniform"].gate(scores, gate) is None
 
 
 def test_new_tanh_routers_start_as_the_plain_layer():
@@ -256,7 +263,8 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
     """Shapes and devices alone, placed as accelerate places them: a block's inputs are moved, its outputs stay."""
     model = tiny_model(**SCHEMES[scheme])
     ids, features = dialogue_ids(model.config, [2, 1]), random_features(model.config, 3)
-    monkeypatch.setattr(modeling_videollm_mod, "check_on_device", lambda *_: None)  # fake tensors have no values
+    for module in (modeling_videollm_mod, routing_videollm_mod):
+        monkeypatch.setattr(module, "check_on_device", lambda *_: None)  # fake tensors have no values
 
     def moved(value, device):
         if isinstance(value, torch.Tensor):
@@ -302,7 +310,7 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
         ({"frame_features": 5}, "rows have \\[5\\] frames"),
         ({"num_frames": [7]}, "`num_frames` is \\[7\\]"),
         ({"num_frames": [3, 3]}, "batch of 1"),
-        ({"frame_features": torch.zeros(1, 6, 9, 16)}, "9 tokens of width 16 a frame; this model's frames are 10"),
+        ({"frame_features": torch.zeros(1, 6, 9, 16)}, "9 tokens of width 16 per frame; this model's frames are 10"),
         ({"frame_features": torch.zeros(6, 10, 16)}, "must be \\(batch, frames, tokens, vision hidden\\)"),
         ({"pixel_values_videos": torch.zeros(1, 6, 3, 32, 32)}, "not both"),
         ({"inputs_embeds": torch.zeros(1, 3, 32)}, "exactly one of"),
@@ -314,7 +322,7 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
         ({"attention_mask": torch.ones(1, 7)}, "`attention_mask` is 7 wide; .* 0 \\+ "),
         ({"cu_seq_lens_q": torch.tensor([0, 9])}, "Give `seq_idx`, the index of each"),
         ({"seq_idx": torch.zeros(1, 9), "use_cache": True}, "are for training and have no cache"),
-        ({"position_ids": torch.tensor([[*range(50), *range(50)]])}, "`position_ids` start anew within a row"),
+        ({"position_ids": torch.tensor([[*range(50), *range(50)]])}, "`position_ids` restart within a row"),
         ({"input_ids": "torn"}, "must stand together; other tokens stand within frame 0"),
     ],
 )
@@ -351,7 +359,7 @@ def test_any_cache_serves_a_model_without_routing():
         ({"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2}, "missing: embed_tokens, layers"),
         ({"model_type": "granite", "num_hidden_layers": 2, "embedding_multiplier": 12.0}, "embedding_multiplier"),
         ({"model_type": "gemma2", "num_hidden_layers": 2}, "final_logit_softcapping"),
-        ({"model_type": "gemma3_text", "num_hidden_layers": 2}, "turns positions differently by type of layer"),
+        ({"model_type": "gemma3_text", "num_hidden_layers": 2}, "rotates positions differently by layer type"),
     ],
 )
 def test_refuses_text_models_of_another_shape(text_config, message):
@@ -439,7 +447,7 @@ def test_gradients_reach_every_parameter_and_router(gate, checkpointing):
 def test_checkpointed_layers_are_given_no_cache():
     model = tiny_model().train()
     model.gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match="Checkpointed layers drop the cache that is given"):
+    with pytest.raises(ValueError, match="Checkpointed layers ignore the cache that is given"):
         model(**inputs_for(model), cache=model.new_cache())
 
 
@@ -787,4 +795,4 @@ def test_untested_text_models_of_the_right_shape_are_named(caplog):
     )
     with caplog.at_level(logging.WARNING):
         VideoLLMMoDForConditionalGeneration(config)
-    assert "Olmo2Model has the shape that routing needs, but is not among" in caplog.text
+    assert "Olmo2Model has the shape that routing needs, but is not among the tested text models" in caplog.text

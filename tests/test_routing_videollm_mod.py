@@ -13,38 +13,37 @@
 # limitations under the License.
 """Routing by itself: choosing tokens, laying out short sequences, and putting them back."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from videollm_mod.routing_videollm_mod import (
     FrameLayout,
-    VideoLLMMoDRouter,
+    LearnedRouter,
     apply_gate,
     by_row,
     check_on_device,
     choose_kept,
     position_noise,
     preference,
-    preference_on_device,
-    spread,
     write_back,
 )
 
 
 @pytest.mark.parametrize(("tokens", "count", "expected"), [(10, 2, [2, 7]), (9, 1, [4]), (10, 10, list(range(10)))])
-def test_spread_prefers_evenly_spaced_tokens(tokens, count, expected):
-    order = spread(tokens, count)
+def test_preference_begins_with_evenly_spaced_tokens(tokens, count, expected):
+    order = preference(tokens, count, torch.device("cpu")).tolist()
     assert order[:count] == expected and sorted(order) == list(range(tokens))
 
 
-def test_a_gpu_computes_the_same_preference():
+def test_preference_is_evenly_spaced_for_every_count():
     for tokens in range(1, 60):
-        for count in range(1, tokens + 1):
-            on_device = preference_on_device(tokens, count, torch.device("cpu"))
-            # Those after the first `count` only matter in their absence.
-            assert on_device[:count].tolist() == spread(tokens, count)[:count]
-            assert on_device.tolist() == preference(tokens, count, torch.device("cpu")).tolist()
+        for count in range(tokens + 1):
+            order = preference(tokens, count, torch.device("cpu")).tolist()
+            evenly = [(2 * i + 1) * tokens // (2 * count) for i in range(count)]
+            assert order == evenly + [index for index in range(tokens) if index not in evenly]
 
 
 def test_choose_kept_takes_the_highest_in_order():
@@ -132,7 +131,8 @@ def test_gate_leaves_text_to_the_last_bit(dtype):
 
 
 def test_router_scores_are_float32_also_of_bfloat16():
-    router = VideoLLMMoDRouter(256).to(torch.bfloat16)
+    config = SimpleNamespace(text_config=SimpleNamespace(hidden_size=256))
+    router = LearnedRouter(config, 0).to(torch.bfloat16)
     hidden = torch.randn(1, 50, 256, dtype=torch.bfloat16)
     scores = router(hidden)
     assert scores.shape == (1, 50, 1) and scores.dtype == torch.float32 and len(scores.unique()) == 50

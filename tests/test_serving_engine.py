@@ -768,7 +768,7 @@ def test_what_is_captured_of_a_step_brings_nothing_from_the_host_and_asks_nothin
         stream.ask("What is there?", reply_now=False)
         stream.push(random_frames(6, seed=number))
     engine.run()
-    for_a_cpu = {("preference", "lift_fresh"), ("__init__", "nonzero"), ("check_on_device", "tolist")}
+    for_a_cpu = {("__init__", "nonzero"), ("check_on_device", "tolist")}
     assert found == {(f"routing.{function}", name) for function, name in for_a_cpu}
     assert any(0 in frames and sum(frames) > 0 for frames in steps)
     with HostAndDevice(engine_module) as mode:

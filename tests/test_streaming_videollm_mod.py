@@ -26,7 +26,7 @@ from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, Tex
 from transformers.generation.streamers import BaseStreamer
 
 from videollm_mod import StreamEvent, VideoLLMMoDForConditionalGeneration, generation_videollm_mod
-from videollm_mod.routing_videollm_mod import choose_kept
+from videollm_mod.routing_videollm_mod import ROUTERS, choose_kept
 
 
 SYSTEM = "Watch."
@@ -446,7 +446,7 @@ def layer_by_layer(model, times):
             scores = inner.routers[str(index)](hidden[frames]).squeeze(-1)
             kept = choose_kept(scores, config.layer_keep_counts[index], config.mod_keep_last)
             runs[frames] = torch.zeros_like(scores, dtype=torch.bool).scatter(1, kept, True)
-            gate[frames] = inner.gate(scores)
+            gate[frames] = ROUTERS[config.mod_router].gate(scores, config.mod_gate)
         for evictions, held in enumerate(times):
             here = torch.tensor([place[token.number] for token in held])
             position = torch.arange(len(here))[runs[here]]

@@ -186,8 +186,8 @@ def tiny_model(
     config = tiny_config(**options) if config is None else config
     config._attn_implementation = attn_implementation
     model = VideoLLMMoDForConditionalGeneration(config)
-    for router in model.model.routers.values():
-        torch.nn.init.normal_(router.weight, std=0.3)
+    for weight in model.model.routers.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
     return model.eval()
 
 

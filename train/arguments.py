@@ -24,6 +24,7 @@ import torch
 from accelerate import PartialState
 from trl import SFTConfig, TrlParser
 
+from videollm_mod.routing_videollm_mod import GATES, ROUTERS
 from videollm_mod.train.new_model import layers_of
 
 
@@ -101,6 +102,7 @@ class ModelArguments:
         language_model (`str`, *optional*): Its language model, a folder or a Hub id.
         mod_layers (`str`, *optional*): Which layers are routed, a scheme or "1,3,5"; in place of a checkpoint's own.
         mod_keep_ratio (`float`, *optional*): Share of a frame's tokens that they keep.
+        mod_router (`str`, *optional*): Router type: learned, uniform, random, or one that you added.
         mod_gate (`str`, *optional*): Gate of the routers.
         frame_token_pooled (`list[int]`, *optional*): Grid of a new model's frame.
         stream_loss_weight (`float`, *optional*): Weight of the loss at frames.
@@ -125,7 +127,8 @@ class ModelArguments:
     language_model: str | None = field(default=None, metadata={"help": "Language model of a new model."})
     mod_layers: str | None = field(default=None, metadata={"help": "Which layers are routed: a scheme, or 1,3,5."})
     mod_keep_ratio: float | None = field(default=None, metadata={"help": "Share of a frame's tokens they keep."})
-    mod_gate: str | None = field(default=None, metadata={"help": "Gate of the routers."})
+    mod_router: str | None = field(default=None, metadata={"help": f"Router type: {', '.join(ROUTERS)}."})
+    mod_gate: str | None = field(default=None, metadata={"help": f"Gate of the routers: {', '.join(GATES)}."})
     frame_token_pooled: list[int] | None = field(default=None, metadata={"help": "Grid of a new model's frame."})
     stream_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the loss at frames."})
     tune_language_model: str = field(
@@ -149,7 +152,7 @@ class ModelArguments:
 
     def config_fields(self) -> dict[str, Any]:
         """Fields of the model's configuration that were given."""
-        names = ("mod_layers", "mod_keep_ratio", "mod_gate", "stream_loss_weight")
+        names = ("mod_layers", "mod_keep_ratio", "mod_router", "mod_gate", "stream_loss_weight")
         fields = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return fields | ({"mod_layers": layers_of(self.mod_layers)} if self.mod_layers is not None else {})
 

@@ -113,7 +113,7 @@ def choose_parts(model: VideoLLMMoDForConditionalGeneration, arguments: "ModelAr
     if arguments.tune_language_model != "lora":
         return None
     saved = [name for name in ("vision_encoder", "connector") if tuned[name]]
-    saved += [f"routers.{layer}" for layer in model.model.routers] if tuned["routers"] else []
+    saved += model.router_names if tuned["routers"] else []
     return model.make_lora_config(
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,

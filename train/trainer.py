@@ -79,8 +79,8 @@ class StreamingSFTTrainer(SFTTrainer):
         self._router_scores: dict[str, list[torch.Tensor]] = {}
         self._since = clock.perf_counter()
         for name, module in self.model.named_modules():
-            # By name: classes of remote code are not the ones imported here.
-            if type(module).__name__ == "VideoLLMMoDRouter":
+            # By attribute: classes of remote code are not the ones imported here.
+            if getattr(type(module), "learns", False):
                 layer = re.search(r"routers\.(\d+)", name).group(1)
                 module.register_forward_hook(partial(self._keep_scores, layer))
 
