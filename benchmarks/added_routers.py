@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Routers added to a model that was trained at full compute: the first steps, with and without them.
+What happens when routers are added to a model that was trained at full compute? Draw the loss of the first steps.
 
-A model that was trained at full compute goes on in four ways on the same batches of new clips: as it is, and with
-routers in every second layer under three gates. Draws the losses.
+The model continues in four variants on the same batches of new clips: unchanged, and with routers in every second
+layer under three gates.
 
 ```bash
 python train/recipe.py --twin
@@ -26,9 +26,12 @@ python benchmarks/added_routers.py outputs/streamworld_cpu/trained_1 docs/added_
 import argparse
 import copy
 from pathlib import Path
+from typing import Any
 
-import matplotlib
+from videollm_mod.console import quiet
+
 import torch
+from report import markdown_row, markdown_table
 from transformers import AutoProcessor
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
@@ -36,63 +39,74 @@ from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.streamworld import WORLDS, streamworld_dataset
 
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
-
-VARIANTS = {
-    "full compute": None,
-    "routed, tanh gate (default)": "tanh",
-    "routed, linear gate (the paper)": "linear",
-    "routed, sigmoid gate on the output (the authors' code)": "sigmoid",
+# Changes to the configuration of the trained model, by name of the variant.
+ROUTED = {"mod_keep_ratio": 0.2, "mod_layers": "interleaved"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full compute": {},
+    "routed, tanh gate (default)": {**ROUTED, "mod_gate": "tanh", "mod_gate_on": "update"},
+    "routed, linear gate (the paper)": {**ROUTED, "mod_gate": "linear", "mod_gate_on": "update"},
+    "routed, sigmoid gate on the output (the authors' code)": {
+        **ROUTED,
+        "mod_gate": "sigmoid",
+        "mod_gate_on": "output",
+    },
 }
 
 
 def main() -> None:
-    """Branches, trains, prints and draws."""
-    parser = argparse.ArgumentParser(description="Loss of the first steps after routers are added.")
+    """Train all variants, print a table and draw the losses."""
+    quiet()
+    parser = argparse.ArgumentParser(description="Measure the loss of the first steps after routers are added.")
     parser.add_argument("checkpoint", help="a model trained at full compute")
     parser.add_argument("out", type=Path, help="PNG to write")
-    parser.add_argument("--steps", type=int, default=50, help="steps of each variant")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--first_clip", type=int, default=100_000, help="first clip; those before were trained on")
+    parser.add_argument("--steps", type=int, default=50, help="training steps of each variant")
+    parser.add_argument("--batch-size", type=int, default=8, help="clips per step")
+    parser.add_argument(
+        "--first-clip", type=int, default=100_000, help="number of the first clip; training used lower numbers"
+    )
     options = parser.parse_args()
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint)
+    batches = make_batches(options)
+    losses = {}
+    print(markdown_table(["variant", "step 1", "step 10", f"step {options.steps}", f"mean of {options.steps}"], []))
+    for name, changes in VARIANTS.items():
+        losses[name] = train(with_changes(model, changes), batches)
+        shown = [losses[name][0], losses[name][min(9, options.steps - 1)], losses[name][-1]]
+        mean = sum(losses[name]) / len(losses[name])
+        print(markdown_row([name, *(f"{loss:.3f}" for loss in (*shown, mean))]))
+    draw(losses, options.out)
+
+
+def make_batches(options: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
+    """Return one batch of generated clips per step."""
     collator = StreamCollator(AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True))
+    size = options.batch_size
     clips = streamworld_dataset(
-        num_clips=options.steps * options.batch,
+        num_clips=options.steps * size,
         first_clip=options.first_clip,
         kinds={"narrate": 1.0},
         world=WORLDS["tiny"],
     )
-    batches = [collator([clips[i] for i in range(b, b + options.batch)]) for b in range(0, len(clips), options.batch)]
-    figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=150)
-    print("| | step 1 | step 10 | step 50 | mean of 50 |\n|---|---|---|---|---|")
-    for name, gate in VARIANTS.items():
-        losses = train(branch(model, gate), batches)
-        axes.plot(range(len(losses)), losses, label=name)
-        mean = sum(losses) / len(losses)
-        print(f"| {name} | {losses[0]:.3f} | {losses[min(9, len(losses) - 1)]:.3f} | {losses[-1]:.3f} | {mean:.3f} |")
-    axes.set(xlabel="steps after routers were added", ylabel="loss", yscale="log")
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(options.out)
+    return [collator([clips[i] for i in range(begin, begin + size)]) for begin in range(0, len(clips), size)]
 
 
-def branch(full: VideoLLMMoDForConditionalGeneration, gate: str | None) -> VideoLLMMoDForConditionalGeneration:
-    """A copy of the full-compute model, with routers in every second layer if a gate is given."""
+def with_changes(
+    full: VideoLLMMoDForConditionalGeneration, changes: dict[str, Any]
+) -> VideoLLMMoDForConditionalGeneration:
+    """Return a copy of the full-compute model with changes to its configuration."""
     config = copy.deepcopy(full.config)
-    if gate is not None:
-        config.mod_keep_ratio, config.mod_layers, config.mod_gate = 0.2, "interleaved", gate
-        config.mod_gate_on = "output" if gate == "sigmoid" else "update"
+    for name, value in changes.items():
+        setattr(config, name, value)
     torch.manual_seed(0)
     model = VideoLLMMoDForConditionalGeneration(config)
     model.load_state_dict(full.state_dict(), strict=False)
     return model
 
 
-def train(model, batches, *, learning_rate: float = 3e-4) -> list[float]:
-    """Losses of one pass over the batches."""
+def train(
+    model: VideoLLMMoDForConditionalGeneration, batches: list[dict[str, torch.Tensor]], *, learning_rate: float = 3e-4
+) -> list[float]:
+    """Train for one pass over the batches and return the losses."""
     model.train()
     model.model.vision_encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
@@ -105,6 +119,20 @@ def train(model, batches, *, learning_rate: float = 3e-4) -> list[float]:
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+def draw(losses: dict[str, list[float]], path: Path) -> None:
+    """Draw the losses, a line for each variant."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), dpi=150)
+    axes = figure.subplots()
+    for name, values in losses.items():
+        axes.plot(range(len(values)), values, label=name)
+    axes.set(xlabel="steps after routers were added", ylabel="loss", yscale="log")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

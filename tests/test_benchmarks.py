@@ -11,19 +11,22 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The benchmarks run and write what they say; how fast anything is, no test asks."""
+"""The benchmarks run and write their results. No test looks at the speed of anything."""
 
 import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
+import common
+import frame_latency
+import memory
 import pytest
-import streaming
 import torch
 import training
+import watching
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,145 +44,183 @@ def run(script, *options):
     return done.stdout
 
 
-def test_streaming_with_random_weights_beside_the_plain_loop(tmp_path):
-    options = ["--tokens", 10, "--contexts", 2, 4, "--steps", 2, "--streams", 1, 2, "--stream-context", 2]
-    printed = run("streaming.py", *options, "--schemes", "full", "all_deep", "--out", tmp_path)
-    figures = json.loads((tmp_path / "streaming.json").read_text())
-    assert [(row["scheme"], row["context"]) for row in figures["rows"]] == [
-        (scheme, context) for context in (2, 4) for scheme in ("full", "plain loop", "all_deep")
+def model_options(**options):
+    """Options of the tiny random models, as the command line gives them."""
+    given = {"shape": "tiny", "encoder": None, "schemes": ["full"], "weights": None, "cache_dtype": None}
+    return Namespace(**(given | {"dtype": torch.float32, "device": "cpu"} | options))
+
+
+def test_frame_latency_of_random_models_and_the_plain_loop(tmp_path):
+    options = ["--tokens", 10, "--contexts", 2, 4, "--steps", 2, "--schemes", "full", "all_deep"]
+    printed = run("frame_latency.py", *options, "--out", tmp_path)
+    rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert [(row["variant"], row["context"]) for row in rows] == [
+        (variant, context) for context in (2, 4) for variant in ("full", "plain loop", "all_deep")
     ]
-    full, plain, routed = (row["cache_mb"] for row in figures["rows"][3:])
-    assert full == plain > routed and all(row["floor"] < row["p50"] <= row["p99"] for row in figures["rows"])
-    for kind in ("times_plain", "together_times_plain"):
-        assert all((row[kind] == 1) == (row["scheme"] == "plain loop") for row in figures["rows"])
-    assert [(row["scheme"], row["streams"]) for row in figures["streams"]] == [
+    full, plain, routed = (row["cache_mb"] for row in rows[3:])
+    assert full == plain > routed and all(row["floor"] < row["p50"] <= row["p99"] for row in rows)
+    for kind in ("speedup", "together_speedup"):
+        assert all((row[kind] == 1) == (row["variant"] == "plain loop") for row in rows)
+    assert printed.strip() == (tmp_path / "latency.md").read_text().strip()
+    assert (tmp_path / "latency.png").exists()
+
+
+def test_many_streams_of_random_models(tmp_path):
+    options = ["--tokens", 10, "--streams", 1, 2, "--context", 2, "--rounds", 2, "--schemes", "full", "all_deep"]
+    printed = run("many_streams.py", *options, "--out", tmp_path)
+    rows = json.loads((tmp_path / "streams.json").read_text())["rows"]
+    assert [(row["scheme"], row["streams"]) for row in rows] == [
         (scheme, streams) for streams in (1, 2) for scheme in ("full", "all_deep")
     ]
-    assert printed.strip() == (tmp_path / "streaming.md").read_text().strip()
-    assert {"latency.png", "streams.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert rows[2]["cache_mb"] == 2 * rows[0]["cache_mb"]
+    assert printed.strip() == (tmp_path / "streams.md").read_text().strip()
+    assert (tmp_path / "streams.png").exists()
 
 
 def test_compiled_steps_are_measured_beside_the_others(tmp_path):
-    options = ["--tokens", 10, "--contexts", 2, "--steps", 1, "--tries", 1, "--streams", "--schemes", "full"]
-    run("streaming.py", *options, "--compile", "--out", tmp_path)
-    rows = json.loads((tmp_path / "streaming.json").read_text())["rows"]
-    assert [row["scheme"] for row in rows] == ["full", "full, compiled", "plain loop"]
-    assert len({row["cache_mb"] for row in rows}) == 1 and None not in [row["times_plain"] for row in rows]
+    options = ["--tokens", 10, "--contexts", 2, "--steps", 1, "--tries", 1, "--schemes", "full"]
+    run("frame_latency.py", *options, "--compile-steps", "--out", tmp_path)
+    rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["full", "full, compiled", "plain loop"]
+    assert len({row["cache_mb"] for row in rows}) == 1 and None not in [row["speedup"] for row in rows]
 
 
-def test_figures_are_written_as_they_come(tmp_path, monkeypatch):
-    measure = streaming.measure_context
+def test_an_interrupted_run_keeps_its_results(tmp_path, monkeypatch):
+    measure = frame_latency.measure_context
     given = ["--tokens", "10", "--contexts", "2", "3", "--steps", "1", "--tries", "1", "--schemes", "full"]
-    monkeypatch.setattr(sys, "argv", ["streaming.py", *given, "--streams", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["frame_latency.py", *given, "--out", str(tmp_path)])
 
-    def breaks(ways, context, *rest):
+    def breaks(variants, context, *rest):
         if context == 3:
             raise KeyboardInterrupt
-        return measure(ways, context, *rest)
+        return measure(variants, context, *rest)
 
-    monkeypatch.setattr(streaming, "measure_context", breaks)
+    monkeypatch.setattr(frame_latency, "measure_context", breaks)
     with pytest.raises(KeyboardInterrupt):
-        streaming.main()
-    rows = json.loads((tmp_path / "streaming.json").read_text())["rows"]
-    assert [(row["scheme"], row["context"]) for row in rows] == [("full", 2), ("plain loop", 2)]
-    assert "| 10 | 2 | full |" in (tmp_path / "streaming.md").read_text()
+        frame_latency.main()
+    rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert [(row["variant"], row["context"]) for row in rows] == [("full", 2), ("plain loop", 2)]
+    assert "| 10 | 2 | full |" in (tmp_path / "latency.md").read_text()
 
 
 def test_the_shape_of_siglip_l_needs_no_hub():
-    options = Namespace(shape="tiny", schemes=["full"], weights=None, dtype=torch.bfloat16, device="meta")
-    options.encoder = "siglip-l"
-    vision = streaming.build_all(10, options)["full"].config.vision_config
+    options = model_options(dtype=torch.bfloat16, device="meta", encoder="siglip-l")
+    vision = watching.random_models(10, options)["full"].config.vision_config
     assert (vision.hidden_size, vision.num_hidden_layers, vision.image_size) == (1024, 24, 384)
 
 
-def test_what_is_stored_in_eight_bits_is_counted_as_such(tmp_path):
-    options = ["--tokens", 10, "--contexts", 2, "--steps", 1, "--tries", 1, "--streams", 1, "--stream-context", 2]
-    options += ["--schemes", "full", "--dtype", "bfloat16"]
-    figures = []
-    for name, eight in (("sixteen", []), ("eight", ["--weights", "int8", "--cache", "fp8"])):
-        printed = run("streaming.py", *options, *eight, "--out", tmp_path / name)
-        figures.append(json.loads((tmp_path / name / "streaming.json").read_text()))
-    assert "random weights in int8, keys and values in fp8, " in printed
-    (full, plain), (eight_full, eight_plain) = ([row["cache_mb"] for row in x["rows"]] for x in figures)
+@pytest.mark.parametrize("tokens", ["1", "0", "-3", "12"])
+def test_tokens_per_frame_that_form_no_grid_are_an_error(tokens):
+    with pytest.raises(ArgumentTypeError, match=f"{tokens} is not 1 \\+ n x n"):
+        common.num_frame_tokens(tokens)
+
+
+def test_eight_bits_are_counted_as_eight_bits(tmp_path):
+    options = ["--tokens", 10, "--schemes", "full", "--dtype", "bfloat16"]
+    latency = ["--contexts", 2, "--steps", 1, "--tries", 1]
+    streams = ["--streams", 1, "--context", 2, "--rounds", 1]
+    caches = []
+    for name, eight in (("sixteen", []), ("eight", ["--weights", "int8", "--cache-dtype", "fp8"])):
+        out = ["--out", tmp_path / name]
+        printed = run("frame_latency.py", *options, *latency, *eight, *out)
+        run("many_streams.py", *options, *streams, *eight, *out)
+        rows = [json.loads((tmp_path / name / file).read_text())["rows"] for file in ("latency.json", "streams.json")]
+        caches.append([row["cache_mb"] for row in sum(rows, [])])
+    assert "random weights in int8, keys and values in float8_e4m3fn, " in printed
+    (full, plain, round_), (eight_full, eight_plain, eight_round) = caches
     assert full == plain == eight_plain == 2 * eight_full
-    assert figures[0]["streams"][0]["cache_mb"] == 2 * figures[1]["streams"][0]["cache_mb"]
-    options = {"shape": "tiny", "encoder": None, "schemes": ["full"], "weights": None}
-    model = streaming.build_all(10, Namespace(**options, dtype=torch.bfloat16, device="cpu"))["full"]
+    assert round_ == 2 * eight_round
+
+
+def test_the_bytes_of_a_weight_in_eight_bits():
+    model = watching.random_models(10, model_options(dtype=torch.bfloat16))["full"]
     linear = model.model.language_model.layers[0].mlp.up_proj
-    before = streaming.stored_bytes(linear.weight)
-    streaming.quantize(model, "int8")
-    # A byte a number, and beside it a scale a row.
-    assert before // 2 < streaming.stored_bytes(linear.weight) < 0.55 * before
+    before = memory.stored_bytes(linear.weight)
+    watching.quantize(model, "int8")
+    # One byte per number, plus one scale per row.
+    assert before // 2 < memory.stored_bytes(linear.weight) < 0.55 * before
 
 
-def test_ways_take_turns_and_the_first_step_of_each_turn_does_not_count(monkeypatch):
+def test_variants_take_turns_and_the_first_step_of_a_turn_does_not_count(monkeypatch):
     now, order = [0.0], []
-    monkeypatch.setattr(streaming.clock, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(common.clock, "perf_counter", lambda: now[0])
 
-    def way(name, first, then, back):
+    def variant(name, first, then, undo):
         def step():
             now[0] += then if order and order[-1] == name else first
             order.append(name)
-            return lambda: now.__setitem__(0, now[0] + back)
+            return lambda: now.__setitem__(0, now[0] + undo)
 
         return step
 
-    taken = streaming.in_turns({"a": way("a", 9, 1, 5), "b": way("b", 7, 2, 3)}, 7, "cpu")
+    taken = common.in_turns({"a": variant("a", 9, 1, 5), "b": variant("b", 7, 2, 3)}, 7, "cpu")
     assert taken == {"a": [1] * 7, "b": [2] * 7}
     assert "".join(order) == "aaaaaa" + "bbbbbb" + "aaa" + "bbb"
 
 
-def test_a_way_is_compared_with_the_plain_loop_step_by_step():
+def test_a_variant_is_compared_with_the_plain_loop_step_by_step():
     def measured(*seconds, is_beside_others=True):
         kinds = dict.fromkeys(("frame", "together", "encoded", "speak", "word"), list(seconds))
-        return streaming.Measured(10, kinds, 0, None, 1.0, is_beside_others)
+        return frame_latency.Measured(10, kinds, 0, None, 1.0, is_beside_others)
 
     found = {
-        streaming.PLAIN: measured(4, 40, 8),
+        watching.PLAIN: measured(4, 40, 8),
         "a": measured(2, 10, 2),
         "b": measured(1, 1, 1, is_beside_others=False),
     }
-    row = streaming.make_row("a", 5, found)
-    assert row.times_plain == row.together_times_plain == 4 and row.p50 == 2000 and row.p99 == 10000
-    assert streaming.make_row("b", 5, found).times_plain is None
-    found[streaming.PLAIN].is_beside_others = False
-    assert streaming.make_row("a", 5, found).times_plain is None
+    row = frame_latency.make_row("a", 5, found)
+    assert row.speedup == row.together_speedup == 4 and row.p50 == 2000 and row.p99 == 10000
+    assert frame_latency.make_row("b", 5, found).speedup is None
+    found[watching.PLAIN].is_beside_others = False
+    assert frame_latency.make_row("a", 5, found).speedup is None
 
 
-@pytest.mark.parametrize("has_room_alone", [True, False])
-def test_a_way_without_room_beside_the_others_is_measured_alone(has_room_alone, monkeypatch, capsys):
-    options = {"shape": "tiny", "encoder": None, "schemes": ["full", "all_deep"], "weights": None, "cache": None}
-    options = Namespace(**options, dtype=torch.float32, device="cpu")
-    options.steps, options.tries, options.contexts, options.compile = 1, 2, [2], False
-    models, make = streaming.build_all(10, options), streaming.make_engine
+@pytest.mark.parametrize("fits_alone", [True, False])
+def test_a_variant_without_memory_beside_the_others_is_measured_alone(fits_alone, monkeypatch, capsys):
+    options = model_options(schemes=["full", "all_deep"], steps=1, tries=2, contexts=[2], compile_steps=False)
+    models, make = watching.random_models(10, options), watching.make_engine
     assert models["full"].model.language_model is models["all_deep"].model.language_model
     made = []
 
-    def with_little_room(model, *args, **how):
+    def with_little_memory(model, *args, **options):
         made.append(model)
-        if model is models["all_deep"] and (not has_room_alone or len(made) == 2):
-            raise torch.OutOfMemoryError("no room")
-        return make(model, *args, **how)
+        if model is models["all_deep"] and (not fits_alone or len(made) == 2):
+            raise torch.OutOfMemoryError("out of memory")
+        return make(model, *args, **options)
 
-    monkeypatch.setattr(streaming, "make_engine", with_little_room)
-    rows = {row.scheme: row for found in streaming.measure(models, (1e9, 1e9), options) for row in found}
-    assert rows["plain loop"].times_plain == 1 and rows["full"].times_plain is not None
-    assert ("all_deep" in rows) == has_room_alone == ("left out" not in capsys.readouterr().out)
-    assert not has_room_alone or (rows["all_deep"].times_plain is None and rows["all_deep"].p50 > 0)
-
-
-def test_a_checkpoint_watches_a_clip_in_every_way(tmp_path):
-    options = ["--checkpoint", ".", "--clip", "samples/streamworld.mp4"]
-    run("streaming.py", *options, "--contexts", 2, "--steps", 2, "--streams", "--out", tmp_path)
-    figures = json.loads((tmp_path / "streaming.json").read_text())
-    assert [row["way"] for row in figures["clip"]] == ["session", "plain loop", "engine"]
-    assert all(row["seconds"] > 0 and row["frames"] == 17 and row["words"] > 20 for row in figures["clip"])
-    assert [row["scheme"] for row in figures["rows"]] == ["as saved", "full", "plain loop"]
+    monkeypatch.setattr(watching, "make_engine", with_little_memory)
+    found = frame_latency.measure(models, (1e9, 1e9), options)
+    rows = {row.variant: row for rows in found for row in rows}
+    assert rows["plain loop"].speedup == 1 and rows["full"].speedup is not None
+    assert ("all_deep" in rows) == fits_alone == ("left out" not in capsys.readouterr().out)
+    assert not fits_alone or (rows["all_deep"].speedup is None and rows["all_deep"].p50 > 0)
 
 
-def test_a_stream_without_end_in_an_engine():
+def test_a_checkpoint_is_measured_as_saved_and_at_full_compute(tmp_path):
+    run("frame_latency.py", "--checkpoint", ".", "--contexts", 2, "--steps", 2, "--out", tmp_path)
+    rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["as saved", "full", "plain loop"]
+
+
+def test_a_checkpoint_watches_a_clip_in_every_variant(tmp_path):
+    printed = run("watch_clip.py", "--tries", 2, "--out", tmp_path)
+    rows = json.loads((tmp_path / "clip.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["session", "plain loop", "engine"]
+    assert all(row["seconds"] > 0 and row["frames"] == 17 and row["words"] > 20 for row in rows)
+    assert printed.strip() == (tmp_path / "clip.md").read_text().strip()
+
+
+def test_an_endless_stream_of_an_engine():
     lines = run("endless.py", "--frames", 1000, "--max-frames", 8, "--engine").splitlines()
-    assert lines[0].startswith("8 frames and 1024 tokens of text remembered") and lines[-1].startswith("| 1000 |")
+    assert lines[0].startswith("at most 8 frames and 1024 text tokens in the cache")
+    assert lines[-1].startswith("| 1000 |")
+
+
+def test_counted_operations_and_cache_entries_equal_the_estimate():
+    rows = run("cost.py", "--shape", "tiny", "--frames", 4, "--text-tokens", 10, "--repeats", 1).splitlines()[-3:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[0] for row in cells] == ["full", "interleaved", "all_deep"]
+    assert all(row[1] == row[2] and row[4] == row[5] for row in cells)
 
 
 def test_a_training_step_of_every_kind(tmp_path):
@@ -188,6 +229,6 @@ def test_a_training_step_of_every_kind(tmp_path):
     assert table.strip() == (tmp_path / "training.md").read_text().strip()
     rows = [training.Row(**row) for row in json.loads((tmp_path / "training.json").read_text())]
     assert len(rows) == 12 and (tmp_path / "training.png").exists()
-    assert [training.of_full(row, rows) for row in rows if row.scheme == "full"] == [(1, 1, 0)] * 4
-    # Full compute had no memory: nothing is told of it, and not that all is the same.
-    assert training.of_full(rows[1], rows[1:3]) is None and "| - |" in training.table(rows[1:3], "cpu")
+    assert [training.compared(row, rows) for row in rows if row.scheme == "full"] == [(1, 1, 0)] * 4
+    # Without a measurement of full compute there is nothing to compare with.
+    assert training.compared(rows[1], rows[1:3]) is None and "| - |" in training.table(rows[1:3], "cpu")

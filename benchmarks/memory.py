@@ -1,0 +1,76 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Memory of a benchmark: what is held now, the peak, and the bytes of a weight."""
+
+import ctypes
+import gc
+import resource
+from pathlib import Path
+
+import torch
+
+
+# Writing "5" to this file resets the peak that Linux counts for the process.
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def free(device: str) -> None:
+    """Release the memory of models that are no longer used. An engine and its captured steps form a cycle."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def held_gb(device: str) -> float:
+    """Return the gigabytes held now: by tensors on a GPU, otherwise by the process (Linux only)."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated() / 1e9
+    if not _CLEAR.exists():
+        return 0.0
+    # glibc keeps freed memory until it is asked to return it.
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+    return process_bytes() / 1e9
+
+
+def reset_peak(device: str) -> None:
+    """Start a new measurement of the peak."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif _CLEAR.exists():
+        _CLEAR.write_text("5", encoding="ascii")
+
+
+def peak_gb(device: str) -> float | None:
+    """Return the peak in gigabytes since `reset_peak`: of tensors on a GPU, otherwise of the process (Linux only)."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    if not _CLEAR.exists():
+        return None
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) / 1e9 for line in lines if line.startswith("VmHWM:"))
+
+
+def process_bytes() -> int:
+    """Return the bytes that this process holds now; where the system does not report it, the peak."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def stored_bytes(weight: torch.Tensor) -> int:
+    """Return the bytes of a weight in memory, including the scales of a weight in eight bits."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return weight.nbytes
+    return sum(getattr(weight, name).nbytes for name in weight.__tensor_flatten__()[0])

@@ -1,0 +1,84 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Results as Markdown, JSON and plots."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Point(NamedTuple):
+    """One point of a plot with a panel for each number of tokens per frame and a line for each name."""
+
+    tokens: int
+    name: str
+    x: float
+    y: float
+
+
+def markdown_table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join(map(markdown_row, (head, ["---"] * len(head), *rows)))
+
+
+def markdown_row(cells: Sequence[Any]) -> str:
+    """Return one line of a Markdown table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def rate(value: float) -> str:
+    """Format a rate: one decimal below 10, none above."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def ratio(value: float | None) -> str:
+    """Format a ratio with two decimals, or "-" if it was not measured."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def write_results(out: Path, name: str, figures: Any, text: str) -> None:
+    """
+    Write `name.json` and `name.md` into a folder.
+
+    Benchmarks call this after each measurement, so that an interrupted run keeps what it has measured.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / f"{name}.json", json.dumps(figures, indent=1))
+    _write(out / f"{name}.md", text)
+
+
+def _write(path: Path, text: str) -> None:
+    # An interrupted write must leave the previous file complete.
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def draw_panels(points: Sequence[Point], path: Path, x: str, y: str) -> None:
+    """Draw points as lines, with a panel for each number of tokens per frame."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    tokens = sorted({point.tokens for point in points})
+    figure = Figure(figsize=(4.2 * len(tokens), 3.4), dpi=130)
+    for axes, count in zip(figure.subplots(1, len(tokens), squeeze=False)[0], tokens, strict=True):
+        for name in dict.fromkeys(point.name for point in points):
+            line = [(point.x, point.y) for point in points if point.tokens == count and point.name == name]
+            axes.plot(*zip(*line, strict=True), marker="o", label=name) if line else None
+        axes.set(title=f"{count} tokens per frame", xlabel=x, ylabel=y, ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
