@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Photographs the page for the README, in Chromium: light, dark, on a phone, and comparing.
+Take the page's pictures with Chromium: light, dark, on a phone, and the comparison.
 
 ```bash
 python docs/photograph_space.py docs
@@ -39,8 +39,8 @@ DESK, PHONE = {"width": 1280, "height": 960}, {"width": 390, "height": 844}
 
 
 def main() -> None:
-    """Serves the page, plays the sample on it and takes the pictures."""
-    parser = argparse.ArgumentParser(description="Takes pictures of the page.")
+    """Serve the page, play the sample, and take the pictures."""
+    parser = argparse.ArgumentParser(description="Take pictures of the page.")
     parser.add_argument("out", type=Path, help="folder to write to")
     out = parser.parse_args().out
     environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -53,7 +53,7 @@ def main() -> None:
                 break
             except OSError:
                 if server.poll() is not None:
-                    raise SystemExit("error: the page was not served; see `python space/app.py`") from None
+                    raise SystemExit("error: the page did not start; run `python space/app.py` to see why") from None
                 time.sleep(0.1)
         with sync_playwright() as playwright:
             flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]

@@ -11,4 +11,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The page, and what it shares with the command line. On a Space these files lie alone."""
+"""The page, and what it shares with the command line. A published Space has only these files."""

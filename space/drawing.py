@@ -11,8 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the page shows of a stream, as HTML and SVG in the page's own colours, light or dark. Whatever was typed or
-generated is escaped."""
+"""Draw a stream as HTML and SVG in the page's colors, light or dark. All typed and generated text is escaped."""
 
 from collections.abc import Sequence
 from html import escape
@@ -23,19 +22,19 @@ from viewer import Moment, Viewer
 
 SHARE = "share of layers"
 OFF = "off"
-# Of the plots: their size, where their axes lie, and how much time they show.
+# Size of the plots, position of their axes, and the time they show.
 WIDTH, HEIGHT = 600, 120
 LEFT, RIGHT, TOP, BOTTOM = 34, WIDTH - 10, 10, HEIGHT - 24
 PLOT_SECONDS = 30.0
 
 
 def overlay_choices(config: Any) -> list[str]:
-    """What the overlay can show: how many of the routed layers keep a patch, or one layer's choice."""
+    """Return the choices of overlay: the share of routed layers that keep a patch, one layer's patches, or none."""
     return [SHARE, *(f"layer {layer}" for layer in config.routed_layers), OFF]
 
 
 def overlay(viewer: Viewer, shown: str = SHARE) -> str:
-    """A veil over the patches of the last frame that are skipped, as large as the picture."""
+    """Darken the skipped patches of the last frame. The drawing has the picture's size."""
     session, config = viewer.session, viewer.model.config
     if shown == OFF or not session.kept_tokens:
         return ""
@@ -46,7 +45,7 @@ def overlay(viewer: Viewer, shown: str = SHARE) -> str:
     share = (sum(kept) / len(kept))[int(config.frame_token_cls) :].tolist()
     rows, columns = config.frame_token_pooled
     height, width = viewer.shape
-    # The frame is scaled to fit the square that the encoder sees, centred.
+    # The encoder sees the frame centered in a square.
     side = max(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     cells = []
@@ -70,18 +69,18 @@ def overlay(viewer: Viewer, shown: str = SHARE) -> str:
 
 
 def caption(viewer: Viewer) -> str:
-    """The last thing that the model said, for a screen reader too."""
+    """Return the model's last reply. Screen readers announce it."""
     said = [event for event in viewer.events if event.role == "assistant" and event.text]
     return f"<span>{escape(said[-1].text)}</span>" if said else ""
 
 
 def chat(viewer: Viewer) -> list[dict[str, str]]:
-    """All that was said, each with its second, as messages: escaped, since a chat renders HTML even if told not to."""
+    """Return all events as chat messages with their second, escaped because `gr.Chatbot` always renders HTML."""
     return [{"role": event.role, "content": f"{event.time:.1f} s   {escape(event.text)}"} for event in viewer.events]
 
 
 def silence_plot(viewer: Viewer) -> str:
-    """Probability of silence at each frame of the last half minute, the threshold, and the moments of speech."""
+    """Plot the probability of silence over the last half minute, the interval threshold, and where the model spoke."""
     end, seen = _last_moments(viewer)
     threshold = viewer.session.interval_threshold
     threshold = viewer.model.config.interval_threshold if threshold is None else threshold
@@ -91,14 +90,14 @@ def silence_plot(viewer: Viewer) -> str:
         f'<circle cx="{_x(m.time, end):.1f}" cy="{_y(m.silence):.1f}" r="6" class="spoke"/>' for m in spoke
     )
     cut = f'<line x1="{LEFT}" x2="{RIGHT}" y1="{_y(threshold):.1f}" y2="{_y(threshold):.1f}" class="threshold"/>'
-    words = f"Probability of silence at each frame; it speaks below {threshold:.2f}, and spoke {len(spoke)} times."
+    words = f"Probability of silence per frame. The model speaks below {threshold:.2f}, and spoke {len(spoke)} times."
     drawing = f'{cut}<polyline points="{line}" class="line"/>{marks}'
     note = f"speaks below {threshold:.2f}"
     return _figure("Probability of silence", note, _plot(words, drawing, end, "1"))
 
 
 def latency_plot(viewer: Viewer) -> str:
-    """Seconds from the arrival of each frame of the last half minute to the decision on it."""
+    """Plot the seconds from a frame's arrival to the decision whether to speak, over the last half minute."""
     end, seen = _last_moments(viewer)
     most = max([m.latency for m in seen], default=0.0) or 1e-3
     bars = "".join(
@@ -113,10 +112,10 @@ def latency_plot(viewer: Viewer) -> str:
 
 
 def savings(viewer: Viewer) -> str:
-    """What the routing saves of this stream: operations and cache, against full compute."""
+    """Draw operations and cache of this stream, and what routing saves of full compute."""
     cost, frames = viewer.cost(), viewer.session.num_frames
     if not frames:
-        return _figure("What routing saves", "as soon as a frame is seen", "")
+        return _figure("What routing saves", "shown from the first frame on", "")
     bars = "".join(
         _bar(name, part, whole, unit)
         for name, part, whole, unit in (
@@ -127,17 +126,17 @@ def savings(viewer: Viewer) -> str:
     config = viewer.model.config
     counts = [count for count in config.layer_keep_counts if count < config.frame_num_tokens]
     kept = f"{len(counts)} of {len(config.layer_keep_counts)} layers keep {_span(counts)} of {config.frame_num_tokens}"
-    note = f"{kept} tokens a frame" if counts else "no layer routes"
+    note = f"{kept} tokens per frame" if counts else "no layer is routed"
     return _figure("What routing saves", f"{frames} frames, {note}", bars)
 
 
 def figures(viewer: Viewer) -> str:
-    """One side of a comparison: speed, memory and work."""
+    """Return the table of one side of a comparison: speed, memory and operations."""
     cost, session = viewer.cost(), viewer.session
     latencies = sorted(moment.latency for moment in viewer.moments)
     middle = latencies[len(latencies) // 2] if latencies else 0.0
     rows = (
-        ("frames a second, speech and all", f"{session.num_frames / max(viewer.seconds, 1e-9):.1f}"),
+        ("frames per second, with replies", f"{session.num_frames / max(viewer.seconds, 1e-9):.1f}"),
         ("frame latency, median", f"{1000 * middle:.1f} ms"),
         ("operations", amount(cost.flops, "FLOP")),
         ("cache", amount(cost.cache_bytes, "B")),
@@ -148,7 +147,7 @@ def figures(viewer: Viewer) -> str:
 
 
 def amount(count: float, unit: str) -> str:
-    """A count with a prefix, such as "1.5 GFLOP"."""
+    """Format a count with a unit prefix, such as "1.5 GFLOP"."""
     for prefix in ("", "k", "M", "G", "T"):
         if count < 1000 or prefix == "T":
             return f"{count:.3g} {prefix}{unit}"
@@ -179,7 +178,7 @@ def _figure(title: str, note: str, drawing: str) -> str:
 
 
 def _last_moments(viewer: Viewer) -> tuple[float, list[Moment]]:
-    """Second at which a plot ends, and the frames on it."""
+    """Return the second at which a plot ends, and its frames."""
     moments = list(viewer.moments)
     end = max(moments[-1].time if moments else 0.0, PLOT_SECONDS)
     return end, [moment for moment in moments if moment.time >= end - PLOT_SECONDS]
@@ -194,7 +193,7 @@ def _y(share: float) -> float:
 
 
 def _plot(words: str, drawing: str, end: float, most: str) -> str:
-    """A drawing over the last half minute and from 0 to `most`, with what it shows in words."""
+    """Frame a drawing of the last half minute with axes, from 0 to `most`, and describe it in words."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{words}">{drawing}'
         f'<line x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}" class="axis"/>'

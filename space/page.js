@@ -1,6 +1,6 @@
-// What only the browser can do: play the video, open the camera, and say at each tick what is to be seen now.
+// The browser's part: play the video, open the camera, and tell the server at each tick what to watch.
 () => {
-  const MOST = 16; // Frames of the camera that wait for the next tick; older ones are dropped, and counted.
+  const MOST = 16; // Camera frames that wait for the next tick. Older ones are dropped and counted.
   const page = { frames: [], dropped: 0, jump: null, url: null, capture: null, begun: 0, turn: 0 };
   window.page = page;
   const stage = () => document.querySelector("#stage");
@@ -24,7 +24,7 @@
     page.url = null;
   };
 
-  // A file: the server reads it, and is told at each tick how far the browser has played.
+  // The server reads a file itself. Each tick tells it how far the browser has played.
   page.play = (url) => {
     if (!url) return;
     page.turn += 1;
@@ -34,7 +34,7 @@
     let loaded = false;
     video.onloadeddata = () => { loaded = true; };
     video.onresize = shape;
-    // Noted where the person jumps to: by the next tick more of it has been played.
+    // Keep the second of the jump: by the next tick, playing has gone on.
     video.onseeking = () => { if (page.url && loaded) page.jump = video.currentTime; };
     video.onerror = () => { if (page.url) say("This browser cannot play this file. Use an mp4 with H.264, or webm."); };
     page.url = url;
@@ -44,10 +44,10 @@
     video.play().catch((error) => { if (error.name === "NotAllowedError") say("Press play to begin."); });
   };
 
-  // The camera: frames are taken at the chosen rate and sent with the next tick. Says whether it was granted.
+  // Take camera frames at `fps` and send them with the next tick. Returns whether the person granted the camera.
   page.camera = async (fps) => {
     if (!navigator.mediaDevices) {
-      say("A camera needs a page over https, or one on this machine.");
+      say("A camera needs a page over https or on this machine.");
       return false;
     }
     const turn = ++page.turn;
@@ -59,7 +59,7 @@
       return false;
     }
     if (turn !== page.turn) {
-      // Something else was begun while the person was asked.
+      // The person started something else while the browser asked.
       stream.getTracks().forEach((track) => track.stop());
       return false;
     }
@@ -98,7 +98,7 @@
     if (video.paused) video.play(); else video.pause();
   };
 
-  // The second from which a stream begins anew; the camera is from now on watched at this rate.
+  // Return the second at which a new stream starts. The camera uses the new rate from now on.
   page.now = (fps) => {
     const video = player();
     if (page.capture) page.watchAt(fps);
@@ -110,21 +110,20 @@
     return page.url ? video.currentTime : null;
   };
 
-  // What is sent at a tick: frames of the camera, how many were dropped, the second that is played, and the second that
-  // the person jumped to, if there was a jump.
+  // Return what a tick sends: camera frames, how many were dropped, the second being played, and the second of a jump.
   page.collect = () => {
     const { frames, dropped, jump } = page;
     page.frames = [];
     page.dropped = 0;
     const video = player();
     const until = page.url ? video.currentTime + (video.ended ? 1 : 0) : null;
-    // Where a jump has not arrived yet, the second is not the one that will be shown.
+    // During a seek, the current second is not yet the one shown.
     if (jump !== null && video.seeking) return [[], 0, null, null];
     page.jump = null;
     return [frames, dropped, until, jump];
   };
 
-  // Captions are what is announced; the chat repeats them.
+  // Screen readers announce the captions. The chat repeats them, so it stays silent.
   const quiet = setInterval(() => {
     const log = document.querySelector("#chat [aria-live]");
     if (log) { log.setAttribute("aria-live", "off"); clearInterval(quiet); }

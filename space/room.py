@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The room in which people watch: so many seats, and nobody sees another's stream."""
+"""The seats of the page: who watches what, up to a largest number of people."""
 
 import threading
 import time as clock
@@ -22,18 +22,18 @@ from viewer import Viewer
 
 
 class RoomIsFull(Exception):
-    """Nobody more can be let in now."""
+    """Raised when there is no free seat."""
 
 
 class Room:
     """
-    Who watches, by the name of their page. Nobody sees another's stream.
+    The streams of all open pages, by session. People do not see each other's streams.
 
     Args:
-        seats (`int`): Most people at once.
-        patience (`float`, *optional*, defaults to 60.0): Seconds in which nothing was seen or asked, after which the
-            one who has done nothing for longest loses the seat to somebody who wants it.
-        on_leave (`Callable`, *optional*): Called with the viewer of who leaves.
+        seats (`int`): Largest number of people at once.
+        patience (`float`, *optional*, defaults to 60.0): Seconds without a frame or a question after which a person
+            can lose the seat. If all seats are taken, the person idle for longest loses it to a new one.
+        on_leave (`Callable`, *optional*): Called with the [`Viewer`] of a person who leaves.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Room:
 
     def enter(self, name: str, viewer: Viewer) -> None:
         """
-        Gives somebody a seat, in place of the one they had.
+        Give a session a seat. A session that has one keeps it, and its earlier stream ends.
 
         Raises:
-            [`RoomIsFull`]: If there is none; what they had is left as it is.
+            [`RoomIsFull`]: If there is no seat. An earlier stream then goes on.
         """
         with self._lock:
             others = {key: other for key, other in self._viewers.items() if key != name}
@@ -60,24 +60,22 @@ class Room:
                 if clock.monotonic() - others[idlest].last_active > self.patience:
                     del others[idlest]
             if len(others) >= self.seats:
-                raise RoomIsFull(
-                    f"{self.seats} people are watching, and there is no seat free. Try again in a minute."
-                )
+                raise RoomIsFull(f"All {self.seats} seats are taken. Try again in a minute.")
             gone = [other for key, other in self._viewers.items() if key not in others]
             self._viewers = {**others, name: viewer}
         for other in gone:
             self._let_go(other)
 
     def watches(self, video: Path) -> bool:
-        """Whether anybody watches a file."""
+        """Return whether any stream reads a file."""
         return any(viewer.video == video for viewer in list(self._viewers.values()))
 
     def find(self, name: str) -> Viewer | None:
-        """Whose page it is, if they watch."""
+        """Return the viewer of a session, if it has one."""
         return self._viewers.get(name)
 
     def leave(self, name: str) -> None:
-        """The page was closed."""
+        """Free the seat of a session."""
         with self._lock:
             viewer = self._viewers.pop(name, None)
         if viewer is not None:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What one person watches: a streaming session with a source of frames."""
+"""One person's stream: a streaming session and the source of its frames."""
 
 import tempfile
 import threading
@@ -27,19 +27,19 @@ from captions import video_seconds
 
 
 NARRATE = "Please narrate the video in real time."
-# Frames that plots show; seconds after which what was seen so far is shown; characters of a question or instruction.
+# Frames that plots show; longest call of `watch_until`, in seconds; longest question or query, in characters.
 HISTORY, BREATH, MOST_TYPED = 240, 0.5, 500
 
 
 @dataclass(frozen=True)
 class Moment:
     """
-    A frame that was seen.
+    A frame that the model has seen.
 
     Args:
-        time (`float`): Second of the stream.
+        time (`float`): Its second in the stream.
         silence (`float`): Probability of silence after it.
-        latency (`float`): Seconds from its arrival to the decision on it.
+        latency (`float`): Seconds from its arrival to the decision whether to speak.
         spoke (`bool`): Whether the model spoke.
     """
 
@@ -51,24 +51,24 @@ class Moment:
 
 class Viewer:
     """
-    One stream and where its frames come from. Calls may come from several threads: one waits for the other.
+    A stream and the source of its frames. It is safe to call from several threads: one waits for the other.
 
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
-        fps (`float`, *optional*, defaults to 2.0): Frames a second to watch.
-        threshold (`float`, *optional*): Probability of silence below which the model speaks; by default the model's.
-        instruction (`str`, *optional*): What the user says at the first frame; at most 500 characters of it.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second to watch.
+        interval_threshold (`float`, *optional*): The model speaks when silence is less likely; by default the model's.
+        query (`str`, *optional*): What the user says at the first frame; at most 500 characters of it.
 
     Attributes:
-        session ([`StreamingSession`]): The stream. When it has filled the model's context, a new one goes on.
-        video (`Path`, *optional*): The file that is watched, `None` for a camera.
+        session ([`StreamingSession`]): The stream. When it fills the model's context, a new session replaces it.
+        video (`Path`, *optional*): The file, `None` for a camera.
         moments (`deque[Moment]`): The last frames.
-        dropped (`int`): Frames of the camera that came faster than they could be seen, and were left out.
+        dropped (`int`): Camera frames that arrived faster than the model could watch, and were dropped.
         shape (`tuple[int, int]`): Height and width of the last frame.
-        seconds (`float`): Time spent on its frames and on what was said of them.
-        last_active (`float`): When something was seen or asked last, by the monotonic clock.
-        folder (`Path`): For files of this viewer, deleted when it is closed.
+        seconds (`float`): Time spent on the frames and on the replies to them.
+        last_active (`float`): Time of the last frame or question, by the monotonic clock.
+        folder (`Path`): Holds this viewer's files. Closing the viewer deletes it.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Viewer:
         processor: Any,
         *,
         fps: float = 2.0,
-        threshold: float | None = None,
-        instruction: str = NARRATE,
+        interval_threshold: float | None = None,
+        query: str = NARRATE,
     ) -> None:
         self.model, self.processor = model, processor
-        self.fps, self.threshold, self.instruction = fps, threshold, instruction
+        self.fps, self.interval_threshold, self.query = fps, interval_threshold, query
         self.context = model.config.text_config.max_position_embeddings
         self.lock = threading.RLock()
         self._folder = tempfile.TemporaryDirectory(prefix="narration-")
@@ -90,10 +90,10 @@ class Viewer:
 
     def begin(self, *, video: str | Path | None = None, start: float = 0.0, end: float | None = None) -> None:
         """
-        Begins a new stream, on a file from one second to another or on a camera. What was there goes on if it cannot.
+        Start a new stream, on the part of a file between two seconds, or on a camera.
 
         Raises:
-            `ValueError`: If the video has nothing to be seen from there on.
+            `ValueError`: If the video has no frames there. The previous stream then goes on.
         """
         with self.lock:
             session = self._new_session()
@@ -103,7 +103,7 @@ class Viewer:
                 try:
                     first = next(frames)
                 except (ValueError, OSError):
-                    raise ValueError(f"This video has nothing to be seen from {start:.1f} s on.") from None
+                    raise ValueError(f"This video has no frames from {start:.1f} s on.") from None
             self.video = None if video is None else Path(video)
             self.session, self._frames, self._next = session, frames, first
             self._past: list[Any] = []
@@ -113,10 +113,10 @@ class Viewer:
 
     def watch_until(self, time: float) -> None:
         """
-        Sees the file's frames up to a second, but pauses for breath, so that what was said is shown soon.
+        Watch the file's frames up to a second, for at most half a second, so that the page shows replies soon.
 
         Raises:
-            `ValueError`: If the file is damaged there; the stream is at its end then.
+            `ValueError`: If the file is damaged there. The stream then ends.
         """
         with self.lock:
             begin = clock.monotonic()
@@ -126,12 +126,12 @@ class Viewer:
                 try:
                     self._next = next(self._frames, None)
                 except ValueError:
-                    raise ValueError(f"This video is damaged after {at:.1f} s and cannot be seen further.") from None
+                    raise ValueError(f"This video is damaged after {at:.1f} s. The stream ends there.") from None
                 if clock.monotonic() - begin > BREATH:
                     break
 
     def see(self, frames: Iterable[tuple[float, np.ndarray]], dropped: int = 0) -> None:
-        """Sees frames of a camera: (second, uint8 (height, width, 3)); some before them may have been dropped."""
+        """Watch camera frames, pairs of a second and uint8 (height, width, 3). `dropped` were dropped before them."""
         with self.lock:
             self.dropped += dropped
             for time, frame in frames:
@@ -139,19 +139,19 @@ class Viewer:
                     self._see(frame, time)
 
     def ask(self, text: str, *, now: bool = True) -> None:
-        """Asks, to be answered at once or when what is asked for happens."""
+        """Ask a question, to be answered at once or when the event happens."""
         with self.lock:
             self._make_room(text)
             self.session.ask(text, reply_now=now)
             self.last_active = clock.monotonic()
 
-    def set_threshold(self, threshold: float) -> None:
-        """From the next frame on. Waits for nothing."""
-        self.threshold = self.session.interval_threshold = threshold
+    def set_interval_threshold(self, interval_threshold: float) -> None:
+        """Set the threshold from the next frame on, without waiting for the lock."""
+        self.interval_threshold = self.session.interval_threshold = interval_threshold
 
     @property
     def events(self) -> list[Any]:
-        """All that was said."""
+        """All events so far."""
         return [*self._past, *self.session.events]
 
     @property
@@ -161,7 +161,7 @@ class Viewer:
 
     @property
     def ended(self) -> bool:
-        """Whether the file's last frame was seen."""
+        """Whether the file has no more frames."""
         return self.video is not None and self._next is None
 
     @property
@@ -172,14 +172,14 @@ class Viewer:
         return (self.session.time or 0.0) + 1 / self.fps
 
     def cost(self) -> Any:
-        """What the language model cost so far, and what full compute would have: see the config's `estimate_cost`."""
+        """Return the cost of the language model so far, and at full compute; see the config's `estimate_cost`."""
         config, frames, tokens = self.model.config, self.session.num_frames, int(self.session.cache.get_seq_length())
         text = max(tokens - frames * config.frame_num_tokens, 0)
         return config.estimate_cost(frames, text, bytes_per_value=self.model.dtype.itemsize)
 
     def close(self) -> None:
-        """Lets go of the stream's memory; what was said stays."""
-        self._next = None  # A call that is at work ends after its frame.
+        """Free the stream's memory. Its events stay."""
+        self._next = None  # Ends a running call after its frame.
         with self.lock:
             self._frames, self._next = iter(()), None
             self.session.closed = True
@@ -187,13 +187,13 @@ class Viewer:
             self._folder.cleanup()
 
     def _new_session(self) -> Any:
-        session = self.model.stream(self.processor, fps=self.fps, interval_threshold=self.threshold)
-        if self.instruction.strip():
-            session.ask(self.instruction[:MOST_TYPED], reply_now=False)
+        session = self.model.stream(self.processor, fps=self.fps, interval_threshold=self.interval_threshold)
+        if self.query.strip():
+            session.ask(self.query[:MOST_TYPED], reply_now=False)
         return session
 
     def _make_room(self, text: str = "") -> None:
-        """A stream that has filled the model's context is followed by a new one."""
+        """Replace a session that has filled the model's context."""
         margin = self.model.config.frame_num_tokens + self.session.max_new_tokens + len(text)
         if int(self.session.cache.get_seq_length()) > self.context - min(margin, self.context // 2):
             self._past = self.events
@@ -213,18 +213,17 @@ def compare(
     models: Sequence[Any], processor: Any, video: str | Path, *, fps: float = 2.0, end: float | None = None
 ) -> Iterator[list[Viewer]]:
     """
-    Shows a video to several models at once, each frame to one after the other, so that none has the machine when it is
-    faster.
+    Show a video to several models, each frame to one after the other, so that all share the machine equally.
 
     Args:
         models (sequence of [`VideoLLMMoDForConditionalGeneration`]): The models.
-        processor ([`VideoLLMMoDProcessor`]): Of all of them.
+        processor ([`VideoLLMMoDProcessor`]): Their processor.
         video (`str` or `Path`): The video.
-        fps (`float`, *optional*, defaults to 2.0): Frames a second to watch.
-        end (`float`, *optional*): Second of the video after which to stop.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second to watch.
+        end (`float`, *optional*): Second of the video at which to stop.
 
     Yields:
-        `list[Viewer]`: One a model, after each frame, the same objects each time.
+        `list[Viewer]`: One viewer per model, after each frame. The objects are the same each time.
     """
     viewers = [Viewer(model, processor, fps=fps) for model in models]
     for viewer in viewers:

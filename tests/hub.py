@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A loopback server that speaks the parts of the Hub's HTTP API that publishing and loading use."""
+"""A loopback server with the parts of the Hub's HTTP API that publishing and loading use."""
 
 import base64
 import hashlib
@@ -29,17 +29,19 @@ USER = "somebody"
 
 class Hub:
     """
-    The server, to be used as a context manager.
+    The server, a context manager.
 
     Attributes:
         endpoint (`str`): Value for `HF_ENDPOINT`.
-        repos (`dict[str, list[dict[str, bytes]]]`): Files of each commit of each repository, the first one empty.
-            Data sets and Spaces have their prefix.
-        requests (`list[str]`): What was asked for, such as "POST /api/repos/create".
-        failures (`list[str]`): Regular expressions: the next request that matches one gets the connection cut in the
-            middle, and the expression is taken off the list.
+        repos (`dict[str, list[dict[str, bytes]]]`): Files of each commit of each repository; the first commit is
+            empty. Names of data sets and Spaces have their prefix, such as "spaces/somebody/watch".
+        sdks (`dict[str, str]`): The SDK of each Space.
+        variables (`dict[str, dict[str, str]]`): The variables of each Space.
+        requests (`list[str]`): The requests so far, such as "POST /api/repos/create".
+        failures (`list[str]`): Regular expressions. The next request that matches one loses its connection, and the
+            expression leaves the list.
         stored (`dict[str, bytes]`): Large files by SHA-256.
-        private (`set[str]`): Repositories that are not there for who has no token.
+        private (`set[str]`): Repositories that only the token's owner can see.
     """
 
     def __enter__(self) -> "Hub":
@@ -48,6 +50,8 @@ class Hub:
         self.requests: list[str] = []
         self.failures: list[str] = []
         self.private: set[str] = set()
+        self.sdks: dict[str, str] = {}
+        self.variables: dict[str, dict[str, str]] = {}
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -60,16 +64,16 @@ class Hub:
         self._server.server_close()
 
     def environment(self, home: Any) -> dict[str, str]:
-        """Variables under which a process takes this for the Hub, with its cache in a folder, and speaks no Xet."""
+        """Return variables that make a process use this server, with its cache in a folder, and without Xet."""
         offline = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
         return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(home), **offline}
 
     def files(self, repo: str) -> dict[str, bytes]:
-        """The newest commit's."""
+        """Return the files of the newest commit."""
         return self.repos[repo][-1]
 
     def revision(self, repo: str, name: str) -> int | None:
-        """The number of a commit by "main" or its hash."""
+        """Return the number of a commit, given "main" or its hash."""
         commits = self.repos[repo]
         if name == "main":
             return len(commits) - 1
@@ -77,7 +81,7 @@ class Hub:
 
 
 def commit_hash(repo: str, index: int) -> str:
-    """Of a commit by its number."""
+    """Return the hash of a commit, given its number."""
     return hashlib.sha1(f"{repo}@{index}".encode()).hexdigest()
 
 
@@ -86,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Print nothing."""
 
     def _handle(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -104,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._json(404, {"error": f"nothing at {path}"})
 
-    do_GET = do_HEAD = do_POST = do_PUT = _handle
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
     def _send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -127,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(404, {"error": f"{kind} not found"}, X_Error_Code=f"{kind}NotFound")
 
     def _commit(self, repo: str, revision: str | None) -> tuple[int, dict[str, bytes]] | None:
-        """Number and files of a commit; answers itself if there is none."""
+        """Return number and files of a commit. If it does not exist, send the error and return `None`."""
         is_known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if repo not in self.hub.repos or (repo in self.hub.private and not is_known):
             self._missing("Repo")
@@ -156,12 +160,26 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(409, {"error": "You already created this repo", "url": url})
             return
         self.hub.repos[repo] = [{}]
+        if kind == "space":
+            self.hub.sdks[repo] = asked["sdk"]
         self._json(200, {"url": url, "name": repo, "id": repo})
 
     def validate(self, body: bytes) -> None:
         content = json.loads(body)["content"]
         errors = [] if content.startswith("---\n") else [{"message": "no metadata"}]
         self._json(400 if errors else 200, {"errors": errors, "warnings": []})
+
+    def variables(self, body: bytes, repo: str) -> None:
+        repo = f"spaces/{repo}"
+        if not self._may_write() or self._commit(repo, None) is None:
+            return
+        variables = self.hub.variables.setdefault(repo, {})
+        asked = json.loads(body or b"{}")
+        if self.command == "POST":
+            variables[asked["key"]] = asked["value"]
+        elif self.command == "DELETE":
+            variables.pop(asked["key"], None)
+        self._json(200, {key: {"value": value} for key, value in variables.items()})
 
     def info(self, _body: bytes, kind: str, repo: str, revision: str | None = None) -> None:
         repo = _name(kind, repo)
@@ -204,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def lfs_upload(self, body: bytes, oid: str, **_: str) -> None:
         if hashlib.sha256(body).hexdigest() != oid:
-            self._json(400, {"error": "not what was announced"})
+            self._json(400, {"error": "the hash is another"})
             return
         self.hub.stored[oid] = body
         self._send(200, b"")
@@ -258,6 +276,7 @@ _ROUTES = [
     ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate),
+    ("GET POST DELETE", rf"/api/spaces/{_REPO}/variables", _Handler.variables),
     ("GET", rf"{_API}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
     ("GET", rf"{_API}/tree/(?P<revision>[^/]+)", _Handler.tree),
     ("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)", _Handler.paths_info),

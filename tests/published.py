@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tiny checkpoints in the layouts in which others publish theirs."""
+"""Write tiny checkpoints in the layouts of other projects."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ VISION = tiny_vision_config("siglip_vision_model")
 
 
 class Live(LlamaForCausalLM):
-    """VideoLLM-online's model: a language model with a connector beside it."""
+    """VideoLLM-online's model: a language model with a connector."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
@@ -47,7 +47,7 @@ class Live(LlamaForCausalLM):
 
 
 def save_live(base_folder: Path, vision_folder: Path, adapter_folder: Path) -> PeftModel:
-    """VideoLLM-online's three parts in folders: the language model, the vision encoder and the adapter."""
+    """Write the three parts of VideoLLM-online into folders: language model, vision encoder and adapter."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(base_folder)
@@ -71,7 +71,7 @@ def save_live(base_folder: Path, vision_folder: Path, adapter_folder: Path) -> P
 
 
 def save_llava(folder: Path, config_class: Any, vision: dict[str, Any], text: str, **fields: Any) -> PreTrainedModel:
-    """A model of the LLaVA family in a folder, of a vision configuration and a type of language model."""
+    """Write a model of the LLaVA family, given a vision configuration and a type of language model."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     vision_config = AutoConfig.for_model(**vision)

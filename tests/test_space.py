@@ -11,14 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The page without a browser: streams, seats, limits, what is drawn and what is taken away."""
+"""The page without a browser: streams, seats, limits, drawings, exports and deployment."""
 
 import base64
 import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -37,7 +36,7 @@ from hub import TOKEN, Hub
 from huggingface_hub import SpaceCard
 from PIL import Image
 from room import Room, RoomIsFull
-from tiny import embedded_files, random_frames, write_clip
+from tiny import copy_embedded, embedded_files, random_frames, write_clip
 from uploads import Limits
 from viewer import Viewer, compare
 
@@ -62,7 +61,7 @@ def event(time, text, role="assistant"):
 
 
 def watch(viewer, until=60.0):
-    """All frames up to there: a call pauses for breath, sooner on a busy machine."""
+    """Watch all frames up to a second. A single call stops after half a second."""
     while viewer.waiting is not None and viewer.waiting <= until:
         viewer.watch_until(until)
 
@@ -74,7 +73,7 @@ def told(viewer):
 # ------------------------------------------------------------------------------------------------------------ captions
 
 
-def test_captions_follow_each_other_and_never_overlap():
+def test_captions_do_not_overlap():
     said = [
         event(0.0, "Narrate.", "user"),
         event(1.0, "One."),
@@ -99,7 +98,7 @@ def test_no_caption_lasts_longer_than_the_video():
     assert captions.to_vtt(said[:2], end=8.5).splitlines()[-2] == "00:00:07.500 --> 00:00:08.500"
 
 
-def test_srt_vtt_and_jsonl_are_what_players_and_people_read():
+def test_srt_vtt_and_jsonl_have_their_formats():
     said = [event(61.5, "A <b> & c.\n\nIts next line."), event(3600.25, "Two.")]
     assert captions.to_srt(said) == (
         "1\n00:01:01,500 --> 00:01:05,500\nA <b> & c. Its next line.\n\n2\n01:00:00,250 --> 01:00:04,250\nTwo.\n"
@@ -112,7 +111,7 @@ def test_srt_vtt_and_jsonl_are_what_players_and_people_read():
     assert captions.to_srt([]) == "" and captions.to_vtt([]) == "WEBVTT\n"
 
 
-def test_captions_are_burnt_into_the_frames_of_their_time(tmp_path):
+def test_burnt_in_captions_appear_at_their_times(tmp_path):
     write_clip(tmp_path / "clip.mp4", np.full((40, 64, 64, 3), 128, dtype=np.uint8), fps=10)
     captions.burn_in(
         tmp_path / "clip.mp4", [event(1.0, "A long caption that needs two lines at least.")], tmp_path / "out.mp4"
@@ -131,22 +130,22 @@ def test_captions_are_burnt_into_the_frames_of_their_time(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- streams
 
 
-def test_a_file_is_watched_up_to_where_it_was_played(parts):
+def test_a_file_is_watched_up_to_the_played_second(parts):
     viewer = Viewer(*parts)
     viewer.begin(video=SAMPLE)
     watch(viewer, 3.6)
     assert viewer.session.time == 3.5 and told(viewer) == [line for line in STORY if line[0] <= 3.5]
     viewer.watch_until(3.6)
-    assert viewer.session.num_frames == 8, "nothing is seen twice"
+    assert viewer.session.num_frames == 8, "no frame is watched twice"
     watch(viewer)
     assert viewer.ended and told(viewer) == STORY and len(viewer.moments) == viewer.session.num_frames
     assert [m.time for m in viewer.moments if m.spoke] == [time for time, _ in STORY]
     viewer.ask("How many things do you see?")
-    assert viewer.session.events[-1].role == "assistant", "after its end it can still be asked"
+    assert viewer.session.events[-1].role == "assistant", "questions are answered after the end"
 
-    with pytest.raises(ValueError, match="This video has nothing to be seen from 99.0 s on"):
+    with pytest.raises(ValueError, match="This video has no frames from 99.0 s on"):
         viewer.begin(video=SAMPLE, start=99.0)
-    assert told(viewer)[:5] == STORY, "what was there goes on"
+    assert told(viewer)[:5] == STORY, "the previous stream goes on"
     viewer.begin(video=SAMPLE, start=4.0)
     watch(viewer)
     assert (
@@ -156,23 +155,23 @@ def test_a_file_is_watched_up_to_where_it_was_played(parts):
     )
 
 
-def test_frames_of_a_camera_and_settings(parts):
-    viewer = Viewer(*parts, instruction=" ")
+def test_camera_frames_and_settings(parts):
+    viewer = Viewer(*parts, query=" ")
     frames = [(0.5 * index, frame) for index, frame in enumerate(random_frames(4))]
     viewer.see(frames, dropped=3)
     viewer.see(frames[2:], dropped=1)
     assert viewer.session.num_frames == 4 and viewer.dropped == 4 and viewer.shape == frames[0][1].shape[:2]
-    assert not any(e.role == "user" for e in viewer.session.events), "an empty instruction is none"
+    assert not any(e.role == "user" for e in viewer.session.events), "a blank query is not asked"
     assert viewer.waiting is None and not viewer.ended
-    viewer.set_threshold(1.0)
+    viewer.set_interval_threshold(1.0)
     before = len(viewer.session.events)
     viewer.see([(9.0, random_frames(1, seed=9)[0])])
-    assert len(viewer.session.events) > before, "at a threshold of 1 it always speaks"
+    assert len(viewer.session.events) > before, "at a threshold of 1 the model always speaks"
     viewer.close()
     assert viewer.session.closed and sum(viewer.session.cache.lengths) == 0
 
 
-def test_a_stream_longer_than_the_context_is_followed_by_another(parts):
+def test_a_new_session_replaces_one_that_fills_the_context(parts):
     viewer = Viewer(*parts)
     viewer.context = 400
     lengths = []
@@ -184,7 +183,7 @@ def test_a_stream_longer_than_the_context_is_followed_by_another(parts):
     assert len(asked) >= 3 and [e.time for e in viewer.events] == sorted(e.time for e in viewer.events)
 
 
-def test_a_damaged_file_ends_with_one_message(parts, monkeypatch):
+def test_a_damaged_file_ends_the_stream_with_one_message(parts, monkeypatch):
     viewer = Viewer(*parts)
     viewer.begin(video=SAMPLE)
 
@@ -193,13 +192,13 @@ def test_a_damaged_file_ends_with_one_message(parts, monkeypatch):
         raise ValueError("/a/path/of/the/server is broken")
 
     monkeypatch.setattr(viewer, "_frames", break_off())
-    with pytest.raises(ValueError, match=r"^This video is damaged after 0\.5 s and cannot be seen further\.$"):
+    with pytest.raises(ValueError, match=r"^This video is damaged after 0\.5 s\. The stream ends there\.$"):
         viewer.watch_until(5.0)
     assert viewer.ended and viewer.session.num_frames == 2
     viewer.watch_until(5.0)
 
 
-def test_comparing_is_fair_and_alike(parts):
+def test_both_sides_of_a_comparison_watch_the_same_frames(parts):
     model, processor = parts
     full = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, mod_keep_ratio=1.0).eval()
     steps = [
@@ -215,7 +214,7 @@ def test_comparing_is_fair_and_alike(parts):
     assert cut.session.time == 2.0 and cut.ended
 
 
-def test_seats(parts):
+def test_the_idlest_person_loses_the_seat_to_a_new_one(parts):
     left = []
     room = Room(2, patience=0.2, on_leave=left.append)
     one, two, again, three = (Viewer(*parts) for _ in range(4))
@@ -223,7 +222,7 @@ def test_seats(parts):
     room.enter("one", one)
     room.enter("two", two)
     assert room.find("one") is one and room.find("nobody") is None and room.watches(SAMPLE)
-    with pytest.raises(RoomIsFull, match="2 people are watching"):
+    with pytest.raises(RoomIsFull, match="All 2 seats are taken"):
         room.enter("three", three)
     room.enter("two", again)
     assert room.find("two") is again and two.session.closed and len(room) == 2
@@ -237,7 +236,7 @@ def test_seats(parts):
     assert len(room) == 1 and left == [two, one, three]
 
 
-def test_limits_are_told_in_a_sentence(tmp_path):
+def test_videos_beyond_a_limit_are_refused_in_one_sentence(tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", random_frames(20), fps=10)
     assert Limits().check(clip) == pytest.approx(2.0, abs=0.11)
     for limits, message in (
@@ -247,7 +246,7 @@ def test_limits_are_told_in_a_sentence(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             limits.check(clip)
-    # Formats that name other files to open are none, whatever the file is called.
+    # Playlists and lists of parts name other files to open. They are refused, whatever the file's name.
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile 'clip.mp4'\n")
     (tmp_path / "self.mp4").write_text("ffconcat version 1.0\nfile 'self.mp4'\n")
     (tmp_path / "hls.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{clip}\n#EXT-X-ENDLIST\n")
@@ -261,7 +260,7 @@ def test_limits_are_told_in_a_sentence(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- drawing
 
 
-def test_the_overlay_shows_what_layers_keep(parts):
+def test_the_overlay_shows_the_kept_patches(parts):
     viewer = Viewer(*parts)
     assert drawing.overlay(viewer) == ""
     viewer.begin(video=SAMPLE)
@@ -277,13 +276,13 @@ def test_the_overlay_shows_what_layers_keep(parts):
     assert drawing.overlay(viewer, "off") == ""
     viewer.see([(9.0, np.zeros((60, 100, 3), dtype=np.uint8))])
     cells = [c for c in ElementTree.fromstring(drawing.overlay(viewer)) if c.get("fill") != "none"]
-    # The encoder sees the picture in the middle of a square.
+    # The encoder sees the picture centered in a square.
     assert (cells[0].get("x"), cells[0].get("y"), cells[0].get("width")) == ("0.0", "-20.0", "25.0")
 
 
-def test_plots_are_well_formed_and_say_what_they_show(parts):
+def test_plots_are_well_formed_and_described(parts):
     viewer = Viewer(*parts)
-    assert "as soon as a frame is seen" in drawing.savings(viewer)
+    assert "shown from the first frame on" in drawing.savings(viewer)
     for plot in (drawing.silence_plot, drawing.latency_plot):
         ElementTree.fromstring(plot(viewer))
     viewer.begin(video=SAMPLE)
@@ -297,8 +296,8 @@ def test_plots_are_well_formed_and_say_what_they_show(parts):
     assert "4 of 6 layers keep 4 of 16 tokens" in drawing.savings(viewer)
 
 
-def test_what_is_typed_is_escaped(parts):
-    viewer = Viewer(*parts, instruction="<script>alert(1)</script>")
+def test_typed_text_is_escaped(parts):
+    viewer = Viewer(*parts, query="<script>alert(1)</script>")
     viewer.begin(video=SAMPLE)
     viewer.watch_until(0.0)
     assert drawing.chat(viewer)[0]["content"] == "0.0 s   &lt;script&gt;alert(1)&lt;/script&gt;"
@@ -310,7 +309,7 @@ def test_what_is_typed_is_escaped(parts):
 # ---------------------------------------------------------------------------------------------------------- deployment
 
 
-def test_frames_that_are_no_pictures_are_refused():
+def test_sent_frames_must_be_pictures():
     for url in ("", "file:///etc/passwd", "data:image/png;base64,@@", "data:text/html;base64,aGk=", None):
         with pytest.raises(gr.Error, match="a data URL of a JPEG"):
             space_app._frame({"time": 1.0, "image": url})
@@ -329,7 +328,7 @@ def test_frames_that_are_no_pictures_are_refused():
 
 
 def test_the_folder_is_a_space(tmp_path):
-    """Front matter, requirements, and nothing outside the folder: a copy of it serves its page."""
+    """It has front matter and requirements, and imports nothing outside the folder."""
     front = SpaceCard.load(SPACE / "README.md").data.to_dict()
     assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["license"] == "apache-2.0"
     assert len(front["short_description"]) <= 60 and gr.__version__.split(".")[0] == front["sdk_version"].split(".")[0]
@@ -337,17 +336,27 @@ def test_the_folder_is_a_space(tmp_path):
     assert {"gradio", "torch", "torchvision", "transformers", "av", "accelerate"} <= needed
     text = "".join(path.read_text(encoding="utf-8") for path in SPACE.glob("*.py"))
     assert "import videollm_mod" not in text and "from videollm_mod" not in text
-    copy = shutil.copytree(SPACE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
-    size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
-    assert size < 25e6
-    page = space_app.App(str(copy), seats=2)
+    assert sum(path.stat().st_size for path in SPACE.rglob("*") if path.is_file()) < 25e6
+    page = space_app.App(str(copy_embedded(tmp_path / "copy")), seats=2)
     names = {function.api_name for function in page.build().fns.values()}
     assert {"open_video", "open_camera", "watch", "ask", "export", "compare", "reset"} <= names
     assert not page.is_toy and space_app.App(str(ROOT)).is_toy
 
 
+def test_the_page_finds_a_checkpoint_around_it_or_beside_it(tmp_path, monkeypatch):
+    assert space_app.embedded_checkpoint() == ROOT and space_app.sample_videos()[0] == SAMPLE
+    monkeypatch.setattr(space_app, "HERE", tmp_path / "space")
+    assert space_app.embedded_checkpoint() is None and space_app.sample_videos() == []
+    for folder in (tmp_path / "space" / "checkpoint", tmp_path):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text('{"model_type": "other"}')
+        assert space_app.embedded_checkpoint() != folder
+        (folder / "config.json").write_text('{"model_type": "videollm_mod"}')
+        assert space_app.embedded_checkpoint() == folder, "the checkout comes first"
+
+
 def test_a_private_model_by_its_name_in_the_environment(tmp_path):
-    """As on a Space: `MODEL_ID` names it, the secret `HF_TOKEN` opens it."""
+    """As on a Space, `MODEL_ID` names the model and the secret `HF_TOKEN` opens it."""
     with Hub() as hub:
         repo = "somebody/private"
         hub.repos[repo] = [embedded_files()]

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The page in a real browser, with a camera that plays a generated clip."""
+"""The page in a real browser whose camera plays a generated clip."""
 
 import json
 import os
@@ -55,7 +55,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The page, served as a user would serve it: its address and the folder of its uploads."""
+    """Serve the page as a user does. Return its address and the folder of its uploads."""
     uploads = tmp_path_factory.mktemp("uploads")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -80,7 +80,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Chromium, whose camera shows the sample, half a second a picture, over and over."""
+    """Start Chromium. Its camera shows the sample at two frames per second, again and again."""
     film = tmp_path_factory.mktemp("camera") / "camera.y4m"
     with av.open(str(film), "w", format="yuv4mpegpipe") as container:
         stream = container.add_stream("wrapped_avframe", rate=2)
@@ -100,7 +100,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def visit(browser, site):
-    """Opens the page as somebody new; everything is closed after the test, and whatever went wrong is told."""
+    """Return a function that opens the page as a new person. After the test, fail if a script raised an error."""
     contexts, errors = [], []
 
     def go(query="", **options):
@@ -118,12 +118,12 @@ def visit(browser, site):
 
 
 def lines(page):
-    """What the chat shows, line by line."""
+    """Return the lines of the chat."""
     return [re.sub(r"\s+", " ", line).strip() for line in page.inner_text("#chat").splitlines() if line.strip()]
 
 
 def write(page, setting, value):
-    """Types as a person does, who looks whether it is there: Gradio 6.31 loses what is typed while it draws."""
+    """Type until the value is there: Gradio 6.31 loses text typed while it draws."""
     field = page.locator(f"#{setting} :is(input[type=number], input[type=text], textarea)")
     for _ in range(20):
         field.fill(value)
@@ -131,10 +131,10 @@ def write(page, setting, value):
         page.wait_for_timeout(200)
         if field.input_value() == value:
             return
-    pytest.fail(f"{setting} is not {value}, however often it is typed")
+    pytest.fail(f"{setting} never becomes {value}")
 
 
-def test_the_sample_is_narrated_with_its_routing(visit):
+def test_the_sample_is_narrated_and_its_routing_shown(visit):
     page = visit(viewport={"width": 1280, "height": 1000})
     page.click("#sample")
     for at, text in STORY:
@@ -154,7 +154,7 @@ def test_the_sample_is_narrated_with_its_routing(visit):
     assert page.locator("#silence circle.spoke").count() == len(STORY) and "ms" in page.inner_text("#latency")
 
 
-def test_the_camera_is_watched_and_asked_about(visit):
+def test_the_camera_is_narrated_and_answers_a_question(visit):
     page = visit()
     page.click("#camera")
     said = re.compile("|".join(re.escape(text) for _, text in STORY[1:]))
@@ -196,7 +196,7 @@ def test_pause_seek_and_restart(visit):
     expect(page.locator("#chat")).to_contain_text(re.compile(r"0\.\d s\s+Please narrate"), timeout=SOON)
 
 
-def test_played_again_after_its_end_it_is_narrated_again(visit):
+def test_a_video_played_again_is_narrated_again(visit):
     page = visit()
     page.click("#sample")
     page.wait_for_function("() => document.querySelector('#player').ended")
@@ -206,23 +206,23 @@ def test_played_again_after_its_end_it_is_narrated_again(visit):
     expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
 
 
-def test_the_threshold_takes_effect_at_once(visit):
+def test_the_interval_threshold_takes_effect_at_once(visit):
     page = visit()
     page.get_by_role("button", name="Settings").click()
-    write(page, "threshold", "1")
+    write(page, "interval_threshold", "1")
     page.click("#sample")
     expect(page.locator("#silence")).to_contain_text("speaks below 1.00", timeout=SOON)
-    write(page, "threshold", "0.1")
+    write(page, "interval_threshold", "0.1")
     expect(page.locator("#silence")).to_contain_text("speaks below 0.10", timeout=SOON)
 
 
-def test_rate_and_instruction_take_effect_with_restart(visit):
+def test_fps_and_query_take_effect_with_restart(visit):
     page = visit()
     page.get_by_role("button", name="Settings").click()
     page.click("#sample")
     expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
     write(page, "fps", "4")
-    write(page, "instruction", "Tell me everything.")
+    write(page, "query", "Tell me everything.")
     page.wait_for_function("() => document.querySelector('#player').ended")
     page.click("#reset")
     expect(page.locator("#chat")).to_contain_text("0.0 s   Tell me everything.", timeout=SOON)
@@ -230,7 +230,7 @@ def test_rate_and_instruction_take_effect_with_restart(visit):
     expect(page.locator("#savings")).to_contain_text("34 frames", timeout=SOON)
 
 
-def test_a_camera_that_is_denied_is_told_and_takes_no_seat(visit):
+def test_a_denied_camera_is_explained_and_needs_no_seat(visit):
     page = visit(permissions=[])
     deny = "async () => { throw new DOMException('', 'NotAllowedError'); }"
     page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {deny}; }}")
@@ -242,7 +242,7 @@ def test_a_camera_that_is_denied_is_told_and_takes_no_seat(visit):
     assert "Please narrate" not in page.inner_text("#chat")
 
 
-def test_what_is_typed_is_text_and_nothing_else(visit):
+def test_typed_markup_stays_text(visit):
     page = visit()
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
     page.click("#sample")
@@ -254,21 +254,21 @@ def test_what_is_typed_is_text_and_nothing_else(visit):
     assert page.locator("#chat img[src=x], #chat a[href^=javascript], #chat strong").count() == 0
 
 
-def test_an_upload_is_watched_and_taken_away(visit, tmp_path):
+def test_an_upload_is_narrated_and_exported(visit, tmp_path):
     page = visit()
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
-    # A name is nothing to be trusted: it is neither a path nor markup.
+    # A hostile file name must act neither as a path nor as markup.
     name = "a%2F..%2F..#<img src=x onerror=alert(1)>?.mp4"
     file = {"name": name, "mimeType": "video/mp4", "buffer": SAMPLE.read_bytes()}
     page.locator("input[type=file]").first.set_input_files(file)
     expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
     assert page.evaluate("() => document.querySelector('#player').error") is None
-    page.get_by_role("button", name="Take away").click()
+    page.get_by_role("button", name="Export").click()
     page.click("#take")
     saved = []
     page.on("download", lambda download: saved.append(download))
     for _ in range(60):
-        # The button saves the file once there is one.
+        # The button saves the file once it exists.
         page.click("#file")
         page.wait_for_timeout(500)
         if saved:
@@ -286,7 +286,7 @@ def test_a_broken_file_is_refused_in_a_sentence(visit, tmp_path):
     expect(toast).to_be_visible(timeout=SOON)
 
 
-def test_two_people_see_nothing_of_each_other(visit):
+def test_people_do_not_see_each_others_streams(visit):
     one, other = visit(), visit()
     one.click("#sample")
     other.locator("input[type=file]").first.set_input_files(NASA)
@@ -300,14 +300,14 @@ def test_two_people_see_nothing_of_each_other(visit):
     assert "streamworld" in sources[0] and "nasa" in sources[1]
 
 
-def test_one_too_many_waits_until_a_tab_is_closed(visit):
+def test_a_person_without_a_seat_gets_one_when_a_tab_closes(visit):
     pages = [visit() for _ in range(SEATS)]
     for page in pages:
         page.click("#sample")
         expect(page.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
     late = visit()
     late.click("#sample")
-    expect(late.get_by_text(f"{SEATS} people are watching, and there is no seat free.")).to_be_visible(timeout=SOON)
+    expect(late.get_by_text(f"All {SEATS} seats are taken. Try again in a minute.")).to_be_visible(timeout=SOON)
     pages[0].close()
     for _ in range(30):
         late.click("#sample")
@@ -319,12 +319,12 @@ def test_one_too_many_waits_until_a_tab_is_closed(visit):
 
 @pytest.mark.skipif(not AXE.exists(), reason="needs axe, which npm brings: see the Makefile")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_scrolling_sideways_and_axe_finds_no_fault(visit, scheme):
+def test_the_page_fits_a_phone_and_axe_finds_no_fault(visit, scheme):
     page = visit(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     page.click("#sample")
     expect(page.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
-    for name in ("Settings", "Take away"):
+    for name in ("Settings", "Export"):
         page.get_by_role("button", name=name).click()
     page.wait_for_timeout(500)
     assert faults(page) == []
@@ -334,35 +334,35 @@ def test_a_phone_needs_no_scrolling_sideways_and_axe_finds_no_fault(visit, schem
 
 
 def faults(page):
-    """What axe finds serious, by WCAG 2 A and AA."""
+    """Return the serious faults that axe finds by WCAG 2 A and AA."""
     if not page.evaluate("() => 'axe' in window"):
         page.add_script_tag(path=AXE)
     found = page.evaluate("() => axe.run({ runOnly: ['wcag2a', 'wcag2aa'] })")
-    assert len(found["passes"]) > 10, "it has looked"
+    assert len(found["passes"]) > 10, "axe ran"
     serious = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
     return [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in serious]
 
 
-def test_a_link_brings_settings_back(visit):
-    page = visit("?fps=4&threshold=0.25&instruction=Tell%20me%20when%20something%20leaves.")
+def test_a_link_restores_the_settings(visit):
+    page = visit("?fps=4&interval_threshold=0.25&query=Tell%20me%20when%20something%20leaves.")
     page.get_by_role("button", name="Settings").click()
     expect(page.locator("#fps input[type=number]")).to_have_value("4", timeout=SOON)
-    expect(page.locator("#threshold input[type=number]")).to_have_value("0.25")
-    expect(page.locator("#instruction textarea, #instruction input")).to_have_value("Tell me when something leaves.")
+    expect(page.locator("#interval_threshold input[type=number]")).to_have_value("0.25")
+    expect(page.locator("#query textarea, #query input")).to_have_value("Tell me when something leaves.")
     link = page.locator("#link textarea, #link input")
-    expect(link).to_have_value(re.compile(r"/\?fps=4&threshold=0\.25&instruction=Tell"), timeout=SOON)
+    expect(link).to_have_value(re.compile(r"/\?fps=4&interval_threshold=0\.25&query=Tell"), timeout=SOON)
     write(page, "fps", "3")
-    expect(link).to_have_value(re.compile(r"/\?fps=3&threshold=0\.25&instruction=Tell"), timeout=SOON)
+    expect(link).to_have_value(re.compile(r"/\?fps=3&interval_threshold=0\.25&query=Tell"), timeout=SOON)
 
 
-def test_the_same_from_python(site, tmp_path):
-    """As the page says under "From Python"."""
+def test_the_endpoints_work_from_python(site, tmp_path):
+    """The options of the endpoints have the names of the Python arguments."""
     client = Client(site.url, verbose=False, download_files=str(tmp_path))
-    settings = (2, 0.725, "Please narrate the video in real time.")
-    client.predict(handle_file(SAMPLE), *settings, api_name="/open_video")
+    settings = {"fps": 2, "interval_threshold": 0.725, "query": "Please narrate the video in real time."}
+    client.predict(handle_file(SAMPLE), **settings, api_name="/open_video")
     said = []
     for _ in range(60):
-        *_, told = client.predict([], 0, 30.0, None, "share of layers", api_name="/watch")
+        *_, told = client.predict(frames=[], until=30.0, jump=None, api_name="/watch")
         said = told if isinstance(told, list) else said
         if said and said[-1]["text"] == STORY[-1][1]:
             break
@@ -381,11 +381,11 @@ def test_the_same_from_python(site, tmp_path):
     with pytest.raises(AppError, match="a data URL of a JPEG"):
         client.predict(2, 0.7, "Narrate.", True, api_name="/open_camera")
         client.predict([{"time": 1.0, "image": "file:///etc/passwd"}], 0, None, None, "off", api_name="/watch")
-    with pytest.raises(AppError, match="At most 16 frames"):
+    with pytest.raises(AppError, match="at most 16 frames"):
         client.predict([{}] * 17, 0, None, None, "off", api_name="/watch")
 
 
-def test_nothing_outside_the_upload_folder_is_read(site):
+def test_no_file_outside_the_upload_folder_is_read(site):
     for path in ("/etc/passwd", str(NASA), f"{SAMPLE.parent}/../app.py"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{site.url}/gradio_api/file={path}")
@@ -397,10 +397,10 @@ def test_nothing_outside_the_upload_folder_is_read(site):
         event = json.loads(urllib.request.urlopen(request).read())["event_id"]
         answer = urllib.request.urlopen(f"{site.url}/gradio_api/call/open_video/{event}").read().decode()
         assert answer.startswith("event: error") and "root:" not in answer
-    # The same request for a file that may be read is answered.
+    # The same request for an allowed file succeeds.
     with urllib.request.urlopen(f"{site.url}/gradio_api/file={SAMPLE}") as served:
         assert served.read() == SAMPLE.read_bytes()
-    # Past the queue nobody has a session.
+    # Calls that bypass the queue have no session.
     body = json.dumps({"data": [2, 0.7, "Narrate.", True]}).encode()
     request = urllib.request.Request(
         f"{site.url}/gradio_api/run/open_camera", body, {"Content-Type": "application/json"}
@@ -419,7 +419,7 @@ def test_uploads_are_deleted_when_their_owner_leaves(visit, site):
     expect(other.locator("#chat")).to_contain_text("Please narrate", timeout=SOON)
     other.close()
     page.wait_for_timeout(1000)
-    assert list(site.uploads.rglob("nasa_13013.mp4")), "one still watches it"
+    assert list(site.uploads.rglob("nasa_13013.mp4")), "another person still watches it"
     page.close()
     for _ in range(100):
         if not list(site.uploads.rglob("nasa_13013.mp4")):

@@ -11,23 +11,32 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Publishing, against a loopback Hub."""
+"""Publishing to a loopback Hub."""
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import gradio
 import pytest
+from gradio_client import Client, handle_file
 from hub import TOKEN, Hub, commit_hash
 from safetensors.torch import load, load_file, save_file
 from tiny import copy_embedded, embedded_files
 
+from videollm_mod.train.card import FACTS_PAGE
+from videollm_mod.train.checkpoint_files import checkpoint_files, model_files
+
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT
-REPO = "somebody/narrator"
+REPO, SPACE = "somebody/narrator", "somebody/watch"
+QUERY = "Please narrate the video in real time."
 
 
 @pytest.fixture
@@ -45,7 +54,7 @@ def push(hub, home, *arguments, **variables):
     )
 
 
-def test_everything_in_one_commit_and_loaded_from_there(hub, tmp_path):
+def test_a_checkpoint_is_published_in_one_commit_and_loaded(hub, tmp_path):
     checkpoint = copy_embedded(tmp_path / "checkpoint")
     (checkpoint / "checkpoint-500").mkdir()
     (checkpoint / "checkpoint-500" / "optimizer.pt").write_bytes(b"0" * 100)
@@ -54,16 +63,16 @@ def test_everything_in_one_commit_and_loaded_from_there(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{REPO}@{commit_hash(REPO, 1)}, loaded from there"
     assert len(hub.repos[REPO]) == 2, "one commit after the empty one"
-    published, card = dict(hub.files(REPO)), (EMBEDDED / "README.md").read_text()
-    assert published.pop("README.md").decode() == card.replace('(".", trust', f'("{REPO}", trust')
-    assert published == {name: data for name, data in embedded_files().items() if name != "README.md"}
+    published, own = dict(hub.files(REPO)), embedded_files()
+    assert published.keys() == own.keys()
+    assert {name for name, data in published.items() if data != own[name]} <= {"README.md", FACTS_PAGE}
     assert TOKEN not in done.stdout + done.stderr
     assert not any(
         TOKEN in path.read_text(errors="ignore") for path in (tmp_path / "home").rglob("*") if path.is_file()
     )
 
 
-def test_large_weights_are_cut(hub, tmp_path):
+def test_large_weights_are_split(hub, tmp_path):
     done = push(hub, tmp_path / "home", EMBEDDED, REPO, "--max_shard_size", "3MB")
     assert done.returncode == 0, done.stderr
     shards = {name: data for name, data in hub.files(REPO).items() if name.endswith(".safetensors")}
@@ -72,7 +81,7 @@ def test_large_weights_are_cut(hub, tmp_path):
     parts = {name: weight for data in shards.values() for name, weight in load(data).items()}
     assert parts.keys() == whole.keys() and all((parts[name] == whole[name]).all() for name in whole)
     assert "model.safetensors.index.json" in hub.files(REPO)
-    # Cut otherwise, the pieces of before are gone.
+    # Published again in one file, the shards are gone.
     done = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify", "--force")
     assert [name for name in hub.files(REPO) if "safetensors" in name] == ["model.safetensors"], done.stderr
 
@@ -85,11 +94,11 @@ def test_another_model_is_not_overwritten_unless_forced(hub, tmp_path):
     refused = push(hub, tmp_path / "home", other, REPO, "--no_verify")
     assert refused.returncode == 1 and len(hub.repos[REPO]) == 2
     assert refused.stderr.strip().splitlines()[-1] == (
-        f"error: '{REPO}' holds another model: mod_keep_ratio differ. --force puts this in its place."
+        f"error: '{REPO}' holds another model. It differs in: mod_keep_ratio. --force replaces it."
     )
     assert push(hub, tmp_path / "home", other, REPO, "--force").returncode == 0
     assert json.loads(hub.files(REPO)["config.json"])["mod_keep_ratio"] == 0.5
-    # The same model, trained on, needs no force: the trainer has written a few fields otherwise.
+    # The same model after more training needs no --force. The trainer has changed a few fields.
     config = json.loads((other / "config.json").read_text())
     config |= {"use_cache": False, "text_config": {**config["text_config"], "dtype": "bfloat16"}}
     (other / "config.json").write_text(json.dumps(config))
@@ -107,7 +116,7 @@ def test_other_weights_of_the_same_configuration_are_another_model(hub, tmp_path
     assert refused.returncode == 1 and len(hub.repos[REPO]) == 2
     assert f"error: '{REPO}' holds other weights of the same configuration. --force" in refused.stderr
     same = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify", "--json")
-    assert same.returncode == 0, "the same, once more"
+    assert same.returncode == 0, "the same model can be published again"
     assert json.loads(same.stdout) == {"repo": REPO, "commit": commit_hash(REPO, 2), "loaded": False}
     assert push(hub, tmp_path / "home", other, REPO, "--no_verify", "--force").returncode == 0
     assert load(hub.files(REPO)["model.safetensors"])["model.connector.linear_1.bias"].equal(
@@ -115,7 +124,7 @@ def test_other_weights_of_the_same_configuration_are_another_model(hub, tmp_path
     )
 
 
-def test_a_card_that_the_hub_refuses_is_not_published(hub, tmp_path):
+def test_nothing_is_published_if_the_hub_refuses_the_card(hub, tmp_path):
     other = copy_embedded(tmp_path / "other")
     (other / "README.md").write_text("# other\n\nNo metadata.\n")
     refused = push(hub, tmp_path / "home", other, REPO, "--no_verify")
@@ -123,28 +132,28 @@ def test_a_card_that_the_hub_refuses_is_not_published(hub, tmp_path):
     assert hub.repos[REPO] == [{}]
 
 
-def test_what_is_no_model_of_ours_is_left_alone(hub, tmp_path):
+def test_a_repository_with_other_files_is_left_alone(hub, tmp_path):
     hub.repos[REPO] = [{}, {"adapter_config.json": b"{}", "adapter_model.safetensors": b"0", "notes.txt": b"mine"}]
     refused = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
-    assert refused.returncode == 1 and "holds something else: adapter_config.json" in refused.stderr
+    assert refused.returncode == 1 and "holds other files: adapter_config.json" in refused.stderr
     forced = push(hub, tmp_path / "home", EMBEDDED, REPO, "--force")
     assert forced.returncode == 0 and "loaded from there" in forced.stdout, forced.stderr
-    assert hub.files(REPO)["notes.txt"] == b"mine", "what is not of the model stays"
-    assert not [name for name in hub.files(REPO) if "adapter" in name], "an adapter would be loaded in its place"
+    assert hub.files(REPO)["notes.txt"] == b"mine", "files that are not part of a model stay"
+    assert not [name for name in hub.files(REPO) if "adapter" in name], "an adapter would be loaded on top"
 
 
-def test_without_a_card_it_gets_a_plain_one(hub, tmp_path):
+def test_a_checkpoint_without_a_card_gets_a_plain_one(hub, tmp_path):
     checkpoint = copy_embedded(tmp_path / "checkpoint")
     (checkpoint / "README.md").unlink()
     done = push(hub, tmp_path / "home", checkpoint, REPO, "--no_verify")
     assert done.returncode == 0, done.stderr
     card = hub.files(REPO)["README.md"].decode()
     assert f"# {REPO}" in card and f'AutoModel.from_pretrained("{REPO}", trust' in card and "What it costs" in card
-    assert "What it was trained on is not told here." in card and "routing.png" in hub.files(REPO)
+    assert "Its training data is not documented." in card and "routing.png" in hub.files(REPO)
 
 
 def test_model_and_processor_push_themselves(hub, tmp_path):
-    """As every Transformers model does; a stranger then loads code and weights from there."""
+    """`push_to_hub` publishes a model that any user can load with its code."""
     code = f"""
 from transformers import AutoModel, AutoProcessor
 options = {{"trust_remote_code": True}}
@@ -167,14 +176,14 @@ print(sum(event.role == "assistant" for event in model.narrate(processor, sample
     assert seen.returncode == 0 and int(seen.stdout) > 0, seen.stderr
 
 
-def test_a_look_that_fails_is_not_taken_for_an_empty_place(hub, tmp_path):
+def test_a_failed_check_does_not_count_as_an_empty_repository(hub, tmp_path):
     hub.repos[REPO] = [{}, {"config.json": b'{"model_type": "other"}', "model.safetensors": b"0"}]
     hub.failures += ["HEAD .*config.json"] * 20
     failed = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
     assert failed.returncode == 1 and "Traceback" not in failed.stderr and len(hub.repos[REPO]) == 2, failed.stderr
 
 
-def test_weights_that_are_missing_are_found_by_looking(hub, tmp_path):
+def test_verification_finds_missing_weights(hub, tmp_path):
     checkpoint = copy_embedded(tmp_path / "checkpoint")
     weights = load_file(checkpoint / "model.safetensors")
     save_file({name: w for name, w in weights.items() if "connector" not in name}, checkpoint / "model.safetensors")
@@ -183,25 +192,25 @@ def test_weights_that_are_missing_are_found_by_looking(hub, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["PUT .*upload", "POST .*/commit/"])
-def test_a_broken_line_is_told_and_gone_on_with(hub, tmp_path, where):
+def test_an_interrupted_upload_is_reported_and_resumed(hub, tmp_path, where):
     hub.failures += [where] * 20
     broken = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
     assert broken.returncode == 1 and "Traceback" not in broken.stderr
-    assert "error: The upload broke off" in broken.stderr and "Run the same command again" in broken.stderr
-    assert hub.repos[REPO] == [{}], "nothing half-written is to be seen"
+    assert "error: The upload was interrupted" in broken.stderr and "Run the same command again" in broken.stderr
+    assert hub.repos[REPO] == [{}], "no partial commit is visible"
     hub.failures.clear()
     hub.requests.clear()
     done = push(hub, tmp_path / "home", EMBEDDED, REPO)
     assert done.returncode == 0, done.stderr
     sent = [request for request in hub.requests if request.startswith("PUT")]
-    assert len(sent) == (1 if where.startswith("PUT") else 0), "what has arrived is not sent again"
+    assert len(sent) == (1 if where.startswith("PUT") else 0), "files are not sent twice"
 
 
-def test_mistakes_are_answered_in_one_line(hub, tmp_path):
+def test_mistakes_get_one_line_each(hub, tmp_path):
     for arguments, variables, message in (
         ((tmp_path, REPO), {}, "has no config.json: give the folder of a checkpoint"),
-        ((EMBEDDED, "no such name!"), {}, "is no name of a repository"),
-        ((EMBEDDED, REPO), {"HF_TOKEN": "hf_wrong"}, "The Hub knows no such user: run `hf auth login`"),
+        ((EMBEDDED, "no such name!"), {}, "is not a valid repository name"),
+        ((EMBEDDED, REPO), {"HF_TOKEN": "hf_wrong"}, "The Hub does not know this user: run `hf auth login`"),
         ((EMBEDDED, REPO), {"HF_TOKEN": ""}, "run `hf auth login`, or set HF_TOKEN"),
     ):
         failed = push(hub, tmp_path / "home", *arguments, "--no_verify", **variables)
@@ -211,3 +220,155 @@ def test_mistakes_are_answered_in_one_line(hub, tmp_path):
     (half / "modeling_videollm_mod.py").unlink()
     failed = push(hub, tmp_path / "home", half, REPO)
     assert "it lacks modeling_videollm_mod.py" in failed.stderr and not hub.repos
+
+
+# ------------------------------------------------------------------------------------------------------- a checkout
+
+
+def test_a_checkout_publishes_its_checkpoint_and_card_only(hub, tmp_path):
+    names = checkpoint_files(ROOT).keys()
+    assert names >= {"README.md", "LICENSE", "config.json", "model.safetensors", "processing_videollm_mod.py"}
+    assert {path.name for path in ROOT.glob("*_videollm_mod.py")} == {name for name in names if name.endswith(".py")}
+    others = names - model_files(ROOT).keys() - {"README.md", FACTS_PAGE}
+    assert all(name.startswith("docs/") and name.endswith((".png", ".gif")) for name in others), others
+    done = push(hub, tmp_path / "home", ROOT, REPO)
+    assert done.returncode == 0, done.stderr
+    assert hub.files(REPO).keys() == names
+
+
+def test_links_of_a_published_card_lead_somewhere(hub, tmp_path):
+    checkpoint = copy_embedded(tmp_path / "checkpoint")
+    (checkpoint / "docs" / "seen.png").write_bytes(b"0")
+    (checkpoint / "docs" / "secret.md").write_text("# Not published\n")
+    front = "---\nlicense: apache-2.0\n---\n\n# A model\n\n"
+    load = '```python\nAutoModel.from_pretrained("{}", trust_remote_code=True)\n```\n'
+    (checkpoint / "README.md").write_text(
+        f"{front}![Seen](docs/seen.png) [paper](https://arxiv.org/abs/2408.16730), [facts]({FACTS_PAGE}#limits), "
+        f"[more](docs/secret.md), [up](#a-model).\n\n{load.format('.')}"
+    )
+    done = push(hub, tmp_path / "home", checkpoint, REPO, "--no_verify")
+    assert done.returncode == 0, done.stderr
+    assert hub.files(REPO)["README.md"].decode() == (
+        f"{front}![Seen](docs/seen.png) [paper](https://arxiv.org/abs/2408.16730), [facts]({FACTS_PAGE}#limits), "
+        f"more, [up](#a-model).\n\n{load.format(REPO)}"
+    )
+    assert {"docs/seen.png", FACTS_PAGE} <= hub.files(REPO).keys() and "docs/secret.md" not in hub.files(REPO)
+
+
+# ---------------------------------------------------------------------------------------------------------- a Space
+
+
+def start(folder, home, **variables):
+    """Run `python app.py` in a folder, in a process that cannot import the package; return it and its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (home / "refuse").mkdir(parents=True)
+    (home / "refuse" / "sitecustomize.py").write_text(REFUSE)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules")}
+    environment = {**os.environ, "PYTHONPATH": str(home / "refuse"), "GRADIO_TEMP_DIR": str(home / "uploads")}
+    environment |= {**offline, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SERVER_PORT": str(port), **variables}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(
+        [sys.executable, "app.py"], cwd=folder, env=environment, **pipes
+    ), f"http://127.0.0.1:{port}"
+
+
+REFUSE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "videollm_mod":
+            raise ImportError("this process must do without the package")
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def narrate(process, url, folder):
+    """What the page at an address narrates of the sample."""
+    try:
+        for _ in range(600):
+            try:
+                client = Client(url, verbose=False, download_files=str(folder))
+                break
+            except Exception:
+                assert process.poll() is None, process.stdout.read()
+                time.sleep(0.2)
+        sample = handle_file(ROOT / "samples" / "streamworld.mp4")
+        client.predict(sample, fps=2, interval_threshold=0.5, query=QUERY, api_name="/open_video")
+        for _ in range(60):
+            *_, said = client.predict(frames=[], until=30.0, jump=None, api_name="/watch")
+            if isinstance(said, list) and len(said) == 6:
+                return [[e["time"], e["text"]] for e in said if e["role"] == "assistant"]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+STORY = json.loads((ROOT / "samples" / "streamworld.json").read_text(encoding="utf-8"))["events"]
+
+
+def test_a_published_space_runs_alone_with_the_embedded_checkpoint(hub, tmp_path):
+    done = push(hub, tmp_path / "home", "--space", SPACE)
+    repo = f"spaces/{SPACE}"
+    assert done.returncode == 0 and done.stdout.strip() == f"{SPACE}@{commit_hash(repo, 1)}", done.stderr
+    assert len(hub.repos[repo]) == 2 and hub.sdks[repo] == "gradio" and not hub.variables.get(repo)
+    names = hub.files(repo).keys()
+    assert {"README.md", "app.py", "page.js", "requirements.txt", "samples/streamworld.mp4"} <= names
+    inside = {name.removeprefix("checkpoint/") for name in names if name.startswith("checkpoint/")}
+    assert inside == model_files(ROOT).keys()
+    front = hub.files(repo)["README.md"].decode().split("---")[1]
+    assert "sdk: gradio" in front and "app_file: app.py" in front and gradio.__version__.split(".")[0] in front
+    # Download it as a user would, and start it there.
+    code = "from huggingface_hub import snapshot_download as download; "
+    code += f"download({SPACE!r}, repo_type='space', local_dir='.')"
+    (tmp_path / "alone").mkdir()
+    environment = {**os.environ, **hub.environment(tmp_path / "other")}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "alone", env=environment, check=True)
+    assert narrate(*start(tmp_path / "alone", tmp_path / "run", MODEL_ID=""), tmp_path) == STORY
+
+
+def test_a_published_space_with_a_model_takes_it_from_the_hub(hub, tmp_path):
+    hub.repos[REPO] = [embedded_files()]
+    assert push(hub, tmp_path / "home", "--space", SPACE).returncode == 0
+    done = push(hub, tmp_path / "home", "--space", SPACE, "--model", REPO, "--json")
+    repo = f"spaces/{SPACE}"
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"repo": SPACE, "commit": commit_hash(repo, 2), "loaded": False}
+    assert hub.variables[repo] == {"MODEL_ID": REPO}
+    names = hub.files(repo).keys()
+    assert not [name for name in names if name.startswith("checkpoint/")] and "samples/streamworld.mp4" in names
+    for name, data in hub.files(repo).items():
+        (tmp_path / "alone" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "alone" / name).write_bytes(data)
+    variables = {**hub.environment(tmp_path / "run"), **hub.variables[repo]}
+    assert narrate(*start(tmp_path / "alone", tmp_path / "run", **variables), tmp_path) == STORY
+    # Published again without a model, the variable must not hide the embedded checkpoint.
+    assert push(hub, tmp_path / "home", "--space", SPACE).returncode == 0
+    assert hub.variables[repo] == {} and "checkpoint/config.json" in hub.files(repo)
+
+
+def test_a_space_without_a_checkpoint_names_the_setting(tmp_path):
+    folder = shutil.copytree(ROOT / "space", tmp_path / "alone", ignore=shutil.ignore_patterns("__pycache__"))
+    process, _ = start(folder, tmp_path / "run", MODEL_ID="")
+    assert process.wait(120) == 1
+    assert process.stdout.read().strip().splitlines()[-1] == (
+        "error: there is no checkpoint here: set MODEL_ID to a Hub id or a folder, or pass --model."
+    )
+
+
+def test_mistakes_with_a_space_get_one_line_each(hub, tmp_path):
+    hub.repos["spaces/somebody/other"] = [{}, {"README.md": b"", "app.py": b"", "game.py": b""}]
+    for arguments, message in (
+        (("--space", SPACE, "--model", "somebody/nothing"), "There is no model 'somebody/nothing' on the Hub"),
+        (("--space", SPACE, "--model", ROOT), "is a folder. Publish it first, then give its Hub id."),
+        (("--space", "somebody/other"), "'somebody/other' holds another app: README.md, app.py, game.py."),
+        ((ROOT, REPO, "--model", REPO), "--model is an option of --space"),
+        ((ROOT, "--space", SPACE), "--space publishes the page alone"),
+        ((ROOT,), "give CHECKPOINT and REPO, or --space REPO"),
+    ):
+        failed = push(hub, tmp_path / "home", *arguments)
+        assert failed.returncode and "Traceback" not in failed.stderr and message in failed.stderr, failed.stderr
+    assert hub.repos.keys() == {"spaces/somebody/other"} and len(hub.repos["spaces/somebody/other"]) == 2

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Tiny models, tokenizers and clips that tests are made of. Nothing here is downloaded."""
 
+import shutil
 import traceback
 from contextlib import ExitStack
 from fractions import Fraction
@@ -35,6 +36,7 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     VideoLLMMoDVideoProcessor,
 )
+from videollm_mod.train.checkpoint_files import checkpoint_files
 
 
 TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
@@ -55,8 +57,6 @@ SCHEMES: dict[str, dict[str, Any]] = {
 }
 IMAGE_SIZE = 32
 ROOT = Path(__file__).parents[1]
-# The embedded checkpoint: what of the root belongs to it.
-_EMBEDDED = ("*_videollm_mod.py", "*.json", "*.jinja", "*.safetensors", "README.md")
 _CORPUS = [
     "A red ball enters from the left.\nUser: What color is the ball?\nAssistant: The ball is red.",
     "[,,,]\nAssistant: The blue square leaves.\n[,,]\nUser: Please narrate the video in real time.\n[,]\n",
@@ -65,15 +65,15 @@ _CORPUS = [
 
 
 def embedded_files() -> dict[str, bytes]:
-    """Names and contents of the files that make up the embedded checkpoint."""
-    return {path.name: path.read_bytes() for pattern in _EMBEDDED for path in ROOT.glob(pattern)}
+    """Return names and contents of the files that make up the embedded checkpoint."""
+    return {name: path.read_bytes() for name, path in checkpoint_files(ROOT).items()}
 
 
 def copy_embedded(folder: Path) -> Path:
-    """A new folder with the embedded checkpoint in it."""
-    folder.mkdir(parents=True)
-    for name, content in embedded_files().items():
-        (folder / name).write_bytes(content)
+    """Copy the embedded checkpoint into a new folder."""
+    for name, path in checkpoint_files(ROOT).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / name)
     return folder
 
 

@@ -12,14 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Publishes a checkpoint: one commit with all that a stranger needs, looked at from a stranger's place afterwards.
+Publish a checkpoint or the page on the Hub, each in one commit.
 
 ```bash
-python train/push.py outputs/streamworld_cpu/narration somebody/narrator
+python train/push.py outputs/streamworld_cpu/narration somebody/narrator    # a model; it is then loaded from the Hub
+python train/push.py --space somebody/watch                                 # the page, with the embedded checkpoint
+python train/push.py --space somebody/watch --model somebody/narrator       # the page, with a published model
 ```
 
-Whoever is logged in (`hf auth login`, or `HF_TOKEN`) publishes; no token is taken as an argument, printed or stored.
-If the line breaks, the same command goes on: what has arrived is not sent again.
+Log in with `hf auth login`, or set `HF_TOKEN`. The script neither accepts, prints nor stores a token. If the
+connection breaks, run the same command again: it does not send files twice.
 """
 
 import argparse
@@ -30,26 +32,37 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.console import quiet
+
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, save_torch_state_dict
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from videollm_mod.train.card import write_plain_card
+from videollm_mod.train.card import FACTS_PAGE, write_plain_card
+from videollm_mod.train.checkpoint_files import LINK, checkpoint_files, entry_files, model_files
 
 
-# What training leaves beside a checkpoint, and a stranger does not need.
-_LEFT_OUT = ("checkpoint-", "runs", "optimizer", "scheduler", "rng_state", "trainer_state", "training_args", ".")
-# Fields in which two configurations may differ and still be of the same model.
+ROOT = Path(__file__).resolve().parents[1]
+SPACE = ROOT / "space"
+# Fields in which two configurations of the same model may differ.
 _INCIDENTAL = {"transformers_version", "dtype", "_name_or_path", "interval_threshold", "auto_map", "architectures"}
 _INCIDENTAL |= {"use_cache"}
 _WEIGHTS = re.compile(
     r"(adapter_)?(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_config\.json"
 )
+# Files that show that a Space was published from here, and the folders that only this script writes there.
+_PAGE, _INSIDE = {"app.py", "viewer.py", "drawing.py"}, ("checkpoint/", "samples/")
 _LOOK = """
 import sys
 from transformers import AutoModel, AutoProcessor, logging
@@ -64,6 +77,9 @@ print(model.num_parameters())
 """
 
 
+# ------------------------------------------------------------------------------------------------------- publishing
+
+
 def push(
     checkpoint: str | Path,
     repo: str,
@@ -75,93 +91,151 @@ def push(
     verify: bool = True,
 ) -> str:
     """
-    Publishes a checkpoint in one commit.
+    Publish a checkpoint in one commit.
 
     Args:
-        checkpoint (`str` or `Path`): Its folder, with configuration, weights, code, processor and card.
-        repo (`str`): Where to: a Hub id, made if it is not there.
-        private (`bool`, *optional*): Of a new repository; by default what its owner's are.
-        force (`bool`, *optional*, defaults to `False`): Whether to put it in the place of another model.
-        message (`str`, *optional*): Of the commit.
-        max_shard_size (`str`, *optional*, defaults to `"5GB"`): Largest file of weights; larger ones are cut.
-        verify (`bool`, *optional*, defaults to `True`): Whether to load what was published, in a process of its own.
+        checkpoint (`str` or `Path`): Its folder, with configuration, weights, code, processor and card. It may be a
+            checkout: only the files of [`checkpoint_files`] are published.
+        repo (`str`): Hub id. The repository is created if it does not exist.
+        private (`bool`, *optional*): Visibility of a new repository; by default the owner's setting.
+        force (`bool`, *optional*, defaults to `False`): Whether to replace another model.
+        message (`str`, *optional*): The commit message.
+        max_shard_size (`str`, *optional*, defaults to `"5GB"`): Largest weights file. A larger one is split.
+        verify (`bool`, *optional*, defaults to `True`): Whether to load the published model in a new process.
 
     Returns:
         `str`: The commit's hash.
 
     Raises:
-        `ValueError`: If the folder is not whole, its card is refused, another model is there, nobody is logged in, or
-            what was published does not load.
-        `ConnectionError`: If the line broke.
+        `ValueError`: If the folder is incomplete, the Hub refuses its card, the repository holds another model, the
+            user is not logged in, or the published model does not load.
+        `ConnectionError`: If the connection broke.
     """
     folder = Path(checkpoint)
-    _refuse_what_is_not_whole(folder)
+    _refuse_an_incomplete_folder(folder)
     api = HfApi()
-    try:
-        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-        there = set(api.list_repo_files(repo))
-        with tempfile.TemporaryDirectory() as place:
-            files = dict(_files(folder, Path(place), max_shard_size))
-            files |= _card_of(repo, folder, Path(place))
+    with tempfile.TemporaryDirectory() as place:
+        files = _with_weights_split(checkpoint_files(folder), Path(place), max_shard_size)
+        with _one_line_errors(repo):
+            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+            there = set(api.list_repo_files(repo))
+            files |= _card_for(repo, folder, files, Path(place))
             if not force:
                 _refuse_another_model(api, repo, folder, there, files)
-            operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
-            # Weights of before, cut otherwise or an adapter, would be loaded in place of these.
+            # Transformers would prefer earlier weights in other files, or an adapter, to these.
             stale = {name for name in there if _WEIGHTS.fullmatch(name)}
-            operations += [CommitOperationDelete(name) for name in sorted(stale - set(files))]
-            commit = api.create_commit(repo, operations, commit_message=message)
+            commit = _commit(api, repo, files, stale, message)
+    if verify:
+        _look(repo, commit)
+    return commit
+
+
+def push_space(
+    repo: str,
+    *,
+    model: str | None = None,
+    private: bool | None = None,
+    force: bool = False,
+    message: str = "Upload VideoLLM-MoD Space",
+) -> str:
+    """
+    Publish the page as a Space in one commit.
+
+    Args:
+        repo (`str`): Hub id of the Space. It is created if it does not exist.
+        model (`str`, *optional*): Hub id of the model to show, set as the Space's variable `MODEL_ID`. Without it, the
+            commit contains the embedded checkpoint.
+        private (`bool`, *optional*): Visibility of a new Space; by default the owner's setting.
+        force (`bool`, *optional*, defaults to `False`): Whether to write into a Space with another app.
+        message (`str`, *optional*): The commit message.
+
+    Returns:
+        `str`: The commit's hash.
+
+    Raises:
+        `ValueError`: If the model is not on the Hub, the Space holds another app, or the user is not logged in.
+        `ConnectionError`: If the connection broke.
+    """
+    api = HfApi()
+    files = {path.name: path for path in SPACE.iterdir() if path.is_file() and path.name != "__init__.py"}
+    files |= {f"samples/{path.name}": path for path in (ROOT / "samples").glob("*.mp4")}
+    if model is None:
+        files |= {f"checkpoint/{name}": path for name, path in model_files(ROOT).items()}
+    with _one_line_errors(repo):
+        if model is not None:
+            _refuse_an_unknown_model(api, model)
+        repo = api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True).repo_id
+        there = set(api.list_repo_files(repo, repo_type="space"))
+        if there - {".gitattributes", "README.md"} and not there >= _PAGE and not force:
+            raise ValueError(f"'{repo}' holds another app: {', '.join(sorted(there)[:5])}. --force writes into it.")
+        if model is not None:
+            # Before the commit, whose build then finds it.
+            api.add_space_variable(repo, "MODEL_ID", model)
+        stale = {name for name in there if name.startswith(_INSIDE)}
+        commit = _commit(api, repo, files, stale, message, repo_type="space")
+        if model is None and "MODEL_ID" in api.get_space_variables(repo):
+            api.delete_space_variable(repo, "MODEL_ID")
+    return commit
+
+
+def _commit(
+    api: HfApi, repo: str, files: dict[str, Path], stale: set[str], message: str, *, repo_type: str = "model"
+) -> str:
+    """Add files and delete the stale ones that are not among them, in one commit. Return its hash."""
+    operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
+    operations += [CommitOperationDelete(name) for name in sorted(stale - files.keys())]
+    return api.create_commit(repo, operations, commit_message=message, repo_type=repo_type).oid
+
+
+@contextmanager
+def _one_line_errors(repo: str) -> Iterator[None]:
+    """Turn the Hub's errors into a `ValueError` for mistakes and a `ConnectionError` for what a second try mends."""
+    try:
+        yield
     except LocalTokenNotFoundError:
-        raise ValueError("Nobody is logged in: run `hf auth login`, or set HF_TOKEN.") from None
+        raise ValueError("You are not logged in: run `hf auth login`, or set HF_TOKEN.") from None
     except HFValidationError as error:
-        raise ValueError(f"'{repo}' is no name of a repository: {error}") from None
+        raise ValueError(f"'{repo}' is not a valid repository name: {error}") from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         if status == 401:
-            raise ValueError("The Hub knows no such user: run `hf auth login`, or set HF_TOKEN.") from None
+            raise ValueError("The Hub does not know this user: run `hf auth login`, or set HF_TOKEN.") from None
         if status == 403:
             raise ValueError(f"This user may not write to '{repo}'. Check the name and the token's rights.") from None
         raise ConnectionError(f"The Hub answered {status}: {error}. Run the same command again.") from None
     except Exception as error:
-        # huggingface_hub has changed its HTTP library before, and passes that one's errors on.
+        # huggingface_hub has changed its HTTP library before, and lets that library's errors through.
         if not isinstance(error, (OSError, RuntimeError)) and not type(error).__module__.startswith("httpx"):
             raise
         reason = str(error.__cause__ or error).strip() or type(error).__name__
         raise ConnectionError(
-            f"The upload broke off ({reason}). Run the same command again: what has arrived is not sent again."
+            f"The upload was interrupted ({reason}). Run the same command again: it does not send files twice."
         ) from None
-    if verify:
-        _look(repo, commit.oid)
-    return commit.oid
 
 
-def _refuse_what_is_not_whole(folder: Path) -> None:
+# ----------------------------------------------------------------------------------------------------------- checks
+
+
+def _refuse_an_incomplete_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"'{folder}' has no config.json: give the folder of a checkpoint.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    code = {reference.split("--")[-1].split(".")[0] + ".py" for reference in config.get("auto_map", {}).values()}
+    code = entry_files(folder)
     needed = {*code, "processor_config.json", "tokenizer.json", "chat_template.jinja"}
     missing = sorted(name for name in needed if not (folder / name).is_file())
     if not list(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
     if missing or not code:
         missing = missing or ["auto_map in config.json"]
-        raise ValueError(f"'{folder}' is not whole; it lacks {', '.join(missing)}.")
+        raise ValueError(f"'{folder}' is incomplete: it lacks {', '.join(missing)}.")
 
 
-def _card_of(repo: str, folder: Path, place: Path) -> dict[str, Path]:
-    """The card with the name it has there, which its example loads; a plain one with its picture if there is none."""
-    if not (folder / "README.md").is_file():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        text = "A streaming video language model (VideoLLM-MoD, arXiv 2408.16730)."
-        write_plain_card(place, name=repo, config=config, text=text, caveat="What it was trained on is not told here.")
-        return {name: place / name for name in ("README.md", "routing.png")}
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    text = re.sub(rf"^# {re.escape(folder.resolve().name)}$", f"# {repo}", text, count=1, flags=re.MULTILINE)
-    text = re.sub(
-        r'(\.from_pretrained\((?:model, )?)"[^"\n]+"(, (?:trust_remote_code|subfolder))', rf'\1"{repo}"\2', text
-    )
-    (place / "README.md").write_text(text, encoding="utf-8")
-    return {"README.md": place / "README.md"}
+def _refuse_an_unknown_model(api: HfApi, model: str) -> None:
+    if Path(model).exists():
+        raise ValueError(f"'{model}' is a folder. Publish it first, then give its Hub id.")
+    try:
+        api.model_info(model)
+    except RepositoryNotFoundError:
+        raise ValueError(f"There is no model '{model}' on the Hub, or this user may not read it.") from None
 
 
 def _refuse_another_model(api: HfApi, repo: str, folder: Path, there: set[str], files: dict[str, Path]) -> None:
@@ -169,7 +243,7 @@ def _refuse_another_model(api: HfApi, repo: str, folder: Path, there: set[str], 
         return
     if "config.json" not in there:
         raise ValueError(
-            f"'{repo}' holds something else: {', '.join(sorted(there)[:5])}. --force puts this beside it."
+            f"'{repo}' holds other files: {', '.join(sorted(there)[:5])}. --force adds the checkpoint to them."
         )
     with tempfile.TemporaryDirectory() as place:
         theirs = json.loads(Path(api.hf_hub_download(repo, "config.json", local_dir=place)).read_text("utf-8"))
@@ -177,14 +251,13 @@ def _refuse_another_model(api: HfApi, repo: str, folder: Path, there: set[str], 
     theirs = _essence(theirs)
     other = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
     if other:
-        raise ValueError(f"'{repo}' holds another model: {', '.join(other)} differ. --force puts this in its place.")
-    # Of one configuration there may be many models. Weights are told apart without being read from there.
+        raise ValueError(f"'{repo}' holds another model. It differs in: {', '.join(other)}. --force replaces it.")
+    # Models of the same configuration differ in their weights. Hashes tell, without a download.
     mine = {name: path for name, path in files.items() if name.endswith(".safetensors")}
     theirs = {file.path: file for file in api.list_repo_tree(repo) if file.path.endswith(".safetensors")}
     if theirs and not (mine.keys() == theirs.keys() and all(_is_same(mine[name], theirs[name]) for name in mine)):
         raise ValueError(
-            f"'{repo}' holds other weights of the same configuration. --force puts these in their place; those of "
-            "before stay in its history."
+            f"'{repo}' holds other weights of the same configuration. --force replaces them. They stay in its history."
         )
 
 
@@ -196,39 +269,14 @@ def _is_same(ours: Path, theirs: Any) -> bool:
 
 
 def _essence(config: Any) -> Any:
-    """A configuration without what may differ in the same model, at any depth."""
+    """Return a configuration without the fields that may differ for the same model, at any depth."""
     if not isinstance(config, dict):
         return config
     return {name: _essence(value) for name, value in config.items() if name not in _INCIDENTAL}
 
 
-def _files(folder: Path, cut: Path, max_shard_size: str) -> Iterator[tuple[str, Path]]:
-    """Name on the Hub and path of all that is published."""
-    weights = sorted(folder.glob("*.safetensors"))
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        is_weights = path in weights or name.endswith(".safetensors.index.json")
-        if path.is_file() and not name.startswith(_LEFT_OUT) and "__pycache__" not in name and not is_weights:
-            yield name, path
-    if len(weights) > 1 or weights[0].stat().st_size <= _bytes(max_shard_size):
-        # As they are: the files themselves and not copies of them.
-        yield from ((path.name, path) for path in weights + sorted(folder.glob("*.safetensors.index.json")))
-    else:
-        save_torch_state_dict(load_file(weights[0]), cut, max_shard_size=max_shard_size)
-        yield from ((shard.name, shard) for shard in cut.iterdir())
-
-
-def _bytes(size: str) -> float:
-    """ "5GB" as a number."""
-    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
-    match = re.fullmatch(r"([\d.]+) ?([KMG]B)", size.upper())
-    if match is None:
-        raise ValueError(f"`max_shard_size` looks like '5GB', got {size!r}.")
-    return float(match[1]) * units[match[2]]
-
-
 def _look(repo: str, revision: str) -> None:
-    """Loads what was published as anybody would."""
+    """Load the published model as any user would, in a new process."""
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
             [sys.executable, "-c", _LOOK, repo, revision],
@@ -242,28 +290,103 @@ def _look(repo: str, revision: str) -> None:
         raise ValueError(f"'{repo}' was published, but does not load: {reason}")
 
 
-def main() -> None:
-    """Publishes and says where it is."""
-    parser = argparse.ArgumentParser(description="Publishes a checkpoint on the Hub and loads it from there.")
-    parser.add_argument("checkpoint", type=Path, help="folder of the checkpoint")
-    parser.add_argument("repo", help="Hub id, such as somebody/narrator")
+# ------------------------------------------------------------------------------------------------- what is published
+
+
+def _card_for(repo: str, folder: Path, files: dict[str, Path], place: Path) -> dict[str, Path]:
+    """Write the card, and its page of facts if there is one, as they are published under a name."""
+    if "README.md" not in files:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        text = "A streaming video language model (VideoLLM-MoD, arXiv 2408.16730)."
+        write_plain_card(place, name=repo, config=config, text=text, caveat="Its training data is not documented.")
+        return {name: place / name for name in ("README.md", "routing.png")}
+    pages = {page: place / Path(page).name for page in ("README.md", FACTS_PAGE) if page in files}
+    for page, path in pages.items():
+        text = (folder / page).read_text(encoding="utf-8")
+        text = re.sub(rf"^# {re.escape(folder.resolve().name)}$", f"# {repo}", text, count=1, flags=re.MULTILINE)
+        text = re.sub(
+            r'(\.from_pretrained\((?:model, )?)"[^"\n]+"(, (?:trust_remote_code|subfolder))', rf'\1"{repo}"\2', text
+        )
+        text = re.sub(r'^repo = "\."', f'repo = "{repo}"', text, flags=re.MULTILINE)
+        path.write_text(_without_dead_links(text, Path(page).parent, files), encoding="utf-8")
+    return pages
+
+
+def _without_dead_links(text: str, base: Path, files: dict[str, Path]) -> str:
+    """Return Markdown in which links to files that are not published are plain text."""
+
+    def keep(link: re.Match) -> str:
+        mark, words, target = link.groups()
+        name = os.path.normpath(base / target.partition("#")[0])
+        is_elsewhere = re.match(r"[a-z]+:|#", target)
+        return link[0] if mark or is_elsewhere or name in files else words
+
+    return LINK.sub(keep, text)
+
+
+def _with_weights_split(files: dict[str, Path], place: Path, max_shard_size: str) -> dict[str, Path]:
+    """Return files of a checkpoint with a weights file that is too large replaced by shards, written to a folder."""
+    weights = [path for name, path in files.items() if re.fullmatch(r"[^/]+\.safetensors", name)]
+    if len(weights) > 1 or weights[0].stat().st_size <= _bytes(max_shard_size):
+        return files
+    shards = place / "shards"
+    shards.mkdir()
+    save_torch_state_dict(load_file(weights[0]), shards, max_shard_size=max_shard_size)
+    others = {name: path for name, path in files.items() if path != weights[0]}
+    return others | {shard.name: shard for shard in shards.iterdir()}
+
+
+def _bytes(size: str) -> float:
+    """Parse a size such as "5GB"."""
+    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
+    match = re.fullmatch(r"([\d.]+) ?([KMG]B)", size.upper())
+    if match is None:
+        raise ValueError(f"`max_shard_size` must look like '5GB', got {size!r}.")
+    return float(match[1]) * units[match[2]]
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Publish a checkpoint, or the page as a Space, on the Hub.")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="folder of the checkpoint")
+    parser.add_argument("repo", nargs="?", help="Hub id, such as somebody/narrator")
+    parser.add_argument("--space", metavar="REPO", help="publish the page as this Space instead of a checkpoint")
+    parser.add_argument("--model", help="with --space: Hub id of the model; default: the embedded checkpoint")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--force", action="store_true", help="put it in the place of another model")
-    parser.add_argument("--message", default="Upload VideoLLM-MoD checkpoint", help="of the commit")
-    parser.add_argument("--max_shard_size", default="5GB", help="largest file of weights")
-    parser.add_argument("--no_verify", action="store_true", help="do not load it from the Hub afterwards")
-    parser.add_argument("--json", action="store_true", help="print what was done for machines")
-    options = vars(parser.parse_args())
-    as_json = options.pop("json")
-    verify = not options.pop("no_verify")
+    parser.add_argument("--force", action="store_true", help="replace another model, or write into another app")
+    parser.add_argument("--message", help="commit message")
+    parser.add_argument("--max_shard_size", default="5GB", help="largest weights file")
+    parser.add_argument("--no_verify", action="store_true", help="do not load the model from the Hub afterwards")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args()
+    if options.space is None and options.repo is None:
+        parser.error("give CHECKPOINT and REPO, or --space REPO")
+    if options.space is not None and options.checkpoint is not None:
+        parser.error("--space publishes the page alone: name a published model with --model")
+    if options.model is not None and options.space is None:
+        parser.error("--model is an option of --space")
+    return options
+
+
+def main() -> None:
+    """Publish and print where."""
+    options = _parse()
+    quiet()
+    common: dict[str, Any] = {"private": options.private, "force": options.force}
+    if options.message is not None:
+        common["message"] = options.message
+    repo, verify = options.space or options.repo, options.space is None and not options.no_verify
     try:
-        commit = push(**options, verify=verify)
+        if options.space is not None:
+            commit = push_space(repo, model=options.model, **common)
+        else:
+            common |= {"max_shard_size": options.max_shard_size, "verify": verify}
+            commit = push(options.checkpoint, repo, **common)
     except (ValueError, ConnectionError) as error:
         raise SystemExit(f"error: {error}") from None
-    if as_json:
-        print(json.dumps({"repo": options["repo"], "commit": commit, "loaded": verify}))
+    if options.json:
+        print(json.dumps({"repo": repo, "commit": commit, "loaded": verify}))
     else:
-        print(f"{options['repo']}@{commit}" + (", loaded from there" if verify else ""))
+        print(f"{repo}@{commit}" + (", loaded from there" if verify else ""))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,212 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The layout of the page, its texts, and which handler of the [`App`] each button calls."""
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import drawing
+import gradio as gr
+from viewer import NARRATE
+
+
+TICK = 0.5  # Seconds between two calls of `watch`.
+FORMATS = {
+    "SubRip (.srt)": "srt",
+    "WebVTT (.vtt)": "vtt",
+    "JSON lines (.jsonl)": "jsonl",
+    "Video with captions (.mp4)": "mp4",
+}
+TITLE = "VideoLLM-MoD: watch it watch"
+ABOUT = """
+# Watch it watch
+The model watches a video **as it plays**, decides at every frame whether to **speak**, and answers at any moment.
+"""
+ROUTING = """
+{routed} of its {layers} layers process only **{kept} of a frame's {tokens} tokens**. They skip the dark patches, which
+then cost nothing.
+"""
+TOY = (
+    "**A toy.** This checkpoint was trained on generated clips of moving things and knows nothing else. On a camera "
+    "or any other video, its words mean nothing. The routing, the speed and the savings are real."
+)
+COMPARE = """
+Both sides watch the same video. Each frame goes first to the routed model, then to the same weights at **full
+compute**: every keep ratio is 1, which the weights were not trained for. If you choose no video, both watch the
+sample. Of a long video, they watch the first {seconds} seconds.
+"""
+OVERHEAD = " A model as small as this one spends most of its time on overhead, so the times hardly differ."
+SCREEN = """
+<video id="player" muted playsinline aria-label="The video that the model watches"></video>
+<div id="waiting">Play a sample, choose a video, or start the camera.</div>
+"""
+# Chats show plain text.
+PLAIN: dict[str, Any] = {"render_markdown": False, "buttons": []}
+QUIET: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+API = """
+Every button is an endpoint of [`gradio_client`](https://www.gradio.app/docs/python-client). The options have the names
+of the Python arguments:
+
+```python
+from gradio_client import Client, handle_file
+
+client = Client("http://127.0.0.1:7860")
+query = "Please narrate the video in real time."
+client.predict(handle_file("clip.mp4"), fps=2, interval_threshold=0.5, query=query, api_name="/open_video")
+client.predict(frames=[], until=30.0, jump=None, api_name="/watch")  # watches up to second 30, for half a second
+*_, said = client.predict("What do you see?", when="now", api_name="/ask")  # all events so far
+print(client.predict("SubRip (.srt)", api_name="/export"))  # a file
+```
+"""
+
+
+def build(app: Any) -> gr.Blocks:
+    """Build the page of an [`App`]."""
+    config = app.model.config
+    with gr.Blocks(title=TITLE, delete_cache=(600, 3600), analytics_enabled=False) as demo:
+        gr.Markdown(ABOUT + _describe_routing(config))
+        if app.is_toy:
+            gr.Markdown(TOY)
+        with gr.Tab("Watch"), gr.Row():
+            with gr.Column(scale=3, min_width=300):
+                left = _picture_side(config, has_sample=app.sample is not None)
+            with gr.Column(scale=2, min_width=300):
+                right = _talking_side(config)
+        with gr.Tab("Compare"):
+            _compare_tab(app, right.fps)
+        with gr.Tab("From Python"):
+            gr.Markdown(API)
+        parts = SimpleNamespace(**vars(left), **vars(right))
+        _wire_stream(app, parts)
+        _wire_settings(app, parts, demo)
+        demo.unload(app.leave)
+    # Calls that bypass the queue belong to no session, so they are refused.
+    return demo.queue(max_size=64, api_open=False)
+
+
+def _describe_routing(config: Any) -> str:
+    if not config.routed_layers:
+        return ""
+    counts = config.layer_keep_counts
+    return ROUTING.format(
+        routed=len(config.routed_layers), layers=len(counts), kept=min(counts), tokens=config.frame_num_tokens
+    )
+
+
+def _picture_side(config: Any, *, has_sample: bool) -> SimpleNamespace:
+    with gr.Group(elem_id="stage"):
+        gr.HTML(SCREEN, elem_id="screen")
+        overlay, caption = gr.HTML(elem_id="overlay"), gr.HTML(elem_id="caption")
+    gr.HTML('<div id="notice" role="alert"></div>', elem_id="notices", padding=False)
+    with gr.Row():
+        buttons = {
+            "sample": gr.Button("Sample", variant="primary", elem_id="sample", min_width=90, visible=has_sample),
+            "upload": gr.UploadButton("Video", file_types=["video"], elem_id="upload", min_width=90),
+            "camera": gr.Button("Camera", elem_id="camera", min_width=90),
+            "pause": gr.Button("Pause", elem_id="pause", min_width=90),
+            "reset": gr.Button("Restart", elem_id="reset", min_width=90),
+        }
+    choices = drawing.overlay_choices(config)
+    shown = gr.Dropdown(choices, value=drawing.SHARE, label="Bright: kept by", elem_id="shown")
+    plots = {"silence": gr.HTML(elem_id="silence"), "latency": gr.HTML(elem_id="latency")}
+    return SimpleNamespace(overlay=overlay, caption=caption, shown=shown, **buttons, **plots)
+
+
+def _talking_side(config: Any) -> SimpleNamespace:
+    savings = gr.HTML(elem_id="savings")
+    chat = gr.Chatbot(label="What was said", height=340, elem_id="chat", **PLAIN)
+    with gr.Row(equal_height=True):
+        question = gr.Textbox(
+            label="Question, at any time", placeholder="What do you see?", scale=4, elem_id="question"
+        )
+        ask = gr.Button("Ask", elem_id="ask", min_width=70, scale=1)
+    when = gr.Radio(["now", "when it happens"], value="now", label="Answer it", elem_id="when")
+    with gr.Accordion("Settings", open=False):
+        fps = gr.Slider(0.5, 10, value=2, step=0.5, label="fps: frames per second to watch", elem_id="fps")
+        label, least = "interval_threshold: speak when silence is less likely", config.interval_threshold
+        threshold = gr.Slider(0, 1, value=least, step=0.005, label=label, elem_id="interval_threshold")
+        query = gr.Textbox(NARRATE, label="query: what you say at the first frame", elem_id="query")
+        gr.Markdown("`interval_threshold` takes effect at once. `fps` and `query` take effect with the next stream.")
+        link = gr.Textbox(label="Link with these settings", interactive=False, elem_id="link", buttons=["copy"])
+    with gr.Accordion("Export", open=False):
+        kind = gr.Radio(list(FORMATS), value=next(iter(FORMATS)), label="Format", elem_id="kind")
+        take = gr.Button("Make the file", elem_id="take")
+        file = gr.DownloadButton("Save it", elem_id="file")
+    asking = {"question": question, "ask": ask, "when": when}
+    settings = {"fps": fps, "interval_threshold": threshold, "query": query, "link": link}
+    export = {"kind": kind, "take": take, "file": file}
+    return SimpleNamespace(savings=savings, chat=chat, **asking, **settings, **export)
+
+
+def _compare_tab(app: Any, fps: gr.Slider) -> None:
+    gr.Markdown(COMPARE.format(seconds=f"{app.limits.compared:.0f}") + (OVERHEAD if app.is_toy else ""))
+    with gr.Row():
+        video = gr.File(label="Video", file_types=["video"], height=140)
+        run = gr.Button("Compare", variant="primary", elem_id="compare")
+    sides = []
+    with gr.Row():
+        for title, name in (("Routed", "routed"), ("Full compute", "full")):
+            with gr.Column():
+                sides.append(gr.Chatbot(label=title, height=320, elem_id=name, **PLAIN))
+                sides.append(gr.HTML(elem_id=f"{name}_figures"))
+    run.click(app.compare, [video, fps], sides, api_name="compare", concurrency_limit=1)
+
+
+def _wire_stream(app: Any, parts: SimpleNamespace) -> None:
+    # Hidden components carry what the browser sends with each tick, and what the server tells it.
+    frames, dropped = gr.JSON([], visible=False), gr.Number(0, visible=False)
+    until, jump = gr.Number(None, visible=False), gr.Number(None, visible=False)
+    granted = gr.Checkbox(True, visible=False)
+    source, said = gr.Textbox(visible=False), gr.JSON(visible=False)
+    sample = gr.State(app.sample)
+    timer = gr.Timer(TICK, active=False)
+    showing = [parts.chat, parts.caption, parts.overlay, parts.savings, parts.silence, parts.latency, said]
+    options = [parts.fps, parts.interval_threshold, parts.query]
+    # The streams of all people advance at the same time.
+    live = {"show_progress": "hidden", "concurrency_id": "live", "concurrency_limit": app.room.seats}
+
+    opened, play = [source, timer, *showing], {"fn": None, "inputs": source, "js": "(url) => page.play(url)"}
+    names = {"api_name": "open_sample", "api_visibility": "private"}
+    parts.sample.click(app.open_video, [sample, *options], opened, **names, **live).success(**play)
+    uploaded = parts.upload.upload(app.open_video, [parts.upload, *options], opened, api_name="open_video", **live)
+    uploaded.success(**play)
+    asked = parts.camera.click(None, parts.fps, granted, js="(fps) => page.camera(fps)")
+    asked.then(app.open_camera, [*options, granted], [timer, *showing], api_name="open_camera", **live)
+    parts.pause.click(None, js="() => page.pause()")
+    now = "(fps, interval_threshold, query) => [fps, interval_threshold, query, page.now(fps)]"
+    parts.reset.click(app.reset, [*options, until], [timer, *showing], api_name="reset", js=now, **live)
+    timer.tick(
+        app.watch,
+        [frames, dropped, until, jump, parts.shown],
+        [timer, *showing],
+        api_name="watch",
+        js="(a, b, c, d, shown) => [...page.collect(), shown]",
+        trigger_mode="once",
+        **live,
+    )
+    asking, asked = [parts.question.submit, parts.ask.click], [parts.question, parts.when, parts.shown]
+    gr.on(asking, app.ask, asked, [parts.question, *showing], api_name="ask", **live)
+
+
+def _wire_settings(app: Any, parts: SimpleNamespace, demo: gr.Blocks) -> None:
+    drawn = {"show_progress": "hidden"}
+    threshold = parts.interval_threshold
+    threshold.change(app.set_interval_threshold, threshold, parts.silence, api_name="interval_threshold", **drawn)
+    parts.shown.change(app.choose_overlay, parts.shown, parts.overlay, api_name="overlay", **drawn)
+    parts.take.click(app.export, parts.kind, parts.file, api_name="export", concurrency_limit=4)
+    here, options = "(part) => location.origin + location.pathname + part", [parts.fps, threshold, parts.query]
+    restored = demo.load(app.restore, None, options, **QUIET)
+    for changed in (restored.then, partial(gr.on, [option.change for option in options])):
+        changed(app.settings, options, parts.link, **QUIET).then(None, parts.link, parts.link, js=here)
