@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Generation with a routed cache, and the two verbs of a stream: `stream` and `narrate`."""
+"""`stream` and `narrate`, and `generate` with a routed cache."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,23 +28,26 @@ from .streaming_videollm_mod import StreamEvent, StreamingSession
 
 logger = logging.get_logger(__name__)
 
-# What belongs to the frames of the prompt, and must not be fed again with the tokens that follow.
+# Inputs that belong to the frames of the prompt. They must not be fed again with later tokens.
 _FRAME_INPUTS = ("pixel_values_videos", "frame_features", "num_frames", "frame_token_mask")
+
+# What the user says at the first frame of a narration, in training and by default.
+DEFAULT_QUERY = "Please narrate the video in real time."
 
 
 def interval_rule(
     logits: torch.Tensor, silence_token_id: int, interval_threshold: float
 ) -> tuple[torch.BoolTensor, torch.Tensor]:
     """
-    Decides at the last token of a frame whether to speak (VideoLLM-online, arXiv 2406.11816, section 3.3).
+    Decide at the last token of a frame whether to speak (VideoLLM-online, arXiv 2406.11816, section 3.3).
 
-    The model stays silent if the interval token's probability is at least the threshold, and it is the most likely
-    token once a probability below the threshold counts as zero.
+    The model stays silent if the interval token is the most likely token and its probability is at least the
+    threshold.
 
     Args:
         logits (`torch.Tensor` of shape `(..., vocabulary)`): Scores of the next token.
         silence_token_id (`int`): The interval token, or end-of-sequence for models without one.
-        interval_threshold (`float`): In [0, 1]; 0 leaves the decision to the most likely token.
+        interval_threshold (`float`): In [0, 1]. At 0 the most likely token decides.
 
     Returns:
         Whether to speak, bool of shape `(...)`, and the interval token's probability, float32 of shape `(...)`.
@@ -56,91 +59,137 @@ def interval_rule(
 
 
 class VideoLLMMoDGenerationMixin:
-    """What `generate` needs to know about frames and routed caches, and the entry to streaming."""
+    """Streaming, and what `generate` needs to know about frames and routed caches."""
 
-    # -------------------------------------------------------------------------------------------------- streaming
-
-    def stream(self, processor: Any, **options: Any) -> StreamingSession:
+    def stream(
+        self,
+        processor: Any,
+        *,
+        fps: float = 2.0,
+        source_fps: float | None = None,
+        system_prompt: str | None = None,
+        interval_threshold: float | None = None,
+        max_new_tokens: int = 100,
+        chunk_frames: int = 8,
+        max_frames: int | None = None,
+        sink_frames: int = 0,
+        max_text_tokens: int | None = None,
+        streamer: Any | None = None,
+        logits_processor: Any | None = None,
+        do_sample: bool = False,
+        cache_dtype: torch.dtype | None = None,
+        cache: Any | None = None,
+    ) -> StreamingSession:
         """
-        Opens a live session on this model.
-
-        Args:
-            processor ([`VideoLLMMoDProcessor`]): Turns frames and text into tensors.
-            options: Options of [`StreamingSession`]: `fps`, `system_prompt`, `interval_threshold`, `max_new_tokens`,
-                `chunk_frames`, `max_frames`, `sink_frames`, `max_text_tokens`, `streamer`, `logits_processor`,
-                `do_sample`, `cache_dtype`, `cache`.
-
-        Returns:
-            [`StreamingSession`]
+        Open a live session on this model; [`StreamingSession`] describes the options.
 
         Example:
 
         ```python
         >>> session = model.stream(processor, fps=2)
-        >>> session.ask("What am I holding?")
-        >>> for frame in camera:                          # PIL image, or uint8 array or tensor (height, width, 3)
-        ...     for event in session.push(frame):
-        ...         print(event.time, event.text)
+        >>> session.ask("Please narrate the video in real time.", reply_now=False)
+        >>> for time, frame in processor.sample_every(camera, 0.5):  # PIL image or uint8 array (height, width, 3)
+        ...     for event in session.push(frame, time=time):
+        ...         print(event.time, event.role, event.text)
         ```"""
-        return StreamingSession(self, processor, **options)
+        return StreamingSession(
+            self,
+            processor,
+            fps=fps,
+            source_fps=source_fps,
+            system_prompt=system_prompt,
+            interval_threshold=interval_threshold,
+            max_new_tokens=max_new_tokens,
+            chunk_frames=chunk_frames,
+            max_frames=max_frames,
+            sink_frames=sink_frames,
+            max_text_tokens=max_text_tokens,
+            streamer=streamer,
+            logits_processor=logits_processor,
+            do_sample=do_sample,
+            cache_dtype=cache_dtype,
+            cache=cache,
+        )
 
     def narrate(
         self,
         processor: Any,
         video: Any,
-        query: str | None = None,
+        query: str | None = DEFAULT_QUERY,
         *,
-        fps: float = 2.0,
         start: float = 0.0,
         end: float | None = None,
         reply_now: bool = False,
         when_behind: str | None = None,
         max_waiting: int | None = None,
-        **options: Any,
+        fps: float = 2.0,
+        system_prompt: str | None = None,
+        interval_threshold: float | None = None,
+        max_new_tokens: int = 100,
+        chunk_frames: int = 8,
+        max_frames: int | None = None,
+        sink_frames: int = 0,
+        max_text_tokens: int | None = None,
+        streamer: Any | None = None,
+        logits_processor: Any | None = None,
+        do_sample: bool = False,
+        cache_dtype: torch.dtype | None = None,
+        cache: Any | None = None,
     ) -> Iterator[StreamEvent]:
         """
-        Watches a video from start to end and yields what is said: `stream`, collected. The video is read ahead, and
-        frames that wait are watched together, up to `chunk_frames`; of a file or an array always as many. That frames
-        are dropped is logged at the first, and how many at the end.
+        Watch a video and yield what the model says. A thread decodes the video while the model works.
+
+        Options from `fps` on are those of a [`StreamingSession`].
 
         Args:
             processor ([`VideoLLMMoDProcessor`]): Reads the video and turns frames and text into tensors.
-            video (`str`, `Path`, array, tensor or iterable): A file, a URL, or frames (height, width, 3) at `fps`.
-            query (`str`, *optional*): Said by the user at the first frame.
-            fps (`float`, *optional*, defaults to 2.0): Frames a second to watch.
+            video (`str`, `Path`, array, tensor or iterable): A file, a URL, `"camera:0"`, frames (height, width, 3) at
+                `fps`, or pairs (time, frame).
+            query (`str`, *optional*): What the user says at the first frame. It is not yielded. With `None` or `""`
+                the user says nothing.
             start (`float`, *optional*, defaults to 0.0): Second of the video to begin at.
             end (`float`, *optional*): Second of the video to stop at.
-            reply_now (`bool`, *optional*, defaults to `False`):
-                Whether the model must answer `query` at once. By default it goes on watching and speaks when it
-                decides to, as in training on timed messages. VideoLLM-online's checkpoints expect `True`.
-            when_behind (`str`, *optional*):
-                What happens to frames of a live source that come faster than they can be watched: `"drop_oldest"`,
-                `"block"`, which lets the source wait, or `"catch_up"`, which lets them wait and ends there if too many
-                do. By default `"drop_oldest"` for `"camera:0"` and broadcasts such as `rtsp://`, which wait for
-                nobody, else `"block"`: for an iterable over a camera of your own, or a live playlist, give
-                `"drop_oldest"`. A file always waits.
-            max_waiting (`int`, *optional*):
-                How many frames may wait, as they were read: of 1920 x 1080 each takes 6.2 MB. By default 16, and 512
-                to catch up.
-            options: Options of [`StreamingSession`].
+            reply_now (`bool`, *optional*, defaults to `False`): Whether the model must answer `query` at once, which
+                VideoLLM-online's checkpoints expect. Otherwise it speaks when it decides to.
+            when_behind (`str`, *optional*): What to do when a live source is faster than the model: `"drop_oldest"`
+                drops frames, `"block"` makes the source wait, and `"catch_up"` keeps frames and fails if too many
+                wait. Defaults to `"drop_oldest"` for cameras and broadcasts such as `rtsp://`, and to `"block"` for
+                other sources; for your own camera iterable, set `"drop_oldest"`. Files always wait.
+            max_waiting (`int`, *optional*): Most frames of a live source that may wait. Defaults to 512 with
+                `"catch_up"` and 16 otherwise. A frame of 1920 x 1080 takes 6.2 MB.
 
         Yields:
             [`StreamEvent`]
 
         Raises:
-            `ValueError`: If the video cannot be read, or an option does not fit.
-            `TooManyWaitingError`: If more frames come than may wait to catch up; those that wait are watched first.
+            `ValueError`: If the video cannot be read, or an option is out of range.
+            `TooManyWaitingError`: If too many frames wait with `"catch_up"`; it comes after their events.
         """
-        session = self.stream(processor, fps=fps, **options)
-        if query is not None:
-            session.ask(query, reply_now=reply_now)
+        session = self.stream(
+            processor,
+            fps=fps,
+            system_prompt=system_prompt,
+            interval_threshold=interval_threshold,
+            max_new_tokens=max_new_tokens,
+            chunk_frames=chunk_frames,
+            max_frames=max_frames,
+            sink_frames=sink_frames,
+            max_text_tokens=max_text_tokens,
+            streamer=streamer,
+            logits_processor=logits_processor,
+            do_sample=do_sample,
+            cache_dtype=cache_dtype,
+            cache=cache,
+        )
 
-        def drop() -> None:
+        if query:
+            session.hear(query, reply_now=reply_now)
+
+        def on_drop() -> None:
             session.count_dropped()
             if session.num_dropped == 1:
-                logger.warning("Frames come faster than they can be watched: the oldest that wait are dropped.")
+                logger.warning("Frames come faster than the model can watch them: the oldest are dropped.")
 
-        # Decoding goes on while the model works.
         ahead = processor.read_ahead(
             video,
             session.chunk_frames,
@@ -149,29 +198,28 @@ class VideoLLMMoDGenerationMixin:
             end=end,
             when_behind=when_behind,
             max_waiting=max_waiting,
-            on_drop=drop,
+            on_drop=on_drop,
         )
         try:
             for waiting in ahead:
-                yield from session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
-            yield from session.close()
+                times, frames = zip(*waiting, strict=True)
+                yield from (event for event in session.push(frames, time=times) if event.role == "assistant")
+            session.close()
         finally:
             ahead.close()
             if session.num_dropped > 0:
-                logger.warning(f"{session.num_frames} frames were watched, and {session.num_dropped} dropped.")
+                logger.warning(f"{session.num_frames} frames were watched and {session.num_dropped} dropped.")
 
     def should_speak(
         self, logits: torch.Tensor, interval_threshold: float | None = None
     ) -> tuple[torch.BoolTensor, torch.Tensor]:
-        """[`interval_rule`] with this model's token of silence and, unless given, its threshold."""
+        """Apply [`interval_rule`] with this model's interval token and, by default, its threshold."""
         silence = self.config.frame_token_interval_id
         if silence is None:
             eos = self.config.text_config.eos_token_id
             silence = eos[0] if isinstance(eos, (list, tuple)) else eos
         threshold = self.config.interval_threshold if interval_threshold is None else interval_threshold
         return interval_rule(logits, silence, threshold)
-
-    # -------------------------------------------------------------------------------------------- hooks of generate
 
     def prepare_inputs_for_generation(
         self,
@@ -182,10 +230,10 @@ class VideoLLMMoDGenerationMixin:
         past_key_values: Any | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in Transformers; frames are fed with the prompt, and again only where there is no cache."""
+        """Feed frames with the prompt only, unless there is no cache."""
         cache = one_cache(cache, past_key_values)
         seen = 0 if cache is None else cache.get_seq_length()
-        # An assistant model's first call is not flagged as the first, but finds its cache empty.
+        # The first call of an assistant model has an empty cache, but is not marked as the first.
         if not is_first_iteration and kwargs.get("use_cache", True) and (isinstance(seen, torch.Tensor) or seen > 0):
             kwargs = {name: value for name, value in kwargs.items() if name not in _FRAME_INPUTS}
         return super().prepare_inputs_for_generation(
@@ -200,7 +248,7 @@ class VideoLLMMoDGenerationMixin:
     def create_masks_for_generate(
         attention_mask: torch.Tensor | None = None, cache: Any = None, past_key_values: Any = None, **_: Any
     ) -> torch.Tensor | None:
-        """Keeps the mask two-dimensional, since layers differ in length, and of one width, for a compiled step."""
+        """Return a 2D mask, since layers differ in length, with a constant width for compiled steps."""
         cache = one_cache(cache, past_key_values)
         if attention_mask is None or not hasattr(cache, "record_positions"):
             return attention_mask
@@ -215,7 +263,7 @@ class VideoLLMMoDGenerationMixin:
     ) -> tuple[torch.LongTensor | None, dict[str, Any]]:
         if expand_size > 1:
             if model_kwargs.get("pixel_values_videos") is not None:
-                # Beams share their frames: encode them once and repeat the features.
+                # Beams share their frames: encode them once.
                 model_kwargs["frame_features"] = self.encode_frames(model_kwargs.pop("pixel_values_videos"))
             num_frames = model_kwargs.get("num_frames")
             if isinstance(num_frames, (list, tuple)):
@@ -228,7 +276,7 @@ class VideoLLMMoDGenerationMixin:
         processors = super()._get_logits_processor(*args, **kwargs)
         frame_token_id = self.config.frame_token_id
         if frame_token_id < self.get_input_embeddings().num_embeddings:
-            # Within a padded vocabulary the frame token has a score, but no frame would come with it.
+            # A padded vocabulary scores the frame token, but a generated one would have no frame.
             processors.append(SuppressTokensLogitsProcessor([frame_token_id], device=self.device))
         return processors
 
@@ -251,8 +299,8 @@ class VideoLLMMoDGenerationMixin:
         elif kind in ALL_STATIC_CACHE_IMPLEMENTATIONS and not kind.startswith("offloaded"):
             if generation_mode == GenerationMode.ASSISTED_GENERATION:
                 raise ValueError(
-                    f"`cache_implementation={kind!r}` does not go with assisted generation: what a compiled step put "
-                    "into layers of different lengths cannot be taken back in part. Leave it out."
+                    f"`cache_implementation={kind!r}` does not work with assisted generation, which removes part of a "
+                    "step's tokens: compiled steps keep no record of frames. Leave the option out."
                 )
             max_length = max(max_cache_length, getattr(generation_config, "max_cache_len", None) or 0)
             lengths = self._static_lengths(model_kwargs, batch_size, max_length)
@@ -260,12 +308,10 @@ class VideoLLMMoDGenerationMixin:
         elif kind in (None, "dynamic", "offloaded"):
             model_kwargs[CACHE_NAME] = self.new_cache(offloading=kind == "offloaded")
         else:
-            raise ValueError(
-                f"`cache_implementation` is {kind!r}; a routed model has 'dynamic', 'static' and 'offloaded' caches."
-            )
+            raise ValueError(f"`cache_implementation` is {kind!r}; it must be 'dynamic', 'static' or 'offloaded'.")
 
     def _static_lengths(self, model_kwargs: dict[str, Any], batch_size: int, max_length: int) -> list[int]:
-        """Entries each layer can hold at most once the prompt's frames are in."""
+        """Return the most entries that each layer can hold, given the prompt's frames."""
         frames = model_kwargs.get("frame_features", model_kwargs.get("pixel_values_videos"))
         num_frames = model_kwargs.get("num_frames")
         if num_frames is not None:
@@ -276,4 +322,4 @@ class VideoLLMMoDGenerationMixin:
         return [max_length - fewest * (num_tokens - min(k, num_tokens)) for k in self.config.layer_keep_counts]
 
 
-__all__ = ["VideoLLMMoDGenerationMixin", "interval_rule"]
+__all__ = ["DEFAULT_QUERY", "VideoLLMMoDGenerationMixin", "interval_rule"]

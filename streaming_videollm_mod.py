@@ -11,13 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One stream's whole state and its step: frames and questions go in, events come out."""
+"""The state of one stream and its step: frames and questions go in, events come out."""
 
 import copy
+import math
 import time as clock
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -25,6 +28,9 @@ from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+
+# The rate of frames pushed without a time is compared with the clock once, at this frame.
+_CHECK_RATE_AT = 20
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,10 @@ class StreamEvent:
         frame (`int`): Index of the last frame seen by then, -1 before the first.
         role (`str`): `"assistant"` or `"user"`.
         text (`str`): What was said.
-        token_ids (`tuple[int, ...]`): The tokens a reply was generated as, without end-of-sequence; empty for a user.
-        interval_probability (`float`, *optional*): Probability of silence at that frame, if the model decided there to
+        token_ids (`tuple[int, ...]`): Tokens of a reply, without end-of-sequence; empty for a user.
+        interval_probability (`float`, *optional*): Probability of silence at the frame where the model decided to
             speak; `None` for questions and their answers.
-        latency (`float`): Seconds from the arrival of the frame or question to the first token of the text.
+        latency (`float`): Seconds from the arrival of the frame or question to the first token of the reply.
         interrupted (`bool`): Whether a question cut the reply short.
     """
 
@@ -56,20 +62,12 @@ class StreamEvent:
 
 @dataclass
 class StreamStep:
-    """
-    What a session needs from the model next.
+    """The input that a session needs the model to process next."""
 
-    Attributes:
-        ids (`list[int]`): New tokens, frame tokens included.
-        ends (`list[int]`): Indices of those after which something is to be decided: the last of each frame, or of all.
-        frame_features (`torch.Tensor` of shape `(frames, tokens, vision hidden)`, *optional*): Of the new frames.
-        interval_threshold (`float`, *optional*): The session's, if it has one of its own.
-    """
-
-    ids: list[int]
-    ends: list[int]
-    frame_features: torch.Tensor | None = None
-    interval_threshold: float | None = None
+    ids: list[int]  # new tokens, including frame tokens
+    ends: list[int]  # indices of the tokens to decide after: the last of each frame, or of the text
+    frame_features: torch.Tensor | None = None  # (frames, tokens, vision hidden)
+    interval_threshold: float | None = None  # the session's own, if it has one
 
     @property
     def num_frames(self) -> int:
@@ -79,27 +77,17 @@ class StreamStep:
 
 @dataclass
 class StepResult:
-    """
-    What the model says to a [`StreamStep`], at each of its `ends`.
+    """The model's output at each of the `ends` of a [`StreamStep`], and the routing of its frames."""
 
-    Attributes:
-        speak (`list[bool]`): Whether the interval rule is to speak.
-        silence (`list[float]`): Probability of silence.
-        tokens (`list[int]`): The most likely token, the frame token apart.
-        logits (`torch.Tensor` of shape `(ends, vocabulary)`): Scores of the next token.
-        router_scores (`dict[int, torch.Tensor]`): Of each routed layer, (frames, tokens).
-        kept_tokens (`dict[int, torch.Tensor]`): Of each routed layer, True where a frame's token was kept.
-    """
-
-    speak: list[bool]
-    silence: list[float]
-    tokens: list[int]
-    logits: torch.Tensor
-    router_scores: dict[int, torch.Tensor]
-    kept_tokens: dict[int, torch.Tensor]
+    speak: list[bool]  # the decision of the interval rule
+    silence: list[float]  # probability of silence
+    tokens: list[int]  # the most likely token, except the frame token
+    logits: torch.Tensor  # (ends, vocabulary)
+    router_scores: dict[int, torch.Tensor]  # by routed layer, (frames, tokens)
+    kept_tokens: dict[int, torch.Tensor]  # by routed layer, True where a token was kept, (frames, tokens)
 
 
-# A session's work: gives what it needs from the model, is sent what the model says to it.
+# The work of a session yields each step that it needs and receives the result.
 Work = Generator[StreamStep, StepResult, None]
 
 
@@ -112,67 +100,160 @@ class _Frame:
 
 @dataclass
 class _Question:
-    time: float | None  # None until the first frame comes: asked before any, it belongs to that one
+    time: float | None  # None until the first frame arrives: an earlier question gets that frame's time.
     text: str
     reply_now: bool
     arrival: float
-    received: float  # time of the last frame that had come when it was asked
+    received: float  # Time of the last frame that had arrived when the question was asked.
     interrupt: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Piece:
-    """A stretch of what is in the cache."""
+    """A run of tokens in the cache: text, or one frame and the separator before it."""
 
-    kind: str  # "text", "interval" or "frame"
-    length: int  # tokens
+    is_frame: bool
+    length: int  # tokens, including the separator
+    separator: int = 0  # tokens
+
+
+class _Memory:
+    """Records what the cache holds, and chooses what to forget; limits are those of a session."""
+
+    def __init__(self, max_frames: int | None, sink_frames: int, max_text_tokens: int | None) -> None:
+        self.max_frames = math.inf if max_frames is None else max_frames
+        self.sink_frames = sink_frames
+        self.max_text_tokens = math.inf if max_text_tokens is None else max_text_tokens
+        self.pieces: list[_Piece] = []
+        self.num_frames = self.num_text_tokens = self.num_tokens = 0
+
+    def add_text(self, length: int) -> None:
+        """Record new text; it joins the text before it."""
+        self._count(_Piece(False, length))
+        if self.pieces and not self.pieces[-1].is_frame:
+            length += self.pieces.pop().length
+        self.pieces.append(_Piece(False, length))
+
+    def add_frame(self, length: int, separator: int) -> None:
+        """Record a new frame and the separator before it."""
+        self.pieces.append(_Piece(True, length + separator, separator))
+        self._count(self.pieces[-1])
+
+    def remove_frames(self, count: int) -> int:
+        """Remove the newest `count` frames, and return their number of tokens."""
+        before = self.num_tokens
+        for _ in range(count):
+            self._count(self.pieces.pop(), -1)
+        return before - self.num_tokens
+
+    def room(self, num_new_text: int) -> float:
+        """Return how many frames may follow `num_new_text` tokens of text before `forget` must be called again."""
+        return 1 if self._excess_text(num_new_text) else self.max_frames - self.num_frames
+
+    def forget(self, num_new_text: int) -> list[tuple[int, int]]:
+        """
+        Make room for `num_new_text` tokens of text and a frame.
+
+        Returns:
+            `list[tuple[int, int]]`: Token ranges (begin, end) to evict from the cache, in order.
+        """
+        gone = self._choose(num_new_text)
+        if not gone:
+            return []
+        kept: list[_Piece] = []
+        ranges: list[tuple[int, int]] = []
+        end = 0
+        for index, piece in enumerate(self.pieces):
+            begin, end = end, end + piece.length
+            if index in gone:
+                self._count(piece, -1)
+                ranges.append((begin, end))
+            elif piece.separator and not kept[-1].is_frame:
+                self.num_tokens -= piece.separator
+                ranges.append((begin, begin + piece.separator))
+                kept.append(_Piece(True, piece.length - piece.separator))
+            else:
+                kept.append(piece)
+        self.pieces = kept
+        return ranges
+
+    def _choose(self, num_new_text: int) -> set[int]:
+        """
+        Return the indices of the pieces to forget: the oldest, except sinks and text before the first frame.
+
+        Text goes only together with the frames before it, and never after the last frame. An eighth more goes than
+        must, so that the cache moves once in a while and not at each frame.
+        """
+        frames_due = 1 + self.max_frames // 8 if self.num_frames == self.max_frames else 0
+        # If every frame is due, no text stands before a frame that stays.
+        text_due = self._excess_text(num_new_text) if self.num_frames - self.sink_frames > frames_due else 0
+        gone: set[int] = set()
+        num_seen = 0
+        for index, piece in enumerate(self.pieces if frames_due or text_due else ()):
+            is_old = index > 0 and num_seen >= self.sink_frames
+            num_seen += piece.is_frame
+            if is_old and ((piece.is_frame and frames_due > 0) or (text_due > 0 and num_seen < self.num_frames)):
+                gone.add(index)
+                frames_due -= piece.is_frame
+                text_due -= 0 if piece.is_frame else piece.length
+        return gone
+
+    def _excess_text(self, num_new_text: int) -> float:
+        """Return by how much text must shrink: to seven eighths of the limit once it is exceeded."""
+        text = self.num_text_tokens + num_new_text
+        return text - self.max_text_tokens * 7 // 8 if text > self.max_text_tokens else 0
+
+    def _count(self, piece: _Piece, sign: int = 1) -> None:
+        self.num_tokens += sign * piece.length
+        if piece.is_frame:
+            self.num_frames += sign
+        else:
+            self.num_text_tokens += sign * piece.length
 
 
 class StreamingSession:
     """
-    A live stream on a model: one growing key/value cache, one conversation.
+    A live stream on a model, with one growing key/value cache and one conversation.
 
-    Frames come in by [`~StreamingSession.push`], questions by [`~StreamingSession.ask`]. After each frame the model
-    decides by the interval rule whether to speak (VideoLLM-online, arXiv 2406.11816, section 3.3). All state is here
-    and none on the model, so sessions run side by side and can be forked. Iterating over a session gives its events.
+    Add frames with [`~StreamingSession.push`] and questions with [`~StreamingSession.ask`]. After each frame the
+    interval rule decides whether the model speaks (VideoLLM-online, arXiv 2406.11816, section 3.3). The session holds
+    all state of the stream, so sessions on one model are independent and can be forked. Iterate over a session to get
+    its events.
 
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
-        fps (`float`, *optional*, defaults to 2.0): Frame rate at which frames without a time of their own arrive.
+        fps (`float`, *optional*, defaults to 2.0): Frames to see per second.
+        source_fps (`float`, *optional*): Rate at which frames without a time are pushed, such as a camera's 30. The
+            session sees the frame that is on screen at each tick of `fps`. Defaults to `fps`: it sees all frames.
         system_prompt (`str`, *optional*): First text of the stream. Defaults to the processor's.
-        interval_threshold (`float`, *optional*): Probability of silence below which the model speaks. Defaults to
-            the configuration's.
-        max_new_tokens (`int`, *optional*, defaults to 100): Longest reply, in tokens.
-        chunk_frames (`int`, *optional*, defaults to 8): Most waiting frames to take in one step. It changes speed and
-            memory, not what is said.
-        max_frames (`int`, *optional*): Most frames to remember. Before there would be more, the oldest are evicted
-            from the cache, an eighth of the most at once, and all behind them move up, so that a stream may go on
-            without end. Text stays.
-        sink_frames (`int`, *optional*, defaults to 0): How many of the very first frames are never evicted.
-        max_text_tokens (`int`, *optional*): Most tokens of text to remember; beyond it the oldest turns are evicted,
-            with the frames before them. The system prompt and what is said before the first frame stay.
-        streamer (`BaseStreamer`, *optional*): Gets the tokens of replies as they come, as from `generate`.
+        interval_threshold (`float`, *optional*): The model speaks where the probability of silence is lower. Defaults
+            to the configuration's.
+        max_new_tokens (`int`, *optional*, defaults to 100): Most tokens of a reply.
+        chunk_frames (`int`, *optional*, defaults to 8): Most waiting frames to process in one step. It changes speed
+            and memory, not the replies.
+        max_frames (`int`, *optional*): Most frames to remember, for streams without end. When it is reached, the
+            oldest frames are evicted from the cache, an eighth of `max_frames` at once, and later tokens move up.
+        sink_frames (`int`, *optional*, defaults to 0): Number of first frames that are never evicted.
+        max_text_tokens (`int`, *optional*): Most tokens of text to remember. Beyond it the oldest turns are evicted,
+            with the frames before them. The system prompt and text before the first frame stay.
+        streamer (`BaseStreamer`, *optional*): Receives reply tokens as they are generated, as in `generate`.
         logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
-        do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens instead of taking the best.
-        cache_dtype (`torch.dtype`, *optional*): That of keys and values as stored, such as `torch.float8_e4m3fn`; each
-            step converts what it reads. By default that of the model.
-        cache ([`VideoLLMMoDCache`], *optional*): An empty cache, such as one of pages. By default one that grows.
+        do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens.
+        cache_dtype (`torch.dtype`, *optional*): Dtype of stored keys and values, such as `torch.float8_e4m3fn`; each
+            step converts what it reads. Defaults to the model's.
+        cache ([`VideoLLMMoDCache`], *optional*): An empty cache to use. Defaults to a growing one.
 
     Attributes:
-        cache ([`VideoLLMMoDCache`]): Everything seen so far; its `lengths` and `num_bytes` are figures of the stream.
+        cache ([`VideoLLMMoDCache`]): The key/value cache; see its `lengths` and `num_bytes`.
         time (`float`, *optional*): Time of the last frame seen, in seconds.
         num_frames (`int`): Number of frames seen.
-        num_dropped (`int`): Number of frames dropped, since more came than could be seen.
-        events (`list[StreamEvent]`): All that was said.
+        num_dropped (`int`): Number of frames dropped because frames came too fast.
+        events (`list[StreamEvent]`): Everything said so far.
         interval_probability (`float`, *optional*): Probability of silence at the last frame.
-        frame_latencies (`list[float]`): Of the frames last seen together, the seconds from each one's arrival to the
-            decision on it.
-        router_scores (`dict[int, torch.Tensor]`): For each routed layer, the last frame's scores, (tokens,).
-        kept_tokens (`dict[int, torch.Tensor]`): For each routed layer, True where the last frame's token was kept.
-
-    Raises:
-        `ValueError`: If a number is out of range.
+        frame_latencies (`list[float]`): Seconds from arrival to decision, for each frame of the last step.
+        router_scores (`dict[int, torch.Tensor]`): Scores of the last frame by routed layer, (tokens,).
+        kept_tokens (`dict[int, torch.Tensor]`): True where a routed layer kept a token of the last frame, (tokens,).
     """
 
     def __init__(
@@ -181,6 +262,7 @@ class StreamingSession:
         processor: Any,
         *,
         fps: float = 2.0,
+        source_fps: float | None = None,
         system_prompt: str | None = None,
         interval_threshold: float | None = None,
         max_new_tokens: int = 100,
@@ -194,36 +276,25 @@ class StreamingSession:
         cache_dtype: torch.dtype | None = None,
         cache: Any | None = None,
     ) -> None:
-        if not fps > 0:
-            raise ValueError(f"`fps` must be positive, got {fps}.")
+        for name, value in (("fps", fps), ("source_fps", source_fps)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be a positive number of frames per second, got {value}.")
         if interval_threshold is not None and not 0 <= interval_threshold <= 1:
             raise ValueError(f"`interval_threshold` is a probability in [0, 1], got {interval_threshold}.")
         for name, value in (("max_new_tokens", max_new_tokens), ("chunk_frames", chunk_frames)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        if max_frames is not None and not 0 <= sink_frames < max_frames:
-            raise ValueError(f"`sink_frames` is {sink_frames}; it must be less than `max_frames`, {max_frames}.")
-        most = model.config.text_config.max_position_embeddings
-        if max_frames is not None and max_frames * (model.config.frame_num_tokens + 1) > most:
-            raise ValueError(
-                f"`max_frames` is {max_frames}, of {model.config.frame_num_tokens} tokens each; the language model "
-                f"was trained for {most} tokens."
-            )
-        if max_frames is None and (sink_frames or max_text_tokens is not None):
-            raise ValueError("`sink_frames` and `max_text_tokens` say what stays beside `max_frames`: give that too.")
-        self.model = model
-        self.processor = processor
-        self.fps = fps
+        _check_limits(model.config, max_frames, sink_frames, max_text_tokens)
+        if cache is not None and cache_dtype is not None:
+            raise ValueError("Give `cache` or `cache_dtype`, not both: an existing cache has its own dtype.")
+        self.model, self.processor = model, processor
+        self.fps, self.source_fps = fps, source_fps
         self.max_frames, self.sink_frames, self.max_text_tokens = max_frames, sink_frames, max_text_tokens
         self.interval_threshold = interval_threshold
         self.max_new_tokens = max_new_tokens
         self.chunk_frames = chunk_frames if max_frames is None else min(chunk_frames, max_frames - sink_frames)
-        self.streamer = streamer
-        self.logits_processor = logits_processor
-        self.do_sample = do_sample
+        self.streamer, self.logits_processor, self.do_sample = streamer, logits_processor, do_sample
 
-        if cache is not None and cache_dtype is not None:
-            raise ValueError("Give `cache` or `cache_dtype`, not both: a cache given has its dtype.")
         self.cache = model.new_cache(dtype=cache_dtype) if cache is None else cache
         self.time: float | None = None
         self.num_frames = self.num_dropped = 0
@@ -235,42 +306,41 @@ class StreamingSession:
         self.closed = False
 
         self._waiting: deque[_Frame] = deque()
+        self._num_in_step = 0
         self._questions: deque[_Question] = deque()
         self._received_time: float | None = None
-        # What was said but is not in the cache yet: the end of a reply, then turns, tokenised with what follows them.
+        # Frames without a time are counted from this time on.
+        self._untimed_from, self._num_untimed, self._untimed_arrival = 0.0, 0, 0.0
+        # Text that is said but not in the cache yet: the end of a reply, then turns. The next step feeds it.
         self._unfed_ids: list[int] = []
         prompt = processor.system_prompt if system_prompt is None else system_prompt
         self._unfed_turns: list[dict[str, str]] = [{"role": "system", "content": prompt}]
         self._bare_turns: dict[tuple[bool, str], list[int]] = {}
         self._stream_open = False
+        self._memory = _Memory(max_frames, sink_frames, max_text_tokens)
         self._reply_tokens, self._reply_seconds = 0, 0.0
-        self._pieces: list[_Piece] = []
         self._is_working = self._is_broken = False
-        self._num_in_sight = 0
-
-    # ----------------------------------------------------------------------------------------------------- verbs
 
     def push(self, frames: Any, *, time: float | Sequence[float] | None = None) -> list[StreamEvent]:
         """
-        Takes in one frame or several, answers what was asked before them, and says what there is to say.
+        Add one or more frames, and return what is said up to the last of them.
 
         Args:
             frames (PIL image, uint8 array or tensor (height, width, 3), or several of them):
-                In order of time. Several may also be one array (frames, height, width, 3).
-            time (`float` or `Sequence[float]`, *optional*): Seconds at which they were taken, one a frame, increasing.
-                By default they follow each other at `fps`, from 0.
+                Frames in order of time. Several may also be one array (frames, height, width, 3).
+            time (`float` or `Sequence[float]`, *optional*): Capture time of each frame in seconds, increasing. The
+                session sees every frame that has a time. Frames without one come at `source_fps`, from 0 on.
 
         Returns:
-            `list[StreamEvent]`: What was said, in order.
+            `list[StreamEvent]`: New events, in order.
 
         Raises:
-            `ValueError`: If the frames do not have that form, times do not increase, or the session is closed.
+            `ValueError`: If frames have another form, times do not increase, or the session is closed.
         """
         self._refuse_if_closed()
         arrival = clock.perf_counter()
-        pixel_values = self.processor.process_frames(frames)
-        times = self.frame_times(len(pixel_values), time)
-        for begin in range(0, len(pixel_values), self.chunk_frames):
+        pixel_values, times = self.sample(self.processor.process_frames(frames), time)
+        for begin in range(0, len(times), self.chunk_frames):
             chunk = slice(begin, begin + self.chunk_frames)
             with torch.no_grad():
                 features = self.model.encode_frames(pixel_values[chunk].to(self.model.device))
@@ -282,40 +352,44 @@ class StreamingSession:
         self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False
     ) -> list[StreamEvent]:
         """
-        Puts a question or an instruction into the stream.
+        Add a question or an instruction.
 
-        Asked before a frame's time, it comes before that frame; asked at its time, after it.
+        A question with a time before a frame's comes before that frame; one with the same time comes after it.
 
         Args:
             text (`str`): What the user says.
-            time (`float`, *optional*): Second at which it is said. By default the time of the last frame received, or
-                of the first one to come.
-            reply_now (`bool`, *optional*, defaults to `True`): Whether the model must answer at once. If not, it goes
-                on watching and speaks when it decides to: for instructions, and questions whose answer is to come.
-            interrupt (`bool`, *optional*, defaults to `False`): Whether to cut a reply short that is being generated,
-                and come before the frames that wait. So it can be asked while `push` is at work, by a streamer, or
-                in a [`StreamingEngine`]. It has no `time`: it is now.
+            time (`float`, *optional*): Stream time in seconds. Defaults to the time of the last frame pushed, or of
+                the first one to come.
+            reply_now (`bool`, *optional*, defaults to `True`): Whether the model must answer at once. Otherwise it
+                keeps watching and speaks when it decides to: for instructions such as "Narrate the video".
+            interrupt (`bool`, *optional*, defaults to `False`): Whether to cut short a reply in progress and to come
+                before waiting frames. A streamer may ask so during `push`, and users of a [`StreamingEngine`] at any
+                time. It excludes `time`.
 
         Returns:
-            `list[StreamEvent]`: The question and its answer if its time has come; else a later call returns them.
+            `list[StreamEvent]`: The question and its answer if it is due; otherwise a later call returns them.
 
         Raises:
-            `ValueError`: If the text is empty, the time lies before what was seen or asked, or the session is closed.
+            `ValueError`: If the text is empty, there is no frame to answer from, the time lies before a frame or
+            question already processed, or the session is closed.
         """
+        self._refuse_if_closed()
+        if reply_now and time is None and self._received_time is None:
+            raise ValueError("There is no frame to answer from yet: push one first, or ask with `reply_now=False`.")
         self.hear(text, time=time, reply_now=reply_now, interrupt=interrupt)
         return self._run()
 
     def hear(self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False) -> None:
-        """Takes a question in as [`~StreamingSession.ask`] does, for its place in the stream's [`work`]."""
+        """Queue a question for `work`, as [`~StreamingSession.ask`] does; it may also come before the first frame."""
         self._refuse_if_closed()
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"A question is a text that is not empty, got {text!r}.")
+            raise ValueError(f"A question must be a text that is not empty, got {text!r}.")
         arrival = clock.perf_counter()
-        received = float("-inf") if self._received_time is None else self._received_time
+        received = -math.inf if self._received_time is None else self._received_time
         if interrupt:
             if time is not None:
                 raise ValueError("A question that interrupts is asked now: leave `time` out.")
-            # Before all that do not interrupt, and behind those that do.
+            # It comes before questions that do not interrupt and after those that do.
             place = sum(question.interrupt for question in self._questions)
             self._questions.insert(place, _Question(self.time, text, reply_now, arrival, received, interrupt=True))
             return
@@ -326,42 +400,45 @@ class StreamingSession:
             raise ValueError(f"The question's time is {time} s, before that of an earlier one still waiting.")
         self._questions.append(_Question(time, text, reply_now, arrival, received))
 
-    def receive(self, features: torch.Tensor, time: float, arrival: float) -> None:
-        """
-        Takes in a frame that is encoded already, to be seen in the stream's [`~StreamingSession.work`].
+    def sample(self, frames: torch.Tensor, time: float | Sequence[float] | None) -> tuple[torch.Tensor, list[float]]:
+        """Choose the frames to see among `frames` (frames, ...), given to `push`; return them and their times."""
+        if time is None:
+            indices, times = self._ticks(len(frames))
+            frames = frames[indices]
+        else:
+            times = [float(t) for t in time] if isinstance(time, Sequence) else [float(time)]
+            if len(times) != len(frames):
+                raise ValueError(f"Got {len(times)} times for {len(frames)} frames: give one per frame.")
+            past = -math.inf if self._received_time is None else self._received_time
+            for before, after in zip([past, *times], times, strict=False):
+                if not after > before:
+                    raise ValueError(f"Frame times must increase, got {after} s after {before} s.")
+            self._untimed_from, self._num_untimed = times[-1] + 1 / (self.source_fps or self.fps), 0
+        self._received_time = times[-1] if times else self._received_time
+        return frames, times
 
-        Args:
-            features (`torch.Tensor` of shape `(tokens, vision hidden)`): What the model's `encode_frames` gives.
-            time (`float`): Seconds, later than those of frames before.
-            arrival (`float`): When it came, by `time.perf_counter()`.
-        """
+    def receive(self, features: torch.Tensor, time: float, arrival: float) -> None:
+        """Queue a frame's `features` (tokens, vision hidden) for `work`; `arrival` is by `time.perf_counter()`."""
         self._waiting.append(_Frame(time, features, arrival))
 
     def close(self) -> list[StreamEvent]:
-        """Answers what is still asked and ends the session; its figures stay readable."""
+        """Answer the remaining questions and end the session. Its figures stay readable."""
         events = [] if self.closed or self._is_broken else self._run(to_the_end=True)
         self.closed = True
         return events
 
     def fork(self) -> "StreamingSession":
-        """
-        A copy that goes on by itself from here, on the same model.
-
-        Raises:
-            `ValueError`: Amid a reply, when called by a streamer.
-        """
+        """Return a copy that continues independently on the same model; raise `ValueError` during a reply."""
         if self._is_working:
-            raise ValueError("A session cannot be forked amid a reply: what is half said is in nobody's hands.")
+            raise ValueError("A session cannot be forked during a reply: fork it when `push` or `ask` has returned.")
         twin = copy.copy(self)
-        for name in ("cache", "_waiting", "_questions", "_unfed_ids", "_unfed_turns", "_pieces"):
+        for name in ("cache", "_waiting", "_questions", "_unfed_ids", "_unfed_turns", "_memory"):
             setattr(twin, name, copy.deepcopy(getattr(self, name)))
         twin.events = list(self.events)
         return twin
 
     def __iter__(self) -> Iterator[StreamEvent]:
         return iter(self.events)
-
-    # --------------------------------------------------------------------------------------------------- figures
 
     @property
     def frame_latency(self) -> float | None:
@@ -371,16 +448,16 @@ class StreamingSession:
     @property
     def num_waiting(self) -> int:
         """Number of frames received but not seen yet."""
-        return len(self._waiting) + self._num_in_sight
+        return len(self._waiting) + self._num_in_step
 
     @property
     def num_remembered(self) -> int:
-        """Number of frames in the cache: those seen, but for those that were evicted."""
-        return sum(piece.kind == "frame" for piece in self._pieces)
+        """Number of frames in the cache: all frames seen, minus those evicted."""
+        return self._memory.num_frames
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Reply tokens generated a second, or `None` before the first reply."""
+        """Reply tokens generated per second, or `None` before the first reply."""
         return self._reply_tokens / self._reply_seconds if self._reply_seconds > 0 else None
 
     @property
@@ -389,24 +466,19 @@ class StreamingSession:
         counts = self.model.config.layer_keep_counts
         return sum(counts) / (len(counts) * self.model.config.frame_num_tokens)
 
-    # ------------------------------------------------------------------------------------------------- the stream
-
     def _run(self, to_the_end: bool = False) -> list[StreamEvent]:
-        """Goes on until no frame waits and no question is due; returns what was said meanwhile."""
+        """Do all work that is due, and return the new events."""
         if self._is_working:
-            return []  # Called by a streamer amid a reply: it has its place in the work that goes on.
+            return []  # A streamer called during a reply: the work in progress includes its question.
         first = len(self.events)
         self._is_working = True
         try:
-            work = self.work(to_the_end=to_the_end)
-            step = next(work, None)
-            while step is not None:
-                try:
-                    step = work.send(self._execute(step))
-                except StopIteration:
-                    step = None
+            work, result = self.work(to_the_end=to_the_end), None
+            with suppress(StopIteration):
+                while True:
+                    result = self._execute(work.send(result))
         except BaseException:
-            # Tokens are in the cache or not, and nobody can say which.
+            # It is unknown which tokens of the step reached the cache.
             self._is_broken = True
             raise
         finally:
@@ -415,17 +487,17 @@ class StreamingSession:
 
     def work(self, *, to_the_end: bool = False) -> Work:
         """
-        Goes on until no frame waits and no question is due, and leaves the model to the caller.
+        Process waiting frames and due questions; the caller runs the model.
 
         Args:
-            to_the_end (`bool`, *optional*, defaults to `False`): Whether questions are due whose time has not come.
+            to_the_end (`bool`, *optional*, defaults to `False`): Whether to answer questions of a later time too.
 
         Yields:
-            [`StreamStep`]: To be answered by `send` with a [`StepResult`], once its tokens are in `cache`.
+            [`StreamStep`]: Run it on the model with `cache`, then `send` the [`StepResult`].
         """
         while True:
             if self._waiting and self.time is None:
-                # What was asked before any frame belongs to the first.
+                # Questions asked before any frame get the time of the first.
                 for early in (question for question in self._questions if question.time is None):
                     early.time = self._waiting[0].time
             question = self._questions[0] if self._questions else None
@@ -436,8 +508,12 @@ class StreamingSession:
             else:
                 return
 
+    def has_work(self, *, to_the_end: bool = False) -> bool:
+        """Whether a frame waits or a question is due."""
+        return bool(self._waiting) or (bool(self._questions) and self._is_due(self._questions[0], to_the_end))
+
     def drop_oldest(self) -> bool:
-        """Forgets the oldest frame that waits, unseen; says whether there was one."""
+        """Drop the oldest waiting frame unseen; return whether there was one."""
         if self._waiting:
             self._waiting.popleft()
             self.count_dropped()
@@ -445,15 +521,11 @@ class StreamingSession:
         return False
 
     def count_dropped(self) -> None:
-        """Counts a frame that was dropped unseen."""
+        """Count a frame that was dropped unseen."""
         self.num_dropped += 1
 
-    def has_work(self, *, to_the_end: bool = False) -> bool:
-        """Whether a frame waits or a question is due."""
-        return bool(self._waiting) or (bool(self._questions) and self._is_due(self._questions[0], to_the_end))
-
     def _execute(self, step: StreamStep) -> StepResult:
-        """One step of this stream alone."""
+        """Run one step on this session's model."""
         device = self.model.get_input_embeddings().weight.device
         inputs = {} if step.frame_features is None else {"frame_features": step.frame_features[None]}
         with torch.no_grad():
@@ -483,33 +555,31 @@ class StreamingSession:
 
     def _take_question(self, question: _Question) -> Work:
         time = (self.time or 0.0) if question.time is None else question.time
-        self._emit(time, "user", question.text)
+        self.events.append(StreamEvent(time, self.num_frames - 1, "user", question.text))
         self._unfed_turns.append({"role": "user", "content": question.text})
         if question.reply_now:
             yield from self._reply(time, question.arrival)
 
     def _watch(self, question: _Question | None) -> Work:
-        """Sees the frames that wait, those up to the next question, and replies at the first that calls for it."""
+        """See waiting frames in one step, up to the next question; reply at the first frame that calls for it."""
         is_text = bool(self._unfed_turns) or not self._stream_open
         opening = self._take_unfed("stream") if is_text else self._interval
-        # Where frames are forgotten must not depend on how many are seen at once, or what is said would.
-        most = min(self.chunk_frames, self._evict(len(opening) if is_text else 0))
+        limit = math.inf if question is None else question.time
+        most = self._make_room(len(opening) if is_text else 0)
         chunk = [self._waiting.popleft()]
-        limit = float("inf") if question is None else question.time
         while self._waiting and len(chunk) < most and self._waiting[0].time <= limit:
             chunk.append(self._waiting.popleft())
         self._warn_beyond_context()
-        self._remember("text" if is_text else "interval", len(opening))
-        self._num_in_sight = len(chunk)
-        seen = yield self._look(opening, chunk)
-        self._num_in_sight = 0
+        self._num_in_step = len(chunk)
+        seen = yield self._see(opening, is_text, chunk)
+        self._num_in_step = 0
         speak, silence = list(seen.speak), seen.silence
-        # A question asked for a frame's time is answered after the frame, whatever the model would have said there.
-        # One that was asked when the frame had come finds that said, however late the frame was seen.
+        # A question with a frame's time takes the place of what the model would say at that frame. It does not if it
+        # was asked when the frame had arrived already, however late the frame is seen.
         if question is not None and question.received < limit <= chunk[-1].time:
             speak[-1] = False
         last = speak.index(True) if any(speak) else len(chunk) - 1
-        # What a question would cut short at once is not begun.
+        # A reply that a waiting question would interrupt at once does not start.
         speak[last] = speak[last] and not any(question.interrupt for question in self._questions)
         self._unsee(chunk[last + 1 :])
         self.time = chunk[last].time
@@ -523,104 +593,50 @@ class StreamingSession:
 
     @property
     def _interval(self) -> list[int]:
-        """What stands between two frames."""
+        """Tokens between two frames."""
         interval = self.model.config.frame_token_interval_id
         return [] if interval is None else [interval]
 
-    def _look(self, opening: list[int], chunk: list[_Frame]) -> StreamStep:
-        """The step that sees these frames, after what stands before them."""
+    def _make_room(self, num_new_text: int) -> int:
+        """Evict what must go before the next frame; return how many frames may come before the next eviction."""
+        ranges = self._memory.forget(num_new_text)
+        if ranges:
+            keep = torch.ones(sum(end - begin for begin, end in ranges) + self._memory.num_tokens, dtype=torch.bool)
+            for begin, end in ranges:
+                keep[begin:end] = False
+            self.model.evict_tokens(self.cache, keep)
+        # Evictions must not depend on how many frames are seen at once, or replies would.
+        return min(self.chunk_frames, self._memory.room(num_new_text))
+
+    def _see(self, opening: list[int], is_text: bool, chunk: list[_Frame]) -> StreamStep:
+        """Return the step that sees these frames, with the tokens that stand before them."""
         frame_ids = [self.model.config.frame_token_id] * self.model.config.frame_num_tokens
-        ids, interval = list(opening), self._interval
-        ends = []
+        if is_text:
+            self._memory.add_text(len(opening))
+        ids, ends, separator = list(opening), [], [] if is_text else opening
         for index in range(len(chunk)):
-            ids = ids + (interval if index else []) + frame_ids
+            if index:
+                separator = self._interval
+                ids += separator
+            ids += frame_ids
             ends.append(len(ids) - 1)
-            self._remember("interval", len(interval) if index else 0)
-            self._remember("frame", len(frame_ids))
+            self._memory.add_frame(len(frame_ids), len(separator))
         self._stream_open = True
         features = torch.stack([frame.features for frame in chunk])
         return StreamStep(ids, ends, features, self.interval_threshold)
 
     def _unsee(self, frames: list[_Frame]) -> None:
-        """Puts frames that were seen too early back to wait."""
+        """Return the newest frames to the queue: the model speaks before they are seen."""
         if frames:
-            config = self.model.config
-            separator = 0 if config.frame_token_interval_id is None else 1
-            self.cache.crop(-len(frames) * (config.frame_num_tokens + separator))
-            del self._pieces[-len(frames) * (1 + separator) :]
+            self.cache.crop(-self._memory.remove_frames(len(frames)))
             self._waiting.extendleft(reversed(frames))
 
-    def _remember(self, kind: str, length: int) -> None:
-        if kind == "text" and self._pieces and self._pieces[-1].kind == "text":
-            self._pieces[-1].length += length
-        elif length > 0:
-            self._pieces.append(_Piece(kind, length))
-
-    def _evict(self, num_new_text: int) -> int:
-        """
-        Makes room for a frame and the text before it: the oldest frames go, and with them what separated them.
-
-        Returns:
-            `int`: How many frames may come before this has to be asked again.
-        """
-        if self.max_frames is None:
-            return self.chunk_frames
-        gone = self._to_forget(num_new_text)
-        kept: list[_Piece] = []
-        stays: list[torch.Tensor] = []
-        for index, piece in enumerate(self._pieces):
-            is_kept = index not in gone
-            if piece.kind == "interval":
-                # It stands before a frame, and stays between two that stay.
-                is_kept = index + 1 not in gone and bool(kept) and kept[-1].kind == "frame"
-            stays.append(torch.full((piece.length,), is_kept))
-            if is_kept:
-                kept.append(piece)
-        if gone:
-            self.model.evict_tokens(self.cache, torch.cat(stays))
-            self._pieces = kept
-        text = num_new_text + sum(piece.length for piece in self._pieces if piece.kind == "text")
-        too_much_text = self.max_text_tokens is not None and text > self.max_text_tokens
-        return 1 if too_much_text else self.max_frames - self.num_remembered
-
-    def _to_forget(self, num_new_text: int) -> set[int]:
-        """Which pieces, frames and text, go before a frame comes with so much text before it."""
-        frames = [index for index, piece in enumerate(self._pieces) if piece.kind == "frame"]
-        after_sinks = frames[self.sink_frames - 1] if 0 < self.sink_frames <= len(frames) else 0
-        frames = frames[self.sink_frames :]
-        # An eighth more than needed, so that the cache is moved at every so many frames and not at each.
-        is_full = self.num_remembered == self.max_frames
-        gone = set(frames[: 1 + self.max_frames // 8] if is_full else [])
-        texts = [index for index, piece in enumerate(self._pieces) if piece.kind == "text"]
-        total = num_new_text + sum(self._pieces[index].length for index in texts)
-        if self.max_text_tokens is None or total <= self.max_text_tokens:
-            return gone
-        # Text goes only with the frames before it, so that it stays with those that it was said of. Of what was said
-        # before the first frame, the system prompt for one, all stays.
-        old = [index for index in texts[1:] if index > after_sinks]
-        for frame in [index for index in frames if index not in gone]:
-            while old and old[0] < frame and total > self.max_text_tokens * 7 // 8:
-                total -= self._pieces[old[0]].length
-                gone.add(old.pop(0))
-            if total <= self.max_text_tokens * 7 // 8 or frame == frames[-1]:
-                break
-            gone.add(frame)
-        return gone
-
-    def _warn_beyond_context(self) -> None:
-        context = self.model.config.text_config.max_position_embeddings
-        if int(self.cache.get_seq_length()) > context:
-            logger.warning_once(
-                f"The stream has outgrown the {context} tokens that the language model was trained for, and what it "
-                "says will suffer. Bound it with `max_frames` and `max_text_tokens`."
-            )
-
     def _reply(self, time: float, arrival: float, interval_probability: float | None = None) -> Work:
-        """Generates one reply and closes its turn, whether it ended by itself, at the token limit or by a question."""
+        """Generate one reply, and close its turn when it ends, reaches the token limit or is interrupted."""
         begin = clock.perf_counter()
         eos_token_id = self.processor.tokenizer.eos_token_id
         opening = self._take_unfed("assistant")
-        self._remember("text", len(opening))
+        self._memory.add_text(len(opening))
         said = yield StreamStep(opening, [len(opening) - 1])
         self._stream_open = False
         token_ids: list[int] = []
@@ -638,7 +654,7 @@ class StreamingSession:
             if len(token_ids) == self.max_new_tokens or interrupted:
                 self._unfed_ids = [token]
             else:
-                self._remember("text", 1)
+                self._memory.add_text(1)
                 said = yield StreamStep([token], [0])
         if self.streamer is not None:
             self.streamer.end()
@@ -646,7 +662,8 @@ class StreamingSession:
         self._reply_tokens += len(token_ids)
         self._reply_seconds += clock.perf_counter() - begin
         text = self.processor.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-        self._emit(time, "assistant", text, tuple(token_ids), interval_probability, latency, interrupted)
+        said_by = (time, self.num_frames - 1, "assistant")
+        self.events.append(StreamEvent(*said_by, text, tuple(token_ids), interval_probability, latency, interrupted))
 
     def _choose_token(self, said: StepResult, token_ids: list[int]) -> int:
         if self.logits_processor is None and not self.do_sample:
@@ -664,9 +681,9 @@ class StreamingSession:
         return {self.processor.tokenizer.eos_token_id, *configured}
 
     def _take_unfed(self, then: str) -> list[int]:
-        """Tokens of all that was said since the last step, up to where a frame ("stream") or a reply begins."""
+        """Return the tokens of everything said since the last step, up to a frame ("stream") or a reply."""
         turns, before = self._unfed_turns, self._stream_open
-        # What stands around replies is always the same, and a template takes long against a step of a small model.
+        # Without turns the tokens are always the same. They are stored, since a template is slow beside a small model.
         around = None if turns else self._bare_turns.get((before, then))
         if around is None:
             around = self.processor.encode_turns(turns, stream_open=before, then=then)
@@ -676,54 +693,61 @@ class StreamingSession:
         self._unfed_ids, self._unfed_turns = [], []
         return ids
 
-    # ---------------------------------------------------------------------------------------------------- helpers
+    def _ticks(self, count: int) -> tuple[list[int], list[float]]:
+        """Return which of the next `count` frames without a time are on screen at a tick, and the ticks' times."""
+        first, self._num_untimed = self._num_untimed, self._num_untimed + count
+        if self.source_fps is None and count == 1:
+            self._warn_if_too_fast()
+        ratio = Fraction(self.fps) / Fraction(self.source_fps or self.fps)
+        ticks = [math.ceil((first + index) * ratio) for index in range(count + 1)]
+        shown = [(index, tick) for index in range(count) for tick in range(ticks[index], ticks[index + 1])]
+        return [index for index, _ in shown], [self._untimed_from + tick / self.fps for _, tick in shown]
 
-    def _emit(
-        self,
-        time: float,
-        role: str,
-        text: str,
-        token_ids: tuple[int, ...] = (),
-        interval_probability: float | None = None,
-        latency: float = 0.0,
-        interrupted: bool = False,
-    ) -> None:
-        frame = self.num_frames - 1
-        self.events.append(StreamEvent(time, frame, role, text, token_ids, interval_probability, latency, interrupted))
+    def _warn_if_too_fast(self) -> None:
+        now = clock.perf_counter()
+        if self._num_untimed == 1:
+            self._untimed_arrival = now
+        elif self._num_untimed == _CHECK_RATE_AT and now - self._untimed_arrival < _CHECK_RATE_AT / self.fps / 2:
+            logger.warning_once(
+                f"Frames without a time arrive more than twice as fast as `fps`, {self.fps}: stream time runs ahead. "
+                "Set the camera's rate, such as `source_fps=30`, or push each frame with its time, as in `for time, "
+                "frame in processor.sample_every(camera, 0.5): stream.push(frame, time=time)`. If the frames are "
+                f"already sampled at {self.fps} fps, set `source_fps={self.fps}`."
+            )
 
-    def frame_times(self, count: int, time: float | Sequence[float] | None) -> list[float]:
-        """Times of the frames that come next, as given to [`~StreamingSession.push`]: checked, and remembered."""
-        past = self._received_time
-        if time is None:
-            first = 0.0 if past is None else past + 1 / self.fps
-            times = [first + index / self.fps for index in range(count)]
-        else:
-            times = [float(t) for t in time] if isinstance(time, Sequence) else [float(time)]
-        if len(times) != count:
-            raise ValueError(f"Got {len(times)} times for {count} frames: give one a frame.")
-        for before, after in zip([float("-inf") if past is None else past, *times], times, strict=False):
-            if not after > before:
-                raise ValueError(f"Frame times must increase, got {after} s after {before} s.")
-        self._received_time = times[-1] if times else past
-        return times
+    def _warn_beyond_context(self) -> None:
+        context = self.model.config.text_config.max_position_embeddings
+        if int(self.cache.get_seq_length()) > context:
+            logger.warning_once(
+                f"The stream is longer than the {context} tokens that the language model was trained for, so replies "
+                "will get worse. Limit it with `max_frames` and `max_text_tokens`."
+            )
 
     def _refuse_if_closed(self) -> None:
         if self._is_broken:
-            raise ValueError("This session was broken off amid a step; open another with `model.stream(processor)`.")
+            raise ValueError("This session failed during a step; open another with `model.stream(processor)`.")
         if self.closed:
             raise ValueError("This session is closed; open another with `model.stream(processor)`.")
 
 
+def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_text_tokens: int | None) -> None:
+    context, num_tokens = config.text_config.max_position_embeddings, config.frame_num_tokens
+    if max_frames is None:
+        if sink_frames or max_text_tokens is not None:
+            raise ValueError("`sink_frames` and `max_text_tokens` need `max_frames`: give that too.")
+    elif not 0 <= sink_frames < max_frames:
+        raise ValueError(f"`sink_frames` is {sink_frames}; it must be less than `max_frames`, {max_frames}.")
+    elif max_frames * (num_tokens + 1) > context:
+        raise ValueError(
+            f"`max_frames` is {max_frames}, with {num_tokens} tokens per frame; the language model was trained for "
+            f"{context} tokens."
+        )
+
+
 def within_context(config: Any, max_frames: int | None = None) -> dict[str, int]:
     """
-    What a session is to remember of a stream that may have no end, within what the language model was trained for.
-
-    Args:
-        config ([`VideoLLMMoDConfig`]): The model's.
-        max_frames (`int`, *optional*): Frames, by default as many as three quarters of the context hold.
-
-    Returns:
-        `dict`: `max_frames`, and as `max_text_tokens` half of what they leave, beside what is being said.
+    Return the limits of a session that keep an endless stream within the language model's context: `max_frames`, by
+    default three quarters of the context, and `max_text_tokens`, half of the rest. The other half is for new text.
     """
     context, tokens = config.text_config.max_position_embeddings, config.frame_num_tokens + 1
     most = max(context * 3 // 4 // tokens, 1) if max_frames is None else max_frames
@@ -733,22 +757,17 @@ def within_context(config: Any, max_frames: int | None = None) -> dict[str, int]
 def decide(
     model: Any, logits: torch.Tensor, interval_threshold: float | torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    All that a stream may want to know of scores (rows, vocabulary) of the next token.
-
-    Returns:
-        Of each row, whether the interval rule is to speak, the probability of silence, and the most likely token.
-    """
+    """Return whether to speak, the probability of silence and the most likely token, for logits (rows, vocabulary)."""
     speak, silence = model.should_speak(logits, interval_threshold)
     return speak, silence, _speakable(model, logits).argmax(dim=-1)
 
 
 def _speakable(model: Any, logits: torch.Tensor) -> torch.Tensor:
-    # An id past the vocabulary has no score; one within it must not be said, for no frame would come with it.
+    # A reply must not contain the frame token: no frame would belong to it. Its id may lie past the vocabulary.
     frame = model.config.frame_token_id
     scores = logits.to(torch.float32, copy=True)
     if frame < scores.shape[-1]:
-        scores[..., frame] = float("-inf")
+        scores[..., frame] = -math.inf
     return scores
 
 

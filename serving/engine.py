@@ -185,7 +185,7 @@ class EngineStream:
         with self._pushing:
             with self._engine.changed:
                 self._refuse_too_many(len(pixel_values))
-                times = self.session.frame_times(len(pixel_values), time)
+                pixel_values, times = self.session.sample(pixel_values, time)
             for at, frame in zip(times, pixel_values, strict=True):
                 # One that waits longer must not keep the memory of all that came with it.
                 own = frame.clone() if len(times) > 1 else frame

@@ -142,7 +142,10 @@ class Viewer:
         """Ask a question, to be answered at once or when the event happens."""
         with self.lock:
             self._make_room(text)
-            self.session.ask(text, reply_now=now)
+            if self.session.time is None:
+                self.session.hear(text, reply_now=now)
+            else:
+                self.session.ask(text, reply_now=now)
             self.last_active = clock.monotonic()
 
     def set_interval_threshold(self, interval_threshold: float) -> None:

@@ -13,20 +13,34 @@
 # limitations under the License.
 """Streaming: each branch of the loop driven by a model whose logits are known, and the real model on any path."""
 
+import inspect
 import itertools
+import json
+import random
 import threading
 from typing import NamedTuple
 
 import pytest
 import torch
-from tiny import SCHEMES, random_frames, tiny_config, tiny_model, tiny_processor
+from tiny import ROOT, SCHEMES, random_frames, tiny_config, tiny_model, tiny_processor
 from torch.testing import assert_close
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TextIteratorStreamer, TorchAoConfig
 from transformers.generation.streamers import BaseStreamer
 
-from videollm_mod import StreamEvent, VideoLLMMoDForConditionalGeneration, generation_videollm_mod
+from videollm_mod import (
+    StreamEvent,
+    StreamingSession,
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
+    generation_videollm_mod,
+    read_video,
+    streaming_videollm_mod,
+)
+from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
 from videollm_mod.routing_videollm_mod import ROUTERS, choose_kept
+from videollm_mod.streaming_videollm_mod import _Memory
+from videollm_mod.train.data.timed_messages import NARRATE
 
 
 SYSTEM = "Watch."
@@ -265,7 +279,7 @@ def test_an_instruction_waits_for_the_model():
 def test_questions_before_the_first_frame_belong_to_it():
     model, processor = scripted([0], ["A ball."])
     session = model.stream(processor, system_prompt=SYSTEM)
-    session.ask("What?")
+    session.hear("What?")
     events = session.push(random_frames(1), time=12.5)
     assert said(events) == [(12.5, "user", "What?"), (12.5, "assistant", "A ball.")]
     early, processor = scripted([], ["Nothing yet."])
@@ -290,7 +304,7 @@ def test_close_answers_what_is_left():
             call()
     without_video, processor = scripted([], ["No."])
     session = without_video.stream(processor, system_prompt=SYSTEM)
-    session.ask("Anybody?")
+    session.hear("Anybody?")
     assert [event.text for event in session.close()] == ["Anybody?", "No."]
 
 
@@ -509,13 +523,12 @@ def test_without_end_it_is_as_if_only_what_is_kept_had_been(sink_frames):
 
 def test_without_end_old_turns_may_go_too():
     _, session, held, _ = watched_without_end(90, max_text_tokens=60)
-    texts = [piece.length for piece in session._pieces if piece.kind == "text"]
+    texts = [piece.length for piece in session._memory.pieces if not piece.is_frame]
     _, without, _, _ = watched_without_end(90)
     assert sum(texts) <= 60 + max(texts) < without.cache.lengths[0]
     assert session.processor.tokenizer.decode([token.token for token in held]).startswith("<s>Watch.")
-    assert session.cache.lengths[0] == without.cache.lengths[0] - (
-        sum(piece.length for piece in without._pieces if piece.kind == "text") - sum(texts)
-    )
+    difference = without._memory.num_text_tokens - sum(texts)
+    assert session.cache.lengths[0] == without.cache.lengths[0] - difference
 
 
 def test_within_the_most_frames_nothing_changes():
@@ -572,11 +585,11 @@ def test_narrate_is_stream_collected():
     model, processor = scripted([2], ["A ball."])
     frames = random_frames(4)
     collected = list(model.narrate(processor, iter(frames), "Narrate.", fps=4, system_prompt=SYSTEM))
-    assert said(collected) == [(0.0, "user", "Narrate."), (0.5, "assistant", "A ball.")]
+    assert said(collected) == [(0.5, "assistant", "A ball.")]
     assert model.text == beginning() + "F]\nUser: Narrate.\n[F,F]\nAssistant: A ball.</s>\n[F"
     forced, processor = scripted([], ["Sure."])
     events = list(forced.narrate(processor, frames, "Narrate.", reply_now=True, system_prompt=SYSTEM))
-    assert said(events) == [(0.0, "user", "Narrate."), (0.0, "assistant", "Sure.")]
+    assert said(events) == [(0.0, "assistant", "Sure.")]
 
 
 def test_narrate_yields_while_the_video_plays():
@@ -591,10 +604,9 @@ def test_narrate_yields_while_the_video_plays():
         finally:
             ended.set()
 
-    events = model.narrate(processor, camera(), system_prompt=SYSTEM)
+    events = model.narrate(processor, camera(), query=None, system_prompt=SYSTEM)
     assert next(events).text == "Now."
     said.set()
-    # Who listens no longer has the camera let go.
     events.close()
     assert ended.is_set()
 
@@ -602,7 +614,7 @@ def test_narrate_yields_while_the_video_plays():
 @pytest.mark.parametrize("when_behind", [None, "drop_oldest"])
 def test_narrate_drops_what_comes_too_fast_if_it_may_and_tells(monkeypatch, when_behind):
     model, processor = scripted([], [])
-    first = "Frames come faster than they can be watched: the oldest that wait are dropped."
+    first = "Frames come faster than the model can watch them: the oldest are dropped."
     told, gone, encode = [], threading.Event(), model.encode_frames
     monkeypatch.setattr(generation_videollm_mod.logger, "warning", told.append)
 
@@ -622,12 +634,12 @@ def test_narrate_drops_what_comes_too_fast_if_it_may_and_tells(monkeypatch, when
     if when_behind is None:
         assert (seen, told) == (20, [])
     else:
-        assert seen < 20 and told == [first, f"{seen} frames were watched, and {20 - seen} dropped."]
+        assert seen < 20 and told == [first, f"{seen} frames were watched and {20 - seen} dropped."]
 
 
 def test_narrate_passes_its_window():
     model, processor = scripted([], [])
-    list(model.narrate(processor, random_frames(10), fps=2, start=1.0, end=3.0, system_prompt=SYSTEM))
+    list(model.narrate(processor, random_frames(10), query="", fps=2, start=1.0, end=3.0, system_prompt=SYSTEM))
     assert model.text == beginning() + "F,F,F,F,F"
 
 
@@ -739,6 +751,220 @@ def test_refuses_options(options):
         tiny_model().stream(tiny_processor(), **options)
 
 
+def test_a_question_before_any_frame_is_refused():
+    model, processor = scripted([], ["A ball."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    for options in ({}, {"interrupt": True}):
+        with pytest.raises(ValueError, match="no frame to answer from yet: push one first, or .*reply_now=False"):
+            session.ask("What?", **options)
+    assert session.ask("Narrate.", reply_now=False) == []
+    session.push(random_frames(1))
+    assert [event.text for event in session.ask("What?")] == ["What?", "A ball."]
+
+
+def test_stream_and_narrate_list_every_option_of_a_session():
+    def options(function):
+        parameters = inspect.signature(function).parameters.values()
+        assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        return {p.name: (p.default, p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    session, model = options(StreamingSession), VideoLLMMoDForConditionalGeneration
+    assert options(model.stream) == session
+    # The frames of a video have times, so narration needs no `source_fps`.
+    own = {"start", "end", "reply_now", "when_behind", "max_waiting"}
+    narrate = options(model.narrate)
+    assert {name: narrate[name] for name in narrate.keys() - own} == {
+        name: session[name] for name in session.keys() - {"source_fps"}
+    }
+    assert own <= narrate.keys()
+
+
+def test_options_reach_the_session(monkeypatch):
+    """Each option is passed on under its own name."""
+    given = {}
+    monkeypatch.setattr(generation_videollm_mod, "StreamingSession", lambda *_, **options: given.update(options))
+    names = [p.name for p in inspect.signature(StreamingSession).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    VideoLLMMoDForConditionalGeneration.stream(None, None, **{name: name for name in names})
+    assert given == {name: name for name in names}
+    given.clear()
+    model = tiny_model()
+    options = {name: name for name in names if name != "source_fps"}
+    with pytest.raises(AttributeError):
+        next(model.narrate(None, None, **options))
+    assert given == {**options, "source_fps": None}
+
+
+def test_narration_has_a_default_query():
+    model, processor = scripted([1], ["A ball."])
+    assert DEFAULT_QUERY == NARRATE
+    assert said(model.narrate(processor, random_frames(2), system_prompt=SYSTEM)) == [(0.5, "assistant", "A ball.")]
+    assert model.text.startswith(beginning() + f"F]\nUser: {DEFAULT_QUERY}\n[F]\nAssistant: A ball.")
+    silent, processor = scripted([1], ["A ball."])
+    for query in (None, ""):
+        silent.fed = []
+        list(silent.narrate(processor, random_frames(2), query, system_prompt=SYSTEM))
+        assert "User:" not in silent.text
+
+
+# ------------------------------------------------------------------------------------------------------ frame rates
+
+
+@pytest.mark.parametrize(
+    ("source_fps", "fps", "expected"),
+    [
+        (12, 2, {0: 0.0, 6: 0.5, 12: 1.0, 18: 1.5}),
+        (10, 4, {0: 0.0, 2: 0.25, 5: 0.5, 7: 0.75, 10: 1.0, 12: 1.25, 15: 1.5, 17: 1.75}),
+        (30000 / 1001, 10, {0: 0.0, 2: 0.1, 5: 0.2, 8: 0.3, 11: 0.4, 14: 0.5, 17: 0.6}),
+        (2, 2, {index: index / 2 for index in range(20)}),
+    ],
+)
+@pytest.mark.parametrize("together", [1, 3, 20])
+def test_frames_at_the_rate_of_their_source(source_fps, fps, expected, together):
+    """At each tick the session sees the frame on screen, as `read_video` shows it, however frames are pushed."""
+    session = tiny_model().stream(tiny_processor(), fps=fps, source_fps=source_fps)
+    seen = []
+    for begin in range(0, 20, together):
+        frames, times = session.sample(torch.arange(begin, min(begin + together, 20)), None)
+        seen += zip(frames.tolist(), times, strict=True)
+    assert [index for index, _ in seen] == list(expected)
+    assert [time for _, time in seen] == pytest.approx(list(expected.values()))
+
+
+def test_a_slow_source_shows_a_frame_at_several_ticks():
+    session = tiny_model().stream(tiny_processor(), fps=4, source_fps=2)
+    frames, times = session.sample(torch.arange(2), None)
+    assert (frames.tolist(), times) == ([0, 0, 1, 1], [0.0, 0.25, 0.5, 0.75])
+
+
+def test_frames_with_a_time_are_all_seen():
+    model, processor = scripted([], [])
+    session = model.stream(processor, fps=2, source_fps=10, system_prompt=SYSTEM)
+    for index in range(6):
+        session.push(random_frames(1), time=index / 10)
+    assert session.num_frames == 6
+    session.push(random_frames(6))  # from 0.6 s on, again at two of ten frames per second
+    assert (session.num_frames, session.time) == (8, pytest.approx(1.1))
+
+
+def test_a_clip_pushed_at_its_own_rate_is_narrated_as_the_file():
+    """The embedded checkpoint watches its 12 fps sample as a camera would show it."""
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT).eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    clip = ROOT / "samples" / "streamworld.mp4"
+    expected = said(model.narrate(processor, clip))
+    events = json.loads(clip.with_suffix(".json").read_text(encoding="utf-8"))["events"]
+    assert [[time, text] for time, _, text in expected] == events
+    session = model.stream(processor, fps=2, source_fps=12)
+    session.ask(DEFAULT_QUERY, reply_now=False)
+    asked = []
+    for index, (_, frame) in enumerate(read_video(clip, fps=12)):
+        session.push(frame)
+        if index == 5 * 12:
+            asked = session.fork().ask("How many things do you see?")
+    assert [event for event in said(session.events) if event[1] == "assistant"] == expected
+    assert [event.time for event in asked] == [5.0, 5.0]
+
+
+def test_frames_that_come_too_fast_by_the_clock_are_reported(monkeypatch):
+    model, processor = scripted([], [])
+    now, warned = [0.0], []
+    monkeypatch.setattr(streaming_videollm_mod.clock, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(streaming_videollm_mod.logger, "warning_once", warned.append)
+
+    def watch(rate, **options):
+        warned.clear()
+        session = model.stream(processor, fps=2, system_prompt=SYSTEM, **options)
+        for frame in random_frames(25):
+            now[0] += 1 / rate
+            session.push(frame)
+        return list(warned)
+
+    (warning,) = watch(12)
+    assert "source_fps=30" in warning and "sample_every(camera, 0.5)" in warning and "source_fps=2" in warning
+    assert watch(2) == watch(3) == watch(12, source_fps=12) == watch(12, source_fps=2) == []
+    session = model.stream(processor, fps=2, system_prompt=SYSTEM)
+    for index, frame in enumerate(random_frames(25)):
+        session.push(frame, time=index / 12)
+    session = model.stream(processor, fps=2, system_prompt=SYSTEM)
+    session.push(random_frames(25))  # A recording, not a camera.
+    assert warned == []
+
+
+# -------------------------------------------------------------------------------------------------- what is forgotten
+
+
+def kept_slowly(pieces, num_new_text, most, sinks, limit):
+    """
+    Which pieces (kind, tokens) stay, one rule after the other, each counted from the beginning.
+
+    An interval is a piece of its own here. Returns a bool per piece.
+    """
+    frames = [index for index, (kind, _) in enumerate(pieces) if kind == "frame"]
+    texts = [index for index, (kind, _) in enumerate(pieces) if kind == "text"]
+    gone = set(frames[sinks:][: 1 + most // 8]) if len(frames) == most else set()
+
+    def text():
+        return num_new_text + sum(pieces[index][1] for index in texts if index not in gone)
+
+    if limit is not None and text() > limit:
+        fixed = frames[sinks - 1] if 0 < sinks <= len(frames) else 0
+        for frame in [index for index in frames[sinks:] if index not in gone]:
+            for index in texts[1:]:
+                if fixed < index < frame and text() > limit * 7 // 8:
+                    gone.add(index)
+            if text() <= limit * 7 // 8 or frame == frames[-1]:
+                break
+            gone.add(frame)
+    if not gone:
+        return [True] * len(pieces)
+    stays, before = [], None
+    for index, (kind, _) in enumerate(pieces):
+        is_kept = (index + 1 not in gone and before == "frame") if kind == "interval" else index not in gone
+        stays.append(is_kept)
+        before = kind if is_kept else before
+    return stays
+
+
+@pytest.mark.parametrize("interval", [0, 1])
+def test_the_memory_forgets_what_a_slow_reference_forgets(interval):
+    draw, evictions = random.Random(0), 0
+    for _ in range(300):
+        most = draw.choice([1, 2, 3, 6, 9, 17])
+        sinks, limit = draw.randrange(most), draw.choice([None, 1, 10, 40, 90])
+        memory, pieces, num_new_text = _Memory(most, sinks, limit), [], draw.randint(1, 20)
+        for _ in range(60):
+            ranges = memory.forget(num_new_text)
+            stays = kept_slowly(pieces, num_new_text, most, sinks, limit)
+            expected = [kept for kept, (_, length) in zip(stays, pieces, strict=True) for _ in range(length)]
+            keep = [True] * len(expected)
+            for begin, end in ranges:
+                keep[begin:end] = [False] * (end - begin)
+            assert keep == expected
+            evictions += bool(ranges)
+            pieces = [piece for piece, kept in zip(pieces, stays, strict=True) if kept]
+            room = memory.room(num_new_text)
+            text = num_new_text + sum(length for kind, length in pieces if kind == "text")
+            assert room == (1 if text > (limit or 1e9) else most - memory.num_frames)
+            separator = 0 if num_new_text else interval
+            if num_new_text:
+                memory.add_text(num_new_text)
+                if pieces and pieces[-1][0] == "text":
+                    num_new_text += pieces.pop()[1]
+                pieces.append(("text", num_new_text))
+            count = draw.randint(1, min(room, 4))
+            for _ in range(count):
+                memory.add_frame(10, separator)
+                pieces += [("interval", separator)] * bool(separator) + [("frame", 10)]
+                separator = interval
+            back = draw.randrange(count)
+            assert memory.remove_frames(back) == back * (10 + interval)
+            del pieces[len(pieces) - back * (1 + interval) :]
+            assert memory.num_frames == sum(kind == "frame" for kind, _ in pieces)
+            assert memory.num_tokens == sum(length for _, length in pieces)
+            num_new_text = draw.choice([0, 0, 1, 5, 30])
+    assert evictions > 1000
+
+
 # ------------------------------------------------------------------------------------------------------- eight bits
 
 
@@ -771,8 +997,7 @@ def test_what_is_forgotten_does_not_depend_on_how_many_frames_are_seen_at_once(c
     for session in sessions:
         session.push(random_frames(30))
         assert session.num_remembered <= 6
-        text = sum(piece.length for piece in session._pieces if piece.kind == "text")
-        assert text <= 60 + 5 + 16
+        assert session._memory.num_text_tokens <= 60 + 5 + 16
     one, several = sessions
     assert len(one.events) > 10 and said(one.events) == said(several.events)
     assert one.cache.lengths == several.cache.lengths
@@ -795,7 +1020,7 @@ def test_a_session_that_broke_off_says_so():
     session = model.stream(processor, streamer=Failing())
     with pytest.raises(OSError, match="nobody listens"):
         session.push(random_frames(1))
-    with pytest.raises(ValueError, match="broken off amid a step; open another"):
+    with pytest.raises(ValueError, match="failed during a step; open another"):
         session.push(random_frames(1))
     assert session.close() == [] and session.num_waiting == 0
 
@@ -806,7 +1031,7 @@ def test_a_session_is_not_forked_amid_a_reply():
 
     class Forking:
         def put(self, _tokens):
-            with pytest.raises(ValueError, match="cannot be forked amid a reply") as error:
+            with pytest.raises(ValueError, match="cannot be forked during a reply") as error:
                 session.fork()
             refused.append(error)
 
@@ -822,7 +1047,7 @@ def test_all_that_is_asked_before_any_frame_belongs_to_the_first():
     model, processor = scripted([], ["One.", "Two."])
     session = model.stream(processor)
     for text in ("First?", "Second?"):
-        assert session.ask(text) == []
+        session.hear(text)
     events = session.push(random_frames(1))
     assert said(events) == [
         (0.0, "user", "First?"),
