@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A checkpoint folder alone, in a fresh process that cannot import this package."""
+"""Checkpoints load in a new process that cannot import this package: folders, the checkout itself, Hub revisions."""
 
 import json
 import os
@@ -34,7 +34,10 @@ from tiny import (
     write_clip,
 )
 
+from videollm_mod.train.checkpoint_files import model_files
 
+
+ROOT = Path(__file__).parents[1]
 _PREAMBLE = """
 import sys
 
@@ -87,7 +90,8 @@ processor.save_pretrained("checkpoint2")
 """
 
 
-def run(code, folder, **variables):
+def run(code, folder, *, cwd=None, **variables):
+    """Run code in a new process in a folder, or in another with its caches in that folder."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -98,13 +102,13 @@ def run(code, folder, **variables):
     }
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
-        [sys.executable, "-c", _PREAMBLE + code], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", _PREAMBLE + code], cwd=cwd or folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
 def checkpoint(folder: Path, scheme: str) -> None:
-    """A checkpoint, a clip, and what this process says of them."""
+    """Write a checkpoint, a clip, and what the model computes for them in this process."""
     processor = tiny_processor()
     model = tiny_model(tiny_config(**SCHEMES[scheme]))
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 2
@@ -130,10 +134,10 @@ def checkpoint(folder: Path, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["full", "interleaved", "all"])
-def test_a_copied_folder_is_all_it_takes(tmp_path, scheme):
+def test_a_checkpoint_folder_loads_alone_and_saves_itself(tmp_path, scheme):
     checkpoint(tmp_path, scheme)
     run(_LOAD + _SAVE_AGAIN, tmp_path)
-    # What that process saved, in shards, is loaded by another that sees the second folder alone.
+    # Another process loads what that one saved, in shards, without the first folder.
     assert len(list((tmp_path / "checkpoint2").glob("*.safetensors"))) > 1
     shutil.rmtree(tmp_path / "checkpoint")
     shutil.rmtree(tmp_path / "modules")
@@ -141,7 +145,33 @@ def test_a_copied_folder_is_all_it_takes(tmp_path, scheme):
     run(_LOAD, tmp_path)
 
 
-def test_without_trust_nothing_runs(tmp_path):
+_STORY = f"""
+story = {json.loads((ROOT / "samples" / "streamworld.json").read_text(encoding="utf-8"))["events"]}
+def narrate(where):
+    config = AutoConfig.from_pretrained(where, **trusted)
+    model = transformers.AutoModel.from_pretrained(where, **trusted)
+    processor = AutoProcessor.from_pretrained(where, **trusted)
+    assert type(model.config) is type(config) and model.config.routed_layers
+    query = "Please narrate the video in real time."
+    events = list(model.narrate(processor, {str(ROOT / "samples" / "streamworld.mp4")!r}, query))
+    assert [[e.time, e.text] for e in events if e.role == "assistant"] == story, events
+    return model, processor
+"""
+
+
+@pytest.mark.parametrize("where", [".", str(ROOT)])
+def test_the_checkout_is_a_checkpoint(tmp_path, where):
+    """It loads from within and by its path, and what it saves is complete and loads elsewhere."""
+    again = str(tmp_path / "again")
+    code = f"for part in narrate({where!r}): part.save_pretrained({again!r})"
+    run(_STORY + code, tmp_path, cwd=ROOT if where == "." else None)
+    saved = {path.name for path in (tmp_path / "again").iterdir()}
+    assert saved == model_files(ROOT).keys() - {"LICENSE"} == model_files(again).keys()
+    (tmp_path / "elsewhere").mkdir()
+    run(_STORY + f"narrate({again!r})", tmp_path, cwd=tmp_path / "elsewhere")
+
+
+def test_remote_code_needs_trust(tmp_path):
     checkpoint(tmp_path, "interleaved")
     code = """
 from transformers import AutoModel
@@ -150,12 +180,12 @@ try:
 except ValueError as error:
     assert "trust_remote_code" in str(error)
 else:
-    raise SystemExit("remote code ran without leave")
+    raise SystemExit("remote code ran without trust")
 """
     run(code, tmp_path)
 
 
-def test_an_old_transformers_is_told_so(tmp_path):
+def test_an_old_transformers_is_refused(tmp_path):
     checkpoint(tmp_path, "interleaved")
     code = """
 sys.modules["transformers"].__version__ = "5.3.0"
@@ -164,31 +194,31 @@ try:
 except ImportError as error:
     assert "needs transformers >= 5.17.0, found 5.3.0" in str(error)
 else:
-    raise SystemExit("an old version was not noticed")
+    raise SystemExit("an old version was accepted")
 """
     run(code, tmp_path)
 
 
-def test_a_transformers_of_the_future_is_warned_of(tmp_path):
+def test_a_future_transformers_gets_a_warning(tmp_path):
     checkpoint(tmp_path, "interleaved")
     code = """
 import logging
-told = []
+warned = []
 class Keep(logging.Handler):
     def emit(self, record):
-        told.append(record.getMessage())
+        warned.append(record.getMessage())
 logging.getLogger("transformers").addHandler(Keep())
 transformers.logging.set_verbosity_warning()
 logging.getLogger("transformers_modules").addHandler(Keep())
 sys.modules["transformers"].__version__ = "6.1.0"
 AutoConfig.from_pretrained("checkpoint", **trusted)
-assert any(">= 5.17.0 and < 6.0.0, found 6.1.0" in text for text in told), told
+assert any(">= 5.17.0 and < 6.0.0, found 6.1.0" in text for text in warned), warned
 """
     run(code, tmp_path)
 
 
-def test_by_revision_by_revision_of_the_code_and_from_the_cache_when_offline(tmp_path):
-    """Three commits: another threshold in the second, and another sentence of the code in the third."""
+def test_revisions_of_model_and_code_load_from_the_hub_and_from_the_cache(tmp_path):
+    """Of three commits, the second changes the threshold and the third changes the code."""
     checkpoint(tmp_path, "interleaved")
     files = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
     config = json.loads(files["config.json"]) | {"interval_threshold": 0.25}
@@ -210,5 +240,5 @@ assert look(revision="{first}", code_revision="{newest}") == (0.725, "third")
 assert look() == (0.25, "third")
 """
         run(load, tmp_path, **hub.environment(tmp_path / "hf"))
-    # The Hub is gone.
+    # Without the Hub, the cache serves them.
     run(load, tmp_path, HF_ENDPOINT=hub.endpoint)
