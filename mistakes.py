@@ -11,22 +11,100 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a user got wrong, as one line that says so: with it scripts and the command line end, and not with a trace."""
+"""User mistakes: programs end with one line that says what to do, and not with a traceback."""
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+import difflib
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
-MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError, SafetensorError)
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """
+    Print a user's mistake as one line on stderr and exit with code 1.
+
+    Other exceptions pass through, since they are faults of the program and need their traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_mistake(error):
+            raise
+        sys.stderr.write(f"error: {in_one_line(error)}\n")
+        raise SystemExit(1) from None
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says that matters to whoever made the mistake."""
+    """Return the line of an error message that helps the user most."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if isinstance(error, StrictDataclassError):
-        # Which validator it was comes first, and what is wrong last.
+    if isinstance(error, ModuleNotFoundError):
+        return f'{lines[0]}. `pip install -e ".[train]"` in the checkout installs what training and conversion need.'
+    if _is_a("huggingface_hub.errors", "StrictDataclassError", error):
+        # The validator's name comes first, and the reason last.
         return lines[-1].strip().removeprefix("ValueError: ")
-    if isinstance(error, SafetensorError):
-        return f"The weights are no whole safetensors file ({lines[0]}). Copy or download them again."
-    # What a library says is a paragraph at times; its first line says what was wrong.
+    if _is_a("safetensors", "SafetensorError", error):
+        return f"The weights are not a complete safetensors file ({lines[0]}). Copy or download them again."
+    # Libraries may write a paragraph. Its first line says what went wrong.
     return lines[0]
+
+
+def check_checkpoint(name: str | Path) -> str:
+    """
+    Check the name of a checkpoint before anything is loaded.
+
+    A Hub id, `owner/name`, passes without a look at the Hub.
+
+    Args:
+        name (`str` or `Path`): A folder with a configuration, or a Hub id.
+
+    Returns:
+        `str`: The same name.
+
+    Raises:
+        `FileNotFoundError`: If the folder does not exist. The message names a similar one if there is one:
+            "There is no folder 'chekpoint'; did you mean 'checkpoint'?"
+        `ValueError`: If the name is a file, or a folder without a configuration.
+    """
+    name, path = str(name), Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(f"'{name}' is a file: give the folder of a checkpoint, or a Hub id.")
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise ValueError(f"The folder '{name}' is not a checkpoint: it has no config.json.")
+        return name
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        return name
+    similar = _similar_folder(path)
+    if similar is not None:
+        raise FileNotFoundError(f"There is no folder '{name}'; did you mean '{similar}'?")
+    raise FileNotFoundError(f"There is no folder '{name}'. Give a folder, or a Hub id such as 'owner/name'.")
+
+
+def _similar_folder(path: Path) -> Path | None:
+    """Find an existing folder that differs from `path` in one misspelt part."""
+    parent = next((folder for folder in path.parents if folder.is_dir()), None)
+    if parent is None:
+        return None
+    wrong, *rest = path.relative_to(parent).parts
+    folders = [folder.name for folder in parent.iterdir() if folder.is_dir()]
+    for match in difflib.get_close_matches(wrong, folders):
+        if parent.joinpath(match, *rest).is_dir():
+            return parent.joinpath(match, *rest)
+    return None
+
+
+def _is_mistake(error: Exception) -> bool:
+    return (
+        isinstance(error, (ValueError, OSError, ImportError))
+        or _is_a("huggingface_hub.errors", "StrictDataclassError", error)
+        or _is_a("safetensors", "SafetensorError", error)
+    )
+
+
+def _is_a(module: str, name: str, error: BaseException) -> bool:
+    """Whether an error is of a library's class. If the library was never imported, it is not."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(error, kind)

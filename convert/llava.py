@@ -12,36 +12,36 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Makes a checkpoint of ours from a plain vision-language model of the LLaVA family: LLaVA, LLaVA-NeXT,
-LLaVA-NeXT-Video, LLaVA-OneVision, and whatever else has an encoder with a patch grid, a projector of two linear layers
-and a decoder-only language model.
+Convert a plain vision-language model of the LLaVA family to a streaming model.
+
+LLaVA, LLaVA-NeXT, LLaVA-NeXT-Video and LLaVA-OneVision fit, and so does any other model with a vision encoder on a
+grid of patches, a projector of two linear layers, and a decoder-only language model.
 
 ```bash
 python convert/llava.py llava-hf/llava-onevision-qwen2-7b-ov-hf out
 python convert/llava.py MODEL out --frame_token_pooled 7 7 --mod_layers interleaved --mod_keep_ratio 0.2
 ```
 
-Encoder, projector and language model are taken, with the encoder's layer that the projector was trained on. The model
-has seen no stream yet and is to be fine-tuned on streams (`train/sft.py`).
+The result has the model's encoder, projector and language model. The projector becomes the connector, and it reads the
+encoder layer that it was trained on. The model has not seen a stream yet: fine-tune it on streams (`train/sft.py`).
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from videollm_mod.console import quiet
 
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
-
-from videollm_mod.mistakes import MISTAKES, in_one_line
-from videollm_mod.train.card import write_plain_card
-from videollm_mod.train.new_model import DTYPES, join_parts, layers_of, new_folder, routing_fields
+from videollm_mod.convert import add_shared_arguments, new_folder
+from videollm_mod.mistakes import check_checkpoint, one_line_errors
 
 
+# Transformers calls the connector a projector.
 _PROJECTOR = {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
-_TAKEN = ("model.vision_tower.", "model.language_model.", "model.multi_modal_projector.", "lm_head.")
-_OWN = "its own pooling and cutting of pictures"
+_CONVERTED = ("model.vision_tower.", "model.language_model.", "model.multi_modal_projector.", "lm_head.")
+_IMAGE_LAYOUT = "image pooling and tiling"
 
 
 def convert(
@@ -54,30 +54,33 @@ def convert(
     mod_keep_ratio: float | list[float] | None = None,
 ) -> list[str]:
     """
-    Converts a checkpoint.
+    Convert a checkpoint.
 
     Args:
-        source (`str`): A vision-language model of Transformers, a folder or a Hub id.
-        out (`str` or `Path`): Folder to write, which must not hold anything yet.
-        frame_token_pooled (`tuple[int, int]`, *optional*): Grid of tokens a frame; by default 7x7, or all patches of
-            an encoder that has fewer.
-        dtype (`torch.dtype`, *optional*): Of all weights; by default the checkpoint's.
-        mod_layers, mod_keep_ratio (*optional*): As of [`VideoLLMMoDConfig`]; by default full compute.
+        source (`str`): A vision-language model of Transformers: a folder or a Hub id.
+        out (`str` or `Path`): Folder to write. It must be empty or new.
+        frame_token_pooled (`tuple[int, int]`, *optional*): Grid of tokens per frame. The default is 7x7, or all
+            patches if the encoder has fewer.
+        dtype (`torch.dtype`, *optional*): Type of all weights. The default is the checkpoint's.
+        mod_layers, mod_keep_ratio (*optional*): See [`VideoLLMMoDConfig`]. The default is full compute.
 
     Returns:
-        `list[str]`: Names of the checkpoint's weights that were not taken.
+        `list[str]`: Names of the weights that the streaming model has no place for.
 
     Raises:
-        `ValueError`: If the model's parts do not fit, with the part. Nothing is written then.
-        `FileExistsError`: If there is something in `out`.
+        `ValueError`: If a part of the model does not fit. The message names the part, and nothing is written.
+        `FileExistsError`: If `out` is not empty.
     """
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+    from videollm_mod.train.new_model import join_parts, routing_fields
+
     out = Path(out)
     with new_folder(out) as folder:
-        theirs = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto")
-        _refuse_what_does_not_fit(theirs)
+        theirs = AutoModelForImageTextToText.from_pretrained(check_checkpoint(source), dtype=dtype or "auto")
+        _check_parts(theirs)
         config, parts = theirs.config, theirs.model
         grid = config.vision_config.image_size // config.vision_config.patch_size
-        routing = routing_fields(mod_layers, mod_keep_ratio)
         model, processor = join_parts(
             parts.vision_tower,
             parts.language_model,
@@ -89,73 +92,78 @@ def convert(
             frame_token_pooled=frame_token_pooled or (min(7, grid), min(7, grid)),
             vision_feature_layer=config.vision_feature_layer,
             connector_hidden_act=config.projector_hidden_act,
-            **routing,
+            **routing_fields(mod_layers, mod_keep_ratio),
         )
         weights = parts.multi_modal_projector.state_dict()
         for name, weight in model.model.connector.state_dict().items():
-            # A projector without biases is one whose biases are zero.
+            # A projector without biases computes the same as one with zero biases.
             weight.copy_(weights[name]) if name in weights else weight.zero_()
-        left = [name for name in theirs.state_dict() if not name.startswith(_TAKEN)]
+        left_out = [name for name in theirs.state_dict() if not name.startswith(_CONVERTED)]
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        _write_card(folder, out.name, source, config.model_type, left, model.config)
-    return left
+        _write_card(folder, out.name, source, config.model_type, left_out, model.config)
+    return left_out
 
 
-def _refuse_what_does_not_fit(model: Any) -> None:
-    parts, config = getattr(model, "model", None), model.config
-    name = type(model).__name__
+def _check_parts(model: Any) -> None:
+    """Raise `ValueError` unless the model has the parts of the LLaVA family."""
+    parts, config, name = getattr(model, "model", None), model.config, type(model).__name__
     missing = [p for p in ("vision_tower", "multi_modal_projector", "language_model") if not hasattr(parts, p)]
     if missing:
-        raise ValueError(f"{name} has no {' and no '.join(missing)}: it is not of the LLaVA family.")
+        raise ValueError(f"{name} is not of the LLaVA family: it has no {' and no '.join(missing)}.")
     others = set(parts.multi_modal_projector.state_dict()) - _PROJECTOR
     if others or not hasattr(config, "projector_hidden_act"):
         raise ValueError(
             f"The projector of {name} is not two linear layers with an activation between them"
-            + (f", it also has {', '.join(sorted(others))}." if others else ".")
+            + (f": it also has {', '.join(sorted(others))}." if others else ".")
         )
-    if not isinstance(config.vision_feature_layer, int) or config.vision_feature_layer >= 0:
-        raise ValueError(
-            f"{name} projects layers {config.vision_feature_layer} of its encoder; what fits is one, counted from the "
-            "end."
-        )
+    layer = config.vision_feature_layer
+    if not isinstance(layer, int) or layer >= 0:
+        raise ValueError(f"{name} reads encoder layers {layer}. Supported is one layer, counted from the end: -2.")
     for field in ("image_size", "patch_size"):
         if not isinstance(getattr(config.vision_config, field, None), int):
-            raise ValueError(f"The encoder of {name}, {config.vision_config.model_type}, has no one `{field}`.")
+            raise ValueError(f"The encoder of {name}, {config.vision_config.model_type}, has no single `{field}`.")
 
 
-def _write_card(folder: Path, name: str, source: str, kind: str, left: list[str], config: Any) -> None:
+def _write_card(folder: Path, name: str, source: str, kind: str, left_out: list[str], config: Any) -> None:
+    from videollm_mod.train.card import write_plain_card
+
     grid = "x".join(map(str, config.frame_token_pooled))
     text = (
         f"Encoder, projector and language model of {Path(source).name} ({kind}) as a streaming model (VideoLLM-MoD, "
-        f"arXiv 2408.16730). A frame is {grid} tokens, averaged before the projector. Not taken: "
-        f"{', '.join([*left, _OWN])}. It has not seen a stream yet and is to be fine-tuned."
+        f"arXiv 2408.16730). A frame is {grid} tokens, averaged before the projector. Not converted: "
+        f"{', '.join([*left_out, _IMAGE_LAYOUT])}. It has not seen a stream yet: fine-tune it."
     )
     write_plain_card(folder, name=name, config=config, text=text, base_models=[source])
 
 
 def main() -> None:
-    """Converts and says what was made, and of what it was not."""
-    parser = argparse.ArgumentParser(description="Converts a vision-language model of the LLaVA family.")
-    parser.add_argument("source", help="a vision-language model of Transformers: a folder or a Hub id")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--frame_token_pooled", type=int, nargs=2, metavar=("H", "W"), help="tokens a frame")
-    parser.add_argument("--dtype", choices=DTYPES, help="of all weights; by default the checkpoint's")
-    parser.add_argument("--mod_layers", type=layers_of, help="which layers to route: a scheme, or 1,3,5")
-    parser.add_argument("--mod_keep_ratio", type=float, help="share of a frame's tokens that they keep")
-    parser.add_argument("--json", action="store_true", help="print what was done for machines")
+    """Convert, then print which folder was written and what it lacks."""
+    parser = argparse.ArgumentParser(
+        description="Convert a vision-language model of the LLaVA family to a streaming model.",
+        epilog="The result has not seen a stream yet: fine-tune it with train/sft.py.",
+    )
+    parser.add_argument("source", metavar="MODEL", help="vision-language model of Transformers: a folder or a Hub id")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    parser.add_argument(
+        "--frame_token_pooled",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="grid of tokens per frame; default: 7 7, or all patches if there are fewer",
+    )
+    add_shared_arguments(parser)
     options = vars(parser.parse_args())
     as_json, out = options.pop("json"), options["out"]
-    quiet()
-    try:
-        left = convert(**options)
-    except MISTAKES as error:
-        raise SystemExit(f"error: {in_one_line(error)}") from None
+    with one_line_errors():
+        print(f"loading {options['source']} ...", file=sys.stderr)
+        quiet()
+        left_out = convert(**options)
     if as_json:
-        print(json.dumps({"folder": str(out), "not_taken": left}))
+        print(json.dumps({"folder": str(out), "not_converted": left_out}))
         return
-    print(f"not taken: {', '.join([*left, _OWN])}")
-    print(f"{out}: `AutoModel.from_pretrained('{out}', trust_remote_code=True)` loads it")
+    print(f"not converted: {', '.join([*left_out, _IMAGE_LAYOUT])}")
+    print(f"wrote {out}. Load it: AutoModel.from_pretrained('{out}', trust_remote_code=True)")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 r"""
-Makes a checkpoint of ours from one of VideoLLM-online (LIVE, arXiv 2406.11816): a PEFT adapter over a language model,
-with the vision encoder kept apart.
+Convert a checkpoint of VideoLLM-online (arXiv 2406.11816): a PEFT adapter over a language model, and a vision encoder.
 
 ```bash
 python convert/videollm_online.py meta-llama/Meta-Llama-3-8B-Instruct \
@@ -21,37 +20,38 @@ python convert/videollm_online.py meta-llama/Meta-Llama-3-8B-Instruct \
 python convert/videollm_online.py BASE ADAPTER out --mod_layers interleaved --mod_keep_ratio 0.2
 ```
 
-Without `--mod_layers` and `--mod_keep_ratio` it is the same model, at full compute. With them its routers are new,
-and by the default gate begin as the plain layer on the tokens they keep, and are to be fine-tuned (`train/sft.py`).
+Without `--mod_layers` and `--mod_keep_ratio` the result is the same model, at full compute. With them it has new
+routers. The default gate starts at 1, so the model starts as the original layers on the tokens that it keeps.
+Fine-tune it (`train/sft.py`).
 """
 
 import argparse
 import json
+import logging
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videollm_mod.console import quiet
 
-import torch
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils import load_peft_weights
-from transformers.utils import logging
-
-from videollm_mod.mistakes import MISTAKES, in_one_line
-from videollm_mod.train.card import write_plain_card
-from videollm_mod.train.new_model import DTYPES, layers_of, model_from_parts, new_folder, routing_fields
+from videollm_mod.convert import add_shared_arguments, new_folder
+from videollm_mod.mistakes import check_checkpoint, one_line_errors
 
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    import torch
 
-# Frame layouts, which are not in a checkpoint but in its version's name.
+
+logger = logging.getLogger(__name__)
+
+# A checkpoint does not hold its frame layout. It follows from the version.
 LIVE_VERSIONS: dict[str, dict[str, Any]] = {
     "live1": {"frame_token_cls": True, "frame_token_pooled": None, "frame_token_interval": None},
     "live1+": {"frame_token_cls": True, "frame_token_pooled": [3, 3], "frame_token_interval": ","},
 }
 _PREFIX = "base_model.model."
-# Saved whole beside the adapter: theirs and ours.
-_WHOLE = {
+# Weights that are saved complete beside the low-rank ones: their name and ours.
+_COMPLETE = {
     "connector.0.": "model.connector.linear_1.",
     "connector.2.": "model.connector.linear_2.",
     "lm_head.base_layer.": "lm_head.",
@@ -73,52 +73,53 @@ def convert(
     mod_keep_ratio: float | list[float] | None = None,
 ) -> Path:
     """
-    Converts a checkpoint.
+    Convert a checkpoint.
 
     Args:
-        base (`str`): The language model that was adapted, a folder or a Hub id.
-        adapter (`str`): VideoLLM-online's checkpoint, a folder or a Hub id.
-        out (`str` or `Path`): Folder to write, which must not hold anything yet.
+        base (`str`): The language model under the adapter: a folder or a Hub id.
+        adapter (`str`): VideoLLM-online's checkpoint: a folder or a Hub id.
+        out (`str` or `Path`): Folder to write. It must be empty or new.
         vision_model (`str`, *optional*): The vision encoder.
-        live_version (`str`, *optional*, defaults to `"live1+"`): `"live1"`, one pooled token a frame and no interval
-            token, or `"live1+"`, 1 + 3x3 tokens and ",".
-        keep_adapter (`bool`, *optional*, defaults to `False`): Leave the adapter one, in the folder `adapter` of
-            `out`, instead of merging it.
-        dtype (`torch.dtype`, *optional*): Of all weights; by default the language model's.
-        mod_layers, mod_keep_ratio (*optional*): As of [`VideoLLMMoDConfig`]; by default full compute.
+        live_version (`str`, *optional*, defaults to `"live1+"`): Frame layout. `"live1"` has one token per frame and
+            no interval token. `"live1+"` has 1 + 3x3 tokens per frame and "," between frames.
+        keep_adapter (`bool`, *optional*, defaults to `False`): Save the adapter unmerged, in the folder `adapter` of
+            `out`.
+        dtype (`torch.dtype`, *optional*): Type of all weights. The default is the language model's.
+        mod_layers, mod_keep_ratio (*optional*): See [`VideoLLMMoDConfig`]. The default is full compute.
 
     Returns:
         `Path`: The folder.
 
     Raises:
-        `ValueError`: If the checkpoint is not one of VideoLLM-online over this base: tensors that are missing, too
-            many or of another shape are listed by name. Nothing is written then.
-        `FileExistsError`: If there is something in `out`.
+        `ValueError`: If the adapter is not VideoLLM-online's or does not fit the base. The message lists tensors that
+            are missing, unknown or of another shape, and nothing is written.
+        `FileExistsError`: If `out` is not empty.
     """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    from videollm_mod.train.new_model import model_from_parts, routing_fields
+
     out = Path(out)
     with new_folder(out) as folder:
+        for name in (base, adapter, vision_model):
+            check_checkpoint(name)
         if live_version not in LIVE_VERSIONS:
-            raise ValueError(f"`live_version` is one of {', '.join(LIVE_VERSIONS)}, got {live_version!r}.")
-        settings = PeftConfig.from_pretrained(adapter)
+            raise ValueError(f"`live_version` must be one of {', '.join(LIVE_VERSIONS)}, got {live_version!r}.")
+        settings = _read_settings(adapter, base)
         theirs = load_peft_weights(str(adapter), device="cpu")
-        patterns = [name for name in ("alpha_pattern", "rank_pattern") if getattr(settings, name, None)]
-        if patterns or getattr(settings, "use_dora", False):
-            raise ValueError(f"The adapter is not uniform LoRA: it has {', '.join(patterns or ['use_dora'])}.")
-        named = settings.base_model_name_or_path
-        if named and Path(named).name != Path(base).name:
-            logger.warning(f"The adapter was trained on '{named}'. '{base}' has its shape and is taken all the same.")
         routing = routing_fields(mod_layers, mod_keep_ratio)
         model, processor = model_from_parts(vision_model, base, dtype=dtype, **LIVE_VERSIONS[live_version], **routing)
 
         options = {"lora_dropout": settings.lora_dropout, "use_rslora": settings.use_rslora, "modules_to_save": None}
         lora = model.make_lora_config(r=settings.r, lora_alpha=settings.lora_alpha, **options)
         lora.base_model_name_or_path = None
-        whole, low_rank = _sort(theirs)
-        _refuse_what_does_not_fit(model.state_dict(), whole)
-        model.load_state_dict(whole, strict=False)
+        complete, low_rank = _sort(theirs)
+        _check_tensors(model.state_dict(), complete)
+        model.load_state_dict(complete, strict=False)
         adapted = get_peft_model(model, lora)
         expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        _refuse_what_does_not_fit(expected, low_rank, complete=True)
+        _check_tensors(expected, low_rank, needs_all=True)
         set_peft_model_state_dict(adapted, low_rank)
         if keep_adapter:
             adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
@@ -132,86 +133,109 @@ def convert(
     return out
 
 
+def _read_settings(adapter: str, base: str) -> Any:
+    """Read the adapter's configuration. Raise `ValueError` if the adapter is not plain LoRA."""
+    from peft import PeftConfig
+
+    settings = PeftConfig.from_pretrained(adapter)
+    special = [name for name in ("alpha_pattern", "rank_pattern", "use_dora") if getattr(settings, name, None)]
+    if special:
+        raise ValueError(f"The adapter is not uniform LoRA: it has {', '.join(special)}.")
+    named = settings.base_model_name_or_path
+    if named and Path(named).name != Path(base).name:
+        logger.warning(f"The adapter was trained on '{named}'. Converting with '{base}', which has the same shape.")
+    return settings
+
+
 def _write_card(
     folder: Path, name: str, parts: list[str], live_version: str, config: Any, *, has_adapter: bool
 ) -> None:
+    from videollm_mod.train.card import write_plain_card
+
     text = f"VideoLLM-online ({live_version}, arXiv 2406.11816), of {', '.join(Path(part).name for part in parts)}."
-    text += " Its routers are new and to be fine-tuned." if config.routed_layers else ""
+    text += " Its routers are new: fine-tune it." if config.routed_layers else ""
     write_plain_card(folder, name=name, config=config, text=text, base_models=parts, has_adapter=has_adapter)
 
 
-def _sort(theirs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Tensors under our names: those saved whole, and those of the adapter."""
+def _sort(theirs: dict[str, "torch.Tensor"]) -> tuple[dict[str, "torch.Tensor"], dict[str, "torch.Tensor"]]:
+    """Split tensors into complete and low-rank ones, under our names."""
     missing = [name for name in _NEEDED if _PREFIX + name not in theirs]
     if missing:
-        raise ValueError(f"This is no checkpoint of VideoLLM-online. Missing: {', '.join(missing)}.")
-    whole, low_rank = {}, {}
+        raise ValueError(f"The adapter is not a checkpoint of VideoLLM-online. Missing: {', '.join(missing)}.")
+    complete, low_rank = {}, {}
     for name, tensor in theirs.items():
         bare = name.removeprefix(_PREFIX)
-        known = next((begin for begin in _WHOLE if bare.startswith(begin)), None)
-        if known is not None:
-            whole[_WHOLE[known] + bare.removeprefix(known)] = tensor
+        start = next((prefix for prefix in _COMPLETE if bare.startswith(prefix)), None)
+        if start is not None:
+            complete[_COMPLETE[start] + bare.removeprefix(start)] = tensor
         else:
             low_rank[_PREFIX + bare.replace("model.layers.", "model.language_model.layers.", 1)] = tensor
-    return whole, low_rank
+    return complete, low_rank
 
 
-def _refuse_what_does_not_fit(
-    ours: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], *, complete: bool = False
+def _check_tensors(
+    ours: dict[str, "torch.Tensor"], tensors: dict[str, "torch.Tensor"], *, needs_all: bool = False
 ) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in ours.items()}
+    """Raise `ValueError` with the names of tensors that do not fit, at most eight of a kind."""
+    wrong_shape = [n for n, tensor in tensors.items() if n in ours and tensor.shape != ours[n].shape]
     found = {
-        "Missing": [name for name in ours if complete and name not in tensors],
-        "Too many": [name for name in tensors if name not in ours],
-        "Misshapen": [
-            name for name, tensor in tensors.items() if tuple(tensor.shape) != shapes.get(name, tensor.shape)
+        "Missing": [_their_name(name) for name in ours if needs_all and name not in tensors],
+        "Unknown": [_their_name(name) for name in tensors if name not in ours],
+        "Wrong shape": [
+            f"{_their_name(n)} is {tuple(tensors[n].shape)}, expected {tuple(ours[n].shape)}" for n in wrong_shape
         ],
     }
-    faults = []
-    for fault, names in found.items():
-        listed = [_their_name(name) for name in sorted(names)[:8]]
-        if fault == "Misshapen":
-            pairs = zip(listed, sorted(names), strict=False)
-            listed = [f"{their} is {tuple(tensors[name].shape)} and not {shapes[name]}" for their, name in pairs]
-        if listed:
-            faults.append(f"{fault}: {', '.join(listed)}" + (f" and {len(names) - 8} more" if len(names) > 8 else ""))
+    faults = [
+        f"{fault}: {', '.join(sorted(names)[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        for fault, names in found.items()
+        if names
+    ]
     if faults:
         raise ValueError(f"The adapter does not fit this base. {'. '.join(faults)}.")
 
 
 def _their_name(name: str) -> str:
-    for theirs, ours in _WHOLE.items():
+    for theirs, ours in _COMPLETE.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name.removeprefix(_PREFIX).replace("model.language_model.layers.", "model.layers.", 1)
 
 
 def main() -> None:
-    """Converts and says what was made."""
-    parser = argparse.ArgumentParser(description="Converts a VideoLLM-online checkpoint.")
-    parser.add_argument("base", help="the language model that was adapted: a folder or a Hub id")
-    parser.add_argument("adapter", help="VideoLLM-online's checkpoint: a folder or a Hub id")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--vision_model", default="google/siglip-large-patch16-384", help="the vision encoder")
-    parser.add_argument("--live_version", choices=LIVE_VERSIONS, default="live1+", help="its frame layout")
-    parser.add_argument("--keep_adapter", action="store_true", help="leave the adapter one")
-    parser.add_argument("--dtype", choices=DTYPES, help="of all weights; by default the base's")
-    parser.add_argument("--mod_layers", type=layers_of, help="which layers to route: a scheme, or 1,3,5")
-    parser.add_argument("--mod_keep_ratio", type=float, help="share of a frame's tokens that they keep")
-    parser.add_argument("--json", action="store_true", help="print what was done for machines")
+    """Convert, then print which folder was written and how to load it."""
+    parser = argparse.ArgumentParser(
+        description="Convert a checkpoint of VideoLLM-online, with or without new routers.",
+        epilog="A model with new routers needs fine-tuning: train/sft.py.",
+    )
+    parser.add_argument("base", metavar="BASE", help="language model under the adapter: a folder or a Hub id")
+    parser.add_argument("adapter", metavar="ADAPTER", help="VideoLLM-online's checkpoint: a folder or a Hub id")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    parser.add_argument(
+        "--vision_model",
+        metavar="MODEL",
+        default="google/siglip-large-patch16-384",
+        help="vision encoder: a folder or a Hub id; default: %(default)s",
+    )
+    parser.add_argument(
+        "--live_version",
+        choices=LIVE_VERSIONS,
+        default="live1+",
+        help="frame layout: live1 has 1 token per frame, live1+ has 10; default: %(default)s",
+    )
+    parser.add_argument("--keep_adapter", action="store_true", help="save the adapter unmerged, in OUT/adapter")
+    add_shared_arguments(parser)
     options = vars(parser.parse_args())
     as_json = options.pop("json")
-    quiet()
-    try:
+    with one_line_errors():
+        print(f"loading {options['base']} and {options['adapter']} ...", file=sys.stderr)
+        quiet()
         folder = convert(**options)
-    except MISTAKES as error:
-        raise SystemExit(f"error: {in_one_line(error)}") from None
     if as_json:
         print(json.dumps({"folder": str(folder), "adapter": options["keep_adapter"]}))
         return
-    print(f"{folder}: `AutoModel.from_pretrained('{folder}', trust_remote_code=True)` loads it")
+    print(f"wrote {folder}. Load it: AutoModel.from_pretrained('{folder}', trust_remote_code=True)")
     if options["keep_adapter"]:
-        print(f"and `PeftModel.from_pretrained(model, '{folder}', subfolder='adapter')` then puts the adapter on it")
+        print(f"Then add the adapter: PeftModel.from_pretrained(model, '{folder}', subfolder='adapter')")
 
 
 if __name__ == "__main__":

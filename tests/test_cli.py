@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command line, as a user meets it: run as a program."""
+"""Run the command line as a user does: as a program, with its output and its exit code."""
 
 import functools
 import json
@@ -30,19 +30,20 @@ from transformers import AutoConfig, LlamaConfig
 from typer.testing import CliRunner
 
 from videollm_mod import cli
+from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
+from videollm_mod.space.loading import is_streamworld
 from videollm_mod.video_reading_videollm_mod import read_video
 
 
 ROOT = Path(__file__).parents[1]
 NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
-
-
 SAMPLE = ROOT / "samples" / "streamworld.mp4"
 STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
+LOADING = "loading the embedded checkpoint ...\n"
 
 
 def run(*arguments, folder=ROOT, **options):
-    # Where it takes itself to be in a colourful terminal, escape codes stand between the letters of the help.
+    # In a terminal with colours, escape codes would stand between the letters of the help.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "_TYPER_FORCE_DISABLE_TERMINAL": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
@@ -54,37 +55,74 @@ def run(*arguments, folder=ROOT, **options):
     )
 
 
-def test_narrates_the_sample(tmp_path):
+def test_narrate_prints_events_and_costs(tmp_path):
     done = run("narrate", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    story = json.loads((ROOT / "samples" / "streamworld.json").read_text(encoding="utf-8"))
     told = done.stdout.split("\n\n")[0].splitlines()
-    assert told == [f"{time:6.1f}s  {text}" for time, text in story["events"]]
-    assert "Note:" not in done.stderr
-    assert re.search(r"\d+ frames in [\d.]+ s, [\d.]+ frames/s \(CPU, \d+ threads?\)", done.stdout)
+    assert told == [f"{time:6.1f}s  {text}" for time, text in STORY]
+    assert re.search(r"\n17 frames in [\d.]+ s, [\d.]+ frames/s \(CPU, \d+ threads?\)\n", done.stdout)
     assert re.search(
-        r"full layers: 2 x \d+, routed layers: 4 x \d+; [\d.]+ MB, [\d.]+ MB at full compute", done.stdout
+        r"\ncompute +[\d.]+ GFLOP in the language model, [\d.]+ at full compute \(routing saves \d+%\)\n", done.stdout
     )
-    assert re.search(r"[\d.]+ GFLOP; [\d.]+ at full compute \(routing saves \d+%\)", done.stdout)
+    assert re.search(r"\ncache +[\d.]+ MB, [\d.]+ at full compute \(routing saves \d+%\)\n", done.stdout)
+    assert re.search(r"entries: \d+ in each of 2 full layers, \d+ in each of 4 routed layers\n$", done.stdout)
 
 
-def test_other_videos_run_through_and_are_called_out_of_domain():
+def test_stderr_holds_our_own_lines_only():
+    for command in (["narrate"], ["ask", SAMPLE, "How many things do you see?"]):
+        done = run(*command)
+        assert done.returncode == 0 and done.stderr == LOADING
+    assert run("inspect").stderr == ""
+
+
+@pytest.mark.parametrize("command", [[], ["narrate"], ["ask"], ["inspect"], ["convert"], ["convert-llava"]])
+def test_help_imports_neither_torch_nor_transformers(command):
+    code = (
+        "import atexit, sys\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets'}\n"
+        "atexit.register(lambda: print('imported:', sorted(heavy & set(sys.modules))))\n"
+        f"sys.argv = ['videollm-mod', *{command!r}, '--help']\n"
+        "from videollm_mod.cli import app\n"
+        "app()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--help" in done.stdout and done.stderr == "", done.stderr
+    assert done.stdout.endswith("imported: []\n")
+
+
+def test_a_foreign_video_gets_a_note():
     done = run("narrate", NASA)
     assert done.returncode == 0, done.stderr
-    assert "StreamWorld, generated clips, and knows nothing else" in done.stderr and "27 frames in" in done.stdout
+    loading, note = done.stderr.splitlines()
+    assert loading + "\n" == LOADING and note.startswith(
+        "Note: the embedded checkpoint was trained on generated clips"
+    )
+    assert "27 frames in" in done.stdout
+
+
+def test_a_video_is_known_by_its_origin_and_not_by_its_folder(tmp_path):
+    for sample in SAMPLE.parent.glob("*.mp4"):
+        copy = tmp_path / "copy.mp4"
+        copy.write_bytes(sample.read_bytes())
+        assert is_streamworld(sample) and is_streamworld(copy)
+    foreign = write_clip(tmp_path / "samples.mp4", random_frames(4))
+    for video in (foreign, NASA, ROOT / "README.md", "no_such_file.mp4", "-", "camera:0"):
+        assert not is_streamworld(video)
 
 
 def test_options(tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", random_frames(20), fps=10)
-    done = run("narrate", clip, "--fps", 5, "--threshold", 0, "--query", "Describe every frame.")
+    done = run("narrate", clip, "--fps", 5, "--interval-threshold", 0, "--query", "Describe every frame.")
     assert done.returncode == 0 and "10 frames in" in done.stdout
+    assert "Describe every frame." not in done.stdout
 
 
-def test_the_narration_is_taken_away(tmp_path):
+def test_narrate_writes_files(tmp_path):
     outputs = {name: tmp_path / f"out.{name}" for name in ("srt", "vtt", "jsonl", "mp4")}
     options = [part for name, path in outputs.items() for part in (f"--{'burn-in' if name == 'mp4' else name}", path)]
     done = run("narrate", SAMPLE, *options)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == LOADING + "".join(f"wrote {path}\n" for path in outputs.values())
     assert [line.split("s  ", 1)[1] for line in done.stdout.split("\n\n")[0].splitlines()] == [t for _, t in STORY]
     assert "--> 00:00:08,500\n" in outputs["srt"].read_text(), "the last subtitle ends with the video"
     assert outputs["srt"].read_text().count(" --> ") == len(STORY) and STORY[0][1] in outputs["vtt"].read_text()
@@ -93,8 +131,8 @@ def test_the_narration_is_taken_away(tmp_path):
     assert [round(time, 1) for time, _ in read_video(outputs["mp4"], fps=1)] == [float(t) for t in range(9)]
 
 
-def test_stopped_from_the_keyboard_it_leaves_what_was_said(tmp_path):
-    """As a live source always ends. At this rate the clip would take long."""
+def test_ctrl_c_keeps_the_narration_so_far(tmp_path):
+    """A live source always ends so. At this frame rate the clip would take minutes."""
     command = [sys.executable, str(ROOT / "cli.py"), "narrate", str(NASA), "--fps", "300"]
     running = subprocess.Popen(
         [*command, "--srt", str(tmp_path / "out.srt")],
@@ -102,7 +140,7 @@ def test_stopped_from_the_keyboard_it_leaves_what_was_said(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Started in the background, tests ignore the keyboard, and so would what they start.
+        # Tests that run in the background ignore SIGINT, and a child inherits that.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -116,31 +154,42 @@ def test_stopped_from_the_keyboard_it_leaves_what_was_said(tmp_path):
     assert (tmp_path / "out.srt").exists()
 
 
-def test_json_for_machines():
+def test_narrate_as_json():
     done = run("narrate", SAMPLE, "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [[e["time"], e["text"]] for e in lines[:-1] if e["role"] == "assistant"] == STORY
     assert lines[-1]["summary"]["frames"] == 17 and lines[-1]["summary"]["flops"] < lines[-1]["summary"]["full_flops"]
 
 
-def test_a_question_is_answered_where_it_is_asked():
+def test_ask_answers_at_a_second_of_the_video():
     things = [run("ask", SAMPLE, "How many things do you see?", "--at", at) for at in ("0", "2")]
     assert [done.stdout for done in things] == ["None.\n", "One.\n"], [done.stderr for done in things]
     asked = json.loads(run("ask", SAMPLE, "How many things do you see?", "--at", "2", "--json").stdout)
     assert asked == {"time": 2.0, "question": "How many things do you see?", "answer": "One."}
 
 
-def test_standard_input_is_watched():
-    with open(ROOT / "tests" / "data" / "nasa_13013.mp4", "rb") as file:
+def test_ask_after_the_end_is_an_error():
+    done = run("ask", SAMPLE, "How many things do you see?", "--at", 100)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "error: The video ends at 8.5 s: choose an earlier second than --at 100.\n"
+
+
+def test_ask_has_the_options_of_narrate():
+    options = ("--max-frames", 4, "--weights", "int8", "--cache-dtype", "fp8", "--fps", 1)
+    done = run("ask", SAMPLE, "How many things do you see?", "--at", 2, *options)
+    assert done.returncode == 0 and done.stdout.endswith(".\n"), done.stderr
+
+
+def test_narrate_reads_standard_input():
+    with open(NASA, "rb") as file:
         done = run("narrate", "-", stdin=file)
     assert done.returncode == 0 and "27 frames in" in done.stdout and "dropped" not in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("when_behind", ["drop_oldest", "catch_up"])
-def test_what_comes_too_fast_is_dropped_or_ends_it_and_is_told(when_behind):
-    path = ROOT / "tests" / "data" / "nasa_13013.mp4"
-    frames = sum(1 for _ in read_video(path, fps=30))
-    with open(path, "rb") as file:
+def test_frames_that_come_too_fast_are_dropped_or_stop_the_stream(when_behind):
+    frames = sum(1 for _ in read_video(NASA, fps=30))
+    with open(NASA, "rb") as file:
         options = ("--when-behind", when_behind, "--max-waiting", 1, "--fps", 30, "--json")
         done = run("narrate", "-", *options, stdin=file)
     assert done.returncode == 0, done.stderr
@@ -153,7 +202,7 @@ def test_what_comes_too_fast_is_dropped_or_ends_it_and_is_told(when_behind):
         assert "1 wait, as many as may" in done.stderr
 
 
-def test_inspect_says_what_a_checkpoint_is_without_its_weights(tmp_path):
+def test_inspect_needs_no_weights(tmp_path):
     shown = run("inspect")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("4 of 16  routed") == 4 and shown.stdout.count("16 of 16  full") == 2
@@ -167,7 +216,7 @@ def test_inspect_says_what_a_checkpoint_is_without_its_weights(tmp_path):
     assert run("inspect", tmp_path).stdout == shown.stdout
 
 
-def test_convert_and_push_are_the_scripts():
+def test_convert_and_push_run_the_scripts():
     scripts = {"convert": "--keep_adapter", "convert-llava": "--frame_token_pooled", "push": "--no_verify"}
     for command, option in scripts.items():
         shown = run(command, "--help")
@@ -181,9 +230,15 @@ def test_convert_and_push_are_the_scripts():
     [
         (["narrate", "no_such_file.mp4"], "error: There is no video file 'no_such_file.mp4'."),
         (["narrate", "--fps", "0"], "error: `fps` must be"),
-        (["narrate", "--threshold", "7"], "error: `interval_threshold` is a probability"),
+        (["narrate", "--interval-threshold", "7"], "error: `interval_threshold` is a probability"),
         (["narrate", str(ROOT / "README.md")], "cannot be read as video"),
         (["narrate", "--model", "no/such-model"], "error: "),
+        (["narrate", "--model", "sampels"], "error: There is no folder 'sampels'; did you mean 'samples'?"),
+        (["inspect", "./sampels"], "error: There is no folder './sampels'; did you mean 'samples'?"),
+        (["inspect", "nothing-like-it"], "There is no folder 'nothing-like-it'. Give a folder, or a Hub id"),
+        (["convert", "bsae", "adapter", "out"], "error: There is no folder 'bsae'"),
+        (["convert-llava", "sampels", "out"], "error: There is no folder 'sampels'; did you mean 'samples'?"),
+        (["inspect", "docs"], "The folder 'docs' is not a checkpoint: it has no config.json."),
         (["narrate", "--srt", "no/such/folder/out.srt"], "There is no folder 'no/such/folder'"),
         (["narrate", "camera:0", "--burn-in", "out.mp4"], "--burn-in needs a video file"),
         (["narrate", "camera:99"], "'camera:99' cannot be read as video"),
@@ -191,7 +246,7 @@ def test_convert_and_push_are_the_scripts():
         (["inspect", str(ROOT / "README.md")], "is a file: give the folder of a checkpoint"),
         (["narrate", "--srt", str(ROOT)], "is a folder: name a file in it"),
         (["narrate", "--when-behind", "wait"], "--when-behind can be catch_up, drop_oldest, block, not 'wait'"),
-        (["narrate", "--burn-in", "out.txt"], "--burn-in writes an mp4: call it so, and not 'out.txt'"),
+        (["narrate", "--burn-in", "out.txt"], "--burn-in writes an mp4: name the file so, not 'out.txt'"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):
@@ -202,18 +257,18 @@ def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):
     assert len([line for line in failed.stderr.splitlines() if line.startswith("error:")]) == 1
 
 
-def test_of_a_stream_without_end_the_newest_frames_are_remembered():
+def test_max_frames_remembers_the_newest():
     done = run("narrate", "--max-frames", 8, "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])["summary"]
-    whole = json.loads(run("narrate", "--json").stdout.splitlines()[-1])["summary"]
-    assert summary["frames"] == whole["frames"] == 17 and 1 <= summary["frames_remembered"] <= 8
-    # At least nine frames less, of 16 tokens in full layers and 4 in routed ones, with what stood between them.
-    fewer = [a - b for a, b in zip(whole["cache_entries"], summary["cache_entries"], strict=True)]
+    complete = json.loads(run("narrate", "--json").stdout.splitlines()[-1])["summary"]
+    assert summary["frames"] == complete["frames"] == 17 and 1 <= summary["frames_remembered"] <= 8
+    # Nine frames or more are forgotten: 16 tokens each in full layers, 4 in routed ones, and the separators.
+    fewer = [a - b for a, b in zip(complete["cache_entries"], summary["cache_entries"], strict=True)]
     assert min(fewer[:2]) > 9 * 16 and min(fewer[2:]) > 9 * 4
 
 
-def test_a_video_is_not_written_onto_itself(tmp_path):
+def test_a_video_is_not_overwritten(tmp_path):
     video = tmp_path / "mine.mp4"
     video.write_bytes(SAMPLE.read_bytes())
     for option in ("--burn-in", "--srt"):
@@ -222,21 +277,21 @@ def test_a_video_is_not_written_onto_itself(tmp_path):
         assert video.read_bytes() == SAMPLE.read_bytes()
 
 
-def test_what_is_no_checkpoint_of_ours_is_said(tmp_path):
+def test_other_and_broken_checkpoints_are_refused(tmp_path):
     LlamaConfig(hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path / "llama")
     for command in (["narrate", "--model", tmp_path / "llama"], ["inspect", tmp_path / "llama"]):
         failed = run(*command)
-        assert failed.returncode == 1 and "is a llama and no VideoLLM-MoD." in failed.stderr
+        assert failed.returncode == 1 and "is a llama model, not a VideoLLM-MoD model." in failed.stderr
         assert "Traceback" not in failed.stderr
     broken = copy_embedded(tmp_path / "broken")
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     failed = run("narrate", "--model", broken)
-    assert failed.returncode == 1 and "error: The weights are no whole safetensors file" in failed.stderr
+    assert failed.returncode == 1 and "error: The weights are not a complete safetensors file" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
-def test_of_a_checkpoint_on_the_hub_a_revision(tmp_path):
+def test_inspect_reads_a_revision_from_the_hub(tmp_path):
     files = embedded_files()
     config = json.loads(files["config.json"]) | {"interval_threshold": 0.25}
     later = {**files, "config.json": json.dumps(config).encode()}
@@ -251,25 +306,33 @@ def test_of_a_checkpoint_on_the_hub_a_revision(tmp_path):
             assert json.loads(shown.stdout)["interval_threshold"] == threshold
 
 
-def test_a_shell_completes_it():
+def test_shell_completion():
     words = {"_VIDEOLLM_MOD_COMPLETE": "complete_bash", "COMP_WORDS": "videollm-mod conv", "COMP_CWORD": "1"}
     command = [Path(sys.executable).parent / "videollm-mod"]
     done = subprocess.run(command, env={**os.environ, **words}, capture_output=True, text=True)
     assert done.stdout.split() == ["convert", "convert-llava"], done.stderr
 
 
+def test_help_shows_the_default_query():
+    shown = " ".join(run("narrate", "--help").stdout.replace("│", " ").split())
+    assert DEFAULT_QUERY in shown
+
+
 def test_help_names_every_option():
     shown = run("narrate", "--help").stdout
-    for option in ("--model", "--query", "--fps", "--threshold", "--burn-in", "--json", "A file, a URL"):
+    for option in ("--model", "--query", "--fps", "--interval-threshold", "--burn-in", "--json", "A file, a URL"):
         assert option in shown
 
 
 def test_narrate_in_eight_bits():
-    plain, eight = run("narrate", "--json"), run("narrate", "--json", "--weights", "int8", "--cache", "fp8")
+    plain, eight = run("narrate", "--json"), run("narrate", "--json", "--weights", "int8", "--cache-dtype", "fp8")
     assert plain.returncode == eight.returncode == 0, eight.stderr
     figures = [json.loads(done.stdout.splitlines()[-1])["summary"] for done in (plain, eight)]
     assert figures[0]["cache_bytes"] == 4 * figures[1]["cache_bytes"]
     assert figures[0]["full_cache_bytes"] == pytest.approx(4 * figures[1]["full_cache_bytes"], rel=1e-3)
-    for option, message in (("--cache", "--cache can be fp8, not 'x'"), ("--weights", "can be int8 or fp8, not 'x'")):
+    for option, message in (
+        ("--cache-dtype", "--cache-dtype can be fp8, not 'x'"),
+        ("--weights", "can be int8 or fp8, not 'x'"),
+    ):
         done = run("narrate", option, "x")
         assert done.returncode == 1 and message in done.stderr

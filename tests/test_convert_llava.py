@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Plain vision-language models, before and after conversion: what the language model is shown, and what it says."""
+"""Compare vision-language models before and after conversion: the embeddings and the logits."""
 
 import json
 import subprocess
@@ -42,14 +42,14 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_language_model_is_shown_and_says_the_same(tmp_path, kind):
+def test_embeddings_and_logits_stay_the_same(tmp_path, kind):
     config_class, vision, text, layer, strategy = KINDS[kind]
     fields = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
     theirs = save_llava(tmp_path / "theirs", config_class, tiny_vision_config(vision), text, **fields)
     size = theirs.config.vision_config.image_size
     grid = size // theirs.config.vision_config.patch_size
-    left = convert(str(tmp_path / "theirs"), tmp_path / "ours", frame_token_pooled=(grid, grid))
-    assert left == (["model.image_newline"] if kind == "onevision" else [])
+    left_out = convert(str(tmp_path / "theirs"), tmp_path / "ours", frame_token_pooled=(grid, grid))
+    assert left_out == (["model.image_newline"] if kind == "onevision" else [])
     ours = AutoModel.from_pretrained(tmp_path / "ours", trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True)
     picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
@@ -60,7 +60,7 @@ def test_the_language_model_is_shown_and_says_the_same(tmp_path, kind):
         / torch.tensor([0.2, 0.3, 0.4])[:, None, None],
     )
     with torch.no_grad():
-        # Of one picture, each patch a token, theirs are the embeddings before a newline is added.
+        # With one token per patch, these are the embeddings before the newline token.
         outputs = theirs.model.vision_tower(pixels[0], output_hidden_states=True)
         features = outputs.hidden_states[layer][:, 1 if strategy == "default" else 0 :]
         expected = theirs.model.multi_modal_projector(features)
@@ -72,17 +72,19 @@ def test_the_language_model_is_shown_and_says_the_same(tmp_path, kind):
         torch.testing.assert_close(logits, theirs(inputs_embeds=embeds).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_by_command_with_routers_it_streams(tmp_path, monkeypatch, capsys):
+def test_the_command_makes_a_routed_model_that_streams(tmp_path, monkeypatch, capsys):
     config_class, vision, text, _, _ = KINDS["onevision"]
     save_llava(tmp_path / "theirs", config_class, tiny_vision_config(vision), text, multimodal_projector_bias=False)
     command = [sys.executable, "convert/llava.py", tmp_path / "theirs", tmp_path / "ours"]
     options = ["--mod_layers", "interleaved", "--mod_keep_ratio", "0.25", "--frame_token_pooled", "2", "2"]
     done = subprocess.run([*map(str, command), *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "not taken: model.image_newline, its own pooling" in done.stdout
+    assert "not converted: model.image_newline, image pooling" in done.stdout
+    assert f"wrote {tmp_path / 'ours'}." in done.stdout
+    assert done.stderr == f"loading {tmp_path / 'theirs'} ...\n"
     monkeypatch.setattr(sys, "argv", [*map(str, command[1:3]), str(tmp_path / "again"), "--json"])
     main()
-    told = {"folder": str(tmp_path / "again"), "not_taken": ["model.image_newline"]}
+    told = {"folder": str(tmp_path / "again"), "not_converted": ["model.image_newline"]}
     assert json.loads(capsys.readouterr().out) == told
     model = AutoModel.from_pretrained(tmp_path / "ours", trust_remote_code=True).eval()
     assert model.config.layer_keep_counts == [4, 1, 4, 1] and not model.model.connector.linear_1.bias.any()
@@ -92,17 +94,17 @@ def test_by_command_with_routers_it_streams(tmp_path, monkeypatch, capsys):
     session.ask("What is this?")
     assert session.num_frames == 3 and session.events[-1].role == "assistant"
     card = (tmp_path / "ours" / "README.md").read_text()
-    assert "A frame is 2x2 tokens" in card and "2 of 4 layers are routed: of a frame's 4 tokens they keep 1." in card
+    assert "A frame is 2x2 tokens" in card and "2 of 4 layers are routed. They keep 1 of a frame's 4 tokens" in card
 
 
 @pytest.mark.parametrize(
     ("config_class", "fields", "message"),
     [
         (VipLlavaConfig, {}, "it also has projector_layernorm.bias"),
-        (LlavaConfig, {"vision_feature_layer": [-1, -2]}, "what fits is one, counted"),
+        (LlavaConfig, {"vision_feature_layer": [-1, -2]}, "Supported is one layer, counted"),
     ],
 )
-def test_what_does_not_fit_is_said_and_nothing_written(tmp_path, config_class, fields, message):
+def test_unsupported_models_are_refused_and_nothing_is_written(tmp_path, config_class, fields, message):
     save_llava(tmp_path / "theirs", config_class, tiny_vision_config("clip_vision_model"), "llama", **fields)
     with pytest.raises(ValueError, match=message):
         convert(str(tmp_path / "theirs"), tmp_path / "ours")

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A tiny checkpoint in exactly VideoLLM-online's layout, before and after conversion."""
+"""Compare a tiny checkpoint in VideoLLM-online's layout before and after conversion."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory):
 
 
 def before(adapted, ids, features, frame_token_id):
-    """Logits as VideoLLM-online computes them: frame tokens are replaced by what the connector makes of frames."""
+    """Return logits as VideoLLM-online computes them, with the connector's output in place of the frame tokens."""
     live = adapted.base_model.model
     is_frame = ids == frame_token_id
     embeddings = live.get_input_embeddings()(ids.masked_fill(is_frame, 0))
@@ -76,7 +76,7 @@ def test_the_same_logits_and_the_same_stream(checkpoint, tmp_path, live_version)
     assert processor.frame_token_id == len(tiny_tokenizer()) == model.get_input_embeddings().num_embeddings
     frames = random_frames(3)
     pixels = processor.process_frames(frames)
-    # Scaled to the encoder's size, centred on zeros, mean and deviation 0.5.
+    # Frames are scaled to the encoder's size, padded with zeros, and normalised with mean and deviation 0.5.
     wide = processor.process_frames(np.full((32, 64, 3), 255, dtype=np.uint8))[0]
     assert wide.shape == (3, 32, 32) and (wide[:, :8] == -1).all() and (wide[:, 24:] == -1).all()
     assert (wide[:, 9:23] == 1).all()
@@ -92,7 +92,7 @@ def test_the_same_logits_and_the_same_stream(checkpoint, tmp_path, live_version)
         logits = model(**batch).logits[0]
     torch.testing.assert_close(logits, before(adapted, ids, features, processor.frame_token_id), rtol=2e-4, atol=2e-4)
 
-    # Its inference loop, from nothing at each step.
+    # VideoLLM-online's inference loop, without a cache.
     session = model.stream(processor, fps=2, max_new_tokens=4, interval_threshold=0.0)
     session.ask("Describe.", time=-0.5, reply_now=False)
     events = [event for frame in frames for event in session.push(frame)]
@@ -123,7 +123,7 @@ def test_the_same_logits_and_the_same_stream(checkpoint, tmp_path, live_version)
     assert [event.token_ids for event in events if event.role == "assistant"] == said
 
 
-def test_kept_an_adapter_it_is_the_same(checkpoint, tmp_path):
+def test_an_unmerged_adapter_gives_the_same_logits(checkpoint, tmp_path):
     folder, _ = checkpoint
     merged, processor = after(folder, tmp_path / "merged", "live1+")
     base, _ = after(folder, tmp_path / "apart", "live1+", keep_adapter=True)
@@ -135,7 +135,7 @@ def test_kept_an_adapter_it_is_the_same(checkpoint, tmp_path):
     assert not torch.allclose(plain, expected, atol=0.1)
 
 
-def test_routers_ready_to_be_tuned(checkpoint, tmp_path):
+def test_new_routers_get_gradients(checkpoint, tmp_path):
     folder, _ = checkpoint
     model, processor = after(folder, tmp_path / "out", "live1+", mod_layers="interleaved", mod_keep_ratio=0.2)
     assert model.config.routed_layers and set(model.model.routers) == {str(i) for i in model.config.routed_layers}
@@ -146,7 +146,7 @@ def test_routers_ready_to_be_tuned(checkpoint, tmp_path):
     assert all(router.weight.grad.abs().sum() > 0 for router in model.model.routers.values())
 
 
-def test_the_head_s_own_weight_may_be_there_or_not(checkpoint, tmp_path):
+def test_the_head_weight_is_optional(checkpoint, tmp_path):
     folder, adapted = checkpoint
     tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
     name = "base_model.model.lm_head.base_layer.weight"
@@ -167,7 +167,8 @@ def test_the_head_s_own_weight_may_be_there_or_not(checkpoint, tmp_path):
         assert torch.equal(value, two.state_dict()[key]), key
 
 
-def spoilt(folder, place, change):
+def changed_adapter(folder, place, change):
+    """Copy the adapter with changed tensors."""
     place.mkdir()
     (place / "adapter_config.json").write_text((folder / "adapter" / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -184,25 +185,25 @@ LORA = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     [
         (lambda t: t.pop("base_model.model.connector.0.bias"), r"Missing: connector\.0\.bias"),
         (lambda t: t.pop(LORA), r"Missing: model\.layers\.0\.self_attn\.q_proj\.lora_A\.weight"),
-        (lambda t: t.update({"base_model.model.vision.lora_A.weight": torch.ones(1)}), r"Too many: vision\.lora_A"),
-        (lambda t: t.update({LORA: torch.ones(3, 5)}), r"q_proj\.lora_A\.weight is \(3, 5\) and not \(4, \d+\)"),
+        (lambda t: t.update({"base_model.model.vision.lora_A.weight": torch.ones(1)}), r"Unknown: vision\.lora_A"),
+        (lambda t: t.update({LORA: torch.ones(3, 5)}), r"q_proj\.lora_A\.weight is \(3, 5\), expected \(4, \d+\)"),
         (
             lambda t: t.update({"base_model.model.connector.0.bias": torch.ones(3)}),
-            r"Misshapen: connector\.0\.bias is \(3,\) and not",
+            r"Wrong shape: connector\.0\.bias is \(3,\), expected",
         ),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_written(checkpoint, tmp_path, change, message):
+def test_tensors_that_do_not_fit_are_named_and_nothing_is_written(checkpoint, tmp_path, change, message):
     folder, _ = checkpoint
-    adapter = spoilt(folder, tmp_path / "adapter", change)
+    adapter = changed_adapter(folder, tmp_path / "adapter", change)
     with pytest.raises(ValueError, match=message):
         convert(str(folder / "base"), adapter, tmp_path / "out", vision_model=str(folder / "vision"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
-def test_an_adapter_of_another_kind_or_base_is_noticed(checkpoint, tmp_path, monkeypatch):
+def test_another_kind_of_adapter_fails_and_another_base_warns(checkpoint, tmp_path, monkeypatch):
     folder, _ = checkpoint
-    adapter = Path(spoilt(folder, tmp_path / "adapter", lambda _: None))
+    adapter = Path(changed_adapter(folder, tmp_path / "adapter", lambda _: None))
     settings = json.loads((adapter / "adapter_config.json").read_text())
     arguments = {"vision_model": str(folder / "vision")}
     (adapter / "adapter_config.json").write_text(json.dumps({**settings, "alpha_pattern": {"q_proj": 64}}))
@@ -224,7 +225,7 @@ def test_an_adapter_of_another_kind_or_base_is_noticed(checkpoint, tmp_path, mon
         (["--vision_model", "base"], "which has no patches: name an image encoder."),
     ],
 )
-def test_mistakes_are_answered_in_one_line(checkpoint, tmp_path, monkeypatch, options, message):
+def test_mistakes_are_answered_in_one_line(checkpoint, tmp_path, monkeypatch, capsys, options, message):
     folder, _ = checkpoint
     given = ["--vision_model", "vision", *options]
     given = [str(folder / word) if word in ("vision", "base") else word for word in given]
@@ -232,15 +233,19 @@ def test_mistakes_are_answered_in_one_line(checkpoint, tmp_path, monkeypatch, op
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
     with pytest.raises(SystemExit) as failed:
         main()
-    assert message in str(failed.value) and "\n" not in str(failed.value) and not (tmp_path / "out").exists()
+    loading, error = capsys.readouterr().err.splitlines()
+    assert loading.startswith("loading ") and message in error
+    assert failed.value.code == 1 and not (tmp_path / "out").exists()
 
 
-def test_as_a_command(checkpoint, tmp_path):
+def test_the_command(checkpoint, tmp_path):
     folder, _ = checkpoint
     command = [sys.executable, str(ROOT / "convert/videollm_online.py"), str(folder / "base")]
     command += [str(folder / "adapter"), str(tmp_path / "out"), "--vision_model", str(folder / "vision")]
     done = subprocess.run([*command, "--mod_layers", "all", "--mod_keep_ratio", "0.5"], capture_output=True, text=True)
-    assert done.returncode == 0 and "AutoModel.from_pretrained(" in done.stdout, done.stderr
+    assert done.returncode == 0 and f"wrote {tmp_path / 'out'}. " in done.stdout, done.stderr
+    loading, pixels = done.stderr.splitlines()
+    assert loading.startswith("loading ") and "has no image processor" in pixels
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["mod_layers"], config["mod_keep_ratio"]) == ("all", 0.5)
     with Hub() as hub:
@@ -249,12 +254,16 @@ def test_as_a_command(checkpoint, tmp_path):
         pushed = subprocess.run(script, env=environment, capture_output=True, text=True)
         assert pushed.returncode == 0 and "loaded from there" in pushed.stdout, pushed.stderr
         card = hub.files("somebody/routed")["README.md"].decode()
-    assert "of base, adapter, vision." in card and "Its routers are new" in card and str(tmp_path) not in card
-    assert "layers are routed: of a frame's 10 tokens they keep 5." in card
-    # Layers by their numbers, and the adapter left one, published and put on as the card says.
+    assert (
+        "of base, adapter, vision." in card
+        and "Its routers are new: fine-tune it." in card
+        and str(tmp_path) not in card
+    )
+    assert "layers are routed. They keep 5 of a frame's 10 tokens" in card
+    # Layers by index, and the adapter unmerged. The card's code loads both.
     command[4] = str(tmp_path / "apart")
     done = subprocess.run([*command, "--mod_layers", "1,3", "--keep_adapter"], capture_output=True, text=True)
-    assert done.returncode == 0 and "subfolder='adapter')` then puts the adapter on it" in done.stdout, done.stderr
+    assert done.returncode == 0 and "PeftModel.from_pretrained(" in done.stdout, done.stderr
     assert json.loads((tmp_path / "apart" / "config.json").read_text())["mod_layers"] == [1, 3]
     card = (tmp_path / "apart" / "README.md").read_text()
     code = card.split("```python\n")[1].split("for event in")[0].replace('"apart"', repr(str(tmp_path / "apart")))

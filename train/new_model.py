@@ -15,10 +15,7 @@
 
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +51,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
-
-# What weights may be asked to be.
-DTYPES = ("float32", "bfloat16", "float16")
 
 # As in Llama 3: words with the space before them, digits one by one, and punctuation with the newlines after it.
 _PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
@@ -278,27 +272,10 @@ def _find_image_processor(name: str) -> Any | None:
 
 def routing_fields(mod_layers: Any, mod_keep_ratio: Any) -> dict[str, Any]:
     """Fields of [`VideoLLMMoDConfig`] for routing as it was asked for, or of full compute if it was not."""
+    if isinstance(mod_layers, str):
+        mod_layers = layers_of(mod_layers)
     asked = {"mod_layers": mod_layers, "mod_keep_ratio": mod_keep_ratio}
     return {name: value for name, value in asked.items() if value is not None} or {"mod_keep_ratio": 1.0}
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """
-    A folder to write to, which becomes `out` once all of it is written; after an error nothing is left.
-
-    Raises:
-        `FileExistsError`: If there is something in `out`, at once.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"'{out}' is not empty. Choose another folder.")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    with tempfile.TemporaryDirectory(dir=parent) as place:
-        yield Path(place) / "out"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists():
-            out.rmdir()
-        shutil.move(Path(place) / "out", out)
 
 
 def layers_of(text: str) -> str | list[int]:
