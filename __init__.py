@@ -21,7 +21,7 @@ from typing import Any
 _PUBLIC = {
     "cache_videollm_mod": ["VideoLLMMoDCache"],
     "configuration_videollm_mod": ["CostEstimate", "VideoLLMMoDConfig"],
-    "generation_videollm_mod": ["VideoLLMMoDGenerationMixin", "interval_rule"],
+    "generation_videollm_mod": ["DEFAULT_QUERY", "VideoLLMMoDGenerationMixin", "interval_rule"],
     "modeling_videollm_mod": [
         "VideoLLMMoDForConditionalGeneration",
         "VideoLLMMoDModel",
@@ -30,7 +30,7 @@ _PUBLIC = {
     "processing_videollm_mod": ["VideoLLMMoDProcessor"],
     "streaming_videollm_mod": ["StreamEvent", "StreamingSession"],
     "video_processing_videollm_mod": ["VideoLLMMoDVideoProcessor"],
-    "video_reading_videollm_mod": ["TooManyWaitingError", "read_video"],
+    "video_reading_videollm_mod": ["TooManyWaitingError", "read_video", "sample_every"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -15,7 +15,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from transformers.utils import is_vision_available, logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
-from .video_reading_videollm_mod import goes_on, is_complete, read_ahead, read_video
+from .video_reading_videollm_mod import goes_on, is_complete, read_ahead, read_video, sample_every
 
 
 if is_vision_available():
@@ -559,6 +559,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             max_waiting=max_waiting,
             on_drop=on_drop,
         )
+
+    def sample_every(self, camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
+        """Yield the newest frame of a live source every `seconds`, with its time: see [`sample_every`]."""
+        return sample_every(camera, seconds)
 
     def process_frames(self, frames: Any) -> torch.Tensor:
         """

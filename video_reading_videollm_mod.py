@@ -11,102 +11,105 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Videos as they play: a file, a URL or a stream of frames becomes (time, frame) in constant memory."""
+"""Read files, URLs, cameras and iterables as (time, frame) in constant memory, and read ahead in a thread."""
 
+import difflib
 import math
 import os
 import platform
+import shutil
+import sys
+import tempfile
 import threading
+import time as clock
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import is_av_available, logging
+from transformers.utils import is_av_available
 
 
 if is_av_available():
     import av
 
-logger = logging.get_logger(__name__)
-
-_GO_ON = ("camera:", "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
-# How FFmpeg calls a camera by its number.
+_BROADCASTS = ("camera:", "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
+# FFmpeg's input format and name of a numbered camera.
 _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
 
-# What happens to frames that come faster than they can be seen, and how many of a stream wait at most.
+# What to do with items of a live source that come too fast, and how many may wait by default.
 WHEN_BEHIND = {"catch_up": 512, "drop_oldest": 16, "block": 16}
 
 
 class TooManyWaitingError(Exception):
-    """Frames were refused, since too many wait to be seen."""
+    """A source is faster than the model, and as many frames wait as may."""
 
 
 def read_video(
     video: Any, *, fps: float = 2.0, start: float = 0.0, end: float | None = None
 ) -> Iterator[tuple[float, np.ndarray]]:
     """
-    Plays a video at a frame rate: at each tick, the frame that is on the screen.
+    Play a video at a frame rate: yield the frame on screen at each tick.
 
-    Files, URLs and cameras are decoded as they play, one frame in memory at a time. Where a file has several video
-    streams the best is taken, and a rotation in its metadata is applied. Source frame rates may vary.
+    Files, URLs and cameras are decoded as they play, with one frame in memory at a time. Of several video streams the
+    best is read, rotation in the metadata is applied, and the source's frame rate may vary.
 
     Args:
-        video (`str`, `Path`, array, tensor or iterable): A file, a URL (whatever FFmpeg opens), `"-"` for standard
-            input, `"camera:0"` (on Linux and macOS), or frames: one array (frames, height, width, 3), or anything that
-            yields frames or pairs (time, frame).
-        fps (`float`, *optional*, defaults to 2.0): Ticks a second. Frames without a time are taken to come at it.
+        video (`str`, `Path`, array, tensor or iterable): A file, a URL (anything FFmpeg opens), `"-"` for standard
+            input, `"camera:0"` (on Linux and macOS), an array (frames, height, width, 3), or an iterable of frames or
+            of pairs (time, frame).
+        fps (`float`, *optional*, defaults to 2.0): Ticks per second. Frames without a time are read at this rate.
         start (`float`, *optional*, defaults to 0.0): Second of the first tick.
-        end (`float`, *optional*): Second after which to stop. By default the end of the video.
+        end (`float`, *optional*): Second after which to stop. Defaults to the end of the video.
 
     Yields:
-        `tuple[float, np.ndarray]`: Seconds since the video's beginning, and the frame: for a file or URL a uint8 RGB
-        array (height, width, 3), else as it came.
+        `tuple[float, np.ndarray]`: Seconds since the beginning of the video, and the frame. Frames of files and URLs
+        are uint8 RGB arrays (height, width, 3); others stay as they are.
 
     Raises:
-        `ValueError`: If `fps`, `start` or `end` are out of range, or there is no readable frame.
-        `FileNotFoundError`: If there is no such file.
-        `ImportError`: If a file or URL is given and PyAV is missing.
+        `ValueError`: If `fps`, `start` or `end` is out of range, or the video has no readable frame.
+        `FileNotFoundError`: If the file does not exist.
+        `ImportError`: If PyAV is missing and the video is not a sequence of frames.
     """
     if not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
-        raise ValueError(f"`fps` must be a positive number of frames a second, got {fps}.")
+        raise ValueError(f"`fps` must be a positive number of frames per second, got {fps}.")
     if start < 0 or (end is not None and end < start):
         raise ValueError(f"`start` and `end` must be seconds with 0 <= start <= end, got {start} and {end}.")
-    from_file = isinstance(video, (str, Path))
-    frames = _play(_source(video), fps, start) if from_file else _pace(video, fps, start)
-    empty = True
+    is_source = isinstance(video, (str, Path))
+    frames = _play(_check_source(video), fps, start) if is_source else _pace(video, fps, start)
+    is_empty = True
     for time, frame in frames:
         if end is not None and time > end:
             break
-        empty = False
+        is_empty = False
         yield time, frame
-    if empty:
-        name = f"'{video}'" if from_file else f"The {type(video).__name__} given as video"
+    if is_empty:
+        name = f"'{video}'" if is_source else f"The {type(video).__name__} given as video"
         raise ValueError(f"{name} has no frame from {start} s on.")
 
 
 def is_complete(video: Any) -> bool:
-    """Whether all of a video is there to be read, as of a file or an array and maybe not of a camera or a URL."""
+    """Return whether all of a video can be read now: True for files and arrays, False for cameras, URLs and pipes."""
     return os.path.isfile(video) if isinstance(video, (str, Path)) else isinstance(video, Sized)
 
 
 def goes_on(video: Any) -> bool:
-    """Whether it goes on while nobody reads it, as a camera and a broadcast, and not a file or a download."""
-    return isinstance(video, str) and video.startswith(_GO_ON)
+    """Return whether the source produces frames even when nothing reads them, as cameras and broadcasts do."""
+    return isinstance(video, str) and video.startswith(_BROADCASTS)
 
 
-def _source(video: str | Path) -> str:
+def _check_source(video: str | Path) -> str:
     if not is_av_available():
         raise ImportError("Reading video files needs PyAV: `pip install av`.")
-    source = str(video)
-    if source == "-":
-        return "file:///dev/stdin"
-    if source.startswith("camera:"):
-        return source
-    if "://" not in source and not Path(source).is_file():
-        raise FileNotFoundError(f"There is no video file '{source}'.")
+    source, path = str(video), Path(video)
+    if source != "-" and not source.startswith("camera:") and "://" not in source and not path.is_file():
+        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"; did you mean '{path.with_name(close[0])}'?" if close else "."
+        raise FileNotFoundError(f"There is no video file '{source}'{hint}")
     return source
 
 
@@ -118,11 +121,11 @@ def _pace(frames: Iterable[Any], fps: float, start: float) -> Iterator[tuple[flo
 
 
 def _play(source: str, fps: float, start: float) -> Iterator[tuple[float, np.ndarray]]:
-    # Exact ticks: at 30000/1001 fps a float's error would in time choose the neighbouring frame.
+    # Ticks are exact: at 30000/1001 fps, rounding errors of floats would in time select a neighbouring frame.
     tick, index = 1 / Fraction(fps).limit_denominator(100_000), 0
     begin = Fraction(start).limit_denominator(1_000_000)
     shown, shown_until = None, None
-    # One for all frames: to set a conversion up takes ten times as long as to do it.
+    # One reformatter for all frames: its setup takes ten times as long as a conversion.
     reformatter = av.video.reformatter.VideoReformatter()
     for time, duration, frame in _decode(source, start):
         while begin + index * tick < time:
@@ -135,7 +138,7 @@ def _play(source: str, fps: float, start: float) -> Iterator[tuple[float, np.nda
 
 
 def _decode(source: str, start: float) -> Iterator[tuple[Fraction, Fraction, Any]]:
-    """Time, duration and picture of each frame from the key frame before `start` on."""
+    """Yield time, duration and picture of each frame, from the key frame before `start` on."""
     try:
         with _open(source) as container:
             stream = _best_stream(container)
@@ -144,7 +147,7 @@ def _decode(source: str, start: float) -> Iterator[tuple[Fraction, Fraction, Any
                 raise ValueError(f"'{source}' has no video stream (streams: {kinds}).")
             stream.thread_type = "AUTO"
             origin = (stream.start_time or 0) * stream.time_base
-            if start > 0:
+            if start > 0 and source != "-":
                 container.seek(int((start + origin) / stream.time_base), stream=stream)
             duration = 1 / stream.average_rate if stream.average_rate else Fraction(1, 25)
             time = -duration
@@ -157,19 +160,54 @@ def _decode(source: str, start: float) -> Iterator[tuple[Fraction, Fraction, Any
 
 
 def _open(source: str) -> Any:
+    if source == "-":
+        return av.open(_standard_input())
     if not source.startswith("camera:"):
         return av.open(source)
     number = source.removeprefix("camera:")
     if not number.isdecimal():
         raise ValueError(f"A camera is named by its number, such as 'camera:0', got '{source}'.")
     if platform.system() not in _CAMERAS:
-        raise ValueError(f"Cameras are opened by number on {' and '.join(_CAMERAS)} only; give a URL.")
+        raise ValueError(f"Cameras can be opened by number on {' and '.join(_CAMERAS)} only; give a URL.")
     system, name = _CAMERAS[platform.system()]
     return av.open(name.format(number), format=system)
 
 
+def _standard_input() -> Any:
+    """Return standard input as a file for FFmpeg; a piped mp4 with its index at the end goes through the disk."""
+    pipe = sys.stdin.buffer
+    if pipe.seekable():
+        return pipe
+    head = pipe.read(256)
+    at = 0
+    while head[at + 4 : at + 8] in (b"ftyp", b"free", b"skip", b"wide"):
+        at += max(int.from_bytes(head[at : at + 4], "big"), 8)
+    if head[at + 4 : at + 8] not in (b"mdat", b""):
+        return _Pipe(head, pipe)
+    # The media data comes first, so FFmpeg must read to the end and then seek back.
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    file.write(head)
+    shutil.copyfileobj(pipe, file)
+    file.seek(0)
+    return file
+
+
+class _Pipe:
+    """A pipe with bytes that were read from it put back."""
+
+    def __init__(self, head: bytes, pipe: Any) -> None:
+        self.head, self.pipe = head, pipe
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes as soon as there are any."""
+        if not self.head:
+            return self.pipe.read1(size)
+        part, self.head = self.head[:size], self.head[size:]
+        return part
+
+
 def _best_stream(container: Any) -> Any | None:
-    """The video stream that a player would show: a default one, then the largest, and never a cover picture."""
+    """Return the video stream that a player would show: a default one, then the largest, never a cover picture."""
     flags = av.stream.Disposition
     streams = [stream for stream in container.streams.video if not stream.disposition & flags.attached_pic]
     return max(streams, key=lambda s: (bool(s.disposition & flags.default), s.width * s.height), default=None)
@@ -177,7 +215,7 @@ def _best_stream(container: Any) -> Any | None:
 
 def _to_rgb(frame: Any, reformatter: Any) -> np.ndarray:
     array = reformatter.reformat(frame, format="rgb24").to_ndarray()
-    # FFmpeg's angle turns the stored picture counter-clockwise into the one to show, and so does `rot90`.
+    # Both FFmpeg's angle and `rot90` turn the stored picture counter-clockwise.
     quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
 
@@ -193,104 +231,143 @@ def read_ahead(
     on_drop: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Any]]:
     """
-    The same items, read by a thread that is ahead, so that a video is decoded while the model works.
+    Read items in a thread, so that a video is decoded while the model works, and yield them in lists.
 
     Args:
-        items (`Iterator`): What to read. An error of it is raised where its item would be.
-        most (`int`): Most items to give at once.
-        is_live (`bool`, *optional*, defaults to `True`): Whether nobody knows when the next comes, so that those that
-            wait are given at once. A file's are given as many together as are asked for: fewer steps take less time.
-            A file waits, whatever `when_behind` says, and is read `most` items ahead.
-        goes_on (`bool`, *optional*, defaults to `False`): Whether the source goes on while nobody reads it.
-        when_behind (`str`, *optional*): What happens to a live source's items that come faster than they are taken:
-            `"catch_up"`, `"drop_oldest"` or `"block"`, which lets the source wait. By default the oldest are dropped
-            of one that goes on, and others wait.
-        max_waiting (`int`, *optional*): How many may wait, by default 512 to catch up, else 16.
-        on_drop (`Callable`, *optional*): Called for each that is dropped, by the thread that reads.
+        items (`Iterator`): What to read. An error that it raises is raised where its item would be.
+        most (`int`): Most items in a list.
+        is_live (`bool`, *optional*, defaults to `True`): Whether to yield items as soon as there are any. Otherwise
+            lists are full, which takes fewer steps, and the source always waits.
+        goes_on (`bool`, *optional*, defaults to `False`): Whether the source goes on when nothing reads it.
+        when_behind (`str`, *optional*): What to do when a live source is too fast: `"drop_oldest"`, `"block"` (make
+            it wait) or `"catch_up"` (keep items, and fail if too many wait). Defaults to `"drop_oldest"` for sources
+            that go on, and to `"block"` for others.
+        max_waiting (`int`, *optional*): Most items that may wait. Defaults to 512 with `"catch_up"`, 16 otherwise.
+        on_drop (`Callable`, *optional*): Called in the reading thread for each dropped item.
 
     Yields:
-        `list`: Those that wait, at least one, or `most`, but for the last.
+        `list`: At least one item if `is_live`; otherwise `most` items, except in the last list.
 
     Raises:
-        `TooManyWaitingError`: After what waits, if more would have to, to catch up.
-        `ValueError`: If `when_behind` is another, or `max_waiting` less than 1.
+        `TooManyWaitingError`: If too many items wait with `"catch_up"`, after those items.
+        `ValueError`: If `when_behind` is unknown or `max_waiting` is less than 1.
     """
     when_behind = when_behind or ("drop_oldest" if goes_on else "block")
     check_when_behind(when_behind)
-    limit = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
-    if limit < 1:
-        raise ValueError(f"`max_waiting` must be at least 1, got {limit}.")
-    if not is_live:
-        when_behind, limit = "block", most
-    waiting: deque[Any] = deque()
-    changed = threading.Condition()
-    has_ended = is_stopped = False
-    error: BaseException | None = None
-
-    def take_in(item: Any) -> None:
-        is_full = False
-        with changed:
-            if when_behind == "block":
-                changed.wait_for(lambda: len(waiting) < limit or is_stopped)
-            elif len(waiting) == limit and not is_stopped:
-                is_full = True
-                if when_behind == "catch_up":
-                    raise TooManyWaitingError(
-                        f"{limit} wait, as many as may, and more frames come than can be seen. Watch fewer a second, "
-                        'or choose another `when_behind`: "drop_oldest", or "block".'
-                    )
-                waiting.popleft()
-            waiting.append(item)
-            changed.notify_all()
-        if is_full:
-            on_drop()
-
-    def read() -> None:
-        nonlocal has_ended, error
-        # Whatever goes wrong, who listens must not wait for more.
-        try:
-            for item in items:
-                take_in(item)
-                if is_stopped:
-                    break
-        except BaseException as raised:
-            error = raised
-        try:
-            close: Callable[[], None] | None = getattr(items, "close", None)
-            if close is not None:
-                close()
-        except BaseException as raised:
-            error = error or raised
-        with changed:
-            has_ended = True
-            changed.notify_all()
-
-    thread = threading.Thread(target=read, name="read_ahead", daemon=True)
-    thread.start()
+    max_waiting = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
+    if max_waiting < 1:
+        raise ValueError(f"`max_waiting` must be at least 1, got {max_waiting}.")
+    reader = _Reader(items, when_behind, max_waiting, on_drop) if is_live else _Reader(items, "block", most, on_drop)
     try:
-        fewest = 1 if is_live else most
-        while True:
-            with changed:
-                changed.wait_for(lambda: len(waiting) >= fewest or has_ended)
-                some = [waiting.popleft() for _ in range(min(most, len(waiting)))]
-                changed.notify_all()
-            if not some:
-                break
+        while some := reader.take(1 if is_live else most, most):
             yield some
-        if error is not None:
-            raise error
     finally:
-        with changed:
-            is_stopped = True
-            changed.notify_all()
-        # A source that stands still, a camera that is gone for one, must not keep who has heard enough.
-        thread.join(timeout=1)
+        reader.stop()
+
+
+class _Reader:
+    """A thread that reads items into a queue."""
+
+    def __init__(self, items: Iterator[Any], when_behind: str, max_waiting: int, on_drop: Callable[[], None]) -> None:
+        self.items, self.when_behind, self.max_waiting, self.on_drop = items, when_behind, max_waiting, on_drop
+        self.waiting: deque[Any] = deque()
+        self.changed = threading.Condition()
+        self.has_ended = self.is_stopped = False
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name="read_ahead", daemon=True)
+        self.thread.start()
+
+    def take(self, fewest: int, most: int) -> list[Any]:
+        """Wait for `fewest` items or the end, and return up to `most` items; none are left at the end."""
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.waiting) >= fewest or self.has_ended)
+            items = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
+            self.changed.notify_all()
+        if not items and self.error is not None:
+            raise self.error
+        return items
+
+    def stop(self) -> None:
+        """Stop reading; do not wait long for a source that hangs, such as an unplugged camera."""
+        with self.changed:
+            self.is_stopped = True
+            self.changed.notify_all()
+        self.thread.join(timeout=1)
+
+    def _run(self) -> None:
+        for work in (self._read, getattr(self.items, "close", lambda: None)):
+            try:
+                work()
+            except BaseException as error:  # The caller must learn of every failure, or it would wait forever.
+                self.error = self.error or error
+        with self.changed:
+            self.has_ended = True
+            self.changed.notify_all()
+
+    def _read(self) -> None:
+        for item in self.items:
+            self._put(item)
+            if self.is_stopped:
+                break
+
+    def _put(self, item: Any) -> None:
+        is_full = False
+        with self.changed:
+            if self.when_behind == "block":
+                self.changed.wait_for(lambda: len(self.waiting) < self.max_waiting or self.is_stopped)
+            elif len(self.waiting) == self.max_waiting and not self.is_stopped:
+                is_full = True
+                if self.when_behind == "catch_up":
+                    raise TooManyWaitingError(
+                        f"{self.max_waiting} frames wait, the most that may, and more come. Watch fewer per second, "
+                        'or set `when_behind` to "drop_oldest" or "block".'
+                    )
+                self.waiting.popleft()
+            self.waiting.append(item)
+            self.changed.notify_all()
+        if is_full:
+            self.on_drop()
 
 
 def check_when_behind(when_behind: str) -> None:
-    """Raises `ValueError` if there is no such policy."""
+    """Raise `ValueError` if `when_behind` is unknown."""
     if when_behind not in WHEN_BEHIND:
         raise ValueError(f"`when_behind` is {when_behind!r}; it must be one of {', '.join(map(repr, WHEN_BEHIND))}.")
+
+
+def sample_every(camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
+    """
+    Yield the newest frame of a live source every `seconds` of wall-clock time, with its time.
+
+    A thread reads the source as fast as it comes, so frames are never old, however long the caller works on one.
+
+    Args:
+        camera (`Iterable`): Frames of any kind, as they come.
+        seconds (`float`): Time between frames, such as 0.5 for two frames per second.
+
+    Yields:
+        `tuple[float, Any]`: Seconds from the first frame to the arrival of this one, and the frame.
+
+    Example:
+
+    ```python
+    >>> for time, frame in sample_every(camera, 0.5):
+    ...     session.push(frame, time=time)
+    ```"""
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"`seconds` must be a positive time between frames, got {seconds}.")
+    if isinstance(camera, (str, Path)):
+        raise TypeError(f"`camera` must be an iterable of frames, got {camera!r}; `read_video` opens that.")
+    arrivals = ((clock.monotonic(), frame) for frame in camera)
+    first = due = None
+    with closing(read_ahead(arrivals, 1, when_behind="drop_oldest", max_waiting=1)) as newest:
+        for [(arrival, frame)] in newest:
+            if first is None:
+                first = due = arrival
+            yield arrival - first, frame
+            now = clock.monotonic()
+            due = max(due + seconds, now)
+            clock.sleep(due - now)
 
 
 __all__ = [
@@ -301,4 +378,5 @@ __all__ = [
     "is_complete",
     "read_ahead",
     "read_video",
+    "sample_every",
 ]

@@ -15,6 +15,7 @@
 
 import functools
 import http.server
+import itertools
 import resource
 import subprocess
 import sys
@@ -30,7 +31,7 @@ import torch
 from av.stream import Disposition
 from tiny import random_frames, write_clip
 
-from videollm_mod import TooManyWaitingError, read_video
+from videollm_mod import TooManyWaitingError, read_video, sample_every
 from videollm_mod.video_reading_videollm_mod import goes_on, is_complete, read_ahead
 
 
@@ -183,7 +184,7 @@ def test_a_camera_is_read_no_further_than_needed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fps": 0}, "positive number of frames a second, got 0"),
+        ({"fps": 0}, "positive number of frames per second, got 0"),
         ({"fps": -2.0}, "got -2.0"),
         ({"fps": float("nan")}, "got nan"),
         ({"fps": "2"}, "got 2"),
@@ -223,8 +224,7 @@ def test_refuses_files(tmp_path):
 
 _MEASURE = """
 import resource, sys
-from videollm_mod import TooManyWaitingError, read_video
-from videollm_mod.video_reading_videollm_mod import is_complete
+from videollm_mod import read_video
 count, peak = 0, []
 for time, frame in read_video(sys.argv[1], fps=1):
     count += 1
@@ -253,15 +253,107 @@ def test_two_hours_are_read_in_constant_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
 
 
-def test_standard_input_is_a_video(tmp_path):
-    """As `ffmpeg ... | python`: what cannot be sought in is read as it comes."""
-    clip = write_clip(tmp_path / "clip.mkv", random_frames(20), fps=10)
-    code = (
-        "from videollm_mod.video_reading_videollm_mod import read_video; print([t for t, _ in read_video('-', fps=2)])"
-    )
-    with subprocess.Popen(["cat", str(clip)], stdout=subprocess.PIPE) as cat:
-        done = subprocess.run([sys.executable, "-c", code], stdin=cat.stdout, capture_output=True, text=True)
-    assert done.stdout.strip() == "[0.0, 0.5, 1.0, 1.5]", done.stderr
+def mp4_boxes(path):
+    """Names of the boxes that an mp4 consists of, in order."""
+    content, at, names = path.read_bytes(), 0, []
+    while at < len(content):
+        names.append(content[at + 4 : at + 8].decode())
+        at += int.from_bytes(content[at : at + 4], "big")
+    return names
+
+
+@pytest.mark.parametrize("kind", ["mkv", "mp4", "mp4 with its index first", "mp4 as standard input"])
+def test_standard_input_is_a_video(tmp_path, kind):
+    """Also where nothing can be sought in, as in `cat clip.mp4 | videollm-mod narrate -`."""
+    clip = write_clip(tmp_path / f"clip.{kind[:3]}", random_frames(20), fps=10)
+    if kind == "mp4 with its index first":
+        with (
+            av.open(str(clip)) as source,
+            av.open(str(tmp_path / "first.mp4"), "w", options={"movflags": "faststart"}) as to,
+        ):
+            stream = to.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                packet.stream = stream
+                if packet.dts is not None:
+                    to.mux(packet)
+        clip = tmp_path / "first.mp4"
+    if kind.startswith("mp4"):
+        boxes = mp4_boxes(clip)
+        assert (boxes.index("moov") < boxes.index("mdat")) == (kind == "mp4 with its index first")
+    code = "from videollm_mod import read_video; import sys; "
+    code += "print([t for t, _ in read_video('-', fps=2, start=float(sys.argv[1]))])"
+    for start, expected in (("0", "[0.0, 0.5, 1.0, 1.5]"), ("0.75", "[0.75, 1.25, 1.75]")):
+        run = [sys.executable, "-c", code, start]
+        if kind == "mp4 as standard input":
+            with clip.open("rb") as file:
+                done = subprocess.run(run, stdin=file, capture_output=True, text=True)
+        else:
+            with subprocess.Popen(["cat", str(clip)], stdout=subprocess.PIPE) as cat:
+                done = subprocess.run(run, stdin=cat.stdout, capture_output=True, text=True)
+        assert done.stdout.strip() == expected, done.stderr
+
+
+def test_a_live_pipe_is_played_as_it_comes(tmp_path):
+    clip = write_clip(tmp_path / "clip.mkv", random_frames(60), fps=10)
+    content = clip.read_bytes()
+    code = "from videollm_mod import read_video\nfor time, _ in read_video('-', fps=2): print(time, flush=True)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        reader.stdin.write(content[: len(content) // 2])
+        reader.stdin.flush()
+        assert reader.stdout.readline() == b"0.0\n"  # half of the video is still to come
+        reader.stdin.write(content[len(content) // 2 :])
+        reader.stdin.close()
+        assert len(reader.stdout.read().split()) == 11
+
+
+def test_a_mistyped_path_is_told_with_the_file_that_was_meant(tmp_path):
+    write_clip(tmp_path / "cooking.mp4", numbered(2))
+    with pytest.raises(FileNotFoundError) as error:
+        next(read_video(tmp_path / "coking.mp4"))
+    path = tmp_path / "coking.mp4"
+    assert str(error.value) == f"There is no video file '{path}'; did you mean '{tmp_path / 'cooking.mp4'}'?"
+    for other in (tmp_path / "xyz.mkv", tmp_path / "nowhere" / "cooking.mp4"):
+        with pytest.raises(FileNotFoundError, match=r"There is no video file '.*'\.$"):
+            next(read_video(other))
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.1])
+def test_sample_every_yields_the_newest_frame_by_the_clock(slow):
+    """A camera at 50 fps, sampled every 0.1 s: about every fifth frame, or fewer where the caller is slower."""
+    closed = []
+
+    def camera():
+        try:
+            for index in itertools.count():
+                yield index
+                time.sleep(0.02)
+        finally:
+            closed.append(True)
+
+    seen, begin = [], time.monotonic()
+    samples = sample_every(camera(), 0.1)
+    for at, frame in samples:
+        now = time.monotonic() - begin
+        assert at <= now < at + 0.5, "the frame is new"
+        seen.append((at, frame))
+        time.sleep(slow)
+        if len(seen) == 6:
+            break
+    samples.close()
+    times, frames = zip(*seen, strict=True)
+    assert times[0] == 0.0 and all(b - a > 0.05 for a, b in itertools.pairwise(times))
+    assert 0.4 < times[-1] < 2.0 and all(b > a for a, b in itertools.pairwise(frames)) and frames[-1] < 100
+    with pytest.raises(OSError, match="unplugged"):
+        list(sample_every(unplugged(), 0.01))
+    with pytest.raises(TypeError, match="`read_video` opens that"):
+        next(sample_every("camera:0", 0.5))
+    with pytest.raises(ValueError, match="positive time between frames, got 0"):
+        next(sample_every([], 0))
+
+
+def unplugged():
+    yield 1
+    raise OSError("unplugged")
 
 
 @pytest.mark.parametrize(
@@ -391,7 +483,7 @@ def test_what_comes_too_fast_to_catch_up_ends_after_what_waits():
     deadline = time.monotonic() + 60
     while items.gi_frame is not None and time.monotonic() < deadline:
         time.sleep(0.01)
-    with pytest.raises(TooManyWaitingError, match="5 wait, as many as may"):
+    with pytest.raises(TooManyWaitingError, match="5 frames wait, the most that may"):
         for some in ahead:
             taken += some
     assert taken == list(range(len(taken))) and 5 <= len(taken) < 20
