@@ -26,7 +26,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
-from videollm_mod.console import quiet
+from videollm_mod.console import describe_entries, describe_saving, device_name, quiet
 
 import typer
 
@@ -136,19 +136,19 @@ def narrate(
         written = {"srt": srt, "vtt": vtt, "jsonl": jsonl, "burn_in": burn_in}
         outputs = {kind: path for kind, path in written.items() if path is not None}
         _check_outputs(outputs, video)
-        _check_when_behind(when_behind)
-        _check_video(video, fps=fps)
-        processor, loaded, options = _load(video, model, revision, weights, cache_dtype)
-        from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
-
-        line = None if as_json else _line_printer(processor.tokenizer)
-        options |= {"fps": fps, "interval_threshold": interval_threshold, **_memory(loaded, max_frames)}
-        session = loaded.stream(processor, streamer=line, **options)
-        if line is not None:
-            line.session = session
-        query = DEFAULT_QUERY if query is None else query
-        if query:
-            session.ask(query, reply_now=False)
+        _check_video(video, fps=fps, when_behind=when_behind)
+        processor, session = _open(
+            video,
+            model,
+            revision,
+            prints=not as_json,
+            weights=weights,
+            cache_dtype=cache_dtype,
+            max_frames=max_frames,
+            fps=fps,
+            interval_threshold=interval_threshold,
+        )
+        _ask_first(session, query)
         behind = {"when_behind": when_behind, "max_waiting": max_waiting}
         seconds, dropped = _watch(processor, video, session, fps=fps, as_json=as_json, **behind)
         _write(outputs, video, session, fps=fps)
@@ -174,10 +174,10 @@ def ask(
     """Ask a question about a video, at its end or at any second."""
     with one_line_errors():
         _check_video(video, fps=fps, at=at)
-        processor, loaded, options = _load(video, model, revision, weights, cache_dtype)
         # At a threshold of 0 the model stays silent until it is asked.
-        options |= {"fps": fps, "interval_threshold": 0.0, **_memory(loaded, max_frames)}
-        session = loaded.stream(processor, **options)
+        options = {"fps": fps, "interval_threshold": 0.0, "max_frames": max_frames}
+        stored = {"weights": weights, "cache_dtype": cache_dtype}
+        processor, session = _open(video, model, revision, **stored, **options)
         for time, frame in _show_progress(processor.read_video(video, fps=fps, end=at)):
             session.push(frame, time=time)
         if at is not None and session.time + 1 / fps < at:
@@ -205,11 +205,13 @@ def _check_outputs(outputs: dict[str, Path], video: str) -> None:
         raise ValueError("--burn-in needs a video file: a live source is not kept.")
 
 
-def _check_video(video: str, *, fps: float, at: float | None = None) -> None:
-    """Read one frame, so that a wrong video is reported before a model is loaded."""
+def _check_video(video: str, *, fps: float, at: float | None = None, when_behind: str | None = None) -> None:
+    """Read one frame, so that a wrong video or option is reported before a model is loaded."""
     from videollm_mod.space.captions import video_seconds
-    from videollm_mod.video_reading_videollm_mod import read_video
+    from videollm_mod.video_reading_videollm_mod import WHEN_BEHIND, read_video
 
+    if when_behind is not None and when_behind not in WHEN_BEHIND:
+        raise ValueError(f"--when-behind can be {', '.join(WHEN_BEHIND)}, not {when_behind!r}.")
     # Standard input can be read only once.
     if video == "-":
         return
@@ -219,27 +221,29 @@ def _check_video(video: str, *, fps: float, at: float | None = None) -> None:
         raise _too_late(at, end)
 
 
-def _check_when_behind(when_behind: str | None) -> None:
-    from videollm_mod.video_reading_videollm_mod import WHEN_BEHIND
-
-    if when_behind is not None and when_behind not in WHEN_BEHIND:
-        raise ValueError(f"--when-behind can be {', '.join(WHEN_BEHIND)}, not {when_behind!r}.")
-
-
 def _too_late(at: float, end: float) -> ValueError:
     return ValueError(f"The video ends at {end:.1f} s: choose an earlier second than --at {at:g}.")
 
 
-def _load(
-    video: str, name: str, revision: str | None, weights: str | None, cache_dtype: str | None
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Load a checkpoint. Return its processor, its model and the session's options for its cache."""
+def _open(
+    video: str,
+    name: str,
+    revision: str | None,
+    *,
+    weights: str | None,
+    cache_dtype: str | None,
+    max_frames: int | None,
+    prints: bool = False,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Load a checkpoint and start a session, which prints replies as they are generated if `prints`."""
     is_embedded = check_checkpoint(name) and Path(name).resolve() == EMBEDDED
     typer.echo(f"loading {'the embedded checkpoint' if is_embedded else name} ...", err=True)
     quiet()
     from transformers import AutoProcessor
 
     from videollm_mod.space.loading import CACHE_DTYPES, is_streamworld, load_model
+    from videollm_mod.streaming_videollm_mod import within_context
 
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise ValueError(f"--cache-dtype can be {' or '.join(CACHE_DTYPES)}, not {cache_dtype!r}.")
@@ -248,7 +252,20 @@ def _load(
     model = load_model(name, weights=weights, revision=revision)
     if is_embedded and not is_streamworld(video):
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
-    return processor, model, {"cache_dtype": CACHE_DTYPES.get(cache_dtype)}
+    printer = _line_printer(processor.tokenizer) if prints else None
+    options |= {"cache_dtype": CACHE_DTYPES.get(cache_dtype), **within_context(model.config, max_frames)}
+    session = model.stream(processor, streamer=printer, **options)
+    if printer is not None:
+        printer.session = session
+    return processor, session
+
+
+def _ask_first(session: Any, query: str | None) -> None:
+    from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
+
+    query = DEFAULT_QUERY if query is None else query
+    if query:
+        session.ask(query, reply_now=False)
 
 
 def _load_config(name: str, revision: str | None) -> Any:
@@ -258,12 +275,6 @@ def _load_config(name: str, revision: str | None) -> Any:
     if config.model_type != "videollm_mod":
         raise ValueError(f"'{name}' is a {config.model_type} model, not a VideoLLM-MoD model.")
     return config
-
-
-def _memory(model: Any, max_frames: int | None) -> dict[str, int]:
-    from videollm_mod.streaming_videollm_mod import within_context
-
-    return within_context(model.config, max_frames)
 
 
 def _show_progress(frames: Iterator[Any]) -> Iterator[Any]:
@@ -367,7 +378,7 @@ def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool) ->
         }
         typer.echo(json.dumps({"summary": figures}))
         return
-    speed = f"{session.num_frames / seconds:.1f} frames/s ({_device_name(session.model)})"
+    speed = f"{session.num_frames / seconds:.1f} frames/s ({device_name(session.model)})"
     forgotten = session.num_frames - session.num_remembered
     typer.echo(
         f"\n{session.num_frames} frames in {seconds:.1f} s, {speed}"
@@ -375,47 +386,13 @@ def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool) ->
         + (f"; compute and cache are those of the newest {session.num_remembered}" if forgotten else "")
     )
     _print_savings(cost, cache.num_bytes, full_cache_bytes)
-    typer.echo(f"          {_describe_entries(cache.lengths, set(config.routed_layers))}")
+    typer.echo(f"          entries: {describe_entries(cache.lengths, set(config.routed_layers))}")
 
 
 def _print_savings(cost: Any, cache_bytes: int, full_cache_bytes: int) -> None:
-    for name, value, full, unit, where in (
-        ("compute", cost.flops, cost.full_flops, "FLOP", " in the language model"),
-        ("cache", cache_bytes, full_cache_bytes, "B", ""),
-    ):
-        scale, prefix = _prefix(full)
-        typer.echo(
-            f"{name:<9} {value / scale:.3g} {prefix}{unit}{where}, {full / scale:.3g} at full compute "
-            f"(routing saves {1 - value / full:.0%})"
-        )
-
-
-def _prefix(number: float) -> tuple[float, str]:
-    """Choose a unit prefix: 1,400,000 is best shown in millions, (1e6, "M")."""
-    scales = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
-    return next(((scale, prefix) for scale, prefix in scales if number >= scale), (1.0, ""))
-
-
-def _describe_entries(lengths: list[int], routed: set[int]) -> str:
-    """Describe cache lengths: "entries: 363 in each of 2 full layers, 159 in each of 4 routed layers"."""
-    kinds: dict[str, list[int]] = {"full": [], "routed": []}
-    for layer, length in enumerate(lengths):
-        kinds["routed" if layer in routed else "full"].append(length)
-    parts = [
-        f"{'' if min(found) == max(found) else 'up to '}{max(found)} in each of {len(found)} {kind} layers"
-        for kind, found in kinds.items()
-        if found
-    ]
-    return f"entries: {', '.join(parts)}"
-
-
-def _device_name(model: Any) -> str:
-    import torch
-
-    if model.device.type == "cuda":
-        return torch.cuda.get_device_name(model.device)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    flops = describe_saving(cost.flops, cost.full_flops, "FLOP", " in the language model")
+    typer.echo(f"compute   {flops}")
+    typer.echo(f"cache     {describe_saving(cache_bytes, full_cache_bytes, 'B')}")
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints

@@ -12,12 +12,47 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Quiet output for programs: the command line, the scripts in `train/` and `convert/`, and the benchmarks.
+Output of programs: the command line, the scripts in `train/` and `convert/`, and the benchmarks.
 
-Import this module before torch and Transformers. It stands in `space/`, because a Space has no other files of ours.
+Import this module before torch and Transformers, because it silences what they log while they are imported. [`quiet`]
+stands in `space/`, because a Space has no other files of ours.
 """
+
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from videollm_mod.space.console import quiet
 
 
-__all__ = ["quiet"]
+def device_name(model: Any) -> str:
+    """Return the GPU of a model, or the CPU with its number of threads."""
+    import torch
+
+    if model.device.type == "cuda":
+        return torch.cuda.get_device_name(model.device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def describe_saving(value: float, full: float, unit: str, where: str = "") -> str:
+    """Compare a cost with full compute: "0.77 GFLOP, 1.31 at full compute (routing saves 42%)"."""
+    scales = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
+    scale, prefix = next(((scale, prefix) for scale, prefix in scales if full >= scale), (1.0, ""))
+    saved = f"routing saves {1 - value / full:.0%}"
+    return f"{value / scale:.3g} {prefix}{unit}{where}, {full / scale:.3g} at full compute ({saved})"
+
+
+def describe_entries(lengths: Sequence[int], routed: Collection[int]) -> str:
+    """Describe cache lengths: "363 in each of 2 full layers, 159 in each of 4 routed layers"."""
+    kinds: dict[str, list[int]] = {"full": [], "routed": []}
+    for layer, length in enumerate(lengths):
+        kinds["routed" if layer in routed else "full"].append(length)
+    parts = [
+        f"{'' if min(found) == max(found) else 'up to '}{max(found)} in each of {len(found)} {kind} layers"
+        for kind, found in kinds.items()
+        if found
+    ]
+    return ", ".join(parts)
+
+
+__all__ = ["describe_entries", "describe_saving", "device_name", "quiet"]
