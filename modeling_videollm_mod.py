@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
@@ -171,8 +172,8 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if self.config.mod_gate == "tanh" and getattr(type(module), "learns", False):
-            module.start_at_zero()
+        if self.config.mod_gate == "tanh" and getattr(module, "starts_at_zero", False):
+            init.zeros_(module.weight)
         else:
             super()._init_weights(module)
 

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import (
     and_masks,
@@ -47,7 +46,8 @@ class VideoLLMMoDRouter(nn.Module):
     Base class of router types. A routed layer has one router and keeps each frame's highest scores.
 
     To add a type, subclass this class and add it to [`ROUTERS`]; `mod_router` then accepts its name. The class
-    attribute `learns` says whether a router has weights to train. It also decides whether `mod_gate` applies.
+    attribute `learns` says whether a router has weights to train, and so whether `mod_gate` applies. With the tanh
+    gate, weights of modules that set `starts_at_zero` are initialised to 0, so that the first gates are 1.
 
     Args:
         config ([`VideoLLMMoDConfig`]): The model's configuration.
@@ -56,9 +56,9 @@ class VideoLLMMoDRouter(nn.Module):
 
     learns = False
 
-    def __init__(self, config: Any, layer: int) -> None:  # noqa: ARG002
+    def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.config, self.layer = config, layer
 
     def forward(
         self, hidden_states: torch.Tensor, position_ids: torch.LongTensor, ranks: torch.LongTensor
@@ -83,9 +83,6 @@ class VideoLLMMoDRouter(nn.Module):
         function = GATES[mod_gate] if cls.learns else None
         return None if function is None else function(scores)
 
-    def start_at_zero(self) -> None:
-        """Set the weights so that every score is 0, where the tanh gate is 1. Called for new routers that learn."""
-
     @classmethod
     def flops_per_token(cls, config: Any) -> int:  # noqa: ARG003
         """Return the matrix-product operations of one token's score, a multiply-add counted as two."""
@@ -96,19 +93,16 @@ class LearnedRouter(VideoLLMMoDRouter, nn.Linear):
     """Score tokens by a learned direction: mu = w . x (VideoLLM-MoD, arXiv 2408.16730, equation 2)."""
 
     learns = True
+    starts_at_zero = True
 
     def __init__(self, config: Any, layer: int) -> None:
         nn.Linear.__init__(self, config.text_config.hidden_size, 1, bias=False)
-        self.layer = layer
+        self.config, self.layer = config, layer
 
     def forward(self, hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
         """Return the scores, summed in float32: a bfloat16 score has 8 bits, so many of 50 tokens would tie."""
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         return (hidden_states * self.weight[0]).sum(dim=-1, keepdim=True, dtype=dtype)
-
-    def start_at_zero(self) -> None:
-        """Set the weights to zero."""
-        init.zeros_(self.weight)
 
 
 class UniformRouter(VideoLLMMoDRouter):

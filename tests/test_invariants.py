@@ -17,10 +17,12 @@ import pytest
 import torch
 from tiny import SCHEMES, TEXT_MODELS, VISION_MODELS, dialogue_ids, random_features, tiny_config, tiny_model
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
-from videollm_mod.routing_videollm_mod import ROUTERS, choose_kept, find_frames
+from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.routing_videollm_mod import ROUTERS, VideoLLMMoDRouter, choose_kept, find_frames
 
 
 RUNS = [3, 1, 2]
@@ -68,6 +70,65 @@ def check_any_path(model):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_frame_by_frame_in_chunks_and_at_once(scheme):
     check_any_path(tiny_model(**SCHEMES[scheme], mod_gate="linear"))
+
+
+class LargestNorm(VideoLLMMoDRouter):
+    """Score tokens by their norm."""
+
+    def forward(self, hidden_states, *_):
+        return hidden_states.float().norm(dim=-1, keepdim=True)
+
+
+class SmallNetwork(VideoLLMMoDRouter):
+    """Score tokens by a network with one hidden layer."""
+
+    learns = True
+
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        width = config.text_config.hidden_size
+        self.hidden, self.score = torch.nn.Linear(width, 2 * width), torch.nn.Linear(2 * width, 1, bias=False)
+        self.score.starts_at_zero = True
+
+    def forward(self, hidden_states, *_):
+        return self.score(self.hidden(hidden_states.to(self.hidden.weight.dtype)).relu()).float()
+
+    @classmethod
+    def flops_per_token(cls, config):
+        return 2 * (config.text_config.hidden_size + 1) * 2 * config.text_config.hidden_size
+
+
+@pytest.mark.parametrize("router", [LargestNorm, SmallNetwork])
+def test_a_new_router_type_streams_trains_is_saved_and_is_counted(router, monkeypatch, tmp_path):
+    monkeypatch.setitem(ROUTERS, "new", router)
+    check_any_path(tiny_model(mod_router="new", mod_layers="all"))
+    untrained = VideoLLMMoDForConditionalGeneration(tiny_config(mod_router="new", mod_layers="all"))
+    ids, features = dialogue_ids(untrained.config, RUNS), random_features(untrained.config, sum(RUNS))
+    scores = untrained(input_ids=ids, frame_features=features, output_router_scores=True).router_scores
+    assert router.learns != any(layer.any() for layer in scores)  # new routers that learn start at zero
+
+    model = tiny_model(mod_router="new", mod_layers="all", attn_implementation="eager").train()
+    labels = ids.masked_fill(ids == model.config.frame_token_id, -100)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=ids, frame_features=features, labels=labels)
+    cost = model.estimate_cost(sum(RUNS), ids.shape[1] - 10 * sum(RUNS))
+    assert counter.get_total_flops() == pytest.approx(cost.flops, rel=0.02)
+    assert (router.flops_per_token(model.config) > 0.02 * cost.flops / ids.shape[1]) == router.learns
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    before = {name: weight.clone() for name, weight in model.named_parameters() if "routers" in name}
+    losses = []
+    for _ in range(5):
+        losses.append(model(input_ids=ids, frame_features=features, labels=labels).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] and bool(before) == router.learns == bool(model.router_names)
+    assert all(not torch.equal(weight, before[name]) for name, weight in model.named_parameters() if name in before)
+
+    model.eval().save_pretrained(tmp_path)
+    loaded = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path)
+    assert_close(one_forward(loaded, ids, features), one_forward(model, ids, features))
 
 
 @pytest.mark.parametrize("scheme", ["interleaved", "all", "early_exit"])
