@@ -1,4 +1,4 @@
-# `make narrate` runs the main job, `make test` the tests. Each sets up what it needs in a virtual environment.
+# `make narrate` narrates the samples, `make test` runs the tests. Each target sets up what it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,17 +14,17 @@ narrate: $(VENV)/.installed
 		$(BIN)/python cli.py narrate "$$video" $(if $(MODEL),--model "$(MODEL)") $(if $(QUERY),--query "$(QUERY)") || exit 1; \
 	done
 
-# The page, in a browser at the address that it prints.
+# Serve the page at the address it prints.
 space: $(VENV)/.installed-space
 	@$(BIN)/python space/app.py $(if $(MODEL),--model "$(MODEL)")
 
-# A process a core, of one thread each: threads of several that wait for each other take most of the time.
+# One process per core with one thread each: with more threads, they mostly wait for each other.
 test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 
-# Two minutes of the recipe of the embedded checkpoint, from nothing, with a table before and after.
+# Run two minutes of the embedded checkpoint's recipe from nothing, and print a table before and after.
 train: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size quick
 
@@ -40,13 +40,13 @@ checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/data/streamworld.py samples --split test --world tiny --clip 117 --fps 12
 	$(BIN)/python train/data/streamworld.py samples --split test --world tiny --clip 595 --fps 12 --name streamworld_2
 
-# pip is upgraded first: an old one cannot read this project's licence field. Quiet twice, since an editable install of a
-# package that is its own folder has setuptools warn of what is meant.
+# An old pip cannot read this project's licence field, so upgrade it first.
 $(VENV)/.pip:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
+# `--quiet` twice: setuptools warns about a package whose folder is the checkout.
 $(VENV)/.installed: $(VENV)/.pip pyproject.toml
 	@echo "installing into $(VENV), with PyTorch up to 6 GB; this takes a minute or two"
 	$(BIN)/python -m pip install --quiet --quiet --editable .
@@ -62,24 +62,24 @@ $(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,space,dev]"
 	touch $@ $(VENV)/.installed $(VENV)/.installed-space
 
-# Tests of the page need a browser. Where it cannot be installed they are skipped, but not in CI.
+# Tests of the page need a browser. Where it cannot be installed they are skipped, except in CI.
 $(VENV)/.chromium: $(VENV)/.pip
 	command -v chromium chromium-browser google-chrome || (apt-get update -qq && apt-get install -y -qq chromium) || true
 	touch $@
 
-# Their check of accessibility is axe, which npm brings; where it cannot, that check is skipped.
+# They check accessibility with axe from npm. Without npm, that check is skipped.
 $(VENV)/.axe: $(VENV)/.pip
 	command -v npm || (apt-get update -qq && apt-get install -y -qq npm) || true
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4.14.1 || true
 	touch $@
 
-# Before a release: the wheel, built and installed in an environment of its own, narrates from an empty folder.
+# Before a release: build the wheel, install it in a new environment, and narrate from an empty folder.
 release-check: $(VENV)/.pip
 	rm -rf $(VENV)/release && $(PYTHON) -m venv $(VENV)/release/env && mkdir $(VENV)/release/empty
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/release .
 	$(VENV)/release/env/bin/python -m pip install --quiet $(VENV)/release/*.whl
 	cd $(VENV)/release/empty && HF_HUB_OFFLINE=1 ../env/bin/videollm-mod narrate
-	rm -rf build
+	rm -rf build *.egg-info
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

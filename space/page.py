@@ -34,7 +34,7 @@ ABOUT = """
 # Watch it watch
 The model watches a video **as it plays**, decides at every frame whether to **speak**, and answers at any moment.
 """
-ROUTING = """
+ROUTING = """\
 {routed} of its {layers} layers process only **{kept} of a frame's {tokens} tokens**. They skip the dark patches, which
 then cost nothing.
 """
@@ -45,7 +45,7 @@ TOY = (
 COMPARE = """
 Both sides watch the same video. Each frame goes first to the routed model, then to the same weights at **full
 compute**: every keep ratio is 1, which the weights were not trained for. If you choose no video, both watch the
-sample. Of a long video, they watch the first {seconds} seconds.
+sample. They watch the first {seconds} seconds of a long video.
 """
 OVERHEAD = " A model as small as this one spends most of its time on overhead, so the times hardly differ."
 SCREEN = """

@@ -236,6 +236,16 @@ def test_a_checkout_publishes_its_checkpoint_and_card_only(hub, tmp_path):
     assert hub.files(REPO).keys() == names
 
 
+def test_a_wheel_carries_the_checkpoint_and_the_page():
+    """`make release-check` builds one and runs it."""
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    for package, files in (("", model_files(ROOT).values()), (".space", (ROOT / "space").iterdir())):
+        patterns = [*tables["package-data"][f"videollm_mod{package}"], "*.py", "LICENSE"]
+        left = [path.name for path in files if path.is_file() and not any(map(path.match, patterns))]
+        assert left == []
+
+
 def test_links_of_a_published_card_lead_somewhere(hub, tmp_path):
     checkpoint = copy_embedded(tmp_path / "checkpoint")
     (checkpoint / "docs" / "seen.png").write_bytes(b"0")
