@@ -76,7 +76,7 @@ $(VENV)/.axe: $(VENV)/.pip
 # Before a release: build the wheel, install it in a new environment, and narrate from an empty folder.
 release-check: $(VENV)/.pip
 	rm -rf $(VENV)/release && $(PYTHON) -m venv $(VENV)/release/env && mkdir $(VENV)/release/empty
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/release .
+	$(BIN)/python -m pip wheel --quiet --quiet --no-deps --wheel-dir $(VENV)/release .
 	$(VENV)/release/env/bin/python -m pip install --quiet $(VENV)/release/*.whl
 	cd $(VENV)/release/empty && HF_HUB_OFFLINE=1 ../env/bin/videollm-mod narrate
 	rm -rf build *.egg-info

@@ -42,7 +42,7 @@ import gradio as gr
 import numpy as np
 import page
 from gradio.utils import get_upload_folder
-from loading import load_model
+from loading import is_streamworld, load_model
 from PIL import Image
 from room import Room, RoomIsFull
 from transformers import AutoProcessor
@@ -100,6 +100,8 @@ class App:
         viewer = self._viewer(fps, interval_threshold, query)
         _call(viewer.begin, video=video)
         self._enter(viewer, request)
+        if self.is_toy and not is_streamworld(video):
+            gr.Warning(page.OUT_OF_WORLD)
         return f"gradio_api/file={quote(video)}", gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
     def open_camera(
@@ -361,6 +363,8 @@ def main() -> None:
     model = options.model or os.environ.get("MODEL_ID") or embedded_checkpoint()
     if model is None:
         raise SystemExit("error: there is no checkpoint here: set MODEL_ID to a Hub id or a folder, or pass --model.")
+    if not Path(model).is_dir() and str(model).count("/") != 1:
+        raise SystemExit(f"error: there is no folder '{model}'. Give a folder, or a Hub id such as 'owner/name'.")
     try:
         app = App(str(model), seats=options.seats)
     except (OSError, ValueError, ImportError) as error:

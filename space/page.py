@@ -42,6 +42,7 @@ TOY = (
     "**A toy.** This checkpoint was trained on generated clips of moving things and knows nothing else. On a camera "
     "or any other video, its words mean nothing. The routing, the speed and the savings are real."
 )
+OUT_OF_WORLD = "This video is not from the world that the toy knows, so its words mean nothing here."
 COMPARE = """
 Both sides watch the same video. Each frame goes first to the routed model, then to the same weights at **full
 compute**: every keep ratio is 1, which the weights were not trained for. If you choose no video, both watch the

@@ -209,6 +209,7 @@ def test_an_interrupted_upload_is_reported_and_resumed(hub, tmp_path, where):
 def test_mistakes_get_one_line_each(hub, tmp_path):
     for arguments, variables, message in (
         ((tmp_path, REPO), {}, "has no config.json: give the folder of a checkpoint"),
+        ((ROOT / "sampels", REPO), {}, f"sampels'; did you mean '{ROOT / 'samples'}'?"),
         ((EMBEDDED, "no such name!"), {}, "is not a valid repository name"),
         ((EMBEDDED, REPO), {"HF_TOKEN": "hf_wrong"}, "The Hub does not know this user: run `hf auth login`"),
         ((EMBEDDED, REPO), {"HF_TOKEN": ""}, "run `hf auth login`, or set HF_TOKEN"),

@@ -49,6 +49,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from videollm_mod.mistakes import check_checkpoint, one_line_errors
 from videollm_mod.train.card import FACTS_PAGE, write_plain_card
 from videollm_mod.train.checkpoint_files import LINK, checkpoint_files, entry_files, model_files
 
@@ -107,16 +108,19 @@ def push(
         `str`: The commit's hash.
 
     Raises:
+        `FileNotFoundError`: If there is no such folder.
         `ValueError`: If the folder is incomplete, the Hub refuses its card, the repository holds another model, the
             user is not logged in, or the published model does not load.
         `ConnectionError`: If the connection broke.
     """
     folder = Path(checkpoint)
+    if not folder.is_dir():
+        check_checkpoint(folder)
     _refuse_an_incomplete_folder(folder)
     api = HfApi()
     with tempfile.TemporaryDirectory() as place:
         files = _with_weights_split(checkpoint_files(folder), Path(place), max_shard_size)
-        with _one_line_errors(repo):
+        with _hub_errors(repo):
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             there = set(api.list_repo_files(repo))
             files |= _card_for(repo, folder, files, Path(place))
@@ -161,7 +165,7 @@ def push_space(
     files |= {f"samples/{path.name}": path for path in (ROOT / "samples").glob("*.mp4")}
     if model is None:
         files |= {f"checkpoint/{name}": path for name, path in model_files(ROOT).items()}
-    with _one_line_errors(repo):
+    with _hub_errors(repo):
         if model is not None:
             _refuse_an_unknown_model(api, model)
         repo = api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True).repo_id
@@ -188,7 +192,7 @@ def _commit(
 
 
 @contextmanager
-def _one_line_errors(repo: str) -> Iterator[None]:
+def _hub_errors(repo: str) -> Iterator[None]:
     """Turn the Hub's errors into a `ValueError` for mistakes and a `ConnectionError` for what a second try mends."""
     try:
         yield
@@ -375,14 +379,12 @@ def main() -> None:
     if options.message is not None:
         common["message"] = options.message
     repo, verify = options.space or options.repo, options.space is None and not options.no_verify
-    try:
+    with one_line_errors():
         if options.space is not None:
             commit = push_space(repo, model=options.model, **common)
         else:
             common |= {"max_shard_size": options.max_shard_size, "verify": verify}
             commit = push(options.checkpoint, repo, **common)
-    except (ValueError, ConnectionError) as error:
-        raise SystemExit(f"error: {error}") from None
     if options.json:
         print(json.dumps({"repo": repo, "commit": commit, "loaded": verify}))
     else:
