@@ -43,8 +43,7 @@ from tqdm import tqdm
 from watching import add_model_options, describe, frame_step, image_size, make_engine, model_sets, parse
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
-from videollm_mod.serving import StreamingEngine
-from videollm_mod.serving.pages import VideoLLMMoDPagedCache
+from videollm_mod.serving import StreamingEngine, VideoLLMMoDPagedCache
 
 
 # Seconds between the frames of a stream.

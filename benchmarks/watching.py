@@ -42,9 +42,7 @@ from transformers import AutoConfig, Cache, DynamicCache
 
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
 from videollm_mod.cache_videollm_mod import CACHE_NAME
-from videollm_mod.serving import StreamingEngine
-from videollm_mod.serving.attention import attention_in_use
-from videollm_mod.serving.pages import VideoLLMMoDPagedCache
+from videollm_mod.serving import StreamingEngine, VideoLLMMoDPagedCache, attention_in_use
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.streaming_videollm_mod import StreamStep
 

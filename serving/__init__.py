@@ -13,7 +13,21 @@
 # limitations under the License.
 """Many live streams on one model."""
 
-from .engine import EngineFullError, EngineStats, EngineStream, StreamingEngine
+from .engine import EngineFullError, StreamingEngine
+from .kernels import attention_in_use
+from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
+from .stats import EngineStats
+from .stream import EngineStream
 
 
-__all__ = ["EngineFullError", "EngineStats", "EngineStream", "StreamingEngine"]
+__all__ = [
+    "EngineFullError",
+    "EngineStats",
+    "EngineStream",
+    "OutOfPagesError",
+    "StreamingEngine",
+    "VideoLLMMoDPagePool",
+    "VideoLLMMoDPagedCache",
+    "attention_in_use",
+    "new_page_pool",
+]

@@ -1,0 +1,72 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The vision encoder on frames of several streams at once, on CUDA beside the language model."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from .stream import EngineStream, ReceivedFrame
+
+
+# Most frames that the encoder gets at once: the memory that it needs for more is not reserved.
+MOST_FRAMES = 64
+# A frame, and the stream that it belongs to.
+Waiting = tuple[EngineStream, ReceivedFrame]
+
+
+class FrameEncoder:
+    """
+    Encodes frames of several streams together.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model.
+        device (`torch.device`): Its device. On CUDA the encoder has a stream of its own.
+    """
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self.cuda_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether the encoder runs beside the language model."""
+        return self.cuda_stream is not None
+
+    def encode(self, waiting: Sequence[Waiting]) -> Iterator[tuple[list[Waiting], torch.Tensor]]:
+        """Yield groups of frames of one size, at most `MOST_FRAMES`, and their features (frames, tokens, hidden)."""
+        sizes: dict[tuple[int, ...], list[Waiting]] = {}
+        for stream, frame in waiting:
+            sizes.setdefault(tuple(frame.pixel_values.shape), []).append((stream, frame))
+        for same in sizes.values():
+            for begin in range(0, len(same), MOST_FRAMES):
+                group = same[begin : begin + MOST_FRAMES]
+                yield group, self._features(torch.stack([frame.pixel_values for _, frame in group]))
+
+    @torch.no_grad()
+    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.cuda_stream is None:
+            return self.model.encode_frames(pixel_values.to(self.device))
+        pixel_values = pixel_values.pin_memory()
+        with torch.cuda.stream(self.cuda_stream):
+            features = self.model.encode_frames(pixel_values.to(self.device, non_blocking=True))
+        # The language step that runs now does not wait for the encoder; the next one does.
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.cuda_stream)
+        features.record_stream(current)
+        return features
+
+
+__all__ = ["FrameEncoder"]

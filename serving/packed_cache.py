@@ -1,0 +1,375 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One step of several streams as a single row: its plan, and the cache that a model gets for it."""
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..streaming_videollm_mod import StreamStep
+from .kernels import EntryPlan, Numbers, PackedEntries, choose_attention
+from .pages import VideoLLMMoDPagedCache, VideoLLMMoDPagePool, write_pages
+
+
+# The attention implementation "packed_sdpa" is "sdpa" for ordinary rows, and attention over pages for packed ones.
+PREFIX = "packed_"
+
+
+# ------------------------------------------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class StreamPart:
+    """
+    One stream's part of a step.
+
+    Attributes:
+        stream (`int`, *optional*): Index of the stream among those of the step, or `None` for padding.
+        ids (`list[int]`): New tokens, including frame tokens.
+        ends (`list[int]`): Indices of the tokens after which the stream needs a decision.
+        num_frames (`int`): Number of new frames.
+        threshold (`float`): Interval threshold.
+        num_seen (`int`): Number of tokens that the stream has seen before.
+        new (`dict[int, int]`): For each kind of layer, the number of new entries.
+        lengths (`dict[int, int]`): For each kind, the number of entries, including the new ones.
+        pages (`dict[int, list[int]]`): For each kind, the pages of these entries.
+    """
+
+    stream: int | None
+    ids: list[int]
+    ends: list[int]
+    num_frames: int
+    threshold: float
+    num_seen: int
+    new: dict[int, int]
+    lengths: dict[int, int]
+    pages: dict[int, list[int]]
+
+
+@dataclass(frozen=True)
+class StepBounds:
+    """
+    Upper bounds that a captured step is made for.
+
+    Attributes:
+        most_new (`int`): Most new tokens of a stream.
+        most_pages (`Mapping[int, int]`): For each kind of layer, the most pages of a stream.
+    """
+
+    most_new: int
+    most_pages: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """
+    All numbers of one step of several streams, laid one after the other in one row, as plain lists.
+
+    The plan determines every tensor shape, so it can be built before any kernel runs.
+
+    Attributes:
+        parts (`list[StreamPart]`): The streams' parts, in the order of the row.
+        ids (`list[int]`): Tokens of the row.
+        ends (`list[int]`): Indices in the row of the tokens after which a stream needs a decision.
+        thresholds (`list[float]`): Interval threshold of each of `ends`.
+        positions (`list[int]`): Position of each token in its own stream.
+        entries (`dict[int, EntryPlan]`): For each kind of layer, where the streams' entries lie.
+        bounds ([`StepBounds`], *optional*): Bounds of a captured step.
+    """
+
+    parts: list[StreamPart]
+    ids: list[int]
+    ends: list[int]
+    thresholds: list[float]
+    positions: list[int]
+    entries: dict[int, EntryPlan]
+    bounds: StepBounds | None = None
+
+    def numbers(self) -> list[Numbers]:
+        """Return all numbers that the device needs: `ids`, `ends`, `thresholds`, `positions`, then the entries."""
+        row = [(self.ids, torch.long), (self.ends, torch.long), (self.thresholds, torch.float32)]
+        columns = {} if self.bounds is None else self.bounds.most_pages
+        entries = [numbers for kind, entry in self.entries.items() for numbers in entry.numbers(columns.get(kind))]
+        return [*row, (self.positions, torch.long), *entries]
+
+
+def plan_step(
+    caches: Sequence[VideoLLMMoDPagedCache], steps: Sequence[StreamStep], default_threshold: float
+) -> StepPlan:
+    """
+    Return the plan of one step of several streams. It has no side effects: the caches must already have their pages.
+
+    Args:
+        caches (`Sequence[VideoLLMMoDPagedCache]`): One per stream, of one pool.
+        steps (`Sequence[StreamStep]`): One per stream.
+        default_threshold (`float`): Interval threshold of streams that have none of their own.
+    """
+    parts = []
+    for index, (cache, step) in enumerate(zip(caches, steps, strict=True)):
+        pool, threshold = cache.pool, step.interval_threshold
+        new = {kind: pool.num_entries(kind, len(step.ids), step.num_frames) for kind in pool.num_pages}
+        lengths = {kind: cache.length_of(kind) + count for kind, count in new.items()}
+        parts.append(
+            StreamPart(
+                stream=index,
+                ids=step.ids,
+                ends=step.ends,
+                num_frames=step.num_frames,
+                threshold=default_threshold if threshold is None else threshold,
+                num_seen=cache.get_seq_length(),
+                new=new,
+                lengths=lengths,
+                pages={k: cache.tables[k].pages[: -(-length // pool.page_size)] for k, length in lengths.items()},
+            )
+        )
+    return lay_out(parts, caches[0].pool.page_size)
+
+
+def lay_out(parts: list[StreamPart], page_size: int, bounds: StepBounds | None = None) -> StepPlan:
+    """Return the plan of a row with these parts, one after the other."""
+    begins = accumulate((len(part.ids) for part in parts), initial=0)
+    return StepPlan(
+        parts=parts,
+        ids=[token for part in parts for token in part.ids],
+        ends=[begin + end for begin, part in zip(begins, parts, strict=False) for end in part.ends],
+        thresholds=[part.threshold for part in parts for _ in part.ends],
+        positions=[part.num_seen + index for part in parts for index in range(len(part.ids))],
+        entries={
+            kind: EntryPlan(
+                new=[part.new[kind] for part in parts],
+                lengths=[part.lengths[kind] for part in parts],
+                pages=[part.pages[kind] for part in parts],
+                is_padding=[part.stream is None for part in parts],
+                page_size=page_size,
+            )
+            for kind in parts[0].new
+        },
+        bounds=bounds,
+    )
+
+
+def commit(plan: StepPlan, caches: Sequence[VideoLLMMoDPagedCache], frame_token_id: int) -> None:
+    """Count a step's new entries in the streams' caches, after the step was launched."""
+    for part in plan.parts:
+        if part.stream is None:
+            continue
+        cache = caches[part.stream]
+        for layer, kind in zip(cache.layers, cache.pool.kinds, strict=True):
+            layer.extend(part.new[kind])
+        inside = [token == frame_token_id and index not in part.ends for index, token in enumerate(part.ids)]
+        cache.advance(len(part.ids), torch.tensor([inside]) if part.num_frames else None)
+
+
+# ------------------------------------------------------------------------------------------------------------ cache
+
+
+class DeviceNumbers:
+    """
+    Lists of numbers in one block of device memory, so that one asynchronous copy brings them all.
+
+    Args:
+        lists (`Sequence[tuple[Sequence, torch.dtype]]`): Numbers, and their dtype on the device.
+        device (`torch.device`): The device.
+
+    Attributes:
+        tensors (`list[torch.Tensor]`): One tensor of one dimension per list.
+    """
+
+    def __init__(self, lists: Sequence[Numbers], device: torch.device | str) -> None:
+        self._form = [(len(numbers), dtype) for numbers, dtype in lists]
+        # Kernels read several numbers at once, from aligned addresses.
+        sizes = [-(-count * dtype.itemsize // 64) * 64 for count, dtype in self._form]
+        self._begins = [0, *accumulate(sizes)]
+        self._memory = torch.empty(self._begins[-1], dtype=torch.uint8, device=device)
+        self.tensors = self._views(self._memory)
+        self.overwrite(lists)
+
+    def overwrite(self, lists: Sequence[Numbers]) -> None:
+        """
+        Replace all numbers by as many others.
+
+        Raises:
+            `ValueError`: If a list has another length or dtype than before.
+        """
+        if [(len(numbers), dtype) for numbers, dtype in lists] != self._form:
+            raise ValueError("These numbers belong to a step of another shape.")
+        is_cuda = self._memory.device.type == "cuda"
+        # torch reuses pinned memory only after it was copied.
+        host = torch.empty_like(self._memory, device="cpu", pin_memory=is_cuda)
+        for tensor, (numbers, _) in zip(self._views(host), lists, strict=True):
+            tensor.numpy()[:] = numbers
+        self._memory.copy_(host, non_blocking=is_cuda)
+
+    def _views(self, memory: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            memory[begin : begin + count * dtype.itemsize].view(dtype)
+            for begin, (count, dtype) in zip(self._begins, self._form, strict=False)
+        ]
+
+
+class PackedCaches:
+    """
+    What a model gets as `cache` for one step of several streams in one row.
+
+    Each token enters the cache of its own stream, and sees only that. The model must also get the object as
+    `packed_caches=`, which it passes on to [`packed_attention_forward`].
+
+    Args:
+        pool ([`VideoLLMMoDPagePool`]): The pool of the streams' caches.
+        plan ([`StepPlan`]): The step.
+        numbers ([`DeviceNumbers`]): The plan's numbers, on the device.
+
+    Attributes:
+        ids, ends, thresholds, positions (`torch.Tensor`): The lists of the plan.
+        entries (`dict[int, PackedEntries]`): For each kind of layer, where the streams' entries lie.
+    """
+
+    # The entries say which stream a token belongs to.
+    needs_masks = False
+
+    def __init__(self, pool: VideoLLMMoDPagePool, plan: StepPlan, numbers: DeviceNumbers) -> None:
+        self.pool, self._numbers = pool, numbers
+        self._early: dict[int, torch.Tensor] = {}
+        tensors = iter(numbers.tensors)
+        self.ids, self.ends, self.thresholds, self.positions = islice(tensors, 4)
+        bounds = {} if plan.bounds is None else {"most_new": plan.bounds.most_new, "is_captured": True}
+        self.entries = {
+            kind: PackedEntries(entry, list(islice(tensors, 6)), **bounds) for kind, entry in plan.entries.items()
+        }
+
+    @classmethod
+    def allocate(cls, plan: StepPlan, pool: VideoLLMMoDPagePool, device: torch.device | str) -> "PackedCaches":
+        """Return the caches of a step, with its numbers in new memory."""
+        return cls(pool, plan, DeviceNumbers(plan.numbers(), device))
+
+    def overwrite(self, plan: StepPlan) -> None:
+        """
+        Replace the numbers by those of another step of the same shape, in the same memory.
+
+        Raises:
+            `ValueError`: If the step has another shape.
+        """
+        self._numbers.overwrite(plan.numbers())
+
+    def get_seq_length(self, _layer_idx: int | None = None) -> int:
+        """Return 0: what the streams have seen before is not part of the row."""
+        return 0
+
+    def record_positions(self, layer_idx: int, positions: torch.Tensor, **_: bool) -> None:
+        """Remember which tokens of the row, (1, new), routed layer `layer_idx` is about to add."""
+        self._early[layer_idx] = positions
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple:
+        """Write entries (1, heads, all new, dim) into their streams' pages, and return them unchanged."""
+        pages = self.pool.pages_of(layer_idx, key_states)
+        slots = self.entries[self.pool.kinds[layer_idx]].slots
+        new = [key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)]
+        if pages[2] is not None:
+            new.append(self.positions[self._early.pop(layer_idx)[0]])
+        for stored, state in zip(pages, new, strict=False):
+            write_pages(stored, slots, state)
+        return key_states, value_states
+
+    def attend(
+        self, layer_idx: int, query: torch.Tensor, scaling: float | None = None, window: int | None = None
+    ) -> torch.Tensor:
+        """Return the attention (1, all new, heads, dim) of queries (1, heads, all new, dim) to their own streams."""
+        keys, values, _ = self.pool.layers[layer_idx]
+        rows = query[0].transpose(0, 1)
+        _, kernel = choose_attention(rows, keys, window)
+        scaling = rows.shape[-1] ** -0.5 if scaling is None else scaling
+        entries = self.entries[self.pool.kinds[layer_idx]]
+        return kernel(rows.contiguous(), keys, values, entries, scaling, window)[None]
+
+    def advance(self, num_tokens: int, inside_frame: torch.Tensor | None = None) -> None:  # noqa: ARG002
+        """Do nothing: [`commit`] counts the step in the streams' caches."""
+
+
+# -------------------------------------------------------------------------------------------------------- attention
+
+
+def packed_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *args: Any,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    packed_caches: PackedCaches | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Attend to pages if `packed_caches` is given, else as the text model did before [`set_packed_attention`].
+
+    It is an attention function of Transformers (`AttentionInterface`). Queries are (1, heads, all new, dim);
+    `packed_caches.update` has just stored `key` and `value`.
+    """
+    if packed_caches is not None:
+        return packed_caches.attend(module.layer_idx, query, scaling, sliding_window), None
+    name = module.config._attn_implementation.removeprefix(PREFIX)
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    base = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+    if "flash" in name:
+        module = _WithImplementation(module, name)
+    options = {"scaling": scaling, "sliding_window": sliding_window, **kwargs}
+    return base(module, query, key, value, attention_mask, *args, **options)
+
+
+class _WithImplementation:
+    """An attention module whose configuration names another implementation: flash attention reads it there."""
+
+    def __init__(self, module: torch.nn.Module, name: str) -> None:
+        self._module = module
+        self.config = copy.copy(module.config)
+        self.config._attn_implementation_internal = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def set_packed_attention(language_model: Any) -> None:
+    """Let a text model attend by [`packed_attention_forward`]. This changes nothing for rows that are not packed."""
+    base = language_model.config._attn_implementation
+    if base.startswith(PREFIX):
+        return
+    AttentionInterface.register(PREFIX + base, packed_attention_forward)
+    masks = AttentionMaskInterface()
+    if base in masks:
+        AttentionMaskInterface.register(PREFIX + base, masks[base])
+    language_model.config._attn_implementation = PREFIX + base
+
+
+__all__ = [
+    "DeviceNumbers",
+    "PackedCaches",
+    "StepBounds",
+    "StepPlan",
+    "StreamPart",
+    "commit",
+    "lay_out",
+    "packed_attention_forward",
+    "plan_step",
+    "set_packed_attention",
+]

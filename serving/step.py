@@ -1,0 +1,128 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One step of several streams: run the model on its plan, and read each stream's result."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ..streaming_videollm_mod import StepResult, StreamStep, decide
+from .packed_cache import PackedCaches, StepPlan
+from .pages import VideoLLMMoDPagePool
+
+
+class StepOutputs(NamedTuple):
+    """
+    What the model returns for a step, on the device.
+
+    Attributes:
+        decisions (`torch.Tensor` of shape `(3, ends)`): Whether to speak, probability of silence, most likely token.
+        logits (`torch.Tensor` of shape `(ends, vocabulary)`): Scores of the next token.
+        scores (`torch.Tensor` of shape `(routed layers, frames, tokens)`, *optional*): Router scores.
+        kept (`torch.Tensor` of shape `(routed layers, frames, tokens)`, *optional*): True at kept tokens.
+    """
+
+    decisions: torch.Tensor
+    logits: torch.Tensor
+    scores: torch.Tensor | None
+    kept: torch.Tensor | None
+
+
+class PackedStep:
+    """
+    One step of several streams, ready to run.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model.
+        pool ([`VideoLLMMoDPagePool`]): The pool of the streams' caches.
+        plan ([`StepPlan`]): The step.
+        features (`torch.Tensor` of shape `(1, frames, tokens, vision hidden)`, *optional*): Features of its frames.
+        device (`torch.device`): The model's device.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        pool: VideoLLMMoDPagePool,
+        plan: StepPlan,
+        features: torch.Tensor | None,
+        device: torch.device,
+    ) -> None:
+        self.model, self.features = model, features
+        self.caches = PackedCaches.allocate(plan, pool, device)
+
+    def overwrite(self, plan: StepPlan, features: torch.Tensor | None) -> None:
+        """Replace the inputs by those of another step of the same shape. Features of padding frames may stay."""
+        self.caches.overwrite(plan)
+        if features is not None:
+            self.features[:, : features.shape[1]].copy_(features, non_blocking=True)
+
+    def forward(self) -> StepOutputs:
+        """Run the model. The caller counts the step with [`~serving.packed_cache.commit`]."""
+        model, caches = self.model, self.caches
+        inputs = {} if self.features is None else {"frame_features": self.features}
+        with torch.no_grad():
+            outputs = model(
+                input_ids=caches.ids[None],
+                cache=caches,
+                packed_caches=caches,
+                position_ids=caches.positions[None],
+                use_cache=True,
+                logits_to_keep=caches.ends,
+                output_router_scores=self.features is not None,
+                **inputs,
+            )
+            logits = outputs.logits[0]
+            decisions = torch.stack([x.double() for x in decide(model, logits, caches.thresholds)])
+            scores, kept = (
+                torch.stack([layer[0] for layer in rows]) if rows else None
+                for rows in (outputs.router_scores, outputs.kept_tokens)
+            )
+        return StepOutputs(decisions, logits, scores, kept)
+
+
+def join_features(steps: Iterable[StreamStep]) -> torch.Tensor | None:
+    """Return the frame features of several steps, (1, frames, tokens, vision hidden), or `None` without frames."""
+    features = [step.frame_features for step in steps if step.frame_features is not None]
+    return torch.cat(features)[None] if features else None
+
+
+def read_results(plan: StepPlan, outputs: StepOutputs, routed_layers: Sequence[int]) -> list[StepResult]:
+    """
+    Return each stream's result, in the order of the streams. Waits for the device, once.
+
+    Args:
+        plan ([`StepPlan`]): The plan that was run, including padding.
+        outputs ([`StepOutputs`]): Its outputs.
+        routed_layers (`Sequence[int]`): Indices of the routed layers.
+    """
+    speak, silence, tokens = outputs.decisions.tolist()
+    results: dict[int, StepResult] = {}
+    end = frame = 0
+    for part in plan.parts:
+        ends, frames = slice(end, end + len(part.ends)), slice(frame, frame + part.num_frames)
+        end, frame = ends.stop, frames.stop
+        if part.stream is None:
+            continue
+        seen: list[dict[int, torch.Tensor]] = [{}, {}]
+        if part.num_frames and outputs.scores is not None:
+            seen = [dict(zip(routed_layers, rows[:, frames], strict=True)) for rows in (outputs.scores, outputs.kept)]
+        results[part.stream] = StepResult(
+            [bool(x) for x in speak[ends]], silence[ends], [int(x) for x in tokens[ends]], outputs.logits[ends], *seen
+        )
+    return [results[stream] for stream in sorted(results)]
+
+
+__all__ = ["PackedStep", "StepOutputs", "join_features", "read_results"]

@@ -1,0 +1,278 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One stream of an engine: it takes frames and questions, and the engine does the work."""
+
+import queue
+import threading
+import time as clock
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, Work
+from ..video_reading_videollm_mod import TooManyWaitingError
+
+
+class ReceivedFrame(NamedTuple):
+    """
+    A frame that waits to be encoded.
+
+    Attributes:
+        time (`float`): Seconds in the stream.
+        pixel_values (`torch.Tensor`): The frame, on the host.
+        arrival (`float`): When it was pushed, by `time.perf_counter()`.
+    """
+
+    time: float
+    pixel_values: torch.Tensor
+    arrival: float
+
+
+class EngineStream:
+    """
+    One stream of a [`StreamingEngine`]. It has the verbs of a [`StreamingSession`], but the engine does the work.
+
+    `push` and `ask` return immediately. Iterate over the stream to get its events, or call the engine's `step`.
+
+    Attributes:
+        session ([`StreamingSession`]): The stream's state and its figures.
+        error (`Exception`, *optional*): The error that ended the stream, if any.
+    """
+
+    def __init__(
+        self, engine: Any, session: StreamingSession, when_behind: str, max_waiting: int, number: int
+    ) -> None:
+        self.session = session
+        self.when_behind, self.max_waiting, self.number = when_behind, max_waiting, number
+        self.error: Exception | None = None
+        self._engine = engine
+        self._received: deque[ReceivedFrame] = deque()
+        self._work: Work | None = None
+        self._step: StreamStep | None = None
+        self._said: queue.SimpleQueue[StreamEvent | None] = queue.SimpleQueue()
+        self._num_said = 0
+        self._num_encoding = 0
+        # Frames of two concurrent `push` calls must not mix.
+        self._pushing = threading.Lock()
+        self._is_closing = False
+        self._is_done = False
+
+    # ------------------------------------------------------------------------------------------------- for users
+
+    @property
+    def events(self) -> list[StreamEvent]:
+        """All events so far."""
+        return list(self.session.events)
+
+    @property
+    def num_dropped(self) -> int:
+        """Number of frames dropped because the engine was behind."""
+        return self.session.num_dropped
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of frames received but not seen yet."""
+        return 0 if self._is_done else len(self._received) + self._num_encoding + self.session.num_waiting
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stream has ended: closed, with everything seen and answered, or ended by an error."""
+        return self._is_done
+
+    def push(self, frames: Any, *, time: float | Sequence[float] | None = None) -> None:
+        """
+        Accept frames. The arguments are those of [`~StreamingSession.push`].
+
+        Frames that arrive faster than the engine sees them wait, and the engine sees several per step. If more than
+        `max_waiting` would wait, `when_behind` decides: `"catch_up"` refuses all frames of this call,
+        `"drop_oldest"` drops and counts the oldest frame, and `"block"` waits.
+
+        Raises:
+            `TooManyWaitingError`: If `"catch_up"` refuses the frames. The stream's time does not advance: give the
+                next frame's `time` if these are left out.
+            `ValueError`: If the frames have another form, times do not increase, or the stream is closed.
+            `RuntimeError`: If an error has ended the stream; it is the cause.
+        """
+        self._refuse_if_closed()
+        arrival = clock.perf_counter()
+        with self._engine.changed:
+            self._refuse_too_many()  # before any work on them
+        # Frames stay on the host, so that frames of all streams go to the device together.
+        pixel_values = self.session.processor.process_frames(frames).cpu()
+        with self._pushing:
+            with self._engine.changed:
+                self._refuse_too_many(len(pixel_values))
+                pixel_values, times = self.session.sample(pixel_values, time)
+            for at, frame in zip(times, pixel_values, strict=True):
+                # A view would keep the memory of all frames of this call.
+                own = frame.clone() if frame.untyped_storage().nbytes() > frame.nbytes else frame
+                self._make_room()
+                with self._engine.changed:
+                    self._refuse_if_closed()
+                    self._received.append(ReceivedFrame(at, own, arrival))
+                    self._engine.changed.notify_all()
+
+    def ask(self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False) -> None:
+        """
+        Accept a question. The arguments are those of [`~StreamingSession.ask`]. With `interrupt` it cuts short a
+        reply that is being generated, and comes before the frames that wait.
+
+        Raises:
+            `ValueError`: If the text is empty, the time lies before an earlier frame or question, or the stream is
+                closed.
+            `RuntimeError`: If an error has ended the stream; it is the cause.
+        """
+        self._refuse_if_closed()
+        with self._engine.changed:
+            self.session.hear(text, time=time, reply_now=reply_now, interrupt=interrupt)
+            self._engine.changed.notify_all()
+
+    def close(self) -> None:
+        """Accept nothing more. The engine still sees and answers what was accepted, then frees the memory."""
+        with self._engine.changed:
+            self._is_closing = True
+            self._engine.changed.notify_all()
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        """
+        Yield events as they are said, until the stream is done. If the engine does not run in a thread, this runs its
+        steps, and ends when there is no more work.
+        """
+        while True:
+            while self._said.empty() and not self._engine.is_running:
+                if not self._engine.has_work:
+                    return
+                self._engine.step()
+            event = self._said.get()
+            if event is None:
+                self._said.put(None)  # for other listeners
+                break
+            yield event
+        if self.error is not None:
+            raise RuntimeError(f"The stream was ended: {self.error}") from self.error
+
+    def _refuse_too_many(self, new: int = 1) -> None:
+        if self.when_behind != "catch_up" or self.num_waiting + new <= self.max_waiting:
+            return
+        if new > self.max_waiting:
+            raise TooManyWaitingError(
+                f"Got {new} frames at once, but `max_waiting` is {self.max_waiting}. Push fewer at a time, or open "
+                'the stream with a larger `max_waiting` or with `when_behind="block"`, which waits.'
+            )
+        raise TooManyWaitingError(
+            f"{self.num_waiting} frames of this stream wait, and its `max_waiting` is {self.max_waiting}. Push these "
+            'later, or open the stream with `when_behind="block"`, which waits, or `"drop_oldest"`.'
+        )
+
+    def _make_room(self) -> None:
+        if self.when_behind == "drop_oldest":
+            with self._engine.changed:
+                while self.num_waiting >= self.max_waiting and self._drop_oldest():
+                    self._engine.stats.dropped += 1
+        elif self.when_behind == "block":
+            while not self._has_room():
+                self._engine.make_progress(self._has_room)
+
+    def _has_room(self) -> bool:
+        return self._is_done or self.num_waiting < self.max_waiting
+
+    def _drop_oldest(self) -> bool:
+        # Frames that are already encoded are older than those that are not.
+        if self.session.drop_oldest():
+            return True
+        if self._received:
+            self._received.popleft()
+            self.session.count_dropped()
+            return True
+        return False
+
+    def _refuse_if_closed(self) -> None:
+        if self.error is not None:
+            raise RuntimeError(f"The stream was ended: {self.error}") from self.error
+        if self._is_closing:
+            raise ValueError("This stream is closed; open another with `engine.open()`.")
+
+    # ----------------------------------------------------------------------------- for the engine, under its lock
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step is unfinished, an encoded frame waits or a question is due."""
+        return self._work is not None or self.session.has_work(to_the_end=self._is_closing)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the engine must still do something for the stream, which includes ending it."""
+        return bool(self._received) or self._is_closing or self.has_work
+
+    def take_received(self) -> list[ReceivedFrame]:
+        """Remove and return the frames to encode next: as many as the session sees in one step."""
+        if self._is_done:
+            return []
+        room = self.session.chunk_frames - self.session.num_waiting
+        self._num_encoding = max(0, min(room, len(self._received)))
+        return [self._received.popleft() for _ in range(self._num_encoding)]
+
+    def receive(self, features: torch.Tensor, frame: ReceivedFrame) -> None:
+        """Give the session an encoded frame, with features (tokens, vision hidden)."""
+        self.session.receive(features, frame.time, frame.arrival)
+        self._num_encoding -= 1
+
+    def next_step(self) -> StreamStep | None:
+        """Return what the stream needs from the model next, or `None` if it has nothing to do."""
+        while self._step is None:
+            to_the_end = self._is_closing and not self._received
+            if self._work is None and self.session.has_work(to_the_end=to_the_end):
+                self._work = self.session.work(to_the_end=to_the_end)
+                self._step = next(self._work, None)
+                self._work = None if self._step is None else self._work
+            elif self._work is None:
+                return None
+        return self._step
+
+    def give(self, result: StepResult) -> None:
+        """Continue with the result of the stream's step."""
+        try:
+            self._step = self._work.send(result)
+        except StopIteration:
+            self._step = self._work = None
+
+    def collect(self) -> list[StreamEvent]:
+        """Return the events since the last call, and pass them to listeners."""
+        new = self.session.events[self._num_said :]
+        self._num_said += len(new)
+        for event in new:
+            self._said.put(event)
+        return new
+
+    def end_if_finished(self) -> None:
+        """End the stream if it is closed and everything was seen and answered."""
+        if self._is_closing and not self._received and not self._is_done and not self.has_work:
+            self.end()
+
+    def end(self, error: Exception | None = None) -> None:
+        """End the stream and free its memory."""
+        self.error, self._is_done, self._is_closing = error, True, True
+        self._received.clear()
+        self._step = self._work = None
+        self.session.closed = True
+        self.session.cache.release()
+
+    def stop_listeners(self) -> None:
+        """Let iteration over the stream end after the last event."""
+        self._said.put(None)
+
+
+__all__ = ["EngineStream", "ReceivedFrame"]

@@ -1,0 +1,48 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the tests of serving share: the embedded checkpoint, tiny engines, and what streams said."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tiny import tiny_model, tiny_processor
+from transformers import AutoModel, AutoProcessor
+
+from videollm_mod.serving import StreamingEngine
+from videollm_mod.streaming_videollm_mod import StreamEvent
+
+
+ROOT = Path(__file__).resolve().parents[1]
+NARRATE = "Please narrate the video in real time."
+LIMITS = {"max_frames": 12, "max_text_tokens": 160}
+
+
+@lru_cache
+def embedded() -> tuple[Any, Any, list[Any]]:
+    """The embedded checkpoint, loaded as remote code, its processor, and the frames of its sample clip."""
+    model = AutoModel.from_pretrained(ROOT, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
+    video = processor.read_video(ROOT / "samples" / "streamworld.mp4", fps=2)
+    return model, processor, [frame for _, frame in video]
+
+
+def tiny_engine(**options: Any) -> StreamingEngine:
+    """An engine of a tiny model, with small limits and pages."""
+    return StreamingEngine(tiny_model(), tiny_processor(), page_size=16, **{**LIMITS, **options})
+
+
+def said(events: list[StreamEvent]) -> list[tuple]:
+    """What must not depend on who runs the stream, for each event."""
+    return [(event.time, event.frame, event.role, event.text, event.token_ids) for event in events]

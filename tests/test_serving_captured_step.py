@@ -1,0 +1,207 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Steps of fixed shapes: padding, warming up, and replaying a graph."""
+
+import gc
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from engines import tiny_engine
+from tiny import random_frames
+from torch.testing import assert_close
+from transformers.utils import logging
+
+from videollm_mod.serving import VideoLLMMoDPagedCache, captured_step
+from videollm_mod.serving.captured_step import GraphCapture, Padding, StepShape, pad
+from videollm_mod.serving.packed_cache import StreamPart, lay_out
+from videollm_mod.streaming_videollm_mod import StreamStep
+
+
+def test_a_padded_plan_has_the_numbers_of_its_shape():
+    """Two streams that see and one that speaks, in a shape for two of each."""
+    padding = Padding([9, 8, 8], {1: [0], 2: [0]}, page_size=16, frame_tokens=2)
+
+    def part(stream, ids, ends, num_frames):
+        new = {kind: len(ids) - num_frames * (2 - kind) for kind in (1, 2)}
+        return StreamPart(stream, ids, ends, num_frames, 0.5, 0, new, new, {1: [1], 2: [1]})
+
+    plan = lay_out([part(0, [5], [0], 0), part(1, [9, 8, 8], [2], 1), part(2, [6, 8, 8, 9, 8, 8], [2, 5], 2)], 16)
+    shape = StepShape(seeing=2, frames=2, speaking=2, reading=4)
+    padded = pad(plan, shape, padding, {1: 3, 2: 3})
+    assert [part.stream for part in padded.parts] == [1, 2, 0, None, None]
+    # The last dummy stream has the frame that is left over, all text, and one token more.
+    assert [part.ids for part in padded.parts[3:]] == [[0], [9, 8, 8, 0, 0, 0, 0, 0]]
+    assert len(padded.ids) == shape.num_tokens(3) == 2 * 2 * 3 + 2 + 4 + 1
+    assert padded.ends == [2, 5, 8, 9, 10, 13]
+    assert padded.bounds.most_new == 2 * 3 + 4 + 1 and padded.entries[1].is_padding == [False] * 3 + [True] * 2
+    assert padded.entries[1].new == [2, 4, 1, 1, 7] and padded.entries[2].new == [3, 6, 1, 1, 8]
+    sizes = [(len(numbers), dtype) for numbers, dtype in padded.numbers()]
+    full = pad(lay_out([padding.frames(2)] * 2 + [padding.token()] * 2, 16), shape, padding, {1: 3, 2: 3})
+    assert sizes == [(len(numbers), dtype) for numbers, dtype in full.numbers()]
+    assert [part.stream for part in plan.parts] == [0, 1, 2] and plan.bounds is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"),
+    [
+        # (text tokens before the first frame, frames, text tokens of a stream that sees none)
+        ([(0, 0, 1)], (0, 0, 1, 0)),
+        ([(0, 0, 3)], (0, 0, 1, 4)),
+        ([(0, 0, 20)], (0, 0, 1, 32)),
+        ([(0, 0, 40)], None),
+        ([(0, 1, 0)], (1, 1, 0, 0)),
+        ([(4, 1, 0)], (1, 1, 1, 4)),
+        ([(0, 3, 0)], (1, 4, 0, 4)),
+        ([(20, 7, 0)], (1, 8, 0, 32)),
+        ([(20, 3, 0)], (1, 8, 0, 32)),
+        ([(0, 9, 0)], None),
+        ([(0, 1, 0), (0, 0, 1)], (1, 1, 1, 4)),
+        ([(3, 1, 0), (0, 0, 1), (0, 0, 5), (0, 0, 1)], (4, 1, 4, 32)),
+        ([(0, 0, 1), (0, 0, 7)], (0, 0, 2, 32)),
+        ([(0, 2, 0), (0, 1, 0)], (2, 2, 0, 32)),
+        ([(0, 8, 0), (0, 1, 0), (0, 1, 0)], None),
+        ([(0, 2, 0), (0, 0, 1)], None),
+        ([(0, 0, 1), (2, 1, 0), (0, 0, 4), (0, 1, 0)], (2, 1, 2, 32)),
+    ],
+)
+def test_a_captured_step_gives_what_a_plain_one_gives(monkeypatch, rows, shape):
+    """Dummy streams change nothing, wherever in the row a stream lies. Every plan fits within the step's bounds."""
+    is_within = set()
+
+    def pad_and_look(*args):
+        padded = pad(*args)
+        for entries in padded.entries.values():
+            is_within.add(padded.bounds.most_new >= max(entries.new) and min(entries.new) > 0)
+        return padded
+
+    monkeypatch.setattr(captured_step, "pad", pad_and_look)
+    found = []
+    for capture in (True, False):
+        engine = tiny_engine(max_streams=4, capture=capture)
+        config = engine.model.config
+        frame = [config.frame_token_interval_id] + [config.frame_token_id] * config.frame_num_tokens
+        caches = [VideoLLMMoDPagedCache(engine.pool) for _ in rows]
+        for turn in range(2):
+            steps = []
+            for index, (before, frames, text) in enumerate(rows):
+                size = (frames, config.frame_num_tokens, config.vision_config.hidden_size)
+                features = torch.randn(size, generator=torch.Generator().manual_seed(10 * index + turn))
+                # Text before a frame replaces the separator.
+                ids = [5 + turn] * before + (frame * frames)[bool(before) :] + [7 + turn] * text
+                ends = [len(ids) - 1 - len(frame) * k for k in reversed(range(frames))] or [len(ids) - 1]
+                steps.append(StreamStep(ids, ends, features if frames else None, 0.2 * index))
+            found.append((engine.execute(caches, steps), [cache.lengths for cache in caches]))
+        if capture:
+            assert list(engine._captured.steps) == ([shape] if shape else [])
+            assert engine._captured.spare.get_seq_length() == 0
+    assert is_within == ({True} if shape else set())
+    for (mine, lengths), (theirs, plain_lengths) in zip(found[:2], found[2:], strict=True):
+        assert lengths == plain_lengths
+        for one, other in zip(mine, theirs, strict=True):
+            assert one.speak == other.speak and one.tokens == other.tokens
+            assert_close(one.logits, other.logits)
+            assert_close(one.router_scores, other.router_scores)
+            assert_close(one.kept_tokens, other.kept_tokens)
+
+
+def test_a_captured_step_has_room_for_dummy_streams():
+    """Dummy streams hold more than a stream of few frames ever does."""
+    engine = tiny_engine(max_streams=1, max_frames=1, max_text_tokens=1, capture=True)
+    engine.warm_up()
+    stream = engine.open(max_new_tokens=2)
+    stream.push(random_frames(1))
+    engine.run()
+    assert engine.stats.captured_steps > 0
+
+
+def test_warm_up_makes_the_steps_and_shows_the_attention_kernel(capfd):
+    logging.enable_progress_bar()  # an earlier test may have disabled it
+    engine = tiny_engine(max_streams=4, capture=True)
+    engine.warm_up(max_streams=3)
+    assert gc.get_count()[2] == 0  # garbage was collected, so it will not be during a step
+    alone = {(0, 0, 1, 0), (0, 0, 1, 4), (0, 0, 1, 32), (1, 1, 0, 0), (1, 1, 1, 4), (1, 1, 1, 32)}
+    alone |= {(1, 2, 0, 4), (1, 4, 0, 4), (1, 8, 0, 4), (1, 8, 0, 32)}
+    kinds = [((0, 0, size, 0), (0, 0, size, 32), (size, 1, 0, 0), (size, 1, size, 32)) for size in (2, 4)]
+    assert set(engine._captured.steps) == alone.union(*kinds)
+    streams = [engine.open() for _ in range(3)]
+    for _ in range(2):
+        for stream in streams:
+            stream.push(random_frames(1))
+        engine.run()
+    assert engine.stats.captured_steps > 0 and engine._captured.spare.get_seq_length() == 0
+    engine.warm_up(max_streams=3)
+    assert "attention by strips of pages" in capfd.readouterr().err
+    plain = tiny_engine()
+    plain.warm_up()
+    assert plain._captured is None
+
+
+def test_after_warm_up_no_step_is_made_while_streams_wait():
+    engine = tiny_engine(max_streams=2, capture=True)
+    engine.warm_up(max_streams=2)
+    made = set(engine._captured.steps)
+    streams = [engine.open(max_new_tokens=2) for _ in range(2)]
+    for stream in streams:
+        stream.push(random_frames(2))
+    engine.run()
+    assert set(engine._captured.steps) == made and 0 < engine.stats.captured_steps < engine.stats.steps
+
+
+class _Graph:
+    """A stand-in for a CUDA graph: it runs the step again and writes into the outputs of the capture."""
+
+    def __init__(self):
+        self.replays = 0
+
+    def replay(self):
+        self.replays += 1
+        for mine, new in zip(self.outputs, self.step(), strict=True):
+            if mine is not None:
+                mine.copy_(new)
+
+
+def test_a_graph_is_fed_and_read_through_its_own_tensors(monkeypatch):
+    """A replay sees only what was copied into the inputs, and its outputs are copies."""
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
+    graphs = []
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: graphs.append(graph) or nullcontext())
+    plain, captured = (tiny_engine(max_streams=2, capture=True) for _ in range(2))
+    capture = GraphCapture(torch.device("cpu"))
+
+    def capture_and_tell_the_graph(run):
+        given = []
+        replay = capture(lambda: given.append(run()) or given[-1])
+        assert len(given) == 4  # three to warm up
+        graphs[-1].step, graphs[-1].outputs = run, given[-1]
+        return replay
+
+    captured._captured._capture = capture_and_tell_the_graph
+    found = []
+    for engine in (plain, captured):
+        streams = [engine.open(max_new_tokens=4) for _ in range(2)]
+        for index in range(5):
+            for number, one in enumerate(streams):
+                one.push(random_frames(1, seed=10 * number + index))
+            engine.run()
+        found.append([[(e.frame, e.token_ids, e.interval_probability) for e in one.events] for one in streams])
+    assert found[0] == found[1] and sum(map(len, found[0])) > 4
+    assert sum(graph.replays for graph in graphs) == captured.stats.captured_steps > 4

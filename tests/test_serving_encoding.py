@@ -1,0 +1,73 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The vision encoder on frames of several streams."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+from engines import said, tiny_engine
+from tiny import random_frames
+
+from videollm_mod.serving import encoding
+
+
+def test_the_encoder_gets_at_most_so_many_frames_at_once(monkeypatch):
+    seen, found = [], []
+    for most in (64, 3):
+        monkeypatch.setattr(encoding, "MOST_FRAMES", most)
+        engine = tiny_engine(max_streams=2)
+        encode = engine.model.encode_frames
+        monkeypatch.setattr(engine.model, "encode_frames", lambda x, encode=encode: seen.append(len(x)) or encode(x))
+        streams = [engine.open(max_new_tokens=2) for _ in range(2)]
+        for seed, stream in enumerate(streams):
+            stream.push(random_frames(5, seed=seed))
+        engine.run()
+        found.append([said(stream.events) for stream in streams])
+    assert seen[:1] == [10] and seen[1:] == [3, 3, 3, 1] and found[0] == found[1]
+
+
+def test_frames_are_encoded_while_a_step_runs(monkeypatch):
+    """As on CUDA, with stand-ins for its streams: the next frames are encoded between a step and its decisions."""
+    waits, empty = [], torch.empty
+    stream = SimpleNamespace(wait_stream=waits.append)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    order = []
+    event = SimpleNamespace(record=lambda: order.append("record"), synchronize=lambda: order.append("decided"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))  # noqa: ARG005
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    found = []
+    for vision_stream in (None, "vision"):
+        engine = tiny_engine(max_streams=2)
+        engine._encoder.cuda_stream = vision_stream
+        encode, launch = engine.model.encode_frames, engine._launch
+        monkeypatch.setattr(engine.model, "encode_frames", lambda x: order.append("encode") or encode(x))  # noqa: B023
+        monkeypatch.setattr(engine, "_launch", lambda *args: order.append("step") or launch(*args))  # noqa: B023
+        streams = [engine.open(max_new_tokens=3) for _ in range(2)]
+        order.clear()
+        for index in range(4):
+            for number, one in enumerate(streams):
+                one.push(random_frames(3, seed=10 * number + index))
+            for _ in range(2):
+                engine.step()
+        engine.run()
+        found.append([said(one.events) for one in streams])
+    assert found[0] == found[1] and sum(map(len, found[0])) > 4
+    assert waits and set(waits) == {"vision"}
+    text = " ".join(order)
+    assert text.startswith("encode step record") and "step record encode decided" in text
+    assert order.count("step") == order.count("decided")

@@ -1,0 +1,196 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A stream of an engine: frames that arrive too fast, questions that interrupt, and calls during a step."""
+
+import threading
+
+import pytest
+from engines import LIMITS, NARRATE, embedded, tiny_engine
+from tiny import random_frames
+
+from videollm_mod import TooManyWaitingError
+from videollm_mod.serving import StreamingEngine
+from videollm_mod.serving.step import PackedStep
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return embedded()
+
+
+def test_frames_and_words_share_steps_and_a_question_interrupts(trained):
+    model, processor, frames = trained
+    engine = StreamingEngine(model, processor, max_streams=2, **LIMITS)
+    speaking, watching = engine.open(), engine.open()
+    speaking.push(frames[:4])
+    speaking.ask("What do you see?")
+    watching.ask(NARRATE, reply_now=False)
+    while not speaking.session.events:
+        engine.step()
+    for _ in range(3):
+        engine.step()
+    speaking.push(frames[4:8])
+    before = engine.stats.mixed_steps
+    watching.push(frames[:2])
+    engine.step()
+    assert engine.stats.mixed_steps == before + 1
+    speaking.ask("How many things do you see?", interrupt=True)
+    engine.run()
+    question, cut, second, answer = speaking.events[:4]
+    # There is a latency for each frame, also for frames that were seen together.
+    assert len(engine.stats.frame_latencies) == 4 + 2 + 4
+    whole = model.stream(processor, **LIMITS)
+    whole.push(frames[:4])
+    whole_answer = whole.ask("What do you see?")[1]
+    assert cut.interrupted and not answer.interrupted and not question.interrupted
+    assert 0 < len(cut.token_ids) < len(whole_answer.token_ids)
+    assert whole_answer.token_ids[: len(cut.token_ids)] == cut.token_ids
+    # The question came before the frames that waited, and these are seen later.
+    assert (second.text, second.frame, second.time) == ("How many things do you see?", 3, 1.5)
+    assert (answer.role, answer.frame) == ("assistant", 3) and speaking.session.num_frames == 8
+    assert len(engine.stats.first_word_latencies) == sum(
+        event.role == "assistant" for stream in (speaking, watching) for event in stream.events
+    )
+    assert min(engine.stats.first_word_latencies) > 0 and len(engine.stats.frame_latencies) > 0
+
+
+def test_a_streamer_may_interrupt_a_session(trained):
+    """Without an engine: a question asked during `push` comes when the reply is cut."""
+    model, processor, frames = trained
+
+    class Impatient:
+        count = 0
+
+        def put(self, _tokens):
+            self.count += 1
+            if self.count == 2:
+                assert session.ask("How many things do you see?", interrupt=True) == []
+
+        def end(self):
+            pass
+
+    session = model.stream(processor, streamer=Impatient())
+    session.push(frames[:4])
+    events = session.ask("What do you see?")
+    assert [event.role for event in events] == ["user", "assistant"] * 2
+    assert events[1].interrupted and len(events[1].token_ids) == 2 and not events[3].interrupted
+    with pytest.raises(ValueError, match="leave `time` out"):
+        session.ask("Now?", time=2.0, interrupt=True)
+
+
+def test_questions_that_interrupt_are_answered_in_their_order(trained):
+    """The second does not cut the first answer short, because it was asked before that answer began."""
+    model, processor, frames = trained
+    engine = StreamingEngine(model, processor, max_streams=1, **LIMITS)
+    stream = engine.open()
+    stream.push(frames[:4])
+    engine.run()
+    for text in ("What do you see?", "How many things do you see?"):
+        stream.ask(text, interrupt=True)
+    engine.run()
+    assert [event.text for event in stream.events if event.role == "user"][-2:] == [
+        "What do you see?",
+        "How many things do you see?",
+    ]
+    assert [event.role for event in stream.events[-4:]] == ["user", "assistant"] * 2
+    assert not any(event.interrupted for event in stream.events)
+
+
+def test_a_reply_that_would_be_cut_at_once_does_not_start(trained):
+    model, processor, frames = trained
+    engine = StreamingEngine(model, processor, max_streams=1, **LIMITS)
+    stream = engine.open(interval_threshold=1.0)  # speaks at every frame
+    stream.push(frames[:1])
+    batch = engine._choose_batch() or (engine._encode(), engine._choose_batch())[1]
+    stream.ask("What do you see?", interrupt=True)
+    plan, outputs = engine._launch([stream.session.cache], [batch[0][1]])
+    engine._give(stream, engine._read(plan, outputs)[0])
+    engine.run()
+    assert [event.role for event in stream.events] == ["user", "assistant"]
+
+
+def test_frames_that_come_too_fast_wait_or_are_dropped_and_counted():
+    engine = tiny_engine(max_streams=2)
+    patient, hasty = engine.open(max_new_tokens=2), engine.open(when_behind="drop_oldest", max_waiting=3)
+    for stream in (patient, hasty):
+        stream.push(random_frames(10), time=range(10))
+    assert (patient.num_waiting, patient.num_dropped) == (10, 0)
+    assert (hasty.num_waiting, hasty.num_dropped, engine.stats.dropped) == (3, 7, 7)
+    engine.run()
+    assert (patient.session.num_frames, patient.session.time) == (10, 9)
+    assert (hasty.session.num_frames, hasty.session.time) == (3, 9)
+
+
+def test_frames_beyond_max_waiting_are_refused_and_nothing_is_lost():
+    engine = tiny_engine(max_streams=2)
+    stream, other = engine.open(max_new_tokens=2, max_waiting=8), engine.open()
+    assert (stream.max_waiting, other.max_waiting) == (8, 512)
+    with pytest.raises(TooManyWaitingError, match="9 frames at once, but `max_waiting` is 8"):
+        stream.push(random_frames(9))
+    assert stream.num_waiting == 0
+    stream.push(random_frames(8))
+    with pytest.raises(TooManyWaitingError, match="8 frames of this stream wait, and its `max_waiting` is 8"):
+        stream.push(random_frames(1))
+    # A frame must not keep the memory of all frames of its call.
+    frames = [received.pixel_values for received in stream._received]
+    assert all(frame.untyped_storage().nbytes() == frame.nbytes for frame in frames)
+    other.push(random_frames(9))
+    engine.run()
+    stream.push(random_frames(1))
+    engine.run()
+    # Refused frames leave no trace: nine frames at 2 fps end at 4 s.
+    assert (stream.session.num_frames, stream.session.time, stream.num_dropped) == (9, 4.0, 0)
+    assert [tiny_engine(when_behind=kind).open().max_waiting for kind in ("drop_oldest", "block")] == [16, 16]
+
+
+def test_push_waits_if_the_policy_is_block():
+    engine = tiny_engine(max_streams=1, when_behind="block", max_waiting=2)
+    stream = engine.open(max_new_tokens=2)
+    stream.push(random_frames(9))
+    assert stream.num_waiting <= 2 and stream.session.num_frames >= 7 and stream.num_dropped == 0
+    engine.run()
+    assert stream.session.num_frames == 9
+
+
+def test_frames_and_questions_are_accepted_during_a_step(monkeypatch):
+    during, resume, forward = threading.Event(), threading.Event(), PackedStep.forward
+
+    def slow(step):
+        during.set()
+        assert resume.wait(timeout=60)
+        return forward(step)
+
+    monkeypatch.setattr(PackedStep, "forward", slow)
+    with tiny_engine(max_streams=2) as engine:
+        first, second = (engine.open(max_new_tokens=2) for _ in range(2))
+        first.push(random_frames(1))
+        assert during.wait(timeout=60)
+
+        def more():
+            for stream in (first, second):
+                stream.push(random_frames(3))
+                stream.ask("What is there?")
+
+        pushing = threading.Thread(target=more)
+        pushing.start()
+        pushing.join(timeout=60)
+        has_returned = not pushing.is_alive()
+        waiting = (first.num_waiting, second.num_waiting)
+        resume.set()
+        for stream in (first, second):
+            stream.close()
+        for stream in (first, second):
+            list(stream)
+    assert has_returned and waiting == (4, 3)
+    assert (first.session.num_frames, second.session.num_frames) == (4, 3)
