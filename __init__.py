@@ -21,7 +21,7 @@ from typing import Any
 _PUBLIC = {
     "cache_videollm_mod": ["VideoLLMMoDCache"],
     "configuration_videollm_mod": ["CostEstimate", "VideoLLMMoDConfig"],
-    "generation_videollm_mod": ["DEFAULT_QUERY", "VideoLLMMoDGenerationMixin", "interval_rule"],
+    "generation_videollm_mod": ["VideoLLMMoDGenerationMixin", "interval_rule"],
     "modeling_videollm_mod": [
         "VideoLLMMoDForConditionalGeneration",
         "VideoLLMMoDModel",

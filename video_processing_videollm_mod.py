@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Video processor of VideoLLM-MoD: decoded frames become `pixel_values_videos`."""
+"""Turn decoded frames into `pixel_values_videos`."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     """
-    Scales frames to fit `size`, fills up with black, and normalises: as VideoLLM-online prepared its frames (longer
-    side 384, bicubic, mean and standard deviation 0.5). Options are those of every Transformers video processor.
+    Scales frames to fit `size`, pads them with black and normalises them, with the options of every Transformers video
+    processor. Defaults are VideoLLM-online's: longer side 384, bicubic, mean and standard deviation 0.5.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -37,12 +37,12 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     do_sample_frames = False
 
     def resize(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
-        """Frames (..., channels, height, width) at the largest scale that fits `size`, centred on black."""
+        """Scale frames (..., channels, height, width) to the largest that fits `size`, centred on black."""
         height, width = image.shape[-2:]
         scale = min(size.height / height, size.width / width)
         fit = SizeDict(max_height=size.height, max_width=size.width)
         if scale * min(height, width) < 1:
-            # A line of pixels would be scaled to nothing.
+            # Keep at least one pixel of a very narrow frame.
             fit = SizeDict(height=max(1, int(scale * height)), width=max(1, int(scale * width)))
         return self.center_crop(super().resize(image, fit, **kwargs), size)
 

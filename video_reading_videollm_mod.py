@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,32 +179,16 @@ def _standard_input() -> Any:
     pipe = sys.stdin.buffer
     if pipe.seekable():
         return pipe
-    head = pipe.read(256)
-    at = 0
+    head, at = pipe.peek(256), 0
     while head[at + 4 : at + 8] in (b"ftyp", b"free", b"skip", b"wide"):
         at += max(int.from_bytes(head[at : at + 4], "big"), 8)
     if head[at + 4 : at + 8] not in (b"mdat", b""):
-        return _Pipe(head, pipe)
-    # The media data comes first, so FFmpeg must read to the end and then seek back.
+        return SimpleNamespace(read=pipe.read1)
+    # The media data comes first: FFmpeg must seek to the index and back.
     file = tempfile.TemporaryFile()  # noqa: SIM115
-    file.write(head)
     shutil.copyfileobj(pipe, file)
     file.seek(0)
     return file
-
-
-class _Pipe:
-    """A pipe with bytes that were read from it put back."""
-
-    def __init__(self, head: bytes, pipe: Any) -> None:
-        self.head, self.pipe = head, pipe
-
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes as soon as there are any."""
-        if not self.head:
-            return self.pipe.read1(size)
-        part, self.head = self.head[:size], self.head[size:]
-        return part
 
 
 def _best_stream(container: Any) -> Any | None:
@@ -234,23 +219,13 @@ def read_ahead(
     Read items in a thread, so that a video is decoded while the model works, and yield them in lists.
 
     Args:
-        items (`Iterator`): What to read. An error that it raises is raised where its item would be.
+        items (`Iterator`): What to read. An error that it raises comes after the items before it.
         most (`int`): Most items in a list.
         is_live (`bool`, *optional*, defaults to `True`): Whether to yield items as soon as there are any. Otherwise
             lists are full, which takes fewer steps, and the source always waits.
         goes_on (`bool`, *optional*, defaults to `False`): Whether the source goes on when nothing reads it.
-        when_behind (`str`, *optional*): What to do when a live source is too fast: `"drop_oldest"`, `"block"` (make
-            it wait) or `"catch_up"` (keep items, and fail if too many wait). Defaults to `"drop_oldest"` for sources
-            that go on, and to `"block"` for others.
-        max_waiting (`int`, *optional*): Most items that may wait. Defaults to 512 with `"catch_up"`, 16 otherwise.
+        when_behind, max_waiting (*optional*): See `narrate`. The defaults follow `goes_on`.
         on_drop (`Callable`, *optional*): Called in the reading thread for each dropped item.
-
-    Yields:
-        `list`: At least one item if `is_live`; otherwise `most` items, except in the last list.
-
-    Raises:
-        `TooManyWaitingError`: If too many items wait with `"catch_up"`, after those items.
-        `ValueError`: If `when_behind` is unknown or `max_waiting` is less than 1.
     """
     when_behind = when_behind or ("drop_oldest" if goes_on else "block")
     check_when_behind(when_behind)
@@ -339,19 +314,11 @@ def sample_every(camera: Iterable[Any], seconds: float) -> Iterator[tuple[float,
     """
     Yield the newest frame of a live source every `seconds` of wall-clock time, with its time.
 
-    A thread reads the source as fast as it comes, so frames are never old, however long the caller works on one.
-
-    Args:
-        camera (`Iterable`): Frames of any kind, as they come.
-        seconds (`float`): Time between frames, such as 0.5 for two frames per second.
-
-    Yields:
-        `tuple[float, Any]`: Seconds from the first frame to the arrival of this one, and the frame.
-
-    Example:
+    A thread reads the source as fast as it comes, so frames are new even if the caller is slow. Times are seconds from
+    the first frame's arrival.
 
     ```python
-    >>> for time, frame in sample_every(camera, 0.5):
+    >>> for time, frame in sample_every(camera, 0.5):  # two frames per second; `camera` is an iterable of frames
     ...     session.push(frame, time=time)
     ```"""
     if not 0 < seconds < math.inf:
@@ -370,13 +337,4 @@ def sample_every(camera: Iterable[Any], seconds: float) -> Iterator[tuple[float,
             clock.sleep(due - now)
 
 
-__all__ = [
-    "WHEN_BEHIND",
-    "TooManyWaitingError",
-    "check_when_behind",
-    "goes_on",
-    "is_complete",
-    "read_ahead",
-    "read_video",
-    "sample_every",
-]
+__all__ = ["WHEN_BEHIND", "TooManyWaitingError", "check_when_behind", "read_ahead", "read_video", "sample_every"]

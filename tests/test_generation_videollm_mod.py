@@ -188,7 +188,7 @@ def test_inputs_embeds(model):
 def test_prompt_lookup_crops_the_cache(model):
     inputs = prompt(model)
     got = model.generate(**inputs, max_new_tokens=8, prompt_lookup_num_tokens=3)
-    with pytest.raises(ValueError, match="static|does not go with assisted generation"):
+    with pytest.raises(ValueError, match="static|does not work with assisted generation"):
         model.generate(**inputs, max_new_tokens=8, prompt_lookup_num_tokens=3, cache_implementation="static")
     assert torch.equal(got, greedy(model, inputs, 8))
 

@@ -315,7 +315,7 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
         ({"pixel_values_videos": torch.zeros(1, 6, 3, 32, 32)}, "not both"),
         ({"inputs_embeds": torch.zeros(1, 3, 32)}, "exactly one of"),
         ({"attention_mask": torch.ones(1, 1, 9, 9)}, "two dimensions"),
-        ({"cache": DynamicCache(), "past_key_values": DynamicCache()}, "Give `cache` alone"),
+        ({"cache": DynamicCache(), "past_key_values": DynamicCache()}, "Give only `cache`"),
         ({"cache": DynamicCache()}, "layers \\[1, 3\\] are routed"),
         ({"labels": "inside"}, "`labels` must be -100 inside frames"),
         ({"frame_features": None, "frame_token_mask": "mask"}, "6\\] frames, but neither `pixel_values_videos` nor"),
