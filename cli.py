@@ -30,7 +30,8 @@ from videollm_mod.console import describe_entries, describe_saving, device_name,
 
 import typer
 
-from videollm_mod.mistakes import check_checkpoint, one_line_errors
+from videollm_mod.mistakes import one_line_errors
+from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
 ROOT = Path(__file__).resolve().parent

@@ -35,7 +35,8 @@ from typing import Any
 from videollm_mod.console import quiet
 
 from videollm_mod.convert import add_shared_arguments, new_folder
-from videollm_mod.mistakes import check_checkpoint, one_line_errors
+from videollm_mod.mistakes import one_line_errors
+from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
 # Transformers calls the connector a projector.

@@ -41,6 +41,7 @@ import drawing
 import gradio as gr
 import numpy as np
 import page
+from checkpoint_names import check_checkpoint
 from gradio.utils import get_upload_folder
 from loading import is_streamworld, load_model
 from PIL import Image
@@ -363,10 +364,8 @@ def main() -> None:
     model = options.model or os.environ.get("MODEL_ID") or embedded_checkpoint()
     if model is None:
         raise SystemExit("error: there is no checkpoint here: set MODEL_ID to a Hub id or a folder, or pass --model.")
-    if not Path(model).is_dir() and str(model).count("/") != 1:
-        raise SystemExit(f"error: there is no folder '{model}'. Give a folder, or a Hub id such as 'owner/name'.")
     try:
-        app = App(str(model), seats=options.seats)
+        app = App(check_checkpoint(str(model)), seats=options.seats)
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"error: {str(error).strip().splitlines()[0]}") from None
     app.build().launch(server_port=options.port, share=options.share, **app.launch_options())

@@ -75,7 +75,7 @@ def test_stderr_holds_our_own_lines_only():
     assert run("inspect").stderr == ""
 
 
-@pytest.mark.parametrize("command", [[], ["narrate"], ["ask"], ["inspect"], ["convert"], ["convert-llava"]])
+@pytest.mark.parametrize("command", [[], ["narrate"], ["ask"], ["inspect"], ["convert"], ["convert-llava"], ["push"]])
 def test_help_imports_neither_torch_nor_transformers(command):
     code = (
         "import atexit, sys\n"
@@ -178,6 +178,18 @@ def test_ask_has_the_options_of_narrate():
     options = ("--max-frames", 4, "--weights", "int8", "--cache-dtype", "fp8", "--fps", 1)
     done = run("ask", SAMPLE, "How many things do you see?", "--at", 2, *options)
     assert done.returncode == 0 and done.stdout.endswith(".\n"), done.stderr
+
+
+def test_a_sample_is_piped_in():
+    """The index of this mp4 is at its end, so it cannot be decoded as it arrives."""
+    done = subprocess.run(
+        f"cat '{SAMPLE}' | '{sys.executable}' '{ROOT / 'cli.py'}' narrate -",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split("s  ", 1)[1] for line in done.stdout.split("\n\n")[0].splitlines()] == [t for _, t in STORY]
 
 
 def test_narrate_reads_standard_input():

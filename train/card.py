@@ -32,8 +32,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
@@ -87,6 +85,9 @@ def write_card(
         dataset (`str`, *optional*): The training data.
         base_models (`Sequence[str]`, *optional*): The models it was made from. Folders are listed without their path.
     """
+    import torch
+    import transformers
+
     folder = Path(folder)
     draw_routing(config, folder / "routing.png")
     losses = [(log["step"], log["loss"]) for log in log_history if "loss" in log]
@@ -233,6 +234,8 @@ def draw_routing(config: Any, path: str | Path) -> None:
 
 def describe_cost(config: Any) -> list[str]:
     """Return the card's section on the cost of a [`VideoLLMMoDConfig`], as parts. It shows `routing.png`."""
+    import torch
+
     counts, tokens = config.layer_keep_counts, config.frame_num_tokens
     parts = ["## What it costs", "The model runs at full compute: no layer is routed."]
     if config.routed_layers:
@@ -310,6 +313,8 @@ def _save(folder: Path, data: ModelCardData, parts: list[str]) -> Path:
 
 def _where_and_when(processes: int = 1) -> str:
     """Return the hardware of this machine and today's date."""
+    import torch
+
     today = date.today()
     machine = f"{os.cpu_count()} CPU cores"
     if torch.cuda.is_available():

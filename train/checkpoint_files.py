@@ -18,8 +18,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers.dynamic_module_utils import get_relative_import_files
-
 from videollm_mod.train.card import FACTS_PAGE
 
 
@@ -40,6 +38,8 @@ def model_files(folder: str | Path) -> dict[str, Path]:
     Returns:
         `dict[str, Path]`: Paths by their name in the checkpoint.
     """
+    from transformers.dynamic_module_utils import get_relative_import_files
+
     folder = Path(folder)
     found = {path for pattern in _PARTS for path in folder.glob(pattern) if path.is_file()}
     for entry in entry_files(folder):

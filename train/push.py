@@ -46,10 +46,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils.sha import sha_fileobj
-from safetensors.torch import load_file
-from transformers import AutoConfig
 
-from videollm_mod.mistakes import check_checkpoint, one_line_errors
+from videollm_mod.mistakes import one_line_errors
+from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.card import FACTS_PAGE, write_plain_card
 from videollm_mod.train.checkpoint_files import LINK, checkpoint_files, entry_files, model_files
 
@@ -300,6 +299,8 @@ def _look(repo: str, revision: str) -> None:
 def _card_for(repo: str, folder: Path, files: dict[str, Path], place: Path) -> dict[str, Path]:
     """Write the card, and its page of facts if there is one, as they are published under a name."""
     if "README.md" not in files:
+        from transformers import AutoConfig
+
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         text = "A streaming video language model (VideoLLM-MoD, arXiv 2408.16730)."
         write_plain_card(place, name=repo, config=config, text=text, caveat="Its training data is not documented.")
@@ -333,6 +334,8 @@ def _with_weights_split(files: dict[str, Path], place: Path, max_shard_size: str
     weights = [path for name, path in files.items() if re.fullmatch(r"[^/]+\.safetensors", name)]
     if len(weights) > 1 or weights[0].stat().st_size <= _bytes(max_shard_size):
         return files
+    from safetensors.torch import load_file
+
     shards = place / "shards"
     shards.mkdir()
     save_torch_state_dict(load_file(weights[0]), shards, max_shard_size=max_shard_size)
@@ -374,12 +377,12 @@ def _parse() -> argparse.Namespace:
 def main() -> None:
     """Publish and print where."""
     options = _parse()
-    quiet()
     common: dict[str, Any] = {"private": options.private, "force": options.force}
     if options.message is not None:
         common["message"] = options.message
     repo, verify = options.space or options.repo, options.space is None and not options.no_verify
     with one_line_errors():
+        quiet()
         if options.space is not None:
             commit = push_space(repo, model=options.model, **common)
         else:
