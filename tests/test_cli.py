@@ -182,12 +182,8 @@ def test_ask_has_the_options_of_narrate():
 
 def test_a_sample_is_piped_in():
     """The index of this mp4 is at its end, so it cannot be decoded as it arrives."""
-    done = subprocess.run(
-        f"cat '{SAMPLE}' | '{sys.executable}' '{ROOT / 'cli.py'}' narrate -",
-        shell=True,
-        capture_output=True,
-        text=True,
-    )
+    command = f"cat '{SAMPLE}' | '{sys.executable}' '{ROOT / 'cli.py'}' narrate -"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line.split("s  ", 1)[1] for line in done.stdout.split("\n\n")[0].splitlines()] == [t for _, t in STORY]
 
@@ -250,7 +246,7 @@ def test_convert_and_push_run_the_scripts():
         (["inspect", "nothing-like-it"], "There is no folder 'nothing-like-it'. Give a folder, or a Hub id"),
         (["convert", "bsae", "adapter", "out"], "error: There is no folder 'bsae'"),
         (["convert-llava", "sampels", "out"], "error: There is no folder 'sampels'; did you mean 'samples'?"),
-        (["inspect", "docs"], "The folder 'docs' is not a checkpoint: it has no config.json."),
+        (["inspect", "docs"], "The folder 'docs' has no config.json: give the folder of a checkpoint."),
         (["narrate", "--srt", "no/such/folder/out.srt"], "There is no folder 'no/such/folder'"),
         (["narrate", "camera:0", "--burn-in", "out.mp4"], "--burn-in needs a video file"),
         (["narrate", "camera:99"], "'camera:99' cannot be read as video"),
