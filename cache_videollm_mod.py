@@ -13,6 +13,7 @@
 # limitations under the License.
 """Key/value cache whose layers differ in length: routed layers hold only text and kept frame tokens."""
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from typing import Any
@@ -453,4 +454,30 @@ def _layer_bytes(layer: CacheLayerMixin) -> int:
     return sum(x.numel() * x.element_size() for x in (layer.keys, layer.values) if x is not None)
 
 
-__all__ = ["CACHE_NAME", "VideoLLMMoDCache", "one_cache"]
+def key_rotation(language_model: Any) -> Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """
+    Return the function that moves a layer's rotated keys to earlier positions; see [`~VideoLLMMoDCache.evict`].
+
+    Raises:
+        `ValueError`: If the language model's rotation depends on the length of the sequence.
+    """
+    rotary, layers = language_model.rotary_emb, language_model.layers
+    rope_type = getattr(rotary, "rope_type", "default")
+    if rope_type in ("dynamic", "longrope"):
+        raise ValueError(
+            f"Tokens cannot be evicted: rotary positions of type {rope_type!r} depend on the sequence length."
+        )
+    apply_rotary = sys.modules[type(language_model).__module__].apply_rotary_pos_emb
+    scaling = getattr(rotary, "attention_scaling", 1.0)
+
+    def rotate(index: int, keys: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        if not getattr(layers[index].self_attn, "use_rope", True):
+            return keys
+        exact = keys.float()
+        cos, sin = (x.to(keys.device) / scaling for x in rotary(exact, -by[None].to(rotary.inv_freq.device)))
+        return apply_rotary(exact, exact, cos, sin)[1].to(keys.dtype)
+
+    return rotate
+
+
+__all__ = ["CACHE_NAME", "VideoLLMMoDCache", "key_rotation", "one_cache"]

@@ -14,6 +14,7 @@
 """Configuration of VideoLLM-MoD: which layers route, how many tokens of a frame they keep, and what that costs."""
 
 import difflib
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,6 +45,10 @@ if _found >= version.parse(_FIRST_UNKNOWN_TRANSFORMERS):
         '"transformers>=5.17,<6"`, or look for a newer revision of the checkpoint.'
     )
 
+# tests/test_modeling_videollm_mod.py compares their layers with the library's own forward pass.
+_TESTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+# A model with one of these scales its embeddings or logits outside its layers, in code that does not run here.
+_SCALING_FIELDS = ("embedding_multiplier", "logits_scaling", "logit_scale", "final_logit_softcapping", "scale_emb")
 MOD_LAYER_SCHEMES = ("interleaved", "interleaved_deep", "all", "all_deep")
 
 _DEFAULT_TEXT = {
@@ -430,6 +435,30 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             cache_entries=tuple(entries for _, entries in layers),
             cache_bytes=entry_bytes * sum(entries for _, entries in layers),
             full_cache_bytes=entry_bytes * sum(entries for _, entries in full),
+        )
+
+
+def check_language_model(model: Any) -> None:
+    """Check that a language model has the shape of Llama, which the layer loop needs. Raises `ValueError`."""
+    name, config = type(model).__name__, model.config
+    tested = ", ".join(_TESTED_TEXT_MODELS)
+    missing = [part for part in ("embed_tokens", "layers", "rotary_emb", "norm") if not hasattr(model, part)]
+    if missing:
+        raise ValueError(
+            f"{name} ({config.model_type}) does not have the Llama shape that routing needs; missing: "
+            f"{', '.join(missing)}. Tested models are {tested}."
+        )
+    if "layer_type" in inspect.signature(type(model.rotary_emb).forward).parameters:
+        raise ValueError(f"{name} rotates positions differently by layer type, which is not supported.")
+    scaled = [field for field in _SCALING_FIELDS if getattr(config, field, None) not in (None, 1, 1.0)]
+    if scaled:
+        raise ValueError(f"{name} scales its embeddings or logits ({', '.join(scaled)}), which is not supported.")
+    types = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if types:
+        raise ValueError(f"{name} has layers of type {', '.join(sorted(types))}; routing needs attention layers.")
+    if config.model_type not in _TESTED_TEXT_MODELS:
+        logger.warning_once(
+            f"{name} has the shape that routing needs, but is not among the tested text models ({tested})."
         )
 
 

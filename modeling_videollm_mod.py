@@ -13,10 +13,8 @@
 # limitations under the License.
 """VideoLLM-MoD: a streaming video language model whose routed layers run on a share of each frame's tokens."""
 
-import inspect
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,8 +34,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_available, logging
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_videollm_mod import CACHE_NAME, VideoLLMMoDCache, one_cache
-from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig
+from .cache_videollm_mod import CACHE_NAME, VideoLLMMoDCache, key_rotation, one_cache
+from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model
 from .generation_videollm_mod import VideoLLMMoDGenerationMixin
 from .routing_videollm_mod import (
     ROUTERS,
@@ -57,11 +55,6 @@ if is_peft_available():
     from peft import LoraConfig
 
 logger = logging.get_logger(__name__)
-
-# tests/test_modeling_videollm_mod.py compares their layers with the library's own forward pass.
-_TESTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-# A model with one of these scales its embeddings or logits outside its layers, in code that does not run here.
-_SCALING_FIELDS = ("embedding_multiplier", "logits_scaling", "logit_scale", "final_logit_softcapping", "scale_emb")
 
 _AUTO_MAP = {"AutoConfig": "configuration_videollm_mod.VideoLLMMoDConfig"} | dict.fromkeys(
     ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
@@ -98,14 +91,10 @@ class VideoLLMMoDCausalLMOutputWithPast(CausalLMOutputWithPast):
             Cross-entropy on text plus `stream_loss_weight` times cross-entropy at frames, over the number of labels.
         logits (`torch.Tensor` of shape `(batch, logits_to_keep, vocabulary)`, *optional*):
             Scores of the next token. `None` in training with labels, where only labelled positions are projected.
-        cache ([`VideoLLMMoDCache`], *optional*):
-            The key/value cache. Up to Transformers 5.23 its key is `past_key_values`.
-        hidden_states (`tuple[torch.Tensor]`, *optional*):
-            Full sequences, `(batch, sequence, hidden)`: the embeddings and one per layer. The last is normalised.
-        attentions (`tuple[torch.Tensor]`, *optional*):
-            `(batch, heads, queries, keys)` of each layer that ran. A routed layer has only kept and text tokens.
-        router_scores (`tuple[torch.Tensor]`, *optional*): See [`VideoLLMMoDModelOutputWithPast`].
-        kept_tokens (`tuple[torch.Tensor]`, *optional*): See [`VideoLLMMoDModelOutputWithPast`].
+        cache, hidden_states, attentions (*optional*):
+            As in Transformers. Up to 5.23 the cache's key is `past_key_values`. Hidden states are full sequences;
+            attentions of a routed layer are those of its kept and text tokens.
+        router_scores, kept_tokens (*optional*): See [`VideoLLMMoDModelOutputWithPast`].
     """
 
     router_scores: tuple[torch.Tensor, ...] | None = None
@@ -229,38 +218,12 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
 
     def evict_tokens(self, cache: VideoLLMMoDCache, keep: torch.BoolTensor) -> None:
         """
-        Remove tokens from a cache and move later tokens up, so that an endless stream stays within the positions the
-        language model was trained for.
+        Remove the tokens where `keep` (tokens seen,) is False from a one-row cache; see [`~VideoLLMMoDCache.evict`].
 
-        The cache holds rotated keys, and this rotates them back by as far as they move: once per eviction, where
-        rotating at every step would read the complete cache for every frame.
-
-        Args:
-            cache ([`VideoLLMMoDCache`]): A cache of one row.
-            keep (`torch.BoolTensor` of shape `(tokens seen,)`): False at tokens to remove. Keep or remove all tokens
-                of a frame.
-
-        Raises:
-            `ValueError`: If the language model's rotation depends on the length of the sequence.
+        Later tokens move up, so an endless stream stays within the positions that the language model was trained for.
+        Keys are rotated back once per eviction. Rotating at every step would read the complete cache for each frame.
         """
-        language_model = self.base_model.language_model
-        rotary, layers = language_model.rotary_emb, language_model.layers
-        rope_type = getattr(rotary, "rope_type", "default")
-        if rope_type in ("dynamic", "longrope"):
-            raise ValueError(
-                f"Tokens cannot be evicted: rotary positions of type {rope_type!r} depend on the sequence length."
-            )
-        apply_rotary = sys.modules[type(language_model).__module__].apply_rotary_pos_emb
-        scaling = getattr(rotary, "attention_scaling", 1.0)
-
-        def rotate(index: int, keys: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-            if not getattr(layers[index].self_attn, "use_rope", True):
-                return keys
-            exact = keys.float()
-            cos, sin = (x.to(keys.device) / scaling for x in rotary(exact, -by[None].to(rotary.inv_freq.device)))
-            return apply_rotary(exact, exact, cos, sin)[1].to(keys.dtype)
-
-        cache.evict(keep, rotate)
+        cache.evict(keep, key_rotation(self.base_model.language_model))
 
     def estimate_cost(
         self, frames: int, text_tokens: int, *, past_frames: int = 0, past_text_tokens: int = 0
@@ -295,7 +258,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         self.vision_encoder = AutoModel.from_config(config.vision_config)
         self.connector = VideoLLMMoDConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        _check_language_model(self.language_model)
+        check_language_model(self.language_model)
         router = ROUTERS[config.mod_router]
         self.routers = nn.ModuleDict({str(layer): router(config, layer) for layer in config.router_layers})
         self.gradient_checkpointing = False
@@ -334,15 +297,13 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 Number of frames of each row. If it is missing and there are several rows, the model counts them; on a
                 GPU that waits for the device.
             frame_token_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*):
-                True at frame tokens. Found from `input_ids` if not given, and required for frames in `inputs_embeds`.
+                True at frame tokens. Required for frames in `inputs_embeds`.
             attention_mask (`torch.Tensor` of shape `(batch, seen + sequence)`, *optional*):
-                0 at padding. Leave it out if there is no padding, or only on the right in training: attention then
-                needs no mask tensor.
+                0 at padding. Attention needs no mask tensor without it: leave it out if nothing is padded, or only on
+                the right in training.
             cache ([`VideoLLMMoDCache`], *optional*):
-                Keys and values of earlier calls. Without routed layers, any `Cache` works. `past_key_values`, the
-                name up to Transformers 5.23, is accepted too.
-            output_router_scores (`bool`, *optional*, defaults to `False`):
-                Whether to return router scores and kept tokens.
+                Keys and values of earlier calls, also as `past_key_values`. Without routed layers, any `Cache` works.
+            output_router_scores (`bool`, *optional*): Whether to return router scores and kept tokens.
             seq_idx (`torch.Tensor` of shape `(batch, sequence)`, *optional*):
                 Index of each token's dialogue, if a row packs several for training. Dialogues do not see each other,
                 and each starts at position 0. Does not work with a cache or with flash attention.
@@ -364,9 +325,9 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         if use_cache and cache is None:
             cache = self.new_cache()
         num_seen = 0 if cache is None else cache.get_seq_length()
-        _check_lengths(layout, attention_mask, position_ids, cache, num_seen, seq_idx)
-        if position_ids is None:
-            position_ids = find_positions(layout, attention_mask, num_seen, seq_idx, hidden_states.device)
+        position_ids = find_positions(
+            position_ids, layout, attention_mask, cache, num_seen, seq_idx, device=hidden_states.device
+        )
         if self.training and torch.is_grad_enabled():
             self._warn_if_routers_are_frozen()
 
@@ -565,16 +526,9 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
 
     def make_lora_config(self, **overrides: Any) -> "LoraConfig":
         """
-        Return LIVE's choice of what to train (arXiv 2406.11816, section 4), and the routers.
-
-        LoRA of rank 128 and alpha 256 applies to every linear layer of the language model and to its head, unless the
-        head is tied to the embeddings. Connector and routers train completely.
-
-        Args:
-            overrides: Fields of `peft.LoraConfig` to change.
-
-        Raises:
-            `ImportError`: If PEFT is not installed.
+        Return LIVE's choice of what to train (arXiv 2406.11816, section 4), and the routers. LoRA of rank 128 and
+        alpha 256 applies to all linear layers of the language model and to its head, unless the head is tied to the
+        embeddings. Connector and routers train completely. `overrides` are fields of `peft.LoraConfig` to change.
         """
         if not is_peft_available():
             raise ImportError("`make_lora_config` needs PEFT: `pip install peft`.")
@@ -595,9 +549,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
         """
         Add an adapter as in Transformers, with the routers in `modules_to_save`: otherwise it would freeze them.
-
-        Raises:
-            `ValueError`: If Transformers finds PEFT too old: 5.24 requires 0.22. `peft.get_peft_model` accepts it.
+        Transformers 5.24 requires PEFT 0.22 here; `peft.get_peft_model` does not.
         """
         saved = list(getattr(adapter_config, "modules_to_save", None) or [])
         adapter_config.modules_to_save = saved + [name for name in self.router_names if name not in saved] or None
@@ -690,40 +642,17 @@ def _vision_flops_per_frame(config: VideoLLMMoDConfig) -> int:
     if grid is None:
         return 0
     patch = getattr(vision_config, "patch_size", 1)
-    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    height, width = (patch, patch) if isinstance(patch, int) else patch
     with torch.device("meta"):
         # The counter does not know every fused attention.
         encoder = AutoModel.from_config(vision_config, attn_implementation="eager")
-        frame = torch.empty(1, getattr(vision_config, "num_channels", 3), grid[0] * patch[0], grid[1] * patch[1])
+        frame = torch.empty(1, getattr(vision_config, "num_channels", 3), grid[0] * height, grid[1] * width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _run_vision_encoder(encoder, frame)
     return counter.get_total_flops()
 
 
 # ----------------------------------------------------------------------------------------------------------- checks
-
-
-def _check_language_model(model: PreTrainedModel) -> None:
-    name, config = type(model).__name__, model.config
-    tested = ", ".join(_TESTED_TEXT_MODELS)
-    missing = [part for part in ("embed_tokens", "layers", "rotary_emb", "norm") if not hasattr(model, part)]
-    if missing:
-        raise ValueError(
-            f"{name} ({config.model_type}) does not have the Llama shape that routing needs; missing: "
-            f"{', '.join(missing)}. Tested models are {tested}."
-        )
-    if "layer_type" in inspect.signature(type(model.rotary_emb).forward).parameters:
-        raise ValueError(f"{name} rotates positions differently by layer type, which is not supported.")
-    scaled = [field for field in _SCALING_FIELDS if getattr(config, field, None) not in (None, 1, 1.0)]
-    if scaled:
-        raise ValueError(f"{name} scales its embeddings or logits ({', '.join(scaled)}), which is not supported.")
-    types = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if types:
-        raise ValueError(f"{name} has layers of type {', '.join(sorted(types))}; routing needs attention layers.")
-    if config.model_type not in _TESTED_TEXT_MODELS:
-        logger.warning_once(
-            f"{name} has the shape that routing needs, but is not among the tested text models ({tested})."
-        )
 
 
 def _check_inputs(
@@ -750,40 +679,16 @@ def _check_inputs(
         )
     if seq_idx is not None and (cache is not None or use_cache):
         raise ValueError("Packed dialogues (`seq_idx`) are for training and have no cache.")
-    attention = config.text_config._attn_implementation or ""
-    if seq_idx is not None and "flash" in attention:
+    attention = config.text_config._attn_implementation
+    if seq_idx is not None and "flash" in (attention or ""):
         raise ValueError(
             f"The attention implementation '{attention}' cannot keep packed dialogues (`seq_idx`) apart: use "
             "'flex_attention', 'sdpa' or 'eager', or give one dialogue per row."
         )
     if cache is not None and not hasattr(cache, "record_positions") and config.routed_layers:
         raise ValueError(
-            f"`cache` is a {type(cache).__name__}, whose layers all have one length; layers {config.routed_layers} "
-            "are routed and hold less. Pass `cache=None` or `model.new_cache()`."
-        )
-
-
-def _check_lengths(
-    layout: FrameLayout,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
-    cache: Cache | None,
-    num_seen: int | torch.Tensor,
-    seq_idx: torch.Tensor | None,
-) -> None:
-    given = None if attention_mask is None or isinstance(num_seen, torch.Tensor) else attention_mask.shape[1]
-    if given is not None and given != num_seen + layout.sequence_length:
-        raise ValueError(
-            f"`attention_mask` is {given} wide; it must cover past and new tokens: {num_seen} + "
-            f"{layout.sequence_length}."
-        )
-    needs_masks = getattr(cache, "needs_masks", True)
-    if position_ids is not None and attention_mask is None and seq_idx is None and needs_masks:
-        check_on_device(
-            (position_ids.diff(dim=-1) < 0).sum(dim=-1),
-            [0] * position_ids.shape[0],
-            "`position_ids` restart within a row. To keep dialogues of one row apart, give `seq_idx`, the index of "
-            "each token's dialogue. Number of restarts",
+            f"All layers of a {type(cache).__name__} have one length, but layers {config.routed_layers} are routed "
+            "and hold less: pass `cache=None` or `model.new_cache()`."
         )
 
 

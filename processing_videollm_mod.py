@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Processor of VideoLLM-MoD: dialogues and frames become tokens, labels and pixels, and text becomes a stream."""
+"""Processor of VideoLLM-MoD: turns dialogues and frames into tokens, labels and pixels."""
 
 import math
 import re
@@ -50,22 +50,22 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     r"""
     Wraps a video processor and a tokenizer with a fast backend.
 
-    A dialogue is a list of messages `{"role": ..., "content": ...}` with roles system, user, assistant and stream; a
-    stream message has `num_frames` in place of content. Or its messages carry a `time` in seconds, and
-    [`~VideoLLMMoDProcessor.to_stream_turns`] puts the frames between them. What users and data sets write never
-    produces a frame token or another special token.
+    A dialogue is a list of messages `{"role": ..., "content": ...}` with roles system, user, assistant and stream. A
+    stream message has `num_frames` instead of content. Timed messages have a `time` in seconds instead of stream
+    messages between them; see [`~VideoLLMMoDProcessor.to_stream_turns`]. Text in messages never becomes a frame token
+    or another special token.
 
     Args:
         video_processor ([`VideoLLMMoDVideoProcessor`]): Turns frames into pixel values.
         tokenizer (`PreTrainedTokenizerBase`): Gets the frame token as a special token if it has none.
-        chat_template (`str`, *optional*): The stream format. Defaults to the one that travels with this file.
+        chat_template (`str`, *optional*): The stream format. Defaults to `chat_template.jinja` beside this file.
         frame_token (`str`, *optional*, defaults to `"<v>"`): Stands for one token of a frame.
-        frame_token_interval (`str`, *optional*, defaults to `","`): Separates frames: one ordinary token, or `None`.
-        frame_num_tokens (`int`, *optional*, defaults to 10): Number of tokens of a frame, as in the configuration.
-        system_prompt (`str`, *optional*): First message of dialogues that bring none. Defaults to VideoLLM-online's.
+        frame_token_interval (`str`, *optional*, defaults to `","`): One token between frames, or `None`.
+        frame_num_tokens (`int`, *optional*, defaults to 10): Number of tokens per frame, as in the configuration.
+        system_prompt (`str`, *optional*): First message of dialogues without one. Defaults to VideoLLM-online's.
 
     Raises:
-        `ValueError`: If the tokenizer gives no offsets, has no end-of-sequence token, or splits the interval token.
+        `ValueError`: If the tokenizer has no offsets or end-of-sequence token, or splits the interval token.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         system_prompt: str = DEFAULT_SYSTEM_PROMPT,
     ) -> None:
         if tokenizer is None or not getattr(tokenizer, "is_fast", False):
-            raise ValueError("The processor needs a tokenizer with a fast backend, which tells where tokens begin.")
+            raise ValueError("The processor needs a tokenizer with a fast backend, which knows where tokens begin.")
         if tokenizer.eos_token is None:
             raise ValueError("The tokenizer has no end-of-sequence token (`eos_token`), which ends every reply.")
         if frame_token not in tokenizer.get_vocab():
@@ -109,7 +109,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path: Any, *_: Any, **kwargs: Any) -> list[Any]:
-        # The library would look the video processor up as remote code, also where this class is a local one.
+        # The library would load the video processor as remote code even if this class is local.
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
         kwargs.pop("trust_remote_code", None)
         return [VideoLLMMoDVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs), tokenizer]
@@ -133,34 +133,31 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
         r"""
-        One dialogue or a batch, as the model takes it.
+        Return the model's inputs for one dialogue or a batch.
 
         Args:
             messages (`list[dict]` or `list[list[dict]]`, *optional*):
-                A dialogue or several. Without a system message the processor's own comes first. A video with neither
-                a stream message nor times is shown whole before the first message.
+                A dialogue or several. The system prompt is added if it is missing. If there are neither stream
+                messages nor times, all frames come before the first message.
             videos (video or list of videos, *optional*):
-                One a dialogue: whatever [`read_video`] takes. Arrays and lists of frames are taken to be at `fps`.
+                One per dialogue: anything [`read_video`] accepts. Arrays and lists of frames are used as they are.
             text (`str` or `list[str]`, *optional*):
-                In place of `messages`, text that the chat template rendered. Special tokens in it count as such, so it
-                must not hold what others wrote.
+                Rendered text in place of `messages`. Special tokens in it count, so never put in text of others.
             frame_features (`torch.Tensor` of shape `(frames, tokens, vision hidden)`, *optional*):
-                In place of `videos`, what the model's `encode_frames` gave; a list of them for a batch.
-            fps (`float`, *optional*, defaults to 2.0): Frames a second to read and to place timed messages at.
-            start (`float` or `list[float]`, *optional*, defaults to 0.0):
-                Second of the video at which the dialogue begins; a list has one a dialogue.
-            end (`float` or `list[float]`, *optional*):
-                Second at which it ends; a list has one a dialogue. By default the end of the video.
+                Output of the model's `encode_frames` in place of `videos`; a list of them for a batch.
+            fps (`float`, *optional*, defaults to 2.0): Frames per second to read, and to place timed messages at.
+            start, end (`float` or `list[float]`, *optional*):
+                Seconds of the video at which each dialogue begins and ends. By default, the complete video.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "Assistant:".
             return_labels (`bool`, *optional*, defaults to `False`): Whether to return `labels`.
             padding (`bool`, *optional*, defaults to `True`): Whether to pad the rows of a batch to one length.
             padding_side (`str`, *optional*): `"left"` or `"right"`. Defaults to the tokenizer's.
-            return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `None` for lists.
+            return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, or `None` for lists.
 
         Returns:
-            [`BatchFeature`] with `input_ids` and `attention_mask` of shape (batch, sequence), `labels` likewise (-100
-            where nothing is learned), `pixel_values_videos` (batch, frames, channels, height, width) or
-            `frame_features` (batch, frames, tokens, vision hidden), and `num_frames`, a list.
+            [`BatchFeature`] with `input_ids`, `attention_mask` and `labels` (batch, sequence), -100 where nothing is
+            learned; `pixel_values_videos` (batch, frames, channels, height, width) or `frame_features` (batch, frames,
+            tokens, vision hidden); and the list `num_frames`.
 
         Raises:
             `ValueError`: If frames and dialogue do not match, a message is malformed, or a video is unreadable.
@@ -192,7 +189,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 where = f" (row {index})" if is_batch else ""
                 raise ValueError(
                     f"The dialogue has {tokens / self.frame_num_tokens:g} frames, video {shown or 0}{where}. "
-                    "Let `num_frames` of its stream messages add up to the frames given, or use timed messages."
+                    "The `num_frames` of its stream messages must add up to the frames given. Or use timed messages."
                 )
             rows.append(row)
         data = self._pad(rows, padding, padding_side, return_tensors)
@@ -209,16 +206,16 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         self, messages: list[Message], num_frames: int, *, fps: float = 2.0, start: float = 0.0
     ) -> list[Message]:
         """
-        Turns timed messages into turns between which the frames stand.
+        Turn timed messages into messages with stream turns between them.
 
-        Frame i is taken at `start + i / fps`. A message comes after the first frame at or after its time. After one
-        frame stand at most a reply, a question and its answer: later ones replace earlier ones, as in VideoLLM-online.
+        Frame i is at `start + i / fps`. A message follows the first frame at or after its time. At most one reply,
+        question and answer follow one frame: later ones replace earlier ones, as in VideoLLM-online.
 
         Args:
             messages (`list[dict]`): Messages with `role`, `content` and `time` in seconds, in order of time.
             num_frames (`int`): Number of frames.
-            fps (`float`, *optional*, defaults to 2.0): Frames a second.
-            start (`float`, *optional*, defaults to 0.0): Second at which the first frame was taken.
+            fps (`float`, *optional*, defaults to 2.0): Frames per second.
+            start (`float`, *optional*, defaults to 0.0): Time of the first frame.
 
         Returns:
             `list[dict]`: System, user, assistant and stream messages without times.
@@ -235,7 +232,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         [1, 'user', 3, 'assistant', 1]
         ```"""
         if num_frames < 1:
-            raise ValueError("Timed messages need frames to stand between, got none.")
+            raise ValueError("Timed messages need frames, got none.")
         _check_fps(fps)
         slots: dict[int, list[Message]] = {}
         system, last_time = [], start
@@ -286,35 +283,31 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         processor_kwargs: dict[str, Any] | None = None,
     ) -> str | list[str] | list[int] | list[list[int]] | BatchFeature:
         r"""
-        Renders a dialogue, or several, as the text of a stream.
+        Render a dialogue, or several, as the text of a stream.
 
         Args:
             conversation (`list[dict]` or `list[list[dict]]`):
-                Messages of roles system, user, assistant and stream. With `return_dict` their content may also be
-                parts, one of them a video, as `transformers.pipeline` has them: `{"type": "text", "text": ...}` and
-                `{"type": "video", "video": ...}` (or `"path"`, or `"url"`).
-            chat_template (`str`, *optional*): In place of the processor's.
+                Messages with roles system, user, assistant and stream. With `return_dict`, content may also be a
+                list of parts, as in `transformers.pipeline`: `{"type": "text", "text": ...}` and `{"type": "video",
+                "video": ...}` (or `"path"` or `"url"`).
+            chat_template (`str`, *optional*): A template in place of the processor's.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\nAssistant:".
             add_stream_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\n[", where frames begin.
             add_stream_generation_prompt (`bool`, *optional*, defaults to `False`):
                 Whether to end with "]\nAssistant:", which closes an open stream.
             add_stream_query_prompt (`bool`, *optional*, defaults to `False`):
-                Whether a first user message begins with "]", because it interrupts an open stream.
-            tokenize (`bool`, *optional*, defaults to `False`): Whether to return token ids in place of text.
+                Whether to begin with "]" because a user message interrupts an open stream.
+            tokenize (`bool`, *optional*, defaults to `False`): Whether to return token ids instead of text.
             return_dict (`bool`, *optional*, defaults to `False`):
-                Whether to return, tokenised, all that the model takes, frames included: as calling the processor does.
-            return_tensors (`str`, *optional*): `"pt"` or `None` for lists; only with `return_dict`.
-            continue_final_message (`bool`, *optional*, defaults to `False`): `True` is refused: replies end a stream.
-            processor_kwargs (`dict`, *optional*): Options of the call, such as `fps`; only with `return_dict`.
-
-        Returns:
-            `str` or `list[int]`, or a list of them; with `return_dict` a [`BatchFeature`].
+                With `tokenize`, whether to return all inputs of the model, frames included.
+            return_tensors, processor_kwargs (*optional*): With `return_dict`, options of the processor's call.
+            continue_final_message (`bool`, *optional*, defaults to `False`): `True` raises an error.
 
         Raises:
-            `ValueError`: If a final message is to be continued, or a part of a message is neither text nor video.
+            `ValueError`: If a final message is to be continued, or a part is neither text nor video.
         """
         if continue_final_message:
-            raise ValueError("A final message cannot be continued. End the dialogue with the user's message.")
+            raise ValueError("`continue_final_message` is not supported: end the dialogue with the user's message.")
         if tokenize and return_dict:
             dialogues, is_batch = _as_batch(conversation, dict)
             pairs = [_take_video(dialogue) for dialogue in dialogues]
@@ -342,15 +335,15 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
     def encode_turns(self, messages: list[Message], *, stream_open: bool, then: str) -> list[int]:
         """
-        Tokens that lead from the last frame or reply of a stream to the next.
+        Return the tokens between the last frame or reply of a stream and the next.
 
         Args:
-            messages (`list[dict]`): System and user messages said since, possibly none.
+            messages (`list[dict]`): System and user messages since, possibly none.
             stream_open (`bool`): Whether a frame came last, so that the stream's bracket is open.
             then (`str`): `"stream"` if a frame comes next, `"assistant"` if a reply does.
 
         Returns:
-            `list[int]`: Token ids, without those of the frame or end-of-sequence that precede.
+            `list[int]`: Token ids, without those of the preceding frame or end-of-sequence token.
         """
         if then == "stream":
             flags = {"add_stream_prompt": True}
@@ -359,7 +352,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         else:
             flags = {"add_generation_prompt": True}
         text, contents, _ = self._render(messages, add_stream_query_prompt=stream_open, **flags)
-        # Tokenised behind the special token that precedes: some tokenizers treat a text's beginning differently.
+        # Some tokenizers treat the beginning of a text differently, so tokenise after the preceding special token.
         begins = bool(messages) and messages[0]["role"] == "system"
         context = "" if begins else self.frame_token if stream_open else self.tokenizer.eos_token
         contents = [(begin + len(context), stop + len(context)) for begin, stop in contents]
@@ -369,7 +362,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     def _render(
         self, messages: list[Message], chat_template: str | None = None, **flags: bool
     ) -> tuple[str, list[tuple[int, int]], list[tuple[int, int]]]:
-        """Text of a dialogue, the character spans that users and data wrote, and those of assistant turns."""
+        """Return a dialogue as text, with the character spans of message contents and of assistant turns."""
         for index, message in enumerate(messages):
             _check_message(message, index)
         marked = [
@@ -386,7 +379,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             frame_token_interval=self.frame_token_interval,
             **flags,
         )
-        # Contents go in after rendering, so that their place is known to the character.
+        # Insert contents after rendering, to know their exact place.
         text, contents, shifts, cursor = "", [], [], 0
         for mark in re.finditer("\ue000(\\d+)\ue001", template_text[0]):
             text += template_text[0][cursor : mark.start()]
@@ -405,13 +398,13 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     def _tokenize(
         self, text: str, contents: Sequence[tuple[int, int]] = ()
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and character offsets of a text in which no special token may begin within `contents`."""
+        """Return token ids and character offsets. No special token may begin within the spans `contents`."""
         ids, offsets = self._tokenize_piece(text, split_special_tokens=False)
         special = self._special_tokens()
         inside = _membership(contents)
         if not any(token in special and inside(begin) for token, (begin, _) in zip(ids, offsets, strict=True)):
             return ids, offsets
-        # Somebody wrote a special token: take the template's own ones by hand and everything else as plain text.
+        # A message contains a special token: insert the template's own by hand and tokenise the rest as plain text.
         pattern = "|".join(re.escape(string) for string in sorted(special.values(), key=len, reverse=True))
         ids, offsets, cursor = [], [], 0
         by_string = {string: token for token, string in special.items()}
@@ -444,7 +437,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         return {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     def _complete(self, dialogue: list[Message], num_frames: int | None, fps: float, start: float) -> list[Message]:
-        """The dialogue with a system message and its frames in place."""
+        """Return the dialogue with a system message and with its frames in place."""
         if any(isinstance(message, dict) and "time" in message for message in dialogue):
             dialogue = self.to_stream_turns(dialogue, num_frames or 0, fps=fps, start=start)
         dialogue = [m for m in dialogue if not (m.get("role") == "stream" and m.get("num_frames") == 0)]
@@ -472,9 +465,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         assistant_spans: list[tuple[int, int]],
     ) -> list[int]:
         """
-        What is learned: assistant turns, and at each frame's last token the interval token or the "]\\n" that opens a
-        reply. A message's `learn` set to False leaves it out; a stream turn's may also be a number, which learns that
-        many of its frames, or a list with one truth value a frame.
+        Return the labels: assistant turns, and after each frame the interval token or the "]\\n" that opens a reply.
+
+        `learn=False` excludes a message. A stream message's `learn` may also be a number, which includes that many of
+        its frames, or a list with one truth value per frame.
         """
         labels = [_LABEL_IGNORED] * len(ids)
         starts = np.array([begin for begin, _ in offsets])
@@ -534,7 +528,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     def read_video(
         self, video: Any, *, fps: float = 2.0, start: float = 0.0, end: float | None = None
     ) -> Iterator[tuple[float, Any]]:
-        """Plays a video at a frame rate: see [`read_video`]."""
+        """Play a video at a frame rate; see [`read_video`]."""
         return read_video(video, fps=fps, start=start, end=end)
 
     def read_ahead(
@@ -549,7 +543,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         max_waiting: int | None = None,
         on_drop: Callable[[], None] = lambda: None,
     ) -> Iterator[list[tuple[float, Any]]]:
-        """Plays a video in a thread of its own, up to `most` frames at once: see [`read_video`] and [`read_ahead`]."""
+        """Play a video in its own thread, up to `most` frames at once; see [`read_video`] and [`read_ahead`]."""
         return read_ahead(
             self.read_video(video, fps=fps, start=start, end=end),
             most,
@@ -566,14 +560,11 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
     def process_frames(self, frames: Any) -> torch.Tensor:
         """
-        Pixel values of one frame or several.
+        Return the pixel values of RGB frames, float32 (frames, channels, height, width).
 
         Args:
-            frames (PIL image, or uint8 array or tensor (height, width, 3), or several of them):
-                RGB. Several may be a list or one array (frames, height, width, 3). Floating point counts as [0, 1].
-
-        Returns:
-            `torch.Tensor` of shape `(frames, channels, height, width)`, float32.
+            frames (PIL image, or array or tensor of shape `(height, width, 3)`, or several):
+                uint8, or floating point in [0, 1]. Several are a list, or one array (frames, height, width, 3).
 
         Raises:
             `ValueError`: If there is no frame, channels are not last, or values are not pixels.
@@ -595,8 +586,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
 def _put(slot: list[Message], message: Message) -> None:
     """
-    Adds a message to those after one frame. A later question replaces an earlier one and its answer, a later reply an
-    earlier one; what was said before a question stays beside the answer to it.
+    Add a message to those after one frame. A later question replaces an earlier one and its answer, and a later reply
+    an earlier reply. A reply before a question stays beside the answer.
     """
     is_question = message["role"] == "user"
     question = next((index for index, earlier in enumerate(slot) if earlier["role"] == "user"), None)
@@ -614,12 +605,10 @@ def _check_message(message: Any, index: int) -> None:
     if role == "stream":
         count = message.get("num_frames")
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(
-                f"Message {index} is a stream message, whose `num_frames` must be at least 1, got {count}."
-            )
+            raise ValueError(f"`num_frames` of message {index}, a stream message, must be at least 1, got {count}.")
         learned = message.get("learn", True)
         if isinstance(learned, (list, tuple)) and len(learned) != count:
-            raise ValueError(f"Message {index} has {count} frames, but `learn` {len(learned)} truth values.")
+            raise ValueError(f"Message {index} has {count} frames, but `learn` has {len(learned)} truth values.")
     elif not isinstance(message.get("content"), str):
         raise ValueError(
             f"Message {index} ({role}) needs text as `content`, got {type(message.get('content')).__name__}."
@@ -628,11 +617,11 @@ def _check_message(message: Any, index: int) -> None:
 
 def _check_fps(fps: float) -> None:
     if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"`fps` must be a positive number of frames a second, got {fps}.")
+        raise ValueError(f"`fps` must be a positive number of frames per second, got {fps}.")
 
 
 def _take_video(messages: Sequence[Message]) -> tuple[list[Message], Any]:
-    """Messages whose content is text, and the video among their parts, if there is one."""
+    """Return the messages with plain text as content, and the video among their parts, if any."""
     plain, videos = [], []
     for message in messages:
         content = message.get("content")
@@ -644,16 +633,16 @@ def _take_video(messages: Sequence[Message]) -> tuple[list[Message], Any]:
                 elif part.get("type") == "video":
                     videos.append(next(part[name] for name in ("video", "path", "url") if name in part))
                 else:
-                    raise ValueError(f"A part of a message is text or video, got {part.get('type')!r}.")
+                    raise ValueError(f"A part of a message must be text or video, got {part.get('type')!r}.")
             message = {**message, "content": " ".join(texts)}
         plain.append(message)
     if len(videos) > 1:
-        raise ValueError(f"A dialogue is about one video, got {len(videos)}.")
+        raise ValueError(f"A dialogue may have one video, got {len(videos)}.")
     return plain, videos[0] if videos else None
 
 
 def _as_batch(items: Any, kind: type) -> tuple[list[Any], bool]:
-    """The items as a batch, and whether they were one: a dialogue is a list of dicts, a text a string."""
+    """Return the items as a batch, and whether they were one. A dialogue is a list of dicts, a text a string."""
     if kind is str:
         return ([items], False) if isinstance(items, str) else (list(items), True)
     is_batch = len(items) > 0 and not isinstance(items[0], dict)
@@ -666,12 +655,12 @@ def _spread(values: Any, is_batch: bool, count: int, name: str) -> list[Any]:
     if not is_batch:
         return [values]
     if len(values) != count:
-        raise ValueError(f"`{name}` has {len(values)} entries for {count} dialogues: give one a dialogue.")
+        raise ValueError(f"`{name}` has {len(values)} entries for {count} dialogues: give one per dialogue.")
     return list(values)
 
 
 def _membership(spans: Sequence[tuple[int, int]]) -> Any:
-    """Function that tells whether a character lies in one of the spans."""
+    """Return a function that tells whether a character lies in one of the spans."""
     begins, stops = np.array([b for b, _ in spans]), np.array([s for _, s in spans])
 
     def inside(position: int) -> bool:
@@ -682,14 +671,14 @@ def _membership(spans: Sequence[tuple[int, int]]) -> Any:
 
 
 def _pad_frames(rows: list[torch.Tensor | None]) -> torch.Tensor:
-    """Frames of each row, (frames, ...), as one tensor (batch, frames, ...) with zeros at the end."""
+    """Stack the frames (frames, ...) of each row as (batch, frames, ...), padded with zeros."""
     like = next(row for row in rows if row is not None)
     filled = [like[:0] if row is None else row for row in rows]
     return torch.nn.utils.rnn.pad_sequence(filled, batch_first=True)
 
 
 def _as_stacks(frames: Any) -> list[torch.Tensor]:
-    """Frames as uint8 tensors (frames, height, width, 3), consecutive ones of one size together."""
+    """Return frames as uint8 tensors (frames, height, width, 3), one per run of frames of equal size."""
     if isinstance(frames, (list, tuple)):
         if len(frames) == 0:
             raise ValueError("The video is empty: there is no frame.")
@@ -715,12 +704,12 @@ def _as_stack(frames: Any) -> torch.Tensor:
     if stack.ndim != 4 or stack.shape[-1] != 3:
         hint = ""
         if stack.ndim == 4 and stack.shape[1] == 3:
-            hint = " Channels seem to come first: move them to the end, `frame.transpose(1, 2, 0)` in NumPy."
+            hint = " Channels seem to come first; move them last, in NumPy with `frame.transpose(1, 2, 0)`."
         raise ValueError(f"A frame must be (height, width, 3), RGB, got shape {tuple(frames.shape)}.{hint}")
     if stack.numel() == 0:
         raise ValueError(f"The video is empty: got frames of shape {tuple(frames.shape)}.")
     if stack.is_floating_point():
-        # One comparison finds NaN as well: it is neither below 0 nor above 1, and not between.
+        # NaN fails this comparison too.
         if not bool(((stack >= 0) & (stack <= 1)).all()):
             raise ValueError(
                 f"Floating point pixels must lie in [0, 1], got NaN or values from {stack.min()} to {stack.max()}."

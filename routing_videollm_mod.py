@@ -317,13 +317,31 @@ def _check_frames(
 
 
 def find_positions(
+    position_ids: torch.LongTensor | None,
     layout: FrameLayout,
     attention_mask: torch.Tensor | None,
+    cache: Cache | None,
     num_seen: int | torch.Tensor,
     seq_idx: torch.Tensor | None,
+    *,
     device: torch.device,
 ) -> torch.LongTensor:
-    """Return the rotary position of every token, (batch or 1, sequence): padding and other dialogues do not count."""
+    """Return rotary positions (batch or 1, sequence): the given ones after checks, or a count of each dialogue."""
+    given = None if attention_mask is None or isinstance(num_seen, torch.Tensor) else attention_mask.shape[1]
+    if given is not None and given != num_seen + layout.sequence_length:
+        raise ValueError(
+            f"`attention_mask` is {given} wide; it must cover past and new tokens: {num_seen} + "
+            f"{layout.sequence_length}."
+        )
+    if position_ids is not None:
+        if attention_mask is None and seq_idx is None and getattr(cache, "needs_masks", True):
+            check_on_device(
+                (position_ids.diff(dim=-1) < 0).sum(dim=-1),
+                [0] * position_ids.shape[0],
+                "`position_ids` restart within a row. To keep dialogues of one row apart, give `seq_idx`, the index "
+                "of each token's dialogue. Number of restarts",
+            )
+        return position_ids
     if seq_idx is not None:
         places = torch.arange(layout.sequence_length, device=device).expand(layout.batch_size, -1)
         begins = F.pad(seq_idx.to(device).diff(dim=1), (1, 0)) != 0

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The house rules that tools can check: who imports whom, what travels, and that importing does nothing."""
+"""The layout of the repository: what travels with a checkpoint, who imports whom, and how long files may be."""
 
 import ast
 import subprocess
@@ -25,7 +25,7 @@ import videollm_mod
 
 
 ROOT = Path(videollm_mod.__file__).parent
-# What travels with a checkpoint, and which of its neighbours each file may import.
+# The files that travel with a checkpoint, and the travelling files that each may import.
 TRAVELLING = {
     "configuration_videollm_mod": {"routing_videollm_mod"},
     "cache_videollm_mod": set(),
@@ -42,30 +42,112 @@ TRAVELLING = {
     "video_processing_videollm_mod": set(),
     "processing_videollm_mod": {"video_processing_videollm_mod", "video_reading_videollm_mod"},
 }
-# What a user of the model has anyway. Anything else must stand in a `try` or under an `is_..._available()`.
+# Every user of the model has these. Other imports must stand in a `try` or under an `is_..._available()`.
 ALLOWED = {"torch", "transformers", "huggingface_hub", "packaging", "numpy", "tokenizers"} | set(
     sys.stdlib_module_names
 )
+FOLDERS = {"benchmarks", "convert", "docs", "samples", "serving", "space", "tests", "train"}
+# The files of `serving/` from the bottom up: each imports files above it in this list only.
+SERVING = ("pages", "kernels", "packed_cache", "step", "stream", "stats", "compiled_step", "encoding", "captured_step")
+SERVING += ("engine", "__init__")
+
+
+def lines(path):
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def modules_imported(path, *, everywhere):
+    """Return the absolute names of imported modules: at the top of a file, or everywhere in it."""
+    package = ["videollm_mod", *path.parent.relative_to(ROOT).parts]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def file_of(module):
+    """Return the file of a module of ours, or `None`."""
+    path = ROOT.joinpath(*module.split(".")[1:])
+    candidates = (path.with_suffix(".py"), path / "__init__.py") if module.startswith("videollm_mod.") else ()
+    return next((path for path in candidates if path.exists()), None)
+
+
+def reached_from(path):
+    """Return the files of ours that importing this file imports, by the imports at the top of each."""
+    seen, todo = set(), [path]
+    while todo:
+        current = todo.pop()
+        if current not in seen:
+            seen.add(current)
+            todo += filter(None, map(file_of, modules_imported(current, everywhere=False)))
+    return seen
+
+
+# -------------------------------------------------------------------------------------------------------- the tree
+
+
+def test_every_file_of_the_root_is_accounted_for():
+    assert {path.stem for path in ROOT.glob("*_videollm_mod.py")} == set(TRAVELLING)
+    for module in TRAVELLING:
+        assert (ROOT / "tests" / f"test_{module}.py").exists(), f"no tests/test_{module}.py"
+    for name in ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
+        assert (ROOT / name).exists(), f"the root is a checkpoint, but has no {name}"
+
+
+def test_the_folders_are_those_of_the_design():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    folders = {name.split("/")[0] for name in listed.stdout.splitlines() if "/" in name}
+    assert {folder for folder in folders if not folder.startswith(".")} == FOLDERS
+    assert not (ROOT / "tests" / "__init__.py").exists()
+
+
+def test_the_model_file_has_under_700_lines():
+    assert lines(ROOT / "modeling_videollm_mod.py") < 700
+
+
+@pytest.mark.xfail(reason="not reached yet", strict=False)
+def test_travelling_files_have_under_4000_lines_together():
+    counts = {module: lines(ROOT / f"{module}.py") for module in TRAVELLING}
+    assert sum(counts.values()) < 4000, counts
+
+
+def test_files_of_serving_have_at_most_500_lines():
+    counts = {path.name: lines(path) for path in (ROOT / "serving").glob("*.py")}
+    assert max(counts.values()) <= 500, counts
+
+
+# ---------------------------------------------------------------------------------------------------- who imports whom
 
 
 @pytest.mark.parametrize("module", TRAVELLING)
-def test_arrows_point_one_way(module):
+def test_a_travelling_file_imports_what_its_row_allows(module):
     path = ROOT / f"{module}.py"
     seen_by_the_scanner = set(get_relative_imports(path))
     assert seen_by_the_scanner <= TRAVELLING[module]
-    # The scanner is two regular expressions; what Python would import must be no more than what it sees.
-    tree = ast.parse(path.read_text())
+    # The library's scanner is two regular expressions: Python must not import more than it sees.
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level > 0}
     assert imported == seen_by_the_scanner
     assert all(n.level <= 1 for n in ast.walk(tree) if isinstance(n, ast.ImportFrom))
+    assert not any(
+        name.startswith("videollm_mod") and ".serving" in name for name in modules_imported(path, everywhere=True)
+    )
 
 
 @pytest.mark.parametrize("module", TRAVELLING)
-def test_nothing_unguarded_is_needed(module):
+def test_a_travelling_file_needs_only_what_every_user_has(module):
     assert set(get_imports(ROOT / f"{module}.py")) <= ALLOWED
 
 
-def test_entry_files_bring_all_they_need_and_the_halves_never_meet():
+def test_entry_files_bring_all_they_need_and_the_halves_share_nothing():
     def brought(entry):
         return {Path(path).stem for path in get_relative_import_files(str(ROOT / f"{entry}.py"))}
 
@@ -75,10 +157,33 @@ def test_entry_files_bring_all_they_need_and_the_halves_never_meet():
     assert together == set(TRAVELLING)
 
 
-def test_every_file_of_the_root_is_accounted_for():
-    assert {path.stem for path in ROOT.glob("*_videollm_mod.py")} == set(TRAVELLING)
-    for module in TRAVELLING:
-        assert (ROOT / "tests" / f"test_{module}.py").exists(), f"no tests/test_{module}.py"
+@pytest.mark.parametrize("entry", ["cli", "__init__", "modeling_videollm_mod", "processing_videollm_mod"])
+def test_importing_an_entry_file_does_not_import_serving(entry):
+    assert not {path.name for path in reached_from(ROOT / f"{entry}.py") if path.parent.name == "serving"}
+
+
+def test_files_of_serving_import_downwards():
+    assert {path.stem for path in (ROOT / "serving").glob("*.py")} == set(SERVING)
+    for index, name in enumerate(SERVING):
+        found = filter(None, map(file_of, modules_imported(ROOT / "serving" / f"{name}.py", everywhere=True)))
+        assert {path.stem for path in found if path.parent.name == "serving"} <= set(SERVING[:index]), name
+
+
+def test_narrating_a_file_does_not_import_serving():
+    code = (
+        "import sys\n"
+        "from videollm_mod.cli import app\n"
+        "try:\n    app(['narrate', 'samples/streamworld.mp4'])\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "found = [name for name in sys.modules if name.startswith('videollm_mod.serving')]\n"
+        "assert 'torch' in sys.modules and not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "enters from the" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------- what importing does
 
 
 def test_importing_the_package_imports_and_registers_nothing():
@@ -92,9 +197,9 @@ def test_importing_the_package_imports_and_registers_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_public_names_are_there():
+def test_public_names_exist():
     for name in videollm_mod.__all__:
-        assert getattr(videollm_mod, name).__name__ == name
+        assert getattr(getattr(videollm_mod, name), "__name__", name) == name
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = videollm_mod.nonsense
 
