@@ -242,7 +242,7 @@ def test_learn_names_single_frames(processor):
     batch = processor(dialogue, random_frames(4), return_labels=True)
     positions = [i for i, token in enumerate(batch["input_ids"][0]) if token == processor.frame_token_id][9::10]
     assert [int(batch["labels"][0][i + 1]) >= 0 for i in positions] == [True, False, False, True]
-    with pytest.raises(ValueError, match="has 4 frames, but `learn` 2 truth values"):
+    with pytest.raises(ValueError, match="has 4 frames, but `learn` has 2 truth values"):
         processor([SYSTEM, dict(stream(4), learn=[True, False])], random_frames(4), return_labels=True)
 
 
@@ -445,11 +445,11 @@ def test_refuses_frames(processor, frames, message):
         (lambda p: p([[SYSTEM], [SYSTEM]], [None]), "1 entries for 2 dialogues"),
         (lambda p: p(DIALOGUE, random_frames(6), frame_features=torch.zeros(6, 10, 16)), "not both"),
         (lambda p: p([SYSTEM], padding_side="middle"), "'left' or 'right'"),
-        (lambda p: p([at(0.0, user("Q?"))]), "need frames to stand between"),
+        (lambda p: p([at(0.0, user("Q?"))]), "need frames, got none"),
         (lambda p: p([at(0.0, user("Q?")), user("R?")], random_frames(2)), "Message 1 has no `time`"),
         (lambda p: p([at(1.0, user("Q?")), at(0.5, user("R?"))], random_frames(9)), "at 0.5 s, before 1.0 s"),
         (lambda p: p([at(9.0, user("Q?"))], random_frames(2)), "9.0 s, after the last frame at 0.5 s"),
-        (lambda p: p.to_stream_turns([at(0.0, user("Q?"))], 2, fps=0), "positive number of frames a second, got 0"),
+        (lambda p: p.to_stream_turns([at(0.0, user("Q?"))], 2, fps=0), "positive number of frames per second, got 0"),
         (lambda p: p([{"role": "tool", "content": "x"}]), "role 'tool'; known roles"),
         (lambda p: p([{"content": "x"}]), "role None"),
         (lambda p: p([{"role": "user"}]), "needs text as `content`, got NoneType"),
@@ -517,9 +517,9 @@ def test_a_pipeline_answers_about_a_video():
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ([{"type": "audio"}], {}, "is text or video, got 'audio'"),
-        ([{"type": "video", "path": "a.mp4"}] * 2, {}, "about one video, got 2"),
-        ("Hi.", {"continue_final_message": True}, "cannot be continued"),
+        ([{"type": "audio"}], {}, "must be text or video, got 'audio'"),
+        ([{"type": "video", "path": "a.mp4"}] * 2, {}, "may have one video, got 2"),
+        ("Hi.", {"continue_final_message": True}, "end the dialogue with the user's message"),
     ],
 )
 def test_what_a_pipeline_must_not_ask(processor, content, options, message):
