@@ -35,6 +35,8 @@ from report import markdown_row, markdown_table
 from transformers import AutoProcessor
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.mistakes import one_line_errors
+from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.streamworld import WORLDS, streamworld_dataset
 
@@ -65,6 +67,8 @@ def main() -> None:
         "--first-clip", type=int, default=100_000, help="number of the first clip; training used lower numbers"
     )
     options = parser.parse_args()
+    with one_line_errors():
+        check_checkpoint(options.checkpoint)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint)
     batches = make_batches(options)
     losses = {}

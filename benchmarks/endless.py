@@ -34,7 +34,9 @@ from report import markdown_row, markdown_table
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine
+from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
 # Frames between two lines of the table.
@@ -53,6 +55,8 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0, help="frames watched per second of video")
     parser.add_argument("--engine", action="store_true", help="a stream of an engine instead of a session")
     options = parser.parse_args()
+    with one_line_errors():
+        check_checkpoint(options.checkpoint)
     device = default_device()
     model = AutoModel.from_pretrained(options.checkpoint, trust_remote_code=True, dtype="auto").to(device).eval()
     processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
@@ -76,7 +80,7 @@ def watch(model: Any, processor: Any, options: argparse.Namespace) -> list[float
     latencies: list[float] = []
     p99s: list[float] = []
     for index in tqdm(range(options.frames), unit=" frames"):
-        stream.push(frames[index % len(frames)], time=index / options.fps)
+        stream.push(frames[index % len(frames)])
         if engine is not None:
             engine.run()
         latencies.append(session.frame_latency or 0.0)

@@ -42,7 +42,9 @@ from transformers import AutoConfig, Cache, DynamicCache
 
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
 from videollm_mod.cache_videollm_mod import CACHE_NAME
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine, VideoLLMMoDPagedCache, attention_in_use
+from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.streaming_videollm_mod import StreamStep
 
@@ -93,6 +95,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line and turn dtype names into dtypes."""
     options = parser.parse_args()
+    if options.checkpoint is not None:
+        with one_line_errors():
+            check_checkpoint(options.checkpoint)
     options.dtype = to_dtype(options.dtype, options.device)
     options.cache_dtype = CACHE_DTYPES.get(options.cache_dtype)
     return options

@@ -65,7 +65,7 @@ def test_its_python_runs(monkeypatch, capsys, page):
         weights, *rows = printed.strip().splitlines()
         text = page.read_text(encoding="utf-8")
         assert weights == "weights: 16.7 GB, encoding a frame: 0.384 TFLOP" and "0.384 TFLOP each" in text
-        assert rows == [line.strip() for line in text.splitlines() if re.match(r" +\| \d", line)]
+        assert rows == [line.strip() for line in text.splitlines() if re.match(r" *\| \d", line)]
 
 
 # What cannot run here, and the test that runs the same: "make" is how these tests are run, of what it calls the recipe

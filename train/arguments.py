@@ -25,6 +25,7 @@ from accelerate import PartialState
 from trl import SFTConfig, TrlParser
 
 from videollm_mod.routing_videollm_mod import GATES, ROUTERS
+from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.new_model import layers_of
 
 
@@ -144,6 +145,11 @@ class ModelArguments:
     load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: the language model in 4 bits."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16."})
+
+    def __post_init__(self) -> None:
+        for name in (self.checkpoint, self.vision_model, self.language_model):
+            if name is not None:
+                check_checkpoint(name)
 
     def base_models(self) -> list[str]:
         """What the model is made of."""

@@ -43,6 +43,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.arguments import ScriptArguments, run
 from videollm_mod.train.data.loading import load_split
 
@@ -65,6 +66,9 @@ class EncodeArguments:
     batch_size: int = field(default=64, metadata={"help": "Frames encoded at a time."})
     dtype: str = field(default="auto", metadata={"help": "Of the encoder and of what is written."})
     max_minutes: float | None = field(default=None, metadata={"help": "Time for it, in minutes."})
+
+    def __post_init__(self) -> None:
+        check_checkpoint(self.checkpoint)
 
 
 def encode_rows(

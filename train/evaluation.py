@@ -36,7 +36,9 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine
+from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.subtitles import video_seconds
@@ -548,6 +550,8 @@ def main() -> None:
     )
     parser.add_argument("--card", action="store_true", help="also put the figures into the checkpoint's card")
     options = parser.parse_args()
+    with one_line_errors():
+        check_checkpoint(options.checkpoint)
     names = ("dataset", "num_clips", "world", "kinds", "frame_size", "fps")
     script = ScriptArguments(**{name: getattr(options, name) for name in names})
     rows = load_split(script, options.split, options.num_clips)
