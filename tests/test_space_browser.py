@@ -28,6 +28,7 @@ from types import SimpleNamespace
 
 import av
 import captions
+import page as space_page
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -385,6 +386,13 @@ def test_the_endpoints_work_from_python(site, tmp_path):
         client.predict([{"time": 1.0, "image": "file:///etc/passwd"}], 0, None, None, "off", api_name="/watch")
     with pytest.raises(AppError, match="at most 16 frames"):
         client.predict([{}] * 17, 0, None, None, "off", api_name="/watch")
+
+
+def test_the_python_on_the_page_runs(site):
+    code = re.search(r"```python\n(.*?)```", space_page.API, flags=re.DOTALL)[1]
+    names = {}
+    exec(code.replace("http://127.0.0.1:7860", site.url).replace("clip.mp4", str(SAMPLE)), names)
+    assert [event["role"] for event in names["said"]][-2:] == ["user", "assistant"]
 
 
 def test_no_file_outside_the_upload_folder_is_read(site):
