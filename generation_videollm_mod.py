@@ -144,7 +144,7 @@ class VideoLLMMoDGenerationMixin:
         Args:
             processor ([`VideoLLMMoDProcessor`]): Reads the video and turns frames and text into tensors.
             video (`str`, `Path`, array, tensor or iterable): A file, a URL, `"camera:0"`, frames (height, width, 3) at
-                `fps`, or pairs (time, frame).
+                `fps`, or pairs (time, frame), as `processor.sample_every(camera, 1 / fps)` yields them.
             query (`str`, *optional*): What the user says at the first frame. It is not yielded. With `None` or `""`
                 the user says nothing.
             start (`float`, *optional*, defaults to 0.0): Second of the video to begin at.
@@ -153,8 +153,8 @@ class VideoLLMMoDGenerationMixin:
                 VideoLLM-online's checkpoints expect. Otherwise it speaks when it decides to.
             when_behind (`str`, *optional*): What to do when a live source is faster than the model: `"drop_oldest"`
                 drops frames, `"block"` makes the source wait, and `"catch_up"` keeps frames and fails if too many
-                wait. Defaults to `"drop_oldest"` for cameras and broadcasts such as `rtsp://`, and to `"block"` for
-                other sources; for your own camera iterable, set `"drop_oldest"`. Files always wait.
+                wait. Defaults to `"drop_oldest"` for `"camera:0"` and broadcasts such as `rtsp://`, and to `"block"`
+                for other sources. Files always wait.
             max_waiting (`int`, *optional*): Most frames of a live source that may wait. Defaults to 512 with
                 `"catch_up"` and 16 otherwise. A frame of 1920 x 1080 takes 6.2 MB.
 

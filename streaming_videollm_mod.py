@@ -698,8 +698,9 @@ class StreamingSession:
         first, self._num_untimed = self._num_untimed, self._num_untimed + count
         if self.source_fps is None and count == 1:
             self._warn_if_too_fast()
-        ratio = Fraction(self.fps) / Fraction(self.source_fps or self.fps)
-        ticks = [math.ceil((first + index) * ratio) for index in range(count + 1)]
+        rates = self.fps, self.source_fps or self.fps
+        fps, source_fps = (Fraction(rate).limit_denominator(100_000) for rate in rates)
+        ticks = [math.ceil((first + index) * fps / source_fps) for index in range(count + 1)]
         shown = [(index, tick) for index in range(count) for tick in range(ticks[index], ticks[index + 1])]
         return [index for index, _ in shown], [self._untimed_from + tick / self.fps for _, tick in shown]
 

@@ -18,6 +18,7 @@ import itertools
 import json
 import random
 import threading
+import time
 from typing import NamedTuple
 
 import pytest
@@ -637,6 +638,13 @@ def test_narrate_drops_what_comes_too_fast_if_it_may_and_tells(monkeypatch, when
         assert seen < 20 and told == [first, f"{seen} frames were watched and {20 - seen} dropped."]
 
 
+def test_narrate_watches_a_camera_through_sample_every():
+    model, processor = scripted([], [])
+    camera = itertools.chain(random_frames(3), (time.sleep(0.3) or frame for frame in random_frames(2)))
+    assert list(model.narrate(processor, processor.sample_every(camera, 0.1), system_prompt=SYSTEM)) == []
+    assert 3 <= model.text.count("F") <= 5
+
+
 def test_narrate_passes_its_window():
     model, processor = scripted([], [])
     list(model.narrate(processor, random_frames(10), query="", fps=2, start=1.0, end=3.0, system_prompt=SYSTEM))
@@ -815,6 +823,7 @@ def test_narration_has_a_default_query():
         (12, 2, {0: 0.0, 6: 0.5, 12: 1.0, 18: 1.5}),
         (10, 4, {0: 0.0, 2: 0.25, 5: 0.5, 7: 0.75, 10: 1.0, 12: 1.25, 15: 1.5, 17: 1.75}),
         (30000 / 1001, 10, {0: 0.0, 2: 0.1, 5: 0.2, 8: 0.3, 11: 0.4, 14: 0.5, 17: 0.6}),
+        (0.3, 0.1, {0: 0.0, 3: 10.0, 6: 20.0, 9: 30.0, 12: 40.0, 15: 50.0, 18: 60.0}),  # inexact in binary
         (2, 2, {index: index / 2 for index in range(20)}),
     ],
 )
