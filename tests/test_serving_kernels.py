@@ -183,6 +183,15 @@ def test_the_check_finds_a_kernel_that_differs_from_the_reference(is_captured):
         check_attention(lambda *args: 1.1 * attend_strips(*args), query, keys, is_captured=is_captured)
 
 
+@pytest.mark.parametrize("stored", [None, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_check_allows_for_rounding(dtype, stored):
+    """In shapes of a model of size."""
+    query, keys = torch.zeros(1, 32, 128, dtype=dtype), torch.zeros(1, 256, 8, 128, dtype=stored or dtype)
+    for has_window in (False, True):
+        check_attention(attend_strips, query, keys, has_window=has_window)
+
+
 def test_the_check_finds_a_kernel_that_reads_up_to_the_bounds():
     """There is room for more queries than there are, and for pages that must not be read."""
     query, keys, _, _ = case()

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pages of a pool: how streams get and return them, and a paged cache beside a plain one."""
+"""Pages of a pool: taking and returning them, and a paged cache compared with a growing one."""
 
 import copy
 import gc
@@ -30,19 +30,19 @@ def paged_cache(model, frames=40, text=200, page_size=16, **options):
     return VideoLLMMoDPagedCache(new_page_pool(model, frames, text, page_size=page_size, **options))
 
 
-def test_pages_are_taken_in_a_row_where_there_is_one():
+def test_consecutive_pages_are_taken_if_there_are_any():
     pool = new_page_pool(tiny_model(), 10, 28, page_size=16)
     assert pool.num_pages == {2: 3, 10: 8}
     first, second = pool.take(10, 3), pool.take(10, 2)
     assert (first, second) == ([0, 1, 2], [3, 4])
     pool.give_back(10, first)
-    # After the third page comes the fourth, which is taken; elsewhere is a row of two, but the page after 4 is nearer.
+    # The pages after page 4 are preferred to the free pages before it.
     assert pool.take(10, 2, after=4) == [5, 6] and pool.take(10, 4) == [0, 1, 2, 7]
     with pytest.raises(OutOfPagesError, match="keep 10 of 10 tokens per frame need 1 pages of 16 entries; 0 of 8"):
         pool.take(10, 1)
 
 
-def test_what_does_not_fit_takes_nothing():
+def test_a_cache_that_does_not_fit_takes_no_pages():
     cache = paged_cache(tiny_model(), frames=4, text=40)
     free = {kind: list(pages) for kind, pages in cache.pool.free.items()}
     with pytest.raises(OutOfPagesError):
@@ -70,7 +70,7 @@ def test_nothing_is_copied_as_a_paged_cache_grows():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_nobody_waits_as_a_paged_cache_grows(scheme):
+def test_growing_a_paged_cache_waits_for_nothing(scheme):
     model = tiny_model(**SCHEMES[scheme])
     pool = new_page_pool(model, 40, 200, page_size=16)
     caches = [VideoLLMMoDPagedCache(pool) for _ in range(2)]
@@ -84,17 +84,17 @@ def test_nobody_waits_as_a_paged_cache_grows(scheme):
             asked.append(mode.found)
         between.append(VideoLLMMoDPagedCache(pool))
         between[-1].reserve(1, 1)
-    # In pages that do not follow each other entries lie where the host says: it does not wait for that to arrive.
+    # In scattered pages the host sends the slots of entries, and does not wait for the copy.
     assert asked[::2] == [set()] * 3 and asked[-1] == {("pages._to_device", "lift_fresh")}
     with HostAndDevice(cache_videollm_mod, pages) as mode:
         caches[0].crop(-1)
-    assert mode.found  # as it is where the device is asked
+    assert mode.found  # cropping asks the device
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("reserved", [True, False])
-def test_a_paged_cache_is_a_cache_as_any_other(scheme, reserved):
-    """With pages in a row, and with those of two streams that grow in turns."""
+def test_a_paged_cache_works_like_a_growing_one(scheme, reserved):
+    """With consecutive pages, and with the scattered pages of two streams that grow in turns."""
     model = tiny_model(**SCHEMES[scheme])
     pool = new_page_pool(model, 60, 400, page_size=16)
     caches, others = [VideoLLMMoDPagedCache(pool) for _ in range(2)], [model.new_cache() for _ in range(2)]
@@ -115,7 +115,7 @@ def test_a_paged_cache_is_a_cache_as_any_other(scheme, reserved):
             for x in (cache, other):
                 x.crop(-4)
             keep = torch.ones(int(other.get_seq_length()), dtype=torch.bool)
-            keep[5:27] = False  # A frame, the separator and another.
+            keep[5:27] = False  # two frames and the separator between them
             for x in (cache, other):
                 model.evict_tokens(x, keep)
             assert cache.lengths == other.lengths
@@ -126,7 +126,7 @@ def test_a_paged_cache_is_a_cache_as_any_other(scheme, reserved):
     assert all(is_strip) if reserved else not all(is_strip)
 
 
-def test_generate_takes_a_paged_cache():
+def test_generate_accepts_a_paged_cache():
     model = tiny_model()
     inputs = {"input_ids": dialogue_ids(model.config, [3]), "frame_features": random_features(model.config, 3)}
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
@@ -150,7 +150,7 @@ def test_bytes_by_kind_of_layer():
                 frame_features=random_features(model.config, 3),
                 cache=x,
             )
-    entry = 2 * 2 * 8 * 4  # Keys and values, heads, dim, bytes.
+    entry = 2 * 2 * 8 * 4  # keys and values, heads, dim, bytes
     assert other.lengths == [41, 17, 41, 17]
     assert other.num_bytes_by_kind == {"full": 2 * 41 * entry, "routed": 2 * 17 * entry}
     assert cache.num_bytes_by_kind == {"full": 2 * 48 * entry, "routed": 2 * 32 * entry}
@@ -167,14 +167,14 @@ def test_a_paged_cache_in_eight_bits_is_half_as_large_as_in_sixteen():
     with torch.no_grad():
         logits = [model(**inputs, cache=cache).logits for cache in caches]
     assert caches[0].num_bytes == 2 * caches[1].num_bytes
-    # The first layer's entries, which come from the same tokens, are those of sixteen bits rounded, and used so.
+    # The first layer's entries are those in sixteen bits, rounded.
     for exact, rounded in zip(*((x.layers[0].keys, x.layers[0].values) for x in caches), strict=True):
         assert rounded.dtype == torch.bfloat16
         assert torch.equal(rounded, exact.to(torch.float8_e4m3fn).to(torch.bfloat16))
     assert not torch.equal(*logits)
 
 
-def test_a_paged_cache_of_one_stream_has_one_row():
+def test_a_paged_cache_refuses_several_rows():
     model = tiny_model()
     cache = paged_cache(model)
     with pytest.raises(ValueError, match="got 2 rows"):
@@ -186,8 +186,8 @@ def test_a_paged_cache_of_one_stream_has_one_row():
             call()
 
 
-def test_forgotten_caches_give_their_pages_back():
-    """A copy, a copy of what was emptied, and one that finds no more pages."""
+def test_garbage_collected_caches_give_their_pages_back():
+    """A copy, a copy of an emptied cache, and a copy that runs out of pages."""
     model = tiny_model()
     cache = paged_cache(model, frames=8, text=48)
     with torch.no_grad():
