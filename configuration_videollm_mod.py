@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration of VideoLLM-MoD: which layers route, how many tokens of a frame they keep, and what that costs."""
+"""Configuration of VideoLLM-MoD: fields, their validation, the layout they define, and what it costs."""
 
 import difflib
 import inspect
@@ -30,19 +30,17 @@ from .routing_videollm_mod import GATES, ROUTERS
 
 logger = logging.get_logger(__name__)
 
-# The one place where versions are compared. Code that travels with a checkpoint meets whatever is installed.
-_MINIMUM_TRANSFORMERS, _FIRST_UNKNOWN_TRANSFORMERS = "5.17.0", "6.0.0"
+# Versions are compared here only. The code travels with checkpoints, so it meets whatever is installed.
 _found = version.parse(version.parse(transformers.__version__).base_version)
-if _found < version.parse(_MINIMUM_TRANSFORMERS):
+if _found < version.parse("5.17"):
     raise ImportError(
-        f"VideoLLM-MoD needs transformers >= {_MINIMUM_TRANSFORMERS}, found {transformers.__version__}. "
+        f"VideoLLM-MoD needs transformers >= 5.17.0, found {transformers.__version__}. "
         'Upgrade with `pip install --upgrade "transformers>=5.17,<6"`.'
     )
-if _found >= version.parse(_FIRST_UNKNOWN_TRANSFORMERS):
+if _found >= version.parse("6"):
     logger.warning(
-        f"This code of VideoLLM-MoD was written for transformers >= {_MINIMUM_TRANSFORMERS} and < "
-        f"{_FIRST_UNKNOWN_TRANSFORMERS}, found {transformers.__version__}. If it fails, `pip install "
-        '"transformers>=5.17,<6"`, or look for a newer revision of the checkpoint.'
+        f"VideoLLM-MoD was written for transformers >= 5.17.0 and < 6.0.0, found {transformers.__version__}. If it "
+        'fails, install "transformers>=5.17,<6", or look for a newer revision of the checkpoint.'
     )
 
 # tests/test_modeling_videollm_mod.py compares their layers with the library's own forward pass.
@@ -79,19 +77,18 @@ _DEFAULT_VISION = {
 @dataclass(frozen=True)
 class CostEstimate:
     """
-    What one forward pass over a stretch of stream costs the language model, routed and at full compute.
+    Cost of one forward pass of the language model, routed and at full compute.
 
-    Floating point operations count a multiply-add as two and attention as dense (query length x key length), as
-    `torch.utils.flop_counter.FlopCounterMode` does; a causal kernel does about half of the attention part.
+    A multiply-add counts as two operations, and attention as dense (query length x key length), as in
+    `torch.utils.flop_counter.FlopCounterMode`. A causal kernel does about half of the attention.
 
     Attributes:
-        flops (`int`): Operations of connector, decoder layers and language model head under this scheme.
+        flops (`int`): Operations of connector, routers, decoder layers and head under this scheme.
         full_flops (`int`): The same at full compute (every keep ratio 1).
-        cache_entries (`tuple[int, ...]`): Key/value cache entries each layer holds afterwards.
+        cache_entries (`tuple[int, ...]`): Key/value cache entries of each layer afterwards.
         cache_bytes (`int`): Bytes of the key/value cache afterwards.
         full_cache_bytes (`int`): The same at full compute.
-        vision_flops (`int`): Operations of encoding the new frames, the same under every scheme. 0 where the
-            estimate was asked of the configuration alone, which has no encoder to count.
+        vision_flops (`int`): Operations of encoding the new frames; 0 in estimates of the configuration.
     """
 
     flops: int
@@ -103,68 +100,63 @@ class CostEstimate:
 
     @property
     def flops_ratio(self) -> float:
-        """Share of the full-compute operations that this scheme needs."""
+        """Share of the operations of full compute."""
         return self.flops / self.full_flops if self.full_flops else 1.0
 
     @property
     def cache_ratio(self) -> float:
-        """Share of the full-compute cache that this scheme needs."""
+        """Share of the cache of full compute."""
         return self.cache_bytes / self.full_cache_bytes if self.full_cache_bytes else 1.0
 
 
 @strict
 class VideoLLMMoDConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`VideoLLMMoDForConditionalGeneration`]: a vision encoder, a connector and a decoder-only
-    language model in which some layers are routed (VideoLLM-MoD, arXiv 2408.16730, section 3). The defaults are the
-    paper's: a Llama-3-8B with SigLIP-L/16-384, 1 + 3x3 tokens a frame, every second layer keeping 20% of them.
+    Configuration of a [`VideoLLMMoDForConditionalGeneration`]: a vision encoder, a connector, and a decoder-only
+    language model with routed layers (VideoLLM-MoD, arXiv 2408.16730, section 3). The defaults are the paper's.
 
     Args:
         text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to Llama-3-8B's):
             Any decoder-only language model of the Llama shape.
         vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to SigLIP-L/16-384's):
-            Any image encoder with a patch grid. Of an image-text model's configuration, the vision part is taken.
-        frame_token_cls (`bool`, *optional*, defaults to `True`):
-            Whether a frame begins with the encoder's pooled token.
+            Any image encoder with a patch grid, or an image-text model that contains one.
+        frame_token_cls (`bool`, *optional*, defaults to `True`): Whether a frame starts with the pooled token.
         frame_token_pooled (`list[int]`, *optional*, defaults to `[3, 3]`):
-            Height and width of the grid that the encoder's patches are average-pooled to, or `None` for no grid.
+            Height and width of the grid that patches are average-pooled to, or `None` for no grid.
         vision_feature_layer (`int`, *optional*):
-            Of which layer of the encoder the grid shows the patches, as in LLaVA: -1 for the last, before the
-            encoder's final norm, -2 for the last but one. By default its output, after that norm.
+            Encoder layer that provides the patches, as in LLaVA: -1 is the last before the final norm, -2 the one
+            before. Defaults to the encoder's output, after the norm.
         frame_token_id (`int`, *optional*, defaults to 128256):
             Id of the frame token "<v>". It needs no row in the embedding table.
         frame_token_interval_id (`int`, *optional*, defaults to 11):
-            Id of the interval token that separates frames, or `None` if frames follow each other directly and the
-            end-of-sequence token is the target of silence (VideoLLM-online's one-token models).
-        connector_hidden_act (`str`, *optional*, defaults to `"gelu"`):
-            Activation between the two linear layers of the connector.
+            Id of the interval token between frames. With `None`, frames follow each other directly, and the
+            end-of-sequence token means silence (VideoLLM-online's one-token models).
+        connector_hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation within the connector.
         mod_keep_ratio (`float` or `list[float]`, *optional*, defaults to 0.2):
-            Share of each frame's tokens that a routed layer keeps, in [0, 1]; `ceil(ratio * tokens)` tokens are kept.
-            A list gives one ratio a layer, which also expresses full compute (all 1), EarlyExit (1 then 0), LayerSkip
-            (1, 0, 1, 0, ...) and p-MoD's decaying schedule.
+            Share of each frame's tokens that a routed layer keeps, in [0, 1]: `ceil(ratio * tokens)` tokens. A list
+            gives one ratio per layer. It can express full compute (all 1), EarlyExit (1, then 0), LayerSkip (1, 0, 1,
+            0, ...) and p-MoD's decaying schedule.
         mod_layers (`str` or `list[int]`, *optional*):
-            Which layers `mod_keep_ratio` applies to if it is one number: `"interleaved"` (1, 3, 5, ..., the default),
-            `"interleaved_deep"` (3, 5, ...), `"all"`, `"all_deep"` (from 2), or a list of layer indices. `None` where
-            `mod_keep_ratio` is a list.
+            The routed layers if `mod_keep_ratio` is one number: `"interleaved"` (1, 3, 5, ..., the default),
+            `"interleaved_deep"` (3, 5, ...), `"all"`, `"all_deep"` (from 2), or a list of indices.
         mod_router (`str`, *optional*, defaults to `"learned"`):
-            How kept tokens are chosen: `"learned"` (highest router score), `"uniform"` (evenly spaced) or `"random"`
-            (by a hash of layer and position, so that any path through a stream chooses alike).
+            Router type, a name in [`ROUTERS`]: `"learned"` keeps the highest scores, `"uniform"` evenly spaced tokens,
+            `"random"` tokens by a hash of layer and position.
         mod_gate (`str`, *optional*, defaults to `"tanh"`):
-            What a learned router's score multiplies the layer with: `"linear"` (the score, as in the paper),
-            `"sigmoid"`, `"tanh"` (`1 + 0.2 * tanh(score)` with routers that start at zero, as in p-MoD, arXiv
-            2412.04449, so that a routed layer starts as the plain layer) or `"none"`.
+            Factor of a layer's update, a name in [`GATES`]: `"linear"` (the score, as in the paper), `"sigmoid"`,
+            `"tanh"` (`1 + 0.2 * tanh(score)` with routers that start at zero, as in p-MoD, arXiv 2412.04449) or
+            `"none"`. Applies to routers that learn.
         mod_gate_on (`str`, *optional*, defaults to `"update"`):
-            Whether the gate multiplies the layer's `"update"` (the paper) or its whole `"output"`, residual included
-            (the authors' code).
+            Whether the gate multiplies the layer's `"update"` (the paper) or its `"output"`, residual included (the
+            authors' code).
         mod_keep_last (`bool`, *optional*, defaults to `True`):
-            Whether a frame's last token, at which the model decides whether to speak, is always among those that a
-            routed layer keeps. Without effect in layers that keep none.
+            Whether a layer that keeps any token always keeps the frame's last, where the model decides to speak.
         stream_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the loss at frames (speak or stay silent) against the loss on text.
+            Weight of the loss at frames (speak or stay silent) relative to the loss on text.
         interval_threshold (`float`, *optional*, defaults to 0.725):
-            While streaming, probability of the interval token below which the model speaks.
+            While streaming, the model speaks if the interval token's probability is lower.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether the language model head shares the embedding table. Taken from `text_config` where that says so.
+            Whether the head shares the embedding table. True if it is in `text_config`.
 
     Raises:
         `ValueError`: If ratios, layers, the frame grid or token ids do not fit the two models.
@@ -202,7 +194,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         self._refuse_near_misses(kwargs)
         self.text_config = _as_config(self.text_config, _DEFAULT_TEXT)
         vision_config = _as_config(self.vision_config, _DEFAULT_VISION)
-        # Encoders are mostly published with a text tower (SigLIP, CLIP): frames need the other one.
+        # Most encoders are published together with a text tower (SigLIP, CLIP).
         self.vision_config = getattr(vision_config, "vision_config", vision_config)
         self.tie_word_embeddings = self.tie_word_embeddings or getattr(self.text_config, "tie_word_embeddings", False)
         if self.mod_layers is None and not isinstance(self.mod_keep_ratio, (list, tuple)):
@@ -210,7 +202,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _refuse_near_misses(self, kwargs: dict[str, Any]) -> None:
-        # Unknown keys are stored in silence by the base class: a misspelt `mod_keep_ration` would train the default.
+        # The base class stores unknown keys silently: a misspelt `mod_keep_ration` would train the default.
         known = [name for name in type(self).__dataclass_fields__ if name.startswith(("mod_", "frame_"))]
         for name in kwargs:
             if name.startswith(("mod_", "frame_")):
@@ -218,23 +210,23 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 hint = f" Did you mean `{close[0]}`?" if close else f" Known are {', '.join(known)}."
                 raise ValueError(f"VideoLLMMoDConfig has no field `{name}`.{hint}")
 
-    # ---------------------------------------------------------------- derived layout, which everything else reads
+    # ---------------------------------------------------------------- derived layout
 
     @property
     def frame_num_tokens(self) -> int:
-        """Number of tokens of a frame: the pooled token, if there is one, and the grid."""
+        """Number of tokens per frame: the pooled token, if there is one, and the grid."""
         return int(self.frame_token_cls) + math.prod(self.frame_token_pooled or (0,))
 
     @property
     def layer_keep_ratios(self) -> list[float]:
-        """Keep ratio of every decoder layer, in [0, 1]; 1 where a layer is not routed."""
+        """Keep ratio of every decoder layer, in [0, 1]; 1 for full layers."""
         num_layers = self.text_config.num_hidden_layers
         if isinstance(self.mod_keep_ratio, (list, tuple)):
             return [float(ratio) for ratio in self.mod_keep_ratio]
         if isinstance(self.mod_layers, (list, tuple)):
             routed = set(self.mod_layers)
         else:
-            # `None` is left where a list of ratios was replaced by one number after construction.
+            # `None` remains if one number replaced a list of ratios after construction.
             routed = {
                 None: range(1, num_layers, 2),
                 "interleaved": range(1, num_layers, 2),
@@ -246,14 +238,14 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     @property
     def layer_keep_counts(self) -> list[int]:
-        """Number of a frame's tokens that every decoder layer keeps: `ceil(ratio * frame_num_tokens)`."""
-        # The small constant absorbs binary rounding: 0.28 * 25 is 7.000000000000001 in floating point, and means 7.
+        """Number of tokens that every decoder layer keeps per frame: `ceil(ratio * frame_num_tokens)`."""
+        # The constant absorbs binary rounding: 0.28 * 25 is 7.000000000000001 in floating point.
         num_tokens = self.frame_num_tokens
         return [math.ceil(ratio * num_tokens - 1e-9) for ratio in self.layer_keep_ratios]
 
     @property
     def routed_layers(self) -> list[int]:
-        """Indices of the layers that do not keep every token of a frame."""
+        """Indices of the layers that keep fewer than all tokens of a frame."""
         num_tokens = self.frame_num_tokens
         return [layer for layer, count in enumerate(self.layer_keep_counts) if count < num_tokens]
 
@@ -265,7 +257,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     @property
     def vision_grid(self) -> tuple[int, int] | None:
-        """Patch grid (height, width) of the vision encoder at its own resolution, or `None` if it does not say."""
+        """Patch grid (height, width) of the vision encoder at its own resolution, or `None` if unknown."""
         patch_size = getattr(self.vision_config, "patch_size", None)
         image_size = getattr(self.vision_config, "image_size", None)
         num_patches = getattr(self.vision_config, "num_patches", None)
@@ -276,10 +268,10 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             return math.isqrt(num_patches), math.isqrt(num_patches)
         return None
 
-    # ---------------------------------------------------------------- validation, on construction and on saving
+    # ---------------------------------------------------------------- validation, at construction and at saving
 
     def validate_frame_tokens(self) -> None:
-        """Checks the frame's layout against the encoder and that the frame token has an id."""
+        """Check the layout of a frame against the encoder."""
         grid = self.frame_token_pooled
         if grid is not None and (len(grid) != 2 or min(grid) < 1):
             raise ValueError(f"`frame_token_pooled` must be two positive numbers (height, width), got {list(grid)}.")
@@ -304,7 +296,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             )
 
     def validate_frame_token_ids(self) -> None:
-        """Checks that the ids the stream needs are there and differ."""
+        """Check the ids of the frame token, the interval token and the end of sequence."""
         if self.frame_token_id is None or self.frame_token_id < 0:
             raise ValueError(
                 f"`frame_token_id` must be the id of the frame token in the tokenizer, got {self.frame_token_id}."
@@ -332,7 +324,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 raise ValueError(f"`{field}` is {name!r}; known names are {', '.join(known)}.")
 
     def validate_routing(self) -> None:
-        """Checks keep ratios and routed layers against the language model."""
+        """Check keep ratios and routed layers against the language model."""
         num_layers = self.text_config.num_hidden_layers
         per_layer = isinstance(self.mod_keep_ratio, (list, tuple))
         ratios = self.mod_keep_ratio if per_layer else [self.mod_keep_ratio]
@@ -343,12 +335,12 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             if len(ratios) != num_layers:
                 raise ValueError(
                     f"`mod_keep_ratio` gives {len(ratios)} ratios, but the language model has {num_layers} layers: "
-                    "give one a layer, or one number for all of `mod_layers`."
+                    "give one per layer, or one number for all of `mod_layers`."
                 )
             if self.mod_layers is not None:
                 raise ValueError(
-                    f"`mod_keep_ratio` already gives one ratio a layer, so `mod_layers={self.mod_layers!r}` would do "
-                    "nothing: leave it out."
+                    f"`mod_keep_ratio` already gives one ratio per layer, so `mod_layers={self.mod_layers!r}` has no "
+                    "effect: leave it out."
                 )
         elif isinstance(self.mod_layers, str):
             if self.mod_layers not in MOD_LAYER_SCHEMES:
@@ -364,7 +356,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                     )
 
     def validate_weights_and_threshold(self) -> None:
-        """Checks the loss weight and the interval threshold."""
+        """Check the loss weight and the interval threshold."""
         if not 0 <= self.interval_threshold <= 1:
             raise ValueError(f"`interval_threshold` is a probability in [0, 1], got {self.interval_threshold}.")
         if self.stream_loss_weight < 0:
@@ -382,24 +374,21 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         bytes_per_value: int = 2,
     ) -> CostEstimate:
         r"""
-        Closed-form cost of one forward pass, under this scheme and at full compute.
+        Estimate one forward pass in closed form, under this scheme and at full compute.
 
-        A layer that keeps \\(k\\) of a frame's \\(N\\) tokens runs on \\(s = kF + T\\) of the \\(NF + T\\) new tokens
-        and costs \\(2sP + 4 s (s + s_{past}) H\\) operations, with \\(P\\) the weights of its linear layers and
-        \\(H\\) heads times head size. The language model head runs once a frame and once a text token.
+        A layer that keeps \\(k\\) of \\(N\\) tokens per frame runs on \\(s = kF + T\\) of \\(NF + T\\) new tokens and
+        costs \\(2sP + 4 s (s + s_{past}) H\\) operations, with \\(P\\) weights in its linear layers and \\(H\\) heads
+        times head size. The head runs once per frame and once per text token.
 
         Args:
             frames (`int`): Number of new frames.
             text_tokens (`int`): Number of new text tokens, interval tokens included.
-            past_frames (`int`, *optional*, defaults to 0): Number of frames already in the cache.
-            past_text_tokens (`int`, *optional*, defaults to 0): Number of text tokens already in the cache.
+            past_frames (`int`, *optional*, defaults to 0): Number of frames in the cache.
+            past_text_tokens (`int`, *optional*, defaults to 0): Number of text tokens in the cache.
             bytes_per_value (`int`, *optional*, defaults to 2): Bytes of one number in the key/value cache.
 
-        Returns:
-            [`CostEstimate`] without `vision_flops`.
-
         Raises:
-            `ValueError`: If a count is negative, or the language model's layers are not of one dense MLP each.
+            `ValueError`: If a count is negative, or the language model has mixture-of-experts layers.
         """
         counts = {"frames": frames, "text_tokens": text_tokens}
         counts |= {"past_frames": past_frames, "past_text_tokens": past_text_tokens}
@@ -408,7 +397,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must not be negative, got {value}.")
         text = self.text_config
         if getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None):
-            raise ValueError(f"`estimate_cost` knows dense layers only; {text.model_type!r} has experts.")
+            raise ValueError(f"`estimate_cost` supports dense layers only; {text.model_type!r} has experts.")
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         query_size = text.num_attention_heads * head_dim
         key_value_size = getattr(text, "num_key_value_heads", text.num_attention_heads) * head_dim
@@ -466,7 +455,7 @@ def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default: dict[s
     if isinstance(config, PreTrainedConfig):
         return config
     fields = dict(default if config is None else config)
-    # A dict that names no model type means the default's, as everywhere in Transformers.
+    # Without a model type, a dict means the default's.
     return AutoConfig.for_model(fields.pop("model_type", default["model_type"]), **fields)
 
 

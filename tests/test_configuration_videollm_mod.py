@@ -74,7 +74,7 @@ def test_only_layers_that_choose_have_a_router():
     [
         ({"mod_keep_ratio": 1.5}, r"\[0, 1\], got 1.5"),
         ({"mod_keep_ratio": [0.2, 0.2]}, "2 ratios, but the language model has 4 layers"),
-        ({"mod_keep_ratio": [0.2] * 4, "mod_layers": "all"}, "already gives one ratio a layer"),
+        ({"mod_keep_ratio": [0.2] * 4, "mod_layers": "all"}, "already gives one ratio per layer"),
         ({"mod_layers": "every_other"}, "known schemes are interleaved"),
         ({"mod_layers": [1, 4]}, "layer 4, but the language model's layers are 0 to 3"),
         ({"mod_layers": [-1]}, "layer -1"),
