@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""README and pages: their Python runs as it stands, their commands exist, and what they point at is there."""
+"""README and docs: the Python and the commands run as written, and every link leads somewhere."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page, language):
-    """The code blocks of a page, also those in lists."""
+    """Return the code blocks of a page, including those in lists."""
     found = re.findall(
         rf"^( *)```{language}\n(.*?)^ *```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
     )
@@ -48,8 +48,8 @@ def blocks(page, language):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_its_python_runs(monkeypatch, capsys, page):
-    """All blocks, in order, in one namespace, from the root of the checkout."""
+def test_python_of_page_runs(monkeypatch, capsys, page):
+    """All blocks run in order, in one namespace, from the root of the checkout."""
     monkeypatch.chdir(ROOT)
     namespace = {"camera": list(random_frames(3))}
     for block in blocks(page, "python"):
@@ -58,7 +58,6 @@ def test_its_python_runs(monkeypatch, capsys, page):
     if page == PAGES[0]:
         assert re.search(r"\d+\.\ds  A \w+ \w+ enters from the \w+\.", printed)
         assert "of the operations" in printed
-        assert namespace["batch"]["labels"].shape == namespace["batch"]["input_ids"].shape
     expected = {"stream-format.md": "[#,#", "configuration.md": "Did you mean `mod_keep_ratio`?"}
     assert expected.get(page.name, "") in printed
     if page.name == "from-videollm-online.md":
@@ -68,13 +67,13 @@ def test_its_python_runs(monkeypatch, capsys, page):
         assert rows == [line.strip() for line in text.splitlines() if re.match(r" *\| \d", line)]
 
 
-# What cannot run here, and the test that runs the same: "make" is how these tests are run, of what it calls the recipe
-# and the page have their own; "accelerate launch" wants eight GPUs, and has its test on two processes.
+# Not run here: "make" runs these tests, and its recipe and page have tests of their own. "accelerate launch" needs eight
+# GPUs; tests/test_train_sft.py runs it on two processes.
 ELSEWHERE = ("make ", "accelerate launch")
 
 
 def commands(page):
-    """The commands of a page, in order."""
+    """Return the commands of a page, in order."""
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     found = [shlex.join(shlex.split(line, comments=True)) for line in lines]
     return [line for line in found if line and not line.startswith(ELSEWHERE)]
@@ -82,7 +81,7 @@ def commands(page):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A Hub with tiny models under the names that the pages give."""
+    """Serve tiny models under the names that the pages use."""
     folder = tmp_path_factory.mktemp("published")
     save_live(folder / "language", folder / "vision", folder / "adapter")
     patches = {**tiny_vision_config("siglip_vision_model"), "image_size": 56}
@@ -101,8 +100,8 @@ def hub(tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
-def test_its_commands_run(page, hub, tmp_path):
-    """As they stand, one after another, in a folder that looks like the checkout and has what they are about."""
+def test_commands_of_page_run(page, hub, tmp_path):
+    """The commands run as written, in order, in a folder that looks like a checkout and has the files they name."""
     for path in ROOT.iterdir():
         if path.name in ("train", "space", "benchmarks", "docs", "convert", "serving", "samples") or path.suffix in (
             ".py",
@@ -126,20 +125,20 @@ def test_its_commands_run(page, hub, tmp_path):
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", README))))
-def test_its_make_targets_exist(target):
+def test_make_targets_of_readme_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_it_points_at_is_there(page):
+def test_links_of_page_exist(page):
     text = page.read_text(encoding="utf-8")
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (page.parent / path).exists(), path
-    for path in re.findall(r"python ((?:docs|benchmarks|train|space)/\S+\.py)", text):
+    for path in re.findall(r"python ((?:docs|benchmarks|train|space|convert)/\S+\.py)", text):
         assert (ROOT / path).exists(), path
 
 
-def test_every_field_has_its_line():
+def test_every_configuration_field_is_documented():
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     ours = {f.name for f in dataclasses.fields(VideoLLMMoDConfig) if f.name in VideoLLMMoDConfig.__annotations__}
     assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == ours
