@@ -67,8 +67,8 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
         assert rows == [line.strip() for line in text.splitlines() if re.match(r" *\| \d", line)]
 
 
-# Not run here: "make" runs these tests, and its recipe and page have tests of their own. "accelerate launch" needs eight
-# GPUs; tests/test_train_sft.py runs it on two processes.
+# Not run here: "make" runs these tests, and its recipe and page have tests of their own.
+# "accelerate launch" needs eight GPUs; tests/test_train_sft.py runs it on two processes.
 ELSEWHERE = ("make ", "accelerate launch")
 
 
