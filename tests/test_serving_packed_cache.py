@@ -46,7 +46,7 @@ def test_a_plan_is_made_of_lists_and_changes_nothing():
     assert shapes == [(len(numbers),) for numbers, _ in plan.numbers()]
     commit(plan, caches, frame_token_id=8)
     assert [cache.lengths for cache in caches] == [[12, 4, 12, 4], [1] * 4]
-    with pytest.raises(ValueError, match="cut a frame in two"):
+    with pytest.raises(ValueError, match="part of a frame"):
         caches[0].crop(-1)
     following = plan_step(caches, [steps[1]] * 2, 0.7)
     assert following.positions == [12, 1] and following.entries[2].lengths == [5, 2]
