@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration: what it derives, what it refuses, and that it survives saving."""
+"""The configuration: derived layout, validation, saving and cost."""
 
 import json
 
@@ -109,7 +109,7 @@ def test_refuses_a_pooled_token_that_the_encoder_lacks():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_survives_saving(scheme, tmp_path):
+def test_saving_and_loading_keeps_all_fields(scheme, tmp_path):
     config = tiny_config(**SCHEMES[scheme])
     config.save_pretrained(tmp_path)
     loaded = VideoLLMMoDConfig.from_pretrained(tmp_path)
@@ -118,7 +118,7 @@ def test_survives_saving(scheme, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "videollm_mod"
 
 
-def test_a_change_is_checked_on_saving(tmp_path):
+def test_saving_checks_changed_fields(tmp_path):
     config = tiny_config()
     config.mod_layers = [9]
     with pytest.raises(REFUSED, match="layer 9"):
@@ -135,7 +135,7 @@ def test_nested_configurations_come_as_objects_or_dicts():
         VideoLLMMoDConfig(text_config={"model_type": "no_such_model"})
 
 
-def test_a_whole_image_text_configuration_gives_its_vision_part():
+def test_an_image_text_configuration_provides_its_vision_part():
     assert VideoLLMMoDConfig(vision_config=SiglipConfig()).vision_config.model_type == "siglip_vision_model"
 
 
@@ -156,7 +156,7 @@ def test_estimate_adds_up(scheme):
     assert cost.cache_bytes == sum(cost.cache_entries) * 2 * 2 * 8 * 4  # keys and values, heads, head size, bytes
     assert cost.flops_ratio == cost.flops / cost.full_flops and (cost.flops_ratio == 1) == (scheme == "full")
     assert cost.cache_ratio <= 1
-    # Watching in two steps stores what watching at once does, and spares the attention of the first on the second.
+    # Two steps store as much as one and save the attention of the first step to the second.
     first = config.estimate_cost(12, 30, bytes_per_value=4)
     second = config.estimate_cost(8, 20, past_frames=12, past_text_tokens=30, bytes_per_value=4)
     assert second.cache_bytes == cost.cache_bytes and first.flops + second.flops < cost.flops
@@ -170,7 +170,7 @@ def test_estimate_matches_the_papers_arithmetic():
         assert cache is None or cost.cache_ratio == pytest.approx(cache, abs=0.02)
 
 
-def test_estimate_refuses_what_it_does_not_know():
+def test_estimate_refuses_negative_counts_and_experts():
     with pytest.raises(ValueError, match="must not be negative"):
         tiny_config().estimate_cost(-1, 0)
     experts = {"model_type": "qwen3_moe", "num_experts": 4, "num_hidden_layers": 2}

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The invariants that everything else rests on, for every routing scheme and backbone."""
+"""Invariants for every routing scheme and backbone: any path through a stream gives the same logits."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def one_forward(model, ids, features, **kwargs):
 
 
 def in_pieces(model, ids, features, cuts, cache=None):
-    """Logits of a dialogue fed in pieces, each ending at a cut; a cut may not fall inside a frame."""
+    """Return the logits of a dialogue that is fed in pieces; cuts must lie between frames."""
     cache = model.new_cache() if cache is None else cache
     config, logits, seen = model.config, [], 0
     for begin, end in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
@@ -49,7 +49,7 @@ def in_pieces(model, ids, features, cuts, cache=None):
 
 
 def frame_cuts(config, ids):
-    """Positions after each frame's last token."""
+    """Return the positions after each frame's last token."""
     places = (ids[0] == config.frame_token_id).nonzero().squeeze(1).tolist()
     return [place + 1 for place in places[config.frame_num_tokens - 1 :: config.frame_num_tokens]]
 
@@ -99,7 +99,7 @@ class SmallNetwork(VideoLLMMoDRouter):
 
 
 @pytest.mark.parametrize("router", [LargestNorm, SmallNetwork])
-def test_a_new_router_type_streams_trains_is_saved_and_is_counted(router, monkeypatch, tmp_path):
+def test_a_new_router_type_streams_trains_saves_and_has_a_cost(router, monkeypatch, tmp_path):
     monkeypatch.setitem(ROUTERS, "new", router)
     check_any_path(tiny_model(mod_router="new", mod_layers="all"))
     untrained = VideoLLMMoDForConditionalGeneration(tiny_config(mod_router="new", mod_layers="all"))
@@ -217,7 +217,7 @@ def test_any_path_with_the_interface_of_flash_attention(scheme):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("text", TEXT_MODELS)
-def test_full_keep_ratio_is_the_plain_backbone_to_the_last_bit(text, attention):
+def test_full_keep_ratio_equals_the_plain_backbone_to_the_last_bit(text, attention):
     model = tiny_model(text=text, mod_keep_ratio=1.0, attn_implementation=attention)
     plain = AutoModelForCausalLM.from_config(model.config.text_config, attn_implementation=attention).eval()
     plain.model.load_state_dict(model.model.language_model.state_dict())
@@ -266,7 +266,7 @@ def by_masking(model, ids, features, position_ids=None):
 
 @pytest.mark.parametrize("gate", ["linear", "tanh"])
 @pytest.mark.parametrize("scheme", ROUTED)
-def test_skipping_tokens_is_hiding_them(scheme, gate):
+def test_skipping_tokens_equals_hiding_them_from_attention(scheme, gate):
     # No padding, no cache, batch 1: where gapped positions would be read as packed sequences, a kept token would
     # see nothing before the gap, and this would differ.
     model = tiny_model(**SCHEMES[scheme], mod_gate=gate, attn_implementation="eager")
@@ -281,7 +281,7 @@ def test_skipping_tokens_is_hiding_them(scheme, gate):
 
 
 @pytest.mark.parametrize("options", [{"mod_gate_on": "output", "mod_gate": "sigmoid"}, {"mod_keep_last": False}])
-def test_skipping_is_hiding_with_other_gates(options):
+def test_skipping_equals_hiding_with_other_gates(options):
     model = tiny_model(mod_layers="all", attn_implementation="eager", **options)
     ids, features = dialogue_ids(model.config, RUNS), random_features(model.config, sum(RUNS))
     with torch.no_grad():
@@ -290,7 +290,7 @@ def test_skipping_is_hiding_with_other_gates(options):
 
 
 def batch_of(config, rows, side):
-    """Dialogues of different lengths as one padded batch: ids, mask, features, and where each row's tokens lie."""
+    """Return a padded batch: dialogues, ids, mask, features, and the slice of each row's tokens."""
     dialogues = [dialogue_ids(config, runs, seed=seed) for seed, runs in enumerate(rows)]
     longest = max(d.shape[1] for d in dialogues)
     most = max(sum(runs) for runs in rows)
@@ -311,7 +311,7 @@ ROWS = [[3, 1], [1], [2, 2, 1], []]
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen_like"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_padded_is_unpadded(scheme, attention, side):
+def test_padding_leaves_logits_unchanged(scheme, attention, side):
     if attention == "varlen_like":
         model = with_varlen_text(tiny_model(**SCHEMES[scheme]))
     else:
@@ -327,7 +327,7 @@ def test_padded_is_unpadded(scheme, attention, side):
         for row, single in enumerate(singles):
             assert_close(logits[row : row + 1, places[row]], single, atol=2e-5, rtol=1e-4)
     if side == "right":
-        # Causal attention keeps padding on the right from every real token: no mask is needed, and none is made.
+        # Causal attention hides padding on the right from every real token, so no mask is needed.
         logits = one_forward(model, ids, features, num_frames=counts)
         for row, single in enumerate(singles):
             assert_close(logits[row : row + 1, places[row]], single, atol=2e-5, rtol=1e-4)
@@ -335,7 +335,7 @@ def test_padded_is_unpadded(scheme, attention, side):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("scheme", ["full", "interleaved", "all", "early_exit", "random"])
-def test_padded_rows_go_on_as_they_would_alone(scheme, side):
+def test_padded_rows_continue_as_they_would_unpadded(scheme, side):
     model = tiny_model(**SCHEMES[scheme])
     dialogues, ids, mask, features, places = batch_of(model.config, ROWS, side)
     counts = [sum(runs) for runs in ROWS]
@@ -369,9 +369,9 @@ def test_padded_rows_go_on_as_they_would_alone(scheme, side):
         ({"text": "mistral", "text_overrides": {"sliding_window": 16}}, "sdpa"),
     ],
 )
-def test_dialogues_packed_into_a_row_are_as_alone(options, attention):
-    """In a batch of two rows, one of three dialogues and one of two, of other lengths and numbers of frames."""
-    # What was compiled for other tests would be compiled anew for any length, which inductor's C++ cannot yet.
+def test_packed_dialogues_give_the_same_logits_as_separate_ones(options, attention):
+    """Pack three dialogues into one row and two into another."""
+    # Graphs from other tests would recompile with dynamic lengths, which inductor cannot compile to C++ yet.
     torch.compiler.reset()
     model = tiny_model(**options, attn_implementation=attention)
     packed = [[[3, 1, 2], [1], [2, 2]], [[4, 1], [1, 1, 2]]]
@@ -392,7 +392,7 @@ def test_dialogues_packed_into_a_row_are_as_alone(options, attention):
     for row, expected in zip(logits, alone, strict=True):
         expected = torch.cat([x[0] for x in expected])
         assert_close(row[: len(expected)], expected, atol=2e-5, rtol=1e-4)
-    # Were they not kept apart, the second dialogue would see the first.
+    # Without `seq_idx`, the second dialogue sees the first.
     assert not torch.allclose(one_forward(model, batch, shown)[0], logits[0], atol=1e-2)
 
 
@@ -417,8 +417,8 @@ def test_sliding_window_counts_entries_of_a_layers_own_sequence(text):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_sliding_window_counts_real_entries_alone(cached):
-    """Rows with fewer frames have filler between their entries: it does not push older ones out of the window."""
+def test_sliding_window_counts_real_entries_only(cached):
+    """Rows with fewer frames have filler between entries, which must not push older entries out of the window."""
     model = tiny_model(text="mistral", text_overrides={"sliding_window": 16}, mod_layers="all")
     rows = [dialogue_ids(model.config, [3], seed=0), dialogue_ids(model.config, [1], seed=1)]
     length, features = rows[0].shape[1], random_features(model.config, 3, batch=2)
@@ -453,7 +453,7 @@ def test_stale_or_unwritten_cache_is_never_read():
     heads, size = text.num_key_value_heads, text.head_dim
     cache.early_initialization(1, heads, size, torch.float32, torch.device("cpu"))
     for layer in cache.layers:
-        # Large rather than NaN, which a masked product would spread: any leak shows.
+        # Large numbers show any leak. NaN would spread through masked products.
         layer.keys.fill_(1e4)
         layer.values.fill_(1e4)
     logits, cache = in_pieces(model, ids, features, frame_cuts(model.config, ids), cache)

@@ -54,7 +54,7 @@ from videollm_mod.routing_videollm_mod import ROUTERS
 
 
 RUNS = [3, 1, 2]
-# Up to torch 2.11 the counter does not know the CPU's fused attention, and what it does not know it counts as 0.
+# Up to torch 2.11 the counter does not know the CPU's fused attention and counts it as 0.
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 COUNTED_ATTENTION = ["eager", "sdpa"] if _CPU_ATTENTION in flop_counter.flop_registry else ["eager"]
 
@@ -65,7 +65,7 @@ def inputs_for(model, runs=RUNS, seed=0):
 
 
 def learnable_labels(config, ids):
-    """Text and what follows frames."""
+    """Return labels for all text, including the token after each frame."""
     return ids.masked_fill(ids == config.frame_token_id, -100)
 
 
@@ -74,7 +74,7 @@ def learnable_labels(config, ids):
 
 @pytest.mark.parametrize("router", ["learned", "uniform", "random"])
 @pytest.mark.parametrize("keep_last", [True, False])
-def test_every_frame_keeps_as_many_tokens(router, keep_last):
+def test_every_frame_keeps_the_same_number_of_tokens(router, keep_last):
     model = tiny_model(mod_keep_ratio=[1.0, 0.2, 0.45, 0.0], mod_router=router, mod_keep_last=keep_last)
     outputs = model(**inputs_for(model), output_router_scores=True)
     kept = torch.stack(outputs.kept_tokens)
@@ -142,7 +142,7 @@ def test_new_tanh_routers_start_as_the_plain_layer():
         {"connector_hidden_act": "relu"},
     ],
 )
-def test_every_routing_field_changes_what_the_model_says(changed):
+def test_every_routing_field_changes_the_logits(changed):
     base = tiny_model()
     other = tiny_model(**changed)
     state = {k: v for k, v in base.state_dict().items() if k in other.state_dict()}
@@ -151,7 +151,7 @@ def test_every_routing_field_changes_what_the_model_says(changed):
     assert not torch.allclose(base(**inputs).logits, other(**inputs).logits, atol=1e-3)
 
 
-def test_patches_are_those_of_the_chosen_layer_of_the_encoder():
+def test_patches_come_from_the_chosen_layer_of_the_encoder():
     seen = [tiny_model(vision_feature_layer=layer) for layer in (None, -1, -2)]
     pixels = torch.randn(1, 3, 3, IMAGE_SIZE, IMAGE_SIZE)
     features = [model.model.encode_frames(pixels) for model in seen]
@@ -167,7 +167,7 @@ def test_patches_are_those_of_the_chosen_layer_of_the_encoder():
 # ---------------------------------------------------------------------------------------------- inputs and outputs
 
 
-def test_hidden_states_are_whole_sequences():
+def test_hidden_states_are_full_sequences():
     model = tiny_model(mod_layers="all")
     inputs = inputs_for(model)
     outputs = model(**inputs, output_hidden_states=True)
@@ -182,7 +182,7 @@ def test_hidden_states_are_whole_sequences():
     assert torch.equal(same, ~kept)
 
 
-def test_attentions_are_those_of_each_layers_own_sequence():
+def test_attentions_have_the_length_of_each_layers_own_sequence():
     model = tiny_model(attn_implementation="eager")
     inputs = inputs_for(model)
     length = inputs["input_ids"].shape[1]
@@ -196,7 +196,7 @@ def test_attentions_are_those_of_each_layers_own_sequence():
     assert len(configured.attentions) == 4 and len(configured.hidden_states) == 5
 
 
-def test_inputs_embeds_with_frames_is_input_ids_with_frames():
+def test_inputs_embeds_give_the_same_logits_as_input_ids():
     model = tiny_model(mod_layers="all")
     inputs = inputs_for(model)
     expected = model(**inputs)
@@ -206,14 +206,14 @@ def test_inputs_embeds_with_frames_is_input_ids_with_frames():
     features = inputs["frame_features"]
     got = model(inputs_embeds=embeddings, frame_token_mask=mask, frame_features=features)
     assert_close(got.logits, expected.logits)
-    # Embeddings that hold their frames already need the mask alone.
+    # Embeddings that already contain the frames need the mask only.
     embeddings = embeddings.clone()
     embeddings[mask] = model.model.connector(features).flatten(0, 2)
     assert_close(model(inputs_embeds=embeddings, frame_token_mask=mask).logits, expected.logits)
     assert not torch.allclose(model(inputs_embeds=embeddings).logits, expected.logits)
 
 
-def test_pixels_are_features():
+def test_pixels_give_the_same_logits_as_their_features():
     model = tiny_model()
     ids, pixels = dialogue_ids(model.config, RUNS), torch.randn(1, 6, 3, 32, 32)
     features = model.encode_frames(pixels)
@@ -225,12 +225,12 @@ def test_pixels_are_features():
 
 
 @pytest.mark.parametrize("vision", VISION_MODELS)
-def test_frame_features_are_the_encoders_own(vision):
+def test_frame_features_equal_the_encoders_outputs(vision):
     model = tiny_model(vision=vision, frame_token_pooled=(2, 2))
     pixels = torch.randn(2, 3, 32, 32)
     features = model.encode_frames(pixels)
     if vision == "siglip2_vision_model":
-        # As the library's own image processor lays out patches: rows of (height, width, channels).
+        # The library's image processor lays out patches like this: rows of (height, width, channels).
         patches = pixels.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(2, 16, 192)
         outputs = model.model.vision_encoder(
             patches, pixel_attention_mask=torch.ones(2, 16), spatial_shapes=torch.tensor([[4, 4]] * 2)
@@ -251,7 +251,7 @@ def test_logits_to_keep():
     assert_close(model(**inputs, logits_to_keep=places).logits, full[:, places])
 
 
-def test_tuples_where_asked():
+def test_return_dict_false_returns_a_tuple():
     model = tiny_model()
     outputs = model(**inputs_for(model), return_dict=False)
     assert isinstance(outputs, tuple) and outputs[0].shape[-1] == model.config.text_config.vocab_size
@@ -260,7 +260,7 @@ def test_tuples_where_asked():
 @pytest.mark.parametrize("scheme", ["full", "all", "uniform", "random"])
 @pytest.mark.parametrize("rotary", [0, 1])
 def test_layers_on_two_devices(scheme, rotary, monkeypatch):
-    """Shapes and devices alone, placed as accelerate places them: a block's inputs are moved, its outputs stay."""
+    """Run on fake tensors, placed as accelerate does: a block moves its inputs to its device."""
     model = tiny_model(**SCHEMES[scheme])
     ids, features = dialogue_ids(model.config, [2, 1]), random_features(model.config, 3)
     for module in (modeling_videollm_mod, routing_videollm_mod):
@@ -342,11 +342,11 @@ def test_refuses(change, message):
         model(**inputs)
 
 
-def test_any_cache_serves_a_model_without_routing():
+def test_any_cache_works_without_routed_layers():
     model = tiny_model(mod_keep_ratio=1.0)
     inputs = inputs_for(model)
     cache = DynamicCache()
-    first = model(**inputs, past_key_values=cache)  # the name of old
+    first = model(**inputs, past_key_values=cache)  # the name up to Transformers 5.23
     assert first.cache is first[CACHE_NAME] is cache
     step = model(input_ids=torch.tensor([[7]]), cache=cache)
     whole = inputs | {"input_ids": torch.cat([inputs["input_ids"], torch.tensor([[7]])], dim=1)}
@@ -379,7 +379,7 @@ def test_refuses_text_models_of_another_shape(text_config, message):
 # ------------------------------------------------------------------------------------------------------------- loss
 
 
-def test_loss_is_text_and_weighted_stream_over_the_number_of_labels():
+def test_loss_is_text_plus_weighted_stream_over_the_number_of_labels():
     model = tiny_model(stream_loss_weight=3.0)
     inputs = inputs_for(model)
     ids = inputs["input_ids"]
@@ -396,7 +396,7 @@ def test_loss_is_text_and_weighted_stream_over_the_number_of_labels():
     assert_close(divided, expected * count / 7)
 
 
-def test_training_projects_labelled_places_only():
+def test_training_computes_logits_at_labelled_positions_only():
     model = tiny_model()
     inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
     rows = []
@@ -414,7 +414,7 @@ def test_a_batch_without_labels_has_a_finite_loss():
     assert loss == 0
 
 
-def test_models_without_interval_token_learn_to_end():
+def test_models_without_interval_token_learn_the_end_of_sequence_for_silence():
     model = tiny_model(frame_token_interval_id=None)
     inputs = inputs_for(model)
     labels = torch.full_like(inputs["input_ids"], -100)
@@ -444,7 +444,7 @@ def test_gradients_reach_every_parameter_and_router(gate, checkpointing):
     assert checkpointing == (outputs.cache is None)
 
 
-def test_checkpointed_layers_are_given_no_cache():
+def test_checkpointed_layers_refuse_a_cache():
     model = tiny_model().train()
     model.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match="Checkpointed layers ignore the cache that is given"):
@@ -452,7 +452,7 @@ def test_checkpointed_layers_are_given_no_cache():
 
 
 @pytest.mark.parametrize("scheme", ["interleaved", "all", "early_exit"])
-def test_checkpointing_changes_memory_and_not_gradients(scheme):
+def test_checkpointing_leaves_gradients_unchanged(scheme):
     model = tiny_model(**SCHEMES[scheme]).train()
     inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
     model(**inputs, use_cache=False).loss.backward()
@@ -478,7 +478,7 @@ def test_padding_and_other_rows_get_no_gradient():
 
 
 def test_routers_added_to_a_trained_model_start_without_a_jump():
-    """Both models learn the same few dialogues; the routed one begins where the full one stands."""
+    """Train both models on the same dialogues; the routed one starts from the weights of the full one."""
     full = tiny_model(mod_keep_ratio=1.0, seed=3).train()
     inputs = inputs_for(full) | {"labels": learnable_labels(full.config, inputs_for(full)["input_ids"])}
 
@@ -500,7 +500,7 @@ def test_routers_added_to_a_trained_model_start_without_a_jump():
     missing = routed.load_state_dict(full.state_dict(), strict=False).missing_keys
     assert missing and all("routers" in name for name in missing)
     after_full, after_routed = train(full, 50), train(routed, 50)
-    # Skipping tokens costs something at once; the gate adds nothing to it, and training goes on from there.
+    # Skipping tokens raises the loss at first; the gate must not raise it further.
     assert after_routed[0] < before[0] / 2 and after_routed[-1] < after_routed[0]
     assert after_routed[-1] < after_full[0] * 1.5
     ungated = copy.deepcopy(config)
@@ -519,7 +519,7 @@ def test_routers_added_to_a_trained_model_start_without_a_jump():
 
 @pytest.mark.parametrize("attention", COUNTED_ATTENTION)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_counted_operations_are_the_predicted_ones(scheme, attention):
+def test_counted_operations_match_the_estimate(scheme, attention):
     model = tiny_model(**SCHEMES[scheme], attn_implementation=attention).requires_grad_(False)
     inputs = inputs_for(model, [8, 5, 9])
     ids = inputs["input_ids"]
@@ -533,7 +533,7 @@ def test_counted_operations_are_the_predicted_ones(scheme, attention):
 
 
 @pytest.mark.parametrize("text", TEXT_MODELS)
-def test_counted_operations_with_every_text_model(text):
+def test_counted_operations_match_with_every_text_model(text):
     model = tiny_model(text=text, attn_implementation="eager").requires_grad_(False)
     inputs = inputs_for(model, [8])
     ids = inputs["input_ids"]
@@ -542,7 +542,7 @@ def test_counted_operations_with_every_text_model(text):
     assert counter.get_total_flops() == pytest.approx(model.estimate_cost(8, ids.shape[1] - 80).flops, rel=0.02)
 
 
-def test_counted_operations_of_one_more_frame():
+def test_counted_operations_of_one_more_frame_match():
     model = tiny_model(mod_layers="all_deep", attn_implementation="eager").requires_grad_(False)
     inputs = inputs_for(model, [8])
     cache = model(**inputs).cache
@@ -561,7 +561,7 @@ def test_counted_operations_of_one_more_frame():
 
 
 @pytest.mark.parametrize("vision", VISION_MODELS)
-def test_counted_operations_of_the_encoder(vision):
+def test_counted_operations_of_the_encoder_match(vision):
     model = tiny_model(vision=vision, attn_implementation="eager").requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         model.encode_frames(torch.randn(5, 3, 32, 32))
@@ -583,7 +583,7 @@ def test_half_precision(dtype, tmp_path):
         logits.dtype == dtype
         and torch.corrcoef(torch.stack([logits.float().flatten(), expected.flatten()]))[0, 1] > 0.98
     )
-    half.to(dtype)  # also where somebody casts the routers
+    half.to(dtype)  # routers may be cast too
     assert torch.isfinite(half(**inputs_for(model)).logits).all()
 
 
@@ -610,7 +610,7 @@ def test_device_map_and_offload(tmp_path):
     assert_close(offloaded(**inputs_for(model)).logits, expected)
 
 
-def test_saved_is_loaded_also_in_shards_and_tied(tmp_path):
+def test_sharded_and_tied_checkpoints_load(tmp_path):
     for name, options in {"plain": {}, "tied": {"text_overrides": {"tie_word_embeddings": True}}}.items():
         model = tiny_model(**options)
         expected = model(**inputs_for(model)).logits
@@ -646,7 +646,7 @@ def test_lora_with_the_models_own_settings_trains_routers_and_connector():
     assert not any("vision_encoder" in name or "embed_tokens" in name for name in trained)
     inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(2):  # the first step moves LoRA's B alone, whose A then has a gradient
+    for _ in range(2):  # the first step changes only LoRA's B; then A has a gradient
         adapted.train()(**inputs).loss.backward()
         optimizer.step()
         still = {n for n, p in adapted.named_parameters() if p.requires_grad and not p.grad.any()}
@@ -659,7 +659,7 @@ def test_lora_with_the_models_own_settings_trains_routers_and_connector():
     assert {n for n, _ in merged.named_parameters()} == {n for n, _ in tiny_model(mod_layers="all").named_parameters()}
 
 
-def test_lora_leaves_a_tied_head_alone_so_that_merging_changes_nothing():
+def test_merging_lora_leaves_a_tied_head_unchanged():
     model = tiny_model(text_overrides={"tie_word_embeddings": True})
     adapted = get_peft_model(model, model.make_lora_config(r=4, lora_alpha=8))
     inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
@@ -689,9 +689,9 @@ def test_fields_set_after_construction_are_checked_too(tmp_path):
         model(**inputs_for(model))
 
 
-def test_add_adapter_trains_the_routers_whatever_it_targets(monkeypatch):
+def test_add_adapter_always_trains_the_routers(monkeypatch):
     if version.parse(peft.__version__) < version.parse(MIN_PEFT_VERSION):
-        # Transformers 5.24 refuses each PEFT that there was on its day; which modules are trained is our own.
+        # Transformers 5.24 refuses the installed PEFT. This test is about the choice of modules.
         monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **_: None)
     model = tiny_model()
     model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
@@ -700,7 +700,7 @@ def test_add_adapter_trains_the_routers_whatever_it_targets(monkeypatch):
 
 
 @pytest.mark.parametrize("target", ["all-linear", ["q_proj"]])
-def test_foreign_lora_trains_the_routers_or_says_that_it_does_not(target, caplog):
+def test_other_lora_configs_train_the_routers_or_warn(target, caplog):
     model = tiny_model(mod_layers="all")
     inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=target)).train()
@@ -713,7 +713,7 @@ def test_foreign_lora_trains_the_routers_or_says_that_it_does_not(target, caplog
 
 
 def test_int8_weights(tmp_path):
-    """Quantised on loading, routers left alone; gating and connector find their numbers all the same."""
+    """Quantise at loading, except the routers; gates and connector still work."""
     model = tiny_model(mod_layers="all")
     expected = model(**inputs_for(model)).logits.flatten()
     model.save_pretrained(tmp_path)
@@ -764,10 +764,10 @@ def test_compiled_steps_do_not_recompile_from_frame_to_frame(scheme):
     assert cache.lengths == eager.lengths and int(cache.get_seq_length()) == int(eager.get_seq_length())
 
 
-def test_declared_support_is_true():
+def test_declared_support_matches_the_backbones():
     model = tiny_model()
     assert model.can_record_outputs == {} and "attentions" in model.model.language_model.can_record_outputs
-    # Layers are never split between devices, routers stay in float32, and flags are those of all tested backbones.
+    # Layers are never split between devices, and routers stay in float32.
     headless = tiny_config(frame_token_cls=False)
     headless.vision_config.vision_use_head = False
     for each in (model, VideoLLMMoDForConditionalGeneration(headless)):
@@ -782,11 +782,11 @@ def test_declared_support_is_true():
             assert text_model._supports_flash_attn and text_model._supports_flex_attn and text_model._supports_sdpa
             assert text_model._can_compile_fullgraph and text_model._supports_attention_backend
             assert encoder._supports_sdpa and encoder._supports_attention_backend
-            # Of the encoders one lacks flash attention, and says so itself when it is asked for.
+            # One encoder has no flash attention; it raises its own error.
             assert encoder._supports_flash_attn == (vision != "siglip2_vision_model")
 
 
-def test_untested_text_models_of_the_right_shape_are_named(caplog):
+def test_untested_text_models_of_the_right_shape_cause_a_warning(caplog):
     config = VideoLLMMoDConfig(
         text_config=tiny_text_config("olmo2"),
         vision_config=tiny_vision_config(),

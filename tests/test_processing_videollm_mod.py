@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The processor: dialogues to tokens, labels and pixels, the stream as text, and what it refuses."""
+"""The processor: tokens, labels and pixels of dialogues, the stream format, and error messages."""
 
 import json
 import string
@@ -83,14 +83,14 @@ def test_prompts_without_messages(processor):
     assert processor.apply_chat_template([], add_stream_generation_prompt=True) == "]\nAssistant:"
 
 
-def test_the_tokenizer_alone_renders_the_same(processor):
+def test_the_tokenizers_own_template_renders_the_same(processor):
     text = processor.tokenizer.apply_chat_template(
         DIALOGUE, tokenize=False, frame_token="<v>", frame_num_tokens=10, frame_token_interval=","
     )
     assert text == processor.apply_chat_template(DIALOGUE)
 
 
-def test_tokens_are_those_of_the_text(processor):
+def test_tokens_match_the_rendered_text(processor):
     text = processor.apply_chat_template(DIALOGUE)
     assert processor.apply_chat_template(DIALOGUE, tokenize=True) == processor.tokenizer.encode(
         text, add_special_tokens=False
@@ -99,7 +99,7 @@ def test_tokens_are_those_of_the_text(processor):
     assert both[0] == processor.apply_chat_template(DIALOGUE, tokenize=True) and len(both) == 2
 
 
-def test_without_interval_frames_follow_each_other():
+def test_without_interval_token_frames_follow_each_other():
     processor = tiny_processor(frame_token_interval=None)
     assert processor.frame_token_interval_id is None
     assert processor.apply_chat_template([stream(2)]).replace(FRAME, "F") == "\n[FF]"
@@ -142,20 +142,20 @@ def test_special_tokens_in_text_stay_text(processor, text):
 
 
 @pytest.mark.parametrize("text", DIRTY)
-def test_labels_of_dirty_text_are_still_its_own(processor, text):
+def test_labels_match_text_that_contains_special_tokens(processor, text):
     batch = processor([SYSTEM, stream(2), assistant(text)], random_frames(2), return_labels=True)
     learned = batch["labels"][0][batch["labels"][0] >= 0]
     assert processor.tokenizer.decode(learned) == f",]\nAssistant: {text}</s>"
 
 
 @pytest.mark.parametrize("text", DIRTY[:4])
-def test_questions_to_a_stream_are_text(processor, text):
+def test_special_tokens_in_a_question_stay_text(processor, text):
     ids = processor.encode_turns([user(text)], stream_open=True, then="assistant")
     assert processor.tokenizer.decode(ids) == f"]\nUser: {text}\nAssistant:"
     assert not set(ids) & {processor.frame_token_id, processor.tokenizer.eos_token_id, 0, 1}
 
 
-# A system message begins a stream, so none is open; and between frames of one run stands the interval token alone.
+# No stream is open before a system message, and only the interval token stands between frames of one run.
 TURNS = [
     (messages, then, stream_open)
     for messages in ([], [user("What?")], [user("What?"), user("Where?")], [SYSTEM, user("What?")])
@@ -175,7 +175,7 @@ def test_turns_between_frames_and_replies(processor, messages, then, stream_open
 
 
 def test_tokenizers_that_mark_a_texts_beginning_continue_it():
-    """Sentencepiece-like tokenizers put a space before a text, but not before what follows a special token."""
+    """SentencePiece tokenizers put a space before a text, but not after a special token."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -198,14 +198,14 @@ def test_tokenizers_that_mark_a_texts_beginning_continue_it():
 
 
 def learned(processor, batch, row=0):
-    """What is learned, as (token before, token to learn)."""
+    """Return the labels as pairs (token before, token to learn)."""
     tokens = processor.tokenizer.convert_ids_to_tokens
     ids, labels = batch["input_ids"][row], batch["labels"][row]
     places = [p for p in range(1, len(ids)) if labels[p] >= 0]
     return [(tokens(int(ids[p - 1])), tokens(int(labels[p]))) for p in places]
 
 
-def test_learned_are_replies_and_one_decision_a_frame(processor):
+def test_labels_cover_replies_and_one_decision_per_frame(processor):
     batch = processor(DIALOGUE, random_frames(6), return_labels=True)
     ids, labels = batch["input_ids"][0], batch["labels"][0]
     assert torch.equal(ids[labels >= 0], labels[labels >= 0])
@@ -218,14 +218,14 @@ def test_learned_are_replies_and_one_decision_a_frame(processor):
     assert decisions == [("<v>", ","), ("<v>", ","), ("<v>", ","), ("<v>", close)]
 
 
-def test_without_interval_token_silence_is_the_end():
+def test_without_interval_token_the_label_of_silence_is_the_end_of_sequence():
     processor = tiny_processor(frame_token_interval=None)
     batch = processor([SYSTEM, stream(3), assistant("A ball.")], random_frames(3), return_labels=True)
     decisions = [pair for pair in learned(processor, batch) if pair[0] == "<v>"]
     assert decisions == [("<v>", "</s>"), ("<v>", "</s>"), ("<v>", "]Ċ")]
 
 
-def test_learn_leaves_turns_out(processor):
+def test_learn_false_excludes_a_turn(processor):
     dialogue = [
         SYSTEM,
         dict(stream(3), learn=2),
@@ -237,7 +237,7 @@ def test_learn_leaves_turns_out(processor):
     assert processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] >= 0]) == ",,Assistant: Yes.</s>"
 
 
-def test_learn_names_single_frames(processor):
+def test_learn_selects_single_frames(processor):
     dialogue = [SYSTEM, dict(stream(4), learn=[True, False, False, True]), assistant("Yes.")]
     batch = processor(dialogue, random_frames(4), return_labels=True)
     positions = [i for i, token in enumerate(batch["input_ids"][0]) if token == processor.frame_token_id][9::10]
@@ -267,7 +267,7 @@ def at(time, message):
 @pytest.mark.parametrize(
     ("messages", "frames", "expected"),
     [
-        # A reply comes after the first frame at or after its time, here 1.5 s and 1.0 s.
+        # A reply follows the first frame at or after its time, here 1.5 s and 1.0 s.
         ([at(1.1, assistant("A."))], 5, [4, "A.", 1]),
         ([at(1.0, assistant("A."))], 5, [3, "A.", 2]),
         ([at(0.0, user("Q?")), at(1.4, assistant("A."))], 5, [1, "Q?", 3, "A.", 1]),
@@ -331,7 +331,7 @@ def test_a_batch_pads_text_and_frames(processor):
                 assert torch.equal(batch["pixel_values_videos"][row, : len(video)], alone["pixel_values_videos"][0])
 
 
-def test_each_dialogue_of_a_batch_has_its_own_stretch_of_video(processor, tmp_path):
+def test_each_dialogue_of_a_batch_has_its_own_start_and_end(processor, tmp_path):
     path = write_clip(tmp_path / "clip.mp4", random_frames(60), fps=10)
     dialogues = [[at(0.5, assistant("A."))], [at(3.0, assistant("B."))]]
     batch = processor(dialogues, [path, path], fps=2, start=[0.0, 2.5], end=[1.0, None], return_labels=True)
@@ -357,13 +357,13 @@ def test_features_in_place_of_videos(processor):
     assert single["frame_features"].shape == (1, 2, 10, 16)
 
 
-def test_a_video_without_a_place_comes_first(processor):
+def test_frames_without_stream_messages_come_first(processor):
     batch = processor([user("What is it?")], random_frames(3), add_generation_prompt=True)
     text = processor.tokenizer.decode(batch["input_ids"][0]).replace(FRAME, "F")
     assert text == f"<s>{DEFAULT_SYSTEM_PROMPT}\n\n[F,F,F]\nUser: What is it?\nAssistant:"
 
 
-def test_rendered_text_is_taken_as_it_is(processor):
+def test_rendered_text_is_tokenised_unchanged(processor):
     text = processor.apply_chat_template(DIALOGUE)
     batch = processor(text=text, videos=random_frames(6))
     assert torch.equal(batch["input_ids"], processor(DIALOGUE, random_frames(6))["input_ids"])
@@ -387,7 +387,7 @@ def test_moves_to_a_dtype_with_its_frame_counts(processor):
 # -------------------------------------------------------------------------------------------------------------- frames
 
 
-def test_frames_in_every_form_are_the_same(processor):
+def test_frames_of_every_type_give_the_same_pixels(processor):
     frames = random_frames(3, size=(20, 32))
     expected = processor.process_frames(frames)
     assert expected.shape == (3, 3, 32, 32) and expected.dtype == torch.float32
@@ -477,7 +477,7 @@ def test_refuses_tokenizers_it_cannot_use():
 # -------------------------------------------------------------------------------------------------- saving and loading
 
 
-def test_saved_is_loaded(processor, tmp_path):
+def test_a_saved_processor_loads(processor, tmp_path):
     processor.system_prompt = "Be brief."
     processor.save_pretrained(tmp_path)
     loaded = VideoLLMMoDProcessor.from_pretrained(tmp_path)
@@ -500,7 +500,7 @@ def test_special_frame_token_is_added_once(processor):
 
 
 def test_a_pipeline_answers_about_a_video():
-    """`transformers.pipeline` with remote code gives what the model's own calls give."""
+    """`transformers.pipeline` with remote code gives the same reply as the model's own calls."""
     pipe = pipeline("any-to-any", model=str(EMBEDDED), trust_remote_code=True)
     question, video = "How many things do you see?", str(SAMPLE)
     parts = [{"type": "video", "path": video}, {"type": "text", "text": question}]
@@ -522,7 +522,7 @@ def test_a_pipeline_answers_about_a_video():
         ("Hi.", {"continue_final_message": True}, "end the dialogue with the user's message"),
     ],
 )
-def test_what_a_pipeline_must_not_ask(processor, content, options, message):
+def test_refuses_messages_of_a_pipeline(processor, content, options, message):
     with pytest.raises(ValueError, match=message):
         processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=True, return_dict=True, **options

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Routing by itself: choosing tokens, laying out short sequences, and putting them back."""
+"""Routing: the choice of tokens, the layout of short sequences, gates and write-back."""
 
 from types import SimpleNamespace
 
@@ -46,7 +46,7 @@ def test_preference_is_evenly_spaced_for_every_count():
             assert order == evenly + [index for index in range(tokens) if index not in evenly]
 
 
-def test_choose_kept_takes_the_highest_in_order():
+def test_choose_kept_returns_the_highest_scores_in_order():
     scores = torch.tensor([[0.0, 5.0, 1.0, 4.0, -1.0], [9.0, 1.0, 2.0, 3.0, 0.0]])
     assert choose_kept(scores, 2, keep_last=False).tolist() == [[1, 3], [0, 3]]
     assert choose_kept(scores, 2, keep_last=True).tolist() == [[1, 4], [0, 4]]
@@ -68,7 +68,7 @@ def test_position_noise_is_even_and_differs_by_layer():
 
 
 def layout_of(rows, tokens=3):
-    """A layout from strings in which "f" is a frame's token and "." is text."""
+    """Return the layout of strings: "f" is a frame token and "." is text."""
     longest = max(len(row) for row in rows)
     mask = torch.tensor([[char == "f" for char in row.ljust(longest, ".")] for row in rows])
     return FrameLayout(mask, [row.count("f") // tokens for row in rows], tokens)
@@ -106,7 +106,7 @@ def test_plans_are_made_once():
     assert layout.plan(2) is layout.plan(2) is not layout.plan(1)
 
 
-def test_what_was_gathered_is_written_back_to_its_place():
+def test_write_back_puts_outputs_in_their_places():
     layout = layout_of(["..fff.fff.", ".fff......"])
     plan = layout.plan(2)
     hidden = torch.arange(20.0)[:, None]
@@ -116,7 +116,7 @@ def test_what_was_gathered_is_written_back_to_its_place():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gate_leaves_text_to_the_last_bit(dtype):
+def test_gate_leaves_text_unchanged_to_the_last_bit(dtype):
     plan = layout_of(["..fff.fff."]).plan(1)
     short, output = torch.randn(1, 6, 8, dtype=dtype), torch.randn(1, 6, 8, dtype=dtype)
     gated = apply_gate(output, short, torch.tensor([0.5, 2.0]), plan, on_update=True)
@@ -130,7 +130,7 @@ def test_gate_leaves_text_to_the_last_bit(dtype):
     assert torch.equal(apply_gate(output, short, torch.ones(2), plan, on_update=True), output)
 
 
-def test_router_scores_are_float32_also_of_bfloat16():
+def test_router_scores_of_bfloat16_are_float32():
     config = SimpleNamespace(text_config=SimpleNamespace(hidden_size=256))
     router = LearnedRouter(config, 0).to(torch.bfloat16)
     hidden = torch.randn(1, 50, 256, dtype=torch.bfloat16)
@@ -145,7 +145,7 @@ def test_by_row():
     assert rows.tolist() == [[[1.0] * 3] * 2, [[1.0] * 3, [0.0] * 3]]
 
 
-def test_check_names_what_was_found():
+def test_check_on_device_reports_the_values_found():
     check_on_device(torch.tensor([3, 4]), [3, 4], "fine")
     with pytest.raises(ValueError, match="two and two; found \\[3, 5\\]"):
         check_on_device(torch.tensor([3, 5]), [2, 2], "two and two")

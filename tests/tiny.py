@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tiny models, tokenizers and clips that tests are made of. Nothing here is downloaded."""
+"""Tiny models, tokenizers and clips for tests. Nothing is downloaded."""
 
 import shutil
 import traceback
@@ -41,7 +41,7 @@ from videollm_mod.train.checkpoint_files import checkpoint_files
 
 TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 VISION_MODELS = ("siglip_vision_model", "siglip2_vision_model", "clip_vision_model", "dinov2")
-# Every way of routing that the configuration knows by name, and the paper's baselines.
+# Every routing scheme with a name, and the paper's baselines.
 SCHEMES: dict[str, dict[str, Any]] = {
     "full": {"mod_keep_ratio": 1.0},
     "interleaved": {"mod_layers": "interleaved"},
@@ -79,7 +79,7 @@ def copy_embedded(folder: Path) -> Path:
 
 @lru_cache
 def _tokenizer_json(close_is_one_token: bool) -> str:
-    """A byte-level BPE in which "]\\n" is one token, as in Llama 3, or two."""
+    """Return a byte-level BPE in which "]\\n" is one token, as in Llama 3, or two."""
     newline = r"[\r\n]*" if close_is_one_token else ""
     pattern = rf" ?\p{{L}}+| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+{newline}|\s"
     tokenizer = Tokenizer(models.BPE())
@@ -168,7 +168,7 @@ def tiny_vision_config(model_type: str = "siglip_vision_model", **overrides: Any
 def tiny_config(
     text: str = "llama", vision: str = "siglip_vision_model", *, text_overrides: Any = None, **options: Any
 ) -> VideoLLMMoDConfig:
-    """A tiny configuration; routers have scores by default, since the zeros of a new model would hide mistakes."""
+    """Return a tiny configuration."""
     frame_token_id, interval_id, _ = _token_ids()
     options = {"frame_token_id": frame_token_id, "frame_token_interval_id": interval_id} | options
     return VideoLLMMoDConfig(
@@ -181,7 +181,7 @@ def tiny_config(
 def tiny_model(
     config: VideoLLMMoDConfig | None = None, *, seed: int = 0, attn_implementation: str = "sdpa", **options: Any
 ) -> VideoLLMMoDForConditionalGeneration:
-    """A tiny model in evaluation mode, its routers drawn at random so that they choose."""
+    """Return a tiny model in evaluation mode, with random router weights: zeros would hide mistakes."""
     torch.manual_seed(seed)
     config = tiny_config(**options) if config is None else config
     config._attn_implementation = attn_implementation
@@ -192,7 +192,7 @@ def tiny_model(
 
 
 def dialogue_ids(config: VideoLLMMoDConfig, runs: list[int], *, seed: int = 0) -> torch.LongTensor:
-    """Tokens (1, sequence) of a dialogue: text, then for each number a run of that many frames and text again."""
+    """Return the tokens (1, sequence) of a dialogue: text, then for each number that many frames and more text."""
     generator = torch.Generator().manual_seed(seed)
 
     def text(length: int) -> list[int]:
@@ -222,7 +222,7 @@ def random_frames(count: int, *, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE
 def write_clip(
     path: Path, frames: np.ndarray, *, fps: float = 10, times: list[float] | None = None, codec: str = "libx264"
 ) -> Path:
-    """Writes frames (count, height, width, 3) as a video; `times` in seconds make its frame rate variable."""
+    """Write frames (count, height, width, 3) as a video. With `times` in seconds, the frame rate is variable."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
@@ -240,8 +240,8 @@ def write_clip(
 
 class HostAndDevice(ExitStack):
     """
-    Writes down what functions of these modules bring from the host or ask of the device: either waits on a GPU, and
-    neither can be part of a graph.
+    Record transfers between host and device in functions of these modules. They wait on a GPU, and a CUDA graph cannot
+    contain them.
     """
 
     def __init__(self, *modules: ModuleType) -> None:
@@ -256,7 +256,7 @@ class HostAndDevice(ExitStack):
         return self
 
     def write_down(self, name: str) -> None:
-        """Whose that was: a module's function."""
+        """Record a transfer and the function that caused it."""
         ours = [x for x in traceback.extract_stack() if x.filename in self.files]
         self.found |= {(f"{Path(x.filename).stem.removesuffix('_videollm_mod')}.{x.name}", name) for x in ours[-1:]}
 
@@ -268,7 +268,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name().removeprefix("aten::")
-        # An index of booleans is counted within the operation.
+        # The operation counts the true values of a boolean index.
         counts = name in ("index", "index_put_") and any(x is not None and x.dtype == torch.bool for x in args[1])
         if name in self.names or counts:
             self.watcher.write_down(name)
