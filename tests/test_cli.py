@@ -105,6 +105,10 @@ def test_a_video_is_known_by_its_origin_and_not_by_its_folder(tmp_path):
         copy = tmp_path / "copy.mp4"
         copy.write_bytes(sample.read_bytes())
         assert is_streamworld(sample) and is_streamworld(copy)
+    script = [sys.executable, str(ROOT / "train" / "data" / "streamworld.py"), str(tmp_path / "new")]
+    subprocess.run([*script, "--split", "test", "--world", "tiny", "--clip", "117", "--fps", "12"], check=True)
+    assert all(is_streamworld(video) for video in (tmp_path / "new").glob("*.mp4"))
+    assert list((tmp_path / "new").glob("*.mp4"))
     foreign = write_clip(tmp_path / "samples.mp4", random_frames(4))
     for video in (foreign, NASA, ROOT / "README.md", "no_such_file.mp4", "-", "camera:0"):
         assert not is_streamworld(video)

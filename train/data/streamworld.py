@@ -662,6 +662,8 @@ def write_video(clip: Clip, path: Path, *, size: int = 256, fps: int = 24) -> Pa
 
 def _write_pictures(pictures: Iterable[np.ndarray], path: Path, *, size: int, fps: int, crf: int) -> Path:
     with av.open(str(path), "w") as container:
+        # `is_streamworld` in space/loading.py reads it.
+        container.metadata["comment"] = "StreamWorld"
         stream = container.add_stream("libx264", rate=fps)
         stream.height = stream.width = size
         stream.pix_fmt = "yuv420p"
