@@ -1,7 +1,7 @@
 // The browser's part: play the video, open the camera, and tell the server at each tick what to watch.
 () => {
   const MOST = 16; // Camera frames that wait for the next tick. Older ones are dropped and counted.
-  const page = { frames: [], dropped: 0, jump: null, url: null, capture: null, begun: 0, turn: 0 };
+  const page = { frames: [], dropped: 0, jump: null, url: null, capture: null, started: 0, turn: 0 };
   window.page = page;
   const stage = () => document.querySelector("#stage");
   const player = () => document.querySelector("#player");
@@ -72,7 +72,7 @@
     video.srcObject = stream;
     stage().classList.add("playing");
     await video.play();
-    page.begun = performance.now();
+    page.started = performance.now();
     page.watchAt(fps);
     return true;
   };
@@ -87,7 +87,7 @@
       canvas.width = Math.round(video.videoWidth * scale);
       canvas.height = Math.round(video.videoHeight * scale);
       canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
-      const time = Math.round(performance.now() - page.begun) / 1000;
+      const time = Math.round(performance.now() - page.started) / 1000;
       page.frames.push({ time, image: canvas.toDataURL("image/jpeg", 0.92) });
       if (page.frames.length > MOST) { page.frames.shift(); page.dropped += 1; }
     }, 1000 / fps);

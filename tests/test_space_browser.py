@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The page in a real browser whose camera plays a generated clip."""
+"""Test the page in a real browser. Its camera plays a generated clip."""
 
 import json
 import os

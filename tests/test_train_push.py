@@ -377,7 +377,7 @@ def test_mistakes_with_a_space_get_one_line_each(hub, tmp_path):
         (("--space", SPACE, "--model", ROOT), "is a folder. Publish it first, then give its Hub id."),
         (("--space", "somebody/other"), "'somebody/other' holds another app: README.md, app.py, game.py."),
         ((ROOT, REPO, "--model", REPO), "--model is an option of --space"),
-        ((ROOT, "--space", SPACE), "--space publishes the page alone"),
+        ((ROOT, "--space", SPACE), "--space publishes only the page"),
         ((ROOT,), "give CHECKPOINT and REPO, or --space REPO"),
     ):
         failed = push(hub, tmp_path / "home", *arguments)

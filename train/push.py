@@ -55,7 +55,7 @@ from videollm_mod.train.checkpoint_files import LINK, checkpoint_files, entry_fi
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = ROOT / "space"
-# Fields in which two configurations of the same model may differ.
+# Fields that may differ between two configurations of the same model.
 _INCIDENTAL = {"transformers_version", "dtype", "_name_or_path", "interval_threshold", "auto_map", "architectures"}
 _INCIDENTAL |= {"use_cache"}
 _WEIGHTS = re.compile(
@@ -172,7 +172,7 @@ def push_space(
         if there - {".gitattributes", "README.md"} and not there >= _PAGE and not force:
             raise ValueError(f"'{repo}' holds another app: {', '.join(sorted(there)[:5])}. --force writes into it.")
         if model is not None:
-            # Before the commit, whose build then finds it.
+            # Set it before the commit, so that the first build finds it.
             api.add_space_variable(repo, "MODEL_ID", model)
         stale = {name for name in there if name.startswith(_INSIDE)}
         commit = _commit(api, repo, files, stale, message, repo_type="space")
@@ -368,7 +368,7 @@ def _parse() -> argparse.Namespace:
     if options.space is None and options.repo is None:
         parser.error("give CHECKPOINT and REPO, or --space REPO")
     if options.space is not None and options.checkpoint is not None:
-        parser.error("--space publishes the page alone: name a published model with --model")
+        parser.error("--space publishes only the page: name a published model with --model")
     if options.model is not None and options.space is None:
         parser.error("--model is an option of --space")
     return options
