@@ -27,7 +27,6 @@ from tiny import random_frames, tiny_model, tiny_processor
 from transformers import AutoConfig
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
-from videollm_mod.generation_videollm_mod import VideoLLMMoDGenerationMixin
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.train import evaluation, sft
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
@@ -318,14 +317,14 @@ def spoken(events):
 
 @pytest.fixture
 def engines(monkeypatch):
-    """Every engine that is made meanwhile."""
+    """Every engine that a test creates."""
     made = []
 
-    def serve(self, processor, **options):
-        made.append(StreamingEngine(self, processor, **options))
+    def create(*args, **options):
+        made.append(StreamingEngine(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr(VideoLLMMoDGenerationMixin, "serve", serve)
+    monkeypatch.setattr(evaluation, "StreamingEngine", create)
     return made
 
 
