@@ -20,6 +20,7 @@ import torch
 from torch.testing import assert_close
 
 from videollm_mod.routing_videollm_mod import (
+    ROUTERS,
     FrameLayout,
     LearnedRouter,
     apply_gate,
@@ -30,6 +31,7 @@ from videollm_mod.routing_videollm_mod import (
     preference,
     write_back,
 )
+from videollm_mod.train.arguments import ModelArguments
 
 
 @pytest.mark.parametrize(("tokens", "count", "expected"), [(10, 2, [2, 7]), (9, 1, [4]), (10, 10, list(range(10)))])
@@ -149,3 +151,9 @@ def test_check_on_device_reports_the_values_found():
     check_on_device(torch.tensor([3, 4]), [3, 4], "fine")
     with pytest.raises(ValueError, match="two and two; found \\[3, 5\\]"):
         check_on_device(torch.tensor([3, 5]), [2, 2], "two and two")
+
+
+def test_the_training_script_accepts_router_types():
+    fields = ModelArguments(checkpoint=".", mod_router="uniform").config_fields()
+    assert fields == {"mod_router": "uniform"}
+    assert all(name in ModelArguments.__dataclass_fields__["mod_router"].metadata["help"] for name in ROUTERS)
