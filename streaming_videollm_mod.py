@@ -125,7 +125,7 @@ class _Memory:
         self.sink_frames = sink_frames
         self.max_text_tokens = math.inf if max_text_tokens is None else max_text_tokens
         self.pieces: list[_Piece] = []
-        self.num_frames = self.num_text_tokens = self.num_tokens = 0
+        self.num_frames = self.num_text_tokens = 0
 
     def add_text(self, length: int) -> None:
         """Record new text; it joins the text before it."""
@@ -141,10 +141,9 @@ class _Memory:
 
     def remove_frames(self, count: int) -> int:
         """Remove the newest `count` frames, and return their number of tokens."""
-        before = self.num_tokens
-        for _ in range(count):
-            self._count(self.pieces.pop(), -1)
-        return before - self.num_tokens
+        removed = [self.pieces.pop() for _ in range(count)]
+        self.num_frames -= count
+        return sum(piece.length for piece in removed)
 
     def room(self, num_new_text: int) -> float:
         """Return how many frames may follow `num_new_text` tokens of text before `forget` must be called again."""
@@ -169,7 +168,6 @@ class _Memory:
                 self._count(piece, -1)
                 ranges.append((begin, end))
             elif piece.separator and not kept[-1].is_frame:
-                self.num_tokens -= piece.separator
                 ranges.append((begin, begin + piece.separator))
                 kept.append(_Piece(True, piece.length - piece.separator))
             else:
@@ -204,11 +202,8 @@ class _Memory:
         return text - self.max_text_tokens * 7 // 8 if text > self.max_text_tokens else 0
 
     def _count(self, piece: _Piece, sign: int = 1) -> None:
-        self.num_tokens += sign * piece.length
-        if piece.is_frame:
-            self.num_frames += sign
-        else:
-            self.num_text_tokens += sign * piece.length
+        self.num_frames += sign * piece.is_frame
+        self.num_text_tokens += 0 if piece.is_frame else sign * piece.length
 
 
 class StreamingSession:
@@ -354,12 +349,10 @@ class StreamingSession:
         """
         Add a question or an instruction.
 
-        A question with a time before a frame's comes before that frame; one with the same time comes after it.
-
         Args:
             text (`str`): What the user says.
-            time (`float`, *optional*): Stream time in seconds. Defaults to the time of the last frame pushed, or of
-                the first one to come.
+            time (`float`, *optional*): Stream time in seconds; the question comes after a frame of the same time.
+                Defaults to the time of the last frame pushed, or of the first one to come.
             reply_now (`bool`, *optional*, defaults to `True`): Whether the model must answer at once. Otherwise it
                 keeps watching and speaks when it decides to: for instructions such as "Narrate the video".
             interrupt (`bool`, *optional*, defaults to `False`): Whether to cut short a reply in progress and to come
@@ -601,7 +594,7 @@ class StreamingSession:
         """Evict what must go before the next frame; return how many frames may come before the next eviction."""
         ranges = self._memory.forget(num_new_text)
         if ranges:
-            keep = torch.ones(sum(end - begin for begin, end in ranges) + self._memory.num_tokens, dtype=torch.bool)
+            keep = torch.ones(int(self.cache.get_seq_length()), dtype=torch.bool)
             for begin, end in ranges:
                 keep[begin:end] = False
             self.model.evict_tokens(self.cache, keep)
@@ -610,17 +603,14 @@ class StreamingSession:
 
     def _see(self, opening: list[int], is_text: bool, chunk: list[_Frame]) -> StreamStep:
         """Return the step that sees these frames, with the tokens that stand before them."""
-        frame_ids = [self.model.config.frame_token_id] * self.model.config.frame_num_tokens
+        frame = [self.model.config.frame_token_id] * self.model.config.frame_num_tokens
         if is_text:
             self._memory.add_text(len(opening))
-        ids, ends, separator = list(opening), [], [] if is_text else opening
+        ids, ends = list(opening), []
         for index in range(len(chunk)):
-            if index:
-                separator = self._interval
-                ids += separator
-            ids += frame_ids
+            ids += [*(self._interval if index else []), *frame]
             ends.append(len(ids) - 1)
-            self._memory.add_frame(len(frame_ids), len(separator))
+            self._memory.add_frame(len(frame), 0 if is_text and index == 0 else len(self._interval))
         self._stream_open = True
         features = torch.stack([frame.features for frame in chunk])
         return StreamStep(ids, ends, features, self.interval_threshold)
@@ -662,8 +652,9 @@ class StreamingSession:
         self._reply_tokens += len(token_ids)
         self._reply_seconds += clock.perf_counter() - begin
         text = self.processor.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-        said_by = (time, self.num_frames - 1, "assistant")
-        self.events.append(StreamEvent(*said_by, text, tuple(token_ids), interval_probability, latency, interrupted))
+        tokens = tuple(token_ids)
+        event = (time, self.num_frames - 1, "assistant", text, tokens, interval_probability, latency, interrupted)
+        self.events.append(StreamEvent(*event))
 
     def _choose_token(self, said: StepResult, token_ids: list[int]) -> int:
         if self.logits_processor is None and not self.do_sample:
@@ -735,7 +726,7 @@ def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_tex
     context, num_tokens = config.text_config.max_position_embeddings, config.frame_num_tokens
     if max_frames is None:
         if sink_frames or max_text_tokens is not None:
-            raise ValueError("`sink_frames` and `max_text_tokens` need `max_frames`: give that too.")
+            raise ValueError("`sink_frames` and `max_text_tokens` need `max_frames`: set it too.")
     elif not 0 <= sink_frames < max_frames:
         raise ValueError(f"`sink_frames` is {sink_frames}; it must be less than `max_frames`, {max_frames}.")
     elif max_frames * (num_tokens + 1) > context:

@@ -80,7 +80,7 @@ def watch(model: Any, processor: Any, options: argparse.Namespace) -> list[float
     latencies: list[float] = []
     p99s: list[float] = []
     for index in tqdm(range(options.frames), unit=" frames"):
-        stream.push(frames[index % len(frames)])
+        stream.push(frames[index % len(frames)], time=index / options.fps)
         if engine is not None:
             engine.run()
         latencies.append(session.frame_latency or 0.0)

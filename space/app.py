@@ -28,6 +28,7 @@ import base64
 import io
 import json
 import os
+import sys
 import time as clock
 from collections.abc import Iterator
 from pathlib import Path
@@ -365,7 +366,9 @@ def main() -> None:
     if model is None:
         raise SystemExit("error: there is no checkpoint here: set MODEL_ID to a Hub id or a folder, or pass --model.")
     try:
-        app = App(check_checkpoint(str(model)), seats=options.seats)
+        name = check_checkpoint(str(model))
+        sys.stderr.write(f"loading {'the embedded checkpoint' if model == embedded_checkpoint() else name} ...\n")
+        app = App(name, seats=options.seats)
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"error: {str(error).strip().splitlines()[0]}") from None
     app.build().launch(server_port=options.port, share=options.share, **app.launch_options())

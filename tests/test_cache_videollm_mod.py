@@ -28,7 +28,7 @@ FRAME = 10
 
 
 def filled(scheme="all", *, static=False, batch=1, runs=RUNS):
-    """A model, its cache after a dialogue, the dialogue and its features."""
+    """Return a model, its cache after a dialogue, the dialogue and its features."""
     model = tiny_model(**SCHEMES[scheme])
     ids = torch.cat([dialogue_ids(model.config, runs, seed=row) for row in range(batch)])
     features = random_features(model.config, sum(runs), batch=batch)
@@ -68,8 +68,8 @@ def test_bytes_count_keys_and_values():
 
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_cropped_is_never_seen(scheme, static):
-    """Cut back to the end of a frame and into text; what follows is as if the rest had never come."""
+def test_cropped_tokens_leave_no_trace(scheme, static):
+    """Crop to the end of a frame and into text; later logits equal those of a cache that never held the rest."""
     model, cache, ids, features = filled(scheme, static=static)
     frame_ends = [i + 1 for i in range(ids.shape[1] - 1) if ids[0, i] == model.config.frame_token_id]
     frame_ends = frame_ends[FRAME - 1 :: FRAME]
@@ -88,7 +88,7 @@ def test_cropped_is_never_seen(scheme, static):
 
 @pytest.mark.parametrize("scheme", ["full", "interleaved", "all", "early_exit"])
 def test_cropped_rows_with_different_frames(scheme):
-    """Rows cut at one length hold different numbers of entries in routed layers; the shorter is filled up."""
+    """Rows of one length hold different numbers of entries in routed layers; shorter ones get filler."""
     model = tiny_model(**SCHEMES[scheme])
     rows = [dialogue_ids(model.config, [2, 1], seed=0), dialogue_ids(model.config, [1], seed=1)]
     longest = rows[0].shape[1]
@@ -108,7 +108,7 @@ def test_cropped_rows_with_different_frames(scheme):
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_a_frame_is_never_cut_in_two(static):
+def test_crop_refuses_to_split_a_frame(static):
     _, cache, ids, _ = filled(static=static)
     lengths = cache.lengths
     with pytest.raises(ValueError, match="would leave part of a frame"):
@@ -135,7 +135,7 @@ def test_rows_are_reordered_repeated_and_selected(static):
     selected = copy.deepcopy(repeated)
     selected.batch_select_indices(torch.tensor([4, 0]))
     assert_close(next_logits(model, selected, batch=2), expected[[1, 0]])
-    # Positions and the record of frames moved with the rows: a cut still knows both.
+    # Positions and the record of frames move with the rows, so crop still works.
     layer = model.config.routed_layers[0]
     assert torch.equal(selected.get_positions(layer), cache.get_positions(layer)[[1, 0]])
     with pytest.raises(ValueError, match="would leave part of a frame"):
@@ -169,8 +169,8 @@ def test_offloaded_layers_come_back():
 
 
 @pytest.mark.parametrize("how", ["select", "reorder"])
-def test_cropped_after_the_longest_row_is_gone(how):
-    """Columns that only the dropped row filled lie between real entries, and are not cut in their place."""
+def test_crop_after_the_longest_row_was_removed(how):
+    """Columns that only the removed row used lie between real entries, which must stay."""
     model = tiny_model(mod_layers="all")
     rows = [dialogue_ids(model.config, [2, 1], seed=0), dialogue_ids(model.config, [1], seed=1)]
     ids = torch.full((2, rows[0].shape[1]), 9)
@@ -193,8 +193,8 @@ def test_cropped_after_the_longest_row_is_gone(how):
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
-def test_what_compiled_steps_added_is_cropped_whole_or_not_at_all():
-    """They keep no record of frames: a cut that might go through one is refused, and the message says where to."""
+def test_crop_removes_all_or_none_of_a_compiled_steps_tokens():
+    """Compiled steps keep no record of frames, so a crop inside one is refused with the possible lengths."""
     torch._dynamo.reset()
     model = tiny_model(mod_layers="all").requires_grad_(False)
     text = model.config.text_config
@@ -227,8 +227,8 @@ ONE_LAYER = {"full": {"mod_keep_ratio": 1.0}, "routed": {"mod_layers": "all"}, "
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("scheme", ONE_LAYER)
 @pytest.mark.parametrize("text", [*TEXT_MODELS, "smollm3 without positions"])
-def test_after_eviction_the_logits_are_those_of_what_is_kept(text, scheme, static):
-    """In one layer, where an entry knows its token and its position alone; however positions are told."""
+def test_after_eviction_logits_equal_those_of_the_kept_tokens(text, scheme, static):
+    """With one layer, where an entry depends only on its token and position; for several kinds of rotary embedding."""
     overrides = {"num_hidden_layers": 1, "no_rope_layers": [0 if "without" in text else 1]}
     model = tiny_model(text=text.split()[0], text_overrides=overrides, **ONE_LAYER[scheme])
     ids = dialogue_ids(model.config, [3, 2])
@@ -247,7 +247,7 @@ def test_after_eviction_the_logits_are_those_of_what_is_kept(text, scheme, stati
         assert int(cache.get_seq_length()) == int(keep.sum()) and cache.lengths == expected.lengths
         for layer in model.config.routed_layers:
             assert torch.equal(cache.get_positions(layer)[:, : cache.lengths[0]], expected.get_positions(layer))
-        # What comes after it, and is taken back, and comes again.
+        # Later tokens come, are cropped, and come again.
         more = {"input_ids": dialogue_ids(model.config, [2])[:, 5:], "frame_features": features[:, :2]}
         for _ in range(2):
             logits = model(**more, cache=cache).logits
@@ -262,7 +262,7 @@ def _evicted(model, cache, keep):
     return cache
 
 
-def test_a_frame_is_not_cut_after_eviction_either():
+def test_crop_refuses_to_split_a_frame_after_eviction():
     model, cache, ids, _ = filled()
     keep = torch.ones(ids.shape[1], dtype=torch.bool)
     frames = (ids[0] == model.config.frame_token_id).nonzero().squeeze(1).view(5, FRAME)
@@ -274,7 +274,7 @@ def test_a_frame_is_not_cut_after_eviction_either():
     assert int(cache.get_seq_length()) == int(frames[4, 9]) + 1 - FRAME
 
 
-def test_eviction_refuses_what_it_cannot_do():
+def test_eviction_refuses_several_rows_and_wrong_shapes():
     model, cache, ids, _ = filled(batch=2)
     with pytest.raises(ValueError, match="caches of one row; this one has 2"):
         model.evict_tokens(cache, torch.ones(ids.shape[1], dtype=torch.bool))

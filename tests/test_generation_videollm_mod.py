@@ -34,7 +34,7 @@ def prompt(model, seed=0):
 
 
 def greedy(model, inputs, steps):
-    """The reference: no cache, one whole forward pass a token."""
+    """Reference: no cache, one full forward pass per token."""
     ids = inputs["input_ids"]
     for _ in range(steps):
         with torch.no_grad():
@@ -51,7 +51,7 @@ def model(request):
 
 
 @pytest.mark.parametrize("kind", [None, "dynamic", "static"])
-def test_greedy_is_one_whole_forward_a_token(model, kind):
+def test_greedy_equals_one_full_forward_per_token(model, kind):
     inputs = prompt(model)
     expected = greedy(model, inputs, 6)
     assert torch.equal(model.generate(**inputs, max_new_tokens=6, cache_implementation=kind), expected)
@@ -75,7 +75,7 @@ def test_pixels_or_features(model):
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_beams(model, kind):
-    """Beam search scores its result as one forward pass over it does."""
+    """The score of a beam equals that of one forward pass over its tokens."""
     inputs = prompt(model)
     output = model.generate(
         **inputs,
@@ -115,8 +115,8 @@ def test_sampling(model):
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-def test_a_padded_batch_is_its_rows(model, kind):
-    """Left-padded rows with different numbers of frames, each continued as it is alone."""
+def test_a_padded_batch_equals_its_rows(model, kind):
+    """Left-padded rows with different numbers of frames are continued as in batches of one."""
     short = {
         "input_ids": dialogue_ids(model.config, [1], seed=5),
         "frame_features": random_features(model.config, 1, seed=5),
@@ -148,8 +148,8 @@ def test_a_padded_batch_is_its_rows(model, kind):
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
-def test_goes_on_from_a_cache(model, name):
-    """With whole ids, or new ones under a whole mask, also where new frames come; by its new and its old name."""
+def test_continues_from_a_cache(model, name):
+    """With all ids, or new ids and a full mask, also with new frames; by the cache's new and old names."""
     inputs = prompt(model)
     first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
     cache = first[CACHE_NAME]
@@ -223,8 +223,8 @@ def test_streamer_and_scores(model):
     assert torch.equal(warped, greedy(model, inputs, 3))
 
 
-def test_a_frame_token_within_the_vocabulary_is_never_said():
-    """As after `resize_token_embeddings(len(tokenizer))`, or in a vocabulary that was padded."""
+def test_a_frame_token_within_the_vocabulary_is_never_generated():
+    """It is there after `resize_token_embeddings(len(tokenizer))` and in padded vocabularies."""
     model = tiny_model()
     frame_token_id = model.config.frame_token_id
     model.resize_token_embeddings(frame_token_id + 8, mean_resizing=False)
@@ -264,7 +264,7 @@ def logits_of(*probabilities):
 def test_interval_rule(probabilities, threshold, speaks):
     speak, silence = interval_rule(logits_of(*probabilities).double(), 0, threshold)
     assert bool(speak) == speaks and float(silence) == pytest.approx(probabilities[0])
-    # At the threshold itself the model is silent, if silence is the most likely.
+    # At exactly the threshold the model is silent if silence is most likely.
     at_threshold, _ = interval_rule(logits_of(*probabilities).double(), 0, float(silence))
     assert bool(at_threshold) == (probabilities[0] < probabilities[1])
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Streaming: each branch of the loop driven by a model whose logits are known, and the real model on any path."""
+"""Streaming: every branch of the loop with scripted logits, and the real model however frames are pushed."""
 
 import inspect
 import itertools
@@ -50,10 +50,10 @@ FRAME = "<v>" * 10
 
 class Scripted(VideoLLMMoDForConditionalGeneration):
     """
-    The real model, cache and all, that says what it is told.
+    The real model with its real cache, but with scripted logits.
 
-    `silence` gives the probability of the interval token at each frame, `instead` the token that has the rest of it
-    there, `replies` what is said when it is the assistant's turn, one after the other. What was fed is in `fed`.
+    `silence` is the interval token's probability at each frame, and the token `instead` has the rest. `replies` are
+    said in order in the assistant's turns. `fed` holds the tokens that the model was fed.
     """
 
     def script(self, processor, silence, replies, instead="]\n"):
@@ -142,7 +142,7 @@ def test_speaking_closes_the_stream_and_reopens_it(chunk_frames, close_is_one_to
     assert 0 < first.latency < 60 and session.frame_latency > 0
 
 
-def test_what_was_fed_is_what_the_processor_makes_of_the_whole_dialogue():
+def test_the_session_feeds_the_processors_tokens():
     for close_is_one_token in (True, False):
         processor = tiny_processor(close_is_one_token=close_is_one_token)
         model, processor = scripted([1, 2], ["A red ball.", "It leaves."], processor=processor)
@@ -175,7 +175,7 @@ def test_threshold(silence, threshold, speaks):
 
 @pytest.mark.parametrize("instead", ["]\n", "A", " ball", "</s>"])
 def test_any_other_likely_token_opens_a_reply(instead):
-    """VideoLLM-online's loop asserts that the most likely token is "]\\n" here, and dies where it is not."""
+    """VideoLLM-online's loop fails unless the most likely token is "]\\n" here."""
     model, processor = scripted([0], ["A red ball."], instead=instead)
     session = model.stream(processor, system_prompt=SYSTEM)
     assert said(session.push(random_frames(2))) == [(0.0, "assistant", "A red ball.")]
@@ -184,7 +184,7 @@ def test_any_other_likely_token_opens_a_reply(instead):
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_a_reply_cut_at_the_limit_still_ends_its_turn(limit):
-    """VideoLLM-online's loop goes on inside the unfinished turn."""
+    """VideoLLM-online's loop continues inside the unfinished turn."""
     model, processor = scripted([0], ["A red ball enters from the left."])
     whole = processor.tokenizer.encode(" A red ball enters from the left.", add_special_tokens=False)
     session = model.stream(processor, system_prompt=SYSTEM, max_new_tokens=limit)
@@ -227,7 +227,7 @@ def test_a_question_before_a_frame_comes_before_it():
     assert events[1].frame == 1 and events[1].interval_probability is None
 
 
-def test_a_question_at_a_frames_time_comes_after_it_and_instead_of_what_it_would_say():
+def test_a_question_with_a_frames_time_replaces_what_the_model_would_say():
     model, processor = scripted([1], ["Red."])
     session = model.stream(processor, system_prompt=SYSTEM)
     session.push(random_frames(1))
@@ -310,7 +310,7 @@ def test_close_answers_what_is_left():
 
 
 def test_a_later_question_limits_the_chunk():
-    """Frames are taken together only up to a question; those after it see it."""
+    """One step sees frames up to a question only; later frames come after it."""
     model, processor = scripted([0, 3], ["One.", "Q.", "Two."])
     session = model.stream(processor, system_prompt=SYSTEM)
     session.ask("Q?", time=0.6)
@@ -335,7 +335,7 @@ def test_special_tokens_in_a_question_stay_text():
 
 
 def recorded(model, calls):
-    """Notes what a model is fed and answers, cut back as its cache is."""
+    """Record a model's inputs and logits in `calls`."""
     forward = model.forward
 
     def wrapper(input_ids=None, cache=None, logits_to_keep=0, **kwargs):
@@ -351,8 +351,8 @@ def recorded(model, calls):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_stream_is_one_forward_over_its_dialogue(scheme):
-    """Whatever is pushed one by one, together, or taken back after a reply: the same logits as the whole at once."""
+def test_a_stream_equals_one_forward_over_its_dialogue(scheme):
+    """Frames pushed one by one or together, or seen again after a reply: logits equal those of one forward."""
     processor = tiny_processor()
     frames = random_frames(7)
     streams = {}
@@ -391,10 +391,10 @@ class Held(NamedTuple):
     evictions: int  # How many there were before it came.
 
 
-def watched_without_end(num_frames, *, model=None, **options):
+def watch_endless_stream(num_frames, *, model=None, **options):
     """
-    A stream with questions in it, by default of one layer, and what its cache should hold: when it ended, and at each
-    eviction before it was.
+    Watch a stream with questions, by default with one layer. Return the model, the session, the tokens that its cache
+    should hold, and the tokens that it should have held before each eviction.
     """
     model = model or tiny_model(text_overrides={"num_hidden_layers": 1}, mod_layers="all")
     held, before, number = [], [], itertools.count()
@@ -419,7 +419,7 @@ def watched_without_end(num_frames, *, model=None, **options):
         evict(cache, keep)
 
     model.forward, model.evict_tokens = fed, evicted
-    # Untrained it would speak at every frame.
+    # An untrained model would speak at every frame.
     model.should_speak = lambda logits, _: (torch.zeros(len(logits), dtype=torch.bool), torch.ones(len(logits)))
     session = model.stream(tiny_processor(), system_prompt=SYSTEM, **ENDLESS, **options)
     for index, frame in enumerate(random_frames(num_frames)):
@@ -431,15 +431,15 @@ def watched_without_end(num_frames, *, model=None, **options):
 
 
 def ids_and_features(held):
-    """The model's inputs that these tokens are."""
+    """Return held tokens as the model's inputs."""
     features = [token.of_frame[0] for token in held if token.of_frame is not None and token.of_frame[1] == 0]
     return torch.tensor([[token.token for token in held]]), torch.stack(features)[None]
 
 
 def layer_by_layer(model, times):
     """
-    Logits after the last token where each layer is given only what is kept, as it was when it came. For each time
-    between evictions the layer, without a cache, runs on all that was held; what came then takes its output.
+    Return the logits after the last token, computed layer by layer without a cache. For each period between evictions
+    the layer runs on all tokens held then, and the period's new tokens take its output.
     """
     inner, config = model.model, model.config
     tokens = {token.number: token for held in times for token in held}
@@ -486,24 +486,24 @@ EVERY_DEPTH = {
 
 @pytest.mark.parametrize("text", ["llama", "qwen3", "smollm3"])
 @pytest.mark.parametrize("scheme", EVERY_DEPTH)
-def test_without_end_each_layer_is_given_only_what_is_kept(scheme, text):
+def test_after_evictions_each_layer_attends_to_kept_tokens_only(scheme, text):
     overrides = {"no_rope_layers": [1, 0, 1, 0]} if text == "smollm3" else {}
     model = tiny_model(text=text, text_overrides=overrides, **EVERY_DEPTH[scheme])
-    model, session, held, before = watched_without_end(20, model=model, sink_frames=1)
+    model, session, held, before = watch_endless_stream(20, model=model, sink_frames=1)
     assert len(before) > 5
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[7]]), cache=session.cache).logits[0, -1]
         times = [*before, [*held, Held(7, None, -1, len(before))]]
         assert_close(logits, layer_by_layer(model, times), atol=1e-5, rtol=1e-4)
-        # It is not what a model says that never saw what is gone: what is kept saw it.
+        # Logits differ from those of a model that never saw the evicted tokens: kept tokens attended to them.
         ids, features = ids_and_features(held)
         anew = model(input_ids=torch.cat([ids, torch.tensor([[7]])], dim=1), frame_features=features).logits[0, -1]
         assert not torch.allclose(logits, anew, atol=1e-2)
 
 
 @pytest.mark.parametrize("sink_frames", [0, 2])
-def test_without_end_it_is_as_if_only_what_is_kept_had_been(sink_frames):
-    model, session, held, _ = watched_without_end(40, sink_frames=sink_frames)
+def test_after_evictions_the_cache_equals_one_of_the_kept_tokens(sink_frames):
+    model, session, held, _ = watch_endless_stream(40, sink_frames=sink_frames)
     assert session.num_frames == 40
     ids, features = ids_and_features(held)
     assert features.shape[1] <= 6 and int(session.cache.get_seq_length()) == ids.shape[1]
@@ -514,7 +514,7 @@ def test_without_end_it_is_as_if_only_what_is_kept_had_been(sink_frames):
         logits = [model(input_ids=torch.tensor([[7]]), cache=c).logits for c in (session.cache, expected)]
     assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-4)
     text = session.processor.tokenizer.decode(ids[0]).replace(FRAME, "F")
-    # The text is whole, and its streams are what a stream looks like, though some have lost all their frames.
+    # All text stays and stream turns are well-formed, though some have no frames left.
     assert text.startswith("<s>Watch.") and text.count("\nUser: What?") == 6 == text.count("\nAssistant:")
     runs = [run.partition("]")[0] for run in text.split("\n[")[1:]]
     assert [len(run) for run in runs] and all(run == ",".join("F" * ((len(run) + 1) // 2)) for run in runs)
@@ -522,17 +522,17 @@ def test_without_end_it_is_as_if_only_what_is_kept_had_been(sink_frames):
     assert first == (sink_frames > 0)
 
 
-def test_without_end_old_turns_may_go_too():
-    _, session, held, _ = watched_without_end(90, max_text_tokens=60)
+def test_max_text_tokens_evicts_old_turns():
+    _, session, held, _ = watch_endless_stream(90, max_text_tokens=60)
     texts = [piece.length for piece in session._memory.pieces if not piece.is_frame]
-    _, without, _, _ = watched_without_end(90)
+    _, without, _, _ = watch_endless_stream(90)
     assert sum(texts) <= 60 + max(texts) < without.cache.lengths[0]
     assert session.processor.tokenizer.decode([token.token for token in held]).startswith("<s>Watch.")
     difference = without._memory.num_text_tokens - sum(texts)
     assert session.cache.lengths[0] == without.cache.lengths[0] - difference
 
 
-def test_within_the_most_frames_nothing_changes():
+def test_max_frames_changes_nothing_before_it_is_reached():
     model, processor = tiny_model(), tiny_processor()
     said = []
     for options in ({}, {"max_frames": 8, "sink_frames": 1}):
@@ -542,7 +542,7 @@ def test_within_the_most_frames_nothing_changes():
     assert said[0] == said[1]
 
 
-def test_sessions_side_by_side_do_not_meet():
+def test_sessions_on_one_model_are_independent():
     model, processor = tiny_model(mod_layers="all"), tiny_processor()
     videos = [random_frames(5, seed=seed) for seed in range(3)]
     options = {"max_new_tokens": 4, "interval_threshold": 0.004}
@@ -558,7 +558,7 @@ def test_sessions_side_by_side_do_not_meet():
     assert [[(e.time, e.text) for e in session] for session in sessions] == alone
 
 
-def test_a_fork_goes_its_own_way():
+def test_a_fork_is_independent():
     model, processor = tiny_model(mod_layers="all"), tiny_processor()
     frames = random_frames(6)
     session = model.stream(processor, max_new_tokens=4, interval_threshold=0.004)
@@ -573,7 +573,7 @@ def test_a_fork_goes_its_own_way():
     assert fork.num_frames == 5 and fork.model is model
 
 
-def test_nothing_of_a_stream_is_on_the_model():
+def test_the_model_holds_no_stream_state():
     model, processor = tiny_model(), tiny_processor()
     before = {name: set(vars(module)) for name, module in model.named_modules()}
     session = model.stream(processor, max_new_tokens=3)
@@ -582,7 +582,7 @@ def test_nothing_of_a_stream_is_on_the_model():
     assert not [m for m in model.modules() if any(isinstance(v, StreamEvent) for v in vars(m).values())]
 
 
-def test_narrate_is_stream_collected():
+def test_narrate_yields_the_replies_of_a_stream():
     model, processor = scripted([2], ["A ball."])
     frames = random_frames(4)
     collected = list(model.narrate(processor, iter(frames), "Narrate.", fps=4, system_prompt=SYSTEM))
@@ -613,7 +613,7 @@ def test_narrate_yields_while_the_video_plays():
 
 
 @pytest.mark.parametrize("when_behind", [None, "drop_oldest"])
-def test_narrate_drops_what_comes_too_fast_if_it_may_and_tells(monkeypatch, when_behind):
+def test_narrate_drops_frames_if_it_may_and_warns(monkeypatch, when_behind):
     model, processor = scripted([], [])
     first = "Frames come faster than the model can watch them: the oldest are dropped."
     told, gone, encode = [], threading.Event(), model.encode_frames
@@ -624,7 +624,7 @@ def test_narrate_drops_what_comes_too_fast_if_it_may_and_tells(monkeypatch, when
         gone.set()
 
     def late(pixel_values):
-        # By itself it lets its source wait, and the last frame would never come.
+        # By default the source waits, so its last frame would never come.
         if when_behind is not None:
             assert gone.wait(timeout=60) and told == [first]
         return encode(pixel_values)
@@ -899,14 +899,14 @@ def test_frames_that_come_too_fast_by_the_clock_are_reported(monkeypatch):
     assert warned == []
 
 
-# -------------------------------------------------------------------------------------------------- what is forgotten
+# ----------------------------------------------------------------------------------------------------------- evictions
 
 
 def kept_slowly(pieces, num_new_text, most, sinks, limit):
     """
-    Which pieces (kind, tokens) stay, one rule after the other, each counted from the beginning.
+    Return which pieces (kind, tokens) stay: one rule after the other, counting everything again each time.
 
-    An interval is a piece of its own here. Returns a bool per piece.
+    Unlike in a session, an interval is a piece of its own.
     """
     frames = [index for index, (kind, _) in enumerate(pieces) if kind == "frame"]
     texts = [index for index, (kind, _) in enumerate(pieces) if kind == "text"]
@@ -935,7 +935,7 @@ def kept_slowly(pieces, num_new_text, most, sinks, limit):
 
 
 @pytest.mark.parametrize("interval", [0, 1])
-def test_the_memory_forgets_what_a_slow_reference_forgets(interval):
+def test_evictions_equal_a_slow_reference(interval):
     draw, evictions = random.Random(0), 0
     for _ in range(300):
         most = draw.choice([1, 2, 3, 6, 9, 17])
@@ -969,7 +969,7 @@ def test_the_memory_forgets_what_a_slow_reference_forgets(interval):
             assert memory.remove_frames(back) == back * (10 + interval)
             del pieces[len(pieces) - back * (1 + interval) :]
             assert memory.num_frames == sum(kind == "frame" for kind, _ in pieces)
-            assert memory.num_tokens == sum(length for _, length in pieces)
+            assert sum(piece.length for piece in memory.pieces) == sum(length for _, length in pieces)
             num_new_text = draw.choice([0, 0, 1, 5, 30])
     assert evictions > 1000
 
@@ -979,7 +979,7 @@ def test_the_memory_forgets_what_a_slow_reference_forgets(interval):
 
 @pytest.mark.parametrize("config", [Int8WeightOnlyConfig, Float8WeightOnlyConfig])
 def test_a_stream_in_eight_bits(tmp_path, config):
-    """Weights by torchao, keys and values by the session: streamed is still chunked."""
+    """Weights are quantised by torchao, keys and values by the session; pushing frames together changes nothing."""
     tiny_model(mod_layers="all").save_pretrained(tmp_path)
     quantized = {"quantization_config": TorchAoConfig(config())}
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path, **quantized).eval()
@@ -998,8 +998,8 @@ def test_a_stream_in_eight_bits(tmp_path, config):
 
 
 @pytest.mark.parametrize("chunk_frames", [2, 3, 8])
-def test_what_is_forgotten_does_not_depend_on_how_many_frames_are_seen_at_once(chunk_frames):
-    """A model that babbles at nearly every frame, so that text is forgotten too."""
+def test_evictions_do_not_depend_on_chunk_frames(chunk_frames):
+    """An untrained model speaks at nearly every frame, so text is evicted too."""
     model, processor = tiny_model(mod_layers="all"), tiny_processor()
     limits = {"max_frames": 6, "sink_frames": 1, "max_text_tokens": 60, "max_new_tokens": 5}
     sessions = [model.stream(processor, chunk_frames=count, **limits) for count in (1, chunk_frames)]
@@ -1012,11 +1012,11 @@ def test_what_is_forgotten_does_not_depend_on_how_many_frames_are_seen_at_once(c
     assert one.cache.lengths == several.cache.lengths
 
 
-# ---------------------------------------------------------------------------------------------------------- broken off
+# ----------------------------------------------------------------------------------------------------- failed sessions
 
 
-def test_a_session_that_broke_off_says_so():
-    """What a step put into the cache before it failed nobody can say."""
+def test_a_session_that_failed_refuses_more_input():
+    """The content of its cache is unknown."""
 
     class Failing:
         def put(self, _tokens):
@@ -1034,7 +1034,7 @@ def test_a_session_that_broke_off_says_so():
     assert session.close() == [] and session.num_waiting == 0
 
 
-def test_a_session_is_not_forked_amid_a_reply():
+def test_fork_is_refused_during_a_reply():
     model, processor = scripted([0], ["Now."])
     refused = []
 
@@ -1052,7 +1052,7 @@ def test_a_session_is_not_forked_amid_a_reply():
     assert refused
 
 
-def test_all_that_is_asked_before_any_frame_belongs_to_the_first():
+def test_questions_before_any_frame_get_the_first_frames_time():
     model, processor = scripted([], ["One.", "Two."])
     session = model.stream(processor)
     for text in ("First?", "Second?"):

@@ -29,8 +29,7 @@ from hub import TOKEN, Hub, commit_hash
 from safetensors.torch import load, load_file, save_file
 from tiny import copy_embedded, embedded_files
 
-from videollm_mod.train.card import FACTS_PAGE
-from videollm_mod.train.checkpoint_files import checkpoint_files, model_files
+from videollm_mod.train.checkpoint_files import FACTS_PAGE, checkpoint_files, model_files
 
 
 ROOT = Path(__file__).parents[1]
@@ -278,7 +277,8 @@ def start(folder, home, **variables):
     (home / "refuse" / "sitecustomize.py").write_text(REFUSE)
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules")}
     environment = {**os.environ, "PYTHONPATH": str(home / "refuse"), "GRADIO_TEMP_DIR": str(home / "uploads")}
-    environment |= {**offline, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SERVER_PORT": str(port), **variables}
+    environment |= {**offline, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SERVER_PORT": str(port)}
+    environment |= {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **variables}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(
         [sys.executable, "app.py"], cwd=folder, env=environment, **pipes
@@ -316,6 +316,8 @@ def narrate(process, url, folder):
     finally:
         process.terminate()
         process.wait()
+        printed = process.stdout.read().splitlines()
+        assert not [line for line in printed if line and not line.startswith(("loading ", "* "))], "nothing but these"
 
 
 STORY = json.loads((ROOT / "samples" / "streamworld.json").read_text(encoding="utf-8"))["events"]

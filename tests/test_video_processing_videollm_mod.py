@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The video processor: scale, black bars and normalisation, and that it is a plain Transformers one."""
+"""The video processor: scale, black bars, normalisation, and saving as any Transformers processor."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_aspect_ratio_is_kept(size):
 
 
 @pytest.mark.parametrize("size", [(5, 4000), (4000, 5), (1, 1)])
-def test_a_line_of_pixels_is_still_seen(size):
+def test_very_narrow_frames_keep_one_pixel(size):
     white = np.full((1, *size, 3), 255, np.uint8)
     pixels = processed(white, size={"height": 64, "width": 64})["pixel_values_videos"][0, 0]
     assert pixels.shape == (3, 64, 64) and (pixels[0] > 0).sum() == (64 * 64 if size == (1, 1) else 64)
@@ -63,7 +63,7 @@ def test_values_are_normalised():
     assert_close(other["pixel_values_videos"][0, 0], torch.from_numpy(frames[0]).permute(2, 0, 1) / 255)
 
 
-def test_saved_is_loaded(tmp_path):
+def test_options_are_saved_and_loaded(tmp_path):
     VideoLLMMoDVideoProcessor(size={"height": 48, "width": 64}).save_pretrained(tmp_path)
     loaded = VideoLLMMoDVideoProcessor.from_pretrained(tmp_path)
     assert (loaded.size["height"], loaded.size["width"]) == (48, 64)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reading video as it plays: ticks, rotation, streams, memory, and files that cannot be read."""
+"""Reading video: ticks, rotation, streams, memory, standard input, unreadable files, reading ahead, sampling."""
 
 import functools
 import http.server
@@ -39,7 +39,7 @@ NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"  # NASA SVS 13013, publ
 
 
 def numbered(count, size=(32, 48)):
-    """Frames whose brightness is their number."""
+    """Return frames with their number as brightness."""
     return np.stack([np.full((*size, 3), 5 * index, np.uint8) for index in range(count)])
 
 
@@ -58,7 +58,7 @@ def numbers(frames):
         (Fraction(30000, 1001), 10, [0, 2, 5, 8, 11, 14, 17]),  # what is on the screen, not what comes next
     ],
 )
-def test_each_tick_shows_what_is_on_the_screen(tmp_path, source_fps, fps, expected):
+def test_each_tick_shows_the_frame_on_screen(tmp_path, source_fps, fps, expected):
     path = write_clip(tmp_path / "clip.mp4", numbered(20), fps=source_fps)
     frames = list(read_video(path, fps=fps))
     assert numbers(frames) == expected
@@ -91,7 +91,7 @@ def test_containers_and_codecs(tmp_path, codec, ending):
 
 
 def matrix(degrees):
-    """The 36 bytes of a display matrix in an mp4's track header that turns a picture clockwise."""
+    """Return the 36 bytes of a display matrix in an mp4's track header that turns the picture clockwise."""
     cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
     numbers = [cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30]
     return b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
@@ -168,7 +168,7 @@ def test_frames_from_arrays_and_iterators():
     assert [time for time, _ in read_video(camera, start=0.5, end=1.3)] == pytest.approx([0.6, 0.9, 1.2])
 
 
-def test_a_camera_is_read_no_further_than_needed():
+def test_an_iterable_is_read_lazily():
     taken = []
 
     def camera():
@@ -254,7 +254,7 @@ def test_two_hours_are_read_in_constant_memory(tmp_path):
 
 
 def mp4_boxes(path):
-    """Names of the boxes that an mp4 consists of, in order."""
+    """Return the names of an mp4's boxes, in order."""
     content, at, names = path.read_bytes(), 0, []
     while at < len(content):
         names.append(content[at + 4 : at + 8].decode())
@@ -264,7 +264,7 @@ def mp4_boxes(path):
 
 @pytest.mark.parametrize("kind", ["mkv", "mp4", "mp4 with its index first", "mp4 as standard input"])
 def test_standard_input_is_a_video(tmp_path, kind):
-    """Also where nothing can be sought in, as in `cat clip.mp4 | videollm-mod narrate -`."""
+    """A pipe cannot seek, as in `cat clip.mp4 | videollm-mod narrate -`."""
     clip = write_clip(tmp_path / f"clip.{kind[:3]}", random_frames(20), fps=10)
     if kind == "mp4 with its index first":
         with (
@@ -293,7 +293,7 @@ def test_standard_input_is_a_video(tmp_path, kind):
         assert done.stdout.strip() == expected, done.stderr
 
 
-def test_a_live_pipe_is_played_as_it_comes(tmp_path):
+def test_a_live_pipe_is_not_spooled(tmp_path):
     clip = write_clip(tmp_path / "clip.mkv", random_frames(60), fps=10)
     content = clip.read_bytes()
     code = "from videollm_mod import read_video\nfor time, _ in read_video('-', fps=2): print(time, flush=True)"
@@ -306,7 +306,7 @@ def test_a_live_pipe_is_played_as_it_comes(tmp_path):
         assert len(reader.stdout.read().split()) == 11
 
 
-def test_a_mistyped_path_is_told_with_the_file_that_was_meant(tmp_path):
+def test_a_mistyped_path_suggests_a_file(tmp_path):
     write_clip(tmp_path / "cooking.mp4", numbered(2))
     with pytest.raises(FileNotFoundError) as error:
         next(read_video(tmp_path / "coking.mp4"))
@@ -363,22 +363,22 @@ def unplugged():
         ("camera:99", "'camera:99' cannot be read as video"),
     ],
 )
-def test_cameras_that_are_not_there(camera, message):
+def test_missing_cameras_are_refused(camera, message):
     with pytest.raises(ValueError, match=message):
         next(read_video(camera))
 
 
 @pytest.mark.parametrize("video", [NASA, str(NASA), numbered(2), torch.zeros(2, 8, 8, 3), [np.zeros((8, 8, 3))]])
-def test_of_a_file_or_an_array_all_is_there(video):
+def test_files_and_arrays_are_complete(video):
     assert is_complete(video)
 
 
 @pytest.mark.parametrize("video", ["-", "camera:0", "rtsp://camera/stream", "https://host/" + 300 * "x", iter([])])
-def test_of_what_comes_live_it_is_not(video):
+def test_live_sources_are_not_complete(video):
     assert not is_complete(video)
 
 
-def test_what_goes_on_whoever_reads_it():
+def test_cameras_and_broadcasts_go_on_unread():
     assert all(map(goes_on, ["camera:0", "rtsp://camera/stream", "udp://host:1"]))
     assert not any(map(goes_on, [NASA, str(NASA), "-", "https://host/clip.mp4", iter([]), np.zeros((1, 8, 8, 3))]))
 
@@ -387,7 +387,7 @@ def test_what_goes_on_whoever_reads_it():
 
 
 def test_reading_ahead():
-    """By a thread, in order, never further than asked, what waits together, errors in their place."""
+    """A thread reads in order, a limited number ahead; waiting items come together and errors in their place."""
     taken = []
 
     def source():
@@ -419,7 +419,7 @@ def test_reading_ahead():
     assert found == [1]
 
 
-def test_a_source_that_stands_still_keeps_nobody():
+def test_a_hanging_source_does_not_block_close():
     gone = threading.Event()
 
     def stalled():
@@ -447,8 +447,8 @@ def test_a_source_that_stands_still_keeps_nobody():
         list(read_ahead(Unclosable(), 2))
 
 
-def faster_than_it_is_taken(count):
-    """Items, and an event once all have come."""
+def fast_source(count):
+    """Return items, and an event that is set once all were read."""
     gone = threading.Event()
 
     def source():
@@ -459,9 +459,9 @@ def faster_than_it_is_taken(count):
 
 
 @pytest.mark.parametrize("how", [{"when_behind": "drop_oldest"}, {"goes_on": True}])
-def test_what_comes_too_fast_is_dropped_and_counted(how):
+def test_drop_oldest_drops_and_counts(how):
     dropped = []
-    items, gone = faster_than_it_is_taken(20)
+    items, gone = fast_source(20)
     ahead = read_ahead(items, 4, **how, max_waiting=3, on_drop=lambda: dropped.append(1))
     taken = next(ahead)
     assert gone.wait(timeout=60)
@@ -469,17 +469,17 @@ def test_what_comes_too_fast_is_dropped_and_counted(how):
         taken += some
     assert taken[-3:] == [17, 18, 19] and taken == sorted(taken)
     assert len(taken) + len(dropped) == 20 and dropped
-    # A file waits for whoever reads it.
-    items, _ = faster_than_it_is_taken(20)
+    # Files always wait.
+    items, _ = fast_source(20)
     how = {**how, "max_waiting": 3, "on_drop": lambda: dropped.append(2)}
     assert list(read_ahead(items, 20, is_live=False, **how)) == [list(range(20))] and 2 not in dropped
 
 
-def test_what_comes_too_fast_to_catch_up_ends_after_what_waits():
-    items, _ = faster_than_it_is_taken(20)
+def test_catch_up_fails_after_the_waiting_items():
+    items, _ = fast_source(20)
     ahead = read_ahead(items, 4, when_behind="catch_up", max_waiting=5)
     taken = next(ahead)
-    # Until the thread has read what it may, and been refused.
+    # Wait until the thread has filled the queue and failed.
     deadline = time.monotonic() + 60
     while items.gi_frame is not None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -34,9 +34,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from videollm_mod.train.checkpoint_files import FACTS_PAGE
 
-# In a checkout the README introduces the project, and this page describes the checkpoint.
-FACTS_PAGE = "docs/embedded-checkpoint.md"
+
 _SETTINGS = (
     "learning_rate",
     "lr_scheduler_type",

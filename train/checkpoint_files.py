@@ -18,9 +18,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.train.card import FACTS_PAGE
 
-
+# In a checkout the README introduces the project, and this page describes the checkpoint.
+FACTS_PAGE = "docs/embedded-checkpoint.md"
 # What a checkpoint's folder holds beside its code and its card: configuration, tokenizer, weights and licence.
 _PARTS = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "LICENSE*", "NOTICE*", "adapter/*")
 _PICTURES = (".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")

@@ -38,7 +38,7 @@ from typing import Any
 
 from videollm_mod.console import quiet
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, save_torch_state_dict
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -49,8 +49,8 @@ from huggingface_hub.utils.sha import sha_fileobj
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
-from videollm_mod.train.card import FACTS_PAGE, write_plain_card
-from videollm_mod.train.checkpoint_files import LINK, checkpoint_files, entry_files, model_files
+from videollm_mod.train.card import write_plain_card
+from videollm_mod.train.checkpoint_files import FACTS_PAGE, LINK, checkpoint_files, entry_files, model_files
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -334,6 +334,7 @@ def _with_weights_split(files: dict[str, Path], place: Path, max_shard_size: str
     weights = [path for name, path in files.items() if re.fullmatch(r"[^/]+\.safetensors", name)]
     if len(weights) > 1 or weights[0].stat().st_size <= _bytes(max_shard_size):
         return files
+    from huggingface_hub import save_torch_state_dict
     from safetensors.torch import load_file
 
     shards = place / "shards"
