@@ -71,13 +71,13 @@ class StepShape(NamedTuple):
         return StepBounds(most_new, most_pages)
 
     def fits(self, need: "StepShape") -> bool:
-        """Return whether there is room for `need`, without frames for a step that has none."""
+        """Return whether a step of shape `need` fits. A shape with frames never fits a step without any."""
         return bool(self.frames) == bool(need.frames) and all(a >= b for a, b in zip(self, need, strict=True))
 
 
 @lru_cache
 def shapes_of(size: int) -> tuple[StepShape, ...]:
-    """Return the shapes for up to `size` streams, the smallest first among those that fit the same step."""
+    """Return the shapes for up to `size` streams. The first that fits a step is the smallest that does."""
     texts = (_SHORT_TEXT, LONG_TEXT) if size == 1 else (LONG_TEXT,)
     return (
         StepShape(0, 0, size),
@@ -110,7 +110,7 @@ def shape_for(plan: StepPlan, frame_length: int) -> StepShape | None:
     need = StepShape(len(counts), max(counts, default=0), len(plan.parts) - len(counts), sum(text))
     size = size_for(max(need.seeing, need.speaking))
     shape = next((shape for shape in shapes_of(size) if shape.fits(need)), None)
-    # One more stream takes all frames that are left over, and has room for as many as another.
+    # All frames left over go to one dummy stream, which has room for `shape.frames`.
     if shape is None or len(counts) * shape.frames - sum(counts) > shape.frames:
         return None
     return shape
@@ -239,7 +239,7 @@ class GraphCapture:
 
 class CapturedSteps:
     """
-    The captured steps of an engine, by shape. `warm_up` or the first need makes them.
+    The captured steps of an engine, by shape. They are made by `warm_up`, or when first needed.
 
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model.
@@ -272,7 +272,8 @@ class CapturedSteps:
         )
         self.steps: dict[StepShape, CapturedStep] = {}
         self._capture = GraphCapture(device) if device.type == "cuda" else None
-        # After a warm-up for this many streams, steps for up to as many are not made while streams wait.
+        # `warm_up` has made the steps for up to this many streams. Other shapes of that size run uncaptured, so that
+        # no stream waits for a capture.
         self._warm_size = 0
 
     def find(self, plan: StepPlan) -> CapturedStep | None:

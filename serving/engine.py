@@ -56,8 +56,8 @@ class StreamingEngine:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model, also one loaded with `trust_remote_code=True`.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
         max_streams (`int`, *optional*, defaults to 8): Number of streams with the limits below to have memory for.
-        max_frames (`int`, *optional*): Frames that a stream remembers unless `open` says otherwise. By default as many
-            as three quarters of the language model's context hold, at most 300.
+        max_frames (`int`, *optional*): Frames that a stream remembers unless `open` says otherwise. By default three
+            quarters of the language model's context, and at most 300 frames.
         max_text_tokens (`int`, *optional*): Text tokens that a stream remembers. By default half of what the frames
             leave of the context, at most 2048.
         max_batch_tokens (`int`, *optional*): Most tokens of a step, except for a step of one stream. By default 2048,
@@ -450,7 +450,7 @@ class StreamingEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End all open streams, with what they have not seen yet."""
+        """End all open streams. Frames and questions that still wait are discarded."""
         with self.changed:
             self._stopping = True
             self.changed.notify_all()

@@ -267,7 +267,7 @@ def _strips_by_tensors(
     return _attend_strips(query, keys, values, _read_plan(*numbers, keys.shape[1]), scaling, window)
 
 
-# All layers of a kind ask for the same plan. Most models have two kinds.
+# All layers of a kind read the same plan, and most models have two kinds of layer.
 @lru_cache(maxsize=8)
 def _read_plan(begins: bytes, used: bytes, table: bytes, is_padding: bytes, page_size: int) -> EntryPlan:
     bounds, lengths, pages, padding = (

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One step of several streams as a single row: its plan, and the cache that a model gets for it."""
+"""Lay out one step of several streams in a single row, and give the model a cache for it."""
 
 import copy
 import sys

@@ -101,7 +101,7 @@ def join_features(steps: Iterable[StreamStep]) -> torch.Tensor | None:
 
 def read_results(plan: StepPlan, outputs: StepOutputs, routed_layers: Sequence[int]) -> list[StepResult]:
     """
-    Return each stream's result, in the order of the streams. Waits for the device, once.
+    Return each stream's result, in the order of the streams. This waits for the device once.
 
     Args:
         plan ([`StepPlan`]): The plan that was run, including padding.

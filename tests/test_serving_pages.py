@@ -42,7 +42,7 @@ def test_consecutive_pages_are_taken_if_there_are_any():
         pool.take(10, 1)
 
 
-def test_a_cache_that_does_not_fit_takes_no_pages():
+def test_a_refused_reservation_leaves_the_pool_unchanged():
     cache = paged_cache(tiny_model(), frames=4, text=40)
     free = {kind: list(pages) for kind, pages in cache.pool.free.items()}
     with pytest.raises(OutOfPagesError):
@@ -70,7 +70,7 @@ def test_nothing_is_copied_as_a_paged_cache_grows():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_growing_a_paged_cache_waits_for_nothing(scheme):
+def test_growing_a_paged_cache_never_synchronises(scheme):
     model = tiny_model(**SCHEMES[scheme])
     pool = new_page_pool(model, 40, 200, page_size=16)
     caches = [VideoLLMMoDPagedCache(pool) for _ in range(2)]
