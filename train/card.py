@@ -49,6 +49,8 @@ _SETTINGS = (
     "weight_decay",
     "seed",
 )
+# Figures in the front matter of a README that has a page for all of them.
+HEADLINES = ("event_f1", "answer_accuracy", "lm_ppl")
 _FPS, _TEXT_TOKENS = 2, 200  # Frames per second and text tokens per minute of the streams in the cost table.
 _USAGE = """```python
 from transformers import AutoModel, AutoProcessor
@@ -157,8 +159,9 @@ def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, s
     Add figures to the card of a checkpoint.
 
     The figures go into the front matter of `README.md` as the Hub's `model-index`, and into a section that names the
-    command, the hardware and the date. The section is part of `README.md`, or of `docs/embedded-checkpoint.md` if the
-    folder has that page. New figures replace earlier ones of the same data set and split.
+    command, the hardware and the date. The section is part of `README.md`. If the folder has the page
+    `docs/embedded-checkpoint.md`, the section goes there, and the front matter keeps the headline figures only. New
+    figures replace earlier ones of the same data set and split.
 
     Args:
         folder (`str` or `Path`): The checkpoint.
@@ -186,7 +189,9 @@ def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, s
     card.data.model_name = card.data.model_name or next(line for line in card.text.splitlines() if line)[2:]
     scores = {name: round(float(score), 4) for name, score in scores.items()}
     card.data.eval_results = others + [
-        EvalResult(**common, metric_type=name, metric_name=name, metric_value=score) for name, score in scores.items()
+        EvalResult(**common, metric_type=name, metric_name=name, metric_value=score)
+        for name, score in scores.items()
+        if name in HEADLINES or not page.is_file()
     ]
     table = _table(["figure", "value"], [[name, score] for name, score in scores.items()])
     section = f"## Evaluation on {dataset}, {split}\n\n{table}\n\nMeasured on {_where_and_when()}, with `{command}`."
