@@ -271,14 +271,10 @@ class StreamingSession:
         cache_dtype: torch.dtype | None = None,
         cache: Any | None = None,
     ) -> None:
-        for name, value in (("fps", fps), ("source_fps", source_fps)):
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be a positive number of frames per second, got {value}.")
+        _check_rates(fps=fps, source_fps=source_fps)
+        _check_counts(max_new_tokens=max_new_tokens, chunk_frames=chunk_frames)
         if interval_threshold is not None and not 0 <= interval_threshold <= 1:
             raise ValueError(f"`interval_threshold` is a probability in [0, 1], got {interval_threshold}.")
-        for name, value in (("max_new_tokens", max_new_tokens), ("chunk_frames", chunk_frames)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         _check_limits(model.config, max_frames, sink_frames, max_text_tokens)
         if cache is not None and cache_dtype is not None:
             raise ValueError("Give `cache` or `cache_dtype`, not both: an existing cache has its own dtype.")
@@ -720,6 +716,18 @@ class StreamingSession:
             raise ValueError("This session failed during a step; open another with `model.stream(processor)`.")
         if self.closed:
             raise ValueError("This session is closed; open another with `model.stream(processor)`.")
+
+
+def _check_rates(**rates: float | None) -> None:
+    for name, rate in rates.items():
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"`{name}` must be a positive number of frames per second, got {rate}.")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {count}.")
 
 
 def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_text_tokens: int | None) -> None:
