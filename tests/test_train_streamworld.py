@@ -412,7 +412,7 @@ def test_no_two_parts_of_the_recipe_share_a_clip(size, tmp_path, monkeypatch):
     for script, *options in stages:
         given = dict(zip(options[::2], options[1::2], strict=True))
         if script == "encode.py":
-            seeds[given["--kinds"]] = seeds_of("train", given["--num_clips"], given["--first_seed"])
+            seeds[given["--kinds"]] = seeds_of("train", given["--num_clips"], given["--first_clip"])
     rows = [SIZES[size].slides, SIZES[size].clips, SIZES[size].questions]
     assert [len(some) // SLIDE_FRAMES for some in seeds.values()] == rows
     for split in ("validation", "test", "ood"):

@@ -52,7 +52,7 @@ class ScriptArguments:
         num_eval_clips (`int`, *optional*, defaults to 64): How many to evaluate on.
         num_streamed_clips (`int`, *optional*, defaults to 8): Rows of the evaluation split that are streamed at each
             evaluation, for LIVE's measures, event F1 and a printed sample.
-        first_seed (`int`, *optional*, defaults to 0): Number of the first clip to train on.
+        first_clip (`int`, *optional*, defaults to 0): Number of the first clip to train on.
         world (`str`, *optional*, defaults to `"full"`): Which StreamWorld: `"full"`, `"small"` or `"tiny"`.
         kinds (`str`, *optional*, defaults to `"narrate=1"`): Weights of StreamWorld's kinds of dialogue, such as
             `"describe=1,narrate=2,ask=1,wait=1"`.
@@ -70,7 +70,7 @@ class ScriptArguments:
     num_clips: int = field(default=1000, metadata={"help": "How many clips of a generated world."})
     num_streamed_clips: int = field(default=8, metadata={"help": "Rows of the evaluation to stream each time."})
     num_eval_clips: int = field(default=64, metadata={"help": "How many of them to evaluate on."})
-    first_seed: int = field(default=0, metadata={"help": "Number of the first clip; the next have the next."})
+    first_clip: int = field(default=0, metadata={"help": "Number of the first clip; the next have the next."})
     world: str = field(default="full", metadata={"help": "Which StreamWorld.", "choices": ["full", "small", "tiny"]})
     kinds: str = field(default="narrate=1", metadata={"help": "Weights: describe=1,narrate=2,ask=1,wait=1."})
     frame_size: int = field(default=96, metadata={"help": "Width and height of StreamWorld's pictures."})

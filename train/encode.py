@@ -156,7 +156,7 @@ def _name(row: dict[str, Any], fps: float, encoder: str) -> str:
 def main(script: ScriptArguments, arguments: EncodeArguments) -> None:
     """Encodes a split."""
     accelerator, folder = Accelerator(), Path(arguments.output_dir)
-    rows = load_split(script, script.train_split, script.num_clips, script.first_seed)
+    rows = load_split(script, script.train_split, script.num_clips, script.first_clip)
     model = AutoModel.from_pretrained(arguments.checkpoint, trust_remote_code=True, dtype=arguments.dtype)
     processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -533,9 +533,9 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=100, help="longest reply")
     parser.add_argument("--weights", choices=WEIGHTS, help="linear layers in eight bits, by torchao")
     parser.add_argument(
-        "--cache",
+        "--cache_dtype",
         choices=CACHE_DTYPES,
-        help="keys and values in eight bits where it streams; not what is teacher-forced",
+        help="store keys and values in eight bits while streaming; teacher-forced measures use no cache",
     )
     parser.add_argument("--card", action="store_true", help="also put the figures into the checkpoint's card")
     options = parser.parse_args()
@@ -554,7 +554,7 @@ def main() -> None:
         interval_threshold=options.interval_threshold,
         weights=options.weights,
         max_new_tokens=options.max_new_tokens,
-        cache_dtype=CACHE_DTYPES.get(options.cache),
+        cache_dtype=CACHE_DTYPES.get(options.cache_dtype),
     )
     print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
     if options.card:

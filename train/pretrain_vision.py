@@ -38,13 +38,13 @@ class VisionArguments:
         model_config (`str`): JSON file of the new model (see [`new_model`]).
         world (`str`, *optional*, defaults to `"small"`): Which StreamWorld.
         num_clips (`int`, *optional*, defaults to 1000): How many clips of scenes to see, each once.
-        first_seed (`int`, *optional*, defaults to 0): Number of the first.
+        first_clip (`int`, *optional*, defaults to 0): Number of the first clip.
     """
 
     model_config: str = field(metadata={"help": "JSON file of the new model."})
     world: str = field(default="small", metadata={"help": "Which StreamWorld.", "choices": ["full", "small", "tiny"]})
     num_clips: int = field(default=1000, metadata={"help": "How many clips to see."})
-    first_seed: int = field(default=0, metadata={"help": "Number of the first clip; the next have the next."})
+    first_clip: int = field(default=0, metadata={"help": "Number of the first clip; the next have the next."})
 
 
 @dataclass
@@ -196,7 +196,7 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
         things, colors = np.nanmean(prediction.predictions, axis=0)
         return {"things_right": float(things), "colors_right": float(colors)}
 
-    train, validation = streamworld.SPLITS["train"] + arguments.first_seed, streamworld.SPLITS["validation"]
+    train, validation = streamworld.SPLITS["train"] + arguments.first_clip, streamworld.SPLITS["validation"]
     trainer = Trainer(
         model=PatchReader(model.model.vision_encoder, len(world.things)),
         args=training,

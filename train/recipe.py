@@ -202,7 +202,7 @@ def see(size: Size, folder: Path, minutes: float | None = None) -> Path:
 
     def encode(name: str) -> None:
         options = [*data[name], "--dataset", "streamworld", "--checkpoint", vision, "--dtype", "bfloat16"]
-        options += ["--first_seed", rows[name].start, "--num_clips", len(rows[name])]
+        options += ["--first_clip", rows[name].start, "--num_clips", len(rows[name])]
         options += ["--output_dir", folder / name, *within(minutes, name)]
         how = {"threads": 1} if is_little else {"processes": os.cpu_count() or 1}
         run_stage(folder / name / "train.jsonl", "encode.py", *options, **how)

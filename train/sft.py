@@ -31,7 +31,7 @@ from videollm_mod.train.trainer import StreamingSFTTrainer
 def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: ModelArguments) -> None:
     """Trains and saves."""
     # Data
-    train = load_split(script, script.train_split, script.num_clips, script.first_seed)
+    train = load_split(script, script.train_split, script.num_clips, script.first_clip)
     if script.eval_split and Path(script.dataset).is_file():
         raise SystemExit(
             f"--eval_split {script.eval_split}: '{script.dataset}' is one split. Give a folder with train.jsonl and "
