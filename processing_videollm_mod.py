@@ -4,7 +4,9 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import is_vision_available, logging
+from transformers.utils import is_vision_available
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
@@ -24,14 +26,13 @@ from .video_reading_videollm_mod import goes_on, is_complete, read_ahead, read_v
 if is_vision_available():
     from PIL import Image
 
-logger = logging.get_logger(__name__)
-
 DEFAULT_SYSTEM_PROMPT = (
     "A multimodal AI assistant is helping users with some activities. "
     "Below is their conversation, interleaved with the list of video frames received by the assistant."
 )
 ROLES = ("system", "user", "assistant", "stream")
 Message = dict[str, Any]
+_Spans = list[tuple[int, int]]
 _LABEL_IGNORED = -100
 
 
@@ -41,8 +42,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
     A dialogue is a list of messages `{"role": ..., "content": ...}` with roles system, user, assistant and stream. A
     stream message has `num_frames` instead of content. Timed messages have a `time` in seconds instead of stream
-    messages between them; see [`~VideoLLMMoDProcessor.to_stream_turns`]. Text in messages never becomes a frame token
-    or another special token.
+    messages between them; see [`~VideoLLMMoDProcessor.to_stream_turns`]. Special tokens in a message stay plain text.
 
     Args:
         video_processor ([`VideoLLMMoDVideoProcessor`]): Turns frames into pixel values.
@@ -91,8 +91,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         between = self._tokenize(self.frame_token + self.frame_token_interval + self.frame_token)[0][1:-1]
         if len(between) != 1:
             raise ValueError(
-                f"`frame_token_interval` is {self.frame_token_interval!r}, which this tokenizer splits into "
-                f"{len(between)} tokens; it must be one."
+                f"`frame_token_interval` {self.frame_token_interval!r} splits into {len(between)} tokens, not one."
             )
         return between[0]
 
@@ -102,8 +101,6 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
         kwargs.pop("trust_remote_code", None)
         return [VideoLLMMoDVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs), tokenizer]
-
-    # ------------------------------------------------------------------------------------------ dialogue to tensors
 
     def __call__(
         self,
@@ -125,18 +122,16 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Return the model's inputs for one dialogue or a batch.
 
         Args:
-            messages (`list[dict]` or `list[list[dict]]`, *optional*):
-                A dialogue or several. The system prompt is added if it is missing. If there are neither stream
-                messages nor times, all frames come before the first message.
-            videos (video or list of videos, *optional*):
-                One per dialogue: anything [`read_video`] accepts. Arrays and lists of frames are used as they are.
-            text (`str` or `list[str]`, *optional*):
-                Rendered text in place of `messages`. Special tokens in it count, so never put in text of others.
-            frame_features (`torch.Tensor` of shape `(frames, tokens, vision hidden)`, *optional*):
-                Output of the model's `encode_frames` in place of `videos`; a list of them for a batch.
+            messages (`list[dict]` or `list[list[dict]]`, *optional*): A dialogue or several. The system prompt is
+                added if it is missing. Without stream messages and times, all frames come before the first message.
+            videos (video or list of videos, *optional*): One per dialogue: anything [`read_video`] accepts. Arrays and
+                lists of frames are used as they are.
+            text (`str` or `list[str]`, *optional*): Rendered text in place of `messages`. Special tokens in it count,
+                so never put in text of others.
+            frame_features (`torch.Tensor` of shape `(frames, tokens, vision hidden)`, *optional*): Output of the
+                model's `encode_frames` in place of `videos`; a list of them for a batch.
             fps (`float`, *optional*, defaults to 2.0): Frames per second to read, and to place timed messages at.
-            start, end (`float` or `list[float]`, *optional*):
-                Seconds of the video at which each dialogue begins and ends. By default, the complete video.
+            start, end (`float` or `list[float]`, *optional*): Seconds between which to read each dialogue's video.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "Assistant:".
             return_labels (`bool`, *optional*, defaults to `False`): Whether to return `labels`.
             padding (`bool`, *optional*, defaults to `True`): Whether to pad the rows of a batch to one length.
@@ -153,42 +148,39 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         """
         if (messages is None) == (text is None):
             raise ValueError("Give exactly one of `messages` and `text`.")
-        dialogues, is_batch = _as_batch(messages if text is None else text, str if text is not None else dict)
+        dialogues, is_batch = _as_batch(messages if text is None else text)
         count = len(dialogues)
+        videos = _spread(videos, is_batch, count, "videos")
+        features = _spread(frame_features, is_batch, count, "frame_features")
         starts, ends = (
             _spread(value, is_batch, count, name) if isinstance(value, (list, tuple)) else [value] * count
             for name, value in (("start", start), ("end", end))
         )
-        videos = _spread(videos, is_batch, count, "videos")
-        frames = [self._frames(*values, fps) for values in zip(videos, starts, ends, strict=True)]
-        features = _spread(frame_features, is_batch, count, "frame_features")
-        rows = []
-        for index, (dialogue, pixels, feature) in enumerate(zip(dialogues, frames, features, strict=True)):
-            if pixels is not None and feature is not None:
+        pixels = [self._frames(*values, fps) for values in zip(videos, starts, ends, strict=True)]
+        rows, num_frames = [], []
+        for index, dialogue in enumerate(dialogues):
+            given = [frames[index] for frames in (pixels, features) if frames[index] is not None]
+            if len(given) == 2:
                 raise ValueError("Give `videos` or `frame_features`, not both.")
-            given = pixels if feature is None else feature
-            shown = None if given is None else len(given)
+            num_frames.append(len(given[0]) if given else 0)
             if text is None:
-                dialogue = self._complete(dialogue, shown, fps, starts[index])
-                row = self._tokenize_dialogue(dialogue, add_generation_prompt, return_labels)
+                dialogue = self._complete(dialogue, num_frames[-1], fps, starts[index])
+                rows.append(self._tokenize_dialogue(dialogue, add_generation_prompt, return_labels))
             else:
-                row = {"input_ids": self._tokenize(dialogue)[0]}
-            tokens = row["input_ids"].count(self.frame_token_id)
-            if tokens != (shown or 0) * self.frame_num_tokens:
+                rows.append({"input_ids": self._tokenize(dialogue)[0]})
+            expected = rows[-1]["input_ids"].count(self.frame_token_id) / self.frame_num_tokens
+            if expected != num_frames[-1]:
                 where = f" (row {index})" if is_batch else ""
                 raise ValueError(
-                    f"The dialogue has {tokens / self.frame_num_tokens:g} frames, video {shown or 0}{where}. "
-                    "The `num_frames` of its stream messages must add up to the frames given. Or use timed messages."
+                    f"The dialogue has {expected:g} frames, video {num_frames[-1]}{where}. The `num_frames` of its "
+                    "stream messages must add up to the frames given. Or use timed messages."
                 )
-            rows.append(row)
         data = self._pad(rows, padding, padding_side, return_tensors)
-        if any(row is not None for row in frames):
-            data["pixel_values_videos"] = _pad_frames(frames)
-        elif any(row is not None for row in features):
-            data["frame_features"] = _pad_frames(features)
-        shown = [len(row) if row is not None else 0 for row in (frames if features[0] is None else features)]
-        if any(shown):
-            data["num_frames"] = shown
+        for name, frames in (("pixel_values_videos", pixels), ("frame_features", features)):
+            if any(row is not None for row in frames):
+                data[name] = _pad_frames(frames)
+        if any(num_frames):
+            data["num_frames"] = num_frames
         return BatchFeature(data)
 
     def to_stream_turns(
@@ -206,9 +198,6 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             fps (`float`, *optional*, defaults to 2.0): Frames per second.
             start (`float`, *optional*, defaults to 0.0): Time of the first frame.
 
-        Returns:
-            `list[dict]`: System, user, assistant and stream messages without times.
-
         Raises:
             `ValueError`: If a time is missing, out of order or outside the frames, or there are no frames.
 
@@ -222,39 +211,31 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         ```"""
         if num_frames < 1:
             raise ValueError("Timed messages need frames, got none.")
-        _check_fps(fps)
-        slots: dict[int, list[Message]] = {}
-        system, last_time = [], start
+        if not 0 < fps < math.inf:
+            raise ValueError(f"`fps` must be a positive number of frames per second, got {fps}.")
+        # The messages after each frame that has some. The last frame always ends a run of frames.
+        slots: dict[int, list[Message]] = {num_frames - 1: []}
+        turns, last_time, seen = [], start, 0
         for index, message in enumerate(messages):
             message = dict(message)
             time = message.pop("time", None)
             if message.get("role") == "system" and index == 0:
-                system = [message]
+                turns.append(message)
                 continue
             if time is None:
                 raise ValueError(f"Message {index} has no `time`, but others do: give every message one.")
             if not last_time <= time:
-                raise ValueError(
-                    f"Message {index} is at {time} s, before {last_time} s: put messages in order of time."
-                )
+                raise ValueError(f"Message {index} is at {time} s, before {last_time} s: order messages by time.")
             last_time = time
             slot = math.ceil((time - start) * fps - 1e-6)
             if slot > num_frames:
-                raise ValueError(
-                    f"Message {index} is at {time} s, after the last frame at {start + (num_frames - 1) / fps} s."
-                )
+                last_frame = start + (num_frames - 1) / fps
+                raise ValueError(f"Message {index} is at {time} s, after the last frame at {last_frame} s.")
             _put(slots.setdefault(min(slot, num_frames - 1), []), message)
-        turns, seen = list(system), 0
         for slot in sorted(slots):
-            if slot + 1 > seen:
-                turns.append({"role": "stream", "num_frames": slot + 1 - seen})
+            turns += [{"role": "stream", "num_frames": slot + 1 - seen}, *slots[slot]]
             seen = slot + 1
-            turns.extend(slots[slot])
-        if num_frames > seen:
-            turns.append({"role": "stream", "num_frames": num_frames - seen})
         return turns
-
-    # --------------------------------------------------------------------------------------------- text to tokens
 
     def apply_chat_template(
         self,
@@ -275,20 +256,17 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Render a dialogue, or several, as the text of a stream.
 
         Args:
-            conversation (`list[dict]` or `list[list[dict]]`):
-                Messages with roles system, user, assistant and stream. With `return_dict`, content may also be a
-                list of parts, as in `transformers.pipeline`: `{"type": "text", "text": ...}` and `{"type": "video",
+            conversation (`list[dict]` or `list[list[dict]]`): Messages. With `return_dict`, content may also be a list
+                of parts, as in `transformers.pipeline`: `{"type": "text", "text": ...}` and `{"type": "video",
                 "video": ...}` (or `"path"` or `"url"`).
             chat_template (`str`, *optional*): A template in place of the processor's.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\nAssistant:".
             add_stream_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\n[", where frames begin.
-            add_stream_generation_prompt (`bool`, *optional*, defaults to `False`):
-                Whether to end with "]\nAssistant:", which closes an open stream.
-            add_stream_query_prompt (`bool`, *optional*, defaults to `False`):
-                Whether to begin with "]" because a user message interrupts an open stream.
+            add_stream_generation_prompt, add_stream_query_prompt (`bool`, *optional*, defaults to `False`): Whether to
+                end with "]\nAssistant:", or to begin with "]" before a user message; both close an open stream.
             tokenize (`bool`, *optional*, defaults to `False`): Whether to return token ids instead of text.
-            return_dict (`bool`, *optional*, defaults to `False`):
-                With `tokenize`, whether to return all inputs of the model, frames included.
+            return_dict (`bool`, *optional*, defaults to `False`): With `tokenize`, whether to return all inputs of the
+                model, frames included.
             return_tensors, processor_kwargs (*optional*): With `return_dict`, options of the processor's call.
             continue_final_message (`bool`, *optional*, defaults to `False`): `True` raises an error.
 
@@ -297,13 +275,11 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         """
         if continue_final_message:
             raise ValueError("`continue_final_message` is not supported: end the dialogue with the user's message.")
+        dialogues, is_batch = _as_batch(conversation)
         if tokenize and return_dict:
-            dialogues, is_batch = _as_batch(conversation, dict)
             pairs = [_take_video(dialogue) for dialogue in dialogues]
-            messages, videos = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             return self(
-                messages if is_batch else messages[0],
-                videos if is_batch else videos[0],
+                *(map(list, zip(*pairs, strict=True)) if is_batch else pairs[0]),
                 add_generation_prompt=add_generation_prompt,
                 return_tensors=return_tensors,
                 **(processor_kwargs or {}),
@@ -314,12 +290,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             "add_stream_generation_prompt": add_stream_generation_prompt,
             "add_stream_query_prompt": add_stream_query_prompt,
         }
-        dialogues, is_batch = _as_batch(conversation, dict)
         rendered = [self._render(dialogue, chat_template, **flags) for dialogue in dialogues]
-        if tokenize:
-            results = [self._tokenize(text, contents)[0] for text, contents, _ in rendered]
-        else:
-            results = [text for text, _, _ in rendered]
+        results = [self._tokenize(text, contents)[0] if tokenize else text for text, contents, _ in rendered]
         return results if is_batch else results[0]
 
     def encode_turns(self, messages: list[Message], *, stream_open: bool, then: str) -> list[int]:
@@ -334,13 +306,9 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Returns:
             `list[int]`: Token ids, without those of the preceding frame or end-of-sequence token.
         """
-        if then == "stream":
-            flags = {"add_stream_prompt": True}
-        elif stream_open and not messages:
-            flags = {"add_stream_generation_prompt": True}
-        else:
-            flags = {"add_generation_prompt": True}
-        text, contents, _ = self._render(messages, add_stream_query_prompt=stream_open, **flags)
+        ending = "add_stream_generation_prompt" if stream_open and not messages else "add_generation_prompt"
+        flags = {"add_stream_query_prompt": stream_open, "add_stream_prompt" if then == "stream" else ending: True}
+        text, contents, _ = self._render(messages, **flags)
         # Some tokenizers treat the beginning of a text differently, so tokenise after the preceding special token.
         begins = bool(messages) and messages[0]["role"] == "system"
         context = "" if begins else self.frame_token if stream_open else self.tokenizer.eos_token
@@ -350,7 +318,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
     def _render(
         self, messages: list[Message], chat_template: str | None = None, **flags: bool
-    ) -> tuple[str, list[tuple[int, int]], list[tuple[int, int]]]:
+    ) -> tuple[str, _Spans, _Spans]:
         """Return a dialogue as text, with the character spans of message contents and of assistant turns."""
         for index, message in enumerate(messages):
             _check_message(message, index)
@@ -358,7 +326,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             message if message["role"] == "stream" else {**message, "content": f"\ue000{index}\ue001"}
             for index, message in enumerate(messages)
         ]
-        template_text, template_spans = render_jinja_template(
+        [template], [spans] = render_jinja_template(
             conversations=[marked],
             chat_template=chat_template or self.chat_template,
             return_assistant_tokens_mask=True,
@@ -369,66 +337,57 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             **flags,
         )
         # Insert contents after rendering, to know their exact place.
-        text, contents, shifts, cursor = "", [], [], 0
-        for mark in re.finditer("\ue000(\\d+)\ue001", template_text[0]):
-            text += template_text[0][cursor : mark.start()]
-            content = messages[int(mark[1])]["content"]
-            contents.append((len(text), len(text) + len(content)))
-            text += content
-            cursor = mark.end()
-            shifts.append((mark.end(), len(text) - cursor))
-        text += template_text[0][cursor:]
+        mark_pattern = re.compile("\ue000(\\d+)\ue001")
+        marks = list(mark_pattern.finditer(template))
+        inserted = [messages[int(mark[1])]["content"] for mark in marks]
+        shifts = [0, *accumulate(len(new) - len(mark[0]) for new, mark in zip(inserted, marks, strict=True))]
+        ends = [mark.end() for mark in marks]
 
-        def moved(position: int) -> int:
-            return position + next((shift for end, shift in reversed(shifts) if end <= position), 0)
+        def move(span: tuple[int, int]) -> tuple[int, int]:
+            begin, stop = (position + shifts[bisect_right(ends, position)] for position in span)
+            return begin, stop
 
-        return text, contents, [(moved(begin), moved(stop)) for begin, stop in template_spans[0]]
+        text = mark_pattern.sub(lambda mark: messages[int(mark[1])]["content"], template)
+        return text, [move(mark.span()) for mark in marks], [move(span) for span in spans]
 
-    def _tokenize(
-        self, text: str, contents: Sequence[tuple[int, int]] = ()
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    def _tokenize(self, text: str, contents: Sequence[tuple[int, int]] = ()) -> tuple[list[int], _Spans]:
         """Return token ids and character offsets. No special token may begin within the spans `contents`."""
-        ids, offsets = self._tokenize_piece(text, split_special_tokens=False)
-        special = self._special_tokens()
-        inside = _membership(contents)
-        if not any(token in special and inside(begin) for token, (begin, _) in zip(ids, offsets, strict=True)):
+        begins = [begin for begin, _ in contents]
+
+        def is_template(position: int) -> bool:
+            before = bisect_right(begins, position)
+            return before == 0 or position >= contents[before - 1][1]
+
+        ids, offsets = self._tokenize_piece(text)
+        special = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        if all(token not in special or is_template(begin) for token, (begin, _) in zip(ids, offsets, strict=True)):
             return ids, offsets
         # A message contains a special token: insert the template's own by hand and tokenise the rest as plain text.
         pattern = "|".join(re.escape(string) for string in sorted(special.values(), key=len, reverse=True))
-        ids, offsets, cursor = [], [], 0
         by_string = {string: token for token, string in special.items()}
-        own = [match for match in re.finditer(pattern, text) if not inside(match.start())]
-        for begin, stop, token in [(m.start(), m.end(), by_string[m[0]]) for m in own] + [
-            (len(text), len(text), None)
-        ]:
+        cuts = [match.span() for match in re.finditer(pattern, text) if is_template(match.start())]
+        ids, offsets, cursor = [], [], 0
+        for begin, stop in [*cuts, (len(text), len(text))]:
             if begin > cursor:
-                piece, places = self._tokenize_piece(text[cursor:begin], split_special_tokens=True)
+                piece, places = self._tokenize_piece(text[cursor:begin], split=True)
                 ids += piece
                 offsets += [(first + cursor, last + cursor) for first, last in places]
-            if token is not None:
-                ids.append(token)
+            if stop > begin:
+                ids.append(by_string[text[begin:stop]])
                 offsets.append((begin, stop))
             cursor = stop
         return ids, offsets
 
-    def _tokenize_piece(self, text: str, split_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    def _tokenize_piece(self, text: str, split: bool = False) -> tuple[list[int], _Spans]:
         encoded = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            split_special_tokens=split_special_tokens,
-            verbose=False,
+            text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=split, verbose=False
         )
         return encoded["input_ids"], encoded["offset_mapping"]
 
-    def _special_tokens(self) -> dict[int, str]:
-        return {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-
-    def _complete(self, dialogue: list[Message], num_frames: int | None, fps: float, start: float) -> list[Message]:
+    def _complete(self, dialogue: list[Message], num_frames: int, fps: float, start: float) -> list[Message]:
         """Return the dialogue with a system message and with its frames in place."""
         if any(isinstance(message, dict) and "time" in message for message in dialogue):
-            dialogue = self.to_stream_turns(dialogue, num_frames or 0, fps=fps, start=start)
+            dialogue = self.to_stream_turns(dialogue, num_frames, fps=fps, start=start)
         dialogue = [m for m in dialogue if not (m.get("role") == "stream" and m.get("num_frames") == 0)]
         if not dialogue or dialogue[0].get("role") != "system":
             dialogue = [{"role": "system", "content": self.system_prompt}, *dialogue]
@@ -446,13 +405,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             row["labels"] = self._labels(dialogue, ids, offsets, assistant_spans)
         return row
 
-    def _labels(
-        self,
-        dialogue: list[Message],
-        ids: list[int],
-        offsets: list[tuple[int, int]],
-        assistant_spans: list[tuple[int, int]],
-    ) -> list[int]:
+    def _labels(self, dialogue: list[Message], ids: list[int], offsets: _Spans, assistant_spans: _Spans) -> list[int]:
         """
         Return the labels: assistant turns, and after each frame the interval token or the "]\\n" that opens a reply.
 
@@ -471,25 +424,20 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             if dialogue[index].get("learn", True):
                 learn(*np.searchsorted(starts, (begin, stop)))
         silence = self.tokenizer.eos_token_id if self.frame_token_interval_id is None else self.frame_token_interval_id
-        frame_ends = [i for i, token in enumerate(ids) if token == self.frame_token_id][
-            self.frame_num_tokens - 1 :: self.frame_num_tokens
-        ]
-        ends = iter(frame_ends)
+        frame_tokens = [i for i, token in enumerate(ids) if token == self.frame_token_id]
+        frame_ends = iter(frame_tokens[self.frame_num_tokens - 1 :: self.frame_num_tokens])
         for index, message in enumerate(dialogue):
             if message["role"] != "stream":
                 continue
             learned, count = message.get("learn", True), message["num_frames"]
-            if isinstance(learned, bool):
-                learned = [learned] * count
-            elif isinstance(learned, int):
-                learned = [position < learned for position in range(count)]
+            if isinstance(learned, int):
+                limit = count if learned is True else learned
+                learned = [position < limit for position in range(count)]
             for position, is_learned in enumerate(learned):
-                after = next(ends) + 1
-                if not is_learned:
-                    continue
-                if position + 1 < message["num_frames"]:
+                after = next(frame_ends) + 1
+                if is_learned and position + 1 < count:
                     labels[after] = silence
-                elif index + 1 in replies:
+                elif is_learned and index + 1 in replies:
                     learn(after, int(np.searchsorted(starts, replies[index + 1][0])))
         return labels
 
@@ -512,8 +460,6 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             data[name] = torch.tensor(values) if return_tensors == "pt" else values
         return data
 
-    # -------------------------------------------------------------------------------------------- frames to pixels
-
     def read_video(
         self, video: Any, *, fps: float = 2.0, start: float = 0.0, end: float | None = None
     ) -> Iterator[tuple[float, Any]]:
@@ -528,20 +474,11 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         fps: float = 2.0,
         start: float = 0.0,
         end: float | None = None,
-        when_behind: str | None = None,
-        max_waiting: int | None = None,
-        on_drop: Callable[[], None] = lambda: None,
+        **behind: Any,
     ) -> Iterator[list[tuple[float, Any]]]:
-        """Play a video in its own thread, up to `most` frames at once; see [`read_video`] and [`read_ahead`]."""
-        return read_ahead(
-            self.read_video(video, fps=fps, start=start, end=end),
-            most,
-            is_live=not is_complete(video),
-            goes_on=goes_on(video),
-            when_behind=when_behind,
-            max_waiting=max_waiting,
-            on_drop=on_drop,
-        )
+        """Play a video in its own thread, up to `most` frames at once; `behind` are options of [`read_ahead`]."""
+        frames = read_video(video, fps=fps, start=start, end=end)
+        return read_ahead(frames, most, is_live=not is_complete(video), goes_on=goes_on(video), **behind)
 
     def sample_every(self, camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
         """Yield the newest frame of a live source every `seconds`, with its time: see [`sample_every`]."""
@@ -558,12 +495,9 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Raises:
             `ValueError`: If there is no frame, channels are not last, or values are not pixels.
         """
-        stacks = _as_stacks(frames)
-        pixels = []
-        for stack in stacks:
-            processed = self.video_processor(stack, input_data_format="channels_last", return_tensors="pt")
-            pixels.append(processed["pixel_values_videos"][0])
-        return torch.cat(pixels)
+        options = {"input_data_format": "channels_last", "return_tensors": "pt"}
+        stacks = [self.video_processor(stack, **options) for stack in _as_stacks(frames)]
+        return torch.cat([stack["pixel_values_videos"][0] for stack in stacks])
 
     def _frames(self, video: Any, start: float, end: float | None, fps: float) -> torch.Tensor | None:
         if video is None:
@@ -598,43 +532,31 @@ def _check_message(message: Any, index: int) -> None:
         learned = message.get("learn", True)
         if isinstance(learned, (list, tuple)) and len(learned) != count:
             raise ValueError(f"Message {index} has {count} frames, but `learn` has {len(learned)} truth values.")
-    elif not isinstance(message.get("content"), str):
-        raise ValueError(
-            f"Message {index} ({role}) needs text as `content`, got {type(message.get('content')).__name__}."
-        )
-
-
-def _check_fps(fps: float) -> None:
-    if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"`fps` must be a positive number of frames per second, got {fps}.")
+    elif not isinstance(content := message.get("content"), str):
+        raise ValueError(f"Message {index} ({role}) needs text as `content`, got {type(content).__name__}.")
 
 
 def _take_video(messages: Sequence[Message]) -> tuple[list[Message], Any]:
     """Return the messages with plain text as content, and the video among their parts, if any."""
     plain, videos = [], []
     for message in messages:
-        content = message.get("content")
-        if isinstance(content, (list, tuple)):
-            texts = []
-            for part in content:
-                if part.get("type") == "text":
-                    texts.append(part["text"])
-                elif part.get("type") == "video":
-                    videos.append(next(part[name] for name in ("video", "path", "url") if name in part))
-                else:
-                    raise ValueError(f"A part of a message must be text or video, got {part.get('type')!r}.")
-            message = {**message, "content": " ".join(texts)}
+        parts = message.get("content")
+        if isinstance(parts, (list, tuple)):
+            unknown = [part.get("type") for part in parts if part.get("type") not in ("text", "video")]
+            if unknown:
+                raise ValueError(f"A part of a message must be text or video, got {unknown[0]!r}.")
+            message = {**message, "content": " ".join(part["text"] for part in parts if part["type"] == "text")}
+            found = [part for part in parts if part["type"] == "video"]
+            videos += [next(part[name] for name in ("video", "path", "url") if name in part) for part in found]
         plain.append(message)
     if len(videos) > 1:
         raise ValueError(f"A dialogue may have one video, got {len(videos)}.")
     return plain, videos[0] if videos else None
 
 
-def _as_batch(items: Any, kind: type) -> tuple[list[Any], bool]:
+def _as_batch(items: Any) -> tuple[list[Any], bool]:
     """Return the items as a batch, and whether they were one. A dialogue is a list of dicts, a text a string."""
-    if kind is str:
-        return ([items], False) if isinstance(items, str) else (list(items), True)
-    is_batch = len(items) > 0 and not isinstance(items[0], dict)
+    is_batch = not isinstance(items, str) and len(items) > 0 and not isinstance(items[0], dict)
     return (list(items), True) if is_batch else ([items], False)
 
 
@@ -648,39 +570,23 @@ def _spread(values: Any, is_batch: bool, count: int, name: str) -> list[Any]:
     return list(values)
 
 
-def _membership(spans: Sequence[tuple[int, int]]) -> Any:
-    """Return a function that tells whether a character lies in one of the spans."""
-    begins, stops = np.array([b for b, _ in spans]), np.array([s for _, s in spans])
-
-    def inside(position: int) -> bool:
-        index = int(np.searchsorted(begins, position, side="right")) - 1
-        return index >= 0 and position < stops[index]
-
-    return inside
-
-
 def _pad_frames(rows: list[torch.Tensor | None]) -> torch.Tensor:
     """Stack the frames (frames, ...) of each row as (batch, frames, ...), padded with zeros."""
     like = next(row for row in rows if row is not None)
-    filled = [like[:0] if row is None else row for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(filled, batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence([like[:0] if row is None else row for row in rows], batch_first=True)
 
 
 def _as_stacks(frames: Any) -> list[torch.Tensor]:
     """Return frames as uint8 tensors (frames, height, width, 3), one per run of frames of equal size."""
-    if isinstance(frames, (list, tuple)):
-        if len(frames) == 0:
-            raise ValueError("The video is empty: there is no frame.")
-        stacks: list[list[torch.Tensor]] = []
-        for frame in (_as_stack(frame) for frame in frames):
-            if frame.shape[0] != 1:
-                raise ValueError(f"A frame in a list must be (height, width, 3), got {tuple(frame.shape)}.")
-            if stacks and stacks[-1][-1].shape == frame.shape:
-                stacks[-1].append(frame)
-            else:
-                stacks.append([frame])
-        return [torch.cat(stack) for stack in stacks]
-    return [_as_stack(frames)]
+    if not isinstance(frames, (list, tuple)):
+        return [_as_stack(frames)]
+    if not frames:
+        raise ValueError("The video is empty: there is no frame.")
+    stacks = [_as_stack(frame) for frame in frames]
+    for stack in stacks:
+        if stack.shape[0] != 1:
+            raise ValueError(f"A frame in a list must be (height, width, 3), got {tuple(stack.shape)}.")
+    return [torch.cat(list(run)) for _, run in groupby(stacks, key=lambda stack: stack.shape)]
 
 
 def _as_stack(frames: Any) -> torch.Tensor:
@@ -700,9 +606,7 @@ def _as_stack(frames: Any) -> torch.Tensor:
     if stack.is_floating_point():
         # NaN fails this comparison too.
         if not bool(((stack >= 0) & (stack <= 1)).all()):
-            raise ValueError(
-                f"Floating point pixels must lie in [0, 1], got NaN or values from {stack.min()} to {stack.max()}."
-            )
+            raise ValueError(f"Floating point pixels must lie in [0, 1], got NaN or {stack.min()} to {stack.max()}.")
         stack = (stack * 255).round().to(torch.uint8)
     if stack.dtype != torch.uint8:
         raise ValueError(f"Pixels must be uint8, or floating point in [0, 1], got {stack.dtype}.")

@@ -44,8 +44,8 @@ def read_video(
     """
     Play a video at a frame rate: yield the frame on screen at each tick.
 
-    Files, URLs and cameras are decoded as they play, with one frame in memory at a time. Of several video streams the
-    best is read, rotation in the metadata is applied, and the source's frame rate may vary.
+    Files, URLs and cameras are decoded as they play, with one frame in memory at a time. If there are several video
+    streams, the best is read. Rotation in the metadata is applied, and the source's frame rate may vary.
 
     Args:
         video (`str`, `Path`, array, tensor or iterable): A file, a URL (anything FFmpeg opens), `"-"` for standard
@@ -143,8 +143,7 @@ def _decode(source: str, start: float) -> Iterator[tuple[Fraction, Fraction, Any
             time = -duration
             for frame in container.decode(stream):
                 time = time + duration if frame.pts is None else frame.pts * frame.time_base - origin
-                own = frame.duration * frame.time_base if frame.duration else duration
-                yield time, own, frame
+                yield time, frame.duration * frame.time_base if frame.duration else duration, frame
     except av.error.FFmpegError as error:
         raise ValueError(f"'{source}' cannot be read as video: {error.strerror or error}.") from error
 
@@ -275,17 +274,16 @@ class _Reader:
                 break
 
     def _put(self, item: Any) -> None:
-        is_full = False
         with self.changed:
             if self.when_behind == "block":
                 self.changed.wait_for(lambda: len(self.waiting) < self.max_waiting or self.is_stopped)
-            elif len(self.waiting) == self.max_waiting and not self.is_stopped:
-                is_full = True
-                if self.when_behind == "catch_up":
-                    raise TooManyWaitingError(
-                        f"{self.max_waiting} frames wait, the most that may, and more come. Watch fewer per second, "
-                        'or set `when_behind` to "drop_oldest" or "block".'
-                    )
+            is_full = len(self.waiting) == self.max_waiting and not self.is_stopped
+            if is_full and self.when_behind == "catch_up":
+                raise TooManyWaitingError(
+                    f"{self.max_waiting} frames wait, the most that may, and more come. Watch fewer per second, or "
+                    'set `when_behind` to "drop_oldest" or "block".'
+                )
+            if is_full:
                 self.waiting.popleft()
             self.waiting.append(item)
             self.changed.notify_all()
