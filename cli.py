@@ -78,7 +78,7 @@ def narrate(
     query: Annotated[
         str | None,
         typer.Option(
-            help="What the user says before the first frame. An empty text says nothing.",
+            help='What the user says before the first frame. Use "" for no query.',
             show_default="Please narrate the video in real time.",
         ),
     ] = None,
@@ -190,9 +190,9 @@ def _check_outputs(outputs: dict[str, Path], video: str) -> None:
             raise ValueError(f"'{path}' is the video itself: write to another file.")
     burn_in = outputs.get("burn_in")
     if burn_in is not None and burn_in.suffix != ".mp4":
-        raise ValueError(f"--burn-in writes an mp4: name the file so, not '{burn_in.name}'.")
+        raise ValueError(f"--burn-in writes an mp4: the file name must end in .mp4, got '{burn_in.name}'.")
     if burn_in is not None and not Path(video).is_file():
-        raise ValueError("--burn-in needs a video file: a live source is not kept.")
+        raise ValueError("--burn-in needs a video file, because the frames of a live source are not stored.")
 
 
 def _check_video(video: str, *, fps: float, at: float | None = None, when_behind: str | None = None) -> None:
@@ -348,7 +348,7 @@ def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float) ->
 
 
 def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool) -> None:
-    """Print speed, compute and cache size, each beside full compute."""
+    """Print speed, compute and cache size, compared with full compute."""
     config, cache = session.model.config, session.cache
     text_tokens = int(cache.get_seq_length()) - session.num_remembered * config.frame_num_tokens
     cost = session.model.estimate_cost(session.num_remembered, text_tokens)

@@ -247,7 +247,7 @@ def test_convert_and_push_run_the_scripts():
         (["inspect", str(ROOT / "README.md")], "is a file: give the folder of a checkpoint"),
         (["narrate", "--srt", str(ROOT)], "is a folder: name a file in it"),
         (["narrate", "--when-behind", "wait"], "--when-behind can be catch_up, drop_oldest, block, not 'wait'"),
-        (["narrate", "--burn-in", "out.txt"], "--burn-in writes an mp4: name the file so, not 'out.txt'"),
+        (["narrate", "--burn-in", "out.txt"], "the file name must end in .mp4, got 'out.txt'"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):

@@ -634,7 +634,7 @@ def test_narrate_watches_a_camera_through_sample_every():
     assert 3 <= model.text.count("F") <= 5
 
 
-def test_narrate_passes_its_window():
+def test_narrate_respects_start_and_end():
     model, processor = scripted([], [])
     list(model.narrate(processor, random_frames(10), query="", fps=2, start=1.0, end=3.0, system_prompt=SYSTEM))
     assert model.text == beginning() + "F,F,F,F,F"

@@ -181,7 +181,7 @@ def _commit(
 
 @contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
-    """Turn the Hub's errors into a `ValueError` for mistakes and a `ConnectionError` for what a second try mends."""
+    """Raise `ValueError` for a user's mistake, and `ConnectionError` for a failure that a retry may fix."""
     try:
         yield
     except LocalTokenNotFoundError:
@@ -286,7 +286,7 @@ def _look(repo: str, revision: str) -> None:
 
 
 def _card_for(repo: str, folder: Path, files: dict[str, Path], place: Path) -> dict[str, Path]:
-    """Write the card, and its page of facts if there is one, as they are published under a name."""
+    """Write the card, and its page of facts if there is one, with the repository's name as title."""
     if "README.md" not in files:
         from transformers import AutoConfig
 
@@ -319,7 +319,7 @@ def _without_dead_links(text: str, base: Path, files: dict[str, Path]) -> str:
 
 
 def _with_weights_split(files: dict[str, Path], place: Path, max_shard_size: str) -> dict[str, Path]:
-    """Return files of a checkpoint with a weights file that is too large replaced by shards, written to a folder."""
+    """Return the files of a checkpoint; if the weights file is too large, its shards in `place` replace it."""
     weights = [path for name, path in files.items() if re.fullmatch(r"[^/]+\.safetensors", name)]
     if len(weights) > 1 or weights[0].stat().st_size <= _bytes(max_shard_size):
         return files
