@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
@@ -24,13 +24,9 @@ def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | Non
 
 
 class VideoLLMMoDStaticLayer(StaticLayer):
-    """A preallocated layer that can be cropped and re-batched; keys and values are (batch, heads, length, dim)."""
+    """A preallocated layer that can be truncated; keys and values are (batch, heads, length, dim)."""
 
     is_croppable = True
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last `-tokens_to_remove` entries; the next update overwrites them."""
-        self.truncate(int(self.get_seq_length()) + tokens_to_remove)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` entries."""
@@ -43,19 +39,6 @@ class VideoLLMMoDStaticLayer(StaticLayer):
         self.keys[:, :, :length].copy_(keys)
         self.values[:, :, :length].copy_(values)
         self.truncate(length)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row `repeats` times."""
-        self._map_batch(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the rows `indices`."""
-        self._map_batch(lambda tensor: tensor[indices])
-
-    def _map_batch(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        if self.is_initialized:
-            self.keys, self.values = function(self.keys), function(self.values)
-            self.batch_size = self.keys.shape[0]
 
 
 class VideoLLMMoDDynamicLayer(DynamicLayer):
@@ -108,31 +91,12 @@ class PositionsMixin:
         self.positions = None
         super().reset()
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Reorder rows for beam search."""
-        super().reorder_cache(beam_idx)
-        self._map_positions(lambda positions: positions.index_select(0, beam_idx.to(positions.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row `repeats` times."""
-        super().batch_repeat_interleave(repeats)
-        self._map_positions(lambda positions: positions.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the rows `indices`."""
-        super().batch_select_indices(indices)
-        self._map_positions(lambda positions: positions[indices])
-
     def count_before(self, position: int) -> torch.Tensor:
         """Return how many leading entries lie before `position` in the full sequence, in any row: a scalar tensor."""
         # Entries are in order, so the ones to keep are a prefix. It may contain columns that are filler in every row,
         # if longer rows have been removed.
         kept = ((self.positions >= 0) & (self.positions < position)).any(dim=0)
         return (kept * torch.arange(1, kept.shape[0] + 1, device=kept.device)).max()
-
-    def _map_positions(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        if self.positions is not None:
-            self.positions = function(self.positions)
 
 
 class RoutedDynamicLayer(PositionsMixin, VideoLLMMoDDynamicLayer):
@@ -145,7 +109,7 @@ class RoutedDynamicLayer(PositionsMixin, VideoLLMMoDDynamicLayer):
     # Chunks are joined on first use: most steps need no positions, and joining costs a kernel launch per layer.
     @property
     def positions(self) -> torch.Tensor | None:
-        """Index of each entry in the full sequence, (batch, length), -1 for filler; `None` if empty."""
+        """Positions (batch, length), or `None` if empty."""
         if len(self._chunks) > 1:
             self._chunks = [torch.cat(self._chunks, dim=1)]
         return self._chunks[0] if self._chunks else None
@@ -217,16 +181,15 @@ class VideoLLMMoDCache(Cache):
     Key/value cache of a routed language model.
 
     A full layer holds every token; a routed layer holds text and the frame tokens that it kept, with their positions
-    in the full sequence. `get_seq_length()` is the number of tokens *seen*; `get_seq_length(layer_idx)` is the number
-    of entries in that layer.
+    in the full sequence.
 
     Args:
         num_layers (`int`): Number of decoder layers.
         routed_layers (`Collection[int]`, *optional*, defaults to `()`): Indices of routed layers.
         max_lengths (`Sequence[int]`, *optional*): Entries to preallocate in each layer. By default layers grow.
         offloading (`bool`, *optional*, defaults to `False`): Whether layers stay on the CPU between uses.
-        dtype (`torch.dtype`, *optional*): Dtype of stored keys and values in layers that grow, such as
-            `torch.float8_e4m3fn`; each step converts what it reads. Defaults to the model's.
+        dtype (`torch.dtype`, *optional*): Dtype of what growing layers store, such as `torch.float8_e4m3fn`; each step
+            converts what it reads. Defaults to the model's.
 
     Example:
 
@@ -248,19 +211,15 @@ class VideoLLMMoDCache(Cache):
     ) -> None:
         if dtype is not None and max_lengths is not None:
             raise ValueError("`dtype` needs layers that grow: leave `max_lengths` out, or use a paged cache.")
-        routed = set(routed_layers)
-        if max_lengths is None:
-            layers = [
-                (RoutedDynamicLayer if layer in routed else VideoLLMMoDDynamicLayer)(dtype=dtype)
-                for layer in range(num_layers)
-            ]
-        elif len(max_lengths) != num_layers:
+        if max_lengths is not None and len(max_lengths) != num_layers:
             raise ValueError(f"`max_lengths` has {len(max_lengths)} lengths for {num_layers} layers: give one each.")
+        is_routed = [layer in routed_layers for layer in range(num_layers)]
+        if max_lengths is None:
+            kinds = (VideoLLMMoDDynamicLayer, RoutedDynamicLayer)
+            layers = [kinds[routed](dtype=dtype) for routed in is_routed]
         else:
-            layers = [
-                RoutedStaticLayer(length) if layer in routed else VideoLLMMoDStaticLayer(length)
-                for layer, length in enumerate(max_lengths)
-            ]
+            kinds = (VideoLLMMoDStaticLayer, RoutedStaticLayer)
+            layers = [kinds[routed](length) for routed, length in zip(is_routed, max_lengths, strict=True)]
         super().__init__(layers=layers, offloading=offloading)
         # A tensor for static layers, so that a compiled step does not specialise on its value.
         self.num_seen: int | torch.Tensor = 0 if max_lengths is None else torch.tensor(0)
@@ -277,14 +236,16 @@ class VideoLLMMoDCache(Cache):
     @property
     def num_bytes(self) -> int:
         """Bytes of all keys and values, including preallocated ones."""
-        return sum(_layer_bytes(layer) for layer in self.layers)
+        return sum(self.num_bytes_by_kind.values())
 
     @property
     def num_bytes_by_kind(self) -> dict[str, int]:
         """`num_bytes` of "full" layers and of "routed" layers."""
         kinds = {"full": 0, "routed": 0}
         for layer in self.layers:
-            kinds["routed" if isinstance(layer, PositionsMixin) else "full"] += _layer_bytes(layer)
+            own = getattr(layer, "num_bytes", None)  # of a layer in pages
+            stored = sum(x.nbytes for x in (layer.keys, layer.values) if x is not None) if own is None else own
+            kinds["routed" if isinstance(layer, PositionsMixin) else "full"] += stored
         return kinds
 
     def get_seq_length(self, layer_idx: int | None = None) -> int | torch.Tensor:
@@ -321,22 +282,19 @@ class VideoLLMMoDCache(Cache):
         num_seen = int(self.num_seen)
         length = num_seen + tokens_to_remove
         if tokens_to_remove > 0 or length < 0:
-            raise ValueError(
-                f"`tokens_to_remove` is {tokens_to_remove}; it must be negative and no less than {-num_seen}."
-            )
+            raise ValueError(f"`tokens_to_remove` is {tokens_to_remove}; it must be negative, at least {-num_seen}.")
         if tokens_to_remove == 0:
             return
         self._crop_log(length)
         routed = [layer for layer in self.layers if isinstance(layer, PositionsMixin) and layer.positions is not None]
         counts = torch.stack([layer.count_before(length) for layer in routed]).tolist() if routed else []
         for layer, count in zip(routed, counts, strict=True):
-            # Rows that end before the longest row get filler.
-            layer.truncate_before(length, count)
+            layer.truncate_before(length, count)  # Rows that end before the longest row get filler.
         self.has_filler = self.has_filler or any(layer.positions.shape[0] > 1 for layer in routed)
         for layer in self.layers:
             if not isinstance(layer, PositionsMixin):
                 layer.truncate(length)
-        self.num_seen = self.num_seen.fill_(length) if isinstance(self.num_seen, torch.Tensor) else length
+        self._set_seen(length)
 
     def evict(
         self, keep: torch.Tensor, rotate: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
@@ -372,7 +330,9 @@ class VideoLLMMoDCache(Cache):
             if is_routed:
                 layer.replace_positions((positions - by)[None].to(layer.positions.device))
         self._evict_from_log(keep)
-        count = int(keep.sum())
+        self._set_seen(int(keep.sum()))
+
+    def _set_seen(self, count: int) -> None:
         self.num_seen = self.num_seen.fill_(count) if isinstance(self.num_seen, torch.Tensor) else count
 
     def _evict_from_log(self, keep: torch.Tensor) -> None:
@@ -394,53 +354,45 @@ class VideoLLMMoDCache(Cache):
         kept = length - int(begin)
         if kept < num_tokens:
             if inside_frame is not None and bool(inside_frame[:, kept - 1].any()):
-                raise ValueError(
-                    f"Cropping to {length} tokens would leave part of a frame: crop at the end of one or in text."
-                )
+                raise ValueError(f"A crop to {length} tokens would leave part of a frame: crop at its end or in text.")
             log[-1] = (begin, kept, None if inside_frame is None else inside_frame[:, :kept])
         elif kept > num_tokens:
             later = [int(entry[0]) for entry in self._log if int(entry[0]) >= length]
             known = [int(begin) + num_tokens, *later[:1]]
             if length not in known:
                 raise ValueError(
-                    f"Cropping to {length} tokens is not possible: compiled steps added the tokens after {known[0]} "
-                    f"and keep no record of frames. Crop to {' or '.join(map(str, known))} tokens."
+                    f"Cannot crop to {length} tokens: compiled steps after token {known[0]} keep no record of frames. "
+                    f"Crop to {' or '.join(map(str, known))} tokens."
                 )
         self._log = log
 
     def reset(self) -> None:
         """Empty all layers."""
         super().reset()
-        self.has_filler = False
-        self.num_seen = self.num_seen.zero_() if isinstance(self.num_seen, torch.Tensor) else 0
-        self._log = []
+        self._set_seen(0)
+        self.has_filler, self._log = False, []
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder rows for beam search."""
-        super().reorder_cache(beam_idx)
-        self._map_log(lambda inside: inside.index_select(0, beam_idx.to(inside.device)))
+        self._map_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
-        super().batch_repeat_interleave(repeats)
-        self._map_log(lambda inside: inside.repeat_interleave(repeats, dim=0))
+        self._map_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices`."""
-        super().batch_select_indices(indices)
-        self._map_log(lambda inside: inside[indices])
+        self._map_rows(lambda rows: rows[indices])
 
-    def _map_log(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._log = [
-            (begin, count, None if inside is None else function(inside)) for begin, count, inside in self._log
-        ]
-
-
-def _layer_bytes(layer: CacheLayerMixin) -> int:
-    own = getattr(layer, "num_bytes", None)
-    if own is not None:
-        return own
-    return sum(x.numel() * x.element_size() for x in (layer.keys, layer.values) if x is not None)
+    def _map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        for layer in self.layers:
+            if layer.is_initialized and layer.keys.numel() > 0:
+                layer.keys, layer.values = function(layer.keys), function(layer.values)
+                if isinstance(layer, StaticLayer):
+                    layer.batch_size = layer.keys.shape[0]
+            if isinstance(layer, PositionsMixin) and layer.positions is not None:
+                layer.positions = function(layer.positions)
+        self._log = [(*entry, None if inside is None else function(inside)) for *entry, inside in self._log]
 
 
 def key_rotation(language_model: Any) -> Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -453,9 +405,7 @@ def key_rotation(language_model: Any) -> Callable[[int, torch.Tensor, torch.Tens
     rotary, layers = language_model.rotary_emb, language_model.layers
     rope_type = getattr(rotary, "rope_type", "default")
     if rope_type in ("dynamic", "longrope"):
-        raise ValueError(
-            f"Tokens cannot be evicted: rotary positions of type {rope_type!r} depend on the sequence length."
-        )
+        raise ValueError(f"Tokens cannot be evicted: positions of type {rope_type!r} depend on the sequence length.")
     apply_rotary = sys.modules[type(language_model).__module__].apply_rotary_pos_emb
     scaling = getattr(rotary, "attention_scaling", 1.0)
 

@@ -305,28 +305,12 @@ class PagedLayer(CacheLayerMixin):
         """Empty the layer; it keeps its pages."""
         self.length = 0
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Accept a single row only; there is nothing to reorder."""
-        self._refuse_rows(len(beam_idx))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Accept `repeats=1` only: a stream is one row."""
-        self._refuse_rows(repeats)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Accept a single row only."""
-        self._refuse_rows(len(indices))
-
     def copy_from(self, other: "PagedLayer") -> None:
         """Copy the entries of the same layer of another stream."""
         if other.is_initialized:
             self.lazy_initialization(other.keys, other.values)
             # The views lie in the memory that is written to.
             self.replace(other.keys.clone(), other.values.clone())
-
-    def _refuse_rows(self, rows: int) -> None:
-        if rows != 1:
-            raise ValueError(f"A paged cache holds one stream and cannot have {rows} rows: use `model.new_cache()`.")
 
     def _read(self, which: int) -> torch.Tensor | None:
         if not self.is_initialized:
@@ -379,9 +363,6 @@ class RoutedPagedLayer(PositionsMixin, PagedLayer):
     def truncate_before(self, _position: int, length: int) -> None:
         """Keep the first `length` entries."""
         self.truncate(length)
-
-    def _map_positions(self, _function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Do nothing: the layer has one row, and refuses operations that would change that."""
 
     def copy_from(self, other: "RoutedPagedLayer") -> None:
         """Copy the entries of the same layer of another stream."""
@@ -461,6 +442,12 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
         self.reset()
         for table in self.tables.values():
             table.release()
+
+    def _map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Refuse to reorder, repeat or select rows unless one row stays: the cache holds one stream."""
+        rows = len(function(torch.zeros(1)))
+        if rows != 1:
+            raise ValueError(f"A paged cache holds one stream and cannot have {rows} rows: use `model.new_cache()`.")
 
     def length_of(self, kind: int) -> int:
         """Return the number of entries in the layers of a kind."""
