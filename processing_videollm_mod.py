@@ -86,13 +86,12 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         self.frame_token_interval_id = self._find_interval_id()
 
     def _find_interval_id(self) -> int | None:
-        if self.frame_token_interval is None:
+        interval = self.frame_token_interval
+        if interval is None:
             return None
-        between = self._tokenize(self.frame_token + self.frame_token_interval + self.frame_token)[0][1:-1]
+        between = self._tokenize(self.frame_token + interval + self.frame_token)[0][1:-1]
         if len(between) != 1:
-            raise ValueError(
-                f"`frame_token_interval` {self.frame_token_interval!r} splits into {len(between)} tokens, not one."
-            )
+            raise ValueError(f"`frame_token_interval` {interval!r} splits into {len(between)} tokens; it must be one.")
         return between[0]
 
     @classmethod
@@ -149,36 +148,32 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         if (messages is None) == (text is None):
             raise ValueError("Give exactly one of `messages` and `text`.")
         dialogues, is_batch = _as_batch(messages if text is None else text)
-        count = len(dialogues)
-        videos = _spread(videos, is_batch, count, "videos")
-        features = _spread(frame_features, is_batch, count, "frame_features")
-        starts, ends = (
-            _spread(value, is_batch, count, name) if isinstance(value, (list, tuple)) else [value] * count
-            for name, value in (("start", start), ("end", end))
+        per_dialogue = {"videos": videos, "frame_features": frame_features, "start": start, "end": end}
+        videos, features, starts, ends = (
+            _spread(values, is_batch, len(dialogues), name) for name, values in per_dialogue.items()
         )
         pixels = [self._frames(*values, fps) for values in zip(videos, starts, ends, strict=True)]
-        rows, num_frames = [], []
-        for index, dialogue in enumerate(dialogues):
-            given = [frames[index] for frames in (pixels, features) if frames[index] is not None]
-            if len(given) == 2:
-                raise ValueError("Give `videos` or `frame_features`, not both.")
-            num_frames.append(len(given[0]) if given else 0)
+        given = {"pixel_values_videos": pixels, "frame_features": features}
+        given = {name: frames for name, frames in given.items() if any(row is not None for row in frames)}
+        if len(given) == 2:
+            raise ValueError("Give `videos` or `frame_features`, not both.")
+        num_frames = [0 if row is None else len(row) for row in (features if "frame_features" in given else pixels)]
+        rows = []
+        for index, (dialogue, shown) in enumerate(zip(dialogues, num_frames, strict=True)):
             if text is None:
-                dialogue = self._complete(dialogue, num_frames[-1], fps, starts[index])
+                dialogue = self._complete(dialogue, shown, fps, starts[index])
                 rows.append(self._tokenize_dialogue(dialogue, add_generation_prompt, return_labels))
             else:
                 rows.append({"input_ids": self._tokenize(dialogue)[0]})
             expected = rows[-1]["input_ids"].count(self.frame_token_id) / self.frame_num_tokens
-            if expected != num_frames[-1]:
+            if expected != shown:
                 where = f" (row {index})" if is_batch else ""
                 raise ValueError(
-                    f"The dialogue has {expected:g} frames, video {num_frames[-1]}{where}. The `num_frames` of its "
+                    f"The dialogue has {expected:g} frames, video {shown}{where}. The `num_frames` of its "
                     "stream messages must add up to the frames given. Or use timed messages."
                 )
         data = self._pad(rows, padding, padding_side, return_tensors)
-        for name, frames in (("pixel_values_videos", pixels), ("frame_features", features)):
-            if any(row is not None for row in frames):
-                data[name] = _pad_frames(frames)
+        data.update({name: _pad_frames(frames) for name, frames in given.items()})
         if any(num_frames):
             data["num_frames"] = num_frames
         return BatchFeature(data)
@@ -296,15 +291,12 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
     def encode_turns(self, messages: list[Message], *, stream_open: bool, then: str) -> list[int]:
         """
-        Return the tokens between the last frame or reply of a stream and the next.
+        Return the token ids between the last frame or reply of a stream and the next, without the tokens of either.
 
         Args:
             messages (`list[dict]`): System and user messages since, possibly none.
             stream_open (`bool`): Whether a frame came last, so that the stream's bracket is open.
             then (`str`): `"stream"` if a frame comes next, `"assistant"` if a reply does.
-
-        Returns:
-            `list[int]`: Token ids, without those of the preceding frame or end-of-sequence token.
         """
         ending = "add_stream_generation_prompt" if stream_open and not messages else "add_generation_prompt"
         flags = {"add_stream_query_prompt": stream_open, "add_stream_prompt" if then == "stream" else ending: True}
@@ -513,9 +505,8 @@ def _put(slot: list[Message], message: Message) -> None:
     an earlier reply. A reply before a question stays beside the answer.
     """
     is_question = message["role"] == "user"
-    question = next((index for index, earlier in enumerate(slot) if earlier["role"] == "user"), None)
-    if question is None:
-        question = len(slot) if is_question else -1
+    if_none = len(slot) if is_question else -1
+    question = next((index for index, earlier in enumerate(slot) if earlier["role"] == "user"), if_none)
     slot[question + (not is_question) :] = [message]
 
 
@@ -561,10 +552,9 @@ def _as_batch(items: Any) -> tuple[list[Any], bool]:
 
 
 def _spread(values: Any, is_batch: bool, count: int, name: str) -> list[Any]:
-    if values is None:
-        return [None] * count
-    if not is_batch:
-        return [values]
+    """Return one value per dialogue. A single one, such as a time or `None`, holds for all."""
+    if not is_batch or not hasattr(values, "__len__"):
+        return [values] * count
     if len(values) != count:
         raise ValueError(f"`{name}` has {len(values)} entries for {count} dialogues: give one per dialogue.")
     return list(values)
@@ -597,9 +587,8 @@ def _as_stack(frames: Any) -> torch.Tensor:
     stack = torch.from_numpy(frames.copy()) if isinstance(frames, np.ndarray) else frames
     stack = stack[None] if stack.ndim == 3 else stack
     if stack.ndim != 4 or stack.shape[-1] != 3:
-        hint = ""
-        if stack.ndim == 4 and stack.shape[1] == 3:
-            hint = " Channels seem to come first; move them last, in NumPy with `frame.transpose(1, 2, 0)`."
+        is_first = stack.ndim == 4 and stack.shape[1] == 3
+        hint = " Channels seem to come first; `frame.transpose(1, 2, 0)` moves them last." if is_first else ""
         raise ValueError(f"A frame must be (height, width, 3), RGB, got shape {tuple(frames.shape)}.{hint}")
     if stack.numel() == 0:
         raise ValueError(f"The video is empty: got frames of shape {tuple(frames.shape)}.")

@@ -189,8 +189,7 @@ def _best_stream(container: Any) -> Any | None:
 def _to_rgb(frame: Any, reformatter: Any) -> np.ndarray:
     array = reformatter.reformat(frame, format="rgb24").to_ndarray()
     # Both FFmpeg's angle and `rot90` turn the stored picture counter-clockwise.
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
+    return np.ascontiguousarray(np.rot90(array, round(frame.rotation / 90)))
 
 
 def read_ahead(
