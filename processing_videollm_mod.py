@@ -67,7 +67,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         frame_num_tokens: int = 10,
         system_prompt: str = DEFAULT_SYSTEM_PROMPT,
     ) -> None:
-        if tokenizer is None or not getattr(tokenizer, "is_fast", False):
+        if not getattr(tokenizer, "is_fast", False):
             raise ValueError("The processor needs a tokenizer with a fast backend, which knows where tokens begin.")
         if tokenizer.eos_token is None:
             raise ValueError("The tokenizer has no end-of-sequence token (`eos_token`), which ends every reply.")
