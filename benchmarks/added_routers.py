@@ -27,7 +27,8 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.data.streamworld import WORLDS, streamworld_dataset
+from videollm_mod.train.data.world.clip import WORLDS
+from videollm_mod.train.data.world.rows import streamworld_dataset
 
 
 # Changes to the configuration of the trained model, by name of the variant.

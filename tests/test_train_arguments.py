@@ -3,22 +3,30 @@
 """What the training script is asked: its defaults, the shipped configurations, and where it goes on from."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from datasets import Dataset
 from peft import get_peft_model
 from tiny import tiny_model
 from transformers import TrainerState
 
+from videollm_mod.train import encode, sft
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
+from videollm_mod.train.data import sources
+from videollm_mod.train.data.sources import DataSource
+from videollm_mod.train.data.streamworld import StreamWorld
+from videollm_mod.train.data.timed_messages import TimedMessages
 from videollm_mod.train.new_model import choose_parts
 from videollm_mod.train.pretrain_vision import VisionArguments, VisionTrainingArguments
 
 
-CONFIGS = Path(__file__).parents[1] / "train" / "configs"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "train" / "configs"
 LAUNCH_CONFIGS = {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
 
@@ -101,10 +109,87 @@ def test_every_other_file_is_what_its_script_reads(tmp_path, monkeypatch):
     assert len(others) == 4 and len(list(CONFIGS.glob("*.yaml"))) == 4 + len(LAUNCH_CONFIGS)
     for path in others:
         vision = path.stem.endswith("_vision")
-        types = (VisionArguments, VisionTrainingArguments) if vision else (ScriptArguments, StreamingSFTConfig)
+        types = [VisionArguments] if vision else [ScriptArguments, DataSource, ModelArguments]
+        types.append(VisionTrainingArguments if vision else StreamingSFTConfig)
         monkeypatch.setattr(sys, "argv", ["script.py", "--config", str(path)])
-        _, training, *_ = parse(*types, *([] if vision else [ModelArguments]))
+        *_, training = parse(*types)
         assert training.output_dir.startswith("outputs/streamworld_cpu/") and training.lr_scheduler_type == "cosine"
+
+
+# ------------------------------------------------------------------------------------------------------- data sources
+
+
+def parse_data(monkeypatch, *arguments, **defaults):
+    monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
+    return parse(ScriptArguments, DataSource, **defaults)[1]
+
+
+def test_each_source_has_its_own_options(monkeypatch, tmp_path):
+    source = parse_data(monkeypatch, "--dataset", "streamworld", "--world", "tiny", "--frame_size", 32)
+    assert source == StreamWorld("streamworld", world="tiny", frame_size=32)
+    assert parse_data(monkeypatch, "--dataset=talk.jsonl", "--fps", 1) == TimedMessages("talk.jsonl")
+    assert parse_data(monkeypatch, "--world", "small", dataset="streamworld").world == "small"
+    config = tmp_path / "config.yaml"
+    config.write_text("dataset: streamworld\nkinds: ask=1\nnum_clips: 3\n")
+    assert parse_data(monkeypatch, "--config", config) == StreamWorld("streamworld", kinds="ask=1")
+    # The command line wins over the file.
+    config.write_text("dataset: streamworld\nnum_clips: 3\n")
+    assert parse_data(monkeypatch, "--config", config, "--dataset", "talk.jsonl") == TimedMessages("talk.jsonl")
+
+
+def test_an_option_of_another_source_is_refused(monkeypatch, tmp_path):
+    message = "error: --world is an option of --dataset streamworld; leave it out for other data."
+    for option in (["--world", "tiny"], ["--world=tiny"]):
+        with pytest.raises(SystemExit, match=message):
+            parse_data(monkeypatch, "--dataset", "talk.jsonl", *option)
+    config = tmp_path / "config.yaml"
+    config.write_text("dataset: talk.jsonl\nworld: tiny\n")
+    with pytest.raises(SystemExit, match=message):
+        parse_data(monkeypatch, "--config", config)
+    with pytest.raises(SystemExit, match="are not used by .*'--worlds'"):
+        parse_data(monkeypatch, "--dataset", "streamworld", "--worlds", "tiny")
+
+
+def test_help_lists_the_options_of_the_chosen_source(monkeypatch, capsys):
+    for arguments, is_listed in (([], False), (["--dataset", "streamworld"], True), (["--dataset", "a"], False)):
+        with pytest.raises(SystemExit, match="0"):
+            parse_data(monkeypatch, "--help", *arguments)
+        shown = capsys.readouterr().out
+        assert "--dataset" in shown and ("--frame_size" in shown) == is_listed
+
+
+def test_a_script_without_a_data_set_says_so(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse_data(monkeypatch)
+    assert "required: --dataset" in capsys.readouterr().err
+
+
+def test_a_new_source_is_one_line_in_the_registry(monkeypatch, capsys):
+    """The script loads its rows with its own option."""
+
+    @dataclass
+    class Counting(DataSource):
+        upto: int = 3
+
+        def load(self, split, *, num_clips, first_clip=0):
+            if self.upto < 1:
+                raise ValueError("`upto` must be at least 1.")
+            rows = range(first_clip, first_clip + num_clips)
+            return Dataset.from_dict({"messages": [[split, str(row % self.upto)] for row in rows]})
+
+    monkeypatch.setitem(sources.SOURCES, "counting", Counting)
+    command = ["sft.py", "--dataset", "counting", "--upto", "5", "--num_clips", "7", "--validate_only"]
+    monkeypatch.setattr(sys, "argv", command)
+    sft.main(*parse(ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments))
+    assert "counting: 7 rows to train on, no fault found" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["encode.py", *command[1:], "--checkpoint", str(ROOT), "--output_dir", "unused"])
+    encode.main(*parse(ScriptArguments, DataSource, encode.EncodeArguments))
+    assert "counting: 7 rows to encode, no fault found" in capsys.readouterr().out and not Path("unused").exists()
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--dataset", "counting", "--upto", "0", "--validate_only"])
+    with pytest.raises(SystemExit, match="--dataset counting: `upto` must be at least 1."):
+        sft.main(*parse(ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments))
+    with pytest.raises(SystemExit, match="--upto is an option of --dataset counting"):
+        parse_data(monkeypatch, "--dataset", "streamworld", "--upto", 5)
 
 
 # --------------------------------------------------------------------------------------------------------- going on

@@ -16,7 +16,8 @@ from tiny import random_frames, tiny_model, tiny_processor, write_clip
 
 from videollm_mod.train import encode
 from videollm_mod.train.arguments import ScriptArguments
-from videollm_mod.train.data.loading import load_split
+from videollm_mod.train.data.streamworld import StreamWorld
+from videollm_mod.train.data.timed_messages import TimedMessages
 from videollm_mod.train.encode import EncodeArguments, encode_rows
 
 
@@ -32,7 +33,7 @@ def rows(tmp_path):
         write_clip(tmp_path / "data" / f"{index}.mp4", random_frames(count, seed=index), fps=10)
     lines = [json.dumps({"video": f"{index}.mp4", "messages": say}) + "\n" for index in range(2)]
     (tmp_path / "data" / "train.jsonl").write_text("".join(lines))
-    return load_split(ScriptArguments(dataset=str(tmp_path / "data")), "train", 0)
+    return TimedMessages(str(tmp_path / "data")).load("train", num_clips=0)
 
 
 def features_of(made, folder):
@@ -75,8 +76,8 @@ def test_a_checkpoint_is_the_same_encoder_wherever_it_lies(rows, tmp_path):
     for name in ("here", "there"):
         model.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)
-        script = ScriptArguments(dataset=str(tmp_path / "data"))
-        encode.main(script, EncodeArguments(checkpoint=str(tmp_path / name), output_dir=str(tmp_path / "out")))
+        arguments = EncodeArguments(checkpoint=str(tmp_path / name), output_dir=str(tmp_path / "out"))
+        encode.main(ScriptArguments(), TimedMessages(str(tmp_path / "data")), arguments)
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {row["frame_features"] for row in made}
     told = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert [row["frame_features"] for row in told] == [row["frame_features"] for row in made]
@@ -107,9 +108,10 @@ def test_a_killed_run_is_gone_on_with(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
     assert 0 < len(before) < 40 and not (tmp_path / "out" / "train.jsonl").exists()
 
-    script = ScriptArguments(dataset="streamworld", world="tiny", num_clips=40, frame_size=32)
+    source = StreamWorld("streamworld", world="tiny", frame_size=32)
     for name in ("out", "whole"):
-        encode.main(script, EncodeArguments(checkpoint=str(tmp_path / "model"), output_dir=str(tmp_path / name)))
+        arguments = EncodeArguments(checkpoint=str(tmp_path / "model"), output_dir=str(tmp_path / name))
+        encode.main(ScriptArguments(num_clips=40), source, arguments)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     one, other = ((tmp_path / name / "train.jsonl").read_text() for name in ("out", "whole"))
     assert one == other and len(one.splitlines()) == 40

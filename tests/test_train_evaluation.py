@@ -20,8 +20,10 @@ from videollm_mod.serving import StreamingEngine
 from videollm_mod.train import evaluation, sft
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.card import HEADLINES, add_results, copy_training, describe_cost
-from videollm_mod.train.data.streamworld import WORLDS, streamworld_dataset
+from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.timed_messages import NARRATE
+from videollm_mod.train.data.world.clip import WORLDS
+from videollm_mod.train.data.world.rows import streamworld_dataset
 from videollm_mod.train.evaluation import (
     Turn,
     evaluate_metric,
@@ -400,7 +402,7 @@ def test_the_card_of_a_training_has_what_it_reached(tmp_path, monkeypatch):
     command += ["--num_streamed_clips", 2, "--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "no"]
     command += ["--gradient_checkpointing", "false", "--use_cpu", "true", "--output_dir", tmp_path]
     monkeypatch.setattr("sys.argv", ["sft.py", *map(str, command)])
-    sft.main(*parse(ScriptArguments, StreamingSFTConfig, ModelArguments))
+    sft.main(*parse(ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments))
     card = ModelCard.load(tmp_path / "README.md").text
     training, measured = card.split("## Training\n")[1].split("## Evaluation\n")
     assert "| lr_scheduler_type | " in training and "SchedulerType" not in training

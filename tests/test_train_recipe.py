@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModel
 
 from videollm_mod.train import recipe
-from videollm_mod.train.data.sprites import COLORS
-from videollm_mod.train.data.streamworld import WORLDS, Clip, make_clip
+from videollm_mod.train.data.world.clip import WORLDS, Clip
+from videollm_mod.train.data.world.events import make_clip
+from videollm_mod.train.data.world.sprites import COLORS
 from videollm_mod.train.pretrain_vision import LabelledPatches, PatchReader, make_scenes
 from videollm_mod.train.recipe import CONFIGS, SIZES, Size
 

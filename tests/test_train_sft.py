@@ -37,8 +37,11 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcess
 from videollm_mod.train import sft
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.data.streamworld import SPLITS, WORLDS, make_clip, streamworld_dataset
-from videollm_mod.train.data.timed_messages import NARRATE, find_faults, load_timed_messages
+from videollm_mod.train.data.streamworld import StreamWorld
+from videollm_mod.train.data.timed_messages import NARRATE, TimedMessages, find_faults, load_timed_messages
+from videollm_mod.train.data.world.clip import SPLITS, WORLDS
+from videollm_mod.train.data.world.events import make_clip
+from videollm_mod.train.data.world.rows import streamworld_dataset
 from videollm_mod.train.evaluation import free_streaming, teacher_forced
 from videollm_mod.train.new_model import choose_parts, model_from_parts, new_model
 from videollm_mod.train.trainer import StreamingSFTTrainer
@@ -144,13 +147,13 @@ def test_bad_data_is_named_before_training(tmp_path):
 
 def test_what_is_trained_on_is_not_evaluated_on(tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text("{}\n")
-    script = ScriptArguments(dataset=str(tmp_path / "data.jsonl"), eval_split="validation")
+    script = ScriptArguments(eval_split="validation")
     monkeypatch.setattr(sft, "load_split", lambda *_: [])
     with pytest.raises(SystemExit, match="is one split. Give a folder with train.jsonl and validation.jsonl"):
-        sft.main(script, None, None)
-    script = ScriptArguments(dataset="streamworld", eval_split="train")
+        sft.main(script, TimedMessages(str(tmp_path / "data.jsonl")), None, None)
+    script = ScriptArguments(eval_split="train")
     with pytest.raises(SystemExit, match="--eval_split train: that is what is trained on"):
-        sft.main(script, None, None)
+        sft.main(script, StreamWorld("streamworld"), None, None)
 
 
 def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):

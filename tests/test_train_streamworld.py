@@ -16,26 +16,16 @@ from PIL import Image
 from tiny import tiny_processor
 
 from videollm_mod.train import recipe
-from videollm_mod.train.data import sprites, streamworld
-from videollm_mod.train.data.sprites import COLORS, THINGS, draw_sprite
-from videollm_mod.train.data.streamworld import (
-    EVENTS,
-    KINDS,
-    NUMBERS,
-    QUESTIONS,
-    SLIDE_FRAMES,
-    SPLITS,
-    STEP,
-    WORLDS,
-    _Painter,
-    make_clip,
-    make_dialogue,
-    questions_at,
-    streamworld_dataset,
-    write_split,
-    write_video,
-)
+from videollm_mod.train.data import streamworld
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
+from videollm_mod.train.data.world import sprites
+from videollm_mod.train.data.world.clip import EVENTS, SPLITS, STEP, WORLDS
+from videollm_mod.train.data.world.dialogues import KINDS, NUMBERS, QUESTIONS, make_dialogue, questions_at
+from videollm_mod.train.data.world.drawing import Painter, write_video
+from videollm_mod.train.data.world.events import make_clip
+from videollm_mod.train.data.world.files import write_split
+from videollm_mod.train.data.world.rows import SLIDE_FRAMES, streamworld_dataset
+from videollm_mod.train.data.world.sprites import COLORS, THINGS, draw_sprite
 from videollm_mod.train.recipe import SIZES
 
 
@@ -154,19 +144,19 @@ def test_grounds_have_texture_and_half_of_them_move():
     empty = [replace(clip, actors=(), wall=None) for clip in CLIPS[:40]]
     first = [coarse(clip.draw(0.0)) for clip in empty]
     for clip, ground in zip(empty, first, strict=True):
-        meant = _Painter(clip, 96).ground.draw(0.0)
+        meant = Painter(clip, 96).ground.draw(0.0)
         assert meant.std((0, 1)).mean() > 3 and np.abs(ground - coarse(meant)).mean() < 3
     for index, ground in enumerate(first):
         assert all(np.abs(ground - other).mean() > 2 for other in first[:index]), "each clip has its own"
     moved = [np.abs(coarse(clip.draw(9.0)) - ground).mean() > 1.5 for clip, ground in zip(empty, first, strict=True)]
     assert 8 < sum(moved) < 32
-    assert {_Painter(clip, 96).ground.pattern for clip in empty} == {"gradient", "stripes", "checks", "clouds"}
+    assert {Painter(clip, 96).ground.pattern for clip in empty} == {"gradient", "stripes", "checks", "clouds"}
 
 
 def test_specks_that_nobody_speaks_of_drift():
     counts = set()
     for clip in CLIPS[:40]:
-        painter, without = _Painter(clip, 96), _Painter(clip, 96)
+        painter, without = Painter(clip, 96), Painter(clip, 96)
         without.specks = without.specks[:0]
         counts.add(len(painter.specks))
         places = [np.abs(painter.draw(t).astype(int) - without.draw(t).astype(int)).sum(-1) > 40 for t in (0.0, 20.0)]
@@ -179,7 +169,7 @@ def test_specks_that_nobody_speaks_of_drift():
 def test_pictures_are_noisy_and_compressed_each_clip_in_its_measure():
     noise, seen, qualities = [], [], set()
     for clip in CLIPS[:40]:
-        painter = _Painter(clip, 96)
+        painter = Painter(clip, 96)
         noisy, again = painter.draw(3.0).astype(float), painter.draw(3.5)
         assert (noisy != again).mean() > 0.1, "noise is never the same twice"
         noise.append(painter.noise)

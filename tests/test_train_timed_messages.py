@@ -18,7 +18,12 @@ from videollm_mod.train import sft
 from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.data import subtitles
 from videollm_mod.train.data.subtitles import Line, read_subtitles, to_sentences, to_timed_messages
-from videollm_mod.train.data.timed_messages import check_timed_messages, find_faults, load_timed_messages
+from videollm_mod.train.data.timed_messages import (
+    TimedMessages,
+    check_timed_messages,
+    find_faults,
+    load_timed_messages,
+)
 
 
 NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"
@@ -103,7 +108,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named_with_its_line(tmp_path, 
         (tmp_path / "train-0.jsonl").write_bytes(GOOD)
     if content:  # An empty one among others has no rows, and is no fault.
         with pytest.raises(SystemExit, match=f"--dataset {tmp_path}: '{tmp_path}/{message.replace('a.', 'train-1.')}"):
-            sft.main(ScriptArguments(dataset=str(tmp_path), validate_only=True), None, None)
+            sft.main(ScriptArguments(validate_only=True), TimedMessages(str(tmp_path)), None, None)
 
 
 def test_files_that_are_no_one_table_are_named_too(tmp_path):

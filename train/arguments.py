@@ -1,81 +1,110 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the training script."""
+"""Arguments of the training scripts."""
 
+import argparse
 import json
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from trl import SFTConfig, TrlParser
 
 from videollm_mod.routing_videollm_mod import GATES, ROUTERS
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.train.data.sources import SOURCES, DataSource, find_source, option_names
 from videollm_mod.train.new_model import layers_of
 
 
-def parse(*types: type) -> tuple[Any, ...]:
+def parse(*types: type, **defaults: Any) -> tuple[Any, ...]:
     """
-    A script's arguments, from the command line and `--config`, one object of each type.
+    Parse a script's arguments from the command line and from the YAML file of `--config`.
+
+    Args:
+        types: Dataclasses of arguments. The class that loads `--dataset` takes the place of [`DataSource`].
+        defaults: Defaults that differ from those of the dataclasses.
+
+    Returns:
+        `tuple`: One object of each type.
 
     Raises:
-        `SystemExit`: With a message if there is an argument that nothing takes, or a value that cannot be.
+        `SystemExit`: With a message, if an argument is unknown or a value is wrong.
     """
     try:
-        return TrlParser(types).parse_args_and_config()
+        given = defaults | _read_given()
+        if DataSource in types and "dataset" in given:
+            source = find_source(given["dataset"])
+            types = tuple(source if kind is DataSource else kind for kind in types)
+            _refuse_options_of_others(given, types)
+        # The data set has to be known before the options are, so none may be abbreviated.
+        parser = TrlParser(types, allow_abbrev=False)
+        parser.set_defaults_with_config(**defaults)
+        return parser.parse_args_and_config()
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def run(main: Callable[..., None], *types: type) -> None:
-    """Runs a script on its arguments (see [`parse`]), and ends the group of its processes."""
-    main(*parse(*types))
-    # A process that leaves with its group alive may abort: gloo's threads free tensors while the interpreter ends.
+def _read_given() -> dict[str, Any]:
+    """Return the value of `--dataset`, and the names of all other arguments with values that do not matter."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--dataset", default=argparse.SUPPRESS)
+    known, others = parser.parse_known_args()
+    names = {name.removeprefix("--").split("=")[0].replace("-", "_"): None for name in others if name.startswith("--")}
+    config = yaml.safe_load(Path(known.config).read_text(encoding="utf-8")) if known.config is not None else None
+    found = {name: value for name, value in vars(known).items() if name != "config"}
+    return (config if isinstance(config, dict) else {}) | names | found
+
+
+def _refuse_options_of_others(given: Iterable[str], types: tuple[type, ...]) -> None:
+    """Raise an error for an option of a data source that was not chosen."""
+    unknown = set(given) - {option.name for kind in types for option in fields(kind)}
+    for name in SOURCES if unknown else ():
+        for option in sorted(unknown & option_names(find_source(name))):
+            raise ValueError(f"--{option} is an option of --dataset {name}; leave it out for other data.")
+
+
+def run(main: Callable[..., None], *types: type, **defaults: Any) -> None:
+    """Run a script with its arguments (see [`parse`]), and end its process group."""
+    main(*parse(*types, **defaults))
+    # If a process exits before its group ends, gloo's threads may free tensors too late and abort it.
     PartialState().destroy_process_group()
 
 
 @dataclass
 class ScriptArguments:
     """
-    What to train on.
+    Which rows of the data to use, and how. The data set and its options are those of a [`DataSource`].
 
     Args:
-        dataset (`str`): `"streamworld"`, generated; timed messages in a `.jsonl` or `.parquet` file, a folder of them
-            or a data set of the Hub.
         train_split (`str`, *optional*, defaults to `"train"`): Split to train on.
         eval_split (`str`, *optional*): Split to evaluate on.
-        num_clips (`int`, *optional*, defaults to 1000): How many clips of StreamWorld to train on.
-        num_eval_clips (`int`, *optional*, defaults to 64): How many to evaluate on.
-        num_streamed_clips (`int`, *optional*, defaults to 8): Rows of the evaluation split that are streamed at each
+        num_clips (`int`, *optional*, defaults to 1000): Number of generated clips to train on.
+        num_eval_clips (`int`, *optional*, defaults to 64): Number of generated clips to evaluate on.
+        num_streamed_clips (`int`, *optional*, defaults to 8): Number of rows of the evaluation split to stream at each
             evaluation, for LIVE's measures, event F1 and a printed sample.
-        first_clip (`int`, *optional*, defaults to 0): Number of the first clip to train on.
-        world (`str`, *optional*, defaults to `"full"`): Which StreamWorld: `"full"`, `"small"` or `"tiny"`.
-        kinds (`str`, *optional*, defaults to `"narrate=1"`): Weights of StreamWorld's kinds of dialogue, such as
-            `"describe=1,narrate=2,ask=1,wait=1"`.
-        frame_size (`int`, *optional*, defaults to 96): Width and height of StreamWorld's pictures.
-        fps (`float`, *optional*, defaults to 2.0): Frames a second to watch; StreamWorld has 2.
-        augmentation (`float`, *optional*, defaults to 0.0): Share of replies that are spoilt, against copying from
-            text. Never in evaluation.
-        keep_ratio_warmup_steps (`int`, *optional*, defaults to 0): Steps in which the keep ratio falls from 1.
-        validate_only (`bool`, *optional*, defaults to `False`): Check the data, say what is wrong, and stop.
+        first_clip (`int`, *optional*, defaults to 0): Index of the first generated clip to train on.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees. StreamWorld has 2.
+        augmentation (`float`, *optional*, defaults to 0.0): Share of replies to corrupt in training, so that the model
+            does not copy from text.
+        keep_ratio_warmup_steps (`int`, *optional*, defaults to 0): Number of steps during which the keep ratio falls
+            from 1 to its final value.
+        validate_only (`bool`, *optional*, defaults to `False`): Check the data, report faults, and stop.
     """
 
-    dataset: str = field(metadata={"help": "What to train on: streamworld, or timed messages."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
-    num_clips: int = field(default=1000, metadata={"help": "How many clips of a generated world."})
-    num_streamed_clips: int = field(default=8, metadata={"help": "Rows of the evaluation to stream each time."})
-    num_eval_clips: int = field(default=64, metadata={"help": "How many of them to evaluate on."})
-    first_clip: int = field(default=0, metadata={"help": "Number of the first clip; the next have the next."})
-    world: str = field(default="full", metadata={"help": "Which StreamWorld.", "choices": ["full", "small", "tiny"]})
-    kinds: str = field(default="narrate=1", metadata={"help": "Weights: describe=1,narrate=2,ask=1,wait=1."})
-    frame_size: int = field(default=96, metadata={"help": "Width and height of StreamWorld's pictures."})
-    fps: float = field(default=2.0, metadata={"help": "Frames a second to watch."})
-    augmentation: float = field(default=0.0, metadata={"help": "Share of replies that are spoilt."})
+    num_clips: int = field(default=1000, metadata={"help": "Number of generated clips to train on."})
+    num_eval_clips: int = field(default=64, metadata={"help": "Number of generated clips to evaluate on."})
+    num_streamed_clips: int = field(default=8, metadata={"help": "Number of rows to stream at each evaluation."})
+    first_clip: int = field(default=0, metadata={"help": "Index of the first generated clip to train on."})
+    fps: float = field(default=2.0, metadata={"help": "Frames per second that the model sees."})
+    augmentation: float = field(default=0.0, metadata={"help": "Share of replies to corrupt in training."})
     keep_ratio_warmup_steps: int = field(default=0, metadata={"help": "Steps in which the keep ratio falls from 1."})
     validate_only: bool = field(default=False, metadata={"help": "Check the data and stop."})
 

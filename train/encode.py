@@ -34,7 +34,7 @@ from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.arguments import ScriptArguments, run
-from videollm_mod.train.data.loading import load_split
+from videollm_mod.train.data.sources import DataSource, load_split
 
 
 @dataclass
@@ -153,10 +153,13 @@ def _name(row: dict[str, Any], fps: float, encoder: str) -> str:
     return f"{hashlib.sha256(stretch.encode()).hexdigest()[:20]}.safetensors"
 
 
-def main(script: ScriptArguments, arguments: EncodeArguments) -> None:
-    """Encodes a split."""
+def main(script: ScriptArguments, source: DataSource, arguments: EncodeArguments) -> None:
+    """Encode a split."""
+    rows = load_split(source, script.train_split, script.num_clips, script.first_clip)
+    if script.validate_only:
+        print(f"{source.dataset}: {len(rows)} rows to encode, no fault found")
+        return
     accelerator, folder = Accelerator(), Path(arguments.output_dir)
-    rows = load_split(script, script.train_split, script.num_clips, script.first_clip)
     model = AutoModel.from_pretrained(arguments.checkpoint, trust_remote_code=True, dtype=arguments.dtype)
     processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,4 +182,4 @@ def main(script: ScriptArguments, arguments: EncodeArguments) -> None:
 
 
 if __name__ == "__main__":
-    run(main, ScriptArguments, EncodeArguments)
+    run(main, ScriptArguments, DataSource, EncodeArguments)

@@ -8,7 +8,6 @@ python train/evaluation.py --checkpoint . --world tiny --kinds narrate=2,ask=1,w
 ```
 """
 
-import argparse
 import gc
 import json
 import math
@@ -25,11 +24,13 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
-from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
+from videollm_mod.train.arguments import run
+from videollm_mod.train.card import add_results
 from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.sources import DataSource, load_split
 from videollm_mod.train.data.subtitles import video_seconds
 
 
@@ -511,63 +512,68 @@ def measure_checkpoint(
     return scores | free_streaming(model, processor, rows, tolerance=tolerance, batch_size=batch_size, **options)
 
 
-def main() -> None:
-    """Prints both kinds of figures."""
-    from videollm_mod.train.arguments import ScriptArguments
-    from videollm_mod.train.card import add_results
-    from videollm_mod.train.data.loading import load_split
+@dataclass
+class EvaluationArguments:
+    """
+    What to measure, and how.
 
-    parser = argparse.ArgumentParser(description="Evaluates a checkpoint on timed messages.")
-    parser.add_argument("--checkpoint", required=True, help="folder or Hub id")
-    parser.add_argument("--dataset", default="streamworld", help="as of train/sft.py")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--num_clips", type=int, default=200)
-    parser.add_argument("--world", default="full")
-    parser.add_argument("--kinds", default="narrate=1")
-    parser.add_argument("--frame_size", type=int, default=96)
-    parser.add_argument("--fps", type=float, default=2.0)
-    parser.add_argument("--tolerance", type=float, default=0.5, help="seconds by which a told event may be off")
-    parser.add_argument("--delay_window", type=float, default=5.0, help="the same, to count for the delay")
-    parser.add_argument("--batch_size", type=int, default=8, help="clips at a time")
-    parser.add_argument("--interval_threshold", type=float, help="by default the checkpoint's own")
-    parser.add_argument("--max_new_tokens", type=int, default=100, help="longest reply")
-    parser.add_argument("--weights", choices=WEIGHTS, help="linear layers in eight bits, by torchao")
-    parser.add_argument(
-        "--cache_dtype",
-        choices=CACHE_DTYPES,
-        help="store keys and values in eight bits while streaming; teacher-forced measures use no cache",
+    Args:
+        checkpoint (`str`): The model: a folder or a Hub id.
+        split (`str`, *optional*, defaults to `"test"`): Split to evaluate on.
+        num_clips (`int`, *optional*, defaults to 200): Number of clips, if they are generated.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees.
+        tolerance (`float`, *optional*, defaults to 0.5): Seconds by which a narrated event may be early or late.
+        delay_window (`float`, *optional*, defaults to 5.0): Seconds by which it may be off and still count for the
+            mean delay.
+        batch_size (`int`, *optional*, defaults to 8): Number of clips to evaluate at the same time.
+        interval_threshold (`float`, *optional*): Interval threshold; the default is the checkpoint's.
+        max_new_tokens (`int`, *optional*, defaults to 100): Longest reply in tokens.
+        weights (`str`, *optional*): `"int8"` or `"fp8"`: linear layers in eight bits, by torchao.
+        cache_dtype (`str`, *optional*): Data type of keys and values while streaming. Teacher-forced measures use no
+            cache.
+        card (`bool`, *optional*, defaults to `False`): Also write the results into the checkpoint's model card.
+    """
+
+    checkpoint: str = field(metadata={"help": "The model: a folder or a Hub id."})
+    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    num_clips: int = field(default=200, metadata={"help": "Number of clips, if they are generated."})
+    fps: float = field(default=2.0, metadata={"help": "Frames per second that the model sees."})
+    tolerance: float = field(default=0.5, metadata={"help": "Seconds by which an event may be early or late."})
+    delay_window: float = field(default=5.0, metadata={"help": "The same, to count for the mean delay."})
+    batch_size: int = field(default=8, metadata={"help": "Number of clips to evaluate at the same time."})
+    interval_threshold: float | None = field(default=None, metadata={"help": "Default: the checkpoint's."})
+    max_new_tokens: int = field(default=100, metadata={"help": "Longest reply in tokens."})
+    weights: str | None = field(
+        default=None, metadata={"help": "Linear layers in eight bits, by torchao.", "choices": list(WEIGHTS)}
     )
-    parser.add_argument("--card", action="store_true", help="also put the figures into the checkpoint's card")
-    options = parser.parse_args()
-    with one_line_errors():
-        check_checkpoint(options.checkpoint)
-    names = ("dataset", "num_clips", "world", "kinds", "frame_size", "fps")
-    script = ScriptArguments(**{name: getattr(options, name) for name in names})
-    rows = load_split(script, options.split, options.num_clips)
-    scores = measure_checkpoint(
-        options.checkpoint,
-        rows,
-        fps=options.fps,
-        tolerance=options.tolerance,
-        delay_window=options.delay_window,
-        batch_size=options.batch_size,
-        interval_threshold=options.interval_threshold,
-        weights=options.weights,
-        max_new_tokens=options.max_new_tokens,
-        cache_dtype=CACHE_DTYPES.get(options.cache_dtype),
+    cache_dtype: str | None = field(
+        default=None, metadata={"help": "Keys and values while streaming.", "choices": list(CACHE_DTYPES)}
     )
+    card: bool = field(default=False, metadata={"help": "Also write the results into the model card."})
+
+    def __post_init__(self) -> None:
+        check_checkpoint(self.checkpoint)
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of [`measure_checkpoint`]."""
+        names = ("fps", "tolerance", "delay_window", "batch_size", "interval_threshold", "max_new_tokens", "weights")
+        return {name: getattr(self, name) for name in names} | {"cache_dtype": CACHE_DTYPES.get(self.cache_dtype)}
+
+
+def main(source: DataSource, arguments: EvaluationArguments) -> None:
+    """Print the measures as JSON."""
+    rows = load_split(source, arguments.split, arguments.num_clips)
+    scores = measure_checkpoint(arguments.checkpoint, rows, **arguments.options())
     print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
-    if options.card:
-        world = "ood" if options.split == "ood" else options.world
-        name = f"StreamWorld, {world}" if options.dataset == "streamworld" else Path(options.dataset).name
+    if arguments.card:
         add_results(
-            options.checkpoint,
+            arguments.checkpoint,
             {name: value for name, value in scores.items() if name != "first_word_latency"},
-            dataset=name,
-            split=options.split,
+            dataset=source.title(arguments.split),
+            split=arguments.split,
             command=" ".join(["python", "train/evaluation.py", *(arg for arg in sys.argv[1:] if arg != "--card")]),
         )
 
 
 if __name__ == "__main__":
-    main()
+    run(main, DataSource, EvaluationArguments, dataset="streamworld")

@@ -275,7 +275,8 @@ def layers_of(text: str) -> str | list[int]:
 
 def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE in which StreamWorld's words are one token each."""
-    from videollm_mod.train.data import streamworld
+    from videollm_mod.train.data.world.dialogues import KINDS, make_dialogue
+    from videollm_mod.train.data.world.events import make_clip
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -295,9 +296,9 @@ def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFas
     def texts() -> Iterator[str]:
         for seed in range(300):
             yield f"{system_prompt}\n\nUser: \nAssistant: ]\n[\n]\nUser:"
-            clip = streamworld.make_clip(seed)
-            for kind in streamworld.KINDS:
-                yield from (f": {message['content']}" for message in streamworld.make_dialogue(clip, kind)[0])
+            clip = make_clip(seed)
+            for kind in KINDS:
+                yield from (f": {message['content']}" for message in make_dialogue(clip, kind)[0])
 
     tokenizer.train_from_iterator(texts(), trainer)
     return PreTrainedTokenizerFast(

@@ -24,8 +24,8 @@ from transformers import Trainer, TrainingArguments
 
 from videollm_mod.train.arguments import run
 from videollm_mod.train.callbacks import TimeLimit
-from videollm_mod.train.data import streamworld
-from videollm_mod.train.data.sprites import COLORS
+from videollm_mod.train.data.world.clip import SPLITS, WORLDS, Actor, Clip, World
+from videollm_mod.train.data.world.sprites import COLORS
 from videollm_mod.train.new_model import new_model
 
 
@@ -63,18 +63,18 @@ class VisionTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-def make_scenes(seed: int, world: streamworld.World, count: int = 8) -> streamworld.Clip:
+def make_scenes(seed: int, world: World, count: int = 8) -> Clip:
     """
     A clip in which nothing happens, but each second shows other things, as many as find room: of every kind and colour
     far more than a story shows in as many frames.
 
     Args:
         seed (`int`): Decides everything.
-        world ([`~streamworld.World`]): What may be seen.
+        world ([`World`]): What may be seen.
         count (`int`, *optional*, defaults to 8): Number of scenes.
 
     Returns:
-        [`~streamworld.Clip`]: As many seconds as scenes, and no events.
+        [`Clip`]: As many seconds as scenes, and no events.
     """
     rng = np.random.default_rng((seed, 6))
     size, pairs, actors = 0.3, world.pairs(), []
@@ -87,10 +87,10 @@ def make_scenes(seed: int, world: streamworld.World, count: int = 8) -> streamwo
             color, thing = pairs[int(rng.integers(len(pairs)))]
             if all(np.hypot(x - x1, y - y1) > 0.9 * (reach + reach1) for x1, y1, reach1 in taken):
                 taken.append((x, y, reach))
-                actor = streamworld.Actor(thing, [(0.0, x, y)], [(0.0, scale)], [(0.0, color)], second, second + 1)
+                actor = Actor(thing, [(0.0, x, y)], [(0.0, scale)], [(0.0, color)], second, second + 1)
                 actors.append(actor)
     wall = float(rng.uniform(0.35, 0.65)) if rng.random() < 0.3 else None
-    return streamworld.Clip(seed, float(count), tuple(actors), (), size, wall)
+    return Clip(seed, float(count), tuple(actors), (), size, wall)
 
 
 class LabelledPatches(Dataset):
@@ -98,13 +98,13 @@ class LabelledPatches(Dataset):
     Scenes with what covers each patch, drawn when they are read.
 
     Args:
-        world ([`~streamworld.World`]): What may be seen.
+        world ([`World`]): What may be seen.
         grid (`int`): Patches a side.
         size (`int`): Width and height of the pictures.
         seeds (`range`): Of the clips.
     """
 
-    def __init__(self, world: streamworld.World, grid: int, size: int, seeds: range) -> None:
+    def __init__(self, world: World, grid: int, size: int, seeds: range) -> None:
         self.world, self.grid, self.size, self.seeds = world, grid, size, seeds
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ class LabelledPatches(Dataset):
             "places": np.stack([places for _, _, places in labels]),
         }
 
-    def labels(self, clip: streamworld.Clip, time: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def labels(self, clip: Clip, time: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
         What covers each patch's middle at a time, row by row.
 
@@ -184,7 +184,7 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
     """Trains the encoder and writes the checkpoint."""
     training.label_names = ["things", "colors", "places"]
     model, processor = new_model(arguments.model_config, seed=training.seed)
-    vision, world = model.config.vision_config, streamworld.WORLDS[arguments.world]
+    vision, world = model.config.vision_config, WORLDS[arguments.world]
     grid, size = vision.image_size // vision.patch_size, vision.image_size
 
     def collate(examples: list[dict[str, np.ndarray]]) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
         things, colors = np.nanmean(prediction.predictions, axis=0)
         return {"things_right": float(things), "colors_right": float(colors)}
 
-    train, validation = streamworld.SPLITS["train"] + arguments.first_clip, streamworld.SPLITS["validation"]
+    train, validation = SPLITS["train"] + arguments.first_clip, SPLITS["validation"]
     trainer = Trainer(
         model=PatchReader(model.model.vision_encoder, len(world.things)),
         args=training,

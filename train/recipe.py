@@ -28,8 +28,8 @@ from typing import Any
 
 import torch
 
-from videollm_mod.train.arguments import ScriptArguments
-from videollm_mod.train.data.loading import load_split
+from videollm_mod.train.data.sources import load_split
+from videollm_mod.train.data.streamworld import StreamWorld
 from videollm_mod.train.evaluation import measure_checkpoint
 
 
@@ -269,9 +269,7 @@ def main() -> None:
             ratios.values(),
         )
         checkpoints = {"before": before} | dict(zip(ratios, after, strict=True))
-    rows = load_split(
-        ScriptArguments(dataset="streamworld", world=size.world, kinds=TEST_KINDS), "test", size.test_clips
-    )
+    rows = load_split(StreamWorld("streamworld", world=size.world, kinds=TEST_KINDS), "test", size.test_clips)
     columns = {}
     for name, checkpoint in checkpoints.items():
         some = rows.select(range(min(CLIPS_BEFORE, len(rows)))) if name == "before" else rows

@@ -23,25 +23,25 @@ from pathlib import Path
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, run
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import EpochTeller, StreamCollator
-from videollm_mod.train.data.loading import first_rows, load_split
+from videollm_mod.train.data.sources import DataSource, first_rows, load_split
 from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
 
-def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: ModelArguments) -> None:
-    """Trains and saves."""
+def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConfig, arguments: ModelArguments) -> None:
+    """Train a model and save it."""
     # Data
-    train = load_split(script, script.train_split, script.num_clips, script.first_clip)
-    if script.eval_split and Path(script.dataset).is_file():
+    train = load_split(source, script.train_split, script.num_clips, script.first_clip)
+    if script.eval_split and Path(source.dataset).is_file():
         raise SystemExit(
-            f"--eval_split {script.eval_split}: '{script.dataset}' is one split. Give a folder with train.jsonl and "
+            f"--eval_split {script.eval_split}: '{source.dataset}' is one split. Give a folder with train.jsonl and "
             f"{script.eval_split}.jsonl."
         )
     if script.eval_split == script.train_split:
         raise SystemExit(f"--eval_split {script.eval_split}: that is what is trained on. Name a held-out split.")
-    evaluation = load_split(script, script.eval_split, script.num_eval_clips) if script.eval_split else None
+    evaluation = load_split(source, script.eval_split, script.num_eval_clips) if script.eval_split else None
     if script.validate_only:
-        print(f"{script.dataset}: {len(train)} rows to train on, no fault found")
+        print(f"{source.dataset}: {len(train)} rows to train on, no fault found")
         return
 
     # Model and processor
@@ -64,7 +64,7 @@ def main(script: ScriptArguments, training: StreamingSFTConfig, arguments: Model
         peft_config=adapter,
         stream_examples=[] if evaluation is None else first_rows(evaluation, script.num_streamed_clips),
         fps=script.fps,
-        about={"dataset": script.dataset, "base_models": arguments.base_models()},
+        about={"dataset": source.dataset, "base_models": arguments.base_models()},
     )
     trainer.add_callback(Announcement())
     trainer.add_callback(EpochTeller(collator))
@@ -106,4 +106,4 @@ def merge_for_saving(trainer: StreamingSFTTrainer) -> None:
 
 
 if __name__ == "__main__":
-    run(main, ScriptArguments, StreamingSFTConfig, ModelArguments)
+    run(main, ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments)

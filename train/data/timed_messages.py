@@ -27,6 +27,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
+from videollm_mod.train.data.sources import DataSource
+
 
 ROLES = ("system", "user", "assistant")
 SOURCES = ("video", "frame_features")
@@ -51,6 +53,17 @@ class Fault:
 
     def __str__(self) -> str:
         return f"row {self.row}, {self.field}: {self.message}"
+
+
+@dataclass
+class TimedMessages(DataSource):
+    """Timed messages from a file, a folder or a Hub data set. They have no options of their own."""
+
+    def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:  # noqa: ARG002
+        """Return all rows of a split (see [`load_timed_messages`]) after checking them."""
+        rows = load_timed_messages(self.dataset, split)
+        check_timed_messages(rows)
+        return rows
 
 
 def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:

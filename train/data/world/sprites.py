@@ -1,10 +1,10 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-The pictures of StreamWorld: things that a person knows at a glance, and grounds to put them on.
+StreamWorld's pictures: things that a person recognises at a glance, and backgrounds.
 
 ```bash
-python train/data/sprites.py sheet.png      # every thing in every colour
+python train/data/world/sprites.py sheet.png      # every thing in every color
 ```
 """
 
@@ -27,8 +27,9 @@ COLORS = {
     "white": (240, 240, 240),
 }
 
-# Strokes in a square from (-1, -1), top left, to (1, 1): (kind, fill, coordinates). A fill is "main", the thing's
-# colour, "dark" or "light", shades of it, or "ink". An ellipse has its box, a polygon its corners, a line a width.
+# Strokes in a square from (-1, -1), top left, to (1, 1): (kind, fill, coordinates). The fill "main" is the color of
+# the thing, "dark" and "light" are shades of it, and the others are fixed. Coordinates are the box of an ellipse, the
+# corners of a polygon or the ends of a line. Lines and arcs also have a width.
 SPRITES: dict[str, list[tuple]] = {
     "apple": [
         ("line", "ink", (0.0, -0.4, 0.15, -0.9), 0.14),
@@ -206,13 +207,13 @@ _FIXED = {
     "glass": (168, 212, 238),
     "wood": (122, 84, 54),
 }
-_FINE = 4  # Drawn so many times larger and scaled down, for smooth edges.
+_FINE = 4  # Sprites are drawn this many times larger and scaled down, for smooth edges.
 
 
 @lru_cache(maxsize=4096)
 def draw_sprite(thing: str, color: str, size: int) -> Image.Image:
     """
-    A thing on a transparent ground.
+    Draw a thing on a transparent background.
 
     Args:
         thing (`str`): One of [`THINGS`].
@@ -239,11 +240,11 @@ def draw_sprite(thing: str, color: str, size: int) -> Image.Image:
             pen.arc(pixels(place[:4]), place[4], place[5], ink, wide)
         elif kind == "pie":
             pen.pieslice(pixels(place[:4]), place[4], place[5], ink)
-        else:  # The moon: a disc without another disc.
+        else:  # A moon is a disc with another disc cut out.
             pen.ellipse(pixels(place), ink)
             left, top, right, bottom = place
             pen.ellipse(pixels((left + 0.6, top - 0.2, right + 0.5, bottom - 0.25)), (0, 0, 0, 0))
-    # A dark rim keeps every colour apart from every ground.
+    # A dark rim separates every color from every background.
     rim = Image.new("RGBA", picture.size, (*_FIXED["ink"], 255))
     rim.putalpha(picture.getchannel("A").filter(ImageFilter.MaxFilter(2 * (fine // 64) + 1)))
     return Image.alpha_composite(rim, picture).resize((size, size), Image.Resampling.LANCZOS)
@@ -262,10 +263,10 @@ def _shade(color: str, fill: str) -> tuple[int, int, int]:
 
 class Ground:
     """
-    What is behind the things: a gradient, stripes, checks or clouds of muted colour, still or drifting.
+    A background: a gradient, stripes, checks or clouds in muted colors, still or drifting.
 
     Args:
-        rng (`np.random.Generator`): Decides everything.
+        rng (`np.random.Generator`): Chooses the pattern, the colors and the drift.
         size (`int`): Width and height in pixels.
     """
 
@@ -286,7 +287,7 @@ class Ground:
         self.clouds = np.asarray(clouds, dtype=np.float32) / 255
 
     def draw(self, time: float) -> np.ndarray:
-        """The ground at a time in seconds, float32 (size, size, 3)."""
+        """Draw the background at a time in seconds: float32 (size, size, 3)."""
         if self.pattern == "clouds":
             shift = tuple(np.round(self.drift * time * self.size).astype(int))
             share = np.roll(self.clouds, shift, axis=(0, 1))
@@ -308,10 +309,10 @@ class Ground:
 
 
 def main() -> None:
-    """Draws every thing in every colour."""
-    parser = argparse.ArgumentParser(description="Draws every thing of StreamWorld in every colour.")
+    """Draw every thing in every color."""
+    parser = argparse.ArgumentParser(description="Draw every thing of StreamWorld in every color.")
     parser.add_argument("out", type=Path, help="picture to write")
-    parser.add_argument("--size", type=int, default=56, help="of a thing, in pixels")
+    parser.add_argument("--size", type=int, default=56, help="width and height of a thing in pixels")
     options = parser.parse_args()
     step = options.size + 8
     sheet = Image.new("RGB", (step * len(THINGS), step * len(COLORS)), (105, 110, 118))

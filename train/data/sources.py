@@ -1,0 +1,98 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Data sources: what `--dataset` may name, and the options that each source adds to the scripts.
+
+A generated or converted source is one file in this folder and one line in [`SOURCES`]; docs/extending.md has a
+complete example. Any other name is a file, a folder or a Hub data set of timed messages.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+
+@dataclass
+class DataSource:
+    """
+    Base class of data sources. A subclass is a dataclass, and its fields are options of the scripts.
+
+    Args:
+        dataset (`str`): The value of `--dataset`.
+    """
+
+    dataset: str = field(
+        metadata={
+            "help": "Name of a generated data set, such as streamworld, or timed messages: a file, a folder or a Hub "
+            "data set. --help together with --dataset also lists the options of the data set."
+        }
+    )
+
+    def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:
+        """
+        Return rows of `messages` with `video` or `frame_features`, as docs/stream-format.md describes them.
+
+        Args:
+            split (`str`): Name of the split.
+            num_clips (`int`): Number of rows, if the source generates them.
+            first_clip (`int`, *optional*, defaults to 0): Index of the first row, if the source generates them.
+
+        Raises:
+            `ValueError` or `FileNotFoundError`: If an option or the data is wrong.
+        """
+        raise NotImplementedError
+
+    def title(self, split: str) -> str:  # noqa: ARG002
+        """Return the name of the data for model cards."""
+        return Path(self.dataset).name
+
+
+# The class of each name that `--dataset` accepts, as "module:class" so that only the chosen module is imported.
+SOURCES: dict[str, str | type[DataSource]] = {
+    "streamworld": "videollm_mod.train.data.streamworld:StreamWorld",
+}
+TIMED_MESSAGES = "videollm_mod.train.data.timed_messages:TimedMessages"
+
+
+def find_source(dataset: str) -> type[DataSource]:
+    """Return the class that loads the data set `dataset`."""
+    source = SOURCES.get(dataset, TIMED_MESSAGES)
+    if isinstance(source, str):
+        module, name = source.split(":")
+        source = getattr(import_module(module), name)
+    return source
+
+
+def option_names(source: type[DataSource]) -> set[str]:
+    """Return the names of a source's own options."""
+    return {option.name for option in fields(source)} - {"dataset"}
+
+
+def load_split(source: DataSource, split: str, num_clips: int, first_clip: int = 0) -> Dataset:
+    """
+    Return rows to train or evaluate on.
+
+    Args:
+        source ([`DataSource`]): The source.
+        split (`str`): Name of the split.
+        num_clips (`int`): Number of rows of a generated source.
+        first_clip (`int`, *optional*, defaults to 0): Index of the first row of a generated source.
+
+    Raises:
+        `SystemExit`: With a message, if an option or the data is wrong.
+    """
+    try:
+        return source.load(split, num_clips=num_clips, first_clip=first_clip)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"--dataset {source.dataset}: {error}") from None
+
+
+def first_rows(rows: Dataset, count: int) -> list[dict[str, Any]]:
+    """Return the first `count` rows that have a video. Generated videos are made once and stay in memory."""
+    made: Iterable[dict[str, Any]] = (rows[index] for index in range(len(rows)))
+    return list(islice((row for row in made if row.get("video") is not None), count))

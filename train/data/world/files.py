@@ -1,0 +1,181 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Writes StreamWorld to disk: video files, JSON lines of timed messages, and the card of the data set."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData
+from tqdm.auto import tqdm
+
+from videollm_mod.train.data.world.clip import EVENTS, SPLITS, STEP, Clip, World
+from videollm_mod.train.data.world.dialogues import KINDS, Question, describe, make_dialogue
+from videollm_mod.train.data.world.drawing import write_pictures, write_video
+from videollm_mod.train.data.world.events import make_clip
+from videollm_mod.train.data.world.rows import SLIDE_FRAMES, make_slides
+from videollm_mod.train.data.world.sprites import COLORS, THINGS
+
+
+def write_split(
+    folder: Path,
+    split: str,
+    *,
+    num_clips: int,
+    world: World,
+    size: int,
+    fps: int,
+    kinds: Sequence[str] = KINDS[1:],
+) -> None:
+    """
+    Write clips as video files, and one dialogue of each kind per clip as JSON lines of timed messages.
+
+    Existing videos are kept, so an interrupted run continues where it stopped.
+
+    Args:
+        folder (`Path`): The folder. It is created if needed.
+        split (`str`): One of [`SPLITS`].
+        num_clips (`int`): Number of clips. With "describe" it is also the number of slide shows.
+        world ([`World`]): What clips may show.
+        size (`int`): Width and height of the videos.
+        fps (`int`): Frame rate of the videos. Slide shows have 2 fps.
+        kinds (`Sequence[str]`, *optional*, defaults to all kinds except "describe"): Some of [`KINDS`].
+    """
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for index in tqdm(range(num_clips), desc=split, unit="clip"):
+        name = f"{split}-{index:06d}"
+        dialogues = [kind for kind in kinds if kind != "describe"]
+        if dialogues:
+            clip = make_clip(SPLITS[split] + index, world)
+            lines += _write_clip(folder, f"videos/{name}.mp4", clip, dialogues, size=size, fps=fps)
+        if "describe" in kinds:
+            slides = make_slides(SPLITS[split] + index * SLIDE_FRAMES, world)
+            lines.append(_write_slides(folder, f"videos/{name}-slides.mp4", slides, size=size))
+    (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_clip(folder: Path, video: str, clip: Clip, kinds: list[str], *, size: int, fps: int) -> Iterator[str]:
+    _write_once(folder / video, partial(write_video, clip, size=size, fps=fps))
+    for kind in kinds:
+        messages, questions = make_dialogue(clip, kind)
+        if messages:
+            yield _to_line(video, clip.seconds, kind, clip.seed, messages, questions)
+
+
+def _write_slides(folder: Path, video: str, slides: list[tuple[Clip, float]], *, size: int) -> str:
+    pictures, seed = (clip.draw(time, size) for clip, time in slides), slides[0][0].seed
+    _write_once(folder / video, partial(write_pictures, pictures, size=size, fps=round(1 / STEP), seed=seed))
+    messages = describe([clip.description(time) for clip, time in slides])
+    return _to_line(video, SLIDE_FRAMES * STEP, "describe", seed, messages, [])
+
+
+def _to_line(
+    video: str, end: float, kind: str, seed: int, messages: list[dict[str, Any]], questions: list[Question]
+) -> str:
+    row = {"video": video, "start": 0.0, "end": end, "messages": messages, "kind": kind, "seed": seed}
+    row["questions"] = [{"kind": q.kind, "time": q.time} for q in questions]
+    return json.dumps(row)
+
+
+def _write_once(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a video unless it exists. It gets its name only when it is complete."""
+    if not path.exists():
+        part = path.with_name(f"{path.name}.part.mp4")
+        write(part)
+        part.rename(path)
+
+
+def write_sample(folder: Path, clip: Clip, world: str, *, size: int, fps: int, name: str = "streamworld") -> None:
+    """
+    Write one clip as `<name>.mp4` and its events as `<name>.json`.
+
+    Args:
+        folder (`Path`): The folder. It is created if needed.
+        clip ([`Clip`]): The clip.
+        world (`str`): Name of its world, for the JSON file.
+        size (`int`): Width and height of the video.
+        fps (`int`): Its frame rate.
+        name (`str`, *optional*, defaults to `"streamworld"`): Name of both files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_video(clip, folder / f"{name}.mp4", size=size, fps=fps)
+    story = {"seed": clip.seed, "world": world, "events": clip.story()}
+    (folder / f"{name}.json").write_text(json.dumps(story, indent=1) + "\n", encoding="utf-8")
+
+
+COMMAND = "python train/data/streamworld.py"
+# The card names the types of all columns: a split without a question does not show what `questions` holds.
+FEATURES = [
+    {"name": "video", "dtype": "string"},
+    {"name": "start", "dtype": "float64"},
+    {"name": "end", "dtype": "float64"},
+    {
+        "name": "messages",
+        "list": [
+            {"name": "role", "dtype": "string"},
+            {"name": "content", "dtype": "string"},
+            {"name": "time", "dtype": "float64"},
+        ],
+    },
+    {"name": "kind", "dtype": "string"},
+    {"name": "seed", "dtype": "int64"},
+    {"name": "questions", "list": [{"name": "kind", "dtype": "string"}, {"name": "time", "dtype": "float64"}]},
+]
+CARD = """
+# StreamWorld
+
+A generated world for streaming video models: {things} kinds of things in {colors} colors enter, move, meet, hide,
+change and leave. Grounds are textured and may move, and pictures have distractors and compression noise. The time of
+every event is known exactly.
+
+Each line of `<split>.jsonl` is a dialogue in timed messages. Times are seconds since the beginning of the video.
+
+- `narrate`: the model describes every event as soon as it can be seen, and sometimes answers a question.
+- `ask`: the model is silent except for answers about the present frame, an earlier one, a count, an order or a
+  comparison.
+- `wait`: a question asks for something that comes later. The model waits and speaks when it happens.
+- `describe` (only if requested): a slide show. Every frame comes from a different clip and is described.
+
+No two splits share a clip. The split `ood` has pairs of thing and color that no other split has, more things and
+longer clips. The events are {events}.
+
+The pictures are drawn, not filmed: results on them say nothing about natural video. These commands made the data set;
+the same seeds give the same clips.
+
+```bash
+{commands}
+```
+"""
+
+
+def write_card(folder: Path, split: str, options: str) -> None:
+    """
+    Write the card of a folder of splits, `README.md`. It keeps the commands that made the other splits.
+
+    Args:
+        folder (`Path`): The folder of the splits.
+        split (`str`): The split that was just written.
+        options (`str`): The options of the command that wrote it.
+    """
+    path, known = folder / "README.md", []
+    if path.exists():
+        known = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(f"{COMMAND} ")]
+    commands = {line.split("--split ")[1].split()[0]: line for line in known}
+    commands[split] = f"{COMMAND} {folder.resolve().name} --split {split} {options}"
+    existing = [name for name in SPLITS if (folder / f"{name}.jsonl").exists()]
+    files = [{"split": name, "path": f"{name}.jsonl"} for name in existing]
+    data = DatasetCardData(
+        license="apache-2.0",
+        language="en",
+        pretty_name="StreamWorld",
+        task_categories=["video-text-to-text"],
+        tags=["video", "streaming", "synthetic"],
+        dataset_info={"features": FEATURES},
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+    words = {"things": len(THINGS), "colors": len(COLORS), "events": ", ".join(EVENTS)}
+    words["commands"] = "\n".join(commands[name] for name in existing if name in commands)
+    DatasetCard(f"---\n{data}\n---\n{CARD.format(**words)}").save(path)
