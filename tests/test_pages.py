@@ -47,7 +47,11 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
     if page == PAGES[0]:
         assert re.search(r"\d+\.\ds  A \w+ \w+ enters from the \w+\.", printed)
         assert "of the operations" in printed
-    expected = {"stream-format.md": "[#,#", "configuration.md": "Did you mean `mod_keep_ratio`?"}
+    expected = {
+        "stream-format.md": "[#,#",
+        "configuration.md": "Did you mean `mod_keep_ratio`?",
+        "extending.md": "(10, 96, 96, 3)",
+    }
     assert expected.get(page.name, "") in printed
     if page.name == "from-videollm-online.md":
         weights, *rows = printed.strip().splitlines()
