@@ -30,8 +30,7 @@ def interval_rule(
     """
     Decide at the last token of a frame whether to speak (VideoLLM-online, arXiv 2406.11816, section 3.3).
 
-    The model stays silent if the interval token is the most likely token and its probability is at least the
-    threshold.
+    The model stays silent if the interval token is the most likely and its probability is at least the threshold.
 
     Args:
         logits (`torch.Tensor` of shape `(..., vocabulary)`): Scores of the next token.
@@ -128,27 +127,21 @@ class VideoLLMMoDGenerationMixin:
         """
         Watch a video and yield what the model says. A thread decodes the video while the model works.
 
-        Options from `fps` on are those of a [`StreamingSession`].
-
         Args:
             processor ([`VideoLLMMoDProcessor`]): Reads the video and turns frames and text into tensors.
             video (`str`, `Path`, array, tensor or iterable): A file, a URL, `"camera:0"`, frames (height, width, 3) at
                 `fps`, or pairs (time, frame), as `processor.sample_every(camera, 1 / fps)` yields them.
-            query (`str`, *optional*): What the user says at the first frame. It is not yielded. With `None` or `""`
-                the user says nothing.
+            query (`str`, *optional*): What the user says at the first frame; not yielded. `None` or `""` for nothing.
             start (`float`, *optional*, defaults to 0.0): Second of the video to begin at.
             end (`float`, *optional*): Second of the video to stop at.
             reply_now (`bool`, *optional*, defaults to `False`): Whether the model must answer `query` at once, which
                 VideoLLM-online's checkpoints expect. Otherwise it speaks when it decides to.
             when_behind (`str`, *optional*): What to do when a live source is faster than the model: `"drop_oldest"`
-                drops frames, `"block"` makes the source wait, and `"catch_up"` keeps frames and fails if too many
-                wait. Defaults to `"drop_oldest"` for `"camera:0"` and broadcasts such as `rtsp://`, and to `"block"`
-                for other sources. Files always wait.
+                (the default for cameras and broadcasts such as `rtsp://`) drops frames, `"block"` (the default for
+                other sources) makes the source wait, and `"catch_up"` keeps frames and fails if too many wait.
             max_waiting (`int`, *optional*): Most frames of a live source that may wait. Defaults to 512 with
                 `"catch_up"` and 16 otherwise. A frame of 1920 x 1080 takes 6.2 MB.
-
-        Yields:
-            [`StreamEvent`]
+            fps, system_prompt, ...: The other options are those of [`StreamingSession`].
 
         Raises:
             `ValueError`: If the video cannot be read, or an option is out of range.
@@ -170,7 +163,6 @@ class VideoLLMMoDGenerationMixin:
             cache_dtype=cache_dtype,
             cache=cache,
         )
-
         if query:
             session.hear(query, reply_now=reply_now)
 
@@ -179,16 +171,8 @@ class VideoLLMMoDGenerationMixin:
             if session.num_dropped == 1:
                 logger.warning("Frames come faster than the model can watch them: the oldest are dropped.")
 
-        ahead = processor.read_ahead(
-            video,
-            session.chunk_frames,
-            fps=fps,
-            start=start,
-            end=end,
-            when_behind=when_behind,
-            max_waiting=max_waiting,
-            on_drop=on_drop,
-        )
+        waiting_options = {"when_behind": when_behind, "max_waiting": max_waiting, "on_drop": on_drop}
+        ahead = processor.read_ahead(video, session.chunk_frames, fps=fps, start=start, end=end, **waiting_options)
         try:
             for waiting in ahead:
                 times, frames = zip(*waiting, strict=True)
@@ -225,13 +209,8 @@ class VideoLLMMoDGenerationMixin:
         # The first call of an assistant model has an empty cache, but is not marked as the first.
         if not is_first_iteration and kwargs.get("use_cache", True) and (isinstance(seen, torch.Tensor) or seen > 0):
             kwargs = {name: value for name, value in kwargs.items() if name not in _FRAME_INPUTS}
-        return super().prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **{CACHE_NAME: cache},
-            **kwargs,
-        )
+        kwargs |= {CACHE_NAME: cache, "inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration}
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     @staticmethod
     def create_masks_for_generate(
@@ -244,22 +223,15 @@ class VideoLLMMoDGenerationMixin:
         return F.pad(attention_mask, (0, max(0, cache.get_max_length() - attention_mask.shape[1])))
 
     def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.LongTensor | None = None,
-        **model_kwargs: Any,
+        self, expand_size: int = 1, **inputs: Any
     ) -> tuple[torch.LongTensor | None, dict[str, Any]]:
         if expand_size > 1:
-            if model_kwargs.get("pixel_values_videos") is not None:
+            if inputs.get("pixel_values_videos") is not None:
                 # Beams share their frames: encode them once.
-                model_kwargs["frame_features"] = self.encode_frames(model_kwargs.pop("pixel_values_videos"))
-            num_frames = model_kwargs.get("num_frames")
-            if isinstance(num_frames, (list, tuple)):
-                model_kwargs["num_frames"] = [count for count in num_frames for _ in range(expand_size)]
-        return super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
+                inputs["frame_features"] = self.encode_frames(inputs.pop("pixel_values_videos"))
+            if isinstance(inputs.get("num_frames"), (list, tuple)):
+                inputs["num_frames"] = [count for count in inputs["num_frames"] for _ in range(expand_size)]
+        return super()._expand_inputs_for_generation(expand_size=expand_size, **inputs)
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, **kwargs)
@@ -288,8 +260,8 @@ class VideoLLMMoDGenerationMixin:
         elif kind in ALL_STATIC_CACHE_IMPLEMENTATIONS and not kind.startswith("offloaded"):
             if generation_mode == GenerationMode.ASSISTED_GENERATION:
                 raise ValueError(
-                    f"`cache_implementation={kind!r}` does not work with assisted generation, which removes part of a "
-                    "step's tokens: compiled steps keep no record of frames. Leave the option out."
+                    f"`cache_implementation={kind!r}` does not work with assisted generation: compiled steps keep no "
+                    "record of frames, so part of a step cannot be removed. Leave the option out."
                 )
             max_length = max(max_cache_length, getattr(generation_config, "max_cache_len", None) or 0)
             lengths = self._static_lengths(model_kwargs, batch_size, max_length)
@@ -302,12 +274,11 @@ class VideoLLMMoDGenerationMixin:
     def _static_lengths(self, model_kwargs: dict[str, Any], batch_size: int, max_length: int) -> list[int]:
         """Return the most entries that each layer can hold, given the prompt's frames."""
         frames = model_kwargs.get("frame_features", model_kwargs.get("pixel_values_videos"))
-        num_frames = model_kwargs.get("num_frames")
+        num_frames, num_tokens = model_kwargs.get("num_frames"), self.config.frame_num_tokens
         if num_frames is not None:
             fewest = int(min(num_frames))
         else:
             fewest = frames.shape[1] if frames is not None and batch_size == 1 else 0
-        num_tokens = self.config.frame_num_tokens
         return [max_length - fewest * (num_tokens - min(k, num_tokens)) for k in self.config.layer_keep_counts]
 
 

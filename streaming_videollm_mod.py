@@ -24,29 +24,16 @@ _CHECK_RATE_AT = 20
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """
-    Something said in a stream.
+    """Something said in a stream."""
 
-    Attributes:
-        time (`float`): Stream time in seconds at which it was said.
-        frame (`int`): Index of the last frame seen by then, -1 before the first.
-        role (`str`): `"assistant"` or `"user"`.
-        text (`str`): What was said.
-        token_ids (`tuple[int, ...]`): Tokens of a reply, without end-of-sequence; empty for a user.
-        interval_probability (`float`, *optional*): Probability of silence at the frame where the model decided to
-            speak; `None` for questions and their answers.
-        latency (`float`): Seconds from the arrival of the frame or question to the first token of the reply.
-        interrupted (`bool`): Whether a question cut the reply short.
-    """
-
-    time: float
-    frame: int
-    role: str
+    time: float  # stream time in seconds at which it was said
+    frame: int  # index of the last frame seen by then, -1 before the first
+    role: str  # "assistant" or "user"
     text: str
-    token_ids: tuple[int, ...] = ()
-    interval_probability: float | None = None
-    latency: float = 0.0
-    interrupted: bool = False
+    token_ids: tuple[int, ...] = ()  # tokens of a reply, without end-of-sequence; empty for a user
+    interval_probability: float | None = None  # of silence where the model chose to speak; `None` for answers
+    latency: float = 0.0  # seconds from the arrival of the frame or question to the first token of the reply
+    interrupted: bool = False  # whether a question cut the reply short
 
 
 @dataclass
@@ -89,11 +76,11 @@ class _Frame:
 
 @dataclass
 class _Question:
-    time: float | None  # None until the first frame arrives: an earlier question gets that frame's time.
+    time: float | None  # `None` until the first frame arrives: an earlier question gets that frame's time
     text: str
     reply_now: bool
     arrival: float
-    received: float  # Time of the last frame that had arrived when the question was asked.
+    received: float  # time of the last frame that had arrived when the question was asked
     interrupt: bool = False
 
 
@@ -130,21 +117,15 @@ class _Memory:
 
     def remove_frames(self, count: int) -> int:
         """Remove the newest `count` frames, and return their number of tokens."""
-        removed = [self.pieces.pop() for _ in range(count)]
         self.num_frames -= count
-        return sum(piece.length for piece in removed)
+        return sum(self.pieces.pop().length for _ in range(count))
 
     def room(self, num_new_text: int) -> float:
         """Return how many frames may follow `num_new_text` tokens of text before `forget` must be called again."""
         return 1 if self._excess_text(num_new_text) else self.max_frames - self.num_frames
 
     def forget(self, num_new_text: int) -> list[tuple[int, int]]:
-        """
-        Make room for `num_new_text` tokens of text and a frame.
-
-        Returns:
-            `list[tuple[int, int]]`: Token ranges (begin, end) to evict from the cache, in order.
-        """
+        """Make room for a frame after `num_new_text` tokens; return token ranges (begin, end) to evict, in order."""
         gone = self._choose(num_new_text)
         if not gone:
             return []
@@ -199,10 +180,9 @@ class StreamingSession:
     """
     A live stream on a model, with one growing key/value cache and one conversation.
 
-    Add frames with [`~StreamingSession.push`] and questions with [`~StreamingSession.ask`]. After each frame the
-    interval rule decides whether the model speaks (VideoLLM-online, arXiv 2406.11816, section 3.3). The session holds
-    all state of the stream, so sessions on one model are independent and can be forked. Iterate over a session to get
-    its events.
+    Add frames with [`~StreamingSession.push`] and questions with [`~StreamingSession.ask`]; iterate to get the events.
+    After each frame the interval rule decides whether the model speaks (VideoLLM-online, arXiv 2406.11816, section
+    3.3). Sessions on one model are independent and can be forked.
 
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model.
@@ -214,8 +194,7 @@ class StreamingSession:
         interval_threshold (`float`, *optional*): The model speaks where the probability of silence is lower. Defaults
             to the configuration's.
         max_new_tokens (`int`, *optional*, defaults to 100): Most tokens of a reply.
-        chunk_frames (`int`, *optional*, defaults to 8): Most waiting frames to process in one step. It changes speed
-            and memory, not the replies.
+        chunk_frames (`int`, *optional*, defaults to 8): Most frames per step. Changes speed and memory, not replies.
         max_frames (`int`, *optional*): Most frames to remember, for streams without end. When it is reached, the
             oldest frames are evicted from the cache, an eighth of `max_frames` at once, and later tokens move up.
         sink_frames (`int`, *optional*, defaults to 0): Number of first frames that are never evicted.
@@ -224,8 +203,7 @@ class StreamingSession:
         streamer (`BaseStreamer`, *optional*): Receives reply tokens as they are generated, as in `generate`.
         logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
         do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens.
-        cache_dtype (`torch.dtype`, *optional*): Dtype of stored keys and values, such as `torch.float8_e4m3fn`; each
-            step converts what it reads. Defaults to the model's.
+        cache_dtype (`torch.dtype`, *optional*): Dtype of the stored keys and values; see [`VideoLLMMoDCache`].
         cache ([`VideoLLMMoDCache`], *optional*): An empty cache to use. Defaults to a growing one.
 
     Attributes:
@@ -260,8 +238,8 @@ class StreamingSession:
         cache_dtype: torch.dtype | None = None,
         cache: Any | None = None,
     ) -> None:
-        _check_rates(fps=fps, source_fps=source_fps)
-        _check_counts(max_new_tokens=max_new_tokens, chunk_frames=chunk_frames)
+        seen_fps = fps if source_fps is None else source_fps
+        _check_positive(fps=fps, source_fps=seen_fps, max_new_tokens=max_new_tokens, chunk_frames=chunk_frames)
         if interval_threshold is not None and not 0 <= interval_threshold <= 1:
             raise ValueError(f"`interval_threshold` is a probability in [0, 1], got {interval_threshold}.")
         _check_limits(model.config, max_frames, sink_frames, max_text_tokens)
@@ -270,11 +248,9 @@ class StreamingSession:
         self.model, self.processor = model, processor
         self.fps, self.source_fps = fps, source_fps
         self.max_frames, self.sink_frames, self.max_text_tokens = max_frames, sink_frames, max_text_tokens
-        self.interval_threshold = interval_threshold
-        self.max_new_tokens = max_new_tokens
+        self.interval_threshold, self.max_new_tokens = interval_threshold, max_new_tokens
         self.chunk_frames = chunk_frames if max_frames is None else min(chunk_frames, max_frames - sink_frames)
         self.streamer, self.logits_processor, self.do_sample = streamer, logits_processor, do_sample
-
         self.cache = model.new_cache(dtype=cache_dtype) if cache is None else cache
         self.time: float | None = None
         self.num_frames = self.num_dropped = 0
@@ -283,8 +259,7 @@ class StreamingSession:
         self.frame_latencies: list[float] = []
         self.router_scores: dict[int, torch.Tensor] = {}
         self.kept_tokens: dict[int, torch.Tensor] = {}
-        self.closed = False
-
+        self.closed = self._is_working = self._is_broken = False
         self._waiting: deque[_Frame] = deque()
         self._num_in_step = 0
         self._questions: deque[_Question] = deque()
@@ -299,20 +274,16 @@ class StreamingSession:
         self._stream_open = False
         self._memory = _Memory(max_frames, sink_frames, max_text_tokens)
         self._reply_tokens, self._reply_seconds = 0, 0.0
-        self._is_working = self._is_broken = False
 
     def push(self, frames: Any, *, time: float | Sequence[float] | None = None) -> list[StreamEvent]:
         """
-        Add one or more frames, and return what is said up to the last of them.
+        Add one or more frames, and return the new events up to the last of them, in order.
 
         Args:
             frames (PIL image, uint8 array or tensor (height, width, 3), or several of them):
                 Frames in order of time. Several may also be one array (frames, height, width, 3).
             time (`float` or `Sequence[float]`, *optional*): Capture time of each frame in seconds, increasing. The
                 session sees every frame that has a time. Frames without one come at `source_fps`, from 0 on.
-
-        Returns:
-            `list[StreamEvent]`: New events, in order.
 
         Raises:
             `ValueError`: If frames have another form, times do not increase, or the session is closed.
@@ -332,7 +303,7 @@ class StreamingSession:
         self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False
     ) -> list[StreamEvent]:
         """
-        Add a question or an instruction.
+        Add a question or an instruction. Return its events if it is due; otherwise a later call returns them.
 
         Args:
             text (`str`): What the user says.
@@ -340,12 +311,8 @@ class StreamingSession:
                 Defaults to the time of the last frame pushed, or of the first one to come.
             reply_now (`bool`, *optional*, defaults to `True`): Whether the model must answer at once. Otherwise it
                 keeps watching and speaks when it decides to: for instructions such as "Narrate the video".
-            interrupt (`bool`, *optional*, defaults to `False`): Whether to cut short a reply in progress and to come
-                before waiting frames. A streamer may ask so during `push`, and users of a [`StreamingEngine`] at any
-                time. It excludes `time`.
-
-        Returns:
-            `list[StreamEvent]`: The question and its answer if it is due; otherwise a later call returns them.
+            interrupt (`bool`, *optional*, defaults to `False`): Whether to cut short a reply in progress and come
+                before waiting frames, without a `time`. A streamer may ask so during `push`.
 
         Raises:
             `ValueError`: If the text is empty, there is no frame to answer from, the time lies before a frame or
@@ -364,9 +331,9 @@ class StreamingSession:
             raise ValueError(f"A question must be a text that is not empty, got {text!r}.")
         arrival = clock.perf_counter()
         received = -math.inf if self._received_time is None else self._received_time
+        if interrupt and time is not None:
+            raise ValueError("A question that interrupts is asked now: leave `time` out.")
         if interrupt:
-            if time is not None:
-                raise ValueError("A question that interrupts is asked now: leave `time` out.")
             # It comes before questions that do not interrupt and after those that do.
             place = sum(question.interrupt for question in self._questions)
             self._questions.insert(place, _Question(self.time, text, reply_now, arrival, received, interrupt=True))
@@ -465,10 +432,7 @@ class StreamingSession:
 
     def work(self, *, to_the_end: bool = False) -> Work:
         """
-        Process waiting frames and due questions; the caller runs the model.
-
-        Args:
-            to_the_end (`bool`, *optional*, defaults to `False`): Whether to answer questions of a later time too.
+        Process waiting frames and due questions, `to_the_end` also questions of a later time.
 
         Yields:
             [`StreamStep`]: Run it on the model with `cache`, then `send` the [`StepResult`].
@@ -492,11 +456,11 @@ class StreamingSession:
 
     def drop_oldest(self) -> bool:
         """Drop the oldest waiting frame unseen; return whether there was one."""
-        if self._waiting:
-            self._waiting.popleft()
-            self.count_dropped()
-            return True
-        return False
+        if not self._waiting:
+            return False
+        self._waiting.popleft()
+        self.count_dropped()
+        return True
 
     def count_dropped(self) -> None:
         """Count a frame that was dropped unseen."""
@@ -609,14 +573,12 @@ class StreamingSession:
     def _reply(self, time: float, arrival: float, interval_probability: float | None = None) -> Work:
         """Generate one reply, and close its turn when it ends, reaches the token limit or is interrupted."""
         begin = clock.perf_counter()
-        eos_token_id = self.processor.tokenizer.eos_token_id
         opening = self._take_unfed("assistant")
         self._memory.add_text(len(opening))
         said = yield StreamStep(opening, [len(opening) - 1])
         self._stream_open = False
         token_ids: list[int] = []
-        latency = None
-        interrupted = False
+        latency, interrupted = None, False
         while len(token_ids) < self.max_new_tokens and not interrupted:
             token = self._choose_token(said, token_ids)
             latency = clock.perf_counter() - arrival if latency is None else latency
@@ -633,13 +595,12 @@ class StreamingSession:
                 said = yield StreamStep([token], [0])
         if self.streamer is not None:
             self.streamer.end()
-        self._unfed_ids = [*self._unfed_ids, eos_token_id]
+        self._unfed_ids = [*self._unfed_ids, self.processor.tokenizer.eos_token_id]
         self._reply_tokens += len(token_ids)
         self._reply_seconds += clock.perf_counter() - begin
         text = self.processor.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-        tokens = tuple(token_ids)
-        event = (time, self.num_frames - 1, "assistant", text, tokens, interval_probability, latency, interrupted)
-        self.events.append(StreamEvent(*event))
+        details = (tuple(token_ids), interval_probability, latency, interrupted)
+        self.events.append(StreamEvent(time, self.num_frames - 1, "assistant", text, *details))
 
     def _choose_token(self, said: StepResult, token_ids: list[int]) -> int:
         if self.logits_processor is None and not self.do_sample:
@@ -687,17 +648,16 @@ class StreamingSession:
         elif self._num_untimed == _CHECK_RATE_AT and now - self._untimed_arrival < _CHECK_RATE_AT / self.fps / 2:
             logger.warning_once(
                 f"Frames without a time arrive more than twice as fast as `fps`, {self.fps}: stream time runs ahead. "
-                "Set the camera's rate, such as `source_fps=30`, or push each frame with its time, as in `for time, "
-                "frame in processor.sample_every(camera, 0.5): stream.push(frame, time=time)`. If the frames are "
-                f"already sampled at {self.fps} fps, set `source_fps={self.fps}`."
+                "Push each with its time, as `processor.sample_every(camera, 0.5)` yields it, or set its rate, "
+                f"such as `source_fps=30`. If the frames are already sampled, set `source_fps={self.fps}`."
             )
 
     def _warn_beyond_context(self) -> None:
         context = self.model.config.text_config.max_position_embeddings
         if int(self.cache.get_seq_length()) > context:
             logger.warning_once(
-                f"The stream is longer than the {context} tokens that the language model was trained for, so replies "
-                "will get worse. Limit it with `max_frames` and `max_text_tokens`."
+                f"The stream is longer than the language model's context, {context} tokens: replies will get worse. "
+                "Limit it with `max_frames` and `max_text_tokens`."
             )
 
     def _refuse_if_closed(self) -> None:
@@ -707,16 +667,10 @@ class StreamingSession:
             raise ValueError("This session is closed; open another with `model.stream(processor)`.")
 
 
-def _check_rates(**rates: float | None) -> None:
-    for name, rate in rates.items():
-        if rate is not None and not 0 < rate < math.inf:
-            raise ValueError(f"`{name}` must be a positive number of frames per second, got {rate}.")
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {count}.")
+def _check_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise ValueError(f"`{name}` must be a positive number, got {number}.")
 
 
 def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_text_tokens: int | None) -> None:
@@ -727,10 +681,8 @@ def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_tex
     elif not 0 <= sink_frames < max_frames:
         raise ValueError(f"`sink_frames` is {sink_frames}; it must be less than `max_frames`, {max_frames}.")
     elif max_frames * (num_tokens + 1) > context:
-        raise ValueError(
-            f"`max_frames` is {max_frames}, with {num_tokens} tokens per frame; the language model was trained for "
-            f"{context} tokens."
-        )
+        frames = f"{max_frames}, with {num_tokens} tokens per frame"
+        raise ValueError(f"`max_frames` is {frames}; the language model was trained for {context} tokens.")
 
 
 def within_context(config: Any, max_frames: int | None = None) -> dict[str, int]:
