@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the training script is asked: its defaults, the shipped configurations, and where it goes on from."""
+"""Arguments of the training scripts: defaults, shipped configurations, data sources, and where a run resumes."""
 
 import sys
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from videollm_mod.train.data import sources
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streamworld import StreamWorld
 from videollm_mod.train.data.timed_messages import TimedMessages
+from videollm_mod.train.evaluation import EvaluationArguments
 from videollm_mod.train.new_model import choose_parts
 from videollm_mod.train.pretrain_vision import VisionArguments, VisionTrainingArguments
 
@@ -162,6 +163,18 @@ def test_a_script_without_a_data_set_says_so(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         parse_data(monkeypatch)
     assert "required: --dataset" in capsys.readouterr().err
+
+
+def test_the_evaluation_script_reads_its_options_by_their_python_names(monkeypatch):
+    command = "--checkpoint . --world tiny --kinds ask=1 --interval_threshold 0.9 --cache_dtype fp8 --weights int8"
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", *command.split()])
+    monkeypatch.chdir(ROOT)
+    source, arguments = parse(DataSource, EvaluationArguments, dataset="streamworld")
+    assert source == StreamWorld("streamworld", world="tiny", kinds="ask=1")
+    assert source.title("test") == "StreamWorld, tiny" and source.title("ood") == "StreamWorld, ood"
+    options = {"fps": 2.0, "tolerance": 0.5, "delay_window": 5.0, "batch_size": 8, "max_new_tokens": 100}
+    options |= {"interval_threshold": 0.9, "weights": "int8", "cache_dtype": torch.float8_e4m3fn}
+    assert arguments.options() == options
 
 
 def test_a_new_source_is_one_line_in_the_registry(monkeypatch, capsys):

@@ -17,23 +17,15 @@ from transformers import AutoConfig
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.serving import StreamingEngine
-from videollm_mod.train import evaluation, sft
+from videollm_mod.train import sft, streaming_evaluation
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.card import HEADLINES, add_results, copy_training, describe_cost
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.timed_messages import NARRATE
 from videollm_mod.train.data.world.clip import WORLDS
 from videollm_mod.train.data.world.rows import streamworld_dataset
-from videollm_mod.train.evaluation import (
-    Turn,
-    evaluate_metric,
-    free_streaming,
-    predict_turns,
-    score_turns,
-    stream_example,
-    stream_examples,
-    teacher_forced,
-)
+from videollm_mod.train.streaming_evaluation import free_streaming, stream_example, stream_examples
+from videollm_mod.train.teacher_forcing import Turn, evaluate_metric, predict_turns, score_turns, teacher_forced
 
 
 ROOT = Path(__file__).parents[1]
@@ -315,7 +307,7 @@ def engines(monkeypatch):
         made.append(StreamingEngine(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr(evaluation, "StreamingEngine", create)
+    monkeypatch.setattr(streaming_evaluation, "StreamingEngine", create)
     return made
 
 
@@ -373,7 +365,7 @@ def test_what_an_engine_would_forget_is_streamed_by_itself(engines, monkeypatch)
 
     check()
     assert sum(engine._num_opened for engine in engines) == 2
-    monkeypatch.setattr(evaluation, "_TEXT_TOKENS", 20)
+    monkeypatch.setattr(streaming_evaluation, "_TEXT_TOKENS", 20)
     engines.clear()
     check()
     assert sum(engine._num_opened for engine in engines) == 2

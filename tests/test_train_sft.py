@@ -42,8 +42,9 @@ from videollm_mod.train.data.timed_messages import NARRATE, TimedMessages, find_
 from videollm_mod.train.data.world.clip import SPLITS, WORLDS
 from videollm_mod.train.data.world.events import make_clip
 from videollm_mod.train.data.world.rows import streamworld_dataset
-from videollm_mod.train.evaluation import free_streaming, teacher_forced
 from videollm_mod.train.new_model import choose_parts, model_from_parts, new_model
+from videollm_mod.train.streaming_evaluation import free_streaming
+from videollm_mod.train.teacher_forcing import teacher_forced
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
 

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from videollm_mod.train import callbacks
 from videollm_mod.train.callbacks import KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import StreamCollator, augment_replies
-from videollm_mod.train.evaluation import teacher_forced
+from videollm_mod.train.teacher_forcing import teacher_forced
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
 

@@ -23,7 +23,8 @@ from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 from videollm_mod.train.card import write_card
-from videollm_mod.train.evaluation import Turn, free_streaming, predict_all_turns, score_turns, stream_example
+from videollm_mod.train.streaming_evaluation import free_streaming, stream_example
+from videollm_mod.train.teacher_forcing import Turn, predict_all_turns, score_turns
 
 
 class StreamingSFTTrainer(SFTTrainer):

@@ -1,0 +1,319 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Free streaming: the model sees its own replies as history, as in use.
+
+Measures are event F1, answer accuracy, correct silence, and the delay of events.
+"""
+
+import gc
+import math
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.fsdp import FSDPModule
+from tqdm.auto import tqdm
+
+from videollm_mod.serving import StreamingEngine
+from videollm_mod.train.data.subtitles import video_seconds
+from videollm_mod.train.teacher_forcing import evaluate_metric
+
+
+# Text tokens that a stream of the engine remembers. A clip with more text is streamed in a session of its own.
+_TEXT_TOKENS = 2048
+_END = object()
+
+
+def stream_example(
+    model: Any, processor: Any, example: dict[str, Any], *, fps: float = 2.0, **options: Any
+) -> tuple[list[Any], int]:
+    """
+    Stream the video of an example, and ask its user's questions at their times.
+
+    The model sees its own replies as history. It answers a question at once if the data answer it at the same time.
+
+    Returns:
+        The session's events, and the number of frames.
+    """
+    session = model.stream(processor, fps=fps, **options)
+    for _ in _show(session, processor, example, fps):
+        pass
+    session.close()
+    return session.events, session.num_frames
+
+
+def stream_examples(
+    model: Any,
+    processor: Any,
+    examples: Iterable[dict[str, Any]],
+    *,
+    fps: float = 2.0,
+    batch_size: int = 8,
+    **options: Any,
+) -> Iterator[tuple[dict[str, Any], list[Any], int]]:
+    """
+    Stream examples as [`stream_example`] does, several at a time in a [`StreamingEngine`].
+
+    The results are the same as one by one. When one example ends, the next begins. Videos are read while they play.
+
+    An example gets a session of its own if the engine would forget a part of it. This is so if its video exceeds the
+    language model's context or has an unknown length, or if its text exceeds the memory of an engine's stream. All
+    examples get their own sessions with `batch_size=1`, with an option for memory or tokens (`cache`, `max_frames`,
+    `max_text_tokens`, `streamer`), and if the model is sharded or spread over several devices.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
+        processor ([`VideoLLMMoDProcessor`]): Its processor.
+        examples (iterable of `dict`): Rows with `messages` and `video`.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second.
+        batch_size (`int`, *optional*, defaults to 8): Number of examples to stream at a time.
+        options: Options of [`StreamingSession`].
+
+    Yields:
+        Each example, its session's events and its number of frames, in the order in which the examples end.
+
+    Raises:
+        `ValueError`: If `batch_size` is less than 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if batch_size == 1 or not _can_share(model, options):
+        for example in examples:
+            yield example, *stream_example(model, processor, example, fps=fps, **options)
+        return
+    yield from _SharedStreaming(model, processor, fps, batch_size, options).play(examples)
+
+
+class _SharedStreaming:
+    """Streams several examples at a time in one engine, and makes a larger engine if an example needs it."""
+
+    def __init__(self, model: Any, processor: Any, fps: float, batch_size: int, options: dict[str, Any]) -> None:
+        self.model, self.processor, self.fps, self.batch_size = model, processor, fps, batch_size
+        self.stream_alone = partial(stream_example, model, processor, fps=fps, **options)
+        self.options = {name: value for name, value in options.items() if name != "cache_dtype"}
+        self.cache_dtype = options.get("cache_dtype")
+        self.context = model.config.text_config.max_position_embeddings // (model.config.frame_num_tokens + 1)
+        self.engine: StreamingEngine | None = None
+        self.playing: dict[Any, tuple[dict[str, Any], Iterator[None]]] = {}
+
+    def play(self, examples: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[Any], int]]:
+        """Stream all examples; yield as [`stream_examples`] does."""
+        waiting = iter(examples)
+        example = next(waiting, None)
+        try:
+            while example is not None or self.playing:
+                while example is not None and len(self.playing) < self.batch_size:
+                    count = max(_most_frames(example, self.fps), 1)
+                    if count > self.context:
+                        yield example, *self.stream_alone(example)
+                    elif self._make_room(count):
+                        self._open(example, count)
+                    else:
+                        break
+                    example = next(waiting, None)
+                yield from self._advance()
+                if self.playing:
+                    self.engine.step()
+        finally:
+            # An engine and its captured steps refer to each other, so its memory waits for the garbage collector.
+            self.engine = None
+            gc.collect()
+
+    def _make_room(self, count: int) -> bool:
+        """Make an engine for clips of `count` frames. Return whether there is one now."""
+        if self.engine is not None and count <= self.engine.max_frames:
+            return True
+        if self.playing:
+            return False
+        most = count if self.engine is None else max(count, 2 * self.engine.max_frames)
+        self.engine = None  # Free its memory first.
+        self.engine = StreamingEngine(
+            self.model,
+            self.processor,
+            max_frames=min(most, self.context),
+            max_streams=self.batch_size,
+            # Room for the longest reply comes on top.
+            max_text_tokens=_TEXT_TOKENS + self.options.get("max_new_tokens", 0),
+            cache_dtype=self.cache_dtype,
+        )
+        return True
+
+    def _open(self, example: dict[str, Any], count: int) -> None:
+        stream = self.engine.open(fps=self.fps, max_frames=count, max_text_tokens=_TEXT_TOKENS, **self.options)
+        self.playing[stream] = (example, _show(stream, self.processor, example, self.fps))
+
+    def _advance(self) -> Iterator[tuple[dict[str, Any], list[Any], int]]:
+        """Push the next frame of each stream that is ready for it; yield the results of streams that ended."""
+        for stream, (example, frames) in list(self.playing.items()):
+            if stream.is_done:
+                del self.playing[stream]
+                session = stream.session
+                if stream.error is None and session.num_remembered == session.num_frames:
+                    yield example, session.events, session.num_frames
+                else:
+                    yield example, *self.stream_alone(example)
+            elif stream.num_waiting == 0 and next(frames, _END) is _END:
+                stream.close()
+
+
+def _can_share(model: Any, options: dict[str, Any]) -> bool:
+    """Return whether an engine can stream several clips with these options."""
+    if any(options.get(name) is not None for name in ("cache", "max_frames", "max_text_tokens", "streamer")):
+        return False
+    is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
+    return not is_sharded and len({parameter.device for parameter in model.parameters()}) == 1
+
+
+def _most_frames(example: dict[str, Any], fps: float) -> float:
+    """Return the largest number of frames that a clip may have, or infinity if its length is unknown."""
+    video, start, end = example["video"], example.get("start") or 0.0, example.get("end")
+    if not isinstance(video, (str, Path)):
+        return len(video) if isinstance(video, Sized) else math.inf
+    try:
+        end = video_seconds(video) if end is None else end
+    except ValueError:
+        return math.inf
+    return math.ceil((end - start) * fps) + 1
+
+
+def _show(stream: Any, processor: Any, example: dict[str, Any], fps: float) -> Iterator[None]:
+    """Push the frames of an example into a session or an engine's stream, one by one, and ask the user's questions."""
+    messages = example["messages"]
+    asked = [message for message in messages if message["role"] == "user"]
+    start = example.get("start") or 0.0
+    for time, picture in processor.read_video(example["video"], fps=fps, start=start, end=example.get("end")):
+        due = [message for message in asked if message["time"] <= time + 1e-6]
+        asked = asked[len(due) :]
+        # A question comes before the model can speak at this frame, unless the data have a reply there first.
+        first = [message for message in due if not _comes_after_reply(messages, message)]
+        for message in first:
+            stream.ask(message["content"], time=time, reply_now=_is_answered(messages, message))
+        stream.push(picture, time=time)
+        for message in due[len(first) :]:
+            stream.ask(message["content"], reply_now=_is_answered(messages, message))
+        yield
+
+
+def _comes_after_reply(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:
+    before = messages[: messages.index(question)]
+    return any(m["role"] == "assistant" and m["time"] == question["time"] for m in before)
+
+
+def _is_answered(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:
+    index = messages.index(question)
+    following = messages[index + 1] if index + 1 < len(messages) else {"role": None}
+    return following["role"] == "assistant" and following["time"] == question["time"]
+
+
+def free_streaming(
+    model: Any,
+    processor: Any,
+    examples: Iterable[dict[str, Any]],
+    *,
+    fps: float = 2.0,
+    tolerance: float = 0.5,
+    delay_window: float = 5.0,
+    batch_size: int = 8,
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, float]:
+    """
+    Stream examples and compare what the model says with the data.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
+        processor ([`VideoLLMMoDProcessor`]): Its processor.
+        examples (iterable of `dict`): Rows with `messages` and `video`.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second.
+        tolerance (`float`, *optional*, defaults to 0.5): Seconds by which a narrated event may be early or late.
+        delay_window (`float`, *optional*, defaults to 5.0): Seconds by which it may be off and still count for the
+            mean delay.
+        batch_size (`int`, *optional*, defaults to 8): Number of clips to stream at a time; see [`stream_examples`].
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+        options: Options of [`StreamingSession`].
+
+    Returns:
+        `dict[str, float]`: `event_precision`, `event_recall`, `event_f1`, `event_delay` (mean seconds in the video
+        from an event to the frame at which the model narrates it; see the metric `stream_events`), `answer_accuracy`,
+        `silent_frames_right`, `words_per_minute`, `first_word_latency` (mean seconds from the arrival of a frame at
+        which the model speaks to its first token, with `batch_size` streams on the machine).
+    """
+    streams = stream_examples(model, processor, examples, fps=fps, batch_size=batch_size, **options)
+    total = len(examples) if isinstance(examples, Sized) else None
+    tally = _Tally(fps)
+    for example, events, num_frames in tqdm(streams, desc="streaming", total=total, disable=not progress):
+        tally.add(example["messages"], events, num_frames)
+    return tally.scores(tolerance=tolerance, delay_window=delay_window)
+
+
+@dataclass
+class _Tally:
+    """What the model said in all streams, and what the data say."""
+
+    fps: float
+    narrated: list[list[dict[str, Any]]] = field(default_factory=list)
+    true_events: list[list[dict[str, Any]]] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    true_answers: list[str] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    silent: int = 0
+    silent_right: int = 0
+    words: int = 0
+    seconds: float = 0.0
+
+    def add(self, messages: list[dict[str, Any]], events: list[Any], num_frames: int) -> None:
+        """Add one stream: the messages of its data, and its events."""
+        direct = [k + 1 for k, event in enumerate(events[:-1]) if _answers(events[k + 1], event)]
+        true_answers = self._add_answers(messages, events, direct)
+        free = [e for k, e in enumerate(events) if e.role == "assistant" and k not in direct]
+        true_events = [m for m in messages if m["role"] == "assistant" and not any(m is a for a in true_answers)]
+        self.narrated.append([{"time": e.time, "text": e.text} for e in free])
+        self.true_events.append([{"time": float(m["time"]), "text": m["content"]} for m in true_events])
+        loud = {round(m["time"] * self.fps) for m in true_events}
+        spoken = {round(e.time * self.fps) for e in free}
+        self.silent += num_frames - len(loud)
+        self.silent_right += sum(index not in spoken for index in range(num_frames) if index not in loud)
+        self.words += sum(len(e.text.split()) for e in events if e.role == "assistant")
+        self.seconds += num_frames / self.fps
+        self.latencies += [e.latency for e in free]
+
+    def _add_answers(
+        self, messages: list[dict[str, Any]], events: list[Any], direct: list[int]
+    ) -> list[dict[str, Any]]:
+        """Add the answers of a stream. Return the answers in the data."""
+        questions = [m for m in messages if m["role"] == "user" and _is_answered(messages, m)]
+        true_answers = [messages[messages.index(m) + 1] for m in questions]
+        asked = [event for event in events if event.role == "user"]
+        given = {id(events[k - 1]): events[k].text for k in direct}
+        for question, answer in zip(questions, true_answers, strict=True):
+            # A question may be asked again later, with another answer, so each event matches one question.
+            match = next(
+                (e for e in asked if e.text == question["content"] and e.time >= question["time"] - 1e-6), None
+            )
+            asked = asked[asked.index(match) + 1 :] if match is not None else asked
+            self.answers.append("" if match is None else given.get(id(match), ""))
+            self.true_answers.append(answer["content"])
+        return true_answers
+
+    def scores(self, *, tolerance: float, delay_window: float) -> dict[str, float]:
+        """Compute the measures of [`free_streaming`]."""
+        scores = evaluate_metric("stream_events").compute(
+            predictions=self.narrated, references=self.true_events, tolerance=tolerance, delay_window=delay_window
+        )
+        if self.true_answers:
+            scores |= evaluate_metric("answer_accuracy").compute(
+                predictions=self.answers, references=self.true_answers
+            )
+        scores["silent_frames_right"] = self.silent_right / max(self.silent, 1)
+        scores["words_per_minute"] = 60 * self.words / max(self.seconds, 1e-9)
+        scores["first_word_latency"] = sum(self.latencies) / max(len(self.latencies), 1)
+        return scores
+
+
+def _answers(event: Any, question: Any) -> bool:
+    """Return whether an event is the direct answer to the event before it."""
+    is_reply = question.role == "user" and event.role == "assistant"
+    return is_reply and event.time == question.time and event.interval_probability is None
