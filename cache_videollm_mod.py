@@ -86,6 +86,10 @@ class PositionsMixin:
     positions before keys and values.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.positions = None
+
     def reset(self) -> None:
         """Empty the layer."""
         self.positions = None
@@ -101,10 +105,6 @@ class PositionsMixin:
 
 class RoutedDynamicLayer(PositionsMixin, VideoLLMMoDDynamicLayer):
     """A growing layer of kept and text tokens."""
-
-    def __init__(self, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.positions = None
 
     # Chunks are joined on first use: most steps need no positions, and joining costs a kernel launch per layer.
     @property
@@ -136,20 +136,17 @@ class RoutedDynamicLayer(PositionsMixin, VideoLLMMoDDynamicLayer):
 class RoutedStaticLayer(PositionsMixin, VideoLLMMoDStaticLayer):
     """A preallocated layer of kept and text tokens."""
 
-    def __init__(self, max_cache_len: int, **kwargs) -> None:
-        super().__init__(max_cache_len, **kwargs)
-        self.positions = None
-
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate keys, values and positions for states (batch, heads, any, dim)."""
         super().lazy_initialization(key_states, value_states)
-        if self.positions is None:
-            self._allocate_positions(key_states.shape[0], key_states.device)
+        self._allocate_positions(key_states)
 
-    def _allocate_positions(self, batch_size: int, device: torch.device) -> None:
-        self.positions = torch.full((batch_size, self.max_cache_len), -1, dtype=torch.long, device=device)
-        if not torch.compiler.is_compiling():
-            torch._dynamo.mark_static_address(self.positions)
+    def _allocate_positions(self, like: torch.Tensor) -> None:
+        if self.positions is None:
+            shape = (like.shape[0], self.max_cache_len)
+            self.positions = torch.full(shape, -1, dtype=torch.long, device=like.device)
+            if not torch.compiler.is_compiling():
+                torch._dynamo.mark_static_address(self.positions)
 
     def reset(self) -> None:
         """Empty the layer; tensors keep their addresses."""
@@ -159,8 +156,7 @@ class RoutedStaticLayer(PositionsMixin, VideoLLMMoDStaticLayer):
 
     def record_positions(self, positions: torch.Tensor) -> None:
         """Write the positions (batch, new) of the next entries."""
-        if self.positions is None:
-            self._allocate_positions(positions.shape[0], positions.device)
+        self._allocate_positions(positions)
         slots = torch.arange(positions.shape[1], device=positions.device) + self.get_seq_length()
         self.positions.index_copy_(1, slots, positions)
 
@@ -223,8 +219,7 @@ class VideoLLMMoDCache(Cache):
         super().__init__(layers=layers, offloading=offloading)
         # A tensor for static layers, so that a compiled step does not specialise on its value.
         self.num_seen: int | torch.Tensor = 0 if max_lengths is None else torch.tensor(0)
-        # Whether a routed layer has filler, which attention must mask.
-        self.has_filler = False
+        self.has_filler = False  # in a routed layer: attention must mask it
         # For each forward pass: its first token, its number of tokens, and which of them are inside a frame.
         self._log: list[tuple[int | torch.Tensor, int, torch.Tensor | None]] = []
 
@@ -262,10 +257,7 @@ class VideoLLMMoDCache(Cache):
         return self.layers[layer_idx].positions
 
     def advance(self, num_tokens: int, inside_frame: torch.Tensor | None = None) -> None:
-        """
-        Count the tokens of one forward pass, including frame tokens. `inside_frame` (batch, num_tokens) is True at
-        frame tokens except the last of each frame: the cache cannot be cropped after them.
-        """
+        """Count one pass. `inside_frame` (batch, num_tokens) is True at frame tokens except the last of each frame."""
         is_static = isinstance(self.num_seen, torch.Tensor)
         # A growing list would recompile the step. `crop` recognises compiled steps by their missing entries.
         if not torch.compiler.is_compiling():

@@ -38,7 +38,7 @@ class StreamEvent:
 
 @dataclass
 class StreamStep:
-    """The input that a session needs the model to process next."""
+    """The input that a session needs the model to process next, with the session's cache."""
 
     ids: list[int]  # new tokens, including frame tokens
     ends: list[int]  # indices of the tokens to decide after: the last of each frame, or of the text
@@ -63,7 +63,7 @@ class StepResult:
     kept_tokens: dict[int, torch.Tensor]  # by routed layer, True where a token was kept, (frames, tokens)
 
 
-# The work of a session yields each step that it needs and receives the result.
+# The work of a session yields each step that it needs; `send` it the result.
 Work = Generator[StreamStep, StepResult, None]
 
 
@@ -146,12 +146,9 @@ class _Memory:
         return ranges
 
     def _choose(self, num_new_text: int) -> set[int]:
-        """
-        Return the indices of the pieces to forget: the oldest, except sinks and text before the first frame.
-
-        Text goes only together with the frames before it, and never after the last frame. An eighth more goes than
-        must, so that the cache moves once in a while and not at each frame.
-        """
+        """Return the indices of the pieces to forget: the oldest, except sinks and text before the first frame."""
+        # Text goes only together with the frames before it, and never after the last frame. An eighth more goes than
+        # must, so that the cache moves once in a while and not at each frame.
         frames_due = 1 + self.max_frames // 8 if self.num_frames == self.max_frames else 0
         # If every frame is due, no text stands before a frame that stays.
         text_due = self._excess_text(num_new_text) if self.num_frames - self.sink_frames > frames_due else 0
@@ -191,8 +188,7 @@ class StreamingSession:
         source_fps (`float`, *optional*): Rate at which frames without a time are pushed, such as a camera's 30. The
             session sees the frame that is on screen at each tick of `fps`. Defaults to `fps`: it sees all frames.
         system_prompt (`str`, *optional*): First text of the stream. Defaults to the processor's.
-        interval_threshold (`float`, *optional*): The model speaks where the probability of silence is lower. Defaults
-            to the configuration's.
+        interval_threshold (`float`, *optional*): Speak where silence is less likely. Defaults to the configuration's.
         max_new_tokens (`int`, *optional*, defaults to 100): Most tokens of a reply.
         chunk_frames (`int`, *optional*, defaults to 8): Most frames per step. Changes speed and memory, not replies.
         max_frames (`int`, *optional*): Most frames to remember, for streams without end. When it is reached, the
@@ -204,10 +200,9 @@ class StreamingSession:
         logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
         do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens.
         cache_dtype (`torch.dtype`, *optional*): Dtype of the stored keys and values; see [`VideoLLMMoDCache`].
-        cache ([`VideoLLMMoDCache`], *optional*): An empty cache to use. Defaults to a growing one.
+        cache ([`VideoLLMMoDCache`], *optional*): An empty cache to use. Defaults to a growing one. See its `lengths`.
 
     Attributes:
-        cache ([`VideoLLMMoDCache`]): The key/value cache; see its `lengths` and `num_bytes`.
         time (`float`, *optional*): Time of the last frame seen, in seconds.
         num_frames (`int`): Number of frames seen.
         num_dropped (`int`): Number of frames dropped because frames came too fast.
@@ -251,6 +246,7 @@ class StreamingSession:
         self.interval_threshold, self.max_new_tokens = interval_threshold, max_new_tokens
         self.chunk_frames = chunk_frames if max_frames is None else min(chunk_frames, max_frames - sink_frames)
         self.streamer, self.logits_processor, self.do_sample = streamer, logits_processor, do_sample
+
         self.cache = model.new_cache(dtype=cache_dtype) if cache is None else cache
         self.time: float | None = None
         self.num_frames = self.num_dropped = 0
@@ -329,10 +325,10 @@ class StreamingSession:
         self._refuse_if_closed()
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"A question must be a text that is not empty, got {text!r}.")
-        arrival = clock.perf_counter()
-        received = -math.inf if self._received_time is None else self._received_time
         if interrupt and time is not None:
             raise ValueError("A question that interrupts is asked now: leave `time` out.")
+        arrival = clock.perf_counter()
+        received = -math.inf if self._received_time is None else self._received_time
         if interrupt:
             # It comes before questions that do not interrupt and after those that do.
             place = sum(question.interrupt for question in self._questions)
@@ -431,12 +427,7 @@ class StreamingSession:
         return self.events[first:]
 
     def work(self, *, to_the_end: bool = False) -> Work:
-        """
-        Process waiting frames and due questions, `to_the_end` also questions of a later time.
-
-        Yields:
-            [`StreamStep`]: Run it on the model with `cache`, then `send` the [`StepResult`].
-        """
+        """Process waiting frames and due questions, `to_the_end` also later questions; the caller runs the model."""
         while True:
             if self._waiting and self.time is None:
                 # Questions asked before any frame get the time of the first.
@@ -456,11 +447,11 @@ class StreamingSession:
 
     def drop_oldest(self) -> bool:
         """Drop the oldest waiting frame unseen; return whether there was one."""
-        if not self._waiting:
-            return False
-        self._waiting.popleft()
-        self.count_dropped()
-        return True
+        has_frame = bool(self._waiting)
+        if has_frame:
+            self._waiting.popleft()
+            self.count_dropped()
+        return has_frame
 
     def count_dropped(self) -> None:
         """Count a frame that was dropped unseen."""
@@ -577,12 +568,14 @@ class StreamingSession:
         self._memory.add_text(len(opening))
         said = yield StreamStep(opening, [len(opening) - 1])
         self._stream_open = False
+        eos = self.model.generation_config.eos_token_id
+        ends = {self.processor.tokenizer.eos_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])}
         token_ids: list[int] = []
         latency, interrupted = None, False
         while len(token_ids) < self.max_new_tokens and not interrupted:
             token = self._choose_token(said, token_ids)
             latency = clock.perf_counter() - arrival if latency is None else latency
-            if token in self._eos_token_ids():
+            if token in ends:
                 break
             token_ids.append(token)
             if self.streamer is not None:
@@ -611,11 +604,6 @@ class StreamingSession:
         if self.do_sample:
             return int(torch.multinomial(scores.softmax(dim=-1), num_samples=1))
         return int(scores.argmax(dim=-1))
-
-    def _eos_token_ids(self) -> set[int]:
-        configured = self.model.generation_config.eos_token_id
-        configured = configured if isinstance(configured, (list, tuple)) else [configured]
-        return {self.processor.tokenizer.eos_token_id, *configured}
 
     def _take_unfed(self, then: str) -> list[int]:
         """Return the tokens of everything said since the last step, up to a frame ("stream") or a reply."""
@@ -686,10 +674,8 @@ def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_tex
 
 
 def within_context(config: Any, max_frames: int | None = None) -> dict[str, int]:
-    """
-    Return the limits of a session that keep an endless stream within the language model's context: `max_frames`, by
-    default three quarters of the context, and `max_text_tokens`, half of the rest. The other half is for new text.
-    """
+    """Return `max_frames` and `max_text_tokens` that keep an endless session within the language model's context."""
+    # By default three quarters of the context are for frames. Half of the rest is for old text, half for new text.
     context, tokens = config.text_config.max_position_embeddings, config.frame_num_tokens + 1
     most = max(context * 3 // 4 // tokens, 1) if max_frames is None else max_frames
     return {"max_frames": most, "max_text_tokens": max((context - most * tokens) // 2, 1)}

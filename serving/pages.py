@@ -334,10 +334,6 @@ class PagedLayer(CacheLayerMixin):
 class RoutedPagedLayer(PositionsMixin, PagedLayer):
     """A layer of one stream that holds text and kept frame tokens."""
 
-    def __init__(self, pool: VideoLLMMoDPagePool, layer: int, table: _PageTable) -> None:
-        super().__init__(pool, layer, table)
-        self._early: torch.Tensor | None = None
-
     @property
     def positions(self) -> torch.Tensor | None:
         """Index of each entry in the full sequence, (1, length), or `None` before the first entry."""
