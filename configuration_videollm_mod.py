@@ -36,7 +36,13 @@ if _found >= version.parse("6"):
 _TESTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 # A model with one of these scales its embeddings or logits outside its layers, in code that does not run here.
 _SCALING_FIELDS = ("embedding_multiplier", "logits_scaling", "logit_scale", "final_logit_softcapping", "scale_emb")
-MOD_LAYER_SCHEMES = ("interleaved", "interleaved_deep", "all", "all_deep")
+# The routed layers of each scheme.
+MOD_LAYER_SCHEMES = {
+    "interleaved": slice(1, None, 2),
+    "interleaved_deep": slice(3, None, 2),
+    "all": slice(None),
+    "all_deep": slice(2, None),
+}
 
 _DEFAULT_TEXT = {
     "model_type": "llama",
@@ -72,11 +78,10 @@ class CostEstimate:
     `torch.utils.flop_counter.FlopCounterMode`. A causal kernel does about half of the attention.
 
     Attributes:
-        flops (`int`): Operations of connector, routers, decoder layers and head under this scheme.
-        full_flops (`int`): The same at full compute (every keep ratio 1).
+        flops, full_flops (`int`):
+            Operations of connector, routers, decoder layers and head: under this scheme, and with every keep ratio 1.
         cache_entries (`tuple[int, ...]`): Key/value cache entries of each layer afterwards.
-        cache_bytes (`int`): Bytes of the key/value cache afterwards.
-        full_cache_bytes (`int`): The same at full compute.
+        cache_bytes, full_cache_bytes (`int`): Bytes of the key/value cache afterwards.
         vision_flops (`int`): Operations of encoding the new frames; 0 in estimates of the configuration.
     """
 
@@ -113,18 +118,16 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         frame_token_pooled (`list[int]`, *optional*, defaults to `[3, 3]`):
             Height and width of the grid that patches are average-pooled to, or `None` for no grid.
         vision_feature_layer (`int`, *optional*):
-            Encoder layer that provides the patches, as in LLaVA: -1 is the last before the final norm, -2 the one
-            before. Defaults to the encoder's output, after the norm.
+            Encoder layer that provides the patches: -1 is the last, before the final norm. Defaults to the output.
         frame_token_id (`int`, *optional*, defaults to 128256):
             Id of the frame token "<v>". It needs no row in the embedding table.
         frame_token_interval_id (`int`, *optional*, defaults to 11):
             Id of the interval token between frames. With `None`, frames follow each other directly, and the
-            end-of-sequence token means silence (VideoLLM-online's one-token models).
+            end-of-sequence token means silence.
         connector_hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation within the connector.
         mod_keep_ratio (`float` or `list[float]`, *optional*, defaults to 0.2):
             Share of each frame's tokens that a routed layer keeps, in [0, 1]: `ceil(ratio * tokens)` tokens. A list
-            gives one ratio per layer. It can express full compute (all 1), EarlyExit (1, then 0), LayerSkip (1, 0, 1,
-            0, ...) and p-MoD's decaying schedule.
+            gives one ratio per layer.
         mod_layers (`str` or `list[int]`, *optional*):
             The routed layers if `mod_keep_ratio` is one number: `"interleaved"` (1, 3, 5, ..., the default),
             `"interleaved_deep"` (3, 5, ...), `"all"`, `"all_deep"` (from 2), or a list of indices.
@@ -136,8 +139,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             `"tanh"` (`1 + 0.2 * tanh(score)` with routers that start at zero, as in p-MoD, arXiv 2412.04449) or
             `"none"`. Applies to routers that learn.
         mod_gate_on (`str`, *optional*, defaults to `"update"`):
-            Whether the gate multiplies the layer's `"update"` (the paper) or its `"output"`, residual included (the
-            authors' code).
+            Whether the gate multiplies the layer's `"update"` (the paper) or its `"output"` (the authors' code).
         mod_keep_last (`bool`, *optional*, defaults to `True`):
             Whether a layer that keeps any token always keeps the frame's last, where the model decides to speak.
         stream_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -199,8 +201,6 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 hint = f" Did you mean `{close[0]}`?" if close else f" Known are {', '.join(known)}."
                 raise ValueError(f"VideoLLMMoDConfig has no field `{name}`.{hint}")
 
-    # ---------------------------------------------------------------- derived layout
-
     @property
     def frame_num_tokens(self) -> int:
         """Number of tokens per frame: the pooled token, if there is one, and the grid."""
@@ -209,21 +209,14 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     @property
     def layer_keep_ratios(self) -> list[float]:
         """Keep ratio of every decoder layer, in [0, 1]; 1 for full layers."""
-        num_layers = self.text_config.num_hidden_layers
+        layers = range(self.text_config.num_hidden_layers)
         if isinstance(self.mod_keep_ratio, (list, tuple)):
             return [float(ratio) for ratio in self.mod_keep_ratio]
-        if isinstance(self.mod_layers, (list, tuple)):
-            routed = set(self.mod_layers)
-        else:
-            # `None` remains if one number replaced a list of ratios after construction.
-            routed = {
-                None: range(1, num_layers, 2),
-                "interleaved": range(1, num_layers, 2),
-                "interleaved_deep": range(3, num_layers, 2),
-                "all": range(num_layers),
-                "all_deep": range(2, num_layers),
-            }[self.mod_layers]
-        return [float(self.mod_keep_ratio) if layer in routed else 1.0 for layer in range(num_layers)]
+        # `None` remains if one number replaced a list of ratios after construction.
+        routed = "interleaved" if self.mod_layers is None else self.mod_layers
+        if isinstance(routed, str):
+            routed = layers[MOD_LAYER_SCHEMES[routed]]
+        return [float(self.mod_keep_ratio) if layer in routed else 1.0 for layer in layers]
 
     @property
     def layer_keep_counts(self) -> list[int]:
@@ -235,29 +228,23 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     @property
     def routed_layers(self) -> list[int]:
         """Indices of the layers that keep fewer than all tokens of a frame."""
-        num_tokens = self.frame_num_tokens
-        return [layer for layer, count in enumerate(self.layer_keep_counts) if count < num_tokens]
+        return [layer for layer, count in enumerate(self.layer_keep_counts) if count < self.frame_num_tokens]
 
     @property
     def router_layers(self) -> list[int]:
         """Indices of the layers that have a router: routed, and keeping at least one token."""
-        counts = self.layer_keep_counts
-        return [layer for layer in self.routed_layers if counts[layer] > 0]
+        return [layer for layer, count in enumerate(self.layer_keep_counts) if 0 < count < self.frame_num_tokens]
 
     @property
     def vision_grid(self) -> tuple[int, int] | None:
         """Patch grid (height, width) of the vision encoder at its own resolution, or `None` if unknown."""
         patch_size = getattr(self.vision_config, "patch_size", None)
         image_size = getattr(self.vision_config, "image_size", None)
-        num_patches = getattr(self.vision_config, "num_patches", None)
         if patch_size is not None and image_size is not None:
-            (height, width), (patch_height, patch_width) = _pair(image_size), _pair(patch_size)
+            (height, width), (patch_height, patch_width) = height_and_width(image_size), height_and_width(patch_size)
             return height // patch_height, width // patch_width
-        if isinstance(num_patches, int):
-            return math.isqrt(num_patches), math.isqrt(num_patches)
-        return None
-
-    # ---------------------------------------------------------------- validation, at construction and at saving
+        num_patches = getattr(self.vision_config, "num_patches", None)
+        return (math.isqrt(num_patches),) * 2 if isinstance(num_patches, int) else None
 
     def validate_frame_tokens(self) -> None:
         """Check the layout of a frame against the encoder."""
@@ -272,38 +259,24 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 f"`frame_token_pooled` is {grid[0]}x{grid[1]}, but the vision encoder has only "
                 f"{vision_grid[0]}x{vision_grid[1]} patches: choose a grid no larger than that."
             )
-        layer, num_layers = self.vision_feature_layer, getattr(self.vision_config, "num_hidden_layers", math.inf)
-        if layer is not None and not -num_layers <= layer <= -1:
-            raise ValueError(
-                f"`vision_feature_layer` counts the encoder's {num_layers} layers from the end, -1 to {-num_layers}, "
-                f"got {layer}."
-            )
+        layer, depth = self.vision_feature_layer, getattr(self.vision_config, "num_hidden_layers", math.inf)
+        if layer is not None and not -depth <= layer <= -1:
+            raise ValueError(f"`vision_feature_layer` counts layers from the end, -1 to -{depth}, got {layer}.")
         if self.frame_token_cls and getattr(self.vision_config, "vision_use_head", True) is False:
-            raise ValueError(
-                "`frame_token_cls=True` needs the encoder's pooled output, but `vision_config.vision_use_head` is "
-                "False: set `frame_token_cls=False` or use an encoder with a pooling head."
-            )
+            raise ValueError("`vision_config.vision_use_head` is False, so set `frame_token_cls=False` too.")
 
     def validate_frame_token_ids(self) -> None:
         """Check the ids of the frame token, the interval token and the end of sequence."""
         if self.frame_token_id is None or self.frame_token_id < 0:
-            raise ValueError(
-                f"`frame_token_id` must be the id of the frame token in the tokenizer, got {self.frame_token_id}."
-            )
+            raise ValueError(f"`frame_token_id` must be the id of the frame token, got {self.frame_token_id}.")
         vocab_size = self.text_config.vocab_size
         interval = self.frame_token_interval_id
         if interval is not None and not 0 <= interval < vocab_size:
-            raise ValueError(
-                f"`frame_token_interval_id` is {interval}, outside the vocabulary of {vocab_size} tokens: the "
-                "interval token is an ordinary token that the model predicts."
-            )
+            raise ValueError(f"`frame_token_interval_id` {interval} is outside the vocabulary of {vocab_size} tokens.")
         if interval == self.frame_token_id:
             raise ValueError(f"`frame_token_interval_id` and `frame_token_id` are both {interval}; they must differ.")
         if interval is None and getattr(self.text_config, "eos_token_id", None) is None:
-            raise ValueError(
-                "Without `frame_token_interval_id` the end-of-sequence token is the target of silence, but "
-                "`text_config.eos_token_id` is None: set one of the two."
-            )
+            raise ValueError("Set `frame_token_interval_id` or `text_config.eos_token_id` as the target of silence.")
 
     def validate_router_and_gate(self) -> None:
         """Check the names of the router type and the gate."""
@@ -314,35 +287,26 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     def validate_routing(self) -> None:
         """Check keep ratios and routed layers against the language model."""
-        num_layers = self.text_config.num_hidden_layers
+        layers = range(self.text_config.num_hidden_layers)
         per_layer = isinstance(self.mod_keep_ratio, (list, tuple))
         ratios = self.mod_keep_ratio if per_layer else [self.mod_keep_ratio]
         for ratio in ratios:
             if isinstance(ratio, bool) or not 0 <= ratio <= 1:
                 raise ValueError(f"`mod_keep_ratio` must lie in [0, 1], got {ratio}.")
-        if per_layer:
-            if len(ratios) != num_layers:
-                raise ValueError(
-                    f"`mod_keep_ratio` gives {len(ratios)} ratios, but the language model has {num_layers} layers: "
-                    "give one per layer, or one number for all of `mod_layers`."
-                )
-            if self.mod_layers is not None:
-                raise ValueError(
-                    f"`mod_keep_ratio` already gives one ratio per layer, so `mod_layers={self.mod_layers!r}` has no "
-                    "effect: leave it out."
-                )
-        elif isinstance(self.mod_layers, str):
+        if per_layer and len(ratios) != len(layers):
+            raise ValueError(
+                f"`mod_keep_ratio` gives {len(ratios)} ratios, but the language model has {len(layers)} layers."
+            )
+        if per_layer and self.mod_layers is not None:
+            raise ValueError("`mod_keep_ratio` already gives one ratio per layer: leave `mod_layers` out.")
+        if isinstance(self.mod_layers, str):
             if self.mod_layers not in MOD_LAYER_SCHEMES:
-                raise ValueError(
-                    f"`mod_layers` is {self.mod_layers!r}; known schemes are {', '.join(MOD_LAYER_SCHEMES)}; or give "
-                    "a list of layer indices."
-                )
-        else:
-            for layer in self.mod_layers or ():
-                if not 0 <= layer < num_layers:
-                    raise ValueError(
-                        f"`mod_layers` names layer {layer}, but the language model's layers are 0 to {num_layers - 1}."
-                    )
+                known = ", ".join(MOD_LAYER_SCHEMES)
+                raise ValueError(f"`mod_layers` is {self.mod_layers!r}; known schemes are {known}; or list indices.")
+        elif wrong := set(self.mod_layers or ()).difference(layers):
+            raise ValueError(
+                f"`mod_layers` names layer {min(wrong)}, but the language model's layers are 0 to {layers[-1]}."
+            )
 
     def validate_weights_and_threshold(self) -> None:
         """Check the loss weight and the interval threshold."""
@@ -350,8 +314,6 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             raise ValueError(f"`interval_threshold` is a probability in [0, 1], got {self.interval_threshold}.")
         if self.stream_loss_weight < 0:
             raise ValueError(f"`stream_loss_weight` must not be negative, got {self.stream_loss_weight}.")
-
-    # ---------------------------------------------------------------- cost
 
     def estimate_cost(
         self,
@@ -370,20 +332,16 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         times head size. The head runs once per frame and once per text token.
 
         Args:
-            frames (`int`): Number of new frames.
-            text_tokens (`int`): Number of new text tokens, interval tokens included.
-            past_frames (`int`, *optional*, defaults to 0): Number of frames in the cache.
-            past_text_tokens (`int`, *optional*, defaults to 0): Number of text tokens in the cache.
+            frames, text_tokens (`int`): Numbers of new frames, and of new text tokens with interval tokens.
+            past_frames, past_text_tokens (`int`, *optional*, defaults to 0): The same numbers in the cache.
             bytes_per_value (`int`, *optional*, defaults to 2): Bytes of one number in the key/value cache.
 
         Raises:
             `ValueError`: If a count is negative, or the language model has mixture-of-experts layers.
         """
-        counts = {"frames": frames, "text_tokens": text_tokens}
-        counts |= {"past_frames": past_frames, "past_text_tokens": past_text_tokens}
-        for name, value in counts.items():
-            if value < 0:
-                raise ValueError(f"`{name}` must not be negative, got {value}.")
+        counts = (frames, text_tokens, past_frames, past_text_tokens)
+        if min(counts) < 0:
+            raise ValueError(f"Numbers of frames and tokens must not be negative, got {counts}.")
         text = self.text_config
         if getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None):
             raise ValueError(f"`estimate_cost` supports dense layers only; {text.model_type!r} has experts.")
@@ -448,7 +406,8 @@ def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default: dict[s
     return AutoConfig.for_model(fields.pop("model_type", default["model_type"]), **fields)
 
 
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """Return a size that a vision configuration gives as one number or two as (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 

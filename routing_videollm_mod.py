@@ -3,7 +3,7 @@
 """Routing on one page: router types, where frames lie, which tokens a layer keeps, and how it runs on those only."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from transformers.masking_utils import (
     sliding_window_overlay,
 )
 
-
-# ---------------------------------------------------------------------------------------------------- router types
 
 # What `mod_gate` computes from a router score; `None` leaves the layer at full strength. "linear" is the paper's
 # (arXiv 2408.16730), "tanh" is p-MoD's (arXiv 2412.04449): it is 1 at a score of 0.
@@ -107,8 +105,7 @@ class RandomRouter(VideoLLMMoDRouter):
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.LongTensor, *_: Any) -> torch.Tensor:
         """Return numbers in [0, 1) that look random."""
-        noise = position_noise(position_ids, self.layer)
-        return noise.expand(hidden_states.shape[:2])[..., None]
+        return position_noise(position_ids, self.layer).expand(hidden_states.shape[:2])[..., None]
 
 
 ROUTERS: dict[str, type[VideoLLMMoDRouter]] = {
@@ -128,22 +125,15 @@ def position_noise(positions: torch.LongTensor, layer: int) -> torch.Tensor:
     return (x ^ (x >> 15)).float() / 2**32
 
 
-# ------------------------------------------------------------------------------------------------- where frames lie
-
-
 @dataclass
 class RoutingPlan:
     """
-    Where the tokens of a batch go in a layer that keeps `keep_count` tokens per frame.
-
-    A plan depends on where frames lie and not on scores, so layers with the same `keep_count` share it. Each layer
-    then writes its own choice into `frame_slots`.
+    Where the tokens of a batch go in layers that keep `keep_count` tokens per frame, whatever their scores.
 
     Attributes:
-        length (`int`): Length of the short sequence of kept and text tokens, which is that of the longest row.
+        length (`int`): Length of the short sequence of kept and text tokens in the longest row.
         slots (`torch.LongTensor` of shape `(batch * length,)`): Index of each slot's token in the flattened batch.
-            Frame slots hold a stand-in.
-        frame_slots (`torch.LongTensor` of shape `(frames * keep_count,)`): The slots of kept frame tokens.
+        frame_slots (`torch.LongTensor` of shape `(frames * keep_count,)`): Slots where layers write their choice.
         valid (`torch.LongTensor`, *optional*): The slots that are not filler, or `None` if all rows are equally long.
     """
 
@@ -163,7 +153,6 @@ class FrameLayout:
         num_tokens (`int`): Number of tokens per frame.
 
     Attributes:
-        total_frames (`int`): Number of frames in the batch.
         rank (`torch.LongTensor` of shape `(batch, sequence)`): Index of each frame token within its frame.
         token_index (`torch.LongTensor` of shape `(frames, tokens)`): Index of each frame token in the flattened batch.
 
@@ -172,9 +161,7 @@ class FrameLayout:
     """
 
     def __init__(self, frame_token_mask: torch.BoolTensor, num_frames: Sequence[int], num_tokens: int) -> None:
-        self.frame_token_mask = frame_token_mask
-        self.num_frames = list(num_frames)
-        self.num_tokens = num_tokens
+        self.frame_token_mask, self.num_frames, self.num_tokens = frame_token_mask, list(num_frames), num_tokens
         self.total_frames = sum(num_frames)
         self.batch_size, self.sequence_length = frame_token_mask.shape
         self._plans: dict[int, RoutingPlan] = {}
@@ -186,8 +173,7 @@ class FrameLayout:
             torn = (self.token_index[:, -1] - self.token_index[:, 0] != num_tokens - 1).nonzero()
             if len(torn):
                 raise ValueError(
-                    f"The {num_tokens} tokens of a frame must stand together; other tokens stand within frame "
-                    f"{int(torn[0])} of the batch."
+                    f"Frame tokens must stand together; other tokens stand within frame {int(torn[0])} of the batch."
                 )
 
     @property
@@ -205,13 +191,13 @@ class FrameLayout:
         return torch.nonzero_static(may_speak.flatten(), size=size).squeeze(1)
 
     def plan(self, keep_count: int) -> RoutingPlan:
-        """Return the plan of layers that keep `keep_count` tokens per frame."""
+        """Return the plan of layers that keep `keep_count` tokens per frame, made once."""
         if keep_count not in self._plans:
             self._plans[keep_count] = self._make_plan(keep_count)
         return self._plans[keep_count]
 
     def preference(self, num_tokens: int, count: int) -> torch.LongTensor:
-        """Return [`preference`] on the device of the frames, computed once for all layers."""
+        """Return [`preference`] on the device of the frames, made once."""
         if (num_tokens, count) not in self._preferences:
             self._preferences[num_tokens, count] = preference(num_tokens, count, self.token_index.device)
         return self._preferences[num_tokens, count]
@@ -274,12 +260,8 @@ def find_frames(
             f"The rows have {num_frames} frames, but neither `pixel_values_videos` nor `frame_features` was given."
         )
     expected = [count * num_tokens for count in num_frames]
-    check_on_device(
-        frame_token_mask.sum(dim=1),
-        expected,
-        f"Tokens and frames do not match: the rows have {num_frames} frames of {num_tokens} tokens, so frame "
-        f"tokens expected {expected}",
-    )
+    message = f"The rows have {num_frames} frames of {num_tokens} tokens, so frame tokens expected {expected}"
+    check_on_device(frame_token_mask.sum(dim=1), expected, message)
     return FrameLayout(frame_token_mask, num_frames, num_tokens)
 
 
@@ -294,9 +276,7 @@ def _check_frames(
     }
     for name, (frames, shape) in shapes.items():
         if frames is not None and (frames.ndim != shape.count(",") + 1 or frames.shape[0] != batch_size):
-            raise ValueError(
-                f"`{name}` must be {shape} with a batch of {batch_size}, got a tensor of shape {tuple(frames.shape)}."
-            )
+            raise ValueError(f"`{name}` must be {shape} with a batch of {batch_size}, got {tuple(frames.shape)}.")
     expected = (config.frame_num_tokens, config.vision_config.hidden_size)
     if frame_features is not None and tuple(frame_features.shape[2:]) != expected:
         raise ValueError(
@@ -318,17 +298,14 @@ def find_positions(
     """Return rotary positions (batch or 1, sequence): the given ones after checks, or a count of each dialogue."""
     given = None if attention_mask is None or isinstance(num_seen, torch.Tensor) else attention_mask.shape[1]
     if given is not None and given != num_seen + layout.sequence_length:
-        raise ValueError(
-            f"`attention_mask` is {given} wide; it must cover past and new tokens: {num_seen} + "
-            f"{layout.sequence_length}."
-        )
+        needed = f"{num_seen} + {layout.sequence_length}"
+        raise ValueError(f"`attention_mask` is {given} wide; it must cover past and new tokens: {needed}.")
     if position_ids is not None:
         if attention_mask is None and seq_idx is None and getattr(cache, "needs_masks", True):
             check_on_device(
                 (position_ids.diff(dim=-1) < 0).sum(dim=-1),
                 [0] * position_ids.shape[0],
-                "`position_ids` restart within a row. To keep dialogues of one row apart, give `seq_idx`, the index "
-                "of each token's dialogue. Number of restarts",
+                "`position_ids` restart within a row: give `seq_idx` to keep its dialogues apart. Number of restarts",
             )
         return position_ids
     if seq_idx is not None:
@@ -339,9 +316,6 @@ def find_positions(
         positions = attention_mask.long().cumsum(dim=1) - 1
         return positions.clamp(min=0)[:, -layout.sequence_length :].to(device)
     return (torch.arange(layout.sequence_length, device=device) + num_seen)[None]
-
-
-# ------------------------------------------------------------------------------------------- which tokens are kept
 
 
 @dataclass
@@ -391,17 +365,14 @@ def choose_kept(
         `torch.LongTensor` of shape `(frames, keep_count)`: Indices of the highest scores, ascending. Among equal
         scores, evenly spaced tokens win: routers that start at zero do not all keep the top left corner.
     """
-    num_frames, num_tokens = scores.shape
+    num_tokens = scores.shape[1]
     count, candidates = (keep_count - 1, num_tokens - 1) if keep_last else (keep_count, num_tokens)
-    preferred = (
-        preference(candidates, count, scores.device) if layout is None else layout.preference(candidates, count)
-    )
+    device = scores.device
+    preferred = layout.preference(candidates, count) if layout else preference(candidates, count, device)
     # A stable sort, since `topk` breaks ties differently for one frame and for many.
     ranking = scores.index_select(1, preferred).argsort(dim=1, descending=True, stable=True)[:, :count]
     kept = preferred[ranking].sort(dim=1).values
-    if keep_last:
-        kept = torch.cat([kept, kept.new_full((num_frames, 1), num_tokens - 1)], dim=1)
-    return kept
+    return F.pad(kept, (0, 1), value=num_tokens - 1) if keep_last else kept
 
 
 def preference(num_tokens: int, count: int, device: torch.device) -> torch.LongTensor:
@@ -409,9 +380,6 @@ def preference(num_tokens: int, count: int, device: torch.device) -> torch.LongT
     first = (2 * torch.arange(count, device=device) + 1) * num_tokens // (2 * max(count, 1))
     is_first = torch.zeros(num_tokens, dtype=torch.long, device=device).index_fill(0, first, 1)
     return is_first.argsort(descending=True, stable=True)
-
-
-# ------------------------------------------------------------------------------------- running on kept tokens only
 
 
 def apply_gate(
@@ -436,15 +404,8 @@ def run_on_kept(
     on_update: bool,
 ) -> torch.Tensor:
     """
-    Run a layer on kept and text tokens only; skipped tokens pass unchanged.
-
-    Args:
-        run (`Callable`): Runs the layer on hidden states (batch, length, hidden) and their rotary cos and sin.
-        hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): The full sequences.
-        rotary (`torch.Tensor` of shape `(2, batch, sequence, dim)`): Rotary cos and sin of the full sequences.
-        choice ([`Choice`]): The layer's choice.
-        plan ([`RoutingPlan`]): The layer's plan.
-        on_update (`bool`): Whether the gate multiplies the layer's update or its output.
+    Run a layer on kept and text tokens only; skipped tokens pass unchanged. `hidden_states` (batch, sequence, hidden)
+    and `rotary` (2, batch, sequence, dim), cos and sin, are of the full sequences. `run` receives their short parts.
     """
     batch_size, flat = hidden_states.shape[0], hidden_states.flatten(0, 1)
     short = flat.index_select(0, choice.slots.to(flat.device)).view(batch_size, plan.length, -1)
@@ -474,31 +435,26 @@ def record_positions(
     """Record in a routed layer's cache the positions of its next tokens: those at `slots`, or all if `None`."""
     if cache is None:
         return
+    has_filler = plan is not None and plan.valid is not None
     if slots is None:
         device = layout.frame_token_mask.device
         positions = torch.arange(layout.sequence_length, device=device).expand(layout.batch_size, -1) + num_seen
     else:
         positions = (slots % layout.sequence_length).view(layout.batch_size, plan.length) + num_seen
-        if plan.valid is not None:
-            filler = torch.ones(slots.shape[0], dtype=torch.bool, device=slots.device)
-            filler = filler.index_fill(0, plan.valid, False).view_as(positions)
-            positions = positions.masked_fill(filler, -1)
-    cache.record_positions(layer, positions, has_filler=plan is not None and plan.valid is not None)
+    if has_filler:
+        filler = torch.ones_like(slots, dtype=torch.bool).index_fill(0, plan.valid, False)
+        positions = positions.masked_fill(filler.view_as(positions), -1)
+    cache.record_positions(layer, positions, has_filler=has_filler)
 
 
 def by_row(values: torch.Tensor | None, layout: FrameLayout, device: torch.device) -> torch.Tensor:
     """Return values (all frames, tokens) as (batch, frames, tokens), 0 where a row has fewer frames."""
-    most = max(layout.num_frames)
-    if values is not None and min(layout.num_frames) == most:
-        return values.to(device, torch.float32).view(layout.batch_size, most, layout.num_tokens)
-    rows = torch.zeros(layout.batch_size, most, layout.num_tokens, device=device)
     if values is None:
-        return rows
-    for row, frames in enumerate(values.to(device).split(layout.num_frames)):
-        rows[row, : frames.shape[0]] = frames
-    return rows
+        return torch.zeros(layout.batch_size, max(layout.num_frames), layout.num_tokens, device=device)
+    return nn.utils.rnn.pad_sequence(values.to(device, torch.float32).split(layout.num_frames), batch_first=True)
 
 
+@dataclass
 class LayerMasks:
     """
     Attention masks of one forward pass. Layers that keep the same number of tokens share a mask.
@@ -511,20 +467,12 @@ class LayerMasks:
         seq_idx (`torch.Tensor` of shape `(batch, sequence)`, *optional*): Index of each token's dialogue.
     """
 
-    def __init__(
-        self,
-        text_config: Any,
-        layout: FrameLayout,
-        attention_mask: torch.Tensor | None,
-        cache: Cache | None,
-        seq_idx: torch.Tensor | None = None,
-    ) -> None:
-        self.text_config = text_config
-        self.layout = layout
-        self.attention_mask = attention_mask
-        self.seq_idx = seq_idx
-        self.cache = cache
-        self._masks: dict[tuple[int, int | None], Any] = {}
+    text_config: Any
+    layout: FrameLayout
+    attention_mask: torch.Tensor | None
+    cache: Cache | None
+    seq_idx: torch.Tensor | None = None
+    _masks: dict[tuple[int, int | None], Any] = field(default_factory=dict)
 
     def get(self, layer: int, keep_count: int, inputs: torch.Tensor) -> Any:
         """Return the mask for `inputs` (batch, length, hidden) of a layer. Record their positions first."""
@@ -575,23 +523,18 @@ class LayerMasks:
         """Return which of a layer's entries are real, (batch, past + new), or `None` if all are."""
         if keep_count >= self.layout.num_tokens:
             return self.attention_mask
-        if self.cache is None:
-            return self._uncached_padding(keep_count, length)
-        if self.attention_mask is None and not self.cache.has_filler:
+        # Without a cache, filler ends a row, so causal attention already hides it from every real token.
+        if self.attention_mask is None and (self.cache is None or not self.cache.has_filler):
             return None
+        if self.cache is None:
+            seen = self.attention_mask.to(self.layout.frame_token_mask.device, torch.bool)
+            return self._by_slot(seen, keep_count, length)
         positions = self.cache.get_positions(layer)
         real = positions >= 0
         if self.attention_mask is not None:
             seen = self.attention_mask.to(positions.device, torch.bool)
             real = real & seen.gather(1, positions.clamp(min=0, max=seen.shape[1] - 1))
         return real
-
-    def _uncached_padding(self, keep_count: int, length: int) -> torch.Tensor | None:
-        # Without a cache, filler ends a row, so causal attention already hides it from every real token.
-        if self.attention_mask is None:
-            return None
-        seen = self.attention_mask.to(self.layout.frame_token_mask.device, torch.bool)
-        return self._by_slot(seen, keep_count, length)
 
     def _by_slot(self, values: torch.Tensor, keep_count: int, length: int) -> torch.Tensor:
         """Return values of tokens (batch, sequence) as values of a layer's slots (batch, length), 0 at filler."""
