@@ -636,8 +636,8 @@ class StreamingSession:
         elif self._num_untimed == _CHECK_RATE_AT and now - self._untimed_arrival < _CHECK_RATE_AT / self.fps / 2:
             logger.warning_once(
                 f"Frames without a time arrive more than twice as fast as `fps`, {self.fps}: stream time runs ahead. "
-                "Push each with its time, as `processor.sample_every(camera, 0.5)` yields it, or set its rate, "
-                f"such as `source_fps=30`. If the frames are already sampled, set `source_fps={self.fps}`."
+                "Push each with its time, as `processor.sample_every(camera, 0.5)` yields it, or set the camera's "
+                f"rate, such as `source_fps=30`. If they are already sampled, set `source_fps={self.fps}`."
             )
 
     def _warn_beyond_context(self) -> None:
