@@ -5,7 +5,7 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_ava
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache_videollm_mod import CACHE_NAME, VideoLLMMoDCache, key_rotation, one_cache
-from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model
+from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model, height_and_width
 from .generation_videollm_mod import VideoLLMMoDGenerationMixin
 from .routing_videollm_mod import (
     ROUTERS,
@@ -81,8 +81,7 @@ class VideoLLMMoDCausalLMOutputWithPast(CausalLMOutputWithPast):
         logits (`torch.Tensor` of shape `(batch, logits_to_keep, vocabulary)`, *optional*):
             Scores of the next token. `None` in training with labels, where only labelled positions are projected.
         cache, hidden_states, attentions (*optional*):
-            As in Transformers. Up to 5.23 the cache's key is `past_key_values`. Hidden states are full sequences;
-            attentions of a routed layer are those of its kept and text tokens.
+            As in Transformers; attentions of a routed layer are those of its kept and text tokens.
         router_scores, kept_tokens (*optional*): See [`VideoLLMMoDModelOutputWithPast`].
     """
 
@@ -114,8 +113,7 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["cache", "past_key_values"]
-    # An optimiser's steps on a router are far smaller than bfloat16 resolves. Quantisers also leave these modules
-    # alone; they match the first list from the start of a name.
+    # An optimiser's steps on a router are far smaller than bfloat16 resolves. Quantisers skip these modules too.
     _keep_in_fp32_modules = [r"(?:model\.)?routers"]
     _keep_in_fp32_modules_strict = ["routers"]
     # `_can_record_outputs` stays unset: the language model declares its attentions, and the layer loop collects
@@ -171,16 +169,12 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         encoder, layer = self.base_model.vision_encoder, self.config.vision_feature_layer
         leading = pixel_values_videos.shape[:-3]
         pixel_values = pixel_values_videos.flatten(0, -4) if len(leading) > 1 else pixel_values_videos
-        outputs, grid = _run_vision_encoder(
-            encoder, pixel_values.to(encoder.dtype), output_hidden_states=layer is not None
-        )
+        pixel_values = pixel_values.to(encoder.dtype)
+        outputs, grid = _run_vision_encoder(encoder, pixel_values, output_hidden_states=layer is not None)
         tokens = []
         if self.config.frame_token_cls:
             if outputs.pooler_output is None:
-                raise ValueError(
-                    f"`frame_token_cls=True`, but {type(encoder).__name__} returns no pooled output: set "
-                    "`frame_token_cls=False`."
-                )
+                raise ValueError(f"{type(encoder).__name__} has no pooled output: set `frame_token_cls=False`.")
             tokens.append(outputs.pooler_output[:, None])
         if self.config.frame_token_pooled is not None:
             patches = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
@@ -195,11 +189,7 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         return self.base_model.connector(self.encode_frames(pixel_values_videos))
 
     def new_cache(
-        self,
-        *,
-        max_lengths: Sequence[int] | None = None,
-        offloading: bool = False,
-        dtype: torch.dtype | None = None,
+        self, *, max_lengths: Sequence[int] | None = None, offloading: bool = False, dtype: torch.dtype | None = None
     ) -> VideoLLMMoDCache:
         """Return an empty key/value cache for this model's layers; see [`VideoLLMMoDCache`]."""
         layers, routed = self.config.text_config.num_hidden_layers, self.config.routed_layers
@@ -208,9 +198,7 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     def evict_tokens(self, cache: VideoLLMMoDCache, keep: torch.BoolTensor) -> None:
         """
         Remove the tokens where `keep` (tokens seen,) is False from a one-row cache; see [`~VideoLLMMoDCache.evict`].
-
         Later tokens move up, so an endless stream stays within the positions that the language model was trained for.
-        Keys are rotated back once per eviction. Rotating at every step would read the complete cache for each frame.
         """
         cache.evict(keep, key_rotation(self.base_model.language_model))
 
@@ -221,14 +209,9 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         Estimate one forward pass as [`~VideoLLMMoDConfig.estimate_cost`] does, with `vision_flops` counted on the
         vision encoder without its weights.
         """
-        cost = self.config.estimate_cost(
-            frames,
-            text_tokens,
-            past_frames=past_frames,
-            past_text_tokens=past_text_tokens,
-            bytes_per_value=self.dtype.itemsize,
-        )
-        return CostEstimate(**{**vars(cost), "vision_flops": frames * _vision_flops_per_frame(self.config)})
+        past = {"past_frames": past_frames, "past_text_tokens": past_text_tokens}
+        cost = self.config.estimate_cost(frames, text_tokens, **past, bytes_per_value=self.dtype.itemsize)
+        return replace(cost, vision_flops=frames * _vision_flops_per_frame(self.config))
 
 
 class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
@@ -283,19 +266,17 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             frame_features (`torch.Tensor` of shape `(batch, frames, tokens, vision hidden)`, *optional*):
                 The same frames as [`~VideoLLMMoDPreTrainedModel.encode_frames`] returns them, in place of pixels.
             num_frames (`Sequence[int]`, *optional*):
-                Number of frames of each row. If it is missing and there are several rows, the model counts them; on a
-                GPU that waits for the device.
+                Number of frames of each row. Several rows without it wait for the device to count them.
             frame_token_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*):
                 True at frame tokens. Required for frames in `inputs_embeds`.
             attention_mask (`torch.Tensor` of shape `(batch, seen + sequence)`, *optional*):
-                0 at padding. Attention needs no mask tensor without it: leave it out if nothing is padded, or only on
-                the right in training.
+                0 at padding. Leave it out if nothing is padded, or only on the right in training.
             cache ([`VideoLLMMoDCache`], *optional*):
                 Keys and values of earlier calls, also as `past_key_values`. Without routed layers, any `Cache` works.
             output_router_scores (`bool`, *optional*): Whether to return router scores and kept tokens.
             seq_idx (`torch.Tensor` of shape `(batch, sequence)`, *optional*):
-                Index of each token's dialogue, if a row packs several for training. Dialogues do not see each other,
-                and each starts at position 0. Does not work with a cache or with flash attention.
+                Index of each token's dialogue, if a row packs several for training. Each starts at position 0.
+                Does not work with a cache or with flash attention.
 
         Returns:
             [`VideoLLMMoDModelOutputWithPast`]
@@ -307,9 +288,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         _check_inputs(self.config, input_ids, inputs_embeds, attention_mask, cache, use_cache, seq_idx, kwargs)
         use_cache = seq_idx is None and self._use_cache(use_cache, cache)
         frames = pixel_values_videos if frame_features is None else frame_features
-        layout = find_frames(
-            self.config, input_ids, inputs_embeds, pixel_values_videos, frame_features, num_frames, frame_token_mask
-        )
+        given = (pixel_values_videos, frame_features, num_frames, frame_token_mask)
+        layout = find_frames(self.config, input_ids, inputs_embeds, *given)
         hidden_states = self._embed(input_ids, inputs_embeds, frames, frame_features is not None, layout)
         if use_cache and cache is None:
             cache = self.new_cache()
@@ -391,12 +371,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         return scores.to(layout.token_index.device)[layout.token_index]
 
     def _warn_if_routers_are_frozen(self) -> None:
-        frozen = []
-        for layer, router in self.routers.items():
-            weights = list(router.parameters())
-            if weights and not any(weight.requires_grad for weight in weights):
-                frozen.append(layer)
-        if frozen:
+        learns = {name: [w.requires_grad for w in router.parameters()] for name, router in self.routers.items()}
+        if frozen := [layer for layer, weights in learns.items() if weights and not any(weights)]:
             logger.warning_once(
                 f"The routers of layers {', '.join(frozen)} are frozen while this model trains. With PEFT, use "
                 "`model.make_lora_config()`, or add its `modules_to_save` to yours."
@@ -496,11 +472,8 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         labels = F.pad(labels[:, 1:], (0, 1), value=-100).to(hidden_states.device)
         num_labels = (labels != -100).sum()
         labels = labels.flatten()[index]
-        check_on_device(
-            num_labels,
-            (labels != -100).sum(),
-            "`labels` must be -100 inside frames, where nothing can be learned: the labels outside are",
-        )
+        message = "`labels` must be -100 inside frames, where nothing can be learned: the labels outside are"
+        check_on_device(num_labels, (labels != -100).sum(), message)
         logits = self.lm_head(hidden_states.flatten(0, 1)[index]).float()
         losses = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
         at_frame = layout.frame_token_mask.flatten()[index]
@@ -540,12 +513,9 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         Add an adapter as in Transformers, with the routers in `modules_to_save`: otherwise it would freeze them.
         Transformers 5.24 requires PEFT 0.22 here; `peft.get_peft_model` does not.
         """
-        saved = list(getattr(adapter_config, "modules_to_save", None) or [])
-        adapter_config.modules_to_save = saved + [name for name in self.router_names if name not in saved] or None
+        saved = getattr(adapter_config, "modules_to_save", None) or []
+        adapter_config.modules_to_save = list(dict.fromkeys([*saved, *self.router_names])) or None
         super().add_adapter(adapter_config, adapter_name)
-
-
-# ------------------------------------------------------------------------------------------------------- layer loop
 
 
 @capture_outputs
@@ -580,10 +550,9 @@ def _run_layers(
     for index, keep_count in enumerate(keep_counts):
         is_routed, choice = keep_count < layout.num_tokens, None
         run = partial(run_layer, index)
-        if not is_routed:
-            hidden_states = run(hidden_states, rotary.unbind())
-        elif layout.total_frames == 0:
-            record_positions(cache, index, None, layout, num_seen)
+        if not is_routed or layout.total_frames == 0:
+            if is_routed:
+                record_positions(cache, index, None, layout, num_seen)
             hidden_states = run(hidden_states, rotary.unbind())
         else:
             plan = layout.plan(keep_count)
@@ -613,8 +582,7 @@ def _run_vision_encoder(
     encoder: PreTrainedModel, pixel_values: torch.Tensor, **options: Any
 ) -> tuple[Any, tuple[int, int]]:
     """Return the encoder's output for frames (frames, channels, height, width), and its patch grid."""
-    patch = encoder.config.patch_size
-    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+    patch_height, patch_width = height_and_width(encoder.config.patch_size)
     frames, _, height, width = pixel_values.shape
     grid = (height // patch_height, width // patch_width)
     if encoder.config.model_type != "siglip2_vision_model":
@@ -630,8 +598,7 @@ def _vision_flops_per_frame(config: VideoLLMMoDConfig) -> int:
     vision_config, grid = config.vision_config, config.vision_grid
     if grid is None:
         return 0
-    patch = getattr(vision_config, "patch_size", 1)
-    height, width = (patch, patch) if isinstance(patch, int) else patch
+    height, width = height_and_width(getattr(vision_config, "patch_size", 1))
     with torch.device("meta"):
         # The counter does not know every fused attention.
         encoder = AutoModel.from_config(vision_config, attn_implementation="eager")
@@ -639,9 +606,6 @@ def _vision_flops_per_frame(config: VideoLLMMoDConfig) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _run_vision_encoder(encoder, frame)
     return counter.get_total_flops()
-
-
-# ----------------------------------------------------------------------------------------------------------- checks
 
 
 def _check_inputs(
@@ -657,22 +621,15 @@ def _check_inputs(
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
     if attention_mask is not None and attention_mask.ndim != 2:
-        raise ValueError(
-            f"`attention_mask` must have two dimensions, (batch, sequence), got {attention_mask.ndim}: routed layers "
-            "are shorter than full ones, so each makes its own mask."
-        )
+        raise ValueError(f"`attention_mask` must have two dimensions, (batch, sequence), got {attention_mask.ndim}.")
     if any(name.startswith("cu_seq_lens") for name in kwargs):
-        raise ValueError(
-            "`cu_seq_lens_q` and the like describe full layers, and routed layers are shorter. Give `seq_idx`, the "
-            "index of each token's dialogue."
-        )
+        raise ValueError("`cu_seq_lens` do not fit routed layers. Give `seq_idx`, the index of each token's dialogue.")
     if seq_idx is not None and (cache is not None or use_cache):
         raise ValueError("Packed dialogues (`seq_idx`) are for training and have no cache.")
     attention = config.text_config._attn_implementation
     if seq_idx is not None and "flash" in (attention or ""):
         raise ValueError(
-            f"The attention implementation '{attention}' cannot keep packed dialogues (`seq_idx`) apart: use "
-            "'flex_attention', 'sdpa' or 'eager', or give one dialogue per row."
+            f"'{attention}' cannot keep packed dialogues (`seq_idx`) apart: use 'flex_attention', 'sdpa' or 'eager'."
         )
     if cache is not None and not hasattr(cache, "record_positions") and config.routed_layers:
         raise ValueError(
