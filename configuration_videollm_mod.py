@@ -119,8 +119,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             Height and width of the grid that patches are average-pooled to, or `None` for no grid.
         vision_feature_layer (`int`, *optional*):
             Encoder layer that provides the patches: -1 is the last, before the final norm. Defaults to the output.
-        frame_token_id (`int`, *optional*, defaults to 128256):
-            Id of the frame token "<v>". It needs no row in the embedding table.
+        frame_token_id (`int`, *optional*, defaults to 128256): Id of the frame token. It needs no embedding row.
         frame_token_interval_id (`int`, *optional*, defaults to 11):
             Id of the interval token between frames. With `None`, frames follow each other directly, and the
             end-of-sequence token means silence.
@@ -142,10 +141,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             Whether the gate multiplies the layer's `"update"` (the paper) or its `"output"` (the authors' code).
         mod_keep_last (`bool`, *optional*, defaults to `True`):
             Whether a layer that keeps any token always keeps the frame's last, where the model decides to speak.
-        stream_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the loss at frames (speak or stay silent) relative to the loss on text.
-        interval_threshold (`float`, *optional*, defaults to 0.725):
-            While streaming, the model speaks if the interval token's probability is lower.
+        stream_loss_weight (`float`, *optional*, defaults to 1.0): Weight of the loss at frames, relative to text.
+        interval_threshold (`float`, *optional*, defaults to 0.725): Speak if the probability of silence is lower.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether the head shares the embedding table. True if it is in `text_config`.
 

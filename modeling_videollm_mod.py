@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""VideoLLM-MoD: a streaming video language model whose routed layers run on a share of each frame's tokens."""
+"""VideoLLM-MoD: a streaming video language model with routed layers, which run on a share of each frame's tokens."""
 
 import math
 import os
@@ -106,7 +106,7 @@ class VideoLLMMoDConnector(nn.Module):
 
 
 class VideoLLMMoDPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation, and what both models offer: frame features, caches and cost."""
+    """Base class: loading, saving, initialisation, frame features, caches and cost."""
 
     config_class = VideoLLMMoDConfig
     base_model_prefix = "model"
@@ -127,7 +127,7 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         """Finish construction as in Transformers, and list only the unsplittable blocks that this model has."""
         super().post_init()
-        # An encoder also lists its pooling head if its configuration leaves it out, and FSDP looks for every entry.
+        # Some encoders list a pooling head that their configuration leaves out, and FSDP looks for every entry.
         present = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = set(self._no_split_modules) & present
 
@@ -224,7 +224,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
 
     def __init__(self, config: VideoLLMMoDConfig) -> None:
         super().__init__(config)
-        # `from_pretrained` sets fields after the configuration was made.
+        # `from_pretrained` sets fields after construction, so validate again.
         for validate in type(config).__class_validators__:
             validate(config)
         self.vision_encoder = AutoModel.from_config(config.vision_config)
@@ -510,7 +510,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
 
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
         """
-        Add an adapter as in Transformers, with the routers in `modules_to_save`: otherwise it would freeze them.
+        Add an adapter as in Transformers, with the routers in `modules_to_save`: an adapter freezes all other weights.
         Transformers 5.24 requires PEFT 0.22 here; `peft.get_peft_model` does not.
         """
         saved = getattr(adapter_config, "modules_to_save", None) or []
@@ -543,7 +543,7 @@ def _run_layers(
     all_hidden_states, all_scores, all_kept = [hidden_states], [], []
 
     def run_layer(index: int, inputs: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        # Positions reach a layer only as `position_embeddings`: it would read gapped `position_ids` as packing.
+        # Give positions as `position_embeddings` only: a layer would read gaps in `position_ids` as packing.
         mask = masks.get(index, keep_counts[index], inputs)
         return language_model.layers[index](inputs, attention_mask=mask, position_embeddings=turns, **kwargs)
 

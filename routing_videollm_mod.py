@@ -66,7 +66,7 @@ class VideoLLMMoDRouter(nn.Module):
 
     @classmethod
     def gate(cls, scores: torch.Tensor, mod_gate: str) -> torch.Tensor | None:
-        """Return the factor of the layer's update for these scores, same shape, or `None` for full strength."""
+        """Return the factor that multiplies the layer's update, with the shape of `scores`, or `None` for 1."""
         function = GATES[mod_gate] if cls.learns else None
         return None if function is None else function(scores)
 
@@ -232,7 +232,7 @@ def find_frames(
     Find the frames in the inputs of a forward pass; see [`VideoLLMMoDModel.forward`] for the arguments.
 
     Raises:
-        `ValueError`: If frames and frame tokens do not match. On a GPU the match is checked without waiting for it.
+        `ValueError`: If frames and frame tokens do not match. On a GPU the check runs asynchronously.
     """
     frames = pixel_values_videos if frame_features is None else frame_features
     source = input_ids if inputs_embeds is None else inputs_embeds
@@ -339,7 +339,7 @@ class Choice:
 def choose(
     scores: torch.Tensor | None, plan: RoutingPlan, layout: FrameLayout, keep_count: int, config: Any
 ) -> Choice:
-    """Choose `keep_count` tokens of each frame by scores (frames, tokens); `None` in a layer that keeps none."""
+    """Choose `keep_count` tokens per frame by scores (frames, tokens), which are `None` in a layer that keeps none."""
     if scores is None:
         return Choice(plan.slots)
     index = choose_kept(scores, keep_count, config.mod_keep_last, layout)
@@ -389,7 +389,7 @@ def apply_gate(
     # Written as f(x) - (1 - g) * (f(x) - x): 1 - g is 0 at text, and keeps its precision where g is near 1.
     closed = torch.zeros(output.shape[0] * output.shape[1], device=output.device, dtype=output.dtype)
     closed = closed.index_copy(0, plan.frame_slots.to(output.device), (1 - gate).to(output.device, output.dtype))
-    # If layers are on several devices, the input is on the previous layer's.
+    # With layers on several devices, the input is still on the previous layer's device.
     update = output - short.to(output.device) if on_update else output
     return output - closed.view(*output.shape[:2], 1) * update
 
@@ -409,8 +409,8 @@ def run_on_kept(
     """
     batch_size, flat = hidden_states.shape[0], hidden_states.flatten(0, 1)
     short = flat.index_select(0, choice.slots.to(flat.device)).view(batch_size, plan.length, -1)
-    turns = rotary.flatten(1, 2).index_select(1, choice.slots.to(rotary.device))
-    output = run(short, turns.view(2, batch_size, plan.length, -1).unbind())
+    short_rotary = rotary.flatten(1, 2).index_select(1, choice.slots.to(rotary.device))
+    output = run(short, short_rotary.view(2, batch_size, plan.length, -1).unbind())
     if choice.gate is not None:
         output = apply_gate(output, short, choice.gate, plan, on_update=on_update)
     return write_back(flat, output, choice.slots, plan).view_as(hidden_states)
@@ -432,7 +432,7 @@ def record_positions(
     num_seen: int | torch.Tensor,
     plan: RoutingPlan | None = None,
 ) -> None:
-    """Record in a routed layer's cache the positions of its next tokens: those at `slots`, or all if `None`."""
+    """Record the positions of a routed layer's next cache entries: those of `slots`, or of all tokens if `None`."""
     if cache is None:
         return
     has_filler = plan is not None and plan.valid is not None
@@ -463,7 +463,7 @@ class LayerMasks:
         text_config (`PreTrainedConfig`): Configuration of the language model.
         layout ([`FrameLayout`]): Layout of the batch.
         attention_mask (`torch.Tensor` of shape `(batch, seen + sequence)`, *optional*): 0 at padding.
-        cache (`Cache`, *optional*): The key/value cache. One with `needs_masks = False` masks by itself.
+        cache (`Cache`, *optional*): The key/value cache. If it has `needs_masks = False`, masks are `None`.
         seq_idx (`torch.Tensor` of shape `(batch, sequence)`, *optional*): Index of each token's dialogue.
     """
 
