@@ -51,7 +51,7 @@ def test_defaults_are_those_of_live(tmp_path):
 @pytest.mark.parametrize("connector", [False, True])
 @pytest.mark.parametrize("routers", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_is_chosen_is_trained_and_nothing_else(language_model, vision_encoder, connector, routers, tied):
+def test_only_the_chosen_parts_are_trained(language_model, vision_encoder, connector, routers, tied):
     model = tiny_model(text_overrides={"tie_word_embeddings": tied})
     whole = [name for name, _ in model.named_parameters()]
     arguments = ModelArguments(
@@ -84,7 +84,7 @@ def test_what_is_chosen_is_trained_and_nothing_else(language_model, vision_encod
 
 
 @pytest.mark.parametrize(("name", "kind"), LAUNCH_CONFIGS.items())
-def test_a_launch_file_is_what_accelerate_reads(name, kind):
+def test_accelerate_reads_every_launch_file(name, kind):
     path = CONFIGS / f"{name}.yaml"
     config = load_config_from_file(str(path))
     assert type(config) is ClusterConfig and config.distributed_type == kind and config.mixed_precision == "bf16"
@@ -99,7 +99,7 @@ def test_a_launch_file_is_what_accelerate_reads(name, kind):
     assert f"--config_file train/configs/{name}.yaml" in command
 
 
-def test_every_other_file_is_what_its_script_reads(tmp_path, monkeypatch):
+def test_scripts_read_all_other_files(tmp_path, monkeypatch):
     # Each stage reads what the one before wrote.
     monkeypatch.chdir(tmp_path)
     for stage in ("vision", "alignment", "narration"):
@@ -205,11 +205,11 @@ def test_a_new_source_is_one_line_in_the_registry(monkeypatch, capsys):
         parse_data(monkeypatch, "--dataset", "streamworld", "--upto", 5)
 
 
-# --------------------------------------------------------------------------------------------------------- going on
+# --------------------------------------------------------------------------------------------------------- resuming
 
 
 def write_checkpoint(folder, step, *, random_states):
-    """What of a checkpoint says that it is whole."""
+    """Write the files that mark a checkpoint as complete."""
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     for name in random_states:
@@ -218,12 +218,12 @@ def write_checkpoint(folder, step, *, random_states):
     return path
 
 
-def going_on(folder, asked, processes, monkeypatch):
+def resume(folder, asked, processes, monkeypatch):
     monkeypatch.setattr(StreamingSFTConfig, "world_size", processes)
     return StreamingSFTConfig(output_dir=str(folder), resume_from_checkpoint=str(asked)).last_checkpoint()
 
 
-def break_off(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[:-50])
 
 
@@ -234,58 +234,56 @@ ALONE, FOUR = [""], ["_0", "_1", "_2", "_3"]
     ("processes", "whole", "half"),
     [(1, ALONE, []), (2, FOUR[:2], FOUR[:1]), (2, FOUR[:2], []), (4, FOUR, FOUR[:2]), (4, FOUR, ["_0", "_1", "_3"])],
 )
-def test_a_checkpoint_is_whole_with_the_random_states_of_every_process(
+def test_a_checkpoint_is_complete_with_the_random_states_of_every_process(
     tmp_path, monkeypatch, capsys, processes, whole, half
 ):
     first, second = (write_checkpoint(tmp_path, step, random_states=whole) for step in (9, 10))
-    assert going_on(tmp_path, "true", processes, monkeypatch) == str(second)
-    assert going_on(tmp_path, second, processes, monkeypatch) == str(second)
+    assert resume(tmp_path, "true", processes, monkeypatch) == str(second)
+    assert resume(tmp_path, second, processes, monkeypatch) == str(second)
     assert capsys.readouterr().out == ""
     last = write_checkpoint(tmp_path, 11, random_states=half)
-    assert going_on(tmp_path, "true", processes, monkeypatch) == str(second)
-    assert f"'{last}' was not written to its end and is left aside" in capsys.readouterr().out
-    break_off(second / f"rng_state{whole[-1]}.pth")
-    assert going_on(tmp_path, "true", processes, monkeypatch) == str(first)
-    break_off(first / "trainer_state.json")
+    assert resume(tmp_path, "true", processes, monkeypatch) == str(second)
+    assert f"'{last}', which is incomplete" in capsys.readouterr().out
+    truncate(second / f"rng_state{whole[-1]}.pth")
+    assert resume(tmp_path, "true", processes, monkeypatch) == str(first)
+    truncate(first / "trainer_state.json")
     (second / "trainer_state.json").unlink()
     if half == FOUR[:2]:
-        with pytest.raises(SystemExit, match=rf"give --resume_from_checkpoint {last}; to begin at step 0, none"):
-            going_on(tmp_path, "true", processes, monkeypatch)
+        with pytest.raises(SystemExit, match=rf"give --resume_from_checkpoint {last}. To start at step 0, "):
+            resume(tmp_path, "true", processes, monkeypatch)
     else:
-        assert going_on(tmp_path, "true", processes, monkeypatch) is None
-        assert "has no whole checkpoint: training begins at step 0" in capsys.readouterr().out
+        assert resume(tmp_path, "true", processes, monkeypatch) is None
+        assert "has no complete checkpoint: training starts at step 0" in capsys.readouterr().out
 
 
-def test_a_named_checkpoint_that_is_not_whole_is_refused(tmp_path, monkeypatch):
+def test_a_named_incomplete_checkpoint_is_refused(tmp_path, monkeypatch):
     path = write_checkpoint(tmp_path, 2, random_states=["_0"])
     fault = (
-        f"checkpoint {path}: its rng_state_N.pth of a process N is missing or broken off. Name a checkpoint that was"
+        f"checkpoint {path}: its rng_state_N.pth of a process N is missing or truncated. Name a complete checkpoint"
     )
     with pytest.raises(SystemExit, match=fault):
-        going_on(tmp_path, path, 2, monkeypatch)
-    with pytest.raises(SystemExit, match=r"its rng_state.pth is missing or broken off"):
-        going_on(tmp_path, path, 1, monkeypatch)
-    break_off(path / "trainer_state.json")
+        resume(tmp_path, path, 2, monkeypatch)
+    with pytest.raises(SystemExit, match=r"its rng_state.pth is missing or truncated"):
+        resume(tmp_path, path, 1, monkeypatch)
+    truncate(path / "trainer_state.json")
     for wrong in (path, tmp_path / "none"):
-        with pytest.raises(SystemExit, match=r"its trainer_state.json is missing or broken off"):
-            going_on(tmp_path, wrong, 2, monkeypatch)
+        with pytest.raises(SystemExit, match=r"its trainer_state.json is missing or truncated"):
+            resume(tmp_path, wrong, 2, monkeypatch)
 
 
 @pytest.mark.parametrize(
     ("written", "processes"), [(ALONE, 2), (FOUR, 1), (FOUR, 2), ([*FOUR, ""], 2), ([*FOUR[:2], ""], 4)]
 )
-def test_a_checkpoint_of_another_number_of_processes_is_gone_on_with(
-    tmp_path, monkeypatch, capsys, written, processes
-):
+def test_training_resumes_from_another_number_of_processes(tmp_path, monkeypatch, capsys, written, processes):
     path = write_checkpoint(tmp_path, 2, random_states=written)
-    assert going_on(tmp_path, path, processes, monkeypatch) == str(path)
+    assert resume(tmp_path, path, processes, monkeypatch) == str(path)
     count = max(len([name for name in written if name]), 1)
-    assert f"by another number of processes, {count}, than the {processes} of this run" in capsys.readouterr().out
+    assert f"comes from {count} processes, and this run has {processes}" in capsys.readouterr().out
     if count == 1 or count > processes:
-        assert going_on(tmp_path, "true", processes, monkeypatch) == str(path)
+        assert resume(tmp_path, "true", processes, monkeypatch) == str(path)
 
 
 @pytest.mark.parametrize("asked", [None, "false"])
-def test_without_being_asked_training_begins_anew(tmp_path, asked):
+def test_training_starts_at_step_0_by_default(tmp_path, asked):
     write_checkpoint(tmp_path, 2, random_states=ALONE)
     assert StreamingSFTConfig(output_dir=str(tmp_path), resume_from_checkpoint=asked).last_checkpoint() is None

@@ -153,7 +153,7 @@ def test_what_is_trained_on_is_not_evaluated_on(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="is one split. Give a folder with train.jsonl and validation.jsonl"):
         sft.main(script, TimedMessages(str(tmp_path / "data.jsonl")), None, None)
     script = ScriptArguments(eval_split="train")
-    with pytest.raises(SystemExit, match="--eval_split train: that is what is trained on"):
+    with pytest.raises(SystemExit, match="--eval_split train: this is the training split"):
         sft.main(script, StreamWorld("streamworld"), None, None)
 
 
@@ -272,7 +272,7 @@ def test_an_adapter_of_sharded_weights_is_left_as_it_is(tmp_path, monkeypatch, c
     sft.merge_for_saving(trainer)
     assert trainer.model is adapted and trainer.is_deepspeed_enabled
     assert any("lora_A" in name for name, _ in adapted.named_parameters())
-    assert f"'{tmp_path}' gets the adapter alone. To merge it" in capsys.readouterr().out
+    assert f"'{tmp_path}' gets only the adapter. To merge it" in capsys.readouterr().out
 
 
 def new_adapted_trainer(folder, monkeypatch, *, stage):

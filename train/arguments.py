@@ -112,57 +112,64 @@ class ScriptArguments:
 @dataclass
 class ModelArguments:
     """
-    What to train. Give `checkpoint`, or `model_config`, or `vision_model` and `language_model`.
+    Which model and which of its parts to train.
+
+    Give `checkpoint`, or `model_config`, or `vision_model` and `language_model`.
 
     Args:
-        checkpoint (`str`, *optional*): A checkpoint of ours to go on from, a folder or a Hub id.
-        model_config (`str`, *optional*): JSON file of a new small model with a tokenizer of its own.
-        vision_model (`str`, *optional*): Image encoder of a new model, a folder or a Hub id.
-        language_model (`str`, *optional*): Its language model, a folder or a Hub id.
-        mod_layers (`str`, *optional*): Which layers are routed, a scheme or "1,3,5"; in place of a checkpoint's own.
-        mod_keep_ratio (`float`, *optional*): Share of a frame's tokens that they keep.
-        mod_router (`str`, *optional*): Router type: learned, uniform, random, or one that you added.
+        checkpoint (`str`, *optional*): A VideoLLM-MoD checkpoint to continue from: a folder or a Hub id.
+        model_config (`str`, *optional*): JSON file of a new small model with its own tokenizer.
+        vision_model (`str`, *optional*): Image encoder of a new model: a folder or a Hub id.
+        language_model (`str`, *optional*): Language model of a new model: a folder or a Hub id.
+        mod_layers (`str`, *optional*): Routed layers: a scheme, or indices such as "1,3,5". The default is the
+            checkpoint's.
+        mod_keep_ratio (`float`, *optional*): Share of each frame's tokens that routed layers keep.
+        mod_router (`str`, *optional*): Router type: "learned", "uniform", "random", or a registered type.
         mod_gate (`str`, *optional*): Gate of the routers.
-        frame_token_pooled (`list[int]`, *optional*): Grid of a new model's frame.
-        stream_loss_weight (`float`, *optional*): Weight of the loss at frames.
+        frame_token_pooled (`list[int]`, *optional*): Grid of pooled tokens per frame in a new model.
+        stream_loss_weight (`float`, *optional*): Weight of the loss at frame tokens.
         tune_language_model (`str`, *optional*, defaults to `"lora"`): `"lora"`, `"full"` or `"frozen"`.
-        tune_connector (`bool`, *optional*, defaults to `True`): Whether the connector is trained.
-        tune_routers (`bool`, *optional*, defaults to `True`): Whether the routers are.
-        tune_vision_encoder (`bool`, *optional*, defaults to `False`): Whether the vision encoder is.
-        lora_r (`int`, *optional*, defaults to 128): Rank, VideoLLM-online's.
-        lora_alpha (`int`, *optional*, defaults to 256): Scale, VideoLLM-online's.
-        lora_dropout (`float`, *optional*, defaults to 0.05): Dropout, VideoLLM-online's.
-        merge_adapter (`bool`, *optional*, defaults to `True`): Write whole weights at the end and not the adapter
-            alone.
-        load_in_4bit (`bool`, *optional*, defaults to `False`): QLoRA: a checkpoint's language model in 4 bits, by
-            bitsandbytes.
+        tune_connector (`bool`, *optional*, defaults to `True`): Whether to train the connector.
+        tune_routers (`bool`, *optional*, defaults to `True`): Whether to train the routers.
+        tune_vision_encoder (`bool`, *optional*, defaults to `False`): Whether to train the vision encoder.
+        lora_r (`int`, *optional*, defaults to 128): Rank of LoRA, as in VideoLLM-online.
+        lora_alpha (`int`, *optional*, defaults to 256): Scale of LoRA, as in VideoLLM-online.
+        lora_dropout (`float`, *optional*, defaults to 0.05): Dropout of LoRA, as in VideoLLM-online.
+        merge_adapter (`bool`, *optional*, defaults to `True`): Merge the adapter into the weights at the end. `False`
+            saves only the adapter.
+        load_in_4bit (`bool`, *optional*, defaults to `False`): QLoRA: load the language model of a checkpoint in
+            4 bits, by bitsandbytes.
         attn_implementation (`str`, *optional*): Attention implementation of the model.
-        dtype (`str`, *optional*, defaults to `"auto"`): Of a checkpoint's weights or of a new model's parts.
+        dtype (`str`, *optional*, defaults to `"auto"`): Data type of the weights.
     """
 
-    checkpoint: str | None = field(default=None, metadata={"help": "Checkpoint to go on from: a folder or a Hub id."})
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "Checkpoint to continue from: a folder or a Hub id."}
+    )
     model_config: str | None = field(default=None, metadata={"help": "JSON file of a new small model."})
     vision_model: str | None = field(default=None, metadata={"help": "Image encoder of a new model."})
     language_model: str | None = field(default=None, metadata={"help": "Language model of a new model."})
-    mod_layers: str | None = field(default=None, metadata={"help": "Which layers are routed: a scheme, or 1,3,5."})
-    mod_keep_ratio: float | None = field(default=None, metadata={"help": "Share of a frame's tokens they keep."})
+    mod_layers: str | None = field(default=None, metadata={"help": "Routed layers: a scheme, or 1,3,5."})
+    mod_keep_ratio: float | None = field(default=None, metadata={"help": "Share of each frame's tokens to keep."})
     mod_router: str | None = field(default=None, metadata={"help": f"Router type: {', '.join(ROUTERS)}."})
     mod_gate: str | None = field(default=None, metadata={"help": f"Gate of the routers: {', '.join(GATES)}."})
-    frame_token_pooled: list[int] | None = field(default=None, metadata={"help": "Grid of a new model's frame."})
-    stream_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the loss at frames."})
-    tune_language_model: str = field(
-        default="lora", metadata={"help": "How the language model is trained.", "choices": ["lora", "full", "frozen"]}
+    frame_token_pooled: list[int] | None = field(
+        default=None, metadata={"help": "Grid of a new model's frame tokens."}
     )
-    tune_connector: bool = field(default=True, metadata={"help": "Whether the connector is trained."})
-    tune_routers: bool = field(default=True, metadata={"help": "Whether the routers are trained."})
-    tune_vision_encoder: bool = field(default=False, metadata={"help": "Whether the vision encoder is trained."})
+    stream_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the loss at frame tokens."})
+    tune_language_model: str = field(
+        default="lora", metadata={"help": "How to train the language model.", "choices": ["lora", "full", "frozen"]}
+    )
+    tune_connector: bool = field(default=True, metadata={"help": "Whether to train the connector."})
+    tune_routers: bool = field(default=True, metadata={"help": "Whether to train the routers."})
+    tune_vision_encoder: bool = field(default=False, metadata={"help": "Whether to train the vision encoder."})
     lora_r: int = field(default=128, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=256, metadata={"help": "Scale of LoRA."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of LoRA."})
-    merge_adapter: bool = field(default=True, metadata={"help": "Write whole weights at the end."})
+    merge_adapter: bool = field(default=True, metadata={"help": "Merge the adapter into the weights at the end."})
     load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: the language model in 4 bits."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
-    dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16."})
+    dtype: str = field(default="auto", metadata={"help": "Data type of the weights: auto, float32 or bfloat16."})
 
     def __post_init__(self) -> None:
         for name in (self.checkpoint, self.vision_model, self.language_model):
@@ -170,12 +177,12 @@ class ModelArguments:
                 check_checkpoint(name)
 
     def base_models(self) -> list[str]:
-        """What the model is made of."""
+        """Return the checkpoints that the model is made from."""
         given = (self.checkpoint, self.vision_model, self.language_model)
         return [name for name in given if name is not None]
 
     def config_fields(self) -> dict[str, Any]:
-        """Fields of the model's configuration that were given."""
+        """Return the fields of the model's configuration that were given."""
         names = ("mod_layers", "mod_keep_ratio", "mod_router", "mod_gate", "stream_loss_weight")
         fields = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return fields | ({"mod_layers": layers_of(self.mod_layers)} if self.mod_layers is not None else {})
@@ -184,39 +191,40 @@ class ModelArguments:
 @dataclass
 class StreamingSFTConfig(SFTConfig):
     """
-    TRL's [`SFTConfig`] with VideoLLM-online's choices (arXiv 2406.11816, section 4) as defaults.
+    TRL's [`SFTConfig`] with the defaults of VideoLLM-online (arXiv 2406.11816, section 4).
 
     Args:
-        max_minutes (`float`, *optional*): Time for training; if it is too short for all steps, there are fewer, and
-            the learning rate comes down over those.
+        max_minutes (`float`, *optional*): Time for training. If it is too short for all steps, training has fewer
+            steps, and the learning rate schedule is shortened to fit.
     """
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or below 1 their share."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Number of warm-up steps; below 1, their share."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
     max_minutes: float | None = field(default=None, metadata={"help": "Time for training, in minutes."})
 
     def __post_init__(self) -> None:
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        # Where there is no accelerator, bf16 is the CPU's and needs no further word.
+        # Without an accelerator, Transformers accepts bf16 only together with `use_cpu`.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        # Dialogues become tokens in the collator.
+        # The collator tokenizes.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the token: the trainer writes its arguments beside the checkpoint, and publishes them with it."""
+        """Leave out the Hub token, because the trainer saves and publishes its arguments."""
         return {**self.__dict__, "hub_token": None}
 
     def last_checkpoint(self) -> str | None:
         """
-        Where to go on from: the checkpoint that was named, or with `--resume_from_checkpoint true` the last that is
-        whole. One of another number of processes is gone on with, though not as if never broken.
+        Return the checkpoint to resume from: the named one, or the last complete one for `true`.
+
+        A checkpoint from another number of processes is accepted, but data order and random states then differ.
 
         Raises:
-            `SystemExit`: If the named checkpoint is not whole, or if the last ones may be of fewer processes.
+            `SystemExit`: If the named checkpoint is incomplete, or if the last ones may come from fewer processes.
         """
         asked = self.resume_from_checkpoint
         if asked is None or str(asked).lower() == "false":
@@ -224,48 +232,49 @@ class StreamingSFTConfig(SFTConfig):
         if str(asked).lower() != "true":
             if (fault := self._find_fault(Path(asked))) is not None:
                 raise SystemExit(
-                    f"--resume_from_checkpoint {asked}: {fault}. Name a checkpoint that was written to its "
-                    "end, or give true for the last one."
+                    f"--resume_from_checkpoint {asked}: {fault}. Name a complete checkpoint, "
+                    "or give true for the last one."
                 )
             return self._announced(Path(asked))
         found, doubtful = Path(self.output_dir).glob("checkpoint-*"), None
         for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
             fault, count = self._find_fault(path), self._count_random_states(path)
             if fault is None and 1 < count < self.world_size:
-                # Either fewer processes wrote it, or the last ones of these were killed before they had.
+                # Either fewer processes wrote it, or some processes were killed before they wrote their states.
                 fault, doubtful = f"it has random states of {count} processes, not {self.world_size}", doubtful or path
             if fault is None:
                 return self._announced(path)
-            print(f"'{path}' was not written to its end and is left aside: {fault}")
+            print(f"skipping '{path}', which is incomplete: {fault}")
         if doubtful is not None:
             raise SystemExit(
-                f"No checkpoint in '{self.output_dir}' has random states of {self.world_size} processes. To go on in "
-                f"more processes than before, give --resume_from_checkpoint {doubtful}; to begin at step 0, none."
+                f"No checkpoint in '{self.output_dir}' has random states of {self.world_size} processes. To resume "
+                f"with more processes than before, give --resume_from_checkpoint {doubtful}. To start at step 0, "
+                "leave --resume_from_checkpoint out."
             )
-        print(f"'{self.output_dir}' has no whole checkpoint: training begins at step 0")
+        print(f"'{self.output_dir}' has no complete checkpoint: training starts at step 0")
         return None
 
     def _find_fault(self, checkpoint: Path) -> str | None:
-        """What says that a checkpoint was not written to its end; `None` if it was."""
+        """Return why a checkpoint is incomplete, or `None` if it is complete."""
         try:
-            # A process writes its state last: a run that was killed before has left none, or half of one.
+            # The trainer writes this file last.
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return "its trainer_state.json is missing or broken off"
-        # Only the first process writes that, maybe before the others have written what is theirs.
+            return "its trainer_state.json is missing or truncated"
+        # Only the first process writes that file. The others may have been killed earlier.
         if self._count_random_states(checkpoint) == 0:
             name = "rng_state.pth" if self.world_size == 1 else "rng_state_N.pth of a process N"
-            return f"its {name} is missing or broken off"
+            return f"its {name} is missing or truncated"
         return None
 
     def _count_random_states(self, checkpoint: Path) -> int:
-        """Of how many processes a checkpoint has the random states, or 0 where those of one are missing."""
-        # A broken off file has no end, where the directory of the zip is that torch writes.
+        """Return how many processes saved their random states, or 0 if the state of one is missing."""
+        # torch writes a zip file, and its directory is at the end, which a truncated file lacks.
         names = {path.name for path in checkpoint.glob("rng_state*.pth") if zipfile.is_zipfile(path)}
         numbered = names - {"rng_state.pth"}
         if numbered != names and (self.world_size == 1 or not numbered):
             return 1
-        # A process that is alone does not number its file.
+        # A single process does not number its file.
         is_whole = len(numbered) > 1 and numbered == {f"rng_state_{index}.pth" for index in range(len(numbered))}
         return len(numbered) if is_whole else 0
 
@@ -273,7 +282,7 @@ class StreamingSFTConfig(SFTConfig):
         count = self._count_random_states(checkpoint)
         if count != self.world_size:
             print(
-                f"'{checkpoint}' was written by another number of processes, {count}, than the {self.world_size} of "
-                "this run: weights and steps go on, the order of the data and random states are not the same"
+                f"'{checkpoint}' comes from {count} processes, and this run has {self.world_size}: training continues "
+                "from its weights and step, but the order of the data and the random states differ"
             )
         return str(checkpoint)

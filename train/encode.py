@@ -1,7 +1,7 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Frame features ahead of training: a frozen vision encoder need not see the same frames in every epoch.
+Encode frames once, before training. A frozen vision encoder then does not see the same frames in every epoch.
 
 ```bash
 python train/encode.py --dataset data/train.jsonl --output_dir features --checkpoint my-model
@@ -9,9 +9,9 @@ accelerate launch --num_processes 8 train/encode.py --dataset data --output_dir 
 python train/sft.py --dataset features --checkpoint my-model ...
 ```
 
-Writes one safetensors file a stretch of video and rows that name it. What is there is not made again, so that a killed
-run goes on where it was; files appear under their name only when they are whole. What another encoder saw, or the same
-in another dtype, has another name. One run at a time writes to a folder.
+The script writes one safetensors file per video clip, and rows that name these files. It skips existing files, so an
+interrupted run continues where it stopped. A file gets its name only when it is complete. The name depends on the
+clip, the frame rate, the encoder and the data type. Only one run at a time may write to a folder.
 """
 
 import hashlib
@@ -40,21 +40,21 @@ from videollm_mod.train.data.sources import DataSource, load_split
 @dataclass
 class EncodeArguments:
     """
-    What sees, and where to write.
+    Which encoder to use, and where to write.
 
     Args:
-        checkpoint (`str`): Model whose vision encoder sees: a folder or a Hub id.
+        checkpoint (`str`): Model with the vision encoder: a folder or a Hub id.
         output_dir (`str`): Folder to write to.
-        batch_size (`int`, *optional*, defaults to 64): Frames encoded at a time.
-        dtype (`str`, *optional*, defaults to `"auto"`): Of the encoder and of what is written.
-        max_minutes (`float`, *optional*): Time for it; rows for which there was none are left out.
+        batch_size (`int`, *optional*, defaults to 64): Number of frames to encode at a time.
+        dtype (`str`, *optional*, defaults to `"auto"`): Data type of the encoder and the features.
+        max_minutes (`float`, *optional*): Time limit in minutes. Rows that do not fit are left out.
     """
 
-    checkpoint: str = field(metadata={"help": "Model whose vision encoder sees: a folder or a Hub id."})
+    checkpoint: str = field(metadata={"help": "Model with the vision encoder: a folder or a Hub id."})
     output_dir: str = field(metadata={"help": "Folder to write to."})
-    batch_size: int = field(default=64, metadata={"help": "Frames encoded at a time."})
-    dtype: str = field(default="auto", metadata={"help": "Of the encoder and of what is written."})
-    max_minutes: float | None = field(default=None, metadata={"help": "Time for it, in minutes."})
+    batch_size: int = field(default=64, metadata={"help": "Number of frames to encode at a time."})
+    dtype: str = field(default="auto", metadata={"help": "Data type of the encoder and the features."})
+    max_minutes: float | None = field(default=None, metadata={"help": "Time limit in minutes."})
 
     def __post_init__(self) -> None:
         check_checkpoint(self.checkpoint)
@@ -72,24 +72,23 @@ def encode_rows(
     max_minutes: float | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Encodes the stretches of video that rows are about, shared among the processes of an accelerator.
+    Encode the video clips of rows. The processes of an accelerator share the work.
 
-    A file is named by its stretch, its frame rate and all of the encoder that its features depend on; one that is
-    there is not made again. What a killed run has left half-written is deleted.
+    Existing files are kept. Incomplete files of an interrupted run are deleted.
 
     Args:
-        rows (`Dataset`): Timed messages with `video`, as [`load_split`] gives them.
-        folder (`Path`): Where to write `<hash>.safetensors`, each with one tensor `frame_features` of shape
+        rows (`Dataset`): Timed messages with `video`, as [`load_split`] returns them.
+        folder (`Path`): Folder to write to: `<hash>.safetensors`, each with one tensor `frame_features` of shape
             `(frames, tokens, vision hidden)` in the model's dtype, and its `fps` and `start` as metadata.
-        model ([`VideoLLMMoDForConditionalGeneration`]): Gives `encode_frames`.
-        processor ([`VideoLLMMoDProcessor`]): Reads videos and makes pixels.
-        fps (`float`, *optional*, defaults to 2.0): Frames a second.
-        batch_size (`int`, *optional*, defaults to 64): Frames in memory at a time.
-        accelerator (`Accelerator`, *optional*): Says which process this is.
-        max_minutes (`float`, *optional*): Time for it, after which rows are left out; one at least is made.
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model with `encode_frames`.
+        processor ([`VideoLLMMoDProcessor`]): Reads videos and preprocesses frames.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second.
+        batch_size (`int`, *optional*, defaults to 64): Number of frames in memory at a time.
+        accelerator (`Accelerator`, *optional*): Distributes rows over processes.
+        max_minutes (`float`, *optional*): Time limit in minutes. At least one row is encoded.
 
     Returns:
-        `list[dict]`: The rows, in their order, with `frame_features`, a file name, in place of `video`.
+        `list[dict]`: The rows in order, with the file name `frame_features` instead of `video`.
     """
     accelerator = Accelerator() if accelerator is None else accelerator
     made: list[dict[str, Any]] = []
@@ -131,10 +130,10 @@ def _batches(frames: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _fingerprint(model: Any, processor: Any) -> str:
-    """Hash of what makes features of frames: weights and their dtype, how they are used and pooled, and pixels."""
+    """Hash everything that features depend on: weights, data type, preprocessing, feature layer and pooling."""
     config = model.config
     vision, pixels = config.vision_config.to_diff_dict(), processor.video_processor.to_dict()
-    # Where a checkpoint comes from changes nothing, and its dtype is that of its weights.
+    # The origin of a checkpoint does not change features, and the data type is hashed with the weights.
     for name in ("transformers_version", "auto_map", "dtype"):
         vision.pop(name, None)
         pixels.pop(name, None)
@@ -178,7 +177,10 @@ def main(script: ScriptArguments, source: DataSource, arguments: EncodeArguments
         part = folder / f"{script.train_split}.jsonl.part"
         part.write_text(text, encoding="utf-8")
         part.replace(folder / f"{script.train_split}.jsonl")
-        print(f"{folder}: {len(made)} rows" + (f" of {len(rows)}, for want of time" if len(made) < len(rows) else ""))
+        print(
+            f"{folder}: {len(made)} rows"
+            + (f" of {len(rows)}; the time limit was reached" if len(made) < len(rows) else "")
+        )
 
 
 if __name__ == "__main__":

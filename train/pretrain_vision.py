@@ -1,11 +1,11 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-A vision encoder for StreamWorld, in the place that SigLIP has for natural video: it learns what covers each patch.
+Pretrain a vision encoder on StreamWorld. It takes the place that SigLIP has for natural video.
 
-A caption says little about where each of its words is to be seen, and a small encoder would need hours of them. The
-generator knows what covers every patch: the thing, its colour, how large it is and where its middle is. What is
-written is a checkpoint whose encoder sees and whose other parts are new, for `train/sft.py --checkpoint`.
+The encoder learns to predict what covers each patch: the thing, its color, its size and its center. The generator
+knows these labels. With captions only, a small encoder would need hours of training. The script writes a checkpoint
+with the trained encoder and new weights in all other parts, for `train/sft.py --checkpoint`.
 
 ```bash
 python train/pretrain_vision.py --config train/configs/streamworld_vision.yaml
@@ -32,31 +32,33 @@ from videollm_mod.train.new_model import new_model
 @dataclass
 class VisionArguments:
     """
-    What to look at, and with what.
+    Which scenes to train on, and which model to create.
 
     Args:
         model_config (`str`): JSON file of the new model (see [`new_model`]).
-        world (`str`, *optional*, defaults to `"small"`): Which StreamWorld.
-        num_clips (`int`, *optional*, defaults to 1000): How many clips of scenes to see, each once.
-        first_clip (`int`, *optional*, defaults to 0): Number of the first clip.
+        world (`str`, *optional*, defaults to `"small"`): World of the scenes: `"full"`, `"small"`, `"tiny"`.
+        num_clips (`int`, *optional*, defaults to 1000): Number of clips to train on, each once.
+        first_clip (`int`, *optional*, defaults to 0): Index of the first clip.
     """
 
     model_config: str = field(metadata={"help": "JSON file of the new model."})
-    world: str = field(default="small", metadata={"help": "Which StreamWorld.", "choices": ["full", "small", "tiny"]})
-    num_clips: int = field(default=1000, metadata={"help": "How many clips to see."})
-    first_clip: int = field(default=0, metadata={"help": "Number of the first clip; the next have the next."})
+    world: str = field(
+        default="small", metadata={"help": "World of the scenes.", "choices": ["full", "small", "tiny"]}
+    )
+    num_clips: int = field(default=1000, metadata={"help": "Number of clips to train on."})
+    first_clip: int = field(default=0, metadata={"help": "Index of the first clip."})
 
 
 @dataclass
 class VisionTrainingArguments(TrainingArguments):
     """
-    As [`TrainingArguments`]; bf16 without an accelerator means the CPU's, and needs no further word.
+    [`TrainingArguments`] that also accept bf16 without an accelerator.
 
     Args:
-        max_minutes (`float`, *optional*): Time for training; see [`StreamingSFTConfig`].
+        max_minutes (`float`, *optional*): Time limit of training; see [`StreamingSFTConfig`].
     """
 
-    max_minutes: float | None = field(default=None, metadata={"help": "Time for training, in minutes."})
+    max_minutes: float | None = field(default=None, metadata={"help": "Time limit of training in minutes."})
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -65,16 +67,17 @@ class VisionTrainingArguments(TrainingArguments):
 
 def make_scenes(seed: int, world: World, count: int = 8) -> Clip:
     """
-    A clip in which nothing happens, but each second shows other things, as many as find room: of every kind and colour
-    far more than a story shows in as many frames.
+    Make a clip that shows a new scene every second, with as many things as fit.
+
+    The scenes show more kinds and colors than the same number of frames of a usual clip.
 
     Args:
-        seed (`int`): Decides everything.
-        world ([`World`]): What may be seen.
+        seed (`int`): The seed from which everything else follows.
+        world ([`World`]): What scenes may show.
         count (`int`, *optional*, defaults to 8): Number of scenes.
 
     Returns:
-        [`Clip`]: As many seconds as scenes, and no events.
+        [`Clip`]: One second per scene, and no events.
     """
     rng = np.random.default_rng((seed, 6))
     size, pairs, actors = 0.3, world.pairs(), []
@@ -95,13 +98,13 @@ def make_scenes(seed: int, world: World, count: int = 8) -> Clip:
 
 class LabelledPatches(Dataset):
     """
-    Scenes with what covers each patch, drawn when they are read.
+    Scenes with labels of what covers each patch. They are drawn when they are read.
 
     Args:
-        world ([`World`]): What may be seen.
-        grid (`int`): Patches a side.
+        world ([`World`]): What scenes may show.
+        grid (`int`): Number of patches per side.
         size (`int`): Width and height of the pictures.
-        seeds (`range`): Of the clips.
+        seeds (`range`): Seeds of the clips.
     """
 
     def __init__(self, world: World, grid: int, size: int, seeds: range) -> None:
@@ -122,13 +125,15 @@ class LabelledPatches(Dataset):
 
     def labels(self, clip: Clip, time: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        What covers each patch's middle at a time, row by row.
+        Return what covers the center of each patch at a time, row by row.
 
         Returns:
-            Indices of things (patches,), after the last of which come nothing and the wall; of colours (patches,),
-            -100 where there is no thing; and (patches, 3) float32, the thing's middle in the picture, x and y in
-            patches, and its width in pictures. Not the way from the patch to it: the connector pools patches, which
-            blurs where each of them is.
+            `tuple`: Three arrays:
+
+            - things `(patches,)`: index of the thing; the two indices after the last thing are nothing and the wall.
+            - colors `(patches,)`: index of the color, or -100 without a thing.
+            - places `(patches, 3)` in float32: x and y of the thing's center in patches, and its width relative to the
+              picture. Places are absolute, because the connector pools patches and blurs their own positions.
         """
         y, x = (np.indices((self.grid, self.grid)).reshape(2, -1) + 0.5) / self.grid
         things = np.full(x.shape, len(self.world.things), dtype=np.int64)
@@ -146,7 +151,7 @@ class LabelledPatches(Dataset):
 
 
 class PatchReader(nn.Module):
-    """A vision encoder with a linear reading of each patch, which is thrown away afterwards."""
+    """A vision encoder with a linear head for each patch. The head is discarded after training."""
 
     def __init__(self, encoder: nn.Module, num_things: int) -> None:
         super().__init__()
@@ -158,20 +163,20 @@ class PatchReader(nn.Module):
         self, pixel_values: torch.Tensor, things: torch.Tensor, colors: torch.Tensor, places: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """
-        Reads patches.
+        Predict what covers each patch.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(frames, 3, height, width)`): Normalised frames.
-            things, colors, places: As [`LabelledPatches.labels`] gives them, with frames in front.
+            things, colors, places: Labels of [`LabelledPatches.labels`], with frames as the first dimension.
 
         Returns:
-            `loss`, and `right` of shape `(frames, 2)`: per frame the share of the patches with a thing on them whose
-            thing, and colour, is read right; not a number where there are none.
+            `loss`, and `right` of shape `(frames, 2)`: the shares of correct things and colors per frame, among
+            patches with a thing. They are NaN for a frame without a thing.
         """
         patches = self.encoder(pixel_values=pixel_values).last_hidden_state
         thing, color, place = self.reading(patches).float().split(self.sizes, dim=-1)
         covered = colors >= 0
-        # Nine patches in ten have no thing on them: counted alike, which thing it is would weigh next to nothing.
+        # Nine patches in ten show no thing, so patches with a thing count a second time.
         loss = F.cross_entropy(thing.flatten(0, 1), things.flatten())
         loss = loss + F.cross_entropy(thing[covered], things[covered])
         loss = loss + F.cross_entropy(color[covered], colors[covered])
@@ -181,7 +186,7 @@ class PatchReader(nn.Module):
 
 
 def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
-    """Trains the encoder and writes the checkpoint."""
+    """Train the encoder and write the checkpoint."""
     training.label_names = ["things", "colors", "places"]
     model, processor = new_model(arguments.model_config, seed=training.seed)
     vision, world = model.config.vision_config, WORLDS[arguments.world]

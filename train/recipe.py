@@ -1,18 +1,23 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-StreamWorld's whole recipe: from nothing to a checkpoint, measured before and after.
+The complete recipe for StreamWorld: train a checkpoint from scratch, and evaluate it before and after.
 
 ```bash
 python train/recipe.py                     # the embedded checkpoint
-python train/recipe.py --size quick        # two minutes of it, for a look
-python train/recipe.py --twin              # also the same model at full compute, beside it and from the same data
-python train/recipe.py --size gpu --twin --minutes 30    # the whole world and a larger model, what a GPU makes of it
+python train/recipe.py --size quick        # a short version of two minutes
+python train/recipe.py --twin              # also train the same model at full compute on the same data
+python train/recipe.py --size gpu --twin --minutes 30    # the full world and a larger model, for a GPU
 ```
 
-Stages: a vision encoder that knows what covers each patch (`pretrain_vision.py`); features of slides and of clips,
-drawn and encoded once (`encode.py`); words for what is seen in slides, then narration, questions and waiting, then
-more questions (`sft.py`). A stage that is there is not made again, and the last go on from where they were stopped.
+The stages:
+
+1. `pretrain_vision.py` trains a vision encoder to predict what covers each patch.
+2. `encode.py` draws slide shows and clips, and encodes them once.
+3. `sft.py` trains on slide shows, where every frame comes from a different clip, so the model cannot copy the previous
+   description. It then trains on narration, questions and waiting, and last mostly on questions.
+
+Finished stages are skipped. An interrupted stage of `sft.py` resumes from its last checkpoint.
 """
 
 import argparse
@@ -38,17 +43,17 @@ CONFIGS = ROOT / "train" / "configs"
 KINDS = "describe=1,narrate=5,ask=3,wait=1"
 QUESTION_KINDS = "narrate=2,ask=5,wait=1"
 TEST_KINDS = "narrate=2,ask=1,wait=1"
-# First row of the narration stage, or later where there are more slides: rows before are for those.
+# First row of the narration stage. With more slide shows than this, it begins after them.
 FIRST_CLIP = 10_000
-# Of the time given, which share is for what; the rest is for loading, saving and measuring.
+# Each stage's share of the time limit. The rest is for loading, saving and evaluation.
 SHARES = {"vision": 0.2, "slides": 0.06, "clips": 0.18, "questions": 0.06}
 SHARES |= {"alignment": 0.05, "narration": 0.22, "trained": 0.07}
-# Of a checkpoint: where it is, the rest is.
+# The last file that a checkpoint gets: if it exists, the checkpoint is complete.
 LAST_WRITTEN = "processor_config.json"
-# A model that has learned no words would babble to the end of every reply: it is measured on few clips, and cut short.
+# An untrained model never ends its replies, so it is evaluated on few clips with short replies.
 CLIPS_BEFORE, LONGEST_REPLY = 10, 32
-# A stage is a process of its own, forked from one in which the libraries are loaded already: most of a short training
-# would be for that.
+# Each stage runs in its own process, forked from one that has already imported the libraries. Importing them would
+# otherwise dominate a short run.
 SCRIPTS = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
@@ -58,19 +63,19 @@ SCRIPTS.set_forkserver_preload([f"videollm_mod.train.{script}" for script in ("s
 @dataclass(frozen=True)
 class Size:
     """
-    How much of everything.
+    The size of a run.
 
     Args:
-        model_config (`str`): The new model, a file of `train/configs`.
-        things (`str`): The StreamWorld whose things are looked at.
-        world (`str`): The one in which things happen.
-        vision_clips (`int`): Clips for the vision encoder.
-        slides (`int`): Rows of slides.
-        clips (`int`): Rows of narration, questions and waiting.
-        questions (`int`): Rows, of other clips, of which most are questions: what happened before is learned last.
-        epochs (`int`): How often each row of `clips` is seen.
-        batch (`int`): Rows a step.
-        test_clips (`int`): Held-out rows to measure on.
+        model_config (`str`): The new model: a file in `train/configs`.
+        things (`str`): World of the vision encoder's scenes and of the slide shows.
+        world (`str`): World of the clips with events.
+        vision_clips (`int`): Number of clips for the vision encoder.
+        slides (`int`): Number of slide shows.
+        clips (`int`): Number of rows with narration, questions and waiting.
+        questions (`int`): Number of rows of the last stage, from other clips and mostly with questions.
+        epochs (`int`): Number of epochs over `clips`.
+        batch (`int`): Number of rows per step.
+        test_clips (`int`): Number of held-out rows for evaluation.
     """
 
     model_config: str
@@ -92,11 +97,11 @@ SIZES = {
 }
 TABLE = {
     "clips": "clips",
-    "event_f1": "events told right within 0.5 s, F1",
+    "event_f1": "events narrated within 0.5 s, F1",
     "event_precision": "precision",
     "event_recall": "recall",
-    "answer_accuracy": "answers right",
-    "silent_frames_right": "silent frames right",
+    "answer_accuracy": "correct answers",
+    "silent_frames_right": "silence kept at silent frames",
     "time_diff": "TimeDiff, s",
     "fluency": "Fluency",
     "lm_correctness": "LM-Correctness",
@@ -106,14 +111,14 @@ TABLE = {
 
 def run_stage(done: Path, script: str, *options: Any, processes: int = 1, threads: int | None = None) -> None:
     """
-    Runs a script, unless what it makes is there.
+    Run a script, unless its output exists.
 
     Args:
-        done (`Path`): A file that it writes last.
-        script (`str`): A file of `train/`.
-        options: Its command line.
-        processes (`int`, *optional*, defaults to 1): On how many CPU processes, of one thread each.
-        threads (`int`, *optional*): Threads of a single process, all by default.
+        done (`Path`): The file that the script writes last.
+        script (`str`): Name of a file in `train/`.
+        options: Its command line arguments.
+        processes (`int`, *optional*, defaults to 1): Number of CPU processes, with one thread each.
+        threads (`int`, *optional*): Threads of a single process. The default is all.
 
     Raises:
         `SystemExit`: With a message if it fails.
@@ -124,7 +129,7 @@ def run_stage(done: Path, script: str, *options: Any, processes: int = 1, thread
     command = [f"train/{script}", *map(str, options)]
     print(f"python {' '.join(command)}", flush=True)
     if processes > 1:
-        # "Multi-GPU" is how accelerate starts several processes; of what, the environment says.
+        # accelerate starts several processes only with --multi_gpu; the environment makes them use the CPU.
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
         launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         launch += ["--main_process_port", "0"]
@@ -136,12 +141,12 @@ def run_stage(done: Path, script: str, *options: Any, processes: int = 1, thread
         stage.join()
         failed = stage.exitcode
     if failed:
-        raise SystemExit(f"error: train/{script} failed; what was made before is in '{done.parent.parent}'")
+        raise SystemExit(f"error: train/{script} failed; the finished stages are in '{done.parent.parent}'")
 
 
 def _run_script(command: list[str], threads: int | None) -> None:
     os.chdir(ROOT)
-    # How this process was started is not how it starts its own, which read data.
+    # The start method of this process must not apply to its data workers.
     multiprocessing.set_start_method(None, force=True)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -150,20 +155,21 @@ def _run_script(command: list[str], threads: int | None) -> None:
 
 
 def within(minutes: float | None, stage: str) -> list[Any]:
-    """A stage's option for its share of the minutes, if they are limited."""
+    """Return the option for a stage's share of the time limit, if there is one."""
     return [] if minutes is None else ["--max_minutes", f"{minutes * SHARES[stage]:.4g}"]
 
 
 def seen_rows(size: Size) -> dict[str, range]:
     """
-    Which rows of StreamWorld's training split each kind of data has. None is in two, and since a row takes as many
-    seeds as a row of slides has frames, whatever it shows, none has a clip of another.
+    Return the rows of StreamWorld's training split that each kind of data uses.
+
+    No row is used twice. Every row has as many seeds as a slide show has frames, so no two rows share a clip.
 
     Args:
-        size ([`Size`]): How much of everything.
+        size ([`Size`]): The size of the run.
 
     Returns:
-        `dict[str, range]`: Rows of slides, of clips and of questions.
+        `dict[str, range]`: Rows of slide shows, of clips and of questions.
     """
     begin = max(FIRST_CLIP, size.slides)
     end = begin + size.clips
@@ -172,15 +178,15 @@ def seen_rows(size: Size) -> dict[str, range]:
 
 def see(size: Size, folder: Path, minutes: float | None = None) -> Path:
     """
-    Makes, where it is not there yet, what models of all keep ratios share: the vision encoder and data seen by it.
+    Make what models of all keep ratios share, unless it exists: the vision encoder and the encoded data.
 
     Args:
-        size ([`Size`]): How much of everything.
-        folder (`Path`): Where to write.
-        minutes (`float`, *optional*): Time for the whole recipe.
+        size ([`Size`]): The size of the run.
+        folder (`Path`): Folder to write to.
+        minutes (`float`, *optional*): Time limit of the complete recipe.
 
     Returns:
-        The folder of a model whose encoder alone is trained.
+        `Path`: The folder of a model with a trained encoder and untrained other parts.
     """
     vision = folder / "vision"
     config = ["--config", CONFIGS / "streamworld_vision.yaml", "--model_config", CONFIGS / size.model_config]
@@ -197,7 +203,7 @@ def see(size: Size, folder: Path, minutes: float | None = None) -> Path:
         "questions": ["--world", size.world, "--kinds", QUESTION_KINDS],
     }
     rows = seen_rows(size)
-    # Of little data most of the time is for beginning: then all at once, and else each on all cores.
+    # Little data is encoded all at once, because starting takes most of the time. Much data gets all cores in turn.
     is_little = sum(map(len, rows.values())) < 2000
 
     def encode(name: str) -> None:
@@ -221,17 +227,17 @@ def learn(
     minutes: float | None = None,
 ) -> Path:
     """
-    Makes, where it is not there yet, a model of what [`see`] has made.
+    Train a model on the data of [`see`], unless it exists.
 
     Args:
-        size ([`Size`]): How much of everything.
-        folder (`Path`): The same.
-        keep_ratio (`float`, *optional*): In place of the model configuration's.
-        threads (`int`, *optional*): CPU threads to use, all by default.
-        minutes (`float`, *optional*): Time for the whole recipe.
+        size ([`Size`]): The size of the run.
+        folder (`Path`): Folder to write to, the same as for [`see`].
+        keep_ratio (`float`, *optional*): Keep ratio. The default is that of the model configuration.
+        threads (`int`, *optional*): Number of CPU threads. The default is all.
+        minutes (`float`, *optional*): Time limit of the complete recipe.
 
     Returns:
-        The folder of the trained model.
+        `Path`: The folder of the trained model.
     """
     name, ratio = ("", []) if keep_ratio is None else (f"_{keep_ratio:g}", ["--mod_keep_ratio", keep_ratio])
     given = folder / "vision"
@@ -250,12 +256,12 @@ def learn(
 
 
 def main() -> None:
-    """Makes the checkpoint and prints the table."""
-    parser = argparse.ArgumentParser(description="Trains on StreamWorld from nothing, and measures before and after.")
-    parser.add_argument("--size", choices=SIZES, default="cpu", help="how much of everything")
-    parser.add_argument("--folder", type=Path, help="where to write; default: outputs/streamworld_<size>")
-    parser.add_argument("--twin", action="store_true", help="also train the same model at full compute, beside it")
-    parser.add_argument("--minutes", type=float, help="time for all of it: of each stage as much as there is time for")
+    """Train the checkpoint and print the table."""
+    parser = argparse.ArgumentParser(description="Train on StreamWorld from scratch, and evaluate before and after.")
+    parser.add_argument("--size", choices=SIZES, default="cpu", help="size of the model and the data")
+    parser.add_argument("--folder", type=Path, help="folder to write to; default: outputs/streamworld_<size>")
+    parser.add_argument("--twin", action="store_true", help="also train the same model at full compute")
+    parser.add_argument("--minutes", type=float, help="time limit of the complete recipe; every stage gets a share")
     options = parser.parse_args()
     if options.minutes is not None and not options.minutes > 0:
         parser.error(f"--minutes must be positive, got {options.minutes}")

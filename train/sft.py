@@ -8,12 +8,12 @@ Supervised fine-tuning on streaming dialogues, with TRL.
 python train/data/subtitles.py talk.mp4 --out talk.jsonl
 python train/sft.py --dataset talk.jsonl --checkpoint . --tune_language_model full --output_dir out
 
-# A new model of any vision encoder and language model, by VideoLLM-online's recipe
+# A new model from any vision encoder and language model, with VideoLLM-online's recipe
 accelerate launch --config_file train/configs/ddp.yaml train/sft.py --dataset data \
     --vision_model google/siglip-large-patch16-384 --language_model meta-llama/Meta-Llama-3-8B-Instruct \
     --output_dir out
 
-# A stage of the embedded checkpoint; train/recipe.py runs them all, from nothing
+# One stage of the embedded checkpoint; train/recipe.py runs all stages
 python train/sft.py --config train/configs/streamworld_alignment.yaml
 ```
 """
@@ -38,7 +38,7 @@ def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConf
             f"{script.eval_split}.jsonl."
         )
     if script.eval_split == script.train_split:
-        raise SystemExit(f"--eval_split {script.eval_split}: that is what is trained on. Name a held-out split.")
+        raise SystemExit(f"--eval_split {script.eval_split}: this is the training split. Name a held-out split.")
     evaluation = load_split(source, script.eval_split, script.num_eval_clips) if script.eval_split else None
     if script.validate_only:
         print(f"{source.dataset}: {len(train)} rows to train on, no fault found")
@@ -49,7 +49,7 @@ def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConf
     model, processor = load_model(arguments, seed=training.seed)
     adapter = choose_parts(model, arguments)
 
-    # Training. Packing is the collator's: TRL's would need a data set of tokens.
+    # Training. The collator packs, because TRL can only pack a data set of tokens.
     packing, training.packing = training.packing, False
     collator = StreamCollator(
         processor, script.fps, augmentation=script.augmentation, seed=training.seed, packing=packing
@@ -72,13 +72,13 @@ def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConf
         trainer.add_callback(TimeLimit(training.max_minutes))
     if script.keep_ratio_warmup_steps > 0:
         trainer.add_callback(KeepRatioWarmup(model.config, script.keep_ratio_warmup_steps))
-    # The trainer would make a step before it counts them.
+    # With max_steps=0 the trainer would still run one step.
     if training.max_steps != 0:
         trainer.train(resume_from_checkpoint=checkpoint)
     if adapter is not None and arguments.merge_adapter:
         merge_for_saving(trainer)
     if training.push_to_hub:
-        trainer.push_to_hub()  # which writes them first
+        trainer.push_to_hub()  # This also saves the model and its card.
     else:
         trainer.save_model(training.output_dir)
         trainer.create_model_card()
@@ -86,22 +86,23 @@ def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConf
 
 def merge_for_saving(trainer: StreamingSFTTrainer) -> None:
     """
-    Has `save_model` write whole weights in place of the adapter, unless ZeRO-3 shards them: it says then how to merge
-    what is written.
+    Merge the adapter, so that `save_model` writes complete weights.
+
+    If ZeRO-3 shards the weights, keep the adapter and print how to merge it later.
     """
     plugin = trainer.accelerator.state.deepspeed_plugin
     if plugin is not None and plugin.zero_stage == 3:
         if trainer.is_world_process_zero():
             folder = trainer.args.output_dir
             print(
-                f"ZeRO-3 shards the weights: '{folder}' gets the adapter alone. To merge it, write the model that it "
-                "belongs to in one process, with the same arguments but --max_steps 0 and another --output_dir; load "
-                f"that with AutoModel, and save `PeftModel.from_pretrained(model, '{folder}').merge_and_unload()`."
+                f"ZeRO-3 shards the weights, so '{folder}' gets only the adapter. To merge it, first write its base "
+                "model in one process, with the same arguments but --max_steps 0 and another --output_dir. Load that "
+                f"model with AutoModel, and save `PeftModel.from_pretrained(model, '{folder}').merge_and_unload()`."
             )
         return
     trainer.model = merge_adapter(trainer.accelerator.unwrap_model(trainer.model))
-    # Of DeepSpeed the trainer would write what its engine holds, under the adapter's names. Below stage 3 each process
-    # has all weights, and the model is written as without it.
+    # With DeepSpeed the trainer would save the weights of its engine, under the adapter's names. Below stage 3 each
+    # process has all weights, so the model can be saved as without DeepSpeed.
     trainer.is_deepspeed_enabled = False
 
 

@@ -1,3 +1,3 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of training data, one a file."""
+"""Sources of training data, one per file."""

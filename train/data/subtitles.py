@@ -1,14 +1,14 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Timed messages from subtitles: your own video becomes something to train on.
+Convert subtitles to timed messages, to train on your own video.
 
 ```bash
-python train/data/subtitles.py lecture.mp4 --out lecture.jsonl                       # its own subtitle stream
+python train/data/subtitles.py lecture.mp4 --out lecture.jsonl                       # subtitles in the file
 python train/data/subtitles.py a.mp4 b.mp4 --subtitles a.srt b.vtt --out train.jsonl
 ```
 
-Lines are merged into sentences; each becomes a reply at the second at which it begins (or ends) to be said.
+Lines are merged into sentences. Each sentence becomes a reply at the time when it begins (or ends).
 """
 
 import argparse
@@ -34,7 +34,7 @@ _SPEAKER = re.compile(r"^(?:-\s*)?(?:[A-Z][A-Z .'-]*:\s+)?")
 
 @dataclass(frozen=True)
 class Line:
-    """A stretch of text and the seconds in which it is said."""
+    """A text with its start and end in seconds."""
 
     start: float
     end: float
@@ -43,15 +43,15 @@ class Line:
 
 def read_subtitles(source: str | Path, stream: int = 0) -> list[Line]:
     """
-    Lines of a subtitle file or of a video's own subtitle stream, without markup, in order of time.
+    Read the lines of a subtitle file or of a video's subtitle stream, without markup, in order of time.
 
     Args:
-        source (`str` or `Path`): An .srt or .vtt file, or a video (whatever FFmpeg reads).
-        stream (`int`, *optional*, defaults to 0): Which of its subtitle streams.
+        source (`str` or `Path`): An .srt or .vtt file, or any video that FFmpeg reads.
+        stream (`int`, *optional*, defaults to 0): Index of the subtitle stream.
 
     Raises:
-        `FileNotFoundError`: If there is no such file.
-        `ValueError`: If it cannot be read or has no such stream of text.
+        `FileNotFoundError`: If the file does not exist.
+        `ValueError`: If it cannot be read, or does not have this subtitle stream.
     """
     if not Path(source).is_file():
         raise FileNotFoundError(f"There is no file '{source}'.")
@@ -61,7 +61,7 @@ def read_subtitles(source: str | Path, stream: int = 0) -> list[Line]:
             count = len(container.streams.subtitles)
             if stream >= count:
                 raise ValueError(f"'{source}' has no subtitle stream {stream}: it has {count}.")
-            # In a video the picture's first moment counts as 0, as everywhere here.
+            # Times count from the first picture of a video.
             pictures = [s for s in container.streams.video if s.start_time is not None]
             origin = float(pictures[0].start_time * pictures[0].time_base) if pictures else 0.0
             for packet in container.demux(container.streams.subtitles[stream]):
@@ -91,14 +91,14 @@ def to_sentences(
     keep_speakers: bool = False,
 ) -> list[Line]:
     """
-    Sentences of subtitle lines. The time of a sentence that begins within a line is read off its place in the line.
+    Merge subtitle lines into sentences. The time of a sentence that begins within a line is interpolated.
 
     Args:
-        lines (`list[Line]`): Lines in order of time. A line that repeats the one before it is left out.
-        max_gap (`float`, *optional*, defaults to 1.5): Seconds of silence that end a sentence, finished or not.
-        max_words (`int`, *optional*, defaults to 40): A sentence longer than this is ended at the next line.
-        keep_asides (`bool`, *optional*, defaults to `False`): Keep what stands in brackets or notes: "[Music]".
-        keep_speakers (`bool`, *optional*, defaults to `False`): Keep a name in capitals with a colon before a line.
+        lines (`list[Line]`): Lines in order of time. A line equal to the previous line is left out.
+        max_gap (`float`, *optional*, defaults to 1.5): Seconds of silence that end a sentence.
+        max_words (`int`, *optional*, defaults to 40): A longer sentence ends at the next line.
+        keep_asides (`bool`, *optional*, defaults to `False`): Keep text in brackets or notes, such as "[Music]".
+        keep_speakers (`bool`, *optional*, defaults to `False`): Keep the name of a speaker, such as "ANNA:".
     """
     sentences: list[Line] = []
     open_text, open_start, open_end, last_text = "", 0.0, 0.0, ""
@@ -123,7 +123,7 @@ def to_sentences(
 
 
 def _pieces(line: Line, text: str) -> Iterator[tuple[str, float, float]]:
-    """The line cut after each end of a sentence, with the seconds of each piece."""
+    """Split a line after each sentence, and yield the pieces with their start and end."""
     rate, cursor = (line.end - line.start) / len(text), 0
     for stop in [match.end() for match in _SENTENCE_END.finditer(text)] + [len(text)]:
         if stop > cursor:
@@ -135,15 +135,14 @@ def to_timed_messages(
     sentences: list[Line], *, query: str = NARRATE, say_at: str = "start", end: float | None = None
 ) -> list[dict[str, Any]]:
     """
-    Sentences as a dialogue: the query at second 0, then each sentence as a reply.
+    Convert sentences to a dialogue: the query at second 0, then each sentence as a reply.
 
     Args:
         sentences (`list[Line]`): Sentences in order of time.
         query (`str`, *optional*): What the user says first.
-        say_at (`str`, *optional*, defaults to `"start"`): Whether a reply comes when its sentence begins or when it
+        say_at (`str`, *optional*, defaults to `"start"`): Whether a reply comes when its sentence begins ("start") or
             ends ("end").
-        end (`float`, *optional*): Length of the video in seconds; sentences that begin later are left out, and an end
-            past it is its end.
+        end (`float`, *optional*): Length of the video in seconds. Sentences that begin later are left out.
     """
     if say_at not in ("start", "end"):
         raise ValueError(f"`say_at` is 'start' or 'end', got {say_at!r}.")
@@ -158,7 +157,7 @@ def to_timed_messages(
 
 
 def video_seconds(video: str | Path) -> float:
-    """Length of a video's picture in seconds."""
+    """Return the length of a video stream in seconds."""
     with av.open(str(video)) as container:
         streams = [s for s in container.streams.video if s.duration]
         if not streams:
@@ -167,14 +166,21 @@ def video_seconds(video: str | Path) -> float:
 
 
 def main() -> None:
-    """Writes one row of timed messages for each video."""
-    parser = argparse.ArgumentParser(description="Turns videos with subtitles into timed messages, one row a video.")
+    """Write one row of timed messages for each video."""
+    parser = argparse.ArgumentParser(description="Convert videos with subtitles to timed messages, one row per video.")
     parser.add_argument("videos", nargs="+", type=Path, help="video files")
-    parser.add_argument("--subtitles", nargs="+", type=Path, help=".srt or .vtt, one a video; default: their own")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to write")
-    parser.add_argument("--stream", type=int, default=0, help="which of the subtitle streams")
+    parser.add_argument(
+        "--subtitles",
+        nargs="+",
+        type=Path,
+        help=".srt or .vtt files, one per video; default: the streams in the videos",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to write")
+    parser.add_argument("--stream", type=int, default=0, help="index of the subtitle stream")
     parser.add_argument("--query", default=NARRATE, help="what the user says first")
-    parser.add_argument("--say_at", choices=("start", "end"), default="start", help="of the sentence")
+    parser.add_argument(
+        "--say_at", choices=("start", "end"), default="start", help="reply at the start or the end of a sentence"
+    )
     parser.add_argument("--max_gap", type=float, default=1.5, help="seconds of silence that end a sentence")
     parser.add_argument("--max_words", type=int, default=40, help="end a longer sentence at the next line")
     parser.add_argument("--keep_asides", action="store_true", help='keep "[Music]" and the like')

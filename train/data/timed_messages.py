@@ -1,9 +1,9 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Timed messages from files: JSON lines, Parquet, a folder of them or a data set of the Hub, checked before use.
+Read and check timed messages: JSON Lines, Parquet, a folder of them, or a Hub data set.
 
-A row is a dialogue over a video (or over frame features that were made of it), with times in seconds:
+A row is a dialogue about a video, or about its frame features, with times in seconds:
 
 ```json
 {"video": "videos/abc.mp4", "start": 0.0, "end": 62.5,
@@ -32,19 +32,19 @@ from videollm_mod.train.data.sources import DataSource
 
 ROLES = ("system", "user", "assistant")
 SOURCES = ("video", "frame_features")
-# What a user says who wants everything told.
+# The query that asks for narration.
 NARRATE = "Please narrate the video in real time."
 
 
 @dataclass(frozen=True)
 class Fault:
     """
-    What is wrong with a row.
+    An error in a row.
 
     Args:
-        row (`int`): Its number, from 0.
-        field (`str`): Where in the row, such as `messages[2].time`.
-        message (`str`): What is wrong and what it should be.
+        row (`int`): Index of the row.
+        field (`str`): Place in the row, such as `messages[2].time`.
+        message (`str`): What is wrong, and what is allowed.
     """
 
     row: int
@@ -68,17 +68,17 @@ class TimedMessages(DataSource):
 
 def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
     """
-    Rows of timed messages whose `video` or `frame_features` are paths that open from anywhere.
+    Load rows of timed messages. Relative paths in `video` or `frame_features` become absolute.
 
     Args:
         source (`str` or `Path`): A `.jsonl` or `.parquet` file; a folder with such files, named after their split
-            (`train.jsonl`, `validation-00000-of-00002.parquet`); or a data set of the Hub. Relative paths in rows
-            start at the file, the folder or the data set's root.
-        split (`str`, *optional*, defaults to `"train"`): Split to take. A single file is one split, whatever its name.
+            (`train.jsonl`, `validation-00000-of-00002.parquet`); or a Hub data set. Paths in rows are relative to the
+            folder of the file, to the folder, or to the root of the data set.
+        split (`str`, *optional*, defaults to `"train"`): Split to load. A single file is one split of any name.
 
     Raises:
-        `FileNotFoundError`: If a file or folder has nothing to read, or a data set lacks a file that a row names.
-        `ValueError`: If there is no such split, or a file is not what its name says: which one, and in which line.
+        `FileNotFoundError`: If there is no file to read, or if a row names a file that a Hub data set does not have.
+        `ValueError`: If there is no such split, or if a file cannot be parsed. The message names the file and line.
     """
     path = Path(source)
     if path.is_file():
@@ -106,7 +106,7 @@ def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
 
 
 def _read(files: list[Path]) -> Dataset:
-    """Files of one kind as one table."""
+    """Read files of one type as one table."""
     kind = _kind(files[0])
     try:
         return load_dataset(kind, data_files=[str(file) for file in files], split="train")
@@ -119,7 +119,7 @@ def _read(files: list[Path]) -> Dataset:
 
 
 def _fault(path: Path) -> str | None:
-    """The first thing for which a file is not JSON lines or not Parquet, or `None`."""
+    """Return the first error in a JSON Lines or Parquet file, or `None`."""
     if path.suffix == ".parquet":
         try:
             pq.read_metadata(path)
@@ -149,7 +149,7 @@ def _kind(path: Path) -> str:
 
 
 def _absolute(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
-    """The row's files by names that open from anywhere."""
+    """Make the paths of a row absolute."""
     return {name: _absolute_name(row[name], root) for name in SOURCES if row.get(name) is not None}
 
 
@@ -166,12 +166,12 @@ def _absolute_name(name: Any, root: Path | str) -> Any:
 
 def find_faults(rows: Iterable[dict[str, Any]], *, check_files: bool = True) -> Iterator[Fault]:
     """
-    Everything that is wrong with rows of timed messages, row by row. Nothing is ever set right in silence.
+    Find all errors in rows of timed messages, row by row. Nothing is corrected.
 
     Args:
-        rows (iterable of `dict`): Rows with absolute paths, as [`load_timed_messages`] gives them.
-        check_files (`bool`, *optional*, defaults to `True`): Whether to open each video and compare times with its
-            length.
+        rows (iterable of `dict`): Rows with absolute paths, as [`load_timed_messages`] returns them.
+        check_files (`bool`, *optional*, defaults to `True`): Whether to open each video and compare times with
+            its length.
     """
     lengths: dict[str, float | str] = {}
     for index, row in enumerate(rows):
@@ -181,10 +181,10 @@ def find_faults(rows: Iterable[dict[str, Any]], *, check_files: bool = True) -> 
 
 def check_timed_messages(rows: Iterable[dict[str, Any]], *, check_files: bool = True, show: int = 20) -> None:
     """
-    Raises one error that lists the first faults of rows (see [`find_faults`]).
+    Raise one error that lists the first faults of rows (see [`find_faults`]).
 
     Raises:
-        `ValueError`: If there is any fault.
+        `ValueError`: If a row has a fault.
     """
     faults = list(find_faults(rows, check_files=check_files))
     if faults:
@@ -259,7 +259,7 @@ def _is_time(value: Any) -> bool:
 
 
 def _length(name: str, source: str) -> float | str:
-    """Seconds of a video or of frame features, or what is wrong with the file."""
+    """Return the length of a video or of frame features in seconds, or what is wrong with the file."""
     if "://" not in source and not Path(source).is_file():
         return f"there is no file '{source}'"
     if name == "frame_features":
@@ -267,11 +267,11 @@ def _length(name: str, source: str) -> float | str:
             with safe_open(source, "pt") as file:
                 shape = file.get_slice("frame_features").get_shape()
                 about = file.metadata() or {}
-        except Exception as error:  # safetensors has an error class of its own, and raises others
+        except Exception as error:  # safetensors raises several classes of errors
             return f"'{source}' holds no readable tensor `frame_features`: {error}"
         if len(shape) != 3:
             return f"`frame_features` in '{source}' must be (frames, tokens, width), got {tuple(shape)}"
-        # Features begin where their stretch of video does.
+        # Features begin where their part of the video begins.
         return float(about.get("start", 0.0)) + shape[0] / float(about.get("fps", 2.0))
     try:
         with av.open(source) as container:
@@ -279,7 +279,7 @@ def _length(name: str, source: str) -> float | str:
                 return f"'{source}' has no video stream"
             ends = [s.duration * s.time_base for s in container.streams.video if s.duration]
             ends += [container.duration / 1_000_000] if container.duration and not ends else []
-            # A live source has no length: nothing is beyond its end.
+            # A live source has no end.
             return float(max(ends)) if ends else math.inf
     except av.error.FFmpegError as error:
         return f"'{source}' cannot be read as video: {error.strerror or error}"
