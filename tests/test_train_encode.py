@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Features ahead of training: never another encoder's, never half of one, and none made twice."""
+"""Encoding before training: features match their encoder, files are complete, and none is written twice."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def rows(tmp_path):
-    """Two clips, of two seconds and of one."""
+    """Two clips of two seconds and of one second."""
     (tmp_path / "data").mkdir()
     say = [{"role": "assistant", "content": "A ball.", "time": 0.5}]
     for index, count in enumerate((20, 10)):
@@ -40,8 +40,8 @@ def features_of(made, folder):
     return [load_file(folder / row["frame_features"])["frame_features"] for row in made]
 
 
-def test_another_encoder_never_finds_the_features_of_this_one(rows, tmp_path):
-    """Each gives in one folder what it gives in a folder of its own; what was made before is whole."""
+def test_different_encoders_write_different_files(rows, tmp_path):
+    """In a shared folder, each encoder writes the same features as in its own folder."""
     wide = tiny_processor()
     wide.video_processor.image_std = (0.25, 0.25, 0.25)
     encoders = {
@@ -65,8 +65,7 @@ def test_another_encoder_never_finds_the_features_of_this_one(rows, tmp_path):
             assert torch.equal(one, other) and one.dtype == encoder[0].dtype, name
 
 
-def test_a_checkpoint_is_the_same_encoder_wherever_it_lies(rows, tmp_path):
-    """The language model, too, does not count: it sees no frame."""
+def test_file_names_do_not_depend_on_folder_or_language_model(rows, tmp_path):
     model, processor = tiny_model(), tiny_processor()
     (tmp_path / "out").mkdir()
     made = encode_rows(rows, tmp_path / "out", model, processor)
@@ -83,7 +82,7 @@ def test_a_checkpoint_is_the_same_encoder_wherever_it_lies(rows, tmp_path):
     assert [row["frame_features"] for row in told] == [row["frame_features"] for row in made]
 
 
-def test_what_a_killed_run_left_half_written_is_deleted(rows, tmp_path):
+def test_incomplete_files_of_a_killed_run_are_deleted(rows, tmp_path):
     (tmp_path / "out").mkdir()
     for name in ("0123.77.part", "train.jsonl.part"):
         (tmp_path / "out" / name).write_bytes(b"half")
@@ -91,8 +90,8 @@ def test_what_a_killed_run_left_half_written_is_deleted(rows, tmp_path):
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".safetensors"}
 
 
-def test_a_killed_run_is_gone_on_with(tmp_path):
-    """Killed for good once it has written something; the next run makes the rest alone, and the whole is the same."""
+def test_a_killed_run_continues(tmp_path):
+    """The next run encodes only the missing rows, and all files equal those of an uninterrupted run."""
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
     options = {"dataset": "streamworld", "world": "tiny", "num_clips": 40, "frame_size": 32}

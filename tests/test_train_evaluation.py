@@ -42,7 +42,7 @@ LATE = turn([False, False, False], [9, 5], [9, 5], late=2)
 ANSWER = turn([False, False], [4, 5, 2], [4, 5, 2], is_decided=False)
 
 
-def test_lives_four_measures_by_hand():
+def test_the_four_measures_computed_by_hand():
     scores = score_turns([EXACT, EARLY, LATE, ANSWER], fps=2.0)
     # A turn's mean is log(16) / 4, so its perplexity 2; the others' is 1.
     assert scores["lm_ppl"] == pytest.approx((2 + 1 + 1 + 1) / 4, rel=1e-5)
@@ -69,7 +69,7 @@ DIALOGUES = [
 
 
 @pytest.mark.parametrize("close_is_one_token", [True, False])
-def test_turns_are_those_of_the_dialogue(close_is_one_token):
+def test_turns_match_the_dialogue(close_is_one_token):
     processor = tiny_processor(close_is_one_token=close_is_one_token)
     ids = {name: getattr(processor, name) for name in ("frame_token_id", "frame_token_interval_id")}
     vocabulary = {"vocab_size": len(processor.tokenizer) - 1}
@@ -92,7 +92,7 @@ def test_turns_are_those_of_the_dialogue(close_is_one_token):
             np.testing.assert_allclose(a.losses, b.losses, rtol=1e-3, atol=1e-4)
 
 
-def test_losses_are_the_models():
+def test_losses_equal_the_loss_of_the_model():
     processor, model = tiny_processor(), tiny_model()
     (turns,) = predict_turns(model, processor, DIALOGUES[:1])
     batch = processor(DIALOGUES[0]["messages"], DIALOGUES[0]["video"], return_labels=True)
@@ -104,7 +104,7 @@ def test_losses_are_the_models():
 
 
 @pytest.mark.parametrize("scheme", ["interleaved", "all", "all_deep"])
-def test_a_late_model_is_watched_until_it_speaks(scheme, monkeypatch):
+def test_delays_of_a_late_model(scheme, monkeypatch):
     """
     The frames after the reply's are seen without the reply: the decision there is that of a stream in which it was
     never said, with every routed layer cut at its own length.
@@ -140,8 +140,8 @@ def test_a_late_model_is_watched_until_it_speaks(scheme, monkeypatch):
     assert [t.late for t in turns] == [3, 0] and interval is not None
 
 
-def test_after_a_trial_the_cache_is_as_if_it_had_not_been(monkeypatch):
-    """Two late turns in a row: the second is tried from a cache from which the first trial was cut."""
+def test_measuring_a_delay_leaves_the_cache_unchanged(monkeypatch):
+    """With two late turns in a row, the second uses the cache from which the first was removed."""
     processor, model = tiny_processor(), tiny_model(mod_layers="all")
     replies = ((1.0, "A red ball."), (2.5, "It leaves."), (4.0, "Red."))
     example = dialogue(10, *replies)
@@ -170,7 +170,7 @@ def said(*events):
     return [{"time": time, "text": text} for time, text in events]
 
 
-def test_events_are_matched_once_and_in_time():
+def test_each_event_matches_once_and_within_the_tolerance():
     metric = evaluate_metric("stream_events")
     scores = metric.compute(
         predictions=[said((1.0, "A ball enters."), (1.5, "a  Ball enters."), (5.0, "It leaves.")), said()],
@@ -185,7 +185,7 @@ def test_events_are_matched_once_and_in_time():
     assert wide["event_f1"] == 1.0 and wide["event_delay"] == 1.0
 
 
-def test_the_delay_is_of_events_told_too_late_to_be_right():
+def test_the_delay_includes_events_beyond_the_tolerance():
     metric = evaluate_metric("stream_events")
     told = [said((4.0, "A ball enters."), (9.0, "It  leaves."), (1.0, "A box.")), said((2.0, "Nothing."))]
     true = [said((1.0, "A ball enters."), (9.5, "It leaves."), (1.0, "A car.")), said((2.0, "A box."))]
@@ -197,7 +197,7 @@ def test_the_delay_is_of_events_told_too_late_to_be_right():
     assert metric.compute(predictions=[said()], references=[said((2.0, "A box."))])["event_delay"] == 0.0
 
 
-def test_each_event_has_one_delay_and_the_nearest_come_first():
+def test_each_event_has_one_delay_and_the_nearest_matches_first():
     metric = evaluate_metric("stream_events")
     told = [said((3.0, "It moves."), (3.4, "It moves."), (7.0, "It moves."))]
     scores = metric.compute(predictions=told, references=[said((1.0, "It moves."), (3.5, "It moves."))])
@@ -207,7 +207,7 @@ def test_each_event_has_one_delay_and_the_nearest_come_first():
     assert alone["event_delay"] == pytest.approx(-0.1), "and not 2.4 and 3.5: from the first it is 6 s to the last"
 
 
-def test_answers():
+def test_answer_accuracy():
     metric = evaluate_metric("answer_accuracy")
     assert metric.compute(predictions=["Red", "", "The  car."], references=["red.", "Two.", "The car."]) == {
         "answer_accuracy": pytest.approx(2 / 3)
@@ -215,7 +215,7 @@ def test_answers():
 
 
 class ScriptedModel:
-    """A stream that says what it is told to: a reply at some frames, and an answer to every question."""
+    """A stream with given replies at some frames, and a given answer to every question."""
 
     def __init__(self, script, answer):
         self.script, self.answer = script, answer
@@ -252,7 +252,7 @@ def event(time, role, text, probability):
     return SimpleNamespace(time=time, role=role, text=text, interval_probability=probability, latency=0.25)
 
 
-def test_free_streaming_by_hand():
+def test_free_streaming_computed_by_hand():
     processor = tiny_processor()
     example = dialogue(
         12,
@@ -283,7 +283,7 @@ def test_the_same_question_asked_again_has_its_own_answer():
     assert scores["answer_accuracy"] == pytest.approx(2 / 3)
 
 
-def test_both_run_on_a_real_model():
+def test_both_evaluations_run_on_a_real_model():
     processor, model = tiny_processor(), tiny_model()
     examples = list(streamworld_dataset("validation", num_clips=2, world=WORLDS["small"], size=24))
     events, frames = stream_example(model, processor, examples[0], max_new_tokens=5)
@@ -300,7 +300,7 @@ def spoken(events):
 
 @pytest.fixture
 def engines(monkeypatch):
-    """Every engine that a test creates."""
+    """All engines that a test creates."""
     made = []
 
     def create(*args, **options):
@@ -313,7 +313,7 @@ def engines(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained():
-    """The embedded checkpoint, and rows of every kind and of different lengths, the last of them in a file."""
+    """The embedded checkpoint, and rows of all kinds and different lengths. The last row is a video file."""
     checkpoint = ROOT
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint).eval()
     kinds = {"narrate": 1.0, "ask": 1.0, "wait": 1.0}
@@ -327,7 +327,7 @@ def trained():
 
 
 @pytest.mark.parametrize("options", [{}, {"cache_dtype": torch.float8_e4m3fn, "interval_threshold": 0.9}])
-def test_clips_streamed_together_say_what_each_says_alone(trained, engines, options):
+def test_clips_streamed_together_give_the_same_events_as_alone(trained, engines, options):
     model, processor, rows = trained
     taken = []
 
@@ -342,7 +342,7 @@ def test_clips_streamed_together_say_what_each_says_alone(trained, engines, opti
         alone, count_alone = expected[id(row)]
         assert (spoken(events), count) == (spoken(alone), count_alone)
         ended.append(row)
-        assert len(taken) <= len(ended) + 4, "three at a time, and the next"
+        assert len(taken) <= len(ended) + 4, "rows are read when they are needed"
     assert len(ended) == len(rows) and any(event.role == "assistant" for event in expected[id(rows[-1])][0])
     # The first clip is short: a larger memory is made for longer ones, and no clip is streamed by itself.
     assert len(engines) > 1 and max(len(row["video"]) for row in rows[:-1]) <= engines[-1].max_frames
@@ -350,8 +350,8 @@ def test_clips_streamed_together_say_what_each_says_alone(trained, engines, opti
     assert sum(engine._num_opened for engine in engines) == len(rows)
 
 
-def test_what_an_engine_would_forget_is_streamed_by_itself(engines, monkeypatch):
-    """A clip beyond the context, one of unknown length, and one in which more is said than an engine remembers."""
+def test_clips_that_exceed_an_engine_are_streamed_alone(engines, monkeypatch):
+    """A clip longer than the context, a clip of unknown length, and a clip with too much text."""
     processor, model = tiny_processor(), tiny_model(text_overrides={"max_position_embeddings": 11 * 14})
     rows = [dialogue(count, (1.0, "It moves."), questions=[(2.0, "Where?"), (2.5, "Why?")]) for count in (6, 20, 10)]
     rows.append({**rows[0], "video": OfUnknownLength(rows[0]["video"])})
@@ -378,7 +378,7 @@ def test_what_an_engine_would_forget_is_streamed_by_itself(engines, monkeypatch)
 
 
 class OfUnknownLength:
-    """Frames of which nobody knows how many come."""
+    """Frames without a length."""
 
     def __init__(self, frames):
         self.frames = frames
@@ -387,7 +387,7 @@ class OfUnknownLength:
         return iter(self.frames)
 
 
-def test_the_card_of_a_training_has_what_it_reached(tmp_path, monkeypatch):
+def test_the_card_of_a_training_run_has_its_results(tmp_path, monkeypatch):
     command = ["--dataset", "streamworld", "--world", "tiny", "--checkpoint", ROOT]
     command += ["--num_clips", 4, "--max_steps", 1, "--logging_steps", 1, "--report_to", "none", "--lora_r", 4]
     command += ["--per_device_train_batch_size", 1, "--eval_split", "validation", "--num_eval_clips", 2]
@@ -438,7 +438,7 @@ def test_the_embedded_checkpoint_page_states_training_and_results():
         assert re.search(r"\n(Trained|Measured) on .+, \d{1,2} [A-Z][a-z]+ \d{4}, ", part), "hardware and date"
 
 
-def test_facts_of_a_training_are_copied_into_a_page(tmp_path):
+def test_training_facts_are_copied_into_a_page(tmp_path):
     (tmp_path / "made").mkdir()
     for name in ("routing.png", "loss.png"):
         (tmp_path / "made" / name).write_bytes(name.encode())
@@ -456,8 +456,8 @@ def test_facts_of_a_training_are_copied_into_a_page(tmp_path):
     assert (tmp_path / "page-loss.png").read_bytes() == b"loss.png" and (tmp_path / "page-routing.png").is_file()
 
 
-def test_figures_are_put_into_the_card(tmp_path):
-    """As the Hub's model index, with the command that prints them; the new take the place of the old."""
+def test_results_are_written_into_the_card(tmp_path):
+    """They are a Hub model index with their command, and new results replace old ones."""
     text = "# A narrator\n\nIts text.\n\n## Limits\n\nIt can be wrong.\n"
     (tmp_path / "README.md").write_text(f"---\nlicense: apache-2.0\n---\n\n{text}")
     for score in (0.5, 0.75):

@@ -22,8 +22,8 @@ from videollm_mod.train.recipe import CONFIGS, SIZES, Size
 WORLD = WORLDS["small"]
 
 
-def test_patches_are_labelled_as_they_are_drawn():
-    """A patch in the midst of a thing is mostly of its colour, and one with no thing on it is of the ground."""
+def test_patch_labels_match_the_pictures():
+    """A patch inside a thing mostly has its color, and a patch without a thing shows the background."""
     patches = LabelledPatches(WORLD, grid=8, size=96, seeds=range(20))
     close, far = [], []
     for seed in patches.seeds:
@@ -40,7 +40,7 @@ def test_patches_are_labelled_as_they_are_drawn():
     assert len(close) > 60 and np.mean(close) < 0.6 * np.mean(far)
 
 
-def test_scenes_show_much_and_hide_behind_the_wall():
+def test_scenes_show_many_things_and_the_wall_hides_some():
     scenes = [make_scenes(seed, WORLD) for seed in range(40)]
     assert scenes[0] == make_scenes(0, WORLD) and all(isinstance(clip, Clip) and not clip.events for clip in scenes)
     story = np.mean([len(make_clip(seed, WORLD).visible(5.0)) for seed in range(40)])
@@ -53,7 +53,7 @@ def test_scenes_show_much_and_hide_behind_the_wall():
     assert 4 < behind.sum() < 16 and not behind.reshape(8, 8)[:4].any()
 
 
-def test_a_reading_is_right_where_it_says_what_is_there():
+def test_shares_of_correct_patches():
     torch.manual_seed(0)
 
     class Known(torch.nn.Module):
@@ -67,15 +67,15 @@ def test_a_reading_is_right_where_it_says_what_is_there():
     with torch.no_grad():
         reader.reading.weight.zero_()
         reader.reading.bias.zero_()
-        reader.reading.bias[0] = 9.0  # Says thing 0 everywhere,
-        reader.reading.bias[4 + 6] = 9.0  # and colour 6.
+        reader.reading.bias[0] = 9.0  # Predicts thing 0 everywhere,
+        reader.reading.bias[4 + 6] = 9.0  # and color 6.
     output = reader(torch.randn(1, 4, 4), things, colors, torch.zeros(1, 4, 3))
     assert output["right"].tolist() == [[0.5, 0.5]] and output["loss"] > 0
 
 
 @pytest.mark.timeout(1200)
-def test_the_recipe_from_nothing_to_a_table(tmp_path, monkeypatch, capfd):
-    """Every stage runs, is not made again once there, and the encoder that was trained is the one that narrates."""
+def test_the_recipe_trains_and_prints_a_table(tmp_path, monkeypatch, capfd):
+    """All stages run, a second run skips them, and the trained model has the pretrained encoder."""
     monkeypatch.setitem(recipe.SIZES, "quick", Size("streamworld_model.json", "small", "tiny", 16, 8, 16, 8, 1, 8, 1))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
@@ -98,7 +98,7 @@ def test_the_recipe_from_nothing_to_a_table(tmp_path, monkeypatch, capfd):
     twin = AutoModel.from_pretrained(tmp_path / "trained_1", trust_remote_code=True)
     assert twin.config.mod_keep_ratio == 1
 
-    # Once more, for what is there; it was measured above.
+    # A second run finds all stages.
     monkeypatch.setattr(recipe, "measure_checkpoint", lambda *_, **__: dict.fromkeys(recipe.TABLE, 0.0))
     recipe.main()
     assert capfd.readouterr().out.count("is there") == 10

@@ -98,7 +98,7 @@ def run_script(folder, *arguments, **variables):
     )
 
 
-def test_two_stages_from_nothing(tmp_path):
+def test_two_stages_from_scratch(tmp_path):
     small = ["--dataset", "streamworld", "--world", "small", "--num_clips", 16, "--per_device_train_batch_size", 4]
     small += ["--warmup_steps", 1, "--logging_steps", 1, "--save_strategy", "no", "--report_to", "none"]
     small += ["--learning_rate", 1e-3, "--tune_language_model", "full", "--tune_vision_encoder", "true"]
@@ -126,13 +126,13 @@ def test_two_stages_from_nothing(tmp_path):
     assert {"modeling_videollm_mod.py", "routing_videollm_mod.py", "video_reading_videollm_mod.py"} <= names
 
 
-def test_the_script_says_what_it_lacks(tmp_path):
+def test_a_missing_model_is_named(tmp_path):
     failed = run_script(tmp_path, "--dataset", "streamworld")
     assert failed.returncode == 1 and "exactly one of --checkpoint, --model_config" in failed.stderr
     assert "Traceback" not in failed.stderr and not list(tmp_path.iterdir())
 
 
-def test_an_argument_that_nothing_takes_is_named(tmp_path):
+def test_an_unknown_argument_is_named(tmp_path):
     failed = run_script(tmp_path, "--dataset", "streamworld", "--epochs", 3)
     assert failed.returncode == 1 and "error: " in failed.stderr and "'--epochs'" in failed.stderr
     assert "Traceback" not in failed.stderr and not list(tmp_path.iterdir())
@@ -146,7 +146,7 @@ def test_bad_data_is_named_before_training(tmp_path):
     assert "row 0, messages[0].time: is 99 s, beyond the end at 13.013 s" in failed.stderr
 
 
-def test_what_is_trained_on_is_not_evaluated_on(tmp_path, monkeypatch):
+def test_the_training_split_is_refused_for_evaluation(tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text("{}\n")
     script = ScriptArguments(eval_split="validation")
     monkeypatch.setattr(sft, "load_split", lambda *_: [])
@@ -158,7 +158,7 @@ def test_what_is_trained_on_is_not_evaluated_on(tmp_path, monkeypatch):
 
 
 def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
-    """Two commands: the video's own subtitles become a row, and an adapter is trained on it and merged."""
+    """One command converts the subtitles of a video to a row, and another trains and merges an adapter."""
     done = subprocess.run(
         [sys.executable, "train/data/subtitles.py", str(NASA), "--out", str(tmp_path / "nasa.jsonl")],
         cwd=ROOT,
@@ -201,13 +201,13 @@ def losses_of(text):
 
 
 def evaluation_of(text):
-    """Figures of the last streamed evaluation, but for those of a clock."""
+    """Return the measures of the last streamed evaluation, without latencies."""
     shown = ast.literal_eval(next(line for line in text.splitlines()[::-1] if line.startswith("{'eval_lm_ppl'")))
     return {name: float(value) for name, value in shown.items() if not name.endswith(("latency", "epoch"))}
 
 
 def kill_in_a_checkpoint(command, folder, *, after):
-    """Starts a run and kills it in the midst of writing a checkpoint of a step beyond `after`; returns that."""
+    """Start a run, kill it while it writes a checkpoint after step `after`, and return the checkpoint."""
     running = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -229,8 +229,8 @@ def kill_in_a_checkpoint(command, folder, *, after):
     raise AssertionError(f"ended before it was killed: {running.communicate()[0].decode()[-2000:]}")
 
 
-def test_killed_and_resumed_is_as_if_never_broken(tmp_path):
-    """Killed while it writes a checkpoint, and gone on with from the one before: the same order, the same dropout."""
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(tmp_path):
+    """It resumes from the previous checkpoint, with the same data order and dropout."""
     options = [*SMALL_RUN[:4], *SMALL_RUN[4:6], "--lora_r", 8, *SMALL_RUN[8:-2], "--max_steps", 6, "--save_steps", 1]
     options += ["--augmentation", 0.3, "--per_device_train_batch_size", 4, "--resume_from_checkpoint", "true"]
     whole = run_script(tmp_path / "whole", *options)
@@ -254,8 +254,8 @@ def test_killed_and_resumed_is_as_if_never_broken(tmp_path):
 
 
 @pytest.mark.parametrize("stage", [None, 1, 2])
-def test_a_merged_adapter_is_written_whole(tmp_path, monkeypatch, stage):
-    """Also by DeepSpeed, whose engine holds the adapter to the end, where it does not shard weights."""
+def test_a_merged_adapter_is_saved_as_complete_weights(tmp_path, monkeypatch, stage):
+    """So it is with DeepSpeed, unless it shards weights."""
     trainer, adapted = new_adapted_trainer(tmp_path, monkeypatch, stage=stage)
     expected = deepcopy(adapted).merge_and_unload().state_dict()
     sft.merge_for_saving(trainer)
@@ -267,7 +267,7 @@ def test_a_merged_adapter_is_written_whole(tmp_path, monkeypatch, stage):
         assert torch.equal(weight, expected[name]), name
 
 
-def test_an_adapter_of_sharded_weights_is_left_as_it_is(tmp_path, monkeypatch, capsys):
+def test_an_adapter_of_sharded_weights_is_not_merged(tmp_path, monkeypatch, capsys):
     trainer, adapted = new_adapted_trainer(tmp_path, monkeypatch, stage=3)
     sft.merge_for_saving(trainer)
     assert trainer.model is adapted and trainer.is_deepspeed_enabled
@@ -276,7 +276,7 @@ def test_an_adapter_of_sharded_weights_is_left_as_it_is(tmp_path, monkeypatch, c
 
 
 def new_adapted_trainer(folder, monkeypatch, *, stage):
-    """A trainer of an adapted model, told that DeepSpeed is at work if there is a stage."""
+    """Return a trainer of an adapted model that appears to use DeepSpeed if there is a stage."""
     model = tiny_model()
     trainer = StreamingSFTTrainer(
         model=model,
@@ -298,7 +298,7 @@ def new_adapted_trainer(folder, monkeypatch, *, stage):
 
 
 def test_qlora_trains_on_a_language_model_in_4_bits(tmp_path):
-    """Its linear layers alone are in 4 bits; the rest is whole, trains, and what is written loads and answers."""
+    """Only its linear layers have 4 bits. The other parts train, and the saved model loads and answers."""
     options = [*SMALL_RUN[:6], "--load_in_4bit", "true", "--bf16", "true", "--lora_r", 8, "--num_clips", 32]
     options += ["--learning_rate", 1e-3, "--warmup_steps", 1, "--logging_steps", 1, "--report_to", "none"]
     options += ["--max_steps", 6, "--per_device_train_batch_size", 4, "--save_strategy", "no"]
@@ -322,7 +322,7 @@ def test_qlora_trains_on_a_language_model_in_4_bits(tmp_path):
 
 
 def test_a_run_is_pushed_to_the_hub(tmp_path):
-    """What lies on the Hub after training is whole: it loads from there, and from the cache without a network."""
+    """After training, the model on the Hub is complete: it loads from there, and offline from the cache."""
     load = "from transformers import AutoModel, AutoProcessor; name = 'somebody/narrator'; "
     load += "model = AutoModel.from_pretrained(name, trust_remote_code=True); "
     load += "processor = AutoProcessor.from_pretrained(name, trust_remote_code=True); "
@@ -375,8 +375,8 @@ def test_a_run_is_logged_for_tensorboard_and_trackio(tmp_path, monkeypatch):
     assert tracked == pytest.approx(losses, rel=1e-3)
 
 
-def test_two_processes_are_one_with_the_same_batch(tmp_path):
-    """Packed, DDP and FSDP2 on the CPU: losses, evaluation and weights of one process with the same global batch."""
+def test_two_processes_equal_one_with_the_same_batch(tmp_path):
+    """Packed, DDP and FSDP2 runs on the CPU have the losses, evaluation and weights of one process."""
     options = [*SMALL_RUN, "--max_steps", 3, "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 2]
     options += ["--eval_split", "validation", "--num_eval_clips", 4, "--num_streamed_clips", 1]
     alone = run_script(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
@@ -406,7 +406,7 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path):
             torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=2e-4, msg=f"{kind} {name}")
 
 
-def test_an_adapter_on_the_head_is_trained_also_where_it_is_sharded(tmp_path):
+def test_a_sharded_adapter_on_the_head_is_trained(tmp_path):
     text = json.loads((ROOT / "train" / "configs" / "streamworld_model.json").read_text())
     text["model"]["text_config"]["tie_word_embeddings"] = False
     (tmp_path / "model.json").write_text(json.dumps(text))
@@ -470,7 +470,7 @@ def test_a_new_model_of_trained_parts(tmp_path, vision):
 
 
 def test_a_new_model_is_saved_without_a_step_and_an_adapter_beside_it(tmp_path):
-    """What was never trained is what was joined; an adapter written alone makes of it what was trained."""
+    """The untrained model equals its parts, and a saved adapter turns it into the trained model."""
     torch.manual_seed(0)
     save_text_model(tmp_path / "text")
     AutoModel.from_config(AutoConfig.for_model(**tiny_vision_config())).save_pretrained(tmp_path / "vision")
@@ -514,8 +514,8 @@ def test_a_new_model_is_saved_without_a_step_and_an_adapter_beside_it(tmp_path):
     assert len(linear) == 4 * 7
 
 
-def test_features_ahead_of_training(tmp_path):
-    """Encoded once, killed half-way and gone on with, in one process or two; the same losses as from video."""
+def test_training_on_encoded_features_equals_training_on_video(tmp_path):
+    """Losses are the same, also with features of an interrupted run and of two processes."""
     write_clip(tmp_path / "a.mp4", random_frames(40, seed=1), fps=10)
     write_clip(tmp_path / "b.mp4", random_frames(30, seed=2), fps=10)
     say = [{"role": "assistant", "content": "A ball.", "time": 2.0}]
@@ -577,7 +577,7 @@ def embedded():
 
 @pytest.mark.parametrize(("sample", "right"), [("streamworld", 5), ("streamworld_2", 3)])
 def test_embedded_checkpoint_narrates_its_samples(embedded, sample, right):
-    """Clips of seeds that were never trained on, from the video files: so many of five at the right second."""
+    """The clips are held out. `right` of five events are narrated in the right second."""
     model, processor = embedded
     story = json.loads((SAMPLES / f"{sample}.json").read_text(encoding="utf-8"))
     clip = make_clip(story["seed"], WORLDS[story["world"]])
@@ -588,7 +588,7 @@ def test_embedded_checkpoint_narrates_its_samples(embedded, sample, right):
 
 
 def test_embedded_checkpoint_on_200_held_out_clips(embedded):
-    """The README's figures, as `train/evaluation.py` measures them; LIVE's on fewer of the clips."""
+    """The README's figures, as `train/evaluation.py` computes them, with fewer clips for LIVE's measures."""
     model, processor = embedded
     kinds = {"narrate": 2.0, "ask": 1.0, "wait": 1.0}
     rows = streamworld_dataset("test", num_clips=200, kinds=kinds, world=WORLDS["tiny"])

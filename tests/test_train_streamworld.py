@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""StreamWorld: what is told is drawn, what is asked has one right answer, and no split knows another's clips."""
+"""StreamWorld: sentences match pictures, each question has one right answer, and no two splits share a clip."""
 
 import json
 import re
@@ -32,7 +32,7 @@ from videollm_mod.train.recipe import SIZES
 CLIPS = [make_clip(seed) for seed in range(120)]
 
 
-def test_there_is_enough_to_see():
+def test_clips_show_all_things_colors_and_events():
     assert len(THINGS) >= 20 and len(COLORS) == 8 and len(EVENTS) >= 12
     events = {event.kind for clip in CLIPS for event in clip.events}
     assert events == set(EVENTS)
@@ -42,7 +42,7 @@ def test_there_is_enough_to_see():
 
 @pytest.mark.parametrize("thing", THINGS)
 def test_things_look_different(thing):
-    """From each other in one colour, and in each colour from the others; drawn inside their square."""
+    """Things of one color differ, each thing differs between colors, and all are drawn inside their square."""
     own = np.asarray(draw_sprite(thing, "red", 48)).astype(int)
     assert own[..., 3].max() == 255 and 0.1 < (own[..., 3] > 128).mean() < 0.9
     for other in THINGS:
@@ -53,7 +53,7 @@ def test_things_look_different(thing):
             assert np.abs(own - np.asarray(draw_sprite(thing, color, 48))).mean() > 2, color
 
 
-def test_clips_are_decided_by_their_seed():
+def test_a_clip_follows_from_its_seed():
     for seed in range(10):
         clip, again = make_clip(seed), make_clip(seed)
         assert clip.story() == again.story() and np.array_equal(clip.draw(3.0), again.draw(3.0))
@@ -71,13 +71,13 @@ def test_events_come_one_by_one_on_the_half_second():
 
 
 def things_drawn(clip, time, actor, size=96):
-    """How much of the picture changes if the actor is taken out of it: 0 if it cannot be seen."""
+    """Return how much of the picture changes without the actor: 0 if it cannot be seen."""
     without = clip.__class__(**{**vars(clip), "actors": tuple(a for a in clip.actors if a is not actor)})
     difference = np.abs(clip.draw(time, size).astype(int) - without.draw(time, size).astype(int)).sum(-1)
     return int((difference > 60).sum())
 
 
-def test_what_is_told_is_what_is_drawn():
+def test_sentences_match_the_pictures():
     checked = set()
     for clip in CLIPS[:60]:
         for event in clip.events:
@@ -126,8 +126,8 @@ def test_what_is_told_is_what_is_drawn():
     assert checked == set(EVENTS)
 
 
-def test_nothing_goes_behind_the_wall_untold():
-    """Whoever is on the scene and not told to hide can be seen."""
+def test_things_in_the_scene_are_visible_unless_they_hide():
+    """Every thing that exists and does not hide can be seen."""
     for clip in [clip for clip in CLIPS if clip.wall is not None][:15]:
         for index in range(clip.num_frames(1 / STEP)):
             seen = clip.visible(index * STEP)
@@ -136,11 +136,11 @@ def test_nothing_goes_behind_the_wall_untold():
 
 
 def coarse(picture):
-    """Means of squares of 8 pixels, (12, 12, 3), in which noise is hardly left."""
+    """Return means of squares of 8 pixels, (12, 12, 3), which removes most noise."""
     return picture.astype(float).reshape(12, 8, 12, 8, 3).mean((1, 3))
 
 
-def test_grounds_have_texture_and_half_of_them_move():
+def test_backgrounds_have_texture_and_half_of_them_move():
     empty = [replace(clip, actors=(), wall=None) for clip in CLIPS[:40]]
     first = [coarse(clip.draw(0.0)) for clip in empty]
     for clip, ground in zip(empty, first, strict=True):
@@ -153,7 +153,7 @@ def test_grounds_have_texture_and_half_of_them_move():
     assert {Painter(clip, 96).ground.pattern for clip in empty} == {"gradient", "stripes", "checks", "clouds"}
 
 
-def test_specks_that_nobody_speaks_of_drift():
+def test_distractors_drift():
     counts = set()
     for clip in CLIPS[:40]:
         painter, without = Painter(clip, 96), Painter(clip, 96)
@@ -166,7 +166,7 @@ def test_specks_that_nobody_speaks_of_drift():
     assert counts == set(range(6))
 
 
-def test_pictures_are_noisy_and_compressed_each_clip_in_its_measure():
+def test_noise_and_compression_differ_between_clips():
     noise, seen, qualities = [], [], set()
     for clip in CLIPS[:40]:
         painter = Painter(clip, 96)
@@ -183,8 +183,8 @@ def test_pictures_are_noisy_and_compressed_each_clip_in_its_measure():
     assert len(qualities) > 10 and max(qualities) - min(qualities) > 30
 
 
-def test_files_are_compressed_more_and_less(tmp_path):
-    """As the encoder notes in the file."""
+def test_video_compression_differs_between_clips(tmp_path):
+    """The encoder writes its CRF into the file."""
     short = replace(WORLDS["tiny"], seconds=(2.0, 2.0))
     rates = []
     for seed in range(9):
@@ -193,7 +193,7 @@ def test_files_are_compressed_more_and_less(tmp_path):
     assert rates == [20.0 + seed for seed in range(9)]
 
 
-def test_unseen_pairs_are_never_trained_on():
+def test_held_out_pairs_are_not_in_training():
     trained = set(WORLDS["full"].pairs()) | set(WORLDS["small"].pairs())
     unseen = set(WORLDS["ood"].pairs())
     assert not trained & unseen and len(trained | unseen) == len(THINGS) * len(COLORS)
@@ -213,18 +213,18 @@ def test_unseen_pairs_are_never_trained_on():
 
 
 def first_told(clip, pattern, *, after=-1.0):
-    """Time and sentence of the first event after a time whose sentence begins like this, or `None`."""
+    """Return time and sentence of the first later event with this beginning, or `None`."""
     return next(((time, text) for time, text in clip.story() if time > after and re.match(pattern, text)), None)
 
 
 def grown(clip, thing, time):
-    """How many times a thing has grown by then, less the times that it has shrunk."""
+    """Return how many times a thing has grown, minus how many times it has shrunk."""
     told = [text for since, text in clip.story() if since <= time and re.match(rf"The \w+ {thing} ", text)]
     return sum(text.endswith("grows.") for text in told) - sum(text.endswith("shrinks.") for text in told)
 
 
 def shown_at(clip, time, actor):
-    """The middle of what the actor covers in the drawn picture, x and y, from -0.5 to 0.5."""
+    """Return the center of the pixels that the actor covers, x and y from -0.5 to 0.5."""
     without = replace(clip, actors=tuple(a for a in clip.actors if a is not actor))
     difference = np.abs(clip.draw(time).astype(int) - without.draw(time).astype(int)).sum(-1)
     rows, columns = np.nonzero(difference > 60)
@@ -303,7 +303,7 @@ def test_questions_of_every_kind_with_right_answers():
     assert kinds == set(QUESTIONS) and len(wordings) == 20, wordings
 
 
-def test_where_a_thing_is_said_to_be_it_is_drawn():
+def test_places_in_descriptions_match_the_pictures():
     said = set()
     for clip in [clip for clip in CLIPS if clip.wall is None][:60]:
         for time in (5.0, 9.5):
@@ -324,7 +324,7 @@ def test_where_a_thing_is_said_to_be_it_is_drawn():
     assert len(said) == 5
 
 
-def test_what_is_awaited_has_not_happened_in_between():
+def test_an_awaited_event_is_the_first_of_its_kind():
     for clip in CLIPS:
         for question in questions_at(clip, 3.0):
             if question.text == "What comes next?":
@@ -350,8 +350,8 @@ def test_dialogues(kind):
     assert spoken > 20 and (questions > 5) == (kind != "describe")
 
 
-def test_a_dialogue_without_a_reply_is_none():
-    """Where nothing happens there is nothing to narrate or to wait for; such a row of a data set asks instead."""
+def test_a_dialogue_without_a_reply_is_empty():
+    """A clip without events has nothing to narrate or to wait for, so its row asks questions instead."""
     short = replace(WORLDS["small"], seconds=(2.0, 2.0))
     quiet = [clip for clip in (make_clip(seed, short) for seed in range(100)) if not clip.events]
     assert len(quiet) > 5
@@ -387,14 +387,14 @@ def test_bad_data_sets_are_refused(options, message):
 
 
 def seeds_of(split, num_rows, first_row=0):
-    """All seeds that rows of a split may use: of each as many as slides have frames."""
+    """Return all seeds that rows of a split may use: one per frame of a slide show."""
     rows = streamworld_dataset(split, num_clips=num_rows, first_clip=first_row).with_format(None)["seed"]
     return range(rows[0], rows[-1] + SLIDE_FRAMES)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_no_two_parts_of_the_recipe_share_a_clip(size, tmp_path, monkeypatch):
-    """Slides, narration and questions as its commands ask for them, and splits to evaluate on."""
+    """The rows of slide shows, narration and questions, and the splits for evaluation."""
     stages = []
     monkeypatch.setattr(recipe, "run_stage", lambda _, *stage, **__: stages.append(stage))
     recipe.see(SIZES[size], tmp_path)
@@ -422,7 +422,7 @@ def test_a_split_on_disk(tmp_path):
     assert len({json.loads(line)["video"] for line in (tmp_path / "validation.jsonl").read_text().splitlines()}) == 3
 
 
-def test_written_clips_show_the_same(tmp_path):
+def test_written_clips_show_the_same_pictures(tmp_path):
     clip = make_clip(SPLITS["test"], WORLDS["small"])
     processor = tiny_processor()
     path = write_video(clip, tmp_path / "clip.mp4", size=128, fps=10)
@@ -449,7 +449,7 @@ def run_command(monkeypatch, *arguments):
 
 
 def test_the_command_writes_splits_and_a_card_that_names_them(tmp_path, monkeypatch):
-    """Whoever loads the folder gets each split by its name, whatever was written when."""
+    """The folder loads with all its splits, in whichever order they were written."""
     small = ["--world", "small", "--size", 64, "--fps", 4]
     run_command(monkeypatch, tmp_path / "out", "--num_clips", 1, "--kinds", "describe", *small)
     run_command(monkeypatch, tmp_path / "out", "--num_clips", 1, "--split", "ood", "--size", 64, "--fps", 2)
@@ -470,8 +470,8 @@ def test_the_command_writes_splits_and_a_card_that_names_them(tmp_path, monkeypa
     ]
 
 
-def test_the_command_writes_slides_in_which_every_frame_is_described(tmp_path, monkeypatch):
-    """The same as those that are made when they are read."""
+def test_the_command_writes_slide_shows(tmp_path, monkeypatch):
+    """They are the same as rows that are made when they are read."""
     run_command(monkeypatch, tmp_path, *["--num_clips", 2, "--world", "small", "--size", 64, "--kinds", "describe"])
     rows = load_timed_messages(tmp_path)
     assert list(find_faults(rows)) == [] and set(rows["kind"]) == {"describe"}
@@ -486,13 +486,13 @@ def test_the_command_writes_slides_in_which_every_frame_is_described(tmp_path, m
 
 
 @pytest.mark.parametrize("fps", [1, 31])
-def test_the_command_refuses_frame_rates_at_which_nothing_could_be_told(fps, tmp_path, monkeypatch, capsys):
+def test_the_command_refuses_frame_rates_out_of_range(fps, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_command(monkeypatch, tmp_path, "--num_clips", 1, "--fps", fps)
     assert f"--fps must be from 2 to 30, got {fps}" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_the_sheet_of_things(tmp_path, monkeypatch):
+def test_the_command_draws_a_sheet_of_all_things(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["sprites.py", str(tmp_path / "sheet.png"), "--size", "16"])
     sprites.main()
     assert Image.open(tmp_path / "sheet.png").size == (24 * len(THINGS), 24 * len(COLORS))

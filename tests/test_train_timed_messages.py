@@ -70,7 +70,7 @@ def test_files_and_folders(folder, monkeypatch):
         ("clip.mp4", "train", ValueError, "neither .jsonl nor .parquet"),
     ],
 )
-def test_sources_that_are_not(folder, source, split, error, message):
+def test_missing_files_and_splits_are_named(folder, source, split, error, message):
     (folder / "empty").mkdir()
     with pytest.raises(error, match=message):
         load_timed_messages(folder / source, split)
@@ -95,8 +95,8 @@ GOOD = b'{"video": "clip.mp4", "messages": [{"role": "assistant", "content": "A 
         ("a.parquet", GOOD, "a.parquet' is not Parquet: Parquet magic bytes not found"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_named_with_its_line(tmp_path, name, content, message):
-    """Also where it lies in a folder beside one that is fine, and by the training script, before it makes anything."""
+def test_a_file_of_another_format_is_named_with_its_line(tmp_path, name, content, message):
+    """So is a file beside a correct file in a folder, and the training script prints the same error."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_timed_messages(tmp_path / name)
@@ -111,15 +111,15 @@ def test_a_file_that_is_not_what_its_name_says_is_named_with_its_line(tmp_path, 
             sft.main(ScriptArguments(validate_only=True), TimedMessages(str(tmp_path)), None, None)
 
 
-def test_files_that_are_no_one_table_are_named_too(tmp_path):
+def test_files_with_different_columns_are_named(tmp_path):
     Dataset.from_list([{"video": "a.mp4"}]).to_parquet(tmp_path / "train-0.parquet")
     Dataset.from_list([{"video": [{"messages": 3}]}]).to_parquet(tmp_path / "train-1.parquet")
     with pytest.raises(ValueError, match=r"train-0.parquet', '.*train-1.parquet' cannot be read as one table: "):
         load_timed_messages(tmp_path)
 
 
-def test_data_sets_of_the_hub(folder):
-    """Splits by their names, videos from its root; what is wrong with one is said as of a folder."""
+def test_hub_data_sets(folder):
+    """Splits load by name, paths are relative to the root, and errors are those of a folder."""
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
     card += "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in ("train", "validation")) + "---\n"
     files = {
@@ -189,7 +189,7 @@ def test_faults_are_named_by_row_and_field(folder, change, field, message):
         check_timed_messages([{"video": str(folder / "clip.mp4"), "messages": FINE}, row])
 
 
-def test_features_have_a_length_too(folder):
+def test_times_are_checked_against_the_length_of_features(folder):
     row = {"frame_features": str(folder / "clip.safetensors"), "messages": [*FINE, said(2.5, "x")]}
     assert [str(fault) for fault in find_faults([row])] == ["row 0, messages[2].time: is 2.5 s, beyond the end at 2 s"]
 
@@ -216,7 +216,7 @@ silent
 """
 
 
-def test_lines_of_srt_vtt_and_video(tmp_path):
+def test_subtitles_from_srt_vtt_and_video(tmp_path):
     (tmp_path / "a.srt").write_text(SRT)
     lines = read_subtitles(tmp_path / "a.srt")
     assert lines[0] == Line(0.5, 2.0, "Hello there my friend.") and len(lines) == 4
@@ -280,7 +280,7 @@ def test_a_video_becomes_rows_in_one_command(tmp_path, monkeypatch, capsys):
         (["{nasa}", "--subtitles", "{late}"], "has no text within the 13.0 s"),
     ],
 )
-def test_mistakes_are_answered_in_one_line(tmp_path, monkeypatch, arguments, message):
+def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):
     write_clip(tmp_path / "clip.mp4", random_frames(5), fps=10)
     (tmp_path / "late.srt").write_text("1\n01:00:00,000 --> 01:00:01,000\nLate.\n")
     names = {"clip": tmp_path / "clip.mp4", "nasa": NASA, "late": tmp_path / "late.srt"}
