@@ -118,3 +118,13 @@ def test_a_killed_run_continues(tmp_path):
         one, other = (load_file(tmp_path / name / path.name)["frame_features"] for name in ("out", "whole"))
         assert torch.equal(one, other)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
+def test_validate_only_reports_and_stops(tmp_path, capsys, monkeypatch):
+    """`--validate_only` loads no model and writes no file."""
+    source = StreamWorld("streamworld", world="tiny", frame_size=32)
+    arguments = EncodeArguments(checkpoint=str(ROOT), output_dir=str(tmp_path / "out"))
+    monkeypatch.setattr(encode, "AutoModel", None)
+    encode.main(ScriptArguments(num_clips=2, validate_only=True), source, arguments)
+    assert capsys.readouterr().out == "streamworld: 2 rows to encode, no fault found\n"
+    assert not (tmp_path / "out").exists()

@@ -126,6 +126,19 @@ def test_two_stages_from_scratch(tmp_path):
     assert {"modeling_videollm_mod.py", "routing_videollm_mod.py", "video_reading_videollm_mod.py"} <= names
 
 
+def test_output_of_a_script_is_quiet(tmp_path):
+    """Libraries print no warnings: what remains is a progress bar, the figures and two lines of ours."""
+    options = ["--dataset", "streamworld", "--world", "tiny", "--num_clips", 2, "--max_steps", 1, "--lora_r", 4]
+    options += ["--checkpoint", EMBEDDED, "--save_strategy", "no", "--report_to", "none", "--logging_steps", 1]
+    done = run_script(tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.strip().splitlines()
+    assert lines[0].startswith("Training ") and lines[-1] == f"saved to {tmp_path / 'out'}"
+    assert all(line.startswith("{'") for line in lines[1:-1]), done.stdout
+    bars = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    assert bars and all("| " in line and "/1 [" in line for line in bars), done.stderr
+
+
 def test_a_missing_model_is_named(tmp_path):
     failed = run_script(tmp_path, "--dataset", "streamworld")
     assert failed.returncode == 1 and "exactly one of --checkpoint, --model_config" in failed.stderr

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import yaml
 from accelerate import PartialState
@@ -71,6 +72,7 @@ def _refuse_options_of_others(given: Iterable[str], types: tuple[type, ...]) -> 
 
 def run(main: Callable[..., None], *types: type, **defaults: Any) -> None:
     """Run a script with its arguments (see [`parse`]), and end its process group."""
+    datasets.disable_progress_bars()
     main(*parse(*types, **defaults))
     # If a process exits before its group ends, gloo's threads may free tensors too late and abort it.
     PartialState().destroy_process_group()
@@ -209,6 +211,8 @@ class StreamingSFTConfig(SFTConfig):
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         # Without an accelerator, Transformers accepts bf16 only together with `use_cpu`.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # Transformers hides the bar when it logs errors only.
+        self.disable_tqdm = bool(self.disable_tqdm)
         # The collator tokenizes.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()

@@ -24,6 +24,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.console import quiet
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -177,11 +179,12 @@ def main(script: ScriptArguments, source: DataSource, arguments: EncodeArguments
         part = folder / f"{script.train_split}.jsonl.part"
         part.write_text(text, encoding="utf-8")
         part.replace(folder / f"{script.train_split}.jsonl")
-        print(
-            f"{folder}: {len(made)} rows"
-            + (f" of {len(rows)}; the time limit was reached" if len(made) < len(rows) else "")
-        )
+        count = f"{len(made)} rows"
+        if len(made) < len(rows):
+            count = f"{len(made)} of {len(rows)} rows; the time limit was reached"
+        print(f"wrote {folder / script.train_split}.jsonl: {count}")
 
 
 if __name__ == "__main__":
+    quiet()
     run(main, ScriptArguments, DataSource, EncodeArguments)

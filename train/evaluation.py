@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.console import quiet
+
 from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.space.checkpoint_names import check_checkpoint
@@ -120,7 +122,9 @@ def main(source: DataSource, arguments: EvaluationArguments) -> None:
             split=arguments.split,
             command=" ".join(["python", "train/evaluation.py", *(arg for arg in sys.argv[1:] if arg != "--card")]),
         )
+        print(f"wrote {Path(arguments.checkpoint) / 'README.md'}", file=sys.stderr)
 
 
 if __name__ == "__main__":
+    quiet()
     run(main, DataSource, EvaluationArguments, dataset="streamworld")

@@ -15,6 +15,8 @@ python train/pretrain_vision.py --config train/configs/streamworld_vision.yaml
 from dataclasses import dataclass, field
 from typing import Any
 
+from videollm_mod.console import quiet
+
 import numpy as np
 import torch
 from torch import nn
@@ -62,6 +64,8 @@ class VisionTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # Transformers hides the bar when it logs errors only.
+        self.disable_tqdm = bool(self.disable_tqdm)
         super().__post_init__()
 
 
@@ -219,4 +223,5 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
 
 
 if __name__ == "__main__":
+    quiet()
     run(main, VisionArguments, VisionTrainingArguments)

@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.console import quiet
+
 import torch
 
 from videollm_mod.train.data.sources import load_split
@@ -288,4 +290,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet()
     main()

@@ -20,6 +20,8 @@ python train/sft.py --config train/configs/streamworld_alignment.yaml
 
 from pathlib import Path
 
+from videollm_mod.console import quiet
+
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, run
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import EpochTeller, StreamCollator
@@ -82,6 +84,8 @@ def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConf
     else:
         trainer.save_model(training.output_dir)
         trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        print(f"saved to {training.output_dir}")
 
 
 def merge_for_saving(trainer: StreamingSFTTrainer) -> None:
@@ -107,4 +111,5 @@ def merge_for_saving(trainer: StreamingSFTTrainer) -> None:
 
 
 if __name__ == "__main__":
+    quiet()
     run(main, ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments)
