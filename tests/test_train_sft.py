@@ -563,7 +563,7 @@ def test_training_on_encoded_features_equals_training_on_video(tmp_path):
 
     # Where there is no time for more, one row.
     short = encode(out="short", options=["--max_minutes", "0"])
-    assert "1 rows of 2, for want of time" in short.stdout
+    assert "1 of 2 rows; the time limit was reached" in short.stdout
     assert (tmp_path / "short" / "train.jsonl").read_text(encoding="utf-8") == rows[0].splitlines(keepends=True)[0]
 
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(EMBEDDED)
