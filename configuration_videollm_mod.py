@@ -121,8 +121,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             Encoder layer that provides the patches: -1 is the last, before the final norm. Defaults to the output.
         frame_token_id (`int`, *optional*, defaults to 128256): Id of the frame token. It needs no embedding row.
         frame_token_interval_id (`int`, *optional*, defaults to 11):
-            Id of the interval token between frames. With `None`, frames follow each other directly, and the
-            end-of-sequence token means silence.
+            Id of the interval token between frames. With `None`, the end-of-sequence token means silence.
         connector_hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation within the connector.
         mod_keep_ratio (`float` or `list[float]`, *optional*, defaults to 0.2):
             Share of each frame's tokens that a routed layer keeps, in [0, 1]: `ceil(ratio * tokens)` tokens. A list
@@ -131,12 +130,10 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             The routed layers if `mod_keep_ratio` is one number: `"interleaved"` (1, 3, 5, ..., the default),
             `"interleaved_deep"` (3, 5, ...), `"all"`, `"all_deep"` (from 2), or a list of indices.
         mod_router (`str`, *optional*, defaults to `"learned"`):
-            Router type, a name in [`ROUTERS`]: `"learned"` keeps the highest scores, `"uniform"` evenly spaced tokens,
-            `"random"` tokens by a hash of layer and position.
+            Router type, a name in [`ROUTERS`]: `"learned"` (highest scores), `"uniform"` (even spacing) or `"random"`.
         mod_gate (`str`, *optional*, defaults to `"tanh"`):
-            Factor of a layer's update, a name in [`GATES`]: `"linear"` (the score, as in the paper), `"sigmoid"`,
-            `"tanh"` (`1 + 0.2 * tanh(score)` with routers that start at zero, as in p-MoD, arXiv 2412.04449) or
-            `"none"`. Applies to routers that learn.
+            Factor of a layer's update by routers that learn, a name in [`GATES`]: `"linear"` (the score, as in the
+            paper), `"sigmoid"`, `"tanh"` (`1 + 0.2 * tanh(score)`, as in p-MoD) or `"none"`.
         mod_gate_on (`str`, *optional*, defaults to `"update"`):
             Whether the gate multiplies the layer's `"update"` (the paper) or its `"output"` (the authors' code).
         mod_keep_last (`bool`, *optional*, defaults to `True`):
@@ -219,8 +216,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     def layer_keep_counts(self) -> list[int]:
         """Number of tokens that every decoder layer keeps per frame: `ceil(ratio * frame_num_tokens)`."""
         # The constant absorbs binary rounding: 0.28 * 25 is 7.000000000000001 in floating point.
-        num_tokens = self.frame_num_tokens
-        return [math.ceil(ratio * num_tokens - 1e-9) for ratio in self.layer_keep_ratios]
+        return [math.ceil(ratio * self.frame_num_tokens - 1e-9) for ratio in self.layer_keep_ratios]
 
     @property
     def routed_layers(self) -> list[int]:
@@ -345,15 +341,14 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         query_size = text.num_attention_heads * head_dim
         key_value_size = getattr(text, "num_key_value_heads", text.num_attention_heads) * head_dim
-        layer_weights = 2 * text.hidden_size * (query_size + key_value_size)
-        layer_weights += 3 * text.hidden_size * text.intermediate_size
+        layer_weights = text.hidden_size * (2 * (query_size + key_value_size) + 3 * text.intermediate_size)
 
         def layer_cost(keep_count: int) -> tuple[int, int]:
             new = keep_count * frames + text_tokens
             total = new + keep_count * past_frames + past_text_tokens
             return 2 * new * layer_weights + 4 * new * total * query_size, total
 
-        connector_weights = self.vision_config.hidden_size * text.hidden_size + text.hidden_size**2
+        connector_weights = (self.vision_config.hidden_size + text.hidden_size) * text.hidden_size
         shared = 2 * frames * self.frame_num_tokens * connector_weights
         shared += 2 * (frames + text_tokens) * text.hidden_size * text.vocab_size
         # A router scores every token of its layer's input.
@@ -377,10 +372,7 @@ def check_language_model(model: Any) -> None:
     tested = ", ".join(_TESTED_TEXT_MODELS)
     missing = [part for part in ("embed_tokens", "layers", "rotary_emb", "norm") if not hasattr(model, part)]
     if missing:
-        raise ValueError(
-            f"{name} ({config.model_type}) does not have the Llama shape that routing needs; missing: "
-            f"{', '.join(missing)}. Tested models are {tested}."
-        )
+        raise ValueError(f"{name} lacks the Llama shape; missing: {', '.join(missing)}. Tested models are {tested}.")
     if "layer_type" in inspect.signature(type(model.rotary_emb).forward).parameters:
         raise ValueError(f"{name} rotates positions differently by layer type, which is not supported.")
     scaled = [field for field in _SCALING_FIELDS if getattr(config, field, None) not in (None, 1, 1.0)]

@@ -58,8 +58,7 @@ class VideoLLMMoDModelOutputWithPast(BaseModelOutputWithPast):
 
     Args:
         router_scores (`tuple[torch.Tensor]`, *optional*, returned when `output_router_scores=True`):
-            One float32 tensor per routed layer, `(batch, frames, tokens)`: the scores of all frame tokens. 0 where a
-            row has fewer frames and in layers that keep no token.
+            One float32 tensor per routed layer, `(batch, frames, tokens)`; 0 for missing frames and unscored tokens.
         kept_tokens (`tuple[torch.Tensor]`, *optional*, returned when `output_router_scores=True`):
             One boolean tensor per routed layer, `(batch, frames, tokens)`: True at kept tokens.
     """
@@ -155,22 +154,13 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
 
     def encode_frames(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """
-        Encode frames: the pooled token first, then the pooled patch grid row by row.
-
-        Args:
-            pixel_values_videos (`torch.Tensor` of shape `(..., channels, height, width)`): Normalised frames.
-
-        Returns:
-            `torch.Tensor` of shape `(..., tokens, vision hidden)`: Frame features, for the connector.
-
-        Raises:
-            `ValueError`: If the configuration needs a pooled token that the encoder lacks.
+        Encode normalised frames (..., channels, height, width) as frame features (..., tokens, vision hidden): the
+        pooled token first, then the pooled patch grid row by row. Raises `ValueError` if there is no pooled token.
         """
         encoder, layer = self.base_model.vision_encoder, self.config.vision_feature_layer
         leading = pixel_values_videos.shape[:-3]
-        pixel_values = pixel_values_videos.flatten(0, -4) if len(leading) > 1 else pixel_values_videos
-        pixel_values = pixel_values.to(encoder.dtype)
-        outputs, grid = _run_vision_encoder(encoder, pixel_values, output_hidden_states=layer is not None)
+        pixel_values = pixel_values_videos.flatten(0, -4).to(encoder.dtype)
+        outputs, grid = _run_encoder(encoder, pixel_values, output_hidden_states=layer is not None)
         tokens = []
         if self.config.frame_token_cls:
             if outputs.pooler_output is None:
@@ -205,10 +195,7 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     def estimate_cost(
         self, frames: int, text_tokens: int, *, past_frames: int = 0, past_text_tokens: int = 0
     ) -> CostEstimate:
-        """
-        Estimate one forward pass as [`~VideoLLMMoDConfig.estimate_cost`] does, with `vision_flops` counted on the
-        vision encoder without its weights.
-        """
+        """Estimate a forward pass as [`~VideoLLMMoDConfig.estimate_cost`] does, and count the vision encoder's too."""
         past = {"past_frames": past_frames, "past_text_tokens": past_text_tokens}
         cost = self.config.estimate_cost(frames, text_tokens, **past, bytes_per_value=self.dtype.itemsize)
         return replace(cost, vision_flops=frames * _vision_flops_per_frame(self.config))
@@ -216,10 +203,8 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
 
 class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
     """
-    Vision encoder, connector, language model and routers, without a language modelling head.
-
-    The language model is the library's own, unwrapped. This class calls its layers: full layers on the full sequence,
-    routed layers on the short sequence of kept frame tokens and text.
+    Vision encoder, connector, language model and routers, without a language modelling head. It calls the layers of
+    the library's language model: full layers on the full sequence, routed layers on kept frame tokens and text.
     """
 
     def __init__(self, config: VideoLLMMoDConfig) -> None:
@@ -466,8 +451,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         num_items_in_batch: int | torch.Tensor | None,
     ) -> torch.Tensor:
         """Return LIVE's loss on text and on one decision per frame (arXiv 2406.11816, section 3.2)."""
-        # Only text and each frame's last token can carry labels. The layout knows where they are, so a frame needs
-        # one row of logits, and nothing waits for the device.
+        # Only text and each frame's last token can carry labels, so a frame needs one row of logits.
         index = layout.speaking_index
         labels = F.pad(labels[:, 1:], (0, 1), value=-100).to(hidden_states.device)
         num_labels = (labels != -100).sum()
@@ -488,9 +472,8 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
 
     def make_lora_config(self, **overrides: Any) -> "LoraConfig":
         """
-        Return LIVE's choice of what to train (arXiv 2406.11816, section 4), and the routers. LoRA of rank 128 and
-        alpha 256 applies to all linear layers of the language model and to its head, unless the head is tied to the
-        embeddings. Connector and routers train completely. `overrides` are fields of `peft.LoraConfig` to change.
+        Return LIVE's choice of what to train (arXiv 2406.11816, section 4), and the routers: LoRA on the language
+        model and an untied head, connector and routers completely. `overrides` change fields of `peft.LoraConfig`.
         """
         if not is_peft_available():
             raise ImportError("`make_lora_config` needs PEFT: `pip install peft`.")
@@ -578,9 +561,7 @@ def _run_layers(
     )
 
 
-def _run_vision_encoder(
-    encoder: PreTrainedModel, pixel_values: torch.Tensor, **options: Any
-) -> tuple[Any, tuple[int, int]]:
+def _run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor, **options: Any) -> tuple[Any, tuple[int, int]]:
     """Return the encoder's output for frames (frames, channels, height, width), and its patch grid."""
     patch_height, patch_width = height_and_width(encoder.config.patch_size)
     frames, _, height, width = pixel_values.shape
@@ -604,7 +585,7 @@ def _vision_flops_per_frame(config: VideoLLMMoDConfig) -> int:
         encoder = AutoModel.from_config(vision_config, attn_implementation="eager")
         frame = torch.empty(1, getattr(vision_config, "num_channels", 3), grid[0] * height, grid[1] * width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _run_vision_encoder(encoder, frame)
+        _run_encoder(encoder, frame)
     return counter.get_total_flops()
 
 

@@ -116,8 +116,7 @@ ROUTERS: dict[str, type[VideoLLMMoDRouter]] = {
 
 
 def position_noise(positions: torch.LongTensor, layer: int) -> torch.Tensor:
-    """Return float32 numbers in [0, 1) that look random and depend only on layer and position; same shape."""
-    # The 32-bit mixer "lowbias32" of Mulvey.
+    """Return float32 numbers in [0, 1), same shape, from layer and position by Mulvey's 32-bit mixer "lowbias32"."""
     mask = 0xFFFFFFFF
     x = (positions * 0x9E3779B1 + layer * 0x85EBCA6B) & mask
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & mask
@@ -192,8 +191,22 @@ class FrameLayout:
 
     def plan(self, keep_count: int) -> RoutingPlan:
         """Return the plan of layers that keep `keep_count` tokens per frame, made once."""
-        if keep_count not in self._plans:
-            self._plans[keep_count] = self._make_plan(keep_count)
+        if keep_count in self._plans:
+            return self._plans[keep_count]
+        skipped = self.num_tokens - keep_count
+        lengths = [self.sequence_length - frames * skipped for frames in self.num_frames]
+        length, valid = max(lengths), None
+        # Kept tokens keep their order, so a frame's first `keep_count` tokens can stand in for them.
+        stand_in = ~self.frame_token_mask | (self.rank < keep_count)
+        slots = torch.nonzero_static(stand_in.flatten(), size=sum(lengths)).squeeze(1)
+        is_frame = self.frame_token_mask.flatten()[slots]
+        frame_slots = torch.nonzero_static(is_frame, size=self.total_frames * keep_count).squeeze(1)
+        if min(lengths) < length:
+            rows = [torch.arange(row * length, row * length + n, device=slots.device) for row, n in enumerate(lengths)]
+            valid = torch.cat(rows)
+            slots = slots.new_zeros(self.batch_size * length).index_copy(0, valid, slots)
+            frame_slots = valid[frame_slots]
+        self._plans[keep_count] = RoutingPlan(length, slots, frame_slots, valid)
         return self._plans[keep_count]
 
     def preference(self, num_tokens: int, count: int) -> torch.LongTensor:
@@ -201,22 +214,6 @@ class FrameLayout:
         if (num_tokens, count) not in self._preferences:
             self._preferences[num_tokens, count] = preference(num_tokens, count, self.token_index.device)
         return self._preferences[num_tokens, count]
-
-    def _make_plan(self, keep_count: int) -> RoutingPlan:
-        skipped = self.num_tokens - keep_count
-        lengths = [self.sequence_length - frames * skipped for frames in self.num_frames]
-        length = max(lengths)
-        # Kept tokens keep their order, so a frame's first `keep_count` tokens can stand in for them.
-        stand_in = ~self.frame_token_mask | (self.rank < keep_count)
-        slots = torch.nonzero_static(stand_in.flatten(), size=sum(lengths)).squeeze(1)
-        is_frame = self.frame_token_mask.flatten()[slots]
-        frame_slots = torch.nonzero_static(is_frame, size=self.total_frames * keep_count).squeeze(1)
-        if min(lengths) == length:
-            return RoutingPlan(length, slots, frame_slots, None)
-        rows = [torch.arange(row * length, row * length + n, device=slots.device) for row, n in enumerate(lengths)]
-        valid = torch.cat(rows)
-        padded = slots.new_zeros(self.batch_size * length).index_copy(0, valid, slots)
-        return RoutingPlan(length, padded, valid[frame_slots], valid)
 
 
 def find_frames(
@@ -256,9 +253,7 @@ def find_frames(
         given = "none" if frames is None else f"{frames.shape[1]} per row"
         raise ValueError(f"`num_frames` is {num_frames} for a batch of {batch_size} rows; frames given: {given}.")
     if frames is None and inputs_embeds is None and max(num_frames) > 0:
-        raise ValueError(
-            f"The rows have {num_frames} frames, but neither `pixel_values_videos` nor `frame_features` was given."
-        )
+        raise ValueError(f"Rows have {num_frames} frames, but neither `pixel_values_videos` nor `frame_features`.")
     expected = [count * num_tokens for count in num_frames]
     message = f"The rows have {num_frames} frames of {num_tokens} tokens, so frame tokens expected {expected}"
     check_on_device(frame_token_mask.sum(dim=1), expected, message)
@@ -367,8 +362,7 @@ def choose_kept(
     """
     num_tokens = scores.shape[1]
     count, candidates = (keep_count - 1, num_tokens - 1) if keep_last else (keep_count, num_tokens)
-    device = scores.device
-    preferred = layout.preference(candidates, count) if layout else preference(candidates, count, device)
+    preferred = layout.preference(candidates, count) if layout else preference(candidates, count, scores.device)
     # A stable sort, since `topk` breaks ties differently for one frame and for many.
     ranking = scores.index_select(1, preferred).argsort(dim=1, descending=True, stable=True)[:, :count]
     kept = preferred[ranking].sort(dim=1).values
@@ -504,11 +498,7 @@ class LayerMasks:
             return sliding_window_overlay(window)
         # Count real entries only: filler between them must not push older ones out of the window.
         count = (self.cache.get_positions(layer) >= 0).cumsum(dim=1)
-
-        def overlay(batch_idx: int, _head_idx: int, q_idx: int, kv_idx: int) -> bool:
-            return count[batch_idx, q_idx] - count[batch_idx, kv_idx] < window
-
-        return overlay
+        return lambda row, _head, query, key: count[row, query] - count[row, key] < window
 
     def _window(self, layer: int, length: int) -> int | None:
         """Return a layer's sliding window, in entries of its own sequence, or `None` while all entries fit."""
