@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The collator as training uses it: which replies it spoils depends on the epoch, and on nothing that is lost."""
+"""The collator in training: the choice of corrupted replies depends on the epoch, and survives a resume."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from videollm_mod.train.collator import EpochTeller, StreamCollator
 
 
 class Witness(torch.nn.Module):
-    """Learns nothing, and keeps what it was shown: the dialogues of each step, without their padding."""
+    """Learn nothing, and record the dialogues of each step without their padding."""
 
     def __init__(self):
         super().__init__()
@@ -24,7 +24,7 @@ class Witness(torch.nn.Module):
 
 
 def train(folder, resume=None, *, workers=0, persistent=False):
-    """What is shown in three epochs of six dialogues of nine replies each, two a step."""
+    """Return the inputs of three epochs over six dialogues of nine replies each, two dialogues per step."""
     config = tiny_config()
     rows = [
         {
@@ -43,7 +43,7 @@ def train(folder, resume=None, *, workers=0, persistent=False):
     return model.shown
 
 
-def test_each_epoch_spoils_other_replies_and_a_resumed_one_the_same(tmp_path):
+def test_each_epoch_corrupts_other_replies_and_a_resumed_one_the_same(tmp_path):
     whole = train(tmp_path)
     assert len(whole) == 9
     epochs = [{ids for step in whole[begin : begin + 3] for ids in step} for begin in (0, 3, 6)]
@@ -54,5 +54,5 @@ def test_each_epoch_spoils_other_replies_and_a_resumed_one_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_workers_spoil_the_same_replies(tmp_path, persistent):
+def test_workers_corrupt_the_same_replies(tmp_path, persistent):
     assert train(tmp_path / "workers", workers=1, persistent=persistent) == train(tmp_path / "none")

@@ -575,7 +575,7 @@ def test_training_on_encoded_features_equals_training_on_video(tmp_path):
         watched, encoded = collate([videos[index]]), collate([features[index]])
         assert torch.equal(watched["labels"], encoded["labels"]) and "pixel_values_videos" not in encoded
         torch.testing.assert_close(model(**encoded).loss, model(**watched).loss)
-    with pytest.raises(ValueError, match="has features at 2 frames a second; asked for are 4"):
+    with pytest.raises(ValueError, match="has features at 2 frames per second, but `fps` is 4"):
         StreamCollator(processor, fps=4.0)([features[0]])
 
 

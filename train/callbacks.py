@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What happens beside training."""
+"""Callbacks of the trainer: an announcement, a time limit and a warm-up of the keep ratio."""
 
 import time as clock
 from functools import partial
@@ -12,10 +12,10 @@ from transformers import TrainerCallback, TrainerState
 
 
 class Announcement(TrainerCallback):
-    """Says once, on the main process, what is trained on what."""
+    """Print the parameters, processes and device of a training run once, on the main process."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Prints the line."""
+        """Print the line."""
         if state.is_world_process_zero:
             weights = list(kwargs["model"].parameters())
             tuned, count = sum(w.numel() for w in weights if w.requires_grad), sum(w.numel() for w in weights)
@@ -29,21 +29,21 @@ class Announcement(TrainerCallback):
 
 class TimeLimit(TrainerCallback):
     """
-    Ends training after some minutes, with a learning rate that has come down by then.
+    End training after some minutes, at the end of the learning rate schedule.
 
-    From the steps done so far it is told how many there is time for. If they are fewer than meant, the schedule, its
-    warm-up too, becomes that of so many steps. All processes do as the first one's clock says. A run that is gone on
-    with has the time anew.
+    The callback estimates from the steps so far how many steps fit. If they do not all fit, it shortens the
+    schedule and its warm-up to that number. All processes follow the clock of the first. A resumed run gets the full
+    time again.
 
     Args:
         minutes (`float`): Time for training, from its first step on.
 
     Raises:
-        `ValueError`: If the minutes are not positive, or, when training begins, if the schedule does not depend on how
-            many steps there are.
+        `ValueError`: If the minutes are not positive. When training begins, also if the schedule does not depend on
+            the number of steps.
     """
 
-    # Steps after which to estimate, beside every tenth; the first steps are slow, and not counted on for long.
+    # Steps after which to estimate, besides every tenth. The first steps are slow, so re-estimate soon.
     EARLY = (2, 4, 7)
 
     def __init__(self, minutes: float) -> None:
@@ -55,22 +55,22 @@ class TimeLimit(TrainerCallback):
         self._rates: list[Any] = []
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Starts the clock."""
+        """Start the clock."""
         self._times, self._all_steps = [clock.monotonic()], state.max_steps
         self._rates = list(getattr(_schedule(kwargs["lr_scheduler"]), "lr_lambdas", []))
         if not all("num_training_steps" in getattr(rate, "keywords", {}) for rate in self._rates) or not self._rates:
             raise ValueError(
-                "With a limit of time the learning rate must come down over the steps that there are: use a schedule "
-                "such as 'cosine' or 'linear'."
+                "A time limit needs a learning rate schedule that depends on the number of steps, such as 'cosine' "
+                "or 'linear'."
             )
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Counts what there is time for."""
+        """Estimate how many steps fit."""
         self._times.append(clock.monotonic())
         done = len(self._times) - 1
         if done not in self.EARLY and done % 10:
             return
-        # Of the steps so far the later half, in which the machine is warm.
+        # Only the later half of the steps counts, because the first ones are slow.
         first = done // 2
         left = self._times[0] + self.seconds - self._times[-1]
         estimate = [left, (self._times[-1] - self._times[first]) / (done - first)]
@@ -104,13 +104,14 @@ def _schedule(scheduler: Any) -> Any:
 
 class KeepRatioWarmup(TrainerCallback):
     """
-    Brings the keep ratio of routed layers from 1 down to its own in a straight line over steps, so that a model that
-    was trained at full compute loses its tokens little by little. The configuration of a checkpoint saved on the way
-    has the ratio of that step.
+    Lower the keep ratio of routed layers linearly from 1 to its final value.
+
+    A model that was trained at full compute then skips its tokens gradually. A checkpoint that is saved during the
+    warm-up has the ratio of its step.
 
     Args:
-        config ([`VideoLLMMoDConfig`]): Configuration of the model that is trained.
-        steps (`int`): Steps until the ratio is reached.
+        config ([`VideoLLMMoDConfig`]): Configuration of the trained model.
+        steps (`int`): Number of steps until the final ratio.
     """
 
     def __init__(self, config: Any, steps: int) -> None:
@@ -119,19 +120,19 @@ class KeepRatioWarmup(TrainerCallback):
         self.config, self.steps, self.target = config, steps, config.mod_keep_ratio
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Sets the ratio of this step."""
+        """Set the ratio of this step."""
         self.config.mod_keep_ratio = self.ratio(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Leaves the ratio as it is meant, also where training ended early."""
+        """Set the final ratio, even if training ended early."""
         self.config.mod_keep_ratio = self.target
 
     def ratio(self, step: int) -> float | list[float]:
-        """`mod_keep_ratio` at a step, counted from 0."""
+        """Return `mod_keep_ratio` at a step, counted from 0."""
         if step >= self.steps:
             return self.target
         left = 1 - step / self.steps
-        # At a ratio of 1 a layer is not routed, and its router would have no gradient: one token at least is skipped.
+        # At a ratio of 1 a router would have no gradient, so a routed layer skips at least one token.
         most = 1 - 1 / self.config.frame_num_tokens
 
         def between(ratio: float) -> float:

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Puts examples together: dialogues and videos become one batch with labels."""
+"""Turn dialogues and videos into one training batch with labels."""
 
 import zlib
 from pathlib import Path
@@ -14,20 +14,20 @@ from transformers import TrainerCallback, TrainerState
 
 class StreamCollator:
     """
-    Makes a training batch of examples `{"messages": ..., "video" or "frame_features": ..., "start", "end"}`.
+    Make a training batch from examples `{"messages": ..., "video" or "frame_features": ..., "start", "end"}`.
 
-    Rows are padded on the right, where causal attention keeps padding from every token that counts: the batch has
-    `position_ids` in place of an attention mask, so that no mask is made and nothing waits for the device.
+    Padding is on the right, where causal attention hides it from the real tokens. The batch has `position_ids` and
+    no attention mask, so that nothing waits for the device.
 
     Args:
         processor ([`VideoLLMMoDProcessor`]): Makes tokens, labels and pixels.
         fps (`float`, *optional*, defaults to 2.0): Frame rate of the videos, and of timed messages.
-        augmentation (`float`, *optional*, defaults to 0.0): Share of replies to spoil (see [`augment_replies`]). Give
-            an evaluation a collator of its own, with 0.
-        seed (`int`, *optional*, defaults to 0): Of the augmentation, which also depends on the epoch (see
-            [`EpochTeller`]).
-        packing (`bool`, *optional*, defaults to `False`): Whether to pack the dialogues into one row, without padding,
-            of which none sees another.
+        augmentation (`float`, *optional*, defaults to 0.0): Share of replies to corrupt (see [`augment_replies`]). Use
+            a separate collator with 0 for evaluation.
+        seed (`int`, *optional*, defaults to 0): Seed of the augmentation, which also depends on the epoch
+            (see [`EpochTeller`]).
+        packing (`bool`, *optional*, defaults to `False`): Whether to pack the dialogues into one row without padding.
+            They do not see each other.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class StreamCollator:
         self.augmentation = augmentation
         self.seed = seed
         self.packing = packing
-        # Shared, since a worker that lives through epochs has a copy of this object.
+        # In shared memory, because a persistent worker has its own copy of this object.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch for [`VideoLLMMoDForConditionalGeneration`]."""
+        """Return a batch for [`VideoLLMMoDForConditionalGeneration`]."""
         kind = "frame_features" if examples[0].get("frame_features") is not None else "videos"
         dialogues, frames = [], []
         for example in examples:
@@ -52,8 +52,8 @@ class StreamCollator:
             shown = self._features(example) if kind == "frame_features" else self._frames(example, start)
             messages = [{k: v for k, v in message.items() if v is not None} for message in example["messages"]]
             turns = self.processor.to_stream_turns(messages, len(shown), fps=self.fps, start=start)
-            # Decided by the epoch and the dialogue and not by what came before, so that a resumed run, or one with
-            # other workers, spoils the same replies.
+            # The generator depends only on seed, epoch and dialogue. A resumed run, or one with another number of
+            # workers, corrupts the same replies.
             rng = np.random.default_rng((self.seed, int(self.epoch), zlib.crc32(repr(messages).encode())))
             dialogues.append(augment_replies(turns, rng, self.augmentation))
             frames.append(shown)
@@ -75,28 +75,28 @@ class StreamCollator:
         with safe_open(source, "pt") as file:
             fps = float((file.metadata() or {}).get("fps", self.fps))
             if fps != self.fps:
-                raise ValueError(f"'{source}' has features at {fps:g} frames a second; asked for are {self.fps:g}.")
+                raise ValueError(f"'{source}' has features at {fps:g} frames per second, but `fps` is {self.fps:g}.")
             return file.get_tensor("frame_features")
 
 
 class EpochTeller(TrainerCallback):
     """
-    Tells a collator which epoch begins, so that a dialogue is spoilt anew each time that it is seen.
+    Pass the epoch to a collator, so that each epoch corrupts different replies.
 
     Args:
-        collator ([`StreamCollator`]): The training's.
+        collator ([`StreamCollator`]): The collator of the training data.
     """
 
     def __init__(self, collator: StreamCollator) -> None:
         self.collator = collator
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Tells it, before the first batch is asked for."""
+        """Set the epoch before the first batch is made."""
         self.collator.epoch.fill_(int(state.epoch))
 
 
 def _pack(batch: dict[str, Any], mask: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
-    """Rows of tokens and of frames one after another, without their padding."""
+    """Concatenate the rows of tokens and of frames, without their padding."""
     real, num_frames = mask.bool(), batch["num_frames"]
     packed = {
         "input_ids": batch["input_ids"][real][None],
@@ -114,19 +114,19 @@ def _pack(batch: dict[str, Any], mask: torch.Tensor, positions: torch.Tensor) ->
 
 def augment_replies(turns: list[dict[str, Any]], rng: np.random.Generator, share: float) -> list[dict[str, Any]]:
     """
-    The augmentation of VideoLLM-online's code against copying from text: a reply to what was just
-    seen is left out, replaced by another of the dialogue or emptied; then it is either corrected at the next frame or
-    not learned from.
+    Corrupt some replies, so that the model watches the video instead of copying earlier text.
 
-    What is wrong is never learned: neither the text of a false reply nor the silence where a reply was left out.
+    This is the augmentation of VideoLLM-online's code. A reply that follows a frame is left out, emptied, or
+    replaced by another reply of the dialogue. In half of the cases the next frame brings the correct reply. The loss
+    ignores what is wrong: the text of a false reply, and the silence in place of a missing one.
 
     Args:
-        turns (`list[dict]`): System, user, assistant and stream messages, as `to_stream_turns` gives them.
-        rng (`np.random.Generator`): Decides.
-        share (`float`): Probability of each reply to be spoilt.
+        turns (`list[dict]`): System, user, assistant and stream messages, as `to_stream_turns` returns them.
+        rng (`np.random.Generator`): Source of all random choices.
+        share (`float`): Probability that a reply is corrupted.
 
     Returns:
-        `list[dict]`: Turns with the same frames in all.
+        `list[dict]`: Turns with the same total number of frames.
     """
     texts = sorted({turn["content"] for turn in turns if turn["role"] == "assistant"})
     result: list[dict[str, Any]] = []
@@ -155,7 +155,7 @@ def augment_replies(turns: list[dict[str, Any]], rng: np.random.Generator, share
 
 
 def _append(turns: list[dict[str, Any]], turn: dict[str, Any]) -> None:
-    """Adds a turn; frames go to frames."""
+    """Append a turn, and merge frames into a stream turn before it."""
     if turn["role"] == "stream" and turns and turns[-1]["role"] == "stream":
         learned = _learned(turns[-1]) + _learned(turn)
         turns[-1] |= {"num_frames": len(learned), "learn": learned}

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The model to train: from a checkpoint, of trained parts, or from scratch; and which of its parts train."""
+"""Load or build the model to train, and choose which of its parts train."""
 
 import json
 import math
@@ -34,7 +34,7 @@ from videollm_mod import (
 )
 
 
-# Only training needs TRL, and only StreamWorld's tokenizer the world.
+# Importing the arguments loads TRL, which only training needs.
 if TYPE_CHECKING:
     from videollm_mod.train.arguments import ModelArguments
 
@@ -46,7 +46,7 @@ _PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
 
 
 def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
-    """The model to train and its processor."""
+    """Return the model to train and its processor."""
     parts = arguments.vision_model is not None and arguments.language_model is not None
     given = [arguments.checkpoint is not None, arguments.model_config is not None, parts]
     if sum(given) != 1:
@@ -83,7 +83,7 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
 
 
 def choose_parts(model: VideoLLMMoDForConditionalGeneration, arguments: "ModelArguments") -> Any | None:
-    """Freezes what is not trained; returns the adapter's configuration if the language model gets one."""
+    """Freeze the parts that do not train, and return the adapter's configuration if the language model gets one."""
     tuned = {
         "vision_encoder": arguments.tune_vision_encoder,
         "connector": arguments.tune_connector,
@@ -107,8 +107,10 @@ def choose_parts(model: VideoLLMMoDForConditionalGeneration, arguments: "ModelAr
 
 def merge_adapter(model: Any) -> Any:
     """
-    The model with its adapter in its weights. Beside a language model in 4 bits TRL trains the rest in bfloat16: it
-    gets the type back in which it was loaded, so that the checkpoint is of one.
+    Return the model with the adapter merged into its weights.
+
+    If the language model is in 4 bits, TRL trains the other parts in bfloat16. They get back the dtype they were
+    loaded in, so that the checkpoint has one dtype.
     """
     merged = model.merge_and_unload()
     if getattr(merged, "is_loaded_in_4bit", False):
@@ -123,13 +125,13 @@ def new_model(
     config_file: str | Path, *, seed: int = 0, **changes: Any
 ) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
     """
-    An untrained model and its processor.
+    Build an untrained model and its processor.
 
     Args:
         config_file (`str` or `Path`): JSON with `model`, fields of [`VideoLLMMoDConfig`] without token ids and
-            vocabulary; `system_prompt`; and `vocab_size`, the most tokens its tokenizer may have.
+            vocabulary; `system_prompt`; and `vocab_size`, the maximum size of its vocabulary.
         seed (`int`, *optional*, defaults to 0): Seed of the weights.
-        changes: Fields of [`VideoLLMMoDConfig`] to set otherwise.
+        changes: Fields of [`VideoLLMMoDConfig`] to override.
     """
     settings = json.loads(Path(config_file).read_text(encoding="utf-8"))
     fields = settings["model"] | changes
@@ -165,21 +167,21 @@ def model_from_parts(
     **fields: Any,
 ) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
     """
-    A model of a trained vision encoder and a trained language model; connector and routers are new.
+    Build a model from a trained vision encoder and a trained language model, with new connector and routers.
 
     Args:
-        vision_model (`str`): An image encoder, alone or with a text tower: a folder or a Hub id.
+        vision_model (`str`): An image encoder, with or without a text tower: a folder or a Hub id.
         language_model (`str`): A decoder-only language model: a folder or a Hub id.
         seed (`int`, *optional*, defaults to 0): Seed of the new weights.
-        dtype (`torch.dtype`, *optional*): Of all weights; by default the language model's.
-        frame_token_interval (`str`, *optional*, defaults to `","`): What stands between frames; `None` for nothing.
-        fields: Of [`VideoLLMMoDConfig`], such as `mod_layers` or `frame_token_pooled`.
+        dtype (`torch.dtype`, *optional*): Dtype of all weights. Default: the language model's.
+        frame_token_interval (`str`, *optional*, defaults to `","`): Text between frames, or `None`.
+        fields: Fields of [`VideoLLMMoDConfig`], such as `mod_layers` or `frame_token_pooled`.
     """
     vision_config = AutoConfig.from_pretrained(vision_model)
     vision_config = getattr(vision_config, "vision_config", vision_config)
     if getattr(vision_config, "patch_size", None) is None:
         kind = vision_config.model_type
-        raise ValueError(f"'{vision_model}' is a {kind}, which has no patches: name an image encoder.")
+        raise ValueError(f"'{vision_model}' is a {kind}, which has no patches. Give an image encoder.")
     text = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
     encoder = MODEL_MAPPING[type(vision_config)].from_pretrained(vision_model, config=vision_config, dtype=text.dtype)
     return join_parts(
@@ -208,14 +210,15 @@ def join_parts(
     **fields: Any,
 ) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
     """
-    A model with the weights of these parts; connector and routers are new.
+    Build a model with the weights of these parts, and new connector and routers.
 
     Args:
         encoder (`PreTrainedModel`): The vision encoder.
         language_model (`PreTrainedModel`): The decoder layers, without their head.
         head (`torch.nn.Module`): The language model's head.
-        tokenizer (`PreTrainedTokenizerBase`): The language model's.
-        image_processor (*optional*): Of the encoder, for its `image_mean` and `image_std`; by default [-1, 1].
+        tokenizer (`PreTrainedTokenizerBase`): The language model's tokenizer.
+        image_processor (*optional*): The encoder's image processor, for `image_mean` and `image_std`. By default
+            pixels are normalised to [-1, 1].
         generation_config (`GenerationConfig`): The language model's.
         seed, frame_token_interval, fields: See [`model_from_parts`].
     """
@@ -260,7 +263,7 @@ def _find_image_processor(name: str) -> Any | None:
 
 
 def routing_fields(mod_layers: Any, mod_keep_ratio: Any) -> dict[str, Any]:
-    """Fields of [`VideoLLMMoDConfig`] for routing as it was asked for, or of full compute if it was not."""
+    """Return the routing fields of [`VideoLLMMoDConfig`], or those of full compute if no routing is given."""
     if isinstance(mod_layers, str):
         mod_layers = layers_of(mod_layers)
     asked = {"mod_layers": mod_layers, "mod_keep_ratio": mod_keep_ratio}
@@ -268,13 +271,13 @@ def routing_fields(mod_layers: Any, mod_keep_ratio: Any) -> dict[str, Any]:
 
 
 def layers_of(text: str) -> str | list[int]:
-    """Which layers, as the configuration takes them: a scheme by its name, or "1,3,5" as indices."""
+    """Parse layers for the configuration: the name of a scheme, or "1,3,5" as indices."""
     parts = text.split(",")
     return [int(part) for part in parts] if all(part.strip().isdigit() for part in parts) else text
 
 
 def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which StreamWorld's words are one token each."""
+    """Train a byte-level BPE tokenizer with one token for each of StreamWorld's words."""
     from videollm_mod.train.data.world.dialogues import KINDS, make_dialogue
     from videollm_mod.train.data.world.events import make_clip
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""TRL's trainer for streams: weights the decision at each frame, and logs what routing and streaming need."""
+"""TRL's trainer for streams: it weights the loss at each frame, and logs routing and streaming figures."""
 
 import re
 import resource
@@ -29,15 +29,15 @@ from videollm_mod.train.teacher_forcing import Turn, predict_all_turns, score_tu
 
 class StreamingSFTTrainer(SFTTrainer):
     """
-    TRL's [`SFTTrainer`], one forward pass a step, for streaming dialogues.
+    TRL's [`SFTTrainer`] for streaming dialogues, with one forward pass per step.
 
     The loss is the model's own: cross-entropy on text plus `config.stream_loss_weight` times cross-entropy at each
-    frame's last token, over the number of labels (LIVE, arXiv 2406.11816, section 3.2). Beside TRL's figures it logs,
-    each over all that passed since the last time, in all processes and accumulated steps:
+    frame's last token, over the number of labels (LIVE, arXiv 2406.11816, section 3.2). It logs TRL's
+    figures and these, each over all processes and steps since the last log:
 
-    - `text_loss` and `stream_loss`: means a label, unweighted.
-    - `tokens_per_second`, padding included, which takes as long as what it fills up, and `frames_per_second`.
-    - `peak_memory_gb`, of the main process.
+    - `text_loss` and `stream_loss`: unweighted means per label.
+    - `tokens_per_second`, which counts padding too, and `frames_per_second`.
+    - `peak_memory_gb` of the main process.
     - `router_score_mean` and `router_score_std`, of the scores of all positions of a batch, also of each routed layer,
       `.../layer_N`, and `kept_share/layer_N`, the share of frame tokens that it keeps.
 
@@ -75,7 +75,7 @@ class StreamingSFTTrainer(SFTTrainer):
                 module.register_forward_hook(partial(self._keep_scores, layer))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As TRL's, on log-probabilities in which those at frames carry their weight."""
+        """Compute TRL's loss with weighted log-probabilities at frames."""
         with _readable_head(self.accelerator.unwrap_model(model)):
             return super().compute_loss(_Weighted(model, self._weigh), inputs, *args, **kwargs)
 
@@ -102,17 +102,17 @@ class StreamingSFTTrainer(SFTTrainer):
             self._router_scores.setdefault(layer, []).append(torch.stack([scores.mean(), scores.std()]))
 
     def _gather(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Numbers (count,) of every process, (processes, count), on the host."""
+        """Gather numbers (count,) from every process as (processes, count) on the host."""
         return self.accelerator.gather(numbers[None]).cpu()
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's, on replies as they are: only training spoils them."""
-        spoiling, self.data_collator = self.data_collator, copy(self.data_collator)
+        """Return TRL's loader without augmentation, which is for training only."""
+        training_collator, self.data_collator = self.data_collator, copy(self.data_collator)
         self.data_collator.augmentation = 0.0
         try:
             return super().get_eval_dataloader(*args, **kwargs)
         finally:
-            self.data_collator = spoiling
+            self.data_collator = training_collator
 
     def evaluate(
         self, eval_dataset: Any = None, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -124,7 +124,7 @@ class StreamingSFTTrainer(SFTTrainer):
         rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
         # Of several data sets each comes here by itself.
         metrics |= {} if isinstance(rows, dict) else self._stream(rows, metric_key_prefix)
-        # No training is done meanwhile: speed is that of training alone.
+        # Evaluation does not count towards the training speed.
         self._since += clock.perf_counter() - begun
         return metrics
 
@@ -150,7 +150,7 @@ class StreamingSFTTrainer(SFTTrainer):
         return scores
 
     def _predict_turns(self, model: Any, rows: Any) -> list[Turn]:
-        """Every reply of some rows under teacher forcing, each process its share of them."""
+        """Predict every reply under teacher forcing, with the rows shared among processes."""
         mine = Subset(rows, range(self.accelerator.process_index, len(rows), self.accelerator.num_processes))
         size = self.args.per_device_eval_batch_size
         return gather_object(
@@ -177,14 +177,14 @@ class StreamingSFTTrainer(SFTTrainer):
                     module.reshard()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:  # noqa: ARG002
-        """As the parent's, but pushes nothing; no process goes on before the folder is whole."""
-        # The parent's would upload what has no card yet, and others would wait for that: an upload may outlast what
-        # they wait at most (`--ddp_timeout`).
+        """Save without pushing, and wait until the folder is complete."""
+        # The parent would upload a folder without a card. An upload can also outlast `--ddp_timeout`, which limits how
+        # long other processes wait.
         super().save_model(output_dir, _internal_call=True)
         self.accelerator.wait_for_everyone()
 
     def create_model_card(self, model_name: str | None = None, **_: Any) -> None:
-        """Writes the card (see [`write_card`]) into the output folder, in place of TRL's."""
+        """Write the card (see [`write_card`]) into the output folder, in place of TRL's."""
         if self.is_world_process_zero():
             write_card(
                 self.args.output_dir,
@@ -196,7 +196,7 @@ class StreamingSFTTrainer(SFTTrainer):
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As TRL's, with speed, memory and routing since the last time."""
+        """Log TRL's figures with speed, memory and routing since the last log."""
         mode, per_frame = self._mode, self._config.frame_num_tokens
         prefix = "eval_" if mode == "eval" else ""
         if f"{prefix}loss" in logs and self._sums[mode]:
@@ -261,7 +261,7 @@ def _readable_head(model: Any) -> Iterator[None]:
 
 
 def peak_memory() -> int:
-    """Most bytes held so far: of the GPU's memory, or without one of this process's."""
+    """Return the peak memory in bytes: of the GPU, or of this process if there is no GPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
