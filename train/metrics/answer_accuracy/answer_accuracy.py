@@ -7,8 +7,8 @@ import evaluate
 
 
 _DESCRIPTION = """
-`predictions` and `references`: answers given (empty where none came) and right answers. Returns `answer_accuracy`, the
-share that agree but for case, spaces and a full stop.
+`predictions`: the model's answers, empty if there was none. `references`: the right answers. Returns
+`answer_accuracy`, the share that agree, ignoring case, spaces and a final full stop.
 """
 _CITATION = """"""
 

@@ -8,8 +8,8 @@ import evaluate
 
 _DESCRIPTION = """
 LIVE's Fluency. For each turn, `predictions` and `references`: the most likely and the true tokens of its reply under
-teacher forcing; `speaks`, `is_decided` and `late` as in `time_diff`. Right in sequence are all frames and the prefix
-of the reply that agrees if the timing is exact; the frames before the early word if early; all frames but one if late.
+teacher forcing; `speaks`, `is_decided` and `late` as in `time_diff`. If the timing is exact, all frames and
+the correct prefix of the reply count. If the model is early, the frames before that count. If late, all but one.
 Returns `fluency`, the mean over turns.
 """
 _CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""LM-PPL: perplexity a turn, then the mean of turns."""
+"""LM-PPL: perplexity per turn, averaged over turns."""
 
 import math
 
@@ -16,7 +16,7 @@ _CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model f
 
 
 class LmPpl(evaluate.Metric):
-    """LM-PPL: perplexity a turn, then the mean of turns."""
+    """LM-PPL: perplexity per turn, averaged over turns."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
