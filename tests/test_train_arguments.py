@@ -16,7 +16,7 @@ from tiny import tiny_model
 from transformers import TrainerState
 
 from videollm_mod.train import encode, sft
-from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
+from videollm_mod.train.arguments import ModelArguments, RowArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.data import sources
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streamworld import StreamWorld
@@ -196,7 +196,7 @@ def test_a_new_source_is_one_line_in_the_registry(monkeypatch, capsys):
     sft.main(*parse(ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments))
     assert "counting: 7 rows to train on, no fault found" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["encode.py", *command[1:], "--checkpoint", str(ROOT), "--output_dir", "unused"])
-    encode.main(*parse(ScriptArguments, DataSource, encode.EncodeArguments))
+    encode.main(*parse(RowArguments, DataSource, encode.EncodeArguments))
     assert "counting: 7 rows to encode, no fault found" in capsys.readouterr().out and not Path("unused").exists()
     monkeypatch.setattr(sys, "argv", ["sft.py", "--dataset", "counting", "--upto", "0", "--validate_only"])
     with pytest.raises(SystemExit, match="--dataset counting: `upto` must be at least 1."):

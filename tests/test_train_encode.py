@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import random_frames, tiny_model, tiny_processor, write_clip
 
 from videollm_mod.train import encode
-from videollm_mod.train.arguments import ScriptArguments
+from videollm_mod.train.arguments import RowArguments
 from videollm_mod.train.data.streamworld import StreamWorld
 from videollm_mod.train.data.timed_messages import TimedMessages
 from videollm_mod.train.encode import EncodeArguments, encode_rows
@@ -76,7 +76,7 @@ def test_file_names_do_not_depend_on_folder_or_language_model(rows, tmp_path):
         model.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)
         arguments = EncodeArguments(checkpoint=str(tmp_path / name), output_dir=str(tmp_path / "out"))
-        encode.main(ScriptArguments(), TimedMessages(str(tmp_path / "data")), arguments)
+        encode.main(RowArguments(), TimedMessages(str(tmp_path / "data")), arguments)
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {row["frame_features"] for row in made}
     told = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert [row["frame_features"] for row in told] == [row["frame_features"] for row in made]
@@ -110,7 +110,7 @@ def test_a_killed_run_continues(tmp_path):
     source = StreamWorld("streamworld", world="tiny", frame_size=32)
     for name in ("out", "whole"):
         arguments = EncodeArguments(checkpoint=str(tmp_path / "model"), output_dir=str(tmp_path / name))
-        encode.main(ScriptArguments(num_clips=40), source, arguments)
+        encode.main(RowArguments(num_clips=40), source, arguments)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     one, other = ((tmp_path / name / "train.jsonl").read_text() for name in ("out", "whole"))
     assert one == other and len(one.splitlines()) == 40
@@ -125,6 +125,6 @@ def test_validate_only_reports_and_stops(tmp_path, capsys, monkeypatch):
     source = StreamWorld("streamworld", world="tiny", frame_size=32)
     arguments = EncodeArguments(checkpoint=str(ROOT), output_dir=str(tmp_path / "out"))
     monkeypatch.setattr(encode, "AutoModel", None)
-    encode.main(ScriptArguments(num_clips=2, validate_only=True), source, arguments)
+    encode.main(RowArguments(num_clips=2, validate_only=True), source, arguments)
     assert capsys.readouterr().out == "streamworld: 2 rows to encode, no fault found\n"
     assert not (tmp_path / "out").exists()

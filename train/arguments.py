@@ -79,36 +79,46 @@ def run(main: Callable[..., None], *types: type, **defaults: Any) -> None:
 
 
 @dataclass
-class ScriptArguments:
+class RowArguments:
     """
-    Which rows of the data to use, and how. The data set and its options are those of a [`DataSource`].
+    Which rows of the data to use. The data set and its options are those of a [`DataSource`].
 
     Args:
-        train_split (`str`, *optional*, defaults to `"train"`): Split to train on.
+        train_split (`str`, *optional*, defaults to `"train"`): Split to use.
+        num_clips (`int`, *optional*, defaults to 1000): Number of generated clips.
+        first_clip (`int`, *optional*, defaults to 0): Index of the first generated clip.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees. StreamWorld has 2.
+        validate_only (`bool`, *optional*, defaults to `False`): Check the data, report faults, and stop.
+    """
+
+    train_split: str = field(default="train", metadata={"help": "Split to use."})
+    num_clips: int = field(default=1000, metadata={"help": "Number of generated clips."})
+    first_clip: int = field(default=0, metadata={"help": "Index of the first generated clip."})
+    fps: float = field(default=2.0, metadata={"help": "Frames per second that the model sees."})
+    validate_only: bool = field(default=False, metadata={"help": "Check the data and stop."})
+
+
+@dataclass
+class ScriptArguments(RowArguments):
+    """
+    Which rows to train and evaluate on, and how; see also [`RowArguments`].
+
+    Args:
         eval_split (`str`, *optional*): Split to evaluate on.
-        num_clips (`int`, *optional*, defaults to 1000): Number of generated clips to train on.
         num_eval_clips (`int`, *optional*, defaults to 64): Number of generated clips to evaluate on.
         num_streamed_clips (`int`, *optional*, defaults to 8): Number of rows of the evaluation split to stream at each
             evaluation, for LIVE's measures, event F1 and a printed sample.
-        first_clip (`int`, *optional*, defaults to 0): Index of the first generated clip to train on.
-        fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees. StreamWorld has 2.
         augmentation (`float`, *optional*, defaults to 0.0): Share of replies to corrupt in training, so that the model
             does not copy from text.
         keep_ratio_warmup_steps (`int`, *optional*, defaults to 0): Number of steps during which the keep ratio falls
             from 1 to its final value.
-        validate_only (`bool`, *optional*, defaults to `False`): Check the data, report faults, and stop.
     """
 
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
-    num_clips: int = field(default=1000, metadata={"help": "Number of generated clips to train on."})
     num_eval_clips: int = field(default=64, metadata={"help": "Number of generated clips to evaluate on."})
     num_streamed_clips: int = field(default=8, metadata={"help": "Number of rows to stream at each evaluation."})
-    first_clip: int = field(default=0, metadata={"help": "Index of the first generated clip to train on."})
-    fps: float = field(default=2.0, metadata={"help": "Frames per second that the model sees."})
     augmentation: float = field(default=0.0, metadata={"help": "Share of replies to corrupt in training."})
     keep_ratio_warmup_steps: int = field(default=0, metadata={"help": "Steps in which the keep ratio falls from 1."})
-    validate_only: bool = field(default=False, metadata={"help": "Check the data and stop."})
 
 
 @dataclass

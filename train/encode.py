@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.space.checkpoint_names import check_checkpoint
-from videollm_mod.train.arguments import ScriptArguments, run
+from videollm_mod.train.arguments import RowArguments, run
 from videollm_mod.train.data.sources import DataSource, load_split
 
 
@@ -154,7 +154,7 @@ def _name(row: dict[str, Any], fps: float, encoder: str) -> str:
     return f"{hashlib.sha256(stretch.encode()).hexdigest()[:20]}.safetensors"
 
 
-def main(script: ScriptArguments, source: DataSource, arguments: EncodeArguments) -> None:
+def main(script: RowArguments, source: DataSource, arguments: EncodeArguments) -> None:
     """Encode a split."""
     rows = load_split(source, script.train_split, script.num_clips, script.first_clip)
     if script.validate_only:
@@ -187,4 +187,4 @@ def main(script: ScriptArguments, source: DataSource, arguments: EncodeArguments
 
 if __name__ == "__main__":
     quiet()
-    run(main, ScriptArguments, DataSource, EncodeArguments)
+    run(main, RowArguments, DataSource, EncodeArguments)
