@@ -64,12 +64,12 @@ class StreamingSFTTrainer(SFTTrainer):
             super().__init__(*args, **kwargs)
         self.stream_examples, self.fps, self.about = stream_examples, fps, about or {}
         self._config = self.accelerator.unwrap_model(self.model).config
-        # What is counted stays where it was computed until it is logged: nothing waits for the device meanwhile.
+        # Counts stay on the device until they are logged, so that no step waits for them.
         self._sums: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
         self._router_scores: dict[str, list[torch.Tensor]] = {}
         self._since = clock.perf_counter()
         for name, module in self.model.named_modules():
-            # By attribute: classes of remote code are not the ones imported here.
+            # Check an attribute: classes of remote code differ from the ones imported here.
             if getattr(type(module), "learns", False):
                 layer = re.search(r"routers\.(\d+)", name).group(1)
                 module.register_forward_hook(partial(self._keep_scores, layer))
@@ -80,7 +80,7 @@ class StreamingSFTTrainer(SFTTrainer):
             return super().compute_loss(_Weighted(model, self._weigh), inputs, *args, **kwargs)
 
     def _weigh(self, outputs: Any, inputs: dict[str, Any]) -> Any:
-        # TRL's log-probabilities stand where they were predicted: position i has that of token i + 1, or 0.
+        # TRL stores the log-probability of token i + 1 at position i, and 0 where there is none.
         is_frame = (inputs["input_ids"] == self._config.frame_token_id).to(outputs.log_probs.device)
         at_frame, log_probs = is_frame[:, :-1], outputs.log_probs
         with torch.no_grad():
@@ -117,12 +117,12 @@ class StreamingSFTTrainer(SFTTrainer):
     def evaluate(
         self, eval_dataset: Any = None, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> dict[str, float]:
-        """As TRL's, and streams: `eval_lm_ppl`, `eval_time_diff`, `eval_event_f1` and so on (see `evaluation.py`)."""
+        """Evaluate as TRL does, and add LIVE's measures and streaming (`eval_lm_ppl`, `eval_event_f1`, ...)."""
         begun = clock.perf_counter()
         metrics = super().evaluate(eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
-        # Of several data sets each comes here by itself.
+        # With several data sets, this method runs once for each.
         metrics |= {} if isinstance(rows, dict) else self._stream(rows, metric_key_prefix)
         # Evaluation does not count towards the training speed.
         self._since += clock.perf_counter() - begun
@@ -136,7 +136,7 @@ class StreamingSFTTrainer(SFTTrainer):
             turns = self._predict_turns(model, rows)
             scores = score_turns(turns, fps=self.fps) if turns else {}
             if self.stream_examples:
-                # One by one: an engine would capture its steps anew at each evaluation, for a few clips.
+                # Stream clips one by one: an engine would have to capture its steps again for a few clips.
                 scores |= free_streaming(model, processor, self.stream_examples, batch_size=1, **show)
                 events, _ = stream_example(model, processor, self.stream_examples[0], fps=self.fps)
             model.config.text_config.use_cache = use_cache
@@ -159,7 +159,7 @@ class StreamingSFTTrainer(SFTTrainer):
 
     @contextmanager
     def _whole_model(self) -> Iterator[Any]:
-        """The model by itself, each process with all its weights: a stream calls parts of it, which sharding hides."""
+        """Return the unwrapped model with all weights in each process: a stream calls parts that sharding hides."""
         checkpointing = self.args.gradient_checkpointing_kwargs
         with unwrap_model_for_generation(
             self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
@@ -225,7 +225,7 @@ class StreamingSFTTrainer(SFTTrainer):
 
 
 class _Weighted:
-    """The model as a function, with its outputs passed on; all else is the model's."""
+    """Call a model and change its outputs; all other attributes are the model's."""
 
     def __init__(self, model: Any, change: Callable[[Any, dict[str, Any]], Any]) -> None:
         self._model, self._change = model, change
@@ -240,9 +240,10 @@ class _Weighted:
 @contextmanager
 def _readable_head(model: Any) -> Iterator[None]:
     """
-    Has a head with an adapter read as one without: TRL's fused head takes a head's weight for all of it, and refuses
-    an adapter. What an adapted head makes of the unit vectors is the weight with the adapter in it, whatever the
-    adapter and however it is sharded. Its dropout drops the same features for all tokens of a step.
+    Give TRL's fused head one weight for a head with an adapter, which it would refuse.
+
+    Applying the adapted head to the unit vectors gives the weight with the adapter merged, for every kind of adapter
+    and sharding. Dropout then removes the same features for all tokens of a step.
     """
     model = model.get_base_model() if is_peft_model(model) else model
 

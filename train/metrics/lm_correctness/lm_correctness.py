@@ -1,21 +1,21 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""LM-Correctness: how far into a reply the model agrees."""
+"""LM-Correctness: the share of a reply that the model predicts before its first error."""
 
 import datasets
 import evaluate
 
 
 _DESCRIPTION = """
-LIVE's LM-Correctness. `predictions` and `references`: for each turn the most likely and the true tokens of its reply
-under teacher forcing. Returns `lm_correctness`, the mean over turns of the length of the prefix that agrees over the
-length of the reply.
+LIVE's LM-Correctness. `predictions` and `references` are the most likely and the true tokens of each reply under
+teacher forcing. Returns `lm_correctness`: the number of correct tokens before the first error over the number of
+tokens, averaged over replies.
 """
 _CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""
 
 
 class LmCorrectness(evaluate.Metric):
-    """LM-Correctness: how far into a reply the model agrees."""
+    """LM-Correctness: the share of a reply that the model predicts before its first error."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

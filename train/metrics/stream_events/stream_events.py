@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Events told right and in time, in free streaming."""
+"""Events that free streaming narrates correctly and on time."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ import evaluate
 
 
 _DESCRIPTION = """
-`predictions` and `references`: for each stream, what was said of itself and what should have been, as a list of
-`{"time": seconds, "text": words}`. An event is right if its words are (but for case and spaces) and its time is off by
-no more than `tolerance` seconds; each counts once. Returns `event_precision`, `event_recall`, `event_f1` and
-`event_delay`, the mean seconds by which events are told after they should be, negative where they are told before.
-Of the delay those are that are told in the right words at most `delay_window` seconds off, right in time or not: each
-once, the pairs nearest in time first. It is 0 if there is none.
+`predictions` and `references` are lists of `{"time": seconds, "text": words}` for each stream: what the model said
+unprompted, and what it should have said. An event is correct if its words match, apart from case and spaces, and its
+time differs by at most `tolerance` seconds. Each event counts once. Returns `event_precision`, `event_recall`,
+`event_f1` and `event_delay`. The delay is the mean number of seconds from the true time to the time at which the model
+spoke, negative if it spoke early. It covers events with matching words at most `delay_window` seconds apart, paired
+nearest in time first, and is 0 if there are none.
 """
 _CITATION = """"""
 
 
 class StreamEvents(evaluate.Metric):
-    """Events told right and in time, in free streaming."""
+    """Events that free streaming narrates correctly and on time."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -67,7 +67,7 @@ class StreamEvents(evaluate.Metric):
 
 
 def _delays(said: list[dict[str, Any]], happened: list[dict[str, Any]], window: float) -> list[float]:
-    """Seconds from each event to where it is told, if it is within the window."""
+    """Return the seconds from each true event to its narration, for pairs within the window."""
     pairs = [
         (event["time"] - other["time"], i, j)
         for i, event in enumerate(said)

@@ -7,10 +7,10 @@ import evaluate
 
 
 _DESCRIPTION = """
-LIVE's TimeDiff. For each turn, `speaks`: whether the model would speak at each frame before the reply; `is_decided`:
-whether the reply comes at the last of them (an answer to a question comes after it); `late`: by how many frames it
-speaks late if at none of these, 0 for a dialogue's last turn. `fps`: frames a second. Returns `time_diff`, the mean
-over turns in seconds.
+LIVE's TimeDiff. Inputs for each turn: `speaks` says for each frame before the reply whether the model would speak.
+`is_decided` says whether the reply comes at the last of these frames; an answer to a question comes after it. `late`
+is the delay in frames if the model speaks at none of them, and 0 for the last turn of a dialogue. `fps` is the
+frame rate. Returns `time_diff`, the mean over turns in seconds.
 """
 _CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""
 
@@ -38,7 +38,7 @@ class TimeDiff(evaluate.Metric):
         frames = []
         for turn, decided, lateness in zip(speaks, is_decided, late, strict=True):
             if True in turn:
-                # The reply is at the last frame, or, an answer, at the one after, whose decision is the user's.
+                # A reply comes at the last frame. An answer comes one frame later, because the user decides its time.
                 frames.append(len(turn) - int(decided) - turn.index(True))
             else:
                 frames.append(lateness)
