@@ -84,7 +84,7 @@ def gradients(trainer):
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
-def test_its_loss_is_the_models(tmp_path, weight):
+def test_the_trainers_loss_equals_the_models(tmp_path, weight):
     model = tiny_model(text_overrides={"tie_word_embeddings": False}, stream_loss_weight=weight)
     batch = StreamCollator(tiny_processor())(ROWS)
     expected = model.train()(**batch, use_cache=False).loss.item()
@@ -97,7 +97,7 @@ def test_its_loss_is_the_models(tmp_path, weight):
         assert plain.state.log_history[0]["loss"] != pytest.approx(expected, rel=1e-2)
 
 
-def test_one_forward_a_step(tmp_path):
+def test_a_training_step_needs_one_forward_pass(tmp_path):
     trainer = new_trainer(tmp_path, max_steps=3)
     calls = []
     trainer.model.model.language_model.layers[0].register_forward_hook(lambda *_: calls.append(1))
@@ -105,7 +105,7 @@ def test_one_forward_a_step(tmp_path):
     assert len(calls) == 3
 
 
-def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
+def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
     """Rows of different lengths and numbers of labels, so that a mean of means would differ."""
     options = {"train_sampling_strategy": "sequential"}
     model = tiny_model(text_overrides={"tie_word_embeddings": False}, stream_loss_weight=2.0)
@@ -121,7 +121,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
         torch.testing.assert_close(four[name], gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_dialogues_packed_into_one_row_train_alike(tmp_path):
+def test_packing_dialogues_does_not_change_training(tmp_path):
     """Without a token of padding, and with the loss and gradients of one dialogue a row."""
     options = {"train_sampling_strategy": "sequential"}
     model = tiny_model(text_overrides={"tie_word_embeddings": False}, stream_loss_weight=2.0)
@@ -138,7 +138,7 @@ def test_dialogues_packed_into_one_row_train_alike(tmp_path):
     assert batch["pixel_values_videos"].shape[:2] == (1, 6 + 9 + 4 + 7) == (1, batch["num_frames"][0])
 
 
-def test_an_adapter_on_the_head_is_trained_as_the_model_has_it(tmp_path):
+def test_an_adapter_on_the_head_trains_as_in_the_model(tmp_path):
     """TRL's fused head reads a weight, and would not see the adapter beside it."""
     model = tiny_model(text_overrides={"tie_word_embeddings": False})
     config = model.make_lora_config(r=4, lora_alpha=4, lora_dropout=0.0)
@@ -161,7 +161,7 @@ def test_an_adapter_on_the_head_is_trained_as_the_model_has_it(tmp_path):
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_evaluation_spoils_no_reply(tmp_path):
+def test_evaluation_corrupts_no_reply(tmp_path):
     trainer = new_trainer(tmp_path, streamed=[], collator={"augmentation": 1.0})
     clean = StreamCollator(tiny_processor())(ROWS)["labels"]
     assert torch.equal(next(iter(trainer.get_eval_dataloader()))["labels"], clean)
@@ -169,7 +169,7 @@ def test_evaluation_spoils_no_reply(tmp_path):
     assert spoilt.shape != clean.shape or not torch.equal(spoilt, clean)
 
 
-def test_it_logs_what_routing_and_streaming_need(tmp_path):
+def test_the_trainer_logs_routing_and_streaming(tmp_path):
     trainer = new_trainer(tmp_path, max_steps=2)
     trainer.train()
     logs = trainer.state.log_history[1]
@@ -191,7 +191,7 @@ def test_it_logs_what_routing_and_streaming_need(tmp_path):
     assert logs["tokens_per_second"] / logs["frames_per_second"] == pytest.approx(batch["input_ids"].numel() / frames)
 
 
-def test_it_streams_at_each_evaluation(tmp_path, capsys):
+def test_each_evaluation_streams_clips(tmp_path, capsys):
     processor = tiny_processor()
     model = tiny_model(text_overrides={"tie_word_embeddings": False})
     trainer = new_trainer(tmp_path, model=model, max_steps=2, eval_strategy="steps", eval_steps=1, streamed=ROWS[:2])
@@ -211,7 +211,7 @@ def test_it_streams_at_each_evaluation(tmp_path, capsys):
     assert "   0.0s  user       Narrate." in printed
 
 
-def test_rows_of_features_alone_are_measured_and_not_streamed(tmp_path):
+def test_rows_without_video_are_measured_and_not_streamed(tmp_path):
     trainer = new_trainer(tmp_path, streamed=[])
     whole = trainer.evaluate()
     assert whole["eval_lm_ppl"] > 1 and "eval_event_f1" not in whole
@@ -247,7 +247,7 @@ def test_augmentation_is_off_by_default_and_when_zero():
         StreamCollator(tiny_processor(), augmentation=2.0)
 
 
-def test_augmentation_spoils_replies_and_never_teaches_what_is_wrong():
+def test_augmentation_corrupts_replies_and_never_teaches_them():
     seen = set()
     for seed in range(300):
         turns = augment_replies(TURNS, np.random.default_rng(seed), 0.7)
@@ -279,7 +279,7 @@ def test_augmentation_spoils_replies_and_never_teaches_what_is_wrong():
     assert seen == {"late", "emptied", "replaced", "left out"}
 
 
-def test_features_train_like_the_video_they_are_of():
+def test_features_train_like_their_video():
     model, processor = tiny_model(), tiny_processor()
     from_video = StreamCollator(processor)(ROWS[:1])
     features = model.model.encode_frames(from_video["pixel_values_videos"])[0].detach()
@@ -292,7 +292,7 @@ def test_features_train_like_the_video_they_are_of():
 # ----------------------------------------------------------------------------------------------------------- callbacks
 
 
-def test_keep_ratios_warm_up(tmp_path):
+def test_keep_ratios_fall_during_warmup(tmp_path):
     model = tiny_model(text_overrides={"tie_word_embeddings": False})
     counts = []
     trainer = new_trainer(tmp_path, model=model, max_steps=6)
@@ -331,7 +331,7 @@ def limited(monkeypatch, minutes, seconds_a_step, steps=1000, warmup=50):
     return rates, now[0] - 100, state.max_steps
 
 
-def test_time_that_is_too_short_makes_for_fewer_steps(monkeypatch, capsys):
+def test_a_short_time_limit_reduces_the_steps(monkeypatch, capsys):
     """The first steps are slow and not counted on; the learning rate has come down where training ends."""
     rates, seconds, steps = limited(monkeypatch, 1, lambda step: 5.0 if step < 2 else 0.5)
     assert 95 < len(rates) == steps < 110 and 50 < seconds <= 60.5
@@ -350,7 +350,7 @@ def test_time_that_is_too_short_makes_for_fewer_steps(monkeypatch, capsys):
     assert len(rates) in (6, 7) and rates[-1] < 0.1
 
 
-def test_the_trainer_heeds_the_time(tmp_path, monkeypatch):
+def test_the_trainer_stops_at_the_time_limit(tmp_path, monkeypatch):
     trainer = new_trainer(tmp_path, max_steps=1000, learning_rate=1e-3, lr_scheduler_type="cosine")
     ticks = iter(range(100_000))
     monkeypatch.setattr(callbacks.clock, "monotonic", lambda: float(next(ticks)))
@@ -360,14 +360,14 @@ def test_the_trainer_heeds_the_time(tmp_path, monkeypatch):
     assert trainer.lr_scheduler.get_last_lr()[0] < 0.01 * trainer.args.learning_rate
 
 
-def test_a_schedule_that_knows_no_end_goes_with_no_limit(tmp_path):
+def test_a_schedule_without_end_refuses_a_time_limit(tmp_path):
     trainer = new_trainer(tmp_path, max_steps=10, lr_scheduler_type="constant")
     trainer.add_callback(TimeLimit(0.5))
     with pytest.raises(ValueError, match="use a schedule such as 'cosine'"):
         trainer.train()
 
 
-def test_time_that_is_enough_changes_nothing(monkeypatch, capsys):
+def test_a_long_time_limit_changes_nothing(monkeypatch, capsys):
     rates, _, steps = limited(monkeypatch, 10, lambda _: 0.5, steps=100, warmup=5)
     free, _, _ = limited(monkeypatch, 1e9, lambda _: 0.5, steps=100, warmup=5)
     assert steps == 100 and rates == free and "There is time" not in capsys.readouterr().out
