@@ -13,6 +13,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from hub import Hub
@@ -21,6 +22,8 @@ from tiny import embedded_files, random_frames, tiny_vision_config
 from transformers import LlavaOnevisionConfig
 
 from videollm_mod import VideoLLMMoDConfig
+from videollm_mod.routing_videollm_mod import ROUTERS
+from videollm_mod.train.data.sources import SOURCES
 
 
 ROOT = Path(__file__).parents[1]
@@ -41,8 +44,10 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
     """All blocks run in order, in one namespace, from the root of the checkout."""
     monkeypatch.chdir(ROOT)
     namespace = {"camera": list(random_frames(3))}
-    for block in blocks(page, "python"):
-        exec(compile(block, page.name, "exec"), namespace)
+    # A page may register routers and data sources; other tests must not see them.
+    with patch.dict(ROUTERS), patch.dict(SOURCES):
+        for block in blocks(page, "python"):
+            exec(compile(block, page.name, "exec"), namespace)
     printed = capsys.readouterr().out
     if page == PAGES[0]:
         assert re.search(r"\d+\.\ds  A \w+ \w+ enters from the \w+\.", printed)

@@ -363,7 +363,7 @@ def test_the_trainer_stops_at_the_time_limit(tmp_path, monkeypatch):
 def test_a_schedule_without_end_refuses_a_time_limit(tmp_path):
     trainer = new_trainer(tmp_path, max_steps=10, lr_scheduler_type="constant")
     trainer.add_callback(TimeLimit(0.5))
-    with pytest.raises(ValueError, match="use a schedule such as 'cosine'"):
+    with pytest.raises(ValueError, match="such as 'cosine' or 'linear'"):
         trainer.train()
 
 
