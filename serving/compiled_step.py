@@ -26,7 +26,7 @@ def compile_step(forward: Callable[[], StepOutputs]) -> Callable[[], StepOutputs
 
 def _with_own_code(forward: MethodType) -> MethodType:
     """
-    Step 1: give the method a code object of its own.
+    Step 1: copy the method's code object.
 
     Dynamo stores compiled code with a code object and limits how often it compiles one. Steps of different shapes
     would share and exhaust that limit.

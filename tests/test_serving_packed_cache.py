@@ -15,7 +15,7 @@ from videollm_mod.streaming_videollm_mod import StreamStep
 
 
 def test_a_plan_is_made_of_lists_and_changes_nothing():
-    """A stream with a frame of 10 tokens, of which routed layers keep 2, and a stream with one token of text."""
+    """One stream has a frame of 10 tokens (routed layers keep 2), the other one token of text."""
     model = tiny_model()
     pool = new_page_pool(model, 20, 100, page_size=16)
     caches = [VideoLLMMoDPagedCache(pool) for _ in range(2)]

@@ -201,7 +201,7 @@ def test_each_event_has_one_delay_and_the_nearest_matches_first():
     metric = evaluate_metric("stream_events")
     told = [said((3.0, "It moves."), (3.4, "It moves."), (7.0, "It moves."))]
     scores = metric.compute(predictions=told, references=[said((1.0, "It moves."), (3.5, "It moves."))])
-    # At 3.4 s it is the second event that is told, and at 3.0 s the first, 2 s late; what comes last is nobody's.
+    # The text at 3.4 s belongs to the second event, the text at 3.0 s to the first, 2 s late. The last has no event.
     assert scores["event_delay"] == pytest.approx((2.0 - 0.1) / 2)
     alone = metric.compute(predictions=[told[0][1:]], references=[said((1.0, "It moves."), (3.5, "It moves."))])
     assert alone["event_delay"] == pytest.approx(-0.1), "and not 2.4 and 3.5: from the first it is 6 s to the last"

@@ -233,8 +233,9 @@ def shown_at(clip, time, actor):
 
 def right_answer(clip, question):
     """
-    A question's kind of wording, its answer and the time of that, from the story that is told and the things in sight;
-    no answer where nothing but a picture could give it.
+    Return the wording, the answer and its time, from the story so far and the visible things.
+
+    The answer is missing if only a picture could give it.
     """
     time, seen = question.time, clip.visible(question.time)
     past = [(since, text) for since, text in clip.story() if since <= time]
@@ -307,7 +308,7 @@ def test_places_in_descriptions_match_the_pictures():
     said = set()
     for clip in [clip for clip in CLIPS if clip.wall is None][:60]:
         for time in (5.0, 9.5):
-            # Alone, so that nobody stands before it.
+            # Only one thing is visible, so nothing hides it.
             for question in questions_at(clip, time) if len(clip.visible(time)) == 1 else ():
                 if question.text.startswith("Where is"):
                     x, y = shown_at(clip, time, clip.visible(time)[0])

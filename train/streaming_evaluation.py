@@ -22,7 +22,7 @@ from videollm_mod.train.data.subtitles import video_seconds
 from videollm_mod.train.teacher_forcing import evaluate_metric
 
 
-# Text tokens that a stream of the engine remembers. A clip with more text is streamed in a session of its own.
+# Text tokens that a stream of the engine remembers. A clip with more text is streamed in a separate session.
 _TEXT_TOKENS = 2048
 _END = object()
 
@@ -59,7 +59,7 @@ def stream_examples(
 
     The results are the same as one by one. When one example ends, the next begins. Videos are read while they play.
 
-    An example gets a session of its own if the engine would forget a part of it. This is so if its video exceeds the
+    An example gets a separate session if the engine would forget a part of it. This is so if its video exceeds the
     language model's context or has an unknown length, or if its text exceeds the memory of an engine's stream. All
     examples get their own sessions with `batch_size=1`, with an option for memory or tokens (`cache`, `max_frames`,
     `max_text_tokens`, `streamer`), and if the model is sharded or spread over several devices.

@@ -118,14 +118,14 @@ class StreamingSFTTrainer(SFTTrainer):
         self, eval_dataset: Any = None, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> dict[str, float]:
         """Evaluate as TRL does, and add LIVE's measures and streaming (`eval_lm_ppl`, `eval_event_f1`, ...)."""
-        begun = clock.perf_counter()
+        started = clock.perf_counter()
         metrics = super().evaluate(eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
         # With several data sets, this method runs once for each.
         metrics |= {} if isinstance(rows, dict) else self._stream(rows, metric_key_prefix)
         # Evaluation does not count towards the training speed.
-        self._since += clock.perf_counter() - begun
+        self._since += clock.perf_counter() - started
         return metrics
 
     def _stream(self, rows: Any, metric_key_prefix: str) -> dict[str, float]:
