@@ -24,6 +24,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "Please narrate the video in real time."
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 6, "num_attention_heads": 4},
+    # Many layers so narrow that an eager step takes as long as its kernel launches.
+    "narrow": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    },
     "135m": {
         "hidden_size": 576,
         "intermediate_size": 1536,

@@ -251,6 +251,28 @@ class EngineWatcher(Watcher):
         return sum(length * size for length, size in zip(self.cache.lengths, entries, strict=True))
 
 
+class SessionWatcher(Watcher):
+    """The steps of a [`StreamingSession`]; options are those of `model.stream`."""
+
+    def __init__(self, model: VideoLLMMoDForConditionalGeneration, context: int, **options: Any) -> None:
+        # Steps are given as frame features and tokens, so the session needs no processor.
+        self.session = model.stream(None, system_prompt="", **options)
+        fill_cache(self.session.cache, model, context)
+        super().__init__(model, self.session.cache)
+
+    def watch(self, features: torch.Tensor) -> None:
+        """See [`Watcher`]."""
+        self.session._execute(frame_step(self.config, features[0]))
+
+    def talk(self, count: int) -> None:
+        """See [`Watcher`]."""
+        self.session._execute(StreamStep([7] * count, [count - 1]))
+
+    def cache_bytes(self) -> int:
+        """See [`Watcher`]."""
+        return self.cache.num_bytes
+
+
 class PlainLoop(Watcher):
     """The language model without routing, with Transformers' own cache."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import common
 import frame_latency
+import launches
 import memory
 import pytest
 import torch
@@ -72,6 +73,21 @@ def test_compiled_steps_are_measured_beside_the_others(tmp_path):
     rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
     assert [row["variant"] for row in rows] == ["full", "full, compiled", "plain loop"]
     assert len({row["cache_mb"] for row in rows}) == 1 and None not in [row["speedup"] for row in rows]
+
+
+def test_launches_are_counted_without_views_and_compared_with_full_compute(tmp_path):
+    printed = run("launches.py", "--contexts", 2, "--steps", 1, "--schemes", "full", "all_deep", "--out", tmp_path)
+    found = json.loads((tmp_path / "launches.json").read_text())
+    for runner in ("session", "engine"):
+        full, routed = (row for row in found["launches"] if row["runner"] == runner)
+        # 30 of the 32 layers are routed.
+        assert routed["launches"] == pytest.approx(full["launches"] + 30 * routed["per_routed_layer"])
+        assert full["per_routed_layer"] is None and full["most_common"]["mm"] == 7 * 32 + 1
+    assert [(row["scheme"], row["context"]) for row in found["times"]] == [("full", 2), ("all_deep", 2)]
+    assert printed.strip() == (tmp_path / "launches.md").read_text().strip()
+    with launches.CountOperations() as counted:
+        (torch.ones(2, 3).t().reshape(6) + 1)[1:].view(5)
+    assert +counted.counts == {"ones": 1, "clone": 1, "add": 1}
 
 
 def test_an_interrupted_run_keeps_its_results(tmp_path, monkeypatch):
