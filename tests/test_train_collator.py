@@ -4,7 +4,9 @@
 
 import pytest
 import torch
-from tiny import random_features, tiny_config, tiny_processor
+from accelerate.utils import slice_tensors
+from tiny import random_features, tiny_config, tiny_model, tiny_processor
+from torch.nn.parallel import scatter_gather
 from transformers import Trainer, TrainingArguments
 
 from videollm_mod.train.collator import EpochTeller, StreamCollator
@@ -56,3 +58,25 @@ def test_each_epoch_corrupts_other_replies_and_a_resumed_one_the_same(tmp_path):
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_corrupt_the_same_replies(tmp_path, persistent):
     assert train(tmp_path / "workers", workers=1, persistent=persistent) == train(tmp_path / "none")
+
+
+def clips(*lengths):
+    """Rows with features of so many frames each, and one reply."""
+    message = {"role": "assistant", "content": "A ball.", "time": 0.5}
+    return [{"messages": [message], "frame_features": random_features(tiny_config(), n)[0]} for n in lengths]
+
+
+def test_a_batch_can_be_split_by_rows(monkeypatch):
+    """As accelerate's dispatcher and `nn.DataParallel` split it, with another number of frames in each row."""
+    batch = StreamCollator(tiny_processor())(clips(2, 3, 4, 5))
+    # Without GPUs, stand in for the copies to them.
+    monkeypatch.setattr(scatter_gather.Scatter, "apply", lambda gpus, _sizes, dim, x: x.chunk(len(gpus), dim))
+    replicas = scatter_gather.scatter_kwargs((), batch, [0, 1])[1]
+    assert len(replicas) == 2
+    model = tiny_model()
+    whole = model(**batch).logits
+    for rows, replica in zip((slice(0, 2), slice(2, 4)), replicas, strict=True):
+        part = slice_tensors(batch, rows)
+        assert part.keys() == replica.keys() == batch.keys()
+        assert all(torch.equal(replica[name], part[name]) for name in part)
+        torch.testing.assert_close(model(**part).logits, whole[rows], rtol=1e-4, atol=1e-5)

@@ -77,14 +77,22 @@ def test_collator_needs_no_mask():
     processor, model = new_processor()
     rows = list(streamworld_dataset(num_clips=3, world=WORLDS["small"]))
     batch = StreamCollator(processor)(rows)
-    assert "attention_mask" not in batch and batch["position_ids"].shape == (1, batch["input_ids"].shape[1])
-    assert batch["num_frames"] == [len(row["video"]) for row in rows]
+    assert "attention_mask" not in batch and batch["position_ids"].shape == batch["input_ids"].shape
+    assert batch["num_frames"].tolist() == [len(row["video"]) for row in rows]
     with torch.no_grad():
         together = model.eval()(**batch).loss
         parts = [model(**StreamCollator(processor)([row])) for row in rows]
         counts = [int((StreamCollator(processor)([row])["labels"][:, 1:] >= 0).sum()) for row in rows]
     mean = sum(p.loss * n for p, n in zip(parts, counts, strict=True)) / sum(counts)
     assert together == pytest.approx(float(mean), rel=1e-4)
+
+
+def test_one_process_refuses_several_gpus(tmp_path):
+    """The trainer would split each step among them with `nn.DataParallel`."""
+    training = StreamingSFTConfig(str(tmp_path))
+    training._n_gpu = 2
+    with pytest.raises(SystemExit, match="accelerate launch train/sft.py"):
+        sft.main(ScriptArguments(), StreamWorld("streamworld"), training, ModelArguments())
 
 
 def run_script(folder, *arguments, **variables):

@@ -16,8 +16,9 @@ class StreamCollator:
     """
     Make a training batch from examples `{"messages": ..., "video" or "frame_features": ..., "start", "end"}`.
 
-    Padding is on the right, where causal attention hides it from the real tokens. The batch has `position_ids` and
-    no attention mask, so that nothing waits for the device.
+    Padding is on the right, where causal attention hides it from the real tokens, so the batch has `position_ids` and
+    no attention mask. Every entry is a tensor with a batch dimension, so that a batch can be split by rows. The model
+    needs `num_frames` on the host: on a GPU a step waits for them once.
 
     Args:
         processor ([`VideoLLMMoDProcessor`]): Makes tokens, labels and pixels.
@@ -59,8 +60,9 @@ class StreamCollator:
             frames.append(shown)
         batch = self.processor(dialogues, **{kind: frames}, return_labels=True, padding_side="right")
         mask = batch.pop("attention_mask")
-        positions = torch.arange(mask.shape[1])[None]
-        return _pack(batch, mask, positions) if self.packing else {**batch, "position_ids": positions}
+        batch["num_frames"] = torch.tensor([len(shown) for shown in frames])
+        batch["position_ids"] = torch.arange(mask.shape[1]).repeat(len(mask), 1)
+        return _pack(batch, mask.bool()) if self.packing else dict(batch)
 
     def _frames(self, example: dict[str, Any], start: float) -> Any:
         video, end = example["video"], example.get("end")
@@ -95,16 +97,12 @@ class EpochTeller(TrainerCallback):
         self.collator.epoch.fill_(int(state.epoch))
 
 
-def _pack(batch: dict[str, Any], mask: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
+def _pack(batch: dict[str, Any], real: torch.BoolTensor) -> dict[str, Any]:
     """Concatenate the rows of tokens and of frames, without their padding."""
-    real, num_frames = mask.bool(), batch["num_frames"]
-    packed = {
-        "input_ids": batch["input_ids"][real][None],
-        "labels": batch["labels"][real][None],
-        "position_ids": positions.expand_as(mask)[real][None],
-        "seq_idx": torch.arange(len(mask))[:, None].expand_as(mask)[real][None],
-        "num_frames": [sum(num_frames)],
-    }
+    num_frames = batch["num_frames"]
+    packed = {name: batch[name][real][None] for name in ("input_ids", "labels", "position_ids")}
+    packed["seq_idx"] = torch.arange(len(real))[:, None].expand_as(real)[real][None]
+    packed["num_frames"] = num_frames.sum()[None]
     for name in ("pixel_values_videos", "frame_features"):
         if name in batch:
             shown = [row[:count] for row, count in zip(batch[name], num_frames, strict=True)]

@@ -32,6 +32,12 @@ from videollm_mod.train.trainer import StreamingSFTTrainer
 
 def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConfig, arguments: ModelArguments) -> None:
     """Train a model and save it."""
+    if training.n_gpu > 1 and not script.validate_only:
+        raise SystemExit(
+            f"error: this machine has {training.n_gpu} GPUs, and one process trains on one. To use all, run "
+            "`accelerate launch train/sft.py ...`; to use one, set `CUDA_VISIBLE_DEVICES=0`."
+        )
+
     # Data
     train = load_split(source, script.train_split, script.num_clips, script.first_clip)
     if script.eval_split and Path(source.dataset).is_file():
