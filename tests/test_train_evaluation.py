@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: LIVE's measures by their definitions, on models whose every decision is known, and free streaming."""
+"""Evaluation: LIVE's measures on turns with known decisions, free streaming, and the results on model cards."""
 
 import re
 from datetime import date
@@ -42,15 +42,15 @@ LATE = turn([False, False, False], [9, 5], [9, 5], late=2)
 ANSWER = turn([False, False], [4, 5, 2], [4, 5, 2], is_decided=False)
 
 
-def test_the_four_measures_computed_by_hand():
+def test_the_four_measures_equal_values_computed_by_hand():
     scores = score_turns([EXACT, EARLY, LATE, ANSWER], fps=2.0)
-    # A turn's mean is log(16) / 4, so its perplexity 2; the others' is 1.
+    # The first turn has a mean loss of log(16) / 4, so a perplexity of 2. The others have 1.
     assert scores["lm_ppl"] == pytest.approx((2 + 1 + 1 + 1) / 4, rel=1e-5)
-    # Exact 0, early by 2 frames, late by 2, answered in time.
+    # In frames: exact, 2 early, 2 late, and an answer, which is always in time.
     assert scores["time_diff"] == pytest.approx((0 + 2 + 2 + 0) / 4 / 2)
     assert scores["lm_correctness"] == pytest.approx((2 / 4 + 1 + 1 + 1) / 4)
-    # Two silences, "]" and one word of 2 + 4; one silence of 3 + 2; two of three frames of 2 + 2; all of 2 + 3.
-    assert scores["fluency"] == pytest.approx((4 / 6 + 1 / 5 + 2 / 4 + 1) / 4)
+    # Right silent frames and tokens, of all. "]" is also the last frame's decision, so it counts once.
+    assert scores["fluency"] == pytest.approx(((2 + 2) / (2 + 4) + 1 / (3 + 2) + 2 / (2 + 2) + 1) / 4)
 
 
 def dialogue(frames, *replies, questions=()):
@@ -82,11 +82,11 @@ def test_turns_match_the_dialogue(close_is_one_token):
         ["Assistant: It is red.</s>", "]\nAssistant: It leaves.</s>"],
     ]
     assert [[t.is_decided for t in row] for row in turns] == [[True, True], [True], [False, True]]
-    # In the second, the frame at 1.5 s is cut short by the question and the frame at 2.0 s decides.
+    # In the second dialogue, the question at 1.5 s replaces that frame's decision, and the frame at 2.0 s decides.
     assert [[len(t.speaks) for t in row] for row in turns] == [[3, 4], [4], [2, 2]]
     assert [[t.frames for t in row] for row in turns] == [[3, 7], [5], [2, 5]]
-    alone = [predict_turns(model, processor, [example])[0] for example in DIALOGUES]
-    for one, other in zip(turns, alone, strict=True):
+    singly = [predict_turns(model, processor, [example])[0] for example in DIALOGUES]
+    for one, other in zip(turns, singly, strict=True):
         for a, b in zip(one, other, strict=True):
             assert (a.labels, a.predictions, a.speaks, a.late) == (b.labels, b.predictions, b.speaks, b.late)
             np.testing.assert_allclose(a.losses, b.losses, rtol=1e-3, atol=1e-4)
@@ -98,16 +98,18 @@ def test_losses_equal_the_loss_of_the_model():
     batch = processor(DIALOGUES[0]["messages"], DIALOGUES[0]["video"], return_labels=True)
     logits = model(**{k: v for k, v in batch.items() if k not in ("labels", "attention_mask")}).logits[0]
     labels = batch["labels"][0]
-    place = [i for i in range(1, len(labels)) if labels[i] >= 0 and labels[i] != model.config.frame_token_interval_id]
-    losses = [torch.nn.functional.cross_entropy(logits[i - 1], labels[i]).item() for i in place]
+    places = [i for i in range(1, len(labels)) if labels[i] >= 0 and labels[i] != model.config.frame_token_interval_id]
+    losses = [torch.nn.functional.cross_entropy(logits[i - 1], labels[i]).item() for i in places]
     np.testing.assert_allclose([loss for t in turns for loss in t.losses], losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize("scheme", ["interleaved", "all", "all_deep"])
-def test_delays_of_a_late_model(scheme, monkeypatch):
+def test_the_delay_of_a_late_reply(scheme, monkeypatch):
     """
-    The frames after the reply's are seen without the reply: the decision there is that of a stream in which it was
-    never said, with every routed layer cut at its own length.
+    After a missed reply, the model sees the next frames without it.
+
+    The decisions at these frames equal those of a stream without the reply. For this, the cache of each routed layer
+    must be cropped to its own length.
     """
     processor, model = tiny_processor(), tiny_model(mod_layers=scheme)
     example = dialogue(12, (2.0, "A red ball enters."), (5.0, "It leaves."))
@@ -122,7 +124,7 @@ def test_delays_of_a_late_model(scheme, monkeypatch):
 
     monkeypatch.setattr(type(model), "should_speak", never)
     (turns,) = predict_turns(model, processor, [example])
-    assert [t.late for t in turns] == [4, 0], "the first waits for min(6, 5 - 1) frames, the last counts 0"
+    assert [t.late for t in turns] == [4, 0], "min(6, 5 - 1) frames for the first turn, none for the last"
     silent = processor.to_stream_turns([], 12)
     batch = processor(silent, example["video"])
     logits = model(**{k: v for k, v in batch.items() if k != "attention_mask"}).logits[0]
@@ -141,7 +143,7 @@ def test_delays_of_a_late_model(scheme, monkeypatch):
 
 
 def test_measuring_a_delay_leaves_the_cache_unchanged(monkeypatch):
-    """With two late turns in a row, the second uses the cache from which the first was removed."""
+    """Measuring a turn removes the frames that it added to the cache, so the next turn's delay is right too."""
     processor, model = tiny_processor(), tiny_model(mod_layers="all")
     replies = ((1.0, "A red ball."), (2.5, "It leaves."), (4.0, "Red."))
     example = dialogue(10, *replies)
@@ -155,7 +157,7 @@ def test_measuring_a_delay_leaves_the_cache_unchanged(monkeypatch):
     monkeypatch.setattr(type(model), "should_speak", never)
     (turns,) = predict_turns(model, processor, [example])
     assert [t.late for t in turns] == [2, 2, 0]
-    # The second trial, from scratch: the first reply is said, the second is not.
+    # Compute the second turn's logits from scratch, with the first reply and without the second.
     turns = processor.to_stream_turns(dialogue(10, replies[0])["messages"], 10)
     batch = processor(turns, example["video"])
     logits = model(**{k: v for k, v in batch.items() if k != "attention_mask"}).logits[0]
@@ -187,27 +189,28 @@ def test_each_event_matches_once_and_within_the_tolerance():
 
 def test_the_delay_includes_events_beyond_the_tolerance():
     metric = evaluate_metric("stream_events")
-    told = [said((4.0, "A ball enters."), (9.0, "It  leaves."), (1.0, "A box.")), said((2.0, "Nothing."))]
-    true = [said((1.0, "A ball enters."), (9.5, "It leaves."), (1.0, "A car.")), said((2.0, "A box."))]
-    scores = metric.compute(predictions=told, references=true, tolerance=0.5)
-    # Told 3 s late and half a second early; of the others no word is right.
+    predictions = [said((4.0, "A ball enters."), (9.0, "It  leaves."), (1.0, "A box.")), said((2.0, "Nothing."))]
+    references = [said((1.0, "A ball enters."), (9.5, "It leaves."), (1.0, "A car.")), said((2.0, "A box."))]
+    scores = metric.compute(predictions=predictions, references=references, tolerance=0.5)
+    # One event is 3 s late and one is 0.5 s early. The other texts are wrong.
     assert scores["event_delay"] == pytest.approx((3.0 - 0.5) / 2) and scores["event_precision"] == 1 / 4
-    narrow = metric.compute(predictions=told, references=true, tolerance=0.5, delay_window=2.0)
+    narrow = metric.compute(predictions=predictions, references=references, tolerance=0.5, delay_window=2.0)
     assert narrow["event_delay"] == -0.5 and narrow["event_f1"] == scores["event_f1"]
     assert metric.compute(predictions=[said()], references=[said((2.0, "A box."))])["event_delay"] == 0.0
 
 
 def test_each_event_has_one_delay_and_the_nearest_matches_first():
     metric = evaluate_metric("stream_events")
-    told = [said((3.0, "It moves."), (3.4, "It moves."), (7.0, "It moves."))]
-    scores = metric.compute(predictions=told, references=[said((1.0, "It moves."), (3.5, "It moves."))])
-    # The text at 3.4 s belongs to the second event, the text at 3.0 s to the first, 2 s late. The last has no event.
+    texts = said((3.0, "It moves."), (3.4, "It moves."), (7.0, "It moves."))
+    references = [said((1.0, "It moves."), (3.5, "It moves."))]
+    scores = metric.compute(predictions=[texts], references=references)
+    # The text at 3.4 s matches the second event. The text at 3.0 s matches the first, 2 s late. The last matches none.
     assert scores["event_delay"] == pytest.approx((2.0 - 0.1) / 2)
-    alone = metric.compute(predictions=[told[0][1:]], references=[said((1.0, "It moves."), (3.5, "It moves."))])
-    assert alone["event_delay"] == pytest.approx(-0.1), "and not 2.4 and 3.5: from the first it is 6 s to the last"
+    fewer = metric.compute(predictions=[texts[1:]], references=references)
+    assert fewer["event_delay"] == pytest.approx(-0.1), "the text at 7.0 s is too far from the event at 1.0 s"
 
 
-def test_answer_accuracy():
+def test_answer_accuracy_ignores_case_spaces_and_final_dots():
     metric = evaluate_metric("answer_accuracy")
     assert metric.compute(predictions=["Red", "", "The  car."], references=["red.", "Two.", "The car."]) == {
         "answer_accuracy": pytest.approx(2 / 3)
@@ -215,7 +218,7 @@ def test_answer_accuracy():
 
 
 class ScriptedModel:
-    """A stream with given replies at some frames, and a given answer to every question."""
+    """A model that speaks given texts at given times, and gives one answer to every question or a list of answers."""
 
     def __init__(self, script, answer):
         self.script, self.answer = script, answer
@@ -252,7 +255,7 @@ def event(time, role, text, probability):
     return SimpleNamespace(time=time, role=role, text=text, interval_probability=probability, latency=0.25)
 
 
-def test_free_streaming_computed_by_hand():
+def test_free_streaming_scores_equal_values_computed_by_hand():
     processor = tiny_processor()
     example = dialogue(
         12,
@@ -261,13 +264,13 @@ def test_free_streaming_computed_by_hand():
         (4.0, "It leaves."),
         questions=[(0.0, "Narrate."), (2.0, "Which color?")],
     )
-    # What would have been said at the frames of the two questions is not: the user speaks there.
+    # "Hm." is never said: at 0.0 s and 2.0 s the user speaks.
     model = ScriptedModel({0.0: "Hm.", 2.0: "Hm.", 1.0: "A ball.", 3.0: "Nonsense here.", 4.5: "It leaves."}, "red")
     scores = free_streaming(model, processor, [example], batch_size=1, progress=False)
-    assert model.asked == [(0.0, False), (2.0, True)], "what is answered at once in the data is asked at once"
+    assert model.asked == [(0.0, False), (2.0, True)], "only the second has an immediate answer in the data"
     assert scores["event_precision"] == pytest.approx(2 / 3) and scores["event_recall"] == 1.0
     assert scores["event_delay"] == pytest.approx(0.25) and scores["answer_accuracy"] == 1.0
-    # Ten frames of twelve should be silent; at two of them, 3.0 s and 4.5 s, there was a word.
+    # Ten of twelve frames should be silent. The model speaks at two of these, 3.0 s and 4.5 s.
     assert scores["silent_frames_right"] == pytest.approx(8 / 10)
     assert scores["words_per_minute"] == pytest.approx(60 * 7 / 6) and scores["first_word_latency"] == 0.25
 
@@ -300,20 +303,20 @@ def spoken(events):
 
 @pytest.fixture
 def engines(monkeypatch):
-    """All engines that a test creates."""
-    made = []
+    """Collect all engines that a test creates."""
+    created = []
 
     def create(*args, **options):
-        made.append(StreamingEngine(*args, **options))
-        return made[-1]
+        created.append(StreamingEngine(*args, **options))
+        return created[-1]
 
     monkeypatch.setattr(streaming_evaluation, "StreamingEngine", create)
-    return made
+    return created
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """The embedded checkpoint, and rows of all kinds and different lengths. The last row is a video file."""
+    """Return the embedded model, its processor, and rows of all kinds and different lengths. The last is a file."""
     checkpoint = ROOT
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint).eval()
     kinds = {"narrate": 1.0, "ask": 1.0, "wait": 1.0}
@@ -327,30 +330,30 @@ def trained():
 
 
 @pytest.mark.parametrize("options", [{}, {"cache_dtype": torch.float8_e4m3fn, "interval_threshold": 0.9}])
-def test_clips_streamed_together_give_the_same_events_as_alone(trained, engines, options):
+def test_clips_streamed_together_give_the_same_events_as_one_by_one(trained, engines, options):
     model, processor, rows = trained
-    taken = []
+    read_rows = []
 
     def read():
         for row in rows:
-            taken.append(row)
+            read_rows.append(row)
             yield row
 
     expected = {id(row): stream_example(model, processor, row, **options) for row in rows}
     ended = []
     for row, events, count in stream_examples(model, processor, read(), batch_size=3, **options):
-        alone, count_alone = expected[id(row)]
-        assert (spoken(events), count) == (spoken(alone), count_alone)
+        expected_events, expected_count = expected[id(row)]
+        assert (spoken(events), count) == (spoken(expected_events), expected_count)
         ended.append(row)
-        assert len(taken) <= len(ended) + 4, "rows are read when they are needed"
+        assert len(read_rows) <= len(ended) + 4, "rows are read only when needed"
     assert len(ended) == len(rows) and any(event.role == "assistant" for event in expected[id(rows[-1])][0])
-    # The first clip is short: a larger memory is made for longer ones, and no clip is streamed by itself.
+    # The first clip is short, so longer clips need a larger engine. No clip is streamed in a separate session.
     assert len(engines) > 1 and max(len(row["video"]) for row in rows[:-1]) <= engines[-1].max_frames
     assert sum(engine.stats.shared_steps for engine in engines) > 20
     assert sum(engine._num_opened for engine in engines) == len(rows)
 
 
-def test_clips_that_exceed_an_engine_are_streamed_alone(engines, monkeypatch):
+def test_clips_that_exceed_an_engine_get_separate_sessions(engines, monkeypatch):
     """A clip longer than the context, a clip of unknown length, and a clip with too much text."""
     processor, model = tiny_processor(), tiny_model(text_overrides={"max_position_embeddings": 11 * 14})
     rows = [dialogue(count, (1.0, "It moves."), questions=[(2.0, "Where?"), (2.5, "Why?")]) for count in (6, 20, 10)]
@@ -359,8 +362,8 @@ def test_clips_that_exceed_an_engine_are_streamed_alone(engines, monkeypatch):
     def check(**options):
         ended = list(stream_examples(model, processor, rows, batch_size=3, max_new_tokens=2, **options))
         for row, events, count in ended:
-            alone, count_alone = stream_example(model, processor, row, max_new_tokens=2, **options)
-            assert (spoken(events), count) == (spoken(alone), count_alone)
+            expected_events, expected_count = stream_example(model, processor, row, max_new_tokens=2, **options)
+            assert (spoken(events), count) == (spoken(expected_events), expected_count)
         assert len(ended) == len(rows)
 
     check()
@@ -369,7 +372,7 @@ def test_clips_that_exceed_an_engine_are_streamed_alone(engines, monkeypatch):
     engines.clear()
     check()
     assert sum(engine._num_opened for engine in engines) == 2
-    # One whose caller says what to forget forgets it.
+    # With `max_frames`, every clip gets a session of its own, which forgets as the option says.
     engines.clear()
     check(max_frames=4)
     assert not engines
@@ -427,7 +430,7 @@ def test_the_embedded_checkpoint_page_states_training_and_results():
     assert {name: str(settings[name]) for name in common} == {name: shown[name] for name in common}
     assert f"![Loss over steps]({FACTS.stem}-loss.png)" in training and "\nData: " in training
     assert 5_000 < FACTS.with_name(f"{FACTS.stem}-loss.png").stat().st_size < 60_000
-    # The page and the model index of the README agree, and `make checkpoint` runs the command they name.
+    # The page and the README's model index agree, and `make checkpoint` runs the command that they name.
     results = card.data.eval_results
     found = {name: float(value) for name, value in re.findall(r"\| (\w+) \| ([-\d.]+) \|", measured)}
     assert {r.metric_type: r.metric_value for r in results} == {name: found[name] for name in HEADLINES}
@@ -473,7 +476,7 @@ def test_results_are_written_into_the_card(tmp_path):
         ("talks.jsonl", "lm_ppl"): 2.0,
     }
     assert card.data.model_name == "A narrator"
-    # In its text too, before what it cannot do: what, by which command, on what and when.
+    # The text has a section per data set before the limits. It names the hardware, the date and the command.
     begin, first, second, limits = card.text.split("\n\n## ")
     assert begin.strip() == "# A narrator\n\nIts text." and limits.strip() == "Limits\n\nIt can be wrong."
     assert first.startswith("Evaluation on StreamWorld, tiny, test\n") and "| event_f1 | 0.75 |" in first
@@ -483,7 +486,7 @@ def test_results_are_written_into_the_card(tmp_path):
         and "| lm_ppl | 2.0 |" in second
     )
     assert {r.dataset_args["command"] for r in card.data.eval_results} == {"c", "d"}
-    # A checkout keeps the section on a page of its own, and only the figures in the README.
+    # In a checkout, the section goes to a page in docs/, and the README gets only the figures.
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "embedded-checkpoint.md").write_text("# Facts\n\n## Limits\n\nMany.\n")
     add_results(tmp_path, {"lm_ppl": 3.0}, dataset="talks.jsonl", split="test", command="e")

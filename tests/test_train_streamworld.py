@@ -42,7 +42,7 @@ def test_clips_show_all_things_colors_and_events():
 
 @pytest.mark.parametrize("thing", THINGS)
 def test_things_look_different(thing):
-    """Things of one color differ, each thing differs between colors, and all are drawn inside their square."""
+    """Things of one color differ, each thing differs between colors, and all cover part of their square."""
     own = np.asarray(draw_sprite(thing, "red", 48)).astype(int)
     assert own[..., 3].max() == 255 and 0.1 < (own[..., 3] > 128).mean() < 0.9
     for other in THINGS:
@@ -53,7 +53,7 @@ def test_things_look_different(thing):
             assert np.abs(own - np.asarray(draw_sprite(thing, color, 48))).mean() > 2, color
 
 
-def test_a_clip_follows_from_its_seed():
+def test_the_same_seed_makes_the_same_clip():
     for seed in range(10):
         clip, again = make_clip(seed), make_clip(seed)
         assert clip.story() == again.story() and np.array_equal(clip.draw(3.0), again.draw(3.0))
@@ -61,17 +61,17 @@ def test_a_clip_follows_from_its_seed():
     assert all(10 <= clip.seconds <= 60 for clip in CLIPS)
 
 
-def test_events_come_one_by_one_on_the_half_second():
+def test_events_have_distinct_times_on_half_seconds():
     for clip in CLIPS:
         times = [event.time for event in clip.events]
         assert all(one < two for one, two in pairwise(times)) and all(time % STEP == 0 for time in times)
         assert all(0 < time < clip.seconds for time in times)
     gaps = [two.time - one.time for clip in CLIPS for one, two in pairwise(clip.events)]
-    assert max(gaps) > 15, "long silences"
+    assert max(gaps) > 15, "some silences are long"
 
 
-def things_drawn(clip, time, actor, size=96):
-    """Return how much of the picture changes without the actor: 0 if it cannot be seen."""
+def shown_pixels(clip, time, actor, size=96):
+    """Count the pixels that change if the actor is removed. Return 0 if the actor cannot be seen."""
     without = clip.__class__(**{**vars(clip), "actors": tuple(a for a in clip.actors if a is not actor)})
     difference = np.abs(clip.draw(time, size).astype(int) - without.draw(time, size).astype(int)).sum(-1)
     return int((difference > 60).sum())
@@ -82,16 +82,16 @@ def test_sentences_match_the_pictures():
     for clip in CLIPS[:60]:
         for event in clip.events:
             actor, time = clip.actors[event.actor], event.time
-            # Others may lie in front: what can hardly be seen because of them is not checked.
+            # With more than two things, others may cover the actor.
             if len(clip.visible(time)) > 2:
                 continue
             before, now = actor.place(time - STEP), actor.place(time)
             moved = float(np.hypot(now[0] - before[0], now[1] - before[1]))
             match event.kind:
                 case "enters":
-                    assert things_drawn(clip, time - STEP, actor) == 0 and things_drawn(clip, time, actor) > 60
+                    assert shown_pixels(clip, time - STEP, actor) == 0 and shown_pixels(clip, time, actor) > 60
                 case "leaves":
-                    assert things_drawn(clip, time - STEP, actor) > 60 and things_drawn(clip, time, actor) == 0
+                    assert shown_pixels(clip, time - STEP, actor) > 60 and shown_pixels(clip, time, actor) == 0
                 case "starts":
                     assert moved > 0.02
                 case "stops":
@@ -104,17 +104,17 @@ def test_sentences_match_the_pictures():
                     reach = clip.size * (actor.scale(time) + clip.actors[event.other].scale(time)) / 2
                     assert np.hypot(now[0] - there[0], now[1] - there[1]) < reach
                 case "hides":
-                    assert things_drawn(clip, time, actor) == 0
+                    assert shown_pixels(clip, time, actor) == 0
                 case "reappears":
-                    assert things_drawn(clip, time - STEP, actor) == 0 and things_drawn(clip, time, actor) > 60
+                    assert shown_pixels(clip, time - STEP, actor) == 0 and shown_pixels(clip, time, actor) > 60
                 case "recolors":
                     assert actor.color(time) != actor.color(time - STEP) and event.text.endswith(
                         f"{actor.color(time)}."
                     )
                 case "grows":
-                    assert things_drawn(clip, time, actor) > things_drawn(clip, time - STEP, actor)
+                    assert shown_pixels(clip, time, actor) > shown_pixels(clip, time - STEP, actor)
                 case "shrinks":
-                    assert things_drawn(clip, time, actor) < things_drawn(clip, time - STEP, actor)
+                    assert shown_pixels(clip, time, actor) < shown_pixels(clip, time - STEP, actor)
                 case "splits":
                     same = [a for a in clip.visible(time) if a.name(time) == actor.name(time)]
                     assert len(same) == 2
@@ -127,16 +127,16 @@ def test_sentences_match_the_pictures():
 
 
 def test_things_in_the_scene_are_visible_unless_they_hide():
-    """Every thing that exists and does not hide can be seen."""
+    """In clips with a wall, a thing that is neither hidden nor in an event is drawn."""
     for clip in [clip for clip in CLIPS if clip.wall is not None][:15]:
         for index in range(clip.num_frames(1 / STEP)):
             seen = clip.visible(index * STEP)
             if len(seen) == 1 and not any(abs(e.time - index * STEP) < 1.5 for e in clip.events):
-                assert things_drawn(clip, index * STEP, seen[0]) > 40, (clip.seed, index * STEP)
+                assert shown_pixels(clip, index * STEP, seen[0]) > 40, (clip.seed, index * STEP)
 
 
 def coarse(picture):
-    """Return means of squares of 8 pixels, (12, 12, 3), which removes most noise."""
+    """Average squares of 8 by 8 pixels, which removes most noise. The result has shape (12, 12, 3)."""
     return picture.astype(float).reshape(12, 8, 12, 8, 3).mean((1, 3))
 
 
@@ -144,10 +144,10 @@ def test_backgrounds_have_texture_and_half_of_them_move():
     empty = [replace(clip, actors=(), wall=None) for clip in CLIPS[:40]]
     first = [coarse(clip.draw(0.0)) for clip in empty]
     for clip, ground in zip(empty, first, strict=True):
-        meant = Painter(clip, 96).ground.draw(0.0)
-        assert meant.std((0, 1)).mean() > 3 and np.abs(ground - coarse(meant)).mean() < 3
+        clean = Painter(clip, 96).ground.draw(0.0)
+        assert clean.std((0, 1)).mean() > 3 and np.abs(ground - coarse(clean)).mean() < 3
     for index, ground in enumerate(first):
-        assert all(np.abs(ground - other).mean() > 2 for other in first[:index]), "each clip has its own"
+        assert all(np.abs(ground - other).mean() > 2 for other in first[:index]), "backgrounds differ between clips"
     moved = [np.abs(coarse(clip.draw(9.0)) - ground).mean() > 1.5 for clip, ground in zip(empty, first, strict=True)]
     assert 8 < sum(moved) < 32
     assert {Painter(clip, 96).ground.pattern for clip in empty} == {"gradient", "stripes", "checks", "clouds"}
@@ -171,20 +171,20 @@ def test_noise_and_compression_differ_between_clips():
     for clip in CLIPS[:40]:
         painter = Painter(clip, 96)
         noisy, again = painter.draw(3.0).astype(float), painter.draw(3.5)
-        assert (noisy != again).mean() > 0.1, "noise is never the same twice"
+        assert (noisy != again).mean() > 0.1, "noise differs between frames"
         noise.append(painter.noise)
         painter.noise = 0.0
         clear = painter.draw(3.0).astype(float)
         seen.append((noisy - clear).std())
         qualities.add(painter.quality)
         painter.quality = 100
-        assert np.abs(clear - painter.draw(3.0)).mean() > 0.2, "what compression takes away"
+        assert np.abs(clear - painter.draw(3.0)).mean() > 0.2, "compression changes the picture"
     assert np.corrcoef(noise, seen)[0, 1] > 0.5 and min(noise) < 1 and max(noise) > 4
     assert len(qualities) > 10 and max(qualities) - min(qualities) > 30
 
 
 def test_video_compression_differs_between_clips(tmp_path):
-    """The encoder writes its CRF into the file."""
+    """The encoder writes its rate factor (CRF) into the file."""
     short = replace(WORLDS["tiny"], seconds=(2.0, 2.0))
     rates = []
     for seed in range(9):
@@ -212,19 +212,19 @@ def test_held_out_pairs_are_not_in_training():
 # ------------------------------------------------------------------------------------------------------ dialogues
 
 
-def first_told(clip, pattern, *, after=-1.0):
-    """Return time and sentence of the first later event with this beginning, or `None`."""
+def first_match(clip, pattern, *, after=-1.0):
+    """Return the time and sentence of the first event after `after` that matches the pattern, or `None`."""
     return next(((time, text) for time, text in clip.story() if time > after and re.match(pattern, text)), None)
 
 
-def grown(clip, thing, time):
-    """Return how many times a thing has grown, minus how many times it has shrunk."""
-    told = [text for since, text in clip.story() if since <= time and re.match(rf"The \w+ {thing} ", text)]
-    return sum(text.endswith("grows.") for text in told) - sum(text.endswith("shrinks.") for text in told)
+def growth(clip, thing, time):
+    """Return how often a thing grew until `time`, minus how often it shrank."""
+    sentences = [text for since, text in clip.story() if since <= time and re.match(rf"The \w+ {thing} ", text)]
+    return sum(text.endswith("grows.") for text in sentences) - sum(text.endswith("shrinks.") for text in sentences)
 
 
-def shown_at(clip, time, actor):
-    """Return the center of the pixels that the actor covers, x and y from -0.5 to 0.5."""
+def center_at(clip, time, actor):
+    """Return the center of the actor's pixels: x and y from -0.5 to 0.5."""
     without = replace(clip, actors=tuple(a for a in clip.actors if a is not actor))
     difference = np.abs(clip.draw(time).astype(int) - without.draw(time).astype(int)).sum(-1)
     rows, columns = np.nonzero(difference > 60)
@@ -233,9 +233,9 @@ def shown_at(clip, time, actor):
 
 def right_answer(clip, question):
     """
-    Return the wording, the answer and its time, from the story so far and the visible things.
+    Return the wording of a question, its answer, and the second of the answer.
 
-    The answer is missing if only a picture could give it.
+    The answer follows from the clip's sentences and the visible things. It is `None` if it needs the picture.
     """
     time, seen = question.time, clip.visible(question.time)
     past = [(since, text) for since, text in clip.story() if since <= time]
@@ -256,36 +256,36 @@ def right_answer(clip, question):
         case ["What", "happened", "last"]:
             return "last", past[-1][1], time
         case ["What", "entered", "first"]:
-            return "entered first", first_told(clip, r".* enters from")[1].split(" enters")[0] + ".", time
+            return "entered first", first_match(clip, r".* enters from")[1].split(" enters")[0] + ".", time
         case ["How", "many", "things", "do", "you", "see"]:
             return "how many seen", NUMBERS[len(seen)] + ".", time
         case ["How", "many", "things", "have", "left"]:
             return "how many left", NUMBERS[sum(" leaves " in text for _, text in past)] + ".", time
         case ["Which", "came", "first", "the", one, "or", "the", other]:
-            since = {name: first_told(clip, rf"\w+ \w+ {name} enters")[0] for name in (one, other)}
+            since = {name: first_match(clip, rf"\w+ \w+ {name} enters")[0] for name in (one, other)}
             return "came first", f"The {min(since, key=since.get)}.", time
         case ["Which", "is", "further", "left", "the", one, "or", "the", other]:
             places = {name: once[name].place(time)[0] for name in (one, other)}
             return "further left", f"The {min(places, key=places.get)}.", time
         case ["Which", "is", "bigger", "the", one, "or", "the", other]:
-            sizes = {name: grown(clip, name, time) for name in (one, other)}
+            sizes = {name: growth(clip, name, time) for name in (one, other)}
             assert len(set(sizes.values())) == 2
             return "bigger", f"The {max(sizes, key=sizes.get)}.", time
         case ["What", "comes", "next"]:
-            when, text = first_told(clip, r".* enters from", after=time)
+            when, text = first_match(clip, r".* enters from", after=time)
             return "next", text.split(" enters")[0] + ".", when
         case ["Which", "color", "will", "the", color, thing, "turn"]:
-            when, text = first_told(clip, rf"The {color} {thing} turns (?!around)", after=time)
+            when, text = first_match(clip, rf"The {color} {thing} turns (?!around)", after=time)
             return "which color will", text.split()[-1].capitalize(), when
         case ["Tell", "me", "when", "things", "meet"]:
-            return "when things meet", *first_told(clip, ".* bumps into", after=time)[::-1]
+            return "when things meet", *first_match(clip, ".* bumps into", after=time)[::-1]
         case ["Tell", "me", "when", "something", *does]:
             does = {"changes color": r"turns (?!around)"}.get(" ".join(does), does[0])
-            return f"when something {does}", *first_told(clip, rf".* {does}", after=time)[::-1]
+            return f"when something {does}", *first_match(clip, rf".* {does}", after=time)[::-1]
         case ["Tell", "me", "when", "the", color, thing, *does]:
             does = {"comes back": "reappears"}.get(" ".join(does), does[0])
-            return f"when the one {does}", *first_told(clip, rf"The {color} {thing} {does}", after=time)[::-1]
-    raise AssertionError(f"{question.text} is checked nowhere")
+            return f"when the one {does}", *first_match(clip, rf"The {color} {thing} {does}", after=time)[::-1]
+    raise AssertionError(f"no check for the question {question.text!r}")
 
 
 def test_questions_of_every_kind_with_right_answers():
@@ -305,24 +305,24 @@ def test_questions_of_every_kind_with_right_answers():
 
 
 def test_places_in_descriptions_match_the_pictures():
-    said = set()
+    answers = set()
     for clip in [clip for clip in CLIPS if clip.wall is None][:60]:
         for time in (5.0, 9.5):
             # Only one thing is visible, so nothing hides it.
             for question in questions_at(clip, time) if len(clip.visible(time)) == 1 else ():
                 if question.text.startswith("Where is"):
-                    x, y = shown_at(clip, time, clip.visible(time)[0])
-                    # Not every thing fills its square: how far its middle may be off.
-                    about = 0.07
+                    x, y = center_at(clip, time, clip.visible(time)[0])
+                    # Some things do not fill their square, so their center may be off by this much.
+                    margin = 0.07
                     assert {
-                        "In the middle.": max(abs(x), abs(y)) < 0.17 + about,
-                        "On the left.": x < about - max(0.17, abs(y)),
-                        "On the right.": x > max(0.17, abs(y)) - about,
-                        "At the top.": y < about - max(0.17, abs(x)),
-                        "At the bottom.": y > max(0.17, abs(x)) - about,
+                        "In the middle.": max(abs(x), abs(y)) < 0.17 + margin,
+                        "On the left.": x < margin - max(0.17, abs(y)),
+                        "On the right.": x > max(0.17, abs(y)) - margin,
+                        "At the top.": y < margin - max(0.17, abs(x)),
+                        "At the bottom.": y > max(0.17, abs(x)) - margin,
                     }[question.answer], (question, x, y)
-                    said.add(question.answer)
-    assert len(said) == 5
+                    answers.add(question.answer)
+    assert len(answers) == 5
 
 
 def test_an_awaited_event_is_the_first_of_its_kind():
@@ -334,21 +334,21 @@ def test_an_awaited_event_is_the_first_of_its_kind():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dialogues(kind):
-    spoken, questions = 0, 0
+def test_dialogues_of_each_kind(kind):
+    num_replies, num_questions = 0, 0
     for clip in CLIPS[:40]:
         messages, asked = make_dialogue(clip, kind)
         assert (messages, asked) == make_dialogue(clip, kind)
         times = [message["time"] for message in messages]
         assert times == sorted(times) and all(0 <= time < clip.seconds for time in times)
-        told = [(m["time"], m["content"]) for m in messages if m["role"] == "assistant"]
-        spoken, questions = spoken + len(told), questions + len(asked)
+        replies = [(m["time"], m["content"]) for m in messages if m["role"] == "assistant"]
+        num_replies, num_questions = num_replies + len(replies), num_questions + len(asked)
         if kind == "narrate":
-            assert set(clip.story()) <= set(told) and len(told) == len(clip.events) + len(asked)
+            assert set(clip.story()) <= set(replies) and len(replies) == len(clip.events) + len(asked)
         elif kind != "describe":
-            assert told == sorted((q.answer_time, q.answer) for q in asked)
+            assert replies == sorted((q.answer_time, q.answer) for q in asked)
             assert all((q.kind == "later") == (kind == "wait") for q in asked)
-    assert spoken > 20 and (questions > 5) == (kind != "describe")
+    assert num_replies > 20 and (num_questions > 5) == (kind != "describe")
 
 
 def test_a_dialogue_without_a_reply_is_empty():
@@ -365,7 +365,7 @@ def test_a_dialogue_without_a_reply_is_empty():
 # ------------------------------------------------------------------------------------------------------- data set
 
 
-def test_rows_and_their_splits():
+def test_rows_have_a_kind_a_video_and_messages():
     rows = streamworld_dataset(num_clips=12, kinds={"describe": 1, "narrate": 1, "ask": 1, "wait": 1}, size=48)
     assert {row["kind"] for row in rows} == set(KINDS)
     for row in rows:
@@ -395,7 +395,7 @@ def seeds_of(split, num_rows, first_row=0):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_no_two_parts_of_the_recipe_share_a_clip(size, tmp_path, monkeypatch):
-    """The rows of slide shows, narration and questions, and the splits for evaluation."""
+    """The parts are the training rows for slide shows, narration and questions, and the evaluation splits."""
     stages = []
     monkeypatch.setattr(recipe, "run_stage", lambda _, *stage, **__: stages.append(stage))
     recipe.see(SIZES[size], tmp_path)
@@ -412,14 +412,14 @@ def test_no_two_parts_of_the_recipe_share_a_clip(size, tmp_path, monkeypatch):
         assert one.stop <= other.start or other.stop <= one.start, seeds
 
 
-def test_a_split_on_disk(tmp_path):
+def test_writing_a_split_again_keeps_its_videos(tmp_path):
     write_split(tmp_path, "validation", num_clips=2, world=WORLDS["small"], size=64, fps=8)
     rows = load_timed_messages(tmp_path, "validation")
     assert list(find_faults(rows)) == [] and {"narrate", "ask"} <= set(rows["kind"])
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "videos").iterdir()}
     assert len(written) == 2
     write_split(tmp_path, "validation", num_clips=3, world=WORLDS["small"], size=64, fps=8)
-    assert {path: path.stat().st_mtime_ns for path in written} == written, "what is there is not written again"
+    assert {path: path.stat().st_mtime_ns for path in written} == written, "existing videos are not written again"
     assert len({json.loads(line)["video"] for line in (tmp_path / "validation.jsonl").read_text().splitlines()}) == 3
 
 
@@ -432,15 +432,15 @@ def test_written_clips_show_the_same_pictures(tmp_path):
     assert watched.shape == drawn.shape and (watched - drawn).abs().mean() < 0.1
 
 
-def test_a_single_clip_and_its_story(tmp_path, monkeypatch):
+def test_the_command_writes_a_single_clip_with_its_events(tmp_path, monkeypatch):
     arguments = ["streamworld.py", tmp_path, "--split", "test", "--world", "small", "--clip", 3, "--size", 64]
     arguments += ["--name", "one"]
     monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
     streamworld.main()
-    story = json.loads((tmp_path / "one.json").read_text())
+    facts = json.loads((tmp_path / "one.json").read_text())
     clip = make_clip(SPLITS["test"] + 3, WORLDS["small"])
-    assert story["seed"] == clip.seed and story["world"] == "small"
-    assert [tuple(event) for event in story["events"]] == clip.story()
+    assert facts["seed"] == clip.seed and facts["world"] == "small"
+    assert [tuple(event) for event in facts["events"]] == clip.story()
     assert {path.name for path in tmp_path.iterdir()} == {"one.mp4", "one.json"}
 
 
@@ -459,8 +459,8 @@ def test_the_command_writes_splits_and_a_card_that_names_them(tmp_path, monkeypa
     splits = load_dataset(str(tmp_path / "out"))
     assert list(splits) == ["train", "validation", "ood"]
     for split, rows in splits.items():
-        told = [json.loads(line) for line in (tmp_path / "out" / f"{split}.jsonl").read_text().splitlines()]
-        assert list(rows) == told and {row["video"].split("/")[1].split("-")[0] for row in rows} == {split}
+        lines = [json.loads(line) for line in (tmp_path / "out" / f"{split}.jsonl").read_text().splitlines()]
+        assert list(rows) == lines and {row["video"].split("/")[1].split("-")[0] for row in rows} == {split}
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "apache-2.0" and "generated world" in card.text
     command = "python train/data/streamworld.py out --split"
@@ -472,7 +472,7 @@ def test_the_command_writes_splits_and_a_card_that_names_them(tmp_path, monkeypa
 
 
 def test_the_command_writes_slide_shows(tmp_path, monkeypatch):
-    """They are the same as rows that are made when they are read."""
+    """Written slide shows equal those that are drawn during training."""
     run_command(monkeypatch, tmp_path, *["--num_clips", 2, "--world", "small", "--size", 64, "--kinds", "describe"])
     rows = load_timed_messages(tmp_path)
     assert list(find_faults(rows)) == [] and set(rows["kind"]) == {"describe"}

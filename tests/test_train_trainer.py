@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer: the model's own loss on TRL's fused head, exactly, and what it logs."""
+"""The trainer, collator and callbacks: loss and gradients equal the model's, and logs and schedules are right."""
 
 import time
 
@@ -67,7 +67,7 @@ def new_trainer(
 
 
 def gradients(trainer):
-    """Trains, and gives the gradients of the last step."""
+    """Train, and return the gradients of the last step."""
     kept = {}
     original = trainer.create_optimizer
 
@@ -106,7 +106,7 @@ def test_a_training_step_needs_one_forward_pass(tmp_path):
 
 
 def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
-    """Rows of different lengths and numbers of labels, so that a mean of means would differ."""
+    """The rows differ in length and number of labels, so a mean of means would be wrong."""
     options = {"train_sampling_strategy": "sequential"}
     model = tiny_model(text_overrides={"tie_word_embeddings": False}, stream_loss_weight=2.0)
     large = new_trainer(tmp_path, model=model, **options)
@@ -122,7 +122,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
 
 
 def test_packing_dialogues_does_not_change_training(tmp_path):
-    """Without a token of padding, and with the loss and gradients of one dialogue a row."""
+    """A packed batch has no padding, and its loss and gradients equal those of one dialogue per row."""
     options = {"train_sampling_strategy": "sequential"}
     model = tiny_model(text_overrides={"tie_word_embeddings": False}, stream_loss_weight=2.0)
     padded = new_trainer(tmp_path, model=model, **options)
@@ -139,14 +139,14 @@ def test_packing_dialogues_does_not_change_training(tmp_path):
 
 
 def test_an_adapter_on_the_head_trains_as_in_the_model(tmp_path):
-    """TRL's fused head reads a weight, and would not see the adapter beside it."""
+    """TRL's fused head reads only the weight of the head, so it would leave out an adapter."""
     model = tiny_model(text_overrides={"tie_word_embeddings": False})
     config = model.make_lora_config(r=4, lora_alpha=4, lora_dropout=0.0)
     trainer = new_trainer(tmp_path, model=model, adapter=config, train_sampling_strategy="sequential")
     adapted = trainer.model
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
-            # None is as it began, where an adapter does nothing.
+            # These weights start at zero, where an adapter has no effect.
             torch.nn.init.normal_(parameter, std=0.1)
     assert type(adapted.get_base_model().lm_head).__module__.startswith("peft")
     loss = adapted.train()(**StreamCollator(tiny_processor())(ROWS), use_cache=False).loss
@@ -165,8 +165,8 @@ def test_evaluation_corrupts_no_reply(tmp_path):
     trainer = new_trainer(tmp_path, streamed=[], collator={"augmentation": 1.0})
     clean = StreamCollator(tiny_processor())(ROWS)["labels"]
     assert torch.equal(next(iter(trainer.get_eval_dataloader()))["labels"], clean)
-    spoilt = next(iter(trainer.get_train_dataloader()))["labels"]
-    assert spoilt.shape != clean.shape or not torch.equal(spoilt, clean)
+    corrupted = next(iter(trainer.get_train_dataloader()))["labels"]
+    assert corrupted.shape != clean.shape or not torch.equal(corrupted, clean)
 
 
 def test_the_trainer_logs_routing_and_streaming(tmp_path):
@@ -186,7 +186,7 @@ def test_the_trainer_logs_routing_and_streaming(tmp_path):
     learned = labels >= 0
     assert logs["text_loss"] == pytest.approx(losses[learned & ~at_frame].mean().item(), rel=1e-4)
     assert logs["stream_loss"] == pytest.approx(losses[learned & at_frame].mean().item(), rel=1e-4)
-    # Tokens and frames in their proportion in the batch; padding counts as a token, as it does in time.
+    # Both speeds are over the same time. Padding counts as tokens, because it takes time.
     frames = sum(len(row["video"]) for row in ROWS)
     assert logs["tokens_per_second"] / logs["frames_per_second"] == pytest.approx(batch["input_ids"].numel() / frames)
 
@@ -198,14 +198,14 @@ def test_each_evaluation_streams_clips(tmp_path, capsys):
     trainer.train()
     evaluations = [log for log in trainer.state.log_history if "eval_event_f1" in log]
     assert len(evaluations) == 2 and {"eval_lm_ppl", "eval_time_diff", "eval_fluency"} <= set(evaluations[0])
-    # LIVE's measures are of all rows, those that are not streamed too.
+    # LIVE's measures cover all rows, not only those that are streamed.
     expected = teacher_forced(model.eval(), processor, ROWS, progress=False)
     assert evaluations[-1]["eval_lm_ppl"] == pytest.approx(expected["lm_ppl"], rel=1e-4)
     assert expected["lm_ppl"] != teacher_forced(model, processor, ROWS[:2], progress=False)["lm_ppl"]
-    # Speed is that of training alone.
-    since, begun = trainer._since, time.perf_counter()
+    # Training speed excludes the time of evaluations.
+    since, start = trainer._since, time.perf_counter()
     trainer.evaluate()
-    assert trainer._since - since == pytest.approx(time.perf_counter() - begun, rel=0.1)
+    assert trainer._since - since == pytest.approx(time.perf_counter() - start, rel=0.1)
     printed = capsys.readouterr().out
     assert printed.count("the first clip of the evaluation as the model streams it") == 3
     assert "   0.0s  user       Narrate." in printed
@@ -213,15 +213,15 @@ def test_each_evaluation_streams_clips(tmp_path, capsys):
 
 def test_rows_without_video_are_measured_and_not_streamed(tmp_path):
     trainer = new_trainer(tmp_path, streamed=[])
-    whole = trainer.evaluate()
-    assert whole["eval_lm_ppl"] > 1 and "eval_event_f1" not in whole
+    scores = trainer.evaluate()
+    assert scores["eval_lm_ppl"] > 1 and "eval_event_f1" not in scores
     with torch.no_grad():
-        shown = [StreamCollator(tiny_processor())([row])["pixel_values_videos"][0] for row in ROWS]
+        videos = [StreamCollator(tiny_processor())([row])["pixel_values_videos"][0] for row in ROWS]
         rows = [
             {"messages": row["messages"], "frame_features": trainer.model.encode_frames(pixels)}
-            for row, pixels in zip(ROWS, shown, strict=True)
+            for row, pixels in zip(ROWS, videos, strict=True)
         ]
-    assert trainer.evaluate(rows)["eval_lm_ppl"] == pytest.approx(whole["eval_lm_ppl"], rel=1e-4)
+    assert trainer.evaluate(rows)["eval_lm_ppl"] == pytest.approx(scores["eval_lm_ppl"], rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------ collator
@@ -247,14 +247,14 @@ def test_augmentation_is_off_by_default_and_when_zero():
         StreamCollator(tiny_processor(), augmentation=2.0)
 
 
-def test_augmentation_corrupts_replies_and_never_teaches_them():
+def test_augmentation_corrupts_replies_and_excludes_them_from_the_loss():
     seen = set()
     for seed in range(300):
         turns = augment_replies(TURNS, np.random.default_rng(seed), 0.7)
         assert sum(turn.get("num_frames", 0) for turn in turns) == 10
         roles = [turn["role"] for turn in turns]
-        assert not any(one == two for one, two in zip(roles, roles[1:], strict=False)), "frames stand between replies"
-        assert turns[:3] == TURNS[:3], "answers to questions are left alone"
+        assert not any(one == two for one, two in zip(roles, roles[1:], strict=False)), "frames separate replies"
+        assert turns[:3] == TURNS[:3], "answers to questions stay as they are"
         place = 0
         for turn, following in zip(turns, [*turns[1:], {}], strict=True):
             if turn["role"] == "stream":
@@ -309,11 +309,15 @@ def test_keep_ratios_fall_during_warmup(tmp_path):
         KeepRatioWarmup(per_layer, 0)
 
 
-# ------------------------------------------------------------------------------------------------------ limited time
+# ---------------------------------------------------------------------------------------------------------- time limit
 
 
-def limited(monkeypatch, minutes, seconds_a_step, steps=1000, warmup=50):
-    """Learning rates of a run whose steps take that long, by a clock of its own."""
+def run_with_limit(monkeypatch, minutes, seconds_a_step, steps=1000, warmup=50):
+    """
+    Return the learning rates, the seconds and the number of steps of a run with a time limit.
+
+    A simulated clock advances by `seconds_a_step(step)` at each step.
+    """
     now = [100.0]
     monkeypatch.setattr(callbacks.clock, "monotonic", lambda: now[0])
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -332,21 +336,22 @@ def limited(monkeypatch, minutes, seconds_a_step, steps=1000, warmup=50):
 
 
 def test_a_short_time_limit_reduces_the_steps(monkeypatch, capsys):
-    """The first steps are slow and not counted on; the learning rate has come down where training ends."""
-    rates, seconds, steps = limited(monkeypatch, 1, lambda step: 5.0 if step < 2 else 0.5)
+    """The estimate ignores slow first steps, and the learning rate is near 0 at the last step."""
+    rates, seconds, steps = run_with_limit(monkeypatch, 1, lambda step: 5.0 if step < 2 else 0.5)
     assert 95 < len(rates) == steps < 110 and 50 < seconds <= 60.5
     assert max(rates) > 0.99 and rates[-1] < 1e-3
     assert "There is time for" in capsys.readouterr().out
-    # The warm-up is as long as before in its share of the steps, and not longer than all of them.
-    rates, _, steps = limited(monkeypatch, 1, lambda _: 1.0, steps=100_000, warmup=5000)
+    # The warm-up keeps its share of the steps, so the learning rate reaches its peak.
+    rates, _, steps = run_with_limit(monkeypatch, 1, lambda _: 1.0, steps=100_000, warmup=5000)
     assert 55 <= len(rates) == steps <= 62 and max(rates) > 0.9 and rates[-1] < 1e-3
-    # A machine that becomes slower on the way, and one that becomes faster.
-    rates, seconds, steps = limited(monkeypatch, 1, lambda step: 0.1 if step < 100 else 1.0)
+    # The machine becomes slower during training.
+    rates, seconds, steps = run_with_limit(monkeypatch, 1, lambda step: 0.1 if step < 100 else 1.0)
     assert 130 < len(rates) < 160 and seconds <= 70 and rates[-1] < 0.02
-    rates, seconds, steps = limited(monkeypatch, 1, lambda step: 1.0 if step < 20 else 0.1)
+    # The machine becomes faster during training.
+    rates, seconds, steps = run_with_limit(monkeypatch, 1, lambda step: 1.0 if step < 20 else 0.1)
     assert 300 < len(rates) < 430 and 45 < seconds <= 60.5 and rates[-1] < 1e-3
-    # Time for a handful.
-    rates, _, _ = limited(monkeypatch, 0.1, lambda _: 1.0)
+    # There is time for only a few steps.
+    rates, _, _ = run_with_limit(monkeypatch, 0.1, lambda _: 1.0)
     assert len(rates) in (6, 7) and rates[-1] < 0.1
 
 
@@ -360,7 +365,7 @@ def test_the_trainer_stops_at_the_time_limit(tmp_path, monkeypatch):
     assert trainer.lr_scheduler.get_last_lr()[0] < 0.01 * trainer.args.learning_rate
 
 
-def test_a_schedule_without_end_refuses_a_time_limit(tmp_path):
+def test_a_time_limit_refuses_a_constant_schedule(tmp_path):
     trainer = new_trainer(tmp_path, max_steps=10, lr_scheduler_type="constant")
     trainer.add_callback(TimeLimit(0.5))
     with pytest.raises(ValueError, match="such as 'cosine' or 'linear'"):
@@ -368,8 +373,8 @@ def test_a_schedule_without_end_refuses_a_time_limit(tmp_path):
 
 
 def test_a_long_time_limit_changes_nothing(monkeypatch, capsys):
-    rates, _, steps = limited(monkeypatch, 10, lambda _: 0.5, steps=100, warmup=5)
-    free, _, _ = limited(monkeypatch, 1e9, lambda _: 0.5, steps=100, warmup=5)
+    rates, _, steps = run_with_limit(monkeypatch, 10, lambda _: 0.5, steps=100, warmup=5)
+    free, _, _ = run_with_limit(monkeypatch, 1e9, lambda _: 0.5, steps=100, warmup=5)
     assert steps == 100 and rates == free and "There is time" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="must be positive, got 0"):
         TimeLimit(0)
