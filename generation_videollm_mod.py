@@ -3,10 +3,12 @@
 """`stream` and `narrate`, and `generate` with a routed cache."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS, GenerationMode
 from transformers.utils import logging
@@ -232,6 +234,33 @@ class VideoLLMMoDGenerationMixin:
             if isinstance(inputs.get("num_frames"), (list, tuple)):
                 inputs["num_frames"] = [count for count in inputs["num_frames"] for _ in range(expand_size)]
         return super()._expand_inputs_for_generation(expand_size=expand_size, **inputs)
+
+    def _prefill(self, input_ids: torch.Tensor, generation_config: Any, model_kwargs: dict, **options: bool) -> Any:
+        """Prefill as in Transformers. A chunk of `prefill_chunk_size` tokens runs on to the end of its last frame."""
+        frames = next((x for x in ("pixel_values_videos", "frame_features") if model_kwargs.get(x) is not None), None)
+        cache = one_cache(model_kwargs.get("cache"), model_kwargs.get("past_key_values"))
+        size, past = generation_config.prefill_chunk_size, 0 if cache is None else int(cache.get_seq_length())
+        # An assistant model calls this again with later tokens. Its frames are in the cache then.
+        again = past > 0 and not options.get("is_first_iteration", True)
+        if size is None or cache is None or frames is None or again:
+            return super()._prefill(input_ids, generation_config, model_kwargs, **options)
+        # The prompt may begin with the tokens that are in the cache.
+        mask = model_kwargs.get("attention_mask")
+        new = (generation_config._mask_length if mask is None else mask.shape[1]) - past
+        ids = input_ids[:, -new:]
+        count, ends = F.pad((ids == self.config.frame_token_id).cumsum(dim=1), (1, 0)), [0]
+        may_end = (count % self.config.frame_num_tokens == 0).all(dim=0).tolist()
+        while ends[-1] < new:
+            ends.append(next((end for end in range(ends[-1] + max(size, 1), new) if may_end[end]), new))
+        seen = (count[:, ends] // self.config.frame_num_tokens).tolist()
+        sliced = {x: model_kwargs[x] for x in ("attention_mask", "position_ids") if model_kwargs.get(x) is not None}
+        for index, (begin, end) in enumerate(pairwise(ends)):
+            rows = [row[n[index] : n[index + 1]] for row, n in zip(model_kwargs[frames], seen, strict=True)]
+            inputs = model_kwargs | {name: x[..., : x.shape[-1] - new + end] for name, x in sliced.items()}
+            inputs |= {frames: pad_sequence(rows, batch_first=True), "num_frames": [len(row) for row in rows]}
+            inputs |= {"frame_token_mask": None, "is_first_iteration": True}
+            outputs = self(**self.prepare_inputs_for_generation(ids[:, begin:end], **inputs), return_dict=True)
+        return outputs
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, **kwargs)

@@ -250,8 +250,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 The frames of this call, in order. Rows with fewer frames are padded at the end.
             frame_features (`torch.Tensor` of shape `(batch, frames, tokens, vision hidden)`, *optional*):
                 The same frames as [`~VideoLLMMoDPreTrainedModel.encode_frames`] returns them, in place of pixels.
-            num_frames (`Sequence[int]`, *optional*):
-                Number of frames of each row. Several rows without it wait for the device to count them.
+            num_frames (`Sequence[int]` or `torch.LongTensor` of shape `(batch,)`, *optional*):
+                Number of frames of each row. Several rows without a list or host tensor wait for the device.
             frame_token_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*):
                 True at frame tokens. Required for frames in `inputs_embeds`.
             attention_mask (`torch.Tensor` of shape `(batch, seen + sequence)`, *optional*):
@@ -403,13 +403,14 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
                 Tokens to learn, not shifted, -100 where nothing is learned. After a frame's last token comes the
                 interval token if the model should stay silent, and the text that follows if it should speak.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
-                Number of last positions to compute logits at, or their indices; 0 for all.
+                Number of last positions to compute logits at, or their indices; 0 for all. The loss needs none.
             num_items_in_batch (`int`, *optional*):
                 Divisor of the loss for gradient accumulation. Defaults to the number of labels of this call.
 
         Returns:
             [`VideoLLMMoDCausalLMOutputWithPast`]
         """
+        num_frames = num_frames.tolist() if isinstance(num_frames, torch.Tensor) else num_frames
         outputs = self.model(
             input_ids=input_ids,
             pixel_values_videos=pixel_values_videos,
@@ -426,13 +427,17 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         )
         hidden_states = outputs.last_hidden_state
         loss = logits = None
-        if labels is not None:
-            frames = (pixel_values_videos, frame_features, num_frames)
-            layout = find_frames(self.config, input_ids, inputs_embeds, *frames, frame_token_mask)
-            loss = self._stream_loss(hidden_states, labels, layout, num_items_in_batch)
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
+        if labels is not None:
+            frames = (pixel_values_videos, frame_features, num_frames)
+            layout = find_frames(self.config, input_ids, inputs_embeds, *frames, frame_token_mask)
+            # Only text and each frame's last token can carry labels, so a frame needs one row of logits.
+            index = layout.speaking_index
+            reuse = logits is not None and isinstance(logits_to_keep, int) and logits_to_keep == 0
+            rows = logits.flatten(0, 1)[index] if reuse else self.lm_head(hidden_states.flatten(0, 1)[index])
+            loss = self._stream_loss(rows, labels, layout, num_items_in_batch)
         return VideoLLMMoDCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -445,21 +450,19 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
 
     def _stream_loss(
         self,
-        hidden_states: torch.Tensor,
+        logits: torch.Tensor,
         labels: torch.LongTensor,
         layout: FrameLayout,
         num_items_in_batch: int | torch.Tensor | None,
     ) -> torch.Tensor:
         """Return LIVE's loss on text and on one decision per frame (arXiv 2406.11816, section 3.2)."""
-        # Only text and each frame's last token can carry labels, so a frame needs one row of logits.
         index = layout.speaking_index
-        labels = F.pad(labels[:, 1:], (0, 1), value=-100).to(hidden_states.device)
+        labels = F.pad(labels[:, 1:], (0, 1), value=-100).to(logits.device)
         num_labels = (labels != -100).sum()
         labels = labels.flatten()[index]
         message = "`labels` must be -100 inside frames, where nothing can be learned: the labels outside are"
         check_on_device(num_labels, (labels != -100).sum(), message)
-        logits = self.lm_head(hidden_states.flatten(0, 1)[index]).float()
-        losses = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+        losses = F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="none")
         at_frame = layout.frame_token_mask.flatten()[index]
         losses = torch.where(at_frame, self.config.stream_loss_weight * losses, losses)
         count = num_labels.clamp(min=1) if num_items_in_batch is None else num_items_in_batch

@@ -193,6 +193,59 @@ def test_chunked_prefill_of_text(model):
     assert torch.equal(model.generate(**ids, max_new_tokens=4, prefill_chunk_size=2), greedy(model, ids, 4))
 
 
+@pytest.mark.parametrize("kind", [None, "static"])
+@pytest.mark.parametrize("size", [1, 7, 16, 23, 400])
+def test_chunked_prefill_with_frames(model, size, kind):
+    """Chunks that end within a frame run on to its end."""
+    inputs, options = prompt(model), {"max_new_tokens": 4, "cache_implementation": kind}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    expected = model.generate(**inputs, **options)
+    lengths = []
+    model.model.register_forward_pre_hook(
+        lambda _, __, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    got = model.generate(**inputs, **options, prefill_chunk_size=size)
+    assert torch.equal(got.sequences, expected.sequences)
+    for one, other in zip(got.logits, expected.logits, strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-5)
+    longest = size + model.config.frame_num_tokens - 1
+    assert max(lengths) <= longest and (len(lengths) > 4) == (longest < inputs["input_ids"].shape[1])
+
+
+def test_chunked_prefill_of_pixels_in_padded_rows(model):
+    """Each chunk encodes its own frames, and no chunk cuts a frame of any row."""
+    calls = []
+    model.model.vision_encoder.register_forward_hook(lambda _, args, __: calls.append(args[0].shape[0]))
+    processor, lengths = tiny_processor(), (4, 2, 0)
+    dialogues = [[{"role": "stream", "num_frames": n}] * (n > 0) + [{"role": "user", "content": "?"}] for n in lengths]
+    videos = [random_frames(n, seed=n) if n else None for n in lengths]
+    inputs = processor(dialogues, videos=videos, padding_side="left", add_generation_prompt=True)
+    whole = model.generate(**inputs, max_new_tokens=4)
+    assert calls == [6]
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4, prefill_chunk_size=8), whole)
+    assert sum(calls[1:]) == 6 and len(calls) > 2
+
+
+def test_chunked_prefill_with_an_assistant_model(model):
+    inputs, options = prompt(model), {"max_new_tokens": 6, "prefill_chunk_size": 16}
+    got = model.generate(**inputs, **options, assistant_model=tiny_model(seed=1))
+    assert torch.equal(got, greedy(model, inputs, 6))
+
+
+def test_chunked_prefill_goes_on_from_a_cache(model):
+    """The prompt may be given in full again, or from the first new token on."""
+    inputs, more = prompt(model), prompt(model, seed=1)
+    length, ids = inputs["input_ids"].shape[1], torch.cat([inputs["input_ids"], more["input_ids"]], dim=1)
+    frames = torch.cat([inputs["frame_features"], more["frame_features"]], dim=1)
+    expected = greedy(model, {"input_ids": ids, "frame_features": frames}, 4)
+    for given in (ids, ids[:, length:]):
+        with torch.no_grad():
+            cache = model(**inputs, use_cache=True).cache
+        options = {CACHE_NAME: cache, "attention_mask": torch.ones_like(ids), "prefill_chunk_size": 16}
+        got = model.generate(input_ids=given, frame_features=more["frame_features"], max_new_tokens=4, **options)
+        assert torch.equal(got[:, -4:], expected[:, -4:])
+
+
 def test_streamer_and_scores(model):
     processor = tiny_processor()
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True)

@@ -393,7 +393,16 @@ def test_training_computes_logits_at_labelled_positions_only():
     outputs = model.train()(**inputs)
     length = inputs["input_ids"].shape[1]
     assert outputs.logits is None and rows == [length - 6 * 9]  # a frame needs one row of logits, not ten
-    assert model.eval()(**inputs).logits.shape[1] == length
+    rows.clear()
+    evaluated = model.eval()(**inputs)
+    # The loss takes its rows from the logits.
+    assert evaluated.logits.shape[1] == length and rows == [length]
+    assert_close(evaluated.loss, outputs.loss)
+    rows.clear()
+    few = model(**inputs, logits_to_keep=1)
+    assert_close(few.logits, evaluated.logits[:, -1:])
+    assert_close(few.loss, outputs.loss)
+    assert rows == [1, length - 6 * 9]
 
 
 def test_a_batch_without_labels_has_a_finite_loss():
