@@ -32,7 +32,7 @@ from videollm_mod.train.trainer import StreamingSFTTrainer
 
 def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConfig, arguments: ModelArguments) -> None:
     """Train a model and save it."""
-    if training.n_gpu > 1 and not script.validate_only:
+    if not script.validate_only and training.n_gpu > 1:
         raise SystemExit(
             f"error: this machine has {training.n_gpu} GPUs, and one process trains on one. To use all, run "
             "`accelerate launch train/sft.py ...`; to use one, set `CUDA_VISIBLE_DEVICES=0`."
