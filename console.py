@@ -4,7 +4,7 @@
 Output of programs: the command line, the scripts in `train/` and `convert/`, and the benchmarks.
 
 Import this module before torch and Transformers, because it silences what they log while they are imported. [`quiet`]
-stands in `space/`, because a Space has no other files of ours.
+is defined in `space/`, because a published Space has only the files of that folder.
 """
 
 from collections.abc import Collection, Sequence

@@ -40,7 +40,7 @@ LIVE_VERSIONS: dict[str, dict[str, Any]] = {
     "live1+": {"frame_token_cls": True, "frame_token_pooled": [3, 3], "frame_token_interval": ","},
 }
 _PREFIX = "base_model.model."
-# Weights that are saved complete beside the low-rank ones: their name and ours.
+# Weights that the adapter saves in full, not as low-rank factors: their name and ours.
 _COMPLETE = {
     "connector.0.": "model.connector.linear_1.",
     "connector.2.": "model.connector.linear_2.",

@@ -70,7 +70,7 @@ def kept_share(session: Any, config: Any) -> np.ndarray:
 
 
 def draw_frame(page: Image.Image, frame: Any, share: np.ndarray, *, has_spoken: bool) -> None:
-    """Draw the frame, and beside it the patches that the routed layers keep, with a border if the model has spoken."""
+    """Draw the frame next to the patches that the routed layers keep, with a border if the model has spoken."""
     pen, small = ImageDraw.Draw(page), ImageFont.load_default(13)
     picture = Image.fromarray(np.asarray(frame)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     light = Image.fromarray(np.uint8(255 * (0.12 + 0.88 * share))).resize((SIZE, SIZE), Image.Resampling.NEAREST)

@@ -13,9 +13,9 @@ import av
 from PIL import Image, ImageDraw, ImageFont
 
 
-# FFmpeg detects formats by content. Others than these can name further files to open, as playlists do.
+# FFmpeg detects formats by content. Other formats, such as playlists, may name further files that FFmpeg opens.
 SAFE = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"}
-# Seconds that a caption stays if no other follows, and that it stays at least.
+# Seconds that a caption stays if no other follows, and the least that a caption stays.
 LONGEST, SHORTEST = 4.0, 0.5
 
 

@@ -1,9 +1,10 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Runs `train/sft.py` under FSDP2 on CPU processes. accelerate shards on accelerators only, and takes the CPU's processes
-for plain DDP; told that they are GPUs, it shards them all the same. In the end each process must find the weights
-whole, and no process group.
+Run `train/sft.py` under FSDP2 on CPU processes.
+
+accelerate shards on accelerators only, and runs CPU processes as plain DDP. This script reports them as GPUs. At the
+end, each process checks that it can read the saved weights and that no process group is left.
 """
 
 import runpy
@@ -19,7 +20,7 @@ original = PartialState.__init__
 
 
 def init(self, *args, **kwargs):
-    """As the original, with another name for the kind of processes."""
+    """Initialise as the original does, but report CPU processes as GPUs."""
     original(self, *args, **kwargs)
     if self.distributed_type == DistributedType.MULTI_CPU:
         self.distributed_type = DistributedType.MULTI_GPU
@@ -28,6 +29,6 @@ def init(self, *args, **kwargs):
 PartialState.__init__ = init
 runpy.run_path("train/sft.py", run_name="__main__")
 folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
-# A file that is not whole cannot be opened, and there is none before this run.
+# There is no file before this run, and an incomplete file cannot be read.
 assert load_file(folder / "model.safetensors"), f"'{folder}' has no weights"
 assert not torch.distributed.is_initialized(), "the script left its process group behind"

@@ -199,8 +199,8 @@ def test_labels_cover_replies_and_one_decision_per_frame(processor):
     ids, labels = batch["input_ids"][0], batch["labels"][0]
     assert torch.equal(ids[labels >= 0], labels[labels >= 0])
     text = processor.tokenizer.decode(labels[labels >= 0])
-    # Two frames in a row: silence after the first; the second is cut short by a question, so nothing. Three frames:
-    # silence twice, then the bracket that opens a reply. The last frame is followed by nothing that is learned.
+    # Two frames before a question: the first learns silence, the second nothing. Three frames before a reply: silence
+    # twice, then the bracket that opens the reply. The last frame learns nothing.
     assert text == ",Assistant: A ball.</s>,,]\nAssistant: It leaves.</s>"
     decisions = [pair for pair in learned(processor, batch) if pair[0] == "<v>"]
     close = "]Ċ" if len(processor.tokenizer.encode("]\n")) == 1 else "]"
@@ -260,7 +260,7 @@ def at(time, message):
         ([at(1.1, assistant("A."))], 5, [4, "A.", 1]),
         ([at(1.0, assistant("A."))], 5, [3, "A.", 2]),
         ([at(0.0, user("Q?")), at(1.4, assistant("A."))], 5, [1, "Q?", 3, "A.", 1]),
-        # At the last frame nothing follows; just after it a message still belongs to it.
+        # A message just after the last frame belongs to it.
         ([at(2.0, assistant("A."))], 5, [5, "A."]),
         ([at(2.3, assistant("A."))], 5, [5, "A."]),
         # In one frame's slot the later message of a role replaces the earlier one.

@@ -88,7 +88,7 @@ def test_accelerate_reads_every_launch_file(name, kind):
     path = CONFIGS / f"{name}.yaml"
     config = load_config_from_file(str(path))
     assert type(config) is ClusterConfig and config.distributed_type == kind and config.mixed_precision == "bf16"
-    # accelerate passes over a setting inside these that it does not know.
+    # accelerate ignores unknown settings in these sections.
     known = vars(launch_command_parser().parse_args(["script.py"]))
     for setting in (*config.fsdp_config, *config.deepspeed_config):
         assert setting in known, setting

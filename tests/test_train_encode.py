@@ -60,7 +60,7 @@ def test_different_encoders_write_different_files(rows, tmp_path):
         own = tmp_path / name
         own.mkdir()
         again = encode_rows(rows, own, *encoder)
-        assert again == made[name], "what an encoder is decides the names"
+        assert again == made[name], "the names depend on the encoder only"
         for one, other in zip(features_of(again, own), features_of(made[name], tmp_path / "all"), strict=True):
             assert torch.equal(one, other) and one.dtype == encoder[0].dtype, name
 

@@ -120,7 +120,7 @@ def test_nothing_is_published_if_the_hub_refuses_the_card(hub, tmp_path):
     assert hub.repos[REPO] == [{}]
 
 
-def test_a_repository_with_other_files_is_left_alone(hub, tmp_path):
+def test_a_repository_with_other_files_is_changed_only_with_force(hub, tmp_path):
     hub.repos[REPO] = [{}, {"adapter_config.json": b"{}", "adapter_model.safetensors": b"0", "notes.txt": b"mine"}]
     refused = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
     assert refused.returncode == 1 and "holds other files: adapter_config.json" in refused.stderr
@@ -287,7 +287,7 @@ sys.meta_path.insert(0, Refuse())
 
 
 def narrate(process, url, folder):
-    """What the page at an address narrates of the sample."""
+    """Return what the page at an address narrates of the sample, then stop it."""
     try:
         for _ in range(600):
             try:
@@ -306,7 +306,7 @@ def narrate(process, url, folder):
         process.terminate()
         process.wait()
         printed = process.stdout.read().splitlines()
-        assert not [line for line in printed if line and not line.startswith(("loading ", "* "))], "nothing but these"
+        assert not [line for line in printed if line and not line.startswith(("loading ", "* "))], "other output"
 
 
 STORY = json.loads((ROOT / "samples" / "streamworld.json").read_text(encoding="utf-8"))["events"]

@@ -203,8 +203,8 @@ def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
     assert any("q_proj" in name for name in changed) and not any("vision_encoder" in name for name in changed)
 
 
-# The shipped launch files on the CPU: of them the precision and the number of processes alone are set otherwise. That
-# there is no GPU, the environment says.
+# The shipped launch files on the CPU. Options change only the precision and the number of processes, and the
+# environment selects the CPU.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no", "--main_process_port", "0"]
 DDP, FSDP2 = (
     [*LAUNCH, "--config_file", str(CONFIGS / f"{name}.yaml"), "--num_processes", "2"] for name in ("ddp", "fsdp2")
@@ -237,7 +237,7 @@ def kill_in_a_checkpoint(command, folder, *, after):
         for path in folder.glob("checkpoint-*"):
             if path in seen or int(path.name.split("-")[1]) <= after:
                 continue
-            # Stopped first: what a look at it finds is what the kill leaves.
+            # Stop the run first, so that no file appears between this check and the kill.
             running.send_signal(signal.SIGSTOP)
             if (path / "trainer_state.json").exists():
                 seen.add(path)
@@ -276,7 +276,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(tmp_path):
 
 @pytest.mark.parametrize("stage", [None, 1, 2])
 def test_a_merged_adapter_is_saved_as_complete_weights(tmp_path, monkeypatch, stage):
-    """So it is with DeepSpeed, unless it shards weights."""
+    """DeepSpeed gives the same weights if it does not shard them."""
     trainer, adapted = new_adapted_trainer(tmp_path, monkeypatch, stage=stage)
     expected = deepcopy(adapted).merge_and_unload().state_dict()
     sft.merge_for_saving(trainer)
@@ -309,7 +309,7 @@ def new_adapted_trainer(folder, monkeypatch, *, stage):
     )
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
-            # None is as it began, where an adapter does nothing.
+            # These weights start at zero, where an adapter has no effect.
             torch.nn.init.normal_(parameter, std=0.1)
     if stage is not None:
         plugin = DeepSpeedPlugin(zero_stage=stage)
@@ -520,7 +520,7 @@ def test_a_new_model_is_saved_without_a_step_and_an_adapter_beside_it(tmp_path):
         text=True,
     )
     assert trained.returncode == 0, trained.stderr[-3000:]
-    # Of a frame's ten tokens at least one is skipped from the first step on.
+    # At least one of a frame's ten tokens is skipped from the first step on.
     shares = [float(part.split("'")[0]) for part in trained.stdout.split("'kept_share/layer_2': '")[1:]]
     assert shares == [0.9, 0.6, 0.2] and len(losses_of(trained.stdout)) == 3
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
@@ -569,7 +569,7 @@ def test_training_on_encoded_features_equals_training_on_video(tmp_path):
         one, other = (load_file(tmp_path / out / path.name)["frame_features"] for out in ("out", "shared"))
         assert torch.equal(one, other)
 
-    # Where there is no time for more, one row.
+    # Even without any time, one row is encoded.
     short = encode(out="short", options=["--max_minutes", "0"])
     assert "1 of 2 rows; the time limit was reached" in short.stdout
     assert (tmp_path / "short" / "train.jsonl").read_text(encoding="utf-8") == rows[0].splitlines(keepends=True)[0]

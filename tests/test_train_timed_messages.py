@@ -96,7 +96,7 @@ GOOD = b'{"video": "clip.mp4", "messages": [{"role": "assistant", "content": "A 
     ],
 )
 def test_a_file_of_another_format_is_named_with_its_line(tmp_path, name, content, message):
-    """So is a file beside a correct file in a folder, and the training script prints the same error."""
+    """The error is the same if the file is in a folder with a correct file, and if the training script reads it."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_timed_messages(tmp_path / name)
@@ -106,7 +106,7 @@ def test_a_file_of_another_format_is_named_with_its_line(tmp_path, name, content
     if kind == ".jsonl":
         (tmp_path / "train-0.parquet").unlink()
         (tmp_path / "train-0.jsonl").write_bytes(GOOD)
-    if content:  # An empty one among others has no rows, and is no fault.
+    if content:  # An empty file among others is allowed: it has no rows.
         with pytest.raises(SystemExit, match=f"--dataset {tmp_path}: '{tmp_path}/{message.replace('a.', 'train-1.')}"):
             sft.main(ScriptArguments(validate_only=True), TimedMessages(str(tmp_path)), None, None)
 
@@ -163,9 +163,9 @@ FINE = [said(0.0, "Go.", "user"), said(1.0, "A ball.")]
         ({"video": "gone.mp4"}, "video", "there is no file"),
         ({"video": "train.jsonl"}, "video", "cannot be read as video"),
         ({"video": None, "frame_features": "train.jsonl"}, "frame_features", "holds no readable tensor"),
-        ({"start": 3.0}, "start", "is 3.0, must be a second from 0 to the video's end at 2 s"),
+        ({"start": 3.0}, "start", "is 3.0, must be a time from 0 s to the video's end at 2 s"),
         ({"end": 9.0}, "end", "not after the video's end at 2 s"),
-        ({"end": 0.0}, "end", "must be a second after 0 s"),
+        ({"end": 0.0}, "end", "must be a time after 0 s"),
         ({"messages": []}, "messages", "at least one message"),
         ({"messages": FINE[:1]}, "messages", "nothing to learn"),
         ({"messages": [*FINE, said(1.5, "x", "bot")]}, "messages[2].role", "is 'bot', known roles are"),
@@ -174,7 +174,7 @@ FINE = [said(0.0, "Go.", "user"), said(1.0, "A ball.")]
         ({"messages": [*FINE, said(1.5, 7)]}, "messages[2].content", "must be text, got int"),
         ({"messages": [*FINE, said(None, "x")]}, "messages[2].time", "is None, must be seconds"),
         ({"messages": [*FINE, said(float("nan"), "x")]}, "messages[2].time", "is nan"),
-        ({"messages": [*FINE, said(0.5, "x")]}, "messages[2].time", "before the message before it at 1 s"),
+        ({"messages": [*FINE, said(0.5, "x")]}, "messages[2].time", "before the previous message at 1 s"),
         ({"messages": [*FINE, said(2.5, "x")]}, "messages[2].time", "is 2.5 s, beyond the end at 2 s"),
         ({"end": 1.2, "messages": [*FINE, said(1.5, "x")]}, "messages[2].time", "beyond the end at 1.2 s"),
         ({"start": 0.5}, "messages[0].time", "before the beginning at 0.5 s"),
@@ -236,7 +236,7 @@ def test_lines_become_sentences(tmp_path):
         "ANNA: And then it closes & stays",
         "silent",
     ]
-    # The third begins within its line, in proportion to the text before it.
+    # The third sentence begins within a line. Its time is interpolated by the length of the text before it.
     assert sentences[1].start == 2.0 and 2.5 < sentences[2].start < 3.5 and sentences[2].end == pytest.approx(5.1)
     assert "[Door]" in to_sentences(lines, keep_asides=True)[1].text
     assert len(to_sentences(lines, max_gap=10.0)) == 3

@@ -118,7 +118,7 @@ class ScriptArguments(RowArguments):
     num_eval_clips: int = field(default=64, metadata={"help": "Number of generated clips to evaluate on."})
     num_streamed_clips: int = field(default=8, metadata={"help": "Number of rows to stream at each evaluation."})
     augmentation: float = field(default=0.0, metadata={"help": "Share of replies to corrupt in training."})
-    keep_ratio_warmup_steps: int = field(default=0, metadata={"help": "Steps in which the keep ratio falls from 1."})
+    keep_ratio_warmup_steps: int = field(default=0, metadata={"help": "Steps while the keep ratio falls from 1."})
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 # In a checkout the README introduces the project, and this page describes the checkpoint.
 FACTS_PAGE = "docs/embedded-checkpoint.md"
-# What a checkpoint's folder holds beside its code and its card: configuration, tokenizer, weights and licence.
+# Files of a checkpoint other than its code and its card: configuration, tokenizer, weights and licence.
 _PARTS = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "LICENSE*", "NOTICE*", "adapter/*")
 _PICTURES = (".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
 # Links of Markdown, `[text](target)`, with their exclamation mark if they show a picture.

@@ -73,7 +73,7 @@ def stream_examples(
         options: Options of [`StreamingSession`].
 
     Yields:
-        Each example, its session's events and its number of frames, in the order in which the examples end.
+        Each example, its session's events and its number of frames, when the example ends.
 
     Raises:
         `ValueError`: If `batch_size` is less than 1.
@@ -88,11 +88,11 @@ def stream_examples(
 
 
 class _SharedStreaming:
-    """Streams several examples at a time in one engine, and makes a larger engine if an example needs it."""
+    """Stream several examples at a time in one engine, and replace it with a larger one if an example needs it."""
 
     def __init__(self, model: Any, processor: Any, fps: float, batch_size: int, options: dict[str, Any]) -> None:
         self.model, self.processor, self.fps, self.batch_size = model, processor, fps, batch_size
-        self.stream_alone = partial(stream_example, model, processor, fps=fps, **options)
+        self.stream_one = partial(stream_example, model, processor, fps=fps, **options)
         self.options = {name: value for name, value in options.items() if name != "cache_dtype"}
         self.cache_dtype = options.get("cache_dtype")
         self.context = model.config.text_config.max_position_embeddings // (model.config.frame_num_tokens + 1)
@@ -108,7 +108,7 @@ class _SharedStreaming:
                 while example is not None and len(self.playing) < self.batch_size:
                     count = max(_most_frames(example, self.fps), 1)
                     if count > self.context:
-                        yield example, *self.stream_alone(example)
+                        yield example, *self.stream_one(example)
                     elif self._make_room(count):
                         self._open(example, count)
                     else:
@@ -154,7 +154,7 @@ class _SharedStreaming:
                 if stream.error is None and session.num_remembered == session.num_frames:
                     yield example, session.events, session.num_frames
                 else:
-                    yield example, *self.stream_alone(example)
+                    yield example, *self.stream_one(example)
             elif stream.num_waiting == 0 and next(frames, _END) is _END:
                 stream.close()
 

@@ -61,7 +61,7 @@ def read_subtitles(source: str | Path, stream: int = 0) -> list[Line]:
             count = len(container.streams.subtitles)
             if stream >= count:
                 raise ValueError(f"'{source}' has no subtitle stream {stream}: it has {count}.")
-            # Times count from the first picture of a video.
+            # Times count from the video's first frame.
             pictures = [s for s in container.streams.video if s.start_time is not None]
             origin = float(pictures[0].start_time * pictures[0].time_base) if pictures else 0.0
             for packet in container.demux(container.streams.subtitles[stream]):
@@ -91,13 +91,13 @@ def to_sentences(
     keep_speakers: bool = False,
 ) -> list[Line]:
     """
-    Merge subtitle lines into sentences. The time of a sentence that begins within a line is interpolated.
+    Merge subtitle lines into sentences. If a sentence begins within a line, its time is interpolated.
 
     Args:
         lines (`list[Line]`): Lines in order of time. A line equal to the previous line is left out.
         max_gap (`float`, *optional*, defaults to 1.5): Seconds of silence that end a sentence.
-        max_words (`int`, *optional*, defaults to 40): A longer sentence ends at the next line.
-        keep_asides (`bool`, *optional*, defaults to `False`): Keep text in brackets or notes, such as "[Music]".
+        max_words (`int`, *optional*, defaults to 40): A sentence of this many words ends before the next line.
+        keep_asides (`bool`, *optional*, defaults to `False`): Keep text in brackets, such as "[Music]".
         keep_speakers (`bool`, *optional*, defaults to `False`): Keep the name of a speaker, such as "ANNA:".
     """
     sentences: list[Line] = []

@@ -57,7 +57,7 @@ class Fault:
 
 @dataclass
 class TimedMessages(DataSource):
-    """Timed messages from a file, a folder or a Hub data set. They have no options of their own."""
+    """Timed messages from a file, a folder or a Hub data set. This source has no further options."""
 
     def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:  # noqa: ARG002
         """Return all rows of a split (see [`load_timed_messages`]) after checking them."""
@@ -70,10 +70,11 @@ def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
     """
     Load rows of timed messages. Relative paths in `video` or `frame_features` become absolute.
 
+    They start at the folder that holds the files, or at the root of the Hub data set.
+
     Args:
         source (`str` or `Path`): A `.jsonl` or `.parquet` file; a folder with such files, named after their split
-            (`train.jsonl`, `validation-00000-of-00002.parquet`); or a Hub data set. Paths in rows are relative to the
-            folder of the file, to the folder, or to the root of the data set.
+            (`train.jsonl`, `validation-00000-of-00002.parquet`); or a Hub data set.
         split (`str`, *optional*, defaults to `"train"`): Split to load. A single file is one split of any name.
 
     Raises:
@@ -181,7 +182,7 @@ def find_faults(rows: Iterable[dict[str, Any]], *, check_files: bool = True) -> 
 
 def check_timed_messages(rows: Iterable[dict[str, Any]], *, check_files: bool = True, show: int = 20) -> None:
     """
-    Raise one error that lists the first faults of rows (see [`find_faults`]).
+    Check rows with [`find_faults`], and raise one error that lists the first faults.
 
     Raises:
         `ValueError`: If a row has a fault.
@@ -211,10 +212,10 @@ def _row_faults(row: dict[str, Any], lengths: dict[str, float | str] | None) -> 
         else:
             length = lengths[source]
     if not (_is_time(start) and start < length):
-        yield "start", f"is {start}, must be a second from 0 to the video's end at {length:g} s"
+        yield "start", f"is {start}, must be a time from 0 s to the video's end at {length:g} s"
         start = 0.0
     if end is not None and not (_is_time(end) and start < end <= length + 0.05):
-        yield "end", f"is {end}, must be a second after {start:g} s and not after the video's end at {length:g} s"
+        yield "end", f"is {end}, must be a time after {start:g} s and not after the video's end at {length:g} s"
         end = None
     yield from _message_faults(row.get("messages"), start, min(length, math.inf if end is None else end))
 
@@ -247,7 +248,7 @@ def _message_faults(messages: Any, start: float, end: float) -> Iterator[tuple[s
         elif time > end:
             yield f"{place}.time", f"is {time:g} s, beyond the end at {end:g} s"
         elif time < last:
-            yield f"{place}.time", f"is {time:g} s, before the message before it at {last:g} s"
+            yield f"{place}.time", f"is {time:g} s, before the previous message at {last:g} s"
         else:
             last = time
     if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
@@ -271,7 +272,7 @@ def _length(name: str, source: str) -> float | str:
             return f"'{source}' holds no readable tensor `frame_features`: {error}"
         if len(shape) != 3:
             return f"`frame_features` in '{source}' must be (frames, tokens, width), got {tuple(shape)}"
-        # Features begin where their part of the video begins.
+        # The first frame of features is at second `start` of the video.
         return float(about.get("start", 0.0)) + shape[0] / float(about.get("fps", 2.0))
     try:
         with av.open(source) as container:

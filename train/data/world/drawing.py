@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Draws StreamWorld clips as pictures and writes them as video files."""
+"""Draw StreamWorld clips as pictures, and write them as video files."""
 
 import io
 from collections.abc import Iterable

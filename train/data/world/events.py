@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Makes StreamWorld clips: decides from a seed which things appear and what happens to them."""
+"""Make StreamWorld clips: decide from a seed which things appear and what happens to them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -81,7 +81,7 @@ class _Story:
         self.time += STEP * (1 + round(self.rng.exponential(mean) / STEP))
 
     def add_event(self, kind: str, actor: int, text: str, other: int | None = None) -> None:
-        """Note an event at the current time."""
+        """Add an event at the current time."""
         self.events.append(Event(self.time, kind, actor, text, other))
 
     def has_events(self, *kinds: str) -> bool:
@@ -152,7 +152,7 @@ class _Story:
 
     def set_off(self, actor: int, place: tuple[float, float], *, to_wall: bool = False) -> float | None:
         """
-        Start a move and note it.
+        Start a move, and add its event.
 
         Returns:
             `float` or `None`: The time of arrival, a multiple of half a second; `None` if the place is too near or
@@ -172,7 +172,7 @@ class _Story:
         self.go(actor, self.time - 0.4, arrival, place)
         return arrival
 
-    # The kinds of happenings. Each method returns whether it happened and leaves the time at its last event.
+    # One method per kind of event. It returns whether the event was possible, and sets the time to its last event.
 
     def enter(self) -> bool:
         """A new thing enters and comes to rest within a second. No event marks the rest."""

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Writes StreamWorld to disk: video files, JSON lines of timed messages, and the card of the data set."""
+"""Write StreamWorld to disk: video files, JSON lines of timed messages, and the card of the data set."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

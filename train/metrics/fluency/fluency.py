@@ -7,10 +7,10 @@ import evaluate
 
 
 _DESCRIPTION = """
-LIVE's Fluency. For each turn, `predictions` and `references`: the most likely and the true tokens of its reply under
-teacher forcing; `speaks`, `is_decided` and `late` as in `time_diff`. If the timing is exact, all frames and
-the correct prefix of the reply count. If the model is early, the frames before that count. If late, all but one.
-Returns `fluency`, the mean over turns.
+LIVE's Fluency. `predictions` and `references` are the most likely and the true tokens of each reply under teacher
+forcing. `speaks`, `is_decided` and `late` are those of `time_diff`. Returns `fluency`: the share of a turn's frames
+and tokens that are right, averaged over turns. If the model speaks on time, all frames and the correct prefix of the
+reply are right. If it is early, the frames before it speaks are right. If it is late, all frames except the last are.
 """
 _CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""
 
@@ -42,7 +42,7 @@ class Fluency(evaluate.Metric):
         is_decided: list[bool],
         late: list[int],
     ) -> dict[str, float]:
-        del late  # Whether the model is late shows in `speaks`; by how much does not matter here.
+        del late  # `speaks` shows that the model is late. Fluency does not depend on the delay.
         shares = []
         for predicted, true, turn, decided in zip(predictions, references, speaks, is_decided, strict=True):
             # The token that opens a reply is both the last frame's decision and the first of the text.

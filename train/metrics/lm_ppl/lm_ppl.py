@@ -10,7 +10,7 @@ import evaluate
 
 _DESCRIPTION = """
 LIVE's LM-PPL. `predictions`: for each turn the cross-entropies of its learned text tokens under teacher forcing.
-Returns `lm_ppl`, the mean over turns of the exponential of a turn's mean.
+Returns `lm_ppl`, the mean over turns of `exp(mean cross-entropy of the turn)`.
 """
 _CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""
 
