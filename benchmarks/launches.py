@@ -8,9 +8,9 @@ python benchmarks/launches.py
 python benchmarks/launches.py --contexts 300 --schemes full all_deep     # fewer times
 ```
 
-The model has 32 layers that are so narrow that an eager step takes as long as its launches. The count is that of
-operations which compute something, so views do not count. An engine's attention over pages counts as one kernel, as on
-a GPU. "A routed layer adds" is the difference to full compute, divided by the number of routed layers.
+The model has 32 layers that are so narrow that an eager step takes as long as its launches. Operations that compute
+something count, views do not. An engine's attention over pages counts as one kernel, as on a GPU.
+"A routed layer adds" is the difference to full compute, divided by the number of routed layers.
 
 Times are of eager sessions, which take turns. "Over full" is the median over pairs of steps.
 """
@@ -23,27 +23,19 @@ from dataclasses import asdict, dataclass
 from operator import truediv
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from videollm_mod.console import quiet
 
 import torch
 from common import SCHEMES, device_name, in_turns, num_frame_tokens
+from counting import CountOperations
 from report import markdown_table, ratio, write_results
-from torch.utils._python_dispatch import TorchDispatchMode
 from watching import EngineWatcher, SessionWatcher, Watcher, random_models
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.serving import packed_cache
 
 
-# Operations that only describe memory in another way, or allocate it.
-VIEWS = {
-    *("view", "_unsafe_view", "reshape", "as_strided", "alias", "detach", "lift_fresh", "expand", "permute"),
-    *("transpose", "t", "unsqueeze", "squeeze", "flatten", "unflatten", "unfold", "select", "slice", "narrow"),
-    *("split", "split_with_sizes", "chunk", "unbind", "empty", "empty_like", "new_empty", "empty_strided"),
-    "_local_scalar_dense",
-}
 # Frames in the cache while launches are counted, which do not depend on it.
 COUNTED_AT = 10
 
@@ -84,19 +76,6 @@ class Time:
     scheme: str
     p50: float
     over_full: float | None
-
-
-class CountOperations(TorchDispatchMode):
-    """Count the operations that compute something, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
-        name = function.name().split("::")[1].split(".")[0]
-        self.counts[name] += name not in VIEWS
-        return function(*args, **(kwargs or {}))
 
 
 def main() -> None:

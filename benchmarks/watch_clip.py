@@ -5,12 +5,12 @@ How long does a checkpoint take to watch a video file, from opening it to the la
 
 ```bash
 python benchmarks/watch_clip.py                                  # the embedded checkpoint and its sample
-python benchmarks/watch_clip.py --checkpoint folder-or-hub-id --video clip.mp4 --compile-steps
+python benchmarks/watch_clip.py --checkpoint folder-or-hub-id --video clip.mp4 --runners session engine-compiled
 ```
 
-A session, an engine with one stream and the plain loop watch the clip in turns, 15 times each, and the median counts.
-The plain loop is given the words to say, so that all variants do the same work. "Speedup" is the plain loop's time
-over the variant's, the median over rounds.
+Sessions, engines with one stream (`--runners`) and the plain loop watch the clip in turns, 15 times each. The median
+counts. The plain loop is given the words to say, so that all variants do the same work. "Speedup" is the plain loop's
+time over the variant's, the median over rounds.
 """
 
 import argparse
@@ -30,7 +30,18 @@ from common import PROMPT, ROOT
 from report import markdown_table, write_results
 from tqdm import tqdm
 from transformers import AutoProcessor
-from watching import AS_SAVED, PLAIN, REPLY_OPENING, PlainLoop, add_run_options, describe, load, parse
+from watching import (
+    AS_SAVED,
+    PLAIN,
+    REPLY_OPENING,
+    RUNNERS,
+    PlainLoop,
+    add_run_options,
+    describe,
+    load,
+    parse,
+    session_options,
+)
 
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.streaming_videollm_mod import StreamEvent
@@ -47,7 +58,7 @@ class Clip:
     Results of one variant.
 
     Args:
-        variant (`str`): Session, engine or plain loop.
+        variant (`str`): Kind of session or engine, or plain loop.
         frames (`int`): Frames watched.
         words (`int`): Tokens of replies.
         seconds (`float`): From opening the file to the last word.
@@ -69,7 +80,9 @@ def main() -> None:
     parser.add_argument("--video", default=str(ROOT / "samples" / "streamworld.mp4"))
     parser.add_argument("--fps", type=float, default=2.0, help="frames watched per second of video")
     add_run_options(parser)
-    parser.add_argument("--compile-steps", action="store_true", help="also measure an engine with compiled steps")
+    parser.add_argument(
+        "--runners", nargs="+", choices=RUNNERS, default=["session", "engine"], help="what watches the clip"
+    )
     parser.add_argument("--tries", type=int, default=15, help="times that each variant watches the clip")
     parser.add_argument("--out", type=Path, help="folder for clip.json and clip.md")
     options = parse(parser)
@@ -109,22 +122,41 @@ def make_variants(options: argparse.Namespace) -> tuple[dict[str, Watch], list[S
     """Return the variants by name, the replies of the session, and the number of frames."""
     model = load(AS_SAVED, options)
     processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
-    by_session = partial(watch_by_session, model, processor, options)
-    spoken = [event for event in by_session() if event.role == "assistant"]
     frames = sum(1 for _ in processor.read_video(options.video, fps=options.fps))
-    variants: dict[str, Watch] = {"session": by_session}
-    variants[PLAIN] = partial(watch_by_plain_loop, load("full", options), processor, spoken, options)
-    for compiled in (False, True) if options.compile_steps else (False,):
-        limits = {"max_streams": 1, "max_frames": max(frames, 8)}
-        engine = StreamingEngine(model, processor, compile_steps=compiled, cache_dtype=options.cache_dtype, **limits)
-        engine.warm_up()
-        variants["engine, compiled" if compiled else "engine"] = partial(watch_by_engine, engine, processor, options)
+    by_session = partial(watch_by_session, model, processor, options)
+    spoken = [event for event in by_session(session_options("session")) if event.role == "assistant"]
+    variants: dict[str, Watch] = {
+        PLAIN: partial(watch_by_plain_loop, load("full", options), processor, spoken, options)
+    }
+    most = max(frames, 8)
+    for runner in options.runners:
+        if runner.startswith("session"):
+            watch = partial(by_session, session_options(runner, max_frames=most, max_text_tokens=256))
+        else:
+            limits = {"max_streams": 1, "max_frames": most, "cache_dtype": options.cache_dtype}
+            engine = StreamingEngine(model, processor, compile_steps=runner == "engine-compiled", **limits)
+            engine.warm_up()
+            watch = partial(watch_by_engine, engine, processor, options)
+        variants[runner.replace("-", ", ")] = watch
     return variants, spoken, frames
 
 
-def watch_by_session(model: Any, processor: Any, options: argparse.Namespace) -> list[StreamEvent]:
-    """Watch with `model.narrate`."""
-    return list(model.narrate(processor, options.video, PROMPT, fps=options.fps, cache_dtype=options.cache_dtype))
+def make_engine(
+    model: Any, processor: Any, frames: int, compiled: bool, options: argparse.Namespace
+) -> StreamingEngine:
+    """Return an engine for one stream that is ready."""
+    limits = {"max_streams": 1, "max_frames": frames, "cache_dtype": options.cache_dtype}
+    engine = StreamingEngine(model, processor, compile_steps=compiled, **limits)
+    engine.warm_up()
+    return engine
+
+
+def watch_by_session(
+    model: Any, processor: Any, options: argparse.Namespace, session: dict[str, Any]
+) -> list[StreamEvent]:
+    """Watch with `model.narrate` and the options of a kind of session."""
+    session = {"fps": options.fps, "cache_dtype": options.cache_dtype, **session}
+    return list(model.narrate(processor, options.video, PROMPT, **session))
 
 
 def watch_by_engine(engine: StreamingEngine, processor: Any, options: argparse.Namespace) -> list[StreamEvent]:

@@ -1,13 +1,14 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-What the streaming benchmarks run: models with routing and without, an engine's steps, and the plain loop.
+What the streaming benchmarks run: models with routing and without, steps of sessions and engines, and the plain loop.
 
 Weights, frames and cache entries are random: time and memory do not depend on them. The plain loop is inference as in
 VideoLLM-online: the same language model at full compute with Transformers' `DynamicCache`, one frame at a time.
 """
 
 import argparse
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,7 @@ SMALL_ENCODER = {
 }
 # "]", "Assistant" and ":" open a reply.
 REPLY_OPENING = 3
+CAN_COMPILE = "compile" in inspect.signature(VideoLLMMoDForConditionalGeneration.stream).parameters
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -252,11 +254,19 @@ class EngineWatcher(Watcher):
 
 
 class SessionWatcher(Watcher):
-    """The steps of a [`StreamingSession`]; options are those of `model.stream`."""
+    """The steps of a [`StreamingSession`] of the kind `runner`, a name in [`session_options`]."""
 
-    def __init__(self, model: VideoLLMMoDForConditionalGeneration, context: int, **options: Any) -> None:
+    def __init__(
+        self,
+        model: VideoLLMMoDForConditionalGeneration,
+        context: int,
+        *,
+        runner: str = "session",
+        cache_dtype: torch.dtype | None = None,
+    ) -> None:
+        options = session_options(runner, max_frames=context + TOGETHER, max_text_tokens=64)
         # Steps are given as frame features and tokens, so the session needs no processor.
-        self.session = model.stream(None, system_prompt="", **options)
+        self.session = model.stream(None, system_prompt="", cache_dtype=cache_dtype, **options)
         fill_cache(self.session.cache, model, context)
         super().__init__(model, self.session.cache)
 
@@ -270,7 +280,7 @@ class SessionWatcher(Watcher):
 
     def cache_bytes(self) -> int:
         """See [`Watcher`]."""
-        return self.cache.num_bytes
+        return used_bytes(self.cache)
 
 
 class PlainLoop(Watcher):
@@ -302,7 +312,36 @@ class PlainLoop(Watcher):
 
     def cache_bytes(self) -> int:
         """See [`Watcher`]."""
-        return sum(x.numel() * x.element_size() for layer in self.cache.layers for x in (layer.keys, layer.values))
+        return used_bytes(self.cache)
+
+
+# What runs the steps of a model, by the name in `--runners`.
+RUNNERS: dict[str, Callable[..., Watcher]] = {
+    "session": SessionWatcher,
+    "session-preallocated": partial(SessionWatcher, runner="session-preallocated"),
+    "session-compiled": partial(SessionWatcher, runner="session-compiled"),
+    "engine": EngineWatcher,
+    "engine-compiled": partial(EngineWatcher, compile_steps=True),
+}
+if not CAN_COMPILE:
+    del RUNNERS["session-compiled"]
+
+
+def session_options(runner: str, **limits: int) -> dict[str, Any]:
+    """
+    Return what `model.stream` and `model.narrate` need for a kind of session: `"session"`, with a growing cache, or
+    `"session-preallocated"` or `"session-compiled"`, with these limits.
+    """
+    options: dict[str, Any] = {} if runner == "session" else limits
+    return {**options, "compile": runner == "session-compiled"} if CAN_COMPILE else options
+
+
+def used_bytes(cache: Cache) -> int:
+    """Return the bytes of the entries of a cache, without what is allocated for later ones."""
+    return sum(
+        (layer.keys.nbytes + layer.values.nbytes) * int(layer.get_seq_length()) // layer.keys.shape[2]
+        for layer in cache.layers
+    )
 
 
 def make_engine(

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import common
 import frame_latency
-import launches
 import memory
 import pytest
 import torch
 import training
 import watching
+from counting import CountOperations
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,10 +45,15 @@ def test_frame_latency_of_random_models_and_the_plain_loop(tmp_path):
     printed = run("frame_latency.py", *options, "--out", tmp_path)
     rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
     assert [(row["variant"], row["context"]) for row in rows] == [
-        (variant, context) for context in (2, 4) for variant in ("full", "plain loop", "all_deep")
+        (variant, context)
+        for context in (2, 4)
+        for variant in (*("full, session", "full, engine"), "plain loop", *("all_deep, session", "all_deep, engine"))
     ]
-    full, plain, routed = (row["cache_mb"] for row in rows[3:])
-    assert full == plain > routed and all(row["floor"] < row["p50"] <= row["p99"] for row in rows)
+    full, full_engine, plain, routed, routed_engine = (row["cache_mb"] for row in rows[5:])
+    assert full == full_engine == plain > routed == routed_engine
+    # A growing cache is copied in each step.
+    assert rows[5]["moved_mb"] > rows[6]["moved_mb"] > rows[6]["least_mb"] == rows[5]["least_mb"] > rows[8]["least_mb"]
+    assert all(row["floor"] < row["p50"] <= row["p99"] for row in rows)
     for kind in ("speedup", "together_speedup"):
         assert all((row[kind] == 1) == (row["variant"] == "plain loop") for row in rows)
     assert printed.strip() == (tmp_path / "latency.md").read_text().strip()
@@ -68,10 +73,11 @@ def test_many_streams_of_random_models(tmp_path):
 
 
 def test_compiled_steps_are_measured_beside_the_others(tmp_path):
-    options = ["--tokens", 10, "--contexts", 2, "--steps", 1, "--tries", 1, "--schemes", "full"]
-    run("frame_latency.py", *options, "--compile-steps", "--out", tmp_path)
+    options = ["--tokens", 10, "--contexts", 2, "--steps", 1, "--tries", 1, "--schemes", "full", "--kinds", "word"]
+    run("frame_latency.py", *options, "--runners", "engine", "engine-compiled", "--out", tmp_path)
     rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["full", "full, compiled", "plain loop"]
+    assert [row["variant"] for row in rows] == ["full, engine", "full, engine, compiled", "plain loop"]
+    assert all(row["together"] is row["encoded"] is None and row["tokens_per_second"] > 0 for row in rows)
     assert len({row["cache_mb"] for row in rows}) == 1 and None not in [row["speedup"] for row in rows]
 
 
@@ -85,9 +91,23 @@ def test_launches_are_counted_without_views_and_compared_with_full_compute(tmp_p
         assert full["per_routed_layer"] is None and full["most_common"]["mm"] == 7 * 32 + 1
     assert [(row["scheme"], row["context"]) for row in found["times"]] == [("full", 2), ("all_deep", 2)]
     assert printed.strip() == (tmp_path / "launches.md").read_text().strip()
-    with launches.CountOperations() as counted:
+
+
+def test_bytes_of_operations():
+    cache, new, row = torch.zeros(4, 100), torch.ones(4, 5), torch.tensor([2])
+    with CountOperations() as counted:
         (torch.ones(2, 3).t().reshape(6) + 1)[1:].view(5)
-    assert +counted.counts == {"ones": 1, "clone": 1, "add": 1}
+    assert counted.counts == {"ones": 1, "clone": 1, "add": 1} and counted.num_bytes == 4 * (6 + 12 + 12)
+    for operation, values in (
+        (lambda: torch.cat([cache, new], dim=1), 2 * 420),  # a growing cache: read and written
+        (lambda: cache[:, 7:12].copy_(new), 2 * 20),  # a preallocated one
+        (lambda: cache.index_copy_(0, row, torch.zeros(1, 100)), 100 + 2 * 100 + 2 * 2),
+        (lambda: cache[:, None].expand(4, 3, 100).reshape(12, 100), 400 + 1200),
+        (lambda: torch.nn.functional.embedding(row, cache), 2 * 100 + 2),
+    ):
+        with CountOperations() as counted:
+            operation()
+        assert counted.num_bytes == 4 * values
 
 
 def test_an_interrupted_run_keeps_its_results(tmp_path, monkeypatch):
@@ -104,8 +124,10 @@ def test_an_interrupted_run_keeps_its_results(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         frame_latency.main()
     rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
-    assert [(row["variant"], row["context"]) for row in rows] == [("full", 2), ("plain loop", 2)]
-    assert "| 10 | 2 | full |" in (tmp_path / "latency.md").read_text()
+    assert [(row["variant"], row["context"]) for row in rows] == [
+        (variant, 2) for variant in ("full, session", "full, engine", "plain loop")
+    ]
+    assert "| 10 | 2 | full, engine |" in (tmp_path / "latency.md").read_text()
 
 
 def test_the_shape_of_siglip_l_needs_no_hub():
@@ -132,8 +154,8 @@ def test_eight_bits_are_counted_as_eight_bits(tmp_path):
         rows = [json.loads((tmp_path / name / file).read_text())["rows"] for file in ("latency.json", "streams.json")]
         caches.append([row["cache_mb"] for row in sum(rows, [])])
     assert "random weights in int8, keys and values in float8_e4m3fn, " in printed
-    (full, plain, round_), (eight_full, eight_plain, eight_round) = caches
-    assert full == plain == eight_plain == 2 * eight_full
+    (session, engine, plain, round_), (eight_session, eight_engine, eight_plain, eight_round) = caches
+    assert session == engine == plain == eight_plain == 2 * eight_session == 2 * eight_engine
     assert round_ == 2 * eight_round
 
 
@@ -165,8 +187,8 @@ def test_variants_take_turns_and_the_first_step_of_a_turn_does_not_count(monkeyp
 
 def test_a_variant_is_compared_with_the_plain_loop_step_by_step():
     def measured(*seconds, is_beside_others=True):
-        kinds = dict.fromkeys(("frame", "together", "encoded", "speak", "word"), list(seconds))
-        return frame_latency.Measured(10, kinds, 0, None, 1.0, is_beside_others)
+        kinds = dict.fromkeys(("frame", "together"), list(seconds))
+        return frame_latency.Measured(10, kinds, 0, None, 1.0, None, 0, is_beside_others)
 
     found = {
         watching.PLAIN: measured(4, 40, 8),
@@ -175,6 +197,7 @@ def test_a_variant_is_compared_with_the_plain_loop_step_by_step():
     }
     row = frame_latency.make_row("a", 5, found)
     assert row.speedup == row.together_speedup == 4 and row.p50 == 2000 and row.p99 == 10000
+    assert row.encoded is row.moved_mb is None
     assert frame_latency.make_row("b", 5, found).speedup is None
     found[watching.PLAIN].is_beside_others = False
     assert frame_latency.make_row("a", 5, found).speedup is None
@@ -182,7 +205,8 @@ def test_a_variant_is_compared_with_the_plain_loop_step_by_step():
 
 @pytest.mark.parametrize("fits_alone", [True, False])
 def test_a_variant_without_memory_beside_the_others_is_measured_alone(fits_alone, monkeypatch, capsys):
-    options = model_options(schemes=["full", "all_deep"], steps=1, tries=2, contexts=[2], compile_steps=False)
+    options = model_options(schemes=["full", "all_deep"], steps=1, tries=2, contexts=[2])
+    options.runners, options.kinds = ["engine"], []
     models, make = watching.random_models(10, options), watching.make_engine
     assert models["full"].model.language_model is models["all_deep"].model.language_model
     made = []
@@ -196,21 +220,26 @@ def test_a_variant_without_memory_beside_the_others_is_measured_alone(fits_alone
     monkeypatch.setattr(watching, "make_engine", with_little_memory)
     found = frame_latency.measure(models, (1e9, 1e9), options)
     rows = {row.variant: row for rows in found for row in rows}
-    assert rows["plain loop"].speedup == 1 and rows["full"].speedup is not None
-    assert ("all_deep" in rows) == fits_alone == ("left out" not in capsys.readouterr().out)
-    assert not fits_alone or (rows["all_deep"].speedup is None and rows["all_deep"].p50 > 0)
+    assert rows["plain loop"].speedup == 1 and rows["full, engine"].speedup is not None
+    routed = rows.get("all_deep, engine")
+    assert (routed is not None) == fits_alone == ("left out" not in capsys.readouterr().out)
+    assert routed is None or (routed.speedup is None and routed.p50 > 0)
 
 
 def test_a_checkpoint_is_measured_as_saved_and_at_full_compute(tmp_path):
-    run("frame_latency.py", "--checkpoint", ".", "--contexts", 2, "--steps", 2, "--out", tmp_path)
+    options = ["--contexts", 2, "--steps", 2, "--runners", "session-preallocated", "--out", tmp_path]
+    run("frame_latency.py", "--checkpoint", ".", *options)
     rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["as saved", "full", "plain loop"]
+    assert [row["variant"] for row in rows] == [
+        *("as saved, session, preallocated", "full, session, preallocated", "plain loop")
+    ]
 
 
 def test_a_checkpoint_watches_a_clip_in_every_variant(tmp_path):
-    printed = run("watch_clip.py", "--tries", 2, "--out", tmp_path)
+    runners = ["--runners", "session", "session-preallocated", "engine"]
+    printed = run("watch_clip.py", "--tries", 2, *runners, "--out", tmp_path)
     rows = json.loads((tmp_path / "clip.json").read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["session", "plain loop", "engine"]
+    assert [row["variant"] for row in rows] == ["plain loop", "session", "session, preallocated", "engine"]
     assert all(row["seconds"] > 0 and row["frames"] == 17 and row["words"] > 20 for row in rows)
     assert printed.strip() == (tmp_path / "clip.md").read_text().strip()
 
