@@ -8,9 +8,17 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from torch.nn import functional as F
+from torch.nn.attention.bias import CausalBias, causal_lower_right
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+
+# Entries that a layer with a capacity makes room for at first. When they are full, the room doubles.
+_FIRST_ROOM = 4096
 
 # The name of a cache in arguments and outputs of Transformers: `past_key_values` up to 5.23, `cache` since.
 CACHE_NAME = next(x.name for x in fields(BaseModelOutputWithPast) if x.name in ("cache", "past_key_values"))
@@ -42,16 +50,46 @@ class VideoLLMMoDStaticLayer(StaticLayer):
 
 
 class VideoLLMMoDDynamicLayer(DynamicLayer):
-    """A growing layer that can be truncated and may store keys and values, (batch, heads, length, dim), in a dtype."""
+    """
+    A growing layer that can be truncated and may store keys and values, (batch, heads, length, dim), in a dtype.
+
+    Set `capacity` before the first entry to write entries in place: keys and values are then views of `buffers`
+    (room, batch, heads, dim). Full buffers double, up to the capacity if that is enough. It needs no gradients.
+    """
 
     def __init__(self, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.stored_dtype = dtype
+        self.stored_dtype, self.capacity = dtype, None
+        self.buffers: list[torch.Tensor] = []
+
+    def make_room(self, new: int, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate buffers if `new` more entries like these states (batch, heads, any, dim) do not fit."""
+        length, old = self.get_seq_length(), (self.keys, self.values)
+        room = len(self.buffers[0]) if self.buffers else 0
+        if length + new > room:
+            grown = max(2 * room, _FIRST_ROOM, length + new)
+            room = min(grown, self.capacity) if length + new <= self.capacity else grown
+            shapes = ((room, *x.shape[:2], x.shape[3]) for x in (key_states, value_states))
+            self.buffers = [key_states.new_empty(shape, dtype=self.stored_dtype) for shape in shapes]
+            self.resize(length)
+            for stored, before in zip((self.keys, self.values), old if length else (), strict=False):
+                stored.copy_(before)
+
+    def resize(self, length: int) -> None:
+        """Let keys and values be the first `length` entries of the buffers."""
+        self.keys, self.values = (buffer[:length].permute(1, 2, 0, 3) for buffer in self.buffers)
+        self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add entries (batch, heads, new, dim), and return all in the dtype of the new ones."""
+        if self.capacity is not None:
+            length, new = self.get_seq_length(), key_states.shape[2]
+            self.make_room(new, key_states, value_states)
+            self.resize(length + new)
+            self.keys[:, :, length:], self.values[:, :, length:] = key_states, value_states
+            return self.keys.to(key_states.dtype), self.values.to(value_states.dtype)
         if self.stored_dtype is None:
             return super().update(key_states, value_states, *args, **kwargs)
         new = key_states.to(self.stored_dtype), value_states.to(self.stored_dtype)
@@ -66,7 +104,7 @@ class VideoLLMMoDDynamicLayer(DynamicLayer):
         """Empty the layer."""
         # In Transformers 5.17 the base class keeps the entries and sets them to zero.
         self.keys = self.values = None
-        self.is_initialized = False
+        self.is_initialized, self.buffers = False, []
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` entries."""
@@ -74,8 +112,13 @@ class VideoLLMMoDDynamicLayer(DynamicLayer):
             self.keys, self.values = self.keys[..., :length, :], self.values[..., :length, :]
 
     def replace(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Replace all entries by these."""
-        self.keys, self.values = keys, values
+        """Replace all entries by these. Buffers keep their addresses."""
+        if not self.buffers:
+            self.keys, self.values = keys, values
+            return
+        self.resize(keys.shape[2])
+        self.keys.copy_(keys)
+        self.values.copy_(values)
 
 
 class PositionsMixin:
@@ -220,6 +263,7 @@ class VideoLLMMoDCache(Cache):
         # A tensor for static layers, so that a compiled step does not specialise on its value.
         self.num_seen: int | torch.Tensor = 0 if max_lengths is None else torch.tensor(0)
         self.has_filler = False  # in a routed layer: attention must mask it
+        self.is_grouped = False  # whether attention reads `grouped_mask`, for which see `use_grouped_attention`
         # For each forward pass: its first token, its number of tokens, and which of them are inside a frame.
         self._log: list[tuple[int | torch.Tensor, int, torch.Tensor | None]] = []
 
@@ -239,7 +283,8 @@ class VideoLLMMoDCache(Cache):
         kinds = {"full": 0, "routed": 0}
         for layer in self.layers:
             own = getattr(layer, "num_bytes", None)  # of a layer in pages
-            stored = sum(x.nbytes for x in (layer.keys, layer.values) if x is not None) if own is None else own
+            tensors = getattr(layer, "buffers", None) or (layer.keys, layer.values)
+            stored = sum(x.nbytes for x in tensors if x is not None) if own is None else own
             kinds["routed" if isinstance(layer, PositionsMixin) else "full"] += stored
         return kinds
 
@@ -255,6 +300,19 @@ class VideoLLMMoDCache(Cache):
     def get_positions(self, layer_idx: int) -> torch.Tensor | None:
         """Return the positions of routed layer `layer_idx`: (batch, length), -1 for filler; `None` if empty."""
         return self.layers[layer_idx].positions
+
+    def grouped_mask(
+        self, layer_idx: int, inputs: torch.Tensor, window: int | None, text_config: Any
+    ) -> torch.Tensor | None:
+        """Return the mask of a layer's `inputs` (1, new, hidden) for [`grouped_attention_forward`]."""
+        past, new, device = self.get_seq_length(layer_idx), inputs.shape[1], inputs.device
+        if window is None and (new == 1 or past == 0):
+            return None
+        # Flash attention has a causal form for the last of many entries. Other kernels need a tensor for it.
+        if window is None and device.type == "cuda" and inputs.dtype in (torch.float16, torch.bfloat16):
+            return causal_lower_right(new, past + new)
+        entries = torch.arange(past + new, device=device)
+        return causal_mask(entries[past:], entries, window, text_config, inputs.dtype)
 
     def advance(self, num_tokens: int, inside_frame: torch.Tensor | None = None) -> None:
         """Count one pass. `inside_frame` (batch, num_tokens) is True at frame tokens except the last of each frame."""
@@ -379,7 +437,7 @@ class VideoLLMMoDCache(Cache):
     def _map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for layer in self.layers:
             if layer.is_initialized and layer.keys.numel() > 0:
-                layer.keys, layer.values = function(layer.keys), function(layer.values)
+                layer.keys, layer.values, layer.buffers = function(layer.keys), function(layer.values), []
                 if isinstance(layer, StaticLayer):
                     layer.batch_size = layer.keys.shape[0]
             if isinstance(layer, PositionsMixin) and layer.positions is not None:
@@ -411,4 +469,63 @@ def key_rotation(language_model: Any) -> Callable[[int, torch.Tensor, torch.Tens
     return rotate
 
 
-__all__ = ["CACHE_NAME", "VideoLLMMoDCache", "key_rotation", "one_cache"]
+def causal_mask(
+    slots: torch.Tensor, entries: torch.Tensor, window: int | None, text_config: Any, dtype: torch.dtype
+) -> torch.Tensor:
+    """
+    Return what to add to the scores of new tokens, at the indices `slots` (new,) of `entries` (length,): 0 or -inf,
+    (1, 1, groups * new, length), with rows as [`grouped_attention_forward`] reads them.
+    """
+    hidden = entries > slots[:, None]
+    if window is not None:
+        hidden = hidden | (entries <= slots[:, None] - window)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=entries.device).masked_fill(hidden, float("-inf"))
+    return mask.repeat(text_config.num_attention_heads // text_config.num_key_value_heads, 1)[None, None]
+
+
+def grouped_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """
+    Attend as the library's "sdpa", but without copies of keys and values: an attention function of Transformers.
+
+    With a mask of [`causal_mask`], queries that share a key head become rows of one head. Masks that are not of
+    [`~VideoLLMMoDCache.grouped_mask`] go to the library's function.
+    """
+    (batch, heads, new, dim), key_heads = query.shape, key.shape[1]
+    rows = heads // key_heads * new
+    if isinstance(attention_mask, CausalBias):
+        options = {"attn_mask": attention_mask, "scale": scaling, "enable_gqa": rows > new}
+        output = F.scaled_dot_product_attention(query, key, value, **options)
+    elif attention_mask is not None and attention_mask.shape[-2] == rows != new:
+        folded = query.reshape(batch, key_heads, rows, dim)
+        output = F.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+    else:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return output.reshape(batch, heads, new, -1).transpose(1, 2).contiguous(), None
+
+
+def use_grouped_attention(language_model: Any) -> bool:
+    """
+    Let a text model with "sdpa" attend by [`grouped_attention_forward`], and return whether it does. This changes
+    nothing for steps that do not ask for it by their mask.
+    """
+    config, grouped = language_model.config, "grouped_sdpa"
+    name = config._attn_implementation
+    if name.endswith("sdpa") and not name.endswith(grouped):
+        # An engine may have put its own function, and a prefix, in front.
+        own = f"{name.removesuffix('sdpa')}{grouped}"
+        AttentionInterface.register(own, ALL_ATTENTION_FUNCTIONS[name])
+        AttentionInterface.register(grouped, grouped_attention_forward)
+        AttentionMaskInterface.register(own, AttentionMaskInterface()["sdpa"])
+        config._attn_implementation = own
+    return config._attn_implementation.endswith(grouped)
+
+
+__all__ = ["CACHE_NAME", "VideoLLMMoDCache", "key_rotation", "one_cache", "use_grouped_attention"]

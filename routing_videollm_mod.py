@@ -474,7 +474,9 @@ class LayerMasks:
             return None
         window = self._window(layer, inputs.shape[1])
         key = (min(keep_count, self.layout.num_tokens), window)
-        if key not in self._masks:
+        if key not in self._masks and getattr(self.cache, "is_grouped", False):
+            self._masks[key] = self.cache.grouped_mask(layer, inputs, window, self.text_config)
+        elif key not in self._masks:
             self._masks[key] = create_causal_mask(
                 self.text_config,
                 inputs,

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from .cache_videollm_mod import use_grouped_attention
+
 
 logger = logging.get_logger(__name__)
 
@@ -247,7 +249,7 @@ class StreamingSession:
         self.chunk_frames = chunk_frames if max_frames is None else min(chunk_frames, max_frames - sink_frames)
         self.streamer, self.logits_processor, self.do_sample = streamer, logits_processor, do_sample
 
-        self.cache = model.new_cache(dtype=cache_dtype) if cache is None else cache
+        self.cache = self._new_cache(cache_dtype) if cache is None else cache
         self.time: float | None = None
         self.num_frames = self.num_dropped = 0
         self.events: list[StreamEvent] = []
@@ -407,6 +409,21 @@ class StreamingSession:
         counts = self.model.config.layer_keep_counts
         return sum(counts) / (len(counts) * self.model.config.frame_num_tokens)
 
+    def _new_cache(self, dtype: torch.dtype | None) -> Any:
+        """Return a cache with room for what the session may remember, or one that grows without `max_frames`."""
+        model = self.model
+        cache, frame_tokens = model.new_cache(dtype=dtype), model.config.frame_num_tokens
+        if self.max_frames is not None:
+            # Text and a reply come between two evictions. If there is more text, layers grow.
+            text = self.max_frames * frame_tokens // 8 if self.max_text_tokens is None else self.max_text_tokens
+            text += self.max_frames * len(self._interval) + self.max_new_tokens + 256
+            for layer, count in zip(cache.layers, model.config.layer_keep_counts, strict=True):
+                layer.capacity = self.max_frames * min(count, frame_tokens) + text
+        # With layers on several devices, masks are moved between them, and only those of the library survive that.
+        on_one_device = len(set((getattr(model, "hf_device_map", None) or {}).values())) < 2
+        cache.is_grouped = on_one_device and use_grouped_attention(model.base_model.language_model)
+        return cache
+
     def _run(self, to_the_end: bool = False) -> list[StreamEvent]:
         """Do all work that is due, and return the new events."""
         if self._is_working:
@@ -471,13 +488,15 @@ class StreamingSession:
                 **inputs,
             )
         logits = outputs.logits[0]
-        speak, silence, tokens = decide(self.model, logits, step.interval_threshold)
+        # One transfer: float64 holds every token id exactly.
+        decisions = torch.stack([x.double() for x in decide(self.model, logits, step.interval_threshold)])
+        speak, silence, tokens = decisions.tolist()
         layers = self.model.config.routed_layers if inputs else []
         scores, kept = (
             dict(zip(layers, (layer[0] for layer in rows or ()), strict=True))
             for rows in (outputs.router_scores, outputs.kept_tokens)
         )
-        return StepResult(speak.tolist(), silence.tolist(), tokens.tolist(), logits, scores, kept)
+        return StepResult([x > 0 for x in speak], silence, [int(x) for x in tokens], logits, scores, kept)
 
     def _is_due(self, question: _Question, to_the_end: bool) -> bool:
         if question.interrupt:

@@ -7,9 +7,14 @@ import copy
 import pytest
 import torch
 from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.bias import CausalBias
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from videollm_mod import VideoLLMMoDCache
+from videollm_mod.cache_videollm_mod import grouped_attention_forward, use_grouped_attention
 
 
 RUNS = [2, 1, 2]
@@ -293,3 +298,167 @@ def test_a_growing_cache_in_eight_bits():
     assert rounded.layers[0].keys.dtype == torch.float8_e4m3fn and rounded.lengths[0] == len(keep) - 11
     with pytest.raises(ValueError, match="`dtype` needs layers that grow"):
         model.new_cache(max_lengths=[10] * 4, dtype=torch.float8_e4m3fn)
+
+
+# ------------------------------------------------------------------------------------------------ preallocated layers
+
+
+def with_room(model, capacity=100, **options):
+    """Return a preallocated cache of a session, and let the model attend to it by groups of heads."""
+    cache = model.new_cache(**options)
+    for layer in cache.layers:
+        layer.capacity = capacity
+    cache.is_grouped = use_grouped_attention(model.model.language_model)
+    return cache
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float8_e4m3fn])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_preallocated_cache_equals_a_growing_one(scheme, dtype):
+    model = tiny_model(**SCHEMES[scheme])
+    caches = model.new_cache(dtype=dtype), with_room(model, dtype=dtype)
+    for step, runs in enumerate([[2, 1], [], [1]]):
+        inputs = {"input_ids": dialogue_ids(model.config, runs, seed=step)}
+        if runs:
+            inputs["frame_features"] = random_features(model.config, sum(runs), seed=step)
+        keep = torch.ones(int(caches[0].get_seq_length()) + inputs["input_ids"].shape[1], dtype=torch.bool)
+        keep[1:3] = False
+        with torch.no_grad():
+            growing, preallocated = (model(**inputs, cache=cache).logits for cache in caches)
+            assert_close(preallocated, growing, atol=1e-5, rtol=1e-4)
+            for cache in caches:
+                model.evict_tokens(cache, keep)
+                cache.crop(-3)
+    assert caches[0].lengths == caches[1].lengths
+    for grown, layer in zip(caches[0].layers, caches[1].layers, strict=True):
+        if layer.is_initialized:
+            # An error in an early layer may move a rounded value to the next one.
+            assert_close(layer.keys.float(), grown.keys.float(), atol=1e-5, rtol=0.13 if dtype else 1e-4)
+
+
+def test_preallocated_layers_keep_their_addresses_until_they_are_full():
+    model = tiny_model()
+    cache, ids = with_room(model, 70), dialogue_ids(model.config, [2, 1])
+    keep = torch.ones(ids.shape[1], dtype=torch.bool)
+    keep[5:25] = False
+    buffers = []
+    with torch.no_grad():
+        for _ in range(3):
+            model(input_ids=ids, frame_features=random_features(model.config, 3), cache=cache)
+            buffers.append([layer.buffers for layer in cache.layers])
+            model.evict_tokens(cache, torch.cat([keep, torch.ones(int(cache.get_seq_length()) - len(keep)).bool()]))
+            cache.crop(-4)
+    assert cache.num_bytes == sum(2 * len(layer.buffers[0]) * 2 * 8 * 4 for layer in cache.layers)
+    rooms = [[len(layer[0]) for layer in step] for step in buffers]
+    assert rooms == [[70] * 4, [70] * 4, [4096, 70, 4096, 70]]  # the last step needs 84 entries in full layers
+    for layer, before, after in zip(cache.layers, *buffers[1:], strict=True):
+        assert layer.keys.data_ptr() == after[0].data_ptr() and buffers[0][0][0].shape[1:] == (1, 2, 8)
+        assert (before[0] is after[0]) == (len(after[0]) == 70)
+
+
+def test_a_copied_preallocated_cache_has_its_own_memory():
+    model = tiny_model()
+    cache, ids = with_room(model), dialogue_ids(model.config, [1])
+    inputs = {"input_ids": ids, "frame_features": random_features(model.config, 1)}
+    with torch.no_grad():
+        model(**inputs, cache=cache)
+        twin = copy.deepcopy(cache)
+        expected = model(**inputs, cache=cache).logits
+        assert (
+            twin.lengths[0] == ids.shape[1] and twin.layers[0].buffers[0].data_ptr() == twin.layers[0].keys.data_ptr()
+        )
+        assert torch.equal(model(**inputs, cache=twin).logits, expected)
+
+
+def test_a_step_copies_no_cache_and_makes_one_mask_per_kind_of_layer():
+    model = tiny_model()
+    caches = model.new_cache(), with_room(model)
+    frame = {"input_ids": torch.tensor([[7, *[model.config.frame_token_id] * FRAME]])}
+    frame["frame_features"] = random_features(model.config, 1)
+    large, masks = [], []
+    for cache in caches:
+        with torch.no_grad():
+            for _ in range(20):
+                model(**frame, cache=cache)
+            with NewTensors() as mode:
+                model(**frame, cache=cache)
+            kept = 2 * 8 * cache.lengths[1]  # elements of the shortest layer's keys
+            large.append([name for name, tensor in mode.made if tensor.shape[-1:] == (8,) and tensor.numel() >= kept])
+            masks.append([tuple(x.shape) for name, x in mode.made if name == "masked_fill" and x.is_floating_point()])
+    assert large[0].count("cat") == 2 * 4 and large[1] == []
+    assert sorted(masks[1]) == [(3, 63), (11, 231)]
+
+
+class NewTensors(TorchDispatchMode):
+    """Record the name of each operation that makes a tensor in new memory, and the tensor."""
+
+    def __enter__(self):
+        self.made = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        old = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)}
+        for x in tree_leaves(result):
+            if torch.is_tensor(x) and x.untyped_storage().data_ptr() not in old:
+                self.made.append((function.name().removeprefix("aten::").split(".")[0], x))
+        return result
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("text", ["llama", "mistral"])
+def test_grouped_attention_leaves_other_steps_as_they_were(text, implementation):
+    """Padded and packed rows, training, sliding windows, an empty static cache."""
+    window = {"sliding_window": 9} if text == "mistral" else {}
+    model = tiny_model(text=text, attn_implementation=implementation, text_overrides=window)
+    ids = dialogue_ids(model.config, [2, 1]).repeat(2, 1)
+    features = random_features(model.config, 3, batch=2)
+    padding = torch.ones_like(ids)
+    padding[0, :3] = 0
+    packed = (torch.arange(ids.shape[1]) >= 5).long().repeat(2, 1)
+
+    def outputs():
+        given = {"input_ids": ids, "frame_features": features, "num_frames": [3, 3]}
+        one = {"input_ids": ids[:1], "frame_features": features[:1]}
+        static, growing = model.new_cache(max_lengths=[99] * 4), model.new_cache()
+        with torch.no_grad():
+            yield model(**given, attention_mask=padding).logits
+            yield model(**given, seq_idx=packed).logits
+            for cache in (static, growing):
+                yield model(**one, cache=cache).logits
+                yield model(**one, cache=cache).logits
+                yield model(input_ids=ids[:1, :1], cache=cache).logits
+
+    before = list(outputs())
+    assert len(before) == 8
+    assert use_grouped_attention(model.model.language_model) == (implementation == "sdpa")
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs(), strict=True))
+
+
+def test_preallocated_layers_see_a_sliding_window():
+    model = tiny_model(text="mistral", text_overrides={"sliding_window": 20})
+    caches = model.new_cache(), with_room(model)
+    with torch.no_grad():
+        for step in range(3):
+            inputs = {"input_ids": dialogue_ids(model.config, [2], seed=step)}
+            inputs["frame_features"] = random_features(model.config, 2, seed=step)
+            growing, preallocated = (model(**inputs, cache=cache).logits for cache in caches)
+            assert_close(preallocated, growing, atol=1e-5, rtol=1e-4)
+
+
+def test_half_precision_on_a_gpu_gets_the_causal_form_of_flash_attention():
+    model = tiny_model()
+    cache = with_room(model)
+    inputs = torch.empty(1, 4, 32, device="cpu", dtype=torch.bfloat16)
+    cache.layers[0].update(*torch.zeros(2, 1, 2, 6, 8))
+    mask = cache.grouped_mask(0, inputs, None, model.config.text_config)
+    assert mask.shape == (1, 1, 8, 10) and mask.dtype == torch.bfloat16
+    with FakeTensorMode():
+        on_gpu = torch.empty(1, 4, 32, device="cuda", dtype=torch.bfloat16)
+    lower_right = cache.grouped_mask(0, on_gpu, None, model.config.text_config)
+    assert isinstance(lower_right, CausalBias) and (lower_right.seq_len_q, lower_right.seq_len_kv) == (4, 10)
+    query, key, value = torch.randn(1, 4, 4, 8), *torch.randn(2, 1, 2, 10, 8)
+    module = model.model.language_model.layers[0].self_attn
+    masks = (lower_right, mask.float())
+    by_bias, by_mask = (grouped_attention_forward(module, query, key, value, m)[0] for m in masks)
+    assert_close(by_bias, by_mask, atol=1e-6, rtol=1e-5)

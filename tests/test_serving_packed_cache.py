@@ -4,12 +4,13 @@
 
 import pytest
 import torch
-from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model
+from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, random_frames, tiny_model, tiny_processor
 from torch.testing import assert_close
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from videollm_mod.serving import OutOfPagesError, VideoLLMMoDPagedCache, new_page_pool
+from videollm_mod.cache_videollm_mod import use_grouped_attention
+from videollm_mod.serving import OutOfPagesError, StreamingEngine, VideoLLMMoDPagedCache, new_page_pool
 from videollm_mod.serving.packed_cache import DeviceNumbers, PackedCaches, commit, plan_step, set_packed_attention
 from videollm_mod.streaming_videollm_mod import StreamStep
 
@@ -160,3 +161,25 @@ def test_packed_streams_of_every_text_model(text):
     pairs, _, _ = streams_alone_and_packed(tiny_model(text=text, text_overrides=overrides))
     for together, alone in pairs:
         assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine_first", [True, False])
+def test_sessions_attend_by_groups_beside_an_engine(engine_first):
+    model = tiny_model()
+    text = model.model.language_model
+    for use in (set_packed_attention, use_grouped_attention)[:: 1 if engine_first else -1]:
+        use(text)
+    assert use_grouped_attention(text) and text.config._attn_implementation == "packed_grouped_sdpa"
+    processor, frames = tiny_processor(), random_frames(6)
+    options = {"interval_threshold": 1.0, "max_new_tokens": 2, "max_frames": 12}
+    expected = tiny_model().stream(processor, cache=tiny_model().new_cache(), **options)
+    expected.push(frames)
+    session = model.stream(processor, **options)
+    session.push(frames)
+    assert session.cache.is_grouped and not expected.cache.is_grouped
+    with StreamingEngine(model, processor, page_size=16, max_frames=12, max_text_tokens=160) as engine:
+        stream = engine.open(interval_threshold=1.0, max_new_tokens=2)
+        stream.push(frames)
+        stream.close()
+        said = [[(event.time, event.token_ids) for event in events] for events in (expected, session, stream)]
+    assert len(said[0]) == 6 and said[0] == said[1] == said[2]
