@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import get_peft_model
 from tiny import random_features, random_frames, tiny_model, tiny_processor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerControl, TrainerState, get_cosine_schedule_with_warmup
 from trl import SFTConfig, SFTTrainer
 
@@ -16,7 +18,7 @@ from videollm_mod.train import callbacks
 from videollm_mod.train.callbacks import KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import StreamCollator, augment_replies
 from videollm_mod.train.teacher_forcing import teacher_forced
-from videollm_mod.train.trainer import StreamingSFTTrainer
+from videollm_mod.train.trainer import StreamingSFTTrainer, _join_lora
 
 
 def row(seed, frames=6):
@@ -159,6 +161,38 @@ def test_an_adapter_on_the_head_trains_as_in_the_model(tmp_path):
     for name, gradient in expected.items():
         assert gradient.any()
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_a_young_adapter_on_the_head_is_seen_in_bfloat16():
+    """Added to the weight, it would be rounded away, and the sum costs more than the parts."""
+    model = tiny_model(text_overrides={"tie_word_embeddings": False}).bfloat16()
+    get_peft_model(model, model.make_lora_config(r=4, lora_alpha=8, lora_dropout=0.0))
+    head = model.lm_head
+    down, up = head.lora_A["default"].weight, head.lora_B["default"].weight
+    torch.nn.init.constant_(up, 2e-4)  # after one step of Adam
+    plain = torch.randn(1, 20, head.in_features).bfloat16()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        hidden, weight = _join_lora(head, plain)
+    assert hidden.dtype == weight.dtype == torch.bfloat16
+    assert counter.get_total_flops() < 2 * down.numel() * up.shape[0] / 2  # half of B A
+    found = hidden.double() @ weight.double().T - plain.double() @ head.base_layer.weight.double().T
+    share = 2 * plain.double() @ down.double().T @ up.double().T
+    assert (found - share).norm() < 0.01 * share.norm()
+
+
+def test_other_adapters_on_the_head_are_refused(tmp_path):
+    model = tiny_model(text_overrides={"tie_word_embeddings": False})
+    with pytest.raises(ValueError, match="must be plain LoRA"):
+        new_trainer(tmp_path, model=model, adapter=model.make_lora_config(r=4, use_dora=True))
+
+
+def test_prediction_returns_the_loss_and_logits(tmp_path):
+    trainer = new_trainer(tmp_path, per_device_eval_batch_size=4)
+    batch = StreamCollator(tiny_processor())(ROWS)
+    with pytest.warns(FutureWarning, match="return_outputs"):
+        loss, logits, labels = trainer.prediction_step(trainer.model.eval(), dict(batch), prediction_loss_only=False)
+    assert loss == pytest.approx(trainer.model(**batch).loss.item(), rel=1e-5)
+    assert logits.shape[:2] == labels.shape
 
 
 def test_evaluation_corrupts_no_reply(tmp_path):

@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Subset
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from videollm_mod.train.card import write_card
 from videollm_mod.train.streaming_evaluation import free_streaming, stream_example
@@ -60,7 +63,7 @@ class StreamingSFTTrainer(SFTTrainer):
         **kwargs: Any,
     ) -> None:
         model = args[0] if args else kwargs["model"]
-        with _readable_head(model):
+        with _fused_head(model):
             super().__init__(*args, **kwargs)
         self.stream_examples, self.fps, self.about = stream_examples, fps, about or {}
         self._config = self.accelerator.unwrap_model(self.model).config
@@ -76,8 +79,11 @@ class StreamingSFTTrainer(SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute TRL's loss with weighted log-probabilities at frames."""
-        with _readable_head(self.accelerator.unwrap_model(model)):
-            return super().compute_loss(_Weighted(model, self._weigh), inputs, *args, **kwargs)
+        return super().compute_loss(_Weighted(model, self._call_fused), inputs, *args, **kwargs)
+
+    def _call_fused(self, model: Any, inputs: dict[str, Any]) -> Any:
+        with _fused_head(self.accelerator.unwrap_model(model)):
+            return self._weigh(model(**inputs), inputs)
 
     def _weigh(self, outputs: Any, inputs: dict[str, Any]) -> Any:
         # TRL stores the log-probability of token i + 1 at position i, and 0 where there is none.
@@ -225,40 +231,70 @@ class StreamingSFTTrainer(SFTTrainer):
 
 
 class _Weighted:
-    """Call a model and change its outputs; all other attributes are the model's."""
+    """A model with another way to call its fused head; all else is the model's."""
 
-    def __init__(self, model: Any, change: Callable[[Any, dict[str, Any]], Any]) -> None:
-        self._model, self._change = model, change
+    def __init__(self, model: Any, call_fused: Callable[[Any, dict[str, Any]], Any]) -> None:
+        self._model, self._call_fused = model, call_fused
 
     def __call__(self, **inputs: Any) -> Any:
-        return self._change(self._model(**inputs), inputs)
+        return self._call_fused(self._model, inputs) if inputs.get("fused_lm_head") else self._model(**inputs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
 
 @contextmanager
-def _readable_head(model: Any) -> Iterator[None]:
-    """
-    Give TRL's fused head one weight for a head with an adapter, which it would refuse.
-
-    Applying the adapted head to the unit vectors gives the weight with the adapter merged, for every kind of adapter
-    and sharding. Dropout then removes the same features for all tokens of a step.
-    """
-    model = model.get_base_model() if is_peft_model(model) else model
+def _fused_head(model: Any) -> Iterator[None]:
+    """Let TRL's fused head, which reads one weight and refuses adapters, run a head with LoRA (see [`_join_lora`])."""
+    model, joined = model.get_base_model() if is_peft_model(model) else model, SimpleNamespace(weight=None, bias=None)
 
     def get_output_embeddings() -> Any:
         head = model.lm_head
         if not isinstance(head, BaseTunerLayer):
             return head
-        units = torch.eye(head.in_features, dtype=head.weight.dtype, device=head.weight.device)
-        return SimpleNamespace(weight=head(units).T, bias=None)
+        if not isinstance(head, LoraLayer) or head.lora_variant:
+            raise ValueError(
+                "The adapter of `lm_head` must be plain LoRA, not DoRA or another kind. Or train the head completely: "
+                "move it from `target_modules` to `modules_to_save`."
+            )
+        return joined
 
+    def join(_module: Any, _inputs: Any, outputs: Any) -> None:
+        head = model.lm_head
+        if isinstance(head, BaseTunerLayer):
+            # A call of the head gathers its weights if they are sharded.
+            head.forward = partial(_join_lora, head)
+            try:
+                outputs.last_hidden_state, joined.weight = head(outputs.last_hidden_state)
+            finally:
+                del head.forward
+
+    hook = model.base_model.register_forward_hook(join)
     model.get_output_embeddings = get_output_embeddings
     try:
         yield
     finally:
+        hook.remove()
         del model.get_output_embeddings
+
+
+def _join_lora(head: LoraLayer, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Return [h, s A h] (batch, sequence, hidden + rank) and [W, B] (vocabulary, hidden + rank): their product is the
+    head's output, W h + s B A h. A sum W + s B A in bfloat16 would round most of a young adapter away.
+    """
+    base = head.base_layer.weight
+    with maybe_gather_lm_head_ctx(base):
+        base = base.full_tensor() if isinstance(base, DTensor) else base
+        left, right = [hidden_states.to(base.device)], [base]
+        for name in head.active_adapters:
+            down, up = head.lora_A[name], head.lora_B[name]
+            low = down(head.lora_dropout[name](left[0].to(down.weight.dtype)))
+            left.append((head.scaling[name] * low).to(hidden_states.dtype))
+            # Called on unit vectors, not read, for the same reason as the head.
+            unit = torch.eye(head.r[name], dtype=up.weight.dtype, device=base.device)
+            right.append(up(unit).T.to(base.dtype))
+        return torch.cat(left, dim=-1), torch.cat(right, dim=1)
 
 
 def peak_memory() -> int:
