@@ -61,7 +61,7 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
     if page.name == "from-videollm-online.md":
         weights, *rows = printed.strip().splitlines()
         text = page.read_text(encoding="utf-8")
-        assert weights == "weights: 16.7 GB, encoding a frame: 0.384 TFLOP" and "0.384 TFLOP each" in text
+        assert weights == "weights: 16.7 GB, encoding a frame: 0.384 TFLOP" and "0.384 TFLOP per frame" in text
         assert rows == [line.strip() for line in text.splitlines() if re.match(r" *\| \d", line)]
 
 
