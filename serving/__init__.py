@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many live streams on one model."""
 
-from .engine import EngineFullError, StreamingEngine
+from .engine import StreamingEngine
 from .kernels import attention_in_use
+from .memory import EngineFullError
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
 from .stats import EngineStats
 from .stream import EngineStream

@@ -9,12 +9,16 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from transformers.utils import logging
 
 from .compiled_step import compile_step
+from .faults import forget
 from .packed_cache import StepBounds, StepPlan, StreamPart, lay_out
 from .pages import VideoLLMMoDPagedCache, VideoLLMMoDPagePool
 from .step import PackedStep, StepOutputs
 
+
+logger = logging.get_logger(__name__)
 
 # Captured steps exist for these numbers of streams, and for these numbers of frames of one stream.
 NUM_STREAMS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -261,6 +265,7 @@ class CapturedSteps:
         )
         self.steps: dict[StepShape, CapturedStep] = {}
         self._capture = GraphCapture(device) if device.type == "cuda" else None
+        self._failed: set[StepShape] = set()
         # `warm_up` has made the steps for up to this many streams. Other shapes of that size run uncaptured, so that
         # no stream waits for a capture.
         self._warm_size = 0
@@ -269,8 +274,8 @@ class CapturedSteps:
         """
         Return the captured step for a plan, or `None` if it must run uncaptured.
 
-        A step runs uncaptured if no shape fits, if a stream has more pages than captured steps have room for, or if
-        `warm_up` made other shapes for as many streams and left this one out.
+        A step runs uncaptured if no shape fits, if a stream has more pages than captured steps have room for, if
+        `warm_up` made other shapes for as many streams and left this one out, or if it could not be captured.
         """
         if any(len(own) > self._most_pages[kind] for part in plan.parts for kind, own in part.pages.items()):
             return None
@@ -278,9 +283,16 @@ class CapturedSteps:
         if shape is None:
             return None
         was_left_out = size_for(max(shape.seeing, shape.speaking)) <= self._warm_size
-        if shape not in self.steps and was_left_out:
+        if shape in self.steps:
+            return self.steps[shape]
+        if was_left_out or shape in self._failed:
             return None
-        return self.make(shape)
+        try:
+            return self.make(shape)
+        except Exception as error:  # for example, too little memory is left for a graph
+            self._failed.add(shape)
+            logger.warning(f"Steps of {shape} run uncaptured: {error}{forget(error)}")
+            return None
 
     def make(self, shape: StepShape) -> CapturedStep:
         """Return the captured step of a shape, made now if it does not exist."""

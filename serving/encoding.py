@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vision encoder on frames of several streams at once, on CUDA beside the language model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from .faults import run_in_parts
 from .stream import EngineStream, ReceivedFrame
 
 
@@ -34,18 +35,26 @@ class FrameEncoder:
         """Whether the encoder runs beside the language model."""
         return self.cuda_stream is not None
 
-    def encode(self, waiting: Sequence[Waiting]) -> Iterator[tuple[list[Waiting], torch.Tensor]]:
-        """Yield groups of frames of one size, at most `MOST_FRAMES`, and their features (frames, tokens, hidden)."""
-        sizes: dict[tuple[int, ...], list[Waiting]] = {}
-        for stream, frame in waiting:
-            sizes.setdefault(tuple(frame.pixel_values.shape), []).append((stream, frame))
+    def encode(self, waiting: Sequence[Waiting]) -> list[torch.Tensor | Exception]:
+        """
+        Return the features (tokens, hidden) of each frame, or the error of a frame that cannot be encoded.
+
+        Frames of one size are encoded together, at most `MOST_FRAMES` at once.
+        """
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, frame) in enumerate(waiting):
+            sizes.setdefault(tuple(frame.pixel_values.shape), []).append(index)
+        found: dict[int, torch.Tensor | Exception] = {}
         for same in sizes.values():
             for begin in range(0, len(same), MOST_FRAMES):
                 group = same[begin : begin + MOST_FRAMES]
-                yield group, self._features(torch.stack([frame.pixel_values for _, frame in group]))
+                frames = [waiting[index][1].pixel_values for index in group]
+                found.update(zip(group, run_in_parts(self._features, frames, self.device), strict=True))
+        return [found[index] for index in range(len(waiting))]
 
     @torch.no_grad()
-    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _features(self, frames: Sequence[torch.Tensor]) -> torch.Tensor:
+        pixel_values = torch.stack(list(frames))
         if self.cuda_stream is None:
             return self.model.encode_frames(pixel_values.to(self.device))
         pixel_values = pixel_values.pin_memory()

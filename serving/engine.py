@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Many live streams on one model: which streams share a step, the threads, and the memory."""
+"""Many live streams on one model: which streams share a step, the threads, and the end of a stream."""
 
 import gc
 import threading
@@ -14,19 +14,17 @@ from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, 
 from ..video_reading_videollm_mod import WHEN_BEHIND, check_when_behind
 from .captured_step import LONG_TEXT, NUM_FRAMES, CapturedSteps
 from .encoding import FrameEncoder
+from .faults import forget, run_in_parts
 from .kernels import attention_in_use
+from .memory import EngineFullError, Room, allocate_pool, most_pages, reserve
 from .packed_cache import StepPlan, commit, plan_step, set_packed_attention
-from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
+from .pages import OutOfPagesError, VideoLLMMoDPagedCache
 from .stats import EngineStats
 from .step import PackedStep, StepOutputs, join_features, read_results
 from .stream import EngineStream
 
 
 logger = logging.get_logger(__name__)
-
-
-class EngineFullError(RuntimeError):
-    """The engine has too little memory left for another stream."""
 
 
 class StreamingEngine:
@@ -127,46 +125,26 @@ class StreamingEngine:
         self.changed = threading.Condition(threading.RLock())
         # Held during a step and while captured steps are made.
         self._stepping = threading.RLock()
+        self._stepping_thread: int | None = None
 
         is_cuda = self.device.type == "cuda"
         capture = is_cuda or compile_steps if capture is None else capture
-        # Room for the dummy streams of captured steps: frames, and separators, text and one token.
-        spare_room = (NUM_FRAMES[-1], NUM_FRAMES[-1] + LONG_TEXT + 1) if capture else (0, 0)
-        self.pool = self._new_pool(spare_room, page_size, cache_dtype)
+        room = Room.for_stream(max_frames, max_text_tokens)
+        # The dummy streams of captured steps see frames, and separators, text and one token.
+        spare_room = Room(NUM_FRAMES[-1], NUM_FRAMES[-1] + LONG_TEXT + 1) if capture else Room(0, 0)
+        self.pool = allocate_pool(model, max_streams, room, spare_room, page_size=page_size, dtype=cache_dtype)
         set_packed_attention(model.model.language_model)
-        self._captured = self._new_captured(spare_room, compile_steps) if capture else None
+        self._captured: CapturedSteps | None = None
+        if capture:
+            spare = VideoLLMMoDPagedCache(self.pool)
+            spare.reserve(*spare_room)
+            pages = most_pages(self.pool, room, spare)
+            self._captured = CapturedSteps(model, self.pool, spare, pages, self.device, is_compiled=compile_steps)
         self._encoder = FrameEncoder(model, self.device)
         self._num_opened = 0
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._error: Exception | None = None
-
-    def _new_pool(self, spare_room: tuple[int, int], page_size: int, dtype: torch.dtype | None) -> VideoLLMMoDPagePool:
-        """Return a pool for all streams and the spare cache, with its memory allocated."""
-        frames, text = _room(self.max_frames, self.max_text_tokens)
-        # A stream does not share its last page, so each may leave almost one unused.
-        num_text_tokens = self.max_streams * (text + page_size - 1) + spare_room[1] + page_size - 1
-        num_frames = self.max_streams * frames + spare_room[0]
-        pool = new_page_pool(self.model, num_frames, num_text_tokens, page_size=page_size, dtype=dtype)
-        config = self.model.config.text_config
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        compute_dtype = self.model.get_input_embeddings().weight.dtype
-        for layer, module in enumerate(self.model.model.language_model.layers):
-            device = next(module.parameters()).device
-            pool.allocate(layer, config.num_key_value_heads, dim, compute_dtype, device)
-        return pool
-
-    def _new_captured(self, spare_room: tuple[int, int], compile_steps: bool) -> CapturedSteps:
-        spare = VideoLLMMoDPagedCache(self.pool)
-        spare.reserve(*spare_room)
-        frames, text = _room(self.max_frames, self.max_text_tokens)
-        tokens = frames * self.pool.num_tokens + text
-        most_pages = {}
-        for kind, table in spare.tables.items():
-            # One page more than a stream reserves, so that a stream that says more still runs captured.
-            own = -(-self.pool.num_entries(kind, tokens, frames) // self.pool.page_size) + 1
-            most_pages[kind] = max(own, len(table.pages))
-        return CapturedSteps(self.model, self.pool, spare, most_pages, self.device, is_compiled=compile_steps)
+        self._error: BaseException | None = None
 
     # ---------------------------------------------------------------------------------------------------- streams
 
@@ -210,23 +188,15 @@ class StreamingEngine:
             session = StreamingSession(self.model, self.processor, cache=cache, **limits, **options)
             if self._captured is not None:
                 session.chunk_frames = min(session.chunk_frames, NUM_FRAMES[-1])
-            self._reserve(cache, session)
+            try:
+                reserve(cache, session, len(self.streams))
+            except EngineFullError:
+                self.stats.refused += 1
+                raise
             stream = EngineStream(self, session, when_behind, max_waiting, self._num_opened)
             self._num_opened += 1
             self.streams.append(stream)
             return stream
-
-    def _reserve(self, cache: VideoLLMMoDPagedCache, session: StreamingSession) -> None:
-        frames, text = session.max_frames, session.max_text_tokens
-        try:
-            cache.reserve(*_room(frames, text, session.max_new_tokens))
-        except OutOfPagesError as error:
-            self.stats.refused += 1
-            raise EngineFullError(
-                f"No room for another stream of {frames} frames and {text} text tokens beside the "
-                f"{len(self.streams)} that are open: {error} Close a stream, open this one with a smaller "
-                "`max_frames`, or create the engine with a larger `max_streams`."
-            ) from None
 
     # ------------------------------------------------------------------------------------------------------- work
 
@@ -237,14 +207,25 @@ class StreamingEngine:
         Returns:
             `list[tuple[EngineStream, StreamEvent]]`: The new events. Empty, immediately, if there is no work.
         """
+        if self.is_inside_step:
+            raise RuntimeError("A streamer cannot run a step of the engine that calls it.")
         with self._stepping:
-            batch = [] if not self._encoder.is_concurrent else self._choose_batch()
-            if not batch:
-                self._encode()
-                batch = self._choose_batch()
-            if batch:
-                self._run_batch(batch)
-            return self._collect()
+            self._stepping_thread = threading.get_ident()
+            try:
+                batch = [] if not self._encoder.is_concurrent else self._choose_batch()
+                if not batch:
+                    self._encode()
+                    batch = self._choose_batch()
+                if batch:
+                    self._run_batch(batch)
+                return self._collect()
+            finally:
+                self._stepping_thread = None
+
+    @property
+    def is_inside_step(self) -> bool:
+        """Whether the caller is a streamer, or other code of a stream, that the engine calls during a step."""
+        return self._stepping_thread == threading.get_ident()
 
     def run(self) -> list[tuple[EngineStream, StreamEvent]]:
         """Run steps until no stream has work. Returns the new events."""
@@ -288,7 +269,7 @@ class StreamingEngine:
         """
         for cache, step in zip(caches, steps, strict=True):
             cache.make_room(len(step.ids), step.num_frames)
-        return self._read(*self._launch(caches, steps))
+        return self._finish(*self._launch(caches, steps), caches, steps)
 
     def _choose_batch(self) -> list[tuple[EngineStream, StreamStep]]:
         """Return the streams of the next step, those that waited longest first, up to the tokens of a step."""
@@ -324,45 +305,58 @@ class StreamingEngine:
         return True
 
     def _run_batch(self, batch: list[tuple[EngineStream, StreamStep]]) -> None:
-        """Run one step of the language model and give each stream its result."""
-        plan, outputs = self._launch([stream.session.cache for stream, _ in batch], [step for _, step in batch])
+        """Run one step of the language model and give each stream its result, or end it by its own fault."""
+        results = run_in_parts(self._run_steps, batch, self.device)
+        with self.changed:
+            for (stream, _), result in zip(batch, results, strict=True):
+                if stream.is_done:
+                    stream.session.cache.release()  # its next frame failed meanwhile
+                elif isinstance(result, Exception):
+                    self._fail(stream, result)
+                else:
+                    self._give(stream, result)
+
+    def _run_steps(self, batch: Sequence[tuple[EngineStream, StreamStep]]) -> list[StepResult]:
+        caches, steps = [stream.session.cache for stream, _ in batch], [step for _, step in batch]
+        plan, outputs = self._launch(caches, steps)
         if self._encoder.is_concurrent:
             # The vision encoder runs beside the language model. The decisions are copied first, so that the streams
             # do not wait for the encoder.
             decisions = torch.empty(outputs.decisions.shape, dtype=outputs.decisions.dtype, pin_memory=True)
             decisions.copy_(outputs.decisions, non_blocking=True)
             decided = torch.cuda.Event()
-            decided.record()
+            decided.record(torch.cuda.current_stream(outputs.decisions.device))
             self._encode()
             decided.synchronize()
             outputs = outputs._replace(decisions=decisions)
-        results = self._read(plan, outputs)
-        with self.changed:
-            for (stream, _), result in zip(batch, results, strict=True):
-                self._give(stream, result)
+        return self._finish(plan, outputs, caches, steps)
 
     def _launch(
         self, caches: Sequence[VideoLLMMoDPagedCache], steps: Sequence[StreamStep]
     ) -> tuple[StepPlan, StepOutputs]:
         """Run one step of the language model without waiting for the device."""
-        config = self.model.config
-        plan, features = plan_step(caches, steps, config.interval_threshold), join_features(steps)
+        plan, features = plan_step(caches, steps, self.model.config.interval_threshold), join_features(steps)
         captured = None if self._captured is None else self._captured.find(plan)
         if captured is None:
-            outputs = PackedStep(self.model, self.pool, plan, features, self.device).forward()
-        else:
-            plan, outputs = captured.run(plan, features)
-        commit(plan, caches, config.frame_token_id)
-        self.stats.count(steps, is_captured=captured is not None)
-        return plan, outputs
+            return plan, PackedStep(self.model, self.pool, plan, features, self.device).forward()
+        return captured.run(plan, features)
 
-    def _read(self, plan: StepPlan, outputs: StepOutputs) -> list[StepResult]:
-        return read_results(plan, outputs, self.model.config.routed_layers)
+    def _finish(
+        self,
+        plan: StepPlan,
+        outputs: StepOutputs,
+        caches: Sequence[VideoLLMMoDPagedCache],
+        steps: Sequence[StreamStep],
+    ) -> list[StepResult]:
+        """Wait for a step and count it in the caches. A step that failed is not counted, so it can run again."""
+        config = self.model.config
+        results = read_results(plan, outputs, config.routed_layers)
+        commit(plan, caches, config.frame_token_id)
+        self.stats.count(steps, is_captured=plan.bounds is not None)
+        return results
 
     def _give(self, stream: EngineStream, result: StepResult) -> None:
         session = stream.session
-        if stream.is_done:
-            return
         num_events, num_frames = len(session.events), session.num_frames
         try:
             stream.give(result)
@@ -374,13 +368,16 @@ class StreamingEngine:
         self.stats.count_events(session.events[num_events:])
 
     def _fail(self, stream: EngineStream, error: Exception) -> None:
+        """End a stream by an error of its own, unless an earlier one has ended it."""
+        if stream.is_done:
+            return
         if isinstance(error, OutOfPagesError):
             frames, text = stream.session.max_frames, stream.session.max_text_tokens
             error = OutOfPagesError(
                 f"it has outgrown the memory of {frames} frames and {text} text tokens. Text is only evicted together "
                 f"with frames before it, and there were too few. {error} Open it with a larger `max_text_tokens`."
             )
-        logger.warning(f"Stream {stream.number} was ended: {error}")
+        logger.warning(f"Stream {stream.number} was ended: {error}{forget(error)}")
         stream.end(error)
 
     def _collect(self) -> list[tuple[EngineStream, StreamEvent]]:
@@ -400,10 +397,13 @@ class StreamingEngine:
         """Encode frames that wait, for each stream as many as it sees in one step."""
         with self.changed:
             chosen = [(stream, frame) for stream in self.streams for frame in stream.take_received()]
-        for group, features in self._encoder.encode(chosen):
-            with self.changed:
-                for (stream, frame), row in zip(group, features, strict=True):
-                    stream.receive(row, frame)
+        encoded = self._encoder.encode(chosen)
+        with self.changed:
+            for (stream, frame), features in zip(chosen, encoded, strict=True):
+                if isinstance(features, Exception):
+                    self._fail(stream, features)
+                else:
+                    stream.receive(features, frame)
 
     # ---------------------------------------------------------------------------------------------------- warm up
 
@@ -446,8 +446,9 @@ class StreamingEngine:
         self._thread.join()
         self._thread = None
         self._end_all()
+        forget(self._error)
 
-    def _end_all(self, error: Exception | None = None) -> None:
+    def _end_all(self, error: BaseException | None = None) -> None:
         with self.changed:
             self._error = error or self._error
             for stream in self.streams:
@@ -455,6 +456,7 @@ class StreamingEngine:
                 stream.end(error)
                 stream.stop_listeners()
             self.streams = []
+            self.changed.notify_all()
 
     def _serve(self) -> None:
         try:
@@ -465,16 +467,10 @@ class StreamingEngine:
                     with self.changed:
                         if not self._stopping and not self.has_work:
                             self.changed.wait()
-        except Exception as error:
+        except BaseException as error:  # also `SystemExit`, which a streamer may raise
             # A thread that waits for an event must learn that none will come.
             self._end_all(error)
             raise
-
-
-def _room(max_frames: int, max_text_tokens: int, max_new_tokens: int = 100) -> tuple[int, int]:
-    """Return the frames and the text tokens to reserve pages for."""
-    # Text includes each frame's separator, and a reply with what opens it: only a new frame evicts text.
-    return max_frames, max_text_tokens + max_frames + max_new_tokens + 16
 
 
 def _check_positive(**numbers: int) -> None:
@@ -483,4 +479,4 @@ def _check_positive(**numbers: int) -> None:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
-__all__ = ["EngineFullError", "StreamingEngine"]
+__all__ = ["StreamingEngine"]

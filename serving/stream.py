@@ -3,8 +3,8 @@
 """One stream of an engine: it takes frames and questions, and the engine does the work."""
 
 import queue
-import threading
 import time as clock
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -46,16 +46,15 @@ class EngineStream:
     ) -> None:
         self.session = session
         self.when_behind, self.max_waiting, self.number = when_behind, max_waiting, number
-        self.error: Exception | None = None
-        self._engine = engine
+        self.error: BaseException | None = None
+        # The engine holds its open streams. A strong reference back would keep its memory until garbage collection.
+        self._engine_reference = weakref.ref(engine)
         self._received: deque[ReceivedFrame] = deque()
         self._work: Work | None = None
         self._step: StreamStep | None = None
         self._said: queue.SimpleQueue[StreamEvent | None] = queue.SimpleQueue()
         self._num_said = 0
         self._num_encoding = 0
-        # Frames of two concurrent `push` calls must not mix.
-        self._pushing = threading.Lock()
         self._is_closing = False
         self._is_done = False
 
@@ -87,32 +86,37 @@ class EngineStream:
 
         Frames that arrive faster than the engine sees them wait, and the engine sees several per step. If more than
         `max_waiting` would wait, `when_behind` decides: `"catch_up"` refuses all frames of this call,
-        `"drop_oldest"` drops and counts the oldest frame, and `"block"` waits.
+        `"drop_oldest"` drops and counts the oldest frame, and `"block"` accepts them and waits until the engine has
+        seen enough. A streamer may push too. It cannot wait, so `"block"` then refuses as `"catch_up"` does.
 
         Raises:
-            `TooManyWaitingError`: If `"catch_up"` refuses the frames. The stream's time does not advance: give the
-                next frame's `time` if these are left out.
+            `TooManyWaitingError`: If the frames are refused. The stream's time does not advance: give the next
+                frame's `time` if these are left out.
             `ValueError`: If the frames have another form, times do not increase, or the stream is closed.
             `RuntimeError`: If an error has ended the stream; it is the cause.
         """
         self._refuse_if_closed()
         arrival = clock.perf_counter()
-        with self._engine.changed:
+        engine = self._engine
+        with engine.changed:
             self._refuse_too_many()  # before any work on them
         # Frames stay on the host, so that frames of all streams go to the device together.
         pixel_values = self.session.processor.process_frames(frames).cpu()
-        with self._pushing:
-            with self._engine.changed:
-                self._refuse_too_many(len(pixel_values))
-                pixel_values, times = self.session.sample(pixel_values, time)
+        # The lock is held for all frames of a call, so that those of two calls do not mix.
+        with engine.changed:
+            self._refuse_if_closed()
+            self._refuse_too_many(len(pixel_values))
+            pixel_values, times = self.session.sample(pixel_values, time)
             for at, frame in zip(times, pixel_values, strict=True):
                 # A view would keep the memory of all frames of this call.
                 own = frame.clone() if frame.untyped_storage().nbytes() > frame.nbytes else frame
-                self._make_room()
-                with self._engine.changed:
-                    self._refuse_if_closed()
-                    self._received.append(ReceivedFrame(at, own, arrival))
-                    self._engine.changed.notify_all()
+                self._drop_too_many()
+                self._received.append(ReceivedFrame(at, own, arrival))
+            engine.changed.notify_all()
+        while self.when_behind == "block" and not self._has_room() and not engine.is_inside_step:
+            engine.make_progress(self._has_room)
+        if self.error is not None:
+            self._refuse_if_closed()
 
     def ask(self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False) -> None:
         """
@@ -125,6 +129,7 @@ class EngineStream:
             `RuntimeError`: If an error has ended the stream; it is the cause.
         """
         self._refuse_if_closed()
+        time = None if time is None else float(time)
         with self._engine.changed:
             self.session.hear(text, time=time, reply_now=reply_now, interrupt=interrupt)
             self._engine.changed.notify_all()
@@ -145,6 +150,8 @@ class EngineStream:
                 if not self._engine.has_work:
                     return
                 self._engine.step()
+            if self._said.empty() and self._engine.is_inside_step:
+                raise RuntimeError("A streamer cannot wait for events of the engine that calls it.")
             event = self._said.get()
             if event is None:
                 self._said.put(None)  # for other listeners
@@ -153,8 +160,22 @@ class EngineStream:
         if self.error is not None:
             raise RuntimeError(f"The stream was ended: {self.error}") from self.error
 
+    @property
+    def _engine(self) -> Any:
+        engine = self._engine_reference()
+        if engine is None:
+            raise RuntimeError("The engine of this stream is gone: keep a reference to it while you use its streams.")
+        return engine
+
     def _refuse_too_many(self, new: int = 1) -> None:
-        if self.when_behind != "catch_up" or self.num_waiting + new <= self.max_waiting:
+        if self.when_behind == "drop_oldest" or self.num_waiting + new <= self.max_waiting:
+            return
+        if self.when_behind == "block":
+            if self._engine.is_inside_step:
+                raise TooManyWaitingError(
+                    f"{self.num_waiting} frames of this stream wait, and its `max_waiting` is {self.max_waiting}. A "
+                    "streamer cannot wait for the engine that calls it: push these frames from another thread."
+                )
             return
         if new > self.max_waiting:
             raise TooManyWaitingError(
@@ -166,17 +187,12 @@ class EngineStream:
             'later, or open the stream with `when_behind="block"`, which waits, or `"drop_oldest"`.'
         )
 
-    def _make_room(self) -> None:
-        if self.when_behind == "drop_oldest":
-            with self._engine.changed:
-                while self.num_waiting >= self.max_waiting and self._drop_oldest():
-                    self._engine.stats.dropped += 1
-        elif self.when_behind == "block":
-            while not self._has_room():
-                self._engine.make_progress(self._has_room)
+    def _drop_too_many(self) -> None:
+        while self.when_behind == "drop_oldest" and self.num_waiting >= self.max_waiting and self._drop_oldest():
+            self._engine.stats.dropped += 1
 
     def _has_room(self) -> bool:
-        return self._is_done or self.num_waiting < self.max_waiting
+        return self._is_done or self.num_waiting <= self.max_waiting
 
     def _drop_oldest(self) -> bool:
         # Frames that are already encoded are older than those that are not.
@@ -216,8 +232,9 @@ class EngineStream:
 
     def receive(self, features: torch.Tensor, frame: ReceivedFrame) -> None:
         """Give the session an encoded frame, with features (tokens, vision hidden)."""
-        self.session.receive(features, frame.time, frame.arrival)
-        self._num_encoding -= 1
+        if not self._is_done:
+            self.session.receive(features, frame.time, frame.arrival)
+            self._num_encoding -= 1
 
     def next_step(self) -> StreamStep | None:
         """Return what the stream needs from the model next, or `None` if it has nothing to do."""
@@ -251,7 +268,7 @@ class EngineStream:
         if self._is_closing and not self._received and not self._is_done and not self.has_work:
             self.end()
 
-    def end(self, error: Exception | None = None) -> None:
+    def end(self, error: BaseException | None = None) -> None:
         """End the stream and free its memory."""
         self.error, self._is_done, self._is_closing = error, True, True
         self._received.clear()

@@ -32,9 +32,15 @@ def test_frames_are_encoded_while_a_step_runs(monkeypatch):
     waits, empty = [], torch.empty
     stream = SimpleNamespace(wait_stream=waits.append)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
-    order = []
-    event = SimpleNamespace(record=lambda: order.append("record"), synchronize=lambda: order.append("decided"))
+    # The current device of the engine's thread may be another.
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: {torch.device("cpu"): stream}[device])
+    order, recorded = [], []
+
+    def record(on):
+        recorded.append(on)
+        order.append("record")
+
+    event = SimpleNamespace(record=record, synchronize=lambda: order.append("decided"))
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))  # noqa: ARG005
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
@@ -59,4 +65,5 @@ def test_frames_are_encoded_while_a_step_runs(monkeypatch):
     assert waits and set(waits) == {"vision"}
     text = " ".join(order)
     assert text.startswith("encode step record") and "step record encode decided" in text
-    assert order.count("step") == order.count("decided")
+    assert order.count("step") == order.count("decided") == len(recorded)
+    assert all(on is stream for on in recorded)

@@ -304,29 +304,39 @@ def test_all_cache_memory_is_allocated_at_construction():
     assert engine.pool.num_bytes == taken
 
 
-def test_an_error_of_the_engine_reaches_listeners(monkeypatch):
-    engine = tiny_engine(max_streams=1)
-    monkeypatch.setattr(engine.model, "encode_frames", lambda *_: 1 / 0)
-    monkeypatch.setattr(threading, "excepthook", lambda *_: None)
-    with engine:
-        stream = engine.open()
-        stream.push(random_frames(1))
-        with pytest.raises(RuntimeError, match="The stream was ended: division by zero"):
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("how", ["closed", "open", "failed", "running"])
+def test_an_engine_is_freed_with_its_last_reference(capture, how):
+    """Memory on a device must not wait for garbage collection."""
+    engine = tiny_engine(max_streams=2, capture=capture)
+    if how == "running":
+        with engine:
+            stream = engine.open(max_new_tokens=2)
+            stream.push(random_frames(2))
+            stream.close()
             list(stream)
-    with pytest.raises(RuntimeError, match="The engine has stopped: division by zero"):
-        engine.open()
-
-
-def test_captured_steps_do_not_keep_the_engine_alive():
-    engine = tiny_engine(max_streams=1, capture=True)
-    engine.open(max_new_tokens=2).push(random_frames(1))
-    engine.run()
-    engine.streams[0].close()
-    engine.run()
-    reference = weakref.ref(engine)
+    else:
+        stream = engine.open(max_new_tokens=2, logits_processor=broken if how == "failed" else None)
+        stream.push(random_frames(2))
+        stream.ask("What is there?")
+        engine.run()
+        assert isinstance(stream.error, ArithmeticError) == (how == "failed")
+        if how == "closed":
+            stream.close()
+            engine.run()
+    assert (engine.stats.captured_steps > 0) == capture
+    references = [weakref.ref(x) for x in (engine, engine.pool, engine.pool.layers[0][0])]
     gc.disable()
     try:
         del engine
-        assert reference() is None
+        assert references[0]() is None
+        del stream
+        assert [reference() for reference in references] == [None] * 3
     finally:
         gc.enable()
+
+
+def test_a_stream_does_not_keep_its_engine():
+    stream = tiny_engine(max_streams=1).open()
+    with pytest.raises(RuntimeError, match="The engine of this stream is gone: keep a reference to it"):
+        stream.push(random_frames(1))

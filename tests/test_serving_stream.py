@@ -103,8 +103,7 @@ def test_a_reply_that_would_be_cut_at_once_does_not_start(trained):
     stream.push(frames[:1])
     batch = engine._choose_batch() or (engine._encode(), engine._choose_batch())[1]
     stream.ask("What do you see?", interrupt=True)
-    plan, outputs = engine._launch([stream.session.cache], [batch[0][1]])
-    engine._give(stream, engine._read(plan, outputs)[0])
+    engine._give(stream, engine.execute([stream.session.cache], [batch[0][1]])[0])
     engine.run()
     assert [event.role for event in stream.events] == ["user", "assistant"]
 
@@ -183,3 +182,105 @@ def test_frames_and_questions_are_accepted_during_a_step(monkeypatch):
             list(stream)
     assert has_returned and waiting == (4, 3)
     assert (first.session.num_frames, second.session.num_frames) == (4, 3)
+
+
+class Calls:
+    """A streamer that calls a function at the second token."""
+
+    def __init__(self, function):
+        self.function, self.count = function, 0
+
+    def put(self, _tokens):
+        self.count += 1
+        if self.count == 2:
+            self.function()
+
+    def end(self):
+        pass
+
+
+@pytest.mark.parametrize("policy", ["catch_up", "drop_oldest", "block"])
+def test_a_streamer_may_push_while_other_threads_push(policy):
+    """The engine's thread holds its lock while it calls the streamer."""
+    pushed = []
+
+    def push():
+        try:
+            stream.push(random_frames(1))
+        except TooManyWaitingError as error:
+            assert policy != "drop_oldest"
+            pushed.append(error)
+        else:
+            pushed.append(None)
+
+    def camera():
+        while not pushed:
+            try:
+                stream.push(random_frames(1))
+            except TooManyWaitingError:
+                assert policy == "catch_up"
+
+    with tiny_engine(max_streams=1, when_behind=policy, max_waiting=4) as engine:
+        stream = engine.open(streamer=Calls(push), interval_threshold=1.0, max_new_tokens=30)
+        cameras = [threading.Thread(target=camera, daemon=True) for _ in range(4)]
+        for thread in cameras:
+            thread.start()
+        for thread in cameras:
+            thread.join(timeout=60)
+        assert len(pushed) == 1 and not any(thread.is_alive() for thread in cameras)
+        assert stream.error is None
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_streamer_may_ask_close_and_open(is_running):
+    opened = []
+
+    def call():
+        stream.ask("What is there?")
+        stream.close()
+        opened.append(engine.open(max_new_tokens=2))
+        opened[0].push(random_frames(1))
+
+    engine = tiny_engine(max_streams=2)
+    stream = engine.open(streamer=Calls(call), interval_threshold=1.0, max_new_tokens=3)
+    if is_running:
+        with engine:
+            stream.push(random_frames(1))
+            events = list(stream)
+            opened[0].close()
+            list(opened[0])
+    else:
+        stream.push(random_frames(1))
+        events = list(stream)
+        engine.run()
+    assert [event.role for event in events] == ["assistant", "user", "assistant"]
+    assert stream.error is None and opened[0].session.num_frames == 1
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda _engine, stream: list(stream), "cannot (wait for events|run a step) of the engine that calls it"),
+        (lambda engine, _stream: engine.step(), "cannot run a step of the engine that calls it"),
+        (lambda _engine, stream: stream.push(random_frames(3)), "A streamer cannot wait for the engine"),
+    ],
+)
+def test_a_streamer_cannot_wait_for_its_engine(call, message, is_running):
+    engine = tiny_engine(max_streams=1, when_behind="block", max_waiting=2)
+    stream = engine.open(streamer=Calls(lambda: call(engine, stream)), interval_threshold=1.0, max_new_tokens=4)
+    if is_running:
+        with engine, pytest.raises(RuntimeError, match=message):
+            stream.push(random_frames(1))
+            list(stream)
+    else:
+        stream.push(random_frames(1))
+        with pytest.raises(RuntimeError, match=message):
+            list(stream)
+    assert stream.error is not None
+
+
+def test_the_time_of_a_question_is_a_number():
+    stream = tiny_engine(max_streams=1).open()
+    with pytest.raises(ValueError, match="could not convert"):
+        stream.ask("What is there?", time="now")

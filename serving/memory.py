@@ -1,0 +1,78 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""How much cache memory the streams of an engine reserve, and where it is."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
+
+
+class EngineFullError(RuntimeError):
+    """The engine has too little memory left for another stream."""
+
+
+class Room(NamedTuple):
+    """
+    What a cache has pages for.
+
+    Attributes:
+        frames (`int`): Frames.
+        text_tokens (`int`): Text tokens, including the separators of frames.
+    """
+
+    frames: int
+    text_tokens: int
+
+    @classmethod
+    def for_stream(cls, max_frames: int, max_text_tokens: int, max_new_tokens: int = 100) -> "Room":
+        """Return what a stream with these limits reserves."""
+        # Text includes each frame's separator, and a reply with what opens it: only a new frame evicts text.
+        return cls(max_frames, max_text_tokens + max_frames + max_new_tokens + 16)
+
+
+def allocate_pool(
+    model: Any, num_streams: int, room: Room, spare: Room, *, page_size: int, dtype: torch.dtype | None
+) -> VideoLLMMoDPagePool:
+    """Return a pool for so many streams and a spare cache, with its memory allocated."""
+    # A stream does not share its last page, so each may leave almost one unused.
+    num_text_tokens = num_streams * (room.text_tokens + page_size - 1) + spare.text_tokens + page_size - 1
+    num_frames = num_streams * room.frames + spare.frames
+    pool = new_page_pool(model, num_frames, num_text_tokens, page_size=page_size, dtype=dtype)
+    config = model.config.text_config
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    compute_dtype = model.get_input_embeddings().weight.dtype
+    for layer, module in enumerate(model.model.language_model.layers):
+        device = next(module.parameters()).device
+        pool.allocate(layer, config.num_key_value_heads, dim, compute_dtype, device)
+    return pool
+
+
+def most_pages(pool: VideoLLMMoDPagePool, room: Room, spare: VideoLLMMoDPagedCache) -> dict[int, int]:
+    """Return for each kind of layer the most pages that a stream of captured steps has."""
+    tokens = room.frames * pool.num_tokens + room.text_tokens
+    # One page more than a stream reserves, so that a stream that says more still runs captured.
+    own = {kind: -(-pool.num_entries(kind, tokens, room.frames) // pool.page_size) + 1 for kind in spare.tables}
+    return {kind: max(own[kind], len(table.pages)) for kind, table in spare.tables.items()}
+
+
+def reserve(cache: VideoLLMMoDPagedCache, session: Any, num_open: int) -> None:
+    """
+    Reserve the pages of a new stream.
+
+    Raises:
+        `EngineFullError`: If the pool has too few beside those of the `num_open` streams that are open.
+    """
+    frames, text = session.max_frames, session.max_text_tokens
+    try:
+        cache.reserve(*Room.for_stream(frames, text, session.max_new_tokens))
+    except OutOfPagesError as error:
+        raise EngineFullError(
+            f"No room for another stream of {frames} frames and {text} text tokens beside the {num_open} that are "
+            f"open: {error} Close a stream, open this one with a smaller `max_frames`, or create the engine with a "
+            "larger `max_streams`."
+        ) from None
+
+
+__all__ = ["EngineFullError", "Room", "allocate_pool", "most_pages", "reserve"]
