@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -173,6 +174,13 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
             pooled = F.adaptive_avg_pool2d(patches, tuple(self.config.frame_token_pooled))
             tokens.append(pooled.flatten(2).transpose(1, 2))
         return torch.cat(tokens, dim=1).unflatten(0, leading)
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """Height and width of frames for the vision encoder, or `None` if it takes several sizes."""
+        # An encoder with this option adapts its position embeddings to a size only if asked to.
+        option = signature(type(self.base_model.vision_encoder).forward).parameters.get("interpolate_pos_encoding")
+        return None if option is None or option.default else height_and_width(self.config.vision_config.image_size)
 
     def get_video_features(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """Return frames (..., channels, height, width) as text embeddings (..., tokens, hidden)."""

@@ -6,7 +6,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ ROLES = ("system", "user", "assistant", "stream")
 Message = dict[str, Any]
 _Spans = list[tuple[int, int]]
 _LABEL_IGNORED = -100
+_PIXELS_TOGETHER = 1 << 21  # resized at once: about a frame of 1920 x 1080
 
 
 class VideoLLMMoDProcessor(ProcessorMixin):
@@ -466,30 +467,51 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         fps: float = 2.0,
         start: float = 0.0,
         end: float | None = None,
+        device: torch.device | str | None = None,
         **behind: Any,
-    ) -> Iterator[list[tuple[float, Any]]]:
-        """Play a video in its own thread, up to `most` frames at once; `behind` are options of [`read_ahead`]."""
+    ) -> Iterator[list[tuple[float, torch.Tensor]]]:
+        """Play a video in its own thread, up to `most` resized frames at once; `behind` are for [`read_ahead`]."""
         frames = read_video(video, fps=fps, start=start, end=end)
-        return read_ahead(frames, most, is_live=not is_complete(video), goes_on=goes_on(video), **behind)
+        small = ((time, self.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
+        return read_ahead(small, most, is_live=not is_complete(video), goes_on=goes_on(video), **behind)
 
     def sample_every(self, camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
         """Yield the newest frame of a live source every `seconds`, with its time: see [`sample_every`]."""
         return sample_every(camera, seconds)
 
     def process_frames(self, frames: Any) -> torch.Tensor:
+        """Return the pixel values of RGB frames, float32: [`resize_frames`], then [`normalize_frames`]."""
+        return self.normalize_frames(self.resize_frames(frames))
+
+    def resize_frames(self, frames: Any, device: torch.device | str | None = None) -> torch.Tensor:
         """
-        Return the pixel values of RGB frames, float32 (frames, channels, height, width).
+        Return RGB frames at the model's size, uint8 (frames, channels, height, width).
 
         Args:
             frames (PIL image, or array or tensor of shape `(height, width, 3)`, or several):
                 uint8, or floating point in [0, 1]. Several are a list, or one array (frames, height, width, 3).
+            device (`torch.device`, *optional*): Where to resize. A GPU may round to the next integer up or down.
 
         Raises:
-            `ValueError`: If there is no frame, channels are not last, or values are not pixels.
+            `ValueError`: If there is no frame, channels are not last, values are not pixels, or sizes differ.
         """
-        options = {"input_data_format": "channels_last", "return_tensors": "pt"}
-        stacks = [self.video_processor(stack, **options) for stack in _as_stacks(frames)]
-        return torch.cat([stack["pixel_values_videos"][0] for stack in stacks])
+        options = {"input_data_format": "channels_first", "do_rescale": False, "do_normalize": False}
+        resized: list[torch.Tensor] = []
+        for stack in _as_stacks(frames):
+            if torch.device(device or "cpu").type == "cuda" and not stack.is_cuda:
+                stack = stack.pin_memory()
+            # The resize is fastest where the channels of a pixel lie side by side, as in this view.
+            view = stack.to(device, non_blocking=not stack.is_cuda).permute(0, 3, 1, 2)
+            resized.append(self.video_processor(view, **options)["pixel_values_videos"][0].contiguous())
+        sizes = {f"{stack.shape[-2]} x {stack.shape[-1]}" for stack in resized}
+        if len(sizes) > 1:
+            raise ValueError(f"Frames must have one size, got {' and '.join(sorted(sizes))}: set `do_resize=True`.")
+        return torch.cat(resized)
+
+    def normalize_frames(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return the pixel values, float32, of resized frames (frames, channels, height, width), on their device."""
+        options = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
+        return self.video_processor(frames, **options)["pixel_values_videos"][0]
 
     def _frames(self, video: Any, start: float, end: float | None, fps: float) -> torch.Tensor | None:
         if video is None:
@@ -566,25 +588,26 @@ def _pad_frames(rows: list[torch.Tensor | None]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence([like[:0] if row is None else row for row in rows], batch_first=True)
 
 
-def _as_stacks(frames: Any) -> list[torch.Tensor]:
-    """Return frames as uint8 tensors (frames, height, width, 3), one per run of frames of equal size."""
-    if not isinstance(frames, (list, tuple)):
-        return [_as_stack(frames)]
-    if not frames:
+def _as_stacks(frames: Any) -> Iterator[torch.Tensor]:
+    """Yield frames as uint8 tensors (frames, height, width, 3): runs of equal size, of about `_PIXELS_TOGETHER`."""
+    is_list = isinstance(frames, (list, tuple))
+    if is_list and not frames:
         raise ValueError("The video is empty: there is no frame.")
-    stacks = [_as_stack(frame) for frame in frames]
-    for stack in stacks:
-        if stack.shape[0] != 1:
-            raise ValueError(f"A frame in a list must be (height, width, 3), got {tuple(stack.shape)}.")
-    return [torch.cat(list(run)) for _, run in groupby(stacks, key=lambda stack: stack.shape)]
+    singles = map(_as_stack, frames) if is_list else _as_stack(frames).split(1)
+    for shape, run in groupby(singles, key=lambda stack: tuple(stack.shape)):
+        if shape[0] != 1:
+            raise ValueError(f"A frame in a list must be (height, width, 3), got {shape}.")
+        while some := list(islice(run, max(1, _PIXELS_TOGETHER // (shape[1] * shape[2])))):
+            yield some[0] if len(some) == 1 else torch.cat(some)
 
 
 def _as_stack(frames: Any) -> torch.Tensor:
     if is_vision_available() and isinstance(frames, Image.Image):
-        frames = np.asarray(frames.convert("RGB"))
+        frames = np.asarray(frames if frames.mode == "RGB" else frames.convert("RGB"))
     if not isinstance(frames, (np.ndarray, torch.Tensor)):
         raise ValueError(f"A frame must be a PIL image, an array or a tensor, got {type(frames).__name__}.")
-    stack = torch.from_numpy(frames.copy()) if isinstance(frames, np.ndarray) else frames
+    # Torch cannot read an array backwards, and warns of one that is read-only.
+    stack = torch.from_numpy(np.require(frames, requirements="CW")) if isinstance(frames, np.ndarray) else frames
     stack = stack[None] if stack.ndim == 3 else stack
     if stack.ndim != 4 or stack.shape[-1] != 3:
         is_first = stack.ndim == 4 and stack.shape[1] == 3

@@ -262,6 +262,7 @@ class StreamingSession:
         self._num_in_step = 0
         self._questions: deque[_Question] = deque()
         self._received_time: float | None = None
+        self._frame_size: tuple[int, int] | None = None
         # Frames without a time are counted from this time on.
         self._untimed_from, self._num_untimed, self._untimed_arrival = 0.0, 0, 0.0
         # Text that is said but not in the cache yet: the end of a reply, then turns. The next step feeds it.
@@ -284,17 +285,18 @@ class StreamingSession:
                 session sees every frame that has a time. Frames without one come at `source_fps`, from 0 on.
 
         Raises:
-            `ValueError`: If frames have another form, times do not increase, or the session is closed.
+            `ValueError`: If frames have another form or size, times do not increase, or the session is closed.
         """
         self._refuse_if_closed()
-        arrival = clock.perf_counter()
-        pixel_values, times = self.sample(self.processor.process_frames(frames), time)
+        arrival, device = clock.perf_counter(), self.model.device
+        pixels, times = self.sample(self.processor.resize_frames(frames, device), time)
         for begin in range(0, len(times), self.chunk_frames):
             chunk = slice(begin, begin + self.chunk_frames)
             with torch.no_grad():
-                features = self.model.encode_frames(pixel_values[chunk].to(self.model.device))
+                features = self.model.encode_frames(self.processor.normalize_frames(pixels[chunk]))
             for at, row in zip(times[chunk], features, strict=True):
                 self.receive(row, at, arrival)
+        del pixels  # The model may speak for long.
         return self._run()
 
     def ask(
@@ -344,7 +346,10 @@ class StreamingSession:
         self._questions.append(_Question(time, text, reply_now, arrival, received))
 
     def sample(self, frames: torch.Tensor, time: float | Sequence[float] | None) -> tuple[torch.Tensor, list[float]]:
-        """Choose the frames to see among `frames` (frames, ...), given to `push`; return them and their times."""
+        """Choose the frames to see among `frames` (frames, channels, height, width); return them and their times."""
+        size, expected = tuple(frames.shape[-2:]), self._frame_size or self.model.frame_size
+        if expected not in (None, size):
+            raise ValueError("Frames of this stream must be {} x {} pixels, got {} x {}.".format(*expected, *size))
         if time is None:
             indices, times = self._ticks(len(frames))
             frames = frames[indices]
@@ -358,6 +363,7 @@ class StreamingSession:
                     raise ValueError(f"Frame times must increase, got {after} s after {before} s.")
             self._untimed_from, self._num_untimed = times[-1] + 1 / (self.source_fps or self.fps), 0
         self._received_time = times[-1] if times else self._received_time
+        self._frame_size = size
         return frames, times
 
     def receive(self, features: torch.Tensor, time: float, arrival: float) -> None:

@@ -29,10 +29,8 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         """Scale frames (..., channels, height, width) to the largest that fits `size`, centred on black."""
         height, width = image.shape[-2:]
         scale = min(size.height / height, size.width / width)
-        fit = SizeDict(max_height=size.height, max_width=size.width)
-        if scale * min(height, width) < 1:
-            # Keep at least one pixel of a very narrow frame.
-            fit = SizeDict(height=max(1, int(scale * height)), width=max(1, int(scale * width)))
+        # A very narrow frame keeps at least one pixel.
+        fit = SizeDict(height=max(1, int(scale * height)), width=max(1, int(scale * width)))
         return self.center_crop(super().resize(image, fit, **kwargs), size)
 
 

@@ -3,6 +3,7 @@
 """The vision encoder on frames of several streams at once, on CUDA beside the language model."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,21 +20,32 @@ Waiting = tuple[EngineStream, ReceivedFrame]
 
 class FrameEncoder:
     """
-    Encodes frames of several streams together.
+    Takes in frames at any time, and encodes frames of several streams together.
 
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model.
-        device (`torch.device`): Its device. On CUDA the encoder has a stream of its own.
+        processor ([`VideoLLMMoDProcessor`]): Its processor.
+        device (`torch.device`): The model's device. On CUDA the encoder has a stream of its own, and so has the
+            resizing of new frames, so that a caller's `push` waits for neither the encoder nor the language model.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
-        self.model, self.device = model, device
-        self.cuda_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, model: Any, processor: Any, device: torch.device) -> None:
+        self.model, self.processor, self.device = model, processor, device
+        is_cuda = device.type == "cuda"
+        self.cuda_stream, self._intake = (torch.cuda.Stream(device) if is_cuda else None for _ in range(2))
 
     @property
     def is_concurrent(self) -> bool:
         """Whether the encoder runs beside the language model."""
         return self.cuda_stream is not None
+
+    def take_in(self, frames: Any) -> torch.Tensor:
+        """Return frames given to `push` at the model's size, uint8 (frames, channels, height, width) on the host."""
+        some = frames if isinstance(frames, (list, tuple)) else [frames]
+        # What wrote a frame on the device may be unfinished in the caller's stream.
+        is_there = any(isinstance(frame, torch.Tensor) and frame.is_cuda for frame in some)
+        with nullcontext() if is_there or self._intake is None else torch.cuda.stream(self._intake):
+            return self.processor.resize_frames(frames, self.device).cpu()
 
     def encode(self, waiting: Sequence[Waiting]) -> list[torch.Tensor | Exception]:
         """
@@ -43,23 +55,24 @@ class FrameEncoder:
         """
         sizes: dict[tuple[int, ...], list[int]] = {}
         for index, (_, frame) in enumerate(waiting):
-            sizes.setdefault(tuple(frame.pixel_values.shape), []).append(index)
+            sizes.setdefault(tuple(frame.pixels.shape), []).append(index)
         found: dict[int, torch.Tensor | Exception] = {}
         for same in sizes.values():
             for begin in range(0, len(same), MOST_FRAMES):
                 group = same[begin : begin + MOST_FRAMES]
-                frames = [waiting[index][1].pixel_values for index in group]
+                frames = [waiting[index][1].pixels for index in group]
                 found.update(zip(group, run_in_parts(self._features, frames, self.device), strict=True))
         return [found[index] for index in range(len(waiting))]
 
     @torch.no_grad()
     def _features(self, frames: Sequence[torch.Tensor]) -> torch.Tensor:
-        pixel_values = torch.stack(list(frames))
+        pixels = torch.stack(list(frames))
         if self.cuda_stream is None:
-            return self.model.encode_frames(pixel_values.to(self.device))
-        pixel_values = pixel_values.pin_memory()
+            return self.model.encode_frames(self.processor.normalize_frames(pixels.to(self.device)))
+        pixels = pixels.pin_memory()
         with torch.cuda.stream(self.cuda_stream):
-            features = self.model.encode_frames(pixel_values.to(self.device, non_blocking=True))
+            pixels = pixels.to(self.device, non_blocking=True)
+            features = self.model.encode_frames(self.processor.normalize_frames(pixels))
         # The language step that runs now does not wait for the encoder; the next one does.
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self.cuda_stream)

@@ -21,12 +21,13 @@ class ReceivedFrame(NamedTuple):
 
     Attributes:
         time (`float`): Seconds in the stream.
-        pixel_values (`torch.Tensor`): The frame, on the host.
+        pixels (`torch.Tensor` of shape `(channels, height, width)`): The frame at the model's size, uint8, on the
+            host. Frames of several streams go to the device together.
         arrival (`float`): When it was pushed, by `time.perf_counter()`.
     """
 
     time: float
-    pixel_values: torch.Tensor
+    pixels: torch.Tensor
     arrival: float
 
 
@@ -92,7 +93,7 @@ class EngineStream:
         Raises:
             `TooManyWaitingError`: If the frames are refused. The stream's time does not advance: give the next
                 frame's `time` if these are left out.
-            `ValueError`: If the frames have another form, times do not increase, or the stream is closed.
+            `ValueError`: If the frames have another form or size, times do not increase, or the stream is closed.
             `RuntimeError`: If an error has ended the stream; it is the cause.
         """
         self._refuse_if_closed()
@@ -100,14 +101,13 @@ class EngineStream:
         engine = self._engine
         with engine.changed:
             self._refuse_too_many()  # before any work on them
-        # Frames stay on the host, so that frames of all streams go to the device together.
-        pixel_values = self.session.processor.process_frames(frames).cpu()
+        pixels = engine.take_in(frames)
         # The lock is held for all frames of a call, so that those of two calls do not mix.
         with engine.changed:
             self._refuse_if_closed()
-            self._refuse_too_many(len(pixel_values))
-            pixel_values, times = self.session.sample(pixel_values, time)
-            for at, frame in zip(times, pixel_values, strict=True):
+            self._refuse_too_many(len(pixels))
+            pixels, times = self.session.sample(pixels, time)
+            for at, frame in zip(times, pixels, strict=True):
                 # A view would keep the memory of all frames of this call.
                 own = frame.clone() if frame.untyped_storage().nbytes() > frame.nbytes else frame
                 self._drop_too_many()

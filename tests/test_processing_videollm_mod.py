@@ -393,6 +393,63 @@ def test_frames_of_every_type_give_the_same_pixels(processor):
     assert torch.equal(processor.process_frames(Image.fromarray(frames[0])), expected[:1])
 
 
+@pytest.mark.parametrize("size", [(1080, 1920), (57, 431), (431, 57), (384, 384), (20, 30), (3, 900)])
+def test_pixels_are_those_of_the_librarys_resize(size):
+    """To the last bit on a CPU, although the resize reads frames as they are: channels last."""
+    video_processor = VideoLLMMoDVideoProcessor()
+    processor = VideoLLMMoDProcessor(video_processor, tiny_tokenizer())
+    frames = random_frames(3, size=size)
+    library = video_processor(torch.from_numpy(frames), input_data_format="channels_last", return_tensors="pt")
+    small = processor.resize_frames(frames)
+    assert small.dtype == torch.uint8 and small.is_contiguous() and small.nbytes == 3 * 384 * 384 * 3
+    expected = library["pixel_values_videos"][0]
+    assert torch.equal(processor.normalize_frames(small), expected)
+    pixels = processor.process_frames(list(frames))
+    assert torch.equal(pixels, expected) and pixels.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("options", [{"do_normalize": False}, {"do_rescale": False}, {"image_std": [0.2, 0.3, 0.4]}])
+def test_pixels_follow_the_options_of_the_video_processor(options):
+    crop = {"do_resize": False, "do_center_crop": True, "crop_size": {"height": 16, "width": 20}}
+    for more in ({"size": {"height": 24, "width": 32}}, crop):
+        video_processor = VideoLLMMoDVideoProcessor(**options, **more)
+        frames = random_frames(2, size=(40, 30))
+        library = video_processor(torch.from_numpy(frames), input_data_format="channels_last", return_tensors="pt")
+        pixels = VideoLLMMoDProcessor(video_processor, tiny_tokenizer()).process_frames(frames)
+        assert torch.equal(pixels, library["pixel_values_videos"][0])
+
+
+def test_resized_frames_share_no_memory_with_those_given():
+    processor = tiny_processor()
+    for do_resize in (True, False):
+        processor.video_processor.do_resize = do_resize
+        for frames in (random_frames(2), torch.from_numpy(random_frames(2))):
+            small = processor.resize_frames(frames)
+            before = small.clone()
+            frames[:] = 0
+            assert torch.equal(small, before)
+    frozen = random_frames(1)
+    frozen.flags.writeable = False
+    mirrored = random_frames(1)[..., ::-1]
+    for frames in (frozen, mirrored):
+        assert torch.equal(processor.resize_frames(frames)[0], torch.from_numpy(frames[0].copy()).permute(2, 0, 1))
+
+
+def test_frames_must_have_one_size_if_they_are_not_resized(processor):
+    processor.video_processor.do_resize = False
+    with pytest.raises(ValueError, match="one size, got 20 x 32 and 32 x 20: set `do_resize=True`"):
+        processor.process_frames([random_frames(1, size=size)[0] for size in ((20, 32), (32, 20))])
+
+
+def test_frames_wait_at_the_models_size_while_a_video_is_read(processor):
+    frames = random_frames(5, size=(60, 40))
+    [waiting] = processor.read_ahead(frames, 8, fps=4)
+    assert [time for time, _ in waiting] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert all(frame.dtype == torch.uint8 and frame.untyped_storage().nbytes() == 32 * 32 * 3 for _, frame in waiting)
+    # Resized frames stay the same when they are resized again.
+    assert torch.equal(processor.process_frames([frame for _, frame in waiting]), processor.process_frames(frames))
+
+
 def test_frames_of_different_sizes(processor):
     mixed = [random_frames(1, size=(20, 32))[0], random_frames(1, size=(32, 20))[0], random_frames(1)[0]]
     pixels = processor.process_frames(mixed)

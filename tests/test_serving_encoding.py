@@ -31,7 +31,8 @@ def test_frames_are_encoded_while_a_step_runs(monkeypatch):
     """As on CUDA, with stand-ins for its streams: the next frames are encoded between a step and its decisions."""
     waits, empty = [], torch.empty
     stream = SimpleNamespace(wait_stream=waits.append)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    used = set()
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.add(stream) or nullcontext())
     # The current device of the engine's thread may be another.
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: {torch.device("cpu"): stream}[device])
     order, recorded = [], []
@@ -49,6 +50,7 @@ def test_frames_are_encoded_while_a_step_runs(monkeypatch):
     for vision_stream in (None, "vision"):
         engine = tiny_engine(max_streams=2)
         engine._encoder.cuda_stream = vision_stream
+        engine._encoder._intake = vision_stream and "intake"
         encode, launch = engine.model.encode_frames, engine._launch
         monkeypatch.setattr(engine.model, "encode_frames", lambda x: order.append("encode") or encode(x))  # noqa: B023
         monkeypatch.setattr(engine, "_launch", lambda *args: order.append("step") or launch(*args))  # noqa: B023
@@ -62,7 +64,7 @@ def test_frames_are_encoded_while_a_step_runs(monkeypatch):
         engine.run()
         found.append([said(one.events) for one in streams])
     assert found[0] == found[1] and sum(map(len, found[0])) > 4
-    assert waits and set(waits) == {"vision"}
+    assert waits and set(waits) == {"vision"} and used == {"vision", "intake"}
     text = " ".join(order)
     assert text.startswith("encode step record") and "step record encode decided" in text
     assert order.count("step") == order.count("decided") == len(recorded)

@@ -5,6 +5,7 @@
 import threading
 
 import pytest
+import torch
 from engines import LIMITS, NARRATE, embedded, tiny_engine
 from tiny import random_frames
 
@@ -131,7 +132,7 @@ def test_frames_beyond_max_waiting_are_refused_and_nothing_is_lost():
     with pytest.raises(TooManyWaitingError, match="8 frames of this stream wait, and its `max_waiting` is 8"):
         stream.push(random_frames(1))
     # A frame must not keep the memory of all frames of its call.
-    frames = [received.pixel_values for received in stream._received]
+    frames = [received.pixels for received in stream._received]
     assert all(frame.untyped_storage().nbytes() == frame.nbytes for frame in frames)
     other.push(random_frames(9))
     engine.run()
@@ -140,6 +141,33 @@ def test_frames_beyond_max_waiting_are_refused_and_nothing_is_lost():
     # Refused frames leave no trace: nine frames at 2 fps end at 4 s.
     assert (stream.session.num_frames, stream.session.time, stream.num_dropped) == (9, 4.0, 0)
     assert [tiny_engine(when_behind=kind).open().max_waiting for kind in ("drop_oldest", "block")] == [16, 16]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (270, 480)])
+def test_a_waiting_frame_takes_one_byte_per_channel_and_pixel(size):
+    engine = tiny_engine(max_streams=1)
+    stream = engine.open()
+    stream.push(random_frames(4, size=size))
+    stream.push(list(random_frames(4, size=size)))
+    for received in stream._received:
+        assert received.pixels.dtype == torch.uint8 and received.pixels.shape == (3, 32, 32)
+        assert received.pixels.untyped_storage().nbytes() == 32 * 32 * 3
+
+
+def test_a_frame_that_the_model_cannot_take_ends_no_stream():
+    with tiny_engine(max_streams=2) as engine:
+        engine.processor.video_processor.do_resize = False  # the cameras have the model's size
+        good, bad = (engine.open(max_new_tokens=2) for _ in range(2))
+        good.push(random_frames(2))
+        for size, message in (((40, 40), "must be 32 x 32 pixels, got 40 x 40"), ((32, 32, 1), "must be .* RGB")):
+            with pytest.raises(ValueError, match=message):
+                bad.push(random_frames(1, size=size))
+        for stream in (good, bad):
+            stream.push(random_frames(1))
+            stream.close()
+            list(stream)
+        assert [stream.session.num_frames for stream in (good, bad)] == [3, 1]
+        engine.open()
 
 
 def test_push_waits_if_the_policy_is_block():

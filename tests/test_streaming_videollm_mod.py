@@ -8,6 +8,7 @@ import json
 import random
 import threading
 import time
+import weakref
 from typing import NamedTuple
 
 import pytest
@@ -730,6 +731,45 @@ def test_refuses(call, message):
         call(session)
 
 
+def test_a_frame_that_the_encoder_cannot_take_is_refused_before_it():
+    model, processor = scripted([], [])
+    processor.video_processor.do_resize = False  # the camera has the model's size
+    session = model.stream(processor, system_prompt=SYSTEM)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="must be 32 x 32 pixels, got 40 x 36"):
+            session.push(random_frames(2, size=(40, 36)))
+        session.push(random_frames(2))
+    assert model.text == beginning() + "F,F,F,F" and session.time == 1.5
+
+
+@pytest.mark.parametrize("vision", ["dinov2", "siglip2_vision_model"])
+def test_the_first_frame_gives_the_size_if_the_encoder_takes_several(vision):
+    processor = tiny_processor()
+    processor.video_processor.do_resize = False
+    model = tiny_model(vision=vision, frame_token_cls=vision == "dinov2")
+    for size, other in (((32, 32), (40, 48)), ((40, 48), (32, 32))):
+        session = model.stream(processor, max_new_tokens=1)
+        session.push(random_frames(2, size=size))
+        with pytest.raises(ValueError, match="must be {} x {} pixels, got {} x {}".format(*size, *other)):
+            session.push(random_frames(1, size=other))
+        session.push(random_frames(1, size=size))
+        assert session.num_frames == 3
+
+
+def test_push_keeps_no_pixels_while_the_model_speaks(monkeypatch):
+    model, processor = scripted([1], ["A ball."])
+    kept, at_work, resize, run = [], [], processor.resize_frames, StreamingSession._run
+
+    def resized(*args):
+        pixels = resize(*args)
+        kept.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr(processor, "resize_frames", resized)
+    monkeypatch.setattr(StreamingSession, "_run", lambda s: at_work.append(kept[-1]()) or run(s))
+    assert len(model.stream(processor).push(random_frames(20))) == 1 and at_work == [None]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -806,6 +846,11 @@ def test_narration_has_a_default_query():
 # ------------------------------------------------------------------------------------------------------ frame rates
 
 
+def numbered(begin, end):
+    """Frames (frames, channels, height, width) that show their number."""
+    return torch.arange(begin, end)[:, None, None, None].expand(-1, 3, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("source_fps", "fps", "expected"),
     [
@@ -822,16 +867,16 @@ def test_frames_at_the_rate_of_their_source(source_fps, fps, expected, together)
     session = tiny_model().stream(tiny_processor(), fps=fps, source_fps=source_fps)
     seen = []
     for begin in range(0, 20, together):
-        frames, times = session.sample(torch.arange(begin, min(begin + together, 20)), None)
-        seen += zip(frames.tolist(), times, strict=True)
+        frames, times = session.sample(numbered(begin, min(begin + together, 20)), None)
+        seen += zip(frames[:, 0, 0, 0].tolist(), times, strict=True)
     assert [index for index, _ in seen] == list(expected)
     assert [time for _, time in seen] == pytest.approx(list(expected.values()))
 
 
 def test_a_slow_source_shows_a_frame_at_several_ticks():
     session = tiny_model().stream(tiny_processor(), fps=4, source_fps=2)
-    frames, times = session.sample(torch.arange(2), None)
-    assert (frames.tolist(), times) == ([0, 0, 1, 1], [0.0, 0.25, 0.5, 0.75])
+    frames, times = session.sample(numbered(0, 2), None)
+    assert (frames[:, 0, 0, 0].tolist(), times) == ([0, 0, 1, 1], [0.0, 0.25, 0.5, 0.75])
 
 
 def test_frames_with_a_time_are_all_seen():
