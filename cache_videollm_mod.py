@@ -3,9 +3,11 @@
 """Key/value cache whose layers differ in length: routed layers hold only text and kept frame tokens."""
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -20,6 +22,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 # Entries that a layer with a capacity makes room for at first. When they are full, the room doubles.
 _FIRST_ROOM = 4096
 
+# Evictions let positions grow. Beyond this one they start again from 0: a float32 angle there is wrong by up to 2**-9,
+# which is as much as bfloat16 rounds.
+MAX_OFFSET = 2**16
+
 # The name of a cache in arguments and outputs of Transformers: `past_key_values` up to 5.23, `cache` since.
 CACHE_NAME = next(x.name for x in fields(BaseModelOutputWithPast) if x.name in ("cache", "past_key_values"))
 
@@ -29,6 +35,14 @@ def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | Non
     if cache is not None and past_key_values is not None:
         raise ValueError("Give only `cache`: `past_key_values` is its name up to Transformers 5.23.")
     return past_key_values if cache is None else cache
+
+
+class TokenRun(NamedTuple):
+    """Tokens that stand together in a sequence, for [`~VideoLLMMoDCache.evict`]."""
+
+    num_tokens: int
+    num_frames: int = 0  # complete ones among the tokens
+    stays: bool = True
 
 
 class VideoLLMMoDStaticLayer(StaticLayer):
@@ -78,7 +92,7 @@ class VideoLLMMoDDynamicLayer(DynamicLayer):
     def resize(self, length: int) -> None:
         """Let keys and values be the first `length` entries of the buffers."""
         self.keys, self.values = (buffer[:length].permute(1, 2, 0, 3) for buffer in self.buffers)
-        self.is_initialized = True
+        self.is_initialized, self.device = True, self.keys.device
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -169,11 +183,11 @@ class RoutedDynamicLayer(PositionsMixin, VideoLLMMoDDynamicLayer):
         """Replace the positions by these, (batch, length)."""
         self.positions = positions
 
-    def truncate_before(self, position: int, length: int) -> None:
-        """Keep the first `length` entries, and turn those at or past `position` into filler."""
-        kept = self.positions[:, :length]
-        self.positions = kept.masked_fill(kept >= position, -1)
-        self.truncate(length)
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` entries."""
+        if self.is_initialized:
+            self.positions = self.positions[:, :length]
+        super().truncate(length)
 
 
 class RoutedStaticLayer(PositionsMixin, VideoLLMMoDStaticLayer):
@@ -208,11 +222,11 @@ class RoutedStaticLayer(PositionsMixin, VideoLLMMoDStaticLayer):
         self.positions.fill_(-1)
         self.positions[:, : positions.shape[1]] = positions
 
-    def truncate_before(self, position: int, length: int) -> None:
-        """Keep the first `length` entries, and turn those at or past `position` into filler."""
-        past = torch.arange(self.max_cache_len, device=self.positions.device) >= length
-        self.positions.masked_fill_(past | (self.positions >= position), -1)
-        self.truncate(length)
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` entries."""
+        if self.is_initialized:
+            self.positions[:, length:].fill_(-1)
+        super().truncate(length)
 
 
 class VideoLLMMoDCache(Cache):
@@ -224,7 +238,7 @@ class VideoLLMMoDCache(Cache):
 
     Args:
         num_layers (`int`): Number of decoder layers.
-        routed_layers (`Collection[int]`, *optional*, defaults to `()`): Indices of routed layers.
+        routed_layers (`Mapping[int, int]`, *optional*): For each routed layer, how many tokens of a frame it skips.
         max_lengths (`Sequence[int]`, *optional*): Entries to preallocate in each layer. By default layers grow.
         offloading (`bool`, *optional*, defaults to `False`): Whether layers stay on the CPU between uses.
         dtype (`torch.dtype`, *optional*): Dtype of what growing layers store, such as `torch.float8_e4m3fn`; each step
@@ -233,7 +247,7 @@ class VideoLLMMoDCache(Cache):
     Example:
 
     ```python
-    >>> cache = VideoLLMMoDCache(num_layers=4, routed_layers=[1, 3])
+    >>> cache = VideoLLMMoDCache(num_layers=4, routed_layers={1: 8, 3: 8})
     >>> model(**inputs, cache=cache)       # 2 frames of 10 tokens, 2 kept in a routed layer, 5 text tokens
     >>> cache.get_seq_length(), cache.lengths
     (25, [25, 9, 25, 9])
@@ -242,7 +256,7 @@ class VideoLLMMoDCache(Cache):
     def __init__(
         self,
         num_layers: int,
-        routed_layers: Collection[int] = (),
+        routed_layers: Mapping[int, int] | None = None,
         *,
         max_lengths: Sequence[int] | None = None,
         offloading: bool = False,
@@ -252,7 +266,8 @@ class VideoLLMMoDCache(Cache):
             raise ValueError("`dtype` needs layers that grow: leave `max_lengths` out, or use a paged cache.")
         if max_lengths is not None and len(max_lengths) != num_layers:
             raise ValueError(f"`max_lengths` has {len(max_lengths)} lengths for {num_layers} layers: give one each.")
-        is_routed = [layer in routed_layers for layer in range(num_layers)]
+        self.skipped = [(routed_layers or {}).get(layer, 0) for layer in range(num_layers)]
+        is_routed = [count > 0 for count in self.skipped]
         if max_lengths is None:
             kinds = (VideoLLMMoDDynamicLayer, RoutedDynamicLayer)
             layers = [kinds[routed](dtype=dtype) for routed in is_routed]
@@ -262,6 +277,11 @@ class VideoLLMMoDCache(Cache):
         super().__init__(layers=layers, offloading=offloading)
         # A tensor for static layers, so that a compiled step does not specialise on its value.
         self.num_seen: int | torch.Tensor = 0 if max_lengths is None else torch.tensor(0)
+        # Evictions leave later keys as they are: the rotary position of a token is its place plus this offset.
+        self.position_offset: int | torch.Tensor = 0 if max_lengths is None else torch.tensor(0)
+        # For each group of layers, how far evictions have moved the first keys, (entries,) on the host, and these keys
+        # as they were before, (layers, heads, entries, dim). Each move starts from there: roundings do not add up.
+        self._moved: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
         self.has_filler = False  # in a routed layer: attention must mask it
         self.is_grouped = False  # whether attention reads `grouped_mask`, for which see `use_grouped_attention`
         # For each forward pass: its first token, its number of tokens, and which of them are inside a frame.
@@ -274,7 +294,7 @@ class VideoLLMMoDCache(Cache):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all keys and values, including preallocated ones."""
+        """Bytes of all keys and values, including preallocated ones and those that evictions have set aside."""
         return sum(self.num_bytes_by_kind.values())
 
     @property
@@ -286,7 +306,14 @@ class VideoLLMMoDCache(Cache):
             tensors = getattr(layer, "buffers", None) or (layer.keys, layer.values)
             stored = sum(x.nbytes for x in tensors if x is not None) if own is None else own
             kinds["routed" if isinstance(layer, PositionsMixin) else "full"] += stored
+        for (skipped, *_), (_, keys) in self._moved.items():
+            kinds["routed" if skipped else "full"] += keys.nbytes
         return kinds
+
+    @property
+    def next_position(self) -> int | torch.Tensor:
+        """Rotary position of the next token."""
+        return self.num_seen + self.position_offset
 
     def get_seq_length(self, layer_idx: int | None = None) -> int | torch.Tensor:
         """Return the number of tokens seen, or with `layer_idx` the number of entries in that layer."""
@@ -322,12 +349,13 @@ class VideoLLMMoDCache(Cache):
             self._log.append((self.num_seen.clone() if is_static else self.num_seen, num_tokens, inside_frame))
         self.num_seen = self.num_seen.add_(num_tokens) if is_static else self.num_seen + num_tokens
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: int, *, num_frames: int | None = None) -> None:
         """
-        Remove the last `-tokens_to_remove` tokens of the full sequence from every layer.
+        Remove the last `-tokens_to_remove` tokens of the full sequence from every layer. For one row, `num_frames` may
+        say how many complete frames they include; otherwise this waits for the device to count entries.
 
         Raises:
-            `ValueError`: If the number is out of range, or part of a frame would stay: frames are kept as a unit.
+            `ValueError`: If a number is out of range, or part of a frame would stay: frames are kept as a unit.
         """
         num_seen = int(self.num_seen)
         length = num_seen + tokens_to_remove
@@ -335,78 +363,132 @@ class VideoLLMMoDCache(Cache):
             raise ValueError(f"`tokens_to_remove` is {tokens_to_remove}; it must be negative, at least {-num_seen}.")
         if tokens_to_remove == 0:
             return
-        self._crop_log(length)
-        routed = [layer for layer in self.layers if isinstance(layer, PositionsMixin) and layer.positions is not None]
-        counts = torch.stack([layer.count_before(length) for layer in routed]).tolist() if routed else []
-        for layer, count in zip(routed, counts, strict=True):
-            layer.truncate_before(length, count)  # Rows that end before the longest row get filler.
-        self.has_filler = self.has_filler or any(layer.positions.shape[0] > 1 for layer in routed)
-        for layer in self.layers:
-            if not isinstance(layer, PositionsMixin):
-                layer.truncate(length)
-        self._set_seen(length)
+        if num_frames is None:
+            self._refuse_torn_frame(length)
+            lengths = self._count_before(length)
+        else:
+            changes = [tokens_to_remove + num_frames * skipped for skipped in self.skipped]
+            lengths = [max(before + change, 0) for before, change in zip(self.lengths, changes, strict=True)]
+            if max(changes) > 0:
+                raise ValueError(f"The last {-tokens_to_remove} tokens cannot include {num_frames} frames.")
+        for layer, count in zip(self.layers, lengths, strict=True):
+            layer.truncate(count)
+            if isinstance(layer, PositionsMixin) and layer.positions is not None and layer.positions.shape[0] > 1:
+                # Rows that end before the longest row get filler.
+                layer.replace_positions(layer.positions.masked_fill(layer.positions >= length, -1))
+                self.has_filler = True
+        for group, (by, keys) in self._moved.items():
+            count = lengths[self.skipped.index(group[0])]
+            self._moved[group] = by[:count], keys[:, :, :count]
+        log = [(begin, min(count, length - int(begin)), inside) for begin, count, inside in self._log]
+        self._log = [(begin, n, None if x is None else x[:, :n]) for begin, n, x in log if n > 0]
+        self._set("num_seen", length)
 
-    def evict(
-        self, keep: torch.Tensor, rotate: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-    ) -> None:
+    def _count_before(self, position: int) -> list[int]:
+        """Return each layer's number of entries before `position` in the full sequence, in the row that has most."""
+        routed = [layer for layer in self.layers if isinstance(layer, PositionsMixin) and layer.positions is not None]
+        counts = torch.stack([layer.count_before(position) for layer in routed]).tolist() if routed else []
+        known = dict(zip(map(id, routed), counts, strict=True))
+        return [known.get(id(layer), position) for layer in self.layers]
+
+    def evict(self, runs: Sequence[TokenRun], rotation: "KeyRotation | None" = None) -> None:
         """
-        Remove tokens anywhere in the full sequence from every layer; later tokens move up.
+        Remove tokens anywhere in the full sequence from every layer, without waiting for the device. Keys after them
+        stay as they are, and keys before them move closer. New tokens follow at `next_position`.
 
         Args:
-            keep (`torch.BoolTensor` of shape `(tokens seen,)`): False at tokens to remove: all or none of a frame.
-            rotate (`Callable`, *optional*): Function of a layer's index, its keys (batch, heads, length, dim) and the
-                number of positions by which each moves up, (length,), that returns the keys at their new positions.
+            runs (`Sequence[TokenRun]`): The full sequence, in order. All or none of a frame may stay. Later crops must
+                not end within a run that includes frames, unless `num_frames` tells that they do not tear one.
+            rotation ([`KeyRotation`], *optional*): Moves keys. Leave it out if keys have no positions.
 
         Raises:
-            `ValueError`: If the cache has several rows, or `keep` does not have one value per token.
+            `ValueError`: If the cache has several rows, or other tokens and frames than `runs`.
         """
-        num_seen = int(self.num_seen)
-        if keep.shape != (num_seen,):
-            raise ValueError(f"`keep` must have the shape ({num_seen},), got {tuple(keep.shape)}.")
-        moved = (~keep).cumsum(dim=0)
+        self._check_runs(runs)
+        gone = sum(run.num_tokens for run in runs if not run.stays)
+        offset = int(self.position_offset) + gone
+        back = offset if offset > MAX_OFFSET else 0
+        groups: dict[tuple, list[Any]] = defaultdict(list)
         for index, layer in enumerate(self.layers):
-            if not layer.is_initialized:
-                continue
-            if layer.keys.shape[0] > 1:
-                raise ValueError(f"Eviction works on caches of one row; this one has {layer.keys.shape[0]}.")
-            length, device = int(layer.get_seq_length()), layer.keys.device
-            is_routed = isinstance(layer, PositionsMixin)
-            positions = layer.positions[0, :length] if is_routed else torch.arange(length, device=keep.device)
-            positions = positions.to(keep.device)
-            entries = (keep[positions] & (positions >= 0)).nonzero().squeeze(1)
-            positions, by = positions[entries], moved[positions[entries]]
-            keys, values = (x.index_select(2, entries.to(device)) for x in (layer.keys, layer.values))
-            layer.replace(keys if rotate is None else rotate(index, keys, by), values)
-            if is_routed:
-                layer.replace_positions((positions - by)[None].to(layer.positions.device))
-        self._evict_from_log(keep)
-        self._set_seen(int(keep.sum()))
+            if layer.is_initialized:
+                # Between passes, offloaded layers are not on their device.
+                device = layer.keys.device if self.offloading else layer.device
+                is_rotated = rotation is not None and index in rotation.layers
+                groups[self.skipped[index], is_rotated, device].append(layer)
+        for group, layers in groups.items():
+            self._evict_from(group, layers, _find_parts(runs, group[0], back), back, rotation)
+        kept = [run for run in runs if run.stays]
+        inside = {count: torch.arange(count)[None] < count - 1 for count in {run.num_tokens for run in kept}}
+        places = accumulate((run.num_tokens for run in kept), initial=0)
+        self._log = [(p, n, inside[n] if frames else None) for p, (n, frames, _) in zip(places, kept, strict=False)]
+        self._set("num_seen", int(self.num_seen) - gone)
+        self._set("position_offset", offset - back)
 
-    def _set_seen(self, count: int) -> None:
-        self.num_seen = self.num_seen.fill_(count) if isinstance(self.num_seen, torch.Tensor) else count
+    def _check_runs(self, runs: Sequence[TokenRun]) -> None:
+        num_tokens, num_frames = sum(run.num_tokens for run in runs), sum(run.num_frames for run in runs)
+        if num_tokens != int(self.num_seen):
+            raise ValueError(f"`runs` have {num_tokens} tokens; the cache has seen {int(self.num_seen)}.")
+        for index, (layer, skipped) in enumerate(zip(self.layers, self.skipped, strict=True)):
+            length, expected = layer.get_seq_length(), num_tokens - num_frames * skipped
+            # The length of a static layer is on the device.
+            if layer.is_initialized and isinstance(length, int) and length != expected:
+                raise ValueError(f"`runs` have {expected} entries in layer {index}; the cache has {length}.")
 
-    def _evict_from_log(self, keep: torch.Tensor) -> None:
-        log = []
-        before = [0, *keep.cumsum(dim=0).tolist()]
-        for begin, num_tokens, inside in self._log:
-            first, end = int(begin), int(begin) + num_tokens
-            left = before[end] - before[first]
-            if inside is not None and 0 < left < num_tokens:
-                inside = inside[:, keep[first:end].to(inside.device)]
-            if left > 0:
-                begin = begin.fill_(before[first]) if isinstance(begin, torch.Tensor) else before[first]
-                log.append((begin, left, inside))
-        self._log = log
+    def _evict_from(
+        self, group: tuple, layers: list[Any], parts: list["_Part"], back: int, rotation: "KeyRotation | None"
+    ) -> None:
+        """Remove all entries except `parts` from the layers of a group, and move keys, all of them `back`."""
+        (skipped, is_rotated, device), begin, moved = group, 0, [()] * len(layers)
+        if (num_rows := layers[0].keys.shape[0]) > 1:
+            raise ValueError(f"Eviction works on caches of one row; this one has {num_rows}.")
+        if is_rotated:
+            begin, keys = self._move_first(group, layers, parts, back, rotation)
+            moved = [(x,) for x in keys.split(1)]
+        if skipped:
+            shift = to_device(torch.cat([torch.full((x.end - x.begin,), x.removed) for x in parts]), device)
+        for layer, first in zip(layers, moved, strict=True):
+            old_keys, old_values = layer.keys, layer.values
+            keys = [old_keys[:, :, max(x.begin, begin) : x.end] for x in parts if x.end >= begin]
+            if back and is_rotated:
+                keys = [rotation(x, to_device(torch.tensor([-back]), device)).to(x.dtype) for x in keys]
+            values = [old_values[:, :, x.begin : x.end] for x in parts]
+            if skipped:
+                positions = torch.cat([layer.positions[:, x.begin : x.end] for x in parts], dim=1) - shift
+            layer.replace(torch.cat([*first, *keys], dim=2), torch.cat(values, dim=2))
+            if skipped:
+                layer.replace_positions(positions)
 
-    def _crop_log(self, length: int) -> None:
-        log = [entry for entry in self._log if int(entry[0]) < length]
-        begin, num_tokens, inside_frame = log[-1] if log else (0, 0, None)
+    def _move_first(
+        self, group: tuple, layers: list[Any], parts: list["_Part"], back: int, rotation: "KeyRotation"
+    ) -> tuple[int, torch.Tensor]:
+        """Return how many of the old entries move, and the moved keys (layers, heads, entries, dim) that stay."""
+        by, unmoved = self._moved.get(group, (torch.zeros(0, dtype=torch.long), None))
+        known, last = len(by), parts[-1]
+        # Keys after the last removed token stay as they are.
+        end = max(known, last.begin if last.by == -back else last.end)
+        first = [x._replace(end=min(x.end, end)) for x in parts if x.begin < end]
+        old = F.pad(by, (0, end - known))
+        by = torch.cat([by[:0], *(old[x.begin : x.end] + x.by for x in first)])
+        stays = [unmoved[:, :, x.begin : min(x.end, known)] for x in first if x.begin < known]
+        if known < end or not stays:
+            new = [slice(max(x.begin, known), x.end) for x in first if x.end > known] or [slice(0)]
+            keys = [torch.cat([keys[:, :, x] for x in new], dim=2) for keys in (layer.keys for layer in layers)]
+            stays.append(torch.cat(keys))
+        unmoved = torch.cat(stays, dim=2)
+        self._moved[group] = by, unmoved
+        return end, rotation(unmoved, to_device(by, group[-1])).to(unmoved.dtype)
+
+    def _set(self, name: str, count: int) -> None:
+        before = getattr(self, name)
+        setattr(self, name, before.fill_(count) if isinstance(before, torch.Tensor) else count)
+
+    def _refuse_torn_frame(self, length: int) -> None:
+        """Check that the log does not say that a crop to `length` tokens tears a frame, or may do so."""
+        begin, num_tokens, inside_frame = next((x for x in reversed(self._log) if int(x[0]) < length), (0, 0, None))
         kept = length - int(begin)
-        if kept < num_tokens:
-            if inside_frame is not None and bool(inside_frame[:, kept - 1].any()):
-                raise ValueError(f"A crop to {length} tokens would leave part of a frame: crop at its end or in text.")
-            log[-1] = (begin, kept, None if inside_frame is None else inside_frame[:, :kept])
-        elif kept > num_tokens:
+        if kept < num_tokens and inside_frame is not None and bool(inside_frame[:, kept - 1].any()):
+            raise ValueError(f"A crop to {length} tokens would leave part of a frame: crop at its end or in text.")
+        if kept > num_tokens:
             later = [int(entry[0]) for entry in self._log if int(entry[0]) >= length]
             known = [int(begin) + num_tokens, *later[:1]]
             if length not in known:
@@ -414,13 +496,13 @@ class VideoLLMMoDCache(Cache):
                     f"Cannot crop to {length} tokens: compiled steps after token {known[0]} keep no record of frames. "
                     f"Crop to {' or '.join(map(str, known))} tokens."
                 )
-        self._log = log
 
     def reset(self) -> None:
         """Empty all layers."""
         super().reset()
-        self._set_seen(0)
-        self.has_filler, self._log = False, []
+        self._set("num_seen", 0)
+        self._set("position_offset", 0)
+        self.has_filler, self._log, self._moved = False, [], {}
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder rows for beam search."""
@@ -445,28 +527,68 @@ class VideoLLMMoDCache(Cache):
         self._log = [(*entry, None if inside is None else function(inside)) for *entry, inside in self._log]
 
 
-def key_rotation(language_model: Any) -> Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]:
+class _Part(NamedTuple):
+    """Entries that stay, from `begin` to `end`."""
+
+    begin: int
+    end: int
+    removed: int  # tokens removed before them
+    by: int  # by how many positions their keys move
+
+
+def _find_parts(runs: Sequence[TokenRun], skipped: int, back: int) -> list[_Part]:
+    """Return what stays in a layer that skips so many tokens of each frame, if all keys also move `back`."""
+    parts, begin, removed = [_Part(0, 0, 0, 0)], 0, 0
+    for run in runs:
+        end = begin + run.num_tokens - run.num_frames * skipped
+        if not run.stays:
+            removed += run.num_tokens
+        elif parts[-1].removed == removed:
+            parts[-1] = parts[-1]._replace(end=end)
+        else:
+            parts.append(_Part(begin, end, removed, 0))
+        begin = end
+    return [x._replace(by=removed - x.removed - back) for x in parts if x.end > x.begin] or parts[:1]
+
+
+def to_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy numbers of the host to a device, on CUDA asynchronously: torch reuses pinned memory only after the copy."""
+    is_cuda = device.type == "cuda"
+    return (numbers.pin_memory() if is_cuda else numbers).to(device, non_blocking=is_cuda)
+
+
+class KeyRotation:
     """
-    Return the function that moves a layer's rotated keys to earlier positions; see [`~VideoLLMMoDCache.evict`].
+    Moves rotated keys of a language model to other positions; see [`~VideoLLMMoDCache.evict`].
+
+    Attributes:
+        layers (`set[int]`): Indices of the layers that rotate keys.
 
     Raises:
-        `ValueError`: If the language model's rotation depends on the length of the sequence.
+        `ValueError`: If the rotation depends on the length of the sequence.
     """
-    rotary, layers = language_model.rotary_emb, language_model.layers
-    rope_type = getattr(rotary, "rope_type", "default")
-    if rope_type in ("dynamic", "longrope"):
-        raise ValueError(f"Tokens cannot be evicted: positions of type {rope_type!r} depend on the sequence length.")
-    apply_rotary = sys.modules[type(language_model).__module__].apply_rotary_pos_emb
-    scaling = getattr(rotary, "attention_scaling", 1.0)
 
-    def rotate(index: int, keys: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-        if not getattr(layers[index].self_attn, "use_rope", True):
-            return keys
-        exact = keys.float()
-        cos, sin = (x.to(keys.device) / scaling for x in rotary(exact, -by[None].to(rotary.inv_freq.device)))
-        return apply_rotary(exact, exact, cos, sin)[1].to(keys.dtype)
+    def __init__(self, language_model: Any) -> None:
+        check_rotation(language_model.config)
+        self.rotary = language_model.rotary_emb
+        self.layers = {i for i, x in enumerate(language_model.layers) if getattr(x.self_attn, "use_rope", True)}
+        self._apply = sys.modules[type(language_model).__module__].apply_rotary_pos_emb
 
-    return rotate
+    def __call__(self, keys: torch.Tensor, by: torch.LongTensor) -> torch.Tensor:
+        """Return keys (layers, heads, length, dim) in float32, `by` (length,) or (1,) positions later."""
+        exact, scaling = keys.float(), getattr(self.rotary, "attention_scaling", 1.0)
+        cos, sin = (x.to(keys.device) / scaling for x in self.rotary(exact, by[None]))
+        return self._apply(exact[:, :0], exact, cos, sin)[1]
+
+
+def check_rotation(text_config: Any) -> None:
+    """Raise `ValueError` if keys cannot move, since their rotation depends on the length of the sequence."""
+    kind = (getattr(text_config, "rope_parameters", None) or {}).get("rope_type")
+    if kind in ("dynamic", "longrope"):
+        raise ValueError(
+            f"Tokens cannot be evicted, so leave `max_frames` out: rotary positions of type {kind!r} depend on the "
+            "length of the sequence."
+        )
 
 
 def causal_mask(
@@ -528,4 +650,13 @@ def use_grouped_attention(language_model: Any) -> bool:
     return config._attn_implementation.endswith(grouped)
 
 
-__all__ = ["CACHE_NAME", "VideoLLMMoDCache", "key_rotation", "one_cache", "use_grouped_attention"]
+__all__ = [
+    "CACHE_NAME",
+    "KeyRotation",
+    "TokenRun",
+    "VideoLLMMoDCache",
+    "check_rotation",
+    "one_cache",
+    "to_device",
+    "use_grouped_attention",
+]

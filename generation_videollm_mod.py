@@ -214,6 +214,13 @@ class VideoLLMMoDGenerationMixin:
         kwargs |= {CACHE_NAME: cache, "inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration}
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        cache = one_cache(model_kwargs.get("cache"), model_kwargs.get("past_key_values"))
+        position_ids = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        return position_ids + getattr(cache, "position_offset", 0)
+
     @staticmethod
     def create_masks_for_generate(
         attention_mask: torch.Tensor | None = None, cache: Any = None, past_key_values: Any = None, **_: Any

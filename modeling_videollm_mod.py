@@ -24,7 +24,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_available, logging
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_videollm_mod import CACHE_NAME, VideoLLMMoDCache, key_rotation, one_cache
+from .cache_videollm_mod import CACHE_NAME, KeyRotation, TokenRun, VideoLLMMoDCache, one_cache
 from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model, height_and_width
 from .generation_videollm_mod import VideoLLMMoDGenerationMixin
 from .routing_videollm_mod import (
@@ -190,15 +190,17 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         self, *, max_lengths: Sequence[int] | None = None, offloading: bool = False, dtype: torch.dtype | None = None
     ) -> VideoLLMMoDCache:
         """Return an empty key/value cache for this model's layers; see [`VideoLLMMoDCache`]."""
-        layers, routed = self.config.text_config.num_hidden_layers, self.config.routed_layers
+        num_tokens, counts = self.config.frame_num_tokens, enumerate(self.config.layer_keep_counts)
+        routed = {layer: num_tokens - count for layer, count in counts if count < num_tokens}
+        layers = self.config.text_config.num_hidden_layers
         return VideoLLMMoDCache(layers, routed, max_lengths=max_lengths, offloading=offloading, dtype=dtype)
 
-    def evict_tokens(self, cache: VideoLLMMoDCache, keep: torch.BoolTensor) -> None:
+    def evict_tokens(self, cache: VideoLLMMoDCache, runs: Sequence[TokenRun]) -> None:
         """
-        Remove the tokens where `keep` (tokens seen,) is False from a one-row cache; see [`~VideoLLMMoDCache.evict`].
-        Later tokens move up, so an endless stream stays within the positions that the language model was trained for.
+        Remove runs of tokens from a one-row cache; see [`~VideoLLMMoDCache.evict`]. Gaps between tokens are closed, so
+        an endless stream stays within the distances that the language model was trained for.
         """
-        cache.evict(keep, key_rotation(self.base_model.language_model))
+        cache.evict(runs, KeyRotation(self.base_model.language_model))
 
     def estimate_cost(
         self, frames: int, text_tokens: int, *, past_frames: int = 0, past_text_tokens: int = 0

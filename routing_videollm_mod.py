@@ -309,8 +309,9 @@ def find_positions(
         return places - torch.where(begins, places, 0).cummax(dim=1).values
     if attention_mask is not None:
         positions = attention_mask.long().cumsum(dim=1) - 1
-        return positions.clamp(min=0)[:, -layout.sequence_length :].to(device)
-    return (torch.arange(layout.sequence_length, device=device) + num_seen)[None]
+        positions = positions.clamp(min=0)[:, -layout.sequence_length :].to(device)
+        return positions + getattr(cache, "position_offset", 0)
+    return (torch.arange(layout.sequence_length, device=device) + getattr(cache, "next_position", num_seen))[None]
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from .cache_videollm_mod import use_grouped_attention
+from .cache_videollm_mod import TokenRun, check_rotation, use_grouped_attention
 
 
 logger = logging.get_logger(__name__)
@@ -126,26 +126,25 @@ class _Memory:
         """Return how many frames may follow `num_new_text` tokens of text before `forget` must be called again."""
         return 1 if self._excess_text(num_new_text) else self.max_frames - self.num_frames
 
-    def forget(self, num_new_text: int) -> list[tuple[int, int]]:
-        """Make room for a frame after `num_new_text` tokens; return token ranges (begin, end) to evict, in order."""
+    def forget(self, num_new_text: int) -> list[TokenRun]:
+        """Make room for a frame after `num_new_text` tokens; return what the cache must evict, if anything."""
         gone = self._choose(num_new_text)
         if not gone:
             return []
         kept: list[_Piece] = []
-        ranges: list[tuple[int, int]] = []
-        end = 0
+        runs: list[TokenRun] = []
         for index, piece in enumerate(self.pieces):
-            begin, end = end, end + piece.length
             if index in gone:
                 self._count(piece, -1)
-                ranges.append((begin, end))
-            elif piece.separator and not kept[-1].is_frame:
-                ranges.append((begin, begin + piece.separator))
-                kept.append(_Piece(True, piece.length - piece.separator))
-            else:
-                kept.append(piece)
+                runs.append(TokenRun(piece.length, int(piece.is_frame), stays=False))
+                continue
+            if piece.separator and not kept[-1].is_frame:
+                runs.append(TokenRun(piece.separator, stays=False))
+                piece = _Piece(True, piece.length - piece.separator)
+            runs.append(TokenRun(piece.length, int(piece.is_frame)))
+            kept.append(piece)
         self.pieces = kept
-        return ranges
+        return runs
 
     def _choose(self, num_new_text: int) -> set[int]:
         """Return the indices of the pieces to forget: the oldest, except sinks and text before the first frame."""
@@ -194,7 +193,7 @@ class StreamingSession:
         max_new_tokens (`int`, *optional*, defaults to 100): Most tokens of a reply.
         chunk_frames (`int`, *optional*, defaults to 8): Most frames per step. Changes speed and memory, not replies.
         max_frames (`int`, *optional*): Most frames to remember, for streams without end. When it is reached, the
-            oldest frames are evicted from the cache, an eighth of `max_frames` at once, and later tokens move up.
+            oldest frames are evicted from the cache, an eighth of `max_frames` at once, and the gaps are closed.
         sink_frames (`int`, *optional*, defaults to 0): Number of first frames that are never evicted.
         max_text_tokens (`int`, *optional*): Most tokens of text to remember. Beyond it the oldest turns are evicted,
             with the frames before them. The system prompt and text before the first frame stay.
@@ -557,12 +556,9 @@ class StreamingSession:
 
     def _make_room(self, num_new_text: int) -> int:
         """Evict what must go before the next frame; return how many frames may come before the next eviction."""
-        ranges = self._memory.forget(num_new_text)
-        if ranges:
-            keep = torch.ones(int(self.cache.get_seq_length()), dtype=torch.bool)
-            for begin, end in ranges:
-                keep[begin:end] = False
-            self.model.evict_tokens(self.cache, keep)
+        runs = self._memory.forget(num_new_text)
+        if runs:
+            self.model.evict_tokens(self.cache, runs)
         # Evictions must not depend on how many frames are seen at once, or replies would.
         return min(self.chunk_frames, self._memory.room(num_new_text))
 
@@ -583,7 +579,7 @@ class StreamingSession:
     def _unsee(self, frames: list[_Frame]) -> None:
         """Return the newest frames to the queue: the model speaks before they are seen."""
         if frames:
-            self.cache.crop(-self._memory.remove_frames(len(frames)))
+            self.cache.crop(-self._memory.remove_frames(len(frames)), num_frames=len(frames))
             self._waiting.extendleft(reversed(frames))
 
     def _reply(self, time: float, arrival: float, interval_probability: float | None = None) -> Work:
@@ -691,7 +687,9 @@ def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_tex
     if max_frames is None:
         if sink_frames or max_text_tokens is not None:
             raise ValueError("`sink_frames` and `max_text_tokens` need `max_frames`: set it too.")
-    elif not 0 <= sink_frames < max_frames:
+        return
+    check_rotation(config.text_config)
+    if not 0 <= sink_frames < max_frames:
         raise ValueError(f"`sink_frames` is {sink_frames}; it must be less than `max_frames`, {max_frames}.")
     elif max_frames * (num_tokens + 1) > context:
         frames = f"{max_frames}, with {num_tokens} tokens per frame"

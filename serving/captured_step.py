@@ -142,7 +142,7 @@ class Padding:
     def _part(self, ids: list[int], ends: list[int], num_frames: int) -> StreamPart:
         new = {kind: len(ids) - num_frames * (self.frame_tokens - kind) for kind in self.pages}
         pages = {kind: own[: -(-new[kind] // self.page_size)] for kind, own in self.pages.items()}
-        return StreamPart(None, ids, ends, num_frames, 0.0, 0, new, new, pages)
+        return StreamPart(None, ids, ends, num_frames, 0.0, 0, 0, new, new, pages)
 
 
 def pad(plan: StepPlan, shape: StepShape, padding: Padding, most_pages: dict[int, int]) -> StepPlan:

@@ -36,7 +36,8 @@ class StreamPart:
         ends (`list[int]`): Indices of the tokens after which the stream needs a decision.
         num_frames (`int`): Number of new frames.
         threshold (`float`): Interval threshold.
-        num_seen (`int`): Number of tokens that the stream has seen before.
+        num_seen (`int`): Number of tokens in the stream's cache.
+        next_position (`int`): Rotary position of the first new token.
         new (`dict[int, int]`): For each kind of layer, the number of new entries.
         lengths (`dict[int, int]`): For each kind, the number of entries, including the new ones.
         pages (`dict[int, list[int]]`): For each kind, the pages of these entries.
@@ -48,6 +49,7 @@ class StreamPart:
     num_frames: int
     threshold: float
     num_seen: int
+    next_position: int
     new: dict[int, int]
     lengths: dict[int, int]
     pages: dict[int, list[int]]
@@ -79,7 +81,8 @@ class StepPlan:
         ids (`list[int]`): Tokens of the row.
         ends (`list[int]`): Indices in the row of the tokens after which a stream needs a decision.
         thresholds (`list[float]`): Interval threshold of each of `ends`.
-        positions (`list[int]`): Position of each token in its own stream.
+        positions (`list[int]`): Rotary position of each token in its own stream.
+        places (`list[int]`): Index of each token among those in its stream's cache.
         entries (`dict[int, EntryPlan]`): For each kind of layer, where the streams' entries lie.
         bounds ([`StepBounds`], *optional*): Bounds of a captured step.
     """
@@ -89,15 +92,16 @@ class StepPlan:
     ends: list[int]
     thresholds: list[float]
     positions: list[int]
+    places: list[int]
     entries: dict[int, EntryPlan]
     bounds: StepBounds | None = None
 
     def numbers(self) -> list[Numbers]:
-        """Return all numbers that the device needs: `ids`, `ends`, `thresholds`, `positions`, then the entries."""
+        """Return the numbers that the device needs: `ids`, `ends`, `thresholds`, `positions`, `places`, entries."""
         row = [(self.ids, torch.long), (self.ends, torch.long), (self.thresholds, torch.float32)]
         columns = {} if self.bounds is None else self.bounds.most_pages
         entries = [numbers for kind, entry in self.entries.items() for numbers in entry.numbers(columns.get(kind))]
-        return [*row, (self.positions, torch.long), *entries]
+        return [*row, (self.positions, torch.long), (self.places, torch.long), *entries]
 
 
 def plan_step(
@@ -124,6 +128,7 @@ def plan_step(
                 num_frames=step.num_frames,
                 threshold=default_threshold if threshold is None else threshold,
                 num_seen=cache.get_seq_length(),
+                next_position=cache.next_position,
                 new=new,
                 lengths=lengths,
                 pages={k: cache.tables[k].pages[: -(-length // pool.page_size)] for k, length in lengths.items()},
@@ -140,7 +145,8 @@ def lay_out(parts: list[StreamPart], page_size: int, bounds: StepBounds | None =
         ids=[token for part in parts for token in part.ids],
         ends=[begin + end for begin, part in zip(begins, parts, strict=False) for end in part.ends],
         thresholds=[part.threshold for part in parts for _ in part.ends],
-        positions=[part.num_seen + index for part in parts for index in range(len(part.ids))],
+        positions=[part.next_position + index for part in parts for index in range(len(part.ids))],
+        places=[part.num_seen + index for part in parts for index in range(len(part.ids))],
         entries={
             kind: EntryPlan(
                 new=[part.new[kind] for part in parts],
@@ -227,7 +233,7 @@ class PackedCaches:
         numbers ([`DeviceNumbers`]): The plan's numbers, on the device.
 
     Attributes:
-        ids, ends, thresholds, positions (`torch.Tensor`): The lists of the plan.
+        ids, ends, thresholds, positions, places (`torch.Tensor`): The lists of the plan.
         entries (`dict[int, PackedEntries]`): For each kind of layer, where the streams' entries lie.
     """
 
@@ -238,7 +244,7 @@ class PackedCaches:
         self.pool, self._numbers = pool, numbers
         self._early: dict[int, torch.Tensor] = {}
         tensors = iter(numbers.tensors)
-        self.ids, self.ends, self.thresholds, self.positions = islice(tensors, 4)
+        self.ids, self.ends, self.thresholds, self.positions, self.places = islice(tensors, 5)
         bounds = {} if plan.bounds is None else {"most_new": plan.bounds.most_new, "is_captured": True}
         self.entries = {
             kind: PackedEntries(entry, list(islice(tensors, 6)), **bounds) for kind, entry in plan.entries.items()
@@ -274,7 +280,7 @@ class PackedCaches:
         slots = self.entries[self.pool.kinds[layer_idx]].slots
         new = [key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)]
         if pages[2] is not None:
-            new.append(self.positions[self._early.pop(layer_idx)[0]])
+            new.append(self.places[self._early.pop(layer_idx)[0]])
         for stored, state in zip(pages, new, strict=False):
             write_pages(stored, slots, state)
         return key_states, value_states

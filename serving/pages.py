@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from ..cache_videollm_mod import PositionsMixin, VideoLLMMoDCache
+from ..cache_videollm_mod import PositionsMixin, VideoLLMMoDCache, to_device
 
 
 class OutOfPagesError(RuntimeError):
@@ -175,7 +175,7 @@ class _PageTable:
     def __init__(self, pool: VideoLLMMoDPagePool, kind: int) -> None:
         self.pool, self.kind = pool, kind
         self.pages: list[int] = []
-        self._slots: tuple[Any, torch.Tensor] | None = None
+        self._slots: tuple[int, int, torch.Tensor] | None = None
 
     def make_room(self, length: int) -> None:
         """Take the pages that are missing for `length` entries."""
@@ -196,22 +196,17 @@ class _PageTable:
 
     def slots(self, begin: int, end: int, device: torch.device) -> torch.LongTensor:
         """Return the slots of entries `begin` to `end` in the flattened pages."""
-        # All layers of the kind ask for the same slots, one after another.
-        wanted = (begin, end, device)
-        if self._slots is None or self._slots[0] != wanted:
+        # All layers of the kind ask for the same slots, or the first of them, one after another.
+        known = self._slots
+        if known is None or not known[0] <= begin <= end <= known[1] or known[2].device != device:
             size, strip = self.pool.page_size, self.strip
             if strip is not None:
                 slots = torch.arange(strip + begin, strip + end, device=device)
             else:
-                slots = _to_device([self.pages[i // size] * size + i % size for i in range(begin, end)], device)
-            self._slots = (wanted, slots)
-        return self._slots[1]
-
-
-def _to_device(numbers: Sequence[int], device: torch.device) -> torch.LongTensor:
-    """Copy numbers to a device, on CUDA asynchronously: torch reuses pinned memory only after the copy."""
-    is_cuda = device.type == "cuda"
-    return torch.tensor(numbers, dtype=torch.long, pin_memory=is_cuda).to(device, non_blocking=is_cuda)
+                slots = [self.pages[i // size] * size + i % size for i in range(begin, end)]
+                slots = to_device(torch.tensor(slots, dtype=torch.long), device)
+            self._slots = known = (begin, end, slots)
+        return known[2][begin - known[0] : end - known[0]]
 
 
 def _release_all(tables: Sequence[_PageTable]) -> None:
@@ -319,7 +314,7 @@ class PagedLayer(CacheLayerMixin):
         strip = self.table.strip
         if strip is not None:
             return read_strip(pages, strip, self.length, self.dtype)
-        table = _to_device(self.table.pages, pages.device)
+        table = to_device(torch.tensor(self.table.pages), pages.device)
         return read_pages(pages, table, self.dtype).flatten(0, 1)[: self.length].transpose(0, 1)[None]
 
     def _write(self, begin: int, keys: torch.Tensor, values: torch.Tensor, *more: torch.Tensor) -> None:
@@ -355,10 +350,6 @@ class RoutedPagedLayer(PositionsMixin, PagedLayer):
         """Replace all positions by these, (1, length)."""
         pages = self.pool.layers[self.layer][2]
         write_pages(pages, self.table.slots(0, positions.shape[1], pages.device), positions[0])
-
-    def truncate_before(self, _position: int, length: int) -> None:
-        """Keep the first `length` entries."""
-        self.truncate(length)
 
     def copy_from(self, other: "RoutedPagedLayer") -> None:
         """Copy the entries of the same layer of another stream."""
@@ -398,6 +389,7 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
         self.tables = {kind: _PageTable(pool, kind) for kind in pool.num_pages}
         # A cache that is garbage-collected, such as a fork's, gives its pages back.
         weakref.finalize(self, _release_all, list(self.tables.values()))
+        self.skipped = [pool.num_tokens - kind for kind in pool.kinds]
         self.layers = [
             (RoutedPagedLayer if kind < pool.num_tokens else PagedLayer)(pool, layer, self.tables[kind])
             for layer, kind in enumerate(pool.kinds)
@@ -454,6 +446,7 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
         for mine, theirs in zip(twin.layers, self.layers, strict=True):
             mine.copy_from(theirs)
         twin.num_seen, twin._log = self.num_seen, list(self._log)
+        twin.position_offset, twin._moved = self.position_offset, dict(self._moved)
         return twin
 
 

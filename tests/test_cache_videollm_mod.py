@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model
+from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model, token_runs
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.bias import CausalBias
 from torch.testing import assert_close
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from videollm_mod import VideoLLMMoDCache
-from videollm_mod.cache_videollm_mod import grouped_attention_forward, use_grouped_attention
+from videollm_mod.cache_videollm_mod import TokenRun, grouped_attention_forward, use_grouped_attention
 
 
 RUNS = [2, 1, 2]
@@ -231,11 +231,12 @@ def test_after_eviction_logits_equal_those_of_the_kept_tokens(text, scheme, stat
     keep = torch.ones(ids.shape[1], dtype=torch.bool)
     keep[frames[1]] = keep[frames[1, 0] - 1] = False  # a frame in the middle of a run, and what stood before it
     keep[frames[4]] = keep[2] = False
+    runs = token_runs(model.config, ids, keep)
     cache = model.new_cache(max_lengths=[200] if static else None)
     with torch.no_grad():
         model(input_ids=ids, frame_features=features, cache=cache)
-        assert not torch.equal(next_logits(model, cache), next_logits(model, _evicted(model, cache, keep)))
-        model.evict_tokens(cache, keep)
+        assert not torch.equal(next_logits(model, cache), next_logits(model, _evicted(model, cache, runs)))
+        model.evict_tokens(cache, runs)
         expected = model.new_cache()
         model(input_ids=ids[:, keep], frame_features=features[:, [0, 2, 3]], cache=expected)
         assert int(cache.get_seq_length()) == int(keep.sum()) and cache.lengths == expected.lengths
@@ -250,9 +251,9 @@ def test_after_eviction_logits_equal_those_of_the_kept_tokens(text, scheme, stat
             expected.crop(-more["input_ids"].shape[1])
 
 
-def _evicted(model, cache, keep):
+def _evicted(model, cache, runs):
     cache = copy.deepcopy(cache)
-    model.evict_tokens(cache, keep)
+    model.evict_tokens(cache, runs)
     return cache
 
 
@@ -261,7 +262,7 @@ def test_crop_refuses_to_split_a_frame_after_eviction():
     keep = torch.ones(ids.shape[1], dtype=torch.bool)
     frames = (ids[0] == model.config.frame_token_id).nonzero().squeeze(1).view(5, FRAME)
     keep[frames[0]] = False
-    model.evict_tokens(cache, keep)
+    model.evict_tokens(cache, token_runs(model.config, ids, keep))
     with pytest.raises(ValueError, match="would leave part of a frame"):
         cache.crop(int(frames[4, 3]) - ids.shape[1])
     cache.crop(int(frames[4, 9]) + 1 - ids.shape[1])
@@ -271,13 +272,16 @@ def test_crop_refuses_to_split_a_frame_after_eviction():
 def test_eviction_refuses_several_rows_and_wrong_shapes():
     model, cache, ids, _ = filled(batch=2)
     with pytest.raises(ValueError, match="caches of one row; this one has 2"):
-        model.evict_tokens(cache, torch.ones(ids.shape[1], dtype=torch.bool))
-    with pytest.raises(ValueError, match="must have the shape"):
-        model.evict_tokens(cache, torch.ones(3, dtype=torch.bool))
+        model.evict_tokens(cache, token_runs(model.config, ids, torch.ones(ids.shape[1])))
+    with pytest.raises(ValueError, match=f"`runs` have 3 tokens; the cache has seen {ids.shape[1]}"):
+        model.evict_tokens(cache, [TokenRun(3)])
+    model, cache, ids, _ = filled()
+    with pytest.raises(ValueError, match="`runs` have 37 entries in layer 0; the cache has 29"):
+        model.evict_tokens(cache, [TokenRun(ids.shape[1], 4)])
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     model = tiny_model(text_overrides={"rope_parameters": rope})
-    with pytest.raises(ValueError, match="type 'dynamic' depend on the sequence length"):
-        model.evict_tokens(model.new_cache(), torch.ones(0, dtype=torch.bool))
+    with pytest.raises(ValueError, match="type 'dynamic' depend on the length"):
+        model.evict_tokens(model.new_cache(), [])
 
 
 def test_a_growing_cache_in_eight_bits():
@@ -292,10 +296,9 @@ def test_a_growing_cache_in_eight_bits():
     assert exact.lengths == rounded.lengths and exact.num_bytes == 2 * rounded.num_bytes
     assert torch.equal(rounded.layers[0].keys.float(), exact.layers[0].keys.to(torch.float8_e4m3fn).float())
     rounded.crop(-4)
-    keep = torch.ones(int(rounded.get_seq_length()), dtype=torch.bool)
-    keep[5:16] = False
-    model.evict_tokens(rounded, keep)
-    assert rounded.layers[0].keys.dtype == torch.float8_e4m3fn and rounded.lengths[0] == len(keep) - 11
+    later = int(rounded.get_seq_length()) - 16
+    model.evict_tokens(rounded, [TokenRun(5), TokenRun(11, 1, stays=False), TokenRun(later, 3)])
+    assert rounded.layers[0].keys.dtype == torch.float8_e4m3fn and rounded.lengths[0] == later + 5
     with pytest.raises(ValueError, match="`dtype` needs layers that grow"):
         model.new_cache(max_lengths=[10] * 4, dtype=torch.float8_e4m3fn)
 
@@ -321,14 +324,14 @@ def test_a_preallocated_cache_equals_a_growing_one(scheme, dtype):
         inputs = {"input_ids": dialogue_ids(model.config, runs, seed=step)}
         if runs:
             inputs["frame_features"] = random_features(model.config, sum(runs), seed=step)
-        keep = torch.ones(int(caches[0].get_seq_length()) + inputs["input_ids"].shape[1], dtype=torch.bool)
-        keep[1:3] = False
+        num_tokens, frames = int(caches[0].get_seq_length()) + inputs["input_ids"].shape[1], [3, 3, 4][step]
+        runs = [TokenRun(1), TokenRun(1, stays=False), TokenRun(num_tokens - 2, frames)]
         with torch.no_grad():
             growing, preallocated = (model(**inputs, cache=cache).logits for cache in caches)
             assert_close(preallocated, growing, atol=1e-5, rtol=1e-4)
             for cache in caches:
-                model.evict_tokens(cache, keep)
-                cache.crop(-3)
+                model.evict_tokens(cache, runs)
+                cache.crop(-3, num_frames=0)
     assert caches[0].lengths == caches[1].lengths
     for grown, layer in zip(caches[0].layers, caches[1].layers, strict=True):
         if layer.is_initialized:
@@ -339,18 +342,18 @@ def test_a_preallocated_cache_equals_a_growing_one(scheme, dtype):
 def test_preallocated_layers_keep_their_addresses_until_they_are_full():
     model = tiny_model()
     cache, ids = with_room(model, 70), dialogue_ids(model.config, [2, 1])
-    keep = torch.ones(ids.shape[1], dtype=torch.bool)
-    keep[5:25] = False
     buffers = []
     with torch.no_grad():
-        for _ in range(3):
+        for step in range(3):
+            runs = [TokenRun(int(cache.get_seq_length()) + 5, step), TokenRun(21, 2, stays=False), TokenRun(18, 1)]
             model(input_ids=ids, frame_features=random_features(model.config, 3), cache=cache)
             buffers.append([layer.buffers for layer in cache.layers])
-            model.evict_tokens(cache, torch.cat([keep, torch.ones(int(cache.get_seq_length()) - len(keep)).bool()]))
-            cache.crop(-4)
-    assert cache.num_bytes == sum(2 * len(layer.buffers[0]) * 2 * 8 * 4 for layer in cache.layers)
+            model.evict_tokens(cache, runs)
+            cache.crop(-4, num_frames=0)
+    moved = sum(keys.nbytes for _, keys in cache._moved.values())  # as they were before evictions
+    assert cache.num_bytes == moved + sum(2 * len(layer.buffers[0]) * 2 * 8 * 4 for layer in cache.layers)
     rooms = [[len(layer[0]) for layer in step] for step in buffers]
-    assert rooms == [[70] * 4, [70] * 4, [4096, 70, 4096, 70]]  # the last step needs 84 entries in full layers
+    assert rooms == [[70] * 4, [70] * 4, [4096, 70, 4096, 70]]  # the last step needs 82 entries in full layers
     for layer, before, after in zip(cache.layers, *buffers[1:], strict=True):
         assert layer.keys.data_ptr() == after[0].data_ptr() and buffers[0][0][0].shape[1:] == (1, 2, 8)
         assert (before[0] is after[0]) == (len(after[0]) == 70)

@@ -25,7 +25,7 @@ def test_a_padded_plan_has_the_numbers_of_its_shape():
 
     def part(stream, ids, ends, num_frames):
         new = {kind: len(ids) - num_frames * (2 - kind) for kind in (1, 2)}
-        return StreamPart(stream, ids, ends, num_frames, 0.5, 0, new, new, {1: [1], 2: [1]})
+        return StreamPart(stream, ids, ends, num_frames, 0.5, 0, 0, new, new, {1: [1], 2: [1]})
 
     plan = lay_out([part(0, [5], [0], 0), part(1, [9, 8, 8], [2], 1), part(2, [6, 8, 8, 9, 8, 8], [2, 5], 2)], 16)
     shape = StepShape(seeing=2, frames=2, speaking=2, reading=4)

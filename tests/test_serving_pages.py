@@ -11,6 +11,7 @@ from tiny import SCHEMES, HostAndDevice, dialogue_ids, random_features, tiny_mod
 from torch.testing import assert_close
 
 from videollm_mod import cache_videollm_mod
+from videollm_mod.cache_videollm_mod import TokenRun
 from videollm_mod.serving import pages
 from videollm_mod.serving.pages import OutOfPagesError, VideoLLMMoDPagedCache, new_page_pool
 
@@ -74,7 +75,8 @@ def test_growing_a_paged_cache_never_synchronises(scheme):
         between.append(VideoLLMMoDPagedCache(pool))
         between[-1].reserve(1, 1)
     # In scattered pages the host sends the slots of entries, and does not wait for the copy.
-    assert asked[::2] == [set()] * 3 and asked[-1] == {("pages._to_device", "lift_fresh")}
+    assert asked[::2] == [set()] * 3
+    assert asked[-1] == {("pages.slots", "lift_fresh"), ("pages._read", "lift_fresh")}
     with HostAndDevice(cache_videollm_mod, pages) as mode:
         caches[0].crop(-1)
     assert mode.found  # cropping asks the device
@@ -103,10 +105,9 @@ def test_a_paged_cache_works_like_a_growing_one(scheme, reserved):
             assert cache.lengths == other.lengths
             for x in (cache, other):
                 x.crop(-4)
-            keep = torch.ones(int(other.get_seq_length()), dtype=torch.bool)
-            keep[5:27] = False  # two frames and the separator between them
+            runs = [TokenRun(5), TokenRun(21, 2, stays=False), TokenRun(int(other.get_seq_length()) - 26, 6)]
             for x in (cache, other):
-                model.evict_tokens(x, keep)
+                model.evict_tokens(x, runs)
             assert cache.lengths == other.lengths
             ids = dialogue_ids(model.config, [], seed=3)
             logits, expected = (model(input_ids=ids, cache=x).logits for x in (copy.deepcopy(cache), other))

@@ -51,7 +51,7 @@ def test_results_are_those_of_each_stream_without_padding():
     """The row is in another order than the streams, and dummy streams lie between them."""
 
     def part(stream, num_frames, num_ends):
-        return StreamPart(stream, [5] * 4, list(range(num_ends)), num_frames, 0.5, 0, {2: 4}, {2: 4}, {2: [0]})
+        return StreamPart(stream, [5] * 4, list(range(num_ends)), num_frames, 0.5, 0, 0, {2: 4}, {2: 4}, {2: [0]})
 
     plan = lay_out([part(1, 2, 2), part(None, 1, 1), part(0, 0, 1), part(2, 1, 1)], page_size=16)
     index = torch.arange(5.0)

@@ -402,11 +402,12 @@ def watch_endless_stream(num_frames, *, model=None, **options):
             inside = inside + 1 if is_frame else 0
         return forward(input_ids, cache=cache, frame_features=frame_features, **kwargs)
 
-    def evicted(cache, keep):
+    def evicted(cache, runs):
         del held[int(cache.get_seq_length()) :]
         before.append(list(held))
-        held[:] = [token for token, stays in zip(held, keep.tolist(), strict=True) if stays]
-        evict(cache, keep)
+        keep = [run.stays for run in runs for _ in range(run.num_tokens)]
+        held[:] = [token for token, stays in zip(held, keep, strict=True) if stays]
+        evict(cache, runs)
 
     model.forward, model.evict_tokens = fed, evicted
     # An untrained model would speak at every frame.
@@ -976,14 +977,13 @@ def test_evictions_equal_a_slow_reference(interval):
         sinks, limit = draw.randrange(most), draw.choice([None, 1, 10, 40, 90])
         memory, pieces, num_new_text = _Memory(most, sinks, limit), [], draw.randint(1, 20)
         for _ in range(60):
-            ranges = memory.forget(num_new_text)
+            runs = memory.forget(num_new_text)
             stays = kept_slowly(pieces, num_new_text, most, sinks, limit)
             expected = [kept for kept, (_, length) in zip(stays, pieces, strict=True) for _ in range(length)]
-            keep = [True] * len(expected)
-            for begin, end in ranges:
-                keep[begin:end] = [False] * (end - begin)
-            assert keep == expected
-            evictions += bool(ranges)
+            keep = [run.stays for run in runs for _ in range(run.num_tokens)]
+            assert (keep or [True] * len(expected)) == expected
+            assert sum(run.num_frames for run in runs) in (0, sum(kind == "frame" for kind, _ in pieces))
+            evictions += bool(runs)
             pieces = [piece for piece, kept in zip(pieces, stays, strict=True) if kept]
             room = memory.room(num_new_text)
             text = num_new_text + sum(length for kind, length in pieces if kind == "text")

@@ -25,6 +25,7 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     VideoLLMMoDVideoProcessor,
 )
+from videollm_mod.cache_videollm_mod import TokenRun
 from videollm_mod.train.checkpoint_files import checkpoint_files
 
 
@@ -195,6 +196,16 @@ def dialogue_ids(config: VideoLLMMoDConfig, runs: list[int], *, seed: int = 0) -
             ids += (interval if index else []) + frame
         ids += text(4)
     return torch.tensor([ids])
+
+
+def token_runs(config: VideoLLMMoDConfig, ids: torch.LongTensor, keep: torch.BoolTensor) -> list[TokenRun]:
+    """Return what to give `evict_tokens` so that tokens (1, sequence) stay where `keep` (sequence,) is True."""
+    runs, place, tokens = [], 0, ids[0].tolist()
+    while place < len(tokens):
+        is_frame = tokens[place] == config.frame_token_id
+        runs.append(TokenRun(config.frame_num_tokens if is_frame else 1, int(is_frame), bool(keep[place])))
+        place += runs[-1].num_tokens
+    return runs
 
 
 def random_features(config: VideoLLMMoDConfig, frames: int, *, batch: int = 1, seed: int = 0) -> torch.Tensor:
