@@ -6,7 +6,7 @@ VIDEO ?=
 QUERY ?=
 MODEL ?=
 
-.PHONY: narrate space test train checkpoint release-check clean
+.PHONY: narrate space test train gpu checkpoint release-check clean
 
 narrate: $(VENV)/.installed
 	@for video in $(if $(VIDEO),"$(VIDEO)",samples/*.mp4); do \
@@ -27,6 +27,18 @@ test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 # Run two minutes of the embedded checkpoint's recipe from nothing, and print a table before and after.
 train: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size quick
+
+# Measure what only a GPU can tell, in at most nine minutes, without a network. The Python that has PyTorch runs it, since
+# nothing can be installed on some machines; a link makes the checkout the package. A second run continues the first.
+OUT ?= outputs/gpu
+MINUTES ?= 9
+ARGS ?=
+gpu: PACKAGE := $(shell mktemp -d)
+gpu:
+	ln -s "$(CURDIR)" $(PACKAGE)/videollm_mod
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(PACKAGE) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) \
+		benchmarks/gpu.py --minutes $(MINUTES) --out "$(OUT)" $(ARGS)
+	rm -r $(PACKAGE)
 
 # Train the embedded checkpoint from nothing; write it, its page in docs/ and its samples. The samples are the first two
 # test clips with at least five events of at least four kinds.

@@ -262,9 +262,11 @@ class SessionWatcher(Watcher):
         context: int,
         *,
         runner: str = "session",
+        max_frames: int | None = None,
         cache_dtype: torch.dtype | None = None,
     ) -> None:
-        options = session_options(runner, max_frames=context + TOGETHER, max_text_tokens=64)
+        most = context + TOGETHER if max_frames is None else max_frames
+        options = session_options(runner, max_frames=most, max_text_tokens=64)
         # Steps are given as frame features and tokens, so the session needs no processor.
         self.session = model.stream(None, system_prompt="", cache_dtype=cache_dtype, **options)
         fill_cache(self.session.cache, model, context)

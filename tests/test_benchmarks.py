@@ -11,6 +11,7 @@ from pathlib import Path
 
 import common
 import frame_latency
+import gpu
 import memory
 import pytest
 import torch
@@ -271,3 +272,64 @@ def test_a_training_step_of_every_kind(tmp_path):
     assert [training.compared(row, rows) for row in rows if row.scheme == "full"] == [(1, 1, 0)] * 4
     # Without a measurement of full compute there is nothing to compare with.
     assert training.compared(rows[1], rows[1:3]) is None and "| - |" in training.table(rows[1:3], "cpu")
+
+
+def test_everything_that_needs_a_gpu_is_measured_part_by_part(tmp_path, monkeypatch, capsys):
+    def run_gpu(*parts, minutes=5):
+        given = ["--device", "cpu", "--shape", "tiny", "--tokens", 10, "--minutes", minutes, "--out", tmp_path]
+        given += ["--schemes", "all_deep", "full", "--parts", *parts]
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, given)])
+        monkeypatch.setattr(gpu, "STARTED", gpu.clock.monotonic())
+        gpu.main()
+        return json.loads((tmp_path / "gpu.json").read_text())["parts"], capsys.readouterr().out
+
+    parts, _ = run_gpu("floors", "sessions", "streams-all_deep", "training")
+    assert list(parts) == ["floors", "sessions", "streams-all_deep", "training"]
+    assert all(part["is_complete"] for part in parts.values())
+    assert {(row["scheme"], row["runner"], row["frames"]) for row in parts["sessions"]["rows"]} == {
+        (scheme, runner, frames)
+        for scheme, runner in (
+            *(("all_deep", "session-preallocated"), ("full", "session-preallocated"), ("full", "plain loop")),
+        )
+        for frames in (2, 4)
+    }
+    assert all(0 < row["p50, ms"] <= row["p99, ms"] for row in parts["sessions"]["rows"])
+    (live,) = parts["streams-all_deep"]["rows"]
+    assert (live["streams"], live["frames seen"], live["dropped"]) == (3, 9, 0) and live["p50, ms"] > 0
+    assert {row["frames"] for row in parts["training"]["rows"]} == {4}
+    assert (tmp_path / "gpu.png").exists() and "| all_deep |" in (tmp_path / "gpu.md").read_text()
+
+    # A run that was stopped measures what it had not.
+    stopped = json.loads((tmp_path / "gpu.json").read_text())
+    rows = stopped["parts"]["sessions"]["rows"]
+    missing = rows.pop()
+    stopped["parts"]["sessions"]["is_complete"] = False
+    (tmp_path / "gpu.json").write_text(json.dumps(stopped))
+    parts, printed = run_gpu("floors", "sessions")
+    assert "floors: already measured" in printed and parts["sessions"]["rows"][:-1] == rows
+    names = ("scheme", "runner", "frames")
+    assert all(parts["sessions"]["rows"][-1][name] == missing[name] for name in names)
+    assert "engine: left out" in run_gpu("engine", minutes=0.5)[1]
+
+
+def test_a_part_that_fails_or_runs_out_of_time_leaves_the_others_their_figures(tmp_path, monkeypatch, capsys):
+    def fails(_):
+        raise ValueError("a fault")
+
+    def lasts(lab):
+        lab.record("long", row=1)
+        while True:
+            gpu.clock.sleep(0.01)
+
+    short = {"floors": gpu.Part(lambda lab: lab.record("floors", row=0), 0), "fault": gpu.Part(fails, 0)}
+    monkeypatch.setattr(gpu, "PARTS", {**short, "long": gpu.Part(lasts, 0), "never": gpu.Part(fails, 0)})
+    monkeypatch.setattr(gpu.Lab, "rates", (1e9, 1e9))
+    monkeypatch.setattr(gpu, "STARTED", gpu.clock.monotonic())
+    given = ["--device", "cpu", "--shape", "tiny", "--minutes", (gpu.OTHER_SECONDS + 3) / 60, "--out", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, given)])
+    gpu.main()
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert {name: part["is_complete"] for name, part in parts.items()} == {"floors": True, "long": False}
+    printed = capsys.readouterr().out
+    assert "fault: failed" in printed and "never" not in printed and "run this again to go on" in printed
+    assert "a fault" in (tmp_path / "fault.error").read_text()

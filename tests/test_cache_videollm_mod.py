@@ -152,6 +152,7 @@ def test_reset_is_empty(static):
     assert_close(next_logits(model, cache), expected)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="layers are moved on a stream of the accelerator")
 def test_offloaded_layers_come_back():
     model = tiny_model().cuda()

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -223,6 +222,8 @@ def write_clip(
     path: Path, frames: np.ndarray, *, fps: float = 10, times: list[float] | None = None, codec: str = "libx264"
 ) -> Path:
     """Write frames (count, height, width, 3) as a video. With `times` in seconds, the frame rate is variable."""
+    import av  # here, since tests on a GPU run without it
+
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
