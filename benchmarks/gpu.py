@@ -64,9 +64,11 @@ from watching import (
     fill_cache,
     image_size,
     random_models,
+    random_processor,
+    silence,
 )
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.serving import EngineStream, StreamingEngine
 
 
@@ -130,7 +132,7 @@ class Lab:
         self.options.encoder = SIGLIP_L if self.sizes is LARGE else None
         models = random_models(self.options.tokens, self.options)
         for model in models.values():
-            model.should_speak = partial(stay_silent, model.config.frame_token_interval_id)
+            silence(model)
         return models
 
     @cached_property
@@ -367,18 +369,15 @@ def measure_live_streams(lab: Lab, scheme: str) -> None:
 def watch_live(lab: Lab, scheme: str, streams: int) -> dict[str, Any]:
     """Return the figures of an engine with this number of live streams."""
     model, context, seconds = lab.models[scheme], lab.sizes.stream_context, lab.sizes.stream_seconds
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT, trust_remote_code=True)
-    height, width = image_size(model.config)
-    processor.video_processor.size = {"height": height, "width": width}
     ticks = math.ceil(seconds * FPS)
     limits = {"max_frames": context + ticks + TOGETHER, "max_text_tokens": 512}
-    engine = StreamingEngine(model, processor, max_streams=streams, when_behind="drop_oldest", **limits)
+    engine = StreamingEngine(model, random_processor(model), max_streams=streams, when_behind="drop_oldest", **limits)
     reset_peak(lab.device)
     with engine:
         opened = [engine.open(fps=FPS) for _ in range(streams)]
         for stream in opened:
             fill_cache(stream.session.cache, model, context)
-        frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).numpy()
+        frame = torch.randint(0, 256, (*image_size(model.config), 3), dtype=torch.uint8).numpy()
         late = feed(opened, frame, ticks)
         waited = clock.monotonic()
         while any(stream.num_waiting for stream in opened) and clock.monotonic() < waited + 5:
@@ -431,16 +430,6 @@ def measure_training(lab: Lab, kind: int) -> None:
             lab.record(part, **cells, error="not enough memory")
             continue
         lab.record(part, **cells, **{"s per step": row.seconds, "memory, GB": row.memory, "loss": row.loss})
-
-
-def stay_silent(
-    interval: int,
-    logits: torch.Tensor,
-    interval_threshold: Any = None,  # noqa: ARG001
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decide as a model does that has nothing to say: random weights would speak at random."""
-    silence = logits.float().softmax(dim=-1)[..., interval]
-    return torch.zeros_like(silence, dtype=torch.bool), silence
 
 
 PART_OF_TRAINING = ("training", "training-long")

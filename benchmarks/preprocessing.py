@@ -1,58 +1,68 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-How long does one CPU core take to prepare a camera's frame for the vision encoder?
+How long does a frame take before the vision encoder sees it, and how much memory does it take while it waits?
 
 ```bash
-python benchmarks/preprocessing.py                    # 1920 x 1080 to SigLIP-L's 384 x 384
-python benchmarks/preprocessing.py --size 720 1280
+OMP_NUM_THREADS=1 python benchmarks/preprocessing.py
+python benchmarks/preprocessing.py --device cuda --sizes 1920x1080
 ```
 
-The time is that of one thread, the median over frames, so other processes disturb it little.
+A session resizes each frame when it is pushed. Frames wait as uint8 at the model's size, and are normalised on the
+model's device together with others of the same step.
 """
 
 import argparse
-import time as clock
+from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from videollm_mod.console import quiet
 
-import numpy as np
 import torch
-from common import ROOT
-from PIL import Image
-from report import markdown_table
-from transformers import AutoProcessor
+from common import ROOT, default_device, device_name, timed
+from report import markdown_table, write_results
 
-from videollm_mod import VideoLLMMoDVideoProcessor
+from videollm_mod import VideoLLMMoDProcessor
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure and print a table; with `--out`, also write files."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure the preprocessing of one frame on one core.")
-    parser.add_argument("--size", type=int, nargs=2, default=[1080, 1920], metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--frames", type=int, default=100, help="frames to measure")
+    parser = argparse.ArgumentParser(description="Measure what happens to a frame before the vision encoder.")
+    parser.add_argument("--sizes", nargs="+", default=["640x480", "1280x720", "1920x1080"], help="widths x heights")
+    parser.add_argument("--model-size", type=int, default=384, help="side of the images that the encoder accepts")
+    parser.add_argument("--device", default=default_device(), help="where frames are normalised")
+    parser.add_argument("--frames", type=int, default=50, help="measured frames of each size")
+    parser.add_argument("--out", type=Path, help="folder for preprocessing.json and preprocessing.md")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    processor = AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
-    processor.video_processor = VideoLLMMoDVideoProcessor()
-    np.ones(30 << 20, np.uint8)  # As after loading a model, the allocator then reuses the memory of frames.
-    frame = np.random.default_rng(0).integers(0, 256, (*options.size, 3), dtype=np.uint8)
-    kinds = {"array": frame, "PIL image": Image.fromarray(frame), "tensor": torch.from_numpy(frame)}
-    rows = []
-    for kind, given in kinds.items():
-        seconds = [measure(processor, given) for _ in range(options.frames)]
-        rows.append([kind, f"{1000 * median(seconds):.2f}", f"{1000 * min(seconds):.2f}"])
-    print(markdown_table(["frame", "median, ms", "least, ms"], rows))
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT, trust_remote_code=True)
+    processor.video_processor.size = {"height": options.model_size, "width": options.model_size}
+    rows = [measure(processor, *map(int, size.split("x")), options) for size in options.sizes]
+    machine = (
+        f"To {options.model_size} x {options.model_size}, {device_name(options.device)}, torch {torch.__version__}"
+    )
+    head = ["frame", "resize, ms", "normalise, ms", "waiting, MB"]
+    text = f"{machine}\n\n{markdown_table(head, rows)}\n"
+    if options.out is not None:
+        write_results(options.out, "preprocessing", {"machine": machine, "rows": rows}, text)
+    print(text)
 
 
-def measure(processor: Any, frame: Any) -> float:
-    """Return the seconds of this thread that one frame takes."""
-    begin = clock.thread_time()
-    processor.process_frames(frame)
-    return clock.thread_time() - begin
+def measure(processor: Any, width: int, height: int, options: argparse.Namespace) -> list[str]:
+    """Return the cells of one size."""
+    frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).numpy()
+    waiting = processor.resize_frames(frame)
+    resize = per_frame(lambda: processor.resize_frames(frame), options)
+    normalise = per_frame(lambda: processor.normalize_frames(waiting.to(options.device)), options)
+    return [f"{width} x {height}", f"{resize:.2f}", f"{normalise:.2f}", f"{waiting.nbytes / 1e6:.2f}"]
+
+
+def per_frame(step: Callable[[], Any], options: argparse.Namespace) -> float:
+    """Return the median milliseconds of a step, without the first ones."""
+    taken = [timed(step, options.device)[0] for _ in range(options.frames + 3)]
+    return 1e3 * median(taken[3:])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from common import (
 from tqdm import tqdm
 from transformers import AutoConfig, Cache, DynamicCache
 
-from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
+from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.cache_videollm_mod import CACHE_NAME
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine, VideoLLMMoDPagedCache, attention_in_use
@@ -120,6 +120,25 @@ def random_models(tokens: int, options: argparse.Namespace) -> dict[str, VideoLL
         models[scheme] = model.eval()
     quantize(next(iter(models.values())), options.weights)
     return share_modules(models)
+
+
+def random_processor(model: VideoLLMMoDForConditionalGeneration) -> VideoLLMMoDProcessor:
+    """Return a processor for a random model: the embedded checkpoint's, with the model's image size."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT, trust_remote_code=True)
+    height, width = image_size(model.config)
+    processor.video_processor.size = {"height": height, "width": width}
+    return processor
+
+
+def silence(model: VideoLLMMoDForConditionalGeneration) -> None:
+    """Let a model never speak by itself: random weights would at random."""
+    interval = model.config.frame_token_interval_id
+
+    def should_speak(logits: torch.Tensor, threshold: Any = None) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG001
+        probability = logits.float().softmax(dim=-1)[..., interval]
+        return torch.zeros_like(probability, dtype=torch.bool), probability
+
+    model.should_speak = should_speak
 
 
 def load(scheme: str, options: argparse.Namespace) -> VideoLLMMoDForConditionalGeneration:

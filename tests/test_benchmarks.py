@@ -99,6 +99,21 @@ def test_launches_are_counted_without_views_and_compared_with_full_compute(tmp_p
     assert printed.strip() == (tmp_path / "launches.md").read_text().strip()
 
 
+def test_evictions_are_counted_in_sessions_and_engines(tmp_path):
+    printed = run("eviction.py", "--max-frames", 9, "--schemes", "all_deep", "--out", tmp_path)
+    rows = json.loads((tmp_path / "eviction.json").read_text())["rows"]
+    assert [row["runner"] for row in rows] == ["session", "engine"]
+    assert all(row["bookkeeping"] >= 0 and row["eviction"] > 0 and row["eviction_launches"] > 0 for row in rows)
+    assert printed.strip() == (tmp_path / "eviction.md").read_text().strip()
+
+
+def test_a_waiting_frame_has_one_byte_per_value(tmp_path):
+    printed = run("preprocessing.py", "--sizes", "64x48", "--frames", 2, "--out", tmp_path)
+    (row,) = json.loads((tmp_path / "preprocessing.json").read_text())["rows"]
+    assert row[0] == "64 x 48" and float(row[-1]) == round(3 * 384**2 / 1e6, 2)
+    assert printed.strip() == (tmp_path / "preprocessing.md").read_text().strip()
+
+
 def test_bytes_of_operations():
     cache, new, row = torch.zeros(4, 100), torch.ones(4, 5), torch.tensor([2])
     with CountOperations() as counted:
