@@ -438,7 +438,8 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         hidden_states = outputs.last_hidden_state
         loss = logits = None
         if labels is None or not self.training:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            counts = isinstance(logits_to_keep, int)
+            kept = slice(-logits_to_keep, None) if counts else logits_to_keep.to(hidden_states.device)
             logits = self.lm_head(hidden_states[:, kept])
         if labels is not None:
             frames = (pixel_values_videos, frame_features, num_frames)

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .compiled_step import compile_step
 from .faults import forget
+from .memory import devices_of
 from .packed_cache import StepBounds, StepPlan, StreamPart, lay_out
 from .pages import VideoLLMMoDPagedCache, VideoLLMMoDPagePool
 from .step import PackedStep, StepOutputs
@@ -166,6 +167,27 @@ def pad(plan: StepPlan, shape: StepShape, padding: Padding, most_pages: dict[int
 
 
 # --------------------------------------------------------------------------------------------------------------- run
+
+
+def whether_to_capture(model: Any, capture: bool | None, compile_steps: bool) -> bool:
+    """
+    Return whether to capture steps: by default if they are to be compiled, or if the model is on one GPU.
+
+    Raises:
+        `ValueError`: If steps of a model on several devices are to be captured, or uncaptured ones compiled.
+    """
+    if compile_steps and capture is False:
+        raise ValueError("`compile_steps` requires captured steps: leave `capture` out, or set it to `True`.")
+    devices = devices_of(model)
+    if len(devices) == 1:
+        return devices[0].startswith("cuda") or compile_steps if capture is None else capture
+    if capture or compile_steps:
+        raise ValueError(
+            f"Steps of a model on several devices, here {', '.join(devices)}, cannot be captured or compiled: leave "
+            'out `capture` and `compile_steps`, or load the model on one device, such as `device_map="cuda:0"`.'
+        )
+    logger.warning(f"The model lies on {', '.join(devices)}: steps are not captured, and are slower on a GPU.")
+    return False
 
 
 class CapturedStep:
@@ -327,4 +349,14 @@ class CapturedSteps:
         return torch.zeros(size, device=self._device, dtype=dtype)
 
 
-__all__ = ["CapturedStep", "CapturedSteps", "GraphCapture", "Padding", "StepShape", "pad", "shape_for", "shapes_of"]
+__all__ = [
+    "CapturedStep",
+    "CapturedSteps",
+    "GraphCapture",
+    "Padding",
+    "StepShape",
+    "pad",
+    "shape_for",
+    "shapes_of",
+    "whether_to_capture",
+]

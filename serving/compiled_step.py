@@ -74,7 +74,8 @@ def _replay(compiler: _RecordingCompiler, given: StepOutputs) -> Callable[[], St
     code, inputs = compiler.code, compiler.inputs
     places = {id(x): place for place, x in enumerate(compiler.outputs)}
     order = [None if x is None else places[id(x)] for x in given]
-    compiler.outputs = ()
+    # Dynamo keeps every backend for ever, and with it what the backend keeps.
+    compiler.code, compiler.inputs, compiler.outputs = None, (), ()
 
     def replay() -> StepOutputs:
         outputs = code(*inputs)

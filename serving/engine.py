@@ -12,11 +12,11 @@ from transformers.utils import logging
 
 from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, within_context
 from ..video_reading_videollm_mod import WHEN_BEHIND, check_when_behind
-from .captured_step import LONG_TEXT, NUM_FRAMES, CapturedSteps
+from .captured_step import LONG_TEXT, NUM_FRAMES, CapturedSteps, whether_to_capture
 from .encoding import FrameEncoder
 from .faults import forget, run_in_parts
 from .kernels import attention_in_use
-from .memory import EngineFullError, Room, allocate_pool, most_pages, reserve
+from .memory import EngineFullError, Room, allocate_pool, device_of, most_pages, reserve
 from .packed_cache import StepPlan, commit, plan_step, set_packed_attention
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache
 from .stats import EngineStats
@@ -57,8 +57,8 @@ class StreamingEngine:
         cache_dtype (`torch.dtype`, *optional*): Dtype of stored keys and values, such as `torch.float8_e4m3fn`. By
             default the model's.
         page_size (`int`, *optional*, defaults to 256): Entries per page of the cache.
-        capture (`bool`, *optional*): Whether to replay steps as CUDA graphs, by default if the model is on CUDA. On a
-            CPU, `True` runs steps padded to the same shapes.
+        capture (`bool`, *optional*): Whether to replay steps as CUDA graphs, by default if the model is on one CUDA
+            device. On a CPU, `True` runs steps padded to the same shapes.
         compile_steps (`bool`, *optional*, defaults to `False`): Whether to compile captured steps with
             `torch.compile`, also on a CPU. [`~StreamingEngine.warm_up`] then takes minutes, and steps are faster. As
             with captured steps, weights may change in place, but nothing else about the model may change.
@@ -69,7 +69,8 @@ class StreamingEngine:
         stats ([`EngineStats`]): What the engine has done so far.
 
     Raises:
-        `ValueError`: If a number is out of range, or if steps are to be compiled but not captured.
+        `ValueError`: If a number is out of range, if steps are to be compiled but not captured, or if steps of a model
+            on several devices are to be captured.
 
     Example:
 
@@ -98,8 +99,7 @@ class StreamingEngine:
         capture: bool | None = None,
         compile_steps: bool = False,
     ) -> None:
-        if compile_steps and capture is False:
-            raise ValueError("`compile_steps` requires captured steps: leave `capture` out, or set it to `True`.")
+        capture = whether_to_capture(model, capture, compile_steps)
         if max_frames is None:
             max_frames = min(within_context(model.config)["max_frames"], 300)
         if max_text_tokens is None:
@@ -119,7 +119,7 @@ class StreamingEngine:
         self.max_streams, self.max_frames, self.max_text_tokens = max_streams, max_frames, max_text_tokens
         self.max_batch_tokens = max_batch_tokens
         self.when_behind, self.max_waiting = when_behind, max_waiting
-        self.device = model.get_input_embeddings().weight.device
+        self.device = device_of(model.get_input_embeddings())
         self.streams: list[EngineStream] = []
         self.stats = EngineStats()
         # Guards streams and their sessions, and announces every change.
@@ -128,8 +128,6 @@ class StreamingEngine:
         self._stepping = threading.RLock()
         self._stepping_thread: int | None = None
 
-        is_cuda = self.device.type == "cuda"
-        capture = is_cuda or compile_steps if capture is None else capture
         room = Room.for_stream(max_frames, max_text_tokens)
         # The dummy streams of captured steps see frames, and separators, text and one token.
         spare_room = Room(NUM_FRAMES[-1], NUM_FRAMES[-1] + LONG_TEXT + 1) if capture else Room(0, 0)
@@ -141,7 +139,7 @@ class StreamingEngine:
             spare.reserve(*spare_room)
             pages = most_pages(self.pool, room, spare)
             self._captured = CapturedSteps(model, self.pool, spare, pages, self.device, is_compiled=compile_steps)
-        self._encoder = FrameEncoder(model, processor, self.device)
+        self._encoder = FrameEncoder(model, processor, device_of(model.base_model.vision_encoder))
         self._num_opened = 0
         self._thread: threading.Thread | None = None
         self._stopping = False

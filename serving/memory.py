@@ -44,9 +44,24 @@ def allocate_pool(
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     compute_dtype = model.get_input_embeddings().weight.dtype
     for layer, module in enumerate(model.model.language_model.layers):
-        device = next(module.parameters()).device
-        pool.allocate(layer, config.num_key_value_heads, dim, compute_dtype, device)
+        pool.allocate(layer, config.num_key_value_heads, dim, compute_dtype, device_of(module))
     return pool
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Return the device that a module runs on. Accelerate moves weights there that it keeps elsewhere."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        devices = (getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,)))
+        if (device := next((device for device in devices if device is not None), None)) is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
+
+
+def devices_of(model: Any) -> list[str]:
+    """Return the names of all devices that a model's weights are kept on or run on."""
+    layers = model.model.language_model.layers
+    return sorted({str(x) for x in (*map(device_of, layers), *(weight.device for weight in model.parameters()))})
 
 
 def most_pages(pool: VideoLLMMoDPagePool, room: Room, spare: VideoLLMMoDPagedCache) -> dict[int, int]:
@@ -75,4 +90,4 @@ def reserve(cache: VideoLLMMoDPagedCache, session: Any, num_open: int) -> None:
         ) from None
 
 
-__all__ = ["EngineFullError", "Room", "allocate_pool", "most_pages", "reserve"]
+__all__ = ["EngineFullError", "Room", "allocate_pool", "device_of", "devices_of", "most_pages", "reserve"]

@@ -220,6 +220,30 @@ class DeviceNumbers:
         ]
 
 
+class PlacedPlan:
+    """
+    A [`StepPlan`] with its numbers on one device.
+
+    Args:
+        plan ([`StepPlan`]): The plan.
+        device (`torch.device`): The device.
+
+    Attributes:
+        numbers ([`DeviceNumbers`]): All numbers of the plan.
+        ids, ends, thresholds, positions, places (`torch.Tensor`): The lists of the plan.
+        entries (`dict[int, PackedEntries]`): For each kind of layer, where the streams' entries lie.
+    """
+
+    def __init__(self, plan: StepPlan, device: torch.device | str) -> None:
+        self.numbers = DeviceNumbers(plan.numbers(), device)
+        tensors = iter(self.numbers.tensors)
+        self.ids, self.ends, self.thresholds, self.positions, self.places = islice(tensors, 5)
+        bounds = {} if plan.bounds is None else {"most_new": plan.bounds.most_new, "is_captured": True}
+        self.entries = {
+            kind: PackedEntries(entry, list(islice(tensors, 6)), **bounds) for kind, entry in plan.entries.items()
+        }
+
+
 class PackedCaches:
     """
     What a model gets as `cache` for one step of several streams in one row.
@@ -228,32 +252,29 @@ class PackedCaches:
     `packed_caches=`, which it passes on to [`packed_attention_forward`].
 
     Args:
-        pool ([`VideoLLMMoDPagePool`]): The pool of the streams' caches.
+        pool ([`VideoLLMMoDPagePool`]): The pool of the streams' caches. Its layers may lie on several devices.
         plan ([`StepPlan`]): The step.
-        numbers ([`DeviceNumbers`]): The plan's numbers, on the device.
+        device (`torch.device`): The device of the row.
 
     Attributes:
-        ids, ends, thresholds, positions, places (`torch.Tensor`): The lists of the plan.
-        entries (`dict[int, PackedEntries]`): For each kind of layer, where the streams' entries lie.
+        ids, ends, thresholds, positions (`torch.Tensor`): The lists of the plan, on the device of the row.
     """
 
     # The entries say which stream a token belongs to.
     needs_masks = False
 
-    def __init__(self, pool: VideoLLMMoDPagePool, plan: StepPlan, numbers: DeviceNumbers) -> None:
-        self.pool, self._numbers = pool, numbers
+    def __init__(self, pool: VideoLLMMoDPagePool, plan: StepPlan, device: torch.device | str) -> None:
+        self.pool, self._plan = pool, plan
         self._early: dict[int, torch.Tensor] = {}
-        tensors = iter(numbers.tensors)
-        self.ids, self.ends, self.thresholds, self.positions, self.places = islice(tensors, 5)
-        bounds = {} if plan.bounds is None else {"most_new": plan.bounds.most_new, "is_captured": True}
-        self.entries = {
-            kind: PackedEntries(entry, list(islice(tensors, 6)), **bounds) for kind, entry in plan.entries.items()
-        }
+        self._placed: dict[torch.device, PlacedPlan] = {}
+        row = self.on(torch.device(device))
+        self.ids, self.ends, self.thresholds, self.positions = row.ids, row.ends, row.thresholds, row.positions
 
-    @classmethod
-    def allocate(cls, plan: StepPlan, pool: VideoLLMMoDPagePool, device: torch.device | str) -> "PackedCaches":
-        """Return the caches of a step, with its numbers in new memory."""
-        return cls(pool, plan, DeviceNumbers(plan.numbers(), device))
+    def on(self, device: torch.device) -> PlacedPlan:
+        """Return the numbers on a device. They are copied there once a step, when a layer first needs them."""
+        if device not in self._placed:
+            self._placed[device] = PlacedPlan(self._plan, device)
+        return self._placed[device]
 
     def overwrite(self, plan: StepPlan) -> None:
         """
@@ -262,7 +283,9 @@ class PackedCaches:
         Raises:
             `ValueError`: If the step has another shape.
         """
-        self._numbers.overwrite(plan.numbers())
+        self._plan = plan
+        for placed in self._placed.values():
+            placed.numbers.overwrite(plan.numbers())
 
     def get_seq_length(self, _layer_idx: int | None = None) -> int:
         """Return 0: what the streams have seen before is not part of the row."""
@@ -277,10 +300,11 @@ class PackedCaches:
     ) -> tuple:
         """Write entries (1, heads, all new, dim) into their streams' pages, and return them unchanged."""
         pages = self.pool.pages_of(layer_idx, key_states)
-        slots = self.entries[self.pool.kinds[layer_idx]].slots
+        here = self.on(pages[0].device)
+        slots = here.entries[self.pool.kinds[layer_idx]].slots
         new = [key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)]
         if pages[2] is not None:
-            new.append(self.places[self._early.pop(layer_idx)[0]])
+            new.append(here.places[self._early.pop(layer_idx)[0].to(slots.device)])
         for stored, state in zip(pages, new, strict=False):
             write_pages(stored, slots, state)
         return key_states, value_states
@@ -293,7 +317,7 @@ class PackedCaches:
         rows = query[0].transpose(0, 1)
         _, kernel = choose_attention(rows, keys, window)
         scaling = rows.shape[-1] ** -0.5 if scaling is None else scaling
-        entries = self.entries[self.pool.kinds[layer_idx]]
+        entries = self.on(keys.device).entries[self.pool.kinds[layer_idx]]
         return kernel(rows.contiguous(), keys, values, entries, scaling, window)[None]
 
     def advance(self, num_tokens: int, inside_frame: torch.Tensor | None = None) -> None:  # noqa: ARG002
@@ -359,6 +383,7 @@ def set_packed_attention(language_model: Any) -> None:
 __all__ = [
     "DeviceNumbers",
     "PackedCaches",
+    "PlacedPlan",
     "StepBounds",
     "StepPlan",
     "StreamPart",

@@ -50,7 +50,7 @@ class PackedStep:
         device: torch.device,
     ) -> None:
         self.model, self.features = model, features
-        self.caches = PackedCaches.allocate(plan, pool, device)
+        self.caches = PackedCaches(pool, plan, device)
 
     def overwrite(self, plan: StepPlan, features: torch.Tensor | None) -> None:
         """Replace the inputs by those of another step of the same shape. Features of padding frames may stay."""
@@ -73,10 +73,12 @@ class PackedStep:
                 output_router_scores=self.features is not None,
                 **inputs,
             )
+            # With layers on several devices, the head may lie on another than the embeddings.
             logits = outputs.logits[0]
-            decisions = torch.stack([x.double() for x in decide(model, logits, caches.thresholds)])
+            thresholds = caches.on(logits.device).thresholds
+            decisions = torch.stack([x.double() for x in decide(model, logits, thresholds)])
             scores, kept = (
-                torch.stack([layer[0] for layer in rows]) if rows else None
+                torch.stack([layer[0].to(logits.device) for layer in rows]) if rows else None
                 for rows in (outputs.router_scores, outputs.kept_tokens)
             )
         return StepOutputs(decisions, logits, scores, kept)

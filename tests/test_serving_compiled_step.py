@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled steps say what plain ones say."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from engines import LIMITS, NARRATE, ROOT, embedded, said, tiny_engine
@@ -67,6 +70,15 @@ def test_a_compiled_step_relies_on_contiguous_attention(monkeypatch):
             features = torch.randn(size, generator=torch.Generator().manual_seed(turn))
             found += engine.execute([cache], [StreamStep(frame, [len(frame) - 1], features)])
         assert engine.stats.captured_steps == (2 if "compile_steps" in how else 0)
+        # Dynamo keeps compilers for ever, but not the pages and the weights of their steps.
+        references = [weakref.ref(x) for x in (engine.pool.layers[0][0], engine.model)]
+        gc.collect()
+        gc.disable()
+        try:
+            del engine, cache, config
+            assert [reference() for reference in references] == [None, None]
+        finally:
+            gc.enable()
     for plain, compiled in zip(found[:2], found[2:], strict=True):
         assert_close(plain.logits, compiled.logits, rtol=1e-4, atol=1e-4)
         assert_close(plain.router_scores, compiled.router_scores, rtol=1e-4, atol=1e-4)

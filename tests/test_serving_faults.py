@@ -125,7 +125,7 @@ def encodes_at_the_second_try(monkeypatch, model):
 
 def has_memory_for_one_stream(_monkeypatch, model):
     def small(_model, _args, inputs):
-        if len(inputs["packed_caches"].entries[10].plan.new) > 1:
+        if len(inputs["packed_caches"].on(CPU).entries[10].plan.new) > 1:
             raise torch.OutOfMemoryError("too many streams")
 
     model.register_forward_pre_hook(small, with_kwargs=True)

@@ -4,10 +4,12 @@
 
 import pytest
 import torch
-from tiny import tiny_model
+from accelerate import cpu_offload
+from engines import LIMITS, said
+from tiny import random_frames, tiny_model, tiny_processor
 
-from videollm_mod.serving import EngineFullError, VideoLLMMoDPagedCache
-from videollm_mod.serving.memory import Room, allocate_pool, most_pages, reserve
+from videollm_mod.serving import EngineFullError, StreamingEngine, VideoLLMMoDPagedCache
+from videollm_mod.serving.memory import Room, allocate_pool, device_of, devices_of, most_pages, reserve
 
 
 def test_a_pool_has_room_for_every_stream_and_the_spare_cache():
@@ -33,6 +35,34 @@ def test_a_stream_without_enough_pages_takes_none():
     with pytest.raises(EngineFullError, match="40 frames and 20 text tokens beside the 2 that are open"):
         reserve(VideoLLMMoDPagedCache(pool), session, 2)
     assert pool.free == free
+
+
+def test_weights_that_accelerate_keeps_elsewhere_serve_where_they_run():
+    """On a GPU they would be on the host. Here they have no data between their calls."""
+    found = []
+    for is_offloaded in (False, True):
+        model = tiny_model()
+        if is_offloaded:
+            cpu_offload(model.model.language_model, torch.device("cpu"))
+            layer = model.model.language_model.layers[0]
+            assert next(layer.parameters()).is_meta and device_of(layer) == torch.device("cpu")
+            assert devices_of(model) == ["cpu", "meta"]
+        engine = StreamingEngine(model, tiny_processor(), max_streams=1, **LIMITS)
+        assert {pages[0].device.type for pages in engine.pool.layers} == {"cpu"}
+        stream = engine.open(interval_threshold=1.0, max_new_tokens=3)
+        stream.push(random_frames(3))
+        engine.run()
+        found.append(said(stream.events))
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
+@pytest.mark.parametrize("how", [{"capture": True}, {"compile_steps": True}])
+def test_steps_of_a_model_on_several_devices_are_not_captured(how):
+    model = tiny_model()
+    model.lm_head.to("meta")
+    with pytest.raises(ValueError, match="a model on several devices, here cpu, meta, cannot be captured"):
+        StreamingEngine(model, tiny_processor(), **LIMITS, **how)
+    assert StreamingEngine(model, tiny_processor(), **LIMITS)._captured is None
 
 
 class _NoProcessor:

@@ -4,14 +4,20 @@
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, random_frames, tiny_model, tiny_processor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from videollm_mod.cache_videollm_mod import use_grouped_attention
-from videollm_mod.serving import OutOfPagesError, StreamingEngine, VideoLLMMoDPagedCache, new_page_pool
+from videollm_mod.serving import OutOfPagesError, StreamingEngine, VideoLLMMoDPagedCache, new_page_pool, packed_cache
+from videollm_mod.serving.kernels import attend_gathered
+from videollm_mod.serving.memory import Room, allocate_pool
 from videollm_mod.serving.packed_cache import DeviceNumbers, PackedCaches, commit, plan_step, set_packed_attention
+from videollm_mod.serving.step import PackedStep
 from videollm_mod.streaming_videollm_mod import StreamStep
 
 
@@ -32,7 +38,7 @@ def test_a_plan_is_made_of_lists_and_changes_nothing():
     assert plan.positions == [*range(12), 0]
     assert plan.entries[10].new == [12, 1] and plan.entries[2].new == [4, 1]
     assert plan.entries[2].slots == [0, 1, 2, 3, 16] and plan.entries[2].pages == [[0], [1]]
-    shapes = [x.shape for x in PackedCaches.allocate(plan, pool, "cpu")._numbers.tensors]
+    shapes = [x.shape for x in PackedCaches(pool, plan, "cpu").on(torch.device("cpu")).numbers.tensors]
     assert shapes == [(len(numbers),) for numbers, _ in plan.numbers()]
     commit(plan, caches, frame_token_id=8)
     assert [cache.lengths for cache in caches] == [[12, 4, 12, 4], [1] * 4]
@@ -130,7 +136,7 @@ def streams_alone_and_packed(model, page_size=16):
             paged[stream].make_room(row.shape[1], sum(runs))
         caches = [paged[stream] for stream, _ in step]
         plan = plan_step(caches, parts, 0.7)
-        packed = PackedCaches.allocate(plan, pool, "cpu")
+        packed = PackedCaches(pool, plan, "cpu")
         inputs = {"frame_features": torch.cat(features, dim=1)} if features else {}
         inputs |= {"cache": packed, "packed_caches": packed, "position_ids": packed.positions[None]}
         together = model(input_ids=packed.ids[None], **inputs).logits[0]
@@ -183,3 +189,41 @@ def test_sessions_attend_by_groups_beside_an_engine(engine_first):
         stream.close()
         said = [[(event.time, event.token_ids) for event in events] for events in (expected, session, stream)]
     assert len(said[0]) == 6 and said[0] == said[1] == said[2]
+
+
+class _CheckIndices(TorchDispatchMode):
+    """Fake tensors allow an index on another device. A GPU does not."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.name().startswith(("aten::index.", "aten::index_put")):
+            for index in args[1]:
+                assert index is None or index.device.type == "cpu" or index.device == args[0].device
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("scheme", ["full", "interleaved", "all"])
+def test_layers_on_two_gpus_meet_only_numbers_on_their_own(monkeypatch, scheme):
+    """Fake tensors know their device, and operations refuse those of another. Numbers are copied once a device."""
+    copied = []
+    monkeypatch.setattr(DeviceNumbers, "overwrite", lambda self, _: copied.append(self._memory.device.index))
+    monkeypatch.setattr(packed_cache, "choose_attention", lambda *_: ("", attend_gathered))
+    model = tiny_model(**SCHEMES[scheme])
+    parts = {"model": model.model, "model.language_model": model.model.language_model}
+    parts["model.language_model.layers"] = model.model.language_model.layers
+    names = [f"{name}.{child}" for name, part in parts.items() for child, _ in part.named_children()]
+    places = {name: "cuda:0" for name in names if name not in parts} | {"lm_head": "cuda:1"}
+    places |= {f"model.language_model.{name}": "cuda:1" for name in ("layers.2", "layers.3", "norm")}
+    with FakeTensorMode(allow_non_fake_inputs=True), _CheckIndices():
+        model = dispatch_model(model, places, main_device="cuda:0", skip_keys=["cache", "past_key_values"])
+        set_packed_attention(model.model.language_model)
+        pool = allocate_pool(model, 2, Room(4, 40), Room(0, 0), page_size=16, dtype=None)
+        assert [str(pages[0].device) for pages in pool.layers] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+        caches = [VideoLLMMoDPagedCache(pool) for _ in range(2)]
+        features = random_features(model.config, 1)[0].to("cuda:0")
+        steps = [StreamStep([5, *[model.config.frame_token_id] * 10], [10], features), StreamStep([7], [0])]
+        for cache, step in zip(caches, steps, strict=True):
+            cache.make_room(len(step.ids), step.num_frames)
+        plan = plan_step(caches, steps, 0.5)
+        outputs = PackedStep(model, pool, plan, features[None], torch.device("cuda:0")).forward()
+    assert outputs.logits.shape[0] == 2 and sorted(copied) == [0, 1]
