@@ -133,11 +133,16 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             Router type, a name in [`ROUTERS`]: `"learned"` (highest scores), `"uniform"` (even spacing) or `"random"`.
         mod_gate (`str`, *optional*, defaults to `"tanh"`):
             Factor of a layer's update by routers that learn, a name in [`GATES`]: `"linear"` (the score, as in the
-            paper), `"sigmoid"`, `"tanh"` (`1 + 0.2 * tanh(score)`, as in p-MoD) or `"none"`.
+            paper), `"sigmoid"`, `"tanh"` (`1 + 0.2 * tanh(score)`, as in p-MoD) or `"none"`. A learned router needs
+            a gate: its gradient comes through it.
         mod_gate_on (`str`, *optional*, defaults to `"update"`):
             Whether the gate multiplies the layer's `"update"` (the paper) or its `"output"` (the authors' code).
         mod_keep_last (`bool`, *optional*, defaults to `True`):
             Whether a layer that keeps any token always keeps the frame's last, where the model decides to speak.
+        mod_normalize_scores (`bool`, *optional*, defaults to `True` unless `mod_gate` is `"linear"`):
+            Whether learned routers read normalised tokens, and gates read scores minus the mean of their frame.
+            Otherwise scores of all tokens can grow together until the gate saturates. Checkpoints saved without
+            this field keep their scores as they are.
         stream_loss_weight (`float`, *optional*, defaults to 1.0): Weight of the loss at frames, relative to text.
         interval_threshold (`float`, *optional*, defaults to 0.725): Speak if the probability of silence is lower.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
@@ -171,6 +176,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     mod_gate: str = "tanh"
     mod_gate_on: Literal["update", "output"] = "update"
     mod_keep_last: bool = True
+    mod_normalize_scores: bool | None = None
     stream_loss_weight: int | float = 1.0
     interval_threshold: int | float = 0.725
     tie_word_embeddings: bool = False
@@ -182,9 +188,16 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         # Most encoders are published together with a text tower (SigLIP, CLIP).
         self.vision_config = getattr(vision_config, "vision_config", vision_config)
         self.tie_word_embeddings = self.tie_word_embeddings or getattr(self.text_config, "tie_word_embeddings", False)
+        if self.mod_normalize_scores is None:
+            self.mod_normalize_scores = self.mod_gate != "linear"
         if self.mod_layers is None and not isinstance(self.mod_keep_ratio, (list, tuple)):
             self.mod_layers = "interleaved"
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "VideoLLMMoDConfig":
+        """Return the configuration of a checkpoint. See `mod_normalize_scores` for checkpoints without that field."""
+        return super().from_dict({"mod_normalize_scores": False, **config_dict}, **kwargs)
 
     def _refuse_near_misses(self, kwargs: dict[str, Any]) -> None:
         # The base class stores unknown keys silently: a misspelt `mod_keep_ration` would train the default.
@@ -299,6 +312,19 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         elif wrong := set(self.mod_layers or ()).difference(layers):
             raise ValueError(
                 f"`mod_layers` names layer {min(wrong)}, but the language model's layers are 0 to {layers[-1]}."
+            )
+
+        if self.router_layers and ROUTERS[self.mod_router].learns and GATES[self.mod_gate] is None:
+            raise ValueError(
+                f"`mod_router={self.mod_router!r}` cannot learn with `mod_gate='none'`: its gradient comes through "
+                "the gate. Choose a gate, or a router that does not learn, such as 'uniform'."
+            )
+        single = [layer for layer in self.router_layers if self.layer_keep_counts[layer] == 1]
+        if single and self.mod_keep_last and ROUTERS[self.mod_router].learns:
+            logger.warning_once(
+                f"Routers have no choice in layers {', '.join(map(str, single))}: these keep 1 of "
+                f"{self.frame_num_tokens} tokens per frame, and `mod_keep_last` makes it the last. Set "
+                "`mod_keep_last=False`, or a larger `mod_keep_ratio`."
             )
 
     def validate_weights_and_threshold(self) -> None:

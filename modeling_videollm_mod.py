@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -22,7 +21,6 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_available, logging
-from transformers.utils.output_capturing import capture_outputs
 
 from .cache_videollm_mod import CACHE_NAME, KeyRotation, TokenRun, VideoLLMMoDCache, one_cache
 from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model, height_and_width
@@ -31,13 +29,11 @@ from .routing_videollm_mod import (
     ROUTERS,
     FrameLayout,
     LayerMasks,
-    by_row,
+    LayerRouting,
+    add_routing,
     check_on_device,
-    choose,
     find_frames,
     find_positions,
-    record_positions,
-    run_on_kept,
 )
 
 
@@ -113,16 +109,17 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["cache", "past_key_values"]
-    # An optimiser's steps on a router are far smaller than bfloat16 resolves. Quantisers skip these modules too.
-    _keep_in_fp32_modules = [r"(?:model\.)?routers"]
-    _keep_in_fp32_modules_strict = ["routers"]
-    # `_can_record_outputs` stays unset: the language model declares its attentions, and the layer loop collects
-    # the rest, since hooks on routed layers would see short sequences.
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
+        """Load as in Transformers. Checkpoints of version 0.1, which kept routers in `model.routers`, load too."""
+        key_mapping = {r"routers\.(\d+)\.": r"language_model.layers.\1.router.", **(key_mapping or {})}
+        return super().from_pretrained(*args, key_mapping=key_mapping, **kwargs)
 
     def post_init(self) -> None:
         """Finish construction as in Transformers, and list only the unsplittable blocks that this model has."""
@@ -147,9 +144,18 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
             cls.__module__, cls.__name__ = names
 
     @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise weights as in Transformers, and routers: the class of the language model does not know them."""
+        for router in self.base_model.routers.values():
+            router.apply(lambda module: self._initialize_weights(module, self.is_custom_code()))
+        super().initialize_weights()
+
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if self.config.mod_gate == "tanh" and getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
+        elif getattr(module, "starts_at_zero", False):
+            init.normal_(module.weight, std=getattr(self.config.text_config, "initializer_range", 0.02))
         else:
             super()._init_weights(module)
 
@@ -213,8 +219,8 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
 
 class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
     """
-    Vision encoder, connector, language model and routers, without a language modelling head. It calls the layers of
-    the library's language model: full layers on the full sequence, routed layers on kept frame tokens and text.
+    Vision encoder, connector and language model, without a language modelling head. The language model is the
+    library's; its routed layers have a router and run on kept frame tokens and text.
     """
 
     def __init__(self, config: VideoLLMMoDConfig) -> None:
@@ -226,8 +232,9 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         self.connector = VideoLLMMoDConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         check_language_model(self.language_model)
-        router = ROUTERS[config.mod_router]
-        self.routers = nn.ModuleDict({str(layer): router(config, layer) for layer in config.router_layers})
+        for index, layer in enumerate(self.language_model.layers):
+            router = ROUTERS[config.mod_router](config, index) if index in config.router_layers else None
+            add_routing(layer, index, router)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -244,7 +251,6 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
         output_router_scores: bool = False,
         seq_idx: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -295,26 +301,27 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         if self.training and torch.is_grad_enabled():
             self._warn_if_routers_are_frozen()
 
-        # The loop collects hidden states and scores; hooks of the language model's own class record attentions.
+        # The text model records these, with hooks of its own.
         kwargs.setdefault("output_attentions", self.config.output_attentions)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        outputs = _run_layers(
-            self.language_model,
-            self,
-            hidden_states,
-            layout,
-            position_ids,
-            LayerMasks(self.language_model.config, layout, attention_mask, cache, seq_idx),
-            cache,
-            num_seen,
-            collect_hidden_states=bool(output_hidden_states),
-            collect_scores=output_router_scores,
-            **kwargs,
+        kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
+        masks = LayerMasks(self.language_model.config, layout, attention_mask, cache, seq_idx)
+        routing = LayerRouting(self.config, layout, masks, num_seen, position_ids, collects=output_router_scores)
+        outputs = self.language_model(
+            inputs_embeds=hidden_states,
+            # Layers get their masks from `routing`. A mask in four dimensions keeps the library from making one.
+            attention_mask=hidden_states.new_empty(1, 1, 1, 1),
+            position_ids=position_ids,
+            use_cache=cache is not None,
+            routing=routing,
+            **{CACHE_NAME: cache, **kwargs},
         )
         if hasattr(cache, "advance"):
             cache.advance(layout.sequence_length, layout.inside_frame)
-        return outputs
+        return VideoLLMMoDModelOutputWithPast(
+            **outputs,
+            router_scores=tuple(routing.scores) if output_router_scores else None,
+            kept_tokens=tuple(routing.kept) if output_router_scores else None,
+        )
 
     def _use_cache(self, use_cache: bool | None, cache: Cache | None) -> bool:
         use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
@@ -353,17 +360,11 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         flat = flat.index_copy(0, layout.token_index.flatten(), connected.to(flat.device, flat.dtype))
         return flat.view_as(inputs_embeds)
 
-    def router_scores(
-        self, layer: int, hidden_states: torch.Tensor, layout: FrameLayout, position_ids: torch.LongTensor
-    ) -> torch.Tensor:
-        """Return the float32 scores (frames, tokens) of a routed layer for its input (batch, sequence, hidden)."""
-        if str(layer) not in self.routers:
-            raise ValueError(
-                f"Layer {layer} is routed but has no router: the model was built with routers in layers "
-                f"{', '.join(self.routers)}. Set `mod_layers` and `mod_keep_ratio` before building the model."
-            )
-        scores = self.routers[str(layer)](hidden_states, position_ids, layout.rank).flatten()
-        return scores.to(layout.token_index.device)[layout.token_index]
+    @property
+    def routers(self) -> dict[str, nn.Module]:
+        """The routers, which are submodules of their layers, by the layer's index."""
+        layers = self.language_model.layers
+        return {str(layer.layer_index): layer.router for layer in layers if layer.router is not None}
 
     def _warn_if_routers_are_frozen(self) -> None:
         learns = {name: [w.requires_grad for w in router.parameters()] for name, router in self.routers.items()}
@@ -482,7 +483,8 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
     @property
     def router_names(self) -> list[str]:
         """Names of the routers that learn, for PEFT's `modules_to_save`."""
-        return [f"routers.{layer}" for layer in self.model.routers] if ROUTERS[self.config.mod_router].learns else []
+        learns = ROUTERS[self.config.mod_router].learns
+        return [f"layers.{layer}.router" for layer in self.model.routers] if learns else []
 
     def make_lora_config(self, **overrides: Any) -> "LoraConfig":
         """
@@ -513,66 +515,6 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         saved = getattr(adapter_config, "modules_to_save", None) or []
         adapter_config.modules_to_save = list(dict.fromkeys([*saved, *self.router_names])) or None
         super().add_adapter(adapter_config, adapter_name)
-
-
-@capture_outputs
-def _run_layers(
-    language_model: PreTrainedModel,
-    model: VideoLLMMoDModel,
-    hidden_states: torch.Tensor,
-    layout: FrameLayout,
-    position_ids: torch.LongTensor,
-    masks: LayerMasks,
-    cache: Cache | None,
-    num_seen: int | torch.Tensor,
-    *,
-    collect_hidden_states: bool,
-    collect_scores: bool,
-    **kwargs: Unpack[TransformersKwargs],
-) -> VideoLLMMoDModelOutputWithPast:
-    """Run the decoder: full layers on the full sequence, routed layers on kept and text tokens."""
-    keep_counts = model.config.layer_keep_counts
-    on_update = model.config.mod_gate_on == "update"
-    cos, sin = language_model.rotary_emb(hidden_states, position_ids)
-    # One tensor (2, batch, sequence, dim), which a routed layer can index at once.
-    rotary = torch.stack([x.expand(layout.batch_size, -1, -1) for x in (cos, sin)])
-    kwargs = {CACHE_NAME: cache, "use_cache": cache is not None, **kwargs}
-    all_hidden_states, all_scores, all_kept = [hidden_states], [], []
-
-    def run_layer(index: int, inputs: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        # Give positions as `position_embeddings` only: a layer would read gaps in `position_ids` as packing.
-        mask = masks.get(index, keep_counts[index], inputs)
-        return language_model.layers[index](inputs, attention_mask=mask, position_embeddings=turns, **kwargs)
-
-    for index, keep_count in enumerate(keep_counts):
-        is_routed, choice = keep_count < layout.num_tokens, None
-        run = partial(run_layer, index)
-        if not is_routed or layout.total_frames == 0:
-            if is_routed:
-                record_positions(cache, index, None, layout, num_seen)
-            hidden_states = run(hidden_states, rotary.unbind())
-        else:
-            plan = layout.plan(keep_count)
-            scores = model.router_scores(index, hidden_states, layout, position_ids) if keep_count > 0 else None
-            choice = choose(scores, plan, layout, keep_count, model.config)
-            if plan.length > 0:
-                record_positions(cache, index, choice.slots, layout, num_seen, plan)
-                hidden_states = run_on_kept(run, hidden_states, rotary, choice, plan, on_update=on_update)
-        if collect_hidden_states:
-            all_hidden_states.append(hidden_states)
-        if collect_scores and is_routed:
-            scores, kept = (None, None) if choice is None else (choice.scores, choice.kept)
-            all_scores.append(by_row(scores, layout, hidden_states.device))
-            all_kept.append(by_row(kept, layout, hidden_states.device).bool())
-
-    hidden_states = language_model.norm(hidden_states)
-    return VideoLLMMoDModelOutputWithPast(
-        last_hidden_state=hidden_states,
-        **{CACHE_NAME: cache},
-        hidden_states=(*all_hidden_states[:-1], hidden_states) if collect_hidden_states else None,
-        router_scores=tuple(all_scores) if collect_scores else None,
-        kept_tokens=tuple(all_kept) if collect_scores else None,
-    )
 
 
 def _run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor, **options: Any) -> tuple[Any, tuple[int, int]]:

@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,12 +19,12 @@ from transformers.masking_utils import (
 )
 
 
-# What `mod_gate` computes from a router score; `None` leaves the layer at full strength. "linear" is the paper's
-# (arXiv 2408.16730), "tanh" is p-MoD's (arXiv 2412.04449): it is 1 at a score of 0.
-GATES: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
-    "linear": lambda scores: scores,
-    "sigmoid": torch.sigmoid,
-    "tanh": lambda scores: 1 + 0.2 * scores.tanh(),
+# What `mod_gate` computes from a router score s: the gate is g = 1 + factor * function(s), and `None` leaves it at 1.
+# "linear" is the paper's g = s (arXiv 2408.16730), "tanh" is p-MoD's (arXiv 2412.04449): it is 1 at a score of 0.
+GATES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], float] | None] = {
+    "linear": (lambda scores: scores - 1, 1.0),
+    "sigmoid": (lambda scores: -torch.sigmoid(-scores), 1.0),
+    "tanh": (torch.tanh, 0.2),
     "none": None,
 }
 
@@ -32,9 +33,13 @@ class VideoLLMMoDRouter(nn.Module):
     """
     Base class of router types. A routed layer has one router and keeps each frame's highest scores.
 
-    To add a type, subclass this class and add it to [`ROUTERS`]; `mod_router` then accepts its name. The class
-    attribute `learns` says whether a router has weights to train, and so whether `mod_gate` applies. With the tanh
-    gate, weights of modules that set `starts_at_zero` are initialised to 0, so that the first gates are 1.
+    To add a type, subclass this class and add it to [`ROUTERS`]; `mod_router` then accepts its name. Class attributes:
+
+    - `learns`: whether the router has weights to train, and so whether `mod_gate` applies.
+    - `is_pointwise`: whether a token's score depends on that token only. Training then keeps only the kept tokens for
+      the backward pass.
+
+    With the tanh gate, weights of modules that set `starts_at_zero` are initialised to 0: the first gates are 1.
 
     Args:
         config ([`VideoLLMMoDConfig`]): The model's configuration.
@@ -42,6 +47,7 @@ class VideoLLMMoDRouter(nn.Module):
     """
 
     learns = False
+    is_pointwise = False
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
@@ -64,11 +70,15 @@ class VideoLLMMoDRouter(nn.Module):
         """
         raise NotImplementedError
 
+    def mean_scores(self, hidden_states: torch.Tensor, tokens: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Return each frame's mean score (frames, 1), given the scores (frames, tokens) of the tokens at `tokens`."""
+        return scores.mean(dim=1, keepdim=True)
+
     @classmethod
     def gate(cls, scores: torch.Tensor, mod_gate: str) -> torch.Tensor | None:
-        """Return the factor that multiplies the layer's update, with the shape of `scores`, or `None` for 1."""
-        function = GATES[mod_gate] if cls.learns else None
-        return None if function is None else function(scores)
+        """Return the gate g of each score, with the shape of `scores`, or `None` for 1."""
+        gate = GATES[mod_gate] if cls.learns else None
+        return None if gate is None else 1 + gate[1] * gate[0](scores)
 
     @classmethod
     def flops_per_token(cls, config: Any) -> int:  # noqa: ARG003
@@ -76,20 +86,39 @@ class VideoLLMMoDRouter(nn.Module):
         return 0
 
 
-class LearnedRouter(VideoLLMMoDRouter, nn.Linear):
-    """Score tokens by a learned direction: mu = w . x (VideoLLM-MoD, arXiv 2408.16730, equation 2)."""
+class LearnedRouter(VideoLLMMoDRouter):
+    """
+    Score tokens by a learned direction: mu = w . x (VideoLLM-MoD, arXiv 2408.16730, equation 2).
+
+    With `mod_normalize_scores` x is divided by its root mean square first: the residual stream grows with depth.
+    """
 
     learns = True
+    is_pointwise = True
     starts_at_zero = True
 
     def __init__(self, config: Any, layer: int) -> None:
-        nn.Linear.__init__(self, config.text_config.hidden_size, 1, bias=False)
-        self.config, self.layer = config, layer
+        super().__init__(config, layer)
+        self.weight = nn.Parameter(torch.empty(1, config.text_config.hidden_size))
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
-        """Return the scores, summed in float32: a bfloat16 score has 8 bits, so many of 50 tokens would tie."""
+    def forward(self, hidden_states: torch.Tensor, *_: Any, is_normalized: bool = False) -> torch.Tensor:
+        """Return the scores in float32 whatever the dtypes: a bfloat16 score has 8 bits, so many of 50 would tie."""
+        # An elementwise product, since a matrix product may use TF32 and gives equal tokens unequal scores.
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        return (hidden_states * self.weight[0]).sum(dim=-1, keepdim=True, dtype=dtype)
+        x, weight = hidden_states.to(dtype), self.weight[0].to(dtype)
+        if self.config.mod_normalize_scores and not is_normalized:
+            return F.rms_norm(x, weight.shape, weight, eps=1e-6).sum(dim=-1, keepdim=True)
+        return (x * weight).sum(dim=-1, keepdim=True)
+
+    def mean_scores(self, hidden_states: torch.Tensor, tokens: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return each frame's mean score (frames, 1). In training, its gradient reaches the weight only."""
+        if not torch.is_grad_enabled():
+            return super().mean_scores(hidden_states, tokens, scores)
+        # The score is linear in the normalised token: a frame keeps its mean token for the backward pass, not all.
+        with torch.no_grad():
+            x = hidden_states.flatten(0, 1)[tokens.to(hidden_states.device)].to(scores.dtype)
+            x = F.rms_norm(x, x.shape[-1:], eps=1e-6).mean(dim=1)
+        return self(x, is_normalized=True)
 
 
 class UniformRouter(VideoLLMMoDRouter):
@@ -127,19 +156,37 @@ def position_noise(positions: torch.LongTensor, layer: int) -> torch.Tensor:
 @dataclass
 class RoutingPlan:
     """
-    Where the tokens of a batch go in layers that keep `keep_count` tokens per frame, whatever their scores.
+    Which tokens a layer runs on if it keeps `keep_count` tokens per frame, as far as this does not depend on scores.
+
+    Indices count tokens in the flattened batch. A *slot* is a place in the short sequences (batch * length).
 
     Attributes:
         length (`int`): Length of the short sequence of kept and text tokens in the longest row.
-        slots (`torch.LongTensor` of shape `(batch * length,)`): Index of each slot's token in the flattened batch.
-        frame_slots (`torch.LongTensor` of shape `(frames * keep_count,)`): Slots where layers write their choice.
+        size (`int`): `batch * length`.
+        stand_in (`torch.LongTensor`): One token of each slot that is not filler: at frames, the first of the frame.
+        fixed (`torch.LongTensor`): Tokens that are always kept: text, and each frame's last if `mod_keep_last`.
+        order (`torch.LongTensor` of shape `(frames, tokens)`): Frame tokens, among equal scores the preferred first.
+        candidates (`torch.LongTensor` of shape `(frames, candidates)`): The part of `order` that scores decide on.
+        num_chosen (`int`): How many of them are kept per frame.
+        slot_frame (`torch.LongTensor` of shape `(batch * length,)`): Index of each slot's frame, 0 at text.
+        gated (`torch.Tensor` of shape `(batch * length,)`): 1 at the slots of frame tokens, else 0.
         valid (`torch.LongTensor`, *optional*): The slots that are not filler, or `None` if all rows are equally long.
     """
 
     length: int
-    slots: torch.LongTensor
-    frame_slots: torch.LongTensor
+    size: int
+    stand_in: torch.LongTensor
+    fixed: torch.LongTensor
+    order: torch.LongTensor
+    candidates: torch.LongTensor
+    num_chosen: int
+    slot_frame: torch.LongTensor
+    gated: torch.Tensor
     valid: torch.LongTensor | None
+
+    def fill(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values of the slots that are not filler as values of all slots, 0 at filler."""
+        return values if self.valid is None else values.new_zeros(self.size).index_copy(0, self.valid, values)
 
 
 class FrameLayout:
@@ -150,6 +197,7 @@ class FrameLayout:
         frame_token_mask (`torch.BoolTensor` of shape `(batch, sequence)`): True at frame tokens.
         num_frames (`Sequence[int]`): Number of frames of each row. The host knows it, so it knows all shapes.
         num_tokens (`int`): Number of tokens per frame.
+        keep_last (`bool`, *optional*, defaults to `False`): Whether routed layers keep each frame's last token.
 
     Attributes:
         rank (`torch.LongTensor` of shape `(batch, sequence)`): Index of each frame token within its frame.
@@ -159,12 +207,19 @@ class FrameLayout:
         `ValueError`: On a CPU, if other tokens stand within a frame.
     """
 
-    def __init__(self, frame_token_mask: torch.BoolTensor, num_frames: Sequence[int], num_tokens: int) -> None:
+    def __init__(
+        self,
+        frame_token_mask: torch.BoolTensor,
+        num_frames: Sequence[int],
+        num_tokens: int,
+        *,
+        keep_last: bool = False,
+    ) -> None:
         self.frame_token_mask, self.num_frames, self.num_tokens = frame_token_mask, list(num_frames), num_tokens
+        self.keep_last = keep_last
         self.total_frames = sum(num_frames)
         self.batch_size, self.sequence_length = frame_token_mask.shape
         self._plans: dict[int, RoutingPlan] = {}
-        self._preferences: dict[tuple[int, int], torch.LongTensor] = {}
         self.rank = (frame_token_mask.cumsum(dim=1) - 1) % num_tokens
         index = torch.nonzero_static(frame_token_mask.flatten(), size=self.total_frames * num_tokens)
         self.token_index = index.view(self.total_frames, num_tokens)
@@ -191,29 +246,40 @@ class FrameLayout:
 
     def plan(self, keep_count: int) -> RoutingPlan:
         """Return the plan of layers that keep `keep_count` tokens per frame, made once."""
-        if keep_count in self._plans:
-            return self._plans[keep_count]
-        skipped = self.num_tokens - keep_count
-        lengths = [self.sequence_length - frames * skipped for frames in self.num_frames]
-        length, valid = max(lengths), None
-        # Kept tokens keep their order, so a frame's first `keep_count` tokens can stand in for them.
-        stand_in = ~self.frame_token_mask | (self.rank < keep_count)
-        slots = torch.nonzero_static(stand_in.flatten(), size=sum(lengths)).squeeze(1)
-        is_frame = self.frame_token_mask.flatten()[slots]
-        frame_slots = torch.nonzero_static(is_frame, size=self.total_frames * keep_count).squeeze(1)
-        if min(lengths) < length:
-            rows = [torch.arange(row * length, row * length + n, device=slots.device) for row, n in enumerate(lengths)]
-            valid = torch.cat(rows)
-            slots = slots.new_zeros(self.batch_size * length).index_copy(0, valid, slots)
-            frame_slots = valid[frame_slots]
-        self._plans[keep_count] = RoutingPlan(length, slots, frame_slots, valid)
+        if keep_count not in self._plans:
+            self._plans[keep_count] = self._new_plan(keep_count, int(self.keep_last and keep_count > 0))
         return self._plans[keep_count]
 
-    def preference(self, num_tokens: int, count: int) -> torch.LongTensor:
-        """Return [`preference`] on the device of the frames, made once."""
-        if (num_tokens, count) not in self._preferences:
-            self._preferences[num_tokens, count] = preference(num_tokens, count, self.token_index.device)
-        return self._preferences[num_tokens, count]
+    def _new_plan(self, keep_count: int, num_last: int) -> RoutingPlan:
+        is_frame, rank = self.frame_token_mask.flatten(), self.rank.flatten()
+        num_tokens, device = self.num_tokens, is_frame.device
+        lengths = [self.sequence_length - frames * (num_tokens - keep_count) for frames in self.num_frames]
+        total, length, valid = sum(lengths), max(lengths), None
+        is_fixed = ~is_frame | (rank >= num_tokens - num_last)
+        fixed = torch.nonzero_static(is_fixed, size=total - self.total_frames * (keep_count - num_last)).squeeze(1)
+        # Kept tokens keep their order, so a frame's first `keep_count` tokens can stand in for them.
+        stand_in = torch.nonzero_static(~is_frame | (rank < keep_count), size=total).squeeze(1)
+        gated = is_frame[stand_in]
+        frame = torch.where(gated, (is_frame.cumsum(0)[stand_in] - 1) // num_tokens, 0)
+        if min(lengths) < length:
+            rows = [torch.arange(row * length, row * length + n, device=device) for row, n in enumerate(lengths)]
+            valid = torch.cat(rows)
+        order = preference(num_tokens - num_last, keep_count - num_last, device)
+        order = self.token_index[:, torch.cat([order, torch.arange(num_tokens - num_last, num_tokens, device=device)])]
+        plan = RoutingPlan(
+            length=length,
+            size=self.batch_size * length,
+            stand_in=stand_in,
+            fixed=fixed,
+            order=order,
+            candidates=order[:, : num_tokens - num_last],
+            num_chosen=keep_count - num_last,
+            slot_frame=frame,
+            gated=gated.float(),
+            valid=valid,
+        )
+        plan.slot_frame, plan.gated = plan.fill(frame), plan.fill(plan.gated)
+        return plan
 
 
 def find_frames(
@@ -257,7 +323,7 @@ def find_frames(
     expected = [count * num_tokens for count in num_frames]
     message = f"The rows have {num_frames} frames of {num_tokens} tokens, so frame tokens expected {expected}"
     check_on_device(frame_token_mask.sum(dim=1), expected, message)
-    return FrameLayout(frame_token_mask, num_frames, num_tokens)
+    return FrameLayout(frame_token_mask, num_frames, num_tokens, keep_last=config.mod_keep_last)
 
 
 def _check_frames(
@@ -314,60 +380,18 @@ def find_positions(
     return (torch.arange(layout.sequence_length, device=device) + getattr(cache, "next_position", num_seen))[None]
 
 
-@dataclass
-class Choice:
+def choose(scores: torch.Tensor, plan: RoutingPlan) -> torch.LongTensor:
     """
-    What one routed layer chose.
+    Return the tokens that a routed layer runs on, (batch * length,): fixed ones and each frame's highest scores.
 
-    Attributes:
-        slots (`torch.LongTensor` of shape `(batch * length,)`): The plan's slots with the kept tokens in place.
-        gate (`torch.Tensor` of shape `(frames * kept,)`, *optional*): Factor of each kept token's update.
-        scores (`torch.Tensor` of shape `(frames, tokens)`, *optional*): Router scores.
-        kept (`torch.Tensor` of shape `(frames, tokens)`, *optional*): 1 at kept tokens, 0 at skipped ones.
+    Among equal scores, evenly spaced tokens win: routers that start at zero do not all keep the top left corner.
+    `scores` (batch * sequence,) are those of all tokens. Tokens stay in order.
     """
-
-    slots: torch.LongTensor
-    gate: torch.Tensor | None = None
-    scores: torch.Tensor | None = None
-    kept: torch.Tensor | None = None
-
-
-def choose(
-    scores: torch.Tensor | None, plan: RoutingPlan, layout: FrameLayout, keep_count: int, config: Any
-) -> Choice:
-    """Choose `keep_count` tokens per frame by scores (frames, tokens), which are `None` in a layer that keeps none."""
-    if scores is None:
-        return Choice(plan.slots)
-    index = choose_kept(scores, keep_count, config.mod_keep_last, layout)
-    slots = plan.slots.index_copy(0, plan.frame_slots, layout.token_index.gather(1, index).flatten())
-    gate = ROUTERS[config.mod_router].gate(scores.gather(1, index), config.mod_gate)
-    kept = torch.zeros_like(scores).scatter(1, index, 1.0)
-    return Choice(slots, None if gate is None else gate.flatten(), scores, kept)
-
-
-def choose_kept(
-    scores: torch.Tensor, keep_count: int, keep_last: bool, layout: FrameLayout | None = None
-) -> torch.LongTensor:
-    """
-    Return the indices of the tokens that a routed layer keeps, in order.
-
-    Args:
-        scores (`torch.Tensor` of shape `(frames, tokens)`): Router scores.
-        keep_count (`int`): Number of tokens to keep per frame, at least 1.
-        keep_last (`bool`): Whether to keep the last token whatever its score.
-        layout ([`FrameLayout`], *optional*): Layout of the frames, which caches the order of preference.
-
-    Returns:
-        `torch.LongTensor` of shape `(frames, keep_count)`: Indices of the highest scores, ascending. Among equal
-        scores, evenly spaced tokens win: routers that start at zero do not all keep the top left corner.
-    """
-    num_tokens = scores.shape[1]
-    count, candidates = (keep_count - 1, num_tokens - 1) if keep_last else (keep_count, num_tokens)
-    preferred = layout.preference(candidates, count) if layout else preference(candidates, count, scores.device)
     # A stable sort, since `topk` breaks ties differently for one frame and for many.
-    ranking = scores.index_select(1, preferred).argsort(dim=1, descending=True, stable=True)[:, :count]
-    kept = preferred[ranking].sort(dim=1).values
-    return F.pad(kept, (0, 1), value=num_tokens - 1) if keep_last else kept
+    ranking = scores[plan.candidates].argsort(dim=1, descending=True, stable=True)
+    chosen = plan.candidates.gather(1, ranking[:, : plan.num_chosen])
+    slots = torch.cat([plan.fixed, chosen.flatten()]).sort().values
+    return plan.fill(slots)
 
 
 def preference(num_tokens: int, count: int, device: torch.device) -> torch.LongTensor:
@@ -377,69 +401,216 @@ def preference(num_tokens: int, count: int, device: torch.device) -> torch.LongT
     return is_first.argsort(descending=True, stable=True)
 
 
-def apply_gate(
-    output: torch.Tensor, short: torch.Tensor, gate: torch.Tensor, plan: RoutingPlan, *, on_update: bool
-) -> torch.Tensor:
-    """Return x + g * (f(x) - x) at kept frame tokens, or g * f(x) if not `on_update`, and exactly f(x) at text."""
-    # Written as f(x) - (1 - g) * (f(x) - x): 1 - g is 0 at text, and keeps its precision where g is near 1.
-    closed = torch.zeros(output.shape[0] * output.shape[1], device=output.device, dtype=output.dtype)
-    closed = closed.index_copy(0, plan.frame_slots.to(output.device), (1 - gate).to(output.device, output.dtype))
-    # With layers on several devices, the input is still on the previous layer's device.
-    update = output - short.to(output.device) if on_update else output
-    return output - closed.view(*output.shape[:2], 1) * update
+class LayerRouting:
+    """
+    Runs the decoder layers of one forward pass, the routed ones on kept and text tokens only.
+
+    Args:
+        config ([`VideoLLMMoDConfig`]): The model's configuration.
+        layout ([`FrameLayout`]): Where the frames lie.
+        masks ([`LayerMasks`]): Attention masks, with the key/value cache.
+        num_seen (`int` or `torch.Tensor`): Number of tokens in the cache.
+        position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`): Positions of the full sequences.
+        collects (`bool`): Whether to collect scores and kept tokens.
+
+    Attributes:
+        scores, kept (`list[torch.Tensor]`): What was collected, (batch, frames, tokens) for each routed layer.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        layout: FrameLayout,
+        masks: "LayerMasks",
+        num_seen: int | torch.Tensor,
+        position_ids: torch.LongTensor,
+        *,
+        collects: bool,
+    ) -> None:
+        self.config, self.layout, self.masks, self.cache = config, layout, masks, masks.cache
+        self.num_seen, self.position_ids, self.collects = num_seen, position_ids, collects
+        self.keep_counts = config.layer_keep_counts
+        self.scores: list[torch.Tensor] = []
+        self.kept: list[torch.Tensor] = []
+        self._rotary: dict[torch.device, torch.Tensor] = {}
+
+    def run(
+        self,
+        layer: nn.Module,
+        run: Callable[..., torch.Tensor],
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """
+        Run a layer on hidden states (batch, sequence, hidden). Skipped tokens pass unchanged.
+
+        `run` gets the hidden states, the position embeddings and the mask of the tokens that the layer runs on.
+        """
+        index, layout = layer.layer_index, self.layout
+        keep_count = self.keep_counts[index]
+        if keep_count >= layout.num_tokens or layout.total_frames == 0:
+            if keep_count < layout.num_tokens:
+                self._record_positions(index, None, None)
+                self._collect(None, None, hidden_states)
+            mask = self.masks.get(index, keep_count, hidden_states)
+            return run(hidden_states, position_embeddings=position_embeddings, attention_mask=mask)
+        plan = layout.plan(keep_count)
+        scores = self._score(layer, hidden_states) if keep_count > 0 else None
+        slots = plan.fill(plan.fixed) if scores is None else choose(scores.detach(), plan)
+        self._collect(scores, slots, hidden_states)
+        if plan.length == 0:
+            return hidden_states
+        self._record_positions(index, slots, plan)
+        flat, device = hidden_states.flatten(0, 1), hidden_states.device
+        short = flat.index_select(0, slots.to(device)).view(layout.batch_size, plan.length, -1)
+        rotary = self._rotary_at(slots.to(device), position_embeddings)
+        mask = self.masks.get(index, keep_count, short)
+        output = run(short, position_embeddings=rotary.unbind(), attention_mask=mask)
+        if scores is not None and ROUTERS[self.config.mod_router].learns and GATES[self.config.mod_gate] is not None:
+            excess = self._gate_excess(layer, hidden_states, short, scores, slots, plan)
+            output = apply_gate(output, short, excess, self.config)
+        return write_back(flat, output, slots, plan).view_as(hidden_states)
+
+    def _score(self, layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the scores of all tokens, (batch * sequence,), without gradient if the gate scores again."""
+        if layer.router is None:
+            raise ValueError(
+                f"Layer {layer.layer_index} is routed but has no router: the model was built without one there. "
+                "Set `mod_layers` and `mod_keep_ratio` before building the model."
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not layer.router.is_pointwise):
+            scores = layer.router(hidden_states, self.position_ids, self.layout.rank)
+        return scores.flatten().to(self.layout.token_index.device)
+
+    def _gate_excess(
+        self,
+        layer: nn.Module,
+        hidden_states: torch.Tensor,
+        short: torch.Tensor,
+        scores: torch.Tensor,
+        slots: torch.LongTensor,
+        plan: RoutingPlan,
+    ) -> torch.Tensor:
+        """Return (g - 1) / factor of each slot, (batch * length,), 0 at text; see [`GATES`]."""
+        at_slots = scores.index_select(0, slots)
+        if torch.is_grad_enabled() and layer.router.is_pointwise:
+            # Score the kept tokens again, with gradient: the backward pass then needs these only.
+            positions = self.position_ids.expand(self.layout.batch_size, -1).flatten()[slots].view(short.shape[:2])
+            ranks = self.layout.rank.flatten()[slots].view(short.shape[:2])
+            at_slots = layer.router(short, positions, ranks).flatten().to(slots.device)
+        if self.config.mod_normalize_scores:
+            mean = layer.router.mean_scores(hidden_states, plan.order, scores[plan.order]).to(slots.device).flatten()
+            at_slots = at_slots - (mean if len(mean) == 1 else mean[plan.slot_frame])
+        return GATES[self.config.mod_gate][0](at_slots) * plan.gated
+
+    def _rotary_at(self, slots: torch.LongTensor, embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Return cosines and sines of the tokens in slots: (2, batch, length, dim)."""
+        if slots.device not in self._rotary:
+            # One tensor, which each layer indexes at once.
+            both = torch.stack([x.expand(self.layout.batch_size, -1, -1) for x in embeddings])
+            self._rotary[slots.device] = both.flatten(1, 2)
+        return self._rotary[slots.device].index_select(1, slots).unflatten(1, (self.layout.batch_size, -1))
+
+    def _record_positions(self, index: int, slots: torch.LongTensor | None, plan: RoutingPlan | None) -> None:
+        """Record the positions of a routed layer's next entries: those of `slots`, or of all tokens if `None`."""
+        if self.cache is None:
+            return
+        batch_size, length = self.layout.batch_size, self.layout.sequence_length
+        if slots is None:
+            positions = torch.arange(length, device=self.layout.rank.device).expand(batch_size, -1)
+        else:
+            positions = (slots if batch_size == 1 else slots % length).view(batch_size, -1)
+        if isinstance(self.num_seen, torch.Tensor) or self.num_seen > 0:
+            positions = positions + self.num_seen
+        has_filler = plan is not None and plan.valid is not None
+        if has_filler:
+            filler = torch.ones_like(slots, dtype=torch.bool).index_fill(0, plan.valid, False)
+            positions = positions.masked_fill(filler.view_as(positions), -1)
+        self.cache.record_positions(index, positions, has_filler=has_filler)
+
+    def _collect(self, scores: torch.Tensor | None, slots: torch.LongTensor | None, like: torch.Tensor) -> None:
+        if not self.collects:
+            return
+        kept, index = None, self.layout.token_index
+        if scores is not None:
+            kept = torch.zeros_like(scores, dtype=torch.float32).index_fill(0, slots, 1.0)[index]
+            scores = scores[index]
+            if self.config.mod_normalize_scores:
+                scores = scores - scores.mean(dim=1, keepdim=True)
+        self.scores.append(by_row(scores, self.layout, like.device))
+        self.kept.append(by_row(kept, self.layout, like.device).bool())
 
 
-def run_on_kept(
-    run: Callable[[torch.Tensor, tuple[torch.Tensor, torch.Tensor]], torch.Tensor],
-    hidden_states: torch.Tensor,
-    rotary: torch.Tensor,
-    choice: Choice,
-    plan: RoutingPlan,
-    *,
-    on_update: bool,
-) -> torch.Tensor:
+class RoutedLayer:
     """
-    Run a layer on kept and text tokens only; skipped tokens pass unchanged. `hidden_states` (batch, sequence, hidden)
-    and `rotary` (2, batch, sequence, dim), cos and sin, are of the full sequences. `run` receives their short parts.
+    Mixin that lets a decoder layer of the library route; see [`add_routing`].
+
+    A layer that gets `routing=` runs by [`LayerRouting`]. Attributes: `layer_index`, and `router`, which is `None` in
+    layers that never choose.
     """
-    batch_size, flat = hidden_states.shape[0], hidden_states.flatten(0, 1)
-    short = flat.index_select(0, choice.slots.to(flat.device)).view(batch_size, plan.length, -1)
-    short_rotary = rotary.flatten(1, 2).index_select(1, choice.slots.to(rotary.device))
-    output = run(short, short_rotary.view(2, batch_size, plan.length, -1).unbind())
-    if choice.gate is not None:
-        output = apply_gate(output, short, choice.gate, plan, on_update=on_update)
-    return write_back(flat, output, choice.slots, plan).view_as(hidden_states)
+
+    # In Transformers a decoder layer is checkpointed as a unit: up to 5.23 by `__call__`, since then by wrapping
+    # `forward` of every subclass. A routed layer is checkpointed on its short sequence only, by `_run`.
+    __call__ = nn.Module.__call__
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        routing: LayerRouting | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: Any = None,
+        position_ids: torch.LongTensor | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Run the layer on hidden states (batch, sequence, hidden)."""
+        run = partial(self._run, super().forward, **kwargs)
+        if routing is None:
+            return run(hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask)
+        # `position_ids` end here: a layer would read gaps in them as packed dialogues.
+        return routing.run(self, run, hidden_states, position_embeddings)
+
+    def _run(self, forward: Callable[..., torch.Tensor], hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(partial(forward, **kwargs), hidden_states)
+        return forward(hidden_states, **kwargs)
+
+
+@lru_cache
+def _routed_class(cls: type[nn.Module]) -> type[nn.Module]:
+    # The same name: libraries find the blocks to shard and to place by the names of their classes.
+    return type(cls.__name__, (RoutedLayer, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
+def add_routing(layer: nn.Module, index: int, router: VideoLLMMoDRouter | None) -> None:
+    """Let a decoder layer route, in place. The names of its weights stay, and the router is its submodule `router`."""
+    layer.__class__ = _routed_class(type(layer))
+    layer.layer_index, layer.router = index, router
+
+
+def apply_gate(output: torch.Tensor, short: torch.Tensor, excess: torch.Tensor, config: Any) -> torch.Tensor:
+    """
+    Return x + g * (f(x) - x) at kept frame tokens, or g * f(x) with `mod_gate_on="output"`, and exactly f(x) at text.
+
+    `output` f(x) and `short` x are (batch, length, hidden); `excess` (batch * length,) is (g - 1) / factor.
+    """
+    # Written as f(x) + (g - 1) * (f(x) - x): g - 1 is 0 at text, and keeps its precision where g is near 1.
+    excess = excess.to(output.device, output.dtype).view(*output.shape[:2], 1)
+    # With layers on several devices, the input may still be on the previous layer's device.
+    update = output - short.to(output.device) if config.mod_gate_on == "update" else output
+    return torch.addcmul(output, excess, update, value=GATES[config.mod_gate][1])
 
 
 def write_back(flat: torch.Tensor, output: torch.Tensor, slots: torch.LongTensor, plan: RoutingPlan) -> torch.Tensor:
     """Return the full sequences (batch * sequence, hidden) with the layer's output at the tokens it ran on."""
-    output = output.flatten(0, 1).to(flat.device)
+    flat, output, slots = flat.to(output.device), output.flatten(0, 1), slots.to(output.device)
     if plan.valid is not None:
-        output, slots = output.index_select(0, plan.valid.to(flat.device)), slots.index_select(0, plan.valid)
-    return flat.index_copy(0, slots.to(flat.device), output)
-
-
-def record_positions(
-    cache: Cache | None,
-    layer: int,
-    slots: torch.LongTensor | None,
-    layout: FrameLayout,
-    num_seen: int | torch.Tensor,
-    plan: RoutingPlan | None = None,
-) -> None:
-    """Record the positions of a routed layer's next cache entries: those of `slots`, or of all tokens if `None`."""
-    if cache is None:
-        return
-    has_filler = plan is not None and plan.valid is not None
-    if slots is None:
-        device = layout.frame_token_mask.device
-        positions = torch.arange(layout.sequence_length, device=device).expand(layout.batch_size, -1) + num_seen
-    else:
-        positions = (slots % layout.sequence_length).view(layout.batch_size, plan.length) + num_seen
-    if has_filler:
-        filler = torch.ones_like(slots, dtype=torch.bool).index_fill(0, plan.valid, False)
-        positions = positions.masked_fill(filler.view_as(positions), -1)
-    cache.record_positions(layer, positions, has_filler=has_filler)
+        valid = plan.valid.to(output.device)
+        output, slots = output.index_select(0, valid), slots.index_select(0, valid)
+    return flat.index_copy(0, slots, output)
 
 
 def by_row(values: torch.Tensor | None, layout: FrameLayout, device: torch.device) -> torch.Tensor:
@@ -467,26 +638,30 @@ class LayerMasks:
     attention_mask: torch.Tensor | None
     cache: Cache | None
     seq_idx: torch.Tensor | None = None
-    _masks: dict[tuple[int, int | None], Any] = field(default_factory=dict)
+    _masks: dict[tuple[int, int | None, torch.device], Any] = field(default_factory=dict)
 
     def get(self, layer: int, keep_count: int, inputs: torch.Tensor) -> Any:
         """Return the mask for `inputs` (batch, length, hidden) of a layer. Record their positions first."""
         if not getattr(self.cache, "needs_masks", True):
             return None
         window = self._window(layer, inputs.shape[1])
-        key = (min(keep_count, self.layout.num_tokens), window)
-        if key not in self._masks and getattr(self.cache, "is_grouped", False):
-            self._masks[key] = self.cache.grouped_mask(layer, inputs, window, self.text_config)
-        elif key not in self._masks:
-            self._masks[key] = create_causal_mask(
+        count, home = min(keep_count, self.layout.num_tokens), self.layout.rank.device
+        if (count, window, home) not in self._masks and getattr(self.cache, "is_grouped", False):
+            self._masks[count, window, home] = self.cache.grouped_mask(layer, inputs, window, self.text_config)
+        elif (count, window, home) not in self._masks:
+            self._masks[count, window, home] = create_causal_mask(
                 self.text_config,
-                inputs,
+                # Only its shape, dtype and device are read. All else that masks depend on is on the layout's device.
+                inputs if inputs.device == home else inputs.new_empty(*inputs.shape[:2], 1, device=home),
                 self._padding(layer, keep_count, inputs.shape[1]),
                 self.cache,  # by position: its name differs between versions of Transformers
                 layer_idx=layer,
                 and_mask_function=self._overlay(layer, keep_count, window, inputs.shape[1]),
             )
-        return self._masks[key]
+        if (count, window, inputs.device) not in self._masks:
+            mask = self._masks[count, window, home]
+            self._masks[count, window, inputs.device] = None if mask is None else mask.to(inputs.device)
+        return self._masks[count, window, inputs.device]
 
     def _overlay(self, layer: int, keep_count: int, window: int | None, length: int) -> Callable | None:
         """Return the mask function that hides what lies beyond the window and in other dialogues."""
@@ -534,10 +709,7 @@ class LayerMasks:
         if keep_count >= self.layout.num_tokens or self.layout.total_frames == 0:
             return values
         plan = self.layout.plan(keep_count)
-        slots = values.flatten().index_select(0, plan.slots)
-        if plan.valid is not None:
-            slots = torch.zeros_like(slots).index_copy(0, plan.valid, slots.index_select(0, plan.valid))
-        return slots.view(self.layout.batch_size, length)
+        return plan.fill(values.flatten()[plan.stand_in]).view(self.layout.batch_size, length)
 
 
 def check_on_device(found: torch.Tensor, expected: torch.Tensor | list[int], message: str) -> None:

@@ -104,22 +104,22 @@ def model_sets(options: argparse.Namespace) -> Iterator[dict[str, VideoLLMMoDFor
 
 
 def random_models(tokens: int, options: argparse.Namespace) -> dict[str, VideoLLMMoDForConditionalGeneration]:
-    """Return a random model of each scheme. The models share all modules except the routers."""
+    """Return a random model of each scheme. The models share all modules."""
     vision: Any = dict(SMALL_ENCODER)
     if options.encoder:
         # The default vision configuration has the shape of SigLIP-L/16-384.
         vision = None if options.encoder == SIGLIP_L else AutoConfig.from_pretrained(options.encoder)
-    models: dict[str, VideoLLMMoDForConditionalGeneration] = {}
-    for scheme in options.schemes:
-        config = random_config(options.shape, scheme, tokens, vision)
-        # Memory may be too small for a second set of weights, so only the first model has real ones.
-        model = random_model(config, dtype=options.dtype, device="meta" if models else options.device)
-        model.model.routers.to_empty(device=options.device)
-        for router in model.model.routers.values():
-            torch.nn.init.normal_(router.weight, std=config.text_config.initializer_range)
-        models[scheme] = model.eval()
-    quantize(next(iter(models.values())), options.weights)
-    return share_modules(models)
+    # Memory may be too small for a second set of weights: only one model has real ones, and a router in each layer.
+    everywhere = random_config(options.shape, "interleaved", tokens, vision)
+    everywhere.mod_layers = "all"
+    real = random_model(everywhere, dtype=options.dtype, device=options.device)
+    for router in real.model.routers.values():
+        torch.nn.init.normal_(router.weight, std=real.config.text_config.initializer_range)
+    quantize(real.eval(), options.weights)
+    configs = {scheme: random_config(options.shape, scheme, tokens, vision) for scheme in options.schemes}
+    models = {name: random_model(config, dtype=options.dtype, device="meta") for name, config in configs.items()}
+    share_modules({"": real, **models})
+    return {name: model.eval() for name, model in models.items()}
 
 
 def random_processor(model: VideoLLMMoDForConditionalGeneration) -> VideoLLMMoDProcessor:
@@ -152,7 +152,7 @@ def load(scheme: str, options: argparse.Namespace) -> VideoLLMMoDForConditionalG
 def share_modules(
     models: dict[str, VideoLLMMoDForConditionalGeneration],
 ) -> dict[str, VideoLLMMoDForConditionalGeneration]:
-    """Give all models the modules of the first, so that memory holds them once. Routers stay separate."""
+    """Give all models the modules of the first, so that memory holds them once."""
     first, *others = models.values()
     for model in others:
         model.lm_head = first.lm_head

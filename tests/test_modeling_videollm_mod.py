@@ -3,13 +3,16 @@
 """The model: outputs, gates, loss, gradients, cost, dtypes, adapters, quantisation and compilation."""
 
 import copy
+import json
 import logging
+import re
 
 import peft
 import pytest
 import torch
 from packaging import version
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import (
     IMAGE_SIZE,
     SCHEMES,
@@ -125,7 +128,7 @@ def test_new_tanh_routers_start_as_the_plain_layer():
         {"mod_router": "uniform"},
         {"mod_router": "random"},
         {"mod_gate": "linear"},
-        {"mod_gate": "none"},
+        {"mod_router": "uniform", "mod_gate": "none"},
         {"mod_gate_on": "output"},
         {"mod_keep_last": False},
         {"connector_hidden_act": "relu"},
@@ -496,17 +499,15 @@ def test_routers_added_to_a_trained_model_start_without_a_jump():
     config.mod_keep_ratio, config.mod_layers = 0.2, "interleaved"
     routed = VideoLLMMoDForConditionalGeneration(config).train()
     missing = routed.load_state_dict(full.state_dict(), strict=False).missing_keys
-    assert missing and all("routers" in name for name in missing)
+    assert missing and all("router" in name for name in missing)
     after_full, after_routed = train(full, 50), train(routed, 50)
     # Skipping tokens raises the loss at first; the gate must not raise it further.
     assert after_routed[0] < before[0] / 2 and after_routed[-1] < after_routed[0]
     assert after_routed[-1] < after_full[0] * 1.5
     ungated = copy.deepcopy(config)
-    ungated.mod_gate = "none"
+    ungated.mod_router, ungated.mod_gate = "uniform", "none"  # new learned routers choose alike
     plain = VideoLLMMoDForConditionalGeneration(ungated)
     plain.load_state_dict(full.state_dict(), strict=False)
-    for router in plain.model.routers.values():
-        torch.nn.init.zeros_(router.weight)
     fresh = VideoLLMMoDForConditionalGeneration(config)
     fresh.load_state_dict(full.state_dict(), strict=False)
     assert_close(fresh.eval()(**inputs).loss, plain.eval()(**inputs).loss)
@@ -575,14 +576,31 @@ def test_half_precision(dtype, tmp_path):
     expected = model(**inputs_for(model)).logits
     model.save_pretrained(tmp_path)
     half = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
-    assert half.dtype == dtype and half.model.routers["1"].weight.dtype == torch.float32
+    assert half.dtype == dtype and half.model.routers["1"].weight.dtype == dtype
     logits = half(**inputs_for(model)).logits
     assert (
         logits.dtype == dtype
         and torch.corrcoef(torch.stack([logits.float().flatten(), expected.flatten()]))[0, 1] > 0.98
     )
-    half.to(dtype)  # routers may be cast too
-    assert torch.isfinite(half(**inputs_for(model)).logits).all()
+
+
+def test_checkpoints_with_routers_beside_the_language_model_load(tmp_path):
+    """Version 0.1 saved them as `model.routers.N`, and its configuration had no normalised scores."""
+    model = tiny_model(mod_normalize_scores=False)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {re.sub(r"language_model\.layers\.(\d+)\.router", r"routers.\1", name): w for name, w in weights.items()}
+    assert {name for name in old if "router" in name} == {"model.routers.1.weight", "model.routers.3.weight"}
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields.pop("mod_normalize_scores") is False
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    loaded = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.config.mod_normalize_scores is False and tiny_config().mod_normalize_scores is True
+    assert torch.equal(loaded(**inputs_for(model)).logits, model(**inputs_for(model)).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    again = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(**inputs_for(model)).logits, model(**inputs_for(model)).logits)
 
 
 def test_autocast():
@@ -601,7 +619,7 @@ def test_device_map_and_offload(tmp_path):
     placed = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path, device_map="auto")
     assert_close(placed(**inputs_for(model)).logits, expected)
     names = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
-    halves = {name: "disk" if "layers.1." in name or "routers.3" in name else "cpu" for name in names}
+    halves = {name: "disk" if "layers.1." in name or "layers.3.router" in name else "cpu" for name in names}
     offloaded = VideoLLMMoDForConditionalGeneration.from_pretrained(
         tmp_path, device_map=halves, offload_folder=tmp_path / "offload"
     )
@@ -637,7 +655,7 @@ def test_lora_with_the_models_own_settings_trains_routers_and_connector():
     adapted = get_peft_model(model, config)
     trained = {n for n, p in adapted.named_parameters() if p.requires_grad}
     for layer in range(4):
-        assert any(f"routers.{layer}." in name for name in trained), f"the router of layer {layer} is frozen"
+        assert any(f"layers.{layer}.router." in name for name in trained), f"the router of layer {layer} is frozen"
         for part in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
             assert any(f"layers.{layer}." in name and part in name and "lora" in name for name in trained)
     assert any("lm_head" in name for name in trained) and any("connector" in name for name in trained)
@@ -683,7 +701,7 @@ def test_fields_set_after_construction_are_checked_too(tmp_path):
         load(tmp_path / "full", mod_keep_ratio=7.0)
     model = tiny_model()
     model.config.mod_layers = "all"
-    with pytest.raises(ValueError, match="Layer 0 is routed but has no router: the model was built with routers in"):
+    with pytest.raises(ValueError, match="Layer 0 is routed but has no router: the model was built without one there"):
         model(**inputs_for(model))
 
 
@@ -694,20 +712,24 @@ def test_add_adapter_always_trains_the_routers(monkeypatch):
     model = tiny_model()
     model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert all(any(f"routers.{layer}." in name for name in trained) for layer in (1, 3))
+    assert all(any(f"layers.{layer}.router." in name for name in trained) for layer in (1, 3))
 
 
-@pytest.mark.parametrize("target", ["all-linear", ["q_proj"]])
+CHOSEN = ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("target", ["all-linear", ["q_proj"], CHOSEN])
 def test_other_lora_configs_train_the_routers_or_warn(target, caplog):
     model = tiny_model(mod_layers="all")
     inputs = inputs_for(model) | {"labels": learnable_labels(model.config, inputs_for(model)["input_ids"])}
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=target)).train()
+    saved = model.router_names if target == CHOSEN else None
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=target, modules_to_save=saved)).train()
     warning_once.cache_clear()
-    trained = {n for n, p in adapted.named_parameters() if p.requires_grad and "routers" in n}
+    trained = {n for n, p in adapted.named_parameters() if p.requires_grad and "router" in n}
     with caplog.at_level(logging.WARNING):
         adapted(**inputs).loss.backward()
-    assert bool(trained) == (target == "all-linear")
-    assert ("routers of layers 0, 1, 2, 3 are frozen" in caplog.text) == (target != "all-linear")
+    assert bool(trained) == (target == CHOSEN)
+    assert ("routers of layers 0, 1, 2, 3 are frozen" in caplog.text) == (target != CHOSEN)
 
 
 def test_int8_weights(tmp_path):
@@ -718,8 +740,8 @@ def test_int8_weights(tmp_path):
     quantized = VideoLLMMoDForConditionalGeneration.from_pretrained(
         tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig())
     )
-    kinds = {name: type(weight.data).__name__ for name, weight in quantized.named_parameters()}
-    assert kinds["model.language_model.layers.0.mlp.up_proj.weight"] != "Tensor" == kinds["model.routers.0.weight"]
+    layer = quantized.model.language_model.layers[0]
+    assert type(layer.mlp.up_proj.weight.data) is not torch.Tensor and type(layer.router.weight.data) is torch.Tensor
     logits = quantized(**inputs_for(model)).logits
     assert torch.corrcoef(torch.stack([logits.flatten(), expected]))[0, 1] > 0.98
     ids = quantized.generate(**inputs_for(model), max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -765,13 +787,12 @@ def test_compiled_steps_do_not_recompile_from_frame_to_frame(scheme):
 def test_declared_support_matches_the_backbones():
     model = tiny_model()
     assert model.can_record_outputs == {} and "attentions" in model.model.language_model.can_record_outputs
-    # Layers are never split between devices, and routers stay in float32.
+    # Layers are never split between devices.
     headless = tiny_config(frame_token_cls=False)
     headless.vision_config.vision_use_head = False
     for each in (model, VideoLLMMoDForConditionalGeneration(headless)):
         present = {type(module).__name__ for module in each.modules()}
         assert {"LlamaDecoderLayer", "SiglipEncoderLayer"} <= set(each._no_split_modules) <= present
-    assert "routers" in model._keep_in_fp32_modules_strict
     assert model._can_compile_fullgraph and model._supports_sdpa and model._supports_flex_attn
     for text in TEXT_MODELS:
         for vision in VISION_MODELS:

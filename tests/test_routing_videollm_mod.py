@@ -6,16 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import choose_kept
 from torch.testing import assert_close
 
 from videollm_mod.routing_videollm_mod import (
+    GATES,
     ROUTERS,
     FrameLayout,
     LearnedRouter,
     apply_gate,
     by_row,
     check_on_device,
-    choose_kept,
+    choose,
     position_noise,
     preference,
     write_back,
@@ -37,7 +39,25 @@ def test_preference_is_evenly_spaced_for_every_count():
             assert order == evenly + [index for index in range(tokens) if index not in evenly]
 
 
-def test_choose_kept_returns_the_highest_scores_in_order():
+def chosen(layout, scores, keep_count):
+    """Return the kept tokens (frames, kept) that `choose` gives for scores (frames, tokens), as indices in a frame."""
+    flat = torch.full((layout.batch_size * layout.sequence_length,), 100.0)  # text scores must not matter
+    flat[layout.token_index.flatten()] = scores.flatten()
+    slots = choose(flat, layout.plan(keep_count)).tolist()
+    return [[i for i, token in enumerate(frame) if token in slots] for frame in layout.token_index.tolist()]
+
+
+@pytest.mark.parametrize("keep_last", [False, True])
+def test_choose_keeps_the_highest_scores_of_each_frame(keep_last):
+    torch.manual_seed(0)
+    layout = layout_of(["..fffff.fffff.", "fffff........."], tokens=5, keep_last=keep_last)
+    for ties in (False, True):
+        scores = torch.randn(3, 5).round() if ties else torch.randn(3, 5)
+        for count in range(1, 5):
+            assert chosen(layout, scores, count) == choose_kept(scores, count, keep_last).tolist()
+
+
+def test_the_oracle_keeps_the_highest_scores_in_order():
     scores = torch.tensor([[0.0, 5.0, 1.0, 4.0, -1.0], [9.0, 1.0, 2.0, 3.0, 0.0]])
     assert choose_kept(scores, 2, keep_last=False).tolist() == [[1, 3], [0, 3]]
     assert choose_kept(scores, 2, keep_last=True).tolist() == [[1, 4], [0, 4]]
@@ -45,8 +65,9 @@ def test_choose_kept_returns_the_highest_scores_in_order():
 
 
 def test_equal_scores_are_spread_over_the_frame():
-    assert choose_kept(torch.zeros(3, 10), 2, keep_last=False).tolist() == [[2, 7]] * 3
-    assert choose_kept(torch.zeros(1, 50), 10, keep_last=True).diff().max() <= 6
+    assert chosen(layout_of(["f" * 10], tokens=10), torch.zeros(1, 10), 2) == [[2, 7]]
+    kept = chosen(layout_of(["f" * 50], tokens=50, keep_last=True), torch.zeros(1, 50), 10)
+    assert torch.tensor(kept).diff().max() <= 6
 
 
 def test_position_noise_is_even_and_differs_by_layer():
@@ -58,11 +79,11 @@ def test_position_noise_is_even_and_differs_by_layer():
     assert torch.corrcoef(torch.stack([noise[1:], noise[:-1]]))[0, 1].abs() < 0.02
 
 
-def layout_of(rows, tokens=3):
+def layout_of(rows, tokens=3, **options):
     """Return the layout of strings: "f" is a frame token and "." is text."""
     longest = max(len(row) for row in rows)
     mask = torch.tensor([[char == "f" for char in row.ljust(longest, ".")] for row in rows])
-    return FrameLayout(mask, [row.count("f") // tokens for row in rows], tokens)
+    return FrameLayout(mask, [row.count("f") // tokens for row in rows], tokens, **options)
 
 
 def test_layout_finds_frames():
@@ -76,20 +97,30 @@ def test_layout_finds_frames():
 
 def test_plan_of_even_rows_has_no_filler():
     plan = layout_of(["..fff.fff."]).plan(1)
-    assert (plan.length, plan.valid) == (6, None)
-    assert plan.slots.tolist() == [0, 1, 2, 5, 6, 9] and plan.frame_slots.tolist() == [2, 4]
+    assert (plan.length, plan.size, plan.valid, plan.num_chosen) == (6, 6, None, 1)
+    assert plan.stand_in.tolist() == [0, 1, 2, 5, 6, 9] and plan.fixed.tolist() == [0, 1, 5, 9]
+    assert plan.gated.tolist() == [0, 0, 1, 0, 1, 0] and plan.slot_frame.tolist() == [0, 0, 0, 0, 1, 0]
+    assert plan.order.tolist() == [[3, 2, 4], [7, 6, 8]] == plan.candidates.tolist()
+
+
+def test_plan_that_keeps_the_last_token():
+    plan = layout_of(["..fff.fff."], keep_last=True).plan(2)
+    assert plan.fixed.tolist() == [0, 1, 4, 5, 8, 9] and plan.num_chosen == 1
+    assert plan.candidates.tolist() == [[3, 2], [7, 6]] and plan.order[:, 2].tolist() == [4, 8]
 
 
 def test_plan_of_uneven_rows_fills_the_longest():
     plan = layout_of(["..fff.fff.", ".fff......"]).plan(1)
-    assert plan.length == 8 and plan.slots.view(2, 8)[1].tolist() == [10, 11, 14, 15, 16, 17, 18, 19]
+    assert (plan.length, plan.size) == (8, 16)
+    assert plan.stand_in[6:].tolist() == [10, 11, 14, 15, 16, 17, 18, 19]
     assert plan.valid.tolist() == [0, 1, 2, 3, 4, 5, *range(8, 16)]
-    assert plan.frame_slots.tolist() == [2, 4, 9]
+    assert plan.gated.nonzero().flatten().tolist() == [2, 4, 9] and plan.slot_frame[9] == 2
+    assert plan.fill(plan.stand_in)[6:8].tolist() == [0, 0]
 
 
 def test_plan_without_any_kept_token():
     plan = layout_of(["fff", "fff"]).plan(0)
-    assert plan.length == 0 and plan.slots.numel() == plan.frame_slots.numel() == 0
+    assert plan.length == 0 and plan.fixed.numel() == plan.gated.numel() == 0
 
 
 def test_plans_are_made_once():
@@ -100,35 +131,49 @@ def test_plans_are_made_once():
 def test_write_back_puts_outputs_in_their_places():
     layout = layout_of(["..fff.fff.", ".fff......"])
     plan = layout.plan(2)
-    hidden = torch.arange(20.0)[:, None]
-    written = write_back(hidden, (hidden[plan.slots] + 100).view(2, plan.length, 1), plan.slots, plan)
-    moved = set(plan.slots[plan.valid].tolist())
+    hidden, slots = torch.arange(20.0)[:, None], plan.fill(plan.stand_in)
+    written = write_back(hidden, (hidden[slots] + 100).view(2, plan.length, 1), slots, plan)
+    moved = set(plan.stand_in.tolist())
     assert written.flatten().tolist() == [i + 100 if i in moved else i for i in range(20)]
 
 
+@pytest.mark.parametrize("gate", ["linear", "sigmoid", "tanh"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gate_leaves_text_unchanged_to_the_last_bit(dtype):
+def test_gate_leaves_text_unchanged_to_the_last_bit(dtype, gate):
     plan = layout_of(["..fff.fff."]).plan(1)
     short, output = torch.randn(1, 6, 8, dtype=dtype), torch.randn(1, 6, 8, dtype=dtype)
-    gated = apply_gate(output, short, torch.tensor([0.5, 2.0]), plan, on_update=True)
+    config = SimpleNamespace(mod_gate=gate, mod_gate_on="update")
+    scores = torch.linspace(-2, 2, 6)
+    excess = GATES[gate][0](scores) * plan.gated
+    gated = apply_gate(output, short, excess, config)
     text = [0, 1, 3, 5]
     assert torch.equal(gated[:, text], output[:, text])
-    expected = short[:, 2] + 0.5 * (output[:, 2] - short[:, 2])
-    assert_close(gated[:, 2], expected, atol=0.02 if dtype == torch.bfloat16 else 1e-6, rtol=0)
-    scaled = apply_gate(output, short, torch.tensor([0.5, 2.0]), plan, on_update=False)
+    factor = ROUTERS["learned"].gate(scores, gate)[2]
+    atol = 0.05 if dtype == torch.bfloat16 else 1e-6
+    expected = short[:, 2] + factor * (output[:, 2] - short[:, 2])
+    assert_close(gated[:, 2], expected, atol=atol, rtol=0, check_dtype=False)
+    config.mod_gate_on = "output"
+    scaled = apply_gate(output, short, excess, config)
     assert torch.equal(scaled[:, text], output[:, text])
-    assert_close(scaled[:, 4], 2 * output[:, 4], atol=0.05 if dtype == torch.bfloat16 else 1e-6, rtol=0)
-    assert torch.equal(apply_gate(output, short, torch.ones(2), plan, on_update=True), output)
+    assert_close(scaled[:, 2], factor * output[:, 2], atol=atol, rtol=0, check_dtype=False)
+    assert torch.equal(apply_gate(output, short, torch.zeros(6), config), output)
 
 
 def test_router_scores_of_bfloat16_are_float32():
-    config = SimpleNamespace(text_config=SimpleNamespace(hidden_size=256))
-    router = LearnedRouter(config, 0).to(torch.bfloat16)
+    """Products are not rounded either: with large activations, as Llama has, that would change choices."""
+    config = SimpleNamespace(text_config=SimpleNamespace(hidden_size=256), mod_normalize_scores=False)
+    router = LearnedRouter(config, 0)
+    torch.nn.init.normal_(router.weight, std=0.005)
+    router.to(torch.bfloat16)
     hidden = torch.randn(1, 50, 256, dtype=torch.bfloat16)
+    hidden[..., 7] = 300.0
     scores = router(hidden)
     assert scores.shape == (1, 50, 1) and scores.dtype == torch.float32 and len(scores.unique()) == 50
-    assert_close(scores, hidden.float() @ router.weight.float().T, atol=0.05, rtol=0.05)
+    assert_close(scores.double(), hidden.double() @ router.weight.double().T, atol=1e-6, rtol=1e-5)
     assert router.double()(hidden.double()).dtype == torch.float64
+    config.mod_normalize_scores = True
+    rms = hidden.double().pow(2).mean(dim=-1, keepdim=True).add(1e-6).sqrt()
+    assert_close(router(hidden.double()), (hidden.double() / rms) @ router.weight.double().T)
 
 
 def test_by_row():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tiny import ROOT, SCHEMES, random_frames, tiny_config, tiny_model, tiny_processor
+from tiny import ROOT, SCHEMES, choose_kept, random_frames, tiny_config, tiny_model, tiny_processor
 from torch.testing import assert_close
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TextIteratorStreamer, TorchAoConfig
@@ -29,7 +29,7 @@ from videollm_mod import (
     streaming_videollm_mod,
 )
 from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
-from videollm_mod.routing_videollm_mod import ROUTERS, choose_kept
+from videollm_mod.routing_videollm_mod import ROUTERS
 from videollm_mod.streaming_videollm_mod import _Memory
 from videollm_mod.train.data.timed_messages import NARRATE
 
@@ -450,6 +450,8 @@ def layer_by_layer(model, times):
         runs, gate = torch.ones(len(hidden), dtype=torch.bool), torch.ones(len(hidden))
         if index in config.routed_layers:
             scores = inner.routers[str(index)](hidden[frames]).squeeze(-1)
+            if config.mod_normalize_scores:
+                scores = scores - scores.mean(dim=1, keepdim=True)
             kept = choose_kept(scores, config.layer_keep_counts[index], config.mod_keep_last)
             runs[frames] = torch.zeros_like(scores, dtype=torch.bool).scatter(1, kept, True)
             gate[frames] = ROUTERS[config.mod_router].gate(scores, config.mod_gate)
@@ -1018,7 +1020,7 @@ def test_a_stream_in_eight_bits(tmp_path, config):
     quantized = {"quantization_config": TorchAoConfig(config())}
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path, **quantized).eval()
     assert type(model.model.language_model.layers[0].mlp.up_proj.weight).__name__ in ("Int8Tensor", "Float8Tensor")
-    assert all(router.weight.dtype == torch.float32 for router in model.model.routers.values())
+    assert all(type(router.weight) is torch.nn.Parameter for router in model.model.routers.values())
     frames, processor = random_frames(6), tiny_processor()
     options = {"max_new_tokens": 3, "cache_dtype": torch.float8_e4m3fn}
     one, several = (model.stream(processor, **options) for _ in range(2))

@@ -43,7 +43,7 @@ def test_defaults_are_those_of_live(tmp_path):
     adapted = tiny_model(text_overrides={"tie_word_embeddings": False})
     adapter = choose_parts(adapted, model)
     assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (128, 256, 0.05)
-    assert adapter.modules_to_save == ["connector", "routers.1", "routers.3"]
+    assert adapter.modules_to_save == ["connector", "layers.1.router", "layers.3.router"]
 
 
 @pytest.mark.parametrize("language_model", ["lora", "full", "frozen"])
@@ -63,9 +63,12 @@ def test_only_the_chosen_parts_are_trained(language_model, vision_encoder, conne
     )
     adapter = choose_parts(model, arguments)
     assert (adapter is not None) == (language_model == "lora")
-    parts = {"vision_encoder": vision_encoder, "connector": connector, "routers": routers}
+    parts = {"vision_encoder": vision_encoder, "connector": connector}
     expected = {name for name in whole for part, tuned in parts.items() if tuned and name.startswith(f"model.{part}.")}
-    language = {name for name in whole if name.startswith(("model.language_model.", "lm_head."))}
+    expected |= {name for name in whole if routers and ".router." in name}
+    language = {
+        name for name in whole if name.startswith(("model.language_model.", "lm_head.")) and ".router." not in name
+    }
     if language_model == "full":
         expected |= language
     elif language_model == "lora":

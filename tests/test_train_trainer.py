@@ -118,7 +118,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
     logged, expected = small.state.log_history[0], large.state.log_history[0]
     for name in ("loss", "text_loss", "stream_loss"):
         assert logged[name] == pytest.approx(expected[name], rel=1e-4), name
-    assert one.keys() == four.keys() and any("routers" in name for name in one)
+    assert one.keys() == four.keys() and any("router" in name for name in one)
     for name, gradient in one.items():
         torch.testing.assert_close(four[name], gradient, rtol=1e-3, atol=1e-6)
 
@@ -331,7 +331,8 @@ def test_keep_ratios_fall_during_warmup(tmp_path):
     counts = []
     trainer = new_trainer(tmp_path, model=model, max_steps=6)
     trainer.add_callback(KeepRatioWarmup(model.config, 4))
-    model.model.language_model.layers[1].register_forward_hook(lambda _, inputs, __: counts.append(inputs[0].shape[1]))
+    layer = model.model.language_model.layers[1]
+    layer.mlp.register_forward_hook(lambda _, inputs, __: counts.append(inputs[0].shape[1]))
     trainer.train()
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[2] > counts[4] == counts[5]
     assert model.config.mod_keep_ratio == 0.2

@@ -175,9 +175,29 @@ def tiny_model(
     config = tiny_config(**options) if config is None else config
     config._attn_implementation = attn_implementation
     model = VideoLLMMoDForConditionalGeneration(config)
-    for weight in model.model.routers.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
+    for router in model.model.routers.values():
+        for weight in router.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
     return model.eval()
+
+
+def choose_kept(scores: torch.Tensor, keep_count: int, keep_last: bool) -> torch.LongTensor:
+    """Return the tokens (frames, kept) that a routed layer keeps by scores (frames, tokens), by a plain loop."""
+    num_tokens = scores.shape[1]
+    count, candidates = (keep_count - 1, num_tokens - 1) if keep_last else (keep_count, num_tokens)
+    even = [(2 * index + 1) * candidates // (2 * count) for index in range(count)]
+    order = even + [index for index in range(candidates) if index not in even]
+    rows = [
+        sorted(sorted(order, key=lambda index: -row[index])[:count]) + [num_tokens - 1] * keep_last
+        for row in scores.tolist()
+    ]
+    return torch.tensor(rows, dtype=torch.long, device=scores.device)
+
+
+def frame_scores(model: Any, layer: int, hidden_states: torch.Tensor, layout: Any, positions: Any) -> torch.Tensor:
+    """Return the scores (frames, tokens) that a layer's router gives its input (batch, sequence, hidden)."""
+    scores = model.model.routers[str(layer)](hidden_states, positions, layout.rank).flatten()[layout.token_index]
+    return scores - scores.mean(dim=1, keepdim=True) if model.config.mod_normalize_scores else scores
 
 
 def dialogue_ids(config: VideoLLMMoDConfig, runs: list[int], *, seed: int = 0) -> torch.LongTensor:

@@ -71,7 +71,7 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_compute_dtype="bfloat16",
-                llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_encoder", "model.routers"],
+                llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_encoder"],
             )
         model = VideoLLMMoDForConditionalGeneration.from_pretrained(
             arguments.checkpoint, dtype=arguments.dtype, **options
@@ -90,8 +90,10 @@ def choose_parts(model: VideoLLMMoDForConditionalGeneration, arguments: "ModelAr
         "language_model": arguments.tune_language_model == "full",
         "routers": arguments.tune_routers,
     }
+    routers = model.model.routers.values()  # in the language model, so they come after it
     for name, is_tuned in tuned.items():
-        getattr(model.model, name).requires_grad_(is_tuned)
+        for part in routers if name == "routers" else [getattr(model.model, name)]:
+            part.requires_grad_(is_tuned)
     model.lm_head.requires_grad_(tuned["language_model"])
     if arguments.tune_language_model != "lora":
         return None
@@ -115,9 +117,9 @@ def merge_adapter(model: Any) -> Any:
     merged = model.merge_and_unload()
     if getattr(merged, "is_loaded_in_4bit", False):
         dtype = merged.get_input_embeddings().weight.dtype
-        for name, weight in merged.named_parameters():
+        for weight in merged.parameters():
             if weight.is_floating_point():
-                weight.data = weight.data.to(torch.float32 if ".routers." in name else dtype)
+                weight.data = weight.data.to(dtype)
     return merged
 
 
@@ -246,7 +248,6 @@ def join_parts(
     )
     set_seed(seed)
     model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=language_model.dtype)
-    model.model.routers.float()
     model.model.vision_encoder.load_state_dict(encoder.state_dict())
     model.model.language_model.load_state_dict(language_model.state_dict())
     model.lm_head.load_state_dict(head.state_dict())

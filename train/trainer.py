@@ -74,7 +74,7 @@ class StreamingSFTTrainer(SFTTrainer):
         for name, module in self.model.named_modules():
             # Check an attribute: classes of remote code differ from the ones imported here.
             if getattr(type(module), "learns", False):
-                layer = re.search(r"routers\.(\d+)", name).group(1)
+                layer = re.search(r"layers\.(\d+)\.router", name).group(1)
                 module.register_forward_hook(partial(self._keep_scores, layer))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -102,8 +102,9 @@ class StreamingSFTTrainer(SFTTrainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
-    def _keep_scores(self, layer: str, _module: Any, _inputs: Any, scores: torch.Tensor) -> None:
-        if self.model.training:
+    def _keep_scores(self, layer: str, module: Any, _inputs: Any, scores: torch.Tensor) -> None:
+        # A pointwise router scores all tokens without gradient, then the kept ones again.
+        if self.model.training and not (module.is_pointwise and scores.requires_grad):
             scores = scores.detach().float()
             self._router_scores.setdefault(layer, []).append(torch.stack([scores.mean(), scores.std()]))
 
