@@ -3,7 +3,7 @@
 """Key/value cache whose layers differ in length: routed layers hold only text and kept frame tokens."""
 
 import sys
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import accumulate
@@ -373,9 +373,10 @@ class VideoLLMMoDCache(Cache):
                 raise ValueError(f"The last {-tokens_to_remove} tokens cannot include {num_frames} frames.")
         for layer, count in zip(self.layers, lengths, strict=True):
             layer.truncate(count)
-            if isinstance(layer, PositionsMixin) and layer.positions is not None and layer.positions.shape[0] > 1:
+            positions = getattr(layer, "positions", None) if num_frames is None else None
+            if positions is not None and positions.shape[0] > 1:
                 # Rows that end before the longest row get filler.
-                layer.replace_positions(layer.positions.masked_fill(layer.positions >= length, -1))
+                layer.replace_positions(positions.masked_fill(positions >= length, -1))
                 self.has_filler = True
         for group, (by, keys) in self._moved.items():
             count = lengths[self.skipped.index(group[0])]
@@ -439,15 +440,16 @@ class VideoLLMMoDCache(Cache):
     ) -> None:
         """Remove all entries except `parts` from the layers of a group, and move keys, all of them `back`."""
         (skipped, is_rotated, device), begin, moved = group, 0, [()] * len(layers)
-        if (num_rows := layers[0].keys.shape[0]) > 1:
+        all_keys = deque(layer.keys for layer in layers)  # each is a copy if its pages are scattered
+        if (num_rows := all_keys[0].shape[0]) > 1:
             raise ValueError(f"Eviction works on caches of one row; this one has {num_rows}.")
         if is_rotated:
-            begin, keys = self._move_first(group, layers, parts, back, rotation)
+            begin, keys = self._move_first(group, all_keys, parts, back, rotation)
             moved = [(x,) for x in keys.split(1)]
         if skipped:
             shift = to_device(torch.cat([torch.full((x.end - x.begin,), x.removed) for x in parts]), device)
         for layer, first in zip(layers, moved, strict=True):
-            old_keys, old_values = layer.keys, layer.values
+            old_keys, old_values = all_keys.popleft(), layer.values
             keys = [old_keys[:, :, max(x.begin, begin) : x.end] for x in parts if x.end >= begin]
             if back and is_rotated:
                 keys = [rotation(x, to_device(torch.tensor([-back]), device)).to(x.dtype) for x in keys]
@@ -459,7 +461,7 @@ class VideoLLMMoDCache(Cache):
                 layer.replace_positions(positions)
 
     def _move_first(
-        self, group: tuple, layers: list[Any], parts: list["_Part"], back: int, rotation: "KeyRotation"
+        self, group: tuple, keys: Sequence[torch.Tensor], parts: list["_Part"], back: int, rotation: "KeyRotation"
     ) -> tuple[int, torch.Tensor]:
         """Return how many of the old entries move, and the moved keys (layers, heads, entries, dim) that stay."""
         by, unmoved = self._moved.get(group, (torch.zeros(0, dtype=torch.long), None))
@@ -472,8 +474,7 @@ class VideoLLMMoDCache(Cache):
         stays = [unmoved[:, :, x.begin : min(x.end, known)] for x in first if x.begin < known]
         if known < end or not stays:
             new = [slice(max(x.begin, known), x.end) for x in first if x.end > known] or [slice(0)]
-            keys = [torch.cat([keys[:, :, x] for x in new], dim=2) for keys in (layer.keys for layer in layers)]
-            stays.append(torch.cat(keys))
+            stays += [torch.cat([layer[:, :, x] for layer in keys]) for x in new]
         unmoved = torch.cat(stays, dim=2)
         self._moved[group] = by, unmoved
         return end, rotation(unmoved, to_device(by, group[-1])).to(unmoved.dtype)

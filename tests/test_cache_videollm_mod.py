@@ -6,14 +6,15 @@ import copy
 
 import pytest
 import torch
-from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, tiny_model, token_runs
+from counting import CountOperations
+from tiny import SCHEMES, TEXT_MODELS, HostAndDevice, dialogue_ids, random_features, tiny_model, token_runs
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.bias import CausalBias
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from videollm_mod import VideoLLMMoDCache
+from videollm_mod import VideoLLMMoDCache, cache_videollm_mod
 from videollm_mod.cache_videollm_mod import TokenRun, grouped_attention_forward, use_grouped_attention
 
 
@@ -283,6 +284,90 @@ def test_eviction_refuses_several_rows_and_wrong_shapes():
     model = tiny_model(text_overrides={"rope_parameters": rope})
     with pytest.raises(ValueError, match="type 'dynamic' depend on the length"):
         model.evict_tokens(model.new_cache(), [])
+
+
+def exact_rotation(model, keys, positions):
+    """Return keys (1, heads, length, dim) at rotary positions (length,), in float64."""
+    angles = positions[:, None] * model.model.language_model.rotary_emb.inv_freq.double().repeat(2)
+    turned = torch.cat([-keys[..., keys.shape[-1] // 2 :], keys[..., : keys.shape[-1] // 2]], dim=-1)
+    return keys * angles.cos() + turned * angles.sin()
+
+
+@pytest.mark.parametrize("most", [2**16, 500])
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [("bfloat16", None), ("float16", None), ("bfloat16", "float8_e4m3fn"), ("float32", None)]
+)
+def test_roundings_do_not_add_up_over_evictions(monkeypatch, dtype, stored, most):
+    """Keys are compared with an exact rotation to where they are, also if positions start again from 0."""
+    monkeypatch.setattr(cache_videollm_mod, "MAX_OFFSET", most)
+    dtype, stored = getattr(torch, dtype), stored and getattr(torch, stored)
+    model = tiny_model(mod_keep_ratio=1.0, text_overrides={"head_dim": 64, "num_hidden_layers": 1}).to(dtype)
+    cache, held, errors, of_text = model.new_cache(dtype=stored), torch.zeros(1, 2, 0, 64).double(), [], []
+    for _ in range(17):
+        new = torch.randn(1, 2, 340 if held.shape[2] == 0 else 100, 64, dtype=torch.float64)
+        at = torch.arange(new.shape[2]) + cache.next_position
+        cache.update(exact_rotation(model, new, at).to(dtype), new.to(dtype), 0)
+        cache.advance(new.shape[2])
+        held = torch.cat([held, new], dim=2)
+        exact = exact_rotation(model, held, torch.arange(held.shape[2]) + cache.position_offset)
+        change = cache.layers[0].keys.double() - exact
+        errors.append(float(change.norm() / exact.norm()))
+        of_text.append(float(change[:, :, :40].norm() / exact[:, :, :40].norm()))
+        model.evict_tokens(cache, [TokenRun(40), TokenRun(100, stays=False), TokenRun(held.shape[2] - 140)])
+        held = torch.cat([held[:, :, :40], held[:, :, 140:]], dim=2)
+    assert cache.position_offset == (1700 if most > 500 else 500)
+    if dtype == torch.float32:
+        assert max(errors) < 1e-4
+    elif most > 500:
+        assert max(errors) < 1.3 * errors[0]
+        # What moves is rounded twice, however often it moves.
+        assert max(of_text) < 1.5 * errors[0]
+
+
+def test_moved_entries_survive_crops_copies_and_a_reset():
+    """With one layer, where an entry depends only on its token and position."""
+    model = tiny_model(text_overrides={"num_hidden_layers": 1}, mod_layers="all")
+    ids, features = dialogue_ids(model.config, [2, 2]), random_features(model.config, 4)
+    cache, expected = model.new_cache(), model.new_cache()
+    runs = [TokenRun(5), TokenRun(11, 1, stays=False), TokenRun(24, 2), TokenRun(11, 1, stays=False), TokenRun(4)]
+    later = [TokenRun(2), TokenRun(2, stays=False), TokenRun(11, 1), TokenRun(3)]
+    kept = torch.cat([ids[:, [0, 1, 4]], ids[:, 16:26], ids[:, :3]], dim=1)
+    with torch.no_grad():
+        model(input_ids=kept, frame_features=features[:, 1:2], cache=expected)
+        for _ in range(2):
+            model(input_ids=ids, frame_features=features, cache=cache)
+            model.evict_tokens(cache, runs)
+            cache = copy.deepcopy(cache)
+            cache.crop(-18, num_frames=1)  # text and one frame are left of what has moved
+            model(input_ids=ids[:, :3], cache=cache)
+            model.evict_tokens(cache, later)
+            assert cache.lengths == expected.lengths == [8]
+            assert_close(next_logits(model, cache), next_logits(model, expected), atol=1e-5, rtol=1e-4)
+            cache.reset()
+            assert cache.next_position == cache.num_bytes == 0
+
+
+@pytest.mark.parametrize("make", ["growing", "preallocated", "eight bits"])
+def test_evictions_and_crops_launch_little_and_ask_the_device_nothing(make):
+    model = tiny_model(text_overrides={"num_hidden_layers": 32})
+    dtype = torch.float8_e4m3fn if make == "eight bits" else None
+    cache = with_room(model) if make == "preallocated" else model.new_cache(dtype=dtype)
+    check_launches(model, cache, cache_videollm_mod)
+
+
+def check_launches(model, cache, *modules):
+    """Evict, and crop a frame, twice. Count launches, and look for waits in functions of these modules."""
+    ids, features = dialogue_ids(model.config, [2, 2]), random_features(model.config, 4)
+    for before, frames in ((0, 0), (40, 3)):
+        with torch.no_grad():
+            model(input_ids=ids, frame_features=features, cache=cache)
+        runs = [TokenRun(before + 5, frames), TokenRun(11, 1, stays=False), TokenRun(39, 3)]
+        with CountOperations() as evicting, HostAndDevice(*modules) as waiting:
+            model.evict_tokens(cache, runs)
+        with CountOperations() as cropping, waiting:
+            cache.crop(-4, num_frames=0)
+        assert sum(evicting.counts.values()) <= 10 * 32 and sum(cropping.counts.values()) <= 32
+        assert not waiting.found
 
 
 def test_a_growing_cache_in_eight_bits():

@@ -7,6 +7,7 @@ import gc
 
 import pytest
 import torch
+from counting import CountOperations
 from tiny import SCHEMES, HostAndDevice, dialogue_ids, random_features, tiny_model
 from torch.testing import assert_close
 
@@ -114,6 +115,29 @@ def test_a_paged_cache_works_like_a_growing_one(scheme, reserved):
             assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     is_strip = [table.strip is not None for cache in caches for table in cache.tables.values()]
     assert all(is_strip) if reserved else not all(is_strip)
+
+
+@pytest.mark.parametrize("reserved", [True, False])
+def test_evictions_and_crops_launch_little_and_ask_the_device_nothing(reserved):
+    """In consecutive and in scattered pages, for which the host sends the slots without waiting."""
+    model = tiny_model(text_overrides={"num_hidden_layers": 32})
+    pool = new_page_pool(model, 40, 200, page_size=16)
+    cache, other = VideoLLMMoDPagedCache(pool), VideoLLMMoDPagedCache(pool)
+    ids, features = dialogue_ids(model.config, [2, 2]), random_features(model.config, 4)
+    for index in range(2):
+        cache.reserve(8 if reserved else 4 * index + 4, 60)
+        other.reserve(2 * index + 2, 30)
+        with torch.no_grad():
+            model(input_ids=ids, frame_features=features, cache=cache)
+        runs = [TokenRun(40 * index + 5, 3 * index), TokenRun(11, 1, stays=False), TokenRun(39, 3)]
+        with CountOperations() as evicting, HostAndDevice(cache_videollm_mod, pages) as waiting:
+            model.evict_tokens(cache, runs)
+        with CountOperations() as cropping, waiting:
+            cache.crop(-4, num_frames=0)
+        assert sum(evicting.counts.values()) <= 10 * 32 and sum(cropping.counts.values()) == 0
+        is_strip = all(table.strip is not None for table in cache.tables.values())
+        sent = set() if is_strip else {("pages.slots", "lift_fresh"), ("pages._read", "lift_fresh")}
+        assert waiting.found == sent and is_strip == (reserved or index == 0)
 
 
 def test_generate_accepts_a_paged_cache():

@@ -24,6 +24,7 @@ from videollm_mod import (
     StreamingSession,
     VideoLLMMoDForConditionalGeneration,
     VideoLLMMoDProcessor,
+    cache_videollm_mod,
     generation_videollm_mod,
     read_video,
     streaming_videollm_mod,
@@ -479,11 +480,12 @@ EVERY_DEPTH = {
 
 @pytest.mark.parametrize("text", ["llama", "qwen3", "smollm3"])
 @pytest.mark.parametrize("scheme", EVERY_DEPTH)
-def test_after_evictions_each_layer_attends_to_kept_tokens_only(scheme, text):
+def test_after_evictions_each_layer_attends_to_kept_tokens_only(monkeypatch, scheme, text):
+    monkeypatch.setattr(cache_videollm_mod, "MAX_OFFSET", 100)
     overrides = {"no_rope_layers": [1, 0, 1, 0]} if text == "smollm3" else {}
     model = tiny_model(text=text, text_overrides=overrides, **EVERY_DEPTH[scheme])
     model, session, held, before = watch_endless_stream(20, model=model, sink_frames=1)
-    assert len(before) > 5
+    assert len(before) > 5 and session.cache.position_offset < 100  # positions have started again from 0
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[7]]), cache=session.cache).logits[0, -1]
         times = [*before, [*held, Held(7, None, -1, len(before))]]
@@ -494,10 +496,12 @@ def test_after_evictions_each_layer_attends_to_kept_tokens_only(scheme, text):
         assert not torch.allclose(logits, anew, atol=1e-2)
 
 
+@pytest.mark.parametrize("most", [2**16, 70])
 @pytest.mark.parametrize("sink_frames", [0, 2])
-def test_after_evictions_the_cache_equals_one_of_the_kept_tokens(sink_frames):
+def test_after_evictions_the_cache_equals_one_of_the_kept_tokens(monkeypatch, sink_frames, most):
+    monkeypatch.setattr(cache_videollm_mod, "MAX_OFFSET", most)
     model, session, held, _ = watch_endless_stream(40, sink_frames=sink_frames)
-    assert session.num_frames == 40
+    assert session.num_frames == 40 and (session.cache.position_offset > 200) == (most > 200)
     ids, features = ids_and_features(held)
     assert features.shape[1] <= 6 and int(session.cache.get_seq_length()) == ids.shape[1]
     with torch.no_grad():
@@ -523,6 +527,16 @@ def test_max_text_tokens_evicts_old_turns():
     assert session.processor.tokenizer.decode([token.token for token in held]).startswith("<s>Watch.")
     difference = without._memory.num_text_tokens - sum(texts)
     assert session.cache.lengths[0] == without.cache.lengths[0] - difference
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "dynamic"}, {"rope_type": "longrope"}])
+def test_a_session_that_could_not_evict_is_refused(rope):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 512}
+    parameters = {"rope_theta": 1e4, "factor": 2.0, **rope, **(factors if rope["rope_type"] == "longrope" else {})}
+    model = tiny_model(text_overrides={"rope_parameters": parameters})
+    with pytest.raises(ValueError, match="leave `max_frames` out: rotary positions of type"):
+        model.stream(tiny_processor(), max_frames=8)
+    model.stream(tiny_processor()).push(random_frames(1))
 
 
 def test_max_frames_changes_nothing_before_it_is_reached():
