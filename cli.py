@@ -103,7 +103,7 @@ def narrate(
         int | None,
         typer.Option(
             min=1,
-            help="Number of frames of a live source that may wait.",
+            help="Number of frames of a live source that may wait, at the model's size.",
             show_default="16; for catch_up 512",
         ),
     ] = None,
@@ -287,9 +287,11 @@ def _watch(processor: Any, video: str, session: Any, *, fps: float, as_json: boo
             typer.echo("frames come too fast: the oldest that wait are dropped", err=True)
 
     try:
-        frames = processor.read_video(video, fps=fps)
+        frames, device = processor.read_video(video, fps=fps), session.model.device
+        frames = _show_progress(frames) if as_json else frames
+        small = ((time, processor.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
         ahead = read_ahead(
-            iter(_show_progress(frames) if as_json else frames),
+            small,
             session.chunk_frames,
             is_live=not is_complete(video),
             goes_on=goes_on(video),

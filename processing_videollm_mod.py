@@ -489,8 +489,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
         Args:
             frames (PIL image, or array or tensor of shape `(height, width, 3)`, or several):
-                uint8, or floating point in [0, 1]. Several are a list, or one array (frames, height, width, 3).
-            device (`torch.device`, *optional*): Where to resize. A GPU may round to the next integer up or down.
+                uint8, or floating point in [0, 1]. Several are a list, an iterator, or an array with one more axis.
+            device (`torch.device`, *optional*): Where to put them. A GPU resizes them too, and may round differently.
 
         Raises:
             `ValueError`: If there is no frame, channels are not last, values are not pixels, or sizes differ.
@@ -499,14 +499,16 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         resized: list[torch.Tensor] = []
         for stack in _as_stacks(frames):
             if torch.device(device or "cpu").type == "cuda" and not stack.is_cuda:
-                stack = stack.pin_memory()
+                stack = stack.pin_memory().to(device, non_blocking=True)
             # The resize is fastest where the channels of a pixel lie side by side, as in this view.
-            view = stack.to(device, non_blocking=not stack.is_cuda).permute(0, 3, 1, 2)
-            resized.append(self.video_processor(view, **options)["pixel_values_videos"][0].contiguous())
+            stacks = self.video_processor(stack.permute(0, 3, 1, 2), **options)["pixel_values_videos"]
+            resized.append(stacks[0].contiguous())
         sizes = {f"{stack.shape[-2]} x {stack.shape[-1]}" for stack in resized}
         if len(sizes) > 1:
             raise ValueError(f"Frames must have one size, got {' and '.join(sorted(sizes))}: set `do_resize=True`.")
-        return torch.cat(resized)
+        if not sizes:
+            raise ValueError("The video is empty: there is no frame.")
+        return torch.cat(resized).to(device)
 
     def normalize_frames(self, frames: torch.Tensor) -> torch.Tensor:
         """Return the pixel values, float32, of resized frames (frames, channels, height, width), on their device."""
@@ -517,7 +519,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         if video is None:
             return None
         if isinstance(video, (str, Path)):
-            video = [frame for _, frame in read_video(video, fps=fps, start=start, end=end)]
+            video = (frame for _, frame in read_video(video, fps=fps, start=start, end=end))
         return self.process_frames(video)
 
 
@@ -590,10 +592,8 @@ def _pad_frames(rows: list[torch.Tensor | None]) -> torch.Tensor:
 
 def _as_stacks(frames: Any) -> Iterator[torch.Tensor]:
     """Yield frames as uint8 tensors (frames, height, width, 3): runs of equal size, of about `_PIXELS_TOGETHER`."""
-    is_list = isinstance(frames, (list, tuple))
-    if is_list and not frames:
-        raise ValueError("The video is empty: there is no frame.")
-    singles = map(_as_stack, frames) if is_list else _as_stack(frames).split(1)
+    is_several = isinstance(frames, (list, tuple, Iterator))
+    singles = map(_as_stack, frames) if is_several else _as_stack(frames).split(1)
     for shape, run in groupby(singles, key=lambda stack: tuple(stack.shape)):
         if shape[0] != 1:
             raise ValueError(f"A frame in a list must be (height, width, 3), got {shape}.")

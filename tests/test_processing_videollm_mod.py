@@ -4,6 +4,7 @@
 
 import json
 import string
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tiny import dialogue_ids, random_features, random_frames, tiny_model, tiny_
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, pipeline
 
-from videollm_mod import VideoLLMMoDProcessor, VideoLLMMoDVideoProcessor
+from videollm_mod import VideoLLMMoDProcessor, VideoLLMMoDVideoProcessor, processing_videollm_mod
 from videollm_mod.processing_videollm_mod import DEFAULT_SYSTEM_PROMPT
 
 
@@ -439,6 +440,23 @@ def test_frames_must_have_one_size_if_they_are_not_resized(processor):
     processor.video_processor.do_resize = False
     with pytest.raises(ValueError, match="one size, got 20 x 32 and 32 x 20: set `do_resize=True`"):
         processor.process_frames([random_frames(1, size=size)[0] for size in ((20, 32), (32, 20))])
+
+
+def test_a_video_is_resized_as_it_is_read(processor, monkeypatch):
+    monkeypatch.setattr(processing_videollm_mod, "_PIXELS_TOGETHER", 1)
+    frames, alive, most = random_frames(6, size=(60, 40)), [], []
+
+    def decoded():
+        for frame in frames:
+            most.append(sum(reference() is not None for reference in alive))
+            frame = frame.copy()
+            alive.append(weakref.ref(frame))
+            yield frame
+
+    small = processor.resize_frames(decoded())
+    assert max(most) <= 2 and torch.equal(small, processor.resize_frames(frames))
+    with pytest.raises(ValueError, match="empty: there is no frame"):
+        processor.resize_frames(iter([]))
 
 
 def test_frames_wait_at_the_models_size_while_a_video_is_read(processor):

@@ -68,7 +68,9 @@ class StreamCollator:
         video, end = example["video"], example.get("end")
         if not isinstance(video, (str, Path)):
             return video
-        return [frame for _, frame in self.processor.read_video(video, fps=self.fps, start=start, end=end)]
+        frames = self.processor.read_video(video, fps=self.fps, start=start, end=end)
+        # Resized as they are decoded, so that a clip does not fill the memory.
+        return self.processor.resize_frames(frame for _, frame in frames).permute(0, 2, 3, 1)
 
     def _features(self, example: dict[str, Any]) -> torch.Tensor:
         source = example["frame_features"]

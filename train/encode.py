@@ -118,7 +118,7 @@ def _encode(row: dict[str, Any], path: Path, model: Any, processor: Any, fps: fl
     start = row.get("start") or 0.0
     frames = (frame for _, frame in processor.read_video(row["video"], fps=fps, start=start, end=row.get("end")))
     features = [
-        model.model.encode_frames(processor.process_frames(batch).to(model.device)).cpu()
+        model.model.encode_frames(processor.normalize_frames(processor.resize_frames(batch, model.device))).cpu()
         for batch in _batches(frames, batch_size)
     ]
     part = path.with_suffix(f".{os.getpid()}.part")
