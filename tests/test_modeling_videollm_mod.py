@@ -6,10 +6,12 @@ import copy
 import json
 import logging
 import re
+from functools import partial
 
 import peft
 import pytest
 import torch
+import torch.distributed as dist
 from packaging import version
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -26,12 +28,17 @@ from tiny import (
     tiny_vision_config,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 from torchao.quantization import Int8WeightOnlyConfig
-from transformers import DynamicCache, TorchAoConfig
+from transformers import BitsAndBytesConfig, DynamicCache, TorchAoConfig
 from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils.logging import warning_once
 
@@ -815,3 +822,87 @@ def test_untested_text_models_of_the_right_shape_cause_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         VideoLLMMoDForConditionalGeneration(config)
     assert "Olmo2Model has the shape that routing needs, but is not among the tested text models" in caplog.text
+
+
+# ----------------------------------------------------------------------------------------------------------- sharding
+
+
+@pytest.fixture
+def mesh():
+    """A process group of this process only."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def fsdp2(model, mesh, *, language_model=False, **options):
+    language = model.model.language_model
+    # Frames replace embeddings before the language model runs, so these are a unit of their own, as in accelerate.
+    parts = [*language.layers, *([language.embed_tokens, language] if language_model else [])]
+    for part in [*parts, model]:
+        fully_shard(part, mesh=mesh, **options)
+    return model
+
+
+def fsdp1(model, _mesh):
+    layer = {type(model.model.language_model.layers[0])}
+    policy = partial(transformer_auto_wrap_policy, transformer_layer_cls=layer)
+    return FullyShardedDataParallel(
+        model, device_id=torch.device("cpu"), use_orig_params=True, auto_wrap_policy=policy
+    )
+
+
+MIXED = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+SHARDINGS = {
+    "fsdp1": fsdp1,
+    "fsdp2": fsdp2,
+    "fsdp2 mixed": partial(fsdp2, mp_policy=MIXED),
+    "fsdp2 language model": partial(fsdp2, language_model=True),
+}
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("how", SHARDINGS)
+def test_sharded_training_equals_plain_training(tmp_path, mesh, how, quantised):
+    """From a checkpoint in bfloat16. A sharding unit has one dtype, routers included."""
+    tiny_model(text_overrides={"tie_word_embeddings": False}).save_pretrained(tmp_path)
+    options = {"dtype": torch.bfloat16}
+    if quantised:
+        skipped = ["lm_head", "model.connector", "model.vision_encoder"]
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype="bfloat16",
+            bnb_4bit_quant_storage="bfloat16",
+            llm_int8_skip_modules=skipped,
+        )
+    losses, gradients, calls = [], [], []
+    for shard in (None, SHARDINGS[how]):
+        model = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path, **options)
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+        model.model.vision_encoder.requires_grad_(False)
+        if quantised:
+            torch.manual_seed(0)
+            get_peft_model(model, model.make_lora_config(r=4, lora_dropout=0.0), autocast_adapter_dtype=False)
+        routers = [router for name, router in model.named_modules() if name.endswith("router")]
+        model.model.language_model.register_forward_hook(lambda *_: calls.append(1))
+        run = model.train() if shard is None else shard(model.train(), mesh)
+        inputs = inputs_for(model)
+        loss = run(**inputs, labels=learnable_labels(model.config, inputs["input_ids"])).loss
+        loss.backward()
+        losses.append(loss)
+        weights = [next(w for w in router.parameters() if w.requires_grad) for router in routers]
+        gradients.append([w.grad.full_tensor() if isinstance(w.grad, DTensor) else w.grad for w in weights])
+    assert len(calls) == 2 and torch.equal(*losses)
+    for one, other in zip(*gradients, strict=True):
+        assert one.any() and torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("mesh")
+@pytest.mark.parametrize("router, gate", [("learned", "tanh"), ("learned", "linear"), ("random", "none")])
+def test_data_parallel_training_uses_every_weight(router, gate):
+    model = tiny_model(mod_router=router, mod_gate=gate).train()
+    model.model.vision_encoder.requires_grad_(False)
+    parallel, inputs = DistributedDataParallel(model), inputs_for(model)
+    for _ in range(2):  # the second step finds weights that the first did not use
+        parallel(**inputs, labels=learnable_labels(model.config, inputs["input_ids"])).loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
