@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import GenerationConfig, LogitsProcessorList, TextIteratorStreamer, TopKLogitsWarper
 
 from videollm_mod import interval_rule
-from videollm_mod.cache_videollm_mod import CACHE_NAME
+from videollm_mod.cache_videollm_mod import CACHE_NAME, TokenRun
 
 
 RUNS = [2, 1]
@@ -158,6 +158,24 @@ def test_continues_from_a_cache(model, name):
         **{name: fork},
     )
     assert torch.equal(got[:, -4:], expected[:, -4:])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_continues_after_an_eviction(model, masked):
+    """Rotary positions continue behind those of the tokens that are gone."""
+    inputs, more, cache = prompt(model), dialogue_ids(model.config, [], seed=3), model.new_cache()
+    seen = inputs["input_ids"].shape[1] - 11
+    with torch.no_grad():
+        model(**inputs, cache=cache)
+        model.evict_tokens(cache, [TokenRun(5), TokenRun(11, 1, stays=False), TokenRun(seen - 5, 2)])
+        fork, ids, new = copy.deepcopy(cache), more, more
+        for _ in range(4):
+            new = model(input_ids=new, cache=fork).logits[:, -1:].argmax(-1)
+            ids = torch.cat([ids, new], dim=1)
+    everything = torch.cat([torch.full((1, seen), 9), more], dim=1)
+    given = {"input_ids": more, "attention_mask": torch.ones_like(everything)} if masked else {"input_ids": everything}
+    got = model.generate(**given, cache=cache, max_new_tokens=4)
+    assert torch.equal(got[:, -4:], ids[:, -4:])
 
 
 def test_inputs_embeds(model):

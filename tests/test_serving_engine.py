@@ -37,6 +37,15 @@ def test_serves_a_model_loaded_as_remote_code(trained):
     assert len(heard) > 3
 
 
+def test_a_stream_that_could_not_evict_is_refused():
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    model = tiny_model(text_overrides={"rope_parameters": rope})
+    engine = StreamingEngine(model, tiny_processor(), page_size=16, **LIMITS)
+    with pytest.raises(ValueError, match="rotary positions of type 'dynamic' depend on the length"):
+        engine.open()
+    assert engine.streams == []
+
+
 @pytest.mark.parametrize("capture", [False, True])
 def test_streams_together_say_what_each_says_alone(trained, capture):
     """They differ in age, rate, state and questions. Some outgrow what they remember, some close early."""
