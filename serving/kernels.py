@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention of several streams, each over its own pages: the kernels, and the choice of one."""
 
+import copy
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
-from itertools import accumulate
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.utils import is_flash_attn_2_available, logging
 
-from .pages import read_pages, read_strip, strip_of
+from .entries import EntryPlan, PackedEntries
+from .pages import read_pages, read_strip
 
 
 try:
@@ -32,108 +33,11 @@ else:
 
 logger = logging.get_logger(__name__)
 
-# Numbers for the device, and their dtype there.
-Numbers = tuple[Sequence[float], torch.dtype]
 Attend = Callable[..., torch.Tensor]
 
 # Masks with up to this many elements are kept from layer to layer. Attention under a larger one takes far longer
 # than making it.
 _LARGEST_KEPT_MASK = 2**17
-
-
-@dataclass(frozen=True)
-class EntryPlan:
-    """
-    Where the entries of several streams lie in the layers of one kind during one step, as plain lists.
-
-    Attributes:
-        new (`list[int]`): Number of entries that each stream adds.
-        lengths (`list[int]`): Number of entries of each stream, including those that it adds.
-        pages (`list[list[int]]`): Pages of each stream, in order.
-        is_padding (`list[bool]`): Whether each stream only pads a captured step. Its attention is never read.
-        page_size (`int`): Entries per page.
-    """
-
-    new: list[int]
-    lengths: list[int]
-    pages: list[list[int]]
-    is_padding: list[bool]
-    page_size: int
-
-    @cached_property
-    def strips(self) -> list[int | None]:
-        """For each stream, the slot of its first entry if its pages are consecutive, else `None`."""
-        return [strip_of(own, self.page_size) for own in self.pages]
-
-    @property
-    def slots(self) -> list[int]:
-        """Slot of each new entry in the flattened pages."""
-        size = self.page_size
-        return [
-            own[place // size] * size + place % size
-            for count, length, own in zip(self.new, self.lengths, self.pages, strict=True)
-            for place in range(length - count, length)
-        ]
-
-    def numbers(self, num_columns: int | None = None) -> list[Numbers]:
-        """
-        Return the numbers that kernels need on the device, in the order of the tensors of [`PackedEntries`].
-
-        Args:
-            num_columns (`int`, *optional*): Width of the page table, by default the most pages of a stream.
-        """
-        width = num_columns or max((len(own) for own in self.pages), default=1)
-        table = [page for own in self.pages for page in (*own, *[0] * (width - len(own)))]
-        begins, key_begins = [0, *accumulate(self.new)], [0, *accumulate(self.lengths)]
-        short = (begins, self.lengths, key_begins, table, self.is_padding)
-        return [(self.slots, torch.long), *((numbers, torch.int32) for numbers in short)]
-
-
-class PackedEntries:
-    """
-    An [`EntryPlan`] with its numbers on the device, for kernels.
-
-    A captured step overwrites the tensors and keeps the rest. In such a step `plan` is therefore the plan of the step
-    that was captured, and kernels must read the tensors.
-
-    Args:
-        plan ([`EntryPlan`]): The plan.
-        tensors (`Sequence[torch.Tensor]`): Its `numbers`, on the device.
-        most_new (`int`, *optional*): Upper bound of `plan.new`, also for later plans. By default the largest.
-        is_captured (`bool`, *optional*, defaults to `False`): Whether the tensors are overwritten later.
-
-    Attributes:
-        slots (`torch.LongTensor` of shape `(all new,)`): Slot of each new entry in the flattened pages.
-        begins (`torch.IntTensor` of shape `(streams + 1,)`): Cumulative `new`, from 0.
-        used (`torch.IntTensor` of shape `(streams,)`): `lengths`.
-        key_begins (`torch.IntTensor` of shape `(streams + 1,)`): Cumulative `lengths`, from 0.
-        table (`torch.IntTensor` of shape `(streams, pages)`): `pages`, padded with zeros.
-        is_padding (`torch.IntTensor` of shape `(streams,)`): `is_padding`.
-    """
-
-    def __init__(
-        self,
-        plan: EntryPlan,
-        tensors: Sequence[torch.Tensor],
-        *,
-        most_new: int | None = None,
-        is_captured: bool = False,
-    ) -> None:
-        self.plan, self.is_captured = plan, is_captured
-        self.most_new = max(plan.new, default=0) if most_new is None else most_new
-        self.slots, self.begins, self.used, self.key_begins, table, self.is_padding = tensors
-        self.table = table.unflatten(0, (len(plan.pages), -1))
-
-    def by_stream(self, query: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Return new queries (all new, heads, dim) padded to (streams, length, heads, dim), and for each query the
-        indices of its stream and of its place there.
-        """
-        streams, begins = self.table.shape[0], self.begins.long()
-        index = torch.arange(query.shape[0], device=query.device)
-        row = torch.bucketize(index, begins[1:], right=True).clamp(max=streams - 1)
-        place = index - begins[row]
-        return query.new_zeros(streams, length, *query.shape[1:]).index_put((row, place), query), row, place
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
@@ -155,6 +59,9 @@ def attend_gathered(
     table = entries.table.long()
     keys, values = (read_pages(pages, table, query.dtype).flatten(1, 2).transpose(1, 2) for pages in (keys, values))
     entry = torch.arange(table.shape[1] * page_size, device=query.device)
+    # What another stream left behind has no weight, but no weight times NaN is NaN.
+    unused = (entry >= entries.used[:, None])[:, None, :, None]
+    keys, values = keys.masked_fill(unused, 0), values.masked_fill(unused, 0)
     new = entries.begins.diff()
     last = (entries.used - new)[:, None, None] + torch.arange(entries.most_new, device=query.device)[:, None]
     seen = entry <= last
@@ -278,6 +185,14 @@ torch.library.impl("videollm_mod::attend_strips", "CPU", _strips_by_tensors)
 torch.library.register_fake("videollm_mod::attend_strips", lambda query, *_: torch.empty_like(query))
 
 
+def _flash_window(query: torch.Tensor, entries: PackedEntries, window: int | None) -> tuple[int, int]:
+    """Return how many entries before and after its own a query sees in flash attention; -1 is all."""
+    # The last entry of a stream needs no causal mask. Without one, flash attention packs heads that share keys.
+    if window is None and entries.most_new == 1 and query.shape[0] == entries.table.shape[0]:
+        return -1, -1
+    return -1 if window is None else window - 1, 0
+
+
 def attend_varlen(
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -296,7 +211,7 @@ def attend_varlen(
         entries.most_new,
         entries.table.shape[1] * keys.shape[1],
         scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
+        window_size=_flash_window(query, entries, window),
         enable_gqa=True,
         seqused_k=entries.used,
         block_table=entries.table,
@@ -312,6 +227,7 @@ def attend_flash_attn(
     window: int | None = None,
 ) -> torch.Tensor:
     """Run the flash-attn package over pages: half precision on CUDA."""
+    window_size = _flash_window(query, entries, window)
     return flash_attn_varlen_func(
         query,
         keys,
@@ -321,10 +237,23 @@ def attend_flash_attn(
         max_seqlen_q=entries.most_new,
         max_seqlen_k=entries.table.shape[1] * keys.shape[1],
         softmax_scale=scaling,
-        causal=True,
-        window_size=(-1 if window is None else window - 1, 0),
+        causal=window_size[1] == 0,
+        window_size=window_size,
         block_table=entries.table,
     )
+
+
+def _flex(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, blocks: BlockMask, scaling: float
+) -> torch.Tensor:
+    return flex_attention(query, keys, values, block_mask=blocks, scale=scaling, enable_gqa=True)
+
+
+@cache
+def _compiled_flex(num_streams: int) -> Callable[..., torch.Tensor]:  # noqa: ARG001
+    """Return flex attention compiled for a number of streams."""
+    # Its decoding kernel requires that number to be static, and Dynamo limits how often it compiles one code object.
+    return torch.compile(FunctionType(_flex.__code__.replace(), _flex.__globals__, _flex.__name__))
 
 
 def attend_flex(
@@ -335,40 +264,58 @@ def attend_flex(
     scaling: float,
     window: int | None = None,
     *,
-    flex: Callable[..., torch.Tensor] = flex_attention,
+    is_compiled: bool = False,
 ) -> torch.Tensor:
-    """Run torch's flex attention, which should be compiled, with one block of queries per stream: CUDA, any dtype."""
+    """Run torch's flex attention, which should be compiled, with streams as a batch: CUDA, any dtype."""
     (num_pages, page_size), (streams, width) = keys.shape[:2], entries.table.shape
-    length = -(-entries.most_new // 128) * 128  # flex attention requires blocks of a multiple of 128 queries
+    length, groups = entries.most_new, query.shape[1] // keys.shape[2]
+    # Fewer than 128 queries run in the decoding kernel, if the block is a multiple of the rows that it computes at
+    # once: the next power of two of the queries that share a key head.
+    block = max(128, 1 << (length * groups - 1).bit_length())
     padded, row, place = entries.by_stream(query, length)
     table, used = entries.table.long(), entries.used.long()
     past = used - entries.begins.diff()
     count = (used + page_size - 1) // page_size
-    # Invert the table: the stream of each page, and its index there. Padding of the table goes to an extra page.
+    # Invert the table: the index of each page in a stream, far too large for pages of others. Padding of the table
+    # goes to an extra page.
     page = torch.arange(width, device=query.device).expand(streams, -1)
-    target = torch.where(page < count[:, None], table, num_pages).flatten()
-    stream = torch.arange(streams, device=query.device)[:, None].expand(-1, width).flatten()
-    owner = table.new_full((num_pages + 1,), -1).index_copy(0, target, stream)
-    order = table.new_zeros(num_pages + 1).index_copy(0, target, page.flatten())
+    target = torch.where(page < count[:, None], table, num_pages)
+    order = table.new_full((streams, num_pages + 1), 2**40).scatter(1, target, page)
 
-    def sees(_batch: torch.Tensor, _head: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
-        own, physical = q_idx // length, kv_idx // page_size
-        entry, last = order[physical] * page_size + kv_idx % page_size, past[own] + q_idx % length
-        seen = (owner[physical] == own) & (entry <= last)
-        return seen if window is None else seen & (entry > last - window)
+    def sees(stream: torch.Tensor, _head: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
+        entry, last = order[stream, kv_idx // page_size] * page_size + kv_idx % page_size, past[stream] + q_idx
+        return entry <= last if window is None else (entry <= last) & (entry > last - window)
 
     blocks = BlockMask.from_kv_blocks(
-        count.int()[None, None],
+        count.int()[:, None, None],
         # torch before 2.13 requires as many columns as there are pages.
-        F.pad(entries.table, (0, max(num_pages - width, 0)))[None, None],
-        BLOCK_SIZE=(length, page_size),
+        F.pad(entries.table, (0, max(num_pages - width, 0)))[:, None, None],
+        BLOCK_SIZE=(block, page_size),
         mask_mod=sees,
-        seq_lengths=(streams * length, num_pages * page_size),
+        seq_lengths=(length, num_pages * page_size),
     )
-    rows = padded.flatten(0, 1).transpose(0, 1)[None]
+    # Inside a compiled step flex attention is compiled with it.
+    flex = _compiled_flex(streams) if is_compiled and not torch.compiler.is_compiling() else _flex
     keys, values = (x.flatten(0, 1).transpose(0, 1)[None] for x in (keys, values))
-    output = flex(rows, keys, values, block_mask=blocks, scale=scaling, enable_gqa=True)
-    return output[0].transpose(0, 1).unflatten(0, (streams, length))[row, place]
+    output = flex(padded.transpose(1, 2), keys, values, blocks, scaling)
+    return output.transpose(1, 2)[row, place]
+
+
+def attend_copied(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    entries: PackedEntries,
+    scaling: float,
+    window: int | None = None,
+    *,
+    attend: Attend,
+) -> torch.Tensor:
+    """Run a kernel that reads pages of the queries' dtype only, on copies of the streams' pages in that dtype."""
+    own = copy.copy(entries)
+    own.table = torch.arange(entries.table.numel(), device=query.device, dtype=torch.int32).view_as(entries.table)
+    keys, values = (read_pages(x, entries.table.flatten().long(), query.dtype) for x in (keys, values))
+    return attend(query, keys, values, own, scaling, window)
 
 
 # ----------------------------------------------------------------------------------------------------------- choice
@@ -418,16 +365,24 @@ def installed_kernels(device_type: str, dtype: torch.dtype, stored: torch.dtype)
     """Return the installed kernels for queries of `dtype` over pages of dtype `stored`, the preferred first."""
     if device_type == "cpu":
         return [("strips of pages", attend_strips)]
+    if device_type != "cuda":
+        return []
     found: list[tuple[str, Attend]] = []
-    if device_type != "cuda" or stored != dtype:
-        return found
     if dtype in (torch.float16, torch.bfloat16):
         if varlen_attn is not None:
             found.append(("torch's varlen attention", attend_varlen))
         if flash_attn_varlen_func is not None:
             found.append(("flash-attn", attend_flash_attn))
     # Needed for 32 bits, and for torch before 2.13 without flash-attn.
-    return [*found, ("compiled flex attention", partial(attend_flex, flex=torch.compile(flex_attention)))]
+    flex = ("compiled flex attention", partial(attend_flex, is_compiled=True))
+    if stored == dtype:
+        return [*found, flex]
+    # Newer versions of flex attention read pages of eight bits.
+    direct = [flex] if stored.itemsize == 1 else []
+    return [
+        *direct,
+        *((f"{name} on copied pages", partial(attend_copied, attend=one)) for name, one in (*found, flex)),
+    ]
 
 
 def check_attention(
@@ -462,9 +417,7 @@ def check_attention(
 
 
 __all__ = [
-    "EntryPlan",
-    "Numbers",
-    "PackedEntries",
+    "attend_copied",
     "attend_flash_attn",
     "attend_flex",
     "attend_gathered",

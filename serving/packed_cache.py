@@ -14,7 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..streaming_videollm_mod import StreamStep
-from .kernels import EntryPlan, Numbers, PackedEntries, choose_attention
+from .entries import EntryPlan, Numbers, PackedEntries
+from .kernels import choose_attention
 from .pages import VideoLLMMoDPagedCache, VideoLLMMoDPagePool, write_pages
 
 

@@ -3,6 +3,8 @@
 """Attention over pages: every kernel against plain attention, and the choice of a kernel."""
 
 import inspect
+import math
+from functools import lru_cache, partial
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from videollm_mod.serving import kernels
+from videollm_mod.serving.entries import EntryPlan, PackedEntries
 from videollm_mod.serving.kernels import (
-    EntryPlan,
-    PackedEntries,
+    attend_copied,
     attend_flash_attn,
     attend_flex,
     attend_gathered,
@@ -69,10 +71,55 @@ def test_a_kernel_is_plain_attention_of_each_stream(attend, window):
     assert_close(attend(query, keys, values, entries, SCALING, window), plain(query, keys, values, window))
 
 
-@pytest.mark.parametrize("attend", [attend_gathered, attend_strips])
+def reads_one_dtype(query, keys, values, *how):
+    assert query.dtype == keys.dtype == values.dtype
+    return attend_gathered(query, keys, values, *how)
+
+
+@pytest.mark.parametrize("attend", [attend_gathered, attend_strips, partial(attend_copied, attend=reads_one_dtype)])
 def test_eight_bit_pages_are_converted_when_read(attend):
     query, keys, values, entries = case(dtype=torch.float8_e4m3fn)
     assert_close(attend(query, keys, values, entries, SCALING), plain(query, keys, values))
+
+
+@pytest.mark.parametrize("attend", [attend_gathered, attend_strips])
+def test_what_another_stream_left_in_a_page_does_not_matter(attend):
+    query, keys, values, entries = case()
+    expected = attend(query, keys, values, entries, SCALING)
+    for length, own in zip(LENGTHS, PAGES, strict=True):
+        for pages in (keys, values):
+            pages[own[-1], length % PAGE or PAGE :] = torch.nan
+    assert torch.equal(attend(query, keys, values, entries, SCALING), expected)
+
+
+@pytest.mark.parametrize(("new", "heads", "block"), [([11, 1], 4, 128), ([51, 1], 8, 256), ([1, 1], 4, 128)])
+def test_flex_attention_may_decode(monkeypatch, new, heads, block):
+    """By the conditions in `torch/_inductor/kernel/flex/flex_decoding.py`."""
+
+    def recorded(query, keys, _values, blocks, _scaling):
+        assert query.shape == (2, heads, max(new), DIM) and keys.shape == (1, KEY_HEADS, 8 * PAGE, DIM)
+        assert query.shape[2] < 128 and blocks.kv_indices.shape[:3] == (2, 1, 1)
+        rows = 2 ** math.ceil(math.log2(max(new) * heads // KEY_HEADS))
+        assert (block, PAGE) == blocks.BLOCK_SIZE and block % max(rows, 16) == 0
+        return torch.zeros_like(query)
+
+    monkeypatch.setattr(kernels, "_flex", recorded)
+    entries = entries_of(new, [100, 16], [[4, 0, 7, 1, 2, 3, 5], [6]])
+    _, keys, values, _ = case()
+    attend_flex(torch.zeros(sum(new), heads, DIM), keys, values, entries, SCALING)
+
+
+def test_each_number_of_streams_has_compiled_code_of_its_own(monkeypatch):
+    """Dynamo would make a number of streams that changes dynamic, and flex attention would not decode."""
+    monkeypatch.setattr(kernels, "_compiled_flex", lru_cache(kernels._compiled_flex.__wrapped__))
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    one, two = kernels._compiled_flex(1), kernels._compiled_flex(2)
+    assert one is kernels._compiled_flex(1) and one.__code__ is not two.__code__
+    found = []
+    monkeypatch.setattr(kernels, "_compiled_flex", lambda count: found.append(count) or (lambda query, *_: query))
+    query, keys, values, entries = case()
+    attend_flex(query, keys, values, entries, SCALING, is_compiled=True)
+    assert found == [4]
 
 
 @pytest.mark.parametrize("heads", [HEADS, KEY_HEADS])
@@ -116,8 +163,12 @@ def test_entries_say_where_everything_lies():
 def stand_in(query, keys, values, begins, used, table, scaling, window):
     """What the kernels do according to their documentation."""
     left, right = window
-    assert right == 0 and all(x.dtype == torch.int32 for x in (begins, used, table))
-    entries = entries_of(begins.diff().tolist(), used.tolist(), PAGES)
+    # Only a step with one new entry of every stream needs no causal mask.
+    is_single = window == (-1, -1)
+    assert right == (-1 if is_single else 0) and is_single == (begins.diff() == 1).all()
+    assert all(x.dtype == torch.int32 for x in (begins, used, table))
+    own = [row[: -(-length // PAGE)] for row, length in zip(table.tolist(), used.tolist(), strict=True)]
+    entries = entries_of(begins.diff().tolist(), used.tolist(), own)
     return attend_gathered(query, keys, values, entries, scaling, None if left < 0 else left + 1)
 
 
@@ -148,17 +199,34 @@ def test_torchs_varlen_attention_is_called_as_it_is_documented(monkeypatch, wind
     assert_close(attend_varlen(query, keys, values, entries, SCALING, window), plain(query, keys, values, window))
 
 
-def test_flash_attn_is_called_as_it_is_documented(monkeypatch):
+@pytest.mark.parametrize("is_single", [False, True])
+def test_flash_attn_is_called_as_it_is_documented(monkeypatch, is_single):
     def called(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):
-        assert options.pop("causal") and (max_seqlen_q, max_seqlen_k) == (7, 3 * PAGE)
-        assert cu_seqlens_k.dtype == torch.int32
+        assert (max_seqlen_q, max_seqlen_k) == (1 if is_single else 7, 3 * PAGE)
+        assert options.pop("causal") != is_single and cu_seqlens_k.dtype == torch.int32
         table, scaling, window = (options.pop(x) for x in ("block_table", "softmax_scale", "window_size"))
         assert not options
         return stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k.diff(), table, scaling, window)
 
     monkeypatch.setattr(kernels, "flash_attn_varlen_func", called)
     query, keys, values, entries = case()
-    assert_close(attend_flash_attn(query, keys, values, entries, SCALING), plain(query, keys, values))
+    if is_single:
+        query, entries = query[:2], entries_of([1, 1], [40, 33], [[4, 0, 7], [1, 2, 3]])
+    expected = attend_gathered(query, keys, values, entries, SCALING)
+    assert_close(attend_flash_attn(query, keys, values, entries, SCALING), expected)
+
+
+@pytest.mark.parametrize(
+    ("new", "window", "given"), [([1, 1], None, (-1, -1)), ([1, 1], 4, (3, 0)), ([1, 0], None, (-1, 0))]
+)
+def test_a_step_of_one_entry_per_stream_needs_no_causal_mask(monkeypatch, new, window, given):
+    """Flash attention packs heads that share keys if neither side has a window and no stream is without a query."""
+    seen = []
+    monkeypatch.setattr(kernels, "varlen_attn", lambda query, *_, **options: seen.append(options) or query)
+    query, keys, values, _ = case()
+    entries = entries_of(new, [40, 33], [[4, 0, 7], [1, 2, 3]], most_new=1)
+    attend_varlen(query[: sum(new)], keys, values, entries, SCALING, window)
+    assert seen[0]["window_size"] == given
 
 
 # --------------------------------------------------------------------------------------------------------- choosing
@@ -237,7 +305,10 @@ def test_which_kernels_a_gpu_can_have(monkeypatch):
     for name in ("varlen_attn", "flash_attn_varlen_func"):
         monkeypatch.setattr(kernels, name, lambda *_: None)
     assert names(half, half) == ["torch's varlen attention", "flash-attn", "compiled flex attention"]
-    assert names(full, full) == ["compiled flex attention"] and names(half, eight) == []
+    assert names(full, full) == ["compiled flex attention"]
+    # No kernel is left to the reference, which masks all pages there is room for.
+    copied = [f"{name} on copied pages" for name in names(half, half)]
+    assert names(half, full) == copied and names(half, eight) == ["compiled flex attention", *copied]
     for name in ("varlen_attn", "flash_attn_varlen_func"):
         monkeypatch.setattr(kernels, name, None)
     assert names(half, half) == ["compiled flex attention"]

@@ -13,7 +13,7 @@ from videollm_mod import (
     routing_videollm_mod,
     streaming_videollm_mod,
 )
-from videollm_mod.serving import VideoLLMMoDPagedCache, kernels, packed_cache
+from videollm_mod.serving import VideoLLMMoDPagedCache, entries, kernels, packed_cache
 from videollm_mod.serving import step as step_module
 from videollm_mod.serving.packed_cache import StreamPart, lay_out
 from videollm_mod.serving.step import PackedStep, StepOutputs, read_results
@@ -22,7 +22,7 @@ from videollm_mod.streaming_videollm_mod import StreamStep
 
 def test_running_a_step_copies_nothing_and_asks_the_device_nothing(monkeypatch):
     """Except on a CPU: an order that a GPU computes, and checks that cost nothing there."""
-    modules = (kernels, packed_cache, step_module, cache_videollm_mod, generation_videollm_mod)
+    modules = (entries, kernels, packed_cache, step_module, cache_videollm_mod, generation_videollm_mod)
     modules += (modeling_videollm_mod, routing_videollm_mod, streaming_videollm_mod)
     found, forward = set(), PackedStep.forward
 
