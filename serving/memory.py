@@ -54,7 +54,7 @@ def device_of(module: torch.nn.Module) -> torch.device:
         hook = getattr(part, "_hf_hook", None)
         devices = (getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,)))
         if (device := next((device for device in devices if device is not None), None)) is not None:
-            return torch.device(device)
+            return torch.empty(0, device=device).device  # with its index
     return next(module.parameters()).device
 
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.serving import StreamingEngine
-from videollm_mod.serving.kernels import check_attention, installed_kernels
+from videollm_mod.serving.kernels import check_attention, choose_attention, installed_kernels
 
 
 DEVICE = "cuda"
@@ -77,6 +77,13 @@ def test_every_installed_kernel_attends_as_the_reference(dtype, is_captured, has
     assert kernels
     for _, attend in kernels:
         check_attention(attend, query, pages, has_window=has_window, is_captured=is_captured)
+
+
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float32])
+def test_pages_of_another_dtype_are_not_left_to_the_reference(stored):
+    query = torch.empty(0, 32, 128, dtype=torch.bfloat16, device=DEVICE)
+    name, _ = choose_attention(query, torch.empty(1, 256, 8, 128, dtype=stored, device=DEVICE))
+    assert name != "gathered pages"
 
 
 @pytest.mark.parametrize("scheme", ["full", "interleaved"])
