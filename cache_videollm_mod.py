@@ -167,17 +167,17 @@ class RoutedDynamicLayer(PositionsMixin, VideoLLMMoDDynamicLayer):
     @property
     def positions(self) -> torch.Tensor | None:
         """Positions (batch, length), or `None` if empty."""
-        if len(self._chunks) > 1:
-            self._chunks = [torch.cat(self._chunks, dim=1)]
-        return self._chunks[0] if self._chunks else None
+        if len(self._chunks) > 1 or (self._chunks and self._chunks[0][1] != 0):
+            self._chunks = [(torch.cat([chunk + begin for chunk, begin in self._chunks], dim=1), 0)]
+        return self._chunks[0][0] if self._chunks else None
 
     @positions.setter
     def positions(self, positions: torch.Tensor | None) -> None:
-        self._chunks = [] if positions is None else [positions]
+        self._chunks = [] if positions is None else [(positions, 0)]
 
-    def record_positions(self, positions: torch.Tensor) -> None:
-        """Append the positions (batch, new) of the next entries."""
-        self._chunks.append(positions)
+    def record_positions(self, positions: torch.Tensor, begin: int) -> None:
+        """Append the positions (batch, new) of the next entries, counted from `begin`."""
+        self._chunks.append((positions, begin))
 
     def replace_positions(self, positions: torch.Tensor) -> None:
         """Replace the positions by these, (batch, length)."""
@@ -211,11 +211,11 @@ class RoutedStaticLayer(PositionsMixin, VideoLLMMoDStaticLayer):
         if self.positions is not None:
             self.positions.fill_(-1)
 
-    def record_positions(self, positions: torch.Tensor) -> None:
-        """Write the positions (batch, new) of the next entries."""
+    def record_positions(self, positions: torch.Tensor, begin: int | torch.Tensor) -> None:
+        """Write the positions (batch, new) of the next entries, counted from `begin`."""
         self._allocate_positions(positions)
         slots = torch.arange(positions.shape[1], device=positions.device) + self.get_seq_length()
-        self.positions.index_copy_(1, slots, positions)
+        self.positions.index_copy_(1, slots, positions + begin)
 
     def replace_positions(self, positions: torch.Tensor) -> None:
         """Replace the positions by these, (batch, length)."""
@@ -319,9 +319,15 @@ class VideoLLMMoDCache(Cache):
         """Return the number of tokens seen, or with `layer_idx` the number of entries in that layer."""
         return self.num_seen if layer_idx is None else self.layers[layer_idx].get_seq_length()
 
-    def record_positions(self, layer_idx: int, positions: torch.Tensor, *, has_filler: bool = False) -> None:
-        """Record the positions, (batch, new), -1 for filler, of the next entries of routed layer `layer_idx`."""
-        self.layers[layer_idx].record_positions(positions)
+    def record_positions(
+        self, layer_idx: int, positions: torch.Tensor, begin: int | torch.Tensor = 0, *, has_filler: bool = False
+    ) -> None:
+        """
+        Record the positions (batch, new) of the next entries of routed layer `layer_idx`, counted from `begin`.
+
+        With `has_filler` they are counted from 0, and -1 means filler.
+        """
+        self.layers[layer_idx].record_positions(positions, begin)
         self.has_filler = self.has_filler or has_filler
 
     def get_positions(self, layer_idx: int) -> torch.Tensor | None:

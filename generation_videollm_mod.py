@@ -67,6 +67,7 @@ class VideoLLMMoDGenerationMixin:
         streamer: Any | None = None,
         logits_processor: Any | None = None,
         do_sample: bool = False,
+        output_router_scores: bool = False,
         cache_dtype: torch.dtype | None = None,
         cache: Any | None = None,
     ) -> StreamingSession:
@@ -97,6 +98,7 @@ class VideoLLMMoDGenerationMixin:
             streamer=streamer,
             logits_processor=logits_processor,
             do_sample=do_sample,
+            output_router_scores=output_router_scores,
             cache_dtype=cache_dtype,
             cache=cache,
         )

@@ -3,6 +3,7 @@
 """Routing on one page: router types, where frames lie, which tokens a layer keeps, and how it runs on those only."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -90,7 +91,8 @@ class LearnedRouter(VideoLLMMoDRouter):
     """
     Score tokens by a learned direction: mu = w . x (VideoLLM-MoD, arXiv 2408.16730, equation 2).
 
-    With `mod_normalize_scores` x is divided by its root mean square first: the residual stream grows with depth.
+    With `mod_normalize_scores` x is divided by its length first: mu = w . x / |x|. The residual stream grows with
+    depth, and a few of its dimensions are huge.
     """
 
     learns = True
@@ -100,15 +102,16 @@ class LearnedRouter(VideoLLMMoDRouter):
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__(config, layer)
         self.weight = nn.Parameter(torch.empty(1, config.text_config.hidden_size))
+        self.normalizes = config.mod_normalize_scores
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, is_normalized: bool = False) -> torch.Tensor:
         """Return the scores in float32 whatever the dtypes: a bfloat16 score has 8 bits, so many of 50 would tie."""
         # An elementwise product, since a matrix product may use TF32 and gives equal tokens unequal scores.
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        x, weight = hidden_states.to(dtype), self.weight[0].to(dtype)
-        if self.config.mod_normalize_scores and not is_normalized:
-            return F.rms_norm(x, weight.shape, weight, eps=1e-6).sum(dim=-1, keepdim=True)
-        return (x * weight).sum(dim=-1, keepdim=True)
+        x = hidden_states if hidden_states.dtype == torch.float64 else hidden_states.float()
+        scores = (x * self.weight[0].to(x.dtype)).sum(dim=-1, keepdim=True)
+        if self.normalizes and not is_normalized:
+            scores = scores / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-6)
+        return scores
 
     def mean_scores(self, hidden_states: torch.Tensor, tokens: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         """Return each frame's mean score (frames, 1). In training, its gradient reaches the weight only."""
@@ -117,7 +120,7 @@ class LearnedRouter(VideoLLMMoDRouter):
         # The score is linear in the normalised token: a frame keeps its mean token for the backward pass, not all.
         with torch.no_grad():
             x = hidden_states.flatten(0, 1)[tokens.to(hidden_states.device)].to(scores.dtype)
-            x = F.rms_norm(x, x.shape[-1:], eps=1e-6).mean(dim=1)
+            x = F.normalize(x, dim=-1, eps=1e-6).mean(dim=1)
         return self(x, is_normalized=True)
 
 
@@ -385,10 +388,10 @@ def choose(scores: torch.Tensor, plan: RoutingPlan) -> torch.LongTensor:
     Return the tokens that a routed layer runs on, (batch * length,): fixed ones and each frame's highest scores.
 
     Among equal scores, evenly spaced tokens win: routers that start at zero do not all keep the top left corner.
-    `scores` (batch * sequence,) are those of all tokens. Tokens stay in order.
+    `scores` (frames, tokens) are those of the tokens in `plan.order`. Tokens stay in order.
     """
     # A stable sort, since `topk` breaks ties differently for one frame and for many.
-    ranking = scores[plan.candidates].argsort(dim=1, descending=True, stable=True)
+    ranking = scores[:, : plan.candidates.shape[1]].argsort(dim=1, descending=True, stable=True)
     chosen = plan.candidates.gather(1, ranking[:, : plan.num_chosen])
     slots = torch.cat([plan.fixed, chosen.flatten()]).sort().values
     return plan.fill(slots)
@@ -430,6 +433,9 @@ class LayerRouting:
         self.config, self.layout, self.masks, self.cache = config, layout, masks, masks.cache
         self.num_seen, self.position_ids, self.collects = num_seen, position_ids, collects
         self.keep_counts = config.layer_keep_counts
+        # Read once: attributes of a configuration take as long as a kernel launch.
+        self.centers, self.on_update = config.mod_normalize_scores, config.mod_gate_on == "update"
+        self.gate = GATES[config.mod_gate] if ROUTERS[config.mod_router].learns else None
         self.scores: list[torch.Tensor] = []
         self.kept: list[torch.Tensor] = []
         self._rotary: dict[torch.device, torch.Tensor] = {}
@@ -456,7 +462,8 @@ class LayerRouting:
             return run(hidden_states, position_embeddings=position_embeddings, attention_mask=mask)
         plan = layout.plan(keep_count)
         scores = self._score(layer, hidden_states) if keep_count > 0 else None
-        slots = plan.fill(plan.fixed) if scores is None else choose(scores.detach(), plan)
+        ordered = None if scores is None else scores.take(plan.order)
+        slots = plan.fill(plan.fixed) if scores is None else choose(ordered, plan)
         self._collect(scores, slots, hidden_states)
         if plan.length == 0:
             return hidden_states
@@ -466,20 +473,21 @@ class LayerRouting:
         rotary = self._rotary_at(slots.to(device), position_embeddings)
         mask = self.masks.get(index, keep_count, short)
         output = run(short, position_embeddings=rotary.unbind(), attention_mask=mask)
-        if scores is not None and ROUTERS[self.config.mod_router].learns and GATES[self.config.mod_gate] is not None:
-            excess = self._gate_excess(layer, hidden_states, short, scores, slots, plan)
-            output = apply_gate(output, short, excess, self.config)
+        if scores is not None and self.gate is not None:
+            excess = self._gate_excess(layer, hidden_states, short, scores, slots, plan, ordered)
+            output = apply_gate(output, short, excess, self.gate[1], on_update=self.on_update)
         return write_back(flat, output, slots, plan).view_as(hidden_states)
 
     def _score(self, layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the scores of all tokens, (batch * sequence,), without gradient if the gate scores again."""
-        if layer.router is None:
+        router = layer.router
+        if router is None:
             raise ValueError(
                 f"Layer {layer.layer_index} is routed but has no router: the model was built without one there. "
                 "Set `mod_layers` and `mod_keep_ratio` before building the model."
             )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not layer.router.is_pointwise):
-            scores = layer.router(hidden_states, self.position_ids, self.layout.rank)
+        with torch.no_grad() if torch.is_grad_enabled() and router.is_pointwise else nullcontext():
+            scores = router(hidden_states, self.position_ids, self.layout.rank)
         return scores.flatten().to(self.layout.token_index.device)
 
     def _gate_excess(
@@ -490,18 +498,20 @@ class LayerRouting:
         scores: torch.Tensor,
         slots: torch.LongTensor,
         plan: RoutingPlan,
+        ordered: torch.Tensor,
     ) -> torch.Tensor:
         """Return (g - 1) / factor of each slot, (batch * length,), 0 at text; see [`GATES`]."""
-        at_slots = scores.index_select(0, slots)
-        if torch.is_grad_enabled() and layer.router.is_pointwise:
+        if not (torch.is_grad_enabled() and layer.router.is_pointwise):
+            at_slots = scores.index_select(0, slots)
+        else:
             # Score the kept tokens again, with gradient: the backward pass then needs these only.
             positions = self.position_ids.expand(self.layout.batch_size, -1).flatten()[slots].view(short.shape[:2])
             ranks = self.layout.rank.flatten()[slots].view(short.shape[:2])
             at_slots = layer.router(short, positions, ranks).flatten().to(slots.device)
-        if self.config.mod_normalize_scores:
-            mean = layer.router.mean_scores(hidden_states, plan.order, scores[plan.order]).to(slots.device).flatten()
+        if self.centers:
+            mean = layer.router.mean_scores(hidden_states, plan.order, ordered).to(slots.device).flatten()
             at_slots = at_slots - (mean if len(mean) == 1 else mean[plan.slot_frame])
-        return GATES[self.config.mod_gate][0](at_slots) * plan.gated
+        return self.gate[0](at_slots) * plan.gated
 
     def _rotary_at(self, slots: torch.LongTensor, embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Return cosines and sines of the tokens in slots: (2, batch, length, dim)."""
@@ -520,13 +530,12 @@ class LayerRouting:
             positions = torch.arange(length, device=self.layout.rank.device).expand(batch_size, -1)
         else:
             positions = (slots if batch_size == 1 else slots % length).view(batch_size, -1)
-        if isinstance(self.num_seen, torch.Tensor) or self.num_seen > 0:
-            positions = positions + self.num_seen
-        has_filler = plan is not None and plan.valid is not None
-        if has_filler:
+        if plan is None or plan.valid is None:
+            self.cache.record_positions(index, positions, self.num_seen)
+        else:
             filler = torch.ones_like(slots, dtype=torch.bool).index_fill(0, plan.valid, False)
-            positions = positions.masked_fill(filler.view_as(positions), -1)
-        self.cache.record_positions(index, positions, has_filler=has_filler)
+            positions = (positions + self.num_seen).masked_fill(filler.view_as(positions), -1)
+            self.cache.record_positions(index, positions, has_filler=True)
 
     def _collect(self, scores: torch.Tensor | None, slots: torch.LongTensor | None, like: torch.Tensor) -> None:
         if not self.collects:
@@ -535,7 +544,7 @@ class LayerRouting:
         if scores is not None:
             kept = torch.zeros_like(scores, dtype=torch.float32).index_fill(0, slots, 1.0)[index]
             scores = scores[index]
-            if self.config.mod_normalize_scores:
+            if self.centers:
                 scores = scores - scores.mean(dim=1, keepdim=True)
         self.scores.append(by_row(scores, self.layout, like.device))
         self.kept.append(by_row(kept, self.layout, like.device).bool())
@@ -591,17 +600,19 @@ def add_routing(layer: nn.Module, index: int, router: VideoLLMMoDRouter | None) 
     layer.layer_index, layer.router = index, router
 
 
-def apply_gate(output: torch.Tensor, short: torch.Tensor, excess: torch.Tensor, config: Any) -> torch.Tensor:
+def apply_gate(
+    output: torch.Tensor, short: torch.Tensor, excess: torch.Tensor, factor: float, *, on_update: bool
+) -> torch.Tensor:
     """
-    Return x + g * (f(x) - x) at kept frame tokens, or g * f(x) with `mod_gate_on="output"`, and exactly f(x) at text.
+    Return x + g * (f(x) - x) at kept frame tokens, or g * f(x) if not `on_update`, and exactly f(x) at text.
 
-    `output` f(x) and `short` x are (batch, length, hidden); `excess` (batch * length,) is (g - 1) / factor.
+    `output` f(x) and `short` x are (batch, length, hidden); `excess` (batch * length,) is (g - 1) / `factor`.
     """
     # Written as f(x) + (g - 1) * (f(x) - x): g - 1 is 0 at text, and keeps its precision where g is near 1.
     excess = excess.to(output.device, output.dtype).view(*output.shape[:2], 1)
     # With layers on several devices, the input may still be on the previous layer's device.
-    update = output - short.to(output.device) if config.mod_gate_on == "update" else output
-    return torch.addcmul(output, excess, update, value=GATES[config.mod_gate][1])
+    update = output - short.to(output.device) if on_update else output
+    return torch.addcmul(output, excess, update, value=factor)
 
 
 def write_back(flat: torch.Tensor, output: torch.Tensor, slots: torch.LongTensor, plan: RoutingPlan) -> torch.Tensor:
@@ -639,6 +650,10 @@ class LayerMasks:
     cache: Cache | None
     seq_idx: torch.Tensor | None = None
     _masks: dict[tuple[int, int | None, torch.device], Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Read once: attributes of a configuration take as long as a kernel launch.
+        self._sliding = [getattr(self.text_config, name, None) for name in ("sliding_window", "layer_types")]
 
     def get(self, layer: int, keep_count: int, inputs: torch.Tensor) -> Any:
         """Return the mask for `inputs` (batch, length, hidden) of a layer. Record their positions first."""
@@ -680,8 +695,7 @@ class LayerMasks:
 
     def _window(self, layer: int, length: int) -> int | None:
         """Return a layer's sliding window, in entries of its own sequence, or `None` while all entries fit."""
-        window = getattr(self.text_config, "sliding_window", None)
-        types = getattr(self.text_config, "layer_types", None)
+        window, types = self._sliding
         if window is None or (types is not None and types[layer] != "sliding_attention"):
             return None
         past = 0 if self.cache is None else self.cache.get_seq_length(layer)

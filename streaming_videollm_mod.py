@@ -200,6 +200,8 @@ class StreamingSession:
         streamer (`BaseStreamer`, *optional*): Receives reply tokens as they are generated, as in `generate`.
         logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
         do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens.
+        output_router_scores (`bool`, *optional*, defaults to `False`): Whether to keep `router_scores` and
+            `kept_tokens` of the last frame.
         cache_dtype (`torch.dtype`, *optional*): Dtype of the stored keys and values; see [`VideoLLMMoDCache`].
         cache ([`VideoLLMMoDCache`], *optional*): An empty cache to use. Defaults to a growing one. See its `lengths`.
 
@@ -231,6 +233,7 @@ class StreamingSession:
         streamer: Any | None = None,
         logits_processor: Any | None = None,
         do_sample: bool = False,
+        output_router_scores: bool = False,
         cache_dtype: torch.dtype | None = None,
         cache: Any | None = None,
     ) -> None:
@@ -247,6 +250,7 @@ class StreamingSession:
         self.interval_threshold, self.max_new_tokens = interval_threshold, max_new_tokens
         self.chunk_frames = chunk_frames if max_frames is None else min(chunk_frames, max_frames - sink_frames)
         self.streamer, self.logits_processor, self.do_sample = streamer, logits_processor, do_sample
+        self.output_router_scores = output_router_scores
 
         self.cache = self._new_cache(cache_dtype) if cache is None else cache
         self.time: float | None = None
@@ -489,14 +493,14 @@ class StreamingSession:
                 cache=self.cache,
                 use_cache=True,
                 logits_to_keep=torch.tensor(step.ends, device=device),
-                output_router_scores=bool(inputs),
+                output_router_scores=self.output_router_scores and bool(inputs),
                 **inputs,
             )
         logits = outputs.logits[0]
         # One transfer: float64 holds every token id exactly.
         decisions = torch.stack([x.double() for x in decide(self.model, logits, step.interval_threshold)])
         speak, silence, tokens = decisions.tolist()
-        layers = self.model.config.routed_layers if inputs else []
+        layers = self.model.config.routed_layers if outputs.router_scores else []
         scores, kept = (
             dict(zip(layers, (layer[0] for layer in rows or ()), strict=True))
             for rows in (outputs.router_scores, outputs.kept_tokens)

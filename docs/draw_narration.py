@@ -47,7 +47,7 @@ def main() -> None:
 
 def narrate(model: Any, processor: Any, video: str, query: str) -> list[Image.Image]:
     """Watch the clip frame by frame and return a picture of each."""
-    session = model.stream(processor, fps=FPS)
+    session = model.stream(processor, fps=FPS, output_router_scores=True)
     session.ask(query, reply_now=False)
     pictures, log, bars = [], [], []
     frames = list(processor.read_video(video, fps=FPS))

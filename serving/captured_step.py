@@ -263,6 +263,7 @@ class CapturedSteps:
         most_pages (`dict[int, int]`): For each kind of layer, the most pages of a stream.
         device (`torch.device`): The model's device.
         is_compiled (`bool`): Whether to compile the steps.
+        output_router_scores (`bool`, *optional*, defaults to `False`): Whether steps return scores and kept tokens.
     """
 
     def __init__(
@@ -274,7 +275,9 @@ class CapturedSteps:
         device: torch.device,
         *,
         is_compiled: bool,
+        output_router_scores: bool = False,
     ) -> None:
+        self._output_router_scores = output_router_scores
         self._model, self._pool, self.spare, self._device = model, pool, spare, device
         self._most_pages, self._is_compiled = most_pages, is_compiled
         config = model.config
@@ -334,7 +337,8 @@ class CapturedSteps:
     def _new(self, shape: StepShape) -> CapturedStep:
         parts = [self._padding.frames(shape.frames)] * shape.seeing + [self._padding.token()] * shape.speaking
         plan = pad(lay_out(parts, self._pool.page_size), shape, self._padding, self._most_pages)
-        step = PackedStep(self._model, self._pool, plan, self._no_features(shape.seeing * shape.frames), self._device)
+        features, scores = self._no_features(shape.seeing * shape.frames), self._output_router_scores
+        step = PackedStep(self._model, self._pool, plan, features, self._device, output_router_scores=scores)
         run = compile_step(step.forward) if self._is_compiled else step.forward
         run = run if self._capture is None else self._capture(run)
         return CapturedStep(step, shape, self._padding, self._most_pages, run)

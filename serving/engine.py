@@ -60,6 +60,8 @@ class StreamingEngine:
         page_size (`int`, *optional*, defaults to 256): Entries per page of the cache.
         capture (`bool`, *optional*): Whether to replay steps as CUDA graphs, by default if the model is on one CUDA
             device. On a CPU, `True` runs steps padded to the same shapes.
+        output_router_scores (`bool`, *optional*, defaults to `False`): Whether sessions keep the router scores and
+            kept tokens of their last frame.
         compile_steps (`bool`, *optional*, defaults to `False`): Whether to compile captured steps with
             `torch.compile`, also on a CPU. [`~StreamingEngine.warm_up`] then takes minutes, and steps are faster. As
             with captured steps, weights may change in place, but nothing else about the model may change.
@@ -98,6 +100,7 @@ class StreamingEngine:
         cache_dtype: torch.dtype | None = None,
         page_size: int = 256,
         capture: bool | None = None,
+        output_router_scores: bool = False,
         compile_steps: bool = False,
     ) -> None:
         capture = whether_to_capture(model, capture, compile_steps)
@@ -116,7 +119,7 @@ class StreamingEngine:
             page_size=page_size,
         )
         check_when_behind(when_behind)
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.output_router_scores = model, processor, output_router_scores
         self.max_streams, self.max_frames, self.max_text_tokens = max_streams, max_frames, max_text_tokens
         self.max_batch_tokens = max_batch_tokens
         self.when_behind, self.max_waiting = when_behind, max_waiting
@@ -139,7 +142,15 @@ class StreamingEngine:
             spare = VideoLLMMoDPagedCache(self.pool)
             spare.reserve(*spare_room)
             pages = most_pages(self.pool, room, spare)
-            self._captured = CapturedSteps(model, self.pool, spare, pages, self.device, is_compiled=compile_steps)
+            self._captured = CapturedSteps(
+                model,
+                self.pool,
+                spare,
+                pages,
+                self.device,
+                is_compiled=compile_steps,
+                output_router_scores=output_router_scores,
+            )
         self._encoder = FrameEncoder(model, processor, device_of(model.base_model.vision_encoder))
         self._num_opened = 0
         self._thread: threading.Thread | None = None
@@ -342,7 +353,8 @@ class StreamingEngine:
         plan, features = plan_step(caches, steps, self.model.config.interval_threshold), join_features(steps)
         captured = None if self._captured is None else self._captured.find(plan)
         if captured is None:
-            return plan, PackedStep(self.model, self.pool, plan, features, self.device).forward()
+            options = {"output_router_scores": self.output_router_scores}
+            return plan, PackedStep(self.model, self.pool, plan, features, self.device, **options).forward()
         return captured.run(plan, features)
 
     def _finish(

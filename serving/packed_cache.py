@@ -292,7 +292,7 @@ class PackedCaches:
         """Return 0: what the streams have seen before is not part of the row."""
         return 0
 
-    def record_positions(self, layer_idx: int, positions: torch.Tensor, **_: bool) -> None:
+    def record_positions(self, layer_idx: int, positions: torch.Tensor, *_: int, **__: bool) -> None:
         """Remember which tokens of the row, (1, new), routed layer `layer_idx` is about to add."""
         self._early[layer_idx] = positions
 

@@ -342,9 +342,9 @@ class RoutedPagedLayer(PositionsMixin, PagedLayer):
     def positions(self, positions: torch.Tensor | None) -> None:
         self._early = positions  # `None` when the layer is emptied
 
-    def record_positions(self, positions: torch.Tensor) -> None:
-        """Remember the positions (1, new) of the entries that come next."""
-        self._early = positions
+    def record_positions(self, positions: torch.Tensor, begin: int) -> None:
+        """Remember the positions (1, new), counted from `begin`, of the entries that come next."""
+        self._early = positions + begin
 
     def replace_positions(self, positions: torch.Tensor) -> None:
         """Replace all positions by these, (1, length)."""

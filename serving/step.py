@@ -39,6 +39,7 @@ class PackedStep:
         plan ([`StepPlan`]): The step.
         features (`torch.Tensor` of shape `(1, frames, tokens, vision hidden)`, *optional*): Features of its frames.
         device (`torch.device`): The model's device.
+        output_router_scores (`bool`, *optional*, defaults to `False`): Whether to return scores and kept tokens.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class PackedStep:
         plan: StepPlan,
         features: torch.Tensor | None,
         device: torch.device,
+        *,
+        output_router_scores: bool = False,
     ) -> None:
-        self.model, self.features = model, features
+        self.model, self.features, self.output_router_scores = model, features, output_router_scores
         self.caches = PackedCaches(pool, plan, device)
 
     def overwrite(self, plan: StepPlan, features: torch.Tensor | None) -> None:
@@ -70,7 +73,7 @@ class PackedStep:
                 position_ids=caches.positions[None],
                 use_cache=True,
                 logits_to_keep=caches.ends,
-                output_router_scores=self.features is not None,
+                output_router_scores=self.output_router_scores and self.features is not None,
                 **inputs,
             )
             # With layers on several devices, the head may lie on another than the embeddings.

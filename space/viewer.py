@@ -179,7 +179,8 @@ class Viewer:
             self._folder.cleanup()
 
     def _new_session(self) -> Any:
-        session = self.model.stream(self.processor, fps=self.fps, interval_threshold=self.interval_threshold)
+        options = {"fps": self.fps, "interval_threshold": self.interval_threshold, "output_router_scores": True}
+        session = self.model.stream(self.processor, **options)
         if self.query.strip():
             session.ask(self.query[:MOST_TYPED], reply_now=False)
         return session

@@ -65,7 +65,7 @@ def test_the_command_makes_a_routed_model_that_streams(tmp_path, monkeypatch, ca
     config_class, vision, text, _, _ = KINDS["onevision"]
     save_llava(tmp_path / "theirs", config_class, tiny_vision_config(vision), text, multimodal_projector_bias=False)
     command = [sys.executable, "convert/llava.py", tmp_path / "theirs", tmp_path / "ours"]
-    options = ["--mod_layers", "interleaved", "--mod_keep_ratio", "0.25", "--frame_token_pooled", "2", "2"]
+    options = ["--mod_layers", "interleaved", "--mod_keep_ratio", "0.5", "--frame_token_pooled", "2", "2"]
     done = subprocess.run([*map(str, command), *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not converted: model.image_newline, image pooling" in done.stdout
@@ -76,14 +76,14 @@ def test_the_command_makes_a_routed_model_that_streams(tmp_path, monkeypatch, ca
     told = {"folder": str(tmp_path / "again"), "not_converted": ["model.image_newline"]}
     assert json.loads(capsys.readouterr().out) == told
     model = AutoModel.from_pretrained(tmp_path / "ours", trust_remote_code=True).eval()
-    assert model.config.layer_keep_counts == [4, 1, 4, 1] and not model.model.connector.linear_1.bias.any()
+    assert model.config.layer_keep_counts == [4, 2, 4, 2] and not model.model.connector.linear_1.bias.any()
     session = model.stream(AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True), max_new_tokens=4)
     for seed in range(3):
         session.push(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     session.ask("What is this?")
     assert session.num_frames == 3 and session.events[-1].role == "assistant"
     card = (tmp_path / "ours" / "README.md").read_text()
-    assert "A frame is 2x2 tokens" in card and "2 of 4 layers are routed. They keep 1 of a frame's 4 tokens" in card
+    assert "A frame is 2x2 tokens" in card and "2 of 4 layers are routed. They keep 2 of a frame's 4 tokens" in card
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,10 @@ def test_preference_is_evenly_spaced_for_every_count():
 
 def chosen(layout, scores, keep_count):
     """Return the kept tokens (frames, kept) that `choose` gives for scores (frames, tokens), as indices in a frame."""
-    flat = torch.full((layout.batch_size * layout.sequence_length,), 100.0)  # text scores must not matter
+    plan = layout.plan(keep_count)
+    flat = torch.zeros(layout.batch_size * layout.sequence_length)
     flat[layout.token_index.flatten()] = scores.flatten()
-    slots = choose(flat, layout.plan(keep_count)).tolist()
+    slots = choose(flat[plan.order], plan).tolist()
     return [[i for i, token in enumerate(frame) if token in slots] for frame in layout.token_index.tolist()]
 
 
@@ -142,21 +143,20 @@ def test_write_back_puts_outputs_in_their_places():
 def test_gate_leaves_text_unchanged_to_the_last_bit(dtype, gate):
     plan = layout_of(["..fff.fff."]).plan(1)
     short, output = torch.randn(1, 6, 8, dtype=dtype), torch.randn(1, 6, 8, dtype=dtype)
-    config = SimpleNamespace(mod_gate=gate, mod_gate_on="update")
     scores = torch.linspace(-2, 2, 6)
     excess = GATES[gate][0](scores) * plan.gated
-    gated = apply_gate(output, short, excess, config)
+    size = GATES[gate][1]
+    gated = apply_gate(output, short, excess, size, on_update=True)
     text = [0, 1, 3, 5]
     assert torch.equal(gated[:, text], output[:, text])
     factor = ROUTERS["learned"].gate(scores, gate)[2]
     atol = 0.05 if dtype == torch.bfloat16 else 1e-6
     expected = short[:, 2] + factor * (output[:, 2] - short[:, 2])
     assert_close(gated[:, 2], expected, atol=atol, rtol=0, check_dtype=False)
-    config.mod_gate_on = "output"
-    scaled = apply_gate(output, short, excess, config)
+    scaled = apply_gate(output, short, excess, size, on_update=False)
     assert torch.equal(scaled[:, text], output[:, text])
     assert_close(scaled[:, 2], factor * output[:, 2], atol=atol, rtol=0, check_dtype=False)
-    assert torch.equal(apply_gate(output, short, torch.zeros(6), config), output)
+    assert torch.equal(apply_gate(output, short, torch.zeros(6), size, on_update=True), output)
 
 
 def test_router_scores_of_bfloat16_are_float32():
@@ -171,9 +171,9 @@ def test_router_scores_of_bfloat16_are_float32():
     assert scores.shape == (1, 50, 1) and scores.dtype == torch.float32 and len(scores.unique()) == 50
     assert_close(scores.double(), hidden.double() @ router.weight.double().T, atol=1e-6, rtol=1e-5)
     assert router.double()(hidden.double()).dtype == torch.float64
-    config.mod_normalize_scores = True
-    rms = hidden.double().pow(2).mean(dim=-1, keepdim=True).add(1e-6).sqrt()
-    assert_close(router(hidden.double()), (hidden.double() / rms) @ router.weight.double().T)
+    router.normalizes = True
+    length = hidden.double().norm(dim=-1, keepdim=True)
+    assert_close(router(hidden.double()), (hidden.double() / length) @ router.weight.double().T)
 
 
 def test_by_row():

@@ -79,7 +79,7 @@ def test_a_captured_step_gives_what_a_plain_one_gives(monkeypatch, rows, shape):
     monkeypatch.setattr(captured_step, "pad", pad_and_look)
     found = []
     for capture in (True, False):
-        engine = tiny_engine(max_streams=4, capture=capture)
+        engine = tiny_engine(max_streams=4, capture=capture, output_router_scores=True)
         config = engine.model.config
         frame = [config.frame_token_interval_id] + [config.frame_token_id] * config.frame_num_tokens
         caches = [VideoLLMMoDPagedCache(engine.pool) for _ in rows]

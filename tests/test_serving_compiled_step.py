@@ -32,7 +32,8 @@ def test_compiled_steps_say_the_same(trained, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda step, **how: made.append(step) or compiler(step, **how))
 
     def events(compile_steps):
-        engine = StreamingEngine(model, processor, max_streams=1, page_size=64, compile_steps=compile_steps, **LIMITS)
+        options = {"compile_steps": compile_steps, "output_router_scores": True, **LIMITS}
+        engine = StreamingEngine(model, processor, max_streams=1, page_size=64, **options)
         engine.warm_up()
         for first in (0, 3):
             stream = engine.open()
@@ -60,7 +61,7 @@ def test_a_compiled_step_relies_on_contiguous_attention(monkeypatch):
     monkeypatch.setattr(captured_step, "shapes_of", lambda _: [StepShape(1, 1, 0)])
     found = []
     for how in ({"capture": False}, {"compile_steps": True}):
-        engine = tiny_engine(max_streams=1, **how)
+        engine = tiny_engine(max_streams=1, output_router_scores=True, **how)
         config = engine.model.config
         assert config.text_config.num_attention_heads > config.text_config.num_key_value_heads
         frame = [config.frame_token_interval_id] + [config.frame_token_id] * config.frame_num_tokens

@@ -110,16 +110,17 @@ def test_untrained_streams_with_different_thresholds(text):
     """Models that babble, with a different interval threshold for each stream."""
     model, processor = tiny_model(text=text), tiny_processor()
     thresholds = [0.0, 1.0, 0.5]
-    engine = StreamingEngine(model, processor, max_streams=3, page_size=16, **LIMITS)
+    options = {**LIMITS, "output_router_scores": True}
+    engine = StreamingEngine(model, processor, max_streams=3, page_size=16, **options)
     streams = [engine.open(interval_threshold=x, max_new_tokens=3) for x in thresholds]
     for index, stream in enumerate(streams):
         stream.push(random_frames(6, seed=index))
     engine.run()
     for index, (stream, threshold) in enumerate(zip(streams, thresholds, strict=True)):
-        session = model.stream(processor, interval_threshold=threshold, max_new_tokens=3, **LIMITS)
+        session = model.stream(processor, interval_threshold=threshold, max_new_tokens=3, **options)
         session.push(random_frames(6, seed=index))
         assert said(stream.events) == said(session.events)
-        assert set(stream.session.kept_tokens) == set(session.kept_tokens)
+        assert set(stream.session.kept_tokens) == set(session.kept_tokens) == {1, 3}
         for layer, kept in session.kept_tokens.items():
             assert torch.equal(stream.session.kept_tokens[layer], kept)
     assert len(streams[1].events) == 6

@@ -663,7 +663,7 @@ def test_narrate_respects_start_and_end():
 
 def test_figures():
     model, processor = tiny_model(mod_layers="all"), tiny_processor()
-    session = model.stream(processor, max_new_tokens=4)
+    session = model.stream(processor, max_new_tokens=4, output_router_scores=True)
     assert session.tokens_per_second is None and session.frame_latency is None and session.num_waiting == 0
     session.push(random_frames(3))
     assert session.num_frames == 3 and session.keep_ratio == pytest.approx(0.2)
@@ -824,11 +824,11 @@ def test_stream_and_narrate_list_every_option_of_a_session():
 
     session, model = options(StreamingSession), VideoLLMMoDForConditionalGeneration
     assert options(model.stream) == session
-    # The frames of a video have times, so narration needs no `source_fps`.
+    # The frames of a video have times, so narration needs no `source_fps`; it yields text, so it needs no scores.
     own = {"start", "end", "reply_now", "when_behind", "max_waiting"}
     narrate = options(model.narrate)
     assert {name: narrate[name] for name in narrate.keys() - own} == {
-        name: session[name] for name in session.keys() - {"source_fps"}
+        name: session[name] for name in session.keys() - {"source_fps", "output_router_scores"}
     }
     assert own <= narrate.keys()
 
@@ -842,10 +842,10 @@ def test_options_reach_the_session(monkeypatch):
     assert given == {name: name for name in names}
     given.clear()
     model = tiny_model()
-    options = {name: name for name in names if name != "source_fps"}
+    options = {name: name for name in names if name not in ("source_fps", "output_router_scores")}
     with pytest.raises(AttributeError):
         next(model.narrate(None, None, **options))
-    assert given == {**options, "source_fps": None}
+    assert given == {**options, "source_fps": None, "output_router_scores": False}
 
 
 def test_narration_has_a_default_query():

@@ -249,7 +249,8 @@ def join_parts(
     set_seed(seed)
     model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=language_model.dtype)
     model.model.vision_encoder.load_state_dict(encoder.state_dict())
-    model.model.language_model.load_state_dict(language_model.state_dict())
+    inner = model.model.language_model
+    inner.load_state_dict({**inner.state_dict(), **language_model.state_dict()})  # its routers stay new
     model.lm_head.load_state_dict(head.state_dict())
     model.generation_config = generation_config
     return model, processor
