@@ -490,7 +490,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Args:
             frames (PIL image, or array or tensor of shape `(height, width, 3)`, or several):
                 uint8, or floating point in [0, 1]. Several are a list, an iterator, or an array with one more axis.
-            device (`torch.device`, *optional*): Where to put them. A GPU resizes them too, and may round differently.
+            device (`torch.device`, *optional*): Where to put them. A GPU resizes them too: few values differ, by 1.
 
         Raises:
             `ValueError`: If there is no frame, channels are not last, values are not pixels, or sizes differ.

@@ -31,6 +31,8 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         scale = min(size.height / height, size.width / width)
         # A very narrow frame keeps at least one pixel.
         fit = SizeDict(height=max(1, int(scale * height)), width=max(1, int(scale * width)))
+        # Width first, then height: the library rounds to uint8 in between, but on a GPU only if these are two calls.
+        image = super().resize(image, SizeDict(height=height, width=fit.width), **kwargs)
         return self.center_crop(super().resize(image, fit, **kwargs), size)
 
 

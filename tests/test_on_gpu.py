@@ -66,6 +66,20 @@ def test_a_compiled_session_says_what_an_eager_one_says(scheme):
     assert watch(model.stream(processor, **LIMITS, compile=True)) == expected and len(expected) > 2
 
 
+@pytest.mark.parametrize("size", [(270, 480), (32, 32), (20, 24)])
+def test_frames_are_resized_as_on_the_cpu(size):
+    """Black and white frames are the hardest: a resize overshoots at each edge."""
+    processor, frames = tiny_processor(), (random_frames(4, size=size) > 127).astype("uint8") * 255
+    expected = processor.resize_frames(frames)
+    engine = StreamingEngine(model_on(DEVICE), processor, max_streams=1, **LIMITS)
+    for given in (frames, list(frames), torch.from_numpy(frames).to(DEVICE)):
+        found, waiting = processor.resize_frames(given, DEVICE), engine.take_in(given)
+        assert found.is_cuda and found.dtype == torch.uint8 and torch.equal(found.cpu(), waiting)
+        differences = (waiting.int() - expected.int()).abs()
+        assert differences.max() <= 2 and (differences > 0).float().mean() < 0.02
+        assert_close(processor.normalize_frames(found).cpu(), processor.normalize_frames(waiting))
+
+
 @pytest.mark.parametrize("has_window", [False, True])
 @pytest.mark.parametrize("is_captured", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
