@@ -418,10 +418,10 @@ class VideoLLMMoDCache(Cache):
         groups: dict[tuple, list[Any]] = defaultdict(list)
         for index, layer in enumerate(self.layers):
             if layer.is_initialized:
-                # Between passes, offloaded layers are not on their device.
-                device = layer.keys.device if self.offloading else layer.device
+                if self.offloading:
+                    layer.prefetch()
                 is_rotated = rotation is not None and index in rotation.layers
-                groups[self.skipped[index], is_rotated, device].append(layer)
+                groups[self.skipped[index], is_rotated, layer.device].append(layer)
         for group, layers in groups.items():
             self._evict_from(group, layers, _find_parts(runs, group[0], back), back, rotation)
         kept = [run for run in runs if run.stays]

@@ -222,10 +222,14 @@ ONE_LAYER = {"full": {"mod_keep_ratio": 1.0}, "routed": {"mod_layers": "all"}, "
 
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("scheme", ONE_LAYER)
-@pytest.mark.parametrize("text", [*TEXT_MODELS, "smollm3 without positions"])
+@pytest.mark.parametrize("text", [*TEXT_MODELS, "smollm3 without positions", "llama yarn", "mistral window"])
 def test_after_eviction_logits_equal_those_of_the_kept_tokens(text, scheme, static):
     """With one layer, where an entry depends only on its token and position; for several kinds of rotary embedding."""
     overrides = {"num_hidden_layers": 1, "no_rope_layers": [0 if "without" in text else 1]}
+    if "yarn" in text:
+        overrides["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+    if "window" in text:
+        overrides["sliding_window"] = 12
     model = tiny_model(text=text.split()[0], text_overrides=overrides, **ONE_LAYER[scheme])
     ids = dialogue_ids(model.config, [3, 2])
     features = random_features(model.config, 5)
