@@ -2,18 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routing: the choice of tokens, the layout of short sequences, gates and write-back."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import choose_kept
+from accelerate import infer_auto_device_map, init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
+from tiny import choose_kept, dialogue_ids, random_features, tiny_config, tiny_model
 from torch.testing import assert_close
+from transformers.utils.logging import warning_once
 
+from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.routing_videollm_mod import (
     GATES,
     ROUTERS,
     FrameLayout,
     LearnedRouter,
+    VideoLLMMoDRouter,
     apply_gate,
     by_row,
     check_on_device,
@@ -191,3 +197,86 @@ def test_the_training_script_accepts_router_types():
     fields = ModelArguments(checkpoint=".", mod_router="uniform").config_fields()
     assert fields == {"mod_router": "uniform"}
     assert all(name in ModelArguments.__dataclass_fields__["mod_router"].metadata["help"] for name in ROUTERS)
+
+
+# ------------------------------------------------------------------------------------------------- learning in a model
+
+
+def training_step(model):
+    """Return loss, gradients by name, and the bytes that the backward pass keeps."""
+    config = model.config
+    ids, features = dialogue_ids(config, [12]), random_features(config, 12).double()
+    labels = ids.masked_fill(ids == config.frame_token_id, -100)
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(input_ids=ids, frame_features=features, labels=labels, use_cache=False).loss
+    loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    return loss.item(), gradients, sum(kept.values())
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_routers_keep_only_kept_tokens_for_the_backward_pass(normalize, monkeypatch):
+    text = {"num_hidden_layers": 12, "hidden_size": 128, "intermediate_size": 256}
+    options = {"mod_layers": "all_deep", "frame_token_pooled": (4, 4), "mod_normalize_scores": normalize}
+    model = tiny_model(text_overrides=text, **options).train().double()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    loss, gradients, num_bytes = training_step(model)
+    # A router that may look at all tokens of a frame keeps them all.
+    monkeypatch.setattr(LearnedRouter, "is_pointwise", False)
+    monkeypatch.setattr(LearnedRouter, "mean_scores", VideoLLMMoDRouter.mean_scores)
+    same_loss, same_gradients, more_bytes = training_step(model)
+    assert loss == pytest.approx(same_loss, rel=1e-9)
+    assert num_bytes < 0.75 * more_bytes, (num_bytes, more_bytes)
+    assert gradients.keys() == same_gradients.keys() and sum("router" in name for name in gradients) == 10
+    for name, gradient in gradients.items():
+        # The mean of a frame's scores is a constant to the tokens, but not to the last router.
+        if not normalize or name.endswith("layers.11.router.weight"):
+            assert_close(gradient, same_gradients[name], atol=1e-9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gate", ["tanh", "sigmoid"])
+def test_normalized_scores_have_a_mean_of_zero_in_each_frame(gate):
+    """Also where activations are huge; choices do not depend on the length of tokens' common part."""
+    model = tiny_model(mod_layers="all", mod_gate=gate)
+    ids, features = dialogue_ids(model.config, [3, 2]), 1000 * random_features(model.config, 5)
+    with torch.no_grad():
+        scores = model(input_ids=ids, frame_features=features, output_router_scores=True).router_scores
+    assert all(layer.any() for layer in scores)
+    for layer in scores:
+        assert_close(layer.mean(dim=-1), torch.zeros(1, 5), atol=1e-6, rtol=0)
+
+
+def test_a_learned_router_that_cannot_learn_is_refused_or_named(caplog):
+    with pytest.raises(
+        StrictDataclassError, match="cannot learn with `mod_gate='none'`: its gradient comes through the gate"
+    ):
+        tiny_config(mod_gate="none")
+    tiny_config(mod_gate="none", mod_router="uniform")
+    warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        tiny_config(mod_keep_ratio=0.1, mod_keep_last=False)
+        assert not caplog.text
+        tiny_config(mod_keep_ratio=0.1)
+    assert "Routers have no choice in layers 1, 3: these keep 1 of 10 tokens per frame" in caplog.text
+
+
+def test_device_maps_keep_a_router_with_its_layer():
+    config = tiny_config(mod_layers="all", text_overrides={"num_hidden_layers": 12})
+    with init_empty_weights():
+        model = VideoLLMMoDForConditionalGeneration(config)
+    size = sum(weight.nbytes for weight in model.parameters())
+    memory = {0: size // 2, 1: size}
+    blocks = list(model._no_split_modules)
+    device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=blocks)
+    names = [name for name in device_map if "language_model.layers" in name]
+    assert {device_map[name] for name in names} == {0, 1}
+    # A layer is one entry of the map, or part of a larger one: its router is never apart.
+    assert all(name.split("layers")[1].count(".") <= 1 for name in names), names
