@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument(
         "--runners", nargs="+", choices=RUNNERS, default=["session", "engine"], help="what runs the steps"
     )
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of step besides a frame")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS), help="kinds of step besides a frame")
     parser.add_argument("--steps", type=int, default=100, help="steps of each kind")
     parser.add_argument("--tries", type=int, default=2, help="repetitions with newly allocated caches")
     parser.add_argument("--out", type=Path, help="folder for latency.json, latency.md and latency.png")
@@ -324,11 +324,13 @@ def make_row(name: str, context: int, found: dict[str, Measured]) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """Return the results as a Markdown table."""
+    """Return the results as a Markdown table, without columns of figures that no row has."""
     head = ["tokens per frame", "frames in cache", "variant", "p50, ms", "p99, ms", "p50 / floor", "speedup"]
     head += [f"ms per frame, {TOGETHER} together", "speedup, together", "frames/s with encoding"]
     head += ["first word, ms", "tokens/s", "cache, MB", "peak, GB", "MB moved", "least"]
-    return markdown_table(head, map(cells, rows))
+    columns = [column for column in zip(head, *map(cells, rows), strict=True) if set(column[1:]) != {"-"}]
+    head, *lines = zip(*columns, strict=True)
+    return markdown_table(head, lines)
 
 
 def cells(row: Row) -> list[str]:

@@ -4,6 +4,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from argparse import ArgumentTypeError, Namespace
@@ -14,6 +15,7 @@ import frame_latency
 import gpu
 import memory
 import pytest
+import speed_page
 import torch
 import training
 import watching
@@ -348,3 +350,16 @@ def test_a_part_that_fails_or_runs_out_of_time_leaves_the_others_their_figures(t
     printed = capsys.readouterr().out
     assert "fault: failed" in printed and "never" not in printed and "run this again to go on" in printed
     assert "a fault" in (tmp_path / "fault.error").read_text()
+
+
+def test_a_table_of_the_speed_page_is_made_again():
+    page, commands = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8"), speed_page.COMMANDS
+    assert set(re.findall(r"^<!-- (?!end -->)(\S+) -->$", page, re.MULTILINE)) == set(commands)
+    once = speed_page.with_table(page, "cost", "A CPU,\ntwo threads\n\n| a |\n| --- |\n| 1 |\n")
+    block = once.partition("<!-- cost -->")[2].partition("<!-- end -->")[0]
+    assert block.startswith(f"\n\n```\n{commands['cost']}\n```\n\n")
+    assert block.endswith(". A CPU, two threads\n\n| a |\n| --- |\n| 1 |\n\n")
+    again = speed_page.with_table(once, "cost", "A CPU\n\n| b |")
+    assert "| a |" not in again.partition("<!-- cost -->")[2] and again.count("<!-- end -->") == len(commands)
+    with pytest.raises(ValueError, match="has no <!-- other -->"):
+        speed_page.with_table(page, "other", "")
