@@ -89,12 +89,12 @@ def run(name: str, folder: Path) -> str:
 
 def with_table(page: str, name: str, printed: str) -> str:
     """Return the page with what a benchmark printed between its comments: one line on the machine, then its tables."""
-    machine, bar, tables = printed.strip().partition("|")
-    head = f"{date.today():%-d %B %Y}. {' '.join(machine.split())}"
-    block = f"<!-- {name} -->\n\n```\n{COMMANDS[name]}\n```\n\n{head}\n\n{bar}{tables}\n\n<!-- end -->"
     pattern = rf"<!-- {name} -->.*?<!-- end -->"
     if not re.search(pattern, page, re.DOTALL):
         raise ValueError(f"docs/speed.md has no <!-- {name} --> ... <!-- end -->.")
+    machine, bar, tables = printed.strip().partition("|")
+    head = f"{date.today():%-d %B %Y}. {' '.join(machine.split())}"
+    block = f"<!-- {name} -->\n\n```\n{COMMANDS[name]}\n```\n\n{head}\n\n{bar}{tables}\n\n<!-- end -->"
     return re.sub(pattern, lambda _: block, page, count=1, flags=re.DOTALL)
 
 
