@@ -32,12 +32,6 @@ from videollm_mod.train.trainer import StreamingSFTTrainer
 
 def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConfig, arguments: ModelArguments) -> None:
     """Train a model and save it."""
-    if not script.validate_only and training.n_gpu > 1:
-        raise SystemExit(
-            f"error: this machine has {training.n_gpu} GPUs, and one process trains on one. To use all, run "
-            "`accelerate launch train/sft.py ...`; to use one, set `CUDA_VISIBLE_DEVICES=0`."
-        )
-
     # Data
     train = load_split(source, script.train_split, script.num_clips, script.first_clip)
     if script.eval_split and Path(source.dataset).is_file():
@@ -51,6 +45,11 @@ def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConf
     if script.validate_only:
         print(f"{source.dataset}: {len(train)} rows to train on, no fault found")
         return
+    if training.n_gpu > 1:
+        raise SystemExit(
+            f"error: this machine has {training.n_gpu} GPUs, and one process trains on one. To use all, run "
+            "`accelerate launch train/sft.py ...`; to use one, set `CUDA_VISIBLE_DEVICES=0`."
+        )
 
     # Model and processor
     checkpoint = training.last_checkpoint()
