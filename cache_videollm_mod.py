@@ -21,6 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Entries that a layer with a capacity makes room for at first. When they are full, the room doubles.
 _FIRST_ROOM = 4096
+# Buffers are larger than that by so much, so that compiled steps may round up what they read.
+SPARE_ROOM = 128
 
 # Evictions let positions grow. Beyond this one they start again from 0: a float32 angle there is wrong by up to 2**-9,
 # which is as much as bfloat16 rounds.
@@ -79,12 +81,13 @@ class VideoLLMMoDDynamicLayer(DynamicLayer):
     def make_room(self, new: int, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate buffers if `new` more entries like these states (batch, heads, any, dim) do not fit."""
         length, old = self.get_seq_length(), (self.keys, self.values)
-        room = len(self.buffers[0]) if self.buffers else 0
+        room = len(self.buffers[0]) - SPARE_ROOM if self.buffers else 0
         if length + new > room:
             grown = max(2 * room, _FIRST_ROOM, length + new)
             room = min(grown, self.capacity) if length + new <= self.capacity else grown
-            shapes = ((room, *x.shape[:2], x.shape[3]) for x in (key_states, value_states))
-            self.buffers = [key_states.new_empty(shape, dtype=self.stored_dtype) for shape in shapes]
+            shapes = ((room + SPARE_ROOM, *x.shape[:2], x.shape[3]) for x in (key_states, value_states))
+            # Attention reads what is not written yet with a weight of 0, and 0 times NaN is NaN.
+            self.buffers = [key_states.new_zeros(shape, dtype=self.stored_dtype) for shape in shapes]
             self.resize(length)
             for stored, before in zip((self.keys, self.values), old if length else (), strict=False):
                 stored.copy_(before)

@@ -109,6 +109,14 @@ def narrate(
     ] = None,
     weights: Weights = None,
     cache_dtype: CacheDtype = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the steps with torch.compile. Starting takes minutes, and each frame is faster.",
+            show_default="compile on a GPU",
+        ),
+    ] = None,
     srt: Annotated[Path | None, typer.Option(help="Write the narration as SubRip subtitles.")] = None,
     vtt: Annotated[Path | None, typer.Option(help="Write the narration as WebVTT subtitles.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write the narration as JSON, one event per line.")] = None,
@@ -137,6 +145,7 @@ def narrate(
             max_frames=max_frames,
             fps=fps,
             interval_threshold=interval_threshold,
+            compile=compile,
         )
         _ask_first(session, query)
         behind = {"when_behind": when_behind, "max_waiting": max_waiting}

@@ -70,6 +70,7 @@ class VideoLLMMoDGenerationMixin:
         output_router_scores: bool = False,
         cache_dtype: torch.dtype | None = None,
         cache: Any | None = None,
+        compile: bool | None = None,
     ) -> StreamingSession:
         """
         Open a live session on this model; [`StreamingSession`] describes the options.
@@ -101,6 +102,7 @@ class VideoLLMMoDGenerationMixin:
             output_router_scores=output_router_scores,
             cache_dtype=cache_dtype,
             cache=cache,
+            compile=compile,
         )
 
     def narrate(
@@ -127,6 +129,7 @@ class VideoLLMMoDGenerationMixin:
         do_sample: bool = False,
         cache_dtype: torch.dtype | None = None,
         cache: Any | None = None,
+        compile: bool | None = None,
     ) -> Iterator[StreamEvent]:
         """
         Watch a video and yield what the model says. A thread decodes the video while the model works.
@@ -166,6 +169,7 @@ class VideoLLMMoDGenerationMixin:
             do_sample=do_sample,
             cache_dtype=cache_dtype,
             cache=cache,
+            compile=compile,
         )
         if query:
             session.hear(query, reply_now=reply_now)

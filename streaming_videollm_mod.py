@@ -13,9 +13,11 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from torch.utils._triton import has_triton
 from transformers.utils import logging
 
 from .cache_videollm_mod import TokenRun, check_rotation, use_grouped_attention
+from .compiled_step_videollm_mod import CompiledSteps, decide, speakable
 
 
 logger = logging.get_logger(__name__)
@@ -203,7 +205,10 @@ class StreamingSession:
         output_router_scores (`bool`, *optional*, defaults to `False`): Whether to keep `router_scores` and
             `kept_tokens` of the last frame.
         cache_dtype (`torch.dtype`, *optional*): Dtype of the stored keys and values; see [`VideoLLMMoDCache`].
-        cache ([`VideoLLMMoDCache`], *optional*): An empty cache to use. Defaults to a growing one. See its `lengths`.
+        cache ([`VideoLLMMoDCache`], *optional*): An empty cache to use. Defaults to a new one. See its `lengths`.
+        compile (`bool`, *optional*): Whether to compile the vision encoder, and the steps of one frame and one reply
+            token, by `torch.compile`: on CUDA as CUDA graphs. The first session of a model compiles, which takes
+            minutes for a large model. It needs `max_frames`, and with it is the default on CUDA.
 
     Attributes:
         time (`float`, *optional*): Time of the last frame seen, in seconds.
@@ -236,6 +241,7 @@ class StreamingSession:
         output_router_scores: bool = False,
         cache_dtype: torch.dtype | None = None,
         cache: Any | None = None,
+        compile: bool | None = None,
     ) -> None:
         seen_fps = fps if source_fps is None else source_fps
         _check_positive(fps=fps, source_fps=seen_fps, max_new_tokens=max_new_tokens, chunk_frames=chunk_frames)
@@ -253,6 +259,7 @@ class StreamingSession:
         self.output_router_scores = output_router_scores
 
         self.cache = self._new_cache(cache_dtype) if cache is None else cache
+        self._compiled = self._compile(compile, is_own=cache is None)
         self.time: float | None = None
         self.num_frames = self.num_dropped = 0
         self.events: list[StreamEvent] = []
@@ -296,7 +303,8 @@ class StreamingSession:
         for begin in range(0, len(times), self.chunk_frames):
             chunk = slice(begin, begin + self.chunk_frames)
             with torch.no_grad():
-                features = self.model.encode_frames(self.processor.normalize_frames(pixels[chunk]))
+                encode = self.model.encode_frames if self._compiled is None else self._compiled.encode
+                features = encode(self.processor.normalize_frames(pixels[chunk]))
             for at, row in zip(times[chunk], features, strict=True):
                 self.receive(row, at, arrival)
         del pixels  # The model may speak for long.
@@ -387,6 +395,8 @@ class StreamingSession:
         for name in ("cache", "_waiting", "_questions", "_unfed_ids", "_unfed_turns", "_memory"):
             setattr(twin, name, copy.deepcopy(getattr(self, name)))
         twin.events = list(self.events)
+        if self._compiled is not None:
+            twin._compiled = CompiledSteps(self.model, twin.cache, self._compiled.frame_ids)
         return twin
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -432,6 +442,20 @@ class StreamingSession:
         on_one_device = len(set((getattr(model, "hf_device_map", None) or {}).values())) < 2
         cache.is_grouped = on_one_device and use_grouped_attention(model.base_model.language_model)
         return cache
+
+    def _compile(self, wanted: bool | None, *, is_own: bool) -> CompiledSteps | None:
+        """Return the compiled steps if they are wanted, or if that is left open and they are known to help."""
+        model = self.model
+        can = self.max_frames is not None and is_own and self.cache.is_grouped
+        if wanted and not can:
+            raise ValueError(
+                "`compile=True` needs `max_frames`, no `cache`, and a model on one device with "
+                "`attn_implementation='sdpa'`: set `max_frames`, for example to 600, or leave `compile` out."
+            )
+        if not can or not (model.device.type == "cuda" and has_triton() if wanted is None else wanted):
+            return None
+        frame = [*self._interval, *[model.config.frame_token_id] * model.config.frame_num_tokens]
+        return CompiledSteps(model, self.cache, frame)
 
     def _run(self, to_the_end: bool = False) -> list[StreamEvent]:
         """Do all work that is due, and return the new events."""
@@ -484,26 +508,31 @@ class StreamingSession:
         self.num_dropped += 1
 
     def _execute(self, step: StreamStep) -> StepResult:
-        """Run one step on this session's model."""
-        device = self.model.get_input_embeddings().weight.device
-        inputs = {} if step.frame_features is None else {"frame_features": step.frame_features[None]}
-        with torch.no_grad():
-            outputs = self.model(
-                input_ids=torch.tensor([step.ids], device=device),
-                cache=self.cache,
-                use_cache=True,
-                logits_to_keep=torch.tensor(step.ends, device=device),
-                output_router_scores=self.output_router_scores and bool(inputs),
-                **inputs,
-            )
-        logits = outputs.logits[0]
-        # One transfer: float64 holds every token id exactly.
-        decisions = torch.stack([x.double() for x in decide(self.model, logits, step.interval_threshold)])
+        """Run one step on this session's model, and wait for the device once."""
+        threshold = step.interval_threshold
+        features = None if step.frame_features is None else step.frame_features[None]
+        collects = self.output_router_scores and features is not None
+        if self._compiled is not None and self._compiled.fits(step.ids, step.num_frames):
+            threshold = self.model.config.interval_threshold if threshold is None else threshold
+            decisions, logits, *seen = self._compiled.run(step.ids, features, threshold, collects)
+        else:
+            device = self.model.get_input_embeddings().weight.device
+            with torch.no_grad():
+                outputs = self.model(
+                    input_ids=torch.tensor([step.ids], device=device),
+                    frame_features=features,
+                    cache=self.cache,
+                    use_cache=True,
+                    logits_to_keep=torch.tensor(step.ends, device=device),
+                    output_router_scores=collects,
+                )
+            logits = outputs.logits[0]
+            # float64 holds every token id exactly, so that one tensor holds all.
+            decisions = torch.stack([x.double() for x in decide(self.model, logits, threshold)])
+            seen = [[layer[0] for layer in rows] for rows in (outputs.router_scores, outputs.kept_tokens) if rows]
         speak, silence, tokens = decisions.tolist()
-        layers = self.model.config.routed_layers if outputs.router_scores else []
         scores, kept = (
-            dict(zip(layers, (layer[0] for layer in rows or ()), strict=True))
-            for rows in (outputs.router_scores, outputs.kept_tokens)
+            (dict(zip(self.model.config.routed_layers, rows, strict=True)) for rows in seen) if seen else ({}, {})
         )
         return StepResult([x > 0 for x in speak], silence, [int(x) for x in tokens], logits, scores, kept)
 
@@ -623,7 +652,7 @@ class StreamingSession:
     def _choose_token(self, said: StepResult, token_ids: list[int]) -> int:
         if self.logits_processor is None and not self.do_sample:
             return said.tokens[0]
-        scores = _speakable(self.model, said.logits)
+        scores = speakable(self.model, said.logits)
         if self.logits_processor is not None:
             scores = self.logits_processor(torch.tensor([token_ids], device=scores.device, dtype=torch.long), scores)
         if self.do_sample:
@@ -708,21 +737,4 @@ def within_context(config: Any, max_frames: int | None = None) -> dict[str, int]
     return {"max_frames": most, "max_text_tokens": max((context - most * tokens) // 2, 1)}
 
 
-def decide(
-    model: Any, logits: torch.Tensor, interval_threshold: float | torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return whether to speak, the probability of silence and the most likely token, for logits (rows, vocabulary)."""
-    speak, silence = model.should_speak(logits, interval_threshold)
-    return speak, silence, _speakable(model, logits).argmax(dim=-1)
-
-
-def _speakable(model: Any, logits: torch.Tensor) -> torch.Tensor:
-    # A reply must not contain the frame token: no frame would belong to it. Its id may lie past the vocabulary.
-    frame = model.config.frame_token_id
-    scores = logits.to(torch.float32, copy=True)
-    if frame < scores.shape[-1]:
-        scores[..., frame] = -math.inf
-    return scores
-
-
-__all__ = ["StepResult", "StreamEvent", "StreamStep", "StreamingSession", "decide", "within_context"]
+__all__ = ["StepResult", "StreamEvent", "StreamStep", "StreamingSession", "within_context"]

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..streaming_videollm_mod import StepResult, StreamStep, decide
+from ..compiled_step_videollm_mod import decide
+from ..streaming_videollm_mod import StepResult, StreamStep
 from .packed_cache import PackedCaches, StepPlan
 from .pages import VideoLLMMoDPagePool
 
