@@ -468,15 +468,15 @@ class LayerRouting:
         if plan.length == 0:
             return hidden_states
         self._record_positions(index, slots, plan)
-        flat, device = hidden_states.flatten(0, 1), hidden_states.device
-        short = flat.index_select(0, slots.to(device)).view(layout.batch_size, plan.length, -1)
-        rotary = self._rotary_at(slots.to(device), position_embeddings)
+        flat, here = hidden_states.flatten(0, 1), slots.to(hidden_states.device)
+        short = flat.index_select(0, here).view(layout.batch_size, plan.length, -1)
+        rotary = self._rotary_at(here, position_embeddings)
         mask = self.masks.get(index, keep_count, short)
         output = run(short, position_embeddings=rotary.unbind(), attention_mask=mask)
         if scores is not None and self.gate is not None:
             excess = self._gate_excess(layer, hidden_states, short, scores, slots, plan, ordered)
             output = apply_gate(output, short, excess, self.gate[1], on_update=self.on_update)
-        return write_back(flat, output, slots, plan).view_as(hidden_states)
+        return write_back(flat, output, here, plan).view_as(hidden_states)
 
     def _score(self, layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the scores of all tokens, (batch * sequence,), without gradient if the gate scores again."""
@@ -519,7 +519,8 @@ class LayerRouting:
             # One tensor, which each layer indexes at once.
             both = torch.stack([x.expand(self.layout.batch_size, -1, -1) for x in embeddings])
             self._rotary[slots.device] = both.flatten(1, 2)
-        return self._rotary[slots.device].index_select(1, slots).unflatten(1, (self.layout.batch_size, -1))
+        rotary = self._rotary[slots.device]
+        return rotary.index_select(1, slots).view(2, self.layout.batch_size, -1, rotary.shape[2])
 
     def _record_positions(self, index: int, slots: torch.LongTensor | None, plan: RoutingPlan | None) -> None:
         """Record the positions of a routed layer's next entries: those of `slots`, or of all tokens if `None`."""
