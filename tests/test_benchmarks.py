@@ -63,11 +63,6 @@ def test_frame_latency_of_random_models_and_the_plain_loop(tmp_path):
     assert (tmp_path / "latency.png").exists()
 
 
-def test_preprocessing_of_a_frame_of_each_kind():
-    lines = run("preprocessing.py", "--size", 90, 160, "--frames", 2).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| array", "| PIL image", "| tensor"]
-
-
 def test_many_streams_of_random_models(tmp_path):
     options = ["--tokens", 10, "--streams", 1, 2, "--context", 2, "--rounds", 2, "--schemes", "full", "all_deep"]
     printed = run("many_streams.py", *options, "--out", tmp_path)
