@@ -170,17 +170,17 @@ class RoutedDynamicLayer(PositionsMixin, VideoLLMMoDDynamicLayer):
     @property
     def positions(self) -> torch.Tensor | None:
         """Positions (batch, length), or `None` if empty."""
-        if len(self._chunks) > 1 or (self._chunks and self._chunks[0][1] != 0):
-            self._chunks = [(torch.cat([chunk + begin for chunk, begin in self._chunks], dim=1), 0)]
-        return self._chunks[0][0] if self._chunks else None
+        if len(self._chunks) > 1:
+            self._chunks = [torch.cat(self._chunks, dim=1)]
+        return self._chunks[0] if self._chunks else None
 
     @positions.setter
     def positions(self, positions: torch.Tensor | None) -> None:
-        self._chunks = [] if positions is None else [(positions, 0)]
+        self._chunks = [] if positions is None else [positions]
 
     def record_positions(self, positions: torch.Tensor, begin: int) -> None:
         """Append the positions (batch, new) of the next entries, counted from `begin`."""
-        self._chunks.append((positions, begin))
+        self._chunks.append(positions + begin if begin else positions)
 
     def replace_positions(self, positions: torch.Tensor) -> None:
         """Replace the positions by these, (batch, length)."""
@@ -188,8 +188,12 @@ class RoutedDynamicLayer(PositionsMixin, VideoLLMMoDDynamicLayer):
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` entries."""
-        if self.is_initialized:
-            self.positions = self.positions[:, :length]
+        too_many = sum(chunk.shape[1] for chunk in self._chunks) - length
+        while self._chunks and too_many > 0:
+            chunk = self._chunks.pop()
+            if chunk.shape[1] > too_many:
+                self._chunks.append(chunk[:, : chunk.shape[1] - too_many])
+            too_many -= chunk.shape[1]
         super().truncate(length)
 
 
