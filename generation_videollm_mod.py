@@ -3,6 +3,7 @@
 """`stream` and `narrate`, and `generate` with a routed cache."""
 
 from collections.abc import Iterator
+from copy import copy
 from itertools import pairwise
 from typing import Any
 
@@ -255,6 +256,10 @@ class VideoLLMMoDGenerationMixin:
         size, past = generation_config.prefill_chunk_size, 0 if cache is None else int(cache.get_seq_length())
         # An assistant model calls this again with later tokens. Its frames are in the cache then.
         again = past > 0 and not options.get("is_first_iteration", True)
+        if again and size is not None:
+            # There are few tokens, and Transformers 5.17 would begin its chunks with the prompt.
+            generation_config = copy(generation_config)
+            generation_config.prefill_chunk_size = None
         if size is None or cache is None or frames is None or again:
             return super()._prefill(input_ids, generation_config, model_kwargs, **options)
         # The prompt may begin with the tokens that are in the cache.
