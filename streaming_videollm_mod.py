@@ -259,7 +259,7 @@ class StreamingSession:
         self.output_router_scores = output_router_scores
 
         self.cache = self._new_cache(cache_dtype) if cache is None else cache
-        self._compiled = self._compile(compile, is_own=cache is None)
+        self._must_compile, self._compiled = bool(compile), self._compile(compile, is_own=cache is None)
         self.time: float | None = None
         self.num_frames = self.num_dropped = 0
         self.events: list[StreamEvent] = []
@@ -303,8 +303,9 @@ class StreamingSession:
         for begin in range(0, len(times), self.chunk_frames):
             chunk = slice(begin, begin + self.chunk_frames)
             with torch.no_grad():
-                encode = self.model.encode_frames if self._compiled is None else self._compiled.encode
-                features = encode(self.processor.normalize_frames(pixels[chunk]))
+                pixel_values = self.processor.normalize_frames(pixels[chunk])
+                features = self._run_compiled("encode", pixel_values)
+                features = self.model.encode_frames(pixel_values) if features is None else features
             for at, row in zip(times[chunk], features, strict=True):
                 self.receive(row, at, arrival)
         del pixels  # The model may speak for long.
@@ -457,6 +458,18 @@ class StreamingSession:
         frame = [*self._interval, *[model.config.frame_token_id] * model.config.frame_num_tokens]
         return CompiledSteps(model, self.cache, frame)
 
+    def _run_compiled(self, name: str, *inputs: Any) -> Any | None:
+        """Return what a compiled step returns, or `None` without one; if it fails and was not asked for, go on so."""
+        try:
+            return None if self._compiled is None else getattr(self._compiled, name)(*inputs)
+        except Exception as error:
+            if self._must_compile:
+                raise
+            # A step is counted after it has run, so it can run again.
+            logger.warning(f"Steps of this session run uncompiled from now on, because compilation failed: {error}")
+            self._compiled = None
+            return None
+
     def _run(self, to_the_end: bool = False) -> list[StreamEvent]:
         """Do all work that is due, and return the new events."""
         if self._is_working:
@@ -512,9 +525,12 @@ class StreamingSession:
         threshold = step.interval_threshold
         features = None if step.frame_features is None else step.frame_features[None]
         collects = self.output_router_scores and features is not None
+        outputs = None
         if self._compiled is not None and self._compiled.fits(step.ids, step.num_frames):
             threshold = self.model.config.interval_threshold if threshold is None else threshold
-            decisions, logits, *seen = self._compiled.run(step.ids, features, threshold, collects)
+            outputs = self._run_compiled("run", step.ids, features, threshold, collects)
+        if outputs is not None:
+            decisions, logits, *seen = outputs
         else:
             device = self.model.get_input_embeddings().weight.device
             with torch.no_grad():

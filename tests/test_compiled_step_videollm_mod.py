@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled sessions: the events of eager ones, one compilation for all sessions, and no wait for the device."""
 
+import logging
+
 import pytest
 import torch
 from tiny import random_features, random_frames, tiny_config, tiny_model, tiny_processor, tiny_vision_config
@@ -11,7 +13,7 @@ from torch.testing import assert_close
 
 from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.cache_videollm_mod import use_grouped_attention
-from videollm_mod.compiled_step_videollm_mod import _COMPILED, StepCache, _forward, decide, kinds_of
+from videollm_mod.compiled_step_videollm_mod import _COMPILED, CompiledModel, StepCache, _forward, decide, kinds_of
 
 
 LIMITS = {"max_frames": 24, "sink_frames": 1, "max_text_tokens": 80, "max_new_tokens": 3}
@@ -169,6 +171,32 @@ def test_unwritten_entries_are_not_seen():
     assert [x.shape[-1] for x in results[0][2:4]] == [10, 10]
     assert isinstance(StepCache([0], *torch.zeros(2, 1).long(), entries, buffers).get_seq_length(), torch.Tensor)
     assert decide(model, results[0][1], 0.0)[2].shape == (1,)
+
+
+def test_a_session_goes_on_uncompiled_if_the_default_fails(monkeypatch, caplog):
+    """On CUDA sessions are compiled by default, where torch may lack a compiler."""
+    model, told_by = quiet_model(), []
+
+    def fail(*_):
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr(CompiledModel, "run", fail)
+    for must in (True, False):
+        session = model.stream(tiny_processor(), compile=True, **LIMITS)
+        session._must_compile = must
+        if must:
+            with pytest.raises(RuntimeError, match="no compiler"):
+                session.push(random_frames(1))
+        else:
+            with caplog.at_level(logging.WARNING):
+                for frame in random_frames(12):
+                    session.push(frame)
+            told_by.append(told(session))
+    assert caplog.text.count("run uncompiled from now on, because compilation failed: no compiler found") == 1
+    eager = model.stream(tiny_processor(), **LIMITS)
+    for frame in random_frames(12):
+        eager.push(frame)
+    assert told_by == [told(eager)]
 
 
 @pytest.mark.parametrize(
