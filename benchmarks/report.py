@@ -68,6 +68,6 @@ def draw_panels(points: Sequence[Point], path: Path, x: str, y: str) -> None:
             axes.plot(*zip(*line, strict=True), marker="o", label=name) if line else None
         axes.set(title=f"{count} tokens per frame", xlabel=x, ylabel=y, ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axes.legend()
+        axes.legend(fontsize=6, framealpha=0.3)
     figure.tight_layout()
     figure.savefig(path)
