@@ -364,7 +364,9 @@ def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool) ->
     text_tokens = int(cache.get_seq_length()) - session.num_remembered * config.frame_num_tokens
     cost = session.model.estimate_cost(session.num_remembered, text_tokens)
     # The cache may store another type than the model computes with.
-    full_cache_bytes = round(cost.full_cache_bytes * cache.num_bytes / cost.cache_bytes)
+    # Entries only: a session makes room for more in advance.
+    cache_bytes = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values) if x is not None)
+    full_cache_bytes = round(cost.full_cache_bytes * cache_bytes / cost.cache_bytes)
     if as_json:
         figures = {
             "frames": session.num_frames,
@@ -374,7 +376,7 @@ def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool) ->
             "cache_entries": cache.lengths,
             "flops": cost.flops,
             "full_flops": cost.full_flops,
-            "cache_bytes": cache.num_bytes,
+            "cache_bytes": cache_bytes,
             "full_cache_bytes": full_cache_bytes,
         }
         typer.echo(json.dumps({"summary": figures}))
@@ -386,7 +388,7 @@ def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool) ->
         + (f"; {dropped} more came too fast and were dropped" if dropped else "")
         + (f"; compute and cache are those of the newest {session.num_remembered}" if forgotten else "")
     )
-    _print_savings(cost, cache.num_bytes, full_cache_bytes)
+    _print_savings(cost, cache_bytes, full_cache_bytes)
     typer.echo(f"          entries: {describe_entries(cache.lengths, set(config.routed_layers))}")
 
 
