@@ -105,7 +105,7 @@ class LearnedRouter(VideoLLMMoDRouter):
         self.normalizes = config.mod_normalize_scores
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, is_normalized: bool = False) -> torch.Tensor:
-        """Return the scores in float32 whatever the dtypes: a bfloat16 score has 8 bits, so many of 50 would tie."""
+        """Return the scores, computed in float32. In bfloat16, with 8 bits, many tokens would have equal scores."""
         # An elementwise product, since a matrix product may use TF32 and gives equal tokens unequal scores.
         x = hidden_states if hidden_states.dtype == torch.float64 else hidden_states.float()
         scores = (x * self.weight[0].to(x.dtype)).sum(dim=-1, keepdim=True)
@@ -457,14 +457,14 @@ class LayerRouting:
         if keep_count >= layout.num_tokens or layout.total_frames == 0:
             if keep_count < layout.num_tokens:
                 self._record_positions(index, None, None)
-                self._collect(None, None, hidden_states)
+                self._collect(None, None, None, hidden_states)
             mask = self.masks.get(index, keep_count, hidden_states)
             return run(hidden_states, position_embeddings=position_embeddings, attention_mask=mask)
         plan = layout.plan(keep_count)
         scores = self._score(layer, hidden_states) if keep_count > 0 else None
         ordered = None if scores is None else scores.take(plan.order)
         slots = plan.fill(plan.fixed) if scores is None else choose(ordered, plan)
-        self._collect(scores, slots, hidden_states)
+        self._collect(scores, slots, plan, hidden_states)
         if plan.length == 0:
             return hidden_states
         self._record_positions(index, slots, plan)
@@ -500,7 +500,11 @@ class LayerRouting:
         plan: RoutingPlan,
         ordered: torch.Tensor,
     ) -> torch.Tensor:
-        """Return (g - 1) / factor of each slot, (batch * length,), 0 at text; see [`GATES`]."""
+        """
+        Return (g - 1) / factor of each slot, (batch * length,), 0 at text; see [`GATES`].
+
+        `scores` (batch * sequence,) are those of all tokens, and `ordered` (frames, tokens) those of `plan.order`.
+        """
         if not (torch.is_grad_enabled() and layer.router.is_pointwise):
             at_slots = scores.index_select(0, slots)
         else:
@@ -538,12 +542,20 @@ class LayerRouting:
             positions = (positions + self.num_seen).masked_fill(filler.view_as(positions), -1)
             self.cache.record_positions(index, positions, has_filler=True)
 
-    def _collect(self, scores: torch.Tensor | None, slots: torch.LongTensor | None, like: torch.Tensor) -> None:
+    def _collect(
+        self,
+        scores: torch.Tensor | None,
+        slots: torch.LongTensor | None,
+        plan: RoutingPlan | None,
+        like: torch.Tensor,
+    ) -> None:
+        """Collect scores and kept tokens, on the device of `like`, if they are wanted."""
         if not self.collects:
             return
         kept, index = None, self.layout.token_index
         if scores is not None:
-            kept = torch.zeros_like(scores, dtype=torch.float32).index_fill(0, slots, 1.0)[index]
+            real = slots if plan.valid is None else slots[plan.valid]  # filler stands at token 0
+            kept = torch.zeros_like(scores, dtype=torch.float32).index_fill(0, real, 1.0)[index]
             scores = scores[index]
             if self.centers:
                 scores = scores - scores.mean(dim=1, keepdim=True)

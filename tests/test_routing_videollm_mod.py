@@ -242,6 +242,19 @@ def test_routers_keep_only_kept_tokens_for_the_backward_pass(normalize, monkeypa
             assert_close(gradient, same_gradients[name], atol=1e-9, rtol=1e-6)
 
 
+def test_kept_tokens_of_rows_with_different_numbers_of_frames():
+    """The second row is filled up. Filler must not count as the first token, which belongs to a frame here."""
+    model = tiny_model(mod_layers="all", mod_keep_last=False)
+    frame = torch.full((10,), model.config.frame_token_id)
+    text = torch.full((20,), 5)
+    ids = torch.stack([torch.cat([frame, text]), torch.cat([frame, frame, text[:10]])])
+    features = torch.cat([random_features(model.config, 2, seed=seed) for seed in range(2)])
+    with torch.no_grad():
+        kept = model(input_ids=ids, frame_features=features, num_frames=[1, 2], output_router_scores=True).kept_tokens
+    for layer in kept:
+        assert layer.sum(dim=-1).tolist() == [[2, 0], [2, 2]]
+
+
 @pytest.mark.parametrize("gate", ["tanh", "sigmoid"])
 def test_normalized_scores_have_a_mean_of_zero_in_each_frame(gate):
     """Also where activations are huge; choices do not depend on the length of tokens' common part."""
