@@ -301,7 +301,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         if self.training and torch.is_grad_enabled():
             self._warn_if_routers_are_frozen()
 
-        # The text model records these, with hooks of its own.
+        # The text model's own hooks record these.
         kwargs.setdefault("output_attentions", self.config.output_attentions)
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
         masks = LayerMasks(self.language_model.config, layout, attention_mask, cache, seq_idx)

@@ -459,14 +459,17 @@ class StreamingSession:
         return CompiledSteps(model, self.cache, frame)
 
     def _run_compiled(self, name: str, *inputs: Any) -> Any | None:
-        """Return what a compiled step returns, or `None` without one; if it fails and was not asked for, go on so."""
+        """
+        Run a method of the compiled steps and return its result, or `None` if steps are not compiled. After an error
+        the session runs uncompiled, unless the user asked for compilation.
+        """
         try:
             return None if self._compiled is None else getattr(self._compiled, name)(*inputs)
         except Exception as error:
             if self._must_compile:
                 raise
             # A step is counted after it has run, so it can run again.
-            logger.warning(f"Steps of this session run uncompiled from now on, because compilation failed: {error}")
+            logger.warning(f"Steps of this session run uncompiled from now on, because a compiled one failed: {error}")
             self._compiled = None
             return None
 

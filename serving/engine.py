@@ -384,7 +384,7 @@ class StreamingEngine:
         self.stats.count_events(session.events[num_events:])
 
     def _fail(self, stream: EngineStream, error: Exception) -> None:
-        """End a stream by an error of its own, unless an earlier one has ended it."""
+        """End a stream because of its own error. A stream that has already ended stays as it is."""
         if stream.is_done:
             return
         if isinstance(error, OutOfPagesError):

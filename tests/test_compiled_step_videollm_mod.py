@@ -192,7 +192,7 @@ def test_a_session_goes_on_uncompiled_if_the_default_fails(monkeypatch, caplog):
                 for frame in random_frames(12):
                     session.push(frame)
             told_by.append(told(session))
-    assert caplog.text.count("run uncompiled from now on, because compilation failed: no compiler found") == 1
+    assert caplog.text.count("run uncompiled from now on, because a compiled one failed: no compiler found") == 1
     eager = model.stream(tiny_processor(), **LIMITS)
     for frame in random_frames(12):
         eager.push(frame)

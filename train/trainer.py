@@ -299,7 +299,7 @@ def _join_lora(head: LoraLayer, hidden_states: torch.Tensor) -> tuple[torch.Tens
 
 
 def peak_memory() -> int:
-    """Return the peak memory in bytes: of the GPU, or of this process if there is no GPU."""
+    """Return the peak memory of the GPU in bytes. Without a GPU, return the peak memory of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
