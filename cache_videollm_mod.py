@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Entries that a layer with a capacity makes room for at first. When they are full, the room doubles.
 _FIRST_ROOM = 4096
-# Buffers are larger than that by so much, so that compiled steps may round up what they read.
+# Each buffer has this many entries more than its room, because compiled steps round up how many they read.
 SPARE_ROOM = 128
 
 # Evictions let positions grow. Beyond this one they start again from 0: a float32 angle there is wrong by up to 2**-9,
@@ -290,7 +290,7 @@ class VideoLLMMoDCache(Cache):
         # as they were before, (layers, heads, entries, dim). Each move starts from there: roundings do not add up.
         self._moved: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
         self.has_filler = False  # in a routed layer: attention must mask it
-        self.is_grouped = False  # whether attention reads `grouped_mask`, for which see `use_grouped_attention`
+        self.is_grouped = False  # whether attention reads `grouped_mask`; see `use_grouped_attention`
         # For each forward pass: its first token, its number of tokens, and which of them are inside a frame.
         self._log: list[tuple[int | torch.Tensor, int, torch.Tensor | None]] = []
 
@@ -407,12 +407,12 @@ class VideoLLMMoDCache(Cache):
 
     def evict(self, runs: Sequence[TokenRun], rotation: "KeyRotation | None" = None) -> None:
         """
-        Remove tokens anywhere in the full sequence from every layer, without waiting for the device. Keys after them
-        stay as they are, and keys before them move closer. New tokens follow at `next_position`.
+        Remove tokens anywhere in the full sequence from every layer, without waiting for the device. Later keys stay
+        as they are, and earlier keys move towards them. New tokens follow at `next_position`.
 
         Args:
             runs (`Sequence[TokenRun]`): The full sequence, in order. All or none of a frame may stay. Later crops must
-                not end within a run that includes frames, unless `num_frames` tells that they do not tear one.
+                not end within a run that includes frames, unless they give `num_frames`.
             rotation ([`KeyRotation`], *optional*): Moves keys. Leave it out if keys have no positions.
 
         Raises:
@@ -497,7 +497,7 @@ class VideoLLMMoDCache(Cache):
         setattr(self, name, before.fill_(count) if isinstance(before, torch.Tensor) else count)
 
     def _refuse_torn_frame(self, length: int) -> None:
-        """Check that the log does not say that a crop to `length` tokens tears a frame, or may do so."""
+        """Raise `ValueError` if a crop to `length` tokens would leave part of a frame, or if the log cannot tell."""
         begin, num_tokens, inside_frame = next((x for x in reversed(self._log) if int(x[0]) < length), (0, 0, None))
         kept = length - int(begin)
         if kept < num_tokens and inside_frame is not None and bool(inside_frame[:, kept - 1].any()):
