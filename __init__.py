@@ -19,7 +19,8 @@ _PUBLIC = {
     "processing_videollm_mod": ["VideoLLMMoDProcessor"],
     "streaming_videollm_mod": ["StreamEvent", "StreamingSession"],
     "video_processing_videollm_mod": ["VideoLLMMoDVideoProcessor"],
-    "video_reading_videollm_mod": ["TooManyWaitingError", "read_video", "sample_every"],
+    "reading_ahead_videollm_mod": ["TooManyWaitingError", "sample_every"],
+    "video_reading_videollm_mod": ["ReadingReport", "VideoReader", "read_video"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

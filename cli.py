@@ -206,8 +206,9 @@ def _check_outputs(outputs: dict[str, Path], video: str) -> None:
 
 def _check_video(video: str, *, fps: float, at: float | None = None, when_behind: str | None = None) -> None:
     """Read one frame, so that a wrong video or option is reported before a model is loaded."""
+    from videollm_mod.reading_ahead_videollm_mod import WHEN_BEHIND
     from videollm_mod.space.captions import video_seconds
-    from videollm_mod.video_reading_videollm_mod import WHEN_BEHIND, read_video
+    from videollm_mod.video_reading_videollm_mod import read_video
 
     if when_behind is not None and when_behind not in WHEN_BEHIND:
         raise ValueError(f"--when-behind can be {', '.join(WHEN_BEHIND)}, not {when_behind!r}.")
@@ -285,7 +286,8 @@ def _show_progress(frames: Iterator[Any]) -> Iterator[Any]:
 
 def _watch(processor: Any, video: str, session: Any, *, fps: float, as_json: bool, **behind: Any) -> tuple[float, int]:
     """Push a video into a session and print what it says. Return the seconds it took, and the frames dropped."""
-    from videollm_mod.video_reading_videollm_mod import TooManyWaitingError, goes_on, is_complete, read_ahead
+    from videollm_mod.reading_ahead_videollm_mod import TooManyWaitingError, read_ahead
+    from videollm_mod.video_reading_videollm_mod import goes_on, is_complete
 
     start, printed, dropped = clock.perf_counter(), 0, 0
 

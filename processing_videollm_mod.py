@@ -19,8 +19,9 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_vision_available
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .reading_ahead_videollm_mod import read_ahead, sample_every
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
-from .video_reading_videollm_mod import goes_on, is_complete, read_ahead, read_video, sample_every
+from .video_reading_videollm_mod import ReadingReport, VideoReader, goes_on, is_complete, read_video
 
 
 if is_vision_available():
@@ -453,11 +454,22 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             data[name] = torch.tensor(values) if return_tensors == "pt" else values
         return data
 
+    def open_video(self, video: str | Path, **options: Any) -> VideoReader:
+        """Open a video to read its frames at their own times; see [`VideoReader`] for the options."""
+        return VideoReader(video, **options)
+
     def read_video(
-        self, video: Any, *, fps: float = 2.0, start: float = 0.0, end: float | None = None
+        self,
+        video: Any,
+        *,
+        fps: float = 2.0,
+        start: float = 0.0,
+        end: float | None = None,
+        timeout: float | None = 10.0,
+        report: ReadingReport | None = None,
     ) -> Iterator[tuple[float, Any]]:
         """Play a video at a frame rate; see [`read_video`]."""
-        return read_video(video, fps=fps, start=start, end=end)
+        return read_video(video, fps=fps, start=start, end=end, timeout=timeout, report=report)
 
     def read_ahead(
         self,
@@ -467,11 +479,13 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         fps: float = 2.0,
         start: float = 0.0,
         end: float | None = None,
+        timeout: float | None = 10.0,
+        report: ReadingReport | None = None,
         device: torch.device | str | None = None,
         **behind: Any,
     ) -> Iterator[list[tuple[float, torch.Tensor]]]:
         """Play a video in its own thread, up to `most` resized frames at once; `behind` are for [`read_ahead`]."""
-        frames = read_video(video, fps=fps, start=start, end=end)
+        frames = read_video(video, fps=fps, start=start, end=end, timeout=timeout, report=report)
         small = ((time, self.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
         return read_ahead(small, most, is_live=not is_complete(video), goes_on=goes_on(video), **behind)
 

@@ -1,6 +1,11 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Read files, URLs, cameras and iterables as (time, frame) in constant memory, and read ahead in a thread."""
+"""
+What a video is: the one reader that narration, training, validation, subtitles, burn-in and the page use.
+
+[`VideoReader`] opens a file, a URL or a camera and yields its pictures with their times; [`read_video`] shows what is
+on screen at each tick of a frame rate.
+"""
 
 import difflib
 import math
@@ -9,12 +14,10 @@ import platform
 import shutil
 import sys
 import tempfile
-import threading
-import time as clock
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,23 +32,333 @@ if is_av_available():
 _BROADCASTS = ("camera:", "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
 # FFmpeg's input format and name of a numbered camera.
 _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
+# FFmpeg's own limits, in seconds: a longer step of the clock is a new clock, in formats that may change clocks
+# (`dts_delta_threshold`) and in all others (`dts_error_threshold`). A step back is one from a tenth of a second on.
+_LONGEST_GAP, _LONGEST_STILL, _STEP_BACK = 10, 30 * 3600, Fraction(1, 10)
+# Bits of `AVInputFormat.flags`; PyAV names them differently from version to version.
+_NO_TIMESTAMPS, _MAY_CHANGE_CLOCKS = 0x80, 0x200
+# Errors in a row after which a file counts as unreadable from there on.
+_MOST_ERRORS = 100
 
-# What to do with items of a live source that come too fast, and how many may wait by default.
-WHEN_BEHIND = {"catch_up": 512, "drop_oldest": 16, "block": 16}
+
+@dataclass
+class ReadingReport:
+    """
+    What a reader met and dealt with. True if there is anything to say; `str` says it in one line.
+
+    Args:
+        spoilt_packets (`int`): Packets that could not be read or decoded. Reading went on with the next one.
+        spoilt_frames (`int`): Frames that were decoded with visible damage.
+        mended_times (`int`): Times that jumped, went back or were missing, and follow the previous frame instead.
+        ignored_streams (`int`): Further video streams, which are not read.
+        missing_seconds (`float`): Seconds of picture that the file announces but does not have, as a truncated one.
+        reconnections (`int`): Times that a live source was opened again.
+    """
+
+    spoilt_packets: int = 0
+    spoilt_frames: int = 0
+    mended_times: int = 0
+    ignored_streams: int = 0
+    missing_seconds: float = 0.0
+    reconnections: int = 0
+
+    def __bool__(self) -> bool:
+        return any(asdict(self).values())
+
+    def __str__(self) -> str:
+        said = [f"{value:g} {name.replace('_', ' ')}" for name, value in asdict(self).items() if value]
+        return f"The source is not in order: {', '.join(said)}." if said else ""
+
+    def to_dict(self) -> dict[str, int | float]:
+        """Return the counts by name."""
+        return asdict(self)
 
 
-class TooManyWaitingError(Exception):
-    """A source is faster than the model, and as many frames wait as may."""
+class VideoReader:
+    """
+    An open video. Where FFmpeg's command line has a convention, this class follows it:
+
+    - **Stream**: a default one, then the largest; never a cover picture.
+    - **Second 0**: the container's start, the earliest of its streams. Sound and subtitles share this clock.
+    - **Time of a frame**: its presentation time, else its decoding time, else the end of the previous frame.
+    - **A clock that jumps**, by more than 10 s in formats such as MPEG-TS and HLS and by 30 hours in others: time goes
+      on from the end of the previous frame.
+    - **A clock that goes back**: likewise from 0.1 s on. A smaller step back gets the time of the previous frame.
+    - **Length**: the end of the last picture in the file. Headers and the length of the sound do not count.
+    - **Rotation and mirror**: the display matrix is applied, to the nearest quarter turn.
+    - **Pixels that are not square**: the width is scaled. Ratios beyond 1:10 count as errors and are ignored.
+    - **Spoilt packets**: reading goes on with the next. Frames that the decoder repaired are shown.
+    - **Seeking**: to the key frame at or before the target, further back if the container lands behind it. A file
+      whose clock changes is read from the beginning.
+
+    Everything that was mended or left out is counted in `report`.
+
+    Args:
+        source (`str` or `Path`): A file, a URL (anything FFmpeg opens), `"-"` for standard input, or `"camera:0"`.
+        timeout (`float`, *optional*, defaults to 10.0): Seconds that a source other than a file may take to open, and
+            may be silent. `None` for no limit.
+        formats (`str`, *optional*): Container formats that may be opened, comma-separated names of FFmpeg. Playlists
+            and the like name further files that FFmpeg opens, so uploads should be limited.
+        report ([`ReadingReport`], *optional*): Where to count; one report may serve several readers.
+
+    Attributes:
+        container, stream: PyAV's open container and the stream that is read.
+        origin (`Fraction`): Second of the container's clock that is second 0 here.
+        rate (`Fraction`, *optional*): Average frames per second.
+        is_live (`bool`): Whether the source has no end and cannot be read again: a camera, a broadcast or a pipe.
+
+    Raises:
+        `FileNotFoundError`, `IsADirectoryError`: If there is no such file.
+        `ValueError`: If it cannot be read as video.
+        `ImportError`: If PyAV is missing.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        timeout: float | None = 10.0,
+        formats: str | None = None,
+        report: ReadingReport | None = None,
+    ) -> None:
+        self.source, self.timeout, self.formats = _check_source(source), timeout, formats
+        self.report = ReadingReport() if report is None else report
+        self._open()
+        # One reformatter for all frames: its setup takes ten times as long as a conversion.
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        self.report.ignored_streams += max(0, len(_pictures(self.container)) - 1)
+
+    def _open(self) -> None:
+        self.container = open_container(self.source, timeout=self.timeout, formats=self.formats)
+        try:
+            self.stream = _best_stream(self.container, self.source)
+        except ValueError:
+            self.container.close()
+            raise
+        self.stream.thread_type = "AUTO"
+        start = Fraction(self.container.start_time or 0, 1_000_000)
+        # FFmpeg rounds the container's start to microseconds.
+        starts = (s.start_time * s.time_base for s in self.container.streams if s.start_time is not None)
+        self.origin = next((exact for exact in starts if abs(exact - start) < Fraction(1, 500_000)), start)
+        self.rate = self.stream.average_rate or self.stream.guessed_rate or None
+        self.is_live = not os.path.isfile(self.source) and (self.source == "-" or self.container.size <= 0)
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the source."""
+        self.container.close()
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds: the end of the last picture. `inf` for a live source."""
+        if os.path.isfile(self.source):
+            return float(self._measured()[0])
+        ends = [self.stream.duration * self.stream.time_base] if self.stream.duration else []
+        ends += [Fraction(self.container.duration, 1_000_000)] if self.container.duration and not ends else []
+        return math.inf if self.is_live or not ends else float(ends[0])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the first picture as shown: upright, with square pixels."""
+        with VideoReader(self.source, timeout=self.timeout, formats=self.formats) as other:
+            height, width = other.picture(next(other.frames())[2]).shape[:2]
+        return width, height
+
+    def frames(self, start: float = 0.0) -> Iterator[tuple[Fraction, Fraction, Any]]:
+        """
+        Yield time, duration and picture of each frame, from the key frame at or before `start` on.
+
+        Args:
+            start (`float`, *optional*, defaults to 0.0): Second of the video. Live sources begin where they are.
+
+        Yields:
+            `tuple[Fraction, Fraction, av.VideoFrame]`: Seconds since second 0, which never fall, seconds that the
+            frame stays, and the frame, which [`picture`] turns into an array.
+
+        Raises:
+            `ValueError`: If no frame can be decoded.
+        """
+        timeline, end = _Timeline(self), Fraction(0)
+        try:
+            for frame in self._decode_from(Fraction(start).limit_denominator(1_000_000)):
+                self.report.spoilt_frames += bool(frame.is_corrupt)
+                time, duration = timeline.place(frame, frame.duration)
+                end = time + duration
+                yield time, duration, frame
+        except av.error.FFmpegError as error:
+            raise _unreadable(self.source, error) from error
+        if self.stream.duration and not self.is_live and timeline.shift == 0:
+            announced = (self.stream.start_time or 0) * self.stream.time_base - self.origin
+            missing = announced + self.stream.duration * self.stream.time_base - end
+            self.report.missing_seconds += round(float(missing), 1) if missing > 1 else 0.0
+
+    def picture(self, frame: Any) -> np.ndarray:
+        """Return a frame as it is shown: uint8 RGB (height, width, 3), upright, with square pixels."""
+        aspect = self.stream.sample_aspect_ratio or self.stream.codec_context.sample_aspect_ratio or 1
+        width = max(1, round(frame.width * aspect)) if 0.1 <= aspect <= 10 else frame.width
+        array = self._reformatter.reformat(frame, format="rgb24", width=width).to_ndarray()
+        return np.ascontiguousarray(_upright(array, frame))
+
+    def _measured(self) -> tuple[Fraction, bool]:
+        about = os.stat(self.source)
+        return _measure(self.source, self.formats, about.st_size, about.st_mtime_ns)
+
+    def _decode_from(self, start: Fraction) -> Iterator[Any]:
+        """Decode from the key frame at or before `start`, or from the beginning."""
+        can_seek = start > 0 and not self.is_live
+        if can_seek and os.path.isfile(self.source) and _has_flag(self.container, _MAY_CHANGE_CLOCKS):
+            can_seek = self._measured()[1]
+        for back in (0, 2, 10, 60) if can_seek else ():
+            frames = self._seek(start - back)
+            first = next(frames, None) if start > back else None
+            if first is not None and _stamp(first) is not None and _stamp(first) - self.origin <= start:
+                yield first
+                yield from frames
+                return
+        if can_seek:
+            self.container.close()
+            self._open()
+        yield from self._decode()
+
+    def _seek(self, time: Fraction) -> Iterator[Any]:
+        """Decode from a place near `time` on, beginning with a key frame."""
+        try:
+            self.container.seek(int((time + self.origin) / self.stream.time_base), stream=self.stream)
+        except av.error.FFmpegError:
+            return
+        is_whole = False
+        for frame in self._decode():
+            is_whole = is_whole or frame.key_frame
+            if is_whole:
+                yield frame
+
+    def _decode(self) -> Iterator[Any]:
+        """Decode from here on, without spoilt packets, which are counted. Raise the last error if nothing is left."""
+        is_empty, error = True, None
+        for packet, failure in self._packets():
+            # Part of a packet at the end of a file costs the decoder the whole frames around it. In the formats that
+            # are made for broadcasting, the decoder repairs such packets.
+            is_cut = packet is not None and packet.is_corrupt and not _has_flag(self.container, _MAY_CHANGE_CLOCKS)
+            try:
+                frames = () if packet is None or is_cut else packet.decode()
+            except av.error.FFmpegError as broken:
+                frames, failure = (), broken
+            self.report.spoilt_packets += failure is not None or is_cut
+            error = failure or error
+            is_empty = is_empty and not frames
+            yield from frames
+        try:
+            # After errors, the last packet did not come, which makes the decoder return what it holds.
+            held = self.stream.codec_context.decode(None)
+        except av.error.FFmpegError:
+            held = ()
+        yield from held
+        if is_empty and not held and error is not None:
+            raise error
+
+    def _packets(self) -> Iterator[tuple[Any, Exception | None]]:
+        """Yield packets, or the errors of those that cannot be read."""
+        errors = 0
+        while errors < _MOST_ERRORS:
+            try:
+                for packet in self.container.demux(self.stream):
+                    errors = 0
+                    yield packet, None
+                return
+            except av.error.FFmpegError as error:
+                errors += 1
+                if self.is_live:
+                    raise
+                yield None, error
+
+
+class _Timeline:
+    """Places frames or packets on one clock, which never goes back."""
+
+    def __init__(self, reader: Any) -> None:
+        self.report, self.origin, self.time_base = reader.report, reader.origin, reader.stream.time_base
+        self.usual = 1 / reader.rate if reader.rate else Fraction(1, 25)
+        self.longest = _LONGEST_GAP if _has_flag(reader.container, _MAY_CHANGE_CLOCKS) else _LONGEST_STILL
+        self.shift, self.last, self.next = Fraction(0), None, Fraction(0)
+
+    def place(self, frame: Any, duration: int | None) -> tuple[Fraction, Fraction]:
+        """Return when a frame is shown and for how long, in seconds."""
+        duration = (duration or 0) * (frame.time_base or self.time_base)
+        duration = duration if 0 < duration < _LONGEST_STILL else self.usual
+        stamp = _stamp(frame)
+        time = self.next if stamp is None else stamp - self.origin + self.shift
+        if self.last is not None and stamp is not None:
+            if time - self.next > self.longest or self.last - time >= _STEP_BACK:
+                self.shift += self.next - time
+                time, self.report.mended_times = self.next, self.report.mended_times + 1
+            elif time < self.last:
+                time, self.report.mended_times = self.last, self.report.mended_times + 1
+        self.last, self.next = time, time + duration
+        return time, duration
+
+
+def _stamp(frame: Any) -> Fraction | None:
+    stamp = frame.dts if frame.pts is None else frame.pts
+    return None if stamp is None else stamp * frame.time_base
+
+
+@lru_cache(maxsize=1024)
+def _measure(source: str, formats: str | None, *version: int) -> tuple[Fraction, bool]:  # noqa: ARG001
+    """Return the end of a file's last picture in seconds, and whether its clock never changes. Decodes nothing."""
+    with VideoReader(source, formats=formats) as reader:
+        container, stream = reader.container, reader.stream
+        announced = stream.duration and stream.duration + (stream.start_time or 0)
+        announced = announced or (container.duration and int((container.duration / 1e6) / stream.time_base))
+        if announced and not _has_flag(container, _MAY_CHANGE_CLOCKS):
+            try:
+                container.seek(announced, stream=stream)
+                end, _ = _last_end(reader)
+            except av.error.FFmpegError:
+                end = Fraction(0)
+            if end > 0:
+                return end, True
+    with VideoReader(source, formats=formats) as reader:
+        return _last_end(reader)
+
+
+def _last_end(reader: VideoReader) -> tuple[Fraction, bool]:
+    """Read packets to the end; return the last end of a picture, and whether the clock never changed."""
+    timeline, latest, end = _Timeline(reader), Fraction(-1), Fraction(0)
+    timeline.report = ReadingReport()
+    for packet, _ in reader._packets():
+        if packet is None or packet.size == 0 or packet.is_discard or packet.is_corrupt:
+            continue
+        shown, duration = timeline.next, packet.duration * packet.time_base if packet.duration else timeline.usual
+        if packet.dts is not None or packet.pts is None:
+            # Packets come in decoding order, in which only decoding times rise.
+            decoded = SimpleNamespace(pts=packet.dts, dts=None, time_base=packet.time_base)
+            shown, duration = timeline.place(decoded, packet.duration)
+        if packet.pts is not None:
+            shown = packet.pts * packet.time_base - timeline.origin + timeline.shift
+        # The duration of a packet holds in decoding order too, so only the last picture's is used.
+        if shown > latest:
+            latest, end = shown, shown + duration
+    return end, timeline.shift == 0
 
 
 def read_video(
-    video: Any, *, fps: float = 2.0, start: float = 0.0, end: float | None = None
+    video: Any,
+    *,
+    fps: float = 2.0,
+    start: float = 0.0,
+    end: float | None = None,
+    timeout: float | None = 10.0,
+    report: ReadingReport | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """
     Play a video at a frame rate: yield the frame on screen at each tick.
 
-    Files, URLs and cameras are decoded as they play, with one frame in memory at a time. If there are several video
-    streams, the best is read. Rotation in the metadata is applied, and the source's frame rate may vary.
+    Files, URLs and cameras are decoded as they play, with one frame in memory at a time; see [`VideoReader`].
 
     Args:
         video (`str`, `Path`, array, tensor or iterable): A file, a URL (anything FFmpeg opens), `"-"` for standard
@@ -54,10 +367,12 @@ def read_video(
         fps (`float`, *optional*, defaults to 2.0): Ticks per second. Frames without a time are read at this rate.
         start (`float`, *optional*, defaults to 0.0): Second of the first tick.
         end (`float`, *optional*): Second after which to stop. Defaults to the end of the video.
+        timeout, report (*optional*): See [`VideoReader`].
 
     Yields:
         `tuple[float, np.ndarray]`: Seconds since the beginning of the video, and the frame. Frames of files and URLs
-        are uint8 RGB arrays (height, width, 3); others stay as they are.
+        are uint8 RGB arrays (height, width, 3); others stay as they are. If the picture begins later than the video,
+        its first frame is shown until then.
 
     Raises:
         `ValueError`: If `fps`, `start` or `end` is out of range, or the video has no readable frame.
@@ -69,7 +384,8 @@ def read_video(
     if start < 0 or (end is not None and end < start):
         raise ValueError(f"`start` and `end` must be seconds with 0 <= start <= end, got {start} and {end}.")
     is_source = isinstance(video, (str, Path))
-    frames = _play(_check_source(video), fps, start) if is_source else _pace(video, fps, start)
+    options = {"timeout": timeout, "report": report}
+    frames = _play(video, fps, start, **options) if is_source else _pace(video, fps, start)
     is_empty = True
     for time, frame in frames:
         if end is not None and time > end:
@@ -79,6 +395,29 @@ def read_video(
     if is_empty:
         name = f"'{video}'" if is_source else f"The {type(video).__name__} given as video"
         raise ValueError(f"{name} has no frame from {start} s on.")
+
+
+def _pace(frames: Iterable[Any], fps: float, start: float) -> Iterator[tuple[float, Any]]:
+    for index, item in enumerate(frames):
+        time, frame = item if isinstance(item, tuple) and len(item) == 2 else (index / fps, item)
+        if time >= start - 1e-9:
+            yield float(time), frame
+
+
+def _play(source: str | Path, fps: float, start: float, **options: Any) -> Iterator[tuple[float, np.ndarray]]:
+    # Ticks are exact: at 30000/1001 fps, rounding errors of floats would in time select a neighbouring frame.
+    tick, index = 1 / Fraction(fps).limit_denominator(100_000), 0
+    begin = Fraction(start).limit_denominator(1_000_000)
+    shown, shown_until = None, None
+    with VideoReader(source, **options) as reader:
+        for time, duration, frame in reader.frames(start):
+            while begin + index * tick < time:
+                yield float(begin + index * tick), reader.picture(frame if shown is None else shown)
+                index += 1
+            shown, shown_until = frame, time + duration
+        while shown is not None and begin + index * tick < shown_until:
+            yield float(begin + index * tick), reader.picture(shown)
+            index += 1
 
 
 def is_complete(video: Any) -> bool:
@@ -91,10 +430,40 @@ def goes_on(video: Any) -> bool:
     return isinstance(video, str) and video.startswith(_BROADCASTS)
 
 
+def open_container(source: str | Path, *, timeout: float | None = 10.0, formats: str | None = None) -> Any:
+    """
+    Open a source with PyAV; see [`VideoReader`] for the arguments.
+
+    Raises:
+        `ValueError`: If it cannot be opened.
+    """
+    source = str(source)
+    is_file = os.path.isfile(source)
+    options = {} if formats is None else {"format_whitelist": formats}
+    limits = None if is_file or source == "-" else (timeout, timeout)
+    try:
+        if source == "-":
+            return av.open(_standard_input(), options=options)
+        if source.startswith("camera:"):
+            name, system = _camera(source)
+            return av.open(name, format=system, timeout=limits)
+        # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and a sign for a pattern.
+        name, pattern = (f"file:{source}", {"pattern_type": "none"}) if is_file else (source, {})
+        return av.open(name, options=options | pattern, timeout=limits, metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: Exception) -> ValueError:
+    return ValueError(f"'{source}' cannot be read as video: {getattr(error, 'strerror', None) or error}.")
+
+
 def _check_source(video: str | Path) -> str:
     if not is_av_available():
         raise ImportError("Reading video files needs PyAV: `pip install av`.")
     source, path = str(video), Path(video)
+    if path.is_dir():
+        raise IsADirectoryError(f"'{source}' is a folder: name a video file in it.")
     if source != "-" and not source.startswith("camera:") and "://" not in source and not path.is_file():
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, names, n=1)
@@ -103,63 +472,15 @@ def _check_source(video: str | Path) -> str:
     return source
 
 
-def _pace(frames: Iterable[Any], fps: float, start: float) -> Iterator[tuple[float, Any]]:
-    for index, item in enumerate(frames):
-        time, frame = item if isinstance(item, tuple) and len(item) == 2 else (index / fps, item)
-        if time >= start - 1e-9:
-            yield float(time), frame
-
-
-def _play(source: str, fps: float, start: float) -> Iterator[tuple[float, np.ndarray]]:
-    # Ticks are exact: at 30000/1001 fps, rounding errors of floats would in time select a neighbouring frame.
-    tick, index = 1 / Fraction(fps).limit_denominator(100_000), 0
-    begin = Fraction(start).limit_denominator(1_000_000)
-    shown, shown_until = None, None
-    # One reformatter for all frames: its setup takes ten times as long as a conversion.
-    reformatter = av.video.reformatter.VideoReformatter()
-    for time, duration, frame in _decode(source, start):
-        while begin + index * tick < time:
-            yield float(begin + index * tick), _to_rgb(frame if shown is None else shown, reformatter)
-            index += 1
-        shown, shown_until = frame, time + duration
-    while shown is not None and begin + index * tick < shown_until:
-        yield float(begin + index * tick), _to_rgb(shown, reformatter)
-        index += 1
-
-
-def _decode(source: str, start: float) -> Iterator[tuple[Fraction, Fraction, Any]]:
-    """Yield time, duration and picture of each frame, from the key frame before `start` on."""
-    try:
-        with _open(source) as container:
-            stream = _best_stream(container)
-            if stream is None:
-                kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
-                raise ValueError(f"'{source}' has no video stream (streams: {kinds}).")
-            stream.thread_type = "AUTO"
-            origin = (stream.start_time or 0) * stream.time_base
-            if start > 0 and source != "-":
-                container.seek(int((start + origin) / stream.time_base), stream=stream)
-            duration = 1 / stream.average_rate if stream.average_rate else Fraction(1, 25)
-            time = -duration
-            for frame in container.decode(stream):
-                time = time + duration if frame.pts is None else frame.pts * frame.time_base - origin
-                yield time, frame.duration * frame.time_base if frame.duration else duration, frame
-    except av.error.FFmpegError as error:
-        raise ValueError(f"'{source}' cannot be read as video: {error.strerror or error}.") from error
-
-
-def _open(source: str) -> Any:
-    if source == "-":
-        return av.open(_standard_input())
-    if not source.startswith("camera:"):
-        return av.open(source)
+def _camera(source: str) -> tuple[str, str]:
+    """Return FFmpeg's name and input format of a numbered camera."""
     number = source.removeprefix("camera:")
     if not number.isdecimal():
         raise ValueError(f"A camera is named by its number, such as 'camera:0', got '{source}'.")
     if platform.system() not in _CAMERAS:
         raise ValueError(f"Cameras can be opened by number on {' and '.join(_CAMERAS)} only; give a URL.")
     system, name = _CAMERAS[platform.system()]
-    return av.open(name.format(number), format=system)
+    return name.format(number), system
 
 
 def _standard_input() -> Any:
@@ -179,148 +500,33 @@ def _standard_input() -> Any:
     return file
 
 
-def _best_stream(container: Any) -> Any | None:
-    """Return the video stream that a player would show: a default one, then the largest, never a cover picture."""
-    flags = av.stream.Disposition
-    streams = [stream for stream in container.streams.video if not stream.disposition & flags.attached_pic]
-    return max(streams, key=lambda s: (bool(s.disposition & flags.default), s.width * s.height), default=None)
+def _has_flag(container: Any, flag: int) -> bool:
+    return bool(container.format.flags & flag)
 
 
-def _to_rgb(frame: Any, reformatter: Any) -> np.ndarray:
-    array = reformatter.reformat(frame, format="rgb24").to_ndarray()
-    # Both FFmpeg's angle and `rot90` turn the stored picture counter-clockwise.
-    return np.ascontiguousarray(np.rot90(array, round(frame.rotation / 90)))
+def _pictures(container: Any) -> list[Any]:
+    """Return the video streams that are not cover pictures."""
+    return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
 
 
-def read_ahead(
-    items: Iterator[Any],
-    most: int,
-    *,
-    is_live: bool = True,
-    goes_on: bool = False,
-    when_behind: str | None = None,
-    max_waiting: int | None = None,
-    on_drop: Callable[[], None] = lambda: None,
-) -> Iterator[list[Any]]:
-    """
-    Read items in a thread, so that a video is decoded while the model works, and yield them in lists.
-
-    Args:
-        items (`Iterator`): What to read. An error that it raises comes after the items before it.
-        most (`int`): Most items in a list.
-        is_live (`bool`, *optional*, defaults to `True`): Whether to yield items as soon as there are any. Otherwise
-            lists are full, which takes fewer steps, and the source always waits.
-        goes_on (`bool`, *optional*, defaults to `False`): Whether the source goes on when nothing reads it.
-        when_behind, max_waiting (*optional*): See `narrate`. The defaults follow `goes_on`.
-        on_drop (`Callable`, *optional*): Called in the reading thread for each dropped item.
-    """
-    when_behind = when_behind or ("drop_oldest" if goes_on else "block")
-    check_when_behind(when_behind)
-    max_waiting = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
-    if max_waiting < 1:
-        raise ValueError(f"`max_waiting` must be at least 1, got {max_waiting}.")
-    reader = _Reader(items, when_behind, max_waiting, on_drop) if is_live else _Reader(items, "block", most, on_drop)
-    try:
-        while some := reader.take(1 if is_live else most, most):
-            yield some
-    finally:
-        reader.stop()
+def _best_stream(container: Any, source: str) -> Any:
+    """Return the video stream that a player would show."""
+    default = av.stream.Disposition.default
+    best = max(_pictures(container), key=lambda s: (bool(s.disposition & default), s.width * s.height), default=None)
+    if best is None:
+        kinds = ["cover picture" if s.type == "video" else s.type for s in container.streams]
+        raise ValueError(f"'{source}' has no video stream (streams: {', '.join(sorted(set(kinds))) or 'none'}).")
+    return best
 
 
-class _Reader:
-    """A thread that reads items into a queue."""
-
-    def __init__(self, items: Iterator[Any], when_behind: str, max_waiting: int, on_drop: Callable[[], None]) -> None:
-        self.items, self.when_behind, self.max_waiting, self.on_drop = items, when_behind, max_waiting, on_drop
-        self.waiting: deque[Any] = deque()
-        self.changed = threading.Condition()
-        self.has_ended = self.is_stopped = False
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, name="read_ahead", daemon=True)
-        self.thread.start()
-
-    def take(self, fewest: int, most: int) -> list[Any]:
-        """Wait for `fewest` items or the end, and return up to `most` items; none are left at the end."""
-        with self.changed:
-            self.changed.wait_for(lambda: len(self.waiting) >= fewest or self.has_ended)
-            items = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
-            self.changed.notify_all()
-        if not items and self.error is not None:
-            raise self.error
-        return items
-
-    def stop(self) -> None:
-        """Stop reading; do not wait long for a source that hangs, such as an unplugged camera."""
-        with self.changed:
-            self.is_stopped = True
-            self.changed.notify_all()
-        self.thread.join(timeout=1)
-
-    def _run(self) -> None:
-        for work in (self._read, getattr(self.items, "close", lambda: None)):
-            try:
-                work()
-            except BaseException as error:  # The caller must learn of every failure, or it would wait forever.
-                self.error = self.error or error
-        with self.changed:
-            self.has_ended = True
-            self.changed.notify_all()
-
-    def _read(self) -> None:
-        for item in self.items:
-            self._put(item)
-            if self.is_stopped:
-                break
-
-    def _put(self, item: Any) -> None:
-        with self.changed:
-            if self.when_behind == "block":
-                self.changed.wait_for(lambda: len(self.waiting) < self.max_waiting or self.is_stopped)
-            is_full = len(self.waiting) == self.max_waiting and not self.is_stopped
-            if is_full and self.when_behind == "catch_up":
-                raise TooManyWaitingError(
-                    f"{self.max_waiting} frames wait, the most that may, and more come. Watch fewer per second, or "
-                    'set `when_behind` to "drop_oldest" or "block".'
-                )
-            if is_full:
-                self.waiting.popleft()
-            self.waiting.append(item)
-            self.changed.notify_all()
-        if is_full:
-            self.on_drop()
+def _upright(array: np.ndarray, frame: Any) -> np.ndarray:
+    """Apply the display matrix to a picture (height, width, 3): source x, y go to a x + c y, b x + d y."""
+    if not any(data.type.name == "DISPLAYMATRIX" for data in frame.side_data):
+        return array
+    a, b, _, c, d = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        array, a, d = array.swapaxes(0, 1), c, b
+    return array[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def check_when_behind(when_behind: str) -> None:
-    """Raise `ValueError` if `when_behind` is unknown."""
-    if when_behind not in WHEN_BEHIND:
-        raise ValueError(f"`when_behind` is {when_behind!r}; it must be one of {', '.join(map(repr, WHEN_BEHIND))}.")
-
-
-def sample_every(camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
-    """
-    Yield the newest frame of a live source every `seconds` of wall-clock time, with its time.
-
-    A thread reads the source as fast as it comes, so frames are new even if the caller is slow. Times are seconds from
-    the first frame's arrival.
-
-    ```python
-    >>> for time, frame in sample_every(camera, 0.5):  # two frames per second; `camera` is an iterable of frames
-    ...     session.push(frame, time=time)
-    ```"""
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"`seconds` must be a positive time between frames, got {seconds}.")
-    if isinstance(camera, (str, Path)):
-        raise TypeError(f"`camera` must be an iterable of frames, got {camera!r}; `read_video` opens that.")
-    arrivals = ((clock.monotonic(), frame) for frame in camera)
-    first = due = None
-    with closing(read_ahead(arrivals, 1, when_behind="drop_oldest", max_waiting=1)) as newest:
-        for [(arrival, frame)] in newest:
-            if first is None:
-                first = due = arrival
-            yield arrival - first, frame
-            now = clock.monotonic()
-            due = max(due + seconds, now)
-            clock.sleep(due - now)
-
-
-__all__ = ["WHEN_BEHIND", "TooManyWaitingError", "check_when_behind", "read_ahead", "read_video", "sample_every"]
+__all__ = ["ReadingReport", "VideoReader", "goes_on", "is_complete", "open_container", "read_video"]

@@ -43,9 +43,9 @@ from watching import (
     session_options,
 )
 
+from videollm_mod.reading_ahead_videollm_mod import read_ahead
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.streaming_videollm_mod import StreamEvent
-from videollm_mod.video_reading_videollm_mod import read_ahead
 
 
 # Each variant watches the clip and returns what was said.

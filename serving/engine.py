@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from ..reading_ahead_videollm_mod import WHEN_BEHIND, check_when_behind
 from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, within_context
-from ..video_reading_videollm_mod import WHEN_BEHIND, check_when_behind
 from .captured_step import LONG_TEXT, NUM_FRAMES, CapturedSteps, whether_to_capture
 from .encoding import FrameEncoder
 from .faults import forget, run_in_parts

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..reading_ahead_videollm_mod import TooManyWaitingError
 from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, Work
-from ..video_reading_videollm_mod import TooManyWaitingError
 
 
 class ReceivedFrame(NamedTuple):

@@ -29,8 +29,13 @@ TRAVELLING = {
         "routing_videollm_mod",
     },
     "video_reading_videollm_mod": set(),
+    "reading_ahead_videollm_mod": set(),
     "video_processing_videollm_mod": set(),
-    "processing_videollm_mod": {"video_processing_videollm_mod", "video_reading_videollm_mod"},
+    "processing_videollm_mod": {
+        "video_processing_videollm_mod",
+        "video_reading_videollm_mod",
+        "reading_ahead_videollm_mod",
+    },
 }
 # Every user of the model has these. Other imports must stand in a `try` or under an `is_..._available()`.
 ALLOWED = {"torch", "transformers", "huggingface_hub", "packaging", "numpy", "tokenizers"} | set(
@@ -104,9 +109,9 @@ def test_the_model_file_has_under_700_lines():
     assert lines(ROOT / "modeling_videollm_mod.py") < 700
 
 
-def test_travelling_files_have_under_5000_lines_together():
+def test_travelling_files_have_under_5400_lines_together():
     counts = {module: lines(ROOT / f"{module}.py") for module in TRAVELLING}
-    assert sum(counts.values()) < 5000, counts
+    assert sum(counts.values()) < 5400, counts
 
 
 def test_files_of_serving_have_at_most_500_lines():

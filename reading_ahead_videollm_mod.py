@@ -1,0 +1,154 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Read ahead in a thread, so that a video is decoded while the model works, and sample a live source by the clock."""
+
+import math
+import threading
+import time as clock
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+
+# What to do with items of a live source that come too fast, and how many may wait by default.
+WHEN_BEHIND = {"catch_up": 512, "drop_oldest": 16, "block": 16}
+
+
+class TooManyWaitingError(Exception):
+    """A source is faster than the model, and as many frames wait as may."""
+
+
+def read_ahead(
+    items: Iterator[Any],
+    most: int,
+    *,
+    is_live: bool = True,
+    goes_on: bool = False,
+    when_behind: str | None = None,
+    max_waiting: int | None = None,
+    on_drop: Callable[[], None] = lambda: None,
+) -> Iterator[list[Any]]:
+    """
+    Read items in a thread, so that a video is decoded while the model works, and yield them in lists.
+
+    Args:
+        items (`Iterator`): What to read. An error that it raises comes after the items before it.
+        most (`int`): Most items in a list.
+        is_live (`bool`, *optional*, defaults to `True`): Whether to yield items as soon as there are any. Otherwise
+            lists are full, which takes fewer steps, and the source always waits.
+        goes_on (`bool`, *optional*, defaults to `False`): Whether the source goes on when nothing reads it.
+        when_behind, max_waiting (*optional*): See `narrate`. The defaults follow `goes_on`.
+        on_drop (`Callable`, *optional*): Called in the reading thread for each dropped item.
+    """
+    when_behind = when_behind or ("drop_oldest" if goes_on else "block")
+    check_when_behind(when_behind)
+    max_waiting = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
+    if max_waiting < 1:
+        raise ValueError(f"`max_waiting` must be at least 1, got {max_waiting}.")
+    reader = _Reader(items, when_behind, max_waiting, on_drop) if is_live else _Reader(items, "block", most, on_drop)
+    try:
+        while some := reader.take(1 if is_live else most, most):
+            yield some
+    finally:
+        reader.stop()
+
+
+class _Reader:
+    """A thread that reads items into a queue."""
+
+    def __init__(self, items: Iterator[Any], when_behind: str, max_waiting: int, on_drop: Callable[[], None]) -> None:
+        self.items, self.when_behind, self.max_waiting, self.on_drop = items, when_behind, max_waiting, on_drop
+        self.waiting: deque[Any] = deque()
+        self.changed = threading.Condition()
+        self.has_ended = self.is_stopped = False
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name="read_ahead", daemon=True)
+        self.thread.start()
+
+    def take(self, fewest: int, most: int) -> list[Any]:
+        """Wait for `fewest` items or the end, and return up to `most` items; none are left at the end."""
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.waiting) >= fewest or self.has_ended)
+            items = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
+            self.changed.notify_all()
+        if not items and self.error is not None:
+            raise self.error
+        return items
+
+    def stop(self) -> None:
+        """Stop reading; do not wait long for a source that hangs, such as an unplugged camera."""
+        with self.changed:
+            self.is_stopped = True
+            self.changed.notify_all()
+        self.thread.join(timeout=1)
+
+    def _run(self) -> None:
+        for work in (self._read, getattr(self.items, "close", lambda: None)):
+            try:
+                work()
+            except BaseException as error:  # The caller must learn of every failure, or it would wait forever.
+                self.error = self.error or error
+        with self.changed:
+            self.has_ended = True
+            self.changed.notify_all()
+
+    def _read(self) -> None:
+        for item in self.items:
+            self._put(item)
+            if self.is_stopped:
+                break
+
+    def _put(self, item: Any) -> None:
+        with self.changed:
+            if self.when_behind == "block":
+                self.changed.wait_for(lambda: len(self.waiting) < self.max_waiting or self.is_stopped)
+            is_full = len(self.waiting) == self.max_waiting and not self.is_stopped
+            if is_full and self.when_behind == "catch_up":
+                raise TooManyWaitingError(
+                    f"{self.max_waiting} frames wait, the most that may, and more come. Watch fewer per second, or "
+                    'set `when_behind` to "drop_oldest" or "block".'
+                )
+            if is_full:
+                self.waiting.popleft()
+            self.waiting.append(item)
+            self.changed.notify_all()
+        if is_full:
+            self.on_drop()
+
+
+def check_when_behind(when_behind: str) -> None:
+    """Raise `ValueError` if `when_behind` is unknown."""
+    if when_behind not in WHEN_BEHIND:
+        raise ValueError(f"`when_behind` is {when_behind!r}; it must be one of {', '.join(map(repr, WHEN_BEHIND))}.")
+
+
+def sample_every(camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
+    """
+    Yield the newest frame of a live source every `seconds` of wall-clock time, with its time.
+
+    A thread reads the source as fast as it comes, so frames are new even if the caller is slow. Times are seconds from
+    the first frame's arrival.
+
+    ```python
+    >>> for time, frame in sample_every(camera, 0.5):  # two frames per second; `camera` is an iterable of frames
+    ...     session.push(frame, time=time)
+    ```"""
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"`seconds` must be a positive time between frames, got {seconds}.")
+    if isinstance(camera, (str, Path)):
+        raise TypeError(f"`camera` must be an iterable of frames, got {camera!r}; `read_video` opens that.")
+    arrivals = ((clock.monotonic(), frame) for frame in camera)
+    first = due = None
+    with closing(read_ahead(arrivals, 1, when_behind="drop_oldest", max_waiting=1)) as newest:
+        for [(arrival, frame)] in newest:
+            if first is None:
+                first = due = arrival
+            yield arrival - first, frame
+            now = clock.monotonic()
+            due = max(due + seconds, now)
+            clock.sleep(due - now)
+
+
+__all__ = ["WHEN_BEHIND", "TooManyWaitingError", "check_when_behind", "read_ahead", "sample_every"]
