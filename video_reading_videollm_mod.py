@@ -83,7 +83,8 @@ class VideoReader:
     - **Time of a frame**: its presentation time, else its decoding time, else the end of the previous frame.
     - **A clock that jumps**, by more than 10 s in formats such as MPEG-TS and HLS and by 30 hours in others: time goes
       on from the end of the previous frame.
-    - **A clock that goes back**: likewise from 0.1 s on. A smaller step back gets the time of the previous frame.
+    - **A clock that goes back**: likewise from 0.1 s on. Clocks are compared between packets, in decoding order.
+      A frame that the decoder returns late gets the time of the previous frame.
     - **Length**: the end of the last picture in the file. Headers and the length of the sound do not count.
     - **Rotation and mirror**: the display matrix is applied, to the nearest quarter turn.
     - **Pixels that are not square**: the width is scaled. Ratios beyond 1:10 count as errors and are ignored.
@@ -183,16 +184,16 @@ class VideoReader:
         Raises:
             `ValueError`: If no frame can be decoded.
         """
-        timeline, end = _Timeline(self), Fraction(0)
+        end = Fraction(0)
         try:
             for frame in self._decode_from(Fraction(start).limit_denominator(1_000_000)):
                 self.report.spoilt_frames += bool(frame.is_corrupt)
-                time, duration = timeline.place(frame, frame.duration)
+                time, duration = self._timeline.place(frame)
                 end = time + duration
                 yield time, duration, frame
         except av.error.FFmpegError as error:
             raise _unreadable(self.source, error) from error
-        if self.stream.duration and not self.is_live and timeline.shift == 0:
+        if self.stream.duration and not self.is_live and self._timeline.shift == 0:
             announced = (self.stream.start_time or 0) * self.stream.time_base - self.origin
             missing = announced + self.stream.duration * self.stream.time_base - end
             self.report.missing_seconds += round(float(missing), 1) if missing > 1 else 0.0
@@ -216,7 +217,8 @@ class VideoReader:
         for back in (0, 2, 10, 60) if can_seek else ():
             frames = self._seek(start - back)
             first = next(frames, None) if start > back else None
-            if first is not None and _stamp(first) is not None and _stamp(first) - self.origin <= start:
+            time = None if first is None else self._timeline.time(first)
+            if time is not None and time <= start:
                 yield first
                 yield from frames
                 return
@@ -263,12 +265,12 @@ class VideoReader:
 
     def _packets(self) -> Iterator[tuple[Any, Exception | None]]:
         """Yield packets, or the errors of those that cannot be read."""
-        errors = 0
+        errors, self._timeline = 0, _Timeline(self)
         while errors < _MOST_ERRORS:
             try:
                 for packet in self.container.demux(self.stream):
                     errors = 0
-                    yield packet, None
+                    yield self._timeline.mend(packet), None
                 return
             except av.error.FFmpegError as error:
                 errors += 1
@@ -278,33 +280,52 @@ class VideoReader:
 
 
 class _Timeline:
-    """Places frames or packets on one clock, which never goes back."""
+    """
+    Puts packets and frames on one clock, which never goes back.
+
+    Only packets, in decoding order, show where a clock jumps: a decoder that meets errors changes the order of frames.
+    """
 
     def __init__(self, reader: Any) -> None:
         self.report, self.origin, self.time_base = reader.report, reader.origin, reader.stream.time_base
         self.usual = 1 / reader.rate if reader.rate else Fraction(1, 25)
         self.longest = _LONGEST_GAP if _has_flag(reader.container, _MAY_CHANGE_CLOCKS) else _LONGEST_STILL
-        self.shift, self.last, self.next = Fraction(0), None, Fraction(0)
+        self.shift = 0
+        self.decoded: tuple[Fraction, Fraction] | None = None
+        self.shown, self.next = None, Fraction(0)
 
-    def place(self, frame: Any, duration: int | None) -> tuple[Fraction, Fraction]:
+    def mend(self, packet: Any) -> Any:
+        """Move the times of a packet so that they go on from the previous packet's."""
+        if packet.dts is not None:
+            time, duration = (packet.dts + self.shift) * self.time_base, self.duration(packet)
+            last, due = self.decoded or (time, time)
+            if time - due > self.longest or last - time >= _STEP_BACK:
+                self.shift += round((due - time) / self.time_base)
+                time, self.report.mended_times = due, self.report.mended_times + 1
+            self.decoded = time, time + duration
+            if packet.pts is not None and abs(packet.pts - packet.dts) * self.time_base > _LONGEST_GAP:
+                packet.pts, self.report.mended_times = None, self.report.mended_times + 1
+        if self.shift:
+            packet.pts = None if packet.pts is None else packet.pts + self.shift
+            packet.dts = None if packet.dts is None else packet.dts + self.shift
+        return packet
+
+    def place(self, frame: Any) -> tuple[Fraction, Fraction]:
         """Return when a frame is shown and for how long, in seconds."""
-        duration = (duration or 0) * (frame.time_base or self.time_base)
-        duration = duration if 0 < duration < _LONGEST_STILL else self.usual
-        stamp = _stamp(frame)
-        time = self.next if stamp is None else stamp - self.origin + self.shift
-        if self.last is not None and stamp is not None:
-            if time - self.next > self.longest or self.last - time >= _STEP_BACK:
-                self.shift += self.next - time
-                time, self.report.mended_times = self.next, self.report.mended_times + 1
-            elif time < self.last:
-                time, self.report.mended_times = self.last, self.report.mended_times + 1
-        self.last, self.next = time, time + duration
+        time, duration = self.time(frame), self.duration(frame)
+        time = self.next if time is None else time
+        if self.shown is not None and time < self.shown:
+            time, self.report.mended_times = self.shown, self.report.mended_times + 1
+        self.shown, self.next = time, time + duration
         return time, duration
 
+    def time(self, item: Any) -> Fraction | None:
+        stamp = item.dts if item.pts is None else item.pts
+        return None if stamp is None else stamp * (item.time_base or self.time_base) - self.origin
 
-def _stamp(frame: Any) -> Fraction | None:
-    stamp = frame.dts if frame.pts is None else frame.pts
-    return None if stamp is None else stamp * frame.time_base
+    def duration(self, item: Any) -> Fraction:
+        duration = (item.duration or 0) * (item.time_base or self.time_base)
+        return duration if 0 < duration < _LONGEST_STILL else self.usual
 
 
 @lru_cache(maxsize=1024)
@@ -328,22 +349,16 @@ def _measure(source: str, formats: str | None, *version: int) -> tuple[Fraction,
 
 def _last_end(reader: VideoReader) -> tuple[Fraction, bool]:
     """Read packets to the end; return the last end of a picture, and whether the clock never changed."""
-    timeline, latest, end = _Timeline(reader), Fraction(-1), Fraction(0)
-    timeline.report = ReadingReport()
+    latest, end = Fraction(-1), Fraction(0)
     for packet, _ in reader._packets():
         if packet is None or packet.size == 0 or packet.is_discard or packet.is_corrupt:
             continue
-        shown, duration = timeline.next, packet.duration * packet.time_base if packet.duration else timeline.usual
-        if packet.dts is not None or packet.pts is None:
-            # Packets come in decoding order, in which only decoding times rise.
-            decoded = SimpleNamespace(pts=packet.dts, dts=None, time_base=packet.time_base)
-            shown, duration = timeline.place(decoded, packet.duration)
-        if packet.pts is not None:
-            shown = packet.pts * packet.time_base - timeline.origin + timeline.shift
-        # The duration of a packet holds in decoding order too, so only the last picture's is used.
+        shown = reader._timeline.time(packet)
+        shown = end if shown is None else shown
+        # The duration of a packet holds in decoding order, so only the last picture's is used.
         if shown > latest:
-            latest, end = shown, shown + duration
-    return end, timeline.shift == 0
+            latest, end = shown, shown + reader._timeline.duration(packet)
+    return end, reader._timeline.shift == 0
 
 
 def read_video(

@@ -357,3 +357,19 @@ def test_time_goes_on_where_the_clock_of_a_broadcast_jumps_or_restarts(tmp_path,
     assert seconds == pytest.approx(count / 10, abs=1e-4)
     assert report.mended_times == len(offsets) - 1 and "mended times" in str(report)
     assert numbers(read_video(path, fps=2, start=2.0)) == list(range(20, count, 5))
+
+
+@pytest.mark.parametrize("ending", ["ts", "mkv", "mp4"])
+def test_a_spoilt_key_frame_does_not_move_the_frames_after_it(tmp_path, ending):
+    """The decoder returns frames in another order for a while, as no B-frame finds its key frame."""
+    pictures = np.clip(numbered(40, (64, 96)) + random_frames(1, size=(64, 96)) // 8, 0, 255).astype(np.uint8)
+    path = write_clip(tmp_path / f"clip.{ending}", pictures, fps=10, g="10", bf="2", sc_threshold="0", crf="20")
+    unspoilt = dict(read_numbers(path)[0])
+    with av.open(str(path)) as container:
+        key = [packet for packet in container.demux(video=0) if packet.is_keyframe][1]
+    content = bytearray(path.read_bytes())
+    content[key.pos - 300 : key.pos + 300] = bytes(600)
+    path.write_bytes(content)
+    frames, seconds, report = read_numbers(path)
+    assert len(frames) > 25 and all(abs(number - unspoilt[time]) < 2 for time, number in frames if time >= 2.1)
+    assert frames[-1][0] == pytest.approx(3.9, abs=0.01) and seconds == pytest.approx(4.0, abs=0.01) and report

@@ -239,16 +239,26 @@ def random_frames(count: int, *, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE
 
 
 def write_clip(
-    path: Path, frames: np.ndarray, *, fps: float = 10, times: list[float] | None = None, codec: str = "libx264"
+    path: Path,
+    frames: np.ndarray,
+    *,
+    fps: float = 10,
+    times: list[float] | None = None,
+    codec: str = "libx264",
+    **options: str,
 ) -> Path:
-    """Write frames (count, height, width, 3) as a video. With `times` in seconds, the frame rate is variable."""
+    """
+    Write frames (count, height, width, 3) as a video. With `times` in seconds, the frame rate is variable. Further
+    options are the encoder's.
+    """
     import av  # here, since tests on a GPU run without it
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "1", "preset": "ultrafast", "tune": "zerolatency"} if codec == "libx264" else {}
+        fast = {"crf": "1", "preset": "ultrafast", "tune": "zerolatency"} if codec == "libx264" else {}
+        stream.options = fast | options
         stream.codec_context.time_base = Fraction(1, 12000)
         for index, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
