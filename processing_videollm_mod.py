@@ -19,6 +19,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_vision_available
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .checks_videollm_mod import check_fps, check_seconds, check_text
 from .reading_ahead_videollm_mod import read_ahead, sample_every
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 from .video_reading_videollm_mod import ReadingReport, VideoReader, goes_on, is_complete, read_video
@@ -150,10 +151,13 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         if (messages is None) == (text is None):
             raise ValueError("Give exactly one of `messages` and `text`.")
         dialogues, is_batch = _as_batch(messages if text is None else text)
+        fps = check_fps(fps)
         per_dialogue = {"videos": videos, "frame_features": frame_features, "start": start, "end": end}
         videos, features, starts, ends = (
             _spread(values, is_batch, len(dialogues), name) for name, values in per_dialogue.items()
         )
+        starts = [check_seconds("start", start, least=0) for start in starts]
+        ends = [None if end is None else check_seconds("end", end, least=0) for end in ends]
         pixels = [self._frames(*values, fps) for values in zip(videos, starts, ends, strict=True)]
         given = {"pixel_values_videos": pixels, "frame_features": features}
         given = {name: frames for name, frames in given.items() if any(row is not None for row in frames)}
@@ -166,7 +170,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 dialogue = self._complete(dialogue, shown, fps, starts[index])
                 rows.append(self._tokenize_dialogue(dialogue, add_generation_prompt, return_labels))
             else:
-                rows.append({"input_ids": self._tokenize(dialogue)[0]})
+                rows.append({"input_ids": self._tokenize(check_text("`text`", dialogue))[0]})
             expected = rows[-1]["input_ids"].count(self.frame_token_id) / self.frame_num_tokens
             if expected != shown:
                 where = f" (row {index})" if is_batch else ""
@@ -208,8 +212,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         ```"""
         if num_frames < 1:
             raise ValueError("Timed messages need frames, got none.")
-        if not 0 < fps < math.inf:
-            raise ValueError(f"`fps` must be a positive number of frames per second, got {fps}.")
+        fps, start = check_fps(fps), check_seconds("start", start)
         # The messages after each frame that has some. The last frame always ends a run of frames.
         slots: dict[int, list[Message]] = {num_frames - 1: []}
         turns, last_time, seen = [], start, 0
@@ -221,6 +224,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 continue
             if time is None:
                 raise ValueError(f"Message {index} has no `time`, but others do: give every message one.")
+            time = check_seconds(f"messages[{index}].time", time)
             if not last_time <= time:
                 raise ValueError(f"Message {index} is at {time} s, before {last_time} s: order messages by time.")
             last_time = time
@@ -563,24 +567,37 @@ def _check_message(message: Any, index: int) -> None:
             raise ValueError(f"Message {index} has {count} frames, but `learn` has {len(learned)} truth values.")
     elif not isinstance(content := message.get("content"), str):
         raise ValueError(f"Message {index} ({role}) needs text as `content`, got {type(content).__name__}.")
+    else:
+        check_text(f"The text of message {index} ({role})", content)
 
 
 def _take_video(messages: Sequence[Message]) -> tuple[list[Message], Any]:
     """Return the messages with plain text as content, and the video among their parts, if any."""
     plain, videos = [], []
-    for message in messages:
-        parts = message.get("content")
+    for index, message in enumerate(messages):
+        parts = message.get("content") if isinstance(message, dict) else None
         if isinstance(parts, (list, tuple)):
-            unknown = [part.get("type") for part in parts if part.get("type") not in ("text", "video")]
-            if unknown:
-                raise ValueError(f"A part of a message must be text or video, got {unknown[0]!r}.")
-            message = {**message, "content": " ".join(part["text"] for part in parts if part["type"] == "text")}
-            found = [part for part in parts if part["type"] == "video"]
-            videos += [next(part[name] for name in ("video", "path", "url") if name in part) for part in found]
+            texts: list[str] = []
+            for part in parts:
+                kind = part.get("type") if isinstance(part, dict) else None
+                if kind == "text":
+                    texts.append(check_text(f"A text part of message {index}", part.get("text")))
+                elif kind == "video":
+                    videos.append(_source(part, index))
+                else:
+                    raise ValueError(f"A part of a message must be text or video, got {kind!r} in message {index}.")
+            message = {**message, "content": " ".join(texts)}
         plain.append(message)
     if len(videos) > 1:
         raise ValueError(f"A dialogue may have one video, got {len(videos)}.")
     return plain, videos[0] if videos else None
+
+
+def _source(part: dict[str, Any], index: int) -> Any:
+    source = next((part[name] for name in ("video", "path", "url") if part.get(name) is not None), None)
+    if source is None:
+        raise ValueError(f"The video part of message {index} names no video: give it `video`, `path` or `url`.")
+    return source
 
 
 def _as_batch(items: Any) -> tuple[list[Any], bool]:
@@ -591,7 +608,7 @@ def _as_batch(items: Any) -> tuple[list[Any], bool]:
 
 def _spread(values: Any, is_batch: bool, count: int, name: str) -> list[Any]:
     """Return one value per dialogue. A single one, such as a time or `None`, holds for all."""
-    if not is_batch or not hasattr(values, "__len__"):
+    if not is_batch or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
         return [values] * count
     if len(values) != count:
         raise ValueError(f"`{name}` has {len(values)} entries for {count} dialogues: give one per dialogue.")

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read ahead in a thread, so that a video is decoded while the model works, and sample a live source by the clock."""
 
-import math
 import threading
 import time as clock
 from collections import deque
@@ -10,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+from .checks_videollm_mod import check_count, check_number
 
 
 # What to do with items of a live source that come too fast, and how many may wait by default.
@@ -45,8 +46,7 @@ def read_ahead(
     when_behind = when_behind or ("drop_oldest" if goes_on else "block")
     check_when_behind(when_behind)
     max_waiting = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
-    if max_waiting < 1:
-        raise ValueError(f"`max_waiting` must be at least 1, got {max_waiting}.")
+    check_count("max_waiting", max_waiting)
     reader = _Reader(items, when_behind, max_waiting, on_drop) if is_live else _Reader(items, "block", most, on_drop)
     try:
         while some := reader.take(1 if is_live else most, most):
@@ -135,8 +135,7 @@ def sample_every(camera: Iterable[Any], seconds: float) -> Iterator[tuple[float,
     >>> for time, frame in sample_every(camera, 0.5):  # two frames per second; `camera` is an iterable of frames
     ...     session.push(frame, time=time)
     ```"""
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"`seconds` must be a positive time between frames, got {seconds}.")
+    seconds = check_number("seconds", seconds, above=0)
     if isinstance(camera, (str, Path)):
         raise TypeError(f"`camera` must be an iterable of frames, got {camera!r}; `read_video` opens that.")
     arrivals = ((clock.monotonic(), frame) for frame in camera)

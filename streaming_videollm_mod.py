@@ -17,6 +17,7 @@ from torch.utils._triton import has_triton
 from transformers.utils import logging
 
 from .cache_videollm_mod import TokenRun, check_rotation, use_grouped_attention
+from .checks_videollm_mod import check_count, check_fps, check_number, check_seconds, check_text
 from .compiled_step_videollm_mod import CompiledSteps, decide, speakable
 
 
@@ -243,10 +244,12 @@ class StreamingSession:
         cache: Any | None = None,
         compile: bool | None = None,
     ) -> None:
-        seen_fps = fps if source_fps is None else source_fps
-        _check_positive(fps=fps, source_fps=seen_fps, max_new_tokens=max_new_tokens, chunk_frames=chunk_frames)
-        if interval_threshold is not None and not 0 <= interval_threshold <= 1:
-            raise ValueError(f"`interval_threshold` is a probability in [0, 1], got {interval_threshold}.")
+        fps = check_fps(fps)
+        source_fps = None if source_fps is None else check_fps(source_fps, "source_fps")
+        check_count("max_new_tokens", max_new_tokens)
+        check_count("chunk_frames", chunk_frames)
+        if interval_threshold is not None:
+            interval_threshold = check_number("interval_threshold", interval_threshold, least=0, most=1)
         _check_limits(model.config, max_frames, sink_frames, max_text_tokens)
         if cache is not None and cache_dtype is not None:
             raise ValueError("Give `cache` or `cache_dtype`, not both: an existing cache has its own dtype.")
@@ -277,7 +280,7 @@ class StreamingSession:
         self._untimed_from, self._num_untimed, self._untimed_arrival = 0.0, 0, 0.0
         # Text that is said but not in the cache yet: the end of a reply, then turns. The next step feeds it.
         self._unfed_ids: list[int] = []
-        prompt = processor.system_prompt if system_prompt is None else system_prompt
+        prompt = check_text("The system prompt", processor.system_prompt if system_prompt is None else system_prompt)
         self._unfed_turns: list[dict[str, str]] = [{"role": "system", "content": prompt}]
         self._bare_turns: dict[tuple[bool, str], list[int]] = {}
         self._stream_open = False
@@ -339,7 +342,7 @@ class StreamingSession:
     def hear(self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False) -> None:
         """Queue a question for `work`, as [`~StreamingSession.ask`] does; it may also come before the first frame."""
         self._refuse_if_closed()
-        if not isinstance(text, str) or not text.strip():
+        if not check_text("A question", text).strip():
             raise ValueError(f"A question must be a text that is not empty, got {text!r}.")
         if interrupt and time is not None:
             raise ValueError("A question that interrupts is asked now: leave `time` out.")
@@ -350,7 +353,7 @@ class StreamingSession:
             place = sum(question.interrupt for question in self._questions)
             self._questions.insert(place, _Question(self.time, text, reply_now, arrival, received, interrupt=True))
             return
-        time = self._received_time if time is None else time
+        time = self._received_time if time is None else check_seconds("time", time)
         if time is not None and self.time is not None and time < self.time:
             raise ValueError(f"The question's time is {time} s, but the stream is at {self.time} s already.")
         if time is not None and self._questions and time < (self._questions[-1].time or 0.0):
@@ -366,7 +369,9 @@ class StreamingSession:
             indices, times = self._ticks(len(frames))
             frames = frames[indices]
         else:
-            times = [float(t) for t in time] if isinstance(time, Sequence) else [float(time)]
+            given = time.tolist() if hasattr(time, "tolist") else time
+            given = given if isinstance(given, Sequence) and not isinstance(given, (str, bytes)) else [given]
+            times = [check_seconds(f"time[{index}]", at) for index, at in enumerate(given)]
             if len(times) != len(frames):
                 raise ValueError(f"Got {len(times)} times for {len(frames)} frames: give one per frame.")
             past = -math.inf if self._received_time is None else self._received_time
@@ -697,7 +702,7 @@ class StreamingSession:
         if self.source_fps is None and count == 1:
             self._warn_if_too_fast()
         rates = self.fps, self.source_fps or self.fps
-        fps, source_fps = (Fraction(rate).limit_denominator(100_000) for rate in rates)
+        fps, source_fps = (Fraction(rate).limit_denominator(100_000) or Fraction(rate) for rate in rates)
         ticks = [math.ceil((first + index) * fps / source_fps) for index in range(count + 1)]
         shown = [(index, tick) for index in range(count) for tick in range(ticks[index], ticks[index + 1])]
         return [index for index, _ in shown], [self._untimed_from + tick / self.fps for _, tick in shown]
@@ -728,12 +733,6 @@ class StreamingSession:
             raise ValueError("This session is closed; open another with `model.stream(processor)`.")
 
 
-def _check_positive(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not 0 < number < math.inf:
-            raise ValueError(f"`{name}` must be a positive number, got {number}.")
-
-
 def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_text_tokens: int | None) -> None:
     context, num_tokens = config.text_config.max_position_embeddings, config.frame_num_tokens
     if max_frames is None:
@@ -741,7 +740,10 @@ def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_tex
             raise ValueError("`sink_frames` and `max_text_tokens` need `max_frames`: set it too.")
         return
     check_rotation(config.text_config)
-    if not 0 <= sink_frames < max_frames:
+    check_count("max_frames", max_frames)
+    check_count("sink_frames", sink_frames, least=0)
+    check_count("max_text_tokens", 0 if max_text_tokens is None else max_text_tokens, least=0)
+    if sink_frames >= max_frames:
         raise ValueError(f"`sink_frames` is {sink_frames}; it must be less than `max_frames`, {max_frames}.")
     elif max_frames * (num_tokens + 1) > context:
         frames = f"{max_frames}, with {num_tokens} tokens per frame"

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import is_av_available
 
+from .checks_videollm_mod import check_fps, check_seconds
+
 
 if is_av_available():
     import av
@@ -394,10 +396,8 @@ def read_video(
         `FileNotFoundError`: If the file does not exist.
         `ImportError`: If PyAV is missing and the video is not a sequence of frames.
     """
-    if not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
-        raise ValueError(f"`fps` must be a positive number of frames per second, got {fps}.")
-    if start < 0 or (end is not None and end < start):
-        raise ValueError(f"`start` and `end` must be seconds with 0 <= start <= end, got {start} and {end}.")
+    fps, start = check_fps(fps), check_seconds("start", start, least=0)
+    end = None if end is None else check_seconds("end", end, least=start)
     is_source = isinstance(video, (str, Path))
     options = {"timeout": timeout, "report": report}
     frames = _play(video, fps, start, **options) if is_source else _pace(video, fps, start)
@@ -415,13 +415,14 @@ def read_video(
 def _pace(frames: Iterable[Any], fps: float, start: float) -> Iterator[tuple[float, Any]]:
     for index, item in enumerate(frames):
         time, frame = item if isinstance(item, tuple) and len(item) == 2 else (index / fps, item)
+        time = check_seconds(f"video[{index}] time", time)
         if time >= start - 1e-9:
-            yield float(time), frame
+            yield time, frame
 
 
 def _play(source: str | Path, fps: float, start: float, **options: Any) -> Iterator[tuple[float, np.ndarray]]:
     # Ticks are exact: at 30000/1001 fps, rounding errors of floats would in time select a neighbouring frame.
-    tick, index = 1 / Fraction(fps).limit_denominator(100_000), 0
+    tick, index = 1 / (Fraction(fps).limit_denominator(100_000) or Fraction(fps)), 0
     begin = Fraction(start).limit_denominator(1_000_000)
     shown, shown_until = None, None
     with VideoReader(source, **options) as reader:

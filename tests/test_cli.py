@@ -231,7 +231,7 @@ def test_convert_and_push_run_the_scripts():
     [
         (["narrate", "no_such_file.mp4"], "error: There is no video file 'no_such_file.mp4'."),
         (["narrate", "--fps", "0"], "error: `fps` must be"),
-        (["narrate", "--interval-threshold", "7"], "error: `interval_threshold` is a probability"),
+        (["narrate", "--interval-threshold", "7"], "error: `interval_threshold` must be a finite number, at least 0"),
         (["narrate", str(ROOT / "README.md")], "cannot be read as video"),
         (["narrate", "--model", "no/such-model"], "error: "),
         (["narrate", "--model", "sampels"], "error: There is no folder 'sampels'; did you mean 'samples'?"),

@@ -42,7 +42,7 @@ def test_sample_every_yields_the_newest_frame_by_the_clock(slow):
         list(sample_every(unplugged(), 0.01))
     with pytest.raises(TypeError, match="`read_video` opens that"):
         next(sample_every("camera:0", 0.5))
-    with pytest.raises(ValueError, match="positive time between frames, got 0"):
+    with pytest.raises(ValueError, match="`seconds` must be a positive number, got 0"):
         next(sample_every([], 0))
 
 
@@ -154,5 +154,5 @@ def test_catch_up_fails_after_the_waiting_items():
     assert taken == list(range(len(taken))) and 5 <= len(taken) < 20
     with pytest.raises(ValueError, match="`when_behind` is 'wait'"):
         next(read_ahead(iter([]), 4, when_behind="wait"))
-    with pytest.raises(ValueError, match="`max_waiting` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`max_waiting` must be a whole number, at least 1, got 0"):
         next(read_ahead(iter([]), 4, max_waiting=0))

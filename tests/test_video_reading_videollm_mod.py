@@ -174,9 +174,9 @@ def test_an_iterable_is_read_lazily():
         ({"fps": 0}, "positive number of frames per second, got 0"),
         ({"fps": -2.0}, "got -2.0"),
         ({"fps": float("nan")}, "got nan"),
-        ({"fps": "2"}, "got 2"),
-        ({"start": -1.0}, "0 <= start <= end, got -1.0"),
-        ({"start": 2.0, "end": 1.0}, "got 2.0 and 1.0"),
+        ({"fps": "2"}, "got '2'"),
+        ({"start": -1.0}, "`start` must be a finite number of seconds, at least 0, got -1.0"),
+        ({"start": 2.0, "end": 1.0}, "`end` must be a finite number of seconds, at least 2, got 1.0"),
         ({"start": 99.0}, "has no frame from 99.0 s on"),
     ],
 )
