@@ -20,6 +20,7 @@ from videollm_mod.console import describe_entries, describe_saving, device_name,
 import typer
 
 from videollm_mod.mistakes import one_line_errors
+from videollm_mod.space.checkpoint_faults import named_faults
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
@@ -240,16 +241,14 @@ def _open(
     is_embedded = check_checkpoint(name) and Path(name).resolve() == EMBEDDED
     typer.echo(f"loading {'the embedded checkpoint' if is_embedded else name} ...", err=True)
     quiet()
-    from transformers import AutoProcessor
-
-    from videollm_mod.space.loading import CACHE_DTYPES, is_streamworld, load_model
+    from videollm_mod.space.loading import CACHE_DTYPES, is_streamworld, load_checkpoint
     from videollm_mod.streaming_videollm_mod import within_context
 
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise ValueError(f"--cache-dtype can be {' or '.join(CACHE_DTYPES)}, not {cache_dtype!r}.")
     _load_config(name, revision)
-    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
-    model = load_model(name, weights=weights, revision=revision)
+    with named_faults(name):
+        processor, model = load_checkpoint(name, weights=weights, revision=revision)
     if is_embedded and not is_streamworld(video):
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
     printer = _line_printer(processor.tokenizer) if prints else None
@@ -271,7 +270,8 @@ def _ask_first(session: Any, query: str | None) -> None:
 def _load_config(name: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(check_checkpoint(name), trust_remote_code=True, revision=revision)
+    with named_faults(check_checkpoint(name)):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=True, revision=revision)
     if config.model_type != "videollm_mod":
         raise ValueError(f"'{name}' is a {config.model_type} model, not a VideoLLM-MoD model.")
     return config

@@ -116,10 +116,37 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     @classmethod
-    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
-        """Load as in Transformers. Checkpoints of version 0.1, which kept routers in `model.routers`, load too."""
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        key_mapping: dict[str, str] | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Load as in Transformers. Checkpoints of version 0.1, which kept routers in `model.routers`, load too. Raises
+        `ValueError` with the first weight of another shape than the configuration says.
+        """
         key_mapping = {r"routers\.(\d+)\.": r"language_model.layers.\1.router.", **(key_mapping or {})}
-        return super().from_pretrained(*args, key_mapping=key_mapping, **kwargs)
+        # The library's own error names neither the weight nor its shapes.
+        options = {"key_mapping": key_mapping, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        try:
+            model, found = super().from_pretrained(pretrained_model_name_or_path, *args, **options, **kwargs)
+        except Exception as error:
+            if type(error).__name__ == "SafetensorError":
+                path = pretrained_model_name_or_path
+                raise ValueError(f"A safetensors file of '{path}' is not complete: {error}.") from error
+            raise
+        wrong = sorted(found["mismatched_keys"])
+        if wrong and not ignore_mismatched_sizes:
+            name, stored, expected = wrong[0]
+            raise ValueError(
+                f"{len(wrong)} weights of '{pretrained_model_name_or_path}' have other shapes than its configuration "
+                f"says: `{name}` is {tuple(stored)} in the checkpoint and {tuple(expected)} in the model."
+            )
+        return (model, found) if output_loading_info else model
 
     def post_init(self) -> None:
         """Finish construction as in Transformers, and list only the unsplittable blocks that this model has."""

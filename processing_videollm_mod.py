@@ -3,6 +3,7 @@
 """Processor of VideoLLM-MoD: turns dialogues and frames into tokens, labels and pixels."""
 
 import math
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -99,10 +100,21 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path: Any, *_: Any, **kwargs: Any) -> list[Any]:
+        name = pretrained_model_name_or_path
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
+        except (ValueError, AttributeError) as error:
+            files = "tokenizer.json or tokenizer_config.json"
+            raise ValueError(f"'{name}' has no tokenizer that loads: {files} is missing or damaged.") from error
         # The library would load the video processor as remote code even if this class is local.
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
         kwargs.pop("trust_remote_code", None)
-        return [VideoLLMMoDVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs), tokenizer]
+        try:
+            return [VideoLLMMoDVideoProcessor.from_pretrained(name, **kwargs), tokenizer]
+        except OSError as error:
+            if not os.path.isdir(name):
+                raise
+            reason = "processor_config.json is missing or has no `video_processor`"
+            raise ValueError(f"'{name}' has no video processor that loads: {reason}.") from error
 
     def __call__(
         self,

@@ -31,12 +31,12 @@ import drawing
 import gradio as gr
 import numpy as np
 import page
+from checkpoint_faults import in_one_line, named_faults
 from checkpoint_names import check_checkpoint
 from gradio.utils import get_upload_folder
-from loading import is_streamworld, load_model
+from loading import is_streamworld, load_checkpoint, load_model
 from PIL import Image
 from room import Room, RoomIsFull
-from transformers import AutoProcessor
 from uploads import Limits
 from viewer import MOST_TYPED, Viewer, compare
 
@@ -71,8 +71,8 @@ class App:
 
     def __init__(self, name: str, *, seats: int = 8, limits: Limits | None = None) -> None:
         self.name, self.limits = name, limits or Limits()
-        self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-        self.model = load_model(name)
+        with named_faults(name):
+            self.processor, self.model = load_checkpoint(name)
         self._full: Any = None
         self._compared: list[str] = []
         self.room = Room(seats, on_leave=self._clean_up)
@@ -359,7 +359,7 @@ def main() -> None:
         sys.stderr.write(f"loading {'the embedded checkpoint' if model == embedded_checkpoint() else name} ...\n")
         app = App(name, seats=options.seats)
     except (OSError, ValueError, ImportError) as error:
-        raise SystemExit(f"error: {str(error).strip().splitlines()[0]}") from None
+        raise SystemExit(f"error: {in_one_line(error)}") from None
     app.build().launch(server_port=options.port, share=options.share, **app.launch_options())
 
 

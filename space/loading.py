@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load a checkpoint for streaming, and recognise StreamWorld's videos."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor
+
+
+logger = logging.getLogger(__name__)
 
 
 # Parameters below which one CPU thread is faster than several.
@@ -43,6 +47,34 @@ def quantization(weights: str | None) -> dict[str, Any]:
     return {"quantization_config": TorchAoConfig(made)}
 
 
+def load_checkpoint(
+    name: str, *, weights: str | None = None, revision: str | None = None, **options: Any
+) -> tuple[Any, Any]:
+    """
+    Load a processor and its model as [`load_model`] does, and check that they belong together.
+
+    Args:
+        name (`str`): A folder or a Hub id. Its code is run.
+        weights, options: See [`load_model`].
+        revision (`str`, *optional*): Branch, tag or commit of a Hub checkpoint.
+
+    Raises:
+        `ValueError`: If processor and model are of different checkpoints.
+    """
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
+    # A faulty chat template is found before a video is watched.
+    processor.encode_turns([], stream_open=False, then="stream")
+    model = load_model(name, weights=weights, revision=revision, **options)
+    for field in ("frame_num_tokens", "frame_token_id", "frame_token_interval_id"):
+        theirs, its = getattr(processor, field), getattr(model.config, field)
+        if theirs != its:
+            raise ValueError(
+                f"the processor and the model are of different checkpoints: `{field}` is {theirs} by "
+                f"processor_config.json and the tokenizer, and {its} by config.json."
+            )
+    return processor, model
+
+
 def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:
     """
     Load a model in evaluation mode, on the GPU if there is one.
@@ -56,10 +88,20 @@ def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:
 
     Raises:
         `OSError`: If there is no such checkpoint.
+        `ValueError`: If weights of the model are missing from the checkpoint, or have other shapes.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options |= quantization(weights)
-    model = AutoModel.from_pretrained(name, trust_remote_code=True, dtype="auto", **options).to(device).eval()
+    model, found = AutoModel.from_pretrained(
+        name, trust_remote_code=True, dtype="auto", output_loading_info=True, **options
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{len(missing)} of the model's weights are missing, such as {missing[0]}.")
+    # A model of which more is computed needs fewer routers.
+    unused = sorted(name for name in found["unexpected_keys"] if ".router." not in name)
+    if unused:
+        logger.warning(f"{len(unused)} of the checkpoint's weights are not used, such as {unused[0]}.")
+    model = model.to(device).eval()
     if device == "cpu" and model.num_parameters() < SMALL:
         torch.set_num_threads(1)
     return model

@@ -288,7 +288,7 @@ def test_other_and_broken_checkpoints_are_refused(tmp_path):
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     failed = run("narrate", "--model", broken)
-    assert failed.returncode == 1 and "error: The weights are not a complete safetensors file" in failed.stderr
+    assert failed.returncode == 1 and "model.safetensors is not a complete safetensors file" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 

@@ -1,0 +1,101 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Say in one line why a checkpoint cannot be loaded, and in which of its files the fault is."""
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def named_faults(name: str) -> Iterator[None]:
+    """
+    Load a checkpoint in this context, so that its faults are one line.
+
+    Libraries report a broken file with many types of errors, often without the name of the file.
+
+    Args:
+        name (`str`): The checkpoint: a folder or a Hub id.
+
+    Raises:
+        `ValueError`: If it cannot be loaded. The message names the checkpoint, the file and the fault.
+    """
+    try:
+        yield
+    except ImportError:
+        raise  # a package that must be installed
+    except Exception as error:
+        is_folder = Path(name).is_dir()
+        if not is_folder and isinstance(error, OSError):
+            raise  # the Hub's own words
+        fault = (find_fault(Path(name)) if is_folder else None) or in_one_line(error)
+        fault = textwrap.shorten(fault, 300, placeholder=" ...")
+        raise ValueError(fault if f"'{name}'" in fault else f"'{name}' cannot be loaded: {fault}") from error
+
+
+def find_fault(folder: Path) -> str | None:
+    """Return what is wrong with the files of a checkpoint: "tokenizer.json is empty". `None` if they are in order."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".bin", ".json", ".model", ".safetensors") and path.is_file() and (fault := _fault(path)):
+            return f"{path.name} {fault}"
+    index, config = folder / "model.safetensors.index.json", folder / "config.json"
+    if index.is_file():
+        parts = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()
+        for part in sorted(set(parts)):
+            if not (folder / part).is_file():
+                return f"{part} is missing, which {index.name} names as a part of the weights."
+    elif not any(path.is_file() for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind)):
+        return "it has no weights: model.safetensors is missing."
+    if config.is_file():
+        code = json.loads(config.read_text(encoding="utf-8")).get("auto_map") or {}
+        for file in sorted({f"{name.split('.')[0]}.py" for name in code.values() if "--" not in str(name)}):
+            if not (folder / file).is_file():
+                return f"{file} is missing, which config.json names as the model's code."
+    return None if (folder / "chat_template.jinja").is_file() else "chat_template.jinja is missing."
+
+
+def _fault(path: Path) -> str | None:
+    """Return what is wrong with a file, if anything is."""
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer in place of the file. `git lfs pull` fetches the file."
+    if not head:
+        return "is empty. Copy or download it again."
+    if path.suffix == ".json":
+        try:
+            is_object = isinstance(json.loads(path.read_bytes()), dict)
+        except (ValueError, RecursionError) as error:
+            return f"is not complete JSON: {error}."
+        return None if is_object else "must hold a JSON object."
+    if path.suffix == ".safetensors":
+        import safetensors  # here, since the names of checkpoints are checked before libraries are imported
+
+        try:
+            safetensors.safe_open(path, "numpy")
+        except (safetensors.SafetensorError, OSError) as error:
+            return f"is not a complete safetensors file ({error}). Copy or download it again."
+    return None
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return the line of an error message that helps the user most."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, ModuleNotFoundError):
+        return f'{lines[0]}. `pip install -e ".[train]"` in the checkout installs what training and conversion need.'
+    if is_a("huggingface_hub.errors", "StrictDataclassError", error):
+        # The validator's name comes first, and the reason last, with what each type has against it.
+        return lines[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ").split(". Errors: ")[0]
+    if is_a("safetensors", "SafetensorError", error):
+        return f"The weights are not a complete safetensors file ({lines[0]}). Copy or download them again."
+    # Libraries may write a paragraph. Its first line says what went wrong.
+    return lines[0]
+
+
+def is_a(module: str, name: str, error: BaseException) -> bool:
+    """Return whether an error is of a library's class. If the library was never imported, it is not."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(error, kind)

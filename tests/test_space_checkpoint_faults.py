@@ -1,0 +1,147 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Broken checkpoints: the command line, the page and `AutoModel` name the folder, the file and the fault."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from loading import load_checkpoint, load_model
+from safetensors.torch import load_file, save_file
+from tiny import copy_embedded
+from typer.testing import CliRunner
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def widen(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["hidden_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def point_to_parts(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def cut(folder, name, size=200):
+    (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+# How a checkpoint is broken, and what is said about it; the last if the configuration is sound, so `inspect` works.
+FAULTS = {
+    "pointer": (lambda f: (f / "model.safetensors").write_bytes(POINTER), "model.safetensors is a Git LFS pointer", 1),
+    "weights cut": (lambda f: cut(f, "model.safetensors", 100_000), "model.safetensors is not a complete safetens", 1),
+    "weights empty": (lambda f: cut(f, "model.safetensors", 0), "model.safetensors is empty", 1),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "it has no weights: model.safetensors is missing", 1),
+    "no part": (point_to_parts, "model-00001-of-00002.safetensors is missing, which model.safetensors.index.json", 1),
+    "other shapes": (widen, "is (128,) in the checkpoint and (256,) in the model", 1),
+    "too few weights": (
+        lambda f: change_weights(f, lambda w: {k: v for k, v in w.items() if "connector" not in k}),
+        "4 of the model's weights are missing, such as model.connector.linear_1.bias",
+        1,
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer that loads: tokenizer.json", 1),
+    "tokenizer cut": (lambda f: cut(f, "tokenizer.json"), "tokenizer.json is not complete JSON", 1),
+    "no processor": (lambda f: (f / "processor_config.json").unlink(), "has no video processor that loads", 1),
+    "other processor": (
+        lambda f: edit(f / "processor_config.json", frame_num_tokens=9),
+        "`frame_num_tokens` is 9 by processor_config.json and the tokenizer, and 16 by config.json",
+        1,
+    ),
+    "no template": (lambda f: (f / "chat_template.jinja").unlink(), "chat_template.jinja is missing", 1),
+    "bad template": (lambda f: (f / "chat_template.jinja").write_text("{% if %}"), "Expected an expression", 1),
+    "no code": (lambda f: (f / "modeling_videollm_mod.py").unlink(), "modeling_videollm_mod.py is missing", 1),
+    "config cut": (lambda f: cut(f, "config.json"), "config.json is not complete JSON", 0),
+    "config empty": (
+        lambda f: (f / "config.json").write_text("{}"),
+        "Should have a `model_type` key",
+        0,
+    ),
+    "config list": (lambda f: (f / "config.json").write_text("[]"), "config.json must hold a JSON object", 0),
+    "bad layers": (lambda f: edit(f / "config.json", mod_layers=[1, 99]), "`mod_layers` names layer 99", 0),
+    "bad ratio": (lambda f: edit(f / "config.json", mod_keep_ratio=1.5), "`mod_keep_ratio` must lie in [0, 1]", 0),
+    "bad type": (lambda f: edit(f / "config.json", mod_keep_ratio="0.5"), "'mod_keep_ratio' with value '0.5'", 0),
+    "no dtype": (lambda f: edit(f / "config.json", dtype="float33"), "no attribute 'float33'", 0),
+    "typo": (lambda f: edit(f / "config.json", mod_keep_ration=0.5), "Did you mean `mod_keep_ratio`?", 0),
+}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return copy_embedded(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.fixture
+def broken(request, sound, tmp_path):
+    """A copy of the embedded checkpoint with one fault."""
+    for path in sound.rglob("*"):
+        if path.is_file() and path.parent == sound:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    FAULTS[request.param][0](tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("broken", "fault"), [(name, name) for name in FAULTS], indirect=["broken"])
+def test_a_broken_checkpoint_is_named_in_one_line(broken, fault):
+    _, message, inspects = FAULTS[fault]
+    for command in (["narrate", "--model", str(broken)], ["inspect", str(broken)]):
+        done = CliRunner().invoke(cli.app, command)
+        assert isinstance(done.exception, SystemExit) or done.exception is None, done.exception
+        if command[0] == "inspect" and inspects:
+            assert done.exit_code == 0
+            continue
+        said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert done.exit_code == 1 and len(said) == 1 and done.stdout == "", done.stderr
+        assert f"'{broken}'" in said[0] and message in said[0], said
+
+
+def test_classes_name_the_folder(tmp_path):
+    folder = copy_embedded(tmp_path / "copy")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=f"^'{folder}' has no tokenizer that loads"):
+        VideoLLMMoDProcessor.from_pretrained(folder)
+    widen(folder)
+    with pytest.raises(ValueError, match=f"weights of '{folder}' have other shapes than its configuration says"):
+        VideoLLMMoDForConditionalGeneration.from_pretrained(folder)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(folder, ignore_mismatched_sizes=True)
+    assert model.config.text_config.hidden_size == 256
+    cut(folder, "model.safetensors", 1000)
+    with pytest.raises(ValueError, match=f"A safetensors file of '{folder}' is not complete"):
+        VideoLLMMoDForConditionalGeneration.from_pretrained(folder)
+
+
+def test_weights_that_are_not_used_are_said(sound, tmp_path, caplog):
+    load_model(str(sound), mod_keep_ratio=1.0)
+    assert not [r for r in caplog.records if r.name == "loading"], "full compute needs no routers"
+    folder = copy_embedded(tmp_path / "copy")
+    change_weights(folder, lambda weights: weights | {"extra.weight": torch.zeros(2)})
+    load_checkpoint(str(folder))
+    said = [record.message for record in caplog.records if record.name == "loading"]
+    assert said == ["1 of the checkpoint's weights are not used, such as extra.weight."]
+
+
+def test_the_page_names_the_fault(tmp_path):
+    folder = copy_embedded(tmp_path / "copy")
+    (folder / "model.safetensors").write_bytes(POINTER)
+    script = [sys.executable, "app.py", "--model", str(folder)]
+    done = subprocess.run(script, cwd=Path(__file__).parents[1] / "space", capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: '{folder}' cannot be loaded: model.safetensors is a Git LFS pointer" in done.stderr
