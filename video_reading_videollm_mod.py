@@ -39,6 +39,8 @@ _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
 _LONGEST_GAP, _LONGEST_STILL, _STEP_BACK = 10, 30 * 3600, Fraction(1, 10)
 # Bits of `AVInputFormat.flags`; PyAV names them differently from version to version.
 _NO_TIMESTAMPS, _MAY_CHANGE_CLOCKS = 0x80, 0x200
+# Formats in which a place that was sought is not what FFmpeg says it is.
+_SEEKS_WRONG = {"apng", "mpeg"}
 # Errors in a row after which a file counts as unreadable from there on.
 _MOST_ERRORS = 100
 
@@ -139,6 +141,7 @@ class VideoReader:
             self.container.close()
             raise
         self.stream.thread_type = "AUTO"
+        self._timeline: _Timeline | None = None
         start = Fraction(self.container.start_time or 0, 1_000_000)
         # FFmpeg rounds the container's start to microseconds.
         starts = (s.start_time * s.time_base for s in self.container.streams if s.start_time is not None)
@@ -186,7 +189,7 @@ class VideoReader:
         Raises:
             `ValueError`: If no frame can be decoded.
         """
-        end = Fraction(0)
+        end = None
         try:
             for frame in self._decode_from(Fraction(start).limit_denominator(1_000_000)):
                 self.report.spoilt_frames += bool(frame.is_corrupt)
@@ -195,6 +198,8 @@ class VideoReader:
                 yield time, duration, frame
         except av.error.FFmpegError as error:
             raise _unreadable(self.source, error) from error
+        if end is None:
+            raise ValueError(f"'{self.source}' has no picture that can be decoded.")
         if self.stream.duration and not self.is_live and self._timeline.shift == 0:
             announced = (self.stream.start_time or 0) * self.stream.time_base - self.origin
             missing = announced + self.stream.duration * self.stream.time_base - end
@@ -213,7 +218,7 @@ class VideoReader:
 
     def _decode_from(self, start: Fraction) -> Iterator[Any]:
         """Decode from the key frame at or before `start`, or from the beginning."""
-        can_seek = start > 0 and not self.is_live
+        can_seek = start > 0 and not self.is_live and self.container.format.name not in _SEEKS_WRONG
         if can_seek and os.path.isfile(self.source) and _has_flag(self.container, _MAY_CHANGE_CLOCKS):
             can_seek = self._measured()[1]
         for back in (0, 2, 10, 60) if can_seek else ():
@@ -224,22 +229,23 @@ class VideoReader:
                 yield first
                 yield from frames
                 return
-        if can_seek:
+        if self._timeline is not None and not self.is_live:
             self.container.close()
             self._open()
         yield from self._decode()
 
     def _seek(self, time: Fraction) -> Iterator[Any]:
         """Decode from a place near `time` on, beginning with a key frame."""
+        is_whole = False
         try:
             self.container.seek(int((time + self.origin) / self.stream.time_base), stream=self.stream)
+            for frame in self._decode():
+                is_whole = is_whole or frame.key_frame
+                if is_whole:
+                    yield frame
         except av.error.FFmpegError:
+            # There is no such place, or no frame from there on.
             return
-        is_whole = False
-        for frame in self._decode():
-            is_whole = is_whole or frame.key_frame
-            if is_whole:
-                yield frame
 
     def _decode(self) -> Iterator[Any]:
         """Decode from here on, without spoilt packets, which are counted. Raise the last error if nothing is left."""
@@ -521,8 +527,9 @@ def _has_flag(container: Any, flag: int) -> bool:
 
 
 def _pictures(container: Any) -> list[Any]:
-    """Return the video streams that are not cover pictures."""
-    return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    """Return the video streams that are not cover pictures and have a decoder."""
+    cover = av.stream.Disposition.attached_pic
+    return [s for s in container.streams.video if not s.disposition & cover and s.codec_context is not None]
 
 
 def _best_stream(container: Any, source: str) -> Any:
@@ -530,7 +537,9 @@ def _best_stream(container: Any, source: str) -> Any:
     default = av.stream.Disposition.default
     best = max(_pictures(container), key=lambda s: (bool(s.disposition & default), s.width * s.height), default=None)
     if best is None:
-        kinds = ["cover picture" if s.type == "video" else s.type for s in container.streams]
+        cover = av.stream.Disposition.attached_pic
+        unread = {s: "cover picture" if s.disposition & cover else "unknown codec" for s in container.streams.video}
+        kinds = [unread.get(s, s.type) for s in container.streams]
         raise ValueError(f"'{source}' has no video stream (streams: {', '.join(sorted(set(kinds))) or 'none'}).")
     return best
 

@@ -373,3 +373,63 @@ def test_a_spoilt_key_frame_does_not_move_the_frames_after_it(tmp_path, ending):
     frames, seconds, report = read_numbers(path)
     assert len(frames) > 25 and all(abs(number - unspoilt[time]) < 2 for time, number in frames if time >= 2.1)
     assert frames[-1][0] == pytest.approx(3.9, abs=0.01) and seconds == pytest.approx(4.0, abs=0.01) and report
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec", "options"),
+    [
+        ("ts", "libx264", {"g": "13", "bf": "2"}),
+        ("ts", "libx264", {"g": "250"}),
+        ("mkv", "libx264", {"x264opts": "open-gop=1:keyint=13:bframes=3"}),
+        ("flv", "flv", {"g": "13"}),
+        ("avi", "mpeg4", {"g": "13", "bf": "2"}),
+        ("mpg", "mpeg2video", {"g": "15", "bf": "2"}),
+        ("vob", "mpeg2video", {"g": "15", "bf": "2"}),
+        ("apng", "apng", {"pix_fmt": "rgb24"}),
+        ("gif", "gif", {"pix_fmt": "rgb8"}),
+    ],
+)
+def test_a_window_holds_the_frames_of_the_video(tmp_path, ending, codec, options):
+    """Formats without an index land elsewhere than asked when they seek, or say another time."""
+    noise = random_frames(1, size=(32, 96))[0]
+    pictures = np.repeat(numbered(50, (64, 96)), 6, axis=0)
+    for index, picture in enumerate(pictures):
+        picture[:32, : index // 3] = noise[:, : index // 3]
+    path = write_clip(tmp_path / f"clip.{ending}", pictures, fps=25, codec=codec, **options)
+    with VideoReader(path) as reader:
+        frames = [(time, reader.picture(frame)) for time, _, frame in reader.frames()]
+    assert len(frames) == 300
+    for start in (0.1, 1.0, 1.9, 3.7, 5.5, 6.4, 8.2, 10.0, 11.8, 11.9):
+        with VideoReader(path) as reader:
+            window = [(time, reader.picture(frame)) for time, _, frame in reader.frames(start)]
+        rest = frames[-len(window) :]
+        assert window[0][0] <= start and [time for time, _ in window] == [time for time, _ in rest]
+        assert all(np.array_equal(a, b) for (time, a), (_, b) in zip(window, rest, strict=True) if time >= start)
+
+
+def test_a_window_that_begins_at_a_spoilt_key_frame(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", numbered(40), fps=10, g="10")
+    with av.open(str(path)) as container:
+        key = [packet for packet in container.demux(video=0) if packet.is_keyframe][3]
+    content = bytearray(path.read_bytes())
+    content[key.pos : key.pos + key.size] = bytes(key.size)
+    path.write_bytes(content)
+    assert numbers(read_video(path, fps=10, start=2.5))[:5] == [25, 26, 27, 28, 29]
+
+
+def test_a_reader_reads_again(tmp_path):
+    with VideoReader(write_clip(tmp_path / "clip.mkv", numbered(4))) as reader:
+        assert len(list(reader.frames())) == len(list(reader.frames())) == 4
+
+
+def test_refuses_a_video_without_a_decoder_or_without_pictures(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", numbered(4))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"avc1", b"xyz1").replace(b"avcC", b"xyzC"))
+    with pytest.raises(ValueError, match="clip.mp4' has no video stream \\(streams: unknown codec\\)"):
+        VideoReader(path)
+    path = write_clip(tmp_path / "clip.mkv", numbered(4))
+    with av.open(str(path)) as container:
+        path.write_bytes(path.read_bytes()[: next(container.demux()).pos])
+    with VideoReader(path) as reader, pytest.raises(ValueError, match="clip.mkv' has no picture"):
+        next(reader.frames())

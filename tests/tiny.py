@@ -245,6 +245,7 @@ def write_clip(
     fps: float = 10,
     times: list[float] | None = None,
     codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
     **options: str,
 ) -> Path:
     """
@@ -256,10 +257,11 @@ def write_clip(
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         fast = {"crf": "1", "preset": "ultrafast", "tune": "zerolatency"} if codec == "libx264" else {}
         stream.options = fast | options
-        stream.codec_context.time_base = Fraction(1, 12000)
+        if codec == "libx264":  # older codecs take the clock of a frame rate only
+            stream.codec_context.time_base = Fraction(1, 12000)
         for index, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
             frame.time_base = Fraction(1, 12000)
