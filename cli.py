@@ -19,8 +19,10 @@ from videollm_mod.console import describe_entries, describe_saving, device_name,
 
 import typer
 
+from videollm_mod.checks_videollm_mod import check_count, check_fps, check_number, check_seconds, check_text
 from videollm_mod.mistakes import one_line_errors
-from videollm_mod.space.checkpoint_faults import named_faults
+from videollm_mod.outputs import check_outputs, write_text
+from videollm_mod.space.checkpoint_faults import in_one_line, named_faults
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
@@ -134,6 +136,7 @@ def narrate(
     with one_line_errors():
         written = {"srt": srt, "vtt": vtt, "jsonl": jsonl, "burn_in": burn_in}
         outputs = {kind: path for kind, path in written.items() if path is not None}
+        _check_options(fps=fps, interval_threshold=interval_threshold, max_frames=max_frames, text=query)
         _check_outputs(outputs, video)
         _check_video(video, fps=fps, when_behind=when_behind)
         processor, session = _open(
@@ -151,8 +154,10 @@ def narrate(
         _ask_first(session, query)
         behind = {"when_behind": when_behind, "max_waiting": max_waiting}
         seconds, dropped = _watch(processor, video, session, fps=fps, as_json=as_json, **behind)
-        _write(outputs, video, session, fps=fps)
+        is_written = _write(outputs, video, session, fps=fps)
         _print_summary(session, seconds, dropped, as_json)
+    if not is_written:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -173,6 +178,9 @@ def ask(
 ) -> None:
     """Ask a question about a video, at its end or at any second."""
     with one_line_errors():
+        _check_options(fps=fps, at=at, max_frames=max_frames, text=question)
+        if not question.strip():
+            raise ValueError("The question is empty.")
         _check_video(video, fps=fps, at=at)
         # At a threshold of 0 the model stays silent until it is asked.
         options = {"fps": fps, "interval_threshold": 0.0, "max_frames": max_frames}
@@ -189,20 +197,33 @@ def ask(
         typer.echo(answer.text)
 
 
+def _check_options(
+    *,
+    fps: float,
+    at: float | None = None,
+    interval_threshold: float | None = None,
+    max_frames: int | None = None,
+    text: str | None = None,
+) -> None:
+    """Raise `ValueError` if a number or a text is out of range, before any work."""
+    check_fps(fps)
+    if at is not None:
+        check_seconds("--at", at, least=0)
+    if interval_threshold is not None:
+        check_number("interval_threshold", interval_threshold, least=0, most=1)
+    if max_frames is not None:
+        check_count("max_frames", max_frames)
+    check_text("What the user says", text or "")
+
+
 def _check_outputs(outputs: dict[str, Path], video: str) -> None:
     """Raise `ValueError` if a file cannot be written, before the video is watched."""
-    for path in outputs.values():
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"There is no folder '{path.parent}' to write '{path.name}' to.")
-        if path.is_dir():
-            raise ValueError(f"'{path}' is a folder: name a file in it.")
-        if path.resolve() == Path(video).resolve():
-            raise ValueError(f"'{path}' is the video itself: write to another file.")
     burn_in = outputs.get("burn_in")
-    if burn_in is not None and burn_in.suffix != ".mp4":
+    if burn_in is not None and burn_in.suffix.lower() != ".mp4":
         raise ValueError(f"--burn-in writes an mp4: the file name must end in .mp4, got '{burn_in.name}'.")
     if burn_in is not None and not Path(video).is_file():
         raise ValueError("--burn-in needs a video file, because the frames of a live source are not stored.")
+    check_outputs({f"--{kind.replace('_', '-')}": path for kind, path in outputs.items()}, video)
 
 
 def _check_video(video: str, *, fps: float, at: float | None = None, when_behind: str | None = None) -> None:
@@ -344,20 +365,27 @@ def _line_printer(tokenizer: Any) -> Any:
     return LinePrinter(tokenizer, skip_special_tokens=True)
 
 
-def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float) -> None:
-    """Write the narration in each format that was asked for."""
+def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float) -> bool:
+    """Write the narration in each format that was asked for. Return whether all were written."""
     from videollm_mod.space import captions
 
     end = captions.video_seconds(video) if Path(video).is_file() else session.time + 1 / fps
+    is_written = True
     for kind, path in outputs.items():
-        if kind == "burn_in":
-            captions.burn_in(video, session.events, path)
-        elif kind == "jsonl":
-            path.write_text(captions.to_jsonl(session.events), encoding="utf-8")
-        else:
-            to_text = captions.to_srt if kind == "srt" else captions.to_vtt
-            path.write_text(to_text(session.events, end=end), encoding="utf-8")
-        typer.echo(f"wrote {path}", err=True)
+        try:
+            if kind == "burn_in":
+                captions.burn_in(video, session.events, path)
+            elif kind == "jsonl":
+                write_text(path, captions.to_jsonl(session.events))
+            else:
+                to_text = captions.to_srt if kind == "srt" else captions.to_vtt
+                write_text(path, to_text(session.events, end=end))
+            typer.echo(f"wrote {path}", err=True)
+        except (OSError, ValueError) as error:
+            # The other files are still written.
+            typer.echo(f"error: '{path}' was not written: {in_one_line(error)}", err=True)
+            is_written = False
+    return is_written
 
 
 def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool) -> None:
@@ -416,6 +444,8 @@ def inspect(
 ) -> None:
     """Show a checkpoint's layers and routing, and estimate compute and memory for a video. Loads no weights."""
     with one_line_errors():
+        _check_options(fps=fps)
+        check_number("seconds", seconds, least=0, most=1e9)
         config = _load_config(checkpoint, revision)
         cost = config.estimate_cost(
             round(seconds * fps), text_tokens, bytes_per_value=config.dtype.itemsize if config.dtype is not None else 2

@@ -248,6 +248,20 @@ def test_convert_and_push_run_the_scripts():
         (["narrate", "--srt", str(ROOT)], "is a folder: name a file in it"),
         (["narrate", "--when-behind", "wait"], "--when-behind can be catch_up, drop_oldest, block, not 'wait'"),
         (["narrate", "--burn-in", "out.txt"], "the file name must end in .mp4, got 'out.txt'"),
+        (["narrate", "--srt", "no.srt", "--vtt", "./samples/../no.srt"], "--srt and --vtt both name 'no.srt'"),
+        (["narrate", "--srt", "/proc/out.srt"], "error: --srt cannot write '/proc/out.srt'"),
+        (["narrate", "samples"], "error: 'samples' is a folder: name a video file in it."),
+        (["narrate", "--fps", "nan"], "error: `fps` must be a positive number of frames per second"),
+        (["narrate", "--fps", "inf"], "error: `fps` must be a positive number of frames per second"),
+        (["narrate", "--fps", "1e9"], "at most 1000, got 1000000000.0"),
+        (["narrate", "--interval-threshold", "nan"], "error: `interval_threshold` must be a finite number"),
+        (["narrate", "--max-frames", "0"], "error: `max_frames` must be a whole number, at least 1, got 0"),
+        (["narrate", "--query", "a\udcff"], "error: What the user says is not valid Unicode"),
+        (["ask", str(SAMPLE), "a\udcff"], "error: What the user says is not valid Unicode"),
+        (["ask", str(SAMPLE), " "], "error: The question is empty."),
+        (["ask", str(SAMPLE), "What?", "--at", "inf"], "error: `--at` must be a finite number of seconds"),
+        (["inspect", "--seconds", "inf"], "error: `seconds` must be a finite number"),
+        (["inspect", "--fps", "nan"], "error: `fps` must be"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):
@@ -256,6 +270,22 @@ def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):
     assert failed.exit_code == 1 and message in failed.stderr
     assert isinstance(failed.exception, SystemExit)
     assert len([line for line in failed.stderr.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_few_frames_are_read_at_a_low_rate():
+    done = CliRunner().invoke(cli.app, ["narrate", str(NASA), "--fps", "0.000001", "--json"])
+    assert json.loads(done.stdout.splitlines()[-1])["summary"]["frames"] == 1, done.stderr
+
+
+def test_a_fault_in_one_output_does_not_prevent_the_others(tmp_path):
+    outputs = ("--srt", "/dev/full", "--vtt", str(tmp_path / "out.vtt"))
+    done = CliRunner().invoke(cli.app, ["narrate", str(NASA), "--fps", "1", *outputs])
+    assert done.exit_code == 1 and "frames in" in done.stdout, "the summary is still printed"
+    assert done.stderr.splitlines()[-2:] == [
+        "error: '/dev/full' was not written: [Errno 28] No space left on device",
+        f"wrote {tmp_path / 'out.vtt'}",
+    ]
+    assert (tmp_path / "out.vtt").read_text().startswith("WEBVTT")
 
 
 def test_max_frames_remembers_the_newest():
