@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Timed messages from files and from subtitles."""
+"""Timed messages from files."""
 
 import json
 import os
@@ -16,8 +16,6 @@ from tiny import random_features, random_frames, tiny_model, write_clip
 
 from videollm_mod.train import sft
 from videollm_mod.train.arguments import ScriptArguments
-from videollm_mod.train.data import subtitles
-from videollm_mod.train.data.subtitles import Line, read_subtitles, to_sentences, to_timed_messages
 from videollm_mod.train.data.timed_messages import (
     TimedMessages,
     check_timed_messages,
@@ -192,100 +190,3 @@ def test_faults_are_named_by_row_and_field(folder, change, field, message):
 def test_times_are_checked_against_the_length_of_features(folder):
     row = {"frame_features": str(folder / "clip.safetensors"), "messages": [*FINE, said(2.5, "x")]}
     assert [str(fault) for fault in find_faults([row])] == ["row 0, messages[2].time: is 2.5 s, beyond the end at 2 s"]
-
-
-# ----------------------------------------------------------------------------------------------------------- subtitles
-
-
-SRT = """1
-00:00:00,500 --> 00:00:02,000
-<i>Hello</i> there
-my friend.
-
-2
-00:00:02,000 --> 00:00:04,000
-[Door] It opens. ANNA: And
-
-3
-00:00:04,100 --> 00:00:05,100
-ANNA: then it closes &amp; stays
-
-4
-00:00:09,000 --> 00:00:10,000
-silent
-"""
-
-
-def test_subtitles_from_srt_vtt_and_video(tmp_path):
-    (tmp_path / "a.srt").write_text(SRT)
-    lines = read_subtitles(tmp_path / "a.srt")
-    assert lines[0] == Line(0.5, 2.0, "Hello there my friend.") and len(lines) == 4
-    (tmp_path / "a.vtt").write_text("WEBVTT\n\n00:01.000 --> 00:02.500 align:start\n<v Bob>Well <b>then</b>.\n")
-    assert read_subtitles(tmp_path / "a.vtt") == [Line(1.0, 2.5, "Well then.")]
-    own = read_subtitles(NASA)
-    assert own[0].text.startswith("NAR: This is the optical") and own[0].start == pytest.approx(0.21)
-
-
-def test_lines_become_sentences(tmp_path):
-    (tmp_path / "a.srt").write_text(SRT)
-    lines = read_subtitles(tmp_path / "a.srt")
-    sentences = to_sentences(lines)
-    assert [s.text for s in sentences] == [
-        "Hello there my friend.",
-        "It opens.",
-        "ANNA: And then it closes & stays",
-        "silent",
-    ]
-    # The third sentence begins within a line. Its time is interpolated by the length of the text before it.
-    assert sentences[1].start == 2.0 and 2.5 < sentences[2].start < 3.5 and sentences[2].end == pytest.approx(5.1)
-    assert "[Door]" in to_sentences(lines, keep_asides=True)[1].text
-    assert len(to_sentences(lines, max_gap=10.0)) == 3
-    assert [s.text for s in to_sentences(lines, max_words=1)][-2:] == ["then it closes & stays", "silent"]
-    assert "ANNA: then" in to_sentences(lines, keep_speakers=True, max_words=1)[-2].text
-    assert to_sentences([Line(0, 1, "Same."), Line(1, 2, "Same.")]) == [Line(0, 1, "Same.")]
-
-
-def test_sentences_become_messages():
-    sentences = [Line(0.5, 2.0, "One."), Line(3.0, 6.0, "Two."), Line(9.0, 9.5, "Three.")]
-    messages = to_timed_messages(sentences, end=5.0)
-    assert [(m["role"], m["time"]) for m in messages] == [("user", 0.0), ("assistant", 0.5), ("assistant", 3.0)]
-    assert [m["time"] for m in to_timed_messages(sentences, say_at="end", end=5.0)] == [0.0, 2.0, 5.0]
-    with pytest.raises(ValueError, match="'start' or 'end'"):
-        to_timed_messages(sentences, say_at="middle")
-
-
-def test_a_video_becomes_rows_in_one_command(tmp_path, monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["subtitles.py", *map(str, arguments)])
-        subtitles.main()
-
-    run(NASA, "--out", tmp_path / "nasa.jsonl")
-    rows = load_timed_messages(tmp_path / "nasa.jsonl")
-    assert rows[0]["video"] == str(NASA.resolve()) and list(find_faults(rows)) == []
-    first = rows[0]["messages"][1]
-    assert first["content"].startswith("This is the optical") and first["content"].endswith("Maryland.")
-    (tmp_path / "a.srt").write_text(SRT)
-    run(NASA, NASA, "--subtitles", tmp_path / "a.srt", NASA, "--out", tmp_path / "two.jsonl", "--query", "Talk.")
-    rows = load_timed_messages(tmp_path / "two.jsonl")
-    assert len(rows) == 2 and rows[0]["messages"][0]["content"] == "Talk."
-    assert "2 rows" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["gone.mp4"], "There is no file 'gone.mp4'"),
-        (["{clip}"], "has no subtitle stream 0: it has 0"),
-        (["{nasa}", "--stream", "7"], "has no subtitle stream 7: it has 2"),
-        (["{nasa}", "--subtitles", "{late}"], "has no text within the 13.0 s"),
-    ],
-)
-def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):
-    write_clip(tmp_path / "clip.mp4", random_frames(5), fps=10)
-    (tmp_path / "late.srt").write_text("1\n01:00:00,000 --> 01:00:01,000\nLate.\n")
-    names = {"clip": tmp_path / "clip.mp4", "nasa": NASA, "late": tmp_path / "late.srt"}
-    arguments = [argument.format(**names) for argument in arguments]
-    monkeypatch.setattr("sys.argv", ["subtitles.py", *arguments, "--out", str(tmp_path / "out.jsonl")])
-    with pytest.raises(SystemExit) as failed:
-        subtitles.main()
-    assert message in str(failed.value) and not (tmp_path / "out.jsonl").exists()

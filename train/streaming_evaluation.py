@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from videollm_mod.serving import StreamingEngine
-from videollm_mod.train.data.subtitles import video_seconds
 from videollm_mod.train.teacher_forcing import evaluate_metric
+from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
 # Text tokens that a stream of the engine remembers. A clip with more text is streamed in a separate session.
@@ -172,11 +172,13 @@ def _most_frames(example: dict[str, Any], fps: float) -> float:
     video, start, end = example["video"], example.get("start") or 0.0, example.get("end")
     if not isinstance(video, (str, Path)):
         return len(video) if isinstance(video, Sized) else math.inf
-    try:
-        end = video_seconds(video) if end is None else end
-    except ValueError:
-        return math.inf
-    return math.ceil((end - start) * fps) + 1
+    if end is None:
+        try:
+            with VideoReader(video) as reader:
+                end = reader.seconds
+        except ValueError:
+            return math.inf
+    return math.inf if end == math.inf else math.ceil((end - start) * fps) + 1
 
 
 def _show(stream: Any, processor: Any, example: dict[str, Any], fps: float) -> Iterator[None]:

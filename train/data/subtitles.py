@@ -12,74 +12,60 @@ Lines are merged into sentences. Each sentence becomes a reply at the time when 
 """
 
 import argparse
-import html
 import json
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
-
+from videollm_mod.train.data.subtitle_formats import (
+    DASH,
+    TOUCH,
+    UNSPACED,
+    Line,
+    SubtitleReport,
+    count_words,
+    join,
+    read_subtitles,
+    split_line,
+)
 from videollm_mod.train.data.timed_messages import NARRATE
+from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…。！？])[\"'”’)\]]*\s+")
-_MARKUP = re.compile(r"\{\\[^}]*\}|<[^>]*>")
-_ASIDE = re.compile(r"[\[(♪][^\])♪]*[\])♪]")
-_SPEAKER = re.compile(r"^(?:-\s*)?(?:[A-Z][A-Z .'-]*:\s+)?")
+_CLOSERS = r"[\"'”’»)\]」』）】》〉]*"
+_SENTENCE_END = re.compile(rf"[.!?…。！？｡।॥؟۔።។]{_CLOSERS}$")
+# Places where a sentence may end: before a space, and in scripts without spaces after their own marks.
+_STOP = re.compile(
+    rf"[.!?…।॥؟۔።។]+{_CLOSERS}\s+|[!?]+{_CLOSERS}(?={UNSPACED.pattern})|[。！？｡]+[!?！？]*{_CLOSERS}\s*"
+)
+_TITLES = (
+    "Mr Mrs Ms Mx Dr Prof Sr Sra Srta St Gen Col Lt Sgt Capt Cmdr Maj Rev Hon Pres Gov Sen Rep Mme Mlle Hr Fr Mt Ft"
+)
+_TITLES = frozenset(f"{_TITLES} vs e.g i.e z.B d.h".lower().split())
+# Before a number only: "No. 5", but also the answer "No."
+_BEFORE_NUMBERS = frozenset(("no", "nos", "nr", "fig", "p", "pp", "vol", "ch", "sec", "approx", "ca"))
+_BEFORE_SMALL_LETTERS = frozenset(("approx", "co", "corp", "dept", "est", "etc", "inc", "jr", "ltd"))
 
-
-@dataclass(frozen=True)
-class Line:
-    """A text with its start and end in seconds."""
-
-    start: float
-    end: float
-    text: str
-
-
-def read_subtitles(source: str | Path, stream: int = 0) -> list[Line]:
-    """
-    Read the lines of a subtitle file or of a video's subtitle stream, without markup, in order of time.
-
-    Args:
-        source (`str` or `Path`): An .srt or .vtt file, or any video that FFmpeg reads.
-        stream (`int`, *optional*, defaults to 0): Index of the subtitle stream.
-
-    Raises:
-        `FileNotFoundError`: If the file does not exist.
-        `ValueError`: If it cannot be read, or does not have this subtitle stream.
-    """
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"There is no file '{source}'.")
-    lines = []
-    try:
-        with av.open(str(source)) as container:
-            count = len(container.streams.subtitles)
-            if stream >= count:
-                raise ValueError(f"'{source}' has no subtitle stream {stream}: it has {count}.")
-            # Times count from the video's first frame.
-            pictures = [s for s in container.streams.video if s.start_time is not None]
-            origin = float(pictures[0].start_time * pictures[0].time_base) if pictures else 0.0
-            for packet in container.demux(container.streams.subtitles[stream]):
-                if packet.pts is None:
-                    continue
-                start = float(packet.pts * packet.time_base) - origin
-                end = start + float((packet.duration or 0) * packet.time_base)
-                for part in packet.decode():
-                    text = _plain(getattr(part, "dialogue", b"").decode("utf-8", "replace"))
-                    if text:
-                        lines.append(Line(max(0.0, start), max(0.0, end), text))
-    except av.error.FFmpegError as error:
-        raise ValueError(f"'{source}' cannot be read as subtitles: {error.strerror or error}.") from error
-    return sorted(lines, key=lambda line: line.start)
-
-
-def _plain(text: str) -> str:
-    return " ".join(html.unescape(_MARKUP.sub("", text).replace("\\N", " ").replace("\\h", " ")).split())
+_MUSIC = re.compile("[♪♫🎵🎶]+[^♪♫🎵🎶]*(?:[♪♫🎵🎶]+|$)")
+_BRACKETS = re.compile(r"(?<!\w)[\[【](?=[^\]】]*[^\W\d])[^\[\]【】]*[\]】]")
+# Words in parentheses are an aside between sentences only: not in "call 555 (home) now" or "f(x)".
+_PARENTHESES = re.compile(r"(?:^|(?<=[.!?…。！？])\s*)(?:\([^()]*\)(?!\w)[.,:]?(?=\s|$)|（[^（）]*）)")
+_SPEAKER = re.compile(r"((?:[^\W\d_][\w.'’&-]*)(?: [\w.'’&#-]+){0,3})(?: ?[(\[][^)\]]*[)\]])? ?:(?:\s+|$)")
+# Words in capitals before a colon that name no speaker.
+_NO_SPEAKERS = """
+    A ALSO AN AND ANSWER ARE ATTENTION BREAKING BUT CASE CAUTION CHAPTER CONCLUSION CONS DANGER DATE DEFINITION
+    ERROR EXAMPLE FACT FAQ FINALLY FIRST FYI GOAL HE HERE HINT HOW I IMPORTANT IN IS IT LAST LEMMA LESSON LIVE
+    LOCATION MY NB NEWS NEXT NO NOTE NOTES OF OK OKAY ON OPTION OR PART PLACE POINT PRICE PROOF PROS PS QUESTION
+    REASON REMEMBER RESULT RULE SCORE SECOND SECTION SHE SO SOURCE STATUS STEP SUBJECT SUMMARY TASK THAT THE THEOREM
+    THERE THEY THIRD THIS TIME TIP TIPS TITLE TO TODAY TODO TOMORROW TONIGHT TOTAL UPDATE URL WARNING WE WHAT WHEN
+    WHERE WHO WHY YES YESTERDAY YOU
+"""
+_NO_SPEAKERS = frozenset(_NO_SPEAKERS.split())
 
 
 def to_sentences(
@@ -89,50 +75,113 @@ def to_sentences(
     max_words: int = 40,
     keep_asides: bool = False,
     keep_speakers: bool = False,
+    report: SubtitleReport | None = None,
 ) -> list[Line]:
     """
     Merge subtitle lines into sentences. If a sentence begins within a line, its time is interpolated.
 
     Args:
-        lines (`list[Line]`): Lines in order of time. A line equal to the previous line is left out.
+        lines (`list[Line]`): Lines in order of time. A line with a dash begins a sentence.
         max_gap (`float`, *optional*, defaults to 1.5): Seconds of silence that end a sentence.
-        max_words (`int`, *optional*, defaults to 40): A sentence of this many words ends before the next line.
-        keep_asides (`bool`, *optional*, defaults to `False`): Keep text in brackets, such as "[Music]".
-        keep_speakers (`bool`, *optional*, defaults to `False`): Keep the name of a speaker, such as "ANNA:".
+        max_words (`int`, *optional*, defaults to 40): A sentence of this many words ends before the next line. In
+            scripts without spaces between words, characters count.
+        keep_asides (`bool`, *optional*, defaults to `False`): Keep text that nobody says, such as "[Music]".
+        keep_speakers (`bool`, *optional*, defaults to `False`): Keep the dash or the name of a speaker, such as
+            "ANNA:".
+        report ([`SubtitleReport`], *optional*): Where to count what was left out.
+
+    Returns:
+        `list[Line]`: Sentences in order of time.
     """
+    report = SubtitleReport() if report is None else report
+    names = set() if keep_speakers else _speaker_names(lines)
     sentences: list[Line] = []
-    open_text, open_start, open_end, last_text = "", 0.0, 0.0, ""
+    is_open = False
     for line in lines:
-        text = line.text if keep_speakers else _SPEAKER.sub("", line.text)
-        text = text if keep_asides else " ".join(_ASIDE.sub(" ", text).split())
-        if not text or text == last_text:
-            continue
-        last_text = text
-        too_late, too_long = line.start - open_end > max_gap, len(open_text.split()) >= max_words
-        if open_text and (too_late or too_long):
-            sentences.append(Line(open_start, open_end, open_text))
-            open_text = ""
-        for piece, begin, end in _pieces(line, text):
-            if not open_text:
-                open_start = begin
-            open_text, open_end = f"{open_text} {piece}".strip(), end
-            if _SENTENCE_END.search(piece + " "):
-                sentences.append(Line(open_start, open_end, open_text))
-                open_text = ""
-    return [*sentences, Line(open_start, open_end, open_text)] if open_text else sentences
+        text = line.text if keep_speakers else _without_speaker(line.text, names, report)
+        text = text if keep_asides else _without_asides(text, report)
+        begins = bool(DASH.match(line.text)) or not is_open
+        if not begins:
+            last = sentences[-1]
+            # A line that comes and goes while another stays does not continue it.
+            begins = line.start - last.end > max_gap or line.end < last.end - TOUCH
+            begins = begins or count_words(last.text) >= max_words
+        for index, piece in enumerate(split_line(replace(line, text=text), _stops(text))):
+            if (begins and index == 0) or _ends(sentences[-1].text, piece.text, is_new_line=index == 0):
+                sentences.append(piece)
+            else:
+                last = sentences[-1]
+                sentences[-1] = Line(last.start, max(last.end, piece.end), join([last.text, piece.text]))
+            is_open = True
+    return sorted(sentences, key=lambda sentence: sentence.start)
 
 
-def _pieces(line: Line, text: str) -> Iterator[tuple[str, float, float]]:
-    """Split a line after each sentence, and yield the pieces with their start and end."""
-    rate, cursor = (line.end - line.start) / len(text), 0
-    for stop in [match.end() for match in _SENTENCE_END.finditer(text)] + [len(text)]:
-        if stop > cursor:
-            yield text[cursor:stop].strip(), line.start + cursor * rate, line.start + stop * rate
-        cursor = stop
+def _stops(text: str) -> Iterator[int]:
+    """Yield the places in a line where a sentence ends and another begins."""
+    for match in _STOP.finditer(text):
+        if _ends(text[: match.end()].rstrip(), text[match.end() :], is_new_line=False):
+            yield match.end()
+
+
+def _ends(before: str, after: str, *, is_new_line: bool) -> bool:
+    """Return whether a sentence ends between two texts: not in "Dr. Smith", "5 p.m. today" or "well... maybe"."""
+    if not _SENTENCE_END.search(before):
+        return False
+    first = after.lstrip("\"'“‘«([¿¡")
+    goes_on, is_small = before.endswith(("...", "…")), first[:1].islower()
+    if goes_on or before[-1] in "\"'”’»":
+        return not (is_small or (goes_on and first.startswith(("...", "…"))))
+    word = before.rsplit(None, 1)[-1].lstrip("\"'“‘«([")
+    if not word.endswith("."):
+        return True
+    name = word[:-1].lower()
+    is_initial = re.fullmatch(r"(?:[^\W\d_]\.)+", word) and word != "I." and (is_small or not is_new_line)
+    is_short = name in _BEFORE_NUMBERS and first[:1].isdigit() or name in _BEFORE_SMALL_LETTERS and is_small
+    return not (is_initial or is_short or name in _TITLES)
+
+
+def _without_asides(text: str, report: SubtitleReport) -> str:
+    for pattern in (_MUSIC, _BRACKETS, _PARENTHESES):
+        text, count = pattern.subn(" ", text)
+        text, report.asides = " ".join(text.split()), report.asides + count
+    return text
+
+
+def _without_speaker(text: str, names: set[str], report: SubtitleReport) -> str:
+    text = DASH.sub("", text, count=1) if DASH.match(text) else text
+    match = _SPEAKER.match(text)
+    if not match or match[1] not in names:
+        return text
+    report.speaker_names += 1
+    return text[match.end() :]
+
+
+def _speaker_names(lines: list[Line]) -> set[str]:
+    """Return what stands before colons and certainly names speakers: "ANNA", "DR. SMITH", or "Anna Smith" twice."""
+    texts = [DASH.sub("", line.text, count=1) if DASH.match(line.text) else line.text for line in lines]
+    found = [(match[1], text[match.end() :]) for text in texts if (match := _SPEAKER.match(text))]
+    counts = Counter(name for name, _ in found)
+    return {name for name, rest in found if _is_speaker(name, rest, counts[name])}
+
+
+def _is_speaker(name: str, said: str, count: int) -> bool:
+    words = [word.strip(".").upper() for word in name.split()]
+    if sum(letter.isalpha() for letter in name) < 2 or not _NO_SPEAKERS.isdisjoint(words):
+        return False
+    if name.isupper():
+        # In a text that is all in capitals, "THE REASON IS:" looks like a name.
+        return count > 1 or (len(words) < 4 and any(letter.islower() for letter in said)) or not said
+    is_name = len(words) > 1 and all(word[0].isupper() or word[0] in "#0123456789" for word in name.split())
+    return is_name and (count > 1 or words[0].lower() in _TITLES)
 
 
 def to_timed_messages(
-    sentences: list[Line], *, query: str = NARRATE, say_at: str = "start", end: float | None = None
+    sentences: list[Line],
+    *,
+    query: str = NARRATE,
+    say_at: str = "start",
+    end: float | None = None,
+    report: SubtitleReport | None = None,
 ) -> list[dict[str, Any]]:
     """
     Convert sentences to a dialogue: the query at second 0, then each sentence as a reply.
@@ -143,26 +192,48 @@ def to_timed_messages(
         say_at (`str`, *optional*, defaults to `"start"`): Whether a reply comes when its sentence begins ("start") or
             ends ("end").
         end (`float`, *optional*): Length of the video in seconds. Sentences that begin later are left out.
+        report ([`SubtitleReport`], *optional*): Where to count what was left out.
     """
     if say_at not in ("start", "end"):
         raise ValueError(f"`say_at` is 'start' or 'end', got {say_at!r}.")
-    messages = [{"role": "user", "content": query, "time": 0.0}]
-    for sentence in sentences:
-        if end is not None and sentence.start > end:
-            break
-        time = sentence.start if say_at == "start" else sentence.end
-        time = time if end is None else min(time, end)
-        messages.append({"role": "assistant", "content": sentence.text, "time": round(time, 3)})
-    return messages
+    end = math.inf if end is None else end
+    said = [sentence for sentence in sentences if sentence.start <= end]
+    if report is not None:
+        report.sentences_after_the_end += len(sentences) - len(said)
+    times = [min(sentence.start if say_at == "start" else sentence.end, end) for sentence in said]
+    messages = [
+        {"role": "assistant", "content": sentence.text, "time": round(time, 3)}
+        for time, sentence in sorted(zip(times, said, strict=True), key=lambda item: item[0])
+    ]
+    return [{"role": "user", "content": query, "time": 0.0}, *messages]
 
 
-def video_seconds(video: str | Path) -> float:
-    """Return the length of a video stream in seconds."""
-    with av.open(str(video)) as container:
-        streams = [s for s in container.streams.video if s.duration]
-        if not streams:
-            raise ValueError(f"'{video}' has no video stream of known length.")
-        return float(max(s.duration * s.time_base for s in streams))
+def to_row(video: Path, subtitles: Path, options: argparse.Namespace, report: SubtitleReport) -> dict[str, Any]:
+    """Convert a video and its subtitles to a row of timed messages. Raises `ValueError` if there is no text."""
+    with VideoReader(video) as reader:
+        # Rounded down, so that no time lies behind the last picture.
+        seconds, rate = math.floor(reader.seconds * 1000) / 1000, reader.rate
+    lines = read_subtitles(
+        subtitles,
+        options.stream,
+        encoding=options.encoding,
+        frame_rate=None if rate is None else float(rate),
+        report=report,
+    )
+    sentences = to_sentences(
+        lines,
+        max_gap=options.max_gap,
+        max_words=options.max_words,
+        keep_asides=options.keep_asides,
+        keep_speakers=options.keep_speakers,
+        report=report,
+    )
+    messages = to_timed_messages(sentences, query=options.query, say_at=options.say_at, end=seconds, report=report)
+    if len(messages) == 1:
+        found = f" ({report})" if report else ""
+        raise ValueError(f"'{subtitles}' has no text within the {seconds:.1f} s of '{video}'{found}.")
+    name = os.path.relpath(video.resolve(), options.out.resolve().parent)
+    return {"video": name, "start": 0.0, "end": seconds, "messages": messages}
 
 
 def main() -> None:
@@ -173,10 +244,11 @@ def main() -> None:
         "--subtitles",
         nargs="+",
         type=Path,
-        help=".srt or .vtt files, one per video; default: the streams in the videos",
+        help="subtitle files of any format, one per video; default: the streams in the videos",
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to write")
     parser.add_argument("--stream", type=int, default=0, help="index of the subtitle stream")
+    parser.add_argument("--encoding", help="encoding of subtitle files, such as cp1252; default: UTF-8, else a guess")
     parser.add_argument("--query", default=NARRATE, help="what the user says first")
     parser.add_argument(
         "--say_at", choices=("start", "end"), default="start", help="reply at the start or the end of a sentence"
@@ -184,30 +256,21 @@ def main() -> None:
     parser.add_argument("--max_gap", type=float, default=1.5, help="seconds of silence that end a sentence")
     parser.add_argument("--max_words", type=int, default=40, help="end a longer sentence at the next line")
     parser.add_argument("--keep_asides", action="store_true", help='keep "[Music]" and the like')
-    parser.add_argument("--keep_speakers", action="store_true", help='keep "ANNA:" before a line')
+    parser.add_argument("--keep_speakers", action="store_true", help='keep "ANNA:" or a dash before a line')
     options = parser.parse_args()
     if options.subtitles is not None and len(options.subtitles) != len(options.videos):
         parser.error(f"got {len(options.subtitles)} subtitle files for {len(options.videos)} videos")
-    rows = []
-    for video, source in zip(options.videos, options.subtitles or options.videos, strict=True):
-        try:
-            lines, seconds = read_subtitles(source, options.stream), video_seconds(video)
-        except (ValueError, FileNotFoundError) as error:
-            raise SystemExit(f"error: {error}") from None
-        sentences = to_sentences(
-            lines,
-            max_gap=options.max_gap,
-            max_words=options.max_words,
-            keep_asides=options.keep_asides,
-            keep_speakers=options.keep_speakers,
-        )
-        messages = to_timed_messages(sentences, query=options.query, say_at=options.say_at, end=seconds)
-        if len(messages) == 1:
-            raise SystemExit(f"error: '{source}' has no text within the {seconds:.1f} s of '{video}'.")
-        name = os.path.relpath(video.resolve(), options.out.resolve().parent)
-        rows.append({"video": name, "start": 0.0, "end": round(seconds, 3), "messages": messages})
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    rows, notes = [], []
+    try:
+        for video, source in zip(options.videos, options.subtitles or options.videos, strict=True):
+            report = SubtitleReport()
+            rows.append(to_row(video, source, options, report))
+            notes += [f"{source}: {report}"] if report else []
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(*notes, sep="\n", end="\n" if notes else "")
     print(f"{options.out}: {len(rows)} rows, {sum(len(row['messages']) - 1 for row in rows)} replies")
 
 

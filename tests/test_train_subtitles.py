@@ -1,0 +1,519 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Subtitles become timed messages: formats, encodings, markup, sentences, and what is left out."""
+
+import json
+import random
+import struct
+from pathlib import Path
+
+import av
+import pytest
+from tiny import random_frames, write_clip
+
+from videollm_mod.train.data import subtitles
+from videollm_mod.train.data.subtitle_formats import Line, SubtitleReport, read_subtitles
+from videollm_mod.train.data.subtitles import to_sentences, to_timed_messages
+from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
+
+
+NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"
+SRT = """1
+00:00:00,500 --> 00:00:02,000
+<i>Hello</i> there
+my friend.
+
+2
+00:00:02,000 --> 00:00:04,000
+[Door] It opens. ANNA: And
+
+3
+00:00:04,100 --> 00:00:05,100
+ANNA: then it closes &amp; stays
+
+4
+00:00:09,000 --> 00:00:10,000
+silent
+"""
+
+
+def srt(*cues):
+    """Write cues (start, end, text) as SubRip."""
+    clock = [[f"{time // 3600:02.0f}:{time // 60 % 60:02.0f}:{time % 60:06.3f}" for time in cue[:2]] for cue in cues]
+    return "".join(f"{n}\n{a} --> {b}\n{cue[2]}\n\n" for n, ((a, b), cue) in enumerate(zip(clock, cues, strict=True)))
+
+
+def ass(*texts, start=0):
+    """Write an event of one second for each text."""
+    head = "[Script Info]\nScriptType: v4.00+\n\n[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, Text\n"
+    lines = [f"0,0:00:0{start + n}.00,0:00:0{start + n + 1}.00,Default,,0,0,0,,{text}" for n, text in enumerate(texts)]
+    return head + "".join(f"Dialogue: {line}\n" for line in lines)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read a text or bytes as a subtitle file; return its lines, or its sentences."""
+
+    def read(content, name="a.srt", *, report=None, sentences=False, **options):
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        lines = read_subtitles(path, report=report, **options)
+        return [s.text for s in to_sentences(lines, report=report)] if sentences else lines
+
+    return read
+
+
+@pytest.fixture
+def convert(tmp_path, monkeypatch):
+    """Run the command; return the messages of the rows that it writes."""
+
+    def convert(*arguments):
+        out = tmp_path / "out.jsonl"
+        monkeypatch.setattr("sys.argv", ["subtitles.py", *map(str, arguments), "--out", str(out)])
+        subtitles.main()
+        return [json.loads(line)["messages"][1:] for line in out.read_text(encoding="utf-8").splitlines()]
+
+    return convert
+
+
+def texts(lines):
+    return [line.text for line in lines]
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+TWO = [Line(0.5, 1.5, "A red ball."), Line(2.0, 3.0, "It leaves.")]
+TTML = 'xmlns="http://www.w3.org/ns/ttml"'
+OLD_TTML = 'xmlns="http://www.w3.org/2006/10/ttaf1" xmlns:p="http://www.w3.org/2006/10/ttaf1#parameter"'
+FORMATS = {
+    "a.srt": "1\n00:00:00,500 --> 00:00:01,500\nA red ball.\n\n2\n00:00:02,000 --> 00:00:03,000\nIt leaves.\n",
+    "crlf.srt": "1\r\n0:0:0,5 --> 0:0:1,50\r\nA red\r\nball.\r\n\r\n2\r\n0:0:2.0 -> 0:0:3.0\r\nIt leaves.\r\n",
+    "cr.srt": "1\r00:00:00,500 --> 00:00:01,500\rA red ball.\r\r2\r00:00:02,000 --> 00:00:03,000\rIt leaves.",
+    "no_index.srt": "00:00:00,500 --> 00:00:01,500\nA red ball.\n\n00:00:02,000 --> 00:00:03,000\nIt leaves.\n",
+    "no_blank.srt": "1\n00:00:00,500 --> 00:00:01,500\nA red ball.\n2\n00:00:02,000 --> 00:00:03,000\nIt leaves.\n",
+    "blank.srt": "1\n00:00:00,500 --> 00:00:01,500 X1:1\nA red\n\nball.\n\n2\n0:0:2,000 --> 0:0:3,00\nIt leaves.",
+    "unsorted.srt": "1\n00:00:02,000 --> 00:00:03,000\nIt leaves.\n\n2\n00:00:00,500 --> 00:00:01,500\nA red\0 ball.",
+    "a.vtt": """WEBVTT - x
+
+NOTE a
+b
+
+id
+00:00.500 --> 00:01.500 line:0
+A red ball.
+
+STYLE
+::cue {}
+
+id-2
+00:02.000 --> 00:03.000
+It leaves.
+
+NOTE end""",
+    "no_header.vtt": "00:00.500 --> 00:01.500\nA red ball.\n\n00:02.000 --> 00:03.000\nIt leaves.\n",
+    "a.sbv": "0:00:00.500,0:00:01.500\nA red[br]ball.\n\n0:00:02.000,0:00:03.000\nIt leaves.\n",
+    "a.ttml": f"""<?xml version="1.0"?><tt {TTML}><body><div>
+        <p begin="0.5s" end="1.5s">A red<br/><span>ball.</span></p>
+        <p begin="00:00:02.000" end="00:00:03.000">It leaves.</p></div></body></tt>""",
+    "frames.ttml": f"""<tt {OLD_TTML} p:frameRate="10" p:tickRate="1000"><body><div>
+        <p begin="00:00:00:05" dur="1s">A red ball.</p><p begin="2000t" end="30f">It leaves.</p></div></body></tt>""",
+    "a.srv1": """<transcript><text start="0.5" dur="1">A red ball.</text>
+        <text start="2" dur="1">It leaves.</text></transcript>""",
+    "a.srv3": """<?xml version="1.0"?><timedtext format="3"><body>
+        <p t="500" d="1000"><s>A</s><s t="9"> red ball.</s></p>
+        <p t="2000" d="1000">It leaves.</p></body></timedtext>""",
+    "a.json3": """{"events": [{"tStartMs": 500, "dDurationMs": 1000, "segs": [{"utf8": "A"}, {"utf8": " red ball."}]},
+        {"tStartMs": 2000, "dDurationMs": 1000, "segs": [{"utf8": "It leaves."}]}]}""",
+    "whisper.json": """{"segments": [{"start": 0.5, "end": 1.5, "text": " A red ball."},
+        {"start": 2, "end": 3, "text": "It leaves."}, {"start": null, "end": 9, "text": "x"}]}""",
+    "words.json": """{"words": [{"word": "A", "start": 0.5, "end": 1}, {"word": "red", "start": 1, "end": 1.2},
+        {"word": "ball.", "start": 1.2, "end": 1.5}, {"word": " It leaves.", "start": 2, "end": 3}]}""",
+    "cpp.json": """{"transcription": [{"offsets": {"from": 500, "to": 1500}, "text": " A red ball."},
+        {"offsets": {"from": 2000, "to": 3000}, "text": " It leaves."}]}""",
+    "transformers.json": """{"chunks": [{"timestamp": [0.5, 1.5], "text": " A red ball."},
+        {"timestamp": [2.0, 3.0], "text": " It leaves."}]}""",
+    "whisper.tsv": "start\tend\ttext\n500\t1500\tA red ball.\n2000\t3000\tIt leaves.\n",
+    "whisper.txt": "[00:00.500 --> 00:01.500]  A red ball.\n[00:00:02.000 --> 00:00:03.000]  It leaves.\n",
+    "jax.txt": "[00:00.500 -> 00:01.500]  A red ball.\n[00:02.000 -> 00:03.000]  It leaves.\n",
+    "labels.txt": "0.500000\t1.500000\tA red ball.\n2.000000\t3.000000\tIt leaves.\n",
+    "rate.sub": "{1}{1}10\n{5}{15}{y:i}A red|ball.\n{20}{30}It leaves.\n",
+    "no_rate.sub": "{5}{15}A red ball.\n{20}{30}It leaves.\n",
+    "mpl2.txt": "[5][15]/A red|ball.\n[20][30]It leaves.\n",
+    "subviewer.sub": """[INFORMATION]
+[END INFORMATION]
+[SUBTITLE]
+00:00:00.50,00:00:01.50
+A red[br]ball.
+
+00:00:02.00,00:00:03.00
+It leaves.
+""",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_are_read_alike(read, name):
+    assert read(FORMATS[name], name, frame_rate=10.0) == TWO
+
+
+def test_formats_without_ends(read):
+    report = SubtitleReport()
+    lyrics = "[ti:Song]\n[00:00.50][00:04.00]A red ball.\n[00:02.00]It <00:02.40>leaves.\n"
+    lines = read(lyrics, "a.lrc", report=report)
+    assert [line.start for line in lines] == [0.5, 2.0, 4.0]
+    assert texts(lines) == ["A red ball.", "It leaves.", "A red ball."]
+    assert lines[0].end == 2.0 and report.mended_ends == 1
+    assert texts(read("00:00:01:A red|ball, a < b > c.\n00:00:03:It leaves.\n", "tmp.txt")) == [
+        "A red ball, a < b > c.",
+        "It leaves.",
+    ]
+    sami = "<SAMI><BODY><SYNC Start=500><P>A <i>red</i> ball &lt; x<br>y.<SYNC Start=1500><P>&nbsp;</BODY></SAMI>"
+    assert read(sami, "a.smi") == [Line(0.5, 1.5, "A red ball < x y.")]
+    lines = read(
+        srt((1.5, 0.5, "Back."), (2, 2, "Zero.")) + "9\n100:00:00,000 --> 100:00:01,000\nLate.\n", report=report
+    )
+    assert [(line.start, line.end) for line in lines] == [
+        (1.5, 2),
+        (2, 2),
+        (360000, 360001),
+    ] and report.mended_ends == 2
+
+
+def test_numbers_that_are_text_stay(read):
+    assert texts(read(srt((0, 1, "The answer is\n42"), (2, 3, "7")))) == ["The answer is 42", "7"]
+    assert texts(read("00:01.000 --> 00:02.000\nA\n42\n", "a.vtt")) == ["A 42"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "Une balle rouge est entrée à gauche.\nLe café s’ouvre."),
+        ("cp1251", "Красный мяч входит.\nОн уходит."),
+        ("cp1250", "Czerwona piłka wpada.\nŻółw śpi."),
+        ("gb18030", "红球进来。\n它离开。"),
+        ("big5", "紅球從左邊進來。\n它離開了。"),
+        ("cp932", "赤いボールが左から入る。\nそして出ていく。"),
+        ("cp949", "빨간 공이 들어옵니다.\n그것은 떠납니다."),
+        ("cp1253", "Μια κόκκινη μπάλα μπαίνει.\nΦεύγει από εδώ."),
+    ],
+)
+def test_encodings_are_guessed_and_named(read, encoding, text):
+    report, rows = SubtitleReport(), text.split("\n")
+    content = srt((0, 1, rows[0]), (2, 3, rows[1])).encode(encoding)
+    assert texts(read(content, report=report)) == rows
+    assert f"guessed encoding {encoding}" in str(report)
+    report = SubtitleReport()
+    assert texts(read(content, encoding=encoding, report=report)) == rows and not report
+
+
+@pytest.mark.parametrize("encoding", ["utf_8", "utf_8_sig", "utf_16", "utf_16_le", "utf_16_be", "utf_32"])
+def test_unicode_needs_no_guess(read, encoding):
+    report = SubtitleReport()
+    text = "Schön — 👋 \u200eשלום."
+    assert (
+        texts(read(srt((0, 1, text)).encode(encoding), report=report)) == [text.replace("\u200e", "")] and not report
+    )
+
+
+def test_spoilt_utf_8_stays_utf_8(read):
+    report = SubtitleReport()
+    content = srt((0, 1, "Красный мяч входит слева.")).encode().replace("й".encode(), b"\xff")
+    assert (
+        texts(read(content, report=report)) == ["Красны\ufffd мяч входит слева."] and report.unreadable_characters == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"", {}, "is empty"),
+        (b"\n\n", {}, "is empty"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", {}, "is a web page, not subtitles"),
+        (b"Hello.\nNo times here.\n", {}, "is in no subtitle format that is known"),
+        (random.Random(0).randbytes(3000), {}, "neither a text nor a video"),
+        (b'{"segments": [{"start"', {}, "cannot be read as subtitles"),
+        (b"{5}{15}A red ball.\n", {}, "Framerate was not specified"),
+        (srt((0, 1, "é")).encode(), {"encoding": "ascii"}, "cannot be read as ascii"),
+        (srt((0, 1, "é")).encode(), {"encoding": "klingon"}, "cannot be read as klingon"),
+    ],
+)
+def test_unreadable_files_are_named_in_one_line(read, content, options, message):
+    with pytest.raises(ValueError, match=message) as failed:
+        read(content, **options)
+    assert "a.srt" in str(failed.value) and "\n" not in str(failed.value)
+
+
+@pytest.mark.parametrize("name", ["a.srt", "a.vtt", "a.ttml", "whisper.json", "rate.sub", "a.ass"])
+def test_spoilt_bytes_give_lines_or_one_error(read, name):
+    content = ass("A red ball.", "It leaves.").encode() if name == "a.ass" else FORMATS[name].encode()
+    for at in range(0, len(content), 3):
+        for spoilt in (b"\0\0\0", b"\xff\xfe\xfd", b"{<:", b""):
+            try:
+                for sentence in to_sentences(read(content[:at] + spoilt + content[at + 3 :], name)):
+                    assert 0 <= sentence.start <= sentence.end and sentence.text.encode()
+            except ValueError as error:
+                assert name in str(error) and "\n" not in str(error)
+
+
+# -------------------------------------------------------------------------------------------------------------- markup
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("If a < b and c > d then stop.", "If a < b and c > d then stop."),
+        ("I <3 you -> see, a <b and c> d.", "I <3 you -> see, a <b and c> d."),
+        ('<font color="#f00">A <b>red</b></font> <c.yellow>ball</c>{\\an8}', "A red ball"),
+        ("<00:00:01.000><c> Now</c> &lt;i&gt; <i>x</i> AT&amp;T &copy that", "Now <i> x AT&T &copy that"),
+        ("Press <Enter>, <unknown>.", "Press <Enter>, <unknown>."),
+        ("<v Anna>Hello<br/>there.</v>", "Hello there."),
+        ("<ruby>漢<rt>かん</rt>字</ruby>", "漢字"),
+    ],
+)
+def test_known_tags_go_then_entities(read, text, plain):
+    for name in ("a.srt", "a.vtt"):
+        assert texts(read(f"WEBVTT\n\n00:01.000 --> 00:02.000\n{text}\n"[8 * (name == "a.srt") :], name)) == [plain]
+
+
+def test_drawings_overrides_and_comments_of_ass_go(read):
+    report = SubtitleReport()
+    content = ass(
+        "{\\i1}A ball{\\i0} enters\\Nfrom the\\hleft, a < b.",
+        "{\\p1}m 0 0 l 100 0{\\p0}",
+        "{\\p1}m 0 0{\\p0}Sign{a note}\\ntext, with commas.",
+        "{\\k20}ka{\\k30}ra{\\k20}oke \\{x\\}.",
+    )
+    content += (
+        "Comment: 0,0:00:00.00,0:00:01.00,Default,,0,0,0,,no\nDialogue: 0,0:00:xx,0:00:01.00,Default,,0,0,0,,no\n"
+    )
+    assert texts(read(content, "a.ass", report=report)) == [
+        "A ball enters from the left, a < b.",
+        "Sign text, with commas.",
+        "karaoke {x}.",
+    ]
+    assert (report.drawings, report.comments, report.spoilt_lines) == (2, 1, 1)
+    assert str(report) == "left out spoilt lines: 1, drawings: 2, comments: 1"
+
+
+# --------------------------------------------------------------------------------------------------------------- lines
+
+YOUTUBE = """WEBVTT
+Kind: captions
+
+00:00:00.160 --> 00:00:01.430 align:start position:0%
+ \nso<00:00:00.500><c> today</c><00:00:00.800><c> we</c>
+
+00:00:01.430 --> 00:00:01.440 align:start position:0%
+so today we
+ \n
+00:00:01.440 --> 00:00:02.750 align:start position:0%
+so today we
+look<00:00:01.700><c> at</c>
+
+00:00:02.750 --> 00:00:02.760 align:start position:0%
+look at
+ \n
+00:00:02.760 --> 00:00:04.000 align:start position:0%
+look at
+a<00:00:03.000><c> ball</c>
+"""
+
+
+def test_rolling_captions_come_once(read):
+    report = SubtitleReport()
+    lines = read(YOUTUBE, "a.vtt", report=report)
+    assert [(line.start, line.text) for line in lines] == [(0.16, "so today we"), (1.44, "look at"), (2.76, "a ball")]
+    assert report.repeated_lines == 4
+    two = srt((0, 1, "first\nsecond"), (1, 2, "second\nthird"), (2, 3, "third\nfourth"), (3, 4, "fourth"))
+    assert [(line.start, line.text) for line in read(two)] == [(0, "first second"), (1, "third"), (2, "fourth")]
+    grown = srt(*[(n, n + 1, " ".join(["so", "today", "we", "look", "at"][: n + 1])) for n in range(5)])
+    assert [(line.start, line.text) for line in read(grown)] == list(enumerate(["so", "today", "we", "look", "at"]))
+
+
+def test_repeated_lines_go_only_where_cues_touch(read):
+    report = SubtitleReport()
+    lines = read(srt((0.5, 1, "Jump!"), (1.5, 2, "Jump!"), (4, 4.5, "Jump!"), (4.5, 6, "Jump!")), report=report)
+    assert lines == [Line(0.5, 1, "Jump!"), Line(1.5, 2, "Jump!"), Line(4, 6, "Jump!")] and report.repeated_lines == 1
+    assert len(to_sentences(lines)) == 3
+    layers = "".join(f"Dialogue: {n},0:00:01.00,0:00:02.00,Default,,0,0,0,,{text}\n" for n in (0, 1) for text in "AB")
+    assert texts(read(ass() + layers, "a.ass")) == ["A", "B"]
+
+
+def test_speakers_in_one_cue_come_one_by_one(read):
+    lines = read(srt((0, 1, "- Who is\nthere?\n- Me."), (2, 3, "- Who is it? - Me."), (4, 5, "Well - yes\n- no.")))
+    assert texts(lines) == ["- Who is there?", "- Me.", "- Who is it?", "- Me.", "Well - yes - no."]
+    assert [line.start for line in lines[:2]] == [0, pytest.approx(16 / 21)] and lines[0].end == lines[1].start
+
+
+def test_lines_become_sentences(read):
+    lines = read(SRT)
+    assert lines[0] == Line(0.5, 2.0, "Hello there my friend.") and len(lines) == 4
+    sentences = to_sentences(lines)
+    assert texts(sentences) == ["Hello there my friend.", "It opens.", "ANNA: And then it closes & stays", "silent"]
+    # The third sentence begins within a line. Its time is interpolated by the length of the text before it.
+    assert sentences[1].start == 2.0 and 2.5 < sentences[2].start < 3.5 and sentences[2].end == pytest.approx(5.1)
+    assert "[Door]" in to_sentences(lines, keep_asides=True)[1].text
+    assert len(to_sentences(lines, max_gap=10.0)) == 3
+    assert texts(to_sentences(lines, max_words=1))[-2:] == ["then it closes & stays", "silent"]
+    assert "ANNA: then" in to_sentences(lines, keep_speakers=True, max_words=1)[-2].text
+    assert texts(to_sentences([Line(0, 9, "A sign"), Line(1, 2, "Hello."), Line(3, 4, "Bye.")])) == [
+        "A sign",
+        "Hello.",
+        "Bye.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        (
+            "Mr. Smith of the U.S. Navy weighs 3.5 kg. Really?!",
+            ["Mr. Smith of the U.S. Navy weighs 3.5 kg.", "Really?!"],
+        ),
+        (
+            "See No. 5 at 5 p.m. today, J. R. Smith. No. So do I. Yes.",
+            ["See No. 5 at 5 p.m. today, J. R. Smith.", "No.", "So do I.", "Yes."],
+        ),
+        ("Well... maybe. Wait… What?", ["Well... maybe.", "Wait…", "What?"]),
+        ('He said "Stop." Then: "Really?" she asked.', ['He said "Stop."', 'Then: "Really?" she asked.']),
+        (
+            "红球进来。它变成蓝色！然后「离开。」好吗？！没有了",
+            ["红球进来。", "它变成蓝色！", "然后「离开。」", "好吗？！", "没有了"],
+        ),
+        ("真的?好的!用Python写。", ["真的?", "好的!", "用Python写。"]),
+    ],
+)
+def test_where_sentences_end(text, sentences):
+    assert texts(to_sentences([Line(0, 1, text)])) == sentences
+
+
+def test_scripts_without_spaces_are_joined_without(read):
+    assert read(srt((0, 1, "红球\n进来"), (1, 2, "了。然后"), (2, 3, "离开。")), sentences=True) == [
+        "红球进来了。",
+        "然后离开。",
+    ]
+    assert read(srt((0, 1, "ลูกบอล\nสีแดง"), (1, 2, "เข้ามา")), sentences=True) == ["ลูกบอลสีแดงเข้ามา"]
+    assert read(srt((0, 1, "빨간\n공이"), (1, 2, "와요.")), sentences=True) == ["빨간 공이 와요."]
+    # Characters count for `max_words`.
+    lines = [Line(n, n + 1, f"这是一个没有标点的句子{n}") for n in range(4)]
+    assert len(to_sentences(lines, max_words=20)) == 2
+
+
+def test_speakers_go_only_where_certain(read):
+    report = SubtitleReport()
+    cues = ["ANNA: Hi.", "DR. SMITH (V.O.): Come.", "Dr. Lee: No.", "MAN #2:\nGo.", ">> АННА: Да.", "- BOB: Well."]
+    cues += ["Anna Smith: Once.", "NOTE: Important.", "I: the first person.", "It is 12:30 now.", "THE REASON: None."]
+    cues += ["-5 degrees.", "5-10 people.", "-$5 each.", "– Dash."]
+    spoken = read(srt(*[(n, n + 0.5, cue) for n, cue in enumerate(cues)]), sentences=True, report=report)
+    assert spoken[:6] == ["Hi.", "Come.", "No.", "Go.", "Да.", "Well."] and report.speaker_names == 6
+    assert spoken[6:] == [*cues[6:-1], "Dash."]
+    twice = srt((0, 1, "Anna Smith: Once."), (2, 3, "Bob Lee: Hi."), (4, 5, "Anna Smith: Twice."))
+    assert read(twice, sentences=True) == ["Once.", "Bob Lee: Hi.", "Twice."]
+    assert read(srt((0, 1, "WE SAY: GO."), (2, 3, "JOHN: NO."), (4, 5, "JOHN: YES.")), sentences=True) == [
+        "WE SAY: GO.",
+        "NO.",
+        "YES.",
+    ]
+
+
+def test_asides_go_and_parts_of_sentences_stay(read):
+    report = SubtitleReport()
+    cues = ["♪ La la ♪", "[door slams] Who's there?", "(sighs)", "Hello. (laughs) Bye.", "（笑）そう。"]
+    cues += ["The function f(x) is g[0].", "Call 555 (home) now."]
+    content = srt(*[(2 * n, 2 * n + 0.1, cue) for n, cue in enumerate(cues)])
+    assert read(content, sentences=True, report=report) == ["Who's there?", "Hello.", "Bye.", "そう。", *cues[5:]]
+    assert report.asides == 5
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def test_sentences_become_messages():
+    sentences = [Line(0.5, 2.0, "One."), Line(3.0, 6.0, "Two."), Line(9.0, 9.5, "Three.")]
+    report = SubtitleReport()
+    messages = to_timed_messages(sentences, end=5.0, report=report)
+    assert [(m["role"], m["time"]) for m in messages] == [("user", 0.0), ("assistant", 0.5), ("assistant", 3.0)]
+    assert report.sentences_after_the_end == 1
+    assert [m["time"] for m in to_timed_messages(sentences, say_at="end", end=5.0)] == [0.0, 2.0, 5.0]
+    nested = [Line(0.0, 4.0, "A sign."), Line(1.0, 2.0, "Hello.")]
+    assert [m["content"] for m in to_timed_messages(nested, say_at="end")[1:]] == ["Hello.", "A sign."]
+    with pytest.raises(ValueError, match="'start' or 'end'"):
+        to_timed_messages(sentences, say_at="middle")
+
+
+def test_a_video_becomes_rows_in_one_command(tmp_path, convert, capsys):
+    convert(NASA)
+    rows = load_timed_messages(tmp_path / "out.jsonl")
+    assert rows[0]["video"] == str(NASA.resolve()) and list(find_faults(rows)) == []
+    first = rows[0]["messages"][1]
+    assert first["content"].startswith("This is the optical") and first["content"].endswith("Maryland.")
+    assert f"{NASA}: left out other streams: 1, speaker names: 1" in capsys.readouterr().out
+    (tmp_path / "a.srt").write_bytes(SRT.replace("friend", "été").encode("cp1252"))
+    convert(NASA, NASA, "--subtitles", tmp_path / "a.srt", NASA, "--query", "Talk.")
+    rows = load_timed_messages(tmp_path / "out.jsonl")
+    assert len(rows) == 2 and rows[0]["messages"][0]["content"] == "Talk."
+    said = capsys.readouterr().out
+    assert "2 rows" in said and "a.srt: guessed encoding cp1252" in said
+
+
+def write_subtitled(path, *, start=0, encoding="utf-8"):
+    """Write a clip of 4 s with a stream of subtitles. The clock of the file begins at `start` seconds."""
+    cues = {0.5: "If a < b then é.", 2: "- Hi.\n- <i>Bye</i>."}
+    clip = write_clip(path.with_name("clip.webm"), random_frames(40), fps=10, codec="libvpx")
+    words = path.with_name("words.vtt" if path.suffix == ".webm" else "words.srt")
+    words.write_text("WEBVTT\n\n" * (path.suffix == ".webm") + srt(*[(at, at + 1, cues[at]) for at in cues]))
+    with av.open(str(clip)) as pictures, av.open(str(words)) as lines, av.open(str(path), "w") as container:
+        sources = [pictures.streams.video[0], lines.streams.subtitles[0]]
+        streams = [container.add_stream_from_template(source) for source in sources]
+        for source, stream in zip(sources, streams, strict=True):
+            for packet in [packet for packet in source.container.demux(source) if packet.pts is not None]:
+                copy = av.Packet(bytes(packet).decode().encode(encoding) if source is sources[1] else bytes(packet))
+                copy.time_base, copy.duration, copy.is_keyframe = packet.time_base, packet.duration, packet.is_keyframe
+                copy.pts = copy.dts = packet.pts + round(start / packet.time_base)
+                copy.stream = stream
+                container.mux(copy)
+    return path
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".mkv", 0), (".mkv", 100), (".webm", 0)])
+def test_streams_without_a_length_of_their_own(tmp_path, convert, suffix, start):
+    video = write_subtitled(tmp_path / f"a{suffix}", start=start)
+    [messages] = convert(video)
+    assert [(m["time"], m["content"]) for m in messages] == [(0.5, "If a < b then é."), (2.0, "Hi."), (2.5, "Bye.")]
+    assert json.loads((tmp_path / "out.jsonl").read_text())["end"] == 4.0
+
+
+def test_subtitle_streams_that_are_not_utf_8(tmp_path, convert, capsys):
+    [messages] = convert(write_subtitled(tmp_path / "a.mkv", encoding="cp1252"))
+    assert messages[0]["content"] == "If a < b then é."
+    assert "guessed encoding cp1252" in capsys.readouterr().out
+
+
+def pgs():
+    """Write the beginning of a stream of pictures."""
+    state = struct.pack(">HHBHBBBB", 64, 48, 0x10, 0, 0x80, 0, 0, 0)
+    return b"".join(
+        b"PG" + struct.pack(">IIBH", 45000, 0, kind, len(data)) + data for kind, data in ((0x16, state), (0x80, b""))
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.mp4"], "There is no video file 'gone.mp4'"),
+        (["{nasa}", "--subtitles", "gone.srt"], "There is no file 'gone.srt'"),
+        (["{clip}"], "has no subtitle stream 0: it has 0"),
+        (["{nasa}", "--stream", "7"], "has no subtitle stream 7: it has 2"),
+        (["{nasa}", "--subtitles", "{late}"], "has no text within the 13.0 s"),
+        (["{nasa}", "--subtitles", "{pictures}"], "holds pictures"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, convert, arguments, message):
+    write_clip(tmp_path / "clip.mp4", random_frames(5), fps=10)
+    (tmp_path / "late.srt").write_text(srt((3600, 3601, "Late.")))
+    (tmp_path / "pictures.sup").write_bytes(pgs())
+    names = {"clip": tmp_path / "clip.mp4", "nasa": NASA, "late": tmp_path / "late.srt"}
+    names["pictures"] = tmp_path / "pictures.sup"
+    with pytest.raises(SystemExit) as failed:
+        convert(*(argument.format(**names) for argument in arguments))
+    assert message in str(failed.value) and not (tmp_path / "out.jsonl").exists()
