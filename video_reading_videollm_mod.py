@@ -142,6 +142,8 @@ class VideoReader:
             raise
         self.stream.thread_type = "AUTO"
         self._timeline: _Timeline | None = None
+        self._coded_aspect = self.stream.codec_context.sample_aspect_ratio
+        self._aspect = self.stream.sample_aspect_ratio or self._coded_aspect or 1
         start = Fraction(self.container.start_time or 0, 1_000_000)
         # FFmpeg rounds the container's start to microseconds.
         starts = (s.start_time * s.time_base for s in self.container.streams if s.start_time is not None)
@@ -193,6 +195,7 @@ class VideoReader:
         try:
             for frame in self._decode_from(Fraction(start).limit_denominator(1_000_000)):
                 self.report.spoilt_frames += bool(frame.is_corrupt)
+                self._follow_aspect(frame)
                 time, duration = self._timeline.place(frame)
                 end = time + duration
                 yield time, duration, frame
@@ -207,10 +210,15 @@ class VideoReader:
 
     def picture(self, frame: Any) -> np.ndarray:
         """Return a frame as it is shown: uint8 RGB (height, width, 3), upright, with square pixels."""
-        aspect = self.stream.sample_aspect_ratio or self.stream.codec_context.sample_aspect_ratio or 1
-        width = max(1, round(frame.width * aspect)) if 0.1 <= aspect <= 10 else frame.width
+        width = max(1, round(frame.width * self._aspect)) if 0.1 <= self._aspect <= 10 else frame.width
         array = self._reformatter.reformat(frame, format="rgb24", width=width).to_ndarray()
         return np.ascontiguousarray(_upright(array, frame))
+
+    def _follow_aspect(self, frame: Any) -> None:
+        """The container's pixel aspect holds until a key frame brings another one, as in broadcasts."""
+        coded = self.stream.codec_context.sample_aspect_ratio
+        if frame.key_frame and coded != self._coded_aspect:
+            self._coded_aspect, self._aspect = coded, coded or 1
 
     def _measured(self) -> tuple[Fraction, bool]:
         about = os.stat(self.source)
@@ -546,12 +554,29 @@ def _best_stream(container: Any, source: str) -> Any:
 
 def _upright(array: np.ndarray, frame: Any) -> np.ndarray:
     """Apply the display matrix to a picture (height, width, 3): source x, y go to a x + c y, b x + d y."""
-    if not any(data.type.name == "DISPLAYMATRIX" for data in frame.side_data):
+    try:
+        side_data = frame.side_data
+    except ValueError:
+        side_data = _without_unknown_side_data(frame).side_data
+    if not any(data.type.name == "DISPLAYMATRIX" for data in side_data):
         return array
-    a, b, _, c, d = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)[:5].tolist()
     if abs(b) > abs(a):
         array, a, d = array.swapaxes(0, 1), c, b
     return array[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _without_unknown_side_data(frame: Any) -> Any:
+    """Remove side data that PyAV has no name for, such as the EXIF data of a photo: it cannot read the rest then."""
+    known = {kind.value for kind in av.sidedata.sidedata.Type}
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or Fraction(1)
+    )
+    removals = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(64) if kind not in known]
+    graph.link_nodes(source, *removals, graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 __all__ = ["ReadingReport", "VideoReader", "goes_on", "is_complete", "open_container", "read_video"]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from av.stream import Disposition
+from PIL import Image
 from tiny import random_frames, write_clip
 
 from videollm_mod import VideoReader, read_video
@@ -77,24 +78,65 @@ def test_containers_and_codecs(tmp_path, codec, ending):
     assert np.abs(np.array(numbers(read_video(path, fps=2))) - [0, 5, 10, 15]).max() <= 1
 
 
-def matrix(degrees):
-    """Return the 36 bytes of a display matrix in an mp4's track header that turns the picture clockwise."""
-    cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
-    numbers = [cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30]
+def matrix(a, b, c, d):
+    """Return the 36 bytes of a display matrix in an mp4's track header: x, y go to a x + c y, b x + d y."""
+    numbers = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
     return b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
 
 
-@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
-def test_rotation_in_the_metadata_is_applied(tmp_path, degrees):
-    upright = np.zeros((4, 32, 48, 3), np.uint8)
-    upright[:, :16, :24] = 255  # white in the top left corner
-    path = write_clip(tmp_path / "clip.mp4", upright)
+# Display matrices, and what they do to a picture, in the order of EXIF's orientations 1 to 8.
+ORIENTATIONS = {
+    (1, 0, 0, 1): lambda picture: picture,
+    (-1, 0, 0, 1): lambda picture: picture[:, ::-1],
+    (-1, 0, 0, -1): lambda picture: picture[::-1, ::-1],
+    (1, 0, 0, -1): lambda picture: picture[::-1],
+    (0, 1, 1, 0): lambda picture: picture.swapaxes(0, 1),
+    (0, 1, -1, 0): lambda picture: np.rot90(picture, -1),
+    (0, -1, -1, 0): lambda picture: np.rot90(picture, 2).swapaxes(0, 1),
+    (0, -1, 1, 0): lambda picture: np.rot90(picture),
+}
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov"])
+@pytest.mark.parametrize("numbers", ORIENTATIONS)
+def test_rotation_and_mirror_in_the_metadata_are_applied(tmp_path, numbers, ending):
+    stored = np.zeros((4, 32, 48, 3), np.uint8)
+    stored[:, :16, :24] = 255  # white in the top left corner
+    stored[:, 16:, :24] = 128
+    path = write_clip(tmp_path / f"clip.{ending}", stored)
     content = path.read_bytes()
     header = content.index(b"tkhd") + 4 + 40
-    assert content[header : header + 36] == matrix(0)
-    path.write_bytes(content[:header] + matrix(degrees) + content[header + 36 :])
+    assert content[header : header + 36] == matrix(1, 0, 0, 1)
+    path.write_bytes(content[:header] + matrix(*numbers) + content[header + 36 :])
     _, frame = next(read_video(path))
-    assert np.abs(frame.astype(int) - np.rot90(upright[0], -degrees // 90)).mean() < 5
+    upright = ORIENTATIONS[numbers](stored[0])
+    assert frame.shape == upright.shape and np.abs(frame.astype(int) - upright).mean() < 5
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_shown_upright(tmp_path, orientation, ending):
+    """PyAV has no name for EXIF data, beside which FFmpeg gives the display matrix."""
+    stored = np.zeros((32, 48, 3), np.uint8)
+    stored[:16, :24], stored[16:, :24] = 255, 128
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(stored).save(tmp_path / f"photo.{ending}", exif=exif)
+    [(_, frame)] = read_video(tmp_path / f"photo.{ending}", fps=2)
+    upright = list(ORIENTATIONS.values())[orientation - 1](stored)
+    assert frame.shape == upright.shape and np.abs(frame.astype(int) - upright).mean() < 5
+
+
+def test_pixels_change_their_shape_in_a_broadcast(tmp_path):
+    parts = []
+    for index, aspect in enumerate(("1/1", "16/11")):
+        sar = {"x264opts": f"sar={aspect}:bframes=2"}
+        times = [index + i / 10 for i in range(10)]
+        parts.append(write_clip(tmp_path / f"{index}.ts", numbered(10, (48, 64)), times=times, **sar).read_bytes())
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+    with VideoReader(path) as reader:
+        assert [reader.picture(frame).shape[1] for *_, frame in reader.frames()] == [64] * 10 + [93] * 10
 
 
 def test_the_best_of_several_video_streams(tmp_path):
