@@ -124,7 +124,11 @@ def narrate(
     vtt: Annotated[Path | None, typer.Option(help="Write the narration as WebVTT subtitles.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write the narration as JSON, one event per line.")] = None,
     burn_in: Annotated[
-        Path | None, typer.Option(help="Write the video with the narration as captions: an mp4 without sound.")
+        Path | None, typer.Option(help="Write the video with the narration as captions, and its sound, as an mp4.")
+    ] = None,
+    font: Annotated[
+        Path | None,
+        typer.Option(help="Font file for --burn-in.", show_default="an installed one that has the letters"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -138,6 +142,7 @@ def narrate(
         outputs = {kind: path for kind, path in written.items() if path is not None}
         _check_options(fps=fps, interval_threshold=interval_threshold, max_frames=max_frames, text=query)
         _check_outputs(outputs, video)
+        _check_burn_in(burn_in, font, query)
         _check_video(video, fps=fps, when_behind=when_behind)
         processor, session = _open(
             video,
@@ -154,7 +159,7 @@ def narrate(
         _ask_first(session, query)
         behind = {"when_behind": when_behind, "max_waiting": max_waiting}
         seconds, dropped = _watch(processor, video, session, fps=fps, as_json=as_json, **behind)
-        is_written = _write(outputs, video, session, fps=fps)
+        is_written = _write(outputs, video, session, fps=fps, font=font)
         _print_summary(session, seconds, dropped, as_json)
     if not is_written:
         raise typer.Exit(1)
@@ -226,11 +231,26 @@ def _check_outputs(outputs: dict[str, Path], video: str) -> None:
     check_outputs({f"--{kind.replace('_', '-')}": path for kind, path in outputs.items()}, video)
 
 
+def _check_burn_in(burn_in: Path | None, font: Path | None, query: str | None) -> None:
+    """Raise `ValueError` if captions cannot be burnt in, and say so if they probably lack letters."""
+    if burn_in is None:
+        if font is not None:
+            raise ValueError("--font is the font of --burn-in: give both.")
+        return
+    from videollm_mod.space.caption_drawing import Fonts, name_characters
+    from videollm_mod.space.video_writing import check_encoder
+
+    check_encoder()
+    # The narration is likely to be in the language of the query.
+    if missing := Fonts(font).missing(query or ""):
+        note = f"No font here has {name_characters(missing)}. Install one such as Noto Sans, or give one with --font."
+        typer.secho(f"Note: {note}", err=True, fg="yellow")
+
+
 def _check_video(video: str, *, fps: float, at: float | None = None, when_behind: str | None = None) -> None:
     """Read one frame, so that a wrong video or option is reported before a model is loaded."""
     from videollm_mod.reading_ahead_videollm_mod import WHEN_BEHIND
-    from videollm_mod.space.captions import video_seconds
-    from videollm_mod.video_reading_videollm_mod import read_video
+    from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
 
     if when_behind is not None and when_behind not in WHEN_BEHIND:
         raise ValueError(f"--when-behind can be {', '.join(WHEN_BEHIND)}, not {when_behind!r}.")
@@ -239,8 +259,10 @@ def _check_video(video: str, *, fps: float, at: float | None = None, when_behind
         return
     with closing(read_video(video, fps=fps)) as frames:
         next(frames)
-    if at is not None and Path(video).is_file() and at > (end := video_seconds(video)):
-        raise _too_late(at, end)
+    if at is not None and Path(video).is_file():
+        with VideoReader(video) as reader:
+            if at > reader.seconds:
+                raise _too_late(at, reader.seconds)
 
 
 def _too_late(at: float, end: float) -> ValueError:
@@ -365,16 +387,21 @@ def _line_printer(tokenizer: Any) -> Any:
     return LinePrinter(tokenizer, skip_special_tokens=True)
 
 
-def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float) -> bool:
+def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, font: Path | None) -> bool:
     """Write the narration in each format that was asked for. Return whether all were written."""
     from videollm_mod.space import captions
+    from videollm_mod.video_reading_videollm_mod import VideoReader
 
-    end = captions.video_seconds(video) if Path(video).is_file() else session.time + 1 / fps
-    is_written = True
+    end, is_written = session.time + 1 / fps, True
+    if Path(video).is_file():
+        with VideoReader(video) as reader:
+            end = reader.seconds
     for kind, path in outputs.items():
         try:
             if kind == "burn_in":
-                captions.burn_in(video, session.events, path)
+                report = captions.burn_in(video, session.events, path, font=font)
+                if report:
+                    typer.echo(report, err=True)
             elif kind == "jsonl":
                 write_text(path, captions.to_jsonl(session.events))
             else:

@@ -171,6 +171,11 @@ class VideoReader:
         return math.inf if self.is_live or not ends else float(ends[0])
 
     @property
+    def clocks(self) -> list[tuple[Fraction, Fraction, Fraction]]:
+        """The container's clocks so far, in seconds: what is added to their times, where they begin and where end."""
+        return [] if self._timeline is None else self._timeline.clocks
+
+    @property
     def size(self) -> tuple[int, int]:
         """Width and height of the first picture as shown: upright, with square pixels."""
         with VideoReader(self.source, timeout=self.timeout, formats=self.formats) as other:
@@ -306,7 +311,7 @@ class _Timeline:
         self.report, self.origin, self.time_base = reader.report, reader.origin, reader.stream.time_base
         self.usual = 1 / reader.rate if reader.rate else Fraction(1, 25)
         self.longest = _LONGEST_GAP if _has_flag(reader.container, _MAY_CHANGE_CLOCKS) else _LONGEST_STILL
-        self.shift = 0
+        self.shift, self.clocks = 0, []
         self.decoded: tuple[Fraction, Fraction] | None = None
         self.shown, self.next = None, Fraction(0)
 
@@ -319,7 +324,11 @@ class _Timeline:
                 self.shift += round((due - time) / self.time_base)
                 time, self.report.mended_times = due, self.report.mended_times + 1
             self.decoded = time, time + duration
-            if packet.pts is not None and abs(packet.pts - packet.dts) * self.time_base > _LONGEST_GAP:
+            shift = self.shift * self.time_base
+            if not self.clocks or self.clocks[-1][0] != shift:
+                self.clocks.append((shift, time - shift, time - shift))
+            self.clocks[-1] = *self.clocks[-1][:2], max(self.clocks[-1][2], time + duration - shift)
+            if packet.pts is not None and abs(packet.pts - packet.dts) * self.time_base > self.longest:
                 packet.pts, self.report.mended_times = None, self.report.mended_times + 1
         if self.shift:
             packet.pts = None if packet.pts is None else packet.pts + self.shift

@@ -9,7 +9,8 @@ python space/app.py --model FOLDER_OR_HUB_ID
 ```
 
 This file connects the page with its streams. `page.py` lays the page out, `page.js` runs in the browser, `viewer.py`
-holds a person's stream, `drawing.py` draws it, and `captions.py` exports it.
+holds a person's stream, `drawing.py` draws it, and `captions.py` exports it,
+with `caption_drawing.py` and `video_writing.py` for video.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import os
 import sys
 import time as clock
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -37,7 +39,7 @@ from gradio.utils import get_upload_folder
 from loading import is_streamworld, load_checkpoint, load_model
 from PIL import Image
 from room import Room, RoomIsFull
-from uploads import Limits
+from uploads import FORMATS, Limits
 from viewer import MOST_TYPED, Viewer, compare
 
 
@@ -87,7 +89,7 @@ class App:
         """Start a stream on a file, and let the browser play it."""
         if video is None:
             raise _error("Choose a video first.")
-        _call(self.limits.check, video)
+        _call(self.limits.check, video, self.processor.open_video)
         viewer = self._viewer(fps, interval_threshold, query)
         _call(viewer.begin, video=video)
         self._enter(viewer, request)
@@ -192,9 +194,13 @@ class App:
         if suffix == "mp4":
             if viewer.video is None:
                 raise _error("The page does not keep the camera's frames. Captions can be burnt into files only.")
-            if _call(self.limits.check, viewer.video) > self.limits.burnt:
+            if _call(self.limits.check, viewer.video, self.processor.open_video) > self.limits.burnt:
                 raise _error(f"Captions can be burnt into videos of at most {self.limits.burnt / 60:.0f} minutes.")
-            _call(captions.burn_in, viewer.video, viewer.events, out)
+            open_video = partial(self.processor.open_video, formats=FORMATS)
+            options = {"open_video": open_video, "most_pixels": self.limits.burnt_pixels}
+            report = _call(captions.burn_in, viewer.video, viewer.events, out, **options)
+            if report:
+                gr.Warning(str(report))
         elif suffix == "jsonl":
             out.write_text(captions.to_jsonl(viewer.events), encoding="utf-8")
         else:
@@ -207,7 +213,7 @@ class App:
         video = video or self.sample
         if video is None:
             raise _error("Choose a video first.")
-        _call(self.limits.check, video)
+        _call(self.limits.check, video, self.processor.open_video)
         if self._full is None:
             self._full = load_model(self.name, mod_keep_ratio=1.0)
         last, viewers, pair = clock.perf_counter(), [], (self.model, self._full)

@@ -3,18 +3,20 @@
 """Export what a model said: subtitles, JSON lines, or a video with the captions burnt in."""
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import av
-from PIL import Image, ImageDraw, ImageFont
 
+# The page imports its files by their own names, the command line as parts of the package.
+if __package__:
+    from .caption_drawing import CaptionDrawer, name_characters
+    from .video_writing import WritingReport, write_video
+else:
+    from caption_drawing import CaptionDrawer, name_characters
+    from video_writing import WritingReport, write_video
 
-# FFmpeg detects formats by content. Other formats, such as playlists, may name further files that FFmpeg opens.
-SAFE = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"}
 # Seconds that a caption stays if no other follows, and the least that a caption stays.
 LONGEST, SHORTEST = 4.0, 0.5
 
@@ -71,96 +73,42 @@ def to_jsonl(events: Iterable[Any]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def video_seconds(video: str | Path) -> float:
+def burn_in(
+    video: str | Path,
+    events: Sequence[Any],
+    out: Path,
+    *,
+    font: Path | None = None,
+    open_video: Callable[..., Any] | None = None,
+    **options: Any,
+) -> WritingReport:
     """
-    Return the length of a video file in seconds.
-
-    Raises:
-        `ValueError`: If the file cannot be read as a video.
-    """
-    try:
-        with av.open(str(video), options=SAFE) as container:
-            return container_seconds(container)
-    except (av.error.FFmpegError, IndexError) as error:
-        raise ValueError(f"'{Path(video).name}' cannot be read as video: {error}.") from None
-
-
-def container_seconds(container: av.container.InputContainer) -> float:
-    """Return the length of an open video in seconds. Recordings of a browser do not state it: read their packets."""
-    lengths = [float(s.duration * s.time_base) for s in container.streams.video if s.duration is not None]
-    if lengths or container.duration is not None:
-        return max([*lengths, (container.duration or 0) / av.time_base])
-    ends = [float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.pts is not None]
-    return max(ends, default=0.0)
-
-
-def burn_in(video: str | Path, events: Sequence[Any], out: Path) -> None:
-    """
-    Write a video with its captions drawn into the picture: H.264, without sound, with the times of its frames.
+    Write a video as an mp4 with its captions drawn into the picture. Times of frames and sound are kept.
 
     Args:
         video (`str` or `Path`): The video that was watched.
         events (`Sequence[StreamEvent]`): What was said about it.
-        out (`Path`): The mp4 to write.
+        out (`Path`): The mp4 to write. An existing one is replaced only when the new one is complete.
+        font (`Path`, *optional*): A font file to use wherever it has the characters; by default an installed one.
+        open_video (`Callable`, *optional*): Opens the video for reading, as `processor.open_video` does; by default
+            the package's [`VideoReader`].
+        options: Further options of [`write_video`].
 
     Raises:
-        `ValueError`: If the video cannot be read.
+        `ValueError`: If the video cannot be read or written, or the font cannot be read.
+        `FileNotFoundError`: If the video or the font does not exist.
     """
-    # An existing file is replaced only at the end. So a damaged video does not destroy it, and `out` may be `video`.
-    part = out.with_name(f".{out.stem}.part{out.suffix}")
-    try:
-        shown = list(cues(events, end=video_seconds(video)))
-        with av.open(str(video), options=SAFE) as source, av.open(str(part), "w", format="mp4") as target:
-            stream = source.streams.best("video")
-            origin = (stream.start_time or 0) * stream.time_base
-            written = None
-            for frame in source.decode(stream):
-                if frame.pts is None:
-                    continue
-                picture = _picture(frame)
-                if written is None:
-                    written = target.add_stream("libx264", rate=stream.average_rate or Fraction(25))
-                    written.pix_fmt, written.time_base = "yuv420p", stream.time_base
-                    written.width, written.height = picture.size
-                time = float(frame.pts * frame.time_base - origin)
-                text = next((text for begin, end, text in shown if begin <= time < end), "")
-                painted = av.VideoFrame.from_image(_with_caption(picture, text))
-                painted.pts, painted.time_base = frame.pts, frame.time_base
-                target.mux(written.encode(painted))
-            target.mux(written.encode() if written is not None else [])
-        os.replace(part, out)
-    except (av.error.FFmpegError, AttributeError) as error:
-        raise ValueError(f"'{Path(video).name}' cannot be read as video: {error}.") from None
-    finally:
-        part.unlink(missing_ok=True)
+    with (open_video or _package_reader())(video) as reader:
+        drawer = CaptionDrawer(cues(events, end=reader.seconds), font=font)
+        report = write_video(reader, out, draw=drawer.draw, **options)
+    report.captions_with_boxes, report.captions_cut = drawer.num_missing, drawer.num_cut
+    report.missing_characters = name_characters(drawer.missing) if drawer.missing else ""
+    return report
 
 
-def _picture(frame: av.VideoFrame) -> Image.Image:
-    """Return a frame upright and large enough for readable words. Its sides are even, as H.264 requires."""
-    picture = frame.to_image().rotate(frame.rotation, expand=True)
-    height = min(max(picture.height, 360), 720)
-    size = (2 * round(picture.width * height / picture.height / 2), 2 * (height // 2))
-    return picture.resize(size, Image.Resampling.BICUBIC)
-
-
-def _with_caption(picture: Image.Image, text: str) -> Image.Image:
-    if not text:
-        return picture
-    pen = ImageDraw.Draw(picture, "RGBA")
-    font = ImageFont.load_default(max(14, picture.height // 18))
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if pen.textlength(longer, font) > 0.92 * picture.width and lines[-1]:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    step = int(1.3 * font.size)
-    top = picture.height - step * len(lines) - font.size // 2
-    pen.rectangle((0, top - font.size // 3, picture.width, picture.height), fill=(0, 0, 0, 150))
-    for row, line in enumerate(lines):
-        pen.text((picture.width / 2, top + row * step), line, (255, 255, 255), font, anchor="ma")
-    return picture
+def _package_reader() -> Callable[..., Any]:
+    # A published page has no package, and passes its processor's.
+    return import_module("videollm_mod.video_reading_videollm_mod").VideoReader
 
 
 def _stamp(seconds: float, mark: str) -> str:

@@ -119,7 +119,8 @@ def is_streamworld(video: str | Path) -> bool:
     import av  # here, since benchmarks run without it
 
     try:
-        with av.open(str(video)) as container:
+        # The prefix keeps FFmpeg from taking a colon in a name for a protocol.
+        with av.open(f"file:{video}") as container:
             return container.metadata.get("comment") == "StreamWorld"
     except (OSError, ValueError):
         return False

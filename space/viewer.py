@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from captions import video_seconds
+from uploads import FORMATS
 
 
 NARRATE = "Please narrate the video in real time."
@@ -160,7 +160,8 @@ class Viewer:
     def end(self) -> float:
         """End of the last caption at the latest: the file's length, or for a camera the end of its last frame."""
         if self.video is not None:
-            return video_seconds(self.video)
+            with self.processor.open_video(self.video, formats=FORMATS) as reader:
+                return reader.seconds
         return (self.session.time or 0.0) + 1 / self.fps
 
     def cost(self) -> Any:

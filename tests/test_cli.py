@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub import Hub, commit_hash
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from videollm_mod import cli
 from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
+from videollm_mod.space import caption_drawing, captions
 from videollm_mod.space.loading import is_streamworld
 from videollm_mod.video_reading_videollm_mod import read_video
 
@@ -247,6 +249,9 @@ def test_convert_and_push_run_the_scripts():
         (["inspect", str(ROOT / "README.md")], "is a file: give the folder of a checkpoint"),
         (["narrate", "--srt", str(ROOT)], "is a folder: name a file in it"),
         (["narrate", "--when-behind", "wait"], "--when-behind can be catch_up, drop_oldest, block, not 'wait'"),
+        (["narrate", "--font", "README.md"], "--font is the font of --burn-in: give both"),
+        (["narrate", "--burn-in", "out.mp4", "--font", "README.md"], "'README.md' cannot be read as a font"),
+        (["narrate", "--burn-in", "out.mp4", "--font", "none.ttf"], "There is no font file 'none.ttf'"),
         (["narrate", "--burn-in", "out.txt"], "the file name must end in .mp4, got 'out.txt'"),
         (["narrate", "--srt", "no.srt", "--vtt", "./samples/../no.srt"], "--srt and --vtt both name 'no.srt'"),
         (["narrate", "--srt", "/proc/out.srt"], "error: --srt cannot write '/proc/out.srt'"),
@@ -286,6 +291,21 @@ def test_a_fault_in_one_output_does_not_prevent_the_others(tmp_path):
         f"wrote {tmp_path / 'out.vtt'}",
     ]
     assert (tmp_path / "out.vtt").read_text().startswith("WEBVTT")
+
+
+def test_a_missing_font_is_said_before_the_work_and_at_the_end(monkeypatch, tmp_path):
+    monkeypatch.setattr(caption_drawing, "installed_fonts", lambda: ())
+    out = tmp_path / "out.mp4"
+    done = CliRunner().invoke(cli.app, ["narrate", "--burn-in", str(out), "--query", "红球"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.startswith(
+        "Note: No font here has 球 红 (CJK). Install one such as Noto Sans, or give one with"
+    )
+    assert "boxes" not in done.stderr, "the narration itself is in English"
+    said = [SimpleNamespace(time=0.0, role="assistant", text=text) for text in ("红球。", "A ball.")]
+    report = captions.burn_in(SAMPLE, said, out)
+    assert str(report).startswith("1 captions have characters that no font here has, drawn as boxes: ")
+    assert report.missing_characters == "。 球 红 (CJK)"
 
 
 def test_max_frames_remembers_the_newest():
