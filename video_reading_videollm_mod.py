@@ -270,7 +270,8 @@ class VideoReader:
             try:
                 frames = () if packet is None or is_cut else packet.decode()
             except av.error.FFmpegError as broken:
-                frames, failure = (), broken
+                # A traceback would keep the decoder and its threads alive, which a forked process cannot free.
+                frames, failure = (), broken.with_traceback(None)
             self.report.spoilt_packets += failure is not None or is_cut
             error = failure or error
             is_empty = is_empty and not frames

@@ -2,14 +2,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The collator in training: the choice of corrupted replies depends on the epoch, and survives a resume."""
 
+import ctypes
+import json
+import os
+import re
+import signal
+
 import pytest
 import torch
 from accelerate.utils import slice_tensors
-from tiny import random_features, tiny_config, tiny_model, tiny_processor
+from tiny import (
+    random_features,
+    random_frames,
+    tiny_config,
+    tiny_model,
+    tiny_processor,
+    write_clip,
+    write_noisy_clip,
+)
 from torch.nn.parallel import scatter_gather
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from videollm_mod.train.collator import EpochTeller, StreamCollator
+from videollm_mod.train.data.faults import row_record
+from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 
 
 class Witness(torch.nn.Module):
@@ -80,3 +97,83 @@ def test_a_batch_can_be_split_by_rows(monkeypatch):
         assert part.keys() == replica.keys() == batch.keys()
         assert all(torch.equal(replica[name], part[name]) for name in part)
         torch.testing.assert_close(model(**part).logits, whole[rows], rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------- faults
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Rows of a JSON Lines file: the second and the fourth pass the quick check and fail in training."""
+    write_clip(tmp_path / "good.mp4", random_frames(40))
+    write_noisy_clip(tmp_path / "noisy.mp4", 40, noise_from=20)
+    told = [{"role": "assistant", "content": "A ball.", "time": 3.5}]
+    names = ("good.mp4", "noisy.mp4", "good.mp4", "noisy.mp4")
+    lines = [json.dumps({"video": name, "messages": [told[0] | {"content": f"{n}."}]}) for n, name in enumerate(names)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    found = load_timed_messages(tmp_path)
+    assert list(find_faults(found)) == []
+    return found
+
+
+def load(rows, collator, workers):
+    return list(DataLoader(rows, batch_size=2, collate_fn=collator, num_workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_row_that_fails_is_named(rows, workers):
+    with pytest.raises(SystemExit) as failed, row_record() as record:
+        load(rows, StreamCollator(tiny_processor(), record=record), workers)
+    reason = "Message 0 is at 3.5 s, after the last frame at 1.5 s."
+    assert str(failed.value) == f"error: {rows[1]['where']}: {reason}" and "line 2" in rows[1]["where"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_row_takes_the_place_of_one_that_fails(rows, workers, capsys):
+    """Batches keep their size. Each row is listed once, at the end, however often it was met."""
+    with row_record() as record:
+        record.num_rows = 4
+        collator = StreamCollator(tiny_processor(), record=record, replacements=rows)
+        first, second = (load(rows, collator, workers) for _ in range(2))
+        assert not capsys.readouterr().err
+    assert all(len(batch["input_ids"]) == 2 for batch in first)
+    assert all(torch.equal(one["input_ids"], two["input_ids"]) for one, two in zip(first, second, strict=True))
+    expected = [tuple(StreamCollator(tiny_processor())([rows[n]])["input_ids"][0].tolist()) for n in (0, 2)]
+    assert {tuple(ids.tolist()) for batch in first for ids in batch["input_ids"]} == set(expected)
+    head, *lines = capsys.readouterr().err.splitlines()
+    assert head == "left out 2 of 4 rows:"
+    assert sorted(line.partition(": ")[0] for line in lines) == [rows[1]["where"], rows[3]["where"]]
+
+
+def test_rows_that_all_fail_end_the_run(rows):
+    with pytest.raises(SystemExit, match="error: none of the 2 rows can be read"), row_record() as record:
+        bad = rows.select([1, 3])
+        load(bad, StreamCollator(tiny_processor(), record=record, replacements=bad), 1)
+
+
+class Deadly:
+    """A processor that ends its process at one video, as a fault in a decoder or lack of memory does."""
+
+    def __init__(self, how):
+        self.processor, self.how = tiny_processor(), how
+
+    def read_video(self, video, **options):
+        if "noisy" in video:
+            self.how()
+        return self.processor.read_video(video, **options)
+
+    def __getattr__(self, name):
+        return getattr(self.processor, name)
+
+
+@pytest.mark.parametrize("how", ["kill", "segfault", "exit"])
+def test_the_row_of_a_worker_that_dies_is_named(rows, how):
+    ways = {
+        "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "segfault": lambda: ctypes.string_at(0),
+        "exit": lambda: os._exit(3),
+    }
+    with pytest.raises(SystemExit) as failed, row_record() as record:
+        load(rows, StreamCollator(Deadly(ways[how]), record=record, replacements=rows), 1)
+    assert re.match(r"error: a worker of the data loader (was killed \([\w ]+\)|died) at ", str(failed.value))
+    assert f" at {rows[1]['where']}. If memory ran out" in str(failed.value)

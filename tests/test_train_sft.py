@@ -164,7 +164,8 @@ def test_bad_data_is_named_before_training(tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps(rows[0]) + "\n")
     failed = run_script(tmp_path / "out", "--dataset", tmp_path / "data.jsonl", "--validate_only")
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
-    assert "row 0, messages[0].time: is 99 s, beyond the end at 13.013 s" in failed.stderr
+    where = f"'{tmp_path}/data.jsonl', line 1"
+    assert f"{where}, messages[0].time: is 99 s, beyond the end at 13.013 s" in failed.stderr
 
 
 def test_the_training_split_is_refused_for_evaluation(tmp_path, monkeypatch):

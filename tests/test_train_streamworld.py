@@ -415,7 +415,7 @@ def test_no_two_parts_of_the_recipe_share_a_clip(size, tmp_path, monkeypatch):
 def test_writing_a_split_again_keeps_its_videos(tmp_path):
     write_split(tmp_path, "validation", num_clips=2, world=WORLDS["small"], size=64, fps=8)
     rows = load_timed_messages(tmp_path, "validation")
-    assert list(find_faults(rows)) == [] and {"narrate", "ask"} <= set(rows["kind"])
+    assert list(find_faults(rows)) == [] and {"narrate", "ask"} <= {row["kind"] for row in rows}
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "videos").iterdir()}
     assert len(written) == 2
     write_split(tmp_path, "validation", num_clips=3, world=WORLDS["small"], size=64, fps=8)
@@ -475,7 +475,7 @@ def test_the_command_writes_slide_shows(tmp_path, monkeypatch):
     """Written slide shows equal those that are drawn during training."""
     run_command(monkeypatch, tmp_path, *["--num_clips", 2, "--world", "small", "--size", 64, "--kinds", "describe"])
     rows = load_timed_messages(tmp_path)
-    assert list(find_faults(rows)) == [] and set(rows["kind"]) == {"describe"}
+    assert list(find_faults(rows)) == [] and {row["kind"] for row in rows} == {"describe"}
     processor = tiny_processor()
     made = streamworld_dataset(num_clips=2, kinds={"describe": 1.0}, world=WORLDS["small"], size=64)
     for written, drawn in zip(rows, made, strict=True):

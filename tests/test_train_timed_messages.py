@@ -3,19 +3,25 @@
 """Timed messages from files."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from datasets import Dataset
 from hub import Hub
 from safetensors.torch import save_file
-from tiny import random_features, random_frames, tiny_model, write_clip
+from tiny import random_features, random_frames, tiny_model, tiny_processor, write_clip, write_noisy_clip
 
 from videollm_mod.train import sft
 from videollm_mod.train.arguments import ScriptArguments
+from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.timed_messages import (
     TimedMessages,
     check_timed_messages,
@@ -77,36 +83,110 @@ def test_missing_files_and_splits_are_named(folder, source, split, error, messag
 GOOD = b'{"video": "clip.mp4", "messages": [{"role": "assistant", "content": "A ball.", "time": 1.0}]}\n'
 
 
+DEEP = b'{"video": "clip.mp4", "messages": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (GOOD + b"\n" + GOOD[:-3] + b"\n" + GOOD, r", line 3, column \d+: not JSON: Expecting"),
+        (GOOD * 2000 + GOOD[:9], ", line 2001, column 10: not JSON: Expecting"),
+        (b"It is raining.\n", ", line 1, column 1: not JSON: Expecting value. Each line is one row"),
+        (GOOD + b"[7]\n", ", line 2: a row is an object with messages and a video, got list"),
+        (b"[7]\n" + GOOD, ", line 1: a row is an object with messages and a video, got list"),
+        (GOOD + b"null\n", ", line 2: a row is an object with messages and a video, got null"),
+        (b"null\n", ", line 1: a row is an object with messages and a video, got null"),
+        (b"7\n" + GOOD, ", line 1: a row is an object with messages and a video, got int"),
+        (b'"text"\n', ", line 1: a row is an object with messages and a video, got str"),
+        (GOOD + GOOD[:-2] + b', "video": "other.mp4"}\n', r", line 2: the key 'video' is there 2 times in one object"),
+        (GOOD + GOOD.replace(b'"role"', b'"time": 0, "role"'), ", line 2: the key 'time' is there 2 times"),
+        (GOOD + GOOD.replace(b"A ball", rb"A \ud83d ball"), r", line 2: '\\ud83d' is half of a character"),
+        (GOOD + GOOD.replace(b"1.0", b"1" * 5000), ", line 2: .*digits"),
+        (
+            GOOD + "caf\u00e9".join(GOOD.decode().split("A ball")).encode("latin-1"),
+            r", line 2, byte 73: not UTF-8 \(0xe9\)",
+        ),
+        (
+            GOOD.decode().encode("utf-16"),
+            r", line 1, byte 1: not UTF-8 \(0xff\). Save the file as JSON lines in UTF-8",
+        ),
+        (NASA.read_bytes()[:5000], r", line 1, byte \d+: not UTF-8"),
+        (GOOD + DEEP, ", line 2: lists and objects are nested too deeply"),
+        (GOOD + b'{"video": "' + b"x" * (1 << 26) + b'"}\n', ", line 2: has 67,108,878 bytes. A row has at most"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_line_that_is_no_row_is_named(folder, content, message):
+    """The other lines stay rows, and the training script says the same."""
+    (folder / "train.jsonl").write_bytes(content)
+    fault = str(next(find_faults(load_timed_messages(folder))))
+    assert re.match(f"'{folder}/train.jsonl'{message}", fault) and "\n" not in fault
+    with pytest.raises(SystemExit, match=rf"--dataset {folder}: \d+ faults in \d+ rows:\n{re.escape(fault)}"):
+        sft.main(ScriptArguments(validate_only="quick"), TimedMessages(str(folder)), None, None)
+
+
+def test_lines_of_any_kind_are_rows(folder):
+    """Blank lines, both line ends, byte order marks, numbers of both types, and other keys in other rows."""
+    lines = [b"\xef\xbb\xbf" + GOOD, b"\r\n", GOOD.replace(b"\n", b"\r\n"), b"  \n", GOOD.replace(b"1.0", b"1")]
+    lines += [GOOD[:-2] + b', "id": 3, "score": NaN}\n', GOOD[:-2] + b', "id": "three", "start": 0}']
+    (folder / "train.jsonl").write_bytes(b"".join(lines))
+    rows = load_timed_messages(folder)
+    assert list(find_faults(rows)) == [] and [row.get("id") for row in rows] == [None, None, None, 3, "three"]
+    assert [row["where"].rpartition("line ")[2] for row in rows] == ["1", "3", "5", "6", "7"]
+    assert type(rows[2]["messages"][0]["time"]) is int
+    assert rows[2:5]["id"] == [None, 3, "three"]
+
+
+def test_mixed_types_are_faults_of_their_rows(folder):
+    parts = b'[{"type": "text", "text": "A ball."}]'
+    lines = [
+        GOOD,
+        GOOD.replace(b"1.0", b'"00:00:01"'),
+        GOOD.replace(b'"A ball."', parts),
+        GOOD.replace(b"1.0", b"Infinity"),
+    ]
+    (folder / "train.jsonl").write_bytes(b"".join(lines))
+    where = f"'{folder}/train.jsonl', line"
+    assert [str(fault) for fault in find_faults(load_timed_messages(folder))] == [
+        f"{where} 2, messages[0].time: is '00:00:01', must be seconds since the video's beginning",
+        f"{where} 3, messages[0].content: must be text, got list",
+        f"{where} 4, messages[0].time: is inf, must be seconds since the video's beginning",
+    ]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_one_array_of_rows(folder, name):
+    row = json.loads(GOOD) | {"note": "\u00e9\u4e2d"}
+    (folder / name).write_text(json.dumps([row, 7, row], indent=1, ensure_ascii=False), encoding="utf-8")
+    rows = load_timed_messages(folder / name)
+    assert len(rows) == 3 and rows[2]["note"] == "\u00e9\u4e2d" and rows[2]["where"] == f"'{folder / name}', line 14"
+    faults = [str(fault) for fault in find_faults(rows)]
+    assert faults == [f"'{folder / name}', line 13: a row is an object with messages and a video, got int."]
+    (folder / name).write_text('[\n{"video": "clip.mp4"}\n{"video": "clip.mp4"}]')
+    with pytest.raises(ValueError, match=f"{name}', line 3, column 1: not JSON: Expecting ',' delimiter"):
+        load_timed_messages(folder / name)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", GOOD + b"\n" + GOOD[:-3] + b"\n" + GOOD, r"a.jsonl', line 3, column \d+: not JSON: Expecting"),
-        ("a.jsonl", GOOD * 20_000 + GOOD[:9], "a.jsonl', line 20001, column 10: not JSON: Expecting"),
-        (
-            "a.jsonl",
-            b"It is raining.\n",
-            "a.jsonl', line 1, column 1: not JSON: Expecting value. Each line is one row",
-        ),
-        ("a.jsonl", GOOD + b"[7]\n", "a.jsonl', line 2: a row is an object with messages and a video, got list"),
-        ("a.jsonl", NASA.read_bytes()[:5000], "a.jsonl', line 1: not text. The file should be JSON lines"),
         ("a.jsonl", b"", "a.jsonl' is empty"),
+        ("a.jsonl", b"\n \n", "a.jsonl' is empty"),
+        ("a.json", b"[]", "a.json' is empty"),
         ("a.parquet", GOOD, "a.parquet' is not Parquet: Parquet magic bytes not found"),
     ],
 )
-def test_a_file_of_another_format_is_named_with_its_line(tmp_path, name, content, message):
-    """The error is the same if the file is in a folder with a correct file, and if the training script reads it."""
+def test_a_file_without_rows_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_timed_messages(tmp_path / name)
-    kind = Path(name).suffix
-    (tmp_path / name).rename(tmp_path / f"train-1{kind}")
-    Dataset.from_list([json.loads(GOOD)]).to_parquet(tmp_path / "train-0.parquet")
-    if kind == ".jsonl":
-        (tmp_path / "train-0.parquet").unlink()
-        (tmp_path / "train-0.jsonl").write_bytes(GOOD)
-    if content:  # An empty file among others is allowed: it has no rows.
-        with pytest.raises(SystemExit, match=f"--dataset {tmp_path}: '{tmp_path}/{message.replace('a.', 'train-1.')}"):
-            sft.main(ScriptArguments(validate_only=True), TimedMessages(str(tmp_path)), None, None)
+
+
+def test_a_file_that_changes_is_named(folder):
+    rows = load_timed_messages(folder)
+    (folder / "train.jsonl").write_bytes(GOOD)
+    with pytest.raises(FaultyRowError, match="train.jsonl' was changed while it was in use"):
+        rows[0]
 
 
 def test_files_with_different_columns_are_named(tmp_path):
@@ -158,7 +238,7 @@ FINE = [said(0.0, "Go.", "user"), said(1.0, "A ball.")]
     [
         ({"video": None}, "video", "either `video` or `frame_features`, this one has neither"),
         ({"frame_features": "clip.safetensors"}, "video", "this one has video and frame_features"),
-        ({"video": "gone.mp4"}, "video", "there is no file"),
+        ({"video": "gone.mp4"}, "video", "There is no video file"),
         ({"video": "train.jsonl"}, "video", "cannot be read as video"),
         ({"video": None, "frame_features": "train.jsonl"}, "frame_features", "holds no readable tensor"),
         ({"start": 3.0}, "start", "is 3.0, must be a time from 0 s to the video's end at 2 s"),
@@ -185,6 +265,82 @@ def test_faults_are_named_by_row_and_field(folder, change, field, message):
     assert [(fault.row, fault.field) for fault in faults] == [(1, field)] and message in faults[0].message
     with pytest.raises(ValueError, match="1 faults in 1 rows:\nrow 1, "):
         check_timed_messages([{"video": str(folder / "clip.mp4"), "messages": FINE}, row])
+
+
+def write_sound(path, seconds, *, picture=None, cover=None):
+    """Write a file with sound of so many seconds, and with a video of 2 s or a cover picture."""
+    with av.open(path, "w") as file:
+        sound = file.add_stream("aac", rate=16000, layout="mono")
+        video = file.add_stream("png" if cover else "mpeg4", rate=10) if picture or cover else None
+        if video is not None:
+            video.width, video.height, video.pix_fmt = 32, 32, "rgb24" if cover else "yuv420p"
+        if cover:
+            video.disposition = av.stream.Disposition.attached_pic
+        for frame in random_frames(20 if picture else 1)[:, :32, :32] if video is not None else ():
+            file.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, int(16000 * seconds)), np.float32), "fltp", "mono")
+        silence.sample_rate = 16000
+        file.mux(sound.encode(silence))
+        for stream in (sound, *([video] if video is not None else [])):
+            file.mux(stream.encode(None))
+
+
+def test_times_are_checked_against_the_picture(folder):
+    """Neither the length of the sound nor the length in the header of a truncated file counts."""
+    write_sound(folder / "long.mp4", 6, picture=True)
+    write_clip(folder / "whole.mkv", random_frames(40), fps=10)
+    (folder / "cut.mkv").write_bytes((folder / "whole.mkv").read_bytes()[: (folder / "whole.mkv").stat().st_size // 2])
+    for name in ("long.mp4", "cut.mkv"):
+        row = {"video": str(folder / name), "messages": [said(3.5, "A ball.")]}
+        [fault] = find_faults([row])
+        assert re.fullmatch(r"row 0, messages\[0\].time: is 3.5 s, beyond the end at [12][.\d]* s", str(fault))
+        end = float(str(fault).split()[-2])
+        for full in (False, True):
+            assert list(find_faults([row | {"messages": [said(end, "A ball.")]}], full=full)) == []
+        batch = StreamCollator(tiny_processor())([row | {"messages": [said(end, "A ball.")]}])
+        assert batch["num_frames"].item() == math.ceil(2 * end)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder.mp4", "is a folder: name a video file in it"),
+        ("http://127.0.0.1:9/clip.mp4", "cannot be read as video: Connection refused"),
+        ("pointer.mp4", "is a git-lfs pointer and not the video. Run `git lfs pull`"),
+        ("cover.mp4", "has no video stream (streams: audio, cover picture)"),
+        ("sound.m4a", "has no video stream (streams: audio)"),
+        ("empty.mp4", "cannot be read as video: Invalid data found when processing input"),
+        ("page.mp4", "cannot be read as video: Invalid data found when processing input"),
+        ("half.mp4", "cannot be read as video: Invalid data found when processing input"),
+        ("nul\0.mp4", "There is no video file"),
+        ("x" * 300 + ".mp4", "File name too long"),
+    ],
+)
+def test_files_that_are_no_videos_are_faults_of_one_line(folder, name, message):
+    (folder / "folder.mp4").mkdir()
+    (folder / "pointer.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (folder / "empty.mp4").touch()
+    (folder / "page.mp4").write_text("<!DOCTYPE html><html><body>Not found</body></html>")
+    (folder / "half.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:2000])
+    if name in ("cover.mp4", "sound.m4a"):
+        write_sound(folder / name, 1, cover=name == "cover.mp4")
+    (folder / "train.jsonl").write_text(json.dumps({"video": name, "messages": FINE}) + "\n")
+    [fault] = find_faults(load_timed_messages(folder))
+    assert fault.field == "video" and message in str(fault) and len(str(fault).splitlines()) == 1
+    assert str(fault).startswith(f"'{folder}/train.jsonl', line 1, video: ")
+
+
+def test_a_full_check_decodes_all_frames(folder, capsys):
+    """The packets of the second half are noise, so training finds no frame for a message there."""
+    write_noisy_clip(folder / "noisy.mp4", 40, noise_from=20)
+    row = {"video": str(folder / "noisy.mp4"), "messages": [said(3.5, "A ball.")]}
+    assert list(find_faults([row])) == [] and not capsys.readouterr().err
+    faults = [str(fault) for fault in find_faults([row], full=True)]
+    assert faults == ["row 0, messages[0].time: is 3.5 s, beyond the end at 2 s"]
+    assert re.match(rf"1 videos can be used in part:\n'{row['video']}': .* 20 spoilt packets", capsys.readouterr().err)
+    with pytest.raises(FaultyRowError, match="^the row of '.*noisy.mp4': Message 0 is at 3.5 s, after the last frame"):
+        StreamCollator(tiny_processor())([row])
+    assert list(find_faults([row | {"end": 1.5, "messages": [said(1.5, "A ball.")]}], full=True)) == []
 
 
 def test_times_are_checked_against_the_length_of_features(folder):

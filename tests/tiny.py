@@ -271,6 +271,20 @@ def write_clip(
     return path
 
 
+def write_noisy_clip(path: Path, count: int, *, noise_from: int) -> Path:
+    """Write random frames at 10 fps, with noise in place of the packets from `noise_from` on."""
+    import av
+
+    write_clip(path, random_frames(count))
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for place, size in packets[noise_from:]:
+        data[place : place + size] = b"\xa5" * size
+    path.write_bytes(data)
+    return path
+
+
 class HostAndDevice(ExitStack):
     """
     Record transfers between host and device in functions of these modules. They wait on a GPU, and a CUDA graph cannot

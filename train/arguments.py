@@ -18,6 +18,7 @@ from trl import SFTConfig, TrlParser
 
 from videollm_mod.routing_videollm_mod import GATES, ROUTERS
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.train.data.faults import RowRecord
 from videollm_mod.train.data.sources import SOURCES, DataSource, find_source, option_names
 from videollm_mod.train.new_model import layers_of
 
@@ -88,14 +89,40 @@ class RowArguments:
         num_clips (`int`, *optional*, defaults to 1000): Number of generated clips.
         first_clip (`int`, *optional*, defaults to 0): Index of the first generated clip.
         fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees. StreamWorld has 2.
-        validate_only (`bool`, *optional*, defaults to `False`): Check the data, report faults, and stop.
+        validate_only (`str`, *optional*): Check the data, report faults, and stop. `"quick"`, the value of the bare
+            option, decodes a frame of each row, and `"full"` decodes all.
+        skip_faulty (`bool`, *optional*, defaults to `False`): Leave out faulty rows, and list them at the end. If a
+            video fails only during training, another row takes the place of its row.
     """
 
     train_split: str = field(default="train", metadata={"help": "Split to use."})
     num_clips: int = field(default=1000, metadata={"help": "Number of generated clips."})
     first_clip: int = field(default=0, metadata={"help": "Index of the first generated clip."})
     fps: float = field(default=2.0, metadata={"help": "Frames per second that the model sees."})
-    validate_only: bool = field(default=False, metadata={"help": "Check the data and stop."})
+    validate_only: str | None = field(
+        default=None,
+        metadata={"help": "Check the data and stop; full decodes all frames.", "nargs": "?", "const": "quick"},
+    )
+    skip_faulty: bool = field(default=False, metadata={"help": "Leave out faulty rows, and list them at the end."})
+
+    def __post_init__(self) -> None:
+        # A YAML file gives truth values.
+        known = {"quick": "quick", "full": "full", "true": "quick", "false": None, "none": None}
+        asked = str(self.validate_only).lower()
+        if asked not in known:
+            raise ValueError(f"--validate_only is quick or full, got {self.validate_only!r}.")
+        self.validate_only = known[asked]
+
+    def checks(self, record: RowRecord, *, decode: bool = False) -> dict[str, Any]:
+        """
+        Return the options of [`load_split`].
+
+        Args:
+            record ([`RowRecord`]): Where to record rows that are left out.
+            decode (`bool`, *optional*, defaults to `False`): Whether to decode all frames if faulty rows are left out.
+        """
+        full = self.validate_only == "full" or (decode and self.skip_faulty)
+        return {"fps": self.fps, "full": full, "left_out": record if self.skip_faulty else None}
 
 
 @dataclass

@@ -2,7 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn dialogues and videos into one training batch with labels."""
 
+import gc
+import os
+import sys
 import zlib
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,13 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from transformers import TrainerCallback, TrainerState
+
+from videollm_mod.train.data.faults import FaultyRowError, RowRecord, name_row, naming
+
+
+# A forked worker must not free decoders that this process left over: their threads do not exist there.
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 class StreamCollator:
@@ -29,10 +41,22 @@ class StreamCollator:
             (see [`EpochTeller`]).
         packing (`bool`, *optional*, defaults to `False`): Whether to pack the dialogues into one row without padding.
             They do not see each other.
+        record ([`RowRecord`], *optional*): Where to note the row at work and the rows that were left out.
+        replacements (sequence of `dict`, *optional*): All rows. If a row cannot be read, the next row that can be read
+            takes its place, so that batches keep their size and distributed processes take the same steps. Without
+            them, such a row raises [`FaultyRowError`].
     """
 
     def __init__(
-        self, processor: Any, fps: float = 2.0, *, augmentation: float = 0.0, seed: int = 0, packing: bool = False
+        self,
+        processor: Any,
+        fps: float = 2.0,
+        *,
+        augmentation: float = 0.0,
+        seed: int = 0,
+        packing: bool = False,
+        record: RowRecord | None = None,
+        replacements: Sequence[dict[str, Any]] | None = None,
     ) -> None:
         if not 0 <= augmentation <= 1:
             raise ValueError(f"`augmentation` is a share from 0 to 1, got {augmentation}.")
@@ -41,28 +65,52 @@ class StreamCollator:
         self.augmentation = augmentation
         self.seed = seed
         self.packing = packing
+        self.record = record
+        self.replacements = replacements
         # In shared memory, because a persistent worker has its own copy of this object.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a batch for [`VideoLLMMoDForConditionalGeneration`]."""
         kind = "frame_features" if examples[0].get("frame_features") is not None else "videos"
-        dialogues, frames = [], []
-        for example in examples:
-            start = example.get("start") or 0.0
-            shown = self._features(example) if kind == "frame_features" else self._frames(example, start)
-            messages = [{k: v for k, v in message.items() if v is not None} for message in example["messages"]]
-            turns = self.processor.to_stream_turns(messages, len(shown), fps=self.fps, start=start)
-            # The generator depends only on seed, epoch and dialogue. A resumed run, or one with another number of
-            # workers, corrupts the same replies.
-            rng = np.random.default_rng((self.seed, int(self.epoch), zlib.crc32(repr(messages).encode())))
-            dialogues.append(augment_replies(turns, rng, self.augmentation))
-            frames.append(shown)
-        batch = self.processor(dialogues, **{kind: frames}, return_labels=True, padding_side="right")
+        dialogues, frames = zip(*(self._read_or_replace(example) for example in examples), strict=True)
+        batch = self.processor(list(dialogues), **{kind: list(frames)}, return_labels=True, padding_side="right")
         mask = batch.pop("attention_mask")
         batch["num_frames"] = torch.tensor([len(shown) for shown in frames])
         batch["position_ids"] = torch.arange(mask.shape[1]).repeat(len(mask), 1)
         return _pack(batch, mask.bool()) if self.packing else dict(batch)
+
+    def _read_or_replace(self, example: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
+        """Return the dialogue and the frames of an example, or those of the next row that can be read."""
+        try:
+            return self._read(example)
+        except FaultyRowError as error:
+            if not self.replacements:
+                raise
+            self.record.leave_out(str(error))
+        count = len(self.replacements)
+        # The choice depends only on the row, so a resumed run makes the same one.
+        first = zlib.crc32(name_row(example).encode(errors="replace"))
+        for index in range(count):
+            try:
+                return self._read(self.replacements[(first + index) % count])
+            except FaultyRowError as error:
+                self.record.leave_out(str(error))
+        raise FaultyRowError(f"none of the {count} rows can be read.")
+
+    def _read(self, example: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
+        """Return the dialogue and the frames of an example."""
+        at_work = nullcontext() if self.record is None else self.record.working_on(example)
+        with at_work, naming(example):
+            start = example.get("start") or 0.0
+            has_features = example.get("frame_features") is not None
+            shown = self._features(example) if has_features else self._frames(example, start)
+            messages = [{k: v for k, v in message.items() if v is not None} for message in example["messages"]]
+            turns = self.processor.to_stream_turns(messages, len(shown), fps=self.fps, start=start)
+        # The generator depends only on seed, epoch and dialogue. A resumed run, or one with another number of
+        # workers, corrupts the same replies.
+        rng = np.random.default_rng((self.seed, int(self.epoch), zlib.crc32(repr(messages).encode())))
+        return augment_replies(turns, rng, self.augmentation), shown
 
     def _frames(self, example: dict[str, Any], start: float) -> Any:
         video, end = example["video"], example.get("end")
@@ -80,7 +128,13 @@ class StreamCollator:
             fps = float((file.metadata() or {}).get("fps", self.fps))
             if fps != self.fps:
                 raise ValueError(f"'{source}' has features at {fps:g} frames per second, but `fps` is {self.fps:g}.")
-            return file.get_tensor("frame_features")
+            features = file.get_tensor("frame_features")
+        if features.shape[1] != self.processor.frame_num_tokens:
+            raise ValueError(
+                f"'{source}' has {features.shape[1]} tokens per frame, but the model has "
+                f"{self.processor.frame_num_tokens}. Encode the frames again."
+            )
+        return features
 
 
 class EpochTeller(TrainerCallback):

@@ -36,6 +36,7 @@ from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.arguments import RowArguments, run
+from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, naming, row_record
 from videollm_mod.train.data.sources import DataSource, load_split
 
 
@@ -72,6 +73,7 @@ def encode_rows(
     batch_size: int = 64,
     accelerator: Accelerator | None = None,
     max_minutes: float | None = None,
+    left_out: RowRecord | None = None,
 ) -> list[dict[str, Any]]:
     """
     Encode the video clips of rows. The processes of an accelerator share the work.
@@ -88,9 +90,13 @@ def encode_rows(
         batch_size (`int`, *optional*, defaults to 64): Number of frames in memory at a time.
         accelerator (`Accelerator`, *optional*): Distributes rows over processes.
         max_minutes (`float`, *optional*): Time limit in minutes. At least one row is encoded.
+        left_out ([`RowRecord`], *optional*): Where to record rows that cannot be read, which are then left out.
 
     Returns:
         `list[dict]`: The rows in order, with the file name `frame_features` instead of `video`.
+
+    Raises:
+        [`FaultyRowError`]: If a row cannot be read and `left_out` is not given.
     """
     accelerator = Accelerator() if accelerator is None else accelerator
     made: list[dict[str, Any]] = []
@@ -106,9 +112,16 @@ def encode_rows(
                 break
             row = rows[index]
             name = _name(row, fps, encoder)
-            if not (folder / name).exists():
-                _encode(row, folder / name, model, processor, fps, batch_size)
-            kept = {k: v for k, v in row.items() if k not in ("video", "frame_features")}
+            try:
+                with naming(row):
+                    if not (folder / name).exists():
+                        _encode(row, folder / name, model, processor, fps, batch_size)
+            except FaultyRowError as error:
+                if left_out is None:
+                    raise
+                left_out.leave_out(str(error))
+                continue
+            kept = {k: v for k, v in row.items() if k not in ("video", "frame_features", WHERE)}
             made.append({"frame_features": name, **kept})
     return gather_object(made)
 
@@ -156,9 +169,15 @@ def _name(row: dict[str, Any], fps: float, encoder: str) -> str:
 
 def main(script: RowArguments, source: DataSource, arguments: EncodeArguments) -> None:
     """Encode a split."""
-    rows = load_split(source, script.train_split, script.num_clips, script.first_clip)
+    with row_record() as record:
+        encode_split(script, source, arguments, record)
+
+
+def encode_split(script: RowArguments, source: DataSource, arguments: EncodeArguments, record: RowRecord) -> None:
+    """Encode a split, and record the rows that are left out."""
+    rows = load_split(source, script.train_split, script.num_clips, script.first_clip, **script.checks(record))
     if script.validate_only:
-        print(f"{source.dataset}: {len(rows)} rows to encode, no fault found")
+        print(f"{source.dataset}: {len(rows)} rows to encode, {record.count_faults()}")
         return
     accelerator, folder = Accelerator(), Path(arguments.output_dir)
     model = AutoModel.from_pretrained(arguments.checkpoint, trust_remote_code=True, dtype=arguments.dtype)
@@ -173,14 +192,18 @@ def main(script: RowArguments, source: DataSource, arguments: EncodeArguments) -
         batch_size=arguments.batch_size,
         accelerator=accelerator,
         max_minutes=arguments.max_minutes,
+        left_out=record if script.skip_faulty else None,
     )
+    if not made:
+        raise SystemExit(f"--dataset {source.dataset}: none of its {len(rows)} rows can be read.")
+    num_left_out = len(set(gather_object(record.left_out())))
     if accelerator.is_main_process:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
         part = folder / f"{script.train_split}.jsonl.part"
         part.write_text(text, encoding="utf-8")
         part.replace(folder / f"{script.train_split}.jsonl")
         count = f"{len(made)} rows"
-        if len(made) < len(rows):
+        if len(made) + num_left_out < max(record.num_rows, len(rows)):
             count = f"{len(made)} of {len(rows)} rows; the time limit was reached"
         print(f"wrote {folder / script.train_split}.jsonl: {count}")
 

@@ -23,6 +23,7 @@ from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.train.arguments import run
 from videollm_mod.train.card import add_results
+from videollm_mod.train.data.faults import row_record
 from videollm_mod.train.data.sources import DataSource, load_split
 from videollm_mod.train.streaming_evaluation import free_streaming
 from videollm_mod.train.teacher_forcing import teacher_forced
@@ -80,6 +81,8 @@ class EvaluationArguments:
         weights (`str`, *optional*): `"int8"` or `"fp8"`: linear layers in eight bits, by torchao.
         cache_dtype (`str`, *optional*): Data type of keys and values while streaming. Teacher-forced measures use no
             cache.
+        skip_faulty (`bool`, *optional*, defaults to `False`): Leave out faulty rows, and list them at the end. All
+            frames are decoded before, so that all measures are of the same rows.
         card (`bool`, *optional*, defaults to `False`): Also write the results into the checkpoint's model card.
     """
 
@@ -98,6 +101,7 @@ class EvaluationArguments:
     cache_dtype: str | None = field(
         default=None, metadata={"help": "Keys and values while streaming.", "choices": list(CACHE_DTYPES)}
     )
+    skip_faulty: bool = field(default=False, metadata={"help": "Leave out faulty rows, and list them at the end."})
     card: bool = field(default=False, metadata={"help": "Also write the results into the model card."})
 
     def __post_init__(self) -> None:
@@ -111,8 +115,11 @@ class EvaluationArguments:
 
 def main(source: DataSource, arguments: EvaluationArguments) -> None:
     """Print the measures as JSON."""
-    rows = load_split(source, arguments.split, arguments.num_clips)
-    scores = measure_checkpoint(arguments.checkpoint, rows, **arguments.options())
+    with row_record() as record:
+        checks = {"fps": arguments.fps, "full": arguments.skip_faulty}
+        checks["left_out"] = record if arguments.skip_faulty else None
+        rows = load_split(source, arguments.split, arguments.num_clips, **checks)
+        scores = measure_checkpoint(arguments.checkpoint, rows, **arguments.options())
     print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
     if arguments.card:
         add_results(

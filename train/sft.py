@@ -25,6 +25,7 @@ from videollm_mod.console import quiet
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, run
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import EpochTeller, StreamCollator
+from videollm_mod.train.data.faults import RowRecord, row_record
 from videollm_mod.train.data.sources import DataSource, first_rows, load_split
 from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
 from videollm_mod.train.trainer import StreamingSFTTrainer
@@ -32,8 +33,19 @@ from videollm_mod.train.trainer import StreamingSFTTrainer
 
 def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConfig, arguments: ModelArguments) -> None:
     """Train a model and save it."""
+    with row_record() as record:
+        train_model(script, source, training, arguments, record)
+
+
+def train_model(
+    script: ScriptArguments,
+    source: DataSource,
+    training: StreamingSFTConfig,
+    arguments: ModelArguments,
+    record: RowRecord,
+) -> None:
+    """Train a model and save it. The record names the rows that each worker reads and that were left out."""
     # Data
-    train = load_split(source, script.train_split, script.num_clips, script.first_clip)
     if script.eval_split and Path(source.dataset).is_file():
         raise SystemExit(
             f"--eval_split {script.eval_split}: '{source.dataset}' is one split. Give a folder with train.jsonl and "
@@ -41,9 +53,14 @@ def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConf
         )
     if script.eval_split == script.train_split:
         raise SystemExit(f"--eval_split {script.eval_split}: this is the training split. Name a held-out split.")
-    evaluation = load_split(source, script.eval_split, script.num_eval_clips) if script.eval_split else None
+    train = load_split(source, script.train_split, script.num_clips, script.first_clip, **script.checks(record))
+    evaluation = None
+    if script.eval_split:
+        # All measures of an evaluation are of the same rows.
+        checks = script.checks(record, decode=True)
+        evaluation = load_split(source, script.eval_split, script.num_eval_clips, **checks)
     if script.validate_only:
-        print(f"{source.dataset}: {len(train)} rows to train on, no fault found")
+        print(f"{source.dataset}: {len(train)} rows to train on, {record.count_faults()}")
         return
     if training.n_gpu > 1:
         raise SystemExit(
@@ -59,7 +76,13 @@ def main(script: ScriptArguments, source: DataSource, training: StreamingSFTConf
     # Training. The collator packs, because TRL can only pack a data set of tokens.
     packing, training.packing = training.packing, False
     collator = StreamCollator(
-        processor, script.fps, augmentation=script.augmentation, seed=training.seed, packing=packing
+        processor,
+        script.fps,
+        augmentation=script.augmentation,
+        seed=training.seed,
+        packing=packing,
+        record=record,
+        replacements=train if script.skip_faulty else None,
     )
     trainer = StreamingSFTTrainer(
         model=model,

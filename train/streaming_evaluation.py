@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from videollm_mod.serving import StreamingEngine
+from videollm_mod.train.data.faults import naming
 from videollm_mod.train.teacher_forcing import evaluate_metric
 from videollm_mod.video_reading_videollm_mod import VideoReader
 
@@ -173,11 +174,8 @@ def _most_frames(example: dict[str, Any], fps: float) -> float:
     if not isinstance(video, (str, Path)):
         return len(video) if isinstance(video, Sized) else math.inf
     if end is None:
-        try:
-            with VideoReader(video) as reader:
-                end = reader.seconds
-        except ValueError:
-            return math.inf
+        with naming(example), VideoReader(video) as reader:
+            end = reader.seconds
     return math.inf if end == math.inf else math.ceil((end - start) * fps) + 1
 
 
@@ -186,7 +184,7 @@ def _show(stream: Any, processor: Any, example: dict[str, Any], fps: float) -> I
     messages = example["messages"]
     asked = [message for message in messages if message["role"] == "user"]
     start = example.get("start") or 0.0
-    for time, picture in processor.read_video(example["video"], fps=fps, start=start, end=example.get("end")):
+    for time, picture in _read(processor, example, fps=fps, start=start, end=example.get("end")):
         due = [message for message in asked if message["time"] <= time + 1e-6]
         asked = asked[len(due) :]
         # A question comes before the model can speak at this frame, unless the data have a reply there first.
@@ -197,6 +195,11 @@ def _show(stream: Any, processor: Any, example: dict[str, Any], fps: float) -> I
         for message in due[len(first) :]:
             stream.ask(message["content"], reply_now=_is_answered(messages, message))
         yield
+
+
+def _read(processor: Any, example: dict[str, Any], **options: Any) -> Iterator[tuple[float, Any]]:
+    with naming(example):
+        yield from processor.read_video(example["video"], **options)
 
 
 def _comes_after_reply(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:

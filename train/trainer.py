@@ -113,9 +113,9 @@ class StreamingSFTTrainer(SFTTrainer):
         return self.accelerator.gather(numbers[None]).cpu()
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return TRL's loader without augmentation, which is for training only."""
+        """Return TRL's loader without augmentation and replaced rows, which are for training only."""
         training_collator, self.data_collator = self.data_collator, copy(self.data_collator)
-        self.data_collator.augmentation = 0.0
+        self.data_collator.augmentation, self.data_collator.replacements = 0.0, None
         try:
             return super().get_eval_dataloader(*args, **kwargs)
         finally:

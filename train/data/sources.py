@@ -7,7 +7,7 @@ A generated or converted source is one file in this folder and one line in [`SOU
 complete example. Any other name is a file, a folder or a Hub data set of timed messages.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from itertools import islice
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+
+from videollm_mod.train.data.faults import Fault, RowRecord, describe_faults
 
 
 @dataclass
@@ -47,6 +49,17 @@ class DataSource:
         """
         raise NotImplementedError
 
+    def find_faults(self, rows: Dataset, *, fps: float = 2.0, full: bool = False) -> Iterator[Fault]:  # noqa: ARG002
+        """
+        Find errors in rows. A source that generates its rows has none.
+
+        Args:
+            rows (`Dataset`): Rows of [`load`].
+            fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees.
+            full (`bool`, *optional*, defaults to `False`): Whether to decode all frames.
+        """
+        yield from ()
+
     def title(self, split: str) -> str:  # noqa: ARG002
         """Return the name of the data for model cards."""
         return Path(self.dataset).name
@@ -73,23 +86,48 @@ def option_names(source: type[DataSource]) -> set[str]:
     return {option.name for option in fields(source)} - {"dataset"}
 
 
-def load_split(source: DataSource, split: str, num_clips: int, first_clip: int = 0) -> Dataset:
+def load_split(
+    source: DataSource,
+    split: str,
+    num_clips: int,
+    first_clip: int = 0,
+    *,
+    fps: float = 2.0,
+    full: bool = False,
+    left_out: RowRecord | None = None,
+) -> Dataset:
     """
-    Return rows to train or evaluate on.
+    Return rows to train or evaluate on, after checking them.
 
     Args:
         source ([`DataSource`]): The source.
         split (`str`): Name of the split.
         num_clips (`int`): Number of rows of a generated source.
         first_clip (`int`, *optional*, defaults to 0): Index of the first row of a generated source.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees.
+        full (`bool`, *optional*, defaults to `False`): Whether to decode all frames to check them.
+        left_out ([`RowRecord`], *optional*): Where to record faulty rows, which are then left out.
 
     Raises:
-        `SystemExit`: With a message, if an option or the data is wrong.
+        `SystemExit`: With a message, if an option or the data is wrong, or if no row is left.
     """
     try:
-        return source.load(split, num_clips=num_clips, first_clip=first_clip)
-    except (ValueError, FileNotFoundError) as error:
+        rows = source.load(split, num_clips=num_clips, first_clip=first_clip)
+        faults = list(source.find_faults(rows, fps=fps, full=full))
+        if faults and left_out is None:
+            raise ValueError(describe_faults(faults))
+    except (ValueError, OSError) as error:
         raise SystemExit(f"--dataset {source.dataset}: {error}") from None
+    if left_out is not None:
+        left_out.num_rows += len(rows)
+    if not faults:
+        return rows
+    first = {fault.row: fault for fault in reversed(faults)}
+    for row in sorted(first):
+        left_out.leave_out(str(first[row]))
+    if len(first) == len(rows):
+        raise SystemExit(f"--dataset {source.dataset}: all {len(rows)} rows are faulty, so none is left.")
+    return rows.select([row for row in range(len(rows)) if row not in first])
 
 
 def first_rows(rows: Dataset, count: int) -> list[dict[str, Any]]:

@@ -12,14 +12,18 @@ A row is a dialogue about a video, or about its frame features, with times in se
 ```
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator
+import os
+import reprlib
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-import av
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
@@ -27,32 +31,18 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
+from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, describe_faults, list_lines
+from videollm_mod.train.data.json_rows import index_rows
 from videollm_mod.train.data.sources import DataSource
+from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, read_video
 
 
 ROLES = ("system", "user", "assistant")
 SOURCES = ("video", "frame_features")
 # The query that asks for narration.
 NARRATE = "Please narrate the video in real time."
-
-
-@dataclass(frozen=True)
-class Fault:
-    """
-    An error in a row.
-
-    Args:
-        row (`int`): Index of the row.
-        field (`str`): Place in the row, such as `messages[2].time`.
-        message (`str`): What is wrong, and what is allowed.
-    """
-
-    row: int
-    field: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"row {self.row}, {self.field}: {self.message}"
+# Rows that are checked together: their files are opened at the same time.
+_ROWS_TOGETHER = 64
 
 
 @dataclass
@@ -60,10 +50,12 @@ class TimedMessages(DataSource):
     """Timed messages from a file, a folder or a Hub data set. This source has no further options."""
 
     def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:  # noqa: ARG002
-        """Return all rows of a split (see [`load_timed_messages`]) after checking them."""
-        rows = load_timed_messages(self.dataset, split)
-        check_timed_messages(rows)
-        return rows
+        """Return all rows of a split (see [`load_timed_messages`])."""
+        return load_timed_messages(self.dataset, split)
+
+    def find_faults(self, rows: Dataset, *, fps: float = 2.0, full: bool = False) -> Iterator[Fault]:
+        """Find all errors in rows (see [`find_faults`])."""
+        return find_faults(rows, fps=fps, full=full)
 
 
 def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
@@ -83,8 +75,8 @@ def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
     """
     path = Path(source)
     if path.is_file():
-        rows, root = _read([path]), path.parent
-    elif path.is_dir():
+        return _read([path], path.parent)
+    if path.is_dir():
         files = sorted(file for kind in ("jsonl", "parquet") for file in path.glob(f"*.{kind}"))
         if not files:
             raise FileNotFoundError(f"The folder '{path}' has no .jsonl and no .parquet file.")
@@ -92,70 +84,72 @@ def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
         if not chosen:
             there = ", ".join(file.name for file in files)
             raise ValueError(f"The folder '{path}' has no split {split!r}: it has {there}.")
-        rows, root = _read(chosen), path
-    elif path.suffix in (".jsonl", ".parquet") or str(source).count("/") > 1:
+        return _read(chosen, path)
+    if path.suffix in (".json", ".jsonl", ".parquet") or str(source).count("/") > 1:
         raise FileNotFoundError(f"There is no file or folder '{source}'.")
-    else:
-        try:
-            splits = load_dataset(str(source))
-        except DatasetGenerationError as error:
-            raise ValueError(f"The data set '{source}' cannot be read: {error.__cause__ or error}") from None
-        if not isinstance(splits, DatasetDict) or split not in splits:
-            raise ValueError(f"The data set '{source}' has no split {split!r}: it has {', '.join(splits)}.")
-        rows, root = splits[split], str(source)
-    return rows.map(_absolute, fn_kwargs={"root": root}) if set(SOURCES) & set(rows.column_names) else rows
-
-
-def _read(files: list[Path]) -> Dataset:
-    """Read files of one type as one table."""
-    kind = _kind(files[0])
     try:
-        return load_dataset(kind, data_files=[str(file) for file in files], split="train")
-    except (DatasetGenerationError, ValueError, StopIteration) as error:
-        faults = [f"'{file}'{fault}" for file in files for fault in [_fault(file)] if fault]
-        names = ", ".join(f"'{file}'" for file in files)
-        raise ValueError(
-            faults[0] if faults else f"{names} cannot be read as one table: {error.__cause__ or error}"
-        ) from None
+        splits = load_dataset(str(source))
+    except DatasetGenerationError as error:
+        raise ValueError(f"The data set '{source}' cannot be read: {error.__cause__ or error}") from None
+    if not isinstance(splits, DatasetDict) or split not in splits:
+        raise ValueError(f"The data set '{source}' has no split {split!r}: it has {', '.join(splits)}.")
+    return splits[split].map(
+        _name, with_indices=True, fn_kwargs={"ends": {f"'{source}'": math.inf}, "root": str(source)}
+    )
 
 
-def _fault(path: Path) -> str | None:
-    """Return the first error in a JSON Lines or Parquet file, or `None`."""
-    if path.suffix == ".parquet":
+def _read(files: list[Path], root: Path) -> Dataset:
+    """Read files of one type."""
+    kinds = sorted({file.suffix for file in files})
+    if kinds == [".parquet"]:
+        rows = _read_parquet(files, root)
+    elif set(kinds) <= {".json", ".jsonl"}:
+        rows = index_rows(files, partial(_absolute, root=root))
+    elif len(files) > 1:
+        raise ValueError(f"The folder '{root}' has {' and '.join(kinds)} files of one split: keep one kind.")
+    else:
+        raise ValueError(f"'{files[0]}' is neither .jsonl nor .parquet.")
+    if not len(rows):
+        raise ValueError(f"{_names(files)} is empty." if len(files) == 1 else f"{_names(files)} are empty.")
+    return rows
+
+
+def _names(files: list[Path]) -> str:
+    return ", ".join(f"'{file}'" for file in files)
+
+
+def _read_parquet(files: list[Path], root: Path) -> Dataset:
+    counts = {}
+    for file in files:
         try:
-            pq.read_metadata(path)
+            counts[f"'{file}'"] = pq.read_metadata(file).num_rows
         except (ValueError, OSError) as error:
-            return f" is not Parquet: {error}"
-        return None
-    if not path.stat().st_size:
-        return " is empty."
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError as error:
-                return f", line {number}, column {error.colno}: not JSON: {error.msg}. Each line is one row."
-            except UnicodeDecodeError:
-                return f", line {number}: not text. The file should be JSON lines."
-            if not isinstance(row, dict):
-                return f", line {number}: a row is an object with messages and a video, got {type(row).__name__}."
-    return None
+            raise ValueError(f"'{file}' is not Parquet: {error}") from None
+    try:
+        rows = load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(f"{_names(files)} cannot be read as one table: {error.__cause__ or error}") from None
+    ends = dict(zip(counts, accumulate(counts.values()), strict=True))
+    return rows.map(_name, with_indices=True, fn_kwargs={"ends": ends, "root": root})
 
 
-def _kind(path: Path) -> str:
-    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-    if path.suffix not in kinds:
-        raise ValueError(f"'{path}' is neither .jsonl nor .parquet.")
-    return kinds[path.suffix]
+def _name(row: dict[str, Any], index: int, ends: dict[str, int], root: Path | str) -> dict[str, Any]:
+    """Add the file and number of a row, and make its paths absolute."""
+    begin = 0
+    for name, end in ends.items():
+        if index < end:
+            return {**_absolute(row, root), WHERE: f"{name}, row {index - begin}"}
+        begin = end
+    raise IndexError(index)
 
 
 def _absolute(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
     """Make the paths of a row absolute."""
-    return {name: _absolute_name(row[name], root) for name in SOURCES if row.get(name) is not None}
+    return {**row, **{name: _absolute_name(row[name], root) for name in SOURCES if row.get(name) is not None}}
 
 
 def _absolute_name(name: Any, root: Path | str) -> Any:
-    if not isinstance(name, str) or "://" in name or Path(name).is_absolute():
+    if not isinstance(name, str) or "://" in name or os.path.isabs(name) or "\0" in name:
         return name
     if isinstance(root, Path):
         return str((root / name).resolve())
@@ -165,58 +159,119 @@ def _absolute_name(name: Any, root: Path | str) -> Any:
         raise FileNotFoundError(f"The data set '{root}' has no file '{name}', which a row names.") from None
 
 
-def find_faults(rows: Iterable[dict[str, Any]], *, check_files: bool = True) -> Iterator[Fault]:
+def find_faults(
+    rows: Sequence[dict[str, Any]], *, fps: float = 2.0, full: bool = False, check_files: bool = True
+) -> Iterator[Fault]:
     """
     Find all errors in rows of timed messages, row by row. Nothing is corrected.
 
     Args:
-        rows (iterable of `dict`): Rows with absolute paths, as [`load_timed_messages`] returns them.
-        check_files (`bool`, *optional*, defaults to `True`): Whether to open each video and compare times with
-            its length.
+        rows (sequence of `dict`): Rows with absolute paths, as [`load_timed_messages`] returns them.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees.
+        full (`bool`, *optional*, defaults to `False`): Whether to decode all frames of the rows, and to print which
+            videos are damaged. Otherwise the first frame of each row is decoded.
+        check_files (`bool`, *optional*, defaults to `True`): Whether to open the files of the rows.
     """
-    lengths: dict[str, float | str] = {}
-    for index, row in enumerate(rows):
-        for place, message in _row_faults(row, lengths if check_files else None):
-            yield Fault(index, place, message)
+    with ThreadPoolExecutor() as pool:
+        files = _Files(pool, fps, full) if check_files else None
+        for begin in range(0, len(rows), _ROWS_TOGETHER):
+            some = [_get(rows, index) for index in range(begin, min(begin + _ROWS_TOGETHER, len(rows)))]
+            for row in some if files is not None else ():
+                files.open(row)
+            for index, row in enumerate(some, begin):
+                if isinstance(row, Fault):
+                    yield row
+                    continue
+                for place, message in _row_faults(row, files):
+                    yield Fault(index, place, message, row.get(WHERE))
+    damaged = [f"'{source}': {report}" for source, report in files.reports.items() if report] if full else []
+    if damaged:
+        print(f"{len(damaged)} videos can be used in part:\n{list_lines(damaged)}", file=sys.stderr)
 
 
-def check_timed_messages(rows: Iterable[dict[str, Any]], *, check_files: bool = True, show: int = 20) -> None:
+def _get(rows: Sequence[dict[str, Any]], index: int) -> dict[str, Any] | Fault:
+    try:
+        return rows[index]
+    except FaultyRowError as error:
+        return Fault(index, "", str(error))
+
+
+def check_timed_messages(rows: Sequence[dict[str, Any]], *, show: int = 20, **options: Any) -> None:
     """
     Check rows with [`find_faults`], and raise one error that lists the first faults.
 
     Raises:
         `ValueError`: If a row has a fault.
     """
-    faults = list(find_faults(rows, check_files=check_files))
+    faults = list(find_faults(rows, **options))
     if faults:
-        more = f"\n... and {len(faults) - show} more" if len(faults) > show else ""
-        listed = "\n".join(str(fault) for fault in faults[:show])
-        raise ValueError(f"{len(faults)} faults in {len({fault.row for fault in faults})} rows:\n{listed}{more}")
+        raise ValueError(describe_faults(faults, show))
 
 
-def _row_faults(row: dict[str, Any], lengths: dict[str, float | str] | None) -> Iterator[tuple[str, str]]:
+class _Files:
+    """The files of rows. Threads open them, each file and each part of a video once."""
+
+    def __init__(self, pool: ThreadPoolExecutor, fps: float, full: bool) -> None:
+        self.pool, self.fps, self.full = pool, fps, full
+        self.lengths: dict[tuple[str, str], Future[float | str]] = {}
+        self.parts: dict[tuple[str, float, float | None], Future[float | str]] = {}
+        self.reports: dict[str, ReadingReport] = {}
+
+    def open(self, row: dict[str, Any] | Fault) -> None:
+        """Begin to open the file of a row."""
+        named = [] if isinstance(row, Fault) else [name for name in SOURCES if isinstance(row.get(name), str)]
+        for name in named:
+            self.length(name, row[name])
+            start, end = _given(row.get("start"), 0.0), row.get("end")
+            if name == "video" and _is_time(start) and (end is None or (_is_time(end) and end > start)):
+                self.part(row[name], start, end)
+
+    def length(self, name: str, source: str) -> Future[float | str]:
+        """Return the length of a file in seconds, or what is wrong with it."""
+        if (name, source) not in self.lengths:
+            self.lengths[name, source] = self.pool.submit(_length, name, source)
+        return self.lengths[name, source]
+
+    def part(self, source: str, start: float, end: float | None) -> Future[float | str]:
+        """Return the second at which the frames of a part of a video end, or what is wrong with it."""
+        key = (source, start, end)
+        if key not in self.parts:
+            report = self.reports.setdefault(source, ReadingReport())
+            self.parts[key] = self.pool.submit(_decode_part, *key, self.fps, self.full, report)
+        return self.parts[key]
+
+
+def _row_faults(row: dict[str, Any], files: _Files | None) -> Iterator[tuple[str, str]]:
     named = [name for name in SOURCES if row.get(name) is not None]
     if len(named) != 1:
         yield "video", f"a row has either `video` or `frame_features`, this one has {' and '.join(named) or 'neither'}"
-    start, end = row.get("start") or 0.0, row.get("end")
-    length = math.inf
-    for name in named if lengths is not None else ():
+    start, end = _given(row.get("start"), 0.0), row.get("end")
+    length, video = math.inf, None
+    for name in named if files is not None else ():
         source = row[name]
         if not isinstance(source, str):
             yield name, f"must be a path, got {type(source).__name__}"
             continue
-        if source not in lengths:
-            lengths[source] = _length(name, source)
-        if isinstance(lengths[source], str):
-            yield name, lengths[source]
+        found = files.length(name, source).result()
+        if isinstance(found, str):
+            yield name, found
         else:
-            length = lengths[source]
+            length, video = found, source if name == "video" else None
     if not (_is_time(start) and start < length):
-        yield "start", f"is {start}, must be a time from 0 s to the video's end at {length:g} s"
-        start = 0.0
+        yield "start", f"is {_short(start)}, must be a time from 0 s to the video's end at {length:g} s"
+        start, video = 0.0, None
     if end is not None and not (_is_time(end) and start < end <= length + 0.05):
-        yield "end", f"is {end}, must be a time after {start:g} s and not after the video's end at {length:g} s"
-        end = None
+        yield (
+            "end",
+            f"is {_short(end)}, must be a time after {start:g} s and not after the video's end at {length:g} s",
+        )
+        end = video = None
+    if video is not None:
+        found = files.part(video, start, end).result()
+        if isinstance(found, str):
+            yield "video", found
+        else:
+            length = min(length, found)
     yield from _message_faults(row.get("messages"), start, min(length, math.inf if end is None else end))
 
 
@@ -232,7 +287,7 @@ def _message_faults(messages: Any, start: float, end: float) -> Iterator[tuple[s
             continue
         role, content, time = (message.get(name) for name in ("role", "content", "time"))
         if role not in ROLES:
-            yield f"{place}.role", f"is {role!r}, known roles are {', '.join(ROLES)}"
+            yield f"{place}.role", f"is {_short(role)}, known roles are {', '.join(ROLES)}"
         elif role == "system" and index > 0:
             yield f"{place}.role", "only the first message may be the system's"
         if not isinstance(content, str):
@@ -242,7 +297,7 @@ def _message_faults(messages: Any, start: float, end: float) -> Iterator[tuple[s
         if role == "system" and time is None:
             continue
         if not _is_time(time):
-            yield f"{place}.time", f"is {time}, must be seconds since the video's beginning"
+            yield f"{place}.time", f"is {_short(time)}, must be seconds since the video's beginning"
         elif time < start:
             yield f"{place}.time", f"is {time:g} s, before the beginning at {start:g} s"
         elif time > end:
@@ -255,14 +310,22 @@ def _message_faults(messages: Any, start: float, end: float) -> Iterator[tuple[s
         yield "messages", "has no assistant message: there is nothing to learn"
 
 
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    # Beyond this, a number may be too large for a float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
+
+
+def _short(value: Any) -> str:
+    """Return a value for a message of one line."""
+    return f"a {type(value).__name__}" if isinstance(value, (list, dict)) else reprlib.repr(value)
 
 
 def _length(name: str, source: str) -> float | str:
     """Return the length of a video or of frame features in seconds, or what is wrong with the file."""
-    if "://" not in source and not Path(source).is_file():
-        return f"there is no file '{source}'"
     if name == "frame_features":
         try:
             with safe_open(source, "pt") as file:
@@ -273,14 +336,41 @@ def _length(name: str, source: str) -> float | str:
         if len(shape) != 3:
             return f"`frame_features` in '{source}' must be (frames, tokens, width), got {tuple(shape)}"
         # The first frame of features is at second `start` of the video.
-        return float(about.get("start", 0.0)) + shape[0] / float(about.get("fps", 2.0))
+        try:
+            return float(about.get("start", 0.0)) + shape[0] / float(about.get("fps", 2.0))
+        except (ValueError, ZeroDivisionError):
+            return f"'{source}' has metadata that is no time or rate: {about}"
     try:
-        with av.open(source) as container:
-            if not container.streams.video:
-                return f"'{source}' has no video stream"
-            ends = [s.duration * s.time_base for s in container.streams.video if s.duration]
-            ends += [container.duration / 1_000_000] if container.duration and not ends else []
-            # A live source has no end.
-            return float(max(ends)) if ends else math.inf
-    except av.error.FFmpegError as error:
-        return f"'{source}' cannot be read as video: {error.strerror or error}"
+        with VideoReader(source) as reader:
+            if reader.is_live:
+                return f"'{source}' is a live source, which cannot be read again in each epoch. Record it to a file"
+            return reader.seconds
+    except UNREADABLE as error:
+        return _in_one_line(source, error)
+
+
+def _decode_part(
+    source: str, start: float, end: float | None, fps: float, full: bool, report: ReadingReport
+) -> float | str:
+    """
+    Decode the first frame of a part of a video, or all frames. Return the second at which the frames end, which a
+    first frame does not tell, or what is wrong.
+    """
+    last = start
+    try:
+        frames = read_video(source, fps=fps, start=start, end=end, report=report)
+        for last, _ in frames if full else islice(frames, 1):  # noqa: B007
+            pass
+        frames.close()
+    except UNREADABLE as error:
+        return _in_one_line(source, error)
+    return last + 1 / fps if full else math.inf
+
+
+def _in_one_line(source: str, error: Exception) -> str:
+    message = str(error).splitlines()[0].removesuffix(".")
+    if os.path.isfile(source):
+        with open(source, "rb") as file:
+            if file.read(40).startswith(b"version https://git-lfs"):
+                return f"'{source}' is a git-lfs pointer and not the video. Run `git lfs pull`"
+    return message

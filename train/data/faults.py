@@ -1,0 +1,175 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Rows with faults: how they are named, left out, counted and reported, also by the workers of a data loader."""
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+
+
+# The key under which a row carries its file and number.
+WHERE = "where"
+# What a row raises that cannot be read. Other errors are faults of the program.
+UNREADABLE = (ValueError, OSError, RecursionError, SafetensorError)
+
+
+class FaultyRowError(ValueError):
+    """A row cannot be used. The message names the row in one line."""
+
+    def __init__(self, message: str) -> None:
+        # The data loader raises an error of a worker again, with the worker's traceback as its message.
+        super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
+
+
+@dataclass(frozen=True)
+class Fault:
+    """
+    An error in a row.
+
+    Args:
+        row (`int`): Index of the row.
+        field (`str`): Place in the row, such as `messages[2].time`. Empty if the row could not be parsed.
+        message (`str`): What is wrong, and what is allowed.
+        where (`str`, *optional*): File and number of the row.
+    """
+
+    row: int
+    field: str
+    message: str
+    where: str | None = None
+
+    def __str__(self) -> str:
+        if not self.field:
+            return self.message
+        return f"{self.where or f'row {self.row}'}, {self.field}: {self.message}"
+
+
+def name_row(row: Mapping[str, Any]) -> str:
+    """Return the file and number of a row, or its video if it comes from no file."""
+    video = row.get("frame_features") if row.get("video") is None else row["video"]
+    return row.get(WHERE) or (f"the row of '{video}'" if isinstance(video, (str, Path)) else "a row")
+
+
+@contextmanager
+def naming(row: Mapping[str, Any]) -> Iterator[None]:
+    """Name the row in errors about it, as [`FaultyRowError`]."""
+    try:
+        yield
+    except FaultyRowError:
+        raise
+    except UNREADABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FaultyRowError(f"{name_row(row)}: {reason}") from error
+
+
+def list_lines(lines: Iterable[str], show: int = 20) -> str:
+    """Return the first `show` lines, and how many there are more."""
+    lines = list(lines)
+    more = [f"... and {len(lines) - show} more"] if len(lines) > show else []
+    return "\n".join(lines[:show] + more)
+
+
+def describe_faults(faults: Sequence[Fault], show: int = 20) -> str:
+    """Return how many faults there are, and the first `show` of them."""
+    rows = len({fault.row for fault in faults})
+    return f"{len(faults)} faults in {rows} rows:\n{list_lines(map(str, faults), show)}"
+
+
+class RowRecord:
+    """
+    What the workers of a data loader do with rows: which row each works on, and which rows were left out.
+
+    The record is a folder, because it must outlive a worker that is killed.
+
+    Args:
+        folder (`str`): Folder to write to.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.num_rows = 0
+
+    @contextmanager
+    def working_on(self, row: Mapping[str, Any]) -> Iterator[None]:
+        """Note that this process works on a row."""
+        note = self.folder / f"{os.getpid()}.txt"
+        note.write_text(name_row(row), encoding="utf-8", errors="replace")
+        try:
+            yield
+        finally:
+            note.write_bytes(b"")
+
+    def leave_out(self, fault: str) -> None:
+        """Record a row that is left out, by a line that names it."""
+        # One write in append mode: lines of several workers do not mix.
+        with (self.folder / "left_out.jsonl").open("ab", buffering=0) as file:
+            file.write(json.dumps(fault).encode() + b"\n")
+
+    def left_out(self) -> list[str]:
+        """Return a line for each row that this process and its workers left out."""
+        path = self.folder / "left_out.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return list(dict.fromkeys(map(json.loads, lines)))
+
+    def count_faults(self) -> str:
+        """Return how many rows were left out, in words."""
+        count = len(self.left_out())
+        return f"{count} left out" if count else "no fault found"
+
+    def rows_of(self, workers: Iterable[int]) -> list[str]:
+        """Return the rows that workers, named by their process ids, work on."""
+        notes = [self.folder / f"{worker}.txt" for worker in workers]
+        return [text for note in notes if note.exists() and (text := note.read_text(encoding="utf-8"))]
+
+
+@contextmanager
+def row_record() -> Iterator[RowRecord]:
+    """
+    Keep a record of rows during a script, and print the rows that were left out at the end.
+
+    Raises:
+        `SystemExit`: With one line, if a row is faulty or if a worker of a data loader dies. The line names the row.
+    """
+    with tempfile.TemporaryDirectory(prefix="rows-", ignore_cleanup_errors=True) as folder:
+        record = RowRecord(folder)
+        try:
+            yield record
+        except BaseException as error:
+            _report(record.left_out(), record.num_rows)
+            if (line := _in_one_line(error, record)) is not None:
+                raise SystemExit(f"error: {line}") from None
+            raise
+        lines = list(dict.fromkeys(gather_object(record.left_out())))
+        if PartialState().is_main_process:
+            _report(lines, record.num_rows)
+
+
+def _report(lines: list[str], num_rows: int) -> None:
+    if lines:
+        sys.stderr.write(f"left out {len(lines)} of {num_rows} rows:\n{list_lines(lines)}\n")
+
+
+def _in_one_line(error: BaseException, record: RowRecord) -> str | None:
+    """Return what a faulty row or the death of a worker means, or `None` for other errors."""
+    if isinstance(error, FaultyRowError):
+        return str(error)
+    died = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(?: is killed by signal: ([^.]+))?", str(error))
+    if not isinstance(error, RuntimeError) or died is None:
+        return None
+    rows = record.rows_of(map(int, died[1].split(",")))
+    how = f"was killed ({died[2].strip()})" if died[2] else "died"
+    return (
+        f"a worker of the data loader {how} at {' and '.join(rows) or 'an unknown row'}. If memory ran out, lower "
+        "--dataloader_num_workers; otherwise correct the row or remove it."
+    )
