@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, groupby, islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -482,10 +483,13 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         start: float = 0.0,
         end: float | None = None,
         timeout: float | None = 10.0,
+        reconnect: bool | None = None,
         report: ReadingReport | None = None,
+        stop: Event | None = None,
     ) -> Iterator[tuple[float, Any]]:
         """Play a video at a frame rate; see [`read_video`]."""
-        return read_video(video, fps=fps, start=start, end=end, timeout=timeout, report=report)
+        options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}
+        return read_video(video, fps=fps, start=start, end=end, **options)
 
     def read_ahead(
         self,
@@ -496,14 +500,16 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         start: float = 0.0,
         end: float | None = None,
         timeout: float | None = 10.0,
+        reconnect: bool | None = None,
         report: ReadingReport | None = None,
         device: torch.device | str | None = None,
         **behind: Any,
     ) -> Iterator[list[tuple[float, torch.Tensor]]]:
         """Play a video in its own thread, up to `most` resized frames at once; `behind` are for [`read_ahead`]."""
-        frames = read_video(video, fps=fps, start=start, end=end, timeout=timeout, report=report)
+        options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": (stop := Event())}
+        frames = read_video(video, fps=fps, start=start, end=end, **options)
         small = ((time, self.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
-        return read_ahead(small, most, is_live=not is_complete(video), goes_on=goes_on(video), **behind)
+        return read_ahead(small, most, is_live=not is_complete(video), goes_on=goes_on(video), stop=stop, **behind)
 
     def sample_every(self, camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
         """Yield the newest frame of a live source every `seconds`, with its time: see [`sample_every`]."""

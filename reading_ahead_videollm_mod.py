@@ -30,6 +30,7 @@ def read_ahead(
     when_behind: str | None = None,
     max_waiting: int | None = None,
     on_drop: Callable[[], None] = lambda: None,
+    stop: threading.Event | None = None,
 ) -> Iterator[list[Any]]:
     """
     Read items in a thread, so that a video is decoded while the model works, and yield them in lists.
@@ -42,12 +43,14 @@ def read_ahead(
         goes_on (`bool`, *optional*, defaults to `False`): Whether the source goes on when nothing reads it.
         when_behind, max_waiting (*optional*): See `narrate`. The defaults follow `goes_on`.
         on_drop (`Callable`, *optional*): Called in the reading thread for each dropped item.
+        stop (`threading.Event`, *optional*): Set when this iterator is closed; give it to [`read_video`] too.
     """
     when_behind = when_behind or ("drop_oldest" if goes_on else "block")
     check_when_behind(when_behind)
     max_waiting = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
     check_count("max_waiting", max_waiting)
-    reader = _Reader(items, when_behind, max_waiting, on_drop) if is_live else _Reader(items, "block", most, on_drop)
+    when_behind, max_waiting = (when_behind, max_waiting) if is_live else ("block", most)
+    reader = _Reader(items, when_behind, max_waiting, on_drop, threading.Event() if stop is None else stop)
     try:
         while some := reader.take(1 if is_live else most, most):
             yield some
@@ -58,11 +61,19 @@ def read_ahead(
 class _Reader:
     """A thread that reads items into a queue."""
 
-    def __init__(self, items: Iterator[Any], when_behind: str, max_waiting: int, on_drop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        items: Iterator[Any],
+        when_behind: str,
+        max_waiting: int,
+        on_drop: Callable[[], None],
+        stopped: threading.Event,
+    ) -> None:
         self.items, self.when_behind, self.max_waiting, self.on_drop = items, when_behind, max_waiting, on_drop
+        self.stopped = stopped
         self.waiting: deque[Any] = deque()
         self.changed = threading.Condition()
-        self.has_ended = self.is_stopped = False
+        self.has_ended = False
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="read_ahead", daemon=True)
         self.thread.start()
@@ -79,10 +90,10 @@ class _Reader:
 
     def stop(self) -> None:
         """Stop reading; do not wait long for a source that hangs, such as an unplugged camera."""
+        self.stopped.set()
         with self.changed:
-            self.is_stopped = True
             self.changed.notify_all()
-        self.thread.join(timeout=1)
+        self.thread.join(timeout=0.5)
 
     def _run(self) -> None:
         for work in (self._read, getattr(self.items, "close", lambda: None)):
@@ -97,14 +108,14 @@ class _Reader:
     def _read(self) -> None:
         for item in self.items:
             self._put(item)
-            if self.is_stopped:
+            if self.stopped.is_set():
                 break
 
     def _put(self, item: Any) -> None:
         with self.changed:
             if self.when_behind == "block":
-                self.changed.wait_for(lambda: len(self.waiting) < self.max_waiting or self.is_stopped)
-            is_full = len(self.waiting) == self.max_waiting and not self.is_stopped
+                self.changed.wait_for(lambda: len(self.waiting) < self.max_waiting or self.stopped.is_set())
+            is_full = len(self.waiting) == self.max_waiting and not self.stopped.is_set()
             if is_full and self.when_behind == "catch_up":
                 raise TooManyWaitingError(
                     f"{self.max_waiting} frames wait, the most that may, and more come. Watch fewer per second, or "

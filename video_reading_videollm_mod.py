@@ -8,12 +8,17 @@ on screen at each tick of a frame rate.
 """
 
 import difflib
+import errno
 import math
 import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
+import threading
+import time as clock
+from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -21,15 +26,18 @@ from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
-from transformers.utils import is_av_available
+from transformers.utils import is_av_available, logging
 
-from .checks_videollm_mod import check_fps, check_seconds
+from .checks_videollm_mod import check_fps, check_number, check_seconds
 
 
 if is_av_available():
     import av
+
+logger = logging.get_logger(__name__)
 
 _BROADCASTS = ("camera:", "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
 # FFmpeg's input format and name of a numbered camera.
@@ -43,6 +51,10 @@ _NO_TIMESTAMPS, _MAY_CHANGE_CLOCKS = 0x80, 0x200
 _SEEKS_WRONG = {"apng", "mpeg"}
 # Errors in a row after which a file counts as unreadable from there on.
 _MOST_ERRORS = 100
+# Seconds before a live source is opened again, after the first failure and at most.
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
+# FFmpeg would wait for 20 frames to find a rate, and for 50 without a time.
+_LIVE_OPTIONS = {"fpsprobesize": "2", "max_ts_probe": "1"}
 
 
 @dataclass
@@ -93,6 +105,8 @@ class VideoReader:
     - **Rotation and mirror**: the display matrix is applied, to the nearest quarter turn.
     - **Pixels that are not square**: the width is scaled. Ratios beyond 1:10 count as errors and are ignored.
     - **Spoilt packets**: reading goes on with the next. Frames that the decoder repaired are shown.
+    - **Live sources**: second 0 is the first frame. Formats without timestamps, such as multipart JPEG, get the
+      time at which a frame arrives. A clock that jumps, and a source that is opened again, go on by the wall clock.
     - **Seeking**: to the key frame at or before the target, further back if the container lands behind it. A file
       whose clock changes is read from the beginning.
 
@@ -100,11 +114,16 @@ class VideoReader:
 
     Args:
         source (`str` or `Path`): A file, a URL (anything FFmpeg opens), `"-"` for standard input, or `"camera:0"`.
-        timeout (`float`, *optional*, defaults to 10.0): Seconds that a source other than a file may take to open, and
-            may be silent. `None` for no limit.
+        timeout (`float`, *optional*, defaults to 10.0): Seconds that a camera or URL may take to open, and may be
+            silent. `None` for no limit. Files and standard input have none.
+        reconnect (`bool`, *optional*): Whether to open a live source again when it ends, breaks off or falls silent,
+            at first after half a second and then ever more rarely, up to every 30 seconds. Defaults to `True` for
+            cameras and broadcasts. Videos that end are not opened again.
         formats (`str`, *optional*): Container formats that may be opened, comma-separated names of FFmpeg. Playlists
             and the like name further files that FFmpeg opens, so uploads should be limited.
         report ([`ReadingReport`], *optional*): Where to count; one report may serve several readers.
+        stop (`threading.Event`, *optional*): Set it in another thread to end a live source at its next frame, or at
+            once while it waits to be opened again.
 
     Attributes:
         container, stream: PyAV's open container and the stream that is read.
@@ -123,11 +142,18 @@ class VideoReader:
         source: str | Path,
         *,
         timeout: float | None = 10.0,
+        reconnect: bool | None = None,
         formats: str | None = None,
         report: ReadingReport | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
+        if timeout is not None:
+            timeout = check_number("timeout", timeout, above=0, unit=" of seconds")
         self.source, self.timeout, self.formats = _check_source(source), timeout, formats
+        self.reconnect = goes_on(self.source) if reconnect is None else reconnect
         self.report = ReadingReport() if report is None else report
+        self.stop = threading.Event() if stop is None else stop
+        self._timeline: _Timeline | None = None
         self._open()
         # One reformatter for all frames: its setup takes ten times as long as a conversion.
         self._reformatter = av.video.reformatter.VideoReformatter()
@@ -140,8 +166,6 @@ class VideoReader:
         except ValueError:
             self.container.close()
             raise
-        self.stream.thread_type = "AUTO"
-        self._timeline: _Timeline | None = None
         self._coded_aspect = self.stream.codec_context.sample_aspect_ratio
         self._aspect = self.stream.sample_aspect_ratio or self._coded_aspect or 1
         start = Fraction(self.container.start_time or 0, 1_000_000)
@@ -149,7 +173,12 @@ class VideoReader:
         starts = (s.start_time * s.time_base for s in self.container.streams if s.start_time is not None)
         self.origin = next((exact for exact in starts if abs(exact - start) < Fraction(1, 500_000)), start)
         self.rate = self.stream.average_rate or self.stream.guessed_rate or None
-        self.is_live = not os.path.isfile(self.source) and (self.source == "-" or self.container.size <= 0)
+        has_end = self.source != "-" and (self.container.size > 0 or self.container.duration is not None)
+        self.is_live = not (os.path.isfile(self.source) or has_end)
+        # Threads that decode frames side by side return them late.
+        self.stream.thread_type = "SLICE" if self.is_live else "AUTO"
+        # Why the source broke off, if it did.
+        self._failure: ValueError | None = None
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -194,11 +223,12 @@ class VideoReader:
             frame stays, and the frame, which [`picture`] turns into an array.
 
         Raises:
-            `ValueError`: If no frame can be decoded.
+            `ValueError`: If no frame can be decoded, or the source breaks off or falls silent; after the frames
+            before that.
         """
-        end = None
+        end, begin = None, Fraction(start).limit_denominator(1_000_000)
         try:
-            for frame in self._decode_from(Fraction(start).limit_denominator(1_000_000)):
+            for frame in self._decode_live() if self.is_live else self._decode_from(begin):
                 self.report.spoilt_frames += bool(frame.is_corrupt)
                 self._follow_aspect(frame)
                 time, duration = self._timeline.place(frame)
@@ -206,6 +236,8 @@ class VideoReader:
                 yield time, duration, frame
         except av.error.FFmpegError as error:
             raise _unreadable(self.source, error) from error
+        if self._failure is not None:
+            raise self._failure
         if end is None:
             raise ValueError(f"'{self.source}' has no picture that can be decoded.")
         if self.stream.duration and not self.is_live and self._timeline.shift == 0:
@@ -247,6 +279,36 @@ class VideoReader:
             self._open()
         yield from self._decode()
 
+    def _decode_live(self) -> Iterator[Any]:
+        """Decode a live source. With `reconnect`, open it again when it ends, breaks off or falls silent."""
+        wait = _FIRST_WAIT
+        while not self.stop.is_set():
+            try:
+                for frame in self._decode():
+                    yield frame
+                    if self.stop.is_set():
+                        return
+                    wait = _FIRST_WAIT
+            except av.error.FFmpegError as error:
+                self._failure = _unreadable(self.source, error)
+            if not self.reconnect:
+                return
+            logger.warning(f"{self._failure or f'{self.source!r} ended.'} Opening it again.")
+            self.container.close()
+            wait = self._open_again(wait)
+
+    def _open_again(self, wait: float) -> float:
+        """Try ever more rarely, until it succeeds or `stop` is set. Return the seconds to wait the next time."""
+        while not self.stop.wait(wait):
+            wait = min(2 * wait, _LONGEST_WAIT)
+            try:
+                self._open()
+            except ValueError:
+                continue
+            self.report.reconnections += 1
+            break
+        return wait
+
     def _seek(self, time: Fraction) -> Iterator[Any]:
         """Decode from a place near `time` on, beginning with a key frame."""
         is_whole = False
@@ -286,19 +348,36 @@ class VideoReader:
             raise error
 
     def _packets(self) -> Iterator[tuple[Any, Exception | None]]:
-        """Yield packets, or the errors of those that cannot be read."""
-        errors, self._timeline = 0, _Timeline(self)
+        """Yield packets, or the errors of those that cannot be read, until the source ends or breaks off."""
+        errors, is_file = 0, os.path.isfile(self.source)
+        self._timeline = _Timeline(self, self._timeline if self.is_live else None)
+        limit = math.inf if is_file or self.timeout is None else self.timeout
         while errors < _MOST_ERRORS:
+            # Sound between rare pictures is no silence: the time limit is for all streams.
+            packets, asked, error = self.container.demux(*[self.stream] * is_file), clock.monotonic(), None
             try:
-                for packet in self.container.demux(self.stream):
-                    errors = 0
-                    yield self._timeline.mend(packet), None
+                while self._failure is None and (packet := next(packets, None)) is not None:
+                    errors, waited = 0, clock.monotonic() - asked
+                    if packet.stream.index == self.stream.index:
+                        yield self._timeline.mend(packet), None
+                    # FFmpeg returns what it has of a packet when the time is over.
+                    self._failure = self._silence(waited, limit)
+                    asked = clock.monotonic()
+            except av.error.FFmpegError as raised:
+                error = raised
+            self._failure = self._failure or self._silence(clock.monotonic() - asked, limit)
+            if error is None or self._failure is not None:
                 return
-            except av.error.FFmpegError as error:
-                errors += 1
-                if self.is_live:
-                    raise
-                yield None, error
+            if not is_file and isinstance(error, OSError):
+                # FFmpeg reports the end of an answer without a length so.
+                if not (self.is_live and error.errno == errno.EIO):
+                    self._failure = ValueError(f"'{self.source}' ended early: {error.strerror}.")
+                return
+            errors += 1
+            yield None, error
+
+    def _silence(self, waited: float, limit: float) -> ValueError | None:
+        return ValueError(f"'{self.source}' sent nothing for {limit:g} s.") if waited >= limit else None
 
 
 class _Timeline:
@@ -308,27 +387,44 @@ class _Timeline:
     Only packets, in decoding order, show where a clock jumps: a decoder that meets errors changes the order of frames.
     """
 
-    def __init__(self, reader: Any) -> None:
+    def __init__(self, reader: Any, before: "_Timeline | None" = None) -> None:
         self.report, self.origin, self.time_base = reader.report, reader.origin, reader.stream.time_base
         self.usual = 1 / reader.rate if reader.rate else Fraction(1, 25)
-        self.longest = _LONGEST_GAP if _has_flag(reader.container, _MAY_CHANGE_CLOCKS) else _LONGEST_STILL
+        changes = reader.is_live or _has_flag(reader.container, _MAY_CHANGE_CLOCKS)
+        self.longest = _LONGEST_GAP if changes else _LONGEST_STILL
+        # A live source goes on by the wall clock. Standard input may come faster.
+        self.is_live = self.is_new = reader.is_live and reader.source != "-"
+        self.has_stamps = not (self.is_live and _has_flag(reader.container, _NO_TIMESTAMPS))
         self.shift, self.clocks = 0, []
-        self.decoded: tuple[Fraction, Fraction] | None = None
-        self.shown, self.next = None, Fraction(0)
+        self.decoded: tuple[Fraction, Fraction] | None = before and before.decoded
+        self.shown, self.next = (before.shown, before.next) if before else (None, Fraction(0))
+        # By how much packets arrive after their time: some are held until the next one comes.
+        self.delays: deque[Fraction] = before.delays if before else deque(maxlen=16)
 
     def mend(self, packet: Any) -> Any:
         """Move the times of a packet so that they go on from the previous packet's."""
+        now = Fraction(round(clock.monotonic() * 1e6), 1_000_000)
+        if not self.has_stamps and packet.size:
+            packet.pts, packet.dts = None, round(now / self.time_base)
+        duration, resumed = self.duration(packet), self.decoded[1] if self.decoded else self.next
+        if self.is_live and self.delays:
+            resumed = max(resumed, now - min(self.delays))
+        if packet.dts is None and self.is_new and packet.size:
+            self.decoded, self.next = (resumed, resumed + duration), resumed
         if packet.dts is not None:
-            time, duration = (packet.dts + self.shift) * self.time_base, self.duration(packet)
+            time = (packet.dts + self.shift) * self.time_base - self.origin
             last, due = self.decoded or (time, time)
-            if time - due > self.longest or last - time >= _STEP_BACK:
-                self.shift += round((due - time) / self.time_base)
-                time, self.report.mended_times = due, self.report.mended_times + 1
+            if self.is_new or time - due > self.longest or last - time >= _STEP_BACK:
+                self.shift += round((resumed - time) / self.time_base)
+                self.report.mended_times += not self.is_new
+                time, self.is_new = resumed, False
             self.decoded = time, time + duration
+            self.delays.append(now - time)
             shift = self.shift * self.time_base
+            stamp = time + self.origin - shift
             if not self.clocks or self.clocks[-1][0] != shift:
-                self.clocks.append((shift, time - shift, time - shift))
-            self.clocks[-1] = *self.clocks[-1][:2], max(self.clocks[-1][2], time + duration - shift)
+                self.clocks.append((shift, stamp, stamp))
+            self.clocks[-1] = *self.clocks[-1][:2], max(self.clocks[-1][2], stamp + duration)
             if packet.pts is not None and abs(packet.pts - packet.dts) * self.time_base > self.longest:
                 packet.pts, self.report.mended_times = None, self.report.mended_times + 1
         if self.shift:
@@ -394,7 +490,9 @@ def read_video(
     start: float = 0.0,
     end: float | None = None,
     timeout: float | None = 10.0,
+    reconnect: bool | None = None,
     report: ReadingReport | None = None,
+    stop: threading.Event | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """
     Play a video at a frame rate: yield the frame on screen at each tick.
@@ -408,12 +506,12 @@ def read_video(
         fps (`float`, *optional*, defaults to 2.0): Ticks per second. Frames without a time are read at this rate.
         start (`float`, *optional*, defaults to 0.0): Second of the first tick.
         end (`float`, *optional*): Second after which to stop. Defaults to the end of the video.
-        timeout, report (*optional*): See [`VideoReader`].
+        timeout, reconnect, report, stop (*optional*): See [`VideoReader`].
 
     Yields:
         `tuple[float, np.ndarray]`: Seconds since the beginning of the video, and the frame. Frames of files and URLs
         are uint8 RGB arrays (height, width, 3); others stay as they are. If the picture begins later than the video,
-        its first frame is shown until then.
+        its first frame is shown until then. While a live source is away, nothing is on screen.
 
     Raises:
         `ValueError`: If `fps`, `start` or `end` is out of range, or the video has no readable frame.
@@ -423,7 +521,7 @@ def read_video(
     fps, start = check_fps(fps), check_seconds("start", start, least=0)
     end = None if end is None else check_seconds("end", end, least=start)
     is_source = isinstance(video, (str, Path))
-    options = {"timeout": timeout, "report": report}
+    options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}
     frames = _play(video, fps, start, **options) if is_source else _pace(video, fps, start)
     is_empty = True
     for time, frame in frames:
@@ -448,12 +546,15 @@ def _play(source: str | Path, fps: float, start: float, **options: Any) -> Itera
     # Ticks are exact: at 30000/1001 fps, rounding errors of floats would in time select a neighbouring frame.
     tick, index = 1 / (Fraction(fps).limit_denominator(100_000) or Fraction(fps)), 0
     begin = Fraction(start).limit_denominator(1_000_000)
-    shown, shown_until = None, None
+    shown, shown_until = None, begin
     with VideoReader(source, **options) as reader:
+        reconnections = reader.report.reconnections
         for time, duration, frame in reader.frames(start):
-            while begin + index * tick < time:
+            was_away, reconnections = reader.report.reconnections > reconnections, reader.report.reconnections
+            while begin + index * tick < (shown_until if was_away else time):
                 yield float(begin + index * tick), reader.picture(frame if shown is None else shown)
                 index += 1
+            index = max(index, math.ceil((time - begin) / tick)) if was_away else index
             shown, shown_until = frame, time + duration
         while shown is not None and begin + index * tick < shown_until:
             yield float(begin + index * tick), reader.picture(shown)
@@ -478,19 +579,28 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
         `ValueError`: If it cannot be opened.
     """
     source = str(source)
-    is_file = os.path.isfile(source)
+    is_file, asked = os.path.isfile(source), clock.monotonic()
     options = {} if formats is None else {"format_whitelist": formats}
     limits = None if is_file or source == "-" else (timeout, timeout)
+    options |= {} if limits is None else _LIVE_OPTIONS
     try:
         if source == "-":
             return av.open(_standard_input(), options=options)
         if source.startswith("camera:"):
             name, system = _camera(source)
-            return av.open(name, format=system, timeout=limits)
+            return av.open(name, format=system, timeout=limits, options=options)
         # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and a sign for a pattern.
         name, pattern = (f"file:{source}", {"pattern_type": "none"}) if is_file else (source, {})
         return av.open(name, options=options | pattern, timeout=limits, metadata_errors="replace")
     except av.error.FFmpegError as error:
+        if limits is not None and timeout is not None and clock.monotonic() - asked >= timeout:
+            raise ValueError(f"'{source}' sent no video within {timeout:g} s.") from error
+        host = urlsplit(source).hostname
+        if limits is not None and host is not None and error.errno == errno.EIO:
+            try:
+                socket.getaddrinfo(host, None)
+            except OSError:
+                raise ValueError(f"'{source}' cannot be opened: there is no host '{host}'.") from error
         raise _unreadable(source, error) from error
 
 

@@ -1,0 +1,278 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Live sources that stall, break off, drop and return, and Ctrl-C at any time, against servers on loopback."""
+
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from broadcast import FPS, broadcast, encode, free_udp_port, headers, http_server, paced, rtsp_server
+from tiny import random_frames
+
+from videollm_mod import ReadingReport, VideoReader, read_video
+from videollm_mod.reading_ahead_videollm_mod import read_ahead
+
+
+# A fast sender and receiver share two cores with the tests: times are right to this many seconds.
+NEAR = 0.35
+
+
+def numbered(count, first=0):
+    """Return frames with their number as brightness."""
+    return np.stack([np.full((96, 128, 3), 4 * index, np.uint8) for index in range(first, first + count)])
+
+
+def numbers(frames):
+    return [round(float(frame.mean()) / 4) for _, frame in frames]
+
+
+def in_thread(function, *arguments):
+    threading.Thread(target=function, args=arguments, daemon=True).start()
+
+
+def read_all(url, **options):
+    """Read frames until the source ends or fails; return times, numbers, the report and the failure."""
+    times, found, report = [], [], ReadingReport()
+    try:
+        with VideoReader(url, timeout=1, report=report, **options) as reader:
+            for time_, _, frame in reader.frames():
+                times.append(float(time_))
+                found.append(round(float(reader.picture(frame).mean()) / 4))
+    except ValueError as error:
+        return times, found, report, str(error)
+    return times, found, report, None
+
+
+# --------------------------------------------------------------------------------------------------------- time limits
+
+
+@pytest.mark.parametrize("scheme", ["http", "rtsp", "tcp"])
+def test_a_source_that_accepts_and_says_nothing(scheme):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url, begin = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/video.ts", time.monotonic()
+        with pytest.raises(ValueError, match="sent no video within 1 s"):
+            next(read_video(url, timeout=1))
+        assert time.monotonic() - begin < 5
+
+
+def test_nobody_broadcasts():
+    with pytest.raises(ValueError, match="'udp://127.0.0.1:[0-9]+' sent no video within 0.5 s"):
+        next(read_video(f"udp://127.0.0.1:{free_udp_port()}", timeout=0.5))
+
+
+@pytest.mark.parametrize("length", [None, 10**6])
+def test_a_source_that_falls_silent(length):
+    """What came before is shown."""
+    gone = threading.Event()
+
+    def answer(request, _):
+        headers(request, length=length)
+        request.wfile.write(b"".join(encode(numbered(30), "mpegts")))
+        gone.wait(60)
+
+    with http_server(answer) as url:
+        times, found, _, failure = read_all(f"{url}/live.ts")
+        gone.set()
+    # The end of the last frame did not come.
+    assert found == list(range(29)) and times == pytest.approx(np.arange(29) / FPS)
+    assert failure == f"'{url}/live.ts' sent nothing for 1 s."
+
+
+def test_an_answer_that_ends_before_its_length():
+    video = b"".join(encode(numbered(30), "mpegts"))
+
+    def answer(request, _):
+        headers(request, length=2 * len(video))
+        request.wfile.write(video)
+
+    with http_server(answer) as url:
+        _, found, _, failure = read_all(f"{url}/video.ts")
+    assert found == list(range(30)) and failure.startswith(f"'{url}/video.ts' ended early")
+
+
+def test_slow_sources_are_not_silent():
+    """Slow headers and half the speed are within the time limit."""
+
+    def answer(request, _):
+        time.sleep(0.6)
+        headers(request)
+        paced(encode(numbered(20), "mpegts"), request.wfile.write, FPS / 2)
+
+    with http_server(answer) as url:
+        times, found, _, failure = read_all(f"{url}/live.ts")
+    assert found == list(range(20)) and times == pytest.approx(np.arange(20) / FPS) and failure is None
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://nobody.invalid/video.mp4", "there is no host 'nobody.invalid'"),
+        ("rtsp://nobody.invalid/camera", "there is no host 'nobody.invalid'"),
+        ("http://127.0.0.1:9/video.mp4", "Connection refused"),
+        ("rtsp://127.0.0.1:9/camera", "Connection refused"),
+    ],
+)
+def test_a_source_that_cannot_be_reached(url, message):
+    with pytest.raises(ValueError, match=message) as error:
+        next(read_video(url, timeout=5))
+    assert url in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "401 Unauthorized"), (404, "404 Not Found"), (200, "Invalid data")]
+)
+def test_an_answer_that_is_no_video(status, message):
+    page = b"<html>Sign in</html>"
+
+    def answer(request, _):
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(page)))
+        request.end_headers()
+        request.wfile.write(page)
+
+    with http_server(answer) as url, pytest.raises(ValueError, match=message):
+        next(read_video(f"{url}/video.mp4", timeout=5))
+
+
+def test_time_limits_are_positive():
+    with pytest.raises(ValueError, match="`timeout` must be a positive number of seconds"):
+        next(read_video("udp://127.0.0.1:1", timeout=0))
+
+
+# ------------------------------------------------------------------------------------------------------- arrival times
+
+
+@pytest.mark.parametrize(
+    ("kind", "content_type"),
+    [("mpjpeg", "multipart/x-mixed-replace; boundary=ffmpeg"), ("h264", "video/h264")],
+)
+def test_frames_without_timestamps_get_the_time_of_their_arrival(kind, content_type):
+    """FFmpeg takes such a source for 25 frames per second; this one sends 8."""
+    pieces = encode(random_frames(16, size=(240, 320)), kind)
+
+    def answer(request, _):
+        headers(request, content_type)
+        paced(pieces, request.wfile.write, 8)
+
+    with http_server(answer) as url:
+        times, _, _, failure = read_all(f"{url}/camera")
+    assert failure is None and len(times) == 16 and times == sorted(times)
+    assert np.diff(times[5:15]) == pytest.approx(np.full(9, 1 / 8), abs=0.1)
+
+
+def test_a_recording_without_timestamps_keeps_its_rate():
+    video = b"".join(encode(random_frames(30, size=(96, 128)), "mjpeg"))
+
+    def answer(request, _):
+        headers(request, "video/x-mjpeg", len(video))
+        request.wfile.write(video)
+
+    with http_server(answer) as url:
+        times, *_ = read_all(f"{url}/video.mjpeg")
+    assert times == pytest.approx(np.arange(30) / 25)
+
+
+# -------------------------------------------------------------------------------------------------------- reconnection
+
+
+def test_a_camera_that_drops_and_returns():
+    """Time goes on by the wall clock, and nothing is on screen meanwhile."""
+    away = []
+
+    def answer(send, number):
+        if number == 1:
+            return  # the camera is still starting
+        paced(encode(numbered(20, first=20 * number), "rtp", packetsize="1200", payload_type="96"), send)
+        away.append(time.monotonic())
+
+    report, begin = ReadingReport(), time.monotonic()
+    frames = []
+    with rtsp_server(answer) as url:
+        for at, frame in read_video(url, fps=10, timeout=1, report=report):
+            frames.append((at, frame, time.monotonic() - begin))
+            if round(float(frame.mean()) / 4) >= 50:
+                break
+    times, shown = [at for at, *_ in frames], [round(float(frame.mean()) / 4) for _, frame, _ in frames]
+    assert report.reconnections >= 1 and report.mended_times == 0, report
+    before = sum(number < 20 for number in shown)
+    assert before in (9, 10, 11) and min(shown[before:]) >= 40, shown
+    gap = times[before] - times[before - 1]
+    assert gap > 0.5 and gap == pytest.approx(frames[before][2] - frames[before - 1][2], abs=NEAR), "the wall clock"
+    assert np.diff(times[before:]) == pytest.approx(np.full(len(times) - before - 1, 0.1)), "ticks go on"
+
+
+def test_a_broadcast_that_stops_and_returns():
+    port, report = free_udp_port(), ReadingReport()
+
+    def send():
+        broadcast(port, encode(numbered(20), "mpegts", start=3600))
+        time.sleep(2.5)
+        broadcast(port, encode(numbered(30, first=20), "mpegts"))
+
+    in_thread(send)
+    times, shown = [], []
+    with VideoReader(f"udp://127.0.0.1:{port}", timeout=1, report=report) as reader:
+        for at, _, frame in reader.frames():
+            times.append(float(at))
+            shown.append(round(float(reader.picture(frame).mean()) / 4))
+            if shown[-1] >= 45:
+                break
+    first = next(index for index, number in enumerate(shown) if number >= 20)
+    assert report.reconnections >= 1 and times[0] == 0 and first > 10
+    assert times[first] == pytest.approx(times[shown.index(15)] + (shown[first] - 15) / FPS + 2.5, abs=NEAR)
+    assert times[-1] == pytest.approx(times[first] + (shown[-1] - shown[first]) / FPS)
+
+
+def test_a_sender_that_restarts_within_the_time_limit():
+    """Its clock jumps back by an hour; time goes on by the wall clock."""
+    port, report = free_udp_port(), ReadingReport()
+
+    def send():
+        broadcast(port, encode(numbered(20), "mpegts", start=3600))
+        time.sleep(0.7)
+        broadcast(port, encode(numbered(20, first=20), "mpegts"))
+
+    in_thread(send)
+    times, found, report, failure = read_all(f"udp://127.0.0.1:{port}", reconnect=False)
+    assert found[-1] >= 38 and len(found) > 30 and failure.endswith("sent nothing for 1 s.")
+    assert report.mended_times == 1 and report.reconnections == 0
+    assert times[-1] - times[0] == pytest.approx((found[-1] - found[0]) / FPS + 0.7, abs=NEAR)
+
+
+def test_an_endless_answer_is_opened_again_on_request():
+    def answer(request, number):
+        headers(request)
+        paced(encode(numbered(10, first=10 * number), "mpegts"), request.wfile.write)
+
+    with http_server(answer) as url:
+        assert read_all(f"{url}/live.ts")[1] == list(range(10)), "not by default: it may be a recording"
+        frames = read_video(f"{url}/live.ts", fps=FPS, timeout=1, reconnect=True)
+        shown = numbers(frame for frame, _ in zip(frames, range(25), strict=False))
+    assert shown[:10] == list(range(10, 20)) and shown[-1] >= 30
+
+
+def test_waiting_for_a_source_ends_with_the_reader():
+    """A closed reader does not open the source again."""
+    opened = []
+
+    def answer(request, number):
+        opened.append(number)
+        headers(request)
+        request.wfile.write(b"".join(encode(numbered(10), "mpegts")))
+
+    with http_server(answer) as url:
+        stop = threading.Event()
+        frames = read_video(f"{url}/live.ts", fps=FPS, timeout=1, reconnect=True, stop=stop)
+        ahead = read_ahead(frames, 1, stop=stop)
+        for _ in range(5):
+            next(ahead)
+        while frames.gi_running is False:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        ahead.close()
+        assert time.monotonic() - begin < 5
+        count = len(opened)
+        time.sleep(1.5)
+        assert len(opened) <= count + 1
