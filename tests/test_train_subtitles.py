@@ -343,13 +343,29 @@ def test_speakers_in_one_cue_come_one_by_one(read):
     lines = read(srt((0, 1, "- Who is\nthere?\n- Me."), (2, 3, "- Who is it? - Me."), (4, 5, "Well - yes\n- no.")))
     assert texts(lines) == ["- Who is there?", "- Me.", "- Who is it?", "- Me.", "Well - yes - no."]
     assert [line.start for line in lines[:2]] == [0, pytest.approx(16 / 21)] and lines[0].end == lines[1].start
+    assert texts(read(srt((0, 1, "ANNA: Who is it? BOB: Me.\nANNA: Oh")))) == [
+        "ANNA: Who is it?",
+        "BOB: Me.",
+        "ANNA: Oh",
+    ]
+    report = SubtitleReport()
+    cues = [
+        (0, 1, "ANNA: I was"),
+        (1, 2, "ANNA: going."),
+        (2, 3, "(sighs) BOB: Then"),
+        (3, 4, "[laughs] - No"),
+        (4, 5, "..."),
+    ]
+    assert read(srt(*cues), sentences=True, report=report) == ["I was going.", "Then", "No"]
+    assert (report.speaker_names, report.asides, report.lines_without_text) == (3, 2, 1)
+    assert read(srt((0, 1, "ANNA: I was"), (1, 2, "BOB: Come")), sentences=True) == ["I was", "Come"]
 
 
 def test_lines_become_sentences(read):
     lines = read(SRT)
-    assert lines[0] == Line(0.5, 2.0, "Hello there my friend.") and len(lines) == 4
+    assert lines[0] == Line(0.5, 2.0, "Hello there my friend.") and len(lines) == 5
     sentences = to_sentences(lines)
-    assert texts(sentences) == ["Hello there my friend.", "It opens.", "ANNA: And then it closes & stays", "silent"]
+    assert texts(sentences) == ["Hello there my friend.", "It opens.", "And then it closes & stays", "silent"]
     # The third sentence begins within a line. Its time is interpolated by the length of the text before it.
     assert sentences[1].start == 2.0 and 2.5 < sentences[2].start < 3.5 and sentences[2].end == pytest.approx(5.1)
     assert "[Door]" in to_sentences(lines, keep_asides=True)[1].text
@@ -504,6 +520,7 @@ def pgs():
         (["{nasa}", "--subtitles", "gone.srt"], "There is no file 'gone.srt'"),
         (["{clip}"], "has no subtitle stream 0: it has 0"),
         (["{nasa}", "--stream", "7"], "has no subtitle stream 7: it has 2"),
+        (["{nasa}", "--stream", "-1"], "has no subtitle stream -1: it has 2"),
         (["{nasa}", "--subtitles", "{late}"], "has no text within the 13.0 s"),
         (["{nasa}", "--subtitles", "{pictures}"], "holds pictures"),
     ],

@@ -308,10 +308,7 @@ def _json_line(part: dict[str, Any]) -> Line:
         start, end = part["timestamp"]
     else:
         start, end = part["start"], part.get("end")
-    start, end = float(start) / unit, -1.0 if end is None else float(end) / unit
-    if not (math.isfinite(start) and math.isfinite(end)):
-        raise ValueError("a time is not finite")
-    return Line(max(0.0, start), end, _tidy(text))
+    return Line(max(0.0, float(start) / unit), -1.0 if end is None else float(end) / unit, _tidy(text))
 
 
 def _timedtext(text: str) -> Iterator[Line]:
@@ -375,35 +372,26 @@ def _pysubs2(text: str, name: str | None, frame_rate: float | None) -> Iterator[
             raise
         events = pysubs2.SSAFile.from_string(text, name, fps=frame_rate)
     for event in events:
-        words = event.plaintext
-        yield Line(
-            max(0, event.start) / 1000, event.end / 1000, _tidy(words) if name else _plain(words.replace("\0", "<"))
-        )
+        words = _tidy(event.plaintext) if name else _plain(event.plaintext.replace("\0", "<"))
+        yield Line(max(0, event.start) / 1000, event.end / 1000, words)
 
 
 def _packets(path: Path, container: Any, index: int, encoding: str | None, report: SubtitleReport) -> Iterator[Line]:
     """Read a subtitle stream with FFmpeg: of a video, or of a text in a format that only FFmpeg knows."""
     with container:
-        streams = container.streams.subtitles
-        if index >= len(streams):
-            raise ValueError(f"'{path}' has no subtitle stream {index}: it has {len(streams)}.")
-        codec = _text_codec(streams[index])
-        if codec is None:
-            texts = ", ".join(str(other) for other, it in enumerate(streams) if _text_codec(it)) or "none"
-            what = f"Subtitle stream {index} of '{path}' holds pictures, or FFmpeg has no decoder for it"
-            raise ValueError(f"{what}; streams of text: {texts}.")
-        report.other_streams += len(streams) - 1
+        stream, codec = _text_stream(path, container, index)
+        report.other_streams += len(container.streams.subtitles) - 1
         origin = _origin(path) if container.streams.video else 0
         spans, payloads = [], []
-        for packet in _all_packets(container, streams[index], report):
+        for packet in _all_packets(container, stream, report):
             start = packet.pts * packet.time_base - origin
             end = start + packet.duration * packet.time_base if (packet.duration or 0) >= 0 else -1
             for payload in _payloads(packet, codec, report):
                 spans.append((max(0.0, float(start)), float(end)))
-                payloads.append(payload)
-    # Together, so that an encoding can be guessed.
-    texts = _decode(path, b"\0".join(payloads), encoding, report).split("\0") if payloads else []
-    for (start, end), text in zip(spans, texts, strict=True):
+                payloads.append(payload.replace(b"\0", b"").replace(b"\x1e", b""))
+    # All are decoded together, so that there is enough text to guess an encoding.
+    texts = _decode(path, b"\x1e".join(payloads), encoding, report).split("\x1e")
+    for (start, end), text in zip(spans, texts, strict=False):
         is_ass = codec not in _TEXT_CODECS
         words = _plain_ass(text.split(",", 8)[-1], report) if is_ass else _plain(text)
         if words or not is_ass:
@@ -417,10 +405,18 @@ def _container(path: Path) -> Any:
         raise ValueError(f"'{path}' is neither a text nor a video that can be read.") from error
 
 
-def _text_codec(stream: Any) -> str | None:
-    """Return the name of a stream's codec, or `None` if it holds pictures or FFmpeg has no decoder for it."""
-    codec = getattr(stream.codec_context, "codec", None)
-    return None if codec is None or codec.bitmap_sub else codec.name
+def _text_stream(path: Path, container: Any, index: int) -> tuple[Any, str]:
+    """Return a subtitle stream and the name of its codec. Raise `ValueError` if it holds pictures."""
+    streams = container.streams.subtitles
+    if not 0 <= index < len(streams):
+        raise ValueError(f"'{path}' has no subtitle stream {index}: it has {len(streams)}.")
+    found = [getattr(stream.codec_context, "codec", None) for stream in streams]
+    names = [None if codec is None or codec.bitmap_sub else codec.name for codec in found]
+    if names[index] is None:
+        what = "holds pictures, not text" if found[index] else "is in a codec that FFmpeg cannot read"
+        others = ", ".join(str(other) for other, name in enumerate(names) if name) or "none"
+        raise ValueError(f"Subtitle stream {index} of '{path}' {what} (streams of text: {others}).")
+    return streams[index], names[index]
 
 
 def _origin(path: Path) -> Any:
@@ -442,9 +438,9 @@ def _all_packets(container: Any, stream: Any, report: SubtitleReport) -> Iterato
 
 
 def _payloads(packet: Any, codec: str, report: SubtitleReport) -> Iterable[bytes]:
-    """Return the texts of a packet, as ASS if not in a text codec: FFmpeg's decoders of those lose text after "<"."""
+    """Return the texts of a packet: ASS, or the packet itself in text codecs, where FFmpeg's decoders lose "< b"."""
     if codec in (*_TEXT_CODECS, "ass", "ssa"):
-        return [bytes(packet).replace(b"\0", b"")]
+        return [bytes(packet)]
     try:
         return [part.ass for part in packet.decode() if part.type == b"ass"]
     except av.error.FFmpegError:
@@ -496,6 +492,9 @@ def _tidy(text: str) -> str:
 TOUCH = 0.1
 # A speaker begins: "- Hello." or ">> Hello.", but not "-5 degrees".
 DASH = re.compile(r"(?:[-‐‑–—－](?![-‐‑–—－]|[.,]?\d|[$€£¥])|>{2,3}(?!>))\s*")
+# Not in "DR. SMITH: Hello."
+_NAME = r"(?<=[^A-Z][.!?…] )(?=[A-Z][A-Z .'-]*[A-Z]: )"
+_NEXT_SPEAKER = re.compile(rf"(?<=[.!?…。！？])\s+(?:(?={DASH.pattern}\S)|{_NAME})")
 # Scripts that put no spaces between words, and the full-width signs.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u31ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
 UNSPACED = re.compile(f"[{UNSPACED}\U00020000-\U0003ffff]")
@@ -528,7 +527,9 @@ def split_line(line: Line, stops: Iterable[int]) -> Iterator[Line]:
 
 def _in_order(cues: list[Line], report: SubtitleReport) -> Iterator[Line]:
     """Yield cues in order of time, with an end that is not before the start."""
-    cues = sorted(cues, key=lambda cue: cue.start)
+    finite = [cue for cue in cues if math.isfinite(cue.start) and math.isfinite(cue.end)]
+    report.spoilt_lines += len(cues) - len(finite)
+    cues = sorted(finite, key=lambda cue: cue.start)
     for cue, following in zip(cues, [*cues[1:], None], strict=False):
         if cue.end < cue.start:
             report.mended_ends += 1
@@ -571,16 +572,23 @@ def _carried(before: list[str], rows: list[str], grows: bool) -> tuple[int, list
 
 
 def _turns(line: Line) -> Iterator[Line]:
-    """Split a cue into what its speakers say, if it marks them with dashes, and join the rows of each."""
+    """Split a cue into what its speakers say, if it marks them with dashes or names, and join the rows of each."""
     turns: list[list[str]] = []
     for row in line.text.split("\n"):
-        if DASH.match(row) and (not turns or DASH.match(turns[0][0]) or turns[-1][-1][-1] in '.!?…。！？"”'):
-            # Two speakers may share a row: "- Who is it? - Me."
-            turns += [[part] for part in re.split(rf"(?<=[.!?…。！？])\s+(?={DASH.pattern}\S)", row)]
-        elif turns:
-            turns[-1].append(row)
+        # Speakers may share a row: "- Who is it? - Me."
+        first, *others = _NEXT_SPEAKER.split(row)
+        if turns and not _begins_turn(first, turns[-1][-1], turns[0][0]):
+            turns[-1].append(first)
         else:
-            turns.append([row])
+            turns.append([first])
+        turns += [[other] for other in others]
     texts = [join(turn) for turn in turns]
     stops = [sum(len(text) + 1 for text in texts[: count + 1]) for count in range(len(texts) - 1)]
     yield from split_line(replace(line, text=" ".join(texts)), stops)
+
+
+def _begins_turn(row: str, before: str, first: str) -> bool:
+    """Return whether another speaker says this row, in view of the row before and the first row of the cue."""
+    if DASH.match(row):
+        return bool(DASH.match(first)) or before[-1] in '.!?…。！？"”'
+    return ": " in row and row.split(":")[0].isupper()

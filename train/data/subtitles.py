@@ -52,10 +52,11 @@ _BEFORE_NUMBERS = frozenset(("no", "nos", "nr", "fig", "p", "pp", "vol", "ch", "
 _BEFORE_SMALL_LETTERS = frozenset(("approx", "co", "corp", "dept", "est", "etc", "inc", "jr", "ltd"))
 
 _MUSIC = re.compile("[♪♫🎵🎶]+[^♪♫🎵🎶]*(?:[♪♫🎵🎶]+|$)")
-_BRACKETS = re.compile(r"(?<!\w)[\[【](?=[^\]】]*[^\W\d])[^\[\]【】]*[\]】]")
+_BRACKETS = re.compile(r"(?<!\w)[\[【](?=[^\]】]*[^\W\d])[^\[\]【】]*[\]】]:?")
 # Words in parentheses are an aside between sentences only: not in "call 555 (home) now" or "f(x)".
 _PARENTHESES = re.compile(r"(?:^|(?<=[.!?…。！？])\s*)(?:\([^()]*\)(?!\w)[.,:]?(?=\s|$)|（[^（）]*）)")
 _SPEAKER = re.compile(r"((?:[^\W\d_][\w.'’&-]*)(?: [\w.'’&#-]+){0,3})(?: ?[(\[][^)\]]*[)\]])? ?:(?:\s+|$)")
+_NO_WORDS = re.compile(r"[\s.,:;…*#~'\"“”‘’_–—-]+")
 # Words in capitals before a colon that name no speaker.
 _NO_SPEAKERS = """
     A ALSO AN AND ANSWER ARE ATTENTION BREAKING BUT CASE CAUTION CHAPTER CONCLUSION CONS DANGER DATE DEFINITION
@@ -94,26 +95,33 @@ def to_sentences(
         `list[Line]`: Sentences in order of time.
     """
     report = SubtitleReport() if report is None else report
-    names = set() if keep_speakers else _speaker_names(lines)
+    spoken = lines if keep_asides else [replace(line, text=_without_asides(line.text, report)) for line in lines]
+    names = set() if keep_speakers else _speaker_names(spoken)
     sentences: list[Line] = []
-    is_open = False
-    for line in lines:
-        text = line.text if keep_speakers else _without_speaker(line.text, names, report)
+    speaker = ""
+    for line in spoken:
+        name, text = ("", line.text) if keep_speakers else _without_speaker(line.text, names)
         text = text if keep_asides else _without_asides(text, report)
-        begins = bool(DASH.match(line.text)) or not is_open
-        if not begins:
-            last = sentences[-1]
-            # A line that comes and goes while another stays does not continue it.
-            begins = line.start - last.end > max_gap or line.end < last.end - TOUCH
-            begins = begins or count_words(last.text) >= max_words
-        for index, piece in enumerate(split_line(replace(line, text=text), _stops(text))):
+        report.speaker_names += bool(name)
+        report.lines_without_text += bool(_NO_WORDS.fullmatch(text))
+        is_turn = bool(DASH.match(line.text)) or bool(speaker and name and name != speaker)
+        speaker = name or speaker
+        begins = is_turn or not sentences or _is_apart(sentences[-1], line, max_gap, max_words)
+        pieces = [] if _NO_WORDS.fullmatch(text) else split_line(replace(line, text=text), _stops(text))
+        for index, piece in enumerate(pieces):
             if (begins and index == 0) or _ends(sentences[-1].text, piece.text, is_new_line=index == 0):
                 sentences.append(piece)
             else:
                 last = sentences[-1]
                 sentences[-1] = Line(last.start, max(last.end, piece.end), join([last.text, piece.text]))
-            is_open = True
     return sorted(sentences, key=lambda sentence: sentence.start)
+
+
+def _is_apart(sentence: Line, line: Line, max_gap: float, max_words: int) -> bool:
+    """Return whether a line begins a sentence, however the sentence before it ends."""
+    # A line that comes and goes while another stays does not continue it.
+    is_nested = line.end < sentence.end - TOUCH
+    return is_nested or line.start - sentence.end > max_gap or count_words(sentence.text) >= max_words
 
 
 def _stops(text: str) -> Iterator[int]:
@@ -147,13 +155,11 @@ def _without_asides(text: str, report: SubtitleReport) -> str:
     return text
 
 
-def _without_speaker(text: str, names: set[str], report: SubtitleReport) -> str:
+def _without_speaker(text: str, names: set[str]) -> tuple[str, str]:
+    """Return the name of the speaker, or an empty text, and what the speaker says."""
     text = DASH.sub("", text, count=1) if DASH.match(text) else text
     match = _SPEAKER.match(text)
-    if not match or match[1] not in names:
-        return text
-    report.speaker_names += 1
-    return text[match.end() :]
+    return (match[1], text[match.end() :]) if match and match[1] in names else ("", text)
 
 
 def _speaker_names(lines: list[Line]) -> set[str]:
@@ -208,11 +214,20 @@ def to_timed_messages(
     return [{"role": "user", "content": query, "time": 0.0}, *messages]
 
 
-def to_row(video: Path, subtitles: Path, options: argparse.Namespace, report: SubtitleReport) -> dict[str, Any]:
-    """Convert a video and its subtitles to a row of timed messages. Raises `ValueError` if there is no text."""
+def to_row(video: Path, subtitles: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """
+    Convert a video and its subtitles to a row of timed messages.
+
+    Returns:
+        The row, and one line for each of the two files that was not in order.
+
+    Raises:
+        `ValueError`: If one of them cannot be read, or there is no text.
+    """
     with VideoReader(video) as reader:
         # Rounded down, so that no time lies behind the last picture.
         seconds, rate = math.floor(reader.seconds * 1000) / 1000, reader.rate
+    report = SubtitleReport()
     lines = read_subtitles(
         subtitles,
         options.stream,
@@ -233,7 +248,8 @@ def to_row(video: Path, subtitles: Path, options: argparse.Namespace, report: Su
         found = f" ({report})" if report else ""
         raise ValueError(f"'{subtitles}' has no text within the {seconds:.1f} s of '{video}'{found}.")
     name = os.path.relpath(video.resolve(), options.out.resolve().parent)
-    return {"video": name, "start": 0.0, "end": seconds, "messages": messages}
+    notes = [f"{file}: {found}" for file, found in ((video, reader.report), (subtitles, report)) if found]
+    return {"video": name, "start": 0.0, "end": seconds, "messages": messages}, notes
 
 
 def main() -> None:
@@ -263,9 +279,9 @@ def main() -> None:
     rows, notes = [], []
     try:
         for video, source in zip(options.videos, options.subtitles or options.videos, strict=True):
-            report = SubtitleReport()
-            rows.append(to_row(video, source, options, report))
-            notes += [f"{source}: {report}"] if report else []
+            row, found = to_row(video, source, options)
+            rows.append(row)
+            notes += found
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     except (ValueError, OSError) as error:
