@@ -337,7 +337,7 @@ def test_a_full_check_decodes_all_frames(folder, capsys):
     assert list(find_faults([row])) == [] and not capsys.readouterr().err
     faults = [str(fault) for fault in find_faults([row], full=True)]
     assert faults == ["row 0, messages[0].time: is 3.5 s, beyond the end at 2 s"]
-    assert re.match(rf"1 videos can be used in part:\n'{row['video']}': .* 20 spoilt packets", capsys.readouterr().err)
+    assert re.match(rf"1 videos can be used in part:\n'{row['video']}': .*\d spoilt packets", capsys.readouterr().err)
     with pytest.raises(FaultyRowError, match="^the row of '.*noisy.mp4': Message 0 is at 3.5 s, after the last frame"):
         StreamCollator(tiny_processor())([row])
     assert list(find_faults([row | {"end": 1.5, "messages": [said(1.5, "A ball.")]}], full=True)) == []
