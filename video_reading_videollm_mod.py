@@ -240,9 +240,8 @@ class VideoReader:
             raise self._failure
         if end is None:
             raise ValueError(f"'{self.source}' has no picture that can be decoded.")
-        if self.stream.duration and not self.is_live and self._timeline.shift == 0:
-            announced = (self.stream.start_time or 0) * self.stream.time_base - self.origin
-            missing = announced + self.stream.duration * self.stream.time_base - end
+        if not self.is_live and self._timeline.shift == 0:
+            missing = self._announced() - end
             self.report.missing_seconds += round(float(missing), 1) if missing > 1 else 0.0
 
     def picture(self, frame: Any) -> np.ndarray:
@@ -256,6 +255,13 @@ class VideoReader:
         coded = self.stream.codec_context.sample_aspect_ratio
         if frame.key_frame and coded != self._coded_aspect:
             self._coded_aspect, self._aspect = coded, coded or 1
+
+    def _announced(self) -> Fraction:
+        """Return the length that the file announces for the picture, or 0."""
+        if self.stream.duration:
+            return ((self.stream.start_time or 0) + self.stream.duration) * self.stream.time_base - self.origin
+        is_only = len(self.container.streams) == 1
+        return Fraction(self.container.duration or 0, 1_000_000) if is_only else Fraction(0)
 
     def _measured(self) -> tuple[Fraction, bool]:
         about = os.stat(self.source)
@@ -274,7 +280,7 @@ class VideoReader:
                 yield first
                 yield from frames
                 return
-        if self._timeline is not None and not self.is_live:
+        if can_seek or (self._timeline is not None and not self.is_live):
             self.container.close()
             self._open()
         yield from self._decode()
@@ -389,9 +395,12 @@ class _Timeline:
 
     def __init__(self, reader: Any, before: "_Timeline | None" = None) -> None:
         self.report, self.origin, self.time_base = reader.report, reader.origin, reader.stream.time_base
-        self.usual = 1 / reader.rate if reader.rate else Fraction(1, 25)
+        rate = reader.stream.guessed_rate or reader.rate
+        self.usual = 1 / rate if rate else Fraction(1, 25)
         changes = reader.is_live or _has_flag(reader.container, _MAY_CHANGE_CLOCKS)
         self.longest = _LONGEST_GAP if changes else _LONGEST_STILL
+        # FFmpeg makes up the other times of AVI. Without them, frames come at the times of decoding, in order.
+        self.has_only_decoding_times = reader.container.format.name == "avi"
         # A live source goes on by the wall clock. Standard input may come faster.
         self.is_live = self.is_new = reader.is_live and reader.source != "-"
         self.has_stamps = not (self.is_live and _has_flag(reader.container, _NO_TIMESTAMPS))
@@ -403,6 +412,8 @@ class _Timeline:
 
     def mend(self, packet: Any) -> Any:
         """Move the times of a packet so that they go on from the previous packet's."""
+        if self.has_only_decoding_times:
+            packet.pts = None
         now = Fraction(round(clock.monotonic() * 1e6), 1_000_000)
         if not self.has_stamps and packet.size:
             packet.pts, packet.dts = None, round(now / self.time_base)
@@ -447,7 +458,8 @@ class _Timeline:
 
     def duration(self, item: Any) -> Fraction:
         duration = (item.duration or 0) * (item.time_base or self.time_base)
-        return duration if 0 < duration < _LONGEST_STILL else self.usual
+        is_known = 0 < duration < _LONGEST_STILL and not self.has_only_decoding_times
+        return duration if is_known else self.usual
 
 
 @lru_cache(maxsize=1024)

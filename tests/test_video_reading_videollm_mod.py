@@ -429,6 +429,7 @@ def test_a_spoilt_key_frame_does_not_move_the_frames_after_it(tmp_path, ending):
         ("vob", "mpeg2video", {"g": "15", "bf": "2"}),
         ("apng", "apng", {"pix_fmt": "rgb24"}),
         ("gif", "gif", {"pix_fmt": "rgb8"}),
+        ("h264", "libx264", {"g": "13"}),
     ],
 )
 def test_a_window_holds_the_frames_of_the_video(tmp_path, ending, codec, options):
@@ -475,3 +476,42 @@ def test_refuses_a_video_without_a_decoder_or_without_pictures(tmp_path):
         path.write_bytes(path.read_bytes()[: next(container.demux()).pos])
     with VideoReader(path) as reader, pytest.raises(ValueError, match="clip.mkv' has no picture"):
         next(reader.frames())
+
+
+def test_a_slow_video_with_b_frames_is_in_order(tmp_path):
+    """A B-frame of a video at 0.1 fps is shown 20 s after it is decoded."""
+    path = write_clip(tmp_path / "clip.mp4", numbered(8), fps=0.1, bf="2")
+    frames, seconds, report = read_numbers(path)
+    assert frames == [(10.0 * index, index) for index in range(8)] and seconds == 80.0 and not report
+
+
+def remux(source, target, *, dts_only=False, **options):
+    """Copy the packets of a video, with another container's options, or without presentation times."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for index, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
+            if dts_only:
+                packet.time_base, packet.pts, packet.dts, packet.duration = Fraction(1, 10), index, index, 1
+            packet.stream = stream
+            new.mux(packet)
+    return target
+
+
+def test_b_frames_without_presentation_times_are_evenly_spaced(tmp_path):
+    """AVI stores no presentation times."""
+    clip = write_clip(tmp_path / "clip.ts", numbered(30), bf="3")
+    frames, _, report = read_numbers(remux(clip, tmp_path / "clip.avi", dts_only=True))
+    assert [number for _, number in frames] == list(range(30)) and not report
+    assert np.diff([time for time, _ in frames]) == pytest.approx(np.full(29, 0.1), abs=1e-3)
+
+
+@pytest.mark.parametrize(("ending", "codec"), [("mkv", "libx264"), ("webm", "libvpx"), ("mp4", "libx264")])
+def test_what_a_truncated_file_lacks_is_counted(tmp_path, ending, codec):
+    pictures = np.concatenate([random_frames(1, size=(64, 96), seed=index) for index in range(40)])
+    clip = write_clip(tmp_path / f"clip.{ending}", pictures, codec=codec)
+    path = remux(clip, tmp_path / f"index_first.{ending}", movflags="faststart") if ending == "mp4" else clip
+    assert not read_numbers(path)[2]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    frames, seconds, report = read_numbers(path)
+    assert 15 < len(frames) < 25 and seconds == pytest.approx(frames[-1][0] + 0.1, abs=0.11)
+    assert report.missing_seconds == pytest.approx(4.0 - seconds, abs=0.2)
