@@ -292,7 +292,7 @@ def _open(
     _load_config(name, revision)
     with named_faults(name):
         processor, model = load_checkpoint(name, weights=weights, revision=revision)
-    if is_embedded and not is_streamworld(video):
+    if is_embedded and not is_streamworld(video, processor.open_video):
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
     printer = _line_printer(processor.tokenizer) if prints else None
     options |= {"cache_dtype": CACHE_DTYPES.get(cache_dtype), **within_context(model.config, max_frames)}

@@ -180,8 +180,10 @@ class VideoLLMMoDGenerationMixin:
             if session.num_dropped == 1:
                 logger.warning("Frames come faster than the model can watch them: the oldest are dropped.")
 
+        report = processor.new_report()
         options = {"when_behind": when_behind, "max_waiting": max_waiting, "on_drop": on_drop, "device": self.device}
-        ahead = processor.read_ahead(video, session.chunk_frames, fps=fps, start=start, end=end, **options)
+        options |= {"start": start, "end": end, "report": report}
+        ahead = processor.read_ahead(video, session.chunk_frames, fps=fps, **options)
         try:
             for waiting in ahead:
                 times, frames = zip(*waiting, strict=True)
@@ -191,6 +193,8 @@ class VideoLLMMoDGenerationMixin:
             ahead.close()
             if session.num_dropped > 0:
                 logger.warning(f"{session.num_frames} frames were watched and {session.num_dropped} dropped.")
+            if report:
+                logger.warning(str(report))
 
     def should_speak(
         self, logits: torch.Tensor, interval_threshold: float | None = None

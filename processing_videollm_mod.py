@@ -475,6 +475,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         """Open a video to read its frames at their own times; see [`VideoReader`] for the options."""
         return VideoReader(video, **options)
 
+    def new_report(self) -> ReadingReport:
+        """Return an empty [`ReadingReport`], to pass to a reader and to read at the end."""
+        return ReadingReport()
+
     def read_video(
         self,
         video: Any,

@@ -17,6 +17,7 @@ import argparse
 import base64
 import io
 import json
+import math
 import os
 import sys
 import time as clock
@@ -45,6 +46,7 @@ from viewer import MOST_TYPED, Viewer, compare
 
 HERE = Path(__file__).resolve().parent
 MOST_FRAMES = 16  # As in page.js, which drops the oldest frames beyond it.
+MOST_SECONDS = 1e6  # Latest second of a camera or a video.
 
 
 def embedded_checkpoint() -> Path | None:
@@ -87,13 +89,13 @@ class App:
         self, video: str | None, fps: float, interval_threshold: float, query: str, request: gr.Request
     ) -> Any:
         """Start a stream on a file, and let the browser play it."""
-        if video is None:
+        if not isinstance(video, (str, Path)):
             raise _error("Choose a video first.")
         _call(self.limits.check, video, self.processor.open_video)
         viewer = self._viewer(fps, interval_threshold, query)
         _call(viewer.begin, video=video)
         self._enter(viewer, request)
-        if self.is_toy and not is_streamworld(video):
+        if self.is_toy and not is_streamworld(video, self.processor.open_video):
             gr.Warning(page.OUT_OF_WORLD)
         return f"gradio_api/file={quote(video)}", gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
@@ -126,20 +128,25 @@ class App:
         if viewer is None:
             gr.Warning("Your seat went to another person. Start again.")
             return gr.Timer(active=False), *[gr.skip()] * 7
+        frames = [] if frames is None else frames
+        if not isinstance(frames, list) or len(frames) > MOST_FRAMES:
+            raise _error(f"A call accepts a list of at most {MOST_FRAMES} frames.")
         if not viewer.lock.acquire(blocking=False):
             # The model is still speaking. A file waits for it, a camera does not.
             viewer.dropped += len(frames)
             return [gr.skip()] * 8
         try:
             before = len(viewer.events), viewer.session, viewer.session.num_frames
+            had_ended = viewer.ended
             if viewer.video is None:
-                if len(frames) > MOST_FRAMES:
-                    raise _error(f"A call accepts at most {MOST_FRAMES} frames.")
-                _call(viewer.see, map(_frame, frames), int(dropped))
+                dropped = int(_number("dropped", dropped or 0, most=1e9))
+                _call(viewer.see, map(_frame, frames), dropped)
             elif until is not None:
                 if jump is not None:
-                    _call(viewer.begin, video=viewer.video, start=max(0.0, float(jump)))
-                _call(viewer.watch_until, float(until))
+                    _call(viewer.begin, video=viewer.video, start=_number("jump", jump))
+                _call(viewer.watch_until, _number("until", until))
+            if viewer.ended and not had_ended and viewer.report:
+                gr.Info(str(viewer.report))
             after = len(viewer.events), viewer.session, viewer.session.num_frames
             if after == before:
                 return [gr.skip()] * 8
@@ -153,7 +160,7 @@ class App:
 
     def ask(self, text: str, when: str, shown: str, request: gr.Request) -> Any:
         """Ask a question, to be answered now or when the event happens."""
-        viewer = self._watching(request)
+        viewer, text = self._watching(request), _text("question", text)
         if not text.strip():
             return "", *[gr.skip()] * 7
         if len(text) > MOST_TYPED:
@@ -165,10 +172,16 @@ class App:
         self, fps: float, interval_threshold: float, query: str, until: float | None, request: gr.Request
     ) -> Any:
         """Start a new stream at this point of the same video or camera, with these settings."""
-        viewer = self._watching(request)
+        viewer, settings = self._watching(request), _settings(fps, interval_threshold, query)
+        start = _number("until", until or 0.0)
         with viewer.lock:
-            viewer.fps, viewer.interval_threshold, viewer.query = float(fps), float(interval_threshold), query
-            _call(viewer.begin, video=viewer.video, start=max(0.0, float(until or 0.0)))
+            before = viewer.fps, viewer.interval_threshold, viewer.query
+            viewer.fps, viewer.interval_threshold, viewer.query = settings.values()
+            try:
+                _call(viewer.begin, video=viewer.video, start=start)
+            except gr.Error:
+                viewer.fps, viewer.interval_threshold, viewer.query = before
+                raise
         return gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
     def set_interval_threshold(self, interval_threshold: float, request: gr.Request) -> Any:
@@ -176,7 +189,7 @@ class App:
         viewer = self._find(request)
         if viewer is None:
             return gr.skip()
-        viewer.set_interval_threshold(min(max(float(interval_threshold), 0.0), 1.0))
+        viewer.set_interval_threshold(_number("interval_threshold", interval_threshold, most=1))
         return drawing.silence_plot(viewer)
 
     def choose_overlay(self, shown: str, request: gr.Request) -> str:
@@ -187,6 +200,8 @@ class App:
     def export(self, kind: str, request: gr.Request) -> str:
         """Write what was said so far to a file."""
         viewer = self._watching(request)
+        if kind not in list(page.FORMATS):
+            raise _error(f"A format is one of {', '.join(page.FORMATS)}, not {kind!r:.40}.")
         if not viewer.events:
             raise _error("Nothing has been said yet.")
         suffix = page.FORMATS[kind]
@@ -205,13 +220,13 @@ class App:
             out.write_text(captions.to_jsonl(viewer.events), encoding="utf-8")
         else:
             write = {"srt": captions.to_srt, "vtt": captions.to_vtt}[suffix]
-            out.write_text(write(viewer.events, end=viewer.end), encoding="utf-8")
+            out.write_text(write(viewer.events, end=_call(getattr, viewer, "end")), encoding="utf-8")
         return str(out)
 
     def compare(self, video: str | None, fps: float) -> Iterator[Any]:
         """Show the same video, frame by frame and as fast as possible, to the routed model and at full compute."""
-        video = video or self.sample
-        if video is None:
+        video, fps = video or self.sample, _fps(fps)
+        if not isinstance(video, (str, Path)):
             raise _error("Choose a video first.")
         _call(self.limits.check, video, self.processor.open_video)
         if self._full is None:
@@ -219,11 +234,13 @@ class App:
         last, viewers, pair = clock.perf_counter(), [], (self.model, self._full)
         self._compared.append(video)
         try:
-            for viewers in compare(pair, self.processor, video, fps=float(fps), end=self.limits.compared):
+            for viewers in compare(pair, self.processor, video, fps=fps, end=self.limits.compared):
                 if clock.perf_counter() - last > page.TICK:
                     last = clock.perf_counter()
                     yield self._side_by_side(viewers)
             yield self._side_by_side(viewers)
+            if viewers and viewers[0].report:
+                gr.Info(str(viewers[0].report))
         except ValueError as error:
             raise _error(str(error)) from None
         finally:
@@ -233,15 +250,16 @@ class App:
 
     def settings(self, fps: float, interval_threshold: float, query: str) -> str:
         """Return the part of a link that restores these settings."""
-        return "?" + urlencode({"fps": fps, "interval_threshold": interval_threshold, "query": query})
+        settings = {"fps": fps, "interval_threshold": interval_threshold, "query": query or ""}
+        return "?" + urlencode(settings, errors="replace")
 
     def restore(self, request: gr.Request) -> Any:
         """Return the settings of a link."""
         asked, found = request.query_params, []
-        for name, least, most in (("fps", 0.5, 10.0), ("interval_threshold", 0.0, 1.0)):
+        for name, least, most in (("fps", *page.FPS), ("interval_threshold", 0.0, 1.0)):
             try:
-                found.append(min(max(float(asked[name]), least), most))
-            except (KeyError, ValueError):
+                found.append(min(max(_number(name, asked[name], least=-math.inf, most=math.inf), least), most))
+            except (KeyError, gr.Error):
                 found.append(gr.skip())
         return *found, asked["query"][:MOST_TYPED] if "query" in asked else gr.skip()
 
@@ -252,8 +270,8 @@ class App:
     # ---------------------------------------------------------------------------------------------------- helpers
 
     def _viewer(self, fps: float, interval_threshold: float, query: str) -> Viewer:
-        options = {"fps": float(fps), "interval_threshold": float(interval_threshold), "query": query}
-        return _call(Viewer, self.model, self.processor, **options)
+        settings = _settings(fps, interval_threshold, query)
+        return _call(Viewer, self.model, self.processor, **settings)
 
     def _enter(self, viewer: Viewer, request: gr.Request) -> None:
         if not request.session_hash:
@@ -324,8 +342,43 @@ def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a function, and show its `ValueError` to the person."""
     try:
         return function(*args, **kwargs)
+    except gr.Error:
+        raise
     except ValueError as error:
         raise _error(str(error)) from None
+    except FileNotFoundError:
+        raise _error("The video is no longer here. Choose it again.") from None
+
+
+def _number(name: str, value: Any, *, least: float = 0.0, most: float = MOST_SECONDS) -> float:
+    """Return a number that the browser or a client sent."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and least <= number <= most):
+        raise _error(f"`{name}` must be a number from {least:g} to {most:g}, not {value!r:.40}.")
+    return number
+
+
+def _fps(value: Any) -> float:
+    return _number("fps", value, least=page.FPS[0], most=page.FPS[1])
+
+
+def _text(name: str, value: Any) -> str:
+    """Return a text that the browser or a client sent, empty for `None`."""
+    if value is not None and not isinstance(value, str):
+        raise _error(f"`{name}` must be a text, not {value!r:.40}.")
+    return value or ""
+
+
+def _settings(fps: Any, interval_threshold: Any, query: Any) -> dict[str, Any]:
+    """Return the options of a [`Viewer`]."""
+    return {
+        "fps": _fps(fps),
+        "interval_threshold": _number("interval_threshold", interval_threshold, most=1),
+        "query": _text("query", query),
+    }
 
 
 def _is_upload(path: Path) -> bool:
@@ -342,10 +395,11 @@ def _frame(sent: dict[str, Any]) -> tuple[float, np.ndarray]:
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["JPEG", "PNG", "WEBP"]) as image:
             if image.width * image.height > 1024 * 1024:
                 raise ValueError
-            return float(sent["time"]), np.asarray(image.convert("RGB"))
+            time, picture = sent["time"], np.asarray(image.convert("RGB"))
     except (ValueError, OSError, AttributeError, KeyError, TypeError, SyntaxError, Image.DecompressionBombError):
         message = "A frame is a `time` in seconds and an `image`: a data URL of a JPEG, PNG or WebP of at most 1 MP."
         raise _error(message) from None
+    return _number("time", time), picture
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def overlay_choices(config: Any) -> list[str]:
 def overlay(viewer: Viewer, shown: str = SHARE) -> str:
     """Darken the skipped patches of the last frame. The drawing has the picture's size."""
     session, config = viewer.session, viewer.model.config
-    if shown == OFF or not session.kept_tokens:
+    if shown not in overlay_choices(config) or shown == OFF or not session.kept_tokens:
         return ""
     layers = session.kept_tokens if shown == SHARE else {int(shown.split()[-1]): None}
     kept = [session.kept_tokens[layer].float() for layer in layers if layer in session.kept_tokens]

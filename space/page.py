@@ -12,6 +12,7 @@ from viewer import NARRATE
 
 
 TICK = 0.5  # Seconds between two calls of `watch`.
+FPS = (0.5, 10.0)  # Least and most frames per second to watch.
 FORMATS = {
     "SubRip (.srt)": "srt",
     "WebVTT (.vtt)": "vtt",
@@ -124,9 +125,9 @@ def _talking_side(config: Any) -> SimpleNamespace:
         ask = gr.Button("Ask", elem_id="ask", min_width=70, scale=1)
     when = gr.Radio(["now", "when it happens"], value="now", label="Answer it", elem_id="when")
     with gr.Accordion("Settings", open=False):
-        fps = gr.Slider(0.5, 10, value=2, step=0.5, label="fps: frames per second to watch", elem_id="fps")
+        fps = _slider(*FPS, value=2, step=0.5, label="fps: frames per second to watch", elem_id="fps")
         label, least = "interval_threshold: speak when silence is less likely", config.interval_threshold
-        threshold = gr.Slider(0, 1, value=least, step=0.005, label=label, elem_id="interval_threshold")
+        threshold = _slider(0, 1, value=least, step=0.005, label=label, elem_id="interval_threshold")
         query = gr.Textbox(NARRATE, label="query: what you say at the first frame", elem_id="query")
         gr.Markdown("`interval_threshold` takes effect at once. `fps` and `query` take effect with the next stream.")
         link = gr.Textbox(label="Link with these settings", interactive=False, elem_id="link", buttons=["copy"])
@@ -138,6 +139,13 @@ def _talking_side(config: Any) -> SimpleNamespace:
     settings = {"fps": fps, "interval_threshold": threshold, "query": query, "link": link}
     export = {"kind": kind, "take": take, "file": file}
     return SimpleNamespace(savings=savings, chat=chat, **asking, **settings, **export)
+
+
+def _slider(least: float, most: float, **options: Any) -> gr.Slider:
+    slider = gr.Slider(least, most, **options)
+    # Gradio fails at a value that is no number. The handlers check all values, and name the option.
+    slider.preprocess = lambda payload: payload
+    return slider
 
 
 def _compare_tab(app: Any, fps: gr.Slider) -> None:

@@ -54,6 +54,7 @@ class Viewer:
         video (`Path`, *optional*): The file, `None` for a camera.
         moments (`deque[Moment]`): The last frames.
         dropped (`int`): Camera frames that arrived faster than the model could watch, and were dropped.
+        report ([`ReadingReport`], *optional*): What was spoilt, mended or left out in the file.
         shape (`tuple[int, int]`): Height and width of the last frame.
         seconds (`float`): Time spent on the frames and on the replies to them.
         last_active (`float`): Time of the last frame or question, by the monotonic clock.
@@ -86,15 +87,17 @@ class Viewer:
         """
         with self.lock:
             session = self._new_session()
-            frames, first = iter(()), None
+            frames, first, report = iter(()), None, None
             if video is not None:
-                frames = self.processor.read_video(str(video), fps=self.fps, start=start, end=end)
+                report = self.processor.new_report()
+                frames = self.processor.read_video(str(video), fps=self.fps, start=start, end=end, report=report)
                 try:
                     first = next(frames)
                 except (ValueError, OSError):
                     raise ValueError(f"This video has no frames from {start:.1f} s on.") from None
             self.video = None if video is None else Path(video)
             self.session, self._frames, self._next = session, frames, first
+            self.report = report
             self._past: list[Any] = []
             self.moments: deque[Moment] = deque(maxlen=HISTORY)
             self.dropped, self.shape, self.seconds = 0, (1, 1), 0.0
@@ -120,12 +123,17 @@ class Viewer:
                     break
 
     def see(self, frames: Iterable[tuple[float, np.ndarray]], dropped: int = 0) -> None:
-        """Watch camera frames, pairs of a second and uint8 (height, width, 3). `dropped` were dropped before them."""
+        """
+        Watch camera frames, pairs of a second and uint8 (height, width, 3). `dropped` were dropped before them. Frames
+        that are not later than the last one are dropped too.
+        """
         with self.lock:
             self.dropped += dropped
             for time, frame in frames:
                 if self.session.time is None or time > self.session.time:
                     self._see(frame, time)
+                else:
+                    self.dropped += 1
 
     def ask(self, text: str, *, now: bool = True) -> None:
         """Ask a question, to be answered at once or when the event happens."""

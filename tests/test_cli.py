@@ -23,7 +23,7 @@ from videollm_mod import cli
 from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
 from videollm_mod.space import caption_drawing, captions
 from videollm_mod.space.loading import is_streamworld
-from videollm_mod.video_reading_videollm_mod import read_video
+from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
 
 
 ROOT = Path(__file__).parents[1]
@@ -95,14 +95,14 @@ def test_a_video_is_known_by_its_origin_and_not_by_its_folder(tmp_path):
     for sample in SAMPLE.parent.glob("*.mp4"):
         copy = tmp_path / "copy.mp4"
         copy.write_bytes(sample.read_bytes())
-        assert is_streamworld(sample) and is_streamworld(copy)
+        assert is_streamworld(sample, VideoReader) and is_streamworld(copy, VideoReader)
     script = [sys.executable, str(ROOT / "train" / "data" / "streamworld.py"), str(tmp_path / "new")]
     subprocess.run([*script, "--split", "test", "--world", "tiny", "--clip", "117", "--fps", "12"], check=True)
-    assert all(is_streamworld(video) for video in (tmp_path / "new").glob("*.mp4"))
+    assert all(is_streamworld(video, VideoReader) for video in (tmp_path / "new").glob("*.mp4"))
     assert list((tmp_path / "new").glob("*.mp4"))
     foreign = write_clip(tmp_path / "samples.mp4", random_frames(4))
     for video in (foreign, NASA, ROOT / "README.md", "no_such_file.mp4", "-", "camera:0"):
-        assert not is_streamworld(video)
+        assert not is_streamworld(video, VideoReader)
 
 
 def test_options(tmp_path):

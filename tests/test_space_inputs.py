@@ -1,0 +1,176 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What clients send to the page: nothing in any place of any endpoint ends in more than one line."""
+
+import base64
+import io
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import app as space_app
+import drawing
+import gradio as gr
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from viewer import Viewer
+
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = str(ROOT / "samples" / "streamworld.mp4")
+WRONG = (None, "inf", "nan", math.inf, math.nan, -1, 1e18, 10**400, "x", [], {}, True, 1j, "\ud800", b"x")
+
+
+def data_url():
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(picture, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+
+
+IMAGE = data_url()
+
+
+@pytest.fixture(scope="module")
+def page():
+    return space_app.App(str(ROOT))
+
+
+@pytest.fixture
+def request_(page, monkeypatch):
+    monkeypatch.setattr(gr, "Warning", lambda *_: None)
+    yield SimpleNamespace(session_hash="one", query_params={})
+    page.room.leave("one")
+
+
+def tried(function, *arguments):
+    """Call a handler, and return the line of its error, if it has one."""
+    try:
+        made = function(*arguments)
+        _ = list(made) if hasattr(made, "__next__") else None
+    except gr.Error as error:
+        assert error.message and "\n" not in error.message and not error.print_exception
+        return error.message
+    return None
+
+
+def test_every_argument_of_every_handler_may_be_anything(page, request_):
+    camera, file = (2.0, 0.5, "Hi", True), (SAMPLE, 2.0, 0.5, "Hi")
+    watch, ask, reset = ([], 0, 1.0, None, "off"), ("What?", "now", "off"), (2.0, 0.5, "Hi", 0.0)
+    for wrong in WRONG:
+        for before, handler, good in (
+            ((), page.open_video, file),
+            ((), page.open_camera, camera),
+            ((page.open_camera, camera), page.watch, ([{"time": 0.5, "image": IMAGE}], *watch[1:])),
+            ((page.open_camera, camera), page.ask, ask),
+            ((page.open_camera, camera), page.reset, reset),
+            ((page.open_video, file), page.watch, watch),
+            ((page.open_video, file), page.reset, reset),
+            ((page.open_video, file), page.set_interval_threshold, (0.5,)),
+            ((page.open_video, file), page.choose_overlay, ("off",)),
+            ((page.open_video, file), page.export, ("SubRip (.srt)",)),
+        ):
+            if before:
+                before[0](*before[1], request_)
+            for place in range(len(good)):
+                tried(handler, *good[:place], wrong, *good[place + 1 :], request_)
+        page.settings(wrong, wrong, wrong)
+
+
+@pytest.mark.parametrize("time", ["inf", "nan", math.inf, math.nan, -1, 1e18, 10**400, "soon", None, True, []])
+def test_a_wrong_time_does_not_end_the_stream(page, request_, time):
+    page.open_camera(2.0, 0.5, "", True, request_)
+    said = tried(page.watch, [{"time": time, "image": IMAGE}], 0, None, None, "off", request_)
+    assert said.startswith("`time` must be a number from 0 to 1e+06, not ")
+    assert "A frame is a `time`" in tried(page.watch, [{"image": IMAGE}], 0, None, None, "off", request_)
+    page.watch([{"time": "0.5", "image": IMAGE}, {"time": 1, "image": IMAGE}], 0, None, None, "off", request_)
+    assert page.room.find("one").session.time == 1.0 and page.room.find("one").session.num_frames == 2
+
+
+def test_nothing_stands_for_the_default(page, request_):
+    page.open_camera(2.0, 0.5, None, True, request_)
+    viewer = page.room.find("one")
+    page.watch([{"time": 0.5, "image": IMAGE}], None, None, None, None, request_)
+    assert viewer.query == "" and viewer.session.num_frames == 1 and viewer.dropped == 0
+    page.watch(None, None, None, None, None, request_)
+    assert "is not valid Unicode" in tried(page.ask, "a \ud800 b", "now", "off", request_)
+    page.reset(1.0, 0.25, None, None, request_)
+    assert (viewer.fps, viewer.interval_threshold, viewer.query) == (1.0, 0.25, "")
+    assert tried(page.reset, None, 0.5, "Hi", 0.0, request_) == "`fps` must be a number from 0.5 to 10, not None."
+    page.open_video(SAMPLE, 2.0, 0.5, None, request_)
+    viewer = page.room.find("one")
+    assert "no frames from 99.0 s on" in tried(page.reset, 4.0, 0.25, "x", 99.0, request_)
+    assert (viewer.fps, viewer.interval_threshold, viewer.query) == (2.0, 0.5, ""), "the stream goes on as it was"
+    settings = SimpleNamespace(query_params={"fps": "nan", "interval_threshold": "inf"})
+    assert not any(isinstance(found, (int, float)) for found in page.restore(settings))
+
+
+def test_frames_that_come_late_are_counted(page, request_):
+    page.open_camera(2.0, 0.5, "", True, request_)
+    frames = [{"time": time, "image": IMAGE} for time in (0.5, 1.0, 1.0, 0.2, 1.5)]
+    page.watch(frames, 1, None, None, "off", request_)
+    viewer = page.room.find("one")
+    assert viewer.session.num_frames == 3 and viewer.dropped == 3
+    assert "3 frames dropped" in drawing.latency_plot(viewer)
+
+
+def test_the_page_says_what_was_mended(page, request_, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(gr, "Info", said.append)
+    video = tmp_path / "spoilt.mkv"
+    video.write_bytes(spoilt_video())
+    page.open_video(str(video), 2.0, 0.5, "", request_)
+    for _ in range(100):
+        page.watch([], 0, 100.0, None, "off", request_)
+        if page.room.find("one").ended:
+            break
+    page.watch([], 0, 100.0, None, "off", request_)
+    assert len(said) == 1 and "spoilt" in said[0]
+
+
+def spoilt_video():
+    """Return the sample with a stretch of zeros in its middle."""
+    content = bytearray(Path(SAMPLE).read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 2000] = bytes(2000)
+    return bytes(content)
+
+
+@pytest.fixture(scope="module")
+def client(page):
+    blocks = page.build()
+    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **page.launch_options())
+    yield Client(url, verbose=False)
+    blocks.close()
+
+
+def test_clients_are_answered_in_one_line(client, capfd):
+    def refused(*arguments, api_name, **options):
+        with pytest.raises(AppError) as caught:
+            client.predict(*arguments, api_name=api_name, **options)
+        return str(caught.value)
+
+    client.predict(2, 0.7, "Narrate.", True, api_name="/open_camera")
+    for time in ("inf", "nan", -1, 1e300, None, [], {}):
+        said = refused([{"time": time, "image": IMAGE}], 0, None, None, "off", api_name="/watch")
+        assert "`time` must be a number from 0 to 1e+06" in said
+    for frames in ([{}], [None], [1], ["x"], {"time": 0.0}, "x"):
+        said = refused(frames, 0, None, None, "off", api_name="/watch")
+        assert "A frame is a `time`" in said or "a list of at most 16 frames" in said
+    assert "`fps` must be" in refused(None, 0.7, "Narrate.", True, api_name="/open_camera")
+    assert "`interval_threshold` must be" in refused(2, None, "Narrate.", True, api_name="/open_camera")
+    client.predict(2, 0.7, None, True, api_name="/open_camera")
+    client.predict(None, None, None, None, None, api_name="/watch")
+    client.predict(None, None, None, api_name="/ask")
+    assert "A format is one of" in refused(None, api_name="/export")
+    assert "Choose a video first" in refused(None, 2, 0.7, "Narrate.", api_name="/open_video")
+    client.predict(handle_file(SAMPLE), 2, 0.7, None, api_name="/open_video")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_video_that_is_gone_is_named(page, request_, tmp_path):
+    assert tried(page.open_video, str(tmp_path / "gone.mp4"), 2.0, 0.5, "", request_) == (
+        "The video is no longer here. Choose it again."
+    )
+    assert isinstance(page.room.find("one"), Viewer | None)
