@@ -243,7 +243,7 @@ class CaptionDrawer:
 
     def _fit(self, text: str, width: int, height: int) -> tuple[list[str], list[Face], int]:
         """Break a text into lines, in the largest font size in which they fit into the picture."""
-        faces, size = self.fonts.choose(text), max(14, height // 18)
+        faces, size = self.fonts.choose(text), max(14, min(height // 18, width // 16))
         while True:
             # Words repeat.
             measure = lru_cache(partial(_length, faces=faces, size=size))

@@ -20,7 +20,9 @@ from PIL import Image, ImageOps
 LEAST_HEIGHT, LEAST_WIDTH = 360, 160
 MOST_PIXELS, LONGEST_SIDE = 4096 * 2304, 4096
 # Codecs of sound that players expect in an mp4. Packets of these are copied, others are encoded as AAC.
-COPIED = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus", "libopus")
+CODECS = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus", "libopus")
+# What happens to the sound.
+COPIED, ENCODED, LEFT_OUT = "copied", "encoded", "left out"
 # Sample rates of AAC.
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 # Ticks per second of the times in the file, at least.
@@ -38,7 +40,8 @@ class WritingReport:
     What a written video lacks. True if there is anything to say; `str` says it in one line.
 
     Args:
-        encoded_audio (`str`): Codec of the sound, if an mp4 does not hold it and it was encoded as AAC.
+        encoded_audio (`str`): Codec of the sound, if it was encoded as AAC.
+        audio_changes (`bool`): Whether it was encoded because its format changes in the middle.
         left_out_audio (`str`): Codec of the sound, if it cannot be written.
         ignored_audio_streams (`int`): Further audio streams, which are not written.
         spoilt_audio_packets (`int`): Audio packets that cannot be decoded, and are not written.
@@ -50,6 +53,7 @@ class WritingReport:
     """
 
     encoded_audio: str = ""
+    audio_changes: bool = False
     left_out_audio: str = ""
     ignored_audio_streams: int = 0
     spoilt_audio_packets: int = 0
@@ -64,7 +68,8 @@ class WritingReport:
 
     def __str__(self) -> str:
         sentences = {
-            "encoded_audio": "The sound was encoded as AAC, because an mp4 does not hold {}.",
+            "encoded_audio": "The sound was encoded as AAC, because "
+            + ("its format changes." if self.audio_changes else "an mp4 does not hold {}."),
             "left_out_audio": "The sound is left out, because its {} cannot be read.",
             "ignored_audio_streams": "Only one audio stream is written: {} more are left out.",
             "spoilt_audio_packets": "{} spoilt packets of sound are left out.",
@@ -110,34 +115,56 @@ def write_video(
         `ValueError`: If the video has no readable frame, or cannot be written.
     """
     check_encoder()
-    report, frames = WritingReport(), reader.frames()
-    first = next(frames, None)
-    if first is None:
-        raise ValueError(f"'{reader.source}' has no readable frame.")
-    height, width = reader.picture(first[2]).shape[:2]
-    size = _size(width, height, most_pixels)
-    with (
-        TemporaryDirectory(dir=out.absolute().parent, prefix=".", ignore_cleanup_errors=True) as folder,
-        type(reader)(reader.source, timeout=reader.timeout, formats=reader.formats) as beside,
-    ):
+    with TemporaryDirectory(dir=out.absolute().parent, prefix=".", ignore_cleanup_errors=True) as folder:
         part = Path(folder, "part.mp4")
-        clock = _Clock(reader)
         try:
-            target, stream, sound = _start(part, reader, first, size, beside.container, clock, report)
-            with target:
-                pictures = _Pictures(target, stream, reader, size, draw)
-                for shown in _until_broken(first, frames, report):
-                    pictures.write(*shown)
-                    if sound is not None:
-                        sound.write(shown[0])
-                pictures.end()
-                if sound is not None:
-                    clock.has_ended = True
-                    sound.end()
+            try:
+                report = _write(reader, part, draw, most_pixels, copies=True)
+            except _SoundChanges:
+                report = _write(reader, part, draw, most_pixels, copies=False)
         except av.error.FFmpegError as error:
             raise ValueError(f"'{out}' cannot be written: {error.strerror or error}.") from error
         os.replace(part, out)
     return report
+
+
+class _SoundChanges(Exception):
+    """The format of the sound changes in the middle, which copied packets cannot express."""
+
+
+def _write(reader: Any, part: Path, draw: Any, most_pixels: int, *, copies: bool) -> WritingReport:
+    report, frames = WritingReport(), reader.frames()
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"'{reader.source}' has no readable frame.")
+    pictures = _Pictures(reader, first[2], draw, most_pixels)
+    with type(reader)(reader.source, timeout=reader.timeout, formats=reader.formats) as beside:
+        sound = _Sound(beside, _Clock(reader), report, copies=copies)
+        with _start(part, pictures, sound):
+            for begin, end, frame in _until_broken(first, frames, report):
+                pictures.write(begin, end, frame)
+                sound.write(begin)
+            pictures.end()
+            sound.end()
+    return report
+
+
+def _start(part: Path, pictures: "_Pictures", sound: "_Sound") -> Any:
+    """Begin the file: with the packets of the sound, else with the sound encoded, else without sound."""
+    for way in sound.ways:
+        # The movie's time scale is that of the second at which the pictures begin. By default it is 1/1000 s.
+        options = {"movflags": "+faststart", "movie_timescale": str(pictures.ticks)}
+        target = av.open(f"file:{part}", "w", format="mp4", options=options)
+        try:
+            pictures.attach(target)
+            sound.attach(target, way)
+            target.start_encoding()
+            return target
+        except (av.error.FFmpegError, ValueError):
+            target.close()
+            if way == LEFT_OUT:
+                raise
+    raise AssertionError
 
 
 def _until_broken(
@@ -157,70 +184,45 @@ def _until_broken(
     yield time, time + duration, frame
 
 
-def _size(width: int, height: int, most_pixels: int) -> tuple[int, int]:
-    """Return the size of the written picture. H.264 requires even sides, captions some room."""
-    scale = max(1.0, LEAST_HEIGHT / height)
-    scale = min(scale, LONGEST_SIDE / max(width, height), math.sqrt(most_pixels / (width * height)))
-    return max(LEAST_WIDTH, 2 * round(width * scale / 2)), max(LEAST_HEIGHT, 2 * int(height * scale / 2 + 1e-6))
-
-
-def _start(
-    part: Path, reader: Any, first: Any, size: tuple[int, int], source: Any, clock: "_Clock", report: WritingReport
-) -> tuple[Any, Any, "_Sound | None"]:
-    """Begin the file: with the packets of the sound, else with the sound encoded, else without sound."""
-    heard = source.streams.best("audio", related=source.streams.best("video"))
-    codec = None if heard is None else heard.codec_context.name
-    report.ignored_audio_streams = max(0, len(source.streams.audio) - 1)
-    # Each time in the source, and second 0, is a number of ticks.
-    ticks = math.lcm(first[2].time_base.denominator, reader.origin.denominator)
-    ticks = TICKS if ticks > 100 * TICKS else ticks * math.ceil(TICKS / ticks)
-    for way in (*([True] if codec in COPIED else []), *([False] if heard is not None else []), None):
-        # The movie's own time scale is that of a late beginning of the picture. By default it is 1/1000 s.
-        options = {"movflags": "+faststart", "movie_timescale": str(ticks)}
-        target = av.open(f"file:{part}", "w", format="mp4", options=options)
-        try:
-            stream = _add_picture(target, reader, size, ticks)
-            sound = None if way is None else _Sound(source, heard, target, way, clock, report)
-            target.start_encoding()
-        except (av.error.FFmpegError, ValueError):
-            target.close()
-            if way is None:
-                raise
-            continue
-        report.encoded_audio = codec if way is False else ""
-        report.left_out_audio = codec if way is None and codec else ""
-        return target, stream, sound
-    raise AssertionError
-
-
-def _add_picture(target: Any, reader: Any, size: tuple[int, int], ticks: int) -> Any:
-    rate = min(max(reader.rate or Fraction(25), Fraction(1)), Fraction(240))
-    # With B-frames, decoding times run behind, and the file's length is that of the decoding times.
-    stream = target.add_stream("libx264", rate=rate, options={"bf": "0"})
-    # The encoder rounds times to its own time base, which by default is one frame.
-    context, source = stream.codec_context, reader.stream.codec_context
-    context.time_base = stream.time_base = Fraction(1, ticks)
-    context.pix_fmt, (context.width, context.height) = "yuv420p", size
-    context.colorspace, context.color_range = BT709, LIMITED
-    context.color_primaries = BT709 if source.color_primaries == UNKNOWN else source.color_primaries
-    context.color_trc = BT709 if source.color_trc == UNKNOWN else source.color_trc
-    return stream
-
-
 class _Pictures:
-    """Encodes pictures."""
+    """
+    Encodes pictures.
 
-    def __init__(self, target: Any, stream: Any, reader: Any, size: tuple[int, int], draw: Any) -> None:
-        self.target, self.stream, self.reader, self.size, self.draw = target, stream, reader, size, draw
-        self.time_base = stream.codec_context.time_base
+    Args:
+        reader ([`VideoReader`]): The open video.
+        first (`av.VideoFrame`): Its first frame, which sets the size and the ticks.
+        draw, most_pixels: See [`write_video`].
+
+    Attributes:
+        ticks (`int`): Ticks per second: each time in the source, and second 0, is a number of ticks.
+    """
+
+    def __init__(self, reader: Any, first: Any, draw: Any, most_pixels: int) -> None:
+        self.reader, self.draw = reader, draw
+        height, width = reader.picture(first).shape[:2]
+        self.size = _size(width, height, most_pixels)
+        ticks = math.lcm(first.time_base.denominator, reader.origin.denominator)
+        self.ticks = TICKS if ticks > 100 * TICKS else ticks * math.ceil(TICKS / ticks)
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._last = -1
         self._durations: dict[int, int] = {}
 
+    def attach(self, target: Any) -> None:
+        """Add the stream of the pictures to the file."""
+        rate = min(max(self.reader.rate or Fraction(25), Fraction(1)), Fraction(240))
+        # With B-frames, decoding times run behind, and the file's length is that of the decoding times.
+        self.target, self.stream = target, target.add_stream("libx264", rate=rate, options={"bf": "0"})
+        context, source = self.stream.codec_context, self.reader.stream.codec_context
+        # The encoder rounds times to its own time base, which by default is one frame.
+        context.time_base = self.stream.time_base = Fraction(1, self.ticks)
+        context.pix_fmt, (context.width, context.height) = "yuv420p", self.size
+        context.colorspace, context.color_range = BT709, LIMITED
+        context.color_primaries = BT709 if source.color_primaries == UNKNOWN else source.color_primaries
+        context.color_trc = BT709 if source.color_trc == UNKNOWN else source.color_trc
+
     def write(self, begin: Fraction, end: Fraction, frame: Any) -> None:
-        picture = Image.fromarray(self.reader.picture(frame))
-        if picture.size != self.size:
-            picture = ImageOps.pad(picture, self.size, Image.Resampling.BICUBIC, color=(0, 0, 0))
+        """Write a frame that is shown from one second to another."""
+        picture = _fit(Image.fromarray(self.reader.picture(frame)), self.size)
         if self.draw is not None:
             picture = self.draw(picture, float(begin), float(end))
         packed = self._reformatter.reformat(
@@ -230,18 +232,36 @@ class _Pictures:
             dst_color_range=LIMITED,
         )
         # Times must rise. Those of some sources do not.
-        packed.pts = self._last = max(round(begin / self.time_base), self._last + 1)
-        packed.time_base = self.time_base
-        self._durations[packed.pts] = max(1, round(end / self.time_base) - packed.pts)
+        packed.pts = self._last = max(round(begin * self.ticks), self._last + 1)
+        packed.time_base = Fraction(1, self.ticks)
+        self._durations[packed.pts] = max(1, round(end * self.ticks) - packed.pts)
         self._mux(packed)
 
     def end(self) -> None:
+        """Write the rest."""
         self._mux(None)
 
     def _mux(self, frame: Any | None) -> None:
         for packet in self.stream.encode(frame):
             packet.duration = self._durations.pop(packet.pts, packet.duration)
             self.target.mux(packet)
+
+
+def _size(width: int, height: int, most_pixels: int) -> tuple[int, int]:
+    """Return the size of the written picture. H.264 requires even sides, captions some room."""
+    scale = max(1.0, LEAST_HEIGHT / height)
+    scale = min(scale, LONGEST_SIDE / max(width, height), math.sqrt(most_pixels / (width * height)))
+    return max(LEAST_WIDTH, 2 * round(width * scale / 2)), max(LEAST_HEIGHT, 2 * int(height * scale / 2 + 1e-6))
+
+
+def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale a picture to a size, with bars if its shape is another one by more than the rounding to even sides."""
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    if picture.size == size:
+        return picture
+    if size[0] - picture.width * scale <= 2 and size[1] - picture.height * scale <= 2:
+        return picture.resize(size, Image.Resampling.BICUBIC)
+    return ImageOps.pad(picture, size, Image.Resampling.BICUBIC, color=(0, 0, 0))
 
 
 class _Clock:
@@ -293,33 +313,47 @@ class _Sound:
     Writes the sound of a video, up to the time of the picture.
 
     Args:
-        source, heard: The open container, and its audio stream.
-        target: The container to write.
-        copies (`bool`): Whether packets are copied; else the sound is encoded as AAC.
-        clock ([`_Clock`]): Offsets from the source's times to the written ones.
+        beside ([`VideoReader`]): The open video, from which nothing else reads.
+        clock ([`_Clock`]): Turns the times of the sound into those of the reader.
         report ([`WritingReport`]): Where to count.
+        copies (`bool`): Whether packets may be copied. Else the sound is encoded as AAC.
     """
 
-    def __init__(
-        self, source: Any, heard: Any, target: Any, copies: bool, clock: _Clock, report: WritingReport
-    ) -> None:
-        self.source, self.heard, self.target, self.clock, self.report = source, heard, target, clock, report
+    def __init__(self, beside: Any, clock: _Clock, report: WritingReport, *, copies: bool) -> None:
+        self.source, self.clock, self.report = beside.container, clock, report
+        self.heard = self.source.streams.best("audio", related=beside.stream)
+        report.audio_changes = not copies
+        report.ignored_audio_streams = max(0, len(self.source.streams.audio) - 1)
+        self.codec = None if self.heard is None else getattr(self.heard.codec_context, "name", "unknown codec")
+        self.ways = [LEFT_OUT]
+        if self.heard is not None and self.heard.codec_context is not None:
+            self.ways = [*([COPIED] if copies and self.codec in CODECS else []), ENCODED, LEFT_OUT]
         self._packets, self._waiting = self._read(), None
         self._expected: Fraction | None = None
+        # Last decoding times that were read, and those that the encoder returned.
         self._last: int | None = None
-        if copies:
-            self.stream, self._resampler = target.add_stream_from_template(heard), None
-            return
-        rate = heard.codec_context.sample_rate
-        self.stream = target.add_stream("aac", rate=rate if rate in RATES else 48_000)
-        layout = {1: "mono", 6: "5.1"}.get(heard.codec_context.channels, "stereo")
-        self.stream.codec_context.layout = layout
-        self.stream.codec_context.bit_rate = 64_000 * self.stream.codec_context.channels
-        self._resampler = self._new_resampler()
+        self._written: int | None = None
+        # Format of the decoded sound so far.
+        self._form: tuple[Any, ...] | None = None
+        self._resampler: Any = None
+
+    def attach(self, target: Any, way: str) -> None:
+        """Add the stream of the sound to the file, in one of [`_Sound.ways`]."""
+        self.target, self.way = target, way
+        self.report.encoded_audio = self.codec if way == ENCODED else ""
+        self.report.left_out_audio = self.codec if way == LEFT_OUT and self.codec else ""
+        if way == COPIED:
+            self.stream = target.add_stream_from_template(self.heard)
+        if way == ENCODED:
+            context = self.heard.codec_context
+            rate = context.sample_rate if context.sample_rate in RATES else 48_000
+            self.stream = target.add_stream("aac", rate=rate)
+            self.stream.codec_context.layout = {1: "mono", 6: "5.1"}.get(context.channels, "stereo")
+            self.stream.codec_context.bit_rate = 64_000 * self.stream.codec_context.channels
 
     def write(self, until: Fraction | None) -> None:
         """Write what is heard up to a second, or all of it."""
-        while (packet := self._waiting or next(self._packets, None)) is not None:
+        while self.way != LEFT_OUT and (packet := self._waiting or next(self._packets, None)) is not None:
             self._waiting = None
             stamp = packet.dts if packet.pts is None else packet.pts
             at = (self._expected or Fraction(0)) if stamp is None else stamp * packet.time_base
@@ -335,12 +369,11 @@ class _Sound:
 
     def end(self) -> None:
         """Write the rest."""
+        self.clock.has_ended = True
         self.write(None)
-        if self._resampler is not None:
-            for frame in self._decode(None):
+        if self.way == ENCODED:
+            for frame in (*(self._decode(None) or ()), None):
                 self._encode(frame)
-            for frame in (*self._resampler.resample(None), None):
-                self.target.mux(self.stream.encode(frame))
 
     def _read(self) -> Iterator[Any]:
         errors = 0
@@ -366,7 +399,11 @@ class _Sound:
             self.report.spoilt_audio_packets += 1
         elif self._last is not None and packet.dts <= self._last:
             self.report.cut_audio_packets += 1
-        elif self._resampler is None:
+        elif self.way == COPIED:
+            forms = {(frame.sample_rate, frame.layout.name) for frame in frames}
+            self._form = self._form or next(iter(forms), None)
+            if forms - {self._form}:
+                raise _SoundChanges
             self._last = packet.dts
             packet.stream = self.stream
             self.target.mux(packet)
@@ -381,16 +418,22 @@ class _Sound:
         except av.error.FFmpegError:
             return None
 
-    def _encode(self, frame: Any) -> None:
-        try:
-            frames = self._resampler.resample(frame)
-        except ValueError:
-            # The format of the sound changes.
-            self._resampler = self._new_resampler()
-            frames = self._resampler.resample(frame)
-        for some in frames:
-            self.target.mux(self.stream.encode(some))
-
-    def _new_resampler(self) -> Any:
-        context = self.stream.codec_context
-        return av.AudioResampler(format="fltp", layout=context.layout.name, rate=context.sample_rate)
+    def _encode(self, frame: Any | None) -> None:
+        """Encode a decoded frame, or the rest."""
+        form = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
+        frames = []
+        if self._resampler is not None and form != self._form:
+            frames, self._resampler = self._resampler.resample(None), None
+        if self._resampler is None and frame is not None:
+            context, self._form = self.stream.codec_context, form
+            self._resampler = av.AudioResampler(format="fltp", layout=context.layout.name, rate=context.sample_rate)
+        frames += [None] if frame is None else self._resampler.resample(frame)
+        for some in filter(None, frames):
+            # The encoder takes the time base of the first frame for that of all.
+            tick = Fraction(1, some.sample_rate)
+            some.pts, some.time_base = round(some.pts * some.time_base / tick), tick
+        for packet in (packet for some in frames for packet in self.stream.encode(some)):
+            # Where the clock changes, the sound before it may reach into the sound after it.
+            if self._written is None or packet.dts > self._written:
+                self._written = packet.dts
+                self.target.mux(packet)

@@ -38,7 +38,7 @@ def packed(array, time, ticks=90_000):
     return frame
 
 
-def write(path, times, sound=(), *, format=None, codec="libx264", offset=0.0, size=(48, 64), end=None):
+def write(path, times, sound=(), *, format=None, codec="libx264", offset=0.0, size=(48, 64), end=None, rate=48_000):
     """Write pictures at `times`, and a tone from 0 to `end` for each codec in `sound`, all later by `offset`."""
     with av.open(str(path), "w", format=format, options={"muxpreload": "0", "muxdelay": "0"}) as target:
         stream = target.add_stream(codec, rate=30)
@@ -46,7 +46,7 @@ def write(path, times, sound=(), *, format=None, codec="libx264", offset=0.0, si
         stream.options = {"bf": "0"} if path.suffix == ".avi" else {}
         stream.height, stream.width = size
         stream.codec_context.time_base = Fraction(1, 90_000)
-        tones = [target.add_stream(name, rate=48_000) for name in sound]
+        tones = [target.add_stream(name, rate=rate) for name in sound]
         for index, time in enumerate(times):
             target.mux(stream.encode(packed(ramp(1, *size)[0] + 3 * (index % 60), time + offset)))
         target.mux(stream.encode())
@@ -198,6 +198,17 @@ def test_sound_follows_a_clock_that_jumps(tmp_path, offsets):
     assert all(a < b for a, b in pairwise(sound)) and sound[-1] == pytest.approx(float(pictures[-1]), abs=0.2)
     assert max(b - a for a, b in pairwise(sound)) < 0.2, "there is sound in all parts"
     assert len(packets_of(source)) - len(sound) == report.cut_audio_packets < 4 * len(offsets)
+
+
+def test_sound_that_changes_its_format_is_encoded(tmp_path):
+    times, source = [index / 10 for index in range(20)], tmp_path / "joined.ts"
+    write(tmp_path / "a.ts", times, ("aac",))
+    write(tmp_path / "b.ts", times, ("aac",), rate=24_000)
+    source.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    out, report = burn(source, tmp_path)
+    assert str(report).startswith("The sound was encoded as AAC, because its format changes.")
+    sound = [time for time, _ in packets_of(out)]
+    assert sound[-1] == pytest.approx(3.9, abs=0.2) and max(b - a for a, b in pairwise(sound)) < 0.2
 
 
 def test_spoilt_packets_of_sound_are_left_out_and_counted(tmp_path):
