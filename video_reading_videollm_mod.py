@@ -617,7 +617,19 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
 
 
 def _unreadable(source: str, error: Exception) -> ValueError:
-    return ValueError(f"'{source}' cannot be read as video: {getattr(error, 'strerror', None) or error}.")
+    reason = _content(source) or getattr(error, "strerror", None) or error
+    return ValueError(f"'{source}' cannot be read as video: {reason}.")
+
+
+def _content(source: str) -> str | None:
+    """Return what a file is that is often found in place of a video."""
+    if not os.path.isfile(source) or not os.access(source, os.R_OK):
+        return None
+    with open(source, "rb") as file:
+        head = file.read(64).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, and `git lfs pull` fetches the video"
+    return "it is a web page" if head.startswith((b"<!doctype html", b"<html")) else None if head else "it is empty"
 
 
 def _check_source(video: str | Path) -> str:
@@ -626,7 +638,7 @@ def _check_source(video: str | Path) -> str:
     source, path = str(video), Path(video)
     if path.is_dir():
         raise IsADirectoryError(f"'{source}' is a folder: name a video file in it.")
-    if source != "-" and not source.startswith("camera:") and "://" not in source and not path.is_file():
+    if source != "-" and not source.startswith("camera:") and "://" not in source and not path.exists():
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, names, n=1)
         hint = f"; did you mean '{path.with_name(close[0])}'?" if close else "."

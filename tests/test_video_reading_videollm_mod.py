@@ -4,6 +4,7 @@
 
 import functools
 import http.server
+import os
 import resource
 import subprocess
 import sys
@@ -226,6 +227,32 @@ def test_refuses_options(tmp_path, options, message):
     path = write_clip(tmp_path / "clip.mp4", numbered(4))
     with pytest.raises(ValueError, match=message):
         list(read_video(path, **options))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5\n", "it is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", "it is a web page"),
+        (b"Just some text.\n" * 100, "Invalid data found"),
+        (bytes(10_000), "Invalid data found"),
+    ],
+)
+def test_says_what_is_in_place_of_a_video(tmp_path, content, reason):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^'{path}' cannot be read as video: {reason}"):
+        next(read_video(path))
+
+
+def test_a_named_pipe_is_a_source(tmp_path):
+    write_clip(tmp_path / "clip.mkv", numbered(6))
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(f"cat '{tmp_path}/clip.mkv' > '{tmp_path}/pipe'", shell=True):
+        assert len(list(read_video(tmp_path / "pipe", fps=10))) == 6
+    with pytest.raises(ValueError, match="'/dev/null' cannot be read as video"):
+        next(read_video("/dev/null"))
 
 
 def test_refuses_files(tmp_path):
