@@ -12,6 +12,7 @@ import sys
 import time as clock
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,8 +160,8 @@ def narrate(
         _ask_first(session, query)
         behind = {"when_behind": when_behind, "max_waiting": max_waiting}
         seconds, dropped = _watch(processor, video, session, fps=fps, as_json=as_json, **behind)
-        is_written = _write(outputs, video, session, fps=fps, font=font)
-        _print_summary(session, seconds, dropped, as_json)
+        is_written, burnt = _write(outputs, video, session, fps=fps, font=font)
+        _print_summary(session, seconds, dropped, as_json, burnt)
     if not is_written:
         raise typer.Exit(1)
 
@@ -387,21 +388,20 @@ def _line_printer(tokenizer: Any) -> Any:
     return LinePrinter(tokenizer, skip_special_tokens=True)
 
 
-def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, font: Path | None) -> bool:
-    """Write the narration in each format that was asked for. Return whether all were written."""
+def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, font: Path | None) -> tuple[bool, Any]:
+    """Write the narration in each format. Return whether all were written, and the report of `--burn-in`."""
     from videollm_mod.space import captions
     from videollm_mod.video_reading_videollm_mod import VideoReader
 
-    end, is_written = session.time + 1 / fps, True
+    end, is_written, burnt = session.time + 1 / fps, True, None
     if Path(video).is_file():
         with VideoReader(video) as reader:
             end = reader.seconds
     for kind, path in outputs.items():
         try:
             if kind == "burn_in":
-                report = captions.burn_in(video, session.events, path, font=font)
-                if report:
-                    typer.echo(report, err=True)
+                say = partial(typer.echo, err=True)
+                burnt = captions.burn_in(video, session.events, path, font=font, say=say)
             elif kind == "jsonl":
                 write_text(path, captions.to_jsonl(session.events))
             else:
@@ -412,10 +412,10 @@ def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, fo
             # The other files are still written.
             typer.echo(f"error: '{path}' was not written: {in_one_line(error)}", err=True)
             is_written = False
-    return is_written
+    return is_written, burnt
 
 
-def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool) -> None:
+def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool, burnt: Any) -> None:
     """Print speed, compute and cache size, compared with full compute."""
     config, cache = session.model.config, session.cache
     text_tokens = int(cache.get_seq_length()) - session.num_remembered * config.frame_num_tokens
@@ -436,6 +436,8 @@ def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool) ->
             "cache_bytes": cache_bytes,
             "full_cache_bytes": full_cache_bytes,
         }
+        if burnt is not None:
+            figures["burn_in"] = burnt.to_dict()
         typer.echo(json.dumps({"summary": figures}))
         return
     speed = f"{session.num_frames / seconds:.1f} frames/s ({device_name(session.model)})"

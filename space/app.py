@@ -212,10 +212,8 @@ class App:
             if _call(self.limits.check, viewer.video, self.processor.open_video) > self.limits.burnt:
                 raise _error(f"Captions can be burnt into videos of at most {self.limits.burnt / 60:.0f} minutes.")
             open_video = partial(self.processor.open_video, formats=FORMATS)
-            options = {"open_video": open_video, "most_pixels": self.limits.burnt_pixels}
-            report = _call(captions.burn_in, viewer.video, viewer.events, out, **options)
-            if report:
-                gr.Warning(str(report))
+            options = {"open_video": open_video, "say": gr.Warning, "most_pixels": self.limits.burnt_pixels}
+            _call(captions.burn_in, viewer.video, viewer.events, out, **options)
         elif suffix == "jsonl":
             out.write_text(captions.to_jsonl(viewer.events), encoding="utf-8")
         else:

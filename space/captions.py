@@ -3,6 +3,7 @@
 """Export what a model said: subtitles, JSON lines, or a video with the captions burnt in."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,8 @@ if __package__:
 else:
     from caption_drawing import CaptionDrawer, name_characters
     from video_writing import WritingReport, write_video
+
+logger = logging.getLogger(__name__)
 
 # Seconds that a caption stays if no other follows, and the least that a caption stays.
 LONGEST, SHORTEST = 4.0, 0.5
@@ -80,6 +83,7 @@ def burn_in(
     *,
     font: Path | None = None,
     open_video: Callable[..., Any] | None = None,
+    say: Callable[[str], Any] = logger.warning,
     **options: Any,
 ) -> WritingReport:
     """
@@ -92,7 +96,12 @@ def burn_in(
         font (`Path`, *optional*): A font file to use wherever it has the characters; by default an installed one.
         open_video (`Callable`, *optional*): Opens the video for reading, as `processor.open_video` does; by default
             the package's [`VideoReader`].
+        say (`Callable`, *optional*): Gets a line about what the written video lacks, if anything. By default it is
+            logged as a warning.
         options: Further options of [`write_video`].
+
+    Returns:
+        [`WritingReport`]: What the written video lacks.
 
     Raises:
         `ValueError`: If the video cannot be read or written, or the font cannot be read.
@@ -103,6 +112,8 @@ def burn_in(
         report = write_video(reader, out, draw=drawer.draw, **options)
     report.captions_with_boxes, report.captions_cut = drawer.num_missing, drawer.num_cut
     report.missing_characters = name_characters(drawer.missing) if drawer.missing else ""
+    if report:
+        say(str(report))
     return report
 
 

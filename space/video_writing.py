@@ -71,13 +71,13 @@ class WritingReport:
             "encoded_audio": "The sound was encoded as AAC, because "
             + ("its format changes." if self.audio_changes else "an mp4 does not hold {}."),
             "left_out_audio": "The sound is left out, because its {} cannot be read.",
-            "ignored_audio_streams": "Only one audio stream is written: {} more are left out.",
-            "spoilt_audio_packets": "{} spoilt packets of sound are left out.",
-            "cut_audio_packets": "{} packets of sound are left out where the source's clock changes.",
+            "ignored_audio_streams": "Further audio streams left out: {}.",
+            "spoilt_audio_packets": "Spoilt packets of sound left out: {}.",
+            "cut_audio_packets": "Packets of sound left out where the source's clock changes: {}.",
             "broken_after": "The source cannot be read after {:.1f} s, and the written video ends there.",
-            "captions_with_boxes": "{} captions have characters that no font here has, drawn as boxes: "
+            "captions_with_boxes": "Captions with boxes for characters that no font here has: {}, characters "
             f"{self.missing_characters}. Install a font that has them, such as Noto Sans, or give its file as `font`.",
-            "captions_cut": "{} captions are too long for the picture, and are cut.",
+            "captions_cut": "Captions cut because they are too long for the picture: {}.",
         }
         return " ".join(text.format(value) for name, text in sentences.items() if (value := getattr(self, name)))
 

@@ -293,7 +293,7 @@ def test_a_fault_in_one_output_does_not_prevent_the_others(tmp_path):
     assert (tmp_path / "out.vtt").read_text().startswith("WEBVTT")
 
 
-def test_a_missing_font_is_said_before_the_work_and_at_the_end(monkeypatch, tmp_path):
+def test_a_missing_font_is_said_before_the_work_and_at_the_end(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(caption_drawing, "installed_fonts", lambda: ())
     out = tmp_path / "out.mp4"
     done = CliRunner().invoke(cli.app, ["narrate", "--burn-in", str(out), "--query", "红球"])
@@ -304,7 +304,7 @@ def test_a_missing_font_is_said_before_the_work_and_at_the_end(monkeypatch, tmp_
     assert "boxes" not in done.stderr, "the narration itself is in English"
     said = [SimpleNamespace(time=0.0, role="assistant", text=text) for text in ("红球。", "A ball.")]
     report = captions.burn_in(SAMPLE, said, out)
-    assert str(report).startswith("1 captions have characters that no font here has, drawn as boxes: ")
+    assert "Captions with boxes for characters that no font here has: 1, characters 。 球 红 (CJK)." in caplog.text
     assert report.missing_characters == "。 球 红 (CJK)"
 
 

@@ -171,9 +171,7 @@ def test_sound_longer_than_the_picture_stays_and_further_streams_are_counted(tmp
     source = write(tmp_path / "in.mkv", [0, 0.1, 0.2], ("aac", "aac"), end=4.0)
     out, report = burn(source, tmp_path)
     assert packets_of(out)[-1][0] == pytest.approx(4.0, abs=0.05)
-    assert (
-        report.ignored_audio_streams == 1 and str(report) == "Only one audio stream is written: 1 more are left out."
-    )
+    assert report.ignored_audio_streams == 1 and str(report) == "Further audio streams left out: 1."
     assert report.to_dict()["ignored_audio_streams"] == 1
 
 
@@ -219,7 +217,7 @@ def test_spoilt_packets_of_sound_are_left_out_and_counted(tmp_path):
         data[at : at + 40] = bytes(40)
     source.write_bytes(data)
     out, report = burn(source, tmp_path)
-    assert report.spoilt_audio_packets == 3 and "3 spoilt packets of sound are left out" in str(report)
+    assert report.spoilt_audio_packets == 3 and "Spoilt packets of sound left out: 3." in str(report)
     assert len(packets_of(source)) - len(packets_of(out)) == 3 and len(times_of(out)) == 90
 
 

@@ -6,7 +6,9 @@ import json
 import re
 from dataclasses import replace
 from itertools import combinations, pairwise
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from videollm_mod.train.data.timed_messages import find_faults, load_timed_messa
 from videollm_mod.train.data.world import sprites
 from videollm_mod.train.data.world.clip import EVENTS, SPLITS, STEP, WORLDS
 from videollm_mod.train.data.world.dialogues import KINDS, NUMBERS, QUESTIONS, make_dialogue, questions_at
-from videollm_mod.train.data.world.drawing import Painter, write_video
+from videollm_mod.train.data.world.drawing import Painter, write_pictures, write_video
 from videollm_mod.train.data.world.events import make_clip
 from videollm_mod.train.data.world.files import write_split
 from videollm_mod.train.data.world.rows import SLIDE_FRAMES, streamworld_dataset
@@ -491,6 +493,23 @@ def test_the_command_refuses_frame_rates_out_of_range(fps, tmp_path, monkeypatch
     with pytest.raises(SystemExit):
         run_command(monkeypatch, tmp_path, "--num_clips", 1, "--fps", fps)
     assert f"--fps must be from 2 to 30, got {fps}" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [15, 97, 4098])
+def test_the_command_refuses_sizes_that_a_video_cannot_have(size, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, tmp_path, "--size", str(size))
+    assert f"--size must be an even number from 16 to 4096, as H.264 requires, got {size}" in capsys.readouterr().err
+
+
+def test_clips_say_their_colors_and_may_lie_in_a_folder_with_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures = np.full((2, 64, 64, 3), (200, 40, 60), dtype=np.uint8)
+    write_pictures(pictures, Path("a:b.mp4"), size=64, fps=2, seed=0)
+    with av.open("file:a:b.mp4") as container:
+        frame = next(container.decode(video=0))
+        assert (frame.colorspace, frame.color_range) == (6, 1)
+        assert abs(frame.to_ndarray(format="rgb24")[32, 32].astype(int) - (200, 40, 60)).max() <= 6
 
 
 def test_the_command_draws_a_sheet_of_all_things(tmp_path, monkeypatch):

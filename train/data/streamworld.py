@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--clip", type=int, help="write only the clip of this number, with its events")
     parser.add_argument("--name", default="streamworld", help="name of the two files that --clip writes")
     parser.add_argument("--world", choices=WORLDS, help="what clips may show (default: full; for the split ood: ood)")
-    parser.add_argument("--size", type=int, default=256, help="width and height in pixels")
+    parser.add_argument("--size", type=int, default=256, help="width and height in pixels, an even number from 16")
     parser.add_argument("--fps", type=int, default=24, help="frame rate of the videos, from 2 to 30")
     parser.add_argument(
         "--kinds", nargs="+", choices=KINDS, default=KINDS[1:], help="kinds of dialogue; describe writes slide shows"
@@ -87,6 +87,8 @@ def main() -> None:
     options = parser.parse_args()
     if not 2 <= options.fps <= 30:
         parser.error(f"--fps must be from 2 to 30, got {options.fps}")
+    if options.size % 2 or not 16 <= options.size <= 4096:
+        parser.error(f"--size must be an even number from 16 to 4096, as H.264 requires, got {options.size}")
     folder, split = options.folder, options.split
     name = options.world or ("ood" if split == "ood" else "full")
     video = {"size": options.size, "fps": options.fps}

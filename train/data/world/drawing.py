@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # The wall's size, as a fraction of the picture's. It stands on the lower edge.
 WALL_WIDTH, WALL_HEIGHT = 0.34, 0.42
+# FFmpeg's numbers for the colors of BT.601 and for limited range.
+BT601, LIMITED = 6, 1
 
 
 class Painter:
@@ -106,12 +108,15 @@ def write_pictures(pictures: Iterable[np.ndarray], path: Path, *, size: int, fps
         fps (`int`): Frame rate.
         seed (`int`): Sets how strongly the video is compressed: its CRF is from 20 to 28.
     """
-    with av.open(str(path), "w") as container:
+    # The prefix keeps FFmpeg from taking a colon in a name for a protocol.
+    with av.open(f"file:{path}", "w") as container:
         # `is_streamworld` in space/loading.py reads it.
         container.metadata["comment"] = "StreamWorld"
         stream = container.add_stream("libx264", rate=fps)
         stream.height = stream.width = size
         stream.pix_fmt = "yuv420p"
+        # FFmpeg converts colors by BT.601 in limited range. Players guess otherwise for large pictures.
+        stream.codec_context.colorspace, stream.codec_context.color_range = BT601, LIMITED
         stream.options = {"crf": str(20 + seed % 9)}
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
