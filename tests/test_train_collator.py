@@ -11,6 +11,7 @@ import signal
 import pytest
 import torch
 from accelerate.utils import slice_tensors
+from datasets import Dataset
 from tiny import (
     random_features,
     random_frames,
@@ -27,6 +28,8 @@ from transformers import Trainer, TrainingArguments
 from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.faults import row_record
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
+from videollm_mod.train.encode import encode_rows
+from videollm_mod.train.streaming_evaluation import stream_examples
 
 
 class Witness(torch.nn.Module):
@@ -142,13 +145,29 @@ def test_another_row_takes_the_place_of_one_that_fails(rows, workers, capsys):
     assert {tuple(ids.tolist()) for batch in first for ids in batch["input_ids"]} == set(expected)
     head, *lines = capsys.readouterr().err.splitlines()
     assert head == "left out 2 of 4 rows:"
-    assert sorted(line.partition(": ")[0] for line in lines) == [rows[1]["where"], rows[3]["where"]]
+    assert sorted(line.partition(": ")[0] for line in lines[:2]) == [rows[1]["where"], rows[3]["where"]]
 
 
 def test_rows_that_all_fail_end_the_run(rows):
     with pytest.raises(SystemExit, match="error: none of the 2 rows can be read"), row_record() as record:
         bad = rows.select([1, 3])
         load(bad, StreamCollator(tiny_processor(), record=record, replacements=bad), 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_videos_that_are_used_in_part_are_listed_at_the_end(tmp_path, workers, capsys):
+    write_clip(tmp_path / "good.mp4", random_frames(40))
+    write_noisy_clip(tmp_path / "noisy.mp4", 40, noise_from=20)
+    told = [{"role": "assistant", "content": "A ball.", "time": 1.0}]
+    rows = [{"video": str(tmp_path / name), "messages": told} for name in ("good.mp4", "noisy.mp4")]
+    with row_record() as record:
+        for _ in range(2):
+            load(rows, StreamCollator(tiny_processor(), record=record), workers)
+        list(stream_examples(tiny_model(), tiny_processor(), rows, max_new_tokens=1))
+        encode_rows(Dataset.from_list(rows), tmp_path, tiny_model(), tiny_processor())
+    head, *lines = capsys.readouterr().err.splitlines()[-2:]
+    assert head == "1 videos were mended or read in part:"
+    assert len(lines) == 1 and lines[0].startswith(f"'{tmp_path}/noisy.mp4': ") and "spoilt" in lines[0]
 
 
 class Deadly:

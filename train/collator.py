@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from transformers import TrainerCallback, TrainerState
 
-from videollm_mod.train.data.faults import FaultyRowError, RowRecord, name_row, naming
+from videollm_mod.train.data.faults import FaultyRowError, RowRecord, name_row, naming, read_clip
 
 
 # A forked worker must not free decoders that this process left over: their threads do not exist there.
@@ -104,7 +104,7 @@ class StreamCollator:
         with at_work, naming(example):
             start = example.get("start") or 0.0
             has_features = example.get("frame_features") is not None
-            shown = self._features(example) if has_features else self._frames(example, start)
+            shown = self._features(example) if has_features else self._frames(example)
             messages = [{k: v for k, v in message.items() if v is not None} for message in example["messages"]]
             turns = self.processor.to_stream_turns(messages, len(shown), fps=self.fps, start=start)
         # The generator depends only on seed, epoch and dialogue. A resumed run, or one with another number of
@@ -112,11 +112,10 @@ class StreamCollator:
         rng = np.random.default_rng((self.seed, int(self.epoch), zlib.crc32(repr(messages).encode())))
         return augment_replies(turns, rng, self.augmentation), shown
 
-    def _frames(self, example: dict[str, Any], start: float) -> Any:
-        video, end = example["video"], example.get("end")
-        if not isinstance(video, (str, Path)):
-            return video
-        frames = self.processor.read_video(video, fps=self.fps, start=start, end=end)
+    def _frames(self, example: dict[str, Any]) -> Any:
+        if not isinstance(example["video"], (str, Path)):
+            return example["video"]
+        frames = read_clip(self.processor, example, fps=self.fps, record=self.record)
         # Resized as they are decoded, so that a clip does not fill the memory.
         return self.processor.resize_frames(frame for _, frame in frames).permute(0, 2, 3, 1)
 

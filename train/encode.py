@@ -36,7 +36,7 @@ from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.arguments import RowArguments, run
-from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, naming, row_record
+from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, naming, read_clip, row_record
 from videollm_mod.train.data.sources import DataSource, load_split
 
 
@@ -129,7 +129,7 @@ def encode_rows(
 @torch.no_grad()
 def _encode(row: dict[str, Any], path: Path, model: Any, processor: Any, fps: float, batch_size: int) -> None:
     start = row.get("start") or 0.0
-    frames = (frame for _, frame in processor.read_video(row["video"], fps=fps, start=start, end=row.get("end")))
+    frames = (frame for _, frame in read_clip(processor, row, fps=fps))
     features = [
         model.model.encode_frames(processor.normalize_frames(processor.resize_frames(batch, model.device))).cpu()
         for batch in _batches(frames, batch_size)

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from videollm_mod.serving import StreamingEngine
-from videollm_mod.train.data.faults import naming
+from videollm_mod.train.data.faults import naming, read_clip
 from videollm_mod.train.teacher_forcing import evaluate_metric
 from videollm_mod.video_reading_videollm_mod import VideoReader
 
@@ -183,8 +183,7 @@ def _show(stream: Any, processor: Any, example: dict[str, Any], fps: float) -> I
     """Push the frames of an example into a session or an engine's stream, one by one, and ask the user's questions."""
     messages = example["messages"]
     asked = [message for message in messages if message["role"] == "user"]
-    start = example.get("start") or 0.0
-    for time, picture in _read(processor, example, fps=fps, start=start, end=example.get("end")):
+    for time, picture in _read(processor, example, fps):
         due = [message for message in asked if message["time"] <= time + 1e-6]
         asked = asked[len(due) :]
         # A question comes before the model can speak at this frame, unless the data have a reply there first.
@@ -197,9 +196,9 @@ def _show(stream: Any, processor: Any, example: dict[str, Any], fps: float) -> I
         yield
 
 
-def _read(processor: Any, example: dict[str, Any], **options: Any) -> Iterator[tuple[float, Any]]:
+def _read(processor: Any, example: dict[str, Any], fps: float) -> Iterator[tuple[float, Any]]:
     with naming(example):
-        yield from processor.read_video(example["video"], **options)
+        yield from read_clip(processor, example, fps=fps)
 
 
 def _comes_after_reply(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:

@@ -112,13 +112,27 @@ class RowRecord:
 
     def leave_out(self, fault: str) -> None:
         """Record a row that is left out, by a line that names it."""
-        # One write in append mode: lines of several workers do not mix.
-        with (self.folder / "left_out.jsonl").open("ab", buffering=0) as file:
-            file.write(json.dumps(fault).encode() + b"\n")
+        self._add("left_out", fault)
 
     def left_out(self) -> list[str]:
         """Return a line for each row that this process and its workers left out."""
-        path = self.folder / "left_out.jsonl"
+        return self._lines("left_out")
+
+    def note_damage(self, video: str | Path, report: Any) -> None:
+        """Record what a [`ReadingReport`] says of a video that was used all the same."""
+        self._add("damaged", f"'{video}': {report}")
+
+    def damaged(self) -> list[str]:
+        """Return a line for each video that this process and its workers read in part, or mended."""
+        return self._lines("damaged")
+
+    def _add(self, name: str, line: str) -> None:
+        # One write in append mode: lines of several workers do not mix.
+        with (self.folder / f"{name}.jsonl").open("ab", buffering=0) as file:
+            file.write(json.dumps(line).encode() + b"\n")
+
+    def _lines(self, name: str) -> list[str]:
+        path = self.folder / f"{name}.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return list(dict.fromkeys(map(json.loads, lines)))
 
@@ -133,31 +147,63 @@ class RowRecord:
         return [text for note in notes if note.exists() and (text := note.read_text(encoding="utf-8"))]
 
 
+# The record of this script. Workers of a data loader may be new processes, so a collator has its own reference.
+_record: RowRecord | None = None
+
+
+def read_clip(
+    processor: Any, row: Mapping[str, Any], *, fps: float, record: RowRecord | None = None
+) -> Iterator[tuple[float, Any]]:
+    """
+    Play the clip of a row, and note in the record of the script what was spoilt or mended.
+
+    Args:
+        processor ([`VideoLLMMoDProcessor`]): Reads the video.
+        row (`dict`): A row with `video`, and perhaps `start` and `end` in seconds.
+        fps (`float`): Frames per second.
+        record ([`RowRecord`], *optional*): The record. Defaults to that of [`row_record`], if there is one.
+
+    Yields:
+        `tuple[float, np.ndarray]`: As [`~VideoLLMMoDProcessor.read_video`].
+    """
+    report, record = processor.new_report(), _record if record is None else record
+    window = {"start": row.get("start") or 0.0, "end": row.get("end")}
+    yield from processor.read_video(row["video"], fps=fps, **window, report=report)
+    if report and record is not None:
+        record.note_damage(row["video"], report)
+
+
 @contextmanager
 def row_record() -> Iterator[RowRecord]:
     """
-    Keep a record of rows during a script, and print the rows that were left out at the end.
+    Keep a record of rows during a script. At the end, print the rows that were left out and the videos that were read
+    in part.
 
     Raises:
         `SystemExit`: With one line, if a row is faulty or if a worker of a data loader dies. The line names the row.
     """
     with tempfile.TemporaryDirectory(prefix="rows-", ignore_cleanup_errors=True) as folder:
-        record = RowRecord(folder)
+        global _record
+        _record = record = RowRecord(folder)
         try:
             yield record
         except BaseException as error:
-            _report(record.left_out(), record.num_rows)
+            _report(record.left_out(), record.damaged(), record.num_rows)
             if (line := _in_one_line(error, record)) is not None:
                 raise SystemExit(f"error: {line}") from None
             raise
-        lines = list(dict.fromkeys(gather_object(record.left_out())))
+        finally:
+            _record = None
+        left_out, damaged = (list(dict.fromkeys(gather_object(x))) for x in (record.left_out(), record.damaged()))
         if PartialState().is_main_process:
-            _report(lines, record.num_rows)
+            _report(left_out, damaged, record.num_rows)
 
 
-def _report(lines: list[str], num_rows: int) -> None:
-    if lines:
-        sys.stderr.write(f"left out {len(lines)} of {num_rows} rows:\n{list_lines(lines)}\n")
+def _report(left_out: list[str], damaged: list[str], num_rows: int) -> None:
+    if left_out:
+        sys.stderr.write(f"left out {len(left_out)} of {num_rows} rows:\n{list_lines(left_out)}\n")
+    if damaged:
+        sys.stderr.write(f"{len(damaged)} videos were mended or read in part:\n{list_lines(damaged)}\n")
 
 
 def _in_one_line(error: BaseException, record: RowRecord) -> str | None:
