@@ -148,7 +148,7 @@ def _is_text(head: bytes) -> bool:
         return False
     if head.startswith(tuple(mark for mark, _ in _MARKS)) or _unmarked_utf16(head):
         return True
-    if b"-->" in head:
+    if b"-->" in head or b"\nDialogue:" in head:
         return True
     return b"\0\0" not in head and sum(byte < 9 or 13 < byte < 27 for byte in head) < 0.04 * len(head) + 1
 
@@ -171,7 +171,7 @@ def _decode(path: Path, data: bytes, encoding: str | None, report: SubtitleRepor
     text = data.decode(known or "utf_8", "replace")
     spoilt = text.count("\ufffd") - data.count("\ufffd".encode())
     foreign = sum(character > "\x7f" for character in text) if spoilt > 0 else 0
-    if not known and foreign < 5 * spoilt:
+    if not known and foreign < 2 * spoilt:
         known = report.encoding = _guess_encoding(data)
         text = data.decode(known, "replace")
     report.unreadable_characters += text.count("\ufffd")
