@@ -5,6 +5,7 @@
 import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from tiny import (
     tiny_tokenizer,
     tiny_vision_config,
     write_clip,
+    write_noisy_clip,
 )
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -166,6 +168,82 @@ def test_bad_data_is_named_before_training(tmp_path):
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     where = f"'{tmp_path}/data.jsonl', line 1"
     assert f"{where}, messages[0].time: is 99 s, beyond the end at 13.013 s" in failed.stderr
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    """Rows of two splits: fine, no object, a video that ends early only when it is decoded, and fine."""
+    write_clip(tmp_path / "good.mp4", random_frames(40))
+    write_noisy_clip(tmp_path / "noisy.mp4", 40, noise_from=20)
+    told = [{"role": "assistant", "content": "A ball.", "time": 3.5}]
+    good, noisy = (json.dumps({"video": f"{name}.mp4", "messages": told}) for name in ("good", "noisy"))
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join([good, "null", noisy, good]))
+    return tmp_path
+
+
+ONE_STEP = ["--checkpoint", EMBEDDED, "--max_steps", 1, "--per_device_train_batch_size", 3, "--lora_r", 4]
+ONE_STEP += ["--save_strategy", "no", "--report_to", "none", "--logging_steps", 1]
+NO_OBJECT = "a row is an object with messages and a video, got null."
+ENDS_EARLY = "Message 0 is at 3.5 s, after the last frame at 1.5 s."
+
+
+def test_faulty_rows_are_left_out_and_listed_at_the_end(faulty):
+    options = ["--dataset", faulty, *ONE_STEP, "--skip_faulty", "--dataloader_num_workers", 1]
+    evaluated = ["--eval_split", "validation", "--eval_strategy", "steps", "--eval_steps", 1]
+    done = run_script(faulty / "out", *options, *evaluated)
+    assert done.returncode == 0 and len(losses_of(done.stdout)) == 1, done.stderr[-3000:]
+    end = done.stderr[done.stderr.index("left out ") :]
+    assert end.splitlines() == [
+        "left out 4 of 8 rows:",
+        f"'{faulty}/train.jsonl', line 2: {NO_OBJECT}",
+        f"'{faulty}/validation.jsonl', line 2: {NO_OBJECT}",
+        f"'{faulty}/validation.jsonl', line 3, messages[0].time: is 3.5 s, beyond the end at 2 s",
+        f"'{faulty}/train.jsonl', line 3: {ENDS_EARLY}",
+    ]
+    (faulty / "validation.jsonl").write_text("null\n")
+    failed = run_script(faulty / "out", *options, *evaluated)
+    assert failed.returncode == 1 and failed.stderr.endswith("all 1 rows are faulty, so none is left.\n")
+
+
+def test_checks_of_all_frames_find_what_training_would(faulty):
+    checked = run_script(faulty / "out", "--dataset", faulty, "--skip_faulty", "--validate_only")
+    assert checked.returncode == 0 and f"{faulty}: 3 rows to train on, 1 left out" in checked.stdout
+    checked = run_script(faulty / "out", "--dataset", faulty, "--skip_faulty", "--validate_only", "full")
+    assert checked.returncode == 0 and f"{faulty}: 2 rows to train on, 2 left out" in checked.stdout
+    assert f"1 videos can be used in part:\n'{faulty}/noisy.mp4': " in checked.stderr
+
+
+KILLED = """
+import os, signal
+from videollm_mod.train import sft
+from videollm_mod.train.arguments import *
+from videollm_mod.train.data.sources import DataSource
+
+class Collator(sft.StreamCollator):
+    def _frames(self, example, start):
+        if "noisy" in example["video"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._frames(example, start)
+
+sft.StreamCollator = Collator
+run(sft.main, ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments)
+"""
+
+
+def test_a_row_that_fails_or_kills_its_worker_ends_training_in_one_line(faulty):
+    (faulty / "train.jsonl").write_text((faulty / "train.jsonl").read_text().replace("null", ""))
+    options = ["--dataset", faulty, *ONE_STEP, "--dataloader_num_workers", 1]
+    failed = run_script(faulty / "out", *options)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    assert failed.stderr.splitlines()[-1] == f"error: '{faulty}/train.jsonl', line 3: {ENDS_EARLY}"
+    command = [sys.executable, "-c", KILLED, *map(str, options), "--skip_faulty", "--output_dir", str(faulty / "out")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert killed.returncode == 1 and "Traceback" not in killed.stderr, killed.stderr[-3000:]
+    line = killed.stderr.splitlines()[-1]
+    assert re.match(r"error: a worker of the data loader (was killed \(Killed\)|died) at ", line)
+    assert f"at '{faulty}/train.jsonl', line 3. If memory ran out, lower --dataloader_num_workers" in line
 
 
 def test_the_training_split_is_refused_for_evaluation(tmp_path, monkeypatch):

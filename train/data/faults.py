@@ -16,6 +16,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
+from tqdm.auto import tqdm
 
 
 # The key under which a row carries its file and number.
@@ -188,6 +189,9 @@ def row_record() -> Iterator[RowRecord]:
         try:
             yield record
         except BaseException as error:
+            # A bar that is left open would end up on the line of the message.
+            for bar in list(getattr(tqdm, "_instances", ())):
+                bar.close()
             _report(record.left_out(), record.damaged(), record.num_rows)
             if (line := _in_one_line(error, record)) is not None:
                 raise SystemExit(f"error: {line}") from None

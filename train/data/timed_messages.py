@@ -19,13 +19,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, DownloadManager, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -65,13 +65,14 @@ def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
     They start at the folder that holds the files, or at the root of the Hub data set.
 
     Args:
-        source (`str` or `Path`): A `.jsonl` or `.parquet` file; a folder with such files, named after their split
-            (`train.jsonl`, `validation-00000-of-00002.parquet`); or a Hub data set.
+        source (`str` or `Path`): A `.jsonl`, `.json` or `.parquet` file; a folder with `.jsonl` or `.parquet` files,
+            named after their split (`train.jsonl`, `validation-00000-of-00002.parquet`); or a Hub data set.
         split (`str`, *optional*, defaults to `"train"`): Split to load. A single file is one split of any name.
 
     Raises:
-        `FileNotFoundError`: If there is no file to read, or if a row names a file that a Hub data set does not have.
-        `ValueError`: If there is no such split, or if a file cannot be parsed. The message names the file and line.
+        `FileNotFoundError`: If there is no file to read.
+        `ValueError`: If there is no such split, or if a file is of another format. A line that is no row is not found
+            here: reading the row raises [`FaultyRowError`].
     """
     path = Path(source)
     if path.is_file():
@@ -87,15 +88,22 @@ def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
         return _read(chosen, path)
     if path.suffix in (".json", ".jsonl", ".parquet") or str(source).count("/") > 1:
         raise FileNotFoundError(f"There is no file or folder '{source}'.")
+    return _read_hub(str(source), split)
+
+
+def _read_hub(source: str, split: str) -> Dataset:
+    files = load_dataset_builder(source).config.data_files or {}
+    if split in files and all(str(file).endswith((".json", ".jsonl")) for file in files[split]):
+        paths = DownloadManager().download([str(file) for file in files[split]])
+        return index_rows([Path(path) for path in paths], partial(_absolute, root=source))
     try:
-        splits = load_dataset(str(source))
+        splits = load_dataset(source)
     except DatasetGenerationError as error:
         raise ValueError(f"The data set '{source}' cannot be read: {error.__cause__ or error}") from None
     if not isinstance(splits, DatasetDict) or split not in splits:
         raise ValueError(f"The data set '{source}' has no split {split!r}: it has {', '.join(splits)}.")
-    return splits[split].map(
-        _name, with_indices=True, fn_kwargs={"ends": {f"'{source}'": math.inf}, "root": str(source)}
-    )
+    rows, ends = splits[split], {f"'{source}'": len(splits[split])}
+    return rows.map(_name, with_indices=True, fn_kwargs={"ends": ends, "root": source})
 
 
 def _read(files: list[Path], root: Path) -> Dataset:
@@ -151,12 +159,16 @@ def _absolute(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
 def _absolute_name(name: Any, root: Path | str) -> Any:
     if not isinstance(name, str) or "://" in name or os.path.isabs(name) or "\0" in name:
         return name
-    if isinstance(root, Path):
-        return str((root / name).resolve())
+    return os.path.realpath(root / name) if isinstance(root, Path) else _download(root, name)
+
+
+@cache
+def _download(repository: str, name: str) -> str:
+    """Download a file of a Hub data set once. A file that is not there keeps its name, and is a fault of its row."""
     try:
-        return hf_hub_download(root, name, repo_type="dataset")
+        return hf_hub_download(repository, name, repo_type="dataset")
     except EntryNotFoundError:
-        raise FileNotFoundError(f"The data set '{root}' has no file '{name}', which a row names.") from None
+        return f"{repository}/{name}"
 
 
 def find_faults(
@@ -184,7 +196,8 @@ def find_faults(
                     continue
                 for place, message in _row_faults(row, files):
                     yield Fault(index, place, message, row.get(WHERE))
-    damaged = [f"'{source}': {report}" for source, report in files.reports.items() if report] if full else []
+    reports = files.reports if full and files is not None else {}
+    damaged = [f"'{source}': {report}" for source, report in reports.items() if report]
     if damaged:
         print(f"{len(damaged)} videos can be used in part:\n{list_lines(damaged)}", file=sys.stderr)
 
