@@ -21,7 +21,7 @@ from tiny import random_features, random_frames, tiny_model, tiny_processor, wri
 from videollm_mod.train import sft
 from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.data.faults import FaultyRowError
+from videollm_mod.train.data.faults import FaultyRowError, row_record
 from videollm_mod.train.data.timed_messages import (
     TimedMessages,
     check_timed_messages,
@@ -306,12 +306,12 @@ def test_times_are_checked_against_the_picture(folder):
     [
         ("folder.mp4", "is a folder: name a video file in it"),
         ("http://127.0.0.1:9/clip.mp4", "cannot be read as video: Connection refused"),
-        ("pointer.mp4", "is a git-lfs pointer and not the video. Run `git lfs pull`"),
+        ("pointer.mp4", "it is a Git LFS pointer, and `git lfs pull` fetches the video"),
         ("cover.mp4", "has no video stream (streams: audio, cover picture)"),
         ("sound.m4a", "has no video stream (streams: audio)"),
-        ("empty.mp4", "cannot be read as video: Invalid data found when processing input"),
-        ("page.mp4", "cannot be read as video: Invalid data found when processing input"),
-        ("half.mp4", "cannot be read as video: Invalid data found when processing input"),
+        ("empty.mp4", "cannot be read as video: "),
+        ("page.mp4", "cannot be read as video: "),
+        ("half.mp4", "cannot be read as video: "),
         ("nul\0.mp4", "There is no video file"),
         ("x" * 300 + ".mp4", "File name too long"),
     ],
@@ -330,14 +330,16 @@ def test_files_that_are_no_videos_are_faults_of_one_line(folder, name, message):
     assert str(fault).startswith(f"'{folder}/train.jsonl', line 1, video: ")
 
 
-def test_a_full_check_decodes_all_frames(folder, capsys):
+def test_a_full_check_decodes_all_frames(folder):
     """The packets of the second half are noise, so training finds no frame for a message there."""
     write_noisy_clip(folder / "noisy.mp4", 40, noise_from=20)
     row = {"video": str(folder / "noisy.mp4"), "messages": [said(3.5, "A ball.")]}
-    assert list(find_faults([row])) == [] and not capsys.readouterr().err
-    faults = [str(fault) for fault in find_faults([row], full=True)]
+    with row_record() as record:
+        assert list(find_faults([row])) == [] and record.damaged() == []
+        faults = [str(fault) for fault in find_faults([row], full=True)]
+        [damage] = record.damaged()
     assert faults == ["row 0, messages[0].time: is 3.5 s, beyond the end at 2 s"]
-    assert re.match(rf"1 videos can be used in part:\n'{row['video']}': .*\d spoilt packets", capsys.readouterr().err)
+    assert re.match(rf"'{row['video']}': .*\d spoilt packets", damage)
     with pytest.raises(FaultyRowError, match="^the row of '.*noisy.mp4': Message 0 is at 3.5 s, after the last frame"):
         StreamCollator(tiny_processor())([row])
     assert list(find_faults([row | {"end": 1.5, "messages": [said(1.5, "A ball.")]}], full=True)) == []

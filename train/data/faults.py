@@ -167,11 +167,18 @@ def read_clip(
     Yields:
         `tuple[float, np.ndarray]`: As [`~VideoLLMMoDProcessor.read_video`].
     """
-    report, record = processor.new_report(), _record if record is None else record
+    report = processor.new_report()
     window = {"start": row.get("start") or 0.0, "end": row.get("end")}
     yield from processor.read_video(row["video"], fps=fps, **window, report=report)
-    if report and record is not None:
-        record.note_damage(row["video"], report)
+    if report:
+        note_damage(row["video"], report, record)
+
+
+def note_damage(video: str | Path, report: Any, record: RowRecord | None = None) -> None:
+    """Note what a [`ReadingReport`] says of a video, in a record or in that of [`row_record`], if there is one."""
+    record = _record if record is None else record
+    if record is not None:
+        record.note_damage(video, report)
 
 
 @contextmanager

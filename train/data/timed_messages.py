@@ -15,7 +15,6 @@ A row is a dialogue about a video, or about its frame features, with times in se
 import math
 import os
 import reprlib
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
-from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, describe_faults, list_lines
+from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, describe_faults, note_damage
 from videollm_mod.train.data.json_rows import index_rows
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, read_video
@@ -180,8 +179,8 @@ def find_faults(
     Args:
         rows (sequence of `dict`): Rows with absolute paths, as [`load_timed_messages`] returns them.
         fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees.
-        full (`bool`, *optional*, defaults to `False`): Whether to decode all frames of the rows, and to print which
-            videos are damaged. Otherwise the first frame of each row is decoded.
+        full (`bool`, *optional*, defaults to `False`): Whether to decode all frames of the rows, and to note which
+            videos are damaged in the record of the script. Otherwise the first frame of each row is decoded.
         check_files (`bool`, *optional*, defaults to `True`): Whether to open the files of the rows.
     """
     with ThreadPoolExecutor() as pool:
@@ -196,10 +195,9 @@ def find_faults(
                     continue
                 for place, message in _row_faults(row, files):
                     yield Fault(index, place, message, row.get(WHERE))
-    reports = files.reports if full and files is not None else {}
-    damaged = [f"'{source}': {report}" for source, report in reports.items() if report]
-    if damaged:
-        print(f"{len(damaged)} videos can be used in part:\n{list_lines(damaged)}", file=sys.stderr)
+    for source, report in files.reports if full and files is not None else ():
+        if report:
+            note_damage(source, report)
 
 
 def _get(rows: Sequence[dict[str, Any]], index: int) -> dict[str, Any] | Fault:
@@ -228,7 +226,7 @@ class _Files:
         self.pool, self.fps, self.full = pool, fps, full
         self.lengths: dict[tuple[str, str], Future[float | str]] = {}
         self.parts: dict[tuple[str, float, float | None], Future[float | str]] = {}
-        self.reports: dict[str, ReadingReport] = {}
+        self.reports: list[tuple[str, ReadingReport]] = []
 
     def open(self, row: dict[str, Any] | Fault) -> None:
         """Begin to open the file of a row."""
@@ -249,8 +247,8 @@ class _Files:
         """Return the second at which the frames of a part of a video end, or what is wrong with it."""
         key = (source, start, end)
         if key not in self.parts:
-            report = self.reports.setdefault(source, ReadingReport())
-            self.parts[key] = self.pool.submit(_decode_part, *key, self.fps, self.full, report)
+            self.reports.append((source, ReadingReport()))
+            self.parts[key] = self.pool.submit(_decode_part, *key, self.fps, self.full, self.reports[-1][1])
         return self.parts[key]
 
 
@@ -359,7 +357,7 @@ def _length(name: str, source: str) -> float | str:
                 return f"'{source}' is a live source, which cannot be read again in each epoch. Record it to a file"
             return reader.seconds
     except UNREADABLE as error:
-        return _in_one_line(source, error)
+        return str(error).splitlines()[0].removesuffix(".")
 
 
 def _decode_part(
@@ -376,14 +374,5 @@ def _decode_part(
             pass
         frames.close()
     except UNREADABLE as error:
-        return _in_one_line(source, error)
+        return str(error).splitlines()[0].removesuffix(".")
     return last + 1 / fps if full else math.inf
-
-
-def _in_one_line(source: str, error: Exception) -> str:
-    message = str(error).splitlines()[0].removesuffix(".")
-    if os.path.isfile(source):
-        with open(source, "rb") as file:
-            if file.read(40).startswith(b"version https://git-lfs"):
-                return f"'{source}' is a git-lfs pointer and not the video. Run `git lfs pull`"
-    return message
