@@ -395,6 +395,7 @@ class _Timeline:
 
     def __init__(self, reader: Any, before: "_Timeline | None" = None) -> None:
         self.report, self.origin, self.time_base = reader.report, reader.origin, reader.stream.time_base
+        self.codec = reader.stream.codec_context
         rate = reader.stream.guessed_rate or reader.rate
         self.usual = 1 / rate if rate else Fraction(1, 25)
         changes = reader.is_live or _has_flag(reader.container, _MAY_CHANGE_CLOCKS)
@@ -425,7 +426,10 @@ class _Timeline:
         if packet.dts is not None:
             time = (packet.dts + self.shift) * self.time_base - self.origin
             last, due = self.decoded or (time, time)
-            if self.is_new or time - due > self.longest or last - time >= _STEP_BACK:
+            # In a second part of Matroska, FFmpeg takes the times of B-frames, which go back, for those of decoding.
+            is_reordered = packet.dts == packet.pts and self.codec.has_b_frames
+            back = max(_STEP_BACK, 16 * self.usual) if is_reordered else _STEP_BACK
+            if self.is_new or time - due > self.longest or last - time >= back:
                 self.shift += round((resumed - time) / self.time_base)
                 self.report.mended_times += not self.is_new
                 time, self.is_new = resumed, False

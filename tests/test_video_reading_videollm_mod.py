@@ -542,3 +542,13 @@ def test_what_a_truncated_file_lacks_is_counted(tmp_path, ending, codec):
     frames, seconds, report = read_numbers(path)
     assert 15 < len(frames) < 25 and seconds == pytest.approx(frames[-1][0] + 0.1, abs=0.11)
     assert report.missing_seconds == pytest.approx(4.0 - seconds, abs=0.2)
+
+
+def test_time_goes_on_in_joined_matroska_files_with_b_frames(tmp_path):
+    pictures = numbered(40)
+    parts = [write_clip(tmp_path / f"{i}.mkv", pictures[20 * i :][:20], bf="2").read_bytes() for i in range(2)]
+    path = tmp_path / "joined.mkv"
+    path.write_bytes(b"".join(parts))
+    frames, seconds, _ = read_numbers(path)
+    assert [number for _, number in frames] == list(range(40))
+    assert all(abs(10 * time - number) < 3 for time, number in frames) and seconds == pytest.approx(4.0, abs=0.3)
