@@ -179,6 +179,11 @@ def test_formats_without_ends(read):
     ] and report.mended_ends == 2
 
 
+def test_captions_of_television_have_their_own_times(read):
+    code = "00:00:01:00\t9420 9420 9470 9470 c845 4c4c 4fae 942c 942c 942f 942f\n\n00:00:03:00\t942c 942c\n"
+    assert read(f"Scenarist_SCC V1.0\n\n{code}", "a.scc") == [Line(1.0, 3.0, "HELLO.")]
+
+
 def test_numbers_that_are_text_stay(read):
     assert texts(read(srt((0, 1, "The answer is\n42"), (2, 3, "7")))) == ["The answer is 42", "7"]
     assert texts(read("00:01.000 --> 00:02.000\nA\n42\n", "a.vtt")) == ["A 42"]
@@ -229,6 +234,7 @@ def test_spoilt_utf_8_stays_utf_8(read):
         (b"", {}, "is empty"),
         (b"\n\n", {}, "is empty"),
         (b"<!DOCTYPE html><html><body>404</body></html>", {}, "is a web page, not subtitles"),
+        (b"# VobSub index file, v7\nsize: 720x576\n", {}, "holds pictures, not text"),
         (b"Hello.\nNo times here.\n", {}, "is in no subtitle format that is known"),
         (random.Random(0).randbytes(3000), {}, "neither a text nor a video"),
         (b'{"segments": [{"start"', {}, "cannot be read as subtitles"),
@@ -435,7 +441,7 @@ def test_speakers_go_only_where_certain(read):
 def test_asides_go_and_parts_of_sentences_stay(read):
     report = SubtitleReport()
     cues = ["♪ La la ♪", "[door slams] Who's there?", "(sighs)", "Hello. (laughs) Bye.", "（笑）そう。"]
-    cues += ["The function f(x) is g[0].", "Call 555 (home) now."]
+    cues += ["The function f(x) is g[0].", "Call 555 (home) now.", "(555) 123."]
     content = srt(*[(2 * n, 2 * n + 0.1, cue) for n, cue in enumerate(cues)])
     assert read(content, sentences=True, report=report) == ["Who's there?", "Hello.", "Bye.", "そう。", *cues[5:]]
     assert report.asides == 5

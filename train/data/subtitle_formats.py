@@ -207,6 +207,8 @@ _SBV = re.compile(rf"^{_CLOCK},{_CLOCK}[ \t]*\n", re.M)
 _PRINTED = re.compile(rf"^\[({_CLOCK}) --?> ({_CLOCK})\][ \t]*", re.M)
 _NOTE = re.compile(r"(?<=\n\n)(?:NOTE|STYLE|REGION)(?=[ \t\n]).*?(?=\n\n|\Z)", re.S)
 _ASS_EVENT = re.compile(r"(?:Dialogue|Comment):[^,]*(?:,\s*-?\d\d?:\d\d:\d\d(?:[.,]\d{1,3})?\s*){2}(?:,[^,]*){6},")
+# What FFmpeg writes where a subtitle stays until the next.
+_NO_END = 0xFFFFFFFF
 _TEXT_CODECS = ("srt", "subrip", "webvtt", "text")
 _TTML_TIME = re.compile(r"""\b(begin|end|dur)\s*=\s*["']\s*([^"']*?)\s*["']""")
 _TTML_NAMESPACE = re.compile(r"http://www\.w3\.org/(?:ns/ttml|\d{4}/(?:\d\d/)?tt(?:af1|ml))(?=[#\"'])")
@@ -219,6 +221,8 @@ def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleRepor
         raise ValueError(f"'{path}' is empty.")
     if re.match(r"<!doctype html|<html", head, re.I):
         raise ValueError(f"'{path}' is a web page, not subtitles.")
+    if head.startswith("# VobSub"):
+        raise ValueError(f"'{path}' holds pictures, not text.")
     try:
         cues = list(_known(text, head, frame_rate, report))
     except Exception as error:  # Parsers raise many kinds of errors for spoilt text.
@@ -249,7 +253,9 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
     report.comments += len(re.findall(r"\n\nNOTE[ \t\n]", text)) if head.startswith("WEBVTT") else 0
     cues = list(_split(_NOTE.sub("", text), _WEBVTT) if head.startswith("WEBVTT") else _split(text, _SUBRIP))
     cues = cues or list(_split(text.replace("[br]", "\n"), _SBV)) or list(_tsv(text))
-    return cues or _pysubs2(text.replace("<", "\0"), None, frame_rate)
+    # Times with frames are SCC's or STL's, which FFmpeg reads and pysubs2 takes for TMP.
+    has_frames = re.search(r"^\d\d:\d\d:\d\d[:;]\d\d[\s,]", text, re.M)
+    return cues or ([] if has_frames else _pysubs2(text.replace("<", "\0"), None, frame_rate))
 
 
 def _split(text: str, pattern: re.Pattern[str]) -> Iterator[Line]:
@@ -381,21 +387,16 @@ def _packets(path: Path, container: Any, index: int, encoding: str | None, repor
     with container:
         stream, codec = _text_stream(path, container, index)
         report.other_streams += len(container.streams.subtitles) - 1
-        origin = _origin(path) if container.streams.video else 0
-        spans, payloads = [], []
-        for packet in _all_packets(container, stream, report):
-            start = packet.pts * packet.time_base - origin
-            end = start + packet.duration * packet.time_base if (packet.duration or 0) >= 0 else -1
-            for payload in _payloads(packet, codec, report):
-                spans.append((max(0.0, float(start)), float(end)))
-                payloads.append(payload.replace(b"\0", b"").replace(b"\x1e", b""))
+        origin = float(_origin(path)) if container.streams.video else 0.0
+        found = list(_stream_texts(container, stream, codec, report))
     # All are decoded together, so that there is enough text to guess an encoding.
-    texts = _decode(path, b"\x1e".join(payloads), encoding, report).split("\x1e")
-    for (start, end), text in zip(spans, texts, strict=False):
+    payloads = b"\x1e".join(payload.replace(b"\0", b"").replace(b"\x1e", b"") for _, _, payload in found)
+    texts = _decode(path, payloads, encoding, report).split("\x1e")
+    for (start, end, _), text in zip(found, texts, strict=False):
         is_ass = codec not in _TEXT_CODECS
         words = _plain_ass(text.split(",", 8)[-1], report) if is_ass else _plain(text)
         if words or not is_ass:
-            yield Line(start, end, words)
+            yield Line(max(0.0, start - origin), end - origin, words)
 
 
 def _container(path: Path) -> Any:
@@ -428,24 +429,35 @@ def _origin(path: Path) -> Any:
         return 0
 
 
+def _stream_texts(
+    container: Any, stream: Any, codec: str, report: SubtitleReport
+) -> Iterator[tuple[float, float, bytes]]:
+    """Yield start and end in seconds of the container's clock, and texts: as they are, or as events of ASS."""
+    for packet in _all_packets(container, stream, report):
+        if codec in (*_TEXT_CODECS, "ass", "ssa"):
+            # FFmpeg's decoders of these codecs lose what stands between < and >.
+            if packet.pts is not None:
+                start, seconds = float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base)
+                yield start, start + seconds, bytes(packet)
+            continue
+        try:
+            event = stream.codec_context.decode2(packet)
+        except av.error.FFmpegError:
+            report.spoilt_lines += 1
+            continue
+        if event is not None and event.pts is not None:
+            start, until = event.pts / 1e6, event.end_display_time
+            end = start - 1 if until == _NO_END else start + until / 1000
+            yield from ((start + event.start_display_time / 1000, end, part.ass) for part in event)
+
+
 def _all_packets(container: Any, stream: Any, report: SubtitleReport) -> Iterator[Any]:
     for _ in range(100):
         try:
-            yield from (packet for packet in container.demux(stream) if packet.pts is not None)
+            yield from container.demux(stream)
             return
         except av.error.FFmpegError:
             report.spoilt_lines += 1
-
-
-def _payloads(packet: Any, codec: str, report: SubtitleReport) -> Iterable[bytes]:
-    """Return the texts of a packet: ASS, or the packet itself in text codecs, where FFmpeg's decoders lose "< b"."""
-    if codec in (*_TEXT_CODECS, "ass", "ssa"):
-        return [bytes(packet)]
-    try:
-        return [part.ass for part in packet.decode() if part.type == b"ass"]
-    except av.error.FFmpegError:
-        report.spoilt_lines += 1
-        return []
 
 
 # -------------------------------------------------------------------------------------------------------------- markup
@@ -489,7 +501,7 @@ def _tidy(text: str) -> str:
 # --------------------------------------------------------------------------------------------------------------- lines
 
 # Cues that follow each other within this time touch, in seconds.
-TOUCH = 0.1
+TOUCH = 0.05
 # A speaker begins: "- Hello." or ">> Hello.", but not "-5 degrees".
 DASH = re.compile(r"(?:[-‐‑–—－](?![-‐‑–—－]|[.,]?\d|[$€£¥])|>{2,3}(?!>))\s*")
 # Not in "DR. SMITH: Hello."

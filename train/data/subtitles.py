@@ -54,7 +54,9 @@ _BEFORE_SMALL_LETTERS = frozenset(("approx", "co", "corp", "dept", "est", "etc",
 _MUSIC = re.compile("[♪♫🎵🎶]+[^♪♫🎵🎶]*(?:[♪♫🎵🎶]+|$)")
 _BRACKETS = re.compile(r"(?<!\w)[\[【](?=[^\]】]*[^\W\d])[^\[\]【】]*[\]】]:?")
 # Words in parentheses are an aside between sentences only: not in "call 555 (home) now" or "f(x)".
-_PARENTHESES = re.compile(r"(?:^|(?<=[.!?…。！？])\s*)(?:\([^()]*\)(?!\w)[.,:]?(?=\s|$)|（[^（）]*）)")
+_PARENTHESES = re.compile(
+    r"(?:^|(?<=[.!?…。！？])\s*)(?:\((?=[^()]*[^\W\d])[^()]*\)(?!\w)[.,:]?(?=\s|$)|（[^（）]*）)"
+)
 _SPEAKER = re.compile(r"((?:[^\W\d_][\w.'’&-]*)(?: [\w.'’&#-]+){0,3})(?: ?[(\[][^)\]]*[)\]])? ?:(?:\s+|$)")
 _NO_WORDS = re.compile(r"[\s.,:;…*#~'\"“”‘’_–—-]+")
 # Words in capitals before a colon that name no speaker.
