@@ -166,6 +166,7 @@ class VideoReader:
         except ValueError:
             self.container.close()
             raise
+        self._turn: tuple[int, tuple[int, int, int, int]] | None = None
         self._coded_aspect = self.stream.codec_context.sample_aspect_ratio
         self._aspect = self.stream.sample_aspect_ratio or self._coded_aspect or 1
         start = Fraction(self.container.start_time or 0, 1_000_000)
@@ -248,7 +249,10 @@ class VideoReader:
         """Return a frame as it is shown: uint8 RGB (height, width, 3), upright, with square pixels."""
         width = max(1, round(frame.width * self._aspect)) if 0.1 <= self._aspect <= 10 else frame.width
         array = self._reformatter.reformat(frame, format="rgb24", width=width).to_ndarray()
-        return np.ascontiguousarray(_upright(array, frame))
+        # PyAV's side data and its frame refer to each other, so asking every frame would let frames fill the memory.
+        if self._turn is None or self._turn[0] != frame.rotation:
+            self._turn = frame.rotation, _display_matrix(frame)
+        return np.ascontiguousarray(_upright(array, *self._turn[1]))
 
     def _follow_aspect(self, frame: Any) -> None:
         """The container's pixel aspect holds until a key frame brings another one, as in broadcasts."""
@@ -700,15 +704,20 @@ def _best_stream(container: Any, source: str) -> Any:
     return best
 
 
-def _upright(array: np.ndarray, frame: Any) -> np.ndarray:
-    """Apply the display matrix to a picture (height, width, 3): source x, y go to a x + c y, b x + d y."""
+def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """Return a, b, c and d of the display matrix: source x, y go to a x + c y, b x + d y."""
     try:
         side_data = frame.side_data
     except ValueError:
         side_data = _without_unknown_side_data(frame).side_data
     if not any(data.type.name == "DISPLAYMATRIX" for data in side_data):
-        return array
+        return 1, 0, 0, 1
     a, b, _, c, d = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)[:5].tolist()
+    return a, b, c, d
+
+
+def _upright(array: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
+    """Apply a display matrix to a picture (height, width, 3)."""
     if abs(b) > abs(a):
         array, a, d = array.swapaxes(0, 1), c, b
     return array[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -3,6 +3,7 @@
 """Reading video: ticks, rotation, streams, memory, standard input, unreadable files."""
 
 import functools
+import gc
 import http.server
 import os
 import resource
@@ -70,6 +71,19 @@ def test_window(tmp_path):
     everything = dict(read_video(path, fps=2))
     for at, frame in read_video(path, fps=2, start=1.5):
         assert np.array_equal(frame, everything[at])
+
+
+def test_decoded_frames_do_not_wait_for_the_garbage_collector(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", numbered(40), fps=10)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+        assert len(list(read_video(path, fps=10))) == 40
+        after = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert after - before <= 2
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
