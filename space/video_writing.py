@@ -164,7 +164,6 @@ def _start(part: Path, pictures: "_Pictures", sound: "_Sound") -> Any:
             target.close()
             if way == LEFT_OUT:
                 raise
-    raise AssertionError
 
 
 def _until_broken(
@@ -428,10 +427,11 @@ class _Sound:
             context, self._form = self.stream.codec_context, form
             self._resampler = av.AudioResampler(format="fltp", layout=context.layout.name, rate=context.sample_rate)
         frames += [None] if frame is None else self._resampler.resample(frame)
-        for some in filter(None, frames):
+        for some in frames:
             # The encoder takes the time base of the first frame for that of all.
-            tick = Fraction(1, some.sample_rate)
-            some.pts, some.time_base = round(some.pts * some.time_base / tick), tick
+            if some is not None and some.pts is not None:
+                some.pts = round(some.pts * some.time_base * some.sample_rate)
+                some.time_base = Fraction(1, some.sample_rate)
         for packet in (packet for some in frames for packet in self.stream.encode(some)):
             # Where the clock changes, the sound before it may reach into the sound after it.
             if self._written is None or packet.dts > self._written:
