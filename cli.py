@@ -8,10 +8,13 @@ It parses options and prints. The commands import torch and Transformers inside,
 
 import importlib
 import json
+import os
+import signal
 import sys
+import threading
 import time as clock
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,6 +59,15 @@ Fps = Annotated[float, typer.Option(help="Frames per second to watch.")]
 MaxFrames = Annotated[
     int | None,
     typer.Option(help="Number of frames to remember. Older ones are forgotten.", show_default="what fits the context"),
+]
+Timeout = Annotated[float, typer.Option(help="Seconds that a camera or URL may take to open, and may be silent.")]
+Reconnect = Annotated[
+    bool | None,
+    typer.Option(
+        "--reconnect/--no-reconnect",
+        help="Open a live source again when it ends, breaks off or falls silent.",
+        show_default="for a camera or broadcast",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
@@ -111,6 +123,8 @@ def narrate(
             show_default="16; for catch_up 512",
         ),
     ] = None,
+    timeout: Timeout = 10.0,
+    reconnect: Reconnect = None,
     weights: Weights = None,
     cache_dtype: CacheDtype = None,
     compile: Annotated[
@@ -136,15 +150,17 @@ def narrate(
     """
     Narrate a video as it plays.
 
-    Each line starts with the time in the video. Ctrl+C stops a live source, and the files are still written.
+    Each line starts with the time in the video. Ctrl+C stops a live source, and the files are still written. A second
+    Ctrl+C ends the program at once.
     """
-    with one_line_errors():
+    with one_line_errors(), _CtrlC() as ctrl_c:
         written = {"srt": srt, "vtt": vtt, "jsonl": jsonl, "burn_in": burn_in}
         outputs = {kind: path for kind, path in written.items() if path is not None}
         _check_options(fps=fps, interval_threshold=interval_threshold, max_frames=max_frames, text=query)
         _check_outputs(outputs, video)
         _check_burn_in(burn_in, font, query)
-        _check_video(video, fps=fps, when_behind=when_behind)
+        live = {"fps": fps, "timeout": timeout, "reconnect": reconnect}
+        _check_video(video, fps=fps, when_behind=when_behind, timeout=timeout)
         processor, session = _open(
             video,
             model,
@@ -158,10 +174,10 @@ def narrate(
             compile=compile,
         )
         _ask_first(session, query)
-        behind = {"when_behind": when_behind, "max_waiting": max_waiting}
-        seconds, dropped = _watch(processor, video, session, fps=fps, as_json=as_json, **behind)
+        report, behind = processor.new_report(), {"when_behind": when_behind, "max_waiting": max_waiting}
+        seconds = _watch(processor, video, session, ctrl_c, as_json=as_json, report=report, **live, **behind)
         is_written, burnt = _write(outputs, video, session, fps=fps, font=font)
-        _print_summary(session, seconds, dropped, as_json, burnt)
+        _print_summary(session, seconds, as_json, report, burnt)
     if not is_written:
         raise typer.Exit(1)
 
@@ -178,29 +194,43 @@ def ask(
     revision: Revision = None,
     fps: Fps = 2.0,
     max_frames: MaxFrames = None,
+    timeout: Timeout = 10.0,
+    reconnect: Reconnect = None,
     weights: Weights = None,
     cache_dtype: CacheDtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a question about a video, at its end or at any second."""
-    with one_line_errors():
+    """
+    Ask a question about a video, at its end or at any second.
+
+    Ctrl+C stops a live source, and the question is asked then. A second Ctrl+C ends the program at once.
+    """
+    with one_line_errors(), _CtrlC() as ctrl_c:
         _check_options(fps=fps, at=at, max_frames=max_frames, text=question)
         if not question.strip():
             raise ValueError("The question is empty.")
-        _check_video(video, fps=fps, at=at)
+        live = {"fps": fps, "timeout": timeout, "reconnect": reconnect}
+        _check_video(video, fps=fps, at=at, timeout=timeout)
         # At a threshold of 0 the model stays silent until it is asked.
         options = {"fps": fps, "interval_threshold": 0.0, "max_frames": max_frames}
         stored = {"weights": weights, "cache_dtype": cache_dtype}
         processor, session = _open(video, model, revision, **stored, **options)
-        for time, frame in _show_progress(processor.read_video(video, fps=fps, end=at)):
-            session.push(frame, time=time)
+        report = processor.new_report()
+        ahead = _read(processor, video, session, end=at, report=report, **live)
+        with _keep_what_was_seen(session), closing(ahead):
+            for waiting in ahead:
+                # The session must be able to answer: let the step end.
+                with ctrl_c.deferred():
+                    session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
         if at is not None and session.time + 1 / fps < at:
             raise _too_late(at, session.time)
         answer = session.ask(question)[-1]
     if as_json:
-        typer.echo(json.dumps({"time": answer.time, "question": question, "answer": answer.text}))
+        said = {"time": answer.time, "question": question, "answer": answer.text, "reading": report.to_dict()}
+        typer.echo(json.dumps(said))
     else:
         typer.echo(answer.text)
+        _print_report(report)
 
 
 def _check_options(
@@ -248,9 +278,48 @@ def _check_burn_in(burn_in: Path | None, font: Path | None, query: str | None) -
         typer.secho(f"Note: {note}", err=True, fg="yellow")
 
 
-def _check_video(video: str, *, fps: float, at: float | None = None, when_behind: str | None = None) -> None:
+class _CtrlC:
+    """Ctrl-C raises `KeyboardInterrupt` once, so that what is done can be written. The second one ends the program."""
+
+    is_pressed = False
+    is_deferred = False
+
+    def __enter__(self) -> "_CtrlC":
+        self.before = signal.getsignal(signal.SIGINT)
+        # A program in the background ignores Ctrl-C, and only the main thread may change that.
+        if self.before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.press)
+        return self
+
+    def __exit__(self, kind: type | None, *error: Any) -> None:
+        if signal.getsignal(signal.SIGINT) == self.press:
+            signal.signal(signal.SIGINT, self.before)
+        if kind is KeyboardInterrupt:
+            typer.echo("stopped", err=True)
+
+    def press(self, *_: Any) -> None:
+        _CtrlC.is_pressed = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not self.is_deferred:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let the work in this context end before Ctrl-C stops the program."""
+        self.is_deferred = True
+        try:
+            yield
+        finally:
+            self.is_deferred = False
+        if self.is_pressed:
+            raise KeyboardInterrupt
+
+
+def _check_video(
+    video: str, *, fps: float, timeout: float, at: float | None = None, when_behind: str | None = None
+) -> None:
     """Read one frame, so that a wrong video or option is reported before a model is loaded."""
-    from videollm_mod.reading_ahead_videollm_mod import WHEN_BEHIND
+    from videollm_mod.reading_ahead_videollm_mod import WHEN_BEHIND, read_ahead
     from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
 
     if when_behind is not None and when_behind not in WHEN_BEHIND:
@@ -258,8 +327,10 @@ def _check_video(video: str, *, fps: float, at: float | None = None, when_behind
     # Standard input can be read only once.
     if video == "-":
         return
-    with closing(read_video(video, fps=fps)) as frames:
-        next(frames)
+    stop = threading.Event()
+    frames = read_video(video, fps=fps, timeout=timeout, reconnect=False, stop=stop)
+    with closing(read_ahead(frames, 1, max_waiting=1, stop=stop)) as ahead:
+        next(ahead)
     if at is not None and Path(video).is_file():
         with VideoReader(video) as reader:
             if at > reader.seconds:
@@ -328,44 +399,66 @@ def _show_progress(frames: Iterator[Any]) -> Iterator[Any]:
     return tqdm(frames, unit=" frames", file=sys.stderr, disable=None)
 
 
-def _watch(processor: Any, video: str, session: Any, *, fps: float, as_json: bool, **behind: Any) -> tuple[float, int]:
-    """Push a video into a session and print what it says. Return the seconds it took, and the frames dropped."""
-    from videollm_mod.reading_ahead_videollm_mod import TooManyWaitingError, read_ahead
-    from videollm_mod.video_reading_videollm_mod import goes_on, is_complete
+def _watch(processor: Any, video: str, session: Any, ctrl_c: _CtrlC, *, as_json: bool, **options: Any) -> float:
+    """Push a video into a session and print what it says. Return the seconds it took."""
+    start, printed = clock.perf_counter(), 0
 
-    start, printed, dropped = clock.perf_counter(), 0, 0
-
-    def count_dropped() -> None:
-        nonlocal dropped
-        dropped += 1
-        if dropped == 1:
+    def on_drop() -> None:
+        session.count_dropped()
+        if session.num_dropped == 1:
             typer.echo("frames come too fast: the oldest that wait are dropped", err=True)
 
+    ahead = _read(processor, video, session, shows_progress=as_json, on_drop=on_drop, **options)
+    with _keep_what_was_seen(session), closing(ahead):
+        for waiting in ahead:
+            session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
+            for event in session.events[printed:] if as_json else ():
+                typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
+            printed = len(session.events)
+            # A library may have swallowed the exception.
+            if ctrl_c.is_pressed:
+                raise KeyboardInterrupt
+    session.close()
+    return clock.perf_counter() - start
+
+
+def _read(
+    processor: Any,
+    video: str,
+    session: Any,
+    *,
+    fps: float,
+    timeout: float,
+    reconnect: bool | None,
+    report: Any,
+    end: float | None = None,
+    shows_progress: bool = True,
+    **behind: Any,
+) -> Iterator[list[tuple[float, Any]]]:
+    """Read a video in a thread, at the model's size: FFmpeg may wait for long, and Ctrl-C would wait with it."""
+    from videollm_mod.reading_ahead_videollm_mod import read_ahead
+    from videollm_mod.video_reading_videollm_mod import goes_on, is_complete, read_video
+
+    stop, device = threading.Event(), session.model.device
+    options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}
+    frames = read_video(video, fps=fps, end=end, **options)
+    frames = _show_progress(frames) if shows_progress else frames
+    small = ((time, processor.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
+    behind |= {"is_live": not is_complete(video), "goes_on": goes_on(video)}
+    return read_ahead(small, session.chunk_frames, stop=stop, **behind)
+
+
+@contextmanager
+def _keep_what_was_seen(session: Any) -> Iterator[None]:
+    """End the watching, with one line, when a live source is stopped or breaks off after its first frame."""
+    from videollm_mod.reading_ahead_videollm_mod import TooManyWaitingError
+
     try:
-        frames, device = processor.read_video(video, fps=fps), session.model.device
-        frames = _show_progress(frames) if as_json else frames
-        small = ((time, processor.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
-        ahead = read_ahead(
-            small,
-            session.chunk_frames,
-            is_live=not is_complete(video),
-            goes_on=goes_on(video),
-            on_drop=count_dropped,
-            **behind,
-        )
-        with closing(ahead):
-            for waiting in ahead:
-                session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
-                for event in session.events[printed:] if as_json else ():
-                    typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
-                printed = len(session.events)
+        yield
     except (KeyboardInterrupt, TooManyWaitingError, ValueError) as error:
-        # A live source ends when it is stopped or breaks. The narration so far is kept.
         if session.num_frames == 0:
             raise
         typer.echo(f"\nstopped after {session.time:.1f} s" + (f": {error}" if str(error) else ""), err=True)
-    session.close()
-    return clock.perf_counter() - start, dropped
 
 
 def _line_printer(tokenizer: Any) -> Any:
@@ -415,7 +508,7 @@ def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, fo
     return is_written, burnt
 
 
-def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool, burnt: Any) -> None:
+def _print_summary(session: Any, seconds: float, as_json: bool, report: Any, burnt: Any) -> None:
     """Print speed, compute and cache size, compared with full compute."""
     config, cache = session.model.config, session.cache
     text_tokens = int(cache.get_seq_length()) - session.num_remembered * config.frame_num_tokens
@@ -427,7 +520,7 @@ def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool, bu
     if as_json:
         figures = {
             "frames": session.num_frames,
-            "frames_dropped": dropped,
+            "frames_dropped": session.num_dropped,
             "frames_remembered": session.num_remembered,
             "seconds": round(seconds, 3),
             "cache_entries": cache.lengths,
@@ -435,6 +528,7 @@ def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool, bu
             "full_flops": cost.full_flops,
             "cache_bytes": cache_bytes,
             "full_cache_bytes": full_cache_bytes,
+            "reading": report.to_dict(),
         }
         if burnt is not None:
             figures["burn_in"] = burnt.to_dict()
@@ -444,11 +538,17 @@ def _print_summary(session: Any, seconds: float, dropped: int, as_json: bool, bu
     forgotten = session.num_frames - session.num_remembered
     typer.echo(
         f"\n{session.num_frames} frames in {seconds:.1f} s, {speed}"
-        + (f"; {dropped} more came too fast and were dropped" if dropped else "")
+        + (f"; {session.num_dropped} more came too fast and were dropped" if session.num_dropped else "")
         + (f"; compute and cache are those of the newest {session.num_remembered}" if forgotten else "")
     )
     _print_savings(cost, cache_bytes, full_cache_bytes)
     typer.echo(f"          entries: {describe_entries(cache.lengths, set(config.routed_layers))}")
+    _print_report(report)
+
+
+def _print_report(report: Any) -> None:
+    if report:
+        typer.echo(report, err=True)
 
 
 def _print_savings(cost: Any, cache_bytes: int, full_cache_bytes: int) -> None:
@@ -539,5 +639,18 @@ def _run_script(context: typer.Context, script: str) -> None:
         importlib.import_module(script).main()
 
 
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except SystemExit as end:
+        if _CtrlC.is_pressed:
+            # Python would wait for threads and take torch apart, which takes seconds.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code or 0)
+        raise
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -93,7 +93,7 @@ class _Reader:
         self.stopped.set()
         with self.changed:
             self.changed.notify_all()
-        self.thread.join(timeout=0.5)
+        self.thread.join(timeout=0.3)
 
     def _run(self) -> None:
         for work in (self._read, getattr(self.items, "close", lambda: None)):

@@ -160,6 +160,7 @@ def test_ask_answers_at_a_second_of_the_video():
     things = [run("ask", SAMPLE, "How many things do you see?", "--at", at) for at in ("0", "2")]
     assert [done.stdout for done in things] == ["None.\n", "One.\n"], [done.stderr for done in things]
     asked = json.loads(run("ask", SAMPLE, "How many things do you see?", "--at", "2", "--json").stdout)
+    assert not any(asked.pop("reading").values())
     assert asked == {"time": 2.0, "question": "How many things do you see?", "answer": "One."}
 
 

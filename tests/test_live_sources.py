@@ -2,9 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Live sources that stall, break off, drop and return, and Ctrl-C at any time, against servers on loopback."""
 
+import functools
+import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +23,7 @@ from videollm_mod import ReadingReport, VideoReader, read_video
 from videollm_mod.reading_ahead_videollm_mod import read_ahead
 
 
+ROOT = Path(__file__).parents[1]
 # A fast sender and receiver share two cores with the tests: times are right to this many seconds.
 NEAR = 0.35
 
@@ -276,3 +285,92 @@ def test_waiting_for_a_source_ends_with_the_reader():
         count = len(opened)
         time.sleep(1.5)
         assert len(opened) <= count + 1
+
+
+# -------------------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+@contextmanager
+def command(*arguments):
+    """Run the command line; Ctrl-C must end it long before its time limit for the source."""
+    running = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, arguments), "--timeout", "600"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background ignore SIGINT, and a child inherits that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+def press_ctrl_c(running):
+    running.send_signal(signal.SIGINT)
+    return running.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("arguments", [("narrate",), ("ask", "What?")])
+def test_ctrl_c_while_a_source_opens(arguments):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/camera"
+        with command(arguments[0], url, *arguments[1:]) as running:
+            connection, _ = silent.accept()
+            with connection:
+                assert press_ctrl_c(running) == ("", "stopped\n") and running.returncode == 130
+
+
+@contextmanager
+def stalling_server():
+    """Send 2 s of video, then nothing; yield the URL and an event that is set when a second client has it."""
+    gone, sent = threading.Event(), threading.Event()
+
+    def answer(request, number):
+        headers(request)
+        request.wfile.write(b"".join(encode(numbered(40), "mpegts")))
+        if number > 0:
+            sent.set()
+        gone.wait(600)
+
+    with http_server(answer) as url:
+        yield f"{url}/live.ts", sent
+        gone.set()
+
+
+def test_ctrl_c_while_a_source_stalls_writes_the_narration(tmp_path):
+    out = tmp_path / "out.jsonl"
+    with stalling_server() as (url, _), command("narrate", url, "--json", "--jsonl", out) as running:
+        assert json.loads(next(running.stdout))["role"] == "user", "the query stands before the first frame"
+        printed, err = press_ctrl_c(running)
+    assert running.returncode == 0 and "stopped after" in err and f"wrote {out}" in err, err
+    assert json.loads(printed.splitlines()[-1])["summary"]["frames"] > 0
+    assert json.loads(out.read_text().splitlines()[0])["role"] == "user"
+
+
+def test_ctrl_c_while_a_source_stalls_asks_the_question():
+    with stalling_server() as (url, sent), command("ask", url, "What?", "--json") as running:
+        assert sent.wait(120)
+        time.sleep(5)
+        printed, err = press_ctrl_c(running)
+    assert running.returncode == 0 and "stopped after" in err, err
+    assert json.loads(printed)["question"] == "What?"
+
+
+def test_a_second_ctrl_c_ends_the_program_at_once():
+    code = """
+import os, signal, time
+from videollm_mod import cli
+with cli._CtrlC() as ctrl_c:
+    try:
+        with ctrl_c.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            print("the step ends", flush=True)
+    except KeyboardInterrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.stdout == "the step ends\n" and done.returncode == -signal.SIGINT
