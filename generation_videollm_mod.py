@@ -114,6 +114,8 @@ class VideoLLMMoDGenerationMixin:
         *,
         start: float = 0.0,
         end: float | None = None,
+        timeout: float | None = 10.0,
+        reconnect: bool | None = None,
         reply_now: bool = False,
         when_behind: str | None = None,
         max_waiting: int | None = None,
@@ -142,6 +144,10 @@ class VideoLLMMoDGenerationMixin:
             query (`str`, *optional*): What the user says at the first frame; not yielded. `None` or `""` for nothing.
             start (`float`, *optional*, defaults to 0.0): Second of the video to begin at.
             end (`float`, *optional*): Second of the video to stop at.
+            timeout (`float`, *optional*, defaults to 10.0): Seconds that a camera or URL may take to open, and may be
+                silent. `None` for no limit.
+            reconnect (`bool`, *optional*): Whether to open a live source again when it ends, breaks off or falls
+                silent. Defaults to `True` for cameras and broadcasts.
             reply_now (`bool`, *optional*, defaults to `False`): Whether the model must answer `query` at once, which
                 VideoLLM-online's checkpoints expect. Otherwise it speaks when it decides to.
             when_behind (`str`, *optional*): What to do when a live source is faster than the model: `"drop_oldest"`
@@ -182,7 +188,7 @@ class VideoLLMMoDGenerationMixin:
 
         report = processor.new_report()
         options = {"when_behind": when_behind, "max_waiting": max_waiting, "on_drop": on_drop, "device": self.device}
-        options |= {"start": start, "end": end, "report": report}
+        options |= {"start": start, "end": end, "timeout": timeout, "reconnect": reconnect, "report": report}
         ahead = processor.read_ahead(video, session.chunk_frames, fps=fps, **options)
         try:
             for waiting in ahead:
