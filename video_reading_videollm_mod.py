@@ -82,7 +82,8 @@ class ReadingReport:
         return any(asdict(self).values())
 
     def __str__(self) -> str:
-        said = [f"{value:g} {name.replace('_', ' ')}" for name, value in asdict(self).items() if value]
+        counts = {name.replace("_", " "): value for name, value in asdict(self).items() if value}
+        said = [f"{value:g} {name.removesuffix('s') if value == 1 else name}" for name, value in counts.items()]
         return f"The source is not in order: {', '.join(said)}." if said else ""
 
     def to_dict(self) -> dict[str, int | float]:

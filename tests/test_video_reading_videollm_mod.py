@@ -438,7 +438,7 @@ def test_time_goes_on_where_the_clock_of_a_broadcast_jumps_or_restarts(tmp_path,
     assert [number for _, number in frames] == list(range(count))
     assert [time for time, _ in frames] == pytest.approx([index / 10 for index in range(count)], abs=1e-4)
     assert seconds == pytest.approx(count / 10, abs=1e-4)
-    assert report.mended_times == len(offsets) - 1 and "mended times" in str(report)
+    assert report.mended_times == len(offsets) - 1 and "mended time" in str(report)
     assert numbers(read_video(path, fps=2, start=2.0)) == list(range(20, count, 5))
 
 
