@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 
 # Families to try first, and parts of names of fonts to try last. Pillow cannot draw the glyphs of color fonts.
@@ -182,6 +182,7 @@ class CaptionDrawer:
     Attributes:
         missing (`list[str]`): Characters that no font has. They are drawn as boxes.
         num_missing (`int`): Number of captions with such characters.
+        num_reversed (`int`): Number of captions that run from right to left, if Pillow draws them the other way.
         num_cut (`int`): Number of captions that were cut because they do not fit into the picture.
 
     Raises:
@@ -196,6 +197,8 @@ class CaptionDrawer:
         missing = [self.fonts.missing(text) for _, _, text in self.cues]
         self.missing = sorted({character for some in missing for character in some})
         self.num_missing = sum(map(bool, missing))
+        has_bidi = features.check("raqm")
+        self.num_reversed = 0 if has_bidi else sum(_has_right_to_left(text) for _, _, text in self.cues)
         self._cut: set[str] = set()
         # The layer of the last caption: most pictures show the same one as the picture before.
         self._last: tuple[tuple[str, tuple[int, int]], Image.Image] | None = None
@@ -313,12 +316,18 @@ def _is_right_to_left(line: str) -> bool:
     return next((kind for kind in strong if kind in ("L", "R", "AL")), "L") != "L"
 
 
+def _has_right_to_left(text: str) -> bool:
+    return any(unicodedata.bidirectional(character) in ("R", "AL") for character in text)
+
+
 def _pieces(text: str) -> Iterator[str]:
-    """Split a text where a line may end: at spaces, and around wide characters, but not before punctuation."""
+    """Split a text where a line may end: at spaces and around wide characters, but not between them and marks."""
     piece = ""
     for cluster in _clusters(text):
-        is_closing = unicodedata.category(cluster[0]) in ("Pe", "Pf", "Po")
-        if piece and not is_closing and (piece[-1] == " " or (_is_wide(piece[-1]) or _is_wide(cluster[0]))):
+        # A line does not begin with a closing mark, nor end with an opening one.
+        is_bound = unicodedata.category(cluster[0]) in ("Pe", "Pf", "Po")
+        is_bound = is_bound or unicodedata.category(piece[-1:] or " ") in ("Ps", "Pi")
+        if piece and not is_bound and (piece[-1] == " " or _is_wide(piece[-1]) or _is_wide(cluster[0])):
             yield piece
             piece = ""
         piece += cluster

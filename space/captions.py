@@ -111,6 +111,7 @@ def burn_in(
         drawer = CaptionDrawer(cues(events, end=reader.seconds), font=font)
         report = write_video(reader, out, draw=drawer.draw, **options)
     report.captions_with_boxes, report.captions_cut = drawer.num_missing, drawer.num_cut
+    report.captions_reversed = drawer.num_reversed
     report.missing_characters = name_characters(drawer.missing) if drawer.missing else ""
     if report:
         say(str(report))

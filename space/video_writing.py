@@ -49,6 +49,7 @@ class WritingReport:
         broken_after (`float`): Second after which the source cannot be read. 0 if all of it was.
         missing_characters (`str`): Characters in captions that no font has, with their scripts.
         captions_with_boxes (`int`): Captions with such characters, which are drawn as boxes.
+        captions_reversed (`int`): Captions from right to left that are drawn from left to right.
         captions_cut (`int`): Captions that are too long for the picture.
     """
 
@@ -61,6 +62,7 @@ class WritingReport:
     broken_after: float = 0.0
     missing_characters: str = ""
     captions_with_boxes: int = 0
+    captions_reversed: int = 0
     captions_cut: int = 0
 
     def __bool__(self) -> bool:
@@ -77,6 +79,8 @@ class WritingReport:
             "broken_after": "The source cannot be read after {:.1f} s, and the written video ends there.",
             "captions_with_boxes": "Captions with boxes for characters that no font here has: {}, characters "
             f"{self.missing_characters}. Install a font that has them, such as Noto Sans, or give its file as `font`.",
+            "captions_reversed": "Captions from right to left that are drawn from left to right, because Pillow "
+            "lacks libraqm: {}.",
             "captions_cut": "Captions cut because they are too long for the picture: {}.",
         }
         return " ".join(text.format(value) for name, text in sentences.items() if (value := getattr(self, name)))

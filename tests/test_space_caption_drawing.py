@@ -166,8 +166,16 @@ def test_a_caption_that_fits_in_no_size_is_cut_and_counted():
 def test_lines_end_between_wide_characters_but_not_before_punctuation():
     lines = caption_drawing._wrap("红球从左边，停在中间。", len, 5)
     assert "".join(lines) == "红球从左边，停在中间。" and not any(line[0] in "，。" for line in lines)
+    assert caption_drawing._wrap("次「は」と", len, 3) == ["次", "「は」", "と"]
     assert caption_drawing._wrap("A red ball", len, 5) == ["A red", "ball"]
     assert caption_drawing._wrap("e\u0301e\u0301e\u0301", len, 2) == ["e\u0301"] * 3
+
+
+@pytest.mark.parametrize("has_bidi", [True, False])
+def test_captions_that_pillow_draws_backwards_are_counted(monkeypatch, has_bidi):
+    monkeypatch.setattr(caption_drawing.features, "check", lambda _: has_bidi)
+    drawer = CaptionDrawer([(0, 1, HEBREW), (1, 2, "A ball.")])
+    assert drawer.num_reversed == (0 if has_bidi else 1)
 
 
 def test_controls_and_lone_surrogates_are_no_letters():
