@@ -208,6 +208,36 @@ def test_a_new_source_is_one_line_in_the_registry(monkeypatch, capsys):
         parse_data(monkeypatch, "--dataset", "streamworld", "--upto", 5)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], None),
+        (["--validate_only"], "quick"),
+        (["--validate_only", "full"], "full"),
+        (["--validate_only", "quick", "--skip_faulty"], "quick"),
+        (["--validate_only", "--fps", "4"], "quick"),
+        (["--validate-only=full"], "full"),
+        (["--validate_only", "true"], "quick"),
+        (["--validate_only", "false"], None),
+        ("validate_only: true\nskip_faulty: true", "quick"),
+        ("validate_only: full", "full"),
+    ],
+)
+def test_how_much_to_check_is_optional(tmp_path, monkeypatch, given, expected):
+    if isinstance(given, str):
+        (tmp_path / "config.yaml").write_text(given)
+        given = ["--config", str(tmp_path / "config.yaml")]
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--dataset", "data.jsonl", *given])
+    script, _ = parse(ScriptArguments, DataSource)
+    assert script.validate_only == expected
+
+
+def test_other_checks_are_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--dataset", "data.jsonl", "--validate_only", "all"])
+    with pytest.raises(SystemExit, match="error: --validate_only is quick or full, got 'all'"):
+        parse(ScriptArguments, DataSource)
+
+
 # --------------------------------------------------------------------------------------------------------- resuming
 
 

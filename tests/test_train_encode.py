@@ -4,6 +4,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from tiny import random_frames, tiny_model, tiny_processor, write_clip
 
 from videollm_mod.train import encode
 from videollm_mod.train.arguments import RowArguments
+from videollm_mod.train.data.faults import FaultyRowError, row_record
 from videollm_mod.train.data.streamworld import StreamWorld
 from videollm_mod.train.data.timed_messages import TimedMessages
 from videollm_mod.train.encode import EncodeArguments, encode_rows
@@ -128,3 +130,24 @@ def test_validate_only_reports_and_stops(tmp_path, capsys, monkeypatch):
     encode.main(RowArguments(num_clips=2, validate_only=True), source, arguments)
     assert capsys.readouterr().out == "streamworld: 2 rows to encode, no fault found\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_cannot_be_encoded_are_named_or_left_out(rows, tmp_path, capsys):
+    """One row is faulty from the beginning, and the video of another is gone when its turn comes."""
+    data, where = tmp_path / "data" / "train.jsonl", rows[1]["where"]
+    (tmp_path / "data" / "1.mp4").unlink()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FaultyRowError, match=f"^{re.escape(where)}: There is no video file"):
+        encode_rows(rows, tmp_path / "out", tiny_model(), tiny_processor())
+    with row_record() as record:
+        made = encode_rows(rows, tmp_path / "out", tiny_model(), tiny_processor(), left_out=record)
+    assert len(made) == 1 and made[0].keys() == {"frame_features", "messages"}
+    assert f"left out 1 of 0 rows:\n{where}: There is no video file" in capsys.readouterr().err
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    data.write_text("null\n" + data.read_text())
+    arguments = EncodeArguments(checkpoint=str(tmp_path / "model"), output_dir=str(tmp_path / "new"))
+    encode.main(RowArguments(skip_faulty=True), TimedMessages(str(tmp_path / "data")), arguments)
+    shown = capsys.readouterr()
+    assert shown.out == f"wrote {tmp_path / 'new' / 'train.jsonl'}: 1 rows\n"
+    assert "left out 2 of 3 rows:\n" in shown.err and "train.jsonl', line 1: a row is an object" in shown.err

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation: LIVE's measures on turns with known decisions, free streaming, and the results on model cards."""
 
+import json
 import re
 from datetime import date
 from pathlib import Path
@@ -12,16 +13,16 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from tiny import random_frames, tiny_model, tiny_processor
+from tiny import random_frames, tiny_model, tiny_processor, write_clip, write_noisy_clip
 from transformers import AutoConfig
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.serving import StreamingEngine
-from videollm_mod.train import sft, streaming_evaluation
+from videollm_mod.train import evaluation, sft, streaming_evaluation
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.card import HEADLINES, add_results, copy_training, describe_cost
 from videollm_mod.train.data.sources import DataSource
-from videollm_mod.train.data.timed_messages import NARRATE
+from videollm_mod.train.data.timed_messages import NARRATE, TimedMessages
 from videollm_mod.train.data.world.clip import WORLDS
 from videollm_mod.train.data.world.rows import streamworld_dataset
 from videollm_mod.train.streaming_evaluation import free_streaming, stream_example, stream_examples
@@ -457,6 +458,29 @@ def test_training_facts_are_copied_into_a_page(tmp_path):
         "## What it costs\n\n![Kept](page-routing.png)\n\n## Limits\n\nIts own.\n"
     )
     assert (tmp_path / "page-loss.png").read_bytes() == b"loss.png" and (tmp_path / "page-routing.png").is_file()
+
+
+def test_all_measures_are_of_the_rows_that_can_be_read(tmp_path, capsys):
+    """A video that ends early only when it is decoded is left out of both groups of measures, or named."""
+    write_clip(tmp_path / "good.mp4", random_frames(20))
+    write_noisy_clip(tmp_path / "noisy.mp4", 40, noise_from=20)
+    clips = {"good.mp4": 1.5, "noisy.mp4": 3.5}
+    told = [[{"role": "assistant", "content": "A ball.", "time": time}] for time in clips.values()]
+    rows = [{"video": name, "messages": messages} for name, messages in zip(clips, told, strict=True)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    options = {"checkpoint": str(tmp_path / "model"), "split": "train", "max_new_tokens": 4}
+
+    def measure(data, **more):
+        (tmp_path / "train.jsonl").write_text("".join(data))
+        evaluation.main(TimedMessages(str(tmp_path)), evaluation.EvaluationArguments(**options, **more))
+        return json.loads(capsys.readouterr().out)
+
+    expected = {k: v for k, v in measure(lines[:1]).items() if k != "first_word_latency"}
+    assert measure([*lines, "null"], skip_faulty=True).items() >= expected.items()
+    with pytest.raises(SystemExit, match=f"error: '{tmp_path}/train.jsonl', line 2: Message 0 is at 3.5 s"):
+        measure(lines)
 
 
 def test_results_are_written_into_the_card(tmp_path):

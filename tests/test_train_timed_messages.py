@@ -61,6 +61,7 @@ def test_files_and_folders(folder, monkeypatch):
         rows = load_timed_messages(source, split)
         assert len(rows) == count and rows[0]["video"] == str(folder / "clip.mp4")
         assert rows[0]["messages"][1]["content"] == "A ball." and list(find_faults(rows)) == []
+        assert rows[0]["where"].endswith(".jsonl', line 1" if split == "train" and count == 2 else ".parquet', row 0")
     monkeypatch.chdir(folder)
     assert load_timed_messages("train.jsonl")[0]["video"] == str(folder / "clip.mp4")
 
@@ -172,6 +173,7 @@ def test_one_array_of_rows(folder, name):
     [
         ("a.jsonl", b"", "a.jsonl' is empty"),
         ("a.jsonl", b"\n \n", "a.jsonl' is empty"),
+        ("a.jsonl", b"\xef\xbb\xbf\n", "a.jsonl' is empty"),
         ("a.json", b"[]", "a.json' is empty"),
         ("a.parquet", GOOD, "a.parquet' is not Parquet: Parquet magic bytes not found"),
     ],

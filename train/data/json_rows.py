@@ -139,7 +139,7 @@ def _find_lines(path: Path) -> Iterator[tuple[int, int, int]]:
     number, begin = 1, 0
     with path.open("rb") as file:
         while line := file.readline(LONGEST_ROW + 1):
-            size, is_blank = len(line), not line.strip()
+            size, is_blank = len(line), not line.removeprefix(_BOM).strip()
             while not line.endswith(b"\n") and (line := file.readline(LONGEST_ROW + 1)):
                 size, is_blank = size + len(line), is_blank and not line.strip()
             if not is_blank:
