@@ -396,6 +396,7 @@ def test_lines_become_sentences(read):
             "See No. 5 at 5 p.m. today, J. R. Smith. No. So do I. Yes.",
             ["See No. 5 at 5 p.m. today, J. R. Smith.", "No.", "So do I.", "Yes."],
         ),
+        ("1. Open it. 2. There are 3. Go.", ["1. Open it.", "2. There are 3.", "Go."]),
         ("Well... maybe. Wait… What?", ["Well... maybe.", "Wait…", "What?"]),
         ('He said "Stop." Then: "Really?" she asked.', ['He said "Stop."', 'Then: "Really?" she asked.']),
         (
@@ -476,6 +477,19 @@ def test_a_video_becomes_rows_in_one_command(tmp_path, convert, capsys):
     assert len(rows) == 2 and rows[0]["messages"][0]["content"] == "Talk."
     said = capsys.readouterr().out
     assert "2 rows" in said and "a.srt: guessed encoding cp1252" in said
+
+
+def test_further_pictures_of_a_video_are_named(tmp_path, convert, capsys):
+    with av.open(str(tmp_path / "two.mkv"), "w") as container:
+        for _ in range(2):
+            container.add_stream("mpeg4", rate=10).pix_fmt = "yuv420p"
+        for stream in container.streams:
+            for array in random_frames(20):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+            container.mux(stream.encode())
+    (tmp_path / "a.srt").write_text(srt((0, 1, "Hello.")))
+    convert(tmp_path / "two.mkv", "--subtitles", tmp_path / "a.srt")
+    assert "1 ignored stream" in capsys.readouterr().out
 
 
 def write_subtitled(path, *, start=0, encoding="utf-8"):
