@@ -301,6 +301,12 @@ def test_drawings_overrides_and_comments_of_ass_go(read):
     assert str(report) == "left out spoilt lines: 1, drawings: 2, comments: 1"
 
 
+def test_drawings_that_converters_left_in_subrip_go(read):
+    report = SubtitleReport()
+    content = srt((0, 1, "{\\p1}m 0 0 l 100 0 100.5 -3{\\p0}"), (1, 2, "Sign\nm 0 0 b 1 2"), (2, 3, "m 5 is a car."))
+    assert texts(read(content, report=report)) == ["Sign", "m 5 is a car."] and report.drawings == 2
+
+
 # --------------------------------------------------------------------------------------------------------------- lines
 
 YOUTUBE = """WEBVTT
@@ -492,8 +498,8 @@ def test_further_pictures_of_a_video_are_named(tmp_path, convert, capsys):
     assert "1 ignored stream" in capsys.readouterr().out
 
 
-def write_subtitled(path, *, start=0, encoding="utf-8"):
-    """Write a clip of 4 s with a stream of subtitles. The clock of the file begins at `start` seconds."""
+def write_subtitled(path, *, start=0, early=0, encoding="utf-8"):
+    """Write a clip of 4 s with subtitles. The clock begins at `start` seconds, the subtitles `early` before."""
     cues = {0.5: "If a < b then é.", 2: "- Hi.\n- <i>Bye</i>."}
     clip = write_clip(path.with_name("clip.webm"), random_frames(40), fps=10, codec="libvpx")
     words = path.with_name("words.vtt" if path.suffix == ".webm" else "words.srt")
@@ -505,7 +511,7 @@ def write_subtitled(path, *, start=0, encoding="utf-8"):
             for packet in [packet for packet in source.container.demux(source) if packet.pts is not None]:
                 copy = av.Packet(bytes(packet).decode().encode(encoding) if source is sources[1] else bytes(packet))
                 copy.time_base, copy.duration, copy.is_keyframe = packet.time_base, packet.duration, packet.is_keyframe
-                copy.pts = copy.dts = packet.pts + round(start / packet.time_base)
+                copy.pts = copy.dts = packet.pts + round((start - early * (source is sources[1])) / packet.time_base)
                 copy.stream = stream
                 container.mux(copy)
     return path
@@ -517,6 +523,12 @@ def test_streams_without_a_length_of_their_own(tmp_path, convert, suffix, start)
     [messages] = convert(video)
     assert [(m["time"], m["content"]) for m in messages] == [(0.5, "If a < b then é."), (2.0, "Hi."), (2.5, "Bye.")]
     assert json.loads((tmp_path / "out.jsonl").read_text())["end"] == 4.0
+
+
+def test_lines_before_the_video_are_left_out(tmp_path, convert, capsys):
+    [messages] = convert(write_subtitled(tmp_path / "a.mkv", start=100, early=1.6))
+    assert [(m["time"], m["content"]) for m in messages] == [(0.4, "Hi."), (0.9, "Bye.")]
+    assert "lines before the start: 1" in capsys.readouterr().out
 
 
 def test_subtitle_streams_that_are_not_utf_8(tmp_path, convert, capsys):

@@ -54,6 +54,7 @@ class SubtitleReport:
         repeated_lines (`int`): Lines left out because they were still on screen.
         drawings, comments, asides, speaker_names (`int`): Parts left out because nobody says them.
         lines_without_text (`int`): Lines left out because nothing remained of them.
+        lines_before_the_start (`int`): Lines left out because they end before the video's second 0.
         sentences_after_the_end (`int`): Sentences left out because they begin after the video's end.
     """
 
@@ -68,6 +69,7 @@ class SubtitleReport:
     asides: int = 0
     speaker_names: int = 0
     lines_without_text: int = 0
+    lines_before_the_start: int = 0
     sentences_after_the_end: int = 0
 
     def __bool__(self) -> bool:
@@ -395,7 +397,9 @@ def _packets(path: Path, container: Any, index: int, encoding: str | None, repor
     for (start, end, _), text in zip(found, texts, strict=False):
         is_ass = codec not in _TEXT_CODECS
         words = _plain_ass(text.split(",", 8)[-1], report) if is_ass else _plain(text)
-        if words or not is_ass:
+        if max(start, end) < origin:
+            report.lines_before_the_start += 1
+        elif words or not is_ass:
             yield Line(max(0.0, start - origin), end - origin, words)
 
 
@@ -502,6 +506,7 @@ def _tidy(text: str) -> str:
 
 # Cues that follow each other within this time touch, in seconds.
 TOUCH = 0.05
+_DRAWING = re.compile(r"m(?: -?\d+(?:\.\d+)?){2}(?: (?:[bclmnps]|-?\d+(?:\.\d+)?))+")
 # A speaker begins: "- Hello." or ">> Hello.", but not "-5 degrees".
 DASH = re.compile(r"(?:[-‐‑–—－](?![-‐‑–—－]|[.,]?\d|[$€£¥])|>{2,3}(?!>))\s*")
 # Not in "DR. SMITH: Hello."
@@ -543,13 +548,17 @@ def _in_order(cues: list[Line], report: SubtitleReport) -> Iterator[Line]:
     report.spoilt_lines += len(cues) - len(finite)
     cues = sorted(finite, key=lambda cue: cue.start)
     for cue, following in zip(cues, [*cues[1:], None], strict=False):
+        # Converters from ASS leave drawings behind, as text.
+        text = "\n".join(row for row in cue.text.split("\n") if not _DRAWING.fullmatch(row))
+        is_drawing, cue = text != cue.text, replace(cue, text=text)
+        report.drawings += is_drawing
         if cue.end < cue.start:
             report.mended_ends += 1
             cue = replace(cue, end=following.start if following else cue.start)
         if cue.text:
             yield cue
         else:
-            report.lines_without_text += 1
+            report.lines_without_text += not is_drawing
 
 
 def _each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
