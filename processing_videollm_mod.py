@@ -163,7 +163,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         """
         if (messages is None) == (text is None):
             raise ValueError("Give exactly one of `messages` and `text`.")
-        dialogues, is_batch = _as_batch(messages if text is None else text)
+        dialogues, is_batch = _as_batch(messages) if text is None else _as_batch(text, is_text=True)
         fps = check_fps(fps)
         per_dialogue = {"videos": videos, "frame_features": frame_features, "start": start, "end": end}
         videos, features, starts, ends = (
@@ -622,10 +622,19 @@ def _source(part: dict[str, Any], index: int) -> Any:
     return source
 
 
-def _as_batch(items: Any) -> tuple[list[Any], bool]:
-    """Return the items as a batch, and whether they were one. A dialogue is a list of dicts, a text a string."""
-    is_batch = not isinstance(items, str) and len(items) > 0 and not isinstance(items[0], dict)
-    return (list(items), True) if is_batch else ([items], False)
+def _as_batch(items: Any, *, is_text: bool = False) -> tuple[list[Any], bool]:
+    """Return the items as a batch, and whether they were one: texts, or dialogues, which are lists of dicts."""
+
+    def is_one(item: Any) -> bool:
+        is_dialogue = isinstance(item, Sequence) and all(isinstance(message, dict) for message in item)
+        return isinstance(item, str) if is_text else is_dialogue
+
+    is_batch = not is_one(items) and isinstance(items, Sequence)
+    batch = list(items) if is_batch else [items]
+    if wrong := [item for item in batch if not is_one(item)]:
+        expected = "`text` must be a string" if is_text else "A dialogue must be a list of messages, which are dicts"
+        raise ValueError(f"{expected}, or a list of such, got {type(wrong[0]).__name__}.")
+    return batch, is_batch
 
 
 def _spread(values: Any, is_batch: bool, count: int, name: str) -> list[Any]:

@@ -529,6 +529,11 @@ def test_refuses_frames(processor, frames, message):
         (lambda p: p([user("x"), SYSTEM]), "only the first may be"),
         (lambda p: p([SYSTEM, {"role": "stream", "num_frames": -1}]), "at least 1, got -1"),
         (lambda p: p([user("x")], "no/such/file.mp4"), "no video file 'no/such/file.mp4'"),
+        (lambda p: p(user("x")), "A dialogue must be a list of messages, which are dicts, .* got dict"),
+        (lambda p: p("x"), "A dialogue must be a list of messages, .* got str"),
+        (lambda p: p([user("x"), None]), "A dialogue must be a list of messages, .* got dict"),
+        (lambda p: p.apply_chat_template([None]), "A dialogue must be a list of messages, .* got NoneType"),
+        (lambda p: p(text=[3]), "`text` must be a string, or a list of such, got int"),
     ],
 )
 def test_refuses(processor, call, message):
@@ -590,7 +595,12 @@ def test_a_pipeline_answers_about_a_video():
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ([{"type": "audio"}], {}, "must be text or video, got 'audio'"),
+        ([{"type": "audio"}], {}, "must be text or video, got 'audio' in message 0"),
+        (["text"], {}, "must be text or video, got None in message 0"),
+        ([{"type": "video"}], {}, "The video part of message 0 names no video: give it `video`, `path` or `url`."),
+        ([{"type": "video", "video": None}], {}, "The video part of message 0 names no video"),
+        ([{"type": "text"}], {}, "A text part of message 0 must be a text, got None."),
+        ([{"type": "text", "text": "\ud800"}], {}, "A text part of message 0 is not valid Unicode"),
         ([{"type": "video", "path": "a.mp4"}] * 2, {}, "may have one video, got 2"),
         ("Hi.", {"continue_final_message": True}, "end the dialogue with the user's message"),
     ],
