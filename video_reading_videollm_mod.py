@@ -53,8 +53,9 @@ _SEEKS_WRONG = {"apng", "mpeg"}
 _MOST_ERRORS = 100
 # Seconds before a live source is opened again, after the first failure and at most.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-# FFmpeg would wait for 20 frames to find a rate, and for 50 without a time.
-_LIVE_OPTIONS = {"fpsprobesize": "2", "max_ts_probe": "1"}
+# FFmpeg would wait for 20 frames to find a rate, and for 50 without a time. It would ask a camera for packets by UDP
+# first, which many networks lose.
+_LIVE_OPTIONS = {"fpsprobesize": "2", "max_ts_probe": "1", "rtsp_flags": "prefer_tcp"}
 
 
 @dataclass

@@ -87,7 +87,10 @@ def headers(request: BaseHTTPRequestHandler, kind: str = "video/mp2t", length: i
 
 @contextmanager
 def rtsp_server(answer: Callable[[Callable[[list[bytes]], None], int], None]) -> Iterator[str]:
-    """Serve RTP packets of H.264 over RTSP's own connection; `answer(send, number of earlier clients)` sends them."""
+    """
+    Serve RTP packets of H.264 over RTSP's own connection; `answer(send, number of earlier clients)` sends them. A
+    client that asks for UDP gets nothing, as behind a firewall.
+    """
     sdp = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
 
     def serve(connection: socket.socket, number: int) -> None:
@@ -106,13 +109,11 @@ def rtsp_server(answer: Callable[[Callable[[list[bytes]], None], int], None]) ->
                 elif line.startswith("CSeq:"):
                     sequence = line.strip()
                 elif line == "\r\n":
-                    is_refused = method == "SETUP" and "TCP" not in transport
-                    status = "461 Unsupported Transport" if is_refused else "200 OK"
-                    more = f"{transport}\r\n" if method == "SETUP" else ""
+                    more = f"{transport};server_port=9-10\r\n" if method == "SETUP" else ""
                     more += f"Content-Type: application/sdp\r\nContent-Length: {len(sdp)}\r\n" * (method == "DESCRIBE")
-                    reply = f"RTSP/1.0 {status}\r\n{sequence}\r\nSession: 1\r\n{more}\r\n".encode()
+                    reply = f"RTSP/1.0 200 OK\r\n{sequence}\r\nSession: 1\r\n{more}\r\n".encode()
                     connection.sendall(reply + sdp * (method == "DESCRIBE"))
-                    if method == "PLAY":
+                    if method == "PLAY" and "TCP" in transport:
                         return answer(send, number)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
