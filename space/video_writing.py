@@ -324,12 +324,12 @@ class _Sound:
 
     def __init__(self, beside: Any, clock: _Clock, report: WritingReport, *, copies: bool) -> None:
         self.source, self.clock, self.report = beside.container, clock, report
-        self.heard = self.source.streams.best("audio", related=beside.stream)
+        self.audio = self.source.streams.best("audio", related=beside.stream)
         report.audio_changes = not copies
         report.ignored_audio_streams = max(0, len(self.source.streams.audio) - 1)
-        self.codec = None if self.heard is None else getattr(self.heard.codec_context, "name", "unknown codec")
+        self.codec = None if self.audio is None else getattr(self.audio.codec_context, "name", "unknown codec")
         self.ways = [LEFT_OUT]
-        if self.heard is not None and self.heard.codec_context is not None:
+        if self.audio is not None and self.audio.codec_context is not None:
             self.ways = [*([COPIED] if copies and self.codec in CODECS else []), ENCODED, LEFT_OUT]
         self._packets, self._waiting = self._read(), None
         self._expected: Fraction | None = None
@@ -337,7 +337,7 @@ class _Sound:
         self._last: int | None = None
         self._written: int | None = None
         # Format of the decoded sound so far.
-        self._form: tuple[Any, ...] | None = None
+        self._audio_format: tuple[Any, ...] | None = None
         self._resampler: Any = None
 
     def attach(self, target: Any, way: str) -> None:
@@ -346,9 +346,9 @@ class _Sound:
         self.report.encoded_audio = self.codec if way == ENCODED else ""
         self.report.left_out_audio = self.codec if way == LEFT_OUT and self.codec else ""
         if way == COPIED:
-            self.stream = target.add_stream_from_template(self.heard)
+            self.stream = target.add_stream_from_template(self.audio)
         if way == ENCODED:
-            context = self.heard.codec_context
+            context = self.audio.codec_context
             rate = context.sample_rate if context.sample_rate in RATES else 48_000
             self.stream = target.add_stream("aac", rate=rate)
             self.stream.codec_context.layout = {1: "mono", 6: "5.1"}.get(context.channels, "stereo")
@@ -382,7 +382,7 @@ class _Sound:
         errors = 0
         while errors < MOST_ERRORS:
             try:
-                for packet in self.source.demux(self.heard):
+                for packet in self.source.demux(self.audio):
                     errors = 0
                     if packet.size:
                         yield packet
@@ -403,9 +403,9 @@ class _Sound:
         elif self._last is not None and packet.dts <= self._last:
             self.report.cut_audio_packets += 1
         elif self.way == COPIED:
-            forms = {(frame.sample_rate, frame.layout.name) for frame in frames}
-            self._form = self._form or next(iter(forms), None)
-            if forms - {self._form}:
+            formats = {(frame.sample_rate, frame.layout.name) for frame in frames}
+            self._audio_format = self._audio_format or next(iter(formats), None)
+            if formats - {self._audio_format}:
                 raise _SoundChanges
             self._last = packet.dts
             packet.stream = self.stream
@@ -417,18 +417,18 @@ class _Sound:
 
     def _decode(self, packet: Any | None) -> list[Any] | None:
         try:
-            return self.heard.codec_context.decode(packet)
+            return self.audio.codec_context.decode(packet)
         except av.error.FFmpegError:
             return None
 
     def _encode(self, frame: Any | None) -> None:
         """Encode a decoded frame, or the rest."""
-        form = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
+        audio_format = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
         frames = []
-        if self._resampler is not None and form != self._form:
+        if self._resampler is not None and audio_format != self._audio_format:
             frames, self._resampler = self._resampler.resample(None), None
         if self._resampler is None and frame is not None:
-            context, self._form = self.stream.codec_context, form
+            context, self._audio_format = self.stream.codec_context, audio_format
             self._resampler = av.AudioResampler(format="fltp", layout=context.layout.name, rate=context.sample_rate)
         frames += [None] if frame is None else self._resampler.resample(frame)
         for some in frames:
