@@ -403,6 +403,7 @@ def test_lines_become_sentences(read):
             ["See No. 5 at 5 p.m. today, J. R. Smith.", "No.", "So do I.", "Yes."],
         ),
         ("1. Open it. 2. There are 3. Go.", ["1. Open it.", "2. There are 3.", "Go."]),
+        ("See Fig. 3 or No. 5. No.", ["See Fig. 3 or No. 5.", "No."]),
         ("Well... maybe. Wait… What?", ["Well... maybe.", "Wait…", "What?"]),
         ('He said "Stop." Then: "Really?" she asked.', ['He said "Stop."', 'Then: "Really?" she asked.']),
         (

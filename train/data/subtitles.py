@@ -147,8 +147,9 @@ def _ends(before: str, after: str, *, is_new_line: bool) -> bool:
     name = word[:-1].lower()
     is_initial = re.fullmatch(r"(?:[^\W\d_]\.)+", word) and word != "I." and (is_small or not is_new_line)
     # "1. Open the box.", but also "There are 3."
-    rest = before[: -len(word)].rstrip()
-    is_item = name.isdigit() and (not rest or _SENTENCE_END.search(rest))
+    *_, earlier = ["", *before[: -len(word)].split()]
+    is_item = name.isdigit() and earlier[:-1].lower() not in _BEFORE_NUMBERS
+    is_item = is_item and bool(not earlier or _SENTENCE_END.search(earlier))
     is_short = name in _BEFORE_NUMBERS and first[:1].isdigit() or name in _BEFORE_SMALL_LETTERS and is_small
     return not (is_initial or is_item or is_short or name in _TITLES)
 
