@@ -608,7 +608,7 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
     try:
         if source == "-":
             return av.open(_standard_input(), options=options)
-        if source.startswith("camera:"):
+        if source.startswith("camera:") and not is_file:
             name, system = _camera(source)
             return av.open(name, format=system, timeout=limits, options=options)
         # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and a sign for a pattern.

@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time as clock
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
@@ -34,8 +35,8 @@ from videollm_mod.train.data.timed_messages import find_faults, load_timed_messa
 
 
 SEED, RANGES = 0, 35
-# Seconds after which a case counts as a hang.
-LONGEST = 10
+# Seconds of processor time that a case may take, and of waiting after which it counts as a hang.
+LONGEST, LONGEST_WAIT = 10, 60
 # Captions are burnt into one case of this many.
 BURN_IN_EVERY = 50
 SECONDS, FPS = 4, 10
@@ -309,9 +310,12 @@ def work(kinds: list[str], seed: int, ranges: int, done: int) -> None:
                 sys.stdout.write(f"{case.name}\n")
                 sys.stdout.flush()
                 # It writes where the process waits, and ends it.
-                faulthandler.dump_traceback_later(LONGEST, exit=True)
+                faulthandler.dump_traceback_later(LONGEST_WAIT, exit=True)
+                begin = clock.process_time()
                 result = attempt(original, path, case, number % BURN_IN_EVERY == 0)
+                took = clock.process_time() - begin
                 faulthandler.cancel_dump_traceback_later()
+                result = f"WRONG took {took:.1f} s: {result}" if took > LONGEST else result
                 sys.stdout.write(f"    {result}\n")
                 sys.stdout.flush()
 

@@ -566,3 +566,39 @@ def test_time_goes_on_in_joined_matroska_files_with_b_frames(tmp_path):
     frames, seconds, _ = read_numbers(path)
     assert [number for _, number in frames] == list(range(40))
     assert all(abs(10 * time - number) < 3 for time, number in frames) and seconds == pytest.approx(4.0, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "2024-01-26T20:57:04.mp4",
+            "camera:0.mp4",
+            "http:x.mp4",
+            "file:x.mp4",
+            "concat:a|b.mp4",
+            "-dash.mp4",
+            "%d.mp4",
+        ),
+        *(
+            "100%.mp4",
+            "img%03d.png",
+            "name[1].mp4",
+            "*.png",
+            "a b'c\"d.mp4",
+            "видео.mp4",
+            "new\nline.mp4",
+            "UPPER.MP4",
+        ),
+    ],
+)
+def test_any_name_is_a_file(tmp_path, monkeypatch, name):
+    """FFmpeg takes a colon for a protocol, and a sign for a pattern of names."""
+    monkeypatch.chdir(tmp_path)
+    if name.endswith("png"):
+        Image.fromarray(numbered(1)[0]).save("still.png")
+        Path("still.png").rename(name)
+    else:
+        write_clip(Path("clip.mp4"), numbered(4)).rename(name)
+    for video in (name, Path(name), tmp_path / name):
+        assert len(list(read_video(video, fps=10))) == (1 if name.endswith("png") else 4)
