@@ -433,6 +433,7 @@ def test_speakers_go_only_where_certain(read):
     report = SubtitleReport()
     cues = ["ANNA: Hi.", "DR. SMITH (V.O.): Come.", "Dr. Lee: No.", "MAN #2:\nGo.", ">> АННА: Да.", "- BOB: Well."]
     cues += ["Anna Smith: Once.", "NOTE: Important.", "I: the first person.", "It is 12:30 now.", "THE REASON: None."]
+    cues += ["HTTP: a protocol.", "COVID-19: what we know.", "STEP 2: Open it.", "See http://a.b/c: it works."]
     cues += ["-5 degrees.", "5-10 people.", "-$5 each.", "– Dash."]
     spoken = read(srt(*[(n, n + 0.5, cue) for n, cue in enumerate(cues)]), sentences=True, report=report)
     assert spoken[:6] == ["Hi.", "Come.", "No.", "Go.", "Да.", "Well."] and report.speaker_names == 6

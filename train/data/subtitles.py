@@ -59,14 +59,19 @@ _PARENTHESES = re.compile(
 )
 _SPEAKER = re.compile(r"((?:[^\W\d_][\w.'’&-]*)(?: [\w.'’&#-]+){0,3})(?: ?[(\[][^)\]]*[)\]])? ?:(?:\s+|$)")
 _NO_WORDS = re.compile(r"[\s.,:;…*#~'\"“”‘’_–—-]+")
+# Parts of names: not "COVID-19", but "MAN #2"; and not "HTTP" or "I".
+_NAME_WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|[.'’&-])*|#?\d+|&")
+_SYLLABLE = re.compile(r"[aeiouy][a-z]|[a-z][aeiouy]|[^\x00-\x7f]", re.I)
 # Words in capitals before a colon that name no speaker.
 _NO_SPEAKERS = """
-    A ALSO AN AND ANSWER ARE ATTENTION BREAKING BUT CASE CAUTION CHAPTER CONCLUSION CONS DANGER DATE DEFINITION
-    ERROR EXAMPLE FACT FAQ FINALLY FIRST FYI GOAL HE HERE HINT HOW I IMPORTANT IN IS IT LAST LEMMA LESSON LIVE
-    LOCATION MY NB NEWS NEXT NO NOTE NOTES OF OK OKAY ON OPTION OR PART PLACE POINT PRICE PROOF PROS PS QUESTION
-    REASON REMEMBER RESULT RULE SCORE SECOND SECTION SHE SO SOURCE STATUS STEP SUBJECT SUMMARY TASK THAT THE THEOREM
-    THERE THEY THIRD THIS TIME TIP TIPS TITLE TO TODAY TODO TOMORROW TONIGHT TOTAL UPDATE URL WARNING WE WHAT WHEN
-    WHERE WHO WHY YES YESTERDAY YOU
+    A AFTER AGENDA AI ALERT ALSO AN AND ANSWER API ARE ATTENTION BEFORE BONUS BREAKING BUT BY CASE CAUTION CHAPTER
+    CONCLUSION CONS CPU CREDITS DANGER DATE DAY DEFINITION DISCLAIMER EPISODE ERROR EU EXAMPLE EXERCISE FACT FAQ
+    FIGURE FINALLY FIRST FYI GOAL GPU HE HERE HINT HOW I IMPORTANT IN INTRO INTRODUCTION IS IT LAST LATER LEMMA
+    LESSON LEVEL LIVE LOCATION MEANWHILE MODULE MONTH MUSIC MY NB NEWS NEXT NO NOTE NOTES OF OK OKAY ON OPTION OR
+    OVERVIEW PART PHASE PLACE POINT PRICE PROOF PROS PS QUESTION QUIZ REASON RECAP REMEMBER RESULT ROUND RULE SCENE
+    SCORE SECOND SECTION SHE SO SOURCE SPOILER STAGE STATUS STEP SUBJECT SUMMARY TABLE TASK THAT THE THEOREM THERE
+    THEY THIRD THIS TIME TIP TIPS TITLE TO TODAY TODO TOMORROW TONIGHT TOPIC TOTAL UK UN UNIT UPDATE URL USA VERSION
+    WARNING WE WEEK WHAT WHEN WHERE WHO WHY YEAR YES YESTERDAY YOU
 """
 _NO_SPEAKERS = frozenset(_NO_SPEAKERS.split())
 
@@ -177,14 +182,17 @@ def _speaker_names(lines: list[Line]) -> set[str]:
 
 
 def _is_speaker(name: str, said: str, count: int) -> bool:
-    words = [word.strip(".").upper() for word in name.split()]
-    if sum(letter.isalpha() for letter in name) < 2 or not _NO_SPEAKERS.isdisjoint(words):
+    words = name.split()
+    has_title = words[0].strip(".").lower() in _TITLES
+    if not _NO_SPEAKERS.isdisjoint(word.strip(".").upper() for word in words):
+        return False
+    if not (all(_NAME_WORD.fullmatch(word) for word in words) and (has_title or _SYLLABLE.search(name))):
         return False
     if name.isupper():
         # In a text that is all in capitals, "THE REASON IS:" looks like a name.
         return count > 1 or (len(words) < 4 and any(letter.islower() for letter in said)) or not said
-    is_name = len(words) > 1 and all(word[0].isupper() or word[0] in "#0123456789" for word in name.split())
-    return is_name and (count > 1 or words[0].lower() in _TITLES)
+    is_name = len(words) > 1 and all(word[0].isupper() or not word[0].isalpha() for word in words)
+    return is_name and (count > 1 or has_title)
 
 
 def to_timed_messages(
