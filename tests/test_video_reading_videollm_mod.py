@@ -602,3 +602,69 @@ def test_any_name_is_a_file(tmp_path, monkeypatch, name):
         write_clip(Path("clip.mp4"), numbered(4)).rename(name)
     for video in (name, Path(name), tmp_path / name):
         assert len(list(read_video(video, fps=10))) == (1 if name.endswith("png") else 4)
+
+
+@pytest.mark.parametrize("audio_seconds", [1, 9])
+@pytest.mark.parametrize(
+    ("ending", "codecs"), [("mkv", "libx264 aac"), ("webm", "libvpx libopus"), ("mp4", "libx264 aac")]
+)
+def test_the_length_is_that_of_the_picture(tmp_path, ending, codecs, audio_seconds):
+    """Matroska states one length for all streams, and a recording of a browser none."""
+    path = tmp_path / f"clip.{ending}"
+    with av.open(str(path), "w", options={"live": "1"} if ending == "webm" else {}) as container:
+        stream = container.add_stream(codecs.split()[0], rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        sound = container.add_stream(codecs.split()[1], rate=48000, layout="mono")
+        for picture in numbered(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+        silence = np.zeros((1, 48000), np.float32)
+        for second in range(audio_seconds):
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp" if ending != "webm" else "flt", layout="mono")
+            frame.sample_rate, frame.pts = 48000, 48000 * second
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    frames, seconds, report = read_numbers(path)
+    assert len(frames) == 30 and seconds == pytest.approx(3.0, abs=0.05) and not report
+    assert len(list(read_video(path, fps=2))) == 6
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "ts"])
+def test_a_picture_that_begins_later_than_the_sound(tmp_path, ending):
+    """The container's clock counts, so that sound and captions stay in step."""
+    path = tmp_path / f"clip.{ending}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        sound = container.add_stream("aac", rate=48000, layout="mono")
+        for second in range(4):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 48000), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 48000, 48000 * second
+            container.mux(sound.encode(frame))
+        for index, picture in enumerate(numbered(20)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = 20 + index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode() + sound.encode())
+    frames, seconds, report = read_numbers(path)
+    assert frames[0] == (pytest.approx(2.0, abs=0.05), 0) and seconds == pytest.approx(4.0, abs=0.05) and not report
+    assert numbers(read_video(path, fps=2, end=3.9)) == pytest.approx([0, 0, 0, 0, 0, 5, 10, 15], abs=1)
+
+
+@pytest.mark.parametrize(("space", "matrix"), [(1, "ITU709"), (5, "ITU601"), (9, "bt2020")])
+@pytest.mark.parametrize("full", [False, True])
+def test_colors_follow_the_tags_of_the_stream(tmp_path, space, matrix, full):
+    path = tmp_path / "clip.mp4"
+    color = np.full((64, 64, 3), (200, 40, 60), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv444p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = space, 2 if full else 1
+        for index in range(4):
+            frame = av.VideoFrame.from_ndarray(color, format="rgb24")
+            frame = frame.reformat(format="yuv444p", dst_colorspace=matrix, dst_color_range="JPEG" if full else "MPEG")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    _, picture = next(read_video(path))
+    assert np.abs(picture.astype(int) - color).max() <= 3
