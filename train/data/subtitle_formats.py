@@ -193,8 +193,12 @@ def _guess_encoding(data: bytes) -> str:
 
 
 def _count_odd(text: str) -> int:
-    """Count characters that are neither letters nor punctuation, such as in "pi³ka"."""
-    return sum(character > "\x7f" and category(character)[0] not in "LMPZ" for character in text)
+    """Count what speaks against an encoding: signs in words, as in "pi³ka", and letters that are all small."""
+    letters = [character for character in text if character.isalpha()]
+    # Hebrew read as Cyrillic has no capitals. In French, most letters with accents are small.
+    foreign = [letter for letter in letters if letter > "\x7f"]
+    is_small = len(foreign) > len(letters) / 2 and all(letter.islower() for letter in foreign)
+    return is_small + sum(character > "\x7f" and category(character)[0] not in "LMPZ" for character in text)
 
 
 # ------------------------------------------------------------------------------------------------------------- formats
