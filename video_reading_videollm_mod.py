@@ -276,8 +276,10 @@ class VideoReader:
     def _decode_from(self, start: Fraction) -> Iterator[Any]:
         """Decode from the key frame at or before `start`, or from the beginning."""
         can_seek = start > 0 and not self.is_live and self.container.format.name not in _SEEKS_WRONG
-        if can_seek and os.path.isfile(self.source) and _has_flag(self.container, _MAY_CHANGE_CLOCKS):
-            can_seek = self._measured()[1]
+        if can_seek and _has_flag(self.container, _MAY_CHANGE_CLOCKS):
+            # FFmpeg finds the place in a playlist by the lengths of its parts.
+            is_file = os.path.isfile(self.source)
+            can_seek = self._measured()[1] if is_file else self.container.format.name == "hls"
         for back in (0, 2, 10, 60) if can_seek else ():
             frames = self._seek(start - back)
             first = next(frames, None) if start > back else None

@@ -668,3 +668,33 @@ def test_colors_follow_the_tags_of_the_stream(tmp_path, space, matrix, full):
         container.mux(stream.encode())
     _, picture = next(read_video(path))
     assert np.abs(picture.astype(int) - color).max() <= 3
+
+
+class RangeHandler(QuietHandler):
+    """Answers requests for a part of a file, as servers of video do."""
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        content = path.read_bytes()
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - begin))
+        self.end_headers()
+        try:
+            self.wfile.write(content[begin:])
+        except OSError:
+            self.close_connection = True  # the reader seeks elsewhere
+
+
+def test_a_window_of_a_broadcast_behind_a_url(tmp_path):
+    """Its length cannot be measured, so that it may hold several clocks."""
+    parts = [write_clip(tmp_path / f"{i}.ts", numbered(48)[24 * i :][:24], g="8").read_bytes() for i in range(2)]
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    handler = functools.partial(RangeHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/joined.ts"
+        for start in (0.5, 2.5, 3.2, 4.5):
+            assert numbers(read_video(url, fps=10, start=start, end=start + 0.4))[0] == 10 * start
+        server.shutdown()
