@@ -201,17 +201,22 @@ def test_faulty_rows_are_left_out_and_listed_at_the_end(faulty):
         f"'{faulty}/validation.jsonl', line 3, messages[0].time: is 3.5 s, beyond the end at 2 s",
         f"'{faulty}/train.jsonl', line 3: {ENDS_EARLY}",
     ]
+
+
+def test_checks_of_all_frames_find_what_training_would(faulty, capsys):
+    def check(**options):
+        sft.main(ScriptArguments(skip_faulty=True, **options), TimedMessages(str(faulty)), None, None)
+        return capsys.readouterr()
+
+    assert f"{faulty}: 3 rows to train on, 1 left out" in check(validate_only="quick").out
+    full = check(validate_only="full")
+    assert f"{faulty}: 2 rows to train on, 2 left out" in full.out
+    assert f"1 videos were mended or read in part:\n'{faulty}/noisy.mp4': " in full.err
     (faulty / "validation.jsonl").write_text("null\n")
-    failed = run_script(faulty / "out", *options, *evaluated)
-    assert failed.returncode == 1 and failed.stderr.endswith("all 1 rows are faulty, so none is left.\n")
-
-
-def test_checks_of_all_frames_find_what_training_would(faulty):
-    checked = run_script(faulty / "out", "--dataset", faulty, "--skip_faulty", "--validate_only")
-    assert checked.returncode == 0 and f"{faulty}: 3 rows to train on, 1 left out" in checked.stdout
-    checked = run_script(faulty / "out", "--dataset", faulty, "--skip_faulty", "--validate_only", "full")
-    assert checked.returncode == 0 and f"{faulty}: 2 rows to train on, 2 left out" in checked.stdout
-    assert f"1 videos were mended or read in part:\n'{faulty}/noisy.mp4': " in checked.stderr
+    with pytest.raises(SystemExit, match="all 1 rows are faulty, so none is left"):
+        check(eval_split="validation")
+    shown = capsys.readouterr().err
+    assert "left out 2 of 5 rows:\n" in shown and f"'{faulty}/validation.jsonl', line 1: {NO_OBJECT}" in shown
 
 
 KILLED = """

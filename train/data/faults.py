@@ -100,6 +100,7 @@ class RowRecord:
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.num_rows = 0
+        self._added: set[tuple[str, str]] = set()
 
     @contextmanager
     def working_on(self, row: Mapping[str, Any]) -> Iterator[None]:
@@ -128,6 +129,10 @@ class RowRecord:
         return self._lines("damaged")
 
     def _add(self, name: str, line: str) -> None:
+        # A row is read again in each epoch.
+        if (name, line) in self._added:
+            return
+        self._added.add((name, line))
         # One write in append mode: lines of several workers do not mix.
         with (self.folder / f"{name}.jsonl").open("ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
