@@ -25,7 +25,7 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -639,9 +639,24 @@ def _content(source: str) -> str | None:
         return None
     with open(source, "rb") as file:
         head = file.read(64).lstrip().lower()
+        if head[4:8] == b"ftyp" and not _has_index(file):
+            return "its index is missing, as in a recording that was cut off"
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, and `git lfs pull` fetches the video"
     return "it is a web page" if head.startswith((b"<!doctype html", b"<html")) else None if head else "it is empty"
+
+
+def _has_index(file: BinaryIO) -> bool:
+    """Return whether one of the boxes of an mp4 is its index, or a fragment's."""
+    at, size = 0, 8
+    while size >= 8:
+        file.seek(at)
+        box = file.read(16)
+        if box[4:8] in (b"moov", b"moof"):
+            return True
+        size = int.from_bytes(box[8:] if box[:4] == b"\0\0\0\1" else box[:4], "big")
+        at += size
+    return False
 
 
 def _check_source(video: str | Path) -> str:

@@ -512,6 +512,9 @@ def test_refuses_a_video_without_a_decoder_or_without_pictures(tmp_path):
     path.write_bytes(content.replace(b"avc1", b"xyz1").replace(b"avcC", b"xyzC"))
     with pytest.raises(ValueError, match="clip.mp4' has no video stream \\(streams: unknown codec\\)"):
         VideoReader(path)
+    path.write_bytes(content[: content.index(b"moov") - 4])
+    with pytest.raises(ValueError, match="clip.mp4' cannot be read as video: its index is missing"):
+        VideoReader(path)
     path = write_clip(tmp_path / "clip.mkv", numbered(4))
     with av.open(str(path)) as container:
         path.write_bytes(path.read_bytes()[: next(container.demux()).pos])
