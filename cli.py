@@ -402,13 +402,7 @@ def _show_progress(frames: Iterator[Any]) -> Iterator[Any]:
 def _watch(processor: Any, video: str, session: Any, ctrl_c: _CtrlC, *, as_json: bool, **options: Any) -> float:
     """Push a video into a session and print what it says. Return the seconds it took."""
     start, printed = clock.perf_counter(), 0
-
-    def on_drop() -> None:
-        session.count_dropped()
-        if session.num_dropped == 1:
-            typer.echo("frames come too fast: the oldest that wait are dropped", err=True)
-
-    ahead = _read(processor, video, session, shows_progress=as_json, on_drop=on_drop, **options)
+    ahead = _read(processor, video, session, shows_progress=as_json, **options)
     with _keep_what_was_seen(session), closing(ahead):
         for waiting in ahead:
             session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
@@ -439,12 +433,17 @@ def _read(
     from videollm_mod.reading_ahead_videollm_mod import read_ahead
     from videollm_mod.video_reading_videollm_mod import goes_on, is_complete, read_video
 
+    def on_drop() -> None:
+        session.count_dropped()
+        if session.num_dropped == 1:
+            typer.echo("frames come too fast: the oldest that wait are dropped", err=True)
+
     stop, device = threading.Event(), session.model.device
     options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}
     frames = read_video(video, fps=fps, end=end, **options)
     frames = _show_progress(frames) if shows_progress else frames
     small = ((time, processor.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
-    behind |= {"is_live": not is_complete(video), "goes_on": goes_on(video)}
+    behind |= {"is_live": not is_complete(video), "goes_on": goes_on(video), "on_drop": on_drop}
     return read_ahead(small, session.chunk_frames, stop=stop, **behind)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from broadcast import FPS, broadcast, encode, free_udp_port, headers, http_server, paced, rtsp_server
-from tiny import random_frames
+from tiny import random_frames, tiny_model, tiny_processor
 
 from videollm_mod import ReadingReport, VideoReader, read_video
 from videollm_mod.reading_ahead_videollm_mod import read_ahead
@@ -64,6 +64,33 @@ def test_a_source_that_accepts_and_says_nothing(scheme):
         with pytest.raises(ValueError, match="sent no video within 1 s"):
             next(read_video(url, timeout=1))
         assert time.monotonic() - begin < 5
+
+
+def test_the_model_and_the_processor_pass_the_time_limit_on():
+    model, processor = tiny_model(), tiny_processor()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/video.ts"
+        for read in (
+            lambda: next(model.narrate(processor, url, timeout=0.5)),
+            lambda: next(processor.read_video(url, timeout=0.5)),
+            lambda: processor.open_video(url, timeout=0.5),
+        ):
+            with pytest.raises(ValueError, match="sent no video within 0.5 s"):
+                read()
+
+
+def test_the_model_opens_a_source_again_on_request():
+    model, processor, opened = tiny_model(), tiny_processor(), threading.Semaphore(0)
+
+    def answer(request, _):
+        opened.release()
+        headers(request)
+        paced(encode(numbered(10), "mpegts"), request.wfile.write)
+
+    with http_server(answer) as url:
+        events = model.narrate(processor, f"{url}/live.ts", None, end=2, reconnect=True, interval_threshold=0.0)
+        list(events)
+    assert all(opened.acquire(timeout=0) for _ in range(2))
 
 
 def test_nobody_broadcasts():
