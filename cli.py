@@ -14,7 +14,7 @@ import sys
 import threading
 import time as clock
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -175,7 +175,13 @@ def narrate(
         )
         _ask_first(session, query)
         report, behind = processor.new_report(), {"when_behind": when_behind, "max_waiting": max_waiting}
-        seconds = _watch(processor, video, session, ctrl_c, as_json=as_json, report=report, **live, **behind)
+        try:
+            seconds = _watch(processor, video, session, ctrl_c, as_json=as_json, report=report, **live, **behind)
+        except Exception:
+            # A fault of the program, such as a lack of memory, does not cost what was said before it.
+            if session.num_frames > 0:
+                _write(outputs, video, session, fps=fps, font=font)
+            raise
         is_written, burnt = _write(outputs, video, session, fps=fps, font=font)
         _print_summary(session, seconds, as_json, report, burnt)
     if not is_written:
@@ -486,9 +492,11 @@ def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, fo
     from videollm_mod.video_reading_videollm_mod import VideoReader
 
     end, is_written, burnt = session.time + 1 / fps, True, None
-    if Path(video).is_file():
-        with VideoReader(video) as reader:
-            end = reader.seconds
+    # The file may be gone by now.
+    with suppress(OSError, ValueError):
+        if Path(video).is_file():
+            with VideoReader(video) as reader:
+                end = reader.seconds
     for kind, path in outputs.items():
         try:
             if kind == "burn_in":

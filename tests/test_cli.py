@@ -287,7 +287,7 @@ def test_a_fault_in_one_output_does_not_prevent_the_others(tmp_path):
     outputs = ("--srt", "/dev/full", "--vtt", str(tmp_path / "out.vtt"))
     done = CliRunner().invoke(cli.app, ["narrate", str(NASA), "--fps", "1", *outputs])
     assert done.exit_code == 1 and "frames in" in done.stdout, "the summary is still printed"
-    assert done.stderr.splitlines()[-2:] == [
+    assert done.stderr.splitlines()[-3:-1] == [
         "error: '/dev/full' was not written: [Errno 28] No space left on device",
         f"wrote {tmp_path / 'out.vtt'}",
     ]
@@ -307,6 +307,19 @@ def test_a_missing_font_is_said_before_the_work_and_at_the_end(monkeypatch, tmp_
     report = captions.burn_in(SAMPLE, said, out)
     assert "Captions with boxes for characters that no font here has: 1, characters 。 球 红 (CJK)." in caplog.text
     assert report.missing_characters == "。 球 红 (CJK)"
+
+
+def test_a_fault_of_the_program_keeps_the_narration_so_far(tmp_path):
+    folder = copy_embedded(tmp_path / "faulty")
+    code = (folder / "streaming_videollm_mod.py").read_text()
+    begin = "        begin = clock.perf_counter()\n        opening = self._take_unfed"
+    assert code.count(begin) == 1
+    fault = '        if len(self.events) == 3:\n            raise RuntimeError("out of memory")\n'
+    (folder / "streaming_videollm_mod.py").write_text(code.replace(begin, fault + begin))
+    done = CliRunner().invoke(cli.app, ["narrate", "--model", str(folder), "--jsonl", str(tmp_path / "out.jsonl")])
+    assert "out of memory" in str(done.exception)
+    said = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [[e["time"], e["text"]] for e in said if e["role"] == "assistant"] == STORY[:2]
 
 
 def test_max_frames_remembers_the_newest():
