@@ -84,7 +84,8 @@ def test_help_imports_neither_torch_nor_transformers(command):
 def test_a_foreign_video_gets_a_note():
     done = run("narrate", NASA)
     assert done.returncode == 0, done.stderr
-    loading, note = done.stderr.splitlines()
+    loading, note, report = done.stderr.splitlines()
+    assert report == "The source is not in order: 1 ignored stream."
     assert loading + "\n" == LOADING and note.startswith(
         "Note: the embedded checkpoint was trained on generated clips"
     )
