@@ -553,6 +553,7 @@ def pgs():
     [
         (["gone.mp4"], "There is no video file 'gone.mp4'"),
         (["{nasa}", "--subtitles", "gone.srt"], "There is no file 'gone.srt'"),
+        (["{nasa}", "--subtitles", "{folder}"], "is a folder: name a subtitle file"),
         (["{clip}"], "has no subtitle stream 0: it has 0"),
         (["{nasa}", "--stream", "7"], "has no subtitle stream 7: it has 2"),
         (["{nasa}", "--stream", "-1"], "has no subtitle stream -1: it has 2"),
@@ -564,7 +565,7 @@ def test_errors_are_one_line(tmp_path, convert, arguments, message):
     write_clip(tmp_path / "clip.mp4", random_frames(5), fps=10)
     (tmp_path / "late.srt").write_text(srt((3600, 3601, "Late.")))
     (tmp_path / "pictures.sup").write_bytes(pgs())
-    names = {"clip": tmp_path / "clip.mp4", "nasa": NASA, "late": tmp_path / "late.srt"}
+    names = {"folder": tmp_path, "clip": tmp_path / "clip.mp4", "nasa": NASA, "late": tmp_path / "late.srt"}
     names["pictures"] = tmp_path / "pictures.sup"
     with pytest.raises(SystemExit) as failed:
         convert(*(argument.format(**names) for argument in arguments))

@@ -107,10 +107,12 @@ def read_subtitles(
         report ([`SubtitleReport`], *optional*): Where to count what was guessed, mended and left out.
 
     Raises:
-        `FileNotFoundError`: If the file does not exist.
+        `FileNotFoundError`, `IsADirectoryError`: If there is no such file.
         `ValueError`: If it cannot be read, or does not have this subtitle stream.
     """
     path, report = Path(source), SubtitleReport() if report is None else report
+    if path.is_dir():
+        raise IsADirectoryError(f"'{source}' is a folder: name a subtitle file in it.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file '{source}'.")
     text = _read_text(path, encoding, report)
