@@ -13,7 +13,17 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tiny import ROOT, SCHEMES, choose_kept, random_frames, tiny_config, tiny_model, tiny_processor
+from tiny import (
+    ROOT,
+    SCHEMES,
+    choose_kept,
+    random_frames,
+    tiny_config,
+    tiny_model,
+    tiny_processor,
+    write_clip,
+    write_noisy_clip,
+)
 from torch.testing import assert_close
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TextIteratorStreamer, TorchAoConfig
@@ -645,6 +655,18 @@ def test_narrate_drops_frames_if_it_may_and_warns(monkeypatch, when_behind):
         assert seen < 20 and told == [first, f"{seen} frames were watched and {20 - seen} dropped."]
 
 
+def test_narrate_warns_of_what_was_spoilt_once_at_the_end(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(generation_videollm_mod.logger, "warning", warnings.append)
+    video = write_noisy_clip(tmp_path / "noisy.mp4", 40, noise_from=20)
+    list(tiny_model().narrate(tiny_processor(), video, max_new_tokens=1))
+    assert len(warnings) == 1 and "spoilt" in warnings[0]
+    list(
+        tiny_model().narrate(tiny_processor(), write_clip(tmp_path / "good.mp4", random_frames(20)), max_new_tokens=1)
+    )
+    assert len(warnings) == 1
+
+
 def test_narrate_watches_a_camera_through_sample_every():
     model, processor = scripted([], [])
     camera = itertools.chain(random_frames(3), (time.sleep(0.3) or frame for frame in random_frames(2)))
@@ -825,7 +847,7 @@ def test_stream_and_narrate_list_every_option_of_a_session():
     session, model = options(StreamingSession), VideoLLMMoDForConditionalGeneration
     assert options(model.stream) == session
     # The frames of a video have times, so narration needs no `source_fps`; it yields text, so it needs no scores.
-    own = {"start", "end", "reply_now", "when_behind", "max_waiting"}
+    own = {"start", "end", "timeout", "reconnect", "reply_now", "when_behind", "max_waiting"}
     narrate = options(model.narrate)
     assert {name: narrate[name] for name in narrate.keys() - own} == {
         name: session[name] for name in session.keys() - {"source_fps", "output_router_scores"}
