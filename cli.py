@@ -285,14 +285,14 @@ def _check_burn_in(burn_in: Path | None, font: Path | None, query: str | None) -
 
 
 class _CtrlC:
-    """Ctrl-C raises `KeyboardInterrupt` once, so that what is done can be written. The second one ends the program."""
+    """Ctrl+C raises `KeyboardInterrupt` once, so that what is done can be written. The second one ends the program."""
 
     is_pressed = False
     is_deferred = False
 
     def __enter__(self) -> "_CtrlC":
         self.before = signal.getsignal(signal.SIGINT)
-        # A program in the background ignores Ctrl-C, and only the main thread may change that.
+        # A program in the background ignores Ctrl+C, and only the main thread may change that.
         if self.before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self.press)
         return self
@@ -311,7 +311,7 @@ class _CtrlC:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let the work in this context end before Ctrl-C stops the program."""
+        """Let the work in this context end before Ctrl+C stops the program."""
         self.is_deferred = True
         try:
             yield
@@ -435,7 +435,7 @@ def _read(
     shows_progress: bool = True,
     **behind: Any,
 ) -> Iterator[list[tuple[float, Any]]]:
-    """Read a video in a thread, at the model's size: FFmpeg may wait for long, and Ctrl-C would wait with it."""
+    """Read a video in a thread, at the model's size: FFmpeg may wait for long, and Ctrl+C would wait with it."""
     from videollm_mod.reading_ahead_videollm_mod import read_ahead
     from videollm_mod.video_reading_videollm_mod import goes_on, is_complete, read_video
 

@@ -120,7 +120,7 @@ class VideoReader:
             silent. `None` for no limit. Files and standard input have none.
         reconnect (`bool`, *optional*): Whether to open a live source again when it ends, breaks off or falls silent,
             at first after half a second and then ever more rarely, up to every 30 seconds. Defaults to `True` for
-            cameras and broadcasts. Videos that end are not opened again.
+            cameras and broadcasts. Videos that end and standard input are not opened again.
         formats (`str`, *optional*): Container formats that may be opened, comma-separated names of FFmpeg. Playlists
             and the like name further files that FFmpeg opens, so uploads should be limited.
         report ([`ReadingReport`], *optional*): Where to count; one report may serve several readers.
@@ -151,8 +151,10 @@ class VideoReader:
     ) -> None:
         if timeout is not None:
             timeout = check_number("timeout", timeout, above=0, unit=" of seconds")
-        self.source, self.timeout, self.formats = _check_source(source), timeout, formats
-        self.reconnect = goes_on(self.source) if reconnect is None else reconnect
+        self.source, self.formats = _check_source(source), formats
+        # The end of standard input is final, and its writer may be slow.
+        self.timeout = None if self.source == "-" else timeout
+        self.reconnect = self.source != "-" and (goes_on(self.source) if reconnect is None else reconnect)
         self.report = ReadingReport() if report is None else report
         self.stop = threading.Event() if stop is None else stop
         self._timeline: _Timeline | None = None
@@ -206,13 +208,6 @@ class VideoReader:
     def clocks(self) -> list[tuple[Fraction, Fraction, Fraction]]:
         """The container's clocks so far, in seconds: what is added to their times, where they begin and where end."""
         return [] if self._timeline is None else self._timeline.clocks
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the first picture as shown: upright, with square pixels."""
-        with VideoReader(self.source, timeout=self.timeout, formats=self.formats) as other:
-            height, width = other.picture(next(other.frames())[2]).shape[:2]
-        return width, height
 
     def frames(self, start: float = 0.0) -> Iterator[tuple[Fraction, Fraction, Any]]:
         """
@@ -538,8 +533,9 @@ def read_video(
         its first frame is shown until then. While a live source is away, nothing is on screen.
 
     Raises:
-        `ValueError`: If `fps`, `start` or `end` is out of range, or the video has no readable frame.
-        `FileNotFoundError`: If the file does not exist.
+        `ValueError`: If `fps`, `start`, `end` or `timeout` is out of range, the video has no readable frame, or the
+            source breaks off or falls silent; the frames before that are yielded first.
+        `FileNotFoundError`, `IsADirectoryError`: If there is no such file.
         `ImportError`: If PyAV is missing and the video is not a sequence of frames.
     """
     fps, start = check_fps(fps), check_seconds("start", start, least=0)

@@ -9,8 +9,8 @@ python space/app.py --model FOLDER_OR_HUB_ID
 ```
 
 This file connects the page with its streams. `page.py` lays the page out, `page.js` runs in the browser, `viewer.py`
-holds a person's stream, `drawing.py` draws it, and `captions.py` exports it,
-with `caption_drawing.py` and `video_writing.py` for video.
+holds a person's stream, `drawing.py` draws it, and `captions.py` exports it, with `caption_drawing.py` and
+`video_writing.py` for video. `uploads.py` limits files, and `checkpoint_faults.py` explains broken checkpoints.
 """
 
 import argparse

@@ -93,7 +93,9 @@ class WritingReport:
 def check_encoder() -> None:
     """Raise `ValueError` if this build of PyAV cannot write H.264."""
     if "libx264" not in av.codecs_available:
-        raise ValueError("This build of PyAV has no libx264, so it cannot write H.264: `pip install --force av`.")
+        raise ValueError(
+            "This build of PyAV has no libx264, so it cannot write H.264: `pip install --force-reinstall av`."
+        )
 
 
 def write_video(

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Live sources that stall, break off, drop and return, and Ctrl-C at any time, against servers on loopback."""
+"""Live sources that stall, break off, drop and return, and Ctrl+C at any time, against servers on loopback."""
 
 import functools
 import json
@@ -314,12 +314,12 @@ def test_waiting_for_a_source_ends_with_the_reader():
         assert len(opened) <= count + 1
 
 
-# -------------------------------------------------------------------------------------------------------------- Ctrl-C
+# -------------------------------------------------------------------------------------------------------------- Ctrl+C
 
 
 @contextmanager
 def command(*arguments):
-    """Run the command line; Ctrl-C must end it long before its time limit for the source."""
+    """Run the command line; Ctrl+C must end it long before its time limit for the source."""
     running = subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), *map(str, arguments), "--timeout", "600"],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},

@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -363,14 +364,16 @@ def test_standard_input_is_a_video(tmp_path, kind):
         assert done.stdout.strip() == expected, done.stderr
 
 
-def test_a_live_pipe_is_not_spooled(tmp_path):
+def test_a_live_pipe_is_not_spooled_and_lasts_until_its_writer_ends(tmp_path):
     clip = write_clip(tmp_path / "clip.mkv", random_frames(60), fps=10)
     content = clip.read_bytes()
-    code = "from videollm_mod import read_video\nfor time, _ in read_video('-', fps=2): print(time, flush=True)"
+    code = "from videollm_mod import read_video\n"
+    code += "for time, _ in read_video('-', fps=2, timeout=0.2, reconnect=True): print(time, flush=True)"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
         reader.stdin.write(content[: len(content) // 2])
         reader.stdin.flush()
         assert reader.stdout.readline() == b"0.0\n"  # half of the video is still to come
+        time.sleep(0.5)  # longer than the time limit, which standard input does not have
         reader.stdin.write(content[len(content) // 2 :])
         reader.stdin.close()
         assert len(reader.stdout.read().split()) == 11
