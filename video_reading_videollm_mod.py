@@ -67,7 +67,7 @@ class ReadingReport:
         spoilt_packets (`int`): Packets that could not be read or decoded. Reading went on with the next one.
         spoilt_frames (`int`): Frames that were decoded with visible damage.
         mended_times (`int`): Times that jumped, went back or were missing, and follow the previous frame instead.
-        ignored_streams (`int`): Further video streams, which are not read.
+        ignored_streams (`int`): Further video streams, and streams that begin in the middle, which are not read.
         missing_seconds (`float`): Seconds of picture that the file announces but does not have, as a truncated one.
         reconnections (`int`): Times that a live source was opened again.
     """
@@ -259,6 +259,9 @@ class VideoReader:
 
     def _announced(self) -> Fraction:
         """Return the length that the file announces for the picture, or 0."""
+        if not os.path.isfile(self.source) and "mp4" not in self.container.format.name:
+            # After its short look at a URL, FFmpeg may have guessed the length by the bit rate of the sound.
+            return Fraction(0)
         if self.stream.duration:
             return ((self.stream.start_time or 0) + self.stream.duration) * self.stream.time_base - self.origin
         is_only = len(self.container.streams) == 1
@@ -374,6 +377,9 @@ class VideoReader:
                     asked = clock.monotonic()
             except av.error.FFmpegError as raised:
                 error = raised
+            except IndexError:
+                # PyAV does so at the end of a file in which further streams begin later.
+                self.report.ignored_streams += 1
             self._failure = self._failure or self._silence(clock.monotonic() - asked, limit)
             if error is None or self._failure is not None:
                 return
@@ -611,7 +617,17 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
             return av.open(name, format=system, timeout=limits, options=options)
         # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and a sign for a pattern.
         name, pattern = (f"file:{source}", {"pattern_type": "none"}) if is_file else (source, {})
-        return av.open(name, options=options | pattern, timeout=limits, metadata_errors="replace")
+        container = av.open(name, options=options | pattern, timeout=limits, metadata_errors="replace")
+        if (
+            urlsplit(source).scheme in ("http", "https")
+            and container.size <= 0
+            and _has_flag(container, _NO_TIMESTAMPS)
+        ):
+            # FFmpeg took several frames to know the format. They have arrived already, and their times are lost.
+            container.close()
+            options |= {"fpsprobesize": "0"}
+            return av.open(name, format=container.format.name, options=options, timeout=limits)
+        return container
     except av.error.FFmpegError as error:
         if limits is not None and timeout is not None and clock.monotonic() - asked >= timeout:
             raise ValueError(f"'{source}' sent no video within {timeout:g} s.") from error

@@ -328,7 +328,7 @@ class _Sound:
         self.source, self.clock, self.report = beside.container, clock, report
         self.audio = self.source.streams.best("audio", related=beside.stream)
         report.audio_changes = not copies
-        report.ignored_audio_streams = max(0, len(self.source.streams.audio) - 1)
+        report.ignored_audio_streams = len(self.source.streams.audio) - (self.audio is not None)
         self.codec = None if self.audio is None else getattr(self.audio.codec_context, "name", "unknown codec")
         self.ways = [LEFT_OUT]
         if self.audio is not None and self.audio.codec_context is not None:
@@ -338,6 +338,8 @@ class _Sound:
         # Last decoding times that were read, and those that the encoder returned.
         self._last: int | None = None
         self._written: int | None = None
+        # Number of the sample after those that were given to the encoder.
+        self._next = 0
         # Format of the decoded sound so far.
         self._audio_format: tuple[Any, ...] | None = None
         self._resampler: Any = None
@@ -389,6 +391,9 @@ class _Sound:
                     if packet.size:
                         yield packet
                 return
+            except IndexError:
+                # PyAV does so at the end of a file in which further streams begin later.
+                return
             except av.error.FFmpegError:
                 errors += 1
                 self.report.spoilt_audio_packets += 1
@@ -402,7 +407,8 @@ class _Sound:
         frames = None if packet.is_corrupt else self._decode(packet)
         if frames is None:
             self.report.spoilt_audio_packets += 1
-        elif self._last is not None and packet.dts <= self._last:
+        elif self._last is not None and packet.dts < self._last + (self.way == COPIED):
+            # Times in a file are rounded, so those of short packets may be equal.
             self.report.cut_audio_packets += 1
         elif self.way == COPIED:
             formats = {(frame.sample_rate, frame.layout.name) for frame in frames}
@@ -434,10 +440,11 @@ class _Sound:
             self._resampler = av.AudioResampler(format="fltp", layout=context.layout.name, rate=context.sample_rate)
         frames += [None] if frame is None else self._resampler.resample(frame)
         for some in frames:
-            # The encoder takes the time base of the first frame for that of all.
-            if some is not None and some.pts is not None:
-                some.pts = round(some.pts * some.time_base * some.sample_rate)
-                some.time_base = Fraction(1, some.sample_rate)
+            if some is not None:
+                # The encoder takes the time base of the first frame for that of all. Some decoders give no times.
+                at = self._next if some.pts is None else round(some.pts * some.time_base * some.sample_rate)
+                some.pts, some.time_base = at, Fraction(1, some.sample_rate)
+                self._next = at + some.samples
         for packet in (packet for some in frames for packet in self.stream.encode(some)):
             # Where the clock changes, the sound before it may reach into the sound after it.
             if self._written is None or packet.dts > self._written:

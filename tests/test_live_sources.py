@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from broadcast import FPS, broadcast, encode, free_udp_port, headers, http_server, paced, rtsp_server
@@ -195,7 +196,34 @@ def test_frames_without_timestamps_get_the_time_of_their_arrival(kind, content_t
     with http_server(answer) as url:
         times, _, _, failure = read_all(f"{url}/camera")
     assert failure is None and len(times) == 16 and times == sorted(times)
-    assert np.diff(times[5:15]) == pytest.approx(np.full(9, 1 / 8), abs=0.1)
+    assert np.diff(times[:15]) == pytest.approx(np.full(14, 1 / 8), abs=0.1), "those that FFmpeg looks at too"
+
+
+def test_a_length_that_ffmpeg_guesses_is_none_to_miss(tmp_path):
+    """A recorder that writes no length: FFmpeg divides the size by the bit rate of the sound."""
+    pictures, path = iter(random_frames(50, size=(240, 320))), tmp_path / "clip.mkv"
+    with av.open(str(path), "w", options={"live": "1"}) as target:
+        streams = (
+            target.add_stream("libx264", rate=10, options={"tune": "zerolatency"}),
+            target.add_stream("libmp3lame", rate=48_000),
+        )
+        streams[0].width, streams[0].height, streams[0].pix_fmt = 320, 240, "yuv420p"
+        streams[1].layout, streams[1].bit_rate = "stereo", 64_000
+        for index in range(50):
+            target.mux(streams[0].encode(av.VideoFrame.from_ndarray(next(pictures), format="rgb24")))
+            sound = av.AudioFrame.from_ndarray(np.zeros((2, 4800), np.float32), format="fltp", layout="stereo")
+            sound.sample_rate, sound.pts = 48_000, 4800 * index
+            target.mux(streams[1].encode(sound))
+        for stream in streams:
+            target.mux(stream.encode())
+
+    def answer(request, _):
+        headers(request, "video/x-matroska", path.stat().st_size)
+        request.wfile.write(path.read_bytes())
+
+    with http_server(answer) as url:
+        times, _, report, failure = read_all(f"{url}/clip.mkv")
+    assert len(times) == 50 and failure is None and not report, report
 
 
 def test_a_recording_without_timestamps_keeps_its_rate():

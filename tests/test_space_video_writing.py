@@ -38,7 +38,19 @@ def packed(array, time, ticks=90_000):
     return frame
 
 
-def write(path, times, sound=(), *, format=None, codec="libx264", offset=0.0, size=(48, 64), end=None, rate=48_000):
+def write(
+    path,
+    times,
+    sound=(),
+    *,
+    format=None,
+    codec="libx264",
+    offset=0.0,
+    size=(48, 64),
+    end=None,
+    rate=48_000,
+    samples=1024,
+):
     """Write pictures at `times`, and a tone from 0 to `end` for each codec in `sound`, all later by `offset`."""
     with av.open(str(path), "w", format=format, options={"muxpreload": "0", "muxdelay": "0"}) as target:
         stream = target.add_stream(codec, rate=30)
@@ -47,18 +59,20 @@ def write(path, times, sound=(), *, format=None, codec="libx264", offset=0.0, si
         stream.height, stream.width = size
         stream.codec_context.time_base = Fraction(1, 90_000)
         tones = [target.add_stream(name, rate=rate) for name in sound]
+        for tone in tones:
+            tone.bit_rate = 128_000
         for index, time in enumerate(times):
             target.mux(stream.encode(packed(ramp(1, *size)[0] + 3 * (index % 60), time + offset)))
         target.mux(stream.encode())
         for tone in tones:
-            target.mux(list(encode_tone(tone, offset, times[-1] if end is None else end)))
+            target.mux(list(encode_tone(tone, offset, times[-1] if end is None else end, samples)))
     return path
 
 
-def encode_tone(stream, offset, end):
+def encode_tone(stream, offset, end, samples):
     wave = np.sin(np.arange(round(48_000 * end)) * 2 * np.pi * 440 / 48_000) * 8000
-    for at in range(0, len(wave), 1024):
-        part = np.repeat(wave[None, at : at + 1024].astype(np.int16), 2, axis=1)
+    for at in range(0, len(wave), samples):
+        part = np.repeat(wave[None, at : at + samples].astype(np.int16), 2, axis=1)
         frame = av.AudioFrame.from_ndarray(part, format="s16", layout="stereo")
         frame.sample_rate, frame.time_base, frame.pts = 48_000, Fraction(1, 48_000), at + round(48_000 * offset)
         yield from stream.encode(frame)
@@ -165,6 +179,22 @@ def test_sound_that_an_mp4_does_not_hold_is_encoded(tmp_path, container, codec):
         assert opened.streams.audio[0].codec_context.name == "aac"
     before, after = packets_of(source), packets_of(out)
     assert after[-1][0] == pytest.approx(before[-1][0], abs=0.05)
+
+
+def test_sound_whose_end_has_no_time_is_encoded(tmp_path):
+    """The decoder returns the last frame of Windows Media Audio after the packets, without a time."""
+    out, report = burn(write(tmp_path / "in.wmv", [index / 30 for index in range(60)], ("wmav2",)), tmp_path)
+    sound = [time for time, _ in packets_of(out)]
+    assert report.encoded_audio == "wmav2" and sound[-1] == pytest.approx(2.0, abs=0.05)
+    assert max(b - a for a, b in pairwise(sound)) < 0.03
+
+
+def test_short_packets_of_sound_stay(tmp_path):
+    """Matroska rounds their times to milliseconds, so that two may have the same."""
+    source = write(tmp_path / "in.mkv", [index / 30 for index in range(30)], ("pcm_s16le",), samples=32)
+    out, report = burn(source, tmp_path)
+    assert report.encoded_audio == "pcm_s16le" and report.cut_audio_packets == 0
+    assert packets_of(out)[-1][0] == pytest.approx(packets_of(source)[-1][0], abs=0.05)
 
 
 def test_sound_longer_than_the_picture_stays_and_further_streams_are_counted(tmp_path):

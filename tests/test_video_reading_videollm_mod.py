@@ -445,6 +445,21 @@ def test_time_goes_on_where_the_clock_of_a_broadcast_jumps_or_restarts(tmp_path,
     assert numbers(read_video(path, fps=2, start=2.0)) == list(range(20, count, 5))
 
 
+def test_streams_that_begin_in_the_middle_are_counted(tmp_path):
+    """Two channels of a broadcast, one recorded after the other."""
+    first, path = ts_part(tmp_path / "first.ts", numbered(15)), tmp_path / "joined.ts"
+    other = {"mpegts_pmt_start_pid": "600", "mpegts_start_pid": "700"}
+    with av.open(str(first)) as source, av.open(str(tmp_path / "b.ts"), "w", options=other) as b:
+        stream = b.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            packet.stream = stream
+            b.mux([packet] if packet.size else [])
+    path.write_bytes(first.read_bytes() + (tmp_path / "b.ts").read_bytes())
+    frames, seconds, report = read_numbers(path)
+    assert [number for _, number in frames] == list(range(15)) and seconds == pytest.approx(1.5, abs=1e-4)
+    assert report.ignored_streams == 1
+
+
 @pytest.mark.parametrize("ending", ["ts", "mkv", "mp4"])
 def test_a_spoilt_key_frame_does_not_move_the_frames_after_it(tmp_path, ending):
     """The decoder returns frames in another order for a while, as no B-frame finds its key frame."""

@@ -466,6 +466,9 @@ def _all_packets(container: Any, stream: Any, report: SubtitleReport) -> Iterato
         try:
             yield from container.demux(stream)
             return
+        except IndexError:
+            # PyAV does so at the end of a file in which further streams begin later.
+            return
         except av.error.FFmpegError:
             report.spoilt_lines += 1
 
