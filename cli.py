@@ -174,7 +174,7 @@ def narrate(
             compile=compile,
         )
         _ask_first(session, query)
-        report, behind = processor.new_report(), {"when_behind": when_behind, "max_waiting": max_waiting}
+        report, behind = _new_report(), {"when_behind": when_behind, "max_waiting": max_waiting}
         try:
             seconds = _watch(processor, video, session, ctrl_c, as_json=as_json, report=report, **live, **behind)
         except Exception:
@@ -221,7 +221,7 @@ def ask(
         options = {"fps": fps, "interval_threshold": 0.0, "max_frames": max_frames}
         stored = {"weights": weights, "cache_dtype": cache_dtype}
         processor, session = _open(video, model, revision, **stored, **options)
-        report = processor.new_report()
+        report = _new_report()
         ahead = _read(processor, video, session, end=at, report=report, **live)
         with _keep_what_was_seen(session), closing(ahead):
             for waiting in ahead:
@@ -291,6 +291,7 @@ class _CtrlC:
     is_deferred = False
 
     def __enter__(self) -> "_CtrlC":
+        _CtrlC.is_pressed = False
         self.before = signal.getsignal(signal.SIGINT)
         # A program in the background ignores Ctrl+C, and only the main thread may change that.
         if self.before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
@@ -364,13 +365,14 @@ def _open(
     quiet()
     from videollm_mod.space.loading import CACHE_DTYPES, is_streamworld, load_checkpoint
     from videollm_mod.streaming_videollm_mod import within_context
+    from videollm_mod.video_reading_videollm_mod import VideoReader
 
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise ValueError(f"--cache-dtype can be {' or '.join(CACHE_DTYPES)}, not {cache_dtype!r}.")
     _load_config(name, revision)
     with named_faults(name):
         processor, model = load_checkpoint(name, weights=weights, revision=revision)
-    if is_embedded and not is_streamworld(video, processor.open_video):
+    if is_embedded and not is_streamworld(video, VideoReader):
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
     printer = _line_printer(processor.tokenizer) if prints else None
     options |= {"cache_dtype": CACHE_DTYPES.get(cache_dtype), **within_context(model.config, max_frames)}
@@ -396,6 +398,13 @@ def _load_config(name: str, revision: str | None) -> Any:
     if config.model_type != "videollm_mod":
         raise ValueError(f"'{name}' is a {config.model_type} model, not a VideoLLM-MoD model.")
     return config
+
+
+def _new_report() -> Any:
+    # The package's own: a published checkpoint may have code that is older than the report.
+    from videollm_mod.video_reading_videollm_mod import ReadingReport
+
+    return ReadingReport()
 
 
 def _show_progress(frames: Iterator[Any]) -> Iterator[Any]:

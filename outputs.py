@@ -21,7 +21,7 @@ def check_outputs(outputs: Mapping[str, Path], *sources: str | Path) -> None:
     """
     for option, path in outputs.items():
         if any(_is_same(path, Path(source)) for source in sources):
-            raise ValueError(f"'{path}' is the video itself: write to another file.")
+            raise ValueError(f"'{path}' is an input: write to another file.")
         twin = next((other for other, theirs in outputs.items() if other != option and _is_same(path, theirs)), None)
         if twin is not None:
             raise ValueError(f"{option} and {twin} both name '{path}': write to two files.")

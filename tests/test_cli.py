@@ -339,7 +339,7 @@ def test_a_video_is_not_overwritten(tmp_path):
     video.write_bytes(SAMPLE.read_bytes())
     for option in ("--burn-in", "--srt"):
         failed = run("narrate", video, option, video)
-        assert failed.returncode == 1 and "is the video itself: write to another file" in failed.stderr
+        assert failed.returncode == 1 and "is an input: write to another file" in failed.stderr
         assert video.read_bytes() == SAMPLE.read_bytes()
 
 

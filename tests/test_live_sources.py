@@ -20,7 +20,7 @@ import pytest
 from broadcast import FPS, broadcast, encode, free_udp_port, headers, http_server, paced, rtsp_server
 from tiny import random_frames, tiny_model, tiny_processor
 
-from videollm_mod import ReadingReport, VideoReader, read_video
+from videollm_mod import ReadingReport, VideoReader, cli, read_video
 from videollm_mod.reading_ahead_videollm_mod import read_ahead
 
 
@@ -429,3 +429,9 @@ with cli._CtrlC() as ctrl_c:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.stdout == "the step ends\n" and done.returncode == -signal.SIGINT
+
+
+def test_an_earlier_ctrl_c_does_not_stop_the_next_command(monkeypatch):
+    monkeypatch.setattr(cli._CtrlC, "is_pressed", True)
+    with cli._CtrlC() as ctrl_c:
+        assert not ctrl_c.is_pressed

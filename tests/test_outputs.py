@@ -64,7 +64,7 @@ def test_one_file_may_not_be_named_twice(tmp_path, monkeypatch):
         outputs = {"--srt": tmp_path / first, "--vtt": Path(second)}
         with pytest.raises(ValueError, match="^--srt and --vtt both name '.*': write to two files.$"):
             check_outputs(outputs)
-        with pytest.raises(ValueError, match="is the video itself: write to another file"):
+        with pytest.raises(ValueError, match="is an input: write to another file"):
             check_outputs({"--srt": tmp_path / first}, second)
 
 

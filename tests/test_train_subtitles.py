@@ -570,3 +570,12 @@ def test_errors_are_one_line(tmp_path, convert, arguments, message):
     with pytest.raises(SystemExit) as failed:
         convert(*(argument.format(**names) for argument in arguments))
     assert message in str(failed.value) and not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_input_is_not_overwritten(tmp_path, convert):
+    clip = write_clip(tmp_path / "clip.mp4", random_frames(10), fps=10)
+    out = tmp_path / "out.jsonl"
+    out.write_text(content := srt((0.2, 0.8, "A red ball.")))
+    with pytest.raises(SystemExit, match="out.jsonl' is an input: write to another file"):
+        convert(clip, "--subtitles", out)
+    assert out.read_text() == content

@@ -19,6 +19,7 @@ python train/sft.py --config train/configs/streamworld_alignment.yaml
 """
 
 from pathlib import Path
+from typing import Any
 
 from videollm_mod.console import quiet
 
@@ -45,20 +46,7 @@ def train_model(
     record: RowRecord,
 ) -> None:
     """Train a model and save it. The record names the rows that each worker reads and that were left out."""
-    # Data
-    if script.eval_split and Path(source.dataset).is_file():
-        raise SystemExit(
-            f"--eval_split {script.eval_split}: '{source.dataset}' is one split. Give a folder with train.jsonl and "
-            f"{script.eval_split}.jsonl."
-        )
-    if script.eval_split == script.train_split:
-        raise SystemExit(f"--eval_split {script.eval_split}: this is the training split. Name a held-out split.")
-    train = load_split(source, script.train_split, script.num_clips, script.first_clip, **script.checks(record))
-    evaluation = None
-    if script.eval_split:
-        # All measures of an evaluation are of the same rows.
-        checks = script.checks(record, decode=True)
-        evaluation = load_split(source, script.eval_split, script.num_eval_clips, **checks)
+    train, evaluation = _load_rows(script, source, record)
     if script.validate_only:
         print(f"{source.dataset}: {len(train)} rows to train on, {record.count_faults()}")
         return
@@ -114,6 +102,23 @@ def train_model(
         trainer.create_model_card()
     if trainer.is_world_process_zero():
         print(f"saved to {training.output_dir}")
+
+
+def _load_rows(script: ScriptArguments, source: DataSource, record: RowRecord) -> tuple[Any, Any]:
+    """Return the rows to train on, and those to evaluate on or `None`."""
+    if script.eval_split and Path(source.dataset).is_file():
+        raise SystemExit(
+            f"--eval_split {script.eval_split}: '{source.dataset}' is one split. Give a folder with train.jsonl and "
+            f"{script.eval_split}.jsonl."
+        )
+    if script.eval_split == script.train_split:
+        raise SystemExit(f"--eval_split {script.eval_split}: this is the training split. Name a held-out split.")
+    train = load_split(source, script.train_split, script.num_clips, script.first_clip, **script.checks(record))
+    if not script.eval_split:
+        return train, None
+    # All measures of an evaluation are of the same rows.
+    checks = script.checks(record, decode=True)
+    return train, load_split(source, script.eval_split, script.num_eval_clips, **checks)
 
 
 def merge_for_saving(trainer: StreamingSFTTrainer) -> None:

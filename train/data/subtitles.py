@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.outputs import check_outputs, write_text
 from videollm_mod.train.data.subtitle_formats import (
     DASH,
     TOUCH,
@@ -292,12 +293,13 @@ def main() -> None:
         parser.error(f"got {len(options.subtitles)} subtitle files for {len(options.videos)} videos")
     rows, notes = [], []
     try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        check_outputs({"--out": options.out}, *options.videos, *(options.subtitles or ()))
         for video, source in zip(options.videos, options.subtitles or options.videos, strict=True):
             row, found = to_row(video, source, options)
             rows.append(row)
             notes += found
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        write_text(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print(*notes, sep="\n", end="\n" if notes else "")
