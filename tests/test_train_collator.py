@@ -26,10 +26,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from videollm_mod.train.collator import EpochTeller, StreamCollator
+from videollm_mod.train.data import faults
 from videollm_mod.train.data.faults import row_record
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.train.encode import encode_rows
 from videollm_mod.train.streaming_evaluation import stream_examples
+from videollm_mod.video_reading_videollm_mod import read_video
 
 
 class Witness(torch.nn.Module):
@@ -170,29 +172,20 @@ def test_videos_that_are_used_in_part_are_listed_at_the_end(tmp_path, workers, c
     assert len(lines) == 1 and lines[0].startswith(f"'{tmp_path}/noisy.mp4': ") and "spoilt" in lines[0]
 
 
-class Deadly:
-    """A processor that ends its process at one video, as a fault in a decoder or lack of memory does."""
-
-    def __init__(self, how):
-        self.processor, self.how = tiny_processor(), how
-
-    def read_video(self, video, **options):
-        if "noisy" in video:
-            self.how()
-        return self.processor.read_video(video, **options)
-
-    def __getattr__(self, name):
-        return getattr(self.processor, name)
-
-
 @pytest.mark.parametrize("how", ["kill", "segfault", "exit"])
-def test_the_row_of_a_worker_that_dies_is_named(rows, how):
+def test_the_row_of_a_worker_that_dies_is_named(rows, how, monkeypatch):
+    """A worker dies when a fault in a decoder or lack of memory ends its process."""
     ways = {
         "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
         "segfault": lambda: ctypes.string_at(0),
         "exit": lambda: os._exit(3),
     }
+
+    def read_or_die(video, **options):
+        return ways[how]() if "noisy" in video else read_video(video, **options)
+
+    monkeypatch.setattr(faults, "read_video", read_or_die)
     with pytest.raises(SystemExit) as failed, row_record() as record:
-        load(rows, StreamCollator(Deadly(ways[how]), record=record, replacements=rows), 1)
+        load(rows, StreamCollator(tiny_processor(), record=record, replacements=rows), 1)
     assert re.match(r"error: a worker of the data loader (was killed \([\w ]+\)|died) at ", str(failed.value))
     assert f" at {rows[1]['where']}. If memory ran out" in str(failed.value)

@@ -115,7 +115,7 @@ class StreamCollator:
     def _frames(self, example: dict[str, Any]) -> Any:
         if not isinstance(example["video"], (str, Path)):
             return example["video"]
-        frames = read_clip(self.processor, example, fps=self.fps, record=self.record)
+        frames = read_clip(example, fps=self.fps, record=self.record)
         # Resized as they are decoded, so that a clip does not fill the memory.
         return self.processor.resize_frames(frame for _, frame in frames).permute(0, 2, 3, 1)
 

@@ -129,7 +129,7 @@ def encode_rows(
 @torch.no_grad()
 def _encode(row: dict[str, Any], path: Path, model: Any, processor: Any, fps: float, batch_size: int) -> None:
     start = row.get("start") or 0.0
-    frames = (frame for _, frame in read_clip(processor, row, fps=fps))
+    frames = (frame for _, frame in read_clip(row, fps=fps))
     features = [
         model.model.encode_frames(processor.normalize_frames(processor.resize_frames(batch, model.device))).cpu()
         for batch in _batches(frames, batch_size)

@@ -40,7 +40,7 @@ def stream_example(
         The session's events, and the number of frames.
     """
     session = model.stream(processor, fps=fps, **options)
-    for _ in _show(session, processor, example, fps):
+    for _ in _show(session, example, fps):
         pass
     session.close()
     return session.events, session.num_frames
@@ -144,7 +144,7 @@ class _SharedStreaming:
 
     def _open(self, example: dict[str, Any], count: int) -> None:
         stream = self.engine.open(fps=self.fps, max_frames=count, max_text_tokens=_TEXT_TOKENS, **self.options)
-        self.playing[stream] = (example, _show(stream, self.processor, example, self.fps))
+        self.playing[stream] = (example, _show(stream, example, self.fps))
 
     def _advance(self) -> Iterator[tuple[dict[str, Any], list[Any], int]]:
         """Push the next frame of each stream that is ready for it; yield the results of streams that ended."""
@@ -179,11 +179,11 @@ def _most_frames(example: dict[str, Any], fps: float) -> float:
     return math.inf if end == math.inf else math.ceil((end - start) * fps) + 1
 
 
-def _show(stream: Any, processor: Any, example: dict[str, Any], fps: float) -> Iterator[None]:
+def _show(stream: Any, example: dict[str, Any], fps: float) -> Iterator[None]:
     """Push the frames of an example into a session or an engine's stream, one by one, and ask the user's questions."""
     messages = example["messages"]
     asked = [message for message in messages if message["role"] == "user"]
-    for time, picture in _read(processor, example, fps):
+    for time, picture in _read(example, fps):
         due = [message for message in asked if message["time"] <= time + 1e-6]
         asked = asked[len(due) :]
         # A question comes before the model can speak at this frame, unless the data have a reply there first.
@@ -196,9 +196,9 @@ def _show(stream: Any, processor: Any, example: dict[str, Any], fps: float) -> I
         yield
 
 
-def _read(processor: Any, example: dict[str, Any], fps: float) -> Iterator[tuple[float, Any]]:
+def _read(example: dict[str, Any], fps: float) -> Iterator[tuple[float, Any]]:
     with naming(example):
-        yield from read_clip(processor, example, fps=fps)
+        yield from read_clip(example, fps=fps)
 
 
 def _comes_after_reply(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:

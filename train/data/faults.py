@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
+
+from videollm_mod.video_reading_videollm_mod import ReadingReport, read_video
 
 
 # The key under which a row carries its file and number.
@@ -158,23 +161,22 @@ _record: RowRecord | None = None
 
 
 def read_clip(
-    processor: Any, row: Mapping[str, Any], *, fps: float, record: RowRecord | None = None
-) -> Iterator[tuple[float, Any]]:
+    row: Mapping[str, Any], *, fps: float, record: RowRecord | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
     """
     Play the clip of a row, and note in the record of the script what was spoilt or mended.
 
     Args:
-        processor ([`VideoLLMMoDProcessor`]): Reads the video.
         row (`dict`): A row with `video`, and perhaps `start` and `end` in seconds.
         fps (`float`): Frames per second.
         record ([`RowRecord`], *optional*): The record. Defaults to that of [`row_record`], if there is one.
 
     Yields:
-        `tuple[float, np.ndarray]`: As [`~VideoLLMMoDProcessor.read_video`].
+        `tuple[float, np.ndarray]`: As [`read_video`].
     """
-    report = processor.new_report()
+    report = ReadingReport()
     window = {"start": row.get("start") or 0.0, "end": row.get("end")}
-    yield from processor.read_video(row["video"], fps=fps, **window, report=report)
+    yield from read_video(row["video"], fps=fps, **window, report=report)
     if report:
         note_damage(row["video"], report, record)
 
