@@ -678,7 +678,8 @@ def _check_source(video: str | Path) -> str:
     if path.is_dir():
         raise IsADirectoryError(f"'{source}' is a folder: name a video file in it.")
     if source != "-" and not source.startswith("camera:") and "://" not in source and not path.exists():
-        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        # A link that leads nowhere is there by its name.
+        names = [other.name for other in path.parent.iterdir() if other.exists()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, names, n=1)
         hint = f"; did you mean '{path.with_name(close[0])}'?" if close else "."
         raise FileNotFoundError(f"There is no video file '{source}'{hint}")

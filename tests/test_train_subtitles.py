@@ -162,7 +162,9 @@ def test_formats_without_ends(read):
     lines = read(lyrics, "a.lrc", report=report)
     assert [line.start for line in lines] == [0.5, 2.0, 4.0]
     assert texts(lines) == ["A red ball.", "It leaves.", "A red ball."]
-    assert lines[0].end == 2.0 and report.mended_ends == 1
+    assert lines[0].end == 1.9 and report.mended_ends == 1
+    again = read("[offset:+250]\n[00:01.00]La la.\n[00:02.00]La la.\n[00:03.00]Hey.\n", "a.lrc")
+    assert [(line.start, line.text) for line in again] == [(0.75, "La la."), (1.75, "La la."), (2.75, "Hey.")]
     assert texts(read("00:00:01:A red|ball, a < b > c.\n00:00:03:It leaves.\n", "tmp.txt")) == [
         "A red ball, a < b > c.",
         "It leaves.",
@@ -189,12 +191,24 @@ def test_numbers_that_are_text_stay(read):
     assert texts(read("00:01.000 --> 00:02.000\nA\n42\n", "a.vtt")) == ["A 42"]
 
 
+def test_a_cue_with_spoilt_times_is_left_out_and_counted(read):
+    report = SubtitleReport()
+    spoilt = "2\n00:00:-1,000 --> 00:00:02,000\nOdd.\n\n"
+    assert texts(read(srt((0, 1, "A --> B: go.")) + spoilt + srt((3, 4, "It leaves.")), report=report)) == [
+        "A --> B: go.",
+        "It leaves.",
+    ]
+    assert report.spoilt_lines == 1
+
+
 @pytest.mark.parametrize(
     ("encoding", "text"),
     [
         ("cp1252", "Une balle rouge est entrée à gauche.\nLe café s’ouvre."),
         ("cp1251", "Красный мяч входит.\nОн уходит."),
         ("cp1250", "Czerwona piłka wpada.\nŻółw śpi."),
+        ("iso8859_2", "Czerwona piłka też wpada.\nSą ślady źle widoczne."),
+        ("iso8859_2", "Červený míč přichází zleva.\nPříliš žluťoučký kůň."),
         ("gb18030", "红球进来。\n它离开。"),
         ("big5", "紅球從左邊進來。\n它離開了。"),
         ("cp932", "赤いボールが左から入る。\nそして出ていく。"),
@@ -411,6 +425,7 @@ def test_lines_become_sentences(read):
             "红球进来。它变成蓝色！然后「离开。」好吗？！没有了",
             ["红球进来。", "它变成蓝色！", "然后「离开。」", "好吗？！", "没有了"],
         ),
+        ("「ボールだ！」と言った。「はい。」", ["「ボールだ！」と言った。", "「はい。」"]),
         ("真的?好的!用Python写。", ["真的?", "好的!", "用Python写。"]),
     ],
 )

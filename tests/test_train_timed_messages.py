@@ -194,7 +194,15 @@ def test_a_file_that_changes_is_named(folder):
 def test_files_with_different_columns_are_named(tmp_path):
     Dataset.from_list([{"video": "a.mp4"}]).to_parquet(tmp_path / "train-0.parquet")
     Dataset.from_list([{"video": [{"messages": 3}]}]).to_parquet(tmp_path / "train-1.parquet")
-    with pytest.raises(ValueError, match=r"train-0.parquet', '.*train-1.parquet' cannot be read as one table: "):
+    message = r"train-0.parquet', '.*train-1.parquet' cannot be read as one table: "
+    with pytest.raises(ValueError, match=message) as failed:
+        load_timed_messages(tmp_path)
+    assert len(str(failed.value).splitlines()) == 1
+
+
+def test_a_table_without_rows_is_empty(tmp_path):
+    Dataset.from_dict({"video": []}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="train.parquet' is empty"):
         load_timed_messages(tmp_path)
 
 
@@ -316,12 +324,16 @@ def test_times_are_checked_against_the_picture(folder):
         ("half.mp4", "cannot be read as video: "),
         ("nul\0.mp4", "There is no video file"),
         ("x" * 300 + ".mp4", "File name too long"),
+        ("pipe.mp4", "is a pipe or a device, which cannot be read again in each epoch"),
+        ("link.mp4", "There is no video file"),
     ],
 )
 def test_files_that_are_no_videos_are_faults_of_one_line(folder, name, message):
     (folder / "folder.mp4").mkdir()
     (folder / "pointer.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     (folder / "empty.mp4").touch()
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "link.mp4").symlink_to("link.mp4")
     (folder / "page.mp4").write_text("<!DOCTYPE html><html><body>Not found</body></html>")
     (folder / "half.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:2000])
     if name in ("cover.mp4", "sound.m4a"):
@@ -329,6 +341,7 @@ def test_files_that_are_no_videos_are_faults_of_one_line(folder, name, message):
     (folder / "train.jsonl").write_text(json.dumps({"video": name, "messages": FINE}) + "\n")
     [fault] = find_faults(load_timed_messages(folder))
     assert fault.field == "video" and message in str(fault) and len(str(fault).splitlines()) == 1
+    assert f"did you mean '{folder / name}'" not in str(fault)
     assert str(fault).startswith(f"'{folder}/train.jsonl', line 1, video: ")
 
 

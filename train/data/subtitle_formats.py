@@ -134,7 +134,7 @@ _MARKS = (
 )
 # What subtitles are written in if not in Unicode, the commonest first: a short text often fits several equally well.
 _ENCODINGS = ["cp1252", "cp1251", "cp1250", "gb18030", "big5", "cp932", "cp949", "euc_jp"]
-_ENCODINGS += ["cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "tis_620"]
+_ENCODINGS += ["iso8859_2", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "tis_620"]
 
 
 def _read_text(path: Path, encoding: str | None, report: SubtitleReport) -> str | None:
@@ -200,6 +200,7 @@ def _count_odd(text: str) -> int:
     # Hebrew read as Cyrillic has no capitals. In French, most letters with accents are small.
     foreign = [letter for letter in letters if letter > "\x7f"]
     is_small = len(foreign) > len(letters) / 2 and all(letter.islower() for letter in foreign)
+    is_small += len(re.findall(r"(?<=[^\W\d_])[«»ºªµ](?=[^\W\d_])", text))
     return is_small + sum(character > "\x7f" and category(character)[0] not in "LMPZ" for character in text)
 
 
@@ -213,6 +214,8 @@ _WEBVTT = re.compile(rf"^(?:(?<=\n\n)(?!.*-->).+\n|[ \t]*\d+[ \t]*\n)?{_SPAN}(?:
 _SBV = re.compile(rf"^{_CLOCK},{_CLOCK}[ \t]*\n", re.M)
 # What the programs around Whisper print: "[00:01.000 --> 00:02.500]  A ball."
 _PRINTED = re.compile(rf"^\[({_CLOCK}) --?> ({_CLOCK})\][ \t]*", re.M)
+# The times of a cue that cannot be read, such as "00:00:-1,000 --> 00:00:02,000".
+_SPOILT = re.compile(r"^(?:[ \t]*\d+[ \t]*\n)?[ \t]*-?\d{1,3}:\S{1,20}[ \t]*-->[ \t]*-?\d{1,3}:.*\n?", re.M)
 _NOTE = re.compile(r"(?<=\n\n)(?:NOTE|STYLE|REGION)(?=[ \t\n]).*?(?=\n\n|\Z)", re.S)
 _ASS_EVENT = re.compile(r"(?:Dialogue|Comment):[^,]*(?:,\s*-?\d\d?:\d\d:\d\d(?:[.,]\d{1,3})?\s*){2}(?:,[^,]*){6},")
 # What FFmpeg writes where a subtitle stays until the next.
@@ -241,7 +244,19 @@ def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleRepor
         except av.error.FFmpegError:
             raise ValueError(f"'{path}' is in no subtitle format that is known.") from None
         cues = _packets(path, container, 0, None, report)
+        cues = _sung(cues, text) if container.format.name == "lrc" else cues
     yield from cues
+
+
+def _sung(cues: Iterable[Line], text: str) -> Iterator[Line]:
+    """Move lyrics by the offset of their file. A line ends before the next, so that one sung again stays."""
+    # FFmpeg takes the milliseconds of the offset for microseconds.
+    found = re.findall(r"^\[offset:[ \t]*([+-]?\d{1,9})[ \t]*\]", text, re.M | re.I)
+    offset = 0.999 * int(found[-1]) / 1000 if found else 0.0
+    for cue in cues:
+        end = cue.end if cue.end < cue.start else max(cue.start, cue.end - 2 * TOUCH)
+        start, end = (max(0.0, round(time - offset, 3)) for time in (cue.start, end))
+        yield Line(start, end if cue.end >= cue.start else start - 1, cue.text)
 
 
 def _known(text: str, head: str, frame_rate: float | None, report: SubtitleReport) -> Iterable[Line]:
@@ -259,20 +274,23 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
         return _timedtext(text)
     text = _PRINTED.sub(lambda match: f"\n{match[1]} --> {match[7]}\n", text)
     report.comments += len(re.findall(r"\n\nNOTE[ \t\n]", text)) if head.startswith("WEBVTT") else 0
-    cues = list(_split(_NOTE.sub("", text), _WEBVTT) if head.startswith("WEBVTT") else _split(text, _SUBRIP))
-    cues = cues or list(_split(text.replace("[br]", "\n"), _SBV)) or list(_tsv(text))
+    is_webvtt = head.startswith("WEBVTT")
+    cues = list(_split(_NOTE.sub("", text), _WEBVTT, report) if is_webvtt else _split(text, _SUBRIP, report))
+    cues = cues or list(_split(text.replace("[br]", "\n"), _SBV, report)) or list(_tsv(text))
     # Times with frames are SCC's or STL's, which FFmpeg reads and pysubs2 takes for TMP.
     has_frames = re.search(r"^\d\d:\d\d:\d\d[:;]\d\d[\s,]", text, re.M)
     return cues or ([] if has_frames else _pysubs2(text.replace("<", "\0"), None, frame_rate))
 
 
-def _split(text: str, pattern: re.Pattern[str]) -> Iterator[Line]:
-    """Split a text at its cues' times."""
+def _split(text: str, pattern: re.Pattern[str], report: SubtitleReport) -> Iterator[Line]:
+    """Split a text at its cues' times. A cue with times that cannot be read is left out."""
     text = f"\n\n{text}"
     spans = list(pattern.finditer(text))
     ends = [*(span.start() for span in spans), len(text)][1:]
     for span, end in zip(spans, ends, strict=True):
-        yield Line(_clock(*span.groups()[:5]), _clock(*span.groups()[5:]), _plain(text[span.end() : end]))
+        said, *spoilt = _SPOILT.split(text[span.end() : end])
+        report.spoilt_lines += len(spoilt)
+        yield Line(_clock(*span.groups()[:5]), _clock(*span.groups()[5:]), _plain(said))
 
 
 def _clock(sign: str, hours: str | None, minutes: str, seconds: str, fraction: str | None) -> float:

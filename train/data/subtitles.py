@@ -144,6 +144,9 @@ def _ends(before: str, after: str, *, is_new_line: bool) -> bool:
     if not _SENTENCE_END.search(before):
         return False
     first = after.lstrip("\"'“‘«([¿¡")
+    if before[-1] in "」』" and first.startswith(("と", "って")):
+        # The Japanese particle of a quotation: 「はい。」と言った。
+        return False
     goes_on, is_small = before.endswith(("...", "…")), first[:1].islower()
     if goes_on or before[-1] in "\"'”’»":
         return not (is_small or (goes_on and first.startswith(("...", "…"))))

@@ -132,10 +132,15 @@ def _read_parquet(files: list[Path], root: Path) -> Dataset:
             counts[f"'{file}'"] = pq.read_metadata(file).num_rows
         except (ValueError, OSError) as error:
             raise ValueError(f"'{file}' is not Parquet: {error}") from None
+    if not any(counts.values()):
+        # Arrow names a batch size here.
+        return Dataset.from_dict({})
     try:
         rows = load_dataset("parquet", data_files=[str(file) for file in files], split="train")
     except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(f"{_names(files)} cannot be read as one table: {error.__cause__ or error}") from None
+        lines = str(error.__cause__ or error).strip().splitlines()
+        reason = " ... ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))
+        raise ValueError(f"{_names(files)} cannot be read as one table: {reason}") from None
     ends = dict(zip(counts, accumulate(counts.values()), strict=True))
     return rows.map(_name, with_indices=True, fn_kwargs={"ends": ends, "root": root})
 
@@ -234,7 +239,8 @@ class _Files:
         for name in named:
             self.length(name, row[name])
             start, end = _given(row.get("start"), 0.0), row.get("end")
-            if name == "video" and _is_time(start) and (end is None or (_is_time(end) and end > start)):
+            is_part = _is_time(start) and (end is None or (_is_time(end) and end > start))
+            if name == "video" and is_part and not _is_pipe(row[name]):
                 self.part(row[name], start, end)
 
     def length(self, name: str, source: str) -> Future[float | str]:
@@ -335,8 +341,15 @@ def _short(value: Any) -> str:
     return f"a {type(value).__name__}" if isinstance(value, (list, dict)) else reprlib.repr(value)
 
 
+def _is_pipe(source: str) -> bool:
+    """Return whether this is a named pipe or a device. Opening it may wait for ever."""
+    return os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source))
+
+
 def _length(name: str, source: str) -> float | str:
     """Return the length of a video or of frame features in seconds, or what is wrong with the file."""
+    if _is_pipe(source):
+        return f"'{source}' is a pipe or a device, which cannot be read again in each epoch. Record it to a file"
     if name == "frame_features":
         try:
             with safe_open(source, "pt") as file:
