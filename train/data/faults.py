@@ -24,6 +24,8 @@ from videollm_mod.video_reading_videollm_mod import ReadingReport, read_video
 
 # The key under which a row carries its file and number.
 WHERE = "where"
+# Rows that a message lists.
+MOST_LINES = 20
 # What a row raises that cannot be read. Other errors are faults of the program.
 UNREADABLE = (ValueError, OSError, RecursionError, SafetensorError)
 
@@ -77,17 +79,17 @@ def naming(row: Mapping[str, Any]) -> Iterator[None]:
         raise FaultyRowError(f"{name_row(row)}: {reason}") from error
 
 
-def list_lines(lines: Iterable[str], show: int = 20) -> str:
-    """Return the first `show` lines, and how many there are more."""
+def list_lines(lines: Iterable[str]) -> str:
+    """Return the first 20 lines, and how many more there are."""
     lines = list(lines)
-    more = [f"... and {len(lines) - show} more"] if len(lines) > show else []
-    return "\n".join(lines[:show] + more)
+    more = [f"... and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return "\n".join(lines[:MOST_LINES] + more)
 
 
-def describe_faults(faults: Sequence[Fault], show: int = 20) -> str:
-    """Return how many faults there are, and the first `show` of them."""
+def describe_faults(faults: Sequence[Fault]) -> str:
+    """Return how many faults there are, and the first 20 of them."""
     rows = len({fault.row for fault in faults})
-    return f"{len(faults)} faults in {rows} rows:\n{list_lines(map(str, faults), show)}"
+    return f"{len(faults)} faults in {rows} rows:\n{list_lines(map(str, faults))}"
 
 
 class RowRecord:

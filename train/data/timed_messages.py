@@ -30,7 +30,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
-from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, describe_faults, note_damage
+from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, note_damage
 from videollm_mod.train.data.json_rows import index_rows
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, read_video
@@ -175,9 +175,7 @@ def _download(repository: str, name: str) -> str:
         return f"{repository}/{name}"
 
 
-def find_faults(
-    rows: Sequence[dict[str, Any]], *, fps: float = 2.0, full: bool = False, check_files: bool = True
-) -> Iterator[Fault]:
+def find_faults(rows: Sequence[dict[str, Any]], *, fps: float = 2.0, full: bool = False) -> Iterator[Fault]:
     """
     Find all errors in rows of timed messages, row by row. Nothing is corrected.
 
@@ -186,13 +184,12 @@ def find_faults(
         fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees.
         full (`bool`, *optional*, defaults to `False`): Whether to decode all frames of the rows, and to note which
             videos are damaged in the record of the script. Otherwise the first frame of each row is decoded.
-        check_files (`bool`, *optional*, defaults to `True`): Whether to open the files of the rows.
     """
     with ThreadPoolExecutor() as pool:
-        files = _Files(pool, fps, full) if check_files else None
+        files = _Files(pool, fps, full)
         for begin in range(0, len(rows), _ROWS_TOGETHER):
             some = [_get(rows, index) for index in range(begin, min(begin + _ROWS_TOGETHER, len(rows)))]
-            for row in some if files is not None else ():
+            for row in some:
                 files.open(row)
             for index, row in enumerate(some, begin):
                 if isinstance(row, Fault):
@@ -200,7 +197,7 @@ def find_faults(
                     continue
                 for place, message in _row_faults(row, files):
                     yield Fault(index, place, message, row.get(WHERE))
-    for source, report in files.reports if full and files is not None else ():
+    for source, report in files.reports if full else ():
         if report:
             note_damage(source, report)
 
@@ -210,18 +207,6 @@ def _get(rows: Sequence[dict[str, Any]], index: int) -> dict[str, Any] | Fault:
         return rows[index]
     except FaultyRowError as error:
         return Fault(index, "", str(error))
-
-
-def check_timed_messages(rows: Sequence[dict[str, Any]], *, show: int = 20, **options: Any) -> None:
-    """
-    Check rows with [`find_faults`], and raise one error that lists the first faults.
-
-    Raises:
-        `ValueError`: If a row has a fault.
-    """
-    faults = list(find_faults(rows, **options))
-    if faults:
-        raise ValueError(describe_faults(faults, show))
 
 
 class _Files:
@@ -258,13 +243,13 @@ class _Files:
         return self.parts[key]
 
 
-def _row_faults(row: dict[str, Any], files: _Files | None) -> Iterator[tuple[str, str]]:
+def _row_faults(row: dict[str, Any], files: _Files) -> Iterator[tuple[str, str]]:
     named = [name for name in SOURCES if row.get(name) is not None]
     if len(named) != 1:
         yield "video", f"a row has either `video` or `frame_features`, this one has {' and '.join(named) or 'neither'}"
     start, end = _given(row.get("start"), 0.0), row.get("end")
     length, video = math.inf, None
-    for name in named if files is not None else ():
+    for name in named:
         source = row[name]
         if not isinstance(source, str):
             yield name, f"must be a path, got {type(source).__name__}"
