@@ -26,7 +26,7 @@ def check_number(
     Return a number of any type as a float: Python's, NumPy's, a `Fraction` or a tensor with one element.
 
     Raises:
-        `ValueError`: If it is a truth value, a text or no number, if it is NaN or infinite, or if it is out of range.
+        `ValueError`: If it is no number (nor is a truth value), is NaN or infinite, or is out of range.
     """
     try:
         number = value.item() if hasattr(value, "item") else value
@@ -54,7 +54,7 @@ def check_fps(value: Any, name: str = "fps") -> float:
 
 
 def check_count(name: str, value: Any, *, least: int = 1) -> int:
-    """Return a whole number of any type as an int. Raises `ValueError` if it is none, or less than `least`."""
+    """Return a whole number of any type as an int. Raises `ValueError` for other values, and below `least`."""
     try:
         count = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -65,7 +65,7 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
 
 
 def check_text(name: str, text: Any) -> str:
-    """Return a text. Raises `ValueError` if it is none, or if it has a lone surrogate, which no tokenizer reads."""
+    """Return a text. Raises `ValueError` for other values, and for a lone surrogate, which no tokenizer reads."""
     if not isinstance(text, str):
         raise ValueError(f"{name} must be a text, got {_in_one_line(text)}.")
     try:

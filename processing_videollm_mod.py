@@ -472,7 +472,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         return data
 
     def open_video(self, video: str | Path, **options: Any) -> VideoReader:
-        """Open a video to read its frames at their own times; see [`VideoReader`] for the options."""
+        """Open a video to read its frames at their own times; see [`VideoReader`] for the options and errors."""
         return VideoReader(video, **options)
 
     def new_report(self) -> ReadingReport:

@@ -120,7 +120,7 @@ class VideoReader:
             silent. `None` for no limit. Files and standard input have none.
         reconnect (`bool`, *optional*): Whether to open a live source again when it ends, breaks off or falls silent,
             at first after half a second and then ever more rarely, up to every 30 seconds. Defaults to `True` for
-            cameras and broadcasts. Videos that end and standard input are not opened again.
+            cameras and broadcasts. Videos that end, and standard input, are not opened again.
         formats (`str`, *optional*): Container formats that may be opened, comma-separated names of FFmpeg. Playlists
             and the like name further files that FFmpeg opens, so uploads should be limited.
         report ([`ReadingReport`], *optional*): Where to count; one report may serve several readers.
@@ -206,7 +206,7 @@ class VideoReader:
 
     @property
     def clocks(self) -> list[tuple[Fraction, Fraction, Fraction]]:
-        """The container's clocks so far, in seconds: what is added to their times, where they begin and where end."""
+        """The container's clocks so far: seconds added to the times of each, and its begin and end without them."""
         return [] if self._timeline is None else self._timeline.clocks
 
     def frames(self, start: float = 0.0) -> Iterator[tuple[Fraction, Fraction, Any]]:
@@ -323,12 +323,12 @@ class VideoReader:
 
     def _seek(self, time: Fraction) -> Iterator[Any]:
         """Decode from a place near `time` on, beginning with a key frame."""
-        is_whole = False
+        has_key_frame = False
         try:
             self.container.seek(int((time + self.origin) / self.stream.time_base), stream=self.stream)
             for frame in self._decode():
-                is_whole = is_whole or frame.key_frame
-                if is_whole:
+                has_key_frame = has_key_frame or frame.key_frame
+                if has_key_frame:
                     yield frame
         except av.error.FFmpegError:
             # There is no such place, or no frame from there on.
@@ -338,7 +338,7 @@ class VideoReader:
         """Decode from here on, without spoilt packets, which are counted. Raise the last error if nothing is left."""
         is_empty, error = True, None
         for packet, failure in self._packets():
-            # Part of a packet at the end of a file costs the decoder the whole frames around it. In the formats that
+            # Part of a packet at the end of a file costs the decoder the frames around it. In the formats that
             # are made for broadcasting, the decoder repairs such packets.
             is_cut = packet is not None and packet.is_corrupt and not _has_flag(self.container, _MAY_CHANGE_CLOCKS)
             try:
@@ -600,6 +600,9 @@ def goes_on(video: Any) -> bool:
 def open_container(source: str | Path, *, timeout: float | None = 10.0, formats: str | None = None) -> Any:
     """
     Open a source with PyAV; see [`VideoReader`] for the arguments.
+
+    Returns:
+        `av.container.InputContainer`: The open container. The caller closes it.
 
     Raises:
         `ValueError`: If it cannot be opened.

@@ -148,7 +148,7 @@ def _find_lines(path: Path) -> Iterator[tuple[int, int, int]]:
 
 
 def _find_elements(path: Path) -> Iterator[tuple[int, int, int]]:
-    """Yield line, first byte and size of each element of an array. An array in JSON lines is a line."""
+    """Yield line, first byte and size of each element of an array. If text follows the array, yield lines instead."""
     if path.stat().st_size > LONGEST_ARRAY:
         raise ValueError(f"'{path}' is too long for one array. Write JSON lines: jq -c '.[]' {path} > rows.jsonl")
     try:

@@ -3,9 +3,10 @@
 """
 Read subtitles in any format and encoding as lines of plain text with their times.
 
-pysubs2 reads ASS, SSA, TTML, SAMI, MicroDVD, MPL2 and TMP; FFmpeg reads LRC, SubViewer and the streams of videos. The
-others are split here: pysubs2 takes word times and notes of WebVTT for cues and text, and the last number of a SubRip
-text for an index; neither library reads YouTube's XML and JSON, or all that the programs around Whisper write.
+pysubs2 reads ASS, SSA, TTML, SAMI, MicroDVD, MPL2 and TMP. FFmpeg reads LRC, SubViewer and the streams of videos. The
+other formats are split here. pysubs2 would read word times of WebVTT as cues, its notes as text, and a number at the
+end of a SubRip text as an index. Neither library reads YouTube's XML and JSON, or everything that the programs around
+Whisper write.
 """
 
 import codecs
@@ -260,7 +261,7 @@ def _sung(cues: Iterable[Line], text: str) -> Iterator[Line]:
 
 
 def _known(text: str, head: str, frame_rate: float | None, report: SubtitleReport) -> Iterable[Line]:
-    """Return the cues of a text in a format that FFmpeg does not read, or reads in part; none if there is no such."""
+    """Return the cues of a text. There are none if only FFmpeg knows its format."""
     if re.match(r"\{\s*\"|\[\s*[{\]]", head):
         data = json.loads(text)
         return _ass(pysubs2.SSAFile.from_string(text, "json"), report) if "styles" in data else _json(data, report)
@@ -354,7 +355,7 @@ def _timedtext(text: str) -> Iterator[Line]:
 
 
 def _plain_ttml(text: str) -> str:
-    """Write in TTML what pysubs2 does not know in the way it does: frames, ticks, `dur`, older namespaces."""
+    """Rewrite what pysubs2 does not know of TTML: frames, ticks, `dur` and older namespaces."""
     rates = {name: float(value) for name, value in re.findall(r":(frameRate|tickRate)\s*=\s*[\"']([\d.]+)", text)}
     frames = rates.get("frameRate", 30.0)
     for scale in re.findall(r":frameRateMultiplier\s*=\s*[\"'](\d+)[\s:](\d+)", text):
@@ -463,7 +464,7 @@ def _stream_texts(
     """Yield start and end in seconds of the container's clock, and texts: as they are, or as events of ASS."""
     for packet in _all_packets(container, stream, report):
         if codec in (*_TEXT_CODECS, "ass", "ssa"):
-            # FFmpeg's decoders of these codecs lose what stands between < and >.
+            # FFmpeg's decoders of these codecs lose text between < and >.
             if packet.pts is not None:
                 start, seconds = float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base)
                 yield start, start + seconds, bytes(packet)
@@ -610,7 +611,7 @@ def _each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
 
 
 def _carried(before: list[str], rows: list[str], grows: bool) -> tuple[int, list[str]]:
-    """Return how many rows the cue before ends and this cue begins with, and the new text, also of a row that grew."""
+    """Return how many rows end the previous cue and begin this one, and the text that is new. A row may have grown."""
     for count in range(min(len(before), len(rows)), 0, -1):
         last = rows[count - 1]
         if before[-count:-1] == rows[: count - 1] and (last == before[-1] or grows and last.startswith(before[-1])):

@@ -126,7 +126,7 @@ def to_sentences(
 
 
 def _is_apart(sentence: Line, line: Line, max_gap: float, max_words: int) -> bool:
-    """Return whether a line begins a sentence, however the sentence before it ends."""
+    """Return whether a line begins a sentence, even if the previous sentence has no end mark."""
     # A line that comes and goes while another stays does not continue it.
     is_nested = line.end < sentence.end - TOUCH
     return is_nested or line.start - sentence.end > max_gap or count_words(sentence.text) >= max_words

@@ -362,8 +362,10 @@ def _decode_part(
     source: str, start: float, end: float | None, fps: float, full: bool, report: ReadingReport
 ) -> float | str:
     """
-    Decode the first frame of a part of a video, or all frames. Return the second at which the frames end, which a
-    first frame does not tell, or what is wrong.
+    Decode the first frame of a part of a video, or all frames.
+
+    Returns:
+        The second at which the frames end, infinity if only the first was decoded, or what is wrong.
     """
     last = start
     try:
