@@ -26,7 +26,7 @@ def check_number(
     Return a number of any type as a float: Python's, NumPy's, a `Fraction` or a tensor with one element.
 
     Raises:
-        `ValueError`: If it is no number (nor is a truth value), is NaN or infinite, or is out of range.
+        `ValueError`: If it is no number or a truth value, is NaN or infinite, or is out of range.
     """
     try:
         number = value.item() if hasattr(value, "item") else value

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -610,17 +610,18 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
     source = str(source)
     is_file, asked = os.path.isfile(source), clock.monotonic()
     options = {} if formats is None else {"format_whitelist": formats}
+    open_input = partial(av.open, metadata_errors="replace")
     limits = None if is_file or source == "-" else (timeout, timeout)
     options |= {} if limits is None else _LIVE_OPTIONS
     try:
         if source == "-":
-            return av.open(_standard_input(), options=options)
+            return open_input(_standard_input(), options=options)
         if source.startswith("camera:") and not is_file:
             name, system = _camera(source)
-            return av.open(name, format=system, timeout=limits, options=options)
+            return open_input(name, format=system, timeout=limits, options=options)
         # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and a sign for a pattern.
         name, pattern = (f"file:{source}", {"pattern_type": "none"}) if is_file else (source, {})
-        container = av.open(name, options=options | pattern, timeout=limits, metadata_errors="replace")
+        container = open_input(name, options=options | pattern, timeout=limits)
         if (
             urlsplit(source).scheme in ("http", "https")
             and container.size <= 0
@@ -629,7 +630,7 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
             # FFmpeg took several frames to know the format. They have arrived already, and their times are lost.
             container.close()
             options |= {"fpsprobesize": "0"}
-            return av.open(name, format=container.format.name, options=options, timeout=limits)
+            return open_input(name, format=container.format.name, options=options, timeout=limits)
         return container
     except av.error.FFmpegError as error:
         if limits is not None and timeout is not None and clock.monotonic() - asked >= timeout:

@@ -364,6 +364,23 @@ def test_standard_input_is_a_video(tmp_path, kind):
         assert done.stdout.strip() == expected, done.stderr
 
 
+def test_metadata_of_standard_input_need_not_be_unicode(tmp_path):
+    clip = tmp_path / "clip.mkv"
+    with av.open(str(clip), "w") as container:
+        container.metadata["title"] = "a title"
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for picture in random_frames(5)[:, :32, :32]:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
+        container.mux(stream.encode())
+    content = clip.read_bytes()
+    assert b"a title" in content
+    code = "from videollm_mod import read_video; print(len(list(read_video('-', fps=10))))"
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, input=content.replace(b"a title", b"a t\xfftle"), capture_output=True)
+    assert done.stdout == b"5\n", done.stderr
+
+
 def test_a_live_pipe_is_not_spooled_and_lasts_until_its_writer_ends(tmp_path):
     clip = write_clip(tmp_path / "clip.mkv", random_frames(60), fps=10)
     content = clip.read_bytes()
