@@ -262,6 +262,13 @@ def test_the_training_split_is_refused_for_evaluation(tmp_path, monkeypatch):
         sft.main(script, StreamWorld("streamworld"), None, None)
 
 
+def test_an_evaluation_needs_a_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "load_split", lambda *_, **__: [])
+    training = StreamingSFTConfig(output_dir=str(tmp_path), eval_strategy="steps", eval_steps=1, report_to="none")
+    with pytest.raises(SystemExit, match="--eval_strategy steps needs --eval_split"):
+        sft.main(ScriptArguments(), StreamWorld("streamworld"), training, None)
+
+
 def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
     """One command converts the subtitles of a video to a row, and another trains and merges an adapter."""
     done = subprocess.run(

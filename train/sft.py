@@ -50,6 +50,10 @@ def train_model(
     if script.validate_only:
         print(f"{source.dataset}: {len(train)} rows to train on, {record.count_faults()}")
         return
+    if evaluation is None and training.eval_strategy != "no":
+        raise SystemExit(
+            f"error: --eval_strategy {training.eval_strategy.value} needs --eval_split, the held-out split."
+        )
     if training.n_gpu > 1:
         raise SystemExit(
             f"error: this machine has {training.n_gpu} GPUs, and one process trains on one. To use all, run "
