@@ -419,9 +419,12 @@ class _Timeline:
         self.shown, self.next = (before.shown, before.next) if before else (None, Fraction(0))
         # By how much packets arrive after their time: some are held until the next one comes.
         self.delays: deque[Fraction] = before.delays if before else deque(maxlen=16)
+        # Decoders repair damaged packets of these formats in silence. The second is the number of packets since one.
+        self.repairs, self.since_damage = _has_flag(reader.container, _MAY_CHANGE_CLOCKS), None
 
     def mend(self, packet: Any) -> Any:
         """Move the times of a packet so that they go on from the previous packet's."""
+        known = len(self.clocks)
         if self.has_only_decoding_times:
             packet.pts = None
         now = Fraction(round(clock.monotonic() * 1e6), 1_000_000)
@@ -454,7 +457,17 @@ class _Timeline:
         if self.shift:
             packet.pts = None if packet.pts is None else packet.pts + self.shift
             packet.dts = None if packet.dts is None else packet.dts + self.shift
+        self._count_damage(packet, is_new_clock=len(self.clocks) > known > 0)
         return packet
+
+    def _count_damage(self, packet: Any, *, is_new_clock: bool) -> None:
+        """Count a damaged packet when four more have come. A new clock before that is where two videos were joined."""
+        if self.since_damage is not None:
+            self.since_damage = None if is_new_clock else self.since_damage + 1
+        elif self.repairs and packet.is_corrupt:
+            self.since_damage = 0
+        if self.since_damage is not None and (self.since_damage == 4 or packet.size == 0):
+            self.since_damage, self.report.spoilt_packets = None, self.report.spoilt_packets + 1
 
     def place(self, frame: Any) -> tuple[Fraction, Fraction]:
         """Return when a frame is shown and for how long, in seconds."""

@@ -477,6 +477,17 @@ def test_streams_that_begin_in_the_middle_are_counted(tmp_path):
     assert report.ignored_streams == 1
 
 
+def test_lost_packets_of_a_broadcast_are_counted_and_joins_are_not(tmp_path):
+    parts = [
+        ts_part(tmp_path / f"{i}.ts", random_frames(20, size=(64, 96)), at).read_bytes() for i, at in ((0, 0), (1, 60))
+    ]
+    path = tmp_path / "clip.ts"
+    for content, spoilt in ((parts[0], 0), (b"".join(parts), 0), (parts[0][: 188 * 600] + parts[0][188 * 605 :], 1)):
+        path.write_bytes(content)
+        *_, report = read_numbers(path)
+        assert report.spoilt_packets == spoilt
+
+
 @pytest.mark.parametrize("ending", ["ts", "mkv", "mp4"])
 def test_a_spoilt_key_frame_does_not_move_the_frames_after_it(tmp_path, ending):
     """The decoder returns frames in another order for a while, as no B-frame finds its key frame."""
