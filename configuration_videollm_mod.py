@@ -294,6 +294,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     def validate_routing(self) -> None:
         """Check keep ratios and routed layers against the language model."""
         layers = range(self.text_config.num_hidden_layers)
+        if not layers:
+            raise ValueError(f"`num_hidden_layers` of the language model must be at least 1, got {layers.stop}.")
         per_layer = isinstance(self.mod_keep_ratio, (list, tuple))
         ratios = self.mod_keep_ratio if per_layer else [self.mod_keep_ratio]
         for ratio in ratios:

@@ -24,6 +24,7 @@ def named_faults(name: str) -> Iterator[None]:
         `ValueError`: If it cannot be loaded. The message names the checkpoint, the file and the fault.
     """
     try:
+        _check_parts(Path(name, "config.json"))
         yield
     except ImportError:
         raise  # a package that must be installed
@@ -34,6 +35,18 @@ def named_faults(name: str) -> Iterator[None]:
         fault = (find_fault(Path(name)) if is_folder else None) or in_one_line(error)
         fault = textwrap.shorten(fault, 300, placeholder=" ...")
         raise ValueError(fault if f"'{name}'" in fault else f"'{name}' cannot be loaded: {fault}") from error
+
+
+def _check_parts(config: Path) -> None:
+    """A configuration that names no language model means the default one, whose billions of weights take minutes."""
+    try:
+        fields = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # The loader says what is wrong with this file.
+    if isinstance(fields, dict) and fields.get("model_type") == "videollm_mod":
+        for part in ("text_config", "vision_config"):
+            if not isinstance(fields.get(part), dict):
+                raise ValueError(f"config.json has no `{part}`. Copy or download it again.")
 
 
 def find_fault(folder: Path) -> str | None:

@@ -98,7 +98,7 @@ def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:
     )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{len(missing)} of the model's weights are missing, such as {missing[0]}.")
-    # A model of which more is computed needs fewer routers.
+    # A model with fewer routed layers needs fewer routers.
     unused = sorted(name for name in found["unexpected_keys"] if ".router." not in name)
     if unused:
         logger.warning(f"{len(unused)} of the checkpoint's weights are not used, such as {unused[0]}.")

@@ -41,6 +41,11 @@ def point_to_parts(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def change_language_model(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    edit(folder / "config.json", text_config=config["text_config"] | fields)
+
+
 def cut(folder, name, size=200):
     (folder / name).write_bytes((folder / name).read_bytes()[:size])
 
@@ -80,6 +85,12 @@ FAULTS = {
     "bad ratio": (lambda f: edit(f / "config.json", mod_keep_ratio=1.5), "`mod_keep_ratio` must lie in [0, 1]", 0),
     "bad type": (lambda f: edit(f / "config.json", mod_keep_ratio="0.5"), "'mod_keep_ratio' with value '0.5'", 0),
     "no dtype": (lambda f: edit(f / "config.json", dtype="float33"), "no attribute 'float33'", 0),
+    "no language model": (lambda f: edit(f / "config.json", text_config=None), "config.json has no `text_config`", 0),
+    "no layers": (
+        lambda f: change_language_model(f, num_hidden_layers=0),
+        "`num_hidden_layers` of the language model must be at least 1, got 0",
+        0,
+    ),
     "typo": (lambda f: edit(f / "config.json", mod_keep_ration=0.5), "Did you mean `mod_keep_ratio`?", 0),
 }
 

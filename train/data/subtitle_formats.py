@@ -410,7 +410,7 @@ def _pysubs2(text: str, name: str | None, frame_rate: float | None) -> Iterator[
 
 
 def _packets(path: Path, container: Any, index: int, encoding: str | None, report: SubtitleReport) -> Iterator[Line]:
-    """Read a subtitle stream with FFmpeg: of a video, or of a text in a format that only FFmpeg knows."""
+    """Read a subtitle stream of a video with FFmpeg, or a text in a format that only FFmpeg knows."""
     with container:
         stream, codec = _text_stream(path, container, index)
         report.other_streams += len(container.streams.subtitles) - 1
