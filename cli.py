@@ -9,34 +9,38 @@ It parses options and prints. The commands import torch and Transformers inside,
 import importlib
 import json
 import os
-import signal
 import sys
-import threading
-import time as clock
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from videollm_mod.console import describe_entries, describe_saving, device_name, quiet
+from videollm_mod.console import describe_entries, describe_saving, device_name
 
 import typer
 
-from videollm_mod.checks_videollm_mod import check_count, check_fps, check_number, check_seconds, check_text
+from videollm_mod.checks_videollm_mod import check_number
+from videollm_mod.commands.watching import (
+    EMBEDDED,
+    CtrlC,
+    ask_first,
+    check_options,
+    check_video,
+    keep_what_was_seen,
+    load_config,
+    new_report,
+    open_session,
+    read_frames,
+    too_late,
+    watch_video,
+)
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import check_outputs, write_text
-from videollm_mod.space.checkpoint_faults import in_one_line, named_faults
-from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.checkpoint_faults import in_one_line
 
 
 ROOT = Path(__file__).resolve().parent
-EMBEDDED = ROOT
 SAMPLE = ROOT / "samples" / "streamworld.mp4"
-EMBEDDED_NOTICE = (
-    "the embedded checkpoint was trained on generated clips (StreamWorld) and knows nothing else. What it says about "
-    "this video means nothing. Use --model to choose a checkpoint that was trained on real video."
-)
 
 Video = Annotated[
     str, typer.Argument(help="A file, a URL (also rtsp://), camera:0, or - for standard input.", show_default=False)
@@ -153,15 +157,15 @@ def narrate(
     Each line starts with the time in the video. Ctrl+C stops a live source, and the files are still written. A second
     Ctrl+C ends the program at once.
     """
-    with one_line_errors(), _CtrlC() as ctrl_c:
+    with one_line_errors(), CtrlC() as ctrl_c:
         written = {"srt": srt, "vtt": vtt, "jsonl": jsonl, "burn_in": burn_in}
         outputs = {kind: path for kind, path in written.items() if path is not None}
-        _check_options(fps=fps, interval_threshold=interval_threshold, max_frames=max_frames, text=query)
+        check_options(fps=fps, interval_threshold=interval_threshold, max_frames=max_frames, text=query)
         _check_outputs(outputs, video)
         _check_burn_in(burn_in, font, query)
         live = {"fps": fps, "timeout": timeout, "reconnect": reconnect}
-        _check_video(video, fps=fps, when_behind=when_behind, timeout=timeout)
-        processor, session = _open(
+        check_video(video, fps=fps, when_behind=when_behind, timeout=timeout)
+        processor, session = open_session(
             video,
             model,
             revision,
@@ -173,10 +177,10 @@ def narrate(
             interval_threshold=interval_threshold,
             compile=compile,
         )
-        _ask_first(session, query)
-        report, behind = _new_report(), {"when_behind": when_behind, "max_waiting": max_waiting}
+        ask_first(session, query)
+        report, behind = new_report(), {"when_behind": when_behind, "max_waiting": max_waiting}
         try:
-            seconds = _watch(processor, video, session, ctrl_c, as_json=as_json, report=report, **live, **behind)
+            seconds = watch_video(processor, video, session, ctrl_c, as_json=as_json, report=report, **live, **behind)
         except Exception:
             # A fault of the program, such as a lack of memory, does not cost what was said before it.
             if session.num_frames > 0:
@@ -211,25 +215,25 @@ def ask(
 
     Ctrl+C stops a live source, and the question is asked then. A second Ctrl+C ends the program at once.
     """
-    with one_line_errors(), _CtrlC() as ctrl_c:
-        _check_options(fps=fps, at=at, max_frames=max_frames, text=question)
+    with one_line_errors(), CtrlC() as ctrl_c:
+        check_options(fps=fps, at=at, max_frames=max_frames, text=question)
         if not question.strip():
             raise ValueError("The question is empty.")
         live = {"fps": fps, "timeout": timeout, "reconnect": reconnect}
-        _check_video(video, fps=fps, at=at, timeout=timeout)
+        check_video(video, fps=fps, at=at, timeout=timeout)
         # At a threshold of 0 the model stays silent until it is asked.
         options = {"fps": fps, "interval_threshold": 0.0, "max_frames": max_frames}
         stored = {"weights": weights, "cache_dtype": cache_dtype}
-        processor, session = _open(video, model, revision, **stored, **options)
-        report = _new_report()
-        ahead = _read(processor, video, session, end=at, report=report, **live)
-        with _keep_what_was_seen(session), closing(ahead):
+        processor, session = open_session(video, model, revision, **stored, **options)
+        report = new_report()
+        ahead = read_frames(processor, video, session, end=at, report=report, **live)
+        with keep_what_was_seen(session), closing(ahead):
             for waiting in ahead:
                 # The session must be able to answer: let the step end.
                 with ctrl_c.deferred():
                     session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
         if at is not None and session.time + 1 / fps < at:
-            raise _too_late(at, session.time)
+            raise too_late(at, session.time)
         answer = session.ask(question)[-1]
     if as_json:
         said = {"time": answer.time, "question": question, "answer": answer.text, "reading": report.to_dict()}
@@ -237,25 +241,6 @@ def ask(
     else:
         typer.echo(answer.text)
         _print_report(report)
-
-
-def _check_options(
-    *,
-    fps: float,
-    at: float | None = None,
-    interval_threshold: float | None = None,
-    max_frames: int | None = None,
-    text: str | None = None,
-) -> None:
-    """Raise `ValueError` if a number or a text is out of range, before any work."""
-    check_fps(fps)
-    if at is not None:
-        check_seconds("--at", at, least=0)
-    if interval_threshold is not None:
-        check_number("interval_threshold", interval_threshold, least=0, most=1)
-    if max_frames is not None:
-        check_count("max_frames", max_frames)
-    check_text("What the user says", text or "")
 
 
 def _check_outputs(outputs: dict[str, Path], video: str) -> None:
@@ -282,217 +267,6 @@ def _check_burn_in(burn_in: Path | None, font: Path | None, query: str | None) -
     if missing := Fonts(font).missing(query or ""):
         note = f"No font here has {name_characters(missing)}. Install one such as Noto Sans, or give one with --font."
         typer.secho(f"Note: {note}", err=True, fg="yellow")
-
-
-class _CtrlC:
-    """Ctrl+C raises `KeyboardInterrupt` once, so that what is done can be written. The second one ends the program."""
-
-    is_pressed = False
-    is_deferred = False
-
-    def __enter__(self) -> "_CtrlC":
-        _CtrlC.is_pressed = False
-        self.before = signal.getsignal(signal.SIGINT)
-        # A program in the background ignores Ctrl+C, and only the main thread may change that.
-        if self.before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self.press)
-        return self
-
-    def __exit__(self, kind: type | None, *error: Any) -> None:
-        if signal.getsignal(signal.SIGINT) == self.press:
-            signal.signal(signal.SIGINT, self.before)
-        if kind is KeyboardInterrupt:
-            typer.echo("stopped", err=True)
-
-    def press(self, *_: Any) -> None:
-        _CtrlC.is_pressed = True
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if not self.is_deferred:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Let the work in this context end before Ctrl+C stops the program."""
-        self.is_deferred = True
-        try:
-            yield
-        finally:
-            self.is_deferred = False
-        if self.is_pressed:
-            raise KeyboardInterrupt
-
-
-def _check_video(
-    video: str, *, fps: float, timeout: float, at: float | None = None, when_behind: str | None = None
-) -> None:
-    """Read one frame, so that a wrong video or option is reported before a model is loaded."""
-    from videollm_mod.reading_ahead_videollm_mod import WHEN_BEHIND, read_ahead
-    from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
-
-    if when_behind is not None and when_behind not in WHEN_BEHIND:
-        raise ValueError(f"--when-behind can be {', '.join(WHEN_BEHIND)}, not {when_behind!r}.")
-    # Standard input can be read only once.
-    if video == "-":
-        return
-    stop = threading.Event()
-    frames = read_video(video, fps=fps, timeout=timeout, reconnect=False, stop=stop)
-    with closing(read_ahead(frames, 1, max_waiting=1, stop=stop)) as ahead:
-        next(ahead)
-    if at is not None and Path(video).is_file():
-        with VideoReader(video) as reader:
-            if at > reader.seconds:
-                raise _too_late(at, reader.seconds)
-
-
-def _too_late(at: float, end: float) -> ValueError:
-    return ValueError(f"The video ends at {end:.1f} s: choose an earlier second than --at {at:g}.")
-
-
-def _open(
-    video: str,
-    name: str,
-    revision: str | None,
-    *,
-    weights: str | None,
-    cache_dtype: str | None,
-    max_frames: int | None,
-    prints: bool = False,
-    **options: Any,
-) -> tuple[Any, Any]:
-    """Load a checkpoint and start a session, which prints replies as they are generated if `prints`."""
-    is_embedded = check_checkpoint(name) and Path(name).resolve() == EMBEDDED
-    typer.echo(f"loading {'the embedded checkpoint' if is_embedded else name} ...", err=True)
-    quiet()
-    from videollm_mod.space.loading import CACHE_DTYPES, is_streamworld, load_checkpoint
-    from videollm_mod.streaming_videollm_mod import within_context
-    from videollm_mod.video_reading_videollm_mod import VideoReader
-
-    if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
-        raise ValueError(f"--cache-dtype can be {' or '.join(CACHE_DTYPES)}, not {cache_dtype!r}.")
-    _load_config(name, revision)
-    with named_faults(name):
-        processor, model = load_checkpoint(name, weights=weights, revision=revision)
-    if is_embedded and not is_streamworld(video, VideoReader):
-        typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
-    printer = _line_printer(processor.tokenizer) if prints else None
-    options |= {"cache_dtype": CACHE_DTYPES.get(cache_dtype), **within_context(model.config, max_frames)}
-    session = model.stream(processor, streamer=printer, **options)
-    if printer is not None:
-        printer.session = session
-    return processor, session
-
-
-def _ask_first(session: Any, query: str | None) -> None:
-    from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
-
-    query = DEFAULT_QUERY if query is None else query
-    if query:
-        session.ask(query, reply_now=False)
-
-
-def _load_config(name: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    with named_faults(check_checkpoint(name)):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=True, revision=revision)
-    if config.model_type != "videollm_mod":
-        raise ValueError(f"'{name}' is a {config.model_type} model, not a VideoLLM-MoD model.")
-    return config
-
-
-def _new_report() -> Any:
-    # The package's own: a published checkpoint may have code that is older than the report.
-    from videollm_mod.video_reading_videollm_mod import ReadingReport
-
-    return ReadingReport()
-
-
-def _show_progress(frames: Iterator[Any]) -> Iterator[Any]:
-    """Count frames on stderr if it is a terminal."""
-    from tqdm.auto import tqdm
-
-    return tqdm(frames, unit=" frames", file=sys.stderr, disable=None)
-
-
-def _watch(processor: Any, video: str, session: Any, ctrl_c: _CtrlC, *, as_json: bool, **options: Any) -> float:
-    """Push a video into a session and print what it says. Return the seconds it took."""
-    start, printed = clock.perf_counter(), 0
-    ahead = _read(processor, video, session, shows_progress=as_json, **options)
-    with _keep_what_was_seen(session), closing(ahead):
-        for waiting in ahead:
-            session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
-            for event in session.events[printed:] if as_json else ():
-                typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
-            printed = len(session.events)
-            # A library may have swallowed the exception.
-            if ctrl_c.is_pressed:
-                raise KeyboardInterrupt
-    session.close()
-    return clock.perf_counter() - start
-
-
-def _read(
-    processor: Any,
-    video: str,
-    session: Any,
-    *,
-    fps: float,
-    timeout: float,
-    reconnect: bool | None,
-    report: Any,
-    end: float | None = None,
-    shows_progress: bool = True,
-    **behind: Any,
-) -> Iterator[list[tuple[float, Any]]]:
-    """Read a video in a thread, at the model's size: FFmpeg may wait for long, and Ctrl+C would wait with it."""
-    from videollm_mod.reading_ahead_videollm_mod import read_ahead
-    from videollm_mod.video_reading_videollm_mod import goes_on, is_complete, read_video
-
-    def on_drop() -> None:
-        session.count_dropped()
-        if session.num_dropped == 1:
-            typer.echo("frames come too fast: the oldest that wait are dropped", err=True)
-
-    stop, device = threading.Event(), session.model.device
-    options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}
-    frames = read_video(video, fps=fps, end=end, **options)
-    frames = _show_progress(frames) if shows_progress else frames
-    small = ((time, processor.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
-    behind |= {"is_live": not is_complete(video), "goes_on": goes_on(video), "on_drop": on_drop}
-    return read_ahead(small, session.chunk_frames, stop=stop, **behind)
-
-
-@contextmanager
-def _keep_what_was_seen(session: Any) -> Iterator[None]:
-    """End the watching, with one line, when a live source is stopped or breaks off after its first frame."""
-    from videollm_mod.reading_ahead_videollm_mod import TooManyWaitingError
-
-    try:
-        yield
-    except (KeyboardInterrupt, TooManyWaitingError, ValueError) as error:
-        if session.num_frames == 0:
-            raise
-        typer.echo(f"\nstopped after {session.time:.1f} s" + (f": {error}" if str(error) else ""), err=True)
-
-
-def _line_printer(tokenizer: Any) -> Any:
-    """Make a streamer that prints each reply as it is generated, after the time in the video."""
-    from transformers import TextStreamer
-
-    class LinePrinter(TextStreamer):
-        session: Any = None
-        is_in_line = False
-
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            if not self.is_in_line:
-                text = text.lstrip()
-                if not text and not stream_end:
-                    return
-                typer.echo(f"{self.session.time:6.1f}s  ", nl=False)
-            typer.echo(text, nl=stream_end)
-            self.is_in_line = not stream_end
-
-    return LinePrinter(tokenizer, skip_special_tokens=True)
 
 
 def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, font: Path | None) -> tuple[bool, Any]:
@@ -589,9 +363,9 @@ def inspect(
 ) -> None:
     """Show a checkpoint's layers and routing, and estimate compute and memory for a video. Loads no weights."""
     with one_line_errors():
-        _check_options(fps=fps)
+        check_options(fps=fps)
         check_number("seconds", seconds, least=0, most=1e9)
-        config = _load_config(checkpoint, revision)
+        config = load_config(checkpoint, revision)
         cost = config.estimate_cost(
             round(seconds * fps), text_tokens, bytes_per_value=config.dtype.itemsize if config.dtype is not None else 2
         )
@@ -660,7 +434,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if _CtrlC.is_pressed:
+        if CtrlC.is_pressed:
             # Python would wait for threads and take torch apart, which takes seconds.
             sys.stdout.flush()
             sys.stderr.flush()

@@ -43,7 +43,7 @@ TRAVELLING = {
 ALLOWED = {"torch", "transformers", "huggingface_hub", "packaging", "numpy", "tokenizers"} | set(
     sys.stdlib_module_names
 )
-FOLDERS = {"benchmarks", "convert", "docs", "samples", "serving", "space", "tests", "train"}
+FOLDERS = {"benchmarks", "commands", "convert", "docs", "samples", "serving", "space", "tests", "train"}
 # The files of `serving/` from the bottom up: each imports files above it in this list only.
 SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "step", "stream", "stats")
 SERVING += ("compiled_step", "encoding", "captured_step", "engine", "__init__")

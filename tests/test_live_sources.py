@@ -20,7 +20,8 @@ import pytest
 from broadcast import FPS, broadcast, encode, free_udp_port, headers, http_server, paced, rtsp_server
 from tiny import random_frames, tiny_model, tiny_processor
 
-from videollm_mod import ReadingReport, VideoReader, cli, read_video
+from videollm_mod import ReadingReport, VideoReader, read_video
+from videollm_mod.commands import watching
 from videollm_mod.reading_ahead_videollm_mod import read_ahead
 
 
@@ -417,8 +418,8 @@ def test_ctrl_c_while_a_source_stalls_asks_the_question():
 def test_a_second_ctrl_c_ends_the_program_at_once():
     code = """
 import os, signal, time
-from videollm_mod import cli
-with cli._CtrlC() as ctrl_c:
+from videollm_mod.commands import watching
+with watching.CtrlC() as ctrl_c:
     try:
         with ctrl_c.deferred():
             os.kill(os.getpid(), signal.SIGINT)
@@ -432,6 +433,6 @@ with cli._CtrlC() as ctrl_c:
 
 
 def test_an_earlier_ctrl_c_does_not_stop_the_next_command(monkeypatch):
-    monkeypatch.setattr(cli._CtrlC, "is_pressed", True)
-    with cli._CtrlC() as ctrl_c:
+    monkeypatch.setattr(watching.CtrlC, "is_pressed", True)
+    with watching.CtrlC() as ctrl_c:
         assert not ctrl_c.is_pressed

@@ -28,6 +28,7 @@ from videollm_mod.train.data.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FOLDERS = ("benchmarks", "commands", "convert", "docs", "samples", "serving", "space", "train")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -101,12 +102,7 @@ def hub(tmp_path_factory):
 def test_commands_of_page_run(page, hub, tmp_path):
     """The commands run as written, in order, in a folder that looks like a checkout and has the files they name."""
     for path in ROOT.iterdir():
-        if path.name in ("train", "space", "benchmarks", "docs", "convert", "serving", "samples") or path.suffix in (
-            ".py",
-            ".json",
-            ".jinja",
-            ".safetensors",
-        ):
+        if path.name in FOLDERS or path.suffix in (".py", ".json", ".jinja", ".safetensors"):
             (tmp_path / path.name).symlink_to(path)
     for name in ("talk.mp4", "video.mp4"):
         shutil.copy(ROOT / "tests" / "data" / "nasa_13013.mp4", tmp_path / name)
