@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .cache_videollm_mod import TokenRun, check_rotation, use_grouped_attention
 from .checks_videollm_mod import check_count, check_fps, check_number, check_seconds, check_text
 from .compiled_step_videollm_mod import CompiledSteps, decide, speakable
+from .speaking_videollm_mod import Probe
 
 
 logger = logging.get_logger(__name__)
@@ -87,6 +88,7 @@ class _Question:
     arrival: float
     received: float  # time of the last frame that had arrived when the question was asked
     interrupt: bool = False
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True)
@@ -360,6 +362,40 @@ class StreamingSession:
             raise ValueError(f"The question's time is {time} s, before that of an earlier one still waiting.")
         self._questions.append(_Question(time, text, reply_now, arrival, received))
 
+    def probe(self, question: str, *, answers: Sequence[str] = ("Yes", "No")) -> float:
+        """
+        Return how likely the model answers a question about what it has seen with the first of two answers, against
+        the second. Nothing of it stays: no event, and no token in the cache.
+
+        Args:
+            question (`str`): What the user asks.
+            answers (`Sequence[str]`, *optional*, defaults to `("Yes", "No")`): Two answers that begin differently.
+
+        Returns:
+            `float`: Probability of the first answer divided by that of both, summed over the first tokens of their
+            usual spellings.
+
+        Raises:
+            `ValueError`: If a text is empty, both answers begin with the same token, there is no frame to answer from,
+                a reply is in progress, or the session is closed.
+        """
+        if self._is_working:
+            raise ValueError("A session cannot be probed during a reply: probe it when `push` or `ask` has returned.")
+        probe = self.hear_probe(question, answers)
+        self._run()
+        return probe.probability
+
+    def hear_probe(self, question: str, answers: Sequence[str] = ("Yes", "No")) -> Probe:
+        """Queue a question for `work`, as [`~StreamingSession.probe`] asks it, after the last frame received."""
+        self._refuse_if_closed()
+        if self._received_time is None:
+            raise ValueError("There is no frame to answer from yet: push one first.")
+        probe, time = Probe(self.processor.tokenizer, question, answers), self._received_time
+        place = sum(earlier.time is None or earlier.time <= time for earlier in self._questions)
+        arrival = clock.perf_counter()
+        self._questions.insert(place, _Question(time, question, False, arrival, math.inf, probe=probe))
+        return probe
+
     def sample(self, frames: torch.Tensor, time: float | Sequence[float] | None) -> tuple[torch.Tensor, list[float]]:
         """Choose the frames to see among `frames` (frames, channels, height, width); return them and their times."""
         size, expected = tuple(frames.shape[-2:]), self._frame_size or self.model.frame_size
@@ -568,11 +604,24 @@ class StreamingSession:
         return to_the_end or (question.time is not None and self.time is not None and question.time <= self.time)
 
     def _take_question(self, question: _Question) -> Work:
+        if question.probe is not None:
+            yield from self._probe(question.probe)
+            return
         time = (self.time or 0.0) if question.time is None else question.time
         self.events.append(StreamEvent(time, self.num_frames - 1, "user", question.text))
         self._unfed_turns.append({"role": "user", "content": question.text})
         if question.reply_now:
             yield from self._reply(time, question.arrival)
+
+    def _probe(self, probe: Probe) -> Work:
+        """Ask a question, read the probability of its answers, and remove it from the cache again."""
+        unfed = self._unfed_ids, self._unfed_turns
+        self._unfed_turns = [*self._unfed_turns, {"role": "user", "content": probe.question}]
+        asked = self._take_unfed("assistant")
+        self._unfed_ids, self._unfed_turns = unfed
+        seen = yield StreamStep(asked, [len(asked) - 1])
+        self.cache.crop(-len(asked), num_frames=0)
+        probe.read(seen.logits[0])
 
     def _watch(self, question: _Question | None) -> Work:
         """See waiting frames in one step, up to the next question; reply at the first frame that calls for it."""

@@ -134,6 +134,29 @@ class EngineStream:
             self.session.hear(text, time=time, reply_now=reply_now, interrupt=interrupt)
             self._engine.changed.notify_all()
 
+    def probe(self, question: str, *, answers: Sequence[str] = ("Yes", "No")) -> float:
+        """
+        Return the probability of an answer about the frames pushed so far, as [`~StreamingSession.probe`] does. This
+        waits until the engine has seen them.
+
+        Raises:
+            `ValueError`: If a text is empty, both answers begin with the same token, no frame was pushed, or the
+                stream is closed.
+            `RuntimeError`: If an error has ended the stream, it ends before the answer, or a streamer asks.
+        """
+        self._refuse_if_closed()
+        engine = self._engine
+        if engine.is_inside_step:
+            raise RuntimeError("A streamer cannot wait for the engine that calls it: probe from another thread.")
+        with engine.changed:
+            probe = self.session.hear_probe(question, answers)
+            engine.changed.notify_all()
+        while probe.probability is None and not self._is_done:
+            engine.make_progress(lambda: probe.probability is not None or self._is_done)
+        if probe.probability is None:
+            raise RuntimeError("The stream has ended before the answer.") from self.error
+        return probe.probability
+
     def close(self) -> None:
         """Accept nothing more. The engine still sees and answers what was accepted, then frees the memory."""
         with self._engine.changed:

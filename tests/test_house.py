@@ -21,7 +21,13 @@ TRAVELLING = {
     "checks_videollm_mod": set(),
     "routing_videollm_mod": set(),
     "compiled_step_videollm_mod": {"cache_videollm_mod"},
-    "streaming_videollm_mod": {"cache_videollm_mod", "checks_videollm_mod", "compiled_step_videollm_mod"},
+    "speaking_videollm_mod": {"checks_videollm_mod"},
+    "streaming_videollm_mod": {
+        "cache_videollm_mod",
+        "checks_videollm_mod",
+        "compiled_step_videollm_mod",
+        "speaking_videollm_mod",
+    },
     "generation_videollm_mod": {"streaming_videollm_mod", "cache_videollm_mod"},
     "modeling_videollm_mod": {
         "configuration_videollm_mod",
@@ -111,9 +117,9 @@ def test_the_model_file_has_under_700_lines():
     assert lines(ROOT / "modeling_videollm_mod.py") < 700
 
 
-def test_travelling_files_have_under_5650_lines_together():
+def test_travelling_files_have_under_6500_lines_together():
     counts = {module: lines(ROOT / f"{module}.py") for module in TRAVELLING}
-    assert sum(counts.values()) < 5650, counts
+    assert sum(counts.values()) < 6500, counts
 
 
 def test_files_of_serving_have_at_most_500_lines():
