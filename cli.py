@@ -64,6 +64,15 @@ MaxFrames = Annotated[
     int | None,
     typer.Option(help="Number of frames to remember. Older ones are forgotten.", show_default="what fits the context"),
 ]
+ReuseStatic = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Do not encode a frame that hardly differs from the last encoded one: no part of it by more than so many "
+        "grey levels of 255. 0 encodes all frames.",
+        show_default="3; for a model that learned when to speak 0",
+    ),
+]
 Timeout = Annotated[float, typer.Option(help="Seconds that a camera or URL may take to open, and may be silent.")]
 Reconnect = Annotated[
     bool | None,
@@ -111,6 +120,7 @@ def narrate(
         ),
     ] = None,
     max_frames: MaxFrames = None,
+    reuse_static: ReuseStatic = None,
     when_behind: Annotated[
         str | None,
         typer.Option(
@@ -173,6 +183,7 @@ def narrate(
             weights=weights,
             cache_dtype=cache_dtype,
             max_frames=max_frames,
+            reuse_static=reuse_static,
             fps=fps,
             interval_threshold=interval_threshold,
             compile=compile,
@@ -204,6 +215,7 @@ def ask(
     revision: Revision = None,
     fps: Fps = 2.0,
     max_frames: MaxFrames = None,
+    reuse_static: ReuseStatic = None,
     timeout: Timeout = 10.0,
     reconnect: Reconnect = None,
     weights: Weights = None,
@@ -222,7 +234,7 @@ def ask(
         live = {"fps": fps, "timeout": timeout, "reconnect": reconnect}
         check_video(video, fps=fps, at=at, timeout=timeout)
         # At a threshold of 0 the model stays silent until it is asked.
-        options = {"fps": fps, "interval_threshold": 0.0, "max_frames": max_frames}
+        options = {"fps": fps, "interval_threshold": 0.0, "max_frames": max_frames, "reuse_static": reuse_static}
         stored = {"weights": weights, "cache_dtype": cache_dtype}
         processor, session = open_session(video, model, revision, **stored, **options)
         report = new_report()
@@ -311,6 +323,7 @@ def _print_summary(session: Any, seconds: float, as_json: bool, report: Any, bur
         figures = {
             "frames": session.num_frames,
             "frames_dropped": session.num_dropped,
+            "frames_reused": session.num_reused,
             "frames_remembered": session.num_remembered,
             "seconds": round(seconds, 3),
             "cache_entries": cache.lengths,
@@ -328,6 +341,7 @@ def _print_summary(session: Any, seconds: float, as_json: bool, report: Any, bur
     forgotten = session.num_frames - session.num_remembered
     typer.echo(
         f"\n{session.num_frames} frames in {seconds:.1f} s, {speed}"
+        + (f"; {session.num_reused} hardly changed and were not encoded" if session.num_reused else "")
         + (f"; {session.num_dropped} more came too fast and were dropped" if session.num_dropped else "")
         + (f"; compute and cache are those of the newest {session.num_remembered}" if forgotten else "")
     )

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .cache_videollm_mod import TokenRun, check_rotation, use_grouped_attention
 from .checks_videollm_mod import check_count, check_fps, check_number, check_seconds, check_text
 from .compiled_step_videollm_mod import CompiledSteps, decide, speakable
+from .frame_reuse_videollm_mod import FrameReuse
 from .speaking_videollm_mod import Probe
 
 
@@ -202,6 +203,9 @@ class StreamingSession:
         sink_frames (`int`, *optional*, defaults to 0): Number of first frames that are never evicted.
         max_text_tokens (`int`, *optional*): Most tokens of text to remember. Beyond it the oldest turns are evicted,
             with the frames before them. The system prompt and text before the first frame stay.
+        reuse_static (`float`, *optional*): Reuse the features of the last encoded frame for frames that hardly differ
+            from it: no cell of 16 x 16 by more than so many grey levels of 255, such as 3. Defaults to encoding all
+            frames. See [`FrameReuse`].
         streamer (`BaseStreamer`, *optional*): Receives reply tokens as they are generated, as in `generate`.
         logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
         do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens.
@@ -238,6 +242,7 @@ class StreamingSession:
         max_frames: int | None = None,
         sink_frames: int = 0,
         max_text_tokens: int | None = None,
+        reuse_static: float | None = None,
         streamer: Any | None = None,
         logits_processor: Any | None = None,
         do_sample: bool = False,
@@ -262,6 +267,7 @@ class StreamingSession:
         self.chunk_frames = chunk_frames if max_frames is None else min(chunk_frames, max_frames - sink_frames)
         self.streamer, self.logits_processor, self.do_sample = streamer, logits_processor, do_sample
         self.output_router_scores = output_router_scores
+        self.reuse = None if reuse_static is None else FrameReuse(reuse_static)
 
         self.cache = self._new_cache(cache_dtype) if cache is None else cache
         self._must_compile, self._compiled = bool(compile), self._compile(compile, is_own=cache is None)
@@ -307,11 +313,7 @@ class StreamingSession:
         pixels, times = self.sample(self.processor.resize_frames(frames, device), time)
         for begin in range(0, len(times), self.chunk_frames):
             chunk = slice(begin, begin + self.chunk_frames)
-            with torch.no_grad():
-                pixel_values = self.processor.normalize_frames(pixels[chunk])
-                features = self._run_compiled("encode", pixel_values)
-                features = self.model.encode_frames(pixel_values) if features is None else features
-            for at, row in zip(times[chunk], features, strict=True):
+            for at, row in zip(times[chunk], self._encode(pixels[chunk]), strict=True):
                 self.receive(row, at, arrival)
         del pixels  # The model may speak for long.
         return self._run()
@@ -434,7 +436,7 @@ class StreamingSession:
         if self._is_working:
             raise ValueError("A session cannot be forked during a reply: fork it when `push` or `ask` has returned.")
         twin = copy.copy(self)
-        for name in ("cache", "_waiting", "_questions", "_unfed_ids", "_unfed_turns", "_memory"):
+        for name in ("cache", "reuse", "_waiting", "_questions", "_unfed_ids", "_unfed_turns", "_memory"):
             setattr(twin, name, copy.deepcopy(getattr(self, name)))
         twin.events = list(self.events)
         if self._compiled is not None:
@@ -453,6 +455,11 @@ class StreamingSession:
     def num_waiting(self) -> int:
         """Number of frames received but not seen yet."""
         return len(self._waiting) + self._num_in_step
+
+    @property
+    def num_reused(self) -> int:
+        """Number of frames that reused the features of an earlier one."""
+        return 0 if self.reuse is None else self.reuse.num_reused
 
     @property
     def num_remembered(self) -> int:
@@ -513,6 +520,19 @@ class StreamingSession:
             logger.warning(f"Steps of this session run uncompiled from now on, because a compiled one failed: {error}")
             self._compiled = None
             return None
+
+    @torch.no_grad()
+    def _encode(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return the features (tokens, vision hidden) of each of some frames (frames, channels, height, width)."""
+        chosen = None if self.reuse is None else self.reuse.choose(pixels)
+        if chosen is not None:
+            pixels = pixels[[index for index, thumbnail in enumerate(chosen) if thumbnail is not None]]
+        features: Sequence[torch.Tensor] | None = ()
+        if len(pixels):
+            pixel_values = self.processor.normalize_frames(pixels)
+            features = self._run_compiled("encode", pixel_values)
+            features = self.model.encode_frames(pixel_values) if features is None else features
+        return features if chosen is None else self.reuse.spread(chosen, features)
 
     def _run(self, to_the_end: bool = False) -> list[StreamEvent]:
         """Do all work that is due, and return the new events."""

@@ -22,6 +22,8 @@ from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
 EMBEDDED = Path(__file__).resolve().parents[1]
+# More than the noise of a camera changes, and less than something small that moves.
+REUSE_STATIC = 3.0
 EMBEDDED_NOTICE = (
     "the embedded checkpoint was trained on generated clips (StreamWorld) and knows nothing else. What it says about "
     "this video means nothing. Use --model to choose a checkpoint that was trained on real video."
@@ -119,10 +121,15 @@ def open_session(
     weights: str | None,
     cache_dtype: str | None,
     max_frames: int | None,
+    reuse_static: float | None = None,
     prints: bool = False,
     **options: Any,
 ) -> tuple[Any, Any]:
-    """Load a checkpoint and start a session, which prints replies as they are generated if `prints`."""
+    """
+    Load a checkpoint and start a session, which prints replies as they are generated if `prints`.
+
+    A `reuse_static` of `None` means the commands' default, and 0 that all frames are encoded.
+    """
     is_embedded = check_checkpoint(name) and Path(name).resolve() == EMBEDDED
     typer.echo(f"loading {'the embedded checkpoint' if is_embedded else name} ...", err=True)
     quiet()
@@ -139,10 +146,18 @@ def open_session(
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
     printer = _line_printer(processor.tokenizer) if prints else None
     options |= {"cache_dtype": CACHE_DTYPES.get(cache_dtype), **within_context(model.config, max_frames)}
-    session = model.stream(processor, streamer=printer, **options)
+    if reuse_static is None:
+        reuse_static = _default_reuse(model.config)
+    session = model.stream(processor, streamer=printer, reuse_static=reuse_static or None, **options)
     if printer is not None:
         printer.session = session
     return processor, session
+
+
+def _default_reuse(config: Any) -> float:
+    """Return the grey levels below which commands reuse features."""
+    # A model that learned when to speak has seen each frame for itself, and its figures are those of exact features.
+    return 0.0 if getattr(config, "speak", "learned") == "learned" else REUSE_STATIC
 
 
 def ask_first(session: Any, query: str | None) -> None:

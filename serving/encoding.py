@@ -51,18 +51,39 @@ class FrameEncoder:
         """
         Return the features (tokens, hidden) of each frame, or the error of a frame that cannot be encoded.
 
-        Frames of one size are encoded together, at most `MOST_FRAMES` at once.
+        Frames of one size are encoded together, at most `MOST_FRAMES` at once. Frames that reuse the features of an
+        earlier frame of their stream are not encoded.
         """
+        streams: dict[EngineStream, list[int]] = {}
+        for index, (stream, _) in enumerate(waiting):
+            streams.setdefault(stream, []).append(index)
+        reusing = {stream: stream.session.reuse for stream in streams if stream.session.reuse is not None}
+        pixels = [frame.pixels for _, frame in waiting]
+        chosen: dict[int, torch.Tensor | None] = {}
+        for stream, reuse in reusing.items():
+            own = streams[stream]
+            chosen.update(zip(own, reuse.choose(torch.stack([pixels[index] for index in own])), strict=True))
+        found = self._encode([index for index in range(len(waiting)) if chosen.get(index, True) is not None], pixels)
+        for stream, reuse in reusing.items():
+            own = streams[stream]
+            encoded = [found[index] for index in own if index in found]
+            # An error ends the stream, so that none of its frames is seen.
+            error = next((x for x in encoded if isinstance(x, Exception)), None)
+            features = [error] * len(own) if error else reuse.spread([chosen[index] for index in own], encoded)
+            found.update(zip(own, features, strict=True))
+        return [found[index] for index in range(len(waiting))]
+
+    def _encode(self, indices: Sequence[int], pixels: Sequence[torch.Tensor]) -> dict[int, torch.Tensor | Exception]:
         sizes: dict[tuple[int, ...], list[int]] = {}
-        for index, (_, frame) in enumerate(waiting):
-            sizes.setdefault(tuple(frame.pixels.shape), []).append(index)
+        for index in indices:
+            sizes.setdefault(tuple(pixels[index].shape), []).append(index)
         found: dict[int, torch.Tensor | Exception] = {}
         for same in sizes.values():
             for begin in range(0, len(same), MOST_FRAMES):
                 group = same[begin : begin + MOST_FRAMES]
-                frames = [waiting[index][1].pixels for index in group]
+                frames = [pixels[index] for index in group]
                 found.update(zip(group, run_in_parts(self._features, frames, self.device), strict=True))
-        return [found[index] for index in range(len(waiting))]
+        return found
 
     @torch.no_grad()
     def _features(self, frames: Sequence[torch.Tensor]) -> torch.Tensor:

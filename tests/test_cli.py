@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hub import Hub, commit_hash
 from tiny import copy_embedded, embedded_files, random_frames, write_clip
@@ -205,6 +206,17 @@ def test_frames_that_come_too_fast_are_dropped_or_stop_the_stream(when_behind):
     else:
         assert 0 < summary["frames"] < frames and summary["frames_dropped"] == 0
         assert "1 frames wait, the most that may" in done.stderr
+
+
+def test_frames_that_hardly_change_are_not_encoded_if_that_is_asked_for(tmp_path):
+    clip = write_clip(tmp_path / "still.mp4", np.repeat(random_frames(1, size=(64, 64)), 30, axis=0))
+    reused = {}
+    for options in ((), ("--reuse-static", "0"), ("--reuse-static", "3")):
+        done = CliRunner().invoke(cli.app, ["narrate", str(clip), *options, "--json"])
+        reused[options] = json.loads(done.stdout.splitlines()[-1])["summary"]["frames_reused"]
+    assert list(reused.values()) == [0, 0, 5]
+    said = CliRunner().invoke(cli.app, ["narrate", str(clip), "--reuse-static", "3"])
+    assert "; 5 hardly changed and were not encoded\n" in said.stdout
 
 
 def test_inspect_needs_no_weights(tmp_path):

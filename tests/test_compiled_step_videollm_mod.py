@@ -74,6 +74,12 @@ def compiled(model):
     return session, counters["stats"]["unique_graphs"], len(counters["recompiles"])
 
 
+def test_a_compiled_session_reuses_the_features_of_equal_frames(model, compiled):
+    session = watch(model, num_frames=60, compile=True, reuse_static=1)
+    assert told(session) == told(compiled[0])[: len(session.events)] and session.num_reused == 3
+    assert session.num_frames == 63
+
+
 def test_a_compiled_session_says_what_an_eager_one_says(model, eager, compiled):
     session, _, _ = compiled
     frames_with_replies = {event.frame for event in session if event.role == "assistant"}

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
-from engines import said, tiny_engine
+from engines import LIMITS, said, tiny_engine
 from tiny import random_frames
 
 from videollm_mod.serving import encoding
@@ -25,6 +25,47 @@ def test_the_encoder_gets_at_most_so_many_frames_at_once(monkeypatch):
         engine.run()
         found.append([said(stream.events) for stream in streams])
     assert seen[:1] == [10] and seen[1:] == [3, 3, 3, 1] and found[0] == found[1]
+
+
+def test_each_stream_reuses_its_own_frames(monkeypatch):
+    """Two streams of the same stills, with and without reuse; the third stream's frames differ."""
+    still, other = random_frames(2)
+    videos = [([still] * 4 + [other] * 3, 8), ([still] * 4 + [other] * 3, None), (random_frames(5, seed=3), 8)]
+    options = {"max_new_tokens": 3, "interval_threshold": 0.004}
+    engine, counts = tiny_engine(max_streams=3), []
+    expected = []
+    for frames, reuse_static in videos:
+        session = engine.model.stream(engine.processor, reuse_static=reuse_static, **LIMITS, **options)
+        session.push(frames)
+        expected.append(said(session.events))
+    encode = engine.model.encode_frames
+    monkeypatch.setattr(engine.model, "encode_frames", lambda x: counts.append(len(x)) or encode(x))
+    streams = [engine.open(reuse_static=reuse_static, **options) for _, reuse_static in videos]
+    for stream, (frames, _) in zip(streams, videos, strict=True):
+        stream.push(frames)
+    engine.run()
+    assert [said(stream.events) for stream in streams] == expected and all(expected)
+    assert [stream.session.num_reused for stream in streams] == [5, 0, 0] and sum(counts) == 2 + 7 + 5
+
+
+def test_a_stream_that_reuses_a_faulty_frame_ends_and_others_do_not(monkeypatch):
+    engine = tiny_engine(max_streams=2)
+    streams = [engine.open(reuse_static=8) for _ in range(2)]
+    faulty, sound = random_frames(2)
+    encode, marked = engine.model.encode_frames, engine.processor.normalize_frames(engine.take_in(faulty))
+    poison = "this frame"
+
+    def refuse(pixels):
+        if any(torch.equal(frame, marked[0]) for frame in pixels):
+            raise ValueError(poison)
+        return encode(pixels)
+
+    monkeypatch.setattr(engine.model, "encode_frames", refuse)
+    streams[0].push([faulty, faulty])
+    streams[1].push([sound, sound])
+    engine.run()
+    assert str(streams[0].error) == poison and streams[1].error is None
+    assert streams[1].session.num_reused == 1 and streams[1].session.num_frames == 2
 
 
 def test_frames_are_encoded_while_a_step_runs(monkeypatch):
