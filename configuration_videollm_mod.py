@@ -36,6 +36,8 @@ if _found >= version.parse("6"):
 _TESTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 # A model with one of these scales its embeddings or logits outside its layers, in code that does not run here.
 _SCALING_FIELDS = ("embedding_multiplier", "logits_scaling", "logit_scale", "final_logit_softcapping", "scale_emb")
+# What a connector does with a frame's patches; see `VideoLLMMoDConnector`.
+CONNECTORS = ("mlp", "mlp_pool_after", "pixel_shuffle")
 # The routed layers of each scheme.
 MOD_LAYER_SCHEMES = {
     "interleaved": slice(1, None, 2),
@@ -116,13 +118,19 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             Any image encoder with a patch grid, or an image-text model that contains one.
         frame_token_cls (`bool`, *optional*, defaults to `True`): Whether a frame starts with the pooled token.
         frame_token_pooled (`list[int]`, *optional*, defaults to `[3, 3]`):
-            Height and width of the grid that patches are average-pooled to, or `None` for no grid.
+            Height and width of a frame's grid of tokens, or `None` for no grid.
         vision_feature_layer (`int`, *optional*):
             Encoder layer that provides the patches: -1 is the last, before the final norm. Defaults to the output.
         frame_token_id (`int`, *optional*, defaults to 128256): Id of the frame token. It needs no embedding row.
         frame_token_interval_id (`int`, *optional*, defaults to 11):
             Id of the interval token between frames. With `None`, the end-of-sequence token means silence.
-        connector_hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation within the connector.
+        connector (`str`, *optional*, defaults to `"mlp"`):
+            What makes tokens of patches: `"mlp"` (patches are pooled, then projected), `"mlp_pool_after"` (projected,
+            then pooled), or `"pixel_shuffle"` (neighbouring patches are concatenated, then projected).
+        connector_pooling (`str`, *optional*, defaults to `"average"`):
+            How the two MLP connectors pool patches to `frame_token_pooled`: `"average"` or `"bilinear"`.
+        connector_hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation between the connector's two linear layers, or `None` for one linear layer without bias.
         mod_keep_ratio (`float` or `list[float]`, *optional*, defaults to 0.2):
             Share of each frame's tokens that a routed layer keeps, in [0, 1]: `ceil(ratio * tokens)` tokens. A list
             gives one ratio per layer.
@@ -169,7 +177,9 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     vision_feature_layer: int | None = None
     frame_token_id: int | None = 128256
     frame_token_interval_id: int | None = 11
-    connector_hidden_act: str = "gelu"
+    connector: str = "mlp"
+    connector_pooling: Literal["average", "bilinear"] = "average"
+    connector_hidden_act: str | None = "gelu"
     mod_keep_ratio: int | float | list[int | float] | tuple[int | float, ...] = 0.2
     mod_layers: str | list[int] | tuple[int, ...] | None = None
     mod_router: str = "learned"
@@ -201,9 +211,10 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     def _refuse_near_misses(self, kwargs: dict[str, Any]) -> None:
         # The base class stores unknown keys silently: a misspelt `mod_keep_ration` would train the default.
-        known = [name for name in type(self).__dataclass_fields__ if name.startswith(("mod_", "frame_"))]
+        prefixes = ("mod_", "frame_", "connector")
+        known = [name for name in type(self).__dataclass_fields__ if name.startswith(prefixes)]
         for name in kwargs:
-            if name.startswith(("mod_", "frame_")):
+            if name.startswith(prefixes):
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f" Did you mean `{close[0]}`?" if close else f" Known are {', '.join(known)}."
                 raise ValueError(f"VideoLLMMoDConfig has no field `{name}`.{hint}")
@@ -212,6 +223,21 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     def frame_num_tokens(self) -> int:
         """Number of tokens per frame: the pooled token, if there is one, and the grid."""
         return int(self.frame_token_cls) + math.prod(self.frame_token_pooled or (0,))
+
+    @property
+    def pixel_shuffle_factor(self) -> int:
+        """Number of patches along each side of the square that `"pixel_shuffle"` concatenates to one token."""
+        return self.vision_grid[0] // self.frame_token_pooled[0]
+
+    @property
+    def frame_feature_shape(self) -> tuple[int, int]:
+        """Number and width of the features of one frame, which `encode_frames` returns and the connector reads."""
+        width = self.vision_config.hidden_size
+        if self.connector == "mlp_pool_after":
+            return math.prod(self.vision_grid), width
+        if self.connector == "pixel_shuffle":
+            return self.frame_num_tokens, width * self.pixel_shuffle_factor**2
+        return self.frame_num_tokens, width
 
     @property
     def layer_keep_ratios(self) -> list[float]:
@@ -270,6 +296,26 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             raise ValueError(f"`vision_feature_layer` counts layers from the end, -1 to -{depth}, got {layer}.")
         if self.frame_token_cls and getattr(self.vision_config, "vision_use_head", True) is False:
             raise ValueError("`vision_config.vision_use_head` is False, so set `frame_token_cls=False` too.")
+
+    def validate_connector(self) -> None:
+        """Check the connector against the layout of a frame."""
+        if self.connector not in CONNECTORS:
+            raise ValueError(f"`connector` is {self.connector!r}; known names are {', '.join(CONNECTORS)}.")
+        if self.connector == "mlp":
+            return
+        name, tokens, patches = f"`connector={self.connector!r}`", self.frame_token_pooled, self.vision_grid
+        if self.frame_token_cls:
+            raise ValueError(f"{name} reads patches only: set `frame_token_cls=False`.")
+        if patches is None:
+            kind = self.vision_config.model_type
+            raise ValueError(f"{name} needs the patch grid, but `vision_config` ({kind}) gives no `image_size`.")
+        if self.connector == "pixel_shuffle" and self.connector_pooling != "average":
+            raise ValueError(f"{name} does not pool patches: leave `connector_pooling` out.")
+        if self.connector == "pixel_shuffle" and [side * self.pixel_shuffle_factor for side in tokens] != [*patches]:
+            raise ValueError(
+                f"{name} concatenates squares of patches: the grid of {patches[0]}x{patches[1]} patches must be "
+                f"`frame_token_pooled` times one whole number, but `frame_token_pooled` is {tokens[0]}x{tokens[1]}."
+            )
 
     def validate_frame_token_ids(self) -> None:
         """Check the ids of the frame token, the interval token and the end of sequence."""
@@ -376,8 +422,10 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             total = new + keep_count * past_frames + past_text_tokens
             return 2 * new * layer_weights + 4 * new * total * query_size, total
 
-        connector_weights = (self.vision_config.hidden_size + text.hidden_size) * text.hidden_size
-        shared = 2 * frames * self.frame_num_tokens * connector_weights
+        rows, width = self.frame_feature_shape
+        has_two_layers = self.connector_hidden_act is not None
+        connector_weights = (width + has_two_layers * text.hidden_size) * text.hidden_size
+        shared = 2 * frames * rows * connector_weights
         shared += 2 * (frames + text_tokens) * text.hidden_size * text.vocab_size
         # A router scores every token of its layer's input.
         router_flops = ROUTERS[self.mod_router].flops_per_token(self)

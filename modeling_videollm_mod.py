@@ -88,17 +88,33 @@ class VideoLLMMoDCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 
 class VideoLLMMoDConnector(nn.Module):
-    """Linear, activation, Linear: frame features (..., vision hidden) to text embeddings (..., hidden)."""
+    """
+    Frame features (..., *`config.frame_feature_shape`) to text embeddings (..., tokens, hidden).
+
+    All connectors are linear, activation, linear, or one linear layer without an activation in the configuration.
+    `"mlp_pool_after"` (LLaVA-OneVision's video path) then pools the patches; `"pixel_shuffle"` normalises its input,
+    as in InternVL, unless it is one linear layer, as in SmolVLM and Idefics3.
+    """
 
     def __init__(self, config: VideoLLMMoDConfig) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
-        self.act = ACT2FN[config.connector_hidden_act]
-        self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+        width, hidden_size = config.frame_feature_shape[1], config.text_config.hidden_size
+        has_two_layers = config.connector_hidden_act is not None
+        is_normalized = has_two_layers and config.connector == "pixel_shuffle"
+        self.layer_norm = nn.LayerNorm(width) if is_normalized else nn.Identity()
+        self.linear_1 = nn.Linear(width, hidden_size, bias=has_two_layers)
+        self.act = ACT2FN[config.connector_hidden_act] if has_two_layers else nn.Identity()
+        self.linear_2 = nn.Linear(hidden_size, hidden_size) if has_two_layers else nn.Identity()
+        self.patch_grid = config.vision_grid if config.connector == "mlp_pool_after" else None
+        self.token_grid, self.pooling = config.frame_token_pooled, config.connector_pooling
 
     def forward(self, frame_features: torch.Tensor) -> torch.Tensor:
         """Project frame features to the width of the language model."""
-        return self.linear_2(self.act(self.linear_1(frame_features)))
+        projected = self.linear_2(self.act(self.linear_1(self.layer_norm(frame_features))))
+        if self.patch_grid is None:
+            return projected
+        pooled = _pool_patches(projected.flatten(0, -3), self.patch_grid, self.token_grid, self.pooling)
+        return pooled.unflatten(0, projected.shape[:-2])
 
 
 class VideoLLMMoDPreTrainedModel(PreTrainedModel):
@@ -188,8 +204,11 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
 
     def encode_frames(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """
-        Encode normalised frames (..., channels, height, width) as frame features (..., tokens, vision hidden): the
-        pooled token first, then the pooled patch grid row by row. Raises `ValueError` if there is no pooled token.
+        Encode normalised frames (..., channels, height, width) as the features that the connector reads, (...,
+        *`config.frame_feature_shape`): the pooled token first, then the grid row by row.
+
+        Raises:
+            `ValueError`: If the encoder has no pooled token, or frames have another size than the connector needs.
         """
         encoder, layer = self.base_model.vision_encoder, self.config.vision_feature_layer
         leading = pixel_values_videos.shape[:-3]
@@ -202,18 +221,36 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
             tokens.append(outputs.pooler_output[:, None])
         if self.config.frame_token_pooled is not None:
             patches = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
-            patches = patches[:, -math.prod(grid) :]  # some encoders put class and register tokens first
-            patches = patches.transpose(1, 2).unflatten(2, grid)
-            pooled = F.adaptive_avg_pool2d(patches, tuple(self.config.frame_token_pooled))
-            tokens.append(pooled.flatten(2).transpose(1, 2))
+            # Some encoders put class and register tokens first.
+            tokens.append(self._patch_features(patches[:, -math.prod(grid) :], grid))
         return torch.cat(tokens, dim=1).unflatten(0, leading)
+
+    def _patch_features(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Return patches (frames, patches, vision hidden) as the connector reads them."""
+        config = self.config
+        if config.connector == "mlp":
+            return _pool_patches(patches, grid, config.frame_token_pooled, config.connector_pooling)
+        if grid != config.vision_grid:
+            expected = " x ".join(map(str, config.vision_grid))
+            raise ValueError(f"Frames have {grid[0]} x {grid[1]} patches, but {config.connector!r} needs {expected}.")
+        if config.connector == "mlp_pool_after":
+            return patches
+        factor = config.pixel_shuffle_factor
+        squares = patches.unflatten(1, (grid[0] // factor, factor, grid[1] // factor, factor)).transpose(2, 3)
+        return squares.flatten(3).flatten(1, 2)
 
     @property
     def frame_size(self) -> tuple[int, int] | None:
         """Height and width of frames for the vision encoder, or `None` if it takes several sizes."""
         # An encoder with this option adapts its position embeddings to a size only if asked to.
         option = signature(type(self.base_model.vision_encoder).forward).parameters.get("interpolate_pos_encoding")
-        return None if option is None or option.default else height_and_width(self.config.vision_config.image_size)
+        vision_config = self.config.vision_config
+        if self.config.connector == "mlp" and (option is None or option.default):
+            return None
+        if getattr(vision_config, "image_size", None) is not None:
+            return height_and_width(vision_config.image_size)
+        sides = zip(self.config.vision_grid, height_and_width(vision_config.patch_size), strict=True)
+        return tuple(patches * size for patches, size in sides)
 
     def get_video_features(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """Return frames (..., channels, height, width) as text embeddings (..., tokens, hidden)."""
@@ -291,7 +328,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 Tokens, with `frame_token_id` at frame tokens. Frames must be complete and contiguous.
             pixel_values_videos (`torch.Tensor` of shape `(batch, frames, channels, height, width)`, *optional*):
                 The frames of this call, in order. Rows with fewer frames are padded at the end.
-            frame_features (`torch.Tensor` of shape `(batch, frames, tokens, vision hidden)`, *optional*):
+            frame_features (`torch.Tensor` of shape `(batch, frames, *config.frame_feature_shape)`, *optional*):
                 The same frames as [`~VideoLLMMoDPreTrainedModel.encode_frames`] returns them, in place of pixels.
             num_frames (`Sequence[int]` or `torch.LongTensor` of shape `(batch,)`, *optional*):
                 Number of frames of each row. Several rows without a list or host tensor wait for the device.
@@ -542,6 +579,16 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         saved = getattr(adapter_config, "modules_to_save", None) or []
         adapter_config.modules_to_save = list(dict.fromkeys([*saved, *self.router_names])) or None
         super().add_adapter(adapter_config, adapter_name)
+
+
+def _pool_patches(patches: torch.Tensor, grid: tuple[int, int], pooled: Sequence[int], pooling: str) -> torch.Tensor:
+    """Pool a grid of patches (frames, patches, width) to a smaller grid (frames, tokens, width)."""
+    patches = patches.transpose(1, 2).unflatten(2, grid)
+    if pooling == "bilinear":
+        patches = F.interpolate(patches, size=tuple(pooled), mode="bilinear")
+    else:
+        patches = F.adaptive_avg_pool2d(patches, tuple(pooled))
+    return patches.flatten(2).transpose(1, 2)
 
 
 def _run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor, **options: Any) -> tuple[Any, tuple[int, int]]:

@@ -143,7 +143,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 lists of frames are used as they are.
             text (`str` or `list[str]`, *optional*): Rendered text in place of `messages`. Special tokens in it count,
                 so never put in text of others.
-            frame_features (`torch.Tensor` of shape `(frames, tokens, vision hidden)`, *optional*): Output of the
+            frame_features (`torch.Tensor` of shape `(frames, features, width)`, *optional*): Output of the
                 model's `encode_frames` in place of `videos`; a list of them for a batch.
             fps (`float`, *optional*, defaults to 2.0): Frames per second to read, and to place timed messages at.
             start, end (`float` or `list[float]`, *optional*): Seconds between which to read each dialogue's video.
@@ -156,7 +156,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Returns:
             [`BatchFeature`] with `input_ids`, `attention_mask` and `labels` (batch, sequence), -100 where nothing is
             learned; `pixel_values_videos` (batch, frames, channels, height, width) or `frame_features` (batch, frames,
-            tokens, vision hidden); and the list `num_frames`.
+            features, width); and the list `num_frames`.
 
         Raises:
             `ValueError`: If frames and dialogue do not match, a message is malformed, or a video is unreadable.

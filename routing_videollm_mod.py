@@ -336,16 +336,16 @@ def _check_frames(
         raise ValueError("Give `pixel_values_videos` or `frame_features`, not both.")
     shapes = {
         "pixel_values_videos": (pixel_values_videos, "(batch, frames, channels, height, width)"),
-        "frame_features": (frame_features, "(batch, frames, tokens, vision hidden)"),
+        "frame_features": (frame_features, "(batch, frames, features, width)"),
     }
     for name, (frames, shape) in shapes.items():
         if frames is not None and (frames.ndim != shape.count(",") + 1 or frames.shape[0] != batch_size):
             raise ValueError(f"`{name}` must be {shape} with a batch of {batch_size}, got {tuple(frames.shape)}.")
-    expected = (config.frame_num_tokens, config.vision_config.hidden_size)
+    expected = config.frame_feature_shape
     if frame_features is not None and tuple(frame_features.shape[2:]) != expected:
         raise ValueError(
-            f"`frame_features` has {frame_features.shape[2]} tokens of width {frame_features.shape[3]} per frame; "
-            f"this model's frames are {expected[0]} tokens of width {expected[1]}."
+            f"`frame_features` has {frame_features.shape[2]} features of width {frame_features.shape[3]} per frame; "
+            f"this model's frames have {expected[0]} features of width {expected[1]}."
         )
 
 

@@ -49,7 +49,7 @@ class StreamStep:
 
     ids: list[int]  # new tokens, including frame tokens
     ends: list[int]  # indices of the tokens to decide after: the last of each frame, or of the text
-    frame_features: torch.Tensor | None = None  # (frames, tokens, vision hidden)
+    frame_features: torch.Tensor | None = None  # (frames, features, width)
     interval_threshold: float | None = None  # the session's own, if it has one
 
     @property
@@ -77,7 +77,7 @@ Work = Generator[StreamStep, StepResult, None]
 @dataclass
 class _Frame:
     time: float
-    features: torch.Tensor  # (tokens, vision hidden)
+    features: torch.Tensor  # (features, width)
     arrival: float
 
 
@@ -422,7 +422,7 @@ class StreamingSession:
         return frames, times
 
     def receive(self, features: torch.Tensor, time: float, arrival: float) -> None:
-        """Queue a frame's `features` (tokens, vision hidden) for `work`; `arrival` is by `time.perf_counter()`."""
+        """Queue a frame's `features` (features, width) for `work`; `arrival` is by `time.perf_counter()`."""
         self._waiting.append(_Frame(time, features, arrival))
 
     def close(self) -> list[StreamEvent]:

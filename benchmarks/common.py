@@ -120,7 +120,7 @@ def random_batch(
     """
     frame = [config.frame_token_id] * config.frame_num_tokens + [config.frame_token_interval_id]
     ids = torch.tensor([frame * frames + [7] * (text_tokens - frames)], device=device)
-    size = (1, frames, config.frame_num_tokens, config.vision_config.hidden_size)
+    size = (1, frames, *config.frame_feature_shape)
     generator = torch.Generator().manual_seed(0)
     features = torch.empty(size, dtype=dtype, device=device)
     if device != "meta":

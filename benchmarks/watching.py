@@ -205,7 +205,7 @@ class Watcher:
         self.before = int(cache.get_seq_length())
 
     def watch(self, features: torch.Tensor) -> None:
-        """Process frame features (1, frames, tokens, vision hidden), up to the speak/stay-silent decision."""
+        """Process frame features (1, frames, features, width), up to the speak/stay-silent decision."""
         raise NotImplementedError
 
     def talk(self, count: int) -> None:
@@ -218,7 +218,7 @@ class Watcher:
 
     def steps(self, dtype: torch.dtype) -> dict[str, Step]:
         """Return the steps to time, by kind."""
-        device, size = self.model.device, (self.config.frame_num_tokens, self.config.vision_config.hidden_size)
+        device, size = self.model.device, self.config.frame_feature_shape
         features = torch.randn(1, TOGETHER, *size, device=device, dtype=dtype)
         pixels = torch.randn(1, 1, 3, *image_size(self.config), device=device, dtype=dtype)
 
@@ -393,7 +393,7 @@ def fill_cache(cache: Cache, model: VideoLLMMoDForConditionalGeneration, frames:
 
 
 def frame_step(config: VideoLLMMoDConfig, features: torch.Tensor) -> StreamStep:
-    """Return the step that processes frames, given as features (frames, tokens, vision hidden)."""
+    """Return the step that processes frames, given as features (frames, features, width)."""
     frame = [config.frame_token_interval_id] + [config.frame_token_id] * config.frame_num_tokens
     ends = [len(frame) * (index + 1) - 1 for index in range(len(features))]
     return StreamStep(frame * len(features), ends, features)

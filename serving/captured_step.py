@@ -344,12 +344,12 @@ class CapturedSteps:
         return CapturedStep(step, shape, self._padding, self._most_pages, run)
 
     def _no_features(self, num_frames: int) -> torch.Tensor | None:
-        """Return features of zeros, (1, frames, tokens, vision hidden), in the connector's dtype."""
+        """Return features of zeros, (1, frames, features, width), in the connector's dtype."""
         if num_frames == 0:
             return None
         config, weights = self._model.config, self._model.model.connector.parameters()
         dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
-        size = (1, num_frames, config.frame_num_tokens, config.vision_config.hidden_size)
+        size = (1, num_frames, *config.frame_feature_shape)
         return torch.zeros(size, device=self._device, dtype=dtype)
 
 

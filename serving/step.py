@@ -38,7 +38,7 @@ class PackedStep:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model.
         pool ([`VideoLLMMoDPagePool`]): The pool of the streams' caches.
         plan ([`StepPlan`]): The step.
-        features (`torch.Tensor` of shape `(1, frames, tokens, vision hidden)`, *optional*): Features of its frames.
+        features (`torch.Tensor` of shape `(1, frames, features, width)`, *optional*): Features of its frames.
         device (`torch.device`): The model's device.
         output_router_scores (`bool`, *optional*, defaults to `False`): Whether to return scores and kept tokens.
     """
@@ -89,7 +89,7 @@ class PackedStep:
 
 
 def join_features(steps: Iterable[StreamStep]) -> torch.Tensor | None:
-    """Return the frame features of several steps, (1, frames, tokens, vision hidden), or `None` without frames."""
+    """Return the frame features of several steps, (1, frames, features, width), or `None` without frames."""
     features = [step.frame_features for step in steps if step.frame_features is not None]
     return torch.cat(features)[None] if features else None
 

@@ -254,7 +254,7 @@ class EngineStream:
         return [self._received.popleft() for _ in range(self._num_encoding)]
 
     def receive(self, features: torch.Tensor, frame: ReceivedFrame) -> None:
-        """Give the session an encoded frame, with features (tokens, vision hidden)."""
+        """Give the session an encoded frame, with features (features, width)."""
         if not self._is_done:
             self.session.receive(features, frame.time, frame.arrival)
             self._num_encoding -= 1

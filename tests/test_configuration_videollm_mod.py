@@ -15,6 +15,9 @@ from videollm_mod import VideoLLMMoDConfig
 REFUSED = (ValueError, StrictDataclassError)
 
 
+PIXEL_SHUFFLE = {"connector": "pixel_shuffle", "frame_token_cls": False, "frame_token_pooled": (2, 2)}
+
+
 def test_defaults_are_the_papers():
     config = VideoLLMMoDConfig()
     assert config.frame_num_tokens == 10
@@ -74,6 +77,16 @@ def test_only_layers_that_choose_have_a_router():
         ({"frame_tokens_cls": False}, "Did you mean `frame_token_cls`"),
         ({"frame_token_pooled": (5, 3)}, "5x3, but the vision encoder has only 4x4"),
         ({"frame_token_pooled": (3,)}, "two positive numbers"),
+        ({"connector": "resampler"}, "known names are mlp, mlp_pool_after, pixel_shuffle"),
+        ({"connector": "mlp_pool_after"}, "reads patches only: set `frame_token_cls=False`"),
+        ({"connector": "pixel_shuffle", "frame_token_cls": False}, "4x4 patches must be .* is 3x3"),
+        ({"connector": "pixel_shuffle", "frame_token_cls": False, "frame_token_pooled": (2, 1)}, "is 2x1"),
+        (
+            PIXEL_SHUFFLE | {"connector_pooling": "bilinear"},
+            "does not pool patches: leave `connector_pooling` out",
+        ),
+        ({"connector_pooling": "max"}, "connector_pooling"),
+        ({"connector_pool": "average"}, "Did you mean `connector_pooling`"),
         ({"vision_feature_layer": 0}, "layers from the end, -1 to -2, got 0"),
         ({"vision_feature_layer": -3}, "got -3"),
         ({"frame_token_cls": False, "frame_token_pooled": None}, "A frame needs tokens"),
@@ -122,6 +135,22 @@ def test_nested_configurations_come_as_objects_or_dicts():
     assert VideoLLMMoDConfig(text_config={"num_hidden_layers": 3}).text_config.model_type == "llama"
     with pytest.raises(REFUSED):
         VideoLLMMoDConfig(text_config={"model_type": "no_such_model"})
+
+
+def test_features_of_a_frame_depend_on_the_connector():
+    options = {"frame_token_cls": False, "frame_token_pooled": (2, 2)}
+    assert tiny_config(**options).frame_feature_shape == (4, 16)
+    assert tiny_config(connector="mlp_pool_after", **options).frame_feature_shape == (16, 16)
+    assert tiny_config(connector="pixel_shuffle", **options).frame_feature_shape == (4, 64)
+    assert tiny_config(frame_token_pooled=(2, 2)).frame_feature_shape == (5, 16)
+    tall = {"image_size": (64, 32), "patch_size": (8, 8)}
+    config = VideoLLMMoDConfig(vision_config=tall, **PIXEL_SHUFFLE | {"frame_token_pooled": (4, 2)})
+    assert config.pixel_shuffle_factor == 2 and config.frame_num_tokens == 8
+
+
+def test_connectors_need_a_known_patch_grid():
+    with pytest.raises(REFUSED, match="needs the patch grid, but `vision_config` .resnet. gives no `image_size`"):
+        VideoLLMMoDConfig(vision_config={"model_type": "resnet"}, **PIXEL_SHUFFLE)
 
 
 def test_an_image_text_configuration_provides_its_vision_part():

@@ -294,7 +294,7 @@ def batch_of(config, rows, side):
     longest = max(d.shape[1] for d in dialogues)
     most = max(sum(runs) for runs in rows)
     ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
-    features = torch.zeros(len(rows), most, config.frame_num_tokens, config.vision_config.hidden_size)
+    features = torch.zeros(len(rows), most, *config.frame_feature_shape)
     places = []
     for row, (dialogue, runs) in enumerate(zip(dialogues, rows, strict=True)):
         begin = longest - dialogue.shape[1] if side == "left" else 0

@@ -22,8 +22,10 @@ from tiny import (
     VISION_MODELS,
     dialogue_ids,
     random_features,
+    random_frames,
     tiny_config,
     tiny_model,
+    tiny_processor,
     tiny_text_config,
     tiny_vision_config,
 )
@@ -49,6 +51,7 @@ from videollm_mod import (
     routing_videollm_mod,
 )
 from videollm_mod.cache_videollm_mod import CACHE_NAME
+from videollm_mod.configuration_videollm_mod import CONNECTORS
 from videollm_mod.routing_videollm_mod import ROUTERS
 
 
@@ -241,6 +244,79 @@ def test_frame_features_equal_the_encoders_outputs(vision):
     assert_close(features[:, 1:], grid)
 
 
+@pytest.mark.parametrize("pooling", ["average", "bilinear"])
+def test_the_mlp_connector_pools_before_or_after(pooling):
+    """Bilinear sampling of a grid of 4x4 at 3x3 places is the library's `interpolate`."""
+    pool = {
+        "average": lambda grid: torch.nn.functional.adaptive_avg_pool2d(grid, (3, 3)),
+        "bilinear": lambda grid: torch.nn.functional.interpolate(grid, size=(3, 3), mode="bilinear"),
+    }[pooling]
+
+    def pooled(patches):
+        return pool(patches.transpose(1, 2).unflatten(2, (4, 4))).flatten(2).transpose(1, 2)
+
+    options = {"frame_token_cls": False, "connector_pooling": pooling}
+    before, after = (tiny_model(connector=name, **options) for name in ("mlp", "mlp_pool_after"))
+    pixels = torch.randn(2, 3, 3, 32, 32)
+    patches = after.encode_frames(pixels)
+    assert patches.shape == (2, 3, 16, 16) and before.encode_frames(pixels).shape == (2, 3, 9, 16)
+    found = after.get_video_features(pixels)
+    assert found.shape == (2, 3, 9, 32)
+    assert_close(
+        found.flatten(0, 1),
+        pooled(
+            after.model.connector.linear_2(
+                after.model.connector.act(after.model.connector.linear_1(patches.flatten(0, 1)))
+            )
+        ),
+    )
+    assert_close(before.encode_frames(pixels).flatten(0, 1), pooled(patches.flatten(0, 1)))
+    assert not torch.allclose(before.get_video_features(pixels), found)
+
+
+@pytest.mark.parametrize("act", ["gelu", None])
+def test_pixel_shuffle_concatenates_squares_of_patches(act):
+    options = {"frame_token_cls": False, "frame_token_pooled": (2, 2), "vision_feature_layer": -1}
+    model = tiny_model(connector="pixel_shuffle", connector_hidden_act=act, **options)
+    connector, pixels = model.model.connector, torch.randn(2, 3, 32, 32)
+    features = model.encode_frames(pixels)
+    assert features.shape == (2, 4, 64) == (2, *model.config.frame_feature_shape)
+    patches = model.model.vision_encoder(pixels, output_hidden_states=True).hidden_states[-1].unflatten(1, (4, 4))
+    # The second token is the square of patches at the top right, row by row.
+    assert torch.equal(features[:, 1], patches[:, :2, 2:].flatten(1))
+    if act is None:
+        assert {name for name, _ in connector.named_parameters()} == {"linear_1.weight"}
+        assert_close(model.get_video_features(pixels), features @ connector.linear_1.weight.T)
+    else:
+        normal = torch.nn.functional.layer_norm(features, (64,))
+        expected = connector.linear_2(torch.nn.functional.gelu(connector.linear_1(normal)))
+        assert_close(model.get_video_features(pixels), expected)
+    with pytest.raises(ValueError, match="Frames have 2 x 4 patches, but 'pixel_shuffle' needs 4 x 4"):
+        model._patch_features(patches[:, :2].flatten(1, 2), (2, 4))
+
+
+@pytest.mark.parametrize("connector", CONNECTORS)
+def test_every_connector_streams_and_can_be_adapted(connector, tmp_path):
+    """A session reads the features that a full forward pass reads, and an adapter trains and saves the connector."""
+    options = {"connector": connector, "frame_token_cls": False, "frame_token_pooled": (2, 2), "mod_layers": "all"}
+    model, processor = tiny_model(**options), tiny_processor(frame_num_tokens=4)
+    session = model.stream(processor, interval_threshold=0.0)
+    frames = random_frames(3)
+    for frame in frames:
+        session.push(frame)
+    assert session.num_frames == 3
+    pixels = processor.process_frames(frames)
+    features = model.encode_frames(pixels)
+    ids = dialogue_ids(model.config, [2, 1])
+    expected = model(input_ids=ids, pixel_values_videos=pixels[None]).logits
+    assert_close(model(input_ids=ids, frame_features=features[None]).logits, expected)
+    adapted = get_peft_model(model, model.make_lora_config(r=4))
+    assert any("connector" in name and weight.requires_grad for name, weight in adapted.named_parameters())
+    adapted.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert sum("connector" in name for name in saved) == len(model.model.connector.state_dict()) // 2
+
+
 def test_logits_to_keep():
     model = tiny_model()
     inputs = inputs_for(model)
@@ -309,8 +385,11 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
         ({"frame_features": 5}, "rows have \\[5\\] frames"),
         ({"num_frames": [7]}, "`num_frames` is \\[7\\]"),
         ({"num_frames": [3, 3]}, "batch of 1"),
-        ({"frame_features": torch.zeros(1, 6, 9, 16)}, "9 tokens of width 16 per frame; this model's frames are 10"),
-        ({"frame_features": torch.zeros(6, 10, 16)}, "must be \\(batch, frames, tokens, vision hidden\\)"),
+        (
+            {"frame_features": torch.zeros(1, 6, 9, 16)},
+            "9 features of width 16 per frame; .* have 10",
+        ),
+        ({"frame_features": torch.zeros(6, 10, 16)}, "must be \\(batch, frames, features, width\\)"),
         ({"pixel_values_videos": torch.zeros(1, 6, 3, 32, 32)}, "not both"),
         ({"inputs_embeds": torch.zeros(1, 3, 32)}, "exactly one of"),
         ({"attention_mask": torch.ones(1, 1, 9, 9)}, "two dimensions"),
@@ -546,6 +625,19 @@ def test_counted_operations_match_with_every_text_model(text):
     with FlopCounterMode(display=False) as counter:
         model.train()(**inputs, labels=learnable_labels(model.config, ids))
     assert counter.get_total_flops() == pytest.approx(model.estimate_cost(8, ids.shape[1] - 80).flops, rel=0.02)
+
+
+@pytest.mark.parametrize("act", ["gelu", None])
+@pytest.mark.parametrize("connector", CONNECTORS)
+def test_counted_operations_match_with_every_connector(connector, act):
+    options = {"connector_hidden_act": act, "frame_token_cls": False, "frame_token_pooled": (2, 2)}
+    model = tiny_model(connector=connector, **options, attn_implementation="eager").requires_grad_(False)
+    features = random_features(model.config, 8)
+    ids = dialogue_ids(model.config, [8])
+    with FlopCounterMode(display=False) as counter:
+        model.train()(input_ids=ids, frame_features=features, labels=learnable_labels(model.config, ids))
+    text = ids.shape[1] - 8 * model.config.frame_num_tokens
+    assert counter.get_total_flops() == pytest.approx(model.estimate_cost(8, text).flops, rel=0.02)
 
 
 def test_counted_operations_of_one_more_frame_match():

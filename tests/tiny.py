@@ -228,9 +228,9 @@ def token_runs(config: VideoLLMMoDConfig, ids: torch.LongTensor, keep: torch.Boo
 
 
 def random_features(config: VideoLLMMoDConfig, frames: int, *, batch: int = 1, seed: int = 0) -> torch.Tensor:
-    """Frame features (batch, frames, tokens, vision hidden)."""
+    """Frame features (batch, frames, features, width)."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, frames, config.frame_num_tokens, config.vision_config.hidden_size, generator=generator)
+    return torch.randn(batch, frames, *config.frame_feature_shape, generator=generator)
 
 
 def random_frames(count: int, *, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE), seed: int = 0) -> np.ndarray:

@@ -42,6 +42,7 @@ class StreamCollator:
         packing (`bool`, *optional*, defaults to `False`): Whether to pack the dialogues into one row without padding.
             They do not see each other.
         record ([`RowRecord`], *optional*): Where to note the row at work and the rows that were left out.
+        frame_feature_shape (`tuple[int, int]`, *optional*): The model's, which files of frame features must have.
         replacements (sequence of `dict`, *optional*): All rows. If a row cannot be read, the next row that can be read
             takes its place, so that batches keep their size and distributed processes take the same steps. Without
             them, such a row raises [`FaultyRowError`].
@@ -57,6 +58,7 @@ class StreamCollator:
         packing: bool = False,
         record: RowRecord | None = None,
         replacements: Sequence[dict[str, Any]] | None = None,
+        frame_feature_shape: tuple[int, int] | None = None,
     ) -> None:
         if not 0 <= augmentation <= 1:
             raise ValueError(f"`augmentation` is a share from 0 to 1, got {augmentation}.")
@@ -67,6 +69,7 @@ class StreamCollator:
         self.packing = packing
         self.record = record
         self.replacements = replacements
+        self.frame_feature_shape = frame_feature_shape
         # In shared memory, because a persistent worker has its own copy of this object.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -128,11 +131,10 @@ class StreamCollator:
             if fps != self.fps:
                 raise ValueError(f"'{source}' has features at {fps:g} frames per second, but `fps` is {self.fps:g}.")
             features = file.get_tensor("frame_features")
-        if features.shape[1] != self.processor.frame_num_tokens:
-            raise ValueError(
-                f"'{source}' has {features.shape[1]} tokens per frame, but the model has "
-                f"{self.processor.frame_num_tokens}. Encode the frames again."
-            )
+        if self.frame_feature_shape is not None and features.shape[1:] != self.frame_feature_shape:
+            shapes = (features.shape[1:], self.frame_feature_shape)
+            found, expected = (f"{count} features of width {width} per frame" for count, width in shapes)
+            raise ValueError(f"'{source}' has {found}, but the model reads {expected}. Encode the frames again.")
         return features
 
 

@@ -83,7 +83,7 @@ def encode_rows(
     Args:
         rows (`Dataset`): Timed messages with `video`, as [`load_split`] returns them.
         folder (`Path`): Folder to write to: `<hash>.safetensors`, each with one tensor `frame_features` of shape
-            `(frames, tokens, vision hidden)` in the model's dtype, and its `fps` and `start` as metadata.
+            `(frames, features, width)` in the model's dtype, and its `fps` and `start` as metadata.
         model ([`VideoLLMMoDForConditionalGeneration`]): The model with `encode_frames`.
         processor ([`VideoLLMMoDProcessor`]): Reads videos and preprocesses frames.
         fps (`float`, *optional*, defaults to 2.0): Frames per second.
@@ -153,6 +153,9 @@ def _fingerprint(model: Any, processor: Any) -> str:
         vision.pop(name, None)
         pixels.pop(name, None)
     how = [vision, pixels, config.vision_feature_layer, config.frame_token_cls, config.frame_token_pooled]
+    # The default adds nothing, so that older files keep their names.
+    if (connector := [config.connector, config.connector_pooling]) != ["mlp", "average"]:
+        how += connector
     digest = hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode())
     for name, weight in model.model.vision_encoder.state_dict().items():
         digest.update(f"{name} {weight.dtype}".encode())

@@ -75,6 +75,7 @@ def train_model(
         packing=packing,
         record=record,
         replacements=train if script.skip_faulty else None,
+        frame_feature_shape=model.config.frame_feature_shape,
     )
     trainer = StreamingSFTTrainer(
         model=model,

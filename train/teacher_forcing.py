@@ -93,7 +93,7 @@ def predict_turns(
     Returns:
         `list[list[Turn]]`: The turns of each dialogue. Frames after the last reply belong to no turn.
     """
-    batch = StreamCollator(processor, fps)(list(examples)).copy()
+    batch = StreamCollator(processor, fps, frame_feature_shape=model.config.frame_feature_shape)(list(examples)).copy()
     labels = batch.pop("labels")
     batch = {name: x.to(model.device) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
     with torch.no_grad():
