@@ -21,6 +21,7 @@ from hub import TOKEN, Hub
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
+from programs import run_training
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import (
@@ -97,7 +98,8 @@ def test_one_process_refuses_several_gpus(tmp_path):
         sft.main(ScriptArguments(), StreamWorld("streamworld"), training, ModelArguments())
 
 
-def run_script(folder, *arguments, **variables):
+def run_process(folder, *arguments, **variables):
+    """Train in a process of its own. Most tests train in this process, without seconds of imports."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **variables}
     return subprocess.run(
         [sys.executable, "train/sft.py", *map(str, arguments), "--output_dir", str(folder)],
@@ -113,11 +115,11 @@ def test_two_stages_from_scratch(tmp_path):
     small += ["--warmup_steps", 1, "--logging_steps", 1, "--save_strategy", "no", "--report_to", "none"]
     small += ["--learning_rate", 1e-3, "--tune_language_model", "full", "--tune_vision_encoder", "true"]
     new = ["--model_config", CONFIGS / "streamworld_model.json", "--kinds", "describe=1", "--num_train_epochs", 1]
-    first = run_script(tmp_path / "one", *new, *small)
+    first = run_training(tmp_path / "one", *new, *small)
     assert first.returncode == 0, first.stderr[-3000:]
     before = AutoModel.from_pretrained(tmp_path / "one", trust_remote_code=True).state_dict()
     options = ["--checkpoint", tmp_path / "one", "--num_train_epochs", 1]
-    second = run_script(tmp_path / "two", *options, *small)
+    second = run_training(tmp_path / "two", *options, *small)
     assert second.returncode == 0, second.stderr[-3000:]
     losses = [
         float(line.split("'loss': '")[1].split("'")[0]) for line in second.stdout.split("\n") if "'loss'" in line
@@ -140,7 +142,7 @@ def test_output_of_a_script_is_quiet(tmp_path):
     """Libraries print no warnings: what remains is a progress bar, the figures and two lines of ours."""
     options = ["--dataset", "streamworld", "--world", "tiny", "--num_clips", 2, "--max_steps", 1, "--lora_r", 4]
     options += ["--checkpoint", EMBEDDED, "--save_strategy", "no", "--report_to", "none", "--logging_steps", 1]
-    done = run_script(tmp_path / "out", *options)
+    done = run_process(tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.strip().splitlines()
     assert lines[0].startswith("Training ") and lines[-1] == f"saved to {tmp_path / 'out'}"
@@ -150,13 +152,13 @@ def test_output_of_a_script_is_quiet(tmp_path):
 
 
 def test_a_missing_model_is_named(tmp_path):
-    failed = run_script(tmp_path, "--dataset", "streamworld")
+    failed = run_training(tmp_path, "--dataset", "streamworld")
     assert failed.returncode == 1 and "exactly one of --checkpoint, --model_config" in failed.stderr
     assert "Traceback" not in failed.stderr and not list(tmp_path.iterdir())
 
 
 def test_an_unknown_argument_is_named(tmp_path):
-    failed = run_script(tmp_path, "--dataset", "streamworld", "--epochs", 3)
+    failed = run_training(tmp_path, "--dataset", "streamworld", "--epochs", 3)
     assert failed.returncode == 1 and "error: " in failed.stderr and "'--epochs'" in failed.stderr
     assert "Traceback" not in failed.stderr and not list(tmp_path.iterdir())
 
@@ -164,7 +166,7 @@ def test_an_unknown_argument_is_named(tmp_path):
 def test_bad_data_is_named_before_training(tmp_path):
     rows = [{"video": str(NASA), "messages": [{"role": "assistant", "content": "Late.", "time": 99.0}]}]
     (tmp_path / "data.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    failed = run_script(tmp_path / "out", "--dataset", tmp_path / "data.jsonl", "--validate_only")
+    failed = run_training(tmp_path / "out", "--dataset", tmp_path / "data.jsonl", "--validate_only")
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     where = f"'{tmp_path}/data.jsonl', line 1"
     assert f"{where}, messages[0].time: is 99 s, beyond the end at 13.013 s" in failed.stderr
@@ -191,7 +193,7 @@ ENDS_EARLY = "Message 0 is at 3.5 s, after the last frame at 1.5 s."
 def test_faulty_rows_are_left_out_and_listed_at_the_end(faulty):
     options = ["--dataset", faulty, *ONE_STEP, "--skip_faulty", "--dataloader_num_workers", 1]
     evaluated = ["--eval_split", "validation", "--eval_strategy", "steps", "--eval_steps", 1]
-    done = run_script(faulty / "out", *options, *evaluated)
+    done = run_process(faulty / "out", *options, *evaluated)
     assert done.returncode == 0 and len(losses_of(done.stdout)) == 1, done.stderr[-3000:]
     end = done.stderr[done.stderr.index("left out ") :]
     assert end.splitlines()[:5] == [
@@ -239,7 +241,7 @@ run(sft.main, ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments)
 def test_a_row_that_fails_or_kills_its_worker_ends_training_in_one_line(faulty):
     (faulty / "train.jsonl").write_text((faulty / "train.jsonl").read_text().replace("null", ""))
     options = ["--dataset", faulty, *ONE_STEP, "--dataloader_num_workers", 1]
-    failed = run_script(faulty / "out", *options)
+    failed = run_process(faulty / "out", *options)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     assert failed.stderr.splitlines()[-1] == f"error: '{faulty}/train.jsonl', line 3: {ENDS_EARLY}"
     command = [sys.executable, "-c", KILLED, *map(str, options), "--skip_faulty", "--output_dir", str(faulty / "out")]
@@ -279,10 +281,10 @@ def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     data = ["--dataset", tmp_path / "nasa.jsonl", "--checkpoint", EMBEDDED]
-    checked = run_script(tmp_path / "out", *data, "--validate_only")
+    checked = run_training(tmp_path / "out", *data, "--validate_only")
     assert checked.returncode == 0 and "1 rows to train on, no fault found" in checked.stdout, checked.stderr
     options = ["--max_steps", 4, "--logging_steps", 1, "--lora_r", 8, "--learning_rate", 1e-3, "--save_strategy", "no"]
-    trained = run_script(tmp_path / "out", *data, *options, "--augmentation", 0.3, "--report_to", "none")
+    trained = run_training(tmp_path / "out", *data, *options, "--augmentation", 0.3, "--report_to", "none")
     assert trained.returncode == 0, trained.stderr[-3000:]
     losses = [float(text.split("'")[0]) for text in trained.stdout.split("'loss': '")[1:]]
     assert len(losses) == 4 and losses[-1] < losses[0]
@@ -345,7 +347,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(tmp_path):
     """It resumes from the previous checkpoint, with the same data order and dropout."""
     options = [*SMALL_RUN[:4], *SMALL_RUN[4:6], "--lora_r", 8, *SMALL_RUN[8:-2], "--max_steps", 6, "--save_steps", 1]
     options += ["--augmentation", 0.3, "--per_device_train_batch_size", 4, "--resume_from_checkpoint", "true"]
-    whole = run_script(tmp_path / "whole", *options)
+    whole = run_training(tmp_path / "whole", *options)
     assert whole.returncode == 0 and "has no complete checkpoint" in whole.stdout, whole.stderr[-2000:]
     expected = losses_of(whole.stdout)
     assert len(expected) == 6
@@ -355,7 +357,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(tmp_path):
     step = int(half.name.split("-")[1])
     last = half.with_name(f"checkpoint-{step - 1}")
 
-    resumed = run_script(tmp_path / "broken", *options)
+    resumed = run_training(tmp_path / "broken", *options)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert f"{half.name}', which is incomplete" in resumed.stdout
     assert losses_of(resumed.stdout) == expected[step - 1 :]
@@ -414,7 +416,7 @@ def test_qlora_trains_on_a_language_model_in_4_bits(tmp_path):
     options = [*SMALL_RUN[:6], "--load_in_4bit", "true", "--bf16", "true", "--lora_r", 8, "--num_clips", 32]
     options += ["--learning_rate", 1e-3, "--warmup_steps", 1, "--logging_steps", 1, "--report_to", "none"]
     options += ["--max_steps", 6, "--per_device_train_batch_size", 4, "--save_strategy", "no"]
-    done = run_script(tmp_path, *options)
+    done = run_training(tmp_path, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     losses = losses_of(done.stdout)
     assert len(losses) == 6 and sum(losses[4:]) < sum(losses[:2])
@@ -443,7 +445,7 @@ def test_a_run_is_pushed_to_the_hub(tmp_path):
         options = [*SMALL_RUN, "--max_steps", 1, "--per_device_train_batch_size", 2, "--save_strategy", "no"]
         options += ["--push_to_hub", "--hub_model_id", "somebody/narrator", "--hub_token", TOKEN]
         environment = hub.environment(tmp_path / "home")
-        done = run_script(tmp_path / "out", *options, **environment)
+        done = run_process(tmp_path / "out", *options, **environment)
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(hub.repos["somebody/narrator"]) == 2, "one commit after the empty one"
         files = hub.files("somebody/narrator")
@@ -473,7 +475,7 @@ def test_a_run_is_logged_for_tensorboard_and_trackio(tmp_path, monkeypatch):
     (tmp_path / "log.yaml").write_text("report_to: [tensorboard, trackio]\nproject: narration\nrun_name: first\n")
     options = [*SMALL_RUN[: SMALL_RUN.index("--report_to")], *SMALL_RUN[SMALL_RUN.index("--report_to") + 2 :]]
     options += ["--max_steps", 2, "--per_device_train_batch_size", 2, "--save_strategy", "no"]
-    done = run_script(tmp_path / "out", "--config", tmp_path / "log.yaml", *options)
+    done = run_training(tmp_path / "out", "--config", tmp_path / "log.yaml", *options)
     assert done.returncode == 0, done.stderr[-3000:]
     events = EventAccumulator(str(next((tmp_path / "out" / "runs").iterdir()))).Reload()
     names = {f"train/{name}" for name in ("loss", "text_loss", "stream_loss", "router_score_mean")}
@@ -491,9 +493,9 @@ def test_two_processes_equal_one_with_the_same_batch(tmp_path):
     """Packed, DDP and FSDP2 runs on the CPU have the losses, evaluation and weights of one process."""
     options = [*SMALL_RUN, "--max_steps", 3, "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 2]
     options += ["--eval_split", "validation", "--num_eval_clips", 4, "--num_streamed_clips", 1]
-    alone = run_script(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
+    alone = run_training(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
     assert alone.returncode == 0, alone.stderr[-2000:]
-    packed = run_script(tmp_path / "packed", *options, "--per_device_train_batch_size", 4, "--packing", "true")
+    packed = run_training(tmp_path / "packed", *options, "--per_device_train_batch_size", 4, "--packing", "true")
     assert packed.returncode == 0, packed.stderr[-2000:]
     assert losses_of(packed.stdout) == pytest.approx(losses_of(alone.stdout), rel=2e-3)
     weights = AutoModel.from_pretrained(tmp_path / "alone", trust_remote_code=True).state_dict()
@@ -524,7 +526,7 @@ def test_a_sharded_adapter_on_the_head_is_trained(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(text))
     options = [*SMALL_RUN[:4], *SMALL_RUN[8:], "--max_steps", 3, "--save_strategy", "no", "--lora_r", 8]
     options += ["--model_config", tmp_path / "model.json", "--lora_dropout", 0.0]
-    alone = run_script(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
+    alone = run_training(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
     assert alone.returncode == 0, alone.stderr[-2000:]
     arguments = [*options, "--use_cpu", "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "sharded"]
     done = subprocess.run(
@@ -589,7 +591,7 @@ def test_a_new_model_is_saved_without_a_step_and_an_adapter_beside_it(tmp_path):
     parts = ["--vision_model", tmp_path / "vision", "--language_model", tmp_path / "text", "--mod_layers", "all_deep"]
     options = [*parts, *SMALL_RUN[:4], *SMALL_RUN[8:], "--per_device_train_batch_size", 2, "--save_strategy", "no"]
     options += ["--frame_token_pooled", 3, 3, "--lora_r", 8]
-    saved = run_script(tmp_path / "new", *options, "--max_steps", 0)
+    saved = run_training(tmp_path / "new", *options, "--max_steps", 0)
     assert saved.returncode == 0, saved.stderr[-3000:]
     assert "Training " not in saved.stdout and not losses_of(saved.stdout)
     new = AutoModel.from_pretrained(tmp_path / "new", trust_remote_code=True)
