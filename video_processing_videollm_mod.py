@@ -9,12 +9,29 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 from transformers.video_processing_utils import BaseVideoProcessor
 
 
+# How frames of another shape become `size`.
+FITS = ("pad", "stretch", "crop")
+
+
 class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     """
-    Scales frames to fit `size`, pads them with black and normalises them, with the options of every Transformers video
-    processor. Defaults are VideoLLM-online's: longer side 384, bicubic, mean and standard deviation 0.5.
+    Resizes frames to `size` and normalises them, with the options of every Transformers video processor. Defaults are
+    VideoLLM-online's: longer side 384, padded with black, bicubic, mean and standard deviation 0.5.
+
+    Args:
+        fit (`str`, *optional*, defaults to `"pad"`):
+            How a frame of another shape becomes `size`: scaled to fit and padded with black (`"pad"`), stretched
+            (`"stretch"`), or scaled to cover `size` and cropped at the centre (`"crop"`).
+        longest_edge (`int`, *optional*):
+            Length in pixels that the longer side of a frame gets, and the other side an even one, before the frame is
+            stretched. SmolVLM resizes twice in this way.
+
+    Raises:
+        `ValueError`: If `fit` is unknown, or `longest_edge` is given with another fit than `"stretch"`.
     """
 
+    fit = "pad"
+    longest_edge = None
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD
@@ -25,15 +42,42 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     do_convert_rgb = True
     do_sample_frames = False
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.fit not in FITS:
+            raise ValueError(f"`fit` is {self.fit!r}; known names are {', '.join(FITS)}.")
+        if self.longest_edge is not None and self.fit != "stretch":
+            raise ValueError(f"`longest_edge` works with `fit='stretch'` only, not with {self.fit!r}.")
+
     def resize(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
-        """Scale frames (..., channels, height, width) to the largest that fits `size`, centred on black."""
+        """Resize frames (..., channels, height, width) to `size`, as `fit` says."""
         height, width = image.shape[-2:]
-        scale = min(size.height / height, size.width / width)
-        # A very narrow frame keeps at least one pixel.
-        fit = SizeDict(height=max(1, int(scale * height)), width=max(1, int(scale * width)))
+        if self.fit == "stretch":
+            if self.longest_edge is not None:
+                image = self._scale(image, *_with_longest_edge(height, width, self.longest_edge), **kwargs)
+            return self._scale(image, size.height, size.width, **kwargs)
+        if self.fit == "crop":
+            covers_by_height = size.height * width >= size.width * height
+            fit = (size.height, int(size.height * width / height))
+            fit = fit if covers_by_height else (int(size.width * height / width), size.width)
+        else:
+            scale = min(size.height / height, size.width / width)
+            # A very narrow frame keeps at least one pixel.
+            fit = (max(1, int(scale * height)), max(1, int(scale * width)))
+        return self.center_crop(self._scale(image, *fit, **kwargs), size)
+
+    def _scale(self, image: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:
         # Width first, then height: the library rounds to uint8 in between, but on a GPU only if these are two calls.
-        image = super().resize(image, SizeDict(height=height, width=fit.width), **kwargs)
-        return self.center_crop(super().resize(image, fit, **kwargs), size)
+        image = super().resize(image, SizeDict(height=image.shape[-2], width=width), **kwargs)
+        return super().resize(image, SizeDict(height=height, width=width), **kwargs)
+
+
+def _with_longest_edge(height: int, width: int, longest: int) -> tuple[int, int]:
+    """Return the size with this longest edge and an even other one, rounded as SmolVLM's processor does."""
+    aspect = width / height
+    other = int(longest / aspect if width >= height else longest * aspect)
+    other = max(1, other + other % 2)
+    return (other, longest) if width >= height else (longest, other)
 
 
 VideoLLMMoDVideoProcessor.register_for_auto_class("AutoVideoProcessor")

@@ -7,6 +7,8 @@ import pytest
 import torch
 from tiny import random_frames
 from torch.testing import assert_close
+from transformers import LlavaNextVideoVideoProcessor, LlavaOnevisionVideoProcessor, SmolVLMVideoProcessor
+from transformers.image_utils import PILImageResampling
 
 from videollm_mod import VideoLLMMoDVideoProcessor
 
@@ -44,6 +46,42 @@ def test_very_narrow_frames_keep_one_pixel(size):
     assert pixels.shape == (3, 64, 64) and (pixels[0] > 0).sum() == (64 * 64 if size == (1, 1) else 64)
 
 
+SOURCES = {
+    "stretch": LlavaOnevisionVideoProcessor(size={"height": 32, "width": 48}),
+    "crop": LlavaNextVideoVideoProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+    "twice": SmolVLMVideoProcessor(
+        size={"longest_edge": 30}, max_image_size={"longest_edge": 48}, resample=PILImageResampling.LANCZOS
+    ),
+}
+OURS = {
+    "stretch": {"size": {"height": 32, "width": 48}, "fit": "stretch"},
+    "crop": {"size": {"height": 32, "width": 32}, "fit": "crop"},
+    "twice": {
+        "size": {"height": 48, "width": 48},
+        "fit": "stretch",
+        "longest_edge": 30,
+        "resample": PILImageResampling.LANCZOS,
+    },
+}
+
+
+@pytest.mark.parametrize("size", [(60, 100), (100, 61), (32, 32), (20, 17), (33, 800)])
+@pytest.mark.parametrize("name", OURS)
+def test_pixels_equal_those_of_other_models_processors(name, size):
+    source, frames = SOURCES[name], random_frames(2, size=size)
+    ours = processed(frames, image_mean=source.image_mean, image_std=source.image_std, **OURS[name])
+    theirs = source(torch.from_numpy(frames), input_data_format="channels_last", return_tensors="pt")
+    expected = theirs["pixel_values" if name == "twice" else "pixel_values_videos"]
+    assert torch.equal(ours["pixel_values_videos"], expected)
+
+
+def test_an_unknown_way_to_fit_is_refused():
+    with pytest.raises(ValueError, match="`fit` is 'squeeze'; known names are pad, stretch, crop"):
+        VideoLLMMoDVideoProcessor(fit="squeeze")
+    with pytest.raises(ValueError, match="`longest_edge` works with `fit='stretch'` only, not with 'pad'"):
+        VideoLLMMoDVideoProcessor(longest_edge=384)
+
+
 def test_values_are_normalised():
     frames = random_frames(1, size=(64, 64))
     pixels = processed(frames, size={"height": 64, "width": 64})["pixel_values_videos"][0, 0]
@@ -53,7 +91,9 @@ def test_values_are_normalised():
 
 
 def test_options_are_saved_and_loaded(tmp_path):
-    VideoLLMMoDVideoProcessor(size={"height": 48, "width": 64}).save_pretrained(tmp_path)
+    options = {"fit": "stretch", "longest_edge": 32}
+    VideoLLMMoDVideoProcessor(size={"height": 48, "width": 64}, **options).save_pretrained(tmp_path)
     loaded = VideoLLMMoDVideoProcessor.from_pretrained(tmp_path)
+    assert (loaded.fit, loaded.longest_edge) == ("stretch", 32)
     assert (loaded.size["height"], loaded.size["width"]) == (48, 64)
     assert (tmp_path / "video_processing_videollm_mod.py").exists()
