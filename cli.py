@@ -40,6 +40,7 @@ from videollm_mod.space.checkpoint_faults import in_one_line
 
 
 ROOT = Path(__file__).resolve().parent
+DEFAULT_FPS = 2.0
 SAMPLE = ROOT / "samples" / "streamworld.mp4"
 
 Video = Annotated[
@@ -111,7 +112,13 @@ def narrate(
             show_default="Please narrate the video in real time.",
         ),
     ] = None,
-    fps: Fps = 2.0,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames per second to watch.",
+            show_default="2; for a camera or broadcast the largest of 2, 1, 0.5, ... that the model keeps up with",
+        ),
+    ] = None,
     interval_threshold: Annotated[
         float | None,
         typer.Option(
@@ -170,10 +177,11 @@ def narrate(
     with one_line_errors(), CtrlC() as ctrl_c:
         written = {"srt": srt, "vtt": vtt, "jsonl": jsonl, "burn_in": burn_in}
         outputs = {kind: path for kind, path in written.items() if path is not None}
+        may_slow, fps = fps is None, DEFAULT_FPS if fps is None else fps
         check_options(fps=fps, interval_threshold=interval_threshold, max_frames=max_frames, text=query)
         _check_outputs(outputs, video)
         _check_burn_in(burn_in, font, query)
-        live = {"fps": fps, "timeout": timeout, "reconnect": reconnect}
+        live = {"fps": fps, "may_slow": may_slow, "timeout": timeout, "reconnect": reconnect}
         check_video(video, fps=fps, when_behind=when_behind, timeout=timeout)
         processor, session = open_session(
             video,
@@ -213,7 +221,7 @@ def ask(
     ] = None,
     model: Model = str(EMBEDDED),
     revision: Revision = None,
-    fps: Fps = 2.0,
+    fps: Fps = DEFAULT_FPS,
     max_frames: MaxFrames = None,
     reuse_static: ReuseStatic = None,
     timeout: Timeout = 10.0,
@@ -371,7 +379,7 @@ def inspect(
     ] = str(EMBEDDED),
     revision: Revision = None,
     seconds: Annotated[float, typer.Option(min=0, help="Length of the video to estimate costs for.")] = 600.0,
-    fps: Fps = 2.0,
+    fps: Fps = DEFAULT_FPS,
     text_tokens: Annotated[int, typer.Option(min=0, help="Text tokens in that video's stream.")] = 1000,
     as_json: AsJson = False,
 ) -> None:

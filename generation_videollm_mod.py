@@ -25,6 +25,7 @@ _FRAME_INPUTS = ("pixel_values_videos", "frame_features", "num_frames", "frame_t
 
 # What the user says at the first frame of a narration, in training and by default.
 DEFAULT_QUERY = "Please narrate the video in real time."
+_DEFAULT_FPS = 2.0
 
 
 def interval_rule(
@@ -121,7 +122,7 @@ class VideoLLMMoDGenerationMixin:
         reply_now: bool = False,
         when_behind: str | None = None,
         max_waiting: int | None = None,
-        fps: float = 2.0,
+        fps: float | None = None,
         system_prompt: str | None = None,
         interval_threshold: float | None = None,
         max_new_tokens: int = 100,
@@ -158,7 +159,9 @@ class VideoLLMMoDGenerationMixin:
                 other sources) makes the source wait, and `"catch_up"` keeps frames and fails if too many wait.
             max_waiting (`int`, *optional*): Most frames of a live source that may wait. Defaults to 512 with
                 `"catch_up"` and 16 otherwise. A frame waits at the model's size: 384 x 384 takes 0.4 MB.
-            fps, system_prompt, ...: The other options are those of [`StreamingSession`].
+            fps (`float`, *optional*): Frames to watch per second. Defaults to 2. A model that is too slow for that
+                watches a camera or broadcast at 1, 0.5, ... instead, and a warning says so.
+            system_prompt, interval_threshold, ...: The other options are those of [`StreamingSession`].
 
         Raises:
             `ValueError`: If the video cannot be read, or an option is out of range.
@@ -166,7 +169,7 @@ class VideoLLMMoDGenerationMixin:
         """
         session = self.stream(
             processor,
-            fps=fps,
+            fps=_DEFAULT_FPS if fps is None else fps,
             system_prompt=system_prompt,
             interval_threshold=interval_threshold,
             max_new_tokens=max_new_tokens,
@@ -188,12 +191,22 @@ class VideoLLMMoDGenerationMixin:
         def on_drop() -> None:
             session.count_dropped()
             if session.num_dropped == 1:
-                logger.warning("Frames come faster than the model can watch them: the oldest are dropped.")
+                logger.warning(
+                    "Frames come faster than the model can watch them: the oldest are dropped. Watch fewer per second "
+                    "with a lower `fps`, or encode fewer with `reuse_static=3`."
+                )
+
+        def on_slow(slower: float, seconds: float) -> None:
+            logger.warning(
+                f"A frame takes the model {seconds:.2g} s: it watches {slower:g} frames per second of this source. "
+                "Set `fps` to choose another rate."
+            )
 
         report = processor.new_report()
         options = {"when_behind": when_behind, "max_waiting": max_waiting, "on_drop": on_drop, "device": self.device}
         options |= {"start": start, "end": end, "timeout": timeout, "reconnect": reconnect, "report": report}
-        ahead = processor.read_ahead(video, session.chunk_frames, fps=fps, **options)
+        options |= {"session": session if fps is None else None, "on_slow": on_slow}
+        ahead = processor.read_ahead(video, session.chunk_frames, fps=session.fps, **options)
         try:
             for waiting in ahead:
                 times, frames = zip(*waiting, strict=True)

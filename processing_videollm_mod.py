@@ -6,7 +6,7 @@ import math
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, groupby, islice
 from pathlib import Path
 from threading import Event
@@ -22,7 +22,7 @@ from transformers.utils import is_vision_available
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .checks_videollm_mod import check_fps, check_seconds, check_text
-from .reading_ahead_videollm_mod import read_ahead, sample_every
+from .reading_ahead_videollm_mod import keep_up, read_ahead, sample_every
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 from .video_reading_videollm_mod import ReadingReport, VideoReader, goes_on, is_complete, read_video
 
@@ -507,13 +507,21 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         reconnect: bool | None = None,
         report: ReadingReport | None = None,
         device: torch.device | str | None = None,
+        session: Any | None = None,
+        on_slow: Callable[[float, float], None] | None = None,
         **behind: Any,
     ) -> Iterator[list[tuple[float, torch.Tensor]]]:
-        """Play a video in its own thread, up to `most` resized frames at once; `behind` are for [`read_ahead`]."""
+        """
+        Play a video in its own thread, up to `most` resized frames at once. With `session` and `on_slow`, cameras and
+        broadcasts are thinned to a rate that the session keeps up with; see [`keep_up`]. `behind` are for
+        [`read_ahead`].
+        """
         options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": (stop := Event())}
         frames = read_video(video, fps=fps, start=start, end=end, **options)
         small = ((time, self.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
-        return read_ahead(small, most, is_live=not is_complete(video), goes_on=goes_on(video), stop=stop, **behind)
+        ahead = read_ahead(small, most, is_live=not is_complete(video), goes_on=goes_on(video), stop=stop, **behind)
+        can_slow = session is not None and goes_on(video)
+        return keep_up(ahead, session, fps=fps, on_slow=on_slow) if can_slow else ahead
 
     def sample_every(self, camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
         """Yield the newest frame of a live source every `seconds`, with its time: see [`sample_every`]."""

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read ahead in a thread, so that a video is decoded while the model works, and sample a live source by the clock."""
 
+import math
 import threading
 import time as clock
 from collections import deque
@@ -15,6 +16,8 @@ from .checks_videollm_mod import check_count, check_number
 
 # What to do with items of a live source that come too fast, and how many may wait by default.
 WHEN_BEHIND = {"catch_up": 512, "drop_oldest": 16, "block": 16}
+# A frame may take this share of the time until the next one. The rest is for replies.
+_SHARE = 0.8
 
 
 class TooManyWaitingError(Exception):
@@ -56,6 +59,49 @@ def read_ahead(
             yield some
     finally:
         reader.stop()
+
+
+def keep_up(
+    ahead: Iterator[list[tuple[float, Any]]],
+    session: Any,
+    *,
+    fps: float,
+    on_slow: Callable[[float, float], None],
+) -> Iterator[list[tuple[float, Any]]]:
+    """
+    Thin a live source to the largest of `fps`, `fps / 2`, `fps / 4`, ... that a session keeps up with.
+
+    The caller pushes each list before it asks for the next. All frames are watched until two lists after the first,
+    which may be slow, have shown how long a frame takes without a reply. Frames that reuse features show nothing.
+
+    Args:
+        ahead (`Iterator`): Lists of times and frames at `fps`, from [`read_ahead`].
+        session ([`StreamingSession`]): Where the frames are pushed.
+        fps (`float`): The rate of the source.
+        on_slow (`Callable`): Called with the new rate and the seconds of a frame, if the rate is lower.
+    """
+    seconds: list[float] = []
+    slower, last = 1, -math.inf
+    with closing(ahead):
+        for waiting in ahead:
+            chosen = []
+            for time, frame in waiting:
+                # Half a tick is left for times that are not exact.
+                if (time - last) * fps >= slower - 0.5:
+                    chosen.append((time, frame))
+                    last = time
+            if not chosen:
+                continue
+            is_first, num_reused = session.num_frames == 0, session.num_reused
+            yield chosen
+            if is_first or len(seconds) == 2 or session.num_reused > num_reused:
+                continue
+            seconds.append(session.frame_latency / len(chosen))
+            # The faster of the two had no reply in it, or a shorter one.
+            while len(seconds) == 2 and min(seconds) * fps > _SHARE * slower:
+                slower *= 2
+            if slower > 1:
+                on_slow(fps / slower, min(seconds))
 
 
 class _Reader:
@@ -161,4 +207,4 @@ def sample_every(camera: Iterable[Any], seconds: float) -> Iterator[tuple[float,
             clock.sleep(due - now)
 
 
-__all__ = ["WHEN_BEHIND", "TooManyWaitingError", "check_when_behind", "read_ahead", "sample_every"]
+__all__ = ["WHEN_BEHIND", "TooManyWaitingError", "check_when_behind", "keep_up", "read_ahead", "sample_every"]

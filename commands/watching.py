@@ -220,16 +220,25 @@ def read_frames(
     report: Any,
     end: float | None = None,
     shows_progress: bool = True,
+    may_slow: bool = False,
     **behind: Any,
 ) -> Iterator[list[tuple[float, Any]]]:
-    """Read a video in a thread, at the model's size: FFmpeg may wait for long, and Ctrl+C would wait with it."""
-    from videollm_mod.reading_ahead_videollm_mod import read_ahead
+    """
+    Read a video in a thread, at the model's size: FFmpeg may wait for long, and Ctrl+C would wait with it. With
+    `may_slow` a camera or broadcast is watched at a lower rate than `fps` if the model is slower.
+    """
+    from videollm_mod.reading_ahead_videollm_mod import keep_up, read_ahead
     from videollm_mod.video_reading_videollm_mod import goes_on, is_complete, read_video
 
     def on_drop() -> None:
         session.count_dropped()
         if session.num_dropped == 1:
-            typer.echo("frames come too fast: the oldest that wait are dropped", err=True)
+            advice = f"a lower --fps than {fps:g}, a smaller --frame-size or --reuse-static {REUSE_STATIC:g}"
+            typer.echo(f"frames come too fast: the oldest that wait are dropped; {advice} may help", err=True)
+
+    def on_slow(slower: float, seconds: float) -> None:
+        reason = f"a frame takes {seconds:.2g} s here, so {slower:g} frames per second are watched"
+        typer.echo(f"{reason}; --fps chooses another rate", err=True)
 
     stop, device = threading.Event(), session.model.device
     options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}
@@ -237,7 +246,8 @@ def read_frames(
     frames = _show_progress(frames) if shows_progress else frames
     small = ((time, processor.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
     behind |= {"is_live": not is_complete(video), "goes_on": goes_on(video), "on_drop": on_drop}
-    return read_ahead(small, session.chunk_frames, stop=stop, **behind)
+    ahead = read_ahead(small, session.chunk_frames, stop=stop, **behind)
+    return keep_up(ahead, session, fps=fps, on_slow=on_slow) if may_slow and goes_on(video) else ahead
 
 
 @contextmanager

@@ -5,11 +5,12 @@
 import itertools
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from videollm_mod import TooManyWaitingError, sample_every
-from videollm_mod.reading_ahead_videollm_mod import read_ahead
+from videollm_mod.reading_ahead_videollm_mod import keep_up, read_ahead
 
 
 @pytest.mark.parametrize("slow", [0.0, 0.1])
@@ -156,3 +157,31 @@ def test_catch_up_fails_after_the_waiting_items():
         next(read_ahead(iter([]), 4, when_behind="wait"))
     with pytest.raises(ValueError, match="`max_waiting` must be a whole number, at least 1, got 0"):
         next(read_ahead(iter([]), 4, max_waiting=0))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate"), [(0.1, 2), (0.4, 2), (0.41, 1), (0.8, 1), (1.0, 0.5), (1.7, 0.25), (6.0, 0.125)]
+)
+def test_keep_up_chooses_the_largest_rate_that_the_session_keeps_up_with(seconds, rate):
+    session, told, watched = SimpleNamespace(num_frames=0, num_reused=0), [], []
+    lists = ([(index / 2, None)] for index in range(60))
+    for chosen in keep_up(lists, session, fps=2, on_slow=lambda *slow: told.append(slow)):
+        # The first frame compiles, and the second is followed by a reply.
+        session.frame_latency = {0: 60.0, 1: seconds + 3}.get(session.num_frames, seconds)
+        session.num_frames += 1
+        watched += [time for time, _ in chosen]
+    assert told == ([] if rate == 2 else [(rate, seconds)])
+    apart = [after - before for before, after in itertools.pairwise(watched[2:])]
+    assert watched[:3] == [0, 0.5, 1] and set(apart) == {1 / rate}
+
+
+def test_keep_up_measures_frames_that_are_encoded_and_lists_by_the_frame():
+    session, watched, told = SimpleNamespace(num_frames=0, num_reused=0), [], []
+    lists = [[(4 * number + index / 2, None) for index in range(8)] for number in range(6)]
+    for chosen in keep_up((some for some in lists), session, fps=2, on_slow=lambda *slow: told.append(slow)):
+        is_static = session.num_frames == 8
+        session.num_reused += 8 * is_static
+        session.frame_latency = 0.01 if is_static else 0.9 * len(chosen)
+        session.num_frames += len(chosen)
+        watched.append(len(chosen))
+    assert watched == [8, 8, 8, 8, 2, 2] and told == [(0.5, 0.9)]

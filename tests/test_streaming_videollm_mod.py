@@ -9,6 +9,7 @@ import random
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -36,6 +37,7 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     cache_videollm_mod,
     generation_videollm_mod,
+    processing_videollm_mod,
     read_video,
     streaming_videollm_mod,
 )
@@ -632,7 +634,8 @@ def test_narrate_yields_while_the_video_plays():
 @pytest.mark.parametrize("when_behind", [None, "drop_oldest"])
 def test_narrate_drops_frames_if_it_may_and_warns(monkeypatch, when_behind):
     model, processor = scripted([], [])
-    first = "Frames come faster than the model can watch them: the oldest are dropped."
+    first = "Frames come faster than the model can watch them: the oldest are dropped. Watch fewer per second with a "
+    first += "lower `fps`, or encode fewer with `reuse_static=3`."
     told, gone, encode = [], threading.Event(), model.encode_frames
     monkeypatch.setattr(generation_videollm_mod.logger, "warning", told.append)
 
@@ -653,6 +656,28 @@ def test_narrate_drops_frames_if_it_may_and_warns(monkeypatch, when_behind):
         assert (seen, told) == (20, [])
     else:
         assert seen < 20 and told == [first, f"{seen} frames were watched and {20 - seen} dropped."]
+
+
+@pytest.mark.parametrize(("fps", "seconds", "expected"), [(None, 0.7, 1), (None, 0.3, 2), (2, 0.7, 2)])
+def test_narrate_watches_a_camera_at_a_rate_that_the_model_keeps_up_with(monkeypatch, fps, seconds, expected):
+    """With a scripted clock, which an encoder of `seconds` per frame turns; the camera waits for the model."""
+    model, processor = scripted([0.99] * 24, [])
+    now, told, encode = [0.0], [], model.encode_frames
+    monkeypatch.setattr(streaming_videollm_mod, "clock", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(generation_videollm_mod.logger, "warning", told.append)
+    frames = [(index / 2, frame) for index, frame in enumerate(random_frames(24))]
+    monkeypatch.setattr(processing_videollm_mod, "read_video", lambda *_, fps, **__: iter(frames[:: int(2 / fps)]))
+
+    def slow(pixel_values):
+        now[0] += seconds * len(pixel_values)
+        return encode(pixel_values)
+
+    monkeypatch.setattr(model, "encode_frames", slow)
+    options = {"fps": fps, "when_behind": "block", "max_waiting": 1, "chunk_frames": 1}
+    list(model.narrate(processor, "camera:0", **options, system_prompt=SYSTEM))
+    assert model.text.count("F") == (24 if expected == 2 else 3 + 10)
+    slowed = "A frame takes the model 0.7 s: it watches 1 frames per second of this source. "
+    assert told == ([] if expected == 2 else [slowed + "Set `fps` to choose another rate."])
 
 
 def test_narrate_warns_of_what_was_spoilt_once_at_the_end(tmp_path, monkeypatch):
@@ -849,6 +874,8 @@ def test_stream_and_narrate_list_every_option_of_a_session():
     # The frames of a video have times, so narration needs no `source_fps`; it yields text, so it needs no scores.
     own = {"start", "end", "timeout", "reconnect", "reply_now", "when_behind", "max_waiting"}
     narrate = options(model.narrate)
+    # Narration may choose the rate.
+    assert narrate.pop("fps") == (None, float | None) and session.pop("fps") == (2.0, float)
     assert {name: narrate[name] for name in narrate.keys() - own} == {
         name: session[name] for name in session.keys() - {"source_fps", "output_router_scores"}
     }
