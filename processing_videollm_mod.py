@@ -23,6 +23,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .checks_videollm_mod import check_fps, check_seconds, check_text
 from .reading_ahead_videollm_mod import keep_up, read_ahead, sample_every
+from .stream_format_videollm_mod import check_stream_format, turn_template
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 from .video_reading_videollm_mod import ReadingReport, VideoReader, goes_on, is_complete, read_video
 
@@ -52,14 +53,24 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     Args:
         video_processor ([`VideoLLMMoDVideoProcessor`]): Turns frames into pixel values.
         tokenizer (`PreTrainedTokenizerBase`): Gets the frame token as a special token if it has none.
-        chat_template (`str`, *optional*): The stream format. Defaults to `chat_template.jinja` beside this file.
+        chat_template (`str`, *optional*): Renders dialogues. Defaults to `chat_template.jinja` beside this file, or
+            with `stream_format` to `turn_template.jinja`.
         frame_token (`str`, *optional*, defaults to `"<v>"`): Stands for one token of a frame.
-        frame_token_interval (`str`, *optional*, defaults to `","`): One token between frames, or `None`.
+        frame_token_interval (`str`, *optional*, defaults to `","`): One token between frames, or `None`. With
+            `stream_format` it is not used.
         frame_num_tokens (`int`, *optional*, defaults to 10): Number of tokens per frame, as in the configuration.
         system_prompt (`str`, *optional*): First message of dialogues without one. Defaults to VideoLLM-online's.
+        stream_format (`str` or `dict`, *optional*): Texts around frames, words and replies: a name or a value of
+            [`STREAM_FORMATS`]. `None` is VideoLLM-online's format. See `docs/stream-format.md`.
+
+    Attributes:
+        frame_token_interval_id (`int`, *optional*): The token that means silence after a frame. In a `stream_format`
+            it is the first one between two frames, or `None` if a reply to frames begins with it too.
+        end_of_reply_id (`int`): The token that ends a reply.
 
     Raises:
-        `ValueError`: If the tokenizer has no offsets or end-of-sequence token, or splits the interval token.
+        `ValueError`: If the tokenizer has no offsets or end-of-sequence token, splits the interval token, or does not
+            have a special token where `stream_format` needs one.
     """
 
     def __init__(
@@ -71,26 +82,54 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         frame_token_interval: str | None = ",",
         frame_num_tokens: int = 10,
         system_prompt: str = DEFAULT_SYSTEM_PROMPT,
+        stream_format: str | dict[str, str] | None = None,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError("The processor needs a tokenizer with a fast backend, which knows where tokens begin.")
         if tokenizer.eos_token is None:
             raise ValueError("The tokenizer has no end-of-sequence token (`eos_token`), which ends every reply.")
-        if frame_token not in tokenizer.get_vocab():
-            token = AddedToken(frame_token, special=True, normalized=False)
-            tokenizer.add_special_tokens({"extra_special_tokens": [token]}, replace_extra_special_tokens=False)
-        if chat_template is None:
+        control = [] if frame_token in tokenizer.get_vocab() else [frame_token]
+        if stream_format is not None:
+            stream_format, frame_token_interval = check_stream_format(stream_format), None
+            # Tokens of the format must be special, so that text of others cannot produce them.
+            written, added = "".join(stream_format.values()) + frame_token, tokenizer.added_tokens_decoder.values()
+            control += [token.content for token in added if token.content in written and not token.special]
+        if control:
+            tokens = [AddedToken(token, special=True, normalized=False) for token in control]
+            tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
+        if stream_format is not None:
+            chat_template = turn_template(stream_format, chat_template)
+        elif chat_template is None:
             chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
         self.frame_token = frame_token
         self.frame_token_interval = frame_token_interval
         self.frame_num_tokens = frame_num_tokens
         self.system_prompt = system_prompt
+        self.stream_format = stream_format
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
         tokenizer.chat_template = chat_template
         self.frame_token_id = tokenizer.convert_tokens_to_ids(frame_token)
+        self.end_of_reply_id, self._frame_suffix = tokenizer.eos_token_id, []
+        if stream_format is not None:
+            self.end_of_reply_id = self._check_format_tokens(stream_format)
+            self._frame_suffix = self._tokenize(frame_token + stream_format["frame_after"])[0][1:]
         self.frame_token_interval_id = self._find_interval_id()
 
+    def _check_format_tokens(self, stream_format: dict[str, str]) -> int:
+        """Return the token that ends a reply. Tokens before a decision must not depend on what follows."""
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        end, after = stream_format["assistant_end"], stream_format["frame_after"]
+        if end not in special:
+            raise ValueError(f"`assistant_end` {end!r} is not a special token of the tokenizer.")
+        if after and not after.endswith(tuple(special)):
+            raise ValueError(f"`frame_after` {after!r} must end with a special token of the tokenizer, or be empty.")
+        return self.tokenizer.convert_tokens_to_ids(end)
+
     def _find_interval_id(self) -> int | None:
+        if self.stream_format is not None:
+            between = self.encode_turns([], stream_open=True, then="stream", index=2)
+            reply = self.encode_turns([], stream_open=True, then="assistant")
+            return None if between[:1] in ([], reply[:1]) else between[0]
         interval = self.frame_token_interval
         if interval is None:
             return None
@@ -249,7 +288,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         for slot in sorted(slots):
             turns += [{"role": "stream", "num_frames": slot + 1 - seen}, *slots[slot]]
             seen = slot + 1
-        return turns
+        return self._with_times(turns, fps, start)
 
     def apply_chat_template(
         self,
@@ -308,33 +347,63 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         results = [self._tokenize(text, contents)[0] if tokenize else text for text, contents, _ in rendered]
         return results if is_batch else results[0]
 
-    def encode_turns(self, messages: list[Message], *, stream_open: bool, then: str) -> list[int]:
+    def encode_turns(
+        self, messages: list[Message], *, stream_open: bool, then: str, time: float = 0.0, index: int = 1
+    ) -> list[int]:
         """
         Return the token ids between the last frame or reply of a stream and the next, without the tokens of either.
 
+        The text after a frame belongs to that frame, and the text before a frame to these tokens.
+
         Args:
             messages (`list[dict]`): System and user messages since, possibly none.
-            stream_open (`bool`): Whether a frame came last, so that the stream's bracket is open.
+            stream_open (`bool`): Whether a frame came last, so that the stream is open.
             then (`str`): `"stream"` if a frame comes next, `"assistant"` if a reply does.
+            time (`float`, *optional*, defaults to 0.0): Time in seconds of the frame that comes next.
+            index (`int`, *optional*, defaults to 1): Number of that frame in the stream, from 1.
         """
+        begins = bool(messages) and messages[0]["role"] == "system"
+        if self.stream_format is not None:
+            last = "" if begins else "frames" if stream_open else "reply"
+            ending = "add_stream_prompt" if then == "stream" else "add_generation_prompt"
+            return self._encode_after(last, messages, {"next_time": time, "first_index": index, ending: True})
+        if stream_open and then == "stream" and not messages:
+            return [] if self.frame_token_interval_id is None else [self.frame_token_interval_id]
         ending = "add_stream_generation_prompt" if stream_open and not messages else "add_generation_prompt"
         flags = {"add_stream_query_prompt": stream_open, "add_stream_prompt" if then == "stream" else ending: True}
-        text, contents, _ = self._render(messages, **flags)
+        return self._encode_after("" if begins else "frames" if stream_open else "reply", messages, flags)
+
+    def encode_frame(self, time: float, index: int) -> tuple[list[int], list[int]]:
+        """
+        Return the token ids of a frame's own text, before and after its frame tokens.
+
+        They are also the last ids of `encode_turns(..., then="stream")` if its text splits there.
+        """
+        if self.stream_format is None:
+            return [], self._frame_suffix
+        flags = {"next_time": time, "first_index": index, "add_stream_prompt": True}
+        return self._encode_after("own", [], flags), self._frame_suffix
+
+    def _encode_after(self, last: str, messages: list[Message], flags: dict[str, Any]) -> list[int]:
+        """Return the token ids of messages and prompts after a special token, or with `last=""` of a beginning."""
+        text, contents, _ = self._render(messages, before=last, **flags)
         # Some tokenizers treat the beginning of a text differently, so tokenise after the preceding special token.
-        begins = bool(messages) and messages[0]["role"] == "system"
-        context = "" if begins else self.frame_token if stream_open else self.tokenizer.eos_token
+        reply_end = self.tokenizer.convert_ids_to_tokens(self.end_of_reply_id)
+        context = "" if not last else reply_end if last == "reply" else self.frame_token
         contents = [(begin + len(context), stop + len(context)) for begin, stop in contents]
         ids = self._tokenize(context + text, contents)[0]
-        return ids if begins else ids[1:]
+        return ids[1:] if context else ids
 
     def _render(
-        self, messages: list[Message], chat_template: str | None = None, **flags: bool
+        self, messages: list[Message], chat_template: str | None = None, **flags: Any
     ) -> tuple[str, _Spans, _Spans]:
         """Return a dialogue as text, with the character spans of message contents and of assistant turns."""
         for index, message in enumerate(messages):
             _check_message(message, index)
+            if self._needs_times and message["role"] == "stream" and "times" not in message:
+                raise ValueError(f"Message {index} has no `times`, which this stream format writes: one per frame.")
         marked = [
-            message if message["role"] == "stream" else {**message, "content": f"\ue000{index}\ue001"}
+            {**message, "content": f"\ue000{index}\ue001"} if message.get("content") else message
             for index, message in enumerate(messages)
         ]
         [template], [spans] = render_jinja_template(
@@ -404,7 +473,24 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             dialogue = [{"role": "system", "content": self.system_prompt}, *dialogue]
         if num_frames and all(message.get("role") != "stream" for message in dialogue):
             dialogue = [dialogue[0], {"role": "stream", "num_frames": num_frames}, *dialogue[1:]]
-        return dialogue
+        return self._with_times(dialogue, fps, start)
+
+    @property
+    def _needs_times(self) -> bool:
+        """Whether the stream format writes the time of each frame."""
+        return self.stream_format is not None and "{time}" in self.stream_format["frame_before"]
+
+    def _with_times(self, dialogue: list[Message], fps: float, start: float) -> list[Message]:
+        """Return the dialogue with the `times` of its frames, if the stream format writes them."""
+        turns, seen = [], 0
+        for index, message in enumerate(dialogue if self._needs_times else ()):
+            if message.get("role") == "stream":
+                _check_message(message, index)
+                last = seen + message["num_frames"]
+                message = {"times": [start + frame / fps for frame in range(seen, last)], **message}
+                seen = last
+            turns.append(message)
+        return turns if self._needs_times else dialogue
 
     def _tokenize_dialogue(
         self, dialogue: list[Message], add_generation_prompt: bool, return_labels: bool
@@ -418,13 +504,14 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
     def _labels(self, dialogue: list[Message], ids: list[int], offsets: _Spans, assistant_spans: _Spans) -> list[int]:
         """
-        Return the labels: assistant turns, and after each frame the interval token or the "]\\n" that opens a reply.
+        Return the labels: assistant turns, and after each frame the interval token or the text that opens a reply.
 
         `learn=False` excludes a message. A stream message's `learn` may also be a number, which includes that many of
         its frames, or a list with one truth value per frame.
         """
         labels = [_LABEL_IGNORED] * len(ids)
-        starts = np.array([begin for begin, _ in offsets])
+        # Some tokenizers leave spaces out of offsets, so that only the end of a token is sure.
+        stops = np.array([stop for _, stop in offsets])
         spans = iter(assistant_spans)
         replies = {index: next(spans) for index, m in enumerate(dialogue) if m["role"] == "assistant"}
 
@@ -433,7 +520,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
         for index, (begin, stop) in replies.items():
             if dialogue[index].get("learn", True):
-                learn(*np.searchsorted(starts, (begin, stop)))
+                learn(*np.searchsorted(stops, (begin, stop), side="right"))
         silence = self.tokenizer.eos_token_id if self.frame_token_interval_id is None else self.frame_token_interval_id
         frame_tokens = [i for i, token in enumerate(ids) if token == self.frame_token_id]
         frame_ends = iter(frame_tokens[self.frame_num_tokens - 1 :: self.frame_num_tokens])
@@ -445,11 +532,11 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 limit = count if learned is True else learned
                 learned = [position < limit for position in range(count)]
             for position, is_learned in enumerate(learned):
-                after = next(frame_ends) + 1
+                after = next(frame_ends) + 1 + len(self._frame_suffix)
                 if is_learned and position + 1 < count:
                     labels[after] = silence
                 elif is_learned and index + 1 in replies:
-                    learn(after, int(np.searchsorted(starts, replies[index + 1][0])))
+                    learn(after, int(np.searchsorted(stops, replies[index + 1][0], side="right")))
         return labels
 
     def _pad(
@@ -592,9 +679,10 @@ def _check_message(message: Any, index: int) -> None:
         count = message.get("num_frames")
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"`num_frames` of message {index}, a stream message, must be at least 1, got {count}.")
-        learned = message.get("learn", True)
-        if isinstance(learned, (list, tuple)) and len(learned) != count:
-            raise ValueError(f"Message {index} has {count} frames, but `learn` has {len(learned)} truth values.")
+        for name, kind in (("learn", "truth values"), ("times", "times")):
+            given = message.get(name)
+            if isinstance(given, (list, tuple)) and len(given) != count:
+                raise ValueError(f"Message {index} has {count} frames, but `{name}` has {len(given)} {kind}.")
     elif not isinstance(content := message.get("content"), str):
         raise ValueError(f"Message {index} ({role}) needs text as `content`, got {type(content).__name__}.")
     else:

@@ -11,7 +11,7 @@ from typing import Any
 # In a checkout the README introduces the project, and this page describes the checkpoint.
 FACTS_PAGE = "docs/embedded-checkpoint.md"
 # Files of a checkpoint other than its code and its card: configuration, tokenizer, weights and licence.
-_PARTS = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "LICENSE*", "NOTICE*", "adapter/*")
+_PARTS = ("*.json", "chat_template.jinja", "*.safetensors", "*.model", "*.txt", "LICENSE*", "NOTICE*", "adapter/*")
 _PICTURES = (".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
 # Links of Markdown, `[text](target)`, with their exclamation mark if they show a picture.
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
