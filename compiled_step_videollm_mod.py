@@ -254,12 +254,12 @@ def decide(
 
 
 def speakable(model: Any, logits: torch.Tensor) -> torch.Tensor:
-    """Return the scores as float32, -inf for the frame token."""
+    """Return the scores as float32, -inf for the frame token and those of `generation_config.suppress_tokens`."""
     # A reply must not contain the frame token: no frame would belong to it. Its id may lie past the vocabulary.
-    frame = model.config.frame_token_id
     scores = logits.to(torch.float32, copy=True)
-    if frame < scores.shape[-1]:
-        scores[..., frame] = -torch.inf
+    for token in (model.config.frame_token_id, *(model.generation_config.suppress_tokens or ())):
+        if token < scores.shape[-1]:
+            scores[..., token] = -torch.inf
     return scores
 
 

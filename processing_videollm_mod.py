@@ -67,6 +67,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         frame_token_interval_id (`int`, *optional*): The token that means silence after a frame. In a `stream_format`
             it is the first one between two frames, or `None` if a reply to frames begins with it too.
         end_of_reply_id (`int`): The token that ends a reply.
+        frame_text_tokens (`int`): Most tokens of text around one frame: its own and those between it and the last.
+        numbers_frames (`bool`): Whether a frame's text depends on its time or number.
 
     Raises:
         `ValueError`: If the tokenizer has no offsets or end-of-sequence token, splits the interval token, or does not
@@ -88,19 +90,12 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             raise ValueError("The processor needs a tokenizer with a fast backend, which knows where tokens begin.")
         if tokenizer.eos_token is None:
             raise ValueError("The tokenizer has no end-of-sequence token (`eos_token`), which ends every reply.")
-        control = [] if frame_token in tokenizer.get_vocab() else [frame_token]
         if stream_format is not None:
             stream_format, frame_token_interval = check_stream_format(stream_format), None
-            # Tokens of the format must be special, so that text of others cannot produce them.
-            written, added = "".join(stream_format.values()) + frame_token, tokenizer.added_tokens_decoder.values()
-            control += [token.content for token in added if token.content in written and not token.special]
-        if control:
-            tokens = [AddedToken(token, special=True, normalized=False) for token in control]
-            tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
-        if stream_format is not None:
             chat_template = turn_template(stream_format, chat_template)
         elif chat_template is None:
             chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+        _make_special(tokenizer, frame_token, "".join((stream_format or {}).values()))
         self.frame_token = frame_token
         self.frame_token_interval = frame_token_interval
         self.frame_num_tokens = frame_num_tokens
@@ -109,27 +104,30 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
         tokenizer.chat_template = chat_template
         self.frame_token_id = tokenizer.convert_tokens_to_ids(frame_token)
-        self.end_of_reply_id, self._frame_suffix = tokenizer.eos_token_id, []
-        if stream_format is not None:
-            self.end_of_reply_id = self._check_format_tokens(stream_format)
-            self._frame_suffix = self._tokenize(frame_token + stream_format["frame_after"])[0][1:]
-        self.frame_token_interval_id = self._find_interval_id()
+        self.numbers_frames = self._needs_times or "{index}" in (stream_format or {}).get("frame_before", "")
+        self.end_of_reply_id, self._frame_suffix, self.frame_text_tokens = tokenizer.eos_token_id, [], 1
+        if stream_format is None:
+            self.frame_token_interval_id = self._find_interval_id()
+        else:
+            self._measure_format(stream_format)
 
-    def _check_format_tokens(self, stream_format: dict[str, str]) -> int:
-        """Return the token that ends a reply. Tokens before a decision must not depend on what follows."""
+    def _measure_format(self, stream_format: dict[str, str]) -> None:
+        """Set what the tokens of a stream format imply. Tokens before a decision must not depend on what follows."""
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         end, after = stream_format["assistant_end"], stream_format["frame_after"]
         if end not in special:
             raise ValueError(f"`assistant_end` {end!r} is not a special token of the tokenizer.")
         if after and not after.endswith(tuple(special)):
             raise ValueError(f"`frame_after` {after!r} must end with a special token of the tokenizer, or be empty.")
-        return self.tokenizer.convert_tokens_to_ids(end)
+        self.end_of_reply_id = self.tokenizer.convert_tokens_to_ids(end)
+        self._frame_suffix = self._tokenize(self.frame_token + after)[0][1:]
+        between = self.encode_turns([], stream_open=True, then="stream", index=2)
+        reply = self.encode_turns([], stream_open=True, then="assistant")
+        self.frame_token_interval_id = None if between[:1] in ([], reply[:1]) else between[0]
+        longest = self.encode_turns([], stream_open=True, then="stream", time=60_000.0, index=100_000)
+        self.frame_text_tokens = len(longest) + len(self._frame_suffix)
 
     def _find_interval_id(self) -> int | None:
-        if self.stream_format is not None:
-            between = self.encode_turns([], stream_open=True, then="stream", index=2)
-            reply = self.encode_turns([], stream_open=True, then="assistant")
-            return None if between[:1] in ([], reply[:1]) else between[0]
         interval = self.frame_token_interval
         if interval is None:
             return None
@@ -379,10 +377,15 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
         They are also the last ids of `encode_turns(..., then="stream")` if its text splits there.
         """
-        if self.stream_format is None:
+        if self.stream_format is None or not self.stream_format["frame_before"]:
             return [], self._frame_suffix
         flags = {"next_time": time, "first_index": index, "add_stream_prompt": True}
         return self._encode_after("own", [], flags), self._frame_suffix
+
+    def encode_typical_frame(self) -> list[int]:
+        """Return the token ids of a frame that follows another, for steps that are prepared before any frame comes."""
+        between = self.encode_turns([], stream_open=True, then="stream", index=100)
+        return [*between, *[self.frame_token_id] * self.frame_num_tokens, *self._frame_suffix]
 
     def _encode_after(self, last: str, messages: list[Message], flags: dict[str, Any]) -> list[int]:
         """Return the token ids of messages and prompts after a special token, or with `last=""` of a beginning."""
@@ -656,6 +659,16 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         if isinstance(video, (str, Path)):
             video = (frame for _, frame in read_video(video, fps=fps, start=start, end=end))
         return self.process_frames(video)
+
+
+def _make_special(tokenizer: Any, frame_token: str, written: str) -> None:
+    """Make the frame token and the tokens of a stream format special, so that text of others cannot contain them."""
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    names = {frame_token} - set(tokenizer.get_vocab())
+    names |= {name for name, is_special in added.items() if not is_special and name in written + frame_token}
+    if names:
+        tokens = [AddedToken(name, special=True, normalized=False) for name in sorted(names)]
+        tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
 
 
 def _put(slot: list[Message], message: Message) -> None:

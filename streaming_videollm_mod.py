@@ -48,7 +48,7 @@ class StreamStep:
     """The input that a session needs the model to process next, with the session's cache."""
 
     ids: list[int]  # new tokens, including frame tokens
-    ends: list[int]  # indices of the tokens to decide after: the last of each frame, or of the text
+    ends: list[int]  # indices of the tokens to decide after: the last of each frame and its text, or of the text
     frame_features: torch.Tensor | None = None  # (frames, features, width)
     interval_threshold: float | None = None  # the session's own, if it has one
 
@@ -94,11 +94,11 @@ class _Question:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A run of tokens in the cache: text, or one frame and the separator before it."""
+    """A run of tokens in the cache: text, or one frame with its own text and the separator before it."""
 
     is_frame: bool
     length: int  # tokens, including the separator
-    separator: int = 0  # tokens
+    separator: int = 0  # tokens, which a frame after text does not need
 
 
 class _Memory:
@@ -119,7 +119,7 @@ class _Memory:
         self.pieces.append(_Piece(False, length))
 
     def add_frame(self, length: int, separator: int) -> None:
-        """Record a new frame and the separator before it."""
+        """Record a new frame of `length` tokens with its own text, and the separator before it."""
         self.pieces.append(_Piece(True, length + separator, separator))
         self._count(self.pieces[-1])
 
@@ -257,7 +257,7 @@ class StreamingSession:
         check_count("chunk_frames", chunk_frames)
         if interval_threshold is not None:
             interval_threshold = check_number("interval_threshold", interval_threshold, least=0, most=1)
-        _check_limits(model.config, max_frames, sink_frames, max_text_tokens)
+        _check_limits(model.config, max_frames, sink_frames, max_text_tokens, processor.frame_text_tokens)
         if cache is not None and cache_dtype is not None:
             raise ValueError("Give `cache` or `cache_dtype`, not both: an existing cache has its own dtype.")
         self.model, self.processor = model, processor
@@ -290,7 +290,7 @@ class StreamingSession:
         self._unfed_ids: list[int] = []
         prompt = check_text("The system prompt", processor.system_prompt if system_prompt is None else system_prompt)
         self._unfed_turns: list[dict[str, str]] = [{"role": "system", "content": prompt}]
-        self._bare_turns: dict[tuple[bool, str], list[int]] = {}
+        self._bare_turns: dict[tuple[bool, str, bool], list[int]] = {}
         self._stream_open = False
         self._memory = _Memory(max_frames, sink_frames, max_text_tokens)
         self._reply_tokens, self._reply_seconds = 0, 0.0
@@ -484,7 +484,7 @@ class StreamingSession:
         if self.max_frames is not None:
             # Text and a reply come between two evictions. If there is more text, layers grow.
             text = self.max_frames * frame_tokens // 8 if self.max_text_tokens is None else self.max_text_tokens
-            text += self.max_frames * len(self._interval) + self.max_new_tokens + 256
+            text += self.max_frames * self.processor.frame_text_tokens + self.max_new_tokens + 256
             for layer, count in zip(cache.layers, model.config.layer_keep_counts, strict=True):
                 layer.capacity = self.max_frames * min(count, frame_tokens) + text
         # With layers on several devices, masks are moved between them, and only those of the library survive that.
@@ -503,8 +503,7 @@ class StreamingSession:
             )
         if not can or not (model.device.type == "cuda" and has_triton() if wanted is None else wanted):
             return None
-        frame = [*self._interval, *[model.config.frame_token_id] * model.config.frame_num_tokens]
-        return CompiledSteps(model, self.cache, frame)
+        return CompiledSteps(model, self.cache, self.processor.encode_typical_frame())
 
     def _run_compiled(self, name: str, *inputs: Any) -> Any | None:
         """
@@ -646,7 +645,7 @@ class StreamingSession:
     def _watch(self, question: _Question | None) -> Work:
         """See waiting frames in one step, up to the next question; reply at the first frame that calls for it."""
         is_text = bool(self._unfed_turns) or not self._stream_open
-        opening = self._take_unfed("stream") if is_text else self._interval
+        opening = self._take_unfed("stream", self._waiting[0].time)
         limit = math.inf if question is None else question.time
         most = self._make_room(len(opening) if is_text else 0)
         chunk = [self._waiting.popleft()]
@@ -674,12 +673,6 @@ class StreamingSession:
         if speak[last]:
             yield from self._reply(self.time, chunk[last].arrival, silence[last])
 
-    @property
-    def _interval(self) -> list[int]:
-        """Tokens between two frames."""
-        interval = self.model.config.frame_token_interval_id
-        return [] if interval is None else [interval]
-
     def _make_room(self, num_new_text: int) -> int:
         """Evict what must go before the next frame; return how many frames may come before the next eviction."""
         runs = self._memory.forget(num_new_text)
@@ -691,14 +684,24 @@ class StreamingSession:
     def _see(self, opening: list[int], is_text: bool, chunk: list[_Frame]) -> StreamStep:
         """Return the step that sees these frames, with the tokens that stand before them."""
         frame = [self.model.config.frame_token_id] * self.model.config.frame_num_tokens
-        if is_text:
-            self._memory.add_text(len(opening))
-        ids, ends = list(opening), []
-        for index in range(len(chunk)):
-            ids += [*(self._interval if index else []), *frame]
-            ends.append(len(ids) - 1)
-            self._memory.add_frame(len(frame), 0 if is_text and index == 0 else len(self._interval))
+        ids, ends = [], []
         self._stream_open = True
+        for offset, shown in enumerate(chunk):
+            index = self.num_frames + offset + 1
+            before = self._encode_turns([], "stream", shown.time, index) if offset else opening
+            own, after = self.processor.encode_frame(shown.time, index)
+            # The text before a frame is evicted with it, unless one token belongs to both that and other text.
+            splits = before[len(before) - len(own) :] == own
+            if is_text and offset == 0:
+                own = own if splits else []
+                self._memory.add_text(len(before) - len(own))
+                separator = 0
+            else:
+                separator = len(before) - len(own) if splits else 0
+                own = before[separator:]
+            self._memory.add_frame(len(own) + len(frame) + len(after), separator)
+            ids += [*before, *frame, *after]
+            ends.append(len(ids) - 1)
         features = torch.stack([frame.features for frame in chunk])
         return StreamStep(ids, ends, features, self.interval_threshold)
 
@@ -716,7 +719,8 @@ class StreamingSession:
         said = yield StreamStep(opening, [len(opening) - 1])
         self._stream_open = False
         eos = self.model.generation_config.eos_token_id
-        ends = {self.processor.tokenizer.eos_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])}
+        end = self.processor.end_of_reply_id
+        ends = {end, self.processor.tokenizer.eos_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])}
         token_ids: list[int] = []
         latency, interrupted = None, False
         while len(token_ids) < self.max_new_tokens and not interrupted:
@@ -735,7 +739,7 @@ class StreamingSession:
                 said = yield StreamStep([token], [0])
         if self.streamer is not None:
             self.streamer.end()
-        self._unfed_ids = [*self._unfed_ids, self.processor.tokenizer.eos_token_id]
+        self._unfed_ids = [*self._unfed_ids, end]
         self._reply_tokens += len(token_ids)
         self._reply_seconds += clock.perf_counter() - begin
         text = self.processor.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
@@ -752,18 +756,22 @@ class StreamingSession:
             return int(torch.multinomial(scores.softmax(dim=-1), num_samples=1))
         return int(scores.argmax(dim=-1))
 
-    def _take_unfed(self, then: str) -> list[int]:
-        """Return the tokens of everything said since the last step, up to a frame ("stream") or a reply."""
-        turns, before = self._unfed_turns, self._stream_open
-        # Without turns the tokens are always the same. They are stored, since a template is slow beside a small model.
-        around = None if turns else self._bare_turns.get((before, then))
-        if around is None:
-            around = self.processor.encode_turns(turns, stream_open=before, then=then)
-            if not turns:
-                self._bare_turns[before, then] = around
-        ids = self._unfed_ids + around
+    def _take_unfed(self, then: str, time: float = 0.0) -> list[int]:
+        """Return the tokens of everything said since the last step, up to a frame ("stream") at `time` or a reply."""
+        ids = self._unfed_ids + self._encode_turns(self._unfed_turns, then, time, self.num_frames + 1)
         self._unfed_ids, self._unfed_turns = [], []
         return ids
+
+    def _encode_turns(self, turns: list[dict[str, str]], then: str, time: float, index: int) -> list[int]:
+        """Return the tokens of turns and of what stands before a reply, or before the frame `index` at `time`."""
+        options = {"stream_open": self._stream_open, "then": then, "time": time, "index": index}
+        if turns or (then == "stream" and self.processor.numbers_frames):
+            return self.processor.encode_turns(turns, **options)
+        # These tokens are always the same. They are stored, since a template is slow beside a small model.
+        key = (self._stream_open, then, index == 1)
+        if key not in self._bare_turns:
+            self._bare_turns[key] = self.processor.encode_turns([], **options)
+        return self._bare_turns[key]
 
     def _ticks(self, count: int) -> tuple[list[int], list[float]]:
         """Return which of the next `count` frames without a time are on screen at a tick, and the ticks' times."""
@@ -802,7 +810,9 @@ class StreamingSession:
             raise ValueError("This session is closed; open another with `model.stream(processor)`.")
 
 
-def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_text_tokens: int | None) -> None:
+def _check_limits(
+    config: Any, max_frames: int | None, sink_frames: int, max_text_tokens: int | None, frame_text_tokens: int
+) -> None:
     context, num_tokens = config.text_config.max_position_embeddings, config.frame_num_tokens
     if max_frames is None:
         if sink_frames or max_text_tokens is not None:
@@ -814,15 +824,18 @@ def _check_limits(config: Any, max_frames: int | None, sink_frames: int, max_tex
     check_count("max_text_tokens", 0 if max_text_tokens is None else max_text_tokens, least=0)
     if sink_frames >= max_frames:
         raise ValueError(f"`sink_frames` is {sink_frames}; it must be less than `max_frames`, {max_frames}.")
-    elif max_frames * (num_tokens + 1) > context:
+    elif max_frames * (num_tokens + frame_text_tokens) > context:
         frames = f"{max_frames}, with {num_tokens} tokens per frame"
         raise ValueError(f"`max_frames` is {frames}; the language model was trained for {context} tokens.")
 
 
-def within_context(config: Any, max_frames: int | None = None) -> dict[str, int]:
-    """Return `max_frames` and `max_text_tokens` that keep an endless session within the language model's context."""
+def within_context(config: Any, frame_text_tokens: int, max_frames: int | None = None) -> dict[str, int]:
+    """
+    Return `max_frames` and `max_text_tokens` that keep an endless session within the language model's context, given
+    the processor's `frame_text_tokens`.
+    """
     # By default three quarters of the context are for frames. Half of the rest is for old text, half for new text.
-    context, tokens = config.text_config.max_position_embeddings, config.frame_num_tokens + 1
+    context, tokens = config.text_config.max_position_embeddings, config.frame_num_tokens + frame_text_tokens
     most = max(context * 3 // 4 // tokens, 1) if max_frames is None else max_frames
     return {"max_frames": most, "max_text_tokens": max((context - most * tokens) // 2, 1)}
 

@@ -145,7 +145,10 @@ def open_session(
     if is_embedded and not is_streamworld(video, VideoReader):
         typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
     printer = _line_printer(processor.tokenizer) if prints else None
-    options |= {"cache_dtype": CACHE_DTYPES.get(cache_dtype), **within_context(model.config, max_frames)}
+    options |= {
+        "cache_dtype": CACHE_DTYPES.get(cache_dtype),
+        **within_context(model.config, processor.frame_text_tokens, max_frames),
+    }
     if reuse_static is None:
         reuse_static = _default_reuse(model.config)
     session = model.stream(processor, streamer=printer, reuse_static=reuse_static or None, **options)

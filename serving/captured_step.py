@@ -99,9 +99,9 @@ def shape_for(plan: StepPlan, frame_length: int) -> StepShape | None:
     """
     counts = [part.num_frames for part in plan.parts if part.num_frames]
     text = [len(part.ids) - max(part.num_frames * frame_length, 1) for part in plan.parts]
-    if min(text) < 0:
-        return None
-    need = StepShape(len(counts), max(counts, default=0), len(plan.parts) - len(counts), sum(text))
+    # The text of a frame may be shorter than expected. A dummy stream then reads the rest.
+    reading = sum(count for count in text if count > 0) or int(min(text) < 0)
+    need = StepShape(len(counts), max(counts, default=0), len(plan.parts) - len(counts), reading)
     size = size_for(max(need.seeing, need.speaking))
     shape = next((shape for shape in shapes_of(size) if shape.fits(need)), None)
     # All frames left over go to one dummy stream, which has room for `shape.frames`.
@@ -119,10 +119,10 @@ class Padding:
     Makes dummy streams, which write into pages that nothing reads.
 
     Attributes:
-        frame_ids (`list[int]`): Separator and tokens of a frame.
+        frame_ids (`list[int]`): Tokens of a frame and the text around it.
         pages (`dict[int, list[int]]`): For each kind of layer, the pages to write to.
         page_size (`int`): Entries per page.
-        frame_tokens (`int`): Tokens per frame, without the separator.
+        frame_tokens (`int`): Tokens per frame, without text.
     """
 
     frame_ids: list[int]
@@ -262,6 +262,7 @@ class CapturedSteps:
         spare ([`VideoLLMMoDPagedCache`]): An empty cache. Dummy streams write into its pages.
         most_pages (`dict[int, int]`): For each kind of layer, the most pages of a stream.
         device (`torch.device`): The model's device.
+        frame_ids (`list[int]`): Tokens of a frame and the text around it.
         is_compiled (`bool`): Whether to compile the steps.
         output_router_scores (`bool`, *optional*, defaults to `False`): Whether steps return scores and kept tokens.
     """
@@ -274,19 +275,18 @@ class CapturedSteps:
         most_pages: dict[int, int],
         device: torch.device,
         *,
+        frame_ids: list[int],
         is_compiled: bool,
         output_router_scores: bool = False,
     ) -> None:
         self._output_router_scores = output_router_scores
         self._model, self._pool, self.spare, self._device = model, pool, spare, device
         self._most_pages, self._is_compiled = most_pages, is_compiled
-        config = model.config
-        separator = [] if config.frame_token_interval_id is None else [config.frame_token_interval_id]
         self._padding = Padding(
-            frame_ids=[*separator, *[config.frame_token_id] * config.frame_num_tokens],
+            frame_ids=frame_ids,
             pages={kind: table.pages for kind, table in spare.tables.items()},
             page_size=pool.page_size,
-            frame_tokens=config.frame_num_tokens,
+            frame_tokens=model.config.frame_num_tokens,
         )
         self.steps: dict[StepShape, CapturedStep] = {}
         self._capture = GraphCapture(device) if device.type == "cuda" else None

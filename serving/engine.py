@@ -11,12 +11,12 @@ import torch
 from transformers.utils import logging
 
 from ..reading_ahead_videollm_mod import WHEN_BEHIND, check_when_behind
-from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, within_context
+from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep
 from .captured_step import LONG_TEXT, NUM_FRAMES, CapturedSteps, whether_to_capture
 from .encoding import FrameEncoder
 from .faults import forget, run_in_parts
 from .kernels import attention_in_use
-from .memory import EngineFullError, Room, allocate_pool, device_of, most_pages, reserve
+from .memory import EngineFullError, Room, allocate_pool, default_limits, device_of, most_pages, reserve
 from .packed_cache import StepPlan, commit, plan_step, set_packed_attention
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache
 from .stats import EngineStats
@@ -104,12 +104,9 @@ class StreamingEngine:
         compile_steps: bool = False,
     ) -> None:
         capture = whether_to_capture(model, capture, compile_steps)
-        if max_frames is None:
-            max_frames = min(within_context(model.config)["max_frames"], 300)
-        if max_text_tokens is None:
-            max_text_tokens = min(within_context(model.config, max_frames)["max_text_tokens"], 2048)
+        max_frames, max_text_tokens = default_limits(model.config, processor, max_frames, max_text_tokens)
         if max_batch_tokens is None:
-            max_batch_tokens = max(2048, max_streams * (model.config.frame_num_tokens + 1))
+            max_batch_tokens = max(2048, max_streams * (model.config.frame_num_tokens + processor.frame_text_tokens))
         _check_positive(
             max_streams=max_streams,
             max_frames=max_frames,
@@ -132,9 +129,10 @@ class StreamingEngine:
         self._stepping = threading.RLock()
         self._stepping_thread: int | None = None
 
-        room = Room.for_stream(max_frames, max_text_tokens)
-        # The dummy streams of captured steps see frames, and separators, text and one token.
-        spare_room = Room(NUM_FRAMES[-1], NUM_FRAMES[-1] + LONG_TEXT + 1) if capture else Room(0, 0)
+        frame_text = processor.frame_text_tokens
+        room = Room.for_stream(max_frames, max_text_tokens, frame_text_tokens=frame_text)
+        # The dummy streams of captured steps see frames with their text, more text and one token.
+        spare_room = Room(NUM_FRAMES[-1], NUM_FRAMES[-1] * frame_text + LONG_TEXT + 1) if capture else Room(0, 0)
         self.pool = allocate_pool(model, max_streams, room, spare_room, page_size=page_size, dtype=cache_dtype)
         set_packed_attention(model.model.language_model)
         self._captured: CapturedSteps | None = None
@@ -148,6 +146,7 @@ class StreamingEngine:
                 spare,
                 pages,
                 self.device,
+                frame_ids=processor.encode_typical_frame(),
                 is_compiled=compile_steps,
                 output_router_scores=output_router_scores,
             )

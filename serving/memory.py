@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..streaming_videollm_mod import within_context
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
 
 
@@ -19,17 +20,29 @@ class Room(NamedTuple):
 
     Attributes:
         frames (`int`): Frames.
-        text_tokens (`int`): Text tokens, including the separators of frames.
+        text_tokens (`int`): Text tokens, including those around frames.
     """
 
     frames: int
     text_tokens: int
 
     @classmethod
-    def for_stream(cls, max_frames: int, max_text_tokens: int, max_new_tokens: int = 100) -> "Room":
+    def for_stream(
+        cls, max_frames: int, max_text_tokens: int, max_new_tokens: int = 100, frame_text_tokens: int = 1
+    ) -> "Room":
         """Return what a stream with these limits reserves."""
-        # Text includes each frame's separator, and a reply with what opens it: only a new frame evicts text.
-        return cls(max_frames, max_text_tokens + max_frames + max_new_tokens + 16)
+        # Text includes that around frames, and a reply with what opens it: only a new frame evicts text.
+        return cls(max_frames, max_text_tokens + max_frames * frame_text_tokens + max_new_tokens + 16)
+
+
+def default_limits(config: Any, processor: Any, max_frames: int | None, max_text: int | None) -> tuple[int, int]:
+    """Return the frames and text tokens that a stream remembers, where they are given or by default."""
+    text = processor.frame_text_tokens
+    if max_frames is None:
+        max_frames = min(within_context(config, text)["max_frames"], 300)
+    if max_text is None:
+        max_text = min(within_context(config, text, max_frames)["max_text_tokens"], 2048)
+    return max_frames, max_text
 
 
 def allocate_pool(
@@ -81,7 +94,7 @@ def reserve(cache: VideoLLMMoDPagedCache, session: Any, num_open: int) -> None:
     """
     frames, text = session.max_frames, session.max_text_tokens
     try:
-        cache.reserve(*Room.for_stream(frames, text, session.max_new_tokens))
+        cache.reserve(*Room.for_stream(frames, text, session.max_new_tokens, session.processor.frame_text_tokens))
     except OutOfPagesError as error:
         raise EngineFullError(
             f"No room for another stream of {frames} frames and {text} text tokens beside the {num_open} that are "
@@ -90,4 +103,13 @@ def reserve(cache: VideoLLMMoDPagedCache, session: Any, num_open: int) -> None:
         ) from None
 
 
-__all__ = ["EngineFullError", "Room", "allocate_pool", "device_of", "devices_of", "most_pages", "reserve"]
+__all__ = [
+    "EngineFullError",
+    "Room",
+    "allocate_pool",
+    "default_limits",
+    "device_of",
+    "devices_of",
+    "most_pages",
+    "reserve",
+]

@@ -40,11 +40,13 @@ TRAVELLING = {
     "video_reading_videollm_mod": {"checks_videollm_mod"},
     "reading_ahead_videollm_mod": {"checks_videollm_mod"},
     "video_processing_videollm_mod": set(),
+    "stream_format_videollm_mod": set(),
     "processing_videollm_mod": {
         "checks_videollm_mod",
         "video_processing_videollm_mod",
         "video_reading_videollm_mod",
         "reading_ahead_videollm_mod",
+        "stream_format_videollm_mod",
     },
 }
 # Every user of the model has these. Other imports must stand in a `try` or under an `is_..._available()`.

@@ -30,7 +30,7 @@ def test_a_stream_without_enough_pages_takes_none():
     model = tiny_model()
     pool = allocate_pool(model, 1, Room(4, 40), Room(0, 0), page_size=16, dtype=None)
     free = {kind: list(pages) for kind, pages in pool.free.items()}
-    session = model.stream(processor=_NoProcessor(), max_frames=40)
+    session = model.stream(tiny_processor(), max_frames=40)
     session.max_text_tokens = 20
     with pytest.raises(EngineFullError, match="40 frames and 20 text tokens beside the 2 that are open"):
         reserve(VideoLLMMoDPagedCache(pool), session, 2)
@@ -63,7 +63,3 @@ def test_steps_of_a_model_on_several_devices_are_not_captured(how):
     with pytest.raises(ValueError, match="a model on several devices, here cpu, meta, cannot be captured"):
         StreamingEngine(model, tiny_processor(), **LIMITS, **how)
     assert StreamingEngine(model, tiny_processor(), **LIMITS)._captured is None
-
-
-class _NoProcessor:
-    system_prompt = ""
