@@ -1,7 +1,7 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-The command line: `videollm-mod narrate`, `ask`, `inspect`, `convert`, `convert-llava` and `push`.
+The command line: `videollm-mod narrate`, `ask`, `report`, `inspect`, `convert`, `convert-llava` and `push`.
 
 It parses options and prints. The commands import torch and Transformers inside, so that `--help` answers at once.
 """
@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import sys
-from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,12 +25,13 @@ from videollm_mod.commands.watching import (
     ask_first,
     check_options,
     check_video,
-    keep_what_was_seen,
     load_config,
     new_report,
     open_session,
     read_frames,
+    see_video,
     too_late,
+    video_end,
     watch_video,
 )
 from videollm_mod.mistakes import one_line_errors
@@ -83,6 +83,28 @@ Reconnect = Annotated[
         show_default="for a camera or broadcast",
     ),
 ]
+Query = Annotated[
+    str | None,
+    typer.Option(
+        help='What the user says before the first frame. Use "" for no query.',
+        show_default="Please narrate the video in real time.",
+    ),
+]
+IntervalThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Speak when the probability of silence falls below this. Higher values speak more often.",
+        show_default="the checkpoint's",
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the steps with torch.compile. Starting takes minutes, and each frame is faster.",
+        show_default="compile on a GPU",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
 app = typer.Typer(
@@ -105,13 +127,7 @@ def narrate(
     ] = str(SAMPLE),
     model: Model = str(EMBEDDED),
     revision: Revision = None,
-    query: Annotated[
-        str | None,
-        typer.Option(
-            help='What the user says before the first frame. Use "" for no query.',
-            show_default="Please narrate the video in real time.",
-        ),
-    ] = None,
+    query: Query = None,
     fps: Annotated[
         float | None,
         typer.Option(
@@ -119,13 +135,7 @@ def narrate(
             show_default="2; for a camera or broadcast the largest of 2, 1, 0.5, ... that the model keeps up with",
         ),
     ] = None,
-    interval_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Speak when the probability of silence falls below this. Higher values speak more often.",
-            show_default="the checkpoint's",
-        ),
-    ] = None,
+    interval_threshold: IntervalThreshold = None,
     max_frames: MaxFrames = None,
     reuse_static: ReuseStatic = None,
     when_behind: Annotated[
@@ -148,14 +158,7 @@ def narrate(
     reconnect: Reconnect = None,
     weights: Weights = None,
     cache_dtype: CacheDtype = None,
-    compile: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Compile the steps with torch.compile. Starting takes minutes, and each frame is faster.",
-            show_default="compile on a GPU",
-        ),
-    ] = None,
+    compile: Compile = None,
     srt: Annotated[Path | None, typer.Option(help="Write the narration as SubRip subtitles.")] = None,
     vtt: Annotated[Path | None, typer.Option(help="Write the narration as WebVTT subtitles.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write the narration as JSON, one event per line.")] = None,
@@ -247,11 +250,7 @@ def ask(
         processor, session = open_session(video, model, revision, **stored, **options)
         report = new_report()
         ahead = read_frames(processor, video, session, end=at, report=report, **live)
-        with keep_what_was_seen(session), closing(ahead):
-            for waiting in ahead:
-                # The session must be able to answer: let the step end.
-                with ctrl_c.deferred():
-                    session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
+        see_video(session, ahead, ctrl_c)
         if at is not None and session.time + 1 / fps < at:
             raise too_late(at, session.time)
         answer = session.ask(question)[-1]
@@ -261,6 +260,56 @@ def ask(
     else:
         typer.echo(answer.text)
         _print_report(report)
+
+
+@app.command()
+def report(
+    video: Annotated[
+        str, typer.Argument(help="A file or a URL that can be read again.", show_default="a sample clip")
+    ] = str(SAMPLE),
+    out: Annotated[
+        list[Path],
+        typer.Option(help="The file to write: .html, .md or .json. Can be given again.", show_default=False),
+    ] = ...,
+    summary: Annotated[
+        str | None,
+        typer.Option(
+            help='What to ask at the end, for the summary. Use "" for none.',
+            show_default="Summarize in one paragraph what happened in this video.",
+        ),
+    ] = None,
+    model: Model = str(EMBEDDED),
+    revision: Revision = None,
+    query: Query = None,
+    fps: Fps = 2.0,
+    interval_threshold: IntervalThreshold = None,
+    max_frames: MaxFrames = None,
+    reuse_static: ReuseStatic = None,
+    timeout: Timeout = 10.0,
+    weights: Weights = None,
+    cache_dtype: CacheDtype = None,
+    compile: Compile = None,
+) -> None:
+    """
+    Write what happened in a video and when.
+
+    A page (.html) needs no other file. It has a frame for each thing said, a timeline, a summary and a search. Ctrl+C
+    stops early, and the report is about what was seen.
+    """
+    from videollm_mod.commands.report import DEFAULT_SUMMARY, check_report, report_video
+
+    with one_line_errors(), CtrlC() as ctrl_c:
+        summary = DEFAULT_SUMMARY if summary is None else summary
+        check_options(fps=fps, interval_threshold=interval_threshold, max_frames=max_frames, text=query)
+        check_options(fps=fps, text=summary)
+        check_report(out, video)
+        check_video(video, fps=fps, timeout=timeout)
+        stored = {"weights": weights, "cache_dtype": cache_dtype, "compile": compile, "reuse_static": reuse_static}
+        options = {"fps": fps, "interval_threshold": interval_threshold, "max_frames": max_frames}
+        processor, session = open_session(video, model, revision, prints=True, **stored, **options)
+        ask_first(session, query)
+        watched = {"summary": summary, "fps": fps, "timeout": timeout, "model": model, "revision": revision}
+        report_video(processor, video, session, ctrl_c, out=out, **watched)
 
 
 def _check_outputs(outputs: dict[str, Path], video: str) -> None:
@@ -292,14 +341,8 @@ def _check_burn_in(burn_in: Path | None, font: Path | None, query: str | None) -
 def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, font: Path | None) -> tuple[bool, Any]:
     """Write the narration in each format. Return whether all were written, and the report of `--burn-in`."""
     from videollm_mod.space import captions
-    from videollm_mod.video_reading_videollm_mod import VideoReader
 
-    end, is_written, burnt = session.time + 1 / fps, True, None
-    # The file may be gone by now.
-    with suppress(OSError, ValueError):
-        if Path(video).is_file():
-            with VideoReader(video) as reader:
-                end = reader.seconds
+    end, is_written, burnt = video_end(video, session, fps), True, None
     for kind, path in outputs.items():
         try:
             if kind == "burn_in":

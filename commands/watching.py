@@ -8,7 +8,7 @@ import sys
 import threading
 import time as clock
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,20 +130,18 @@ def open_session(
 
     A `reuse_static` of `None` means the commands' default, and 0 that all frames are encoded.
     """
-    is_embedded = check_checkpoint(name) and Path(name).resolve() == EMBEDDED
-    typer.echo(f"loading {'the embedded checkpoint' if is_embedded else name} ...", err=True)
+    typer.echo(f"loading {describe_checkpoint(check_checkpoint(name))} ...", err=True)
     quiet()
-    from videollm_mod.space.loading import CACHE_DTYPES, is_streamworld, load_checkpoint
+    from videollm_mod.space.loading import CACHE_DTYPES, load_checkpoint
     from videollm_mod.streaming_videollm_mod import within_context
-    from videollm_mod.video_reading_videollm_mod import VideoReader
 
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise ValueError(f"--cache-dtype can be {' or '.join(CACHE_DTYPES)}, not {cache_dtype!r}.")
     load_config(name, revision)
     with named_faults(name):
         processor, model = load_checkpoint(name, weights=weights, revision=revision)
-    if is_embedded and not is_streamworld(video, VideoReader):
-        typer.secho(f"Note: {EMBEDDED_NOTICE}", err=True, fg="yellow")
+    if notice := foreign_notice(video, name):
+        typer.secho(f"Note: {notice}", err=True, fg="yellow")
     printer = _line_printer(processor.tokenizer) if prints else None
     options |= {
         "cache_dtype": CACHE_DTYPES.get(cache_dtype),
@@ -161,6 +159,19 @@ def _default_reuse(config: Any) -> float:
     """Return the grey levels below which commands reuse features."""
     # A model that learned when to speak has seen each frame for itself, and its figures are those of exact features.
     return 0.0 if getattr(config, "speak", "learned") == "learned" else REUSE_STATIC
+
+
+def describe_checkpoint(name: str) -> str:
+    return "the embedded checkpoint" if Path(name).resolve() == EMBEDDED else name
+
+
+def foreign_notice(video: str, name: str) -> str:
+    """Return what to say about a video that the embedded checkpoint knows nothing of, or `""`."""
+    from videollm_mod.space.loading import is_streamworld
+    from videollm_mod.video_reading_videollm_mod import VideoReader
+
+    is_foreign = Path(name).resolve() == EMBEDDED and not is_streamworld(video, VideoReader)
+    return EMBEDDED_NOTICE if is_foreign else ""
 
 
 def ask_first(session: Any, query: str | None) -> None:
@@ -212,6 +223,14 @@ def watch_video(processor: Any, video: str, session: Any, ctrl_c: CtrlC, *, as_j
     return clock.perf_counter() - start
 
 
+def see_video(session: Any, ahead: Iterator[list[tuple[float, Any]]], ctrl_c: CtrlC) -> None:
+    """Push what was read. The session can answer afterwards, also if Ctrl+C stopped it."""
+    with keep_what_was_seen(session), closing(ahead):
+        for waiting in ahead:
+            with ctrl_c.deferred():
+                session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
+
+
 def read_frames(
     processor: Any,
     video: str,
@@ -253,6 +272,18 @@ def read_frames(
     return keep_up(ahead, session, fps=fps, on_slow=on_slow) if may_slow and goes_on(video) else ahead
 
 
+def video_end(video: str, session: Any, fps: float) -> float:
+    """Return the length of a video that was watched, in seconds, or of what was seen of it."""
+    from videollm_mod.video_reading_videollm_mod import VideoReader
+
+    # The file may be gone by now.
+    with suppress(OSError, ValueError):
+        if Path(video).is_file():
+            with VideoReader(video) as reader:
+                return reader.seconds
+    return session.time + 1 / fps
+
+
 @contextmanager
 def keep_what_was_seen(session: Any) -> Iterator[None]:
     """End the watching, with one line, when a live source is stopped or breaks off after its first frame."""
@@ -292,11 +323,15 @@ __all__ = [
     "ask_first",
     "check_options",
     "check_video",
+    "describe_checkpoint",
+    "foreign_notice",
     "keep_what_was_seen",
     "load_config",
     "new_report",
     "open_session",
     "read_frames",
+    "see_video",
     "too_late",
+    "video_end",
     "watch_video",
 ]

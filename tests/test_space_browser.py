@@ -5,7 +5,6 @@
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import av
 import captions
 import page as space_page
 import pytest
+from browser import CHROMIUM, faults, needs_axe, needs_chromium
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from playwright.sync_api import expect, sync_playwright
@@ -30,17 +30,10 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "samples" / "streamworld.mp4"
 NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
 STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-AXE = Path(sys.prefix) / "npm" / "node_modules" / "axe-core" / "axe.min.js"
 SEATS = 3
 SOON = 60_000  # Milliseconds, on a machine that is busy with other tests.
 
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None and not os.environ.get("CI"), reason="needs Chromium: apt-get install chromium"
-    ),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = [needs_chromium, pytest.mark.xdist_group("browser")]
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +302,7 @@ def test_a_person_without_a_seat_gets_one_when_a_tab_closes(visit):
     expect(late.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
 
 
-@pytest.mark.skipif(not AXE.exists(), reason="needs axe, which npm brings: see the Makefile")
+@needs_axe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_phone_and_axe_finds_no_fault(visit, scheme):
     page = visit(viewport={"width": 390, "height": 844}, color_scheme=scheme)
@@ -323,16 +316,6 @@ def test_the_page_fits_a_phone_and_axe_finds_no_fault(visit, scheme):
     page.get_by_role("tab", name="Compare").click()
     page.wait_for_timeout(500)
     assert faults(page) == [] and page.evaluate("() => document.documentElement.scrollWidth") <= 390
-
-
-def faults(page):
-    """Return the serious faults that axe finds by WCAG 2 A and AA."""
-    if not page.evaluate("() => 'axe' in window"):
-        page.add_script_tag(path=AXE)
-    found = page.evaluate("() => axe.run({ runOnly: ['wcag2a', 'wcag2aa'] })")
-    assert len(found["passes"]) > 10, "axe ran"
-    serious = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
-    return [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in serious]
 
 
 def test_a_link_restores_the_settings(visit):

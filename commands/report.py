@@ -1,0 +1,402 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""`videollm-mod report`: what happened in a video and when, as a page, Markdown or JSON."""
+
+import base64
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import typer
+
+from videollm_mod.commands.watching import (
+    CtrlC,
+    describe_checkpoint,
+    foreign_notice,
+    new_report,
+    read_frames,
+    see_video,
+    video_end,
+)
+from videollm_mod.outputs import check_outputs, write_text
+
+
+SUFFIXES = (".html", ".md", ".json")
+DEFAULT_SUMMARY = "Summarize in one paragraph what happened in this video."
+# Tokens of a summary. A paragraph is longer than what a model says of a moment.
+MAX_SUMMARY_TOKENS = 300
+# Largest side of a key frame and of a frame of the timeline, in pixels, and the quality of their JPEG.
+KEY_FRAME_SIDE, STRIP_SIDE, QUALITY = 480, 160, 80
+# Frames of the timeline, and key frames of a video about which nothing was said.
+NUM_STRIP, NUM_SILENT = 8, 9
+# Seconds between two key frames from which on seeking is faster than decoding what lies between.
+SEEK_FROM = 5
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame as it is shown: upright, with square pixels."""
+
+    jpeg: bytes
+    width: int
+    height: int
+
+    @property
+    def url(self) -> str:
+        """The picture as a data URL."""
+        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Something that was said at a second of the video, or a frame about which nothing was said."""
+
+    time: float
+    text: str = ""
+    picture: Picture | None = None
+
+
+@dataclass
+class Report:
+    """
+    What a report shows.
+
+    Args:
+        name (`str`): Name of the video.
+        seconds (`float`): Its length.
+        moments (`list[Moment]`): What was said, in order of time.
+        summary (`str`): A paragraph about the video, or `""`.
+        made_by (`dict[str, str]`): What made the report: names and values.
+        notes (`list[str]`): What a reader must know before they believe it.
+    """
+
+    name: str
+    seconds: float
+    moments: list[Moment]
+    summary: str = ""
+    made_by: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_report(paths: Sequence[Path], video: str) -> None:
+    """
+    Check, before any work, that reports of a video can be made and written.
+
+    Raises:
+        `ValueError`: If a file has another suffix or cannot be written, or if the video can be read only once.
+    """
+    from videollm_mod.video_reading_videollm_mod import goes_on
+
+    for path in paths:
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"--out must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got '{path.name}'.")
+    for index, path in enumerate(paths):
+        check_outputs({"--out": path}, video, *paths[:index])
+    if video == "-" or goes_on(video):
+        raise ValueError(
+            f"A report shows frames again, and '{video}' can be read only once. Record it to a file first."
+        )
+
+
+def report_video(
+    processor: Any,
+    video: str,
+    session: Any,
+    ctrl_c: CtrlC,
+    *,
+    out: Sequence[Path],
+    summary: str,
+    fps: float,
+    timeout: float,
+    model: str,
+    revision: str | None,
+) -> None:
+    """
+    Watch a video and write reports of it.
+
+    Args:
+        out (`Sequence[Path]`): Files, in the format of each suffix.
+        summary (`str`): What to ask at the end, or `""`.
+        model, revision: The session's checkpoint, by name.
+
+    Raises:
+        `OSError`: If a file cannot be written.
+    """
+    reading = new_report()
+    live = {"fps": fps, "timeout": timeout, "reconnect": False, "report": reading, "shows_progress": False}
+    about = Report(printable(Path(urlsplit(video).path).name or video), 0.0, [])
+    try:
+        see_video(session, read_frames(processor, video, session, **live), ctrl_c)
+        about.moments = _moments(session)
+        about.summary = _summarize(session, summary)
+    finally:
+        # A fault of the program, such as a lack of memory, does not cost what was said before it.
+        if session.num_frames > 0:
+            about.moments, about.seconds = about.moments or _moments(session), video_end(video, session, fps)
+            about.made_by = _made_by(session, model, revision, fps=fps)
+            about.notes = _notes(session, foreign_notice(video, model), reading)
+            write_reports(out, about, video, timeout=timeout)
+    if reading:
+        typer.echo(reading, err=True)
+
+
+def _moments(session: Any) -> list[Moment]:
+    said = [event for event in session.events if event.role == "assistant" and event.text]
+    return [Moment(event.time, printable(event.text)) for event in said]
+
+
+def _summarize(session: Any, prompt: str) -> str:
+    if not prompt.strip():
+        return ""
+    session.streamer, session.max_new_tokens = None, max(session.max_new_tokens, MAX_SUMMARY_TOKENS)
+    text = printable(session.ask(prompt)[-1].text)
+    typer.echo(f"\n{text}")
+    return text
+
+
+def _made_by(session: Any, model: str, revision: str | None, *, fps: float) -> dict[str, str]:
+    """Return what made a report. A folder is named without its path, which says who made it and not what."""
+    name = describe_checkpoint(model)
+    name = Path(name).resolve().name if Path(name).is_dir() else name
+    threshold = session.interval_threshold
+    threshold = session.model.config.interval_threshold if threshold is None else threshold
+    asked = [event.text for event in session.events if event.role == "user"]
+    return {
+        "Checkpoint": name + (f" at {revision}" if revision else ""),
+        "Speaks": f"when the probability of silence is below {threshold:g}",
+        "Asked": printable(", ".join(f"“{text}”" for text in asked)) or "nothing",
+        "Frames": f"{session.num_frames} at {fps:g} per second",
+        "Made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "Program": f"videollm-mod {importlib.metadata.version('videollm-mod')}",
+    }
+
+
+def _notes(session: Any, notice: str, reading: Any) -> list[str]:
+    notes = [notice[:1].upper() + notice[1:]] if notice else []
+    if session.num_remembered < session.num_frames:
+        notes.append(f"The model remembered the last {session.num_remembered} frames when it wrote the summary.")
+    return notes + ([str(reading)] if reading else [])
+
+
+def write_reports(paths: Sequence[Path], report: Report, video: str, *, timeout: float) -> None:
+    """
+    Write a report in the format of each suffix. Key frames are read from the video again, for a page only.
+
+    Raises:
+        `OSError`: If a file cannot be written. An existing file stays as it is.
+    """
+    for path in paths:
+        match path.suffix.lower():
+            case ".html":
+                write_text(path, to_html(report, video, timeout=timeout))
+            case ".md":
+                write_text(path, to_markdown(report))
+            case _:
+                write_text(path, to_json(report))
+        typer.echo(f"wrote {path}", err=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- frames
+
+
+def pictures_at(
+    video: str | Path, times: Sequence[float], *, side: int, timeout: float | None = 10.0
+) -> list[Picture | None]:
+    """
+    Read the frames on screen at `times`, in seconds, in order. One frame is in memory at a time.
+
+    Args:
+        video (`str` or `Path`): A file or URL.
+        times (`Sequence[float]`): Seconds that do not decrease.
+        side (`int`): Most pixels of the longer side.
+        timeout (`float`, *optional*, defaults to 10.0): See [`VideoReader`].
+
+    Returns:
+        `list[Picture | None]`: `None` where the video can no longer be read.
+    """
+    from videollm_mod.video_reading_videollm_mod import VideoReader
+
+    found: list[Picture | None] = []
+    try:
+        with VideoReader(video, timeout=timeout) as reader:
+            for group in _groups(times):
+                found += _read_group(reader, group, side)
+    except (OSError, ValueError):
+        # The report without these frames is better than none.
+        pass
+    return found + [None] * (len(times) - len(found))
+
+
+def _groups(times: Iterable[float]) -> Iterator[list[Fraction]]:
+    """Split times where seeking is faster than decoding on."""
+    group: list[Fraction] = []
+    for time in times:
+        exact = Fraction(time).limit_denominator(1_000_000)
+        if group and exact - group[-1] >= SEEK_FROM:
+            yield group
+            group = []
+        group.append(exact)
+    if group:
+        yield group
+
+
+def _read_group(reader: Any, times: Sequence[Fraction], side: int) -> Iterator[Picture]:
+    """Yield the frame on screen at each of the times, which lie near each other."""
+    due, shown = list(times), None
+    with closing(reader.frames(float(times[0]))) as frames:
+        for time, _, frame in frames:
+            while due and due[0] < time:
+                yield _to_picture(reader.picture(frame if shown is None else shown), side)
+                due.pop(0)
+            if not due:
+                return
+            shown = frame
+    for _ in due:
+        yield _to_picture(reader.picture(shown), side)
+
+
+def _to_picture(pixels: Any, side: int) -> Picture:
+    from PIL import Image
+
+    image, file = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((side, side))
+    image.save(file, "JPEG", quality=QUALITY, optimize=True, progressive=True)
+    return Picture(file.getvalue(), *image.size)
+
+
+def _spread(seconds: float, count: int) -> list[float]:
+    """Return times that divide a video into equal parts: the middle of each."""
+    return [seconds * (index + 0.5) / count for index in range(count)]
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+
+def to_html(report: Report, video: str | Path, *, timeout: float | None = 10.0) -> str:
+    """Return a report as one page that needs no other file, with key frames that are read from the video."""
+    import jinja2
+
+    silent = not report.moments
+    times = _spread(report.seconds, NUM_SILENT) if silent else [moment.time for moment in report.moments]
+    texts = [""] * len(times) if silent else [moment.text for moment in report.moments]
+    pictures = pictures_at(video, times, side=KEY_FRAME_SIDE, timeout=timeout)
+    strip = pictures_at(video, _spread(report.seconds, NUM_STRIP), side=STRIP_SIDE, timeout=timeout)
+    style, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        length=describe_length(report.seconds),
+        silent=silent,
+        moments=[Moment(*parts) for parts in zip(times, texts, pictures, strict=True)],
+        strip=[picture for picture in strip if picture is not None],
+        marks=[] if silent else place_marks(times, report.seconds),
+        ticks=place_ticks(report.seconds),
+        label=lambda seconds: stamp(seconds, math.inf),
+        stamp=lambda seconds: stamp(seconds, report.seconds),
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
+
+
+def to_markdown(report: Report) -> str:
+    """Return a report as Markdown, without key frames."""
+    parts = [f"# {_plain(report.name)}", *(f"> **Note:** {_plain(note)}" for note in report.notes)]
+    parts += [_plain(report.summary)] if report.summary else []
+    moments = [f"- **{stamp(moment.time, report.seconds)}** {_plain(moment.text)}" for moment in report.moments]
+    parts += ["## What happened when", "\n".join(moments) or "The model said nothing."]
+    parts += ["## How this was made", "\n".join(f"- {name}: {_plain(x)}" for name, x in report.made_by.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_json(report: Report) -> str:
+    """Return a report as JSON, with times in seconds and without key frames."""
+    moments = [{"time": moment.time, "text": moment.text} for moment in report.moments]
+    said = {"video": report.name, "seconds": round(report.seconds, 3), "summary": report.summary}
+    return (
+        json.dumps(
+            said | {"moments": moments, "made_by": report.made_by, "notes": report.notes}, ensure_ascii=False, indent=2
+        )
+        + "\n"
+    )
+
+
+def stamp(seconds: float, length: float) -> str:
+    """Return a time such as 4:05 or 1:04:05, and 0:05.5 in a video of less than two minutes."""
+    tenths = f".{math.floor(seconds * 10 + 1e-6) % 10}" if length < 120 else ""
+    minutes, rest = divmod(math.floor(seconds + 1e-6), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + f":{rest:02d}{tenths}"
+
+
+def describe_length(seconds: float) -> str:
+    """Return a length such as "8.5 seconds", "4 min 5 s" or "1 h 4 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} seconds"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A mark of the timeline. Its numbers are percent of the timeline's width."""
+
+    moment: int  # index of the moment that it leads to
+    at: float
+    begin: float  # from here to `end`, no mark is nearer
+    end: float
+
+
+def place_marks(times: Sequence[float], seconds: float) -> list[Mark]:
+    """Place one mark for each different time. Each can be clicked wherever no other is nearer."""
+    first = {time: index for index, time in reversed(list(enumerate(times)))}
+    at = [100 * min(time / max(seconds, 1e-6), 1) for time in sorted(first)]
+    edges = [0.0, *((left + right) / 2 for left, right in zip(at, at[1:], strict=False)), 100.0]
+    return [
+        Mark(first[time], *(round(x, 3) for x in (at[i], edges[i], edges[i + 1])))
+        for i, time in enumerate(sorted(first))
+    ]
+
+
+def place_ticks(seconds: float) -> list[tuple[float, float]]:
+    """Return times that label a timeline, at a round distance, and their places in percent."""
+    steps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200]
+    step = next((step for step in steps if seconds / step <= 6), math.ceil(seconds / 6 / 3600) * 3600)
+    # A label near the end would be cut off.
+    times = [step * index for index in range(7) if step * index <= 0.97 * seconds]
+    return [(float(time), round(100 * time / seconds, 3)) for time in times]
+
+
+def _hash(text: str) -> str:
+    """Return a hash by which a page allows one script or style and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def printable(text: str) -> str:
+    """Return text that can be written as UTF-8: names of files may hold other bytes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is, in one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!&~$])", r"\\\1", " ".join(text.split()))
