@@ -153,6 +153,9 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             this field keep their scores as they are.
         stream_loss_weight (`float`, *optional*, defaults to 1.0): Weight of the loss at frames, relative to text.
         interval_threshold (`float`, *optional*, defaults to 0.725): Speak if the probability of silence is lower.
+        speak (`str`, *optional*, defaults to `"learned"`):
+            When sessions speak without being asked: `"learned"` if the model was trained for it, otherwise `"every"`,
+            `"change"` or `"probe"`; see [`StreamingSession`].
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether the head shares the embedding table. True if it is in `text_config`.
 
@@ -189,6 +192,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     mod_normalize_scores: bool | None = None
     stream_loss_weight: int | float = 1.0
     interval_threshold: int | float = 0.725
+    speak: Literal["learned", "every", "change", "probe"] = "learned"
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

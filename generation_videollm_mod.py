@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`stream` and `narrate`, and `generate` with a routed cache."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 from transformers.utils import logging
 
 from .cache_videollm_mod import CACHE_NAME, one_cache
+from .speaking_videollm_mod import SeenFrame
 from .streaming_videollm_mod import StreamEvent, StreamingSession
 
 
@@ -67,6 +68,13 @@ class VideoLLMMoDGenerationMixin:
         sink_frames: int = 0,
         max_text_tokens: int | None = None,
         reuse_static: float | None = None,
+        speak: str | Callable[[SeenFrame], bool | str] | None = None,
+        every: float | None = None,
+        speak_threshold: float | None = None,
+        prompt: str | None = None,
+        no_repeat: int | None = None,
+        max_words: int | None = None,
+        min_silence: float | None = None,
         streamer: Any | None = None,
         logits_processor: Any | None = None,
         do_sample: bool = False,
@@ -100,6 +108,13 @@ class VideoLLMMoDGenerationMixin:
             sink_frames=sink_frames,
             max_text_tokens=max_text_tokens,
             reuse_static=reuse_static,
+            speak=speak,
+            every=every,
+            speak_threshold=speak_threshold,
+            prompt=prompt,
+            no_repeat=no_repeat,
+            max_words=max_words,
+            min_silence=min_silence,
             streamer=streamer,
             logits_processor=logits_processor,
             do_sample=do_sample,
@@ -131,6 +146,13 @@ class VideoLLMMoDGenerationMixin:
         sink_frames: int = 0,
         max_text_tokens: int | None = None,
         reuse_static: float | None = None,
+        speak: str | Callable[[SeenFrame], bool | str] | None = None,
+        every: float | None = None,
+        speak_threshold: float | None = None,
+        prompt: str | None = None,
+        no_repeat: int | None = None,
+        max_words: int | None = None,
+        min_silence: float | None = None,
         streamer: Any | None = None,
         logits_processor: Any | None = None,
         do_sample: bool = False,
@@ -178,6 +200,13 @@ class VideoLLMMoDGenerationMixin:
             sink_frames=sink_frames,
             max_text_tokens=max_text_tokens,
             reuse_static=reuse_static,
+            speak=speak,
+            every=every,
+            speak_threshold=speak_threshold,
+            prompt=prompt,
+            no_repeat=no_repeat,
+            max_words=max_words,
+            min_silence=min_silence,
             streamer=streamer,
             logits_processor=logits_processor,
             do_sample=do_sample,

@@ -6,10 +6,11 @@ import copy
 import math
 import time as clock
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .cache_videollm_mod import TokenRun, check_rotation, use_grouped_attention
 from .checks_videollm_mod import check_count, check_fps, check_number, check_seconds, check_text
 from .compiled_step_videollm_mod import CompiledSteps, decide, speakable
 from .frame_reuse_videollm_mod import FrameReuse
-from .speaking_videollm_mod import Probe
+from .speaking_videollm_mod import PROBE_QUESTION, Probe, SeenFrame, Speaking, new_policy
 
 
 logger = logging.get_logger(__name__)
@@ -206,6 +207,24 @@ class StreamingSession:
         reuse_static (`float`, *optional*): Reuse the features of the last encoded frame for frames that hardly differ
             from it: no cell of 16 x 16 by more than so many grey levels of 255, such as 3. Defaults to encoding all
             frames. See [`FrameReuse`].
+        speak (`str` or `Callable`, *optional*): When to speak without being asked. `"learned"`: by the interval rule.
+            `"every"`: each `every` seconds. `"change"`: at a frame that differs from the one last spoken about.
+            `"probe"`: if the model answers yes to "Is there anything new to report?". A function of a [`SeenFrame`]
+            returns True, False, or the prompt of this reply. Defaults to the configuration's, or if `every` is
+            given for a model that has learned when to speak, to `"every"`.
+        every (`float`, *optional*): Period of `"every"`, and least time between two replies of `"change"` and two
+            questions of `"probe"`, in seconds. Defaults to 2.
+        speak_threshold (`float`, *optional*): For `"change"` the cosine distance between the frames' averaged features
+            from which they differ, by default 0.1; for `"probe"` the probability of yes, by default 0.5.
+        prompt (`str`, *optional*): What the user is taken to say before a reply that nobody asked for. Defaults to
+            nothing with `"learned"`, and otherwise to `DEFAULT_PROMPT`. Prompts are not events.
+        no_repeat (`int`, *optional*): Number of last replies that one that nobody asked for must not repeat. If it
+            does, or is empty, it is not shown and leaves the cache. If it repeats itself, it ends there. Defaults to
+            1, with `"learned"` to 0: no check.
+        max_words (`int`, *optional*): Most words of a reply that nobody asked for. It ends with its last sentence
+            that fits, if any. Defaults to 40, with `"learned"` to 0: no limit.
+        min_silence (`float`, *optional*): Seconds after a reply in which the model is not asked to speak. Defaults to
+            1 or `every` if that is less, with `"learned"` to 0.
         streamer (`BaseStreamer`, *optional*): Receives reply tokens as they are generated, as in `generate`.
         logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
         do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens.
@@ -243,6 +262,13 @@ class StreamingSession:
         sink_frames: int = 0,
         max_text_tokens: int | None = None,
         reuse_static: float | None = None,
+        speak: str | Callable[[SeenFrame], bool | str] | None = None,
+        every: float | None = None,
+        speak_threshold: float | None = None,
+        prompt: str | None = None,
+        no_repeat: int | None = None,
+        max_words: int | None = None,
+        min_silence: float | None = None,
         streamer: Any | None = None,
         logits_processor: Any | None = None,
         do_sample: bool = False,
@@ -258,6 +284,8 @@ class StreamingSession:
         if interval_threshold is not None:
             interval_threshold = check_number("interval_threshold", interval_threshold, least=0, most=1)
         _check_limits(model.config, max_frames, sink_frames, max_text_tokens, processor.frame_text_tokens)
+        guards = {"prompt": prompt, "no_repeat": no_repeat, "max_words": max_words, "min_silence": min_silence}
+        self._speaking = Speaking(new_policy(speak, every, speak_threshold, model.config.speak), **guards)
         if cache is not None and cache_dtype is not None:
             raise ValueError("Give `cache` or `cache_dtype`, not both: an existing cache has its own dtype.")
         self.model, self.processor = model, processor
@@ -438,7 +466,7 @@ class StreamingSession:
         twin = copy.copy(self)
         for name in ("cache", "reuse", "_waiting", "_questions", "_unfed_ids", "_unfed_turns", "_memory"):
             setattr(twin, name, copy.deepcopy(getattr(self, name)))
-        twin.events = list(self.events)
+        twin.events, twin._speaking = list(self.events), self._speaking.fork()
         if self._compiled is not None:
             twin._compiled = CompiledSteps(self.model, twin.cache, self._compiled.frame_ids)
         return twin
@@ -460,6 +488,11 @@ class StreamingSession:
     def num_reused(self) -> int:
         """Number of frames that reused the features of an earlier one."""
         return 0 if self.reuse is None else self.reuse.num_reused
+
+    @property
+    def num_suppressed(self) -> int:
+        """Number of replies that were not shown, because they said nothing new."""
+        return self._speaking.num_suppressed
 
     @property
     def num_remembered(self) -> int:
@@ -648,21 +681,16 @@ class StreamingSession:
         opening = self._take_unfed("stream", self._waiting[0].time)
         limit = math.inf if question is None else question.time
         most = self._make_room(len(opening) if is_text else 0)
-        chunk = [self._waiting.popleft()]
-        while self._waiting and len(chunk) < most and self._waiting[0].time <= limit:
-            chunk.append(self._waiting.popleft())
+        ready = [frame for frame in islice(self._waiting, most) if frame.time <= limit]
+        count, is_chosen = self._speaking.choose(ready)
+        chunk = [self._waiting.popleft() for _ in range(count)]
         self._warn_beyond_context()
         self._num_in_step = len(chunk)
         seen = yield self._see(opening, is_text, chunk)
         self._num_in_step = 0
-        speak, silence = list(seen.speak), seen.silence
-        # A question with a frame's time takes the place of what the model would say at that frame. It does not if it
-        # was asked when the frame had arrived already, however late the frame is seen.
-        if question is not None and question.received < limit <= chunk[-1].time:
-            speak[-1] = False
-        last = speak.index(True) if any(speak) else len(chunk) - 1
-        # A reply that a waiting question would interrupt at once does not start.
-        speak[last] = speak[last] and not any(question.interrupt for question in self._questions)
+        silence = seen.silence
+        speak = self._speaking.decide(chunk, self.num_frames, seen.speak, silence, is_chosen)
+        last = next((index for index, wanted in enumerate(speak) if wanted), len(chunk) - 1)
         self._unsee(chunk[last + 1 :])
         self.time = chunk[last].time
         self.num_frames += last + 1
@@ -670,8 +698,28 @@ class StreamingSession:
         self.frame_latencies = [clock.perf_counter() - frame.arrival for frame in chunk[: last + 1]]
         self.router_scores = {layer: rows[last] for layer, rows in seen.router_scores.items()}
         self.kept_tokens = {layer: rows[last] for layer, rows in seen.kept_tokens.items()}
-        if speak[last]:
-            yield from self._reply(self.time, chunk[last].arrival, silence[last])
+        yield from self._speak(chunk[last], speak[last], silence[last])
+
+    def _speak(self, frame: _Frame, wanted: bool | str, silence: float) -> Work:
+        """Say something at the frame just seen if that is `wanted`, with this text as the prompt if it is one."""
+        # A question with the frame's time takes the place of what the model would say. It does not if it was asked
+        # when the frame had arrived already, however late the frame is seen. Prompts follow what needs no answer.
+        while wanted and self._questions and self._questions[0].time == frame.time > self._questions[0].received:
+            if self._questions[0].reply_now or self._speaking.is_learned:
+                return
+            yield from self._take_question(self._questions.popleft())
+        # A reply that a waiting question would interrupt at once does not start.
+        if not wanted or any(question.interrupt for question in self._questions):
+            return
+        policy = self._speaking.policy
+        policy.attempt(frame)
+        if policy.name == "probe":
+            probe = Probe(self.processor.tokenizer, PROBE_QUESTION)
+            yield from self._probe(probe)
+            if probe.probability <= policy.threshold:
+                return
+        prompt = wanted if isinstance(wanted, str) else self._speaking.prompt
+        yield from self._reply(frame.time, frame.arrival, silence if self._speaking.is_learned else None, prompt)
 
     def _make_room(self, num_new_text: int) -> int:
         """Evict what must go before the next frame; return how many frames may come before the next eviction."""
@@ -711,39 +759,50 @@ class StreamingSession:
             self.cache.crop(-self._memory.remove_frames(len(frames)), num_frames=len(frames))
             self._waiting.extendleft(reversed(frames))
 
-    def _reply(self, time: float, arrival: float, interval_probability: float | None = None) -> Work:
-        """Generate one reply, and close its turn when it ends, reaches the token limit or is interrupted."""
-        begin = clock.perf_counter()
+    def _reply(
+        self, time: float, arrival: float, interval_probability: float | None = None, prompt: str | None = None
+    ) -> Work:
+        """
+        Generate one reply, and close its turn when it ends, reaches the token limit or is interrupted. A reply with a
+        `prompt`, which may be empty, was not asked for: it may be cut short or withdrawn.
+        """
+        begin, tokenizer = clock.perf_counter(), self.processor.tokenizer
+        before = self._unfed_ids, self._unfed_turns, self._stream_open
+        if prompt:
+            self._unfed_turns = [*self._unfed_turns, {"role": "user", "content": prompt}]
         opening = self._take_unfed("assistant")
-        self._memory.add_text(len(opening))
         said = yield StreamStep(opening, [len(opening) - 1])
         self._stream_open = False
         eos = self.model.generation_config.eos_token_id
         end = self.processor.end_of_reply_id
-        ends = {end, self.processor.tokenizer.eos_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])}
-        token_ids: list[int] = []
-        latency, interrupted = None, False
-        while len(token_ids) < self.max_new_tokens and not interrupted:
-            token = self._choose_token(said, token_ids)
-            latency = clock.perf_counter() - arrival if latency is None else latency
-            if token in ends:
-                break
-            token_ids.append(token)
-            if self.streamer is not None:
-                self.streamer.put(torch.tensor([token]))
-            interrupted = any(question.interrupt and question.arrival > begin for question in self._questions)
-            if len(token_ids) == self.max_new_tokens or interrupted:
-                self._unfed_ids = [token]
-            else:
-                self._memory.add_text(1)
+        ends = {end, tokenizer.eos_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])}
+        draft = self._speaking.new_draft(tokenizer, self.streamer, is_asked=prompt is None)
+        token, num_fed, latency, interrupted, is_complete = None, 0, None, False, False
+        while len(draft.token_ids) < self.max_new_tokens and not (interrupted or draft.must_end):
+            if token is not None:
                 said = yield StreamStep([token], [0])
-        if self.streamer is not None:
-            self.streamer.end()
-        self._unfed_ids = [*self._unfed_ids, end]
-        self._reply_tokens += len(token_ids)
+                num_fed += 1
+            token = self._choose_token(said, draft.token_ids)
+            latency = clock.perf_counter() - arrival if latency is None else latency
+            if is_complete := token in ends:
+                break
+            draft.add(token)
+            interrupted = any(question.interrupt and question.arrival > begin for question in self._questions)
+        self._reply_tokens += len(draft.token_ids)
         self._reply_seconds += clock.perf_counter() - begin
-        text = self.processor.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-        details = (tuple(token_ids), interval_probability, latency, interrupted)
+        is_shown = draft.end(is_complete=is_complete)
+        kept = len(draft.token_ids) if is_shown else -len(opening)
+        if kept < num_fed:
+            self.cache.crop(kept - num_fed, num_frames=0)
+        if not is_shown:
+            self._unfed_ids, self._unfed_turns, self._stream_open = before
+            self._speaking.num_suppressed += 1
+            return
+        self._memory.add_text(len(opening) + min(kept, num_fed))
+        self._unfed_ids = [*draft.token_ids[num_fed:], end]
+        text = tokenizer.decode(draft.token_ids, skip_special_tokens=True).strip()
+        self._speaking.shown(time, text)
+        details = (tuple(draft.token_ids), interval_probability, latency, interrupted)
         self.events.append(StreamEvent(time, self.num_frames - 1, "assistant", text, *details))
 
     def _choose_token(self, said: StepResult, token_ids: list[int]) -> int:

@@ -30,7 +30,7 @@ TRAVELLING = {
         "speaking_videollm_mod",
         "frame_reuse_videollm_mod",
     },
-    "generation_videollm_mod": {"streaming_videollm_mod", "cache_videollm_mod"},
+    "generation_videollm_mod": {"speaking_videollm_mod", "streaming_videollm_mod", "cache_videollm_mod"},
     "modeling_videollm_mod": {
         "configuration_videollm_mod",
         "cache_videollm_mod",

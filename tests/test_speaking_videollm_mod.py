@@ -2,13 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a session speaks without having learned it, and questions that leave no trace."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from engines import said, tiny_engine
-from tiny import random_frames, tiny_model, tiny_processor, tiny_tokenizer
+from tiny import random_frames, tiny_config, tiny_model, tiny_processor, tiny_tokenizer
 from torch.testing import assert_close
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 
-from videollm_mod.speaking_videollm_mod import Probe
+from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
+from videollm_mod.speaking_videollm_mod import DEFAULT_PROMPT, POLICIES, PROBE_QUESTION, Draft, Probe
 
 
 ROUTED = {"mod_layers": "interleaved"}
@@ -142,3 +148,432 @@ def test_a_probe_needs_a_frame_and_an_open_session():
     session.close()
     with pytest.raises(ValueError, match="closed"):
         session.probe(ASKED)
+
+
+# ----------------------------------------------------------------------------------------------------------- policies
+
+
+class Talker(VideoLLMMoDForConditionalGeneration):
+    """
+    The real model with its real cache and a scripted head. It replies what `say` returns for the index of the last
+    frame, its probability of yes to the policy's question is `yes` of that index, and by the interval rule it wants to
+    speak at `speaks_at`. `fed` holds what the cache holds, `num_seen` counts the frames that it computed.
+    """
+
+    def script(self, processor, say, yes, speaks_at):
+        self.tokenizer, self.say, self.yes, self.speaks_at = processor.tokenizer, say, yes, speaks_at
+        self.fed, self.num_seen, self.begin = [], 0, 0
+        return self
+
+    def forward(self, input_ids=None, cache=None, frame_features=None, logits_to_keep=0, **kwargs):
+        self.num_seen += 0 if frame_features is None else frame_features.shape[1]
+        past, self.used = int(cache.get_seq_length()), cache
+        self.fed = self.fed[:past] + input_ids[0].tolist()
+        self.begin = len(self.fed) if input_ids.shape[1] > 1 else self.begin  # of a reply
+        outputs = super().forward(input_ids=input_ids, cache=cache, frame_features=frame_features, **kwargs)
+        rows = [self._scores(self.fed[: past + int(place) + 1]) for place in logits_to_keep]
+        outputs.logits = torch.stack(rows)[None]
+        return outputs
+
+    def _scores(self, history):
+        scores = torch.full((self.config.text_config.vocab_size,), -30.0)
+        index = history.count(self.config.frame_token_id) // self.config.frame_num_tokens - 1
+        if history[-1] == self.config.frame_token_id:
+            scores[self.config.frame_token_interval_id] = float(index not in self.speaks_at) * 60 - 30
+            scores[self.tokenizer.encode("]\n")[0]] = 0.0
+            return scores
+        if self.tokenizer.decode(history).endswith(f"\nUser: {PROBE_QUESTION}\nAssistant:"):
+            for word, probability in (("Yes", self.yes(index)), ("No", 1 - self.yes(index))):
+                scores[self.tokenizer.encode(word)[0]] = torch.tensor(probability).log()
+            return scores
+        reply = [*self.tokenizer.encode(f" {self.say(index)}"), self.tokenizer.eos_token_id]
+        scores[reply[len(history) - self.begin]] = 0.0
+        return scores
+
+    @property
+    def text(self):
+        """What the cache holds, with F for a frame."""
+        return self.tokenizer.decode(self.fed[: self.used.get_seq_length()]).replace("<v>" * 10, "F")
+
+
+def talker(say=lambda index: f"Frame {index}.", *, yes=lambda _: 0.5, speaks_at=(), **options):
+    """Return a scripted model and its processor."""
+    torch.manual_seed(0)
+    processor = tiny_processor()
+    config = tiny_config(text_overrides={"vocab_size": len(processor.tokenizer) - 1}, **options)
+    return Talker(config).eval().script(processor, say, yes, speaks_at), processor
+
+
+def colored(*levels):
+    """Return one frame of a plain color for each level."""
+    frames = np.zeros((len(levels), 32, 32, 3), dtype=np.uint8)
+    frames[:] = np.array([[level, 255 - level, level // 2] for level in levels])[:, None, None]
+    return frames
+
+
+def replies(session):
+    return [(event.time, event.text) for event in session.events if event.role == "assistant"]
+
+
+ASKED_NOW = f"]\nUser: {DEFAULT_PROMPT}\nAssistant:"
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 3, 8])
+def test_every_speaks_at_multiples_after_its_prompt(chunk_frames):
+    model, processor = talker()
+    session = model.stream(processor, system_prompt="Watch.", speak="every", every=1.5, chunk_frames=chunk_frames)
+    session.push(random_frames(8))
+    assert replies(session) == [(0.0, "Frame 0."), (1.5, "Frame 3."), (3.0, "Frame 6.")]
+    assert [event.role for event in session.events] == ["assistant"] * 3  # prompts are not events
+    assert session.events[0].interval_probability is None
+    assert model.text == "<s>Watch.\n\n[" + "".join(
+        f"F{ASKED_NOW} Frame {index}.</s>\n[{between}" for index, between in ((0, "F,F,"), (3, "F,F,"), (6, "F"))
+    )
+    assert model.num_seen == 8  # no frame was computed twice
+
+
+def test_every_is_due_at_the_first_frame_at_or_after_a_multiple():
+    model, processor = talker()
+    session = model.stream(processor, speak="every", every=2.0)
+    session.push(random_frames(6), time=[10.0, 11.9, 12.3, 13.9999999, 14.1, 18.5])
+    assert [time for time, _ in replies(session)] == [10.0, 12.3, 13.9999999, 18.5]
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 3, 8])
+def test_change_speaks_at_frames_that_differ(chunk_frames):
+    model, processor = talker()
+    options = {"speak": "change", "every": 1.0, "speak_threshold": 0.01, "chunk_frames": chunk_frames}
+    session = model.stream(processor, **options)
+    # The third frame differs, but comes 0.5 s after a reply. Its picture stays, so it is spoken about later.
+    session.push(colored(0, 0, 200, 200, 200, 200, 201, 0, 0, 0, 200))
+    session.push(colored(200, 200, 200))
+    assert [time for time, _ in replies(session)] == [0.0, 1.0, 3.5, 5.0]
+    assert model.num_seen == 14
+
+
+def test_change_without_change_speaks_once():
+    model, processor = talker(lambda index: f"Frame {index}.")
+    session = model.stream(processor, speak="change", every=0.5)
+    session.push(colored(*[90] * 9))
+    assert replies(session) == [(0.0, "Frame 0.")]
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 8])
+def test_probe_asks_once_in_a_while_and_speaks_if_yes_is_likely(chunk_frames):
+    asked = []
+
+    def yes(index):
+        asked.extend([index] * (index not in asked))
+        return 0.9 if index in (4, 5, 8) else 0.2
+
+    model, processor = talker(yes=yes)
+    session = model.stream(processor, system_prompt="Watch.", speak="probe", every=1.0, chunk_frames=chunk_frames)
+    session.push(random_frames(10))
+    assert asked == [0, 2, 4, 6, 8] and model.num_seen == 10
+    assert replies(session) == [(2.0, "Frame 4."), (4.0, "Frame 8.")]
+    assert PROBE_QUESTION not in model.text
+    assert model.text.startswith(f"<s>Watch.\n\n[F,F,F,F,F{ASKED_NOW} Frame 4.</s>\n[F,")
+    strict = model.stream(processor, speak="probe", speak_threshold=0.95)
+    strict.push(random_frames(10))
+    assert replies(strict) == []
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 3, 8])
+def test_a_function_decides_at_each_frame_once(chunk_frames):
+    model, processor = talker(speaks_at=(1, 5))
+    frames = []
+
+    def speak(frame):
+        frames.append(frame)
+        return {2: True, 5: "Where is the ball?"}.get(frame.frame)
+
+    session = model.stream(processor, system_prompt="Watch.", speak=speak, chunk_frames=chunk_frames)
+    session.push(random_frames(7))
+    assert [frame.frame for frame in frames] == [0, 1, 2, 3, 4, 5, 6]
+    assert [frame.time for frame in frames] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    assert [frame.speaks for frame in frames] == [False, True, False, False, False, True, False]
+    assert [round(frame.interval_probability) for frame in frames] == [1, 0, 1, 1, 1, 0, 1]
+    assert [frame.last_reply for frame in frames] == [None, None, None, 1.0, 1.0, 1.0, 2.5]
+    assert frames[0].features.shape == (10, 16)
+    assert replies(session) == [(1.0, "Frame 2."), (2.5, "Frame 5.")]
+    asked = "]\nUser: Where is the ball?\nAssistant:"
+    assert model.text == f"<s>Watch.\n\n[F,F,F{ASKED_NOW} Frame 2.</s>\n[F,F,F{asked} Frame 5.</s>\n[F"
+
+
+def test_the_policy_of_the_checkpoint_is_the_default():
+    model, processor = talker(speaks_at=(3,))
+    for speak, options, times in (
+        ("learned", {}, [1.5]),
+        ("learned", {"every": 2.0}, [0.0, 2.0]),
+        ("every", {}, [0.0, 2.0]),
+        ("every", {"every": 1.0}, [0.0, 1.0, 2.0]),
+        ("every", {"speak": "learned"}, [1.5]),
+    ):
+        model.config.speak = speak
+        session = model.stream(processor, **options)
+        session.push(random_frames(5))
+        assert [time for time, _ in replies(session)] == times
+    assert VideoLLMMoDConfig().speak == "learned"
+
+
+def test_a_learned_policy_may_have_a_prompt_and_others_none():
+    model, processor = talker(speaks_at=(0,))
+    session = model.stream(processor, system_prompt="Watch.", prompt="What now?")
+    session.push(random_frames(1))
+    assert model.text == "<s>Watch.\n\n[F]\nUser: What now?\nAssistant: Frame 0."
+    session = model.stream(processor, system_prompt="Watch.", speak="every", prompt="")
+    session.push(random_frames(1))
+    assert model.text == "<s>Watch.\n\n[F]\nAssistant: Frame 0."
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 8])
+def test_a_question_with_a_frames_time_takes_the_place_of_the_policy(chunk_frames):
+    """The policy stays due, and has to be silent for a second after the answer."""
+    model, processor = talker()
+    session = model.stream(processor, speak="every", every=1.5, chunk_frames=chunk_frames)
+    session.push(random_frames(2))
+    session.ask("What is it?", time=1.5)
+    session.push(random_frames(5))
+    expected = [(0.0, "Frame 0."), (1.5, "What is it?"), (1.5, "Frame 3."), (2.5, "Frame 5."), (3.0, "Frame 6.")]
+    assert [(event.time, event.text) for event in session.events] == expected[:4]  # 3.0 is too soon after 2.5
+
+
+@pytest.mark.parametrize("speak", ["every", "change", "probe"])
+@pytest.mark.parametrize("chunk_frames", [1, 8])
+def test_an_instruction_is_in_the_context_and_the_prompt_follows_it(speak, chunk_frames):
+    model, processor = talker(yes=lambda _: 0.9)
+    session = model.stream(processor, system_prompt="Watch.", speak=speak, chunk_frames=chunk_frames)
+    session.ask("Be brief.", reply_now=False)
+    session.push(random_frames(2))
+    assert [(event.time, event.text) for event in session.events] == [(0.0, "Be brief."), (0.0, "Frame 0.")]
+    expected = f"F]\nUser: Be brief.\nUser: {DEFAULT_PROMPT}\nAssistant: Frame 0.</s>\n[F"
+    assert model.text == f"<s>Watch.\n\n[{expected}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"speak": "often"}, "must be 'learned', 'every', 'change', 'probe' or a function"),
+        ({"speak": 3}, "must be 'learned'"),
+        ({"speak": "every", "every": 0}, "`every` must be a positive number of seconds"),
+        ({"speak": "learned", "every": 2}, "does not belong to learned"),
+        ({"speak": lambda _: True, "every": 2}, "does not belong to a function"),
+        ({"speak": "every", "speak_threshold": 0.5}, "belongs to 'change' and 'probe'"),
+        ({"speak": "probe", "speak_threshold": 1.5}, "`speak_threshold` must be"),
+        ({"no_repeat": -1}, "`no_repeat` must be a whole number"),
+        ({"max_words": 2.5}, "`max_words` must be a whole number"),
+        ({"min_silence": -1}, "`min_silence` must be"),
+        ({"prompt": 3}, "`prompt` must be a text"),
+    ],
+)
+def test_refuses_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model().stream(tiny_processor(), **options)
+
+
+def test_the_configuration_knows_the_policies():
+    for speak in POLICIES:
+        assert tiny_config(speak=speak).speak == speak
+    with pytest.raises(Exception, match="speak"):
+        tiny_config(speak="often")
+
+
+# ------------------------------------------------------------------------------------------------------------- guards
+
+
+class Printed(BaseStreamer):
+    """Collects the tokens of each reply."""
+
+    def __init__(self):
+        self.replies, self.open = [], []
+
+    def put(self, value):
+        self.open += value.tolist()
+
+    def end(self):
+        self.replies.append(tuple(self.open))
+        self.open = []
+
+
+def narrated(say, count=6, *, every=1.0, fps=1, **options):
+    """Return a session that was shown `count` frames, its model, and what a streamer printed."""
+    model, processor = talker(say)
+    printed = Printed()
+    session = model.stream(processor, fps=fps, speak="every", every=every, streamer=printed, **options)
+    session.push(random_frames(count))
+    # What is printed is what is said.
+    assert printed.replies == [event.token_ids for event in session.events if event.role == "assistant"]
+    assert printed.open == []
+    return session, model
+
+
+def test_a_sentence_said_at_every_frame_until_the_limit_is_said_once():
+    """A model that was hardly trained does this."""
+    session, model = narrated(lambda _: "The ball is red. " * 30, max_new_tokens=60)
+    assert replies(session) == [(0.0, "The ball is red.")]
+    assert session.num_suppressed == 5
+    assert model.text.count("ball") == 1 and model.text.count("Assistant") == 1
+    assert model.text.endswith("The ball is red.</s>\n[F,F,F,F,F")
+
+
+@pytest.mark.parametrize("no_repeat", [0, 1, 2])
+def test_no_repeat_compares_with_that_many_replies(no_repeat):
+    texts = ["A red ball.", "a red  ball!", "It leaves.", "A red ball.", "A red ball", "It leaves."]
+    session, _ = narrated(lambda index: texts[index], no_repeat=no_repeat)
+    shown = {0: [0, 1, 2, 3, 4, 5], 1: [0, 2, 3, 5], 2: [0, 2]}[no_repeat]
+    assert replies(session) == [(float(index), texts[index].replace("  ", " ")) for index in shown] or no_repeat == 0
+    assert len(replies(session)) == len(shown)
+    assert session.num_suppressed == 6 - len(shown)
+
+
+def test_a_withdrawn_reply_leaves_no_trace():
+    """The cache and the stream are as if the model had not been asked; what the user said before is still to come."""
+    texts = ["A ball.", "A ball.", "", "A ball.", "It leaves.", "It leaves."]
+    session, model = narrated(lambda index: texts[index], count=4)
+    silent, processor = talker(lambda index: texts[index])
+    once = silent.stream(processor, fps=1, speak="every", every=100.0)
+    once.push(random_frames(4))
+    assert said(session.events) == said(once.events) and session.num_suppressed == 3
+    assert model.text == silent.text and session.cache.lengths == once.cache.lengths
+    for other in (session, once):
+        other.ask("Look.", reply_now=False)
+    session.push(random_frames(2))  # "It leaves." is shown at the first of them
+    once._speaking.policy.due = 4.0
+    once.push(random_frames(2))
+    assert said(session.events) == said(once.events) and [e.text for e in session.events][1:] == [
+        "Look.",
+        "It leaves.",
+    ]
+    assert model.text == silent.text
+
+
+class Says(LogitsProcessor):
+    """Lets a real model say these texts, one per reply."""
+
+    def __init__(self, tokenizer, texts):
+        self.replies = iter([[*tokenizer.encode(f" {text}"), tokenizer.eos_token_id] for text in texts])
+
+    def __call__(self, input_ids, scores):
+        self.reply = next(self.replies) if input_ids.shape[1] == 0 else self.reply
+        scores[:, self.reply[input_ids.shape[1]]] = 1e4
+        return scores
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_an_engine_withdraws_what_a_session_withdraws(capture):
+    texts = ["A ball.", "A ball.", "A ball. A ball. A ball. A ball.", "It leaves.", "", "It leaves.", "A ball."]
+    engine, frames = tiny_engine(capture=capture), random_frames(7)
+
+    def options():
+        says = LogitsProcessorList([Says(engine.processor.tokenizer, texts)])
+        return {"speak": "every", "every": 0.5, "logits_processor": says, "streamer": Printed(), "min_silence": 0.0}
+
+    stream = engine.open(**options())
+    stream.push(frames)
+    engine.run()
+    session = engine.model.stream(engine.processor, max_frames=12, max_text_tokens=160, **options())
+    session.push(frames)
+    assert said(stream.events) == said(session.events)
+    assert replies(session) == [(0.0, "A ball."), (1.5, "It leaves."), (3.0, "A ball.")]
+    assert stream.session.num_suppressed == session.num_suppressed == 4
+    assert stream.session.cache.lengths == session.cache.lengths
+    assert stream.session.streamer.replies == session.streamer.replies
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("A man walks. A man walks. A man walks. A man walks. A man walks.", "A man walks."),
+        (
+            "Look: the red ball rolls left now, the red ball rolls left now, the red",
+            "Look: the red ball rolls left now,",
+        ),
+        ("no no no no no no no no no no", "no"),
+        ("It goes on and on and on, and then it stops.", None),
+        ("One two three. One two four. One two five. One two six.", None),
+        ("\u7ea2\u7403\u8fdb\u6765\u4e86\u3002" * 3, "\u7ea2\u7403\u8fdb\u6765\u4e86\u3002"),
+    ],
+)
+def test_a_reply_that_loops_ends_there(text, shown):
+    session, model = narrated(lambda _: text, count=1, max_words=0)
+    assert replies(session) == [(0.0, text if shown is None else shown)]
+    if shown is not None:
+        assert model.text.endswith(f"Assistant: {shown}")
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "shown"),
+    [
+        ("A man walks in the rain with a dog.", 5, "A man walks in the"),
+        ("A man walks. He has a red hat on.", 5, "A man walks."),
+        ("A man walks. He waves. He leaves the room.", 5, "A man walks. He waves."),
+        ("A man walks. He waves.", 5, "A man walks. He waves."),
+        ("It is 3.5 m long. That is a lot.", 6, "It is 3.5 m long."),
+        ("\u7ea2\u7403\u6765\u4e86\u3002\u5b83\u8d70\u4e86\u3002", 6, "\u7ea2\u7403\u6765\u4e86\u3002"),
+        ("A man walks. He has a red hat on.", 0, "A man walks. He has a red hat on."),
+    ],
+)
+@pytest.mark.parametrize("no_repeat", [0, 1])
+def test_max_words_ends_with_the_last_sentence_that_fits(text, most, shown, no_repeat):
+    session, model = narrated(lambda _: text, count=1, max_words=most, no_repeat=no_repeat)
+    assert replies(session) == [(0.0, shown)]
+    assert model.text.replace("</s>", "").endswith(f"Assistant: {shown}")
+    session.push(random_frames(1), time=0.5)
+    assert model.text.endswith(f"Assistant: {shown}</s>\n[F")
+
+
+def test_a_reply_cut_by_the_token_limit_ends_with_its_last_sentence():
+    session, _ = narrated(lambda _: "A man walks. He has a red hat on his head.", count=1, max_new_tokens=16)
+    assert replies(session) == [(0.0, "A man walks.")]
+
+
+def test_min_silence_delays_the_policy():
+    session, _ = narrated(lambda index: f"Frame {index}.", 8, every=1.0, min_silence=1.5, fps=2)
+    assert [time for time, _ in replies(session)] == [0.0, 1.5, 3.0]
+    model, processor = talker(speaks_at=range(8))
+    session = model.stream(processor, min_silence=1.2)
+    session.push(random_frames(8))
+    assert [time for time, _ in replies(session)] == [0.0, 1.5, 3.0]
+
+
+def test_a_learned_policy_has_guards_if_asked_for():
+    model, processor = talker(lambda _: "A ball. A ball. A ball. A ball.", speaks_at=(1, 2, 4))
+    session = model.stream(processor)
+    session.push(random_frames(6))
+    assert len(replies(session)) == 3 and session.events[0].text.count("ball") == 4
+    session = model.stream(processor, system_prompt="Watch.", no_repeat=1)
+    session.push(random_frames(6))
+    assert replies(session) == [(0.5, "A ball.")] and session.num_suppressed == 2
+    assert model.text == "<s>Watch.\n\n[F,F]\nAssistant: A ball.</s>\n[F,F,F,F"
+
+
+def test_answers_to_a_user_are_shown_as_they_are():
+    session, _ = narrated(lambda _: "A ball. A ball. A ball. A ball. A ball.", 1, max_words=2)
+    session.ask("What is it?")
+    assert [event.text for event in session.events][2] == "A ball. A ball. A ball. A ball. A ball."
+
+
+def test_only_what_is_shown_is_printed():
+    """Random texts of few words, with sentences, loops and repeats of earlier replies."""
+    tokenizer, generator, outcomes = tiny_tokenizer(), random.Random(0), set()
+    words = ["A", "ball", "rolls", "left", "A ball rolls.", "It stops.", "\u00e9t\u00e9", "\u7403", "no", "3.5", "\n"]
+    for _ in range(300):
+        text = " ".join(generator.choices(words, k=generator.randint(0, 9)) * generator.choice([1, 1, 2, 4]))
+        recent = ["aballrolls", "aballrollsitstops", "noaball"][: generator.randint(0, 3)]
+        printed, limit = Printed(), generator.choice([0, 4, 9])
+        draft = Draft(tokenizer, printed, recent, no_repeat=generator.random() < 0.8, max_words=limit)
+        tokens = tokenizer.encode(text)
+        stop = generator.randint(1, len(tokens) + 1)
+        for token in tokens[:stop]:
+            draft.add(token)
+            if draft.must_end:
+                break
+        put = tuple(printed.open)
+        is_shown = draft.end(is_complete=stop > len(tokens))
+        outcomes.add((is_shown, draft.must_end, len(draft.token_ids) < stop))
+        if is_shown:
+            assert printed.replies == [tuple(draft.token_ids)]
+            assert tuple(draft.token_ids) == tuple(tokens[: len(draft.token_ids)])
+        else:
+            assert put == () and printed.replies == []
+    assert len(outcomes) > 4
