@@ -236,6 +236,76 @@ class RoutedStaticLayer(PositionsMixin, VideoLLMMoDStaticLayer):
         super().truncate(length)
 
 
+class RecentFrames:
+    """
+    The newest frames of each row, for routers that compare frames. All lists have one tensor per row.
+
+    Attributes:
+        rows (`list[torch.Tensor]`): Embeddings of the frames of the last forward pass that had any, after the frame
+            before them (0 if there was none): `(1 + frames, tokens, hidden)`.
+        ends (`list[torch.LongTensor]`): Tokens of the row up to the end of each of these frames, `(frames,)`.
+        least (`int` or `torch.Tensor`): Tokens that must stay in the cache, so that the last frame is among these.
+    """
+
+    def __init__(self) -> None:
+        self.rows, self.ends, self.least = [], [], 0
+
+    @property
+    def last(self) -> torch.Tensor | None:
+        """Last frame of the only row, (1, tokens, hidden), or `None` before the first."""
+        return self.rows[0][-1:] if self.rows else None
+
+    def add(
+        self,
+        frames: torch.Tensor,
+        num_frames: Sequence[int],
+        ends: torch.LongTensor,
+        num_seen: int | torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Remember the frames (all frames, tokens, hidden) that rows see after `num_seen` tokens, and their `ends` (all
+        frames,). Returns the frame before each of them, 0 before the first.
+        """
+        if self.rows:
+            before = [row[-1:] for row in self.rows]
+            self.least = num_seen.clone() if isinstance(num_seen, torch.Tensor) else num_seen
+        else:
+            before = [torch.zeros_like(frames[:1])] * len(num_frames)
+        self.rows = [torch.cat(pair) for pair in zip(before, frames.split(num_frames), strict=True)]
+        self.ends = list(ends.split(num_frames))
+        previous = [row[:-1] for row in self.rows]
+        return previous[0] if len(previous) == 1 else torch.cat(previous)
+
+    def check_crop(self, length: int) -> None:
+        """Raise `ValueError` if the last frame of `length` tokens is unknown."""
+        if 0 < length < int(self.least):
+            raise ValueError(
+                f"Cannot crop to {length} tokens: the router compares frames, and the cache remembers only the last "
+                f"ones. Crop to at least {int(self.least)} tokens, or reset the cache."
+            )
+
+    def crop(self, length: int, num_frames: int | None) -> None:
+        """Forget frames that end after `length` tokens: `num_frames` in each row, if it is known."""
+        gone = [int((ends > length).sum()) if num_frames is None else num_frames for ends in self.ends]
+        self.rows = [row[: len(row) - count] for row, count in zip(self.rows, gone, strict=True)]
+        self.ends = [ends[: len(ends) - count] for ends, count in zip(self.ends, gone, strict=True)]
+
+    def evict(self, runs: Sequence[TokenRun]) -> None:
+        """Count ends without the tokens that go. An evicted frame stays the one before the next."""
+        begins = accumulate((run.num_tokens for run in runs), initial=0)
+        kept = [(begin, run.num_tokens) for begin, run in zip(begins, runs, strict=False) if run.stays] or [(0, 0)]
+        self.least = sum(min(max(int(self.least) - begin, 0), size) for begin, size in kept)
+        for ends in self.ends[:1]:  # of the only row
+            begins, sizes = to_device(torch.tensor(kept), ends.device).unbind(1)
+            self.ends = [(ends[:, None] - begins).clamp(min=0).minimum(sizes).sum(dim=1)]
+
+    def map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Reorder, repeat or select rows."""
+        if self.rows:
+            order = function(torch.arange(len(self.rows), device=self.rows[0].device)).tolist()
+            self.rows, self.ends = [self.rows[i] for i in order], [self.ends[i] for i in order]
+
+
 class VideoLLMMoDCache(Cache):
     r"""
     Key/value cache of a routed language model.
@@ -291,6 +361,7 @@ class VideoLLMMoDCache(Cache):
         self._moved: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
         self.has_filler = False  # in a routed layer: attention must mask it
         self.is_grouped = False  # whether attention reads `grouped_mask`; see `use_grouped_attention`
+        self.recent_frames = RecentFrames()
         # For each forward pass: its first token, its number of tokens, and which of them are inside a frame.
         self._log: list[tuple[int | torch.Tensor, int, torch.Tensor | None]] = []
 
@@ -341,6 +412,16 @@ class VideoLLMMoDCache(Cache):
         """Return the positions of routed layer `layer_idx`: (batch, length), -1 for filler; `None` if empty."""
         return self.layers[layer_idx].positions
 
+    def remember_frames(
+        self,
+        frames: torch.Tensor,
+        num_frames: Sequence[int],
+        ends: torch.LongTensor,
+        num_seen: int | torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the frame before each of `frames`; see [`RecentFrames.add`]."""
+        return self.recent_frames.add(frames, num_frames, ends, num_seen)
+
     def grouped_mask(
         self, layer_idx: int, inputs: torch.Tensor, window: int | None, text_config: Any
     ) -> torch.Tensor | None:
@@ -376,6 +457,7 @@ class VideoLLMMoDCache(Cache):
             raise ValueError(f"`tokens_to_remove` is {tokens_to_remove}; it must be negative, at least {-num_seen}.")
         if tokens_to_remove == 0:
             return
+        self.recent_frames.check_crop(length)
         if num_frames is None:
             self._refuse_torn_frame(length)
             lengths = self._count_before(length)
@@ -396,6 +478,9 @@ class VideoLLMMoDCache(Cache):
             self._moved[group] = by[:count], keys[:, :, :count]
         log = [(begin, min(count, length - int(begin)), inside) for begin, count, inside in self._log]
         self._log = [(begin, n, None if x is None else x[:, :n]) for begin, n, x in log if n > 0]
+        self.recent_frames.crop(length, num_frames)
+        if length == 0:
+            self.recent_frames = RecentFrames()
         self._set("num_seen", length)
 
     def _count_before(self, position: int) -> list[int]:
@@ -436,6 +521,7 @@ class VideoLLMMoDCache(Cache):
         places = accumulate((run.num_tokens for run in kept), initial=0)
         self._log = [(p, n, inside[n] if frames else None) for p, (n, frames, _) in zip(places, kept, strict=False)]
         self._set("num_seen", int(self.num_seen) - gone)
+        self.recent_frames.evict(runs)
         self._set("position_offset", offset - back)
 
     def _check_runs(self, runs: Sequence[TokenRun]) -> None:
@@ -516,7 +602,7 @@ class VideoLLMMoDCache(Cache):
         super().reset()
         self._set("num_seen", 0)
         self._set("position_offset", 0)
-        self.has_filler, self._log, self._moved = False, [], {}
+        self.has_filler, self._log, self._moved, self.recent_frames = False, [], {}, RecentFrames()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder rows for beam search."""
@@ -539,6 +625,7 @@ class VideoLLMMoDCache(Cache):
             if isinstance(layer, PositionsMixin) and layer.positions is not None:
                 layer.positions = function(layer.positions)
         self._log = [(*entry, None if inside is None else function(inside)) for *entry, inside in self._log]
+        self.recent_frames.map_rows(function)
 
 
 class _Part(NamedTuple):

@@ -26,6 +26,10 @@ class StepCache:
         lengths (`torch.LongTensor` of shape `(kinds,)`): Entries of each kind's layers before the step.
         entries (`list[torch.LongTensor]`): For each kind, the numbers from 0 to the size of its buffers.
         buffers (`list[list[torch.Tensor]]`): For each layer, keys and values (size, 1, heads, dim).
+        previous (`torch.Tensor` of shape `(1, tokens, hidden)`, *optional*): The frame before, if routers compare.
+
+    Attributes:
+        frame (`torch.Tensor` of shape `(1, tokens, hidden)`, *optional*): The frame that the step sees.
     """
 
     needs_masks = is_grouped = True
@@ -38,7 +42,9 @@ class StepCache:
         lengths: torch.Tensor,
         entries: list[torch.Tensor],
         buffers: list[list[torch.Tensor]],
+        previous: torch.Tensor | None = None,
     ) -> None:
+        self.previous, self.frame = previous, None
         self.kinds, self.num_seen, self.lengths = kinds, num_seen, lengths
         self.entries, self.buffers = entries, buffers
         self.positions: list[torch.Tensor] = []
@@ -50,6 +56,11 @@ class StepCache:
     def record_positions(self, _layer_idx: int, positions: torch.Tensor, begin: torch.Tensor) -> None:
         """Remember the positions (1, new), counted from `begin`, of a routed layer's next entries."""
         self.positions.append(positions + begin)
+
+    def remember_frames(self, frames: torch.Tensor, *_: Any) -> torch.Tensor:
+        """Remember the step's frame (1, tokens, hidden), and return the frame before it."""
+        self.frame = frames
+        return self.previous
 
     def grouped_mask(self, layer_idx: int, inputs: torch.Tensor, window: int | None, text_config: Any) -> torch.Tensor:
         """Return the mask of a layer's `inputs` (1, new, hidden)."""
@@ -89,10 +100,14 @@ def _forward(
     entries: list[torch.Tensor],
     buffers: list[list[torch.Tensor]],
     collects: bool,
+    previous: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """Run one step, and return decisions (3, 1), logits (1, vocabulary), router scores and kept tokens, positions."""
+    """
+    Run one step. Returns decisions (3, 1), logits (1, vocabulary), router scores and kept tokens, positions, and if
+    routers compare frames, the embeddings of the frame.
+    """
     counts, ids = numbers[1 : 3 + len(entries)].long(), numbers[3 + len(entries) :].long()
-    cache = StepCache(kinds_of(model.config), counts[0], counts[2:], entries, buffers)
+    cache = StepCache(kinds_of(model.config), counts[0], counts[2:], entries, buffers, previous)
     outputs = model(
         input_ids=ids[None],
         frame_features=features,
@@ -105,7 +120,9 @@ def _forward(
     decisions = [x.double() for x in decide(model, outputs.logits[0], numbers[0].float())]
     seen = [rows for rows in (outputs.router_scores, outputs.kept_tokens) if rows]
     positions = [torch.cat(cache.positions, dim=1)] if cache.positions else []
-    return [torch.stack(decisions), outputs.logits[0], *(torch.stack(rows)[:, 0] for rows in seen), *positions]
+    frame = [] if cache.frame is None else [cache.frame]
+    seen = (torch.stack(rows)[:, 0] for rows in seen)
+    return [torch.stack(decisions), outputs.logits[0], *seen, *positions, *frame]
 
 
 def _encode(model: Any, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -184,6 +201,7 @@ class CompiledSteps:
         self.kinds = kinds_of(model.config)
         self._views: tuple[list[int], list[torch.Tensor], list[list[torch.Tensor]]] = ([], [], [])
         is_frame = torch.tensor([token == model.config.frame_token_id for token in frame_ids])
+        self._frame_end = int(is_frame.nonzero()[-1]) + 1
         is_frame[-1] = False
         self._inside = is_frame[None].to(self.compiled.device)
 
@@ -213,7 +231,10 @@ class CompiledSteps:
         if self.compiled.device.type == "cuda":
             numbers = numbers.pin_memory().to(self.compiled.device, non_blocking=True)
         function = self.compiled.token if features is None else self.compiled.frame
-        outputs = self.compiled.run(function, self.model, numbers, features, entries, buffers, collects)
+        previous = None if features is None else cache.recent_frames.last
+        outputs = self.compiled.run(function, self.model, numbers, features, entries, buffers, collects, previous)
+        if previous is not None:
+            cache.remember_frames(outputs.pop(), [1], torch.tensor([cache.num_seen + self._frame_end]), cache.num_seen)
         for layer, kind in zip(cache.layers, self.kinds, strict=True):
             layer.resize(lengths[kind] + new[kind])
         routed = [layer for layer, kind in enumerate(self.kinds) if layer in config.routed_layers and new[kind] > 0]

@@ -138,7 +138,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             The routed layers if `mod_keep_ratio` is one number: `"interleaved"` (1, 3, 5, ..., the default),
             `"interleaved_deep"` (3, 5, ...), `"all"`, `"all_deep"` (from 2), or a list of indices.
         mod_router (`str`, *optional*, defaults to `"learned"`):
-            Router type, a name in [`ROUTERS`]: `"learned"` (highest scores), `"uniform"` (even spacing) or `"random"`.
+            Router type, a name in [`ROUTERS`]: `"learned"` (highest scores), `"change"` (what has changed since the
+            previous frame), `"uniform"` (even spacing) or `"random"`. Only `"learned"` has weights.
         mod_gate (`str`, *optional*, defaults to `"tanh"`):
             Factor of a layer's update by routers that learn, a name in [`GATES`]: `"linear"` (the score, as in the
             paper), `"sigmoid"`, `"tanh"` (`1 + 0.2 * tanh(score)`, as in p-MoD) or `"none"`. A learned router needs

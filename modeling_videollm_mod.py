@@ -32,6 +32,7 @@ from .routing_videollm_mod import (
     LayerRouting,
     add_routing,
     check_on_device,
+    compare_frames,
     find_frames,
     find_positions,
 )
@@ -369,7 +370,10 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         kwargs.setdefault("output_attentions", self.config.output_attentions)
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
         masks = LayerMasks(self.language_model.config, layout, attention_mask, cache, seq_idx)
-        routing = LayerRouting(self.config, layout, masks, num_seen, position_ids, collects=output_router_scores)
+        scores = compare_frames(self.config, layout, hidden_states, cache, num_seen, seq_idx)
+        routing = LayerRouting(
+            self.config, layout, masks, num_seen, position_ids, scores, collects=output_router_scores
+        )
         outputs = self.language_model(
             inputs_embeds=hidden_states,
             # Layers get their masks from `routing`. A mask in four dimensions keeps the library from making one.

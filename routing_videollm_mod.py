@@ -39,6 +39,8 @@ class VideoLLMMoDRouter(nn.Module):
     - `learns`: whether the router has weights to train, and so whether `mod_gate` applies.
     - `is_pointwise`: whether a token's score depends on that token only. Training then keeps only the kept tokens for
       the backward pass.
+    - `compares_frames`: whether scores come from a frame and the frame before it. All layers then share the scores of
+      `score_frames`, and `forward` is not called. Such a router has no weights.
 
     With the tanh gate, weights of modules that set `starts_at_zero` are initialised to 0: the first gates are 1.
 
@@ -49,6 +51,7 @@ class VideoLLMMoDRouter(nn.Module):
 
     learns = False
     is_pointwise = False
+    compares_frames = False
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
@@ -68,6 +71,20 @@ class VideoLLMMoDRouter(nn.Module):
 
         Returns:
             `torch.Tensor` of shape `(batch, sequence, 1)`: Scores in float32 or better.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def score_frames(cls, frames: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        """
+        Score the tokens of frames for all layers, once per forward pass, if `compares_frames`.
+
+        Args:
+            frames (`torch.Tensor` of shape `(frames, tokens, hidden)`): Embeddings that the first layer gets.
+            previous (`torch.Tensor`, same shape): The frame before each frame in its stream; 0 if there is none.
+
+        Returns:
+            `torch.Tensor` of shape `(frames, tokens)`: Scores in float32 or better.
         """
         raise NotImplementedError
 
@@ -140,10 +157,29 @@ class RandomRouter(VideoLLMMoDRouter):
         return position_noise(position_ids, self.layer).expand(hidden_states.shape[:2])[..., None]
 
 
+class ChangeRouter(VideoLLMMoDRouter):
+    """
+    Score tokens by the length of their change since the previous frame, |x - x'|; in the first frame by |x|.
+
+    A change that rounding explains counts as none: steps of different shapes must choose alike in a still scene.
+    """
+
+    compares_frames = True
+
+    @classmethod
+    def score_frames(cls, frames: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        """Return the lengths, computed in float32 or better."""
+        dtype = torch.promote_types(frames.dtype, torch.float32)
+        change = torch.linalg.vector_norm(frames.to(dtype) - previous, dim=-1)
+        rounding = max(1e-4, 2 * torch.finfo(frames.dtype).eps)
+        return torch.where(change > rounding * torch.linalg.vector_norm(frames, dim=-1, dtype=dtype), change, 0.0)
+
+
 ROUTERS: dict[str, type[VideoLLMMoDRouter]] = {
     "learned": LearnedRouter,
     "uniform": UniformRouter,
     "random": RandomRouter,
+    "change": ChangeRouter,
 }
 
 
@@ -383,6 +419,38 @@ def find_positions(
     return (torch.arange(layout.sequence_length, device=device) + getattr(cache, "next_position", num_seen))[None]
 
 
+def compare_frames(
+    config: Any,
+    layout: FrameLayout,
+    embeddings: torch.Tensor,
+    cache: Cache | None,
+    num_seen: int | torch.Tensor,
+    seq_idx: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """
+    Return the scores of all tokens, (batch * sequence,), that layers share; `None` if routers do not compare frames.
+
+    `embeddings` (batch, sequence, hidden) are the input of the first layer. The cache remembers the frames among them.
+    """
+    router = ROUTERS[config.mod_router]
+    if not router.compares_frames or layout.total_frames == 0 or not config.router_layers:
+        return None
+
+    index, length = layout.token_index.to(embeddings.device), layout.sequence_length
+    frames = embeddings.detach().flatten(0, 1)[index]
+    begins = index[:, 0]
+    if cache is not None:
+        ends = begins % length + layout.num_tokens + num_seen
+        previous = cache.remember_frames(frames, layout.num_frames, ends, num_seen)
+    else:
+        dialogues = begins // length if seq_idx is None else seq_idx.flatten().to(index.device)[begins]
+        goes_on = (dialogues.diff() == 0) & ((begins // length).diff() == 0)
+        previous = F.pad(frames[:-1] * goes_on[:, None, None], (0, 0, 0, 0, 1, 0))
+    scores = router.score_frames(frames, previous)
+    size = layout.batch_size * length
+    return scores.new_zeros(size).index_copy(0, index.flatten(), scores.flatten())
+
+
 def choose(scores: torch.Tensor, plan: RoutingPlan) -> torch.LongTensor:
     """
     Return the tokens that a routed layer runs on, (batch * length,): fixed ones and each frame's highest scores.
@@ -414,6 +482,7 @@ class LayerRouting:
         masks ([`LayerMasks`]): Attention masks, with the key/value cache.
         num_seen (`int` or `torch.Tensor`): Number of tokens in the cache.
         position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`): Positions of the full sequences.
+        shared_scores (`torch.Tensor` of shape `(batch * sequence,)`, *optional*): See [`compare_frames`].
         collects (`bool`): Whether to collect scores and kept tokens.
 
     Attributes:
@@ -427,9 +496,11 @@ class LayerRouting:
         masks: "LayerMasks",
         num_seen: int | torch.Tensor,
         position_ids: torch.LongTensor,
+        shared_scores: torch.Tensor | None = None,
         *,
         collects: bool,
     ) -> None:
+        self.shared_scores = shared_scores
         self.config, self.layout, self.masks, self.cache = config, layout, masks, masks.cache
         self.num_seen, self.position_ids, self.collects = num_seen, position_ids, collects
         self.keep_counts = config.layer_keep_counts
@@ -486,6 +557,8 @@ class LayerRouting:
                 f"Layer {layer.layer_index} is routed but has no router: the model was built without one there. "
                 "Set `mod_layers` and `mod_keep_ratio` before building the model."
             )
+        if self.shared_scores is not None:
+            return self.shared_scores.to(self.layout.token_index.device)
         with torch.no_grad() if torch.is_grad_enabled() and router.is_pointwise else nullcontext():
             scores = router(hidden_states, self.position_ids, self.layout.rank)
         return scores.flatten().to(self.layout.token_index.device)
@@ -753,4 +826,12 @@ def check_on_device(found: torch.Tensor, expected: torch.Tensor | list[int], mes
     torch._assert_async(torch.stack([part == want for part, want in parts]).all(), message[:250])
 
 
-__all__ = ["GATES", "ROUTERS", "LearnedRouter", "RandomRouter", "UniformRouter", "VideoLLMMoDRouter"]
+__all__ = [
+    "GATES",
+    "ROUTERS",
+    "ChangeRouter",
+    "LearnedRouter",
+    "RandomRouter",
+    "UniformRouter",
+    "VideoLLMMoDRouter",
+]

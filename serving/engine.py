@@ -366,7 +366,7 @@ class StreamingEngine:
         """Wait for a step and count it in the caches. A step that failed is not counted, so it can run again."""
         config = self.model.config
         results = read_results(plan, outputs, config.routed_layers)
-        commit(plan, caches, config.frame_token_id)
+        commit(plan, caches, config.frame_token_id, outputs.frames)
         self.stats.count(steps, is_captured=plan.bounds is not None)
         return results
 

@@ -5,7 +5,7 @@
 import copy
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
 
@@ -42,6 +42,8 @@ class StreamPart:
         new (`dict[int, int]`): For each kind of layer, the number of new entries.
         lengths (`dict[int, int]`): For each kind, the number of entries, including the new ones.
         pages (`dict[int, list[int]]`): For each kind, the pages of these entries.
+        previous (`torch.Tensor` of shape `(1, tokens, hidden)`, *optional*): The stream's last frame, for routers that
+            compare frames.
     """
 
     stream: int | None
@@ -54,6 +56,7 @@ class StreamPart:
     new: dict[int, int]
     lengths: dict[int, int]
     pages: dict[int, list[int]]
+    previous: torch.Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class StepPlan:
         thresholds (`list[float]`): Interval threshold of each of `ends`.
         positions (`list[int]`): Rotary position of each token in its own stream.
         places (`list[int]`): Index of each token among those in its stream's cache.
+        before (`list[int]`): For each frame, the index of the frame before it in its stream: among all frames of the
+            row, followed by the streams' previous frames.
         entries (`dict[int, EntryPlan]`): For each kind of layer, where the streams' entries lie.
         bounds ([`StepBounds`], *optional*): Bounds of a captured step.
     """
@@ -94,15 +99,17 @@ class StepPlan:
     thresholds: list[float]
     positions: list[int]
     places: list[int]
+    before: list[int]
     entries: dict[int, EntryPlan]
     bounds: StepBounds | None = None
 
     def numbers(self) -> list[Numbers]:
-        """Return the numbers that the device needs: `ids`, `ends`, `thresholds`, `positions`, `places`, entries."""
+        """Return the numbers that the device needs: the lists in their order, then entries."""
         row = [(self.ids, torch.long), (self.ends, torch.long), (self.thresholds, torch.float32)]
+        row += [(x, torch.long) for x in (self.positions, self.places, self.before)]
         columns = {} if self.bounds is None else self.bounds.most_pages
         entries = [numbers for kind, entry in self.entries.items() for numbers in entry.numbers(columns.get(kind))]
-        return [*row, (self.positions, torch.long), (self.places, torch.long), *entries]
+        return [*row, *entries]
 
 
 def plan_step(
@@ -133,6 +140,7 @@ def plan_step(
                 new=new,
                 lengths=lengths,
                 pages={k: cache.tables[k].pages[: -(-length // pool.page_size)] for k, length in lengths.items()},
+                previous=cache.recent_frames.last,
             )
         )
     return lay_out(parts, caches[0].pool.page_size)
@@ -141,6 +149,8 @@ def plan_step(
 def lay_out(parts: list[StreamPart], page_size: int, bounds: StepBounds | None = None) -> StepPlan:
     """Return the plan of a row with these parts, one after the other."""
     begins = accumulate((len(part.ids) for part in parts), initial=0)
+    counts = [part.num_frames for part in parts if part.num_frames]
+    firsts = enumerate(accumulate(counts, initial=0), start=sum(counts))
     return StepPlan(
         parts=parts,
         ids=[token for part in parts for token in part.ids],
@@ -148,6 +158,11 @@ def lay_out(parts: list[StreamPart], page_size: int, bounds: StepBounds | None =
         thresholds=[part.threshold for part in parts for _ in part.ends],
         positions=[part.next_position + index for part in parts for index in range(len(part.ids))],
         places=[part.num_seen + index for part in parts for index in range(len(part.ids))],
+        before=[
+            index
+            for (last, first), count in zip(firsts, counts, strict=False)
+            for index in (last, *range(first, first + count - 1))
+        ],
         entries={
             kind: EntryPlan(
                 new=[part.new[kind] for part in parts],
@@ -162,12 +177,26 @@ def lay_out(parts: list[StreamPart], page_size: int, bounds: StepBounds | None =
     )
 
 
-def commit(plan: StepPlan, caches: Sequence[VideoLLMMoDPagedCache], frame_token_id: int) -> None:
-    """Count a step's new entries in the streams' caches, after the step was launched."""
-    for part in plan.parts:
+def commit(
+    plan: StepPlan,
+    caches: Sequence[VideoLLMMoDPagedCache],
+    frame_token_id: int,
+    frames: torch.Tensor | None = None,
+) -> None:
+    """
+    Count a step's new entries in the streams' caches, after the step was launched. If routers compare frames, `frames`
+    (all frames, tokens, hidden) are those of the row.
+    """
+    begins = accumulate((part.num_frames for part in plan.parts), initial=0)
+    for begin, part in zip(begins, plan.parts, strict=False):
         if part.stream is None:
             continue
         cache = caches[part.stream]
+        if frames is not None and part.num_frames:
+            ends = [part.num_seen + index + 1 for index, token in enumerate(part.ids) if token == frame_token_id]
+            ends = torch.tensor(ends[cache.pool.num_tokens - 1 :: cache.pool.num_tokens])
+            new = frames[begin : begin + part.num_frames]
+            cache.remember_frames(new, [part.num_frames], ends, part.num_seen)
         for layer, kind in zip(cache.layers, cache.pool.kinds, strict=True):
             layer.extend(part.new[kind])
         inside = [token == frame_token_id and index not in part.ends for index, token in enumerate(part.ids)]
@@ -231,14 +260,14 @@ class PlacedPlan:
 
     Attributes:
         numbers ([`DeviceNumbers`]): All numbers of the plan.
-        ids, ends, thresholds, positions, places (`torch.Tensor`): The lists of the plan.
+        ids, ends, thresholds, positions, places, before (`torch.Tensor`): The lists of the plan.
         entries (`dict[int, PackedEntries]`): For each kind of layer, where the streams' entries lie.
     """
 
     def __init__(self, plan: StepPlan, device: torch.device | str) -> None:
         self.numbers = DeviceNumbers(plan.numbers(), device)
         tensors = iter(self.numbers.tensors)
-        self.ids, self.ends, self.thresholds, self.positions, self.places = islice(tensors, 5)
+        self.ids, self.ends, self.thresholds, self.positions, self.places, self.before = islice(tensors, 6)
         bounds = {} if plan.bounds is None else {"most_new": plan.bounds.most_new, "is_captured": True}
         self.entries = {
             kind: PackedEntries(entry, list(islice(tensors, 6)), **bounds) for kind, entry in plan.entries.items()
@@ -259,6 +288,8 @@ class PackedCaches:
 
     Attributes:
         ids, ends, thresholds, positions (`torch.Tensor`): The lists of the plan, on the device of the row.
+        frames (`torch.Tensor` of shape `(frames, tokens, hidden)`, *optional*): Embeddings of the row's frames, if
+            routers compare frames.
     """
 
     # The entries say which stream a token belongs to.
@@ -266,6 +297,8 @@ class PackedCaches:
 
     def __init__(self, pool: VideoLLMMoDPagePool, plan: StepPlan, device: torch.device | str) -> None:
         self.pool, self._plan = pool, plan
+        self.frames: torch.Tensor | None = None
+        self._previous: torch.Tensor | None = None
         self._early: dict[int, torch.Tensor] = {}
         self._placed: dict[torch.device, PlacedPlan] = {}
         row = self.on(torch.device(device))
@@ -287,6 +320,8 @@ class PackedCaches:
         self._plan = plan
         for placed in self._placed.values():
             placed.numbers.overwrite(plan.numbers())
+        if self._previous is not None:
+            self._write_previous()
 
     def get_seq_length(self, _layer_idx: int | None = None) -> int:
         """Return 0: what the streams have seen before is not part of the row."""
@@ -295,6 +330,20 @@ class PackedCaches:
     def record_positions(self, layer_idx: int, positions: torch.Tensor, *_: int, **__: bool) -> None:
         """Remember which tokens of the row, (1, new), routed layer `layer_idx` is about to add."""
         self._early[layer_idx] = positions
+
+    def remember_frames(self, frames: torch.Tensor, *_: Any) -> torch.Tensor:
+        """Return the frame before each of the row's `frames` (frames, tokens, hidden) in its own stream."""
+        if self._previous is None:
+            self._previous = torch.zeros_like(frames)  # at most one for each frame
+            self._write_previous()
+        self.frames = frames
+        return torch.cat([frames, self._previous])[self.on(frames.device).before]
+
+    def _write_previous(self) -> None:
+        before = [part.previous for part in self._plan.parts if part.num_frames and part.stream is not None]
+        if before:
+            none = torch.zeros_like(self._previous[:1])
+            self._previous[: len(before)] = torch.cat([none if frame is None else frame for frame in before])
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any

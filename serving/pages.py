@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory for the caches of many streams: a pool of pages, and one stream's cache in it."""
 
+import copy
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -447,6 +448,7 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
             mine.copy_from(theirs)
         twin.num_seen, twin._log = self.num_seen, list(self._log)
         twin.position_offset, twin._moved = self.position_offset, dict(self._moved)
+        twin.recent_frames = copy.copy(self.recent_frames)  # its lists and tensors are replaced, never changed
         return twin
 
 

@@ -22,12 +22,15 @@ class StepOutputs(NamedTuple):
         logits (`torch.Tensor` of shape `(ends, vocabulary)`): Scores of the next token.
         scores (`torch.Tensor` of shape `(routed layers, frames, tokens)`, *optional*): Router scores.
         kept (`torch.Tensor` of shape `(routed layers, frames, tokens)`, *optional*): True at kept tokens.
+        frames (`torch.Tensor` of shape `(frames, tokens, hidden)`, *optional*): Embeddings of the frames, if routers
+            compare frames.
     """
 
     decisions: torch.Tensor
     logits: torch.Tensor
     scores: torch.Tensor | None
     kept: torch.Tensor | None
+    frames: torch.Tensor | None = None
 
 
 class PackedStep:
@@ -85,7 +88,7 @@ class PackedStep:
                 torch.stack([layer[0].to(logits.device) for layer in rows]) if rows else None
                 for rows in (outputs.router_scores, outputs.kept_tokens)
             )
-        return StepOutputs(decisions, logits, scores, kept)
+        return StepOutputs(decisions, logits, scores, kept, caches.frames)
 
 
 def join_features(steps: Iterable[StreamStep]) -> torch.Tensor | None:

@@ -27,9 +27,9 @@ def embedded() -> tuple[Any, Any, list[Any]]:
     return model, processor, [frame for _, frame in video]
 
 
-def tiny_engine(**options: Any) -> StreamingEngine:
+def tiny_engine(*, router: str = "learned", **options: Any) -> StreamingEngine:
     """An engine of a tiny model, with small limits and pages."""
-    return StreamingEngine(tiny_model(), tiny_processor(), page_size=16, **{**LIMITS, **options})
+    return StreamingEngine(tiny_model(mod_router=router), tiny_processor(), page_size=16, **{**LIMITS, **options})
 
 
 def said(events: list[StreamEvent]) -> list[tuple]:

@@ -3,11 +3,21 @@
 """The key/value cache: lengths, positions, cutting, and every operation that moves rows."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
 from counting import CountOperations
-from tiny import SCHEMES, TEXT_MODELS, HostAndDevice, dialogue_ids, random_features, tiny_model, token_runs
+from tiny import (
+    SCHEMES,
+    TEXT_MODELS,
+    HostAndDevice,
+    choose_kept,
+    dialogue_ids,
+    random_features,
+    tiny_model,
+    token_runs,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.bias import CausalBias
 from torch.testing import assert_close
@@ -167,6 +177,85 @@ def test_offloaded_layers_come_back():
     expected = model(**inputs, frame_features=features).logits
     cache = model.new_cache(offloading=True)
     assert_close(model(**inputs, frame_features=features, cache=cache).logits, expected)
+
+
+def seen_next(model, cache, features):
+    """Return the logits of one more frame, whose kept tokens depend on the frame before."""
+    ids = dialogue_ids(model.config, [1], seed=9).expand(len(features), -1)
+    with torch.no_grad():
+        outputs = model(input_ids=ids, frame_features=features, num_frames=[1] * len(features), cache=cache)
+    return outputs.logits
+
+
+CHANGES = {
+    "nothing": (lambda cache: cache, [0, 1]),
+    "reorder": (lambda cache: cache.reorder_cache(torch.tensor([1, 0])), [1, 0]),
+    "repeat": (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1]),
+    "select": (lambda cache: cache.batch_select_indices(torch.tensor([1])), [1]),
+}
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_previous_frame_moves_with_its_row(change, static):
+    model, cache, ids, features = filled("change", batch=2, static=static)
+    more = random_features(model.config, 1, batch=2, seed=3)
+    function, rows = CHANGES[change]
+    twin = copy.deepcopy(cache)
+    function(cache)
+    logits = seen_next(model, cache, more[rows])
+    for row, got in zip(rows, logits, strict=True):
+        alone = model.new_cache()
+        with torch.no_grad():
+            model(input_ids=ids[row : row + 1], frame_features=features[row : row + 1], cache=alone)
+        assert_close(got[None], seen_next(model, alone, more[row : row + 1]), atol=1e-5, rtol=1e-4)
+    twin.reset()
+    with torch.no_grad():
+        first = model(input_ids=ids, frame_features=features, num_frames=[5, 5], cache=twin).logits
+        assert_close(first, model(input_ids=ids, frame_features=features, num_frames=[5, 5]).logits)
+
+
+def test_after_a_crop_the_previous_frame_is_an_earlier_one():
+    model, cache, ids, features = filled("change")
+    more, places = random_features(model.config, 1, seed=3), ids[0].tolist()
+    ends = [i + 1 for i, (a, b) in enumerate(pairwise(places)) if b != a == model.config.frame_token_id]
+    with torch.no_grad():
+        model(input_ids=ids, frame_features=features, cache=cache)
+    for frames in (5, 4, 2, 1):  # in the second half, which also remembers the last frame of the first
+        length = len(places) + (ends[frames - 1])
+        fresh = model.new_cache()
+        with torch.no_grad():
+            both, shown = torch.cat([ids, ids], dim=1), torch.cat([features, features], dim=1)
+            model(input_ids=both[:, :length], frame_features=shown[:, : 5 + frames], cache=fresh)
+        cache.crop(length - int(cache.get_seq_length()))
+        assert_close(seen_next(model, copy.deepcopy(cache), more), seen_next(model, fresh, more), atol=1e-5, rtol=1e-4)
+    cache.crop(len(places) - length)  # to the end of the first half
+    with torch.no_grad():
+        model(input_ids=ids, frame_features=features, cache=(fresh := model.new_cache()))
+    assert_close(seen_next(model, copy.deepcopy(cache), more), seen_next(model, fresh, more), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match=f"Crop to at least {len(places)} tokens, or reset the cache"):
+        cache.crop(-5)
+    cache.crop(-len(places))
+    expected = seen_next(model, model.new_cache(), more)
+    assert_close(seen_next(model, cache, more), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("goes", [False, True])
+def test_after_an_eviction_the_previous_frame_is_the_last(goes):
+    """Also if it is evicted itself."""
+    model, cache, ids, features = filled("change")
+    more, keep = random_features(model.config, 1, seed=3), torch.ones(ids.shape[1], dtype=torch.bool)
+    keep[5:15] = False  # the first frame
+    keep[44:65] = not goes  # the last two
+    model.evict_tokens(cache, token_runs(model.config, ids, keep))
+    cache.crop(-2, num_frames=0)
+    last = model.model.connector(features[:, -1])
+    ids = dialogue_ids(model.config, [1], seed=9)
+    with torch.no_grad():
+        embeddings = model.model.connector(more[:, 0])
+        kept = model(input_ids=ids, frame_features=more, cache=cache, output_router_scores=True).kept_tokens[0]
+    scores = (embeddings - last).norm(dim=-1)
+    assert kept[0, 0].nonzero().flatten().tolist() == choose_kept(scores, 2, keep_last=True)[0].tolist()
 
 
 @pytest.mark.parametrize("how", ["select", "reorder"])

@@ -3,6 +3,7 @@
 """Compiled sessions: the events of eager ones, one compilation for all sessions, and no wait for the device."""
 
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -24,10 +25,10 @@ FRAME = 10
 pytestmark = pytest.mark.timeout(1200)
 
 
-def quiet_model():
+def quiet_model(**options):
     """A model of two layers, one of them routed, that is silent at most frames."""
-    text = {"num_hidden_layers": 2}
-    config = tiny_config(text_overrides=text).to_dict() | {"vision_config": tiny_vision_config(num_hidden_layers=1)}
+    config = tiny_config(text_overrides={"num_hidden_layers": 2}, **options).to_dict()
+    config |= {"vision_config": tiny_vision_config(num_hidden_layers=1)}
     model, seen = tiny_model(VideoLLMMoDConfig(**config)), []
     hook = model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, -1]))
     model.stream(tiny_processor(), max_new_tokens=1).push(random_frames(30))
@@ -117,6 +118,18 @@ def test_weights_may_change_in_place(compiled):
     assert told(sessions[0]) == told(sessions[1])
     probabilities = [session.interval_probability for session in sessions]
     assert probabilities[0] == pytest.approx(probabilities[1], rel=1e-3)
+
+
+def test_a_compiled_session_compares_frames_as_an_eager_one_does(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # what is traced, run quickly
+    model = quiet_model(mod_router="change")
+    sessions = [watch(model, num_frames=80, fork_at=40, compile=c) for c in (True, False)]
+    assert told(sessions[0]) == told(sessions[1]) and sessions[0].cache.lengths == sessions[1].cache.lengths
+    compiled, eager = sessions
+    assert torch.equal(compiled.kept_tokens[1], eager.kept_tokens[1]) and len(compiled.events) > 3
+    assert_close(compiled.router_scores[1], eager.router_scores[1], atol=1e-4, rtol=1e-3)
+    for layer in model.config.routed_layers:
+        assert torch.equal(compiled.cache.get_positions(layer), eager.cache.get_positions(layer))
 
 
 class Step(torch.nn.Module):

@@ -70,7 +70,7 @@ def test_only_layers_that_choose_have_a_router():
         ({"mod_layers": "every_other"}, "known schemes are interleaved"),
         ({"mod_layers": [1, 4]}, "layer 4, but the language model's layers are 0 to 3"),
         ({"mod_layers": [-1]}, "layer -1"),
-        ({"mod_router": "oracle"}, "`mod_router` is 'oracle'; known names are learned, uniform, random"),
+        ({"mod_router": "oracle"}, "`mod_router` is 'oracle'; known names are learned, uniform, random, change"),
         ({"mod_gate": "relu"}, "`mod_gate` is 'relu'; known names are linear, sigmoid, tanh, none"),
         ({"mod_gate_on": "input"}, "mod_gate_on"),
         ({"mod_keep_ration": 0.2}, "Did you mean `mod_keep_ratio`"),

@@ -32,7 +32,7 @@ def greedy(model, inputs, steps):
     return ids
 
 
-@pytest.fixture(params=["full", "interleaved", "all", "early_exit"])
+@pytest.fixture(params=["full", "interleaved", "all", "early_exit", "change"])
 def model(request):
     model = tiny_model(**SCHEMES[request.param])
     model.generation_config = GenerationConfig(pad_token_id=0)  # no end-of-sequence: replies have a known length

@@ -53,9 +53,9 @@ def frame_cuts(config, ids):
     return [place + 1 for place in places[config.frame_num_tokens - 1 :: config.frame_num_tokens]]
 
 
-def check_any_path(model):
+def check_any_path(model, features=None):
     ids = dialogue_ids(model.config, RUNS)
-    features = random_features(model.config, sum(RUNS))
+    features = random_features(model.config, sum(RUNS)) if features is None else features
     expected = one_forward(model, ids, features)
     cuts = frame_cuts(model.config, ids)
     for pieces in (cuts, cuts[1::2], [3, *cuts[:2], cuts[2] + 1, cuts[2] + 2]):
@@ -69,6 +69,24 @@ def check_any_path(model):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_frame_by_frame_in_chunks_and_at_once(scheme):
     check_any_path(tiny_model(**SCHEMES[scheme], mod_gate="linear", seed=1))
+
+
+def test_a_still_scene_is_routed_alike_on_any_path():
+    """Steps of different shapes round differently, so what stands still must not be chosen by its change."""
+    model = tiny_model(**SCHEMES["change"])
+    features = random_features(model.config, 1).repeat(1, sum(RUNS), 1, 1)
+    features[0, 1, 3] += 1  # one token changes in the second frame, and back in the third; the rest is still
+    check_any_path(model, features)
+
+
+class FrameMeans(VideoLLMMoDRouter):
+    """Score tokens by how much brighter they are than the previous frame."""
+
+    compares_frames = True
+
+    @classmethod
+    def score_frames(cls, frames, previous):
+        return frames.float().mean(dim=-1) - previous.float().mean(dim=(1, 2))[:, None]
 
 
 class LargestNorm(VideoLLMMoDRouter):
@@ -97,7 +115,7 @@ class SmallNetwork(VideoLLMMoDRouter):
         return 2 * (config.text_config.hidden_size + 1) * 2 * config.text_config.hidden_size
 
 
-@pytest.mark.parametrize("router", [LargestNorm, SmallNetwork])
+@pytest.mark.parametrize("router", [LargestNorm, SmallNetwork, FrameMeans])
 def test_a_new_router_type_streams_trains_saves_and_has_a_cost(router, monkeypatch, tmp_path):
     monkeypatch.setitem(ROUTERS, "new", router)
     check_any_path(tiny_model(mod_router="new", mod_layers="all"))
@@ -159,6 +177,7 @@ def test_any_path_with_every_encoder(vision):
         {"mod_keep_last": False},
         {"mod_gate_on": "output", "mod_gate": "sigmoid"},
         {"mod_router": "uniform", "mod_gate": "none"},
+        {"mod_router": "change", "mod_keep_last": False},
     ],
 )
 def test_any_path_with_every_frame_layout_and_gate(options):
@@ -238,7 +257,7 @@ def by_masking(model, ids, features, position_ids=None):
     inner, config = model.model, model.config
     text = inner.language_model
     layout = find_frames(config, ids, None, None, features, None, None)
-    hidden = inner._embed(ids, None, features, True, layout)
+    hidden = embeddings = inner._embed(ids, None, features, True, layout)
     positions = torch.arange(ids.shape[1])[None] if position_ids is None else position_ids
     rotary = text.rotary_emb(hidden, positions)
     causal = torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
@@ -249,7 +268,8 @@ def by_masking(model, ids, features, position_ids=None):
         if count < config.frame_num_tokens:
             runs[layout.token_index.flatten()] = False
             if count:
-                scores = frame_scores(model, index, hidden, layout, positions)
+                read = embeddings if config.mod_router == "change" else hidden
+                scores = frame_scores(model, index, read, layout, positions)
                 kept = choose_kept(scores, count, config.mod_keep_last)
                 places = layout.token_index.gather(1, kept).flatten()
                 runs[places] = True
@@ -333,7 +353,7 @@ def test_padding_leaves_logits_unchanged(scheme, attention, side):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("scheme", ["full", "interleaved", "all", "early_exit", "random"])
+@pytest.mark.parametrize("scheme", ["full", "interleaved", "all", "early_exit", "random", "change"])
 def test_padded_rows_continue_as_they_would_unpadded(scheme, side):
     model = tiny_model(**SCHEMES[scheme])
     dialogues, ids, mask, features, places = batch_of(model.config, ROWS, side)

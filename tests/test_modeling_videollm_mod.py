@@ -74,7 +74,7 @@ def learnable_labels(config, ids):
 # ---------------------------------------------------------------------------------------------------------- routing
 
 
-@pytest.mark.parametrize("router", ["learned", "uniform", "random"])
+@pytest.mark.parametrize("router", ["learned", "uniform", "random", "change"])
 @pytest.mark.parametrize("keep_last", [True, False])
 def test_every_frame_keeps_the_same_number_of_tokens(router, keep_last):
     model = tiny_model(mod_keep_ratio=[1.0, 0.2, 0.45, 0.0], mod_router=router, mod_keep_last=keep_last)
@@ -332,7 +332,7 @@ def test_return_dict_false_returns_a_tuple():
     assert isinstance(outputs, tuple) and outputs[0].shape[-1] == model.config.text_config.vocab_size
 
 
-@pytest.mark.parametrize("scheme", ["full", "all", "uniform", "random"])
+@pytest.mark.parametrize("scheme", ["full", "all", "uniform", "random", "change"])
 @pytest.mark.parametrize("rotary", [0, 1])
 def test_layers_on_two_devices(scheme, rotary, monkeypatch):
     """Run on fake tensors, placed as accelerate does: a block moves its inputs to its device."""

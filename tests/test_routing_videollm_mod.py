@@ -17,6 +17,7 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.routing_videollm_mod import (
     GATES,
     ROUTERS,
+    ChangeRouter,
     FrameLayout,
     LearnedRouter,
     VideoLLMMoDRouter,
@@ -24,6 +25,7 @@ from videollm_mod.routing_videollm_mod import (
     by_row,
     check_on_device,
     choose,
+    compare_frames,
     position_noise,
     preference,
     write_back,
@@ -84,6 +86,46 @@ def test_position_noise_is_even_and_differs_by_layer():
     assert_close(torch.histc(noise, 10, 0, 1) / 1e4, torch.ones(10), atol=0.05, rtol=0)
     assert torch.corrcoef(torch.stack([noise, position_noise(torch.arange(100_000), 4)]))[0, 1].abs() < 0.02
     assert torch.corrcoef(torch.stack([noise[1:], noise[:-1]]))[0, 1].abs() < 0.02
+
+
+def kept_of(model, frames, **inputs):
+    """Return which tokens each layer keeps, (layers, frames, tokens), of embeddings (1, frames, tokens, hidden)."""
+    mask = torch.ones(1, frames.shape[1] * frames.shape[2], dtype=torch.bool)
+    inputs |= {"inputs_embeds": frames.flatten(1, 2), "frame_token_mask": mask}
+    with torch.no_grad():
+        return torch.stack(model(**inputs, output_router_scores=True).kept_tokens)[:, 0]
+
+
+def test_tokens_that_changed_are_kept_by_all_layers_and_still_ones_skip():
+    model = tiny_model(mod_router="change", mod_layers="all", mod_keep_ratio=0.3, mod_keep_last=False)
+    frames = torch.randn(1, 1, 10, 32).repeat(1, 4, 1, 1)
+    frames[0, 0, [1, 5, 6]] *= 10  # the largest of the first frame
+    frames[0, 1:, [1, 5, 6]] = frames[0, :1, [1, 5, 6]]
+    frames[0, 1:, [2, 8]] += 1  # two tokens change in the second frame, and stay so
+    frames[0, 2, 4] += 1  # one changes in the third frame, and back in the fourth
+    kept = kept_of(model, frames)
+    assert all(torch.equal(layer, kept[0]) for layer in kept)
+    found = [row.nonzero().flatten().tolist() for row in kept[0]]
+    # Among the still ones, the evenly spaced tokens 1, 5 and 8 come first.
+    assert found == [[1, 5, 6], [1, 2, 8], [1, 4, 5], [1, 4, 5]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_change_that_rounding_explains_is_none(dtype):
+    x = torch.randn(1, 2, 10, 32).to(dtype)
+    noise = torch.randint(-1, 2, x.shape) * x * torch.finfo(dtype).eps
+    scores = ChangeRouter.score_frames(x, x + noise)
+    assert not torch.equal(x, x + noise) and scores.dtype == torch.float32 and not scores.any()
+    assert ChangeRouter.score_frames(x, x * 0.95).all()
+    assert_close(ChangeRouter.score_frames(x, torch.zeros_like(x)), x.float().norm(dim=-1))
+
+
+def test_scores_of_changes_cost_no_gradient_and_no_weights():
+    model = tiny_model(mod_router="change", mod_layers="all").train()
+    assert not [name for name, _ in model.named_parameters() if "router" in name] and not model.router_names
+    frames = torch.randn(1, 3, 10, 32, requires_grad=True)
+    scores = compare_frames(model.config, layout_of(["f" * 30], 10), frames.flatten(1, 2), None, 0, None)
+    assert scores.shape == (30,) and not scores.requires_grad
 
 
 def layout_of(rows, tokens=3, **options):

@@ -66,7 +66,8 @@ def test_a_padded_plan_has_the_numbers_of_its_shape():
         ([(0, 0, 1), (2, 1, 0), (0, 0, 4), (0, 1, 0)], (2, 1, 2, 32)),
     ],
 )
-def test_a_captured_step_gives_what_a_plain_one_gives(monkeypatch, rows, shape):
+@pytest.mark.parametrize("router", ["learned", "change"])
+def test_a_captured_step_gives_what_a_plain_one_gives(monkeypatch, rows, shape, router):
     """Dummy streams change nothing, wherever in the row a stream lies. Every plan fits within the step's bounds."""
     is_within = set()
 
@@ -79,7 +80,7 @@ def test_a_captured_step_gives_what_a_plain_one_gives(monkeypatch, rows, shape):
     monkeypatch.setattr(captured_step, "pad", pad_and_look)
     found = []
     for capture in (True, False):
-        engine = tiny_engine(max_streams=4, capture=capture, output_router_scores=True)
+        engine = tiny_engine(router=router, max_streams=4, capture=capture, output_router_scores=True)
         config = engine.model.config
         frame = [config.frame_token_interval_id] + [config.frame_token_id] * config.frame_num_tokens
         caches = [VideoLLMMoDPagedCache(engine.pool) for _ in rows]

@@ -105,13 +105,16 @@ def test_streams_together_say_what_each_says_alone(trained, capture):
     assert {kind: len(pages) + spare[kind] for kind, pages in engine.pool.free.items()} == engine.pool.num_pages
 
 
-@pytest.mark.parametrize("text", ["llama", "qwen3"])
-def test_untrained_streams_with_different_thresholds(text):
+@pytest.mark.parametrize(
+    ("text", "router", "capture"),
+    [("llama", "learned", None), ("qwen3", "learned", None), ("llama", "change", None), ("llama", "change", True)],
+)
+def test_untrained_streams_with_different_thresholds(text, router, capture):
     """Models that babble, with a different interval threshold for each stream."""
-    model, processor = tiny_model(text=text), tiny_processor()
+    model, processor = tiny_model(text=text, mod_router=router), tiny_processor()
     thresholds = [0.0, 1.0, 0.5]
     options = {**LIMITS, "output_router_scores": True}
-    engine = StreamingEngine(model, processor, max_streams=3, page_size=16, **options)
+    engine = StreamingEngine(model, processor, max_streams=3, page_size=16, capture=capture, **options)
     streams = [engine.open(interval_threshold=x, max_new_tokens=3) for x in thresholds]
     for index, stream in enumerate(streams):
         stream.push(random_frames(6, seed=index))

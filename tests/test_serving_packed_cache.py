@@ -140,7 +140,7 @@ def streams_alone_and_packed(model, page_size=16):
         inputs = {"frame_features": torch.cat(features, dim=1)} if features else {}
         inputs |= {"cache": packed, "packed_caches": packed, "position_ids": packed.positions[None]}
         together = model(input_ids=packed.ids[None], **inputs).logits[0]
-        commit(plan, caches, model.config.frame_token_id)
+        commit(plan, caches, model.config.frame_token_id, packed.frames)
         pairs.append((together, torch.cat(alone)))
     return pairs, paged, plain
 

@@ -577,8 +577,9 @@ def test_sessions_on_one_model_are_independent():
     assert [[(e.time, e.text) for e in session] for session in sessions] == alone
 
 
-def test_a_fork_is_independent():
-    model, processor = tiny_model(mod_layers="all"), tiny_processor()
+@pytest.mark.parametrize("router", ["learned", "change"])
+def test_a_fork_is_independent(router):
+    model, processor = tiny_model(mod_layers="all", mod_router=router), tiny_processor()
     frames = random_frames(6)
     session = model.stream(processor, max_new_tokens=4, interval_threshold=0.004)
     session.push(frames[:3])
@@ -1096,10 +1097,10 @@ def test_a_stream_in_eight_bits(tmp_path, config):
         model.stream(processor, cache=model.new_cache(), **options)
 
 
-@pytest.mark.parametrize("chunk_frames", [2, 3, 8])
-def test_evictions_do_not_depend_on_chunk_frames(chunk_frames):
+@pytest.mark.parametrize(("chunk_frames", "router"), [(2, "learned"), (3, "change"), (8, "learned"), (8, "change")])
+def test_evictions_do_not_depend_on_chunk_frames(chunk_frames, router):
     """An untrained model speaks at nearly every frame, so text is evicted too."""
-    model, processor = tiny_model(mod_layers="all"), tiny_processor()
+    model, processor = tiny_model(mod_layers="all", mod_router=router), tiny_processor()
     limits = {"max_frames": 6, "sink_frames": 1, "max_text_tokens": 60, "max_new_tokens": 5}
     sessions = [model.stream(processor, chunk_frames=count, **limits) for count in (1, chunk_frames)]
     for session in sessions:

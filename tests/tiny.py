@@ -43,6 +43,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "decaying": {"mod_keep_ratio": [1.0, 0.7, 0.4, 0.15]},
     "uniform": {"mod_layers": "all", "mod_router": "uniform"},
     "random": {"mod_layers": "all", "mod_router": "random"},
+    "change": {"mod_layers": "all", "mod_router": "change"},
 }
 IMAGE_SIZE = 32
 ROOT = Path(__file__).parents[1]
@@ -194,8 +195,20 @@ def choose_kept(scores: torch.Tensor, keep_count: int, keep_last: bool) -> torch
     return torch.tensor(rows, dtype=torch.long, device=scores.device)
 
 
+def change_scores(frames: torch.Tensor) -> torch.Tensor:
+    """Return the scores (frames, tokens) of the router "change" for embeddings (frames, tokens, hidden), by a loop."""
+    before = [torch.zeros_like(frames[0]), *frames[:-1]]
+    rows = [[(x - y).norm() for x, y in zip(*pair, strict=True)] for pair in zip(frames, before, strict=True)]
+    return torch.tensor(rows)
+
+
 def frame_scores(model: Any, layer: int, hidden_states: torch.Tensor, layout: Any, positions: Any) -> torch.Tensor:
-    """Return the scores (frames, tokens) that a layer's router gives its input (batch, sequence, hidden)."""
+    """
+    Return the scores (frames, tokens) that a layer's router gives its input (batch, sequence, hidden). For the router
+    "change", give the first layer's input, of one row.
+    """
+    if model.config.mod_router == "change":
+        return change_scores(hidden_states[0][layout.token_index])
     scores = model.model.routers[str(layer)](hidden_states, positions, layout.rank).flatten()[layout.token_index]
     return scores - scores.mean(dim=1, keepdim=True) if model.config.mod_normalize_scores else scores
 

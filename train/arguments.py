@@ -163,7 +163,7 @@ class ModelArguments:
         mod_layers (`str`, *optional*): Routed layers: a scheme, or indices such as "1,3,5". The default is the
             checkpoint's.
         mod_keep_ratio (`float`, *optional*): Share of each frame's tokens that routed layers keep.
-        mod_router (`str`, *optional*): Router type: "learned", "uniform", "random", or a registered type.
+        mod_router (`str`, *optional*): Router type: "learned", "change", "uniform", "random", or a registered type.
         mod_gate (`str`, *optional*): Gate of the routers.
         frame_token_pooled (`list[int]`, *optional*): Grid of pooled tokens per frame in a new model.
         stream_loss_weight (`float`, *optional*): Weight of the loss at frame tokens.
