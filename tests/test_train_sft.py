@@ -21,7 +21,7 @@ from hub import TOKEN, Hub
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
-from programs import run_training
+from programs import run_main, run_training
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import (
@@ -38,13 +38,16 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.train import sft
-from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
+from videollm_mod.train.arguments import ModelArguments, RowArguments, ScriptArguments, StreamingSFTConfig, run
 from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streamworld import StreamWorld
 from videollm_mod.train.data.timed_messages import NARRATE, TimedMessages, find_faults, load_timed_messages
 from videollm_mod.train.data.world.clip import SPLITS, WORLDS
 from videollm_mod.train.data.world.events import make_clip
 from videollm_mod.train.data.world.rows import streamworld_dataset
+from videollm_mod.train.encode import EncodeArguments
+from videollm_mod.train.encode import main as encode_main
 from videollm_mod.train.new_model import choose_parts, model_from_parts, new_model
 from videollm_mod.train.streaming_evaluation import free_streaming
 from videollm_mod.train.teacher_forcing import teacher_forced
@@ -193,7 +196,7 @@ ENDS_EARLY = "Message 0 is at 3.5 s, after the last frame at 1.5 s."
 def test_faulty_rows_are_left_out_and_listed_at_the_end(faulty):
     options = ["--dataset", faulty, *ONE_STEP, "--skip_faulty", "--dataloader_num_workers", 1]
     evaluated = ["--eval_split", "validation", "--eval_strategy", "steps", "--eval_steps", 1]
-    done = run_process(faulty / "out", *options, *evaluated)
+    done = run_training(faulty / "out", *options, *evaluated)
     assert done.returncode == 0 and len(losses_of(done.stdout)) == 1, done.stderr[-3000:]
     end = done.stderr[done.stderr.index("left out ") :]
     assert end.splitlines()[:5] == [
@@ -241,7 +244,7 @@ run(sft.main, ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments)
 def test_a_row_that_fails_or_kills_its_worker_ends_training_in_one_line(faulty):
     (faulty / "train.jsonl").write_text((faulty / "train.jsonl").read_text().replace("null", ""))
     options = ["--dataset", faulty, *ONE_STEP, "--dataloader_num_workers", 1]
-    failed = run_process(faulty / "out", *options)
+    failed = run_training(faulty / "out", *options)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     assert failed.stderr.splitlines()[-1] == f"error: '{faulty}/train.jsonl', line 3: {ENDS_EARLY}"
     command = [sys.executable, "-c", KILLED, *map(str, options), "--skip_faulty", "--output_dir", str(faulty / "out")]
@@ -436,7 +439,7 @@ def test_qlora_trains_on_a_language_model_in_4_bits(tmp_path):
 
 
 def test_a_run_is_pushed_to_the_hub(tmp_path):
-    """After training, the model on the Hub is complete: it loads from there, and offline from the cache."""
+    """After training, the model on the Hub is complete: it loads from there."""
     load = "from transformers import AutoModel, AutoProcessor; name = 'somebody/narrator'; "
     load += "model = AutoModel.from_pretrained(name, trust_remote_code=True); "
     load += "processor = AutoProcessor.from_pretrained(name, trust_remote_code=True); "
@@ -454,20 +457,17 @@ def test_a_run_is_pushed_to_the_hub(tmp_path):
         card = ModelCard(files["README.md"].decode())
         assert card.data.library_name == "transformers" and card.data.pipeline_tag == "video-text-to-text"
         assert TOKEN not in done.stdout + done.stderr and not any(TOKEN.encode() in data for data in files.values())
-        printed = []
-        for offline in ("0", "1"):
-            fresh = subprocess.run(
-                [sys.executable, "-c", load],
-                cwd=tmp_path,
-                env={**os.environ, **environment, "HF_HUB_OFFLINE": offline},
-                capture_output=True,
-                text=True,
-            )
-            assert fresh.returncode == 0, fresh.stderr[-2000:]
-            printed.append(fresh.stdout)
+        fresh = subprocess.run(
+            [sys.executable, "-c", load],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+        assert fresh.returncode == 0, fresh.stderr[-2000:]
     model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
     total = sum(weight.double().sum().item() for weight in model.parameters())
-    assert printed == [f"{model.num_parameters()} {total}\n"] * 2
+    assert fresh.stdout == f"{model.num_parameters()} {total}\n"
 
 
 def test_a_run_is_logged_for_tensorboard_and_trackio(tmp_path, monkeypatch):
@@ -637,15 +637,10 @@ def test_training_on_encoded_features_equals_training_on_video(tmp_path):
     rows = [{"video": "a.mp4", "start": 1.0, "end": 3.0, "messages": say}, {"video": "b.mp4", "messages": say}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def encode(*launch, out="out", options=()):
-        return subprocess.run(
-            [*(launch or [sys.executable]), "train/encode.py", "--dataset", tmp_path, "--output_dir", tmp_path / out]
-            + ["--checkpoint", EMBEDDED, *options],
-            cwd=ROOT,
-            env={**os.environ, **ON_CPU},
-            capture_output=True,
-            text=True,
-        )
+    def encode(out="out", options=()):
+        types = (RowArguments, DataSource, EncodeArguments)
+        arguments = ["--dataset", tmp_path, "--output_dir", tmp_path / out, "--checkpoint", EMBEDDED, *options]
+        return run_main(lambda: run(encode_main, *types), *arguments)
 
     done = encode()
     assert done.returncode == 0, done.stderr[-2000:]
@@ -654,7 +649,14 @@ def test_training_on_encoded_features_equals_training_on_video(tmp_path):
     kept = files[0].stat().st_mtime_ns
     files[1].unlink()
     assert encode().returncode == 0 and files[1].exists() and files[0].stat().st_mtime_ns == kept
-    shared = encode(*DDP, out="shared")
+    arguments = ["--dataset", tmp_path, "--output_dir", tmp_path / "shared", "--checkpoint", EMBEDDED]
+    shared = subprocess.run(
+        [*DDP, "train/encode.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **ON_CPU},
+        capture_output=True,
+        text=True,
+    )
     assert shared.returncode == 0 and shared.stderr.count("rows: 100%") >= 1, shared.stderr[-2000:]
     assert "1/1" in shared.stderr, "each process has one of the two rows"
     rows = [(tmp_path / out / "train.jsonl").read_text(encoding="utf-8") for out in ("out", "shared")]
