@@ -6,10 +6,16 @@ import base64
 import hashlib
 import json
 import re
+import runpy
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 
 TOKEN = "hf_loopback"
@@ -56,6 +62,17 @@ class Hub:
         """Return variables that make a process use this server, with its cache in a folder, and without Xet."""
         offline = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
         return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(home), **offline}
+
+    @contextmanager
+    def used_here(self, home: Any) -> Iterator[None]:
+        """Let this process use the server. `huggingface_hub` reads its variables once, while it is imported."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment(home).items():
+                patch.setenv(name, value)
+            for name, value in runpy.run_path(constants.__file__, run_name="huggingface_hub.constants").items():
+                if name.isupper():
+                    patch.setattr(constants, name, value)
+            yield
 
     def files(self, repo: str) -> dict[str, bytes]:
         """Return the files of the newest commit."""
