@@ -19,6 +19,8 @@ from videollm_mod.console import describe_entries, describe_saving, device_name
 import typer
 
 from videollm_mod.checks_videollm_mod import check_number
+from videollm_mod.commands.alert import Alert, Webhook, watch_for
+from videollm_mod.commands.find import find_in_video, open_cutter
 from videollm_mod.commands.watching import (
     EMBEDDED,
     CtrlC,
@@ -34,6 +36,7 @@ from videollm_mod.commands.watching import (
     video_end,
     watch_video,
 )
+from videollm_mod.commands.windows import ASKED_ONLY, check_window, to_question
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import check_outputs, write_text
 from videollm_mod.space.checkpoint_faults import in_one_line
@@ -74,6 +77,7 @@ ReuseStatic = Annotated[
         show_default="3; for a model that learned when to speak 0",
     ),
 ]
+Threshold = Annotated[float, typer.Option(min=0, max=1, help="Least probability of yes.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that a camera or URL may take to open, and may be silent.")]
 Reconnect = Annotated[
     bool | None,
@@ -310,6 +314,99 @@ def report(
         ask_first(session, query)
         watched = {"summary": summary, "fps": fps, "timeout": timeout, "model": model, "revision": revision}
         report_video(processor, video, session, ctrl_c, out=out, **watched)
+
+
+@app.command()
+def find(
+    video: Video,
+    what: Annotated[
+        str, typer.Argument(help='What to look for, such as "a red car", or a yes/no question.', show_default=False)
+    ],
+    window: Annotated[float, typer.Option(help="Seconds that are asked about at once.")] = 2.0,
+    threshold: Threshold = 0.5,
+    top: Annotated[int, typer.Option(min=1, help="Most moments to print.")] = 10,
+    clips: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for a clip of each moment, cut at key frames without encoding.", show_default="none"
+        ),
+    ] = None,
+    model: Model = str(EMBEDDED),
+    revision: Revision = None,
+    fps: Fps = DEFAULT_FPS,
+    reuse_static: ReuseStatic = None,
+    timeout: Timeout = 10.0,
+    weights: Weights = None,
+    cache_dtype: CacheDtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Find the moments of a video at which something is seen, the most probable first.
+
+    The model is asked at each window, without memory of earlier ones. Ctrl+C stops the search and prints what was
+    found.
+    """
+    with one_line_errors(), CtrlC() as ctrl_c:
+        check_options(fps=fps, text=to_question(what))
+        check_window("--window", window, fps)
+        check_video(video, fps=fps, timeout=timeout)
+        cutter = open_cutter(video, clips)
+        stored = {"weights": weights, "cache_dtype": cache_dtype, "reuse_static": reuse_static}
+        processor, session = open_session(video, model, revision, fps=fps, max_frames=None, **stored, **ASKED_ONLY)
+        report = new_report()
+        reading = {"fps": fps, "timeout": timeout, "reconnect": False, "report": report}
+        choice = {"window": window, "threshold": threshold, "top": top, "cutter": cutter, "as_json": as_json}
+        is_written = find_in_video(processor, video, session, what, ctrl_c, **choice, **reading)
+        _print_report(report)
+    if not is_written:
+        raise typer.Exit(1)
+
+
+@app.command()
+def watch(
+    video: Video,
+    alert: Annotated[
+        list[str],
+        typer.Option(
+            help='What to look for, such as "someone at the door", or a yes/no question. Repeat it for more.',
+            show_default=False,
+        ),
+    ],
+    every: Annotated[float, typer.Option(help="Seconds between two checks.")] = 2.0,
+    threshold: Threshold = 0.5,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VIDEOLLM_MOD_WEBHOOK", help="Web address to post each alert to, as JSON.", show_default="none"
+        ),
+    ] = None,
+    model: Model = str(EMBEDDED),
+    revision: Revision = None,
+    fps: Fps = DEFAULT_FPS,
+    reuse_static: ReuseStatic = None,
+    timeout: Timeout = 10.0,
+    reconnect: Reconnect = None,
+    weights: Weights = None,
+    cache_dtype: CacheDtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Watch a camera, broadcast or file, and print a line when something comes into view.
+
+    An alert goes off when the answer turns to yes, and not again until it was no. Ctrl+C stops.
+    """
+    with one_line_errors(), CtrlC() as ctrl_c:
+        check_options(fps=fps, text=" ".join(map(to_question, alert)))
+        check_window("--every", every, fps)
+        hook = None if webhook is None else Webhook(webhook, partial(typer.echo, err=True))
+        check_video(video, fps=fps, timeout=timeout)
+        stored = {"weights": weights, "cache_dtype": cache_dtype, "reuse_static": reuse_static}
+        processor, session = open_session(video, model, revision, fps=fps, max_frames=None, **stored, **ASKED_ONLY)
+        report, alerts = new_report(), [Alert(what, threshold) for what in dict.fromkeys(alert)]
+        reading = {"fps": fps, "timeout": timeout, "reconnect": reconnect, "report": report, "shows_progress": False}
+        choice = {"every": every, "webhook": hook, "as_json": as_json}
+        watch_for(processor, video, session, alerts, ctrl_c, **choice, **reading)
+        _print_report(report)
 
 
 def _check_outputs(outputs: dict[str, Path], video: str) -> None:

@@ -55,7 +55,9 @@ def test_narrate_prints_events_and_costs(tmp_path):
     assert re.search(r"entries: \d+ in each of 2 full layers, \d+ in each of 4 routed layers\n$", done.stdout)
 
 
-@pytest.mark.parametrize("command", ["", "narrate", "ask", "report", "inspect", "convert", "convert-llava", "push"])
+@pytest.mark.parametrize(
+    "command", ["", "narrate", "ask", "report", "find", "watch", "inspect", "convert", "convert-llava", "push"]
+)
 def test_help_imports_neither_torch_nor_transformers(command):
     code = (
         "import atexit, sys\n"

@@ -1,0 +1,122 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Ask yes/no questions about each few seconds of a video, and remember nothing of what came before."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from videollm_mod.checks_videollm_mod import check_number, check_text
+
+
+# Frames of a video are rounded: one may come this many seconds before its window.
+_EARLY = 1e-6
+
+
+@dataclass(frozen=True)
+class Window:
+    """A few seconds of a video, and the probability of yes for each question."""
+
+    start: float
+    end: float
+    probabilities: list[float]
+
+
+class WindowedSession:
+    """
+    Sees a video in windows, and asks questions at the end of each.
+
+    Each window is seen by a new copy of the session, so a frame never answers for a later window.
+
+    Args:
+        session ([`StreamingSession`]): A session that has seen nothing, and that does not speak.
+        seconds (`float`): Length of a window.
+        questions (`Sequence[str]`): What to ask; see [`to_question`].
+
+    Attributes:
+        time (`float`, *optional*): Time of the last frame seen, in seconds.
+        num_frames, num_dropped (`int`): Number of frames seen, and dropped because they came too fast.
+
+    Raises:
+        `ValueError`: If the session remembers fewer frames than a window has.
+    """
+
+    def __init__(self, session: Any, seconds: float, questions: Sequence[str]) -> None:
+        count = seconds * session.fps
+        if session.max_frames is not None and count > session.max_frames:
+            raise ValueError(
+                f"{seconds:g} s at {session.fps:g} fps are {count:.0f} frames, and the model remembers "
+                f"{session.max_frames}: choose a shorter window or a lower --fps."
+            )
+        self.session, self.seconds, self.questions = session, seconds, list(questions)
+        self.model, self.chunk_frames = session.model, session.chunk_frames
+        self.time: float | None = None
+        self.num_frames = self.num_dropped = 0
+        self._current: Any = None
+        self._number = 0
+
+    def count_dropped(self) -> None:
+        """Count a frame that was dropped unseen."""
+        self.num_dropped += 1
+
+    def push(self, frames: Sequence[tuple[float, Any]]) -> Iterator[Window]:
+        """See frames, as pairs of time and frame, and yield each window that ends with them."""
+        for number, group in groupby(frames, key=lambda pair: int((pair[0] + _EARLY) // self.seconds)):
+            if self._current is not None and number != self._number:
+                yield self._ask()
+            if self._current is None:
+                self._current, self._number = self.session.fork(), number
+            times, pictures = zip(*group, strict=True)
+            self._current.push(list(pictures), time=times)
+            self.time, self.num_frames = times[-1], self.num_frames + len(times)
+            # A live source must not wait for the next frame to know that this one was the window's last.
+            if self.time + 1 / self.session.fps >= (number + 1) * self.seconds - _EARLY:
+                yield self._ask()
+
+    def end(self) -> Iterator[Window]:
+        """Yield the last window, if the video ended within it."""
+        if self._current is not None:
+            yield self._ask(at_end=True)
+
+    def _ask(self, *, at_end: bool = False) -> Window:
+        current, self._current = self._current, None
+        start, end = self._number * self.seconds, (self._number + 1) * self.seconds
+        end = min(end, self.time + 1 / self.session.fps) if at_end else end
+        return Window(start, end, [current.probe(question) for question in self.questions])
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
+# Options of a session that says nothing unless it is asked. Each copy of a session would compile its own steps.
+ASKED_ONLY = {"speak": _never, "compile": False}
+
+
+def to_question(what: str) -> str:
+    """
+    Return the question about what to look for. A text that ends with a question mark is a question already.
+
+    ```python
+    >>> to_question("a red car")
+    'Do you see a red car? Answer yes or no.'
+    >>> to_question("Is the door open?")
+    'Is the door open? Answer yes or no.'
+    ```"""
+    what = check_text("What to look for", what).strip()
+    if not what:
+        raise ValueError('What to look for is empty: name it, for example "a red car".')
+    return f"{what if what.endswith('?') else f'Do you see {what}?'} Answer yes or no."
+
+
+def check_window(option: str, seconds: float, fps: float) -> float:
+    """Return the length of a window in seconds. Raise `ValueError` if it is shorter than a frame."""
+    seconds = check_number(option, seconds, above=0, unit=" of seconds")
+    if seconds * fps < 1:
+        least = f"at --fps {fps:g} choose at least {1 / fps:g}"
+        raise ValueError(f"{option} {seconds:g} is shorter than a frame: {least}.")
+    return seconds
+
+
+__all__ = ["ASKED_ONLY", "Window", "WindowedSession", "check_window", "to_question"]

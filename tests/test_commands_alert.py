@@ -1,0 +1,209 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Alerts: when they go off, and how a webhook learns of them, against servers on loopback."""
+
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from broadcast import encode, headers, http_server, paced
+from scripted import BrightnessSession
+from test_commands_find import write_brightness
+from tiny import tiny_processor
+from typer.testing import CliRunner
+
+from videollm_mod import cli
+from videollm_mod.commands.alert import Alert, Webhook, name_source
+
+
+# Longer than any test may take, where a thread must not wait for it.
+FOREVER = 60
+
+
+@contextmanager
+def webhook_server(*answers):
+    """Serve these status codes one after the other, the last one for ever; yield the address and what was posted."""
+    posted, codes, gone = [], list(answers), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            posted.append((self.path, json.loads(body)))
+            code = codes.pop(0) if len(codes) > 1 else codes[0]
+            if code is None:
+                gone.wait(FOREVER)
+                return
+            self.send_response(code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads, block_on_close = True, False
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", posted
+        gone.set()
+        server.shutdown()
+
+
+def test_an_alert_goes_off_once_until_the_answer_was_no():
+    alert = Alert("a lamp", 0.5)
+    probabilities = [0.2, 0.49, 0.5, 0.9, 0.45, 0.55, 0.4, 0.6, 0.39, 0.51, 0.1]
+    assert [alert.turns_on(probability) for probability in probabilities] == [
+        *(False, False, True, False),
+        # 0.45 is below the threshold and no clear no.
+        *(False, False, False, False),
+        *(False, True, False),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- webhook
+
+
+def test_a_server_that_fails_twice_gets_each_payload_in_order():
+    said = []
+    with webhook_server(503, 429, 200) as (url, posted):
+        hook = Webhook(f"{url}/hook?key=SECRET", said.append, waits=(0.01, 0.01))
+        hook.post({"alert": 1})
+        hook.post({"alert": 2})
+        hook.close(FOREVER)
+    assert [body["alert"] for _, body in posted] == [1, 1, 1, 2] and said == []
+    assert posted[0][0] == "/hook?key=SECRET"
+
+
+@pytest.mark.parametrize(("code", "tries"), [(500, 3), (401, 1), (302, 1)])
+def test_a_server_that_refuses_costs_one_line_without_secrets(code, tries):
+    said = []
+    with webhook_server(code) as (url, posted):
+        hook = Webhook(url.replace("://", "://user:SECRET@") + "/SECRET", said.append, waits=(0.01, 0.01))
+        hook.post({"alert": 1})
+        hook.close(FOREVER)
+    times = ", 3 times" if tries == 3 else ""
+    assert said == [f"an alert was not sent to {url}: it answered {code}{times}"]
+    assert len(posted) == tries
+
+
+def test_a_server_that_is_not_there():
+    said = []
+    with webhook_server(200) as (url, _):
+        pass
+    hook = Webhook(f"{url}/SECRET", said.append, waits=(0.01,))
+    hook.post({"alert": 1})
+    hook.close(FOREVER)
+    assert said == [f"an alert was not sent to {url}: the connection failed (ConnectError), 2 times"]
+
+
+def test_a_server_that_does_not_answer_blocks_nobody():
+    said = []
+    with webhook_server(None) as (url, posted):
+        hook = Webhook(url, said.append, timeout=FOREVER, most_waiting=2)
+        hook.post({"alert": 0})
+        while not posted:
+            time.sleep(0.01)
+        for number in (1, 2, 3):
+            hook.post({"alert": number})
+        assert said == [f"{url} is too slow: an alert was not sent"]
+        hook.close(0.05)
+        assert said[1:] == [f"3 alerts were not sent to {url}: there was no time left"]
+        quick = Webhook(url, said.append, timeout=0.05, waits=())
+        quick.post({"alert": 4})
+        quick.close(FOREVER)
+    assert said[2:] == [f"an alert was not sent to {url}: no answer within 0.05 s"]
+
+
+@pytest.mark.parametrize("url", ["ftp://host/SECRET", "SECRET", "http://", "http://[SECRET", "http://host:SECRET/"])
+def test_an_address_that_is_none_is_not_repeated(url):
+    with pytest.raises(ValueError, match="--webhook must be an address") as caught:
+        Webhook(url, print)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_source_is_named_without_secrets():
+    assert name_source("rtsp://me:SECRET@cam.local:554/SECRET") == "rtsp://cam.local"
+    assert name_source("/home/SECRET/door.mp4") == "door.mp4"
+    assert name_source("camera:0") == "camera:0"
+
+
+# ------------------------------------------------------------------------------------------------------------- command
+
+
+@pytest.fixture
+def bright(monkeypatch):
+    monkeypatch.setattr(cli, "open_session", lambda *_, fps, **__: (tiny_processor(), BrightnessSession(fps)))
+
+
+@pytest.mark.usefixtures("bright")
+def test_watch_prints_and_posts_each_alert(tmp_path):
+    video = write_brightness(tmp_path / "door.mp4", [0.1, 0.9, 0.8, 0.1, 0.9])
+    options = ["watch", str(video), "--alert", "a lamp", "--alert", "Is it dark?", "--every", "1"]
+    with webhook_server(200) as (url, posted):
+        done = CliRunner().invoke(cli.app, [*options, "--webhook", f"{url}/SECRET"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == [
+        "   1.0s  Is it dark? (0.90)",
+        "   2.0s  a lamp (0.90)",
+        "   4.0s  Is it dark? (0.90)",
+        "   5.0s  a lamp (0.90)",
+    ]
+    bodies = [body for _, body in posted]
+    assert [(body["time"], body["alert"]) for body in bodies] == [
+        (1, "Is it dark?"),
+        (2, "a lamp"),
+        (4, "Is it dark?"),
+        (5, "a lamp"),
+    ]
+    assert bodies[1]["text"] == "a lamp (door.mp4, 2.0 s)" and bodies[1]["source"] == "door.mp4"
+    assert bodies[1]["probability"] == pytest.approx(0.9, abs=0.01) and "T" in bodies[1]["at"]
+    assert "SECRET" not in done.output
+    done = CliRunner().invoke(cli.app, [*options, "--json"])
+    assert [json.loads(line)["alert"] for line in done.stdout.splitlines()] == ["Is it dark?", "a lamp"] * 2
+
+
+@pytest.mark.usefixtures("bright")
+def test_ctrl_c_ends_a_live_watch_while_the_webhook_hangs():
+    """The program ends at once: it waits neither for the source nor for the webhook."""
+    frames = np.stack([np.full((32, 32, 3), 250, np.uint8)] * 100)
+
+    def answer(request, _):
+        headers(request)
+        paced(encode(frames, "mpegts"), request.wfile.write)
+
+    with http_server(answer) as source, webhook_server(None) as (url, posted):
+        stopped = []
+
+        def stop():
+            while not posted:
+                time.sleep(0.01)
+            stopped.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=stop, daemon=True).start()
+        options = ["--alert", "a lamp", "--every", "0.5", "--webhook", url]
+        done = CliRunner().invoke(cli.app, ["watch", f"{source}/live.ts", *options])
+        assert time.monotonic() - stopped[0] < FOREVER / 10
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("   0.5s  a lamp (0.9")
+    assert f"1 alert was not sent to {url}" in done.stderr and "stopped after" in done.stderr
+
+
+def test_mistakes_are_reported_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "open_session", lambda *_, **__: pytest.fail("a model was loaded"))
+    video = write_brightness(tmp_path / "door.mp4", [0.1])
+    for options, error in (
+        (["--alert", "a lamp", "--webhook", "SECRET"], "error: --webhook must be an address"),
+        (["--alert", " "], "error: What to look for is empty"),
+        (["--alert", "a lamp", "--every", "0.1"], "error: --every 0.1 is shorter than a frame"),
+    ):
+        done = CliRunner().invoke(cli.app, ["watch", str(video), *options])
+        assert done.exit_code == 1 and error in done.stderr and "SECRET" not in done.output
+    assert CliRunner().invoke(cli.app, ["watch", str(video)]).exit_code == 2

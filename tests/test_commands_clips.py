@@ -1,0 +1,106 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Clips hold exactly the pictures and the sound of the source, from a key frame on."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from tiny import random_frames, write_clip
+
+from videollm_mod import VideoReader
+from videollm_mod.commands.clips import ClipCutter
+
+
+NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"
+B_FRAMES = {"g": "12", "bf": "2", "preset": "medium", "tune": "psnr", "x264-params": "scenecut=0"}
+
+
+def shown(path):
+    """Return times and pictures as a player shows them."""
+    with VideoReader(path) as reader:
+        return [(float(time), reader.picture(frame)) for time, _, frame in reader.frames()]
+
+
+def heard(path):
+    """Return times and samples of the sound, in seconds of the video."""
+    with VideoReader(path) as reader:
+        sound = reader.container.streams.best("audio", related=reader.stream)
+        frames = reader.container.decode(sound)
+        return [(float(frame.time - reader.origin), frame.to_ndarray()) for frame in frames]
+
+
+def assert_is_part(clip, source):
+    """The pictures of a clip are those of the source between its seconds, in order and without a gap."""
+    ours, theirs = shown(clip.path), shown(source)
+    expected = [(time, picture) for time, picture in theirs if clip.start - 1e-6 <= time < clip.end - 1e-6]
+    assert len(ours) == len(expected) > 0
+    for (time, picture), (their_time, their_picture) in zip(ours, expected, strict=True):
+        assert time == pytest.approx(their_time - clip.start, abs=2e-3)
+        np.testing.assert_array_equal(picture, their_picture)
+    assert ours[0][0] == 0
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "ts"])
+@pytest.mark.parametrize("gop", ["closed", "open"])
+def test_a_clip_has_the_pictures_of_the_source(tmp_path, suffix, gop):
+    options = B_FRAMES | ({"x264-params": "scenecut=0:open-gop=1"} if gop == "open" else {})
+    source = write_clip(tmp_path / f"source.{suffix}", random_frames(60), fps=10, **options)
+    cutter = ClipCutter(source, tmp_path / "clips")
+    keys = [float(cutter.pictures[index].time) for index in cutter.key_frames]
+    assert len(keys) >= 4
+    for start, end in ((2.0, 3.0), (0.0, 0.5), (4.9, 6.0)):
+        clip = cutter.cut(start, end)
+        assert clip.path == tmp_path / "clips" / f"source_{start:g}s-{end:g}s.{suffix}"
+        assert clip.start == max(key for key in keys if key <= start + 1e-9)
+        assert end - 1e-3 <= clip.end <= min([key for key in keys if key >= end] + [6.0]) + 1e-3
+        assert_is_part(clip, source)
+    assert [path.name for path in (tmp_path / "clips").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_clip_has_the_sound_of_the_source(tmp_path):
+    cutter = ClipCutter(NASA, tmp_path)
+    clip = cutter.cut(6.0, 8.0)
+    assert_is_part(clip, NASA)
+    whole, part = heard(NASA), heard(clip.path)
+    assert 0 <= part[0][0] < 0.07 and clip.end - clip.start - 0.1 < part[-1][0] < clip.end - clip.start
+    # It is heard where it was heard. A decoder needs two packets before its samples are those of the source.
+    times = {samples.tobytes(): time for time, samples in whole}
+    assert len(part) > 60
+    for time, samples in part[2:]:
+        assert times[samples.tobytes()] - clip.start == pytest.approx(time, abs=2e-3)
+
+
+def test_what_cannot_be_cut_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--clips needs a video file"):
+        ClipCutter("camera:0", tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--clips cannot write to '.*file': File exists"):
+        ClipCutter(NASA, tmp_path / "file")
+    clip = write_clip(tmp_path / "clip.webm", random_frames(4), codec="libvpx")
+    # A wrong suffix: WebM does not hold this codec.
+    wrong = write_clip(tmp_path / "wrong.mp4", random_frames(4)).rename(tmp_path / "wrong.webm")
+    with pytest.raises(ValueError, match="--clips cannot cut '.*wrong.webm' without encoding it again"):
+        ClipCutter(wrong, tmp_path / "clips")
+    assert_is_part(ClipCutter(clip, tmp_path / "clips").cut(0, 0.4), clip)
+    assert len(list((tmp_path / "clips").iterdir())) == 1
+    twice = tmp_path / "twice.ts"
+    part = write_clip(tmp_path / "part.ts", random_frames(20)).read_bytes()
+    twice.write_bytes(part + part)
+    with pytest.raises(ValueError, match="--clips cannot cut '.*twice.ts': its clock changes"):
+        ClipCutter(twice, tmp_path / "clips")
+
+
+def test_a_rotated_video_stays_upright(tmp_path):
+    source = tmp_path / "turned.mp4"
+    write_clip(tmp_path / "plain.mp4", random_frames(10, size=(32, 64)))
+    with av.open(str(tmp_path / "plain.mp4")) as plain, av.open(str(source), "w") as target:
+        stream = target.add_stream_from_template(plain.streams.video[0])
+        stream.set_display_rotation(90) if hasattr(stream, "set_display_rotation") else pytest.skip("old PyAV")
+        for packet in plain.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    clip = ClipCutter(source, tmp_path / "clips").cut(0, 0.5)
+    assert shown(clip.path)[0][1].shape == shown(source)[0][1].shape == (64, 32, 3)
