@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 
 
 TOKEN = "hf_loopback"
@@ -72,6 +72,7 @@ class Hub:
             for name, value in runpy.run_path(constants.__file__, run_name="huggingface_hub.constants").items():
                 if name.isupper():
                     patch.setattr(constants, name, value)
+            patch.setattr(hf_api.api, "endpoint", self.endpoint)
             yield
 
     def files(self, repo: str) -> dict[str, bytes]:

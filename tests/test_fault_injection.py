@@ -337,6 +337,7 @@ def results(tmp_path_factory):
         found[lines[-1]] = f"WRONG ended with {done.returncode}: {done.stderr[-2000:]}"
 
 
+@pytest.mark.xdist_group("spoilt files")  # so that one process reads them all
 @pytest.mark.parametrize("kind", KINDS)
 def test_spoilt_files_are_read_as_far_as_they_go_or_refused_in_one_line(results, kind):
     ours = {name: result for name, result in results.items() if name.startswith(f"{kind} ")}
