@@ -26,6 +26,7 @@ from videollm_mod.commands.watching import (
     CtrlC,
     ask_first,
     check_options,
+    check_speaking,
     check_video,
     load_config,
     new_report,
@@ -101,6 +102,48 @@ IntervalThreshold = Annotated[
         show_default="the checkpoint's",
     ),
 ]
+Speak = Annotated[
+    str | None,
+    typer.Option(
+        help="When to speak. learned: when silence is unlikely. every: each --every seconds. change: at a frame that "
+        "differs from the one last spoken about. probe: if the model finds that there is something new.",
+        show_default="the checkpoint's, or every if --every is given",
+    ),
+]
+Every = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds from one reply to the next. For change and probe the least.", show_default="2, unless learned"
+    ),
+]
+SpeakThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="For change the cosine distance of frames that differ, for probe the probability of yes.",
+        show_default="0.05 for change, 0.5 for probe",
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        help='What the user is taken to say before each reply. Use "" for nothing.',
+        show_default="What is happening now? Answer in one short sentence.; for learned nothing",
+    ),
+]
+NoRepeat = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Do not show a reply that repeats one of the last so many.", show_default="1, for learned 0"
+    ),
+]
+MaxWords = Annotated[
+    int | None,
+    typer.Option(min=0, help="Most words of a reply; 0 for no limit.", show_default="40, for learned 0"),
+]
+MinSilence = Annotated[
+    float | None,
+    typer.Option(min=0, help="Seconds of silence after a reply.", show_default="1 or --every, for learned 0"),
+]
 Compile = Annotated[
     bool | None,
     typer.Option(
@@ -139,6 +182,13 @@ def narrate(
             show_default="2; for a camera or broadcast the largest of 2, 1, 0.5, ... that the model keeps up with",
         ),
     ] = None,
+    speak: Speak = None,
+    every: Every = None,
+    speak_threshold: SpeakThreshold = None,
+    prompt: Prompt = None,
+    no_repeat: NoRepeat = None,
+    max_words: MaxWords = None,
+    min_silence: MinSilence = None,
     interval_threshold: IntervalThreshold = None,
     max_frames: MaxFrames = None,
     reuse_static: ReuseStatic = None,
@@ -186,6 +236,9 @@ def narrate(
         outputs = {kind: path for kind, path in written.items() if path is not None}
         may_slow, fps = fps is None, DEFAULT_FPS if fps is None else fps
         check_options(fps=fps, interval_threshold=interval_threshold, max_frames=max_frames, text=query)
+        speaking: dict[str, Any] = {"speak": speak, "every": every, "speak_threshold": speak_threshold}
+        speaking |= {"prompt": prompt, "no_repeat": no_repeat, "max_words": max_words, "min_silence": min_silence}
+        check_speaking(**speaking)
         _check_outputs(outputs, video)
         _check_burn_in(burn_in, font, query)
         live = {"fps": fps, "may_slow": may_slow, "timeout": timeout, "reconnect": reconnect}
@@ -202,6 +255,7 @@ def narrate(
             fps=fps,
             interval_threshold=interval_threshold,
             compile=compile,
+            **speaking,
         )
         ask_first(session, query)
         report, behind = new_report(), {"when_behind": when_behind, "max_waiting": max_waiting}
@@ -248,8 +302,8 @@ def ask(
             raise ValueError("The question is empty.")
         live = {"fps": fps, "timeout": timeout, "reconnect": reconnect}
         check_video(video, fps=fps, at=at, timeout=timeout)
-        # At a threshold of 0 the model stays silent until it is asked.
-        options = {"fps": fps, "interval_threshold": 0.0, "max_frames": max_frames, "reuse_static": reuse_static}
+        # The model stays silent until it is asked.
+        options = {"fps": fps, "speak": lambda _: False, "max_frames": max_frames, "reuse_static": reuse_static}
         stored = {"weights": weights, "cache_dtype": cache_dtype}
         processor, session = open_session(video, model, revision, **stored, **options)
         report = new_report()
@@ -473,6 +527,7 @@ def _print_summary(session: Any, seconds: float, as_json: bool, report: Any, bur
             "frames_dropped": session.num_dropped,
             "frames_reused": session.num_reused,
             "frames_remembered": session.num_remembered,
+            "replies_suppressed": session.num_suppressed,
             "seconds": round(seconds, 3),
             "cache_entries": cache.lengths,
             "flops": cost.flops,
@@ -491,6 +546,7 @@ def _print_summary(session: Any, seconds: float, as_json: bool, report: Any, bur
         f"\n{session.num_frames} frames in {seconds:.1f} s, {speed}"
         + (f"; {session.num_reused} hardly changed and were not encoded" if session.num_reused else "")
         + (f"; {session.num_dropped} more came too fast and were dropped" if session.num_dropped else "")
+        + (f"; {session.num_suppressed} replies said nothing new and were not shown" if session.num_suppressed else "")
         + (f"; compute and cache are those of the newest {session.num_remembered}" if forgotten else "")
     )
     _print_savings(cost, cache_bytes, full_cache_bytes)
@@ -539,6 +595,7 @@ def inspect(
         "routed_layers": config.routed_layers,
         "kept_tokens": config.layer_keep_counts,
         "gate": f"{config.mod_gate} on the {config.mod_gate_on}, {config.mod_router} router",
+        "speak": config.speak,
         "interval_threshold": config.interval_threshold,
         "seconds": seconds,
         "flops": cost.flops,
@@ -553,7 +610,12 @@ def inspect(
     typer.echo(f"language model   {figures['language_model']}")
     typer.echo(f"vision encoder   {figures['vision_encoder']}")
     typer.echo(f"frame            {tokens} tokens")
-    typer.echo(f"speaks           when the probability of silence is below {config.interval_threshold}")
+    is_learned = config.speak == "learned"
+    typer.echo(
+        f"speaks           when the probability of silence is below {config.interval_threshold}"
+        if is_learned
+        else f"speaks           by the policy {config.speak!r}: it has not learned when to speak"
+    )
     typer.echo(f"gate             {figures['gate']}")
     typer.echo("tokens kept per frame:")
     for layer, kept in enumerate(figures["kept_tokens"]):

@@ -168,6 +168,7 @@ class VideoLLMMoDGenerationMixin:
             video (`str`, `Path`, array, tensor or iterable): A file, a URL, `"camera:0"`, frames (height, width, 3) at
                 `fps`, or pairs (time, frame), as `processor.sample_every(camera, 1 / fps)` yields them.
             query (`str`, *optional*): What the user says at the first frame; not yielded. `None` or `""` for nothing.
+                The default is said only if `speak` is `"learned"`: otherwise the prompt takes its place.
             start (`float`, *optional*, defaults to 0.0): Second of the video to begin at.
             end (`float`, *optional*): Second of the video to stop at.
             timeout (`float`, *optional*, defaults to 10.0): Seconds that a camera or URL may take to open, and may be
@@ -214,7 +215,7 @@ class VideoLLMMoDGenerationMixin:
             cache=cache,
             compile=compile,
         )
-        if query:
+        if query and (query != DEFAULT_QUERY or session.speak == "learned"):
             session.hear(query, reply_now=reply_now)
 
         def on_drop() -> None:

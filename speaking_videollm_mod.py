@@ -154,7 +154,7 @@ class ChangePolicy(EveryPolicy):
     """
 
     name = "change"
-    default_threshold = 0.1
+    default_threshold = 0.05
     spoken: torch.Tensor | None = None
 
     def choose(self, frames: Sequence[Any]) -> int | None:
@@ -181,7 +181,7 @@ class ProbePolicy(EveryPolicy):
 class CallablePolicy(Policy):
     """Speaks where a function says so."""
 
-    name = "callable"
+    name = "function"
 
     def __init__(self, function: Callable[[SeenFrame], bool | str | None]) -> None:
         super().__init__()

@@ -215,7 +215,7 @@ class StreamingSession:
         every (`float`, *optional*): Period of `"every"`, and least time between two replies of `"change"` and two
             questions of `"probe"`, in seconds. Defaults to 2.
         speak_threshold (`float`, *optional*): For `"change"` the cosine distance between the frames' averaged features
-            from which they differ, by default 0.1; for `"probe"` the probability of yes, by default 0.5.
+            from which they differ, by default 0.05; for `"probe"` the probability of yes, by default 0.5.
         prompt (`str`, *optional*): What the user is taken to say before a reply that nobody asked for. Defaults to
             nothing with `"learned"`, and otherwise to `DEFAULT_PROMPT`. Prompts are not events.
         no_repeat (`int`, *optional*): Number of last replies that one that nobody asked for must not repeat. If it
@@ -488,6 +488,11 @@ class StreamingSession:
     def num_reused(self) -> int:
         """Number of frames that reused the features of an earlier one."""
         return 0 if self.reuse is None else self.reuse.num_reused
+
+    @property
+    def speak(self) -> str:
+        """Name of the policy that chooses when to speak, `"function"` for a function."""
+        return self._speaking.policy.name
 
     @property
     def num_suppressed(self) -> int:

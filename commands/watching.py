@@ -49,6 +49,15 @@ def check_options(
     check_text("What the user says", text or "")
 
 
+def check_speaking(*, speak: str | None, every: float | None, speak_threshold: float | None, **guards: Any) -> None:
+    """Raise `ValueError` if an option of when to speak is out of range or does not fit the others."""
+    from videollm_mod.speaking_videollm_mod import Speaking, new_policy
+
+    # Without a name, the policy may be one of a checkpoint that is not loaded yet.
+    threshold = None if speak is None else speak_threshold
+    Speaking(new_policy(speak, every, threshold, "learned"), **guards)
+
+
 class CtrlC:
     """Ctrl+C raises `KeyboardInterrupt` once, so that what is done can be written. The second one ends the program."""
 
@@ -177,7 +186,7 @@ def foreign_notice(video: str, name: str) -> str:
 def ask_first(session: Any, query: str | None) -> None:
     from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
 
-    query = DEFAULT_QUERY if query is None else query
+    query = DEFAULT_QUERY if query is None and session.speak == "learned" else query
     if query:
         session.ask(query, reply_now=False)
 
@@ -322,6 +331,7 @@ __all__ = [
     "EMBEDDED",
     "ask_first",
     "check_options",
+    "check_speaking",
     "check_video",
     "describe_checkpoint",
     "foreign_notice",

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,6 +149,20 @@ def test_narrate_as_json():
     assert lines[-1]["summary"]["frames"] == 17 and lines[-1]["summary"]["flops"] < lines[-1]["summary"]["full_flops"]
 
 
+def test_narrate_speaks_as_its_options_say():
+    """A model that has learned when to speak may be asked each three seconds too; its prompt is not its query."""
+    options = ("--every", 3, "--prompt", "How many things do you see?")
+    done = run_command("narrate", SAMPLE, *options, "--no-repeat", 0, "--json")
+    *said, summary = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["time"] for event in said] == [0.0, 3.0, 6.0] and said[0]["text"] == "None."
+    assert {event["role"] for event in said} == {"assistant"} and summary["summary"]["replies_suppressed"] == 0
+    unseen = ("--every", 0.5, "--prompt", "How many things do you see?", "--min-silence", 0)
+    done = run_command("narrate", SAMPLE, *unseen)
+    counts = [line.split("s  ")[1] for line in done.stdout.split("\n\n")[0].splitlines()]
+    assert all(before != after for before, after in pairwise(counts))
+    assert f"; {17 - len(counts)} replies said nothing new and were not shown\n" in done.stdout
+
+
 def test_ask_answers_at_a_second_of_the_video():
     things = [run_command("ask", SAMPLE, "How many things do you see?", "--at", at) for at in ("0", "2")]
     assert [done.stdout for done in things] == ["None.\n", "One.\n"], [done.stderr for done in things]
@@ -216,11 +231,15 @@ def test_inspect_needs_no_weights(tmp_path):
     figures = json.loads(run_command("inspect", "--json", "--seconds", "60", "--text-tokens", "100").stdout)
     config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
     cost = config.estimate_cost(120, 100, bytes_per_value=4)
+    assert figures["speak"] == "learned"
     assert (figures["flops"], figures["cache_bytes"]) == (cost.flops, cost.cache_bytes)
     for path in ROOT.iterdir():
         if path.is_file() and path.suffix != ".safetensors":
             (tmp_path / path.name).write_bytes(path.read_bytes())
     assert run_command("inspect", tmp_path).stdout == shown.stdout
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"speak": "every"}), encoding="utf-8")
+    assert "by the policy 'every': it has not learned when to speak" in run_command("inspect", tmp_path).stdout
 
 
 def test_convert_and_push_run_the_scripts():
@@ -265,6 +284,12 @@ def test_convert_and_push_run_the_scripts():
         (["narrate", "--fps", "1e9"], "at most 1000, got 1000000000.0"),
         (["narrate", "--interval-threshold", "nan"], "error: `interval_threshold` must be a finite number"),
         (["narrate", "--max-frames", "0"], "error: `max_frames` must be a whole number, at least 1, got 0"),
+        (
+            ["narrate", "--speak", "often"],
+            "error: `speak` is 'often'; it must be 'learned', 'every', 'change', 'probe'",
+        ),
+        (["narrate", "--every", "0"], "error: `every` must be a positive number of seconds"),
+        (["narrate", "--speak", "every", "--speak-threshold", "0.5"], "error: `speak_threshold` belongs to 'change'"),
         (["narrate", "--query", "a\udcff"], "error: What the user says is not valid Unicode"),
         (["ask", str(SAMPLE), "a\udcff"], "error: What the user says is not valid Unicode"),
         (["ask", str(SAMPLE), " "], "error: The question is empty."),

@@ -14,6 +14,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
+from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
+from videollm_mod.serving import StreamingEngine
 from videollm_mod.speaking_videollm_mod import DEFAULT_PROMPT, POLICIES, PROBE_QUESTION, Draft, Probe
 
 
@@ -577,3 +579,105 @@ def test_only_what_is_shown_is_printed():
         else:
             assert put == () and printed.replies == []
     assert len(outcomes) > 4
+
+
+# ------------------------------------------------------------------------------------------ however frames are watched
+
+
+class Changing:
+    """A function that speaks at every third frame, and where the interval rule would not."""
+
+    def __call__(self, frame):
+        return frame.frame % 3 == 2 and "And now?"
+
+
+POLICY_OPTIONS = [
+    {"speak": "every", "every": 1.5},
+    {"speak": "change", "every": 1.0, "speak_threshold": 0.02},
+    {"speak": "probe", "every": 1.0, "speak_threshold": 0.16, "no_repeat": 0},
+    {"speak": Changing(), "max_words": 3, "min_silence": 0.0},
+    {"speak": "learned", "min_silence": 1.0, "interval_threshold": 0.004, "no_repeat": 2},
+]
+LIMITS = {"max_frames": 12, "max_text_tokens": 160}
+
+
+@pytest.mark.parametrize("options", POLICY_OPTIONS, ids=lambda options: str(options["speak"]))
+def test_events_do_not_depend_on_how_frames_come(options):
+    """
+    Frames one by one and together, through a fork, `narrate` and an engine, with evictions, an instruction and a
+    question: the model is untrained, its cache is real.
+    """
+    model, processor, frames = tiny_model(**ROUTED), tiny_processor(), random_frames(30)
+    options = {**options, **LIMITS, "max_new_tokens": 5, "prompt": "Now?"}
+
+    def watch(sizes, chunk_frames, fork_at=None):
+        session, begin = model.stream(processor, chunk_frames=chunk_frames, **options), 0
+        session.ask("Be brief.", reply_now=False)
+        session.ask("What is it?", time=6.0)
+        for size in sizes:
+            if begin == fork_at:
+                other = session.fork()
+                other.push(random_frames(5, seed=1))
+            session.push(frames[begin : begin + size])
+            begin += size
+        return session
+
+    session = watch([1] * 30, 8)
+    assert session.num_remembered < 13 and len(replies(session)) > 3
+    assert [event.text for event in session.events if event.role == "user"] == ["Be brief.", "What is it?"]
+    for other in (watch([30], 1), watch([30], 8), watch([7, 1, 4, 10, 8], 3), watch([10, 20], 8, fork_at=10)):
+        assert said(other.events) == said(session.events)
+        assert other.num_suppressed == session.num_suppressed
+        assert other.cache.lengths == session.cache.lengths
+    engine = StreamingEngine(model, processor, page_size=16, **LIMITS)
+    streams = [engine.open(**{name: x for name, x in options.items() if name not in LIMITS}) for _ in range(2)]
+    for stream, size in zip(streams, (1, 30), strict=True):
+        stream.ask("Be brief.", reply_now=False)
+        stream.ask("What is it?", time=6.0)
+        for begin in range(0, 30, size):
+            stream.push(frames[begin : begin + size])
+            if size == 1:
+                engine.run()
+    engine.run()
+    for stream in streams:
+        assert said(stream.events) == said(session.events)
+        assert stream.session.num_suppressed == session.num_suppressed
+
+
+@pytest.mark.parametrize("options", POLICY_OPTIONS, ids=lambda options: str(options["speak"]))
+def test_narrate_says_what_a_session_says(options):
+    model, processor, frames = tiny_model(**ROUTED), tiny_processor(), random_frames(9)
+    options = {**options, "max_new_tokens": 5}
+    narrated = list(model.narrate(processor, frames, "Be brief.", **options))
+    session = model.stream(processor, **options)
+    session.hear("Be brief.", reply_now=False)
+    session.push(frames)
+    assert said(narrated) == [event for event in said(session.events) if event[2] == "assistant"] != []
+
+
+def test_the_default_query_of_narrate_is_said_to_models_that_learned_when_to_speak():
+    for options, is_said in (({}, True), ({"every": 1.0}, False), ({"every": 1.0, "query": "Be brief."}, True)):
+        model, processor = talker()
+        list(model.narrate(processor, random_frames(2), **options))
+        assert (options.get("query", DEFAULT_QUERY) in model.text) is is_said
+
+
+@pytest.mark.parametrize("speak", ["every", "change", "probe"])
+def test_a_question_interrupts_a_reply_that_nobody_asked_for(speak):
+    model, processor = talker(
+        lambda index: "A ball rolls in from the left." if index == 0 else "Red.", yes=lambda _: 0.9
+    )
+
+    class Interrupter(Printed):
+        def put(self, value):
+            super().put(value)
+            if len(self.open) == 3 and not self.replies:
+                session.ask("What color?", interrupt=True)
+
+    session = model.stream(processor, system_prompt="Watch.", speak=speak, every=1.0, streamer=Interrupter())
+    session.push(random_frames(2))
+    first, question, answer = session.events
+    assert first.interrupted and first.text and "A ball rolls".startswith(first.text)
+    assert (question.text, question.time) == ("What color?", 0.0) and answer.role == "assistant"
+    cut = f"F{ASKED_NOW} {first.text}</s>\n"
+    assert model.text.startswith(f"<s>Watch.\n\n[{cut}User: What color?\nAssistant: A ball rolls in")

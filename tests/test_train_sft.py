@@ -120,7 +120,9 @@ def test_two_stages_from_scratch(tmp_path):
     new = ["--model_config", CONFIGS / "streamworld_model.json", "--kinds", "describe=1", "--num_train_epochs", 1]
     first = run_training(tmp_path / "one", *new, *small)
     assert first.returncode == 0, first.stderr[-3000:]
-    before = AutoModel.from_pretrained(tmp_path / "one", trust_remote_code=True).state_dict()
+    model = AutoModel.from_pretrained(tmp_path / "one", trust_remote_code=True)
+    before, model.config.speak = model.state_dict(), "every"
+    model.config.save_pretrained(tmp_path / "one")
     options = ["--checkpoint", tmp_path / "one", "--num_train_epochs", 1]
     second = run_training(tmp_path / "two", *options, *small)
     assert second.returncode == 0, second.stderr[-3000:]
@@ -128,7 +130,9 @@ def test_two_stages_from_scratch(tmp_path):
         float(line.split("'loss': '")[1].split("'")[0]) for line in second.stdout.split("\n") if "'loss'" in line
     ]
     assert len(losses) == 4 and losses[-1] < losses[0]
-    after = AutoModel.from_pretrained(tmp_path / "two", trust_remote_code=True).state_dict()
+    trained = AutoModel.from_pretrained(tmp_path / "two", trust_remote_code=True)
+    assert trained.config.speak == "learned"
+    after = trained.state_dict()
     still = [name for name, weight in after.items() if torch.equal(weight, before[name])]
     assert not still, "every parameter is trained, routers included"
     assert any("router" in name for name in after)

@@ -63,6 +63,7 @@ def train_model(
     # Model and processor
     checkpoint = training.last_checkpoint()
     model, processor = load_model(arguments, seed=training.seed)
+    model.config.speak = "learned"  # The loss at frames teaches when to speak.
     adapter = choose_parts(model, arguments)
 
     # Training. The collator packs, because TRL can only pack a data set of tokens.
