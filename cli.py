@@ -69,6 +69,12 @@ MaxFrames = Annotated[
     int | None,
     typer.Option(help="Number of frames to remember. Older ones are forgotten.", show_default="what fits the context"),
 ]
+FrameSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Side in pixels at which frames are encoded. Smaller is faster.", show_default="the checkpoint's"
+    ),
+]
 ReuseStatic = Annotated[
     float | None,
     typer.Option(
@@ -191,6 +197,7 @@ def narrate(
     min_silence: MinSilence = None,
     interval_threshold: IntervalThreshold = None,
     max_frames: MaxFrames = None,
+    frame_size: FrameSize = None,
     reuse_static: ReuseStatic = None,
     when_behind: Annotated[
         str | None,
@@ -251,6 +258,7 @@ def narrate(
             weights=weights,
             cache_dtype=cache_dtype,
             max_frames=max_frames,
+            frame_size=frame_size,
             reuse_static=reuse_static,
             fps=fps,
             interval_threshold=interval_threshold,
@@ -284,6 +292,7 @@ def ask(
     revision: Revision = None,
     fps: Fps = DEFAULT_FPS,
     max_frames: MaxFrames = None,
+    frame_size: FrameSize = None,
     reuse_static: ReuseStatic = None,
     timeout: Timeout = 10.0,
     reconnect: Reconnect = None,
@@ -303,7 +312,8 @@ def ask(
         live = {"fps": fps, "timeout": timeout, "reconnect": reconnect}
         check_video(video, fps=fps, at=at, timeout=timeout)
         # The model stays silent until it is asked.
-        options = {"fps": fps, "speak": lambda _: False, "max_frames": max_frames, "reuse_static": reuse_static}
+        options = {"fps": fps, "speak": lambda _: False, "max_frames": max_frames}
+        options |= {"frame_size": frame_size, "reuse_static": reuse_static}
         stored = {"weights": weights, "cache_dtype": cache_dtype}
         processor, session = open_session(video, model, revision, **stored, **options)
         report = new_report()
@@ -339,9 +349,10 @@ def report(
     model: Model = str(EMBEDDED),
     revision: Revision = None,
     query: Query = None,
-    fps: Fps = 2.0,
+    fps: Fps = DEFAULT_FPS,
     interval_threshold: IntervalThreshold = None,
     max_frames: MaxFrames = None,
+    frame_size: FrameSize = None,
     reuse_static: ReuseStatic = None,
     timeout: Timeout = 10.0,
     weights: Weights = None,
@@ -362,7 +373,8 @@ def report(
         check_options(fps=fps, text=summary)
         check_report(out, video)
         check_video(video, fps=fps, timeout=timeout)
-        stored = {"weights": weights, "cache_dtype": cache_dtype, "compile": compile, "reuse_static": reuse_static}
+        stored = {"weights": weights, "cache_dtype": cache_dtype, "compile": compile}
+        stored |= {"frame_size": frame_size, "reuse_static": reuse_static}
         options = {"fps": fps, "interval_threshold": interval_threshold, "max_frames": max_frames}
         processor, session = open_session(video, model, revision, prints=True, **stored, **options)
         ask_first(session, query)
@@ -388,6 +400,7 @@ def find(
     model: Model = str(EMBEDDED),
     revision: Revision = None,
     fps: Fps = DEFAULT_FPS,
+    frame_size: FrameSize = None,
     reuse_static: ReuseStatic = None,
     timeout: Timeout = 10.0,
     weights: Weights = None,
@@ -405,7 +418,8 @@ def find(
         check_window("--window", window, fps)
         check_video(video, fps=fps, timeout=timeout)
         cutter = open_cutter(video, clips)
-        stored = {"weights": weights, "cache_dtype": cache_dtype, "reuse_static": reuse_static}
+        stored = {"weights": weights, "cache_dtype": cache_dtype}
+        stored |= {"frame_size": frame_size, "reuse_static": reuse_static}
         processor, session = open_session(video, model, revision, fps=fps, max_frames=None, **stored, **ASKED_ONLY)
         report = new_report()
         reading = {"fps": fps, "timeout": timeout, "reconnect": False, "report": report}
@@ -437,6 +451,7 @@ def watch(
     model: Model = str(EMBEDDED),
     revision: Revision = None,
     fps: Fps = DEFAULT_FPS,
+    frame_size: FrameSize = None,
     reuse_static: ReuseStatic = None,
     timeout: Timeout = 10.0,
     reconnect: Reconnect = None,
@@ -454,7 +469,8 @@ def watch(
         check_window("--every", every, fps)
         hook = None if webhook is None else Webhook(webhook, partial(typer.echo, err=True))
         check_video(video, fps=fps, timeout=timeout)
-        stored = {"weights": weights, "cache_dtype": cache_dtype, "reuse_static": reuse_static}
+        stored = {"weights": weights, "cache_dtype": cache_dtype}
+        stored |= {"frame_size": frame_size, "reuse_static": reuse_static}
         processor, session = open_session(video, model, revision, fps=fps, max_frames=None, **stored, **ASKED_ONLY)
         report, alerts = new_report(), [Alert(what, threshold) for what in dict.fromkeys(alert)]
         reading = {"fps": fps, "timeout": timeout, "reconnect": reconnect, "report": report, "shows_progress": False}

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of VideoLLM-MoD: fields, their validation, the layout they define, and what it costs."""
 
+import copy
 import difflib
 import inspect
 import math
@@ -119,6 +120,9 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         frame_token_cls (`bool`, *optional*, defaults to `True`): Whether a frame starts with the pooled token.
         frame_token_pooled (`list[int]`, *optional*, defaults to `[3, 3]`):
             Height and width of a frame's grid of tokens, or `None` for no grid.
+        frame_size (`int`, *optional*):
+            Side in pixels at which frames are encoded. Defaults to the encoder's own. Change it together with the
+            processor by `model.set_frame_size(processor, frame_size)`.
         vision_feature_layer (`int`, *optional*):
             Encoder layer that provides the patches: -1 is the last, before the final norm. Defaults to the output.
         frame_token_id (`int`, *optional*, defaults to 128256): Id of the frame token. It needs no embedding row.
@@ -178,6 +182,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     frame_token_cls: bool = True
     frame_token_pooled: list[int] | tuple[int, ...] | None = (3, 3)
+    frame_size: int | None = None
     vision_feature_layer: int | None = None
     frame_token_id: int | None = 128256
     frame_token_interval_id: int | None = 11
@@ -274,14 +279,61 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     @property
     def vision_grid(self) -> tuple[int, int] | None:
-        """Patch grid (height, width) of the vision encoder at its own resolution, or `None` if unknown."""
+        """Patch grid (height, width) of the vision encoder at `frame_size`, or `None` if unknown."""
         patch_size = getattr(self.vision_config, "patch_size", None)
-        image_size = getattr(self.vision_config, "image_size", None)
+        image_size = self.frame_size or getattr(self.vision_config, "image_size", None)
         if patch_size is not None and image_size is not None:
             (height, width), (patch_height, patch_width) = height_and_width(image_size), height_and_width(patch_size)
             return height // patch_height, width // patch_width
         num_patches = getattr(self.vision_config, "num_patches", None)
         return (math.isqrt(num_patches),) * 2 if isinstance(num_patches, int) else None
+
+    def with_frame_size(self, frame_size: int) -> "VideoLLMMoDConfig":
+        """
+        Return a copy with another `frame_size`. `"mlp"` keeps its tokens per frame. The other connectors keep the
+        number of patches per token, so that a smaller frame has fewer tokens.
+
+        Raises:
+            `ValueError`: If the patches at this size do not fit the tokens, or more layers would be routed.
+        """
+        changed = copy.deepcopy(self)
+        changed.frame_size = frame_size
+        changed.validate_frame_size()
+        before, after = self.vision_grid, changed.vision_grid
+        factor = self.pixel_shuffle_factor if self.connector == "pixel_shuffle" else 1
+        if any(side % factor for side in after):
+            raise ValueError(
+                f"`frame_size` is {frame_size}, which is {after[0]}x{after[1]} patches. This model makes one token of "
+                f"{factor}x{factor} patches: choose a multiple of {frame_size // after[0] * factor} pixels."
+            )
+        if self.connector != "mlp":
+            # Rounded up, as LLaVA-OneVision pools an odd number of patches.
+            sides = zip(after, self.frame_token_pooled, before, strict=True)
+            changed.frame_token_pooled = [max(1, -(-new * tokens // old)) for new, tokens, old in sides]
+        for validate in type(self).__class_validators__:
+            validate(changed)
+        if missing := sorted({*changed.router_layers}.difference(self.router_layers)):
+            raise ValueError(
+                f"With `frame_size={frame_size}` layers {missing} would be routed too, and they have no router. "
+                "Choose another size, or a smaller `mod_keep_ratio`."
+            )
+        return changed
+
+    def validate_frame_size(self) -> None:
+        """Check the size of frames against the encoder's patches."""
+        patch_size, image_size = (getattr(self.vision_config, name, None) for name in ("patch_size", "image_size"))
+        if self.frame_size is None or self.frame_size == image_size:
+            return
+        if patch_size is None:
+            raise ValueError(
+                f"`frame_size` needs an encoder with patches; {self.vision_config.model_type!r} has none."
+            )
+        if self.frame_size < 1 or any(self.frame_size % side for side in height_and_width(patch_size)):
+            height, width = height_and_width(patch_size)
+            raise ValueError(
+                f"`frame_size` is {self.frame_size}; it must be a multiple of the encoder's patches, "
+                f"{height}x{width} pixels."
+            )
 
     def validate_frame_tokens(self) -> None:
         """Check the layout of a frame against the encoder."""

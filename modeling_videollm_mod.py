@@ -5,12 +5,14 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, PreTrainedModel
@@ -23,6 +25,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_available, logging
 
 from .cache_videollm_mod import CACHE_NAME, KeyRotation, TokenRun, VideoLLMMoDCache, one_cache
+from .checks_videollm_mod import check_count
 from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model, height_and_width
 from .generation_videollm_mod import VideoLLMMoDGenerationMixin
 from .routing_videollm_mod import (
@@ -47,6 +50,10 @@ _AUTO_MAP = {"AutoConfig": "configuration_videollm_mod.VideoLLMMoDConfig"} | dic
     ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
     "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration",
 )
+
+
+# Encoders that take frames of any size: their positions are interpolated, fractions of the frame, or relative.
+_ANY_SIZE = ("smolvlm_vision", "idefics3_vision", "internvl_vision", "siglip2_vision_model", "dinov2")
 
 
 @dataclass
@@ -106,15 +113,16 @@ class VideoLLMMoDConnector(nn.Module):
         self.linear_1 = nn.Linear(width, hidden_size, bias=has_two_layers)
         self.act = ACT2FN[config.connector_hidden_act] if has_two_layers else nn.Identity()
         self.linear_2 = nn.Linear(hidden_size, hidden_size) if has_two_layers else nn.Identity()
-        self.patch_grid = config.vision_grid if config.connector == "mlp_pool_after" else None
-        self.token_grid, self.pooling = config.frame_token_pooled, config.connector_pooling
+        self.config = config
 
     def forward(self, frame_features: torch.Tensor) -> torch.Tensor:
         """Project frame features to the width of the language model."""
         projected = self.linear_2(self.act(self.linear_1(self.layer_norm(frame_features))))
-        if self.patch_grid is None:
+        config = self.config
+        if config.connector != "mlp_pool_after":
             return projected
-        pooled = _pool_patches(projected.flatten(0, -3), self.patch_grid, self.token_grid, self.pooling)
+        grids = config.vision_grid, config.frame_token_pooled
+        pooled = _pool_patches(projected.flatten(0, -3), *grids, config.connector_pooling)
         return pooled.unflatten(0, projected.shape[:-2])
 
 
@@ -214,7 +222,8 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         encoder, layer = self.base_model.vision_encoder, self.config.vision_feature_layer
         leading = pixel_values_videos.shape[:-3]
         pixel_values = pixel_values_videos.flatten(0, -4).to(encoder.dtype)
-        outputs, grid = _run_encoder(encoder, pixel_values, output_hidden_states=layer is not None)
+        options = {"output_hidden_states": layer is not None}
+        outputs, grid = _run_encoder(encoder, pixel_values, self.config.frame_size, **options)
         tokens = []
         if self.config.frame_token_cls:
             if outputs.pooler_output is None:
@@ -243,15 +252,28 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     @property
     def frame_size(self) -> tuple[int, int] | None:
         """Height and width of frames for the vision encoder, or `None` if it takes several sizes."""
-        # An encoder with this option adapts its position embeddings to a size only if asked to.
-        option = signature(type(self.base_model.vision_encoder).forward).parameters.get("interpolate_pos_encoding")
-        vision_config = self.config.vision_config
-        if self.config.connector == "mlp" and (option is None or option.default):
+        vision_config, side = self.config.vision_config, self.config.frame_size
+        if side is not None:
+            return side, side
+        if self.config.connector == "mlp" and not _has_one_size(self.base_model.vision_encoder):
             return None
         if getattr(vision_config, "image_size", None) is not None:
             return height_and_width(vision_config.image_size)
         sides = zip(self.config.vision_grid, height_and_width(vision_config.patch_size), strict=True)
         return tuple(patches * size for patches, size in sides)
+
+    def set_frame_size(self, processor: Any, frame_size: int) -> None:
+        """
+        Encode frames at another size, a side in pixels such as 256, in sessions that are opened from now on. Smaller
+        frames take less time and, except with the connector `"mlp"`, have fewer tokens.
+
+        Raises:
+            `ValueError`: If the encoder has positions for one size only, or the size does not fit the connector.
+        """
+        _check_size(self.base_model.vision_encoder, check_count("frame_size", frame_size))
+        changed = self.config.with_frame_size(frame_size)
+        self.config.frame_size, self.config.frame_token_pooled = changed.frame_size, changed.frame_token_pooled
+        processor.set_frame_size(changed.frame_size, changed.frame_num_tokens)
 
     def get_video_features(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """Return frames (..., channels, height, width) as text embeddings (..., tokens, hidden)."""
@@ -294,6 +316,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         for validate in type(config).__class_validators__:
             validate(config)
         self.vision_encoder = AutoModel.from_config(config.vision_config)
+        _check_size(self.vision_encoder, config.frame_size)
         self.connector = VideoLLMMoDConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         check_language_model(self.language_model)
@@ -595,8 +618,24 @@ def _pool_patches(patches: torch.Tensor, grid: tuple[int, int], pooled: Sequence
     return patches.flatten(2).transpose(1, 2)
 
 
-def _run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor, **options: Any) -> tuple[Any, tuple[int, int]]:
+def _has_one_size(encoder: PreTrainedModel) -> bool:
+    """Whether an encoder takes frames of its own size, unless it is asked to interpolate its positions."""
+    option = signature(type(encoder).forward).parameters.get("interpolate_pos_encoding")
+    return option is not None and not option.default
+
+
+def _check_size(encoder: PreTrainedModel, frame_size: int | None) -> None:
+    if frame_size is not None and not _has_one_size(encoder) and encoder.config.model_type not in _ANY_SIZE:
+        raise ValueError(
+            f"`frame_size` cannot be changed: {type(encoder).__name__} is not known to encode frames of other sizes. "
+            f"Encoders that do are SigLIP, CLIP, {', '.join(_ANY_SIZE)}."
+        )
+
+
+def _run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor, frame_size: int | None, **options: Any) -> Any:
     """Return the encoder's output for frames (frames, channels, height, width), and its patch grid."""
+    if frame_size is not None and _has_one_size(encoder):
+        options["interpolate_pos_encoding"] = True
     patch_height, patch_width = height_and_width(encoder.config.patch_size)
     frames, _, height, width = pixel_values.shape
     grid = (height // patch_height, width // patch_width)
@@ -614,12 +653,14 @@ def _vision_flops_per_frame(config: VideoLLMMoDConfig) -> int:
     if grid is None:
         return 0
     height, width = height_and_width(getattr(vision_config, "patch_size", 1))
-    with torch.device("meta"):
+    # SigLIP 2 reads the shapes that `_run_encoder` makes. SmolVLM reads its mask, unless that is fake.
+    is_read = vision_config.model_type == "siglip2_vision_model"
+    with torch.device("meta") if is_read else FakeTensorMode(), init.no_init_weights():
         # The counter does not know every fused attention.
         encoder = AutoModel.from_config(vision_config, attn_implementation="eager")
         frame = torch.empty(1, getattr(vision_config, "num_channels", 3), grid[0] * height, grid[1] * width)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _run_encoder(encoder, frame)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), nullcontext() if is_read else frame.fake_mode:
+        _run_encoder(encoder, frame, config.frame_size)
     return counter.get_total_flops()
 
 

@@ -17,6 +17,7 @@ import torch
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import SizeDict
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_vision_available
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -616,6 +617,15 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     def sample_every(self, camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
         """Yield the newest frame of a live source every `seconds`, with its time: see [`sample_every`]."""
         return sample_every(camera, seconds)
+
+    def set_frame_size(self, frame_size: int, num_tokens: int) -> None:
+        """Make frames of this side in pixels and number of tokens; [`set_frame_size`] of the model calls it."""
+        video_processor = self.video_processor
+        if video_processor.longest_edge is not None:
+            before = max(video_processor.size["height"], video_processor.size["width"])
+            video_processor.longest_edge = round(video_processor.longest_edge * frame_size / before)
+        video_processor.size = SizeDict(height=frame_size, width=frame_size)
+        self.frame_num_tokens = num_tokens
 
     def process_frames(self, frames: Any) -> torch.Tensor:
         """Return the pixel values of RGB frames, float32: [`resize_frames`], then [`normalize_frames`]."""

@@ -131,6 +131,7 @@ def open_session(
     cache_dtype: str | None,
     max_frames: int | None,
     reuse_static: float | None = None,
+    frame_size: int | None = None,
     prints: bool = False,
     **options: Any,
 ) -> tuple[Any, Any]:
@@ -149,6 +150,8 @@ def open_session(
     load_config(name, revision)
     with named_faults(name):
         processor, model = load_checkpoint(name, weights=weights, revision=revision)
+    if frame_size is not None:
+        model.set_frame_size(processor, frame_size)
     if notice := foreign_notice(video, name):
         typer.secho(f"Note: {notice}", err=True, fg="yellow")
     printer = _line_printer(processor.tokenizer) if prints else None
@@ -157,17 +160,17 @@ def open_session(
         **within_context(model.config, processor.frame_text_tokens, max_frames),
     }
     if reuse_static is None:
-        reuse_static = _default_reuse(model.config)
+        reuse_static = _default_reuse(model.config.speak)
     session = model.stream(processor, streamer=printer, reuse_static=reuse_static or None, **options)
     if printer is not None:
         printer.session = session
     return processor, session
 
 
-def _default_reuse(config: Any) -> float:
-    """Return the grey levels below which commands reuse features."""
-    # A model that learned when to speak has seen each frame for itself, and its figures are those of exact features.
-    return 0.0 if getattr(config, "speak", "learned") == "learned" else REUSE_STATIC
+def _default_reuse(speak: str) -> float:
+    """Return the grey levels up to which commands reuse features."""
+    # A model that learned when to speak was trained and measured on the features of each frame.
+    return 0.0 if speak == "learned" else REUSE_STATIC
 
 
 def describe_checkpoint(name: str) -> str:

@@ -224,6 +224,14 @@ def test_frames_that_hardly_change_are_not_encoded_if_that_is_asked_for(tmp_path
     assert "; 5 hardly changed and were not encoded\n" in said.stdout
 
 
+def test_commands_encode_frames_at_the_size_that_is_asked_for():
+    """What the toy says of smaller frames is not tested: it learned on frames of one size."""
+    done = CliRunner().invoke(cli.app, ["ask", str(SAMPLE), "How many things do you see?", "--frame-size", "48"])
+    assert done.exit_code == 0 and done.stdout.strip(), done.stderr
+    usual = CliRunner().invoke(cli.app, ["ask", str(SAMPLE), "How many things do you see?", "--frame-size", "96"])
+    assert usual.stdout == CliRunner().invoke(cli.app, ["ask", str(SAMPLE), "How many things do you see?"]).stdout
+
+
 def test_inspect_needs_no_weights(tmp_path):
     shown = run_process("inspect")
     assert shown.returncode == 0 and shown.stderr == ""
@@ -290,6 +298,7 @@ def test_convert_and_push_run_the_scripts():
         ),
         (["narrate", "--every", "0"], "error: `every` must be a positive number of seconds"),
         (["narrate", "--speak", "every", "--speak-threshold", "0.5"], "error: `speak_threshold` belongs to 'change'"),
+        (["narrate", "--frame-size", "20"], "error: `frame_size` is 20; it must be a multiple of"),
         (["narrate", "--query", "a\udcff"], "error: What the user says is not valid Unicode"),
         (["ask", str(SAMPLE), "a\udcff"], "error: What the user says is not valid Unicode"),
         (["ask", str(SAMPLE), " "], "error: The question is empty."),

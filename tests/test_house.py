@@ -34,6 +34,7 @@ TRAVELLING = {
     "modeling_videollm_mod": {
         "configuration_videollm_mod",
         "cache_videollm_mod",
+        "checks_videollm_mod",
         "generation_videollm_mod",
         "routing_videollm_mod",
     },

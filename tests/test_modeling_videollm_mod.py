@@ -5,6 +5,7 @@
 import copy
 import json
 import logging
+import math
 import re
 from functools import partial
 
@@ -47,6 +48,7 @@ from transformers.utils.logging import warning_once
 from videollm_mod import (
     VideoLLMMoDConfig,
     VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
     modeling_videollm_mod,
     routing_videollm_mod,
 )
@@ -293,6 +295,103 @@ def test_pixel_shuffle_concatenates_squares_of_patches(act):
         assert_close(model.get_video_features(pixels), expected)
     with pytest.raises(ValueError, match="Frames have 2 x 4 patches, but 'pixel_shuffle' needs 4 x 4"):
         model._patch_features(patches[:, :2].flatten(1, 2), (2, 4))
+
+
+RESIZABLE = ("siglip_vision_model", "clip_vision_model", "siglip2_vision_model", "dinov2")
+RESIZABLE += ("smolvlm_vision", "idefics3_vision", "internvl_vision")
+
+
+def resizable_model(kind, **options):
+    """A tiny model with an encoder of 4x4 patches at 32 pixels."""
+    sizes = {"image_size": [32, 32], "patch_size": [8, 8]} if kind == "internvl_vision" else {}
+    vision = tiny_vision_config(kind, **sizes)
+    return tiny_model(VideoLLMMoDConfig(**tiny_config(**options).to_dict() | {"vision_config": vision}))
+
+
+@pytest.mark.parametrize("kind", RESIZABLE)
+def test_frames_of_another_size_are_encoded_as_the_encoder_does(kind, tmp_path):
+    """Grids of 3x3 and 6x6 patches in place of 4x4, pooled to 3x3."""
+    model, processor = resizable_model(kind, frame_token_cls=False), tiny_processor(frame_num_tokens=9)
+    encoder = model.model.vision_encoder
+    for side in (24, 48):
+        model.set_frame_size(processor, side)
+        pixels = torch.randn(2, 3, side, side)
+        features = model.encode_frames(pixels)
+        assert features.shape == (2, 9, 16) == (2, *model.config.frame_feature_shape)
+        if kind != "siglip2_vision_model":
+            asked = {"interpolate_pos_encoding": True} if kind.startswith(("siglip", "clip")) else {}
+            patches = encoder(pixels, **asked).last_hidden_state[:, -((side // 8) ** 2) :]
+            grid = patches.transpose(1, 2).unflatten(2, (side // 8, side // 8))
+            expected = torch.nn.functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)
+            assert_close(features, expected)
+    session = model.stream(processor, max_new_tokens=2)
+    session.push(random_frames(2, size=(30, 40)))
+    assert session.num_frames == 2 and model.frame_size == (48, 48)
+    with pytest.raises(ValueError, match="must be 48 x 48 pixels"):
+        session.sample(torch.zeros(1, 3, 32, 32), time=9.0)
+    assert model.estimate_cost(1, 1).vision_flops > resizable_model(kind).estimate_cost(1, 1).vision_flops
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path)
+    assert_close(loaded.encode_frames(pixels), features)
+    again = VideoLLMMoDProcessor.from_pretrained(tmp_path)
+    assert again.resize_frames(random_frames(1)).shape == (1, 3, 48, 48) and loaded.config.frame_size == 48
+
+
+@pytest.mark.parametrize(
+    ("connector", "side", "tokens"), [("pixel_shuffle", 48, 9), ("mlp_pool_after", 16, 4), ("mlp", 24, 9)]
+)
+def test_the_connector_says_how_many_tokens_a_frame_of_another_size_has(connector, side, tokens):
+    pooled = {"pixel_shuffle": (2, 2), "mlp_pool_after": (3, 3), "mlp": (3, 3)}[connector]
+    options = {"frame_token_cls": False, "frame_token_pooled": pooled, "connector": connector}
+    model = resizable_model("smolvlm_vision", **options)
+    processor = tiny_processor(frame_num_tokens=math.prod(pooled))
+    session = model.stream(processor, max_new_tokens=2, interval_threshold=0.004)
+    session.push(random_frames(1))
+    model.set_frame_size(processor, side)
+    assert processor.frame_num_tokens == model.config.frame_num_tokens == tokens
+    session = model.stream(processor, max_new_tokens=2, interval_threshold=0.004)
+    session.push(random_frames(3))
+    text = [event for event in session if event.role == "assistant"]
+    assert session.num_frames == 3 and text
+    ids = processor.apply_chat_template([{"role": "stream", "num_frames": 3}], tokenize=True, return_dict=False)
+    assert ids.count(processor.frame_token_id) == 3 * tokens
+    fresh = tiny_model(VideoLLMMoDConfig(**model.config.to_dict()))
+    fresh.load_state_dict(model.state_dict())
+    pixels = torch.randn(1, 3, side, side)
+    assert_close(fresh.get_video_features(pixels), model.get_video_features(pixels))
+
+
+@pytest.mark.parametrize(
+    ("options", "side", "message"),
+    [
+        ({}, 20, "`frame_size` is 20; it must be a multiple of the encoder's patches, 8x8 pixels"),
+        ({}, 16, "only 2x2 patches: choose a grid no larger"),
+        ({}, 0, "`frame_size` must be a whole number, at least 1, got 0"),
+        ({"connector": "pixel_shuffle", "frame_token_pooled": (2, 2)}, 24, "2x2 patches: choose a multiple of 16 pix"),
+        (
+            {"connector": "pixel_shuffle", "frame_token_pooled": (2, 2), "mod_keep_ratio": 0.9},
+            64,
+            r"layers \[1, 3\] would be routed too, and they have no router",
+        ),
+    ],
+)
+def test_a_frame_size_that_does_not_fit_changes_nothing(options, side, message):
+    options = {"frame_token_cls": False, **options}
+    model, processor = resizable_model("siglip_vision_model", **options), tiny_processor()
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match=message):
+        model.set_frame_size(processor, side)
+    assert model.config.to_dict() == before and processor.resize_frames(random_frames(1)).shape[-1] == 32
+
+
+def test_an_encoder_with_positions_of_one_size_is_refused():
+    model = resizable_model("aimv2_vision_model", frame_token_cls=False)
+    message = "Aimv2VisionModel is not known to encode frames of other sizes"
+    with pytest.raises(ValueError, match=message):
+        model.set_frame_size(tiny_processor(), 48)
+    with pytest.raises(ValueError, match=message):
+        VideoLLMMoDForConditionalGeneration(VideoLLMMoDConfig(**model.config.to_dict() | {"frame_size": 48}))
 
 
 @pytest.mark.parametrize("connector", CONNECTORS)
