@@ -21,6 +21,7 @@ import typer
 from videollm_mod.checks_videollm_mod import check_number
 from videollm_mod.commands.alert import Alert, Webhook, watch_for
 from videollm_mod.commands.find import find_in_video, open_cutter
+from videollm_mod.commands.folder import check_file, check_folder, narrate_folder
 from videollm_mod.commands.watching import (
     EMBEDDED,
     CtrlC,
@@ -175,7 +176,8 @@ def narrate(
     video: Annotated[
         str,
         typer.Argument(
-            help="A file, a URL (also rtsp://), camera:0, or - for standard input.", show_default="a sample clip"
+            help="A file or a folder, a URL (also rtsp://), camera:0, or - for standard input.",
+            show_default="a sample clip",
         ),
     ] = str(SAMPLE),
     model: Model = str(EMBEDDED),
@@ -230,13 +232,23 @@ def narrate(
         Path | None,
         typer.Option(help="Font file for --burn-in.", show_default="an installed one that has the letters"),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a folder: where to write an .srt for each video, at the same path.", show_default="beside each"
+        ),
+    ] = None,
+    streams: Annotated[
+        int | None,
+        typer.Option(min=1, help="For a folder: videos at once.", show_default="2 to 4, by cores and memory"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Narrate a video as it plays.
+    Narrate a video as it plays, or all videos of a folder.
 
     Each line starts with the time in the video. Ctrl+C stops a live source, and the files are still written. A second
-    Ctrl+C ends the program at once.
+    Ctrl+C ends the program at once. In a folder, videos that have an .srt already are skipped.
     """
     with one_line_errors(), CtrlC() as ctrl_c:
         written = {"srt": srt, "vtt": vtt, "jsonl": jsonl, "burn_in": burn_in}
@@ -246,6 +258,14 @@ def narrate(
         speaking: dict[str, Any] = {"speak": speak, "every": every, "speak_threshold": speak_threshold}
         speaking |= {"prompt": prompt, "no_repeat": no_repeat, "max_words": max_words, "min_silence": min_silence}
         check_speaking(**speaking)
+        if Path(video).is_dir():
+            others = {"font": font, "when_behind": when_behind, "max_waiting": max_waiting, "reconnect": reconnect}
+            check_folder(video, out, written | others)
+            options = {"weights": weights, "cache_dtype": cache_dtype, "max_frames": max_frames, "compile": compile}
+            options |= {"reuse_static": reuse_static, "interval_threshold": interval_threshold, **speaking}
+            work = {"out": out, "streams": streams, "query": query, "fps": fps, "as_json": as_json}
+            raise typer.Exit(narrate_folder(video, model, revision, **work, **options))
+        check_file(video, out, streams)
         _check_outputs(outputs, video)
         _check_burn_in(burn_in, font, query)
         live = {"fps": fps, "may_slow": may_slow, "timeout": timeout, "reconnect": reconnect}

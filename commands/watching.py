@@ -128,15 +128,33 @@ def open_session(
     revision: str | None,
     *,
     weights: str | None,
+    prints: bool = False,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Load a checkpoint and start a session, which prints replies as they are generated if `prints`."""
+    processor, model, options = load(name, revision, weights=weights, **options)
+    if notice := foreign_notice(video, name):
+        typer.secho(f"Note: {notice}", err=True, fg="yellow")
+    printer = _line_printer(processor.tokenizer) if prints else None
+    session = model.stream(processor, streamer=printer, **options)
+    if printer is not None:
+        printer.session = session
+    return processor, session
+
+
+def load(
+    name: str,
+    revision: str | None,
+    *,
+    weights: str | None,
     cache_dtype: str | None,
     max_frames: int | None,
     reuse_static: float | None = None,
     frame_size: int | None = None,
-    prints: bool = False,
     **options: Any,
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, dict[str, Any]]:
     """
-    Load a checkpoint and start a session, which prints replies as they are generated if `prints`.
+    Load a checkpoint. Return its processor, the model and the options of its sessions.
 
     A `reuse_static` of `None` means the commands' default, and 0 that all frames are encoded.
     """
@@ -152,19 +170,10 @@ def open_session(
         processor, model = load_checkpoint(name, weights=weights, revision=revision)
     if frame_size is not None:
         model.set_frame_size(processor, frame_size)
-    if notice := foreign_notice(video, name):
-        typer.secho(f"Note: {notice}", err=True, fg="yellow")
-    printer = _line_printer(processor.tokenizer) if prints else None
-    options |= {
-        "cache_dtype": CACHE_DTYPES.get(cache_dtype),
-        **within_context(model.config, processor.frame_text_tokens, max_frames),
-    }
-    if reuse_static is None:
-        reuse_static = _default_reuse(model.config.speak)
-    session = model.stream(processor, streamer=printer, reuse_static=reuse_static or None, **options)
-    if printer is not None:
-        printer.session = session
-    return processor, session
+    limits = within_context(model.config, processor.frame_text_tokens, max_frames)
+    reuse_static = _default_reuse(model.config.speak) if reuse_static is None else reuse_static
+    stored = {"cache_dtype": CACHE_DTYPES.get(cache_dtype), "reuse_static": reuse_static or None}
+    return processor, model, options | limits | stored
 
 
 def _default_reuse(speak: str) -> float:
@@ -187,11 +196,15 @@ def foreign_notice(video: str, name: str) -> str:
 
 
 def ask_first(session: Any, query: str | None) -> None:
+    if text := first_query(session, query):
+        session.ask(text, reply_now=False)
+
+
+def first_query(session: Any, query: str | None) -> str:
+    """Return what the user says before the first frame, or `""`."""
     from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
 
-    query = DEFAULT_QUERY if query is None and session.speak == "learned" else query
-    if query:
-        session.ask(query, reply_now=False)
+    return (DEFAULT_QUERY if session.speak == "learned" else "") if query is None else query
 
 
 def load_config(name: str, revision: str | None) -> Any:
@@ -337,8 +350,10 @@ __all__ = [
     "check_speaking",
     "check_video",
     "describe_checkpoint",
+    "first_query",
     "foreign_notice",
     "keep_what_was_seen",
+    "load",
     "load_config",
     "new_report",
     "open_session",

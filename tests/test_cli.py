@@ -286,7 +286,11 @@ def test_convert_and_push_run_the_scripts():
         (["narrate", "--burn-in", "out.txt"], "the file name must end in .mp4, got 'out.txt'"),
         (["narrate", "--srt", "no.srt", "--vtt", "./samples/../no.srt"], "--srt and --vtt both name 'no.srt'"),
         (["narrate", "--srt", "/proc/out.srt"], "error: --srt cannot write '/proc/out.srt'"),
-        (["narrate", "samples"], "error: 'samples' is a folder: name a video file in it."),
+        (["ask", "samples", "What?"], "error: 'samples' is a folder: name a video file in it."),
+        (["narrate", "train"], "error: There is no video in 'train'."),
+        (["narrate", "samples", "--burn-in", "a.mp4"], "error: --burn-in is for one video, and 'samples' is a folder"),
+        (["narrate", "samples", "--out", "/proc/out"], "error: --out cannot make the folder '/proc/out'"),
+        (["narrate", "--out", "out"], "streamworld.mp4' is none: use --srt."),
         (["narrate", "--fps", "nan"], "error: `fps` must be a positive number of frames per second"),
         (["narrate", "--fps", "inf"], "error: `fps` must be a positive number of frames per second"),
         (["narrate", "--fps", "1e9"], "at most 1000, got 1000000000.0"),
@@ -420,7 +424,7 @@ def test_help_shows_the_default_query():
 
 def test_help_names_every_option():
     shown = run_command("narrate", "--help").stdout
-    for option in ("--model", "--query", "--fps", "--interval-threshold", "--burn-in", "--json", "A file, a URL"):
+    for option in ("--model", "--query", "--fps", "--interval-threshold", "--burn-in", "--json", "A file or a folder"):
         assert option in shown
 
 

@@ -1,0 +1,360 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""`videollm-mod narrate FOLDER`: subtitles for all videos of a folder, several videos at once in one engine."""
+
+import json
+import math
+import mimetypes
+import os
+import sys
+import threading
+import time as clock
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from videollm_mod.commands.watching import first_query, foreign_notice, load
+from videollm_mod.outputs import check_outputs, write_text
+from videollm_mod.space.checkpoint_faults import in_one_line
+
+
+# What FFmpeg opens as video and a person would not call one: photos, text drawn as pictures, and lists of other files.
+_NO_VIDEO = {"image2", "tty", "hls", "dash", "concat", "concatf", "sdp", "ffmetadata"}
+# Names of videos that Python does not know on every machine.
+_VIDEO_NAMES = {".mkv", ".webm", ".ts", ".mts", ".m2ts", ".flv", ".mxf", ".vob", ".ogv", ".wmv", ".3gp", ".m4v"}
+# Frames of a video that wait for the engine, at the model's size.
+_MAX_WAITING = 16
+
+
+@dataclass
+class Video:
+    """
+    A video of the folder.
+
+    Args:
+        path (`Path`): The video.
+        name (`str`): Its path in the folder.
+        srt (`Path`): Its subtitles.
+        seconds (`float`): Its length.
+        fault (`str`): Why it cannot be read, or `""`.
+    """
+
+    path: Path
+    name: str
+    srt: Path
+    seconds: float = 0.0
+    fault: str = ""
+
+
+@dataclass
+class Narrated:
+    """What became of a video: its events, or why there are none."""
+
+    video: Video
+    events: list[Any] = field(default_factory=list)
+    num_frames: int = 0
+    reading: Any = None
+    fault: str = ""
+
+    def to_json(self) -> str:
+        said = {"video": self.video.name, "srt": str(self.video.srt)}
+        if self.fault:
+            return json.dumps({"video": self.video.name, "error": self.fault}, ensure_ascii=False)
+        events = [{"time": e.time, "text": e.text} for e in self.events if e.role == "assistant"]
+        about = {"seconds": round(self.video.seconds, 3), "frames": self.num_frames, "events": events}
+        return json.dumps(said | about | {"reading": self.reading.to_dict()}, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        if self.fault:
+            return f"error: {self.fault if str(self.video.path) in self.fault else f'{self.video.name}: {self.fault}'}"
+        count = sum(event.role == "assistant" and bool(event.text) for event in self.events)
+        captions = f"{count} caption{'' if count == 1 else 's'}"
+        return f"{self.video.name}: {captions} in {self.video.srt}" + (f". {self.reading}" if self.reading else "")
+
+
+# ------------------------------------------------------------------------------------------------- which are narrated
+
+
+def find_videos(folder: Path, out: Path | None) -> Iterator[Video]:
+    """
+    Yield the videos of a folder and its folders in order, and files that should be videos but cannot be read.
+
+    A file is a video if it opens as one. Hidden files and folders are left out.
+
+    Args:
+        folder (`Path`): The folder.
+        out (`Path`, *optional*): Folder for subtitles. Without it they lie beside each video.
+    """
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found = []
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path = Path(parent, name)
+            is_video, fault = _look_at(path)
+            if is_video or fault:
+                found.append((path, fault))
+        # Videos that differ only in the suffix keep it, so that each has subtitles of its own.
+        count = Counter(path.stem.casefold() for path, _ in found)
+        for path, fault in found:
+            beside = path.with_suffix(".srt") if count[path.stem.casefold()] == 1 else Path(f"{path}.srt")
+            srt = beside if out is None else out / beside.relative_to(folder)
+            yield Video(path, str(path.relative_to(folder)), srt, fault=fault)
+
+
+def _look_at(path: Path) -> tuple[bool, str]:
+    """Return whether a file is a video, and what is wrong with one that should be."""
+    from videollm_mod.video_reading_videollm_mod import VideoReader
+
+    guess = mimetypes.guess_type(path.name)[0] or ""
+    is_named_so = guess.startswith("video/") or path.suffix.lower() in _VIDEO_NAMES
+    if not path.is_file():
+        return False, ""
+    try:
+        with VideoReader(path) as reader:
+            kind = reader.container.format.name
+    except (OSError, ValueError) as error:
+        return False, in_one_line(error) if is_named_so else ""
+    return not (kind in _NO_VIDEO or kind.endswith("_pipe")), ""
+
+
+def check_folder(folder: str, out: Path | None, options: dict[str, Any]) -> None:
+    """
+    Check what can be checked before any work, and make the folder for subtitles.
+
+    Args:
+        options (`dict[str, Any]`): Options that a folder does not have, by name, `None` where they are not given.
+
+    Raises:
+        `ValueError`: If such an option is given, or the folder for subtitles cannot be made.
+    """
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+        raise ValueError(
+            f"{given[0]} is for one video, and '{folder}' is a folder: use --out, a folder for subtitles."
+        )
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out cannot make the folder '{out}': {error.strerror}.") from None
+
+
+def check_file(video: str, out: Path | None, streams: int | None) -> None:
+    """Raise `ValueError` if an option of a folder is given for one video."""
+    if out is not None or streams is not None:
+        option, instead = ("--out", ": use --srt") if out is not None else ("--streams", "")
+        raise ValueError(f"{option} is for a folder of videos, and '{video}' is none{instead}.")
+
+
+def _measure(videos: Sequence[Video]) -> None:
+    """Set the lengths of videos, and the faults of those that have no frame."""
+    from videollm_mod.video_reading_videollm_mod import VideoReader
+
+    for video in videos:
+        try:
+            with VideoReader(video.path) as reader:
+                video.seconds = reader.seconds
+        except (OSError, ValueError) as error:
+            video.fault = in_one_line(error)
+
+
+def _check_places(videos: Sequence[Video]) -> None:
+    """Raise `ValueError` if subtitles cannot be written to one of the folders."""
+    for place in {video.srt.parent: video for video in videos if video.srt.parent.is_dir()}.values():
+        check_outputs({"--out": place.srt}, place.path)
+
+
+# --------------------------------------------------------------------------------------------------------- the engine
+
+
+def choose_streams(model: Any, room: tuple[int, int], num_videos: int) -> int:
+    """
+    Return how many videos to narrate at once: 4 on a GPU or 8 cores, else 2, as far as half of the memory goes.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model.
+        room (`tuple[int, int]`): Frames and text tokens that each remembers.
+        num_videos (`int`): Videos that are left.
+    """
+    import torch
+
+    streams = 4 if model.device.type == "cuda" or (os.cpu_count() or 1) >= 8 else 2
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            free = math.inf  # not every system says
+    each = model.estimate_cost(*room).cache_bytes
+    return max(1, min(streams, num_videos, int(min(free / 2 / each, streams))))
+
+
+class _Folder:
+    """The work on a folder: threads that read videos into an engine's streams, and write what was said."""
+
+    def __init__(
+        self,
+        engine: Any,
+        query: str | None,
+        *,
+        fps: float,
+        stop: threading.Event,
+        progress: Any,
+        **options: Any,
+    ) -> None:
+        self.engine, self.query, self.fps, self.options = engine, query, fps, options
+        self.stop, self.progress = stop, progress
+
+    def narrate(self, video: Video) -> Narrated | None:
+        """Narrate a video and write its subtitles. Return `None` if the work was stopped before the end."""
+        from videollm_mod.space.captions import to_srt
+        from videollm_mod.video_reading_videollm_mod import ReadingReport
+
+        if self.stop.is_set():
+            return None
+        done = Narrated(video, reading=ReadingReport())
+        try:
+            self._watch(video, done)
+            if self.stop.is_set():
+                return None
+            video.srt.parent.mkdir(parents=True, exist_ok=True)
+            write_text(video.srt, to_srt(done.events, end=video.seconds))
+        except Exception as error:
+            # One faulty video does not end the others. A fault of the engine ends them all.
+            if self.stop.is_set() or not self.engine.is_running:
+                self.stop.set()
+                raise
+            done.fault = in_one_line(error.__cause__ or error)
+        return done
+
+    def _watch(self, video: Video, done: Narrated) -> None:
+        from videollm_mod.video_reading_videollm_mod import read_video
+
+        stream = self.engine.open(fps=self.fps, when_behind="block", max_waiting=_MAX_WAITING, **self.options)
+        try:
+            if query := first_query(stream.session, self.query):
+                stream.ask(query, reply_now=False)
+            with closing(read_video(video.path, fps=self.fps, report=done.reading)) as frames:
+                for time, frame in frames:
+                    if self.stop.is_set():
+                        break
+                    stream.push(frame, time=time)
+                    self.progress.update(1)
+        finally:
+            stream.close()
+            # The next video may have the stream's memory when its events have ended.
+            done.events = list(stream)
+        done.num_frames = stream.session.num_frames
+
+
+def narrate_folder(
+    folder: str,
+    name: str,
+    revision: str | None,
+    *,
+    out: Path | None,
+    streams: int | None,
+    query: str | None,
+    fps: float,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """
+    Narrate the videos of a folder that have no subtitles yet, several at once.
+
+    Args:
+        folder (`str`): The folder.
+        name, revision: The checkpoint; see [`load`], also for `options`.
+        out, query, fps, as_json: See `narrate`.
+        streams (`int`, *optional*): Videos at once; see [`choose_streams`].
+
+    Returns:
+        `int`: The exit code: 0 if all were narrated, 1 if some failed, and 130 after Ctrl+C.
+
+    Raises:
+        `ValueError`: If the folder has no video, or subtitles cannot be written.
+    """
+    videos = list(find_videos(Path(folder), out))
+    if not videos:
+        raise ValueError(f"There is no video in '{folder}'.")
+    left = [video for video in videos if not video.srt.exists()]
+    _check_places(left)
+    _measure(left)
+    if len(left) < len(videos):
+        typer.echo(f"{len(videos) - len(left)} of {len(videos)} videos have subtitles already", err=True)
+    results = [Narrated(video, fault=video.fault) for video in left if video.fault]
+    for result in results:
+        _print(result, as_json)
+    good, begin = [video for video in left if not video.fault], clock.monotonic()
+    try:
+        for result in _run(good, name, revision, streams=streams, query=query, fps=fps, **options) if good else ():
+            results.append(result)
+            _print(result, as_json)
+    except KeyboardInterrupt:
+        count = len(left) - len(results)
+        typer.echo(f"\nstopped with {count} of {len(videos)} videos left: the same command goes on", err=True)
+        return 130
+    if results:
+        _print_end(results, clock.monotonic() - begin)
+    return int(any(result.fault for result in results))
+
+
+def _run(
+    videos: Sequence[Video],
+    name: str,
+    revision: str | None,
+    *,
+    streams: int | None,
+    query: str | None,
+    fps: float,
+    compile: bool | None,
+    **options: Any,
+) -> Iterator[Narrated]:
+    """Yield what became of each video as it ends."""
+    from tqdm import tqdm
+
+    from videollm_mod.serving import StreamingEngine
+
+    processor, model, options = load(name, revision, **options)
+    if notice := next(filter(None, (foreign_notice(str(video.path), name) for video in videos)), ""):
+        typer.secho(f"Note: {notice}", err=True, fg="yellow")
+    # A stream that sees all frames of its video forgets none, and needs no room for more.
+    longest = math.ceil(max(video.seconds for video in videos) * fps) + 2
+    limits = {"max_frames": min(options.pop("max_frames"), longest), "max_text_tokens": options.pop("max_text_tokens")}
+    streams = choose_streams(model, tuple(limits.values()), len(videos)) if streams is None else streams
+    limits |= {"max_streams": min(streams, len(videos)), "cache_dtype": options.pop("cache_dtype")}
+    engine = StreamingEngine(model, processor, compile_steps=bool(compile), **limits)
+    total, stop = sum(math.ceil(video.seconds * fps) for video in videos), threading.Event()
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, unit=" frames", file=sys.stderr, disable=None, dynamic_ncols=True))
+        threads = stack.enter_context(ThreadPoolExecutor(engine.max_streams, thread_name_prefix="narrate_folder"))
+        stack.enter_context(engine)
+        # However this ends, threads that still read must end too.
+        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+        stack.callback(stop.set)
+        work = _Folder(engine, query, fps=fps, stop=stop, progress=bar, **options)
+        left: set[Future] = {threads.submit(work.narrate, video) for video in videos}
+        while left:
+            bar.set_description(f"{len(videos) - len(left)} of {len(videos)} videos")
+            finished, left = wait(left, return_when=FIRST_COMPLETED)
+            for done in finished:
+                if (result := done.result()) is not None:
+                    with bar.external_write_mode():
+                        yield result
+
+
+def _print(result: Narrated, as_json: bool) -> None:
+    typer.echo(result.to_json() if as_json else result, err=bool(result.fault) and not as_json)
+
+
+def _print_end(results: Sequence[Narrated], seconds: float) -> None:
+    failed, frames = sum(bool(result.fault) for result in results), sum(result.num_frames for result in results)
+    speed = f"{frames} frames in {seconds:.1f} s, {frames / max(seconds, 1e-6):.1f} frames/s"
+    faulty = f", {failed} failed" if failed else ""
+    typer.echo(f"{len(results) - failed} narrated{faulty}; {speed}", err=True)

@@ -1,0 +1,130 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Narrating a folder: the same subtitles as of each file, what is skipped, and what stays after a fault or Ctrl+C."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from tiny import random_frames, tiny_model, write_clip
+from typer.testing import CliRunner
+
+from videollm_mod import cli
+from videollm_mod.commands import folder as folder_command
+from videollm_mod.commands.folder import choose_streams, find_videos
+
+
+ROOT = Path(__file__).parents[1]
+NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
+SAMPLE = ROOT / "samples" / "streamworld.mp4"
+STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
+SECOND = ROOT / "samples" / "streamworld_2.mp4"
+
+
+def narrate(*arguments):
+    return CliRunner().invoke(cli.app, ["narrate", *map(str, arguments)])
+
+
+@pytest.fixture
+def films(tmp_path):
+    """A folder with three videos, two of one name, and files that are none."""
+    films = tmp_path / "films"
+    for path, source in (("b.mp4", SAMPLE), ("trip/a.mp4", SECOND), ("trip/a.MOV", NASA), (".cache/c.mp4", SAMPLE)):
+        (films / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, films / path)
+    shutil.copy(ROOT / "docs" / "loss.png", films)
+    (films / "notes.txt").write_text("Not a video.\n" * 100)
+    (films / ".hidden.mp4").write_bytes(b"")
+    return films
+
+
+def test_each_video_gets_the_subtitles_that_narrate_writes(films, tmp_path):
+    (films / "cut.mp4").write_bytes(SAMPLE.read_bytes()[:3000])
+    done = narrate(films, "--out", tmp_path / "out", "--streams", 2)
+    assert done.exit_code == 1, "one is faulty"
+    loading = done.stderr.index("loading")
+    fault = "cannot be read as video: its index is missing, as in a recording that was cut off."
+    assert done.stderr[:loading] == f"error: '{films}/cut.mp4' {fault}\n"
+    assert "3 narrated, 1 failed; 62 frames in" in done.stderr
+    written = {"b.mp4": "b.srt", "trip/a.mp4": "trip/a.mp4.srt", "trip/a.MOV": "trip/a.MOV.srt"}
+    files = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert files == set(written.values())
+    for video, srt in written.items():
+        assert narrate(films / video, "--srt", tmp_path / "one.srt").exit_code == 0
+        expected = (tmp_path / "one.srt").read_text()
+        assert (tmp_path / "out" / srt).read_text() == expected and "-->" in expected
+        captions = expected.count("-->")
+        assert f"{video}: {captions} captions in {tmp_path / 'out' / srt}" in done.stdout
+
+
+def test_finished_videos_are_skipped(films):
+    (films / "trip" / "a.mp4.srt").write_text("mine")
+    first = narrate(films, "--json", "--streams", 1)
+    assert first.exit_code == 0 and "1 of 3 videos have subtitles already" in first.stderr, first.stderr
+    told = {line["video"]: line for line in map(json.loads, first.stdout.splitlines())}
+    assert set(told) == {"b.mp4", "trip/a.MOV"} and (films / "trip" / "a.mp4.srt").read_text() == "mine"
+    assert told["b.mp4"]["srt"] == str(films / "b.srt")
+    assert [[event["time"], event["text"]] for event in told["b.mp4"]["events"]] == STORY
+    assert told["trip/a.MOV"]["reading"]["ignored_streams"] == 1 and told["trip/a.MOV"]["frames"] == 27
+    again = narrate(films)
+    assert again.exit_code == 0 and again.stdout == ""
+    assert again.stderr == "3 of 3 videos have subtitles already\n", "the model is not loaded"
+
+
+def test_a_fault_of_one_video_is_said_and_the_others_are_narrated(films, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "trip").write_text("a file in the place of the folder")
+    done = narrate(films, "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 1 and (tmp_path / "out" / "b.srt").exists()
+    told = {line["video"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert "events" in told["b.mp4"] and "File exists" in told["trip/a.mp4"]["error"]
+    assert "1 narrated, 2 failed" in done.stderr
+
+
+def test_ctrl_c_keeps_finished_videos_and_says_how_to_go_on(films, monkeypatch):
+    def write_and_stop(path, text, write=folder_command.write_text):
+        write(path, text)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(folder_command, "write_text", write_and_stop)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = narrate(films, "--streams", 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done.exit_code == 130 and "videos left: the same command goes on" in done.stderr, done.stderr
+    assert [path.name for path in sorted(films.rglob("*.srt"))] == ["b.srt"]
+    monkeypatch.undo()
+    assert narrate(films).exit_code == 0 and len(list(films.rglob("*.srt"))) == 3
+    assert not list(films.rglob("*.part"))
+
+
+def test_what_is_a_video(films, tmp_path):
+    write_clip(films / "no_suffix.mp4", random_frames(4)).rename(films / "no_suffix")
+    (films / "empty.mkv").touch()
+    (films / "gone.webm").symlink_to("nowhere")
+    (films / "list.m3u8").write_text("#EXTM3U\n#EXTINF:8.5,\nb.mp4\n#EXT-X-ENDLIST\n")
+    found = {video.name: video for video in find_videos(films, None)}
+    assert list(found) == ["b.mp4", "empty.mkv", "no_suffix", "trip/a.MOV", "trip/a.mp4"]
+    assert found["b.mp4"].srt == films / "b.srt" and found["no_suffix"].srt == films / "no_suffix.srt"
+    assert [name for name, video in found.items() if video.fault] == ["empty.mkv"]
+    assert [video.srt.parent for video in find_videos(films / "trip", tmp_path / "out")] == [tmp_path / "out"] * 2
+
+
+def test_the_number_of_streams_follows_cores_and_memory(monkeypatch):
+    model, room = tiny_model(), (100, 100)
+    each = model.estimate_cost(*room).cache_bytes
+    for cores, memory, videos, expected in (
+        (16, 100 * each, 9, 4),
+        (2, 100 * each, 9, 2),
+        (16, 100 * each, 3, 3),
+        (16, 6 * each, 9, 3),
+        (16, each, 9, 1),
+    ):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(os, "sysconf", lambda name, memory=memory: memory if "PAGES" in name else 1)
+        assert choose_streams(model, room, videos) == expected
