@@ -22,6 +22,31 @@ from videollm_mod.checks_videollm_mod import check_number
 from videollm_mod.commands.alert import Alert, Webhook, watch_for
 from videollm_mod.commands.find import find_in_video, open_cutter
 from videollm_mod.commands.folder import check_file, check_folder, narrate_folder
+from videollm_mod.commands.options import (
+    AsJson,
+    CacheDtype,
+    Compile,
+    Every,
+    Fps,
+    FrameSize,
+    IntervalThreshold,
+    MaxFrames,
+    MaxWords,
+    MinSilence,
+    Model,
+    NoRepeat,
+    Prompt,
+    Query,
+    Reconnect,
+    ReuseStatic,
+    Revision,
+    Speak,
+    SpeakThreshold,
+    Threshold,
+    Timeout,
+    Video,
+    Weights,
+)
 from videollm_mod.commands.watching import (
     EMBEDDED,
     CtrlC,
@@ -47,119 +72,6 @@ from videollm_mod.space.checkpoint_faults import in_one_line
 ROOT = Path(__file__).resolve().parent
 DEFAULT_FPS = 2.0
 SAMPLE = ROOT / "samples" / "streamworld.mp4"
-
-Video = Annotated[
-    str, typer.Argument(help="A file, a URL (also rtsp://), camera:0, or - for standard input.", show_default=False)
-]
-Model = Annotated[
-    str, typer.Option(help="The checkpoint: a folder or a Hub id.", show_default="the embedded checkpoint")
-]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.", show_default="the main branch")
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(help="int8 or fp8: load linear layers in eight bits (needs torchao).", show_default="as saved"),
-]
-CacheDtype = Annotated[
-    str | None,
-    typer.Option(help="fp8: store keys and values in eight bits.", show_default="the type of the weights"),
-]
-Fps = Annotated[float, typer.Option(help="Frames per second to watch.")]
-MaxFrames = Annotated[
-    int | None,
-    typer.Option(help="Number of frames to remember. Older ones are forgotten.", show_default="what fits the context"),
-]
-FrameSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Side in pixels at which frames are encoded. Smaller is faster.", show_default="the checkpoint's"
-    ),
-]
-ReuseStatic = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        help="Do not encode a frame that hardly differs from the last encoded one: no part of it by more than so many "
-        "grey levels of 255. 0 encodes all frames.",
-        show_default="3; for a model that learned when to speak 0",
-    ),
-]
-Threshold = Annotated[float, typer.Option(min=0, max=1, help="Least probability of yes.")]
-Timeout = Annotated[float, typer.Option(help="Seconds that a camera or URL may take to open, and may be silent.")]
-Reconnect = Annotated[
-    bool | None,
-    typer.Option(
-        "--reconnect/--no-reconnect",
-        help="Open a live source again when it ends, breaks off or falls silent.",
-        show_default="for a camera or broadcast",
-    ),
-]
-Query = Annotated[
-    str | None,
-    typer.Option(
-        help='What the user says before the first frame. Use "" for no query.',
-        show_default="Please narrate the video in real time.",
-    ),
-]
-IntervalThreshold = Annotated[
-    float | None,
-    typer.Option(
-        help="Speak when the probability of silence falls below this. Higher values speak more often.",
-        show_default="the checkpoint's",
-    ),
-]
-Speak = Annotated[
-    str | None,
-    typer.Option(
-        help="When to speak. learned: when silence is unlikely. every: each --every seconds. change: at a frame that "
-        "differs from the one last spoken about. probe: if the model finds that there is something new.",
-        show_default="the checkpoint's, or every if --every is given",
-    ),
-]
-Every = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds from one reply to the next. For change and probe the least.", show_default="2, unless learned"
-    ),
-]
-SpeakThreshold = Annotated[
-    float | None,
-    typer.Option(
-        help="For change the cosine distance of frames that differ, for probe the probability of yes.",
-        show_default="0.05 for change, 0.5 for probe",
-    ),
-]
-Prompt = Annotated[
-    str | None,
-    typer.Option(
-        help='What the user is taken to say before each reply. Use "" for nothing.',
-        show_default="What is happening now? Answer in one short sentence.; for learned nothing",
-    ),
-]
-NoRepeat = Annotated[
-    int | None,
-    typer.Option(
-        min=0, help="Do not show a reply that repeats one of the last so many.", show_default="1, for learned 0"
-    ),
-]
-MaxWords = Annotated[
-    int | None,
-    typer.Option(min=0, help="Most words of a reply; 0 for no limit.", show_default="40, for learned 0"),
-]
-MinSilence = Annotated[
-    float | None,
-    typer.Option(min=0, help="Seconds of silence after a reply.", show_default="1 or --every, for learned 0"),
-]
-Compile = Annotated[
-    bool | None,
-    typer.Option(
-        "--compile/--no-compile",
-        help="Compile the steps with torch.compile. Starting takes minutes, and each frame is faster.",
-        show_default="compile on a GPU",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
 app = typer.Typer(
     help="Streaming video language models: they watch a video as it plays, and speak when something happens.",
@@ -262,7 +174,8 @@ def narrate(
             others = {"font": font, "when_behind": when_behind, "max_waiting": max_waiting, "reconnect": reconnect}
             check_folder(video, out, written | others)
             options = {"weights": weights, "cache_dtype": cache_dtype, "max_frames": max_frames, "compile": compile}
-            options |= {"reuse_static": reuse_static, "interval_threshold": interval_threshold, **speaking}
+            options |= {"frame_size": frame_size, "reuse_static": reuse_static}
+            options |= {"interval_threshold": interval_threshold, **speaking}
             work = {"out": out, "streams": streams, "query": query, "fps": fps, "as_json": as_json}
             raise typer.Exit(narrate_folder(video, model, revision, **work, **options))
         check_file(video, out, streams)
@@ -370,6 +283,13 @@ def report(
     revision: Revision = None,
     query: Query = None,
     fps: Fps = DEFAULT_FPS,
+    speak: Speak = None,
+    every: Every = None,
+    speak_threshold: SpeakThreshold = None,
+    prompt: Prompt = None,
+    no_repeat: NoRepeat = None,
+    max_words: MaxWords = None,
+    min_silence: MinSilence = None,
     interval_threshold: IntervalThreshold = None,
     max_frames: MaxFrames = None,
     frame_size: FrameSize = None,
@@ -391,14 +311,18 @@ def report(
         summary = DEFAULT_SUMMARY if summary is None else summary
         check_options(fps=fps, interval_threshold=interval_threshold, max_frames=max_frames, text=query)
         check_options(fps=fps, text=summary)
+        speaking: dict[str, Any] = {"speak": speak, "every": every, "speak_threshold": speak_threshold}
+        speaking |= {"prompt": prompt, "no_repeat": no_repeat, "max_words": max_words, "min_silence": min_silence}
+        check_speaking(**speaking)
         check_report(out, video)
         check_video(video, fps=fps, timeout=timeout)
         stored = {"weights": weights, "cache_dtype": cache_dtype, "compile": compile}
         stored |= {"frame_size": frame_size, "reuse_static": reuse_static}
         options = {"fps": fps, "interval_threshold": interval_threshold, "max_frames": max_frames}
-        processor, session = open_session(video, model, revision, prints=True, **stored, **options)
+        processor, session = open_session(video, model, revision, prints=True, **stored, **options, **speaking)
         ask_first(session, query)
         watched = {"summary": summary, "fps": fps, "timeout": timeout, "model": model, "revision": revision}
+        watched |= {"speaking": speaking}
         report_video(processor, video, session, ctrl_c, out=out, **watched)
 
 

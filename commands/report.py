@@ -122,6 +122,7 @@ def report_video(
     timeout: float,
     model: str,
     revision: str | None,
+    speaking: dict[str, Any],
 ) -> None:
     """
     Watch a video and write reports of it.
@@ -130,6 +131,7 @@ def report_video(
         out (`Sequence[Path]`): Files, in the format of each suffix.
         summary (`str`): What to ask at the end, or `""`.
         model, revision: The session's checkpoint, by name.
+        speaking (`dict[str, Any]`): The session's options of when to speak, by name; `None` where not given.
 
     Raises:
         `OSError`: If a file cannot be written.
@@ -145,7 +147,7 @@ def report_video(
         # A fault of the program, such as a lack of memory, does not cost what was said before it.
         if session.num_frames > 0:
             about.moments, about.seconds = about.moments or _moments(session), video_end(video, session, fps)
-            about.made_by = _made_by(session, model, revision, fps=fps)
+            about.made_by = _made_by(session, model, revision, fps=fps, speaking=speaking)
             about.notes = _notes(session, foreign_notice(video, model), reading)
             write_reports(out, about, video, timeout=timeout)
     if reading:
@@ -166,21 +168,34 @@ def _summarize(session: Any, prompt: str) -> str:
     return text
 
 
-def _made_by(session: Any, model: str, revision: str | None, *, fps: float) -> dict[str, str]:
+def _made_by(
+    session: Any, model: str, revision: str | None, *, fps: float, speaking: dict[str, Any]
+) -> dict[str, str]:
     """Return what made a report. A folder is named without its path, which says who made it and not what."""
     name = describe_checkpoint(model)
     name = Path(name).resolve().name if Path(name).is_dir() else name
-    threshold = session.interval_threshold
-    threshold = session.model.config.interval_threshold if threshold is None else threshold
     asked = [event.text for event in session.events if event.role == "user"]
     return {
         "Checkpoint": name + (f" at {revision}" if revision else ""),
-        "Speaks": f"when the probability of silence is below {threshold:g}",
+        "Speaks": _describe_speaking(session, speaking),
         "Asked": printable(", ".join(f"“{text}”" for text in asked)) or "nothing",
         "Frames": f"{session.num_frames} at {fps:g} per second",
         "Made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "Program": f"videollm-mod {importlib.metadata.version('videollm-mod')}",
     }
+
+
+def _describe_speaking(session: Any, speaking: dict[str, Any]) -> str:
+    """Return when the session spoke, such as "by the policy every (every 5, max words 20)"."""
+    values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in speaking.items()}
+    given = [f"{name.replace('_', ' ')} {x}" for name, x in values.items() if x is not None and name != "speak"]
+    if session.speak == "learned":
+        threshold = session.interval_threshold
+        threshold = session.model.config.interval_threshold if threshold is None else threshold
+        rule = f"when the probability of silence is below {threshold:g}"
+    else:
+        rule = f"by the policy {session.speak}"
+    return rule + (f" ({', '.join(given)})" if given else "")
 
 
 def _notes(session: Any, notice: str, reading: Any) -> list[str]:

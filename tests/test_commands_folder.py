@@ -69,7 +69,7 @@ def test_finished_videos_are_skipped(films):
     assert told["b.mp4"]["srt"] == str(films / "b.srt")
     assert [[event["time"], event["text"]] for event in told["b.mp4"]["events"]] == STORY
     assert told["trip/a.MOV"]["reading"]["ignored_streams"] == 1 and told["trip/a.MOV"]["frames"] == 27
-    again = narrate(films)
+    again = narrate(films, "--every", 4)
     assert again.exit_code == 0 and again.stdout == ""
     assert again.stderr == "3 of 3 videos have subtitles already\n", "the model is not loaded"
 

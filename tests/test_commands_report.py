@@ -178,6 +178,15 @@ def test_a_video_about_which_nothing_was_said_shows_its_frames(tmp_path):
     assert "The model said nothing." in to_markdown(Report("a.mp4", 8.5, []))
 
 
+def test_a_report_says_when_the_model_spoke(tmp_path):
+    out = tmp_path / "report.json"
+    done = report(SAMPLE, "--out", out, "--every", 4, "--no-repeat", 0, "--summary", "")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(out.read_text())
+    assert [moment["time"] for moment in told["moments"]] == [0.0, 4.0, 8.0] and told["summary"] == ""
+    assert told["made_by"]["Speaks"] == "by the policy every (every 4, no repeat 0)"
+
+
 def test_a_report_says_what_it_cannot_know(tmp_path):
     out = tmp_path / "report.json"
     done = report(NASA, "--out", out, "--max-frames", 4, "--fps", 1)
