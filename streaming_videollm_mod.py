@@ -39,7 +39,7 @@ class StreamEvent:
     role: str  # "assistant" or "user"
     text: str
     token_ids: tuple[int, ...] = ()  # tokens of a reply, without end-of-sequence; empty for a user
-    interval_probability: float | None = None  # of silence where the model chose to speak; `None` for answers
+    interval_probability: float | None = None  # of silence where nobody asked; `None` for answers
     latency: float = 0.0  # seconds from the arrival of the frame or question to the first token of the reply
     interrupted: bool = False  # whether a question cut the reply short
 
@@ -724,7 +724,7 @@ class StreamingSession:
             if probe.probability <= policy.threshold:
                 return
         prompt = wanted if isinstance(wanted, str) else self._speaking.prompt
-        yield from self._reply(frame.time, frame.arrival, silence if self._speaking.is_learned else None, prompt)
+        yield from self._reply(frame.time, frame.arrival, silence, prompt)
 
     def _make_room(self, num_new_text: int) -> int:
         """Evict what must go before the next frame; return how many frames may come before the next eviction."""

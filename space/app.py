@@ -86,13 +86,21 @@ class App:
     # --------------------------------------------------------------------------------------------------- handlers
 
     def open_video(
-        self, video: str | None, fps: float, interval_threshold: float, query: str, request: gr.Request
+        self,
+        video: str | None,
+        fps: float,
+        interval_threshold: float,
+        query: str,
+        request: gr.Request,
+        speak: str | None = None,
+        every: float = 2.0,
+        speak_threshold: float | None = None,
     ) -> Any:
         """Start a stream on a file, and let the browser play it."""
         if not isinstance(video, (str, Path)):
             raise _error("Choose a video first.")
         _call(self.limits.check, video, self.processor.open_video)
-        viewer = self._viewer(fps, interval_threshold, query)
+        viewer = self._viewer(fps, interval_threshold, query, speak, every, speak_threshold)
         _call(viewer.begin, video=video)
         self._enter(viewer, request)
         if self.is_toy and not is_streamworld(video, self.processor.open_video):
@@ -100,12 +108,20 @@ class App:
         return f"gradio_api/file={quote(video)}", gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
     def open_camera(
-        self, fps: float, interval_threshold: float, query: str, granted: bool, request: gr.Request
+        self,
+        fps: float,
+        interval_threshold: float,
+        query: str,
+        granted: bool,
+        request: gr.Request,
+        speak: str | None = None,
+        every: float = 2.0,
+        speak_threshold: float | None = None,
     ) -> Any:
         """Start a stream on frames that the browser will send, once the person has granted the camera."""
         if not granted:
             return [gr.skip()] * 8
-        viewer = self._viewer(fps, interval_threshold, query)
+        viewer = self._viewer(fps, interval_threshold, query, speak, every, speak_threshold)
         self._enter(viewer, request)
         return gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
@@ -169,18 +185,27 @@ class App:
         return "", *self._show(viewer, shown)
 
     def reset(
-        self, fps: float, interval_threshold: float, query: str, until: float | None, request: gr.Request
+        self,
+        fps: float,
+        interval_threshold: float,
+        query: str,
+        until: float | None,
+        request: gr.Request,
+        speak: str | None = None,
+        every: float = 2.0,
+        speak_threshold: float | None = None,
     ) -> Any:
         """Start a new stream at this point of the same video or camera, with these settings."""
-        viewer, settings = self._watching(request), _settings(fps, interval_threshold, query)
+        viewer = self._watching(request)
+        settings = self._settings(fps, interval_threshold, query, speak, every, speak_threshold)
         start = _number("until", until or 0.0)
         with viewer.lock:
-            before = viewer.fps, viewer.interval_threshold, viewer.query
-            viewer.fps, viewer.interval_threshold, viewer.query = settings.values()
+            before = {name: getattr(viewer, name) for name in settings}
+            vars(viewer).update(settings)
             try:
                 _call(viewer.begin, video=viewer.video, start=start)
             except gr.Error:
-                viewer.fps, viewer.interval_threshold, viewer.query = before
+                vars(viewer).update(before)
                 raise
         return gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
@@ -246,20 +271,34 @@ class App:
             for viewer in viewers:
                 viewer.close()
 
-    def settings(self, fps: float, interval_threshold: float, query: str) -> str:
+    def settings(
+        self,
+        fps: float,
+        interval_threshold: float,
+        query: str,
+        speak: str | None = None,
+        every: float = 2.0,
+        speak_threshold: float | None = None,
+    ) -> str:
         """Return the part of a link that restores these settings."""
         settings = {"fps": fps, "interval_threshold": interval_threshold, "query": query or ""}
+        settings |= {} if speak is None else {"speak": speak}
+        settings |= {"every": every} if speak in page.NEEDS_EVERY else {}
+        settings |= {"speak_threshold": speak_threshold} if speak in list(page.THRESHOLDS) else {}
         return "?" + urlencode(settings, errors="replace")
 
     def restore(self, request: gr.Request) -> Any:
         """Return the settings of a link."""
-        asked, found = request.query_params, []
-        for name, least, most in (("fps", *page.FPS), ("interval_threshold", 0.0, 1.0)):
+        asked, found = request.query_params, {}
+        limits = {"fps": page.FPS, "interval_threshold": (0, 1), "every": page.EVERY, "speak_threshold": (0, 1)}
+        for name, (least, most) in limits.items():
             try:
-                found.append(min(max(_number(name, asked[name], least=-math.inf, most=math.inf), least), most))
+                found[name] = min(max(_number(name, asked[name], least=-math.inf, most=math.inf), least), most)
             except (KeyError, gr.Error):
-                found.append(gr.skip())
-        return *found, asked["query"][:MOST_TYPED] if "query" in asked else gr.skip()
+                found[name] = gr.skip()
+        found["query"] = asked["query"][:MOST_TYPED] if "query" in asked else gr.skip()
+        found["speak"] = asked["speak"] if asked.get("speak") in page.POLICIES.values() else gr.skip()
+        return [found[name] for name in ("fps", "interval_threshold", "query", "speak", "every", "speak_threshold")]
 
     def leave(self, request: gr.Request) -> None:
         """Free the seat of a page that was closed."""
@@ -267,9 +306,27 @@ class App:
 
     # ---------------------------------------------------------------------------------------------------- helpers
 
-    def _viewer(self, fps: float, interval_threshold: float, query: str) -> Viewer:
-        settings = _settings(fps, interval_threshold, query)
-        return _call(Viewer, self.model, self.processor, **settings)
+    def _viewer(self, *settings: Any) -> Viewer:
+        return _call(Viewer, self.model, self.processor, **self._settings(*settings))
+
+    def _settings(
+        self, fps: Any, interval_threshold: Any, query: Any, speak: Any, every: Any, speak_threshold: Any
+    ) -> dict[str, Any]:
+        """Return the options of a [`Viewer`]."""
+        speak = speak or self.model.config.speak
+        if speak not in page.POLICIES.values():
+            raise _error(f"`speak` is one of {', '.join(page.POLICIES.values())}, not {speak!r:.40}.")
+        speaking = {"speak": speak}
+        if speak in page.NEEDS_EVERY:
+            speaking["every"] = _number("every", every, least=page.EVERY[0], most=page.EVERY[1])
+        if speak in page.THRESHOLDS and speak_threshold is not None:
+            speaking["speak_threshold"] = _number("speak_threshold", speak_threshold, most=1)
+        return {
+            "fps": _fps(fps),
+            "interval_threshold": _number("interval_threshold", interval_threshold, most=1),
+            "query": _text("query", query),
+            "speaking": speaking,
+        }
 
     def _enter(self, viewer: Viewer, request: gr.Request) -> None:
         if not request.session_hash:
@@ -368,15 +425,6 @@ def _text(name: str, value: Any) -> str:
     if value is not None and not isinstance(value, str):
         raise _error(f"`{name}` must be a text, not {value!r:.40}.")
     return value or ""
-
-
-def _settings(fps: Any, interval_threshold: Any, query: Any) -> dict[str, Any]:
-    """Return the options of a [`Viewer`]."""
-    return {
-        "fps": _fps(fps),
-        "interval_threshold": _number("interval_threshold", interval_threshold, most=1),
-        "query": _text("query", query),
-    }
 
 
 def _is_upload(path: Path) -> bool:

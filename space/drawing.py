@@ -69,8 +69,12 @@ def chat(viewer: Viewer) -> list[dict[str, str]]:
 
 
 def silence_plot(viewer: Viewer) -> str:
-    """Plot the probability of silence over the last half minute, the interval threshold, and where the model spoke."""
+    """
+    Plot the probability of silence over the last half minute, where the model spoke, and if it speaks by the interval
+    rule the threshold.
+    """
     end, seen = _last_moments(viewer)
+    is_learned = viewer.session.speak == "learned"
     threshold = viewer.session.interval_threshold
     threshold = viewer.model.config.interval_threshold if threshold is None else threshold
     line = " ".join(f"{_x(m.time, end):.1f},{_y(m.silence):.1f}" for m in seen)
@@ -78,10 +82,11 @@ def silence_plot(viewer: Viewer) -> str:
     marks = "".join(
         f'<circle cx="{_x(m.time, end):.1f}" cy="{_y(m.silence):.1f}" r="6" class="spoke"/>' for m in spoke
     )
-    cut = f'<line x1="{LEFT}" x2="{RIGHT}" y1="{_y(threshold):.1f}" y2="{_y(threshold):.1f}" class="threshold"/>'
-    words = f"Probability of silence per frame. The model speaks below {threshold:.2f}, and spoke {len(spoke)} times."
+    level = f"{_y(threshold):.1f}"
+    cut = f'<line x1="{LEFT}" x2="{RIGHT}" y1="{level}" y2="{level}" class="threshold"/>' if is_learned else ""
+    note = f"speaks below {threshold:.2f}" if is_learned else f"speaks by {viewer.session.speak}"
+    words = f"Probability of silence per frame. The model {note}, and spoke {len(spoke)} times."
     drawing = f'{cut}<polyline points="{line}" class="line"/>{marks}'
-    note = f"speaks below {threshold:.2f}"
     return _figure("Probability of silence", note, _plot(words, drawing, end, "1"))
 
 

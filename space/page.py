@@ -13,6 +13,16 @@ from viewer import NARRATE
 
 TICK = 0.5  # Seconds between two calls of `watch`.
 FPS = (0.5, 10.0)  # Least and most frames per second to watch.
+EVERY = (0.5, 60.0)  # Least and most seconds between two replies.
+# Names of the policies by what the page calls them; those that have a period, and thresholds with their defaults.
+POLICIES = {
+    "when silence is unlikely (learned)": "learned",
+    "every few seconds": "every",
+    "when the picture changes": "change",
+    "when the model finds something new": "probe",
+}
+NEEDS_EVERY = ("every", "change", "probe")
+THRESHOLDS = {"change": 0.05, "probe": 0.5}
 FORMATS = {
     "SubRip (.srt)": "srt",
     "WebVTT (.vtt)": "vtt",
@@ -127,9 +137,19 @@ def _talking_side(config: Any) -> SimpleNamespace:
     with gr.Accordion("Settings", open=False):
         fps = _slider(*FPS, value=2, step=0.5, label="fps: frames per second to watch", elem_id="fps")
         label, least = "interval_threshold: speak when silence is less likely", config.interval_threshold
-        threshold = _slider(0, 1, value=least, step=0.005, label=label, elem_id="interval_threshold")
+        policy = config.speak
+        choices = list(POLICIES.items())
+        speak = gr.Dropdown(choices, value=policy, label="speak: when nobody has asked", elem_id="speak")
+        shown = _numbers_shown(policy)
+        options = {"step": 0.005, "elem_id": "interval_threshold", "visible": shown[0]}
+        threshold = _slider(0, 1, value=least, label=label, **options)
+        label = "every: seconds from one reply to the next, or the least"
+        every = _slider(*EVERY, value=2, step=0.5, label=label, elem_id="every", visible=shown[1])
+        label = "speak_threshold: speak at a larger difference, or a more likely yes"
+        options = {"step": 0.005, "elem_id": "speak_threshold", "visible": shown[2]}
+        speak_threshold = _slider(0, 1, value=THRESHOLDS.get(policy, 0.5), label=label, **options)
         query = gr.Textbox(NARRATE, label="query: what you say at the first frame", elem_id="query")
-        gr.Markdown("`interval_threshold` takes effect at once. `fps` and `query` take effect with the next stream.")
+        gr.Markdown("`interval_threshold` takes effect at once, the other settings with the next stream.")
         link = gr.Textbox(label="Link with these settings", interactive=False, elem_id="link", buttons=["copy"])
     with gr.Accordion("Export", open=False):
         kind = gr.Radio(list(FORMATS), value=next(iter(FORMATS)), label="Format", elem_id="kind")
@@ -137,8 +157,18 @@ def _talking_side(config: Any) -> SimpleNamespace:
         file = gr.DownloadButton("Save it", elem_id="file")
     asking = {"question": question, "ask": ask, "when": when}
     settings = {"fps": fps, "interval_threshold": threshold, "query": query, "link": link}
+    settings |= {"speak": speak, "every": every, "speak_threshold": speak_threshold}
     export = {"kind": kind, "take": take, "file": file}
     return SimpleNamespace(savings=savings, chat=chat, **asking, **settings, **export)
+
+
+def _numbers_shown(policy: str) -> list[bool]:
+    """Return whether a policy uses `interval_threshold`, `every` and `speak_threshold`."""
+    return [policy == "learned", policy in NEEDS_EVERY, policy in THRESHOLDS]
+
+
+def _show_numbers(policy: str) -> list[Any]:
+    return [gr.update(visible=is_shown) for is_shown in _numbers_shown(policy)]
 
 
 def _slider(least: float, most: float, **options: Any) -> gr.Slider:
@@ -172,19 +202,22 @@ def _wire_stream(app: Any, parts: SimpleNamespace) -> None:
     timer = gr.Timer(TICK, active=False)
     showing = [parts.chat, parts.caption, parts.overlay, parts.savings, parts.silence, parts.latency, said]
     options = [parts.fps, parts.interval_threshold, parts.query]
+    speaking = [parts.speak, parts.every, parts.speak_threshold]
     # The streams of all people advance at the same time.
     live = {"show_progress": "hidden", "concurrency_id": "live", "concurrency_limit": app.room.seats}
 
     opened, play = [source, timer, *showing], {"fn": None, "inputs": source, "js": "(url) => page.play(url)"}
     names = {"api_name": "open_sample", "api_visibility": "private"}
-    parts.sample.click(app.open_video, [sample, *options], opened, **names, **live).success(**play)
-    uploaded = parts.upload.upload(app.open_video, [parts.upload, *options], opened, api_name="open_video", **live)
+    parts.sample.click(app.open_video, [sample, *options, *speaking], opened, **names, **live).success(**play)
+    given = [parts.upload, *options, *speaking]
+    uploaded = parts.upload.upload(app.open_video, given, opened, api_name="open_video", **live)
     uploaded.success(**play)
     asked = parts.camera.click(None, parts.fps, granted, js="(fps) => page.camera(fps)")
-    asked.then(app.open_camera, [*options, granted], [timer, *showing], api_name="open_camera", **live)
+    given = [*options, granted, *speaking]
+    asked.then(app.open_camera, given, [timer, *showing], api_name="open_camera", **live)
     parts.pause.click(None, js="() => page.pause()")
-    now = "(fps, interval_threshold, query) => [fps, interval_threshold, query, page.now(fps)]"
-    parts.reset.click(app.reset, [*options, until], [timer, *showing], api_name="reset", js=now, **live)
+    now = "(fps, threshold, query, until, ...speaking) => [fps, threshold, query, page.now(fps), ...speaking]"
+    parts.reset.click(app.reset, [*options, until, *speaking], [timer, *showing], api_name="reset", js=now, **live)
     timer.tick(
         app.watch,
         [frames, dropped, until, jump, parts.shown],
@@ -204,7 +237,12 @@ def _wire_settings(app: Any, parts: SimpleNamespace, demo: gr.Blocks) -> None:
     threshold.change(app.set_interval_threshold, threshold, parts.silence, api_name="interval_threshold", **drawn)
     parts.shown.change(app.choose_overlay, parts.shown, parts.overlay, api_name="overlay", **drawn)
     parts.take.click(app.export, parts.kind, parts.file, api_name="export", concurrency_limit=4)
-    here, options = "(part) => location.origin + location.pathname + part", [parts.fps, threshold, parts.query]
+    numbers = [threshold, parts.every, parts.speak_threshold]
+    parts.speak.change(_show_numbers, parts.speak, numbers, **QUIET)
+    # A link restores its own threshold, so only a person's choice brings the default.
+    parts.speak.input(lambda policy: THRESHOLDS.get(policy, gr.skip()), parts.speak, parts.speak_threshold, **QUIET)
+    here = "(part) => location.origin + location.pathname + part"
+    options = [parts.fps, threshold, parts.query, parts.speak, parts.every, parts.speak_threshold]
     restored = demo.load(app.restore, None, options, **QUIET)
     for changed in (restored.then, partial(gr.on, [option.change for option in options])):
         changed(app.settings, options, parts.link, **QUIET).then(None, parts.link, parts.link, js=here)

@@ -47,7 +47,9 @@ class Viewer:
         processor ([`VideoLLMMoDProcessor`]): Its processor.
         fps (`float`, *optional*, defaults to 2.0): Frames per second to watch.
         interval_threshold (`float`, *optional*): The model speaks when silence is less likely; by default the model's.
-        query (`str`, *optional*): What the user says at the first frame; at most 500 characters of it.
+        query (`str`, *optional*): What the user says at the first frame; at most 500 characters of it. The default is
+            said only to a model that has learned when to speak.
+        speaking (`dict`, *optional*): Other options of the session: when to speak.
 
     Attributes:
         session ([`StreamingSession`]): The stream. When it fills the model's context, a new session replaces it.
@@ -69,9 +71,10 @@ class Viewer:
         fps: float = 2.0,
         interval_threshold: float | None = None,
         query: str = NARRATE,
+        speaking: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.processor = model, processor
-        self.fps, self.interval_threshold, self.query = fps, interval_threshold, query
+        self.fps, self.interval_threshold, self.query, self.speaking = fps, interval_threshold, query, speaking or {}
         self.context = model.config.text_config.max_position_embeddings
         self.lock = threading.RLock()
         self._folder = tempfile.TemporaryDirectory(prefix="narration-")
@@ -189,8 +192,8 @@ class Viewer:
 
     def _new_session(self) -> Any:
         options = {"fps": self.fps, "interval_threshold": self.interval_threshold, "output_router_scores": True}
-        session = self.model.stream(self.processor, **options)
-        if self.query.strip():
+        session = self.model.stream(self.processor, **options, **self.speaking)
+        if self.query.strip() and (self.query != NARRATE or session.speak == "learned"):
             session.ask(self.query[:MOST_TYPED], reply_now=False)
         return session
 

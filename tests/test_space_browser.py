@@ -330,6 +330,26 @@ def test_a_link_restores_the_settings(visit):
     expect(link).to_have_value(re.compile(r"/\?fps=3&interval_threshold=0\.25&query=Tell"), timeout=SOON)
 
 
+def test_a_policy_shows_its_numbers(visit):
+    page = visit(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page.get_by_role("button", name="Settings").click()
+    names = ("interval_threshold", "every", "speak_threshold")
+    link = page.locator("#link textarea, #link input")
+    for policy, shown in (("every few", (0, 1, 0)), ("when the picture", (0, 1, 1)), ("when silence", (1, 0, 0))):
+        page.locator("#speak input").click()
+        page.get_by_role("option", name=policy).click()
+        for name, is_shown in zip(names, shown, strict=True):
+            expect(page.locator(f"#{name} input[type=number]")).to_be_visible(visible=bool(is_shown), timeout=SOON)
+        if policy == "when the picture":
+            expect(page.locator("#speak_threshold input[type=number]")).to_have_value("0.05", timeout=SOON)
+            expect(link).to_have_value(re.compile("speak=change&every=2&speak_threshold=0.05"), timeout=SOON)
+            assert faults(page) == [] and page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    page = visit("?speak=probe&speak_threshold=0.9&every=3")
+    page.get_by_role("button", name="Settings").click()
+    link = page.locator("#link textarea, #link input")
+    expect(link).to_have_value(re.compile("speak=probe&every=3&speak_threshold=0.9"), timeout=SOON)
+
+
 def test_the_endpoints_work_from_python(site, tmp_path):
     """The options of the endpoints have the names of the Python arguments."""
     client = Client(site.url, verbose=False, download_files=str(tmp_path))

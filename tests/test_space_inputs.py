@@ -7,15 +7,19 @@ import io
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import parse_qsl
 
 import app as space_app
 import drawing
 import gradio as gr
+import page as space_page
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from viewer import Viewer
+
+from videollm_mod.speaking_videollm_mod import POLICIES
 
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +79,10 @@ def test_every_argument_of_every_handler_may_be_anything(page, request_):
                 before[0](*before[1], request_)
             for place in range(len(good)):
                 tried(handler, *good[:place], wrong, *good[place + 1 :], request_)
-        page.settings(wrong, wrong, wrong)
+        page.settings(wrong, wrong, wrong, wrong, wrong, wrong)
+        for name in ("speak", "every", "speak_threshold"):
+            speaking = {"speak": "probe", name: wrong}
+            tried(lambda *given, speaking=speaking: page.open_video(*given, **speaking), *file, request_)
 
 
 @pytest.mark.parametrize("time", ["inf", "nan", math.inf, math.nan, -1, 1e18, 10**400, "soon", None, True, []])
@@ -104,6 +111,30 @@ def test_nothing_stands_for_the_default(page, request_):
     assert (viewer.fps, viewer.interval_threshold, viewer.query) == (2.0, 0.5, ""), "the stream goes on as it was"
     settings = SimpleNamespace(query_params={"fps": "nan", "interval_threshold": "inf"})
     assert not any(isinstance(found, (int, float)) for found in page.restore(settings))
+
+
+def test_when_to_speak_is_a_setting(page, request_):
+    page.open_video(SAMPLE, 2.0, 0.5, "", request_, speak="every", every=4.0)
+    viewer = page.room.find("one")
+    page.watch([], 0, 100.0, None, "off", request_)
+    assert [event.time for event in viewer.events] == [0.0, 4.0, 8.0][: len(viewer.events)] != []
+    assert [moment.spoke for moment in viewer.moments][0]
+    assert "speaks by every" in drawing.silence_plot(viewer)
+    assert 'class="threshold"' not in drawing.silence_plot(viewer)
+    link = page.settings(2.0, 0.5, "Hi", "change", 4.0, 0.2)
+    assert link.endswith("&speak=change&every=4.0&speak_threshold=0.2")
+    restored = page.restore(SimpleNamespace(query_params=dict(parse_qsl(link[1:]))))
+    assert restored == [2.0, 0.5, "Hi", "change", 4.0, 0.2]
+    assert page.settings(2.0, 0.5, "Hi", "learned", 4.0, 0.2).endswith("query=Hi&speak=learned")
+    page.reset(2.0, 0.5, "", 0.0, request_, "probe", 3.0, 0.9)
+    assert viewer.speaking == {"speak": "probe", "every": 3.0, "speak_threshold": 0.9}
+    assert viewer.session.speak == "probe"
+    wrong = tried(lambda *given: page.open_video(*given, speak="often"), SAMPLE, 2.0, 0.5, "", request_)
+    assert wrong == "`speak` is one of learned, every, change, probe, not 'often'."
+    wrong = tried(lambda *given: page.open_video(*given, speak="every", every=0), SAMPLE, 2.0, 0.5, "", request_)
+    assert wrong == "`every` must be a number from 0.5 to 60, not 0."
+    assert set(POLICIES) == set(space_page.POLICIES.values())
+    assert {name: POLICIES[name].default_threshold for name in space_page.THRESHOLDS} == space_page.THRESHOLDS
 
 
 def test_frames_that_come_late_are_counted(page, request_):
