@@ -180,6 +180,8 @@ def watch_for(
         reading: Options of [`read_frames`].
     """
     watcher = WindowedSession(session, every, [to_question(alert.what) for alert in alerts])
+    # If the model is slower than the source, an alert is late by what waits.
+    reading["max_waiting"] = max(1, round(every * session.fps))
     has_ended = False
     try:
         with keep_what_was_seen(watcher):
