@@ -1,7 +1,7 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-The command line: `videollm-mod narrate`, `ask`, `report`, `inspect`, `convert`, `convert-llava` and `push`.
+The command line: `videollm-mod narrate`, `ask`, `report`, `inspect`, `convert` and `push`.
 
 It parses options and prints. The commands import torch and Transformers inside, so that `--help` answers at once.
 """
@@ -590,14 +590,8 @@ _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_opti
 
 @app.command(context_settings=_PASS_ON)
 def convert(context: typer.Context) -> None:
-    """Convert a VideoLLM-online checkpoint: convert BASE ADAPTER OUT."""
-    _run_script(context, "videollm_mod.convert.videollm_online")
-
-
-@app.command(context_settings=_PASS_ON)
-def convert_llava(context: typer.Context) -> None:
-    """Convert a vision-language model of the LLaVA family: convert-llava MODEL OUT."""
-    _run_script(context, "videollm_mod.convert.llava")
+    """Make a streaming model of a model that people have: convert MODEL OUT."""
+    _run_script(context, "videollm_mod.convert.command")
 
 
 @app.command(context_settings=_PASS_ON)

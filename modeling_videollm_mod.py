@@ -5,17 +5,15 @@
 import math
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
@@ -653,13 +651,15 @@ def _vision_flops_per_frame(config: VideoLLMMoDConfig) -> int:
     if grid is None:
         return 0
     height, width = height_and_width(getattr(vision_config, "patch_size", 1))
-    # SigLIP 2 reads the shapes that `_run_encoder` makes. SmolVLM reads its mask, unless that is fake.
-    is_read = vision_config.model_type == "siglip2_vision_model"
-    with torch.device("meta") if is_read else FakeTensorMode(), init.no_init_weights():
+    if vision_config.model_type in ("smolvlm_vision", "idefics3_vision"):
+        # These read the values of a mask, and tensors without memory have none. SigLIP has the same layers.
+        fields = {**vision_config.to_dict(), "model_type": "siglip_vision_model", "vision_use_head": False}
+        vision_config = AutoConfig.for_model(**fields)
+    with torch.device("meta"), init.no_init_weights():
         # The counter does not know every fused attention.
         encoder = AutoModel.from_config(vision_config, attn_implementation="eager")
         frame = torch.empty(1, getattr(vision_config, "num_channels", 3), grid[0] * height, grid[1] * width)
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), nullcontext() if is_read else frame.fake_mode:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         _run_encoder(encoder, frame, config.frame_size)
     return counter.get_total_flops()
 

@@ -4,9 +4,8 @@ r"""
 Convert a checkpoint of VideoLLM-online (arXiv 2406.11816): a PEFT adapter over a language model, and a vision encoder.
 
 ```bash
-python convert/videollm_online.py meta-llama/Meta-Llama-3-8B-Instruct \
-    chenjoya/videollm-online-8b-v1plus out
-python convert/videollm_online.py BASE ADAPTER out --mod_layers interleaved --mod_keep_ratio 0.2
+videollm-mod convert meta-llama/Meta-Llama-3-8B-Instruct chenjoya/videollm-online-8b-v1plus out
+videollm-mod convert BASE ADAPTER out --mod_layers interleaved --mod_keep_ratio 0.2
 ```
 
 Without `--mod_layers` and `--mod_keep_ratio` the result is the same model, at full compute. With them it has new
@@ -14,17 +13,11 @@ routers. The default gate starts at 1, so the model starts as the original layer
 Fine-tune it (`train/sft.py`).
 """
 
-import argparse
-import json
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from videollm_mod.console import quiet
-
-from videollm_mod.convert import add_shared_arguments, new_folder
-from videollm_mod.mistakes import one_line_errors
+from videollm_mod.convert import new_folder
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
@@ -189,44 +182,3 @@ def _their_name(name: str) -> str:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name.removeprefix(_PREFIX).replace("model.language_model.layers.", "model.layers.", 1)
-
-
-def main() -> None:
-    """Convert, then print which folder was written and how to load it."""
-    parser = argparse.ArgumentParser(
-        description="Convert a checkpoint of VideoLLM-online, with or without new routers.",
-        epilog="A model with new routers needs fine-tuning: train/sft.py.",
-    )
-    parser.add_argument("base", metavar="BASE", help="language model under the adapter: a folder or a Hub id")
-    parser.add_argument("adapter", metavar="ADAPTER", help="VideoLLM-online's checkpoint: a folder or a Hub id")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    parser.add_argument(
-        "--vision_model",
-        metavar="MODEL",
-        default="google/siglip-large-patch16-384",
-        help="vision encoder: a folder or a Hub id; default: %(default)s",
-    )
-    parser.add_argument(
-        "--live_version",
-        choices=LIVE_VERSIONS,
-        default="live1+",
-        help="frame layout: live1 has 1 token per frame, live1+ has 10; default: %(default)s",
-    )
-    parser.add_argument("--keep_adapter", action="store_true", help="save the adapter unmerged, in OUT/adapter")
-    add_shared_arguments(parser)
-    options = vars(parser.parse_args())
-    as_json = options.pop("json")
-    with one_line_errors():
-        print(f"loading {options['base']} and {options['adapter']} ...", file=sys.stderr)
-        quiet()
-        folder = convert(**options)
-    if as_json:
-        print(json.dumps({"folder": str(folder), "adapter": options["keep_adapter"]}))
-        return
-    print(f"wrote {folder}. Load it: AutoModel.from_pretrained('{folder}', trust_remote_code=True)")
-    if options["keep_adapter"]:
-        print(f"Then add the adapter: PeftModel.from_pretrained(model, '{folder}', subfolder='adapter')")
-
-
-if __name__ == "__main__":
-    main()

@@ -39,11 +39,11 @@ from transformers import (
     LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    SiglipImageProcessor,
     SmolVLMConfig,
     SmolVLMImageProcessor,
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
+    VipLlavaConfig,
 )
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE as SMOLVLM_TURNS
 
@@ -197,13 +197,18 @@ def _onevision(_: str) -> tuple[Any, Any]:
 def _llava(kind: str) -> tuple[Any, Any]:
     has_video = kind == "llava_next_video"
     tokenizer = source_tokenizer(["<image>", *["<video>"] * has_video], bos="<s>", eos="</s>")
-    kinds = {"llava": LlavaConfig, "llava_next": LlavaNextConfig, "llava_next_video": LlavaNextVideoConfig}
+    kinds = {
+        "vipllava": VipLlavaConfig,
+        "llava": LlavaConfig,
+        "llava_next": LlavaNextConfig,
+        "llava_next_video": LlavaNextVideoConfig,
+    }
     config = kinds[kind](
         vision_config=_vision("clip_vision_model"),
         text_config=_text("llama", tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         **({"video_token_index": tokenizer.convert_tokens_to_ids("<video>")} if has_video else {}),
-        **({} if kind == "llava" else {"image_grid_pinpoints": [[IMAGE_SIZE, 2 * IMAGE_SIZE]]}),
+        **({} if kind.endswith("llava") else {"image_grid_pinpoints": [[IMAGE_SIZE, 2 * IMAGE_SIZE]]}),
     )
     size = {"size": {"shortest_edge": IMAGE_SIZE}, "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}}
     size |= _NORMALIZED
@@ -213,7 +218,7 @@ def _llava(kind: str) -> tuple[Any, Any]:
         "num_additional_image_tokens": 1,
         "chat_template": _VICUNA_TURNS,
     }
-    if kind == "llava":
+    if kind.endswith("llava"):
         return config, LlavaProcessor(CLIPImageProcessor(**size), tokenizer, **shared)
     image_processor = LlavaNextImageProcessor(**size, image_grid_pinpoints=[[IMAGE_SIZE, 2 * IMAGE_SIZE]])
     if not has_video:
@@ -241,7 +246,7 @@ def save_source(kind: str, folder: Path, **changes: Any) -> tuple[PreTrainedMode
     Write a tiny vision-language model of Transformers with random weights, and its own processor.
 
     Args:
-        kind (`str`): One of `SOURCES`: the model type.
+        kind (`str`): The model type: one of `SOURCES`, or "vipllava", which does not fit.
         folder (`Path`): Where to write.
         changes: Fields of the model's configuration, such as `spatial_pool_stride`.
 
@@ -262,22 +267,3 @@ def save_source(kind: str, folder: Path, **changes: Any) -> tuple[PreTrainedMode
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model, processor
-
-
-def save_llava(folder: Path, config_class: Any, vision: dict[str, Any], text: str, **fields: Any) -> PreTrainedModel:
-    """Write a model of the LLaVA family, given a vision configuration and a type of language model."""
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    vision_config = AutoConfig.for_model(**vision)
-    text_config = AutoConfig.for_model(**tiny_text_config(text, vocab_size=len(tokenizer) + 2))
-    fields = {"image_token_index": len(tokenizer), "image_token_id": len(tokenizer)} | fields
-    model = AutoModelForImageTextToText.from_config(
-        config_class(vision_config=vision_config, text_config=text_config, **fields)
-    ).eval()
-    for weight in model.parameters():
-        nn.init.normal_(weight, std=0.1)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    kind = CLIPImageProcessor if vision["model_type"].startswith("clip") else SiglipImageProcessor
-    kind(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
-    return model

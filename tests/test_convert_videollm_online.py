@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from tiny import random_frames, tiny_tokenizer
 from transformers import AutoModel, AutoProcessor
 
-from videollm_mod.convert.videollm_online import convert, main
+from videollm_mod.convert.command import main
+from videollm_mod.convert.videollm_online import convert
 
 
 ROOT = Path(__file__).parents[1]
@@ -229,7 +230,7 @@ def test_mistakes_are_answered_in_one_line(checkpoint, tmp_path, monkeypatch, ca
 
 def test_the_command(checkpoint, tmp_path):
     folder, _ = checkpoint
-    command = [sys.executable, str(ROOT / "convert/videollm_online.py"), str(folder / "base")]
+    command = [sys.executable, str(ROOT / "convert/command.py"), str(folder / "base")]
     command += [str(folder / "adapter"), str(tmp_path / "out"), "--vision_model", str(folder / "vision")]
     done = subprocess.run([*command, "--mod_layers", "all", "--mod_keep_ratio", "0.5"], capture_output=True, text=True)
     assert done.returncode == 0 and f"wrote {tmp_path / 'out'}. " in done.stdout, done.stderr

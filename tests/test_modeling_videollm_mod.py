@@ -757,9 +757,11 @@ def test_counted_operations_of_one_more_frame_match():
     assert cache.lengths == list(cost.cache_entries) and cache.num_bytes == cost.cache_bytes
 
 
-@pytest.mark.parametrize("vision", VISION_MODELS)
+@pytest.mark.parametrize("vision", [*VISION_MODELS, "smolvlm_vision", "idefics3_vision", "internvl_vision"])
 def test_counted_operations_of_the_encoder_match(vision):
-    model = tiny_model(vision=vision, attn_implementation="eager").requires_grad_(False)
+    has_pooled_token = vision in VISION_MODELS
+    model = tiny_model(vision=vision, frame_token_cls=has_pooled_token, attn_implementation="eager")
+    model.requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         model.encode_frames(torch.randn(5, 3, 32, 32))
     assert counter.get_total_flops() == pytest.approx(model.estimate_cost(5, 0).vision_flops, rel=0.02)

@@ -19,9 +19,8 @@ from unittest.mock import patch
 import pytest
 from hub import Hub
 from programs import run_main
-from published import save_live, save_llava
-from tiny import embedded_files, random_frames, tiny_vision_config
-from transformers import LlavaOnevisionConfig
+from published import save_live, save_source
+from tiny import embedded_files, random_frames
 
 from videollm_mod import VideoLLMMoDConfig, cli
 from videollm_mod.routing_videollm_mod import ROUTERS
@@ -98,13 +97,12 @@ def hub(tmp_path_factory):
     """Serve tiny models under the names that the pages use."""
     folder = tmp_path_factory.mktemp("published")
     save_live(folder / "language", folder / "vision", folder / "adapter")
-    patches = {**tiny_vision_config("siglip_vision_model"), "image_size": 56}
-    save_llava(folder / "llava", LlavaOnevisionConfig, patches, "qwen2")
+    save_source("smolvlm", folder / "smolvlm")
     names = {
         "meta-llama/Meta-Llama-3-8B-Instruct": folder / "language",
         "google/siglip-large-patch16-384": folder / "vision",
         "chenjoya/videollm-online-8b-v1plus": folder / "adapter",
-        "llava-hf/llava-onevision-qwen2-7b-ov-hf": folder / "llava",
+        "HuggingFaceTB/SmolVLM2-256M-Video-Instruct": folder / "smolvlm",
     }
     with Hub() as server:
         for name, path in names.items():
@@ -119,12 +117,12 @@ def test_commands_of_page_run(page, hub, tmp_path):
     for path in ROOT.iterdir():
         if path.name in FOLDERS or path.suffix in (".py", ".json", ".jinja", ".safetensors"):
             (tmp_path / path.name).symlink_to(path)
-    for name in ("talk.mp4", "video.mp4"):
+    for name in ("talk.mp4", "video.mp4", "holiday.mp4"):
         shutil.copy(ROOT / "tests" / "data" / "nasa_13013.mp4", tmp_path / name)
     (tmp_path / "talk.srt").write_text("1\n00:00:01,000 --> 00:00:02,500\nA sentence of a talk.\n")
     messages = [{"role": "assistant", "content": "It is dark.", "time": 1.0}]
     (tmp_path / "your.jsonl").write_text(json.dumps({"video": "talk.mp4", "messages": messages}) + "\n")
-    for name, part in (("BASE", "language"), ("ADAPTER", "adapter"), ("MODEL", "llava")):
+    for name, part in (("BASE", "language"), ("ADAPTER", "adapter")):
         (tmp_path / name).symlink_to(hub.folder / part)
     with hub.server.used_here(tmp_path / "home"):
         for command in commands(page):

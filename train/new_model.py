@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load or build the model to train, and choose which of its parts train."""
 
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -190,13 +191,24 @@ def model_from_parts(
         encoder,
         text.base_model,
         text.get_output_embeddings(),
+        video_processor=_new_video_processor(vision_config, _find_image_processor(vision_model)),
         tokenizer=AutoTokenizer.from_pretrained(language_model),
-        image_processor=_find_image_processor(vision_model),
         generation_config=text.generation_config,
         seed=seed,
-        frame_token_interval=frame_token_interval,
+        processor_options={"frame_token_interval": frame_token_interval},
         **fields,
     )
+
+
+def _new_video_processor(vision_config: Any, image_processor: Any | None) -> VideoLLMMoDVideoProcessor:
+    if getattr(vision_config, "image_size", None) is None:
+        side = vision_config.patch_size * math.isqrt(vision_config.num_patches)
+    else:
+        side = vision_config.image_size
+    pixels: dict[str, Any] = {"size": {"height": side, "width": side}}
+    if image_processor is not None:
+        pixels |= {"image_mean": image_processor.image_mean, "image_std": image_processor.image_std}
+    return VideoLLMMoDVideoProcessor(**pixels)
 
 
 def join_parts(
@@ -204,11 +216,11 @@ def join_parts(
     language_model: PreTrainedModel,
     head: torch.nn.Module,
     *,
+    video_processor: VideoLLMMoDVideoProcessor,
     tokenizer: PreTrainedTokenizerBase,
-    image_processor: Any | None,
     generation_config: GenerationConfig,
+    processor_options: dict[str, Any] | None = None,
     seed: int = 0,
-    frame_token_interval: str | None = ",",
     **fields: Any,
 ) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
     """
@@ -218,33 +230,26 @@ def join_parts(
         encoder (`PreTrainedModel`): The vision encoder.
         language_model (`PreTrainedModel`): The decoder layers, without their head.
         head (`torch.nn.Module`): The language model's head.
+        video_processor ([`VideoLLMMoDVideoProcessor`]): Makes frames of the encoder's size.
         tokenizer (`PreTrainedTokenizerBase`): The language model's tokenizer.
-        image_processor (*optional*): The encoder's image processor, for `image_mean` and `image_std`. By default
-            pixels are normalised to [-1, 1].
         generation_config (`GenerationConfig`): The language model's.
-        seed, frame_token_interval, fields: See [`model_from_parts`].
+        processor_options (`dict[str, Any]`, *optional*): Further arguments of [`VideoLLMMoDProcessor`].
+        seed, fields: See [`model_from_parts`].
     """
-    vision_config, text_config = encoder.config, language_model.config
-    if getattr(vision_config, "image_size", None) is None:
-        side = vision_config.patch_size * math.isqrt(vision_config.num_patches)
-    else:
-        side = vision_config.image_size
-    pixels: dict[str, Any] = {"size": {"height": side, "width": side}}
-    if image_processor is not None:
-        pixels |= {"image_mean": image_processor.image_mean, "image_std": image_processor.image_std}
-    defaults = VideoLLMMoDConfig(text_config=text_config, vision_config=vision_config, **fields)
+    text_config = copy.deepcopy(language_model.config)
+    # A published configuration may say otherwise than its weights.
+    text_config.tie_word_embeddings = head.weight is language_model.get_input_embeddings().weight
+    fields = {"text_config": text_config, "vision_config": encoder.config, **fields}
     processor = VideoLLMMoDProcessor(
-        VideoLLMMoDVideoProcessor(**pixels),
+        video_processor,
         tokenizer,
-        frame_token_interval=frame_token_interval,
-        frame_num_tokens=defaults.frame_num_tokens,
+        frame_num_tokens=VideoLLMMoDConfig(**fields).frame_num_tokens,
+        **(processor_options or {}),
     )
+    if text_config.eos_token_id is None:
+        text_config.eos_token_id = tokenizer.eos_token_id
     config = VideoLLMMoDConfig(
-        text_config=text_config,
-        vision_config=vision_config,
-        frame_token_id=processor.frame_token_id,
-        frame_token_interval_id=processor.frame_token_interval_id,
-        **fields,
+        frame_token_id=processor.frame_token_id, frame_token_interval_id=processor.frame_token_interval_id, **fields
     )
     set_seed(seed)
     model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=language_model.dtype)

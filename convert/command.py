@@ -1,0 +1,115 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command `videollm-mod convert`: a vision-language model, or a checkpoint of VideoLLM-online."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from videollm_mod.console import quiet
+
+from videollm_mod.convert.videollm_online import LIVE_VERSIONS
+from videollm_mod.mistakes import one_line_errors
+
+
+# Types that weights can be saved in.
+DTYPES = ("float32", "bfloat16", "float16")
+_USAGE = "%(prog)s MODEL OUT [options]\n       %(prog)s BASE ADAPTER OUT [options]"
+_DESCRIPTION = """Convert a published model to a streaming model.
+
+MODEL is a vision-language model of Transformers: SmolVLM, Idefics3, InternVL (-hf), LLaVA, LLaVA-NeXT,
+LLaVA-NeXT-Video or LLaVA-OneVision. BASE and ADAPTER are the language model and the checkpoint of VideoLLM-online.
+Each is a folder or a Hub id."""
+# Options of one form only, by their number of names.
+_OF_FORM = {2: ("frame_token_pooled",), 3: ("vision_model", "live_version", "keep_adapter")}
+
+
+def main() -> None:
+    """Convert, then print which folder was written, what it lacks, and how to use it."""
+    parser = _new_parser()
+    options = vars(parser.parse_args())
+    *names, out = options.pop("names")
+    form = len(names) + 1
+    if form not in _OF_FORM:
+        parser.error("give MODEL and OUT, or BASE, ADAPTER and OUT")
+    wrong = [name for name in _OF_FORM[5 - form] if name in options]
+    if wrong:
+        parser.error(f"--{wrong[0]} is for {'BASE ADAPTER OUT' if form == 2 else 'MODEL OUT'}")
+    as_json = options.pop("json")
+    with one_line_errors():
+        print(f"loading {' and '.join(names)} ...", file=sys.stderr)
+        quiet()
+        told = (_convert_model if form == 2 else _convert_live)(*names, Path(out), options)
+    if as_json:
+        print(json.dumps(told["json"]))
+        return
+    print("\n".join(told["lines"]))
+
+
+def _convert_model(source: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    from videollm_mod.convert.vision_language import convert
+
+    left_out = convert(source, out, **options)
+    lines = [
+        f"not converted: {', '.join(left_out) or 'nothing'}",
+        f"wrote {out}. It is asked every few seconds, because it has not learned when to be silent:",
+        f"videollm-mod narrate video.mp4 --model {out} --every 2",
+    ]
+    return {"json": {"folder": str(out), "not_converted": left_out}, "lines": lines}
+
+
+def _convert_live(base: str, adapter: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    from videollm_mod.convert.videollm_online import convert
+
+    convert(base, adapter, out, **options)
+    has_adapter = options.get("keep_adapter", False)
+    lines = [f"wrote {out}. Load it: AutoModel.from_pretrained('{out}', trust_remote_code=True)"]
+    if has_adapter:
+        lines.append(f"Then add the adapter: PeftModel.from_pretrained(model, '{out}', subfolder='adapter')")
+    return {"json": {"folder": str(out), "adapter": has_adapter}, "lines": lines}
+
+
+def _new_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage=_USAGE, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="MODEL OUT, or BASE ADAPTER OUT")
+    parser.add_argument("--dtype", choices=DTYPES, help="type of all weights; default: the type they have")
+    parser.add_argument(
+        "--mod_layers",
+        metavar="LAYERS",
+        help="which layers to route: the name of a scheme, such as interleaved, or indices, such as 1,3,5",
+    )
+    parser.add_argument(
+        "--mod_keep_ratio",
+        type=float,
+        metavar="RATIO",
+        help="share of a frame's tokens that routed layers keep; default without --mod_layers: 1, full compute",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    # A missing option leaves no trace, so that options of the other form are noticed.
+    model = parser.add_argument_group("options of MODEL OUT", argument_default=argparse.SUPPRESS)
+    model.add_argument(
+        "--frame_token_pooled",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="grid of tokens per frame; default: the model's own for a frame of a video",
+    )
+    live = parser.add_argument_group("options of BASE ADAPTER OUT", argument_default=argparse.SUPPRESS)
+    live.add_argument(
+        "--vision_model", metavar="MODEL", help="vision encoder; default: google/siglip-large-patch16-384"
+    )
+    live.add_argument(
+        "--live_version",
+        choices=LIVE_VERSIONS,
+        help="frame layout: live1 has 1 token per frame, live1+ has 10; default: live1+",
+    )
+    live.add_argument("--keep_adapter", action="store_true", help="save the adapter unmerged, in OUT/adapter")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

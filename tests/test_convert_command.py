@@ -1,0 +1,58 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command `videollm-mod convert`: what it prints, and which options go together."""
+
+import json
+import sys
+
+import pytest
+from published import save_source
+
+from videollm_mod.convert.command import main
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["videollm-mod convert", *map(str, arguments)])
+        main()
+        return capsys.readouterr()
+
+    return run
+
+
+def test_a_model_is_converted_and_the_next_command_is_printed(tmp_path, run):
+    save_source("llava_next_video", tmp_path / "theirs")
+    options = ["--mod_layers", "1", "--mod_keep_ratio", "0.5", "--frame_token_pooled", "2", "2"]
+    shown = run(tmp_path / "theirs", tmp_path / "ours", *options)
+    lines = shown.out.splitlines()
+    assert lines[0] == "not converted: model.image_newline, tiling of pictures"
+    assert lines[1].startswith(f"wrote {tmp_path / 'ours'}. It is asked every few seconds")
+    assert lines[2] == f"videollm-mod narrate video.mp4 --model {tmp_path / 'ours'} --every 2"
+    assert shown.err.endswith(f"loading {tmp_path / 'theirs'} ...\n")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["mod_layers"] == [1]
+    told = json.loads(run(tmp_path / "theirs", tmp_path / "again", "--json").out)
+    assert told == {
+        "folder": str(tmp_path / "again"),
+        "not_converted": ["model.image_newline", "tiling of pictures"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model"], "give MODEL and OUT, or BASE, ADAPTER and OUT"),
+        (["model", "out", "--keep_adapter"], "--keep_adapter is for BASE ADAPTER OUT"),
+        (["base", "adapter", "out", "--frame_token_pooled", "2", "2"], "--frame_token_pooled is for MODEL OUT"),
+    ],
+)
+def test_options_of_the_other_form_are_refused(run, capsys, arguments, message):
+    with pytest.raises(SystemExit) as failed:
+        run(*arguments)
+    assert failed.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_folder_that_does_not_exist_is_named(run, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        run("sampels", "out")
+    assert "error: There is no folder 'sampels'; did you mean 'samples'?" in capsys.readouterr().err

@@ -1,0 +1,216 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Compare vision-language models of Transformers before and after conversion: pixels, embeddings and logits."""
+
+import json
+
+import pytest
+import torch
+from published import SOURCES, save_source
+from tiny import random_frames
+from torch.testing import assert_close
+from transformers import AutoModel, AutoProcessor
+from transformers.video_utils import VideoMetadata
+
+from videollm_mod.convert.vision_language import NEWLINE_TOKEN, convert
+
+
+# The connector, its feature layer, the tokens per frame and the features per frame of each tiny model.
+LAYOUTS = {
+    "smolvlm": ("pixel_shuffle", None, [2, 2], (4, 16 * 16)),
+    "idefics3": ("pixel_shuffle", None, [2, 2], (4, 16 * 16)),
+    "internvl": ("pixel_shuffle", None, [2, 2], (4, 16 * 4)),
+    "llava_onevision": ("mlp_pool_after", -1, [3, 3], (25, 16)),
+    "llava_next_video": ("mlp", -2, [2, 2], (4, 16)),
+    "llava_next": ("mlp", -2, [4, 4], (16, 16)),
+    "llava": ("mlp", -2, [4, 4], (16, 16)),
+}
+
+# How a stream begins.
+BEGINNINGS = {
+    "smolvlm": "<|im_start|>User: You are provided",
+    "idefics3": "<|begin_of_text|>User:<fake_token_around_image><global-img><image>",
+    "internvl": "<|im_start|>user\nFrame1: <img><IMG_CONTEXT>",
+    "llava_onevision": "<|im_start|>user <video>",
+    "llava_next_video": "<s>USER: <video>",
+    "llava_next": "<s>USER: <image>",
+    "llava": "<s>USER: <image>",
+}
+
+
+def run_source(kind, theirs, processor, frames):
+    """Return the source's inputs for a video and a question, its embeddings of the frames, and its logits."""
+    is_video = kind in ("smolvlm", "internvl", "llava_onevision", "llava_next_video")
+    shown = [{"type": "video"}] if is_video else [{"type": "image"}] * len(frames)
+    turn = {"role": "user", "content": [*shown, {"type": "text", "text": "What is this?"}]}
+    text = processor.apply_chat_template([turn], add_generation_prompt=True)
+    options = {"videos": [[frames]] if kind == "smolvlm" else [frames]} if is_video else {"images": [*frames]}
+    if kind == "smolvlm":
+        times = {"total_num_frames": len(frames), "duration": float(len(frames))}
+        options["video_metadata"] = [VideoMetadata(fps=1.0, frames_indices=[*range(len(frames))], **times)]
+    elif kind == "idefics3":
+        options["do_image_splitting"] = False
+    inputs = processor(text=text, return_tensors="pt", **options)
+    found = []
+    projector = theirs.model.connector if hasattr(theirs.model, "connector") else theirs.model.multi_modal_projector
+    handle = projector.register_forward_hook(lambda *arguments: found.append(arguments[-1]))
+    with torch.no_grad():
+        logits = theirs(**inputs).logits
+    handle.remove()
+    embeddings = theirs.model.apply_pooling(found[0]) if kind == "llava_onevision" else found[0]
+    return inputs, embeddings, logits
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def converted(request, tmp_path_factory):
+    """Return the model type, the source and its processor, and ours and its processor."""
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs, processor = save_source(request.param, folder / "theirs")
+    left_out = convert(str(folder / "theirs"), folder / "ours")
+    ours = AutoModel.from_pretrained(folder / "ours", trust_remote_code=True).eval()
+    processors = processor, AutoProcessor.from_pretrained(folder / "ours", trust_remote_code=True)
+    return request.param, theirs, ours, *processors, left_out, folder
+
+
+@pytest.mark.parametrize("size", [(36, 60), (50, 31)])
+def test_pixels_embeddings_and_logits_stay_the_same(converted, size):
+    kind, theirs, ours, their_processor, processor, _, _ = converted
+    frames = random_frames(1 if kind == "llava_next" else 3, size=size)
+    inputs, embeddings, logits = run_source(kind, theirs, their_processor, frames)
+    pixels = processor.process_frames(frames)
+    expected = next(inputs[name] for name in ("pixel_values", "pixel_values_videos") if name in inputs)
+    expected = expected.flatten(0, -4)
+    # LLaVA-NeXT shows each picture as one of the encoder's size, and then its tiles.
+    assert_close(pixels, expected[:1] if kind == "llava_next" else expected, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        found = ours.get_video_features(pixels)
+        assert_close(found, embeddings[: len(found)], rtol=1e-5, atol=1e-5)
+        ids = inputs["input_ids"]
+        if kind == "llava_onevision":
+            ids = ids.clone()
+            ids[0, (ids[0] == theirs.config.video_token_id).nonzero()[-1]] = newline_of(processor)
+        if kind == "llava_next":
+            ids, logits = without_tiles(theirs, ids, found)
+        assert ours.config.frame_token_id in ids
+        assert_close(ours(input_ids=ids, pixel_values_videos=pixels[None]).logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def newline_of(processor):
+    """Return the token of the embedding after the frames."""
+    return processor.tokenizer.convert_tokens_to_ids(NEWLINE_TOKEN)
+
+
+def without_tiles(theirs, ids, embeddings):
+    """Return ids with one picture and no tiles, and the source's logits for the embeddings of that picture."""
+    is_picture = ids[0] == theirs.config.image_token_id
+    first = int(is_picture.nonzero()[0])
+    last = int(is_picture.nonzero()[-1])
+    ids = torch.cat([ids[:, : first + embeddings.shape[1]], ids[:, last + 1 :]], dim=1)
+    table = theirs.get_input_embeddings()(ids)
+    table[ids == theirs.config.image_token_id] = embeddings[0]
+    return ids, theirs(inputs_embeds=table).logits
+
+
+def test_the_configuration_says_what_the_source_does(converted):
+    kind, theirs, ours, _, processor, left_out, folder = converted
+    config = ours.config
+    layout = (config.connector, config.vision_feature_layer, [*config.frame_token_pooled], config.frame_feature_shape)
+    assert layout == LAYOUTS[kind]
+    assert config.speak == "every" and not config.routed_layers and processor.system_prompt == ""
+    tied = theirs.get_output_embeddings().weight is theirs.get_input_embeddings().weight
+    assert config.tie_word_embeddings == tied == (kind == "internvl")
+    assert (ours.lm_head.weight is ours.get_input_embeddings().weight) == tied
+    names = [name for name in theirs.state_dict() if name.endswith("image_newline") and kind != "llava_onevision"]
+    assert left_out == names + ["tiling of pictures"] * (kind != "llava")
+    never = ours.generation_config.suppress_tokens
+    assert config.frame_token_id in never and (kind != "llava_onevision" or newline_of(processor) in never)
+    card = (folder / "ours" / "README.md").read_text()
+    assert f"({kind}) as a streaming model" in card and "has not learned when to be silent" in card
+    assert "videollm-mod narrate video.mp4 --model ours --every 2\n" in card
+    assert 'videollm-mod ask video.mp4 "What happens?" --model ours\n' in card
+    assert ("made for pictures" in card) == (kind in ("idefics3", "llava", "llava_next"))
+
+
+def test_a_converted_model_streams_in_its_own_words(converted):
+    kind, _, ours, _, processor, _, _ = converted
+    session = ours.stream(processor, fps=1, every=2.0, max_new_tokens=4)
+    events = [event for frame in random_frames(5, size=(36, 60)) for event in session.push(frame)]
+    assert {event.time for event in events} <= {0.0, 1.0, 2.0, 3.0, 4.0} and session.num_frames == 5
+    session.ask("What is this?")
+    assert session.events[-1].role == "assistant"
+    text = processor.apply_chat_template([{"role": "stream", "num_frames": 1, "times": [0.0]}])
+    assert text.startswith(BEGINNINGS[kind])
+
+
+# ------------------------------------------------------------------------------------------------------------ options
+
+
+def test_the_grid_of_an_mlp_is_free_and_that_of_a_pixel_shuffle_is_not(tmp_path):
+    save_source("llava_next_video", tmp_path / "llava")
+    options = {"mod_layers": "all", "mod_keep_ratio": 0.5, "dtype": "bfloat16"}
+    convert(str(tmp_path / "llava"), tmp_path / "out", frame_token_pooled=(3, 2), **options)
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True, dtype="auto")
+    assert model.dtype == torch.bfloat16 and model.config.layer_keep_counts == [3, 3]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "A frame is 3x2 tokens." in card and "The source has 2x2 tokens for a frame." in card
+    assert "2 of 2 layers are routed. They keep 3 of a frame's 6 tokens" in card
+    save_source("internvl", tmp_path / "internvl")
+    with pytest.raises(ValueError, match="`frame_token_pooled` must stay 2x2: the model's projector reads squares"):
+        convert(str(tmp_path / "internvl"), tmp_path / "other", frame_token_pooled=(3, 3))
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_newline_gets_a_new_row_where_the_table_is_full(tmp_path):
+    theirs, processor = save_source("llava_onevision", tmp_path / "theirs")
+    theirs.resize_token_embeddings(len(processor.tokenizer))
+    theirs.save_pretrained(tmp_path / "theirs")
+    convert(str(tmp_path / "theirs"), tmp_path / "ours")
+    ours = AutoModel.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    assert ours.config.text_config.vocab_size == theirs.config.text_config.vocab_size + 1
+    assert torch.equal(ours.get_input_embeddings().weight[-1], theirs.model.image_newline)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("llava_next_video", {"spatial_pool_mode": "max"}, "pools patches by 'max' before its projector"),
+        ("llava_next_video", {"spatial_pool_stride": 3}, "pools 4x4 patches with stride 3, which drops some"),
+        ("vipllava", {"vision_feature_layer": -2}, "it also has projector_layernorm.bias"),
+        ("llava", {"vision_feature_layer": [-1, -2]}, "Supported is one layer, counted from the end"),
+        ("llava", {"vision_feature_select_strategy": "full"}, "reads the encoder's class token too"),
+        ("llava_onevision", {"vision_feature_select_strategy": "default"}, "drops the encoder's first patch"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, kind, changes, message):
+    save_source(kind, tmp_path / "theirs", **changes)
+    with pytest.raises(ValueError, match=message):
+        convert(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("internvl_chat", "of type 'internvl_chat'. Supported types are llava, .* names that end in '-hf'"),
+        ("bert", "is a model of type 'bert'. Supported types are llava, llava_next"),
+        ("videollm_mod", "is a streaming model already"),
+    ],
+)
+def test_other_types_are_refused(tmp_path, model_type, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match=message):
+        convert(str(tmp_path), tmp_path / "ours")
+
+
+def test_pixels_of_an_unknown_kind_are_refused(tmp_path):
+    save_source("internvl", tmp_path / "theirs")
+    path = tmp_path / "theirs" / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["video_processor"] |= {"size": {"height": 24, "width": 24}}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="makes frames of 24x24 pixels, but the encoder reads 32x32"):
+        convert(str(tmp_path / "theirs"), tmp_path / "ours")
+    settings["video_processor"] |= {"size": {"shortest_edge": 32}}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="makes frames of size .*shortest_edge.* which is not supported"):
+        convert(str(tmp_path / "theirs"), tmp_path / "ours")
