@@ -159,16 +159,18 @@ class Talker(VideoLLMMoDForConditionalGeneration):
     """
     The real model with its real cache and a scripted head. It replies what `say` returns for the index of the last
     frame, its probability of yes to the policy's question is `yes` of that index, and by the interval rule it wants to
-    speak at `speaks_at`. `fed` holds what the cache holds, `num_seen` counts the frames that it computed.
+    speak at `speaks_at`. `fed` holds what the cache holds, `num_seen` and `num_steps` count the frames and
+    steps that it computed.
     """
 
     def script(self, processor, say, yes, speaks_at):
         self.tokenizer, self.say, self.yes, self.speaks_at = processor.tokenizer, say, yes, speaks_at
-        self.fed, self.num_seen, self.begin = [], 0, 0
+        self.fed, self.num_seen, self.num_steps, self.begin = [], 0, 0, 0
         return self
 
     def forward(self, input_ids=None, cache=None, frame_features=None, logits_to_keep=0, **kwargs):
         self.num_seen += 0 if frame_features is None else frame_features.shape[1]
+        self.num_steps += 1
         past, self.used = int(cache.get_seq_length()), cache
         self.fed = self.fed[:past] + input_ids[0].tolist()
         self.begin = len(self.fed) if input_ids.shape[1] > 1 else self.begin  # of a reply
@@ -300,6 +302,25 @@ def test_a_function_decides_at_each_frame_once(chunk_frames):
     assert replies(session) == [(1.0, "Frame 2."), (2.5, "Frame 5.")]
     asked = "]\nUser: Where is the ball?\nAssistant:"
     assert model.text == f"<s>Watch.\n\n[F,F,F{ASKED_NOW} Frame 2.</s>\n[F,F,F{asked} Frame 5.</s>\n[F"
+
+
+@pytest.mark.parametrize(
+    ("options", "probes", "spoken"),
+    [
+        ({"speak": "learned"}, 0, 0),
+        ({"speak": "every", "every": 2.0}, 0, 3),
+        ({"speak": "change"}, 0, 1),
+        ({"speak": "probe", "every": 1.0}, 5, 0),
+        ({"speak": lambda _: False}, 0, 0),
+    ],
+)
+def test_what_a_policy_costs(options, probes, spoken):
+    """Policies add no steps to frames. A probe takes one, and a reply one for its prompt and one for each token."""
+    model, processor = talker(lambda _: "A ball.", yes=lambda _: 0.2)
+    session = model.stream(processor, chunk_frames=1, no_repeat=0, **options)
+    session.push(colored(*[90] * 10))
+    reply = 1 + len(processor.tokenizer.encode(" A ball."))
+    assert model.num_steps == 10 + probes + spoken * reply and model.num_seen == 10
 
 
 def test_the_policy_of_the_checkpoint_is_the_default():
