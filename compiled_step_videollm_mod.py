@@ -193,21 +193,30 @@ class CompiledSteps:
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model. Its weights may change in place.
         cache ([`VideoLLMMoDCache`]): The session's cache. All its layers have a `capacity`.
-        frame_ids (`list[int]`): Tokens of the step that sees one frame: separator and frame tokens.
+        frame_ids (`list[int]`): Tokens of a step that sees one frame: frame tokens with the text around them. Other
+            text in the same places may stand there too.
+        most_text (`int`, *optional*): Most tokens of text around a frame, if their number varies. The step is then
+            compiled for any number.
     """
 
-    def __init__(self, model: Any, cache: Any, frame_ids: list[int]) -> None:
+    def __init__(self, model: Any, cache: Any, frame_ids: list[int], most_text: int | None = None) -> None:
         self.model, self.cache, self.frame_ids, self.compiled = model, cache, frame_ids, compiled_model(model)
+        self.most_text = most_text
         self.kinds = kinds_of(model.config)
         self._views: tuple[list[int], list[torch.Tensor], list[list[torch.Tensor]]] = ([], [], [])
-        is_frame = torch.tensor([token == model.config.frame_token_id for token in frame_ids])
-        self._frame_end = int(is_frame.nonzero()[-1]) + 1
-        is_frame[-1] = False
-        self._inside = is_frame[None].to(self.compiled.device)
+        first = frame_ids.index(model.config.frame_token_id)
+        self._after = len(frame_ids) - first - model.config.frame_num_tokens
+        self._inside: dict[int, torch.Tensor] = {}
 
     def fits(self, ids: list[int], num_frames: int) -> bool:
-        """Return whether a step is one frame after its separator, or one token, and the cache is not empty."""
-        is_known = ids == self.frame_ids if num_frames else len(ids) == 1
+        """Return whether a step is one frame with as much text as expected, or one token, and the cache has some."""
+        is_known = len(ids) == 1
+        if num_frames:
+            config = self.model.config
+            most = len(self.frame_ids) if self.most_text is None else config.frame_num_tokens + self.most_text
+            has_length = len(ids) == most or (self.most_text is not None and len(ids) < most)
+            last = ids.index(config.frame_token_id) + config.frame_num_tokens
+            is_known = num_frames == 1 and has_length and last == len(ids) - self._after
         return is_known and all(layer.is_initialized for layer in self.cache.layers)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -230,11 +239,15 @@ class CompiledSteps:
         numbers = torch.tensor(numbers, dtype=torch.float64)
         if self.compiled.device.type == "cuda":
             numbers = numbers.pin_memory().to(self.compiled.device, non_blocking=True)
+        if features is not None and self.most_text is not None:
+            torch._dynamo.mark_dynamic(numbers, 0)
         function = self.compiled.token if features is None else self.compiled.frame
         previous = None if features is None else cache.recent_frames.last
         outputs = self.compiled.run(function, self.model, numbers, features, entries, buffers, collects, previous)
         if previous is not None:
-            cache.remember_frames(outputs.pop(), [1], torch.tensor([cache.num_seen + self._frame_end]), cache.num_seen)
+            cache.remember_frames(
+                outputs.pop(), [1], torch.tensor([cache.num_seen + len(ids) - self._after]), cache.num_seen
+            )
         for layer, kind in zip(cache.layers, self.kinds, strict=True):
             layer.resize(lengths[kind] + new[kind])
         routed = [layer for layer, kind in enumerate(self.kinds) if layer in config.routed_layers and new[kind] > 0]
@@ -242,8 +255,17 @@ class CompiledSteps:
             sizes = [new[self.kinds[layer]] for layer in routed]
             for layer, positions in zip(routed, outputs.pop().split(sizes, dim=1), strict=True):
                 cache.record_positions(layer, positions)
-        cache.advance(len(ids), None if features is None else self._inside)
+        cache.advance(len(ids), None if features is None else self._inside_frame(ids))
         return outputs
+
+    def _inside_frame(self, ids: list[int]) -> torch.Tensor:
+        """Return where the tokens (1, new) of a frame lie, except its last."""
+        if len(ids) not in self._inside:
+            last = len(ids) - self._after - 1
+            places = torch.arange(len(ids), device=self.compiled.device)[None]
+            is_inside = (places > last - self.model.config.frame_num_tokens) & (places < last)
+            self._inside[len(ids)] = is_inside
+        return self._inside[len(ids)]
 
     def _make_room(self, lengths: list[int]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
         """Return the parts of the buffers that attention reads, for layers that will have these lengths by kind."""

@@ -468,7 +468,8 @@ class StreamingSession:
             setattr(twin, name, copy.deepcopy(getattr(self, name)))
         twin.events, twin._speaking = list(self.events), self._speaking.fork()
         if self._compiled is not None:
-            twin._compiled = CompiledSteps(self.model, twin.cache, self._compiled.frame_ids)
+            compiled = self._compiled
+            twin._compiled = CompiledSteps(self.model, twin.cache, compiled.frame_ids, compiled.most_text)
         return twin
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -541,7 +542,8 @@ class StreamingSession:
             )
         if not can or not (model.device.type == "cuda" and has_triton() if wanted is None else wanted):
             return None
-        return CompiledSteps(model, self.cache, self.processor.encode_typical_frame())
+        most_text = self.processor.frame_text_tokens if self.processor.numbers_frames else None
+        return CompiledSteps(model, self.cache, self.processor.encode_typical_frame(), most_text)
 
     def _run_compiled(self, name: str, *inputs: Any) -> Any | None:
         """

@@ -11,6 +11,7 @@ from tiny import random_features, random_frames, tiny_config, tiny_model, tiny_p
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing import assert_close
+from turns import turn_model, turn_processor
 
 from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.cache_videollm_mod import use_grouped_attention
@@ -130,6 +131,23 @@ def test_a_compiled_session_compares_frames_as_an_eager_one_does(monkeypatch):
     assert_close(compiled.router_scores[1], eager.router_scores[1], atol=1e-4, rtol=1e-3)
     for layer in model.config.routed_layers:
         assert torch.equal(compiled.cache.get_positions(layer), eager.cache.get_positions(layer))
+
+
+def test_frames_with_numbers_are_compiled_for_any_number_of_digits(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced, without generated code
+    processor = turn_processor("internvl")
+    model = turn_model(processor, text_overrides={"num_hidden_layers": 1}, mod_layers="all")
+    counters.clear()
+    sessions = [model.stream(processor, **LIMITS, compile=compile) for compile in (False, True)]
+    for session in sessions:
+        for frame in random_frames(12):
+            session.push(frame)
+    assert told(sessions[0]) == told(sessions[1]) and sessions[0].cache.lengths == sessions[1].cache.lengths
+    # Frames 2 to 12 run compiled, and the step is compiled once for "Frame9" and "Frame10".
+    counts = counters["stats"]
+    assert sessions[1]._compiled is not None and counts["unique_graphs"] <= 3 and not counters["recompiles"]
+    steps = [[13, *processor.encode_typical_frame()[1:]], processor.encode_typical_frame()[:-1]]
+    assert [sessions[1]._compiled.fits(ids, 1) for ids in steps] == [True, False]
 
 
 class Step(torch.nn.Module):

@@ -6,21 +6,17 @@ import json
 import random
 
 import pytest
-from tiny import IMAGE_SIZE, random_frames, tiny_config, tiny_model, tiny_tokenizer
-from tokenizers import AddedToken
+import torch
+from engines import said
+from tiny import SCHEMES, random_frames
+from torch.testing import assert_close
 from transformers import AutoProcessor
+from turns import SPECIAL, turn_model, turn_processor
 
-from videollm_mod import VideoLLMMoDProcessor, VideoLLMMoDVideoProcessor
+from videollm_mod.serving import StreamingEngine
 from videollm_mod.stream_format_videollm_mod import STREAM_FORMATS
 
 
-SPECIAL = {
-    "chatml": ["<|im_start|>", "<|im_end|>"],
-    "llama3": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-    "llava_onevision": ["<|im_start|>", "<|im_end|>", "<image_newline>"],
-    "smolvlm": ["<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"],
-    "internvl": ["<|im_start|>", "<|im_end|>", "<img>", "</img>"],
-}
 # The text of DIALOGUE in each format, with # for the tokens of a frame.
 TEXTS = {
     "chatml": (
@@ -78,25 +74,6 @@ DIALOGUE = [
     {"role": "user", "content": "Tell me."},
     {"role": "stream", "num_frames": 1, "times": [6001.0]},
 ]
-
-
-def turn_processor(name, *, special=True, **options):
-    """Return a tiny processor whose tokenizer has the special tokens of a format."""
-    tokenizer = tiny_tokenizer()
-    tokens = [AddedToken(token, special=special, normalized=False) for token in SPECIAL[name]]
-    tokenizer.add_tokens(tokens, special_tokens=special)
-    tokenizer.eos_token = STREAM_FORMATS[name]["assistant_end"]
-    pixels = VideoLLMMoDVideoProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    return VideoLLMMoDProcessor(pixels, tokenizer, stream_format=name, **options)
-
-
-def turn_model(processor, **options):
-    """Return a tiny model for the tokens of such a processor."""
-    text = {"vocab_size": len(processor.tokenizer), "eos_token_id": processor.end_of_reply_id}
-    ids = {name: getattr(processor, name) for name in ("frame_token_id", "frame_token_interval_id")}
-    model = tiny_model(tiny_config(text_overrides=text, **ids, **options))
-    model.generation_config.eos_token_id = processor.end_of_reply_id
-    return model
 
 
 @pytest.fixture(params=STREAM_FORMATS)
@@ -170,3 +147,149 @@ def test_a_session_feeds_the_tokens_of_the_rendered_dialogue(name, seed):
         count = sum(message.get("num_frames", 0) for message in dialogue)
         rendered = processor(dialogue, random_frames(count) if count else None)["input_ids"][0].tolist()
         assert pieces(processor, dialogue) == rendered, dialogue
+
+
+# ---------------------------------------------------------------------------------------------------------- sessions
+
+
+def watch(model, processor, chunk_frames=1, **options):
+    """Watch with questions, also two in a row and one before frames; return the session, its tokens and its logits."""
+    fed, logits, features, forward = [], [], [], model.forward
+
+    def record(input_ids=None, cache=None, frame_features=None, logits_to_keep=None, **kwargs):
+        seen = int(cache.get_seq_length())
+        gone = fed[seen:].count(model.config.frame_token_id) // model.config.frame_num_tokens
+        del fed[seen:], logits[seen:], features[len(features) - gone :]
+        outputs = forward(input_ids, cache=cache, frame_features=frame_features, **kwargs)
+        fed.extend(input_ids[0].tolist())
+        logits.extend(outputs.logits[0])
+        features.extend([] if frame_features is None else frame_features[0])
+        outputs.logits = outputs.logits[:, logits_to_keep]
+        return outputs
+
+    model.forward = record
+    session = model.stream(processor, chunk_frames=chunk_frames, max_new_tokens=4, **options)
+    model.forward = record
+    session.ask("Narrate.", reply_now=False)
+    session.push(random_frames(5))
+    session.ask("What?")
+    session.ask("Where?")
+    session.push(random_frames(8, seed=1))
+    session.ask("And now?", time=session.time + 1.0)
+    session.push(random_frames(5, seed=2))
+    del model.forward
+    return session, fed, torch.stack(logits), features
+
+
+@pytest.mark.parametrize("scheme", ["full", "interleaved"])
+def test_streamed_chunked_served_and_in_one_forward(name, scheme):
+    processor = turn_processor(name)
+    model = turn_model(processor, **SCHEMES[scheme])
+    session, fed, logits, features = watch(model, processor)
+    assert session.num_frames == 18 and 3 <= sum(event.role == "assistant" for event in session) < 12
+    with torch.no_grad():
+        whole = model(input_ids=torch.tensor([fed]), frame_features=torch.stack(features)[None]).logits[0]
+    assert_close(logits, whole, atol=2e-5, rtol=1e-4)
+    chunked, tokens, _, _ = watch(model, processor, chunk_frames=4)
+    assert tokens == fed and said(chunked.events) == said(session.events)
+    assert chunked.cache.lengths == session.cache.lengths
+    # The text is that of the dialogue, whose last turn is still open.
+    shown = processor.tokenizer.decode(fed).replace("<v>" * 10, "#")
+    assert shown.count("#") == 18 and shown.endswith("#" + processor.stream_format["frame_after"])
+    if processor.numbers_frames:
+        assert ("Frame18: <img>#" if name == "internvl" else "\nFrame from 00:08:") in shown
+    for options in ({}, {"capture": True}):
+        engine = StreamingEngine(model, processor, max_streams=2, max_frames=20, max_text_tokens=600, **options)
+        stream = engine.open(chunk_frames=4, max_new_tokens=4)
+        stream.ask("Narrate.", reply_now=False)
+        stream.push(random_frames(5))
+        engine.run()
+        stream.ask("What?")
+        stream.ask("Where?")
+        engine.run()
+        stream.push(random_frames(8, seed=1))
+        engine.run()
+        stream.ask("And now?", time=stream.session.time + 1.0)
+        stream.push(random_frames(5, seed=2))
+        engine.run()
+        assert said(stream.events) == said(session.events), options
+
+
+@pytest.mark.parametrize("sink_frames", [0, 2])
+def test_after_evictions_the_text_of_each_frame_that_stays_is_whole(name, sink_frames):
+    """With one layer the cache after evictions equals that of the tokens that stay."""
+    processor = turn_processor(name)
+    model = turn_model(processor, text_overrides={"num_hidden_layers": 1}, mod_layers="all")
+    held, features = [], []
+    forward, evict = model.forward, model.evict_tokens
+    per_frame, frame_id = model.config.frame_num_tokens, model.config.frame_token_id
+
+    def fed(input_ids=None, cache=None, frame_features=None, **kwargs):
+        gone = [token for token, _ in held[int(cache.get_seq_length()) :]].count(frame_id) // per_frame
+        del held[int(cache.get_seq_length()) :], features[len(features) - gone :]
+        shown = len(features)
+        features.extend([] if frame_features is None else frame_features[0])
+        for token in input_ids[0].tolist():
+            held.append((token, shown // per_frame if token == frame_id else None))
+        return forward(input_ids, cache=cache, frame_features=frame_features, **kwargs)
+
+    def evicted(cache, runs):
+        keep = [run.stays for run in runs for _ in range(run.num_tokens)]
+        places = [place for place, (token, _) in enumerate(held) if token == frame_id][::per_frame]
+        features[:] = [frame for frame, place in zip(features, places, strict=True) if keep[place]]
+        held[:] = [token for token, stays in zip(held, keep, strict=True) if stays]
+        evict(cache, runs)
+
+    model.forward, model.evict_tokens = fed, evicted
+    session = model.stream(processor, max_frames=8, sink_frames=sink_frames, chunk_frames=2, max_new_tokens=2)
+    for index, frame in enumerate(random_frames(30)):
+        session.push(frame)
+        if index % 7 == 3:
+            session.ask("What?")
+    model.forward = forward
+    ids = torch.tensor([[token for token, _ in held]])
+    text = processor.tokenizer.decode(ids[0]).replace("<v>" * 10, "#")
+    assert text.count("#") == session.num_remembered == len(features) <= 8 and session.num_frames == 30
+    own = processor.stream_format["frame_before"] + processor.stream_format["frame_after"]
+    assert all(text.count(token) == own.count(token) * len(features) for token in SPECIAL[name] if token in own)
+    with torch.no_grad():
+        expected = model.new_cache()
+        model(input_ids=ids, frame_features=torch.stack(features)[None], cache=expected)
+        assert session.cache.lengths == expected.lengths
+        logits = [model(input_ids=torch.tensor([[7]]), cache=c).logits for c in (session.cache, expected)]
+    assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_forked_session_numbers_frames_as_its_twin():
+    processor = turn_processor("internvl")
+    model = turn_model(processor)
+    session = model.stream(processor, max_new_tokens=2)
+    session.push(random_frames(3))
+    twin = session.fork()
+    for stream in (session, twin):
+        stream.push(random_frames(9, seed=1))
+        stream.ask("What?")
+    assert said(session.events) == said(twin.events)
+    assert session.cache.lengths == twin.cache.lengths
+
+
+# ---------------------------------------------------------------------------------------------------- text of others
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_special_tokens_in_text_stay_text(name, special):
+    """They do so also if the tokenizer has them as added tokens that are not marked as special."""
+    processor = turn_processor(name, special=special)
+    control = {i for i, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+    assert set(processor.tokenizer.convert_tokens_to_ids(SPECIAL[name])) <= control
+    for token in [*SPECIAL[name], "<v>", "<s>", "<pad>"]:
+        dirty = f"Is {token} a token?{token}"
+        for role in ("system", "user", "assistant"):
+            dialogue = [dict(m, content=dirty) if m["role"] == role else m for m in DIALOGUE]
+            clean = [dict(m, content="x") if m["role"] == role else m for m in DIALOGUE]
+            ids, expected = (processor.apply_chat_template(d, tokenize=True) for d in (dialogue, clean))
+            assert [i for i in ids if i in control] == [i for i in expected if i in control]
+            assert processor.tokenizer.decode(ids) == processor.apply_chat_template(dialogue)
+        asked = processor.encode_turns([{"role": "user", "content": dirty}], stream_open=True, then="assistant")
+        plain = processor.encode_turns([{"role": "user", "content": "x"}], stream_open=True, then="assistant")
+        assert [i for i in asked if i in control] == [i for i in plain if i in control]
