@@ -12,6 +12,7 @@ import errno
 import math
 import os
 import platform
+import select
 import shutil
 import socket
 import sys
@@ -20,6 +21,7 @@ import threading
 import time as clock
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -53,9 +55,9 @@ _SEEKS_WRONG = {"apng", "mpeg"}
 _MOST_ERRORS = 100
 # Seconds before a live source is opened again, after the first failure and at most.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-# FFmpeg would wait for 20 frames to find a rate, and for 50 without a time. It would ask a camera for packets by UDP
-# first, which many networks lose.
-_LIVE_OPTIONS = {"fpsprobesize": "2", "max_ts_probe": "1", "rtsp_flags": "prefer_tcp"}
+# FFmpeg would wait for 20 frames to find a rate, for 50 without a time, and for a megabyte of JPEG pictures. It would
+# ask a camera for packets by UDP first, which many networks lose.
+_LIVE_OPTIONS = {"fpsprobesize": "2", "max_ts_probe": "1", "formatprobesize": "65536", "rtsp_flags": "prefer_tcp"}
 
 
 @dataclass
@@ -117,7 +119,7 @@ class VideoReader:
     Args:
         source (`str` or `Path`): A file, a URL (anything FFmpeg opens), `"-"` for standard input, or `"camera:0"`.
         timeout (`float`, *optional*, defaults to 10.0): Seconds that a camera or URL may take to open, and may be
-            silent. `None` for no limit. Files and standard input have none.
+            silent. `None` for no limit. Files and standard input have none. Named pipes have one.
         reconnect (`bool`, *optional*): Whether to open a live source again when it ends, breaks off or falls silent,
             at first after half a second and then ever more rarely, up to every 30 seconds. Defaults to `True` for
             cameras and broadcasts. Videos that end, and standard input, are not opened again.
@@ -380,7 +382,10 @@ class VideoReader:
             except IndexError:
                 # PyAV does so at the end of a file in which further streams begin later.
                 self.report.ignored_streams += 1
-            self._failure = self._failure or self._silence(clock.monotonic() - asked, limit)
+            # Opening took all the time, and FFmpeg gave up.
+            is_over = isinstance(error, av.error.ExitError)
+            waited = math.inf if is_over else clock.monotonic() - asked
+            self._failure = self._failure or self._silence(waited, limit)
             if error is None or self._failure is not None:
                 return
             if not is_file and isinstance(error, OSError):
@@ -622,9 +627,10 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
     """
     source = str(source)
     is_file, asked = os.path.isfile(source), clock.monotonic()
+    left = None if timeout is None else _TimeLeft(asked + timeout)
     options = {} if formats is None else {"format_whitelist": formats}
     open_input = partial(av.open, metadata_errors="replace")
-    limits = None if is_file or source == "-" else (timeout, timeout)
+    limits = None if is_file or source == "-" else (left, timeout)
     options |= {} if limits is None else _LIVE_OPTIONS
     try:
         if source == "-":
@@ -632,6 +638,9 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
         if source.startswith("camera:") and not is_file:
             name, system = _camera(source)
             return open_input(name, format=system, timeout=limits, options=options)
+        if Path(source).is_fifo():
+            with _named_pipe(source, left) as name:
+                return open_input(name, options=options, timeout=limits)
         # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and a sign for a pattern.
         name, pattern = (f"file:{source}", {"pattern_type": "none"}) if is_file else (source, {})
         container = open_input(name, options=options | pattern, timeout=limits)
@@ -645,7 +654,7 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
             options |= {"fpsprobesize": "0"}
             return open_input(name, format=container.format.name, options=options, timeout=limits)
         return container
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, TimeoutError) as error:
         if limits is not None and timeout is not None and clock.monotonic() - asked >= timeout:
             raise ValueError(f"'{source}' sent no video within {timeout:g} s.") from error
         host = urlsplit(source).hostname
@@ -655,6 +664,31 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
             except OSError:
                 raise ValueError(f"'{source}' cannot be opened: there is no host '{host}'.") from error
         raise _unreadable(source, error) from error
+
+
+class _TimeLeft:
+    """Seconds until a time limit. PyAV asks for them at each step of opening, and would begin from the full limit."""
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+
+    def __float__(self) -> float:
+        return max(0.0, self.until - clock.monotonic())
+
+
+@contextmanager
+def _named_pipe(path: str, left: _TimeLeft | None) -> Iterator[str]:
+    """Give FFmpeg's name of a named pipe that has data. To open one that nobody writes would wait without a limit."""
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        waiting = select.poll()
+        waiting.register(pipe, select.POLLIN)
+        if not waiting.poll(None if left is None else 1000 * float(left)):
+            raise TimeoutError
+        # FFmpeg keeps a copy of the descriptor.
+        yield f"pipe:{pipe}"
+    finally:
+        os.close(pipe)
 
 
 def _unreadable(source: str, error: Exception) -> ValueError:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import av
@@ -43,11 +43,11 @@ def in_thread(function, *arguments):
     threading.Thread(target=function, args=arguments, daemon=True).start()
 
 
-def read_all(url, **options):
+def read_all(url, timeout=1, **options):
     """Read frames until the source ends or fails; return times, numbers, the report and the failure."""
     times, found, report = [], [], ReadingReport()
     try:
-        with VideoReader(url, timeout=1, report=report, **options) as reader:
+        with VideoReader(url, timeout=timeout, report=report, **options) as reader:
             for time_, _, frame in reader.frames():
                 times.append(float(time_))
                 found.append(round(float(reader.picture(frame).mean()) / 4))
@@ -66,6 +66,41 @@ def test_a_source_that_accepts_and_says_nothing(scheme):
         with pytest.raises(ValueError, match="sent no video within 1 s"):
             next(read_video(url, timeout=1))
         assert time.monotonic() - begin < 5
+
+
+def test_the_time_limit_is_for_all_steps_of_opening():
+    """The format is known within the limit, and the streams are not."""
+
+    def answer(request, _):
+        time.sleep(0.4)
+        headers(request)
+        request.wfile.write(b"".join(encode(numbered(1), "mpegts"))[:1000])
+        time.sleep(2)
+
+    with http_server(answer) as url:
+        begin = time.monotonic()
+        with pytest.raises(ValueError, match="sent no video within 0.6 s"):
+            next(read_video(f"{url}/live.ts", timeout=0.6))
+        assert time.monotonic() - begin < 0.9
+
+
+def test_a_named_pipe_that_nobody_writes_is_a_silent_source(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=f"'{tmp_path}/pipe' sent no video within 0.2 s"):
+        next(read_video(tmp_path / "pipe", timeout=0.2))
+    clip = b"".join(encode(numbered(10), "mpegts"))
+    writer = threading.Thread(target=_write_and_wait, args=(tmp_path / "pipe", clip))
+    writer.start()
+    _, found, _, failure = read_all(tmp_path / "pipe")
+    writer.join()
+    assert found[:9] == list(range(9)) and failure == f"'{tmp_path}/pipe' sent nothing for 1 s."
+
+
+def _write_and_wait(path, data):
+    with open(path, "wb") as pipe, suppress(BrokenPipeError):
+        pipe.write(data)
+        pipe.flush()
+        time.sleep(1.5)
 
 
 def test_the_model_and_the_processor_pass_the_time_limit_on():
@@ -139,7 +174,7 @@ def test_slow_sources_are_not_silent():
         paced(encode(numbered(20), "mpegts"), request.wfile.write, FPS / 2)
 
     with http_server(answer) as url:
-        times, found, _, failure = read_all(f"{url}/live.ts")
+        times, found, _, failure = read_all(f"{url}/live.ts", timeout=2)
     assert found == list(range(20)) and times == pytest.approx(np.arange(20) / FPS) and failure is None
 
 
@@ -184,7 +219,11 @@ def test_time_limits_are_positive():
 
 @pytest.mark.parametrize(
     ("kind", "content_type"),
-    [("mpjpeg", "multipart/x-mixed-replace; boundary=ffmpeg"), ("h264", "video/h264")],
+    [
+        ("mpjpeg", "multipart/x-mixed-replace; boundary=ffmpeg"),
+        ("mjpeg", "video/x-mjpeg"),
+        ("h264", "video/h264"),
+    ],
 )
 def test_frames_without_timestamps_get_the_time_of_their_arrival(kind, content_type):
     """FFmpeg takes such a source for 25 frames per second; this one sends 8."""
@@ -369,14 +408,25 @@ def press_ctrl_c(running):
     return running.communicate(timeout=60)
 
 
-@pytest.mark.parametrize("arguments", [("narrate",), ("ask", "What?")])
-def test_ctrl_c_while_a_source_opens(arguments):
+def test_ctrl_c_while_a_source_opens():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/camera"
-        with command(arguments[0], url, *arguments[1:]) as running:
-            connection, _ = silent.accept()
-            with connection:
-                assert press_ctrl_c(running) == ("", "stopped\n") and running.returncode == 130
+        with command("narrate", url) as running, silent.accept()[0]:
+            assert press_ctrl_c(running) == ("", "stopped\n") and running.returncode == 130
+
+
+def test_ctrl_c_while_a_named_pipe_is_silent(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with command("ask", tmp_path / "pipe", "What?") as running:
+        writer = None
+        while writer is None and running.poll() is None:
+            time.sleep(0.05)
+            with suppress(OSError):  # until the program has opened the pipe
+                writer = os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK)
+        begin = time.monotonic()
+        assert press_ctrl_c(running) == ("", "stopped\n") and running.returncode == 130
+        assert time.monotonic() - begin < 5
+        os.close(writer)
 
 
 @contextmanager
