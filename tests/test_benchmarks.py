@@ -20,6 +20,7 @@ import pytest
 import speed_page
 import torch
 import training
+import untrained_routing
 import watching
 from counting import CountOperations
 
@@ -362,3 +363,24 @@ def test_a_table_of_the_speed_page_is_made_again():
     assert "| a |" not in again.partition("<!-- cost -->")[2] and again.count("<!-- end -->") == len(commands)
     with pytest.raises(ValueError, match="has no <!-- other -->"):
         speed_page.with_table(page, "other", "")
+
+
+def test_untrained_routing_goes_on_where_it_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(untrained_routing, "LAYERS", ("all_deep",))
+    options = [tmp_path, "--clips", 1, "--ratios", 0.2]
+    first = run("untrained_routing.py", *options)
+    path = tmp_path / "untrained_routing.json"
+    found = json.loads(path.read_text())
+    names = [
+        f"{layers} 0.2 {router}" for layers in ("all_deep", "interleaved") for router in untrained_routing.ROUTERS
+    ]
+    assert set(found) == {"full", *names, "all_deep 0.2 learned"} and {len(x) for x in found.values()} == {1}
+    found["full"][0]["event_f1"] = 0.125  # not measured again
+    path.write_text(json.dumps(found))
+    assert "| all | 1 | 0.125 / " in run("untrained_routing.py", *options) and "0.125" not in first
+
+
+def test_the_interval_of_a_difference_between_variants():
+    groups = [[{"event_f1": x} for x in row] for row in ([0.9, 0.8, 0.7], [0.8, 0.8, 0.6])]
+    # A mean of 1/15 with a standard deviation of 0.0577 in three groups; Student's t is 4.30.
+    assert untrained_routing.difference(*groups) == "+0.067 ± 0.143"

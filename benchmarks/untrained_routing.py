@@ -1,0 +1,174 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+What does a model lose when it is routed without training? Compare the routers that have no weights.
+
+A model runs at full compute, and with each router, keep ratio and choice of layers. Nothing is trained. The same test
+clips of StreamWorld are streamed each time, and events and answers are counted as `train/evaluation.py` does.
+
+```bash
+python benchmarks/untrained_routing.py outputs/untrained_routing            # the embedded checkpoint, ten minutes
+python benchmarks/untrained_routing.py outputs/untrained_full --steps 400   # the same after training at full compute
+```
+
+The embedded checkpoint was trained with routed layers. With `--steps` its weights first train on at full compute, on
+new clips. Results are kept in the folder by group of clips, and a second run continues there.
+
+An interval is that of Student's t over the groups, 95%. The column "change - uniform" is the mean difference of event
+F1 on the same groups, with its interval: differences within it are noise.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from videollm_mod.console import quiet
+
+import torch
+from added_routers import train, with_changes
+from common import ROOT, device_name
+from report import markdown_table, write_results
+from torch.utils.data import Subset
+from tqdm.auto import tqdm
+from transformers import AutoProcessor
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.mistakes import one_line_errors
+from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.streamworld import StreamWorld
+from videollm_mod.train.streaming_evaluation import free_streaming
+
+
+KINDS = "narrate=2,ask=1,wait=1"
+LAYERS = ("all_deep", "interleaved")
+ROUTERS = ("change", "uniform", "random")
+FULL = {"mod_layers": None, "mod_keep_ratio": 1.0}
+# Clips per group. An engine streams a group at a time.
+GROUP = 16
+# Half of Student's 95% interval in standard errors, by degrees of freedom.
+STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23, 11: 2.20}
+# Measures of one variant by group of clips.
+Groups = list[dict[str, float]]
+
+
+def main() -> None:
+    """Measure all variants and print the table."""
+    quiet()
+    parser = argparse.ArgumentParser(description="Measure routing without training on clips of StreamWorld.")
+    parser.add_argument("out", type=Path, help="folder for the results")
+    parser.add_argument("--checkpoint", default=str(ROOT), help="the model, default: the embedded checkpoint")
+    parser.add_argument("--clips", type=int, default=96, help=f"test clips, rounded up to groups of {GROUP}")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.1], help="keep ratios")
+    parser.add_argument("--steps", type=int, default=0, help="steps of training at full compute before")
+    parser.add_argument("--first-clip", type=int, default=100_000, help="number of the first clip to train on")
+    options = parser.parse_args()
+    with one_line_errors():
+        check_checkpoint(options.checkpoint)
+    processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
+    shipped = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint)
+    full = at_full_compute(shipped, processor, options)
+    variants = dict(all_variants(options.ratios, has_learned=shipped.config.mod_router == "learned"))
+    found = options.out / "untrained_routing.json"
+    results: dict[str, Groups] = json.loads(found.read_text()) if found.exists() else {}
+    rows = StreamWorld("streamworld", world="tiny", kinds=KINDS).load("test", num_clips=options.clips)
+    groups = [Subset(rows, range(begin, min(begin + GROUP, len(rows)))) for begin in range(0, len(rows), GROUP)]
+    for name, changes in tqdm(variants.items(), desc="variants"):
+        # Routers that were trained belong to the weights that were trained with them.
+        model = with_changes(shipped if changes.get("mod_router") == "learned" else full, changes).eval()
+        measured = results.setdefault(name, [])
+        for group in groups[len(measured) :]:
+            measured.append(free_streaming(model, processor, group, batch_size=8, progress=False))
+            write_results(options.out, "untrained_routing", results, table(results, options))
+    print(f"{device_name('cpu')}, torch {torch.__version__}; {len(groups) * GROUP} clips in {len(groups)} groups\n")
+    print(table(results, options))
+    print(
+        f"\nThe median token of a frame changes {spread(full, processor, groups[0]):.0%} as much as the first tenth."
+    )
+
+
+def all_variants(ratios: Sequence[float], *, has_learned: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of each variant, and its changes to the configuration."""
+    yield "full", FULL
+    for layers in LAYERS:
+        for ratio in ratios:
+            # The embedded checkpoint has learned routers in its own layers only.
+            learned = ["learned"] if has_learned and layers == "all_deep" else []
+            for router in (*ROUTERS, *learned):
+                changes = {"mod_layers": layers, "mod_keep_ratio": ratio, "mod_router": router}
+                yield f"{layers} {ratio:g} {router}", changes
+
+
+def at_full_compute(
+    model: VideoLLMMoDForConditionalGeneration, processor: Any, options: argparse.Namespace
+) -> VideoLLMMoDForConditionalGeneration:
+    """Return the model with every keep ratio 1, trained so for `options.steps` steps, or as it was saved before."""
+    saved = options.out / "full"
+    if (saved / "config.json").exists():
+        return VideoLLMMoDForConditionalGeneration.from_pretrained(saved)
+    full = with_changes(model, FULL)
+    collator, source = StreamCollator(processor), StreamWorld("streamworld", world="tiny", kinds=KINDS)
+    losses: list[float] = []
+    for begin in tqdm(range(0, options.steps, 20), desc="training", unit=" x 20 steps"):
+        count = 8 * min(20, options.steps - begin)
+        clips = source.load("train", num_clips=count, first_clip=options.first_clip + 8 * begin)
+        batches = [collator([clips[i] for i in range(k, k + 8)]) for k in range(0, count, 8)]
+        losses += train(full, batches, learning_rate=2e-4)
+    if losses:
+        print(f"loss of the last steps: {statistics.mean(losses[-20:]):.3f}, of the first: {losses[0]:.3f}")
+        full.save_pretrained(saved)
+    return full
+
+
+def table(results: dict[str, Groups], options: argparse.Namespace) -> str:
+    """Return the results as a Markdown table: event F1 / answer accuracy."""
+    head = ["layers", "keep ratio", *ROUTERS, "learned", "change - uniform, F1"]
+    rows = [["all", "1", f"{cell(results['full'])} at full compute", *[""] * 4]]
+    for layers in LAYERS:
+        for ratio in options.ratios:
+            found = [results.get(f"{layers} {ratio:g} {router}") for router in (*ROUTERS, "learned")]
+            rows.append([layers, f"{ratio:g}", *map(cell, found), difference(found[0], found[1])])
+    return markdown_table(head, rows)
+
+
+def cell(groups: Groups | None) -> str:
+    """Return event F1 with its interval, and answer accuracy."""
+    if not groups:
+        return ""
+    events, answers = ([group[name] for group in groups] for name in ("event_f1", "answer_accuracy"))
+    return f"{interval(events)} / {statistics.mean(answers):.2f}"
+
+
+def difference(first: Groups | None, second: Groups | None) -> str:
+    """Return the mean difference of event F1 in the groups that both have, with its interval."""
+    pairs = list(zip(first or (), second or (), strict=False))
+    return interval([a["event_f1"] - b["event_f1"] for a, b in pairs], "+.3f") if pairs else ""
+
+
+def interval(values: Sequence[float], form: str = ".3f") -> str:
+    """Return the mean, and half of its interval if there are several values."""
+    mean = f"{statistics.mean(values):{form}}"
+    if len(values) < 2:
+        return mean
+    student = STUDENT.get(len(values) - 1, 2.0)
+    return f"{mean} ± {student * statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+@torch.no_grad()
+def spread(model: VideoLLMMoDForConditionalGeneration, processor: Any, rows: Sequence[dict[str, Any]]) -> float:
+    """Return the change of the median token of a frame, relative to the tenth that changes most, on average."""
+    shares = []
+    for row in rows:
+        frames = model.get_video_features(processor.process_frames(row["video"])).float()
+        change = (frames[1:] - frames[:-1]).norm(dim=-1).sort(dim=-1, descending=True).values
+        most = change[:, : max(change.shape[1] // 10, 1)].mean(dim=-1)
+        shares.append((change.median(dim=-1).values / most.clamp_min(1e-9)).mean().item())
+    return statistics.mean(shares)
+
+
+if __name__ == "__main__":
+    main()
