@@ -4,7 +4,7 @@
 Measure again what docs/speed.md shows, and put the new tables and plots into the page.
 
 ```bash
-python benchmarks/speed_page.py                      # everything, about 15 minutes on two quiet cores
+python benchmarks/speed_page.py                      # everything, about 30 minutes on two quiet cores
 python benchmarks/speed_page.py launches training    # some tables
 ```
 
@@ -43,6 +43,7 @@ COMMANDS = {
         "python benchmarks/frame_latency.py --shape 1b --dtype bfloat16 --tokens 50 --contexts 300 --kinds together"
         " --runners session-preallocated engine --schemes full all_deep --steps 4 --tries 1"
     ),
+    "laptop": "python benchmarks/laptop.py",
     "streams": "python benchmarks/many_streams.py --streams 1 4 16 --rounds 5",
     "clip": "python benchmarks/watch_clip.py --runners session session-preallocated session-compiled engine --tries 9",
     "endless": "OMP_NUM_THREADS=1 python benchmarks/endless.py --frames 5000",

@@ -352,6 +352,16 @@ def test_a_part_that_fails_or_runs_out_of_time_leaves_the_others_their_figures(t
     assert "a fault" in (tmp_path / "fault.error").read_text()
 
 
+def test_laptop_compares_a_session_with_sending_frames_again(tmp_path):
+    """The benchmark itself fails if the two do not say the same word, or a scene reuses the wrong frames."""
+    options = ["--models", "tiny", "--sizes", 128, 64, "--runners", "eager", "--frames", 1, "--tries", 1]
+    printed = run("laptop.py", *options, "--out", tmp_path)
+    rows = json.loads((tmp_path / "laptop.json").read_text())["rows"]
+    assert [(row["size"], row["tokens"]) for row in rows] == [(128, 4), (64, 1)]
+    assert all(row[name] > 0 for row in rows for name in ("moving", "static", "first_word", "resent"))
+    assert (tmp_path / "laptop.md").read_text().strip() == printed.strip()
+
+
 def test_a_table_of_the_speed_page_is_made_again():
     page, commands = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8"), speed_page.COMMANDS
     assert set(re.findall(r"^<!-- (?!end -->)(\S+) -->$", page, re.MULTILINE)) == set(commands)
