@@ -244,6 +244,8 @@ def watch_video(processor: Any, video: str, session: Any, ctrl_c: CtrlC, *, as_j
             # A library may have swallowed the exception.
             if ctrl_c.is_pressed:
                 raise KeyboardInterrupt
+    if session.streamer is not None:
+        session.streamer.keep_cut_reply()
     session.close()
     return clock.perf_counter() - start
 
@@ -326,18 +328,29 @@ def _line_printer(tokenizer: Any) -> Any:
     """Make a streamer that prints each reply as it is generated, after the time in the video."""
     from transformers import TextStreamer
 
+    from videollm_mod.streaming_videollm_mod import StreamEvent
+
     class LinePrinter(TextStreamer):
         session: Any = None
         is_in_line = False
+        line = ""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             if not self.is_in_line:
-                text = text.lstrip()
+                text, self.line = text.lstrip(), ""
                 if not text and not stream_end:
                     return
                 typer.echo(f"{self.session.time:6.1f}s  ", nl=False)
             typer.echo(text, nl=stream_end)
-            self.is_in_line = not stream_end
+            self.line, self.is_in_line = self.line + text, not stream_end
+
+        def keep_cut_reply(self) -> None:
+            """Add a reply that Ctrl+C cut off to the events: it is on the screen."""
+            if self.is_in_line:
+                self.end()
+                place = self.session.time, self.session.num_frames - 1
+                cut = StreamEvent(*place, "assistant", self.line.strip(), interrupted=True)
+                self.session.events.append(cut)
 
     return LinePrinter(tokenizer, skip_special_tokens=True)
 

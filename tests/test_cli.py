@@ -19,7 +19,7 @@ import pytest
 from hub import Hub, commit_hash
 from programs import run_command
 from tiny import copy_embedded, embedded_files, random_frames, write_clip
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, TextStreamer
 from typer.testing import CliRunner
 
 from videollm_mod import cli
@@ -359,6 +359,24 @@ def test_a_fault_of_the_program_keeps_the_narration_so_far(tmp_path):
     assert "out of memory" in str(done.exception)
     said = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [[e["time"], e["text"]] for e in said if e["role"] == "assistant"] == STORY[:2]
+
+
+def test_a_reply_that_ctrl_c_cuts_off_is_written_as_far_as_it_is_printed(tmp_path, monkeypatch):
+    put, count = TextStreamer.put, iter(range(1000))
+
+    def press_ctrl_c(streamer, value):
+        put(streamer, value)
+        if next(count) == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextStreamer, "put", press_ctrl_c)
+    done = run_command("narrate", "--jsonl", tmp_path / "out.jsonl")
+    assert done.returncode == 0 and "stopped after" in done.stderr, done.stderr
+    printed = [line.split("s  ", 1)[1] for line in done.stdout.split("\n\n")[0].splitlines()]
+    said = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    said = [event for event in said if event["role"] == "assistant"]
+    assert [event["text"] for event in said] == printed and printed[0] == STORY[0][1]
+    assert STORY[1][1].startswith(printed[1]) and len(printed[1]) < len(STORY[1][1])
 
 
 def test_max_frames_remembers_the_newest():

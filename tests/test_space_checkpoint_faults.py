@@ -3,13 +3,12 @@
 """Broken checkpoints: the command line, the page and `AutoModel` name the folder, the file and the fault."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import app
 import pytest
 import torch
 from loading import load_checkpoint, load_model
+from programs import run_main
 from safetensors.torch import load_file, save_file
 from tiny import copy_embedded
 from typer.testing import CliRunner
@@ -152,7 +151,6 @@ def test_weights_that_are_not_used_are_said(sound, tmp_path, caplog):
 def test_the_page_names_the_fault(tmp_path):
     folder = copy_embedded(tmp_path / "copy")
     (folder / "model.safetensors").write_bytes(POINTER)
-    script = [sys.executable, "app.py", "--model", str(folder)]
-    done = subprocess.run(script, cwd=Path(__file__).parents[1] / "space", capture_output=True, text=True)
+    done = run_main(app.main, "--model", folder, program="app.py")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"error: '{folder}' cannot be loaded: model.safetensors is a Git LFS pointer" in done.stderr
