@@ -23,7 +23,7 @@ MODEL is a vision-language model of Transformers: SmolVLM, Idefics3, InternVL (-
 LLaVA-NeXT-Video or LLaVA-OneVision. BASE and ADAPTER are the language model and the checkpoint of VideoLLM-online.
 Each is a folder or a Hub id."""
 # Options of one form only, by their number of names.
-_OF_FORM = {2: ("frame_token_pooled",), 3: ("vision_model", "live_version", "keep_adapter")}
+_OF_FORM = {2: ("frame_token_pooled", "frame_size"), 3: ("vision_model", "live_version", "keep_adapter")}
 
 
 def main() -> None:
@@ -97,6 +97,9 @@ def _new_parser() -> argparse.ArgumentParser:
         nargs=2,
         metavar=("H", "W"),
         help="grid of tokens per frame; default: the model's own for a frame of a video",
+    )
+    model.add_argument(
+        "--frame_size", type=int, metavar="PIXELS", help="side at which frames are encoded; default: the encoder's own"
     )
     live = parser.add_argument_group("options of BASE ADAPTER OUT", argument_default=argparse.SUPPRESS)
     live.add_argument(

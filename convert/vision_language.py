@@ -32,6 +32,7 @@ def convert(
     out: str | Path,
     *,
     frame_token_pooled: tuple[int, int] | None = None,
+    frame_size: int | None = None,
     dtype: Any = None,
     mod_layers: str | list[int] | None = None,
     mod_keep_ratio: float | list[float] | None = None,
@@ -45,6 +46,7 @@ def convert(
         out (`str` or `Path`): Folder to write. It must be empty or new.
         frame_token_pooled (`tuple[int, int]`, *optional*): Grid of tokens per frame. The default is the model's own
             for a frame of a video. A model with a pixel shuffle has no other.
+        frame_size (`int`, *optional*): Side in pixels at which frames are encoded. The default is the encoder's own.
         dtype (`torch.dtype`, *optional*): Type of all weights. The default is the checkpoint's.
         mod_layers, mod_keep_ratio (*optional*): See [`VideoLLMMoDConfig`]. The default is full compute.
 
@@ -88,6 +90,8 @@ def convert(
             **routing_fields(mod_layers, mod_keep_ratio),
         )
         model.model.connector.load_state_dict(part.connector)
+        if frame_size is not None:
+            model.set_frame_size(processor, frame_size)
         never = {processor.frame_token_id, part.frame_token_id, *part.placeholders} | ({newline} - {None})
         rows = model.config.text_config.vocab_size
         model.generation_config.suppress_tokens = sorted(token for token in never if token < rows)

@@ -160,6 +160,26 @@ def test_the_grid_of_an_mlp_is_free_and_that_of_a_pixel_shuffle_is_not(tmp_path)
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "frame_size", "tokens"), [("smolvlm", 48, 9), ("idefics3", 16, 1), ("internvl", 16, 1)]
+)
+def test_frames_of_another_size_have_the_embeddings_of_the_source(tmp_path, kind, frame_size, tokens):
+    theirs, _ = save_source(kind, tmp_path / "theirs")
+    convert(str(tmp_path / "theirs"), tmp_path / "ours", frame_size=frame_size)
+    ours = AutoModel.from_pretrained(tmp_path / "ours", trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    pixels = processor.process_frames(random_frames(3, size=(36, 60)))
+    assert pixels.shape == (3, 3, frame_size, frame_size) and processor.frame_num_tokens == tokens
+    with torch.no_grad():
+        given = pixels if kind == "internvl" else pixels[None]
+        expected = theirs.model.get_image_features(given).pooler_output
+        expected = torch.stack(list(expected)).reshape(3, tokens, -1)
+        assert_close(ours.get_video_features(pixels), expected, rtol=1e-5, atol=1e-5)
+    session = ours.stream(processor, max_new_tokens=2)
+    session.push(random_frames(2, size=(36, 60)))
+    assert session.ask("What is this?")[-1].role == "assistant"
+
+
 def test_the_newline_gets_a_new_row_where_the_table_is_full(tmp_path):
     theirs, processor = save_source("llava_onevision", tmp_path / "theirs")
     theirs.resize_token_embeddings(len(processor.tokenizer))
