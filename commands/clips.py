@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,10 +33,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A packet of a picture: its time, its decoding time and its end, in seconds of the video."""
+    """A packet of a picture: its time and its end, in seconds of the video."""
 
     time: Fraction
-    decoding_time: Fraction
     end: Fraction
     is_key: bool
 
@@ -45,7 +45,7 @@ class ClipCutter:
     Copies packets of a video file, so that a clip has exactly the pictures and the sound of the source.
 
     A clip begins at the key frame at or before its start, because later pictures need that one. It ends at the first
-    place from its end on where no picture waits for a later packet. Its times start at 0.
+    place from its end on where no earlier picture is still to come. Its times start at 0.
 
     Args:
         video (`str` or `Path`): The file.
@@ -61,6 +61,8 @@ class ClipCutter:
         self.video, self.folder = Path(video), folder
         self.suffix = self.video.suffix.lower() if self.video.suffix.lower() in _FORMATS else ".mkv"
         self.pictures = _list_pictures(self.video)
+        # For each packet, the time of the earliest picture from it on.
+        self.earliest_left = [*accumulate((picture.time for picture in reversed(self.pictures)), min)][::-1]
         self.key_frames = [index for index, picture in enumerate(self.pictures) if picture.is_key]
         if not self.key_frames:
             raise ValueError(f"--clips cannot cut '{video}': it has no key frame.")
@@ -92,11 +94,8 @@ class ClipCutter:
         first = max((i for i in self.key_frames if pictures[i].time <= start), default=self.key_frames[0])
         latest = pictures[first].time
         for last in range(first, len(pictures) - 1):
-            latest, following = max(latest, pictures[last].time), pictures[last + 1]
-            if following.is_key and following.time >= end:
-                return first, last
-            # No picture is shown before it is decoded: all up to the latest are here.
-            if following.decoding_time >= max(latest, Fraction(end)):
+            latest = max(latest, pictures[last].time)
+            if self.earliest_left[last + 1] >= max(latest, end):
                 return first, last
         return first, len(pictures) - 1
 
@@ -129,7 +128,7 @@ class ClipCutter:
         source, picture = reader.container, reader.stream
         sound = source.streams.best("audio", related=picture)
         streams = [picture] if sound is None else [picture, sound]
-        copies = {stream.index: target.add_stream_from_template(stream) for stream in streams}
+        copies = {stream.index: target.add_stream_from_template(stream, opaque=True) for stream in streams}
         begin, end, missing = self.pictures[first].time, self._end(first, last), last - first + 1
         if seeks:
             with suppress(av.error.FFmpegError):
@@ -172,8 +171,7 @@ def _list_pictures(video: Path) -> list[_Picture]:
             for packet in reader.container.demux(reader.stream):
                 if packet.size:
                     time, duration = _time(packet, reader), (packet.duration or 0) * packet.time_base or usual
-                    decoding_time = time if packet.dts is None else packet.dts * packet.time_base - reader.origin
-                    pictures.append(_Picture(time, decoding_time, time + duration, packet.is_keyframe))
+                    pictures.append(_Picture(time, time + duration, packet.is_keyframe))
         except (av.error.FFmpegError, IndexError):
             pass  # The reader decides below whether it reads further.
         # The reader closes gaps and mends times. Packets cannot be found by such times.

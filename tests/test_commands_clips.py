@@ -50,11 +50,11 @@ def test_a_clip_has_the_pictures_of_the_source(tmp_path, suffix, gop):
     cutter = ClipCutter(source, tmp_path / "clips")
     keys = [float(cutter.pictures[index].time) for index in cutter.key_frames]
     assert len(keys) >= 4
-    for start, end in ((2.0, 3.0), (0.0, 0.5), (4.9, 6.0)):
+    for start, end in ((2.0, 3.6), (0.0, 0.5), (4.9, 6.0)):
         clip = cutter.cut(start, end)
         assert clip.path == tmp_path / "clips" / f"source_{start:g}s-{end:g}s.{suffix}"
         assert clip.start == max(key for key in keys if key <= start + 1e-9)
-        assert end - 1e-3 <= clip.end <= min([key for key in keys if key >= end] + [6.0]) + 1e-3
+        assert end - 1e-3 <= clip.end <= end + 0.3
         assert_is_part(clip, source)
     assert [path.name for path in (tmp_path / "clips").iterdir() if path.name.startswith(".")] == []
 
