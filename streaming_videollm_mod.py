@@ -17,10 +17,11 @@ import torch
 from torch.utils._triton import has_triton
 from transformers.utils import logging
 
-from .cache_videollm_mod import TokenRun, check_rotation, use_grouped_attention
+from .cache_videollm_mod import use_grouped_attention
 from .checks_videollm_mod import check_count, check_fps, check_number, check_seconds, check_text
 from .compiled_step_videollm_mod import CompiledSteps, decide, speakable
 from .frame_reuse_videollm_mod import FrameReuse
+from .remembering_videollm_mod import StreamMemory, check_limits
 from .speaking_videollm_mod import PROBE_QUESTION, Probe, SeenFrame, Speaking, new_policy
 
 
@@ -91,94 +92,6 @@ class _Question:
     received: float  # time of the last frame that had arrived when the question was asked
     interrupt: bool = False
     probe: Probe | None = None
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A run of tokens in the cache: text, or one frame with its own text and the separator before it."""
-
-    is_frame: bool
-    length: int  # tokens, including the separator
-    separator: int = 0  # tokens, which a frame after text does not need
-
-
-class _Memory:
-    """Records what the cache holds, and chooses what to forget; limits are those of a session."""
-
-    def __init__(self, max_frames: int | None, sink_frames: int, max_text_tokens: int | None) -> None:
-        self.max_frames = math.inf if max_frames is None else max_frames
-        self.sink_frames = sink_frames
-        self.max_text_tokens = math.inf if max_text_tokens is None else max_text_tokens
-        self.pieces: list[_Piece] = []
-        self.num_frames = self.num_text_tokens = 0
-
-    def add_text(self, length: int) -> None:
-        """Record new text; it joins the text before it."""
-        self._count(_Piece(False, length))
-        if self.pieces and not self.pieces[-1].is_frame:
-            length += self.pieces.pop().length
-        self.pieces.append(_Piece(False, length))
-
-    def add_frame(self, length: int, separator: int) -> None:
-        """Record a new frame of `length` tokens with its own text, and the separator before it."""
-        self.pieces.append(_Piece(True, length + separator, separator))
-        self._count(self.pieces[-1])
-
-    def remove_frames(self, count: int) -> int:
-        """Remove the newest `count` frames, and return their number of tokens."""
-        self.num_frames -= count
-        return sum(self.pieces.pop().length for _ in range(count))
-
-    def room(self, num_new_text: int) -> float:
-        """Return how many frames may follow `num_new_text` tokens of text before `forget` must be called again."""
-        return 1 if self._excess_text(num_new_text) else self.max_frames - self.num_frames
-
-    def forget(self, num_new_text: int) -> list[TokenRun]:
-        """Make room for a frame after `num_new_text` tokens; return what the cache must evict, if anything."""
-        gone = self._choose(num_new_text)
-        if not gone:
-            return []
-        kept: list[_Piece] = []
-        runs: list[TokenRun] = []
-        for index, piece in enumerate(self.pieces):
-            if index in gone:
-                self._count(piece, -1)
-                runs.append(TokenRun(piece.length, int(piece.is_frame), stays=False))
-                continue
-            if piece.separator and not kept[-1].is_frame:
-                runs.append(TokenRun(piece.separator, stays=False))
-                piece = _Piece(True, piece.length - piece.separator)
-            runs.append(TokenRun(piece.length, int(piece.is_frame)))
-            kept.append(piece)
-        self.pieces = kept
-        return runs
-
-    def _choose(self, num_new_text: int) -> set[int]:
-        """Return the indices of the pieces to forget: the oldest, except sinks and text before the first frame."""
-        # Text goes only together with the frames before it, and never after the last frame. An eighth more goes than
-        # must, so that the cache moves once in a while and not at each frame.
-        frames_due = 1 + self.max_frames // 8 if self.num_frames == self.max_frames else 0
-        # If every frame is due, no text stands before a frame that stays.
-        text_due = self._excess_text(num_new_text) if self.num_frames - self.sink_frames > frames_due else 0
-        gone: set[int] = set()
-        num_seen = 0
-        for index, piece in enumerate(self.pieces if frames_due or text_due else ()):
-            is_old = index > 0 and num_seen >= self.sink_frames
-            num_seen += piece.is_frame
-            if is_old and ((piece.is_frame and frames_due > 0) or (text_due > 0 and num_seen < self.num_frames)):
-                gone.add(index)
-                frames_due -= piece.is_frame
-                text_due -= 0 if piece.is_frame else piece.length
-        return gone
-
-    def _excess_text(self, num_new_text: int) -> float:
-        """Return by how much text must shrink: to seven eighths of the limit once it is exceeded."""
-        text = self.num_text_tokens + num_new_text
-        return text - self.max_text_tokens * 7 // 8 if text > self.max_text_tokens else 0
-
-    def _count(self, piece: _Piece, sign: int = 1) -> None:
-        self.num_frames += sign * piece.is_frame
-        self.num_text_tokens += 0 if piece.is_frame else sign * piece.length
 
 
 class StreamingSession:
@@ -283,7 +196,7 @@ class StreamingSession:
         check_count("chunk_frames", chunk_frames)
         if interval_threshold is not None:
             interval_threshold = check_number("interval_threshold", interval_threshold, least=0, most=1)
-        _check_limits(model.config, max_frames, sink_frames, max_text_tokens, processor.frame_text_tokens)
+        check_limits(model.config, max_frames, sink_frames, max_text_tokens, processor.frame_text_tokens)
         guards = {"prompt": prompt, "no_repeat": no_repeat, "max_words": max_words, "min_silence": min_silence}
         self._speaking = Speaking(new_policy(speak, every, speak_threshold, model.config.speak), **guards)
         if cache is not None and cache_dtype is not None:
@@ -320,7 +233,7 @@ class StreamingSession:
         self._unfed_turns: list[dict[str, str]] = [{"role": "system", "content": prompt}]
         self._bare_turns: dict[tuple[bool, str, bool], list[int]] = {}
         self._stream_open = False
-        self._memory = _Memory(max_frames, sink_frames, max_text_tokens)
+        self._memory = StreamMemory(max_frames, sink_frames, max_text_tokens)
         self._reply_tokens, self._reply_seconds = 0, 0.0
 
     def push(self, frames: Any, *, time: float | Sequence[float] | None = None) -> list[StreamEvent]:
@@ -876,34 +789,4 @@ class StreamingSession:
             raise ValueError("This session is closed; open another with `model.stream(processor)`.")
 
 
-def _check_limits(
-    config: Any, max_frames: int | None, sink_frames: int, max_text_tokens: int | None, frame_text_tokens: int
-) -> None:
-    context, num_tokens = config.text_config.max_position_embeddings, config.frame_num_tokens
-    if max_frames is None:
-        if sink_frames or max_text_tokens is not None:
-            raise ValueError("`sink_frames` and `max_text_tokens` need `max_frames`: set it too.")
-        return
-    check_rotation(config.text_config)
-    check_count("max_frames", max_frames)
-    check_count("sink_frames", sink_frames, least=0)
-    check_count("max_text_tokens", 0 if max_text_tokens is None else max_text_tokens, least=0)
-    if sink_frames >= max_frames:
-        raise ValueError(f"`sink_frames` is {sink_frames}; it must be less than `max_frames`, {max_frames}.")
-    elif max_frames * (num_tokens + frame_text_tokens) > context:
-        frames = f"{max_frames}, with {num_tokens} tokens per frame"
-        raise ValueError(f"`max_frames` is {frames}; the language model was trained for {context} tokens.")
-
-
-def within_context(config: Any, frame_text_tokens: int, max_frames: int | None = None) -> dict[str, int]:
-    """
-    Return `max_frames` and `max_text_tokens` that keep an endless session within the language model's context, given
-    the processor's `frame_text_tokens`.
-    """
-    # By default three quarters of the context are for frames. Half of the rest is for old text, half for new text.
-    context, tokens = config.text_config.max_position_embeddings, config.frame_num_tokens + frame_text_tokens
-    most = max(context * 3 // 4 // tokens, 1) if max_frames is None else max_frames
-    return {"max_frames": most, "max_text_tokens": max((context - most * tokens) // 2, 1)}
-
-
-__all__ = ["StepResult", "StreamEvent", "StreamStep", "StreamingSession", "within_context"]
+__all__ = ["StepResult", "StreamEvent", "StreamStep", "StreamingSession"]

@@ -160,8 +160,8 @@ def load(
     """
     typer.echo(f"loading {describe_checkpoint(check_checkpoint(name))} ...", err=True)
     quiet()
+    from videollm_mod.remembering_videollm_mod import within_context
     from videollm_mod.space.loading import CACHE_DTYPES, load_checkpoint
-    from videollm_mod.streaming_videollm_mod import within_context
 
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise ValueError(f"--cache-dtype can be {' or '.join(CACHE_DTYPES)}, not {cache_dtype!r}.")

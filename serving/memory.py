@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..streaming_videollm_mod import within_context
+from ..remembering_videollm_mod import within_context
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
 
 

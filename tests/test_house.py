@@ -21,6 +21,7 @@ TRAVELLING = {
     "checks_videollm_mod": set(),
     "routing_videollm_mod": set(),
     "compiled_step_videollm_mod": {"cache_videollm_mod"},
+    "remembering_videollm_mod": {"cache_videollm_mod", "checks_videollm_mod"},
     "speaking_videollm_mod": {"checks_videollm_mod"},
     "frame_reuse_videollm_mod": {"checks_videollm_mod"},
     "streaming_videollm_mod": {
@@ -29,6 +30,7 @@ TRAVELLING = {
         "compiled_step_videollm_mod",
         "speaking_videollm_mod",
         "frame_reuse_videollm_mod",
+        "remembering_videollm_mod",
     },
     "generation_videollm_mod": {"speaking_videollm_mod", "streaming_videollm_mod", "cache_videollm_mod"},
     "modeling_videollm_mod": {
