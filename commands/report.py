@@ -39,7 +39,7 @@ MAX_SUMMARY_TOKENS = 300
 # Largest side of a key frame and of a frame of the timeline, in pixels, and the quality of their JPEG.
 KEY_FRAME_SIDE, STRIP_SIDE, QUALITY = 480, 160, 80
 # Frames of the timeline, and key frames of a video about which nothing was said.
-NUM_STRIP, NUM_SILENT = 8, 9
+NUM_STRIP, NUM_SILENT = 8, 8
 # Seconds between two key frames from which on seeking is faster than decoding what lies between.
 SEEK_FROM = 5
 HERE = Path(__file__).parent

@@ -348,13 +348,25 @@ def test_a_missing_font_is_said_before_the_work_and_at_the_end(monkeypatch, tmp_
     assert report.missing_characters == "。 球 红 (CJK)"
 
 
+# Appended to a checkpoint's code: the third reply fails.
+FAULT = """
+_reply = StreamingSession._reply
+
+
+def _fail(self, *arguments):
+    if len(self.events) == 3:
+        raise RuntimeError("out of memory")
+    yield from _reply(self, *arguments)
+
+
+StreamingSession._reply = _fail
+"""
+
+
 def test_a_fault_of_the_program_keeps_the_narration_so_far(tmp_path):
     folder = copy_embedded(tmp_path / "faulty")
-    code = (folder / "streaming_videollm_mod.py").read_text()
-    begin = "        begin = clock.perf_counter()\n        opening = self._take_unfed"
-    assert code.count(begin) == 1
-    fault = '        if len(self.events) == 3:\n            raise RuntimeError("out of memory")\n'
-    (folder / "streaming_videollm_mod.py").write_text(code.replace(begin, fault + begin))
+    with open(folder / "streaming_videollm_mod.py", "a") as code:
+        code.write(FAULT)
     done = CliRunner().invoke(cli.app, ["narrate", "--model", str(folder), "--jsonl", str(tmp_path / "out.jsonl")])
     assert "out of memory" in str(done.exception)
     said = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

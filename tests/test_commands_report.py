@@ -173,8 +173,8 @@ def test_a_video_about_which_nothing_was_said_shows_its_frames(tmp_path):
     html = out.read_text(encoding="utf-8")
     assert "The model said nothing about this video." in html and '"summary"' not in html and "<form" not in html
     moments = Page(html).moments
-    assert [moment["time"] for moment in moments] == [stamp(8.5 * (i + 0.5) / 9, 8.5) for i in range(9)]
-    assert is_same(decode(moments[4]["image"]["src"]), frame_at(SAMPLE, 4.25))
+    assert [moment["time"] for moment in moments] == [stamp(8.5 * (i + 0.5) / 8, 8.5) for i in range(8)]
+    assert is_same(decode(moments[4]["image"]["src"]), frame_at(SAMPLE, 8.5 * 4.5 / 8))
     assert "The model said nothing." in to_markdown(Report("a.mp4", 8.5, []))
 
 
