@@ -4,6 +4,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def _try(path: Path) -> None:
 
 
 def _part(target: Path) -> Path:
-    return target.with_name(f".{os.getpid()}.part")
+    # Threads of one process may write to one folder.
+    return target.with_name(f".{os.getpid()}.{threading.get_ident()}.part")
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -3,6 +3,8 @@
 """Output files: faults are found before any work, and files are replaced only when the new ones are complete."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,17 @@ def test_a_file_is_replaced_when_the_new_one_is_complete(tmp_path):
     assert path.read_text() == "New.\n" and link.is_symlink() and path.stat().st_mode & 0o777 == 0o640
     with pytest.raises(OSError, match="No space left"):
         write_text(Path("/dev/full"), "x")
+
+
+def test_threads_write_to_one_folder_at_once(tmp_path, monkeypatch):
+    both = threading.Barrier(2)
+
+    def sync(descriptor, sync=os.fsync):
+        both.wait(timeout=60)  # both files are half written now
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with ThreadPoolExecutor(2) as threads:
+        done = [threads.submit(write_text, tmp_path / name, name) for name in ("a.srt", "b.srt")]
+        assert [each.result() for each in done] == [None, None]
+    assert names(tmp_path) == ["a.srt", "b.srt"] and (tmp_path / "b.srt").read_text() == "b.srt"
