@@ -10,6 +10,8 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +19,7 @@ from typing import Annotated, Any
 from videollm_mod.console import describe_entries, describe_saving, device_name
 
 import typer
+from typer.core import TyperGroup
 
 from videollm_mod.checks_videollm_mod import check_number
 from videollm_mod.commands.alert import Alert, Webhook, watch_for
@@ -73,7 +76,35 @@ ROOT = Path(__file__).resolve().parent
 DEFAULT_FPS = 2.0
 SAMPLE = ROOT / "samples" / "streamworld.mp4"
 
+
+class _Commands(TyperGroup):
+    """The commands. A wrong option or argument is answered in one line, as other mistakes are."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _one_line_usage():
+            return super().make_context(*args, **options)
+
+    def invoke(self, context: typer.Context) -> Any:
+        with _one_line_usage():
+            return super().invoke(context)
+
+
+@contextmanager
+def _one_line_usage() -> Iterator[None]:
+    try:
+        yield
+    except typer.BadParameter.__base__ as error:
+        # Without any argument, the message is the help.
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        where = "videollm-mod" if error.ctx is None else error.ctx.command_path
+        message = " ".join(error.format_message().split())
+        typer.echo(f"error: {message.rstrip('.')}. `{where} --help` shows what there is.", err=True)
+        raise typer.Exit(2) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Streaming video language models: they watch a video as it plays, and speak when something happens.",
     no_args_is_help=True,
     add_completion=True,

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Say in one line why a checkpoint cannot be loaded, and in which of its files the fault is."""
 
+import difflib
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -102,6 +104,10 @@ def in_one_line(error: BaseException) -> str:
     if is_a("huggingface_hub.errors", "StrictDataclassError", error):
         # The validator's name comes first, and the reason last, with what each type has against it.
         return lines[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ").split(". Errors: ")[0]
+    if unknown := re.match(r"Unrecognized model identifier: (\S+)\. Should contain one of (.*)", lines[0]):
+        close = difflib.get_close_matches(unknown[1], unknown[2].rstrip(".").split(", "))
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
+        return f"config.json: '{unknown[1]}' is no model type that Transformers knows{hint}"
     if is_a("safetensors", "SafetensorError", error):
         return f"The weights are not a complete safetensors file ({lines[0]}). Copy or download them again."
     # Libraries may write a paragraph. Its first line says what went wrong.

@@ -98,6 +98,7 @@ def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:
     )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{len(missing)} of the model's weights are missing, such as {missing[0]}.")
+    check_finite(model)
     # A model with fewer routed layers needs fewer routers.
     unused = sorted(name for name in found["unexpected_keys"] if ".router." not in name)
     if unused:
@@ -106,6 +107,28 @@ def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:
     if device == "cpu" and model.num_parameters() < SMALL:
         torch.set_num_threads(1)
     return model
+
+
+def check_finite(model: Any) -> None:
+    """
+    Check the weights of a model, which a training that diverged leaves as NaN.
+
+    Raises:
+        `ValueError`: If a weight is not a finite number. The message names one.
+    """
+    # Weights in eight bits are of other types.
+    plain = [
+        (name, weight)
+        for name, weight in model.named_parameters()
+        if type(weight) is torch.nn.Parameter and weight.is_floating_point() and weight.itemsize > 1
+        if weight.numel() > 0 and not weight.is_meta
+    ]
+    spoilt = [name for name, weight in plain if not torch.stack(weight.aminmax()).isfinite().all()]
+    if spoilt:
+        raise ValueError(
+            f"{len(spoilt)} of {len(plain)} weights hold NaN or infinity, such as {spoilt[0]}. Training that diverges "
+            "leaves such weights: take an earlier checkpoint."
+        )
 
 
 def is_streamworld(video: str | Path, open_video: Callable[[str | Path], Any]) -> bool:

@@ -317,6 +317,21 @@ def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):
     assert len([line for line in failed.stderr.splitlines() if line.startswith("error:")]) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["narrate", "--fsp", "2"], "error: No such option: --fsp"),
+        (["narrate", "--fps", "x"], "error: Invalid value for '--fps'"),
+        (["ask", "clip.mp4"], "error: Missing argument"),
+        (["nrrate"], "error: No such command 'nrrate'"),
+    ],
+)
+def test_wrong_usage_is_answered_in_one_line(arguments, message):
+    failed = run_command(*arguments)
+    assert failed.returncode == 2 and failed.stdout == "" and failed.stderr.startswith(message), failed.stderr
+    assert len(failed.stderr.splitlines()) == 1 and "--help` shows what there is.\n" in failed.stderr
+
+
 def test_few_frames_are_read_at_a_low_rate():
     done = CliRunner().invoke(cli.app, ["narrate", str(NASA), "--fps", "0.000001", "--json"])
     assert json.loads(done.stdout.splitlines()[-1])["summary"]["frames"] == 1, done.stderr

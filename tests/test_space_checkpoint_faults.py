@@ -3,12 +3,13 @@
 """Broken checkpoints: the command line, the page and `AutoModel` name the folder, the file and the fault."""
 
 import json
+import math
 
 import app
 import pytest
 import torch
 from loading import load_checkpoint, load_model
-from programs import run_main
+from programs import run_command, run_main
 from safetensors.torch import load_file, save_file
 from tiny import copy_embedded
 from typer.testing import CliRunner
@@ -136,6 +137,29 @@ def test_classes_name_the_folder(tmp_path):
     cut(folder, "model.safetensors", 1000)
     with pytest.raises(ValueError, match=f"A safetensors file of '{folder}' is not complete"):
         VideoLLMMoDForConditionalGeneration.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    folder = copy_embedded(tmp_path / "copy")
+
+    def spoil(weights):
+        weights["model.connector.linear_1.bias"][3] = value
+        return weights
+
+    change_weights(folder, spoil)
+    with pytest.raises(ValueError, match="1 of [0-9]+ weights hold NaN or infinity, such as model.connector.linear_1"):
+        load_checkpoint(str(folder))
+
+
+def test_a_wrong_model_type_is_answered_with_the_closest_ones(tmp_path):
+    folder = copy_embedded(tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    edit(folder / "config.json", text_config=config["text_config"] | {"model_type": "lama"})
+    failed = run_command("inspect", folder)
+    fault = "config.json: 'lama' is no model type that Transformers knows; did you mean "
+    assert failed.returncode == 1 and failed.stderr.startswith(f"error: '{folder}' cannot be loaded: {fault}")
+    assert "llama" in failed.stderr and len(failed.stderr.splitlines()) == 1
 
 
 def test_weights_that_are_not_used_are_said(sound, tmp_path, caplog):

@@ -168,7 +168,7 @@ def test_videos_that_are_used_in_part_are_listed_at_the_end(tmp_path, workers, c
         list(stream_examples(tiny_model(), tiny_processor(), rows, max_new_tokens=1))
         encode_rows(Dataset.from_list(rows), tmp_path, tiny_model(), tiny_processor())
     head, *lines = capsys.readouterr().err.splitlines()[-2:]
-    assert head == "1 videos were mended or read in part:"
+    assert head == "mended or read in part: 1 video:"
     assert len(lines) == 1 and lines[0].startswith(f"'{tmp_path}/noisy.mp4': ") and "spoilt" in lines[0]
 
 

@@ -149,5 +149,5 @@ def test_rows_that_cannot_be_encoded_are_named_or_left_out(rows, tmp_path, capsy
     arguments = EncodeArguments(checkpoint=str(tmp_path / "model"), output_dir=str(tmp_path / "new"))
     encode.main(RowArguments(skip_faulty=True), TimedMessages(str(tmp_path / "data")), arguments)
     shown = capsys.readouterr()
-    assert shown.out == f"wrote {tmp_path / 'new' / 'train.jsonl'}: 1 rows\n"
+    assert shown.out == f"wrote {tmp_path / 'new' / 'train.jsonl'}: 1 row\n"
     assert "left out 2 of 3 rows:\n" in shown.err and "train.jsonl', line 1: a row is an object" in shown.err

@@ -4,6 +4,7 @@
 
 import ast
 import json
+import math
 import os
 import re
 import signal
@@ -22,9 +23,10 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
 from programs import run_main, run_training
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import (
+    copy_embedded,
     random_frames,
     tiny_model,
     tiny_processor,
@@ -170,6 +172,15 @@ def test_an_unknown_argument_is_named(tmp_path):
     assert "Traceback" not in failed.stderr and not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_that_diverged_is_refused(tmp_path):
+    folder = copy_embedded(tmp_path / "diverged")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.connector.linear_1.bias"][3] = math.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    failed = run_training(tmp_path / "out", "--dataset", "streamworld", "--num_clips", 1, "--checkpoint", folder)
+    assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith(f"error: --checkpoint {folder}: 1 of ")
+
+
 def test_bad_data_is_named_before_training(tmp_path):
     rows = [{"video": str(NASA), "messages": [{"role": "assistant", "content": "Late.", "time": 99.0}]}]
     (tmp_path / "data.jsonl").write_text(json.dumps(rows[0]) + "\n")
@@ -220,9 +231,9 @@ def test_checks_of_all_frames_find_what_training_would(faulty, capsys):
     assert f"{faulty}: 3 rows to train on, 1 left out" in check(validate_only="quick").out
     full = check(validate_only="full")
     assert f"{faulty}: 2 rows to train on, 2 left out" in full.out
-    assert f"1 videos were mended or read in part:\n'{faulty}/noisy.mp4': " in full.err
+    assert f"mended or read in part: 1 video:\n'{faulty}/noisy.mp4': " in full.err
     (faulty / "validation.jsonl").write_text("null\n")
-    with pytest.raises(SystemExit, match="all 1 rows are faulty, so none is left"):
+    with pytest.raises(SystemExit, match="no row is left, since all are faulty"):
         check(eval_split="validation")
     shown = capsys.readouterr().err
     assert "left out 2 of 5 rows:\n" in shown and f"'{faulty}/validation.jsonl', line 1: {NO_OBJECT}" in shown
@@ -289,7 +300,7 @@ def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
     assert done.returncode == 0, done.stderr
     data = ["--dataset", tmp_path / "nasa.jsonl", "--checkpoint", EMBEDDED]
     checked = run_training(tmp_path / "out", *data, "--validate_only")
-    assert checked.returncode == 0 and "1 rows to train on, no fault found" in checked.stdout, checked.stderr
+    assert checked.returncode == 0 and "1 row to train on, no fault found" in checked.stdout, checked.stderr
     options = ["--max_steps", 4, "--logging_steps", 1, "--lora_r", 8, "--learning_rate", 1e-3, "--save_strategy", "no"]
     trained = run_training(tmp_path / "out", *data, *options, "--augmentation", 0.3, "--report_to", "none")
     assert trained.returncode == 0, trained.stderr[-3000:]

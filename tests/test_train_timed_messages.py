@@ -272,7 +272,7 @@ def test_faults_are_named_by_row_and_field(folder, change, field, message):
     row = {k: str(folder / v) if k in ("video", "frame_features") and v else v for k, v in row.items()}
     faults = list(find_faults([{"video": str(folder / "clip.mp4"), "messages": FINE}, row]))
     assert [(fault.row, fault.field) for fault in faults] == [(1, field)] and message in faults[0].message
-    assert describe_faults(faults).startswith("1 faults in 1 rows:\nrow 1, ")
+    assert describe_faults(faults).startswith("1 fault in 1 row:\nrow 1, ")
 
 
 def write_sound(path, seconds, *, picture=None, cover=None):

@@ -36,7 +36,7 @@ from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.arguments import RowArguments, run
-from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, naming, read_clip, row_record
+from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, counted, naming, read_clip, row_record
 from videollm_mod.train.data.sources import DataSource, load_split
 
 
@@ -180,7 +180,7 @@ def encode_split(script: RowArguments, source: DataSource, arguments: EncodeArgu
     """Encode a split, and record the rows that are left out."""
     rows = load_split(source, script.train_split, script.num_clips, script.first_clip, **script.checks(record))
     if script.validate_only:
-        print(f"{source.dataset}: {len(rows)} rows to encode, {record.count_faults()}")
+        print(f"{source.dataset}: {counted(len(rows), 'row')} to encode, {record.count_faults()}")
         return
     accelerator, folder = Accelerator(), Path(arguments.output_dir)
     model = AutoModel.from_pretrained(arguments.checkpoint, trust_remote_code=True, dtype=arguments.dtype)
@@ -198,16 +198,16 @@ def encode_split(script: RowArguments, source: DataSource, arguments: EncodeArgu
         left_out=record if script.skip_faulty else None,
     )
     if not made:
-        raise SystemExit(f"--dataset {source.dataset}: none of its {len(rows)} rows can be read.")
+        raise SystemExit(f"--dataset {source.dataset}: none of its rows can be read ({len(rows)} in total).")
     num_left_out = len(set(gather_object(record.left_out())))
     if accelerator.is_main_process:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
         part = folder / f"{script.train_split}.jsonl.part"
         part.write_text(text, encoding="utf-8")
         part.replace(folder / f"{script.train_split}.jsonl")
-        count = f"{len(made)} rows"
+        count = counted(len(made), "row")
         if len(made) + num_left_out < max(record.num_rows, len(rows)):
-            count = f"{len(made)} of {len(rows)} rows; the time limit was reached"
+            count = f"{len(made)} of {counted(len(rows), 'row')}; the time limit was reached"
         print(f"wrote {folder / script.train_split}.jsonl: {count}")
 
 

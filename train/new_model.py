@@ -33,6 +33,7 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     VideoLLMMoDVideoProcessor,
 )
+from videollm_mod.space.loading import check_finite
 
 
 # Importing the arguments loads TRL, which only training needs.
@@ -78,6 +79,10 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
             arguments.checkpoint, dtype=arguments.dtype, **options
         )
         processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
+        try:
+            check_finite(model)
+        except ValueError as error:
+            raise SystemExit(f"error: --checkpoint {arguments.checkpoint}: {error}") from None
     if arguments.attn_implementation is not None:
         model.set_attn_implementation(arguments.attn_implementation)
     return model, processor

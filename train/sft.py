@@ -26,7 +26,7 @@ from videollm_mod.console import quiet
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, run
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import EpochTeller, StreamCollator
-from videollm_mod.train.data.faults import RowRecord, row_record
+from videollm_mod.train.data.faults import RowRecord, counted, row_record
 from videollm_mod.train.data.sources import DataSource, first_rows, load_split
 from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
 from videollm_mod.train.trainer import StreamingSFTTrainer
@@ -48,7 +48,7 @@ def train_model(
     """Train a model and save it. The record names the rows that each worker reads and that were left out."""
     train, evaluation = _load_rows(script, source, record)
     if script.validate_only:
-        print(f"{source.dataset}: {len(train)} rows to train on, {record.count_faults()}")
+        print(f"{source.dataset}: {counted(len(train), 'row')} to train on, {record.count_faults()}")
         return
     if evaluation is None and training.eval_strategy != "no":
         raise SystemExit(

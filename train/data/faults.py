@@ -86,10 +86,15 @@ def list_lines(lines: Iterable[str]) -> str:
     return "\n".join(lines[:MOST_LINES] + more)
 
 
+def counted(number: int, word: str) -> str:
+    """Return a number with its word, such as "1 row" or "2 rows"."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def describe_faults(faults: Sequence[Fault]) -> str:
     """Return how many faults there are, and the first 20 of them."""
     rows = len({fault.row for fault in faults})
-    return f"{len(faults)} faults in {rows} rows:\n{list_lines(map(str, faults))}"
+    return f"{counted(len(faults), 'fault')} in {counted(rows, 'row')}:\n{list_lines(map(str, faults))}"
 
 
 class RowRecord:
@@ -221,9 +226,9 @@ def row_record() -> Iterator[RowRecord]:
 
 def _report(left_out: list[str], damaged: list[str], num_rows: int) -> None:
     if left_out:
-        sys.stderr.write(f"left out {len(left_out)} of {num_rows} rows:\n{list_lines(left_out)}\n")
+        sys.stderr.write(f"left out {len(left_out)} of {counted(num_rows, 'row')}:\n{list_lines(left_out)}\n")
     if damaged:
-        sys.stderr.write(f"{len(damaged)} videos were mended or read in part:\n{list_lines(damaged)}\n")
+        sys.stderr.write(f"mended or read in part: {counted(len(damaged), 'video')}:\n{list_lines(damaged)}\n")
 
 
 def _in_one_line(error: BaseException, record: RowRecord) -> str | None:

@@ -126,7 +126,7 @@ def load_split(
     for row in sorted(first):
         left_out.leave_out(str(first[row]))
     if len(first) == len(rows):
-        raise SystemExit(f"--dataset {source.dataset}: all {len(rows)} rows are faulty, so none is left.")
+        raise SystemExit(f"--dataset {source.dataset}: no row is left, since all are faulty ({len(rows)} in total).")
     return rows.select([row for row in range(len(rows)) if row not in first])
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from videollm_mod.outputs import check_outputs, write_text
+from videollm_mod.train.data.faults import counted
 from videollm_mod.train.data.subtitle_formats import (
     DASH,
     TOUCH,
@@ -306,7 +307,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print(*notes, sep="\n", end="\n" if notes else "")
-    print(f"{options.out}: {len(rows)} rows, {sum(len(row['messages']) - 1 for row in rows)} replies")
+    replies = sum(len(row["messages"]) - 1 for row in rows)
+    print(f"{options.out}: {counted(len(rows), 'row')}, {replies} {'reply' if replies == 1 else 'replies'}")
 
 
 if __name__ == "__main__":
