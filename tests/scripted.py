@@ -1,10 +1,13 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""A session whose answers are known: the brighter the frames since it was made or forked, the likelier yes."""
+"""A session whose answers are known, and videos for it: the brighter the frames of a window, the likelier is yes."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tiny import write_clip
 
 
 class BrightnessSession:
@@ -28,3 +31,9 @@ class BrightnessSession:
     def probe(self, question: str) -> float:
         mean = sum(self.seen) / len(self.seen)
         return 1 - mean if "dark" in question else mean
+
+
+def write_brightness(path: Path, levels: list[float], **options: Any) -> Path:
+    """Write a video at 2 fps with a second of each brightness, from 0 to 1."""
+    values = [np.full((32, 32, 3), round(255 * level), np.uint8) for level in levels for _ in range(2)]
+    return write_clip(path, np.stack(values), fps=2, **options)

@@ -13,8 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from broadcast import encode, headers, http_server, paced
-from scripted import BrightnessSession
-from test_commands_find import write_brightness
+from scripted import BrightnessSession, write_brightness
 from tiny import tiny_processor
 from typer.testing import CliRunner
 

@@ -4,21 +4,14 @@
 
 import json
 
-import numpy as np
 import pytest
-from scripted import BrightnessSession
-from tiny import tiny_processor, write_clip
+from scripted import BrightnessSession, write_brightness
+from tiny import tiny_processor
 from typer.testing import CliRunner
 
 from videollm_mod import VideoReader, cli
 from videollm_mod.commands.find import Moment, find_moments
 from videollm_mod.commands.windows import Window
-
-
-def write_brightness(path, levels, **options):
-    """Write a video at 2 fps with a second of each brightness, from 0 to 1."""
-    values = [np.full((32, 32, 3), round(255 * level), np.uint8) for level in levels for _ in range(2)]
-    return write_clip(path, np.stack(values), fps=2, **options)
 
 
 @pytest.fixture
