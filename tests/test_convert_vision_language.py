@@ -3,14 +3,18 @@
 """Compare vision-language models of Transformers before and after conversion: pixels, embeddings and logits."""
 
 import json
+from datetime import timedelta
 
 import pytest
 import torch
+from num2words import num2words
 from published import SOURCES, save_source
 from tiny import random_frames
 from torch.testing import assert_close
 from transformers import AutoModel, AutoProcessor
+from transformers.models.smolvlm.processing_smolvlm import DEFAULT_VIDEO_INTRO as SMOLVLM_INTRO
 from transformers.video_utils import VideoMetadata
+from turns import recording
 
 from videollm_mod.convert.vision_language import NEWLINE_TOKEN, convert
 
@@ -140,6 +144,89 @@ def test_a_converted_model_streams_in_its_own_words(converted):
     assert session.events[-1].role == "assistant"
     text = processor.apply_chat_template([{"role": "stream", "num_frames": 1, "times": [0.0]}])
     assert text.startswith(BEGINNINGS[kind])
+
+
+# ------------------------------------------------------------------------------------------------------------ streams
+
+
+def in_source_words(kind, processor, count):
+    """Return the processor with the source's own text before the frames of a video: their number and its length."""
+    if kind != "smolvlm":
+        return processor
+    intro = SMOLVLM_INTRO.format(frame_count=num2words(count), video_duration=str(timedelta(seconds=count)))
+    turns = {**processor.stream_format, "intro": intro}
+    names = ("chat_template", "frame_token", "frame_num_tokens", "system_prompt")
+    options = {name: getattr(processor, name) for name in names}
+    return type(processor)(processor.video_processor, processor.tokenizer, stream_format=turns, **options)
+
+
+def embed(theirs, ours, ids, embeddings, newline):
+    """Return the source's embeddings of our ids (sequence,), given its embeddings of the frames."""
+    table, ids = theirs.get_input_embeddings()(torch.tensor([ids])), torch.tensor([ids])
+    is_frame = ids == ours.config.frame_token_id
+    table[is_frame] = embeddings.flatten(0, -2)[: int(is_frame.sum())]
+    if newline is not None:
+        table[ids == newline] = theirs.model.image_newline
+    return table
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_session_equals_the_source(converted, count):
+    """Frame by frame it has the source's tokens, logits and replies, also for a second question and later frames."""
+    kind, theirs, ours, their_processor, processor, _, _ = converted
+    if kind == "llava_next" and count > 1:
+        pytest.skip("the source cuts pictures into tiles")
+    frames, more = random_frames(count, size=(36, 60)), random_frames(2, size=(36, 60), seed=1)
+    processor = in_source_words(kind, processor, count)
+    newline = newline_of(processor) if kind == "llava_onevision" else None
+    options = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": ours.generation_config.suppress_tokens}
+    end = processor.end_of_reply_id
+
+    def check_reply(inputs, tokens):
+        said = theirs.generate(**inputs, **options)[0]
+        said = said[inputs["input_ids"].shape[1] :] if "input_ids" in inputs else said
+        assert [token for token in said.tolist() if token != end] == list(tokens)
+
+    inputs, embeddings, logits = run_source(kind, theirs, their_processor, frames)
+    ids = inputs["input_ids"]
+    embeddings = torch.cat([embeddings, run_source(kind, theirs, their_processor, more)[1]])
+    if kind == "llava_next":
+        embeddings = ours.get_video_features(processor.process_frames([*frames, *more]))
+        ids, logits = without_tiles(theirs, ids, embeddings[:1])
+    ids = ids[0].tolist()
+    if newline is not None:
+        ids[ids.index(ours.config.frame_token_id) + 9 * count] = newline
+    with torch.no_grad(), recording(ours) as fed:
+        session = ours.stream(processor, fps=1, speak=lambda _: False, max_new_tokens=6)
+        for question, shown in (("What is this?", frames), ("And where?", []), ("What now?", more)):
+            for frame in shown:
+                session.push(frame)
+            session.ask(question)
+            tokens = session.events[-1].token_ids
+            # The last token of a reply that was cut is not fed yet.
+            prompt = fed.ids[: len(fed.ids) - len(tokens) + (len(tokens) == 6)]
+            if shown is frames:
+                assert prompt == ids
+                assert_close(torch.stack(fed.logits[: len(prompt)]), logits[0], rtol=1e-4, atol=1e-4)
+            if shown is frames and kind != "llava_next":
+                check_reply(inputs, tokens)
+            check_reply({"inputs_embeds": embed(theirs, ours, prompt, embeddings, newline)}, tokens)
+        whole = theirs(inputs_embeds=embed(theirs, ours, fed.ids, embeddings, newline)).logits[0]
+        assert_close(torch.stack(fed.logits), whole, rtol=1e-4, atol=1e-4)
+    assert session.num_frames == count + 2 and len(session.events) == 6
+
+
+def test_two_turns_have_the_tokens_of_the_source(converted):
+    """LLaVA's templates write a space or nothing where a reply was generated, so theirs differ there."""
+    kind, _, _, their_processor, processor, _, _ = converted
+    if kind not in ("smolvlm", "idefics3", "internvl"):
+        pytest.skip("the source's template writes earlier replies otherwise than it lets the model begin them")
+    words = ["What is this?", "A ball.", "Where?"]
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant", "user"], words, strict=True)]
+    parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    expected = their_processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True, return_dict=False)
+    ids = processor(turns, add_generation_prompt=True, return_tensors=None)["input_ids"][0]
+    assert ids == list(expected[0])
 
 
 # ------------------------------------------------------------------------------------------------------------ options

@@ -11,7 +11,7 @@ from engines import said
 from tiny import SCHEMES, random_frames
 from torch.testing import assert_close
 from transformers import AutoProcessor
-from turns import SPECIAL, turn_model, turn_processor
+from turns import SPECIAL, recording, turn_model, turn_processor
 
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.stream_format_videollm_mod import STREAM_FORMATS
@@ -152,49 +152,34 @@ def test_a_session_feeds_the_tokens_of_the_rendered_dialogue(name, seed):
 # ---------------------------------------------------------------------------------------------------------- sessions
 
 
-def watch(model, processor, chunk_frames=1, **options):
-    """Watch with questions, also two in a row and one before frames; return the session, its tokens and its logits."""
-    fed, logits, features, forward = [], [], [], model.forward
-
-    def record(input_ids=None, cache=None, frame_features=None, logits_to_keep=None, **kwargs):
-        seen = int(cache.get_seq_length())
-        gone = fed[seen:].count(model.config.frame_token_id) // model.config.frame_num_tokens
-        del fed[seen:], logits[seen:], features[len(features) - gone :]
-        outputs = forward(input_ids, cache=cache, frame_features=frame_features, **kwargs)
-        fed.extend(input_ids[0].tolist())
-        logits.extend(outputs.logits[0])
-        features.extend([] if frame_features is None else frame_features[0])
-        outputs.logits = outputs.logits[:, logits_to_keep]
-        return outputs
-
-    model.forward = record
-    session = model.stream(processor, chunk_frames=chunk_frames, max_new_tokens=4, **options)
-    model.forward = record
-    session.ask("Narrate.", reply_now=False)
-    session.push(random_frames(5))
-    session.ask("What?")
-    session.ask("Where?")
-    session.push(random_frames(8, seed=1))
-    session.ask("And now?", time=session.time + 1.0)
-    session.push(random_frames(5, seed=2))
-    del model.forward
-    return session, fed, torch.stack(logits), features
+def watch(model, processor, chunk_frames=1):
+    """Watch with questions, also two in a row and one between frames; return the session and what it fed."""
+    with recording(model) as fed:
+        session = model.stream(processor, chunk_frames=chunk_frames, max_new_tokens=4)
+        session.ask("Narrate.", reply_now=False)
+        session.push(random_frames(5))
+        session.ask("What?")
+        session.ask("Where?")
+        session.push(random_frames(8, seed=1))
+        session.ask("And now?", time=session.time + 1.0)
+        session.push(random_frames(5, seed=2))
+    return session, fed
 
 
 @pytest.mark.parametrize("scheme", ["full", "interleaved"])
 def test_streamed_chunked_served_and_in_one_forward(name, scheme):
     processor = turn_processor(name)
     model = turn_model(processor, **SCHEMES[scheme])
-    session, fed, logits, features = watch(model, processor)
+    session, fed = watch(model, processor)
     assert session.num_frames == 18 and 3 <= sum(event.role == "assistant" for event in session) < 12
     with torch.no_grad():
-        whole = model(input_ids=torch.tensor([fed]), frame_features=torch.stack(features)[None]).logits[0]
-    assert_close(logits, whole, atol=2e-5, rtol=1e-4)
-    chunked, tokens, _, _ = watch(model, processor, chunk_frames=4)
-    assert tokens == fed and said(chunked.events) == said(session.events)
+        whole = model(input_ids=torch.tensor([fed.ids]), frame_features=torch.stack(fed.features)[None]).logits[0]
+    assert_close(torch.stack(fed.logits), whole, atol=2e-5, rtol=1e-4)
+    chunked, again = watch(model, processor, chunk_frames=4)
+    assert again.ids == fed.ids and said(chunked.events) == said(session.events)
     assert chunked.cache.lengths == session.cache.lengths
     # The text is that of the dialogue, whose last turn is still open.
-    shown = processor.tokenizer.decode(fed).replace("<v>" * 10, "#")
+    shown = processor.tokenizer.decode(fed.ids).replace("<v>" * 10, "#")
     assert shown.count("#") == 18 and shown.endswith("#" + processor.stream_format["frame_after"])
     if processor.numbers_frames:
         assert ("Frame18: <img>#" if name == "internvl" else "\nFrame from 00:08:") in shown

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny processors and models of the stream formats in turns."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,3 +51,37 @@ def turn_model(processor: VideoLLMMoDProcessor, **options: Any) -> VideoLLMMoDFo
     with torch.no_grad():
         model.lm_head.weight[silence] = 20 * mean / mean.norm() ** 2
     return model
+
+
+@dataclass
+class Fed:
+    """What a session gave its model and kept in its cache, by token and by frame."""
+
+    ids: list[int] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
+    features: list[torch.Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def recording(model: VideoLLMMoDForConditionalGeneration) -> Iterator[Fed]:
+    """Record the tokens, logits and frames of a session that runs meanwhile and does not evict any."""
+    fed, forward = Fed(), model.forward
+
+    def record(
+        input_ids: Any = None, cache: Any = None, frame_features: Any = None, logits_to_keep: Any = 0, **options: Any
+    ) -> Any:
+        seen = int(cache.get_seq_length())
+        gone = fed.ids[seen:].count(model.config.frame_token_id) // model.config.frame_num_tokens
+        del fed.ids[seen:], fed.logits[seen:], fed.features[len(fed.features) - gone :]
+        outputs = forward(input_ids, cache=cache, frame_features=frame_features, **options)
+        fed.ids.extend(input_ids[0].tolist())
+        fed.logits.extend(outputs.logits[0])
+        fed.features.extend([] if frame_features is None else frame_features[0])
+        outputs.logits = outputs.logits[:, logits_to_keep]
+        return outputs
+
+    model.forward = record
+    try:
+        yield fed
+    finally:
+        del model.forward
