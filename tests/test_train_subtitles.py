@@ -316,6 +316,33 @@ def test_drawings_overrides_and_comments_of_ass_go(read):
     assert str(report) == "left out spoilt lines: 1, drawings: 2, comments: 1"
 
 
+def test_columns_of_ass_have_any_order(read):
+    head, report = "[Script Info]\nScriptType: v4.00+\n\n[Events]\n", SubtitleReport()
+    few = "Format: Start, End, Style, Text\nDialogue: 0:00:01.00,0:00:02.00,Default,A ball, {\\i1}red.\n"
+    assert read(head + few, "few.ass", report=report) == [Line(1, 2, "A ball, red.")] and not report
+    moved = "Format: Layer, Style, Start, End, Actor, MarginL, MarginR, MarginV, Effect, Text\n"
+    moved += "Dialogue: 0,Default,0:00:01.00,0:00:02.00,Anna,0,0,0,,A ball.\nDialogue: 0,Default,x,y,,0,0,0,,No\n"
+    assert read(head + moved, "moved.ass", report=report) == [Line(1, 2, "A ball.")] and report.spoilt_lines == 1
+
+
+def test_times_of_ttml_may_stand_on_spans(read):
+    rolling = '<span begin="00:00:03.5" dur="1s">It <span style="red">rolls</span> on.</span>'
+    spans = f'<p xml:id="a"><span begin="1s" end="2s">A ball.</span>{rolling}</p><p begin="5s" end="6s">It stops.</p>'
+    text = f'<?xml version="1.0" encoding="utf-8"?><tt xmlns="http://www.w3.org/ns/ttml"><body><div>{spans}</div></body></tt>'
+    assert read(text, "a.ttml") == [
+        Line(1, 2, "A ball."),
+        Line(3.5, 4.5, "It rolls on."),
+        Line(5, 6, "It stops."),
+    ]
+
+
+@pytest.mark.parametrize(
+    "cue", ["<v Anna>Hello</v><v Bob>Hi</v>", "<v Anna> Hello</v> <v.loud Bob> Hi</v>", "<v Anna>Hello <v Bob>Hi"]
+)
+def test_voices_of_webvtt_come_one_by_one(read, cue):
+    assert texts(read(f"WEBVTT\n\n00:01.000 --> 00:03.000\n{cue}\n", "a.vtt")) == ["- Hello", "- Hi"]
+
+
 def test_drawings_that_converters_left_in_subrip_go(read):
     report = SubtitleReport()
     content = srt((0, 1, "{\\p1}m 0 0 l 100 0 100.5 -3{\\p0}"), (1, 2, "Sign\nm 0 0 b 1 2"), (2, 3, "m 5 is a car."))

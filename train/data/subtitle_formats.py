@@ -223,6 +223,7 @@ _ASS_EVENT = re.compile(r"(?:Dialogue|Comment):[^,]*(?:,\s*-?\d\d?:\d\d:\d\d(?:[
 _NO_END = 0xFFFFFFFF
 _TEXT_CODECS = ("srt", "subrip", "webvtt", "text")
 _TTML_TIME = re.compile(r"""\b(begin|end|dur)\s*=\s*["']\s*([^"']*?)\s*["']""")
+_TTML_SPAN = re.compile(r"<(?:\w+:)?span\b[^>]*\sbegin\s*=")
 _TTML_NAMESPACE = re.compile(r"http://www\.w3\.org/(?:ns/ttml|\d{4}/(?:\d\d/)?tt(?:af1|ml))(?=[#\"'])")
 
 
@@ -372,19 +373,49 @@ def _plain_ttml(text: str) -> str:
         seconds = sum(int(part) * 60**power for power, part in enumerate(reversed(clock), 1)) + float(last)
         return f'{name}="{seconds:.3f}s"'
 
-    text = _TTML_TIME.sub(plain, _TTML_NAMESPACE.sub("http://www.w3.org/ns/ttml", text))
+    text = _TTML_NAMESPACE.sub("http://www.w3.org/ns/ttml", text)
+    text = _TTML_TIME.sub(plain, _timed_spans(text) if _TTML_SPAN.search(text) else text)
     return re.sub(r"(<(?:\w+:)?p\b)(?![^>]*\s(?:end|duration)=)", r'\1 duration="0s"', text)
+
+
+def _timed_spans(text: str) -> str:
+    """Turn the spans of paragraphs without times, which have the times in their place, into paragraphs."""
+    root, name = ElementTree.fromstring(text), "{{http://www.w3.org/ns/ttml}}{}".format
+    for parent in list(root.iter()):
+        for index, paragraph in reversed(list(enumerate(parent))):
+            spans = [span for span in paragraph.findall(name("span")) if "begin" in span.attrib]
+            if paragraph.tag == name("p") and "begin" not in paragraph.attrib and spans:
+                for span in spans:
+                    span.tag, span.tail = name("p"), None
+                parent[index : index + 1] = spans
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _ass_events(text: str, report: SubtitleReport) -> Iterable[pysubs2.SSAEvent]:
     """Read the events of ASS and SSA; a spoilt one does not spoil the others."""
     lines = [line.strip() for line in text.split("\n")]
+    begin = lines.index("[Events]") if "[Events]" in lines else 0
+    columns = [line.partition(":")[2] for line in lines[begin:] if line.startswith("Format:")][:1]
     lines = [line for line in lines if line.startswith(("Dialogue:", "Comment:"))]
+    # Some format lines name fewer columns than their events have.
+    lines = [line if _ASS_EVENT.match(line) else _in_usual_order(line, *columns) for line in lines]
     events = [line for line in lines if _ASS_EVENT.match(line)]
     report.spoilt_lines += len(lines) - len(events)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pysubs2.SSAFile.from_string("\n".join(events), "ssa" if "Marked=" in text else "ass")
+
+
+def _in_usual_order(line: str, columns: str = "") -> str:
+    """Return an event of ASS with the columns that pysubs2 expects."""
+    names = [name.strip() for name in columns.split(",")]
+    if names[-1] != "Text":
+        return line
+    usual = {"Layer": "0", "Start": "", "End": "", "Style": "Default", "Name": ""}
+    usual |= {"MarginL": "0", "MarginR": "0", "MarginV": "0", "Effect": "", "Text": ""}
+    kind, _, fields = line.partition(":")
+    found = usual | dict(zip(names, fields.strip().split(",", len(names) - 1), strict=False))
+    return f"{kind}: {','.join(found[name] for name in usual)}"
 
 
 def _ass(events: Iterable[pysubs2.SSAEvent], report: SubtitleReport) -> Iterator[Line]:
@@ -500,7 +531,8 @@ _TAG = re.compile(
     r"|<lang(?:\.[^\s<>]*)?\s+[\w-]+>|<\d+:[\d:.]+>|\{\\[^{}]*\}|\{[cCfFhHpPsSyY]:[^{}]*\}",
     re.I,
 )
-_VOICE = re.compile(r"^[ \t]*<v(?:\.[^\s<>]*)?[ \t][^<>=\n]+>|<v(?:\.[^\s<>]*)?[ \t][^<>=\n]+>(?=\S)", re.M)
+_VOICE = r"<v(?:\.[^\s<>]*)?[ \t]+([^<>=\n]+)>"
+_VOICE = re.compile(rf"^[ \t]*{_VOICE}|(?:</v>[ \t]*){_VOICE}|{_VOICE}(?=\S)", re.M)
 _RUBY = re.compile(r"<rt(?:\.[^\s<>]*)?>.*?(?:</rt>|(?=</ruby>))", re.S)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
 # Marks of direction and width, control characters, and halves of characters.
@@ -511,7 +543,9 @@ _INVISIBLE = re.compile(f"[{_INVISIBLE}]")
 def _plain(text: str) -> str:
     """Take the markup of SubRip and WebVTT away: known tags first, then entities, so that "&lt;i&gt;" stays "<i>"."""
     text = re.sub(r"<br\s*/?>|\\N", "\n", text, flags=re.I)
-    text = _TAG.sub("", _VOICE.sub("\n", _RUBY.sub("", text)))
+    text = _RUBY.sub("", text)
+    names = {"".join(found).strip() for found in _VOICE.findall(text)}
+    text = _TAG.sub("", _VOICE.sub("\n- " if len(names) > 1 else "\n", text))
     return _tidy(_ENTITY.sub(lambda match: html.unescape(match[0]), text).replace("\\h", " "))
 
 
