@@ -8,11 +8,13 @@ clips of StreamWorld are streamed each time, and events and answers are counted 
 
 ```bash
 python benchmarks/untrained_routing.py outputs/untrained_routing            # the embedded checkpoint, ten minutes
-python benchmarks/untrained_routing.py outputs/untrained_full --steps 400   # the same after training at full compute
+python benchmarks/untrained_routing.py outputs/untrained_full --steps 160   # the same after training at full compute
+python benchmarks/untrained_routing.py outputs/untrained_shaken --shake 4 --layers all_deep   # with a shaken camera
 ```
 
 The embedded checkpoint was trained with routed layers. With `--steps` its weights first train on at full compute, on
-new clips. Results are kept in the folder by group of clips, and a second run continues there.
+new clips. With `--shake` every frame is shifted by a random distance, so that every patch changes. Results are kept in
+the folder by group of clips, and a second run with the same options continues there.
 
 An interval is that of Student's t over the groups, 95%. The column "change - uniform" is the mean difference of event
 F1 on the same groups, with its interval: differences within it are noise.
@@ -28,11 +30,11 @@ from typing import Any
 
 from videollm_mod.console import quiet
 
+import numpy as np
 import torch
 from added_routers import train, with_changes
 from common import ROOT, device_name
 from report import markdown_table, write_results
-from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers import AutoProcessor
 
@@ -45,7 +47,6 @@ from videollm_mod.train.streaming_evaluation import free_streaming
 
 
 KINDS = "narrate=2,ask=1,wait=1"
-LAYERS = ("all_deep", "interleaved")
 ROUTERS = ("change", "uniform", "random")
 FULL = {"mod_layers": None, "mod_keep_ratio": 1.0}
 # Clips per group. An engine streams a group at a time.
@@ -64,6 +65,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=str(ROOT), help="the model, default: the embedded checkpoint")
     parser.add_argument("--clips", type=int, default=96, help=f"test clips, rounded up to groups of {GROUP}")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.1], help="keep ratios")
+    parser.add_argument("--layers", nargs="+", default=["all_deep", "interleaved"], help="choices of routed layers")
+    parser.add_argument("--shake", type=int, default=0, help="pixels by which frames are shifted at most")
     parser.add_argument("--steps", type=int, default=0, help="steps of training at full compute before")
     parser.add_argument("--first-clip", type=int, default=100_000, help="number of the first clip to train on")
     options = parser.parse_args()
@@ -72,11 +75,12 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
     shipped = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint)
     full = at_full_compute(shipped, processor, options)
-    variants = dict(all_variants(options.ratios, has_learned=shipped.config.mod_router == "learned"))
+    variants = dict(all_variants(options, has_learned=shipped.config.mod_router == "learned"))
     found = options.out / "untrained_routing.json"
     results: dict[str, Groups] = json.loads(found.read_text()) if found.exists() else {}
     rows = StreamWorld("streamworld", world="tiny", kinds=KINDS).load("test", num_clips=options.clips)
-    groups = [Subset(rows, range(begin, min(begin + GROUP, len(rows)))) for begin in range(0, len(rows), GROUP)]
+    rows = [shaken(row, options.shake) for row in rows]
+    groups = [rows[begin : begin + GROUP] for begin in range(0, len(rows), GROUP)]
     for name, changes in tqdm(variants.items(), desc="variants"):
         # Routers that were trained belong to the weights that were trained with them.
         model = with_changes(shipped if changes.get("mod_router") == "learned" else full, changes).eval()
@@ -84,23 +88,31 @@ def main() -> None:
         for group in groups[len(measured) :]:
             measured.append(free_streaming(model, processor, group, batch_size=8, progress=False))
             write_results(options.out, "untrained_routing", results, table(results, options))
-    print(f"{device_name('cpu')}, torch {torch.__version__}; {len(groups) * GROUP} clips in {len(groups)} groups\n")
+    print(f"{device_name('cpu')}, torch {torch.__version__}; {len(rows)} clips in {len(groups)} groups\n")
     print(table(results, options))
     print(
         f"\nThe median token of a frame changes {spread(full, processor, groups[0]):.0%} as much as the first tenth."
     )
 
 
-def all_variants(ratios: Sequence[float], *, has_learned: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def all_variants(options: argparse.Namespace, *, has_learned: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of each variant, and its changes to the configuration."""
     yield "full", FULL
-    for layers in LAYERS:
-        for ratio in ratios:
+    for layers in options.layers:
+        for ratio in options.ratios:
             # The embedded checkpoint has learned routers in its own layers only.
             learned = ["learned"] if has_learned and layers == "all_deep" else []
             for router in (*ROUTERS, *learned):
                 changes = {"mod_layers": layers, "mod_keep_ratio": ratio, "mod_router": router}
                 yield f"{layers} {ratio:g} {router}", changes
+
+
+def shaken(row: dict[str, Any], most: int) -> dict[str, Any]:
+    """Return a row with each frame of its video shifted by up to `most` pixels. What leaves comes back opposite."""
+    generator = np.random.default_rng(row["seed"])
+    shifts = generator.integers(-most, most + 1, (len(row["video"]), 2))
+    video = [np.roll(frame, shift, axis=(0, 1)) for frame, shift in zip(row["video"], shifts, strict=True)]
+    return {**row, "video": np.stack(video)}
 
 
 def at_full_compute(
@@ -128,7 +140,7 @@ def table(results: dict[str, Groups], options: argparse.Namespace) -> str:
     """Return the results as a Markdown table: event F1 / answer accuracy."""
     head = ["layers", "keep ratio", *ROUTERS, "learned", "change - uniform, F1"]
     rows = [["all", "1", f"{cell(results['full'])} at full compute", *[""] * 4]]
-    for layers in LAYERS:
+    for layers in options.layers:
         for ratio in options.ratios:
             found = [results.get(f"{layers} {ratio:g} {router}") for router in (*ROUTERS, "learned")]
             rows.append([layers, f"{ratio:g}", *map(cell, found), difference(found[0], found[1])])

@@ -88,6 +88,11 @@ def _new_parser() -> argparse.ArgumentParser:
         metavar="RATIO",
         help="share of a frame's tokens that routed layers keep; default without --mod_layers: 1, full compute",
     )
+    parser.add_argument(
+        "--mod_router",
+        metavar="NAME",
+        help="how routed layers choose tokens: learned (the default) has to be fine-tuned, change does not",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     # A missing option leaves no trace, so that options of the other form are noticed.
     model = parser.add_argument_group("options of MODEL OUT", argument_default=argparse.SUPPRESS)

@@ -54,6 +54,7 @@ def convert(
     dtype: Any = None,
     mod_layers: str | list[int] | None = None,
     mod_keep_ratio: float | list[float] | None = None,
+    mod_router: str | None = None,
 ) -> Path:
     """
     Convert a checkpoint.
@@ -68,7 +69,7 @@ def convert(
         keep_adapter (`bool`, *optional*, defaults to `False`): Save the adapter unmerged, in the folder `adapter` of
             `out`.
         dtype (`torch.dtype`, *optional*): Type of all weights. The default is the language model's.
-        mod_layers, mod_keep_ratio (*optional*): See [`VideoLLMMoDConfig`]. The default is full compute.
+        mod_layers, mod_keep_ratio, mod_router (*optional*): See [`VideoLLMMoDConfig`]. The default is full compute.
 
     Returns:
         `Path`: The folder.
@@ -91,7 +92,7 @@ def convert(
             raise ValueError(f"`live_version` must be one of {', '.join(LIVE_VERSIONS)}, got {live_version!r}.")
         settings = _read_settings(adapter, base)
         theirs = load_peft_weights(str(adapter), device="cpu")
-        routing = routing_fields(mod_layers, mod_keep_ratio)
+        routing = routing_fields(mod_layers, mod_keep_ratio, mod_router)
         model, processor = model_from_parts(vision_model, base, dtype=dtype, **LIVE_VERSIONS[live_version], **routing)
 
         options = {"lora_dropout": settings.lora_dropout, "use_rslora": settings.use_rslora, "modules_to_save": None}

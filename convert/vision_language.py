@@ -36,6 +36,7 @@ def convert(
     dtype: Any = None,
     mod_layers: str | list[int] | None = None,
     mod_keep_ratio: float | list[float] | None = None,
+    mod_router: str | None = None,
 ) -> list[str]:
     """
     Convert a vision-language model.
@@ -48,7 +49,7 @@ def convert(
             for a frame of a video. A model with a pixel shuffle has no other.
         frame_size (`int`, *optional*): Side in pixels at which frames are encoded. The default is the encoder's own.
         dtype (`torch.dtype`, *optional*): Type of all weights. The default is the checkpoint's.
-        mod_layers, mod_keep_ratio (*optional*): See [`VideoLLMMoDConfig`]. The default is full compute.
+        mod_layers, mod_keep_ratio, mod_router (*optional*): See [`VideoLLMMoDConfig`]. The default is full compute.
 
     Returns:
         `list[str]`: What the streaming model has no place for: names of weights, and other parts.
@@ -87,7 +88,7 @@ def convert(
             frame_token_pooled=frame_token_pooled or part.frame_token_pooled,
             speak="every",
             **part.fields,
-            **routing_fields(mod_layers, mod_keep_ratio),
+            **routing_fields(mod_layers, mod_keep_ratio, mod_router),
         )
         model.model.connector.load_state_dict(part.connector)
         if frame_size is not None:

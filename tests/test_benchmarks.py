@@ -16,6 +16,7 @@ import common
 import frame_latency
 import gpu
 import memory
+import numpy as np
 import pytest
 import speed_page
 import torch
@@ -375,19 +376,28 @@ def test_a_table_of_the_speed_page_is_made_again():
         speed_page.with_table(page, "other", "")
 
 
-def test_untrained_routing_goes_on_where_it_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(untrained_routing, "LAYERS", ("all_deep",))
-    options = [tmp_path, "--clips", 1, "--ratios", 0.2]
+def test_untrained_routing_goes_on_where_it_ended(tmp_path):
+    options = [tmp_path, "--clips", 1, "--ratios", 0.2, "--layers", "all_deep"]
     first = run("untrained_routing.py", *options)
     path = tmp_path / "untrained_routing.json"
     found = json.loads(path.read_text())
-    names = [
-        f"{layers} 0.2 {router}" for layers in ("all_deep", "interleaved") for router in untrained_routing.ROUTERS
-    ]
-    assert set(found) == {"full", *names, "all_deep 0.2 learned"} and {len(x) for x in found.values()} == {1}
+    routers = ("change", "uniform", "random", "learned")
+    assert set(found) == {"full", *(f"all_deep 0.2 {router}" for router in routers)}
+    assert {len(groups) for groups in found.values()} == {1}
     found["full"][0]["event_f1"] = 0.125  # not measured again
     path.write_text(json.dumps(found))
     assert "| all | 1 | 0.125 / " in run("untrained_routing.py", *options) and "0.125" not in first
+
+
+def test_a_shaken_camera_moves_every_frame_by_its_own_distance():
+    row = {"seed": 3, "video": np.arange(2 * 9 * 9 * 3, dtype=np.uint8).reshape(2, 9, 9, 3), "kind": "narrate"}
+    moved = untrained_routing.shaken(row, 2)
+    same = untrained_routing.shaken(row, 0)
+    assert np.array_equal(same["video"], row["video"]) and moved["kind"] == "narrate"
+    for before, after in zip(row["video"], moved["video"], strict=True):
+        shifts = [(y, x) for y in range(-2, 3) for x in range(-2, 3)]
+        assert any(np.array_equal(np.roll(before, shift, axis=(0, 1)), after) for shift in shifts)
+    assert not np.array_equal(moved["video"], row["video"])
 
 
 def test_the_interval_of_a_difference_between_variants():

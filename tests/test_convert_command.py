@@ -24,13 +24,15 @@ def run(monkeypatch, capsys):
 def test_a_model_is_converted_and_the_next_command_is_printed(tmp_path, run):
     save_source("llava_next_video", tmp_path / "theirs")
     options = ["--mod_layers", "1", "--mod_keep_ratio", "0.5", "--frame_token_pooled", "2", "2"]
+    options += ["--mod_router", "change"]
     shown = run(tmp_path / "theirs", tmp_path / "ours", *options)
     lines = shown.out.splitlines()
     assert lines[0] == "not converted: model.image_newline, tiling of pictures"
     assert lines[1].startswith(f"wrote {tmp_path / 'ours'}. It is asked every few seconds")
     assert lines[2] == f"videollm-mod narrate video.mp4 --model {tmp_path / 'ours'} --every 2"
     assert shown.err.endswith(f"loading {tmp_path / 'theirs'} ...\n")
-    assert json.loads((tmp_path / "ours" / "config.json").read_text())["mod_layers"] == [1]
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert (config["mod_layers"], config["mod_router"]) == ([1], "change")
     told = json.loads(run(tmp_path / "theirs", tmp_path / "again", "--json").out)
     assert told == {
         "folder": str(tmp_path / "again"),

@@ -274,11 +274,11 @@ def _find_image_processor(name: str) -> Any | None:
         return None
 
 
-def routing_fields(mod_layers: Any, mod_keep_ratio: Any) -> dict[str, Any]:
+def routing_fields(mod_layers: Any, mod_keep_ratio: Any, mod_router: str | None = None) -> dict[str, Any]:
     """Return the routing fields of [`VideoLLMMoDConfig`], or those of full compute if no routing is given."""
     if isinstance(mod_layers, str):
         mod_layers = layers_of(mod_layers)
-    asked = {"mod_layers": mod_layers, "mod_keep_ratio": mod_keep_ratio}
+    asked = {"mod_layers": mod_layers, "mod_keep_ratio": mod_keep_ratio, "mod_router": mod_router}
     return {name: value for name, value in asked.items() if value is not None} or {"mod_keep_ratio": 1.0}
 
 
