@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -286,8 +287,9 @@ class SessionWatcher(Watcher):
     ) -> None:
         most = context + TOGETHER if max_frames is None else max_frames
         options = session_options(runner, max_frames=most, max_text_tokens=64)
-        # Steps are given as frame features and tokens, so the session needs no processor.
-        self.session = model.stream(None, system_prompt="", cache_dtype=cache_dtype, **options)
+        self.session = model.stream(
+            text_around_frames(model.config), system_prompt="", cache_dtype=cache_dtype, **options
+        )
         fill_cache(self.session.cache, model, context)
         super().__init__(model, self.session.cache)
 
@@ -369,7 +371,8 @@ def make_engine(
     model: VideoLLMMoDForConditionalGeneration, streams: int, context: int, **options: Any
 ) -> tuple[StreamingEngine, list[VideoLLMMoDPagedCache]]:
     """Return an engine for this number of streams, and their caches, filled with `context` random frames."""
-    engine = StreamingEngine(model, None, max_streams=streams, max_frames=context + 8, max_text_tokens=64, **options)
+    around, limits = text_around_frames(model.config), {"max_frames": context + 8, "max_text_tokens": 64}
+    engine = StreamingEngine(model, around, max_streams=streams, **limits, **options)
     caches = [VideoLLMMoDPagedCache(engine.pool) for _ in range(streams)]
     for cache in caches:
         cache.reserve(context + 8, context + 64)
@@ -397,6 +400,12 @@ def frame_step(config: VideoLLMMoDConfig, features: torch.Tensor) -> StreamStep:
     frame = [config.frame_token_interval_id] + [config.frame_token_id] * config.frame_num_tokens
     ends = [len(frame) * (index + 1) - 1 for index in range(len(features))]
     return StreamStep(frame * len(features), ends, features)
+
+
+def text_around_frames(config: VideoLLMMoDConfig) -> SimpleNamespace:
+    """Return what a session needs of a processor if its steps are given as frame features and tokens."""
+    ids = frame_step(config, torch.empty(1, *config.frame_feature_shape)).ids
+    return SimpleNamespace(frame_text_tokens=1, numbers_frames=False, encode_typical_frame=lambda: ids)
 
 
 def image_size(config: VideoLLMMoDConfig) -> tuple[int, int]:
