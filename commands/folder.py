@@ -332,7 +332,7 @@ def _run(
     engine = StreamingEngine(model, processor, compile_steps=bool(compile), **limits)
     total, stop = sum(math.ceil(video.seconds * fps) for video in videos), threading.Event()
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, unit=" frames", file=sys.stderr, disable=None, dynamic_ncols=True))
+        bar = stack.enter_context(tqdm(total=total, unit=" frames", file=sys.stderr, disable=None))
         threads = stack.enter_context(ThreadPoolExecutor(engine.max_streams, thread_name_prefix="narrate_folder"))
         stack.enter_context(engine)
         # However this ends, threads that still read must end too.
