@@ -9,7 +9,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -142,13 +142,14 @@ def report_video(
     try:
         see_video(session, read_frames(processor, video, session, **live), ctrl_c)
         about.moments = _moments(session)
-        about.summary = _summarize(session, summary)
+        about.summary, about.notes = _summarize(session, about.moments, summary)
     finally:
         # A fault of the program, such as a lack of memory, does not cost what was said before it.
         if session.num_frames > 0:
             about.moments, about.seconds = about.moments or _moments(session), video_end(video, session, fps)
-            about.made_by = _made_by(session, model, revision, fps=fps, speaking=speaking)
-            about.notes = _notes(session, foreign_notice(video, model), reading)
+            about.made_by = _made_by(session, model, revision, fps=fps, summary=summary, speaking=speaking)
+            notice = foreign_notice(video, model)
+            about.notes = [x for x in (notice[:1].upper() + notice[1:], *about.notes, str(reading)) if x]
             write_reports(out, about, video, timeout=timeout)
     if reading:
         typer.echo(reading, err=True)
@@ -159,22 +160,53 @@ def _moments(session: Any) -> list[Moment]:
     return [Moment(event.time, printable(event.text)) for event in said]
 
 
-def _summarize(session: Any, prompt: str) -> str:
+def _summarize(session: Any, moments: Sequence[Moment], prompt: str) -> tuple[str, list[str]]:
+    """Return a summary, and what a reader must know about it."""
     if not prompt.strip():
-        return ""
+        return "", []
     session.streamer, session.max_new_tokens = None, max(session.max_new_tokens, MAX_SUMMARY_TOKENS)
-    text = printable(session.ask(prompt)[-1].text)
+    question, notes = prompt, []
+    if session.num_remembered < session.num_frames:
+        # The text that a session may remember, and as much new text, fit the model's context.
+        room = session.max_text_tokens - MAX_SUMMARY_TOKENS
+        question = with_notes(moments, prompt, room, lambda text: len(session.processor.tokenizer.tokenize(text)))
+        frames = f"the last {session.num_remembered} of {session.num_frames} frames"
+        others = "" if question == prompt else ", and reads what it said of the others"
+        notes = [f"The model remembers {frames} when it writes the summary{others}."]
+    text = printable(session.ask(question)[-1].text)
     typer.echo(f"\n{text}")
-    return text
+    return text, notes
+
+
+def with_notes(moments: Sequence[Moment], prompt: str, room: int, count_tokens: Callable[[str], int]) -> str:
+    """
+    Put what was said before the question for a summary, for a model that has forgotten the frames.
+
+    Args:
+        moments (`Sequence[Moment]`): What was said.
+        prompt (`str`): The question.
+        room (`int`): Most tokens of the result. If there is more, every second note is left out, and so on.
+        count_tokens (`Callable`): Counts the tokens of a text.
+    """
+    step = 1
+    while step <= len(moments):
+        notes = "\n".join(f"{stamp(moment.time, math.inf)} {moment.text}" for moment in moments[::step])
+        text = f"Notes from the video:\n{notes}\n\n{prompt}"
+        if count_tokens(text) <= room:
+            return text
+        step *= 2
+    return prompt
 
 
 def _made_by(
-    session: Any, model: str, revision: str | None, *, fps: float, speaking: dict[str, Any]
+    session: Any, model: str, revision: str | None, *, fps: float, summary: str, speaking: dict[str, Any]
 ) -> dict[str, str]:
     """Return what made a report. A folder is named without its path, which says who made it and not what."""
+    asked = [event.text for event in session.events if event.role == "user"]
+    # The question for the summary may have notes before it.
+    asked = [summary if summary and text.endswith(summary) else text for text in asked]
     name = describe_checkpoint(model)
     name = Path(name).resolve().name if Path(name).is_dir() else name
-    asked = [event.text for event in session.events if event.role == "user"]
     return {
         "Checkpoint": name + (f" at {revision}" if revision else ""),
         "Speaks": _describe_speaking(session, speaking),
@@ -196,13 +228,6 @@ def _describe_speaking(session: Any, speaking: dict[str, Any]) -> str:
     else:
         rule = f"by the policy {session.speak}"
     return rule + (f" ({', '.join(given)})" if given else "")
-
-
-def _notes(session: Any, notice: str, reading: Any) -> list[str]:
-    notes = [notice[:1].upper() + notice[1:]] if notice else []
-    if session.num_remembered < session.num_frames:
-        notes.append(f"The model remembered the last {session.num_remembered} frames when it wrote the summary.")
-    return notes + ([str(reading)] if reading else [])
 
 
 def write_reports(paths: Sequence[Path], report: Report, video: str, *, timeout: float) -> None:

@@ -28,6 +28,7 @@ from videollm_mod.commands.report import (
     to_html,
     to_json,
     to_markdown,
+    with_notes,
 )
 from videollm_mod.video_reading_videollm_mod import read_video
 
@@ -193,8 +194,32 @@ def test_a_report_says_what_it_cannot_know(tmp_path):
     assert done.exit_code == 0, done.stderr
     notes = json.loads(out.read_text())["notes"]
     assert len(notes) == 3 and notes[0].startswith("The embedded checkpoint was trained on generated clips")
-    assert re.fullmatch(r"The model remembered the last [1-4] frames when it wrote the summary\.", notes[1])
+    others = r"The model remembers the last [1-4] of 14 frames when it writes the summary(, and reads .* others)?\."
+    assert re.fullmatch(others, notes[1])
     assert notes[2] == "The source is not in order: 1 ignored stream."
+
+
+def test_a_summary_of_a_long_video_uses_what_was_said(tmp_path):
+    out = tmp_path / "report.json"
+    done = report(SAMPLE, "--out", out, "--max-frames", 6, "--summary", "What do you see?")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(out.read_text())
+    assert told["notes"][0].endswith("of 17 frames when it writes the summary, and reads what it said of the others.")
+    assert told["made_by"]["Asked"].endswith(", “What do you see?”") and told["summary"]
+
+
+def test_notes_before_the_question_fit_in_their_room():
+    moments = [Moment(60.0 * index, f"Thing {index}.") for index in range(5)]
+
+    def notes(room):
+        return with_notes(moments, "What?", room, lambda text: len(text.split()))
+
+    assert notes(100) == (
+        "Notes from the video:\n0:00 Thing 0.\n1:00 Thing 1.\n2:00 Thing 2.\n3:00 Thing 3.\n4:00 Thing 4.\n\nWhat?"
+    )
+    assert notes(19) == "Notes from the video:\n0:00 Thing 0.\n2:00 Thing 2.\n4:00 Thing 4.\n\nWhat?"
+    assert notes(11) == "Notes from the video:\n0:00 Thing 0.\n4:00 Thing 4.\n\nWhat?"
+    assert notes(10) == notes(-300) == "What?"
 
 
 def test_a_fault_of_the_program_keeps_what_was_said(tmp_path):
