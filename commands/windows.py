@@ -67,6 +67,8 @@ class WindowedSession:
                 yield self._ask()
             if self._current is None:
                 self._current, self._number = self.session.fork(), number
+                # The features of a still picture hold for the next window too.
+                self._current.reuse = self.session.reuse
             times, pictures = zip(*group, strict=True)
             self._current.push(list(pictures), time=times)
             self.time, self.num_frames = times[-1], self.num_frames + len(times)

@@ -60,6 +60,14 @@ def test_a_live_source_gets_its_answer_at_the_last_frame_of_a_window():
     assert [window.start for window in windows] == [0, 1]
 
 
+def test_a_still_picture_is_encoded_once_for_all_windows():
+    model, processor = tiny_model(), tiny_processor()
+    session = WindowedSession(model.stream(processor, reuse_static=3.0, **ASKED_ONLY), 1.0, ["Is it dark?"])
+    still = random_frames(1)[0]
+    windows = [window for number in range(6) for window in session.push([(number / 2, still)])]
+    assert len(windows) == 3 and session.session.num_reused == 5
+
+
 def test_questions_and_windows_that_make_no_sense():
     assert to_question(" a red car ") == "Do you see a red car? Answer yes or no."
     assert to_question("Is the door open?") == "Is the door open? Answer yes or no."
