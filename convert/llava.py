@@ -17,7 +17,6 @@ from .source import Source, check_class_token, feature_layer, load_pixels, patch
 _PROJECTOR = {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
 # What stands around the turns of models that were made from Vicuna, and from Mistral.
 _VICUNA = {
-    "begin": "<s>",
     "system_after": " ",
     "user_before": "USER: ",
     "user_after": " ",
@@ -26,7 +25,6 @@ _VICUNA = {
     "outro": "\n",
 }
 _MISTRAL = {
-    "begin": "<s>",
     "system_after": " ",
     "user_before": "[INST] ",
     "user_after": " [/INST]",
@@ -111,4 +109,5 @@ def _turns(config: Any, tokenizer: Any, *, has_video: bool) -> str | dict[str, s
         return None
     turns = _MISTRAL if config.model_type == "llava_next" and config.text_config.model_type == "mistral" else _VICUNA
     # Frames of a video stand side by side, and pictures on lines of their own.
+    turns = {"begin": tokenizer.bos_token or "", **turns}
     return turns if has_video else {**turns, "frame_between": "\n"}

@@ -7,7 +7,7 @@ from typing import Any
 from .source import Source, load_pixels, patch_grid
 
 
-def read(model: Any, source: str, tokenizer: Any) -> Source:  # noqa: ARG001
+def read(model: Any, source: str, tokenizer: Any) -> Source:
     """Return the parts of a model. See [`Source`]; raise `ValueError` if a part does not fit."""
     from videollm_mod.stream_format_videollm_mod import STREAM_FORMATS
 
@@ -21,7 +21,7 @@ def read(model: Any, source: str, tokenizer: Any) -> Source:  # noqa: ARG001
     ]
     if not has_video:
         picture = {"frame_before": "<fake_token_around_image><global-img>", "intro": "", "outro": ""}
-        turns = {"begin": "<|begin_of_text|>", "user_before": "User:", "words_before": " "}
+        turns = {"begin": tokenizer.bos_token or "", "user_before": "User:", "words_before": " "}
         stream_format = {**STREAM_FORMATS["smolvlm"], **turns, **picture}
         differences = ["The source was made for pictures. Each frame is a picture to it, without a time."]
     return Source(

@@ -17,6 +17,7 @@ from transformers.video_utils import VideoMetadata
 from turns import recording
 
 from videollm_mod.convert.vision_language import NEWLINE_TOKEN, convert
+from videollm_mod.serving import StreamingEngine
 
 
 # The connector, its feature layer, the tokens per frame and the features per frame of each tiny model.
@@ -136,12 +137,21 @@ def test_the_configuration_says_what_the_source_does(converted):
 
 
 def test_a_converted_model_streams_in_its_own_words(converted):
+    """A session and an engine say the same every two seconds, and answer a question."""
     kind, _, ours, _, processor, _, _ = converted
-    session = ours.stream(processor, fps=1, every=2.0, max_new_tokens=4)
-    events = [event for frame in random_frames(5, size=(36, 60)) for event in session.push(frame)]
-    assert {event.time for event in events} <= {0.0, 1.0, 2.0, 3.0, 4.0} and session.num_frames == 5
+    options = {"fps": 1, "every": 2.0, "max_new_tokens": 4}
+    session, engine = ours.stream(processor, **options), StreamingEngine(ours, processor, max_streams=1, max_frames=8)
+    stream = engine.open(**options)
+    for frame in random_frames(3, size=(36, 60)):
+        session.push(frame)
+        stream.push(frame)
+    engine.run()
     session.ask("What is this?")
-    assert session.events[-1].role == "assistant"
+    stream.ask("What is this?")
+    engine.run()
+    said, also = ([(e.time, e.role, e.token_ids) for e in x.events] for x in (session, stream.session))
+    assert said == also and said[-1][1] == "assistant" and session.num_frames == 3
+    assert {time for time, _, _ in said} <= {0.0, 2.0}
     text = processor.apply_chat_template([{"role": "stream", "num_frames": 1, "times": [0.0]}])
     assert text.startswith(BEGINNINGS[kind])
 
