@@ -17,6 +17,7 @@ from tiny import random_frames, tiny_model, tiny_processor, write_clip
 
 from videollm_mod.train import encode
 from videollm_mod.train.arguments import RowArguments
+from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError, row_record
 from videollm_mod.train.data.streamworld import StreamWorld
 from videollm_mod.train.data.timed_messages import TimedMessages
@@ -65,6 +66,33 @@ def test_different_encoders_write_different_files(rows, tmp_path):
         assert again == made[name], "the names depend on the encoder only"
         for one, other in zip(features_of(again, own), features_of(made[name], tmp_path / "all"), strict=True):
             assert torch.equal(one, other) and one.dtype == encoder[0].dtype, name
+
+
+GRID = {"frame_token_cls": False, "frame_token_pooled": (2, 2)}
+CONNECTED = (
+    {"connector": "mlp"},
+    {"connector": "mlp", "connector_pooling": "bilinear"},
+    {"connector": "mlp_pool_after"},
+    {"connector": "pixel_shuffle"},
+)
+
+
+def test_a_model_trains_on_the_features_that_its_connector_reads(rows, tmp_path):
+    """Each connector has files of its own. A batch of files gives the loss of a batch of videos."""
+    processor, names = tiny_processor(frame_num_tokens=4), []
+    for options in CONNECTED:
+        model = tiny_model(**options, **GRID, mod_keep_ratio=1.0)
+        made = encode_rows(rows, tmp_path, model, processor)
+        names += [row["frame_features"] for row in made]
+        collate = StreamCollator(processor, frame_feature_shape=model.config.frame_feature_shape)
+        encoded = collate([made[0] | {"frame_features": str(tmp_path / made[0]["frame_features"])}])
+        assert encoded["frame_features"].shape[2:] == model.config.frame_feature_shape
+        torch.testing.assert_close(model(**encoded).loss, model(**collate([rows[0]])).loss)
+    assert len(set(names)) == 2 * len(CONNECTED)
+    with pytest.raises(FaultyRowError, match="4 features of width 64 per frame, but the model reads 16 features"):
+        StreamCollator(processor, frame_feature_shape=(16, 16))(
+            [made[0] | {"frame_features": str(tmp_path / made[0]["frame_features"]), "where": "row 1"}]
+        )
 
 
 def test_file_names_do_not_depend_on_folder_or_language_model(rows, tmp_path):
