@@ -63,6 +63,7 @@ class Narrated:
     fault: str = ""
 
     def to_json(self) -> str:
+        """Return it as one line of JSON."""
         said = {"video": self.video.name, "srt": str(self.video.srt)}
         if self.fault:
             return json.dumps({"video": self.video.name, "error": self.fault}, ensure_ascii=False)
@@ -293,9 +294,10 @@ def narrate_folder(
         _print(result, as_json)
     good, begin = [video for video in left if not video.fault], clock.monotonic()
     try:
-        for result in _run(good, name, revision, streams=streams, query=query, fps=fps, **options) if good else ():
-            results.append(result)
-            _print(result, as_json)
+        with closing(_run(good, name, revision, streams=streams, query=query, fps=fps, **options)) as work:
+            for result in work:
+                results.append(result)
+                _print(result, as_json)
     except KeyboardInterrupt:
         count = len(left) - len(results)
         typer.echo(f"\nstopped with {count} of {len(videos)} videos left: the same command goes on", err=True)
@@ -321,6 +323,8 @@ def _run(
 
     from videollm_mod.serving import StreamingEngine
 
+    if not videos:
+        return
     processor, model, options = load(name, revision, **options)
     if notice := next(filter(None, (foreign_notice(str(video.path), name) for video in videos)), ""):
         typer.secho(f"Note: {notice}", err=True, fg="yellow")

@@ -264,14 +264,15 @@ def pictures_at(
         timeout (`float`, *optional*, defaults to 10.0): See [`VideoReader`].
 
     Returns:
-        `list[Picture | None]`: `None` where the video can no longer be read.
+        `list[Picture | None]`: `None` where the video cannot be read again.
     """
     from videollm_mod.video_reading_videollm_mod import VideoReader
 
     found: list[Picture | None] = []
     try:
         with VideoReader(video, timeout=timeout) as reader:
-            for group in _groups(times):
+            # A broadcast by HTTP is known when it is open, and shows other frames now.
+            for group in () if reader.is_live else _groups(times):
                 found += _read_group(reader, group, side)
     except (OSError, ValueError):
         # The report without these frames is better than none.
@@ -424,7 +425,7 @@ def place_ticks(seconds: float) -> list[tuple[float, float]]:
     step = next((step for step in steps if seconds / step <= 6), math.ceil(seconds / 6 / 3600) * 3600)
     # A label near the end would be cut off.
     times = [step * index for index in range(7) if step * index <= 0.97 * seconds]
-    return [(float(time), round(100 * time / seconds, 3)) for time in times]
+    return [(float(time), round(100 * time / max(seconds, 1e-6), 3)) for time in times]
 
 
 def _hash(text: str) -> str:

@@ -60,6 +60,14 @@ def test_each_video_gets_the_subtitles_that_narrate_writes(films, tmp_path):
         assert f"{video}: {captions} captions in {tmp_path / 'out' / srt}" in done.stdout
 
 
+def test_a_policy_speaks_as_in_narrate(films, tmp_path):
+    policy = ("--every", 3, "--max-words", 4, "--no-repeat", 0)
+    assert narrate(films / "trip", *policy).exit_code == 0
+    assert narrate(SECOND, *policy, "--srt", tmp_path / "one.srt").exit_code == 0
+    expected = (tmp_path / "one.srt").read_text()
+    assert (films / "trip" / "a.mp4.srt").read_text() == expected and expected.count("-->") == 3
+
+
 def test_finished_videos_are_skipped(films):
     (films / "trip" / "a.mp4.srt").write_text("mine")
     first = narrate(films, "--json", "--streams", 1)
@@ -69,7 +77,7 @@ def test_finished_videos_are_skipped(films):
     assert told["b.mp4"]["srt"] == str(films / "b.srt")
     assert [[event["time"], event["text"]] for event in told["b.mp4"]["events"]] == STORY
     assert told["trip/a.MOV"]["reading"]["ignored_streams"] == 1 and told["trip/a.MOV"]["frames"] == 27
-    again = narrate(films, "--every", 4)
+    again = narrate(films)
     assert again.exit_code == 0 and again.stdout == ""
     assert again.stderr == "3 of 3 videos have subtitles already\n", "the model is not loaded"
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import struct
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -149,6 +150,19 @@ def test_pictures_are_those_on_screen_after_any_gap():
     assert (small.width, small.height) == (100, 56)
 
 
+def test_pictures_are_upright(tmp_path):
+    stored = np.zeros((4, 32, 48, 3), np.uint8)
+    stored[:, :16, :24] = 255
+    path = write_clip(tmp_path / "clip.mp4", stored)
+    content = path.read_bytes()
+    at = content.index(b"tkhd") + 4 + 40
+    turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:at] + turn + content[at + 36 :])
+    [picture] = pictures_at(path, [0.1], side=480)
+    assert (picture.width, picture.height) == (32, 48)
+    assert np.asarray(Image.open(io.BytesIO(picture.jpeg)))[:24, 16:].mean() > 245, "white is at the top right"
+
+
 def test_a_video_that_is_gone_leaves_out_the_pictures(tmp_path):
     moments = [Moment(time, "It moves.") for time in (0.0, 0.5)]
     assert pictures_at(tmp_path / "gone.mp4", [0.0, 0.5], side=100) == [None, None]
@@ -259,7 +273,7 @@ def test_marks_share_the_timeline():
     assert [mark.moment for mark in marks] == [0, 1, 3, 4] and [mark.at for mark in marks] == [0, 20, 30, 100]
     assert [mark.begin for mark in marks] == [0, 10, 25, 65] and [mark.end for mark in marks] == [10, 25, 65, 100]
     assert place_ticks(8.5) == [(0.0, 0.0), (2.0, 23.529), (4.0, 47.059), (6.0, 70.588), (8.0, 94.118)]
-    for seconds in (0.5, 61, 3600, 86_400, 1e6):
+    for seconds in (0, 0.5, 61, 3600, 86_400, 1e6):
         assert 1 <= len(place_ticks(seconds)) <= 7
     assert [stamp(5.5, 60), stamp(65.5, 200), stamp(3665, 4000)] == ["0:05.5", "1:05", "1:01:05"]
 
