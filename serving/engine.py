@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from ..checks_videollm_mod import check_count
 from ..reading_ahead_videollm_mod import WHEN_BEHIND, check_when_behind
 from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep
 from .captured_step import LONG_TEXT, NUM_FRAMES, CapturedSteps, whether_to_capture
@@ -107,14 +108,12 @@ class StreamingEngine:
         max_frames, max_text_tokens = default_limits(model.config, processor, max_frames, max_text_tokens)
         if max_batch_tokens is None:
             max_batch_tokens = max(2048, max_streams * (model.config.frame_num_tokens + processor.frame_text_tokens))
-        _check_positive(
-            max_streams=max_streams,
-            max_frames=max_frames,
-            max_text_tokens=max_text_tokens,
-            max_batch_tokens=max_batch_tokens,
-            max_waiting=1 if max_waiting is None else max_waiting,
-            page_size=page_size,
-        )
+        check_count("max_streams", max_streams)
+        check_count("max_frames", max_frames)
+        check_count("max_text_tokens", max_text_tokens)
+        check_count("max_batch_tokens", max_batch_tokens)
+        check_count("max_waiting", 1 if max_waiting is None else max_waiting)
+        check_count("page_size", page_size)
         check_when_behind(when_behind)
         self.model, self.processor, self.output_router_scores = model, processor, output_router_scores
         self.max_streams, self.max_frames, self.max_text_tokens = max_streams, max_frames, max_text_tokens
@@ -188,7 +187,7 @@ class StreamingEngine:
         max_waiting = self.max_waiting if max_waiting is None else max_waiting
         check_when_behind(when_behind)
         max_waiting = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
-        _check_positive(max_waiting=max_waiting)
+        check_count("max_waiting", max_waiting)
         limits = {
             "max_frames": self.max_frames if max_frames is None else max_frames,
             "max_text_tokens": self.max_text_tokens if max_text_tokens is None else max_text_tokens,
@@ -488,12 +487,6 @@ class StreamingEngine:
             # A thread that waits for an event must learn that none will come.
             self._end_all(error)
             raise
-
-
-def _check_positive(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 __all__ = ["StreamingEngine"]

@@ -200,7 +200,7 @@ def test_a_stream_that_outgrows_its_memory_ends_and_others_continue(trained):
     "name", ["max_streams", "max_frames", "max_text_tokens", "max_batch_tokens", "max_waiting", "page_size"]
 )
 def test_numbers_must_be_positive(name):
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number, at least 1, got 0"):
         StreamingEngine(tiny_model(), tiny_processor(), **{**LIMITS, name: 0})
 
 
@@ -223,7 +223,7 @@ def test_refuses_an_unknown_policy():
         tiny_engine(when_behind="drop")
     with pytest.raises(ValueError, match="`when_behind` is 'wait'"):
         tiny_engine().open(when_behind="wait")
-    with pytest.raises(ValueError, match="`max_waiting` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`max_waiting` must be a whole number, at least 1, got 0"):
         tiny_engine().open(max_waiting=0)
 
 

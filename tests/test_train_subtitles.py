@@ -12,7 +12,8 @@ import pytest
 from tiny import random_frames, write_clip
 
 from videollm_mod.train.data import subtitles
-from videollm_mod.train.data.subtitle_formats import Line, SubtitleReport, read_subtitles
+from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport
+from videollm_mod.train.data.subtitle_formats.reading import read_subtitles
 from videollm_mod.train.data.subtitles import to_sentences, to_timed_messages
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 

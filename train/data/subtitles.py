@@ -24,7 +24,7 @@ from typing import Any
 
 from videollm_mod.outputs import check_outputs, write_text
 from videollm_mod.train.data.faults import counted
-from videollm_mod.train.data.subtitle_formats import (
+from videollm_mod.train.data.subtitle_formats.lines import (
     DASH,
     TOUCH,
     UNSPACED,
@@ -32,9 +32,9 @@ from videollm_mod.train.data.subtitle_formats import (
     SubtitleReport,
     count_words,
     join,
-    read_subtitles,
     split_line,
 )
+from videollm_mod.train.data.subtitle_formats.reading import read_subtitles
 from videollm_mod.train.data.timed_messages import NARRATE
 from videollm_mod.video_reading_videollm_mod import VideoReader
 

@@ -1,0 +1,173 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Lines of subtitles: in order of time, each once, and one for each speaker."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+
+
+@dataclass(frozen=True)
+class Line:
+    """A text with its start and end in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass
+class SubtitleReport:
+    """
+    What was guessed, mended and left out on the way from subtitles to sentences. `str` says it in one line.
+
+    Args:
+        encoding (`str`): Encoding that was guessed; empty if it was known.
+        unreadable_characters (`int`): Characters that are spoilt in the file, and became "�".
+        spoilt_lines (`int`): Lines or packets that could not be read.
+        mended_ends (`int`): Lines without an end, or with one before the start. They end when the next begins.
+        other_streams (`int`): Further subtitle streams of the video.
+        repeated_lines (`int`): Lines left out because they were still on screen.
+        drawings, comments, asides, speaker_names (`int`): Parts left out because nobody says them.
+        lines_without_text (`int`): Lines left out because nothing remained of them.
+        lines_before_the_start (`int`): Lines left out because they end before the video's second 0.
+        sentences_after_the_end (`int`): Sentences left out because they begin after the video's end.
+    """
+
+    encoding: str = ""
+    unreadable_characters: int = 0
+    spoilt_lines: int = 0
+    mended_ends: int = 0
+    other_streams: int = 0
+    repeated_lines: int = 0
+    drawings: int = 0
+    comments: int = 0
+    asides: int = 0
+    speaker_names: int = 0
+    lines_without_text: int = 0
+    lines_before_the_start: int = 0
+    sentences_after_the_end: int = 0
+
+    def __bool__(self) -> bool:
+        return any(asdict(self).values())
+
+    def __str__(self) -> str:
+        counts = {name.replace("_", " "): value for name, value in asdict(self).items() if name != "encoding"}
+        kept = ("unreadable characters", "mended ends")
+        parts = [f"guessed encoding {self.encoding} (`--encoding` sets it)"] if self.encoding else []
+        parts += [f"{name}: {counts[name]}" for name in kept if counts[name]]
+        left_out = [f"{name}: {value}" for name, value in counts.items() if value and name not in kept]
+        return "; ".join(parts + ([f"left out {', '.join(left_out)}"] if left_out else []))
+
+
+# Cues that follow each other within this time touch, in seconds.
+TOUCH = 0.05
+_DRAWING = re.compile(r"m(?: -?\d+(?:\.\d+)?){2}(?: (?:[bclmnps]|-?\d+(?:\.\d+)?))+")
+# A speaker begins: "- Hello." or ">> Hello.", but not "-5 degrees".
+DASH = re.compile(r"(?:[-‐‑–—－](?![-‐‑–—－]|[.,]?\d|[$€£¥])|>{2,3}(?!>))\s*")
+# Not in "DR. SMITH: Hello."
+_NAME = r"(?<=[^A-Z][.!?…] )(?=[A-Z][A-Z .'-]*[A-Z]: )"
+_NEXT_SPEAKER = re.compile(rf"(?<=[.!?…。！？])\s+(?:(?={DASH.pattern}\S)|{_NAME})")
+# Scripts that put no spaces between words, and the full-width signs.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u31ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
+UNSPACED = re.compile(f"[{UNSPACED}\U00020000-\U0003ffff]")
+_SIGN = re.compile("[\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
+
+
+def join(texts: Iterable[str]) -> str:
+    """Join texts with spaces, or without them in scripts that have none."""
+    joined = ""
+    for text in texts:
+        edge = joined[-1:] + text[:1]
+        is_unspaced = len(UNSPACED.findall(edge)) == 2 or _SIGN.search(edge)
+        joined += text if not joined or not text or is_unspaced else f" {text}"
+    return joined
+
+
+def count_words(text: str) -> int:
+    """Count words, and characters in scripts without spaces between words."""
+    return len(UNSPACED.findall(text)) + len(UNSPACED.sub(" ", text).split())
+
+
+def split_line(line: Line, stops: Iterable[int]) -> Iterator[Line]:
+    """Split a line at these places of its text. Times are interpolated."""
+    rate, cursor = (line.end - line.start) / max(1, len(line.text)), 0
+    for stop in [*stops, len(line.text)]:
+        if text := line.text[cursor:stop].strip():
+            yield Line(line.start + cursor * rate, line.start + stop * rate, text)
+        cursor = stop
+
+
+def in_order(cues: list[Line], report: SubtitleReport) -> Iterator[Line]:
+    """Yield cues in order of time, with an end that is not before the start."""
+    finite = [cue for cue in cues if math.isfinite(cue.start) and math.isfinite(cue.end)]
+    report.spoilt_lines += len(cues) - len(finite)
+    cues = sorted(finite, key=lambda cue: cue.start)
+    for cue, following in zip(cues, [*cues[1:], None], strict=False):
+        # Converters from ASS leave drawings behind, as text.
+        text = "\n".join(row for row in cue.text.split("\n") if not _DRAWING.fullmatch(row))
+        is_drawing, cue = text != cue.text, replace(cue, text=text)
+        report.drawings += is_drawing
+        if cue.end < cue.start:
+            report.mended_ends += 1
+            cue = replace(cue, end=following.start if following else cue.start)
+        if cue.text:
+            yield cue
+        else:
+            report.lines_without_text += not is_drawing
+
+
+def each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
+    """Leave out the rows that are still on screen from a cue before."""
+    cues, kept = list(cues), []
+    grown = [after.text != before.text and after.text.startswith(before.text) for before, after in pairwise(cues)]
+    grows = sum(grown) > max(2, len(grown) / 2)
+    shown: list[tuple[float, list[str], int]] = []
+    for cue in cues:
+        rows = cue.text.split("\n")
+        shown = [(end, other, index) for end, other, index in shown if end >= cue.start - TOUCH]
+        found = [(*_carried(other, rows, grows), index) for _, other, index in shown]
+        carried, new, index = max(found, key=lambda item: item[0], default=(0, rows, 0))
+        report.repeated_lines += carried
+        if new:
+            index = len(kept)
+            kept.append(replace(cue, text="\n".join(new)))
+        else:
+            kept[index] = replace(kept[index], end=max(kept[index].end, cue.end))
+        shown.append((cue.end, rows, index))
+    return kept
+
+
+def _carried(before: list[str], rows: list[str], grows: bool) -> tuple[int, list[str]]:
+    """Return how many rows end the previous cue and begin this one, and the text that is new. A row may have grown."""
+    for count in range(min(len(before), len(rows)), 0, -1):
+        last = rows[count - 1]
+        if before[-count:-1] == rows[: count - 1] and (last == before[-1] or grows and last.startswith(before[-1])):
+            rest = last[len(before[-1]) :].strip()
+            return count, [rest, *rows[count:]] if rest else rows[count:]
+    return 0, rows
+
+
+def to_turns(line: Line) -> Iterator[Line]:
+    """Split a cue into what its speakers say, if it marks them with dashes or names, and join the rows of each."""
+    turns: list[list[str]] = []
+    for row in line.text.split("\n"):
+        # Speakers may share a row: "- Who is it? - Me."
+        first, *others = _NEXT_SPEAKER.split(row)
+        if turns and not _begins_turn(first, turns[-1][-1], turns[0][0]):
+            turns[-1].append(first)
+        else:
+            turns.append([first])
+        turns += [[other] for other in others]
+    texts = [join(turn) for turn in turns]
+    stops = [sum(len(text) + 1 for text in texts[: count + 1]) for count in range(len(texts) - 1)]
+    yield from split_line(replace(line, text=" ".join(texts)), stops)
+
+
+def _begins_turn(row: str, before: str, first: str) -> bool:
+    """Return whether another speaker says this row, in view of the row before and the first row of the cue."""
+    if DASH.match(row):
+        return bool(DASH.match(first)) or before[-1] in '.!?…。！？"”'
+    return ": " in row and row.split(":")[0].isupper()

@@ -1,0 +1,49 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Text without the markup of SubRip, WebVTT and ASS."""
+
+import html
+import re
+
+from pysubs2.formats.substation import parse_tags
+
+from videollm_mod.train.data.subtitle_formats.lines import SubtitleReport
+
+
+_NAMES = "b|big|c|center|div|em|font|i|lang|p|rp|rt|ruby|s|small|span|strong|tt|u|v"
+_TAG = re.compile(
+    rf"</?(?:{_NAMES})(?:\.[^\s<>]*)?(?:\s+[\w:-]+\s*=[^<>]*)?\s*/?>"
+    r"|<lang(?:\.[^\s<>]*)?\s+[\w-]+>|<\d+:[\d:.]+>|\{\\[^{}]*\}|\{[cCfFhHpPsSyY]:[^{}]*\}",
+    re.I,
+)
+_VOICE = r"<v(?:\.[^\s<>]*)?[ \t]+([^<>=\n]+)>"
+_VOICE = re.compile(rf"^[ \t]*{_VOICE}|(?:</v>[ \t]*){_VOICE}|{_VOICE}(?=\S)", re.M)
+_RUBY = re.compile(r"<rt(?:\.[^\s<>]*)?>.*?(?:</rt>|(?=</ruby>))", re.S)
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
+# Marks of direction and width, control characters, and halves of characters.
+_INVISIBLE = "\x00-\x08\x0b-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff"
+_INVISIBLE = re.compile(f"[{_INVISIBLE}]")
+
+
+def plain(text: str) -> str:
+    """Take the markup of SubRip and WebVTT away: known tags first, then entities, so that "&lt;i&gt;" stays "<i>"."""
+    text = re.sub(r"<br\s*/?>|\\N", "\n", text, flags=re.I)
+    text = _RUBY.sub("", text)
+    names = {"".join(found).strip() for found in _VOICE.findall(text)}
+    text = _TAG.sub("", _VOICE.sub("\n- " if len(names) > 1 else "\n", text))
+    return tidy(_ENTITY.sub(lambda match: html.unescape(match[0]), text).replace("\\h", " "))
+
+
+def plain_ass(text: str, report: SubtitleReport) -> str:
+    """Take the overrides and drawings of ASS away."""
+    fragments = parse_tags(text.replace("\\{", "\1").replace("\\}", "\2"))
+    is_drawing = any(style.drawing and part.strip() for part, style in fragments)
+    text = "".join(part for part, style in fragments if not style.drawing)
+    report.drawings += is_drawing
+    report.lines_without_text += not is_drawing and not text.strip()
+    return tidy(re.sub(r"\\[nh]", " ", text.replace("\\N", "\n")).replace("\1", "{").replace("\2", "}"))
+
+
+def tidy(text: str) -> str:
+    rows = [" ".join(row.split()) for row in _INVISIBLE.sub("", text).split("\n")]
+    return "\n".join(row for row in rows if row)

@@ -1,0 +1,127 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Read subtitles in any format and encoding as lines of plain text with their times.
+
+pysubs2 reads ASS, SSA, TTML, SAMI, MicroDVD, MPL2 and TMP. FFmpeg reads LRC, SubViewer and the streams of videos. The
+other formats are split here. pysubs2 would read word times of WebVTT as cues, its notes as text, and a number at the
+end of a SubRip text as an index. Neither library reads YouTube's XML and JSON, or everything that the programs around
+Whisper write.
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import av
+import pysubs2
+
+from videollm_mod.train.data.subtitle_formats.cues import NOTE, PRINTED, SBV, SUBRIP, WEBVTT, read_tsv, split_cues
+from videollm_mod.train.data.subtitle_formats.encodings import read_text
+from videollm_mod.train.data.subtitle_formats.lines import TOUCH, Line, SubtitleReport, each_once, in_order, to_turns
+from videollm_mod.train.data.subtitle_formats.objects import read_json
+from videollm_mod.train.data.subtitle_formats.streams import open_as_video, read_stream
+from videollm_mod.train.data.subtitle_formats.substation import ass_events, read_ass, read_by_pysubs2
+from videollm_mod.train.data.subtitle_formats.timed_text import TTML_NAMESPACE, plain_ttml, read_timedtext
+
+
+def read_subtitles(
+    source: str | Path,
+    stream: int = 0,
+    *,
+    encoding: str | None = None,
+    frame_rate: float | None = None,
+    report: SubtitleReport | None = None,
+) -> list[Line]:
+    """
+    Read the lines of a subtitle file or of a video's subtitle stream, without markup, in order of time.
+
+    A line that stays on screen over several cues, as in rolling captions, comes once, when it first appears. What
+    several speakers say in one cue comes as several lines, which begin with a dash.
+
+    Args:
+        source (`str` or `Path`): A subtitle file, or a video. The format follows from the content.
+        stream (`int`, *optional*, defaults to 0): Index of the subtitle stream of a video.
+        encoding (`str`, *optional*): Encoding of a text file. By default a byte order mark decides, then UTF-8 is
+            tried, then the encoding is guessed.
+        frame_rate (`float`, *optional*): Frames per second, for formats that count frames.
+        report ([`SubtitleReport`], *optional*): Where to count what was guessed, mended and left out.
+
+    Raises:
+        `FileNotFoundError`, `IsADirectoryError`: If there is no such file.
+        `ValueError`: If it cannot be read, or does not have this subtitle stream.
+    """
+    path, report = Path(source), SubtitleReport() if report is None else report
+    if path.is_dir():
+        raise IsADirectoryError(f"'{source}' is a folder: name a subtitle file in it.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file '{source}'.")
+    text = read_text(path, encoding, report)
+    if text is None:
+        cues = list(read_stream(path, open_as_video(path), stream, encoding, report))
+    else:
+        cues = list(_cues(path, text, frame_rate, report))
+    return [turn for line in each_once(in_order(cues, report), report) for turn in to_turns(line)]
+
+
+def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleReport) -> Iterator[Line]:
+    """Yield the cues of a text in the order of the file, without markup."""
+    head = text[:1000].lstrip()
+    if not head:
+        raise ValueError(f"'{path}' is empty.")
+    if re.match(r"<!doctype html|<html", head, re.I):
+        raise ValueError(f"'{path}' is a web page, not subtitles.")
+    if head.startswith("# VobSub"):
+        raise ValueError(f"'{path}' holds pictures, not text.")
+    try:
+        cues = list(_known(text, head, frame_rate, report))
+    except Exception as error:  # Parsers raise many kinds of errors for spoilt text.
+        raise ValueError(f"'{path}' cannot be read as subtitles: {error}.") from error
+    if not cues:
+        try:
+            container = av.open(io.BytesIO(text.encode("utf-8", "replace")))
+        except av.error.FFmpegError:
+            raise ValueError(f"'{path}' is in no subtitle format that is known.") from None
+        cues = read_stream(path, container, 0, None, report)
+        cues = _sung(cues, text) if container.format.name == "lrc" else cues
+    yield from cues
+
+
+def _sung(cues: Iterable[Line], text: str) -> Iterator[Line]:
+    """Move lyrics by the offset of their file. A line ends before the next, so that one sung again stays."""
+    # FFmpeg takes the milliseconds of the offset for microseconds.
+    found = re.findall(r"^\[offset:[ \t]*([+-]?\d{1,9})[ \t]*\]", text, re.M | re.I)
+    offset = 0.999 * int(found[-1]) / 1000 if found else 0.0
+    for cue in cues:
+        end = cue.end if cue.end < cue.start else max(cue.start, cue.end - 2 * TOUCH)
+        start, end = (max(0.0, round(time - offset, 3)) for time in (cue.start, end))
+        yield Line(start, end if cue.end >= cue.start else start - 1, cue.text)
+
+
+def _known(text: str, head: str, frame_rate: float | None, report: SubtitleReport) -> Iterable[Line]:
+    """Return the cues of a text. There are none if only FFmpeg knows its format."""
+    if re.match(r"\{\s*\"|\[\s*[{\]]", head):
+        data = json.loads(text)
+        return (
+            read_ass(pysubs2.SSAFile.from_string(text, "json"), report)
+            if "styles" in data
+            else read_json(data, report)
+        )
+    if re.search(r"^(?:\[Script Info\]|Dialogue:[^,\n]*,\s*\d+:)", text, re.M):
+        return read_ass(ass_events(text, report), report)
+    if re.match(r"<sami", head, re.I):
+        return read_by_pysubs2(text, "sami", frame_rate)
+    if TTML_NAMESPACE.search(text):
+        return read_by_pysubs2(plain_ttml(text), "ttml", frame_rate)
+    if re.match(r"(?:<\?xml[^>]*>\s*)?<(?:timedtext|transcript)\b", head):
+        return read_timedtext(text)
+    text = PRINTED.sub(lambda match: f"\n{match[1]} --> {match[7]}\n", text)
+    report.comments += len(re.findall(r"\n\nNOTE[ \t\n]", text)) if head.startswith("WEBVTT") else 0
+    is_webvtt = head.startswith("WEBVTT")
+    cues = list(split_cues(NOTE.sub("", text), WEBVTT, report) if is_webvtt else split_cues(text, SUBRIP, report))
+    cues = cues or list(split_cues(text.replace("[br]", "\n"), SBV, report)) or list(read_tsv(text))
+    # Times with frames are SCC's or STL's, which FFmpeg reads and pysubs2 takes for TMP.
+    has_frames = re.search(r"^\d\d:\d\d:\d\d[:;]\d\d[\s,]", text, re.M)
+    return cues or ([] if has_frames else read_by_pysubs2(text.replace("<", "\0"), None, frame_rate))

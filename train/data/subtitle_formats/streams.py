@@ -1,0 +1,104 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Subtitle streams of videos, and texts in formats that only FFmpeg knows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+
+from videollm_mod.train.data.subtitle_formats.encodings import decode_text
+from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport
+from videollm_mod.train.data.subtitle_formats.markup import plain, plain_ass
+from videollm_mod.video_reading_videollm_mod import VideoReader, open_container
+
+
+# What FFmpeg writes where a subtitle stays until the next.
+_NO_END = 0xFFFFFFFF
+_TEXT_CODECS = ("srt", "subrip", "webvtt", "text")
+
+
+def read_stream(
+    path: Path, container: Any, index: int, encoding: str | None, report: SubtitleReport
+) -> Iterator[Line]:
+    """Read a subtitle stream of a video with FFmpeg, or a text in a format that only FFmpeg knows."""
+    with container:
+        stream, codec = _text_stream(path, container, index)
+        report.other_streams += len(container.streams.subtitles) - 1
+        origin = float(_origin(path)) if container.streams.video else 0.0
+        found = list(_stream_texts(container, stream, codec, report))
+    # All are decoded together, so that there is enough text to guess an encoding.
+    payloads = b"\x1e".join(payload.replace(b"\0", b"").replace(b"\x1e", b"") for _, _, payload in found)
+    texts = decode_text(path, payloads, encoding, report).split("\x1e")
+    for (start, end, _), text in zip(found, texts, strict=False):
+        is_ass = codec not in _TEXT_CODECS
+        words = plain_ass(text.split(",", 8)[-1], report) if is_ass else plain(text)
+        if max(start, end) < origin:
+            report.lines_before_the_start += 1
+        elif words or not is_ass:
+            yield Line(max(0.0, start - origin), end - origin, words)
+
+
+def open_as_video(path: Path) -> Any:
+    try:
+        return open_container(path)
+    except ValueError as error:
+        raise ValueError(f"'{path}' is neither a text nor a video that can be read.") from error
+
+
+def _text_stream(path: Path, container: Any, index: int) -> tuple[Any, str]:
+    """Return a subtitle stream and the name of its codec. Raise `ValueError` if it holds pictures."""
+    streams = container.streams.subtitles
+    if not 0 <= index < len(streams):
+        raise ValueError(f"'{path}' has no subtitle stream {index}: it has {len(streams)}.")
+    found = [getattr(stream.codec_context, "codec", None) for stream in streams]
+    names = [None if codec is None or codec.bitmap_sub else codec.name for codec in found]
+    if names[index] is None:
+        what = "holds pictures, not text" if found[index] else "is in a codec that FFmpeg cannot read"
+        others = ", ".join(str(other) for other, name in enumerate(names) if name) or "none"
+        raise ValueError(f"Subtitle stream {index} of '{path}' {what} (streams of text: {others}).")
+    return streams[index], names[index]
+
+
+def _origin(path: Path) -> Any:
+    """Return the second of the container's clock that is second 0 of the video."""
+    try:
+        with VideoReader(path) as reader:
+            return reader.origin
+    except ValueError:
+        return 0
+
+
+def _stream_texts(
+    container: Any, stream: Any, codec: str, report: SubtitleReport
+) -> Iterator[tuple[float, float, bytes]]:
+    """Yield start and end in seconds of the container's clock, and texts: as they are, or as events of ASS."""
+    for packet in _all_packets(container, stream, report):
+        if codec in (*_TEXT_CODECS, "ass", "ssa"):
+            # FFmpeg's decoders of these codecs lose text between < and >.
+            if packet.pts is not None:
+                start, seconds = float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base)
+                yield start, start + seconds, bytes(packet)
+            continue
+        try:
+            event = stream.codec_context.decode2(packet)
+        except av.error.FFmpegError:
+            report.spoilt_lines += 1
+            continue
+        if event is not None and event.pts is not None:
+            start, until = event.pts / 1e6, event.end_display_time
+            end = start - 1 if until == _NO_END else start + until / 1000
+            yield from ((start + event.start_display_time / 1000, end, part.ass) for part in event)
+
+
+def _all_packets(container: Any, stream: Any, report: SubtitleReport) -> Iterator[Any]:
+    for _ in range(100):
+        try:
+            yield from container.demux(stream)
+            return
+        except IndexError:
+            # PyAV does so at the end of a file in which further streams begin later.
+            return
+        except av.error.FFmpegError:
+            report.spoilt_lines += 1
