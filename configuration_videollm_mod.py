@@ -156,7 +156,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             Whether learned routers read normalised tokens, and gates read scores minus the mean of their frame.
             Otherwise scores of all tokens can grow together until the gate saturates. Checkpoints saved without
             this field keep their scores as they are.
-        stream_loss_weight (`float`, *optional*, defaults to 1.0): Weight of the loss at frames, relative to text.
+        stream_loss_weight (`float`, *optional*, defaults to 1.0): Weight of the loss at frames, relative to text. A
+            decision after the text of a frame counts as text in the model's own loss, and as a frame in training.
         interval_threshold (`float`, *optional*, defaults to 0.725): Speak if the probability of silence is lower.
         speak (`str`, *optional*, defaults to `"learned"`):
             When sessions speak without being asked: `"learned"` if the model was trained for it, otherwise `"every"`,

@@ -68,6 +68,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         frame_token_interval_id (`int`, *optional*): The token that means silence after a frame. In a `stream_format`
             it is the first one between two frames, or `None` if a reply to frames begins with it too.
         end_of_reply_id (`int`): The token that ends a reply.
+        frame_suffix_ids (`list[int]`): Tokens of the text after a frame, after which the model decides.
         frame_text_tokens (`int`): Most tokens of text around one frame: its own and those between it and the last.
         numbers_frames (`bool`): Whether a frame's text depends on its time or number.
 
@@ -106,7 +107,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         tokenizer.chat_template = chat_template
         self.frame_token_id = tokenizer.convert_tokens_to_ids(frame_token)
         self.numbers_frames = self._needs_times or "{index}" in (stream_format or {}).get("frame_before", "")
-        self.end_of_reply_id, self._frame_suffix, self.frame_text_tokens = tokenizer.eos_token_id, [], 1
+        self.end_of_reply_id, self.frame_suffix_ids, self.frame_text_tokens = tokenizer.eos_token_id, [], 1
         if stream_format is None:
             self.frame_token_interval_id = self._find_interval_id()
         else:
@@ -121,12 +122,12 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         if after and not after.endswith(tuple(special)):
             raise ValueError(f"`frame_after` {after!r} must end with a special token of the tokenizer, or be empty.")
         self.end_of_reply_id = self.tokenizer.convert_tokens_to_ids(end)
-        self._frame_suffix = self._tokenize(self.frame_token + after)[0][1:]
+        self.frame_suffix_ids = self._tokenize(self.frame_token + after)[0][1:]
         between = self.encode_turns([], stream_open=True, then="stream", index=2)
         reply = self.encode_turns([], stream_open=True, then="assistant")
         self.frame_token_interval_id = None if between[:1] in ([], reply[:1]) else between[0]
         longest = self.encode_turns([], stream_open=True, then="stream", time=60_000.0, index=100_000)
-        self.frame_text_tokens = len(longest) + len(self._frame_suffix)
+        self.frame_text_tokens = len(longest) + len(self.frame_suffix_ids)
 
     def _find_interval_id(self) -> int | None:
         interval = self.frame_token_interval
@@ -379,14 +380,14 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         They are also the last ids of `encode_turns(..., then="stream")` if its text splits there.
         """
         if self.stream_format is None or not self.stream_format["frame_before"]:
-            return [], self._frame_suffix
+            return [], self.frame_suffix_ids
         flags = {"next_time": time, "first_index": index, "add_stream_prompt": True}
-        return self._encode_after("own", [], flags), self._frame_suffix
+        return self._encode_after("own", [], flags), self.frame_suffix_ids
 
     def encode_typical_frame(self) -> list[int]:
         """Return the token ids of a frame that follows another, for steps that are prepared before any frame comes."""
         between = self.encode_turns([], stream_open=True, then="stream", index=100)
-        return [*between, *[self.frame_token_id] * self.frame_num_tokens, *self._frame_suffix]
+        return [*between, *[self.frame_token_id] * self.frame_num_tokens, *self.frame_suffix_ids]
 
     def _encode_after(self, last: str, messages: list[Message], flags: dict[str, Any]) -> list[int]:
         """Return the token ids of messages and prompts after a special token, or with `last=""` of a beginning."""
@@ -536,7 +537,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 limit = count if learned is True else learned
                 learned = [position < limit for position in range(count)]
             for position, is_learned in enumerate(learned):
-                after = next(frame_ends) + 1 + len(self._frame_suffix)
+                after = next(frame_ends) + 1 + len(self.frame_suffix_ids)
                 if is_learned and position + 1 < count:
                     labels[after] = silence
                 elif is_learned and index + 1 in replies:

@@ -15,6 +15,8 @@ from turns import SPECIAL, recording, turn_model, turn_processor
 
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.stream_format_videollm_mod import STREAM_FORMATS
+from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.teacher_forcing import predict_turns
 
 
 # The text of DIALOGUE in each format, with # for the tokens of a frame.
@@ -278,3 +280,70 @@ def test_special_tokens_in_text_stay_text(name, special):
         asked = processor.encode_turns([{"role": "user", "content": dirty}], stream_open=True, then="assistant")
         plain = processor.encode_turns([{"role": "user", "content": "x"}], stream_open=True, then="assistant")
         assert [i for i in asked if i in control] == [i for i in plain if i in control]
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def test_labels_are_silence_and_what_opens_a_reply_after_the_text_of_a_frame(name):
+    processor = turn_processor(name)
+    timed = [
+        {"role": "user", "content": "Narrate.", "time": 0.0},
+        {"role": "assistant", "content": "A ball.", "time": 1.0},
+        {"role": "assistant", "content": "It leaves.", "time": 2.0},
+    ]
+    batch = processor(timed, random_frames(5), fps=2, return_labels=True)
+    ids, labels = batch["input_ids"][0], batch["labels"][0]
+    text = processor.stream_format
+    space = " " * text["assistant_before"].endswith(" ")
+    reply = "{}{}{}".format(*(text[part] for part in ("frames_end", "user_after", "assistant_before"))).rstrip(" ")
+    says = [reply + space + said + text["assistant_end"] for said in ("A ball.", "It leaves.")]
+    silence = processor.frame_token_interval_id
+    silence = processor.tokenizer.decode([processor.end_of_reply_id if silence is None else silence])
+    assert processor.tokenizer.decode(labels[labels >= 0]) == silence + says[0] + silence + says[1]
+    # Each decision has its label right after the text of its frame. The one before the question is left out.
+    suffix = len(processor.frame_suffix_ids)
+    ends = (ids == processor.frame_token_id).nonzero().flatten()[9::10] + suffix
+    assert [bool(labels[end + 1] >= 0) for end in ends] == [False, True, True, True, True]
+    learned = (labels >= 0).nonzero().flatten().tolist()
+    assert not set(learned) & {int(end) - back for end in ends for back in range(suffix + 9)}
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "internvl"])
+def test_a_few_steps_of_training_lower_the_loss(name):
+    """The collator corrupts replies, which splits and joins runs of frames with times."""
+    processor = turn_processor(name)
+    model = turn_model(processor, mod_layers="all").train()
+    messages = [{"role": "user", "content": "Narrate.", "time": 0.0}]
+    messages += [{"role": "assistant", "content": text, "time": float(at)} for at, text in enumerate("ABCD", 1)]
+    collator = StreamCollator(processor, fps=2, augmentation=0.9)
+    rows = [{"messages": messages, "video": random_frames(12, seed=seed), "start": 0.0} for seed in range(2)]
+    for epoch in range(6):
+        collator.epoch.fill_(epoch)
+        times = [
+            [time for turn in augmented if turn["role"] == "stream" for time in turn.get("times", [])]
+            for augmented in [collator._read(rows[0])[0]]
+        ]
+        assert times in ([[]], [[frame / 2 for frame in range(12)]]) and bool(times[0]) == (name == "smolvlm")
+    batch = StreamCollator(processor, fps=2)(rows)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(6):
+        losses.append(model(**batch).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_turns_in_a_format_are_measured_as_in_the_default_one():
+    """Decisions lie after the text of a frame, and frames that are shown again have their own numbers."""
+    processor = turn_processor("internvl")
+    model = turn_model(processor, mod_layers="all")
+    messages = [{"role": "assistant", "content": "A ball.", "time": 1.0}]
+    messages += [{"role": "assistant", "content": "It leaves.", "time": 3.0}]
+    [turns] = predict_turns(model, processor, [{"messages": messages, "video": random_frames(8)}], fps=2)
+    assert [len(turn.speaks) for turn in turns] == [3, 4] and [turn.frames for turn in turns] == [3, 7]
+    assert all(turn.is_decided for turn in turns)
+    said = [processor.tokenizer.decode(turn.labels) for turn in turns]
+    assert [text.split("assistant\n")[1] for text in said] == ["A ball.<|im_end|>", "It leaves.<|im_end|>"]

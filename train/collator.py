@@ -202,10 +202,12 @@ def augment_replies(turns: list[dict[str, Any]], rng: np.random.Generator, share
             content = str(rng.choice(others)) if how == "replaced" else ""
             result.append({**turn, "content": content, "learn": False})
         if corrected:
-            rest = _learned(following)
-            _append(result, {"role": "stream", "num_frames": 1, "learn": rest[:1]})
+            rest, times = _learned(following), following.get("times")
+            first = {} if times is None else {"times": times[:1]}
+            _append(result, {"role": "stream", "num_frames": 1, "learn": rest[:1], **first})
             result.append(turn)
             following |= {"num_frames": following["num_frames"] - 1, "learn": rest[1:]}
+            following |= {} if times is None else {"times": times[1:]}
     return result
 
 
@@ -214,6 +216,7 @@ def _append(turns: list[dict[str, Any]], turn: dict[str, Any]) -> None:
     if turn["role"] == "stream" and turns and turns[-1]["role"] == "stream":
         learned = _learned(turns[-1]) + _learned(turn)
         turns[-1] |= {"num_frames": len(learned), "learn": learned}
+        turns[-1] |= {"times": turns[-1]["times"] + turn["times"]} if "times" in turn else {}
     else:
         turns.append(turn)
 

@@ -102,10 +102,14 @@ def predict_turns(
         learned = _predict_labels(model, batch, labels, interval_threshold)
     ids, interval = batch["input_ids"].cpu(), model.config.frame_token_interval_id
     silence = processor.tokenizer.eos_token_id if interval is None else interval
-    turns = [_split_turns(tokens, row, model.config, silence) for tokens, row in zip(learned, ids, strict=True)]
+    suffix = len(processor.frame_suffix_ids)
+    turns = [
+        _split_turns(tokens, row, model.config, silence, suffix) for tokens, row in zip(learned, ids, strict=True)
+    ]
     for row, dialogue in enumerate(turns):
         if any(turn.is_silent for turn in dialogue[:-1]):
-            _measure_delays(model, ids[row], batch["frame_features"][row], dialogue, interval_threshold)
+            features = batch["frame_features"][row]
+            _measure_delays(model, processor, ids[row], features, dialogue, interval_threshold, fps)
     return turns
 
 
@@ -127,9 +131,9 @@ def _predict_labels(
     return rows
 
 
-def _split_turns(learned: Iterable[_Learned], ids: torch.Tensor, config: Any, silence: int) -> list[Turn]:
+def _split_turns(learned: Iterable[_Learned], ids: torch.Tensor, config: Any, silence: int, suffix: int) -> list[Turn]:
     """
-    Split the learned positions of a row into turns.
+    Split the learned positions of a row into turns. `suffix` tokens of text follow a frame before the decision.
 
     A turn begins with the first frame after a text. Without a frame, it begins with text that does not continue the
     text before it.
@@ -138,7 +142,7 @@ def _split_turns(learned: Iterable[_Learned], ids: torch.Tensor, config: Any, si
     is_frame = ids == config.frame_token_id
     is_text, last = True, -1
     for token in learned:
-        if is_frame[token.place]:
+        if token.place >= suffix and is_frame[token.place - suffix]:
             if is_text:
                 turns.append(Turn())
             turn, is_text = turns[-1], False
@@ -161,7 +165,13 @@ def _split_turns(learned: Iterable[_Learned], ids: torch.Tensor, config: Any, si
 
 @torch.no_grad()
 def _measure_delays(
-    model: Any, ids: torch.Tensor, features: torch.Tensor, turns: list[Turn], interval_threshold: float | None
+    model: Any,
+    processor: Any,
+    ids: torch.Tensor,
+    features: torch.Tensor,
+    turns: list[Turn],
+    interval_threshold: float | None,
+    fps: float,
 ) -> None:
     """
     Measure how late the model speaks.
@@ -169,8 +179,7 @@ def _measure_delays(
     The model sees the frames of the next turn directly after those of the silent turn, without the reply between them.
     """
     config, cache = model.config, model.new_cache()
-    interval = [] if config.frame_token_interval_id is None else [config.frame_token_interval_id]
-    frame = [config.frame_token_id] * config.frame_num_tokens
+    frame = [config.frame_token_id] * config.frame_num_tokens + processor.frame_suffix_ids
     tokens = frames = 0
     for turn, following in zip(turns, turns[1:], strict=False):
         count = min(following.frames - turn.frames, len(turn.speaks) - 1)
@@ -181,8 +190,12 @@ def _measure_delays(
         shown = {"frame_features": seen} if seen.shape[1] else {}
         model(input_ids=part, **shown, cache=cache, use_cache=True, logits_to_keep=1)
         tokens, frames = turn.end, turn.frames
-        more = torch.tensor([(interval + frame) * count], device=model.device)
-        ends = torch.arange(1, count + 1, device=model.device) * (len(interval) + len(frame)) - 1
+        more, ends = [], []
+        for index in range(frames, frames + count):
+            place = {"stream_open": True, "then": "stream", "time": index / fps, "index": index + 1}
+            more += processor.encode_turns([], **place) + frame
+            ends.append(len(more) - 1)
+        more, ends = torch.tensor([more], device=model.device), torch.tensor(ends, device=model.device)
         shown = features[None, frames : frames + count]
         outputs = model(input_ids=more, frame_features=shown, cache=cache, use_cache=True, logits_to_keep=ends)
         speaks = model.should_speak(outputs.logits[0], interval_threshold)[0].tolist()

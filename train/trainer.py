@@ -88,7 +88,9 @@ class StreamingSFTTrainer(SFTTrainer):
     def _weigh(self, outputs: Any, inputs: dict[str, Any]) -> Any:
         # TRL stores the log-probability of token i + 1 at position i, and 0 where there is none.
         is_frame = (inputs["input_ids"] == self._config.frame_token_id).to(outputs.log_probs.device)
-        at_frame, log_probs = is_frame[:, :-1], outputs.log_probs
+        # The model decides at the last token of a frame, or of the text after it.
+        suffix, log_probs = len(self.processing_class.frame_suffix_ids), outputs.log_probs
+        at_frame = torch.nn.functional.pad(is_frame, (suffix, 0))[:, : log_probs.shape[1]]
         with torch.no_grad():
             mask = inputs.get("attention_mask")
             parts = [torch.ones_like(is_frame) if mask is None else mask.to(is_frame.device), is_frame]
