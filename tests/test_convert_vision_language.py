@@ -159,15 +159,13 @@ def test_a_converted_model_streams_in_its_own_words(converted):
 # ------------------------------------------------------------------------------------------------------------ streams
 
 
-def in_source_words(kind, processor, count):
+def in_source_words(kind, processor, count, folder):
     """Return the processor with the source's own text before the frames of a video: their number and its length."""
     if kind != "smolvlm":
         return processor
     intro = SMOLVLM_INTRO.format(frame_count=num2words(count), video_duration=str(timedelta(seconds=count)))
     turns = {**processor.stream_format, "intro": intro}
-    names = ("chat_template", "frame_token", "frame_num_tokens", "system_prompt")
-    options = {name: getattr(processor, name) for name in names}
-    return type(processor)(processor.video_processor, processor.tokenizer, stream_format=turns, **options)
+    return AutoProcessor.from_pretrained(folder / "ours", trust_remote_code=True, stream_format=turns)
 
 
 def embed(theirs, ours, ids, embeddings, newline):
@@ -183,11 +181,11 @@ def embed(theirs, ours, ids, embeddings, newline):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_session_equals_the_source(converted, count):
     """Frame by frame it has the source's tokens, logits and replies, also for a second question and later frames."""
-    kind, theirs, ours, their_processor, processor, _, _ = converted
+    kind, theirs, ours, their_processor, processor, _, folder = converted
     if kind == "llava_next" and count > 1:
         pytest.skip("the source cuts pictures into tiles")
     frames, more = random_frames(count, size=(36, 60)), random_frames(2, size=(36, 60), seed=1)
-    processor = in_source_words(kind, processor, count)
+    processor = in_source_words(kind, processor, count, folder)
     newline = newline_of(processor) if kind == "llava_onevision" else None
     options = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": ours.generation_config.suppress_tokens}
     end = processor.end_of_reply_id
