@@ -5,6 +5,7 @@
 import numpy as np
 import pytest
 import torch
+from engines import NARRATE, embedded
 from tiny import ROOT, random_frames, tiny_model, tiny_processor
 from torch.testing import assert_close
 
@@ -120,6 +121,21 @@ def test_a_reused_frame_is_the_last_encoded_one_to_the_model():
     exact, counts = watch(model, [12])
     assert sum(counts) == 12 and exact.num_reused == 0
     assert not torch.allclose(exact.cache.layers[-1].values, held.cache.layers[-1].values)
+
+
+@pytest.mark.parametrize("clip", ["streamworld.mp4", "streamworld_2.mp4"])
+def test_reuse_does_not_change_the_narration_of_the_samples(clip):
+    model, processor, _ = embedded()
+    told, reused = [], []
+    for options in ({}, {"reuse_static": 3}):
+        session = model.stream(processor, fps=4, **options)
+        session.ask(NARRATE, reply_now=False)
+        for time, frame in processor.read_video(ROOT / "samples" / clip, fps=4):
+            session.push(frame, time=time)
+        told.append([(event.time, event.text) for event in session])
+        reused.append(session.num_reused)
+    assert told[0] == told[1] and len(told[0]) > 4
+    assert reused[0] == 0 and reused[1] > 5
 
 
 def test_a_fork_compares_with_its_own_frames():
