@@ -53,12 +53,13 @@ class Webhook:
     """
     Posts JSON to a web address in its own thread, so that the caller never waits.
 
-    A post that fails is tried again after each of `waits` seconds. A post that an error of the address or its contents
-    stops is not. Then `say` gets one line, without the address: it often contains a password.
+    If the server does not answer, or has a fault of its own, the thread tries again after each of `waits` seconds.
+    Other answers are final.
 
     Args:
         url (`str`): The address, http or https.
-        say (`Callable`): Gets a line for each payload that was not delivered.
+        say (`Callable`): Gets a line for each payload that was not delivered. The line has no part of the address that
+            may be a password.
         timeout (`float`, *optional*, defaults to 10.0): Seconds that the server may take to accept and to answer.
         waits (`Sequence[float]`, *optional*, defaults to `(1, 4, 15)`): Seconds before the second and later tries.
         most_waiting (`int`, *optional*, defaults to 100): Payloads that may wait. Later ones are not sent.
