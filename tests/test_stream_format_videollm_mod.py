@@ -260,6 +260,24 @@ def test_a_forked_session_numbers_frames_as_its_twin():
     assert session.cache.lengths == twin.cache.lengths
 
 
+def test_suppressed_tokens_are_never_said():
+    """They stand for pictures, or for text of the format, and ids beyond the vocabulary do no harm."""
+    processor = turn_processor("internvl")
+    model = turn_model(processor)
+    replies = []
+    for suppressed in (None, []):
+        for _ in range(3):
+            session = model.stream(processor, max_new_tokens=8)
+            session.push(random_frames(2))
+            session.ask("What?")
+            replies.append(session.events[-1].token_ids)
+            if suppressed is not None:
+                assert not set(replies[-1]) & set(suppressed)
+                suppressed += [*replies[-1][:1], 10**6]
+                model.generation_config.suppress_tokens = suppressed
+    assert replies[0] == replies[1] == replies[3] and len(set(replies[3:])) == 3
+
+
 # ---------------------------------------------------------------------------------------------------- text of others
 
 

@@ -23,6 +23,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
 from programs import run_main, run_training
+from published import save_source
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import (
@@ -36,9 +37,11 @@ from tiny import (
     write_clip,
     write_noisy_clip,
 )
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.convert.vision_language import convert
+from videollm_mod.stream_format_videollm_mod import STREAM_FORMATS
 from videollm_mod.train import sft
 from videollm_mod.train.arguments import ModelArguments, RowArguments, ScriptArguments, StreamingSFTConfig, run
 from videollm_mod.train.collator import StreamCollator
@@ -147,6 +150,22 @@ def test_two_stages_from_scratch(tmp_path):
     assert {"modeling_videollm_mod.py", "routing_videollm_mod.py", "video_reading_videollm_mod.py"} <= names
 
 
+def test_a_converted_model_trains_in_its_own_turns(tmp_path):
+    save_source("smolvlm", tmp_path / "theirs")
+    convert(str(tmp_path / "theirs"), tmp_path / "ours", mod_layers="all", mod_keep_ratio=0.5)
+    rows = ["--dataset", "streamworld", "--world", "small", "--num_clips", 4, "--per_device_train_batch_size", 4]
+    how = ["--num_train_epochs", 5, "--learning_rate", 3e-3, "--warmup_steps", 0, "--tune_language_model", "full"]
+    how += ["--logging_steps", 1, "--save_strategy", "no", "--report_to", "none"]
+    done = run_training(tmp_path / "out", "--checkpoint", tmp_path / "ours", *rows, *how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [float(line.split("'loss': '")[1].split("'")[0]) for line in done.stdout.split("\n") if "'loss'" in line]
+    assert len(losses) == 5 and losses[-1] < 0.95 * losses[0]
+    processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert processor.stream_format == STREAM_FORMATS["smolvlm"]
+    config = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).config
+    assert config.speak == "learned" and config.frame_token_interval_id == processor.frame_token_interval_id
+
+
 def test_output_of_a_script_is_quiet(tmp_path):
     """Libraries print no warnings: what remains is a progress bar, the figures and two lines of ours."""
     options = ["--dataset", "streamworld", "--world", "tiny", "--num_clips", 2, "--max_steps", 1, "--lora_r", 4]
@@ -241,6 +260,8 @@ def test_checks_of_all_frames_find_what_training_would(faulty, capsys):
 
 KILLED = """
 import os, signal
+from videollm_mod.convert.vision_language import convert
+from videollm_mod.stream_format_videollm_mod import STREAM_FORMATS
 from videollm_mod.train import sft
 from videollm_mod.train.arguments import *
 from videollm_mod.train.data.sources import DataSource

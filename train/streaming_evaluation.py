@@ -96,7 +96,8 @@ class _SharedStreaming:
         self.stream_one = partial(stream_example, model, processor, fps=fps, **options)
         self.options = {name: value for name, value in options.items() if name != "cache_dtype"}
         self.cache_dtype = options.get("cache_dtype")
-        self.context = model.config.text_config.max_position_embeddings // (model.config.frame_num_tokens + 1)
+        frame_tokens = model.config.frame_num_tokens + processor.frame_text_tokens
+        self.context = model.config.text_config.max_position_embeddings // frame_tokens
         self.engine: StreamingEngine | None = None
         self.playing: dict[Any, tuple[dict[str, Any], Iterator[None]]] = {}
 
