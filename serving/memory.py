@@ -31,8 +31,8 @@ class Room(NamedTuple):
         cls, max_frames: int, max_text_tokens: int, max_new_tokens: int = 100, frame_text_tokens: int = 1
     ) -> "Room":
         """Return what a stream with these limits reserves."""
-        # Text includes that around frames, and a reply with what opens it: only a new frame evicts text.
-        return cls(max_frames, max_text_tokens + max_frames * frame_text_tokens + max_new_tokens + 16)
+        # Text includes that around frames, and a reply with its prompt: only a new frame evicts text.
+        return cls(max_frames, max_text_tokens + max_frames * frame_text_tokens + max_new_tokens + 48)
 
 
 def default_limits(config: Any, processor: Any, max_frames: int | None, max_text: int | None) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from videollm_mod.serving.memory import Room, allocate_pool, device_of, devices_
 def test_a_pool_has_room_for_every_stream_and_the_spare_cache():
     """Frames have 10 tokens, of which routed layers keep 2."""
     room, spare = Room.for_stream(4, 20, max_new_tokens=5), Room(2, 7)
-    assert room == (4, 20 + 4 + 5 + 16)
+    assert room == (4, 20 + 4 + 5 + 48)
     pool = allocate_pool(tiny_model(), 3, room, spare, page_size=16, dtype=None)
     caches = [VideoLLMMoDPagedCache(pool) for _ in range(4)]
     for cache, own in zip(caches, (room, room, room, spare), strict=True):
