@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import SizeDict
@@ -24,7 +23,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .checks_videollm_mod import check_fps, check_seconds, check_text
 from .reading_ahead_videollm_mod import keep_up, read_ahead, sample_every
-from .stream_format_videollm_mod import check_stream_format, turn_template
+from .stream_format_videollm_mod import check_stream_format, make_special, turn_template
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 from .video_reading_videollm_mod import ReadingReport, VideoReader, goes_on, is_complete, read_video
 
@@ -97,7 +96,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             chat_template = turn_template(stream_format, chat_template)
         elif chat_template is None:
             chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
-        _make_special(tokenizer, frame_token, "".join((stream_format or {}).values()))
+        make_special(tokenizer, frame_token, "".join((stream_format or {}).values()))
         self.frame_token = frame_token
         self.frame_token_interval = frame_token_interval
         self.frame_num_tokens = frame_num_tokens
@@ -106,7 +105,9 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
         tokenizer.chat_template = chat_template
         self.frame_token_id = tokenizer.convert_tokens_to_ids(frame_token)
-        self.numbers_frames = self._needs_times or "{index}" in (stream_format or {}).get("frame_before", "")
+        frame_text = (stream_format or {}).get("frame_before", "")
+        self._needs_times = "{time}" in frame_text
+        self.numbers_frames = self._needs_times or "{index}" in frame_text
         self.end_of_reply_id, self.frame_suffix_ids, self.frame_text_tokens = tokenizer.eos_token_id, [], 1
         if stream_format is None:
             self.frame_token_interval_id = self._find_interval_id()
@@ -480,11 +481,6 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             dialogue = [dialogue[0], {"role": "stream", "num_frames": num_frames}, *dialogue[1:]]
         return self._with_times(dialogue, fps, start)
 
-    @property
-    def _needs_times(self) -> bool:
-        """Whether the stream format writes the time of each frame."""
-        return self.stream_format is not None and "{time}" in self.stream_format["frame_before"]
-
     def _with_times(self, dialogue: list[Message], fps: float, start: float) -> list[Message]:
         """Return the dialogue with the `times` of its frames, if the stream format writes them."""
         turns, seen = [], 0
@@ -670,16 +666,6 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         if isinstance(video, (str, Path)):
             video = (frame for _, frame in read_video(video, fps=fps, start=start, end=end))
         return self.process_frames(video)
-
-
-def _make_special(tokenizer: Any, frame_token: str, written: str) -> None:
-    """Make the frame token and the tokens of a stream format special, so that text of others cannot contain them."""
-    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
-    names = {frame_token} - set(tokenizer.get_vocab())
-    names |= {name for name, is_special in added.items() if not is_special and name in written + frame_token}
-    if names:
-        tokens = [AddedToken(name, special=True, normalized=False) for name in sorted(names)]
-        tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
 
 
 def _put(slot: list[Message], message: Message) -> None:

@@ -6,6 +6,9 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
 
 
 # What every format has. The template writes these texts; `{time}` is MM:SS, `{index}` counts frames from 1.
@@ -115,4 +118,14 @@ def turn_template(stream_format: Mapping[str, str], template: str | None = None)
     return _FIRST_LINE.sub(lambda _: f"{{%- set stream_format = {texts} -%}}", template)
 
 
-__all__ = ["STREAM_FORMATS", "check_stream_format", "turn_template"]
+def make_special(tokenizer: Any, frame_token: str, written: str) -> None:
+    """Make the frame token and the tokens of a stream format special, so that text of others cannot contain them."""
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    names = {frame_token} - set(tokenizer.get_vocab())
+    names |= {name for name, is_special in added.items() if not is_special and name in written + frame_token}
+    if names:
+        tokens = [AddedToken(name, special=True, normalized=False) for name in sorted(names)]
+        tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
+
+
+__all__ = ["STREAM_FORMATS", "check_stream_format", "make_special", "turn_template"]
