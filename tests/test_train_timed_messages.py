@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -21,6 +22,7 @@ from tiny import random_features, random_frames, tiny_model, tiny_processor, wri
 from videollm_mod.train import sft
 from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data import timed_messages
 from videollm_mod.train.data.faults import FaultyRowError, describe_faults, row_record
 from videollm_mod.train.data.timed_messages import (
     TimedMessages,
@@ -361,3 +363,19 @@ def test_a_full_check_decodes_all_frames(folder):
 def test_times_are_checked_against_the_length_of_features(folder):
     row = {"frame_features": str(folder / "clip.safetensors"), "messages": [*FINE, said(2.5, "x")]}
     assert [str(fault) for fault in find_faults([row])] == ["row 0, messages[2].time: is 2.5 s, beyond the end at 2 s"]
+
+
+def test_a_file_that_takes_long_is_named(tmp_path, monkeypatch, capsys):
+    """A decoder that hangs cannot be stopped, but the user sees at which file."""
+    write_clip(tmp_path / "slow.mp4", random_frames(4))
+    (tmp_path / "train.jsonl").write_text(json.dumps({"video": "slow.mp4", "messages": []}) + "\n")
+    read_video = timed_messages.read_video
+
+    def slow(*args, **options):
+        time.sleep(0.5)
+        yield from read_video(*args, **options)
+
+    monkeypatch.setattr(timed_messages, "read_video", slow)
+    monkeypatch.setattr(timed_messages, "_PATIENCE", 0.1)
+    list(find_faults(load_timed_messages(tmp_path)))
+    assert f"still reading '{tmp_path}/slow.mp4' after 0.1 s\n" in capsys.readouterr().err

@@ -15,8 +15,9 @@ A row is a dialogue about a video, or about its frame features, with times in se
 import math
 import os
 import reprlib
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import accumulate, islice
@@ -42,6 +43,8 @@ SOURCES = ("video", "frame_features")
 NARRATE = "Please narrate the video in real time."
 # Rows that are checked together: their files are opened at the same time.
 _ROWS_TOGETHER = 64
+# Seconds of reading a file after which it is named.
+_PATIENCE = 60.0
 
 
 @dataclass
@@ -243,6 +246,16 @@ class _Files:
         return self.parts[key]
 
 
+def _wait(found: Future[float | str], source: str) -> float | str:
+    """Return what reading a file gave. Name the file if that takes long: a decoder may hang."""
+    seconds = 0.0
+    while not wait([found], timeout=_PATIENCE).done:
+        seconds += _PATIENCE
+        if found.running():
+            sys.stderr.write(f"still reading '{source}' after {seconds:g} s\n")
+    return found.result()
+
+
 def _row_faults(row: dict[str, Any], files: _Files) -> Iterator[tuple[str, str]]:
     named = [name for name in SOURCES if row.get(name) is not None]
     if len(named) != 1:
@@ -254,7 +267,7 @@ def _row_faults(row: dict[str, Any], files: _Files) -> Iterator[tuple[str, str]]
         if not isinstance(source, str):
             yield name, f"must be a path, got {type(source).__name__}"
             continue
-        found = files.length(name, source).result()
+        found = _wait(files.length(name, source), source)
         if isinstance(found, str):
             yield name, found
         else:
@@ -269,7 +282,7 @@ def _row_faults(row: dict[str, Any], files: _Files) -> Iterator[tuple[str, str]]
         )
         end = video = None
     if video is not None:
-        found = files.part(video, start, end).result()
+        found = _wait(files.part(video, start, end), video)
         if isinstance(found, str):
             yield "video", found
         else:
