@@ -14,7 +14,8 @@ one, with `reuse_static=3`. In a moving scene it encodes each of them, and in a 
 
 The first word is that of the answer to a question about the newest of 16 frames. The session has seen the other 15.
 Without a session, all 16 are encoded and read again: that is measured with Transformers' own class, the same weights
-and the same tokens. Resizing is not counted there. The two are measured in turns, and must say the same word.
+and the same tokens. Resizing is not counted there. The two are measured in turns, and in float32 must say the same
+word.
 """
 
 import argparse
@@ -237,7 +238,8 @@ def measure_first_word(source: Any, session: StreamingSession, tries: int) -> tu
         own.append(seconds)
         seconds, generated = timed(lambda: source.generate(**inputs), "cpu")
         resent.append(seconds)
-        if int(generated[0, -1]) != word:
+        # Rounding to 16 bits may choose another word.
+        if model.dtype == torch.float32 and int(generated[0, -1]) != word:
             raise RuntimeError(f"The session says token {word}, and {type(source).__name__} {int(generated[0, -1])}.")
     return median(own), median(resent)
 
