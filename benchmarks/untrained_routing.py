@@ -16,8 +16,8 @@ The embedded checkpoint was trained with routed layers. With `--steps` its weigh
 new clips. With `--shake` every frame is shifted by a random distance, so that every patch changes. Results are kept in
 the folder by group of clips, and a second run with the same options continues there.
 
-An interval is that of Student's t over the groups, 95%. The column "change - uniform" is the mean difference of event
-F1 on the same groups, with its interval: differences within it are noise.
+A cell is event F1, its difference from full compute on the same clips, and answer accuracy. Intervals are those of
+Student's t over the groups, 95%: a smaller difference is noise. The last column compares two routers in the same way.
 """
 
 import argparse
@@ -137,37 +137,36 @@ def at_full_compute(
 
 
 def table(results: dict[str, Groups], options: argparse.Namespace) -> str:
-    """Return the results as a Markdown table: event F1 / answer accuracy."""
-    head = ["layers", "keep ratio", *ROUTERS, "learned", "change - uniform, F1"]
-    rows = [["all", "1", f"{cell(results['full'])} at full compute", *[""] * 4]]
+    """Return the results as a Markdown table."""
+    head, full = ["layers", "keep ratio", *ROUTERS, "learned", "change - uniform, F1"], results["full"]
+    rows = [["none", "1", f"full compute: {mean(full, 'event_f1')} / {mean(full, 'answer_accuracy')}", *[""] * 4]]
     for layers in options.layers:
         for ratio in options.ratios:
-            found = [results.get(f"{layers} {ratio:g} {router}") for router in (*ROUTERS, "learned")]
-            rows.append([layers, f"{ratio:g}", *map(cell, found), difference(found[0], found[1])])
+            found = [results.get(f"{layers} {ratio:g} {router}", []) for router in (*ROUTERS, "learned")]
+            cells = [cell(groups, full) for groups in found]
+            rows.append([layers, f"{ratio:g}", *cells, difference(found[0], found[1])])
     return markdown_table(head, rows)
 
 
-def cell(groups: Groups | None) -> str:
-    """Return event F1 with its interval, and answer accuracy."""
+def cell(groups: Groups, full: Groups) -> str:
+    """Return event F1, its difference from full compute, and answer accuracy."""
     if not groups:
         return ""
-    events, answers = ([group[name] for group in groups] for name in ("event_f1", "answer_accuracy"))
-    return f"{interval(events)} / {statistics.mean(answers):.2f}"
+    return f"{mean(groups, 'event_f1')} ({difference(groups, full)}) / {mean(groups, 'answer_accuracy')}"
 
 
-def difference(first: Groups | None, second: Groups | None) -> str:
-    """Return the mean difference of event F1 in the groups that both have, with its interval."""
-    pairs = list(zip(first or (), second or (), strict=False))
-    return interval([a["event_f1"] - b["event_f1"] for a, b in pairs], "+.3f") if pairs else ""
+def mean(groups: Groups, name: str) -> str:
+    """Return the mean of a measure."""
+    return f"{statistics.mean(group[name] for group in groups):.2f}"
 
 
-def interval(values: Sequence[float], form: str = ".3f") -> str:
-    """Return the mean, and half of its interval if there are several values."""
-    mean = f"{statistics.mean(values):{form}}"
+def difference(first: Groups, second: Groups) -> str:
+    """Return the mean difference of event F1 in the groups that both have, and half of its interval."""
+    values = [a["event_f1"] - b["event_f1"] for a, b in zip(first, second, strict=False)]
     if len(values) < 2:
-        return mean
-    student = STUDENT.get(len(values) - 1, 2.0)
-    return f"{mean} ± {student * statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+        return f"{values[0]:+.2f}" if values else ""
+    half = STUDENT.get(len(values) - 1, 2.0) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):+.2f} ± {half:.2f}"
 
 
 @torch.no_grad()
