@@ -21,8 +21,8 @@ def test_a_pool_has_room_for_every_stream_and_the_spare_cache():
     for cache, own in zip(caches, (room, room, room, spare), strict=True):
         cache.reserve(*own)
     assert all(pages[0].device == torch.device("cpu") for pages in pool.layers)
-    # 4 * 2 + 45 entries take 4 pages, and one more for a stream that says more.
-    assert most_pages(pool, room, caches[3]) == {2: 5, 10: 7}
+    # 4 * 2 + 77 entries take 6 pages, and one more for a stream that says more.
+    assert most_pages(pool, room, caches[3]) == {2: 7, 10: 9}
     assert most_pages(pool, Room(0, 1), caches[3]) == {2: 2, 10: 2}
 
 
