@@ -8,6 +8,7 @@ remote code, what libraries print while they are imported, and what a run leaves
 """
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
+from unittest.mock import patch as mock
 
 import pytest
 
@@ -37,9 +39,13 @@ class Done:
 
 
 def run_main(main: Callable[[], Any], *arguments: Any, program: str = "program", folder: Path = ROOT) -> Done:
-    """Run `main` in a folder with these arguments on its command line. Its uncaught exceptions pass through."""
+    """
+    Run `main` in a folder with these arguments on its command line. Its uncaught exceptions pass through.
+
+    Variables that it sets do not stay: the trainer leaves its precision there, for instance.
+    """
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+    with pytest.MonkeyPatch.context() as patch, mock.dict(os.environ), redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", [program, *map(str, arguments)])
         patch.chdir(folder)
         try:
