@@ -1,7 +1,7 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-The command line: `videollm-mod narrate`, `ask`, `report`, `inspect`, `convert` and `push`.
+The command line: `videollm-mod narrate`, `ask`, `report`, `find`, `watch`, `inspect`, `convert` and `push`.
 
 It parses options and prints. The commands import torch and Transformers inside, so that `--help` answers at once.
 """
@@ -508,8 +508,7 @@ def _print_summary(session: Any, seconds: float, as_json: bool, report: Any, bur
     config, cache = session.model.config, session.cache
     text_tokens = int(cache.get_seq_length()) - session.num_remembered * config.frame_num_tokens
     cost = session.model.estimate_cost(session.num_remembered, text_tokens)
-    # The cache may store another type than the model computes with.
-    # Entries only: a session makes room for more in advance.
+    # The cache may store another type than the model computes with, and has room for more entries than it holds.
     cache_bytes = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values) if x is not None)
     full_cache_bytes = round(cost.full_cache_bytes * cache_bytes / cost.cache_bytes)
     if as_json:
@@ -601,12 +600,10 @@ def inspect(
     typer.echo(f"language model   {figures['language_model']}")
     typer.echo(f"vision encoder   {figures['vision_encoder']}")
     typer.echo(f"frame            {tokens} tokens")
-    is_learned = config.speak == "learned"
-    typer.echo(
-        f"speaks           when the probability of silence is below {config.interval_threshold}"
-        if is_learned
-        else f"speaks           by the policy {config.speak!r}: it has not learned when to speak"
-    )
+    rule = f"by the policy {config.speak!r}: it has not learned when to speak"
+    if config.speak == "learned":
+        rule = f"when the probability of silence is below {config.interval_threshold}"
+    typer.echo(f"speaks           {rule}")
     typer.echo(f"gate             {figures['gate']}")
     typer.echo("tokens kept per frame:")
     for layer, kept in enumerate(figures["kept_tokens"]):
@@ -621,7 +618,7 @@ _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_opti
 
 @app.command(context_settings=_PASS_ON)
 def convert(context: typer.Context) -> None:
-    """Make a streaming model of a model that people have: convert MODEL OUT."""
+    """Convert a published vision-language model to a streaming model: convert MODEL OUT."""
     _run_script(context, "videollm_mod.convert.command")
 
 

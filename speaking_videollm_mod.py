@@ -39,7 +39,7 @@ class SeenFrame:
     Attributes:
         time (`float`): Time of the frame in seconds.
         frame (`int`): Its index in the stream.
-        features (`torch.Tensor` of shape `(tokens, vision hidden)`): Its features.
+        features (`torch.Tensor` of shape `config.frame_feature_shape`): Its features, before the connector.
         interval_probability (`float`): The model's probability of silence after it.
         speaks (`bool`): The decision of the interval rule.
         last_reply (`float`, *optional*): Time of the last reply in seconds, or `None` before the first.

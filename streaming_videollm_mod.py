@@ -475,7 +475,7 @@ class StreamingSession:
 
     @torch.no_grad()
     def _encode(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Return the features (tokens, vision hidden) of each of some frames (frames, channels, height, width)."""
+        """Return the features (features, width) of each of some frames (frames, channels, height, width)."""
         chosen = None if self.reuse is None else self.reuse.choose(pixels)
         if chosen is not None:
             pixels = pixels[[index for index, thumbnail in enumerate(chosen) if thumbnail is not None]]

@@ -22,8 +22,9 @@ _DESCRIPTION = """Convert a published model to a streaming model.
 MODEL is a vision-language model of Transformers: SmolVLM, Idefics3, InternVL (-hf), LLaVA, LLaVA-NeXT,
 LLaVA-NeXT-Video or LLaVA-OneVision. BASE and ADAPTER are the language model and the checkpoint of VideoLLM-online.
 Each is a folder or a Hub id."""
-# Options of one form only, by their number of names.
-_OF_FORM = {2: ("frame_token_pooled", "frame_size"), 3: ("vision_model", "live_version", "keep_adapter")}
+# Options of MODEL OUT only, and of BASE ADAPTER OUT only.
+_MODEL_OPTIONS = ("frame_token_pooled", "frame_size")
+_LIVE_OPTIONS = ("vision_model", "live_version", "keep_adapter")
 
 
 def main() -> None:
@@ -31,21 +32,21 @@ def main() -> None:
     parser = _new_parser()
     options = vars(parser.parse_args())
     *names, out = options.pop("names")
-    form = len(names) + 1
-    if form not in _OF_FORM:
+    if len(names) not in (1, 2):
         parser.error("give MODEL and OUT, or BASE, ADAPTER and OUT")
-    wrong = [name for name in _OF_FORM[5 - form] if name in options]
+    is_model = len(names) == 1
+    wrong = [name for name in (_LIVE_OPTIONS if is_model else _MODEL_OPTIONS) if name in options]
     if wrong:
-        parser.error(f"--{wrong[0]} is for {'BASE ADAPTER OUT' if form == 2 else 'MODEL OUT'}")
+        parser.error(f"--{wrong[0]} is for {'BASE ADAPTER OUT' if is_model else 'MODEL OUT'}")
     as_json = options.pop("json")
     with one_line_errors():
         print(f"loading {' and '.join(names)} ...", file=sys.stderr)
         quiet()
-        told = (_convert_model if form == 2 else _convert_live)(*names, Path(out), options)
+        told = (_convert_model if is_model else _convert_live)(*names, Path(out), options)
     if as_json:
         print(json.dumps(told["json"]))
-        return
-    print("\n".join(told["lines"]))
+    else:
+        print("\n".join(told["lines"]))
 
 
 def _convert_model(source: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
