@@ -3,7 +3,6 @@
 """Compare a tiny checkpoint in VideoLLM-online's layout before and after conversion."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hub import Hub
 from peft import PeftModel
+from programs import run_main
 from published import save_live
 from safetensors.torch import load_file, save_file
 from tiny import random_frames, tiny_tokenizer
@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.convert.command import main
 from videollm_mod.convert.videollm_online import convert
+from videollm_mod.train.push import main as push
 
 
 ROOT = Path(__file__).parents[1]
@@ -239,9 +240,8 @@ def test_the_command(checkpoint, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["mod_layers"], config["mod_keep_ratio"]) == ("all", 0.5)
     with Hub() as hub:
-        environment = {**os.environ, **hub.environment(tmp_path / "home")}
-        script = [sys.executable, str(ROOT / "train" / "push.py"), str(tmp_path / "out"), "somebody/routed"]
-        pushed = subprocess.run(script, env=environment, capture_output=True, text=True)
+        with hub.used_here(tmp_path / "home"):
+            pushed = run_main(push, tmp_path / "out", "somebody/routed")
         assert pushed.returncode == 0 and "loaded from there" in pushed.stdout, pushed.stderr
         card = hub.files("somebody/routed")["README.md"].decode()
     assert (
@@ -252,7 +252,7 @@ def test_the_command(checkpoint, tmp_path):
     assert "layers are routed. They keep 5 of a frame's 10 tokens" in card
     # Layers by index, and the adapter unmerged. The card's code loads both.
     command[4] = str(tmp_path / "apart")
-    done = subprocess.run([*command, "--mod_layers", "1,3", "--keep_adapter"], capture_output=True, text=True)
+    done = run_main(main, *command[2:], "--mod_layers", "1,3", "--keep_adapter")
     assert done.returncode == 0 and "PeftModel.from_pretrained(" in done.stdout, done.stderr
     assert json.loads((tmp_path / "apart" / "config.json").read_text())["mod_layers"] == [1, 3]
     card = (tmp_path / "apart" / "README.md").read_text()
@@ -261,7 +261,7 @@ def test_the_command(checkpoint, tmp_path):
     exec(code.replace(', device_map="auto"', ""), loaded)
     assert type(loaded["model"]).__name__ == "PeftModelForCausalLM" and loaded["model"].config.routed_layers == [1, 3]
     command[4] = str(tmp_path / "out")
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = run_main(main, *command[2:])
     assert again.returncode == 1 and again.stderr.strip().splitlines()[-1].endswith(
         "is not empty. Choose another folder."
     )
