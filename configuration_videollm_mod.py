@@ -15,7 +15,7 @@ from packaging import version
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .routing_videollm_mod import GATES, ROUTERS
+from .routers_videollm_mod import GATES, ROUTERS
 
 
 logger = logging.get_logger(__name__)

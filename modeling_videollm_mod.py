@@ -26,8 +26,8 @@ from .cache_videollm_mod import CACHE_NAME, KeyRotation, TokenRun, VideoLLMMoDCa
 from .checks_videollm_mod import check_count
 from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model, height_and_width
 from .generation_videollm_mod import VideoLLMMoDGenerationMixin
+from .routers_videollm_mod import ROUTERS
 from .routing_videollm_mod import (
-    ROUTERS,
     FrameLayout,
     LayerMasks,
     LayerRouting,

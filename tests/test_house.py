@@ -16,10 +16,11 @@ import videollm_mod
 ROOT = Path(videollm_mod.__file__).parent
 # The files that travel with a checkpoint, and the travelling files that each may import.
 TRAVELLING = {
-    "configuration_videollm_mod": {"routing_videollm_mod"},
+    "configuration_videollm_mod": {"routers_videollm_mod"},
     "cache_videollm_mod": set(),
     "checks_videollm_mod": set(),
-    "routing_videollm_mod": set(),
+    "routers_videollm_mod": set(),
+    "routing_videollm_mod": {"routers_videollm_mod"},
     "compiled_step_videollm_mod": {"cache_videollm_mod"},
     "remembering_videollm_mod": {"cache_videollm_mod", "checks_videollm_mod"},
     "speaking_videollm_mod": {"checks_videollm_mod"},
@@ -38,6 +39,7 @@ TRAVELLING = {
         "cache_videollm_mod",
         "checks_videollm_mod",
         "generation_videollm_mod",
+        "routers_videollm_mod",
         "routing_videollm_mod",
     },
     "video_reading_videollm_mod": {"checks_videollm_mod"},

@@ -21,7 +21,8 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
-from videollm_mod.routing_videollm_mod import ROUTERS, VideoLLMMoDRouter, find_frames
+from videollm_mod.routers_videollm_mod import ROUTERS, VideoLLMMoDRouter
+from videollm_mod.routing_videollm_mod import find_frames
 
 
 RUNS = [3, 1, 2]

@@ -54,7 +54,7 @@ from videollm_mod import (
 )
 from videollm_mod.cache_videollm_mod import CACHE_NAME
 from videollm_mod.configuration_videollm_mod import CONNECTORS
-from videollm_mod.routing_videollm_mod import ROUTERS
+from videollm_mod.routers_videollm_mod import ROUTERS
 
 
 RUNS = [3, 1, 2]

@@ -23,7 +23,7 @@ from published import save_live, save_source
 from tiny import embedded_files, random_frames
 
 from videollm_mod import VideoLLMMoDConfig, cli
-from videollm_mod.routing_videollm_mod import ROUTERS
+from videollm_mod.routers_videollm_mod import ROUTERS
 from videollm_mod.train.data.sources import SOURCES
 
 

@@ -2,35 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routing: the choice of tokens, the layout of short sequences, gates and write-back."""
 
-import logging
-from types import SimpleNamespace
-
 import pytest
 import torch
 from accelerate import infer_auto_device_map, init_empty_weights
-from huggingface_hub.errors import StrictDataclassError
 from tiny import choose_kept, dialogue_ids, random_features, tiny_config, tiny_model
 from torch.testing import assert_close
-from transformers.utils.logging import warning_once
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.routers_videollm_mod import GATES, ROUTERS, LearnedRouter, VideoLLMMoDRouter
 from videollm_mod.routing_videollm_mod import (
-    GATES,
-    ROUTERS,
-    ChangeRouter,
     FrameLayout,
-    LearnedRouter,
-    VideoLLMMoDRouter,
     apply_gate,
     by_row,
     check_on_device,
     choose,
     compare_frames,
-    position_noise,
     preference,
     write_back,
 )
-from videollm_mod.train.arguments import ModelArguments
 
 
 @pytest.mark.parametrize(("tokens", "count", "expected"), [(10, 2, [2, 7]), (9, 1, [4]), (10, 10, list(range(10)))])
@@ -79,15 +68,6 @@ def test_equal_scores_are_spread_over_the_frame():
     assert torch.tensor(kept).diff().max() <= 6
 
 
-def test_position_noise_is_even_and_differs_by_layer():
-    noise = position_noise(torch.arange(100_000), 3)
-    assert noise.min() >= 0 and noise.max() < 1
-    assert_close(noise.mean(), torch.tensor(0.5), atol=0.01, rtol=0)
-    assert_close(torch.histc(noise, 10, 0, 1) / 1e4, torch.ones(10), atol=0.05, rtol=0)
-    assert torch.corrcoef(torch.stack([noise, position_noise(torch.arange(100_000), 4)]))[0, 1].abs() < 0.02
-    assert torch.corrcoef(torch.stack([noise[1:], noise[:-1]]))[0, 1].abs() < 0.02
-
-
 def kept_of(model, frames, **inputs):
     """Return which tokens each layer keeps, (layers, frames, tokens), of embeddings (1, frames, tokens, hidden)."""
     mask = torch.ones(1, frames.shape[1] * frames.shape[2], dtype=torch.bool)
@@ -108,16 +88,6 @@ def test_tokens_that_changed_are_kept_by_all_layers_and_still_ones_skip():
     found = [row.nonzero().flatten().tolist() for row in kept[0]]
     # Among the still ones, the evenly spaced tokens 1, 5 and 8 come first.
     assert found == [[1, 5, 6], [1, 2, 8], [1, 4, 5], [1, 4, 5]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_change_that_rounding_explains_is_none(dtype):
-    x = torch.randn(1, 2, 10, 32).to(dtype)
-    noise = torch.randint(-1, 2, x.shape) * x * torch.finfo(dtype).eps
-    scores = ChangeRouter.score_frames(x, x + noise)
-    assert not torch.equal(x, x + noise) and scores.dtype == torch.float32 and not scores.any()
-    assert ChangeRouter.score_frames(x, x * 0.95).all()
-    assert_close(ChangeRouter.score_frames(x, torch.zeros_like(x)), x.float().norm(dim=-1))
 
 
 def test_scores_of_changes_cost_no_gradient_and_no_weights():
@@ -207,23 +177,6 @@ def test_gate_leaves_text_unchanged_to_the_last_bit(dtype, gate):
     assert torch.equal(apply_gate(output, short, torch.zeros(6), size, on_update=True), output)
 
 
-def test_router_scores_of_bfloat16_are_float32():
-    """Products are not rounded either: with large activations, as Llama has, that would change choices."""
-    config = SimpleNamespace(text_config=SimpleNamespace(hidden_size=256), mod_normalize_scores=False)
-    router = LearnedRouter(config, 0)
-    torch.nn.init.normal_(router.weight, std=0.005)
-    router.to(torch.bfloat16)
-    hidden = torch.randn(1, 50, 256, dtype=torch.bfloat16)
-    hidden[..., 7] = 300.0
-    scores = router(hidden)
-    assert scores.shape == (1, 50, 1) and scores.dtype == torch.float32 and len(scores.unique()) == 50
-    assert_close(scores.double(), hidden.double() @ router.weight.double().T, atol=1e-6, rtol=1e-5)
-    assert router.double()(hidden.double()).dtype == torch.float64
-    router.normalizes = True
-    length = hidden.double().norm(dim=-1, keepdim=True)
-    assert_close(router(hidden.double()), (hidden.double() / length) @ router.weight.double().T)
-
-
 def test_by_row():
     rows = by_row(torch.ones(3, 3), layout_of(["..fff.fff.", ".fff......"]), torch.device("cpu"))
     assert rows.tolist() == [[[1.0] * 3] * 2, [[1.0] * 3, [0.0] * 3]]
@@ -233,12 +186,6 @@ def test_check_on_device_reports_the_values_found():
     check_on_device(torch.tensor([3, 4]), [3, 4], "fine")
     with pytest.raises(ValueError, match="two and two; found \\[3, 5\\]"):
         check_on_device(torch.tensor([3, 5]), [2, 2], "two and two")
-
-
-def test_the_training_script_accepts_router_types():
-    fields = ModelArguments(checkpoint=".", mod_router="uniform").config_fields()
-    assert fields == {"mod_router": "uniform"}
-    assert all(name in ModelArguments.__dataclass_fields__["mod_router"].metadata["help"] for name in ROUTERS)
 
 
 # ------------------------------------------------------------------------------------------------- learning in a model
@@ -307,20 +254,6 @@ def test_normalized_scores_have_a_mean_of_zero_in_each_frame(gate):
     assert all(layer.any() for layer in scores)
     for layer in scores:
         assert_close(layer.mean(dim=-1), torch.zeros(1, 5), atol=1e-6, rtol=0)
-
-
-def test_a_learned_router_that_cannot_learn_is_refused_or_named(caplog):
-    with pytest.raises(
-        StrictDataclassError, match="cannot learn with `mod_gate='none'`: its gradient comes through the gate"
-    ):
-        tiny_config(mod_gate="none")
-    tiny_config(mod_gate="none", mod_router="uniform")
-    warning_once.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        tiny_config(mod_keep_ratio=0.1, mod_keep_last=False)
-        assert not caplog.text
-        tiny_config(mod_keep_ratio=0.1)
-    assert "Routers have no choice in layers 1, 3: these keep 1 of 10 tokens per frame" in caplog.text
 
 
 def test_device_maps_keep_a_router_with_its_layer():

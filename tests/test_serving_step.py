@@ -10,6 +10,7 @@ from videollm_mod import (
     cache_videollm_mod,
     generation_videollm_mod,
     modeling_videollm_mod,
+    routers_videollm_mod,
     routing_videollm_mod,
     streaming_videollm_mod,
 )
@@ -23,7 +24,7 @@ from videollm_mod.streaming_videollm_mod import StreamStep
 def test_running_a_step_copies_nothing_and_asks_the_device_nothing(monkeypatch):
     """Except on a CPU: an order that a GPU computes, and checks that cost nothing there."""
     modules = (entries, kernels, packed_cache, step_module, cache_videollm_mod, generation_videollm_mod)
-    modules += (modeling_videollm_mod, routing_videollm_mod, streaming_videollm_mod)
+    modules += (modeling_videollm_mod, routers_videollm_mod, routing_videollm_mod, streaming_videollm_mod)
     found, forward = set(), PackedStep.forward
 
     def watched(step):

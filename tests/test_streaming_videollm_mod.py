@@ -41,7 +41,7 @@ from videollm_mod import (
     streaming_videollm_mod,
 )
 from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
-from videollm_mod.routing_videollm_mod import ROUTERS
+from videollm_mod.routers_videollm_mod import ROUTERS
 from videollm_mod.train.data.timed_messages import NARRATE
 
 

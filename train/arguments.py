@@ -16,7 +16,7 @@ import yaml
 from accelerate import PartialState
 from trl import SFTConfig, TrlParser
 
-from videollm_mod.routing_videollm_mod import GATES, ROUTERS
+from videollm_mod.routers_videollm_mod import GATES, ROUTERS
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.data.faults import RowRecord
 from videollm_mod.train.data.sources import SOURCES, DataSource, find_source, option_names
