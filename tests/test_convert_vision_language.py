@@ -285,6 +285,24 @@ def test_the_newline_gets_a_new_row_where_the_table_is_full(tmp_path):
     assert torch.equal(ours.get_input_embeddings().weight[-1], theirs.model.image_newline)
 
 
+@pytest.mark.parametrize("kind", ["llava_onevision", "llava_next_video"])
+def test_silence_is_the_token_that_labels_teach(tmp_path, kind):
+    """A language model may have several tokens that end its texts, and nothing stands between these frames."""
+    _, theirs = save_source(kind, tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    settings = json.loads(path.read_text())
+    settings["text_config"]["eos_token_id"] = [1, theirs.tokenizer.eos_token_id]
+    path.write_text(json.dumps(settings))
+    convert(str(tmp_path / "theirs"), tmp_path / "ours")
+    model = AutoModel.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    timed = [{"role": "assistant", "content": "A ball.", "time": 1.0}]
+    labels = processor(timed, random_frames(2), fps=1, return_labels=True)["labels"][0]
+    silence_and_opening = labels[labels >= 0][:2]
+    logits = torch.eye(model.config.text_config.vocab_size)[silence_and_opening] * 30
+    assert model.should_speak(logits)[0].tolist() == [False, True]
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [

@@ -251,7 +251,8 @@ def join_parts(
         frame_num_tokens=VideoLLMMoDConfig(**fields).frame_num_tokens,
         **(processor_options or {}),
     )
-    if text_config.eos_token_id is None:
+    if text_config.eos_token_id is None or processor.frame_token_interval_id is None:
+        # Labels teach silence by the tokenizer's token, and the model reads it by the configuration's.
         text_config.eos_token_id = tokenizer.eos_token_id
     config = VideoLLMMoDConfig(
         frame_token_id=processor.frame_token_id, frame_token_interval_id=processor.frame_token_interval_id, **fields
