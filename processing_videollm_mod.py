@@ -23,7 +23,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .checks_videollm_mod import check_fps, check_seconds, check_text
 from .reading_ahead_videollm_mod import keep_up, read_ahead, sample_every
-from .stream_format_videollm_mod import check_stream_format, make_special, turn_template
+from .stream_format_videollm_mod import check_stream_format, choose_template, make_special
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 from .video_reading_videollm_mod import ReadingReport, VideoReader, goes_on, is_complete, read_video
 
@@ -93,9 +93,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             raise ValueError("The tokenizer has no end-of-sequence token (`eos_token`), which ends every reply.")
         if stream_format is not None:
             stream_format, frame_token_interval = check_stream_format(stream_format), None
-            chat_template = turn_template(stream_format, chat_template)
-        elif chat_template is None:
-            chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+        chat_template = choose_template(stream_format, chat_template)
         make_special(tokenizer, frame_token, "".join((stream_format or {}).values()))
         self.frame_token = frame_token
         self.frame_token_interval = frame_token_interval

@@ -110,11 +110,20 @@ def check_stream_format(stream_format: str | Mapping[str, str]) -> dict[str, str
     return {**_PARTS, **stream_format}
 
 
-def turn_template(stream_format: Mapping[str, str], template: str | None = None) -> str:
-    """Return the chat template of a stream format: `template`, or `turn_template.jinja`, with the format inside."""
+def choose_template(stream_format: Mapping[str, str] | None, template: str | None = None) -> str:
+    """
+    Return the chat template of a stream format, with the format inside: `template`, or `turn_template.jinja`. Without
+    a format the default is `chat_template.jinja`. Raise `ValueError` if `template` is of the other kind.
+    """
     if template is None:
-        template = Path(__file__).with_name("turn_template.jinja").read_text(encoding="utf-8")
-    texts = json.dumps(dict(stream_format), ensure_ascii=False)
+        name = "chat_template.jinja" if stream_format is None else "turn_template.jinja"
+        template = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    if bool(_FIRST_LINE.match(template)) != (stream_format is not None):
+        raise ValueError(
+            "`chat_template` and `stream_format` do not fit: a template of a stream format begins with "
+            "`{%- set stream_format = {} -%}`, and others do not. Set both, or leave both as the checkpoint has them."
+        )
+    texts = json.dumps(dict(stream_format or {}), ensure_ascii=False)
     return _FIRST_LINE.sub(lambda _: f"{{%- set stream_format = {texts} -%}}", template)
 
 
@@ -128,4 +137,4 @@ def make_special(tokenizer: Any, frame_token: str, written: str) -> None:
         tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
 
 
-__all__ = ["STREAM_FORMATS", "check_stream_format", "make_special", "turn_template"]
+__all__ = ["STREAM_FORMATS", "check_stream_format", "choose_template", "make_special"]

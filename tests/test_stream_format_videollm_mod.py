@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoProcessor
 from turns import SPECIAL, recording, turn_model, turn_processor
 
+from videollm_mod import VideoLLMMoDProcessor
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.stream_format_videollm_mod import STREAM_FORMATS
 from videollm_mod.train.collator import StreamCollator
@@ -104,6 +105,17 @@ def test_a_saved_format_loads_again(name, tmp_path):
     assert loaded.stream_format == STREAM_FORMATS[name]
     assert loaded.apply_chat_template(DIALOGUE) == processor.apply_chat_template(DIALOGUE)
     assert loaded.frame_token_interval_id == processor.frame_token_interval_id
+
+
+def test_a_template_of_another_kind_is_refused(tmp_path):
+    """A checkpoint's template stays when `stream_format` is overridden, and would write other turns."""
+    processor = turn_processor("chatml")
+    for stream_format, other in (("chatml", None), (None, "chatml")):
+        folder = tmp_path / str(stream_format)
+        parts = (processor.video_processor, processor.tokenizer)
+        VideoLLMMoDProcessor(*parts, stream_format=stream_format).save_pretrained(folder)
+        with pytest.raises(ValueError, match="`chat_template` and `stream_format` do not fit"):
+            AutoProcessor.from_pretrained(folder, trust_remote_code=True, stream_format=other)
 
 
 def pieces(processor, dialogue):
