@@ -3,6 +3,7 @@
 """What commands that watch a video share: checks before any work, loading, reading, Ctrl+C and what is printed."""
 
 import json
+import shlex
 import signal
 import sys
 import threading
@@ -213,7 +214,11 @@ def load_config(name: str, revision: str | None) -> Any:
     with named_faults(check_checkpoint(name)):
         config = AutoConfig.from_pretrained(name, trust_remote_code=True, revision=revision)
     if config.model_type != "videollm_mod":
-        raise ValueError(f"'{name}' is a {config.model_type} model, not a VideoLLM-MoD model.")
+        from videollm_mod.convert.vision_language import TYPES
+
+        command = shlex.join(["videollm-mod", "convert", name, "OUT"])
+        hint = f" Convert it first: {command}" if config.model_type in TYPES else ""
+        raise ValueError(f"'{name}' is not a VideoLLM-MoD model: its type is {config.model_type}.{hint}")
     return config
 
 

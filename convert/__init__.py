@@ -19,11 +19,15 @@ def new_folder(out: Path) -> Iterator[Path]:
     Give a temporary folder that becomes `out` when the block ends. After an error, nothing is left.
 
     Raises:
-        `FileExistsError`: If `out` is not empty. It is raised before the block runs.
+        `FileExistsError`: If `out` is not empty, or a file. It is raised before the block runs.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"'{out}' is not empty. Choose another folder.")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise FileExistsError(f"'{parent}' is a file. Choose another folder.")
+    if out.exists():
+        if any(out.iterdir()):
+            raise FileExistsError(f"'{out}' is not empty. Choose another folder.")
+        parent = out.absolute().parent
     with tempfile.TemporaryDirectory(dir=parent) as place:
         yield Path(place) / "out"
         out.parent.mkdir(parents=True, exist_ok=True)

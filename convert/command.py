@@ -4,6 +4,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ def _convert_model(source: str, out: Path, options: dict[str, Any]) -> dict[str,
     left_out = convert(source, out, **options)
     lines = [
         f"not converted: {', '.join(left_out) or 'nothing'}",
-        f"wrote {out}. It is asked every few seconds, because it has not learned when to be silent:",
-        f"videollm-mod narrate video.mp4 --model {out} --every 2",
+        f"wrote {out}. The model has not learned when to speak, so a policy asks it every few seconds:",
+        shlex.join(["videollm-mod", "narrate", "video.mp4", "--model", str(out), "--every", "2"]),
     ]
     return {"json": {"folder": str(out), "not_converted": left_out}, "lines": lines}
 

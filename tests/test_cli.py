@@ -19,7 +19,7 @@ import pytest
 from hub import Hub, commit_hash
 from programs import run_command
 from tiny import copy_embedded, embedded_files, random_frames, write_clip
-from transformers import AutoConfig, LlamaConfig, TextStreamer
+from transformers import AutoConfig, LlamaConfig, SmolVLMConfig, TextStreamer
 from typer.testing import CliRunner
 
 from videollm_mod import cli
@@ -430,8 +430,12 @@ def test_other_and_broken_checkpoints_are_refused(tmp_path):
     LlamaConfig(hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path / "llama")
     for command in (["narrate", "--model", tmp_path / "llama"], ["inspect", tmp_path / "llama"]):
         failed = run_command(*command)
-        assert failed.returncode == 1 and "is a llama model, not a VideoLLM-MoD model." in failed.stderr
+        assert failed.returncode == 1 and "is not a VideoLLM-MoD model: its type is llama.\n" in failed.stderr
         assert "Traceback" not in failed.stderr
+    SmolVLMConfig().save_pretrained(tmp_path / "smol vlm")
+    failed = run_command("inspect", tmp_path / "smol vlm")
+    assert failed.returncode == 1
+    assert failed.stderr.endswith(f"Convert it first: videollm-mod convert '{tmp_path / 'smol vlm'}' OUT\n")
     broken = copy_embedded(tmp_path / "broken")
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])

@@ -28,7 +28,7 @@ def test_a_model_is_converted_and_the_next_command_is_printed(tmp_path, run):
     shown = run(tmp_path / "theirs", tmp_path / "ours", *options)
     lines = shown.out.splitlines()
     assert lines[0] == "not converted: model.image_newline, tiling of pictures"
-    assert lines[1].startswith(f"wrote {tmp_path / 'ours'}. It is asked every few seconds")
+    assert lines[1].startswith(f"wrote {tmp_path / 'ours'}. The model has not learned when to speak")
     assert lines[2] == f"videollm-mod narrate video.mp4 --model {tmp_path / 'ours'} --every 2"
     assert shown.err.endswith(f"loading {tmp_path / 'theirs'} ...\n")
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
@@ -38,6 +38,25 @@ def test_a_model_is_converted_and_the_next_command_is_printed(tmp_path, run):
         "folder": str(tmp_path / "again"),
         "not_converted": ["model.image_newline", "tiling of pictures"],
     }
+
+
+def test_full_compute_needs_no_training_packages(tmp_path, run, monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure", "trl", "datasets", "evaluate", "pysubs2"):
+        monkeypatch.setitem(sys.modules, name, None)
+    save_source("smolvlm", tmp_path / "theirs")
+    lines = run(tmp_path / "theirs", tmp_path / "two words").out.splitlines()
+    assert lines[-1] == f"videollm-mod narrate video.mp4 --model '{tmp_path / 'two words'}' --every 2"
+    assert not (tmp_path / "two words" / "routing.png").exists()
+
+
+def test_a_file_in_the_place_of_the_new_folder_is_named(tmp_path, run, capsys):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for out in (file, file / "ours", file / "deep" / "ours"):
+        with pytest.raises(SystemExit, match="1"):
+            run("samples", out)
+        assert f"error: '{file}' is a file. Choose another folder.\n" in capsys.readouterr().err
+    assert file.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,10 @@ def copy_training(folder: str | Path, page: str | Path) -> None:
 
 
 def draw_routing(config: Any, path: str | Path) -> None:
-    """Draw how many of a frame's tokens each layer of a [`VideoLLMMoDConfig`] keeps, as a picture file."""
+    """Draw how many of a frame's tokens each layer of a [`VideoLLMMoDConfig`] keeps, if any is routed."""
+    # The card shows no picture then, and Matplotlib may not be installed.
+    if not config.routed_layers:
+        return
     from matplotlib.figure import Figure
 
     counts, tokens = config.layer_keep_counts, config.frame_num_tokens

@@ -293,7 +293,7 @@ def _card_for(repo: str, folder: Path, files: dict[str, Path], place: Path) -> d
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         text = "A streaming video language model (VideoLLM-MoD, arXiv 2408.16730)."
         write_plain_card(place, name=repo, config=config, text=text, caveat="Its training data is not documented.")
-        return {name: place / name for name in ("README.md", "routing.png")}
+        return {name: place / name for name in ("README.md", "routing.png") if (place / name).is_file()}
     pages = {page: place / Path(page).name for page in ("README.md", FACTS_PAGE) if page in files}
     for page, path in pages.items():
         text = (folder / page).read_text(encoding="utf-8")
