@@ -17,6 +17,8 @@ _PUBLIC = {
         "VideoLLMMoDPreTrainedModel",
     ],
     "processing_videollm_mod": ["VideoLLMMoDProcessor"],
+    "speaking_videollm_mod": ["SeenFrame"],
+    "stream_format_videollm_mod": ["STREAM_FORMATS"],
     "streaming_videollm_mod": ["StreamEvent", "StreamingSession"],
     "video_processing_videollm_mod": ["VideoLLMMoDVideoProcessor"],
     "reading_ahead_videollm_mod": ["TooManyWaitingError", "sample_every"],

@@ -481,15 +481,16 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
     def _with_times(self, dialogue: list[Message], fps: float, start: float) -> list[Message]:
         """Return the dialogue with the `times` of its frames, if the stream format writes them."""
+        if not self._needs_times:
+            return dialogue
         turns, seen = [], 0
-        for index, message in enumerate(dialogue if self._needs_times else ()):
+        for index, message in enumerate(dialogue):
             if message.get("role") == "stream":
                 _check_message(message, index)
-                last = seen + message["num_frames"]
-                message = {"times": [start + frame / fps for frame in range(seen, last)], **message}
-                seen = last
+                begin, seen = seen, seen + message["num_frames"]
+                message = {"times": [start + frame / fps for frame in range(begin, seen)], **message}
             turns.append(message)
-        return turns if self._needs_times else dialogue
+        return turns
 
     def _tokenize_dialogue(
         self, dialogue: list[Message], add_generation_prompt: bool, return_labels: bool

@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from videollm_mod.commands.find import see_windows
 from videollm_mod.commands.watching import CtrlC, keep_what_was_seen, read_frames
-from videollm_mod.commands.windows import WindowedSession, to_question
+from videollm_mod.commands.windows import WindowedSession, see_windows, to_question
 
 
 # An answer counts as no again when its probability falls below this share of the threshold.

@@ -3,8 +3,7 @@
 """`videollm-mod find`: the moments of a video at which something is seen."""
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from videollm_mod.commands.watching import CtrlC, keep_what_was_seen, read_frames
-from videollm_mod.commands.windows import Window, WindowedSession, to_question
+from videollm_mod.commands.windows import Window, WindowedSession, see_windows, to_question
 from videollm_mod.space.checkpoint_faults import in_one_line
 
 
@@ -105,19 +104,6 @@ def find_in_video(
     return all(shown)
 
 
-def see_windows(
-    session: WindowedSession, frames: Iterator[list[tuple[float, Any]]], ctrl_c: CtrlC
-) -> Iterator[Window]:
-    """Yield the windows of frames as [`read_frames`] yields them."""
-    with closing(frames) as ahead:
-        for waiting in ahead:
-            yield from session.push(waiting)
-            # A library may have swallowed the exception.
-            if ctrl_c.is_pressed:
-                raise KeyboardInterrupt
-    yield from session.end()
-
-
 def _show(moment: Moment, cutter: "ClipCutter | None", as_json: bool) -> bool:
     """Print a moment and cut it out. Return whether that worked."""
     clip, fault = None, ""
@@ -145,4 +131,4 @@ def _describe(moment: Moment, clip: Any) -> str:
     return f"  {clip.path}" + (f", begins {earlier:.1f} s earlier, at a key frame" if earlier >= 0.05 else "")
 
 
-__all__ = ["Moment", "find_in_video", "find_moments", "open_cutter", "see_windows"]
+__all__ = ["Moment", "find_in_video", "find_moments", "open_cutter"]

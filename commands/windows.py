@@ -3,11 +3,13 @@
 """Ask yes/no questions about each few seconds of a video, and remember nothing of what came before."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from videollm_mod.checks_videollm_mod import check_number, check_text
+from videollm_mod.commands.watching import CtrlC
 
 
 # Frames of a video are rounded: one may come this many seconds before its window.
@@ -88,6 +90,19 @@ class WindowedSession:
         return Window(start, end, [current.probe(question) for question in self.questions])
 
 
+def see_windows(
+    session: WindowedSession, frames: Iterator[list[tuple[float, Any]]], ctrl_c: CtrlC
+) -> Iterator[Window]:
+    """Yield the windows of frames as [`read_frames`] yields them."""
+    with closing(frames) as ahead:
+        for waiting in ahead:
+            yield from session.push(waiting)
+            # A library may have swallowed the exception.
+            if ctrl_c.is_pressed:
+                raise KeyboardInterrupt
+    yield from session.end()
+
+
 def _never(_: Any) -> bool:
     return False
 
@@ -112,13 +127,12 @@ def to_question(what: str) -> str:
     return f"{what if what.endswith('?') else f'Do you see {what}?'} Answer yes or no."
 
 
-def check_window(option: str, seconds: float, fps: float) -> float:
-    """Return the length of a window in seconds. Raise `ValueError` if it is shorter than a frame."""
+def check_window(option: str, seconds: float, fps: float) -> None:
+    """Raise `ValueError` if a window of so many seconds is shorter than a frame, or no positive number."""
     seconds = check_number(option, seconds, above=0, unit=" of seconds")
     if seconds * fps < 1:
         least = f"at --fps {fps:g} choose at least {1 / fps:g}"
         raise ValueError(f"{option} {seconds:g} is shorter than a frame: {least}.")
-    return seconds
 
 
-__all__ = ["ASKED_ONLY", "Window", "WindowedSession", "check_window", "to_question"]
+__all__ = ["ASKED_ONLY", "Window", "WindowedSession", "check_window", "see_windows", "to_question"]

@@ -93,7 +93,7 @@ def convert(
         model.model.connector.load_state_dict(part.connector)
         if frame_size is not None:
             model.set_frame_size(processor, frame_size)
-        never = {processor.frame_token_id, part.frame_token_id, *part.placeholders} | ({newline} - {None})
+        never = {processor.frame_token_id, part.frame_token_id, newline, *part.placeholders} - {None}
         rows = model.config.text_config.vocab_size
         model.generation_config.suppress_tokens = sorted(token for token in never if token < rows)
         left_out = [name for name in theirs.state_dict() if not name.startswith(part.taken)] + part.left_out

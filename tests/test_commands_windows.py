@@ -73,7 +73,7 @@ def test_questions_and_windows_that_make_no_sense():
     assert to_question("Is the door open?") == "Is the door open? Answer yes or no."
     with pytest.raises(ValueError, match="What to look for is empty"):
         to_question("  ")
-    assert check_window("--window", 0.5, 2.0) == 0.5
+    check_window("--window", 0.5, 2.0)
     with pytest.raises(ValueError, match="--every 0.4 is shorter than a frame: at --fps 2 choose at least 0.5"):
         check_window("--every", 0.4, 2.0)
     with pytest.raises(ValueError, match="--window"):
