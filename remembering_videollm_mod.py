@@ -17,6 +17,7 @@ class _Piece:
     is_frame: bool
     length: int  # tokens, including the separator
     separator: int = 0  # tokens, which a frame after text does not need
+    is_beginning: bool = False  # text before the first frame, which stays
 
 
 class StreamMemory:
@@ -27,17 +28,20 @@ class StreamMemory:
         self.sink_frames = sink_frames
         self.max_text_tokens = math.inf if max_text_tokens is None else max_text_tokens
         self.pieces: list[_Piece] = []
+        self._is_beginning = True
         self.num_frames = self.num_text_tokens = 0
 
     def add_text(self, length: int) -> None:
-        """Record new text; it joins the text before it."""
+        """Record new text; it joins the text before it, unless that is the beginning and frames have come since."""
         self._count(_Piece(False, length))
-        if self.pieces and not self.pieces[-1].is_frame:
+        last = self.pieces[-1] if self.pieces else None
+        if last is not None and not last.is_frame and last.is_beginning == self._is_beginning:
             length += self.pieces.pop().length
-        self.pieces.append(_Piece(False, length))
+        self.pieces.append(_Piece(False, length, is_beginning=self._is_beginning))
 
     def add_frame(self, length: int, separator: int) -> None:
         """Record a new frame of `length` tokens with its own text, and the separator before it."""
+        self._is_beginning = False
         self.pieces.append(_Piece(True, length + separator, separator))
         self._count(self.pieces[-1])
 
@@ -75,12 +79,11 @@ class StreamMemory:
         # Text goes only together with the frames before it, and never after the last frame. An eighth more goes than
         # must, so that the cache moves once in a while and not at each frame.
         frames_due = 1 + self.max_frames // 8 if self.num_frames == self.max_frames else 0
-        # If every frame is due, no text stands before a frame that stays.
-        text_due = self._excess_text(num_new_text) if self.num_frames - self.sink_frames > frames_due else 0
+        text_due = self._excess_text(num_new_text)
         gone: set[int] = set()
         num_seen = 0
         for index, piece in enumerate(self.pieces if frames_due or text_due else ()):
-            is_old = index > 0 and num_seen >= self.sink_frames
+            is_old = not piece.is_beginning and num_seen >= self.sink_frames
             num_seen += piece.is_frame
             if is_old and ((piece.is_frame and frames_due > 0) or (text_due > 0 and num_seen < self.num_frames)):
                 gone.add(index)

@@ -24,7 +24,7 @@ def kept_slowly(pieces, num_new_text, most, sinks, limit):
 
     if limit is not None and text() > limit:
         fixed = frames[sinks - 1] if 0 < sinks <= len(frames) else 0
-        for frame in [index for index in frames[sinks:] if index not in gone]:
+        for frame in frames[sinks:]:
             for index in texts[1:]:
                 if fixed < index < frame and text() > limit * 7 // 8:
                     gone.add(index)
@@ -39,6 +39,16 @@ def kept_slowly(pieces, num_new_text, most, sinks, limit):
         stays.append(is_kept)
         before = kind if is_kept else before
     return stays
+
+
+@pytest.mark.parametrize(("most", "sinks"), [(1, 0), (3, 2), (8, 6)])
+def test_text_has_its_limit_also_where_every_frame_goes_at_once(most, sinks):
+    memory = StreamMemory(most, sinks, 100)
+    for _ in range(100):
+        memory.forget(10)
+        memory.add_text(10)
+        assert memory.num_text_tokens <= 100
+        memory.add_frame(10, 0)
 
 
 @pytest.mark.parametrize("interval", [0, 1])
@@ -63,7 +73,7 @@ def test_evictions_equal_a_slow_reference(interval):
             separator = 0 if num_new_text else interval
             if num_new_text:
                 memory.add_text(num_new_text)
-                if pieces and pieces[-1][0] == "text":
+                if len(pieces) > 1 and pieces[-1][0] == "text":
                     num_new_text += pieces.pop()[1]
                 pieces.append(("text", num_new_text))
             count = draw.randint(1, min(room, 4))
