@@ -138,7 +138,9 @@ def report_video(
     """
     reading = new_report()
     live = {"fps": fps, "timeout": timeout, "reconnect": False, "report": reading, "shows_progress": False}
-    about = Report(printable(Path(urlsplit(video).path).name or video), 0.0, [])
+    # The name of a file may contain "#" and "?".
+    path = video if Path(video).is_file() else urlsplit(video).path
+    about = Report(printable(Path(path).name or video), 0.0, [])
     try:
         see_video(session, read_frames(processor, video, session, **live), ctrl_c)
         about.moments = _moments(session)
@@ -202,15 +204,21 @@ def _made_by(
     session: Any, model: str, revision: str | None, *, fps: float, summary: str, speaking: dict[str, Any]
 ) -> dict[str, str]:
     """Return what made a report. A folder is named without its path, which says who made it and not what."""
+    from videollm_mod.speaking_videollm_mod import DEFAULT_PROMPT
+
     asked = [event.text for event in session.events if event.role == "user"]
     # The question for the summary may have notes before it.
-    asked = [summary if summary and text.endswith(summary) else text for text in asked]
+    asked = [f"“{summary if summary and text.endswith(summary) else text}”" for text in asked]
+    prompt = speaking["prompt"]
+    if prompt is None and session.speak != "learned":
+        prompt = DEFAULT_PROMPT
+    asked = [f"before each reply “{prompt}”", *asked] if prompt else asked
     name = describe_checkpoint(model)
     name = Path(name).resolve().name if Path(name).is_dir() else name
     return {
         "Checkpoint": name + (f" at {revision}" if revision else ""),
         "Speaks": _describe_speaking(session, speaking),
-        "Asked": printable(", ".join(f"“{text}”" for text in asked)) or "nothing",
+        "Asked": printable(", ".join(asked)) or "nothing",
         "Frames": f"{session.num_frames} at {fps:g} per second",
         "Made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "Program": f"videollm-mod {importlib.metadata.version('videollm-mod')}",
@@ -219,8 +227,16 @@ def _made_by(
 
 def _describe_speaking(session: Any, speaking: dict[str, Any]) -> str:
     """Return when the session spoke, such as "by the policy every (every 5, max words 20)"."""
+    from videollm_mod.speaking_videollm_mod import EVERY
+
+    if session.speak != "learned" and speaking["every"] is None:
+        speaking = speaking | {"every": EVERY}
     values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in speaking.items()}
-    given = [f"{name.replace('_', ' ')} {x}" for name, x in values.items() if x is not None and name != "speak"]
+    given = [
+        f"{name.replace('_', ' ')} {x}"
+        for name, x in values.items()
+        if x is not None and name not in ("speak", "prompt")
+    ]
     if session.speak == "learned":
         threshold = session.interval_threshold
         threshold = session.model.config.interval_threshold if threshold is None else threshold

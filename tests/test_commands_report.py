@@ -31,6 +31,7 @@ from videollm_mod.commands.report import (
     to_markdown,
     with_notes,
 )
+from videollm_mod.speaking_videollm_mod import DEFAULT_PROMPT
 from videollm_mod.video_reading_videollm_mod import read_video
 
 
@@ -194,12 +195,23 @@ def test_a_video_about_which_nothing_was_said_shows_its_frames(tmp_path):
 
 
 def test_a_report_says_when_the_model_spoke(tmp_path):
-    out = tmp_path / "report.json"
-    done = report(SAMPLE, "--out", out, "--every", 4, "--no-repeat", 0, "--summary", "")
+    video, out = tmp_path / "#1 what?.mp4", tmp_path / "report.json"
+    video.write_bytes(SAMPLE.read_bytes())
+    done = report(video, "--out", out, "--every", 4, "--no-repeat", 0, "--summary", "")
     assert done.exit_code == 0, done.stderr
     told = json.loads(out.read_text())
     assert [moment["time"] for moment in told["moments"]] == [0.0, 4.0, 8.0] and told["summary"] == ""
+    assert told["video"] == "#1 what?.mp4"
     assert told["made_by"]["Speaks"] == "by the policy every (every 4, no repeat 0)"
+    assert told["made_by"]["Asked"] == f"before each reply “{DEFAULT_PROMPT}”"
+
+
+def test_a_report_names_the_default_seconds_and_the_prompt(tmp_path):
+    out = tmp_path / "report.json"
+    done = report(SAMPLE, "--out", out, "--speak", "every", "--fps", 0.5, "--prompt", "Who?", "--summary", "")
+    assert done.exit_code == 0, done.stderr
+    made_by = json.loads(out.read_text())["made_by"]
+    assert made_by["Speaks"] == "by the policy every (every 2)" and made_by["Asked"] == "before each reply “Who?”"
 
 
 def test_a_report_says_what_it_cannot_know(tmp_path):
