@@ -53,12 +53,6 @@ class Turn:
         """Whether the model misses the reply: it speaks neither at its frame nor earlier."""
         return self.is_decided and not any(self.speaks)
 
-    @property
-    def correct_prefix(self) -> int:
-        """Number of correctly predicted text tokens before the first wrong one."""
-        wrong = [one != two for one, two in zip(self.predictions, self.labels, strict=True)]
-        return wrong.index(True) if True in wrong else len(wrong)
-
 
 class _Learned(NamedTuple):
     """A position with a label, and what the model predicts there."""
