@@ -276,7 +276,9 @@ class VideoLLMMoDGenerationMixin:
         if not is_first_iteration and kwargs.get("use_cache", True) and (isinstance(seen, torch.Tensor) or seen > 0):
             kwargs = {name: value for name, value in kwargs.items() if name not in _FRAME_INPUTS}
         kwargs |= {CACHE_NAME: cache, "inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration}
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        # Transformers drops pixels from the first call of an assistant model too.
+        frames = {name: kwargs[name] for name in _FRAME_INPUTS if kwargs.get(name) is not None}
+        return super().prepare_inputs_for_generation(input_ids, **kwargs) | frames
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]

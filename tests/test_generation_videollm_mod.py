@@ -200,8 +200,11 @@ def test_prompt_lookup_crops_the_cache(model):
     assert torch.equal(got, greedy(model, inputs, 8))
 
 
-def test_assistant_model(model):
+@pytest.mark.parametrize("kind", ["features", "pixels"])
+def test_assistant_model(model, kind):
     inputs = prompt(model)
+    if kind == "pixels":
+        inputs = {"input_ids": inputs["input_ids"], "pixel_values_videos": torch.randn(1, 3, 3, 32, 32)}
     got = model.generate(**inputs, max_new_tokens=6, assistant_model=tiny_model(seed=1))
     assert torch.equal(got, greedy(model, inputs, 6))
 
