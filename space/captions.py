@@ -20,7 +20,7 @@ else:
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a caption stays if no other follows, and the least that a caption stays.
+# Seconds that a caption stays if no other follows, and the least that a caption stays if there is room for it.
 LONGEST, SHORTEST = 4.0, 0.5
 
 
@@ -38,16 +38,19 @@ def cues(events: Iterable[Any], *, end: float | None = None) -> Iterator[tuple[f
     """
     said = [event for event in events if event.role == "assistant" and event.text]
     begins = [event.time for event in said]
-    if end is not None:
-        latest = [end - SHORTEST * left for left in range(len(said), 0, -1)]
+    shortest = SHORTEST
+    if end and said:
+        # Captions that do not fit at half a second each are shown for less, near their times.
+        shortest = min(SHORTEST, end / len(said))
+        latest = [end - shortest * left for left in range(len(said), 0, -1)]
         begins = [max(0.0, min(times)) for times in zip(begins, latest, strict=True)]
     for index, (event, begin) in enumerate(zip(said, begins, strict=True)):
         following = begins[index + 1] if index + 1 < len(said) else float("inf")
-        until = min(begin + LONGEST, following, float("inf") if end is None else end)
+        until = min(begin + LONGEST, following, end or float("inf"))
         if until <= begin:
             # Two replies at the same frame share its time.
-            until = begin + SHORTEST
-            begins[index + 1 : index + 2] = [max(following, until)]
+            until = begin + shortest
+            begins[index + 1] = max(following, until)
         yield begin, until, event.text
 
 

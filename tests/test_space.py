@@ -89,6 +89,16 @@ def test_no_caption_lasts_longer_than_the_video():
     assert captions.to_vtt(said[:2], end=8.5).splitlines()[-2] == "00:00:07.500 --> 00:00:08.500"
 
 
+def test_captions_that_crowd_stay_near_their_times():
+    said = [event(index / 10, f"{index}.") for index in range(30)]
+    shown = list(captions.cues(said, end=3.0))
+    assert [begin for begin, _, _ in shown] == pytest.approx([index / 10 for index in range(30)])
+    assert [until for _, until, _ in shown] == pytest.approx([index / 10 for index in range(1, 31)])
+    at_once = list(captions.cues([event(0.0, "One."), event(0.0, "Two."), event(0.0, "Three.")], end=0.6))
+    assert [begin for begin, _, _ in at_once] == pytest.approx([0.0, 0.2, 0.4]) and at_once[-1][1] == 0.6
+    assert len(list(captions.cues(said, end=0.0))) == 30
+
+
 def test_srt_vtt_and_jsonl_have_their_formats():
     said = [event(61.5, "A <b> & c.\n\nIts next line."), event(3600.25, "Two.")]
     assert captions.to_srt(said) == (
