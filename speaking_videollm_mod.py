@@ -190,7 +190,7 @@ class CallablePolicy(Policy):
     def decide(self, frame: SeenFrame) -> bool | str:
         """Ask the function."""
         answer = self.function(frame)
-        return check_text("The prompt of a reply", answer) if isinstance(answer, str) else bool(answer)
+        return check_text("The prompt of a reply", answer).strip() if isinstance(answer, str) else bool(answer)
 
 
 POLICIES = {policy.name: policy for policy in (Policy, EveryPolicy, ChangePolicy, ProbePolicy)}
@@ -217,7 +217,7 @@ def new_policy(speak: Any, every: float | None, threshold: float | None, learned
     """
     if speak is None:
         speak = "every" if learned == "learned" and every is not None else learned
-    if not callable(speak) and speak not in POLICIES:
+    if not callable(speak) and not (isinstance(speak, str) and speak in POLICIES):
         raise ValueError(f"`speak` is {speak!r}; it must be {', '.join(map(repr, POLICIES))} or a function.")
     name = speak if isinstance(speak, str) else "a function"
     if every is not None:

@@ -289,7 +289,7 @@ def test_a_function_decides_at_each_frame_once(chunk_frames):
 
     def speak(frame):
         frames.append(frame)
-        return {2: True, 5: "Where is the ball?"}.get(frame.frame)
+        return {1: " \n", 2: True, 5: " Where is the ball?\n"}.get(frame.frame)
 
     session = model.stream(processor, system_prompt="Watch.", speak=speak, chunk_frames=chunk_frames)
     session.push(random_frames(7))
@@ -378,6 +378,7 @@ def test_an_instruction_is_in_the_context_and_the_prompt_follows_it(speak, chunk
     [
         ({"speak": "often"}, "must be 'learned', 'every', 'change', 'probe' or a function"),
         ({"speak": 3}, "must be 'learned'"),
+        ({"speak": ["every"]}, "must be 'learned'"),
         ({"speak": "every", "every": 0}, "`every` must be a positive number of seconds"),
         ({"speak": "learned", "every": 2}, "does not belong to learned"),
         ({"speak": lambda _: True, "every": 2}, "does not belong to a function"),
