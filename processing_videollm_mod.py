@@ -24,8 +24,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from .checks_videollm_mod import check_fps, check_seconds, check_text
 from .reading_ahead_videollm_mod import keep_up, read_ahead, sample_every
 from .stream_format_videollm_mod import check_stream_format, choose_template, make_special
+from .video_opening_videollm_mod import goes_on, is_complete
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
-from .video_reading_videollm_mod import ReadingReport, VideoReader, goes_on, is_complete, read_video
+from .video_reading_videollm_mod import ReadingReport, VideoReader, read_video
 
 
 if is_vision_available():

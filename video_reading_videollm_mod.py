@@ -7,33 +7,32 @@ What a video is: the one reader that narration, training, validation, subtitles,
 on screen at each tick of a frame rate.
 """
 
-import difflib
 import errno
 import math
 import os
-import platform
-import select
-import shutil
-import socket
-import sys
-import tempfile
 import threading
 import time as clock
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
 from transformers.utils import is_av_available, logging
 
 from .checks_videollm_mod import check_fps, check_number, check_seconds
+from .video_opening_videollm_mod import (
+    MAY_CHANGE_CLOCKS,
+    NO_TIMESTAMPS,
+    check_source,
+    goes_on,
+    has_flag,
+    open_container,
+    unreadable,
+)
 
 
 if is_av_available():
@@ -41,23 +40,15 @@ if is_av_available():
 
 logger = logging.get_logger(__name__)
 
-_BROADCASTS = ("camera:", "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
-# FFmpeg's input format and name of a numbered camera.
-_CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
 # FFmpeg's own limits, in seconds: a longer step of the clock is a new clock, in formats that may change clocks
 # (`dts_delta_threshold`) and in all others (`dts_error_threshold`). A step back is one from a tenth of a second on.
 _LONGEST_GAP, _LONGEST_STILL, _STEP_BACK = 10, 30 * 3600, Fraction(1, 10)
-# Bits of `AVInputFormat.flags`; PyAV names them differently from version to version.
-_NO_TIMESTAMPS, _MAY_CHANGE_CLOCKS = 0x80, 0x200
 # Formats in which a place that was sought is not what FFmpeg says it is.
 _SEEKS_WRONG = {"apng", "mpeg"}
 # Errors in a row after which a file counts as unreadable from there on.
 _MOST_ERRORS = 100
 # Seconds before a live source is opened again, after the first failure and at most.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-# FFmpeg would wait for 20 frames to find a rate, for 50 without a time, and for a megabyte of JPEG pictures. It would
-# ask a camera for packets by UDP first, which many networks lose.
-_LIVE_OPTIONS = {"fpsprobesize": "2", "max_ts_probe": "1", "formatprobesize": "65536", "rtsp_flags": "prefer_tcp"}
 
 
 @dataclass
@@ -153,7 +144,7 @@ class VideoReader:
     ) -> None:
         if timeout is not None:
             timeout = check_number("timeout", timeout, above=0, unit=" of seconds")
-        self.source, self.formats = _check_source(source), formats
+        self.source, self.formats = check_source(source), formats
         # The end of standard input is final, and its writer may be slow.
         self.timeout = None if self.source == "-" else timeout
         self.reconnect = self.source != "-" and (goes_on(self.source) if reconnect is None else reconnect)
@@ -235,7 +226,7 @@ class VideoReader:
                 end = time + duration
                 yield time, duration, frame
         except av.error.FFmpegError as error:
-            raise _unreadable(self.source, error) from error
+            raise unreadable(self.source, error) from error
         if self._failure is not None:
             raise self._failure
         if end is None:
@@ -276,7 +267,7 @@ class VideoReader:
     def _decode_from(self, start: Fraction) -> Iterator[Any]:
         """Decode from the key frame at or before `start`, or from the beginning."""
         can_seek = start > 0 and not self.is_live and self.container.format.name not in _SEEKS_WRONG
-        if can_seek and _has_flag(self.container, _MAY_CHANGE_CLOCKS):
+        if can_seek and has_flag(self.container, MAY_CHANGE_CLOCKS):
             # FFmpeg finds the place in a playlist by the lengths of its parts.
             is_file = os.path.isfile(self.source)
             can_seek = self._measured()[1] if is_file else self.container.format.name == "hls"
@@ -304,7 +295,7 @@ class VideoReader:
                         return
                     wait = _FIRST_WAIT
             except av.error.FFmpegError as error:
-                self._failure = _unreadable(self.source, error)
+                self._failure = unreadable(self.source, error)
             if not self.reconnect:
                 return
             logger.warning(f"{self._failure or f'{self.source!r} ended.'} Opening it again.")
@@ -342,7 +333,7 @@ class VideoReader:
         for packet, failure in self._packets():
             # Part of a packet at the end of a file costs the decoder the frames around it. In the formats that
             # are made for broadcasting, the decoder repairs such packets.
-            is_cut = packet is not None and packet.is_corrupt and not _has_flag(self.container, _MAY_CHANGE_CLOCKS)
+            is_cut = packet is not None and packet.is_corrupt and not has_flag(self.container, MAY_CHANGE_CLOCKS)
             try:
                 frames = () if packet is None or is_cut else packet.decode()
             except av.error.FFmpegError as broken:
@@ -412,20 +403,20 @@ class _Timeline:
         self.codec = reader.stream.codec_context
         rate = reader.stream.guessed_rate or reader.rate
         self.usual = 1 / rate if rate else Fraction(1, 25)
-        changes = reader.is_live or _has_flag(reader.container, _MAY_CHANGE_CLOCKS)
+        changes = reader.is_live or has_flag(reader.container, MAY_CHANGE_CLOCKS)
         self.longest = _LONGEST_GAP if changes else _LONGEST_STILL
         # FFmpeg makes up the other times of AVI. Without them, frames come at the times of decoding, in order.
         self.has_only_decoding_times = reader.container.format.name == "avi"
         # A live source goes on by the wall clock. Standard input may come faster.
         self.is_live = self.is_new = reader.is_live and reader.source != "-"
-        self.has_stamps = not (self.is_live and _has_flag(reader.container, _NO_TIMESTAMPS))
+        self.has_stamps = not (self.is_live and has_flag(reader.container, NO_TIMESTAMPS))
         self.shift, self.clocks = 0, []
         self.decoded: tuple[Fraction, Fraction] | None = before and before.decoded
         self.shown, self.next = (before.shown, before.next) if before else (None, Fraction(0))
         # By how much packets arrive after their time: some are held until the next one comes.
         self.delays: deque[Fraction] = before.delays if before else deque(maxlen=16)
         # Decoders repair damaged packets of these formats in silence. The second is the number of packets since one.
-        self.repairs, self.since_damage = _has_flag(reader.container, _MAY_CHANGE_CLOCKS), None
+        self.repairs, self.since_damage = has_flag(reader.container, MAY_CHANGE_CLOCKS), None
 
     def mend(self, packet: Any) -> Any:
         """Move the times of a packet so that they go on from the previous packet's."""
@@ -500,7 +491,7 @@ def _measure(source: str, formats: str | None, *version: int) -> tuple[Fraction,
         container, stream = reader.container, reader.stream
         announced = stream.duration and stream.duration + (stream.start_time or 0)
         announced = announced or (container.duration and int((container.duration / 1e6) / stream.time_base))
-        if announced and not _has_flag(container, _MAY_CHANGE_CLOCKS):
+        if announced and not has_flag(container, MAY_CHANGE_CLOCKS):
             try:
                 container.seek(announced, stream=stream)
                 end, _ = _last_end(reader)
@@ -605,170 +596,6 @@ def _play(source: str | Path, fps: float, start: float, **options: Any) -> Itera
             index += 1
 
 
-def is_complete(video: Any) -> bool:
-    """Return whether all of a video can be read now: True for files and arrays, False for cameras, URLs and pipes."""
-    return os.path.isfile(video) if isinstance(video, (str, Path)) else isinstance(video, Sized)
-
-
-def goes_on(video: Any) -> bool:
-    """Return whether the source produces frames even when nothing reads them, as cameras and broadcasts do."""
-    return isinstance(video, str) and video.startswith(_BROADCASTS)
-
-
-def open_container(source: str | Path, *, timeout: float | None = 10.0, formats: str | None = None) -> Any:
-    """
-    Open a source with PyAV; see [`VideoReader`] for the arguments.
-
-    Returns:
-        `av.container.InputContainer`: The open container. The caller closes it.
-
-    Raises:
-        `ValueError`: If it cannot be opened.
-    """
-    source = str(source)
-    is_file, asked = os.path.isfile(source), clock.monotonic()
-    left = None if timeout is None else _TimeLeft(asked + timeout)
-    options = {} if formats is None else {"format_whitelist": formats}
-    open_input = partial(av.open, metadata_errors="replace")
-    limits = None if is_file or source == "-" else (left, timeout)
-    options |= {} if limits is None else _LIVE_OPTIONS
-    try:
-        if source == "-":
-            return open_input(_standard_input(), options=options)
-        if source.startswith("camera:") and not is_file:
-            name, system = _camera(source)
-            return open_input(name, format=system, timeout=limits, options=options)
-        if Path(source).is_fifo():
-            with _named_pipe(source, left) as name:
-                return open_input(name, options=options, timeout=limits)
-        # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and a sign for a pattern.
-        name, pattern = (f"file:{source}", {"pattern_type": "none"}) if is_file else (source, {})
-        container = open_input(name, options=options | pattern, timeout=limits)
-        if (
-            urlsplit(source).scheme in ("http", "https")
-            and container.size <= 0
-            and _has_flag(container, _NO_TIMESTAMPS)
-        ):
-            # FFmpeg took several frames to know the format. They have arrived already, and their times are lost.
-            container.close()
-            options |= {"fpsprobesize": "0"}
-            return open_input(name, format=container.format.name, options=options, timeout=limits)
-        return container
-    except (av.error.FFmpegError, TimeoutError) as error:
-        if limits is not None and timeout is not None and clock.monotonic() - asked >= timeout:
-            raise ValueError(f"'{source}' sent no video within {timeout:g} s.") from error
-        host = urlsplit(source).hostname
-        if limits is not None and host is not None and error.errno == errno.EIO:
-            try:
-                socket.getaddrinfo(host, None)
-            except OSError:
-                raise ValueError(f"'{source}' cannot be opened: there is no host '{host}'.") from error
-        raise _unreadable(source, error) from error
-
-
-class _TimeLeft:
-    """Seconds until a time limit. PyAV asks for them at each step of opening, and would begin from the full limit."""
-
-    def __init__(self, until: float) -> None:
-        self.until = until
-
-    def __float__(self) -> float:
-        return max(0.0, self.until - clock.monotonic())
-
-
-@contextmanager
-def _named_pipe(path: str, left: _TimeLeft | None) -> Iterator[str]:
-    """Give FFmpeg's name of a named pipe that has data. To open one that nobody writes would wait without a limit."""
-    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        waiting = select.poll()
-        waiting.register(pipe, select.POLLIN)
-        if not waiting.poll(None if left is None else 1000 * float(left)):
-            raise TimeoutError
-        # FFmpeg keeps a copy of the descriptor.
-        yield f"pipe:{pipe}"
-    finally:
-        os.close(pipe)
-
-
-def _unreadable(source: str, error: Exception) -> ValueError:
-    reason = _content(source) or getattr(error, "strerror", None) or error
-    return ValueError(f"'{source}' cannot be read as video: {reason}.")
-
-
-def _content(source: str) -> str | None:
-    """Return what a file is that is often found in place of a video."""
-    if not os.path.isfile(source) or not os.access(source, os.R_OK):
-        return None
-    with open(source, "rb") as file:
-        head = file.read(64).lstrip().lower()
-        if head[4:8] == b"ftyp" and not _has_index(file):
-            return "its index is missing, as in a recording that was cut off"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, and `git lfs pull` fetches the video"
-    return "it is a web page" if head.startswith((b"<!doctype html", b"<html")) else None if head else "it is empty"
-
-
-def _has_index(file: BinaryIO) -> bool:
-    """Return whether one of the boxes of an mp4 is its index, or a fragment's."""
-    at, size = 0, 8
-    while size >= 8:
-        file.seek(at)
-        box = file.read(16)
-        if box[4:8] in (b"moov", b"moof"):
-            return True
-        size = int.from_bytes(box[8:] if box[:4] == b"\0\0\0\1" else box[:4], "big")
-        at += size
-    return False
-
-
-def _check_source(video: str | Path) -> str:
-    if not is_av_available():
-        raise ImportError("Reading video files needs PyAV: `pip install av`.")
-    source, path = str(video), Path(video)
-    if path.is_dir():
-        raise IsADirectoryError(f"'{source}' is a folder: name a video file in it.")
-    if source != "-" and not source.startswith("camera:") and "://" not in source and not path.exists():
-        # A link that leads nowhere is there by its name.
-        names = [other.name for other in path.parent.iterdir() if other.exists()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"; did you mean '{path.with_name(close[0])}'?" if close else "."
-        raise FileNotFoundError(f"There is no video file '{source}'{hint}")
-    return source
-
-
-def _camera(source: str) -> tuple[str, str]:
-    """Return FFmpeg's name and input format of a numbered camera."""
-    number = source.removeprefix("camera:")
-    if not number.isdecimal():
-        raise ValueError(f"A camera is named by its number, such as 'camera:0', got '{source}'.")
-    if platform.system() not in _CAMERAS:
-        raise ValueError(f"Cameras can be opened by number on {' and '.join(_CAMERAS)} only; give a URL.")
-    system, name = _CAMERAS[platform.system()]
-    return name.format(number), system
-
-
-def _standard_input() -> Any:
-    """Return standard input as a file for FFmpeg; a piped mp4 with its index at the end goes through the disk."""
-    pipe = sys.stdin.buffer
-    if pipe.seekable():
-        return pipe
-    head, at = pipe.peek(256), 0
-    while head[at + 4 : at + 8] in (b"ftyp", b"free", b"skip", b"wide"):
-        at += max(int.from_bytes(head[at : at + 4], "big"), 8)
-    if head[at + 4 : at + 8] not in (b"mdat", b""):
-        return SimpleNamespace(read=pipe.read1)
-    # The media data comes first: FFmpeg must seek to the index and back.
-    file = tempfile.TemporaryFile()  # noqa: SIM115
-    shutil.copyfileobj(pipe, file)
-    file.seek(0)
-    return file
-
-
-def _has_flag(container: Any, flag: int) -> bool:
-    return bool(container.format.flags & flag)
-
-
 def _pictures(container: Any) -> list[Any]:
     """Return the video streams that are not cover pictures and have a decoder."""
     cover = av.stream.Disposition.attached_pic
@@ -819,4 +646,4 @@ def _without_unknown_side_data(frame: Any) -> Any:
     return graph.pull()
 
 
-__all__ = ["ReadingReport", "VideoReader", "goes_on", "is_complete", "open_container", "read_video"]
+__all__ = ["ReadingReport", "VideoReader", "read_video"]

@@ -97,7 +97,7 @@ def check_report(paths: Sequence[Path], video: str) -> None:
     Raises:
         `ValueError`: If a file has another suffix or cannot be written, or if the video can be read only once.
     """
-    from videollm_mod.video_reading_videollm_mod import goes_on
+    from videollm_mod.video_opening_videollm_mod import goes_on
 
     for path in paths:
         if path.suffix.lower() not in SUFFIXES:

@@ -282,7 +282,8 @@ def read_frames(
     `may_slow` a camera or broadcast is watched at a lower rate than `fps` if the model is slower.
     """
     from videollm_mod.reading_ahead_videollm_mod import keep_up, read_ahead
-    from videollm_mod.video_reading_videollm_mod import goes_on, is_complete, read_video
+    from videollm_mod.video_opening_videollm_mod import goes_on, is_complete
+    from videollm_mod.video_reading_videollm_mod import read_video
 
     def on_drop() -> None:
         session.count_dropped()

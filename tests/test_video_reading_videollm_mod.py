@@ -5,7 +5,6 @@
 import functools
 import gc
 import http.server
-import os
 import resource
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from PIL import Image
 from tiny import random_frames, write_clip
 
 from videollm_mod import VideoReader, read_video
-from videollm_mod.video_reading_videollm_mod import goes_on, is_complete
 
 
 NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"  # NASA SVS 13013, public domain
@@ -244,32 +242,6 @@ def test_refuses_options(tmp_path, options, message):
         list(read_video(path, **options))
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "it is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5\n", "it is a Git LFS pointer"),
-        (b"\n<!DOCTYPE html><html><body>404</body></html>", "it is a web page"),
-        (b"Just some text.\n" * 100, "Invalid data found"),
-        (bytes(10_000), "Invalid data found"),
-    ],
-)
-def test_says_what_is_in_place_of_a_video(tmp_path, content, reason):
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^'{path}' cannot be read as video: {reason}"):
-        next(read_video(path))
-
-
-def test_a_named_pipe_is_a_source(tmp_path):
-    write_clip(tmp_path / "clip.mkv", numbered(6))
-    os.mkfifo(tmp_path / "pipe")
-    with subprocess.Popen(f"cat '{tmp_path}/clip.mkv' > '{tmp_path}/pipe'", shell=True):
-        assert len(list(read_video(tmp_path / "pipe", fps=10))) == 6
-    with pytest.raises(ValueError, match="'/dev/null' cannot be read as video"):
-        next(read_video("/dev/null"))
-
-
 def test_refuses_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no video file"):
         next(read_video(tmp_path / "missing.mp4"))
@@ -394,44 +366,6 @@ def test_a_live_pipe_is_not_spooled_and_lasts_until_its_writer_ends(tmp_path):
         reader.stdin.write(content[len(content) // 2 :])
         reader.stdin.close()
         assert len(reader.stdout.read().split()) == 11
-
-
-def test_a_mistyped_path_suggests_a_file(tmp_path):
-    write_clip(tmp_path / "cooking.mp4", numbered(2))
-    with pytest.raises(FileNotFoundError) as error:
-        next(read_video(tmp_path / "coking.mp4"))
-    path = tmp_path / "coking.mp4"
-    assert str(error.value) == f"There is no video file '{path}'; did you mean '{tmp_path / 'cooking.mp4'}'?"
-    for other in (tmp_path / "xyz.mkv", tmp_path / "nowhere" / "cooking.mp4"):
-        with pytest.raises(FileNotFoundError, match=r"There is no video file '.*'\.$"):
-            next(read_video(other))
-
-
-@pytest.mark.parametrize(
-    ("camera", "message"),
-    [
-        ("camera:front", "named by its number, such as 'camera:0'"),
-        ("camera:99", "'camera:99' cannot be read as video"),
-    ],
-)
-def test_missing_cameras_are_refused(camera, message):
-    with pytest.raises(ValueError, match=message):
-        next(read_video(camera))
-
-
-@pytest.mark.parametrize("video", [NASA, str(NASA), numbered(2), torch.zeros(2, 8, 8, 3), [np.zeros((8, 8, 3))]])
-def test_files_and_arrays_are_complete(video):
-    assert is_complete(video)
-
-
-@pytest.mark.parametrize("video", ["-", "camera:0", "rtsp://camera/stream", "https://host/" + 300 * "x", iter([])])
-def test_live_sources_are_not_complete(video):
-    assert not is_complete(video)
-
-
-def test_cameras_and_broadcasts_go_on_unread():
-    assert all(map(goes_on, ["camera:0", "rtsp://camera/stream", "udp://host:1"]))
-    assert not any(map(goes_on, [NASA, str(NASA), "-", "https://host/clip.mp4", iter([]), np.zeros((1, 8, 8, 3))]))
 
 
 # ------------------------------------------------------------------------------------------------ what a video is

@@ -11,7 +11,8 @@ import av
 from videollm_mod.train.data.subtitle_formats.encodings import decode_text
 from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport
 from videollm_mod.train.data.subtitle_formats.markup import plain, plain_ass
-from videollm_mod.video_reading_videollm_mod import VideoReader, open_container
+from videollm_mod.video_opening_videollm_mod import open_container
+from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
 # What FFmpeg writes where a subtitle stays until the next.

@@ -1,0 +1,216 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Open a video: a file, a URL, a camera, a pipe or standard input, within a time limit."""
+
+import difflib
+import errno
+import os
+import platform
+import select
+import shutil
+import socket
+import sys
+import tempfile
+import time as clock
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from transformers.utils import is_av_available
+
+
+if is_av_available():
+    import av
+
+_BROADCASTS = ("camera:", "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
+# FFmpeg's input format and name of a numbered camera.
+_CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
+# Bits of `AVInputFormat.flags`; PyAV names them differently from version to version.
+NO_TIMESTAMPS, MAY_CHANGE_CLOCKS = 0x80, 0x200
+# FFmpeg would wait for 20 frames to find a rate, for 50 without a time, and for a megabyte of JPEG pictures. It would
+# ask a camera for packets by UDP first, which many networks lose.
+_LIVE_OPTIONS = {"fpsprobesize": "2", "max_ts_probe": "1", "formatprobesize": "65536", "rtsp_flags": "prefer_tcp"}
+
+
+def is_complete(video: Any) -> bool:
+    """Return whether all of a video can be read now: True for files and arrays, False for cameras, URLs and pipes."""
+    return os.path.isfile(video) if isinstance(video, (str, Path)) else isinstance(video, Sized)
+
+
+def goes_on(video: Any) -> bool:
+    """Return whether the source produces frames even when nothing reads them, as cameras and broadcasts do."""
+    return isinstance(video, str) and video.startswith(_BROADCASTS)
+
+
+def open_container(source: str | Path, *, timeout: float | None = 10.0, formats: str | None = None) -> Any:
+    """
+    Open a source with PyAV; see [`VideoReader`] for the arguments.
+
+    Returns:
+        `av.container.InputContainer`: The open container. The caller closes it.
+
+    Raises:
+        `ValueError`: If it cannot be opened.
+    """
+    source = str(source)
+    is_file, asked = os.path.isfile(source), clock.monotonic()
+    left = None if timeout is None else _TimeLeft(asked + timeout)
+    options = {} if formats is None else {"format_whitelist": formats}
+    open_input = partial(av.open, metadata_errors="replace")
+    limits = None if is_file or source == "-" else (left, timeout)
+    options |= {} if limits is None else _LIVE_OPTIONS
+    try:
+        if source == "-":
+            return open_input(_standard_input(), options=options)
+        if source.startswith("camera:") and not is_file:
+            name, system = _camera(source)
+            return open_input(name, format=system, timeout=limits, options=options)
+        if Path(source).is_fifo():
+            with _named_pipe(source, left) as name:
+                return open_input(name, options=options, timeout=limits)
+        # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and a sign for a pattern.
+        name, pattern = (f"file:{source}", {"pattern_type": "none"}) if is_file else (source, {})
+        container = open_input(name, options=options | pattern, timeout=limits)
+        if urlsplit(source).scheme in ("http", "https") and container.size <= 0 and has_flag(container, NO_TIMESTAMPS):
+            # FFmpeg took several frames to know the format. They have arrived already, and their times are lost.
+            container.close()
+            options |= {"fpsprobesize": "0"}
+            return open_input(name, format=container.format.name, options=options, timeout=limits)
+        return container
+    except (av.error.FFmpegError, TimeoutError) as error:
+        if limits is not None and timeout is not None and clock.monotonic() - asked >= timeout:
+            raise ValueError(f"'{source}' sent no video within {timeout:g} s.") from error
+        host = urlsplit(source).hostname
+        if limits is not None and host is not None and error.errno == errno.EIO:
+            try:
+                socket.getaddrinfo(host, None)
+            except OSError:
+                raise ValueError(f"'{source}' cannot be opened: there is no host '{host}'.") from error
+        raise unreadable(source, error) from error
+
+
+class _TimeLeft:
+    """Seconds until a time limit. PyAV asks for them at each step of opening, and would begin from the full limit."""
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+
+    def __float__(self) -> float:
+        return max(0.0, self.until - clock.monotonic())
+
+
+@contextmanager
+def _named_pipe(path: str, left: _TimeLeft | None) -> Iterator[str]:
+    """Give FFmpeg's name of a named pipe that has data. To open one that nobody writes would wait without a limit."""
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        waiting = select.poll()
+        waiting.register(pipe, select.POLLIN)
+        if not waiting.poll(None if left is None else 1000 * float(left)):
+            raise TimeoutError
+        # FFmpeg keeps a copy of the descriptor.
+        yield f"pipe:{pipe}"
+    finally:
+        os.close(pipe)
+
+
+def unreadable(source: str, error: Exception) -> ValueError:
+    """Return the error for a source that FFmpeg cannot read, with a reason that helps."""
+    reason = _content(source) or getattr(error, "strerror", None) or error
+    return ValueError(f"'{source}' cannot be read as video: {reason}.")
+
+
+def _content(source: str) -> str | None:
+    """Return what a file is that is often found in place of a video."""
+    if not os.path.isfile(source) or not os.access(source, os.R_OK):
+        return None
+    with open(source, "rb") as file:
+        head = file.read(64).lstrip().lower()
+        if head[4:8] == b"ftyp" and not _has_index(file):
+            return "its index is missing, as in a recording that was cut off"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, and `git lfs pull` fetches the video"
+    return "it is a web page" if head.startswith((b"<!doctype html", b"<html")) else None if head else "it is empty"
+
+
+def _has_index(file: BinaryIO) -> bool:
+    """Return whether one of the boxes of an mp4 is its index, or a fragment's."""
+    at, size = 0, 8
+    while size >= 8:
+        file.seek(at)
+        box = file.read(16)
+        if box[4:8] in (b"moov", b"moof"):
+            return True
+        size = int.from_bytes(box[8:] if box[:4] == b"\0\0\0\1" else box[:4], "big")
+        at += size
+    return False
+
+
+def check_source(video: str | Path) -> str:
+    """
+    Return the name of a source.
+
+    Raises:
+        `ImportError`, `FileNotFoundError`, `IsADirectoryError`: If PyAV or the file is missing, or it is a folder.
+    """
+    if not is_av_available():
+        raise ImportError("Reading video files needs PyAV: `pip install av`.")
+    source, path = str(video), Path(video)
+    if path.is_dir():
+        raise IsADirectoryError(f"'{source}' is a folder: name a video file in it.")
+    if source != "-" and not source.startswith("camera:") and "://" not in source and not path.exists():
+        # A link that leads nowhere is there by its name.
+        names = [other.name for other in path.parent.iterdir() if other.exists()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"; did you mean '{path.with_name(close[0])}'?" if close else "."
+        raise FileNotFoundError(f"There is no video file '{source}'{hint}")
+    return source
+
+
+def _camera(source: str) -> tuple[str, str]:
+    """Return FFmpeg's name and input format of a numbered camera."""
+    number = source.removeprefix("camera:")
+    if not number.isdecimal():
+        raise ValueError(f"A camera is named by its number, such as 'camera:0', got '{source}'.")
+    if platform.system() not in _CAMERAS:
+        raise ValueError(f"Cameras can be opened by number on {' and '.join(_CAMERAS)} only; give a URL.")
+    system, name = _CAMERAS[platform.system()]
+    return name.format(number), system
+
+
+def _standard_input() -> Any:
+    """Return standard input as a file for FFmpeg; a piped mp4 with its index at the end goes through the disk."""
+    pipe = sys.stdin.buffer
+    if pipe.seekable():
+        return pipe
+    head, at = pipe.peek(256), 0
+    while head[at + 4 : at + 8] in (b"ftyp", b"free", b"skip", b"wide"):
+        at += max(int.from_bytes(head[at : at + 4], "big"), 8)
+    if head[at + 4 : at + 8] not in (b"mdat", b""):
+        return SimpleNamespace(read=pipe.read1)
+    # The media data comes first: FFmpeg must seek to the index and back.
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    shutil.copyfileobj(pipe, file)
+    file.seek(0)
+    return file
+
+
+def has_flag(container: Any, flag: int) -> bool:
+    """Return whether the format of a container has a flag of FFmpeg's."""
+    return bool(container.format.flags & flag)
+
+
+__all__ = [
+    "MAY_CHANGE_CLOCKS",
+    "NO_TIMESTAMPS",
+    "check_source",
+    "goes_on",
+    "has_flag",
+    "is_complete",
+    "open_container",
+    "unreadable",
+]
