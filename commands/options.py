@@ -108,7 +108,9 @@ MaxWords = Annotated[
 ]
 MinSilence = Annotated[
     float | None,
-    typer.Option(min=0, help="Seconds of silence after a reply.", show_default="1 or --every, for learned 0"),
+    typer.Option(
+        min=0, help="Seconds of silence after a reply.", show_default="1, or --every if that is less; for learned 0"
+    ),
 ]
 Compile = Annotated[
     bool | None,

@@ -27,7 +27,7 @@ EMBEDDED = Path(__file__).resolve().parents[1]
 REUSE_STATIC = 3.0
 EMBEDDED_NOTICE = (
     "the embedded checkpoint was trained on generated clips (StreamWorld) and knows nothing else. What it says about "
-    "this video means nothing. Use --model to choose a checkpoint that was trained on real video."
+    "this video means nothing. `videollm-mod convert` makes a checkpoint of a published model, and --model chooses it."
 )
 
 

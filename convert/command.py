@@ -88,7 +88,7 @@ def _new_parser() -> argparse.ArgumentParser:
         "--mod_keep_ratio",
         type=float,
         metavar="RATIO",
-        help="share of a frame's tokens that routed layers keep; default without --mod_layers: 1, full compute",
+        help="share of a frame's tokens that routed layers keep; default: 1, with other routing options 0.2",
     )
     parser.add_argument(
         "--mod_router",

@@ -13,6 +13,7 @@ videollm-mod convert OpenGVLab/InternVL3-1B-hf internvl --mod_layers interleaved
 
 import importlib
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from videollm_mod.convert import new_folder
@@ -161,8 +162,9 @@ def _write_card(
         f"{Path(source).name} ({kind}) as a streaming model (VideoLLM-MoD, arXiv 2408.16730): its encoder, projector, "
         f"language model, pixels and turns. A frame is {grid} tokens.\n\n"
         "It streams without training, because it is asked every few seconds what it sees. It has not learned when to "
-        f"be silent. Fine-tune it for that.\n\n```bash\nvideollm-mod narrate video.mp4 --model {name} --every 2\n"
-        f'videollm-mod ask video.mp4 "What happens?" --model {name}\n```\n\n'
+        "be silent. Fine-tune it for that.\n\n"
+        f"```bash\nvideollm-mod narrate video.mp4 --model {quote(name)} --every 2\n"
+        f'videollm-mod ask video.mp4 "What happens?" --model {quote(name)}\n```\n\n'
         f"Not converted: {', '.join(left_out) or 'nothing'}."
     )
     text = " ".join([text, *differences])

@@ -47,6 +47,7 @@ def test_full_compute_needs_no_training_packages(tmp_path, run, monkeypatch):
     lines = run(tmp_path / "theirs", tmp_path / "two words").out.splitlines()
     assert lines[-1] == f"videollm-mod narrate video.mp4 --model '{tmp_path / 'two words'}' --every 2"
     assert not (tmp_path / "two words" / "routing.png").exists()
+    assert "--model 'two words' --every 2\n" in (tmp_path / "two words" / "README.md").read_text()
 
 
 def test_a_file_in_the_place_of_the_new_folder_is_named(tmp_path, run, capsys):
