@@ -119,8 +119,10 @@ def savings(viewer: Viewer) -> str:
     )
     config = viewer.model.config
     counts = [count for count in config.layer_keep_counts if count < config.frame_num_tokens]
-    kept = f"{len(counts)} of {len(config.layer_keep_counts)} layers keep {_span(counts)} of {config.frame_num_tokens}"
-    note = f"{kept} tokens per frame" if counts else "no layer is routed"
+    note = "no layer is routed"
+    if counts:
+        layers, tokens = len(config.layer_keep_counts), config.frame_num_tokens
+        note = f"{len(counts)} of {layers} layers keep {_span(counts)} of {tokens} tokens per frame"
     return _figure("What routing saves", f"{frames} frames, {note}", bars)
 
 

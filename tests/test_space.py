@@ -24,14 +24,17 @@ import numpy as np
 import pytest
 from hub import Hub
 from huggingface_hub import SpaceCard
+from loading import load_checkpoint
 from PIL import Image
 from programs import run_main
+from published import save_source
 from room import Room, RoomIsFull
 from tiny import copy_embedded, embedded_files, random_frames, write_clip
 from uploads import FORMATS, Limits
 from viewer import Viewer, compare
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.convert.vision_language import convert
 from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
@@ -295,6 +298,21 @@ def test_plots_are_well_formed_and_described(parts):
     cost = viewer.cost()
     assert drawing.savings(viewer).count(f"{1 - cost.flops_ratio:.0%} saved") >= 1
     assert "4 of 6 layers keep 4 of 16 tokens" in drawing.savings(viewer)
+
+
+def test_a_converted_model_is_drawn(tmp_path):
+    """It has no routed layer, no token of silence, and a policy."""
+    save_source("smolvlm", tmp_path / "theirs")
+    convert(str(tmp_path / "theirs"), tmp_path / "ours")
+    processor, model = load_checkpoint(str(tmp_path / "ours"))
+    viewer = Viewer(model, processor)
+    viewer.begin(video=SAMPLE)
+    watch(viewer)
+    assert "17 frames, no layer is routed" in drawing.savings(viewer) and drawing.overlay(viewer) == ""
+    plot = drawing.silence_plot(viewer)
+    assert "speaks by every" in plot and len(ElementTree.fromstring(plot).findall(".//circle")) > 1
+    assert drawing.chat(viewer) and drawing.caption(viewer)
+    ElementTree.fromstring(drawing.latency_plot(viewer))
 
 
 def test_typed_text_is_escaped(parts):
