@@ -620,10 +620,11 @@ POLICY_OPTIONS = [
     {"speak": Changing(), "max_words": 3, "min_silence": 0.0},
     {"speak": "learned", "min_silence": 1.0, "interval_threshold": 0.004, "no_repeat": 2},
 ]
+POLICY_NAMES = ["every", "change", "probe", "a function", "learned"]
 LIMITS = {"max_frames": 12, "max_text_tokens": 160}
 
 
-@pytest.mark.parametrize("options", POLICY_OPTIONS, ids=lambda options: str(options["speak"]))
+@pytest.mark.parametrize("options", POLICY_OPTIONS, ids=POLICY_NAMES)
 def test_events_do_not_depend_on_how_frames_come(options):
     """
     Frames one by one and together, through a fork, `narrate` and an engine, with evictions, an instruction and a
@@ -666,7 +667,7 @@ def test_events_do_not_depend_on_how_frames_come(options):
         assert stream.session.num_suppressed == session.num_suppressed
 
 
-@pytest.mark.parametrize("options", POLICY_OPTIONS, ids=lambda options: str(options["speak"]))
+@pytest.mark.parametrize("options", POLICY_OPTIONS, ids=POLICY_NAMES)
 def test_narrate_says_what_a_session_says(options):
     model, processor, frames = tiny_model(**ROUTED), tiny_processor(), random_frames(9)
     options = {**options, "max_new_tokens": 5}
