@@ -54,6 +54,9 @@ def read(model: Any, source: str, tokenizer: Any) -> Source:
     # A projector without biases computes the same as one with zero biases.
     for linear in ("linear_1", "linear_2"):
         weights.setdefault(f"{linear}.bias", weights[f"{linear}.weight"].new_zeros(len(weights[f"{linear}.weight"])))
+    turns = _turns(config, tokenizer, has_video=has_video)
+    if turns in ("chatml", "llama3"):
+        differences.append("Each frame is on a line of its own. The source's line breaks between turns may be others.")
     image_token = config.image_token_id
     taken = ("model.vision_tower.", "model.language_model.", "model.multi_modal_projector.", "lm_head.")
     return Source(
@@ -65,7 +68,7 @@ def read(model: Any, source: str, tokenizer: Any) -> Source:
         pixels=load_pixels(source, from_video=has_video, fit="stretch" if config.model_type == "llava_next" else None),
         frame_token_id=config.video_token_id if has_video else image_token,
         taken=taken if newline is None else (*taken, "model.image_newline"),
-        stream_format=_turns(config, tokenizer, has_video=has_video),
+        stream_format=turns,
         image_newline=newline,
         placeholders=(image_token,),
         differences=differences,

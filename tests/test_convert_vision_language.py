@@ -285,6 +285,16 @@ def test_the_newline_gets_a_new_row_where_the_table_is_full(tmp_path):
     assert torch.equal(ours.get_input_embeddings().weight[-1], theirs.model.image_newline)
 
 
+def test_turns_that_are_known_by_a_token_only_are_named_in_the_card(tmp_path):
+    _, theirs = save_source("llava_next_video", tmp_path / "theirs")
+    theirs.tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    theirs.tokenizer.save_pretrained(tmp_path / "theirs")
+    convert(str(tmp_path / "theirs"), tmp_path / "ours")
+    processor = AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    assert processor.stream_format["user_before"] == "<|im_start|>user\n"
+    assert "The source's line breaks between turns may be others." in (tmp_path / "ours" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("kind", ["llava_onevision", "llava_next_video"])
 def test_silence_is_the_token_that_labels_teach(tmp_path, kind):
     """A language model may have several tokens that end its texts, and nothing stands between these frames."""
