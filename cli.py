@@ -57,7 +57,6 @@ from videollm_mod.commands.watching import (
     check_options,
     check_speaking,
     check_video,
-    load_config,
     new_report,
     open_session,
     read_frames,
@@ -69,7 +68,8 @@ from videollm_mod.commands.watching import (
 from videollm_mod.commands.windows import ASKED_ONLY, check_window, to_question
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import check_outputs, write_text
-from videollm_mod.space.checkpoint_faults import in_one_line
+from videollm_mod.space.checkpoint_faults import in_one_line, load_config
+from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
 ROOT = Path(__file__).resolve().parent
@@ -573,7 +573,7 @@ def inspect(
     with one_line_errors():
         check_options(fps=fps)
         check_number("seconds", seconds, least=0, most=1e9)
-        config = load_config(checkpoint, revision)
+        config = load_config(check_checkpoint(checkpoint), revision)
         cost = config.estimate_cost(
             round(seconds * fps), text_tokens, bytes_per_value=config.dtype.itemsize if config.dtype is not None else 2
         )

@@ -3,7 +3,6 @@
 """What commands that watch a video share: checks before any work, loading, reading, Ctrl+C and what is printed."""
 
 import json
-import shlex
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from videollm_mod.console import quiet
 import typer
 
 from videollm_mod.checks_videollm_mod import check_count, check_fps, check_number, check_seconds, check_text
-from videollm_mod.space.checkpoint_faults import named_faults
+from videollm_mod.space.checkpoint_faults import load_config, named_faults
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
@@ -208,20 +207,6 @@ def first_query(session: Any, query: str | None) -> str:
     return (DEFAULT_QUERY if session.speak == "learned" else "") if query is None else query
 
 
-def load_config(name: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    with named_faults(check_checkpoint(name)):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=True, revision=revision)
-    if config.model_type != "videollm_mod":
-        from videollm_mod.convert.vision_language import TYPES
-
-        command = shlex.join(["videollm-mod", "convert", name, "OUT"])
-        hint = f" Convert it first: {command}" if config.model_type in TYPES else ""
-        raise ValueError(f"'{name}' is not a VideoLLM-MoD model: its type is {config.model_type}.{hint}")
-    return config
-
-
 def new_report() -> Any:
     # The package's own: a published checkpoint may have code that is older than the report.
     from videollm_mod.video_reading_videollm_mod import ReadingReport
@@ -373,7 +358,6 @@ __all__ = [
     "foreign_notice",
     "keep_what_was_seen",
     "load",
-    "load_config",
     "new_report",
     "open_session",
     "read_frames",

@@ -34,7 +34,7 @@ import drawing
 import gradio as gr
 import numpy as np
 import page
-from checkpoint_faults import in_one_line, named_faults
+from checkpoint_faults import in_one_line, load_config, named_faults
 from checkpoint_names import check_checkpoint
 from gradio.utils import get_upload_folder
 from loading import is_streamworld, load_checkpoint, load_model
@@ -75,6 +75,7 @@ class App:
 
     def __init__(self, name: str, *, seats: int = 8, limits: Limits | None = None) -> None:
         self.name, self.limits = name, limits or Limits()
+        load_config(name)
         with named_faults(name):
             self.processor, self.model = load_checkpoint(name)
         self._full: Any = None

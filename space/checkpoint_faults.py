@@ -5,11 +5,13 @@
 import difflib
 import json
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -37,6 +39,31 @@ def named_faults(name: str) -> Iterator[None]:
         fault = (find_fault(Path(name)) if is_folder else None) or in_one_line(error)
         fault = textwrap.shorten(fault, 300, placeholder=" ...")
         raise ValueError(fault if f"'{name}'" in fault else f"'{name}' cannot be loaded: {fault}") from error
+
+
+def load_config(name: str, revision: str | None = None) -> Any:
+    """
+    Load the configuration of a checkpoint, and no weights.
+
+    Args:
+        name (`str`): A folder or a Hub id. Its code is run.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub checkpoint.
+
+    Raises:
+        `ValueError`: If it cannot be loaded, or is a model of another type. The message names the command that
+            converts it, if there is one.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    with named_faults(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=True, revision=revision)
+    if config.model_type != "videollm_mod":
+        command = shlex.join(["videollm-mod", "convert", name, "OUT"])
+        is_convertible = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        hint = f" Convert it first: {command}" if is_convertible else ""
+        raise ValueError(f"'{name}' is not a VideoLLM-MoD model: its type is {config.model_type}.{hint}")
+    return config
 
 
 def _check_parts(config: Path) -> None:

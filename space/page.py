@@ -85,7 +85,7 @@ def build(app: Any) -> gr.Blocks:
                 left = _picture_side(config, has_sample=app.sample is not None)
             with gr.Column(scale=2, min_width=300):
                 right = _talking_side(config)
-        with gr.Tab("Compare"):
+        with gr.Tab("Compare", visible=bool(config.routed_layers)):
             _compare_tab(app, right.fps)
         with gr.Tab("From Python"):
             gr.Markdown(API)
@@ -120,7 +120,8 @@ def _picture_side(config: Any, *, has_sample: bool) -> SimpleNamespace:
             "reset": gr.Button("Restart", elem_id="reset", min_width=90),
         }
     choices = drawing.overlay_choices(config)
-    shown = gr.Dropdown(choices, value=drawing.SHARE, label="Bright: kept by", elem_id="shown")
+    options = {"elem_id": "shown", "visible": bool(config.routed_layers)}
+    shown = gr.Dropdown(choices, value=drawing.SHARE, label="Bright: kept by", **options)
     plots = {"silence": gr.HTML(elem_id="silence"), "latency": gr.HTML(elem_id="latency")}
     return SimpleNamespace(overlay=overlay, caption=caption, shown=shown, **buttons, **plots)
 
@@ -148,7 +149,8 @@ def _talking_side(config: Any) -> SimpleNamespace:
         label = "speak_threshold: speak at a larger difference, or a more likely yes"
         options = {"step": 0.005, "elem_id": "speak_threshold", "visible": shown[2]}
         speak_threshold = _slider(0, 1, value=THRESHOLDS.get(policy, 0.5), label=label, **options)
-        query = gr.Textbox(NARRATE, label="query: what you say at the first frame", elem_id="query")
+        first = NARRATE if policy == "learned" else ""
+        query = gr.Textbox(first, label="query: what you say at the first frame", elem_id="query")
         gr.Markdown("`interval_threshold` takes effect at once, the other settings with the next stream.")
         link = gr.Textbox(label="Link with these settings", interactive=False, elem_id="link", buttons=["copy"])
     with gr.Accordion("Export", open=False):

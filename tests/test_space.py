@@ -303,6 +303,8 @@ def test_plots_are_well_formed_and_described(parts):
 def test_a_converted_model_is_drawn(tmp_path):
     """It has no routed layer, no token of silence, and a policy."""
     save_source("smolvlm", tmp_path / "theirs")
+    with pytest.raises(ValueError, match="its type is smolvlm. Convert it first: videollm-mod convert .*theirs OUT$"):
+        space_app.App(str(tmp_path / "theirs"))
     convert(str(tmp_path / "theirs"), tmp_path / "ours")
     processor, model = load_checkpoint(str(tmp_path / "ours"))
     viewer = Viewer(model, processor)
@@ -313,6 +315,10 @@ def test_a_converted_model_is_drawn(tmp_path):
     assert "speaks by every" in plot and len(ElementTree.fromstring(plot).findall(".//circle")) > 1
     assert drawing.chat(viewer) and drawing.caption(viewer)
     ElementTree.fromstring(drawing.latency_plot(viewer))
+    blocks = space_app.App(str(tmp_path / "ours")).build().blocks.values()
+    parts = {getattr(block, "elem_id", None): block for block in blocks}
+    assert parts["query"].value == "" and not parts["shown"].visible
+    assert [block.visible for block in blocks if getattr(block, "label", None) == "Compare"] == [False]
 
 
 def test_typed_text_is_escaped(parts):
