@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """User mistakes: programs end with one line that says what to do, and not with a traceback."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, has enough. Python would complain about the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:
         if not _is_mistake(error):
             raise

@@ -181,6 +181,14 @@ def test_ask_has_the_options_of_narrate():
     assert done.returncode == 0 and done.stdout.endswith(".\n"), done.stderr
 
 
+def test_a_reader_that_has_enough_ends_the_program_without_a_word():
+    lines = "import videollm_mod.mistakes as m\nwith m.one_line_errors():\n    while True: print('a line', flush=True)"
+    with subprocess.Popen([sys.executable, "-c", lines], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 1 and process.stderr.read() == b""
+
+
 def test_a_sample_is_piped_in():
     """The index of this mp4 is at its end, so it cannot be decoded as it arrives."""
     command = f"cat '{SAMPLE}' | '{sys.executable}' '{ROOT / 'cli.py'}' narrate -"
