@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants, hf_api
+from transformers.utils import hub as transformers_hub
 
 
 TOKEN = "hf_loopback"
@@ -73,6 +74,8 @@ class Hub:
                 if name.isupper():
                     patch.setattr(constants, name, value)
             patch.setattr(hf_api.api, "endpoint", self.endpoint)
+            # Transformers keeps the client of its first call.
+            patch.setattr(transformers_hub, "_hf_api", None, raising=False)
             yield
 
     def files(self, repo: str) -> dict[str, bytes]:

@@ -87,7 +87,6 @@ def test_every_call_refuses_what_is_no_number(parts, wrong):
     session.push(frames[0], time=0.0)
     calls = [
         lambda: model.stream(processor, fps=wrong),
-        lambda: list(model.narrate(processor, frames, fps=wrong)),
         lambda: list(model.narrate(processor, frames, start=wrong)),
         lambda: list(processor.read_video(frames, fps=wrong)),
         lambda: list(processor.sample_every(frames, wrong)),
@@ -99,6 +98,7 @@ def test_every_call_refuses_what_is_no_number(parts, wrong):
     if wrong is not None:
         calls += [
             lambda: model.stream(processor, source_fps=wrong),
+            lambda: list(model.narrate(processor, frames, fps=wrong)),
             lambda: session.push(frames, time=wrong),
             lambda: session.hear("What?", time=wrong),
             lambda: session.ask("What?", time=wrong),

@@ -168,7 +168,15 @@ def test_watch_prints_and_posts_each_alert(tmp_path):
     assert [json.loads(line)["alert"] for line in done.stdout.splitlines()] == ["Is it dark?", "a lamp"] * 2
 
 
-@pytest.mark.usefixtures("bright")
+@pytest.fixture
+def heeds_ctrl_c():
+    """Tests that run in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("bright", "heeds_ctrl_c")
 def test_ctrl_c_ends_a_live_watch_while_the_webhook_hangs():
     """The program ends at once: it waits neither for the source nor for the webhook."""
     frames = np.stack([np.full((32, 32, 3), 250, np.uint8)] * 100)

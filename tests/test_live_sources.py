@@ -469,6 +469,7 @@ def test_a_second_ctrl_c_ends_the_program_at_once():
     code = """
 import os, signal, time
 from videollm_mod.commands import watching
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, and a child inherits that
 with watching.CtrlC() as ctrl_c:
     try:
         with ctrl_c.deferred():
