@@ -52,7 +52,7 @@ class Webhook:
     """
     Posts JSON to a web address in its own thread, so that the caller never waits.
 
-    If the server does not answer, or has a fault of its own, the thread tries again after each of `waits` seconds.
+    The thread tries again after each of `waits` seconds if the server does not answer or answers with an error 5xx.
     Other answers are final.
 
     Args:

@@ -100,7 +100,7 @@ def find_videos(folder: Path, out: Path | None) -> Iterator[Video]:
             is_video, fault = _look_at(path)
             if is_video or fault:
                 found.append((path, fault))
-        # Videos that differ only in the suffix keep it, so that each has subtitles of its own.
+        # Two videos with one name and different suffixes keep the suffix: a.mp4.srt and a.mkv.srt.
         count = Counter(path.stem.casefold() for path, _ in found)
         for path, fault in found:
             beside = path.with_suffix(".srt") if count[path.stem.casefold()] == 1 else Path(f"{path}.srt")

@@ -92,7 +92,7 @@ SpeakThreshold = Annotated[
 Prompt = Annotated[
     str | None,
     typer.Option(
-        help='What the user is taken to say before each reply. Use "" for nothing.',
+        help='Message of the user that is added before each unprompted reply. Use "" for none.',
         show_default="What is happening now? Answer in one short sentence.; for learned nothing",
     ),
 ]

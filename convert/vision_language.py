@@ -136,7 +136,7 @@ def _check_sizes(part: Source, vision_config: Any, frame_token_pooled: tuple[int
 
 
 def _add_newline(theirs: Any, tokenizer: Any, newline: Any) -> int:
-    """Give the embedding that follows frames a token of its own, and a row in the table. Return the token's id."""
+    """Add a token for the embedding that follows frames, with its row in the table. Return the token's id."""
     from tokenizers import AddedToken
 
     tokenizer.add_tokens([AddedToken(NEWLINE_TOKEN, special=True, normalized=False)], special_tokens=True)
