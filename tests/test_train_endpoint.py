@@ -1,0 +1,49 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The client of OpenAI-compatible endpoints, against a scripted server on loopback."""
+
+import pytest
+from endpoints import scripted_endpoint
+
+from videollm_mod.train.endpoint import Endpoint, EndpointError
+
+
+QUESTION = [{"role": "user", "content": "Which color?"}]
+
+
+def test_a_reply_is_asked_for_once_and_kept(tmp_path):
+    with scripted_endpoint("red", "blue") as (url, asked):
+        endpoint = Endpoint(url, "judge", "key", cache=tmp_path / "replies")
+        assert [endpoint.complete(QUESTION, max_tokens=5) for _ in range(2)] == ["red", "red"]
+        again = Endpoint(url + "/", "judge", cache=tmp_path / "replies")
+        assert again.complete(QUESTION, max_tokens=5) == "red"
+        assert len(asked) == 1 and asked[0]["model"] == "judge" and asked[0]["messages"] == QUESTION
+        assert asked[0]["max_tokens"] == 5 and asked[0]["temperature"] == 0.0
+        # Another request has another reply, and without a cache every request is sent.
+        assert endpoint.complete(QUESTION, max_tokens=6) == "blue"
+        assert Endpoint(url, "judge").complete(QUESTION, max_tokens=6) == "blue" and len(asked) == 3
+
+
+def test_a_busy_endpoint_is_asked_again(tmp_path):
+    with scripted_endpoint(503, 429, "red") as (url, asked):
+        assert Endpoint(url, "judge", cache=tmp_path, max_retries=2).complete(QUESTION) == "red"
+        assert len(asked) == 3 and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [(401, "answered 401: wrong"), (500, "answered 500"), ({"object": "list"}, "without a reply")]
+)
+def test_what_went_wrong_is_one_line_without_the_key(answer, said, tmp_path):
+    with scripted_endpoint(answer) as (url, _), pytest.raises(EndpointError, match=said) as error:
+        Endpoint(url, "judge", "SECRET", cache=tmp_path, max_retries=0).complete(QUESTION)
+    assert "SECRET" not in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir()), "a failure is not kept"
+
+
+def test_an_endpoint_that_is_not_there():
+    with scripted_endpoint("red") as (url, _):
+        pass
+    with pytest.raises(EndpointError, match="cannot be reached"):
+        Endpoint(url, "judge", max_retries=0).complete(QUESTION)
+    with pytest.raises(ValueError, match="must be an address"):
+        Endpoint("localhost:8000", "judge")
