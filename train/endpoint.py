@@ -93,9 +93,8 @@ class Endpoint:
         except APIConnectionError as error:
             raise EndpointError(f"{self.base_url} cannot be reached: {error.__cause__ or error}") from None
         except APIStatusError as error:
-            raise EndpointError(
-                f"{self.base_url} answered {error.status_code}: {_first_line(error.message)}"
-            ) from None
+            reason = _first_line(error.message).removeprefix(f"Error code: {error.status_code} - ")
+            raise EndpointError(f"{self.base_url} answered {error.status_code}: {reason}") from None
         except APIError as error:
             raise EndpointError(f"{self.base_url}: {_first_line(error.message)}") from None
         if not getattr(completion, "choices", None):
