@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from videollm_mod.console import describe_entries, describe_saving, device_name
+from videollm_mod.console import counted, describe_entries, describe_saving, device_name, visible
 
 import typer
 from typer.core import TyperGroup
@@ -275,8 +275,8 @@ def ask(
             raise ValueError("The question is empty.")
         live = {"fps": fps, "timeout": timeout, "reconnect": reconnect}
         check_video(video, fps=fps, at=at, timeout=timeout)
-        # The model stays silent until it is asked.
-        options = {"fps": fps, "speak": lambda _: False, "max_frames": max_frames}
+        # The model stays silent until it is asked. One answer is not worth minutes of compilation.
+        options = {"fps": fps, "speak": lambda _: False, "max_frames": max_frames, "compile": False}
         options |= {"frame_size": frame_size, "reuse_static": reuse_static}
         stored = {"weights": weights, "cache_dtype": cache_dtype}
         processor, session = open_session(video, model, revision, **stored, **options)
@@ -290,7 +290,7 @@ def ask(
         said = {"time": answer.time, "question": question, "answer": answer.text, "reading": report.to_dict()}
         typer.echo(json.dumps(said))
     else:
-        typer.echo(answer.text)
+        typer.echo(visible(answer.text))
         _print_report(report)
 
 
@@ -533,7 +533,7 @@ def _print_summary(session: Any, seconds: float, as_json: bool, report: Any, bur
     speed = f"{session.num_frames / seconds:.1f} frames/s ({device_name(session.model)})"
     forgotten = session.num_frames - session.num_remembered
     typer.echo(
-        f"\n{session.num_frames} frames in {seconds:.1f} s, {speed}"
+        f"\n{counted(session.num_frames, 'frame')} in {seconds:.1f} s, {speed}"
         + (f"; {session.num_reused} hardly changed and were not encoded" if session.num_reused else "")
         + (f"; {session.num_dropped} more came too fast and were dropped" if session.num_dropped else "")
         + (f"; {session.num_suppressed} replies said nothing new and were not shown" if session.num_suppressed else "")

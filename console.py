@@ -7,6 +7,7 @@ Import this module before torch and Transformers, because it silences what they 
 is defined in `space/`, because a published Space has only the files of that folder.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -23,12 +24,25 @@ def device_name(model: Any) -> str:
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def counted(number: int, word: str) -> str:
+    """Return a number with its word, such as "1 row" or "2 rows"."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def visible(text: str) -> str:
+    """Return text without control characters, which could change the terminal, except line breaks and tabs."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+
+
 def describe_saving(value: float, full: float, unit: str, where: str = "") -> str:
     """Compare a cost with full compute: "0.77 GFLOP, 1.31 at full compute (routing saves 42%)"."""
     scales = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
     scale, prefix = next(((scale, prefix) for scale, prefix in scales if full >= scale), (1.0, ""))
-    saved = f"routing saves {1 - value / full:.0%}"
-    return f"{value / scale:.3g} {prefix}{unit}{where}, {full / scale:.3g} at full compute ({saved})"
+    needed = f"{value / scale:.3g} {prefix}{unit}{where}"
+    if value == full:
+        # A model without routed layers has nothing to compare.
+        return needed
+    return f"{needed}, {full / scale:.3g} at full compute (routing saves {1 - value / full:.0%})"
 
 
 def describe_entries(lengths: Sequence[int], routed: Collection[int]) -> str:
@@ -37,11 +51,12 @@ def describe_entries(lengths: Sequence[int], routed: Collection[int]) -> str:
     for layer, length in enumerate(lengths):
         kinds["routed" if layer in routed else "full"].append(length)
     parts = [
-        f"{'' if min(found) == max(found) else 'up to '}{max(found)} in each of {len(found)} {kind} layers"
+        f"{'' if min(found) == max(found) else 'up to '}{max(found)} in "
+        + (f"the {kind} layer" if len(found) == 1 else f"each of {len(found)} {kind} layers")
         for kind, found in kinds.items()
         if found
     ]
     return ", ".join(parts)
 
 
-__all__ = ["describe_entries", "describe_saving", "device_name", "quiet"]
+__all__ = ["counted", "describe_entries", "describe_saving", "device_name", "quiet", "visible"]

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from transformers.utils import is_av_available
 
@@ -82,14 +82,15 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
             return open_input(name, format=container.format.name, options=options, timeout=limits)
         return container
     except (av.error.FFmpegError, TimeoutError) as error:
+        shown = without_secrets(source)
         if limits is not None and timeout is not None and clock.monotonic() - asked >= timeout:
-            raise ValueError(f"'{source}' sent no video within {timeout:g} s.") from error
+            raise ValueError(f"'{shown}' sent no video within {timeout:g} s.") from error
         host = urlsplit(source).hostname
         if limits is not None and host is not None and error.errno == errno.EIO:
             try:
                 socket.getaddrinfo(host, None)
             except OSError:
-                raise ValueError(f"'{source}' cannot be opened: there is no host '{host}'.") from error
+                raise ValueError(f"'{shown}' cannot be opened: there is no host '{host}'.") from error
         raise unreadable(source, error) from error
 
 
@@ -121,7 +122,18 @@ def _named_pipe(path: str, left: _TimeLeft | None) -> Iterator[str]:
 def unreadable(source: str, error: Exception) -> ValueError:
     """Return the error for a source that FFmpeg cannot read, with a reason that helps."""
     reason = _content(source) or getattr(error, "strerror", None) or error
-    return ValueError(f"'{source}' cannot be read as video: {reason}.")
+    return ValueError(f"'{without_secrets(source)}' cannot be read as video: {reason}.")
+
+
+def without_secrets(source: str) -> str:
+    """Return a source for messages: a URL without its password and its query, which may hold a token."""
+    if "://" not in source or os.path.exists(source):
+        return source
+    parts = urlsplit(source)
+    place = parts.netloc.rpartition("@")[2]
+    user = parts.netloc.rpartition("@")[0].partition(":")[0]
+    place = f"{user}:***@{place}" if ":" in parts.netloc.rpartition("@")[0] else parts.netloc
+    return urlunsplit(parts._replace(netloc=place, query="***" if parts.query else ""))
 
 
 def _content(source: str) -> str | None:
@@ -213,4 +225,5 @@ __all__ = [
     "is_complete",
     "open_container",
     "unreadable",
+    "without_secrets",
 ]

@@ -32,6 +32,7 @@ from .video_opening_videollm_mod import (
     has_flag,
     open_container,
     unreadable,
+    without_secrets,
 )
 
 
@@ -77,8 +78,12 @@ class ReadingReport:
 
     def __str__(self) -> str:
         counts = {name.replace("_", " "): value for name, value in asdict(self).items() if value}
+        # Other streams are no damage: many files have a cover or a second camera.
+        ignored = counts.pop("ignored streams", 0)
         said = [f"{value:g} {name.removesuffix('s') if value == 1 else name}" for name, value in counts.items()]
-        return f"The source is not in order: {', '.join(said)}." if said else ""
+        damage = [f"The source is not in order: {', '.join(said)}."] if said else []
+        others = f"{ignored} other video stream{'s were' if ignored > 1 else ' was'} not read."
+        return " ".join(damage + ([others] if ignored else []))
 
     def to_dict(self) -> dict[str, int | float]:
         """Return the counts by name."""
@@ -145,6 +150,7 @@ class VideoReader:
         if timeout is not None:
             timeout = check_number("timeout", timeout, above=0, unit=" of seconds")
         self.source, self.formats = check_source(source), formats
+        self.shown = without_secrets(self.source)
         # The end of standard input is final, and its writer may be slow.
         self.timeout = None if self.source == "-" else timeout
         self.reconnect = self.source != "-" and (goes_on(self.source) if reconnect is None else reconnect)
@@ -230,7 +236,7 @@ class VideoReader:
         if self._failure is not None:
             raise self._failure
         if end is None:
-            raise ValueError(f"'{self.source}' has no picture that can be decoded.")
+            raise ValueError(f"'{self.shown}' has no picture that can be decoded.")
         if not self.is_live and self._timeline.shift == 0:
             missing = self._announced() - end
             self.report.missing_seconds += round(float(missing), 1) if missing > 1 else 0.0
@@ -298,7 +304,7 @@ class VideoReader:
                 self._failure = unreadable(self.source, error)
             if not self.reconnect:
                 return
-            logger.warning(f"{self._failure or f'{self.source!r} ended.'} Opening it again.")
+            logger.warning(f"{self._failure or f'{self.shown!r} ended.'} Opening it again.")
             self.container.close()
             wait = self._open_again(wait)
 
@@ -382,13 +388,13 @@ class VideoReader:
             if not is_file and isinstance(error, OSError):
                 # FFmpeg reports the end of an answer without a length so.
                 if not (self.is_live and error.errno == errno.EIO):
-                    self._failure = ValueError(f"'{self.source}' ended early: {error.strerror}.")
+                    self._failure = ValueError(f"'{self.shown}' ended early: {error.strerror}.")
                 return
             errors += 1
             yield None, error
 
     def _silence(self, waited: float, limit: float) -> ValueError | None:
-        return ValueError(f"'{self.source}' sent nothing for {limit:g} s.") if waited >= limit else None
+        return ValueError(f"'{self.shown}' sent nothing for {limit:g} s.") if waited >= limit else None
 
 
 class _Timeline:
@@ -565,7 +571,7 @@ def read_video(
         is_empty = False
         yield time, frame
     if is_empty:
-        name = f"'{video}'" if is_source else f"The {type(video).__name__} given as video"
+        name = f"'{without_secrets(str(video))}'" if is_source else f"The {type(video).__name__} given as video"
         raise ValueError(f"{name} has no frame from {start} s on.")
 
 
@@ -610,7 +616,9 @@ def _best_stream(container: Any, source: str) -> Any:
         cover = av.stream.Disposition.attached_pic
         unread = {s: "cover picture" if s.disposition & cover else "unknown codec" for s in container.streams.video}
         kinds = [unread.get(s, s.type) for s in container.streams]
-        raise ValueError(f"'{source}' has no video stream (streams: {', '.join(sorted(set(kinds))) or 'none'}).")
+        raise ValueError(
+            f"'{without_secrets(source)}' has no video stream (streams: {', '.join(sorted(set(kinds))) or 'none'})."
+        )
     return best
 
 

@@ -58,6 +58,8 @@ class ClipCutter:
     def __init__(self, video: str | Path, folder: Path) -> None:
         if not os.path.isfile(video):
             raise ValueError("--clips needs a video file, because the frames of a live source are not stored.")
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--clips needs a folder to write to, and '{folder}' is a file.")
         self.video, self.folder = Path(video), folder
         self.suffix = self.video.suffix.lower() if self.video.suffix.lower() in _FORMATS else ".mkv"
         self.pictures = _list_pictures(self.video)

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.console import counted
+
 import typer
 
 from videollm_mod.commands.watching import first_query, foreign_notice, load
@@ -359,6 +361,6 @@ def _print(result: Narrated, as_json: bool) -> None:
 
 def _print_end(results: Sequence[Narrated], seconds: float) -> None:
     failed, frames = sum(bool(result.fault) for result in results), sum(result.num_frames for result in results)
-    speed = f"{frames} frames in {seconds:.1f} s, {frames / max(seconds, 1e-6):.1f} frames/s"
+    speed = f"{counted(frames, 'frame')} in {seconds:.1f} s, {frames / max(seconds, 1e-6):.1f} frames/s"
     faulty = f", {failed} failed" if failed else ""
     typer.echo(f"{len(results) - failed} narrated{faulty}; {speed}", err=True)

@@ -97,7 +97,7 @@ def check_report(paths: Sequence[Path], video: str) -> None:
     Raises:
         `ValueError`: If a file has another suffix or cannot be written, or if the video can be read only once.
     """
-    from videollm_mod.video_opening_videollm_mod import goes_on
+    from videollm_mod.video_opening_videollm_mod import goes_on, without_secrets
 
     for path in paths:
         if path.suffix.lower() not in SUFFIXES:
@@ -105,8 +105,9 @@ def check_report(paths: Sequence[Path], video: str) -> None:
     for index, path in enumerate(paths):
         check_outputs({"--out": path}, video, *paths[:index])
     if video == "-" or goes_on(video):
+        source = f"'{without_secrets(video)}'"
         raise ValueError(
-            f"A report shows frames again, and '{video}' can be read only once. Record it to a file first."
+            f"A report shows frames again, and {source} can be read only once. Record it to a file first."
         )
 
 

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.console import quiet
+from videollm_mod.console import quiet, visible
 
 import typer
 
@@ -332,7 +332,7 @@ def _line_printer(tokenizer: Any) -> Any:
                 if not text and not stream_end:
                     return
                 typer.echo(f"{self.session.time:6.1f}s  ", nl=False)
-            typer.echo(text, nl=stream_end)
+            typer.echo(visible(text), nl=stream_end)
             self.line, self.is_in_line = self.line + text, not stream_end
 
         def keep_cut_reply(self) -> None:

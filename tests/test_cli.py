@@ -75,7 +75,7 @@ def test_a_foreign_video_gets_a_note():
     done = run_command("narrate", NASA)
     assert done.returncode == 0, done.stderr
     loading, note, report = done.stderr.splitlines()
-    assert report == "The source is not in order: 1 ignored stream."
+    assert report == "1 other video stream was not read."
     assert loading + "\n" == LOADING and note.startswith(
         "Note: the embedded checkpoint was trained on generated clips"
     )

@@ -79,6 +79,7 @@ def test_a_clip_that_fails_costs_nothing_else(find, tmp_path):
     ("options", "error"),
     [
         (["--window", 0.1], "--window 0.1 is shorter than a frame: at --fps 2 choose at least 0.5."),
+        (["--clips", __file__], f"--clips needs a folder to write to, and '{__file__}' is a file."),
         (["--clips", "/proc/clips"], "--clips cannot write to '/proc/clips': No such file or directory."),
         (["--fps", 0], "`fps` must be"),
     ],

@@ -222,7 +222,7 @@ def test_a_report_says_what_it_cannot_know(tmp_path):
     assert len(notes) == 3 and notes[0].startswith("The embedded checkpoint was trained on generated clips")
     others = r"The model remembers the last [1-4] of 14 frames when it writes the summary(, and reads .* others)?\."
     assert re.fullmatch(others, notes[1])
-    assert notes[2] == "The source is not in order: 1 ignored stream."
+    assert notes[2] == "1 other video stream was not read."
 
 
 def test_a_summary_of_a_long_video_uses_what_was_said(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from tiny import random_frames, write_clip
 
 from videollm_mod import read_video
-from videollm_mod.video_opening_videollm_mod import goes_on, is_complete
+from videollm_mod.video_opening_videollm_mod import goes_on, is_complete, open_container, without_secrets
 
 
 NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"  # NASA SVS 13013, public domain
@@ -80,3 +80,13 @@ def test_live_sources_are_not_complete(video):
 def test_cameras_and_broadcasts_go_on_unread():
     assert all(map(goes_on, ["camera:0", "rtsp://camera/stream", "udp://host:1"]))
     assert not any(map(goes_on, [NASA, str(NASA), "-", "https://host/clip.mp4", iter([]), np.zeros((1, 8, 8, 3))]))
+
+
+def test_messages_hold_no_password_and_no_token(tmp_path, monkeypatch):
+    assert without_secrets("rtsp://bob:secret@cam:554/a?token=1") == "rtsp://bob:***@cam:554/a?***"
+    assert without_secrets("rtsp://bob@cam/a") == "rtsp://bob@cam/a"
+    monkeypatch.chdir(tmp_path)
+    for source in ("http://bob:secret@127.0.0.1:9/v.mp4?token=secret", "rtsp://bob:secret@127.0.0.1:9/live"):
+        with pytest.raises(ValueError, match=r"'\w+://bob:\*\*\*@127.0.0.1:9/") as error:
+            open_container(source, timeout=2)
+        assert "secret" not in str(error.value)

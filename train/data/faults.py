@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.console import counted
+
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -84,11 +86,6 @@ def list_lines(lines: Iterable[str]) -> str:
     lines = list(lines)
     more = [f"... and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
     return "\n".join(lines[:MOST_LINES] + more)
-
-
-def counted(number: int, word: str) -> str:
-    """Return a number with its word, such as "1 row" or "2 rows"."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def describe_faults(faults: Sequence[Fault]) -> str:

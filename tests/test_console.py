@@ -1,0 +1,23 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What programs print: counts, costs and the model's words."""
+
+from videollm_mod.console import counted, describe_entries, describe_saving, visible
+
+
+def test_a_number_and_its_word_agree():
+    assert [counted(number, "frame") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
+    assert (
+        describe_entries([8, 3, 8, 3, 4], {1, 3, 4})
+        == "8 in each of 2 full layers, up to 4 in each of 3 routed layers"
+    )
+    assert describe_entries([8, 3], {1}) == "8 in the full layer, 3 in the routed layer"
+
+
+def test_a_model_without_routed_layers_is_not_compared_with_itself():
+    assert describe_saving(6e8, 1e9, "FLOP", " here") == "0.6 GFLOP here, 1 at full compute (routing saves 40%)"
+    assert describe_saving(1e9, 1e9, "FLOP", " here") == "1 GFLOP here"
+
+
+def test_the_words_of_a_model_cannot_control_the_terminal():
+    assert visible("a \x1b[31mred\x07 box\n\tand \u2764\ufe0f") == "a \ufffd[31mred\ufffd box\n\tand \u2764\ufe0f"
