@@ -1,0 +1,64 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""METEOR, ROUGE-L and CIDEr of captions."""
+
+import math
+
+import pytest
+
+from videollm_mod.train.text_scores import score_captions, split_words
+
+
+def test_words_have_no_case_and_no_punctuation():
+    assert split_words("You don't pick-up  the Knife, (again).") == [
+        "you",
+        "don't",
+        "pick-up",
+        "the",
+        "knife",
+        "again",
+    ]
+
+
+def test_scores_of_equal_and_unlike_captions():
+    scores = score_captions(["A man opens the door.", "nothing alike"], [["a man opens the door"], ["he sits down"]])
+    # Five words in one chunk: a penalty of 0.5 * (1/5)^3.
+    assert scores["meteor_stem"] == pytest.approx([1 - 0.5 / 125, 0.0])
+    assert scores["rouge_l"] == pytest.approx([1.0, 0.0]) and scores["cider"] == pytest.approx([10.0, 0.0])
+
+
+def test_scores_equal_values_computed_by_hand():
+    predictions = ["the man opens a box", "he walks"]
+    references = [["a man opened the box", "man opens box"], ["she walks"]]
+    scores = score_captions(predictions, references)
+    # "opened" has the stem of "opens". Second reference: 3 of 5 words match 3 of 3 in two chunks.
+    precision, recall = 3 / 5, 1.0
+    mean = precision * recall / (0.9 * precision + 0.1 * recall)
+    assert scores["meteor_stem"][0] == pytest.approx(max(mean * (1 - 0.5 * (2 / 3) ** 3), 1 - 0.5 * (4 / 5) ** 3))
+    # Longest common subsequences: "man the box"... with the first, "man opens box" with the second.
+    assert scores["rouge_l"][0] == pytest.approx((1 + 1.44) * 0.6 * 1.0 / (1.0 + 1.44 * 0.6))
+    assert scores["rouge_l"][1] == pytest.approx(0.5)
+    # Every n-gram is in one of two items, so all weights are log 2. Of two words, "walks" is right.
+    assert scores["cider"][1] == pytest.approx(10 * (1 / 2 + 0 + 0 + 0) / 4)
+    first = (4 / 5 + 0) / 4
+    second = (3 / math.sqrt(5 * 3) + 1 / math.sqrt(4 * 2)) / 4 * math.exp(-((4 - 2) ** 2) / 72)
+    assert scores["cider"][0] == pytest.approx(10 * (first + second) / 2)
+
+
+def test_repeated_words_are_clipped_and_frequent_ones_count_less():
+    references = [["you cut"], ["you stir"], ["they pour"]]
+    scores = score_captions(["you cut cut cut", "", "they pour"], references)
+    often, rare = math.log(3) - math.log(2), math.log(3)
+    mine = math.hypot(often, 3 * rare)
+    theirs = math.hypot(often, rare)
+    unigrams = (often**2 + rare**2) / (mine * theirs)
+    # Of the bigrams "you cut", "cut cut" and again, one is right. "cut cut" has weight 2 log 3.
+    bigrams = rare**2 / (math.hypot(rare, 2 * rare) * rare)
+    penalty = math.exp(-((3 - 1) ** 2) / 72)
+    assert scores["cider"] == pytest.approx([10 * penalty * (unigrams + bigrams) / 4, 0.0, 5.0])
+    assert scores["meteor_stem"][1] == scores["rouge_l"][1] == 0.0
+
+
+def test_spaces_alone_may_split_words():
+    scores = score_captions(["You cut."], [["you cut ."]], tokenize=str.split)
+    assert scores["rouge_l"] == [0.0] and score_captions([], []) == {"meteor_stem": [], "rouge_l": [], "cider": []}

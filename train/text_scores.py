@@ -1,0 +1,126 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""METEOR, ROUGE-L and CIDEr of captions, without Java and without downloads."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+from nltk.stem.porter import PorterStemmer
+from nltk.translate.meteor_score import single_meteor_score
+from rapidfuzz.distance import LCSseq
+
+
+# Weight of recall in ROUGE-L, longest n-gram and width of the length penalty of CIDEr, as in COCO's captions code.
+_BETA, _MAX_N, _SIGMA = 1.2, 4, 6.0
+# WordNet is a download. Without it, words match if they or their stems are equal.
+_NO_SYNONYMS = SimpleNamespace(synsets=lambda _word: [])
+_STEMMER = PorterStemmer()
+
+
+def split_words(text: str) -> list[str]:
+    """
+    Return the words of a text in lower case, without punctuation.
+
+    COCO's code calls Stanford's tokenizer, a Java program, which also splits contractions such as "don't" in two.
+    """
+    return re.findall(r"\w+(?:['’-]\w+)*", text.lower())
+
+
+def score_captions(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    tokenize: Callable[[str], list[str]] = split_words,
+) -> dict[str, list[float]]:
+    """
+    Score captions one by one. The score of a corpus is the mean of each list.
+
+    - `meteor_stem`: METEOR of 2007 by NLTK: words match if they or their Porter stems are equal (alpha 0.9, beta 3,
+      gamma 0.5). Papers report METEOR 1.5, a Java program with synonyms, paraphrases and other parameters. The two do
+      not compare, hence the name.
+    - `rouge_l`: ROUGE-L with beta 1.2, precision and recall each the largest over the references, as in COCO's code.
+    - `cider`: CIDEr-D as in COCO's code: 1- to 4-grams, clipped, with a penalty for length, times 10. The document
+      frequencies come from the references given here, and a corpus of one caption scores 0.
+
+    Args:
+        predictions (sequence of `str`): A caption for each item.
+        references (sequence of sequences of `str`): One or more true captions for each item.
+        tokenize (`Callable`, *optional*): Returns the words of a text. `str.split` is what FlowNar's code does.
+
+    Returns:
+        `dict[str, list[float]]`: A score for each item, under each name.
+    """
+    said = [tokenize(text) for text in predictions]
+    true = [[tokenize(text) for text in texts] for texts in references]
+    pairs = list(zip(said, true, strict=True))
+    return {
+        "meteor_stem": [_meteor(words, others) for words, others in pairs],
+        "rouge_l": [_rouge_l(words, others) for words, others in pairs],
+        "cider": _cider(said, true),
+    }
+
+
+def _meteor(words: list[str], references: list[list[str]]) -> float:
+    options = {"stemmer": _STEMMER, "wordnet": _NO_SYNONYMS}
+    return max((single_meteor_score(other, words, **options) for other in references), default=0.0)
+
+
+def _rouge_l(words: list[str], references: list[list[str]]) -> float:
+    common = [(LCSseq.similarity(words, other), len(other)) for other in references]
+    precision = max((count / max(len(words), 1) for count, _ in common), default=0.0)
+    recall = max((count / max(length, 1) for count, length in common), default=0.0)
+    if not precision or not recall:
+        return 0.0
+    return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
+
+
+def _cider(said: list[list[str]], true: list[list[list[str]]]) -> list[float]:
+    grams = [[_count_grams(words) for words in texts] for texts in true]
+    frequency = Counter(gram for texts in grams for gram in set().union(*texts))
+    log_items = math.log(max(len(said), 1))
+
+    def weigh(counts: Counter[tuple[str, ...]]) -> list[dict[tuple[str, ...], float]]:
+        """Return TF-IDF weights by length of the n-gram."""
+        vectors: list[dict[tuple[str, ...], float]] = [{} for _ in range(_MAX_N)]
+        for gram, count in counts.items():
+            vectors[len(gram) - 1][gram] = count * (log_items - math.log(max(frequency[gram], 1)))
+        return vectors
+
+    scores = []
+    for words, texts in zip(said, grams, strict=True):
+        vectors = weigh(_count_grams(words))
+        similar = [_similarity(vectors, weigh(text), _bigrams(words), text) for text in texts]
+        scores.append(10 * sum(similar) / max(len(similar), 1))
+    return scores
+
+
+def _similarity(
+    one: list[dict[tuple[str, ...], float]],
+    other: list[dict[tuple[str, ...], float]],
+    length: int,
+    text: Counter[tuple[str, ...]],
+) -> float:
+    """Return the mean over n of the clipped cosine of two weighted texts, times the penalty for their lengths."""
+    other_length = sum(count for gram, count in text.items() if len(gram) == 2)
+    penalty = math.exp(-((length - other_length) ** 2) / (2 * _SIGMA**2))
+    total = 0.0
+    for mine, theirs in zip(one, other, strict=True):
+        norm = math.hypot(*mine.values()) * math.hypot(*theirs.values())
+        if norm:
+            shared = mine.keys() & theirs.keys()
+            total += sum(min(mine[gram], theirs[gram]) * theirs[gram] for gram in shared) / norm
+    return penalty * total / _MAX_N
+
+
+def _bigrams(words: list[str]) -> int:
+    """Return the number of bigrams, which COCO's code takes for the length of a text."""
+    return max(len(words) - 1, 0)
+
+
+def _count_grams(words: list[str]) -> Counter[tuple[str, ...]]:
+    return Counter(
+        tuple(words[begin : begin + n]) for n in range(1, _MAX_N + 1) for begin in range(len(words) - n + 1)
+    )
