@@ -5,20 +5,21 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 @contextmanager
 def scripted_endpoint(
-    *answers: str | int | dict[str, Any] | Callable[[dict[str, Any]], str],
+    *answers: str | int | bytes | dict[str, Any] | tuple[int, dict[str, str]] | Callable[[dict[str, Any]], Any],
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """
     Serve chat completions. The first request gets the first answer, and so on; the last answer repeats.
 
     Args:
-        answers: Each a reply's text, an HTTP status, a body, or a function of the request that returns the text.
+        answers: Each a reply's text, an HTTP status, a body, a status with headers, or a function of the request that
+            returns one of these.
 
     Yields:
         The address of the API, and the requests so far.
@@ -36,22 +37,21 @@ def scripted_endpoint(
                 asked.append(request)
             if callable(answer):
                 answer = answer(request)
+            added = {}
+            if isinstance(answer, tuple):
+                answer, added = answer
             status = answer if isinstance(answer, int) else 200
-            message = {"role": "assistant", "content": answer}
-            body = {
-                "id": "1",
-                "object": "chat.completion",
-                "created": 0,
-                "model": request.get("model"),
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            }
-            body = answer if isinstance(answer, dict) else body if status == 200 else {"error": {"message": "wrong"}}
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
+            data = answer if isinstance(answer, bytes) else json.dumps(_body(answer, request)).encode()
             # A test waits no second before the next attempt.
-            self.send_header("retry-after-ms", "1")
+            added = {"Content-Type": "application/json", "retry-after-ms": "1", **added}
+            # A client may have given up waiting.
+            with suppress(OSError):
+                self._send(status, {**added, "Content-Length": str(len(data))}, data)
+
+        def _send(self, status: int, headers: dict[str, str], data: bytes) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 
@@ -65,3 +65,13 @@ def scripted_endpoint(
             yield f"http://127.0.0.1:{server.server_port}/v1", asked
         finally:
             server.shutdown()
+
+
+def _body(answer: str | int | dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(answer, dict):
+        return answer
+    if isinstance(answer, int):
+        return {"error": {"message": "wrong"}}
+    message = {"role": "assistant", "content": answer}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": request.get("model"), "choices": choices}

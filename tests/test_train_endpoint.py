@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client of OpenAI-compatible endpoints, against a scripted server on loopback."""
 
+import threading
+import time
+
 import pytest
 from endpoints import scripted_endpoint
 
-from videollm_mod.train.endpoint import Endpoint, EndpointError
+from videollm_mod.train.endpoint import Endpoint, EndpointError, NoReplyError
 
 
 QUESTION = [{"role": "user", "content": "Which color?"}]
@@ -38,6 +41,42 @@ def test_what_went_wrong_is_one_line_without_the_key(answer, said, tmp_path):
         Endpoint(url, "judge", "SECRET", cache=tmp_path, max_retries=0).complete(QUESTION)
     assert "SECRET" not in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir()), "a failure is not kept"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [400, {"choices": []}, {"choices": [{}]}, b"<html>welcome</html>", b'{"choices": nonsense', b"[]"],
+    ids=["refused", "no choice", "no message", "a page", "broken JSON", "a list"],
+)
+def test_a_request_without_a_reply_says_nothing_about_others(answer):
+    with scripted_endpoint(answer, "red") as (url, _):
+        endpoint = Endpoint(url, "judge")
+        with pytest.raises(NoReplyError):
+            endpoint.complete(QUESTION)
+        assert endpoint.complete(QUESTION) == "red"
+
+
+def test_an_endpoint_says_how_long_to_wait():
+    busy = (429, {"retry-after": "0.2", "retry-after-ms": "x"})
+    with scripted_endpoint(busy, "red") as (url, asked):
+        begin = time.monotonic()
+        assert Endpoint(url, "judge").complete(QUESTION) == "red" and len(asked) == 2
+        assert time.monotonic() - begin >= 0.2
+
+
+def test_a_slow_reply_is_none():
+    done = threading.Event()
+    with scripted_endpoint(lambda _: str(done.wait(10))) as (url, _):
+        with pytest.raises(NoReplyError, match="did not answer within"):
+            Endpoint(url, "judge", timeout=0.2, max_retries=0).complete(QUESTION)
+        done.set()
+
+
+def test_a_reply_that_was_cut_is_marked_and_kept_so(tmp_path):
+    choice = {"index": 0, "message": {"role": "assistant", "content": "The red"}, "finish_reason": "length"}
+    with scripted_endpoint({"id": "1", "choices": [choice]}, "red") as (url, asked):
+        replies = [Endpoint(url, "judge", cache=tmp_path).reply(QUESTION) for _ in range(2)]
+    assert replies == [("The red", True)] * 2 and len(asked) == 1
 
 
 def test_an_endpoint_that_is_not_there():

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask a language model behind an OpenAI-compatible endpoint, with retries and a cache."""
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +9,15 @@ from typing import Any
 
 from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, OpenAI
 
+from videollm_mod.train.reply_cache import Reply, ReplyCache
+
 
 class EndpointError(RuntimeError):
     """The endpoint gave no reply. The message says why in one line."""
+
+
+class NoReplyError(EndpointError):
+    """The endpoint gave no reply to this request. It may have one to other requests."""
 
 
 class Endpoint:
@@ -47,7 +51,7 @@ class Endpoint:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"The endpoint must be an address such as http://localhost:8000/v1, got {base_url!r}.")
         self.base_url, self.model = base_url.rstrip("/"), model
-        self.cache = None if cache is None else Path(cache)
+        self.cache = None if cache is None else ReplyCache(cache)
         # The client refuses to start without a key.
         key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self._client = OpenAI(base_url=self.base_url, api_key=key, max_retries=max_retries, timeout=timeout)
@@ -62,44 +66,44 @@ class Endpoint:
             temperature (`float`, *optional*, defaults to 0.0): Sampling temperature. 0 is greedy.
 
         Raises:
-            [`EndpointError`]: If the endpoint cannot be reached or refuses the request after all retries.
+            [`NoReplyError`]: If this request fails after all retries.
+            [`EndpointError`]: If the endpoint cannot be reached, or if the address, the key or the model is wrong.
         """
+        return self.reply(messages, max_tokens=max_tokens, temperature=temperature).text
+
+    def reply(self, messages: Sequence[dict[str, Any]], *, max_tokens: int = 512, temperature: float = 0.0) -> Reply:
+        """Return the model's reply to a conversation, and whether it was cut (see [`complete`])."""
         request = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens}
         request["temperature"] = temperature
-        kept = self._kept(request)
-        if kept is not None and kept.exists():
-            return json.loads(kept.read_text(encoding="utf-8"))["reply"]
-        reply = self._send(request)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            # Several processes may write the same reply: each writes a file of its own, and renames it.
-            part = kept.with_name(f"{kept.name}.{os.getpid()}")
-            part.write_text(json.dumps({"request": request, "reply": reply}), encoding="utf-8")
-            part.replace(kept)
+        named = {"endpoint": self.base_url, **request}
+        reply = None if self.cache is None else self.cache.find(named)
+        if reply is None:
+            reply = self._send(request)
+            if self.cache is not None:
+                self.cache.keep(named, reply)
         return reply
 
-    def _kept(self, request: dict[str, Any]) -> Path | None:
-        """Return the file that holds or will hold the reply to a request."""
-        if self.cache is None:
-            return None
-        content = json.dumps([self.base_url, request], sort_keys=True).encode()
-        return self.cache / f"{hashlib.sha256(content).hexdigest()}.json"
-
-    def _send(self, request: dict[str, Any]) -> str:
+    def _send(self, request: dict[str, Any]) -> Reply:
         try:
             completion = self._client.chat.completions.create(**request)
+            choice = completion.choices[0]
+            return Reply(choice.message.content or "", choice.finish_reason == "length")
         except APITimeoutError:
-            raise EndpointError(f"{self.base_url} did not answer within {self._client.timeout} s.") from None
+            raise NoReplyError(f"{self.base_url} did not answer within {self._client.timeout} s.") from None
         except APIConnectionError as error:
             raise EndpointError(f"{self.base_url} cannot be reached: {error.__cause__ or error}") from None
         except APIStatusError as error:
             reason = _first_line(error.message).removeprefix(f"Error code: {error.status_code} - ")
-            raise EndpointError(f"{self.base_url} answered {error.status_code}: {reason}") from None
+            # Later requests with the same address, key and model would end in the same way.
+            kind = EndpointError if error.status_code in (401, 403, 404) else NoReplyError
+            raise kind(f"{self.base_url} answered {error.status_code}: {reason}") from None
         except APIError as error:
-            raise EndpointError(f"{self.base_url}: {_first_line(error.message)}") from None
-        if not getattr(completion, "choices", None):
-            raise EndpointError(f"{self.base_url} answered without a reply. Is this the address of a chat API?")
-        return completion.choices[0].message.content or ""
+            raise NoReplyError(f"{self.base_url}: {_first_line(error.message)}") from None
+        except (AttributeError, IndexError, TypeError, ValueError):
+            # The client passes on what is no chat completion.
+            raise NoReplyError(
+                f"{self.base_url} answered without a reply. Is this the address of a chat API?"
+            ) from None
 
 
 def _first_line(text: str) -> str:

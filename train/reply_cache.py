@@ -1,0 +1,58 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Keep the replies of language models on disk, so that a second run asks nothing twice."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Reply(NamedTuple):
+    """
+    A language model's reply.
+
+    Attributes:
+        text (`str`): The text.
+        is_cut (`bool`): Whether the reply reached the longest length, so that its end is missing.
+    """
+
+    text: str
+    is_cut: bool = False
+
+
+class ReplyCache:
+    """
+    A folder with one JSON file per reply, under a hash of its request. Threads and processes may share it.
+
+    Args:
+        folder (`str` or `Path`): The folder. The first reply creates it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def find(self, request: Mapping[str, Any]) -> Reply | None:
+        """Return the reply to a request, a JSON object with the model, its messages and its options, if it is kept."""
+        try:
+            kept = json.loads(self._file(request).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return Reply(kept["reply"], kept.get("is_cut", False))
+
+    def keep(self, request: Mapping[str, Any], reply: Reply) -> None:
+        """Keep the reply to a request."""
+        file = self._file(request)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Several writers may write the same reply: each writes a file of its own, and renames it.
+        part = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}")
+        content = {"request": request, "reply": reply.text, "is_cut": reply.is_cut}
+        part.write_text(json.dumps(content), encoding="utf-8")
+        part.replace(file)
+
+    def _file(self, request: Mapping[str, Any]) -> Path:
+        content = json.dumps(request, sort_keys=True).encode()
+        return self.folder / f"{hashlib.sha256(content).hexdigest()}.json"
