@@ -1,0 +1,299 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Converters: published annotations become rows of timed messages.
+
+A converter is one file in this folder and one line in [`CONVERTERS`]; `coin.py` is an example. `prepare.py` runs it,
+writes its rows, and prints what was left out.
+"""
+
+import json
+import mimetypes
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+from videollm_mod.train.data.dialogues import last_frame
+from videollm_mod.train.data.faults import UNREADABLE, FaultyRowError
+from videollm_mod.video_reading_videollm_mod import VideoReader
+
+
+SPLITS = ("train", "validation", "test")
+# Names of videos that Python does not know on every machine.
+_VIDEO_NAMES = {".mkv", ".webm", ".ts", ".mts", ".m2ts", ".flv", ".mxf", ".vob", ".ogv", ".wmv", ".3gp", ".m4v"}
+# Places that the table names for each reason.
+_MOST_PLACES = 3
+
+
+# ---------------------------------------------------------------------------------------------------------- the class
+
+
+@dataclass
+class Converter:
+    """
+    Base class of converters. A subclass is a dataclass, and its fields are options of `prepare.py`.
+
+    Class attributes:
+        tasks (`tuple[str, ...]`): Names of tasks, such as "step". The rows of a task have `task="coin_step"`.
+        license (`str`): Licence of the annotations, in words.
+        may_be_shared (`bool`): Whether the licence lets anyone publish the rows.
+
+    Attributes:
+        labels (`dict[str, list[str]]`): Label dictionary of each task that has one, such as `{"coin_step": [...]}`.
+            [`Converter.convert`] fills it from the full annotation, never from the videos that were found.
+
+    Args:
+        task (`str`, *optional*): Tasks to prepare, separated by commas. The default is all.
+        split (`str`, *optional*): Split to prepare. The default is all.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second of the grid on which times are placed.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ()
+    license: ClassVar[str] = "unknown"
+    may_be_shared: ClassVar[bool] = False
+
+    task: str | None = field(default=None, metadata={"help": "Tasks to prepare, separated by commas. Default: all."})
+    split: str | None = field(
+        default=None, metadata={"help": f"Split to prepare: {', '.join(SPLITS)}. Default: all.", "choices": SPLITS}
+    )
+    fps: float = field(default=2.0, metadata={"help": "Frames per second of the grid on which times are placed."})
+
+    def __post_init__(self) -> None:
+        self.labels: dict[str, list[str]] = {}
+        self.chosen = tuple(self.tasks if self.task is None else self.task.split(","))
+        if unknown := [name for name in self.chosen if name not in self.tasks]:
+            raise ValueError(f"--task {unknown[0]} is unknown. Tasks are {', '.join(self.tasks)}.")
+        if not self.fps > 0:
+            raise ValueError(f"--fps must be a positive number, got {self.fps:g}.")
+
+    def convert(self, annotations: Path, videos: "Videos", notes: "Notes") -> Iterator[tuple[str, dict[str, Any]]]:
+        """
+        Yield rows with their split, "train", "validation" or "test".
+
+        A row has `id`, `task`, `truth`, `video` (a path), `start` and `end` in seconds, and `messages`; docs/data.md
+        describes them. `prepare.py` leaves out the rows of splits that were not asked for.
+
+        Args:
+            annotations (`Path`): The published file or folder.
+            videos ([`Videos`]): Finds the video of an id.
+            notes ([`Notes`]): Where to count what is left out or mended.
+
+        Raises:
+            `ValueError` or `OSError`: If the annotations as a whole cannot be used. A faulty entry is a note.
+        """
+        raise NotImplementedError
+
+    def wants(self, split: str) -> bool:
+        """Return whether the rows of a split were asked for."""
+        return self.split in (None, split)
+
+
+# The class of each name that `prepare.py` accepts, as "module:class" so that only the chosen module is imported.
+CONVERTERS: dict[str, str | type[Converter]] = {
+    "coin": "videollm_mod.train.data.coin:Coin",
+}
+
+
+def find_converter(name: str) -> type[Converter]:
+    """
+    Return the class that converts a source.
+
+    Raises:
+        `ValueError`: If there is none.
+    """
+    if name not in CONVERTERS:
+        raise ValueError(f"there is no converter {name!r}. Sources are {', '.join(sorted(CONVERTERS))}.")
+    converter = CONVERTERS[name]
+    if isinstance(converter, str):
+        module, name = converter.split(":")
+        converter = getattr(import_module(module), name)
+    return converter
+
+
+# -------------------------------------------------------------------------------------------------------------- notes
+
+
+@dataclass
+class Found:
+    """How often something was found, and the first places."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+
+class Notes:
+    """
+    What a converter left out and what it mended, counted by reason.
+
+    Args:
+        strict (`bool`, *optional*, defaults to `False`): Whether the first note raises [`FaultyRowError`].
+
+    Attributes:
+        split (`str`): The split that the next notes concern. A converter sets it before it reads an entry.
+        left_out (`dict[str, dict[str, Found]]`): What was left out of each split, by reason.
+        mended_by (`dict[str, dict[str, Found]]`): What was used all the same, by what was done.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict, self.split = strict, ""
+        self.left_out: dict[str, dict[str, Found]] = {}
+        self.mended_by: dict[str, dict[str, Found]] = {}
+
+    def leave_out(self, where: str, field: str, reason: str) -> None:
+        """
+        Count something that is left out.
+
+        Args:
+            where (`str`): The entry, such as "LtRSn-ntcLY".
+            field (`str`): Its field, such as "annotation[3].segment".
+            reason (`str`): One of few reasons, without numbers or names, such as "end before start".
+
+        Raises:
+            [`FaultyRowError`]: With `strict`.
+        """
+        self._count(self.left_out, where, field, reason)
+
+    def mended(self, where: str, field: str, what: str) -> None:
+        """Count something that was used after a repair, such as "unsorted: sorted by time". See [`leave_out`]."""
+        self._count(self.mended_by, where, field, what)
+
+    def _count(self, counts: dict[str, dict[str, Found]], where: str, field: str, reason: str) -> None:
+        place = f"{where}, {field}" if field else where
+        if self.strict:
+            raise FaultyRowError(f"{place}: {reason}")
+        found = counts.setdefault(self.split, {}).setdefault(reason, Found())
+        found.count += 1
+        if len(found.places) < _MOST_PLACES:
+            found.places.append(place)
+
+
+# ------------------------------------------------------------------------------------------------------------- videos
+
+
+@dataclass(frozen=True)
+class Video:
+    """
+    A video file.
+
+    Args:
+        path (`Path`): The file.
+    """
+
+    path: Path
+
+    @cached_property
+    def duration(self) -> float:
+        """
+        Length in seconds: the end of the last picture. The first use opens the file.
+
+        Raises:
+            `ValueError` or `OSError`: If the file cannot be read.
+        """
+        with VideoReader(self.path) as reader:
+            return reader.seconds
+
+    def last_frame(self, fps: float) -> int:
+        """Return the index of the last frame at a frame rate. See [`Video.duration`]."""
+        return last_frame(self.duration, fps)
+
+
+class Videos:
+    """
+    The videos of a folder, found by name: in folders of any depth, and with the extension of any container.
+
+    Args:
+        folder (`Path`): The folder.
+
+    Raises:
+        `FileNotFoundError`: If there is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"There is no folder '{folder}' of videos.")
+        self.folder = folder
+        self._found: dict[str, Video] = {}
+        for parent, folders, names in os.walk(folder, followlinks=True):
+            folders.sort()
+            for path in (Path(parent, name) for name in sorted(names) if _is_video(name)):
+                video = Video(path)
+                self._found.setdefault(path.stem, video)
+                self._found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), video)
+
+    def __len__(self) -> int:
+        return len(set(self._found.values()))
+
+    def find(self, *names: str) -> Video | None:
+        """
+        Return the video of the first name that there is.
+
+        Args:
+            names (`str`): Names of files with or without extension, or paths in the folder.
+        """
+        for name in map(str, names):
+            stem = os.path.splitext(name)[0] if _is_video(name) else name
+            if video := self._found.get(stem):
+                return video
+        return None
+
+    def open(self, notes: Notes, where: str, field: str, *names: str) -> Video | None:
+        """
+        Return a video that can be read, or note why there is none. See [`Videos.find`] and [`Notes.leave_out`].
+        """
+        video = self.find(*names)
+        if video is None:
+            notes.leave_out(where, field, "there is no video file")
+            return None
+        try:
+            _ = video.duration
+        except UNREADABLE:
+            notes.leave_out(where, field, "the video cannot be read")
+            return None
+        return video
+
+
+def _is_video(name: str) -> bool:
+    guess = mimetypes.guess_type(name)[0] or ""
+    return guess.startswith("video/") or os.path.splitext(name)[1].lower() in _VIDEO_NAMES
+
+
+# -------------------------------------------------------------------------------------------------------- annotations
+
+
+def read_json(path: Path) -> Any:
+    """
+    Read a JSON file into memory. Its objects take about ten times the size of the file.
+
+    Raises:
+        `ValueError`: If it is not JSON in UTF-8. The message names the place.
+        `OSError`: If it cannot be read.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}', byte {error.start}: not UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{path}', line {error.lineno}, column {error.colno}: not JSON: {error.msg}.") from None
+    except RecursionError:
+        raise ValueError(f"'{path}': lists and objects are nested too deeply.") from None
+
+
+def find_file(annotations: Path, *names: str) -> Path:
+    """
+    Return the annotation file: `annotations` if it is a file, or the first of these names in that folder.
+
+    Raises:
+        `FileNotFoundError`: If there is none.
+    """
+    if annotations.is_file():
+        return annotations
+    if not annotations.is_dir():
+        raise FileNotFoundError(f"There is no file or folder '{annotations}'.")
+    for path in (annotations / name for name in names):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"The folder '{annotations}' has no {' and no '.join(names)}.")

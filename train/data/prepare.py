@@ -1,0 +1,184 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Prepare a published data set: turn its annotations and videos into rows of timed messages.
+
+```bash
+python train/data/prepare.py coin --annotations COIN.json --videos videos --out prepared/coin --task step
+python train/data/prepare.py coin --help
+```
+
+The folder of `--out` then is a `--dataset` of the other scripts. docs/data.md lists the sources.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from videollm_mod.console import quiet
+
+from transformers import HfArgumentParser
+
+from videollm_mod.outputs import write_text
+from videollm_mod.train.data.converters import CONVERTERS, SPLITS, Converter, Found, Notes, Videos, find_converter
+from videollm_mod.train.data.faults import counted
+
+
+@dataclass
+class PrepareArguments:
+    """
+    What to prepare, and where to.
+
+    Args:
+        annotations (`Path`): The published file of annotations, or its folder.
+        videos (`Path`): Folder of the videos.
+        out (`Path`): Folder to write to.
+        strict (`bool`, *optional*, defaults to `False`): Whether to stop at the first fault.
+    """
+
+    annotations: Path = field(metadata={"help": "The published file of annotations, or its folder."})
+    videos: Path = field(metadata={"help": "Folder of the videos, with folders of any depth."})
+    out: Path = field(metadata={"help": "Folder to write to."})
+    strict: bool = field(default=False, metadata={"help": "Stop at the first fault, and name its entry and field."})
+
+
+def prepare(source: str, converter: Converter, arguments: PrepareArguments, command: str = "") -> dict[str, Any]:
+    """
+    Convert a source and write `OUT/<split>.jsonl` and `OUT/about.json`. Files of an earlier run are replaced at the
+    end, so that an interrupted run leaves them as they are.
+
+    Args:
+        source (`str`): Name of the source.
+        converter ([`Converter`]): Its converter.
+        arguments ([`PrepareArguments`]): Where everything is.
+        command (`str`, *optional*): The command, for `about.json`.
+
+    Returns:
+        `dict`: What `about.json` says.
+
+    Raises:
+        `ValueError` or `OSError`: If the annotations cannot be used, or if no row is left. With `strict`, also at the
+            first fault.
+    """
+    notes, videos = Notes(strict=arguments.strict), Videos(arguments.videos)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    counts = _write_rows(converter, arguments, videos, notes)
+    about = {
+        "source": source,
+        "tasks": [f"{source}_{task}" for task in converter.chosen],
+        "license": converter.license,
+        "may_be_shared": converter.may_be_shared,
+        "fps": converter.fps,
+        "labels": converter.labels,
+        "splits": {split: _describe(split, counts, notes) for split in _splits(counts, notes)},
+        "command": command,
+    }
+    write_text(arguments.out / "about.json", json.dumps(about, ensure_ascii=False, indent=1) + "\n")
+    print(_table(about, notes, arguments.out))
+    if not counts:
+        raise ValueError(f"no row is left of '{arguments.annotations}'; the table says why.")
+    return about
+
+
+def _write_rows(
+    converter: Converter, arguments: PrepareArguments, videos: Videos, notes: Notes
+) -> dict[str, Counter[str]]:
+    """Write the files of all splits. Return the number of rows of each task in each split."""
+    counts: dict[str, Counter[str]] = {}
+    parts: dict[str, Path] = {}
+    files: dict[str, IO[str]] = {}
+    with ExitStack() as stack:
+        for split, row in _checked(converter.convert(arguments.annotations, videos, notes), converter, notes):
+            if split not in files:
+                parts[split] = arguments.out / f"{split}.jsonl.part"
+                files[split] = stack.enter_context(parts[split].open("w", encoding="utf-8"))
+                counts[split] = Counter()
+            name = "video" if "video" in row else "frame_features"
+            row = {**row, name: os.path.relpath(Path(row[name]).resolve(), arguments.out.resolve())}
+            files[split].write(json.dumps(row, ensure_ascii=False) + "\n")
+            counts[split][row.get("task", "")] += 1
+    for split, part in parts.items():
+        part.replace(arguments.out / f"{split}.jsonl")
+    return counts
+
+
+def _checked(
+    rows: Iterator[tuple[str, dict[str, Any]]], converter: Converter, notes: Notes
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows that were asked for, without those that nobody could use."""
+    seen: dict[str, set[str]] = {}
+    for split, row in rows:
+        if not converter.wants(split):
+            continue
+        notes.split = split
+        texts = [message["content"] for message in row["messages"]]
+        if row["id"] in seen.setdefault(split, set()):
+            notes.leave_out(row["id"], "id", "there is another row with this id")
+        elif not all(text.strip() for text in texts):
+            notes.leave_out(row["id"], "messages", "a message has no text")
+        elif not any(message["role"] == "assistant" for message in row["messages"]):
+            notes.leave_out(row["id"], "messages", "no reply is left")
+        else:
+            seen[split].add(row["id"])
+            yield split, row
+
+
+def _splits(counts: dict[str, Counter[str]], notes: Notes) -> list[str]:
+    found = {*counts, *notes.left_out, *notes.mended_by}
+    return [split for split in (*SPLITS, "") if split in found]
+
+
+def _describe(split: str, counts: dict[str, Counter[str]], notes: Notes) -> dict[str, Any]:
+    tasks = counts.get(split, Counter())
+    return {
+        "rows": tasks.total(),
+        "tasks": dict(sorted(tasks.items())),
+        "left_out": {reason: found.count for reason, found in notes.left_out.get(split, {}).items()},
+        "mended": {what: found.count for what, found in notes.mended_by.get(split, {}).items()},
+    }
+
+
+def _table(about: dict[str, Any], notes: Notes, out: Path) -> str:
+    """Return what was kept, what was left out and why, and what was mended, with the first places."""
+    lines = []
+    for split, of_split in about["splits"].items():
+        tasks = [f"{count} {task}" for task, count in of_split["tasks"].items() if task]
+        named = f"{split}: {counted(of_split['rows'], 'row')}" if split else "in no split"
+        lines.append(named + (f" ({', '.join(tasks)})" if tasks else ""))
+        for kind, found in (("left out", notes.left_out), ("mended", notes.mended_by)):
+            lines += [f"  {kind} {line}" for line in _found_lines(found.get(split, {}))]
+    return "\n".join([*lines, f"wrote {out}"])
+
+
+def _found_lines(found: dict[str, Found]) -> Iterator[str]:
+    for reason, of_reason in sorted(found.items(), key=lambda item: -item[1].count):
+        more = ", ..." if of_reason.count > len(of_reason.places) else ""
+        yield f"{of_reason.count}: {reason} ({'; '.join(of_reason.places)}{more})"
+
+
+def main() -> None:
+    """Prepare the source that the first argument names."""
+    usage = f"usage: prepare.py {{{','.join(sorted(CONVERTERS))}}} --annotations PATH --videos DIR --out DIR\n"
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        print(usage + "\nprepare.py SOURCE --help lists the options of a source.")
+        raise SystemExit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+    source, *rest = sys.argv[1:]
+    try:
+        kinds = (PrepareArguments, find_converter(source))
+        parser = HfArgumentParser(kinds, prog=f"prepare.py {source}", allow_abbrev=False)
+        arguments, converter = parser.parse_args_into_dataclasses(rest)
+        prepare(source, converter, arguments, shlex.join(["python", "train/data/prepare.py", *sys.argv[1:]]))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    quiet()
+    main()
