@@ -1,0 +1,197 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Dense captions: which events were found, and how well their captions fit."""
+
+from typing import Any, NamedTuple
+
+import datasets
+import evaluate
+import numpy as np
+
+from videollm_mod.train.text_scores import score_captions
+
+
+_DESCRIPTION = """
+`predictions`: for each video its captions, `{"start": seconds, "end": seconds, "text": words}`. `references`: for each
+video the true captions of each annotator, in the same form, at least one. Returns:
+
+- `precision`, `recall`: share of predicted captions that have an IoU above t with a true one, and of true captions
+  that have one with a predicted one, for t = 0.3, 0.5, 0.7, 0.9 (`precision_0.3`, ...) and averaged. The better
+  annotator counts, for each of the two. `f1` is of the averages.
+- `meteor_stem`, `cider`: a predicted caption is compared with each true one, of all annotators, with an IoU of at
+  least t, and scores 0 if there is none; averaged over a video, then over videos, then over t. The scores are those of
+  `videollm_mod.train.text_scores`. Document frequencies of CIDEr are those of all pairs at t.
+- `soda_c_stem`: F1 of IoU times METEOR under the best assignment that keeps the order of time, for the better
+  annotator, averaged over videos.
+
+A video without predictions scores 0. The rules are those of densevid_eval and SODA. With `official=True` three of
+their weaknesses are kept: CIDEr takes its document frequencies from one video, so that a single pair scores 0; SODA
+leaves out videos without predictions, and gives METEOR the true caption for the predicted one. Published figures use
+METEOR 1.5, a Java program, averaged otherwise, so that `meteor_stem` and `soda_c_stem` do not compare with them.
+"""
+_CITATION = """Krishna et al., Dense-Captioning Events in Videos, arXiv 1705.00754. Fujita et al., SODA: Story Oriented
+Dense Video Captioning Evaluation Framework, ECCV 2020."""
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+# What densevid_eval compares a caption with that has no true one.
+_NO_CAPTION = "abc123!@#"
+
+
+class DenseCaptions(evaluate.Metric):
+    """Dense captions: which events were found, and how well their captions fit."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        caption = {
+            "start": datasets.Value("float64"),
+            "end": datasets.Value("float64"),
+            "text": datasets.Value("string"),
+        }
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_DESCRIPTION,
+            features=datasets.Features({"predictions": [caption], "references": [[caption]]}),
+        )
+
+    def _compute(
+        self,
+        predictions: list[list[dict[str, Any]]],
+        references: list[list[list[dict[str, Any]]]],
+        official: bool = False,
+    ) -> dict[str, float]:
+        if any(not any(annotators) for annotators in references):
+            raise ValueError("A video of `references` has no caption.")
+        pairs = _Pairs(predictions, references)
+        scores = _detection(pairs.videos)
+        scores["meteor_stem"] = _meteor(pairs.videos)
+        scores["cider"] = _cider(pairs.videos, official)
+        scores["soda_c_stem"] = _soda(pairs.videos, official)
+        return scores
+
+
+class _Pair(NamedTuple):
+    """A predicted and a true caption that overlap."""
+
+    annotator: int
+    predicted: int
+    true: int
+    iou: float
+    words: tuple[str, str]
+    meteor: float
+    swapped_meteor: float
+
+
+class _Video(NamedTuple):
+    """A video's pairs, and the number of its captions."""
+
+    pairs: list[_Pair]
+    num_predicted: int
+    num_true: list[int]  # by annotator
+
+
+class _Pairs:
+    """All pairs of captions that overlap, scored once."""
+
+    def __init__(self, predictions: list[Any], references: list[Any]) -> None:
+        found, counts = [], []
+        for video, (said, annotators) in enumerate(zip(predictions, references, strict=True)):
+            said = sorted(said, key=lambda caption: caption["start"])
+            annotators = [sorted(true, key=lambda caption: caption["start"]) for true in annotators if true]
+            counts.append((len(said), [len(true) for true in annotators]))
+            for annotator, true in enumerate(annotators):
+                for i, one in enumerate(said):
+                    for j, two in enumerate(true):
+                        if iou := _iou(one, two):
+                            found.append((video, annotator, i, j, iou, (one["text"], two["text"])))
+        texts = [pair[-1] for pair in found]
+        meteor = score_captions([one for one, _ in texts], [[two] for _, two in texts])["meteor_stem"]
+        swapped = score_captions([two for _, two in texts], [[one] for one, _ in texts])["meteor_stem"]
+        self.videos = [_Video([], *count) for count in counts]
+        for (video, *pair), *metrics in zip(found, meteor, swapped, strict=True):
+            self.videos[video].pairs.append(_Pair(*pair, *metrics))
+
+
+def _iou(one: dict[str, Any], two: dict[str, Any]) -> float:
+    shared = max(min(one["end"], two["end"]) - max(one["start"], two["start"]), 0.0)
+    union = one["end"] - one["start"] + two["end"] - two["start"] - shared
+    return shared / union if union > 0 else 0.0
+
+
+def _detection(videos: list[_Video]) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for at in THRESHOLDS:
+        precision, recall = [], []
+        for video in videos:
+            by_annotator = [
+                [pair for pair in video.pairs if pair.annotator == annotator and pair.iou > at]
+                for annotator in range(len(video.num_true))
+            ]
+            found = [len({pair.predicted for pair in pairs}) for pairs in by_annotator]
+            covered = [len({pair.true for pair in pairs}) for pairs in by_annotator]
+            precision.append(max(found) / max(video.num_predicted, 1))
+            recall.append(max(count / total for count, total in zip(covered, video.num_true, strict=True)))
+        scores |= {f"precision_{at}": float(np.mean(precision)), f"recall_{at}": float(np.mean(recall))}
+    for name in ("precision", "recall"):
+        scores[name] = float(np.mean([scores[f"{name}_{at}"] for at in THRESHOLDS]))
+    both = scores["precision"] + scores["recall"]
+    scores["f1"] = 2 * scores["precision"] * scores["recall"] / both if both else 0.0
+    return scores
+
+
+def _compared(video: _Video, at: float) -> list[_Pair | None]:
+    """Return the pairs with an IoU of at least `at`, and `None` for each predicted caption that is in none."""
+    pairs = [pair for pair in video.pairs if pair.iou >= at]
+    alone = video.num_predicted - len({pair.predicted for pair in pairs})
+    return [*pairs, *[None] * alone]
+
+
+def _meteor(videos: list[_Video]) -> float:
+    scores = [[pair.meteor if pair else 0.0 for pair in _compared(video, at)] for at in THRESHOLDS for video in videos]
+    return float(np.mean([_mean(video) for video in scores]))
+
+
+def _cider(videos: list[_Video], official: bool) -> float:
+    means = []
+    for at in THRESHOLDS:
+        texts = [[pair.words if pair else ("", _NO_CAPTION) for pair in _compared(video, at)] for video in videos]
+        if official:
+            scores = [_ciders(video) for video in texts]
+        else:
+            left = iter(_ciders([words for video in texts for words in video]))
+            scores = [[next(left) for _ in video] for video in texts]
+        means += [_mean(video) for video in scores]
+    return float(np.mean(means))
+
+
+def _mean(scores: list[float]) -> float:
+    return sum(scores) / max(len(scores), 1)
+
+
+def _ciders(texts: list[tuple[str, str]]) -> list[float]:
+    return score_captions([one for one, _ in texts], [[two] for _, two in texts])["cider"]
+
+
+def _soda(videos: list[_Video], official: bool) -> float:
+    scores = []
+    for video in videos:
+        if not video.num_predicted:
+            scores += [] if official else [0.0]
+            continue
+        best = 0.0
+        for annotator, num_true in enumerate(video.num_true):
+            table = np.zeros((video.num_predicted, num_true))
+            for pair in video.pairs:
+                if pair.annotator == annotator:
+                    table[pair.predicted, pair.true] = pair.iou * (pair.swapped_meteor if official else pair.meteor)
+            total = _best_in_order(table)
+            best = max(best, 2 * total / (video.num_predicted + num_true))
+        scores.append(best)
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def _best_in_order(table: np.ndarray) -> float:
+    """Return the largest sum of entries of which each is in a later row and a later column than the one before."""
+    best = np.zeros(table.shape[1] + 1)
+    for row in table:
+        taken = best[:-1] + row
+        best[1:] = np.maximum.accumulate(np.maximum(best[1:], taken))
+    return float(best[-1])
