@@ -96,12 +96,13 @@ class App:
         speak: str | None = None,
         every: float = 2.0,
         speak_threshold: float | None = None,
+        prompt: str | None = None,
     ) -> Any:
         """Start a stream on a file, and let the browser play it."""
         if not isinstance(video, (str, Path)):
             raise _error("Choose a video first.")
         _call(self.limits.check, video, self.processor.open_video)
-        viewer = self._viewer(fps, interval_threshold, query, speak, every, speak_threshold)
+        viewer = self._viewer(fps, interval_threshold, query, speak, every, speak_threshold, prompt)
         _call(viewer.begin, video=video)
         self._enter(viewer, request)
         if self.is_toy and not is_streamworld(video, self.processor.open_video):
@@ -118,11 +119,12 @@ class App:
         speak: str | None = None,
         every: float = 2.0,
         speak_threshold: float | None = None,
+        prompt: str | None = None,
     ) -> Any:
         """Start a stream on frames that the browser will send, once the person has granted the camera."""
         if not granted:
             return [gr.skip()] * 8
-        viewer = self._viewer(fps, interval_threshold, query, speak, every, speak_threshold)
+        viewer = self._viewer(fps, interval_threshold, query, speak, every, speak_threshold, prompt)
         self._enter(viewer, request)
         return gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
@@ -195,10 +197,11 @@ class App:
         speak: str | None = None,
         every: float = 2.0,
         speak_threshold: float | None = None,
+        prompt: str | None = None,
     ) -> Any:
         """Start a new stream at this point of the same video or camera, with these settings."""
         viewer = self._watching(request)
-        settings = self._settings(fps, interval_threshold, query, speak, every, speak_threshold)
+        settings = self._settings(fps, interval_threshold, query, speak, every, speak_threshold, prompt)
         start = _number("until", until or 0.0)
         with viewer.lock:
             before = {name: getattr(viewer, name) for name in settings}
@@ -280,12 +283,14 @@ class App:
         speak: str | None = None,
         every: float = 2.0,
         speak_threshold: float | None = None,
+        prompt: str | None = None,
     ) -> str:
         """Return the part of a link that restores these settings."""
         settings = {"fps": fps, "interval_threshold": interval_threshold, "query": query or ""}
         settings |= {} if speak is None else {"speak": speak}
         settings |= {"every": every} if speak in page.NEEDS_EVERY else {}
         settings |= {"speak_threshold": speak_threshold} if speak in list(page.THRESHOLDS) else {}
+        settings |= {"prompt": prompt} if prompt and speak in page.NEEDS_EVERY else {}
         return "?" + urlencode(settings, errors="replace")
 
     def restore(self, request: gr.Request) -> Any:
@@ -297,9 +302,10 @@ class App:
                 found[name] = min(max(_number(name, asked[name], least=-math.inf, most=math.inf), least), most)
             except (KeyError, gr.Error):
                 found[name] = gr.skip()
-        found["query"] = asked["query"][:MOST_TYPED] if "query" in asked else gr.skip()
+        found |= {name: asked[name][:MOST_TYPED] if name in asked else gr.skip() for name in ("query", "prompt")}
         found["speak"] = asked["speak"] if asked.get("speak") in page.POLICIES.values() else gr.skip()
-        return [found[name] for name in ("fps", "interval_threshold", "query", "speak", "every", "speak_threshold")]
+        names = ("fps", "interval_threshold", "query", "speak", "every", "speak_threshold", "prompt")
+        return [found[name] for name in names]
 
     def leave(self, request: gr.Request) -> None:
         """Free the seat of a page that was closed."""
@@ -311,7 +317,7 @@ class App:
         return _call(Viewer, self.model, self.processor, **self._settings(*settings))
 
     def _settings(
-        self, fps: Any, interval_threshold: Any, query: Any, speak: Any, every: Any, speak_threshold: Any
+        self, fps: Any, interval_threshold: Any, query: Any, speak: Any, every: Any, speak_threshold: Any, prompt: Any
     ) -> dict[str, Any]:
         """Return the options of a [`Viewer`]."""
         speak = speak or self.model.config.speak
@@ -322,6 +328,8 @@ class App:
             speaking["every"] = _number("every", every, least=page.EVERY[0], most=page.EVERY[1])
         if speak in page.THRESHOLDS and speak_threshold is not None:
             speaking["speak_threshold"] = _number("speak_threshold", speak_threshold, most=1)
+        if speak in page.NEEDS_EVERY and _text("prompt", prompt).strip():
+            speaking["prompt"] = prompt.strip()[:MOST_TYPED]
         return {
             "fps": _fps(fps),
             "interval_threshold": _number("interval_threshold", interval_threshold, most=1),

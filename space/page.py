@@ -14,13 +14,14 @@ from viewer import NARRATE
 TICK = 0.5  # Seconds between two calls of `watch`.
 FPS = (0.5, 10.0)  # Least and most frames per second to watch.
 EVERY = (0.5, 60.0)  # Least and most seconds between two replies.
-# Names of the policies by what the page calls them; those that have a period, and thresholds with their defaults.
+# Names of the policies by what the page calls them; those with a period and a prompt; thresholds with their defaults.
 POLICIES = {
     "when silence is unlikely (learned)": "learned",
     "every few seconds": "every",
     "when the picture changes": "change",
     "when the model finds something new": "probe",
 }
+DEFAULT_PROMPT = "What is happening now? Answer in one short sentence."  # The model's.
 NEEDS_EVERY = ("every", "change", "probe")
 THRESHOLDS = {"change": 0.05, "probe": 0.5}
 FORMATS = {
@@ -141,7 +142,7 @@ def _talking_side(config: Any) -> SimpleNamespace:
         policy = config.speak
         choices = list(POLICIES.items())
         speak = gr.Dropdown(choices, value=policy, label="speak: when nobody has asked", elem_id="speak")
-        shown = _numbers_shown(policy)
+        shown = _used_by(policy)
         options = {"step": 0.005, "elem_id": "interval_threshold", "visible": shown[0]}
         threshold = _slider(0, 1, value=least, label=label, **options)
         label = "every: seconds from one reply to the next, or the least"
@@ -149,6 +150,8 @@ def _talking_side(config: Any) -> SimpleNamespace:
         label = "speak_threshold: speak at a larger difference, or a more likely yes"
         options = {"step": 0.005, "elem_id": "speak_threshold", "visible": shown[2]}
         speak_threshold = _slider(0, 1, value=THRESHOLDS.get(policy, 0.5), label=label, **options)
+        label = "prompt: what you are taken to say before each reply"
+        prompt = gr.Textbox("", label=label, placeholder=DEFAULT_PROMPT, elem_id="prompt", visible=shown[1])
         first = NARRATE if policy == "learned" else ""
         query = gr.Textbox(first, label="query: what you say at the first frame", elem_id="query")
         gr.Markdown("`interval_threshold` takes effect at once, the other settings with the next stream.")
@@ -159,18 +162,18 @@ def _talking_side(config: Any) -> SimpleNamespace:
         file = gr.DownloadButton("Save it", elem_id="file")
     asking = {"question": question, "ask": ask, "when": when}
     settings = {"fps": fps, "interval_threshold": threshold, "query": query, "link": link}
-    settings |= {"speak": speak, "every": every, "speak_threshold": speak_threshold}
+    settings |= {"speak": speak, "every": every, "speak_threshold": speak_threshold, "prompt": prompt}
     export = {"kind": kind, "take": take, "file": file}
     return SimpleNamespace(savings=savings, chat=chat, **asking, **settings, **export)
 
 
-def _numbers_shown(policy: str) -> list[bool]:
-    """Return whether a policy uses `interval_threshold`, `every` and `speak_threshold`."""
-    return [policy == "learned", policy in NEEDS_EVERY, policy in THRESHOLDS]
+def _used_by(policy: str) -> list[bool]:
+    """Return whether a policy uses `interval_threshold`, `every`, `speak_threshold` and `prompt`."""
+    return [policy == "learned", policy in NEEDS_EVERY, policy in THRESHOLDS, policy in NEEDS_EVERY]
 
 
-def _show_numbers(policy: str) -> list[Any]:
-    return [gr.update(visible=is_shown) for is_shown in _numbers_shown(policy)]
+def _show_used(policy: str) -> list[Any]:
+    return [gr.update(visible=is_shown) for is_shown in _used_by(policy)]
 
 
 def _slider(least: float, most: float, **options: Any) -> gr.Slider:
@@ -204,7 +207,7 @@ def _wire_stream(app: Any, parts: SimpleNamespace) -> None:
     timer = gr.Timer(TICK, active=False)
     showing = [parts.chat, parts.caption, parts.overlay, parts.savings, parts.silence, parts.latency, said]
     options = [parts.fps, parts.interval_threshold, parts.query]
-    speaking = [parts.speak, parts.every, parts.speak_threshold]
+    speaking = [parts.speak, parts.every, parts.speak_threshold, parts.prompt]
     # The streams of all people advance at the same time.
     live = {"show_progress": "hidden", "concurrency_id": "live", "concurrency_limit": app.room.seats}
 
@@ -239,12 +242,12 @@ def _wire_settings(app: Any, parts: SimpleNamespace, demo: gr.Blocks) -> None:
     threshold.change(app.set_interval_threshold, threshold, parts.silence, api_name="interval_threshold", **drawn)
     parts.shown.change(app.choose_overlay, parts.shown, parts.overlay, api_name="overlay", **drawn)
     parts.take.click(app.export, parts.kind, parts.file, api_name="export", concurrency_limit=4)
-    numbers = [threshold, parts.every, parts.speak_threshold]
-    parts.speak.change(_show_numbers, parts.speak, numbers, **QUIET)
+    used = [threshold, parts.every, parts.speak_threshold, parts.prompt]
+    parts.speak.change(_show_used, parts.speak, used, **QUIET)
     # A link restores its own threshold, so only a person's choice brings the default.
     parts.speak.input(lambda policy: THRESHOLDS.get(policy, gr.skip()), parts.speak, parts.speak_threshold, **QUIET)
     here = "(part) => location.origin + location.pathname + part"
-    options = [parts.fps, threshold, parts.query, parts.speak, parts.every, parts.speak_threshold]
+    options = [parts.fps, threshold, parts.query, parts.speak, parts.every, parts.speak_threshold, parts.prompt]
     restored = demo.load(app.restore, None, options, **QUIET)
     for changed in (restored.then, partial(gr.on, [option.change for option in options])):
         changed(app.settings, options, parts.link, **QUIET).then(None, parts.link, parts.link, js=here)

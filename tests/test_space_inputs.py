@@ -19,7 +19,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from viewer import Viewer
 
-from videollm_mod.speaking_videollm_mod import POLICIES
+from videollm_mod.speaking_videollm_mod import DEFAULT_PROMPT, POLICIES
 
 
 ROOT = Path(__file__).parents[1]
@@ -79,8 +79,8 @@ def test_every_argument_of_every_handler_may_be_anything(page, request_):
                 before[0](*before[1], request_)
             for place in range(len(good)):
                 tried(handler, *good[:place], wrong, *good[place + 1 :], request_)
-        page.settings(wrong, wrong, wrong, wrong, wrong, wrong)
-        for name in ("speak", "every", "speak_threshold"):
+        page.settings(wrong, wrong, wrong, wrong, wrong, wrong, wrong)
+        for name in ("speak", "every", "speak_threshold", "prompt"):
             speaking = {"speak": "probe", name: wrong}
             tried(lambda *given, speaking=speaking: page.open_video(*given, **speaking), *file, request_)
 
@@ -121,18 +121,24 @@ def test_when_to_speak_is_a_setting(page, request_):
     assert [moment.spoke for moment in viewer.moments][0]
     assert "speaks by every" in drawing.silence_plot(viewer)
     assert 'class="threshold"' not in drawing.silence_plot(viewer)
-    link = page.settings(2.0, 0.5, "Hi", "change", 4.0, 0.2)
-    assert link.endswith("&speak=change&every=4.0&speak_threshold=0.2")
+    link = page.settings(2.0, 0.5, "Hi", "change", 4.0, 0.2, "What is new?")
+    assert link.endswith("&speak=change&every=4.0&speak_threshold=0.2&prompt=What+is+new%3F")
     restored = page.restore(SimpleNamespace(query_params=dict(parse_qsl(link[1:]))))
-    assert restored == [2.0, 0.5, "Hi", "change", 4.0, 0.2]
-    assert page.settings(2.0, 0.5, "Hi", "learned", 4.0, 0.2).endswith("query=Hi&speak=learned")
-    page.reset(2.0, 0.5, "", 0.0, request_, "probe", 3.0, 0.9)
-    assert viewer.speaking == {"speak": "probe", "every": 3.0, "speak_threshold": 0.9}
+    assert restored == [2.0, 0.5, "Hi", "change", 4.0, 0.2, "What is new?"]
+    assert page.settings(2.0, 0.5, "Hi", "learned", 4.0, 0.2, "unused").endswith("query=Hi&speak=learned")
+    page.reset(2.0, 0.5, "", 0.0, request_, "probe", 3.0, 0.9, " ")
+    assert viewer.speaking == {"speak": "probe", "every": 3.0, "speak_threshold": 0.9}, (
+        "an empty box means the default"
+    )
     assert viewer.session.speak == "probe"
+    page.reset(2.0, 0.5, "", 0.0, request_, "every", 2.0, None, "What do you see?")
+    page.watch([], 0, 1.0, None, "off", request_)
+    assert viewer.speaking["prompt"] == "What do you see?" and viewer.events
     wrong = tried(lambda *given: page.open_video(*given, speak="often"), SAMPLE, 2.0, 0.5, "", request_)
     assert wrong == "`speak` is one of learned, every, change, probe, not 'often'."
     wrong = tried(lambda *given: page.open_video(*given, speak="every", every=0), SAMPLE, 2.0, 0.5, "", request_)
     assert wrong == "`every` must be a number from 0.5 to 60, not 0."
+    assert space_page.DEFAULT_PROMPT == DEFAULT_PROMPT
     assert set(POLICIES) == set(space_page.POLICIES.values())
     assert {name: POLICIES[name].default_threshold for name in space_page.THRESHOLDS} == space_page.THRESHOLDS
 
