@@ -1,0 +1,157 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Measures of what a model says on its own history: values computed by hand, and judges."""
+
+import sys
+
+import pytest
+from endpoints import scripted_endpoint
+
+from videollm_mod.train.endpoint import Endpoint
+from videollm_mod.train.judging import EndpointJudge, find_judge, find_similarity
+from videollm_mod.train.teacher_forcing import evaluate_metric
+
+
+def said(*replies):
+    return [{"time": float(time), "text": text} for time, text in replies]
+
+
+# ------------------------------------------------------------------------------------------------ narration segments
+
+
+def test_narrations_as_segments():
+    metric = evaluate_metric("narration_segments")
+    # Told: 10-12 and 12-16. True: 10-12.5, 12.5-13 and 13-20, so the IoUs are .8; 0; .3 and .12; .125, .375.
+    predictions = [said((12, "cut the onion"), (16, "you stir it"))]
+    references = [[said((12.5, "cut the onion"), (13, "wait"), (20, "you stir"))]]
+    scores = metric.compute(predictions=predictions, references=references, starts=[10.0])
+    assert scores["temporal_precision"] == 1 / 2 and scores["temporal_recall"] == pytest.approx(1 / 3)
+    assert scores["temporal_f1"] == pytest.approx(2 * (1 / 2) * (1 / 3) / (5 / 6))
+    # "wait" is paired with "you stir it", the nearest by generalized IoU.
+    recall = 2 / 2
+    rouge = (1 + 1.44) * (2 / 3) * recall / (recall + 1.44 * 2 / 3)
+    assert scores["rouge_l"] == pytest.approx((1 + 0 + rouge) / 3)
+    assert scores["meteor_stem"] > 0 and scores["cider"] > 0
+
+
+def test_a_frame_of_delay_annotators_and_silent_videos():
+    metric = evaluate_metric("narration_segments")
+    predictions = [said((3.5, "a"), (7.5, "b")), []]
+    references = [[said((4, "a"), (8, "b")), said((8, "c"))], [said((5, "d"))]]
+    scores = metric.compute(predictions=predictions, references=references, fps=2.0)
+    # With half a second more, both predictions are exact. The other annotator's 0-8 overlaps each by half.
+    assert scores["temporal_precision"] == scores["temporal_recall"] == 1 / 2, "the silent video counts 0"
+    assert scores["rouge_l"] == pytest.approx(2 / 4)
+    nothing = metric.compute(predictions=[said((1, "a"))], references=[[]])
+    assert nothing["temporal_f1"] == nothing["cider"] == 0.0
+
+
+# ------------------------------------------------------------------------------------------------- dialogue matching
+
+
+def test_replies_are_matched_missing_redundant_and_right():
+    metric = evaluate_metric("dialogue_matching")
+    predictions = [said((1, "cut the red onion"), (5, "hello"), (9, "stir the soup now")), []]
+    references = [said((2, "cut the onion"), (20, "serve it"), (9, "pour water")), said((3, "wait"))]
+    options = {"similarity": "token_f1", "before": 2.5, "after": 2.5, "fps": 2.0}
+    scores = metric.compute(predictions=predictions, references=references, **options)
+    # "cut the red onion" is right, a second early. "hello" is redundant. At 9 s the cost is 1 with a true reply of no
+    # similar word, and more at the silent frames around it, so the two are matched, but not right.
+    expected = {"missing_rate": 2 / 4, "redundant_rate": 1 / 3, "match_precision": 1 / 3, "match_recall": 1 / 4}
+    expected |= {"jaccard_index": 1 / 5, "match_delay": 1.0, "match_f1": 2 / 7}
+    expected["match_cost"] = (1 - 6 / 7 + 0.3 * (2 / 5) ** 1.5 + 1) / 2
+    assert scores == {f"{name}_token_f1": pytest.approx(value) for name, value in expected.items()}
+
+
+def test_the_window_and_the_assignment_of_least_cost():
+    metric = evaluate_metric("dialogue_matching")
+    texts = said((4, "cut it"), (5, "cut it"))
+    # Both replies are nearest to the truth at 5 s. The first takes that at 3 s, since the sum is less.
+    scores = metric.compute(
+        predictions=[texts], references=[said((5, "cut it"), (3, "cut it"))], similarity="exact", before=1, after=1
+    )
+    assert scores["match_f1_exact"] == 1.0 and scores["match_delay_exact"] == 0.5
+    # The truth may be a second later, not earlier.
+    early = metric.compute(predictions=[texts[:1]], references=[texts[1:]], similarity="exact", before=0, after=1)
+    late = metric.compute(predictions=[texts[1:]], references=[texts[:1]], similarity="exact", before=0, after=1)
+    assert early["match_f1_exact"] == 1.0 and late["missing_rate_exact"] == late["redundant_rate_exact"] == 1.0
+    with pytest.raises(ValueError, match="The window must reach at least a frame"):
+        metric.compute(predictions=[texts], references=[texts], similarity="exact", before=0, after=0.2)
+
+
+# --------------------------------------------------------------------------------------------------------------- PAUC
+
+
+def span(start, end, content, question="What happens?"):
+    return {"question": question, "content": content, "start": float(start), "end": float(end)}
+
+
+def test_the_area_equals_values_computed_by_hand():
+    metric = evaluate_metric("pauc")
+    predictions = [
+        said((1, "a dog"), (12, "a red car"), (16, "NO REPLY"), (18, "a red car stops"), (18.5, "a red car")),
+        said((3, "late"), (3.5, "")),
+        [],
+    ]
+    references = [[span(10, 20, "a red car stops"), span(30, 40, "it leaves")], [span(4, 8, "x")], [span(50, 60, "y")]]
+    scores = metric.compute(
+        predictions=predictions, references=references, judge="token_f1", max_level=4, watched=[35, 9, 40]
+    )
+    # F1 of 6/7 rounds to level 3. With omega 0.5 the replies count at 1 s and 4 s of 10 s.
+    first = (1 * 0.5 + 3 * 3 + 6 * 4) / 40
+    assert scores["pauc_token_f1"] == pytest.approx(((first + 0.125) / 2 + 0.125) / 2), "the third was not reached"
+    # "a red car stops" is similar to "a red car", and "a red car" was said before. Five replies are not silence.
+    assert scores["duplicate_share_token_f1"] == pytest.approx(2 / 5)
+    assert (scores["pauc_omega"], scores["pauc_max_level"], scores["pauc_silent"]) == (0.5, 4, 0.125)
+    assert scores["pauc_unjudged"] == 0
+    timely = metric.compute(
+        predictions=predictions[:1], references=[references[0][:1]], judge="exact", max_level=2, omega=0.0
+    )
+    # Level 0 from 2 s, full from 8 s.
+    assert timely["pauc_exact"] == pytest.approx((2 * 0.5 + 6 * 0 + 2 * 2) / 20) and timely["pauc_silent"] == 0.25
+    anytime = metric.compute(
+        predictions=[said((20, "a red car stops"))], references=[references[0][:1]], judge="exact", omega=1.0
+    )
+    assert anytime["pauc_exact"] == 1.0
+
+
+def test_wrong_spans_and_options_are_refused():
+    metric = evaluate_metric("pauc")
+    for options, message in (({"omega": 2}, "`omega` in"), ({"judge": "nobody"}, "no similarity 'nobody': choose")):
+        with pytest.raises(ValueError, match=message):
+            metric.compute(predictions=[[]], references=[[span(0, 1, "x")]], **options)
+    with pytest.raises(ValueError, match="must end after its start, got 4.0 to 4.0 s"):
+        metric.compute(predictions=[[]], references=[[span(4, 4, "x")]])
+
+
+def test_a_language_model_judges_each_pair_once(tmp_path):
+    def reply(request):
+        system, user = (message["content"] for message in request["messages"])
+        if "Earlier replies" in user:
+            return "No." if "again" in user else "<think>no, or</think>yes"
+        assert "to 5 (everything" in system
+        return "4" if "a car" in user.split("Model's answer:")[1] else "I cannot say"
+
+    predictions = [said((1, "a car"), (2, "a bus"), (3, "a car again")), said((1, "a car"))]
+    references = [[span(0, 4, "a red car")], [span(0, 4, "a red car")]]
+    with scripted_endpoint(reply) as (url, asked):
+        for _ in range(2):
+            judge = EndpointJudge(Endpoint(url, "judge", cache=tmp_path))
+            scores = evaluate_metric("pauc").compute(predictions=predictions, references=references, judge=judge)
+        # Three different pairs, and two replies after others; the second time all come from the cache.
+        assert len(asked) == 5
+    first = (0.5 * 0.5 + 3.5 * 3) / 16
+    assert scores["pauc_endpoint"] == pytest.approx(first) and scores["duplicate_share_endpoint"] == pytest.approx(
+        1 / 4
+    )
+    assert scores["pauc_unjudged"] == 1, "no grade in 'I cannot say'"
+
+
+def test_similarities(monkeypatch):
+    pairs = [("The car, red.", "the car red"), ("a red car", "red bus"), ("", "")]
+    assert find_similarity("exact")(pairs) == [1.0, 0.0, 1.0]
+    assert find_similarity("token_f1")(pairs) == pytest.approx([1.0, 2 / 5, 1.0])
+    assert find_judge("exact").repeats([(("a", "b"), "B."), ((), "a")]) == [True, False]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ImportError, match="pip install sentence-transformers"):
+        find_similarity("sentence")(pairs)

@@ -1,0 +1,177 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Judges of free text: how similar two texts are, how well a reply covers a truth, and whether it repeats earlier ones.
+
+Scores by different judges do not compare, so each measure that uses one carries its name.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+from videollm_mod.train.text_scores import split_words
+
+
+# The encoder of ProAssist's evaluation.
+ENCODER = "sentence-transformers/all-mpnet-base-v2"
+# Similarity to an earlier reply from which on a reply repeats it. This is our choice.
+REPEATS = 0.8
+
+
+def exact(pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Return 1 for texts with the same words, apart from case and punctuation, and 0 for others."""
+    return [float(split_words(one) == split_words(other)) for one, other in pairs]
+
+
+def token_f1(pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Return the F1 of the words that two texts share, as SQuAD's evaluation does, but with articles."""
+    return [_token_f1(split_words(one), split_words(other)) for one, other in pairs]
+
+
+def _token_f1(one: list[str], other: list[str]) -> float:
+    shared = (Counter(one) & Counter(other)).total()
+    if not one or not other:
+        return float(one == other)
+    return 2 * shared / (len(one) + len(other))
+
+
+def sentence(pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """
+    Return the absolute cosine of the texts' embeddings by `all-mpnet-base-v2`, as ProAssist's evaluation does.
+
+    Raises:
+        `ImportError`: If sentence-transformers is not installed.
+    """
+    if not pairs:
+        return []
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    vectors = _load_encoder().encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    place = {text: index for index, text in enumerate(texts)}
+    return [float(abs(vectors[place[one]] @ vectors[place[other]])) for one, other in pairs]
+
+
+@cache
+def _load_encoder() -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise ImportError(
+            "The similarity 'sentence' needs an encoder: pip install sentence-transformers. 'token_f1' needs none."
+        ) from None
+    return SentenceTransformer(ENCODER)
+
+
+# Functions of pairs of texts. Each returns a number in [0, 1] for each pair.
+SIMILARITIES: dict[str, Callable[[Sequence[tuple[str, str]]], list[float]]] = {
+    "exact": exact,
+    "token_f1": token_f1,
+    "sentence": sentence,
+}
+
+
+def find_similarity(name: str) -> Callable[[Sequence[tuple[str, str]]], list[float]]:
+    """Return the similarity of a name in [`SIMILARITIES`]."""
+    if name not in SIMILARITIES:
+        raise ValueError(f"There is no similarity {name!r}: choose one of {', '.join(SIMILARITIES)}.")
+    return SIMILARITIES[name]
+
+
+class Judge(Protocol):
+    """
+    What [`PAUC`] asks of a judge.
+
+    Attributes:
+        name (`str`): Name for the measures.
+    """
+
+    name: str
+
+    def levels(self, items: Sequence[tuple[str, str, str]], max_level: int) -> list[int | None]:
+        """Return how well each (question, truth, reply) covers the truth, from 0 to `max_level`; `None` if unclear."""
+        ...
+
+    def repeats(self, items: Sequence[tuple[Sequence[str], str]]) -> list[bool | None]:
+        """Return for each (earlier replies, reply) whether all its information was given before."""
+        ...
+
+
+class SimilarityJudge:
+    """
+    A judge without a language model: the level is the similarity of reply and truth times `max_level`, rounded.
+
+    A reply repeats an earlier one from a similarity of 0.8 on. Both rules are ours.
+
+    Args:
+        name (`str`): `"exact"`, `"token_f1"` or `"sentence"`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self._similarity = name, find_similarity(name)
+
+    def levels(self, items: Sequence[tuple[str, str, str]], max_level: int) -> list[int | None]:
+        """Return a level for each (question, truth, reply)."""
+        similar = self._similarity([(reply, truth) for _, truth, reply in items])
+        return [int(min(value, 1.0) * max_level + 0.5) for value in similar]
+
+    def repeats(self, items: Sequence[tuple[Sequence[str], str]]) -> list[bool | None]:
+        """Return for each (earlier replies, reply) whether the reply is similar to one of them."""
+        similar = iter(self._similarity([(reply, other) for others, reply in items for other in others]))
+        return [max((next(similar) for _ in others), default=0.0) >= REPEATS for others, _ in items]
+
+
+_LEVEL_PROMPT = """You grade a model's answer to a question about a video against the true answer.
+Grades run from 1 (wrong, off the question, or nearly all of the true answer is missing) to {most} (everything in the \
+true answer is there). Wording does not matter.
+Reply with the grade, one digit, and nothing else."""
+_REPEAT_PROMPT = """A model comments on a video while it watches. You see its earlier replies and its new reply.
+Does the new reply add any information to the earlier ones?
+Reply "no" if everything in it was said before, otherwise "yes", and nothing else."""
+
+
+class EndpointJudge:
+    """
+    A language model as the judge. The prompts are ours.
+
+    Args:
+        endpoint ([`Endpoint`]): The language model. With a cache, a second run asks nothing twice.
+    """
+
+    name = "endpoint"
+
+    def __init__(self, endpoint: Any) -> None:
+        self.endpoint = endpoint
+
+    def levels(self, items: Sequence[tuple[str, str, str]], max_level: int) -> list[int | None]:
+        """Return a level for each (question, truth, reply), or `None` if the model gives no grade."""
+        prompt = _LEVEL_PROMPT.format(most=max_level + 1)
+        found = []
+        for question, truth, reply in items:
+            text = self._ask(prompt, f"Question: {question}\nTrue answer: {truth}\nModel's answer: {reply}")
+            grade = re.search(r"\d+", text)
+            level = int(grade[0]) - 1 if grade else -1
+            found.append(level if 0 <= level <= max_level else None)
+        return found
+
+    def repeats(self, items: Sequence[tuple[Sequence[str], str]]) -> list[bool | None]:
+        """Return for each (earlier replies, reply) whether the reply adds nothing; `None` if the model is unclear."""
+        answers = {"no": True, "yes": False}
+        found = []
+        for others, reply in items:
+            earlier = "\n".join(f"- {other}" for other in others)
+            text = self._ask(_REPEAT_PROMPT, f"Earlier replies:\n{earlier}\nNew reply: {reply}")
+            found.append(answers.get(re.sub(r"\W", "", text).lower()))
+        return found
+
+    def _ask(self, system: str, user: str) -> str:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        # Room for a model that thinks before it answers.
+        text = self.endpoint.complete(messages, max_tokens=2048, temperature=0.0)
+        return re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip()
+
+
+def find_judge(judge: str | Judge) -> Judge:
+    """Return a judge by its name in [`SIMILARITIES`], or the judge itself."""
+    return SimilarityJudge(judge) if isinstance(judge, str) else judge

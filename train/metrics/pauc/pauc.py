@@ -1,0 +1,148 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""PAUC: how early and how well a model answers within the time spans in which it should."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+
+from videollm_mod.train.judging import Judge, find_judge
+
+
+_DESCRIPTION = """
+The measure of ProactiveVideoQA (arXiv 2507.09313), as coded in MMDuet2's reward. `predictions`: for each video a list
+of `{"time": seconds, "text": words}`; empty texts and "NO REPLY" are skipped. `references`: for each video a list of
+spans `{"question", "content": the true answer, "start", "end"}`.
+
+In each span, a judge gives each reply a level from 0 to `max_level` (M). A text that was said before in the span
+counts once. The height begins at 0.5, and jumps at t - start, times 1 - `omega`, to the level of the reply at t. The
+score of the span is the area under it over (end - start) M; without a reply it is 0.5 / M. The score of a video is the
+mean over its spans, the result the mean over videos.
+
+Options: `judge` ("exact", "token_f1", "sentence" or an object with `name`, `levels` and `repeats`, such as
+`videollm_mod.train.judging.EndpointJudge`), `max_level` (4 for five grades, 2 for three), `omega` (0.5 as published; 0
+weighs timing most, 1 ignores it), and `watched`, the seconds of each video that the model saw: spans that start later
+are left out, and videos without a span too.
+
+Returns `pauc_<judge>`; `duplicate_share_<judge>`, the share of all replies whose information was given before in the
+video; and, as they define the number, `pauc_omega`, `pauc_max_level` and `pauc_silent`, the score of a silent model.
+`pauc_unjudged` counts the replies for which the judge gave no level or no answer. They are left out.
+"""
+_CITATION = """"""
+_NO_REPLY = "NO REPLY"
+
+
+class PAUC(evaluate.Metric):
+    """PAUC: how early and how well a model answers within the time spans in which it should."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text, number = datasets.Value("string"), datasets.Value("float64")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": [{"time": number, "text": text}],
+                    "references": [{"question": text, "content": text, "start": number, "end": number}],
+                }
+            ),
+        )
+
+    def _compute(
+        self,
+        predictions: list[list[dict[str, Any]]],
+        references: list[list[dict[str, Any]]],
+        judge: str | Judge = "token_f1",
+        max_level: int = 4,
+        omega: float = 0.5,
+        watched: Sequence[float] | None = None,
+    ) -> dict[str, float]:
+        if max_level < 1 or not 0 <= omega <= 1:
+            raise ValueError(f"`max_level` is at least 1 and `omega` in [0, 1], got {max_level} and {omega}.")
+        judge = find_judge(judge)
+        said = [_spoken(replies) for replies in predictions]
+        videos = _spans(said, references, watched)
+        asked = list(dict.fromkeys(item for spans in videos for span in spans for item in span.items()))
+        level = dict(zip(asked, judge.levels(asked, max_level), strict=True))
+        scores = [[span.score(level, max_level, omega) for span in spans] for spans in videos if spans]
+        repeated, unclear = _repeated(said, judge)
+        return {
+            f"pauc_{judge.name}": _mean([_mean(spans) for spans in scores]),
+            f"duplicate_share_{judge.name}": _mean(repeated),
+            "pauc_omega": omega,
+            "pauc_max_level": max_level,
+            "pauc_silent": 0.5 / max_level,
+            "pauc_unjudged": unclear + sum(value is None for value in level.values()),
+        }
+
+
+class _Span:
+    """A time span, and the replies in it: each text once."""
+
+    def __init__(self, truth: dict[str, Any], said: list[dict[str, Any]]) -> None:
+        self.truth, self.length = truth, truth["end"] - truth["start"]
+        if self.length <= 0:
+            raise ValueError(f"A span must end after its start, got {truth['start']} to {truth['end']} s.")
+        inside = [reply for reply in said if truth["start"] <= reply["time"] <= truth["end"]]
+        self.replies: dict[str, float] = {}
+        for reply in inside:
+            self.replies.setdefault(reply["text"], reply["time"])
+
+    def items(self) -> list[tuple[str, str, str]]:
+        """Return what the judge reads: question, truth and reply."""
+        return [(self.truth["question"], self.truth["content"], text) for text in self.replies]
+
+    def score(self, level: dict[tuple[str, str, str], int | None], max_level: int, omega: float) -> float:
+        """Return the area under the levels over time, as a share of the largest."""
+        steps = [
+            ((time - self.truth["start"]) * (1 - omega), level[item])
+            for item, time in zip(self.items(), self.replies.values(), strict=True)
+            if level[item] is not None
+        ]
+        if not steps:
+            return 0.5 / max_level
+        area, at, height = 0.0, 0.0, 0.5
+        for time, value in [*steps, (self.length, 0)]:
+            area, at, height = area + (time - at) * height, time, value
+        return area / (self.length * max_level)
+
+
+def _spoken(replies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the replies in order of time, with stripped texts and without silence."""
+    stripped = [{"time": reply["time"], "text": reply["text"].strip()} for reply in replies]
+    return sorted((r for r in stripped if r["text"] not in ("", _NO_REPLY)), key=lambda reply: reply["time"])
+
+
+def _spans(
+    said: list[list[dict[str, Any]]], references: list[list[dict[str, Any]]], watched: Sequence[float] | None
+) -> list[list[_Span]]:
+    ends = [float("inf")] * len(references) if watched is None else watched
+    return [
+        [_Span(truth, replies) for truth in truths if truth["start"] <= end]
+        for replies, truths, end in zip(said, references, ends, strict=True)
+    ]
+
+
+def _repeated(said: list[list[dict[str, Any]]], judge: Judge) -> tuple[list[bool], int]:
+    """Return for each reply whether it repeats, and the number of replies about which the judge is unclear."""
+    found, asked = [], []
+    for replies in said:
+        earlier: list[str] = []
+        for text in (reply["text"] for reply in replies):
+            if text in earlier:
+                found.append(True)
+                continue
+            if earlier:
+                asked.append((tuple(earlier), text))
+            else:
+                found.append(False)
+            earlier.append(text)
+    judged = judge.repeats(asked)
+    return found + [answer for answer in judged if answer is not None], sum(answer is None for answer in judged)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(len(values), 1)
