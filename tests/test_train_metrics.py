@@ -8,7 +8,8 @@ import pytest
 from endpoints import scripted_endpoint
 
 from videollm_mod.train.endpoint import Endpoint
-from videollm_mod.train.judging import EndpointJudge, find_judge, find_similarity
+from videollm_mod.train.endpoint_judge import EndpointJudge
+from videollm_mod.train.judging import find_judge, find_similarity
 from videollm_mod.train.teacher_forcing import evaluate_metric
 
 

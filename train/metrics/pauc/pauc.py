@@ -22,9 +22,9 @@ score of the span is the area under it over (end - start) M; without a reply it 
 mean over its spans, the result the mean over videos.
 
 Options: `judge` ("exact", "token_f1", "sentence" or an object with `name`, `levels` and `repeats`, such as
-`videollm_mod.train.judging.EndpointJudge`), `max_level` (4 for five grades, 2 for three), `omega` (0.5 as published; 0
-weighs timing most, 1 ignores it), and `watched`, the seconds of each video that the model saw: spans that start later
-are left out, and videos without a span too.
+`videollm_mod.train.endpoint_judge.EndpointJudge`), `max_level` (4 for five grades, 2 for three), `omega` (0.5 as
+published; 0 weighs timing most, 1 ignores it), and `watched`, the seconds of each video that the model saw: spans that
+start later are left out, and videos without a span too.
 
 Returns `pauc_<judge>`; `duplicate_share_<judge>`, the share of all replies whose information was given before in the
 video; and, as they define the number, `pauc_omega`, `pauc_max_level` and `pauc_silent`, the score of a silent model.
