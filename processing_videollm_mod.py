@@ -243,7 +243,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Turn timed messages into messages with stream turns between them.
 
         Frame i is at `start + i / fps`. A message follows the first frame at or after its time. At most one reply,
-        question and answer follow one frame: later ones replace earlier ones, as in VideoLLM-online.
+        question and answer follow one frame: later ones replace earlier ones, as in VideoLLM-online. A system message
+        and user messages that begin the dialogue without a `time` come before the first frame.
 
         Args:
             messages (`list[dict]`): Messages with `role`, `content` and `time` in seconds, in order of time.
@@ -267,15 +268,19 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         fps, start = check_fps(fps), check_seconds("start", start)
         # The messages after each frame that has some. The last frame always ends a run of frames.
         slots: dict[int, list[Message]] = {num_frames - 1: []}
-        turns, last_time, seen = [], start, 0
+        turns, last_time, seen, is_leading = [], start, 0, True
         for index, message in enumerate(messages):
             message = dict(message)
-            time = message.pop("time", None)
-            if message.get("role") == "system" and index == 0:
+            time, role = message.pop("time", None), message.get("role")
+            is_leading = is_leading and time is None and role == "user" or role == "system" and index == 0
+            if is_leading:
                 turns.append(message)
                 continue
             if time is None:
-                raise ValueError(f"Message {index} has no `time`, but others do: give every message one.")
+                raise ValueError(
+                    f"Message {index} has no `time`. Only the system's and user's messages at the beginning may have "
+                    "none: they come before the first frame."
+                )
             time = check_seconds(f"messages[{index}].time", time)
             if not last_time <= time:
                 raise ValueError(f"Message {index} is at {time} s, before {last_time} s: order messages by time.")

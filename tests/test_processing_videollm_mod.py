@@ -273,6 +273,10 @@ def at(time, message):
         ([at(0.6, assistant("A.")), at(0.7, user("Q?")), at(0.9, user("R?"))], 3, [3, "A.", "R?"]),
         ([at(0.6, assistant("A.")), at(0.7, user("Q?")), at(0.9, assistant("B."))], 3, [3, "A.", "Q?", "B."]),
         ([SYSTEM, at(0.0, user("Q?"))], 2, ["Watch.", 1, "Q?", 1]),
+        # Messages of the user without a time come before the first frame.
+        ([SYSTEM, user("Q?"), user("R?"), at(0.5, assistant("A."))], 3, ["Watch.", "Q?", "R?", 2, "A.", 1]),
+        ([user("Q?"), at(0.0, user("R?"))], 2, ["Q?", 1, "R?", 1]),
+        ([user("Q?")], 2, ["Q?", 2]),
         ([], 2, [2]),
     ],
 )
@@ -280,6 +284,20 @@ def test_timed_messages_become_turns(processor, messages, frames, expected):
     turns = processor.to_stream_turns(messages, frames, fps=2)
     assert [m.get("num_frames", m.get("content")) for m in turns] == expected
     assert sum(m.get("num_frames", 0) for m in turns) == frames and not any("time" in m for m in turns)
+
+
+def test_a_question_before_the_frames_as_in_live(processor):
+    """VideoLLM-online's COIN: the question, the frames, the answer."""
+    asked = [user("What?"), at(1.0, assistant("Cut."))]
+    batch = processor(asked, random_frames(3), return_labels=True)
+    text = processor.tokenizer.decode(batch["input_ids"][0]).replace(FRAME, "F")
+    assert text.endswith("\n\nUser: What?\n[F,F,F]\nAssistant: Cut.</s>")
+    learned = batch["input_ids"][0][batch["labels"][0] != -100]
+    assert processor.tokenizer.decode(learned) == ",,]\nAssistant: Cut.</s>"
+    # The same dialogue without the answer is what the model continues.
+    shown = processor(processor.to_stream_turns(asked[:1], 3), random_frames(3), add_generation_prompt=True)
+    prompt = shown["input_ids"][0].tolist()
+    assert prompt == batch["input_ids"][0, : len(prompt)].tolist()
 
 
 def test_timed_messages_at_other_rates_and_beginnings(processor):
@@ -520,6 +538,7 @@ def test_refuses_frames(processor, frames, message):
         (lambda p: p([SYSTEM], padding_side="middle"), "'left' or 'right'"),
         (lambda p: p([at(0.0, user("Q?"))]), "need frames, got none"),
         (lambda p: p([at(0.0, user("Q?")), user("R?")], random_frames(2)), "Message 1 has no `time`"),
+        (lambda p: p([assistant("A."), at(0.0, user("Q?"))], random_frames(2)), "Message 0 has no `time`"),
         (lambda p: p([at(1.0, user("Q?")), at(0.5, user("R?"))], random_frames(9)), "at 0.5 s, before 1.0 s"),
         (lambda p: p([at(9.0, user("Q?"))], random_frames(2)), "9.0 s, after the last frame at 0.5 s"),
         (lambda p: p.to_stream_turns([at(0.0, user("Q?"))], 2, fps=0), "positive number of frames per second, got 0"),

@@ -253,8 +253,8 @@ FINE = [said(0.0, "Go.", "user"), said(1.0, "A ball.")]
         ({"video": "train.jsonl"}, "video", "cannot be read as video"),
         ({"video": None, "frame_features": "train.jsonl"}, "frame_features", "holds no readable tensor"),
         ({"start": 3.0}, "start", "is 3.0, must be a time from 0 s to the video's end at 2 s"),
-        ({"end": 9.0}, "end", "not after the video's end at 2 s"),
-        ({"end": 0.0}, "end", "must be a time after 0 s"),
+        ({"end": 9.0}, "end", "must be a time from 0 s to the video's end at 2 s"),
+        ({"start": 0.5, "end": 0.0, "messages": FINE[1:]}, "end", "must be a time from 0.5 s"),
         ({"messages": []}, "messages", "at least one message"),
         ({"messages": FINE[:1]}, "messages", "nothing to learn"),
         ({"messages": [*FINE, said(1.5, "x", "bot")]}, "messages[2].role", "is 'bot', known roles are"),
@@ -262,6 +262,7 @@ FINE = [said(0.0, "Go.", "user"), said(1.0, "A ball.")]
         ({"messages": [*FINE, said(1.5, "  ")]}, "messages[2].content", "is empty"),
         ({"messages": [*FINE, said(1.5, 7)]}, "messages[2].content", "must be text, got int"),
         ({"messages": [*FINE, said(None, "x")]}, "messages[2].time", "is None, must be seconds"),
+        ({"messages": [*FINE, said(None, "x", "user")]}, "messages[2].time", "is None, must be seconds"),
         ({"messages": [*FINE, said(float("nan"), "x")]}, "messages[2].time", "is nan"),
         ({"messages": [*FINE, said(0.5, "x")]}, "messages[2].time", "before the previous message at 1 s"),
         ({"messages": [*FINE, said(2.5, "x")]}, "messages[2].time", "is 2.5 s, beyond the end at 2 s"),
@@ -275,6 +276,12 @@ def test_faults_are_named_by_row_and_field(folder, change, field, message):
     faults = list(find_faults([{"video": str(folder / "clip.mp4"), "messages": FINE}, row]))
     assert [(fault.row, fault.field) for fault in faults] == [(1, field)] and message in faults[0].message
     assert describe_faults(faults).startswith("1 fault in 1 row:\nrow 1, ")
+
+
+def test_a_question_before_the_frames_is_no_fault(folder):
+    asked = [said(None, "Watch.", "system"), said(None, "What?", "user"), said(0.5, "A ball.")]
+    row = {"video": str(folder / "clip.mp4"), "start": 0.5, "end": 0.5, "messages": asked}
+    assert not list(find_faults([row], full=True)), "a clip of one frame with a question before it"
 
 
 def write_sound(path, seconds, *, picture=None, cover=None):

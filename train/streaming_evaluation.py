@@ -34,12 +34,13 @@ def stream_example(
     """
     Stream the video of an example, and ask its user's questions at their times.
 
-    The model sees its own replies as history. It answers a question at once if the data answer it at the same time.
+    The model sees its own replies as history. It answers a question at once if the data answer it at the same time. A
+    user's message without a time comes before the first frame.
 
     Returns:
         The session's events, and the number of frames.
     """
-    session = model.stream(processor, fps=fps, **options)
+    session = model.stream(processor, fps=fps, **options, **_system_prompt(example))
     for _ in _show(session, example, fps):
         pass
     session.close()
@@ -144,7 +145,8 @@ class _SharedStreaming:
         return True
 
     def _open(self, example: dict[str, Any], count: int) -> None:
-        stream = self.engine.open(fps=self.fps, max_frames=count, max_text_tokens=_TEXT_TOKENS, **self.options)
+        options = {**self.options, **_system_prompt(example)}
+        stream = self.engine.open(fps=self.fps, max_frames=count, max_text_tokens=_TEXT_TOKENS, **options)
         self.playing[stream] = (example, _show(stream, example, self.fps))
 
     def _advance(self) -> Iterator[tuple[dict[str, Any], list[Any], int]]:
@@ -184,7 +186,13 @@ def _show(stream: Any, example: dict[str, Any], fps: float) -> Iterator[None]:
     """Push the frames of an example into a session or an engine's stream, one by one, and ask the user's questions."""
     messages = example["messages"]
     asked = [message for message in messages if message["role"] == "user"]
+    leading = [message for message in asked if message.get("time") is None]
+    asked = asked[len(leading) :]
     for time, picture in _read(example, fps):
+        for message in leading:
+            # Only a question with an earlier time comes before the first frame.
+            stream.ask(message["content"], time=time - 1, reply_now=False)
+        leading = []
         due = [message for message in asked if message["time"] <= time + 1e-6]
         asked = asked[len(due) :]
         # A question comes before the model can speak at this frame, unless the data have a reply there first.
@@ -207,10 +215,16 @@ def _comes_after_reply(messages: Sequence[dict[str, Any]], question: dict[str, A
     return any(m["role"] == "assistant" and m["time"] == question["time"] for m in before)
 
 
+def _system_prompt(example: dict[str, Any]) -> dict[str, str]:
+    """Return the option of a session for the system message of an example, if it has one."""
+    first = example["messages"][0]
+    return {"system_prompt": first["content"]} if first["role"] == "system" else {}
+
+
 def _is_answered(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:
     index = messages.index(question)
     following = messages[index + 1] if index + 1 < len(messages) else {"role": None}
-    return following["role"] == "assistant" and following["time"] == question["time"]
+    return following["role"] == "assistant" and following["time"] == question.get("time")
 
 
 def free_streaming(

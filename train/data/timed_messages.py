@@ -227,7 +227,7 @@ class _Files:
         for name in named:
             self.length(name, row[name])
             start, end = _given(row.get("start"), 0.0), row.get("end")
-            is_part = _is_time(start) and (end is None or (_is_time(end) and end > start))
+            is_part = _is_time(start) and (end is None or (_is_time(end) and end >= start))
             if name == "video" and is_part and not _is_pipe(row[name]):
                 self.part(row[name], start, end)
 
@@ -275,11 +275,8 @@ def _row_faults(row: dict[str, Any], files: _Files) -> Iterator[tuple[str, str]]
     if not (_is_time(start) and start < length):
         yield "start", f"is {_short(start)}, must be a time from 0 s to the video's end at {length:g} s"
         start, video = 0.0, None
-    if end is not None and not (_is_time(end) and start < end <= length + 0.05):
-        yield (
-            "end",
-            f"is {_short(end)}, must be a time after {start:g} s and not after the video's end at {length:g} s",
-        )
+    if end is not None and not (_is_time(end) and start <= end <= length + 0.05):
+        yield "end", f"is {_short(end)}, must be a time from {start:g} s to the video's end at {length:g} s"
         end = video = None
     if video is not None:
         found = _wait(files.part(video, start, end), video)
@@ -294,7 +291,7 @@ def _message_faults(messages: Any, start: float, end: float) -> Iterator[tuple[s
     if not isinstance(messages, list) or not messages:
         yield "messages", "must be a list of at least one message"
         return
-    last = start
+    last, is_leading = start, True
     for index, message in enumerate(messages):
         place = f"messages[{index}]"
         if not isinstance(message, dict):
@@ -309,7 +306,9 @@ def _message_faults(messages: Any, start: float, end: float) -> Iterator[tuple[s
             yield f"{place}.content", f"must be text, got {type(content).__name__}"
         elif not content.strip():
             yield f"{place}.content", "is empty"
-        if role == "system" and time is None:
+        # These come before the first frame.
+        is_leading = is_leading and time is None and role in ("system", "user")
+        if is_leading:
             continue
         if not _is_time(time):
             yield f"{place}.time", f"is {_short(time)}, must be seconds since the video's beginning"
