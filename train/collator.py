@@ -107,7 +107,7 @@ class StreamCollator:
         with at_work, naming(example):
             start = example.get("start") or 0.0
             has_features = example.get("frame_features") is not None
-            shown = self._features(example) if has_features else self._frames(example)
+            shown = self.read_features(example) if has_features else self._frames(example)
             messages = [{k: v for k, v in message.items() if v is not None} for message in example["messages"]]
             turns = self.processor.to_stream_turns(messages, len(shown), fps=self.fps, start=start)
         # The generator depends only on seed, epoch and dialogue. A resumed run, or one with another number of
@@ -122,7 +122,13 @@ class StreamCollator:
         # Resized as they are decoded, so that a clip does not fill the memory.
         return self.processor.resize_frames(frame for _, frame in frames).permute(0, 2, 3, 1)
 
-    def _features(self, example: dict[str, Any]) -> torch.Tensor:
+    def read_features(self, example: dict[str, Any]) -> torch.Tensor:
+        """
+        Return the frame features (frames, features, width) of an example.
+
+        Raises:
+            `ValueError`: If they have another frame rate or shape than the model's.
+        """
         source = example["frame_features"]
         if not isinstance(source, (str, Path)):
             return torch.as_tensor(source)

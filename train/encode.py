@@ -126,17 +126,42 @@ def encode_rows(
     return gather_object(made)
 
 
-@torch.no_grad()
 def _encode(row: dict[str, Any], path: Path, model: Any, processor: Any, fps: float, batch_size: int) -> None:
     start = row.get("start") or 0.0
+    features = encode_clip(model, processor, row, fps=fps, batch_size=batch_size).cpu()
+    part = path.with_suffix(f".{os.getpid()}.part")
+    save_file({"frame_features": features}, part, metadata={"fps": str(fps), "start": str(start)})
+    part.rename(path)
+
+
+@torch.no_grad()
+def encode_clip(
+    model: Any, processor: Any, row: dict[str, Any], *, fps: float = 2.0, batch_size: int = 64
+) -> torch.Tensor:
+    """
+    Encode the frames of a row's clip.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model with `encode_frames`.
+        processor ([`VideoLLMMoDProcessor`]): Preprocesses frames.
+        row (`dict`): A row with `video`, and perhaps `start` and `end` in seconds.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second.
+        batch_size (`int`, *optional*, defaults to 64): Number of frames in memory at a time.
+
+    Returns:
+        `torch.Tensor` of shape `(frames, features, width)`: On the model's device, in its data type.
+
+    Raises:
+        `ValueError` or `OSError`: If the video cannot be read.
+    """
     frames = (frame for _, frame in read_clip(row, fps=fps))
     features = [
-        model.model.encode_frames(processor.normalize_frames(processor.resize_frames(batch, model.device))).cpu()
+        model.model.encode_frames(processor.normalize_frames(processor.resize_frames(batch, model.device)))
         for batch in _batches(frames, batch_size)
     ]
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_file({"frame_features": torch.cat(features)}, part, metadata={"fps": str(fps), "start": str(start)})
-    part.rename(path)
+    if not features:
+        raise ValueError("the clip has no frame.")
+    return torch.cat(features)
 
 
 def _batches(frames: Iterator[Any], size: int) -> Iterator[list[Any]]:

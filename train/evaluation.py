@@ -1,31 +1,42 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Evaluate a streaming model: LIVE's measures under teacher forcing, and free streaming.
+Evaluate a streaming model: LIVE's measures under teacher forcing and free streaming, or the tasks of a benchmark.
 
 ```bash
 python train/evaluation.py --checkpoint . --world tiny --kinds narrate=2,ask=1,wait=1
+python train/evaluation.py --checkpoint my-model --dataset prepared/coin --task coin_step,coin_next
+accelerate launch train/evaluation.py --checkpoint my-model --dataset prepared/coin --task coin
 ```
+
+With `--task`, predictions are saved in the folder `--out`, a line a row, and an interrupted run goes on where it
+stopped. docs/evaluation.md describes tasks and measures.
 """
 
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from videollm_mod.console import quiet
 
+from accelerate import Accelerator
 from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.train.arguments import run
 from videollm_mod.train.card import add_results
-from videollm_mod.train.data.faults import row_record
+from videollm_mod.train.data.faults import FaultyRowError, RowRecord, row_record
 from videollm_mod.train.data.sources import DataSource, load_split
 from videollm_mod.train.streaming_evaluation import free_streaming
+from videollm_mod.train.tasks import choose_tasks
+from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
+from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.tasks.table import make_table
 from videollm_mod.train.teacher_forcing import teacher_forced
 
 
@@ -52,14 +63,18 @@ def measure_checkpoint(
     Returns:
         `dict[str, float]`: The measures of [`teacher_forced`] and [`free_streaming`] by name.
     """
-    loading = {"dtype": "auto", "device_map": "auto", **quantization(weights)}
-    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, **loading).eval()
-    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    model, processor = _load(checkpoint, weights)
     options |= {"fps": fps, "interval_threshold": interval_threshold}
     scores = teacher_forced(
         model, processor, rows, fps=fps, batch_size=batch_size, interval_threshold=interval_threshold
     )
     return scores | free_streaming(model, processor, rows, tolerance=tolerance, batch_size=batch_size, **options)
+
+
+def _load(checkpoint: str | Path, weights: str | None, device_map: Any = "auto") -> tuple[Any, Any]:
+    loading = {"dtype": "auto", "device_map": device_map, **quantization(weights)}
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, **loading).eval()
+    return model, AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
 
 
 @dataclass
@@ -84,6 +99,12 @@ class EvaluationArguments:
         skip_faulty (`bool`, *optional*, defaults to `False`): Leave out faulty rows, and list them at the end. All
             frames are decoded before, so that all measures are of the same rows.
         card (`bool`, *optional*, defaults to `False`): Also write the results into the checkpoint's model card.
+        task (`str`, *optional*): Tasks to evaluate, separated by commas, or the name of the data's source for all its
+            tasks. Without it, LIVE's measures and free streaming are evaluated.
+        out (`str`, *optional*): Folder for the predictions and results of tasks. Defaults to a folder in `results`
+            that is named after the checkpoint, the data and the split.
+        official (`bool`, *optional*, defaults to `False`): Score tasks as the published scorers do, with their
+            weaknesses.
     """
 
     checkpoint: str = field(metadata={"help": "The model: a folder or a Hub id."})
@@ -103,9 +124,14 @@ class EvaluationArguments:
     )
     skip_faulty: bool = field(default=False, metadata={"help": "Leave out faulty rows, and list them at the end."})
     card: bool = field(default=False, metadata={"help": "Also write the results into the model card."})
+    task: str | None = field(default=None, metadata={"help": "Tasks, separated by commas, or the data's source."})
+    out: str | None = field(default=None, metadata={"help": "Folder for the predictions and results of tasks."})
+    official: bool = field(default=False, metadata={"help": "Score tasks as the published scorers do."})
 
     def __post_init__(self) -> None:
         check_checkpoint(self.checkpoint)
+        if self.task is None and (self.official or self.out is not None):
+            raise ValueError(f"--{'official' if self.official else 'out'} is for tasks: give --task too.")
 
     def options(self) -> dict[str, Any]:
         """Return the options of [`measure_checkpoint`]."""
@@ -114,22 +140,98 @@ class EvaluationArguments:
 
 
 def main(source: DataSource, arguments: EvaluationArguments) -> None:
-    """Print the measures as JSON."""
+    """Print the measures as JSON, or the scores of tasks as a table."""
     with row_record() as record:
-        checks = {"fps": arguments.fps, "full": arguments.skip_faulty}
+        checks = {"fps": arguments.fps, "full": arguments.skip_faulty and arguments.task is None}
         checks["left_out"] = record if arguments.skip_faulty else None
         rows = load_split(source, arguments.split, arguments.num_clips, **checks)
-        scores = measure_checkpoint(arguments.checkpoint, rows, **arguments.options())
-    print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
-    if arguments.card:
-        add_results(
-            arguments.checkpoint,
-            {name: value for name, value in scores.items() if name != "first_word_latency"},
-            dataset=source.title(arguments.split),
-            split=arguments.split,
-            command=" ".join(["python", "train/evaluation.py", *(arg for arg in sys.argv[1:] if arg != "--card")]),
+        if arguments.task is None:
+            scores = measure_checkpoint(arguments.checkpoint, rows, **arguments.options())
+            print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
+        else:
+            scores = run_tasks(source, rows, arguments, checks["left_out"])
+    if arguments.card and Accelerator().is_main_process:
+        _write_card(source, arguments, scores)
+
+
+def run_tasks(
+    source: DataSource, rows: Sequence[dict[str, Any]], arguments: EvaluationArguments, left_out: RowRecord | None
+) -> dict[str, float]:
+    """
+    Evaluate the tasks of `--task`, and print their table.
+
+    Args:
+        source ([`DataSource`]): The source of the rows.
+        rows (sequence of `dict`): Rows of timed messages with `id`, `task` and `truth`.
+        arguments ([`EvaluationArguments`]): What to evaluate, and how.
+        left_out ([`RowRecord`], *optional*): Where to record rows that cannot be read, which are then left out.
+
+    Returns:
+        `dict[str, float]`: The scores by task and name, such as "coin_step accuracy".
+
+    Raises:
+        `SystemExit`: With a message, if a task or the folder of results is wrong.
+    """
+    accelerator = Accelerator()
+    device_map = "auto" if accelerator.num_processes == 1 else {"": accelerator.device}
+    name = f"{Path(arguments.checkpoint).resolve().name}-{Path(source.dataset).name}-{arguments.split}"
+    out = Path(arguments.out or Path("results") / name)
+
+    def make_runner() -> Runner:
+        options = arguments.options()
+        model, processor = _load(arguments.checkpoint, options["weights"], device_map)
+        streams = {name: options[name] for name in ("max_new_tokens", "cache_dtype")}
+        options = {name: options[name] for name in ("fps", "batch_size", "interval_threshold")}
+        return Runner(model, processor, **options, stream_options=streams)
+
+    try:
+        about = read_about(source.dataset)
+        if about.get("fps", arguments.fps) != arguments.fps:
+            raise ValueError(
+                f"the rows are prepared for {about['fps']:g} frames per second: give --fps {about['fps']:g}."
+            )
+        results = evaluate_tasks(
+            make_runner,
+            rows,
+            choose_tasks(arguments.task, about),
+            about,
+            out=out,
+            settings=_settings(source, arguments),
+            official=arguments.official,
+            accelerator=accelerator,
+            left_out=left_out,
         )
-        print(f"wrote {Path(arguments.checkpoint) / 'README.md'}", file=sys.stderr)
+    except FaultyRowError:
+        raise
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"--task {arguments.task}: {error}") from None
+    if accelerator.is_main_process:
+        print(f"{make_table(results)}\nwrote {out}")
+    return {f"{task} {name}": value for task, result in results.items() for name, value in result["scores"].items()}
+
+
+def _settings(source: DataSource, arguments: EvaluationArguments) -> dict[str, Any]:
+    """Return what predictions depend on."""
+    names = ("fps", "interval_threshold", "max_new_tokens", "weights", "cache_dtype")
+    folder = Path(arguments.checkpoint)
+    changed = [path.stat().st_mtime for path in folder.glob("*") if path.suffix in (".safetensors", ".json")]
+    return {
+        "checkpoint": str(folder.resolve()) if folder.is_dir() else arguments.checkpoint,
+        "checkpoint_changed": datetime.fromtimestamp(max(changed)).isoformat() if changed else None,
+        **{name: getattr(arguments, name) for name in ("split", *names)},
+        "data": {**asdict(source), "dataset": Path(source.dataset).name},
+    }
+
+
+def _write_card(source: DataSource, arguments: EvaluationArguments, scores: dict[str, float]) -> None:
+    add_results(
+        arguments.checkpoint,
+        {name: value for name, value in scores.items() if name != "first_word_latency"},
+        dataset=source.title(arguments.split),
+        split=arguments.split,
+        command=" ".join(["python", "train/evaluation.py", *(arg for arg in sys.argv[1:] if arg != "--card")]),
+    )
+    print(f"wrote {Path(arguments.checkpoint) / 'README.md'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

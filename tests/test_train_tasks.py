@@ -1,0 +1,343 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation tasks: how rows run, how predictions are saved and resumed, the table, and scores computed by hand."""
+
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import pytest
+import torch
+from programs import run_main
+from safetensors.torch import save_file
+from tiny import random_features, random_frames, tiny_model, tiny_processor, write_clip
+
+from videollm_mod.train import evaluation
+from videollm_mod.train.arguments import run
+from videollm_mod.train.data.faults import FaultyRowError
+from videollm_mod.train.data.sources import DataSource
+from videollm_mod.train.tasks import TASKS, Task, choose_tasks, find_task
+from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
+from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.tasks.table import make_table
+
+
+QUESTION = "Which action is it?"
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(mod_layers="all", mod_keep_ratio=0.3)
+
+
+@pytest.fixture(scope="module")
+def runner(model, processor):
+    return Runner(model, processor)
+
+
+def ask(count, *, at=0.0, question=QUESTION, seed=0, **keys):
+    """A row of `count` frames with one question and its answer."""
+    messages = [{"role": "user", "content": question, "time": at}]
+    messages.append({"role": "assistant", "content": "A ball.", "time": (count - 1) / 2})
+    return {"video": random_frames(count, seed=seed), "messages": messages, **keys}
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+@pytest.mark.parametrize("at", [0.0, 1.0, 2.0], ids=["first frame", "between frames", "last frame"])
+def test_an_answer_is_what_generate_gives_for_the_dialogue(runner, model, processor, at):
+    row = ask(5, at=at)
+    before = {0.0: 1, 1.0: 3, 2.0: 5}[at]
+    stream = [{"role": "stream", "num_frames": count} for count in (before, 5 - before)]
+    turns = [stream[0], {"role": "user", "content": QUESTION}, *stream[1:]]
+    inputs = processor(turns, row["video"], add_generation_prompt=True)
+    out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    text = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert runner.answer(row, max_new_tokens=12) == [text.strip()] and text.strip()
+
+
+def test_rows_of_several_lengths_answer_in_a_batch_as_one_by_one(runner):
+    rows = [ask(count, at=at, seed=count) for count, at in ((2, 0.0), (7, 3.0), (4, 1.0))]
+    together = runner.answer_all(rows, max_new_tokens=10)
+    assert together == [runner.answer(row, max_new_tokens=10) for row in rows]
+    assert len({texts[0] for texts in together}) > 1
+
+
+def test_beams_give_several_replies_and_encode_frames_once(runner, model, processor):
+    row = ask(3)
+    inputs = processor(
+        [
+            {"role": "stream", "num_frames": 1},
+            {"role": "user", "content": QUESTION},
+            {"role": "stream", "num_frames": 2},
+        ],
+        row["video"],
+        add_generation_prompt=True,
+    )
+    out = model.generate(**inputs, max_new_tokens=8, do_sample=False, num_beams=5, num_return_sequences=5)
+    texts = processor.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    encode = model.model.encode_frames
+    with patch.object(model.model, "encode_frames", side_effect=encode) as encoder:
+        assert runner.answer(row, max_new_tokens=8, num_beams=5, num_return=5) == [text.strip() for text in texts]
+    assert [len(call.args[0]) for call in encoder.call_args_list] == [3]
+
+
+def test_likelihoods_equal_a_forward_pass_of_each_candidate_and_read_the_prompt_once(runner, model, processor):
+    row, candidates = ask(4, at=1.0), ["A ball.", "The blue square leaves.", "x", "A ball."]
+    turns = processor.to_stream_turns(row["messages"][:1], 4)
+    expected, lengths = [], []
+    for text in candidates:
+        inputs = processor([*turns, {"role": "assistant", "content": text}], row["video"])
+        prompt = len(processor(turns, row["video"], add_generation_prompt=True)["input_ids"][0])
+        with torch.no_grad():
+            scores = model(**inputs).logits[0, prompt - 1 : -1].log_softmax(dim=-1)
+        reply = inputs["input_ids"][0, prompt:]
+        expected.append(float(scores.gather(1, reply[:, None]).sum()))
+        lengths.append(len(reply))
+    seen = []
+    handle = model.model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    found = runner.likelihoods(row, candidates)
+    handle.remove()
+    assert found == pytest.approx(expected, abs=1e-4)
+    # The prompt, and each reply without its last token.
+    assert seen == [prompt, *(length - 1 for length in lengths)]
+    per_token = [total / length for total, length in zip(expected, lengths, strict=True)]
+    assert runner.likelihoods(row, candidates, per_token=True) == pytest.approx(per_token, abs=1e-5)
+
+
+def test_frame_features_run_as_their_video_does(runner, model, tmp_path):
+    row = ask(4)
+    pixels = model.model.encode_frames(runner.processor.process_frames(row["video"]))
+    save_file({"frame_features": pixels}, tmp_path / "a.safetensors", metadata={"fps": "2.0"})
+    features = {"frame_features": str(tmp_path / "a.safetensors"), "messages": row["messages"]}
+    assert runner.answer(features, max_new_tokens=8) == runner.answer(row, max_new_tokens=8)
+    assert runner.likelihoods(features, ["A ball."]) == pytest.approx(runner.likelihoods(row, ["A ball."]))
+    assert runner.turns(features) == runner.turns(row)
+
+
+def test_a_prompt_beyond_the_context_names_its_row(runner):
+    row = {"frame_features": random_features(runner.model.config, 200)[0], "messages": ask(3)["messages"]}
+    with pytest.raises(FaultyRowError, match=r"the prompt has 2,2\d\d tokens, and the model reads at most 2,048"):
+        runner.answer({**row, "where": "'a.jsonl', line 3"})
+
+
+# -------------------------------------------------------------------------------------------------------- evaluating
+
+
+class Length(Task):
+    """How many letters the question has: a task that needs no model."""
+
+    papers = {"Somebody (paper)": {"letters": 20.0, "not_measured_here": 1.0}}
+
+    def predict(self, runner, row):
+        runner.append(row["id"])
+        if row["id"] == "broken":
+            raise FaultyRowError("'a.jsonl', line 2: no video")
+        return {"letters": len(row["messages"][0]["content"])}
+
+    def score(self, rows, predictions, about, official=False):
+        assert [row["id"] for row in rows] and len(rows) == len(predictions)
+        return {"letters": sum(p["letters"] for p in predictions) / len(rows) + about["more"] + official}
+
+
+class Rows(list):
+    batch_size = 2
+
+
+@pytest.fixture(autouse=True)
+def length():
+    with patch.dict(TASKS, length=Length, other=Length):
+        yield
+
+
+def evaluate(rows, out, *, names="length", settings=None, **options):
+    """Return the results and the ids that were predicted."""
+    seen = Rows()
+    about = {"more": 0.5, "source": "made", "tasks": ["length", "other"]}
+    settings = settings or {"fps": 2.0}
+    return evaluate_tasks(
+        lambda: seen, rows, choose_tasks(names, about), about, out=out, settings=settings, **options
+    ), list(seen)
+
+
+def words(*texts, task="length"):
+    return [
+        {"id": f"r{index}", "task": task, "video": "a.mp4", "messages": [{"role": "user", "content": text}]}
+        for index, text in enumerate(texts)
+    ]
+
+
+def test_a_rerun_predicts_only_what_is_missing_or_changed(tmp_path):
+    rows = words("one", "three")
+    results, seen = evaluate(rows, tmp_path)
+    assert results["length"]["scores"] == {"letters": 4.5} and seen == ["r0", "r1"]
+    results, seen = evaluate(rows, tmp_path, official=True)
+    assert results["length"]["scores"] == {"letters": 5.5} and seen == []
+    # A killed run leaves part of a line, and the data may change. The folder of the videos may not matter.
+    saved = tmp_path / "predictions-0.jsonl"
+    lines = saved.read_text().splitlines(keepends=True)
+    saved.write_text(lines[0] + lines[1][:20])
+    moved = [{**row, "video": f"elsewhere/{row['video']}"} for row in rows]
+    results, seen = evaluate(moved, tmp_path)
+    assert results["length"]["scores"] == {"letters": 4.5} and seen == ["r1"]
+    results, seen = evaluate(words("one", "seven letters"), tmp_path)
+    assert results["length"]["scores"] == {"letters": 8.5} and seen == ["r1"]
+    assert json.loads((tmp_path / "results.json").read_text())["tasks"]["length"]["scores"] == {"letters": 8.5}
+
+
+def test_predictions_of_other_settings_are_refused_in_one_line(tmp_path):
+    evaluate(words("one"), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^'.*' has predictions of another run \(fps was 2.0, now 1.0\). Give another"
+    ):
+        evaluate(words("one"), tmp_path, settings={"fps": 1.0})
+
+
+def test_several_processes_share_rows_and_a_later_one_reads_all_files(tmp_path):
+    rows = words("one", "three", "a", "bb", "ccc")
+    process = SimpleNamespace(
+        process_index=1,
+        is_main_process=False,
+        wait_for_everyone=lambda: None,
+        split_between_processes=lambda rows: nullcontext(rows[3:]),
+    )
+    _, seen = evaluate(rows, tmp_path, accelerator=process)
+    assert seen == ["r3", "r4"] and [path.name for path in tmp_path.glob("pred*")] == ["predictions-1.jsonl"]
+    _, seen = evaluate(rows, tmp_path)
+    assert seen == ["r0", "r1", "r2"]
+
+
+def test_a_source_names_all_its_tasks_and_the_table_shows_published_figures(tmp_path):
+    rows = words("one", "three") + words("1234567", task="other")
+    results, _ = evaluate(rows, tmp_path, names="made")
+    table = make_table(results)
+    assert table.splitlines() == [
+        "| task   | measure           | this model | Somebody (paper) (published) |",
+        "| ------ | ----------------- | ---------- | ---------------------------- |",
+        "| length | letters           | 4.5        | 20                           |",
+        "| length | not_measured_here |            | 1                            |",
+        "| other  | letters           | 7.5        | 20                           |",
+        "| other  | not_measured_here |            | 1                            |",
+        "",
+        "length: 2 rows, the default scorer.",
+        "other: 1 row, the default scorer.",
+        "Published figures are the papers' own, by the published scorers (--official), on the papers' videos.",
+    ]
+
+
+def test_a_row_that_cannot_be_read_is_left_out_alone(tmp_path):
+    rows = words("one", "three")
+    rows.insert(1, {**rows[0], "id": "broken"})
+    with pytest.raises(FaultyRowError, match="line 2: no video"):
+        evaluate(rows, tmp_path / "strict")
+    faults = []
+    results, _ = evaluate(rows, tmp_path / "left", left_out=SimpleNamespace(leave_out=faults.append))
+    assert faults == ["'a.jsonl', line 2: no video"]
+    assert (results["length"]["rows"], results["length"]["left_out"]) == (2, 1)
+    assert results["length"]["scores"] == {"letters": 4.5}
+
+
+def test_unknown_tasks_missing_rows_and_equal_ids_are_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^there is no task 'step'. Tasks are coin_next, "):
+        find_task("step")
+    with pytest.raises(ValueError, match=r"^there is no row of the task other. It has length.$"):
+        evaluate(words("one"), tmp_path, names="other")
+    with pytest.raises(ValueError, match=r"^2 rows of the task length have the id 'r0'.$"):
+        evaluate(words("one") * 2, tmp_path)
+
+
+def test_about_is_read_beside_the_rows(tmp_path):
+    assert read_about(str(tmp_path)) == {}
+    (tmp_path / "about.json").write_text('{"source": "coin"}')
+    assert read_about(str(tmp_path)) == read_about(str(tmp_path / "about.json")) == {"source": "coin"}
+    (tmp_path / "about.json").write_text("{")
+    with pytest.raises(ValueError, match=r"^'.*about.json' is not JSON"):
+        read_about(str(tmp_path))
+
+
+# -------------------------------------------------------------------------------------------------------------- COIN
+
+
+def score(name, pairs, about=None, **options):
+    """Score replies (truth, text) of a task."""
+    rows = [{"id": str(index), "task": name, "truth": truth} for index, (truth, _) in enumerate(pairs)]
+    predictions = [{"text": text} if isinstance(text, str) else text for _, text in pairs]
+    return find_task(name).score(rows, predictions, about or {}, **options)
+
+
+STEPS = {"labels": {"coin_step": ["wash the car", "dry the car", "wax the car", "bag", "bat"]}}
+
+
+def test_coin_takes_the_nearest_label_and_the_first_of_equals():
+    pairs = [
+        ({"label": "wash the car"}, "Wash the car."),
+        # One letter is missing, so the strict score does not count it.
+        ({"label": "dry the car"}, "Dry the ca."),
+        # "bar" is one letter from "bag" and from "bat": the first in order counts.
+        ({"label": "bag"}, "bar"),
+        ({"label": "bat"}, "bar"),
+    ]
+    assert score("coin_step", pairs, STEPS) == {"accuracy": 3 / 4, "strict_accuracy": 1 / 4}
+    assert find_task("coin_step").papers["VideoLLM-MoD"] == {"accuracy": 0.634}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared folder of five rows about three videos, and a checkpoint."""
+    folder = tmp_path_factory.mktemp("prepared")
+    tiny_model(mod_layers="all").save_pretrained(folder / "model")
+    tiny_processor().save_pretrained(folder / "model")
+    rows = []
+    for index, label in enumerate(STEPS["labels"]["coin_step"]):
+        write_clip(folder / f"v{index % 3}.mp4", random_frames(20, seed=index % 3))
+        messages = [{"role": "user", "content": "Which step is it?", "time": 0.5}]
+        messages.append({"role": "assistant", "content": f"{label.capitalize()}.", "time": 1.5})
+        clip = {"video": f"v{index % 3}.mp4", "start": 0.5, "end": 1.5, "messages": messages}
+        rows.append({"id": f"v{index}/step", "task": "coin_step", "truth": {"label": label}, **clip})
+    (folder / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    about = {"source": "coin", "tasks": ["coin_step"], "license": "made", "fps": 2.0, **STEPS}
+    (folder / "about.json").write_text(json.dumps(about))
+    return folder
+
+
+def command(folder, *arguments):
+    """Run `train/evaluation.py` on the prepared folder."""
+    types = (DataSource, evaluation.EvaluationArguments)
+    given = ("--checkpoint", folder / "model", "--dataset", folder, *arguments)
+    return run_main(lambda: run(evaluation.main, *types), *given, folder=folder)
+
+
+def test_the_command_evaluates_a_prepared_folder_and_goes_on_where_it_stopped(prepared, tmp_path):
+    done = command(prepared, "--task", "coin", "--out", tmp_path / "results")
+    assert done.returncode == 0, done.stderr
+    accuracy = "| coin_step | accuracy        |"
+    line = next(line for line in done.stdout.splitlines() if line.startswith(accuracy))
+    assert [cell.strip() for cell in line.split("|")[4:-1]] == ["0.598", "0.631", "0.634"]
+    assert done.stdout.endswith(f"wrote {tmp_path / 'results'}\n")
+    saved = (tmp_path / "results" / "predictions-0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in saved] == [f"v{index}/step" for index in range(5)]
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert results["tasks"]["coin_step"]["rows"] == 5 and results["settings"]["fps"] == 2.0
+    # The model is not loaded if only the scorer differs.
+    with patch.object(evaluation, "_load", side_effect=AssertionError):
+        again = command(prepared, "--task", "coin_step", "--out", tmp_path / "results", "--official")
+    assert again.returncode == 0 and "the published scorer" in again.stdout
+    other = command(prepared, "--task", "coin_step", "--out", tmp_path / "results", "--max_new_tokens", 3)
+    assert other.returncode == 1
+    assert "(max_new_tokens was 100, now 3). Give another --out, or delete it." in other.stderr
+
+
+def test_mistakes_of_the_command_are_one_line(prepared):
+    assert command(prepared, "--official").stderr == "error: --official is for tasks: give --task too.\n"
+    assert command(prepared, "--task", "coin_steps").stderr.startswith("--task coin_steps: there is no task")
+    other = command(prepared, "--task", "coin_step", "--fps", 1)
+    assert other.stderr.endswith("the rows are prepared for 2 frames per second: give --fps 2.\n")

@@ -1,0 +1,137 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Evaluation tasks: what `train/evaluation.py --task` may name.
+
+A task is a class in a file of this folder and one line in [`TASKS`]; docs/extending.md has a complete example.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+
+if TYPE_CHECKING:
+    from videollm_mod.train.tasks.running import Runner
+
+
+class Task:
+    """
+    Base class of tasks.
+
+    Class attributes:
+        papers (`dict[str, dict[str, float]]`): Published figures of a task by model, under the names and in the units
+            of [`Task.score`]. They are printed beside the scores.
+        official_note (`str`): One sentence that says how the published scorer differs from the default. It is empty
+            if they agree.
+
+    Args:
+        name (`str`): The name in [`TASKS`]. One class may score several tasks.
+    """
+
+    papers: ClassVar[dict[str, dict[str, float]]] = {}
+    official_note: ClassVar[str] = ""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def wants(self, row: dict[str, Any]) -> bool:
+        """Return whether a row belongs to this task."""
+        return row.get("task") == self.name
+
+    def predict(self, runner: "Runner", row: dict[str, Any]) -> dict[str, Any]:
+        """
+        Return what the model makes of a row, as JSON values. It is saved, so that another run can score it again.
+
+        Args:
+            runner ([`Runner`]): Runs the model on rows.
+            row (`dict`): A row of timed messages with `id` and `task`.
+        """
+        raise NotImplementedError
+
+    def predict_all(self, runner: "Runner", rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the predictions of at most `runner.batch_size` rows. Override it to run them as one batch."""
+        return [self.predict(runner, row) for row in rows]
+
+    def score(
+        self,
+        rows: Sequence[dict[str, Any]],
+        predictions: Sequence[dict[str, Any]],
+        about: dict[str, Any],
+        official: bool = False,
+    ) -> dict[str, float]:
+        """
+        Return the scores by name.
+
+        Args:
+            rows (sequence of `dict`): The rows that have a prediction, at least one. Arrays of frames are left out.
+            predictions (sequence of `dict`): The prediction of each row.
+            about (`dict`): The folder's `about.json`, with the label dictionaries in `labels`.
+            official (`bool`, *optional*, defaults to `False`): Whether to score as the published scorer does, with its
+                weaknesses.
+
+        Returns:
+            `dict[str, float]`: Shares are from 0 to 1, times are in seconds.
+        """
+        raise NotImplementedError
+
+    def write_files(
+        self,
+        folder: Path,  # noqa: ARG002
+        rows: Sequence[dict[str, Any]],  # noqa: ARG002
+        predictions: Sequence[dict[str, Any]],  # noqa: ARG002
+        about: dict[str, Any],  # noqa: ARG002
+    ) -> list[Path]:
+        """
+        Write further files of results, such as a submission, into a folder. There are none by default.
+
+        Returns:
+            `list[Path]`: The files.
+        """
+        return []
+
+
+# The class of each task, as "module:class" so that only the chosen modules are imported.
+TASKS: dict[str, str | type[Task]] = {
+    "coin_step": "videollm_mod.train.tasks.coin:CoinLabel",
+    "coin_task": "videollm_mod.train.tasks.coin:CoinLabel",
+    "coin_next": "videollm_mod.train.tasks.coin:CoinLabel",
+}
+
+
+def find_task(name: str) -> Task:
+    """
+    Return the task of a name.
+
+    Raises:
+        `ValueError`: If there is none.
+    """
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name!r}. Tasks are {', '.join(sorted(TASKS))}.")
+    task = TASKS[name]
+    if isinstance(task, str):
+        module, kind = task.split(":")
+        task = getattr(import_module(module), kind)
+    return task(name)
+
+
+def choose_tasks(names: str, about: dict[str, Any]) -> list[Task]:
+    """
+    Return the tasks of a comma-separated list. The name of the data's source stands for all its tasks.
+
+    Args:
+        names (`str`): Names, such as "coin_step,coin_task" or "coin".
+        about (`dict`): The folder's `about.json`. Its `source` and `tasks` say what the source's name stands for.
+
+    Raises:
+        `ValueError`: If a name is unknown.
+    """
+    found: dict[str, Task] = {}
+    for name in filter(None, (name.strip() for name in names.split(","))):
+        is_source = name not in TASKS and name == about.get("source")
+        for each in about.get("tasks", []) if is_source else [name]:
+            found.setdefault(each, find_task(each))
+    if not found:
+        raise ValueError("names no task.")
+    return list(found.values())

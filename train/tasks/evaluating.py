@@ -1,0 +1,214 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate tasks: predict the rows that no earlier run predicted, and score all."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from tqdm.auto import tqdm
+
+from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord
+from videollm_mod.train.tasks import Task
+from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.tasks.saving import Predictions, fingerprint, save_results
+
+
+Key = tuple[str, str, str]
+
+
+@dataclass
+class TaskRows:
+    """
+    The rows of one task.
+
+    Args:
+        task ([`Task`]): The task.
+        rows (`list[dict]`): The rows, without arrays of frames.
+        places (`list[int]`): Their indices in the data.
+        keys (`list[tuple]`): Task, id and fingerprint of each.
+    """
+
+    task: Task
+    rows: list[dict[str, Any]]
+    places: list[int]
+    keys: list[Key]
+
+
+def read_about(dataset: str) -> dict[str, Any]:
+    """Return the `about.json` of prepared data, or an empty dictionary if there is none."""
+    path = Path(dataset)
+    if path.exists():
+        about = (path if path.is_dir() else path.parent) / "about.json"
+    elif dataset.count("/") == 1:
+        try:
+            about = Path(hf_hub_download(dataset, "about.json", repo_type="dataset"))
+        except EntryNotFoundError:
+            return {}
+    else:
+        return {}
+    try:
+        return json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"'{about}' is not JSON: {error}") from None
+
+
+def choose_rows(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[TaskRows]:
+    """
+    Return the rows of each task.
+
+    Raises:
+        `ValueError`: If a task has no rows, or if two rows of a task have the same id.
+    """
+    chosen = [TaskRows(task, [], [], []) for task in tasks]
+    found: set[str] = set()
+    for place in range(len(rows)):
+        row = {name: value for name, value in rows[place].items() if not isinstance(value, (np.ndarray, torch.Tensor))}
+        found |= {row["task"]} if row.get("task") else set()
+        for each in chosen:
+            if each.task.wants(row):
+                each.rows.append(row)
+                each.places.append(place)
+                each.keys.append((each.task.name, _id(row, place), fingerprint(row)))
+    for each in chosen:
+        ids = [key[1] for key in each.keys]
+        if not ids:
+            there = f"It has {', '.join(sorted(found))}" if found else "Its rows have no `task`"
+            raise ValueError(f"there is no row of the task {each.task.name}. {there}.")
+        if len(set(ids)) < len(ids):
+            twice = next(name for name in ids if ids.count(name) > 1)
+            raise ValueError(f"{ids.count(twice)} rows of the task {each.task.name} have the id {twice!r}.")
+    return chosen
+
+
+def _id(row: dict[str, Any], place: int) -> str:
+    return str(row.get("id") or row.get(WHERE) or place)
+
+
+def evaluate_tasks(
+    make_runner: Callable[[], Runner],
+    rows: Sequence[dict[str, Any]],
+    tasks: Sequence[Task],
+    about: dict[str, Any],
+    *,
+    out: Path,
+    settings: dict[str, Any],
+    official: bool = False,
+    accelerator: Accelerator | None = None,
+    left_out: RowRecord | None = None,
+) -> dict[str, dict[str, Any]]:
+    """
+    Predict and score tasks. The processes of an accelerator share the rows, and the folder `out`.
+
+    Predictions are saved a line a row. A run that was interrupted goes on where it stopped, and a run over complete
+    predictions only scores them, without loading the model.
+
+    Args:
+        make_runner (`Callable`): Loads the model. It is called if a row has no prediction.
+        rows (sequence of `dict`): Rows of timed messages.
+        tasks (sequence of [`Task`]): The tasks.
+        about (`dict`): The folder's `about.json`.
+        out (`Path`): Folder for predictions and results.
+        settings (`dict`): What predictions depend on. A folder with predictions of other settings is refused.
+        official (`bool`, *optional*, defaults to `False`): Whether to score as the published scorers do.
+        accelerator (`Accelerator`, *optional*): Distributes rows over processes.
+        left_out ([`RowRecord`], *optional*): Where to record rows that cannot be read, which are then left out.
+
+    Returns:
+        `dict`: For each task its `scores`, `rows`, `left_out`, `official` and `papers`.
+
+    Raises:
+        `ValueError`: If a task has no rows, or the folder has predictions of other settings.
+        [`FaultyRowError`]: If a row cannot be read and `left_out` is not given.
+    """
+    accelerator = Accelerator() if accelerator is None else accelerator
+    chosen = choose_rows(rows, tasks)
+    saved = Predictions(out, accelerator.process_index)
+    saved.check_settings(settings)
+    done = saved.read()
+    # All processes have read before one writes.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        saved.write_settings(settings)
+    todo = [(each.task, place, key) for each in chosen for place, key in zip(each.places, each.keys, strict=True)]
+    todo = [entry for entry in todo if entry[2] not in done]
+    if todo:
+        with accelerator.split_between_processes(todo) as mine:
+            made = _predict(make_runner(), rows, mine, saved, accelerator.is_main_process, left_out)
+            done |= dict(gather_object(made))
+    results = {each.task.name: _score(each, done, about, official) for each in chosen}
+    if accelerator.is_main_process:
+        for each in chosen:
+            kept = [k for k, key in enumerate(each.keys) if key in done]
+            files = [[values[k] for k in kept] for values in (each.rows, [done.get(key) for key in each.keys])]
+            results[each.task.name]["files"] = [str(path) for path in each.task.write_files(out, *files, about)]
+        save_results(out, settings, results)
+    return results
+
+
+def _predict(
+    runner: Runner,
+    rows: Sequence[dict[str, Any]],
+    todo: Sequence[tuple[Task, int, Key]],
+    saved: Predictions,
+    shows_bar: bool,
+    left_out: RowRecord | None,
+) -> list[tuple[Key, dict[str, Any]]]:
+    """Predict rows in batches of one task, and save each batch when it is done."""
+    made: list[tuple[Key, dict[str, Any]]] = []
+    with tqdm(total=len(todo), desc="rows", disable=not shows_bar) as bar:
+        for batch in _batches(todo, runner.batch_size):
+            for key, prediction in _predict_batch(runner, rows, batch, left_out):
+                saved.add(key, prediction)
+                made.append((key, prediction))
+            bar.update(len(batch))
+    return made
+
+
+def _batches(todo: Sequence[tuple[Task, int, Key]], size: int) -> Iterator[Sequence[tuple[Task, int, Key]]]:
+    """Yield runs of at most `size` entries of one task."""
+    begin = 0
+    for k in range(1, len(todo) + 1):
+        if k == len(todo) or k - begin == size or todo[k][0] is not todo[begin][0]:
+            yield todo[begin:k]
+            begin = k
+
+
+def _predict_batch(
+    runner: Runner,
+    rows: Sequence[dict[str, Any]],
+    batch: Sequence[tuple[Task, int, Key]],
+    left_out: RowRecord | None,
+) -> list[tuple[Key, dict[str, Any]]]:
+    """Predict a batch. If a row cannot be read and rows may be left out, predict the others one by one."""
+    try:
+        predictions = batch[0][0].predict_all(runner, [rows[place] for _, place, _ in batch])
+    except FaultyRowError as error:
+        if left_out is None:
+            raise
+        if len(batch) == 1:
+            left_out.leave_out(str(error))
+            return []
+        return [one for entry in batch for one in _predict_batch(runner, rows, [entry], left_out)]
+    return [(key, prediction) for (_, _, key), prediction in zip(batch, predictions, strict=True)]
+
+
+def _score(each: TaskRows, done: dict[Key, dict[str, Any]], about: dict[str, Any], official: bool) -> dict[str, Any]:
+    kept = [k for k, key in enumerate(each.keys) if key in done]
+    rows, predictions = [each.rows[k] for k in kept], [done[each.keys[k]] for k in kept]
+    scores = each.task.score(rows, predictions, about, official) if kept else {}
+    return {
+        "scores": {name: float(value) for name, value in scores.items()},
+        "rows": len(kept),
+        "left_out": len(each.keys) - len(kept),
+        "official": official,
+        "papers": each.task.papers,
+    }
