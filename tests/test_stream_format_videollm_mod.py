@@ -17,7 +17,6 @@ from videollm_mod import VideoLLMMoDProcessor
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.stream_format_videollm_mod import STREAM_FORMATS
 from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.teacher_forcing import predict_turns
 
 
 # The text of DIALOGUE in each format, with # for the tokens of a frame.
@@ -363,16 +362,3 @@ def test_a_few_steps_of_training_lower_the_loss(name):
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.8 * losses[0]
-
-
-def test_turns_in_a_format_are_measured_as_in_the_default_one():
-    """Decisions lie after the text of a frame, and frames that are shown again have their own numbers."""
-    processor = turn_processor("internvl")
-    model = turn_model(processor, mod_layers="all")
-    messages = [{"role": "assistant", "content": "A ball.", "time": 1.0}]
-    messages += [{"role": "assistant", "content": "It leaves.", "time": 3.0}]
-    [turns] = predict_turns(model, processor, [{"messages": messages, "video": random_frames(8)}], fps=2)
-    assert [len(turn.speaks) for turn in turns] == [3, 4] and [turn.frames for turn in turns] == [3, 7]
-    assert all(turn.is_decided for turn in turns)
-    said = [processor.tokenizer.decode(turn.labels) for turn in turns]
-    assert [text.split("assistant\n")[1] for text in said] == ["A ball.<|im_end|>", "It leaves.<|im_end|>"]

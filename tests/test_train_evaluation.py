@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: LIVE's measures on turns with known decisions, free streaming, and the results on model cards."""
+"""Evaluation: free streaming, the command, and the results on model cards."""
 
 import json
 import re
@@ -8,7 +8,6 @@ from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,32 +25,10 @@ from videollm_mod.train.data.timed_messages import NARRATE, TimedMessages
 from videollm_mod.train.data.world.clip import WORLDS
 from videollm_mod.train.data.world.rows import streamworld_dataset
 from videollm_mod.train.streaming_evaluation import free_streaming, stream_example, stream_examples
-from videollm_mod.train.teacher_forcing import Turn, evaluate_metric, predict_turns, score_turns, teacher_forced
+from videollm_mod.train.teacher_forcing import evaluate_metric, teacher_forced
 
 
 ROOT = Path(__file__).parents[1]
-
-
-def turn(speaks, labels, predictions, *, losses=None, is_decided=True, late=0):
-    losses = [0.0] * len(labels) if losses is None else losses
-    return Turn(losses, labels, predictions, speaks, is_decided, late=late)
-
-
-EXACT = turn([False, False, True], [9, 5, 6, 2], [9, 5, 7, 2], losses=[0.0, 0.0, np.log(16.0), 0.0])
-EARLY = turn([False, True, False, True], [9, 5], [9, 5])
-LATE = turn([False, False, False], [9, 5], [9, 5], late=2)
-ANSWER = turn([False, False], [4, 5, 2], [4, 5, 2], is_decided=False)
-
-
-def test_the_four_measures_equal_values_computed_by_hand():
-    scores = score_turns([EXACT, EARLY, LATE, ANSWER], fps=2.0)
-    # The first turn has a mean loss of log(16) / 4, so a perplexity of 2. The others have 1.
-    assert scores["lm_ppl"] == pytest.approx((2 + 1 + 1 + 1) / 4, rel=1e-5)
-    # In frames: exact, 2 early, 2 late, and an answer, which is always in time.
-    assert scores["time_diff"] == pytest.approx((0 + 2 + 2 + 0) / 4 / 2)
-    assert scores["lm_correctness"] == pytest.approx((2 / 4 + 1 + 1 + 1) / 4)
-    # Right silent frames and tokens, of all. "]" is also the last frame's decision, so it counts once.
-    assert scores["fluency"] == pytest.approx(((2 + 2) / (2 + 4) + 1 / (3 + 2) + 2 / (2 + 2) + 1) / 4)
 
 
 def dialogue(frames, *replies, questions=()):
@@ -60,110 +37,6 @@ def dialogue(frames, *replies, questions=()):
     order = {"user": 0, "assistant": 1}
     messages.sort(key=lambda message: (message["time"], order[message["role"]]))
     return {"video": random_frames(frames, seed=frames), "messages": messages}
-
-
-DIALOGUES = [
-    dialogue(9, (1.0, "A red ball enters."), (3.0, "It leaves.")),
-    dialogue(6, (2.0, "The square."), questions=[(1.5, "Where is it?")]),
-    dialogue(5, (1.0, "It is red."), (2.0, "It leaves."), questions=[(1.0, "Which color?")]),
-]
-
-
-@pytest.mark.parametrize("close_is_one_token", [True, False])
-def test_turns_match_the_dialogue(close_is_one_token):
-    processor = tiny_processor(close_is_one_token=close_is_one_token)
-    ids = {name: getattr(processor, name) for name in ("frame_token_id", "frame_token_interval_id")}
-    vocabulary = {"vocab_size": len(processor.tokenizer) - 1}
-    model = tiny_model(mod_layers="all", text_overrides=vocabulary, **ids)
-    turns = predict_turns(model, processor, DIALOGUES)
-    texts = [[processor.tokenizer.decode(t.labels) for t in row] for row in turns]
-    assert texts == [
-        ["]\nAssistant: A red ball enters.</s>", "]\nAssistant: It leaves.</s>"],
-        ["]\nAssistant: The square.</s>"],
-        ["Assistant: It is red.</s>", "]\nAssistant: It leaves.</s>"],
-    ]
-    assert [[t.is_decided for t in row] for row in turns] == [[True, True], [True], [False, True]]
-    # In the second dialogue, the question at 1.5 s replaces that frame's decision, and the frame at 2.0 s decides.
-    assert [[len(t.speaks) for t in row] for row in turns] == [[3, 4], [4], [2, 2]]
-    assert [[t.frames for t in row] for row in turns] == [[3, 7], [5], [2, 5]]
-    singly = [predict_turns(model, processor, [example])[0] for example in DIALOGUES]
-    for one, other in zip(turns, singly, strict=True):
-        for a, b in zip(one, other, strict=True):
-            assert (a.labels, a.predictions, a.speaks, a.late) == (b.labels, b.predictions, b.speaks, b.late)
-            np.testing.assert_allclose(a.losses, b.losses, rtol=1e-3, atol=1e-4)
-
-
-def test_losses_equal_the_loss_of_the_model():
-    processor, model = tiny_processor(), tiny_model()
-    (turns,) = predict_turns(model, processor, DIALOGUES[:1])
-    batch = processor(DIALOGUES[0]["messages"], DIALOGUES[0]["video"], return_labels=True)
-    logits = model(**{k: v for k, v in batch.items() if k not in ("labels", "attention_mask")}).logits[0]
-    labels = batch["labels"][0]
-    places = [i for i in range(1, len(labels)) if labels[i] >= 0 and labels[i] != model.config.frame_token_interval_id]
-    losses = [torch.nn.functional.cross_entropy(logits[i - 1], labels[i]).item() for i in places]
-    np.testing.assert_allclose([loss for t in turns for loss in t.losses], losses, rtol=1e-3)
-
-
-@pytest.mark.parametrize("scheme", ["interleaved", "all", "all_deep"])
-def test_the_delay_of_a_late_reply(scheme, monkeypatch):
-    """
-    After a missed reply, the model sees the next frames without it.
-
-    The decisions at these frames equal those of a stream without the reply. For this, the cache of each routed layer
-    must be cropped to its own length.
-    """
-    processor, model = tiny_processor(), tiny_model(mod_layers=scheme)
-    example = dialogue(12, (2.0, "A red ball enters."), (5.0, "It leaves."))
-    interval = model.config.frame_token_interval_id
-
-    seen = []
-    original = type(model).should_speak
-
-    def never(self, logits, threshold=None):
-        seen.append(logits.clone())
-        return torch.zeros(logits.shape[:-1], dtype=torch.bool), original(self, logits, threshold)[1]
-
-    monkeypatch.setattr(type(model), "should_speak", never)
-    (turns,) = predict_turns(model, processor, [example])
-    assert [t.late for t in turns] == [4, 0], "min(6, 5 - 1) frames for the first turn, none for the last"
-    silent = processor.to_stream_turns([], 12)
-    batch = processor(silent, example["video"])
-    logits = model(**{k: v for k, v in batch.items() if k != "attention_mask"}).logits[0]
-    ends = [i for i, t in enumerate(batch["input_ids"][0]) if t == model.config.frame_token_id][9::10]
-    torch.testing.assert_close(seen[1], logits[ends[5:9]], rtol=1e-3, atol=1e-4)
-
-    def at_the_third(_model, logits, _threshold=None):
-        speaks = torch.zeros(logits.shape[:-1], dtype=torch.bool)
-        if logits.shape[0] == 4:
-            speaks[2] = True
-        return speaks, speaks
-
-    monkeypatch.setattr(type(model), "should_speak", at_the_third)
-    (turns,) = predict_turns(model, processor, [example])
-    assert [t.late for t in turns] == [3, 0] and interval is not None
-
-
-def test_measuring_a_delay_leaves_the_cache_unchanged(monkeypatch):
-    """Measuring a turn removes the frames that it added to the cache, so the next turn's delay is right too."""
-    processor, model = tiny_processor(), tiny_model(mod_layers="all")
-    replies = ((1.0, "A red ball."), (2.5, "It leaves."), (4.0, "Red."))
-    example = dialogue(10, *replies)
-    seen = []
-
-    def never(_model, logits, _threshold=None):
-        seen.append(logits.clone())
-        speaks = torch.zeros(logits.shape[:-1], dtype=torch.bool)
-        return speaks, speaks
-
-    monkeypatch.setattr(type(model), "should_speak", never)
-    (turns,) = predict_turns(model, processor, [example])
-    assert [t.late for t in turns] == [2, 2, 0]
-    # Compute the second turn's logits from scratch, with the first reply and without the second.
-    turns = processor.to_stream_turns(dialogue(10, replies[0])["messages"], 10)
-    batch = processor(turns, example["video"])
-    logits = model(**{k: v for k, v in batch.items() if k != "attention_mask"}).logits[0]
-    ends = [i for i, t in enumerate(batch["input_ids"][0]) if t == model.config.frame_token_id][9::10]
-    torch.testing.assert_close(seen[2], logits[ends[6:8]], rtol=1e-3, atol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------- free streaming
@@ -293,7 +166,8 @@ def test_both_evaluations_run_on_a_real_model():
     events, frames = stream_example(model, processor, examples[0], max_new_tokens=5)
     assert frames == len(examples[0]["video"]) and events[0].role == "user"
     forced = teacher_forced(model, processor, examples, batch_size=2, progress=False)
-    assert forced["lm_ppl"] > 1 and set(forced) == {"lm_ppl", "time_diff", "fluency", "lm_correctness"}
+    live = {"lm_ppl", "lm_correctness", "time_diff", "fluency"}
+    assert forced["lm_ppl"] > 1 and set(forced) == live | {"reply_delay", "reply_fluency"}
     free = free_streaming(model, processor, examples, progress=False, max_new_tokens=5)
     assert 0 <= free["event_f1"] <= 1 and free["words_per_minute"] >= 0
 

@@ -104,6 +104,8 @@ TABLE = {
     "event_recall": "recall",
     "answer_accuracy": "correct answers",
     "silent_frames_right": "silence kept at silent frames",
+    "reply_delay": "reply delay, s",
+    "reply_fluency": "reply fluency",
     "time_diff": "TimeDiff, s",
     "fluency": "Fluency",
     "lm_correctness": "LM-Correctness",

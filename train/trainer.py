@@ -44,7 +44,7 @@ class StreamingSFTTrainer(SFTTrainer):
     - `router_score_mean` and `router_score_std`, of the scores of all positions of a batch, also of each routed layer,
       `.../layer_N`, and `kept_share/layer_N`, the share of frame tokens that it keeps.
 
-    At each evaluation LIVE's four measures are taken on the rows of `eval_dataset`.
+    At each evaluation the rows of `eval_dataset` are measured by [`score_turns`]: LIVE's four measures and two more.
 
     Args:
         args, kwargs: As of [`SFTTrainer`].
@@ -142,8 +142,8 @@ class StreamingSFTTrainer(SFTTrainer):
         with self._whole_model() as model:
             was_training, use_cache = model.training, model.config.text_config.use_cache
             model.eval()
-            turns = self._predict_turns(model, rows)
-            scores = score_turns(turns, fps=self.fps) if turns else {}
+            dialogues = self._predict_turns(model, rows)
+            scores = score_turns(dialogues, fps=self.fps) if dialogues else {}
             if self.stream_examples:
                 # Stream clips one by one: an engine would have to capture its steps again for a few clips.
                 scores |= free_streaming(model, processor, self.stream_examples, batch_size=1, **show)
@@ -158,8 +158,8 @@ class StreamingSFTTrainer(SFTTrainer):
             self.log(dict(scores))
         return scores
 
-    def _predict_turns(self, model: Any, rows: Any) -> list[Turn]:
-        """Predict every reply under teacher forcing, with the rows shared among processes."""
+    def _predict_turns(self, model: Any, rows: Any) -> list[list[Turn]]:
+        """Predict every turn under teacher forcing, with the rows shared among processes."""
         mine = Subset(rows, range(self.accelerator.process_index, len(rows), self.accelerator.num_processes))
         size = self.args.per_device_eval_batch_size
         return gather_object(

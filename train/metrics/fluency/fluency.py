@@ -7,10 +7,12 @@ import evaluate
 
 
 _DESCRIPTION = """
-LIVE's Fluency. `predictions` and `references` are the most likely and the true tokens of each reply under teacher
-forcing. `speaks`, `is_decided` and `late` are those of `time_diff`. Returns `fluency`: the share of a turn's frames
-and tokens that are right, averaged over turns. If the model speaks on time, all frames and the correct prefix of the
-reply are right. If it is early, the frames before it speaks are right. If it is late, all frames except the last are.
+LIVE's Fluency. Inputs for each turn of each dialogue: `predictions` and `references` are the most likely and the true
+tokens at its text positions under teacher forcing; see `lm_ppl`. `num_stream_positions` is the number of its learned
+decisions at frames, and `frame_diff` the frame difference; see `time_diff`. Returns `fluency`: the share of a turn's
+stream and text positions that are right, averaged over the turns of a dialogue that have both, then over dialogues. A
+dialogue without any counts 1. If the difference is 0, all stream positions and the correct prefix of the text are
+right. If the model is early, all stream positions without the difference are. If it is late, all without the last are.
 """
 _CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""
 
@@ -25,35 +27,40 @@ class Fluency(evaluate.Metric):
             inputs_description=_DESCRIPTION,
             features=datasets.Features(
                 {
-                    "predictions": datasets.Sequence(datasets.Value("int64")),
-                    "references": datasets.Sequence(datasets.Value("int64")),
-                    "speaks": datasets.Sequence(datasets.Value("bool")),
-                    "is_decided": datasets.Value("bool"),
-                    "late": datasets.Value("int64"),
+                    "predictions": datasets.Sequence(datasets.Sequence(datasets.Value("int64"))),
+                    "references": datasets.Sequence(datasets.Sequence(datasets.Value("int64"))),
+                    "num_stream_positions": datasets.Sequence(datasets.Value("int64")),
+                    "frame_diff": datasets.Sequence(datasets.Value("int64")),
                 }
             ),
         )
 
     def _compute(
         self,
-        predictions: list[list[int]],
-        references: list[list[int]],
-        speaks: list[list[bool]],
-        is_decided: list[bool],
-        late: list[int],
+        predictions: list[list[list[int]]],
+        references: list[list[list[int]]],
+        num_stream_positions: list[list[int]],
+        frame_diff: list[list[int]],
     ) -> dict[str, float]:
-        del late  # `speaks` shows that the model is late. Fluency does not depend on the delay.
-        shares = []
-        for predicted, true, turn, decided in zip(predictions, references, speaks, is_decided, strict=True):
-            # The token that opens a reply is both the last frame's decision and the first of the text.
-            total = len(turn) + len(true) - int(decided)
-            first = turn.index(True) if True in turn else None
-            on_time = first == len(turn) - 1 if decided else first is None
-            if on_time:
-                wrong = [one != two for one, two in zip(predicted, true, strict=True)]
-                prefix = wrong.index(True) if True in wrong else len(wrong)
-                right = len(turn) - int(decided) + prefix
-            else:
-                right = len(turn) - 1 if first is None else first
-            shares.append(right / total)
-        return {"fluency": sum(shares) / len(shares)}
+        dialogues = []
+        for turns in zip(predictions, references, num_stream_positions, frame_diff, strict=True):
+            shares = [_share(*turn) for turn in zip(*turns, strict=True) if turn[1] and turn[2]]
+            dialogues.append(_mean(shares, 1.0))
+        return {"fluency": _mean(dialogues, 1.0)}
+
+
+def _share(predicted: list[int], true: list[int], num_stream: int, frame_diff: int) -> float:
+    if frame_diff == 0:
+        right = num_stream + _correct_prefix(predicted, true)
+    else:
+        right = num_stream - (frame_diff if frame_diff > 0 else 1)
+    return right / (num_stream + len(true))
+
+
+def _correct_prefix(predicted: list[int], true: list[int]) -> int:
+    wrong = [one != two for one, two in zip(predicted, true, strict=True)]
+    return wrong.index(True) if True in wrong else len(wrong)
+
+
+def _mean(values: list[float], empty: float) -> float:
+    return sum(values) / len(values) if values else empty

@@ -7,9 +7,10 @@ import evaluate
 
 
 _DESCRIPTION = """
-LIVE's LM-Correctness. `predictions` and `references` are the most likely and the true tokens of each reply under
-teacher forcing. Returns `lm_correctness`: the number of correct tokens before the first error over the number of
-tokens, averaged over replies.
+LIVE's LM-Correctness. `predictions` and `references` are, for each turn of each dialogue, the most likely and the true
+tokens at its text positions under teacher forcing; see `lm_ppl`. Returns `lm_correctness`: the number of correct
+tokens before the first error over the number of tokens, averaged over the turns of a dialogue that have text
+positions, then over dialogues. A dialogue without any counts 1.
 """
 _CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""
 
@@ -24,15 +25,24 @@ class LmCorrectness(evaluate.Metric):
             inputs_description=_DESCRIPTION,
             features=datasets.Features(
                 {
-                    "predictions": datasets.Sequence(datasets.Value("int64")),
-                    "references": datasets.Sequence(datasets.Value("int64")),
+                    "predictions": datasets.Sequence(datasets.Sequence(datasets.Value("int64"))),
+                    "references": datasets.Sequence(datasets.Sequence(datasets.Value("int64"))),
                 }
             ),
         )
 
-    def _compute(self, predictions: list[list[int]], references: list[list[int]]) -> dict[str, float]:
-        shares = []
-        for predicted, true in zip(predictions, references, strict=True):
-            wrong = [one != two for one, two in zip(predicted, true, strict=True)]
-            shares.append((wrong.index(True) if True in wrong else len(wrong)) / len(wrong))
-        return {"lm_correctness": sum(shares) / len(shares)}
+    def _compute(self, predictions: list[list[list[int]]], references: list[list[list[int]]]) -> dict[str, float]:
+        dialogues = [
+            _mean([_correct_prefix(*turn) / len(turn[1]) for turn in zip(*turns, strict=True) if turn[1]], 1.0)
+            for turns in zip(predictions, references, strict=True)
+        ]
+        return {"lm_correctness": _mean(dialogues, 1.0)}
+
+
+def _correct_prefix(predicted: list[int], true: list[int]) -> int:
+    wrong = [one != two for one, two in zip(predicted, true, strict=True)]
+    return wrong.index(True) if True in wrong else len(wrong)
+
+
+def _mean(values: list[float], empty: float) -> float:
+    return sum(values) / len(values) if values else empty

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""LM-PPL: perplexity per turn, averaged over turns."""
+"""LM-PPL: perplexity of the text of a turn, averaged over turns, then over dialogues."""
 
 import math
 
@@ -9,23 +9,33 @@ import evaluate
 
 
 _DESCRIPTION = """
-LIVE's LM-PPL. `predictions`: for each turn the cross-entropies of its learned text tokens under teacher forcing.
-Returns `lm_ppl`, the mean over turns of `exp(mean cross-entropy of the turn)`.
+LIVE's LM-PPL. `predictions`: for each turn of each dialogue the cross-entropies at its text positions under teacher
+forcing. These are the learned tokens of replies that are not predicted at a frame. Returns `lm_ppl`: `exp(mean
+cross-entropy of the turn)`, averaged over the turns of a dialogue that have text positions, then over dialogues. A
+dialogue without any counts 1.
 """
 _CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""
 
 
 class LmPpl(evaluate.Metric):
-    """LM-PPL: perplexity per turn, averaged over turns."""
+    """LM-PPL: perplexity of the text of a turn, averaged over turns, then over dialogues."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_DESCRIPTION,
-            features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("float32"))}),
+            features=datasets.Features(
+                {"predictions": datasets.Sequence(datasets.Sequence(datasets.Value("float32")))}
+            ),
         )
 
-    def _compute(self, predictions: list[list[float]]) -> dict[str, float]:
-        turns = [math.exp(sum(losses) / len(losses)) for losses in predictions]
-        return {"lm_ppl": sum(turns) / len(turns)}
+    def _compute(self, predictions: list[list[list[float]]]) -> dict[str, float]:
+        dialogues = [
+            _mean([math.exp(sum(losses) / len(losses)) for losses in turns if losses], 1.0) for turns in predictions
+        ]
+        return {"lm_ppl": _mean(dialogues, 1.0)}
+
+
+def _mean(values: list[float], empty: float) -> float:
+    return sum(values) / len(values) if values else empty

@@ -7,10 +7,11 @@ import evaluate
 
 
 _DESCRIPTION = """
-LIVE's TimeDiff. Inputs for each turn: `speaks` says for each frame before the reply whether the model would speak.
-`is_decided` says whether the reply comes at the last of these frames; an answer to a question comes after it. `late`
-is the delay in frames if the model speaks at none of them, and 0 for the last turn of a dialogue. `fps` is the
-frame rate. Returns `time_diff`, the mean over turns in seconds.
+LIVE's TimeDiff. `predictions`: for each dialogue the frame differences of its turns that have stream positions, which
+are the learned decisions at frames. The difference is the number of stream positions after the first at which the
+model speaks. If the model speaks at none of them, it is minus the number of further frames until it speaks. `fps` is
+the frame rate. Returns `time_diff` in seconds: the mean absolute difference over turns, averaged over dialogues, over
+`fps`. A dialogue without any counts 0.
 """
 _CITATION = """Chen et al., VideoLLM-online: Online Video Large Language Model for Streaming Video, arXiv 2406.11816"""
 
@@ -23,23 +24,13 @@ class TimeDiff(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "speaks": datasets.Sequence(datasets.Value("bool")),
-                    "is_decided": datasets.Value("bool"),
-                    "late": datasets.Value("int64"),
-                }
-            ),
+            features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("int64"))}),
         )
 
-    def _compute(
-        self, speaks: list[list[bool]], is_decided: list[bool], late: list[int], fps: float = 2.0
-    ) -> dict[str, float]:
-        frames = []
-        for turn, decided, lateness in zip(speaks, is_decided, late, strict=True):
-            if True in turn:
-                # A reply comes at the last frame. An answer comes one frame later, because the user decides its time.
-                frames.append(len(turn) - int(decided) - turn.index(True))
-            else:
-                frames.append(lateness)
-        return {"time_diff": sum(frames) / len(frames) / fps}
+    def _compute(self, predictions: list[list[int]], fps: float = 2.0) -> dict[str, float]:
+        dialogues = [_mean([abs(frames) for frames in turns], 0.0) for turns in predictions]
+        return {"time_diff": _mean(dialogues, 0.0) / fps}
+
+
+def _mean(values: list[float], empty: float) -> float:
+    return sum(values) / len(values) if values else empty
