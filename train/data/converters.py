@@ -94,7 +94,11 @@ class Converter:
 
 # The class of each name that `prepare.py` accepts, as "module:class" so that only the chosen module is imported.
 CONVERTERS: dict[str, str | type[Converter]] = {
+    "activitynet": "videollm_mod.train.data.dense_captions:ActivityNet",
+    "charades_sta": "videollm_mod.train.data.moment_queries:CharadesSta",
     "coin": "videollm_mod.train.data.coin:Coin",
+    "qvhighlights": "videollm_mod.train.data.moment_queries:QvHighlights",
+    "youcook2": "videollm_mod.train.data.dense_captions:YouCook2",
 }
 
 
