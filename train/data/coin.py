@@ -65,6 +65,11 @@ class Step:
     label: str | None
     times: tuple[float, float] | None
 
+    @property
+    def place(self) -> str:
+        """Its place in the file, for notes."""
+        return f"annotation[{self.index}]"
+
 
 @dataclass
 class Coin(Converter):
@@ -105,13 +110,10 @@ class Coin(Converter):
         if goal is None:
             notes.leave_out(name, "class", "there is no text")
         lesson = Lesson(name, video, self.fps, clean_goal(goal or ""), read_steps(entry, name, notes))
-        part = _seconds((entry.get("start"), entry.get("end")))
-        if part is None:
-            notes.leave_out(name, "start", "the part of the video has no usable start and end")
-        frames = {step.index: lesson.frames(step, notes) for step in lesson.steps}
+        frames = {step.index: lesson.frames(step.times, f"{step.place}.segment", notes) for step in lesson.steps}
         for task in self.chosen:
-            if task == "task" and goal is not None and part is not None:
-                yield from lesson.task_row(part)
+            if task == "task" and goal is not None:
+                yield from lesson.task_row(_seconds((entry.get("start"), entry.get("end"))), notes)
             elif task == "streaming" and goal is not None:
                 yield from lesson.streaming_row(frames)
             elif task == "step":
@@ -139,12 +141,12 @@ class Lesson:
     goal: str
     steps: list[Step]
 
-    def frames(self, step: Step, notes: Notes) -> tuple[int, int] | None:
-        """Return the first and the last frame of a step, both on or after its times, or `None` if it has none."""
-        if step.times is None:
+    def frames(self, times: tuple[float, float] | None, field: str, notes: Notes) -> tuple[int, int] | None:
+        """Return the first frames at or after a start and an end, or `None` if there are no times or no frames."""
+        if times is None:
             return None
-        last, where = self.video.last_frame(self.fps), (self.name, f"annotation[{step.index}].segment")
-        first, end = (ceil_frame(time, self.fps) for time in step.times)
+        last, where = self.video.last_frame(self.fps), (self.name, field)
+        first, end = (ceil_frame(time, self.fps) for time in times)
         if first > last + 1:
             notes.leave_out(*where, "after the end of the video")
             return None
@@ -152,11 +154,12 @@ class Lesson:
             notes.mended(*where, "ends after the video: cut")
         return clamp(first, last), clamp(end, last)
 
-    def task_row(self, part: tuple[float, float]) -> Iterator[dict[str, Any]]:
+    def task_row(self, part: tuple[float, float] | None, notes: Notes) -> Iterator[dict[str, Any]]:
         """Yield the row that asks for the activity in the part of the video that shows it."""
-        last = self.video.last_frame(self.fps)
-        first, end = (clamp(ceil_frame(time, self.fps), last) for time in part)
-        yield self._row("task", (first, end), QUESTIONS["task"], as_sentence(self.goal), {"label": self.goal.lower()})
+        if part is None:
+            notes.leave_out(self.name, "start", "there is no usable start and end")
+        elif shown := self.frames(part, "end", notes):
+            yield self._row("task", shown, QUESTIONS["task"], as_sentence(self.goal), {"label": self.goal.lower()})
 
     def step_rows(self, frames: dict[int, tuple[int, int] | None]) -> Iterator[dict[str, Any]]:
         """Yield a row a step, which asks for its label."""
@@ -252,7 +255,7 @@ def read_steps(entry: dict[str, Any], name: str, notes: Notes) -> list[Step]:
             notes.mended(name, "annotation", "steps not in order of time: sorted")
         for before, step in pairwise(ordered):
             if step.times[0] < before.times[1]:
-                notes.mended(name, f"annotation[{step.index}].segment", "overlaps the step before: kept")
+                notes.mended(name, f"{step.place}.segment", "overlaps the step before: kept")
         return ordered
     return steps
 
