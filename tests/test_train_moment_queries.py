@@ -62,7 +62,12 @@ def test_charades_sta_lines(folder):
     assert row["messages"][1]["content"] == 'The video related to the query "person opens a door" starts.'
     question = row["messages"][0]
     assert '"person opens a door"' in question["content"] and "time" not in question
-    assert row["truth"] == {"query": "person opens a door.", "windows": [[1.2, 4.0]], "duration": 30.96}
+    assert row["truth"] == {
+        "query": "person opens a door.",
+        "vid": "AB12C",
+        "windows": [[1.2, 4.0]],
+        "duration": 30.96,
+    }
     assert said(rows["train", "AB12C/1"]) == [(0.0, "starts."), (9.5, "ends.")]
     assert left == {
         "there is no video file": 1,
@@ -96,6 +101,7 @@ def test_qvhighlights_rows(folder):
     assert said(rows["train", "7"]) == [(0.0, "starts."), (2.0, "ends."), (6.0, "starts."), (8.0, "ends.")]
     assert rows["test", "7"]["truth"] == {
         "query": "A dog is seen",
+        "vid": "xyz_60.0_210.0",
         "windows": [[6.0, 8.0], [0.0, 2.0]],
         "duration": 10.0,
         "saliency": {"clips": [0, 3], "scores": [[1.0, 4.0, 2.0], [0.0, 0.0, 3.0]]},

@@ -114,6 +114,14 @@ def test_likelihoods_equal_a_forward_pass_of_each_candidate_and_read_the_prompt_
     assert runner.likelihoods(row, candidates, per_token=True) == pytest.approx(per_token, abs=1e-5)
 
 
+def test_streams_run_together_as_one_by_one(runner):
+    """They end in another order than they begin."""
+    rows = [ask(count, question="Narrate.", seed=count) for count in (9, 2, 5)]
+    spoken = [[(event.time, event.text) for event in events] for events in runner.stream_all(rows)]
+    assert spoken == [[(event.time, event.text) for event in runner.stream(row)] for row in rows]
+    assert len({str(said) for said in spoken}) == 3 and runner.stream_all([]) == []
+
+
 def test_frame_features_run_as_their_video_does(runner, model, tmp_path):
     row = ask(4)
     pixels = model.model.encode_frames(runner.processor.process_frames(row["video"]))

@@ -99,6 +99,7 @@ class Moments(Converter):
             return None
         truth = {
             "query": text,
+            "vid": query.video,
             "windows": [list(window) for window in windows],
             "duration": annotated_length(query.length, video, query.id, notes),
             **_read_scores(query, notes),

@@ -94,9 +94,13 @@ class Task:
 
 # The class of each task, as "module:class" so that only the chosen modules are imported.
 TASKS: dict[str, str | type[Task]] = {
+    "activitynet_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
+    "charades_sta_moments": "videollm_mod.train.tasks.dense_captions:Moments",
     "coin_step": "videollm_mod.train.tasks.coin:CoinLabel",
     "coin_task": "videollm_mod.train.tasks.coin:CoinLabel",
     "coin_next": "videollm_mod.train.tasks.coin:CoinLabel",
+    "qvhighlights_moments": "videollm_mod.train.tasks.dense_captions:Moments",
+    "youcook2_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
 }
 
 

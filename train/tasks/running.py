@@ -10,7 +10,7 @@ import torch
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import naming
 from videollm_mod.train.encode import encode_clip
-from videollm_mod.train.streaming_evaluation import stream_example
+from videollm_mod.train.streaming_evaluation import stream_examples
 from videollm_mod.train.teacher_forcing import Turn, predict_turns
 
 
@@ -154,8 +154,18 @@ class Runner:
         Returns:
             `list[StreamEvent]`: What was said, by user and model.
         """
+        return self.stream_all([row], **options)[0]
+
+    def stream_all(self, rows: Sequence[dict[str, Any]], **options: Any) -> list[list[Any]]:
+        """Stream several rows at the same time, `batch_size` in one engine. See [`Runner.stream`]."""
         options = {"interval_threshold": self.interval_threshold, **self.stream_options, **options}
-        return stream_example(self.model, self.processor, row, fps=self.fps, **options)[0]
+        options |= {"fps": self.fps, "batch_size": min(self.batch_size, len(rows)) or 1}
+        # Streams end in an order of their own.
+        places = {id(row): place for place, row in enumerate(rows)}
+        events: list[list[Any]] = [[] for _ in rows]
+        for row, said, _ in stream_examples(self.model, self.processor, rows, **options):
+            events[places[id(row)]] = said
+        return events
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         """Predict every turn of a row from the true history (see [`predict_turns`])."""
