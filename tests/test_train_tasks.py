@@ -19,6 +19,7 @@ from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.tasks import TASKS, Task, choose_tasks, find_task
 from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
+from videollm_mod.train.tasks.lta import ActionFinder, edit_distances
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.tasks.table import make_table
 
@@ -296,6 +297,128 @@ def test_coin_takes_the_nearest_label_and_the_first_of_equals():
     ]
     assert score("coin_step", pairs, STEPS) == {"accuracy": 3 / 4, "strict_accuracy": 1 / 4}
     assert find_task("coin_step").papers["VideoLLM-MoD"] == {"accuracy": 0.634}
+
+
+def test_coin_procedures_count_missing_lines_and_lines_too_many():
+    labels = {"labels": {"coin_procedure": STEPS["labels"]["coin_step"]}}
+    pairs = [
+        # Two steps of three: the published scorer compares two pairs, the default three steps.
+        ({"labels": ["wash the car", "dry the car", "bag"]}, "1. Wash the car.\n2. Dry the car."),
+        # A line too many, and a text that is near a label only.
+        ({"labels": ["wax the car"]}, "1) Wax teh car\n\n2) Bat"),
+        ({"labels": ["bat", "bag"]}, "1. Bag.\n2. Bag."),
+    ]
+    found = score("coin_procedure", pairs, labels)
+    assert found == {"accuracy": (2 + 1 + 1) / 6, "strict_accuracy": (2 + 0 + 1) / (3 + 2 + 2)}
+    # There, capitals and full stops are part of the distance: "Bag." is 2 from "bag" and 3 from "bat".
+    assert score("coin_procedure", pairs, labels, official=True) == {"accuracy": (2 + 1 + 1) / (2 + 1 + 2)}
+    assert find_task("coin_taskprocedure").papers["VideoLLM-MoD"] == {"accuracy": 0.533}
+
+
+def test_keysteps_are_named_and_a_test_split_has_no_score():
+    labels = {"labels": {"ego_exo4d_keystep": ["cut onion", "wash hands (cooking)", "wash hands (covid)"]}}
+    pairs = [
+        ({"label_id": 7, "label": "wash hands (covid)"}, "Wash hands (Covid)."),
+        ({"label_id": 5, "label": "wash hands (cooking)"}, "Wash hands (covid)."),
+        ({}, "Cut onion."),
+    ]
+    assert score("ego_exo4d_keystep", pairs, labels) == {"accuracy": 0.5, "strict_accuracy": 0.5}
+    assert score("ego_exo4d_keystep", pairs[2:], labels) == {}
+
+
+# --------------------------------------------------------------------------------------------------------- Ego4D LTA
+
+# "chips" is there twice: the later noun is the label of the words.
+WORDS = {"labels": {"ego4d_lta_verb": ["take", "cut", "wash"], "ego4d_lta_noun": ["knife", "onion", "chips", "chips"]}}
+
+
+def numbered(*actions):
+    return {"texts": ["\n".join(f"{k}. {action}." for k, action in enumerate(texts, 1)) for texts in actions]}
+
+
+def lta_truth(verbs, nouns, **more):
+    return {"verb_label": verbs, "noun_label": nouns, "clip_uid": "c", "last_visible_action_idx": 7, **more}
+
+
+def test_lta_takes_the_best_candidate_of_verbs_nouns_and_actions_each():
+    truth = lta_truth([0] * 10 + [1] * 10, [1] * 20)
+    verbs_right = ["Take knife"] * 10 + ["Cut knife"] * 10
+    nouns_right = ["Wash onion"] * 20
+    half = ["Take onion"] * 10  # repeated, so that ten verbs are wrong
+    found = score("ego4d_lta", [(truth, numbered(verbs_right, nouns_right, half, half, half))], WORDS)
+    assert (found["verb_ED@20"], found["noun_ED@20"], found["action_ED@20"]) == (0.0, 0.0, 0.5)
+    # Of the first z actions, max(z - 10, 0) differ: the area of (z - 10) / z by the trapezoid rule.
+    curve = [max(z - 10, 0) / z for z in range(1, 21)]
+    assert found["action_AUED"] == pytest.approx((sum(curve) - curve[-1] / 2) / 19)
+    # The printed ED_19 of the published code, whose arrays are (rows, symbols, candidates), is the same figure.
+    assert find_task("ego4d_lta").papers["VideoLLM-MoD"]["action_ED@20"] == 0.884
+
+
+def test_edit_distances_refuse_the_other_order_of_axes():
+    candidates = [[1, 2, 3], [1, 3, 2]]
+    assert edit_distances(candidates, [1, 3, 3]) == [0.0, 0.0, 1 / 3]
+    with pytest.raises(ValueError, match="the order is \\(candidates, symbols\\)"):
+        edit_distances(list(zip(*candidates, strict=True)), [1, 3, 3])
+
+
+def test_lta_reads_lines_as_the_published_code_does():
+    finder = ActionFinder(*WORDS["labels"].values())
+    lines = "Sure!\n1. Take knive.\nAction 2. Cut the onion\nno number\n" + "\n".join(
+        f"{k}. wash chips" for k in range(3, 30)
+    )
+    assert finder.read(lines, fallback=False) == [(0, 0), (1, 1)] + [(2, 3)] * 18
+    assert finder.read("1. Cut onion", fallback=False) == [(1, 1)] * 20
+    assert finder.read("I see an onion", fallback=True) == [(0, 0)] * 20
+    assert finder.read("I see an onion", fallback=False) == [(-1, -1)] * 20
+
+
+def test_lta_weaknesses_of_the_published_scorer_are_official_only():
+    # A reply without a line is the taxonomy's first action, and one of two labels with the same words is always wrong.
+    silent = (lta_truth([0] * 20, [0] * 20), {"texts": ["I do not know."] * 5})
+    twins = (lta_truth([1] * 20, [2] * 20), numbered(["Cut chips"] * 20))
+    assert score("ego4d_lta", [silent], WORDS, official=True)["action_ED@20"] == 0.0
+    assert score("ego4d_lta", [silent], WORDS)["action_ED@20"] == 1.0
+    assert score("ego4d_lta", [twins], WORDS, official=True)["noun_ED@20"] == 1.0
+    assert score("ego4d_lta", [twins], WORDS)["noun_ED@20"] == 0.0
+
+
+def test_lta_writes_the_submission_of_a_test_split(tmp_path):
+    rows = [{"truth": {"clip_uid": "abc", "last_visible_action_idx": 7}}, {"truth": lta_truth([0] * 20, [0] * 20)}]
+    predictions = [numbered(["Cut onion"] * 3, *[["Take chips"]] * 4)] * 2
+    task = find_task("ego4d_lta")
+    assert task.write_files(tmp_path, rows[1:], predictions[1:], WORDS) == []
+    [path] = task.write_files(tmp_path, rows, predictions, WORDS)
+    assert json.loads(path.read_text()) == {
+        "abc_7": {"verb": [[1] * 20] + [[0] * 20] * 4, "noun": [[1] * 20] + [[3] * 20] * 4}
+    }
+    assert task.score(rows[:1], predictions[:1], WORDS) == {}
+
+
+# --------------------------------------------------------------------------------------------------------- Ego4D NLQ
+
+
+def test_nlq_windows_are_those_that_the_model_spoke():
+    said = [(2.0, "It starts.", 0.6), (6.0, "It ends.", 0.9), (10.0, "It starts.", 0.8), (12.0, "It ends.", 0.5)]
+    spoken = {"replies": [dict(zip(("time", "text", "score"), reply, strict=True)) for reply in said]}
+    silent = {"replies": []}
+    truth = {"windows": [[2.0, 8.0]], "clip": [0.0, 20.0], "query": "where is it?"}
+    # Ranked by score: (10, 12) has IoU 0, (2, 6) has 4 / 6. The second query has no window.
+    found = score("ego4d_nlq", [(truth, spoken), (truth, silent)])
+    assert found == {"r1_0.3": 0.0, "r1_0.5": 0.0, "r5_0.3": 0.5, "r5_0.5": 0.5, "miou": 0.0}
+    # The published mIoU is a mean of the best three IoUs of a query, wherever they rank.
+    assert score("ego4d_nlq", [(truth, spoken)], official=True)["miou"] == pytest.approx((0 + 4 / 6) / 2)
+    # The published recall needs more than the threshold, and each window of a query counts by itself.
+    half = {"windows": [[2.0, 10.0], [30.0, 31.0]], "clip": [0.0, 40.0]}
+    replies = {"replies": spoken["replies"][:2]}
+    assert score("ego4d_nlq", [(half, replies)])["r1_0.5"] == 1.0
+    assert score("ego4d_nlq", [(half, replies)], official=True) == {
+        "r1_0.3": 0.5,
+        "r1_0.5": 0.0,
+        "r5_0.3": 0.5,
+        "r5_0.5": 0.0,
+        "miou": pytest.approx(0.25),
+    }
+    assert score("ego4d_nlq", [({"windows": [], "clip": [0.0, 9.0]}, spoken)]) == {}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ The replies have the form of VideoLLM-online's code for Ego4D NLQ (data/ego4d/nl
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -96,3 +96,10 @@ def spoken_windows(replies: Iterable[tuple[float, str, float]], end: float) -> l
             windows[-1]["end"] = time
             is_open = False
     return sorted(windows, key=lambda window: -window["score"])
+
+
+def window_iou(one: Mapping[str, Any], two: Mapping[str, Any]) -> float:
+    """Return the intersection over the union of two windows with `start` and `end` in seconds."""
+    shared = max(min(one["end"], two["end"]) - max(one["start"], two["start"]), 0.0)
+    union = one["end"] - one["start"] + two["end"] - two["start"] - shared
+    return shared / union if union > 0 else 0.0

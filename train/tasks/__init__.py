@@ -96,9 +96,14 @@ class Task:
 TASKS: dict[str, str | type[Task]] = {
     "activitynet_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
     "charades_sta_moments": "videollm_mod.train.tasks.dense_captions:Moments",
+    "coin_next": "videollm_mod.train.tasks.coin:CoinLabel",
+    "coin_procedure": "videollm_mod.train.tasks.coin:CoinProcedure",
     "coin_step": "videollm_mod.train.tasks.coin:CoinLabel",
     "coin_task": "videollm_mod.train.tasks.coin:CoinLabel",
-    "coin_next": "videollm_mod.train.tasks.coin:CoinLabel",
+    "coin_taskprocedure": "videollm_mod.train.tasks.coin:CoinProcedure",
+    "ego4d_lta": "videollm_mod.train.tasks.lta:Ego4DLta",
+    "ego4d_nlq": "videollm_mod.train.tasks.nlq:Ego4DNlq",
+    "ego_exo4d_keystep": "videollm_mod.train.tasks.keystep:EgoExo4DKeystep",
     "qvhighlights_moments": "videollm_mod.train.tasks.dense_captions:Moments",
     "youcook2_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
 }

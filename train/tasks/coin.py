@@ -1,16 +1,15 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""COIN's tasks as VideoLLM-online evaluates them (arXiv 2406.11816, section 4.1, and its code)."""
+"""COIN's five tasks, as VideoLLM-online evaluates them (arXiv 2406.11816, section 4.1, and its code)."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from videollm_mod.train.tasks import Task
-from videollm_mod.train.tasks.labels import nearest_label
-from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.tasks.labels import LabelFinder, LabelTask, clean_reply, read_labels
 
 
-# Published figures: VideoLLM-online (arXiv 2406.11816) and VideoLLM-MoD (arXiv 2408.16730, table 3).
+# Published figures of VideoLLM-online (arXiv 2406.11816) and VideoLLM-MoD (arXiv 2408.16730).
 _MODELS = ("VideoLLM-online 7B-v1", "VideoLLM-online 8B-v1+", "VideoLLM-MoD")
 _PAPERS = {
     "coin_step": (0.598, 0.631, 0.634),
@@ -19,15 +18,15 @@ _PAPERS = {
     "coin_procedure": (0.479, 0.498, 0.498),
     "coin_taskprocedure": (0.529, 0.541, 0.533),
 }
+_NUMBER = re.compile(r"^\s*\d+\s*[.):]\s*")
 
 
-class CoinLabel(Task):
+class CoinLabel(LabelTask):
     """
-    A reply that names one label: the step, the next step, or the task.
+    The step, the next step, or the task.
 
-    The label that is nearest to the reply by Levenshtein distance is the model's answer, and the alphabetically first
-    of several. `accuracy` is the share of right answers, as in VideoLLM-online's code. `strict_accuracy` counts only
-    replies that are the label itself, as the paper says.
+    `accuracy` is that of VideoLLM-online's code, and `strict_accuracy` follows its paper, where a text that is not in
+    the dictionary is wrong.
     """
 
     official_note = "The published scorer agrees, but its dictionary has only the labels of the videos at hand."
@@ -36,30 +35,47 @@ class CoinLabel(Task):
         super().__init__(name)
         self.papers = {model: {"accuracy": figure} for model, figure in zip(_MODELS, _PAPERS[name], strict=True)}
 
-    def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the greedy reply, of at most 512 tokens."""
-        return self.predict_all(runner, [row])[0]
 
-    def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the greedy replies to a batch."""
-        return [{"text": texts[0]} for texts in runner.answer_all(rows)]
+class CoinProcedure(CoinLabel):
+    """
+    The next one to five steps, one a line, compared with `labels` of the row's `truth` position by position.
+
+    `accuracy` is the share of true steps that the line at their position names, so a missing line is wrong.
+    `strict_accuracy` also counts lines too many as wrong, and only lines that are the label as right. The published
+    scorer compares pairs of a line and a step, so that missing lines cost nothing.
+    """
+
+    official_note = "The published scorer leaves out steps without a line; the default counts them as wrong."
 
     def score(
         self,
         rows: Sequence[dict[str, Any]],
         predictions: Sequence[dict[str, Any]],
         about: dict[str, Any],
-        official: bool = False,  # noqa: ARG002
+        official: bool = False,
     ) -> dict[str, float]:
-        """Return `accuracy` and `strict_accuracy`."""
-        labels = about["labels"][self.name]
-        pairs = [(_clean(p["text"]), row["truth"]["label"].lower()) for row, p in zip(rows, predictions, strict=True)]
-        right = [text == label or nearest_label(text, labels) == label for text, label in pairs]
-        return {
-            "accuracy": sum(right) / len(pairs),
-            "strict_accuracy": sum(text == label for text, label in pairs) / len(pairs),
-        }
+        """Return `accuracy` and `strict_accuracy`, or the published `accuracy`."""
+        finder = LabelFinder(read_labels(about, self.name))
+        pairs = [
+            (prediction["text"], [label.lower() for label in row["truth"]["labels"]])
+            for row, prediction in zip(rows, predictions, strict=True)
+        ]
+        if official:
+            steps = [
+                (line.split(". ")[-1], label)
+                for text, labels in pairs
+                for line, label in zip(text.split("\n"), labels, strict=False)
+            ]
+            return {"accuracy": sum(label in (line, finder.find(line)) for line, label in steps) / len(steps)}
+        near = exact = compared = 0
+        for text, labels in pairs:
+            lines = read_lines(text)
+            near += sum(finder.find(line) == label for line, label in zip(lines, labels, strict=False))
+            exact += sum(line == label for line, label in zip(lines, labels, strict=False))
+            compared += max(len(lines), len(labels))
+        return {"accuracy": near / sum(len(labels) for _, labels in pairs), "strict_accuracy": exact / compared}
 
 
-def _clean(text: str) -> str:
-    return text.lower().rstrip(".")
+def read_lines(text: str) -> list[str]:
+    """Return the lines of a numbered list, without numbers and full stops, in small letters. Empty lines are none."""
+    return [clean_reply(_NUMBER.sub("", line).strip()) for line in text.splitlines() if line.strip()]

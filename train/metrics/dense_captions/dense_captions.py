@@ -8,6 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from videollm_mod.train.data.moments import window_iou
 from videollm_mod.train.text_scores import score_captions
 
 
@@ -100,7 +101,7 @@ class _Pairs:
             for annotator, true in enumerate(annotators):
                 for i, one in enumerate(said):
                     for j, two in enumerate(true):
-                        if iou := _iou(one, two):
+                        if iou := window_iou(one, two):
                             found.append((video, annotator, i, j, iou, (one["text"], two["text"])))
         texts = [pair[-1] for pair in found]
         meteor = score_captions([one for one, _ in texts], [[two] for _, two in texts])["meteor_stem"]
@@ -108,12 +109,6 @@ class _Pairs:
         self.videos = [_Video([], *count) for count in counts]
         for (video, *pair), *metrics in zip(found, meteor, swapped, strict=True):
             self.videos[video].pairs.append(_Pair(*pair, *metrics))
-
-
-def _iou(one: dict[str, Any], two: dict[str, Any]) -> float:
-    shared = max(min(one["end"], two["end"]) - max(one["start"], two["start"]), 0.0)
-    union = one["end"] - one["start"] + two["end"] - two["start"] - shared
-    return shared / union if union > 0 else 0.0
 
 
 def _detection(videos: list[_Video]) -> dict[str, float]:

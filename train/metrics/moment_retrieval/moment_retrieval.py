@@ -8,6 +8,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from videollm_mod.train.data.moments import window_iou
+
 
 _DESCRIPTION = """
 `predictions`: for each query the windows that were found, `{"start": seconds, "end": seconds, "score": number}`, in
@@ -54,7 +56,8 @@ class MomentRetrieval(evaluate.Metric):
             if not true:
                 raise ValueError("A query of `references` has no window.")
             ranked = sorted(found, key=lambda window: -window["score"])[:MOST_WINDOWS]
-            overlaps.append(np.array([[_iou(one, two) for two in true] for one in ranked]).reshape(-1, len(true)))
+            table = [[window_iou(one, two) for two in true] for one in ranked]
+            overlaps.append(np.array(table).reshape(-1, len(true)))
         best = np.array([table[0].max() if len(table) else 0.0 for table in overlaps])
         counted = [table for table in overlaps if len(table) or not official]
         precision = np.array([[_average_precision(table, at) for at in THRESHOLDS] for table in counted])
@@ -65,13 +68,6 @@ class MomentRetrieval(evaluate.Metric):
             **{f"map_{at}": float(by_threshold[at]) for at in (0.5, 0.75)},
             "map": float(np.mean(list(by_threshold.values()))),
         }
-
-
-def _iou(one: dict[str, Any], two: dict[str, Any]) -> float:
-    """Return the intersection over the union of two windows."""
-    shared = max(min(one["end"], two["end"]) - max(one["start"], two["start"]), 0.0)
-    union = one["end"] - one["start"] + two["end"] - two["start"] - shared
-    return shared / union if union > 0 else 0.0
 
 
 def _average_precision(overlaps: np.ndarray, threshold: float) -> float:

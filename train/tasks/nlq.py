@@ -1,0 +1,74 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Ego4D's natural language queries: windows that a model marks while it watches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from videollm_mod.train.data.moments import spoken_windows, window_iou
+from videollm_mod.train.tasks import Task
+from videollm_mod.train.tasks.running import Runner
+
+
+_RANKS, _THRESHOLDS = (1, 5), (0.3, 0.5)
+
+
+class Ego4DNlq(Task):
+    """
+    Windows from spoken replies that end in "starts" and "ends", best first by how sure the model was to speak.
+
+    `r1_0.3` is the share of queries whose best window has an IoU of at least 0.3 with a true one, and `r5_0.3` that of
+    queries with such a window among the best five. `miou` is the mean IoU of the best window. A query without a window
+    scores 0.
+    """
+
+    official_note = (
+        "The published scorer asks for an IoU above the threshold, counts each window of a query by itself, and its "
+        "mIoU is a mean of the three best IoUs of a query, whatever their rank; the default takes the first window."
+    )
+
+    def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
+        """Return what the model says in the stream. Nobody tells it when to reply."""
+        asked = [message for message in row["messages"] if message["role"] != "assistant"]
+        events = runner.stream({**row, "messages": asked})
+        return {
+            "replies": [
+                {"time": event.time, "text": event.text, "score": 1 - (event.interval_probability or 0.0)}
+                for event in events
+                if event.role == "assistant"
+            ]
+        }
+
+    def score(
+        self,
+        rows: Sequence[dict[str, Any]],
+        predictions: Sequence[dict[str, Any]],
+        about: dict[str, Any],  # noqa: ARG002
+        official: bool = False,
+    ) -> dict[str, float]:
+        """Return recalls at 1 and 5 and the mean IoU. Rows without windows, as in the test split, have none."""
+        overlaps: list[list[float]] = []
+        for row, prediction in zip(rows, predictions, strict=True):
+            said = [(reply["time"], reply["text"], reply["score"]) for reply in prediction["replies"]]
+            windows = spoken_windows(said, row["truth"]["clip"][1])
+            true = [dict(zip(("start", "end"), window, strict=True)) for window in row["truth"]["windows"]]
+            table = [[window_iou(window, one) for one in true] for window in windows]
+            if official:
+                overlaps += [[line[k] for line in table] for k in range(len(true))]
+            elif true:
+                overlaps.append([max(line) for line in table])
+        if not overlaps:
+            return {}
+        count = len(overlaps)
+        scores = {
+            f"r{rank}_{least}": sum(any(_passes(iou, least, official) for iou in ious[:rank]) for ious in overlaps)
+            / count
+            for rank in _RANKS
+            for least in _THRESHOLDS
+        }
+        best = [sorted(ious)[-3:] if official else ious[:1] for ious in overlaps]
+        return {**scores, "miou": sum(sum(ious) / len(ious) for ious in best if ious) / count}
+
+
+def _passes(iou: float, least: float, official: bool) -> bool:
+    return iou > least if official else iou >= least - 1e-9
