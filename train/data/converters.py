@@ -97,6 +97,8 @@ CONVERTERS: dict[str, str | type[Converter]] = {
     "activitynet": "videollm_mod.train.data.dense_captions:ActivityNet",
     "charades_sta": "videollm_mod.train.data.moment_queries:CharadesSta",
     "coin": "videollm_mod.train.data.coin:Coin",
+    "ego4d": "videollm_mod.train.data.ego4d.converter:Ego4D",
+    "ego_exo4d": "videollm_mod.train.data.ego_exo4d:EgoExo4D",
     "qvhighlights": "videollm_mod.train.data.moment_queries:QvHighlights",
     "youcook2": "videollm_mod.train.data.dense_captions:YouCook2",
 }

@@ -1,0 +1,228 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Ego4D's natural language queries: say when what a query asks about starts and ends, as VideoLLM-online streams them.
+
+The user asks before the first frame of a clip. The replies are those of LIVE's `data/ego4d/nlq.py`. It merges
+overlapping windows of one query but loses the result; here the merged window is used. The data set has windows and no
+answers in words, so a row cannot ask later and be answered from memory.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from videollm_mod.train.data.converters import Notes, Video, Videos
+from videollm_mod.train.data.dialogues import ceil_frame, clamp, clip, to_text
+from videollm_mod.train.data.json_streams import read_values, take_span
+
+
+# Ways to ask, in our words. The id of a row chooses one.
+QUESTIONS = (
+    'Tell me when the part of the video begins that answers "{query}", and when it ends.',
+    'Watch for what "{query}" asks about. Say when it starts and when it ends.',
+    'I look for "{query}". Mark its start and its end.',
+    'Find the moment in the video that belongs to the query "{query}".',
+    'Let me know once the video shows what "{query}" is about, and once that is over.',
+)
+STARTS = 'The video related to the query "{query}" starts.'
+ENDS = 'The video related to the query "{query}" ends.'
+
+
+@dataclass
+class Query:
+    """
+    A query about a clip, with all its windows.
+
+    Args:
+        id (`str`): Id of the row.
+        text (`str`): The query in small letters, as in LIVE.
+        clip (`tuple[float, float]`): Start and end of the clip, in seconds of the video.
+        windows (`list[tuple[float, float]]`): Windows of the video in seconds, in order and apart from one another.
+    """
+
+    id: str
+    text: str
+    clip: tuple[float, float]
+    windows: list[tuple[float, float]] = field(default_factory=list)
+
+
+def merge_windows(windows: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """
+    Return windows in order of time, with those that overlap merged.
+
+    Example:
+
+    ```python
+    >>> merge_windows([(5.0, 9.0), (1.0, 2.0), (8.0, 12.0)])
+    [(1.0, 2.0), (5.0, 12.0)]
+    ```"""
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(windows):
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def read_queries(entry: Any, split: str, notes: Notes) -> tuple[str, list[Query]]:
+    """
+    Return the id of a video and its queries. Queries with the same text about the same clip are one.
+
+    Args:
+        entry (`dict`): An element of `videos`.
+        split (`str`): "train", "validation" or "test". Queries of the test split have no windows.
+        notes ([`Notes`]): Where to count what is left out or mended.
+    """
+    uid = to_text(entry.get("video_uid")) if isinstance(entry, dict) else None
+    if uid is None:
+        notes.leave_out("videos", "video_uid", "the entry names no video")
+        return "", []
+    queries: dict[tuple[str, str], Query] = {}
+    for clip_field, part in _objects(entry, "clips", "", notes, uid):
+        span = take_span(part, ("video_start_sec", "video_end_sec"), notes, uid, clip_field)
+        clip_uid = to_text(part.get("clip_uid"))
+        if clip_uid is None:
+            notes.leave_out(uid, f"{clip_field}.clip_uid", "the clip has no id")
+        if span is None or clip_uid is None:
+            continue
+        if span[0] < 0:
+            notes.mended(uid, f"{clip_field}.video_start_sec", "a time before the video: moved to its start")
+            span = (0.0, span[1])
+        for place, asked in _asked(part, clip_field, notes, uid):
+            _add_query(queries, asked, (clip_uid, span), split, notes, (uid, place))
+    found = list(queries.values())
+    for query in found:
+        merged = merge_windows(query.windows)
+        if len(merged) < len(query.windows):
+            notes.mended(query.id, "windows", "overlapping windows of one query: merged")
+        query.windows = merged
+    return uid, found
+
+
+def _objects(
+    entry: dict[str, Any], key: str, before: str, notes: Notes, where: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield place and value of each object of a list."""
+    values, field = entry.get(key), f"{before}.{key}" if before else key
+    if not isinstance(values, list):
+        notes.leave_out(where, field, "there is no list")
+        return
+    for index, value in enumerate(values):
+        if isinstance(value, dict):
+            yield f"{field}[{index}]", value
+        else:
+            notes.leave_out(where, f"{field}[{index}]", "the entry is not an object")
+
+
+def _asked(part: dict[str, Any], field: str, notes: Notes, uid: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for place, annotation in _objects(part, "annotations", field, notes, uid):
+        yield from _objects(annotation, "language_queries", place, notes, uid)
+
+
+def _add_query(
+    queries: dict[tuple[str, str], Query],
+    asked: dict[str, Any],
+    part: tuple[str, tuple[float, float]],
+    split: str,
+    notes: Notes,
+    where: tuple[str, str],
+) -> None:
+    (clip_uid, span), (uid, field) = part, where
+    text = to_text(asked.get("query"))
+    if text is None:
+        notes.leave_out(uid, f"{field}.query", "there is no query")
+        return
+    if text != asked["query"]:
+        notes.mended(uid, f"{field}.query", "spaces around or within the query: removed")
+    text = text.lower()
+    name = f"{clip_uid}/query-{len([key for key in queries if key[0] == clip_uid])}"
+    if split != "test":
+        window = take_span(asked, ("video_start_sec", "video_end_sec"), notes, uid, field)
+        if window is None:
+            return
+        inside = (max(window[0], span[0]), min(window[1], span[1]))
+        if inside[1] <= inside[0]:
+            notes.leave_out(uid, field, "the window lies outside its clip")
+            return
+        if inside != window and max(span[0] - window[0], window[1] - span[1]) > _TOUCH:
+            notes.mended(uid, field, "the window reaches outside its clip: cut")
+        queries.setdefault((clip_uid, text), Query(name, text, span)).windows.append(inside)
+    elif (clip_uid, text) in queries:
+        notes.leave_out(uid, f"{field}.query", "the clip has this query already")
+    else:
+        queries[clip_uid, text] = Query(name, text, span)
+
+
+# Seconds that a window may reach outside its clip without a note.
+_TOUCH = 0.01
+
+
+def nlq_row(query: Query, video: Video, *, fps: float, split: str, notes: Notes) -> dict[str, Any] | None:
+    """
+    Return the row of a query, or `None` if none of its windows has a frame.
+
+    Starts and ends are ceiled to the grid, as in LIVE. A row of training ends with its last reply, as in LIVE. Other
+    rows show the complete clip, because an earlier end would tell where the window is. `truth` has `query`, `windows`
+    and `clip`, in seconds of the video. Rows of the test split have no window and no reply.
+    """
+    last = video.last_frame(fps)
+    first, end = ceil_frame(query.clip[0], fps), ceil_frame(query.clip[1], fps)
+    if first > last:
+        notes.leave_out(query.id, "clips.video_start_sec", "after the end of the video")
+        return None
+    if end > last + 1:
+        notes.mended(query.id, "clips.video_end_sec", "after the end of the video: cut there")
+    first, end = clamp(first, last), clamp(end, last)
+    messages: list[dict[str, Any]] = []
+    before = first - 1
+    for window in query.windows:
+        start, stop = (clamp(ceil_frame(time, fps), end) for time in window)
+        start = max(start, before + 1)
+        if stop <= start:
+            notes.leave_out(query.id, "windows", "the window has no frame of its own")
+            continue
+        for frame, text in ((start, STARTS), (stop, ENDS)):
+            content = text.format(query=query.text)
+            messages.append({"role": "assistant", "content": content, "time": frame / fps})
+        before = stop
+    if not messages and split != "test":
+        notes.leave_out(query.id, "windows", "no window is left")
+        return None
+    question = QUESTIONS[zlib.crc32(query.id.encode()) % len(QUESTIONS)].format(query=query.text)
+    truth = {"query": query.text, "windows": [list(window) for window in query.windows], "clip": list(query.clip)}
+    row = {"id": query.id, "task": "ego4d_nlq", "truth": truth, "video": str(video.path)}
+    span = clip(first, before if split == "train" else end, fps)
+    return {**row, **span, "messages": [{"role": "user", "content": question}, *messages]}
+
+
+def convert_nlq(
+    path: Path, split: str, videos: Videos, notes: Notes, *, fps: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """
+    Yield the rows of a file, `nlq_train.json`, `nlq_val.json` or `nlq_test_unannotated.json`. See [`nlq_row`].
+
+    Raises:
+        `ValueError`: If the file has no list `videos`.
+    """
+    count = 0
+    for entry in read_values(path, "videos.item"):
+        count, notes.split = count + 1, split
+        uid, queries = read_queries(entry, split, notes)
+        named = str(entry.get("split", "")).removesuffix("_unannotated") if uid else ""
+        if named in _SPLITS and _SPLITS[named] != split:
+            notes.leave_out(uid, "split", "a video of another split")
+            continue
+        video = videos.open(notes, uid, "video_uid", uid) if queries else None
+        for query in queries if video else ():
+            row = nlq_row(query, video, fps=fps, split=split, notes=notes)
+            if row is not None:
+                yield split, row
+    if not count:
+        raise ValueError(f"'{path}' has no list `videos` with entries: give a file of Ego4D's NLQ.")
+
+
+_SPLITS = {"train": "train", "val": "validation", "test": "test"}
