@@ -147,6 +147,11 @@ def test_free_streaming_scores_equal_values_computed_by_hand():
     # Ten of twelve frames should be silent. The model speaks at two of these, 3.0 s and 4.5 s.
     assert scores["silent_frames_right"] == pytest.approx(8 / 10)
     assert scores["words_per_minute"] == pytest.approx(60 * 7 / 6) and scores["first_word_latency"] == 0.25
+    # A segment ends a frame after its words: 0-1.5, 1.5-3.5 and 3.5-5, beside 0-1 and 1-4.
+    assert scores["temporal_precision"] == pytest.approx(2 / 3) and scores["temporal_recall"] == 1.0
+    assert scores["rouge_l"] == pytest.approx(1 / 2), "the second event is nearest to the nonsense"
+    assert scores["missing_rate_token_f1"] == 0.0 and scores["redundant_rate_token_f1"] == pytest.approx(1 / 3)
+    assert scores["match_f1_token_f1"] == pytest.approx(2 * (2 / 3) / (5 / 3))
 
 
 def test_the_same_question_asked_again_has_its_own_answer():

@@ -258,13 +258,17 @@ def free_streaming(
         `dict[str, float]`: `event_precision`, `event_recall`, `event_f1`, `event_delay` (mean seconds in the video
         from an event to the frame at which the model narrates it; see the metric `stream_events`), `answer_accuracy`,
         `silent_frames_right`, `words_per_minute`, `first_word_latency` (mean seconds from the arrival of a frame at
-        which the model speaks to its first token, with `batch_size` streams on the machine).
+        which the model speaks to its first token, with `batch_size` streams on the machine). If the data have replies
+        that nobody asked for at once, also FlowNar's `temporal_precision`, `temporal_recall`, `temporal_f1`,
+        `meteor_stem`, `rouge_l` and `cider` (the metric `narration_segments`), and ProAssist's
+        `missing_rate_token_f1`, `redundant_rate_token_f1` and `match_f1_token_f1`, with shared words in place of its
+        encoder (the metric `dialogue_matching`).
     """
     streams = stream_examples(model, processor, examples, fps=fps, batch_size=batch_size, **options)
     total = len(examples) if isinstance(examples, Sized) else None
     tally = _Tally(fps)
     for example, events, num_frames in tqdm(streams, desc="streaming", total=total, disable=not progress):
-        tally.add(example["messages"], events, num_frames)
+        tally.add(example, events, num_frames)
     return tally.scores(tolerance=tolerance, delay_window=delay_window)
 
 
@@ -275,6 +279,7 @@ class _Tally:
     fps: float
     narrated: list[list[dict[str, Any]]] = field(default_factory=list)
     true_events: list[list[dict[str, Any]]] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     true_answers: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
@@ -283,14 +288,16 @@ class _Tally:
     words: int = 0
     seconds: float = 0.0
 
-    def add(self, messages: list[dict[str, Any]], events: list[Any], num_frames: int) -> None:
-        """Add one stream: the messages of its data, and its events."""
+    def add(self, example: dict[str, Any], events: list[Any], num_frames: int) -> None:
+        """Add one stream: its data, and its events."""
+        messages = example["messages"]
         direct = [k + 1 for k, event in enumerate(events[:-1]) if _answers(events[k + 1], event)]
         true_answers = self._add_answers(messages, events, direct)
         free = [e for k, e in enumerate(events) if e.role == "assistant" and k not in direct]
         true_events = [m for m in messages if m["role"] == "assistant" and not any(m is a for a in true_answers)]
         self.narrated.append([{"time": e.time, "text": e.text} for e in free])
         self.true_events.append([{"time": float(m["time"]), "text": m["content"]} for m in true_events])
+        self.starts.append(float(example.get("start") or 0.0))
         loud = {round(m["time"] * self.fps) for m in true_events}
         spoken = {round(e.time * self.fps) for e in free}
         self.silent += num_frames - len(loud)
@@ -322,6 +329,8 @@ class _Tally:
         scores = evaluate_metric("stream_events").compute(
             predictions=self.narrated, references=self.true_events, tolerance=tolerance, delay_window=delay_window
         )
+        if any(self.true_events):
+            scores |= self._narration_scores()
         if self.true_answers:
             scores |= evaluate_metric("answer_accuracy").compute(
                 predictions=self.answers, references=self.true_answers
@@ -330,6 +339,20 @@ class _Tally:
         scores["words_per_minute"] = 60 * self.words / max(self.seconds, 1e-9)
         scores["first_word_latency"] = sum(self.latencies) / max(len(self.latencies), 1)
         return scores
+
+    def _narration_scores(self) -> dict[str, float]:
+        """Compare what was said with the data by FlowNar's and by ProAssist's measures."""
+        matching = evaluate_metric("dialogue_matching").compute(
+            predictions=self.narrated, references=self.true_events, similarity="token_f1", fps=self.fps
+        )
+        names = [f"{name}_token_f1" for name in ("missing_rate", "redundant_rate", "match_f1")]
+        segments = evaluate_metric("narration_segments").compute(
+            predictions=self.narrated,
+            references=[[replies] for replies in self.true_events],
+            starts=self.starts,
+            fps=self.fps,
+        )
+        return segments | {name: matching[name] for name in names}
 
 
 def _answers(event: Any, question: Any) -> bool:
