@@ -95,6 +95,7 @@ class Converter:
 # The class of each name that `prepare.py` accepts, as "module:class" so that only the chosen module is imported.
 CONVERTERS: dict[str, str | type[Converter]] = {
     "activitynet": "videollm_mod.train.data.dense_captions:ActivityNet",
+    "aqtc": "videollm_mod.train.data.aqtc:Aqtc",
     "charades_sta": "videollm_mod.train.data.moment_queries:CharadesSta",
     "coin": "videollm_mod.train.data.coin:Coin",
     "ego4d": "videollm_mod.train.data.ego4d.converter:Ego4D",

@@ -95,6 +95,7 @@ class Task:
 # The class of each task, as "module:class" so that only the chosen modules are imported.
 TASKS: dict[str, str | type[Task]] = {
     "activitynet_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
+    "aqtc_guidance": "videollm_mod.train.tasks.aqtc:Guidance",
     "charades_sta_moments": "videollm_mod.train.tasks.dense_captions:Moments",
     "coin_next": "videollm_mod.train.tasks.coin:CoinLabel",
     "coin_procedure": "videollm_mod.train.tasks.coin:CoinProcedure",
