@@ -170,7 +170,7 @@ def test_both_evaluations_run_on_a_real_model():
     examples = list(streamworld_dataset("validation", num_clips=2, world=WORLDS["small"], size=24))
     events, frames = stream_example(model, processor, examples[0], max_new_tokens=5)
     assert frames == len(examples[0]["video"]) and events[0].role == "user"
-    forced = teacher_forced(model, processor, examples, batch_size=2, progress=False)
+    forced = teacher_forced(model, processor, examples, progress=False)
     live = {"lm_ppl", "lm_correctness", "time_diff", "fluency"}
     assert forced["lm_ppl"] > 1 and set(forced) == live | {"reply_delay", "reply_fluency"}
     free = free_streaming(model, processor, examples, progress=False, max_new_tokens=5)

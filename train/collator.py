@@ -75,18 +75,13 @@ class StreamCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a batch for [`VideoLLMMoDForConditionalGeneration`]."""
-        batch, real = self.tokenize(examples)
-        return _pack(batch, real) if self.packing else batch
-
-    def tokenize(self, examples: list[dict[str, Any]]) -> tuple[dict[str, Any], torch.BoolTensor]:
-        """Return a batch without packing, and where it has tokens, (batch, sequence); the rest is padding."""
         kind = "frame_features" if examples[0].get("frame_features") is not None else "videos"
         dialogues, frames = zip(*(self._read_or_replace(example) for example in examples), strict=True)
         batch = self.processor(list(dialogues), **{kind: list(frames)}, return_labels=True, padding_side="right")
         mask = batch.pop("attention_mask")
         batch["num_frames"] = torch.tensor([len(shown) for shown in frames])
         batch["position_ids"] = torch.arange(mask.shape[1]).repeat(len(mask), 1)
-        return dict(batch), mask.bool()
+        return _pack(batch, mask.bool()) if self.packing else dict(batch)
 
     def _read_or_replace(self, example: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
         """Return the dialogue and the frames of an example, or those of the next row that can be read."""

@@ -65,9 +65,7 @@ def measure_checkpoint(
     """
     model, processor = _load(checkpoint, weights)
     options |= {"fps": fps, "interval_threshold": interval_threshold}
-    scores = teacher_forced(
-        model, processor, rows, fps=fps, batch_size=batch_size, interval_threshold=interval_threshold
-    )
+    scores = teacher_forced(model, processor, rows, fps=fps, interval_threshold=interval_threshold)
     return scores | free_streaming(model, processor, rows, tolerance=tolerance, batch_size=batch_size, **options)
 
 
@@ -90,7 +88,7 @@ class EvaluationArguments:
         tolerance (`float`, *optional*, defaults to 0.5): Seconds by which a narrated event may be early or late.
         delay_window (`float`, *optional*, defaults to 5.0): Seconds by which it may be off and still count for the
             mean delay.
-        batch_size (`int`, *optional*, defaults to 8): Number of clips to evaluate at the same time.
+        batch_size (`int`, *optional*, defaults to 8): Number of clips to stream at the same time.
         interval_threshold (`float`, *optional*): Interval threshold; the default is the checkpoint's.
         max_new_tokens (`int`, *optional*, defaults to 100): Longest reply in tokens.
         weights (`str`, *optional*): `"int8"` or `"fp8"`: linear layers in eight bits, by torchao.
@@ -113,7 +111,7 @@ class EvaluationArguments:
     fps: float = field(default=2.0, metadata={"help": "Frames per second that the model sees."})
     tolerance: float = field(default=0.5, metadata={"help": "Seconds by which an event may be early or late."})
     delay_window: float = field(default=5.0, metadata={"help": "The same, to count for the mean delay."})
-    batch_size: int = field(default=8, metadata={"help": "Number of clips to evaluate at the same time."})
+    batch_size: int = field(default=8, metadata={"help": "Number of clips to stream at the same time."})
     interval_threshold: float | None = field(default=None, metadata={"help": "Default: the checkpoint's."})
     max_new_tokens: int = field(default=100, metadata={"help": "Longest reply in tokens."})
     weights: str | None = field(

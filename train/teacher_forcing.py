@@ -8,6 +8,7 @@ rules are those of its code, `stream_evaluate` in `models/modeling_live.py`.
 """
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ from videollm_mod.train.collator import StreamCollator
 
 
 METRICS = Path(__file__).parent / "metrics"
-_NUM_LOGITS = 512  # rows of logits in memory at a time
+# Rows of logits and frames of the vision encoder in memory at a time.
+_NUM_LOGITS, _NUM_FRAMES = 512, 64
 
 
 @dataclass
@@ -85,46 +87,43 @@ class _Learned(NamedTuple):
 def predict_turns(
     model: Any,
     processor: Any,
-    examples: Sequence[dict[str, Any]],
+    example: dict[str, Any],
     *,
     fps: float = 2.0,
     interval_threshold: float | None = None,
-) -> list[list[Turn]]:
+) -> list[Turn]:
     """
-    Predict every turn of some dialogues from the true history, as one batch.
+    Predict every turn of a dialogue from the true history.
 
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
-        examples (`Sequence[dict]`): Rows with `messages` and `video` or `frame_features`.
+        example (`dict`): A row with `messages` and `video` or `frame_features`.
         fps (`float`, *optional*, defaults to 2.0): Frames per second.
         interval_threshold (`float`, *optional*): Interval threshold; the default is the configuration's. LIVE's own
             evaluation has none, which is 0.
 
     Returns:
-        `list[list[Turn]]`: The turns of each dialogue that have a label. Frames after the last reply are in no turn.
+        `list[Turn]`: The turns that have a label. Frames after the last reply are in no turn.
     """
-    collator = StreamCollator(processor, fps, frame_feature_shape=model.config.frame_feature_shape)
-    batch, mask = collator.tokenize(list(examples))
-    batch = {name: x.to(model.device) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+    batch = StreamCollator(processor, fps, frame_feature_shape=model.config.frame_feature_shape)([example])
     if "pixel_values_videos" in batch:
-        batch["frame_features"] = model.model.encode_frames(batch.pop("pixel_values_videos"))
-    lengths = mask.sum(dim=1).tolist()
-    return predict_batch(model, processor, batch, lengths, fps=fps, interval_threshold=interval_threshold)
+        parts = batch.pop("pixel_values_videos").split(_NUM_FRAMES, dim=1)
+        batch["frame_features"] = torch.cat([model.model.encode_frames(x.to(model.device)) for x in parts], dim=1)
+    return predict_tokens(model, processor, batch, fps=fps, interval_threshold=interval_threshold)
 
 
 @torch.no_grad()
-def predict_batch(
+def predict_tokens(
     model: Any,
     processor: Any,
     batch: dict[str, Any],
-    lengths: Sequence[int],
     *,
     fps: float = 2.0,
     interval_threshold: float | None = None,
-) -> list[list[Turn]]:
+) -> list[Turn]:
     """
-    Predict every turn of a batch; see [`predict_turns`].
+    Predict every turn of a dialogue that is given as tokens; see [`predict_turns`].
 
     A turn ends after each end-of-sequence token of the input that ends a reply, learned or not. If the model speaks at
     no stream position of a turn, it also watches the frames after the turn, to measure how late it speaks.
@@ -132,45 +131,34 @@ def predict_batch(
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
-        batch (`dict`): `input_ids` and `labels` (batch, sequence), padded on the right, `frame_features` (batch,
-            frames, features, width), and `num_frames` and `position_ids` if there are several rows.
-        lengths (`Sequence[int]`): Number of tokens of each row without padding.
+        batch (`dict`): `input_ids` and `labels` (1, sequence) and `frame_features` (1, frames, features, width).
         fps (`float`, *optional*, defaults to 2.0): Frames per second.
         interval_threshold (`float`, *optional*): Interval threshold; the default is the configuration's.
 
     Returns:
-        `list[list[Turn]]`: The turns of each dialogue that have a label.
+        `list[Turn]`: The turns that have a label.
     """
-    batch = dict(batch)
-    learned = _predict_labels(model, batch, batch.pop("labels"), interval_threshold)
-    rows = zip(learned, batch["input_ids"].cpu(), lengths, batch["frame_features"], strict=True)
-    dialogues = []
-    for tokens, ids, length, features in rows:
-        turns = _split_turns(tokens, ids[:length], model.config, processor)
-        _measure_delays(model, processor, ids, features, turns, interval_threshold, fps)
-        dialogues.append([turn for turn in turns if turn.labels or turn.speaks])
-    return dialogues
+    ids, features = batch["input_ids"].to(model.device), batch["frame_features"].to(model.device)
+    outputs = model.model(input_ids=ids, frame_features=features, use_cache=True)
+    learned = _predict_labels(model, outputs.last_hidden_state[0], batch["labels"][0].cpu(), interval_threshold)
+    turns = _split_turns(learned, ids[0].cpu(), model.config, processor)
+    _measure_delays(model, processor, outputs.cache, features, turns, interval_threshold, fps)
+    return [turn for turn in turns if turn.labels or turn.speaks]
 
 
 def _predict_labels(
-    model: Any, batch: dict[str, Any], labels: torch.Tensor, interval_threshold: float | None
-) -> list[list[_Learned]]:
-    """Run the model, and return the predictions of each row at the positions that have a label."""
-    hidden = model.model(**batch, use_cache=False).last_hidden_state
-    targets = labels[:, 1:].cpu()
-    row, place = torch.nonzero(targets >= 0, as_tuple=True)
-    known = targets[row, place]
-    predicted = []
-    for part in torch.arange(len(row)).split(_NUM_LOGITS):
-        logits = model.lm_head(hidden[row[part].to(hidden.device), place[part].to(hidden.device)]).float()
-        losses = torch.nn.functional.cross_entropy(logits, known[part].to(logits.device), reduction="none")
+    model: Any, hidden: torch.Tensor, labels: torch.Tensor, interval_threshold: float | None
+) -> list[_Learned]:
+    """Return what the model predicts from hidden states (sequence, hidden) at the positions that have a label."""
+    places = torch.nonzero(labels[1:] >= 0)[:, 0]
+    known, learned = labels[places + 1], []
+    for place, label in zip(places.split(_NUM_LOGITS), known.split(_NUM_LOGITS), strict=True):
+        logits = model.lm_head(hidden[place.to(hidden.device)]).float()
+        losses = torch.nn.functional.cross_entropy(logits, label.to(logits.device), reduction="none")
         speaks, _ = model.should_speak(logits, interval_threshold)
-        predicted.append((logits.argmax(dim=-1), losses, speaks))
-    columns = [torch.cat(column) for column in zip(*predicted, strict=True)]
-    rows: list[list[_Learned]] = [[] for _ in range(len(labels))]
-    for index, *values in zip(*(column.tolist() for column in (row, place, known, *columns)), strict=True):
-        rows[index].append(_Learned(*values))
-    return rows
+        columns = (place, label, logits.argmax(dim=-1), losses, speaks)
+        learned += map(_Learned, *(column.tolist() for column in columns))
+    return learned
 
 
 def _split_turns(learned: Iterable[_Learned], ids: torch.Tensor, config: Any, processor: Any) -> list[Turn]:
@@ -211,7 +199,7 @@ def _reply_ends(ids: list[int], processor: Any) -> list[int]:
 def _measure_delays(
     model: Any,
     processor: Any,
-    ids: torch.Tensor,
+    cache: Any,
     features: torch.Tensor,
     turns: list[Turn],
     interval_threshold: float | None,
@@ -220,32 +208,35 @@ def _measure_delays(
     """
     Measure how late the model speaks in turns where it is silent, except the last.
 
-    After the last stream position the model sees the frames after the turn, without the text between them.
+    After the last stream position the model sees the frames after the turn, without the text between them. `cache` has
+    all tokens of the dialogue. It is cut from turn to turn, beginning at the end.
     """
-    config, cache = model.config, model.new_cache()
-    frame = [config.frame_token_id] * config.frame_num_tokens + processor.frame_suffix_ids
-    tokens = frames = 0
-    for turn, following in zip(turns, turns[1:], strict=False):
+    for turn, following in zip(turns[-2::-1], turns[:0:-1], strict=True):
         count = min(following.num_frames, turn.num_frames - 1)
-        if not turn.is_silent or count < 1:
-            continue
-        part = ids[None, tokens : turn.place].to(model.device)
-        shown = int((part == config.frame_token_id).sum()) // config.frame_num_tokens
-        inputs = {"frame_features": features[None, frames : frames + shown]} if shown else {}
-        model(input_ids=part, **inputs, cache=cache, use_cache=True, logits_to_keep=1)
-        tokens, frames = turn.place, frames + shown
-        more, ends = [], []
-        for index in range(turn.frames_seen, turn.frames_seen + count):
-            place = {"stream_open": True, "then": "stream", "time": index / fps, "index": index + 1}
-            more += processor.encode_turns([], **place) + frame
-            ends.append(len(more) - 1)
-        more, ends = torch.tensor([more], device=model.device), torch.tensor(ends, device=model.device)
-        watched = features[None, turn.frames_seen : turn.frames_seen + count]
-        outputs = model(input_ids=more, frame_features=watched, cache=cache, use_cache=True, logits_to_keep=ends)
-        speaks = model.should_speak(outputs.logits[0], interval_threshold)[0].tolist()
-        turn.late = speaks.index(True) + 1 if True in speaks else count
-        # This also cuts the caches of routed layers, which have other lengths.
-        cache.crop(-more.shape[1])
+        if turn.is_silent and count > 0:
+            # This also cuts the caches of routed layers, which have other lengths.
+            cache.crop(turn.place - int(cache.get_seq_length()))
+            recent_frames = copy(cache.recent_frames)
+            frames = range(turn.frames_seen, turn.frames_seen + count)
+            logits = _watch(model, processor, cache, features[:, frames.start : frames.stop], frames, fps)
+            speaks = model.should_speak(logits, interval_threshold)[0].tolist()
+            turn.late = speaks.index(True) + 1 if True in speaks else count
+            # A router that compares frames remembers those of the last pass only, and the next cut is further back.
+            cache.recent_frames = recent_frames
+
+
+def _watch(
+    model: Any, processor: Any, cache: Any, features: torch.Tensor, frames: Iterable[int], fps: float
+) -> torch.Tensor:
+    """Return the logits (frames, vocabulary) after each of some frames that follow the tokens of a cache."""
+    frame = [model.config.frame_token_id] * model.config.frame_num_tokens + processor.frame_suffix_ids
+    ids, ends = [], []
+    for index in frames:
+        place = {"stream_open": True, "then": "stream", "time": index / fps, "index": index + 1}
+        ids += processor.encode_turns([], **place) + frame
+        ends.append(len(ids) - 1)
+    ids, ends = torch.tensor([ids], device=model.device), torch.tensor(ends, device=model.device)
+    return model(input_ids=ids, frame_features=features, cache=cache, use_cache=True, logits_to_keep=ends).logits[0]
 
 
 def teacher_forced(
@@ -270,7 +261,6 @@ def predict_all_turns(
     examples: Sequence[dict[str, Any]],
     *,
     fps: float = 2.0,
-    batch_size: int = 4,
     interval_threshold: float | None = None,
     progress: bool = True,
 ) -> list[list[Turn]]:
@@ -282,18 +272,16 @@ def predict_all_turns(
         processor ([`VideoLLMMoDProcessor`]): Its processor.
         examples (`Sequence[dict]`): Rows with `messages` and `video` or `frame_features`.
         fps (`float`, *optional*, defaults to 2.0): Frames per second.
-        batch_size (`int`, *optional*, defaults to 4): Number of dialogues in a forward pass.
         interval_threshold (`float`, *optional*): Interval threshold; the default is the configuration's.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
         `list[list[Turn]]`: The turns of each dialogue.
     """
-    dialogues: list[list[Turn]] = []
-    for begin in tqdm(range(0, len(examples), batch_size), desc="teacher forcing", disable=not progress):
-        batch = [examples[index] for index in range(begin, min(begin + batch_size, len(examples)))]
-        dialogues += predict_turns(model, processor, batch, fps=fps, interval_threshold=interval_threshold)
-    return dialogues
+    # One by one, so that the longest dialogue bounds the memory.
+    order = tqdm(range(len(examples)), desc="teacher forcing", disable=not progress)
+    options = {"fps": fps, "interval_threshold": interval_threshold}
+    return [predict_turns(model, processor, examples[index], **options) for index in order]
 
 
 def score_turns(dialogues: Sequence[Sequence[Turn]], *, fps: float = 2.0) -> dict[str, float]:

@@ -161,10 +161,7 @@ class StreamingSFTTrainer(SFTTrainer):
     def _predict_turns(self, model: Any, rows: Any) -> list[list[Turn]]:
         """Predict every turn under teacher forcing, with the rows shared among processes."""
         mine = Subset(rows, range(self.accelerator.process_index, len(rows), self.accelerator.num_processes))
-        size = self.args.per_device_eval_batch_size
-        return gather_object(
-            predict_all_turns(model, self.processing_class, mine, fps=self.fps, batch_size=size, progress=False)
-        )
+        return gather_object(predict_all_turns(model, self.processing_class, mine, fps=self.fps, progress=False))
 
     @contextmanager
     def _whole_model(self) -> Iterator[Any]:

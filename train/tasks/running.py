@@ -170,7 +170,7 @@ class Runner:
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         """Predict every turn of a row from the true history (see [`predict_turns`])."""
         options = {"fps": self.fps, "interval_threshold": self.interval_threshold}
-        return predict_turns(self.model, self.processor, [row], **options)[0]
+        return predict_turns(self.model, self.processor, row, **options)
 
     def _prompt(self, row: dict[str, Any]) -> tuple[list[dict[str, Any]], torch.Tensor]:
         """Return the dialogue before the last reply, and the features (frames, features, width) of all frames."""
