@@ -3,12 +3,14 @@
 """`train/data/prepare.py`: the command, its table, and what converters share."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from unittest.mock import patch as mock
 
 import pytest
+from datasets import load_dataset
 from programs import run_main
 from tiny import random_frames, write_clip
 
@@ -27,7 +29,7 @@ from videollm_mod.train.data.dialogues import (
     to_number,
     to_text,
 )
-from videollm_mod.train.data.faults import FaultyRowError
+from videollm_mod.train.data.faults import WHERE, FaultyRowError
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.video_reading_videollm_mod import read_video
 
@@ -88,6 +90,10 @@ def run(folder, *arguments):
     return run_main(prepare.main, "lights", *paths, *arguments, program="prepare.py")
 
 
+def drop(row):
+    return {name: value for name, value in row.items() if name != WHERE}
+
+
 def test_the_command_writes_rows_that_load(lights):
     done = run(lights, "--task", "when", "--colour", "green")
     assert done.returncode == 0, done.stderr
@@ -133,9 +139,48 @@ def test_strict_stops_at_the_first_fault_and_keeps_earlier_files(lights):
     assert (lights / "out" / "train.jsonl").read_text() == before
 
 
+def test_parquet_has_the_rows_of_json_lines(lights):
+    run(lights, "--colour", 100 * "blue")
+    lines = list(load_timed_messages(lights / "out", "train"))
+    done = run(lights, "--colour", 100 * "blue", "--format", "parquet", "--max_shard_size", "1KB")
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (lights / "out").iterdir() if path.name != ".durations.json")
+    assert names == [
+        "about.json",
+        "train-00000-of-00002.parquet",
+        "train-00001-of-00002.parquet",
+        "validation-00000-of-00001.parquet",
+    ], "the JSON lines are gone"
+    rows = list(load_timed_messages(lights / "out", "train"))
+    assert [drop(row) for row in rows] == [drop(row) for row in lines] and len(rows) == 4
+    assert not list(find_faults(load_timed_messages(lights / "out", "validation")))
+    streamed = load_dataset(str(lights / "out"), split="train", streaming=True)
+    assert [json.loads(row["truth"]) for row in streamed] == [row["truth"] for row in lines]
+    run(lights)
+    assert sorted(path.suffix for path in (lights / "out").glob("*.*l*")) == [".jsonl", ".jsonl"]
+
+
+def test_a_later_run_keeps_other_splits_and_opens_no_video_again(lights):
+    run(lights, "--split", "train")
+    for path in (lights / "videos").rglob("*.mkv"):
+        # The same size and time: only the length that was kept tells that this was a video.
+        times = path.stat()
+        path.write_bytes(bytes(times.st_size))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run(lights).returncode == 0
+    about = json.loads((lights / "out" / "about.json").read_text())
+    assert about["splits"]["train"]["rows"] == 4 and about["splits"]["validation"]["rows"] == 2
+    done = run(lights, "--split", "validation")
+    kept = json.loads((lights / "out" / "about.json").read_text())
+    assert done.stdout.startswith("validation: 2 rows") and kept["splits"] == about["splits"]
+    os.utime(lights / "videos" / "a.mkv")
+    assert "left out 5: the video cannot be read" in run(lights).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--max_shard_size", "much"), "'much' is no size of a file, such as 500MB."),
         (("--task", "who"), "--task who is unknown. Tasks are when, what."),
         (("--fps", "0"), "--fps must be a positive number, got 0."),
         (("--videos", "nowhere"), "There is no folder 'nowhere' of videos."),

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from transformers import TrainerCallback, TrainerState
 
 from videollm_mod.train.data.faults import FaultyRowError, RowRecord, name_row, naming, read_clip
+from videollm_mod.train.data.feature_files import read_features, read_header
 
 
 # A forked worker must not free decoders that this process left over: their threads do not exist there.
@@ -130,17 +130,17 @@ class StreamCollator:
             `ValueError`: If they have another frame rate or shape than the model's.
         """
         source = example["frame_features"]
-        if not isinstance(source, (str, Path)):
+        if not isinstance(source, (str, Path, bytes)):
             return torch.as_tensor(source)
-        with safe_open(source, "pt") as file:
-            fps = float((file.metadata() or {}).get("fps", self.fps))
-            if fps != self.fps:
-                raise ValueError(f"'{source}' has features at {fps:g} frames per second, but `fps` is {self.fps:g}.")
-            features = file.get_tensor("frame_features")
+        name = "the row" if isinstance(source, bytes) else f"'{source}'"
+        fps = float(read_header(source)[1].get("fps", self.fps))
+        if fps != self.fps:
+            raise ValueError(f"{name} has features at {fps:g} frames per second, but `fps` is {self.fps:g}.")
+        features = read_features(source)
         if self.frame_feature_shape is not None and features.shape[1:] != self.frame_feature_shape:
             shapes = (features.shape[1:], self.frame_feature_shape)
             found, expected = (f"{count} features of width {width} per frame" for count, width in shapes)
-            raise ValueError(f"'{source}' has {found}, but the model reads {expected}. Encode the frames again.")
+            raise ValueError(f"{name} has {found}, but the model reads {expected}. Encode the frames again.")
         return features
 
 

@@ -11,12 +11,14 @@ import json
 import mimetypes
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
+from videollm_mod.outputs import write_text
 from videollm_mod.train.data.dialogues import last_frame
 from videollm_mod.train.data.faults import UNREADABLE, FaultyRowError
 from videollm_mod.video_reading_videollm_mod import VideoReader
@@ -234,6 +236,33 @@ class Videos:
     def __len__(self) -> int:
         return len(set(self._found.values()))
 
+    @contextmanager
+    def remembering(self, path: Path) -> Iterator[None]:
+        """
+        Take the lengths of videos from a file of an earlier run, and write them there at the end, also after an error.
+
+        A length is used if the size and the time of the video are as they were.
+
+        Args:
+            path (`Path`): The file.
+        """
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        known = known if isinstance(known, dict) else {}
+        videos = {str(video.path.absolute()): video for video in self._found.values()}
+        for name, video in videos.items():
+            *file, seconds = known.get(name, [None])
+            if file and file == _state(video.path):
+                video.__dict__["duration"] = seconds
+        try:
+            yield
+        finally:
+            measured = {name: video for name, video in videos.items() if "duration" in video.__dict__}
+            now = {name: [*_state(video.path), video.duration] for name, video in measured.items()}
+            write_text(path, json.dumps(now) + "\n")
+
     def find(self, *names: str) -> Video | None:
         """
         Return the video of the first name that there is.
@@ -261,6 +290,14 @@ class Videos:
             notes.leave_out(where, field, "the video cannot be read")
             return None
         return video
+
+
+def _state(path: Path) -> list[int]:
+    """Return what changes with a file. A link that leads nowhere has nothing."""
+    if not path.exists():
+        return []
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns]
 
 
 def _is_video(name: str) -> bool:

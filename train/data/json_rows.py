@@ -52,6 +52,30 @@ def index_rows(files: Sequence[Path], change: Callable[[dict[str, Any]], dict[st
     return Dataset.from_dict(columns).with_transform(_Rows(files, change))
 
 
+class LineWriter:
+    """
+    Write rows as JSON lines. A context manager: the file gets its name at its end, if no error was raised.
+
+    Args:
+        path (`Path`): The file. An earlier one is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.part = path, path.with_name(f"{path.name}.part")
+
+    def __enter__(self) -> "LineWriter":
+        self.file = self.part.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.file.close()
+        self.part.replace(self.path) if kind is None else self.part.unlink()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write a row."""
+        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 class _Rows:
     """Parse rows at their places. This is the transform of a data set of places."""
 

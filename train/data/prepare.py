@@ -6,6 +6,7 @@ Prepare a published data set: turn its annotations and videos into rows of timed
 ```bash
 python train/data/prepare.py coin --annotations COIN.json --videos videos --out prepared/coin --task step
 python train/data/prepare.py coin --help
+python train/data/prepare.py coin --annotations COIN.json --videos videos --out prepared/coin --format parquet
 ```
 
 The folder of `--out` then is a `--dataset` of the other scripts. docs/data.md lists the sources.
@@ -20,15 +21,26 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from videollm_mod.console import quiet
 
 from transformers import HfArgumentParser
 
 from videollm_mod.outputs import write_text
-from videollm_mod.train.data.converters import CONVERTERS, SPLITS, Converter, Found, Notes, Videos, find_converter
+from videollm_mod.train.data.converters import (
+    CONVERTERS,
+    SPLITS,
+    Converter,
+    Found,
+    Notes,
+    Videos,
+    find_converter,
+    read_json,
+)
 from videollm_mod.train.data.faults import counted
+from videollm_mod.train.data.json_rows import LineWriter
+from videollm_mod.train.data.shards import ShardWriter, shard_size, shards
 
 
 @dataclass
@@ -41,18 +53,25 @@ class PrepareArguments:
         videos (`Path`): Folder of the videos.
         out (`Path`): Folder to write to.
         strict (`bool`, *optional*, defaults to `False`): Whether to stop at the first fault.
+        format (`str`, *optional*, defaults to `"jsonl"`): `"jsonl"`, or `"parquet"`, which `datasets` streams.
+        max_shard_size (`str`, *optional*, defaults to `"500MB"`): Size of a Parquet file, before compression.
     """
 
     annotations: Path = field(metadata={"help": "The published file of annotations, or its folder."})
     videos: Path = field(metadata={"help": "Folder of the videos, with folders of any depth."})
     out: Path = field(metadata={"help": "Folder to write to."})
     strict: bool = field(default=False, metadata={"help": "Stop at the first fault, and name its entry and field."})
+    format: str = field(
+        default="jsonl", metadata={"help": "Files to write. Parquet can be streamed.", "choices": ["jsonl", "parquet"]}
+    )
+    max_shard_size: str = field(default="500MB", metadata={"help": "Size of a Parquet file, before compression."})
 
 
 def prepare(source: str, converter: Converter, arguments: PrepareArguments, command: str = "") -> dict[str, Any]:
     """
-    Convert a source and write `OUT/<split>.jsonl` and `OUT/about.json`. Files of an earlier run are replaced at the
-    end, so that an interrupted run leaves them as they are.
+    Convert a source and write its splits and `OUT/about.json`. Files of an earlier run are replaced at the end, so
+    that an interrupted run leaves them as they are. Splits that this run does not make stay. The lengths of videos are
+    kept in `OUT/.durations.json`, so that a later run does not open them again.
 
     Args:
         source (`str`): Name of the source.
@@ -68,8 +87,10 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
             first fault.
     """
     notes, videos = Notes(strict=arguments.strict), Videos(arguments.videos)
+    shard_size(arguments.max_shard_size)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    counts = _write_rows(converter, arguments, videos, notes)
+    with videos.remembering(arguments.out / ".durations.json"):
+        counts = _write_rows(converter, arguments, videos, notes)
     about = {
         "source": source,
         "tasks": [f"{source}_{task}" for task in converter.chosen],
@@ -77,10 +98,15 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
         "may_be_shared": converter.may_be_shared,
         "fps": converter.fps,
         "labels": converter.labels,
-        "splits": {split: describe_split(split, counts, notes) for split in _splits(counts, notes)},
+        "splits": {split: describe_split(split, counts, notes) for split in _splits(counts, notes, converter)},
         "command": command,
     }
-    write_text(arguments.out / "about.json", json.dumps(about, ensure_ascii=False, indent=1) + "\n")
+    if counts:
+        # The files of splits without rows now are those of an earlier run.
+        earlier = _earlier_splits(arguments.out, about)
+        splits = about["splits"] | {split: earlier[split] for split in earlier if split not in counts}
+        kept = {**about, "splits": splits}
+        write_text(arguments.out / "about.json", json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
     print(describe_all(about, notes, arguments.out))
     if not counts:
         raise ValueError(f"no row is left of '{arguments.annotations}'; the table says why.")
@@ -92,21 +118,37 @@ def _write_rows(
 ) -> dict[str, Counter[str]]:
     """Write the files of all splits. Return the number of rows of each task in each split."""
     counts: dict[str, Counter[str]] = {}
-    parts: dict[str, Path] = {}
-    files: dict[str, IO[str]] = {}
+    files: dict[str, LineWriter | ShardWriter] = {}
     with ExitStack() as stack:
         for split, row in _checked(converter.convert(arguments.annotations, videos, notes), converter, notes):
             if split not in files:
-                parts[split] = arguments.out / f"{split}.jsonl.part"
-                files[split] = stack.enter_context(parts[split].open("w", encoding="utf-8"))
-                counts[split] = Counter()
+                files[split], counts[split] = stack.enter_context(_open(arguments, split)), Counter()
             name = "video" if "video" in row else "frame_features"
             row = {**row, name: os.path.relpath(Path(row[name]).resolve(), arguments.out.resolve())}
-            files[split].write(json.dumps(row, ensure_ascii=False) + "\n")
+            files[split].write(row)
             counts[split][row.get("task", "")] += 1
-    for split, part in parts.items():
-        part.replace(arguments.out / f"{split}.jsonl")
+    for split in counts:
+        # A folder has one kind of files of a split.
+        others = [arguments.out / f"{split}.jsonl"] if arguments.format == "parquet" else shards(arguments.out, split)
+        for other in others:
+            other.unlink(missing_ok=True)
     return counts
+
+
+def _open(arguments: PrepareArguments, split: str) -> LineWriter | ShardWriter:
+    if arguments.format == "parquet":
+        return ShardWriter(arguments.out, split, max_shard_size=arguments.max_shard_size)
+    return LineWriter(arguments.out / f"{split}.jsonl")
+
+
+def _earlier_splits(out: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier run of the same source says of the splits that are still there."""
+    path = out / "about.json"
+    earlier = read_json(path) if path.exists() else {}
+    if not isinstance(earlier, dict) or earlier.get("source") != about["source"]:
+        return {}
+    there = [split for split in SPLITS if (out / f"{split}.jsonl").exists() or shards(out, split)]
+    return {split: earlier["splits"][split] for split in there if split in earlier.get("splits", {})}
 
 
 def _checked(
@@ -130,9 +172,10 @@ def _checked(
             yield split, row
 
 
-def _splits(counts: dict[str, Counter[str]], notes: Notes) -> list[str]:
+def _splits(counts: dict[str, Counter[str]], notes: Notes, converter: Converter) -> list[str]:
+    """Return the splits to describe. The last has no name: entries that belong to no split."""
     found = {*counts, *notes.left_out, *notes.mended_by}
-    return [split for split in (*SPLITS, "") if split in found]
+    return [split for split in (*SPLITS, "") if split in found and (not split or converter.wants(split))]
 
 
 def describe_split(split: str, counts: dict[str, Counter[str]], notes: Notes) -> dict[str, Any]:

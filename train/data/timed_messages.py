@@ -12,6 +12,7 @@ A row is a dialogue about a video, or about its frame features, with times in se
 ```
 """
 
+import json
 import math
 import os
 import reprlib
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from datasets import Dataset, DatasetDict, DownloadManager, load_dataset, load_d
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import safe_open
 
-from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, note_damage
+from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, name_row, note_damage
+from videollm_mod.train.data.feature_files import read_header
 from videollm_mod.train.data.json_rows import index_rows
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, read_video
@@ -104,8 +105,7 @@ def _read_hub(source: str, split: str) -> Dataset:
         raise ValueError(f"The data set '{source}' cannot be read: {error.__cause__ or error}") from None
     if not isinstance(splits, DatasetDict) or split not in splits:
         raise ValueError(f"The data set '{source}' has no split {split!r}: it has {', '.join(splits)}.")
-    rows, ends = splits[split], {f"'{source}'": len(splits[split])}
-    return rows.map(_name, with_indices=True, fn_kwargs={"ends": ends, "root": source})
+    return _with_names(splits[split], {f"'{source}'": len(splits[split])}, source)
 
 
 def _read(files: list[Path], root: Path) -> Dataset:
@@ -144,18 +144,47 @@ def _read_parquet(files: list[Path], root: Path) -> Dataset:
         lines = str(error.__cause__ or error).strip().splitlines()
         reason = " ... ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))
         raise ValueError(f"{_names(files)} cannot be read as one table: {reason}") from None
-    ends = dict(zip(counts, accumulate(counts.values()), strict=True))
-    return rows.map(_name, with_indices=True, fn_kwargs={"ends": ends, "root": root})
+    return _with_names(rows, counts, root)
 
 
-def _name(row: dict[str, Any], index: int, ends: dict[str, int], root: Path | str) -> dict[str, Any]:
-    """Add the file and number of a row, and make its paths absolute."""
-    begin = 0
-    for name, end in ends.items():
-        if index < end:
-            return {**_absolute(row, root), WHERE: f"{name}, row {index - begin}"}
-        begin = end
-    raise IndexError(index)
+def _with_names(rows: Dataset, counts: dict[str, int], root: Path | str) -> Dataset:
+    """Add the file and number of each row. The rest is done when a row is used: its file may hold large features."""
+    names = [f"{name}, row {index}" for name, count in counts.items() for index in range(count)]
+    rows = rows.remove_columns([WHERE]) if WHERE in rows.column_names else rows
+    return rows.add_column(WHERE, names).with_transform(partial(_read_table, root=root))
+
+
+def _read_table(columns: dict[str, list[Any]], root: Path | str) -> dict[str, list[Any]]:
+    """Return rows of a table as they were before Arrow filled them up. This is the transform of a data set."""
+    made = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    rows = [as_written(row, root) for row in made]
+    return {name: [row.get(name) for row in rows] for name in columns}
+
+
+def as_written(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
+    """
+    Return a row of a table as it was written: without the empty values of Arrow, with `truth` as an object, and with
+    absolute paths.
+
+    Args:
+        row (`dict`): The row.
+        root (`Path` or `str`): Folder of relative paths, or the name of a Hub data set.
+
+    Raises:
+        [`FaultyRowError`]: If `truth` is text that is not JSON.
+    """
+    row = {name: value for name, value in _absolute(row, root).items() if value is not None}
+    if isinstance(row.get("messages"), list):
+        row["messages"] = [
+            {k: v for k, v in message.items() if v is not None} if isinstance(message, dict) else message
+            for message in row["messages"]
+        ]
+    if isinstance(row.get("truth"), str):
+        try:
+            row["truth"] = json.loads(row["truth"])
+        except ValueError as error:
+            raise FaultyRowError(f"{name_row(row)}, truth: not JSON: {error}") from None
+    return row
 
 
 def _absolute(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
@@ -264,10 +293,11 @@ def _row_faults(row: dict[str, Any], files: _Files) -> Iterator[tuple[str, str]]
     length, video = math.inf, None
     for name in named:
         source = row[name]
-        if not isinstance(source, str):
+        is_embedded = name == "frame_features" and isinstance(source, bytes)
+        if not isinstance(source, str) and not is_embedded:
             yield name, f"must be a path, got {type(source).__name__}"
             continue
-        found = _wait(files.length(name, source), source)
+        found = _features_length(source, "the row") if is_embedded else _wait(files.length(name, source), source)
         if isinstance(found, str):
             yield name, found
         else:
@@ -351,19 +381,7 @@ def _length(name: str, source: str) -> float | str:
     if _is_pipe(source):
         return f"'{source}' is a pipe or a device, which cannot be read again in each epoch. Record it to a file"
     if name == "frame_features":
-        try:
-            with safe_open(source, "pt") as file:
-                shape = file.get_slice("frame_features").get_shape()
-                about = file.metadata() or {}
-        except Exception as error:  # safetensors raises several classes of errors
-            return f"'{source}' holds no readable tensor `frame_features`: {error}"
-        if len(shape) != 3:
-            return f"`frame_features` in '{source}' must be (frames, tokens, width), got {tuple(shape)}"
-        # The first frame of features is at second `start` of the video.
-        try:
-            return float(about.get("start", 0.0)) + shape[0] / float(about.get("fps", 2.0))
-        except (ValueError, ZeroDivisionError):
-            return f"'{source}' has metadata that is no time or rate: {about}"
+        return _features_length(source, f"'{source}'")
     try:
         with VideoReader(source) as reader:
             if reader.is_live:
@@ -371,6 +389,20 @@ def _length(name: str, source: str) -> float | str:
             return reader.seconds
     except UNREADABLE as error:
         return str(error).splitlines()[0].removesuffix(".")
+
+
+def _features_length(source: str | bytes, name: str) -> float | str:
+    try:
+        shape, about = read_header(source)
+    except Exception as error:  # safetensors raises several classes of errors
+        return f"{name} holds no readable tensor `frame_features`: {error}"
+    if len(shape) != 3:
+        return f"`frame_features` in {name} must be (frames, tokens, width), got {shape}"
+    # The first frame of features is at second `start` of the video.
+    try:
+        return float(about.get("start", 0.0)) + shape[0] / float(about.get("fps", 2.0))
+    except (ValueError, ZeroDivisionError):
+        return f"{name} has metadata that is no time or rate: {about}"
 
 
 def _decode_part(

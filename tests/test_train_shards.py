@@ -1,0 +1,85 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Rows as Parquet files, with frame features beside or within them."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import random_features, tiny_model, tiny_processor
+
+from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.faults import FaultyRowError
+from videollm_mod.train.data.shards import ShardWriter, write_shards
+from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
+
+
+QUESTION = {"role": "user", "content": "What?"}
+
+
+def answer(time, text="A ball.", **more):
+    return {"role": "assistant", "content": text, "time": time, **more}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Two rows with features of 4 and 6 frames, whose truths and messages have different keys."""
+    for count in (4, 6):
+        features = {"frame_features": random_features(tiny_model().config, count, seed=count)[0]}
+        save_file(features, tmp_path / f"{count}.safetensors", metadata={"fps": "2.0", "start": "0.0"})
+    return [
+        {
+            "id": f"row {count}",
+            "frame_features": str(tmp_path / f"{count}.safetensors"),
+            "messages": [QUESTION, answer(1.0), answer(1.5, "It leaves.", learn=False)][: count // 2],
+            "truth": {"label": "a"} if count == 4 else {"labels": ["a", "b"], "at": 1.5},
+        }
+        for count in (4, 6)
+    ]
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_rows_with_features_train_alike(rows, tmp_path, embed):
+    out = tmp_path / "out"
+    out.mkdir()
+    assert write_shards(rows, out, "train", max_shard_size="1MB", embed_features=embed) == 2
+    loaded = load_timed_messages(out)
+    kept = [{name: row[name] for name in ("id", "messages", "truth")} for row in loaded]
+    assert kept == [{name: row[name] for name in ("id", "messages", "truth")} for row in rows]
+    assert isinstance(loaded[0]["frame_features"], bytes if embed else str)
+    assert not list(find_faults(loaded))
+    collate = StreamCollator(tiny_processor(), frame_feature_shape=tiny_model().config.frame_feature_shape)
+    for name, value in collate(rows).items():
+        torch.testing.assert_close(collate([loaded[0], loaded[1]])[name], value, msg=name)
+
+
+def test_faults_of_embedded_features_are_named(rows, tmp_path):
+    write_shards(rows, tmp_path, "train", embed_features=True)
+    good = load_timed_messages(tmp_path)[0]
+    late = {**good, "messages": [answer(9.0)]}
+    (damaged, beyond) = find_faults([good, {**good, "frame_features": b"12345678nothing"}, late])
+    assert damaged.field == "frame_features" and "the row holds no readable tensor" in damaged.message
+    assert beyond.row == 2 and "beyond the end at 2 s" in beyond.message
+    collate = StreamCollator(tiny_processor(), fps=4)
+    with pytest.raises(FaultyRowError, match="the row has features at 2 frames per second, but `fps` is 4"):
+        collate([good])
+
+
+def test_an_error_leaves_earlier_files(rows, tmp_path):
+    write_shards(rows, tmp_path, "train", max_shard_size="1KB", embed_features=True)
+    before = sorted(path.name for path in tmp_path.glob("train*"))
+    assert before == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    with pytest.raises(ValueError, match="row 'row 4' has the key 'split'. Put it into `truth`."):
+        write_shards([rows[1], {**rows[0], "split": 1}], tmp_path, "train")
+    assert sorted(path.name for path in tmp_path.glob("train*")) == before
+    write_shards(rows[:1], tmp_path, "train")
+    assert [path.name for path in tmp_path.glob("train*")] == ["train-00000-of-00001.parquet"]
+    with pytest.raises(ValueError, match="'0MB' is no size of a file"):
+        ShardWriter(tmp_path, "train", max_shard_size="0MB")
+
+
+def test_a_truth_that_is_no_json_is_a_fault_of_its_row(rows, tmp_path):
+    write_shards(rows[:1], tmp_path, "train")
+    loaded = load_timed_messages(tmp_path).with_format(None)
+    loaded.map(lambda row: {**row, "truth": "{"}).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    (fault,) = find_faults(load_timed_messages(tmp_path))
+    assert "parquet', row 0, truth: not JSON" in str(fault)

@@ -1,0 +1,143 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Write rows of timed messages as Parquet files of limited size, which `datasets` reads as a stream.
+
+`truth` becomes JSON text, because Parquet would give every row the keys of all others. Frame features stay files
+beside the rows, or become bytes within them.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.utils.py_utils import convert_file_size_to_int
+
+from videollm_mod.train.data.faults import WHERE
+
+
+_MESSAGE = {"role": pa.string(), "content": pa.string(), "time": pa.float64(), "learn": pa.bool_()}
+_COLUMNS = {
+    "id": pa.string(),
+    "task": pa.string(),
+    "video": pa.string(),
+    "frame_features": pa.string(),
+    "start": pa.float64(),
+    "end": pa.float64(),
+    "messages": pa.list_(pa.struct(_MESSAGE)),
+    "truth": pa.string(),
+}
+# Bytes that a group of rows may take in memory before it is written.
+_GROUP = 1 << 25
+
+
+class ShardWriter:
+    """
+    Write the rows of a split, in order, into `<split>-00000-of-00003.parquet` and so on. A context manager: the files
+    get their names at its end, if no error was raised, and replace earlier files of the split.
+
+    Args:
+        folder (`Path`): Folder of the files.
+        split (`str`): Name of the split.
+        max_shard_size (`str`, *optional*, defaults to `"500MB"`): Size after which a new file begins, before
+            compression.
+        embed_features (`bool`, *optional*, defaults to `False`): Whether `frame_features` holds the content of its
+            files in place of their paths.
+
+    Raises:
+        `ValueError`: If the size is none.
+    """
+
+    def __init__(
+        self, folder: Path, split: str, *, max_shard_size: str = "500MB", embed_features: bool = False
+    ) -> None:
+        self.folder, self.split, self.most = folder, split, shard_size(max_shard_size)
+        self.embeds = embed_features
+        kinds = _COLUMNS | ({"frame_features": pa.binary()} if embed_features else {})
+        self.schema = pa.schema(kinds)
+        self.parts: list[Path] = []
+        self.rows: list[dict[str, Any]] = []
+        self.num_bytes = self.num_in_shard = 0
+        self.file: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self._flush()
+        self._end_shard()
+        if kind is not None:
+            for part in self.parts:
+                part.unlink()
+            return
+        for old in shards(self.folder, self.split):
+            old.unlink()
+        for index, part in enumerate(self.parts):
+            part.replace(self.folder / f"{self.split}-{index:05d}-of-{len(self.parts):05d}.parquet")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """
+        Write a row.
+
+        Raises:
+            `ValueError`: If it has a key that rows of timed messages do not have.
+        """
+        row = {name: value for name, value in row.items() if name != WHERE and value is not None}
+        if unknown := sorted(set(row) - set(_COLUMNS)):
+            raise ValueError(f"row {row.get('id', '')!r} has the key {unknown[0]!r}. Put it into `truth`.")
+        if "truth" in row:
+            row["truth"] = json.dumps(row["truth"], ensure_ascii=False)
+        size = len(json.dumps(row, ensure_ascii=False))
+        if self.embeds and "frame_features" in row:
+            row["frame_features"] = Path(row["frame_features"]).read_bytes()
+            size += len(row["frame_features"])
+        self.rows.append(row)
+        self.num_bytes, self.num_in_shard = self.num_bytes + size, self.num_in_shard + size
+        if self.num_bytes >= min(_GROUP, self.most):
+            self._flush()
+        if self.num_in_shard >= self.most:
+            self._end_shard()
+
+    def _flush(self) -> None:
+        """Write the rows that wait, as a group of rows."""
+        if self.file is None and self.rows:
+            self.parts.append(self.folder / f"{self.split}-{len(self.parts):05d}.parquet.part")
+            self.file = pq.ParquetWriter(self.parts[-1], self.schema)
+        if self.rows:
+            self.file.write_table(pa.Table.from_pylist(self.rows, self.schema))
+        self.rows, self.num_bytes = [], 0
+
+    def _end_shard(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        self.file, self.num_in_shard = None, 0
+
+
+def shard_size(text: str) -> int:
+    """Return a size such as "500MB" in bytes. Raises `ValueError` for other text."""
+    try:
+        size = convert_file_size_to_int(text)
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise ValueError(f"'{text}' is no size of a file, such as 500MB.")
+    return size
+
+
+def shards(folder: Path, split: str) -> list[Path]:
+    """Return the Parquet files of a split, in order."""
+    return sorted(path for path in folder.glob("*.parquet") if path.stem == split or path.stem.startswith(f"{split}-"))
+
+
+def write_shards(rows: Iterable[dict[str, Any]], folder: Path, split: str, **options: Any) -> int:
+    """Write rows as [`ShardWriter`] does, with its options. Return their number."""
+    count = 0
+    with ShardWriter(folder, split, **options) as writer:
+        for row in rows:
+            writer.write(row)
+            count += 1
+    return count
