@@ -91,7 +91,7 @@ def run(folder, *arguments):
 
 
 def drop(row):
-    return {name: value for name, value in row.items() if name != WHERE}
+    return {name: value for name, value in row.items() if name != WHERE and value is not None}
 
 
 def test_the_command_writes_rows_that_load(lights):
