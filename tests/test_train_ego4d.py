@@ -14,6 +14,21 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from ego_annotations import (
+    PASSES,
+    action,
+    asked,
+    convert,
+    goal,
+    goalstep,
+    lta,
+    nlq,
+    redacted,
+    said,
+    save,
+    step,
+    write_ego_downloads,
+)
 from programs import run_main
 from tiny import random_frames, write_clip
 
@@ -42,29 +57,6 @@ def videos(tmp_path_factory):
     return folder
 
 
-def save(folder, name, content):
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return path
-
-
-def convert(annotations, videos, **options):
-    """Return the rows with their split, and what was noted, as counts by reason."""
-    notes = Notes()
-    converter = Ego4D(**options)
-    rows = list(converter.convert(annotations, Videos(videos), notes))
-    counts = Counter()
-    for found in (*notes.left_out.values(), *notes.mended_by.values()):
-        counts.update({reason: each.count for reason, each in found.items()})
-    return rows, dict(counts), converter
-
-
-def said(row):
-    """Return time, role initial and text of the messages of a row."""
-    return [(message.get("time"), message["role"][0], message["content"]) for message in row["messages"]]
-
-
 # --------------------------------------------------------------------------------------------------------- narrations
 
 
@@ -88,20 +80,6 @@ def test_narrations_of_others_are_told_by_their_tag():
     assert not is_of_others("#C C holds an #O ring") and not is_of_others("#other C waves")
 
 
-def redacted(*narrations, **more):
-    keys = ("time", "text", "_annotation_uid")
-    return {"narrations": [dict(zip(keys, values, strict=False)) for values in narrations], "summaries": [], **more}
-
-
-# The narrations of two passes, out of order, with two in one slot and two with the same text.
-PASSES = (
-    (3.1, "#C C opens a shelf", "p-1"),
-    (1.2, "#C C looks around", "p-1"),
-    (3.4, "#C C takes a cup", "p-1"),
-    (8.0, "#C C takes a cup.", "p-1"),
-    (9.9, "#O A man X waves", "p-1"),
-    (0.0, "#C C walks", "p-2"),
-)
 DIALOGUE = [
     (1.5, "a", "C looks around."),
     (3.5, "a", "C takes a cup."),
@@ -112,7 +90,7 @@ DIALOGUE = [
 def test_each_pass_of_an_annotator_is_a_dialogue(tmp_path, videos):
     """Two replies in one slot leave the later one, and a text is not told twice in a row."""
     file = save(tmp_path, "all_narrations_redacted.json", {"_map_errs": [], "videos": {"v-1": redacted(*PASSES)}})
-    rows, counts, _ = convert(file, videos)
+    rows, counts, _ = convert(Ego4D, file, videos)
     assert [(split, row["id"], row["task"]) for split, row in rows] == [
         ("train", "v-1/p-1", "ego4d_narration"),
         ("train", "v-1/p-2", "ego4d_narration"),
@@ -137,9 +115,9 @@ def test_the_other_published_file_gives_the_same_dialogues(tmp_path, videos):
         narrations = entry.setdefault(f"narration_pass_{name[-1]}", {"narrations": [], "summaries": []})["narrations"]
         narrations.append({"timestamp_sec": time, "timestamp_frame": 0, "narration_text": text, "annotation_uid": "x"})
     file = save(tmp_path, "renamed.json", {"v-1": entry})
-    rows, counts, _ = convert(file, videos, task="narration")
+    rows, counts, _ = convert(Ego4D, file, videos, task="narration")
     other = save(tmp_path, "all_narrations_redacted.json", {"videos": {"v-1": redacted(*PASSES)}})
-    expected, other_counts, _ = convert(other, videos)
+    expected, other_counts, _ = convert(Ego4D, other, videos)
     assert [row["id"] for _, row in rows] == ["v-1/narration_pass_1", "v-1/narration_pass_2"]
     assert [{**row, "id": ""} for _, row in rows] == [{**row, "id": ""} for _, row in expected]
     assert counts == other_counts
@@ -164,7 +142,7 @@ def test_faults_of_narrations_are_counted(tmp_path, videos):
         "v-2": {"narrations": ["#C C sits"]},
         "v-3": [],
     }
-    rows, counts, _ = convert(save(tmp_path, "narration.json", {"videos": entries}), videos)
+    rows, counts, _ = convert(Ego4D, save(tmp_path, "narration.json", {"videos": entries}), videos)
     assert [said(row)[1:] for _, row in rows] == [
         [(0.0, "a", "C starts."), (2.0, "a", "C stirs."), (LAST / 2, "a", "C leaves.")]
     ]
@@ -187,25 +165,25 @@ def test_faults_of_narrations_are_counted(tmp_path, videos):
 
 def test_narrations_of_others_can_be_left_out(tmp_path, videos):
     file = save(tmp_path, "narration.json", {"videos": {"v-1": redacted(*PASSES)}})
-    rows, counts, _ = convert(file, videos, others=False)
+    rows, counts, _ = convert(Ego4D, file, videos, others=False)
     assert said(rows[0][1])[-1][2] == "C takes a cup." and counts["it tells what another person does"] == 1
 
 
 @pytest.mark.parametrize("content", ['{"clips": []}', "{}", "[]"])
 def test_another_file_is_no_narrations(tmp_path, videos, content):
     with pytest.raises(ValueError, match="has neither `videos`.* nor `narration_pass_1`"):
-        convert(save(tmp_path, "narration.json", content), videos)
+        convert(Ego4D, save(tmp_path, "narration.json", content), videos)
 
 
 def test_a_broken_file_is_named(tmp_path, videos):
     broken = json.dumps({"videos": {"v-1": redacted(*PASSES), "v-2": redacted(*PASSES)}})[:-40]
     with pytest.raises(ValueError, match=r"narration\.json' is not JSON in UTF-8: "):
-        convert(save(tmp_path, "narration.json", broken), videos)
+        convert(Ego4D, save(tmp_path, "narration.json", broken), videos)
 
 
 def test_a_byte_order_mark_is_ignored(tmp_path, videos):
     text = "\ufeff" + json.dumps({"videos": {"v-1": redacted(*PASSES)}})
-    assert len(convert(save(tmp_path, "narration.json", text), videos)[0]) == 2
+    assert len(convert(Ego4D, save(tmp_path, "narration.json", text), videos)[0]) == 2
 
 
 def benchmark_files(folder, val, test):
@@ -222,9 +200,9 @@ def test_benchmarks_tell_the_split_of_a_video(tmp_path, videos):
     save(splits, "nlq_val.json", {"videos": [{"video_uid": "v-2"}, {"video_uid": None}]})
     entries = {name: redacted(*PASSES) for name in ("v-1", "v-2", "v-3")}
     file = save(tmp_path, "all_narrations_redacted.json", {"videos": entries})
-    rows, *_ = convert(file, videos, splits=splits)
+    rows, *_ = convert(Ego4D, file, videos, splits=splits)
     assert {row["id"][:3]: split for split, row in rows} == {"v-1": "train", "v-2": "validation", "v-3": "test"}
-    rows, *_ = convert(file, videos, splits=splits, split="test")
+    rows, *_ = convert(Ego4D, file, videos, splits=splits, split="test")
     assert {row["id"] for _, row in rows} == {"v-3/p-1", "v-3/p-2"}
 
 
@@ -235,9 +213,9 @@ def test_missing_benchmarks_are_named(tmp_path, videos):
     (splits / "goalstep_val.json").rename(splits / "goalstep_valid.json")
     file = save(tmp_path, "narration.json", {"videos": {"v-1": redacted(*PASSES)}})
     with pytest.raises(FileNotFoundError, match=r"lacks 1 of 16 files: vq_test_unannotated\.json\."):
-        convert(file, videos, splits=splits)
+        convert(Ego4D, file, videos, splits=splits)
     with pytest.raises(ValueError, match="--split test of the narrations needs --splits"):
-        convert(file, videos, split="test")
+        convert(Ego4D, file, videos, split="test")
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
@@ -256,21 +234,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------- GoalStep
-
-
-def step(start, end, text, *substeps, **more):
-    flags = {"is_continued": False, "is_procedural": True, "is_relevant": "essential", "summary": []}
-    found = {"start_time": start, "end_time": end, "step_category": f"Cook: {text}", "step_description": text, **flags}
-    return {**found, "segments": list(substeps), **more}
-
-
-def goalstep(*videos, split="val"):
-    return {"version": "1.0", "date": "231129", "description": "", "split": split, "videos": list(videos)}
-
-
-def goal(uid, *steps, **more):
-    about = {"start_time": 0.0, "end_time": 20.0, "goal_category": "COOKING:X", "goal_description": "Make tea."}
-    return {"video_uid": uid, **about, "goal_wikihow_url": "", "summary": [], "segments": list(steps), **more}
 
 
 def test_the_faults_of_the_real_file_are_counted():
@@ -299,7 +262,7 @@ def test_steps_and_substeps_are_told_when_they_begin(tmp_path, videos):
     for part in substeps:
         del part["segments"]
     entry = goal("v-1", step(2.1, 5.0, "boils water", *substeps), step(5, 6.2, "pours water"))
-    rows, counts, _ = convert(save(tmp_path, "goalstep_val.json", goalstep(entry)), videos)
+    rows, counts, _ = convert(Ego4D, save(tmp_path, "goalstep_val.json", goalstep(entry)), videos)
     (split, steps), (_, below) = rows
     assert split == "validation" and counts == {}
     assert said(steps) == [
@@ -325,7 +288,7 @@ def test_faults_of_goalstep_are_counted(tmp_path, videos):
         {"video_uid": "v-9", "step_segments": [{"step_description": "x", "segment_count": 2}]},
         "v-10",
     ]
-    rows, counts, _ = convert(save(tmp_path, "goalstep_train.json", goalstep(*entries, split="train")), videos)
+    rows, counts, _ = convert(Ego4D, save(tmp_path, "goalstep_train.json", goalstep(*entries, split="train")), videos)
     assert [(split, row["id"]) for split, row in rows] == [
         ("train", "v-1/steps"),
         ("train", "v-3/steps"),
@@ -333,6 +296,7 @@ def test_faults_of_goalstep_are_counted(tmp_path, videos):
     ]
     # Two steps begin at one frame, and one has the text of the step before.
     assert said(rows[0][1])[1:] == [(1.0, "a", "X."), (4.0, "a", "B.")] and rows[0][1]["end"] == 6.0
+    assert rows[0][1]["truth"]["timeline"][-1] == [4.5, 6, "B"]
     assert counts == {
         "there is no video file": 1,
         "steps not in order of time: sorted": 1,
@@ -370,25 +334,6 @@ def test_a_group_needs_its_joined_video(tmp_path, videos):
 
 # ---------------------------------------------------------------------------------------------- long-term anticipation
 
-TAXONOMY = {
-    "verbs": ["adjust_(regulate,_increase/reduce,_change)", "turn_on_(switch_on)", "take"],
-    "nouns": ["pot_(planter)", "bat_(tool)", "cup", "chip_(wood,_metal)"],
-}
-
-
-def action(index, start, *, clip="c-1", video="v-1", verb=0, noun=2, **more):
-    """An action of 0.4 s. The clip begins at second 2 of the video."""
-    times = {"action_clip_start_sec": start, "action_clip_end_sec": (start or 0) + 0.4, "action_idx": index}
-    clips = {"clip_parent_start_sec": 2.0, "clip_parent_end_sec": 18.0, "interval_start_sec": 2.0}
-    labels = {"verb": "x", "noun": "y", "verb_label": verb, "noun_label": noun}
-    entry = {"video_uid": video, "clip_uid": clip, **clips, **labels, **times, **more}
-    return {key: value for key, value in entry.items() if value != "absent"}
-
-
-def lta(folder, *actions, split="val"):
-    save(folder, "fho_lta_taxonomy.json", TAXONOMY)
-    return save(folder, f"fho_lta_{split}.json", {"version": "1", "split": split, "clips": list(actions)})
-
 
 def test_words_keep_labels_apart():
     labels = ["turn_on_(switch_on,_start)", "pot_(planter)", "pot", "bat_(sports)", "chip_(food)", "nut_(food)"]
@@ -398,7 +343,7 @@ def test_words_keep_labels_apart():
 def test_eight_actions_are_seen_and_twenty_predicted(tmp_path, videos):
     """Times of the clip become times of the video, and are rounded to the grid."""
     actions = [action(index, 0.5 * index, verb=index % 3, noun=index % 4) for index in range(29)]
-    rows, counts, converter = convert(lta(tmp_path, *reversed(actions)), videos)
+    rows, counts, converter = convert(Ego4D, lta(tmp_path, *reversed(actions)), videos)
     assert counts == {} and [row["id"] for _, row in rows] == ["c-1_7", "c-1_8"]
     row = rows[0][1]
     # The eighth action ends at 2 + 3.5 + 0.4 = 5.9 s, which is nearest to frame 12.
@@ -421,7 +366,7 @@ def test_eight_actions_are_seen_and_twenty_predicted(tmp_path, videos):
 def test_rows_of_the_test_split_have_no_reply(tmp_path, videos):
     absent = dict.fromkeys(("verb", "noun", "verb_label", "noun_label"), "absent")
     file = lta(tmp_path, *(action(index, 0.5 * index, **absent) for index in range(28)), split="test_unannotated")
-    ((split, row),), counts, _ = convert(file, videos)
+    ((split, row),), counts, _ = convert(Ego4D, file, videos)
     assert split == "test" and counts == {} and [message["role"] for message in row["messages"]] == ["user"]
     assert row["truth"] == {"clip_uid": "c-1", "last_visible_action_idx": 7}
 
@@ -433,7 +378,7 @@ def test_faults_of_anticipation_are_counted(tmp_path, videos):
     actions += [action(index, 0.5, clip="c-short") for index in range(5)]
     actions += [action(index, 0.5 * index, clip="c-gone", video="v-gone") for index in range(28)]
     actions += [action(2 * index, 19.0, clip="c-late") for index in range(28)]
-    rows, counts, _ = convert(lta(tmp_path, *actions), videos)
+    rows, counts, _ = convert(Ego4D, lta(tmp_path, *actions), videos)
     assert [row["id"] for _, row in rows] == ["c-1_7"]
     assert counts == {
         "another action of the clip has this number": 1,
@@ -454,24 +399,13 @@ def test_anticipation_needs_the_taxonomy(tmp_path, videos):
     file = lta(tmp_path, action(0, 0.5))
     (tmp_path / "fho_lta_taxonomy.json").unlink()
     with pytest.raises(FileNotFoundError, match="fho_lta_taxonomy.json"):
-        convert(file, videos)
+        convert(Ego4D, file, videos)
     save(tmp_path, "fho_lta_taxonomy.json", {"verbs": ["take"], "nouns": []})
     with pytest.raises(ValueError, match="lists of texts `verbs` and `nouns`"):
-        convert(file, videos)
+        convert(Ego4D, file, videos)
 
 
 # ------------------------------------------------------------------------------------------------------------- queries
-
-
-def asked(query, start=None, end=None, **more):
-    times = {} if start is None else {"video_start_sec": start, "video_end_sec": end}
-    return {"template": "Objects: Where is X?", "query": query, "slot_x": "cup", "verb_x": None, **times, **more}
-
-
-def nlq(*queries, uid="v-1", clip="c-1", start=2.0, end=18.0, split="val"):
-    annotations = [{"annotation_uid": "a", "language_queries": list(queries)}]
-    clips = [{"clip_uid": clip, "video_start_sec": start, "video_end_sec": end, "annotations": annotations}]
-    return {"video_uid": uid, "split": split, "clips": clips}
 
 
 def test_windows_that_overlap_are_merged():
@@ -484,7 +418,7 @@ def test_the_start_and_the_end_of_a_window_are_told(tmp_path, videos):
     entry = nlq(*queries, asked("Where is the cup?", 9.0, 9.9))
     save(tmp_path, "nlq_val.json", {"version": "1", "videos": [entry]})
     save(tmp_path, "nlq_train.json", {"version": "1", "videos": [{**entry, "split": "train"}]})
-    rows, counts, _ = convert(tmp_path, videos, task="nlq")
+    rows, counts, _ = convert(Ego4D, tmp_path, videos, task="nlq")
     assert counts == {"overlapping windows of one query: merged": 2}
     by_split = {(split, row["id"]): row for split, row in rows}
     assert list(by_split) == [(split, f"c-1/query-{k}") for split in ("train", "validation") for k in range(2)]
@@ -504,7 +438,7 @@ def test_the_start_and_the_end_of_a_window_are_told(tmp_path, videos):
 
 def test_queries_of_the_test_split_have_no_window(tmp_path, videos):
     entry = nlq(asked("Where?", 3, 3), asked("where?", 4, 4), asked("Who?"), split="test")
-    rows, counts, _ = convert(save(tmp_path, "nlq_test_unannotated.json", {"videos": [entry]}), videos)
+    rows, counts, _ = convert(Ego4D, save(tmp_path, "nlq_test_unannotated.json", {"videos": [entry]}), videos)
     assert [(split, row["truth"]["query"], row["truth"]["windows"]) for split, row in rows] == [
         ("test", "where?", []),
         ("test", "who?", []),
@@ -536,7 +470,7 @@ def test_faults_of_queries_are_counted(tmp_path, videos):
         {"video_uid": "v-3"},
         {"video_uid": 3},
     ]
-    rows, counts, _ = convert(save(tmp_path, "nlq_val.json", {"videos": entries}), videos)
+    rows, counts, _ = convert(Ego4D, save(tmp_path, "nlq_val.json", {"videos": entries}), videos)
     assert [row["truth"]["query"] for _, row in rows] == ["what did i put in the “box”?", "reaches out?", "cut?"]
     assert [(row["start"], row["end"]) for _, row in rows] == [(0.0, 18.0), (0.0, 18.0), (0.0, LAST / 2)]
     assert counts == {
@@ -566,17 +500,15 @@ def test_faults_of_queries_are_counted(tmp_path, videos):
 
 def test_the_command_prepares_all_files_of_a_folder(tmp_path, videos):
     """Every row can be read, and none is a fault."""
-    save(tmp_path, "a/narration.json", {"videos": {"v-1": redacted(*PASSES)}})
-    save(tmp_path, "a/goalstep_valid.json", goalstep(goal("v-1", step(2.1, 5.0, "boils"), step(5, 6.2, "pours"))))
-    save(tmp_path, "a/nlq_val.json", {"videos": [nlq(asked("Where?", 4.0, 5.0))]})
-    lta(tmp_path / "a", *(action(index, 0.5 * index) for index in range(28)))
-    paths = ("--annotations", tmp_path / "a", "--videos", videos, "--out", tmp_path / "out")
+    write_ego_downloads(tmp_path, videos / "v-1.mp4")
+    folder = tmp_path / "ego4d" / "v2"
+    paths = ("--annotations", folder / "annotations", "--videos", folder / "full_scale", "--out", tmp_path / "out")
     done = run_main(prepare.main, "ego4d", *paths, program="prepare.py")
     assert done.returncode == 0, done.stderr
-    assert "validation: 3 rows (1 ego4d_goalstep, 1 ego4d_lta, 1 ego4d_nlq)" in done.stdout
+    assert "train: 5 rows (1 ego4d_goalstep, 1 ego4d_lta, 2 ego4d_narration, 1 ego4d_nlq)" in done.stdout
     about = json.loads((tmp_path / "out" / "about.json").read_text())
     assert set(about["labels"]) == {"ego4d_lta_verb", "ego4d_lta_noun"}
-    for split, count in (("train", 2), ("validation", 3)):
+    for split, count in (("train", 5), ("validation", 3)):
         rows = load_timed_messages(tmp_path / "out", split)
         assert len(rows) == count and not list(map(str, find_faults(rows)))
 
@@ -598,4 +530,4 @@ def test_missing_files_are_named(tmp_path, videos, name, options, error, message
     save(tmp_path, "other.json", {})
     save(tmp_path, "empty/nlq_val.json", {})
     with pytest.raises(error, match=message):
-        convert(tmp_path / name, videos, **options)
+        convert(Ego4D, tmp_path / name, videos, **options)

@@ -2,27 +2,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """`train/data/ego_exo4d.py`: keysteps and atomic descriptions. Annotations are made up, in the published layouts."""
 
-import json
-from collections import Counter
-
 import pytest
+from ego_annotations import (
+    MAPPING,
+    benchmark,
+    convert,
+    described,
+    key,
+    keysteps,
+    pass_of,
+    said,
+    save,
+    segment,
+    take,
+    write_ego_downloads,
+)
 from programs import run_main
 from tiny import random_frames, write_clip
 
 from videollm_mod.train.data import prepare
-from videollm_mod.train.data.converters import Notes, Videos
 from videollm_mod.train.data.ego_exo4d import EgoExo4D, read_labels
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 
 
 # Seconds of the video.
 SECONDS = 10
-MAPPING = """label_id,step_unique_id,step_name,scenario_name
-0,843,Unbox package,Covid-19 Rapid Antigen Test
-1,12,Get eggs,Making Cucumber Salad
-2,57,get eggs,Making Omelet
-3,60,"Cut, or slice, tomato",Making Omelet
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,58 +48,9 @@ def root(tmp_path_factory):
     return folder
 
 
-def save(folder, name, content):
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return path
-
-
-def convert(annotations, videos, **options):
-    """Return the rows with their split, and what was noted, as counts by reason."""
-    notes = Notes()
-    converter = EgoExo4D(**options)
-    rows = list(converter.convert(annotations, Videos(videos), notes))
-    counts = Counter()
-    for found in (*notes.left_out.values(), *notes.mended_by.values()):
-        counts.update({reason: each.count for reason, each in found.items()})
-    return rows, dict(counts), converter
-
-
-def said(row):
-    return [(message.get("time"), message["role"][0], message["content"]) for message in row["messages"]]
-
-
-def take(uid, name, camera="aria02"):
-    views = {
-        camera: {
-            "slam-left": {"relative_path": f"frame_aligned_videos/{camera}_1201-1.mp4"},
-            "rgb": {"cam_id": camera, "relative_path": f"frame_aligned_videos/{camera}_214-1.mp4"},
-        },
-        "cam01": {"0": {"relative_path": "frame_aligned_videos/cam01.mp4"}},
-        "best_exo": {"0": {"relative_path": None}},
-    }
-    about = {"root_dir": f"takes/{name}", "take_name": name, "take_uid": uid, "capture": {"cameras": []}}
-    return {**about, "frame_aligned_videos": views}
-
-
 TAKES = [take("u-1", "t_1"), take("u-2", "t_2", "aria01"), {"take_uid": None}, 3, {"take_uid": "u-3", "root_dir": "x"}]
 
 # ----------------------------------------------------------------------------------------------------------- keysteps
-
-
-def segment(start, end, label, *, name="t_1", uid="u-1", camera="aria02", **more):
-    clip = f"train/{name}/start{start}_end{end}_{camera}_214-1.mp4"
-    files = {"segment_name_list": [clip, clip.replace(camera, "cam01")], "ego_segment_name": clip}
-    about = {"take_uid": uid, "take_name": name, "start_time": start, "end_time": end, "step_name": "x"}
-    step = {0: 843, 1: 12, 2: 57, 3: 60}.get(label)
-    return {**files, **about, "step_unique_id": step, "label_id": label, **more}
-
-
-def benchmark(folder, *segments, split="val"):
-    save(folder, "keystep_benchmark/label_mapping.csv", MAPPING)
-    content = {"date": "x", "description": "x", "splits": split, "segments": list(segments)}
-    return save(folder, f"keystep_benchmark/keystep_segment_{split}.json", content)
 
 
 def test_a_name_of_several_scenarios_has_the_scenario(tmp_path):
@@ -126,7 +81,7 @@ def test_a_mapping_that_is_ambiguous_is_refused(tmp_path, row, message):
 def test_a_segment_asks_for_its_keystep(tmp_path, root):
     """The view is the one that the segment names, and the label is that of `label_id`."""
     benchmark(tmp_path, segment(1.2, 4.4, 2))
-    ((split, row),), counts, converter = convert(tmp_path, root, task="keystep")
+    ((split, row),), counts, converter = convert(EgoExo4D, tmp_path, root, task="keystep")
     assert (
         split == "validation" and counts == {} and row["id"] == "u-1/keystep-0" and row["task"] == "ego_exo4d_keystep"
     )
@@ -145,13 +100,13 @@ def test_small_views_and_clips_come_first(tmp_path, root):
         segment(1.5, 3.5, 0, name="t_9", uid="u-9", camera="aria01"),
         split="train",
     )
-    rows, counts, _ = convert(file, root)
+    rows, counts, _ = convert(EgoExo4D, file, root)
     assert counts == {} and [(row["video"].removeprefix(f"{root}/"), row["start"], row["end"]) for _, row in rows] == [
         ("takes/t_2/frame_aligned_videos/downscaled/448/aria01_214-1.mp4", 0.0, 2.0),
         ("train/t_9/start1.5_end3.5_aria01_214-1.mp4", 0.0, 1.5),
     ]
     # The folder of videos may be that of the takes.
-    rows, counts, _ = convert(file, root / "takes")
+    rows, counts, _ = convert(EgoExo4D, file, root / "takes")
     assert len(rows) == 1 and counts == {"there is no video file": 1}
 
 
@@ -159,7 +114,7 @@ def test_keysteps_of_the_test_split_have_no_reply(tmp_path, root):
     asked = segment(1.2, 4.4, None)
     for name in ("label_id", "step_unique_id", "step_name"):
         del asked[name]
-    ((split, row),), counts, _ = convert(benchmark(tmp_path, asked, split="test_unannotated"), root)
+    ((split, row),), counts, _ = convert(EgoExo4D, benchmark(tmp_path, asked, split="test_unannotated"), root)
     assert split == "test" and row["truth"] == {} and len(row["messages"]) == 1 and counts == {}
 
 
@@ -179,7 +134,7 @@ def test_faults_of_keysteps_are_counted(tmp_path, root):
         segment(1, 2, 3, uid=None),
         "segment",
     )
-    rows, counts, _ = convert(file, root)
+    rows, counts, _ = convert(EgoExo4D, file, root)
     assert [(row["id"], row["truth"]["label_id"], row["end"]) for _, row in rows] == [
         ("u-1/keystep-2", 1, 2.0),
         ("u-1/keystep-3", 3, 2.0),
@@ -199,15 +154,6 @@ def test_faults_of_keysteps_are_counted(tmp_path, root):
     }
 
 
-def keysteps(*segments, uid="u-1", name="t_1"):
-    return {uid: {"take_uid": uid, "take_name": name, "scenario": "Making Tea", "segments": list(segments)}}
-
-
-def key(start, end, name, **more):
-    ids = {"step_id": 1, "step_unique_id": 2, "step_description": "own words", "is_essential": True}
-    return {"start_time": start, "end_time": end, "step_name": name, **ids, **more}
-
-
 def test_keysteps_are_told_when_they_begin(tmp_path, root):
     """The truth has the timeline, with the faults of the annotation mended."""
     steps = [key(4.1, 6, "Pour"), key(0.2, 4.5, "boil water"), key(6, 7, "Pour"), key(7, 8, None), key(9, 8, "x")]
@@ -216,7 +162,7 @@ def test_keysteps_are_told_when_they_begin(tmp_path, root):
     content = {"annotations": entries, "taxonomy": {}, "vocabulary": {}}
     save(tmp_path, "annotations/keystep_train.json", content)
     save(tmp_path, "takes.json", TAKES)
-    ((split, row),), counts, _ = convert(tmp_path, root, task="keystep_stream")
+    ((split, row),), counts, _ = convert(EgoExo4D, tmp_path, root, task="keystep_stream")
     assert split == "train" and row["id"] == "u-1/keysteps" and (row["start"], row["end"]) == (0.5, 7.0)
     assert said(row)[1:] == [(0.5, "a", "Boil water."), (4.5, "a", "Pour.")] and said(row)[0][:2] == (0.5, "u")
     timeline = [[0.2, 4.5, "boil water"], [4.1, 6, "Pour"], [6, 7, "Pour"]]
@@ -235,16 +181,6 @@ def test_keysteps_are_told_when_they_begin(tmp_path, root):
 # ------------------------------------------------------------------------------------------------- atomic descriptions
 
 
-def described(text, time, *, visible="1", **more):
-    camera = {"best_exo": {"raw_cam_id": "1", "cam_id": "cam01"}, "unsure": "0", "narration_subject": "C"}
-    return {"text": text, "timestamp": time, "ego_visible": visible, **camera, **more}
-
-
-def pass_of(*descriptions, rejected=False):
-    about = {"annotation_uid": "a", "annotator_id": "1", "rejected": rejected, "reject_reason": None}
-    return {**about, "descriptions": list(descriptions)}
-
-
 def test_visible_descriptions_are_narrated(tmp_path, root):
     """The truth values are partly texts. The first description that is kept begins the row."""
     first = pass_of(
@@ -257,7 +193,7 @@ def test_visible_descriptions_are_narrated(tmp_path, root):
     rejected = [pass_of(described("C sits.", 1.0), rejected=flag) for flag in (True, "1")]
     save(tmp_path, "annotations/atomic_descriptions_val.json", {"annotations": {"u-1": [first, *rejected, second]}})
     save(tmp_path, "takes.json", TAKES)
-    rows, counts, _ = convert(tmp_path / "annotations", root)
+    rows, counts, _ = convert(EgoExo4D, tmp_path / "annotations", root)
     assert [(split, row["id"], row["task"]) for split, row in rows] == [
         ("validation", "u-1/pass-0", "ego_exo4d_atomic"),
         ("validation", "u-1/pass-3", "ego_exo4d_atomic"),
@@ -280,7 +216,7 @@ def test_faults_of_descriptions_are_counted(tmp_path, root):
     content = {"u-1": [faulty, {"descriptions": None}, 3], "u-2": {}, "u-3": [pass_of(described("C sits.", 1))]}
     save(tmp_path, "takes.json", TAKES)
     file = save(tmp_path, "atomic_descriptions_train.json", {"annotations": content})
-    rows, counts, _ = convert(file, root)
+    rows, counts, _ = convert(EgoExo4D, file, root)
     assert not rows and counts == {
         "there is no text": 2,
         "fewer than two words": 1,
@@ -296,17 +232,14 @@ def test_faults_of_descriptions_are_counted(tmp_path, root):
 
 
 def test_the_command_prepares_all_files_of_a_download(tmp_path, root):
-    benchmark(tmp_path / "annotations", segment(1.2, 4.4, 2))
-    benchmark(tmp_path / "annotations", segment(1.2, 4.4, None), split="test_unannotated")
-    save(tmp_path, "takes.json", TAKES)
-    save(tmp_path, "annotations/keystep_val.json", {"annotations": keysteps(key(0, 2, "Stir"), key(2, 4, "Pour"))})
-    atomic = {"annotations": {"u-1": [pass_of(described("C sits.", 1.0), described("C stands.", 2.0))]}}
-    save(tmp_path, "annotations/atomic_descriptions_val.json", atomic)
-    paths = ("--annotations", tmp_path, "--videos", root, "--out", tmp_path / "out")
-    done = run_main(prepare.main, "ego_exo4d", *paths, program="prepare.py")
+    """Every row can be read, and none is a fault, also a row without a reply."""
+    write_ego_downloads(tmp_path, root / "clip.mp4")
+    folder = tmp_path / "egoexo"
+    benchmark(folder / "annotations", segment(1.2, 4.4, None), split="test_unannotated")
+    done = run_main(prepare.main, "ego_exo4d", "--annotations", folder, "--videos", folder, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "validation: 3 rows (1 ego_exo4d_atomic, 1 ego_exo4d_keystep, 1 ego_exo4d_keystep_stream)" in done.stdout
-    for split, count in (("validation", 3), ("test", 1)):
+    for split, count in (("train", 3), ("validation", 3), ("test", 1)):
         rows = load_timed_messages(tmp_path / "out", split)
         assert len(rows) == count and not list(map(str, find_faults(rows)))
 
@@ -320,12 +253,13 @@ def test_the_command_prepares_all_files_of_a_download(tmp_path, root):
         ("only/keystep_segment_val.json", {}, FileNotFoundError, "keystep needs label_mapping.csv"),
         ("atomic_descriptions_val.json", {}, FileNotFoundError, "atomic needs takes.json"),
         ("keystep_benchmark/keystep_segment_val.json", {}, ValueError, "has no list `segments` with entries"),
+        ("keystep_val.json", {}, ValueError, "has no object `annotations` with entries"),
     ],
 )
 def test_missing_files_are_named(tmp_path, root, name, options, error, message):
     benchmark(tmp_path)
-    for file in ("other.json", "only/keystep_segment_val.json", "atomic_descriptions_val.json"):
+    for file in ("other.json", "only/keystep_segment_val.json", "atomic_descriptions_val.json", "keystep_val.json"):
         save(tmp_path, file, {})
     (tmp_path / "atomic_descriptions_val.json").unlink() if not name else None
     with pytest.raises(error, match=message):
-        convert(tmp_path / name, root, **options)
+        convert(EgoExo4D, tmp_path / name, root, **options)

@@ -283,9 +283,18 @@ class EgoExo4D(Converter):
 
     # ------------------------------------------------------------------------------------------------------- streams
 
+    def _takes(self, path: Path) -> Iterator[tuple[str, Any]]:
+        """Yield `take_uid` and entry of each take. One take is in memory at a time."""
+        is_empty = True
+        for pair in read_pairs(path, "annotations"):
+            is_empty = False
+            yield pair
+        if is_empty:
+            raise ValueError(f"'{path}' has no object `annotations` with entries: give a file of Ego-Exo4D.")
+
     def _stream_rows(self, path: Path, videos: Videos, notes: Notes) -> Iterator[dict[str, Any]]:
-        """Yield a row for each take: its keysteps, each told when it begins. One take is in memory at a time."""
-        for uid, entry in read_pairs(path, "annotations"):
+        """Yield a row for each take: its keysteps, each told when it begins."""
+        for uid, entry in self._takes(path):
             take = to_text(entry.get("take_name")) if isinstance(entry, dict) else None
             if take is None:
                 notes.leave_out(path.name, uid, "the entry names no take")
@@ -302,12 +311,11 @@ class EgoExo4D(Converter):
             )
             row = timeline_row(timeline, video, fps=self.fps, question=STEPS, notes=notes, where=uid)
             if row is not None:
-                truth = {"goal": timeline.goal, "timeline": [list(step) for step in timeline.steps]}
-                yield {"task": "ego_exo4d_keystep_stream", "truth": truth, **row}
+                yield {"task": "ego_exo4d_keystep_stream", **row}
 
     def _atomic_rows(self, path: Path, videos: Videos, notes: Notes) -> Iterator[dict[str, Any]]:
         """Yield a row for each annotator's pass over a take. The first description that is kept begins the row."""
-        for uid, passes in read_pairs(path, "annotations"):
+        for uid, passes in self._takes(path):
             if not isinstance(passes, list):
                 notes.leave_out(path.name, uid, "the passes are not a list")
                 continue

@@ -28,7 +28,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         try:
             yield file
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            # The parser shows the place on a second line.
+            reason = " ".join(str(error).partition("(right here)")[0].split()) or type(error).__name__
             raise ValueError(f"'{path}' is not JSON in UTF-8: {reason}") from None
 
 

@@ -135,7 +135,8 @@ def timeline_row(
     Return the row of a timeline: the question at the frame of the first start, and each text when its step begins.
 
     A step with the text of the step before, but for capital letters, is not told again. Steps after the end of the
-    video are left out. The row ends with the last step, or with the video.
+    video are left out. The row ends with the last step, or with the video. Its `truth` has `goal` and `timeline`, a
+    list of `[start, end, text]` in seconds.
 
     Args:
         timeline ([`Timeline`]): The timeline.
@@ -157,7 +158,11 @@ def timeline_row(
     first, end = placed[0][0], min(max(ceil_frame(end, fps) for _, end, _ in shown), last)
     messages = [{"role": "user", "content": question, "time": first / fps}, *reply_messages(placed, fps)]
     span = clip(first, max(end, placed[-1][0]), fps)
-    return {"id": timeline.id, "video": str(video.path), **span, "messages": messages}
+    truth = {
+        "goal": timeline.goal,
+        "timeline": [[start, min(end, video.duration), text] for start, end, text in shown],
+    }
+    return {"id": timeline.id, "truth": truth, "video": str(video.path), **span, "messages": messages}
 
 
 def tell_once(steps: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
@@ -199,8 +204,7 @@ def convert_goalstep(
     """
     Yield the rows of a file, `goalstep_train.json` or `goalstep_val.json`. One video is in memory at a time.
 
-    `truth` is `{"goal": str, "timeline": [[start, end, text], ...]}`, in seconds of the video. The faults of the
-    annotation are counted in all videos, whether or not the video is there.
+    The faults of the annotation are counted in all entries, whether or not the video is there.
 
     Args:
         path (`Path`): The file.
@@ -222,8 +226,7 @@ def convert_goalstep(
             question = (_STEPS if timeline.level is STEP else _SUBSTEPS).format(goal=timeline.goal.rstrip(" ."))
             row = timeline_row(timeline, video, fps=fps, question=question, notes=notes, where=uid)
             if row is not None:
-                truth = {"goal": timeline.goal, "timeline": [list(step) for step in timeline.steps]}
-                yield split, {"task": "ego4d_goalstep", "truth": truth, **row}
+                yield split, {"task": "ego4d_goalstep", **row}
     if not count:
         raise ValueError(f"'{path}' has no list `videos` with entries: give a file of GoalStep.")
 
