@@ -4,6 +4,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import asdict
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -22,6 +23,7 @@ from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
 from videollm_mod.train.tasks.lta import ActionFinder, edit_distances
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.tasks.table import make_table
+from videollm_mod.train.teacher_forcing import Turn
 
 
 QUESTION = "Which action is it?"
@@ -39,7 +41,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def runner(model, processor):
-    return Runner(model, processor)
+    return Runner(model, processor, stream_options={"max_new_tokens": 6})
 
 
 def ask(count, *, at=0.0, question=QUESTION, seed=0, **keys):
@@ -131,6 +133,11 @@ def test_frame_features_run_as_their_video_does(runner, model, tmp_path):
     assert runner.answer(features, max_new_tokens=8) == runner.answer(row, max_new_tokens=8)
     assert runner.likelihoods(features, ["A ball."]) == pytest.approx(runner.likelihoods(row, ["A ball."]))
     assert runner.turns(features) == runner.turns(row)
+    for question in ({"time": 1.0}, {}):
+        messages = [{"role": "user", "content": QUESTION, **question}, *row["messages"][1:]]
+        one, two = runner.stream_all([{**features, "messages": messages}, {**row, "messages": messages}])
+        assert [(e.time, e.role, e.text) for e in one] == [(e.time, e.role, e.text) for e in two]
+        assert {e.role for e in one} == {"user", "assistant"}
 
 
 def test_a_prompt_beyond_the_context_names_its_row(runner):
@@ -392,6 +399,53 @@ def test_lta_writes_the_submission_of_a_test_split(tmp_path):
         "abc_7": {"verb": [[1] * 20] + [[0] * 20] * 4, "noun": [[1] * 20] + [[3] * 20] * 4}
     }
     assert task.score(rows[:1], predictions[:1], WORDS) == {}
+
+
+# --------------------------------------------------------------------------------------------------------- narration
+
+
+def narrated(*replies, **keys):
+    """A row with an instruction, and replies (time, text)."""
+    asked = {"role": "user", "content": "Narrate.", "time": 0.0}
+    told = [{"role": "assistant", "content": text, "time": time} for time, text in replies]
+    return {"id": str(keys), "messages": [asked, *told], **keys}
+
+
+def test_narration_has_lives_measures_and_those_of_its_own_history():
+    turn = Turn(
+        losses=[0.0, 0.0], labels=[5, 2], predictions=[5, 2], speaks=[False, True], is_decided=True, num_frames=2
+    )
+    rows = [
+        narrated((0.0, "You sit."), (2.0, "You stand."), (4.0, "You walk."), video="a.mp4", end=5.0),
+        # Another annotator of the same video. The reply at 9 s is outside of the first row.
+        narrated((3.0, "You jump."), (9.0, "You fall."), video="a.mp4", end=9.0),
+    ]
+    predictions = [
+        {"turns": [asdict(turn)], "replies": [{"time": 2.5, "text": "You stand."}]},
+        {"turns": [], "replies": []},
+    ]
+    found = find_task("narration").score(rows, predictions, {"fps": 2.0})
+    assert (found["lm_ppl"], found["time_diff"], found["fluency"], found["lm_correctness"]) == (1.0, 0.0, 1.0, 1.0)
+    # The reply at 0 s answers the instruction, so that of 2 + 2 true events one is told, 0.5 s late.
+    assert (found["event_precision"], found["event_recall"], found["event_delay"]) == (1.0, 1 / 4, 0.5)
+    # Segments of the first row: told (0, 3); true (0, 2), (2, 4) and, by the other annotator, (0, 3). Its best IoU is
+    # 1. Of the true ones (0, 2) and (0, 3) overlap it by 2/3 and 1, and (2, 4) by 1/4. The second row tells nothing.
+    assert found["temporal_precision"] == pytest.approx((1 + 0) / 2)
+    assert found["temporal_recall"] == pytest.approx((2 / 3 + 0) / 2)
+    assert found["redundant_rate_token_f1"] == 0.0 and found["missing_rate_token_f1"] == 3 / 4
+    assert find_task("ego4d_narration").papers["VideoLLM-MoD"]["time_diff"] == 2.04
+
+
+def test_narration_predicts_turns_and_replies_of_any_row(runner):
+    rows = [ask(5, question="Narrate.", seed=3), ask(8, at=1.0, question="Narrate.", seed=4)]
+    task = find_task("narration")
+    assert all(map(task.wants, rows)) and not find_task("ego4d_narration").wants(rows[0])
+    predictions = json.loads(json.dumps(task.predict_all(runner, rows)))
+    for row, prediction in zip(rows, predictions, strict=True):
+        assert [Turn(**turn) for turn in prediction["turns"]] == runner.turns(row)
+        spoken = [event for event in runner.stream(row) if event.interval_probability is not None]
+        assert prediction["replies"] == [{"time": event.time, "text": event.text} for event in spoken] != []
+    assert task.score(rows, predictions, {})["lm_ppl"] > 1
 
 
 # --------------------------------------------------------------------------------------------------------- Ego4D NLQ

@@ -8,16 +8,19 @@ Measures are event F1, answer accuracy, correct silence, and the delay of events
 
 import gc
 import math
+import time as clock
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from videollm_mod.serving import StreamingEngine
+from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import naming, read_clip
 from videollm_mod.train.teacher_forcing import evaluate_metric
 from videollm_mod.video_reading_videollm_mod import VideoReader
@@ -41,7 +44,11 @@ def stream_example(
         The session's events, and the number of frames.
     """
     session = model.stream(processor, fps=fps, **options, **_system_prompt(example))
-    for _ in _show(session, example, fps):
+    if example.get("frame_features") is None:
+        stream, frames = session, _read(example, fps)
+    else:
+        stream, frames = _FeatureStream(session), _read_features(model, processor, example, fps)
+    for _ in _show(stream, example, frames):
         pass
     session.close()
     return session.events, session.num_frames
@@ -62,14 +69,15 @@ def stream_examples(
     The results are the same as one by one. When one example ends, the next begins. Videos are read while they play.
 
     An example gets a separate session if the engine would forget a part of it. This is so if its video exceeds the
-    language model's context or has an unknown length, or if its text exceeds the memory of an engine's stream. All
-    examples get their own sessions with `batch_size=1`, with an option for memory or tokens (`cache`, `max_frames`,
-    `max_text_tokens`, `streamer`), and if the model is sharded or spread over several devices.
+    language model's context or has an unknown length, or if its text exceeds the memory of an engine's stream. It also
+    gets one if it has frame features. All examples get their own sessions with `batch_size=1`, with an option for
+    memory or tokens (`cache`, `max_frames`, `max_text_tokens`, `streamer`), and if the model is sharded or spread over
+    several devices.
 
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
-        examples (iterable of `dict`): Rows with `messages` and `video`.
+        examples (iterable of `dict`): Rows with `messages` and `video` or `frame_features`.
         fps (`float`, *optional*, defaults to 2.0): Frames per second.
         batch_size (`int`, *optional*, defaults to 8): Number of examples to stream at a time.
         options: Options of [`StreamingSession`].
@@ -147,7 +155,7 @@ class _SharedStreaming:
     def _open(self, example: dict[str, Any], count: int) -> None:
         options = {**self.options, **_system_prompt(example)}
         stream = self.engine.open(fps=self.fps, max_frames=count, max_text_tokens=_TEXT_TOKENS, **options)
-        self.playing[stream] = (example, _show(stream, example, self.fps))
+        self.playing[stream] = (example, _show(stream, example, _read(example, self.fps)))
 
     def _advance(self) -> Iterator[tuple[dict[str, Any], list[Any], int]]:
         """Push the next frame of each stream that is ready for it; yield the results of streams that ended."""
@@ -173,7 +181,10 @@ def _can_share(model: Any, options: dict[str, Any]) -> bool:
 
 def _most_frames(example: dict[str, Any], fps: float) -> float:
     """Return the largest number of frames that a clip may have, or infinity if its length is unknown."""
-    video, start, end = example["video"], example.get("start") or 0.0, example.get("end")
+    video, start, end = example.get("video"), example.get("start") or 0.0, example.get("end")
+    if video is None:
+        # An engine takes frames, not their features.
+        return math.inf
     if not isinstance(video, (str, Path)):
         return len(video) if isinstance(video, Sized) else math.inf
     if end is None:
@@ -182,13 +193,26 @@ def _most_frames(example: dict[str, Any], fps: float) -> float:
     return math.inf if end == math.inf else math.ceil((end - start) * fps) + 1
 
 
-def _show(stream: Any, example: dict[str, Any], fps: float) -> Iterator[None]:
+class _FeatureStream:
+    """A session that is given the features of frames in place of frames."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.ask = session, session.ask
+
+    def push(self, features: torch.Tensor, *, time: float) -> None:
+        """Add the features (features, width) of a frame. The next question or the end runs the model."""
+        # The session checks times together with frames.
+        self.session.sample(torch.empty(1, 0, *(self.session.model.frame_size or (0, 0))), time)
+        self.session.receive(features, time, clock.perf_counter())
+
+
+def _show(stream: Any, example: dict[str, Any], frames: Iterable[tuple[float, Any]]) -> Iterator[None]:
     """Push the frames of an example into a session or an engine's stream, one by one, and ask the user's questions."""
     messages = example["messages"]
     asked = [message for message in messages if message["role"] == "user"]
     leading = [message for message in asked if message.get("time") is None]
     asked = asked[len(leading) :]
-    for time, picture in _read(example, fps):
+    for time, picture in frames:
         for message in leading:
             # Only a question with an earlier time comes before the first frame.
             stream.ask(message["content"], time=time - 1, reply_now=False)
@@ -208,6 +232,17 @@ def _show(stream: Any, example: dict[str, Any], fps: float) -> Iterator[None]:
 def _read(example: dict[str, Any], fps: float) -> Iterator[tuple[float, Any]]:
     with naming(example):
         yield from read_clip(example, fps=fps)
+
+
+def _read_features(
+    model: Any, processor: Any, example: dict[str, Any], fps: float
+) -> Iterator[tuple[float, torch.Tensor]]:
+    with naming(example):
+        collator = StreamCollator(processor, fps, frame_feature_shape=model.config.frame_feature_shape)
+        features = collator.read_features(example)
+    start = example.get("start") or 0.0
+    for index, feature in enumerate(features):
+        yield start + index / fps, feature.to(model.device)
 
 
 def _comes_after_reply(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:

@@ -23,6 +23,8 @@ from videollm_mod.train.tasks.saving import Predictions, fingerprint, save_resul
 
 
 Key = tuple[str, str, str]
+# Frames and frame features within a row.
+_FRAMES = (np.ndarray, torch.Tensor, bytes)
 
 
 @dataclass
@@ -32,7 +34,7 @@ class TaskRows:
 
     Args:
         task ([`Task`]): The task.
-        rows (`list[dict]`): The rows, without arrays of frames.
+        rows (`list[dict]`): The rows, without frames and frame features.
         places (`list[int]`): Their indices in the data.
         keys (`list[tuple]`): Task, id and fingerprint of each.
     """
@@ -71,7 +73,11 @@ def choose_rows(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[T
     chosen = [TaskRows(task, [], [], []) for task in tasks]
     found: set[str] = set()
     for place in range(len(rows)):
-        row = {name: value for name, value in rows[place].items() if not isinstance(value, (np.ndarray, torch.Tensor))}
+        row = {
+            name: value
+            for name, value in rows[place].items()
+            if not isinstance(value, (np.ndarray, torch.Tensor, bytes))
+        }
         found |= {row["task"]} if row.get("task") else set()
         for each in chosen:
             if each.task.wants(row):

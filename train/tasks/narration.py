@@ -1,0 +1,120 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Narration: LIVE's measures on the true history, and measures of narrations on the model's own history."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from videollm_mod.train.tasks import Task
+from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.teacher_forcing import Turn, evaluate_metric, score_turns
+
+
+_LIVE = ("lm_ppl", "time_diff", "fluency", "lm_correctness")
+# Ego4D: VideoLLM-online (arXiv 2406.11816) and VideoLLM-MoD (arXiv 2408.16730). Ego-Exo4D: LION-FS, on models of 8B.
+_PAPERS = {
+    "ego4d_narration": {
+        "VideoLLM-online 7B-v1": (2.43, 2.32, 0.426, 0.423),
+        "VideoLLM-online 8B-v1+": (2.40, 2.05, 0.453, 0.490),
+        "VideoLLM-MoD": (2.41, 2.04, 0.452, 0.489),
+    },
+    "ego_exo4d_atomic": {
+        "no routing, by LION-FS": (2.25, 0.67, 0.381, 0.480),
+        "interleaved, by LION-FS": (2.16, 0.74, 0.365, 0.470),
+    },
+}
+
+
+class Narration(Task):
+    """
+    Narrations of a stream, with the replies of the row as truth.
+
+    On the true history: LIVE's `lm_ppl`, `time_diff`, `fluency` and `lm_correctness`, and the two variants of
+    [`score_turns`]. On the model's own history: `event_precision`, `event_recall`, `event_f1` and `event_delay` of the
+    metric `stream_events`; FlowNar's `temporal_*`, `meteor_stem`, `rouge_l` and `cider` of `narration_segments`; and
+    the rates of `dialogue_matching` with the similarity of words.
+
+    A reply that answers the user at once is left out of the latter, because the user chose its time. For FlowNar's
+    measures, rows of the same video are annotators of one another where their times overlap.
+    """
+
+    official_note = "LIVE evaluates without an interval threshold: give --interval_threshold 0 for its measures."
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.papers = {
+            model: dict(zip(_LIVE, figures, strict=True)) for model, figures in _PAPERS.get(name, {}).items()
+        }
+
+    def wants(self, row: dict[str, Any]) -> bool:
+        """Return whether a row belongs to this task. `narration` takes all rows."""
+        return self.name in ("narration", row.get("task"))
+
+    def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the turns on the true history, and what the model says in the stream."""
+        return self.predict_all(runner, [row])[0]
+
+    def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the predictions of several rows."""
+        return [
+            {
+                "turns": [asdict(turn) for turn in runner.turns(row)],
+                "replies": [
+                    {"time": event.time, "text": event.text}
+                    for event in events
+                    if event.role == "assistant" and event.interval_probability is not None
+                ],
+            }
+            for row, events in zip(rows, runner.stream_all(rows), strict=True)
+        ]
+
+    def score(
+        self,
+        rows: Sequence[dict[str, Any]],
+        predictions: Sequence[dict[str, Any]],
+        about: dict[str, Any],
+        official: bool = False,  # noqa: ARG002
+    ) -> dict[str, float]:
+        """Return all measures. Times are on the grid of `about["fps"]`, or of 2 frames per second."""
+        fps = about.get("fps", 2.0)
+        dialogues = [[Turn(**turn) for turn in prediction["turns"]] for prediction in predictions]
+        told = [prediction["replies"] for prediction in predictions]
+        true = [_told(row) for row in rows]
+        starts = [row.get("start") or 0.0 for row in rows]
+        passes = _passes(rows, true)
+        scores = score_turns(dialogues, fps=fps)
+        scores |= evaluate_metric("stream_events").compute(predictions=told, references=true)
+        scores |= evaluate_metric("narration_segments").compute(
+            predictions=told, references=passes, starts=starts, fps=fps
+        )
+        return scores | evaluate_metric("dialogue_matching").compute(
+            predictions=told, references=true, similarity="token_f1", fps=fps
+        )
+
+
+def _told(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return time and text of the replies that nobody asked for at their own time."""
+    messages = row["messages"]
+    return [
+        {"time": float(message["time"]), "text": message["content"]}
+        for message, before in zip(messages, [{}, *messages], strict=False)
+        if message["role"] == "assistant" and (before.get("role") != "user" or before.get("time") != message["time"])
+    ]
+
+
+def _passes(rows: Sequence[dict[str, Any]], true: Sequence[list[dict[str, Any]]]) -> list[list[list[dict[str, Any]]]]:
+    """Return the narrations of each row, then those of other rows of its video, as far as they lie in the row."""
+    groups: dict[Any, list[int]] = {}
+    sources = [[row.get(name) for name in ("video", "frame_features")] for row in rows]
+    names = [next((x for x in two if isinstance(x, str)), index) for index, two in enumerate(sources)]
+    for index, name in enumerate(names):
+        groups.setdefault(name, []).append(index)
+    passes = []
+    for index, row in enumerate(rows):
+        start, end = row.get("start") or 0.0, math.inf if row.get("end") is None else row["end"]
+        others = [other for other in groups[names[index]] if other != index]
+        inside = [[told for told in true[other] if start <= told["time"] <= end] for other in others]
+        passes.append([true[index], *inside])
+    return passes
