@@ -471,8 +471,15 @@ def test_faults_of_queries_are_counted(tmp_path, videos):
         {"video_uid": 3},
     ]
     rows, counts, _ = convert(Ego4D, save(tmp_path, "nlq_val.json", {"videos": entries}), videos)
-    assert [row["truth"]["query"] for _, row in rows] == ["what did i put in the “box”?", "reaches out?", "cut?"]
-    assert [(row["start"], row["end"]) for _, row in rows] == [(0.0, 18.0), (0.0, 18.0), (0.0, LAST / 2)]
+    assert [row["truth"]["query"] for _, row in rows] == [
+        "what did i put in the “box”?",
+        "reaches out?",
+        "too short?",
+        "cut?",
+    ]
+    assert [(row["start"], row["end"]) for _, row in rows] == [*[(0.0, 18.0)] * 3, (0.0, LAST / 2)]
+    # A window within a frame ends at the next.
+    assert [time for time, *_ in said(rows[2][1])] == [None, 3.5, 4.0]
     assert counts == {
         "there is no query": 2,
         "spaces around or within the query: removed": 1,
@@ -481,8 +488,6 @@ def test_faults_of_queries_are_counted(tmp_path, videos):
         "there is no time": 2,
         "the window lies outside its clip": 1,
         "the window reaches outside its clip: cut": 1,
-        "the window has no frame of its own": 1,
-        "no window is left": 1,
         "the entry is not an object": 1,
         "a time before the video: moved to its start": 1,
         "there is no video file": 1,

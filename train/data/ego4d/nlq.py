@@ -8,7 +8,6 @@ overlapping windows of one query but loses the result; here the merged window is
 answers in words, so a row cannot ask later and be answered from memory.
 """
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,18 +16,7 @@ from typing import Any
 from videollm_mod.train.data.converters import Notes, Video, Videos
 from videollm_mod.train.data.dialogues import ceil_frame, clamp, clip, to_text
 from videollm_mod.train.data.json_streams import read_values, take_span
-
-
-# Ways to ask, in our words. The id of a row chooses one.
-QUESTIONS = (
-    'Tell me when the part of the video begins that answers "{query}", and when it ends.',
-    'Watch for what "{query}" asks about. Say when it starts and when it ends.',
-    'I look for "{query}". Mark its start and its end.',
-    'Find the moment in the video that belongs to the query "{query}".',
-    'Let me know once the video shows what "{query}" is about, and once that is over.',
-)
-STARTS = 'The video related to the query "{query}" starts.'
-ENDS = 'The video related to the query "{query}" ends.'
+from videollm_mod.train.data.moments import ask_for_moment, to_moment_replies
 
 
 @dataclass
@@ -177,26 +165,15 @@ def nlq_row(query: Query, video: Video, *, fps: float, split: str, notes: Notes)
     if end > last + 1:
         notes.mended(query.id, "clips.video_end_sec", "after the end of the video: cut there")
     first, end = clamp(first, last), clamp(end, last)
-    messages: list[dict[str, Any]] = []
-    before = first - 1
-    for window in query.windows:
-        start, stop = (clamp(ceil_frame(time, fps), end) for time in window)
-        start = max(start, before + 1)
-        if stop <= start:
-            notes.leave_out(query.id, "windows", "the window has no frame of its own")
-            continue
-        for frame, text in ((start, STARTS), (stop, ENDS)):
-            content = text.format(query=query.text)
-            messages.append({"role": "assistant", "content": content, "time": frame / fps})
-        before = stop
+    messages = to_moment_replies(query.text, query.windows, fps=fps, first=first, last=end)
     if not messages and split != "test":
         notes.leave_out(query.id, "windows", "no window is left")
         return None
-    question = QUESTIONS[zlib.crc32(query.id.encode()) % len(QUESTIONS)].format(query=query.text)
     truth = {"query": query.text, "windows": [list(window) for window in query.windows], "clip": list(query.clip)}
     row = {"id": query.id, "task": "ego4d_nlq", "truth": truth, "video": str(video.path)}
-    span = clip(first, before if split == "train" else end, fps)
-    return {**row, **span, "messages": [{"role": "user", "content": question}, *messages]}
+    span = clip(first, round(messages[-1]["time"] * fps) if split == "train" else end, fps)
+    question = {"role": "user", "content": ask_for_moment(query.text, query.id)}
+    return {**row, **span, "messages": [question, *messages]}
 
 
 def convert_nlq(
