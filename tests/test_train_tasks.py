@@ -3,6 +3,7 @@
 """Evaluation tasks: how rows run, how predictions are saved and resumed, the table, and scores computed by hand."""
 
 import json
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -14,10 +15,14 @@ from programs import run_main
 from safetensors.torch import save_file
 from tiny import random_features, random_frames, tiny_model, tiny_processor, write_clip
 
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.train import evaluation
 from videollm_mod.train.arguments import run
+from videollm_mod.train.data import prepare
+from videollm_mod.train.data.converters import CONVERTERS, find_converter
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.sources import DataSource
+from videollm_mod.train.data.timed_messages import load_timed_messages
 from videollm_mod.train.tasks import TASKS, Task, choose_tasks, find_task
 from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
 from videollm_mod.train.tasks.lta import ActionFinder, edit_distances
@@ -475,50 +480,85 @@ def test_nlq_windows_are_those_that_the_model_spoke():
     assert score("ego4d_nlq", [({"windows": [], "clip": [0.0, 9.0]}, spoken)]) == {}
 
 
+# -------------------------------------------------------------------------------------------------------- the command
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A prepared folder of five rows about three videos, and a checkpoint."""
+    """A checkpoint, and an annotation file of our own in COIN's layout that `prepare.py` prepared."""
     folder = tmp_path_factory.mktemp("prepared")
-    tiny_model(mod_layers="all").save_pretrained(folder / "model")
-    tiny_processor().save_pretrained(folder / "model")
-    rows = []
-    for index, label in enumerate(STEPS["labels"]["coin_step"]):
-        write_clip(folder / f"v{index % 3}.mp4", random_frames(20, seed=index % 3))
-        messages = [{"role": "user", "content": "Which step is it?", "time": 0.5}]
-        messages.append({"role": "assistant", "content": f"{label.capitalize()}.", "time": 1.5})
-        clip = {"video": f"v{index % 3}.mp4", "start": 0.5, "end": 1.5, "messages": messages}
-        rows.append({"id": f"v{index}/step", "task": "coin_step", "truth": {"label": label}, **clip})
-    (folder / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    about = {"source": "coin", "tasks": ["coin_step"], "license": "made", "fps": 2.0, **STEPS}
-    (folder / "about.json").write_text(json.dumps(about))
+    model, processor = tiny_model(mod_layers="all"), tiny_processor()
+    # So that replies end soon.
+    model.lm_head.weight.data[processor.end_of_reply_id] *= 20
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    database = {}
+    for index, steps in enumerate([STEPS["labels"]["coin_step"][:4], STEPS["labels"]["coin_step"][2:]]):
+        write_clip(folder / f"v{index}.mp4", random_frames(50, seed=index))
+        times = [{"id": "1", "segment": [k, k + 1.0], "label": label} for k, label in enumerate(steps)]
+        about = {"duration": 5.0, "class": "WashCar", "start": 0.0, "end": 4.0, "subset": "testing"}
+        database[f"v{index}"] = {**about, "annotation": times}
+    # A video that nobody has is part of the dictionary.
+    lost = [{"id": "1", "segment": [0, 1], "label": "drive home"}]
+    database["lost"] = {"class": "DriveCar", "subset": "training", "annotation": lost}
+    (folder / "COIN.json").write_text(json.dumps({"database": database}))
+    paths = ("--annotations", folder / "COIN.json", "--videos", folder, "--out", folder / "out")
+    done = run_main(prepare.main, "coin", *paths, program="prepare.py")
+    assert done.returncode == 0, done.stderr
     return folder
 
 
 def command(folder, *arguments):
     """Run `train/evaluation.py` on the prepared folder."""
     types = (DataSource, evaluation.EvaluationArguments)
-    given = ("--checkpoint", folder / "model", "--dataset", folder, *arguments)
+    given = ("--checkpoint", folder / "model", "--dataset", folder / "out", *arguments)
     return run_main(lambda: run(evaluation.main, *types), *given, folder=folder)
 
 
-def test_the_command_evaluates_a_prepared_folder_and_goes_on_where_it_stopped(prepared, tmp_path):
+def test_prepared_annotations_are_evaluated_by_one_command(prepared, tmp_path):
     done = command(prepared, "--task", "coin", "--out", tmp_path / "results")
     assert done.returncode == 0, done.stderr
-    accuracy = "| coin_step | accuracy        |"
-    line = next(line for line in done.stdout.splitlines() if line.startswith(accuracy))
+    line = next(
+        line for line in done.stdout.splitlines() if line.startswith("| coin_step          | accuracy        |")
+    )
     assert [cell.strip() for cell in line.split("|")[4:-1]] == ["0.598", "0.631", "0.634"]
     assert done.stdout.endswith(f"wrote {tmp_path / 'results'}\n")
-    saved = (tmp_path / "results" / "predictions-0.jsonl").read_text().splitlines()
-    assert [json.loads(line)["id"] for line in saved] == [f"v{index}/step" for index in range(5)]
     results = json.loads((tmp_path / "results" / "results.json").read_text())
-    assert results["tasks"]["coin_step"]["rows"] == 5 and results["settings"]["fps"] == 2.0
+    counts = {name: result["rows"] for name, result in results["tasks"].items()}
+    # Four and three steps, all of them but the last of a video, and two videos.
+    expected = {"step": 7, "task": 2, "next": 5, "procedure": 5, "taskprocedure": 5}
+    assert counts == {f"coin_{name}": count for name, count in expected.items()}
+    saved = [json.loads(line) for line in (tmp_path / "results" / "predictions-0.jsonl").read_text().splitlines()]
+    assert Counter(line["task"] for line in saved) == counts
+    # The reply is that of `generate` to the question before the frames, and the dictionary has all labels.
+    row = load_timed_messages(prepared / "out", "test")[0]
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(prepared / "model").eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(prepared / "model")
+    question = {"role": "user", "content": row["messages"][0]["content"]}
+    assert row["id"] == saved[0]["id"] == "v0/0/step" and "time" not in row["messages"][0]
+    turns = [question, {"role": "stream", "num_frames": 3}]
+    inputs = processor(turns, row["video"], end=1.0, add_generation_prompt=True)
+    out = model.generate(**inputs, max_new_tokens=512, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert saved[0]["prediction"] == {"text": processor.tokenizer.decode(out, skip_special_tokens=True).strip()}
+    about = json.loads((prepared / "out" / "about.json").read_text())
+    assert "drive home" in about["labels"]["coin_step"] and about["labels"]["coin_task"] == ["drive car", "wash car"]
+
+
+def test_another_run_of_the_command_scores_only_or_is_refused(prepared, tmp_path):
+    assert command(prepared, "--task", "coin_task", "--out", tmp_path).returncode == 0
     # The model is not loaded if only the scorer differs.
     with patch.object(evaluation, "_load", side_effect=AssertionError):
-        again = command(prepared, "--task", "coin_step", "--out", tmp_path / "results", "--official")
+        again = command(prepared, "--task", "coin_task", "--out", tmp_path, "--official")
     assert again.returncode == 0 and "the published scorer" in again.stdout
-    other = command(prepared, "--task", "coin_step", "--out", tmp_path / "results", "--max_new_tokens", 3)
+    other = command(prepared, "--task", "coin_task", "--out", tmp_path, "--max_new_tokens", 3)
     assert other.returncode == 1
     assert "(max_new_tokens was 100, now 3). Give another --out, or delete it." in other.stderr
+
+
+def test_every_prepared_task_can_be_evaluated():
+    names = {f"{source}_{task}" for source in CONVERTERS for task in find_converter(source).tasks}
+    assert names - TASKS.keys() == set()
+    assert all(find_task(name).name == name for name in TASKS)
 
 
 def test_mistakes_of_the_command_are_one_line(prepared):
