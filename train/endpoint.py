@@ -12,7 +12,7 @@ from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 from videollm_mod.train.reply_cache import Reply, ReplyCache
 
 
-class EndpointError(RuntimeError):
+class EndpointError(OSError):
     """The endpoint gave no reply. The message says why in one line."""
 
 

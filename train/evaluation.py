@@ -32,6 +32,7 @@ from videollm_mod.train.arguments import run
 from videollm_mod.train.card import add_results
 from videollm_mod.train.data.faults import FaultyRowError, RowRecord, row_record
 from videollm_mod.train.data.sources import DataSource, load_split
+from videollm_mod.train.judging import SIMILARITIES, Judge
 from videollm_mod.train.streaming_evaluation import free_streaming
 from videollm_mod.train.tasks import choose_tasks
 from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
@@ -103,6 +104,10 @@ class EvaluationArguments:
             that is named after the checkpoint, the data and the split.
         official (`bool`, *optional*, defaults to `False`): Score tasks as the published scorers do, with their
             weaknesses.
+        judge (`str`, *optional*, defaults to `"token_f1"`): Judge of free text, for tasks that need one: `"exact"`,
+            `"token_f1"`, `"sentence"` (an encoder), or `"endpoint"`: the language model `judge_model` behind the
+            OpenAI-compatible address `judge_url`. Its replies are kept in the folder of results.
+        judge_url, judge_model (`str`, *optional*): Address and name of the judge.
     """
 
     checkpoint: str = field(metadata={"help": "The model: a folder or a Hub id."})
@@ -125,11 +130,20 @@ class EvaluationArguments:
     task: str | None = field(default=None, metadata={"help": "Tasks, separated by commas, or the data's source."})
     out: str | None = field(default=None, metadata={"help": "Folder for the predictions and results of tasks."})
     official: bool = field(default=False, metadata={"help": "Score tasks as the published scorers do."})
+    judge: str = field(
+        default="token_f1",
+        metadata={"help": "Judge of free text, for tasks that need one.", "choices": [*SIMILARITIES, "endpoint"]},
+    )
+    judge_url: str | None = field(default=None, metadata={"help": "Address of --judge endpoint, OpenAI-compatible."})
+    judge_model: str | None = field(default=None, metadata={"help": "Model of --judge endpoint."})
 
     def __post_init__(self) -> None:
         check_checkpoint(self.checkpoint)
         if self.task is None and (self.official or self.out is not None):
             raise ValueError(f"--{'official' if self.official else 'out'} is for tasks: give --task too.")
+        named = (self.judge_url is not None, self.judge_model is not None)
+        if named != ((self.judge == "endpoint"),) * 2:
+            raise ValueError("--judge endpoint, --judge_url and --judge_model go together.")
 
     def options(self) -> dict[str, Any]:
         """Return the options of [`measure_checkpoint`]."""
@@ -188,10 +202,13 @@ def run_tasks(
             raise ValueError(
                 f"the rows are prepared for {about['fps']:g} frames per second: give --fps {about['fps']:g}."
             )
+        tasks = choose_tasks(arguments.task, about)
+        for task in tasks:
+            task.judge = _make_judge(arguments, out)
         results = evaluate_tasks(
             make_runner,
             rows,
-            choose_tasks(arguments.task, about),
+            tasks,
             about,
             out=out,
             settings=_settings(source, arguments),
@@ -201,11 +218,21 @@ def run_tasks(
         )
     except FaultyRowError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"--task {arguments.task}: {error}") from None
     if accelerator.is_main_process:
         print(f"{make_table(results)}\nwrote {out}")
     return {f"{task} {name}": value for task, result in results.items() for name, value in result["scores"].items()}
+
+
+def _make_judge(arguments: EvaluationArguments, out: Path) -> str | Judge:
+    if arguments.judge != "endpoint":
+        return arguments.judge
+    # The client takes a second to import.
+    from videollm_mod.train.endpoint import Endpoint
+    from videollm_mod.train.endpoint_judge import EndpointJudge
+
+    return EndpointJudge(Endpoint(arguments.judge_url, arguments.judge_model, cache=out / "judge"))
 
 
 def _settings(source: DataSource, arguments: EvaluationArguments) -> dict[str, Any]:

@@ -104,6 +104,8 @@ CONVERTERS: dict[str, str | type[Converter]] = {
     "ego_exo4d": "videollm_mod.train.data.ego_exo4d:EgoExo4D",
     "qvhighlights": "videollm_mod.train.data.moment_queries:QvHighlights",
     "youcook2": "videollm_mod.train.data.dense_captions:YouCook2",
+    "ovo_bench": "videollm_mod.train.data.ovo_bench:OVOBench",
+    "streaming_bench": "videollm_mod.train.data.streaming_bench:StreamingBench",
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 
 if TYPE_CHECKING:
+    from videollm_mod.train.judging import Judge
     from videollm_mod.train.tasks.running import Runner
 
 
@@ -26,6 +27,9 @@ class Task:
         official_note (`str`): One sentence that says how the published scorer differs from the default. It is empty
             if they agree.
 
+    Attributes:
+        judge (`str` or [`Judge`]): Judge of free text, for the tasks that need one.
+
     Args:
         name (`str`): The name in [`TASKS`]. One class may score several tasks.
     """
@@ -35,6 +39,7 @@ class Task:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.judge: str | Judge = "token_f1"
 
     def wants(self, row: dict[str, Any]) -> bool:
         """Return whether a row belongs to this task."""
@@ -111,7 +116,14 @@ TASKS: dict[str, str | type[Task]] = {
     "ego_exo4d_keystep": "videollm_mod.train.tasks.keystep:EgoExo4DKeystep",
     "ego_exo4d_keystep_stream": "videollm_mod.train.tasks.narration:Narration",
     "narration": "videollm_mod.train.tasks.narration:Narration",
+    "ovo_bench": "videollm_mod.train.tasks.ovo_bench:OVOBench",
+    "proactive": "videollm_mod.train.tasks.proactive:Proactive",
     "qvhighlights_moments": "videollm_mod.train.tasks.dense_captions:Moments",
+    "streaming_bench_omni": "videollm_mod.train.tasks.streaming_bench:Choices",
+    "streaming_bench_proactive": "videollm_mod.train.tasks.streaming_bench:PolledOutput",
+    "streaming_bench_proactive_native": "videollm_mod.train.tasks.streaming_bench:NativeOutput",
+    "streaming_bench_real": "videollm_mod.train.tasks.streaming_bench:Choices",
+    "streaming_bench_sqa": "videollm_mod.train.tasks.streaming_bench:Choices",
     "youcook2_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
 }
 

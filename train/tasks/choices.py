@@ -1,0 +1,54 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Read what a free reply chose: an option, a number, or yes or no."""
+
+import re
+from collections.abc import Sequence
+
+from videollm_mod.train.data.choices import LETTERS
+from videollm_mod.train.text_scores import split_words
+
+
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+
+def read_letter(reply: str, options: Sequence[str]) -> str | None:
+    """
+    Return the letter of the option that a reply chose, or `None` if it is unclear.
+
+    The reply may be an option's text. Otherwise it may have one letter that stands alone, such as "B", "(B)" or "The
+    answer is B."; the article in "A red car" is none. Otherwise it may contain the text of one option.
+
+    Args:
+        reply (`str`): What the model said.
+        options (sequence of `str`): Texts of the options, without letters.
+    """
+    words, texts = split_words(reply), [split_words(option) for option in options]
+    if not words:
+        return None
+    equal = [letter for letter, text in zip(LETTERS, texts, strict=False) if text == words]
+    alone = set(re.findall(r"(?<![\w'])([A-Z])(?![\w'])(?!\s+[a-z])", reply))
+    named = sorted(alone & set(LETTERS[: len(options)]))
+    within = [letter for letter, text in zip(LETTERS, texts, strict=False) if text and contains(words, text)]
+    for found in (equal, named, within):
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def contains(words: Sequence[str], part: Sequence[str]) -> bool:
+    """Return whether words contain others one after another."""
+    return any(list(words[k : k + len(part)]) == list(part) for k in range(len(words) - len(part) + 1))
+
+
+def read_number(reply: str) -> int | None:
+    """Return the only number in a reply, in digits or as a word up to twelve, or `None`."""
+    found = {int(number) for number in re.findall(r"\d+", reply)}
+    found |= {_NUMBERS.index(word) for word in split_words(reply) if word in _NUMBERS}
+    return found.pop() if len(found) == 1 else None
+
+
+def read_yes(reply: str) -> bool | None:
+    """Return whether a reply says yes, or `None` if it says neither or both of yes and no."""
+    found = {word for word in split_words(reply) if word in ("yes", "no")}
+    return found == {"yes"} if len(found) == 1 else None
