@@ -219,6 +219,8 @@ def test_replies_choose_options_numbers_and_yes_or_no():
         "A red car.": "A",
         "A. a red car": "A",
         "A dog": None,
+        "A because it waits": "A",
+        "B shows it": "B",
         "I see that a blue car waits": "B",
         "A or B": None,
         "D": None,

@@ -10,6 +10,8 @@ from videollm_mod.train.text_scores import split_words
 
 
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+# A capital letter that stands alone. "A" before another word is the article.
+_ALONE = re.compile(r"(?<![\w'])(?:A(?!\s+(?!(?:or|and|is|because|since)\b)[a-z])|[B-Z])(?![\w'])")
 
 
 def read_letter(reply: str, options: Sequence[str]) -> str | None:
@@ -27,8 +29,7 @@ def read_letter(reply: str, options: Sequence[str]) -> str | None:
     if not words:
         return None
     equal = [letter for letter, text in zip(LETTERS, texts, strict=False) if text == words]
-    alone = set(re.findall(r"(?<![\w'])([A-Z])(?![\w'])(?!\s+[a-z])", reply))
-    named = sorted(alone & set(LETTERS[: len(options)]))
+    named = sorted(set(_ALONE.findall(reply)) & set(LETTERS[: len(options)]))
     within = [letter for letter, text in zip(LETTERS, texts, strict=False) if text and contains(words, text)]
     for found in (equal, named, within):
         if found:

@@ -162,9 +162,8 @@ def _poll(session: Any, time: float, poll: str, question: str, found: dict[str, 
     """Ask whether it is time, and at the first yes for the output."""
     text = _ask(session, poll)
     found["polls"].append({"time": time, "text": text})
-    for rule, says_yes in _YES.items():
-        if rule not in found["outputs"] and says_yes(text):
-            found["outputs"][rule] = _ask(session, question)
+    if heard := [rule for rule, says_yes in _YES.items() if rule not in found["outputs"] and says_yes(text)]:
+        found["outputs"] |= dict.fromkeys(heard, _ask(session, question))
 
 
 def _ask(session: Any, question: str) -> str:
