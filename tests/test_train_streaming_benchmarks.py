@@ -18,6 +18,7 @@ from videollm_mod.train.tasks import find_task
 from videollm_mod.train.tasks.choices import read_letter, read_number, read_yes
 from videollm_mod.train.tasks.proactive import find_spans
 from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.tasks.streaming_bench import POLL
 
 
 OVO = [
@@ -396,6 +397,15 @@ def test_a_tiny_model_runs_all_of_them(videos, tmp_path):
         (found,) = task.predict_all(runner, [row])
         scores = task.score([row], [json.loads(json.dumps(found))], {})
         assert scores and all(value >= 0 for value in scores.values())
+        if name == "streaming_bench_proactive":
+            polls = {poll["time"]: poll["text"] for poll in found["polls"]}
+    # A poll of the stream is a question after the clip up to its moment.
+    asks = POLL.format(question='Output "3".', output="3")
+    for time in (2.0, 4.0):
+        messages = [{"role": role, "content": asks, "time": time - 0.5} for role in ("user", "assistant")]
+        assert runner.answer({**row, "end": time - 0.5, "messages": messages}, max_new_tokens=32) == [
+            polls[time].strip()
+        ]
     rows, _ = convert("ovo_bench", OVO, videos, tmp_path, "ovo_bench_new.json")
     task, rows = find_task("ovo_bench"), [rows["7"], rows["9_0"]]
     found = task.predict_all(runner, rows)

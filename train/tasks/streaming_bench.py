@@ -17,7 +17,7 @@ from videollm_mod.train.text_scores import split_words
 
 # Seconds by which an output may be early or late.
 TOLERANCE = 2.0
-_POLL = '{question} Is it now time to say "{output}"? Reply yes or no only.'
+POLL = '{question} Is it now time to say "{output}"? Reply yes or no only.'
 
 
 class Choices(Task):
@@ -82,7 +82,7 @@ class PolledOutput(Task):
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
         """Return each poll until the first yes, by the word and by the published rule, and the outputs."""
         truth, question = row["truth"], row["messages"][0]["content"]
-        poll = _POLL.format(question=question, output=truth["output"])
+        poll = POLL.format(question=question, output=truth["output"])
         due = [truth["asked"] + second for second in range(1, int(truth["time"] - truth["asked"]) + PATIENCE + 1)]
         session = runner.model.stream(runner.processor, fps=runner.fps, speak=_never, max_new_tokens=32)
         found: dict[str, Any] = {"polls": [], "outputs": {}}
