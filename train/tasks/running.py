@@ -3,7 +3,7 @@
 """Run a model on rows of timed messages: answer, score candidates, stream, and predict turns."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -16,6 +16,23 @@ from videollm_mod.train.teacher_forcing import Turn, predict_turns
 
 # Frames that are encoded at once.
 _FRAMES_TOGETHER = 64
+# A dialogue with stream messages, and the features (frames, features, width) of its frames.
+Prompt: TypeAlias = tuple[list[dict[str, Any]], torch.Tensor]
+
+
+class Likelihood(NamedTuple):
+    """
+    How likely a text is as a reply.
+
+    Attributes:
+        total (`float`): Sum of the log-probabilities of its tokens, with the token that ends a reply.
+        num_tokens (`int`): Number of these tokens.
+        is_greedy (`bool`): Whether each of them is the most likely one.
+    """
+
+    total: float
+    num_tokens: int
+    is_greedy: bool
 
 
 class Runner:
@@ -72,12 +89,19 @@ class Runner:
         options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "num_return": num_return}
         return self.answer_all([row], **options)[0]
 
-    @torch.no_grad()
     def answer_all(
         self, rows: Sequence[dict[str, Any]], *, max_new_tokens: int = 512, num_beams: int = 1, num_return: int = 1
     ) -> list[list[str]]:
         """Return the replies to several rows, which run as one batch. See [`Runner.answer`]."""
-        turns, features = zip(*(self._prompt(row) for row in rows), strict=True)
+        options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "num_return": num_return}
+        return self.answer_prompts([self._prompt(row) for row in rows], **options)
+
+    @torch.no_grad()
+    def answer_prompts(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 512, num_beams: int = 1, num_return: int = 1
+    ) -> list[list[str]]:
+        """Return the replies to several prompts, which run as one batch. See [`Runner.answer`]."""
+        turns, features = zip(*prompts, strict=True)
         inputs = self.processor(
             list(turns), frame_features=list(features), add_generation_prompt=True, padding_side="left"
         )
@@ -99,7 +123,6 @@ class Runner:
         texts = [text.strip() for text in tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)]
         return [texts[begin : begin + num_return] for begin in range(0, len(texts), num_return)]
 
-    @torch.no_grad()
     def likelihoods(self, row: dict[str, Any], candidates: Sequence[str], *, per_token: bool = False) -> list[float]:
         """
         Return how likely each candidate is as the reply to a row.
@@ -114,24 +137,30 @@ class Runner:
         Returns:
             `list[float]`: Sum of the log-probabilities of each candidate's tokens, with the token that ends a reply.
         """
-        turns, features = self._prompt(row)
-        prompt = self._tokenize(turns, add_generation_prompt=True)
+        found = self.score_prompt(self._prompt(row), candidates)
+        return [each.total / (each.num_tokens if per_token else 1) for each in found]
+
+    @torch.no_grad()
+    def score_prompt(self, prompt: Prompt, candidates: Sequence[str]) -> list[Likelihood]:
+        """Return how likely each candidate is as the reply to a prompt. See [`Runner.likelihoods`]."""
+        turns, features = prompt
+        opening = self._tokenize(turns, add_generation_prompt=True)
         full = [self._tokenize([*turns, {"role": "assistant", "content": text}]) for text in candidates]
         # A tokenizer may merge the end of the prompt with the reply.
-        begins = [_shared_length(prompt, ids) for ids in full]
+        begins = [_shared_length(opening, ids) for ids in full]
         shared = min(begins, default=0)
         if not full:
             return []
         cache, device = self.model.new_cache(), self.model.device
         head = self.model(
-            input_ids=torch.tensor([prompt[:shared]], device=device),
+            input_ids=torch.tensor([opening[:shared]], device=device),
             frame_features=features[None],
             num_frames=[len(features)],
             cache=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[0]
-        sums = []
+        found = []
         for ids, begin in zip(full, begins, strict=True):
             logits = head
             if (more := len(ids) - 1 - shared) > 0:
@@ -139,9 +168,10 @@ class Runner:
                 logits = torch.cat([head, self.model(input_ids=part, cache=cache, use_cache=True).logits[0]])
                 cache.crop(-more, num_frames=0)
             reply = torch.tensor(ids[begin:], device=device)
-            chosen = logits[begin - shared :].float().log_softmax(dim=-1).gather(1, reply[:, None])
-            sums.append(float(chosen.sum()) / (len(reply) if per_token else 1))
-        return sums
+            scores = logits[begin - shared :].float().log_softmax(dim=-1)
+            total = float(scores.gather(1, reply[:, None]).sum())
+            found.append(Likelihood(total, len(reply), bool((scores.argmax(dim=-1) == reply).all())))
+        return found
 
     def stream(self, row: dict[str, Any], **options: Any) -> list[Any]:
         """
@@ -172,18 +202,31 @@ class Runner:
         options = {"fps": self.fps, "interval_threshold": self.interval_threshold}
         return predict_turns(self.model, self.processor, row, **options)
 
-    def _prompt(self, row: dict[str, Any]) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    def _prompt(self, row: dict[str, Any]) -> Prompt:
         """Return the dialogue before the last reply, and the features (frames, features, width) of all frames."""
         with naming(row):
             features = self._features(row)
             messages = before_reply(row["messages"])
             options = {"fps": self.fps, "start": row.get("start") or 0.0}
             turns = self.processor.to_stream_turns(messages, len(features), **options)
-            if turns[0]["role"] != "system":
-                turns = [{"role": "system", "content": self.processor.system_prompt}, *turns]
-            length = len(self._tokenize(turns, add_generation_prompt=True))
-            if length > (context := self.model.config.text_config.max_position_embeddings):
-                raise ValueError(f"the prompt has {length:,} tokens, and the model reads at most {context:,}.")
+            return self.make_prompt(turns, features)
+
+    def make_prompt(self, turns: list[dict[str, Any]], features: torch.Tensor) -> Prompt:
+        """
+        Return a prompt, with the system prompt if it has none.
+
+        Args:
+            turns (`list[dict]`): A dialogue with stream messages.
+            features (`torch.Tensor` of shape `(frames, features, width)`): Features of its frames.
+
+        Raises:
+            `ValueError`: If it is longer than the model's context.
+        """
+        if turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": self.processor.system_prompt}, *turns]
+        length = len(self._tokenize(turns, add_generation_prompt=True))
+        if length > (context := self.model.config.text_config.max_position_embeddings):
+            raise ValueError(f"the prompt has {length:,} tokens, and the model reads at most {context:,}.")
         return turns, features
 
     def _features(self, row: dict[str, Any]) -> torch.Tensor:
