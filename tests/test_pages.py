@@ -66,6 +66,8 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
         text = page.read_text(encoding="utf-8")
         assert weights == "weights: 16.7 GB, encoding a frame: 0.384 TFLOP" and "0.384 TFLOP per frame" in text
         assert rows == [line.strip() for line in text.splitlines() if re.match(r" *\| \d", line)]
+    if page.name == "evaluation.md":
+        assert printed == "".join(blocks(page, "text"))
     if page.name == "models.md":
         text = page.read_text(encoding="utf-8")
         assert printed.splitlines() == re.findall(r"^\| [^|`]*\d+[BM] \| \d.*\|$", text, flags=re.MULTILINE)
