@@ -18,12 +18,11 @@ from typing import Any, ClassVar
 
 from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, read_json
 from videollm_mod.train.data.dense_captions import find_files, split_of
-from videollm_mod.train.data.dialogues import ceil_frame, clamp, clip, to_number, to_text
+from videollm_mod.train.data.dialogues import ceil_frame, clamp, clip, heard_message, to_number, to_text
 
 
 QUESTION = "{} Guide me: give me one step at a time."
 NEXT = "Done. What is the next step?"
-SPEAKER = 'The speaker says: "{}"'
 BUTTONS = " In my picture: {}."
 # A line of script.txt: "0:00:05-0:00:09 Press the power button."
 _STAMP = re.compile(r"(\d+):(\d+):(\d+)-(\d+):(\d+):(\d+)\s+(.*)")
@@ -95,8 +94,7 @@ class Aqtc(Converter):
             ask = QUESTION.format(question) if index == 0 else NEXT
             step["ask"] = ask + describe_buttons(step, places.get(step["image"], {}))
         lines = read_script(folder / "script.txt", where, notes) if self.script else []
-        frames = [(clamp(ceil_frame(end, self.fps), last), text) for end, text in lines]
-        said = [{"role": "user", "content": SPEAKER.format(text), "time": frame / self.fps} for frame, text in frames]
+        said = [heard_message(text, clamp(ceil_frame(end, self.fps), last), self.fps) for end, text in lines]
         truth = {"folder": name, "question": question, "steps": steps}
         messages = [{"role": "user", "content": steps[0]["ask"]}, *said, *guide(steps, last / self.fps)]
         about = {"id": where, "task": "aqtc_guidance", "video": str(video.path)}

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from videollm_mod.outputs import write_text
 from videollm_mod.train.data.dialogues import last_frame
 from videollm_mod.train.data.faults import UNREADABLE, FaultyRowError
+from videollm_mod.train.data.json_rows import parse_row
 from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
@@ -103,6 +104,7 @@ CONVERTERS: dict[str, str | type[Converter]] = {
     "ego4d": "videollm_mod.train.data.ego4d.converter:Ego4D",
     "ego_exo4d": "videollm_mod.train.data.ego_exo4d:EgoExo4D",
     "qvhighlights": "videollm_mod.train.data.moment_queries:QvHighlights",
+    "vript": "videollm_mod.train.data.vript:Vript",
     "youcook2": "videollm_mod.train.data.dense_captions:YouCook2",
     "ovo_bench": "videollm_mod.train.data.ovo_bench:OVOBench",
     "streaming_bench": "videollm_mod.train.data.streaming_bench:StreamingBench",
@@ -326,6 +328,23 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"'{path}', line {error.lineno}, column {error.colno}: not JSON: {error.msg}.") from None
     except RecursionError:
         raise ValueError(f"'{path}': lists and objects are nested too deeply.") from None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """
+    Yield the place and the row of each line of a file of JSON lines, `None` for a line that is no object.
+
+    Raises:
+        `OSError`: If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path.name}, line {number}"
+                try:
+                    yield where, parse_row(line, where)
+                except FaultyRowError:
+                    yield where, None
 
 
 def find_file(annotations: Path, *names: str) -> Path:

@@ -94,6 +94,11 @@ def question_messages(question: str, answer: str, last: int, fps: float) -> list
     ]
 
 
+def heard_message(text: str, frame: int, fps: float) -> dict[str, Any]:
+    """Return what a speaker in the video says, as a message of the user: the model has no ears. The words are ours."""
+    return {"role": "user", "content": f'The speaker says: "{text}"', "time": frame / fps}
+
+
 def place_replies(
     replies: Iterable[tuple[float, str]], last: int, fps: float, notes: "Notes", where: str, field: str
 ) -> list[tuple[int, str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from videollm_mod.train.data.converters import Converter, Notes, Videos
+from videollm_mod.train.data.converters import Converter, Notes, Videos, read_json_lines
 from videollm_mod.train.data.dense_captions import annotated_length, find_files, is_shown, read_window, split_of
 from videollm_mod.train.data.dialogues import clip, to_number, to_text
 from videollm_mod.train.data.faults import FaultyRowError
@@ -125,13 +125,11 @@ def _read_scores(query: Query, notes: Notes) -> dict[str, Any]:
 
 def _read_lines(path: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a file of JSON lines, and the place of each."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                if line.strip():
-                    yield f"{path.name}, line {number}", parse_row(line, path.name)
-            except FaultyRowError:
-                notes.leave_out(f"{path.name}, line {number}", "", "is no JSON object")
+    for where, row in read_json_lines(path):
+        if row is None:
+            notes.leave_out(where, "", "is no JSON object")
+        else:
+            yield where, row
 
 
 def _first_line(path: Path) -> str:

@@ -124,6 +124,7 @@ TASKS: dict[str, str | type[Task]] = {
     "streaming_bench_proactive_native": "videollm_mod.train.tasks.streaming_bench:NativeOutput",
     "streaming_bench_real": "videollm_mod.train.tasks.streaming_bench:Choices",
     "streaming_bench_sqa": "videollm_mod.train.tasks.streaming_bench:Choices",
+    "vript_scenes": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
     "youcook2_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
 }
 
