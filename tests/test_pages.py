@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
+from ego_annotations import write_ego_downloads
 from endpoints import scripted_endpoint
 from hub import Hub
 from programs import run_main
@@ -136,6 +137,7 @@ def test_commands_of_page_run(page, hub, tmp_path):
     (tmp_path / "your.jsonl").write_text(json.dumps({"video": "talk.mp4", "messages": messages}) + "\n")
     steps = [{"role": "assistant", "content": text, "time": time} for time, text in enumerate(("Wait.", "Look up."))]
     (tmp_path / "steps.jsonl").write_text(json.dumps({"video": "talk.mp4", "messages": steps}) + "\n")
+    write_ego_downloads(tmp_path, tmp_path / "video.mp4")
     for name, part in (("BASE", "language"), ("ADAPTER", "adapter")):
         (tmp_path / name).symlink_to(hub.folder / part)
     with hub.server.used_here(tmp_path / "home"), scripted_endpoint(complete_lines) as (endpoint, _):

@@ -19,6 +19,10 @@ from videollm_mod.train.data.json_streams import read_values, take_span
 from videollm_mod.train.data.moments import ask_for_moment, to_moment_replies
 
 
+# Seconds that a window may reach outside its clip without a note.
+_TOUCH = 0.01
+
+
 @dataclass
 class Query:
     """
@@ -145,10 +149,6 @@ def _add_query(
         queries[clip_uid, text] = Query(name, text, span)
 
 
-# Seconds that a window may reach outside its clip without a note.
-_TOUCH = 0.01
-
-
 def nlq_row(query: Query, video: Video, *, fps: float, split: str, notes: Notes) -> dict[str, Any] | None:
     """
     Return the row of a query, or `None` if none of its windows has a frame.
@@ -165,11 +165,14 @@ def nlq_row(query: Query, video: Video, *, fps: float, split: str, notes: Notes)
     if end > last + 1:
         notes.mended(query.id, "clips.video_end_sec", "after the end of the video: cut there")
     first, end = clamp(first, last), clamp(end, last)
-    messages = to_moment_replies(query.text, query.windows, fps=fps, first=first, last=end)
+    windows = [window for window in query.windows if ceil_frame(window[0], fps) <= last]
+    for _ in range(len(query.windows) - len(windows)):
+        notes.leave_out(query.id, "windows", "a window after the end of the video")
+    messages = to_moment_replies(query.text, windows, fps=fps, first=first, last=end)
     if not messages and split != "test":
         notes.leave_out(query.id, "windows", "no window is left")
         return None
-    truth = {"query": query.text, "windows": [list(window) for window in query.windows], "clip": list(query.clip)}
+    truth = {"query": query.text, "windows": [list(window) for window in windows], "clip": list(query.clip)}
     row = {"id": query.id, "task": "ego4d_nlq", "truth": truth, "video": str(video.path)}
     span = clip(first, round(messages[-1]["time"] * fps) if split == "train" else end, fps)
     question = {"role": "user", "content": ask_for_moment(query.text, query.id)}
