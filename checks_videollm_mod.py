@@ -64,6 +64,13 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     return count
 
 
+def check_normalized(pixels: Any) -> Any:
+    """Return the pixel values of frames. Raises `ValueError` for bytes, which `normalize_frames` has not seen."""
+    if not pixels.is_floating_point():
+        raise ValueError(f"Frames must be normalised, got {pixels.dtype}: call `processor.normalize_frames` first.")
+    return pixels
+
+
 def check_text(name: str, text: Any) -> str:
     """Return a text. Raises `ValueError` for other values, and for a lone surrogate, which no tokenizer reads."""
     if not isinstance(text, str):
@@ -80,4 +87,4 @@ def _in_one_line(value: Any) -> str:
     return " ".join(reprlib.repr(value).split())
 
 
-__all__ = ["MOST_FPS", "check_count", "check_fps", "check_number", "check_seconds", "check_text"]
+__all__ = ["MOST_FPS", "check_count", "check_fps", "check_normalized", "check_number", "check_seconds", "check_text"]

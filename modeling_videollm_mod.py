@@ -23,7 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_available, logging
 
 from .cache_videollm_mod import CACHE_NAME, KeyRotation, TokenRun, VideoLLMMoDCache, one_cache
-from .checks_videollm_mod import check_count
+from .checks_videollm_mod import check_count, check_normalized
 from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model, height_and_width
 from .generation_videollm_mod import VideoLLMMoDGenerationMixin
 from .routers_videollm_mod import ROUTERS
@@ -215,10 +215,10 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         *`config.frame_feature_shape`): the pooled token first, then the grid row by row.
 
         Raises:
-            `ValueError`: If the encoder has no pooled token, or frames have another size than the connector needs.
+            `ValueError`: If frames are not normalised or of a wrong size, or the encoder has no pooled token.
         """
         encoder, layer = self.base_model.vision_encoder, self.config.vision_feature_layer
-        leading = pixel_values_videos.shape[:-3]
+        leading = check_normalized(pixel_values_videos).shape[:-3]
         pixel_values = pixel_values_videos.flatten(0, -4).to(encoder.dtype)
         options = {"output_hidden_states": layer is not None}
         outputs, grid = _run_encoder(encoder, pixel_values, self.config.frame_size, **options)

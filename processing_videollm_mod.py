@@ -243,8 +243,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Turn timed messages into messages with stream turns between them.
 
         Frame i is at `start + i / fps`. A message follows the first frame at or after its time. At most one reply,
-        question and answer follow one frame: later ones replace earlier ones, as in VideoLLM-online. A system message
-        and user messages that begin the dialogue without a `time` come before the first frame.
+        question and answer follow one frame: later ones replace earlier ones, as in VideoLLM-online. A system message,
+        user messages and replies with `learn=False` that begin the dialogue without a `time` come before all frames.
 
         Args:
             messages (`list[dict]`): Messages with `role`, `content` and `time` in seconds, in order of time.
@@ -272,14 +272,15 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         for index, message in enumerate(messages):
             message = dict(message)
             time, role = message.pop("time", None), message.get("role")
-            is_leading = is_leading and time is None and role == "user" or role == "system" and index == 0
+            may_lead = role == "user" or message.get("learn") is False
+            is_leading = is_leading and time is None and may_lead or role == "system" and index == 0
             if is_leading:
                 turns.append(message)
                 continue
             if time is None:
                 raise ValueError(
-                    f"Message {index} has no `time`. Only the system's and user's messages at the beginning may have "
-                    "none: they come before the first frame."
+                    f"Message {index} has no `time`. Only the system's and user's messages at the beginning, and "
+                    "replies there with `learn=False`, may have none: they come before the first frame."
                 )
             time = check_seconds(f"messages[{index}].time", time)
             if not last_time <= time:

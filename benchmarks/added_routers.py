@@ -26,7 +26,7 @@ from transformers import AutoProcessor
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
-from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.collator import StreamCollator, normalize_pixels
 from videollm_mod.train.data.world.clip import WORLDS
 from videollm_mod.train.data.world.rows import streamworld_dataset
 
@@ -73,7 +73,8 @@ def main() -> None:
 
 def make_batches(options: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
     """Return one batch of generated clips per step."""
-    collator = StreamCollator(AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True))
+    processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
+    collator = StreamCollator(processor)
     size = options.batch_size
     clips = streamworld_dataset(
         num_clips=options.steps * size,
@@ -81,7 +82,8 @@ def make_batches(options: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
         kinds={"narrate": 1.0},
         world=WORLDS["tiny"],
     )
-    return [collator([clips[i] for i in range(begin, begin + size)]) for begin in range(0, len(clips), size)]
+    batches = [collator([clips[i] for i in range(begin, begin + size)]) for begin in range(0, len(clips), size)]
+    return [normalize_pixels(batch, processor) for batch in batches]
 
 
 def with_changes(

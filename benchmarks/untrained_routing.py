@@ -42,7 +42,7 @@ from transformers import AutoProcessor
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
-from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.collator import StreamCollator, normalize_pixels
 from videollm_mod.train.data.streamworld import StreamWorld
 from videollm_mod.train.streaming_evaluation import free_streaming
 
@@ -130,6 +130,7 @@ def at_full_compute(
         count = 8 * min(20, options.steps - begin)
         clips = source.load("train", num_clips=count, first_clip=options.first_clip + 8 * begin)
         batches = [collator([clips[i] for i in range(k, k + 8)]) for k in range(0, count, 8)]
+        batches = [normalize_pixels(batch, processor) for batch in batches]
         losses += train(full, batches, learning_rate=2e-4)
     if losses:
         print(f"loss of the last steps: {statistics.mean(losses[-20:]):.3f}, of the first: {losses[0]:.3f}")

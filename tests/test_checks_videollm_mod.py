@@ -91,7 +91,6 @@ def test_every_call_refuses_what_is_no_number(parts, wrong):
         lambda: list(processor.read_video(frames, fps=wrong)),
         lambda: list(processor.sample_every(frames, wrong)),
         lambda: processor(dialogue, frames, fps=wrong),
-        lambda: processor([{**dialogue[0], "time": wrong}, {**dialogue[0], "time": 0.5}], frames),
         lambda: session.push(frames[:1], time=[wrong]),
         lambda: list(model.narrate(processor, [(0.0, frames[0]), (wrong, frames[1])])),
     ]
@@ -105,6 +104,7 @@ def test_every_call_refuses_what_is_no_number(parts, wrong):
             lambda: list(model.narrate(processor, frames, end=wrong)),
             lambda: list(processor.read_video(frames, end=wrong)),
             lambda: processor(dialogue, frames, end=wrong),
+            lambda: processor([{**dialogue[0], "time": wrong}, {**dialogue[0], "time": 0.5}], frames),
         ]
     for index, call in enumerate(calls):
         with pytest.raises(ValueError) as caught:

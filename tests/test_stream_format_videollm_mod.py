@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 from engines import said
-from tiny import SCHEMES, random_frames
+from tiny import SCHEMES, random_frames, training_batch
 from torch.testing import assert_close
 from transformers import AutoProcessor
 from turns import SPECIAL, recording, turn_model, turn_processor
@@ -353,7 +353,7 @@ def test_a_few_steps_of_training_lower_the_loss(name):
             for augmented in [collator._read(rows[0])[0]]
         ]
         assert times in ([[]], [[frame / 2 for frame in range(12)]]) and bool(times[0]) == (name == "smolvlm")
-    batch = StreamCollator(processor, fps=2)(rows)
+    batch = training_batch(processor, rows, fps=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(6):

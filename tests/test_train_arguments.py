@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
@@ -190,14 +191,16 @@ def test_a_new_source_is_one_line_in_the_registry(monkeypatch, capsys):
         def load(self, split, *, num_clips, first_clip=0):
             if self.upto < 1:
                 raise ValueError("`upto` must be at least 1.")
-            rows = range(first_clip, first_clip + num_clips)
-            return Dataset.from_dict({"messages": [[split, str(row % self.upto)] for row in rows]})
+            told = [f"{split} {row % self.upto}" for row in range(first_clip, first_clip + num_clips)]
+            messages = [[{"role": "assistant", "content": text, "time": 0.5}] for text in told]
+            return Dataset.from_dict({"messages": messages, "video": [np.zeros((2, 4, 4, 3))] * num_clips})
 
     monkeypatch.setitem(sources.SOURCES, "counting", Counting)
     command = ["sft.py", "--dataset", "counting", "--upto", "5", "--num_clips", "7", "--validate_only"]
     monkeypatch.setattr(sys, "argv", command)
     sft.main(*parse(ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments))
-    assert "counting: 7 rows to train on, no fault found" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "counting: 7 rows to train on, no fault found\n7 windows, 14 frames, 0.00 hours of video" in said
     monkeypatch.setattr(sys, "argv", ["encode.py", *command[1:], "--checkpoint", str(ROOT), "--output_dir", "unused"])
     encode.main(*parse(RowArguments, DataSource, encode.EncodeArguments))
     assert "counting: 7 rows to encode, no fault found" in capsys.readouterr().out and not Path("unused").exists()

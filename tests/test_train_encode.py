@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import random_frames, tiny_model, tiny_processor, write_clip
+from tiny import random_frames, tiny_model, tiny_processor, training_batch, write_clip
 
 from videollm_mod.train import encode
 from videollm_mod.train.arguments import RowArguments
@@ -84,10 +85,10 @@ def test_a_model_trains_on_the_features_that_its_connector_reads(rows, tmp_path)
         model = tiny_model(**options, **GRID, mod_keep_ratio=1.0)
         made = encode_rows(rows, tmp_path, model, processor)
         names += [row["frame_features"] for row in made]
-        collate = StreamCollator(processor, frame_feature_shape=model.config.frame_feature_shape)
-        encoded = collate([made[0] | {"frame_features": str(tmp_path / made[0]["frame_features"])}])
+        read = partial(training_batch, processor, frame_feature_shape=model.config.frame_feature_shape)
+        encoded = read([made[0] | {"frame_features": str(tmp_path / made[0]["frame_features"])}])
         assert encoded["frame_features"].shape[2:] == model.config.frame_feature_shape
-        torch.testing.assert_close(model(**encoded).loss, model(**collate([rows[0]])).loss)
+        torch.testing.assert_close(model(**encoded).loss, model(**read([rows[0]])).loss)
     assert len(set(names)) == 2 * len(CONNECTED)
     with pytest.raises(FaultyRowError, match="4 features of width 64 per frame, but the model reads 16 features"):
         StreamCollator(processor, frame_feature_shape=(16, 16))(

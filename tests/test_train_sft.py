@@ -34,6 +34,7 @@ from tiny import (
     tiny_text_config,
     tiny_tokenizer,
     tiny_vision_config,
+    training_batch,
     write_clip,
     write_noisy_clip,
 )
@@ -87,12 +88,12 @@ def test_a_new_model_fits_its_tokenizer():
 def test_collator_needs_no_mask():
     processor, model = new_processor()
     rows = list(streamworld_dataset(num_clips=3, world=WORLDS["small"]))
-    batch = StreamCollator(processor)(rows)
+    batch = training_batch(processor, rows)
     assert "attention_mask" not in batch and batch["position_ids"].shape == batch["input_ids"].shape
     assert batch["num_frames"].tolist() == [len(row["video"]) for row in rows]
     with torch.no_grad():
         together = model.eval()(**batch).loss
-        parts = [model(**StreamCollator(processor)([row])) for row in rows]
+        parts = [model(**training_batch(processor, [row])) for row in rows]
         counts = [int((StreamCollator(processor)([row])["labels"][:, 1:] >= 0).sum()) for row in rows]
     mean = sum(p.loss * n for p, n in zip(parts, counts, strict=True)) / sum(counts)
     assert together == pytest.approx(float(mean), rel=1e-4)
@@ -244,7 +245,8 @@ def test_faulty_rows_are_left_out_and_listed_at_the_end(faulty):
 
 def test_checks_of_all_frames_find_what_training_would(faulty, capsys):
     def check(**options):
-        sft.main(ScriptArguments(skip_faulty=True, **options), TimedMessages(str(faulty)), None, None)
+        script, training = ScriptArguments(skip_faulty=True, **options), StreamingSFTConfig(str(faulty / "out"))
+        sft.main(script, TimedMessages(str(faulty)), training, ModelArguments())
         return capsys.readouterr()
 
     assert f"{faulty}: 3 rows to train on, 1 left out" in check(validate_only="quick").out
@@ -708,11 +710,10 @@ def test_training_on_encoded_features_equals_training_on_video(tmp_path):
 
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(EMBEDDED)
     processor = VideoLLMMoDProcessor.from_pretrained(EMBEDDED, trust_remote_code=True)
-    collate = StreamCollator(processor)
     videos, features = load_timed_messages(tmp_path), load_timed_messages(tmp_path / "out")
     assert list(find_faults(features)) == []
     for index in range(2):
-        watched, encoded = collate([videos[index]]), collate([features[index]])
+        watched, encoded = (training_batch(processor, [rows[index]]) for rows in (videos, features))
         assert torch.equal(watched["labels"], encoded["labels"]) and "pixel_values_videos" not in encoded
         torch.testing.assert_close(model(**encoded).loss, model(**watched).loss)
     with pytest.raises(ValueError, match="has features at 2 frames per second, but `fps` is 4"):

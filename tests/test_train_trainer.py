@@ -9,14 +9,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from tiny import random_features, random_frames, tiny_model, tiny_processor
+from tiny import random_features, random_frames, tiny_model, tiny_processor, training_batch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerControl, TrainerState, get_cosine_schedule_with_warmup
 from trl import SFTConfig, SFTTrainer
 
 from videollm_mod.train import callbacks
 from videollm_mod.train.callbacks import KeepRatioWarmup, TimeLimit
-from videollm_mod.train.collator import StreamCollator, augment_replies
+from videollm_mod.train.collator import StreamCollator, augment_replies, normalize_pixels
 from videollm_mod.train.teacher_forcing import teacher_forced
 from videollm_mod.train.trainer import StreamingSFTTrainer, _join_lora
 
@@ -85,16 +85,23 @@ def gradients(trainer):
     return kept
 
 
+class Plain(SFTTrainer):
+    """TRL's trainer, which does not know that pixels come as uint8."""
+
+    def _prepare_inputs(self, inputs):
+        return normalize_pixels(super()._prepare_inputs(inputs), self.processing_class)
+
+
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_the_trainers_loss_equals_the_models(tmp_path, weight):
     model = tiny_model(text_overrides={"tie_word_embeddings": False}, stream_loss_weight=weight)
-    batch = StreamCollator(tiny_processor())(ROWS)
+    batch = training_batch(tiny_processor(), ROWS)
     expected = model.train()(**batch, use_cache=False).loss.item()
     trainer = new_trainer(tmp_path, model=model)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
     if weight != 1:
-        plain = new_trainer(tmp_path, model=model, cls=SFTTrainer)
+        plain = new_trainer(tmp_path, model=model, cls=Plain)
         plain.train()
         assert plain.state.log_history[0]["loss"] != pytest.approx(expected, rel=1e-2)
 
@@ -151,7 +158,7 @@ def test_an_adapter_on_the_head_trains_as_in_the_model(tmp_path):
             # These weights start at zero, where an adapter has no effect.
             torch.nn.init.normal_(parameter, std=0.1)
     assert type(adapted.get_base_model().lm_head).__module__.startswith("peft")
-    loss = adapted.train()(**StreamCollator(tiny_processor())(ROWS), use_cache=False).loss
+    loss = adapted.train()(**training_batch(tiny_processor(), ROWS), use_cache=False).loss
     loss.backward()
     expected = {name: p.grad.clone() for name, p in adapted.named_parameters() if p.requires_grad}
     adapted.zero_grad()
@@ -188,7 +195,7 @@ def test_other_adapters_on_the_head_are_refused(tmp_path):
 
 def test_prediction_returns_the_loss_and_logits(tmp_path):
     trainer = new_trainer(tmp_path, per_device_eval_batch_size=4)
-    batch = StreamCollator(tiny_processor())(ROWS)
+    batch = training_batch(tiny_processor(), ROWS)
     with pytest.warns(FutureWarning, match="return_outputs"):
         loss, logits, labels = trainer.prediction_step(trainer.model.eval(), dict(batch), prediction_loss_only=False)
     assert loss == pytest.approx(trainer.model(**batch).loss.item(), rel=1e-5)
@@ -210,7 +217,7 @@ def test_the_trainer_logs_routing_and_streaming(tmp_path):
     assert logs["kept_share/layer_1"] == 0.2 and logs["kept_share/layer_3"] == 0.2 and "kept_share/layer_0" not in logs
     assert logs["router_score_std"] > 0 and logs["router_score_std/layer_1"] != logs["router_score_std/layer_3"]
     assert logs["frames_per_second"] > 0 and logs["peak_memory_gb"] > 0.01
-    batch = StreamCollator(tiny_processor())(ROWS)
+    batch = training_batch(tiny_processor(), ROWS)
     with torch.no_grad():
         logits = trainer.model.eval()(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
     labels, at_frame = batch["labels"][:, 1:], batch["input_ids"][:, :-1] == trainer.model.config.frame_token_id
@@ -250,7 +257,7 @@ def test_rows_without_video_are_measured_and_not_streamed(tmp_path):
     scores = trainer.evaluate()
     assert scores["eval_lm_ppl"] > 1 and "eval_event_f1" not in scores
     with torch.no_grad():
-        videos = [StreamCollator(tiny_processor())([row])["pixel_values_videos"][0] for row in ROWS]
+        videos = [training_batch(tiny_processor(), [row])["pixel_values_videos"][0] for row in ROWS]
         rows = [
             {"messages": row["messages"], "frame_features": trainer.model.encode_frames(pixels)}
             for row, pixels in zip(ROWS, videos, strict=True)
@@ -315,7 +322,7 @@ def test_augmentation_corrupts_replies_and_excludes_them_from_the_loss():
 
 def test_features_train_like_their_video():
     model, processor = tiny_model(), tiny_processor()
-    from_video = StreamCollator(processor)(ROWS[:1])
+    from_video = training_batch(processor, ROWS[:1])
     features = model.model.encode_frames(from_video["pixel_values_videos"])[0].detach()
     from_features = StreamCollator(processor)([{"frame_features": features, "messages": ROWS[0]["messages"]}])
     assert torch.equal(from_features["labels"], from_video["labels"])

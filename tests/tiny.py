@@ -251,6 +251,13 @@ def random_frames(count: int, *, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE
     return np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8)
 
 
+def training_batch(processor: VideoLLMMoDProcessor, rows: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+    """Return rows as the trainer gives them to the model. Options are the collator's."""
+    from videollm_mod.train.collator import StreamCollator, normalize_pixels  # here, since it loads datasets
+
+    return normalize_pixels(StreamCollator(processor, **options)(rows), processor)
+
+
 def write_clip(
     path: Path,
     frames: np.ndarray,

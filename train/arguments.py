@@ -20,6 +20,7 @@ from videollm_mod.routers_videollm_mod import GATES, ROUTERS
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.data.faults import RowRecord
 from videollm_mod.train.data.sources import SOURCES, DataSource, find_source, option_names
+from videollm_mod.train.data.windows import MAX_FRAMES, Windows
 from videollm_mod.train.new_model import layers_of
 
 
@@ -139,6 +140,9 @@ class ScriptArguments(RowArguments):
             does not copy from text.
         keep_ratio_warmup_steps (`int`, *optional*, defaults to 0): Number of steps during which the keep ratio falls
             from 1 to its final value.
+        max_frames (`int`, *optional*, defaults to 1200): Most frames of a row, as in VideoLLM-online. Longer rows, and
+            those with more tokens than `max_length`, are split into windows (see [`Windows`]).
+        window_replies (`int`, *optional*, defaults to 0): Earlier replies that a window begins with, as text.
     """
 
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
@@ -146,6 +150,29 @@ class ScriptArguments(RowArguments):
     num_streamed_clips: int = field(default=8, metadata={"help": "Number of rows to stream at each evaluation."})
     augmentation: float = field(default=0.0, metadata={"help": "Share of replies to corrupt in training."})
     keep_ratio_warmup_steps: int = field(default=0, metadata={"help": "Steps while the keep ratio falls from 1."})
+    max_frames: int = field(default=MAX_FRAMES, metadata={"help": "Most frames of a row; longer ones are split."})
+    window_replies: int = field(default=0, metadata={"help": "Earlier replies that a window begins with, as text."})
+
+    def windows(self, config: Any, processor: Any, *, max_length: int | None = None) -> Windows:
+        """
+        Return what splits long rows for a model.
+
+        Args:
+            config ([`VideoLLMMoDConfig`], *optional*): The model's configuration.
+            processor ([`VideoLLMMoDProcessor`], *optional*): Its processor. Without it, tokens are not counted.
+            max_length (`int`, *optional*): Most tokens of a window. Defaults to the model's context.
+
+        Raises:
+            `SystemExit`: With a message, if a limit is wrong.
+        """
+        context = None if config is None else getattr(config.text_config, "max_position_embeddings", None)
+        if context is not None and (max_length or 0) > context:
+            raise SystemExit(f"error: --max_length {max_length} is more than the model's context, {context} tokens.")
+        try:
+            most = None if processor is None else max_length or context
+            return Windows(processor, self.fps, self.max_frames, most, self.window_replies)
+        except ValueError as error:
+            raise SystemExit(f"error: {str(error).replace('`', '--', 1).replace('`', '', 1)}") from None
 
 
 @dataclass
@@ -215,10 +242,19 @@ class ModelArguments:
             if name is not None:
                 check_checkpoint(name)
 
+    @property
+    def is_given(self) -> bool:
+        """Whether a model is named."""
+        return any((self.checkpoint, self.model_config, self.vision_model, self.language_model))
+
     def base_models(self) -> list[str]:
         """Return the checkpoints that the model is made from."""
         given = (self.checkpoint, self.vision_model, self.language_model)
         return [name for name in given if name is not None]
+
+    def grid(self) -> dict[str, Any]:
+        """Return the grid of pooled tokens for a new model, if it was given."""
+        return {} if self.frame_token_pooled is None else {"frame_token_pooled": self.frame_token_pooled}
 
     def config_fields(self) -> dict[str, Any]:
         """Return the fields of the model's configuration that were given."""
@@ -235,6 +271,8 @@ class StreamingSFTConfig(SFTConfig):
     Args:
         max_minutes (`float`, *optional*): Time for training. If it is too short for all steps, training has fewer
             steps, and the learning rate schedule is shortened to fit.
+        max_length (`int`, *optional*): Most tokens of a window (see [`ScriptArguments`]). Defaults to the model's
+            context, and may not exceed it.
     """
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
@@ -242,6 +280,7 @@ class StreamingSFTConfig(SFTConfig):
     warmup_steps: float = field(default=0.05, metadata={"help": "Number of warm-up steps; below 1, their share."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
     max_minutes: float | None = field(default=None, metadata={"help": "Time for training, in minutes."})
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens of a window. Default: the context."})
 
     def __post_init__(self) -> None:
         if self.bf16 is None and not self.fp16:

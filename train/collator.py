@@ -6,8 +6,9 @@ import gc
 import os
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from transformers import TrainerCallback, TrainerState
 
 from videollm_mod.train.data.faults import FaultyRowError, RowRecord, name_row, naming, read_clip
 from videollm_mod.train.data.feature_files import read_features, read_header
+from videollm_mod.train.data.windows import frame_range
+
+
+# Frames that are decoded and resized at a time.
+_FRAMES_TOGETHER = 32
 
 
 # A forked worker must not free decoders that this process left over: their threads do not exist there.
@@ -31,6 +37,9 @@ class StreamCollator:
     Padding is on the right, where causal attention hides it from the real tokens, so the batch has `position_ids` and
     no attention mask. Every entry is a tensor with a batch dimension, so that a batch can be split by rows. The model
     needs `num_frames` on the host: on a GPU a step waits for them once.
+
+    Pixels stay uint8, a quarter of float32: call [`normalize_pixels`] where the model is. Frames are resized as they
+    are decoded, so that a worker holds them at most twice.
 
     Args:
         processor ([`VideoLLMMoDProcessor`]): Makes tokens, labels and pixels.
@@ -75,13 +84,21 @@ class StreamCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a batch for [`VideoLLMMoDForConditionalGeneration`]."""
-        kind = "frame_features" if examples[0].get("frame_features") is not None else "videos"
         dialogues, frames = zip(*(self._read_or_replace(example) for example in examples), strict=True)
-        batch = self.processor(list(dialogues), **{kind: list(frames)}, return_labels=True, padding_side="right")
+        are_pixels = isinstance(frames[0], _Pixels)
+        if any(isinstance(shown, _Pixels) != are_pixels for shown in frames):
+            raise ValueError("A batch has rows with `video` and with `frame_features`: use one kind in a data set.")
+        # The processor would normalise pixels. It only needs to know how many frames there are.
+        features = [torch.empty(len(shown), 0) for shown in frames] if are_pixels else list(frames)
+        batch = self.processor(list(dialogues), frame_features=features, return_labels=True, padding_side="right")
         mask = batch.pop("attention_mask")
         batch["num_frames"] = torch.tensor([len(shown) for shown in frames])
         batch["position_ids"] = torch.arange(mask.shape[1]).repeat(len(mask), 1)
-        return _pack(batch, mask.bool()) if self.packing else dict(batch)
+        batch = _pack(batch, mask.bool()) if self.packing else dict(batch)
+        if are_pixels:
+            del batch["frame_features"]
+            batch["pixel_values_videos"] = _join_pixels(frames, packing=self.packing)
+        return batch
 
     def _read_or_replace(self, example: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
         """Return the dialogue and the frames of an example, or those of the next row that can be read."""
@@ -115,12 +132,18 @@ class StreamCollator:
         rng = np.random.default_rng((self.seed, int(self.epoch), zlib.crc32(repr(messages).encode())))
         return augment_replies(turns, rng, self.augmentation), shown
 
-    def _frames(self, example: dict[str, Any]) -> Any:
-        if not isinstance(example["video"], (str, Path)):
-            return example["video"]
-        frames = read_clip(example, fps=self.fps, record=self.record)
-        # Resized as they are decoded, so that a clip does not fill the memory.
-        return self.processor.resize_frames(frame for _, frame in frames).permute(0, 2, 3, 1)
+    def _frames(self, example: dict[str, Any]) -> "_Pixels":
+        video = example["video"]
+        if isinstance(video, (str, Path)):
+            video = (frame for _, frame in read_clip(example, fps=self.fps, record=self.record))
+        elif isinstance(video, list):
+            video = iter(video)
+        if not isinstance(video, Iterator):
+            return _Pixels([self.processor.resize_frames(video)])
+        stacks = []
+        while some := list(islice(video, _FRAMES_TOGETHER)):
+            stacks.append(self.processor.resize_frames(some))
+        return _Pixels(stacks or [self.processor.resize_frames([])])
 
     def read_features(self, example: dict[str, Any]) -> torch.Tensor:
         """
@@ -133,10 +156,11 @@ class StreamCollator:
         if not isinstance(source, (str, Path, bytes)):
             return torch.as_tensor(source)
         name = "the row" if isinstance(source, bytes) else f"'{source}'"
-        fps = float(read_header(source)[1].get("fps", self.fps))
+        shape, about = read_header(source)
+        fps = float(about.get("fps", self.fps))
         if fps != self.fps:
             raise ValueError(f"{name} has features at {fps:g} frames per second, but `fps` is {self.fps:g}.")
-        features = read_features(source)
+        features = read_features(source, frame_range(shape[0], about, example, fps=fps))
         if self.frame_feature_shape is not None and features.shape[1:] != self.frame_feature_shape:
             shapes = (features.shape[1:], self.frame_feature_shape)
             found, expected = (f"{count} features of width {width} per frame" for count, width in shapes)
@@ -166,11 +190,67 @@ def _pack(batch: dict[str, Any], real: torch.BoolTensor) -> dict[str, Any]:
     packed = {name: batch[name][real][None] for name in ("input_ids", "labels", "position_ids")}
     packed["seq_idx"] = torch.arange(len(real))[:, None].expand_as(real)[real][None]
     packed["num_frames"] = num_frames.sum()[None]
-    for name in ("pixel_values_videos", "frame_features"):
-        if name in batch:
-            shown = [row[:count] for row, count in zip(batch[name], num_frames, strict=True)]
-            packed[name] = torch.cat(shown)[None]
+    shown = [row[:count] for row, count in zip(batch["frame_features"], num_frames, strict=True)]
+    packed["frame_features"] = torch.cat(shown)[None]
     return packed
+
+
+class _Pixels:
+    """Resized frames of a row, uint8, in stacks (frames, channels, height, width)."""
+
+    def __init__(self, stacks: list[torch.Tensor]) -> None:
+        sizes = {f"{stack.shape[-2]} x {stack.shape[-1]}" for stack in stacks}
+        if len(sizes) > 1:
+            raise ValueError(f"Frames must have one size, got {' and '.join(sorted(sizes))}: set `do_resize=True`.")
+        self.stacks, self.count = stacks, sum(map(len, stacks))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def move_to(self, place: torch.Tensor) -> None:
+        """Copy the frames to a place (frames, channels, height, width), and free them one stack after the other."""
+        begin = 0
+        while self.stacks:
+            stack = self.stacks.pop(0)
+            place[begin : begin + len(stack)] = stack
+            begin += len(stack)
+
+
+def _join_pixels(rows: Sequence[_Pixels], *, packing: bool) -> torch.Tensor:
+    """Return the frames of rows (batch, frames, channels, height, width), padded with zeros, or all in one row."""
+    counts, shape = [len(row) for row in rows], rows[0].stacks[0].shape[1:]
+    size = (1, sum(counts)) if packing else (len(rows), max(counts))
+    joined = torch.zeros(*size, *shape, dtype=torch.uint8)
+    begin = 0
+    for index, row in enumerate(rows):
+        row.move_to(joined[0, begin:] if packing else joined[index])
+        begin += counts[index]
+    return joined
+
+
+def normalize_pixels(
+    batch: dict[str, Any], processor: Any, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """
+    Return a batch of [`StreamCollator`] with normalised pixels, which the model reads.
+
+    Args:
+        batch (`dict`): The batch. One with frame features, or with normalised pixels, stays as it is.
+        processor ([`VideoLLMMoDProcessor`]): Normalises frames.
+        device (`torch.device`, *optional*): Where to do so. Default: where the pixels are.
+        dtype (`torch.dtype`, *optional*): Dtype of the result, such as the vision encoder's. Default: float32.
+    """
+    pixels = batch.get("pixel_values_videos")
+    if pixels is None or pixels.dtype != torch.uint8:
+        return batch
+    pixels = pixels.to(device)
+    normalized = torch.empty(pixels.shape, dtype=dtype or torch.float32, device=pixels.device)
+    # In parts: the library's float32 copies of a long video would not fit.
+    for part, place in zip(
+        pixels.flatten(0, 1).split(_FRAMES_TOGETHER), normalized.flatten(0, 1).split(_FRAMES_TOGETHER), strict=True
+    ):
+        place.copy_(processor.normalize_frames(part))
+    return {**batch, "pixel_values_videos": normalized}
 
 
 def augment_replies(turns: list[dict[str, Any]], rng: np.random.Generator, share: float) -> list[dict[str, Any]]:

@@ -47,12 +47,36 @@ logger = logging.get_logger(__name__)
 _PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
 
 
-def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
-    """Return the model to train and its processor."""
+def plan_model(arguments: "ModelArguments") -> tuple[VideoLLMMoDConfig, Any]:
+    """Return the configuration and the processor of the model to train. No weights are loaded."""
+    _check_choice(arguments)
+    options = arguments.config_fields()
+    if arguments.model_config is not None:
+        return _plan_new_model(arguments.model_config, **options)
+    if arguments.checkpoint is not None:
+        config = VideoLLMMoDConfig.from_pretrained(arguments.checkpoint, **options)
+        return config, AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
+    vision_config = _load_vision_config(arguments.vision_model)
+    return _join_configs(
+        AutoConfig.from_pretrained(arguments.language_model).get_text_config(),
+        vision_config,
+        _new_video_processor(vision_config, _find_image_processor(arguments.vision_model)),
+        AutoTokenizer.from_pretrained(arguments.language_model),
+        {"frame_token_interval": ","},
+        **options | arguments.grid(),
+    )
+
+
+def _check_choice(arguments: "ModelArguments") -> None:
     parts = arguments.vision_model is not None and arguments.language_model is not None
     given = [arguments.checkpoint is not None, arguments.model_config is not None, parts]
     if sum(given) != 1:
         raise SystemExit("Give exactly one of --checkpoint, --model_config, and --vision_model with --language_model.")
+
+
+def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
+    """Return the model to train and its processor."""
+    _check_choice(arguments)
     if arguments.load_in_4bit and arguments.checkpoint is None:
         raise SystemExit(
             "--load_in_4bit needs a --checkpoint: save the new model first, with --max_steps 0 in place of "
@@ -61,11 +85,13 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
     options: dict[str, Any] = arguments.config_fields()
     if arguments.model_config is not None:
         model, processor = new_model(arguments.model_config, seed=seed, **options)
-    elif parts:
-        if arguments.frame_token_pooled is not None:
-            options["frame_token_pooled"] = arguments.frame_token_pooled
+    elif arguments.checkpoint is None:
         model, processor = model_from_parts(
-            arguments.vision_model, arguments.language_model, seed=seed, dtype=arguments.dtype, **options
+            arguments.vision_model,
+            arguments.language_model,
+            seed=seed,
+            dtype=arguments.dtype,
+            **options | arguments.grid(),
         )
     else:
         if arguments.load_in_4bit:
@@ -141,6 +167,17 @@ def new_model(
         seed (`int`, *optional*, defaults to 0): Seed of the weights.
         changes: Fields of [`VideoLLMMoDConfig`] to override.
     """
+    config, processor = _plan_new_model(config_file, **changes)
+    tokenizer = processor.tokenizer
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    set_seed(seed)
+    model = VideoLLMMoDForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, **special)
+    return model, processor
+
+
+def _plan_new_model(config_file: str | Path, **changes: Any) -> tuple[VideoLLMMoDConfig, VideoLLMMoDProcessor]:
+    """Return the configuration and the processor of [`new_model`]."""
     settings = json.loads(Path(config_file).read_text(encoding="utf-8"))
     fields = settings["model"] | changes
     image_size = fields["vision_config"]["image_size"]
@@ -159,10 +196,7 @@ def new_model(
     config = VideoLLMMoDConfig(
         **fields, frame_token_id=processor.frame_token_id, frame_token_interval_id=processor.frame_token_interval_id
     )
-    set_seed(seed)
-    model = VideoLLMMoDForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, **special)
-    return model, processor
+    return config, processor
 
 
 def model_from_parts(
@@ -185,11 +219,7 @@ def model_from_parts(
         frame_token_interval (`str`, *optional*, defaults to `","`): Text between frames, or `None`.
         fields: Fields of [`VideoLLMMoDConfig`], such as `mod_layers` or `frame_token_pooled`.
     """
-    vision_config = AutoConfig.from_pretrained(vision_model)
-    vision_config = getattr(vision_config, "vision_config", vision_config)
-    if getattr(vision_config, "patch_size", None) is None:
-        kind = vision_config.model_type
-        raise ValueError(f"'{vision_model}' is a {kind}, which has no patches. Give an image encoder.")
+    vision_config = _load_vision_config(vision_model)
     text = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
     encoder = MODEL_MAPPING[type(vision_config)].from_pretrained(vision_model, config=vision_config, dtype=text.dtype)
     return join_parts(
@@ -203,6 +233,14 @@ def model_from_parts(
         processor_options={"frame_token_interval": frame_token_interval},
         **fields,
     )
+
+
+def _load_vision_config(vision_model: str) -> Any:
+    config = AutoConfig.from_pretrained(vision_model)
+    config = getattr(config, "vision_config", config)
+    if getattr(config, "patch_size", None) is None:
+        raise ValueError(f"'{vision_model}' is a {config.model_type}, which has no patches. Give an image encoder.")
+    return config
 
 
 def _new_video_processor(vision_config: Any, image_processor: Any | None) -> VideoLLMMoDVideoProcessor:
@@ -244,7 +282,29 @@ def join_parts(
     text_config = copy.deepcopy(language_model.config)
     # A published configuration may say otherwise than its weights.
     text_config.tie_word_embeddings = head.weight is language_model.get_input_embeddings().weight
-    fields = {"text_config": text_config, "vision_config": encoder.config, **fields}
+    config, processor = _join_configs(
+        text_config, encoder.config, video_processor, tokenizer, processor_options, **fields
+    )
+    set_seed(seed)
+    model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=language_model.dtype)
+    model.model.vision_encoder.load_state_dict(encoder.state_dict())
+    inner = model.model.language_model
+    inner.load_state_dict({**inner.state_dict(), **language_model.state_dict()})  # its routers stay new
+    model.lm_head.load_state_dict(head.state_dict())
+    model.generation_config = generation_config
+    return model, processor
+
+
+def _join_configs(
+    text_config: Any,
+    vision_config: Any,
+    video_processor: VideoLLMMoDVideoProcessor,
+    tokenizer: PreTrainedTokenizerBase,
+    processor_options: dict[str, Any] | None = None,
+    **fields: Any,
+) -> tuple[VideoLLMMoDConfig, VideoLLMMoDProcessor]:
+    """Return the configuration and the processor of a model of these parts."""
+    fields = {"text_config": text_config, "vision_config": vision_config, **fields}
     processor = VideoLLMMoDProcessor(
         video_processor,
         tokenizer,
@@ -257,14 +317,7 @@ def join_parts(
     config = VideoLLMMoDConfig(
         frame_token_id=processor.frame_token_id, frame_token_interval_id=processor.frame_token_interval_id, **fields
     )
-    set_seed(seed)
-    model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=language_model.dtype)
-    model.model.vision_encoder.load_state_dict(encoder.state_dict())
-    inner = model.model.language_model
-    inner.load_state_dict({**inner.state_dict(), **language_model.state_dict()})  # its routers stay new
-    model.lm_head.load_state_dict(head.state_dict())
-    model.generation_config = generation_config
-    return model, processor
+    return config, processor
 
 
 def _find_image_processor(name: str) -> Any | None:

@@ -28,7 +28,8 @@ from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimi
 from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.faults import RowRecord, counted, row_record
 from videollm_mod.train.data.sources import DataSource, first_rows, load_split
-from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
+from videollm_mod.train.data.windows import split_rows, survey
+from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter, plan_model
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
 
@@ -49,6 +50,8 @@ def train_model(
     train, evaluation = _load_rows(script, source, record)
     if script.validate_only:
         print(f"{source.dataset}: {counted(len(train), 'row')} to train on, {record.count_faults()}")
+        for line in _survey(train, script, training, arguments, record):
+            print(line)
         return
     if evaluation is None and training.eval_strategy != "no":
         raise SystemExit(
@@ -65,6 +68,14 @@ def train_model(
     model, processor = load_model(arguments, seed=training.seed)
     model.config.speak = "learned"  # The loss at frames teaches when to speak.
     adapter = choose_parts(model, arguments)
+
+    # Data. Streaming has no limit, so its rows are not split.
+    windows = script.windows(model.config, processor, max_length=training.max_length)
+    streamed = [] if evaluation is None else first_rows(evaluation, script.num_streamed_clips)
+    left_out = record if script.skip_faulty else None
+    train = split_rows(train, windows, longest_row=source.longest_row, left_out=left_out)
+    if evaluation is not None:
+        evaluation = split_rows(evaluation, windows, longest_row=source.longest_row, left_out=left_out)
 
     # Training. The collator packs, because TRL can only pack a data set of tokens.
     packing, training.packing = training.packing, False
@@ -86,7 +97,7 @@ def train_model(
         processing_class=processor,
         data_collator=collator,
         peft_config=adapter,
-        stream_examples=[] if evaluation is None else first_rows(evaluation, script.num_streamed_clips),
+        stream_examples=streamed,
         fps=script.fps,
         about={"dataset": source.dataset, "base_models": arguments.base_models()},
     )
@@ -125,6 +136,22 @@ def _load_rows(script: ScriptArguments, source: DataSource, record: RowRecord) -
     # All measures of an evaluation are of the same rows.
     checks = script.checks(record, decode=True)
     return train, load_split(source, script.eval_split, script.num_eval_clips, **checks)
+
+
+def _survey(
+    rows: Any,
+    script: ScriptArguments,
+    training: StreamingSFTConfig,
+    arguments: ModelArguments,
+    record: RowRecord,
+) -> list[str]:
+    """Return lines that say what there is to train on. Tokens are counted if a model is named."""
+    config = processor = None
+    if arguments.is_given:
+        config, processor = plan_model(arguments)
+    windows = script.windows(config, processor, max_length=training.max_length)
+    left_out = record if script.skip_faulty else None
+    return list(survey(split_rows(rows, windows, left_out=left_out), windows).lines())
 
 
 def merge_for_saving(trainer: StreamingSFTTrainer) -> None:

@@ -108,8 +108,9 @@ def predict_turns(
     """
     batch = StreamCollator(processor, fps, frame_feature_shape=model.config.frame_feature_shape)([example])
     if "pixel_values_videos" in batch:
-        parts = batch.pop("pixel_values_videos").split(_NUM_FRAMES, dim=1)
-        batch["frame_features"] = torch.cat([model.model.encode_frames(x.to(model.device)) for x in parts], dim=1)
+        parts = batch.pop("pixel_values_videos")[0].split(_NUM_FRAMES)
+        pixels = (processor.normalize_frames(part.to(model.device)) for part in parts)
+        batch["frame_features"] = torch.cat([model.model.encode_frames(part) for part in pixels])[None]
     return predict_tokens(model, processor, batch, fps=fps, interval_threshold=interval_threshold)
 
 

@@ -26,6 +26,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from videollm_mod.train.card import write_card
+from videollm_mod.train.collator import normalize_pixels
 from videollm_mod.train.streaming_evaluation import free_streaming, stream_example
 from videollm_mod.train.teacher_forcing import Turn, predict_all_turns, score_turns
 
@@ -76,6 +77,12 @@ class StreamingSFTTrainer(SFTTrainer):
             if getattr(type(module), "learns", False):
                 layer = re.search(r"layers\.(\d+)\.router", name).group(1)
                 module.register_forward_hook(partial(self._keep_scores, layer))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Normalise frames where the model is: they come as uint8."""
+        inputs, model = super()._prepare_inputs(inputs), self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if is_peft_model(model) else model
+        return normalize_pixels(inputs, self.processing_class, dtype=model.model.vision_encoder.dtype)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute TRL's loss with weighted log-probabilities at frames."""

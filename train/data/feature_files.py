@@ -35,10 +35,16 @@ def read_header(source: str | Path | bytes) -> tuple[tuple[int, ...], dict[str, 
         raise SafetensorError(f"the bytes hold no tensor `{NAME}`") from None
 
 
-def read_features(source: str | Path | bytes) -> torch.Tensor:
-    """Return frame features `(frames, tokens, width)`. See [`read_header`] for the argument and errors."""
+def read_features(source: str | Path | bytes, frames: range) -> torch.Tensor:
+    """
+    Return frame features `(frames, tokens, width)`, and read no more of a file than these.
+
+    Args:
+        source (`str`, `Path` or `bytes`): See [`read_header`], also for the errors.
+        frames (`range`): Which frames.
+    """
     if isinstance(source, bytes):
         read_header(source)
-        return load(source)[NAME]
+        return load(source)[NAME][frames.start : frames.stop].clone()
     with safe_open(source, "pt") as file:
-        return file.get_tensor(NAME)
+        return file.get_slice(NAME)[frames.start : frames.stop]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset
 
@@ -34,6 +34,9 @@ class DataSource:
             "data set. --help together with --dataset also lists the options of the data set."
         }
     )
+
+    # Seconds of the longest row, if the source makes its rows and knows it. Others are measured.
+    longest_row: ClassVar[float | None] = None
 
     def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:
         """

@@ -14,6 +14,7 @@ python train/sft.py --dataset streamworld --world tiny --kinds narrate=2,ask=1 .
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from datasets import Dataset
 
@@ -44,6 +45,8 @@ class StreamWorld(DataSource):
         metadata={"help": "Weights of the kinds of dialogue, for example describe=1,narrate=2,ask=1,wait=1."},
     )
     frame_size: int = field(default=96, metadata={"help": "Width and height of the pictures."})
+
+    longest_row: ClassVar[float] = max(world.seconds[1] for world in WORLDS.values())
 
     def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:
         """Return rows of a split (see [`streamworld_dataset`])."""
