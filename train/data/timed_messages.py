@@ -31,6 +31,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
 from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, name_row, note_damage
 from videollm_mod.train.data.feature_files import read_header
 from videollm_mod.train.data.json_rows import index_rows
@@ -217,8 +218,8 @@ def find_faults(rows: Sequence[dict[str, Any]], *, fps: float = 2.0, full: bool 
         full (`bool`, *optional*, defaults to `False`): Whether to decode all frames of the rows, and to note which
             videos are damaged in the record of the script. Otherwise the first frame of each row is decoded.
     """
-    with ThreadPoolExecutor() as pool:
-        files = _Files(pool, fps, full)
+    with ChildProcesses() as children, ThreadPoolExecutor() as pool:
+        files = _Files(pool, children, fps, full)
         for begin in range(0, len(rows), _ROWS_TOGETHER):
             some = [_get(rows, index) for index in range(begin, min(begin + _ROWS_TOGETHER, len(rows)))]
             for row in some:
@@ -230,8 +231,7 @@ def find_faults(rows: Sequence[dict[str, Any]], *, fps: float = 2.0, full: bool 
                 for place, message in _row_faults(row, files):
                     yield Fault(index, place, message, row.get(WHERE))
     for source, report in files.reports if full else ():
-        if report:
-            note_damage(source, report)
+        note_damage(source, report)
 
 
 def _get(rows: Sequence[dict[str, Any]], index: int) -> dict[str, Any] | Fault:
@@ -242,10 +242,10 @@ def _get(rows: Sequence[dict[str, Any]], index: int) -> dict[str, Any] | Fault:
 
 
 class _Files:
-    """The files of rows. Threads open them, each file and each part of a video once."""
+    """The files of rows. Threads let their child processes open them, each file and each part of a video once."""
 
-    def __init__(self, pool: ThreadPoolExecutor, fps: float, full: bool) -> None:
-        self.pool, self.fps, self.full = pool, fps, full
+    def __init__(self, pool: ThreadPoolExecutor, children: ChildProcesses, fps: float, full: bool) -> None:
+        self.pool, self.children, self.fps, self.full = pool, children, fps, full
         self.lengths: dict[tuple[str, str], Future[float | str]] = {}
         self.parts: dict[tuple[str, float, float | None], Future[float | str]] = {}
         self.reports: list[tuple[str, ReadingReport]] = []
@@ -263,16 +263,35 @@ class _Files:
     def length(self, name: str, source: str) -> Future[float | str]:
         """Return the length of a file in seconds, or what is wrong with it."""
         if (name, source) not in self.lengths:
-            self.lengths[name, source] = self.pool.submit(_length, name, source)
+            self.lengths[name, source] = self.pool.submit(self._measure, name, source)
         return self.lengths[name, source]
 
     def part(self, source: str, start: float, end: float | None) -> Future[float | str]:
         """Return the second at which the frames of a part of a video end, or what is wrong with it."""
         key = (source, start, end)
         if key not in self.parts:
-            self.reports.append((source, ReadingReport()))
-            self.parts[key] = self.pool.submit(_decode_part, *key, self.fps, self.full, self.reports[-1][1])
+            self.parts[key] = self.pool.submit(self._decode, *key)
         return self.parts[key]
+
+    def _decode(self, source: str, start: float, end: float | None) -> float | str:
+        given = _decode_part, source, start, end, self.fps, self.full
+        try:
+            found, report = self.children.call(*given)
+        except CrashError as error:
+            return _crashed(source, error)
+        if report:
+            self.reports.append((source, report))
+        return found
+
+    def _measure(self, name: str, source: str) -> float | str:
+        try:
+            return self.children.call(_length, name, source)
+        except CrashError as error:
+            return _crashed(source, error)
+
+
+def _crashed(source: str, error: CrashError) -> str:
+    return f"'{source}' crashes the program that reads it ({error}). Encode it again, or leave the row out"
 
 
 def _wait(found: Future[float | str], source: str) -> float | str:
@@ -406,20 +425,20 @@ def _features_length(source: str | bytes, name: str) -> float | str:
 
 
 def _decode_part(
-    source: str, start: float, end: float | None, fps: float, full: bool, report: ReadingReport
-) -> float | str:
+    source: str, start: float, end: float | None, fps: float, full: bool
+) -> tuple[float | str, ReadingReport]:
     """
     Decode the first frame of a part of a video, or all frames.
 
     Returns:
-        The second at which the frames end, infinity if only the first was decoded, or what is wrong.
+        The second at which the frames end, infinity if only the first was decoded, or what is wrong. Then the report.
     """
-    last = start
+    last, report = start, ReadingReport()
     try:
         frames = read_video(source, fps=fps, start=start, end=end, report=report)
         for last, _ in frames if full else islice(frames, 1):  # noqa: B007
             pass
         frames.close()
     except UNREADABLE as error:
-        return str(error).splitlines()[0].removesuffix(".")
-    return last + 1 / fps if full else math.inf
+        return str(error).splitlines()[0].removesuffix("."), report
+    return (last + 1 / fps if full else math.inf), report

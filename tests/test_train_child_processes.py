@@ -1,0 +1,61 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Child processes: results and errors come back, and a crash ends one call only."""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tiny import random_frames, write_clip
+
+from videollm_mod.train.data import timed_messages
+from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
+from videollm_mod.train.data.timed_messages import find_faults
+
+
+def crash(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def sample_rows(tmp_path):
+    """Three rows with a video each."""
+    names = ["one.mp4", "bad.mp4", "two.mp4"]
+    for name in names:
+        write_clip(tmp_path / name, random_frames(10))
+    messages = [{"role": "assistant", "content": "Hi.", "time": 0.5}]
+    return [{"video": str(tmp_path / name), "messages": messages} for name in names]
+
+
+def test_results_and_errors_come_back_from_another_process():
+    with ChildProcesses() as children:
+        there = children.call(os.getpid)
+        assert there != os.getpid() and children.call(os.getpid) == there
+        with pytest.raises(ZeroDivisionError):
+            children.call(divmod, 1, 0)
+        assert children.call(divmod, 7, 2) == (3, 1)
+
+
+def test_a_crash_ends_one_call():
+    with ChildProcesses() as children, ThreadPoolExecutor(3) as pool:
+        calls = [(crash, signal.SIGKILL), (divmod, 7, 2), (crash, signal.SIGTERM), (os._exit, 3), (divmod, 9, 2)]
+        done = [pool.submit(children.call, *call) for call in calls]
+        errors = [str(call.exception()) for call in done if isinstance(call.exception(), CrashError)]
+        assert errors == ["killed by SIGKILL", "killed by SIGTERM", "exit status 3"]
+        assert [done[1].result(), done[4].result()] == [(3, 1), (4, 1)]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_video_that_crashes_its_reader_is_a_fault_of_its_row(sample_rows, monkeypatch, full):
+    """No known file crashes FFmpeg, so the function that reads it crashes at one name."""
+    read = timed_messages.read_video
+
+    def read_video(source, **options):
+        if source.endswith("bad.mp4"):
+            crash(signal.SIGKILL)
+        return read(source, **options)
+
+    monkeypatch.setattr(timed_messages, "read_video", read_video)
+    [fault] = find_faults(sample_rows, full=full)
+    assert fault.row == 1 and "bad.mp4' crashes the program that reads it (killed by SIGKILL)" in str(fault)
