@@ -14,12 +14,22 @@ from videollm_mod.train.tasks.running import Runner
 
 
 _PREFIX = "ovo_bench_"
+# Published figures: Gemini's are in the benchmark's README, the others in arXiv 2605.07897 and 2606.16353.
+_PAPERS = {
+    "Gemini": {
+        **{"epm": 0.5859, "asi": 0.7635, "hld": 0.5269, "backward": 0.6254},
+        **{"ocr": 0.8591, "acr": 0.6697, "atr": 0.7931, "stu": 0.5843, "fpd": 0.6337, "ojr": 0.6196},
+        **{"realtime": 0.6932, "rec": 0.3553, "ssr": 0.7424, "crr": 0.6167, "forward": 0.5715, "total": 0.63},
+    },
+    "SAVEMem": {"total": 0.6269},
+    "SelectStream": {"total": 0.6703},
+}
 
 
 class OVOBench(Task):
     """
-    The share of right replies of each task that the data have, the mean over the tasks of each group, and `total`, the
-    mean over groups if all three are there.
+    The share of right replies of each task that the data have; the mean over the tasks of each group that is complete;
+    and `total`, the mean over groups if all are. `ovo_bench` is all tasks together, `ovo_bench_epm` is one of them.
 
     A reply chooses an option by its letter or by its text (see [`read_letter`]). A count is the reply's only number.
     The published scorer looks for the letter anywhere in the reply, so that "A" is in nearly every sentence. It joins
@@ -28,20 +38,20 @@ class OVOBench(Task):
     `backward_by_likelihood` and `realtime_by_likelihood` take the most likely letter in place of the reply.
     """
 
-    papers = {
-        "Gemini 1.5 Pro": {
-            **{"epm": 0.5859, "asi": 0.7635, "hld": 0.5269, "backward": 0.6254},
-            **{"ocr": 0.8591, "acr": 0.6697, "atr": 0.7931, "stu": 0.5843, "fpd": 0.6337, "ojr": 0.6196},
-            **{"realtime": 0.6932, "rec": 0.3553, "ssr": 0.7424, "crr": 0.6167, "forward": 0.5715, "total": 0.63},
-        },
-        "SAVEMem": {"total": 0.6269},
-        "SelectStream": {"total": 0.6703},
-    }
     official_note = "The published scorer looks for the letter, Yes or No anywhere in a reply, and joins its digits."
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        asked = {name.removeprefix(_PREFIX)}
+        kept = {
+            model: {key: figure for key, figure in figures.items() if name == "ovo_bench" or key in asked}
+            for model, figures in _PAPERS.items()
+        }
+        self.papers = {model: figures for model, figures in kept.items() if figures}
+
     def wants(self, row: dict[str, Any]) -> bool:
-        """Return whether a row belongs to one of the twelve tasks."""
-        return str(row.get("task")).startswith(_PREFIX)
+        """Return whether a row belongs to the task, or to one of the twelve."""
+        return super().wants(row) or (self.name == "ovo_bench" and str(row.get("task")).startswith(_PREFIX))
 
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
         """Return the greedy reply, and how likely each letter is."""
@@ -68,13 +78,13 @@ class OVOBench(Task):
         scores: dict[str, float] = {}
         for group, tasks in GROUPS.items():
             scores |= {task: _mean(right[task]) for task in tasks if task in right}
-            if any(task in right for task in tasks):
-                scores[group] = _mean([scores[task] for task in tasks if task in right])
-        if all(task in right for tasks in GROUPS.values() for task in tasks):
+            if all(task in right for task in tasks):
+                scores[group] = _mean([scores[task] for task in tasks])
+        if all(group in scores for group in GROUPS):
             scores["total"] = _mean([scores[group] for group in GROUPS])
         for group, tasks in GROUPS.items():
-            if found := [_mean(likely[task]) for task in tasks if task in likely]:
-                scores[f"{group}_by_likelihood"] = _mean(found)
+            if all(task in likely for task in tasks):
+                scores[f"{group}_by_likelihood"] = _mean([_mean(likely[task]) for task in tasks])
         return scores
 
 
