@@ -155,7 +155,7 @@ def test_validate_only_reports_and_stops(tmp_path, capsys, monkeypatch):
     """`--validate_only` loads no model and writes no file."""
     source = StreamWorld("streamworld", world="tiny", frame_size=32)
     arguments = EncodeArguments(checkpoint=str(ROOT), output_dir=str(tmp_path / "out"))
-    monkeypatch.setattr(encode, "AutoModel", None)
+    monkeypatch.setattr(encode, "load_checkpoint", None)
     encode.main(RowArguments(num_clips=2, validate_only=True), source, arguments)
     assert capsys.readouterr().out == "streamworld: 2 rows to encode, no fault found\n"
     assert not (tmp_path / "out").exists()

@@ -32,12 +32,12 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.arguments import RowArguments, run
 from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, counted, naming, read_clip, row_record
 from videollm_mod.train.data.sources import DataSource, load_split
+from videollm_mod.train.loading import load_checkpoint
 
 
 @dataclass
@@ -208,13 +208,12 @@ def encode_split(script: RowArguments, source: DataSource, arguments: EncodeArgu
         print(f"{source.dataset}: {counted(len(rows), 'row')} to encode, {record.count_faults()}")
         return
     accelerator, folder = Accelerator(), Path(arguments.output_dir)
-    model = AutoModel.from_pretrained(arguments.checkpoint, trust_remote_code=True, dtype=arguments.dtype)
-    processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
+    model, processor = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype)
     folder.mkdir(parents=True, exist_ok=True)
     made = encode_rows(
         rows,
         folder,
-        model.to(accelerator.device).eval(),
+        model.to(accelerator.device),
         processor,
         fps=script.fps,
         batch_size=arguments.batch_size,

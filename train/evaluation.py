@@ -24,7 +24,6 @@ from typing import Any
 from videollm_mod.console import quiet
 
 from accelerate import Accelerator
-from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
@@ -33,6 +32,7 @@ from videollm_mod.train.card import add_results
 from videollm_mod.train.data.faults import FaultyRowError, RowRecord, row_record
 from videollm_mod.train.data.sources import DataSource, load_split
 from videollm_mod.train.judging import SIMILARITIES, Judge
+from videollm_mod.train.loading import load_checkpoint
 from videollm_mod.train.streaming_evaluation import free_streaming
 from videollm_mod.train.tasks import choose_tasks
 from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
@@ -72,8 +72,7 @@ def measure_checkpoint(
 
 def _load(checkpoint: str | Path, weights: str | None, device_map: Any = "auto") -> tuple[Any, Any]:
     loading = {"dtype": "auto", "device_map": device_map, **quantization(weights)}
-    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, **loading).eval()
-    return model, AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    return load_checkpoint(checkpoint, **loading)
 
 
 @dataclass
