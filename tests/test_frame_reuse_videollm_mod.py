@@ -138,6 +138,21 @@ def test_reuse_does_not_change_the_narration_of_the_samples(clip):
     assert reused[0] == 0 and reused[1] > 5
 
 
+@pytest.mark.parametrize("sizes", [[1] * 6, [6], [2, 4]])
+def test_reused_features_have_not_changed_to_the_change_router(sizes):
+    """A still scene is the same to this router with and without reuse: nothing changed, so it keeps even spaces."""
+    model, still = tiny_model(mod_layers="all", mod_router="change"), np.stack([scene()[0]] * 6)
+    seen = []
+    for options in ({}, {"reuse_static": 8}):
+        session = model.stream(tiny_processor(), **LOUD, output_router_scores=True, **options)
+        for part in np.split(still, np.cumsum(sizes)[:-1]):
+            session.push(part)
+        scores = torch.stack(list(session.router_scores.values()))
+        assert session.num_reused == (5 if options else 0) and not scores.any()
+        seen.append(([event.text for event in session.events], session.kept_tokens))
+    assert seen[0][0] == seen[1][0] and all(torch.equal(kept, seen[1][1][layer]) for layer, kept in seen[0][1].items())
+
+
 def test_a_fork_compares_with_its_own_frames():
     model = tiny_model()
     first, second = random_frames(2)
