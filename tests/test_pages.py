@@ -22,6 +22,7 @@ from endpoints import scripted_endpoint
 from hub import Hub
 from programs import run_main
 from published import save_live, save_source
+from streaming_annotations import write_streaming_downloads
 from tiny import embedded_files, random_frames
 
 from videollm_mod import VideoLLMMoDConfig, cli
@@ -138,6 +139,7 @@ def test_commands_of_page_run(page, hub, tmp_path):
     steps = [{"role": "assistant", "content": text, "time": time} for time, text in enumerate(("Wait.", "Look up."))]
     (tmp_path / "steps.jsonl").write_text(json.dumps({"video": "talk.mp4", "messages": steps}) + "\n")
     write_ego_downloads(tmp_path, tmp_path / "video.mp4")
+    write_streaming_downloads(tmp_path, tmp_path / "video.mp4")
     for name, part in (("BASE", "language"), ("ADAPTER", "adapter")):
         (tmp_path / name).symlink_to(hub.folder / part)
     with hub.server.used_here(tmp_path / "home"), scripted_endpoint(complete_lines) as (endpoint, _):

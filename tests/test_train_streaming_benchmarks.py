@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from streaming_annotations import OVO, asked, entry, proactive
 from tiny import random_frames, tiny_model, tiny_processor, write_clip
 
 from videollm_mod.train.data.choices import read_options
@@ -19,25 +20,6 @@ from videollm_mod.train.tasks.choices import read_letter, read_number, read_yes
 from videollm_mod.train.tasks.proactive import find_spans
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.tasks.streaming_bench import POLL
-
-
-OVO = [
-    {"id": 7, "task": "EPM", "video": "Ego/clips/a.mp4", "realtime": 2, "question": "Where is the cup?",
-     "answer": "there", "options": ["on a shelf", "in the sink", "(E) nowhere"], "gt": 1},
-    {"id": 8, "task": "OCR", "video": "Meta/7.mp4", "realtime": 1.2, "question": "Which name?", "answer": "Ann",
-     "options": ["A. Ann", "C. Bea"], "gt": "0"},
-    {"id": 9, "task": "REC", "video": "lonely.mp4", "activity": "jumping", "start_times": [0], "end_times": [1],
-     "test_info": [{"realtime": 1, "count": 0}, {"realtime": 9.0, "count": 2}, {"realtime": None, "count": 1}]},
-    {"id": 10, "task": "SSR", "video": "Ego/clips/a.mp4", "tutorial": "Tea", "all_steps": [], "start_time": [],
-     "end_time": [], "test_info": [{"realtime": 1, "step": "boil water.", "type": 1}, {"realtime": 2, "step": None}]},
-    {"id": 11, "task": "CRR", "video": "Ego/clips/a.mp4", "question": "What does she open?", "answer": "A box.",
-     "ask_time": 1, "clue_time": 2, "test_info": [{"realtime": 1, "type": 0}, {"realtime": 2, "type": "1"}, 3]},
-    {"id": 12, "task": "XYZ", "video": "a.mp4"}, {"task": "EPM"}, None,
-    {"id": 13, "task": "ACR", "video": None, "realtime": 1, "question": "?", "options": ["a", "b"], "gt": 0},
-    {"id": 14, "task": "ACR", "video": "a.mp4", "realtime": 1, "question": "?", "options": ["a", "b"], "gt": 2},
-    {"id": 15, "task": "HLD", "video": "a.mp4", "realtime": 1, "question": " ", "options": ["a", 3], "gt": 0},
-    {"id": 16, "task": "CRR", "video": "a.mp4", "question": "?", "test_info": []},
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +97,6 @@ def test_ovo_bench_with_options(videos, tmp_path):
         find_converter("ovo_bench")(context=-1.0)
 
 
-def asked(text, stamp, answer="B", **more):
-    question = {"task_type": "Counting", "question": text, "time_stamp": stamp, "required_ability": "working memory"}
-    return {**question, "answer": answer, "options": ["A. one", "B. two", "C. three", "D. four"], **more}
-
-
-def entry(*questions, video="./videos/s_real.mp4"):
-    return {"time": "[0:00:00 - 0:00:10]", "questions": list(questions), "video_path": video}
-
-
 def test_streaming_bench_shows_the_minute_before_a_question(videos, tmp_path):
     content = [
         entry(asked("How many?", "00:00:04"), asked("And now?", "0:05", options=["one", "two", "three", "four"])),
@@ -163,15 +136,6 @@ def test_sequential_questions_know_the_earlier_answers(videos, tmp_path):
 
 
 def test_proactive_questions_stand_first_and_the_output_at_its_moment(videos, tmp_path):
-    def proactive(stamp, moment, output="3"):
-        about = {"ground_truth_time_stamp": moment, "ground_truth_output": output}
-        return {
-            "task_type": "Proactive Output",
-            "question": 'At three points, output "3".',
-            "time_stamp": stamp,
-            **about,
-        }
-
     content = [entry(proactive("00:00:01", "00:00:03"), proactive("00:00:03", "00:00:01"), proactive("0", "1", None))]
     rows, notes = convert("streaming_bench", content, videos, tmp_path, "questions_proactive_50.json")
     (row,) = rows.values()
@@ -351,8 +315,7 @@ class Scripted:
 
 
 def test_polls_see_the_clip_up_to_their_moment_and_no_other_poll(videos, tmp_path):
-    question = {"question": 'At three points, output "3".', "time_stamp": "00:00:01", "task_type": "Proactive Output"}
-    content = [entry({**question, "ground_truth_time_stamp": "00:00:03", "ground_truth_output": "3"})]
+    content = [entry(proactive("00:00:01", "00:00:03"))]
     rows, _ = convert("streaming_bench", content, videos, tmp_path, "questions_proactive.json")
     (row,) = rows.values()
     task = find_task("streaming_bench_proactive")
@@ -393,8 +356,7 @@ def test_spans_come_from_truth_or_from_replies():
 
 
 def test_a_tiny_model_runs_all_of_them(videos, tmp_path):
-    question = {"question": 'Output "3".', "time_stamp": "00:00:01", "task_type": "Proactive Output"}
-    content = [entry({**question, "ground_truth_time_stamp": "00:00:02", "ground_truth_output": "3"})]
+    content = [entry(proactive("00:00:01", "00:00:02"))]
     rows, _ = convert("streaming_bench", content, videos, tmp_path, "questions_proactive.json")
     runner = Runner(tiny_model(mod_layers="all"), tiny_processor(), stream_options={"max_new_tokens": 3})
     (row,) = rows.values()
@@ -407,7 +369,7 @@ def test_a_tiny_model_runs_all_of_them(videos, tmp_path):
         if name == "streaming_bench_proactive":
             polls = {poll["time"]: poll["text"] for poll in found["polls"]}
     # A poll of the stream is a question after the clip up to its moment.
-    asks = POLL.format(question='Output "3".', output="3")
+    asks = POLL.format(question='At three points, output "3".', output="3")
     for time in (2.0, 4.0):
         messages = [{"role": role, "content": asks, "time": time - 0.5} for role in ("user", "assistant")]
         assert runner.answer({**row, "end": time - 0.5, "messages": messages}, max_new_tokens=32) == [
