@@ -28,6 +28,7 @@ from tiny import embedded_files, random_frames
 from videollm_mod import VideoLLMMoDConfig, cli
 from videollm_mod.routers_videollm_mod import ROUTERS
 from videollm_mod.train.data.sources import SOURCES
+from videollm_mod.train.tasks import TASKS
 
 
 ROOT = Path(__file__).parents[1]
@@ -49,8 +50,8 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
     """All blocks run in order, in one namespace, from the root of the checkout."""
     monkeypatch.chdir(ROOT)
     namespace = {"camera": list(random_frames(3))}
-    # A page may register routers and data sources; other tests must not see them.
-    with patch.dict(ROUTERS), patch.dict(SOURCES):
+    # A page may register routers, data sources and tasks; other tests must not see them.
+    with patch.dict(ROUTERS), patch.dict(SOURCES), patch.dict(TASKS):
         for block in blocks(page, "python"):
             exec(compile(block, page.name, "exec"), namespace)
     printed = capsys.readouterr().out
