@@ -13,6 +13,7 @@ split. What the rows of each task have as `truth`:
 - narration: nothing. The replies are the truth.
 - goalstep: `goal` (text) and `timeline`, a list of `[start, end, text]` in seconds.
 - lta: `clip_uid`, `last_visible_action_idx`, and four lists of 20: `verb`, `noun` (words), `verb_label`, `noun_label`.
+- refined, livechat: nothing. These are the files that VideoLLM-online's authors made of narrations and of GoalStep.
 - nlq: `query` (text), `windows`, a list of `[start, end]`, and `clip`, the `[start, end]` of the clip, in seconds.
 """
 
@@ -23,6 +24,7 @@ from typing import Any, ClassVar
 
 from videollm_mod.train.data.converters import Converter, Notes, Videos
 from videollm_mod.train.data.ego4d.goalstep import convert_goalstep, read_groups
+from videollm_mod.train.data.ego4d.live_files import convert_livechat, convert_refined
 from videollm_mod.train.data.ego4d.lta import convert_lta, read_taxonomy
 from videollm_mod.train.data.ego4d.narration import convert_narrations, read_splits
 from videollm_mod.train.data.ego4d.nlq import convert_nlq
@@ -46,6 +48,11 @@ FILES: dict[str, dict[str, tuple[str, ...]]] = {
         "validation": ("nlq_val.json",),
         "test": ("nlq_test_unannotated.json",),
     },
+    "refined": {
+        "train": ("refined_narration_stream_train.json",),
+        "validation": ("refined_narration_stream_val.json",),
+    },
+    "livechat": {"train": ("goalstep_livechat_trainval_filtered_21k.json",)},
 }
 TAXONOMY = "fho_lta_taxonomy.json"
 GROUPS = "goalstep_video_groups.tsv"
@@ -91,6 +98,10 @@ class Ego4D(Converter):
                 yield from convert_goalstep(path, split, videos, notes, fps=self.fps, groups=groups)
             elif task == "lta":
                 yield from convert_lta(path, split, videos, notes, fps=self.fps, words=words)
+            elif task == "refined":
+                yield from convert_refined(path, split, videos, notes, fps=self.fps)
+            elif task == "livechat":
+                yield from convert_livechat(path, videos, notes, fps=self.fps)
             else:
                 yield from convert_nlq(path, split, videos, notes, fps=self.fps)
 
