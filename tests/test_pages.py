@@ -20,6 +20,7 @@ import pytest
 from ego_annotations import write_ego_downloads
 from endpoints import scripted_endpoint
 from hub import Hub
+from page_samples import save_aqtc, save_captions_and_moments, save_vript
 from programs import run_main
 from published import save_live, save_source
 from streaming_annotations import write_streaming_downloads
@@ -143,6 +144,9 @@ def test_commands_of_page_run(page, hub, tmp_path):
     write_streaming_downloads(tmp_path, tmp_path / "video.mp4")
     for name, part in (("BASE", "language"), ("ADAPTER", "adapter")):
         (tmp_path / name).symlink_to(hub.folder / part)
+    if page.name == "data.md":
+        for save_sample in (save_captions_and_moments, save_vript, save_aqtc):
+            save_sample(tmp_path)
     with hub.server.used_here(tmp_path / "home"), scripted_endpoint(complete_lines) as (endpoint, _):
         for command in commands(page):
             done = run(command.replace("http://localhost:8000/v1", endpoint), tmp_path)
