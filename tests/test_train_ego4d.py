@@ -165,7 +165,7 @@ def test_faults_of_narrations_are_counted(tmp_path, videos):
 
 def test_narrations_of_others_can_be_left_out(tmp_path, videos):
     file = save(tmp_path, "narration.json", {"videos": {"v-1": redacted(*PASSES)}})
-    rows, counts, _ = convert(Ego4D, file, videos, others=False)
+    rows, counts, _ = convert(Ego4D, file, videos, wearer_only=True)
     assert said(rows[0][1])[-1][2] == "C takes a cup." and counts["it tells what another person does"] == 1
 
 
@@ -620,8 +620,8 @@ def test_the_command_prepares_all_files_of_a_folder(tmp_path, videos):
         ("nlq_val.json", {"task": "lta"}, ValueError, "is none of the files asked for"),
         ("nlq_val.json", {"split": "train"}, ValueError, "is none of the files asked for"),
         ("gone", {}, FileNotFoundError, "There is no file or folder"),
-        ("", {"task": "nlq,lta"}, FileNotFoundError, r"has no file for lta task: fho_lta_train\.json"),
-        ("", {"split": "test"}, FileNotFoundError, "has no file for any task"),
+        ("", {"task": "nlq,lta"}, FileNotFoundError, r"has no file of the task lta\. .*fho_lta_train\.json"),
+        ("", {"split": "test"}, FileNotFoundError, "has none of the files"),
         ("empty/nlq_val.json", {}, ValueError, "has no list `videos` with entries"),
         (f"empty/{LIVECHAT}", {}, ValueError, "is not a list with entries"),
         ("empty/refined_narration_stream_val.json", {}, ValueError, "has no entries"),

@@ -66,16 +66,18 @@ def _read_replies(narrations: Any, notes: Notes, where: str) -> list[tuple[float
     return replies
 
 
-def convert_livechat(path: Path, videos: Videos, notes: Notes, *, fps: float) -> Iterator[tuple[str, dict[str, Any]]]:
+def convert_livechat(
+    path: Path, split: str, videos: Videos, notes: Notes, *, fps: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """
-    Yield the rows of dialogues, all for training: the file has no splits. One dialogue is in memory at a time.
+    Yield the rows of dialogues. One dialogue is in memory at a time.
 
     Raises:
         `ValueError`: If the file is not a list with entries.
     """
     is_empty = True
     for index, entry in enumerate(read_values(path, "item")):
-        is_empty, notes.split = False, "train"
+        is_empty, notes.split = False, split
         uid = to_text(entry.get("video_uid")) if isinstance(entry, dict) else None
         if uid is None:
             notes.leave_out(path.name, f"[{index}].video_uid", "the entry names no video")
@@ -84,7 +86,7 @@ def convert_livechat(path: Path, videos: Videos, notes: Notes, *, fps: float) ->
         video = videos.open(notes, where, "video_uid", uid)
         row = None if video is None else livechat_row(entry, video, fps=fps, notes=notes, where=where)
         if row is not None:
-            yield "train", {"id": where, "task": "ego4d_livechat", "truth": {}, **row}
+            yield split, {"id": where, "task": "ego4d_livechat", "truth": {}, **row}
     if is_empty:
         raise ValueError(f"'{path}' is not a list with entries: give goalstep_livechat_trainval_filtered_21k.json.")
 
