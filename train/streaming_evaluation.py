@@ -47,7 +47,7 @@ def stream_example(
     if example.get("frame_features") is None:
         stream, frames = session, _read(example, fps)
     else:
-        stream, frames = _FeatureStream(session), _read_features(model, processor, example, fps)
+        stream, frames = FeatureStream(session), _read_features(model, processor, example, fps)
     for _ in _show(stream, example, frames):
         pass
     session.close()
@@ -193,7 +193,7 @@ def _most_frames(example: dict[str, Any], fps: float) -> float:
     return math.inf if end == math.inf else math.ceil((end - start) * fps) + 1
 
 
-class _FeatureStream:
+class FeatureStream:
     """A session that is given the features of frames in place of frames."""
 
     def __init__(self, session: Any) -> None:

@@ -33,17 +33,16 @@ def _number(value: float | None) -> str:
 
 
 def _notes(results: dict[str, dict[str, Any]], has_papers: bool) -> list[str]:
-    lines, names_by_note = [], {}
+    notes = []
     for name, result in results.items():
         left_out = f", {result['left_out']} left out" if result["left_out"] else ""
         scorer = "the published scorer" if result["official"] else "the default scorer"
-        lines.append(f"{name}: {counted(result['rows'], 'row')}{left_out}, {scorer}.")
-        lines += [f"{name}: wrote {path}" for path in result.get("files", [])]
+        notes.append(f"{name}: {counted(result['rows'], 'row')}{left_out}, {scorer}.")
         if note := find_task(name).official_note:
-            names_by_note.setdefault(note, []).append(name)
-    lines += [f"{', '.join(names)}: {note}" for note, names in names_by_note.items()]
+            notes[-1] += f" {note}"
+        notes += [f"{name}: wrote {path}" for path in result.get("files", [])]
     if has_papers:
-        lines.append(
+        notes.append(
             "Published figures are the papers' own, by the published scorers (--official), on the papers' videos."
         )
-    return lines
+    return notes
