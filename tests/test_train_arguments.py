@@ -29,7 +29,11 @@ from videollm_mod.train.pretrain_vision import VisionArguments, VisionTrainingAr
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "train" / "configs"
-LAUNCH_CONFIGS = {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+LAUNCH_CONFIGS = {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}
+ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+LAUNCH_CONFIGS |= dict.fromkeys(ZERO_STAGES, "DEEPSPEED")
+# The paper's runs, which read prepared data.
+PAPER_CONFIGS = ("coin", "ego4d_lta", "ego4d_narration", "ego_exo4d")
 
 
 # ----------------------------------------------------------------------------------------------------------- defaults
@@ -96,7 +100,7 @@ def test_accelerate_reads_every_launch_file(name, kind):
     known = vars(launch_command_parser().parse_args(["script.py"]))
     for setting in (*config.fsdp_config, *config.deepspeed_config):
         assert setting in known, setting
-    assert config.deepspeed_config.get("zero_stage") == {"zero2": 2, "zero3": 3}.get(name)
+    assert config.deepspeed_config.get("zero_stage") == ZERO_STAGES.get(name)
     first, *lines = path.read_text(encoding="utf-8").splitlines()
     assert first.startswith("# Never run") == (kind == "DEEPSPEED")
     command = next(line for line in (first, *lines) if line.startswith("# accelerate launch"))
@@ -111,14 +115,32 @@ def test_scripts_read_all_other_files(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
     others = [path for path in sorted(CONFIGS.glob("*.yaml")) if path.stem not in LAUNCH_CONFIGS]
-    assert len(others) == 4 and len(list(CONFIGS.glob("*.yaml"))) == 4 + len(LAUNCH_CONFIGS)
+    assert len(others) == 8 and len(list(CONFIGS.glob("*.yaml"))) == 8 + len(LAUNCH_CONFIGS)
     for path in others:
         vision = path.stem.endswith("_vision")
         types = [VisionArguments] if vision else [ScriptArguments, DataSource, ModelArguments]
         types.append(VisionTrainingArguments if vision else StreamingSFTConfig)
         monkeypatch.setattr(sys, "argv", ["script.py", "--config", str(path)])
         *_, training = parse(*types)
-        assert training.output_dir.startswith("outputs/streamworld_cpu/") and training.lr_scheduler_type == "cosine"
+        folder = "" if path.stem in PAPER_CONFIGS else "streamworld_cpu/"
+        assert training.output_dir.startswith(f"outputs/{folder}") and training.lr_scheduler_type == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "rate"), [("coin", 5, 1e-4), ("ego4d_lta", 6, 2e-4), ("ego4d_narration", 2, 2e-4)]
+)
+def test_the_papers_runs_have_the_papers_settings(monkeypatch, name, epochs, rate):
+    """VideoLLM-online, section 4 and its scripts; VideoLLM-MoD, section 4."""
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--config", str(CONFIGS / f"{name}.yaml")])
+    script, source, training, model = parse(ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments)
+    assert source.dataset == f"prepared/{name}" and (script.fps, script.max_frames) == (2.0, 1200)
+    assert (training.num_train_epochs, training.learning_rate, training.warmup_steps) == (epochs, rate, 0.05)
+    assert (training.optim, training.bf16, training.gradient_checkpointing) == ("adamw_torch", True, True)
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps * script.num_gpus == 64
+    assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (128, 256, 0.05)
+    assert model.tune_connector and model.tune_routers and not model.tune_vision_encoder
+    assert model.config_fields() == {"mod_layers": "interleaved", "mod_keep_ratio": 0.2, "stream_loss_weight": 1.0}
+    assert model.grid() == {"frame_token_pooled": [3, 3]}
 
 
 # ------------------------------------------------------------------------------------------------------- data sources

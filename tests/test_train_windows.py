@@ -79,7 +79,11 @@ def test_windows_are_cut_after_replies_and_before_questions(messages, expected):
 
 @pytest.mark.parametrize("more", [{"task": "coin_step"}, {"truth": {"label": "cut"}}])
 def test_rows_with_a_score_of_their_own_are_not_split(more):
-    assert places(row_of(asked(0), said(3), **more), max_frames=10) == [(0, 40)]
+    row = row_of(asked(0), said(3), **more)
+    assert places(row, max_frames=10, keep_scored=True) == [(0, 40)]
+    # For training they are, and the score is not that of a window.
+    [_, window, *_] = Windows(tiny_processor(), 1.0, max_frames=10).find(row)
+    assert not more.keys() & cut_row(row, window, fps=1.0).keys()
 
 
 def test_a_window_begins_with_the_prompt_and_the_standing_instruction():

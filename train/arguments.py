@@ -143,6 +143,10 @@ class ScriptArguments(RowArguments):
         max_frames (`int`, *optional*, defaults to 1200): Most frames of a row, as in VideoLLM-online. Longer rows, and
             those with more tokens than `max_length`, are split into windows (see [`Windows`]).
         window_replies (`int`, *optional*, defaults to 0): Earlier replies that a window begins with, as text.
+        dry_run (`bool`, *optional*, defaults to `False`): Check the data, print what training would cost, and stop. No
+            weights are loaded.
+        num_gpus (`int`, *optional*, defaults to 1): Number of GPUs that `dry_run` reckons with.
+        utilization (`float`, *optional*, defaults to 0.4): Share of a GPU's peak that `dry_run` reckons with.
     """
 
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
@@ -152,6 +156,9 @@ class ScriptArguments(RowArguments):
     keep_ratio_warmup_steps: int = field(default=0, metadata={"help": "Steps while the keep ratio falls from 1."})
     max_frames: int = field(default=MAX_FRAMES, metadata={"help": "Most frames of a row; longer ones are split."})
     window_replies: int = field(default=0, metadata={"help": "Earlier replies that a window begins with, as text."})
+    dry_run: bool = field(default=False, metadata={"help": "Check the data, print what training costs, and stop."})
+    num_gpus: int = field(default=1, metadata={"help": "Number of GPUs, for --dry_run."})
+    utilization: float = field(default=0.4, metadata={"help": "Share of a GPU's peak, for --dry_run."})
 
     def windows(self, config: Any, processor: Any, *, max_length: int | None = None) -> Windows:
         """

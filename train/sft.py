@@ -18,6 +18,7 @@ python train/sft.py --config train/configs/streamworld_alignment.yaml
 ```
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimi
 from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.faults import RowRecord, counted, row_record
 from videollm_mod.train.data.sources import DataSource, first_rows, load_split
-from videollm_mod.train.data.windows import split_rows, survey
-from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter, plan_model
+from videollm_mod.train.data.windows import split_rows
+from videollm_mod.train.dry_run import plan_run
+from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
 
@@ -48,9 +50,9 @@ def train_model(
 ) -> None:
     """Train a model and save it. The record names the rows that each worker reads and that were left out."""
     train, evaluation = _load_rows(script, source, record)
-    if script.validate_only:
+    if script.validate_only or script.dry_run:
         print(f"{source.dataset}: {counted(len(train), 'row')} to train on, {record.count_faults()}")
-        for line in _survey(train, script, training, arguments, record):
+        for line in plan_run(train, script, training, arguments, record):
             print(line)
         return
     if evaluation is None and training.eval_strategy != "no":
@@ -75,6 +77,7 @@ def train_model(
     left_out = record if script.skip_faulty else None
     train = split_rows(train, windows, longest_row=source.longest_row, left_out=left_out)
     if evaluation is not None:
+        windows = replace(windows, keep_scored=True)
         evaluation = split_rows(evaluation, windows, longest_row=source.longest_row, left_out=left_out)
 
     # Training. The collator packs, because TRL can only pack a data set of tokens.
@@ -136,22 +139,6 @@ def _load_rows(script: ScriptArguments, source: DataSource, record: RowRecord) -
     # All measures of an evaluation are of the same rows.
     checks = script.checks(record, decode=True)
     return train, load_split(source, script.eval_split, script.num_eval_clips, **checks)
-
-
-def _survey(
-    rows: Any,
-    script: ScriptArguments,
-    training: StreamingSFTConfig,
-    arguments: ModelArguments,
-    record: RowRecord,
-) -> list[str]:
-    """Return lines that say what there is to train on. Tokens are counted if a model is named."""
-    config = processor = None
-    if arguments.is_given:
-        config, processor = plan_model(arguments)
-    windows = script.windows(config, processor, max_length=training.max_length)
-    left_out = record if script.skip_faulty else None
-    return list(survey(split_rows(rows, windows, left_out=left_out), windows).lines())
 
 
 def merge_for_saving(trainer: StreamingSFTTrainer) -> None:

@@ -24,8 +24,8 @@ from videollm_mod.video_reading_videollm_mod import VideoReader
 
 # The longest video of VideoLLM-online with 10 tokens a frame, at 2 frames per second.
 MAX_FRAMES = 1200
-# Keys of rows that have a score of their own. Their frames and messages stay together.
-EVALUATED = ("task", "truth")
+# What belongs to a complete row: it has a score of its own.
+_SCORED = ("task", "truth")
 
 
 class Window(NamedTuple):
@@ -52,6 +52,8 @@ class Windows:
         max_frames (`int`, *optional*, defaults to 1200): Most frames of a window.
         max_tokens (`int`, *optional*): Most tokens of a window: the model's context, or fewer. Needs a processor.
         num_replies (`int`, *optional*, defaults to 0): Number of earlier replies that a window begins with, as text.
+        keep_scored (`bool`, *optional*, defaults to `False`): Whether rows with a `task` or `truth` stay complete, for
+            their score. Otherwise they are split too, and their windows have neither.
     """
 
     processor: Any | None = None
@@ -59,6 +61,7 @@ class Windows:
     max_frames: int = MAX_FRAMES
     max_tokens: int | None = None
     num_replies: int = 0
+    keep_scored: bool = False
 
     def __post_init__(self) -> None:
         if self.max_frames < 2:
@@ -76,7 +79,8 @@ class Windows:
         with naming(row):
             num_frames = count_frames(row, fps=self.fps)
             dialogue = Dialogue(row, num_frames, self.fps)
-            if any(row.get(name) for name in EVALUATED) or self._fits(dialogue, 0, num_frames):
+            is_scored = self.keep_scored and any(row.get(name) is not None for name in _SCORED)
+            if is_scored or self._fits(dialogue, 0, num_frames):
                 return [Window(0, num_frames, num_frames)]
             windows, first = [], 0
             while first < num_frames:
@@ -299,7 +303,7 @@ def cut_row(row: dict[str, Any], window: Window, *, fps: float, num_replies: int
     for name in ("video", "frame_features"):
         if row.get(name) is not None and not isinstance(row[name], (str, Path, bytes)):
             part[name] = row[name][first:stop]
-    return {**row, **part}
+    return {name: value for name, value in row.items() if name not in _SCORED} | part
 
 
 class _Cutter:
