@@ -24,6 +24,7 @@ from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.timed_messages import load_timed_messages
 from videollm_mod.train.tasks import TASKS, Task, choose_tasks, find_task
+from videollm_mod.train.tasks import command as task_command
 from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
 from videollm_mod.train.tasks.lta import ActionFinder, edit_distances
 from videollm_mod.train.tasks.running import Runner
@@ -231,8 +232,12 @@ def test_several_processes_share_rows_and_a_later_one_reads_all_files(tmp_path):
         wait_for_everyone=lambda: None,
         split_between_processes=lambda rows: nullcontext(rows[3:]),
     )
-    _, seen = evaluate(rows, tmp_path, accelerator=process)
-    assert seen == ["r3", "r4"] and [path.name for path in tmp_path.glob("pred*")] == ["predictions-1.jsonl"]
+    results, seen = evaluate(rows, tmp_path, accelerator=process)
+    assert (
+        results == {}
+        and seen == ["r3", "r4"]
+        and [path.name for path in tmp_path.glob("pred*")] == ["predictions-1.jsonl"]
+    )
     _, seen = evaluate(rows, tmp_path)
     assert seen == ["r0", "r1", "r2"]
 
@@ -547,7 +552,7 @@ def test_prepared_annotations_are_evaluated_by_one_command(prepared, tmp_path):
 def test_another_run_of_the_command_scores_only_or_is_refused(prepared, tmp_path):
     assert command(prepared, "--task", "coin_task", "--out", tmp_path).returncode == 0
     # The model is not loaded if only the scorer differs.
-    with patch.object(evaluation, "_load", side_effect=AssertionError):
+    with patch.object(task_command, "load_checkpoint", side_effect=AssertionError):
         again = command(prepared, "--task", "coin_task", "--out", tmp_path, "--official")
     assert again.returncode == 0 and "the published scorer" in again.stdout
     other = command(prepared, "--task", "coin_task", "--out", tmp_path, "--max_new_tokens", 3)

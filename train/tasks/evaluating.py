@@ -73,11 +73,7 @@ def choose_rows(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[T
     chosen = [TaskRows(task, [], [], []) for task in tasks]
     found: set[str] = set()
     for place in range(len(rows)):
-        row = {
-            name: value
-            for name, value in rows[place].items()
-            if not isinstance(value, (np.ndarray, torch.Tensor, bytes))
-        }
+        row = {name: value for name, value in rows[place].items() if not isinstance(value, _FRAMES)}
         found |= {row["task"]} if row.get("task") else set()
         for each in chosen:
             if each.task.wants(row):
@@ -129,7 +125,8 @@ def evaluate_tasks(
         left_out ([`RowRecord`], *optional*): Where to record rows that cannot be read, which are then left out.
 
     Returns:
-        `dict`: For each task its `scores`, `rows`, `left_out`, `official` and `papers`.
+        `dict`: For each task its `scores`, `rows`, `left_out`, `official`, `papers` and `files`. Empty in all
+        processes but the first, which scores.
 
     Raises:
         `ValueError`: If a task has no rows, or the folder has predictions of other settings.
@@ -150,13 +147,10 @@ def evaluate_tasks(
         with accelerator.split_between_processes(todo) as mine:
             made = _predict(make_runner(), rows, mine, saved, accelerator.is_main_process, left_out)
             done |= dict(gather_object(made))
-    results = {each.task.name: _score(each, done, about, official) for each in chosen}
-    if accelerator.is_main_process:
-        for each in chosen:
-            kept = [k for k, key in enumerate(each.keys) if key in done]
-            files = [[values[k] for k in kept] for values in (each.rows, [done.get(key) for key in each.keys])]
-            results[each.task.name]["files"] = [str(path) for path in each.task.write_files(out, *files, about)]
-        save_results(out, settings, results)
+    if not accelerator.is_main_process:
+        return {}
+    results = {each.task.name: _score(each, done, about, official, out) for each in chosen}
+    save_results(out, settings, results)
     return results
 
 
@@ -207,7 +201,10 @@ def _predict_batch(
     return [(key, prediction) for (_, _, key), prediction in zip(batch, predictions, strict=True)]
 
 
-def _score(each: TaskRows, done: dict[Key, dict[str, Any]], about: dict[str, Any], official: bool) -> dict[str, Any]:
+def _score(
+    each: TaskRows, done: dict[Key, dict[str, Any]], about: dict[str, Any], official: bool, out: Path
+) -> dict[str, Any]:
+    """Score a task and write its files. Return the entry of `results.json`."""
     kept = [k for k, key in enumerate(each.keys) if key in done]
     rows, predictions = [each.rows[k] for k in kept], [done[each.keys[k]] for k in kept]
     scores = each.task.score(rows, predictions, about, official) if kept else {}
@@ -217,4 +214,5 @@ def _score(each: TaskRows, done: dict[Key, dict[str, Any]], about: dict[str, Any
         "left_out": len(each.keys) - len(kept),
         "official": official,
         "papers": each.task.papers,
+        "files": [str(path) for path in each.task.write_files(out, rows, predictions, about)],
     }
