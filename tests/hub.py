@@ -7,10 +7,12 @@ import hashlib
 import json
 import re
 import runpy
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -74,6 +76,11 @@ class Hub:
                 if name.isupper():
                     patch.setattr(constants, name, value)
             patch.setattr(hf_api.api, "endpoint", self.endpoint)
+            if "datasets" in sys.modules:
+                config = sys.modules["datasets"].config
+                patch.setattr(config, "HF_HUB_OFFLINE", False)
+                patch.setattr(config, "HF_ENDPOINT", self.endpoint)
+                patch.setattr(config, "HF_DATASETS_CACHE", Path(home) / "datasets")
             # Transformers keeps the client of its first call.
             patch.setattr(transformers_hub, "_hf_api", None, raising=False)
             yield
@@ -170,6 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(409, {"error": "You already created this repo", "url": url})
             return
         self.hub.repos[repo] = [{}]
+        if asked.get("private") or asked.get("visibility") == "private":
+            self.hub.private.add(repo)
         if kind == "space":
             self.hub.sdks[repo] = asked["sdk"]
         self._json(200, {"url": url, "name": repo, "id": repo})
@@ -196,7 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
         found = self._commit(repo, revision)
         if found:
             files = [{"rfilename": path} for path in found[1]]
-            about = {"id": repo, "sha": commit_hash(repo, found[0]), "siblings": files, "tags": [], "private": False}
+            about = {"id": repo, "sha": commit_hash(repo, found[0]), "siblings": files, "tags": []}
+            about["private"] = repo in self.hub.private
             self._json(200, {**about, "downloads": 0, "likes": 0})
 
     def tree(self, _body: bytes, kind: str, repo: str, revision: str) -> None:
@@ -265,7 +275,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", **commit)
             return
         data = found[1][path]
-        self._send(200, data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', **commit)
+        commit["ETag"] = f'"{hashlib.sha256(data).hexdigest()}"'
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if part is None:
+            self._send(200, data, **commit)
+            return
+        first, last = int(part[1]), min(int(part[2] or len(data)), len(data) - 1)
+        self._send(206, data[first : last + 1], Content_Range=f"bytes {first}-{last}/{len(data)}", **commit)
 
 
 def _name(kind: str, repo: str) -> str:

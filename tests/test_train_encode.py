@@ -175,8 +175,10 @@ def test_rows_that_cannot_be_encoded_are_named_or_left_out(rows, tmp_path, capsy
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
     data.write_text("null\n" + data.read_text())
+    data.with_name("about.json").write_text("{}")
     arguments = EncodeArguments(checkpoint=str(tmp_path / "model"), output_dir=str(tmp_path / "new"))
     encode.main(RowArguments(skip_faulty=True), TimedMessages(str(tmp_path / "data")), arguments)
     shown = capsys.readouterr()
     assert shown.out == f"wrote {tmp_path / 'new' / 'train.jsonl'}: 1 row\n"
+    assert (tmp_path / "new" / "about.json").exists(), "what was prepared stays known"
     assert "left out 2 of 3 rows:\n" in shown.err and "train.jsonl', line 1: a row is an object" in shown.err

@@ -17,6 +17,7 @@ clip, the frame rate, the encoder and the data type. Only one run at a time may 
 import hashlib
 import json
 import os
+import shutil
 import time as clock
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -229,6 +230,9 @@ def encode_split(script: RowArguments, source: DataSource, arguments: EncodeArgu
         part = folder / f"{script.train_split}.jsonl.part"
         part.write_text(text, encoding="utf-8")
         part.replace(folder / f"{script.train_split}.jsonl")
+        # Tasks and the card of published data need what `prepare.py` wrote.
+        if (about := Path(source.dataset) / "about.json").exists():
+            shutil.copy(about, folder)
         count = counted(len(made), "row")
         if len(made) + num_left_out < max(record.num_rows, len(rows)):
             count = f"{len(made)} of {counted(len(rows), 'row')}; the time limit was reached"

@@ -1,10 +1,11 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Publish a checkpoint or the page on the Hub, each in one commit.
+Publish a checkpoint, prepared data or the page on the Hub, each in one commit.
 
 ```bash
 python train/push.py outputs/streamworld_cpu/narration somebody/narrator    # a model; it is then loaded from the Hub
+python train/push.py prepared/coin --dataset somebody/coin-dialogues         # data; see train/push_dataset.py
 python train/push.py --space somebody/watch                                 # the page, with the embedded checkpoint
 python train/push.py --space somebody/watch --model somebody/narrator       # the page, with a published model
 ```
@@ -108,7 +109,7 @@ def push(
     api = HfApi()
     with tempfile.TemporaryDirectory() as place:
         files = _with_weights_split(checkpoint_files(folder), Path(place), max_shard_size)
-        with _hub_errors(repo):
+        with hub_errors(repo):
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             there = set(api.list_repo_files(repo))
             files |= _card_for(repo, folder, files, Path(place))
@@ -116,7 +117,7 @@ def push(
                 _refuse_another_model(api, repo, folder, there, files)
             # Transformers would prefer earlier weights in other files, or an adapter, to these.
             stale = {name for name in there if _WEIGHTS.fullmatch(name)}
-            commit = _commit(api, repo, files, stale, message)
+            commit = commit_files(api, repo, files, stale, message)
     if verify:
         _look(repo, commit)
     return commit
@@ -153,7 +154,7 @@ def push_space(
     files |= {f"samples/{path.name}": path for path in (ROOT / "samples").glob("*.mp4")}
     if model is None:
         files |= {f"checkpoint/{name}": path for name, path in model_files(ROOT).items()}
-    with _hub_errors(repo):
+    with hub_errors(repo):
         if model is not None:
             _refuse_an_unknown_model(api, model)
         repo = api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True).repo_id
@@ -164,13 +165,13 @@ def push_space(
             # Set it before the commit, so that the first build finds it.
             api.add_space_variable(repo, "MODEL_ID", model)
         stale = {name for name in there if name.startswith(_INSIDE)}
-        commit = _commit(api, repo, files, stale, message, repo_type="space")
+        commit = commit_files(api, repo, files, stale, message, repo_type="space")
         if model is None and "MODEL_ID" in api.get_space_variables(repo):
             api.delete_space_variable(repo, "MODEL_ID")
     return commit
 
 
-def _commit(
+def commit_files(
     api: HfApi, repo: str, files: dict[str, Path], stale: set[str], message: str, *, repo_type: str = "model"
 ) -> str:
     """Add files and delete the stale ones that are not among them, in one commit. Return its hash."""
@@ -180,7 +181,7 @@ def _commit(
 
 
 @contextmanager
-def _hub_errors(repo: str) -> Iterator[None]:
+def hub_errors(repo: str) -> Iterator[None]:
     """Raise `ValueError` for a user's mistake, and `ConnectionError` for a failure that a retry may fix."""
     try:
         yield
@@ -344,19 +345,24 @@ def _bytes(size: str) -> float:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Publish a checkpoint, or the page as a Space, on the Hub.")
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="folder of the checkpoint")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="folder of the checkpoint, or of prepared data")
     parser.add_argument("repo", nargs="?", help="Hub id, such as somebody/narrator")
     parser.add_argument("--space", metavar="REPO", help="publish the page as this Space instead of a checkpoint")
+    parser.add_argument("--dataset", metavar="REPO", help="publish a folder of prepared data as this data set")
     parser.add_argument("--model", help="with --space: Hub id of the model; default: the embedded checkpoint")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument(
+        "--private", action="store_true", default=None, help="make a new repository private; data may need it"
+    )
     parser.add_argument("--force", action="store_true", help="replace another model, or write into another app")
     parser.add_argument("--message", help="commit message")
-    parser.add_argument("--max_shard_size", default="5GB", help="largest weights file")
+    parser.add_argument("--max_shard_size", help="largest file of weights (5GB) or rows (500MB)")
     parser.add_argument("--no_verify", action="store_true", help="do not load the model from the Hub afterwards")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args()
-    if options.space is None and options.repo is None:
-        parser.error("give CHECKPOINT and REPO, or --space REPO")
+    if options.dataset is not None and (options.checkpoint is None or options.repo or options.space):
+        parser.error("give FOLDER --dataset REPO")
+    if options.space is None and options.dataset is None and options.repo is None:
+        parser.error("give CHECKPOINT and REPO, FOLDER --dataset REPO, or --space REPO")
     if options.space is not None and options.checkpoint is not None:
         parser.error("--space publishes only the page: name a published model with --model")
     if options.model is not None and options.space is None:
@@ -370,14 +376,18 @@ def main() -> None:
     common: dict[str, Any] = {"private": options.private, "force": options.force}
     if options.message is not None:
         common["message"] = options.message
-    repo, verify = options.space or options.repo, options.space is None and not options.no_verify
+    repo = options.space or options.dataset or options.repo
+    verify = options.space is None and not options.no_verify
     with one_line_errors():
         quiet()
         if options.space is not None:
             commit = push_space(repo, model=options.model, **common)
         else:
-            common |= {"max_shard_size": options.max_shard_size, "verify": verify}
-            commit = push(options.checkpoint, repo, **common)
+            from videollm_mod.train.push_dataset import push_dataset
+
+            publish = push if options.dataset is None else push_dataset
+            common |= {"max_shard_size": options.max_shard_size} if options.max_shard_size else {}
+            commit = publish(options.checkpoint, repo, verify=verify, **common)
     if options.json:
         print(json.dumps({"repo": repo, "commit": commit, "loaded": verify}))
     else:

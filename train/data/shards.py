@@ -91,9 +91,11 @@ class ShardWriter:
             raise ValueError(f"row {row.get('id', '')!r} has the key {unknown[0]!r}. Put it into `truth`.")
         if "truth" in row:
             row["truth"] = json.dumps(row["truth"], ensure_ascii=False)
+        features = row.pop("frame_features", None)
         size = len(json.dumps(row, ensure_ascii=False))
-        if self.embeds and "frame_features" in row:
-            row["frame_features"] = Path(row["frame_features"]).read_bytes()
+        if features is not None:
+            is_path = self.embeds and not isinstance(features, bytes)
+            row["frame_features"] = Path(features).read_bytes() if is_path else features
             size += len(row["frame_features"])
         self.rows.append(row)
         self.num_bytes, self.num_in_shard = self.num_bytes + size, self.num_in_shard + size

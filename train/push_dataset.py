@@ -1,0 +1,195 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Publish prepared data as a data set on the Hub: `python train/push.py FOLDER --dataset REPO`.
+
+Rows become Parquet files, which `datasets` streams. Frame features go into the rows. Videos stay at home.
+"""
+
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCardData, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from videollm_mod.train.data.converters import SPLITS, read_json
+from videollm_mod.train.data.faults import WHERE
+from videollm_mod.train.data.shards import write_shards
+from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages, stream_timed_messages
+from videollm_mod.train.push import commit_files, hub_errors
+
+
+# Licences with a name of their own on the Hub.
+_LICENSES = {"cc by-nc 4.0": "cc-by-nc-4.0", "cc by-nc-sa 4.0": "cc-by-nc-sa-4.0", "mit": "mit", "cc0": "cc0-1.0"}
+_LICENSES |= {"apache-2.0": "apache-2.0", "cc by 4.0": "cc-by-4.0"}
+
+
+def push_dataset(
+    folder: str | Path,
+    repo: str,
+    *,
+    private: bool | None = None,
+    force: bool = False,
+    message: str = "Upload prepared data",
+    max_shard_size: str = "500MB",
+    verify: bool = True,
+) -> str:
+    """
+    Publish a folder of timed messages in one commit.
+
+    Args:
+        folder (`str` or `Path`): The folder, as `prepare.py` or `encode.py` wrote it.
+        repo (`str`): Hub id. The data set is created if it does not exist.
+        private (`bool`, *optional*): Whether only its owner may see it. Data that must not be published needs `True`.
+        force (`bool`, *optional*, defaults to `False`): Whether to write into a data set with other files.
+        message (`str`, *optional*): The commit message.
+        max_shard_size (`str`, *optional*, defaults to `"500MB"`): Size of a Parquet file, before compression.
+        verify (`bool`, *optional*, defaults to `True`): Whether to read the first row of each split from the Hub.
+
+    Returns:
+        `str`: The commit's hash.
+
+    Raises:
+        `FileNotFoundError`: If there is no such folder.
+        `ValueError`: If the folder has no rows or faulty ones, the data must not be published, the repository is
+            public or holds other files, or the user is not logged in.
+        `ConnectionError`: If the connection broke.
+    """
+    folder, api = Path(folder), HfApi()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder '{folder}'.")
+    about = read_json(folder / "about.json") if (folder / "about.json").exists() else {}
+    if not private and not about.get("may_be_shared"):
+        raise ValueError(
+            f"The licence of '{folder}' ({about.get('license', 'unknown')}) does not let anyone publish it. --private "
+            "keeps it to you; check that your licence allows that."
+        )
+    splits = [split for split in SPLITS if list(folder.glob(f"{split}.*")) or list(folder.glob(f"{split}-*.parquet"))]
+    if not splits:
+        raise ValueError(f"'{folder}' has no rows of {', '.join(SPLITS)}.")
+    with tempfile.TemporaryDirectory() as place:
+        counts = {split: _write_split(folder, split, Path(place), max_shard_size) for split in splits}
+        about = {**about, "command": _without_folders(about.get("command", ""))}
+        (Path(place) / "about.json").write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
+        (Path(place) / "README.md").write_text(write_dataset_card(repo, about, counts), encoding="utf-8")
+        files = {path.name: path for path in Path(place).iterdir()}
+        with hub_errors(repo):
+            repo = _open(api, repo, private=private, force=force)
+            there = set(api.list_repo_files(repo, repo_type="dataset"))
+            stale = {name for name in there if name.endswith(".parquet")}
+            commit = commit_files(api, repo, files, stale, message, repo_type="dataset")
+    for split in splits if verify else ():
+        with hub_errors(repo):
+            if not list(islice(stream_timed_messages(repo, split), 1)):
+                raise ValueError(f"'{repo}' was published, but its split {split!r} is empty.")
+    return commit
+
+
+def _open(api: HfApi, repo: str, *, private: bool | None, force: bool) -> str:
+    """Create a data set, or check the one there is. Return its complete name."""
+    try:
+        known = api.dataset_info(repo)
+    except RepositoryNotFoundError:
+        return api.create_repo(repo, repo_type="dataset", private=private).repo_id
+    if private and not known.private:
+        raise ValueError(f"'{repo}' is public: publish under another name, or make it private first.")
+    there = set(api.list_repo_files(repo, repo_type="dataset")) - {".gitattributes", "README.md"}
+    if there and "about.json" not in there and not force:
+        raise ValueError(f"'{repo}' holds other files: {', '.join(sorted(there)[:5])}. --force adds the data to them.")
+    return repo
+
+
+def _write_split(folder: Path, split: str, place: Path, max_shard_size: str) -> int:
+    """Write a split as Parquet files. Return its number of rows."""
+    rows = load_timed_messages(folder, split)
+    if fault := next(find_faults(rows), None):
+        raise ValueError(f"{fault}. Faulty rows are not published; --validate_only of train/sft.py lists all faults.")
+    has_features = any(rows[index].get("frame_features") is not None for index in range(len(rows)))
+    published = (_published(rows[index], folder) for index in range(len(rows)))
+    options = {"max_shard_size": max_shard_size, "embed_features": has_features}
+    return write_shards(published, place, split, **options)
+
+
+def _published(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a row as others see it: a video has the place that it takes beside the rows."""
+    row = {name: value for name, value in row.items() if name != WHERE}
+    video = row.get("video")
+    if isinstance(video, str) and "://" not in video:
+        inside = os.path.relpath(video, folder.resolve())
+        row["video"] = f"videos/{Path(video).name}" if inside.startswith("..") else Path(inside).as_posix()
+    return row
+
+
+def _without_folders(command: str) -> str:
+    """Return a command without the folders of this machine."""
+    return shlex.join(Path(part).name if os.path.isabs(part) else part for part in shlex.split(command))
+
+
+# --------------------------------------------------------------------------------------------------------------- card
+
+
+def write_dataset_card(repo: str, about: dict[str, Any], counts: dict[str, int]) -> str:
+    """
+    Return the card of a data set.
+
+    Args:
+        repo (`str`): Hub id.
+        about (`dict`): Content of `about.json`.
+        counts (`dict[str, int]`): Number of rows of each split.
+    """
+    licence = about.get("license", "unknown")
+    known = _LICENSES.get(licence.lower())
+    data = DatasetCardData(
+        license=known or "other",
+        **({} if known else {"license_name": "see-below"}),
+        task_categories=["video-text-to-text"],
+        tags=["video", "streaming", "videollm-mod"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"{split}-*.parquet"} for split in counts],
+            }
+        ],
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(_card_lines(repo, about, counts, licence)) + "\n"
+
+
+def _card_lines(repo: str, about: dict[str, Any], counts: dict[str, int], licence: str) -> Iterator[str]:
+    source = about.get("source")
+    yield f"# {repo}\n\nDialogues about videos with times, for streaming video language models"
+    yield (f"(VideoLLM-MoD), made from the annotations of `{source}`.\n" if source else "(VideoLLM-MoD).\n")
+    yield f"The licence of the source applies: {licence}.\n"
+    yield "| split | rows | tasks |\n|---|---|---|"
+    for split, count in counts.items():
+        tasks = about.get("splits", {}).get(split, {}).get("tasks", {})
+        yield f"| {split} | {count} | {', '.join(f'{task} ({number})' for task, number in tasks.items())} |"
+    yield (
+        "\nVideos are not here: rows name their places, such as `videos/ID.mp4`. Put your own copies there, beside "
+        "the rows. Frame features, if there are any, are within the rows.\n"
+    )
+    yield f"```bash\nhf download {repo} --repo-type dataset --local-dir data"
+    yield "python train/sft.py --dataset data --checkpoint . --output_dir out --streaming --max_steps 1000\n```\n"
+    yield f'```python\nfrom datasets import load_dataset\n\nrows = load_dataset("{repo}", streaming=True)\n```\n'
+    if about.get("command"):
+        yield f"Made with:\n\n```bash\n{about['command']}\n```\n"
+    yield from _faults(about.get("splits", {}))
+
+
+def _faults(splits: dict[str, Any]) -> Iterator[str]:
+    kinds = (("left_out", "left out"), ("mended", "mended"))
+    lines = [
+        f"| {split or 'none'} | {words} | {reason} | {count} |"
+        for split, of_split in splits.items()
+        for kind, words in kinds
+        for reason, count in of_split.get(kind, {}).items()
+    ]
+    if lines:
+        yield "What was left out of the annotations, and what was mended:\n"
+        yield "| split | what | reason | count |\n|---|---|---|---|"
+        yield from lines
