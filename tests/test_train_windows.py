@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_train_collator import Witness
-from tiny import random_features, random_frames, tiny_config, tiny_processor, training_batch, write_clip
+from tiny import random_features, random_frames, tiny_config, tiny_model, tiny_processor, training_batch, write_clip
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from turns import turn_processor
@@ -21,6 +21,8 @@ from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError, row_record
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.train.data.windows import Windows, count_frames, count_tokens, cut_row, split_rows, survey
+from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.teacher_forcing import predict_all_turns, predict_turns
 
 
 def asked(time, text="Narrate."):
@@ -78,10 +80,8 @@ def test_windows_are_cut_after_replies_and_before_questions(messages, expected):
 
 
 @pytest.mark.parametrize("more", [{"task": "coin_step"}, {"truth": {"label": "cut"}}])
-def test_rows_with_a_score_of_their_own_are_not_split(more):
+def test_a_window_does_not_have_the_score_of_its_row(more):
     row = row_of(asked(0), said(3), **more)
-    assert places(row, max_frames=10, keep_scored=True) == [(0, 40)]
-    # For training they are, and the score is not that of a window.
     [_, window, *_] = Windows(tiny_processor(), 1.0, max_frames=10).find(row)
     assert not more.keys() & cut_row(row, window, fps=1.0).keys()
 
@@ -321,3 +321,20 @@ def test_the_memory_of_a_worker_is_that_of_a_window(tmp_path, capsys):
     # Two batches, for the copy into one tensor, and what the decoder and the libraries need.
     bound = 2 * 180 * 3 * 192 * 192 + 96e6
     assert grown[180] < bound < grown[1800]
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+def test_teacher_forcing_predicts_a_long_row_in_windows():
+    """The turns are those of the windows. A row that fits is one dialogue."""
+    model, processor = tiny_model(text_overrides={"max_position_embeddings": 300}), tiny_processor()
+    row = row_of(asked(0), *(said(3.0 * k, f"Ball {k}.") for k in range(1, 13)), task="ego4d_narration")
+    [found] = predict_all_turns(model, processor, [row], fps=1.0, progress=False)
+    windows = Windows(processor, 1.0, max_tokens=300)
+    parts = windows.split(row)
+    expected = [predict_turns(model, processor, part, fps=1.0) for part in parts]
+    assert len(parts) == 3 and found == [turn for turns in expected for turn in turns] and len(found) == 12
+    assert found == Runner(model, processor, fps=1.0).turns(row)
+    short = row_of(asked(0), said(3), frames=9)
+    assert windows.split(short) == [short]

@@ -18,7 +18,6 @@ python train/sft.py --config train/configs/streamworld_alignment.yaml
 ```
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,6 @@ def train_model(
     left_out = record if script.skip_faulty else None
     train = split_rows(train, windows, longest_row=source.longest_row, left_out=left_out)
     if evaluation is not None:
-        windows = replace(windows, keep_scored=True)
         evaluation = split_rows(evaluation, windows, longest_row=source.longest_row, left_out=left_out)
 
     # Training. The collator packs, because TRL can only pack a data set of tokens.

@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.windows import Windows
 
 
 METRICS = Path(__file__).parent / "metrics"
@@ -266,7 +267,8 @@ def predict_all_turns(
     progress: bool = True,
 ) -> list[list[Turn]]:
     """
-    Predict the turns of all dialogues with [`predict_turns`].
+    Predict the turns of all dialogues with [`predict_turns`]. A row that is too long for the model, or for
+    VideoLLM-online's 1200 frames, is predicted in windows (see [`Windows`]), each from its own beginning.
 
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
@@ -282,7 +284,12 @@ def predict_all_turns(
     # One by one, so that the longest dialogue bounds the memory.
     order = tqdm(range(len(examples)), desc="teacher forcing", disable=not progress)
     options = {"fps": fps, "interval_threshold": interval_threshold}
-    return [predict_turns(model, processor, examples[index], **options) for index in order]
+    context = getattr(model.config.text_config, "max_position_embeddings", None)
+    windows = Windows(processor, fps, max_tokens=context)
+    return [
+        [turn for part in windows.split(examples[index]) for turn in predict_turns(model, processor, part, **options)]
+        for index in order
+    ]
 
 
 def score_turns(dialogues: Sequence[Sequence[Turn]], *, fps: float = 2.0) -> dict[str, float]:

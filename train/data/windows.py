@@ -24,7 +24,7 @@ from videollm_mod.video_reading_videollm_mod import VideoReader
 
 # The longest video of VideoLLM-online with 10 tokens a frame, at 2 frames per second.
 MAX_FRAMES = 1200
-# What belongs to a complete row: it has a score of its own.
+# Keys of a complete row that its windows lack: what its score needs.
 _SCORED = ("task", "truth")
 
 
@@ -52,8 +52,6 @@ class Windows:
         max_frames (`int`, *optional*, defaults to 1200): Most frames of a window.
         max_tokens (`int`, *optional*): Most tokens of a window: the model's context, or fewer. Needs a processor.
         num_replies (`int`, *optional*, defaults to 0): Number of earlier replies that a window begins with, as text.
-        keep_scored (`bool`, *optional*, defaults to `False`): Whether rows with a `task` or `truth` stay complete, for
-            their score. Otherwise they are split too, and their windows have neither.
     """
 
     processor: Any | None = None
@@ -61,7 +59,6 @@ class Windows:
     max_frames: int = MAX_FRAMES
     max_tokens: int | None = None
     num_replies: int = 0
-    keep_scored: bool = False
 
     def __post_init__(self) -> None:
         if self.max_frames < 2:
@@ -79,8 +76,7 @@ class Windows:
         with naming(row):
             num_frames = count_frames(row, fps=self.fps)
             dialogue = Dialogue(row, num_frames, self.fps)
-            is_scored = self.keep_scored and any(row.get(name) is not None for name in _SCORED)
-            if is_scored or self._fits(dialogue, 0, num_frames):
+            if self._fits(dialogue, 0, num_frames):
                 return [Window(0, num_frames, num_frames)]
             windows, first = [], 0
             while first < num_frames:
@@ -88,6 +84,13 @@ class Windows:
                 windows += [window] if dialogue.teaches(window) else []
                 first = window.stop
         return windows
+
+    def split(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the windows of a row as rows. A row that is short enough stays as it is."""
+        return [
+            row if window.is_complete else cut_row(row, window, fps=self.fps, num_replies=self.num_replies)
+            for window in self.find(row)
+        ]
 
     def surely_fit(self, seconds: float) -> bool:
         """Return whether rows of this length need no window, if they have at most half as much text as frames."""
@@ -222,7 +225,7 @@ class Dialogue:
 
 def count_frames(row: dict[str, Any], *, fps: float) -> int:
     """
-    Return the number of frames of a row, from its times and from the header of its video or features.
+    Return the number of frames of a row, from its times, or else from the header of its video or features.
 
     Args:
         row (`dict`): A row with `video` or `frame_features`: a path, or the frames themselves.
@@ -236,9 +239,10 @@ def count_frames(row: dict[str, Any], *, fps: float) -> int:
         shape, about = read_header(features)
         return len(frame_range(shape[0], about, row, fps=fps))
     start, end = row.get("start") or 0.0, row.get("end")
+    if end is not None:
+        return 1 + floor_frame(end - start, fps)
     with VideoReader(video) as reader:
-        last = last_frame(reader.seconds - start, fps)
-    return 1 + (last if end is None else min(last, floor_frame(end - start, fps)))
+        return 1 + last_frame(reader.seconds - start, fps)
 
 
 def frame_range(count: int, about: dict[str, str], row: dict[str, Any], *, fps: float) -> range:

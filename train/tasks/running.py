@@ -11,7 +11,7 @@ from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import naming
 from videollm_mod.train.encode import encode_clip
 from videollm_mod.train.streaming_evaluation import stream_examples
-from videollm_mod.train.teacher_forcing import Turn, predict_turns
+from videollm_mod.train.teacher_forcing import Turn, predict_all_turns
 
 
 # Frames that are encoded at once.
@@ -198,9 +198,9 @@ class Runner:
         return events
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
-        """Predict every turn of a row from the true history (see [`predict_turns`])."""
-        options = {"fps": self.fps, "interval_threshold": self.interval_threshold}
-        return predict_turns(self.model, self.processor, row, **options)
+        """Predict every turn of a row from the true history (see [`predict_all_turns`])."""
+        options = {"fps": self.fps, "interval_threshold": self.interval_threshold, "progress": False}
+        return predict_all_turns(self.model, self.processor, [row], **options)[0]
 
     def _prompt(self, row: dict[str, Any]) -> Prompt:
         """Return the dialogue before the last reply, and the features (frames, features, width) of all frames."""
