@@ -165,7 +165,7 @@ def test_faults_of_narrations_are_counted(tmp_path, videos):
 
 def test_narrations_of_others_can_be_left_out(tmp_path, videos):
     file = save(tmp_path, "narration.json", {"videos": {"v-1": redacted(*PASSES)}})
-    rows, counts, _ = convert(Ego4D, file, videos, others=False)
+    rows, counts, _ = convert(Ego4D, file, videos, wearer_only=True)
     assert said(rows[0][1])[-1][2] == "C takes a cup." and counts["it tells what another person does"] == 1
 
 
@@ -510,6 +510,91 @@ def test_faults_of_queries_are_counted(tmp_path, videos):
     }
 
 
+# ------------------------------------------------------------------------------------------------- what LIVE published
+
+
+def test_refined_narrations_keep_their_words(tmp_path, videos):
+    passes = {
+        "p-1": [
+            {"time": 1.2, "text": "You look at the TV #1."},
+            {"time": 1.4, "text": "You sit."},
+            {"time": None, "text": "You sit."},
+            {"time": 2.0, "text": ""},
+        ],
+        "p-2": None,
+    }
+    file = save(tmp_path, "refined_narration_stream_val.json", {"v-1": passes, "v-2": 3, "v-gone": passes})
+    ((split, row),), counts, _ = convert(Ego4D, file, videos)
+    assert (split, row["id"], row["task"]) == ("validation", "v-1/p-1/refined", "ego4d_refined")
+    assert said(row)[1:] == [(1.5, "a", "You sit.")] and row["start"] == row["end"] == 1.5
+    assert counts == {
+        "another reply follows at the same frame": 1,
+        "there is no time": 1,
+        "there is no text": 1,
+        "the narration is not an object": 1,
+        "no narration is left": 1,
+        "the entry of the video is not an object": 1,
+        "there is no video file": 1,
+    }
+
+
+def chat(*messages, uid="v-1"):
+    """Messages as (role initial, second, text)."""
+    roles = {"u": "user", "a": "assistant", "s": "system"}
+    found = [{"role": roles[role], "content": text, "time": time} for role, time, text in messages]
+    return {"video_uid": uid, "conversation": found, "duration": 9.0}
+
+
+LIVECHAT = "goalstep_livechat_trainval_filtered_21k.json"
+
+
+def test_dialogues_of_livechat_are_placed(tmp_path, videos):
+    """Questions are floored and replies ceiled. Replies at one frame leave the last, also if their times differ."""
+    entry = chat(("u", 5.3, "q"), ("a", 5.3, "one"), ("a", 5.31, "two"), ("a", 7.1, "three"), ("a", 7.2, "four"))
+    entry["conversation"] += chat(("u", 7.4, "q2"), ("a", 7.45, "five"), ("u", 9.0, "q3"))["conversation"]
+    rows, counts, _ = convert(Ego4D, save(tmp_path, LIVECHAT, [entry, entry]), videos)
+    (split, row), (_, other) = rows
+    assert counts == {} and split == "train" and row["task"] == "ego4d_livechat"
+    assert said(row) == [
+        (5.0, "u", "q"),
+        (5.5, "a", "two"),
+        (7.5, "a", "four"),
+        (7.5, "u", "q2"),
+        (7.5, "a", "five"),
+        (9.0, "u", "q3"),
+    ]
+    # The id of a row says how many frames come before the question.
+    assert 0.0 <= row["start"] <= 5.0 and row["start"] != other["start"] and row["end"] == 9.0
+
+
+def test_faults_of_livechat_are_counted(tmp_path, videos):
+    entries = [
+        chat(("a", 1.0, "x"), ("u", 2.0, "q"), ("a", 3.0, "x")),
+        chat(("u", 0.0, "q"), ("a", 3.0, "x")),
+        chat(("u", 1.0, "q"), ("a", 3.0, "x"), ("a", 2.0, "back"), ("a", 4.0, "y")),
+        chat(("u", 1.0, "q"), ("a", 3.0, "x"), ("a", 99.0, "late")),
+        chat(("u", 1.0, "q"), ("a", 3.0, "x"), ("u", 3.0, "q")),
+        chat(("u", 1.0, "q"), ("a", None, "x"), ("a", 3.0, None), ("s", 3.0, "x")),
+        chat(("u", 1.0, "q"), uid="v-gone"),
+        {"video_uid": "v-1"},
+        None,
+    ]
+    rows, counts, _ = convert(Ego4D, save(tmp_path, LIVECHAT, entries), videos)
+    assert [said(row) for _, row in rows] == [[(1.0, "u", "q"), (3.0, "a", "x")]] * 3
+    assert counts == {
+        "the dialogue does not begin with a question after second 0": 2,
+        "before the message before: the dialogue ends": 1,
+        "after the end of the video: the dialogue ends": 1,
+        "a question at the time of the message before: the dialogue ends": 1,
+        "there is no time": 1,
+        "there is no text": 1,
+        "neither a question nor a reply": 1,
+        "no reply is left": 4,
+        "there is no video file": 1,
+        "the entry names no video": 1,
+    }
+
+
 # ----------------------------------------------------------------------------------------------------------- all files
 
 
@@ -535,14 +620,17 @@ def test_the_command_prepares_all_files_of_a_folder(tmp_path, videos):
         ("nlq_val.json", {"task": "lta"}, ValueError, "is none of the files asked for"),
         ("nlq_val.json", {"split": "train"}, ValueError, "is none of the files asked for"),
         ("gone", {}, FileNotFoundError, "There is no file or folder"),
-        ("", {"task": "nlq,lta"}, FileNotFoundError, r"has no file for lta task: fho_lta_train\.json"),
-        ("", {"split": "test"}, FileNotFoundError, "has no file for any task"),
+        ("", {"task": "nlq,lta"}, FileNotFoundError, r"has no file of the task lta\. .*fho_lta_train\.json"),
+        ("", {"split": "test"}, FileNotFoundError, "has none of the files"),
         ("empty/nlq_val.json", {}, ValueError, "has no list `videos` with entries"),
+        (f"empty/{LIVECHAT}", {}, ValueError, "is not a list with entries"),
+        ("empty/refined_narration_stream_val.json", {}, ValueError, "has no entries"),
     ],
 )
 def test_missing_files_are_named(tmp_path, videos, name, options, error, message):
     save(tmp_path, "nlq_val.json", {"videos": [nlq(asked("Where?", 4.0, 5.0))]})
     save(tmp_path, "other.json", {})
-    save(tmp_path, "empty/nlq_val.json", {})
+    for file in ("nlq_val.json", LIVECHAT, "refined_narration_stream_val.json"):
+        save(tmp_path, f"empty/{file}", {})
     with pytest.raises(error, match=message):
         convert(Ego4D, tmp_path / name, videos, **options)

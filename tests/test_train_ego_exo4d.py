@@ -249,7 +249,7 @@ def test_the_command_prepares_all_files_of_a_download(tmp_path, root):
     [
         ("other.json", {}, ValueError, r"is none of the files asked for: .*keystep_val\.json"),
         ("gone", {}, FileNotFoundError, "There is no file or folder"),
-        ("", {"task": "atomic"}, FileNotFoundError, r"lacks files, or all, of: atomic_descriptions_train\.json"),
+        ("", {"task": "atomic"}, FileNotFoundError, r"no file of the task atomic\. .*atomic_descriptions_train\.json"),
         ("only/keystep_segment_val.json", {}, FileNotFoundError, "keystep needs label_mapping.csv"),
         ("atomic_descriptions_val.json", {}, FileNotFoundError, "atomic needs takes.json"),
         ("keystep_benchmark/keystep_segment_val.json", {}, ValueError, "has no list `segments` with entries"),

@@ -562,8 +562,10 @@ def test_another_run_of_the_command_scores_only_or_is_refused(prepared, tmp_path
 
 def test_every_prepared_task_can_be_evaluated():
     names = {f"{source}_{task}" for source in CONVERTERS for task in find_converter(source).tasks}
-    assert names - TASKS.keys() == set()
-    assert all(find_task(name).name == name for name in TASKS)
+    tasks = [find_task(name) for name in TASKS if name != "narration"]
+    assert [
+        name for name in sorted(names) if not any(task.wants({"task": name, "messages": []}) for task in tasks)
+    ] == []
 
 
 def test_mistakes_of_the_command_are_one_line(prepared):

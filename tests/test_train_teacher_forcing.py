@@ -18,36 +18,53 @@ from videollm_mod.train import teacher_forcing
 from videollm_mod.train.teacher_forcing import Turn, predict_tokens, predict_turns, score_turns
 
 
-CASES = json.loads((Path(__file__).parent / "data" / "live_measures.json").read_text())
+DATA = Path(__file__).parent / "data"
+CASES = json.loads((DATA / "live_measures.json").read_text())
+VOCAB, INTERVAL, REPLY, EOS, FRAME = (CASES[name] for name in ("vocab", "interval", "resp", "eos", "v"))
+QUESTIONS = json.loads((DATA / "live_measures_of_questions.json").read_text())["cases"]
 # At which of the further frames the model speaks; the names of the cases say it.
 SPEAKS_LATE = {"late_turn1_first_extra": 0, "late_turn1_third_extra": 2}
 
 
-def case_processor() -> VideoLLMMoDProcessor:
+def read_case(name):
+    """Return a case in the format of those with questions."""
+    if name in QUESTIONS:
+        return QUESTIONS[name]
+    case = CASES["cases"][name]
+    calls = [
+        {"past": call["past"], "ids": call["ids"], "frames": list(range(4, 4 + call["n_frames"]))}
+        for call in case["extra_forward_calls"]
+    ]
+    return case | {"interval": INTERVAL, "speaks_late": SPEAKS_LATE.get(name), "extra_forward_calls": calls}
+
+
+def case_processor(interval) -> VideoLLMMoDProcessor:
     """A processor with the token ids of the cases: 64 words, two tokens per frame."""
-    special = {CASES["interval"]: ",", CASES["eos"]: "</s>", CASES["v"]: "<v>"}
-    words = {special.get(index, f"w{index}"): index for index in range(CASES["vocab"])}
+    special = {INTERVAL: ",", EOS: "</s>", FRAME: "<v>"}
+    words = {special.get(index, f"w{index}"): index for index in range(VOCAB)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(",", "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="w1")
     pixels = VideoLLMMoDVideoProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    return VideoLLMMoDProcessor(pixels, tokenizer, frame_num_tokens=CASES["tokens_per_frame"])
+    options = {"frame_token_interval": None if interval is None else ","}
+    return VideoLLMMoDProcessor(pixels, tokenizer, frame_num_tokens=CASES["tokens_per_frame"], **options)
 
 
 class Scripted:
     """A tiny model with a real cache and head that predicts given tokens, and a record of what it sees later."""
 
-    def __init__(self, case, speaks_late):
+    def __init__(self, case):
+        interval, late = case["interval"], case["speaks_late"]
         self.table, self.calls = case["logit_table_argmax"], []
-        self.later = [CASES["interval"]] * 9
-        if speaks_late is not None:
-            self.later[3 * speaks_late + 2] = CASES["resp"]
-        text = {"vocab_size": CASES["vocab"], "hidden_size": CASES["vocab"], "eos_token_id": CASES["eos"]}
-        ids = {"frame_token_id": CASES["v"], "frame_token_interval_id": CASES["interval"]}
-        config = tiny_config(text_overrides=text, frame_token_pooled=[1, 1], mod_layers="all", **ids)
-        self.model = tiny_model(config)
+        self.later = [EOS if interval is None else interval] * 100
+        if late is not None:
+            per_frame = CASES["tokens_per_frame"] + (interval is not None)
+            self.later[per_frame * (late + 1) - 1] = REPLY
+        text = {"vocab_size": VOCAB, "hidden_size": VOCAB, "eos_token_id": EOS}
+        ids = {"frame_token_id": FRAME, "frame_token_interval_id": interval}
+        self.model = tiny_model(tiny_config(text_overrides=text, frame_token_pooled=[1, 1], mod_layers="all", **ids))
         with torch.no_grad():
-            self.model.lm_head.weight.copy_(CASES["peak"] * torch.eye(CASES["vocab"]))
+            self.model.lm_head.weight.copy_(CASES["peak"] * torch.eye(VOCAB))
         self.model.model.register_forward_pre_hook(self.record, with_kwargs=True)
         self.model.model.register_forward_hook(self.predict, with_kwargs=True)
 
@@ -55,29 +72,28 @@ class Scripted:
         cache = inputs.get("cache")
         self.past = 0 if cache is None else int(cache.get_seq_length())
         if self.past:
-            ids, shown = inputs["input_ids"][0].tolist(), inputs["frame_features"]
-            self.calls.append({"past": self.past, "ids": ids, "n_frames": shown.shape[1]})
-            self.shown = shown
+            ids, frames = inputs["input_ids"][0].tolist(), inputs["frame_features"][0, :, 0, 0]
+            self.calls.append({"past": self.past, "ids": ids, "frames": frames.int().tolist()})
 
     def predict(self, _module, _args, inputs, outputs):
         count = inputs["input_ids"].shape[1]
         tokens = self.later[:count] if self.past else self.table[:count]
-        outputs.last_hidden_state = torch.nn.functional.one_hot(torch.tensor([tokens]), CASES["vocab"]).float()
+        outputs.last_hidden_state = torch.nn.functional.one_hot(torch.tensor([tokens]), VOCAB).float()
         return outputs
 
 
-@pytest.mark.parametrize("name", CASES["cases"])
+@pytest.mark.parametrize("name", [*CASES["cases"], *QUESTIONS])
 def test_the_measures_equal_what_lives_code_prints(name):
-    case, processor = CASES["cases"][name], case_processor()
-    scripted = Scripted(case, SPEAKS_LATE.get(name))
-    ids = torch.tensor([case["input_ids"]])
+    case = read_case(name)
+    scripted, ids = Scripted(case), torch.tensor([case["input_ids"]])
     labels = torch.tensor([[-100, *case["labels"][:-1]]])  # the model shifts labels itself
-    features = random_features(scripted.model.config, case["input_ids"].count(CASES["v"]) // 2)
+    # Each frame has its number as features.
+    features = torch.arange(case["input_ids"].count(FRAME) // 2).float()[None, :, None, None]
+    features = features.expand(-1, -1, *scripted.model.config.frame_feature_shape)
     batch = {"input_ids": ids, "labels": labels, "frame_features": features}
-    turns = predict_tokens(scripted.model, processor, batch, fps=1.0, interval_threshold=case["threshold"])
+    options = {"fps": 1.0, "interval_threshold": case["threshold"]}
+    turns = predict_tokens(scripted.model, case_processor(case["interval"]), batch, **options)
     assert scripted.calls == case["extra_forward_calls"]
-    for call in scripted.calls:
-        torch.testing.assert_close(scripted.shown, features[:, 4 : 4 + call["n_frames"]])
     scores = score_turns([turns], fps=1.0)
     expected = {key: case[key] for key in ("lm_ppl", "fluency", "lm_correctness")} | {"time_diff": case["frame_diff"]}
     # LIVE computes in float32.

@@ -136,6 +136,10 @@ class ScriptArguments(RowArguments):
         num_eval_clips (`int`, *optional*, defaults to 64): Number of generated clips to evaluate on.
         num_streamed_clips (`int`, *optional*, defaults to 8): Number of rows of the evaluation split to stream at each
             evaluation, for LIVE's measures, event F1 and a printed sample.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read the training rows while the model trains,
+            from Parquet files or the Hub. It needs `max_steps`.
+        shuffle_buffer (`int`, *optional*, defaults to 1000): Rows that a stream holds in memory, in each worker, to
+            draw the next from. 0 keeps their order.
         augmentation (`float`, *optional*, defaults to 0.0): Share of replies to corrupt in training, so that the model
             does not copy from text.
         keep_ratio_warmup_steps (`int`, *optional*, defaults to 0): Number of steps during which the keep ratio falls
@@ -152,6 +156,8 @@ class ScriptArguments(RowArguments):
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
     num_eval_clips: int = field(default=64, metadata={"help": "Number of generated clips to evaluate on."})
     num_streamed_clips: int = field(default=8, metadata={"help": "Number of rows to stream at each evaluation."})
+    streaming: bool = field(default=False, metadata={"help": "Read the rows while the model trains; set --max_steps."})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Rows of a stream to draw the next from."})
     augmentation: float = field(default=0.0, metadata={"help": "Share of replies to corrupt in training."})
     keep_ratio_warmup_steps: int = field(default=0, metadata={"help": "Steps while the keep ratio falls from 1."})
     max_frames: int = field(default=MAX_FRAMES, metadata={"help": "Most frames of a row; longer ones are split."})

@@ -129,7 +129,8 @@ class StreamCollator:
             turns = self.processor.to_stream_turns(messages, len(shown), fps=self.fps, start=start)
         # The generator depends only on seed, epoch and dialogue. A resumed run, or one with another number of
         # workers, corrupts the same replies.
-        rng = np.random.default_rng((self.seed, int(self.epoch), zlib.crc32(repr(messages).encode())))
+        epoch = example.get("epoch", int(self.epoch))
+        rng = np.random.default_rng((self.seed, epoch, zlib.crc32(repr(messages).encode())))
         return augment_replies(turns, rng, self.augmentation), shown
 
     def _frames(self, example: dict[str, Any]) -> "_Pixels":

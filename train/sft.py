@@ -28,7 +28,15 @@ from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimi
 from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.faults import RowRecord, counted, row_record
 from videollm_mod.train.data.sources import DataSource, first_rows, load_split
-from videollm_mod.train.data.windows import split_rows
+from videollm_mod.train.data.streamed import (
+    RowCounter,
+    RowOrder,
+    check_stream,
+    open_stream,
+    repeat_rows,
+    rows_before,
+)
+from videollm_mod.train.data.windows import parts_of, split_rows
 from videollm_mod.train.dry_run import plan_run
 from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
 from videollm_mod.train.trainer import StreamingSFTTrainer
@@ -48,12 +56,20 @@ def train_model(
     record: RowRecord,
 ) -> None:
     """Train a model and save it. The record names the rows that each worker reads and that were left out."""
-    train, evaluation = _load_rows(script, source, record)
+    if script.streaming and script.dry_run:
+        raise SystemExit("error: --dry_run counts rows that --streaming does not know: leave --streaming out.")
+    if script.streaming and script.validate_only:
+        total = check_stream(source, script.train_split, **script.checks(record))
+        print(f"{source.dataset}: {counted(total, 'row')} to train on, {record.count_faults()}")
+        return
+    train, evaluation, spare = _load_rows(script, source, record)
     if script.validate_only or script.dry_run:
         print(f"{source.dataset}: {counted(len(train), 'row')} to train on, {record.count_faults()}")
         for line in plan_run(train, script, training, arguments, record):
             print(line)
         return
+    if script.streaming and training.max_steps < 0:
+        raise SystemExit("error: --streaming needs --max_steps, because the number of rows is unknown.")
     if evaluation is None and training.eval_strategy != "no":
         raise SystemExit(
             f"error: --eval_strategy {training.eval_strategy.value} needs --eval_split, the held-out split."
@@ -70,11 +86,20 @@ def train_model(
     model.config.speak = "learned"  # The loss at frames teaches when to speak.
     adapter = choose_parts(model, arguments)
 
-    # Data. Streaming has no limit, so its rows are not split.
+    # Data. A session has no limit, so the rows that the model streams freely are not split.
     windows = script.windows(model.config, processor, max_length=training.max_length)
     streamed = [] if evaluation is None else first_rows(evaluation, script.num_streamed_clips)
     left_out = record if script.skip_faulty else None
-    train = split_rows(train, windows, longest_row=source.longest_row, left_out=left_out)
+    counter = None
+    if script.streaming:
+        counter = RowCounter(rows_before(checkpoint))
+        order = _order(script, training, counter.num_rows)
+        train = repeat_rows(train, order, windows=windows, left_out=left_out)
+        spare = [part for row in spare for part in parts_of(row, windows)]
+        # The stream itself begins where the checkpoint ends.
+        training.ignore_data_skip = True
+    else:
+        train = spare = split_rows(train, windows, longest_row=source.longest_row, left_out=left_out)
     if evaluation is not None:
         evaluation = split_rows(evaluation, windows, longest_row=source.longest_row, left_out=left_out)
 
@@ -87,7 +112,7 @@ def train_model(
         seed=training.seed,
         packing=packing,
         record=record,
-        replacements=train if script.skip_faulty else None,
+        replacements=spare if script.skip_faulty else None,
         frame_feature_shape=model.config.frame_feature_shape,
     )
     trainer = StreamingSFTTrainer(
@@ -102,6 +127,8 @@ def train_model(
         fps=script.fps,
         about={"dataset": source.dataset, "base_models": arguments.base_models()},
     )
+    if counter is not None:
+        trainer.add_callback(counter)
     trainer.add_callback(Announcement())
     trainer.add_callback(EpochTeller(collator))
     if training.max_minutes is not None:
@@ -122,8 +149,18 @@ def train_model(
         print(f"saved to {training.output_dir}")
 
 
-def _load_rows(script: ScriptArguments, source: DataSource, record: RowRecord) -> tuple[Any, Any]:
-    """Return the rows to train on, and those to evaluate on or `None`."""
+def _order(script: ScriptArguments, training: StreamingSFTConfig, first_row: int) -> RowOrder:
+    return RowOrder(
+        batch_size=training.train_batch_size * training.world_size,
+        first_row=first_row,
+        num_workers=training.dataloader_num_workers,
+        seed=training.seed if training.data_seed is None else training.data_seed,
+        buffer_size=script.shuffle_buffer,
+    )
+
+
+def _load_rows(script: ScriptArguments, source: DataSource, record: RowRecord) -> tuple[Any, Any, Any]:
+    """Return the rows to train on, those to evaluate on or `None`, and those that may replace rows of a stream."""
     if script.eval_split and Path(source.dataset).is_file():
         raise SystemExit(
             f"--eval_split {script.eval_split}: '{source.dataset}' is one split. Give a folder with train.jsonl and "
@@ -131,12 +168,16 @@ def _load_rows(script: ScriptArguments, source: DataSource, record: RowRecord) -
         )
     if script.eval_split == script.train_split:
         raise SystemExit(f"--eval_split {script.eval_split}: this is the training split. Name a held-out split.")
-    train = load_split(source, script.train_split, script.num_clips, script.first_clip, **script.checks(record))
+    if script.streaming:
+        train, spare = open_stream(source, script.train_split, fps=script.fps, may_replace=script.skip_faulty)
+    else:
+        spare = []
+        train = load_split(source, script.train_split, script.num_clips, script.first_clip, **script.checks(record))
     if not script.eval_split:
-        return train, None
+        return train, None, spare
     # All measures of an evaluation are of the same rows.
     checks = script.checks(record, decode=True)
-    return train, load_split(source, script.eval_split, script.num_eval_clips, **checks)
+    return train, load_split(source, script.eval_split, script.num_eval_clips, **checks), spare
 
 
 def merge_for_saving(trainer: StreamingSFTTrainer) -> None:

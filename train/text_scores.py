@@ -15,6 +15,7 @@ from rapidfuzz.distance import LCSseq
 
 # Weight of recall in ROUGE-L, longest n-gram and width of the length penalty of CIDEr, as in COCO's captions code.
 _BETA, _MAX_N, _SIGMA = 1.2, 4, 6.0
+SCORES = ("meteor_stem", "rouge_l", "cider")
 # WordNet is a download. Without it, words match if they or their stems are equal.
 _NO_SYNONYMS = SimpleNamespace(synsets=lambda _word: [])
 _STEMMER = PorterStemmer()
@@ -34,6 +35,7 @@ def score_captions(
     references: Sequence[Sequence[str]],
     *,
     tokenize: Callable[[str], list[str]] = split_words,
+    names: Sequence[str] = SCORES,
 ) -> dict[str, list[float]]:
     """
     Score captions one by one. The score of a corpus is the mean of each list.
@@ -49,6 +51,7 @@ def score_captions(
         predictions (sequence of `str`): A caption for each item.
         references (sequence of sequences of `str`): One or more true captions for each item.
         tokenize (`Callable`, *optional*): Returns the words of a text. `str.split` is what FlowNar's code does.
+        names (sequence of `str`, *optional*): The scores to compute. The default is all; METEOR takes the longest.
 
     Returns:
         `dict[str, list[float]]`: A score for each item, under each name.
@@ -56,11 +59,12 @@ def score_captions(
     said = [tokenize(text) for text in predictions]
     true = [[tokenize(text) for text in texts] for texts in references]
     pairs = list(zip(said, true, strict=True))
-    return {
-        "meteor_stem": [_meteor(words, others) for words, others in pairs],
-        "rouge_l": [_rouge_l(words, others) for words, others in pairs],
-        "cider": _cider(said, true),
+    compute: dict[str, Callable[[], list[float]]] = {
+        "meteor_stem": lambda: [_meteor(words, others) for words, others in pairs],
+        "rouge_l": lambda: [_rouge_l(words, others) for words, others in pairs],
+        "cider": lambda: _cider(said, true),
     }
+    return {name: compute[name]() for name in names}
 
 
 def _meteor(words: list[str], references: list[list[str]]) -> float:

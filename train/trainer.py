@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -120,6 +120,15 @@ class StreamingSFTTrainer(SFTTrainer):
     def _gather(self, numbers: torch.Tensor) -> torch.Tensor:
         """Gather numbers (count,) from every process as (processes, count) on the host."""
         return self.accelerator.gather(numbers[None]).cpu()
+
+    def get_train_dataloader(self) -> Any:
+        """Return TRL's loader. For a stream it has a generator, so that it draws nothing from the global one."""
+        loader = super().get_train_dataloader()
+        if isinstance(self.train_dataset, IterableDataset):
+            # A resumed run restores the global generator before the loader draws the seed of its workers.
+            inner = getattr(loader, "base_dataloader", loader)
+            inner.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Return TRL's loader without augmentation and replaced rows, which are for training only."""

@@ -10,7 +10,7 @@ writes its rows, and prints what was left out.
 import json
 import mimetypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -362,3 +362,51 @@ def find_file(annotations: Path, *names: str) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(f"The folder '{annotations}' has no {' and no '.join(names)}.")
+
+
+def find_files(
+    annotations: Path, files: Mapping[str, Mapping[str, Sequence[str]]], converter: Converter, *folders: str
+) -> list[tuple[str, str, Path]]:
+    """
+    Return task, split and path of each annotation file that a converter is to read.
+
+    Args:
+        annotations (`Path`): A folder with files, or one file. Its name tells its task and split, unless only one is
+            asked for.
+        files (`Mapping`): Names of files by task and split. Of several names, the first that there is counts. The
+            split "" is for files of all splits.
+        converter ([`Converter`]): Its options say which tasks and splits are asked for.
+        folders (`str`): Folders within `annotations` in which files may lie too.
+
+    Raises:
+        `FileNotFoundError`: If there is no such file or folder, or if a task of `--task` has no file in it.
+        `ValueError`: If the name of a file does not tell its task.
+    """
+    wanted = [
+        (task, split, names)
+        for task in converter.chosen
+        for split, names in files[task].items()
+        if not split or converter.wants(split)
+    ]
+    listed = ", ".join(name for _, _, names in wanted for name in names)
+    if annotations.is_file():
+        found = [(task, split, annotations) for task, split, names in wanted if annotations.name in names]
+        found = found or [(task, split, annotations) for task, split, _ in wanted if len(wanted) == 1]
+        if not found:
+            raise ValueError(f"--annotations {annotations} is none of the files asked for: {listed}.")
+        return found
+    if not annotations.is_dir():
+        raise FileNotFoundError(f"There is no file or folder '{annotations}'.")
+    there = [(task, split, find_below(annotations, names, ("", *folders))) for task, split, names in wanted]
+    found = [(task, split, path) for task, split, path in there if path is not None]
+    missing = set(converter.chosen if converter.task is not None else ()) - {task for task, _, _ in found}
+    if missing or not found:
+        lacks = f"no file of the task {' and '.join(sorted(missing))}" if missing else "none of the files"
+        raise FileNotFoundError(f"The folder '{annotations}' has {lacks}. Those asked for are {listed}.")
+    return found
+
+
+def find_below(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) -> Path | None:
+    """Return the first file of these names in folders of `root`, or `None`."""
+    paths = (root / folder / name for name in names for folder in folders)
+    return next((path for path in paths if path.is_file()), None)

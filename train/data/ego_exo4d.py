@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from videollm_mod.train.data.converters import Converter, Notes, Video, Videos
+from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, find_below, find_files
 from videollm_mod.train.data.dialogues import (
     as_sentence,
     ceil_frame,
@@ -56,7 +56,7 @@ FILES: dict[str, dict[str, tuple[str, ...]]] = {
     "atomic": {"train": ("atomic_descriptions_train.json",), "validation": ("atomic_descriptions_val.json",)},
 }
 # Folders of the download in which the files lie.
-_FOLDERS = ("", "annotations", "keystep_benchmark", "annotations/keystep_benchmark")
+_FOLDERS = ("annotations", "keystep_benchmark", "annotations/keystep_benchmark")
 _CAMERA = re.compile(r"(aria\d+_214-1)(?:\.\w+)?$")
 
 
@@ -156,9 +156,9 @@ class EgoExo4D(Converter):
 
     def convert(self, annotations: Path, videos: Videos, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the rows of all chosen tasks that have files. See [`Converter.convert`]."""
-        found = self.find_annotations(annotations)
+        found = find_files(annotations, FILES, self, *_FOLDERS)
         root = annotations if annotations.is_dir() else annotations.parent
-        takes_file = self.takes or find_below(root, "takes.json") or find_below(root.parent, "takes.json")
+        takes_file = self.takes or find_below(root, ["takes.json"], ("", "..", "../.."))
         if takes_file is None and any(task == "atomic" for task, _, _ in found):
             raise FileNotFoundError("The task atomic needs takes.json, which names the video of a take: --takes FILE.")
         self.views = {} if takes_file is None else read_takes(takes_file)
@@ -173,33 +173,8 @@ class EgoExo4D(Converter):
                 rows = self._atomic_rows(path, videos, notes)
             yield from ((split, row) for row in rows)
 
-    def find_annotations(self, annotations: Path) -> list[tuple[str, str, Path]]:
-        """
-        Return task, split and path of each file to read.
-
-        Raises:
-            `FileNotFoundError`: If there is no such file or folder, or if a task of `--task` has no file in it.
-            `ValueError`: If the name of a file does not tell its task.
-        """
-        wanted = [(task, split, name) for task in self.chosen for split, (name,) in FILES[task].items()]
-        wanted = [item for item in wanted if self.wants(item[1])]
-        names = ", ".join(name for _, _, name in wanted)
-        if annotations.is_file():
-            found = [(task, split, annotations) for task, split, name in wanted if annotations.name == name]
-            if not found:
-                raise ValueError(f"--annotations {annotations} is none of the files asked for: {names}.")
-            return found
-        if not annotations.is_dir():
-            raise FileNotFoundError(f"There is no file or folder '{annotations}'.")
-        found = [(task, split, find_below(annotations, name)) for task, split, name in wanted]
-        found = [(task, split, path) for task, split, path in found if path is not None]
-        missing = set(self.chosen if self.task is not None else ()) - {task for task, _, _ in found}
-        if missing or not found:
-            raise FileNotFoundError(f"The folder '{annotations}' lacks files, or all, of: {names}.")
-        return found
-
     def _read_labels(self, root: Path) -> dict[int, Label]:
-        path = find_below(root, "label_mapping.csv")
+        path = find_below(root, ["label_mapping.csv"], ("", *_FOLDERS))
         if path is None:
             raise FileNotFoundError(f"The task keystep needs label_mapping.csv beside its files in '{root}'.")
         labels = read_labels(path)
@@ -359,8 +334,3 @@ def read_descriptions(content: Any, notes: Notes, where: str) -> list[tuple[floa
         elif (time := take_time(item, "timestamp", notes, where, field)) is not None:
             kept.append((time, clean_narration(text)))
     return kept
-
-
-def find_below(root: Path, name: str) -> Path | None:
-    """Return a file of the download, in a folder or in one of its folders of annotations."""
-    return next((root / folder / name for folder in _FOLDERS if (root / folder / name).is_file()), None)

@@ -7,14 +7,14 @@ A generated or converted source is one file in this folder and one line in [`SOU
 complete example. Any other name is a file, a folder or a Hub data set of timed messages.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from videollm_mod.train.data.faults import Fault, RowRecord, describe_faults
 
@@ -52,12 +52,27 @@ class DataSource:
         """
         raise NotImplementedError
 
-    def find_faults(self, rows: Dataset, *, fps: float = 2.0, full: bool = False) -> Iterator[Fault]:  # noqa: ARG002
+    def stream(self, split: str) -> IterableDataset:  # noqa: ARG002
+        """
+        Return one pass over the rows of a split, which are read one after the other.
+
+        Raises:
+            `ValueError` or `FileNotFoundError`: If the source cannot be streamed.
+        """
+        raise ValueError("this source makes its rows when they are used: leave --streaming out.")
+
+    def find_faults(
+        self,
+        rows: Sequence[dict[str, Any]],  # noqa: ARG002
+        *,
+        fps: float = 2.0,  # noqa: ARG002
+        full: bool = False,  # noqa: ARG002
+    ) -> Iterator[Fault]:
         """
         Find errors in rows. A source that generates its rows has none.
 
         Args:
-            rows (`Dataset`): Rows of [`load`].
+            rows (sequence of `dict`): Rows of [`load`] or [`stream`].
             fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees.
             full (`bool`, *optional*, defaults to `False`): Whether to decode all frames.
         """

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, DownloadManager, load_dataset, load_dataset_builder
+from datasets import Dataset, DatasetDict, DownloadManager, IterableDataset, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -57,7 +57,11 @@ class TimedMessages(DataSource):
         """Return all rows of a split (see [`load_timed_messages`])."""
         return load_timed_messages(self.dataset, split)
 
-    def find_faults(self, rows: Dataset, *, fps: float = 2.0, full: bool = False) -> Iterator[Fault]:
+    def stream(self, split: str) -> IterableDataset:
+        """Return one pass over the rows of a split (see [`stream_timed_messages`])."""
+        return stream_timed_messages(self.dataset, split)
+
+    def find_faults(self, rows: Sequence[dict[str, Any]], *, fps: float = 2.0, full: bool = False) -> Iterator[Fault]:
         """Find all errors in rows (see [`find_faults`])."""
         return find_faults(rows, fps=fps, full=full)
 
@@ -82,17 +86,55 @@ def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
     if path.is_file():
         return _read([path], path.parent)
     if path.is_dir():
-        files = sorted(file for kind in ("jsonl", "parquet") for file in path.glob(f"*.{kind}"))
-        if not files:
-            raise FileNotFoundError(f"The folder '{path}' has no .jsonl and no .parquet file.")
-        chosen = [file for file in files if file.stem == split or file.stem.startswith(f"{split}-")]
-        if not chosen:
-            there = ", ".join(file.name for file in files)
-            raise ValueError(f"The folder '{path}' has no split {split!r}: it has {there}.")
-        return _read(chosen, path)
-    if path.suffix in (".json", ".jsonl", ".parquet") or str(source).count("/") > 1:
-        raise FileNotFoundError(f"There is no file or folder '{source}'.")
+        return _read(_files_of(path, split), path)
+    _refuse_a_missing_file(source)
     return _read_hub(str(source), split)
+
+
+def stream_timed_messages(source: str | Path, split: str = "train") -> IterableDataset:
+    """
+    Return one pass over rows of timed messages, which are read one after the other.
+
+    Args:
+        source (`str` or `Path`): A Parquet file, a folder of them, or a Hub data set (see [`load_timed_messages`]).
+        split (`str`, *optional*, defaults to `"train"`): Split to read.
+
+    Raises:
+        `FileNotFoundError`: If there is no such source.
+        `ValueError`: If there is no such split, or its files are JSON lines.
+    """
+    path = Path(source)
+    if not (path.is_file() or path.is_dir()):
+        _refuse_a_missing_file(source)
+        rows = load_dataset(str(source), split=split, streaming=True)
+        return rows.map(_as_streamed, fn_kwargs={"root": str(source)})
+    files, root = ([path], path.parent) if path.is_file() else (_files_of(path, split), path)
+    if any(file.suffix != ".parquet" for file in files):
+        raise ValueError("JSON lines are read when they are used: leave --streaming out, or prepare Parquet files.")
+    rows = load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=True)
+    return rows.map(_as_streamed, fn_kwargs={"root": root})
+
+
+def _as_streamed(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
+    name = row.get("id") or row.get("video")
+    return as_written({**row, WHERE: f"'{root}', {name}" if isinstance(name, str) else f"a row of '{root}'"}, root)
+
+
+def _refuse_a_missing_file(source: str | Path) -> None:
+    if Path(source).suffix in (".json", ".jsonl", ".parquet") or str(source).count("/") > 1:
+        raise FileNotFoundError(f"There is no file or folder '{source}'.")
+
+
+def _files_of(folder: Path, split: str) -> list[Path]:
+    """Return the files of a split."""
+    files = sorted(file for kind in ("jsonl", "parquet") for file in folder.glob(f"*.{kind}"))
+    if not files:
+        raise FileNotFoundError(f"The folder '{folder}' has no .jsonl and no .parquet file.")
+    chosen = [file for file in files if file.stem == split or file.stem.startswith(f"{split}-")]
+    if not chosen:
+        there = ", ".join(file.name for file in files)
+        raise ValueError(f"The folder '{folder}' has no split {split!r}: it has {there}.")
+    return chosen
 
 
 def _read_hub(source: str, split: str) -> Dataset:

@@ -310,11 +310,29 @@ def cut_row(row: dict[str, Any], window: Window, *, fps: float, num_replies: int
     return {name: value for name, value in row.items() if name not in _SCORED} | part
 
 
+def name_part(
+    row: dict[str, Any], window: Window, windows: Windows, *, number: int, count: int, name: Any
+) -> dict[str, Any]:
+    """Return window `number` of `count` of a row, as [`cut_row`] does, with a name of its own."""
+    if window.is_complete:
+        return row
+    part = cut_row(row, window, fps=windows.fps, num_replies=windows.num_replies)
+    part["id"] = f"{name if row.get('id') is None else row['id']}/window-{number}"
+    return {**part, WHERE: f"{name_row(row)}, window {number} of {count}"}
+
+
+def parts_of(row: dict[str, Any], windows: Windows) -> list[dict[str, Any]]:
+    """Return the windows of a row, as rows. See [`Windows.find`] for errors."""
+    found = windows.find(row)
+    options = {"count": len(found), "name": name_row(row)}
+    return [name_part(row, window, windows, number=number, **options) for number, window in enumerate(found, 1)]
+
+
 class _Cutter:
     """Cut windows when they are read. This is the transform of a data set of windows."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], windows: Windows) -> None:
-        self.rows, self.fps, self.num_replies = rows, windows.fps, windows.num_replies
+        self.rows, self.windows = rows, windows
 
     def __call__(self, places: dict[str, list[int]]) -> dict[str, list[Any]]:
         made = [self._cut(*place) for place in zip(*(places[name] for name in _COLUMNS), strict=True)]
@@ -323,11 +341,7 @@ class _Cutter:
 
     def _cut(self, index: int, number: int, count: int, *place: int) -> dict[str, Any]:
         row, window = self.rows[index], Window(*place)
-        if window.is_complete:
-            return row
-        part = cut_row(row, window, fps=self.fps, num_replies=self.num_replies)
-        part["id"] = f"{index if row.get('id') is None else row['id']}/window-{number}"
-        return {**part, WHERE: f"{name_row(row)}, window {number} of {count}"}
+        return name_part(row, window, self.windows, number=number, count=count, name=index)
 
 
 _COLUMNS = ("row", "number", "count", "first", "stop", "num_frames")

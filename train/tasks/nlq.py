@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from videollm_mod.train.data.moments import spoken_windows, window_iou
-from videollm_mod.train.tasks import Task
-from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.tasks.dense_captions import Streamed
 
 
 _RANKS, _THRESHOLDS = (1, 5), (0.3, 0.5)
 
 
-class Ego4DNlq(Task):
+class Ego4DNlq(Streamed):
     """
     Windows from spoken replies that end in "starts" and "ends", best first by how sure the model was to speak.
 
@@ -26,18 +25,6 @@ class Ego4DNlq(Task):
         "The published scorer asks for an IoU above the threshold, counts each window of a query by itself, and its "
         "mIoU is a mean of the three best IoUs of a query, whatever their rank; the default takes the first window."
     )
-
-    def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
-        """Return what the model says in the stream. Nobody tells it when to reply."""
-        asked = [message for message in row["messages"] if message["role"] != "assistant"]
-        events = runner.stream({**row, "messages": asked})
-        return {
-            "replies": [
-                {"time": event.time, "text": event.text, "score": 1 - (event.interval_probability or 0.0)}
-                for event in events
-                if event.role == "assistant"
-            ]
-        }
 
     def score(
         self,

@@ -33,16 +33,17 @@ def _number(value: float | None) -> str:
 
 
 def _notes(results: dict[str, dict[str, Any]], has_papers: bool) -> list[str]:
-    notes = []
+    lines, names_by_note = [], {}
     for name, result in results.items():
         left_out = f", {result['left_out']} left out" if result["left_out"] else ""
         scorer = "the published scorer" if result["official"] else "the default scorer"
-        notes.append(f"{name}: {counted(result['rows'], 'row')}{left_out}, {scorer}.")
+        lines.append(f"{name}: {counted(result['rows'], 'row')}{left_out}, {scorer}.")
+        lines += [f"{name}: wrote {path}" for path in result.get("files", [])]
         if note := find_task(name).official_note:
-            notes[-1] += f" {note}"
-        notes += [f"{name}: wrote {path}" for path in result.get("files", [])]
+            names_by_note.setdefault(note, []).append(name)
+    lines += [f"{', '.join(names)}: {note}" for note, names in names_by_note.items()]
     if has_papers:
-        notes.append(
+        lines.append(
             "Published figures are the papers' own, by the published scorers (--official), on the papers' videos."
         )
-    return notes
+    return lines

@@ -13,6 +13,7 @@ split. What the rows of each task have as `truth`:
 - narration: nothing. The replies are the truth.
 - goalstep: `goal` (text) and `timeline`, a list of `[start, end, text]` in seconds.
 - lta: `clip_uid`, `last_visible_action_idx`, and four lists of 20: `verb`, `noun` (words), `verb_label`, `noun_label`.
+- refined, livechat: nothing. These are the files that VideoLLM-online's authors made of narrations and of GoalStep.
 - nlq: `query` (text), `windows`, a list of `[start, end]`, and `clip`, the `[start, end]` of the clip, in seconds.
 """
 
@@ -21,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from videollm_mod.train.data.converters import Converter, Notes, Videos
+from videollm_mod.train.data.converters import Converter, Notes, Videos, find_files
 from videollm_mod.train.data.ego4d.goalstep import convert_goalstep, read_groups
+from videollm_mod.train.data.ego4d.live_files import convert_livechat, convert_refined
 from videollm_mod.train.data.ego4d.lta import convert_lta, read_taxonomy
 from videollm_mod.train.data.ego4d.narration import convert_narrations, read_splits
 from videollm_mod.train.data.ego4d.nlq import convert_nlq
@@ -46,7 +48,13 @@ FILES: dict[str, dict[str, tuple[str, ...]]] = {
         "validation": ("nlq_val.json",),
         "test": ("nlq_test_unannotated.json",),
     },
+    "refined": {
+        "train": ("refined_narration_stream_train.json",),
+        "validation": ("refined_narration_stream_val.json",),
+    },
+    "livechat": {"train": ("goalstep_livechat_trainval_filtered_21k.json",)},
 }
+_CONVERT = {"nlq": convert_nlq, "refined": convert_refined, "livechat": convert_livechat}
 TAXONOMY = "fho_lta_taxonomy.json"
 GROUPS = "goalstep_video_groups.tsv"
 
@@ -59,8 +67,8 @@ class Ego4D(Converter):
     Args:
         splits (`Path`, *optional*): Folder with the validation and test files of all benchmarks, which tell the split
             of each narrated video. Without it, all narrations are for training.
-        others (`bool`, *optional*, defaults to `True`): Whether to keep narrations of what other people do, as
-            VideoLLM-online's code does.
+        wearer_only (`bool`, *optional*, defaults to `False`): Whether to leave out narrations of what other people do.
+            VideoLLM-online's code keeps them.
     """
 
     tasks: ClassVar[tuple[str, ...]] = tuple(FILES)
@@ -70,11 +78,11 @@ class Ego4D(Converter):
         default=None,
         metadata={"help": "For narrations: folder of the val and test files of all benchmarks. Default: all train."},
     )
-    others: bool = field(default=True, metadata={"help": "For narrations: keep what other people do (#O)."})
+    wearer_only: bool = field(default=False, metadata={"help": "For narrations: leave out what other people do (#O)."})
 
     def convert(self, annotations: Path, videos: Videos, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the rows of all chosen tasks that have files. See [`Converter.convert`]."""
-        found = self.find_annotations(annotations)
+        found = find_files(annotations, FILES, self)
         folder = annotations if annotations.is_dir() else annotations.parent
         kinds = {task for task, _, _ in found}
         splits = read_splits(self.splits) if "narration" in kinds and self.splits is not None else {}
@@ -85,49 +93,14 @@ class Ego4D(Converter):
         groups = read_groups(groups_file, notes) if "goalstep" in kinds and groups_file.is_file() else {}
         for task, split, path in found:
             if task == "narration":
-                options = {"others": self.others, "splits": splits, "wanted": self.split}
+                options = {"wearer_only": self.wearer_only, "splits": splits, "wanted": self.split}
                 yield from convert_narrations(path, videos, notes, fps=self.fps, **options)
             elif task == "goalstep":
                 yield from convert_goalstep(path, split, videos, notes, fps=self.fps, groups=groups)
             elif task == "lta":
                 yield from convert_lta(path, split, videos, notes, fps=self.fps, words=words)
             else:
-                yield from convert_nlq(path, split, videos, notes, fps=self.fps)
-
-    def find_annotations(self, annotations: Path) -> list[tuple[str, str, Path]]:
-        """
-        Return task, split and path of each file to read.
-
-        Raises:
-            `FileNotFoundError`: If there is no such file or folder, or if a task of `--task` has no file in it.
-            `ValueError`: If the name of a file does not tell its task.
-        """
-        wanted = [
-            (task, split, names)
-            for task in self.chosen
-            for split, names in FILES[task].items()
-            if not split or self.wants(split)
-        ]
-        if annotations.is_file():
-            found = [(task, split, annotations) for task, split, names in wanted if annotations.name in names]
-            if not found and self.chosen == ("narration",):
-                found = [("narration", "", annotations)]
-            if not found:
-                names = ", ".join(name for _, _, names in wanted for name in names)
-                raise ValueError(f"--annotations {annotations} is none of the files asked for: {names}.")
-            return found
-        if not annotations.is_dir():
-            raise FileNotFoundError(f"There is no file or folder '{annotations}'.")
-        found = []
-        for task, split, names in wanted:
-            paths = [annotations / name for name in names if (annotations / name).is_file()]
-            found += [(task, split, path) for path in paths[:1]]
-        asked = self.chosen if self.task is not None else ()
-        missing = [task for task in asked if task not in {task for task, _, _ in found}] or ([] if found else ["any"])
-        if missing:
-            names = ", ".join(name for task, _, names in wanted if missing[0] in (task, "any") for name in names)
-            raise FileNotFoundError(f"The folder '{annotations}' has no file for {missing[0]} task: {names}.")
-        return found
+                yield from _CONVERT[task](path, split, videos, notes, fps=self.fps)
 
     def _read_words(self, folder: Path) -> tuple[list[str], list[str]]:
         path = folder / TAXONOMY

@@ -118,14 +118,14 @@ def _objects(values: list[Any], field: str, notes: Notes, where: str) -> list[tu
 
 
 def clean_pass(
-    narrations: list[tuple[str, dict[str, Any]]], *, others: bool, notes: Notes, where: str
+    narrations: list[tuple[str, dict[str, Any]]], *, wearer_only: bool, notes: Notes, where: str
 ) -> list[tuple[float, str]]:
     """
     Return time and cleaned text of the narrations of a pass that are kept: those with a time and two words.
 
     Args:
         narrations (`list`): Narrations with their places, in either layout.
-        others (`bool`): Whether to keep what other people do.
+        wearer_only (`bool`): Whether to leave out what other people do.
         notes ([`Notes`]): Where to count what is left out.
         where (`str`): The video and pass, for notes.
     """
@@ -137,7 +137,7 @@ def clean_pass(
         if not isinstance(text, str):
             notes.leave_out(where, f"{field}.{text_key}", "there is no text")
             continue
-        if is_of_others(text) and not others:
+        if wearer_only and is_of_others(text):
             notes.leave_out(where, f"{field}.{text_key}", "it tells what another person does")
             continue
         cleaned = clean_narration(text)
@@ -215,7 +215,14 @@ def _benchmark_file(folder: Path, name: str) -> Path | None:
 
 
 def convert_narrations(
-    path: Path, videos: Videos, notes: Notes, *, fps: float, others: bool, splits: dict[str, str], wanted: str | None
+    path: Path,
+    videos: Videos,
+    notes: Notes,
+    *,
+    fps: float,
+    wearer_only: bool,
+    splits: dict[str, str],
+    wanted: str | None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     Yield the rows of all narrations with their split. One video is in memory at a time.
@@ -230,7 +237,7 @@ def convert_narrations(
         video = videos.open(notes, uid, "", uid)
         for name, narrations in split_passes(entry, notes, uid).items() if video else ():
             where = f"{uid}/{name}"
-            replies = clean_pass(narrations, others=others, notes=notes, where=where)
+            replies = clean_pass(narrations, wearer_only=wearer_only, notes=notes, where=where)
             row = narration_row(replies, video, fps=fps, instruction=INSTRUCTION, notes=notes, where=where)
             if row is not None:
                 yield split, {"id": where, "task": "ego4d_narration", "truth": {}, **row}

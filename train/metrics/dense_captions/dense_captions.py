@@ -61,7 +61,7 @@ class DenseCaptions(evaluate.Metric):
     ) -> dict[str, float]:
         if any(not any(annotators) for annotators in references):
             raise ValueError("A video of `references` has no caption.")
-        pairs = _Pairs(predictions, references)
+        pairs = _Pairs(predictions, references, official)
         scores = _detection(pairs.videos)
         scores["meteor_stem"] = _meteor(pairs.videos)
         scores["cider"] = _cider(pairs.videos, official)
@@ -78,7 +78,7 @@ class _Pair(NamedTuple):
     iou: float
     words: tuple[str, str]
     meteor: float
-    swapped_meteor: float
+    soda_meteor: float
 
 
 class _Video(NamedTuple):
@@ -92,7 +92,7 @@ class _Video(NamedTuple):
 class _Pairs:
     """All pairs of captions that overlap, scored once."""
 
-    def __init__(self, predictions: list[Any], references: list[Any]) -> None:
+    def __init__(self, predictions: list[Any], references: list[Any], official: bool) -> None:
         found, counts = [], []
         for video, (said, annotators) in enumerate(zip(predictions, references, strict=True)):
             said = sorted(said, key=lambda caption: caption["start"])
@@ -104,8 +104,8 @@ class _Pairs:
                         if iou := window_iou(one, two):
                             found.append((video, annotator, i, j, iou, (one["text"], two["text"])))
         texts = [pair[-1] for pair in found]
-        meteor = score_captions([one for one, _ in texts], [[two] for _, two in texts])["meteor_stem"]
-        swapped = score_captions([two for _, two in texts], [[one] for one, _ in texts])["meteor_stem"]
+        meteor = _score("meteor_stem", texts)
+        swapped = _score("meteor_stem", [(two, one) for one, two in texts]) if official else meteor
         self.videos = [_Video([], *count) for count in counts]
         for (video, *pair), *metrics in zip(found, meteor, swapped, strict=True):
             self.videos[video].pairs.append(_Pair(*pair, *metrics))
@@ -149,9 +149,9 @@ def _cider(videos: list[_Video], official: bool) -> float:
     for at in THRESHOLDS:
         texts = [[pair.words if pair else ("", _NO_CAPTION) for pair in _compared(video, at)] for video in videos]
         if official:
-            scores = [_ciders(video) for video in texts]
+            scores = [_score("cider", video) for video in texts]
         else:
-            left = iter(_ciders([words for video in texts for words in video]))
+            left = iter(_score("cider", [words for video in texts for words in video]))
             scores = [[next(left) for _ in video] for video in texts]
         means += [_mean(video) for video in scores]
     return float(np.mean(means))
@@ -161,8 +161,9 @@ def _mean(scores: list[float]) -> float:
     return sum(scores) / max(len(scores), 1)
 
 
-def _ciders(texts: list[tuple[str, str]]) -> list[float]:
-    return score_captions([one for one, _ in texts], [[two] for _, two in texts])["cider"]
+def _score(name: str, texts: list[tuple[str, str]]) -> list[float]:
+    """Return a score of each predicted caption against a true one."""
+    return score_captions([one for one, _ in texts], [[two] for _, two in texts], names=[name])[name]
 
 
 def _soda(videos: list[_Video], official: bool) -> float:
@@ -176,7 +177,7 @@ def _soda(videos: list[_Video], official: bool) -> float:
             table = np.zeros((video.num_predicted, num_true))
             for pair in video.pairs:
                 if pair.annotator == annotator:
-                    table[pair.predicted, pair.true] = pair.iou * (pair.swapped_meteor if official else pair.meteor)
+                    table[pair.predicted, pair.true] = pair.iou * pair.soda_meteor
             total = _best_in_order(table)
             best = max(best, 2 * total / (video.num_predicted + num_true))
         scores.append(best)
