@@ -183,11 +183,16 @@ def test_the_last_line_of_a_cut_answer_is_not_used():
         ("[8.5] User", "[5] User", "a question at another time"),
         ("The lamp is out.", "The lamp is out at 7.9 seconds.", "mentions seconds"),
         ("The lamp is out.", "At 0:08, the lamp is out.", "mentions seconds"),
+        ("The lamp is out.", "The lamp is out since [8].", "mentions seconds"),
     ],
 )
 def test_a_dialogue_that_breaks_the_rules_is_rejected(old, new, reason):
     with pytest.raises(RejectedError, match=reason):
         read(WRITTEN.replace(old, new))
+
+
+def test_thoughts_are_no_lines():
+    assert read(f"<think>\n[2] User: Hm?\n[1] Assistant: No.\n</think>\n\n{WRITTEN}") == read(WRITTEN)
 
 
 def test_an_ordinal_is_no_time():
@@ -200,7 +205,7 @@ def test_an_ordinal_is_no_time():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A folder of two rows about one video of 15 s, one of which has no timeline."""
+    """A folder of rows about a video of 15 s. One of them has a timeline, and three are faulty."""
     folder = tmp_path_factory.mktemp("source")
     write_clip(folder / "lamp.mp4", random_frames(30), fps=2)
     timeline = [[event.start, event.end, event.text] for event in EVENTS]
@@ -208,8 +213,10 @@ def source(tmp_path_factory):
     rows = [
         {"id": "lamp", "video": "lamp.mp4", "start": 1.5, "messages": messages, "truth": {"timeline": timeline}},
         {"video": "lamp.mp4", "messages": messages},
+        {"id": "?", "video": ["lamp.mp4"], "messages": messages},
+        {"id": "?", "video": "lamp.mp4", "messages": [{"role": "assistant", "content": 5}], "task": "other"},
     ]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
     (folder / "about.json").write_text('{"license": "MIT", "may_be_shared": true}')
     return folder
 
@@ -235,6 +242,8 @@ def test_dialogues_are_written_and_train(source, tmp_path):
         done = run(source, tmp_path, url)
         assert done.returncode == 0, done.stderr
         assert "train: 10 rows" in done.stdout and "1: no timeline of two events or more (lamp/1)" in done.stdout
+        assert "1: not one file (row 2, video)" in done.stdout and "line 5" in done.stdout
+        assert "1: not a list of messages (row 3, messages)" in done.stdout
         assert len(asked) == 10 and asked[0]["temperature"] == 0
         first = (tmp_path / "train.jsonl").read_bytes()
         # Nothing is asked again, and the rows are the same although replies come in any order.
@@ -242,6 +251,8 @@ def test_dialogues_are_written_and_train(source, tmp_path):
         assert (tmp_path / "train.jsonl").read_bytes() == first
         assert run(source, tmp_path, url, "--seed", 1, "--dialogues", 2).returncode == 0 and len(asked) == 12
         assert len(rows_of(tmp_path)) == 2
+        done = run(source, tmp_path, url, "--task", "other,more")
+        assert done.returncode == 1 and "lamp/1" not in done.stdout and "row 3" in done.stdout
     (tmp_path / "train.jsonl").write_bytes(first)
     about = json.loads((tmp_path / "about.json").read_text())
     assert about["source"] == "dialogues by small" and about["license"] == "MIT" and about["may_be_shared"]

@@ -19,6 +19,7 @@ if find_spec("lmms_eval") is None and not os.environ.get("CI"):
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models.registry_v2 import ModelRegistryV2
 from lmms_eval.tasks import TaskManager
+from lmms_eval.utils import make_table
 from loguru import logger
 
 from videollm_mod.train import harness
@@ -110,7 +111,9 @@ def chat(simple):
 
 def evaluate(model, tasks, *names):
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
-    return simple_evaluate(model, tasks=list(names), task_manager=manager, bootstrap_iters=0)["results"]
+    found = simple_evaluate(model, tasks=list(names), task_manager=manager, bootstrap_iters=0)
+    assert names[0] in make_table(found), "the command line ends with this table"
+    return found["results"]
 
 
 def row(question=QUESTION, end=8.0):

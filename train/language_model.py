@@ -107,7 +107,7 @@ class LocalWriter:
     def _generate(self, batch: list[Conversation]) -> list[Reply | str]:
         texts = [self.tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in batch]
         counts = [len(self.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
-        room = getattr(self.model.config, "max_position_embeddings", None)
+        room = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         longest = None if room is None else room - self.options["max_tokens"]
         fits = [longest is None or count <= longest for count in counts]
         replies = iter(self._generate_texts([text for text, fit in zip(texts, fits, strict=True) if fit]))
@@ -155,21 +155,21 @@ class EndpointWriter:
         """Yield the key of each conversation with its reply, as the replies come (see [`Writer`])."""
         rest, failures = iter(conversations), 0
         asked: dict[Future[Reply | str], Any] = {}
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            try:
-                while True:
-                    for key, conversation in islice(rest, 2 * self.concurrency - len(asked)):
-                        asked[pool.submit(self._ask, conversation)] = key
-                    if not asked:
-                        return
-                    for done in wait(asked, return_when=FIRST_COMPLETED).done:
-                        reply = done.result()
-                        failures = 0 if isinstance(reply, Reply) else failures + 1
-                        yield asked.pop(done), reply
-                        if failures == _MOST_FAILURES:
-                            raise EndpointError(f"{self.endpoint.base_url} gave no reply {failures} times in a row.")
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            while True:
+                for key, conversation in islice(rest, 2 * self.concurrency - len(asked)):
+                    asked[pool.submit(self._ask, conversation)] = key
+                if not asked:
+                    return
+                for done in wait(asked, return_when=FIRST_COMPLETED).done:
+                    reply = done.result()
+                    failures = 0 if isinstance(reply, Reply) else failures + 1
+                    yield asked.pop(done), reply
+                    if failures == _MOST_FAILURES:
+                        raise EndpointError(f"{self.endpoint.base_url} gave no reply {failures} times in a row.")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, conversation: Conversation) -> Reply | str:
         try:

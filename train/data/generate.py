@@ -57,6 +57,7 @@ class GenerateArguments:
         dataset (`str`): Rows with timelines: a folder of `prepare.py`, or any timed messages.
         out (`Path`): Folder to write to.
         split (`str`, *optional*, defaults to `"train"`): Split to read and to write.
+        task (`str`, *optional*): Tasks of which to use the rows, separated by commas. Defaults to all rows.
         rewrite (`bool`, *optional*, defaults to `False`): Whether to rewrite the replies of the rows instead, from
             "C looks around." to "You look around.".
         dialogues (`int`, *optional*, defaults to 10): Number of dialogues per row.
@@ -73,6 +74,7 @@ class GenerateArguments:
     dataset: str = field(metadata={"help": "Rows with timelines: a folder of prepare.py, or any timed messages."})
     out: Path = field(metadata={"help": "Folder to write to."})
     split: str = field(default="train", metadata={"help": "Split to read and to write."})
+    task: str | None = field(default=None, metadata={"help": "Use rows of these tasks, separated by commas."})
     rewrite: bool = field(
         default=False, metadata={"help": 'Rewrite replies from "C looks around." to "You look around." instead.'}
     )
@@ -170,7 +172,7 @@ class DialogueGenerator:
     def _requests(self, rows: Sequence[dict[str, Any]], planned: dict) -> Iterator[tuple[tuple[int, int], Any]]:
         """Yield the prompts of all dialogues, and put their plans into `planned`."""
         options = {"fps": self.arguments.fps, "most_questions": self.arguments.questions}
-        for index, row in _read(rows, self.notes):
+        for index, row in self._read(rows, self.notes):
             try:
                 events = find_timeline(row)
             except RejectedError as error:
@@ -182,6 +184,26 @@ class DialogueGenerator:
                 plan = plan_dialogue(events, name=name, most_events=self.arguments.events, **options, **span)
                 planned[index, number] = (row, plan)
                 yield (index, number), plan.prompt()
+
+    def _read(self, rows: Sequence[dict[str, Any]], notes: Notes) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the rows that can be used, each with an `id`."""
+        tasks = None if self.arguments.task is None else self.arguments.task.split(",")
+        for index in range(len(rows)):
+            try:
+                row = rows[index]
+            except FaultyRowError as error:
+                notes.leave_out(str(error), "", "not a row")
+                continue
+            named = [row[name] for name in SOURCES if isinstance(row.get(name), str)]
+            messages = row.get("messages")
+            if tasks is not None and row.get("task") not in tasks:
+                continue
+            if len(named) != 1:
+                notes.leave_out(f"row {index}", "video", "not one file")
+            elif not isinstance(messages, list) or not all(map(_is_message, messages)):
+                notes.leave_out(f"row {index}", "messages", "not a list of messages")
+            else:
+                yield index, {**row, "id": str(row.get("id") or f"{Path(named[0]).stem}/{index}")}
 
     def _make_row(self, source: dict[str, Any], plan: Plan, number: int, reply: Reply | str) -> dict[str, Any] | None:
         where = f"{source['id']}/dialogue{number}"
@@ -217,7 +239,7 @@ class Rewriter(DialogueGenerator):
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the rows with their replies rewritten."""
-        texts = {text for _, row in _read(rows, Notes()) for text in _replies(row)}
+        texts = {text for _, row in self._read(rows, Notes()) for text in _replies(row)}
         rewritten: dict[str, str | RejectedError] = {}
         requests = ((text, ask_for_rewrite(text)) for text in sorted(texts))
         for text, reply in tqdm(self.writer.write(requests), total=len(texts), unit="reply", disable=None):
@@ -225,7 +247,7 @@ class Rewriter(DialogueGenerator):
                 rewritten[text] = read_rewrite(text, reply)
             except RejectedError as error:
                 rewritten[text] = error
-        for _, row in _read(rows, self.notes):
+        for _, row in self._read(rows, self.notes):
             messages = list(self._rewrite(row, rewritten))
             if any(message.get("role") == "assistant" for message in messages):
                 kept = {name: value for name, value in row.items() if name not in (*SOURCES, "where")}
@@ -247,24 +269,6 @@ class Rewriter(DialogueGenerator):
 
 def _replies(row: dict[str, Any]) -> Iterator[str]:
     yield from (message["content"] for message in row["messages"] if message.get("role") == "assistant")
-
-
-def _read(rows: Sequence[dict[str, Any]], notes: Notes) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows that can be used, each with an `id`."""
-    for index in range(len(rows)):
-        try:
-            row = rows[index]
-        except FaultyRowError as error:
-            notes.leave_out(str(error), "", "not a row")
-            continue
-        named = [row[name] for name in SOURCES if isinstance(row.get(name), str)]
-        messages = row.get("messages")
-        if len(named) != 1:
-            notes.leave_out(f"row {index}", "video", "not one file")
-        elif not isinstance(messages, list) or not all(map(_is_message, messages)):
-            notes.leave_out(f"row {index}", "messages", "not a list of messages")
-        else:
-            yield index, {**row, "id": str(row.get("id") or f"{Path(named[0]).stem}/{index}")}
 
 
 def _is_message(value: Any) -> bool:

@@ -32,7 +32,9 @@ _LINE = re.compile(
 )
 _ROLE = re.compile(r"\W*(?:[\d.]+\s*s?\W*)?(?:user|assistant)\W*?:", re.I)
 # Times that only the writer of the dialogue knows, such as "12.5 s", "at 90 seconds" or "1:05".
-_SECONDS = re.compile(r"\b\d+(?:\.\d+)?\s*-?\s*(?:s|secs?|seconds?)\b|\b\d{1,2}:\d{2}\b", re.I)
+_SECONDS = re.compile(
+    r"\b\d+(?:\.\d+)?\s*-?\s*(?:s|secs?|seconds?)\b|\bseconds?\s+\d|\[\d+(?:\.\d+)?\]|\b\d{1,2}:\d{2}\b", re.I
+)
 _QUOTES = ('""', "''", "“”", "‘’", "``")
 _INSTRUCTION = """\
 This is what happens in a video, with times in seconds:
@@ -139,10 +141,8 @@ class Plan:
         """Return the conversation that makes a language model write the dialogue."""
         timeline = "\n".join(_describe(event) for event in self.events)
         lines = "\n".join(f"[{_short(frame / self.fps)}] {role}: {text}" for frame, role, text in self._lines())
-        return [
-            {"role": "system", "content": "You write dialogues that train an assistant for live video."},
-            {"role": "user", "content": _INSTRUCTION.format(timeline=timeline, lines=lines)},
-        ]
+        # There is no system message, because some chat templates refuse one.
+        return [{"role": "user", "content": _INSTRUCTION.format(timeline=timeline, lines=lines)}]
 
     def _lines(self) -> Iterator[tuple[int, str, str]]:
         ends = [frame for frame, _ in self.questions[1:]] + [self.slots[-1] + 1]
@@ -219,7 +219,8 @@ def read_dialogue(plan: Plan, text: str, *, is_cut: bool, notes: Notes, where: s
     Raises:
         [`RejectedError`]: If the dialogue cannot be used.
     """
-    lines = text.strip().splitlines()
+    # Some models think aloud first.
+    lines = text.rpartition("</think>")[2].strip().splitlines()
     if not lines:
         raise RejectedError("empty reply")
     if is_cut:
