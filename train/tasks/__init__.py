@@ -72,7 +72,8 @@ class Task:
         Args:
             rows (sequence of `dict`): The rows that have a prediction, at least one. Arrays of frames are left out.
             predictions (sequence of `dict`): The prediction of each row.
-            about (`dict`): The folder's `about.json`, with the label dictionaries in `labels`.
+            about (`dict`): The folder's `about.json`, with the label dictionaries in `labels`, and `fps`, which is the
+                frame rate of the run if the folder names none.
             official (`bool`, *optional*, defaults to `False`): Whether to score as the published scorer does, with its
                 weaknesses.
 

@@ -58,8 +58,8 @@ def run_tasks(
         return Runner(model, processor, **options, stream_options=streams)
 
     try:
-        about = read_about(source.dataset)
-        if about.get("fps", arguments.fps) != arguments.fps:
+        about = {"fps": arguments.fps, **read_about(source.dataset)}
+        if about["fps"] != arguments.fps:
             raise ValueError(
                 f"the rows are prepared for {about['fps']:g} frames per second: give --fps {about['fps']:g}."
             )

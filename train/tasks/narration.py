@@ -77,8 +77,8 @@ class Narration(Task):
         about: dict[str, Any],
         official: bool = False,  # noqa: ARG002
     ) -> dict[str, float]:
-        """Return all measures. Times are on the grid of `about["fps"]`, or of 2 frames per second."""
-        fps = about.get("fps", 2.0)
+        """Return all measures. Times are on the grid of `about["fps"]`."""
+        fps = about["fps"]
         dialogues = [[Turn(**turn) for turn in prediction["turns"]] for prediction in predictions]
         told = [prediction["replies"] for prediction in predictions]
         true = [_told(row) for row in rows]

@@ -167,7 +167,7 @@ class Runner:
                 part = torch.tensor([ids[shared:-1]], device=device)
                 logits = torch.cat([head, self.model(input_ids=part, cache=cache, use_cache=True).logits[0]])
                 cache.crop(-more, num_frames=0)
-            reply = torch.tensor(ids[begin:], device=device)
+            reply = torch.tensor(ids[begin:], device=logits.device)
             scores = logits[begin - shared :].float().log_softmax(dim=-1)
             total = float(scores.gather(1, reply[:, None]).sum())
             found.append(Likelihood(total, len(reply), bool((scores.argmax(dim=-1) == reply).all())))
