@@ -10,6 +10,7 @@ import json
 from collections import Counter
 
 from videollm_mod.train.data.converters import Notes, Videos
+from videollm_mod.train.data.ego4d.narration import BENCHMARKS
 
 
 def save(folder, name, content):
@@ -155,12 +156,19 @@ def write_ego_downloads(folder, video):
     ego4d, egoexo = folder / "ego4d" / "v2", folder / "egoexo"
     for path in (
         ego4d / "full_scale" / "v-1.mp4",
+        ego4d / "full_scale" / "v-2.mp4",
         egoexo / "takes" / "t_1" / "frame_aligned_videos" / "downscaled" / "448" / "aria02_214-1.mp4",
     ):
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(video)
     annotations = ego4d / "annotations"
-    save(annotations, "all_narrations_redacted.json", {"videos": {"v-1": redacted(*PASSES)}})
+    videos = {"v-1": redacted(*PASSES), "v-2": redacted((0.0, "#C C walks", "p-1"), (2.0, "#C C stops", "p-1"))}
+    save(annotations, "all_narrations_redacted.json", {"videos": videos})
+    # The benchmarks evaluate on the first video, and train on the second.
+    for name, key_of_videos in BENCHMARKS.items():
+        for end in ("val", "test_unannotated"):
+            uids = ["v-1"] if end == "val" else ["v-3"]
+            save(annotations, f"{name}_{end}.json", {key_of_videos: [{"video_uid": uid} for uid in uids]})
     for split in ("train", "val"):
         steps = goal("v-1", step(2.1, 5.0, "boils"), step(5, 6.2, "pours"))
         save(annotations, f"goalstep_{split}.json", goalstep(steps, split=split))

@@ -81,6 +81,7 @@ def test_a_mapping_that_is_ambiguous_is_refused(tmp_path, row, message):
 def test_a_segment_asks_for_its_keystep(tmp_path, root):
     """The view is the one that the segment names, and the label is that of `label_id`."""
     benchmark(tmp_path, segment(1.2, 4.4, 2))
+    save(tmp_path, "takes.json", [take("u-1", "t_2", "aria01")])
     ((split, row),), counts, converter = convert(EgoExo4D, tmp_path, root, task="keystep")
     assert (
         split == "validation" and counts == {} and row["id"] == "u-1/keystep-0" and row["task"] == "ego_exo4d_keystep"

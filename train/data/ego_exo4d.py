@@ -158,6 +158,7 @@ class EgoExo4D(Converter):
         """Yield the rows of all chosen tasks that have files. See [`Converter.convert`]."""
         found = find_files(annotations, FILES, self, *_FOLDERS)
         root = annotations if annotations.is_dir() else annotations.parent
+        # The file lies in the root of the download, above the folders of annotations.
         takes_file = self.takes or find_below(root, ["takes.json"], ("", "..", "../.."))
         if takes_file is None and any(task == "atomic" for task, _, _ in found):
             raise FileNotFoundError("The task atomic needs takes.json, which names the video of a take: --takes FILE.")
@@ -182,11 +183,11 @@ class EgoExo4D(Converter):
         return labels
 
     def _open(self, uid: str, take: str, videos: Videos, notes: Notes, camera: str | None = None) -> Video | None:
-        """Return the ego view of a take, or note that there is none."""
-        views = self.views.get(uid) or [
-            f"takes/{take}/frame_aligned_videos/{name}.mp4"
-            for name in ([camera] if camera else [f"aria{number:02}_214-1" for number in range(1, 10)])
-        ]
+        """Return the ego view of a take, or note that there is none. The camera that a segment names comes first."""
+        cameras = [camera] if camera else [f"aria{number:02}_214-1" for number in range(1, 10)]
+        views = [f"takes/{take}/frame_aligned_videos/{name}.mp4" for name in cameras]
+        known = self.views.get(uid, [])
+        views = [*views, *known] if camera or not known else known
         names = [name for view in views for name in video_names(view)]
         return videos.open(notes, uid, "take_uid", *names, take, uid)
 
