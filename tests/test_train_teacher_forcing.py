@@ -3,6 +3,7 @@
 """Teacher forcing: LIVE's measures equal what its code prints, and the watched frames follow a cut cache."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +129,12 @@ def test_the_measures_equal_values_computed_by_hand():
     assert scores["reply_fluency"] == pytest.approx((first + (1 + (2 - 1) / (2 + 3)) / 2 + 1) / 3)
 
 
-def dialogue(frames, *replies, questions=()):
+def dialogue(frames, *replies, questions=(), start=0.0):
     messages = [{"role": "assistant", "content": text, "time": time} for time, text in replies]
     messages += [{"role": "user", "content": text, "time": time} for time, text in questions]
     order = {"user": 0, "assistant": 1}
     messages.sort(key=lambda message: (message["time"], order[message["role"]]))
-    return {"video": random_frames(frames, seed=frames), "messages": messages}
+    return {"video": random_frames(frames, seed=frames), "messages": messages, "start": start}
 
 
 DIALOGUES = [
@@ -184,15 +185,14 @@ def test_losses_equal_the_loss_of_the_model(monkeypatch):
 
 @pytest.fixture
 def watching(monkeypatch):
-    """Return the logits that each model decides from, while it always stays silent or follows a list of decisions."""
+    """Return the logits that each model decides from, while it stays silent, except at a further frame."""
 
-    def watch(model, decisions=None):
+    def watch(model, late=-1):
         seen = []
 
         def should_speak(_model, logits, _threshold=None):
-            speaks = torch.zeros(logits.shape[:-1], dtype=torch.bool)
-            if seen and decisions is not None:
-                speaks[decisions] = True
+            further = sum(map(len, seen[1:]))
+            speaks = (torch.arange(len(logits)) + further == late) & bool(seen)
             seen.append(logits.clone())
             return speaks, speaks
 
@@ -242,11 +242,30 @@ def test_a_silent_model_watches_on_from_a_cut_cache(scheme, watching):
         torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_delay_counts_the_frames_until_the_model_speaks(watching):
+@pytest.mark.parametrize("watched_together", [32, 2])
+def test_the_delay_counts_the_frames_until_the_model_speaks(watching, monkeypatch, watched_together):
+    monkeypatch.setattr(teacher_forcing, "_NUM_WATCHED", watched_together)
     processor, model = tiny_processor(), tiny_model(mod_layers="all")
-    watching(model, decisions=[2])
-    turns = predict_turns(model, processor, dialogue(12, (2.0, "A red ball enters."), (5.0, "It leaves.")))
-    assert [t.late for t in turns] == [3, 0]
+    example = dialogue(20, (4.0, "A red ball enters."), (8.0, "It leaves."))
+    seen = watching(model, late=3)
+    turns = predict_turns(model, processor, example)
+    assert [t.late for t in turns] == [4, 0]
+    # Eight frames could be watched. No more are watched than those together with the one at which the model speaks.
+    assert [len(logits) for logits in seen[1:]] == ([8] if watched_together == 32 else [2, 2])
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "internvl"])
+def test_frames_that_are_watched_have_their_own_times_and_numbers(name, watching):
+    processor = turn_processor(name)
+    model = turn_model(processor, mod_layers="all")
+    watching(model)
+    seen = []
+    model.register_forward_pre_hook(lambda _model, _args, given: seen.append(given["input_ids"][0]), with_kwargs=True)
+    example = dialogue(8, (61.0, "A ball."), (63.0, "It leaves."), start=60.0)
+    turns = predict_turns(model, processor, example)
+    assert [t.late for t in turns] == [2, 0] and len(seen) == 1
+    texts = {"smolvlm": ["Frame from 01:01:", "Frame from 01:02:"], "internvl": ["Frame4:", "Frame5:"]}[name]
+    assert re.findall(r"Frame.*?:(?=[ <])", processor.tokenizer.decode(seen[0])) == texts
 
 
 def stream_turns(*turns):

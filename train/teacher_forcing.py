@@ -22,8 +22,8 @@ from videollm_mod.train.data.windows import Windows
 
 
 METRICS = Path(__file__).parent / "metrics"
-# Rows of logits and frames of the vision encoder in memory at a time.
-_NUM_LOGITS, _NUM_FRAMES = 512, 64
+# How many rows of logits and frames of the vision encoder are in memory at a time, and further frames are watched.
+_NUM_LOGITS, _NUM_FRAMES, _NUM_WATCHED = 512, 64, 32
 
 
 @dataclass
@@ -112,7 +112,8 @@ def predict_turns(
         parts = batch.pop("pixel_values_videos")[0].split(_NUM_FRAMES)
         pixels = (processor.normalize_frames(part.to(model.device)) for part in parts)
         batch["frame_features"] = torch.cat([model.model.encode_frames(part) for part in pixels])[None]
-    return predict_tokens(model, processor, batch, fps=fps, interval_threshold=interval_threshold)
+    options = {"fps": fps, "interval_threshold": interval_threshold}
+    return predict_tokens(model, processor, batch, start=example.get("start") or 0.0, **options)
 
 
 @torch.no_grad()
@@ -122,6 +123,7 @@ def predict_tokens(
     batch: dict[str, Any],
     *,
     fps: float = 2.0,
+    start: float = 0.0,
     interval_threshold: float | None = None,
 ) -> list[Turn]:
     """
@@ -135,6 +137,7 @@ def predict_tokens(
         processor ([`VideoLLMMoDProcessor`]): Its processor.
         batch (`dict`): `input_ids` and `labels` (1, sequence) and `frame_features` (1, frames, features, width).
         fps (`float`, *optional*, defaults to 2.0): Frames per second.
+        start (`float`, *optional*, defaults to 0.0): Time of the first frame in seconds.
         interval_threshold (`float`, *optional*): Interval threshold; the default is the configuration's.
 
     Returns:
@@ -144,7 +147,12 @@ def predict_tokens(
     outputs = model.model(input_ids=ids, frame_features=features, use_cache=True)
     learned = _predict_labels(model, outputs.last_hidden_state[0], batch["labels"][0].cpu(), interval_threshold)
     turns = _split_turns(learned, ids[0].cpu(), model.config, processor)
-    _measure_delays(model, processor, outputs.cache, features, turns, interval_threshold, fps)
+    watcher = _Watcher(model, processor, outputs.cache, features, fps, start, interval_threshold)
+    # The cache is cut from turn to turn, beginning at the end. Nothing follows the last turn.
+    for turn, following in zip(turns[-2::-1], turns[:0:-1], strict=True):
+        if turn.is_silent:
+            count = min(following.num_frames, turn.num_frames - 1)
+            turn.late = watcher.find_delay(turn.place, range(turn.frames_seen, turn.frames_seen + count))
     return [turn for turn in turns if turn.labels or turn.speaks]
 
 
@@ -173,12 +181,13 @@ def _split_turns(learned: Iterable[_Learned], ids: torch.Tensor, config: Any, pr
         turn.num_frames = turn.frames_seen - before
     interval, suffix = config.frame_token_interval_id, len(processor.frame_suffix_ids)
     silence = processor.tokenizer.eos_token_id if interval is None else interval
+    at_frame = is_frame.tolist()
     waiting = iter(zip(turns, stops, strict=True))
     turn, stop = None, 0
     for token in learned:
         while token.place >= stop:
             turn, stop = next(waiting, (Turn(), len(ids)))  # the rest belongs to no turn
-        if token.place >= suffix and is_frame[token.place - suffix]:
+        if token.place >= suffix and at_frame[token.place - suffix]:
             turn.speaks.append(token.speaks)
             turn.is_decided, turn.place = token.label != silence, token.place + 1
         else:
@@ -198,47 +207,49 @@ def _reply_ends(ids: list[int], processor: Any) -> list[int]:
     return [stop for stop in stops if opening is None or ids[stop : stop + len(opening)] != opening]
 
 
-def _measure_delays(
-    model: Any,
-    processor: Any,
-    cache: Any,
-    features: torch.Tensor,
-    turns: list[Turn],
-    interval_threshold: float | None,
-    fps: float,
-) -> None:
-    """
-    Measure how late the model speaks in turns where it is silent, except the last.
+@dataclass
+class _Watcher:
+    """Shows a model further frames, with a cache that has all tokens of a dialogue at first."""
 
-    After the last stream position the model sees the frames after the turn, without the text between them. `cache` has
-    all tokens of the dialogue. It is cut from turn to turn, beginning at the end.
-    """
-    for turn, following in zip(turns[-2::-1], turns[:0:-1], strict=True):
-        count = min(following.num_frames, turn.num_frames - 1)
-        if turn.is_silent and count > 0:
-            # This also cuts the caches of routed layers, which have other lengths.
-            cache.crop(turn.place - int(cache.get_seq_length()))
-            recent_frames = copy(cache.recent_frames)
-            frames = range(turn.frames_seen, turn.frames_seen + count)
-            logits = _watch(model, processor, cache, features[:, frames.start : frames.stop], frames, fps)
-            speaks = model.should_speak(logits, interval_threshold)[0].tolist()
-            turn.late = speaks.index(True) + 1 if True in speaks else count
-            # A router that compares frames remembers those of the last pass only, and the next cut is further back.
-            cache.recent_frames = recent_frames
+    model: Any
+    processor: Any
+    cache: Any
+    features: torch.Tensor  # (1, frames, features, width)
+    fps: float
+    start: float
+    interval_threshold: float | None
 
+    def find_delay(self, place: int, frames: range) -> int:
+        """
+        Return how many of some frames the model sees until it speaks, or their number. They follow the first `place`
+        tokens of the dialogue. Each call must have a smaller `place` than the one before.
+        """
+        # This also cuts the caches of routed layers, which have other lengths.
+        self.cache.crop(place - int(self.cache.get_seq_length()))
+        recent_frames = copy(self.cache.recent_frames)
+        delay = len(frames)
+        for begin in range(0, len(frames), _NUM_WATCHED):
+            speaks = self._show(frames[begin : begin + _NUM_WATCHED])
+            if True in speaks:
+                delay = begin + speaks.index(True) + 1
+                break
+        # A router that compares frames remembers those of the last pass only, and the next cut is further back.
+        self.cache.recent_frames = recent_frames
+        return delay
 
-def _watch(
-    model: Any, processor: Any, cache: Any, features: torch.Tensor, frames: Iterable[int], fps: float
-) -> torch.Tensor:
-    """Return the logits (frames, vocabulary) after each of some frames that follow the tokens of a cache."""
-    frame = [model.config.frame_token_id] * model.config.frame_num_tokens + processor.frame_suffix_ids
-    ids, ends = [], []
-    for index in frames:
-        place = {"stream_open": True, "then": "stream", "time": index / fps, "index": index + 1}
-        ids += processor.encode_turns([], **place) + frame
-        ends.append(len(ids) - 1)
-    ids, ends = torch.tensor([ids], device=model.device), torch.tensor(ends, device=model.device)
-    return model(input_ids=ids, frame_features=features, cache=cache, use_cache=True, logits_to_keep=ends).logits[0]
+    def _show(self, frames: range) -> list[bool]:
+        """Return whether the model would speak after each of some frames that follow the tokens of the cache."""
+        model, processor = self.model, self.processor
+        frame = [model.config.frame_token_id] * model.config.frame_num_tokens + processor.frame_suffix_ids
+        ids, ends = [], []
+        for index in frames:
+            place = {"stream_open": True, "then": "stream", "time": self.start + index / self.fps, "index": index + 1}
+            ids += processor.encode_turns([], **place) + frame
+            ends.append(len(ids) - 1)
+        inputs = {"input_ids": torch.tensor([ids], device=model.device), "logits_to_keep": torch.tensor(ends)}
+        inputs["frame_features"] = self.features[:, frames.start : frames.stop]
+        logits = model(**inputs, cache=self.cache, use_cache=True).logits[0]
+        return model.should_speak(logits, self.interval_threshold)[0].tolist()
 
 
 def teacher_forced(
