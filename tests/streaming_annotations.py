@@ -44,7 +44,7 @@ def proactive(stamp, moment, output="3"):
 
 
 def write_streaming_downloads(folder, video):
-    """Write the folders `OVO-Bench` and `StreamingBench`, with a video of at least 10 s under the names they use."""
+    """Write the folders of both and `ProactiveVideoQA`, with a video of at least 10 s under the names they use."""
     ovo, streaming = folder / "OVO-Bench" / "data", folder / "StreamingBench" / "src" / "data"
     options = {"options": ["red", "blue"], "gt": 0, "answer": "red"}
     items = [
@@ -59,8 +59,12 @@ def write_streaming_downloads(folder, video):
         streaming / "questions_sqa.json": [[entry(asked("Who?", "00:00:01")), entry(asked("Where?", "00:00:02"))]],
         streaming / "questions_proactive.json": [entry(proactive("00:00:01", "00:00:03"))],
     }
+    conversation = [{"role": "user", "content": "What does she do?", "time": 0}]
+    answers = [{"content": "She waves.", "reply_timespan": [1, 3], "related_timespan": [1, 2]}]
+    web = {"video": "a.mp4", "question_id": "1", "duration": 13.0, "conversation": conversation, "answer": answers}
+    contents[folder / "ProactiveVideoQA" / "WEB" / "anno.json"] = [web]
     names = (ovo / "chunked_videos" / "0.mp4", ovo / "src_videos" / "Ego4D" / "a.mp4", streaming / "videos/s_real.mp4")
-    for path in names:
+    for path in (*names, folder / "ProactiveVideoQA" / "WEB" / "videos" / "a.mp4"):
         path.parent.mkdir(parents=True)
         path.symlink_to(video)
     for path, content in contents.items():

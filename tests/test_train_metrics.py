@@ -83,8 +83,9 @@ def test_the_window_and_the_assignment_of_least_cost():
 # --------------------------------------------------------------------------------------------------------------- PAUC
 
 
-def span(start, end, content, question="What happens?"):
-    return {"question": question, "content": content, "start": float(start), "end": float(end)}
+def span(start, end, content, question="What happens?", related_end=None):
+    times = {"start": float(start), "end": float(end), "related_end": related_end}
+    return {"question": question, "content": content, **times}
 
 
 def test_the_area_equals_values_computed_by_hand():
@@ -114,6 +115,26 @@ def test_the_area_equals_values_computed_by_hand():
         predictions=[said((20, "a red car stops"))], references=[references[0][:1]], judge="exact", omega=1.0
     )
     assert anytime["pauc_exact"] == 1.0
+
+
+def test_the_benchmark_joins_replies_forgets_late_losses_and_counts_spans():
+    metric = evaluate_metric("pauc")
+    predictions = [said((2, "a red"), (4, "car"), (6, "and a blue bus that waits"), (21, "it")), []]
+    references = [
+        [span(0, 8, "a red car", related_end=5.0), span(20, 24, "it leaves", related_end=None)],
+        [span(0, 4, "x")],
+    ]
+    scores = metric.compute(predictions=predictions, references=references, rule="benchmark", max_level=2, omega=0.0)
+    # "a red" has an F1 of 4/5, "a red car" of 1. The third, 3 of 9 words, lowers the level after 5 s: it is ignored.
+    first = (2 * 0.5 + 2 * 2 + 4 * 2) / 16
+    second = (1 * 0.5 + 3 * 1) / 8
+    assert scores["pauc_benchmark_token_f1"] == pytest.approx((first + second + 0.25) / 3)
+    reward = metric.compute(predictions=predictions, references=references, max_level=2, omega=0.0)
+    # Each reply by itself: levels 2 (4/5), 1 (1/2) and 0 (2/9).
+    first = (2 * 0.5 + 2 * 2 + 2 * 1 + 2 * 0) / 16
+    assert reward["pauc_token_f1"] == pytest.approx(((first + second) / 2 + 0.25) / 2)
+    with pytest.raises(ValueError, match="`rule` is"):
+        metric.compute(predictions=predictions, references=references, rule="x")
 
 
 def test_wrong_spans_and_options_are_refused():

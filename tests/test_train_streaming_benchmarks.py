@@ -345,7 +345,7 @@ def test_spans_come_from_truth_or_from_replies():
         ("And the sun?", "It shines.", 6.0, 9.0),
     ]
     assert len(find_spans({"messages": messages})) == 1, "the last reply has no time after it"
-    spans = [{"question": "q", "content": "c", "start": 1.0, "end": 2.0}]
+    spans = [{"question": "q", "content": "c", "start": 1.0, "end": 2.0, "related_end": None}]
     assert find_spans({"messages": messages, "truth": {"spans": spans}}) == spans
     task = find_task("proactive")
     assert task.wants(row) and not task.wants({"messages": messages[:1]})
@@ -353,6 +353,66 @@ def test_spans_come_from_truth_or_from_replies():
     scores = task.score([row], [{"replies": [{"time": 6.0, "text": "It shines.", "score": 1.0}]}], {})
     # Of the first span the reply has the last moment, with half of the time credit, and is wrong.
     assert scores["pauc_exact"] == pytest.approx(((2 * 0.5 / 16) + 1.0) / 2)
+
+
+def test_proactive_video_qa_has_spans(videos, tmp_path):
+    def answer(content, *times):
+        return {"content": content, "reply_timespan": list(times), "related_timespan": [0, 4.0]}
+
+    def item(*answers, video="s_real.mp4", **more):
+        conversation = [
+            {"role": "user", "content": "What does she do?", "time": 0},
+            {"role": "user", "content": "[subtitle] Hi.", "time": 2.2},
+            {"role": "assistant", "content": "x", "time": 1},
+            {"role": "user", "content": None, "time": 1},
+        ]
+        about = {"video": video, "question_id": "q1", "duration": 6.0, "conversation": conversation}
+        return {**about, "answer": list(answers), **more}
+
+    content = [
+        item(answer("She waves.", 3.0, 4.1), answer("She sits.", 1, 3), answer("She leaves.", 9, 12)),
+        item(answer("NO REPLY", 0, 1), answer("She waves.", 3, 3), answer("She waves.", None, 3)),
+        item(answer("She waves.", 0, 9), question_id=None),
+        item(answer("She waves.", 0, 1), conversation=[]), item(answer("x", 0, 1), video=None), "nothing",
+    ]  # fmt: skip
+    rows, notes = convert("proactive_video_qa", content, videos, tmp_path, "anno.json", task="web")
+    assert list(rows) == ["web/q1", "web/entry 2"]
+    row = rows["web/q1"]
+    assert [(m["role"], m["content"], m["time"]) for m in row["messages"]] == [
+        ("user", "What does she do?", 0.0),
+        ("user", "[subtitle] Hi.", 2.5),
+        ("assistant", "She sits.", 3.0),
+        ("assistant", "She waves.", 4.5),
+    ]
+    assert (row["start"], row["end"]) == (0.0, 4.5) and rows["web/entry 2"]["end"] == 5.5
+    sits, waves = find_spans(row)
+    assert sits["question"] == "What does she do?" and (waves["start"], waves["end"], waves["related_end"]) == (
+        3.0,
+        4.1,
+        4.0,
+    )
+    assert found(notes.left_out) == {
+        "after the end of the video": 1,
+        "there is no text to say": 1,
+        "there is no usable start and end": 2,
+        "no span is left": 1,
+        "there is no text or no time": 4,
+        "there is no question": 1,
+        "there is no text": 1,
+        "is no object": 1,
+    }
+    task = find_task("proactive_video_qa_web")
+    assert task.wants(row) and not find_task("proactive_video_qa_tv").wants(row)
+    task.judge = "exact"
+    predicted = [{"replies": [{"time": 1.0, "text": "She sits.", "score": 1.0}]}]
+    assert task.score([row], predicted, {})["pauc_exact"] == pytest.approx((1 + 0.125) / 2)
+    assert task.score([row], predicted, {}, official=True)["pauc_benchmark_exact"] == pytest.approx((1 + 0.25) / 2)
+    (tmp_path / "WEB").mkdir()
+    (tmp_path / "WEB" / "anno.json").write_text(json.dumps(content[2:3]))
+    converter = find_converter("proactive_video_qa")
+    assert [row["id"] for _, row in converter().convert(tmp_path, videos, Notes())] == ["web/entry 0"]
+    with pytest.raises(FileNotFoundError, match="has no TV/anno.json"):
+        list(converter(task="tv").convert(tmp_path, videos, Notes()))
 
 
 def test_a_tiny_model_runs_all_of_them(videos, tmp_path):

@@ -103,11 +103,12 @@ CONVERTERS: dict[str, str | type[Converter]] = {
     "coin": "videollm_mod.train.data.coin:Coin",
     "ego4d": "videollm_mod.train.data.ego4d.converter:Ego4D",
     "ego_exo4d": "videollm_mod.train.data.ego_exo4d:EgoExo4D",
+    "ovo_bench": "videollm_mod.train.data.ovo_bench:OVOBench",
+    "proactive_video_qa": "videollm_mod.train.data.proactive_video_qa:ProactiveVideoQA",
     "qvhighlights": "videollm_mod.train.data.moment_queries:QvHighlights",
+    "streaming_bench": "videollm_mod.train.data.streaming_bench:StreamingBench",
     "vript": "videollm_mod.train.data.vript:Vript",
     "youcook2": "videollm_mod.train.data.dense_captions:YouCook2",
-    "ovo_bench": "videollm_mod.train.data.ovo_bench:OVOBench",
-    "streaming_bench": "videollm_mod.train.data.streaming_bench:StreamingBench",
 }
 
 

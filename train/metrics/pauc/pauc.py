@@ -12,23 +12,29 @@ from videollm_mod.train.judging import Judge, find_judge
 
 
 _DESCRIPTION = """
-The measure of ProactiveVideoQA (arXiv 2507.09313), as coded in MMDuet2's reward. `predictions`: for each video a list
-of `{"time": seconds, "text": words}`; empty texts and "NO REPLY" are skipped. `references`: for each video a list of
-spans `{"question", "content": the true answer, "start", "end"}`.
+The measure of ProactiveVideoQA (arXiv 2507.09313). `predictions`: for each video a list of `{"time": seconds, "text":
+words}`; empty texts and "NO REPLY" are skipped. `references`: for each video a list of spans `{"question", "content":
+the true answer, "start", "end"}`, and perhaps `related_end`, the second in which what the answer tells has ended.
 
 In each span, a judge gives each reply a level from 0 to `max_level` (M). A text that was said before in the span
 counts once. The height begins at 0.5, and jumps at t - start, times 1 - `omega`, to the level of the reply at t. The
-score of the span is the area under it over (end - start) M; without a reply it is 0.5 / M. The score of a video is the
-mean over its spans, the result the mean over videos.
+score of the span is the area under it over (end - start) M; without a reply it is 0.5 / M.
 
 Options: `judge` ("exact", "token_f1", "sentence" or an object with `name`, `levels` and `repeats`, such as
-`videollm_mod.train.endpoint_judge.EndpointJudge`), `max_level` (4 for five grades, 2 for three), `omega` (0.5 as
-published; 0 weighs timing most, 1 ignores it), and `watched`, the seconds of each video that the model saw: spans that
-start later are left out, and videos without a span too.
+`videollm_mod.train.endpoint_judge.EndpointJudge`); `max_level` (4 for five grades, 2 for three); `omega` (0.5 as
+published; 0 weighs timing most, 1 ignores it); `watched`, the seconds of each video that the model saw: spans that
+start later are left out, and videos without a span too; and `rule`:
 
-Returns `pauc_<judge>`; `duplicate_share_<judge>`, the share of all replies whose information was given before in the
-video; and, as they define the number, `pauc_omega`, `pauc_max_level` and `pauc_silent`, the score of a silent model.
-`pauc_unjudged` counts the replies for which the judge gave no level or no answer. They are left out.
+- "reward" (default) follows the reward of MMDuet2 (arXiv 2512.06810): the judge reads each reply by itself, and the
+  score of a video is the mean over its spans.
+- "benchmark" follows the benchmark's scorer, as programs that evaluate on it have copied it: the judge reads all
+  replies of the span so far, a reply after `related_end` with a lower level than the last one before it is ignored,
+  and all spans count the same. Its published figures have three grades.
+
+Returns `pauc_<judge>`, or `pauc_benchmark_<judge>`; `duplicate_share_<judge>`, the share of all replies whose
+information was given before in the video; and, as they define the number, `pauc_omega`, `pauc_max_level` and
+`pauc_silent`, the score of a silent model. `pauc_unjudged` counts the replies for which the judge gave no level or no
+answer. They are left out.
 """
 _CITATION = """"""
 _NO_REPLY = "NO REPLY"
@@ -46,7 +52,9 @@ class PAUC(evaluate.Metric):
             features=datasets.Features(
                 {
                     "predictions": [{"time": number, "text": text}],
-                    "references": [{"question": text, "content": text, "start": number, "end": number}],
+                    "references": [
+                        {"question": text, "content": text, "start": number, "end": number, "related_end": number}
+                    ],
                 }
             ),
         )
@@ -59,18 +67,22 @@ class PAUC(evaluate.Metric):
         max_level: int = 4,
         omega: float = 0.5,
         watched: Sequence[float] | None = None,
+        rule: str = "reward",
     ) -> dict[str, float]:
         if max_level < 1 or not 0 <= omega <= 1:
             raise ValueError(f"`max_level` is at least 1 and `omega` in [0, 1], got {max_level} and {omega}.")
-        judge = find_judge(judge)
+        if rule not in ("reward", "benchmark"):
+            raise ValueError(f'`rule` is "reward" or "benchmark", got {rule!r}.')
+        judge, is_benchmark = find_judge(judge), rule == "benchmark"
         said = [_spoken(replies) for replies in predictions]
-        videos = _spans(said, references, watched)
-        asked = list(dict.fromkeys(item for spans in videos for span in spans for item in span.items()))
+        videos = _spans(said, references, watched, is_benchmark)
+        asked = list(dict.fromkeys(item for spans in videos for span in spans for item in span.items))
         level = dict(zip(asked, judge.levels(asked, max_level), strict=True))
         scores = [[span.score(level, max_level, omega) for span in spans] for spans in videos if spans]
+        together = sum(scores, []) if is_benchmark else [_mean(spans) for spans in scores]
         repeated, unclear = _repeated(said, judge)
         return {
-            f"pauc_{judge.name}": _mean([_mean(spans) for spans in scores]),
+            f"pauc_{'benchmark_' if is_benchmark else ''}{judge.name}": _mean(together),
             f"duplicate_share_{judge.name}": _mean(repeated),
             "pauc_omega": omega,
             "pauc_max_level": max_level,
@@ -80,32 +92,42 @@ class PAUC(evaluate.Metric):
 
 
 class _Span:
-    """A time span, and the replies in it: each text once."""
+    """
+    A time span, and the replies in it: each text once.
 
-    def __init__(self, truth: dict[str, Any], said: list[dict[str, Any]]) -> None:
-        self.truth, self.length = truth, truth["end"] - truth["start"]
+    Attributes:
+        items (`list[tuple[str, str, str]]`): What the judge reads for each reply: question, truth and words.
+        times (`list[float]`): Seconds from the start of the span to each reply.
+    """
+
+    def __init__(self, truth: dict[str, Any], said: list[dict[str, Any]], is_benchmark: bool) -> None:
+        self.length = truth["end"] - truth["start"]
         if self.length <= 0:
             raise ValueError(f"A span must end after its start, got {truth['start']} to {truth['end']} s.")
-        inside = [reply for reply in said if truth["start"] <= reply["time"] <= truth["end"]]
-        self.replies: dict[str, float] = {}
-        for reply in inside:
-            self.replies.setdefault(reply["text"], reply["time"])
-
-    def items(self) -> list[tuple[str, str, str]]:
-        """Return what the judge reads: question, truth and reply."""
-        return [(self.truth["question"], self.truth["content"], text) for text in self.replies]
+        replies: dict[str, float] = {}
+        for reply in said:
+            if truth["start"] <= reply["time"] <= truth["end"]:
+                replies.setdefault(reply["text"], reply["time"] - truth["start"])
+        texts = list(replies)
+        if is_benchmark:
+            texts = [" ".join(texts[: k + 1]) for k in range(len(texts))]
+        self.items = [(truth["question"], truth["content"], text) for text in texts]
+        self.times = list(replies.values())
+        related_end = truth.get("related_end")
+        is_limited = is_benchmark and related_end is not None
+        self.related = related_end - truth["start"] if is_limited else self.length
 
     def score(self, level: dict[tuple[str, str, str], int | None], max_level: int, omega: float) -> float:
         """Return the area under the levels over time, as a share of the largest."""
-        steps = [
-            ((time - self.truth["start"]) * (1 - omega), level[item])
-            for item, time in zip(self.items(), self.replies.values(), strict=True)
-            if level[item] is not None
+        judged = [
+            (time, level[item]) for time, item in zip(self.times, self.items, strict=True) if level[item] is not None
         ]
-        if not steps:
+        if not judged:
             return 0.5 / max_level
+        least = next((value for time, value in reversed(judged) if time <= self.related), 0)
+        steps = [(time, value) for time, value in judged if time <= self.related or value >= least]
         area, at, height = 0.0, 0.0, 0.5
-        for time, value in [*steps, (self.length, 0)]:
+        for time, value in [*((time * (1 - omega), value) for time, value in steps), (self.length, 0)]:
             area, at, height = area + (time - at) * height, time, value
         return area / (self.length * max_level)
 
@@ -117,11 +139,14 @@ def _spoken(replies: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _spans(
-    said: list[list[dict[str, Any]]], references: list[list[dict[str, Any]]], watched: Sequence[float] | None
+    said: list[list[dict[str, Any]]],
+    references: list[list[dict[str, Any]]],
+    watched: Sequence[float] | None,
+    is_benchmark: bool,
 ) -> list[list[_Span]]:
     ends = [float("inf")] * len(references) if watched is None else watched
     return [
-        [_Span(truth, replies) for truth in truths if truth["start"] <= end]
+        [_Span(truth, replies, is_benchmark) for truth in truths if truth["start"] <= end]
         for replies, truths, end in zip(said, references, ends, strict=True)
     ]
 
