@@ -75,17 +75,20 @@ def read_queries(entry: Any, split: str, notes: Notes) -> tuple[str, list[Query]
         return "", []
     queries: dict[tuple[str, str], Query] = {}
     for clip_field, part in _objects(entry, "clips", "", notes, uid):
-        span = take_span(part, ("video_start_sec", "video_end_sec"), notes, uid, clip_field)
-        clip_uid = to_text(part.get("clip_uid"))
+        clip_uid, span = to_text(part.get("clip_uid")), _read_clip(part, notes, uid, clip_field)
         if clip_uid is None:
             notes.leave_out(uid, f"{clip_field}.clip_uid", "the clip has no id")
-        if span is None or clip_uid is None:
-            continue
-        if span[0] < 0:
-            notes.mended(uid, f"{clip_field}.video_start_sec", "a time before the video: moved to its start")
-            span = (0.0, span[1])
-        for place, asked in _asked(part, clip_field, notes, uid):
-            _add_query(queries, asked, (clip_uid, span), split, notes, (uid, place))
+        for place, asked in _asked(part, clip_field, notes, uid) if clip_uid and span else ():
+            text = _read_text(asked, notes, uid, place)
+            window = None if split == "test" or text is None else _read_window(asked, span, notes, uid, place)
+            if text is None or (window is None and split != "test"):
+                continue
+            if split == "test" and (clip_uid, text) in queries:
+                notes.leave_out(uid, f"{place}.query", "the clip has this query already")
+                continue
+            name = f"{clip_uid}/query-{sum(key[0] == clip_uid for key in queries)}"
+            query = queries.setdefault((clip_uid, text), Query(name, text, span))
+            query.windows += [] if window is None else [window]
     found = list(queries.values())
     for query in found:
         merged = merge_windows(query.windows)
@@ -115,38 +118,38 @@ def _asked(part: dict[str, Any], field: str, notes: Notes, uid: str) -> Iterator
         yield from _objects(annotation, "language_queries", place, notes, uid)
 
 
-def _add_query(
-    queries: dict[tuple[str, str], Query],
-    asked: dict[str, Any],
-    part: tuple[str, tuple[float, float]],
-    split: str,
-    notes: Notes,
-    where: tuple[str, str],
-) -> None:
-    (clip_uid, span), (uid, field) = part, where
+def _read_clip(part: dict[str, Any], notes: Notes, uid: str, field: str) -> tuple[float, float] | None:
+    span = take_span(part, ("video_start_sec", "video_end_sec"), notes, uid, field)
+    if span is not None and span[0] < 0:
+        notes.mended(uid, f"{field}.video_start_sec", "a time before the video: moved to its start")
+        span = (0.0, span[1])
+    return span
+
+
+def _read_text(asked: dict[str, Any], notes: Notes, uid: str, field: str) -> str | None:
     text = to_text(asked.get("query"))
     if text is None:
         notes.leave_out(uid, f"{field}.query", "there is no query")
-        return
+        return None
     if text != asked["query"]:
         notes.mended(uid, f"{field}.query", "spaces around or within the query: removed")
-    text = text.lower()
-    name = f"{clip_uid}/query-{len([key for key in queries if key[0] == clip_uid])}"
-    if split != "test":
-        window = take_span(asked, ("video_start_sec", "video_end_sec"), notes, uid, field)
-        if window is None:
-            return
-        inside = (max(window[0], span[0]), min(window[1], span[1]))
-        if inside[1] <= inside[0]:
-            notes.leave_out(uid, field, "the window lies outside its clip")
-            return
-        if inside != window and max(span[0] - window[0], window[1] - span[1]) > _TOUCH:
-            notes.mended(uid, field, "the window reaches outside its clip: cut")
-        queries.setdefault((clip_uid, text), Query(name, text, span)).windows.append(inside)
-    elif (clip_uid, text) in queries:
-        notes.leave_out(uid, f"{field}.query", "the clip has this query already")
-    else:
-        queries[clip_uid, text] = Query(name, text, span)
+    return text.lower()
+
+
+def _read_window(
+    asked: dict[str, Any], span: tuple[float, float], notes: Notes, uid: str, field: str
+) -> tuple[float, float] | None:
+    """Return the window of a query, cut to its clip."""
+    window = take_span(asked, ("video_start_sec", "video_end_sec"), notes, uid, field)
+    if window is None:
+        return None
+    inside = (max(window[0], span[0]), min(window[1], span[1]))
+    if inside[1] <= inside[0]:
+        notes.leave_out(uid, field, "the window lies outside its clip")
+        return None
+    if max(span[0] - window[0], window[1] - span[1]) > _TOUCH:
+        notes.mended(uid, field, "the window reaches outside its clip: cut")
+    return inside
 
 
 def nlq_row(query: Query, video: Video, *, fps: float, split: str, notes: Notes) -> dict[str, Any] | None:
