@@ -21,6 +21,17 @@ def clip(path: Path) -> None:
     write_clip(path, random_frames(6), fps=2)
 
 
+def save_coin(folder: Path) -> None:
+    """Write a sample of COIN: a video of two steps in each split."""
+    segments = {"cut bread": [0.0, 1.0], "eat": [1.5, 2.5]}
+    steps = [{"id": "1", "segment": segment, "label": label} for label, segment in segments.items()]
+    entry = {"duration": 3.0, "class": "EatBread", "start": 0.0, "end": 2.5, "annotation": steps}
+    for name in ("aaaaaaaaaaa", "bbbbbbbbbbb"):
+        clip(folder / "videos" / f"{name}.mp4")
+    database = {"aaaaaaaaaaa": {**entry, "subset": "training"}, "bbbbbbbbbbb": {**entry, "subset": "testing"}}
+    save(folder / "COIN.json", {"database": database})
+
+
 def save_captions_and_moments(folder: Path) -> None:
     """Write samples of ActivityNet Captions and QVHighlights."""
     for name in ("v_aaaaaaaaaaa", "bbbbbbbbbbb_0.0_150.0"):

@@ -20,7 +20,7 @@ import pytest
 from ego_annotations import write_ego_downloads
 from endpoints import scripted_endpoint
 from hub import Hub
-from page_samples import save_aqtc, save_captions_and_moments, save_vript
+from page_samples import save_aqtc, save_captions_and_moments, save_coin, save_vript
 from programs import run_main
 from published import save_live, save_source
 from streaming_annotations import write_streaming_downloads
@@ -28,6 +28,7 @@ from tiny import embedded_files, random_frames
 
 from videollm_mod import VideoLLMMoDConfig, cli
 from videollm_mod.routers_videollm_mod import ROUTERS
+from videollm_mod.train.data.converters import CONVERTERS
 from videollm_mod.train.data.sources import SOURCES
 from videollm_mod.train.tasks import TASKS
 
@@ -52,7 +53,7 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
     monkeypatch.chdir(ROOT)
     namespace = {"camera": list(random_frames(3))}
     # A page may register routers, data sources and tasks; other tests must not see them.
-    with patch.dict(ROUTERS), patch.dict(SOURCES), patch.dict(TASKS):
+    with patch.dict(ROUTERS), patch.dict(SOURCES), patch.dict(CONVERTERS), patch.dict(TASKS):
         for block in blocks(page, "python"):
             exec(compile(block, page.name, "exec"), namespace)
     printed = capsys.readouterr().out
@@ -145,7 +146,7 @@ def test_commands_of_page_run(page, hub, tmp_path):
     for name, part in (("BASE", "language"), ("ADAPTER", "adapter")):
         (tmp_path / name).symlink_to(hub.folder / part)
     if page.name == "data.md":
-        for save_sample in (save_captions_and_moments, save_vript, save_aqtc):
+        for save_sample in (save_coin, save_captions_and_moments, save_vript, save_aqtc):
             save_sample(tmp_path)
     with hub.server.used_here(tmp_path / "home"), scripted_endpoint(complete_lines) as (endpoint, _):
         for command in commands(page):
