@@ -56,7 +56,8 @@ class Memory:
     """
     Bytes on one GPU during a step.
 
-    Not counted: the CUDA context, buffers of communication, logits, memory that fragments, and frames as pixels.
+    Not counted: the CUDA context, buffers of communication, logits, frames as pixels, what the vision encoder needs
+    while it runs, and memory that fragments. Nothing is sharded.
 
     Args:
         weights (`int`): All weights, in the type they are loaded in, the vision encoder's included.
@@ -223,10 +224,10 @@ def describe_run(
     steps, epochs = count_steps(len(found.frames), per_step, training)
     windows = epochs * len(found.frames)
     yield (
-        f"{counted(steps, 'step')} of {counted(per_step, 'window')} ({counted(num_gpus, 'GPU')} x {size} x "
+        f"{counted(steps, 'step')} of up to {counted(per_step, 'window')} ({counted(num_gpus, 'GPU')} x {size} x "
         f"{accumulated} accumulated), {epochs:g} epochs"
     )
-    yield f"{sum(found.tokens) / len(found.tokens) * per_step:,.0f} tokens a step on average"
+    yield f"{sum(found.tokens) * epochs / steps:,.0f} tokens a step on average"
     pairs = list(zip(found.frames, found.tokens, strict=True))
     places = [(frames, tokens - frames * config.frame_num_tokens) for frames, tokens in pairs]
     longest = places[found.tokens.index(max(found.tokens))]
@@ -243,7 +244,7 @@ def describe_run(
     yield (
         f"These are estimates. Hours: at {utilization:.0%} of the published peak of dense bfloat16, without loading, "
         "evaluation, saving, and waiting for data. Memory: nothing is sharded, and the CUDA context, communication, "
-        "logits, pixels and fragmentation are not counted."
+        "logits, pixels, the vision encoder's work and fragmentation are not counted."
     )
 
 
