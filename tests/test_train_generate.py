@@ -3,16 +3,19 @@
 """Generated dialogues: questions at random times, what becomes of written answers, and what a rerun asks again."""
 
 import json
+import lzma
 import re
 import threading
 
 import pytest
 from endpoints import scripted_endpoint
-from programs import run_main
+from programs import ROOT, run_main
 from tiny import random_frames, tiny_processor, write_clip
 
 from videollm_mod.train.data import generate
 from videollm_mod.train.data.converters import Notes
+from videollm_mod.train.data.ego4d.goalstep import read_timelines
+from videollm_mod.train.data.json_streams import read_values
 from videollm_mod.train.data.planned_dialogues import (
     FOLLOW_UP,
     Event,
@@ -49,6 +52,13 @@ def read(text, *, is_cut=False, plan=PLAN):
     return dialogue, {what: found.count for what, found in notes.mended_by.get("", {}).items()}
 
 
+def write_well(request):
+    """Write a dialogue as asked for."""
+    prompt = request["messages"][-1]["content"]
+    lines = re.findall(r"^\[.*?\] (?:User|Assistant): .*$", prompt, flags=re.M)
+    return "\n".join(line.replace("...", f"Words {number}.") for number, line in enumerate(lines))
+
+
 # ----------------------------------------------------------------------------------------------------------- timelines
 
 
@@ -73,9 +83,13 @@ def test_a_timeline_is_the_truth_or_else_the_replies():
     assert events == [*EVENTS[:2], Event(5.0, None, "Wipe it")]
 
 
-@pytest.mark.parametrize("row", [{}, {"messages": None}, {"truth": {"timeline": [[1, 2, "Once"]]}}])
-def test_a_row_of_one_event_has_no_timeline(row):
-    with pytest.raises(RejectedError, match="two events"):
+def test_one_event_with_an_end_is_a_timeline():
+    assert find_timeline({"truth": {"timeline": [[1, 2, "Once"]]}}) == [Event(1.0, 2.0, "Once")]
+
+
+@pytest.mark.parametrize("row", [{}, {"messages": None}, {"truth": {"timeline": [[1, 1, "Once"]]}}])
+def test_a_row_of_one_moment_has_no_timeline(row):
+    with pytest.raises(RejectedError, match="two moments"):
         find_timeline(row)
 
 
@@ -200,6 +214,24 @@ def test_an_ordinal_is_no_time():
     assert (16, "assistant", "The second step of 2 is done.") in dialogue
 
 
+def test_every_timeline_of_goalstep_has_a_dialogue(tmp_path):
+    """The published validation file of Ego4D GoalStep: what is asked for is kept in full, if it is written."""
+    file = tmp_path / "goalstep_valid.json"
+    file.write_bytes(lzma.decompress((ROOT / "tests" / "data" / "goalstep" / "goalstep_valid.json.xz").read_bytes()))
+    entries = list(read_values(file, "videos.item"))
+    timelines = [timeline for entry in entries for timeline in read_timelines(entry, Notes())]
+    # 134 videos, and 964 of their 3,349 steps have substeps.
+    assert (len(entries), len(timelines)) == (134, 134 + 964)
+    for timeline in timelines:
+        events = find_timeline({"truth": {"timeline": [list(step) for step in timeline.steps]}})
+        plan = plan_dialogue(events, name=timeline.id)
+        text = write_well({"messages": plan.prompt()})
+        dialogue, mended = read(text, plan=plan)
+        assert len(dialogue) == len(text.splitlines()) and not mended, timeline.id
+        frames = [frame for frame, _, _ in dialogue]
+        assert frames == sorted(frames) and dialogue[0][1] == "user" and frames[-1] == plan.slots[-1]
+
+
 # ------------------------------------------------------------------------------------------------------------- command
 
 
@@ -221,13 +253,6 @@ def source(tmp_path_factory):
     return folder
 
 
-def write_well(request):
-    """Write a dialogue as asked for."""
-    prompt = request["messages"][-1]["content"]
-    lines = re.findall(r"^\[.*?\] (?:User|Assistant): .*$", prompt, flags=re.M)
-    return "\n".join(line.replace("...", f"Words {number}.") for number, line in enumerate(lines))
-
-
 def run(source, out, url, *more):
     options = ("--endpoint", url, "--endpoint_model", "small", "--max_retries", 0, *more)
     return run_main(generate.main, "--dataset", source, "--out", out, *options)
@@ -241,7 +266,7 @@ def test_dialogues_are_written_and_train(source, tmp_path):
     with scripted_endpoint(write_well) as (url, asked):
         done = run(source, tmp_path, url)
         assert done.returncode == 0, done.stderr
-        assert "train: 10 rows" in done.stdout and "1: no timeline of two events or more (lamp/1)" in done.stdout
+        assert "train: 10 rows" in done.stdout and "1: no timeline of two moments or more (lamp/1)" in done.stdout
         assert "1: not one file (row 2, video)" in done.stdout and "line 5" in done.stdout
         assert "1: not a list of messages (row 3, messages)" in done.stdout
         assert len(asked) == 10 and asked[0]["temperature"] == 0

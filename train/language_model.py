@@ -44,7 +44,7 @@ class LocalWriter:
 
     Args:
         name (`str`): A folder or a Hub id.
-        max_tokens (`int`, *optional*, defaults to 1024): Number of tokens after which a reply is cut.
+        max_tokens (`int`, *optional*, defaults to 2048): Number of tokens after which a reply is cut.
         temperature (`float`, *optional*, defaults to 0.0): Temperature of sampling. 0 takes the likeliest tokens.
         batch_size (`int`, *optional*, defaults to 8): Conversations that are written together.
         device (`str`, *optional*, defaults to `"auto"`): Device, or `"auto"` to spread the model over all GPUs.
@@ -59,7 +59,7 @@ class LocalWriter:
         self,
         name: str,
         *,
-        max_tokens: int = 1024,
+        max_tokens: int = 2048,
         temperature: float = 0.0,
         batch_size: int = 8,
         device: str = "auto",
@@ -140,13 +140,13 @@ class EndpointWriter:
 
     Args:
         endpoint ([`Endpoint`]): The endpoint, with its cache.
-        max_tokens (`int`, *optional*, defaults to 1024): Number of tokens after which a reply is cut.
+        max_tokens (`int`, *optional*, defaults to 2048): Number of tokens after which a reply is cut.
         temperature (`float`, *optional*, defaults to 0.0): Temperature of sampling.
         concurrency (`int`, *optional*, defaults to 8): Requests at the same time.
     """
 
     def __init__(
-        self, endpoint: Endpoint, *, max_tokens: int = 1024, temperature: float = 0.0, concurrency: int = 8
+        self, endpoint: Endpoint, *, max_tokens: int = 2048, temperature: float = 0.0, concurrency: int = 8
     ) -> None:
         self.name, self.endpoint, self.concurrency = endpoint.model, endpoint, concurrency
         self.options = {"max_tokens": max_tokens, "temperature": temperature}

@@ -101,7 +101,7 @@ class WriterArguments:
         model (`str`, *optional*): A model of Transformers that is tuned for instructions: a folder or a Hub id.
         endpoint (`str`, *optional*): In place of `model`: address of an OpenAI-compatible interface.
         endpoint_model (`str`, *optional*): Name of the model there. The key is the variable `OPENAI_API_KEY`.
-        max_tokens (`int`, *optional*, defaults to 1024): Tokens after which a reply is cut.
+        max_tokens (`int`, *optional*, defaults to 2048): Tokens after which a reply is cut.
         temperature (`float`, *optional*, defaults to 0.0): Temperature of sampling. 0 takes the likeliest tokens.
         batch_size (`int`, *optional*, defaults to 8): Dialogues that a local model writes together.
         device (`str`, *optional*, defaults to `"auto"`): Device of a local model.
@@ -114,7 +114,7 @@ class WriterArguments:
     model: str | None = field(default=None, metadata={"help": "A model tuned for instructions: a folder or a Hub id."})
     endpoint: str | None = field(default=None, metadata={"help": "Address of an OpenAI-compatible interface."})
     endpoint_model: str | None = field(default=None, metadata={"help": "Name of the model at the endpoint."})
-    max_tokens: int = field(default=1024, metadata={"help": "Tokens after which a reply is cut."})
+    max_tokens: int = field(default=2048, metadata={"help": "Tokens after which a reply is cut."})
     temperature: float = field(default=0.0, metadata={"help": "Temperature of sampling. 0 is greedy."})
     batch_size: int = field(default=8, metadata={"help": "Dialogues that a local model writes together."})
     device: str = field(default="auto", metadata={"help": "Device of a local model."})

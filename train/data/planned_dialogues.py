@@ -92,7 +92,7 @@ def find_timeline(row: Mapping[str, Any]) -> list[Event]:
     It is `truth["timeline"]`, a list of `[start, end, text]`, or else the row's replies with times.
 
     Raises:
-        [`RejectedError`]: If there are fewer than two events.
+        [`RejectedError`]: If nothing changes after its first moment.
     """
     truth = row.get("truth")
     given = truth.get("timeline") if isinstance(truth, Mapping) else None
@@ -103,8 +103,8 @@ def find_timeline(row: Mapping[str, Any]) -> list[Event]:
         replies = [x for x in messages if isinstance(x, Mapping) and x.get("role") == "assistant"]
         found = [_event(x.get("time"), None, x.get("content")) for x in replies]
     events = sorted(filter(None, found), key=lambda event: event.start)
-    if len({event.start for event in events}) < 2:
-        raise RejectedError("no timeline of two events or more")
+    if len({time for event in events for time in event.times}) < 2:
+        raise RejectedError("no timeline of two moments or more")
     return events
 
 
