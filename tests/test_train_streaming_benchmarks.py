@@ -193,6 +193,8 @@ def test_replies_choose_options_numbers_and_yes_or_no():
         "There is no car": "C",
     }
     assert {reply: read_letter(reply, choices) for reply in chosen} == chosen
+    makes = ["A Ford.", "A Jeep."]
+    assert [read_letter(reply, makes) for reply in ("(B) A Jeep.", "B. A Ford.")] == ["B", None]
     numbers = {"3": 3, "Three times.": 3, "1 of 2": None, "none": None, "10 times": 10}
     assert {reply: read_number(reply) for reply in numbers} == numbers
     assert [read_yes(reply) for reply in ("Yes.", "no, not yet", "Yes and no", "Noted", "eyes")] == [

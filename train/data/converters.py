@@ -107,6 +107,7 @@ CONVERTERS: dict[str, str | type[Converter]] = {
     "proactive_video_qa": "videollm_mod.train.data.proactive_video_qa:ProactiveVideoQA",
     "qvhighlights": "videollm_mod.train.data.moment_queries:QvHighlights",
     "streaming_bench": "videollm_mod.train.data.streaming_bench:StreamingBench",
+    "vript_hard": "videollm_mod.train.data.vript_hard:VriptHard",
     "vript": "videollm_mod.train.data.vript:Vript",
     "youcook2": "videollm_mod.train.data.dense_captions:YouCook2",
 }

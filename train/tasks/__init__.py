@@ -143,6 +143,9 @@ TASKS: dict[str, str | type[Task]] = {
     "streaming_bench_proactive_native": "videollm_mod.train.tasks.streaming_bench:NativeOutput",
     "streaming_bench_real": "videollm_mod.train.tasks.streaming_bench:Choices",
     "streaming_bench_sqa": "videollm_mod.train.tasks.streaming_bench:Choices",
+    "vript_hard_ero": "videollm_mod.train.tasks.vript_hard:Order",
+    "vript_hard_rr": "videollm_mod.train.tasks.vript_hard:Choice",
+    "vript_hard_rr_clip": "videollm_mod.train.tasks.vript_hard:Choice",
     "vript_scenes": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
     "youcook2_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
 }

@@ -5,7 +5,7 @@
 import re
 from collections.abc import Sequence
 
-from videollm_mod.train.data.choices import LETTERS
+from videollm_mod.train.data.choices import LETTERS, letter_of
 from videollm_mod.train.text_scores import split_words
 
 
@@ -18,19 +18,25 @@ def read_letter(reply: str, options: Sequence[str]) -> str | None:
     """
     Return the letter of the option that a reply chose, or `None` if it is unclear.
 
-    The reply may be an option's text. Otherwise it may have one letter that stands alone, such as "B", "(B)" or "The
-    answer is B."; the article in "A red car" is none. Otherwise it may contain the text of one option.
+    The reply may be an option's text, with or without its letter. Otherwise it may have one letter that stands alone,
+    such as "B", "(B)" or "The answer is B."; the article in "A red car" is none. Otherwise it may contain the text of
+    one option.
 
     Args:
         reply (`str`): What the model said.
         options (sequence of `str`): Texts of the options, without letters.
     """
+    letters = list(LETTERS[: len(options)])
     words, texts = split_words(reply), [split_words(option) for option in options]
     if not words:
         return None
-    equal = [letter for letter, text in zip(LETTERS, texts, strict=False) if text == words]
-    named = sorted(set(_ALONE.findall(reply)) & set(LETTERS[: len(options)]))
-    within = [letter for letter, text in zip(LETTERS, texts, strict=False) if text and contains(words, text)]
+    # "(D) A map." is the letter and the text of one option, although "A" is a letter too.
+    own = letter_of(reply)
+    if own in letters and words == [own.lower(), *texts[letters.index(own)]]:
+        return own
+    equal = [letter for letter, text in zip(letters, texts, strict=True) if text == words]
+    named = sorted(set(_ALONE.findall(reply)) & set(letters))
+    within = [letter for letter, text in zip(letters, texts, strict=True) if text and contains(words, text)]
     for found in (equal, named, within):
         if found:
             return found[0] if len(found) == 1 else None

@@ -1,0 +1,118 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Vript-Hard in its published layout: rows and scores; all samples are made up."""
+
+import json
+
+import pytest
+from tiny import random_frames, tiny_model, tiny_processor, write_clip
+
+from videollm_mod.train.data.converters import Notes, Videos, find_converter
+from videollm_mod.train.tasks import find_task
+from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.tasks.vript_hard import read_order, read_order_officially
+
+
+CHOICE = {
+    "video_id": "a-b",
+    "clip_id": "a-b-Scene-002",
+    "question": "What is on the table?",
+    "hint": "The table is red.",
+    "multiple_choice": ["A cup.", "A map.", "A hat.", "A dog."],
+    "multiple_choice_answer": "A hat.",
+    "open_answer": "It is a hat.",
+    "scene_description": "A table.",
+}
+ORDER = {"video_id": "a-b", "question": "Scene (A): a dog. Scene (B): a cat. Scene (C): a cow.", "answer": "CAB"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a-b", "a-b-Scene-002"):
+        write_clip(tmp_path / f"{name}.mp4", random_frames(6), fps=2)
+    return tmp_path
+
+
+def convert(folder, *, choices=(CHOICE,), orders=(ORDER,), **options):
+    for name, rows in (("RR", choices), ("ERO", orders)):
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (folder / f"{name}_annotations.jsonl").write_text("\n".join(lines))
+    notes = Notes()
+    rows = [row for _, row in find_converter("vript_hard")(**options).convert(folder, Videos(folder), notes)]
+    return rows, {reason: found.count for reason, found in notes.left_out.get("test", {}).items()}
+
+
+def test_questions_stand_before_the_video_or_the_scene(folder):
+    rows, left = convert(folder)
+    assert [(row["id"], row["task"], row["video"].rsplit("/", 1)[1]) for row in rows] == [
+        ("a-b/0/ero", "vript_hard_ero", "a-b.mp4"),
+        ("a-b/0/rr", "vript_hard_rr", "a-b.mp4"),
+        ("a-b-Scene-002/0/rr_clip", "vript_hard_rr_clip", "a-b-Scene-002.mp4"),
+    ]
+    order, choice, _ = rows
+    assert order["truth"] == {"order": ["C", "A", "B"]} and order["messages"][1]["content"] == "C, A, B"
+    assert choice["truth"] == {"options": ["A cup.", "A map.", "A hat.", "A dog."], "answer": "C"}
+    assert choice["messages"][0]["content"].startswith(
+        "What is on the table? Hint: The table is red.\nA. A cup.\nB. A map."
+    )
+    assert choice["messages"][1] == {"role": "assistant", "content": "C", "time": 2.5} and not left
+    assert [row["task"] for row in convert(folder, task="rr_clip")[0]] == ["vript_hard_rr_clip"]
+
+
+def test_faulty_rows_are_counted(folder):
+    choices = [
+        {**CHOICE, "question": None},
+        {**CHOICE, "multiple_choice_answer": "A cow."},
+        {**CHOICE, "video_id": "x"},
+    ]
+    orders = [
+        {**ORDER, "answer": ["A", "B", "B"]},
+        {**ORDER, "question": " "},
+        {**ORDER, "answer": ["(B)", "(A)", "(C)"]},
+    ]
+    rows, left = convert(folder, choices=[*choices, {**CHOICE, "multiple_choice": 3}, "{"], orders=orders)
+    assert [row["task"] for row in rows] == ["vript_hard_ero", "vript_hard_rr_clip"]
+    assert rows[0]["truth"]["order"] == ["B", "A", "C"]
+    assert left == {
+        "there is no text": 2,
+        "are no texts, or the answer is none of them": 2,
+        "there is no video file": 1,
+        "is no question of Vript-Hard": 1,
+        "is no order of three scenes": 1,
+    }
+    with pytest.raises(ValueError, match="has no file in the format of Vript-Hard"):
+        convert(folder, choices=[{"a": 1}], orders=[])
+
+
+@pytest.mark.parametrize(
+    ("reply", "order", "official"),
+    [
+        ("B, A, C", "BAC", "BAC"),
+        ("Scene (B), then scene (A), then Scene (C).", "BAC", "SBA"),
+        ("Scene (B), Scene (A), Scene (C), so B.", "BAC", "BAC"),
+        # The published rule takes the capitals of words.
+        ("The order is: Before A come B and C.", "ABC", "TBA"),
+        ("A, B", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_order_is_read_from_letters_that_stand_alone(reply, order, official):
+    assert "".join(read_order(reply)) == order and "".join(read_order_officially(reply)) == official
+
+
+def test_scores_by_hand():
+    truth = {"truth": {"options": ["A cup.", "A map."], "answer": "B"}}
+    replies = [{"text": text} for text in ("B", "(B) A map.", "It is a map.", "(A), not (B)")]
+    task = find_task("vript_hard_rr")
+    assert task.score([truth] * 4, replies, {}) == {"accuracy": 0.75}
+    assert task.score([truth] * 4, replies, {}, official=True) == {"accuracy": 0.25}
+    truth = {"truth": {"order": ["B", "A", "C"]}}
+    replies = [{"text": text} for text in ("B, A, C", "A, B, C", "B", "C, A, B")]
+    scores = find_task("vript_hard_ero").score([truth] * 4, replies, {})
+    assert scores == {"order@1": 0.75, "order@2": 0.25, "order@3": 0.25}
+
+
+def test_a_model_replies_to_rows(folder):
+    rows = convert(folder)[0]
+    predictions = find_task("vript_hard_ero").predict_all(Runner(tiny_model(), tiny_processor()), rows[:1])
+    assert predictions[0].keys() == {"text"} and isinstance(predictions[0]["text"], str)

@@ -1,0 +1,95 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Vript-Hard (arXiv 2406.06040): find a scene and reason (RR), and put scenes in the order of their events (ERO).
+
+The question stands before the frames. The words around the published questions are ours.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from videollm_mod.train.data.choices import LETTERS, ask_choice, read_options
+from videollm_mod.train.data.converters import Converter, Notes, Videos, read_json_lines
+from videollm_mod.train.data.dense_captions import find_files
+from videollm_mod.train.data.dialogues import clip, question_messages, to_text
+
+
+ORDER = "{} Reply with the letters of the scenes in the order in which the video shows them, such as B, A, C."
+SCENES = "ABC"
+
+
+@dataclass
+class VriptHard(Converter):
+    """
+    Vript-Hard's `RR_annotations.jsonl` and `ERO_annotations.jsonl`, in one folder, or one of them.
+
+    The task "rr" shows the complete video, and "rr_clip" the scene that the question is about, `<clip_id>.mp4`.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("rr", "rr_clip", "ero")
+    license: ClassVar[str] = "academic use only, no distribution"
+
+    def convert(self, annotations: Path, videos: Videos, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the rows of each question; all are for tests. See [`Converter.convert`]."""
+        notes.split, known = "test", False
+        for path in find_files(annotations, ".jsonl .json"):
+            for index, (where, row) in enumerate(read_json_lines(path)):
+                row = {} if row is None else row
+                known = known or {"video_id", "question"} <= row.keys()
+                if "multiple_choice" in row:
+                    asked = read_choice(row, where, notes)
+                    kinds = [("rr", "video_id"), ("rr_clip", "clip_id")]
+                elif "question" in row:
+                    asked, kinds = read_order(row, where, notes), [("ero", "video_id")]
+                else:
+                    notes.leave_out(where, "", "is no question of Vript-Hard")
+                    continue
+                for task, field in kinds if asked is not None else ():
+                    if task in self.chosen:
+                        yield from self._row(task, str(row.get(field)), index, asked, videos, notes)
+        if not known:
+            raise ValueError(f"'{annotations}' has no file in the format of Vript-Hard.")
+
+    def _row(
+        self, task: str, name: str, index: int, asked: tuple[str, dict[str, Any]], videos: Videos, notes: Notes
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        (question, truth), where = asked, f"{name}/{index}/{task}"
+        video = videos.open(notes, where, "video_id", name)
+        if video is not None:
+            last = video.last_frame(self.fps)
+            answer = ", ".join(truth["order"]) if task == "ero" else truth["answer"]
+            about = {"id": where, "task": f"vript_hard_{task}", "video": str(video.path), "truth": truth}
+            messages = question_messages(question, answer, last, self.fps)
+            yield "test", {**about, **clip(0, last, self.fps), "messages": messages}
+
+
+def read_choice(row: dict[str, Any], where: str, notes: Notes) -> tuple[str, dict[str, Any]] | None:
+    """Return the question with its options and its truth, `options` and `answer` (a letter), or note what is wrong."""
+    question, hint, options = to_text(row.get("question")), to_text(row.get("hint")), row.get("multiple_choice")
+    texts, answer = read_options(options), row.get("multiple_choice_answer")
+    if question is None:
+        notes.leave_out(where, "question", "there is no text")
+    elif texts is None or answer not in options:
+        notes.leave_out(where, "multiple_choice", "are no texts, or the answer is none of them")
+    else:
+        hinted = question if hint is None else f"{question} Hint: {hint}"
+        return ask_choice(hinted, texts), {"options": texts, "answer": LETTERS[options.index(answer)]}
+    return None
+
+
+def read_order(row: dict[str, Any], where: str, notes: Notes) -> tuple[str, dict[str, Any]] | None:
+    """Return the question and its truth, `order` (three letters), or note what is wrong."""
+    question, answer = to_text(row.get("question")), row.get("answer")
+    text = " ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
+    order = re.findall(rf"[{SCENES}]", text)
+    if question is None:
+        notes.leave_out(where, "question", "there is no text")
+    elif sorted(order) != list(SCENES):
+        notes.leave_out(where, "answer", "is no order of three scenes")
+    else:
+        return ORDER.format(question), {"order": order}
+    return None

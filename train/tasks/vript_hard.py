@@ -1,0 +1,86 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Vript-Hard: questions with options about a scene, and the order of three scenes (arXiv 2406.06040)."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from videollm_mod.train.data.vript_hard import SCENES
+from videollm_mod.train.tasks import Task
+from videollm_mod.train.tasks.choices import read_letter
+from videollm_mod.train.tasks.running import Runner
+
+
+class Reply(Task):
+    """Base class of tasks whose prediction is a greedy reply."""
+
+    def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the reply to a row."""
+        return self.predict_all(runner, [row])[0]
+
+    def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the replies to a batch."""
+        return [{"text": texts[0]} for texts in runner.answer_all(rows)]
+
+
+class Choice(Reply):
+    """`accuracy`: the share of replies that choose the right option, by its letter or text (see [`read_letter`])."""
+
+    official_note = 'The published scorer takes the first capital letter in brackets, "(B)", and nothing else.'
+
+    def score(
+        self,
+        rows: Sequence[dict[str, Any]],
+        predictions: Sequence[dict[str, Any]],
+        about: dict[str, Any],  # noqa: ARG002
+        official: bool = False,
+    ) -> dict[str, float]:
+        """Return `accuracy`."""
+        right = []
+        for row, prediction in zip(rows, predictions, strict=True):
+            if official:
+                found = re.search(r"\(([A-Z])\)", prediction["text"])
+                chosen = found[1] if found else None
+            else:
+                chosen = read_letter(prediction["text"], row["truth"]["options"])
+            right.append(chosen == row["truth"]["answer"])
+        return {"accuracy": sum(right) / len(right)}
+
+
+class Order(Reply):
+    """
+    `order@1`, `order@2` and `order@3`: the share of replies with at least 1, 2 or 3 of three scenes in their place.
+
+    A reply has an order if each letter stands alone in it. Their first places count.
+    """
+
+    official_note = 'The published scorer takes any three capital letters if a reply has no "Scene (A)".'
+
+    def score(
+        self,
+        rows: Sequence[dict[str, Any]],
+        predictions: Sequence[dict[str, Any]],
+        about: dict[str, Any],  # noqa: ARG002
+        official: bool = False,
+    ) -> dict[str, float]:
+        """Return the shares."""
+        read = read_order_officially if official else read_order
+        hits = [
+            sum(one == two for one, two in zip(read(prediction["text"]), row["truth"]["order"], strict=False))
+            for row, prediction in zip(rows, predictions, strict=True)
+        ]
+        return {f"order@{least}": sum(count >= least for count in hits) / len(hits) for least in (1, 2, 3)}
+
+
+def read_order(reply: str) -> list[str]:
+    """Return the scenes in the order of a reply, or an empty list if one of them is not named."""
+    order = list(dict.fromkeys(re.findall(rf"(?<!\w)[{SCENES}](?![\w'])", reply)))
+    return order if len(order) == len(SCENES) else []
+
+
+def read_order_officially(reply: str) -> list[str]:
+    """Return the scenes by the published rule: after "Scene (", or the first capital letters. Less than 3 are none."""
+    order = re.findall(r"Scene \(([A-Z])\)", reply)[:3]
+    order = order if len(order) == 3 else re.findall(r"[A-Z]", reply)[:3]
+    return order if len(order) == 3 else []
