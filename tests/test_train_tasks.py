@@ -3,6 +3,7 @@
 """Evaluation tasks: how rows run, how predictions are saved and resumed, the table, and scores computed by hand."""
 
 import json
+import re
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import torch
 from programs import run_main
 from safetensors.torch import save_file
 from tiny import random_features, random_frames, tiny_model, tiny_processor, write_clip
+from turns import turn_model, turn_processor
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.train import evaluation
@@ -131,6 +133,24 @@ def test_streams_run_together_as_one_by_one(runner):
     assert len({str(said) for said in spoken}) == 3 and runner.stream_all([]) == []
 
 
+@pytest.mark.parametrize("name", ["smolvlm", "llama3"])
+def test_prompts_and_candidates_have_the_stream_format_of_the_processor(name):
+    processor = turn_processor(name)
+    model = turn_model(processor)
+    runner, row = Runner(model, processor), ask(3)
+    del row["messages"][0]["time"]
+    turns = [row["messages"][0], {"role": "stream", "num_frames": 3}]
+    inputs = processor(turns, row["video"], add_generation_prompt=True)
+    prompt = inputs["input_ids"].shape[1]
+    out = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, prompt:]
+    assert runner.answer(row, max_new_tokens=6) == [processor.tokenizer.decode(out, skip_special_tokens=True).strip()]
+    inputs = processor([*turns, {"role": "assistant", "content": "A ball."}], row["video"])
+    with torch.no_grad():
+        scores = model(**inputs).logits[0, prompt - 1 : -1].log_softmax(dim=-1)
+    expected = float(scores.gather(1, inputs["input_ids"][0, prompt:, None]).sum())
+    assert runner.likelihoods(row, ["A ball.", "x"])[0] == pytest.approx(expected, abs=1e-4)
+
+
 def test_frame_features_run_as_their_video_does(runner, model, tmp_path):
     row = ask(4)
     pixels = model.model.encode_frames(runner.processor.process_frames(row["video"]))
@@ -164,7 +184,8 @@ class Length(Task):
         runner.append(row["id"])
         if row["id"] == "broken":
             raise FaultyRowError("'a.jsonl', line 2: no video")
-        return {"letters": len(row["messages"][0]["content"])}
+        # A separator of lines, and half of a character.
+        return {"letters": len(row["messages"][0]["content"]), "text": "a\u2028b\ud800"}
 
     def score(self, rows, predictions, about, official=False):
         assert [row["id"] for row in rows] and len(rows) == len(predictions)
@@ -550,7 +571,9 @@ def test_prepared_annotations_are_evaluated_by_one_command(prepared, tmp_path):
 
 
 def test_another_run_of_the_command_scores_only_or_is_refused(prepared, tmp_path):
-    assert command(prepared, "--task", "coin_task", "--out", tmp_path).returncode == 0
+    (prepared / "model" / "README.md").write_text("# A model\n")
+    assert command(prepared, "--task", "coin_task", "--out", tmp_path, "--card").returncode == 0
+    assert re.search(r"\| coin_task accuracy *\| [\d.]+", (prepared / "model" / "README.md").read_text())
     # The model is not loaded if only the scorer differs.
     with patch.object(task_command, "load_checkpoint", side_effect=AssertionError):
         again = command(prepared, "--task", "coin_task", "--out", tmp_path, "--official")

@@ -52,7 +52,7 @@ class Predictions:
         """Return the saved predictions of all processes, by task, id and [`fingerprint`] of the row."""
         found: dict[tuple[str, str, str], dict[str, Any]] = {}
         for path in sorted(self.folder.glob("predictions-*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in path.read_bytes().split(b"\n"):
                 try:
                     saved = json.loads(line)
                     found[saved["task"], saved["id"], saved["row"]] = saved["prediction"]
@@ -70,7 +70,7 @@ class Predictions:
                 file.seek(end - 1)
                 # Part of a line that a killed run left must not swallow this one.
                 file.write(b"" if file.read(1) == b"\n" else b"\n")
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(line).encode() + b"\n")
 
 
 def fingerprint(row: Mapping[str, Any]) -> str:
@@ -88,7 +88,7 @@ def save_results(folder: Path, settings: dict[str, Any], tasks: dict[str, Any]) 
     path = folder / RESULTS
     before = _read_json(path).get("tasks", {}) if path.exists() else {}
     results = {"settings": settings, "tasks": {**before, **tasks}}
-    write_text(path, json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n")
+    write_text(path, json.dumps(results, indent=1, default=str) + "\n")
     return path
 
 
