@@ -249,6 +249,7 @@ def test_several_processes_share_rows_and_a_later_one_reads_all_files(tmp_path):
     rows = words("one", "three", "a", "bb", "ccc")
     process = SimpleNamespace(
         process_index=1,
+        num_processes=2,
         is_main_process=False,
         wait_for_everyone=lambda: None,
         split_between_processes=lambda rows: nullcontext(rows[3:]),
@@ -256,11 +257,17 @@ def test_several_processes_share_rows_and_a_later_one_reads_all_files(tmp_path):
     results, seen = evaluate(rows, tmp_path, accelerator=process)
     assert (
         results == {}
-        and seen == ["r3", "r4"]
+        and seen == ["r1", "r3"]
         and [path.name for path in tmp_path.glob("pred*")] == ["predictions-1.jsonl"]
     )
     _, seen = evaluate(rows, tmp_path)
-    assert seen == ["r0", "r1", "r2"]
+    assert seen == ["r0", "r2", "r4"]
+
+
+def test_the_longest_rows_of_a_task_come_first(tmp_path):
+    spans = [(0.0, 1.0), (2.0, 9.0), (None, 3.0), (None, None)]
+    rows = [{**row, "start": start, "end": end} for row, (start, end) in zip(words(*"abcd"), spans, strict=True)]
+    assert evaluate(rows, tmp_path)[1] == ["r1", "r2", "r0", "r3"]
 
 
 def test_a_source_names_all_its_tasks_and_the_table_shows_published_figures(tmp_path):
@@ -547,7 +554,7 @@ def test_prepared_annotations_are_evaluated_by_one_command(prepared, tmp_path):
     line = next(
         line for line in done.stdout.splitlines() if line.startswith("| coin_step          | accuracy        |")
     )
-    assert [cell.strip() for cell in line.split("|")[4:-1]] == ["0.598", "0.631", "0.634"]
+    assert [cell.strip() for cell in line.split("|")[4:-1]] == ["0.598", "0.631", "0.634", "0.577"]
     assert done.stdout.endswith(f"wrote {tmp_path / 'results'}\n")
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     counts = {name: result["rows"] for name, result in results["tasks"].items()}

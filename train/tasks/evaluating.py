@@ -3,7 +3,7 @@
 """Evaluate tasks: predict the rows that no earlier run predicted, and score all."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,9 +141,7 @@ def evaluate_tasks(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         saved.write_settings(settings)
-    todo = [(each.task, place, key) for each in chosen for place, key in zip(each.places, each.keys, strict=True)]
-    todo = [entry for entry in todo if entry[2] not in done]
-    if todo:
+    if todo := _arrange(chosen, done, accelerator.num_processes):
         with accelerator.split_between_processes(todo) as mine:
             made = _predict(make_runner(), rows, mine, saved, accelerator.is_main_process, left_out)
             done |= dict(gather_object(made))
@@ -152,6 +150,25 @@ def evaluate_tasks(
     results = {each.task.name: _score(each, done, about, official, out) for each in chosen}
     save_results(out, settings, results)
     return results
+
+
+def _arrange(chosen: Sequence[TaskRows], done: Container[Key], num_processes: int) -> list[tuple[Task, int, Key]]:
+    """
+    Return task, place and key of the rows without a prediction, in an order that splits well between processes.
+
+    The longest rows of a task come first. So rows of a batch are about as long, and memory runs out at once or never.
+    """
+    todo = []
+    for each in chosen:
+        entries = zip(each.rows, each.places, each.keys, strict=True)
+        left = [(_seconds(row), place, key) for row, place, key in entries if key not in done]
+        todo += [(each.task, place, key) for _, place, key in sorted(left, key=lambda entry: -entry[0])]
+    # A process gets a run of rows next to each other.
+    return [entry for process in range(num_processes) for entry in todo[process::num_processes]]
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    return 0.0 if row.get("end") is None else row["end"] - (row.get("start") or 0.0)
 
 
 def _predict(
