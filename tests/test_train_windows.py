@@ -3,11 +3,13 @@
 """Windows of long rows: where they are cut, what they begin with, and that no frame is lost, read twice or kept."""
 
 import json
+import re
 import resource
 import sys
 
 import pytest
 import torch
+from programs import ROOT, run_training
 from safetensors.torch import save_file
 from test_train_collator import Witness
 from tiny import random_features, random_frames, tiny_config, tiny_model, tiny_processor, training_batch, write_clip
@@ -20,7 +22,7 @@ from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError, row_record
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
-from videollm_mod.train.data.windows import Windows, count_frames, count_tokens, cut_row, split_rows, survey
+from videollm_mod.train.data.windows import Windows, count_frames, count_tokens, cut_row, parts_of, split_rows, survey
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.teacher_forcing import predict_all_turns, predict_turns
 
@@ -277,6 +279,20 @@ def test_training_resumes_in_the_middle_of_the_windows(tmp_path, files, packing)
     assert train(tmp_path / "resumed", str(tmp_path / "checkpoint-4")) == shown[4:]
 
 
+def test_max_length_limits_what_training_reads(tmp_path):
+    """400 frames have 6,800 tokens. Each step reads one window, of at most 512."""
+    write_clip(tmp_path / "long.mp4", random_frames(40), fps=0.2)
+    messages = [said(2.0 * k, "It moves.") for k in range(1, 100)]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"video": "long.mp4", "messages": messages}))
+    options = ["--checkpoint", ROOT, "--max_length", 512, "--max_steps", 4, "--per_device_train_batch_size", 1]
+    options += ["--logging_steps", 1, "--save_strategy", "no", "--tune_language_model", "frozen", "--bf16", "false"]
+    done = run_training(tmp_path / "out", "--dataset", tmp_path / "data.jsonl", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    total = [int(count) for count in re.findall(r"'num_tokens': '?([\d.]+)", done.stdout)]
+    steps = [one - other for one, other in zip(total, [0, *total], strict=False)]
+    assert len(steps) == 4 and all(300 < count <= 512 for count in steps)
+
+
 def test_pixels_are_bytes_until_the_model_normalises_them():
     rows = [row_of(said(1.0), frames=count) for count in (3, 5)]
     processor = tiny_processor()
@@ -332,9 +348,9 @@ def test_teacher_forcing_predicts_a_long_row_in_windows():
     row = row_of(asked(0), *(said(3.0 * k, f"Ball {k}.") for k in range(1, 13)), task="ego4d_narration")
     [found] = predict_all_turns(model, processor, [row], fps=1.0, progress=False)
     windows = Windows(processor, 1.0, max_tokens=300)
-    parts = windows.split(row)
+    parts = parts_of(row, windows)
     expected = [predict_turns(model, processor, part, fps=1.0) for part in parts]
     assert len(parts) == 3 and found == [turn for turns in expected for turn in turns] and len(found) == 12
     assert found == Runner(model, processor, fps=1.0).turns(row)
     short = row_of(asked(0), said(3), frames=9)
-    assert windows.split(short) == [short]
+    assert parts_of(short, windows) == [short]

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.data.windows import Windows
+from videollm_mod.train.data.windows import Windows, parts_of
 
 
 METRICS = Path(__file__).parent / "metrics"
@@ -298,7 +298,11 @@ def predict_all_turns(
     context = getattr(model.config.text_config, "max_position_embeddings", None)
     windows = Windows(processor, fps, max_tokens=context)
     return [
-        [turn for part in windows.split(examples[index]) for turn in predict_turns(model, processor, part, **options)]
+        [
+            turn
+            for part in parts_of(examples[index], windows)
+            for turn in predict_turns(model, processor, part, **options)
+        ]
         for index in order
     ]
 

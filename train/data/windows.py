@@ -85,13 +85,6 @@ class Windows:
                 first = window.stop
         return windows
 
-    def split(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the windows of a row as rows. A row that is short enough stays as it is."""
-        return [
-            row if window.is_complete else cut_row(row, window, fps=self.fps, num_replies=self.num_replies)
-            for window in self.find(row)
-        ]
-
     def surely_fit(self, seconds: float) -> bool:
         """Return whether rows of this length need no window, if they have at most half as much text as frames."""
         frames = math.ceil(seconds * self.fps) + 1
