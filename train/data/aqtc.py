@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, read_json
-from videollm_mod.train.data.dense_captions import find_files, split_of
+from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, list_files, read_json, split_of
 from videollm_mod.train.data.dialogues import ceil_frame, clamp, clip, heard_message, to_number, to_text
 
 
@@ -61,7 +60,7 @@ class Aqtc(Converter):
 
     def convert(self, annotations: Path, videos: Videos, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield a row for each question. Test questions without answers have no reply. See [`Converter.convert`]."""
-        documents = {path: read_json(path) for path in find_files(annotations, ".json")}
+        documents = {path: read_json(path) for path in list_files(annotations, ".json")}
         documents = {path: document for path, document in documents.items() if is_aqtc(document)}
         if not documents:
             raise ValueError(f"'{annotations}' has no file in the format of AQTC.")

@@ -408,6 +408,40 @@ def find_files(
     return found
 
 
+def list_files(annotations: Path, endings: str) -> list[Path]:
+    """
+    Return the annotation file, or the files of a folder with one of these endings, such as ".json .jsonl".
+
+    Sources whose files are known by their content use this; the others use [`find_files`].
+
+    Raises:
+        `FileNotFoundError`: If there is none.
+    """
+    if annotations.is_file():
+        return [annotations]
+    if not annotations.is_dir():
+        raise FileNotFoundError(f"There is no file or folder '{annotations}'.")
+    found = sorted(path for path in annotations.iterdir() if path.suffix.lower() in endings.split())
+    if not found:
+        raise FileNotFoundError(f"The folder '{annotations}' has no file that ends in {endings.replace(' ', ' or ')}.")
+    return found
+
+
+def split_of(path: Path, chosen: str | None) -> str:
+    """
+    Return the split that the name of a file tells, or the chosen one if it tells none.
+
+    Raises:
+        `ValueError`: If neither is known.
+    """
+    for part, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+        if part in path.stem.lower():
+            return split
+    if chosen is None:
+        raise ValueError(f"the name of '{path}' has no 'train', 'val' or 'test': name its split with --split.")
+    return chosen
+
+
 def find_below(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) -> Path | None:
     """Return the first file of these names in folders of `root`, or `None`."""
     paths = (root / folder / name for name in names for folder in folders)

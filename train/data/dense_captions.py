@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, read_json
+from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, list_files, read_json, split_of
 from videollm_mod.train.data.dialogues import (
     ceil_frame,
     clamp,
@@ -40,41 +40,9 @@ _QUESTIONS = {
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def find_files(annotations: Path, ending: str) -> list[Path]:
-    """
-    Return the annotation file, or the files of a folder with one of these endings, such as ".json .jsonl".
-
-    Raises:
-        `FileNotFoundError`: If there is none.
-    """
-    if annotations.is_file():
-        return [annotations]
-    if not annotations.is_dir():
-        raise FileNotFoundError(f"There is no file or folder '{annotations}'.")
-    found = sorted(path for path in annotations.iterdir() if path.suffix.lower() in ending.split())
-    if not found:
-        raise FileNotFoundError(f"The folder '{annotations}' has no file that ends in {ending.replace(' ', ' or ')}.")
-    return found
-
-
-def split_of(path: Path, chosen: str | None) -> str:
-    """
-    Return the split that the name of a file tells, or the chosen one if it tells none.
-
-    Raises:
-        `ValueError`: If neither is known.
-    """
-    for part, split in (("train", "train"), ("val", "validation"), ("test", "test")):
-        if part in path.stem.lower():
-            return split
-    if chosen is None:
-        raise ValueError(f"the name of '{path}' has no 'train', 'val' or 'test': name its split with --split.")
-    return chosen
-
-
 def _read_documents(annotations: Path, is_known: Callable[[Any], bool], title: str) -> dict[Path, dict[str, Any]]:
     """Return the JSON files of a known format, and no others of their folder."""
-    documents = {path: read_json(path) for path in find_files(annotations, ".json")}
+    documents = {path: read_json(path) for path in list_files(annotations, ".json")}
     known = {path: document for path, document in documents.items() if is_known(document)}
     if not known:
         raise ValueError(f"'{annotations}' has no file in the format of {title}.")

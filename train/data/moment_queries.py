@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from videollm_mod.train.data.converters import Converter, Notes, Videos, read_json_lines
-from videollm_mod.train.data.dense_captions import annotated_length, find_files, is_shown, read_window, split_of
+from videollm_mod.train.data.converters import Converter, Notes, Videos, list_files, read_json_lines, split_of
+from videollm_mod.train.data.dense_captions import annotated_length, is_shown, read_window
 from videollm_mod.train.data.dialogues import clip, to_number, to_text
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.json_rows import parse_row
@@ -160,7 +160,7 @@ class QvHighlights(Moments):
 
     def read(self, annotations: Path, notes: Notes) -> Iterator[tuple[str, Query]]:
         """Yield the queries of each split. See [`Moments.read`]."""
-        files = [path for path in find_files(annotations, ".jsonl") if _is_query_file(path)]
+        files = [path for path in list_files(annotations, ".jsonl") if _is_query_file(path)]
         if not files:
             raise ValueError(f"'{annotations}' has no file in the format of QVHighlights.")
         # The test queries were published without and later with their windows.
@@ -187,7 +187,7 @@ class CharadesSta(Moments):
 
     def read(self, annotations: Path, notes: Notes) -> Iterator[tuple[str, Query]]:
         """Yield the queries of each split. See [`Moments.read`]."""
-        files = find_files(annotations, ".txt .jsonl .csv")
+        files = list_files(annotations, ".txt .jsonl .csv")
         lengths = {name: length for path in files if path.suffix == ".csv" for name, length in _read_lengths(path)}
         files = [path for path in files if "##" in _first_line(path) or _is_query_file(path)]
         if not files:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from videollm_mod.train.data.choices import LETTERS, ask_choice, read_options
-from videollm_mod.train.data.converters import Converter, Notes, Videos, read_json_lines
-from videollm_mod.train.data.dense_captions import find_files
+from videollm_mod.train.data.converters import Converter, Notes, Videos, list_files, read_json_lines
 from videollm_mod.train.data.dialogues import clip, question_messages, to_text
 
 
@@ -36,7 +35,7 @@ class VriptHard(Converter):
     def convert(self, annotations: Path, videos: Videos, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the rows of each question; all are for tests. See [`Converter.convert`]."""
         notes.split, known = "test", False
-        for path in find_files(annotations, ".jsonl .json"):
+        for path in list_files(annotations, ".jsonl .json"):
             for index, (where, row) in enumerate(read_json_lines(path)):
                 row = {} if row is None else row
                 known = known or {"video_id", "question"} <= row.keys()
