@@ -76,7 +76,11 @@ def test_a_reply_that_was_cut_is_marked_and_kept_so(tmp_path):
     choice = {"index": 0, "message": {"role": "assistant", "content": "The red"}, "finish_reason": "length"}
     with scripted_endpoint({"id": "1", "choices": [choice]}, "red") as (url, asked):
         replies = [Endpoint(url, "judge", cache=tmp_path).reply(QUESTION) for _ in range(2)]
-    assert replies == [("The red", True)] * 2 and len(asked) == 1
+        assert replies == [("The red", True)] * 2 and len(asked) == 1
+        # A file that a full disk spoilt counts for nothing.
+        [file] = tmp_path.iterdir()
+        file.write_text(file.read_text()[:20])
+        assert Endpoint(url, "judge", cache=tmp_path).complete(QUESTION) == "red" and len(asked) == 2
 
 
 def test_an_endpoint_that_is_not_there():

@@ -23,7 +23,7 @@ from lmms_eval.utils import make_table
 from loguru import logger
 
 from videollm_mod.train import harness
-from videollm_mod.train.harness import VideoLLMMoD, VideoLLMMoDChat, as_parts, chat_parts
+from videollm_mod.train.harness import Part, VideoLLMMoD, VideoLLMMoDChat, as_parts, chat_parts
 
 
 # All tests share one model and one run of each class.
@@ -153,10 +153,13 @@ def test_a_stream_may_speak_before_the_question(tasks):
         session.push(frame, time=time)
     assert session.events, "the model says nothing of its own accord: this threshold tests nothing"
     said = session.ask(QUESTION)[-1].text
-    model.task_dict = {"single": {"test": [{"video": CLIP}]}}
     assert evaluate(model, tasks, "single")["single"]["kept,none"] == f"{said} | {said}"
     with pytest.raises(ValueError, match="mode=offline"):
         model.loglikelihood([])
+    with pytest.raises(ValueError, match="shows nothing"):
+        model._stream(as_parts([], QUESTION), {})
+    with pytest.raises(ValueError, match="cannot have said"):
+        model._stream([*as_parts([CLIP], QUESTION), Part("assistant", "A car.")], {})
 
 
 def test_the_likelier_choice_counts(simple, chat, tasks):
@@ -250,7 +253,8 @@ def test_a_request_that_cannot_be_answered_does_not_end_the_run(simple):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"mode": "live"}, "offline, stream"), ({"batch_size": "auto"}, "positive number")]
+    ("options", "message"),
+    [({"mode": "live"}, "offline, stream"), ({"batch_size": "auto"}, "positive number"), ({"fps": 0}, "fps")],
 )
 def test_a_wrong_option_is_named(options, message):
     with pytest.raises(ValueError, match=message):

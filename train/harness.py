@@ -153,6 +153,8 @@ class _Harness(lmms):
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode is one of {', '.join(MODES)}, got {mode!r}.")
+        if not fps > 0 or (max_frames is not None and max_frames < 1):
+            raise ValueError(f"fps and max_frames are positive numbers, got {fps!r} and {max_frames!r}.")
         if not str(batch_size).isdigit() or not int(batch_size):
             raise ValueError(f"--batch_size is a positive number, got {batch_size!r}.")
         self.accelerator = Accelerator()
@@ -227,6 +229,8 @@ class _Harness(lmms):
 
     def _stream(self, parts: Sequence[Part], options: dict[str, Any]) -> str:
         """Watch frame by frame, and return the reply to the last question."""
+        if not any(part.role == "stream" for part in parts):
+            raise ValueError("the task shows nothing, and a stream answers from what it has seen.")
         system = next((part.text for part in parts if part.role == "system"), self.system_prompt)
         runner, time = self.runner, 0.0
         session = runner.model.stream(

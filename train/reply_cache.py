@@ -39,9 +39,9 @@ class ReplyCache:
         """Return the reply to a request, a JSON object with the model, its messages and its options, if it is kept."""
         try:
             kept = json.loads(self._file(request).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return Reply(kept["reply"], kept.get("is_cut", False))
+        except (FileNotFoundError, ValueError, KeyError):  # not there, or spoilt
             return None
-        return Reply(kept["reply"], kept.get("is_cut", False))
 
     def keep(self, request: Mapping[str, Any], reply: Reply) -> None:
         """Keep the reply to a request."""

@@ -29,7 +29,7 @@ from transformers import HfArgumentParser
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import write_text
-from videollm_mod.train.data.converters import Notes, read_json
+from videollm_mod.train.data.converters import Notes
 from videollm_mod.train.data.dialogues import to_number
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.planned_dialogues import (
@@ -46,6 +46,7 @@ from videollm_mod.train.data.timed_messages import SOURCES, load_timed_messages
 from videollm_mod.train.endpoint import Endpoint, EndpointError
 from videollm_mod.train.language_model import EndpointWriter, LocalWriter, Writer
 from videollm_mod.train.reply_cache import Reply
+from videollm_mod.train.tasks.evaluating import read_about
 
 
 @dataclass
@@ -325,9 +326,7 @@ def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> int:
 
 
 def _describe(arguments: GenerateArguments, writer: Writer, notes: Notes, count: int, command: str) -> dict[str, Any]:
-    source, before = Path(arguments.dataset) / "about.json", arguments.out / "about.json"
-    given = read_json(source) if source.is_file() else {}
-    splits = read_json(before)["splits"] if before.is_file() else {}
+    given, before = read_about(arguments.dataset), read_about(str(arguments.out))
     made = describe_split(arguments.split, {arguments.split: Counter({"": count})}, notes)
     return {
         "source": f"{'replies rewritten' if arguments.rewrite else 'dialogues'} by {writer.name}",
@@ -337,7 +336,7 @@ def _describe(arguments: GenerateArguments, writer: Writer, notes: Notes, count:
         "may_be_shared": given.get("may_be_shared", False),
         "fps": arguments.fps,
         "labels": {},
-        "splits": {**splits, arguments.split: made},
+        "splits": {**before.get("splits", {}), arguments.split: made},
         "command": command,
     }
 
