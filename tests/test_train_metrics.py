@@ -3,13 +3,15 @@
 """Measures of what a model says on its own history: values computed by hand, and judges."""
 
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from endpoints import scripted_endpoint
 
 from videollm_mod.train.endpoint import Endpoint
 from videollm_mod.train.endpoint_judge import EndpointJudge
-from videollm_mod.train.judging import find_judge, find_similarity
+from videollm_mod.train.judging import _load_encoder, find_judge, find_similarity
 from videollm_mod.train.teacher_forcing import evaluate_metric
 
 
@@ -174,6 +176,14 @@ def test_similarities(monkeypatch):
     assert find_similarity("exact")(pairs) == [1.0, 0.0, 1.0]
     assert find_similarity("token_f1")(pairs) == pytest.approx([1.0, 2 / 5, 1.0])
     assert find_judge("exact").repeats([(("a", "b"), "B."), ((), "a")]) == [True, False]
+    _load_encoder.cache_clear()
+    vectors = {"a": (1.0, 0.0), "b": (0.6, 0.8), "not a": (-1.0, 0.0)}
+    encoder = SimpleNamespace(encode=lambda texts, **_: np.array([vectors[text] for text in texts]))
+    library = SimpleNamespace(SentenceTransformer=lambda name: encoder if "all-mpnet-base-v2" in name else None)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", library)
+    assert find_similarity("sentence")([("a", "b"), ("b", "b"), ("not a", "a")]) == pytest.approx([0.6, 1.0, 1.0])
+    assert find_judge("sentence").levels([("q", "a", "b")], 4) == [2] and find_similarity("sentence")([]) == []
+    _load_encoder.cache_clear()
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ImportError, match="pip install sentence-transformers"):
         find_similarity("sentence")(pairs)

@@ -6,15 +6,20 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from endpoints import scripted_endpoint
+from programs import ROOT, run_main
 from streaming_annotations import OVO, asked, entry, proactive
 from tiny import random_frames, tiny_model, tiny_processor, write_clip
 
+from videollm_mod.train import evaluation
+from videollm_mod.train.arguments import run
 from videollm_mod.train.data.choices import read_options
 from videollm_mod.train.data.converters import Notes, Videos, find_converter
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.ovo_bench import GROUPS
+from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streaming_bench import mend_options, read_time
-from videollm_mod.train.data.timed_messages import find_faults
+from videollm_mod.train.data.timed_messages import NARRATE, find_faults
 from videollm_mod.train.tasks import find_task
 from videollm_mod.train.tasks.choices import read_letter, read_number, read_yes
 from videollm_mod.train.tasks.proactive import find_spans
@@ -180,6 +185,7 @@ def test_replies_choose_options_numbers_and_yes_or_no():
     chosen = {
         "B": "B",
         "(C)": "C",
+        "a.": "A",
         "The answer is B.": "B",
         "A red car.": "A",
         "A. a red car": "A",
@@ -195,6 +201,7 @@ def test_replies_choose_options_numbers_and_yes_or_no():
     assert {reply: read_letter(reply, choices) for reply in chosen} == chosen
     makes = ["A Ford.", "A Jeep."]
     assert [read_letter(reply, makes) for reply in ("(B) A Jeep.", "B. A Ford.")] == ["B", None]
+    assert read_letter("B", ["B", "A"]) == "B", "the letter was asked for, not the text"
     numbers = {"3": 3, "Three times.": 3, "1 of 2": None, "none": None, "10 times": 10}
     assert {reply: read_number(reply) for reply in numbers} == numbers
     assert [read_yes(reply) for reply in ("Yes.", "no, not yet", "Yes and no", "Noted", "eyes")] == [
@@ -444,3 +451,33 @@ def test_a_tiny_model_runs_all_of_them(videos, tmp_path):
     assert task.score(rows, found, {}).keys() == {"epm", "rec"}, "no group is complete"
     one = find_task("ovo_bench_rec")
     assert [one.wants(row) for row in rows] == [False, True] and one.papers == {"Gemini": {"rec": 0.3553}}
+
+
+def test_the_command_asks_a_judge_once(tmp_path):
+    """The embedded checkpoint narrates a sample. The judge gives every reply the best of five grades."""
+    sample = str(ROOT / "samples" / "streamworld.mp4")
+    messages = [{"role": "user", "content": NARRATE, "time": 0.0}]
+    messages += [{"role": "assistant", "content": "Anything.", "time": 0.5}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"video": sample, "end": 8.5, "messages": messages}) + "\n")
+
+    def run_command(*options):
+        given = ("--checkpoint", ROOT, "--dataset", tmp_path / "rows.jsonl", "--task", "proactive", *options)
+        types = (DataSource, evaluation.EvaluationArguments)
+        return run_main(lambda: run(evaluation.main, *types), *given, folder=tmp_path)
+
+    def judge(request):
+        return "5" if "Grades run" in request["messages"][0]["content"] else "yes"
+
+    with scripted_endpoint(judge) as (url, asked):
+        options = ("--judge", "endpoint", "--judge_url", url, "--judge_model", "judge")
+        tables = [run_command(*options) for _ in range(2)]
+        assert [table.returncode for table in tables] == [0, 0], tables[0].stderr
+        assert tables[0].stdout == tables[1].stdout and len(asked) > 1
+    cells = [[cell.strip() for cell in line.split("|")] for line in tables[0].stdout.splitlines()]
+    scores = {line[2]: line[3] for line in cells if len(line) > 3}
+    assert 0.9 < float(scores["pauc_endpoint"]) <= 1.0 and scores["pauc_unjudged"] == "0"
+    assert len({str(request) for request in asked}) == len(asked), "the second run asks nothing"
+    with scripted_endpoint(401) as (url, _):
+        refused = run_command(*options[:2], "--judge_url", url, "--judge_model", "judge")
+    assert refused.returncode == 1 and "answered 401" in refused.stderr.splitlines()[-1]
+    assert run_command("--judge", "endpoint").stderr.endswith("--judge_url and --judge_model go together.\n")

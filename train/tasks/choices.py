@@ -18,9 +18,9 @@ def read_letter(reply: str, options: Sequence[str]) -> str | None:
     """
     Return the letter of the option that a reply chose, or `None` if it is unclear.
 
-    The reply may be an option's text, with or without its letter. Otherwise it may have one letter that stands alone,
-    such as "B", "(B)" or "The answer is B."; the article in "A red car" is none. Otherwise it may contain the text of
-    one option.
+    The reply may be a letter and nothing else, or an option's text, with or without its letter. Otherwise it may have
+    one capital letter that stands alone, such as "The answer is B."; the article in "A red car" is none. Otherwise it
+    may contain the text of one option.
 
     Args:
         reply (`str`): What the model said.
@@ -28,13 +28,13 @@ def read_letter(reply: str, options: Sequence[str]) -> str | None:
     """
     letters = list(LETTERS[: len(options)])
     words, texts = split_words(reply), [split_words(option) for option in options]
-    if not words:
-        return None
+    if len(words) == 1 and words[0].upper() in letters:
+        return words[0].upper()
     # "(D) A map." is the letter and the text of one option, although "A" is a letter too.
     own = letter_of(reply)
     if own in letters and words == [own.lower(), *texts[letters.index(own)]]:
         return own
-    equal = [letter for letter, text in zip(letters, texts, strict=True) if text == words]
+    equal = [letter for letter, text in zip(letters, texts, strict=True) if text and text == words]
     named = sorted(set(_ALONE.findall(reply)) & set(letters))
     within = [letter for letter, text in zip(letters, texts, strict=True) if text and contains(words, text)]
     for found in (equal, named, within):
