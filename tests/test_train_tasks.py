@@ -300,6 +300,26 @@ def test_a_row_that_cannot_be_read_is_left_out_alone(tmp_path):
     assert results["length"]["scores"] == {"letters": 4.5}
 
 
+def test_a_batch_that_does_not_fit_into_memory_runs_in_parts(tmp_path):
+    sizes = []
+
+    class Large(Length):
+        def predict_all(self, runner, rows):
+            sizes.append(len(rows))
+            if len(rows) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().predict_all(runner, rows)
+
+    rows = words(*"abcde", task="large")
+    with patch.dict(TASKS, large=Large), patch.object(Rows, "batch_size", 4):
+        most = 1
+        assert evaluate(rows, tmp_path / "some", names="large")[1] == ["r0", "r1", "r2", "r3", "r4"]
+        assert sizes == [4, 2, 1, 1, 2, 1, 1, 1]
+        most = 0
+        with pytest.raises(ValueError, match=r"^memory ran out at the row of 'a.mp4', with one row at a time"):
+            evaluate(rows, tmp_path / "none", names="large")
+
+
 def test_unknown_tasks_missing_rows_and_equal_ids_are_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"^there is no task 'step'. Tasks are .*coin_next, "):
         find_task("step")

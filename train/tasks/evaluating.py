@@ -16,7 +16,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from tqdm.auto import tqdm
 
-from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord
+from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, name_row
 from videollm_mod.train.tasks import Task
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.tasks.saving import Predictions, fingerprint, save_results
@@ -205,17 +205,29 @@ def _predict_batch(
     batch: Sequence[tuple[Task, int, Key]],
     left_out: RowRecord | None,
 ) -> list[tuple[Key, dict[str, Any]]]:
-    """Predict a batch. If a row cannot be read and rows may be left out, predict the others one by one."""
+    """
+    Predict a batch. If memory runs out, or if a row cannot be read and may be left out, predict it in two parts.
+
+    Raises:
+        [`FaultyRowError`]: If a row cannot be read and `left_out` is not given.
+        `ValueError`: If memory runs out with one row.
+    """
+    (task, place, _), *others = batch
     try:
-        predictions = batch[0][0].predict_all(runner, [rows[place] for _, place, _ in batch])
+        predictions = task.predict_all(runner, [rows[place] for _, place, _ in batch])
+        return [(key, prediction) for (_, _, key), prediction in zip(batch, predictions, strict=True)]
     except FaultyRowError as error:
         if left_out is None:
             raise
-        if len(batch) == 1:
+        if not others:
             left_out.leave_out(str(error))
             return []
-        return [one for entry in batch for one in _predict_batch(runner, rows, [entry], left_out)]
-    return [(key, prediction) for (_, _, key), prediction in zip(batch, predictions, strict=True)]
+    except torch.OutOfMemoryError:
+        if not others:
+            message = "with one row at a time. A larger GPU or --weights int8 may help."
+            raise ValueError(f"memory ran out at {name_row(rows[place])}, {message}") from None
+    half = len(batch) // 2
+    return [one for part in (batch[:half], batch[half:]) for one in _predict_batch(runner, rows, part, left_out)]
 
 
 def _score(
