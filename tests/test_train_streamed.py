@@ -29,10 +29,14 @@ def rows(tmp_path):
 
 
 def batches(rows, count, **options):
+    return read(repeat_rows(rows, RowOrder(batch_size=3, **options)), count, options.get("num_workers", 0))
+
+
+def read(rows, count, num_workers):
     loaded = DataLoader(
-        repeat_rows(rows, RowOrder(batch_size=3, **options)),
+        rows,
         batch_size=3,
-        num_workers=options.get("num_workers", 0),
+        num_workers=num_workers,
         collate_fn=lambda some: [(row["id"], row["epoch"]) for row in some],
     )
     return [batch for batch, _ in zip(loaded, range(count), strict=False)]
@@ -47,6 +51,15 @@ def test_the_order_depends_on_neither_workers_nor_the_first_row(rows, buffer_siz
     for first in (6, 27):
         assert batches(rows, 4, buffer_size=buffer_size, first_row=first) == expected[first // 3 :][:4]
     assert batches(rows, 5, buffer_size=buffer_size, first_row=27, num_workers=2) == expected[9:14]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_processes_take_batches_in_turn(rows, num_workers):
+    """As Accelerate shares a data set among processes."""
+    order = RowOrder(batch_size=3, num_processes=2, num_workers=num_workers, buffer_size=8)
+    shares = [repeat_rows(rows, order).shard(num_shards=2, index=index) for index in range(2)]
+    made = [read(share, 4, num_workers) for share in shares]
+    assert [made[index % 2][index // 2] for index in range(8)] == batches(rows, 8, buffer_size=8)
 
 
 def test_rows_are_as_they_were_written(rows, tmp_path):

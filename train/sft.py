@@ -151,8 +151,9 @@ def train_model(
 
 def _order(script: ScriptArguments, training: StreamingSFTConfig, first_row: int) -> RowOrder:
     return RowOrder(
-        batch_size=training.train_batch_size * training.world_size,
+        batch_size=training.train_batch_size,
         first_row=first_row,
+        num_processes=training.world_size,
         num_workers=training.dataloader_num_workers,
         seed=training.seed if training.data_seed is None else training.data_seed,
         buffer_size=script.shuffle_buffer,

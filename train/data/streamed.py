@@ -36,15 +36,17 @@ class RowOrder:
     Which rows a loader reads, and in which order.
 
     Args:
-        batch_size (`int`): Rows of a step of all processes. A worker reads as many in a row.
+        batch_size (`int`): Rows of a batch of one process.
         first_row (`int`, *optional*, defaults to 0): Rows that an earlier run has used.
-        num_workers (`int`, *optional*, defaults to 0): Number of worker processes.
+        num_processes (`int`, *optional*, defaults to 1): Number of processes that train. They take batches in turn.
+        num_workers (`int`, *optional*, defaults to 0): Workers of each process. They take its batches in turn.
         seed (`int`, *optional*, defaults to 0): Seed of the order. It changes with each pass over the data.
         buffer_size (`int`, *optional*, defaults to 1000): Rows among which the next is drawn. 0 keeps their order.
     """
 
     batch_size: int
     first_row: int = 0
+    num_processes: int = 1
     num_workers: int = 0
     seed: int = 0
     buffer_size: int = 1000
@@ -66,10 +68,11 @@ def repeat_rows(
         windows ([`Windows`], *optional*): What splits long rows.
         left_out ([`RowRecord`], *optional*): Where to record rows that cannot be split, which are then left out.
     """
-    # `datasets` shares the entries of a list among the workers of a loader.
-    workers = list(range(max(order.num_workers, 1)))
+    # Accelerate shares the entries of a list among processes, as runs, and `datasets` among the workers of a loader,
+    # in turn.
+    readers = list(range(order.num_processes * max(order.num_workers, 1)))
     options = {"rows": rows, "order": order, "windows": windows, "left_out": left_out}
-    return IterableDataset.from_generator(_repeat, gen_kwargs={**options, "workers": workers})
+    return IterableDataset.from_generator(_repeat, gen_kwargs={**options, "readers": readers})
 
 
 def _repeat(
@@ -77,12 +80,13 @@ def _repeat(
     order: RowOrder,
     windows: Windows | None,
     left_out: RowRecord | None,
-    workers: list[int],
+    readers: list[int],
 ) -> Iterator[dict[str, Any]]:
-    number, passes = max(order.num_workers, 1), _all_passes(rows, order)
+    passes, num_workers = _all_passes(rows, order), max(order.num_workers, 1)
     parts = passes if windows is None else _split(passes, windows, left_out)
     for index, row in enumerate(islice(parts, order.first_row, None)):
-        if index // order.batch_size % number in workers:
+        step, process = divmod(index // order.batch_size, order.num_processes)
+        if process * num_workers + step % num_workers in readers:
             yield row
 
 
