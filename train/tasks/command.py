@@ -82,7 +82,7 @@ def run_tasks(
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"--task {arguments.task}: {error}") from None
     if accelerator.is_main_process:
-        print(f"{make_table(results)}\nwrote {out}")
+        print("\n".join([make_table(results), *_gaps(about, arguments.split), f"wrote {out}"]))
     return {f"{task} {name}": value for task, result in results.items() for name, value in result["scores"].items()}
 
 
@@ -94,6 +94,13 @@ def _make_judge(arguments: "EvaluationArguments", out: Path) -> str | Judge:
     from videollm_mod.train.endpoint_judge import EndpointJudge
 
     return EndpointJudge(Endpoint(arguments.judge_url, arguments.judge_model, cache=out / "judge"))
+
+
+def _gaps(about: dict[str, Any], split: str) -> list[str]:
+    """Return a line about what the preparation of the data left out, if it did: the scores do not cover it."""
+    found = about.get("splits", {}).get(split, {}).get("left_out", {})
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in found.items())
+    return [f"The scores do not cover what prepare.py left out of {split} ({reasons})."] if found else []
 
 
 def _settings(source: DataSource, arguments: "EvaluationArguments") -> dict[str, Any]:
