@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
         {**KETTLE, "answers": 4},
     ]
     documents = {
-        "train": {"kettle": [KETTLE, *faulty], "gone": [KETTLE]},
+        "train": {"kettle": [KETTLE, *faulty], "gone": [KETTLE], "none": None},
         "test_without_gt": {"lamp": [unanswered]},
         "test2023_without_gt": {"kettle": [unanswered]},
     }
@@ -100,6 +100,7 @@ def test_rows_are_dialogues_after_the_video(folder):
         "is no number of a candidate: all steps": 2,
         "a candidate has no text: all steps": 1,
         "there is no video file": 1,
+        "is no list of questions": 1,
     }
     assert mended["there is no script: nothing is said"] == 1
 

@@ -72,6 +72,9 @@ class Aqtc(Converter):
             edition = "2023/" if "2023" in path.stem else ""
             for name, questions in document.items():
                 notes.split = split
+                if not isinstance(questions, list):
+                    notes.leave_out(name, "", "is no list of questions")
+                    continue
                 video = find_video(name, videos, notes)
                 for index, item in enumerate(questions) if video is not None else ():
                     row = self._to_row(f"{edition}{name}/{index}", name, item, video, annotations, notes)
