@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures of what a model says on its own history: values computed by hand, and judges."""
 
+import random
 import sys
+from itertools import accumulate
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,25 @@ from videollm_mod.train.endpoint import Endpoint
 from videollm_mod.train.endpoint_judge import EndpointJudge
 from videollm_mod.train.judging import _load_encoder, find_judge, find_similarity
 from videollm_mod.train.teacher_forcing import evaluate_metric
+
+
+# What the code of FlowNar and of ProAssist returned for the random dialogues of two tests.
+FLOWNAR = {
+    "temporal_precision": 0.4999603174603175,
+    "temporal_recall": 0.37923520923520926,
+    "temporal_f1": 0.40487653854041,
+    "rouge_l": 0.2490596983277408,
+    "cider": 0.7336932927640265,
+}
+PROASSIST = {
+    "missing_rate": 0.3610223642172524,
+    "redundant_rate": 0.45799457994579945,
+    "match_precision": 0.15176151761517614,
+    "match_recall": 0.17891373801916932,
+    "match_f1": 0.16422287390029325,
+    "jaccard_index": 0.11618257261410789,
+    "match_cost": 0.6495580561459064,
+}
 
 
 def said(*replies):
@@ -49,7 +70,44 @@ def test_a_frame_of_delay_annotators_and_silent_videos():
     assert nothing["temporal_f1"] == nothing["cider"] == 0.0
 
 
+WORDS = ["you", "cut", "the", "red", "onion", "with", "knife", "stir", "it", "now"]
+
+
+def random_text(rng):
+    return " ".join(rng.choices(WORDS, k=rng.randint(2, 6)))
+
+
+def test_segments_score_as_in_published_code():
+    rng, told, true, starts = random.Random(7), [], [], []
+
+    def narrate(start, count):
+        times = list(accumulate((rng.random() * 4 for _ in range(count)), initial=start))[1:]
+        return said(*((time, random_text(rng)) for time in times))
+
+    for _ in range(20):
+        starts.append(rng.random() * 50)
+        told.append(narrate(starts[-1], rng.randint(1, 9)))
+        true.append([narrate(starts[-1], rng.randint(1, 9)) for _ in range(2)])
+    metric = evaluate_metric("narration_segments")
+    scores = metric.compute(predictions=told, references=true, starts=starts, tokenize="spaces")
+    del scores["meteor_stem"]
+    assert scores == pytest.approx(FLOWNAR, rel=1e-9)
+
+
 # ------------------------------------------------------------------------------------------------- dialogue matching
+
+
+def test_replies_match_as_in_published_code():
+    rng, told, true = random.Random(1), [], []
+    for _ in range(30):
+        frames = [
+            [random_text(rng) if rng.random() < 0.2 else "" for _ in range(2)] for _ in range(rng.randint(30, 80))
+        ]
+        for k, texts in enumerate((told, true)):
+            texts.append(said(*((index / 2, pair[k]) for index, pair in enumerate(frames) if pair[k])))
+    metric = evaluate_metric("dialogue_matching")
+    scores = metric.compute(predictions=told, references=true, similarity="token_f1", before=1.5, after=2.5)
+    assert {name: scores[f"{name}_token_f1"] for name in PROASSIST} == pytest.approx(PROASSIST, rel=1e-6)
 
 
 def test_replies_are_matched_missing_redundant_and_right():

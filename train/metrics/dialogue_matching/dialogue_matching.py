@@ -32,8 +32,8 @@ Options: `similarity`: "sentence" (the published one), "token_f1" or "exact"; `b
 which is published for narration; for dialogues the paper's code has about a quarter and a half of the mean time
 between replies); `fps` (2.0).
 
-Differences from that code: replies at one frame are one reply; a cost of exactly 0, which its sparse solver takes for
-no edge, is a cost.
+Differences from that code: replies at one frame are one reply; and a match may cost exactly 0, which its sparse solver
+takes for no match. A test compares the two on random dialogues.
 """
 _CITATION = """"""
 _FACTOR, _POWER, _RIGHT = 0.3, 1.5, 0.5

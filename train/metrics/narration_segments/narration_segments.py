@@ -26,7 +26,7 @@ because FlowNar's code says (frame + 1) / fps + start; and `iou` (0.5).
 
 Differences from that code: words are in lower case and without punctuation unless `tokenize="spaces"`; METEOR is not
 the Java program's; a video without predictions counts 0, and its true narrations are paired with an empty text, where
-that code fails. A video without true narrations is left out, as there.
+that code fails. A video without true narrations is left out, as there. A test compares the two on random narrations.
 """
 _CITATION = """"""
 _TOKENIZERS = {"words": split_words, "spaces": str.split}

@@ -14,7 +14,8 @@ from videollm_mod.train.judging import Judge, find_judge
 _DESCRIPTION = """
 The measure of ProactiveVideoQA (arXiv 2507.09313). `predictions`: for each video a list of `{"time": seconds, "text":
 words}`; empty texts and "NO REPLY" are skipped. `references`: for each video a list of spans `{"question", "content":
-the true answer, "start", "end"}`, and perhaps `related_end`, the second in which what the answer tells has ended.
+the true answer, "start", "end", "related_end"}`. What the answer tells has ended at `related_end`, which may be
+`None`.
 
 In each span, a judge gives each reply a level from 0 to `max_level` (M). A text that was said before in the span
 counts once. The height begins at 0.5, and jumps at t - start, times 1 - `omega`, to the level of the reply at t. The
