@@ -321,8 +321,11 @@ def test_an_endpoint_that_is_of_no_use_ends_the_run_without_loss(source, tmp_pat
     [(("--min_seconds", 60), "shorter than --min_seconds"), (("--max_seconds", 0.1), "longer than --max_seconds")],
 )
 def test_dialogues_of_another_length_are_left_out(source, tmp_path, options, reason):
+    (tmp_path / "train.jsonl").write_text("of an earlier run")
     with scripted_endpoint(write_well) as (url, _):
         done = run(source, tmp_path, url, *options)
+    assert (tmp_path / "train.jsonl").read_text() == "of an earlier run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["replies", "train.jsonl"]
     assert done.returncode == 1 and f"left out 10: {reason}" in done.stdout and "no dialogue is left" in done.stderr
 
 
@@ -339,6 +342,14 @@ def test_dialogues_of_another_length_are_left_out(source, tmp_path, options, rea
 def test_a_mistake_is_one_line(source, tmp_path, options, message):
     done = run_main(generate.main, "--dataset", source, "--out", tmp_path / "out", *options)
     assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_data_set_is_not_overwritten(source):
+    before = (source / "train.jsonl").read_bytes()
+    for dataset in (source, source / "train.jsonl"):
+        done = run(dataset, source, "http://localhost:1/v1")
+        assert done.returncode == 1 and "write to another folder" in done.stderr
+    assert (source / "train.jsonl").read_bytes() == before
 
 
 # ----------------------------------------------------------------------------------------------------------- rewriting

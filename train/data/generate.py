@@ -285,11 +285,14 @@ def _source_of(row: dict[str, Any], out: Path) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------------- command
 
 
-def generate(arguments: GenerateArguments, writer: Writer, command: str = "") -> dict[str, Any]:
+def generate(
+    rows: Sequence[dict[str, Any]], arguments: GenerateArguments, writer: Writer, command: str = ""
+) -> dict[str, Any]:
     """
     Write `OUT/<split>.jsonl` and `OUT/about.json`. Files of an earlier run are replaced at the end.
 
     Args:
+        rows (sequence of `dict`): The rows of the data set.
         arguments ([`GenerateArguments`]): What to do.
         writer ([`Writer`]): The language model.
         command (`str`, *optional*): The command, for `about.json`.
@@ -298,30 +301,31 @@ def generate(arguments: GenerateArguments, writer: Writer, command: str = "") ->
         `dict`: What `about.json` says.
 
     Raises:
-        `ValueError` or `OSError`: If the rows cannot be read, or if no row is left.
+        `ValueError`: If no row is left. Files of an earlier run stay.
         [`EndpointError`]: If the endpoint cannot be used any more.
     """
-    rows = load_timed_messages(arguments.dataset, arguments.split)
     notes = Notes()
     notes.split = arguments.split
     make: Callable[..., Iterator[dict[str, Any]]] = Rewriter if arguments.rewrite else DialogueGenerator
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    count = _write_rows(arguments.out / f"{arguments.split}.jsonl", make(arguments, writer, notes)(rows))
+    path = arguments.out / f"{arguments.split}.jsonl"
+    part = path.with_name(f"{path.name}.part")
+    count = _write_rows(part, make(arguments, writer, notes)(rows))
     about = _describe(arguments, writer, notes, count, command)
-    write_text(arguments.out / "about.json", json.dumps(about, ensure_ascii=False, indent=1) + "\n")
     print(describe_all({"splits": {arguments.split: about["splits"][arguments.split]}}, notes, arguments.out))
     if not count:
+        part.unlink()
         raise ValueError("no dialogue is left; the table says why.")
+    part.replace(path)
+    write_text(arguments.out / "about.json", json.dumps(about, ensure_ascii=False, indent=1) + "\n")
     return about
 
 
 def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> int:
-    part, count = path.with_name(f"{path.name}.part"), 0
-    with part.open("w", encoding="utf-8") as file:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
-    part.replace(path)
     return count
 
 
@@ -346,11 +350,16 @@ def main() -> None:
     with one_line_errors():
         parser = HfArgumentParser((GenerateArguments, WriterArguments), prog="generate.py", allow_abbrev=False)
         arguments, chosen = parser.parse_args_into_dataclasses()
-        cache = arguments.out / "replies"
+        source, cache = Path(arguments.dataset), arguments.out / "replies"
+        if arguments.out.resolve() in (source.resolve(), source.resolve().parent):
+            raise ValueError(f"--out '{arguments.out}' holds the data set: write to another folder.")
+        # Faults of these are found before a model is loaded.
+        rows = load_timed_messages(arguments.dataset, arguments.split)
+        arguments.out.mkdir(parents=True, exist_ok=True)
         writer = chosen.make_writer(cache)
         command = shlex.join(["python", "train/data/generate.py", *sys.argv[1:]])
         try:
-            generate(arguments, writer, command)
+            generate(rows, arguments, writer, command)
         except EndpointError as error:
             raise SystemExit(f"error: {error} Replies so far are in '{cache}': run the command again.") from None
         except KeyboardInterrupt:

@@ -42,8 +42,7 @@ This is what happens in a video, with times in seconds:
 {timeline}
 
 A user watches the video while it plays, together with an assistant that sees the same pictures. Complete their
-dialogue. Keep every line with its time, and replace each "..." with what is said then. Write these lines and nothing
-else:
+dialogue: write the lines below with their times, replace each "..." with what is said then, and write nothing else.
 
 {lines}
 
@@ -51,7 +50,7 @@ Follow these rules:
 - At its time, the assistant knows what has happened so far. It answers a question about the future with what happens
 next in the video.
 - The first line of the assistant after a question answers it. The lines after that say what has become of the answer
-by then, in new words. Leave out a line if there is nothing to add.
+by then, in new words. Leave out such a line if there is nothing to add.
 - A line of the user that is "..." is a short question that follows up the dialogue.
 - The assistant answers in one or two short sentences. If a question has nothing to do with the video, it says so.
 - Nobody mentions times, seconds, or the list above."""
