@@ -14,7 +14,7 @@ from datasets import load_dataset
 from programs import run_main
 from tiny import random_frames, write_clip
 
-from videollm_mod.train.data import prepare
+from videollm_mod.train.data import converters, prepare
 from videollm_mod.train.data.converters import CONVERTERS, Converter, Notes, Videos, read_json
 from videollm_mod.train.data.dialogues import (
     ceil_frame,
@@ -207,6 +207,21 @@ def test_videos_are_found_by_name_path_and_any_extension(lights):
     assert videos.find("a").path.name == videos.find("gone", "a.mp4").path.name == "a.mkv"
     assert videos.find("b.c").path == videos.find("deep/b.c").path == videos.find("deep/b.c.mp4").path
     assert videos.find("a").duration == 3.0 and videos.find("a").last_frame(2) == 5
+
+
+def test_lengths_are_written_while_videos_are_opened(lights, monkeypatch):
+    """A process that is killed has written most of them."""
+    monkeypatch.setattr(converters, "_WRITE_AFTER", 1)
+    notebook, notes = lights / "lengths.json", Notes()
+    notebook.write_text('{"broken": 1')
+    videos = Videos(lights / "videos")
+    with videos.remembering(notebook):
+        for name, count in (("a", 1), ("a", 1), ("broken", 1), ("b.c", 2)):
+            videos.open(notes, "row", "video", name)
+            assert len(json.loads(notebook.read_text())) == count
+    again = Videos(lights / "videos")
+    with again.remembering(notebook):
+        assert again.find("a").is_measured and not again.find("broken").is_measured
 
 
 @pytest.mark.parametrize("fps", [2, 10, 30, 30000 / 1001])

@@ -2,14 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows as Parquet files, with frame features beside or within them."""
 
+import json
+
+import pyarrow.parquet as pq
 import pytest
 import torch
+from programs import run_main
 from safetensors.torch import save_file
 from tiny import random_features, tiny_model, tiny_processor
 
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError
-from videollm_mod.train.data.shards import ShardWriter, write_shards
+from videollm_mod.train.data.shards import ShardWriter, main, write_shards
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 
 
@@ -50,6 +54,25 @@ def test_rows_with_features_train_alike(rows, tmp_path, embed):
     collate = StreamCollator(tiny_processor(), frame_feature_shape=tiny_model().config.frame_feature_shape)
     for name, value in collate(rows).items():
         torch.testing.assert_close(collate([loaded[0], loaded[1]])[name], value, msg=name)
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_a_folder_is_converted(rows, tmp_path, embed):
+    folder = tmp_path / "deep" / "features"
+    folder.mkdir(parents=True)
+    lines = [{**row, "frame_features": f"../../{row['id'][4:]}.safetensors"} for row in rows]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    (folder / "about.json").write_text('{"source": "x"}')
+    options = ["--embed_features"] if embed else []
+    done = run_main(main, folder, tmp_path / "out", *options, program="shards.py")
+    assert (done.returncode, done.stdout) == (0, "train: 2 rows\n"), done.stderr
+    loaded = load_timed_messages(tmp_path / "out")
+    assert (tmp_path / "out" / "about.json").exists() and not list(find_faults(loaded))
+    assert isinstance(loaded[0]["frame_features"], bytes) is embed
+    raw = pq.read_table(tmp_path / "out" / "train-00000-of-00001.parquet").to_pylist()
+    assert embed or raw[0]["frame_features"] == "../4.safetensors", "a path that the folder can take along"
+    for wrong in ([tmp_path / "gone", tmp_path / "out"], [folder, folder]):
+        assert "error: '" in run_main(main, *wrong, program="shards.py").stderr
 
 
 def test_faults_of_embedded_features_are_named(rows, tmp_path):

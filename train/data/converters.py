@@ -28,6 +28,8 @@ from videollm_mod.video_reading_videollm_mod import VideoReader
 SPLITS = ("train", "validation", "test")
 # Names of videos that Python does not know on every machine.
 _VIDEO_NAMES = {".mkv", ".webm", ".ts", ".mts", ".m2ts", ".flv", ".mxf", ".vob", ".ogv", ".wmv", ".3gp", ".m4v"}
+# Videos that are opened before their lengths are written.
+_WRITE_AFTER = 100
 # Places that the table names for each reason.
 _MOST_PLACES = 3
 
@@ -211,6 +213,11 @@ class Video:
         with VideoReader(self.path) as reader:
             return reader.seconds
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the length is known without opening the file."""
+        return "duration" in self.__dict__
+
     def last_frame(self, fps: float) -> int:
         """Return the index of the last frame at a frame rate. See [`Video.duration`]."""
         return last_frame(self.duration, fps)
@@ -232,6 +239,8 @@ class Videos:
             raise FileNotFoundError(f"There is no folder '{folder}' of videos.")
         self.folder = folder
         self._found: dict[str, Video] = {}
+        self._notebook: Path | None = None
+        self._num_new = 0
         for parent, folders, names in os.walk(folder, followlinks=True):
             folders.sort()
             for path in (Path(parent, name) for name in sorted(names) if _is_video(name)):
@@ -245,7 +254,8 @@ class Videos:
     @contextmanager
     def remembering(self, path: Path) -> Iterator[None]:
         """
-        Take the lengths of videos from a file of an earlier run, and write them there at the end, also after an error.
+        Take the lengths of videos from a file of an earlier run, and write them there at the end, also after an error,
+        and after each hundred new ones.
 
         A length is used if the size and the time of the video are as they were.
 
@@ -257,17 +267,21 @@ class Videos:
         except (OSError, ValueError):
             known = {}
         known = known if isinstance(known, dict) else {}
-        videos = {str(video.path.absolute()): video for video in self._found.values()}
-        for name, video in videos.items():
-            *file, seconds = known.get(name, [None])
-            if file and file == _state(video.path):
-                video.__dict__["duration"] = seconds
+        for video in self._found.values():
+            match known.get(str(video.path.absolute())):
+                case [*state, float(seconds)] if state and state == _state(video.path):
+                    video.__dict__["duration"] = seconds
+        self._notebook = path
         try:
             yield
         finally:
-            measured = {name: video for name, video in videos.items() if "duration" in video.__dict__}
-            now = {name: [*_state(video.path), video.duration] for name, video in measured.items()}
-            write_text(path, json.dumps(now) + "\n")
+            self._write_lengths()
+            self._notebook = None
+
+    def _write_lengths(self) -> None:
+        measured = {str(video.path.absolute()): video for video in self._found.values() if video.is_measured}
+        lengths = {name: [*_state(video.path), video.duration] for name, video in measured.items()}
+        write_text(self._notebook, json.dumps(lengths) + "\n")
 
     def find(self, *names: str) -> Video | None:
         """
@@ -290,11 +304,16 @@ class Videos:
         if video is None:
             notes.leave_out(where, field, "there is no video file")
             return None
+        if video.is_measured:
+            return video
         try:
             _ = video.duration
         except UNREADABLE:
             notes.leave_out(where, field, "the video cannot be read")
             return None
+        self._num_new += 1
+        if self._notebook is not None and self._num_new % _WRITE_AFTER == 0:
+            self._write_lengths()
         return video
 
 

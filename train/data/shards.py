@@ -3,12 +3,19 @@
 """
 Write rows of timed messages as Parquet files of limited size, which `datasets` reads as a stream.
 
+```bash
+python train/data/shards.py features shards --embed_features
+```
+
 `truth` becomes JSON text, because Parquet would give every row the keys of all others. Frame features stay files
 beside the rows, or become bytes within them.
 """
 
+import argparse
 import json
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils.py_utils import convert_file_size_to_int
 
-from videollm_mod.train.data.faults import WHERE
+from videollm_mod.train.data.faults import WHERE, counted
 
 
 _MESSAGE = {"role": pa.string(), "content": pa.string(), "time": pa.float64(), "learn": pa.bool_()}
@@ -143,3 +150,50 @@ def write_shards(rows: Iterable[dict[str, Any]], folder: Path, split: str, **opt
             writer.write(row)
             count += 1
     return count
+
+
+def split_names(folder: Path) -> list[str]:
+    """Return the splits of a folder of timed messages, by the names of its files."""
+    files = [path for path in sorted(folder.glob("*.*")) if path.suffix in (".jsonl", ".parquet")]
+    return list(dict.fromkeys(path.stem.partition("-")[0] for path in files))
+
+
+def _near(rows: Sequence[dict[str, Any]], out: Path, embed_features: bool) -> Iterator[dict[str, Any]]:
+    """Yield rows with paths that begin at another folder, but for those of features that will be read."""
+    for index in range(len(rows)):
+        row = rows[index]
+        for name in ("video",) if embed_features else ("video", "frame_features"):
+            if isinstance(row.get(name), str) and os.path.isabs(row[name]):
+                row = {**row, name: os.path.relpath(row[name], out.resolve())}
+        yield row
+
+
+def main() -> None:
+    """Convert a folder."""
+    from videollm_mod.train.data.timed_messages import load_timed_messages
+
+    parser = argparse.ArgumentParser(description="Convert a folder of timed messages to Parquet files.")
+    parser.add_argument("folder", type=Path, help="folder with JSON lines or Parquet files, one or more per split")
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--max_shard_size", default="500MB", help="size of a file, before compression")
+    parser.add_argument("--embed_features", action="store_true", help="put frame features into the rows")
+    options = parser.parse_args()
+    write = {"max_shard_size": options.max_shard_size, "embed_features": options.embed_features}
+    try:
+        splits = split_names(options.folder)
+        if not splits:
+            raise ValueError(f"'{options.folder}' has no .jsonl and no .parquet file.")
+        if options.out.resolve() == options.folder.resolve():
+            raise ValueError(f"'{options.out}' is the folder to convert: write to another.")
+        options.out.mkdir(parents=True, exist_ok=True)
+        for split in splits:
+            rows = _near(load_timed_messages(options.folder, split), options.out, options.embed_features)
+            print(f"{split}: {counted(write_shards(rows, options.out, split, **write), 'row')}")
+        if (about := options.folder / "about.json").exists():
+            shutil.copy(about, options.out)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
