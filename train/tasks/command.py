@@ -4,11 +4,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from videollm_mod.space.loading import quantization
 from videollm_mod.train.data.faults import FaultyRowError, RowRecord
@@ -23,6 +24,8 @@ from videollm_mod.train.tasks.table import make_table
 
 if TYPE_CHECKING:
     from videollm_mod.train.evaluation import EvaluationArguments
+
+_PATIENCE = timedelta(days=7)
 
 
 def run_tasks(
@@ -44,7 +47,8 @@ def run_tasks(
     Raises:
         `SystemExit`: With a message, if a task or the folder of results is wrong.
     """
-    accelerator = Accelerator()
+    # A process waits for the others until all have predicted their rows. By default it gives up after ten minutes.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
     device_map = "auto" if accelerator.num_processes == 1 else {"": accelerator.device}
     name = f"{Path(arguments.checkpoint).resolve().name}-{Path(source.dataset).name}-{arguments.split}"
     out = Path(arguments.out or Path("results") / name)
