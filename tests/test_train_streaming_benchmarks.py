@@ -4,6 +4,7 @@
 
 import json
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from endpoints import scripted_endpoint
@@ -451,6 +452,18 @@ def test_a_tiny_model_runs_all_of_them(videos, tmp_path):
     assert task.score(rows, found, {}).keys() == {"epm", "rec"}, "no group is complete"
     one = find_task("ovo_bench_rec")
     assert [one.wants(row) for row in rows] == [False, True] and one.papers == {"Gemini": {"rec": 0.3553}}
+
+
+def test_test_points_of_one_video_share_its_frames(videos, tmp_path):
+    rows, _ = convert("ovo_bench", OVO, videos, tmp_path, "ovo_bench_new.json", task="epm,crr")
+    rows, task, model = list(rows.values()), find_task("ovo_bench"), tiny_model(mod_layers="all")
+    alone = [task.predict(Runner(model, tiny_processor()), row) for row in rows]
+    encode = model.model.encode_frames
+    with patch.object(model.model, "encode_frames", side_effect=encode) as encoder:
+        together = task.predict_all(Runner(model, tiny_processor()), rows)
+    assert [len(call.args[0]) for call in encoder.call_args_list] == [4], "of 4, 2 and 4 frames"
+    assert [found["text"] for found in together] == [found["text"] for found in alone]
+    assert together[0]["likelihoods"] == pytest.approx(alone[0]["likelihoods"], abs=1e-4)
 
 
 def test_the_command_asks_a_judge_once(tmp_path):

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a model on rows of timed messages: answer, score candidates, stream, and predict turns."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.dialogues import floor_frame
 from videollm_mod.train.data.faults import naming
 from videollm_mod.train.encode import encode_clip
 from videollm_mod.train.streaming_evaluation import stream_examples
@@ -66,7 +68,7 @@ class Runner:
         self.interval_threshold, self.stream_options = interval_threshold, stream_options or {}
         self._collator = StreamCollator(processor, fps, frame_feature_shape=model.config.frame_feature_shape)
         # The rows of some benchmarks ask several questions about one clip: its frames are encoded once.
-        self._last: tuple[Any, torch.Tensor] | None = None
+        self._last: tuple[Any, float, torch.Tensor] | None = None
 
     def answer(
         self, row: dict[str, Any], *, max_new_tokens: int = 512, num_beams: int = 1, num_return: int = 1
@@ -232,11 +234,13 @@ class Runner:
     def _features(self, row: dict[str, Any]) -> torch.Tensor:
         if row.get("frame_features") is not None:
             return self._collator.read_features(row).to(self.model.device)
-        key = (row["video"], row.get("start"), row.get("end")) if isinstance(row["video"], str) else None
-        if key is None or self._last is None or self._last[0] != key:
+        start, end = row.get("start") or 0.0, math.inf if row.get("end") is None else row["end"]
+        key = (row["video"], start) if isinstance(row["video"], str) else None
+        if key is None or self._last is None or self._last[0] != key or self._last[1] < end:
             features = encode_clip(self.model, self.processor, row, fps=self.fps, batch_size=_FRAMES_TOGETHER)
-            self._last = (key, features)
-        return self._last[1]
+            self._last = (key, end, features)
+        # A clip may also be the beginning of the one before.
+        return self._last[2] if end == math.inf else self._last[2][: floor_frame(end - start, self.fps) + 1]
 
     def _tokenize(self, turns: list[dict[str, Any]], **flags: bool) -> list[int]:
         return self.processor.apply_chat_template(turns, tokenize=True, **flags)
