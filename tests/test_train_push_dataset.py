@@ -5,13 +5,15 @@
 import json
 
 import pytest
+import torch
 from datasets import load_dataset
 from hub import Hub, commit_hash
 from huggingface_hub import DatasetCard
-from programs import run_main
+from programs import run_main, run_training
 from safetensors.torch import save_file
-from tiny import random_features, random_frames, tiny_model, write_clip
+from tiny import ROOT, random_frames, write_clip
 
+from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.train.data import prepare
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.train.push import main
@@ -87,7 +89,7 @@ def test_prepared_data_is_published_with_a_card_and_streams(hub, prepared, tmp_p
 def test_features_travel_within_the_rows(hub, tmp_path):
     folder = tmp_path / "features"
     folder.mkdir()
-    features = random_features(tiny_model().config, 4)[0]
+    features = torch.randn(4, *VideoLLMMoDConfig.from_pretrained(ROOT).frame_feature_shape)
     save_file({"frame_features": features}, folder / "a.safetensors", metadata={"fps": "2.0"})
     row = {
         "id": "a",
@@ -104,6 +106,10 @@ def test_features_travel_within_the_rows(hub, tmp_path):
         rows = load_timed_messages(REPO)
         assert rows[0]["frame_features"] == (folder / "a.safetensors").read_bytes()
         assert not list(find_faults(rows))
+        options = ["--max_steps", 1, "--lora_r", 4, "--save_strategy", "no", "--report_to", "none"]
+        options += ["--checkpoint", ROOT, "--per_device_train_batch_size", 2, "--logging_steps", 1]
+        trained = run_training(tmp_path / "out", "--dataset", REPO, "--streaming", *options)
+    assert trained.returncode == 0 and "'frames_per_second'" in trained.stdout, trained.stderr[-2000:]
 
 
 def test_mistakes_end_in_one_line_and_publish_nothing(hub, prepared, tmp_path):
