@@ -170,9 +170,10 @@ def test_a_later_run_keeps_other_splits_and_opens_no_video_again(lights):
     assert run(lights).returncode == 0
     about = json.loads((lights / "out" / "about.json").read_text())
     assert about["splits"]["train"]["rows"] == 4 and about["splits"]["validation"]["rows"] == 2
-    done = run(lights, "--split", "validation")
+    done = run(lights, "--split", "validation", "--task", "when")
     kept = json.loads((lights / "out" / "about.json").read_text())
-    assert done.stdout.startswith("validation: 2 rows") and kept["splits"] == about["splits"]
+    assert done.stdout.startswith("validation: 1 row") and kept["splits"]["train"] == about["splits"]["train"]
+    assert kept["tasks"] == about["tasks"], "the training rows still have both"
     os.utime(lights / "videos" / "a.mkv")
     assert "left out 5: the video cannot be read" in run(lights).stdout
 

@@ -102,10 +102,7 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
         "command": command,
     }
     if counts:
-        # The files of splits without rows now are those of an earlier run.
-        earlier = _earlier_splits(arguments.out, about)
-        splits = about["splits"] | {split: earlier[split] for split in earlier if split not in counts}
-        kept = {**about, "splits": splits}
+        kept = _with_earlier_splits(about, counts, arguments.out)
         write_text(arguments.out / "about.json", json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
     print(describe_all(about, notes, arguments.out))
     if not counts:
@@ -141,14 +138,23 @@ def _open(arguments: PrepareArguments, split: str) -> LineWriter | ShardWriter:
     return LineWriter(arguments.out / f"{split}.jsonl")
 
 
-def _earlier_splits(out: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Return what an earlier run of the same source says of the splits that are still there."""
+def _with_earlier_splits(about: dict[str, Any], counts: dict[str, Counter[str]], out: Path) -> dict[str, Any]:
+    """Return `about` with what an earlier run of the same source says of the files that stay."""
     path = out / "about.json"
     earlier = read_json(path) if path.exists() else {}
     if not isinstance(earlier, dict) or earlier.get("source") != about["source"]:
-        return {}
+        return about
     there = [split for split in SPLITS if (out / f"{split}.jsonl").exists() or shards(out, split)]
-    return {split: earlier["splits"][split] for split in there if split in earlier.get("splits", {})}
+    described = earlier.get("splits", {})
+    kept = {split: described[split] for split in there if split in described and split not in counts}
+    if not kept:
+        return about
+    return {
+        **about,
+        "tasks": list(dict.fromkeys([*earlier.get("tasks", ()), *about["tasks"]])),
+        "labels": earlier.get("labels", {}) | about["labels"],
+        "splits": about["splits"] | kept,
+    }
 
 
 def _checked(
