@@ -10,6 +10,7 @@ allow, and so never between a question and its reply. A stretch without such a p
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,7 +105,8 @@ class Windows:
             return stop
         if (stop := self._last_that_fits(dialogue, first, range(first + 1, most + 1))) is not None:
             return stop
-        count = self._count(dialogue, first, first + 1)
+        if (count := self._count(dialogue, first, first + 1)) <= self.max_tokens:
+            return first + 1
         raise ValueError(
             f"messages: the text at {dialogue.time(first):g} s needs {count} tokens with its frame, and a window has "
             f"at most {self.max_tokens}. Shorten it."
@@ -123,14 +125,31 @@ class Windows:
             return False
         if self.max_tokens is None:
             return True
-        # A token is at least one byte. Most rows are far from the limit, so that this bound decides.
+        if dialogue.sizes is None:
+            texts = [self.processor.system_prompt, *(message["content"] for message in dialogue.all)]
+            ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            dialogue.sizes = dict(zip(texts, map(len, ids), strict=True))
         messages = dialogue.messages(first, stop, self.num_replies)
-        messages = [*messages, {"content": self.processor.system_prompt}]
-        text = sum(len(message["content"].encode()) + 64 for message in messages)
-        return (
-            count * self._tokens_per_frame + text <= self.max_tokens
-            or self._count(dialogue, first, stop) <= self.max_tokens
-        )
+        if not messages or messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.processor.system_prompt}, *messages]
+        text = sum(dialogue.sizes[message["content"]] + self._overheads[message["role"]] for message in messages)
+        return count * self._tokens_per_frame + text <= self.max_tokens
+
+    @cached_property
+    def _overheads(self) -> dict[str, int]:
+        """
+        How many tokens a message of each role needs beside those of its content, at most.
+
+        To count complete windows exactly would take most of the time before training.
+        """
+        system, options = {"role": "system", "content": "a"}, {"num_frames": 4, "fps": 1.0}
+        without = count_tokens(self.processor, [system], **options)
+        found = {"system": without - 3 * self._tokens_per_frame - self.processor.frame_num_tokens}
+        for role in ("user", "assistant"):
+            message = {"role": role, "content": "a", "time": 1.0}
+            # One token more: the space before a content may become a token of its own.
+            found[role] = count_tokens(self.processor, [system, message], **options) - without + 1
+        return found
 
     def _count(self, dialogue: "Dialogue", first: int, stop: int) -> int:
         messages = dialogue.messages(first, stop, self.num_replies)
@@ -149,6 +168,8 @@ class Dialogue:
         self.start, self.num_frames, self.fps = row.get("start") or 0.0, num_frames, fps
         self.all = [{k: v for k, v in message.items() if v is not None} for message in row["messages"]]
         self.slots = [self._slot(message) for message in self.all]
+        # The number of tokens of each text, once it is known.
+        self.sizes: dict[str, int] | None = None
 
     def _slot(self, message: dict[str, Any]) -> int:
         """Return the frame that a message follows, as [`~VideoLLMMoDProcessor.to_stream_turns`] does."""
