@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomllib
+import torch
 from PIL import Image
 
 
@@ -214,6 +215,26 @@ def test_a_prompt_has_media_of_all_kinds_in_order(simple, tmp_path):
     assert len(features) == 7
     np.testing.assert_allclose(features[0], features[1])
     assert simple.runner.answer_prompts([(turns, features)], max_new_tokens=5)[0][0]
+
+
+def test_media_may_come_with_times():
+    given = {"type": "video", "url": CLIP, "video_start": 2.0, "video_end": 4.0}
+    assert as_parts([given], "?")[0] == Part("stream", media=CLIP, start=2.0, end=4.0)
+    assert chat_parts([{"role": "user", "content": [{"type": "video", "url": given}]}]) == as_parts(given, "?")[:1]
+    with pytest.raises(TypeError, match="got 5"):
+        as_parts([5], "?")
+    with pytest.raises(TypeError, match="does not hear"):
+        chat_parts([{"role": "user", "content": [{"type": "audio", "url": "a.wav"}]}])
+
+
+def test_options_are_those_of_the_prompt(tmp_path):
+    (tmp_path / "prompt.txt").write_text("Be brief.\n")
+    model = VideoLLMMoD(str(ROOT), device="cpu", fps=1.0, system_prompt=str(tmp_path / "prompt.txt"), dtype="bfloat16")
+    turns, features = model._prompt(as_parts([CLIP], QUESTION))
+    assert turns[0] == {"role": "system", "content": "Be brief."} and turns[1]["num_frames"] == len(features) == 9
+    assert features.dtype == torch.bfloat16
+    context, per_frame = 4096, model.runner.model.config.frame_num_tokens + model.runner.processor.frame_text_tokens
+    assert model.max_frames == (context - 1024) // per_frame
 
 
 def test_a_long_video_is_seen_to_its_end(simple, monkeypatch):
