@@ -174,8 +174,23 @@ def test_a_later_run_keeps_other_splits_and_opens_no_video_again(lights):
     kept = json.loads((lights / "out" / "about.json").read_text())
     assert done.stdout.startswith("validation: 1 row") and kept["splits"]["train"] == about["splits"]["train"]
     assert kept["tasks"] == about["tasks"], "the training rows still have both"
+    first, second = kept["command"].splitlines()
+    assert "--split" not in first and second.endswith("--split validation --task when")
     os.utime(lights / "videos" / "a.mkv")
     assert "left out 5: the video cannot be read" in run(lights).stdout
+
+
+def test_splits_of_one_folder_have_one_frame_rate(lights):
+    run(lights)
+    before = (lights / "out" / "validation.jsonl").read_text()
+    done = run(lights, "--split", "validation", "--fps", "4")
+    message = "holds the split 'train' with fps 2.0, and this run has 4.0: write to another folder."
+    assert done.returncode == 1 and message in done.stderr
+    (lights / "lights.json").write_text(json.dumps([{"video": "b.c", "split": "validation", "on": 1}]))
+    assert message in run(lights, "--fps", "4").stderr, "the annotations have no training rows"
+    assert (lights / "out" / "validation.jsonl").read_text() == before
+    (lights / "out" / "train.jsonl").unlink()
+    assert run(lights, "--fps", "4").returncode == 0
 
 
 @pytest.mark.parametrize(

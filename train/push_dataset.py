@@ -127,8 +127,14 @@ def _published(row: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _without_folders(command: str) -> str:
-    """Return a command without the folders of this machine."""
-    return shlex.join(Path(part).name if os.path.isabs(part) else part for part in shlex.split(command))
+    """Return commands, one a line, without the folders of this machine."""
+    return "\n".join(shlex.join(map(_without_folder, shlex.split(line))) for line in command.splitlines())
+
+
+def _without_folder(word: str) -> str:
+    option, equals, value = word.rpartition("=")
+    is_path = os.path.isabs(value) or value.startswith(("~", ".."))
+    return f"{option}{equals}{Path(value).name}" if is_path else word
 
 
 # --------------------------------------------------------------------------------------------------------------- card

@@ -83,14 +83,17 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
         `dict`: What `about.json` says.
 
     Raises:
-        `ValueError` or `OSError`: If the annotations cannot be used, or if no row is left. With `strict`, also at the
-            first fault.
+        `ValueError` or `OSError`: If the annotations cannot be used, if no row is left, or if splits stay that have
+            another source or frame rate. With `strict`, also at the first fault.
     """
     notes, videos = Notes(strict=arguments.strict), Videos(arguments.videos)
     shard_size(arguments.max_shard_size)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    earlier = _Earlier(arguments.out)
+    if converter.split is not None:
+        earlier.check(source, converter.fps, {converter.split})
     with videos.remembering(arguments.out / ".durations.json"):
-        counts = _write_rows(converter, arguments, videos, notes)
+        counts = _write_rows(source, converter, arguments, videos, notes, earlier)
     about = {
         "source": source,
         "tasks": [f"{source}_{task}" for task in converter.chosen],
@@ -102,7 +105,7 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
         "command": command,
     }
     if counts:
-        kept = _with_earlier_splits(about, counts, arguments.out)
+        kept = earlier.add_to(about, set(counts))
         write_text(arguments.out / "about.json", json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
     print(describe_all(about, notes, arguments.out))
     if not counts:
@@ -111,7 +114,12 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
 
 
 def _write_rows(
-    converter: Converter, arguments: PrepareArguments, videos: Videos, notes: Notes
+    source: str,
+    converter: Converter,
+    arguments: PrepareArguments,
+    videos: Videos,
+    notes: Notes,
+    earlier: "_Earlier",
 ) -> dict[str, Counter[str]]:
     """Write the files of all splits. Return the number of rows of each task in each split."""
     counts: dict[str, Counter[str]] = {}
@@ -124,6 +132,8 @@ def _write_rows(
             row = {**row, name: os.path.relpath(Path(row[name]).resolve(), arguments.out.resolve())}
             files[split].write(row)
             counts[split][row.get("task", "")] += 1
+        if counts:
+            earlier.check(source, converter.fps, set(counts))
     for split in counts:
         # A folder has one kind of files of a split.
         others = [arguments.out / f"{split}.jsonl"] if arguments.format == "parquet" else shards(arguments.out, split)
@@ -138,23 +148,40 @@ def _open(arguments: PrepareArguments, split: str) -> LineWriter | ShardWriter:
     return LineWriter(arguments.out / f"{split}.jsonl")
 
 
-def _with_earlier_splits(about: dict[str, Any], counts: dict[str, Counter[str]], out: Path) -> dict[str, Any]:
-    """Return `about` with what an earlier run of the same source says of the files that stay."""
-    path = out / "about.json"
-    earlier = read_json(path) if path.exists() else {}
-    if not isinstance(earlier, dict) or earlier.get("source") != about["source"]:
-        return about
-    there = [split for split in SPLITS if (out / f"{split}.jsonl").exists() or shards(out, split)]
-    described = earlier.get("splits", {})
-    kept = {split: described[split] for split in there if split in described and split not in counts}
-    if not kept:
-        return about
-    return {
-        **about,
-        "tasks": list(dict.fromkeys([*earlier.get("tasks", ()), *about["tasks"]])),
-        "labels": earlier.get("labels", {}) | about["labels"],
-        "splits": about["splits"] | kept,
-    }
+class _Earlier:
+    """What `about.json` says of the splits that earlier runs wrote into a folder."""
+
+    def __init__(self, out: Path) -> None:
+        path = out / "about.json"
+        about = read_json(path) if path.exists() else {}
+        self.out, self.about = out, about if isinstance(about, dict) else {}
+        described = self.about.get("splits", {})
+        there = [split for split in SPLITS if (out / f"{split}.jsonl").exists() or shards(out, split)]
+        self.splits = {split: described[split] for split in there if split in described}
+
+    def check(self, source: str, fps: float, made: set[str]) -> None:
+        """Raise `ValueError` if splits stay beside those that are made, and have another source or frame rate."""
+        stays = next((split for split in self.splits if split not in made), None)
+        for name, now in (("source", source), ("fps", fps)) if stays else ():
+            if (before := self.about.get(name, now)) != now:
+                raise ValueError(
+                    f"--out '{self.out}' holds the split {stays!r} with {name} {before}, and this run has {now}: "
+                    "write to another folder."
+                )
+
+    def add_to(self, about: dict[str, Any], made: set[str]) -> dict[str, Any]:
+        """Return `about` with what is known of the splits that stay."""
+        kept = {split: described for split, described in self.splits.items() if split not in made}
+        if not kept:
+            return about
+        commands = [*self.about.get("command", "").splitlines(), about["command"]]
+        return {
+            **about,
+            "tasks": list(dict.fromkeys([*self.about.get("tasks", ()), *about["tasks"]])),
+            "labels": self.about.get("labels", {}) | about["labels"],
+            "splits": about["splits"] | kept,
+            "command": "\n".join(dict.fromkeys(commands)),
+        }
 
 
 def _checked(
