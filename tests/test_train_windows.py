@@ -6,6 +6,7 @@ import json
 import re
 import resource
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -349,8 +350,40 @@ def test_teacher_forcing_predicts_a_long_row_in_windows():
     [found] = predict_all_turns(model, processor, [row], fps=1.0, progress=False)
     windows = Windows(processor, 1.0, max_tokens=300)
     parts = parts_of(row, windows)
-    expected = [predict_turns(model, processor, part, fps=1.0) for part in parts]
-    assert len(parts) == 3 and found == [turn for turns in expected for turn in turns] and len(found) == 12
+    expected = [turn for part in parts for turn in predict_turns(model, processor, part, fps=1.0)]
+    assert len(parts) == 3 and len(found) == 12
+    assert [replace(turn, late=0) for turn in found] == [replace(turn, late=0) for turn in expected]
     assert found == Runner(model, processor, fps=1.0).turns(row)
     short = row_of(asked(0), said(3), frames=9)
     assert parts_of(short, windows) == [short]
+
+
+@pytest.mark.parametrize(
+    ("times", "stops", "late"),
+    [
+        (range(3, 37, 3), [10, 19, 28, 40], [3] + [2] * 10 + [0]),
+        # The reply after the first comes two windows later: 23 frames, of which the first turn may watch 9.
+        ((9, 32), [10, 24, 33, 40], [9, 0]),
+        # No reply comes after the first.
+        ((9,), [10, 24, 38, 40], [0]),
+    ],
+)
+def test_the_last_turn_of_a_window_watches_the_windows_after_it(monkeypatch, times, stops, late):
+    """The first window sees what the complete row does, also after its end."""
+    model, processor = tiny_model(mod_layers="interleaved"), tiny_processor()
+    row, seen = row_of(*(said(float(time), "A ball.") for time in times)), []
+
+    def stay_silent(_model, logits, _threshold):
+        seen.append(logits)
+        return [torch.zeros(len(logits), dtype=torch.bool)] * 2
+
+    monkeypatch.setattr(type(model), "should_speak", stay_silent)
+    predict_turns(model, processor, row, fps=1.0)
+    complete, model.config.text_config.max_position_embeddings = seen[:], 210
+    assert [window.stop for window in Windows(processor, 1.0, max_tokens=210).find(row)] == stops
+    [turns] = predict_all_turns(model, processor, [row], fps=1.0, progress=False)
+    assert [turn.late for turn in turns] == late
+    # The last turn of the first window is watched before the others of this window.
+    count = sum(time < stops[0] for time in times)
+    if len(times) > 1:
+        torch.testing.assert_close(seen[-count], complete[-count], rtol=1e-3, atol=1e-4)

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.data.windows import Windows, parts_of
+from videollm_mod.train.data.windows import MAX_FRAMES, Windows, parts_of
 
 
 METRICS = Path(__file__).parent / "metrics"
@@ -84,6 +84,19 @@ class _Learned(NamedTuple):
     speaks: bool
 
 
+class Following(NamedTuple):
+    """
+    What follows a window of a dialogue.
+
+    Args:
+        features (`torch.Tensor`): Frame features (1, frames, features, width), from the first frame after the window.
+        num_frames (`int`): Number of frames up to the end of the next reply.
+    """
+
+    features: torch.Tensor
+    num_frames: int
+
+
 @torch.no_grad()
 def predict_turns(
     model: Any,
@@ -107,13 +120,19 @@ def predict_turns(
     Returns:
         `list[Turn]`: The turns that have a label. Frames after the last reply are in no turn.
     """
+    batch = _read_row(model, processor, example, fps)
+    options = {"fps": fps, "interval_threshold": interval_threshold}
+    return predict_tokens(model, processor, batch, start=example.get("start") or 0.0, **options)
+
+
+def _read_row(model: Any, processor: Any, example: dict[str, Any], fps: float) -> dict[str, Any]:
+    """Return a row as tokens and frame features, for [`predict_tokens`]."""
     batch = StreamCollator(processor, fps, frame_feature_shape=model.config.frame_feature_shape)([example])
     if "pixel_values_videos" in batch:
         parts = batch.pop("pixel_values_videos")[0].split(_NUM_FRAMES)
         pixels = (processor.normalize_frames(part.to(model.device)) for part in parts)
         batch["frame_features"] = torch.cat([model.model.encode_frames(part) for part in pixels])[None]
-    options = {"fps": fps, "interval_threshold": interval_threshold}
-    return predict_tokens(model, processor, batch, start=example.get("start") or 0.0, **options)
+    return batch
 
 
 @torch.no_grad()
@@ -125,12 +144,14 @@ def predict_tokens(
     fps: float = 2.0,
     start: float = 0.0,
     interval_threshold: float | None = None,
+    following: Following | None = None,
 ) -> list[Turn]:
     """
     Predict every turn of a dialogue that is given as tokens; see [`predict_turns`].
 
     A turn ends after each end-of-sequence token of the input that ends a reply, learned or not. If the model speaks at
-    no stream position of a turn, it also watches the frames after the turn, to measure how late it speaks.
+    no stream position of a turn, it also watches the frames after the turn, to measure how late it speaks. These may
+    lie in `following`, and beyond the model's context.
 
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
@@ -139,6 +160,7 @@ def predict_tokens(
         fps (`float`, *optional*, defaults to 2.0): Frames per second.
         start (`float`, *optional*, defaults to 0.0): Time of the first frame in seconds.
         interval_threshold (`float`, *optional*): Interval threshold; the default is the configuration's.
+        following ([`Following`], *optional*): What follows, if the tokens are a window of a dialogue that goes on.
 
     Returns:
         `list[Turn]`: The turns that have a label.
@@ -147,11 +169,15 @@ def predict_tokens(
     outputs = model.model(input_ids=ids, frame_features=features, use_cache=True)
     learned = _predict_labels(model, outputs.last_hidden_state[0], batch["labels"][0].cpu(), interval_threshold)
     turns = _split_turns(learned, ids[0].cpu(), model.config, processor)
+    counts = [turn.num_frames for turn in turns[1:]]
+    if following is not None and turns:
+        counts.append(features.shape[1] - turns[-1].frames_seen + following.num_frames)
+        features = torch.cat([features, following.features.to(features)], dim=1)
     watcher = _Watcher(model, processor, outputs.cache, features, fps, start, interval_threshold)
-    # The cache is cut from turn to turn, beginning at the end. Nothing follows the last turn.
-    for turn, following in zip(turns[-2::-1], turns[:0:-1], strict=True):
+    # The cache is cut from turn to turn, beginning at the end. Nothing follows the last turn of a dialogue.
+    for turn, count in list(zip(turns, counts, strict=False))[::-1]:
         if turn.is_silent:
-            count = min(following.num_frames, turn.num_frames - 1)
+            count = min(count, turn.num_frames - 1)
             turn.late = watcher.find_delay(turn.place, range(turn.frames_seen, turn.frames_seen + count))
     return [turn for turn in turns if turn.labels or turn.speaks]
 
@@ -279,7 +305,8 @@ def predict_all_turns(
 ) -> list[list[Turn]]:
     """
     Predict the turns of all dialogues with [`predict_turns`]. A row that is too long for the model, or for
-    VideoLLM-online's 1200 frames, is predicted in windows (see [`Windows`]), each from its own beginning.
+    VideoLLM-online's 1200 frames, is predicted in windows (see [`Windows`]), each from its own beginning. To measure
+    how late the last turn of a window is, the model watches on into the windows after it.
 
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
@@ -297,14 +324,35 @@ def predict_all_turns(
     options = {"fps": fps, "interval_threshold": interval_threshold}
     context = getattr(model.config.text_config, "max_position_embeddings", None)
     windows = Windows(processor, fps, max_tokens=context)
-    return [
-        [
-            turn
-            for part in parts_of(examples[index], windows)
-            for turn in predict_turns(model, processor, part, **options)
-        ]
-        for index in order
-    ]
+    return [_predict_windows(model, processor, parts_of(examples[index], windows), **options) for index in order]
+
+
+def _predict_windows(
+    model: Any, processor: Any, parts: Sequence[dict[str, Any]], *, fps: float, **options: Any
+) -> list[Turn]:
+    """Predict the windows of a row, beginning with the last, so that each knows what follows."""
+    found: list[list[Turn]] = []
+    following = None
+    for part in reversed(parts):
+        batch = _read_row(model, processor, part, fps)
+        place = {"fps": fps, "start": part.get("start") or 0.0, "following": following}
+        found.append(predict_tokens(model, processor, batch, **place, **options))
+        following = _find_following(batch, following, model.config, processor)
+    return [turn for turns in reversed(found) for turn in turns]
+
+
+def _find_following(
+    batch: dict[str, Any], following: Following | None, config: Any, processor: Any
+) -> Following | None:
+    """Return what follows the window before a window, or `None` if no reply comes after it."""
+    ids, features = batch["input_ids"][0], batch["frame_features"]
+    if stops := _reply_ends(ids.tolist(), processor):
+        num_frames = int((ids[: stops[0]] == config.frame_token_id).sum()) // config.frame_num_tokens
+        return Following(features[:, :MAX_FRAMES], num_frames)
+    if following is None:
+        return None
+    longer = torch.cat([features, following.features.to(features)], dim=1)
+    return Following(longer[:, :MAX_FRAMES], features.shape[1] + following.num_frames)
 
 
 def score_turns(dialogues: Sequence[Sequence[Turn]], *, fps: float = 2.0) -> dict[str, float]:
