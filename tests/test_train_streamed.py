@@ -5,16 +5,19 @@
 from itertools import islice
 
 import pytest
+import torch
 from programs import run_training
+from safetensors.torch import save_file
 from tiny import ROOT, random_frames, write_clip
 from torch.utils.data import DataLoader
 
 from videollm_mod.train import sft
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError, RowRecord
+from videollm_mod.train.data.feature_files import _read_group
 from videollm_mod.train.data.shards import write_shards
 from videollm_mod.train.data.streamed import RowOrder, repeat_rows
-from videollm_mod.train.data.timed_messages import stream_timed_messages
+from videollm_mod.train.data.timed_messages import find_faults, stream_timed_messages
 from videollm_mod.train.data.windows import Windows
 
 
@@ -66,6 +69,28 @@ def test_rows_are_as_they_were_written(rows, tmp_path):
     first = next(iter(rows))
     assert first["truth"] == {"n": 0} and first["where"] == f"'{tmp_path}', 0"
     assert first["video"] == str(tmp_path / "a.mp4") and "time" not in first["messages"][0]
+
+
+def test_rows_wait_without_their_features(tmp_path):
+    """A shuffle buffer of 1,000 rows, in each worker, would hold tens of gigabytes."""
+    features = torch.arange(8 * 6, dtype=torch.float32).view(8, 6, 1, 1)
+    rows = []
+    for index, frames in enumerate(features):
+        path = tmp_path / f"{index}.safetensors"
+        save_file({"frame_features": frames}, path, metadata={"fps": "2.0"})
+        rows.append({"id": str(index), "frame_features": str(path), "end": 2.5, "messages": [said(2.5)]})
+    write_shards(rows, tmp_path, "train", embed_features=True, max_shard_size="1KB")
+    _read_group.cache_clear()
+    stream = stream_timed_messages(tmp_path)
+    order = RowOrder(batch_size=1, first_row=8, num_processes=3)
+    made = list(islice(repeat_rows(stream, order, windows=Windows(fps=2, max_frames=4)).shard(3, 1), 4))
+    assert {row["id"].partition("/")[2] for row in made} == {"window-1", "window-2"}
+    assert _read_group.cache_info().misses == 0, "neither to split rows nor to pass over those of others"
+    for row in made:
+        of_row = features[int(row["id"][0])]
+        shown = StreamCollator(None, fps=2).read_features(row)
+        assert torch.equal(shown, of_row[:4] if row["id"].endswith("1") else of_row[4:])
+    assert not list(find_faults(list(stream)))
 
 
 def said(time, content="A ball.", role="assistant"):

@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback, TrainerState
 
 from videollm_mod.train.data.faults import FaultyRowError, RowRecord, name_row, naming, read_clip
-from videollm_mod.train.data.feature_files import read_features, read_header
+from videollm_mod.train.data.feature_files import FeatureSource, StoredFeatures, read_features, read_header
 from videollm_mod.train.data.windows import frame_range
 
 
@@ -154,9 +154,9 @@ class StreamCollator:
             `ValueError`: If they have another frame rate or shape than the model's.
         """
         source = example["frame_features"]
-        if not isinstance(source, (str, Path, bytes)):
+        if not isinstance(source, FeatureSource):
             return torch.as_tensor(source)
-        name = "the row" if isinstance(source, bytes) else f"'{source}'"
+        name = "the row" if isinstance(source, (bytes, StoredFeatures)) else f"'{source}'"
         shape, about = read_header(source)
         fps = float(about.get("fps", self.fps))
         if fps != self.fps:

@@ -19,11 +19,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils.py_utils import convert_file_size_to_int
 
 from videollm_mod.train.data.faults import WHERE, counted
+from videollm_mod.train.data.feature_files import StoredFeatures
 
 
 _MESSAGE = {"role": pa.string(), "content": pa.string(), "time": pa.float64(), "learn": pa.bool_()}
@@ -37,8 +39,8 @@ _COLUMNS = {
     "messages": pa.list_(pa.struct(_MESSAGE)),
     "truth": pa.string(),
 }
-# Bytes that a group of rows may take in memory before it is written.
-_GROUP = 1 << 25
+# Bytes that a group of rows may take in memory before it is written. To read the features of a row, a group is read.
+_GROUP = 1 << 23
 
 
 class ShardWriter:
@@ -150,6 +152,36 @@ def write_shards(rows: Iterable[dict[str, Any]], folder: Path, split: str, **opt
             writer.write(row)
             count += 1
     return count
+
+
+def read_shards(files: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """
+    Yield the rows of Parquet files in order. Frame features within them stay there, as [`StoredFeatures`].
+
+    Args:
+        files (sequence of `str`): Paths, or addresses that `fsspec` opens, such as "hf://datasets/ID/FILE".
+
+    Raises:
+        `ValueError` or `OSError`: If a file cannot be read.
+    """
+    for file in files:
+        with fsspec.open(file, "rb") as opened:
+            try:
+                yield from _read_shard(file, pq.ParquetFile(opened))
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"'{file}' is not Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _read_shard(file: str, table: pq.ParquetFile) -> Iterator[dict[str, Any]]:
+    fields = {field.name: field.type for field in table.schema_arrow}
+    is_inside = fields.get("frame_features") in (pa.binary(), pa.large_binary())
+    names = [name for name in fields if not (is_inside and name == "frame_features")]
+    for group in range(table.num_row_groups):
+        batches = table.iter_batches(row_groups=[group], columns=names)
+        for index, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+            if is_inside and row.get("video") is None:
+                row["frame_features"] = StoredFeatures(file, group, index)
+            yield row
 
 
 def split_names(folder: Path) -> list[str]:

@@ -33,8 +33,9 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
 from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, name_row, note_damage
-from videollm_mod.train.data.feature_files import read_header
+from videollm_mod.train.data.feature_files import StoredFeatures, read_header
 from videollm_mod.train.data.json_rows import index_rows
+from videollm_mod.train.data.shards import read_shards
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, read_video
 
@@ -106,13 +107,20 @@ def stream_timed_messages(source: str | Path, split: str = "train") -> IterableD
     path = Path(source)
     if not (path.is_file() or path.is_dir()):
         _refuse_a_missing_file(source)
-        rows = load_dataset(str(source), split=split, streaming=True)
-        return rows.map(_as_streamed, fn_kwargs={"root": str(source)})
-    files, root = ([path], path.parent) if path.is_file() else (_files_of(path, split), path)
-    if any(file.suffix != ".parquet" for file in files):
-        raise ValueError("JSON lines are read when they are used: leave --streaming out, or prepare Parquet files.")
-    rows = load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=True)
-    return rows.map(_as_streamed, fn_kwargs={"root": root})
+        root, files = str(source), (load_dataset_builder(str(source)).config.data_files or {}).get(split)
+        if files is None or not all(str(file).endswith(".parquet") for file in files):
+            return load_dataset(root, split=split, streaming=True).map(_as_streamed, fn_kwargs={"root": root})
+    else:
+        files, root = ([path], path.parent) if path.is_file() else (_files_of(path, split), path)
+        if any(file.suffix != ".parquet" for file in files):
+            raise ValueError("JSON lines are read when they are used: leave --streaming out, or write Parquet.")
+    # The reader of `datasets` would read the features of all rows, also of those that other processes use.
+    return IterableDataset.from_generator(_stream_shards, gen_kwargs={"files": tuple(map(str, files)), "root": root})
+
+
+def _stream_shards(files: tuple[str, ...], root: Path | str) -> Iterator[dict[str, Any]]:
+    for row in read_shards(files):
+        yield _as_streamed(row, root)
 
 
 def _as_streamed(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
@@ -354,7 +362,7 @@ def _row_faults(row: dict[str, Any], files: _Files) -> Iterator[tuple[str, str]]
     length, video = math.inf, None
     for name in named:
         source = row[name]
-        is_embedded = name == "frame_features" and isinstance(source, bytes)
+        is_embedded = name == "frame_features" and isinstance(source, (bytes, StoredFeatures))
         if not isinstance(source, str) and not is_embedded:
             yield name, f"must be a path, got {type(source).__name__}"
             continue
@@ -452,7 +460,7 @@ def _length(name: str, source: str) -> float | str:
         return str(error).splitlines()[0].removesuffix(".")
 
 
-def _features_length(source: str | bytes, name: str) -> float | str:
+def _features_length(source: str | bytes | StoredFeatures, name: str) -> float | str:
     try:
         shape, about = read_header(source)
     except Exception as error:  # safetensors raises several classes of errors

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
 
 from videollm_mod.train.data.dialogues import ceil_frame, floor_frame, last_frame, round_frame
 from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, counted, name_row, naming
-from videollm_mod.train.data.feature_files import read_header
+from videollm_mod.train.data.feature_files import FeatureSource, StoredFeatures, read_header
 from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
@@ -239,7 +238,8 @@ class Dialogue:
 
 def count_frames(row: dict[str, Any], *, fps: float) -> int:
     """
-    Return the number of frames of a row, from its times, or else from the header of its video or features.
+    Return the number of frames of a row, from its times, or else from the header of its video or features. A file of
+    features always tells it. Features within a Parquet file would have to be read for it.
 
     Args:
         row (`dict`): A row with `video` or `frame_features`: a path, or the frames themselves.
@@ -247,12 +247,12 @@ def count_frames(row: dict[str, Any], *, fps: float) -> int:
     """
     features, video = row.get("frame_features"), row.get("video")
     frames = video if features is None else features
-    if not isinstance(frames, (str, Path, bytes)):
+    if not isinstance(frames, FeatureSource):
         return len(frames)
-    if features is not None:
+    start, end = row.get("start") or 0.0, row.get("end")
+    if features is not None and (end is None or not isinstance(features, StoredFeatures)):
         shape, about = read_header(features)
         return len(frame_range(shape[0], about, row, fps=fps))
-    start, end = row.get("start") or 0.0, row.get("end")
     if end is not None:
         return 1 + floor_frame(end - start, fps)
     with VideoReader(video) as reader:
@@ -319,7 +319,7 @@ def cut_row(row: dict[str, Any], window: Window, *, fps: float, num_replies: int
         # Between two frames, so that rounding cannot add or lose one.
         part["end"] = dialogue.time(stop) - 0.5 / fps
     for name in ("video", "frame_features"):
-        if row.get(name) is not None and not isinstance(row[name], (str, Path, bytes)):
+        if row.get(name) is not None and not isinstance(row[name], FeatureSource):
             part[name] = row[name][first:stop]
     return {name: value for name, value in row.items() if name not in _SCORED} | part
 
