@@ -13,6 +13,8 @@ from videollm_mod.train.teacher_forcing import Turn, evaluate_metric, score_turn
 
 
 _LIVE = ("lm_ppl", "time_diff", "fluency", "lm_correctness")
+# Tasks of which the rows of a video are passes of several annotators over it.
+_HAVE_PASSES = ("ego4d_narration", "ego4d_refined", "ego_exo4d_atomic")
 # Ego4D: VideoLLM-online (arXiv 2406.11816) and VideoLLM-MoD (arXiv 2408.16730). Ego-Exo4D: LION-FS, on models of 8B.
 _PAPERS = {
     "ego4d_narration": {
@@ -37,7 +39,8 @@ class Narration(Task):
     the rates of `dialogue_matching` with the similarity of words.
 
     A reply that answers the user at once is left out of the latter, because the user chose its time. For FlowNar's
-    measures, rows of the same video are annotators of one another where their times overlap.
+    measures, annotators of the same video share their narrations where the times of their rows overlap. These are the
+    rows of `ego4d_narration`, `ego4d_refined` or `ego_exo4d_atomic` of that video.
     """
 
     official_note = "LIVE evaluates without an interval threshold: give --interval_threshold 0 for its measures."
@@ -105,10 +108,9 @@ def _told(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _passes(rows: Sequence[dict[str, Any]], true: Sequence[list[dict[str, Any]]]) -> list[list[list[dict[str, Any]]]]:
-    """Return the narrations of each row, then those of other rows of its video, as far as they lie in the row."""
+    """Return the narrations of each row, then those of other annotators of its video, as far as they lie in the row."""
     groups: dict[Any, list[int]] = {}
-    sources = [[row.get(name) for name in ("video", "frame_features")] for row in rows]
-    names = [next((x for x in two if isinstance(x, str)), index) for index, two in enumerate(sources)]
+    names = [_annotated(row) or index for index, row in enumerate(rows)]
     for index, name in enumerate(names):
         groups.setdefault(name, []).append(index)
     passes = []
@@ -118,3 +120,10 @@ def _passes(rows: Sequence[dict[str, Any]], true: Sequence[list[dict[str, Any]]]
         inside = [[told for told in true[other] if start <= told["time"] <= end] for other in others]
         passes.append([true[index], *inside])
     return passes
+
+
+def _annotated(row: dict[str, Any]) -> tuple[str, str] | None:
+    """Return task and file of a row that is one annotator's pass over a video, or `None` for other rows."""
+    task, files = row.get("task"), [row.get(name) for name in ("video", "frame_features")]
+    file = next((file for file in files if isinstance(file, str)), None)
+    return None if file is None or task not in _HAVE_PASSES else (task, file)
