@@ -473,10 +473,11 @@ def test_narration_has_lives_measures_and_those_of_its_own_history():
     turn = Turn(
         losses=[0.0, 0.0], labels=[5, 2], predictions=[5, 2], speaks=[False, True], is_decided=True, num_frames=2
     )
+    video = {"task": "ego4d_narration", "video": "a.mp4"}
     rows = [
-        narrated((0.0, "You sit."), (2.0, "You stand."), (4.0, "You walk."), video="a.mp4", end=5.0),
+        narrated((0.0, "You sit."), (2.0, "You stand."), (4.0, "You walk."), end=5.0, **video),
         # Another annotator of the same video. The reply at 9 s is outside of the first row.
-        narrated((3.0, "You jump."), (9.0, "You fall."), video="a.mp4", end=9.0),
+        narrated((3.0, "You jump."), (9.0, "You fall."), end=9.0, **video),
     ]
     predictions = [
         {"turns": [asdict(turn)], "replies": [{"time": 2.5, "text": "You stand."}]},
@@ -494,6 +495,25 @@ def test_narration_has_lives_measures_and_those_of_its_own_history():
     assert find_task("ego4d_narration").papers["VideoLLM-MoD"]["time_diff"] == 2.04
 
 
+@pytest.mark.parametrize(
+    ("tasks", "recall"),
+    [
+        (("ego4d_narration", "ego4d_narration"), 0.5),
+        # A step and its substeps, two dialogues, rows of several tasks and rows of one's own are no passes.
+        (("ego4d_goalstep", "ego4d_goalstep"), 1.0),
+        (("ego4d_livechat", "ego4d_livechat"), 1.0),
+        (("ego4d_narration", "ego4d_refined"), 1.0),
+        ((None, None), 1.0),
+    ],
+)
+def test_only_passes_of_annotators_are_true_for_one_another(tasks, recall):
+    told = [((2.0, "You stand."),), ((6.0, "You fall."),)]
+    rows = [narrated(*replies, video="a.mp4", task=task) for replies, task in zip(told, tasks, strict=True)]
+    # Each row tells exactly what its own annotator says. A prediction is 1 / fps later than its frame.
+    predictions = [{"turns": [], "replies": [{"time": r[0][0] - 0.5, "text": r[0][1]}]} for r in told]
+    assert find_task("narration").score(rows, predictions, {"fps": 2.0})["temporal_recall"] == recall
+
+
 def test_narration_predicts_turns_and_replies_of_any_row(runner):
     rows = [ask(5, question="Narrate.", seed=3), ask(8, at=1.0, question="Narrate.", seed=4)]
     task = find_task("narration")
@@ -504,6 +524,20 @@ def test_narration_predicts_turns_and_replies_of_any_row(runner):
         spoken = [event for event in runner.stream(row) if event.interval_probability is not None]
         assert prediction["replies"] == [{"time": event.time, "text": event.text} for event in spoken] != []
     assert task.score(rows, predictions, {"fps": 2.0})["lm_ppl"] > 1
+
+
+# --------------------------------------------------------------------------------------------- tasks that stream
+
+
+@pytest.mark.parametrize("name", ["vript_scenes", "qvhighlights_moments", "ego4d_nlq", "proactive"])
+def test_true_replies_do_not_tell_when_to_speak(runner, name):
+    """Something is heard right before a true reply, as speech is at the end of a scene. The model stays silent."""
+    row = ask(5, question="Describe it.", seed=3)
+    heard = {"role": "user", "content": "Hello.", "time": 1.0}
+    row["messages"] += [heard, {"role": "assistant", "content": "She greets.", "time": 1.0}]
+    silent = Runner(runner.model, runner.processor, stream_options={"speak": lambda _frame: False})
+    assert [event.role for event in silent.stream(row)].count("assistant") == 1, "a question with its answer"
+    assert find_task(name).predict(silent, row) == {"replies": []}
 
 
 # --------------------------------------------------------------------------------------------------------- Ego4D NLQ

@@ -27,9 +27,14 @@ class Streamed(Task):
         return self.predict_all(runner, [row])[0]
 
     def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return `replies`: `time` in seconds, `text`, and `score`, the probability with which the model spoke."""
+        """
+        Return `replies`: `time` in seconds, `text`, and `score`, the probability with which the model spoke.
+
+        The stream gets the system prompt and what the user says. The true replies must not tell when to speak.
+        """
+        asked = [{**row, "messages": [m for m in row["messages"] if m["role"] != "assistant"]} for row in rows]
         return [
-            {"replies": [_reply(e) for e in events if e.role == "assistant"]} for events in runner.stream_all(rows)
+            {"replies": [_reply(e) for e in events if e.role == "assistant"]} for events in runner.stream_all(asked)
         ]
 
 

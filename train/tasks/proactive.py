@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from videollm_mod.train.tasks.dense_captions import Streamed
-from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.teacher_forcing import evaluate_metric
 
 
@@ -24,14 +23,6 @@ class Proactive(Streamed):
     def wants(self, row: dict[str, Any]) -> bool:
         """Return whether a row has a span."""
         return bool(find_spans(row))
-
-    def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return all replies of the streams."""
-        # The true replies must not tell when to answer.
-        asked = [[message for message in row["messages"] if message["role"] != "assistant"] for row in rows]
-        return super().predict_all(
-            runner, [{**row, "messages": messages} for row, messages in zip(rows, asked, strict=True)]
-        )
 
     def score(
         self,

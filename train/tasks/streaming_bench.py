@@ -126,11 +126,6 @@ class NativeOutput(Streamed):
         """Return whether this is a row of the proactive task."""
         return row.get("task") == "streaming_bench_proactive"
 
-    def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return all replies of the streams."""
-        # The true reply must not tell when to answer.
-        return super().predict_all(runner, [{**row, "messages": row["messages"][:1]} for row in rows])
-
     def score(
         self,
         rows: Sequence[dict[str, Any]],
