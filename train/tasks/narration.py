@@ -108,7 +108,7 @@ def _told(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _passes(rows: Sequence[dict[str, Any]], true: Sequence[list[dict[str, Any]]]) -> list[list[list[dict[str, Any]]]]:
-    """Return the narrations of each row, then those of other annotators of its video, as far as they lie in the row."""
+    """Return the narrations of each row, then those of other annotators of its video that lie in it."""
     groups: dict[Any, list[int]] = {}
     names = [_annotated(row) or index for index, row in enumerate(rows)]
     for index, name in enumerate(names):
