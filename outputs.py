@@ -32,6 +32,12 @@ def check_outputs(outputs: Mapping[str, Path], *sources: str | Path) -> None:
             raise ValueError(f"{option} cannot write '{path}': {getattr(error, 'strerror', None) or error}.") from None
 
 
+def path_from(folder: Path, path: str | Path) -> str:
+    """Return the path of a file as seen from a folder. A file that is a link keeps its own name."""
+    path = Path(path)
+    return os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
+
+
 def write_text(path: Path, text: str) -> None:
     """
     Write a text file. An existing file is replaced when the new one is complete.

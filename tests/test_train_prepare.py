@@ -123,6 +123,16 @@ def test_the_command_writes_rows_that_load(lights):
     assert "--colour green" in about["command"]
 
 
+def test_a_video_that_is_a_link_keeps_its_name(lights):
+    """As the videos of a Hub data set in its cache."""
+    (lights / "videos" / "a.mkv").rename(lights / "blob")
+    (lights / "videos" / "a.mkv").symlink_to(lights / "blob")
+    run(lights)
+    row = json.loads((lights / "out" / "train.jsonl").read_text().splitlines()[0])
+    assert row["video"] == "../videos/a.mkv"
+    assert load_timed_messages(lights / "out", "train")[0]["video"] == str(lights / "videos" / "a.mkv")
+
+
 def test_the_table_names_what_was_left_out(lights):
     out = run(lights, "--split", "train").stdout
     assert "train: 4 rows (2 lights_what, 2 lights_when)" in out and "validation" not in out

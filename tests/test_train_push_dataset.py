@@ -17,6 +17,7 @@ from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.train.data import prepare
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.train.push import main
+from videollm_mod.train.push_dataset import _published_names
 
 
 REPO = "somebody/dialogues"
@@ -84,6 +85,31 @@ def test_prepared_data_is_published_with_a_card_and_streams(hub, prepared, tmp_p
     files["train-00001-of-00002.parquet"] = b"from an earlier version"
     again = push(hub, tmp_path, prepared, "--dataset", REPO, "--no_verify")
     assert again.returncode == 0 and "train-00001-of-00002.parquet" not in hub.files(STORED)
+
+
+def test_videos_of_one_name_keep_their_folders(tmp_path):
+    """Each take of Ego-Exo4D has its video `aria01_214-1.mp4`."""
+    (tmp_path / "out").mkdir()
+    names = ["takes/a/video.mp4", "takes/b/deep/video.mp4", "out/videos/own.mp4", "cache/blob"]
+    for index, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_clip(tmp_path / "clip.mp4", random_frames(10, seed=index)).rename(tmp_path / name)
+    (tmp_path / "takes" / "linked.mp4").symlink_to(tmp_path / "cache" / "blob")
+    said = [{"role": "assistant", "content": "A.", "time": 0.5}]
+    row = {"messages": said}
+    videos = ["../takes/a/video.mp4", "../takes/b/deep/video.mp4", "videos/own.mp4", "../takes/linked.mp4"]
+    rows = [{"id": name, "video": name, **row} for name in videos]
+    (tmp_path / "out" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_timed_messages(tmp_path / "out")
+    assert loaded[3]["video"] == str(tmp_path / "takes" / "linked.mp4"), "a link keeps its name"
+    published = _published_names([loaded], tmp_path / "out")
+    expected = ["videos/a/video.mp4", "videos/b/deep/video.mp4", "videos/own.mp4", "videos/linked.mp4"]
+    assert list(published.values()) == expected
+    (tmp_path / "takes" / "own.mp4").symlink_to(tmp_path / "cache" / "blob")
+    with (tmp_path / "out" / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "own", "video": "../takes/own.mp4", **row}) + "\n")
+    with pytest.raises(ValueError, match="two videos would be published as 'videos/own.mp4'"):
+        _published_names([load_timed_messages(tmp_path / "out")], tmp_path / "out")
 
 
 def test_features_travel_within_the_rows(hub, tmp_path):

@@ -10,14 +10,17 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from videollm_mod.outputs import path_from
 from videollm_mod.train.data.converters import SPLITS, read_json
 from videollm_mod.train.data.faults import WHERE
 from videollm_mod.train.data.shards import write_shards
@@ -74,7 +77,11 @@ def push_dataset(
     if not splits:
         raise ValueError(f"'{folder}' has no rows of {', '.join(SPLITS)}.")
     with tempfile.TemporaryDirectory() as place:
-        counts = {split: _write_split(folder, split, Path(place), max_shard_size) for split in splits}
+        loaded = {split: _load_split(folder, split) for split in splits}
+        videos = _published_names(loaded.values(), folder)
+        counts = {
+            split: _write_split(rows, videos, split, Path(place), max_shard_size) for split, rows in loaded.items()
+        }
         about = {**about, "command": _without_folders(about.get("command", ""))}
         (Path(place) / "about.json").write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
         (Path(place) / "README.md").write_text(write_dataset_card(repo, about, counts), encoding="utf-8")
@@ -105,25 +112,45 @@ def _open(api: HfApi, repo: str, *, private: bool | None, force: bool) -> str:
     return repo
 
 
-def _write_split(folder: Path, split: str, place: Path, max_shard_size: str) -> int:
-    """Write a split as Parquet files. Return its number of rows."""
+def _load_split(folder: Path, split: str) -> Dataset:
+    """Return the rows of a split, none of which may be faulty."""
     rows = load_timed_messages(folder, split)
     if fault := next(find_faults(rows), None):
         raise ValueError(f"{fault}. Faulty rows are not published; --validate_only of train/sft.py lists all faults.")
-    has_features = any(rows[index].get("frame_features") is not None for index in range(len(rows)))
-    published = (_published(rows[index], folder) for index in range(len(rows)))
+    return rows
+
+
+def _published_names(splits: Iterable[Dataset], folder: Path) -> dict[str, str]:
+    """
+    Return the place beside the rows that each video takes. Videos outside the folder go to `videos`, with the folders
+    that tell them apart: below the deepest one that holds all of them.
+    """
+    found = dict.fromkeys(row.get("video") for rows in splits for row in _each(rows))
+    files = [video for video in found if isinstance(video, str) and "://" not in video]
+    inside = {video: Path(path_from(folder, video)) for video in files}
+    outside = [video for video in files if inside[video].parts[0] == ".."]
+    above = os.path.commonpath([os.path.dirname(video) for video in outside]) if outside else ""
+    names = {video: path.as_posix() for video, path in inside.items()}
+    names |= {video: f"videos/{Path(video).relative_to(above).as_posix()}" for video in outside}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise ValueError(f"two videos would be published as '{twice[0]}': rename one of them.")
+    return names
+
+
+def _each(rows: Dataset) -> Iterator[dict[str, Any]]:
+    yield from (rows[index] for index in range(len(rows)))
+
+
+def _write_split(rows: Dataset, videos: dict[str, str], split: str, place: Path, max_shard_size: str) -> int:
+    """Write a split as Parquet files. Return its number of rows."""
+    has_features = any(row.get("frame_features") is not None for row in _each(rows))
+    published = (
+        {name: videos.get(value, value) if name == "video" else value for name, value in row.items() if name != WHERE}
+        for row in _each(rows)
+    )
     options = {"max_shard_size": max_shard_size, "embed_features": has_features}
     return write_shards(published, place, split, **options)
-
-
-def _published(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a row as others see it: a video has the place that it takes beside the rows."""
-    row = {name: value for name, value in row.items() if name != WHERE}
-    video = row.get("video")
-    if isinstance(video, str) and "://" not in video:
-        inside = os.path.relpath(video, folder.resolve())
-        row["video"] = f"videos/{Path(video).name}" if inside.startswith("..") else Path(inside).as_posix()
-    return row
 
 
 def _without_folders(command: str) -> str:

@@ -13,7 +13,6 @@ Each reply of the language model is kept. If the command is interrupted, run it 
 """
 
 import json
-import os
 import shlex
 import sys
 from collections import Counter
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from videollm_mod.mistakes import one_line_errors
-from videollm_mod.outputs import write_text
+from videollm_mod.outputs import path_from, write_text
 from videollm_mod.train.data.converters import Notes
 from videollm_mod.train.data.dialogues import to_number
 from videollm_mod.train.data.faults import FaultyRowError
@@ -279,7 +278,7 @@ def _is_message(value: Any) -> bool:
 def _source_of(row: dict[str, Any], out: Path) -> dict[str, str]:
     """Return the video or frame features of a row, as a path from the folder `out`."""
     [(name, path)] = [(name, row[name]) for name in SOURCES if row.get(name) is not None]
-    return {name: path if "://" in path else os.path.relpath(path, out.resolve())}
+    return {name: path if "://" in path else path_from(out, path)}
 
 
 # ------------------------------------------------------------------------------------------------------------- command

@@ -13,7 +13,6 @@ The folder of `--out` then is a `--dataset` of the other scripts. docs/data.md l
 """
 
 import json
-import os
 import shlex
 import sys
 from collections import Counter
@@ -27,7 +26,7 @@ from videollm_mod.console import quiet
 
 from transformers import HfArgumentParser
 
-from videollm_mod.outputs import write_text
+from videollm_mod.outputs import path_from, write_text
 from videollm_mod.train.data.converters import (
     CONVERTERS,
     SPLITS,
@@ -129,7 +128,7 @@ def _write_rows(
             if split not in files:
                 files[split], counts[split] = stack.enter_context(_open(arguments, split)), Counter()
             name = "video" if "video" in row else "frame_features"
-            row = {**row, name: os.path.relpath(Path(row[name]).resolve(), arguments.out.resolve())}
+            row = {**row, name: path_from(arguments.out, row[name])}
             files[split].write(row)
             counts[split][row.get("task", "")] += 1
         if counts:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils.py_utils import convert_file_size_to_int
 
+from videollm_mod.outputs import path_from
 from videollm_mod.train.data.faults import WHERE, counted
 from videollm_mod.train.data.feature_files import StoredFeatures
 
@@ -196,7 +197,7 @@ def _near(rows: Sequence[dict[str, Any]], out: Path, embed_features: bool) -> It
         row = rows[index]
         for name in ("video",) if embed_features else ("video", "frame_features"):
             if isinstance(row.get(name), str) and os.path.isabs(row[name]):
-                row = {**row, name: os.path.relpath(row[name], out.resolve())}
+                row = {**row, name: path_from(out, row[name])}
         yield row
 
 

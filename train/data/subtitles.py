@@ -14,7 +14,6 @@ Lines are merged into sentences. Each sentence becomes a reply at the time when 
 import argparse
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.outputs import check_outputs, write_text
+from videollm_mod.outputs import check_outputs, path_from, write_text
 from videollm_mod.train.data.faults import counted
 from videollm_mod.train.data.subtitle_formats.lines import (
     DASH,
@@ -266,7 +265,7 @@ def to_row(video: Path, subtitles: Path, options: argparse.Namespace) -> tuple[d
     if len(messages) == 1:
         found = f" ({report})" if report else ""
         raise ValueError(f"'{subtitles}' has no text within the {seconds:.1f} s of '{video}'{found}.")
-    name = os.path.relpath(video.resolve(), options.out.resolve().parent)
+    name = path_from(options.out.resolve().parent, video)
     notes = [f"{file}: {found}" for file, found in ((video, reader.report), (subtitles, report)) if found]
     return {"video": name, "start": 0.0, "end": seconds, "messages": messages}, notes
 

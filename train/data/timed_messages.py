@@ -246,7 +246,11 @@ def _absolute(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
 def _absolute_name(name: Any, root: Path | str) -> Any:
     if not isinstance(name, str) or "://" in name or os.path.isabs(name) or "\0" in name:
         return name
-    return os.path.realpath(root / name) if isinstance(root, Path) else _download(root, name)
+    if not isinstance(root, Path):
+        return _download(root, name)
+    # A video that is a link keeps its name, as in a cache of the Hub.
+    folder, name = os.path.split(root / name)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 @cache
