@@ -95,7 +95,7 @@ def test_a_model_streams_rows_and_is_not_told_that_a_window_starts_at_once():
     messages = [{"role": "user", "content": ask_for_moment("a dog", "a/0")}]
     messages += to_moment_replies("a dog", [(0.0, 2.0)], fps=2, last=9)
     row = {"id": "a/0", "task": "charades_sta_moments", "video": random_frames(10), "messages": messages}
-    (task,) = choose_tasks("charades_sta", {"source": "charades_sta", "tasks": ["charades_sta_moments"]})
+    (task,) = choose_tasks("charades_sta", {"source": "charades_sta", "tasks": ["charades_sta_moments"]}, "test")
     runner = Runner(tiny_model(), tiny_processor(), interval_threshold=1.0, stream_options={"max_new_tokens": 3})
     spoken = task.predict(runner, row)["replies"]
     assert [reply["time"] for reply in spoken] == [index / 2 for index in range(10)]

@@ -4,6 +4,7 @@
 
 import json
 import re
+import sys
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -208,7 +209,7 @@ def evaluate(rows, out, *, names="length", settings=None, **options):
     about = {"more": 0.5, "source": "made", "tasks": ["length", "other"]}
     settings = settings or {"fps": 2.0}
     return evaluate_tasks(
-        lambda: seen, rows, choose_tasks(names, about), about, out=out, settings=settings, **options
+        lambda: seen, rows, choose_tasks(names, about, "test"), about, out=out, settings=settings, **options
     ), list(seen)
 
 
@@ -296,8 +297,77 @@ def test_a_row_that_cannot_be_read_is_left_out_alone(tmp_path):
     faults = []
     results, _ = evaluate(rows, tmp_path / "left", left_out=SimpleNamespace(leave_out=faults.append))
     assert faults == ["'a.jsonl', line 2: no video"]
-    assert (results["length"]["rows"], results["length"]["left_out"]) == (2, 1)
+    assert (results["length"]["rows"], results["length"]["unread"]) == (2, 1)
     assert results["length"]["scores"] == {"letters": 4.5}
+    line = "length: 2 rows, and 1 more that the scores do not cover because they cannot be read, the default scorer."
+    assert line in make_table(results).splitlines()
+    with patch.object(Length, "no_reply", {"letters": 0}):
+        results, _ = evaluate(rows, tmp_path / "counted", left_out=SimpleNamespace(leave_out=faults.append))
+    assert results["length"]["scores"] == {"letters": pytest.approx(8 / 3 + 0.5)}
+    line = "length: 2 rows, and 1 more that count as rows without a reply because they cannot be read"
+    assert any(found.startswith(line) for found in make_table(results).splitlines())
+
+
+def test_rows_without_a_reply_are_wrong_in_every_task_that_counts_them():
+    asked = [
+        ("ovo_bench_epm", {"answer": "A", "options": ["a cat", "a dog"]}),
+        ("ovo_bench_rec", {"answer": "0"}),
+        ("ovo_bench_crr", {"answer": "No"}),
+        ("streaming_bench_real", {"answer": "A", "options": ["a cat", "a dog"], "type": "Clips"}),
+        ("streaming_bench_proactive", {"asked": 0.0, "time": 2.0, "output": "3"}),
+        ("vript_hard_rr", {"answer": "A", "options": ["a cat", "a dog"]}),
+        ("vript_hard_ero", {"order": ["A", "B", "C"]}),
+    ]
+    for name, truth in asked:
+        for official in (False, True):
+            found = score(name, [(truth, find_task(name).no_reply)], official=official)
+            assert found and set(found.values()) == {0.0}, name
+
+
+def test_predictions_depend_on_the_truth_that_they_read_and_on_no_other(tmp_path):
+    class Chosen(Length):
+        truth_keys = ("options",)
+
+        def predict(self, runner, row):
+            runner.append(row["truth"])
+            return {"letters": len(row["truth"]["options"])}
+
+    def asked(**truth):
+        return [{**row, "truth": truth} for row in words("one", task="chosen")]
+
+    with patch.dict(TASKS, chosen=Chosen):
+        one = {"options": ["a", "b"]}
+        assert evaluate(asked(answer="a", **one), tmp_path, names="chosen")[1] == [one]
+        assert evaluate(asked(answer="b", **one), tmp_path, names="chosen")[1] == []
+        results, seen = evaluate(asked(answer="b", options=["a"]), tmp_path, names="chosen")
+        assert results["chosen"]["scores"] == {"letters": 1.5} and seen == [{"options": ["a"]}]
+
+
+def test_what_a_score_lacks_shows_before_the_model_runs_and_scored_tasks_stay(tmp_path):
+    row = words("one", task="coin_step") + words("one", task="ego4d_lta") + words("one", task="proactive_video_qa_tv")
+    for name, error in (
+        ("coin_step", "about.json has no label dictionary 'coin_step'"),
+        ("ego4d_lta", "about.json has no label dictionary 'ego4d_lta_verb'"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            evaluate(row, tmp_path, names=name)
+    with (
+        patch.dict(sys.modules, sentence_transformers=None),
+        pytest.raises(ImportError, match="needs an encoder"),
+    ):
+        task = find_task("proactive_video_qa_tv")
+        task.judge = "sentence"
+        evaluate_tasks(pytest.fail, row, [task], {}, out=tmp_path, settings={})
+    assert list(tmp_path.glob("predictions*")) == []
+
+    class Broken(Length):
+        def score(self, *_arguments):
+            raise OSError("the judge is gone")
+
+    rows = words("one") + words("one", task="broken")
+    with patch.dict(TASKS, broken=Broken), pytest.raises(OSError, match="is gone"):
+        evaluate(rows, tmp_path, names="length,broken")
+    assert list(json.loads((tmp_path / "results.json").read_text())["tasks"]) == ["length"]
 
 
 def test_a_batch_that_does_not_fit_into_memory_runs_in_parts(tmp_path):
@@ -325,6 +395,11 @@ def test_unknown_tasks_missing_rows_and_equal_ids_are_one_line(tmp_path):
         find_task("step")
     with pytest.raises(ValueError, match=r"^there is no row of the task other. It has length.$"):
         evaluate(words("one"), tmp_path, names="other")
+    about = {"source": "made", "tasks": ["length", "other"], "splits": {"test": {"tasks": {"other": 2}}}}
+    assert [task.name for task in choose_tasks("made", about, "test")] == ["other"], "the others have no rows"
+    assert len(choose_tasks("made", about, "train")) == 2, "nothing is known of this split"
+    with pytest.raises(ValueError, match=r"^test has no row of a task of made.$"):
+        choose_tasks("made", {**about, "splits": {"test": {"tasks": {}}}}, "test")
     with pytest.raises(ValueError, match=r"^2 rows of the task length have the id 'r0'.$"):
         evaluate(words("one") * 2, tmp_path)
 

@@ -124,3 +124,13 @@ class SimilarityJudge:
 def find_judge(judge: str | Judge) -> Judge:
     """Return a judge by its name in [`SIMILARITIES`], or the judge itself."""
     return SimilarityJudge(judge) if isinstance(judge, str) else judge
+
+
+def check_judge(judge: str | Judge) -> None:
+    """
+    Let a judge compare one pair of texts, so that what it lacks shows before a long run.
+
+    Raises:
+        `ImportError` or `OSError`: If its encoder or its endpoint is not there.
+    """
+    find_judge(judge).levels([("What is it?", "A ball.", "A ball.")], 4)

@@ -26,6 +26,10 @@ class Task:
             of [`Task.score`]. They are printed beside the scores.
         official_note (`str`): One sentence that says how the published scorer differs from the default. It is empty
             if they agree.
+        truth_keys (`tuple[str, ...]`): The keys of a row's `truth` that predictions depend on, such as options. A
+            prediction gets no others. It is made anew if one of them changes.
+        no_reply (`dict`, *optional*): The prediction that stands for a row that cannot be read, if such a row counts
+            as one without a reply. Otherwise the scores do not cover it.
 
     Attributes:
         judge (`str` or [`Judge`]): Judge of free text, for the tasks that need one.
@@ -36,6 +40,8 @@ class Task:
 
     papers: ClassVar[dict[str, dict[str, float]]] = {}
     official_note: ClassVar[str] = ""
+    truth_keys: ClassVar[tuple[str, ...]] = ()
+    no_reply: ClassVar[dict[str, Any] | None] = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,13 +51,24 @@ class Task:
         """Return whether a row belongs to this task."""
         return row.get("task") == self.name
 
+    def check(self, about: dict[str, Any]) -> None:
+        """
+        Check what the score will need, before rows are predicted.
+
+        Args:
+            about (`dict`): See [`Task.score`].
+
+        Raises:
+            `ValueError`, `OSError` or `ImportError`: If something is missing.
+        """
+
     def predict(self, runner: "Runner", row: dict[str, Any]) -> dict[str, Any]:
         """
         Return what the model makes of a row, as JSON values. It is saved, so that another run can score it again.
 
         Args:
             runner ([`Runner`]): Runs the model on rows.
-            row (`dict`): A row of timed messages with `id` and `task`.
+            row (`dict`): A row of timed messages with `id` and `task`. Its `truth` has the keys `truth_keys` only.
         """
         raise NotImplementedError
 
@@ -167,21 +184,28 @@ def find_task(name: str) -> Task:
     return task(name)
 
 
-def choose_tasks(names: str, about: dict[str, Any]) -> list[Task]:
+def choose_tasks(names: str, about: dict[str, Any], split: str) -> list[Task]:
     """
-    Return the tasks of a comma-separated list. The name of the data's source stands for all its tasks.
+    Return the tasks of a comma-separated list. The name of the data's source stands for all its tasks with rows.
 
     Args:
         names (`str`): Names, such as "coin_step,coin_task" or "coin".
-        about (`dict`): The folder's `about.json`. Its `source` and `tasks` say what the source's name stands for.
+        about (`dict`): The folder's `about.json`. Its `source`, `tasks` and `splits` say what the source's name
+            stands for.
+        split (`str`): Name of the split.
 
     Raises:
-        `ValueError`: If a name is unknown.
+        `ValueError`: If a name is unknown, or if the source has no rows in the split.
     """
+    # Data without counts of rows may have rows of every task.
+    counts = about.get("splits", {}).get(split, {}).get("tasks")
+    there = [task for task in about.get("tasks", []) if counts is None or counts.get(task)]
     found: dict[str, Task] = {}
     for name in filter(None, (name.strip() for name in names.split(","))):
         is_source = name not in TASKS and name == about.get("source")
-        for each in about.get("tasks", []) if is_source else [name]:
+        if is_source and not there:
+            raise ValueError(f"{split} has no row of a task of {name}.")
+        for each in there if is_source else [name]:
             found.setdefault(each, find_task(each))
     if not found:
         raise ValueError("names no task.")

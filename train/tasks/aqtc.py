@@ -34,6 +34,7 @@ class Guidance(Task):
         "winner of 2022, its test": {"recall@1": 0.452, "recall@3": 0.754, "mean_rank": 2.6, "mrr": 3.87},
         "winner of 2023, its test": {"recall@1": 0.787, "recall@3": 0.934},
     }
+    truth_keys = ("steps",)
     official_note = "The published scorer gives the last of candidates with equal scores the best rank."
 
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def run_tasks(
             raise ValueError(
                 f"the rows are prepared for {about['fps']:g} frames per second: give --fps {about['fps']:g}."
             )
-        tasks = choose_tasks(arguments.task, about)
+        tasks = choose_tasks(arguments.task, about, arguments.split)
         for task in tasks:
             task.judge = _make_judge(arguments, out)
         results = evaluate_tasks(

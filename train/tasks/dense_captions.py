@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from videollm_mod.outputs import write_text
 from videollm_mod.train.data.moments import spoken_windows
@@ -21,6 +21,8 @@ _CLIP = 2.0
 
 class Streamed(Task):
     """Base class of tasks whose prediction is what the model says in free streaming."""
+
+    no_reply: ClassVar[dict[str, Any] | None] = {"replies": []}
 
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
         """Return the replies of a row."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from tqdm.auto import tqdm
@@ -19,10 +18,9 @@ from tqdm.auto import tqdm
 from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, name_row
 from videollm_mod.train.tasks import Task
 from videollm_mod.train.tasks.running import Runner
-from videollm_mod.train.tasks.saving import Predictions, fingerprint, save_results
+from videollm_mod.train.tasks.saving import Key, Predictions, fingerprint, limit_truth, save_results
 
 
-Key = tuple[str, str, str]
 # Frames and frame features within a row.
 _FRAMES = (np.ndarray, torch.Tensor, bytes)
 
@@ -79,7 +77,7 @@ def choose_rows(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[T
             if each.task.wants(row):
                 each.rows.append(row)
                 each.places.append(place)
-                each.keys.append((each.task.name, _id(row, place), fingerprint(row)))
+                each.keys.append((each.task.name, _id(row, place), fingerprint(row, each.task.truth_keys)))
     for each in chosen:
         ids = [key[1] for key in each.keys]
         if not ids:
@@ -125,30 +123,35 @@ def evaluate_tasks(
         left_out ([`RowRecord`], *optional*): Where to record rows that cannot be read, which are then left out.
 
     Returns:
-        `dict`: For each task its `scores`, `rows`, `left_out`, `official`, `papers` and `files`. Empty in all
-        processes but the first, which scores.
+        `dict`: For each task its `scores`, `rows` that were predicted, `unread` ones, whether these `count` as rows
+        without a reply, `official`, `papers` and `files`. Empty in all processes but the first, which scores.
 
     Raises:
-        `ValueError`: If a task has no rows, or the folder has predictions of other settings.
+        `ValueError`: If a task has no rows, if its score lacks something, or if the folder has predictions of other
+            settings.
         [`FaultyRowError`]: If a row cannot be read and `left_out` is not given.
     """
     accelerator = Accelerator() if accelerator is None else accelerator
     chosen = choose_rows(rows, tasks)
     saved = Predictions(out, accelerator.process_index)
     saved.check_settings(settings)
-    done = saved.read()
+    done = saved.keys()
+    if accelerator.is_main_process:
+        for each in chosen:
+            each.task.check(about)
     # All processes have read before one writes.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         saved.write_settings(settings)
     if todo := _arrange(chosen, done, accelerator.num_processes):
         with accelerator.split_between_processes(todo) as mine:
-            made = _predict(make_runner(), rows, mine, saved, accelerator.is_main_process, left_out)
-            done |= dict(gather_object(made))
-    if not accelerator.is_main_process:
-        return {}
-    results = {each.task.name: _score(each, done, about, official, out) for each in chosen}
-    save_results(out, settings, results)
+            _predict(make_runner(), rows, mine, saved, accelerator.is_main_process, left_out)
+        accelerator.wait_for_everyone()
+    results: dict[str, dict[str, Any]] = {}
+    for each in chosen if accelerator.is_main_process else ():
+        # Predictions of one task are in memory at a time.
+        results[each.task.name] = _score(each, saved.read(each.task.name), about, official, out)
+        save_results(out, settings, results)
     return results
 
 
@@ -178,16 +181,13 @@ def _predict(
     saved: Predictions,
     shows_bar: bool,
     left_out: RowRecord | None,
-) -> list[tuple[Key, dict[str, Any]]]:
+) -> None:
     """Predict rows in batches of one task, and save each batch when it is done."""
-    made: list[tuple[Key, dict[str, Any]]] = []
     with tqdm(total=len(todo), desc="rows", disable=not shows_bar) as bar:
         for batch in _batches(todo, runner.batch_size):
             for key, prediction in _predict_batch(runner, rows, batch, left_out):
                 saved.add(key, prediction)
-                made.append((key, prediction))
             bar.update(len(batch))
-    return made
 
 
 def _batches(todo: Sequence[tuple[Task, int, Key]], size: int) -> Iterator[Sequence[tuple[Task, int, Key]]]:
@@ -214,7 +214,8 @@ def _predict_batch(
     """
     (task, place, _), *others = batch
     try:
-        predictions = task.predict_all(runner, [rows[place] for _, place, _ in batch])
+        shown = [{**rows[place], "truth": limit_truth(rows[place], task.truth_keys)} for _, place, _ in batch]
+        predictions = task.predict_all(runner, shown)
         return [(key, prediction) for (_, _, key), prediction in zip(batch, predictions, strict=True)]
     except FaultyRowError as error:
         if left_out is None:
@@ -234,13 +235,16 @@ def _score(
     each: TaskRows, done: dict[Key, dict[str, Any]], about: dict[str, Any], official: bool, out: Path
 ) -> dict[str, Any]:
     """Score a task and write its files. Return the entry of `results.json`."""
-    kept = [k for k, key in enumerate(each.keys) if key in done]
-    rows, predictions = [each.rows[k] for k in kept], [done[each.keys[k]] for k in kept]
+    found = [(row, done.get(key, each.task.no_reply)) for row, key in zip(each.rows, each.keys, strict=True)]
+    read = sum(key in done for key in each.keys)
+    kept = [(row, prediction) for row, prediction in found if prediction is not None] if read else []
+    rows, predictions = [row for row, _ in kept], [prediction for _, prediction in kept]
     scores = each.task.score(rows, predictions, about, official) if kept else {}
     return {
         "scores": {name: float(value) for name, value in scores.items()},
-        "rows": len(kept),
-        "left_out": len(each.keys) - len(kept),
+        "rows": read,
+        "unread": len(each.keys) - read,
+        "count": each.task.no_reply is not None,
         "official": official,
         "papers": each.task.papers,
         "files": [str(path) for path in each.task.write_files(out, rows, predictions, about)],

@@ -65,6 +65,10 @@ class LabelTask(Task):
     Rows without a truth, such as those of a test split, have predictions and no score.
     """
 
+    def check(self, about: dict[str, Any]) -> None:
+        """Check that there is a label dictionary."""
+        read_labels(about, self.name)
+
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
         """Return the greedy reply, of at most 512 tokens."""
         return self.predict_all(runner, [row])[0]

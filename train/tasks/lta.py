@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rapidfuzz.distance import Levenshtein
 
@@ -43,10 +43,15 @@ class Ego4DLta(Task):
         model: {f"{name}_ED@20": figure for name, figure in zip(_NAMES, figures, strict=True)}
         for model, figures in _PAPERS.items()
     }
+    no_reply: ClassVar[dict[str, Any] | None] = {"texts": [""] * NUM_CANDIDATES}
     official_note = (
         "The published scorer takes the taxonomy's first action for a reply without a line, and tells labels with the "
         "same words apart; the default counts the former as wrong. Its printed ED_19 is ED@20."
     )
+
+    def check(self, about: dict[str, Any]) -> None:
+        """Check that there is a taxonomy."""
+        _finder(about)
 
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
         """Return the replies of five beams."""
@@ -60,7 +65,7 @@ class Ego4DLta(Task):
         official: bool = False,
     ) -> dict[str, float]:
         """Return `ED@20` and `AUED` of verb, noun and action. Rows without labels, as in the test split, have none."""
-        finder = ActionFinder(read_labels(about, "ego4d_lta_verb"), read_labels(about, "ego4d_lta_noun"))
+        finder = _finder(about)
         curves: dict[str, list[list[float]]] = {name: [] for name in _NAMES}
         for row, prediction in zip(rows, predictions, strict=True):
             truth = row["truth"]
@@ -90,7 +95,7 @@ class Ego4DLta(Task):
         about: dict[str, Any],
     ) -> list[Path]:
         """Write the submission of rows without labels: five lists of 20 verbs and nouns for each."""
-        finder = ActionFinder(read_labels(about, "ego4d_lta_verb"), read_labels(about, "ego4d_lta_noun"))
+        finder = _finder(about)
         entries = {}
         for row, prediction in zip(rows, predictions, strict=True):
             truth = row["truth"]
@@ -138,6 +143,10 @@ class ActionFinder:
     def same(self, action: Action) -> Action:
         """Return the action that a reply with the words of `action` gives."""
         return self.actions[f"{self.verbs[action[0]]} {self.nouns[action[1]]}"]
+
+
+def _finder(about: dict[str, Any]) -> ActionFinder:
+    return ActionFinder(read_labels(about, "ego4d_lta_verb"), read_labels(about, "ego4d_lta_noun"))
 
 
 def _part(candidates: Sequence[Sequence[Action]], part: int | None) -> list[list[Any]]:

@@ -4,7 +4,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from videollm_mod.train.data.choices import LETTERS
 from videollm_mod.train.data.ovo_bench import GROUPS
@@ -38,6 +38,8 @@ class OVOBench(Task):
     `backward_by_likelihood` and `realtime_by_likelihood` take the most likely letter in place of the reply.
     """
 
+    truth_keys = ("options",)
+    no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
     official_note = "The published scorer looks for the letter, Yes or No anywhere in a reply, and joins its digits."
 
     def __init__(self, name: str) -> None:
@@ -80,8 +82,8 @@ class OVOBench(Task):
         for row, predicted in zip(rows, predictions, strict=True):
             task, truth = row["task"].removeprefix(_PREFIX), row["truth"]
             right.setdefault(task, []).append(is_right(task, predicted["text"], truth))
-            if "likelihoods" in predicted and not official:
-                likely.setdefault(task, []).append(most_likely(predicted["likelihoods"]) == truth["answer"])
+            if "options" in truth and not official:
+                likely.setdefault(task, []).append(most_likely(predicted.get("likelihoods")) == truth["answer"])
         scores: dict[str, float] = {}
         for group, tasks in GROUPS.items():
             scores |= {task: _mean(right[task]) for task in tasks if task in right}
@@ -100,8 +102,10 @@ def likelihoods(runner: Runner, row: dict[str, Any], options: Sequence[str]) -> 
     return runner.likelihoods(row, list(LETTERS[: len(options)]))
 
 
-def most_likely(values: Sequence[float]) -> str:
-    """Return the letter of the largest value, the first of several."""
+def most_likely(values: Sequence[float] | None) -> str | None:
+    """Return the letter of the largest value, the first of several, or `None` without values."""
+    if values is None:
+        return None
     return LETTERS[max(range(len(values)), key=values.__getitem__)]
 
 

@@ -5,6 +5,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from videollm_mod.train.judging import check_judge
 from videollm_mod.train.tasks.dense_captions import Streamed
 from videollm_mod.train.teacher_forcing import evaluate_metric
 
@@ -19,6 +20,10 @@ class Proactive(Streamed):
     """
 
     official_note = "The published scorer grades all replies of a span together, in three grades."
+
+    def check(self, about: dict[str, Any]) -> None:  # noqa: ARG002
+        """Check that the judge replies."""
+        check_judge(self.judge)
 
     def wants(self, row: dict[str, Any]) -> bool:
         """Return whether a row has a span."""

@@ -4,14 +4,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from videollm_mod.outputs import write_text
 from videollm_mod.train.data.faults import WHERE
 
 
+Key: TypeAlias = tuple[str, str, str]
 SETTINGS, RESULTS = "settings.json", "results.json"
 
 
@@ -48,20 +49,26 @@ class Predictions:
         """Write the settings of this run, which [`Predictions.check_settings`] reads in the next."""
         write_text(self.folder / SETTINGS, json.dumps(settings, indent=1, default=str) + "\n")
 
-    def read(self) -> dict[tuple[str, str, str], dict[str, Any]]:
-        """Return the saved predictions of all processes, by task, id and [`fingerprint`] of the row."""
-        found: dict[tuple[str, str, str], dict[str, Any]] = {}
-        for path in sorted(self.folder.glob("predictions-*.jsonl")):
-            for line in path.read_bytes().split(b"\n"):
-                try:
-                    saved = json.loads(line)
-                    found[saved["task"], saved["id"], saved["row"]] = saved["prediction"]
-                except (ValueError, KeyError, TypeError):
-                    # A run that was killed leaves part of a line. Its row is predicted again.
-                    continue
-        return found
+    def keys(self) -> set[Key]:
+        """Return task, id and [`fingerprint`] of the rows that have a saved prediction of any process."""
+        return {key for key, _ in self._lines()}
 
-    def add(self, key: tuple[str, str, str], prediction: dict[str, Any]) -> None:
+    def read(self, task: str) -> dict[Key, dict[str, Any]]:
+        """Return the saved predictions of all processes for a task, by the keys of [`Predictions.keys`]."""
+        return {key: prediction for key, prediction in self._lines() if key[0] == task}
+
+    def _lines(self) -> Iterator[tuple[Key, dict[str, Any]]]:
+        for path in sorted(self.folder.glob("predictions-*.jsonl")):
+            with path.open("rb") as file:
+                for line in file:
+                    try:
+                        saved = json.loads(line)
+                        yield (saved["task"], saved["id"], saved["row"]), saved["prediction"]
+                    except (ValueError, KeyError, TypeError):
+                        # A run that was killed leaves part of a line. Its row is predicted again.
+                        continue
+
+    def add(self, key: Key, prediction: dict[str, Any]) -> None:
         """Append the prediction of a row."""
         line = dict(zip(("task", "id", "row"), key, strict=True)) | {"prediction": prediction}
         with self.path.open("a+b") as file:
@@ -73,14 +80,29 @@ class Predictions:
             file.write(json.dumps(line).encode() + b"\n")
 
 
-def fingerprint(row: Mapping[str, Any]) -> str:
-    """Return a hash of what a prediction depends on, so that a row prepared anew is predicted anew."""
+def fingerprint(row: Mapping[str, Any], truth_keys: Sequence[str] = ()) -> str:
+    """
+    Return a hash of what a prediction depends on, so that a row prepared anew is predicted anew.
+
+    Args:
+        row (mapping): A row.
+        truth_keys (sequence of `str`, *optional*): The keys of its `truth` that count. Of the truth, a score depends
+            on the others.
+    """
     kept = {name: value for name, value in row.items() if name not in (WHERE, "truth", "id", "task")}
     for name in ("video", "frame_features"):
         # The folder may move.
         kept[name] = Path(kept[name]).name if isinstance(kept.get(name), str) else None
+    if truth := limit_truth(row, truth_keys):
+        kept["truth"] = truth
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def limit_truth(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Return what a row's `truth` has under some keys."""
+    truth = row.get("truth") or {}
+    return {key: truth[key] for key in keys if key in truth}
 
 
 def save_results(folder: Path, settings: dict[str, Any], tasks: dict[str, Any]) -> Path:

@@ -3,7 +3,7 @@
 """StreamingBench (arXiv 2411.03628): questions with options, and outputs at the right moment, polled and native."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from videollm_mod.train.data.faults import naming, read_clip
 from videollm_mod.train.data.streaming_bench import PATIENCE
@@ -28,6 +28,8 @@ class Choices(Task):
     first character of the reply. `accuracy_by_likelihood` takes the most likely letter in place of the reply.
     """
 
+    truth_keys = ("options",)
+    no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
     official_note = "The published scorer compares the first character of the reply with the letter."
 
     def __init__(self, name: str) -> None:
@@ -61,7 +63,7 @@ class Choices(Task):
         scores["accuracy"] = sum(right) / len(right)
         if not official:
             pairs = zip(rows, predictions, strict=True)
-            likely = [most_likely(predicted["likelihoods"]) == row["truth"]["answer"] for row, predicted in pairs]
+            likely = [most_likely(predicted.get("likelihoods")) == row["truth"]["answer"] for row, predicted in pairs]
             scores["accuracy_by_likelihood"] = sum(likely) / len(likely)
         return scores
 
@@ -77,6 +79,8 @@ class PolledOutput(Task):
     """
 
     papers = {"Seed1.5-VL": {"accuracy": 0.828}, "MMDuet2": {"accuracy": 0.3469}}
+    truth_keys = ("asked", "time", "output")
+    no_reply: ClassVar[dict[str, Any] | None] = {"polls": [], "outputs": {}}
     official_note = 'The published scorer takes "yes" and the output anywhere in a reply, also within other words.'
 
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:

@@ -32,12 +32,18 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def _unread(result: dict[str, Any]) -> str:
+    if not result["unread"]:
+        return ""
+    meaning = "that count as rows without a reply" if result["count"] else "that the scores do not cover"
+    return f", and {result['unread']} more {meaning} because they cannot be read"
+
+
 def _notes(results: dict[str, dict[str, Any]], has_papers: bool) -> list[str]:
     lines, names_by_note = [], {}
     for name, result in results.items():
-        left_out = f", {result['left_out']} left out" if result["left_out"] else ""
         scorer = "the published scorer" if result["official"] else "the default scorer"
-        lines.append(f"{name}: {counted(result['rows'], 'row')}{left_out}, {scorer}.")
+        lines.append(f"{name}: {counted(result['rows'], 'row')}{_unread(result)}, {scorer}.")
         lines += [f"{name}: wrote {path}" for path in result.get("files", [])]
         if note := find_task(name).official_note:
             names_by_note.setdefault(note, []).append(name)

@@ -4,7 +4,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from videollm_mod.train.data.vript_hard import SCENES
 from videollm_mod.train.tasks import Task
@@ -14,6 +14,8 @@ from videollm_mod.train.tasks.running import Runner
 
 class Reply(Task):
     """Base class of tasks whose prediction is a greedy reply."""
+
+    no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
 
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
         """Return the reply to a row."""
