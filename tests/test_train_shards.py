@@ -7,12 +7,14 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import load_dataset
 from programs import run_main
 from safetensors.torch import save_file
 from tiny import random_features, tiny_model, tiny_processor
 
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError
+from videollm_mod.train.data.json_rows import LineWriter
 from videollm_mod.train.data.shards import ShardWriter, main, write_shards
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 
@@ -106,3 +108,29 @@ def test_a_truth_that_is_no_json_is_a_fault_of_its_row(rows, tmp_path):
     loaded.map(lambda row: {**row, "truth": "{"}).to_parquet(tmp_path / "train-00000-of-00001.parquet")
     (fault,) = find_faults(load_timed_messages(tmp_path))
     assert "parquet', row 0, truth: not JSON" in str(fault)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_what_a_killed_run_leaves_is_not_read(rows, tmp_path, kind):
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def writer():
+        return LineWriter(folder / "train.jsonl") if kind == "jsonl" else ShardWriter(folder, "train")
+
+    row = {"id": "a", "video": "a.mp4", "messages": rows[0]["messages"]}
+    with writer() as whole:
+        whole.write(row)
+    killed = writer().__enter__()
+    killed.write(row | {"id": "b"})
+    if kind == "parquet":
+        killed._flush()
+        killed._end_shard()
+    else:
+        killed.file.flush()
+    assert len(list(folder.iterdir())) == 2
+    found = load_dataset(str(folder), split="train", streaming=True)
+    assert [row["id"] for row in found] == ["a"]
+    with writer() as whole:
+        whole.write(row)
+    assert len(list(folder.iterdir())) == 1

@@ -227,7 +227,7 @@ def encode_split(script: RowArguments, source: DataSource, arguments: EncodeArgu
     num_left_out = len(set(gather_object(record.left_out())))
     if accelerator.is_main_process:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
-        part = folder / f"{script.train_split}.jsonl.part"
+        part = folder / f".{script.train_split}.jsonl.part"
         part.write_text(text, encoding="utf-8")
         part.replace(folder / f"{script.train_split}.jsonl")
         # Tasks and the card of published data need what `prepare.py` wrote.

@@ -307,7 +307,7 @@ def generate(
     notes.split = arguments.split
     make: Callable[..., Iterator[dict[str, Any]]] = Rewriter if arguments.rewrite else DialogueGenerator
     path = arguments.out / f"{arguments.split}.jsonl"
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f".{path.name}.part")
     count = _write_rows(part, make(arguments, writer, notes)(rows))
     about = _describe(arguments, writer, notes, count, command)
     print(describe_all({"splits": {arguments.split: about["splits"][arguments.split]}}, notes, arguments.out))

@@ -54,14 +54,15 @@ def index_rows(files: Sequence[Path], change: Callable[[dict[str, Any]], dict[st
 
 class LineWriter:
     """
-    Write rows as JSON lines. A context manager: the file gets its name at its end, if no error was raised.
+    Write rows as JSON lines. A context manager: the file gets its name at its end, if no error was raised. Until then
+    its name begins with a dot, so that `datasets` does not read what a killed program left.
 
     Args:
         path (`Path`): The file. An earlier one is replaced.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.part = path, path.with_name(f"{path.name}.part")
+        self.path, self.part = path, path.with_name(f".{path.name}.part")
 
     def __enter__(self) -> "LineWriter":
         self.file = self.part.open("w", encoding="utf-8")

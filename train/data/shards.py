@@ -74,6 +74,9 @@ class ShardWriter:
         self.file: pq.ParquetWriter | None = None
 
     def __enter__(self) -> "ShardWriter":
+        # A run that was killed leaves its parts.
+        for part in self.folder.glob(f".{self.split}-*.parquet.part"):
+            part.unlink()
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -117,7 +120,7 @@ class ShardWriter:
     def _flush(self) -> None:
         """Write the rows that wait, as a group of rows."""
         if self.file is None and self.rows:
-            self.parts.append(self.folder / f"{self.split}-{len(self.parts):05d}.parquet.part")
+            self.parts.append(self.folder / f".{self.split}-{len(self.parts):05d}.parquet.part")
             self.file = pq.ParquetWriter(self.parts[-1], self.schema)
         if self.rows:
             self.file.write_table(pa.Table.from_pylist(self.rows, self.schema))
