@@ -52,6 +52,13 @@ DATABASE = {
         start="?",
     ),
     "fffffffffff": entry("MakeSandwich", "training", annotation=None, start="?"),
+    "iiiiiiiiiii": entry(
+        None,
+        "validation",
+        step(6.0, 8.0, "eat it"),
+        {"id": "5", "label": "wash up"},
+        step(1.0, 3.0, "cook it"),
+    ),
     "ggggggggggg": entry("MakeSandwich", None, *SIX),
     "hhhhhhhhhhh": None,
 }
@@ -62,7 +69,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("coin")
     (folder / "videos").mkdir()
     clip = write_clip(folder / "videos" / "aaaaaaaaaaa.mp4", random_frames(200), fps=10)
-    for name in ("bbbbbbbbbbb", "ccccccccccc", "eeeeeeeeeee", "fffffffffff"):
+    for name in ("bbbbbbbbbbb", "ccccccccccc", "eeeeeeeeeee", "fffffffffff", "iiiiiiiiiii"):
         (folder / "videos" / f"{name}.mp4").symlink_to(clip)
     (folder / "COIN.json").write_text(json.dumps({"database": DATABASE}))
     return folder
@@ -182,6 +189,14 @@ def test_faults_are_counted_with_row_and_field(prepared):
     }
     assert asked(rows["eeeeeeeeeee/1/step"])[:2] == (3.0, 4.5)
     assert asked(rows["eeeeeeeeeee/1/next"])[3] == "Eat bread."
+
+
+def test_steps_are_sorted_around_those_without_times(prepared, folder):
+    about = prepared[1]
+    rows = {row["id"]: row for row in load_timed_messages(folder / "out", "validation")}
+    assert asked(rows["iiiiiiiiiii/2/next"])[3] == "Eat it."
+    assert asked(rows["iiiiiiiiiii/0/next"])[3] == "Wash up."
+    assert about["splits"]["validation"]["mended"] == {"steps not in order of time: sorted": 1}
 
 
 @pytest.mark.usefixtures("prepared")

@@ -9,7 +9,8 @@ follow VideoLLM-online's code (LIVE). The words of the questions are ours.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -249,15 +250,19 @@ def read_steps(entry: dict[str, Any], name: str, notes: Notes) -> list[Step]:
         notes.leave_out(name, "annotation", "there is no step")
         return []
     steps = [_read_step(item, index, name, notes) for index, item in enumerate(found)]
-    if all(step.times for step in steps):
-        ordered = sorted(steps, key=lambda step: step.times[0])
-        if ordered != steps:
-            notes.mended(name, "annotation", "steps not in order of time: sorted")
-        for before, step in pairwise(ordered):
-            if step.times[0] < before.times[1]:
-                notes.mended(name, f"{step.place}.segment", "overlaps the step before: kept")
-        return ordered
-    return steps
+    # A step without times stays behind the step that the file has before it.
+    starts = list(accumulate((step.times and step.times[0] for step in steps), _last_known, initial=0.0))[1:]
+    ordered = [step for _, step in sorted(zip(starts, steps, strict=True), key=itemgetter(0))]
+    if ordered != steps:
+        notes.mended(name, "annotation", "steps not in order of time: sorted")
+    for before, step in pairwise(step for step in ordered if step.times):
+        if step.times[0] < before.times[1]:
+            notes.mended(name, f"{step.place}.segment", "overlaps the step before: kept")
+    return ordered
+
+
+def _last_known(before: float, start: float | None) -> float:
+    return before if start is None else start
 
 
 def _read_step(item: Any, index: int, name: str, notes: Notes) -> Step:
