@@ -127,6 +127,7 @@ def test_faulty_entries_are_counted(folder):
     rows, left, mended = convert("activitynet", folder)
     assert said(rows["v_aaaaaaaaaaa"][1]) == [(2.0, "Early."), (6.5, "Text."), (9.5, "Long.")]
     assert rows.keys() == {"v_aaaaaaaaaaa"} and rows["v_aaaaaaaaaaa"][1]["truth"]["duration"] == 99.0
+    assert [8.0, 10.0] in rows["v_aaaaaaaaaaa"][1]["truth"]["timestamps"], "cut at the end of the video"
     assert left == {
         "the numbers of timestamps and sentences differ: the rest": 1,
         "end before start": 1,
@@ -156,13 +157,15 @@ def test_youcook2_in_its_own_layout(folder):
     database = {
         "aaaaaaaaaaa": entry("training", ([1, 3], "cut an onion"), ([4, 6], "fry it")),
         "ccccccccccc": entry("validation", ([0, 4], "boil the water")),
+        "bbbbbbbbbbb": entry(None, ([0, 4], "boil the water")),
+        "ddddddddddd": None,
     }
     save(folder, youcookii_annotations_trainval={"database": database})
     rows, left, mended = convert("youcook2", folder)
     assert {name: split for name, (split, _) in rows.items()} == {"aaaaaaaaaaa": "train", "ccccccccccc": "validation"}
     assert said(rows["aaaaaaaaaaa"][1]) == [(3.0, "Cut an onion."), (6.0, "Fry it.")]
     assert "step of the recipe" in rows["aaaaaaaaaaa"][1]["messages"][0]["content"]
-    assert not left and not mended
+    assert left == {"is neither training nor validation nor testing": 2} and not mended
 
 
 def test_youcook2_in_the_layout_of_activitynet(folder):

@@ -69,6 +69,7 @@ def test_charades_sta_lines(folder):
         "duration": 30.96,
     }
     assert said(rows["train", "AB12C/1"]) == [(0.0, "starts."), (9.5, "ends.")]
+    assert rows["train", "AB12C/1"]["truth"]["windows"] == [[0.0, 10.0]], "cut at the end of the video"
     assert left == {
         "there is no video file": 1,
         "end before start": 1,

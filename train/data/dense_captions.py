@@ -8,7 +8,7 @@ The words of the questions are ours. Files are known by their content, and split
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,7 @@ from videollm_mod.train.data.dialogues import (
 _SAME_LENGTH = 1.0
 # What PDVC's copy of YouCook2 has for the sentences of its test split.
 _NO_SENTENCE = "None"
+_SUBSETS = {"training": "train", "validation": "validation", "testing": "test"}
 _QUESTIONS = {
     ("activitynet", "end"): "Please describe each event of the video when it is over.",
     ("activitynet", "start"): "Please describe each event of the video when it starts.",
@@ -102,14 +103,18 @@ def read_window(value: Any, where: str, field: str, notes: Notes) -> tuple[float
     return max(start, 0.0), end
 
 
-def is_shown(window: tuple[float, float], duration: float, where: str, field: str, notes: Notes) -> bool:
-    """Return whether a window starts within the video, or note that it does not, or that it ends later."""
+def shown_part(
+    window: tuple[float, float], duration: float, where: str, field: str, notes: Notes
+) -> tuple[float, float] | None:
+    """Return the part of a window that the video shows, or note that it starts later. Note an end that is later."""
     start, end = window
     if start >= duration:
         notes.leave_out(where, field, "starts after the end of the video")
-    elif end > duration + _SAME_LENGTH:
+        return None
+    if end > duration + _SAME_LENGTH:
         notes.mended(where, field, "ends after the video: cut")
-    return start < duration
+        return start, duration
+    return window
 
 
 def annotated_length(value: Any, video: Video, where: str, notes: Notes) -> float:
@@ -213,7 +218,8 @@ class DenseCaptions(Converter):
 
     def read(self, annotations: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
         """
-        Yield the entries of each split by name of the video, and those of a second annotator.
+        Yield the entries of each split by name of the video, and those of a second annotator. Entries that belong to
+        no split have the split "".
 
         Raises:
             `ValueError` or `OSError`: If there is no file of the source.
@@ -223,17 +229,20 @@ class DenseCaptions(Converter):
     def convert(self, annotations: Path, videos: Videos, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield a row for each video. See [`Converter.convert`]."""
         for split, entries, others in self.read(annotations):
-            for name, entry in entries.items() if self.wants(split) else ():
+            for name, entry in entries.items() if self.wants(split) or not split else ():
                 notes.split = split
+                if not split:
+                    notes.leave_out(name, "subset", "is neither training nor validation nor testing")
+                    continue
                 video = videos.open(notes, name, "", name, name.removeprefix("v_"), f"v_{name}")
                 if video is not None and (row := self._to_row(name, entry, others.get(name), video, notes)):
                     yield split, row
 
     def _to_row(self, name: str, entry: Any, other: Any, video: Video, notes: Notes) -> dict[str, Any] | None:
         events = [
-            event
+            replace(event, end=shown[1])
             for event in read_events(entry, name, notes)
-            if is_shown((event.start, event.end), video.duration, name, event.place, notes)
+            if (shown := shown_part((event.start, event.end), video.duration, name, event.place, notes))
         ]
         if not events:
             notes.leave_out(name, "", "no event is left")
@@ -289,11 +298,10 @@ class YouCook2(DenseCaptions):
         documents = _read_documents(annotations, is_youcook2, "YouCook2")
         originals = [document for document in documents.values() if "database" in document]
         for document in originals:
-            for subset, split in (("training", "train"), ("validation", "validation"), ("testing", "test")):
-                yield split, {name: entry for name, entry in document["database"].items() if _in(entry, subset)}, {}
+            by_split: dict[str, dict[str, Any]] = {split: {} for split in ("", *_SUBSETS.values())}
+            for name, entry in document["database"].items():
+                subset = entry.get("subset") if isinstance(entry, dict) else None
+                by_split[_SUBSETS.get(str(subset), "")][name] = entry
+            yield from ((split, entries, {}) for split, entries in by_split.items())
         if not originals:
             yield from _by_annotator(documents, self.split)
-
-
-def _in(entry: Any, subset: str) -> bool:
-    return isinstance(entry, dict) and entry.get("subset") == subset

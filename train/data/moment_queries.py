@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from videollm_mod.train.data.converters import Converter, Notes, Videos, list_files, read_json_lines, split_of
-from videollm_mod.train.data.dense_captions import annotated_length, is_shown, read_window
+from videollm_mod.train.data.dense_captions import annotated_length, read_window, shown_part
 from videollm_mod.train.data.dialogues import clip, to_number, to_text
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.json_rows import parse_row
@@ -90,8 +90,8 @@ class Moments(Converter):
         for index, value in enumerate(query.windows if isinstance(query.windows, list) else []):
             place = (query.id, f"relevant_windows[{index}]")
             window = read_window(value, *place, notes)
-            if window is not None and is_shown(window, video.duration, *place, notes):
-                windows.append(window)
+            if window is not None and (shown := shown_part(window, video.duration, *place, notes)):
+                windows.append(shown)
         last, asked = video.last_frame(self.fps), text.rstrip(" .")
         replies = to_moment_replies(asked, windows, fps=self.fps, last=last)
         if not replies:
