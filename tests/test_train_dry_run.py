@@ -142,26 +142,32 @@ def test_the_papers_runs_train(workplace, name):
     assert (workplace[0] / "outputs" / name / "model.safetensors").exists()
 
 
-def test_a_dry_run_tells_steps_tokens_operations_memory_and_hours(workplace, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "windows", "frames", "epochs"),
+    [("coin", 4, 28, 5), ("ego4d_lta", 4, 36, 6), ("ego4d_narration", 12, 96, 2), ("ego_exo4d", 4, 28, 2)],
+)
+def test_a_dry_run_tells_steps_tokens_operations_memory_and_hours(
+    workplace, monkeypatch, name, windows, frames, epochs
+):
     """It loads no weights: those of the Hub are not even there."""
     server = workplace[1]
-    for name, [files] in server.repos.items():
+    for repo, [files] in server.repos.items():
         without = {file: data for file, data in files.items() if not file.endswith(".safetensors")}
-        monkeypatch.setitem(server.repos, name, [without])
-    done = run_paper(workplace, "ego4d_narration", "--dry_run", "--max_frames", 10, "--utilization", 0.5, home="empty")
+        monkeypatch.setitem(server.repos, repo, [without])
+    done = run_paper(workplace, name, "--dry_run", "--max_frames", 10, "--utilization", 0.5, home="empty")
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert lines[0] == "prepared/ego4d_narration: 4 rows to train on, no fault found"
-    assert re.match(r"12 windows, 96 frames, [\d,]+ tokens, 0.01 hours of video", lines[1]), lines[1]
-    assert lines[4] == "2 steps of up to 64 windows (8 GPUs x 1 x 8 accumulated), 2 epochs"
-    tokens = int(re.match(r"12 windows, 96 frames, ([\d,]+) tokens", lines[1])[1].replace(",", ""))
+    assert lines[0] == f"prepared/{name}: 4 rows to train on, no fault found"
+    counts = re.fullmatch(rf"{windows} windows, {frames} frames, ([\d,]+) tokens, 0.0\d hours of video", lines[1])
+    assert lines[4] == f"{epochs} steps of up to 64 windows (8 GPUs x 1 x 8 accumulated), {epochs} epochs"
+    tokens = int(counts[1].replace(",", ""))
     assert lines[5] == f"{tokens:,} tokens a step on average"
-    for line, name in ((lines[6], "full compute"), (lines[9], "routed")):
-        assert re.fullmatch(name + r": [\d.e-]+ TFLOP a step, [\d.e-]+ EFLOP in all", line)
+    for line, variant in ((lines[6], "full compute"), (lines[9], "routed")):
+        assert re.fullmatch(variant + r": [\d.e-]+ TFLOP a step, [\d.e-]+ EFLOP in all", line)
     hours = [dict(re.findall(r"(RTX 4090|[A-Z]\w+) ([\d.e-]+)", lines[at].partition(": ")[2])) for at in (8, 11)]
     assert list(hours[0]) == list(hours[1]) == ["A100", "H100", "H200", "L40S", "RTX 4090"]
     assert all(0 < float(hours[1][gpu]) < float(hours[0][gpu]) for gpu in hours[0])
-    assert "at 50% of the published peak" in lines[12]
+    assert "at 50% of the published peak" in lines[12] and "ZeRO" in lines[12]
 
 
 def test_a_dry_run_needs_a_model(workplace):

@@ -243,8 +243,9 @@ def describe_run(
         yield f"  hours on {counted(num_gpus, 'GPU')}: {describe_hours(total / num_gpus / utilization, memory)}"
     yield (
         f"These are estimates. Hours: at {utilization:.0%} of the published peak of dense bfloat16, without loading, "
-        "evaluation, saving, and waiting for data. Memory: nothing is sharded, and the CUDA context, communication, "
-        "logits, pixels, the vision encoder's work and fragmentation are not counted."
+        "evaluation, saving, and waiting for data. Memory: as with DDP, where each GPU holds everything. What ZeRO or "
+        "FSDP shards is not taken off. The CUDA context, communication, logits, pixels, the vision encoder's work and "
+        "fragmentation are not counted."
     )
 
 
