@@ -601,6 +601,48 @@ def test_narration_predicts_turns_and_replies_of_any_row(runner):
     assert task.score(rows, predictions, {"fps": 2.0})["lm_ppl"] > 1
 
 
+def test_official_narration_follows_lives_code_and_flownars(processor):
+    """LIVE's measures have no interval threshold, and FlowNar's words are split at spaces."""
+    model = tiny_model(mod_layers="all", interval_threshold=1.0)
+    # Silence is the most likely token at every frame.
+    likely = torch.nn.functional.one_hot(torch.tensor(model.config.frame_token_interval_id), len(model.lm_head.weight))
+    model.lm_head.register_forward_hook(lambda _layer, _inputs, logits: logits + 8 * likely)
+    runner = Runner(model, processor, stream_options={"max_new_tokens": 6})
+    row = ask(6, question="Narrate.", seed=3, id="a", task="narration")
+    task = find_task("narration")
+    default = task.predict(runner, row)
+    task.official = True
+    official = task.predict(runner, row)
+    assert official["replies"] == default["replies"]
+    assert official["turns"] == [asdict(turn) for turn in runner.turns(row, interval_threshold=0.0)]
+    assert official["turns"] != default["turns"]
+    told = narrated((2.0, "You sit."))
+    said = [{"turns": [], "replies": [{"time": 1.5, "text": "you sit"}]}]
+    assert task.score([told], said, {"fps": 2.0})["rouge_l"] == 1.0
+    assert task.score([told], said, {"fps": 2.0}, official=True)["rouge_l"] == 0.0
+
+
+def test_official_predictions_of_narration_are_kept_apart(tmp_path):
+    class Apart(Length):
+        predicts_officially, has_published_scorer = True, False
+
+    with patch.dict(TASKS, length=Apart):
+        assert evaluate(words("one"), tmp_path)[1] == ["r0"]
+        results, seen = evaluate(words("one"), tmp_path, official=True)
+        assert seen == ["r0"] and results["length"]["official"] is False, "there is no published scorer"
+        assert evaluate(words("one"), tmp_path)[1] == evaluate(words("one"), tmp_path, official=True)[1] == []
+    assert "length: 1 row, the default scorer." in make_table(results)
+
+
+def test_the_judge_is_the_similarity_of_narrations():
+    told, said = narrated((2.0, "You sit.")), [{"turns": [], "replies": [{"time": 2.0, "text": "You stand."}]}]
+    task = find_task("narration")
+    task.judge = "exact"
+    assert task.score([told], said, {"fps": 2.0})["match_f1_exact"] == 0.0
+    task.judge = SimpleNamespace(name="endpoint")
+    assert "match_f1_token_f1" in task.score([told], said, {"fps": 2.0}), "a language model is no similarity"
+
+
 # --------------------------------------------------------------------------------------------- tasks that stream
 
 
@@ -714,9 +756,9 @@ def test_another_run_of_the_command_scores_only_or_is_refused(prepared, tmp_path
     with patch.object(task_command, "load_checkpoint", side_effect=AssertionError):
         again = command(prepared, "--task", "coin_task", "--out", tmp_path, "--official")
     assert again.returncode == 0 and "the published scorer" in again.stdout
-    other = command(prepared, "--task", "coin_task", "--out", tmp_path, "--max_new_tokens", 3)
+    other = command(prepared, "--task", "coin_task", "--out", tmp_path, "--weights", "int8")
     assert other.returncode == 1
-    assert "(max_new_tokens was 100, now 3). Give another --out, or delete it." in other.stderr
+    assert "(weights was None, now int8). Give another --out, or delete it." in other.stderr
 
 
 def test_every_prepared_task_can_be_evaluated():
@@ -729,6 +771,12 @@ def test_every_prepared_task_can_be_evaluated():
 
 def test_mistakes_of_the_command_are_one_line(prepared):
     assert command(prepared, "--official").stderr == "error: --official is for tasks: give --task too.\n"
+    error = "error: --judge endpoint is for tasks: give --task too.\n"
+    assert command(prepared, "--judge", "endpoint", "--judge_url", "http://a", "--judge_model", "b").stderr == error
+    error = "error: --tolerance is not for tasks: leave out --task or --tolerance.\n"
+    assert command(prepared, "--task", "coin_step", "--tolerance", 1).stderr == error
+    error = "--task coin_step: --max_new_tokens is for tasks that stream, and none of these does.\n"
+    assert command(prepared, "--task", "coin_step", "--max_new_tokens", 3).stderr == error
     assert command(prepared, "--task", "coin_steps").stderr.startswith("--task coin_steps: there is no task")
     other = command(prepared, "--task", "coin_step", "--fps", 1)
     assert other.stderr.endswith("the rows are prepared for 2 frames per second: give --fps 2.\n")

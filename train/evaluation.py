@@ -16,7 +16,7 @@ stopped. docs/evaluation.md describes tasks and measures.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,9 @@ class EvaluationArguments:
             that is named after the checkpoint, the data and the split.
         official (`bool`, *optional*, defaults to `False`): Score tasks as the published scorers do, with their
             weaknesses.
-        judge (`str`, *optional*, defaults to `"token_f1"`): Judge of free text, for tasks that need one: `"exact"`,
-            `"token_f1"`, `"sentence"` (an encoder), or `"endpoint"`: the language model `judge_model` behind the
-            OpenAI-compatible address `judge_url`. Its replies are kept in the folder of results.
+        judge (`str`, *optional*, defaults to `"token_f1"`): Judge of free text, for measures that need one: `"exact"`,
+            `"token_f1"`, `"sentence"` (an encoder), or, for tasks, `"endpoint"`: the language model `judge_model`
+            behind the OpenAI-compatible address `judge_url`. Its replies are kept in the folder of results.
         judge_url, judge_model (`str`, *optional*): Address and name of the judge.
     """
 
@@ -122,7 +122,7 @@ class EvaluationArguments:
     official: bool = field(default=False, metadata={"help": "Score tasks as the published scorers do."})
     judge: str = field(
         default="token_f1",
-        metadata={"help": "Judge of free text, for tasks that need one.", "choices": [*SIMILARITIES, "endpoint"]},
+        metadata={"help": "Judge of free text, for measures that need one.", "choices": [*SIMILARITIES, "endpoint"]},
     )
     judge_url: str | None = field(default=None, metadata={"help": "Address of --judge endpoint, OpenAI-compatible."})
     judge_model: str | None = field(default=None, metadata={"help": "Model of --judge endpoint."})
@@ -131,14 +131,23 @@ class EvaluationArguments:
         check_checkpoint(self.checkpoint)
         if self.task is None and (self.official or self.out is not None):
             raise ValueError(f"--{'official' if self.official else 'out'} is for tasks: give --task too.")
+        if self.task is None and self.judge == "endpoint":
+            raise ValueError("--judge endpoint is for tasks: give --task too.")
+        if self.task is not None and (given := self.changed("tolerance", "delay_window")):
+            raise ValueError(f"--{given[0]} is not for tasks: leave out --task or --{given[0]}.")
         named = (self.judge_url is not None, self.judge_model is not None)
         if named != ((self.judge == "endpoint"),) * 2:
             raise ValueError("--judge endpoint, --judge_url and --judge_model go together.")
 
+    def changed(self, *names: str) -> list[str]:
+        """Return those of some arguments that do not have their default."""
+        return [each.name for each in fields(self) if each.name in names and getattr(self, each.name) != each.default]
+
     def options(self) -> dict[str, Any]:
         """Return the options of [`measure_checkpoint`]."""
         names = ("fps", "tolerance", "delay_window", "batch_size", "interval_threshold", "max_new_tokens", "weights")
-        return {name: getattr(self, name) for name in names} | {"cache_dtype": CACHE_DTYPES.get(self.cache_dtype)}
+        given = {name: getattr(self, name) for name in names}
+        return given | {"cache_dtype": CACHE_DTYPES.get(self.cache_dtype), "similarity": self.judge}
 
 
 def main(source: DataSource, arguments: EvaluationArguments) -> None:

@@ -12,6 +12,7 @@ import time as clock
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,7 @@ def free_streaming(
     tolerance: float = 0.5,
     delay_window: float = 5.0,
     batch_size: int = 8,
+    similarity: str = "token_f1",
     progress: bool = True,
     **options: Any,
 ) -> dict[str, float]:
@@ -286,6 +288,8 @@ def free_streaming(
         delay_window (`float`, *optional*, defaults to 5.0): Seconds by which it may be off and still count for the
             mean delay.
         batch_size (`int`, *optional*, defaults to 8): Number of clips to stream at a time; see [`stream_examples`].
+        similarity (`str`, *optional*, defaults to `"token_f1"`): Similarity of texts in ProAssist's measures, by its
+            name in [`SIMILARITIES`]. ProAssist itself has `"sentence"`, an encoder.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
         options: Options of [`StreamingSession`].
 
@@ -296,12 +300,12 @@ def free_streaming(
         which the model speaks to its first token, with `batch_size` streams on the machine). If the data have replies
         that nobody asked for at once, also FlowNar's `temporal_precision`, `temporal_recall`, `temporal_f1`,
         `meteor_stem`, `rouge_l` and `cider` (the metric `narration_segments`), and ProAssist's
-        `missing_rate_token_f1`, `redundant_rate_token_f1` and `match_f1_token_f1`, with shared words in place of its
-        encoder (the metric `dialogue_matching`).
+        `missing_rate_token_f1`, `redundant_rate_token_f1` and `match_f1_token_f1` (the metric `dialogue_matching`),
+        whose names end in the similarity.
     """
     streams = stream_examples(model, processor, examples, fps=fps, batch_size=batch_size, **options)
     total = len(examples) if isinstance(examples, Sized) else None
-    tally = _Tally(fps)
+    tally = _Tally(fps, similarity)
     for example, events, num_frames in tqdm(streams, desc="streaming", total=total, disable=not progress):
         tally.add(example, events, num_frames)
     return tally.scores(tolerance=tolerance, delay_window=delay_window)
@@ -312,6 +316,7 @@ class _Tally:
     """What the model said in all streams, and what the data say."""
 
     fps: float
+    similarity: str
     narrated: list[list[dict[str, Any]]] = field(default_factory=list)
     true_events: list[list[dict[str, Any]]] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
@@ -326,12 +331,10 @@ class _Tally:
     def add(self, example: dict[str, Any], events: list[Any], num_frames: int) -> None:
         """Add one stream: its data, and its events."""
         messages = example["messages"]
-        direct = [k + 1 for k, event in enumerate(events[:-1]) if _answers(events[k + 1], event)]
-        true_answers = self._add_answers(messages, events, direct)
-        free = [e for k, e in enumerate(events) if e.role == "assistant" and k not in direct]
-        true_events = [m for m in messages if m["role"] == "assistant" and not any(m is a for a in true_answers)]
+        self._add_answers(messages, events)
+        free, true_events = spoken_unasked(events), unasked_replies(messages)
         self.narrated.append([{"time": e.time, "text": e.text} for e in free])
-        self.true_events.append([{"time": float(m["time"]), "text": m["content"]} for m in true_events])
+        self.true_events.append(true_events)
         self.starts.append(float(example.get("start") or 0.0))
         loud = {round(m["time"] * self.fps) for m in true_events}
         spoken = {round(e.time * self.fps) for e in free}
@@ -341,14 +344,12 @@ class _Tally:
         self.seconds += num_frames / self.fps
         self.latencies += [e.latency for e in free]
 
-    def _add_answers(
-        self, messages: list[dict[str, Any]], events: list[Any], direct: list[int]
-    ) -> list[dict[str, Any]]:
-        """Add the answers of a stream. Return the answers in the data."""
+    def _add_answers(self, messages: list[dict[str, Any]], events: list[Any]) -> None:
+        """Add the answers of a stream, and those in the data."""
         questions = [m for m in messages if m["role"] == "user" and _is_answered(messages, m)]
         true_answers = [messages[messages.index(m) + 1] for m in questions]
         asked = [event for event in events if event.role == "user"]
-        given = {id(events[k - 1]): events[k].text for k in direct}
+        given = {id(one): two.text for one, two in pairwise(events) if _answers(two, one)}
         for question, answer in zip(questions, true_answers, strict=True):
             # A question may be asked again later, with another answer, so each event matches one question.
             match = next(
@@ -357,7 +358,6 @@ class _Tally:
             asked = asked[asked.index(match) + 1 :] if match is not None else asked
             self.answers.append("" if match is None else given.get(id(match), ""))
             self.true_answers.append(answer["content"])
-        return true_answers
 
     def scores(self, *, tolerance: float, delay_window: float) -> dict[str, float]:
         """Compute the measures of [`free_streaming`]."""
@@ -378,9 +378,9 @@ class _Tally:
     def _narration_scores(self) -> dict[str, float]:
         """Compare what was said with the data by FlowNar's and by ProAssist's measures."""
         matching = evaluate_metric("dialogue_matching").compute(
-            predictions=self.narrated, references=self.true_events, similarity="token_f1", fps=self.fps
+            predictions=self.narrated, references=self.true_events, similarity=self.similarity, fps=self.fps
         )
-        names = [f"{name}_token_f1" for name in ("missing_rate", "redundant_rate", "match_f1")]
+        names = [f"{name}_{self.similarity}" for name in ("missing_rate", "redundant_rate", "match_f1")]
         segments = evaluate_metric("narration_segments").compute(
             predictions=self.narrated,
             references=[[replies] for replies in self.true_events],
@@ -388,6 +388,21 @@ class _Tally:
             fps=self.fps,
         )
         return segments | {name: matching[name] for name in names}
+
+
+def spoken_unasked(events: Sequence[Any]) -> list[Any]:
+    """Return the replies of a stream, without those that answer a question at once: the user chose their time."""
+    pairs = zip([None, *events], events, strict=False)
+    return [two for one, two in pairs if two.role == "assistant" and (one is None or not _answers(two, one))]
+
+
+def unasked_replies(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return `time` and `text` of the true replies, without those that answer the user at once."""
+    return [
+        {"time": float(two["time"]), "text": two["content"]}
+        for one, two in zip([{}, *messages], messages, strict=False)
+        if two["role"] == "assistant" and (one.get("role") != "user" or one.get("time") != two["time"])
+    ]
 
 
 def _answers(event: Any, question: Any) -> bool:

@@ -26,6 +26,10 @@ class Task:
             of [`Task.score`]. They are printed beside the scores.
         official_note (`str`): One sentence that says how the published scorer differs from the default. It is empty
             if they agree.
+        has_published_scorer (`bool`): Whether `official` changes anything, or the published scorer agrees with the
+            default.
+        streams (`bool`): Whether predictions depend on the options of streams.
+        predicts_officially (`bool`): Whether predictions also depend on `official`. Then they are made for each.
         truth_keys (`tuple[str, ...]`): The keys of a row's `truth` that predictions depend on, such as options. A
             prediction gets no others. It is made anew if one of them changes.
         no_reply (`dict`, *optional*): The prediction that stands for a row that cannot be read, if such a row counts
@@ -33,6 +37,7 @@ class Task:
 
     Attributes:
         judge (`str` or [`Judge`]): Judge of free text, for the tasks that need one.
+        official (`bool`): Whether [`Task.predict`] follows the published code, if `predicts_officially`.
 
     Args:
         name (`str`): The name in [`TASKS`]. One class may score several tasks.
@@ -40,12 +45,16 @@ class Task:
 
     papers: ClassVar[dict[str, dict[str, float]]] = {}
     official_note: ClassVar[str] = ""
+    has_published_scorer: ClassVar[bool] = True
+    streams: ClassVar[bool] = False
+    predicts_officially: ClassVar[bool] = False
     truth_keys: ClassVar[tuple[str, ...]] = ()
     no_reply: ClassVar[dict[str, Any] | None] = None
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.judge: str | Judge = "token_f1"
+        self.official = False
 
     def wants(self, row: dict[str, Any]) -> bool:
         """Return whether a row belongs to this task."""

@@ -25,6 +25,8 @@ from videollm_mod.train.tasks.table import make_table
 if TYPE_CHECKING:
     from videollm_mod.train.evaluation import EvaluationArguments
 
+# Options of streams. Replies to questions do not depend on them.
+_OF_STREAMS = ("interval_threshold", "max_new_tokens", "cache_dtype")
 _PATIENCE = timedelta(days=7)
 
 
@@ -68,6 +70,8 @@ def run_tasks(
                 f"the rows are prepared for {about['fps']:g} frames per second: give --fps {about['fps']:g}."
             )
         tasks = choose_tasks(arguments.task, about, arguments.split)
+        if not any(task.streams for task in tasks) and (given := arguments.changed(*_OF_STREAMS)):
+            raise ValueError(f"--{given[0]} is for tasks that stream, and none of these does.")
         for task in tasks:
             task.judge = _make_judge(arguments, out)
         results = evaluate_tasks(

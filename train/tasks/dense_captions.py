@@ -22,6 +22,7 @@ _CLIP = 2.0
 class Streamed(Task):
     """Base class of tasks whose prediction is what the model says in free streaming."""
 
+    streams = True
     no_reply: ClassVar[dict[str, Any] | None] = {"replies": []}
 
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:

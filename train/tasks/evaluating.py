@@ -77,7 +77,9 @@ def choose_rows(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[T
             if each.task.wants(row):
                 each.rows.append(row)
                 each.places.append(place)
-                each.keys.append((each.task.name, _id(row, place), fingerprint(row, each.task.truth_keys)))
+                each.keys.append(
+                    (each.task.name, _id(row, place), fingerprint(row, each.task.truth_keys, each.task.official))
+                )
     for each in chosen:
         ids = [key[1] for key in each.keys]
         if not ids:
@@ -132,6 +134,8 @@ def evaluate_tasks(
         [`FaultyRowError`]: If a row cannot be read and `left_out` is not given.
     """
     accelerator = Accelerator() if accelerator is None else accelerator
+    for task in tasks:
+        task.official = official and task.predicts_officially
     chosen = choose_rows(rows, tasks)
     saved = Predictions(out, accelerator.process_index)
     saved.check_settings(settings)
@@ -245,7 +249,7 @@ def _score(
         "rows": read,
         "unread": len(each.keys) - read,
         "count": each.task.no_reply is not None,
-        "official": official,
+        "official": official and each.task.has_published_scorer,
         "papers": each.task.papers,
         "files": [str(path) for path in each.task.write_files(out, rows, predictions, about)],
     }

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from videollm_mod.train.judging import check_judge
+from videollm_mod.train.streaming_evaluation import spoken_unasked, unasked_replies
 from videollm_mod.train.tasks import Task
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.teacher_forcing import Turn, evaluate_metric, score_turns
@@ -36,20 +38,36 @@ class Narration(Task):
     On the true history: LIVE's `lm_ppl`, `time_diff`, `fluency` and `lm_correctness`, and the two variants of
     [`score_turns`]. On the model's own history: `event_precision`, `event_recall`, `event_f1` and `event_delay` of the
     metric `stream_events`; FlowNar's `temporal_*`, `meteor_stem`, `rouge_l` and `cider` of `narration_segments`; and
-    the rates of `dialogue_matching` with the similarity of words.
+    the rates of `dialogue_matching`, with the judge's similarity, or that of words if the judge is a language model.
+
+    With `--official`, LIVE's measures have no interval threshold, and FlowNar's words are split at spaces, as in their
+    code. What the model says in the stream does not depend on it.
 
     A reply that answers the user at once is left out of the latter, because the user chose its time. For FlowNar's
     measures, annotators of the same video share their narrations where the times of their rows overlap. These are the
     rows of `ego4d_narration`, `ego4d_refined` or `ego_exo4d_atomic` of that video.
     """
 
-    official_note = "LIVE evaluates without an interval threshold: give --interval_threshold 0 for its measures."
+    official_note = (
+        "LIVE's code has no interval threshold, and FlowNar's splits words at spaces. ProAssist's has an encoder: "
+        "--judge sentence."
+    )
+    streams = True
+    predicts_officially = True
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.papers = {
             model: dict(zip(_LIVE, figures, strict=True)) for model, figures in _PAPERS.get(name, {}).items()
         }
+
+    def check(self, about: dict[str, Any]) -> None:  # noqa: ARG002
+        """Check that the similarity of texts can be computed."""
+        check_judge(self._similarity)
+
+    @property
+    def _similarity(self) -> str:
+        return self.judge if isinstance(self.judge, str) else "token_f1"
 
     def wants(self, row: dict[str, Any]) -> bool:
         """Return whether a row belongs to this task. `narration` takes all rows."""
@@ -61,14 +79,11 @@ class Narration(Task):
 
     def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the predictions of several rows."""
+        threshold = 0.0 if self.official else None
         return [
             {
-                "turns": [asdict(turn) for turn in runner.turns(row)],
-                "replies": [
-                    {"time": event.time, "text": event.text}
-                    for event in events
-                    if event.role == "assistant" and event.interval_probability is not None
-                ],
+                "turns": [asdict(turn) for turn in runner.turns(row, interval_threshold=threshold)],
+                "replies": [{"time": event.time, "text": event.text} for event in spoken_unasked(events)],
             }
             for row, events in zip(rows, runner.stream_all(rows), strict=True)
         ]
@@ -78,33 +93,27 @@ class Narration(Task):
         rows: Sequence[dict[str, Any]],
         predictions: Sequence[dict[str, Any]],
         about: dict[str, Any],
-        official: bool = False,  # noqa: ARG002
+        official: bool = False,
     ) -> dict[str, float]:
         """Return all measures. Times are on the grid of `about["fps"]`."""
         fps = about["fps"]
         dialogues = [[Turn(**turn) for turn in prediction["turns"]] for prediction in predictions]
         told = [prediction["replies"] for prediction in predictions]
-        true = [_told(row) for row in rows]
+        true = [unasked_replies(row["messages"]) for row in rows]
         starts = [row.get("start") or 0.0 for row in rows]
         passes = _passes(rows, true)
         scores = score_turns(dialogues, fps=fps)
         scores |= evaluate_metric("stream_events").compute(predictions=told, references=true)
         scores |= evaluate_metric("narration_segments").compute(
-            predictions=told, references=passes, starts=starts, fps=fps
+            predictions=told,
+            references=passes,
+            starts=starts,
+            fps=fps,
+            tokenize="spaces" if official else "words",
         )
         return scores | evaluate_metric("dialogue_matching").compute(
-            predictions=told, references=true, similarity="token_f1", fps=fps
+            predictions=told, references=true, similarity=self._similarity, fps=fps
         )
-
-
-def _told(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return time and text of the replies that nobody asked for at their own time."""
-    messages = row["messages"]
-    return [
-        {"time": float(message["time"]), "text": message["content"]}
-        for message, before in zip(messages, [{}, *messages], strict=False)
-        if message["role"] == "assistant" and (before.get("role") != "user" or before.get("time") != message["time"])
-    ]
 
 
 def _passes(rows: Sequence[dict[str, Any]], true: Sequence[list[dict[str, Any]]]) -> list[list[list[dict[str, Any]]]]:

@@ -199,9 +199,16 @@ class Runner:
             events[places[id(row)]] = said
         return events
 
-    def turns(self, row: dict[str, Any]) -> list[Turn]:
-        """Predict every turn of a row from the true history (see [`predict_all_turns`])."""
-        options = {"fps": self.fps, "interval_threshold": self.interval_threshold, "progress": False}
+    def turns(self, row: dict[str, Any], *, interval_threshold: float | None = None) -> list[Turn]:
+        """
+        Predict every turn of a row from the true history (see [`predict_all_turns`]).
+
+        Args:
+            row (`dict`): The row.
+            interval_threshold (`float`, *optional*): Interval threshold; the default is the runner's.
+        """
+        threshold = self.interval_threshold if interval_threshold is None else interval_threshold
+        options = {"fps": self.fps, "interval_threshold": threshold, "progress": False}
         return predict_all_turns(self.model, self.processor, [row], **options)[0]
 
     def _prompt(self, row: dict[str, Any]) -> Prompt:

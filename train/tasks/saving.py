@@ -80,7 +80,7 @@ class Predictions:
             file.write(json.dumps(line).encode() + b"\n")
 
 
-def fingerprint(row: Mapping[str, Any], truth_keys: Sequence[str] = ()) -> str:
+def fingerprint(row: Mapping[str, Any], truth_keys: Sequence[str] = (), official: bool = False) -> str:
     """
     Return a hash of what a prediction depends on, so that a row prepared anew is predicted anew.
 
@@ -88,6 +88,7 @@ def fingerprint(row: Mapping[str, Any], truth_keys: Sequence[str] = ()) -> str:
         row (mapping): A row.
         truth_keys (sequence of `str`, *optional*): The keys of its `truth` that count. Of the truth, a score depends
             on the others.
+        official (`bool`, *optional*, defaults to `False`): Whether the prediction follows the published code.
     """
     kept = {name: value for name, value in row.items() if name not in (WHERE, "truth", "id", "task")}
     for name in ("video", "frame_features"):
@@ -95,6 +96,8 @@ def fingerprint(row: Mapping[str, Any], truth_keys: Sequence[str] = ()) -> str:
         kept[name] = Path(kept[name]).name if isinstance(kept.get(name), str) else None
     if truth := limit_truth(row, truth_keys):
         kept["truth"] = truth
+    if official:
+        kept["official"] = True
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
