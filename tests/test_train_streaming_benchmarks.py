@@ -105,7 +105,8 @@ def test_ovo_bench_with_options(videos, tmp_path):
 
 def test_streaming_bench_shows_the_minute_before_a_question(videos, tmp_path):
     content = [
-        entry(asked("How many?", "00:00:04"), asked("And now?", "0:05", options=["one", "two", "three", "four"])),
+        entry(asked("How many?", "00:00:04"), asked("And now?", "0:05", options=["one", "two", "three", "four"]),
+              asked("At the end?", "0:06.4")),
         entry(asked("How many?", "00:12450"), asked("How many?", None), asked(None, "00:00:01"), 4),
         entry(asked("Too far?", "00:00:03", options=["A. a", "B. b", "and c", "C. c", "", "D. d", "E. .", "F. f"])),
         entry(asked("Which?", "00:00:03", answer="E"), asked("Which?", "00:00:03", options=["A. a"])),
@@ -115,6 +116,7 @@ def test_streaming_bench_shows_the_minute_before_a_question(videos, tmp_path):
     assert {name: (row["start"], row["end"]) for name, row in rows.items()} == {
         "real/0/0": (2.0, 3.5),
         "real/0/1": (3.0, 4.5),
+        "real/0/2": (4.5, 5.5),
         "real/2/0": (1.0, 2.5),
     }
     assert rows["real/0/1"]["truth"] == {"answer": "B", "options": ["one", "two", "three", "four"], "type": "Counting"}

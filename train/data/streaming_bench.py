@@ -20,6 +20,8 @@ from videollm_mod.train.data.dialogues import ceil_frame, clamp, clip, last_fram
 
 # Seconds after the right moment until which the benchmark's code polls.
 PATIENCE = 4
+# Seconds after the end of a video that still belong to it: lengths of containers are rounded.
+_TOUCH = 1.0
 _NUM_OPTIONS = 4
 
 
@@ -142,14 +144,14 @@ class StreamingBench(Converter):
     ) -> tuple[int, int] | None:
         """Return the first and the last frame of a row."""
         moment = made["truth"].get("time", time)
-        if moment > video.duration:
+        if moment > video.duration + _TOUCH:
             notes.leave_out(place.where, "time_stamp", "after the end of the video")
             return None
         if task == "proactive":
             last = last_frame(min(moment + PATIENCE, video.duration), self.fps)
             return clamp(ceil_frame(time, self.fps), last), last
         # ffmpeg cuts the clip before the frame at `time`.
-        last = last_frame(max(time, 1 / self.fps), self.fps)
+        last = min(last_frame(max(time, 1 / self.fps), self.fps), video.last_frame(self.fps))
         return (max(ceil_frame(time - self.context, self.fps), 0) if self.context else 0), last
 
 
