@@ -541,7 +541,7 @@ def test_further_pictures_of_a_video_are_named(tmp_path, convert, capsys):
             container.mux(stream.encode())
     (tmp_path / "a.srt").write_text(srt((0, 1, "Hello.")))
     convert(tmp_path / "two.mkv", "--subtitles", tmp_path / "a.srt")
-    assert "1 ignored stream" in capsys.readouterr().out
+    assert "1 other video stream" in capsys.readouterr().out
 
 
 def write_subtitled(path, *, start=0, early=0, encoding="utf-8"):
