@@ -141,7 +141,7 @@ def test_faulty_entries_are_counted(folder):
     assert mended == {
         "a number is written as text": 1,
         "starts before the video: moved to 0": 1,
-        "ends after the video: cut": 1,
+        "ends after the video: its reply comes at the last frame": 1,
         "not in order of time: sorted": 1,
         "the video has another length than annotated: kept": 1,
     }

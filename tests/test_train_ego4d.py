@@ -206,6 +206,20 @@ def test_benchmarks_tell_the_split_of_a_video(tmp_path, videos):
     assert {row["id"] for _, row in rows} == {"v-3/p-1", "v-3/p-2"}
 
 
+def test_the_annotations_tell_splits_if_they_can(tmp_path, videos, capsys):
+    """Otherwise a model would be trained on the videos that it is evaluated on, without a word."""
+    folder = benchmark_files(tmp_path / "annotations", ["v-2"], ["v-3"])
+    save(folder, "narration.json", {"videos": {name: redacted(*PASSES) for name in ("v-1", "v-2")}})
+    rows, *_ = convert(Ego4D, folder, videos, task="narration")
+    assert {row["id"][:3]: split for split, row in rows} == {"v-1": "train", "v-2": "validation"}
+    assert not capsys.readouterr().err
+    (folder / "vq_val.json").unlink()
+    rows, *_ = convert(Ego4D, folder, videos, task="narration")
+    assert {split for split, _ in rows} == {"train"}
+    assert "All narrations are for training, also those of videos" in (said := capsys.readouterr().err)
+    assert said.endswith("lacks 1 of 16 files: vq_val.json.\n")
+
+
 def test_missing_benchmarks_are_named(tmp_path, videos):
     splits = benchmark_files(tmp_path / "splits", ["v-2"], ["v-3"])
     (splits / "vq_test_unannotated.json").unlink()

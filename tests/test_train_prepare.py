@@ -277,6 +277,8 @@ def test_replies_are_placed_by_lives_rules():
     assert notes.mended_by[""]["not in order of time: sorted"].places == ["video, narrations"]
     with pytest.raises(FaultyRowError, match="video, narrations: not in order of time: sorted"):
         place_replies(replies, last, 2, Notes(strict=True), "video", "narrations")
+    rules = place_replies([(0.0, "A."), (1.0, "A."), (1.2, "B."), (1.4, "C.")], last, 2, Notes(strict=True), "", "")
+    assert rules == [(0, "A."), (3, "C.")], "a rule is no fault"
 
 
 def test_values_of_wrong_types_are_none():

@@ -146,8 +146,10 @@ class Notes:
     """
     What a converter left out and what it mended, counted by reason.
 
+    Some of it has no fault: a rule, such as those of VideoLLM-online's code, leaves it out of good annotations too.
+
     Args:
-        strict (`bool`, *optional*, defaults to `False`): Whether the first note raises [`FaultyRowError`].
+        strict (`bool`, *optional*, defaults to `False`): Whether the first fault raises [`FaultyRowError`].
 
     Attributes:
         split (`str`): The split that the next notes concern. A converter sets it before it reads an entry.
@@ -160,7 +162,7 @@ class Notes:
         self.left_out: dict[str, dict[str, Found]] = {}
         self.mended_by: dict[str, dict[str, Found]] = {}
 
-    def leave_out(self, where: str, field: str, reason: str) -> None:
+    def leave_out(self, where: str, field: str, reason: str, *, by_rule: bool = False) -> None:
         """
         Count something that is left out.
 
@@ -168,19 +170,22 @@ class Notes:
             where (`str`): The entry, such as "LtRSn-ntcLY".
             field (`str`): Its field, such as "annotation[3].segment".
             reason (`str`): One of few reasons, without numbers or names, such as "end before start".
+            by_rule (`bool`, *optional*, defaults to `False`): Whether a rule leaves it out that is no fault of it.
 
         Raises:
-            [`FaultyRowError`]: With `strict`.
+            [`FaultyRowError`]: With `strict`, unless it is by a rule.
         """
-        self._count(self.left_out, where, field, reason)
+        self._count(self.left_out, where, field, reason, by_rule=by_rule)
 
-    def mended(self, where: str, field: str, what: str) -> None:
+    def mended(self, where: str, field: str, what: str, *, by_rule: bool = False) -> None:
         """Count something that was used after a repair, such as "unsorted: sorted by time". See [`leave_out`]."""
-        self._count(self.mended_by, where, field, what)
+        self._count(self.mended_by, where, field, what, by_rule=by_rule)
 
-    def _count(self, counts: dict[str, dict[str, Found]], where: str, field: str, reason: str) -> None:
+    def _count(
+        self, counts: dict[str, dict[str, Found]], where: str, field: str, reason: str, *, by_rule: bool
+    ) -> None:
         place = f"{where}, {field}" if field else where
-        if self.strict:
+        if self.strict and not by_rule:
             raise FaultyRowError(f"{place}: {reason}")
         found = counts.setdefault(self.split, {}).setdefault(reason, Found())
         found.count += 1

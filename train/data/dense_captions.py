@@ -112,7 +112,7 @@ def shown_part(
         notes.leave_out(where, field, "starts after the end of the video")
         return None
     if end > duration + _SAME_LENGTH:
-        notes.mended(where, field, "ends after the video: cut")
+        notes.mended(where, field, "ends after the video: its reply comes at the last frame")
         return start, duration
     return window
 
@@ -267,7 +267,7 @@ class DenseCaptions(Converter):
         for event in sorted(events, key=lambda event: (getattr(event, self.say_at), event.start)):
             frame, text = clamp(ceil_frame(getattr(event, self.say_at), self.fps), last), as_caption(event.text)
             if frame in said:
-                notes.mended(name, event.place, "is said at the same frame as another: one reply")
+                notes.mended(name, event.place, "is said at the same frame as another: one reply", by_rule=True)
             if text not in said.setdefault(frame, []):
                 said[frame].append(text)
         texts = [(frame / self.fps, " ".join(said[frame])) for frame in sorted(said)]

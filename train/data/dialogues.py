@@ -129,9 +129,9 @@ def place_replies(
         if before == last:
             notes.leave_out(where, field, "after the reply at the last frame")
         elif text == said:
-            notes.leave_out(where, field, "same text as the reply before")
+            notes.leave_out(where, field, "same text as the reply before", by_rule=True)
         elif frame == before:
-            notes.leave_out(where, field, "another reply follows at the same frame")
+            notes.leave_out(where, field, "another reply follows at the same frame", by_rule=True)
             placed[-1] = (frame, text)
         else:
             if time * fps > last + 1:

@@ -317,7 +317,7 @@ def read_descriptions(content: Any, notes: Notes, where: str) -> list[tuple[floa
         notes.leave_out(where, "descriptions", "the pass has no list of descriptions")
         return []
     if to_flag(content.get("rejected")):
-        notes.leave_out(where, "rejected", "the pass was rejected")
+        notes.leave_out(where, "rejected", "the pass was rejected", by_rule=True)
         return []
     kept = []
     for index, item in enumerate(descriptions):
@@ -329,9 +329,9 @@ def read_descriptions(content: Any, notes: Notes, where: str) -> list[tuple[floa
         elif visible is None:
             notes.leave_out(where, f"{field}.ego_visible", "neither true nor false")
         elif not visible:
-            notes.leave_out(where, f"{field}.ego_visible", "not visible in the ego view")
+            notes.leave_out(where, f"{field}.ego_visible", "not visible in the ego view", by_rule=True)
         elif len(clean_narration(text).split()) < 2:
-            notes.leave_out(where, f"{field}.text", "fewer than two words")
+            notes.leave_out(where, f"{field}.text", "fewer than two words", by_rule=True)
         elif (time := take_time(item, "timestamp", notes, where, field)) is not None:
             kept.append((time, clean_narration(text)))
     return kept

@@ -81,7 +81,7 @@ class Moments(Converter):
             notes.leave_out(query.id, "query", "there is no text")
             return None
         if query.windows is None:
-            notes.leave_out(query.id, "relevant_windows", "published without its windows")
+            notes.leave_out(query.id, "relevant_windows", "published without its windows", by_rule=True)
             return None
         video = videos.open(notes, query.id, "vid", query.video)
         if video is None:

@@ -51,7 +51,7 @@ class PrepareArguments:
         annotations (`Path`): The published file of annotations, or its folder.
         videos (`Path`): Folder of the videos.
         out (`Path`): Folder to write to.
-        strict (`bool`, *optional*, defaults to `False`): Whether to stop at the first fault.
+        strict (`bool`, *optional*, defaults to `False`): Whether to stop at the first fault, such as a missing video.
         format (`str`, *optional*, defaults to `"jsonl"`): `"jsonl"`, or `"parquet"`, which `datasets` streams.
         max_shard_size (`str`, *optional*, defaults to `"500MB"`): Size of a Parquet file, before compression.
     """
@@ -59,7 +59,10 @@ class PrepareArguments:
     annotations: Path = field(metadata={"help": "The published file of annotations, or its folder."})
     videos: Path = field(metadata={"help": "Folder of the videos, with folders of any depth."})
     out: Path = field(metadata={"help": "Folder to write to."})
-    strict: bool = field(default=False, metadata={"help": "Stop at the first fault, and name its entry and field."})
+    strict: bool = field(
+        default=False,
+        metadata={"help": "Stop at the first fault, such as a missing video, and name its place."},
+    )
     format: str = field(
         default="jsonl", metadata={"help": "Files to write. Parquet can be streamed.", "choices": ["jsonl", "parquet"]}
     )

@@ -17,6 +17,7 @@ split. What the rows of each task have as `truth`:
 - nlq: `query` (text), `windows`, a list of `[start, end]`, and `clip`, the `[start, end]` of the clip, in seconds.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,8 @@ class Ego4D(Converter):
 
     Args:
         splits (`Path`, *optional*): Folder with the validation and test files of all benchmarks, which tell the split
-            of each narrated video. Without it, all narrations are for training.
+            of each narrated video. Defaults to the folder of the annotations. If it lacks files, all narrations are
+            for training, and a line says so.
         wearer_only (`bool`, *optional*, defaults to `False`): Whether to leave out narrations of what other people do.
             VideoLLM-online's code keeps them.
     """
@@ -76,7 +78,7 @@ class Ego4D(Converter):
 
     splits: Path | None = field(
         default=None,
-        metadata={"help": "For narrations: folder of the val and test files of all benchmarks. Default: all train."},
+        metadata={"help": "For narrations: folder of all benchmarks' val and test files. Default: the annotations'."},
     )
     wearer_only: bool = field(default=False, metadata={"help": "For narrations: leave out what other people do (#O)."})
 
@@ -85,8 +87,8 @@ class Ego4D(Converter):
         found = find_files(annotations, FILES, self)
         folder = annotations if annotations.is_dir() else annotations.parent
         kinds = {task for task, _, _ in found}
-        splits = read_splits(self.splits) if "narration" in kinds and self.splits is not None else {}
-        if kinds == {"narration"} and self.splits is None and self.split not in (None, "train"):
+        splits = self._read_splits(folder) if "narration" in kinds else {}
+        if kinds == {"narration"} and not splits and self.split not in (None, "train"):
             raise ValueError(f"--split {self.split} of the narrations needs --splits FOLDER.")
         words = self._read_words(folder) if "lta" in kinds else ([], [])
         groups_file = folder / GROUPS
@@ -101,6 +103,18 @@ class Ego4D(Converter):
                 yield from convert_lta(path, split, videos, notes, fps=self.fps, words=words)
             else:
                 yield from _CONVERT[task](path, split, videos, notes, fps=self.fps)
+
+    def _read_splits(self, folder: Path) -> dict[str, str]:
+        if self.splits is not None:
+            return read_splits(self.splits)
+        try:
+            return read_splits(folder)
+        except (FileNotFoundError, ValueError) as error:
+            sys.stderr.write(
+                "All narrations are for training, also those of videos on which Ego4D's benchmarks evaluate: no "
+                f"--splits is given. {error}\n"
+            )
+            return {}
 
     def _read_words(self, folder: Path) -> tuple[list[str], list[str]]:
         path = folder / TAXONOMY

@@ -80,7 +80,7 @@ def read_timelines(entry: Any, notes: Notes) -> Iterator[Timeline]:
         notes.leave_out("videos", "video_uid", "the entry names no video")
         return
     if "segments" not in entry and "step_segments" in entry:
-        notes.leave_out(uid, "step_segments", "a test video: its steps have no times")
+        notes.leave_out(uid, "step_segments", "a test video: its steps have no times", by_rule=True)
         return
     goal = to_text(entry.get("goal_description"))
     segments = read_segments(entry.get("segments"), STEP, "segments", notes, uid)
@@ -121,7 +121,8 @@ def read_segments(
         if step[0] < before[1]:
             notes.mended(uid, place, f"a {level.name} overlaps the {level.name} before: kept with its own times")
         if step[2].lower() == before[2].lower():
-            notes.mended(uid, place, f"a {level.name} has the text of the {level.name} before: told once")
+            again = f"a {level.name} has the text of the {level.name} before: told once"
+            notes.mended(uid, place, again, by_rule=True)
     ordered = sorted(found, key=lambda item: item[1][0])
     if ordered != found:
         notes.mended(uid, field, f"{level.name}s not in order of time: sorted")

@@ -158,7 +158,7 @@ def lta_rows(
     """
     actions, width = clip_.actions, NUM_OBSERVED + NUM_FUTURE
     if len(actions) < width:
-        notes.leave_out(clip_.uid, "action_idx", f"a clip with fewer than {width} actions")
+        notes.leave_out(clip_.uid, "action_idx", f"a clip with fewer than {width} actions", by_rule=True)
     if any(after.index != before.index + 1 for before, after in zip(actions, actions[1:], strict=False)):
         notes.mended(clip_.uid, "action_idx", "numbers of actions have gaps: kept, in order")
     for begin in range(len(actions) - width + 1):

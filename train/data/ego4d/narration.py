@@ -138,11 +138,11 @@ def clean_pass(
             notes.leave_out(where, f"{field}.{text_key}", "there is no text")
             continue
         if wearer_only and is_of_others(text):
-            notes.leave_out(where, f"{field}.{text_key}", "it tells what another person does")
+            notes.leave_out(where, f"{field}.{text_key}", "it tells what another person does", by_rule=True)
             continue
         cleaned = clean_narration(text)
         if len(cleaned.split()) < 2:
-            notes.leave_out(where, f"{field}.{text_key}", "fewer than two words")
+            notes.leave_out(where, f"{field}.{text_key}", "fewer than two words", by_rule=True)
             continue
         time = take_time(narration, time_key, notes, where, field)
         if time is None:
@@ -172,7 +172,7 @@ def narration_row(
     """
     placed = place_replies(replies, video.last_frame(fps), fps, notes, where, "narrations")
     if not placed:
-        notes.leave_out(where, "narrations", "no narration is left")
+        notes.leave_out(where, "narrations", "no narration is left", by_rule=True)
         return None
     (first, _), (last, _) = placed[0], placed[-1]
     messages = [{"role": "user", "content": instruction, "time": first / fps}, *reply_messages(placed, fps)]
@@ -195,7 +195,9 @@ def read_splits(folder: Path) -> dict[str, str]:
     """
     paths = {(name, end): _benchmark_file(folder, f"{name}_{end}") for end in _ENDS for name in BENCHMARKS}
     if missing := [f"{name}_{end}.json" for (name, end), path in paths.items() if path is None]:
-        raise FileNotFoundError(f"--splits {folder} lacks {len(missing)} of {len(paths)} files: {', '.join(missing)}.")
+        raise FileNotFoundError(
+            f"The folder '{folder}' lacks {len(missing)} of {len(paths)} files: {', '.join(missing)}."
+        )
     splits: dict[str, str] = {}
     for (name, end), path in paths.items():
         found = {uid for uid in read_values(path, f"{BENCHMARKS[name]}.item.video_uid") if isinstance(uid, str)}
