@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tiny import random_frames, write_clip
 
-from videollm_mod.train.data import timed_messages
+from videollm_mod.train.data import converters, timed_messages
 from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
+from videollm_mod.train.data.converters import Notes, Videos
 from videollm_mod.train.data.timed_messages import find_faults
 
 
@@ -59,3 +60,24 @@ def test_a_video_that_crashes_its_reader_is_a_fault_of_its_row(sample_rows, monk
     monkeypatch.setattr(timed_messages, "read_video", read_video)
     [fault] = find_faults(sample_rows, full=full)
     assert fault.row == 1 and "bad.mp4' crashes the program that reads it (killed by SIGKILL)" in str(fault)
+
+
+@pytest.mark.usefixtures("sample_rows")
+def test_a_video_that_crashes_its_reader_is_left_out(tmp_path, monkeypatch):
+    """It is opened once, however many queries are about it."""
+    opened, calls, notes = converters.VideoReader, tmp_path / "calls", Notes()
+
+    def open_video(path):
+        with calls.open("a") as file:
+            file.write(f"{path.name} ")
+        if path.name == "bad.mp4":
+            crash(signal.SIGKILL)
+        return opened(path)
+
+    monkeypatch.setattr(converters, "VideoReader", open_video)
+    videos = Videos(tmp_path)
+    with videos.remembering(tmp_path / "lengths.json"):
+        found = [videos.open(notes, "row", "video", name) for name in ("bad", "one", "bad", "one")]
+    assert [video is not None for video in found] == [False, True, False, True]
+    assert notes.left_out[""]["the video crashes the program that reads it"].count == 2
+    assert calls.read_text().split() == ["bad.mp4", "one.mp4"]

@@ -13,12 +13,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 from videollm_mod.outputs import write_text
+from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
 from videollm_mod.train.data.dialogues import last_frame
 from videollm_mod.train.data.faults import UNREADABLE, FaultyRowError
 from videollm_mod.train.data.json_rows import parse_row
@@ -215,8 +216,7 @@ class Video:
         Raises:
             `ValueError` or `OSError`: If the file cannot be read.
         """
-        with VideoReader(self.path) as reader:
-            return reader.seconds
+        return _read_length(self.path)
 
     @property
     def is_measured(self) -> bool:
@@ -245,6 +245,8 @@ class Videos:
         self.folder = folder
         self._found: dict[str, Video] = {}
         self._notebook: Path | None = None
+        self._children: ChildProcesses | None = None
+        self._faults: dict[Path, str] = {}
         self._num_new = 0
         for parent, folders, names in os.walk(folder, followlinks=True):
             folders.sort()
@@ -253,16 +255,14 @@ class Videos:
                 self._found.setdefault(path.stem, video)
                 self._found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), video)
 
-    def __len__(self) -> int:
-        return len(set(self._found.values()))
-
     @contextmanager
     def remembering(self, path: Path) -> Iterator[None]:
         """
         Take the lengths of videos from a file of an earlier run, and write them there at the end, also after an error,
         and after each hundred new ones.
 
-        A length is used if the size and the time of the video are as they were.
+        A length is used if the size and the time of the video are as they were. Other videos are opened by a child
+        process, which a spoilt video may crash.
 
         Args:
             path (`Path`): The file.
@@ -278,10 +278,11 @@ class Videos:
                     video.__dict__["duration"] = seconds
         self._notebook = path
         try:
-            yield
+            with ChildProcesses() as self._children:
+                yield
         finally:
             self._write_lengths()
-            self._notebook = None
+            self._notebook = self._children = None
 
     def _write_lengths(self) -> None:
         measured = {str(video.path.absolute()): video for video in self._found.values() if video.is_measured}
@@ -311,15 +312,32 @@ class Videos:
             return None
         if video.is_measured:
             return video
-        try:
-            _ = video.duration
-        except UNREADABLE:
-            notes.leave_out(where, field, "the video cannot be read")
+        if video.path not in self._faults:
+            self._measure(video)
+        if fault := self._faults.get(video.path):
+            notes.leave_out(where, field, fault)
             return None
+        return video
+
+    def _measure(self, video: Video) -> None:
+        """Read the length of a video, or remember why it cannot be read."""
+        read = _read_length if self._children is None else partial(self._children.call, _read_length)
+        try:
+            video.__dict__["duration"] = read(video.path)
+        except UNREADABLE:
+            self._faults[video.path] = "the video cannot be read"
+            return
+        except CrashError:
+            self._faults[video.path] = "the video crashes the program that reads it"
+            return
         self._num_new += 1
         if self._notebook is not None and self._num_new % _WRITE_AFTER == 0:
             self._write_lengths()
-        return video
+
+
+def _read_length(path: Path) -> float:
+    with VideoReader(path) as reader:
+        return reader.seconds
 
 
 def _state(path: Path) -> list[int]:
