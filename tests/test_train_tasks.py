@@ -3,17 +3,18 @@
 """Evaluation tasks: how rows run, how predictions are saved and resumed, the table, and scores computed by hand."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import asdict
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
-from programs import run_main
+from programs import ROOT, run_main
 from safetensors.torch import save_file
 from tiny import random_features, random_frames, tiny_model, tiny_processor, write_clip
 from turns import turn_model, turn_processor
@@ -244,25 +245,6 @@ def test_predictions_of_other_settings_are_refused_in_one_line(tmp_path):
         ValueError, match=r"^'.*' has predictions of another run \(fps was 2.0, now 1.0\). Give another"
     ):
         evaluate(words("one"), tmp_path, settings={"fps": 1.0})
-
-
-def test_several_processes_share_rows_and_a_later_one_reads_all_files(tmp_path):
-    rows = words("one", "three", "a", "bb", "ccc")
-    process = SimpleNamespace(
-        process_index=1,
-        num_processes=2,
-        is_main_process=False,
-        wait_for_everyone=lambda: None,
-        split_between_processes=lambda rows: nullcontext(rows[3:]),
-    )
-    results, seen = evaluate(rows, tmp_path, accelerator=process)
-    assert (
-        results == {}
-        and seen == ["r1", "r3"]
-        and [path.name for path in tmp_path.glob("pred*")] == ["predictions-1.jsonl"]
-    )
-    _, seen = evaluate(rows, tmp_path)
-    assert seen == ["r0", "r2", "r4"]
 
 
 def test_the_longest_rows_of_a_task_come_first(tmp_path):
@@ -746,6 +728,32 @@ def test_prepared_annotations_are_evaluated_by_one_command(prepared, tmp_path):
     assert saved[0]["prediction"] == {"text": processor.tokenizer.decode(out, skip_special_tokens=True).strip()}
     about = json.loads((prepared / "out" / "about.json").read_text())
     assert "drive home" in about["labels"]["coin_step"] and about["labels"]["coin_task"] == ["drive car", "wash car"]
+
+
+def test_two_processes_share_the_rows_and_score_as_one(prepared, tmp_path):
+    names = "coin_step,coin_task"
+    alone = command(prepared, "--task", names, "--out", tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "train/configs/ddp.yaml"]
+    launch += ["--mixed_precision", "no", "--main_process_port", "0", "--num_processes", "2", "train/evaluation.py"]
+    given = ["--checkpoint", prepared / "model", "--dataset", prepared / "out", "--task", names]
+    given += ["--out", tmp_path / "two"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *map(str, given)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("wrote ") == 1, "the first process scores"
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["tasks"] for name in ("alone", "two"))
+    assert {name: result["rows"] for name, result in two.items()} == {"coin_step": 7, "coin_task": 2}
+    for name, result in one.items():
+        assert two[name]["scores"] == pytest.approx(result["scores"], rel=1e-4), name
+    saved = [path.read_text().splitlines() for path in sorted((tmp_path / "two").glob("predictions-*.jsonl"))]
+    assert sorted(map(len, saved)) == [4, 5]
+    # A later run of one process reads the files of both, without loading the model.
+    with patch.object(task_command, "load_checkpoint", side_effect=AssertionError):
+        again = command(prepared, "--task", names, "--out", tmp_path / "two")
+    assert again.returncode == 0 and again.stdout == done.stdout
 
 
 def test_another_run_of_the_command_scores_only_or_is_refused(prepared, tmp_path):
