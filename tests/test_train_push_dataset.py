@@ -17,7 +17,7 @@ from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.train.data import prepare
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.train.push import main
-from videollm_mod.train.push_dataset import _published_names
+from videollm_mod.train.push_dataset import _published_names, _without_folders
 
 
 REPO = "somebody/dialogues"
@@ -110,6 +110,19 @@ def test_videos_of_one_name_keep_their_folders(tmp_path):
         file.write(json.dumps({"id": "own", "video": "../takes/own.mp4", **row}) + "\n")
     with pytest.raises(ValueError, match="two videos would be published as 'videos/own.mp4'"):
         _published_names([load_timed_messages(tmp_path / "out")], tmp_path / "out")
+
+
+def test_folders_of_this_machine_are_not_published():
+    """Their names often have the name of a person."""
+    made = "python train/data/generate.py --dataset=/home/joe/goalstep --out ~/joe/out --model ../joe/Llama --fps=2"
+    about = {"command": f"{made}\npython train/data/prepare.py coin", "dataset": "/home/joe/goalstep", "fps": 2.0}
+    assert _without_folders({**about, "source": "dialogues by /home/joe/models/Llama-3"}) == {
+        "command": "python train/data/generate.py --dataset=goalstep --out out --model Llama --fps=2\n"
+        "python train/data/prepare.py coin",
+        "dataset": "goalstep",
+        "fps": 2.0,
+        "source": "dialogues by Llama-3",
+    }
 
 
 def test_features_travel_within_the_rows(hub, tmp_path):

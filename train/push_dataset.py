@@ -82,7 +82,7 @@ def push_dataset(
         counts = {
             split: _write_split(rows, videos, split, Path(place), max_shard_size) for split, rows in loaded.items()
         }
-        about = {**about, "command": _without_folders(about.get("command", ""))}
+        about = _without_folders(about)
         (Path(place) / "about.json").write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
         (Path(place) / "README.md").write_text(write_dataset_card(repo, about, counts), encoding="utf-8")
         files = {path.name: path for path in Path(place).iterdir()}
@@ -153,9 +153,12 @@ def _write_split(rows: Dataset, videos: dict[str, str], split: str, place: Path,
     return write_shards(published, place, split, **options)
 
 
-def _without_folders(command: str) -> str:
-    """Return commands, one a line, without the folders of this machine."""
-    return "\n".join(shlex.join(map(_without_folder, shlex.split(line))) for line in command.splitlines())
+def _without_folders(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what `about.json` says without the folders of this machine. `command` has a command a line."""
+    lines = [shlex.join(map(_without_folder, shlex.split(line))) for line in about.get("command", "").splitlines()]
+    texts = {name: about[name] for name in ("source", "dataset") if isinstance(about.get(name), str)}
+    cleaned = {name: " ".join(map(_without_folder, text.split(" "))) for name, text in texts.items()}
+    return {**about, **cleaned, "command": "\n".join(lines)}
 
 
 def _without_folder(word: str) -> str:

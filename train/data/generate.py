@@ -15,7 +15,7 @@ Each reply of the language model is kept. If the command is interrupted, run it 
 import json
 import shlex
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from videollm_mod.outputs import path_from, write_text
 from videollm_mod.train.data.converters import Notes
 from videollm_mod.train.data.dialogues import to_number
 from videollm_mod.train.data.faults import FaultyRowError
+from videollm_mod.train.data.json_rows import LineWriter
 from videollm_mod.train.data.planned_dialogues import (
     Plan,
     RejectedError,
@@ -159,18 +160,23 @@ class DialogueGenerator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the rows of dialogues that can be used, in the order of their sources."""
         planned: dict[tuple[int, int], tuple[dict[str, Any], Plan]] = {}
-        made: dict[tuple[int, int], dict[str, Any]] = {}
+        made: dict[tuple[int, int], dict[str, Any] | None] = {}
+        order: deque[tuple[int, int]] = deque()
         with tqdm(total=len(rows) * self.arguments.dialogues, unit="dialogue", disable=None) as bar:
-            for key, reply in self.writer.write(self._requests(rows, planned)):
+            for key, reply in self.writer.write(self._requests(rows, planned, order)):
                 source, plan = planned.pop(key)
-                row = self._make_row(source, plan, key[1], reply)
-                if row is not None:
-                    made[key] = row
+                made[key] = self._make_row(source, plan, key[1], reply)
                 bar.update()
-        yield from (made[key] for key in sorted(made))
+                # Replies come in any order. A row waits for those before it.
+                while order and order[0] in made:
+                    row = made.pop(order.popleft())
+                    if row is not None:
+                        yield row
 
-    def _requests(self, rows: Sequence[dict[str, Any]], planned: dict) -> Iterator[tuple[tuple[int, int], Any]]:
-        """Yield the prompts of all dialogues, and put their plans into `planned`."""
+    def _requests(
+        self, rows: Sequence[dict[str, Any]], planned: dict, order: deque
+    ) -> Iterator[tuple[tuple[int, int], Any]]:
+        """Yield the prompts of all dialogues, and put their plans into `planned` and their keys into `order`."""
         options = {"fps": self.arguments.fps, "most_questions": self.arguments.questions}
         for index, row in self._read(rows, self.notes):
             try:
@@ -183,6 +189,7 @@ class DialogueGenerator:
                 name = f"{self.arguments.seed}/{row['id']}/{number}"
                 plan = plan_dialogue(events, name=name, most_events=self.arguments.events, **options, **span)
                 planned[index, number] = (row, plan)
+                order.append((index, number))
                 yield (index, number), plan.prompt()
 
     def _read(self, rows: Sequence[dict[str, Any]], notes: Notes) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -306,26 +313,16 @@ def generate(
     notes = Notes()
     notes.split = arguments.split
     make: Callable[..., Iterator[dict[str, Any]]] = Rewriter if arguments.rewrite else DialogueGenerator
-    path = arguments.out / f"{arguments.split}.jsonl"
-    part = path.with_name(f".{path.name}.part")
-    count = _write_rows(part, make(arguments, writer, notes)(rows))
-    about = _describe(arguments, writer, notes, count, command)
-    print(describe_all({"splits": {arguments.split: about["splits"][arguments.split]}}, notes, arguments.out))
-    if not count:
-        part.unlink()
-        raise ValueError("no dialogue is left; the table says why.")
-    part.replace(path)
+    with LineWriter(arguments.out / f"{arguments.split}.jsonl") as file:
+        count = 0
+        for count, row in enumerate(make(arguments, writer, notes)(rows), 1):  # noqa: B007
+            file.write(row)
+        about = _describe(arguments, writer, notes, count, command)
+        print(describe_all({"splits": {arguments.split: about["splits"][arguments.split]}}, notes, arguments.out))
+        if not count:
+            raise ValueError("no dialogue is left; the table says why.")
     write_text(arguments.out / "about.json", json.dumps(about, ensure_ascii=False, indent=1) + "\n")
     return about
-
-
-def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> int:
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    return count
 
 
 def _describe(arguments: GenerateArguments, writer: Writer, notes: Notes, count: int, command: str) -> dict[str, Any]:
