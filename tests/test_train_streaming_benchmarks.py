@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 from endpoints import scripted_endpoint
 from programs import ROOT, run_main
+from safetensors.torch import save_file
 from streaming_annotations import OVO, asked, entry, proactive
 from tiny import random_frames, tiny_model, tiny_processor, write_clip
 
@@ -21,6 +22,7 @@ from videollm_mod.train.data.ovo_bench import GROUPS
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streaming_bench import mend_options, read_time
 from videollm_mod.train.data.timed_messages import NARRATE, find_faults
+from videollm_mod.train.encode import encode_clip
 from videollm_mod.train.tasks import find_task
 from videollm_mod.train.tasks.choices import read_letter, read_number, read_yes
 from videollm_mod.train.tasks.proactive import find_spans
@@ -447,6 +449,12 @@ def test_a_tiny_model_runs_all_of_them(videos, tmp_path):
         assert runner.answer({**row, "end": time - 0.5, "messages": messages}, max_new_tokens=32) == [
             polls[time].strip()
         ]
+    # Features of the same frames give the same polls.
+    task, video = find_task("streaming_bench_proactive"), {"video": row["video"]}
+    features = encode_clip(runner.model, runner.processor, video, fps=2.0)
+    save_file({"frame_features": features}, tmp_path / "row.safetensors", metadata={"fps": "2.0"})
+    encoded = {**row, "video": None, "frame_features": str(tmp_path / "row.safetensors")}
+    assert task.predict(runner, encoded) == task.predict(runner, row)
     rows, _ = convert("ovo_bench", OVO, videos, tmp_path, "ovo_bench_new.json")
     task, rows = find_task("ovo_bench"), [rows["7"], rows["9_0"]]
     found = task.predict_all(runner, rows)

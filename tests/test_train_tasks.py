@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from hub import Hub, commit_hash
 from programs import ROOT, run_main
 from safetensors.torch import save_file
 from tiny import random_features, random_frames, tiny_model, tiny_processor, write_clip
@@ -767,6 +768,14 @@ def test_another_run_of_the_command_scores_only_or_is_refused(prepared, tmp_path
     other = command(prepared, "--task", "coin_task", "--out", tmp_path, "--weights", "int8")
     assert other.returncode == 1
     assert "(weights was None, now int8). Give another --out, or delete it." in other.stderr
+
+
+def test_settings_name_the_commit_of_a_checkpoint_of_the_hub(prepared, tmp_path):
+    with Hub() as hub, hub.used_here(tmp_path / "home"):
+        hub.repos["somebody/tiny"] = [{"config.json": (prepared / "model" / "config.json").read_bytes()}]
+        first, again = (task_command._commit("somebody/tiny") for _ in range(2))
+        hub.repos["somebody/tiny"].append(dict(hub.repos["somebody/tiny"][0]))
+        assert first == again == commit_hash("somebody/tiny", 0) != task_command._commit("somebody/tiny")
 
 
 def test_every_prepared_task_can_be_evaluated():

@@ -25,10 +25,10 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from loguru import logger
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.train.data.faults import UNREADABLE
 from videollm_mod.train.encode import encode_clip
+from videollm_mod.train.loading import load_checkpoint
 from videollm_mod.train.streaming_evaluation import FeatureStream
 from videollm_mod.train.tasks.running import Prompt, Runner
 from videollm_mod.video_reading_videollm_mod import VideoReader
@@ -162,8 +162,7 @@ class _Harness(lmms):
         place = self.accelerator.device if self._world_size > 1 else device_map or device or "auto"
         loading = {"dtype": dtype, "device_map": place, "attn_implementation": attn_implementation}
         loading = {name: value for name, value in loading.items() if value is not None}
-        model = AutoModel.from_pretrained(pretrained, trust_remote_code=True, **loading).eval()
-        processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=True)
+        model, processor = load_checkpoint(pretrained, **loading)
         self.runner = Runner(model, processor, fps=fps, interval_threshold=interval_threshold)
         self.mode, self.batch_size = mode, int(batch_size)
         self.system_prompt = self._resolve_system_prompt(system_prompt) if system_prompt else processor.system_prompt

@@ -45,10 +45,7 @@ def stream_example(
         The session's events, and the number of frames.
     """
     session = model.stream(processor, fps=fps, **options, **_system_prompt(example))
-    if example.get("frame_features") is None:
-        stream, frames = session, _read(example, fps)
-    else:
-        stream, frames = FeatureStream(session), _read_features(model, processor, example, fps)
+    stream, frames = open_frames(session, example)
     for _ in _show(stream, example, frames):
         pass
     session.close()
@@ -228,6 +225,13 @@ def _show(stream: Any, example: dict[str, Any], frames: Iterable[tuple[float, An
         for message in due[len(first) :]:
             stream.ask(message["content"], reply_now=_is_answered(messages, message))
         yield
+
+
+def open_frames(session: Any, example: dict[str, Any]) -> tuple[Any, Iterator[tuple[float, Any]]]:
+    """Return what to push into, a session or a [`FeatureStream`], and the frames or their features, with times."""
+    if example.get("frame_features") is None:
+        return session, _read(example, session.fps)
+    return FeatureStream(session), _read_features(session.model, session.processor, example, session.fps)
 
 
 def _read(example: dict[str, Any], fps: float) -> Iterator[tuple[float, Any]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from huggingface_hub import hf_hub_download
 
 from videollm_mod.space.loading import quantization
 from videollm_mod.train.data.faults import FaultyRowError, RowRecord
@@ -115,10 +116,20 @@ def _settings(source: DataSource, arguments: "EvaluationArguments") -> dict[str,
     """Return what predictions depend on."""
     names = ("fps", "interval_threshold", "max_new_tokens", "weights", "cache_dtype")
     folder = Path(arguments.checkpoint)
-    changed = [path.stat().st_mtime for path in folder.glob("*") if path.suffix in (".safetensors", ".json")]
     return {
         "checkpoint": str(folder.resolve()) if folder.is_dir() else arguments.checkpoint,
-        "checkpoint_changed": datetime.fromtimestamp(max(changed)).isoformat() if changed else None,
+        "checkpoint_version": _version(folder) if folder.is_dir() else _commit(arguments.checkpoint),
         **{name: getattr(arguments, name) for name in ("split", *names)},
         "data": {**asdict(source), "dataset": Path(source.dataset).name},
     }
+
+
+def _version(folder: Path) -> str | None:
+    """Return when the files of a checkpoint last changed."""
+    changed = [path.stat().st_mtime for path in folder.glob("*") if path.suffix in (".safetensors", ".json")]
+    return datetime.fromtimestamp(max(changed)).isoformat() if changed else None
+
+
+def _commit(name: str) -> str:
+    """Return the commit of a checkpoint of the Hub that a run loads now, or that the cache has."""
+    return Path(hf_hub_download(name, "config.json")).parent.name

@@ -5,8 +5,9 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from videollm_mod.train.data.faults import naming, read_clip
+from videollm_mod.train.data.faults import naming
 from videollm_mod.train.data.streaming_bench import PATIENCE
+from videollm_mod.train.streaming_evaluation import open_frames
 from videollm_mod.train.tasks import Task
 from videollm_mod.train.tasks.choices import contains, read_letter, read_yes
 from videollm_mod.train.tasks.dense_captions import Streamed
@@ -90,12 +91,13 @@ class PolledOutput(Task):
         due = [truth["asked"] + second for second in range(1, int(truth["time"] - truth["asked"]) + PATIENCE + 1)]
         session = runner.model.stream(runner.processor, fps=runner.fps, speak=_never, max_new_tokens=32)
         found: dict[str, Any] = {"polls": [], "outputs": {}}
+        stream, frames = open_frames(session, row)
         with naming(row):
-            for time, picture in read_clip(row, fps=runner.fps):
+            for time, picture in frames:
                 # The clip of a poll ends before the frame at its moment.
                 while due and time >= due[0] - 1e-6 and not _is_over(found):
                     _poll(session, due.pop(0), poll, question, found)
-                session.push(picture, time=time)
+                stream.push(picture, time=time)
         # After the end of the video nothing changes, but for the moment.
         for time in due:
             if not _is_over(found):
@@ -167,7 +169,7 @@ def _poll(session: Any, time: float, poll: str, question: str, found: dict[str, 
 
 def _ask(session: Any, question: str) -> str:
     """Return the reply of a copy of the stream, so that the stream itself has not heard the question."""
-    if session.num_frames == 0:
+    if session.num_frames + session.num_waiting == 0:
         return ""
     copy = session.fork()
     return "".join(event.text for event in copy.ask(question) if event.role == "assistant")
