@@ -325,7 +325,7 @@ class Scripted:
                 return [SimpleNamespace(role="user", text=text), SimpleNamespace(role="assistant", text=said)]
 
         assert not options["speak"](None)
-        return Session(num_frames=0, time=None)
+        return Session(num_frames=0, num_waiting=0, time=None, fps=options["fps"])
 
 
 def test_polls_see_the_clip_up_to_their_moment_and_no_other_poll(videos, tmp_path):

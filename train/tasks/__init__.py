@@ -126,9 +126,9 @@ class Task:
 
 # The class of each task, as "module:class" so that only the chosen modules are imported.
 TASKS: dict[str, str | type[Task]] = {
-    "activitynet_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
+    "activitynet_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptionTask",
     "aqtc_guidance": "videollm_mod.train.tasks.aqtc:Guidance",
-    "charades_sta_moments": "videollm_mod.train.tasks.dense_captions:Moments",
+    "charades_sta_moments": "videollm_mod.train.tasks.dense_captions:MomentTask",
     "coin_next": "videollm_mod.train.tasks.coin:CoinLabel",
     "coin_procedure": "videollm_mod.train.tasks.coin:CoinProcedure",
     "coin_step": "videollm_mod.train.tasks.coin:CoinLabel",
@@ -163,7 +163,7 @@ TASKS: dict[str, str | type[Task]] = {
     "proactive_video_qa_tv": "videollm_mod.train.tasks.proactive:ProactiveVideoQA",
     "proactive_video_qa_vad": "videollm_mod.train.tasks.proactive:ProactiveVideoQA",
     "proactive_video_qa_web": "videollm_mod.train.tasks.proactive:ProactiveVideoQA",
-    "qvhighlights_moments": "videollm_mod.train.tasks.dense_captions:Moments",
+    "qvhighlights_moments": "videollm_mod.train.tasks.dense_captions:MomentTask",
     "streaming_bench_omni": "videollm_mod.train.tasks.streaming_bench:Choices",
     "streaming_bench_proactive": "videollm_mod.train.tasks.streaming_bench:PolledOutput",
     "streaming_bench_proactive_native": "videollm_mod.train.tasks.streaming_bench:NativeOutput",
@@ -172,8 +172,8 @@ TASKS: dict[str, str | type[Task]] = {
     "vript_hard_ero": "videollm_mod.train.tasks.vript_hard:Order",
     "vript_hard_rr": "videollm_mod.train.tasks.vript_hard:Choice",
     "vript_hard_rr_clip": "videollm_mod.train.tasks.vript_hard:Choice",
-    "vript_scenes": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
-    "youcook2_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptions",
+    "vript_scenes": "videollm_mod.train.tasks.dense_captions:DenseCaptionTask",
+    "youcook2_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptionTask",
 }
 
 

@@ -4,8 +4,10 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from videollm_mod.train.data.choices import LETTERS, letter_of
+from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.text_scores import split_words
 
 
@@ -59,3 +61,15 @@ def read_yes(reply: str) -> bool | None:
     """Return whether a reply says yes, or `None` if it says neither or both of yes and no."""
     found = {word for word in split_words(reply) if word in ("yes", "no")}
     return found == {"yes"} if len(found) == 1 else None
+
+
+def letter_likelihoods(runner: Runner, row: dict[str, Any], options: Sequence[str]) -> list[float]:
+    """Return the log-probability of each option's letter as the reply."""
+    return runner.likelihoods(row, list(LETTERS[: len(options)]))
+
+
+def most_likely(values: Sequence[float] | None) -> str | None:
+    """Return the letter of the largest value, the first of several, or `None` without values."""
+    if values is None:
+        return None
+    return LETTERS[max(range(len(values)), key=values.__getitem__)]

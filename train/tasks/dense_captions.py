@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from videollm_mod.outputs import write_text
 from videollm_mod.train.data.moments import spoken_windows
-from videollm_mod.train.tasks import Task
-from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.tasks.replies import Streamed
 from videollm_mod.train.teacher_forcing import evaluate_metric
 
 
@@ -19,33 +18,7 @@ from videollm_mod.train.teacher_forcing import evaluate_metric
 _CLIP = 2.0
 
 
-class Streamed(Task):
-    """Base class of tasks whose prediction is what the model says in free streaming."""
-
-    streams = True
-    no_reply: ClassVar[dict[str, Any] | None] = {"replies": []}
-
-    def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the replies of a row."""
-        return self.predict_all(runner, [row])[0]
-
-    def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """
-        Return `replies`: `time` in seconds, `text`, and `score`, the probability with which the model spoke.
-
-        The stream gets the system prompt and what the user says. The true replies must not tell when to speak.
-        """
-        asked = [{**row, "messages": [m for m in row["messages"] if m["role"] != "assistant"]} for row in rows]
-        return [
-            {"replies": [_reply(e) for e in events if e.role == "assistant"]} for events in runner.stream_all(asked)
-        ]
-
-
-def _reply(event: Any) -> dict[str, Any]:
-    return {"time": event.time, "text": event.text, "score": 1 - (event.interval_probability or 0.0)}
-
-
-class DenseCaptions(Streamed):
+class DenseCaptionTask(Streamed):
     """
     Captions of events (ActivityNet Captions, YouCook2), by the metric `dense_captions`.
 
@@ -98,7 +71,7 @@ class DenseCaptions(Streamed):
 
 def to_events(replies: Sequence[dict[str, Any]], truth: dict[str, Any]) -> list[dict[str, Any]]:
     """
-    Return the events that replies tell. See [`DenseCaptions`].
+    Return the events that replies tell. See [`DenseCaptionTask`].
 
     Args:
         replies (sequence of `dict`): `time` in seconds and `text`, in order of time.
@@ -123,7 +96,7 @@ def _true_events(truth: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-class Moments(Streamed):
+class MomentTask(Streamed):
     """
     Windows of a query (Charades-STA, QVHighlights), by the metrics `moment_retrieval` and `highlight_detection`.
 

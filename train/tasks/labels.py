@@ -9,8 +9,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from videollm_mod.train.tasks import Task
-from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.tasks.replies import GreedyReply
 
 
 def read_labels(about: dict[str, Any], name: str) -> list[str]:
@@ -56,7 +55,7 @@ def clean_reply(text: str) -> str:
     return text.lower().rstrip(".")
 
 
-class LabelTask(Task):
+class LabelTask(GreedyReply):
     """
     A reply that names one label, given as `label` in the row's `truth`.
 
@@ -68,14 +67,6 @@ class LabelTask(Task):
     def check(self, about: dict[str, Any]) -> None:
         """Check that there is a label dictionary."""
         read_labels(about, self.name)
-
-    def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the greedy reply, of at most 512 tokens."""
-        return self.predict_all(runner, [row])[0]
-
-    def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the greedy replies to a batch."""
-        return [{"text": texts[0]} for texts in runner.answer_all(rows)]
 
     def score(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from videollm_mod.train.data.moments import spoken_windows, window_iou
-from videollm_mod.train.tasks.dense_captions import Streamed
+from videollm_mod.train.tasks.replies import Streamed
 
 
 _RANKS, _THRESHOLDS = (1, 5), (0.3, 0.5)

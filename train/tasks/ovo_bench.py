@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from videollm_mod.train.data.choices import LETTERS
+from videollm_mod.train.arithmetic import mean
 from videollm_mod.train.data.ovo_bench import GROUPS
 from videollm_mod.train.tasks import Task
-from videollm_mod.train.tasks.choices import read_letter, read_number, read_yes
+from videollm_mod.train.tasks.choices import letter_likelihoods, most_likely, read_letter, read_number, read_yes
 from videollm_mod.train.tasks.running import Runner
 
 
@@ -59,7 +59,11 @@ class OVOBench(Task):
         """Return the greedy reply, and how likely each letter is."""
         (text,) = runner.answer(row, max_new_tokens=32)
         options = row["truth"].get("options")
-        return {"text": text} if options is None else {"text": text, "likelihoods": likelihoods(runner, row, options)}
+        return (
+            {"text": text}
+            if options is None
+            else {"text": text, "likelihoods": letter_likelihoods(runner, row, options)}
+        )
 
     def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the predictions of rows. The longest clip of a video comes first, so that its frames serve others."""
@@ -86,27 +90,15 @@ class OVOBench(Task):
                 likely.setdefault(task, []).append(most_likely(predicted.get("likelihoods")) == truth["answer"])
         scores: dict[str, float] = {}
         for group, tasks in GROUPS.items():
-            scores |= {task: _mean(right[task]) for task in tasks if task in right}
+            scores |= {task: mean(right[task]) for task in tasks if task in right}
             if all(task in right for task in tasks):
-                scores[group] = _mean([scores[task] for task in tasks])
+                scores[group] = mean([scores[task] for task in tasks])
         if all(group in scores for group in GROUPS):
-            scores["total"] = _mean([scores[group] for group in GROUPS])
+            scores["total"] = mean([scores[group] for group in GROUPS])
         for group, tasks in GROUPS.items():
             if all(task in likely for task in tasks):
-                scores[f"{group}_by_likelihood"] = _mean([_mean(likely[task]) for task in tasks])
+                scores[f"{group}_by_likelihood"] = mean([mean(likely[task]) for task in tasks])
         return scores
-
-
-def likelihoods(runner: Runner, row: dict[str, Any], options: Sequence[str]) -> list[float]:
-    """Return the log-probability of each option's letter as the reply."""
-    return runner.likelihoods(row, list(LETTERS[: len(options)]))
-
-
-def most_likely(values: Sequence[float] | None) -> str | None:
-    """Return the letter of the largest value, the first of several, or `None` without values."""
-    if values is None:
-        return None
-    return LETTERS[max(range(len(values)), key=values.__getitem__)]
 
 
 def _is_right(task: str, reply: str, truth: dict[str, Any]) -> bool:
@@ -122,7 +114,3 @@ def _is_right_officially(task: str, reply: str, truth: dict[str, Any]) -> bool:
     if task == "rec":
         return "".join(re.findall(r"\d+", reply)) == truth["answer"]
     return truth["answer"] in reply or ("options" not in truth and reply == truth["answer"][0])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

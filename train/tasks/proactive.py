@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from videollm_mod.train.judging import check_judge
-from videollm_mod.train.tasks.dense_captions import Streamed
+from videollm_mod.train.tasks.replies import Streamed
 from videollm_mod.train.teacher_forcing import evaluate_metric
 
 
@@ -72,7 +72,8 @@ def find_spans(row: dict[str, Any]) -> list[dict[str, Any]]:
     replies = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
     ends = [messages[k]["time"] for k in replies[1:]]
     last = row.get("end")
-    ends.append(messages[replies[-1]]["time"] if last is None else last) if replies else None
+    if replies:
+        ends.append(messages[replies[-1]]["time"] if last is None else last)
     spans = []
     for k, end in zip(replies, ends, strict=True):
         asked = [message["content"] for message in messages[:k] if message["role"] == "user"]

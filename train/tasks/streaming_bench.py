@@ -9,9 +9,8 @@ from videollm_mod.train.data.faults import naming
 from videollm_mod.train.data.streaming_bench import PATIENCE
 from videollm_mod.train.streaming_evaluation import open_frames
 from videollm_mod.train.tasks import Task
-from videollm_mod.train.tasks.choices import contains, read_letter, read_yes
-from videollm_mod.train.tasks.dense_captions import Streamed
-from videollm_mod.train.tasks.ovo_bench import likelihoods, most_likely
+from videollm_mod.train.tasks.choices import contains, letter_likelihoods, most_likely, read_letter, read_yes
+from videollm_mod.train.tasks.replies import Streamed
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.text_scores import split_words
 
@@ -44,7 +43,7 @@ class Choices(Task):
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
         """Return the greedy reply, and how likely each letter is."""
         (text,) = runner.answer(row, max_new_tokens=32)
-        return {"text": text, "likelihoods": likelihoods(runner, row, row["truth"]["options"])}
+        return {"text": text, "likelihoods": letter_likelihoods(runner, row, row["truth"]["options"])}
 
     def score(
         self,

@@ -7,28 +7,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from videollm_mod.train.data.vript_hard import SCENES
-from videollm_mod.train.tasks import Task
 from videollm_mod.train.tasks.choices import read_letter
-from videollm_mod.train.tasks.running import Runner
+from videollm_mod.train.tasks.replies import GreedyReply
 
 
-class Reply(Task):
-    """Base class of tasks whose prediction is a greedy reply."""
-
-    no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
-
-    def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the reply to a row."""
-        return self.predict_all(runner, [row])[0]
-
-    def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the replies to a batch."""
-        return [{"text": texts[0]} for texts in runner.answer_all(rows)]
-
-
-class Choice(Reply):
+class Choice(GreedyReply):
     """`accuracy`: the share of replies that choose the right option, by its letter or text (see [`read_letter`])."""
 
+    no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
     official_note = 'The published scorer takes the first capital letter in brackets, "(B)", and nothing else.'
 
     def score(
@@ -50,13 +36,14 @@ class Choice(Reply):
         return {"accuracy": sum(right) / len(right)}
 
 
-class Order(Reply):
+class Order(GreedyReply):
     """
     `order@1`, `order@2` and `order@3`: the share of replies with at least 1, 2 or 3 of three scenes in their place.
 
     A reply has an order if each letter stands alone in it. Their first places count.
     """
 
+    no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
     official_note = 'The published scorer takes any three capital letters if a reply has no "Scene (A)".'
 
     def score(

@@ -8,6 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from videollm_mod.train.arithmetic import mean
 from videollm_mod.train.data.moments import window_iou
 from videollm_mod.train.text_scores import score_captions
 
@@ -141,7 +142,7 @@ def _compared(video: _Video, at: float) -> list[_Pair | None]:
 
 def _meteor(videos: list[_Video]) -> float:
     scores = [[pair.meteor if pair else 0.0 for pair in _compared(video, at)] for at in THRESHOLDS for video in videos]
-    return float(np.mean([_mean(video) for video in scores]))
+    return float(np.mean([mean(video) for video in scores]))
 
 
 def _cider(videos: list[_Video], official: bool) -> float:
@@ -153,12 +154,8 @@ def _cider(videos: list[_Video], official: bool) -> float:
         else:
             left = iter(_score("cider", [words for video in texts for words in video]))
             scores = [[next(left) for _ in video] for video in texts]
-        means += [_mean(video) for video in scores]
+        means += [mean(video) for video in scores]
     return float(np.mean(means))
-
-
-def _mean(scores: list[float]) -> float:
-    return sum(scores) / max(len(scores), 1)
 
 
 def _score(name: str, texts: list[tuple[str, str]]) -> list[float]:

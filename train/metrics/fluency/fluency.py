@@ -5,6 +5,8 @@
 import datasets
 import evaluate
 
+from videollm_mod.train.arithmetic import correct_prefix, mean
+
 
 _DESCRIPTION = """
 LIVE's Fluency. Inputs for each turn of each dialogue: `predictions` and `references` are the most likely and the true
@@ -45,22 +47,13 @@ class Fluency(evaluate.Metric):
         dialogues = []
         for turns in zip(predictions, references, num_stream_positions, frame_diff, strict=True):
             shares = [_share(*turn) for turn in zip(*turns, strict=True) if turn[1] and turn[2]]
-            dialogues.append(_mean(shares, 1.0))
-        return {"fluency": _mean(dialogues, 1.0)}
+            dialogues.append(mean(shares, 1.0))
+        return {"fluency": mean(dialogues, 1.0)}
 
 
 def _share(predicted: list[int], true: list[int], num_stream: int, frame_diff: int) -> float:
     if frame_diff == 0:
-        right = num_stream + _correct_prefix(predicted, true)
+        right = num_stream + correct_prefix(predicted, true)
     else:
         right = num_stream - (frame_diff if frame_diff > 0 else 1)
     return right / (num_stream + len(true))
-
-
-def _correct_prefix(predicted: list[int], true: list[int]) -> int:
-    wrong = [one != two for one, two in zip(predicted, true, strict=True)]
-    return wrong.index(True) if True in wrong else len(wrong)
-
-
-def _mean(values: list[float], empty: float) -> float:
-    return sum(values) / len(values) if values else empty

@@ -5,6 +5,8 @@
 import datasets
 import evaluate
 
+from videollm_mod.train.arithmetic import correct_prefix, mean
+
 
 _DESCRIPTION = """
 LIVE's LM-Correctness. `predictions` and `references` are, for each turn of each dialogue, the most likely and the true
@@ -33,16 +35,7 @@ class LmCorrectness(evaluate.Metric):
 
     def _compute(self, predictions: list[list[list[int]]], references: list[list[list[int]]]) -> dict[str, float]:
         dialogues = [
-            _mean([_correct_prefix(*turn) / len(turn[1]) for turn in zip(*turns, strict=True) if turn[1]], 1.0)
+            mean([correct_prefix(*turn) / len(turn[1]) for turn in zip(*turns, strict=True) if turn[1]], 1.0)
             for turns in zip(predictions, references, strict=True)
         ]
-        return {"lm_correctness": _mean(dialogues, 1.0)}
-
-
-def _correct_prefix(predicted: list[int], true: list[int]) -> int:
-    wrong = [one != two for one, two in zip(predicted, true, strict=True)]
-    return wrong.index(True) if True in wrong else len(wrong)
-
-
-def _mean(values: list[float], empty: float) -> float:
-    return sum(values) / len(values) if values else empty
+        return {"lm_correctness": mean(dialogues, 1.0)}

@@ -7,6 +7,8 @@ import math
 import datasets
 import evaluate
 
+from videollm_mod.train.arithmetic import mean
+
 
 _DESCRIPTION = """
 LIVE's LM-PPL. `predictions`: for each turn of each dialogue the cross-entropies at its text positions under teacher
@@ -32,10 +34,6 @@ class LmPpl(evaluate.Metric):
 
     def _compute(self, predictions: list[list[list[float]]]) -> dict[str, float]:
         dialogues = [
-            _mean([math.exp(sum(losses) / len(losses)) for losses in turns if losses], 1.0) for turns in predictions
+            mean([math.exp(sum(losses) / len(losses)) for losses in turns if losses], 1.0) for turns in predictions
         ]
-        return {"lm_ppl": _mean(dialogues, 1.0)}
-
-
-def _mean(values: list[float], empty: float) -> float:
-    return sum(values) / len(values) if values else empty
+        return {"lm_ppl": mean(dialogues, 1.0)}

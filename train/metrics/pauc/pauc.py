@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import evaluate
 
+from videollm_mod.train.arithmetic import mean
 from videollm_mod.train.judging import Judge, find_judge
 
 
@@ -80,11 +81,11 @@ class PAUC(evaluate.Metric):
         asked = list(dict.fromkeys(item for spans in videos for span in spans for item in span.items))
         level = dict(zip(asked, judge.levels(asked, max_level), strict=True))
         scores = [[span.score(level, max_level, omega) for span in spans] for spans in videos if spans]
-        together = sum(scores, []) if is_benchmark else [_mean(spans) for spans in scores]
+        together = sum(scores, []) if is_benchmark else [mean(spans) for spans in scores]
         repeated, unclear = _repeated(said, judge)
         return {
-            f"pauc_{'benchmark_' if is_benchmark else ''}{judge.name}": _mean(together),
-            f"duplicate_share_{judge.name}": _mean(repeated),
+            f"pauc_{'benchmark_' if is_benchmark else ''}{judge.name}": mean(together),
+            f"duplicate_share_{judge.name}": mean(repeated),
             "pauc_omega": omega,
             "pauc_max_level": max_level,
             "pauc_silent": 0.5 / max_level,
@@ -168,7 +169,3 @@ def _repeated(said: list[list[dict[str, Any]]], judge: Judge) -> tuple[list[bool
             earlier.append(text)
     judged = judge.repeats(asked)
     return found + [answer for answer in judged if answer is not None], sum(answer is None for answer in judged)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(len(values), 1)

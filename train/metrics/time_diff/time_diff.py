@@ -5,6 +5,8 @@
 import datasets
 import evaluate
 
+from videollm_mod.train.arithmetic import mean
+
 
 _DESCRIPTION = """
 LIVE's TimeDiff. `predictions`: for each dialogue the frame differences of its turns that have stream positions, which
@@ -28,9 +30,5 @@ class TimeDiff(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[list[int]], fps: float = 2.0) -> dict[str, float]:
-        dialogues = [_mean([abs(frames) for frames in turns], 0.0) for turns in predictions]
-        return {"time_diff": _mean(dialogues, 0.0) / fps}
-
-
-def _mean(values: list[float], empty: float) -> float:
-    return sum(values) / len(values) if values else empty
+        dialogues = [mean([abs(frames) for frames in turns], 0.0) for turns in predictions]
+        return {"time_diff": mean(dialogues, 0.0) / fps}
