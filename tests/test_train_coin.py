@@ -169,13 +169,16 @@ def test_faults_are_counted_with_row_and_field(prepared):
     assert train["left_out"] == {
         "there is no video file": 1,
         "there is no text": 3,
-        "there is no usable start and end": 4,
+        "there are no two times": 2,
+        "the time is not a number": 1,
+        "it ends before it starts": 1,
         "after the end of the video": 1,
         "there is no step": 1,
     }
     assert train["mended"] == {
         "overlaps the step before: kept": 1,
         "zero length: one frame": 1,
+        "a time written as text: read as a number": 2,
         "ends after the video: cut": 2,
     }
     assert about["splits"][""]["left_out"] == {"is neither training nor testing": 2}

@@ -130,18 +130,19 @@ def test_faulty_entries_are_counted(folder):
     assert [8.0, 10.0] in rows["v_aaaaaaaaaaa"][1]["truth"]["timestamps"], "cut at the end of the video"
     assert left == {
         "the numbers of timestamps and sentences differ: the rest": 1,
-        "end before start": 1,
-        "zero length": 1,
-        "there are no two numbers for start and end": 4,
+        "it ends before it starts": 1,
+        "it ends where it starts": 1,
+        "there are no two times": 2,
+        "the time is not a number": 2,
         "there is no text": 2,
         "starts after the end of the video": 1,
         "no event is left": 2,
         "there is no video file": 1,
     }
     assert mended == {
-        "a number is written as text": 1,
-        "starts before the video: moved to 0": 1,
-        "ends after the video: its reply comes at the last frame": 1,
+        "a time written as text: read as a number": 1,
+        "it starts before the video: moved to its start": 1,
+        "ends after the video: cut": 1,
         "not in order of time: sorted": 1,
         "the video has another length than annotated: kept": 1,
     }

@@ -511,7 +511,7 @@ def test_faults_of_queries_are_counted(tmp_path, videos):
         "the window lies outside its clip": 1,
         "the window reaches outside its clip: cut": 1,
         "the entry is not an object": 1,
-        "a time before the video: moved to its start": 1,
+        "it starts before the video: moved to its start": 1,
         "a window after the end of the video": 2,
         "no window is left": 1,
         "there is no video file": 1,

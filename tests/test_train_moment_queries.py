@@ -72,14 +72,14 @@ def test_charades_sta_lines(folder):
     assert rows["train", "AB12C/1"]["truth"]["windows"] == [[0.0, 10.0]], "cut at the end of the video"
     assert left == {
         "there is no video file": 1,
-        "end before start": 1,
+        "it ends before it starts": 1,
         "starts after the end of the video": 1,
         "is not 'id start end##sentence'": 1,
-        "there are no two numbers for start and end": 1,
+        "there is no time": 1,
         "no window is left": 3,
         "there is no text": 1,
     }
-    assert mended["ends after the video: its reply comes at the last frame"] == 1
+    assert mended["ends after the video: cut"] == 1
     # The ids of rows do not depend on which split was asked for.
     assert convert("charades_sta", folder, split="train")[0].keys() == {("train", "AB12C/0"), ("train", "AB12C/1")}
 

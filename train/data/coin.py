@@ -22,9 +22,9 @@ from videollm_mod.train.data.dialogues import (
     clip,
     question_messages,
     reply_messages,
-    to_number,
     to_text,
 )
+from videollm_mod.train.data.json_streams import take_pair, take_span
 
 
 # The most steps that a procedure asks for, as in LIVE.
@@ -114,7 +114,7 @@ class Coin(Converter):
         frames = {step.index: lesson.frames(step.times, f"{step.place}.segment", notes) for step in lesson.steps}
         for task in self.chosen:
             if task == "task" and goal is not None:
-                yield from lesson.task_row(_seconds((entry.get("start"), entry.get("end"))), notes)
+                yield from lesson.task_row(take_span(entry, ("start", "end"), notes, name, ""), notes)
             elif task == "streaming" and goal is not None:
                 yield from lesson.streaming_row(frames)
             elif task == "step":
@@ -157,9 +157,7 @@ class Lesson:
 
     def task_row(self, part: tuple[float, float] | None, notes: Notes) -> Iterator[dict[str, Any]]:
         """Yield the row that asks for the activity in the part of the video that shows it."""
-        if part is None:
-            notes.leave_out(self.name, "start", "there is no usable start and end")
-        elif shown := self.frames(part, "end", notes):
+        if shown := self.frames(part, "end", notes):
             yield self._row("task", shown, QUESTIONS["task"], as_sentence(self.goal), {"label": self.goal.lower()})
 
     def step_rows(self, frames: dict[int, tuple[int, int] | None]) -> Iterator[dict[str, Any]]:
@@ -267,22 +265,13 @@ def _last_known(before: float, start: float | None) -> float:
 
 def _read_step(item: Any, index: int, name: str, notes: Notes) -> Step:
     item, place = item if isinstance(item, dict) else {}, f"annotation[{index}]"
-    label, times = to_text(item.get("label")), _seconds(item.get("segment"))
+    label = to_text(item.get("label"))
+    times = take_pair(item.get("segment"), notes, name, f"{place}.segment", may_be_empty=True)
     if label is None:
         notes.leave_out(name, f"{place}.label", "there is no text")
-    if times is None:
-        notes.leave_out(name, f"{place}.segment", "there is no usable start and end")
-    elif times[0] == times[1]:
+    if times is not None and times[0] == times[1]:
         notes.mended(name, f"{place}.segment", "zero length: one frame")
     return Step(index, None if label is None else clean_label(label), times)
-
-
-def _seconds(pair: Any) -> tuple[float, float] | None:
-    """Return a start and an end in seconds, or `None` if they are none."""
-    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-        return None
-    start, end = map(to_number, pair)
-    return (start, end) if start is not None and end is not None and 0 <= start <= end else None
 
 
 def _split(entry: Any, name: str, notes: Notes) -> str | None:

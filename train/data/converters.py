@@ -170,7 +170,7 @@ class Notes:
         Args:
             where (`str`): The entry, such as "LtRSn-ntcLY".
             field (`str`): Its field, such as "annotation[3].segment".
-            reason (`str`): One of few reasons, without numbers or names, such as "end before start".
+            reason (`str`): One of few reasons, without numbers or names, such as "it ends before it starts".
             by_rule (`bool`, *optional*, defaults to `False`): Whether a rule leaves it out that is no fault of it.
 
         Raises:

@@ -23,10 +23,11 @@ from videollm_mod.train.data.dialogues import (
     to_number,
     to_text,
 )
+from videollm_mod.train.data.json_streams import take_pair
 
 
 # Seconds by which a video may differ from its annotated length.
-_SAME_LENGTH = 1.0
+SAME_LENGTH = 1.0
 # What PDVC's copy of YouCook2 has for the sentences of its test split.
 _NO_SENTENCE = "None"
 _SUBSETS = {"training": "train", "validation": "validation", "testing": "test"}
@@ -86,23 +87,6 @@ def _by_annotator(
 # -------------------------------------------------------------------------------------------------------------- times
 
 
-def read_window(value: Any, where: str, field: str, notes: Notes) -> tuple[float, float] | None:
-    """Return a start and an end in seconds, or note why they are none."""
-    pair = [to_number(item) for item in value] if isinstance(value, (list, tuple)) else []
-    if len(pair) != 2 or None in pair:
-        notes.leave_out(where, field, "there are no two numbers for start and end")
-        return None
-    start, end = pair
-    if end <= start:
-        notes.leave_out(where, field, "end before start" if end < start else "zero length")
-        return None
-    if any(isinstance(item, str) for item in value):
-        notes.mended(where, field, "a number is written as text")
-    if start < 0:
-        notes.mended(where, field, "starts before the video: moved to 0")
-    return max(start, 0.0), end
-
-
 def shown_part(
     window: tuple[float, float], duration: float, where: str, field: str, notes: Notes
 ) -> tuple[float, float] | None:
@@ -111,8 +95,8 @@ def shown_part(
     if start >= duration:
         notes.leave_out(where, field, "starts after the end of the video")
         return None
-    if end > duration + _SAME_LENGTH:
-        notes.mended(where, field, "ends after the video: its reply comes at the last frame")
+    if end > duration + SAME_LENGTH:
+        notes.mended(where, field, "ends after the video: cut")
         return start, duration
     return window
 
@@ -122,7 +106,7 @@ def annotated_length(value: Any, video: Video, where: str, notes: Notes) -> floa
     annotated = to_number(value)
     if annotated is None or annotated <= 0:
         return video.duration
-    if abs(annotated - video.duration) > _SAME_LENGTH:
+    if abs(annotated - video.duration) > SAME_LENGTH:
         notes.mended(where, "duration", "the video has another length than annotated: kept")
     return annotated
 
@@ -152,7 +136,7 @@ def read_events(entry: Any, where: str, notes: Notes) -> list[Event]:
     entry = entry if isinstance(entry, dict) else {}
     events = []
     for place, times, text in _read_items(entry, where, notes):
-        window, text = read_window(times, where, place, notes), to_text(text)
+        window, text = take_pair(times, notes, where, place), to_text(text)
         if text is None or text == _NO_SENTENCE:
             notes.leave_out(where, place, "there is no text")
         elif window is not None:

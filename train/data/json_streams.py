@@ -61,10 +61,10 @@ def read_keys(path: Path) -> Iterator[tuple[str, str]]:
         yield from ((place, value) for place, event, value in ijson.parse(file) if event == "map_key")
 
 
-def take_time(entry: Mapping[str, Any], key: str, notes: Notes, where: str, field: str) -> float | None:
+def take_time(entry: Mapping[Any, Any], key: str | int, notes: Notes, where: str, field: str) -> float | None:
     """Return a time in seconds. Note a time that is text, and leave out an entry that has none."""
     value, number = entry.get(key), to_number(entry.get(key))
-    place = f"{field}.{key}" if field else key
+    place = f"{field}[{key}]" if isinstance(key, int) else f"{field}.{key}" if field else key
     if number is None:
         notes.leave_out(where, place, "there is no time" if value is None else "the time is not a number")
     elif isinstance(value, str):
@@ -73,16 +73,40 @@ def take_time(entry: Mapping[str, Any], key: str, notes: Notes, where: str, fiel
 
 
 def take_span(
-    entry: Mapping[str, Any], keys: tuple[str, str], notes: Notes, where: str, field: str
+    entry: Mapping[Any, Any],
+    keys: tuple[str | int, str | int],
+    notes: Notes,
+    where: str,
+    field: str,
+    *,
+    may_be_empty: bool = False,
 ) -> tuple[float, float] | None:
-    """Return start and end in seconds. Leave out an entry without both, and one that does not end after its start."""
+    """
+    Return start and end in seconds, from 0 on. Leave out an entry without both, and one that does not end after its
+    start, or before it with `may_be_empty`.
+    """
     start, end = (take_time(entry, key, notes, where, field) for key in keys)
     if start is None or end is None:
         return None
-    if end <= start:
+    if end < start or (end == start and not may_be_empty):
         notes.leave_out(where, field, "it ends where it starts" if end == start else "it ends before it starts")
         return None
-    return start, end
+    if end < 0:
+        notes.leave_out(where, field, "it ends before the video")
+        return None
+    if start < 0:
+        notes.mended(where, field, "it starts before the video: moved to its start")
+    return max(start, 0.0), end
+
+
+def take_pair(
+    value: Any, notes: Notes, where: str, field: str, *, may_be_empty: bool = False
+) -> tuple[float, float] | None:
+    """Return start and end of a list of two times. See [`take_span`]."""
+    if not isinstance(value, list) or len(value) != 2:
+        notes.leave_out(where, field, "there are no two times")
+        return None
+    return take_span(dict(enumerate(value)), (0, 1), notes, where, field, may_be_empty=may_be_empty)
 
 
 def take_text(entry: Mapping[str, Any], key: str, notes: Notes, where: str, field: str) -> str | None:

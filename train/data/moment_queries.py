@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from videollm_mod.train.data.converters import Converter, Notes, Videos, list_files, read_json_lines, split_of
-from videollm_mod.train.data.dense_captions import annotated_length, read_window, shown_part
+from videollm_mod.train.data.dense_captions import annotated_length, shown_part
 from videollm_mod.train.data.dialogues import clip, to_number, to_text
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.json_rows import parse_row
+from videollm_mod.train.data.json_streams import take_pair
 from videollm_mod.train.data.moments import ask_for_moment, to_moment_replies
 
 
@@ -89,7 +90,7 @@ class Moments(Converter):
         windows = []
         for index, value in enumerate(query.windows if isinstance(query.windows, list) else []):
             place = (query.id, f"relevant_windows[{index}]")
-            window = read_window(value, *place, notes)
+            window = take_pair(value, notes, *place)
             if window is not None and (shown := shown_part(window, video.duration, *place, notes)):
                 windows.append(shown)
         last, asked = video.last_frame(self.fps), text.rstrip(" .")

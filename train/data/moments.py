@@ -6,11 +6,12 @@ Moments in a stream: a query comes before the video, and the assistant says when
 The replies have the form of VideoLLM-online's code for Ego4D NLQ (data/ego4d/nlq.py). The questions are ours.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
+
+from videollm_mod.train.data.dialogues import ceil_frame
 
 
 STARTS = 'The video related to the query "{}" starts.'
@@ -53,8 +54,8 @@ def to_moment_replies(
     """
     merged: list[list[int]] = []
     for start, end in sorted(windows) if first < last else ():
-        opens = min(max(math.ceil(start * fps - 1e-6), first), last - 1)
-        closes = min(max(math.ceil(end * fps - 1e-6), opens + 1), last)
+        opens = min(max(ceil_frame(start, fps), first), last - 1)
+        closes = min(max(ceil_frame(end, fps), opens + 1), last)
         if merged and opens <= merged[-1][1]:
             merged[-1][1] = max(merged[-1][1], closes)
         else:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, read_json
 from videollm_mod.train.data.dialogues import ceil_frame, clamp, clip, to_number, to_text
+from videollm_mod.train.data.json_streams import take_pair
 
 
 _SILENT = "NO REPLY"
@@ -103,13 +104,11 @@ def _spans(value: Any, question: str, notes: Notes, where: str) -> list[dict[str
     spans = []
     for k, answer in enumerate(value if isinstance(value, list) else []):
         answer, place = answer if isinstance(answer, dict) else {}, f"answer[{k}]"
-        text, times = to_text(answer.get("content")), _pair(answer.get("reply_timespan"))
+        text = to_text(answer.get("content"))
         if text is None or text == _SILENT:
             notes.leave_out(where, place, "there is no text to say")
-        elif times is None:
-            notes.leave_out(where, place, "there is no usable start and end")
-        else:
-            related = _pair(answer.get("related_timespan")) or times
+        elif times := take_pair(answer.get("reply_timespan"), notes, where, f"{place}.reply_timespan"):
+            related = take_pair(answer.get("related_timespan"), Notes(), where, place) or times
             asks = to_text(answer.get("question")) or question
             about = {"question": asks, "content": text, "start": times[0], "end": times[1]}
             spans.append({**about, "related_end": related[1]})
@@ -122,13 +121,6 @@ def _within(spans: list[dict[str, Any]], video: Video, notes: Notes, where: str)
     for _ in range(len(spans) - len(kept)):
         notes.leave_out(where, "answer", "after the end of the video")
     return kept
-
-
-def _pair(value: Any) -> tuple[float, float] | None:
-    if not isinstance(value, list) or len(value) != 2:
-        return None
-    start, end = map(to_number, value)
-    return (start, end) if start is not None and end is not None and 0 <= start < end else None
 
 
 def _messages(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, read_json, read_json_lines
-from videollm_mod.train.data.dense_captions import as_caption
+from videollm_mod.train.data.dense_captions import SAME_LENGTH, as_caption
 from videollm_mod.train.data.dialogues import (
     ceil_frame,
     clamp,
@@ -33,8 +33,6 @@ _SCENE = re.compile(r"-Scene-(\d+)(?:\.\w+)?$")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
 # Names under which a scene's start and end may be. The published names could not be looked up.
 _CUT_TIMES = (("start", "end"), ("start_time", "end_time"))
-# Seconds by which all scenes together may differ from the video.
-_SAME_LENGTH = 1.0
 
 
 @dataclass
@@ -96,7 +94,7 @@ class Vript(Converter):
         if not events:
             notes.leave_out(where, "data", "no scene is left")
             return None
-        if abs(max(end for _, end in spans.values()) - video.duration) > _SAME_LENGTH:
+        if abs(max(end for _, end in spans.values()) - video.duration) > SAME_LENGTH:
             notes.mended(where, f"{where}_asr.jsonl", "the scenes do not fill the video: kept")
         says_end = self.say_at == "end"
         replies = [(end if says_end else start + 1 / self.fps, text) for start, end, text in events]

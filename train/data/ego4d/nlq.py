@@ -21,6 +21,7 @@ from videollm_mod.train.data.moments import ask_for_moment, to_moment_replies
 
 # Seconds that a window may reach outside its clip without a note.
 _TOUCH = 0.01
+_SPAN = ("video_start_sec", "video_end_sec")
 
 
 @dataclass
@@ -75,7 +76,7 @@ def read_queries(entry: Any, split: str, notes: Notes) -> tuple[str, list[Query]
         return "", []
     queries: dict[tuple[str, str], Query] = {}
     for clip_field, part in _objects(entry, "clips", "", notes, uid):
-        clip_uid, span = to_text(part.get("clip_uid")), _read_clip(part, notes, uid, clip_field)
+        clip_uid, span = to_text(part.get("clip_uid")), take_span(part, _SPAN, notes, uid, clip_field)
         if clip_uid is None:
             notes.leave_out(uid, f"{clip_field}.clip_uid", "the clip has no id")
         for place, asked in _asked(part, clip_field, notes, uid) if clip_uid and span else ():
@@ -118,14 +119,6 @@ def _asked(part: dict[str, Any], field: str, notes: Notes, uid: str) -> Iterator
         yield from _objects(annotation, "language_queries", place, notes, uid)
 
 
-def _read_clip(part: dict[str, Any], notes: Notes, uid: str, field: str) -> tuple[float, float] | None:
-    span = take_span(part, ("video_start_sec", "video_end_sec"), notes, uid, field)
-    if span is not None and span[0] < 0:
-        notes.mended(uid, f"{field}.video_start_sec", "a time before the video: moved to its start")
-        span = (0.0, span[1])
-    return span
-
-
 def _read_text(asked: dict[str, Any], notes: Notes, uid: str, field: str) -> str | None:
     text = to_text(asked.get("query"))
     if text is None:
@@ -140,7 +133,7 @@ def _read_window(
     asked: dict[str, Any], span: tuple[float, float], notes: Notes, uid: str, field: str
 ) -> tuple[float, float] | None:
     """Return the window of a query, cut to its clip."""
-    window = take_span(asked, ("video_start_sec", "video_end_sec"), notes, uid, field)
+    window = take_span(asked, _SPAN, notes, uid, field)
     if window is None:
         return None
     inside = (max(window[0], span[0]), min(window[1], span[1]))
