@@ -328,6 +328,7 @@ def test_dialogues_of_another_length_are_left_out(source, tmp_path, options, rea
     assert (tmp_path / "train.jsonl").read_text() == "of an earlier run"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["replies", "train.jsonl"]
     assert done.returncode == 1 and f"left out 10: {reason}" in done.stdout and "no dialogue is left" in done.stderr
+    assert "wrote" not in done.stdout
 
 
 @pytest.mark.parametrize(

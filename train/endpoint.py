@@ -91,7 +91,7 @@ class Endpoint:
         except APITimeoutError:
             raise NoReplyError(f"{self.base_url} did not answer within {self._client.timeout} s.") from None
         except APIConnectionError as error:
-            raise EndpointError(f"{self.base_url} cannot be reached: {error.__cause__ or error}") from None
+            raise EndpointError(f"{self.base_url} cannot be reached: {error.__cause__ or error}.") from None
         except APIStatusError as error:
             reason = _first_line(error.message).removeprefix(f"Error code: {error.status_code} - ")
             # Later requests with the same address, key and model would end in the same way.

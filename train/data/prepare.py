@@ -225,7 +225,10 @@ def describe_split(split: str, counts: dict[str, Counter[str]], notes: Notes) ->
 
 
 def describe_all(about: dict[str, Any], notes: Notes, out: Path) -> str:
-    """Return what was kept, what was left out and why, and what was mended, with the first places."""
+    """
+    Return what was kept, what was left out and why, and what was mended, with the first places. The last line names
+    the folder that was written to, if there is any row.
+    """
     lines = []
     for split, of_split in about["splits"].items():
         tasks = [f"{count} {task}" for task, count in of_split["tasks"].items() if task]
@@ -233,7 +236,8 @@ def describe_all(about: dict[str, Any], notes: Notes, out: Path) -> str:
         lines.append(named + (f" ({', '.join(tasks)})" if tasks else ""))
         for kind, found in (("left out", notes.left_out), ("mended", notes.mended_by)):
             lines += [f"  {kind} {line}" for line in _found_lines(found.get(split, {}))]
-    return "\n".join([*lines, f"wrote {out}"])
+    has_rows = any(of_split["rows"] for of_split in about["splits"].values())
+    return "\n".join([*lines, f"wrote {out}"] if has_rows else lines)
 
 
 def _found_lines(found: dict[str, Found]) -> Iterator[str]:
