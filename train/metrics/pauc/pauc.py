@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """PAUC: how early and how well a model answers within the time spans in which it should."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -24,8 +23,7 @@ score of the span is the area under it over (end - start) M; without a reply it 
 
 Options: `judge` ("exact", "token_f1", "sentence" or an object with `name`, `levels` and `repeats`, such as
 `videollm_mod.train.endpoint_judge.EndpointJudge`); `max_level` (4 for five grades, 2 for three); `omega` (0.5 as
-published; 0 weighs timing most, 1 ignores it); `watched`, the seconds of each video that the model saw: spans that
-start later are left out, and videos without a span too; and `rule`:
+published; 0 weighs timing most, 1 ignores it); and `rule`. Videos without a span are left out. The rules are:
 
 - "reward" (default) follows the reward of MMDuet2 (arXiv 2512.06810): the judge reads each reply by itself, and the
   score of a video is the mean over its spans.
@@ -68,7 +66,6 @@ class PAUC(evaluate.Metric):
         judge: str | Judge = "token_f1",
         max_level: int = 4,
         omega: float = 0.5,
-        watched: Sequence[float] | None = None,
         rule: str = "reward",
     ) -> dict[str, float]:
         if max_level < 1 or not 0 <= omega <= 1:
@@ -77,7 +74,10 @@ class PAUC(evaluate.Metric):
             raise ValueError(f'`rule` is "reward" or "benchmark", got {rule!r}.')
         judge, is_benchmark = find_judge(judge), rule == "benchmark"
         said = [_spoken(replies) for replies in predictions]
-        videos = _spans(said, references, watched, is_benchmark)
+        videos = [
+            [_Span(truth, replies, is_benchmark) for truth in truths]
+            for replies, truths in zip(said, references, strict=True)
+        ]
         asked = list(dict.fromkeys(item for spans in videos for span in spans for item in span.items))
         level = dict(zip(asked, judge.levels(asked, max_level), strict=True))
         scores = [[span.score(level, max_level, omega) for span in spans] for spans in videos if spans]
@@ -138,19 +138,6 @@ def _spoken(replies: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the replies in order of time, with stripped texts and without silence."""
     stripped = [{"time": reply["time"], "text": reply["text"].strip()} for reply in replies]
     return sorted((r for r in stripped if r["text"] not in ("", _NO_REPLY)), key=lambda reply: reply["time"])
-
-
-def _spans(
-    said: list[list[dict[str, Any]]],
-    references: list[list[dict[str, Any]]],
-    watched: Sequence[float] | None,
-    is_benchmark: bool,
-) -> list[list[_Span]]:
-    ends = [float("inf")] * len(references) if watched is None else watched
-    return [
-        [_Span(truth, replies, is_benchmark) for truth in truths if truth["start"] <= end]
-        for replies, truths, end in zip(said, references, ends, strict=True)
-    ]
 
 
 def _repeated(said: list[list[dict[str, Any]]], judge: Judge) -> tuple[list[bool], int]:
