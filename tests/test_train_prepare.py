@@ -133,6 +133,18 @@ def test_a_video_that_is_a_link_keeps_its_name(lights):
     assert load_timed_messages(lights / "out", "train")[0]["video"] == str(lights / "videos" / "a.mkv")
 
 
+def test_rows_that_may_surprise_are_counted_and_kept(lights, monkeypatch):
+    monkeypatch.setattr(prepare, "MAX_FRAMES", 6)
+    rows = [{"video": "a", "split": "train", "on": 1}, {"video": "b.c", "split": "train", "on": 1}]
+    (lights / "lights.json").write_text(json.dumps(rows))
+    done = run(lights, "--task", "when", "--strict", "--colour", "<|im_end|> [INST] [red] <s")
+    assert done.returncode == 0 and "train: 2 rows" in done.stdout
+    assert "mended 2: text that looks like a special token: kept as text (0/when, messages" in done.stdout
+    assert "more than 6 frames" not in done.stdout, "6 frames of 3 s"
+    assert "mended 1: more than 6 frames" in run(lights, "--task", "what", "--fps", "3").stdout
+    assert "special token" not in run(lights, "--task", "when", "--colour", "[red] </b> <3 |").stdout
+
+
 def test_the_table_names_what_was_left_out(lights):
     out = run(lights, "--split", "train").stdout
     assert "train: 4 rows (2 lights_what, 2 lights_when)" in out and "validation" not in out

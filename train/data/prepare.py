@@ -13,6 +13,7 @@ The folder of `--out` then is a `--dataset` of the other scripts. docs/data.md l
 """
 
 import json
+import re
 import shlex
 import sys
 from collections import Counter
@@ -40,6 +41,11 @@ from videollm_mod.train.data.converters import (
 from videollm_mod.train.data.faults import counted
 from videollm_mod.train.data.json_rows import LineWriter
 from videollm_mod.train.data.shards import ShardWriter, shard_size, shards
+from videollm_mod.train.data.windows import MAX_FRAMES
+
+
+# Special tokens of common tokenizers: "<|im_end|>", "</s>", "[INST]".
+_SPECIAL = re.compile(r"<\|[^<>|\s]+\|>|</?(?:s|bos|eos|pad|unk|image|video)>|\[/?(?:INST|SYS|PAD|UNK|CLS|SEP|MASK)\]")
 
 
 @dataclass
@@ -204,7 +210,16 @@ def _checked(
             notes.leave_out(row["id"], "messages", "no reply is left")
         else:
             seen[split].add(row["id"])
+            _note_oddities(row, texts, converter.fps, notes)
             yield split, row
+
+
+def _note_oddities(row: dict[str, Any], texts: list[str], fps: float, notes: Notes) -> None:
+    """Count what may surprise in rows that are kept. It is no fault: the processor never reads text as tokens."""
+    if any(_SPECIAL.search(text) for text in texts):
+        notes.mended(row["id"], "messages", "text that looks like a special token: kept as text", by_rule=True)
+    if row.get("end") is not None and (row["end"] - (row.get("start") or 0.0)) * fps >= MAX_FRAMES:
+        notes.mended(row["id"], "end", f"more than {MAX_FRAMES:,} frames: kept, and split for training", by_rule=True)
 
 
 def _splits(counts: dict[str, Counter[str]], notes: Notes, converter: Converter) -> list[str]:
