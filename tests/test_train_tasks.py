@@ -28,6 +28,7 @@ from videollm_mod.train.data.converters import CONVERTERS, find_converter
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.timed_messages import load_timed_messages
+from videollm_mod.train.streaming_evaluation import free_streaming
 from videollm_mod.train.tasks import TASKS, Task, choose_tasks, find_task
 from videollm_mod.train.tasks import command as task_command
 from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
@@ -768,6 +769,23 @@ def test_another_run_of_the_command_scores_only_or_is_refused(prepared, tmp_path
     other = command(prepared, "--task", "coin_task", "--out", tmp_path, "--weights", "int8")
     assert other.returncode == 1
     assert "(weights was None, now int8). Give another --out, or delete it." in other.stderr
+
+
+def test_a_judge_without_a_task_compares_narrations(prepared):
+    with patch.dict(sys.modules, sentence_transformers=None):
+        error = command(prepared, "--judge", "sentence").stderr
+    assert error.startswith("--judge sentence: The similarity 'sentence' needs an encoder") and error.count("\n") == 1
+    model, processor = tiny_model(mod_layers="all"), tiny_processor()
+    row = ask(4, question="Narrate.")
+    scores = free_streaming(model, processor, [row], similarity="exact", progress=False, max_new_tokens=3)
+    task = find_task("narration")
+    task.judge = "exact"
+    found = [task.predict(Runner(model, processor, stream_options={"max_new_tokens": 3}), row)]
+    of_task = task.score([row], found, {"fps": 2.0})
+    assert {"match_f1_exact", "temporal_f1", "event_f1"} <= scores.keys() & of_task.keys()
+    assert {name: scores[name] for name in scores.keys() & of_task.keys()} == {
+        name: pytest.approx(of_task[name]) for name in scores.keys() & of_task.keys()
+    }, "both commands print the same figures"
 
 
 def test_settings_name_the_commit_of_a_checkpoint_of_the_hub(prepared, tmp_path):

@@ -30,7 +30,7 @@ from videollm_mod.train.arguments import run
 from videollm_mod.train.card import add_results
 from videollm_mod.train.data.faults import row_record
 from videollm_mod.train.data.sources import DataSource, load_split
-from videollm_mod.train.judging import SIMILARITIES
+from videollm_mod.train.judging import SIMILARITIES, check_judge
 from videollm_mod.train.loading import load_checkpoint
 from videollm_mod.train.streaming_evaluation import free_streaming
 from videollm_mod.train.tasks.command import run_tasks
@@ -152,6 +152,11 @@ class EvaluationArguments:
 
 def main(source: DataSource, arguments: EvaluationArguments) -> None:
     """Print the measures as JSON, or the scores of tasks as a table."""
+    if arguments.task is None:
+        try:
+            check_judge(arguments.judge)
+        except (ImportError, OSError) as error:
+            raise SystemExit(f"--judge {arguments.judge}: {error}") from None
     with row_record() as record:
         checks = {"fps": arguments.fps, "full": arguments.skip_faulty and arguments.task is None}
         checks["left_out"] = record if arguments.skip_faulty else None
