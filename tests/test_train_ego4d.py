@@ -157,7 +157,7 @@ def test_faults_of_narrations_are_counted(tmp_path, videos):
         "the narration belongs to no pass": 1,
         "after the end of the video: moved to the last frame": 1,
         "after the reply at the last frame": 1,
-        "the narration is not an object": 1,
+        "the entry is not an object": 1,
         "the video has no narrations": 1,
         "the entry of the video is not an object": 1,
     }

@@ -115,3 +115,15 @@ def take_text(entry: Mapping[str, Any], key: str, notes: Notes, where: str, fiel
     if text is None:
         notes.leave_out(where, f"{field}.{key}" if field else key, "there is no text")
     return text
+
+
+def take_objects(values: Any, notes: Notes, where: str, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield place and value of each object of a list. Leave out what is no list, and what is no object."""
+    if not isinstance(values, list):
+        notes.leave_out(where, field, "there is no list")
+        return
+    for index, value in enumerate(values):
+        if isinstance(value, dict):
+            yield f"{field}[{index}]", value
+        else:
+            notes.leave_out(where, f"{field}[{index}]", "the entry is not an object")

@@ -14,7 +14,7 @@ from typing import Any
 
 from videollm_mod.train.data.converters import Notes, Video, Videos
 from videollm_mod.train.data.dialogues import clip, place_replies, reply_messages
-from videollm_mod.train.data.json_streams import read_keys, read_pairs, read_values, take_time
+from videollm_mod.train.data.json_streams import read_keys, read_pairs, read_values, take_objects, take_time
 
 
 # The wording is ours. It asks what LIVE's instruction asks.
@@ -90,7 +90,7 @@ def split_passes(entry: Any, notes: Notes, where: str) -> dict[str, list[tuple[s
         if not isinstance(found, list):
             notes.leave_out(where, f"{name}.narrations", "the pass has no list of narrations")
             continue
-        passes[name] = _objects(found, f"{name}.narrations", notes, where)
+        passes[name] = list(take_objects(found, notes, where, f"{name}.narrations"))
     if not passes:
         notes.leave_out(where, "", "the video has no narrations")
     return passes
@@ -98,7 +98,9 @@ def split_passes(entry: Any, notes: Notes, where: str) -> dict[str, list[tuple[s
 
 def _by_annotator(narrations: Any, notes: Notes, where: str) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     passes: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for field, narration in _objects(narrations if isinstance(narrations, list) else [], "narrations", notes, where):
+    for field, narration in take_objects(
+        narrations if isinstance(narrations, list) else [], notes, where, "narrations"
+    ):
         name = narration.get("_annotation_uid")
         if isinstance(name, str) and name:
             passes.setdefault(name, []).append((field, narration))
@@ -107,14 +109,6 @@ def _by_annotator(narrations: Any, notes: Notes, where: str) -> dict[str, list[t
     if not passes:
         notes.leave_out(where, "narrations", "the video has no narrations")
     return passes
-
-
-def _objects(values: list[Any], field: str, notes: Notes, where: str) -> list[tuple[str, dict[str, Any]]]:
-    found = [(f"{field}[{index}]", value) for index, value in enumerate(values)]
-    for place, value in found:
-        if not isinstance(value, dict):
-            notes.leave_out(where, place, "the narration is not an object")
-    return [(place, value) for place, value in found if isinstance(value, dict)]
 
 
 def clean_pass(

@@ -15,7 +15,7 @@ from typing import Any
 
 from videollm_mod.train.data.converters import Notes, Video, Videos
 from videollm_mod.train.data.dialogues import ceil_frame, clamp, clip, to_text
-from videollm_mod.train.data.json_streams import read_values, take_span
+from videollm_mod.train.data.json_streams import read_values, take_objects, take_span
 from videollm_mod.train.data.moments import ask_for_moment, to_moment_replies
 
 
@@ -75,7 +75,7 @@ def read_queries(entry: Any, split: str, notes: Notes) -> tuple[str, list[Query]
         notes.leave_out("videos", "video_uid", "the entry names no video")
         return "", []
     queries: dict[tuple[str, str], Query] = {}
-    for clip_field, part in _objects(entry, "clips", "", notes, uid):
+    for clip_field, part in take_objects(entry.get("clips"), notes, uid, "clips"):
         clip_uid, span = to_text(part.get("clip_uid")), take_span(part, _SPAN, notes, uid, clip_field)
         if clip_uid is None:
             notes.leave_out(uid, f"{clip_field}.clip_uid", "the clip has no id")
@@ -99,24 +99,9 @@ def read_queries(entry: Any, split: str, notes: Notes) -> tuple[str, list[Query]
     return uid, found
 
 
-def _objects(
-    entry: dict[str, Any], key: str, before: str, notes: Notes, where: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield place and value of each object of a list."""
-    values, field = entry.get(key), f"{before}.{key}" if before else key
-    if not isinstance(values, list):
-        notes.leave_out(where, field, "there is no list")
-        return
-    for index, value in enumerate(values):
-        if isinstance(value, dict):
-            yield f"{field}[{index}]", value
-        else:
-            notes.leave_out(where, f"{field}[{index}]", "the entry is not an object")
-
-
 def _asked(part: dict[str, Any], field: str, notes: Notes, uid: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for place, annotation in _objects(part, "annotations", field, notes, uid):
-        yield from _objects(annotation, "language_queries", place, notes, uid)
+    for place, annotation in take_objects(part.get("annotations"), notes, uid, f"{field}.annotations"):
+        yield from take_objects(annotation.get("language_queries"), notes, uid, f"{place}.language_queries")
 
 
 def _read_text(asked: dict[str, Any], notes: Notes, uid: str, field: str) -> str | None:
