@@ -127,6 +127,8 @@ class NativeOutput(Streamed):
     not compare: here no poll tells the model the output or the moments.
     """
 
+    has_published_scorer = False
+
     def wants(self, row: dict[str, Any]) -> bool:
         """Return whether this is a row of the proactive task."""
         return row.get("task") == "streaming_bench_proactive"
@@ -136,12 +138,12 @@ class NativeOutput(Streamed):
         rows: Sequence[dict[str, Any]],
         predictions: Sequence[dict[str, Any]],
         about: dict[str, Any],  # noqa: ARG002
-        official: bool = False,
+        official: bool = False,  # noqa: ARG002
     ) -> dict[str, float]:
         """Return `time_accuracy`, `accuracy` and `answered`, the share of questions with a reply."""
         first = [next(iter(predicted["replies"]), None) for predicted in predictions]
         spoken = [None if reply is None else (reply["time"], reply["text"]) for reply in first]
-        return _score_moments(rows, spoken, official)
+        return _score_moments(rows, spoken, official=False)
 
 
 def _never(_frame: Any) -> bool:
