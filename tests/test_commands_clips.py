@@ -76,7 +76,7 @@ def test_what_cannot_be_cut_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--clips needs a video file"):
         ClipCutter("camera:0", tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="--clips cannot write to '.*file': File exists"):
+    with pytest.raises(ValueError, match="--clips needs a folder to write to, and '.*file' is a file"):
         ClipCutter(NASA, tmp_path / "file")
     clip = write_clip(tmp_path / "clip.webm", random_frames(4), codec="libvpx")
     # A wrong suffix: WebM does not hold this codec.
