@@ -200,6 +200,7 @@ def test_the_evaluation_script_reads_its_options_by_their_python_names(monkeypat
     assert source.title("test") == "StreamWorld, tiny" and source.title("ood") == "StreamWorld, ood"
     options = {"fps": 2.0, "tolerance": 0.5, "delay_window": 5.0, "batch_size": 8, "max_new_tokens": 100}
     options |= {"interval_threshold": 0.9, "weights": "int8", "cache_dtype": torch.float8_e4m3fn}
+    options |= {"similarity": "token_f1"}
     assert arguments.options() == options
 
 

@@ -365,7 +365,7 @@ def test_mistakes_with_a_space_get_one_line_each(hub, tmp_path):
         (("--space", "somebody/other"), "'somebody/other' holds another app: README.md, app.py, game.py."),
         ((ROOT, REPO, "--model", REPO), "--model is an option of --space"),
         ((ROOT, "--space", SPACE), "--space publishes only the page"),
-        ((ROOT,), "give CHECKPOINT and REPO, or --space REPO"),
+        ((ROOT,), "give CHECKPOINT and REPO, FOLDER --dataset REPO, or --space REPO"),
     ):
         failed = push(hub, tmp_path / "home", *arguments)
         assert failed.returncode and "Traceback" not in failed.stderr and message in failed.stderr, failed.stderr
