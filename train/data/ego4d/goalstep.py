@@ -135,9 +135,9 @@ def timeline_row(
     """
     Return the row of a timeline: the question at the frame of the first start, and each text when its step begins.
 
-    A step with the text of the step before, but for capital letters, is not told again. Steps after the end of the
-    video are left out. The row ends with the last step, or with the video. Its `truth` has `goal` and `timeline`, a
-    list of `[start, end, text]` in seconds.
+    A step that repeats the text of the step before is not told again; capital letters do not count. Steps after the
+    end of the video are left out. The row ends with the last step, or with the video. Its `truth` has `goal` and
+    `timeline`, a list of `[start, end, text]` in seconds.
 
     Args:
         timeline ([`Timeline`]): The timeline.
@@ -167,7 +167,7 @@ def timeline_row(
 
 
 def tell_once(steps: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-    """Return steps without those that have the text of the step before, but for capital letters."""
+    """Return steps without those that repeat the text of the step before. Capital letters do not count."""
     texts = [None, *(text.lower() for _, _, text in steps)]
     return [step for step, before in zip(steps, texts, strict=False) if step[2].lower() != before]
 
