@@ -44,7 +44,7 @@ COMMANDS = {
         " --runners session-preallocated engine --schemes full all_deep --steps 4 --tries 1"
     ),
     "laptop": "python benchmarks/laptop.py --models 256m --frames 3 --tries 1",
-    "laptop-500m": "python benchmarks/laptop.py --models 500m --runners eager --frames 2 --tries 1",
+    "laptop-500m": "python benchmarks/laptop.py --models 500m --frames 2 --tries 1",
     "streams": "python benchmarks/many_streams.py --streams 1 4 16 --rounds 5",
     "clip": "python benchmarks/watch_clip.py --runners session session-preallocated session-compiled engine --tries 9",
     "endless": "OMP_NUM_THREADS=1 python benchmarks/endless.py --frames 5000",
