@@ -24,7 +24,7 @@ def read_options(value: Any) -> list[str] | None:
     """
     Return the texts of options, without their letters if all have one. Return `None` if there are not 2 to 26 texts.
 
-    Letters are the options' places: a list may have wrong ones of its own, such as "A.", "B.", "D.", "C.".
+    The place of an option gives its letter. The letters in a list may be wrong: "A.", "B.", "D.", "C.".
     """
     if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
         return None

@@ -238,7 +238,7 @@ class EgoExo4D(Converter):
     def _segment(
         self, segment: dict[str, Any], uids: list[str], videos: Videos, notes: Notes, where: str, field: str
     ) -> tuple[Video, int, int] | None:
-        """Return the video of a segment and its first and last frame: of its own clip if that is there."""
+        """Return the video and the first and last frame of a segment. Prefer the benchmark's clip of the segment."""
         name = segment.get("ego_segment_name")
         own = videos.find(name) if isinstance(name, str) else None
         if own is not None:

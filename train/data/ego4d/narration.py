@@ -54,7 +54,7 @@ def clean_narration(text: str) -> str:
 
 
 def is_of_others(text: str) -> bool:
-    """Return whether a narration tells what somebody else does: "#O A man X walks"."""
+    """Return whether a narration is about another person: "#O A man X walks"."""
     return bool(_OF_OTHERS.match(text))
 
 
