@@ -516,3 +516,25 @@ def test_the_command_draws_a_sheet_of_all_things(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["sprites.py", str(tmp_path / "sheet.png"), "--size", "16"])
     sprites.main()
     assert Image.open(tmp_path / "sheet.png").size == (24 * len(THINGS), 24 * len(COLORS))
+
+
+def test_the_length_of_clips_can_be_chosen():
+    source = streamworld.StreamWorld("streamworld", world="tiny", seconds="20,30")
+    usual = streamworld.StreamWorld("streamworld", world="tiny")
+    lengths = [[len(row["video"]) for row in each.load("test", num_clips=4)] for each in (source, usual)]
+    assert all(40 <= count <= 60 for count in lengths[0]) and all(12 <= count <= 20 for count in lengths[1])
+    assert source.title("test") == "StreamWorld, tiny, clips of 20 to 30 s"
+    assert usual.title("test") == "StreamWorld, tiny"
+    # Training reads the rows to split them unless the longest surely fits.
+    assert (source.longest_row, usual.longest_row) == (30, 180)
+    assert len(source.load("ood", num_clips=1)[0]["video"]) <= 60
+    for wrong in ("30,20", "20", "a,b", "0,5", "5,inf", "nan,5"):
+        with pytest.raises(ValueError, match="shortest and the longest clip"):
+            streamworld.StreamWorld("streamworld", seconds=wrong)
+
+
+def test_things_happen_until_the_end_of_a_long_clip():
+    world = replace(WORLDS["tiny"], seconds=(500, 500))
+    for seed in range(4):
+        times = [event.time for event in make_clip(SPLITS["test"] + seed, world).events]
+        assert max(times) > 480 and max(two - one for one, two in pairwise(times)) < 60

@@ -12,9 +12,8 @@ python train/sft.py --dataset streamworld --world tiny --kinds narrate=2,ask=1 .
 """
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
 
 from datasets import Dataset
 
@@ -37,6 +36,8 @@ class StreamWorld(DataSource):
         kinds (`str`, *optional*, defaults to `"narrate=1"`): Weights of the kinds of dialogue, for example
             `"describe=1,narrate=2,ask=1,wait=1"`.
         frame_size (`int`, *optional*, defaults to 96): Width and height of the pictures.
+        seconds (`str`, *optional*): Shortest and longest clip in seconds, for example `"20,60"`. The default is the
+            world's. A clip of another length is another clip: it does not continue the shorter one.
     """
 
     world: str = field(default="full", metadata={"help": "What clips may show.", "choices": ["full", "small", "tiny"]})
@@ -46,22 +47,34 @@ class StreamWorld(DataSource):
     )
     frame_size: int = field(default=96, metadata={"help": "Width and height of the pictures."})
 
-    longest_row: ClassVar[float] = max(world.seconds[1] for world in WORLDS.values())
+    seconds: str | None = field(
+        default=None, metadata={"help": "Shortest and longest clip, for example 20,60. Default: the world's."}
+    )
+
+    def __post_init__(self) -> None:
+        self.limits = None if self.seconds is None else _parse_seconds(self.seconds)
+
+    @property
+    def longest_row(self) -> float:
+        """Seconds of the longest clip of any split."""
+        return max(world.seconds[1] for world in WORLDS.values()) if self.limits is None else self.limits[1]
 
     def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:
         """Return rows of a split (see [`streamworld_dataset`])."""
+        world = WORLDS["ood" if split == "ood" else self.world]
         return streamworld_dataset(
             split,
             num_clips=num_clips,
             first_clip=first_clip,
             kinds=_parse_weights(self.kinds),
-            world=None if split == "ood" else WORLDS[self.world],
+            world=world if self.limits is None else replace(world, seconds=self.limits),
             size=self.frame_size,
         )
 
     def title(self, split: str) -> str:
         """Return the name of the data for cards."""
-        return f"StreamWorld, {'ood' if split == 'ood' else self.world}"
+        name = f"StreamWorld, {'ood' if split == 'ood' else self.world}"
+        return name if self.limits is None else f"{name}, clips of {self.limits[0]:g} to {self.limits[1]:g} s"
 
 
 def _parse_weights(kinds: str) -> dict[str, float]:
@@ -71,6 +84,17 @@ def _parse_weights(kinds: str) -> dict[str, float]:
         return {name.strip(): float(weight) for name, weight in pairs}
     except ValueError:
         raise ValueError(f"`kinds` looks like 'narrate=2,ask=1', got {kinds!r}.") from None
+
+
+def _parse_seconds(seconds: str) -> tuple[float, float]:
+    """Read "20,60" as two numbers."""
+    try:
+        shortest, longest = map(float, seconds.split(","))
+    except ValueError:
+        shortest, longest = 0.0, 0.0
+    if not 1 <= shortest <= longest < float("inf"):
+        raise ValueError(f"`seconds` gives the shortest and the longest clip, like '20,60', got {seconds!r}.")
+    return shortest, longest
 
 
 def main() -> None:
