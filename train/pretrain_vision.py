@@ -27,6 +27,8 @@ from transformers import Trainer, TrainingArguments
 from videollm_mod.train.arguments import run
 from videollm_mod.train.callbacks import TimeLimit
 from videollm_mod.train.data.world.clip import SPLITS, WORLDS, Actor, Clip, World
+from videollm_mod.train.data.world.clutter import make_clutter
+from videollm_mod.train.data.world.masks import Patches
 from videollm_mod.train.data.world.sprites import COLORS
 from videollm_mod.train.new_model import new_model
 
@@ -38,14 +40,15 @@ class VisionArguments:
 
     Args:
         model_config (`str`): JSON file of the new model (see [`new_model`]).
-        world (`str`, *optional*, defaults to `"small"`): World of the scenes: `"full"`, `"small"`, `"tiny"`.
+        world (`str`, *optional*, defaults to `"small"`): World of the scenes: `"full"`, `"small"`, `"tiny"`,
+            `"hard"`.
         num_clips (`int`, *optional*, defaults to 1000): Number of clips to train on, each once.
         first_clip (`int`, *optional*, defaults to 0): Index of the first clip.
     """
 
     model_config: str = field(metadata={"help": "JSON file of the new model."})
     world: str = field(
-        default="small", metadata={"help": "World of the scenes.", "choices": ["full", "small", "tiny"]}
+        default="small", metadata={"help": "World of the scenes.", "choices": ["full", "small", "tiny", "hard"]}
     )
     num_clips: int = field(default=1000, metadata={"help": "Number of clips to train on."})
     first_clip: int = field(default=0, metadata={"help": "Index of the first clip."})
@@ -84,11 +87,13 @@ def make_scenes(seed: int, world: World, count: int = 8) -> Clip:
         [`Clip`]: One second per scene, and no events.
     """
     rng = np.random.default_rng((seed, 6))
-    size, pairs, actors = 0.3, world.pairs(), []
+    size = 0.3 if world.sizes is None else sum(world.sizes) / 2
+    low, high = (0.55, 1.5) if world.sizes is None else (width / size for width in world.sizes)
+    pairs, actors = world.pairs(), []
     for second in range(count):
         taken: list[tuple[float, float, float]] = []
         for _ in range(12):
-            scale = float(np.exp(rng.uniform(np.log(0.55), np.log(1.5))))
+            scale = float(np.exp(rng.uniform(np.log(low), np.log(high))))
             reach = 0.5 * size * scale
             x, y = (float(v) for v in rng.uniform(0, 1, 2))
             color, thing = pairs[int(rng.integers(len(pairs)))]
@@ -97,7 +102,9 @@ def make_scenes(seed: int, world: World, count: int = 8) -> Clip:
                 actor = Actor(thing, [(0.0, x, y)], [(0.0, scale)], [(0.0, color)], second, second + 1)
                 actors.append(actor)
     wall = float(rng.uniform(0.35, 0.65)) if rng.random() < 0.3 else None
-    return Clip(seed, float(count), tuple(actors), (), size, wall)
+    clutter = make_clutter(seed, world, size)
+    moves = world.clutter is not None
+    return Clip(seed, float(count), tuple(actors), (), size, wall, clutter=clutter, ground_moves=moves)
 
 
 class LabelledPatches(Dataset):
@@ -129,7 +136,7 @@ class LabelledPatches(Dataset):
 
     def labels(self, clip: Clip, time: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        Return what covers the center of each patch at a time, row by row.
+        Return what each patch shows at a time, row by row. A covered patch shows the thing that covers most of it.
 
         Returns:
             `tuple`: Three arrays:
@@ -143,11 +150,12 @@ class LabelledPatches(Dataset):
         things = np.full(x.shape, len(self.world.things), dtype=np.int64)
         colors = np.full(x.shape, -100, dtype=np.int64)
         places = np.zeros((*x.shape, 3), dtype=np.float32)
-        behind = clip.behind_wall(x, y)
-        things[behind] += 1
-        for actor in clip.visible(time):
+        things[clip.behind_wall(x, y)] += 1
+        patches = Patches(clip, time, self.grid)
+        covering = patches.things()
+        for index, actor in enumerate(patches.actors):
             (x0, y0), width = actor.place(time), clip.size * actor.scale(time)
-            under = (np.maximum(abs(x - x0), abs(y - y0)) < width / 2) & ~behind
+            under = covering == index
             things[under] = self.world.things.index(actor.thing)
             colors[under] = list(COLORS).index(actor.color(time))
             places[under] = (x0 * self.grid, y0 * self.grid, width)

@@ -31,8 +31,8 @@ class StreamWorld(DataSource):
     A generated world of moving things. Rows are made when they are read.
 
     Args:
-        world (`str`, *optional*, defaults to `"full"`): What clips may show: `"full"`, `"small"` or `"tiny"`. The
-            split "ood" always uses the world of that name.
+        world (`str`, *optional*, defaults to `"full"`): What clips may show: `"full"`, `"small"`, `"tiny"` or
+            `"hard"` (see [`WORLDS`]). The split "ood" always uses the world of that name.
         kinds (`str`, *optional*, defaults to `"narrate=1"`): Weights of the kinds of dialogue, for example
             `"describe=1,narrate=2,ask=1,wait=1"`.
         frame_size (`int`, *optional*, defaults to 96): Width and height of the pictures.
@@ -40,7 +40,9 @@ class StreamWorld(DataSource):
             world's. A clip of another length is another clip: it does not continue the shorter one.
     """
 
-    world: str = field(default="full", metadata={"help": "What clips may show.", "choices": ["full", "small", "tiny"]})
+    world: str = field(
+        default="full", metadata={"help": "What clips may show.", "choices": ["full", "small", "tiny", "hard"]}
+    )
     kinds: str = field(
         default="narrate=1",
         metadata={"help": "Weights of the kinds of dialogue, for example describe=1,narrate=2,ask=1,wait=1."},

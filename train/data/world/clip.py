@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from videollm_mod.train.data.world.drawing import WALL_HEIGHT, WALL_WIDTH, Painter
+from videollm_mod.train.data.world.masks import Patches
 from videollm_mod.train.data.world.sprites import COLORS, THINGS
 
 
@@ -34,6 +35,9 @@ EVENTS = (
     "puts_down",
 )
 STEP = 0.5  # Seconds. All event times are multiples of it.
+# The picture is 1 wide.
+CLEARLY = 0.08  # Difference of distances that a viewer can see.
+NEAR = 0.5  # Largest distance that a sentence calls near.
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,13 @@ class World:
         unseen (`bool`): `True` shows only the pairs of thing and color that are held out of training; `False` shows
             only the others.
         events (`tuple[str, ...]`): Kinds of events.
+        sizes (`tuple[float, float]`, *optional*): Smallest and largest width of things, as fractions of the picture's
+            width. The default depends on the number of things.
+        clutter (`tuple`, *optional*): Shapes that no dialogue mentions: smallest and largest number of still ones, and
+            of drifting ones. With clutter, every ground moves.
+        relations (`bool`): Whether narration and questions say what is near, and what is left of a thing.
+        speed (`float`): Speed of things that move from place to place, in picture widths per second.
+        at_start (`int`): Number of things in sight at second 0. A thing leaves only if as many stay.
     """
 
     things: tuple[str, ...] = THINGS
@@ -59,6 +70,11 @@ class World:
     gap: float = 3.0
     unseen: bool = False
     events: tuple[str, ...] = EVENTS
+    sizes: tuple[float, float] | None = None
+    clutter: tuple[tuple[int, int], tuple[int, int]] | None = None
+    relations: bool = False
+    speed: float = 0.25
+    at_start: int = 0
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the pairs (color, thing) that may appear. One pair in ten is held out of training."""
@@ -81,6 +97,19 @@ WORLDS = {
         seconds=(6.0, 10.0),
         gap=1.0,
         events=("enters", "leaves", "hides", "reappears", "recolors"),
+    ),
+    # Small things among clutter: a model has to choose where to look.
+    "hard": World(
+        things=_EIGHT_THINGS,
+        num_things=(3, 5),
+        seconds=(6.0, 10.0),
+        gap=0.1,
+        events=("enters", "leaves", "bumps", "hides", "reappears", "recolors"),
+        sizes=(0.13, 0.2),
+        clutter=((8, 20), (2, 6)),
+        relations=True,
+        speed=0.4,
+        at_start=2,
     ),
     # Held-out pairs, more things, longer clips.
     "ood": World(num_things=(5, 6), seconds=(60.0, 180.0), unseen=True),
@@ -156,6 +185,33 @@ class Actor:
 
 
 @dataclass(frozen=True)
+class Clutter:
+    """
+    A shape that no dialogue mentions.
+
+    Args:
+        shape (`str`): One of [`SHAPES`].
+        color (`str`): One of [`COLORS`].
+        width (`float`): Its width, as a fraction of the picture's.
+        start (`tuple[float, float]`): x and y of its center at second 0. The picture is 1 wide and 1 high.
+        drift (`tuple[float, float]`): Its movement per second. What drifts out comes back at the opposite side.
+    """
+
+    shape: str
+    color: str
+    width: float
+    start: tuple[float, float]
+    drift: tuple[float, float] = (0.0, 0.0)
+
+    def place(self, time: float) -> tuple[float, float]:
+        """Return its center at a time."""
+        half = self.width / 2
+        moved = np.array(self.start) + np.array(self.drift) * time
+        x, y = (moved + half) % (1 + self.width) - half
+        return float(x), float(y)
+
+
+@dataclass(frozen=True)
 class Clip:
     """
     A generated clip.
@@ -168,6 +224,9 @@ class Clip:
         size (`float`): Width of a thing of scale 1, as a fraction of the picture's width.
         wall (`float`, *optional*): Horizontal center of the wall, if there is a wall.
         hidden (`tuple`): Stays behind the wall: (actor, first second, last second).
+        clutter (`tuple[Clutter, ...]`): Shapes that no dialogue mentions.
+        ground_moves (`bool`): Whether the ground always moves. Otherwise half of all grounds move.
+        relations (`bool`): Whether questions ask what is near, and what is left of a thing.
     """
 
     seed: int
@@ -177,6 +236,9 @@ class Clip:
     size: float
     wall: float | None = None
     hidden: tuple[tuple[int, float, float], ...] = ()
+    clutter: tuple[Clutter, ...] = ()
+    ground_moves: bool = False
+    relations: bool = False
 
     def visible(self, time: float) -> list[Actor]:
         """Return the things in sight at a time, from left to right."""
@@ -189,6 +251,33 @@ class Clip:
         if self.wall is None:
             return np.zeros(np.shape(x), dtype=bool)
         return (abs(x - self.wall) < WALL_WIDTH / 2) & (y > 1 - WALL_HEIGHT)
+
+    def coverage(self, time: float, grid: int = 8) -> np.ndarray:
+        """
+        Return how much of each patch the things in sight cover. Clutter and the wall count as nothing.
+
+        Args:
+            time (`float`): Second of the picture.
+            grid (`int`, *optional*, defaults to 8): Number of patches per side.
+
+        Returns:
+            `np.ndarray` of shape `(grid * grid,)`: Shares of the patches' areas in float32, row by row.
+        """
+        return Patches(self, time, grid).coverage()
+
+    def covered(self, time: float, grid: int = 8) -> np.ndarray:
+        """
+        Return which patches show a thing: at least a quarter of the patch is covered, or the patch shows at least a
+        quarter of one thing.
+
+        Args:
+            time (`float`): Second of the picture.
+            grid (`int`, *optional*, defaults to 8): Number of patches per side.
+
+        Returns:
+            `np.ndarray` of shape `(grid * grid,)`: bool, row by row.
+        """
+        return Patches(self, time, grid).covered()
 
     def draw(self, time: float, size: int = 96) -> np.ndarray:
         """Draw the picture at a time in seconds: uint8 (size, size, 3)."""
@@ -236,6 +325,27 @@ def where(place: tuple[float, float]) -> str:
     if abs(x) >= abs(y):
         return "on the left" if x < 0 else "on the right"
     return "at the top" if y < 0 else "at the bottom"
+
+
+def nearest(place: tuple[float, float], things: list[Actor], time: float) -> Actor | None:
+    """Return the thing in the nearest place at a time, or `None` if it is not [`CLEARLY`] nearer than all others."""
+    if not things:
+        return None
+    far = [float(np.hypot(*np.subtract(thing.place(time), place))) for thing in things]
+    first, *others = np.argsort(far)
+    return things[first] if all(far[other] - far[first] > CLEARLY for other in others) else None
+
+
+def next_left(actor: Actor, things: list[Actor], time: float) -> list[Actor] | None:
+    """Return the next thing to the left at a time in a list, no thing if none is there, or `None` if it is unclear."""
+    x = {id(thing): thing.place(time)[0] for thing in things}
+    away = {i: x[id(actor)] - x[id(thing)] for i, thing in enumerate(things) if thing is not actor}
+    if any(abs(far) < CLEARLY for far in away.values()):
+        return None
+    left = sorted((far, i) for i, far in away.items() if far > 0)
+    if len(left) > 1 and left[1][0] - left[0][0] < CLEARLY:
+        return None
+    return [things[i] for _, i in left[:1]]
 
 
 def _join_names(names: list[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from videollm_mod.train.data.timed_messages import NARRATE
-from videollm_mod.train.data.world.clip import STEP, Actor, Clip, sentence, where, with_article
+from videollm_mod.train.data.world.clip import STEP, Actor, Clip, nearest, next_left, sentence, where, with_article
 
 
 DESCRIBE_ALL = "Describe every frame."
@@ -52,7 +52,7 @@ def questions_at(clip: Clip, time: float) -> list[Question]:
     """Return all questions of all kinds that can be asked at a time. Each has one right answer."""
     found = [("present", "What do you see?", clip.description(time))]
     found += [*_about_one(clip, time), *_about_the_past(clip, time), *_about_counts(clip, time)]
-    found += _about_two(clip, time)
+    found += [*_about_two(clip, time), *_about_neighbors(clip, time)]
     return [Question(kind, time, text, answer, time) for kind, text, answer in found] + _about_later(clip, time)
 
 
@@ -75,7 +75,7 @@ def _about_the_past(clip: Clip, time: float) -> Iterator[tuple[str, str, str]]:
     past = [event for event in clip.events if event.time <= time]
     if past:
         yield "earlier", "What happened last?", past[-1].text
-        first = next(event for event in past if event.kind == "enters")
+    for first in [event for event in past if event.kind == "enters"][:1]:
         yield "earlier", "What entered first?", sentence(with_article(clip.actors[first.actor].name(first.time)))
 
 
@@ -98,13 +98,29 @@ def _about_two(clip: Clip, time: float) -> Iterator[tuple[str, str, str]]:
 
 def _compare(one: Actor, other: Actor, time: float) -> Iterator[tuple[str, str, str]]:
     pair = f"the {one.thing} or the {other.thing}?"
-    earlier = one if one.begin < other.begin else other
-    yield "order", f"Which came first, {pair}", f"The {earlier.thing}."
+    if one.begin != other.begin:
+        earlier = one if one.begin < other.begin else other
+        yield "order", f"Which came first, {pair}", f"The {earlier.thing}."
     if other.place(time)[0] - one.place(time)[0] > 0.15:
         yield "comparison", f"Which is further left, {pair}", f"The {one.thing}."
     ratio = one.scale(time) / other.scale(time)
     if max(ratio, 1 / ratio) > 1.3:
         yield "comparison", f"Which is bigger, {pair}", f"The {(one if ratio > 1 else other).thing}."
+
+
+def _about_neighbors(clip: Clip, time: float) -> Iterator[tuple[str, str, str]]:
+    """Which thing is near another one, and which is left of it. Unclear cases are left out."""
+    seen = clip.visible(time) if clip.relations else []
+    names = [actor.name(time) for actor in seen]
+    for actor, name in zip(seen, names, strict=True):
+        if names.count(name) > 1:
+            continue
+        near = nearest(actor.place(time), [other for other in seen if other is not actor], time)
+        if near is not None:
+            yield "comparison", f"What is nearest to the {name}?", f"The {near.name(time)}."
+        left = next_left(actor, seen, time)
+        if left is not None:
+            yield "comparison", f"What is left of the {name}?", f"The {left[0].name(time)}." if left else "Nothing."
 
 
 def _about_later(clip: Clip, time: float) -> list[Question]:

@@ -15,13 +15,27 @@ from videollm_mod.train.data.world.sprites import Ground, draw_sprite
 
 
 if TYPE_CHECKING:
-    from videollm_mod.train.data.world.clip import Clip
+    from videollm_mod.train.data.world.clip import Actor, Clip
 
 
 # The wall's size, as a fraction of the picture's. It stands on the lower edge.
 WALL_WIDTH, WALL_HEIGHT = 0.34, 0.42
 # FFmpeg's numbers for the colors of BT.601 and for limited range.
 BT601, LIMITED = 6, 1
+
+
+def place_sprite(clip: "Clip", actor: "Actor", time: float, size: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Return a thing's picture at a time, and the left and top pixel at which it lies in a picture of this size."""
+    width = max(2, round(clip.size * actor.scale(time) * size))
+    x, y = actor.place(time)
+    corner = round(x * size - width / 2), round(y * size - width / 2)
+    return draw_sprite(actor.thing, actor.color(time), width), corner
+
+
+def wall_box(center: float, size: int) -> tuple[int, int, int]:
+    """Return the left, top and right pixel of a wall in a picture of this size. All three belong to the wall."""
+    left, right = (round((center + side * WALL_WIDTH / 2) * size) for side in (-1, 1))
+    return left, round((1 - WALL_HEIGHT) * size), right
 
 
 class Painter:
@@ -36,7 +50,7 @@ class Painter:
     def __init__(self, clip: "Clip", size: int) -> None:
         rng = np.random.default_rng((clip.seed, 1))
         self.clip, self.size = clip, size
-        self.ground = Ground(rng, size)
+        self.ground = Ground(rng, size, moves=clip.ground_moves)
         self.noise, self.quality = rng.uniform(0, 5), int(rng.integers(55, 96))
         # Distractors: drifting specks that no dialogue mentions.
         self.specks = rng.uniform(0, 1, (int(rng.integers(0, 6)), 5))
@@ -46,6 +60,7 @@ class Painter:
         picture = Image.fromarray(np.clip(self.ground.draw(time), 0, 255).astype(np.uint8))
         pen = ImageDraw.Draw(picture)
         self._draw_specks(pen, time)
+        self._draw_clutter(picture, time)
         self._draw_things(picture, time)
         if self.clip.wall is not None:
             self._draw_wall(pen, self.clip.wall)
@@ -58,19 +73,22 @@ class Painter:
             reach = max(1.0, 0.012 * size)
             pen.ellipse((x - reach, y - reach, x + reach, y + reach), (int(60 + 120 * gray),) * 3)
 
+    def _draw_clutter(self, picture: Image.Image, time: float) -> None:
+        for shape in self.clip.clutter:
+            width = max(2, round(shape.width * self.size))
+            sprite = draw_sprite(shape.shape, shape.color, width)
+            picture.paste(sprite, tuple(round(v * self.size - width / 2) for v in shape.place(time)), sprite)
+
     def _draw_things(self, picture: Image.Image, time: float) -> None:
-        size = self.size
         for actor in self.clip.actors:
             if actor.exists(time):
-                width = max(2, round(self.clip.size * actor.scale(time) * size))
-                sprite = draw_sprite(actor.thing, actor.color(time), width)
-                x, y = actor.place(time)
-                picture.paste(sprite, (round(x * size - width / 2), round(y * size - width / 2)), sprite)
+                sprite, corner = place_sprite(self.clip, actor, time, self.size)
+                picture.paste(sprite, corner, sprite)
 
     def _draw_wall(self, pen: ImageDraw.ImageDraw, center: float) -> None:
         size = self.size
-        left, top = round((center - WALL_WIDTH / 2) * size), round((1 - WALL_HEIGHT) * size)
-        right, rows = round((center + WALL_WIDTH / 2) * size), 6
+        left, top, right = wall_box(center, size)
+        rows = 6
         pen.rectangle((left, top, right, size), (128, 92, 78))
         for row in range(rows):
             y = top + row * (size - top) / rows

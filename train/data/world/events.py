@@ -7,7 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from videollm_mod.train.data.world.clip import STEP, WORLDS, Actor, Clip, Event, World, sentence, with_article
+from videollm_mod.train.data.world.clip import (
+    NEAR,
+    STEP,
+    WORLDS,
+    Actor,
+    Clip,
+    Event,
+    World,
+    nearest,
+    sentence,
+    with_article,
+)
+from videollm_mod.train.data.world.clutter import make_clutter
 from videollm_mod.train.data.world.drawing import WALL_HEIGHT, WALL_WIDTH
 
 
@@ -38,7 +50,10 @@ class _Story:
         self.seconds = STEP * round(rng.uniform(*world.seconds) / STEP)
         low, high = world.num_things
         self.most = int(rng.integers(low, high + 1))
-        self.size = 0.3 if self.most <= 2 else 0.24 if self.most <= 4 else 0.19
+        if world.sizes is None:
+            self.size = 0.3 if self.most <= 2 else 0.24 if self.most <= 4 else 0.19
+        else:
+            self.size = float(rng.uniform(*world.sizes))
         self.wall = float(rng.uniform(0.35, 0.65)) if "hides" in world.events and rng.random() < 0.3 else None
         self.actors: list[Actor] = []
         self.events: list[Event] = []
@@ -64,6 +79,7 @@ class _Story:
         ]
         weights = np.array([weight for weight, _ in happenings])
         count = len(happenings)
+        self.begin()
         self.wait(0.7)
         while self.time < self.seconds - STEP:
             for index in self.rng.choice(count, size=count, replace=False, p=weights / weights.sum()):
@@ -71,7 +87,18 @@ class _Story:
                     break
             self.wait(self.world.gap)
         events = tuple(event for event in self.events if event.time < self.seconds)
-        return Clip(seed, self.seconds, tuple(self.actors), events, self.size, self.wall, tuple(self.hidden))
+        return Clip(
+            seed,
+            self.seconds,
+            tuple(self.actors),
+            events,
+            self.size,
+            self.wall,
+            tuple(self.hidden),
+            make_clutter(seed, self.world, self.size),
+            ground_moves=self.world.clutter is not None,
+            relations=self.world.relations,
+        )
 
     # Helpers
 
@@ -96,6 +123,11 @@ class _Story:
     def pick(self, choices: list[Any]) -> Any:
         """Return a random choice, or `None` if there are no choices."""
         return choices[int(self.rng.integers(len(choices)))] if choices else None
+
+    def in_sight(self) -> list[Actor]:
+        """Return the things in the scene that are not behind the wall."""
+        behind = {actor for actor, since, until in self.hidden if since <= self.time < until}
+        return [self.actors[i] for i in self.present(free=False) if i not in behind]
 
     def name(self, actor: int) -> str:
         """Return a thing's present name with its article, for example "The red car"."""
@@ -168,9 +200,44 @@ class _Story:
         side = ("left" if dx < 0 else "right") if abs(dx) >= abs(dy) else ("top" if dy < 0 else "bottom")
         if self.has_events("starts"):
             self.add_event("starts", actor, f"{self.name(actor)} starts moving {_WAYS[side]}.")
-        arrival = self.time + STEP * max(2, round(far / 0.25 / STEP))
+        arrival = self.time + STEP * max(2, round(far / self.world.speed / STEP))
         self.go(actor, self.time - 0.4, arrival, place)
         return arrival
+
+    def begin(self) -> None:
+        """Place the things that are there at second 0."""
+        for _ in range(self.world.at_start):
+            place, taken = self.free_place(self.size / 2), {actor.thing for actor in self.actors}
+            choice = self.pick([pair for pair in self.world.pairs() if pair[1] not in taken])
+            if place is not None and choice is not None:
+                color, thing = choice
+                self.actors.append(Actor(thing, places=[(0.0, *place)], colors=[(0.0, color)]))
+
+    def way_in(
+        self, place: tuple[float, float] | None, reach: float
+    ) -> tuple[tuple[float, float], str, Actor | None] | None:
+        """
+        Choose the side over which a thing of this reach comes to a place.
+
+        Returns:
+            `tuple` or `None`: The place, the side, and the thing in sight that is near the edge if sentences name it.
+            `None` if the wall is in the way, or if it is not clear what is near.
+        """
+        if place is None:
+            return None
+        side = self.pick(list(SIDES))
+        edge, _ = _edge(place, side, reach)
+        if self.passes_wall(edge, place, reach):
+            return None
+        seen = self.in_sight() if self.world.relations else []
+        if not seen:
+            return place, side, None
+        near = nearest(edge, seen, self.time)
+        if near is None:
+            return None
+        # It must not enter on top of the other thing, either.
+        far = np.hypot(*np.subtract(near.place(self.time), edge)) - reach
+        return (place, side, near) if reach < far < NEAR - reach else None
 
     # One method per kind of event. It returns whether the event was possible, and sets the time to its last event.
 
@@ -186,23 +253,27 @@ class _Story:
         if len(present) >= self.most or not pairs or place is None:
             return False
         color, thing = self.pick(pairs)
-        side = self.pick(list(SIDES))
-        edge, outside = _edge(place, side, reach)
-        if self.passes_wall(edge, place, reach):
+        way = self.way_in(place, reach)
+        for _ in range(8 if self.world.relations else 0):
+            way = way or self.way_in(self.free_place(reach), reach)
+        if way is None:
             return False
+        place, side, near = way
+        edge, outside = _edge(place, side, reach)
         actor = Actor(thing, colors=[(self.time, color)], begin=self.time - 0.4)
         actor.places = [(self.time - 0.4, *outside), (self.time, *edge), (self.time + 0.9, *place)]
         self.actors.append(actor)
-        self.add_event(
-            "enters", len(self.actors) - 1, f"{sentence(with_article(f'{color} {thing}'), '')} enters from the {side}."
-        )
+        text = f"{sentence(with_article(f'{color} {thing}'), '')} enters from the {side}"
+        text += "." if near is None else f", near the {near.name(self.time)}."
+        self.add_event("enters", len(self.actors) - 1, text)
         self.time += STEP
         return True
 
     def leave(self) -> bool:
         """A thing leaves over one side."""
         actor = self.pick(self.present())
-        if actor is None or not self.has_events("leaves"):
+        enough = len(self.present(free=False)) > self.world.at_start
+        if actor is None or not enough or not self.has_events("leaves"):
             return False
         side, reach = self.pick(list(SIDES)), self.reach(actor)
         edge, outside = _edge(self.actors[actor].place(self.time), side, reach)
@@ -233,7 +304,7 @@ class _Story:
                 self.add_event("turns", actor, f"{self.name(actor)} turns around.")
                 begin = self.time - 0.4
                 self.actors[actor].places[-1] = (begin, *place)
-                self.time += STEP * max(2, round(np.hypot(*(np.array(place) - half)) / 0.25 / STEP))
+                self.time += STEP * max(2, round(np.hypot(*(np.array(place) - half)) / self.world.speed / STEP))
                 self.go(actor, begin, self.time, half)
         self.time += STEP
         self.add_event("stops", actor, f"{self.name(actor)} stops.")

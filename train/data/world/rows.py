@@ -27,7 +27,9 @@ def streamworld_dataset(
     slide_frames: int = SLIDE_FRAMES,
 ) -> Dataset:
     """
-    Return rows `{"messages", "video", "kind", "seed"}` that are made when they are read.
+    Return rows `{"messages", "video", "covered", "kind", "seed"}` that are made when they are read.
+
+    `covered` has a list for each frame: the indices of the patches that show a thing, of 8 x 8 patches, row by row.
 
     A row of kind "describe" is a slide show: every frame comes from a different clip, so a model cannot copy the
     description of the previous frame.
@@ -80,6 +82,7 @@ class _RowMaker:
             slides = make_slides(seed, self.world, self.slide_frames)
             messages = describe([clip.description(time) for clip, time in slides])
             video = np.stack([clip.draw(time, self.size) for clip, time in slides])
+            shown = slides
         else:
             clip = make_clip(seed, self.world)
             messages, _ = make_dialogue(clip, kind)
@@ -88,7 +91,9 @@ class _RowMaker:
                 kind = "ask"
                 messages, _ = make_dialogue(clip, kind)
             video = clip.frames(fps=1 / STEP, size=self.size)
-        return {"messages": messages, "video": video, "kind": kind, "seed": seed}
+            shown = [(clip, index * STEP) for index in range(len(video))]
+        covered = [np.flatnonzero(clip.covered(time)).tolist() for clip, time in shown]
+        return {"messages": messages, "video": video, "covered": covered, "kind": kind, "seed": seed}
 
 
 def make_slides(seed: int, world: World, count: int = SLIDE_FRAMES) -> list[tuple[Clip, float]]:

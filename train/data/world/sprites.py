@@ -198,6 +198,15 @@ SPRITES: dict[str, list[tuple]] = {
     ],
 }
 THINGS = tuple(SPRITES)
+# Shapes of clutter, which no dialogue mentions. They have the colors and the rim of things: only the shape differs.
+SHAPES: dict[str, list[tuple]] = {
+    "square": [("polygon", "main", (-0.8, -0.8, 0.8, -0.8, 0.8, 0.8, -0.8, 0.8))],
+    "disc": [("ellipse", "main", (-0.9, -0.9, 0.9, 0.9))],
+    "triangle": [("polygon", "main", (0.0, -0.85, 0.95, 0.75, -0.95, 0.75))],
+    "wedge": [("polygon", "main", (0.0, 0.85, 0.95, -0.75, -0.95, -0.75))],
+    "bar": [("polygon", "main", (-0.95, -0.35, 0.95, -0.35, 0.95, 0.35, -0.95, 0.35))],
+    "post": [("polygon", "main", (-0.35, -0.95, 0.35, -0.95, 0.35, 0.95, -0.35, 0.95))],
+}
 
 _FIXED = {
     "ink": (38, 38, 46),
@@ -213,10 +222,10 @@ _FINE = 4  # Sprites are drawn this many times larger and scaled down, for smoot
 @lru_cache(maxsize=4096)
 def draw_sprite(thing: str, color: str, size: int) -> Image.Image:
     """
-    Draw a thing on a transparent background.
+    Draw a thing or a shape of clutter on a transparent background.
 
     Args:
-        thing (`str`): One of [`THINGS`].
+        thing (`str`): One of [`THINGS`] or [`SHAPES`].
         color (`str`): One of [`COLORS`].
         size (`int`): Width and height in pixels.
     """
@@ -227,7 +236,7 @@ def draw_sprite(thing: str, color: str, size: int) -> Image.Image:
     def pixels(values: tuple[float, ...]) -> list[float]:
         return [(0.5 + 0.48 * value) * fine for value in values]
 
-    for kind, fill, place, *width in SPRITES[thing]:
+    for kind, fill, place, *width in SPRITES.get(thing) or SHAPES[thing]:
         ink = (*_shade(color, fill), 255)
         wide = max(1, round(0.48 * fine * width[0])) if width else 0
         if kind == "polygon":
@@ -268,11 +277,13 @@ class Ground:
     Args:
         rng (`np.random.Generator`): Chooses the pattern, the colors and the drift.
         size (`int`): Width and height in pixels.
+        moves (`bool`, *optional*, defaults to `False`): Whether it always drifts, and faster. Otherwise half of
+            all grounds drift.
     """
 
     PATTERNS = ("gradient", "stripes", "checks", "clouds")
 
-    def __init__(self, rng: np.random.Generator, size: int) -> None:
+    def __init__(self, rng: np.random.Generator, size: int, *, moves: bool = False) -> None:
         self.size = size
         self.pattern = str(rng.choice(self.PATTERNS))
         gray = rng.uniform(60, 150)
@@ -281,8 +292,11 @@ class Ground:
         self.colors = np.stack([gray + tint - contrast, gray + tint + contrast])
         self.angle = rng.uniform(0, np.pi)
         self.period = rng.uniform(0.12, 0.4)
-        moves = rng.random() < 0.5
-        self.drift = rng.uniform(-0.08, 0.08, 2) if moves else np.zeros(2)
+        drifts = rng.random() < 0.5
+        if moves:
+            self.drift = rng.choice([-1.0, 1.0], 2) * rng.uniform(0.04, 0.1, 2)
+        else:
+            self.drift = rng.uniform(-0.08, 0.08, 2) if drifts else np.zeros(2)
         clouds = Image.fromarray(np.uint8(rng.uniform(0, 255, (6, 6)))).resize((size, size), Image.Resampling.BICUBIC)
         self.clouds = np.asarray(clouds, dtype=np.float32) / 255
 
