@@ -281,13 +281,22 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     @property
     def vision_grid(self) -> tuple[int, int] | None:
         """Patch grid (height, width) of the vision encoder at `frame_size`, or `None` if unknown."""
-        patch_size = getattr(self.vision_config, "patch_size", None)
+        if self.frame_sides is None or getattr(self.vision_config, "patch_size", None) is None:
+            return None
+        (height, width), patch = self.frame_sides, patch_sides(self.vision_config)
+        return height // patch[0], width // patch[1]
+
+    @property
+    def frame_sides(self) -> tuple[int, int] | None:
+        """Height and width in pixels at which frames are encoded, or `None` if unknown."""
         image_size = self.frame_size or getattr(self.vision_config, "image_size", None)
-        if patch_size is not None and image_size is not None:
-            (height, width), (patch_height, patch_width) = height_and_width(image_size), height_and_width(patch_size)
-            return height // patch_height, width // patch_width
+        if image_size is not None:
+            return height_and_width(image_size)
         num_patches = getattr(self.vision_config, "num_patches", None)
-        return (math.isqrt(num_patches),) * 2 if isinstance(num_patches, int) else None
+        if not isinstance(num_patches, int):
+            return None
+        height, width = patch_sides(self.vision_config)
+        return math.isqrt(num_patches) * height, math.isqrt(num_patches) * width
 
     def with_frame_size(self, frame_size: int) -> "VideoLLMMoDConfig":
         """
@@ -329,8 +338,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             raise ValueError(
                 f"`frame_size` needs an encoder with patches; {self.vision_config.model_type!r} has none."
             )
-        if self.frame_size < 1 or any(self.frame_size % side for side in height_and_width(patch_size)):
-            height, width = height_and_width(patch_size)
+        height, width = patch_sides(self.vision_config)
+        if self.frame_size < 1 or self.frame_size % height or self.frame_size % width:
             raise ValueError(
                 f"`frame_size` is {self.frame_size}; it must be a multiple of the encoder's patches, "
                 f"{height}x{width} pixels."
@@ -350,6 +359,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 f"{vision_grid[0]}x{vision_grid[1]} patches: choose a grid no larger than that."
             )
         layer, depth = self.vision_feature_layer, getattr(self.vision_config, "num_hidden_layers", math.inf)
+        if hasattr(self.vision_config, "depths"):
+            depth = 1  # earlier stages have other grids and widths
         if layer is not None and not -depth <= layer <= -1:
             raise ValueError(f"`vision_feature_layer` counts layers from the end, -1 to -{depth}, got {layer}.")
         if self.frame_token_cls and getattr(self.vision_config, "vision_use_head", True) is False:
@@ -527,6 +538,16 @@ def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default: dict[s
     fields = dict(default if config is None else config)
     # Without a model type, a dict means the default's.
     return AutoConfig.for_model(fields.pop("model_type", default["model_type"]), **fields)
+
+
+def patch_sides(vision_config: Any) -> tuple[int, int]:
+    """
+    Return height and width in pixels of an encoder's output patches. A hierarchical encoder, such as Swin, doubles
+    its patches between stages (arXiv 2103.14030, section 3.1).
+    """
+    doublings = len(getattr(vision_config, "depths", (0,))) - 1
+    height, width = height_and_width(getattr(vision_config, "patch_size", 1))
+    return height << doublings, width << doublings
 
 
 def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

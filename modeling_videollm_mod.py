@@ -24,7 +24,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_ava
 
 from .cache_videollm_mod import CACHE_NAME, KeyRotation, TokenRun, VideoLLMMoDCache, one_cache
 from .checks_videollm_mod import check_count, check_normalized
-from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model, height_and_width
+from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model, patch_sides
 from .generation_videollm_mod import VideoLLMMoDGenerationMixin
 from .routers_videollm_mod import ROUTERS
 from .routing_videollm_mod import (
@@ -250,15 +250,8 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     @property
     def frame_size(self) -> tuple[int, int] | None:
         """Height and width of frames for the vision encoder, or `None` if it takes several sizes."""
-        vision_config, side = self.config.vision_config, self.config.frame_size
-        if side is not None:
-            return side, side
-        if self.config.connector == "mlp" and not _has_one_size(self.base_model.vision_encoder):
-            return None
-        if getattr(vision_config, "image_size", None) is not None:
-            return height_and_width(vision_config.image_size)
-        sides = zip(self.config.vision_grid, height_and_width(vision_config.patch_size), strict=True)
-        return tuple(patches * size for patches, size in sides)
+        is_fixed = self.config.frame_size is not None or self.config.connector != "mlp"
+        return self.config.frame_sides if is_fixed or _has_one_size(self.base_model.vision_encoder) else None
 
     def set_frame_size(self, processor: Any, frame_size: int) -> None:
         """
@@ -634,7 +627,7 @@ def _run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor, frame_siz
     """Return the encoder's output for frames (frames, channels, height, width), and its patch grid."""
     if frame_size is not None and _has_one_size(encoder):
         options["interpolate_pos_encoding"] = True
-    patch_height, patch_width = height_and_width(encoder.config.patch_size)
+    patch_height, patch_width = patch_sides(encoder.config)
     frames, _, height, width = pixel_values.shape
     grid = (height // patch_height, width // patch_width)
     if encoder.config.model_type != "siglip2_vision_model":
@@ -650,7 +643,7 @@ def _vision_flops_per_frame(config: VideoLLMMoDConfig) -> int:
     vision_config, grid = config.vision_config, config.vision_grid
     if grid is None:
         return 0
-    height, width = height_and_width(getattr(vision_config, "patch_size", 1))
+    height, width = patch_sides(vision_config)
     if vision_config.model_type in ("smolvlm_vision", "idefics3_vision"):
         # These read the values of a mask, and tensors without memory have none. SigLIP has the same layers.
         fields = {**vision_config.to_dict(), "model_type": "siglip_vision_model", "vision_use_head": False}

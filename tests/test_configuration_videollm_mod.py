@@ -137,6 +137,18 @@ def test_nested_configurations_come_as_objects_or_dicts():
         VideoLLMMoDConfig(text_config={"model_type": "no_such_model"})
 
 
+@pytest.mark.parametrize("kind", ["swin", "swinv2"])
+def test_stages_of_a_hierarchical_encoder_double_its_patches(kind):
+    vision = {"model_type": kind, "image_size": 128, "patch_size": 4, "embed_dim": 32, "depths": [1, 2, 1]}
+    config = VideoLLMMoDConfig(vision_config=vision, frame_token_cls=False, frame_token_pooled=(8, 8))
+    assert config.vision_grid == (8, 8) and config.frame_feature_shape == (64, 128)
+    assert config.with_frame_size(144).vision_grid == (9, 9)
+    with pytest.raises(ValueError, match="`frame_size` is 132; it must be a multiple of .* patches, 16x16 pixels"):
+        config.with_frame_size(132)
+    with pytest.raises(REFUSED, match="counts layers from the end, -1 to -1, got -2"):
+        VideoLLMMoDConfig(**config.to_dict() | {"vision_feature_layer": -2})
+
+
 def test_features_of_a_frame_depend_on_the_connector():
     options = {"frame_token_cls": False, "frame_token_pooled": (2, 2)}
     assert tiny_config(**options).frame_feature_shape == (4, 16)

@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import (
     IMAGE_SIZE,
+    ROOT,
     SCHEMES,
     TEXT_MODELS,
     VISION_MODELS,
@@ -246,6 +247,21 @@ def test_frame_features_equal_the_encoders_outputs(vision):
     assert_close(features[:, 1:], grid)
 
 
+def test_a_token_of_the_local_model_sees_its_patch_and_the_eight_neighbours():
+    fields = json.loads((ROOT / "train" / "configs" / "local_model.json").read_text())["model"]
+    model = tiny_model(VideoLLMMoDConfig(**fields | {"text_config": tiny_text_config()}, frame_token_id=9))
+    pixels = torch.randn(1, 3, 128, 128)
+    features = model.encode_frames(pixels)
+    assert features.shape == (1, 64, 128) == (1, *model.config.frame_feature_shape)
+    for row, column in ((3, 4), (4, 3), (0, 7)):
+        changed = pixels.clone()
+        changed[:, :, 16 * row : 16 * (row + 1), 16 * column : 16 * (column + 1)] += 1.0
+        differs = (model.encode_frames(changed) != features).any(dim=-1).view(8, 8)
+        expected = torch.zeros(8, 8, dtype=torch.bool)
+        expected[max(row - 1, 0) : row + 2, column - 1 : column + 2] = True
+        assert torch.equal(differs, expected)
+
+
 @pytest.mark.parametrize("pooling", ["average", "bilinear"])
 def test_the_mlp_connector_pools_before_or_after(pooling):
     """Bilinear sampling of a grid of 4x4 at 3x3 places is the library's `interpolate`."""
@@ -297,7 +313,7 @@ def test_pixel_shuffle_concatenates_squares_of_patches(act):
         model._patch_features(patches[:, :2].flatten(1, 2), (2, 4))
 
 
-RESIZABLE = ("siglip_vision_model", "clip_vision_model", "siglip2_vision_model", "dinov2")
+RESIZABLE = ("siglip_vision_model", "clip_vision_model", "siglip2_vision_model", "dinov2", "swin")
 RESIZABLE += ("smolvlm_vision", "idefics3_vision", "internvl_vision")
 
 
@@ -319,7 +335,7 @@ def test_frames_of_another_size_are_encoded_as_the_encoder_does(kind, tmp_path):
         features = model.encode_frames(pixels)
         assert features.shape == (2, 9, 16) == (2, *model.config.frame_feature_shape)
         if kind != "siglip2_vision_model":
-            asked = {"interpolate_pos_encoding": True} if kind.startswith(("siglip", "clip")) else {}
+            asked = {"interpolate_pos_encoding": True} if kind.startswith(("siglip", "clip", "swin")) else {}
             patches = encoder(pixels, **asked).last_hidden_state[:, -((side // 8) ** 2) :]
             grid = patches.transpose(1, 2).unflatten(2, (side // 8, side // 8))
             expected = torch.nn.functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)

@@ -29,7 +29,7 @@ from videollm_mod.train.checkpoint_files import checkpoint_files
 
 
 TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-VISION_MODELS = ("siglip_vision_model", "siglip2_vision_model", "clip_vision_model", "dinov2")
+VISION_MODELS = ("siglip_vision_model", "siglip2_vision_model", "clip_vision_model", "dinov2", "swin")
 # Every routing scheme with a name, and the paper's baselines.
 SCHEMES: dict[str, dict[str, Any]] = {
     "full": {"mod_keep_ratio": 1.0},
@@ -140,6 +140,10 @@ def tiny_text_config(model_type: str = "llama", **overrides: Any) -> dict[str, A
 
 def tiny_vision_config(model_type: str = "siglip_vision_model", **overrides: Any) -> dict[str, Any]:
     """Two layers of width 16 over 4x4 patches."""
+    if model_type == "swin":
+        # Two stages: patches of 4 pixels become patches of 8.
+        stages = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "patch_size": 4, "window_size": 2}
+        return {"model_type": "swin", "image_size": IMAGE_SIZE, **stages, **overrides}
     config = {
         "model_type": model_type,
         "hidden_size": 16,

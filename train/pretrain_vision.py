@@ -201,8 +201,8 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
     """Train the encoder and write the checkpoint."""
     training.label_names = ["things", "colors", "places"]
     model, processor = new_model(arguments.model_config, seed=training.seed)
-    vision, world = model.config.vision_config, WORLDS[arguments.world]
-    grid, size = vision.image_size // vision.patch_size, vision.image_size
+    world = WORLDS[arguments.world]
+    grid, size = model.config.vision_grid[0], model.config.vision_config.image_size
 
     def collate(examples: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         batch = {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
