@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from hub import Hub, commit_hash
 from tiny import (
@@ -52,30 +51,27 @@ trusted = {"trust_remote_code": True}
 """
 
 _LOAD = """
-kept = torch.load("expected.pt")
-config = AutoConfig.from_pretrained("checkpoint", **trusted)
-assert type(config).__name__ == "VideoLLMMoDConfig" and config.routed_layers == kept["routed"]
-assert AutoVideoProcessor.from_pretrained("checkpoint", **trusted).size["height"] == 32
-processor = AutoProcessor.from_pretrained("checkpoint", **trusted)
-for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
-    model = getattr(transformers, name).from_pretrained("checkpoint", dtype="auto", **trusted).eval()
-    assert type(model).__name__ == "VideoLLMMoDForConditionalGeneration", type(model)
-    with torch.no_grad():
-        outputs = model(input_ids=kept["ids"], frame_features=kept["features"])
-    assert torch.equal(outputs.logits, kept["logits"]), name
-    assert outputs.cache.lengths == kept["lengths"]
-events = [(e.time, e.text) for e in model.narrate(processor, "clip.mp4", "Narrate.", **kept["options"])]
-assert events == kept["events"], (events, kept["events"])
-session = model.stream(processor, fps=2)
-session.push(kept["frames"])
-assert session.num_frames == len(kept["frames"])
-generated = model.generate(input_ids=kept["ids"], frame_features=kept["features"], max_new_tokens=3, do_sample=False)
-assert torch.equal(generated, kept["generated"])
-"""
-
-_SAVE_AGAIN = """
-model.save_pretrained("checkpoint2", max_shard_size="60KB")
-processor.save_pretrained("checkpoint2")
+def load(scheme):
+    kept = torch.load(f"{scheme}.pt")
+    config = AutoConfig.from_pretrained(scheme, **trusted)
+    assert type(config).__name__ == "VideoLLMMoDConfig" and config.routed_layers == kept["routed"]
+    assert AutoVideoProcessor.from_pretrained(scheme, **trusted).size["height"] == 32
+    processor = AutoProcessor.from_pretrained(scheme, **trusted)
+    for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
+        model = getattr(transformers, name).from_pretrained(scheme, dtype="auto", **trusted).eval()
+        assert type(model).__name__ == "VideoLLMMoDForConditionalGeneration", type(model)
+        with torch.no_grad():
+            outputs = model(input_ids=kept["ids"], frame_features=kept["features"])
+        assert torch.equal(outputs.logits, kept["logits"]), (scheme, name)
+        assert outputs.cache.lengths == kept["lengths"]
+    events = [(e.time, e.text) for e in model.narrate(processor, "clip.mp4", "Narrate.", **kept["options"])]
+    assert events == kept["events"], (scheme, events, kept["events"])
+    session = model.stream(processor, fps=2)
+    session.push(kept["frames"])
+    assert session.num_frames == len(kept["frames"])
+    inputs = {"input_ids": kept["ids"], "frame_features": kept["features"]}
+    assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), kept["generated"]), scheme
+    return model, processor
 """
 
 
@@ -97,12 +93,12 @@ def run(code, folder, *, cwd=None, **variables):
 
 
 def checkpoint(folder: Path, scheme: str) -> None:
-    """Write a checkpoint, a clip, and what the model computes for them in this process."""
+    """Write a checkpoint with the name of its scheme, a clip, and what the model computes for them in this process."""
     processor = tiny_processor()
     model = tiny_model(tiny_config(**SCHEMES[scheme]))
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 2
-    model.save_pretrained(folder / "checkpoint")
-    processor.save_pretrained(folder / "checkpoint")
+    model.save_pretrained(folder / scheme)
+    processor.save_pretrained(folder / scheme)
     clip = write_clip(folder / "clip.mp4", random_frames(30, size=(48, 64)), fps=10)
     ids, features = dialogue_ids(model.config, [2, 1]), random_features(model.config, 3)
     options = {"max_new_tokens": 4, "interval_threshold": 0.004}
@@ -119,19 +115,27 @@ def checkpoint(folder: Path, scheme: str) -> None:
         "frames": list(torch.from_numpy(random_frames(3))),
         "generated": model.generate(input_ids=ids, frame_features=features, max_new_tokens=3, do_sample=False),
     }
-    torch.save(expected, folder / "expected.pt")
+    torch.save(expected, folder / f"{scheme}.pt")
 
 
-@pytest.mark.parametrize("scheme", ["full", "interleaved", "all"])
-def test_a_checkpoint_folder_loads_alone_and_saves_itself(tmp_path, scheme):
-    checkpoint(tmp_path, scheme)
-    run(_LOAD + _SAVE_AGAIN, tmp_path)
-    # Another process loads what that one saved, in shards, without the first folder.
-    assert len(list((tmp_path / "checkpoint2").glob("*.safetensors"))) > 1
-    shutil.rmtree(tmp_path / "checkpoint")
+def test_checkpoint_folders_load_alone_and_save_themselves(tmp_path):
+    """One process loads them and saves them in shards. Another loads what it saved, without the first folders."""
+    schemes = ("full", "interleaved", "all")
+    for scheme in schemes:
+        checkpoint(tmp_path, scheme)
+    save = f"""
+for scheme in {schemes}:
+    model, processor = load(scheme)
+    model.save_pretrained(f"again/{{scheme}}", max_shard_size="60KB")
+    processor.save_pretrained(f"again/{{scheme}}")
+"""
+    run(_LOAD + save, tmp_path)
     shutil.rmtree(tmp_path / "modules")
-    (tmp_path / "checkpoint2").rename(tmp_path / "checkpoint")
-    run(_LOAD, tmp_path)
+    for scheme in schemes:
+        assert len(list((tmp_path / "again" / scheme).glob("*.safetensors"))) > 1
+        shutil.rmtree(tmp_path / scheme)
+        (tmp_path / "again" / scheme).rename(tmp_path / scheme)
+    run(_LOAD + f"for scheme in {schemes}: load(scheme)", tmp_path)
 
 
 _STORY = f"""
@@ -148,50 +152,33 @@ def narrate(where):
 """
 
 
-@pytest.mark.parametrize("where", [".", str(ROOT)])
-def test_the_checkout_is_a_checkpoint(tmp_path, where):
+def test_the_checkout_is_a_checkpoint(tmp_path):
     """It loads from within and by its path, and what it saves is complete and loads elsewhere."""
-    again = str(tmp_path / "again")
-    code = f"for part in narrate({where!r}): part.save_pretrained({again!r})"
-    run(_STORY + code, tmp_path, cwd=ROOT if where == "." else None)
-    saved = {path.name for path in (tmp_path / "again").iterdir()}
-    assert saved == model_files(ROOT).keys() - {"LICENSE"} == model_files(again).keys()
+    again, more = tmp_path / "again", tmp_path / "more"
+    save = "for part in narrate({!r}): part.save_pretrained({!r})"
+    run(_STORY + save.format(".", str(again)), tmp_path, cwd=ROOT)
     (tmp_path / "elsewhere").mkdir()
-    run(_STORY + f"narrate({again!r})", tmp_path, cwd=tmp_path / "elsewhere")
+    by_path = f"narrate({str(again)!r})\n" + save.format(str(ROOT), str(more))
+    run(_STORY + by_path, tmp_path, cwd=tmp_path / "elsewhere")
+    for folder in (again, more):
+        saved = {path.name for path in folder.iterdir()}
+        assert saved == model_files(ROOT).keys() - {"LICENSE"} == model_files(folder).keys()
 
 
-def test_remote_code_needs_trust(tmp_path):
+def test_remote_code_needs_trust_and_a_transformers_that_it_supports(tmp_path):
+    """Code that is not trusted is refused, an old Transformers is refused, and a future one gets a warning."""
     checkpoint(tmp_path, "interleaved")
+    for name in ("untrusted", "old", "future"):
+        shutil.copytree(tmp_path / "interleaved", tmp_path / name)
     code = """
-from transformers import AutoModel
+import logging
 try:
-    AutoModel.from_pretrained("checkpoint", trust_remote_code=False)
+    transformers.AutoModel.from_pretrained("untrusted", trust_remote_code=False)
 except ValueError as error:
     assert "trust_remote_code" in str(error)
 else:
     raise SystemExit("remote code ran without trust")
-"""
-    run(code, tmp_path)
 
-
-def test_an_old_transformers_is_refused(tmp_path):
-    checkpoint(tmp_path, "interleaved")
-    code = """
-sys.modules["transformers"].__version__ = "5.3.0"
-try:
-    AutoConfig.from_pretrained("checkpoint", **trusted)
-except ImportError as error:
-    assert "needs transformers >= 5.17.0, found 5.3.0" in str(error)
-else:
-    raise SystemExit("an old version was accepted")
-"""
-    run(code, tmp_path)
-
-
-def test_a_future_transformers_gets_a_warning(tmp_path):
-    checkpoint(tmp_path, "interleaved")
-    code = """
-import logging
 warned = []
 class Keep(logging.Handler):
     def emit(self, record):
@@ -200,8 +187,16 @@ logging.getLogger("transformers").addHandler(Keep())
 transformers.logging.set_verbosity_warning()
 logging.getLogger("transformers_modules").addHandler(Keep())
 sys.modules["transformers"].__version__ = "6.1.0"
-AutoConfig.from_pretrained("checkpoint", **trusted)
+AutoConfig.from_pretrained("future", **trusted)
 assert any(">= 5.17.0 and < 6.0.0, found 6.1.0" in text for text in warned), warned
+
+sys.modules["transformers"].__version__ = "5.3.0"
+try:
+    AutoConfig.from_pretrained("old", **trusted)
+except ImportError as error:
+    assert "needs transformers >= 5.17.0, found 5.3.0" in str(error)
+else:
+    raise SystemExit("an old version was accepted")
 """
     run(code, tmp_path)
 
@@ -209,7 +204,7 @@ assert any(">= 5.17.0 and < 6.0.0, found 6.1.0" in text for text in warned), war
 def test_revisions_of_model_and_code_load_from_the_hub_and_from_the_cache(tmp_path):
     """Of three commits, the second changes the threshold and the third changes the code."""
     checkpoint(tmp_path, "interleaved")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "interleaved").iterdir()}
     config = json.loads(files["config.json"]) | {"interval_threshold": 0.25}
     code = files["configuration_videollm_mod.py"] + b"\nVideoLLMMoDConfig.marker = 'third'\n"
     second = {**files, "config.json": json.dumps(config).encode()}
