@@ -87,13 +87,13 @@ def make_batches(options: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
 
 
 def with_changes(
-    full: VideoLLMMoDForConditionalGeneration, changes: dict[str, Any]
+    full: VideoLLMMoDForConditionalGeneration, changes: dict[str, Any], *, seed: int = 0
 ) -> VideoLLMMoDForConditionalGeneration:
-    """Return a copy of the full-compute model with changes to its configuration."""
+    """Return a copy of the full-compute model with changes to its configuration. The seed is that of new weights."""
     config = copy.deepcopy(full.config)
     for name, value in changes.items():
         setattr(config, name, value)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = VideoLLMMoDForConditionalGeneration(config)
     model.load_state_dict(full.state_dict(), strict=False)
     return model

@@ -309,15 +309,15 @@ def free_streaming(
     """
     streams = stream_examples(model, processor, examples, fps=fps, batch_size=batch_size, **options)
     total = len(examples) if isinstance(examples, Sized) else None
-    tally = _Tally(fps, similarity)
+    tally = StreamTally(fps, similarity)
     for example, events, num_frames in tqdm(streams, desc="streaming", total=total, disable=not progress):
         tally.add(example, events, num_frames)
     return tally.scores(tolerance=tolerance, delay_window=delay_window)
 
 
 @dataclass
-class _Tally:
-    """What the model said in all streams, and what the data say."""
+class StreamTally:
+    """What the model said in streams, and what the data say."""
 
     fps: float
     similarity: str

@@ -1,0 +1,239 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Does learned routing help? Train many variants of one model from the same initialisation, and compare them.
+
+```bash
+python benchmarks/ablation.py prepare --folder outputs/ablation_hard --world hard --minutes 60
+python benchmarks/ablation.py run --folder outputs/ablation_hard --seeds 0 1 2 --processes 2   # the main comparison
+python benchmarks/ablation.py run --folder outputs/ablation_hard --arms learned --insertion interleaved
+python benchmarks/ablation.py run --folder outputs/ablation_hard --arms learned --set mod_router_loss=gradient
+python benchmarks/ablation.py arms                                                           # all variants
+```
+
+`prepare` trains a vision encoder, encodes clips, and aligns a model at full compute on slide shows. Every run
+continues from this model on the same rows for the same number of steps. The order of the rows depends on the seed
+only. Each run is a process with one thread. A finished run appends one JSON line to `results.jsonl` in the folder, and
+a second command skips it. A run that is interrupted, or that reaches `--minutes` before its last step, leaves no line.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time as clock
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from videollm_mod.console import quiet
+
+import torch
+from ablation_arms import ARMS, MAIN
+from ablation_measures import measure
+from ablation_prepare import about_folder, add_options, prepare
+from ablation_training import LEARNING_RATE, equal_grid, read_rows, train_arm
+from common import device_name
+from filelock import FileLock, Timeout
+
+from videollm_mod.configuration_videollm_mod import MOD_LAYER_SCHEMES, VideoLLMMoDConfig
+from videollm_mod.mistakes import one_line_errors
+
+
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    What identifies a run. Two runs with the same fields give the same result.
+
+    Args:
+        arm (`str`): A name in [`ARMS`].
+        seed (`int`): Seed of the order of rows and of new weights.
+        insertion (`str`, *optional*): Routed layers. `None` for an arm that has its own.
+        steps (`int`): Number of training steps.
+        batch_size (`int`): Rows per step.
+        learning_rate (`float`): Highest learning rate.
+        test_clips (`int`): Number of held-out rows.
+        settings (`str`): Further fields of the configuration, as JSON.
+        initial (`str`): Digest of the weights of the common initialisation.
+    """
+
+    arm: str
+    seed: int
+    insertion: str | None
+    steps: int
+    batch_size: int
+    learning_rate: float
+    test_clips: int
+    settings: str
+    initial: str
+
+    @property
+    def name(self) -> str:
+        """The arm with all that was changed by options."""
+        changed = [f"{name}={value}" for name, value in json.loads(self.settings).items()]
+        insertion = [] if self.insertion in (None, "all_deep") else [self.insertion]
+        return " ".join([self.arm, *insertion, *changed])
+
+
+def main() -> None:
+    """Run a command."""
+    quiet()
+    parser = argparse.ArgumentParser(description="Compare variants of routing from the same initialisation.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("arms", help="list the variants")
+    add_options(commands.add_parser("prepare", help="make the encoded rows and the common initialisation"))
+    add_run_options(commands.add_parser("run", help="train and measure variants"))
+    options = parser.parse_args()
+    with one_line_errors():
+        {"arms": list_arms, "prepare": prepare, "run": run_all}[options.command](options)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `run`."""
+    parser.add_argument("--folder", type=Path, required=True, help="folder that `prepare` made")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=MAIN, metavar="ARM", help="variants, see `arms`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the order of rows")
+    parser.add_argument("--steps", type=int, default=250, help="training steps")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows per step")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="highest learning rate")
+    parser.add_argument("--test-clips", type=int, default=96, help="held-out rows")
+    parser.add_argument("--insertion", choices=MOD_LAYER_SCHEMES, default="all_deep", help="layers with routers")
+    parser.add_argument(
+        "--set", nargs="+", default=[], type=setting, metavar="FIELD=VALUE", help="further fields of the configuration"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time, with one thread each")
+    parser.add_argument("--minutes", type=float, default=10.0, help="longest training; a longer run does not count")
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Read "field=value", where the value is JSON or a word."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def list_arms(_options: argparse.Namespace) -> None:
+    """Print the variants."""
+    for name, arm in ARMS.items():
+        print(f"{name:18} {arm.about}")
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Train and measure the variants that have no result yet: all first seeds, then all second ones."""
+    initial = hashlib.sha256((options.folder / "initial" / "model.safetensors").read_bytes()).hexdigest()[:12]
+    shared = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "test_clips")}
+    shared |= {"settings": json.dumps(dict(options.set), sort_keys=True), "initial": initial}
+    runs = [
+        Run(arm=arm, seed=seed, insertion=options.insertion if ARMS[arm].takes_insertion else None, **shared)
+        for seed in options.seeds
+        for arm in options.arms
+    ]
+    done = {run_of(line) for line in read_results(options.folder)}
+    waiting = [run for run in runs if run not in done]
+    print(f"{len(runs) - len(waiting)} of {len(runs)} runs are in {options.folder / RESULTS}", flush=True)
+    if options.processes == 1:
+        failed = [run for run in waiting if not run_one(run, options)]
+    else:
+        with ThreadPoolExecutor(options.processes) as pool:
+            ended = list(pool.map(lambda run: run_in_process(run, options), waiting))
+        failed = [run for run, has_ended in zip(waiting, ended, strict=True) if not has_ended]
+    if failed:
+        names = ", ".join(f"{run.name} (seed {run.seed})" for run in failed)
+        raise SystemExit(f"error: without a result: {names}")
+
+
+def run_of(line: dict[str, Any]) -> Run:
+    """Return what identifies a line of results."""
+    return Run(**{name: line[name] for name in Run.__dataclass_fields__})
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of results in a folder, in order."""
+    path = Path(folder) / RESULTS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run_in_process(run: Run, options: argparse.Namespace) -> bool:
+    """Run [`run_one`] in a process of its own with one thread. Return whether it has a result."""
+    command = [sys.executable, __file__, "run", "--folder", str(options.folder), "--arms", run.arm]
+    command += ["--seeds", str(run.seed), "--insertion", options.insertion, "--minutes", str(options.minutes)]
+    for name in ("steps", "batch_size", "learning_rate", "test_clips"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(run, name))]
+    if options.set:
+        command += ["--set", *(f"{name}={json.dumps(value)}" for name, value in options.set)]
+    return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 0
+
+
+def run_one(run: Run, options: argparse.Namespace) -> bool:
+    """Train and measure one variant, and append its line. Return whether there is a result."""
+    locks = options.folder / ".running"
+    locks.mkdir(exist_ok=True)
+    lock = locks / hashlib.sha256(repr(run).encode()).hexdigest()[:16]
+    try:
+        # The system releases the lock of a process that is killed.
+        with FileLock(lock, timeout=0):
+            if run in map(run_of, read_results(options.folder)):
+                return True
+            line = train_and_measure(run, options.folder, options.minutes)
+            if line is not None:
+                append_line(options.folder / RESULTS, line)
+        return line is not None
+    except Timeout:
+        print(f"{run.name}, seed {run.seed}: another process is at it", flush=True)
+        return True
+
+
+def train_and_measure(run: Run, folder: Path, minutes: float) -> dict[str, Any] | None:
+    """Return the line of a run, or `None` if time ran out before the last step."""
+    torch.set_num_threads(1)
+    arm, about = ARMS[run.arm], about_folder(folder)
+    config = VideoLLMMoDConfig.from_pretrained(folder / "initial")
+    rows, test = read_rows(folder, "clips"), read_rows(folder, "test")[: run.test_clips]
+    layers = config.text_config.num_hidden_layers
+    changes = arm.fields(layers, run.insertion) | json.loads(run.settings)
+    if arm.tokens == "fewer":
+        routed = ARMS["learned"].fields(layers, "all_deep")
+        changes["frame_token_pooled"] = equal_grid(folder / "initial", routed, test, fps=about["fps"])
+    training = {"router_rate": arm.router_rate, "warm_up": arm.warm_up, "takes_maximum": arm.tokens == "one"}
+    training |= {"batch_size": run.batch_size, "learning_rate": run.learning_rate, "fps": about["fps"]}
+    trained = train_arm(folder / "initial", rows, changes, run.steps, run.seed, minutes=minutes, **training)
+    steps, label = len(trained.losses), f"{run.name}, seed {run.seed}"
+    if steps < run.steps:
+        print(f"{label}: only {steps} of {run.steps} steps in {minutes:g} minutes, so it does not count", flush=True)
+        return None
+    started = clock.perf_counter()
+    measured = measure(trained.model, trained.processor, test, fps=about["fps"])
+    line = asdict(run) | {
+        "name": run.name,
+        "world": about["world"],
+        "changes": {name: value for name, value in changes.items() if getattr(config, name) != value},
+        "training_seconds": trained.seconds,
+        "measuring_seconds": clock.perf_counter() - started,
+        "training_loss": sum(trained.losses[-20:]) / len(trained.losses[-20:]),
+        "hardware": device_name("cpu"),
+        "date": clock.strftime("%d %B %Y"),
+    }
+    shown = ("event_f1", "answer_accuracy", "silent_frames_right", "lm_correctness", "text_loss", "stream_loss")
+    figures = " ".join(f"{name} {measured[name]:.3f}" for name in shown if name in measured)
+    print(f"{label}: {trained.seconds:.0f} s, {figures}", flush=True)
+    return line | measured
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Append a line to a file in one write, so that processes do not mix theirs."""
+    with open(path, "ab", buffering=0) as file:
+        file.write((json.dumps(line) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

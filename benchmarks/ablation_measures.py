@@ -1,0 +1,240 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Held-out measures of one arm of the ablation, by clip, and their totals."""
+
+import time as clock
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from ablation_training import make_batches, with_features
+from torch.nn import functional as F
+
+from videollm_mod.train.streaming_evaluation import StreamTally, stream_examples
+from videollm_mod.train.teacher_forcing import evaluate_metric, predict_all_turns, score_turns
+
+
+# Side of the grid of patches that `covered` of a row counts.
+COVERED_GRID = 8
+BATCH = 8
+# Longest time of free streaming in seconds of the processor, and most tokens of a reply in it.
+MOST_SECONDS, LONGEST_REPLY = 90.0, 32
+Clip = dict[str, Any]
+
+
+def measure(
+    model: Any, processor: Any, rows: Sequence[dict[str, Any]], *, fps: float = 2.0, streams: bool = True
+) -> dict[str, Any]:
+    """
+    Measure a model on held-out rows.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
+        processor ([`VideoLLMMoDProcessor`]): Its processor.
+        rows (sequence of `dict`): Rows of [`read_rows`].
+        fps (`float`, *optional*, defaults to 2.0): Frames per second of the rows.
+        streams (`bool`, *optional*, defaults to `True`): Whether to stream the clips freely. It takes the longest.
+
+    Returns:
+        `dict[str, Any]`: The measures of [`totals`], LIVE's measures (see [`score_turns`]), the cost of
+        [`measure_cost`], `streaming_seconds`, and `clips`, a table of counts and sums for each row.
+    """
+    grid = None if is_one_token(model) else model.config.frame_token_pooled
+    rows = [with_features(row, grid) for row in rows]
+    clips = measure_losses(model, processor, rows, fps=fps)
+    dialogues = predict_all_turns(model, processor, rows, fps=fps, progress=False)
+    for clip, value in zip(clips, _correctness(dialogues), strict=True):
+        clip["lm_correctness"] = value
+    started = clock.perf_counter()
+    counts = list(stream_counts(model, processor, rows, fps=fps)) if streams else []
+    # Some clips alone would not be the same clips as another model's.
+    if len(counts) == len(clips):
+        clips = [{**clip, **counted} for clip, counted in zip(clips, counts, strict=True)]
+    seconds = {"streaming_seconds": clock.perf_counter() - started}
+    found = score_turns(dialogues, fps=fps) | totals(clips) | measure_cost(model, clips) | seconds
+    return {**found, "clips": clips}
+
+
+def is_one_token(model: Any) -> bool:
+    """Return whether a frame is one token that the connector makes of all."""
+    return model.config.frame_feature_shape[0] != model.config.frame_num_tokens
+
+
+@torch.no_grad()
+def measure_losses(model: Any, processor: Any, rows: Sequence[dict[str, Any]], *, fps: float = 2.0) -> list[Clip]:
+    """
+    Sum the cross-entropy of each row at text and at stream positions, and count what routed layers keep.
+
+    Returns:
+        `list[dict]`: By row `text_loss`, `texts`, `stream_loss`, `streams` (sums of losses and numbers of positions),
+        `frames`, `text_tokens`, and the counts of [`kept_counts`] if the row has `covered` and the model has routers.
+    """
+    clips: list[Clip] = []
+    order = [range(begin, min(begin + BATCH, len(rows))) for begin in range(0, len(rows), BATCH)]
+    for indices, batch in zip(order, make_batches(rows, processor, order, fps=fps), strict=True):
+        labels, ids = batch.pop("labels")[:, 1:], batch["input_ids"]
+        batch["num_frames"] = batch["num_frames"].tolist()
+        outputs = model.model(**batch, use_cache=False, output_router_scores=True)
+        is_frame = ids == model.config.frame_token_id
+        is_text = (ids != processor.tokenizer.pad_token_id) & ~is_frame
+        at_frame = F.pad(is_frame, (len(processor.frame_suffix_ids), 0))[:, : labels.shape[1]]
+        for place, index in enumerate(indices):
+            frames = batch["num_frames"][place]
+            clip = _losses(model, outputs.last_hidden_state[place, :-1], labels[place], at_frame[place])
+            clip |= {"frames": frames, "text_tokens": int(is_text[place].sum())}
+            if rows[index].get("covered") and model.config.router_layers:
+                layers = zip(model.config.routed_layers, outputs.kept_tokens, strict=True)
+                kept = [layer[place, :frames] for number, layer in layers if number in model.config.router_layers]
+                clip |= kept_counts(torch.stack(kept), rows[index]["covered"], model.config.frame_token_pooled)
+            clips.append(clip)
+    return clips
+
+
+def _losses(model: Any, hidden: torch.Tensor, labels: torch.Tensor, at_frame: torch.Tensor) -> Clip:
+    """Return sums and numbers of losses, given hidden states (sequence, hidden) and shifted labels (sequence,)."""
+    learned = labels >= 0
+    logits = model.lm_head(hidden[learned]).float()
+    losses = F.cross_entropy(logits, labels[learned], reduction="none")
+    streams = at_frame[learned]
+    clip = {"text_loss": losses[~streams].sum().item(), "texts": int((~streams).sum())}
+    return clip | {"stream_loss": losses[streams].sum().item(), "streams": int(streams.sum())}
+
+
+def kept_counts(kept: torch.Tensor, covered: Sequence[Sequence[int]], grid: Sequence[int]) -> Clip:
+    """
+    Count kept tokens on things and on background.
+
+    Args:
+        kept (`torch.Tensor` of shape `(layers, frames, tokens)`): True where a layer keeps a token.
+        covered (sequence of sequences of `int`): Indices of covered patches of each frame, in a grid of 8x8.
+        grid (`Sequence[int]`): Height and width of the tokens' grid. A token is covered if one of its patches is.
+
+    Returns:
+        `dict`: `covered` and `background`, numbers of tokens; `kept_covered` and `kept_background`, how many of them
+        each layer keeps; and `any_covered` and `any_background`, how many at least one layer keeps.
+    """
+    patches = torch.zeros(len(covered), COVERED_GRID**2)
+    for frame, indices in enumerate(covered):
+        patches[frame, list(indices)] = 1
+    squares = patches.view(-1, 1, COVERED_GRID, COVERED_GRID)
+    on_thing = F.adaptive_max_pool2d(squares, tuple(grid)).flatten(1).bool()
+    counts: Clip = {}
+    for name, tokens in (("covered", on_thing), ("background", ~on_thing)):
+        counts[name] = int(tokens.sum())
+        counts[f"kept_{name}"] = (kept & tokens).sum(dim=(1, 2)).tolist()
+        counts[f"any_{name}"] = int((kept.any(dim=0) & tokens).sum())
+    return counts
+
+
+def _correctness(dialogues: Sequence[Sequence[Any]]) -> list[float]:
+    """Return LM-Correctness of each dialogue."""
+    metric, values = evaluate_metric("lm_correctness"), []
+    for turns in dialogues:
+        tokens = {"predictions": [[t.predictions for t in turns]], "references": [[t.labels for t in turns]]}
+        values.append(metric.compute(**tokens)["lm_correctness"])
+    return values
+
+
+def stream_counts(
+    model: Any, processor: Any, rows: Sequence[dict[str, Any]], *, fps: float = 2.0, seconds: float = MOST_SECONDS
+) -> Iterator[Clip]:
+    """
+    Stream rows freely, and count what is right. Replies are short, since an untrained model does not end its own.
+
+    Yields:
+        `dict`: By row `events_right`, `events_told`, `events_true`, `answers_right`, `answers`, `silent_right` and
+        `silent`, numbers of silent frames. It ends early if the rows take longer than `seconds`.
+    """
+    end = clock.process_time() + seconds
+    metrics = {name: evaluate_metric(name) for name in ("stream_events", "answer_accuracy")}
+    for example, events, count in stream_examples(
+        model, processor, rows, fps=fps, batch_size=1, max_new_tokens=LONGEST_REPLY
+    ):
+        yield _count_stream(example, events, count, fps, metrics)
+        if clock.process_time() > end:
+            break
+
+
+def _count_stream(
+    example: dict[str, Any], events: Sequence[Any], frames: int, fps: float, metrics: dict[str, Any]
+) -> Clip:
+    tally = StreamTally(fps, "token_f1")
+    tally.add(example, events, frames)
+    counts = event_counts(metrics["stream_events"], tally.narrated, tally.true_events)
+    counts |= {"silent": tally.silent, "silent_right": tally.silent_right}
+    right = 0.0
+    if tally.answers:
+        given = {"predictions": tally.answers, "references": tally.true_answers}
+        right = metrics["answer_accuracy"].compute(**given)["answer_accuracy"]
+    return counts | {"answers": len(tally.answers), "answers_right": round(right * len(tally.answers))}
+
+
+def event_counts(metric: Any, narrated: list[list[Clip]], true_events: list[list[Clip]]) -> Clip:
+    """Return how many events are narrated correctly, how many were told, and how many there are."""
+    precision = metric.compute(predictions=narrated, references=true_events)["event_precision"]
+    told, true = (sum(map(len, events)) for events in (narrated, true_events))
+    return {"events_right": round(precision * told), "events_told": told, "events_true": true}
+
+
+def totals(clips: Sequence[Clip]) -> dict[str, Any]:
+    """
+    Add up clips.
+
+    Returns:
+        `dict[str, Any]`: `text_loss` and `stream_loss` (means per position), `lm_correctness`. If the clips were
+        streamed in time, `event_f1`, `event_precision`, `event_recall`, `answer_accuracy` and `silent_frames_right`.
+        If they have kept counts, `kept_covered` and `kept_background` by routed layer, `any_covered` and
+        `any_background`.
+    """
+    total = {name: sum(clip.get(name, 0) for clip in clips) for name in _COUNTS}
+    found: dict[str, Any] = {
+        name: total[part] / total[whole] for name, (part, whole) in SHARES.items() if total[whole] > 0
+    }
+    found["lm_correctness"] = sum(clip["lm_correctness"] for clip in clips) / len(clips)
+    told = total["events_told"] + total["events_true"]
+    if any("events_told" in clip for clip in clips):
+        found["event_f1"] = 2 * total["events_right"] / max(told, 1)
+    counted = [clip for clip in clips if "covered" in clip]
+    for name in ("covered", "background") if counted else ():
+        whole = max(sum(clip[name] for clip in counted), 1)
+        layers = zip(*(clip[f"kept_{name}"] for clip in counted), strict=True)
+        found[f"kept_{name}"] = [sum(layer) / whole for layer in layers]
+    return found
+
+
+# Measures that are a part over a whole, added up over clips.
+SHARES = {
+    "text_loss": ("text_loss", "texts"),
+    "stream_loss": ("stream_loss", "streams"),
+    "event_precision": ("events_right", "events_told"),
+    "event_recall": ("events_right", "events_true"),
+    "answer_accuracy": ("answers_right", "answers"),
+    "silent_frames_right": ("silent_right", "silent"),
+    "any_covered": ("any_covered", "covered"),
+    "any_background": ("any_background", "background"),
+}
+_COUNTS = sorted({name for pair in SHARES.values() for name in pair})
+
+
+def measure_cost(model: Any, clips: Sequence[Clip]) -> dict[str, Any]:
+    """
+    Count the operations of the mean clip, and of one more frame after half of it, without the vision encoder.
+
+    Returns:
+        `dict[str, Any]`: `clip_flops`, `frame_flops`, `full_clip_flops`, `full_frame_flops` (at full compute),
+        `parameters`, `router_layers`, and `chance`, the share of tokens that each of these layers keeps.
+    """
+    config = model.config
+    frames = round(sum(clip["frames"] for clip in clips) / len(clips))
+    text = round(sum(clip["text_tokens"] for clip in clips) / len(clips))
+    cost = config.estimate_cost(frames, text)
+    step = config.estimate_cost(1, 1, past_frames=frames // 2, past_text_tokens=text // 2)
+    return {
+        "clip_flops": cost.flops,
+        "frame_flops": step.flops,
+        "full_clip_flops": cost.full_flops,
+        "full_frame_flops": step.full_flops,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "router_layers": config.router_layers,
+        "chance": [config.layer_keep_counts[layer] / config.frame_num_tokens for layer in config.router_layers],
+    }

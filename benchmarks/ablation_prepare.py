@@ -1,0 +1,74 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The common initialisation of the ablation and its encoded rows."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from videollm_mod.train.recipe import CONFIGS, KINDS, LAST_WRITTEN, TEST_KINDS, run_stage
+
+
+# Options of each world in the scripts of `train/`, and its frame rate.
+SOURCES: dict[str, tuple[list[str], float]] = {
+    "hard": (["--dataset", "streamworld", "--world", "hard"], 2.0),
+    "tiny": (["--dataset", "streamworld", "--world", "tiny"], 2.0),
+}
+# Each stage's share of the time limit.
+SHARES = {"vision": 0.4, "slides": 0.1, "clips": 0.2, "test": 0.05, "initial": 0.25}
+# First row of the clips in the training split: slide shows come before.
+FIRST_CLIP = 10_000
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `prepare`."""
+    parser.add_argument("--folder", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--world", choices=SOURCES, default="hard", help="world of the clips")
+    parser.add_argument("--model-config", type=Path, default=CONFIGS / "local_model.json", help="the new model")
+    parser.add_argument("--minutes", type=float, help="time limit; every stage gets a share")
+    for name, count in (("vision-clips", 6000), ("slides", 3000), ("clips", 4000), ("test-clips", 96)):
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"number of {name.replace('-', ' ')}")
+
+
+def about_folder(folder: Path) -> dict[str, Any]:
+    """
+    Return what `prepare` noted: `world` and `fps`.
+
+    Raises:
+        `FileNotFoundError`: If it has not made the folder.
+    """
+    about = Path(folder) / "about.json"
+    if not about.exists():
+        raise FileNotFoundError(f"'{folder}' has no common initialisation: run `ablation.py prepare` first.")
+    return json.loads(about.read_text())
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Train the encoder, encode rows, and align the model at full compute. Finished stages are skipped."""
+    folder, (source, fps) = options.folder, SOURCES[options.world]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def run(stage: str, done: str, script: str, *given: Any, **how: Any) -> None:
+        limit = [] if options.minutes is None else ["--max_minutes", f"{options.minutes * SHARES[stage]:.4g}"]
+        run_stage(folder / stage / done, script, *given, "--output_dir", folder / stage, *limit, **how)
+
+    size = json.loads(options.model_config.read_text())["model"]["vision_config"]["image_size"]
+    vision = ["--config", CONFIGS / "local_vision.yaml", "--model_config", options.model_config]
+    world = source[source.index("--world") :] if "--world" in source else []
+    run("vision", LAST_WRITTEN, "pretrain_vision.py", *vision, *world, "--num_clips", options.vision_clips)
+    rows = {
+        "slides": (options.slides, 0, "train", "describe=1"),
+        "clips": (options.clips, max(FIRST_CLIP, options.slides), "train", KINDS),
+        "test": (options.test_clips, 0, "test", TEST_KINDS),
+    }
+    for name, (count, first, split, kinds) in rows.items():
+        given = [*source, "--kinds", kinds, "--frame_size", size, "--fps", fps, "--train_split", split]
+        given += ["--num_clips", count, "--first_clip", first, "--checkpoint", folder / "vision"]
+        how = {"processes": os.cpu_count() or 1}
+        run(name, f"{split}.jsonl", "encode.py", *given, "--dtype", "bfloat16", **how)
+    alignment = ["--config", CONFIGS / "streamworld_alignment.yaml", "--dataset", folder / "slides", "--fps", fps]
+    alignment += ["--checkpoint", folder / "vision", "--mod_keep_ratio", 1.0]
+    run("initial", LAST_WRITTEN, "sft.py", *alignment)
+    (folder / "about.json").write_text(json.dumps({"world": options.world, "fps": fps}))
