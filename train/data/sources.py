@@ -86,6 +86,7 @@ class DataSource:
 # The class of each name that `--dataset` accepts, as "module:class" so that only the chosen module is imported.
 SOURCES: dict[str, str | type[DataSource]] = {
     "streamworld": "videollm_mod.train.data.streamworld:StreamWorld",
+    "doomworld": "videollm_mod.train.data.doomworld:DoomWorld",
 }
 TIMED_MESSAGES = "videollm_mod.train.data.timed_messages:TimedMessages"
 
@@ -134,7 +135,7 @@ def load_split(
         faults = list(source.find_faults(rows, fps=fps, full=full))
         if faults and left_out is None:
             raise ValueError(describe_faults(faults))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"--dataset {source.dataset}: {error}") from None
     if left_out is not None:
         left_out.num_rows += len(rows)

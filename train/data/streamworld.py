@@ -54,7 +54,7 @@ class StreamWorld(DataSource):
     )
 
     def __post_init__(self) -> None:
-        self.limits = None if self.seconds is None else _parse_seconds(self.seconds)
+        self.limits = None if self.seconds is None else parse_seconds(self.seconds)
 
     @property
     def longest_row(self) -> float:
@@ -68,7 +68,7 @@ class StreamWorld(DataSource):
             split,
             num_clips=num_clips,
             first_clip=first_clip,
-            kinds=_parse_weights(self.kinds),
+            kinds=parse_weights("kinds", self.kinds),
             world=world if self.limits is None else replace(world, seconds=self.limits),
             size=self.frame_size,
         )
@@ -79,16 +79,16 @@ class StreamWorld(DataSource):
         return name if self.limits is None else f"{name}, clips of {self.limits[0]:g} to {self.limits[1]:g} s"
 
 
-def _parse_weights(kinds: str) -> dict[str, float]:
-    """Read "narrate=2,ask=1" as a table."""
+def parse_weights(option: str, text: str) -> dict[str, float]:
+    """Read the value of an option, for example "narrate=2,ask=1", as a table."""
     try:
-        pairs = [part.split("=") for part in kinds.split(",")]
+        pairs = [part.split("=") for part in text.split(",")]
         return {name.strip(): float(weight) for name, weight in pairs}
     except ValueError:
-        raise ValueError(f"`kinds` looks like 'narrate=2,ask=1', got {kinds!r}.") from None
+        raise ValueError(f"`{option}` looks like 'narrate=2,ask=1', got {text!r}.") from None
 
 
-def _parse_seconds(seconds: str) -> tuple[float, float]:
+def parse_seconds(seconds: str) -> tuple[float, float]:
     """Read "20,60" as two numbers."""
     try:
         shortest, longest = map(float, seconds.split(","))

@@ -115,7 +115,9 @@ def write_video(clip: "Clip", path: Path, *, size: int = 256, fps: int = 24) -> 
     return write_pictures(clip.play(fps=fps, size=size), path, size=size, fps=fps, seed=clip.seed)
 
 
-def write_pictures(pictures: Iterable[np.ndarray], path: Path, *, size: int, fps: int, seed: int) -> Path:
+def write_pictures(
+    pictures: Iterable[np.ndarray], path: Path, *, size: int, fps: int, seed: int, comment: str = "StreamWorld"
+) -> Path:
     """
     Write pictures as H.264 video.
 
@@ -125,11 +127,12 @@ def write_pictures(pictures: Iterable[np.ndarray], path: Path, *, size: int, fps
         size (`int`): Width and height of the video.
         fps (`int`): Frame rate.
         seed (`int`): Sets how strongly the video is compressed: its CRF is from 20 to 28.
+        comment (`str`, *optional*, defaults to `"StreamWorld"`): Name of the world, for the comment of the file.
     """
     # The prefix keeps FFmpeg from taking a colon in a name for a protocol.
     with av.open(f"file:{path}", "w") as container:
         # `is_streamworld` in space/loading.py reads it.
-        container.metadata["comment"] = "StreamWorld"
+        container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=fps)
         stream.height = stream.width = size
         stream.pix_fmt = "yuv420p"

@@ -58,29 +58,30 @@ def write_split(
 
 
 def _write_clip(folder: Path, video: str, clip: Clip, kinds: list[str], *, size: int, fps: int) -> Iterator[str]:
-    _write_once(folder / video, partial(write_video, clip, size=size, fps=fps))
+    write_once(folder / video, partial(write_video, clip, size=size, fps=fps))
     for kind in kinds:
         messages, questions = make_dialogue(clip, kind)
         if messages:
-            yield _to_line(video, clip.seconds, kind, clip.seed, messages, questions)
+            yield to_line(video, clip.seconds, kind, clip.seed, messages, questions)
 
 
 def _write_slides(folder: Path, video: str, slides: list[tuple[Clip, float]], *, size: int) -> str:
     pictures, seed = (clip.draw(time, size) for clip, time in slides), slides[0][0].seed
-    _write_once(folder / video, partial(write_pictures, pictures, size=size, fps=round(1 / STEP), seed=seed))
+    write_once(folder / video, partial(write_pictures, pictures, size=size, fps=round(1 / STEP), seed=seed))
     messages = describe([clip.description(time) for clip, time in slides])
-    return _to_line(video, SLIDE_FRAMES * STEP, "describe", seed, messages, [])
+    return to_line(video, SLIDE_FRAMES * STEP, "describe", seed, messages, [])
 
 
-def _to_line(
+def to_line(
     video: str, end: float, kind: str, seed: int, messages: list[dict[str, Any]], questions: list[Question]
 ) -> str:
+    """Return the line of a row."""
     row = {"video": video, "start": 0.0, "end": end, "messages": messages, "kind": kind, "seed": seed}
     row["questions"] = [{"kind": q.kind, "time": q.time} for q in questions]
     return json.dumps(row)
 
 
-def _write_once(path: Path, write: Callable[[Path], Any]) -> None:
+def write_once(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a video unless it exists. It gets its name only when it is complete."""
     if not path.exists():
         part = path.with_name(f"{path.name}.part.mp4")
@@ -151,6 +152,12 @@ the same seeds give the same clips.
 """
 
 
+def known_commands(card: Path, command: str) -> dict[str, str]:
+    """Return the lines of a card that run `command`, by split. A card that does not exist has none."""
+    known = card.read_text(encoding="utf-8").splitlines() if card.exists() else []
+    return {line.split("--split ")[1].split()[0]: line for line in known if line.startswith(f"{command} ")}
+
+
 def write_card(folder: Path, split: str, options: str) -> None:
     """
     Write the card of a folder of splits, `README.md`. It keeps the commands that made the other splits.
@@ -160,10 +167,8 @@ def write_card(folder: Path, split: str, options: str) -> None:
         split (`str`): The split that was just written.
         options (`str`): The options of the command that wrote it.
     """
-    path, known = folder / "README.md", []
-    if path.exists():
-        known = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(f"{COMMAND} ")]
-    commands = {line.split("--split ")[1].split()[0]: line for line in known}
+    path = folder / "README.md"
+    commands = known_commands(path, COMMAND)
     commands[split] = f"{COMMAND} {folder.resolve().name} --split {split} {options}"
     existing = [name for name in SPLITS if (folder / f"{name}.jsonl").exists()]
     files = [{"split": name, "path": f"{name}.jsonl"} for name in existing]

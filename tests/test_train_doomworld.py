@@ -1,0 +1,226 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""DoomWorld: a clip follows from its seed, what is told can be seen, and no two splits share a map."""
+
+import json
+import multiprocessing
+import sys
+from itertools import combinations, pairwise
+
+import av
+import numpy as np
+import pytest
+from huggingface_hub import DatasetCard
+
+from videollm_mod.train.data import doomworld
+from videollm_mod.train.data.doom.clip import MAPS, SPLITS, STEP, record_clip
+from videollm_mod.train.data.doom.dialogues import make_dialogue, questions_at
+from videollm_mod.train.data.doom.events import EVENTS, WORDINGS, tell
+from videollm_mod.train.data.doom.patches import LabelledPatches
+from videollm_mod.train.data.doom.rows import doomworld_dataset
+from videollm_mod.train.data.doom.things import MONSTERS, THINGS
+from videollm_mod.train.data.sources import find_source, load_split
+from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
+from videollm_mod.train.data.world.dialogues import KINDS
+
+
+pytest.importorskip("vizdoom", reason="DoomWorld needs vizdoom, which is not installed")
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return [record_clip("train", seed) for seed in range(6)]
+
+
+def same(one, other):
+    return np.array_equal(one.pictures, other.pictures) and one.story() == other.story() and one.sights == other.sights
+
+
+def test_a_clip_follows_from_its_seed_and_not_from_what_was_played_before(clips):
+    """Also if every tic is drawn, as for a video file."""
+    shown = []
+    again = record_clip("train", 3, sink=lambda picture: shown.append(picture.copy()))
+    assert same(clips[3], again) and not same(clips[3], clips[4])
+    assert len(shown) == 35 * len(again.pictures) // 4
+
+
+def read_in_another_process(rows, queue):
+    queue.put([rows[0]["video"], rows[0]["messages"]])
+
+
+def test_a_forked_worker_reads_the_same_row_with_a_game_of_its_own():
+    rows = doomworld_dataset(num_clips=1, first_clip=1, seconds=(3.0, 3.0))
+    mine = rows[0]
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    worker = context.Process(target=read_in_another_process, args=(rows, queue))
+    worker.start()
+    video, messages = queue.get(timeout=120)
+    worker.join(120)
+    assert worker.exitcode == 0 and np.array_equal(video, mine["video"]) and messages == mine["messages"]
+    assert np.array_equal(rows[0]["video"], mine["video"]), "the game of this process goes on"
+
+
+def test_events_have_times_of_their_own_on_frames(clips):
+    for clip in clips:
+        times = [event.time for event in clip.events]
+        assert all(one < two for one, two in pairwise(times))
+        assert all(time % STEP == 0 and 0 < time < clip.seconds for time in times)
+    kinds = {event.kind for clip in clips for event in clip.events}
+    assert kinds >= {"comes_into_view", "hurt", "picks_up", "dies", "is_hit"} and kinds <= set(EVENTS)
+
+
+def test_what_comes_into_view_is_in_the_picture_and_was_not(clips):
+    told = 0
+    for clip in clips:
+        for event in clip.events:
+            if event.kind != "comes_into_view":
+                continue
+            told += 1
+            index = clip.index(event.time)
+            seen = [sight for sight in clip.sights[index] if sight.kind == event.thing]
+            assert len(seen) >= (1 if event.count == 1 else 2), event
+            assert any(sight.kind == event.thing for sight in clip.sights[index - 1]), "two frames show it"
+    assert told > 15
+
+
+def test_sides_and_masks_agree(clips):
+    sides = set()
+    for clip in clips:
+        for sights, mask in zip(clip.sights, clip.masks, strict=True):
+            assert mask.max() == len(sights)
+            for number, sight in enumerate(sights, start=1):
+                shown = np.nonzero(mask == number)
+                assert len(shown[0]) >= 0.002 * mask.size and abs(shown[1].mean() / mask.shape[1] - sight.x) < 0.01
+        for event in clip.events:
+            if event.side:
+                sides.add(event.side)
+    assert sides == {"on the left", "ahead", "on the right"}
+
+
+def test_covered_patches_are_those_of_the_masks(clips):
+    for clip in clips:
+        for index in range(0, len(clip.masks), 7):
+            time, mask = index * STEP, clip.masks[index]
+            height, width = (size // 8 for size in mask.shape)
+            patches = mask.reshape(8, height, 8, width).swapaxes(1, 2).reshape(64, -1)
+            coverage = clip.coverage(time)
+            assert coverage.dtype == np.float32 and np.allclose(coverage, (patches > 0).mean(-1), atol=1e-5)
+            expected = (patches > 0).mean(-1) >= 0.25
+            for number in range(1, mask.max() + 1):
+                expected |= (patches == number).sum(-1) >= 0.25 * (mask == number).sum()
+            assert np.array_equal(clip.covered(time), expected)
+
+
+def test_the_same_event_in_every_wording(clips):
+    for clip in clips:
+        for event in clip.events:
+            texts = [tell(event, wording) for wording in WORDINGS]
+            assert len(set(texts)) >= 2 and texts[0] == event.text
+            assert all(text[0].isupper() and text.endswith(".") and "  " not in text for text in texts), texts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dialogues_of_each_kind(clips, kind):
+    num_replies = 0
+    for clip in clips:
+        messages, asked = make_dialogue(clip, kind)
+        times = [message["time"] for message in messages]
+        assert times == sorted(times) and all(0 <= time < clip.seconds for time in times)
+        replies = [(m["time"], m["content"]) for m in messages if m["role"] == "assistant"]
+        num_replies += len(replies)
+        if kind == "narrate":
+            assert set(clip.story()) <= set(replies) and len(replies) == len(clip.events) + len(asked)
+        elif kind != "describe":
+            assert replies == sorted((q.answer_time, q.answer) for q in asked)
+            assert all((q.kind == "later") == (kind == "wait") for q in asked)
+    assert num_replies > 5
+
+
+def test_questions_have_one_right_answer(clips):
+    kinds = set()
+    for clip in clips:
+        for time in (2.0, 5.0, 7.5):
+            questions = questions_at(clip, time)
+            kinds |= {question.kind for question in questions}
+            assert len({question.text for question in questions}) == len(questions)
+            for question in questions:
+                if question.kind == "later":
+                    told = {event.time: event for event in clip.events}
+                    assert question.answer_time >= time + 2 * STEP and question.answer_time in told
+                elif question.text == "How many monsters do you see?":
+                    count = sum(sight.kind in MONSTERS for sight in clip.visible(time))
+                    assert (
+                        question.answer == (["None", "One", "Two", "Three", "Four", "Five"] + ["?"] * 9)[count] + "."
+                    )
+    assert kinds == {"present", "earlier", "count", "order", "comparison", "later"}
+
+
+def test_no_two_splits_share_a_map_or_a_seed():
+    for one, other in combinations(MAPS, 2):
+        assert not {(MAPS[one][0], name) for name in MAPS[one][1]} & {
+            (MAPS[other][0], name) for name in MAPS[other][1]
+        }
+    first = {split: doomworld_dataset(split, num_clips=1).with_format(None)[0]["seed"] for split in SPLITS}
+    assert first == SPLITS
+    with pytest.raises(ValueError, match="has 100000000 rows"):
+        doomworld_dataset("test", num_clips=1, first_clip=100_000_000)
+
+
+def test_rows_of_all_kinds_and_splits():
+    rows = doomworld_dataset("ood", num_clips=1, kinds={"describe": 1}, size=64)
+    row = rows[0]
+    assert row["video"].shape == (16, 64, 64, 3) and row["kind"] == "describe"
+    assert len(row["messages"]) == 17 and len(row["covered"]) == 16 and any(row["covered"])
+    assert all(0 <= patch < 64 for frame in row["covered"] for patch in frame)
+
+
+def test_labels_of_patches_are_the_covered_ones():
+    labelled = LabelledPatches("train", 8, 128, range(100, 102), count=6)
+    assert len(labelled) == 2
+    example = labelled[0]
+    assert example["frames"].shape == (6, 128, 128, 3) and example["things"].shape == (6, 64)
+    assert example["places"].shape == (6, 64, 3) and (example["colors"] == -100).all()
+    shown = example["things"] < len(THINGS)
+    assert 0 < shown.mean() < 0.5 and (example["places"][~shown] == 0).all()
+    assert (example["places"][shown][:, :2] <= 8).all() and (example["places"][shown] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "dev"}, "has no split 'dev'"),
+        ({"kinds": {"sing": 1.0}}, "describe, narrate, ask, wait, got"),
+        ({"wordings": {"loud": 1.0}}, "plain, brief, player, got"),
+        ({"seconds": (9.0, 5.0)}, "the shortest comes first"),
+    ],
+)
+def test_bad_data_sets_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        doomworld_dataset(**{"num_clips": 1, **options})
+
+
+def test_without_vizdoom_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vizdoom", None)
+    source = find_source("doomworld")("doomworld")
+    with pytest.raises(SystemExit, match=r'pip install "videollm-mod\[doom\]"'):
+        load_split(source, "train", 1)
+
+
+def test_the_command_writes_videos_messages_and_a_card(tmp_path, monkeypatch):
+    command = ["doomworld.py", tmp_path, "--split", "validation", "--num_clips", 1, "--size", 64, "--seconds", 3, 3]
+    monkeypatch.setattr("sys.argv", [str(part) for part in command])
+    doomworld.main()
+    rows = load_timed_messages(tmp_path, "validation")
+    assert list(find_faults(rows)) == [] and rows[0]["kind"] == "narrate"
+    clip = record_clip("validation", SPLITS["validation"], seconds=(3.0, 3.0), size=64)
+    assert rows[0]["messages"] == make_dialogue(clip, "narrate")[0]
+    with av.open(rows[0]["video"]) as container:
+        assert container.metadata["comment"] == "DoomWorld"
+        frames = {float(frame.time): frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)}
+    for index, picture in enumerate(clip.pictures):
+        latest = max(time for time in frames if time <= index * STEP + 1e-6)
+        assert np.abs(frames[latest].astype(int) - picture).mean() < 12, index
+    card = DatasetCard.load(tmp_path / "README.md")
+    assert card.data.license == "bsd-3-clause" and "ViZDoom" in card.text and "MIT" in card.text
+    assert json.loads((tmp_path / "validation.jsonl").read_text().splitlines()[0])["seed"] == SPLITS["validation"]

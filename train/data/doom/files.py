@@ -1,0 +1,130 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Write DoomWorld to disk: video files, JSON lines of timed messages, and the card of the data set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import DatasetCard, DatasetCardData
+from tqdm.auto import tqdm
+
+from videollm_mod.train.data.doom.clip import MAPS, SPLITS, record_clip, shrink
+from videollm_mod.train.data.doom.dialogues import make_dialogue
+from videollm_mod.train.data.doom.events import EVENTS
+from videollm_mod.train.data.doom.game import TICS
+from videollm_mod.train.data.doom.things import THINGS
+from videollm_mod.train.data.world.drawing import write_pictures
+from videollm_mod.train.data.world.files import FEATURES, known_commands, to_line, write_once
+
+
+def write_split(
+    folder: Path,
+    split: str,
+    *,
+    num_clips: int,
+    first_clip: int = 0,
+    size: int,
+    seconds: tuple[float, float],
+    kinds: Sequence[str],
+    wording: str = "plain",
+) -> None:
+    """
+    Write clips as videos of 35 frames a second, and one dialogue of each kind per clip as lines of timed messages.
+
+    Existing videos are kept, so an interrupted run continues where it stopped.
+
+    Args:
+        folder (`Path`): The folder. It is created if needed.
+        split (`str`): One of [`SPLITS`].
+        num_clips (`int`): Number of clips.
+        first_clip (`int`, *optional*, defaults to 0): Index of the first clip.
+        size (`int`): Width and height of the videos.
+        seconds (`tuple[float, float]`): Shortest and longest clip.
+        kinds (`Sequence[str]`): Some of "narrate", "ask", "wait".
+        wording (`str`, *optional*, defaults to `"plain"`): How events are told.
+    """
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for index in tqdm(range(first_clip, first_clip + num_clips), desc=split, unit="clip"):
+        video, seed = f"videos/{split}-{index:06d}.mp4", SPLITS[split] + index
+        pictures: list[np.ndarray] = []
+
+        def keep(picture: np.ndarray, pictures: list[np.ndarray] = pictures) -> None:
+            pictures.append(shrink(picture, size))
+
+        clip = record_clip(split, seed, seconds=seconds, sink=keep)
+
+        def write(path: Path, pictures: list[np.ndarray] = pictures, seed: int = seed) -> None:
+            write_pictures(pictures, path, size=size, fps=TICS, seed=seed, comment="DoomWorld")
+
+        write_once(folder / video, write)
+        for kind in kinds:
+            messages, questions = make_dialogue(clip, kind, wording)
+            if messages:
+                lines.append(to_line(video, clip.seconds, kind, seed, messages, questions))
+    (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+COMMAND = "python train/data/doomworld.py"
+CARD = """
+# DoomWorld
+
+A scripted player walks through maps of Freedoom in ViZDoom. It explores, fights, collects things and opens doors. The
+game knows what each pixel shows, so the time and the words of every event are exact.
+
+Each line of `<split>.jsonl` is a dialogue in timed messages. Times are seconds since the beginning of the video, and
+multiples of a quarter of a second: train at 4 frames a second.
+
+- `narrate`: the model tells every event as soon as it can be seen, and sometimes answers a question.
+- `ask`: the model is silent except for answers about the present frame, an earlier one, a count, an order or a
+  comparison.
+- `wait`: a question asks for something that comes later. The model waits and speaks when it happens.
+
+The things are {things}. The events are {events}. A thing is in sight if it covers at least 0.2% of the picture. A
+monster is near within 200 map units. Now and then the player is suddenly in another place.
+
+No two splits share a seed or a map:
+
+{maps}
+
+These commands made the data set. On one version of ViZDoom, the same seeds give the same clips.
+
+```bash
+{commands}
+```
+
+## Licenses
+
+The messages are made by this project (Apache-2.0). The pictures show the art and the maps of
+[Freedoom](https://freedoom.github.io) (BSD 3-clause), drawn by [ViZDoom](https://vizdoom.farama.org) (MIT).
+"""
+
+
+def write_card(folder: Path, split: str, options: str) -> None:
+    """
+    Write the card of a folder of splits, `README.md`. It keeps the commands that made the other splits.
+
+    Args:
+        folder (`Path`): The folder of the splits.
+        split (`str`): The split that was just written.
+        options (`str`): The options of the command that wrote it.
+    """
+    commands = known_commands(folder / "README.md", COMMAND)
+    commands[split] = f"{COMMAND} {folder.resolve().name} --split {split} {options}"
+    existing = [name for name in SPLITS if (folder / f"{name}.jsonl").exists()]
+    data = DatasetCardData(
+        license="bsd-3-clause",
+        language="en",
+        pretty_name="DoomWorld",
+        task_categories=["video-text-to-text"],
+        tags=["video", "streaming", "synthetic", "egocentric"],
+        dataset_info={"features": FEATURES},
+        configs=[
+            {"config_name": "default", "data_files": [{"split": name, "path": f"{name}.jsonl"} for name in existing]}
+        ],
+    )
+    words = {"things": ", ".join(THINGS), "events": ", ".join(name.replace("_", " ") for name in EVENTS)}
+    words["maps"] = "\n".join(f"- {name}: {wad}.wad, {', '.join(maps)}" for name, (wad, maps) in MAPS.items())
+    words["commands"] = "\n".join(commands[name] for name in existing if name in commands)
+    DatasetCard(f"---\n{data}\n---\n{CARD.format(**words)}").save(folder / "README.md")

@@ -1,0 +1,131 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+DoomWorld, clips of a scripted player in ViZDoom: the data source, and a command that writes it to disk.
+
+The pictures are three-dimensional and egocentric. The game knows what each pixel shows and what happens, so narration
+and its times are exact. A clip follows from its split, its seed and its length.
+
+```bash
+pip install "videollm-mod[doom]"
+python train/data/doomworld.py out --split validation --num_clips 20     # mp4 files and timed messages
+python train/sft.py --dataset doomworld --fps 4 --kinds narrate=2,ask=1 ...    # or train without writing it
+```
+"""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
+
+from videollm_mod.train.data.doom.clip import SECONDS, SLIDE_FRAMES, SPLITS, STEP
+from videollm_mod.train.data.doom.events import WORDINGS
+from videollm_mod.train.data.doom.files import write_card, write_split
+from videollm_mod.train.data.doom.game import find_vizdoom
+from videollm_mod.train.data.doom.rows import doomworld_dataset
+from videollm_mod.train.data.sources import DataSource
+from videollm_mod.train.data.streamworld import parse_seconds, parse_weights
+from videollm_mod.train.data.world.dialogues import KINDS
+
+
+@dataclass
+class DoomWorld(DataSource):
+    """
+    Clips of a scripted player in ViZDoom, with 4 frames a second. Rows are recorded when they are read.
+
+    Args:
+        kinds (`str`, *optional*, defaults to `"narrate=1"`): Weights of the kinds of dialogue, for example
+            `"describe=1,narrate=2,ask=1,wait=1"`.
+        wordings (`str`, *optional*, defaults to `"plain=1"`): Weights of the wordings of narration, for example
+            `"plain=2,brief=1,player=1"`.
+        frame_size (`int`, *optional*, defaults to 128): Width and height of the pictures.
+        seconds (`str`, *optional*, defaults to `"8,15"`): Shortest and longest clip in seconds.
+    """
+
+    kinds: str = field(
+        default="narrate=1",
+        metadata={"help": "Weights of the kinds of dialogue, for example describe=1,narrate=2,ask=1,wait=1."},
+    )
+    wordings: str = field(
+        default="plain=1",
+        metadata={"help": f"Weights of the wordings of narration ({', '.join(WORDINGS)})."},
+    )
+    frame_size: int = field(default=128, metadata={"help": "Width and height of the pictures."})
+    seconds: str = field(default="8,15", metadata={"help": "Shortest and longest clip in seconds, for example 20,60."})
+
+    def __post_init__(self) -> None:
+        self.limits = parse_seconds(self.seconds)
+
+    @property
+    def longest_row(self) -> float:
+        """Seconds of the longest clip, or of a slide show."""
+        return max(self.limits[1], SLIDE_FRAMES * STEP)
+
+    def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:
+        """Return rows of a split (see [`doomworld_dataset`])."""
+        find_vizdoom()
+        return doomworld_dataset(
+            split,
+            num_clips=num_clips,
+            first_clip=first_clip,
+            kinds=parse_weights("kinds", self.kinds),
+            wordings=parse_weights("wordings", self.wordings),
+            size=self.frame_size,
+            seconds=self.limits,
+        )
+
+    def title(self, split: str) -> str:
+        """Return the name of the data for cards."""
+        low, high = self.limits
+        return f"DoomWorld{', ood' if split == 'ood' else ''}, clips of {low:g} to {high:g} s"
+
+
+def main() -> None:
+    """Write a split."""
+    parser = argparse.ArgumentParser(description="Writes DoomWorld as mp4 files and JSON lines of timed messages.")
+    parser.add_argument("folder", type=Path, help="folder to write to")
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--num_clips", type=int, default=100, help="number of clips")
+    parser.add_argument("--first_clip", type=int, default=0, help="index of the first clip")
+    parser.add_argument("--size", type=int, default=256, help="width and height in pixels, an even number from 16")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        nargs=2,
+        default=SECONDS,
+        metavar=("SHORTEST", "LONGEST"),
+        help="lengths of clips",
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:], help="kinds of dialogue")
+    parser.add_argument("--wording", choices=WORDINGS, default="plain", help="how events are told")
+    options = parser.parse_args()
+    if options.size % 2 or not 16 <= options.size <= 4096:
+        parser.error(f"--size must be an even number from 16 to 4096, as H.264 requires, got {options.size}")
+    if not 2 <= options.seconds[0] <= options.seconds[1]:
+        parser.error(f"--seconds must be at least 2, the shorter one first, got {options.seconds}")
+    try:
+        find_vizdoom()
+    except ImportError as error:
+        raise SystemExit(str(error)) from None
+    folder, split = options.folder, options.split
+    write_split(
+        folder,
+        split,
+        num_clips=options.num_clips,
+        first_clip=options.first_clip,
+        size=options.size,
+        seconds=tuple(options.seconds),
+        kinds=options.kinds,
+        wording=options.wording,
+    )
+    lengths = " ".join(f"{seconds:g}" for seconds in options.seconds)
+    given = f"--num_clips {options.num_clips} --first_clip {options.first_clip} --size {options.size}"
+    write_card(
+        folder, split, f"{given} --seconds {lengths} --kinds {' '.join(options.kinds)} --wording {options.wording}"
+    )
+    print(f"wrote {folder / split}.jsonl and its videos")
+
+
+if __name__ == "__main__":
+    main()
