@@ -1,0 +1,393 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+What do routers look at? Count how many of the patches that things cover each routed layer keeps.
+
+```bash
+python benchmarks/router_focus.py --world tiny                    # the embedded checkpoint
+python benchmarks/router_focus.py --checkpoint folder --world hard --clips 64 --out outputs/router_focus
+python benchmarks/router_focus.py --checkpoint run --world hard --over run/checkpoint-500 run/checkpoint-1000
+```
+
+The model reads held-out narrations with their true history. The world says which patches things cover. A lift is the
+share of these patches that a layer keeps, divided by the share of all patches that it keeps: chance is 1. Its interval
+is 95% over clips (bootstrap). The ceiling is the largest share that the layer's keep ratio allows. "All layers" counts
+a patch that at least one layer keeps. A scene moves if the mean color of patches without a thing changes by more than
+one of 255 levels.
+
+The other routers choose for the same weights and frames: `uniform`, `random`, `change`, and `oracle`, which keeps
+covered patches first.
+
+- Agreement: the share of its kept patches that a layer shares with another, on average over pairs.
+- Overlap: the share of its kept patches that a layer also kept in the previous frame.
+- At usual places: the share of its kept patches at the positions that a layer keeps most often, as many as it keeps in
+  a frame. It is high if the picture hardly matters.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from videollm_mod.console import quiet
+
+import numpy as np
+import torch
+from added_routers import with_changes
+from common import ROOT, device_name
+from report import markdown_table, write_results
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import AutoProcessor
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.mistakes import one_line_errors
+from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.train.collator import StreamCollator, normalize_pixels
+from videollm_mod.train.data.dialogues import ceil_frame
+from videollm_mod.train.data.sources import find_source, load_split, option_names
+from videollm_mod.train.streaming_evaluation import unasked_replies
+
+
+# Side of the grid of patches in rows' `covered`.
+GRID = 8
+BATCH = 8
+OTHERS = ("uniform", "random", "change")
+# Which patches, or pairs of patch and previous frame, a share is of.
+SHARES = ("covered", "background", "covered at events", "covered in silence", "again, still", "again, moving")
+# Levels of 255 by which the background of a scene that moves changes from frame to frame.
+MOVES = 1.0
+
+
+@dataclass
+class Clip:
+    """
+    What a clip shows.
+
+    Args:
+        covered (`torch.Tensor` of shape `(frames, tokens)`): True where a thing covers a patch.
+        has_event (`torch.Tensor` of shape `(frames,)`): True at frames at which something is narrated.
+        moves (`torch.Tensor` of shape `(frames,)`): True where the background differs from the previous frame.
+    """
+
+    covered: torch.Tensor
+    has_event: torch.Tensor
+    moves: torch.Tensor
+
+
+@dataclass
+class Choices:
+    """
+    What one router keeps.
+
+    Args:
+        kept (`dict[int, list[torch.Tensor]]`): By layer, for each clip: True at kept patches, (frames, tokens).
+    """
+
+    kept: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+
+    def add(self, layer: int, kept: torch.Tensor) -> None:
+        """Add a clip."""
+        self.kept.setdefault(layer, []).append(kept)
+
+    def union(self) -> list[torch.Tensor]:
+        """Return for each clip the patches that at least one layer keeps."""
+        return [torch.stack(layers).any(dim=0) for layers in zip(*self.kept.values(), strict=True)]
+
+    def agreement(self) -> float | None:
+        """Return the share of kept patches that two layers share, averaged over pairs; `None` with one layer."""
+        layers = [torch.cat(clips).float() for clips in self.kept.values()]
+        pairs = [(one * two).sum() / min(one.sum(), two.sum()) for one, two in combinations(layers, 2)]
+        return float(sum(pairs) / len(pairs)) if pairs else None
+
+    def usual_places(self) -> float:
+        """Return the share of kept patches at the positions that a layer keeps most often, averaged over layers."""
+        shares = []
+        for clips in self.kept.values():
+            often = torch.cat(clips).float().mean(dim=0).sort(descending=True).values
+            shares.append(often[: round(float(often.sum()))].sum() / often.sum())
+        return float(sum(shares) / len(shares))
+
+    def positions(self) -> dict[int, list[float]]:
+        """Return by layer how often it keeps each position."""
+        return {layer: torch.cat(clips).float().mean(dim=0).tolist() for layer, clips in self.kept.items()}
+
+
+def main() -> None:
+    """Measure and print tables; with `--out`, also write files."""
+    quiet()
+    options = parse()
+    with one_line_errors():
+        for name in (options.checkpoint, *options.over):
+            check_checkpoint(name)
+        model, processor = load(options.checkpoint)
+        rows = held_out_rows(options, processor)
+    clips = [describe(row, model.config, options.fps) for row in rows]
+    routers = measure(model, processor, rows, clips, options)
+    found = {name: figures(choices, clips) for name, choices in routers.items()}
+    training = {}
+    for name in options.over:
+        earlier = VideoLLMMoDForConditionalGeneration.from_pretrained(name).eval()
+        training[Path(name).name] = figures(watch(earlier, processor, rows, options.fps), clips)
+    own = model.config.mod_router
+    text = "\n\n".join([headline(options, rows), *tables(found, own), *over_training(training, found[own], options)])
+    if options.out is not None:
+        data = {"checkpoint": options.checkpoint, "world": options.world, "clips": len(rows)}
+        data |= {"covered": positions_covered(clips), "routers": found, "training": training}
+        write_results(options.out, "router_focus", data, f"{text}\n")
+        draw(found, own, data["covered"], model.config, options.out / "router_focus.png")
+    print(text)
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Count which patches routers keep: those of things, or others.")
+    parser.add_argument("--checkpoint", default=str(ROOT), help="folder or Hub id, default: the embedded checkpoint")
+    parser.add_argument("--over", nargs="+", default=[], help="earlier checkpoints of the same training run")
+    parser.add_argument("--dataset", default="streamworld", help="a generated data set that knows covered patches")
+    parser.add_argument("--world", help="what clips may show; default: the data set's")
+    parser.add_argument("--clips", type=int, default=64, help="test clips")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames per second that the model sees")
+    parser.add_argument("--out", type=Path, help="folder for router_focus.json, .md and .png")
+    return parser.parse_args()
+
+
+def load(checkpoint: str) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
+    """
+    Return a model and its processor.
+
+    Raises:
+        `ValueError`: If the model has no routed layers.
+    """
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint).eval()
+    if not model.config.routed_layers:
+        raise ValueError(f"'{checkpoint}' has no routed layers: all of them run at full compute.")
+    return model, AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+
+
+def held_out_rows(options: argparse.Namespace, processor: Any) -> list[dict[str, Any]]:
+    """
+    Return narrated test clips at the model's size.
+
+    Raises:
+        `ValueError`: If the data do not say which patches things cover.
+    """
+    kind, size = find_source(options.dataset), processor.video_processor.size["height"]
+    given = {"world": options.world, "kinds": "narrate=1", "frame_size": size}
+    known = {name: value for name, value in given.items() if name in option_names(kind) and value is not None}
+    rows = list(load_split(kind(options.dataset, **known), "test", options.clips))
+    if "covered" not in rows[0]:
+        raise ValueError(f"Rows of {options.dataset} have no `covered`, the patches that things cover.")
+    return rows
+
+
+def describe(row: dict[str, Any], config: Any, fps: float) -> Clip:
+    """Return what a row shows, on the model's grid of tokens."""
+    covered = torch.zeros(len(row["covered"]), GRID * GRID)
+    for frame, patches in zip(covered, row["covered"], strict=True):
+        frame[list(patches)] = 1.0
+    # A larger token is covered where one of its patches is.
+    grid = F.adaptive_max_pool2d(covered.view(-1, 1, GRID, GRID), tuple(config.frame_token_pooled)).flatten(1) > 0
+    has_event = torch.zeros(len(grid), dtype=torch.bool)
+    for reply in unasked_replies(row["messages"]):
+        has_event[min(ceil_frame(reply["time"], fps), len(grid) - 1)] = True
+    return Clip(grid, has_event, background_moves(np.asarray(row["video"]), covered > 0))
+
+
+def background_moves(video: np.ndarray, covered: torch.Tensor) -> torch.Tensor:
+    """Return whether the background of each frame differs from the previous frame's; False for the first."""
+    pixels = torch.from_numpy(video).permute(0, 3, 1, 2).float()
+    means = F.adaptive_avg_pool2d(pixels, (GRID, GRID)).flatten(2)
+    change = (means[1:] - means[:-1]).abs().mean(dim=1)
+    free = ~(covered[1:] | covered[:-1])
+    moves = (change * free).sum(dim=1) / free.sum(dim=1).clamp_min(1) > MOVES
+    return torch.cat([torch.zeros(1, dtype=torch.bool), moves])
+
+
+def measure(
+    model: VideoLLMMoDForConditionalGeneration,
+    processor: Any,
+    rows: Sequence[dict[str, Any]],
+    clips: Sequence[Clip],
+    options: argparse.Namespace,
+) -> dict[str, Choices]:
+    """Return what the model's own router keeps, and what others would keep."""
+    routers = {model.config.mod_router: watch(model, processor, rows, options.fps)}
+    for name in OTHERS:
+        if name not in routers:
+            variant = with_changes(model, {"mod_router": name}).eval()
+            routers[name] = watch(variant, processor, rows, options.fps)
+    routers["oracle"] = choose([clip.covered.float() for clip in clips], model.config)
+    return routers
+
+
+@torch.no_grad()
+def watch(
+    model: VideoLLMMoDForConditionalGeneration, processor: Any, rows: Sequence[dict[str, Any]], fps: float
+) -> Choices:
+    """Read rows with their true history, and return what the routed layers keep."""
+    collator, found, first = StreamCollator(processor, fps), Choices(), int(model.config.frame_token_cls)
+    for begin in tqdm(range(0, len(rows), BATCH), desc=model.config.mod_router, unit=f" x {BATCH} clips"):
+        batch = normalize_pixels(collator(list(rows[begin : begin + BATCH])), processor)
+        outputs = model(**{**batch, "labels": None}, output_router_scores=True, use_cache=False)
+        for layer, kept in zip(model.config.routed_layers, outputs.kept_tokens, strict=True):
+            for row, count in zip(kept, batch["num_frames"].tolist(), strict=True):
+                found.add(layer, row[:count, first:])
+    return found
+
+
+def choose(scores: Iterable[torch.Tensor], config: Any) -> Choices:
+    """Return the choices of a router that has these scores (frames, tokens) in each layer, clip by clip."""
+    found = Choices()
+    for values in scores:
+        values = values.clone()
+        if config.mod_keep_last:
+            values[:, -1] = torch.inf
+        for layer in config.routed_layers:
+            highest = values.topk(config.layer_keep_counts[layer] - int(config.frame_token_cls), dim=1).indices
+            found.add(layer, torch.zeros_like(values, dtype=torch.bool).scatter(1, highest, True))
+    return found
+
+
+def figures(choices: Choices, clips: Sequence[Clip]) -> dict[str, Any]:
+    """Return all figures of a router: by layer, averaged over layers, and of all layers together."""
+    counts = {layer: count_all(kept, clips) for layer, kept in choices.kept.items()}
+    return {
+        "layers": {str(layer): shares(found) for layer, found in counts.items()},
+        "mean": shares(sum(counts.values())),
+        "together": shares(count_all(choices.union(), clips)),
+        "agreement": choices.agreement(),
+        "usual_places": choices.usual_places(),
+        "positions": choices.positions(),
+    }
+
+
+def shares(counts: np.ndarray) -> dict[str, float]:
+    """Return each of [`SHARES`], the lift, and the bounds of its interval, from counts (clips, shares, 2)."""
+    found = {name: _share(counts[:, index].sum(axis=0)) for index, name in enumerate(SHARES)}
+    # Clips are drawn with replacement.
+    drawn = np.random.default_rng(0).integers(len(counts), size=(1000, len(counts)))
+    lifts = [lift(counts[sample].sum(axis=0)) for sample in drawn]
+    low, high = np.nanquantile(lifts, (0.025, 0.975))
+    return found | {"lift": lift(counts.sum(axis=0)), "lift_low": float(low), "lift_high": float(high)}
+
+
+def count_all(kept: Sequence[torch.Tensor], clips: Sequence[Clip]) -> np.ndarray:
+    """Return the numbers of [`count`] for all clips, (clips, shares, 2)."""
+    return np.array([list(count(*pair)) for pair in zip(kept, clips, strict=True)], dtype=float)
+
+
+def count(kept: torch.Tensor, clip: Clip) -> Iterator[tuple[int, int]]:
+    """Yield for each of [`SHARES`] the number of patches that are kept, and that of all patches it is about."""
+    covered, again = clip.covered, kept[1:] & kept[:-1]
+    for among in (covered, ~covered, covered & clip.has_event[:, None], covered & ~clip.has_event[:, None]):
+        yield int((kept & among).sum()), int(among.sum())
+    for when in (~clip.moves[1:], clip.moves[1:]):
+        yield int(again[when].sum()), int(kept[1:][when].sum())
+
+
+def lift(counts: np.ndarray) -> float:
+    """Return how much more often covered patches are kept than all patches, from counts (shares, 2)."""
+    return _share(counts[0]) / max(_share(counts[0] + counts[1]), 1e-9)
+
+
+def _share(count: np.ndarray) -> float:
+    """Return part / all; NaN if there is nothing."""
+    return float(count[0] / count[1]) if count[1] else float("nan")
+
+
+def positions_covered(clips: Sequence[Clip]) -> list[float]:
+    """Return how often a thing covers each position."""
+    return torch.cat([clip.covered for clip in clips]).float().mean(dim=0).tolist()
+
+
+def headline(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str:
+    """Return the line above the tables."""
+    world = options.dataset if options.world is None else f"{options.dataset}, {options.world}"
+    frames = sum(len(row["video"]) for row in rows)
+    name = "embedded checkpoint" if Path(options.checkpoint).resolve() == ROOT else options.checkpoint
+    return f"{name}, {world}: {len(rows)} test clips, {frames} frames. {device_name('cpu')}, torch {torch.__version__}"
+
+
+def tables(found: dict[str, dict[str, Any]], own: str) -> Iterator[str]:
+    """Yield the table of the model's own router by layer, and that of all routers."""
+    head = ["covered patches kept", "background kept", "lift over chance", "ceiling", "covered, at events"]
+    head += ["covered, in silence", "overlap, still scene", "overlap, moving scene"]
+    best = found["oracle"]["layers"]
+    rows = [[name, *cells(layer, percent(best[name]["covered"]))] for name, layer in found[own]["layers"].items()]
+    rows.append(["mean of layers", *cells(found[own]["mean"], percent(found["oracle"]["mean"]["covered"]))])
+    rows.append(["all layers", *cells(found[own]["together"], "")])
+    yield markdown_table(["layer", *head], rows)
+    head = ["router", "covered patches kept", "background kept", "lift over chance", "covered, all layers together"]
+    head += ["agreement of layers", "overlap, still scene", "overlap, moving scene", "at usual places"]
+    yield markdown_table(head, [router_cells(name, figures) for name, figures in found.items()])
+
+
+def cells(found: dict[str, float], ceiling: str) -> list[str]:
+    """Return a line of the table by layer, without its name."""
+    covered, background, events, silence, still, moving = (percent(found[name]) for name in SHARES)
+    return [covered, background, show_lift(found), ceiling, events, silence, still, moving]
+
+
+def router_cells(name: str, found: dict[str, Any]) -> list[str]:
+    """Return a line of the table of routers."""
+    covered, background, _, _, still, moving = (percent(found["mean"][share]) for share in SHARES)
+    agreement = "-" if found["agreement"] is None else percent(found["agreement"])
+    together = percent(found["together"]["covered"])
+    places = percent(found["usual_places"])
+    return [name, covered, background, show_lift(found["mean"]), together, agreement, still, moving, places]
+
+
+def over_training(
+    training: dict[str, dict[str, Any]], last: dict[str, Any], options: argparse.Namespace
+) -> Iterator[str]:
+    """Yield the table over training, if earlier checkpoints are given."""
+    if not training:
+        return
+    head = ["checkpoint", *(f"lift, layer {layer}" for layer in last["layers"]), "covered, mean of layers"]
+    rows = [
+        [name, *(f"{layer['lift']:.2f}" for layer in found["layers"].values())]
+        + [percent(found["mean"]["covered"]), percent(found["together"]["covered"])]
+        for name, found in {**training, Path(options.checkpoint).resolve().name: last}.items()
+    ]
+    yield markdown_table([*head, "covered, all layers"], rows)
+
+
+def show_lift(found: dict[str, float]) -> str:
+    """Format a lift with its interval."""
+    return f"{found['lift']:.2f} ({found['lift_low']:.2f} to {found['lift_high']:.2f})"
+
+
+def percent(share: float) -> str:
+    """Format a share; "-" if there is none."""
+    return "-" if np.isnan(share) else f"{share:.0%}"
+
+
+def draw(found: dict[str, Any], own: str, covered: list[float], config: Any, path: Path) -> None:
+    """Draw shares by layer, and how often each position is kept, beside how often a thing covers it."""
+    from matplotlib.figure import Figure
+
+    layers, shape = found[own]["layers"], tuple(config.frame_token_pooled)
+    figure = Figure(figsize=(3.2 + 1.5 * (len(layers) + 1), 3.0), dpi=130)
+    axes = figure.subplots(1, len(layers) + 2, width_ratios=[2.6, *[1] * (len(layers) + 1)])
+    axes[0].bar(list(layers), [layer["covered"] for layer in layers.values()], color="#2563eb", label=own)
+    axes[0].plot(list(layers), [layer["background"] for layer in layers.values()], "v", color="#94a3b8")
+    axes[0].lines[-1].set_label("background")
+    for index, (name, router) in enumerate(found.items()):
+        if name != own:
+            axes[0].axhline(router["mean"]["covered"], color=f"C{index}", linewidth=1, label=name)
+    axes[0].set(xlabel="layer", ylabel="covered patches kept", ylim=(0, 1))
+    axes[0].legend(fontsize=6, framealpha=0.4)
+    pictures = {f"layer {layer}": values for layer, values in found[own]["positions"].items()}
+    for place, (title, values) in zip(axes[1:], {**pictures, "things": covered}.items(), strict=True):
+        place.imshow(np.reshape(values, shape), vmin=0, vmax=max(values), cmap="magma")
+        place.set_title(f"{title}\nmost: {max(values):.0%}", fontsize=7)
+        place.axis("off")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

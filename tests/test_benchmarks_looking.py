@@ -1,0 +1,82 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What routers look at: counts are right on hand-made choices, and the scripts run on the embedded checkpoint."""
+
+import json
+import runpy
+from types import SimpleNamespace
+
+import pytest
+import router_focus
+import torch
+from PIL import Image
+from programs import ROOT, run_main
+from router_focus import Choices, Clip
+
+
+def patches(*frames, tokens=4):
+    """Return a bool tensor (frames, tokens) that is True at these patches of each frame."""
+    return torch.stack([torch.isin(torch.arange(tokens), torch.tensor(frame)) for frame in frames])
+
+
+def test_shares_lift_and_overlap_of_hand_made_choices():
+    has_event, moves = torch.tensor([True, False, False]), torch.tensor([False, False, True])
+    clip = Clip(patches([0], [0, 1], [2]), has_event, moves)
+    choices = Choices()
+    choices.add(1, patches([0, 1], [0, 2], [0, 3]))
+    choices.add(3, patches([0, 1], [0, 1], [2, 3]))
+    found = router_focus.figures(choices, [clip])
+    first, other = found["layers"]["1"], found["layers"]["3"]
+    assert (first["covered"], first["background"]) == (2 / 4, 4 / 8) and other["covered"] == 4 / 4
+    assert (first["lift"], other["lift"]) == (1.0, 2.0)
+    assert (first["covered at events"], first["covered in silence"]) == (1, 1 / 3)
+    assert (first["again, still"], first["again, moving"]) == (1 / 2, 1 / 2) and other["again, moving"] == 0
+    # The second frame's patch 2 and the third's patches 0 and 2 are kept by one layer only.
+    assert found["together"]["covered"] == 1 and found["mean"]["covered"] == 6 / 8
+    assert found["agreement"] == pytest.approx((2 + 1 + 1) / 6)
+    # Layer 1 keeps patch 0 always and the others once each, layer 3 keeps 0 and 1 twice each.
+    assert found["usual_places"] == pytest.approx((4 / 6 + 4 / 6) / 2)
+
+
+def test_a_larger_token_is_covered_where_one_of_its_patches_is():
+    config = SimpleNamespace(frame_token_pooled=[4, 4])
+    video = torch.zeros(3, 16, 16, 3, dtype=torch.uint8)
+    video[2, 8:] = 9
+    reply = {"role": "assistant", "content": "A cat enters.", "time": 0.3}
+    row = {"covered": [[], [0, 1, 63], [9]], "video": video.numpy(), "messages": [reply]}
+    clip = router_focus.describe(row, config, 2.0)
+    assert clip.covered.nonzero().tolist() == [[1, 0], [1, 15], [2, 0]]
+    assert clip.has_event.tolist() == [False, True, False] and clip.moves.tolist() == [False, False, True]
+
+
+def test_a_router_keeps_the_highest_scores_and_the_last_token_if_it_must():
+    config = {"frame_token_cls": False, "routed_layers": [2], "layer_keep_counts": [4, 4, 2]}
+    scores = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
+    for keep_last, expected in ((False, [0, 2]), (True, [0, 3])):
+        choices = router_focus.choose([scores], SimpleNamespace(**config, mod_keep_last=keep_last))
+        assert choices.kept[2][0][0].nonzero().flatten().tolist() == expected
+
+
+def test_the_focus_of_a_checkpoint(tmp_path):
+    options = ["--world", "tiny", "--clips", 2, "--over", ROOT, "--out", tmp_path]
+    done = run_main(router_focus.main, *options, program="benchmarks/router_focus.py")
+    found = json.loads((tmp_path / "router_focus.json").read_text())
+    routers = found["routers"]
+    assert set(routers) == {"learned", "uniform", "random", "change", "oracle"}
+    assert list(routers["learned"]["layers"]) == ["2", "3", "4", "5"]
+    best = routers["oracle"]["mean"]["covered"]
+    assert all(router["mean"]["covered"] <= best for router in routers.values())
+    assert routers["uniform"]["agreement"] == routers["uniform"]["mean"]["again, still"] == 1
+    # A routed layer keeps 4 of 16 tokens.
+    assert sum(routers["random"]["positions"]["2"]) == pytest.approx(4)
+    assert found["training"][ROOT.name]["layers"] == routers["learned"]["layers"]
+    assert done.stdout.strip() == (tmp_path / "router_focus.md").read_text().strip()
+    assert (tmp_path / "router_focus.png").exists()
+
+
+def test_the_picture_of_the_readme(tmp_path):
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_narration.py"))
+    options = [tmp_path / "out.gif", "--world", "tiny", "--clip", 12, "--seconds", 2]
+    run_main(drawing["main"], *options, program="docs/draw_narration.py")
+    with Image.open(tmp_path / "out.gif") as picture:
+        assert picture.n_frames == 4
