@@ -146,8 +146,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             previous frame), `"uniform"` (even spacing) or `"random"`. Only `"learned"` has weights.
         mod_gate (`str`, *optional*, defaults to `"tanh"`):
             Factor of a layer's update by routers that learn, a name in [`GATES`]: `"linear"` (the score, as in the
-            paper), `"sigmoid"`, `"tanh"` (`1 + 0.2 * tanh(score)`, as in p-MoD) or `"none"`. A learned router needs
-            a gate: its gradient comes through it.
+            paper), `"sigmoid"`, `"tanh"` (`1 + 0.2 * tanh(score)`, as in p-MoD), `"straight_through"` (1, with the
+            gradient of the sigmoid) or `"none"`. A learned router needs a gate or a `mod_router_loss` to learn from.
         mod_gate_on (`str`, *optional*, defaults to `"update"`):
             Whether the gate multiplies the layer's `"update"` (the paper) or its `"output"` (the authors' code).
         mod_keep_last (`bool`, *optional*, defaults to `True`):
@@ -156,6 +156,10 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             Whether learned routers read normalised tokens, and gates read scores minus the mean of their frame.
             Otherwise scores of all tokens can grow together until the gate saturates. Checkpoints saved without
             this field keep their scores as they are.
+        mod_router_loss (`str`, *optional*):
+            `"gradient"` also trains learned routers to give the highest scores to the tokens of a frame that the loss
+            is most sensitive to; see [`RouterLoss`]. It changes neither the reported loss nor inference.
+        mod_router_loss_weight (`float`, *optional*, defaults to 1.0): Weight of that loss.
         stream_loss_weight (`float`, *optional*, defaults to 1.0): Weight of the loss at frames, relative to text. A
             decision after the text of a frame counts as text in the model's own loss, and as a frame in training.
         interval_threshold (`float`, *optional*, defaults to 0.725): Speak if the probability of silence is lower.
@@ -197,6 +201,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     mod_gate_on: Literal["update", "output"] = "update"
     mod_keep_last: bool = True
     mod_normalize_scores: bool | None = None
+    mod_router_loss: Literal["gradient"] | None = None
+    mod_router_loss_weight: int | float = 1.0
     stream_loss_weight: int | float = 1.0
     interval_threshold: int | float = 0.725
     speak: Literal["learned", "every", "change", "probe"] = "learned"
@@ -431,10 +437,11 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 f"`mod_layers` names layer {min(wrong)}, but the language model's layers are 0 to {layers[-1]}."
             )
 
-        if self.router_layers and ROUTERS[self.mod_router].learns and GATES[self.mod_gate] is None:
+        has_gradient = GATES[self.mod_gate] is not None or self.mod_router_loss is not None
+        if self.router_layers and ROUTERS[self.mod_router].learns and not has_gradient:
             raise ValueError(
                 f"`mod_router={self.mod_router!r}` cannot learn with `mod_gate='none'`: its gradient comes through "
-                "the gate. Choose a gate, or a router that does not learn, such as 'uniform'."
+                "the gate. Choose a gate, a `mod_router_loss`, or a router that does not learn, such as 'uniform'."
             )
         single = [layer for layer in self.router_layers if self.layer_keep_counts[layer] == 1]
         if single and self.mod_keep_last and ROUTERS[self.mod_router].learns:
@@ -445,11 +452,12 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             )
 
     def validate_weights_and_threshold(self) -> None:
-        """Check the loss weight and the interval threshold."""
+        """Check the weights of losses and the interval threshold."""
         if not 0 <= self.interval_threshold <= 1:
             raise ValueError(f"`interval_threshold` is a probability in [0, 1], got {self.interval_threshold}.")
-        if self.stream_loss_weight < 0:
-            raise ValueError(f"`stream_loss_weight` must not be negative, got {self.stream_loss_weight}.")
+        for field in ("stream_loss_weight", "mod_router_loss_weight"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
 
     def estimate_cost(
         self,

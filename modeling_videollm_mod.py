@@ -202,7 +202,7 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if self.config.mod_gate == "tanh" and getattr(module, "starts_at_zero", False):
+        if self.config.mod_gate not in ("linear", "sigmoid") and getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
         elif getattr(module, "starts_at_zero", False):
             init.normal_(module.weight, std=getattr(self.config.text_config, "initializer_range", 0.02))

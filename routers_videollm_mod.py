@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Router types: how a routed layer scores the tokens of frames, and the gate of its update."""
+"""Router types: how a routed layer scores the tokens of frames, the gate of its update, and the router loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 # What `mod_gate` computes from a router score s: the gate is g = 1 + factor * function(s), and `None` leaves it at 1.
 # "linear" is the paper's g = s (arXiv 2408.16730), "tanh" is p-MoD's (arXiv 2412.04449): it is 1 at a score of 0.
+# "straight_through" is 1 too, and has the sigmoid's gradient (Bengio et al., arXiv 1308.3432, section 4).
 GATES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], float] | None] = {
     "linear": (lambda scores: scores - 1, 1.0),
     "sigmoid": (lambda scores: -torch.sigmoid(-scores), 1.0),
     "tanh": (torch.tanh, 0.2),
+    "straight_through": (lambda scores: torch.sigmoid(scores) - torch.sigmoid(scores).detach(), 1.0),
     "none": None,
 }
 
@@ -173,6 +175,50 @@ ROUTERS: dict[str, type[VideoLLMMoDRouter]] = {
 }
 
 
+class RouterLoss(torch.autograd.Function):
+    r"""
+    Return hidden states unchanged. In the backward pass, give router scores the gradient of the router loss.
+
+    The *effect* of a kept token is \\(e_i = |\\partial L / \\partial h_i| |h_i|\\), with h the input of the layer: how
+    much the loss L could change, to first order, if the token changed by its own length. (The product of both vectors
+    would be near 0, because layers normalise their input.) A frame adds \\(-w \\sum_i e_i \\log p_i\\) to what routers
+    minimise, with p the softmax of the scores. Effects are constants. The sum and the softmax are over kept tokens:
+    what the layer would do with a skipped one is unknown.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): Input of the layer.
+        scores (`torch.Tensor` of shape `(frames, tokens)`): Scores of tokens that compete, with gradient.
+        index (`torch.LongTensor` of shape `(frames, tokens)`): Their indices in the flattened batch.
+        kept (`torch.BoolTensor` of shape `(frames, tokens)`): True at kept tokens.
+        weight (`float`): The weight w of the loss.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_states: torch.Tensor,
+        scores: torch.Tensor,
+        index: torch.LongTensor,
+        kept: torch.BoolTensor,
+        weight: float,
+    ) -> torch.Tensor:
+        """Return the hidden states."""
+        lengths = torch.linalg.vector_norm(hidden_states.flatten(0, 1)[index], dim=-1, dtype=scores.dtype)
+        ctx.save_for_backward(scores, lengths, index, kept)
+        ctx.weight = weight
+        return hidden_states.view_as(hidden_states)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of the hidden states, which pass unchanged, and of the scores."""
+        scores, lengths, index, kept = ctx.saved_tensors
+        effects = torch.linalg.vector_norm(gradient.flatten(0, 1)[index], dim=-1, dtype=scores.dtype) * lengths
+        effects = torch.where(kept, effects, 0.0)
+        shares = scores.masked_fill(~kept, -torch.inf).softmax(dim=-1)
+        pull = torch.where(kept, effects.sum(dim=-1, keepdim=True) * shares - effects, 0.0)
+        return gradient, ctx.weight * pull, None, None, None
+
+
 def position_noise(positions: torch.LongTensor, layer: int) -> torch.Tensor:
     """Return float32 numbers in [0, 1), same shape, from layer and position by Mulvey's 32-bit mixer "lowbias32"."""
     mask = 0xFFFFFFFF
@@ -188,6 +234,7 @@ __all__ = [
     "ChangeRouter",
     "LearnedRouter",
     "RandomRouter",
+    "RouterLoss",
     "UniformRouter",
     "VideoLLMMoDRouter",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.masking_utils import (
     and_masks,
@@ -19,7 +20,7 @@ from transformers.masking_utils import (
     sliding_window_overlay,
 )
 
-from .routers_videollm_mod import GATES, ROUTERS, VideoLLMMoDRouter
+from .routers_videollm_mod import GATES, ROUTERS, RouterLoss, VideoLLMMoDRouter
 
 
 @dataclass
@@ -337,6 +338,7 @@ class LayerRouting:
         # Read once: attributes of a configuration take as long as a kernel launch.
         self.centers, self.on_update = config.mod_normalize_scores, config.mod_gate_on == "update"
         self.gate = GATES[config.mod_gate] if ROUTERS[config.mod_router].learns else None
+        self.router_loss = config.mod_router_loss if torch.is_grad_enabled() else None
         self.scores: list[torch.Tensor] = []
         self.kept: list[torch.Tensor] = []
         self._rotary: dict[torch.device, torch.Tensor] = {}
@@ -360,6 +362,8 @@ class LayerRouting:
                 self._record_positions(index, None, None)
                 self._collect(None, None, None, hidden_states)
             mask = self.masks.get(index, keep_count, hidden_states)
+            # Routers learn at full compute too, and each process uses every weight.
+            hidden_states = self._teach(layer, hidden_states, None, None)
             return run(hidden_states, position_embeddings=position_embeddings, attention_mask=mask)
         plan = layout.plan(keep_count)
         scores = self._score(layer, hidden_states) if keep_count > 0 else None
@@ -369,6 +373,7 @@ class LayerRouting:
         if plan.length == 0:
             return hidden_states
         self._record_positions(index, slots, plan)
+        hidden_states = self._teach(layer, hidden_states, slots, plan)
         flat, here = hidden_states.flatten(0, 1), slots.to(hidden_states.device)
         short = flat.index_select(0, here).view(layout.batch_size, plan.length, -1)
         rotary = self._rotary_at(here, position_embeddings)
@@ -378,6 +383,32 @@ class LayerRouting:
             excess = self._gate_excess(layer, hidden_states, short, scores, slots, plan, ordered)
             output = apply_gate(output, short, excess, self.gate[1], on_update=self.on_update)
         return write_back(flat, output, here, plan).view_as(hidden_states)
+
+    def _teach(
+        self, layer: nn.Module, hidden_states: torch.Tensor, slots: torch.LongTensor | None, plan: RoutingPlan | None
+    ) -> torch.Tensor:
+        """Return a layer's input with its router's loss, if there is one, on the tokens in `slots`; `None` for all."""
+        if self.router_loss is None or layer.router is None or not layer.training:
+            return hidden_states
+        if not ROUTERS[self.config.mod_router].learns:
+            raise ValueError(
+                f"`mod_router_loss={self.router_loss!r}` trains routers that learn, and {self.config.mod_router!r} "
+                "does not: set `mod_router_loss=None`, or `mod_router='learned'`."
+            )
+        # Score again in the backward pass: a router may keep a float32 copy of all tokens.
+        inputs = hidden_states.detach(), self.position_ids, self.layout.rank
+        scores = checkpoint(layer.router, *inputs, use_reentrant=False, preserve_rng_state=False).flatten()
+        num_candidates = self.layout.num_tokens - int(self.layout.keep_last)
+        index = self.layout.token_index[:, :num_candidates].to(hidden_states.device)
+        is_kept = torch.ones_like(index) if slots is None else self._find_kept(slots, plan)[:, :num_candidates]
+        is_kept = is_kept.to(index.device, torch.bool)
+        return RouterLoss.apply(hidden_states, scores[index], index, is_kept, self.config.mod_router_loss_weight)
+
+    def _find_kept(self, slots: torch.LongTensor, plan: RoutingPlan) -> torch.Tensor:
+        """Return 1 at the frame tokens (frames, tokens) in `slots`, else 0."""
+        real = slots if plan.valid is None else slots[plan.valid]  # filler stands at token 0
+        size = self.layout.batch_size * self.layout.sequence_length
+        return torch.zeros(size, device=slots.device).index_fill(0, real, 1.0)[self.layout.token_index]
 
     def _score(self, layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the scores of all tokens, (batch * sequence,), without gradient if the gate scores again."""
@@ -455,11 +486,9 @@ class LayerRouting:
         """Collect scores and kept tokens, on the device of `like`, if they are wanted."""
         if not self.collects:
             return
-        kept, index = None, self.layout.token_index
+        kept = None
         if scores is not None:
-            real = slots if plan.valid is None else slots[plan.valid]  # filler stands at token 0
-            kept = torch.zeros_like(scores, dtype=torch.float32).index_fill(0, real, 1.0)[index]
-            scores = scores[index]
+            scores, kept = scores[self.layout.token_index], self._find_kept(slots, plan)
             if self.centers:
                 scores = scores - scores.mean(dim=1, keepdim=True)
         self.scores.append(by_row(scores, self.layout, like.device))

@@ -118,6 +118,7 @@ def test_gates():
         "linear": scores,
         "sigmoid": scores.sigmoid(),
         "tanh": 1 + 0.2 * scores.tanh(),
+        "straight_through": torch.ones(7),
         "none": torch.ones(7),
     }
     for gate, values in expected.items():

@@ -205,6 +205,8 @@ class ModelArguments:
         mod_keep_ratio (`float`, *optional*): Share of each frame's tokens that routed layers keep.
         mod_router (`str`, *optional*): Router type: "learned", "change", "uniform", "random", or a registered type.
         mod_gate (`str`, *optional*): Gate of the routers.
+        mod_router_loss (`str`, *optional*): "gradient" also trains routers to keep what the loss is sensitive to.
+        mod_router_loss_weight (`float`, *optional*): Weight of that loss.
         frame_token_pooled (`list[int]`, *optional*): Grid of pooled tokens per frame in a new model.
         stream_loss_weight (`float`, *optional*): Weight of the loss at frame tokens.
         tune_language_model (`str`, *optional*, defaults to `"lora"`): `"lora"`, `"full"` or `"frozen"`.
@@ -232,6 +234,10 @@ class ModelArguments:
     mod_keep_ratio: float | None = field(default=None, metadata={"help": "Share of each frame's tokens to keep."})
     mod_router: str | None = field(default=None, metadata={"help": f"Router type: {', '.join(ROUTERS)}."})
     mod_gate: str | None = field(default=None, metadata={"help": f"Gate of the routers: {', '.join(GATES)}."})
+    mod_router_loss: str | None = field(
+        default=None, metadata={"help": "Loss of the routers, which needs no labels.", "choices": ["gradient"]}
+    )
+    mod_router_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the routers' loss."})
     frame_token_pooled: list[int] | None = field(
         default=None, metadata={"help": "Grid of a new model's frame tokens."}
     )
@@ -272,6 +278,7 @@ class ModelArguments:
     def config_fields(self) -> dict[str, Any]:
         """Return the fields of the model's configuration that were given."""
         names = ("mod_layers", "mod_keep_ratio", "mod_router", "mod_gate", "stream_loss_weight")
+        names += ("mod_router_loss", "mod_router_loss_weight")
         fields = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return fields | ({"mod_layers": layers_of(self.mod_layers)} if self.mod_layers is not None else {})
 
