@@ -1,7 +1,7 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-The command line: `videollm-mod narrate`, `ask`, `report`, `find`, `watch`, `inspect`, `convert` and `push`.
+The command line: `videollm-mod narrate`, `ask`, `report`, `find`, `watch`, `serve`, `inspect`, `convert` and `push`.
 
 It parses options and prints. The commands import torch and Transformers inside, so that `--help` answers at once.
 """
@@ -50,6 +50,7 @@ from videollm_mod.commands.options import (
     Video,
     Weights,
 )
+from videollm_mod.commands.serve import serve
 from videollm_mod.commands.watching import (
     EMBEDDED,
     CtrlC,
@@ -611,6 +612,9 @@ def inspect(
         typer.echo(f"  layer {layer:<3} {'#' * kept}{'.' * (tokens - kept)} {kept:>3} of {tokens}  {kind}")
     typer.echo(f"estimate for {seconds:g} s at {fps:g} fps, with {text_tokens} text tokens:")
     _print_savings(cost, cost.cache_bytes, cost.full_cache_bytes)
+
+
+app.command()(serve)
 
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

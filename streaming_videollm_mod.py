@@ -86,12 +86,13 @@ class _Frame:
 @dataclass
 class _Question:
     time: float | None  # `None` until the first frame arrives: an earlier question gets that frame's time
-    text: str
+    text: str | None
     reply_now: bool
     arrival: float
     received: float  # time of the last frame that had arrived when the question was asked
     interrupt: bool = False
     probe: Probe | None = None
+    role: str = "user"
 
 
 class StreamingSession:
@@ -153,6 +154,7 @@ class StreamingSession:
         time (`float`, *optional*): Time of the last frame seen, in seconds.
         num_frames (`int`): Number of frames seen.
         num_dropped (`int`): Number of frames dropped because frames came too fast.
+        answering (*optional*): The question, as `hear` returns it, that the reply in progress answers.
         events (`list[StreamEvent]`): Everything said so far.
         interval_probability (`float`, *optional*): Probability of silence at the last frame.
         frame_latencies (`list[float]`): Seconds from arrival to decision, for each frame of the last step.
@@ -214,6 +216,7 @@ class StreamingSession:
         self._must_compile, self._compiled = bool(compile), self._compile(compile, is_own=cache is None)
         self.time: float | None = None
         self.num_frames = self.num_dropped = 0
+        self.answering: _Question | None = None
         self.events: list[StreamEvent] = []
         self.interval_probability: float | None = None
         self.frame_latencies: list[float] = []
@@ -235,6 +238,7 @@ class StreamingSession:
         self._stream_open = False
         self._memory = StreamMemory(max_frames, sink_frames, max_text_tokens)
         self._reply_tokens, self._reply_seconds = 0, 0.0
+        self._interrupted = -math.inf  # replies that began earlier are cut short
 
     def push(self, frames: Any, *, time: float | Sequence[float] | None = None) -> list[StreamEvent]:
         """
@@ -284,10 +288,26 @@ class StreamingSession:
         self.hear(text, time=time, reply_now=reply_now, interrupt=interrupt)
         return self._run()
 
-    def hear(self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False) -> None:
-        """Queue a question for `work`, as [`~StreamingSession.ask`] does; it may also come before the first frame."""
+    def hear(
+        self,
+        text: str | None,
+        *,
+        time: float | None = None,
+        reply_now: bool = True,
+        interrupt: bool = False,
+        role: str = "user",
+    ) -> _Question:
+        """
+        Queue a question for `work`, as [`~StreamingSession.ask`] does, and return it as it waits. It may also come
+        before the first frame. Without a `text` the model replies to what it has seen and heard so far. With the
+        `role` `"assistant"` the text is an earlier reply of the model.
+        """
         self._refuse_if_closed()
-        if not check_text("A question", text).strip():
+        if text is None and not reply_now or role not in ("user", "assistant"):
+            raise ValueError(
+                f"Got no text, or the role {role!r}: a reply needs `reply_now`, a role is user or assistant."
+            )
+        if text is not None and not check_text("A question", text).strip():
             raise ValueError(f"A question must be a text that is not empty, got {text!r}.")
         if interrupt and time is not None:
             raise ValueError("A question that interrupts is asked now: leave `time` out.")
@@ -296,14 +316,46 @@ class StreamingSession:
         if interrupt:
             # It comes before questions that do not interrupt and after those that do.
             place = sum(question.interrupt for question in self._questions)
-            self._questions.insert(place, _Question(self.time, text, reply_now, arrival, received, interrupt=True))
-            return
+            question = _Question(self.time, text, reply_now, arrival, received, interrupt=True, role=role)
+            self._questions.insert(place, question)
+            return question
         time = self._received_time if time is None else check_seconds("time", time)
         if time is not None and self.time is not None and time < self.time:
             raise ValueError(f"The question's time is {time} s, but the stream is at {self.time} s already.")
         if time is not None and self._questions and time < (self._questions[-1].time or 0.0):
             raise ValueError(f"The question's time is {time} s, before that of an earlier one still waiting.")
-        self._questions.append(_Question(time, text, reply_now, arrival, received))
+        self._questions.append(_Question(time, text, reply_now, arrival, received, role=role))
+        return self._questions[-1]
+
+    def withdraw(self, question: _Question) -> bool:
+        """Remove a question that `hear` returned. Return whether it still waited."""
+        is_waiting = question in self._questions
+        if is_waiting:
+            self._questions.remove(question)
+        return is_waiting
+
+    def interrupt(self) -> None:
+        """Cut short the reply in progress, if there is one."""
+        self._interrupted = clock.perf_counter()
+
+    def discard(self) -> None:
+        """Drop frames and questions that wait, and cut short the reply in progress and later ones."""
+        self._waiting.clear()
+        self._questions.clear()
+        self._interrupted = math.inf
+
+    def set_speaking(
+        self,
+        *,
+        speak: str | Callable[[SeenFrame], bool | str] | None = None,
+        every: float | None = None,
+        speak_threshold: float | None = None,
+        **guards: Any,
+    ) -> None:
+        """Change when to speak without being asked. The options, with their defaults, are those of the session."""
+        speaking = Speaking(new_policy(speak, every, speak_threshold, self.model.config.speak), **guards)
+        speaking.last_reply, speaking.num_suppressed = self._speaking.last_reply, self._speaking.num_suppressed
+        self._speaking = speaking
 
     def probe(self, question: str, *, answers: Sequence[str] = ("Yes", "No")) -> float:
         """
@@ -580,10 +632,13 @@ class StreamingSession:
             yield from self._probe(question.probe)
             return
         time = (self.time or 0.0) if question.time is None else question.time
-        self.events.append(StreamEvent(time, self.num_frames - 1, "user", question.text))
-        self._unfed_turns.append({"role": "user", "content": question.text})
+        if question.text is not None:
+            self.events.append(StreamEvent(time, self.num_frames - 1, question.role, question.text))
+            self._unfed_turns.append({"role": question.role, "content": question.text})
         if question.reply_now:
+            self.answering = question
             yield from self._reply(time, question.arrival)
+            self.answering = None
 
     def _probe(self, probe: Probe) -> Work:
         """Ask a question, read the probability of its answers, and remove it from the cache again."""
@@ -707,7 +762,8 @@ class StreamingSession:
             if is_complete := token in ends:
                 break
             draft.add(token)
-            interrupted = any(question.interrupt and question.arrival > begin for question in self._questions)
+            interrupted = self._interrupted > begin
+            interrupted |= any(question.interrupt and question.arrival > begin for question in self._questions)
         self._reply_tokens += len(draft.token_ids)
         self._reply_seconds += clock.perf_counter() - begin
         is_shown = draft.end(is_complete=is_complete)

@@ -71,6 +71,7 @@ class StreamingEngine:
         streams (`list[EngineStream]`): The open streams.
         pool ([`VideoLLMMoDPagePool`]): The memory of their caches.
         stats ([`EngineStats`]): What the engine has done so far.
+        on_step (`Callable`, *optional*): Called in the engine's thread with the new events after each of its steps.
 
     Raises:
         `ValueError`: If a number is out of range, if steps are to be compiled but not captured, or if steps of a model
@@ -122,6 +123,7 @@ class StreamingEngine:
         self.device = device_of(model.get_input_embeddings())
         self.streams: list[EngineStream] = []
         self.stats = EngineStats()
+        self.on_step: Callable[[list[tuple[EngineStream, StreamEvent]]], None] | None = None
         # Guards streams and their sessions, and announces every change.
         self.changed = threading.Condition(threading.RLock())
         # Held during a step and while captured steps are made.
@@ -478,7 +480,9 @@ class StreamingEngine:
         try:
             while not self._stopping:
                 if self.has_work:
-                    self.step()
+                    said = self.step()
+                    if self.on_step is not None:
+                        self.on_step(said)
                 else:
                     with self.changed:
                         if not self._stopping and not self.has_work:
@@ -486,6 +490,8 @@ class StreamingEngine:
         except BaseException as error:  # also `SystemExit`, which a streamer may raise
             # A thread that waits for an event must learn that none will come.
             self._end_all(error)
+            if self.on_step is not None:
+                self.on_step([])
             raise
 
 

@@ -118,10 +118,18 @@ class EngineStream:
         if self.error is not None:
             self._refuse_if_closed()
 
-    def ask(self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False) -> None:
+    def ask(
+        self,
+        text: str | None,
+        *,
+        time: float | None = None,
+        reply_now: bool = True,
+        interrupt: bool = False,
+        role: str = "user",
+    ) -> Any:
         """
-        Accept a question. The arguments are those of [`~StreamingSession.ask`]. With `interrupt` it cuts short a
-        reply that is being generated, and comes before the frames that wait.
+        Accept a question, and return it as it waits. The arguments are those of [`~StreamingSession.hear`]. With
+        `interrupt` it cuts short a reply that is being generated, and comes before the frames that wait.
 
         Raises:
             `ValueError`: If the text is empty, the time lies before an earlier frame or question, or the stream is
@@ -131,8 +139,24 @@ class EngineStream:
         self._refuse_if_closed()
         time = None if time is None else float(time)
         with self._engine.changed:
-            self.session.hear(text, time=time, reply_now=reply_now, interrupt=interrupt)
+            question = self.session.hear(text, time=time, reply_now=reply_now, interrupt=interrupt, role=role)
             self._engine.changed.notify_all()
+            return question
+
+    def withdraw(self, question: Any) -> bool:
+        """Remove a question that [`~EngineStream.ask`] returned. Return whether it still waited."""
+        with self._engine.changed:
+            return self.session.withdraw(question)
+
+    def interrupt(self) -> None:
+        """Cut short the reply in progress, if there is one."""
+        with self._engine.changed:
+            self.session.interrupt()
+
+    def set_speaking(self, **options: Any) -> None:
+        """Change when to speak without being asked; see [`~StreamingSession.set_speaking`]."""
+        with self._engine.changed:
+            self.session.set_speaking(**options)
 
     def probe(self, question: str, *, answers: Sequence[str] = ("Yes", "No")) -> float:
         """
@@ -157,9 +181,15 @@ class EngineStream:
             raise RuntimeError("The stream has ended before the answer.") from self.error
         return probe.probability
 
-    def close(self) -> None:
-        """Accept nothing more. The engine still sees and answers what was accepted, then frees the memory."""
+    def close(self, *, discard: bool = False) -> None:
+        """
+        Accept nothing more. The engine still sees and answers what was accepted, then frees the memory. With
+        `discard` it drops what waits and cuts short the reply in progress.
+        """
         with self._engine.changed:
+            if discard:
+                self._received.clear()
+                self.session.discard()
             self._is_closing = True
             self._engine.changed.notify_all()
 

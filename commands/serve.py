@@ -1,0 +1,115 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""`videollm-mod serve`: a server for cameras, agents and scripts."""
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from videollm_mod.commands.options import CacheDtype, FrameSize, MaxFrames, Model, Revision, Weights
+from videollm_mod.commands.watching import EMBEDDED, describe_checkpoint, load
+from videollm_mod.mistakes import one_line_errors
+
+
+def serve(
+    model: Model = str(EMBEDDED),
+    revision: Revision = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name for clients.", show_default="the checkpoint's")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="VIDEOLLM_MOD_API_KEYS",
+            help="A key that clients must have. Repeat it for more; in the variable, separate them by spaces.",
+            show_default="none: everyone is served",
+        ),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin whose web pages may use the server, or *. Can be repeated.", show_default="none"),
+    ] = None,
+    allow_private_urls: Annotated[
+        bool, typer.Option("--allow-private-urls", help="Fetch videos from private networks and this machine too.")
+    ] = False,
+    max_streams: Annotated[int, typer.Option(min=1, help="Most streams at once. Their memory is reserved.")] = 8,
+    max_frames: MaxFrames = None,
+    max_text_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Text tokens that a stream remembers.", show_default="what fits the context"),
+    ] = None,
+    max_fps: Annotated[float, typer.Option(help="Most frames per second that a stream may ask for.")] = 30.0,
+    max_event_bytes: Annotated[int, typer.Option(min=1, help="Largest event of a WebSocket.")] = 15_000_000,
+    max_frame_bytes: Annotated[int, typer.Option(min=1, help="Largest picture file.")] = 4_000_000,
+    max_frame_pixels: Annotated[int, typer.Option(min=1, help="Largest picture, width times height.")] = 9_437_184,
+    idle_seconds: Annotated[
+        float, typer.Option(help="A session without events from its client ends after this.")
+    ] = 300,
+    resume_seconds: Annotated[float, typer.Option(help="A session waits so long for a client that lost it.")] = 60.0,
+    frame_size: FrameSize = None,
+    weights: Weights = None,
+    cache_dtype: CacheDtype = None,
+) -> None:
+    """
+    Serve a model: OpenAI's realtime and chat protocols, and plain HTTP.
+
+    Ctrl+C stops the server. It speaks plain HTTP; put a proxy with TLS before it on a network.
+    """
+    with one_line_errors():
+        check_installed()
+        from videollm_mod.serving.limits import Limits
+
+        limits = {"max_fps": max_fps, "max_event_bytes": max_event_bytes, "max_frame_bytes": max_frame_bytes}
+        limits |= {"max_frame_pixels": max_frame_pixels, "idle_seconds": idle_seconds}
+        limits |= {"resume_seconds": resume_seconds}
+        Limits(**limits)  # wrong ones are reported before the model is loaded
+        stored = {"weights": weights, "cache_dtype": cache_dtype, "frame_size": frame_size}
+        processor, loaded, options = load(model, revision, max_frames=max_frames, **stored)
+        engine = {"max_streams": max_streams, "max_frames": max_frames, "cache_dtype": options["cache_dtype"]}
+        engine |= {"max_text_tokens": max_text_tokens}
+        keys = [part for key in api_key or () for part in key.split()]
+        given = {"api_keys": keys, "cors": cors or (), "allow_private_urls": allow_private_urls}
+        given |= {"name": name or name_of(model), "engine_options": engine, **limits}
+        _run(loaded, processor, host, port, **given)
+
+
+def check_installed() -> None:
+    """Raise `ImportError` with advice if a package of the extra `serve` is missing."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+        import websockets  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"`serve` needs {error.name}: `pip install 'videollm-mod[serve]'`.") from None
+
+
+def name_of(model: str) -> str:
+    """Return the name of a checkpoint for clients: the Hub id, or the name of the folder."""
+    if describe_checkpoint(model) != model:
+        return "videollm-mod"
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
+def _run(model: Any, processor: Any, host: str, port: int, *, api_keys: list[str], **options: Any) -> None:
+    from videollm_mod.serving.server import create_app, run
+
+    if not api_keys and not _is_loopback(host):
+        warning = f"everyone who reaches {host} can use this server: set --api-key, and a proxy with TLS before it"
+        typer.secho(f"Note: {warning}", err=True, fg="yellow")
+    app = create_app(model, processor, api_keys=api_keys, **options)
+    run(app, host=host, port=port, say=lambda line: typer.echo(line, err=True))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+__all__ = ["check_installed", "name_of", "serve"]

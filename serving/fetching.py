@@ -1,0 +1,197 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures and videos of requests: data URIs, URLs that must not lead into a private network, and their limits."""
+
+import asyncio
+import base64
+import binascii
+import io
+import ipaddress
+import re
+import socket
+from typing import BinaryIO
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+
+import httpx
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .limits import Limits, RequestError
+
+
+PICTURES = ("JPEG", "PNG", "WEBP")
+_MOST_REDIRECTS = 5
+_DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*?(;base64)?,", re.IGNORECASE)
+# Addresses of IPv6 that a gateway maps to those of IPv4, in the last four bytes.
+_NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+
+
+def read_picture(data: bytes, limits: Limits, *, param: str | None = None) -> Image.Image:
+    """
+    Decode a JPEG, PNG or WebP file.
+
+    Args:
+        data (`bytes`): The file.
+        limits ([`Limits`]): Its `max_frame_bytes` and `max_frame_pixels` are checked before the picture is decoded.
+        param (`str`, *optional*): The field that an error names.
+
+    Raises:
+        [`RequestError`]: If it is too large, or not a picture.
+    """
+    if len(data) > limits.max_frame_bytes:
+        too_large = (
+            f"The picture has {len(data)} bytes, and the limit is {limits.max_frame_bytes}: send a smaller one."
+        )
+        raise RequestError(too_large, status=413, code="frame_too_large", param=param)
+    try:
+        with Image.open(io.BytesIO(data), formats=PICTURES) as picture:
+            if picture.width * picture.height > limits.max_frame_pixels:
+                raise RequestError(
+                    f"The picture has {picture.width} x {picture.height} pixels, and the limit is "
+                    f"{limits.max_frame_pixels}: send a smaller one.",
+                    status=413,
+                    code="frame_too_large",
+                    param=param,
+                )
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, Image.DecompressionBombError):
+        wrong = f"This is not a readable {', '.join(PICTURES[:-1])} or {PICTURES[-1]} picture."
+        raise RequestError(wrong, code="invalid_image", param=param) from None
+
+
+def read_data_uri(uri: str, *, most_bytes: int, param: str | None = None) -> bytes:
+    """
+    Return the content of a data URI, such as `data:image/jpeg;base64,...`.
+
+    Raises:
+        [`RequestError`]: If it is too large, or not a data URI.
+    """
+    head = _DATA.match(uri)
+    if head is None:
+        wrong = "A data URI begins with its type, such as data:image/jpeg;base64, and the file follows in base64."
+        raise RequestError(wrong, code="invalid_data_uri", param=param)
+    body = uri[head.end() :]
+    if len(body) > most_bytes * 4 / 3 + 4:
+        wrong = f"The file in this data URI has more than {most_bytes} bytes, which is the limit."
+        raise RequestError(wrong, status=413, code="frame_too_large", param=param)
+    if not head[1]:
+        return unquote_to_bytes(body)
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error:
+        raise RequestError("The data URI is not valid base64.", code="invalid_data_uri", param=param) from None
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address belongs to the public internet, also the IPv4 address inside an IPv6 one."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
+        inner += [ipaddress.ip_address(found.packed[-4:])] if any(found in network for network in _NAT64) else []
+        if any(part is not None and not is_public(str(part)) for part in inner):
+            return False
+        if found.ipv4_mapped is not None or any(found in network for network in _NAT64):
+            return True
+    return found.is_global and not found.is_multicast and not found.is_reserved and not found.is_unspecified
+
+
+async def _resolve(host: str, port: int, *, allows_private: bool, param: str | None) -> str:
+    """Return an address of a host. All of its addresses must be public unless private ones are allowed."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise RequestError(f"There is no host {host!r}.", code="unreachable_url", param=param) from None
+    addresses = [entry[4][0] for entry in found]
+    if not allows_private and not all(map(is_public, addresses)):
+        raise RequestError(
+            f"{host!r} has a private or loopback address, which this server does not fetch from.",
+            status=403,
+            code="private_url",
+            param=param,
+        )
+    return addresses[0]
+
+
+async def fetch(
+    url: str,
+    file: BinaryIO,
+    *,
+    most_bytes: int,
+    seconds: float,
+    allows_private: bool = False,
+    param: str | None = None,
+) -> None:
+    """
+    Write what an `http` or `https` URL names into a file.
+
+    Each redirect is checked as the first address is. The connection goes to the address that was checked, so that a
+    name cannot resolve to another one in between. Proxies of the environment are not used.
+
+    Args:
+        url (`str`): The URL.
+        file (`BinaryIO`): Where to write.
+        most_bytes (`int`): Largest file.
+        seconds (`float`): Time limit for everything.
+        allows_private (`bool`, *optional*, defaults to `False`): Whether the host may be in a private network.
+        param (`str`, *optional*): The field that an error names.
+
+    Raises:
+        [`RequestError`]: If the URL is refused, cannot be fetched, or exceeds a limit.
+    """
+    options = {"most_bytes": most_bytes, "allows_private": allows_private, "param": param}
+    try:
+        await asyncio.wait_for(_fetch(url, file, **options), timeout=seconds)
+    except (TimeoutError, asyncio.TimeoutError, httpx.TimeoutException):
+        wrong = f"The URL took longer than {seconds:g} s, which is the limit."
+        raise RequestError(wrong, code="unreachable_url", param=param) from None
+    except httpx.HTTPError as error:
+        wrong = f"The URL cannot be fetched ({type(error).__name__})."
+        raise RequestError(wrong, code="unreachable_url", param=param) from None
+
+
+async def _fetch(url: str, file: BinaryIO, *, most_bytes: int, allows_private: bool, param: str | None) -> None:
+    async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=None) as client:
+        for _ in range(_MOST_REDIRECTS + 1):
+            request = await _pinned(client, url, allows_private=allows_private, param=param)
+            response = await client.send(request, stream=True)
+            try:
+                if response.has_redirect_location:
+                    url = urljoin(url, response.headers["location"])
+                    continue
+                if response.status_code != 200:
+                    wrong = f"The URL answered with status {response.status_code}."
+                    raise RequestError(wrong, code="unreachable_url", param=param)
+                await _save(response, file, most_bytes, param)
+                return
+            finally:
+                await response.aclose()
+    raise RequestError(f"The URL redirects more than {_MOST_REDIRECTS} times.", code="unreachable_url", param=param)
+
+
+async def _pinned(client: httpx.AsyncClient, url: str, *, allows_private: bool, param: str | None) -> httpx.Request:
+    """Return a request for a URL that connects to an address which was checked."""
+    try:
+        parts, parsed = urlsplit(url), httpx.URL(url)
+        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    except (ValueError, httpx.InvalidURL):
+        host, parts = None, urlsplit("")
+    if parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
+        wrong = "A URL must begin with http:// or https://, and have no user name or password."
+        raise RequestError(wrong, code="invalid_url", param=param)
+    address = await _resolve(host, port, allows_private=allows_private, param=param)
+    # The name still goes into the request, and into the check of the certificate.
+    headers = {"Host": parts.netloc, "Accept-Encoding": "identity"}
+    extensions = {"sni_hostname": host}
+    return client.build_request("GET", parsed.copy_with(host=address), headers=headers, extensions=extensions)
+
+
+async def _save(response: httpx.Response, file: BinaryIO, most_bytes: int, param: str | None) -> None:
+    count = 0
+    async for chunk in response.aiter_bytes():
+        count += len(chunk)
+        if count > most_bytes:
+            wrong = f"The URL has more than {most_bytes} bytes, which is the limit."
+            raise RequestError(wrong, status=413, code="video_too_large", param=param)
+        file.write(chunk)
+
+
+__all__ = ["fetch", "is_public", "read_data_uri", "read_picture"]

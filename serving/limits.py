@@ -1,0 +1,95 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a server accepts, and the error that says so."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..checks_videollm_mod import check_count, check_number
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    Limits of a server.
+
+    Args:
+        max_event_bytes (`int`): Largest event of a WebSocket. A larger one closes the connection with code 1009.
+        max_body_bytes (`int`): Largest body of an HTTP request.
+        max_frame_bytes (`int`): Largest JPEG or PNG file of a frame.
+        max_frame_pixels (`int`): Largest picture, width times height.
+        max_video_bytes (`int`): Largest video or picture that a URL names.
+        max_video_seconds (`float`): Longest video of a chat request.
+        max_fps (`float`): Most frames per second that a stream may ask to be seen.
+        max_output_tokens (`int`): Most tokens of a reply.
+        max_text (`int`): Most characters of a question or an instruction.
+        max_waiting (`int`): Frames of a stream that may wait. Beyond it the oldest is dropped.
+        max_unsent (`int`): Events that a client may leave unread. A slower client is disconnected with code 1013, and
+            its session waits to be resumed.
+        idle_seconds (`float`): A session without events from its client ends after so many seconds.
+        resume_seconds (`float`): A session whose connection broke off waits so many seconds to be resumed.
+        fetch_seconds (`float`): Seconds that a URL may take.
+        reply_seconds (`float`): Seconds that an HTTP request may wait for the model.
+    """
+
+    max_event_bytes: int = 15_000_000
+    max_body_bytes: int = 64_000_000
+    max_frame_bytes: int = 4_000_000
+    max_frame_pixels: int = 4096 * 2304
+    max_video_bytes: int = 200_000_000
+    max_video_seconds: float = 1800.0
+    max_fps: float = 30.0
+    max_output_tokens: int = 100
+    max_text: int = 8000
+    max_waiting: int = 16
+    max_unsent: int = 1000
+    idle_seconds: float = 300.0
+    resume_seconds: float = 60.0
+    fetch_seconds: float = 30.0
+    reply_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, "int"):
+                check_count(field.name, value)
+            else:
+                check_number(field.name, value, above=0)
+
+
+class RequestError(ValueError):
+    """
+    A request or an event that the server does not accept, in the form that OpenAI's API gives errors.
+
+    Args:
+        message (`str`): What is wrong, and what to do.
+        status (`int`, *optional*, defaults to 400): Status of an HTTP response.
+        code (`str`, *optional*): Short name of the error.
+        param (`str`, *optional*): The field that is wrong.
+        retry_after (`float`, *optional*): Seconds after which to try again.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of an HTTP response."""
+        return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the `error` object."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"type": kind, "code": self.code, "message": str(self), "param": self.param}
+
+
+__all__ = ["Limits", "RequestError"]

@@ -1,0 +1,429 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""One client's session on a server: from opening through frames, questions and replies to its end."""
+
+import asyncio
+import secrets
+import time as clock
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from ..generation_videollm_mod import DEFAULT_QUERY
+from .limits import RequestError
+from .memory import EngineFullError
+from .session_options import SessionOptions, check_fps
+from .stream import EngineStream
+from .telling import Frame, Progress, Reply, Teller
+
+
+# A frame counts for its tick of `fps` if it comes at most this share of a tick too early.
+_EARLY = 0.5
+_LATEST = 1e9  # seconds
+
+
+class LiveSession:
+    """
+    One client's stream. All methods run in the event loop; the engine's work goes to threads.
+
+    Attributes:
+        session_id (`str`), token (`str`): Its name, and the secret that resumes it.
+        options ([`SessionOptions`]), instructions (`str`), max_output_tokens (`int`): Its settings.
+        stream ([`EngineStream`]): Its stream.
+        has_begun (`bool`): Whether it has a frame or a question.
+        listeners (`list[Callable]`): Called with `"frame"`, `"begin"`, `"words"`, `"end"` or `"over"`, and the
+            [`Frame`], the [`Reply`], the reply and its new words, the reply, or why the session is over.
+        conversation: What a protocol keeps for the session while no client is connected.
+        over (`str`, *optional*): Why it has ended: `"closed"`, `"expired"` or a fault.
+    """
+
+    def __init__(self, sessions: Any, options: SessionOptions, instructions: str | None) -> None:
+        self.sessions, self.options, self.limits = sessions, options, sessions.limits
+        self.session_id, self.token = f"sess_{secrets.token_hex(12)}", secrets.token_urlsafe(24)
+        self.max_output_tokens = self.limits.max_output_tokens
+        self.instructions = instructions
+        self.stream: EngineStream | None = None
+        self.teller: Teller | None = None
+        self.conversation: Any = None
+        self.listeners: list[Callable[..., None]] = []
+        self.created, self.over = int(clock.time()), None
+        self.has_begun = self.is_idle = False
+        self.num_received = self.num_skipped = 0
+        self.reply: Reply | None = None
+        self.asked: dict[int, Reply] = {}
+        self.lock = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._frames: deque[Frame] = deque()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._zero: float | None = None  # the clock at stream time 0, for frames without a time
+        self._last_time: float | None = None
+        self._due = 0.0
+        self._context = 0
+        self._active = self._loop.time()
+        self._left_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------------------------------------------ opening and end
+
+    async def open(self) -> None:
+        """Open the stream. Raise [`RequestError`] if the server is full or an option is wrong."""
+        engine, options, limits = self.sessions.engine, self.options, self.limits
+        check_fps(options.fps, limits)
+        teller = Teller(engine.processor.tokenizer)
+        given = options.memory() | options.speaking()
+        given |= {"fps": options.fps, "interval_threshold": options.interval_threshold, "streamer": teller}
+        given |= {"max_new_tokens": self.max_output_tokens, "when_behind": self.sessions.when_behind}
+        given |= {"max_waiting": limits.max_waiting}
+        try:
+            stream = await self.sessions.run(lambda: engine.open(**given))
+        except EngineFullError:
+            self.sessions.metrics.refusals.labels("full").inc()
+            after = self.sessions.seconds_to_a_seat()
+            full = "All streams of this server are taken: try again later."
+            raise RequestError(full, status=503, code="server_full", retry_after=after) from None
+        except ValueError as error:
+            raise RequestError(str(error), code="invalid_value", param="session.videollm_mod") from None
+        except RuntimeError as error:
+            raise RequestError(str(error), status=503, code="engine_stopped") from None
+        teller.session = stream.session
+        self.stream, self.teller = stream, teller
+        if self.instructions is None:
+            self.instructions = DEFAULT_QUERY if stream.session.speak == "learned" else ""
+        self._check_life()
+
+    async def close(self, reason: str = "closed") -> None:
+        """End the session now. What waits is discarded."""
+        self._end(reason)
+        if self.stream is not None:
+            await self.sessions.run(lambda: self.stream.close(discard=True))
+
+    def _end(self, reason: str) -> None:
+        if self.over is not None:
+            return
+        self.over = reason
+        self.sessions.forget(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        for frame in self._frames:
+            frame.fate = "behind"
+        self._tell("over", reason)
+        self._wake()
+
+    def touch(self) -> None:
+        """Take note that the client is there."""
+        self._active = self._loop.time()
+
+    def leave(self) -> None:
+        """Take note that the connection broke off. The session waits to be resumed."""
+        self._left_at = self._loop.time()
+        self._check_life()
+
+    def come_back(self) -> None:
+        """Take note that a client has resumed the session."""
+        self._left_at = None
+        self.touch()
+
+    @property
+    def ends_at(self) -> float:
+        """When it ends without its client, by the clock of the event loop."""
+        ends = self._active + self.limits.idle_seconds
+        return ends if self._left_at is None else min(ends, self._left_at + self.limits.resume_seconds)
+
+    def _check_life(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.over is not None:
+            return
+        left = self.ends_at - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._check_life)
+        else:
+            self.sessions.start(self.close("expired"))
+
+    # -------------------------------------------------------------------------------------------- frames and questions
+
+    def new_frame(self, *, time: float | None = None, item_id: str | None = None, param: str | None = None) -> Frame:
+        """
+        Return the place of a frame in the stream. Its `fate` is `"fps"` if it comes earlier than `fps` allows.
+
+        Args:
+            time (`float`, *optional*): Seconds in the stream. By default the time since the first frame.
+            item_id (`str`, *optional*): Its name.
+            param (`str`, *optional*): The field of the time, for errors.
+
+        Raises:
+            [`RequestError`]: If the session is over, or the time is not later than that of the last frame.
+        """
+        self._refuse_if_over()
+        self.touch()
+        last, now = self._last_time, self._loop.time()
+        if time is not None:
+            if not 0 <= time <= _LATEST or (last is not None and time <= last):
+                wrong = f"Frame times must be seconds and increase, got {time:g} s"
+                wrong += "." if last is None else f" after {last:g} s."
+                raise RequestError(wrong, code="invalid_value", param=param)
+            self._zero = now - time
+        elif self._zero is None:
+            self._zero, time = now, 0.0
+        else:
+            # Two frames may arrive at once.
+            time = max(now - self._zero, -1.0 if last is None else last + 1e-3)
+        frame = Frame(item_id or f"item_{secrets.token_hex(10)}", time)
+        if last is not None and time < self._due - _EARLY / self.options.fps:
+            frame.fate = "fps"
+        return frame
+
+    async def push(self, frame: Frame, picture: Any) -> None:
+        """
+        Accept a frame that [`~LiveSession.new_frame`] returned.
+
+        Args:
+            frame ([`Frame`]): Its place in the stream.
+            picture (PIL image): The picture. It is not used if the frame is skipped.
+
+        Raises:
+            [`RequestError`]: If the stream does not accept it.
+        """
+        self.num_received += 1
+        self.sessions.metrics.frames_received.inc()
+        if frame.fate is not None:
+            self.num_skipped += 1
+            self._settle(frame, frame.fate)
+            return
+        await self._begin()
+        self._frames.append(frame)
+        try:
+            await self._engine(lambda: self.stream.push(picture, time=frame.time))
+        except RequestError:
+            with suppress(ValueError):
+                self._frames.remove(frame)
+            raise
+        self._last_time = frame.time
+        self._due = max(self._due, frame.time - 1 / self.options.fps) + 1 / self.options.fps
+
+    async def ask(
+        self,
+        text: str | None,
+        *,
+        reply_now: bool = True,
+        metadata: dict[str, Any] | None = None,
+        interrupt: bool = False,
+        role: str = "user",
+    ) -> Reply | None:
+        """
+        Accept a question or an instruction; without a `text`, ask the model to speak now.
+
+        Returns:
+            [`Reply`]: The reply to come, or `None` without `reply_now`.
+        """
+        self._refuse_if_over()
+        self.touch()
+        if text is not None and len(text) > self.limits.max_text:
+            raise RequestError(f"The text has more than {self.limits.max_text} characters.", code="text_too_long")
+        await self._begin()
+        options = {"reply_now": reply_now, "interrupt": interrupt, "role": role}
+        reply = Reply(is_asked=True, metadata=metadata) if reply_now else None
+
+        def ask() -> None:
+            # The reply must not begin before it is on the list.
+            with self.sessions.engine.changed:
+                question = self.stream.ask(text, **options)
+                if reply is not None:
+                    reply.question = question
+                    self.asked[id(question)] = reply
+
+        await self._engine(ask)
+        return reply
+
+    async def cancel(self) -> Reply | None:
+        """Cut short the reply in progress, or withdraw the first that was asked for. Return it, if there is one."""
+        self.touch()
+        reply = self.reply
+        if reply is not None:
+            reply.is_cancelled = True
+            await self._engine(self.stream.interrupt)
+            return reply
+        for key, asked in list(self.asked.items()):
+            if await self._engine(lambda question=asked.question: self.stream.withdraw(question)):
+                del self.asked[key]
+                asked.is_cancelled, asked.question = True, None
+                self._tell("begin", asked)
+                self._tell("end", asked)
+                self._wake()
+                return asked
+        return None
+
+    async def update(
+        self, options: SessionOptions, *, instructions: str | None = None, max_output_tokens: int | None = None
+    ) -> bool:
+        """
+        Change settings. Return whether the instructions entered the stream as a turn of their own.
+
+        Raises:
+            [`RequestError`]: If a setting is wrong or cannot change any more. Nothing has changed then.
+        """
+        self._refuse_if_over()
+        self.touch()
+        if instructions is not None and len(instructions) > self.limits.max_text:
+            raise RequestError("The instructions are too long.", code="text_too_long", param="session.instructions")
+        check_fps(options.fps, self.limits)
+        await self._change(options)
+        if max_output_tokens is not None:
+            self.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
+            self.stream.session.max_new_tokens = self.max_output_tokens
+        changes = instructions is not None and instructions != self.instructions
+        self.instructions = instructions if changes else self.instructions
+        if not (changes and self.has_begun and instructions.strip()):
+            return False
+        await self.ask(instructions, reply_now=False)
+        return True
+
+    async def _change(self, options: SessionOptions) -> None:
+        if options.memory() != self.options.memory():
+            if self.has_begun:
+                fixed = "`max_frames` and `max_text_tokens` reserve memory and cannot change after the first frame."
+                raise RequestError(fixed, code="session_has_begun", param="session.videollm_mod.max_frames")
+            await self._open_again(options)
+        elif options.speaking() != self.options.speaking():
+            try:
+                await self._engine(lambda: self.stream.set_speaking(**options.speaking()))
+            except RequestError as error:
+                error.param = "session.videollm_mod"
+                raise
+        session = self.stream.session
+        session.fps, session.interval_threshold = options.fps, options.interval_threshold
+        self.options = options
+
+    async def _open_again(self, options: SessionOptions) -> None:
+        """Open the stream with other memory. If that fails, it is as before."""
+        before, old, self.teller = self.options, self.stream, None
+        await self.sessions.run(lambda: old.close(discard=True))
+        await self.sessions.freed(old)
+        try:
+            self.options = options
+            await self.open()
+        except RequestError:
+            self.options = before
+            await self.open()
+            raise
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds or the session is over, at most `reply_seconds`."""
+
+        async def wait() -> None:
+            while not condition() and self.over is None:
+                waiter = self._loop.create_future()
+                self._waiters.append(waiter)
+                await waiter
+
+        try:
+            await asyncio.wait_for(wait(), self.limits.reply_seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            late = f"The model has not answered within {self.limits.reply_seconds:g} s."
+            raise RequestError(late, status=504, code="timeout") from None
+        self._refuse_if_over(unless=condition)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state of the session, for people and programs that ask for it."""
+        session = self.stream.session
+        return {
+            "id": self.session_id,
+            "object": "streaming.session",
+            "created": self.created,
+            "instructions": self.instructions,
+            "options": self.options.model_dump(exclude_none=True),
+            "time": session.time,
+            "frames": session.num_frames,
+            "frames_received": self.num_received,
+            "frames_skipped": self.num_skipped,
+            "frames_dropped": session.num_dropped,
+            "frames_waiting": self.stream.num_waiting,
+            "frames_remembered": session.num_remembered,
+            "cache_bytes": sum(session.cache.num_bytes_by_kind.values()),
+            "expires_in": round(max(0.0, self.ends_at - self._loop.time()), 1),
+        }
+
+    async def _begin(self) -> None:
+        """Say the instructions before the first frame or question."""
+        if not self.has_begun:
+            self.has_begun = True
+            if self.instructions.strip():
+                await self._engine(lambda: self.stream.ask(self.instructions, reply_now=False))
+
+    async def _engine(self, work: Callable[[], Any]) -> Any:
+        """Run a call to the stream in a thread. Its errors become [`RequestError`]."""
+        try:
+            return await self.sessions.run(work)
+        except RequestError:
+            raise
+        except ValueError as error:
+            raise RequestError(str(error), code="invalid_value") from None
+        except RuntimeError as error:
+            raise RequestError(str(error), status=500, code="session_failed") from None
+
+    def _refuse_if_over(self, unless: Callable[[], bool] | None = None) -> None:
+        if self.over is not None and not (unless is not None and unless()):
+            raise RequestError(f"The session is over: {self.over}.", status=410, code="session_over")
+
+    # ------------------------------------------------------------------------------------------------------- progress
+
+    def deliver(self, progress: Progress) -> None:
+        """Take in what the engine did for the stream in one step."""
+        self.is_idle = progress.is_idle
+        if progress.latencies:
+            self._count_frames(progress)
+        if progress.has_begun:
+            self.reply = self.asked.pop(id(progress.question), None) or Reply()
+            self._tell("begin", self.reply)
+        if progress.words:
+            self.reply.text += progress.words
+            self._tell("words", self.reply, progress.words)
+        if progress.event is not None:
+            self._finish(progress)
+        if progress.is_done:
+            self._end("closed" if progress.error is None else progress.error)
+        self._wake()
+
+    def _count_frames(self, progress: Progress) -> None:
+        """Settle the frames that were seen, and those before them that were dropped."""
+        settled: list[Frame] = []
+        while self._frames and self._frames[0].time <= progress.time:
+            settled.append(self._frames.popleft())
+        seen = len(progress.latencies)
+        for frame in settled[:-seen]:
+            self._settle(frame, "behind")
+        for place, (frame, lag) in enumerate(zip(settled[-seen:], progress.latencies, strict=False), start=1):
+            frame.index, frame.lag = progress.num_frames - seen + place - 1, lag
+            if place == seen:
+                frame.interval_probability, frame.kept_patches = progress.silence, progress.kept
+            self.sessions.metrics.lag.observe(lag)
+            self._settle(frame, "seen")
+
+    def _settle(self, frame: Frame, fate: str) -> None:
+        frame.fate = fate
+        if fate != "seen":
+            self.sessions.metrics.frames_dropped.labels(fate).inc()
+        self._tell("frame", frame)
+
+    def _finish(self, progress: Progress) -> None:
+        reply = self.reply
+        reply.event, reply.text = progress.event, progress.event.text
+        reply.context, reply.image = progress.context, progress.image
+        reply.cached, self._context = min(self._context, progress.context), progress.context
+        self.sessions.metrics.first_word.observe(progress.event.latency)
+        self.reply = None
+        self._tell("end", reply)
+
+    def _tell(self, kind: str, *what: Any) -> None:
+        for listener in list(self.listeners):
+            listener(kind, *what)
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+__all__ = ["LiveSession"]

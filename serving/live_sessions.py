@@ -1,0 +1,126 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""All sessions of a server, on one engine."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from ..streaming_videollm_mod import StreamEvent
+from .engine import StreamingEngine
+from .limits import Limits, RequestError
+from .live_session import LiveSession
+from .metrics import Metrics
+from .session_options import SessionOptions
+from .stream import EngineStream
+from .telling import Progress, Teller
+
+
+class LiveSessions:
+    """
+    All sessions of a server, on one engine that runs in its thread.
+
+    Args:
+        engine ([`StreamingEngine`]): The engine.
+        limits ([`Limits`]): What sessions may do.
+        metrics ([`Metrics`]): Where to count.
+    """
+
+    when_behind = "drop_oldest"
+
+    def __init__(self, engine: StreamingEngine, limits: Limits, metrics: Metrics) -> None:
+        self.default_speak = engine.model.config.speak
+        self.engine, self.limits, self.metrics = engine, limits, metrics
+        self._by_id: dict[str, LiveSession] = {}
+        self._by_token: dict[str, LiveSession] = {}
+        self._by_stream: dict[EngineStream, LiveSession] = {}
+        self._threads = ThreadPoolExecutor(max_workers=min(32, engine.max_streams + 4), thread_name_prefix="session")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop = asyncio.get_running_loop()
+        engine.on_step = self._on_step
+
+    async def open(
+        self, options: SessionOptions, *, instructions: str | None = None, max_output_tokens: int | None = None
+    ) -> LiveSession:
+        """Open a session. Raise [`RequestError`] if the server is full or an option is wrong."""
+        session = LiveSession(self, options, instructions)
+        if max_output_tokens is not None:
+            session.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
+        await session.open()
+        self._by_id[session.session_id] = self._by_token[session.token] = session
+        return session
+
+    def __iter__(self) -> Iterator[LiveSession]:
+        return iter(list(self._by_id.values()))
+
+    def find(self, session_id: str) -> LiveSession:
+        """Return a session by its name. Raise [`RequestError`] if there is none."""
+        if session_id not in self._by_id:
+            raise RequestError(
+                "There is no such session: it was closed, or it expired.", status=404, code="no_session"
+            )
+        return self._by_id[session_id]
+
+    def find_token(self, token: str) -> LiveSession:
+        """Return the session that a resume token belongs to. Raise [`RequestError`] if there is none."""
+        if token not in self._by_token:
+            gone = "There is no session to resume with this token: it was closed, or it expired."
+            raise RequestError(gone, status=404, code="no_session")
+        return self._by_token[token]
+
+    def forget(self, session: LiveSession) -> None:
+        """Take a session that is over off the lists."""
+        self._by_id.pop(session.session_id, None)
+        self._by_token.pop(session.token, None)
+
+    async def close(self) -> None:
+        """End all sessions."""
+        for session in list(self._by_id.values()):
+            await session.close("the server is shutting down")
+        self.engine.on_step = None
+        self._threads.shutdown(wait=False)
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """Run a call in a thread, since it may wait for the engine."""
+        return await self._loop.run_in_executor(self._threads, work)
+
+    async def freed(self, stream: EngineStream) -> None:
+        """Wait until a stream that was closed has given back its memory."""
+        with suppress(RuntimeError):  # the stream was ended by a fault
+            await self.run(lambda: list(stream))
+
+    def start(self, work: Any) -> None:
+        """Run a coroutine in the background."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def seconds_to_a_seat(self) -> float:
+        """Return after how many seconds a seat may be free."""
+        ends = [session.ends_at - self._loop.time() for session in self._by_id.values()]
+        return min([5.0, *ends])
+
+    def _on_step(self, said: Sequence[tuple[EngineStream, StreamEvent]]) -> None:
+        """Pass on what a step of the engine did; called in the engine's thread."""
+        events: dict[EngineStream, list[StreamEvent]] = {}
+        for stream, event in said:
+            events.setdefault(stream, []).append(event)
+        found: list[tuple[LiveSession, Teller, Progress]] = []
+        for session in list(self._by_id.values()):
+            stream, teller = session.stream, session.teller
+            if teller is not None and (progress := teller.take(stream, events.get(stream, ()))) is not None:
+                found.append((session, teller, progress))
+        if found:
+            with suppress(RuntimeError):  # the loop is closed at the end of the server
+                self._loop.call_soon_threadsafe(self._deliver, found)
+
+    def _deliver(self, found: Sequence[tuple[LiveSession, Teller, Progress]]) -> None:
+        for session, teller, progress in found:
+            # A stream that was opened again has another teller.
+            if session.over is None and session.teller is teller:
+                session.deliver(progress)
+
+
+__all__ = ["LiveSessions"]

@@ -1,0 +1,266 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""`/v1/realtime`: the events of OpenAI's realtime protocol, in which pictures are frames of a stream."""
+
+import asyncio
+import json
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from .limits import RequestError
+from .live_session import LiveSession
+from .realtime_events import response_end, response_object, session_object
+from .telling import Frame, Reply
+
+
+_MOST_ITEMS = 1000  # that can be retrieved
+# Close codes of WebSockets.
+SLOW_READER, REPLACED, ENDED = 1013, 4000, 1000
+
+
+class Conversation:
+    """
+    What the realtime protocol keeps for a session, with or without a connection: items, and the last events.
+
+    Args:
+        session ([`LiveSession`]): The session.
+        model (`str`): The model's name.
+    """
+
+    def __init__(self, session: LiveSession, model: str) -> None:
+        self.session, self.model = session, model
+        self.conversation_id = f"conv_{secrets.token_hex(10)}"
+        self.items: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.last_item: str | None = None
+        self.number = 0  # of the last event
+        self.sent = 0  # number of the last event that a client was sent
+        self.connection: Connection | None = None
+        self._events: deque[tuple[int, str]] = deque(maxlen=session.limits.max_unsent)
+        self._replies: dict[str, dict[str, Any]] = {}
+        session.listeners.append(self._listen)
+        session.conversation = self
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Queue an event for the client."""
+        self.number += 1
+        event = {"type": kind, "event_id": f"event_{self.number}", **fields}
+        self._events.append((self.number, json.dumps(event)))
+        if self.connection is not None:
+            self.connection.notice()
+
+    def next_event(self) -> tuple[int, str] | None:
+        """Return the number and the text of the event to send next, if there is one."""
+        if self.sent == self.number:
+            return None
+        return self._events[max(0, self.sent + 1 - self._events[0][0])]
+
+    @property
+    def num_missed(self) -> int:
+        """Number of events that were forgotten before they could be sent."""
+        first = self._events[0][0] if self._events else self.number + 1
+        return max(0, first - self.sent - 1)
+
+    def resume(self, last_event_id: str | None) -> dict[str, Any]:
+        """
+        Return the first event of a new connection; what was said meanwhile follows.
+
+        Args:
+            last_event_id (`str`, *optional*): The last event that the client has, by default the last that was sent.
+        """
+        number = (last_event_id or "").removeprefix("event_")
+        if number.isdecimal() and int(number) <= self.number:
+            self.sent = int(number)
+        missed = self.num_missed
+        self.sent += missed
+        described = self.describe(resumed=True, missed_events=missed)
+        return {"type": "session.created", "event_id": f"event_{secrets.token_hex(10)}", "session": described}
+
+    def describe(self, **added: Any) -> dict[str, Any]:
+        """Return the session object."""
+        return session_object(self.session, self.model, **added)
+
+    def shown(self, item_id: str) -> dict[str, Any]:
+        """Return an item as clients see it."""
+        return _shown(self.items[item_id])
+
+    # ------------------------------------------------------------------------------------------- what the session does
+
+    def add_item(self, item: dict[str, Any], *, has_frame: bool) -> None:
+        """Add an item that a client sent. An item with a frame is done when the frame is seen or dropped."""
+        self._append(item)
+        if not has_frame:
+            self.emit("conversation.item.done", previous_item_id=item["previous"], item=_shown(item))
+
+    def _append(self, item: dict[str, Any]) -> None:
+        item["previous"], self.last_item = self.last_item, item["id"]
+        self.items[item["id"]] = item
+        while len(self.items) > _MOST_ITEMS:
+            self.items.popitem(last=False)
+        self.emit("conversation.item.added", previous_item_id=item["previous"], item=_shown(item))
+
+    def _listen(self, kind: str, *what: Any) -> None:
+        getattr(self, f"_on_{kind}")(*what)
+
+    def _on_frame(self, frame: Frame) -> None:
+        item = self.items.get(frame.item_id)
+        if item is not None:
+            item["status"] = "completed" if frame.fate == "seen" else "incomplete"
+            told = {"previous_item_id": item["previous"], "item": _shown(item), "videollm_mod": frame.to_dict()}
+            self.emit("conversation.item.done", **told)
+
+    def _on_begin(self, reply: Reply) -> None:
+        item = {"id": f"item_{secrets.token_hex(10)}", "object": "realtime.item", "type": "message"}
+        item |= {"status": "in_progress", "role": "assistant", "content": []}
+        self._replies[reply.reply_id] = item
+        self.emit("response.created", response=self._response(reply, []), videollm_mod=self._place(reply))
+        named = {"response_id": reply.reply_id, "output_index": 0}
+        self.emit("response.output_item.added", **named, item=_shown(item))
+        self._append(item)
+        part = {"type": "text", "text": ""}
+        self.emit("response.content_part.added", **named, item_id=item["id"], content_index=0, part=part)
+
+    def _on_words(self, reply: Reply, words: str) -> None:
+        item = self._replies[reply.reply_id]
+        named = {"response_id": reply.reply_id, "item_id": item["id"], "output_index": 0, "content_index": 0}
+        self.emit("response.output_text.delta", **named, delta=words)
+
+    def _on_end(self, reply: Reply) -> None:
+        item = self._replies.pop(reply.reply_id)
+        item["status"] = "incomplete" if reply.is_cancelled else "completed"
+        item["content"] = [{"type": "output_text", "text": reply.text}]
+        for kind, fields in response_end(reply, _shown(item)):
+            self.emit(kind, **fields)
+        self.emit("conversation.item.done", previous_item_id=item["previous"], item=_shown(item))
+        response = self._response(reply, [_shown(item)])
+        self.emit("response.done", response=response, videollm_mod=self._place(reply))
+
+    def _on_over(self, reason: str) -> None:
+        if self.session.reply is not None:
+            self.session.reply.is_failed = True
+            self._on_end(self.session.reply)
+        if reason == "expired":
+            idle = f"The session had no events from its client for {self.session.limits.idle_seconds:g} s."
+            self.emit("session.expired", videollm_mod={"reason": idle})
+        elif reason != "closed":
+            self.fail(RequestError(f"The session has ended: {reason}", status=500, code="session_failed"), None)
+        if self.connection is not None:
+            self.connection.finish(ENDED, f"session {reason}"[:100])
+
+    def fail(self, error: RequestError, event_id: str | None) -> None:
+        """Tell the client what was wrong with an event."""
+        self.emit("error", error=error.to_dict() | {"event_id": event_id})
+
+    def _response(self, reply: Reply, output: list[dict[str, Any]]) -> dict[str, Any]:
+        return response_object(reply, output, self.conversation_id, self.session.max_output_tokens)
+
+    def _place(self, reply: Reply) -> dict[str, Any]:
+        """Return what the extension field of a response says."""
+        place: dict[str, Any] = {"unprompted": not reply.is_asked}
+        if reply.event is not None:
+            event = reply.event
+            place |= {"time": event.time, "frame": event.frame, "lag": event.latency}
+            place |= {"interval_probability": event.interval_probability}
+        else:
+            session = self.session.stream.session
+            place |= {"time": session.time, "frame": session.num_frames - 1}
+        return {name: value for name, value in place.items() if value is not None}
+
+
+def _shown(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name != "previous"}
+
+
+class Connection:
+    """
+    One WebSocket of a session.
+
+    Args:
+        socket (`WebSocket`): The accepted WebSocket.
+        conversation ([`Conversation`]): What it is about.
+        handle (`Callable`): Handles the text of an event, `None` for a message that is not a text.
+    """
+
+    def __init__(
+        self, socket: WebSocket, conversation: Conversation, handle: Callable[[str | None], Awaitable[None]]
+    ) -> None:
+        self.socket, self.conversation, self.session = socket, conversation, conversation.session
+        self._handle = handle
+        self._news = asyncio.Event()
+        self._end: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Exchange events until either side ends the connection."""
+        conversation = self.conversation
+        if conversation.connection is not None:
+            conversation.connection.finish(REPLACED, "the session was resumed by another connection")
+        conversation.connection = self
+        self.session.come_back()
+        tasks = [asyncio.ensure_future(self._send()), asyncio.ensure_future(self._receive())]
+        try:
+            await asyncio.wait([*tasks, self._end], return_when=asyncio.FIRST_COMPLETED)
+            if self._end.done() and self._end.result()[0] == ENDED:
+                # What was said last still goes out.
+                with suppress(asyncio.TimeoutError, TimeoutError):
+                    await asyncio.wait_for(self._send_rest(tasks[0]), 5)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if conversation.connection is self:
+                conversation.connection = None
+            await self._close(tasks[1])
+
+    def notice(self) -> None:
+        """Take note that there is an event to send."""
+        self._news.set()
+        if self.conversation.num_missed:
+            self.session.sessions.metrics.disconnected.labels("slow_reader").inc()
+            self.finish(SLOW_READER, "events were not read fast enough; resume the session")
+
+    def finish(self, code: int, reason: str) -> None:
+        """End the connection."""
+        if not self._end.done():
+            self._end.set_result((code, reason))
+
+    async def _send(self) -> None:
+        conversation = self.conversation
+        while conversation.connection is self:
+            while (event := conversation.next_event()) is not None:
+                await self.socket.send_text(event[1])
+                if conversation.connection is not self:
+                    return
+                conversation.sent = event[0]
+            self._news.clear()
+            await self._news.wait()
+
+    async def _send_rest(self, task: "asyncio.Task[None]") -> None:
+        while self.conversation.sent < self.conversation.number and not task.done():
+            await asyncio.sleep(0)
+
+    async def _receive(self) -> int:
+        """Handle events until the client closes the connection. Return the close code."""
+        while True:
+            message = await self.socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return message.get("code") or 1006
+            await self._handle(message.get("text"))
+
+    async def _close(self, received: "asyncio.Task[int]") -> None:
+        """Close the WebSocket, and end the session if its client meant to."""
+        has_left = received.done() and not received.cancelled() and received.exception() is None
+        if has_left and received.result() == 1000:
+            await self.session.close()
+        elif self.session.over is None and self.conversation.connection is None:
+            self.session.leave()
+        if not has_left:
+            code, reason = self._end.result() if self._end.done() else (1011, "the server failed")
+            with suppress(RuntimeError, WebSocketDisconnect, OSError, asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self.socket.close(code, reason), 5)
+
+
+__all__ = ["Connection", "Conversation"]

@@ -1,0 +1,264 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the events of a realtime client ask for."""
+
+import json
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+from .fetching import read_data_uri, read_picture
+from .limits import RequestError
+from .live_session import LiveSession
+from .realtime import Conversation
+from .session_options import SessionOptions
+
+
+# Fields of OpenAI's session object that have no effect here. `session.updated` lists those that were given.
+_IGNORED = ("audio", "include", "parallel_tool_calls", "prompt", "reasoning", "tool_choice", "tools", "tracing")
+_IGNORED += ("truncation",)
+_KNOWN = {"type", "object", "id", "expires_at", "model", "instructions", "max_output_tokens", "output_modalities"}
+_ROLES = {"user": "input_text", "system": "input_text", "assistant": "output_text"}
+
+
+async def handle_event(conversation: Conversation, text: str | None) -> None:
+    """Do what an event of a client says. If that is not possible, the client gets an `error` event."""
+    event: Any = None
+    try:
+        event = _parse(text)
+        if event["type"] not in _HANDLERS:
+            known = ", ".join(sorted(_HANDLERS))
+            wrong = f"The event type {event['type']!r} is unknown. Known types are {known}."
+            raise RequestError(wrong, code="invalid_value", param="type")
+        async with conversation.session.lock:
+            await _HANDLERS[event["type"]](conversation, event)
+    except RequestError as error:
+        given = event.get("event_id") if isinstance(event, dict) else None
+        conversation.fail(error, given if isinstance(given, str) else None)
+
+
+def _parse(text: str | None) -> dict[str, Any]:
+    try:
+        event = json.loads(text or "")
+    except (ValueError, RecursionError):
+        raise RequestError("An event must be a text message with JSON.", code="invalid_json") from None
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        raise RequestError(
+            "An event must be an object with a `type`.", code="missing_required_parameter", param="type"
+        )
+    return event
+
+
+def _object(parent: dict[str, Any], name: str, *, path: str = "", needed: bool = False) -> dict[str, Any]:
+    """Return a field of an event that must be an object; without it an empty one."""
+    found = parent.get(name)
+    if found is None and not needed:
+        return {}
+    if not isinstance(found, dict):
+        raise RequestError(f"`{path}{name}` must be an object.", code="invalid_type", param=f"{path}{name}")
+    return found
+
+
+def _text(parent: dict[str, Any], name: str, *, path: str = "", needed: bool = False) -> str | None:
+    """Return a field of an event that must be a text, `None` without it."""
+    found = parent.get(name)
+    if not (isinstance(found, str) or (found is None and not needed)):
+        raise RequestError(f"`{path}{name}` must be a text.", code="invalid_type", param=f"{path}{name}")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- session
+
+
+async def _update_session(conversation: Conversation, event: dict[str, Any]) -> None:
+    asked, session = _object(event, "session", needed=True), conversation.session
+    unknown = sorted(set(asked) - _KNOWN - set(_IGNORED) - {"videollm_mod"})
+    if unknown:
+        name = f"session.{unknown[0]}"
+        raise RequestError(f"`{name}` is unknown.", code="unknown_parameter", param=name)
+    instructions = _text(asked, "instructions", path="session.")
+    options = read_options(_object(asked, "videollm_mod", path="session."), session.options)
+    most = _most_tokens(asked.get("max_output_tokens"), session)
+    is_turn = await session.update(options, instructions=instructions, max_output_tokens=most)
+    ignored = sorted(name for name in asked if name in _IGNORED)
+    ignored += ["output_modalities"] if asked.get("output_modalities") not in (None, ["text"]) else []
+    added = {} if instructions is None else {"instructions_entered": "as a turn" if is_turn else "at the start"}
+    conversation.emit("session.updated", session=conversation.describe(ignored=ignored, **added))
+
+
+def read_options(
+    given: dict[str, Any], current: SessionOptions | None = None, *, path: str = "session.videollm_mod"
+) -> SessionOptions:
+    """
+    Return session options with changes.
+
+    Args:
+        given (`dict`): The changes.
+        current ([`SessionOptions`], *optional*): The options so far, by default the defaults.
+        path (`str`, *optional*): Where the changes stand, for errors.
+
+    Raises:
+        [`RequestError`]: If a name is unknown, or a value is wrong.
+    """
+    try:
+        return SessionOptions.model_validate({**(current.model_dump() if current else {}), **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = ".".join([path, *map(str, first["loc"])]).lstrip(".")
+        code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
+        raise RequestError(f"`{name}`: {first['msg']}.", code=code, param=name) from None
+
+
+def _most_tokens(given: Any, session: LiveSession) -> int | None:
+    if given == "inf":
+        return session.limits.max_output_tokens
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+        wrong = "`session.max_output_tokens` must be a positive number or 'inf'."
+        raise RequestError(wrong, code="invalid_value", param="session.max_output_tokens")
+    return given
+
+
+async def _heartbeat(conversation: Conversation, _: dict[str, Any]) -> None:
+    conversation.session.touch()
+    conversation.emit("session.heartbeat_ack")
+
+
+async def _close_session(conversation: Conversation, _: dict[str, Any]) -> None:
+    await conversation.session.close()
+
+
+# --------------------------------------------------------------------------------------------------------------- items
+
+
+async def _create_item(conversation: Conversation, event: dict[str, Any]) -> None:
+    item, session = _object(event, "item", needed=True), conversation.session
+    parts, role = _check_item(conversation, item)
+    time = _object(event, "videollm_mod").get("time")
+    if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
+        raise RequestError("`videollm_mod.time` must be seconds.", code="invalid_type", param="videollm_mod.time")
+    item_id = item.get("id") or f"item_{secrets.token_hex(10)}"
+    frame = picture = None
+    for index, part in enumerate(parts):
+        if part["type"] == "input_image":
+            frame = session.new_frame(time=time, item_id=item_id, param="videollm_mod.time")
+            param = f"item.content.{index}.image_url"
+            if frame.fate is None:
+                picture = await session.sessions.run(lambda url=part["image_url"], p=param: _read(url, session, p))
+    shown = [{name: value for name, value in part.items() if name != "image_url"} for part in parts]
+    kept = {"id": item_id, "object": "realtime.item", "type": "message", "status": "completed", "role": role}
+    conversation.add_item(kept | {"content": shown}, has_frame=frame is not None)
+    for part in parts:
+        if part["type"] == "input_image":
+            await session.push(frame, picture)
+        else:
+            await session.ask(part["text"], reply_now=False, role="assistant" if role == "assistant" else "user")
+
+
+def _check_item(conversation: Conversation, item: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """Return the parts of an item that a client creates, and its role."""
+    if item.get("type") != "message":
+        wrong = f"Only items of type 'message' are supported, got {item.get('type')!r}."
+        raise RequestError(wrong, code="invalid_value", param="item.type")
+    role, parts, item_id = item.get("role"), item.get("content"), _text(item, "id", path="item.")
+    if item_id in conversation.items or (item_id is not None and not 0 < len(item_id) <= 64):
+        raise RequestError("`item.id` must be new, of 1 to 64 characters.", code="invalid_value", param="item.id")
+    if role not in _ROLES:
+        raise RequestError(f"`item.role` can be {', '.join(_ROLES)}.", code="invalid_value", param="item.role")
+    if role == "assistant" and conversation.session.num_received:
+        wrong = "Earlier replies can be added before the first frame only."
+        raise RequestError(wrong, code="invalid_value", param="item.role")
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
+        raise RequestError("`item.content` must be a list of parts.", code="invalid_type", param="item.content")
+    allowed = (_ROLES[role], "text") + (("input_image",) if role == "user" else ())
+    for index, part in enumerate(parts):
+        path = f"item.content.{index}."
+        if part.get("type") not in allowed:
+            wrong = f"A part of a message of the {role} can be {', '.join(allowed)}, not {part.get('type')!r}."
+            raise RequestError(wrong, code="invalid_value", param=f"{path}type")
+        text = _text(part, "image_url" if part["type"] == "input_image" else "text", path=path, needed=True)
+        if not text.strip():
+            raise RequestError("A text must not be empty.", code="invalid_value", param=f"{path}text")
+    if sum(part["type"] == "input_image" for part in parts) > 1:
+        raise RequestError("Send one frame per item.", code="invalid_value", param="item.content")
+    return parts, role
+
+
+def _read(url: str, session: LiveSession, param: str) -> Any:
+    data = read_data_uri(url, most_bytes=session.limits.max_frame_bytes, param=param)
+    return read_picture(data, session.limits, param=param)
+
+
+async def _retrieve_item(conversation: Conversation, event: dict[str, Any]) -> None:
+    item_id = _text(event, "item_id", needed=True)
+    if item_id not in conversation.items:
+        wrong = f"There is no item {item_id!r}, or it is too old."
+        raise RequestError(wrong, code="item_retrieve_invalid_item_id", param="item_id")
+    conversation.emit("conversation.item.retrieved", item=conversation.shown(item_id))
+
+
+async def _refuse_change(_: Conversation, event: dict[str, Any]) -> None:
+    wrong = f"{event['type']} is not supported: what the model has seen and said stays in its memory."
+    raise RequestError(wrong, code="unsupported_event", param="type")
+
+
+# ----------------------------------------------------------------------------------------------------------- responses
+
+
+async def _create_response(conversation: Conversation, event: dict[str, Any]) -> None:
+    asked = _object(event, "response")
+    for name in ("input", "conversation"):
+        if asked.get(name) not in (None, "auto"):
+            wrong = f"`response.{name}` is not supported: a response belongs to the stream."
+            raise RequestError(wrong, code="invalid_value", param=f"response.{name}")
+    instructions = _text(asked, "instructions", path="response.")
+    metadata = asked.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise RequestError("`response.metadata` must be an object.", code="invalid_type", param="response.metadata")
+    interrupt = _object(event, "videollm_mod").get("interrupt", False) is True
+    text = instructions if instructions and instructions.strip() else None
+    await conversation.session.ask(text, metadata=metadata, interrupt=interrupt)
+
+
+async def _cancel_response(conversation: Conversation, event: dict[str, Any]) -> None:
+    wanted, session = _text(event, "response_id"), conversation.session
+    if wanted is not None and (session.reply is None or session.reply.reply_id != wanted):
+        reply = None
+    else:
+        reply = await session.cancel()
+    if reply is None:
+        wrong = "Cancellation failed: no active response found."
+        raise RequestError(wrong, code="response_cancel_not_active", param="response_id")
+
+
+# --------------------------------------------------------------------------------------------------------------- audio
+
+
+async def _refuse_audio(_: Conversation, event: dict[str, Any]) -> None:
+    wrong = f"{event['type']} is not supported: this server has no transcriber. Send text as `input_text`."
+    raise RequestError(wrong, code="audio_not_supported", param="type")
+
+
+async def _clear_input(conversation: Conversation, _: dict[str, Any]) -> None:
+    # The buffer is always empty. Clients clear it before they cancel a response.
+    conversation.emit("input_audio_buffer.cleared")
+
+
+_HANDLERS: dict[str, Callable[[Conversation, dict[str, Any]], Awaitable[None]]] = {
+    "session.update": _update_session,
+    "session.heartbeat": _heartbeat,
+    "session.close": _close_session,
+    "conversation.item.create": _create_item,
+    "conversation.item.retrieve": _retrieve_item,
+    "conversation.item.delete": _refuse_change,
+    "conversation.item.truncate": _refuse_change,
+    "response.create": _create_response,
+    "response.cancel": _cancel_response,
+    "input_audio_buffer.append": _refuse_audio,
+    "input_audio_buffer.commit": _refuse_audio,
+    "input_audio_buffer.clear": _clear_input,
+}
+
+
+__all__ = ["handle_event", "read_options"]

@@ -1,0 +1,355 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A server for cameras, agents and scripts: OpenAI's realtime and chat protocols, and plain HTTP, on one engine."""
+
+import asyncio
+import json
+import socket
+import time as clock
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from transformers.utils import logging
+
+from .access import Access
+from .engine import StreamingEngine
+from .fetching import read_picture
+from .limits import Limits, RequestError
+from .live_session import LiveSession
+from .live_sessions import LiveSessions
+from .metrics import Metrics
+from .realtime import Connection, Conversation
+from .realtime_requests import handle_event, read_options
+from .session_options import SessionOptions
+from .telling import Reply
+
+
+logger = logging.get_logger(__name__)
+
+
+class Server:
+    """
+    What the endpoints share.
+
+    Args:
+        engine ([`StreamingEngine`]): The engine. It runs while the application does.
+        limits ([`Limits`]): Limits.
+        name (`str`): The model's name for clients.
+        allows_private_urls (`bool`): Whether URLs may lead into a private network.
+
+    Attributes:
+        sessions ([`LiveSessions`]): All sessions, while the application runs.
+        status (`str`): `"starting"`, `"ok"` once the model has answered, or what is wrong.
+        when_ready (`Callable`): Called once the model has answered, or has failed to.
+    """
+
+    def __init__(self, engine: StreamingEngine, limits: Limits, name: str, allows_private_urls: bool) -> None:
+        self.engine, self.limits, self.name = engine, limits, name
+        self.allows_private_urls = allows_private_urls
+        self.metrics = Metrics(engine)
+        self.sessions: LiveSessions | None = None
+        self.created = int(clock.time())
+        self.when_ready: Callable[[], None] = lambda: None
+        self._status = "starting"
+
+    @asynccontextmanager
+    async def run(self, _: FastAPI) -> AsyncIterator[None]:
+        """Run the engine in its thread, and ask the model something before the server is ready."""
+        loop = asyncio.get_running_loop()
+        self.sessions = LiveSessions(self.engine, self.limits, self.metrics)
+        await loop.run_in_executor(None, self.engine.__enter__)
+        try:
+            self.sessions.start(self._check_model())
+            yield
+        finally:
+            await self.sessions.close()
+            await loop.run_in_executor(None, self.engine.__exit__, None, None, None)
+
+    @property
+    def status(self) -> str:
+        has_stopped = self._status == "ok" and not self.engine.is_running
+        return "the engine has stopped" if has_stopped else self._status
+
+    async def _check_model(self) -> None:
+        """Ask about a black frame."""
+        try:
+            session = await self.sessions.open(SessionOptions(unprompted=False), instructions="", max_output_tokens=1)
+            await session.push(session.new_frame(), np.zeros((64, 64, 3), np.uint8))
+            reply = await session.ask(None)
+            await session.until(lambda: reply.is_over)
+            await session.close()
+            self._status = "ok"
+        except Exception as error:
+            logger.exception("The model did not answer.")
+            self._status = f"the model did not answer: {error}"
+        self.when_ready()
+
+
+def create_app(
+    model: Any,
+    processor: Any,
+    *,
+    name: str = "videollm-mod",
+    api_keys: Sequence[str] = (),
+    cors: Sequence[str] = (),
+    allow_private_urls: bool = False,
+    engine_options: dict[str, Any] | None = None,
+    **limits: Any,
+) -> FastAPI:
+    """
+    Return the application that serves a model.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model.
+        processor ([`VideoLLMMoDProcessor`]): Its processor.
+        name (`str`, *optional*, defaults to `"videollm-mod"`): The model's name for clients.
+        api_keys (`Sequence[str]`, *optional*): Keys of which clients must have one. Without keys, everyone is served.
+        cors (`Sequence[str]`, *optional*): Origins whose web pages may use the server, `"*"` for all.
+        allow_private_urls (`bool`, *optional*, defaults to `False`): Whether requests may name URLs in a private
+            network, such as `http://localhost`.
+        engine_options (`dict`, *optional*): Options of [`StreamingEngine`], such as `max_streams`.
+        limits: Fields of [`Limits`].
+
+    Raises:
+        `ValueError`: If a limit or an option is out of range.
+    """
+    engine = StreamingEngine(model, processor, **{"output_router_scores": True, **(engine_options or {})})
+    server = Server(engine, Limits(**limits), name, allow_private_urls)
+    app = FastAPI(title="VideoLLM-MoD", openapi_url=None, lifespan=server.run)
+    app.state.server = server
+    app.add_middleware(Access, api_keys=tuple(api_keys), origins=tuple(cors), refusals=server.metrics.refusals)
+    if cors:
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
+    app.add_exception_handler(RequestError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    _add_basics(app, server)
+    _add_sessions(app, server)
+
+    @app.websocket("/v1/realtime")
+    async def realtime(socket: WebSocket) -> None:
+        await _realtime(socket, server)
+
+    return app
+
+
+def run(app: FastAPI, *, host: str, port: int, say: Callable[[str], None]) -> None:
+    """
+    Serve an application until Ctrl+C or SIGTERM.
+
+    Args:
+        app (`FastAPI`): What [`create_app`] returned.
+        host (`str`), port (`int`): Where to listen; port 0 for a free one.
+        say (`Callable`): Gets a line with the address when the server is ready.
+
+    Raises:
+        `OSError`: If it cannot listen there.
+    """
+    server = app.state.server
+    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    shown = f"[{host}]" if ":" in host else host
+    server.when_ready = lambda: say(f"{server.name}: http://{shown}:{listener.getsockname()[1]} ({server.status})")
+    # Paths of WebSockets have resume tokens, which do not belong into a log.
+    options = {"ws_max_size": server.limits.max_event_bytes, "access_log": False, "log_level": "warning"}
+    uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=5, **options)).run([listener])
+
+
+def error_response(error: RequestError) -> JSONResponse:
+    """Return an error as OpenAI's API answers it."""
+    return JSONResponse({"error": error.to_dict()}, status_code=error.status, headers=error.headers)
+
+
+async def _answer_error(_: Request, error: RequestError) -> JSONResponse:
+    return error_response(error)
+
+
+async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    if error.status_code == 404:
+        return error_response(RequestError(f"There is no {request.url.path} here.", status=404, code="not_found"))
+    return error_response(RequestError(str(error.detail), status=error.status_code))
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """Return the body of a request. Raise [`RequestError`] if it has more than `most` bytes."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            wrong = f"The body of the request has more than {most} bytes, which is the limit."
+            raise RequestError(wrong, status=413, code="request_too_large")
+    return bytes(body)
+
+
+async def read_json(request: Request, most: int) -> dict[str, Any]:
+    """Return the JSON object of a request, which may be empty. Raise [`RequestError`] if it is something else."""
+    body = await read_body(request, most)
+    try:
+        found = json.loads(body) if body.strip() else {}
+    except (ValueError, RecursionError):
+        raise RequestError("The body of the request is not JSON.", code="invalid_json") from None
+    if not isinstance(found, dict):
+        raise RequestError("The body of the request must be a JSON object.", code="invalid_type")
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------------- basics
+
+
+def _add_basics(app: FastAPI, server: Server) -> None:
+    model = {"id": server.name, "object": "model", "created": server.created, "owned_by": "videollm-mod"}
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": server.status}, status_code=200 if server.status == "ok" else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return PlainTextResponse(server.metrics.to_text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        check_model(server, name)
+        return model
+
+
+def check_model(server: Server, name: Any) -> None:
+    """Raise [`RequestError`] if a request is for another model."""
+    if name != server.name:
+        wrong = f"There is no model {name!r} here; this server has {server.name!r}."
+        raise RequestError(wrong, status=404, code="model_not_found", param="model")
+
+
+# ------------------------------------------------------------------------------------------------------------ sessions
+
+
+def _add_sessions(app: FastAPI, server: Server) -> None:
+    path = "/v1/streaming/sessions"
+
+    @app.post(path, status_code=201)
+    async def create(request: Request) -> dict[str, Any]:
+        given = await read_json(request, server.limits.max_body_bytes)
+        instructions = given.pop("instructions", None)
+        if instructions is not None and not isinstance(instructions, str):
+            raise RequestError("`instructions` must be a text.", code="invalid_type", param="instructions")
+        session = await server.sessions.open(read_options(given, path=""), instructions=instructions)
+        return session.to_dict()
+
+    @app.get(path)
+    async def list_all() -> dict[str, Any]:
+        return {"object": "list", "data": [session.to_dict() for session in server.sessions]}
+
+    @app.get(path + "/{session_id}")
+    async def show(session_id: str) -> dict[str, Any]:
+        return server.sessions.find(session_id).to_dict()
+
+    @app.delete(path + "/{session_id}")
+    async def close(session_id: str) -> dict[str, Any]:
+        session = server.sessions.find(session_id)
+        last = session.to_dict()
+        await session.close()
+        return last | {"deleted": True}
+
+    @app.post(path + "/{session_id}/frame")
+    async def see(session_id: str, request: Request) -> dict[str, Any]:
+        session, arrival = server.sessions.find(session_id), clock.perf_counter()
+        data = await read_body(request, server.limits.max_frame_bytes)
+        return await _see(session, data, _time(request), arrival)
+
+    @app.post(path + "/{session_id}/ask")
+    async def ask(session_id: str, request: Request) -> dict[str, Any]:
+        session = server.sessions.find(session_id)
+        given = await read_json(request, server.limits.max_body_bytes)
+        return await _ask(session, given)
+
+
+def _time(request: Request) -> float | None:
+    try:
+        return float(request.query_params["time"]) if "time" in request.query_params else None
+    except ValueError:
+        raise RequestError("`time` must be seconds.", code="invalid_type", param="time") from None
+
+
+async def _see(session: LiveSession, data: bytes, time: float | None, arrival: float) -> dict[str, Any]:
+    """Show a session a frame, and wait until the model has seen it and has said what it says."""
+    said: list[dict[str, Any]] = []
+
+    def listen(kind: str, *what: Any) -> None:
+        if kind == "end":
+            said.append(_described(what[0]))
+
+    async with session.lock:
+        frame = session.new_frame(time=time, param="time")
+        picture = None
+        if frame.fate is None:
+            picture = await session.sessions.run(lambda: read_picture(data, session.limits))
+        session.listeners.append(listen)
+        try:
+            await session.push(frame, picture)
+            await session.until(lambda: frame.fate == "fps" or (frame.fate is not None and session.is_idle))
+        finally:
+            session.listeners.remove(listen)
+    timings = {"lag": frame.lag, "total": round(clock.perf_counter() - arrival, 6)}
+    return {"object": "streaming.frame", "frame": frame.to_dict(), "said": said, "timings": timings}
+
+
+async def _ask(session: LiveSession, given: dict[str, Any]) -> dict[str, Any]:
+    """Ask a session a question, and wait for the answer unless it may come later."""
+    unknown = sorted(set(given) - {"text", "reply_now", "interrupt"})
+    if unknown:
+        raise RequestError(f"`{unknown[0]}` is unknown.", code="unknown_parameter", param=unknown[0])
+    text, reply_now = given.get("text"), given.get("reply_now", True)
+    if not isinstance(text, str) or not text.strip():
+        raise RequestError("`text` must be a question.", code="invalid_value", param="text")
+    if reply_now and not session.has_begun:
+        raise RequestError("There is no frame to answer from yet: send one first.", code="no_frame")
+    async with session.lock:
+        reply = await session.ask(text, reply_now=bool(reply_now), interrupt=bool(given.get("interrupt", False)))
+        if reply is None:
+            return {"object": "streaming.answer", "answer": None}
+        await session.until(lambda: reply.is_over)
+    return {"object": "streaming.answer", "answer": _described(reply)}
+
+
+def _described(reply: Reply) -> dict[str, Any]:
+    event = reply.event
+    said = {"text": reply.text, "time": event.time, "frame": event.frame, "unprompted": not reply.is_asked}
+    said |= {"lag": event.latency, "interval_probability": event.interval_probability}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+# ------------------------------------------------------------------------------------------------------------ realtime
+
+
+async def _realtime(socket: WebSocket, server: Server) -> None:
+    """Connect a client with a new session, or with the one that its token resumes."""
+    token, first = socket.query_params.get("resume_token"), None
+    try:
+        if token is None:
+            session = await server.sessions.open(SessionOptions())
+            conversation = Conversation(session, server.name)
+            conversation.emit("session.created", session=conversation.describe())
+        else:
+            conversation = server.sessions.find_token(token).conversation
+            first = conversation.resume(socket.query_params.get("last_event_id"))
+    except RequestError as error:
+        await socket.send_denial_response(error_response(error))
+        return
+    offered = socket.scope.get("subprotocols", [])
+    await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
+    if first is not None:
+        await socket.send_text(json.dumps(first))
+    await Connection(socket, conversation, lambda text: handle_event(conversation, text)).run()
+
+
+__all__ = ["Server", "check_model", "create_app", "error_response", "read_body", "read_json", "run"]
