@@ -9,6 +9,8 @@ python benchmarks/ablation.py run --folder outputs/ablation_hard --seeds 0 1 2 -
 python benchmarks/ablation.py run --folder outputs/ablation_hard --arms learned --insertion interleaved
 python benchmarks/ablation.py run --folder outputs/ablation_hard --arms learned --set mod_router_loss=gradient
 python benchmarks/ablation.py arms                                                           # all variants
+python benchmarks/ablation.py table --folder outputs/ablation_hard
+python benchmarks/ablation.py plot --folder outputs/ablation_hard --out docs/evidence.png
 ```
 
 `prepare` trains a vision encoder, encodes clips, and aligns a model at full compute on slide shows. Every run
@@ -34,8 +36,11 @@ from videollm_mod.console import quiet
 import torch
 from ablation_arms import ARMS, MAIN
 from ablation_measures import measure
+from ablation_plots import draw_kept, draw_quality
 from ablation_prepare import about_folder, add_options, prepare
-from ablation_training import LEARNING_RATE, equal_grid, read_rows, train_arm
+from ablation_rows import read_rows
+from ablation_table import tables, variants
+from ablation_training import LEARNING_RATE, equal_grid, train_arm
 from common import device_name
 from filelock import FileLock, Timeout
 
@@ -89,9 +94,14 @@ def main() -> None:
     commands.add_parser("arms", help="list the variants")
     add_options(commands.add_parser("prepare", help="make the encoded rows and the common initialisation"))
     add_run_options(commands.add_parser("run", help="train and measure variants"))
+    add_result_options(commands.add_parser("table", help="print Markdown tables with intervals"))
+    plot = commands.add_parser("plot", help="draw quality against operations, and what layers keep")
+    add_result_options(plot)
+    plot.add_argument("--out", type=Path, required=True, help="PNG to write; the second is beside it, NAME_kept.png")
     options = parser.parse_args()
+    run = {"arms": list_arms, "prepare": prepare, "run": run_all, "table": print_tables, "plot": draw}
     with one_line_errors():
-        {"arms": list_arms, "prepare": prepare, "run": run_all}[options.command](options)
+        run[options.command](options)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +119,49 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, with one thread each")
     parser.add_argument("--minutes", type=float, default=10.0, help="longest training; a longer run does not count")
+
+
+def add_result_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `table` and `plot`."""
+    parser.add_argument("--folder", type=Path, nargs="+", required=True, help="folders with results, one a world")
+    parser.add_argument("--steps", type=int, help="training steps of the results; default: those of the last result")
+    parser.add_argument("--variants", nargs="+", help="names of variants as the table shows them; default: all")
+
+
+def print_tables(options: argparse.Namespace) -> None:
+    """Print the tables of each folder."""
+    for folder in options.folder:
+        print(tables(chosen_results(folder, options)), end="\n\n")
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Draw both plots, with a column for each folder."""
+    worlds = [variants(chosen_results(folder, options)) for folder in options.folder]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    kept = options.out.with_name(f"{options.out.stem}_kept.png")
+    draw_quality(worlds, options.out)
+    draw_kept(worlds, kept)
+    print(f"wrote {options.out} and {kept}")
+
+
+def chosen_results(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """
+    Return the results to show.
+
+    Raises:
+        `ValueError`: If there are none.
+    """
+    lines = read_results(folder)
+    if options.steps is not None:
+        lines = [line for line in lines if line["steps"] == options.steps]
+    known = dict.fromkeys(line["name"] for line in lines)
+    if missing := set(options.variants or ()) - set(known):
+        names = ", ".join(known)
+        raise ValueError(f"'{folder}' has no results of {', '.join(sorted(missing))}; it has {names or 'none'}.")
+    lines = [line for line in lines if options.variants is None or line["name"] in options.variants]
+    if not lines:
+        raise ValueError(f"'{folder}' has no results: run `ablation.py run --folder {folder}` first.")
+    return lines
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -206,13 +259,14 @@ def train_and_measure(run: Run, folder: Path, minutes: float) -> dict[str, Any] 
         changes["frame_token_pooled"] = equal_grid(folder / "initial", routed, test, fps=about["fps"])
     training = {"router_rate": arm.router_rate, "warm_up": arm.warm_up, "takes_maximum": arm.tokens == "one"}
     training |= {"batch_size": run.batch_size, "learning_rate": run.learning_rate, "fps": about["fps"]}
+    training["single_frames"] = arm.single_frames
     trained = train_arm(folder / "initial", rows, changes, run.steps, run.seed, minutes=minutes, **training)
     steps, label = len(trained.losses), f"{run.name}, seed {run.seed}"
     if steps < run.steps:
         print(f"{label}: only {steps} of {run.steps} steps in {minutes:g} minutes, so it does not count", flush=True)
         return None
     started = clock.perf_counter()
-    measured = measure(trained.model, trained.processor, test, fps=about["fps"])
+    measured = measure(trained.model, trained.processor, test, single_frames=arm.single_frames, fps=about["fps"])
     line = asdict(run) | {
         "name": run.name,
         "world": about["world"],

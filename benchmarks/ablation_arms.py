@@ -32,7 +32,8 @@ class Arm:
         router_rate (`float`): Learning rate of routers, relative to that of all other weights.
         warm_up (`float`): Share of the steps in which the keep ratio falls from 1.
         tokens (`str`): Tokens of a frame: `"all"`; `"fewer"`, pooled to a grid at which full compute costs as much as
-            learned routing; `"one"`, the maximum over all tokens; or `"none"`, for the baseline without layers.
+            learned routing; or `"one"`, the maximum over all tokens.
+        single_frames (`bool`): Whether the model sees each frame alone.
     """
 
     about: str
@@ -41,6 +42,7 @@ class Arm:
     router_rate: float = 1.0
     warm_up: float = 0.0
     tokens: str = "all"
+    single_frames: bool = False
 
     @property
     def takes_insertion(self) -> bool:
@@ -84,6 +86,13 @@ ARMS: dict[str, Arm] = {
     "early_exit": Arm("frames leave after layer 2", ratios=early_exit),
     "layer_skip": Arm("frames skip every second layer", ratios=layer_skip),
     "equal_flops": Arm("full compute on fewer tokens, at the cost of learned", ratios=full, tokens="fewer"),
+    "pooled": Arm(
+        "single frames: each alone, as one token, the maximum over its tokens",
+        ratios=full,
+        tokens="one",
+        single_frames=True,
+    ),
+    "single_frames": Arm("full compute on each frame alone", ratios=full, single_frames=True),
     "one_token": Arm("full compute on one token a frame, the maximum over its tokens", ratios=full, tokens="one"),
     "p_mod": Arm("learned routers, p-MoD's decaying ratios", ratios=decaying),
     "learned_0.1": Arm("learned routers, keep ratio 0.1", {"mod_keep_ratio": 0.1}),
@@ -108,4 +117,4 @@ ARMS: dict[str, Arm] = {
     "router_rate_10": Arm("routers with ten times the learning rate", router_rate=10.0),
 }
 # The main comparison.
-MAIN = ("full", "learned", "uniform", "random", "early_exit", "layer_skip", "equal_flops")
+MAIN = ("full", "learned", "uniform", "random", "early_exit", "layer_skip", "equal_flops", "pooled")

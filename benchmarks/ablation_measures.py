@@ -4,10 +4,12 @@
 
 import time as clock
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
-from ablation_training import make_batches, with_features
+from ablation_rows import make_batches, parts_of
+from ablation_training import token_grid
 from torch.nn import functional as F
 
 from videollm_mod.train.streaming_evaluation import StreamTally, stream_examples
@@ -23,7 +25,13 @@ Clip = dict[str, Any]
 
 
 def measure(
-    model: Any, processor: Any, rows: Sequence[dict[str, Any]], *, fps: float = 2.0, streams: bool = True
+    model: Any,
+    processor: Any,
+    rows: Sequence[dict[str, Any]],
+    *,
+    single_frames: bool = False,
+    fps: float = 2.0,
+    streams: bool = True,
 ) -> dict[str, Any]:
     """
     Measure a model on held-out rows.
@@ -32,6 +40,7 @@ def measure(
         model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
         rows (sequence of `dict`): Rows of [`read_rows`].
+        single_frames (`bool`, *optional*, defaults to `False`): Whether the model sees each frame alone.
         fps (`float`, *optional*, defaults to 2.0): Frames per second of the rows.
         streams (`bool`, *optional*, defaults to `True`): Whether to stream the clips freely. It takes the longest.
 
@@ -39,25 +48,37 @@ def measure(
         `dict[str, Any]`: The measures of [`totals`], LIVE's measures (see [`score_turns`]), the cost of
         [`measure_cost`], `streaming_seconds`, and `clips`, a table of counts and sums for each row.
     """
-    grid = None if is_one_token(model) else model.config.frame_token_pooled
-    rows = [with_features(row, grid) for row in rows]
-    clips = measure_losses(model, processor, rows, fps=fps)
-    dialogues = predict_all_turns(model, processor, rows, fps=fps, progress=False)
-    for clip, value in zip(clips, _correctness(dialogues), strict=True):
-        clip["lm_correctness"] = value
+    seen = {"single_frames": single_frames, "fps": fps}
+    groups = [parts_of(row, token_grid(model), **seen) for row in rows]
+    parts = [part for group in groups for part in group]
+    counted = measure_losses(model, processor, parts, fps=fps)
+    clips = [added(group) for group in _grouped(counted, groups)]
+    turns = predict_all_turns(model, processor, parts, fps=fps, progress=False)
+    dialogues = [[turn for part in group for turn in part] for group in _grouped(turns, groups)]
+    clips = [clip | {"lm_correctness": value} for clip, value in zip(clips, _correctness(dialogues), strict=True)]
     started = clock.perf_counter()
-    counts = list(stream_counts(model, processor, rows, fps=fps)) if streams else []
+    counts = list(stream_counts(model, processor, rows, groups, fps=fps)) if streams else []
     # Some clips alone would not be the same clips as another model's.
     if len(counts) == len(clips):
         clips = [{**clip, **counted} for clip, counted in zip(clips, counts, strict=True)]
     seconds = {"streaming_seconds": clock.perf_counter() - started}
-    found = score_turns(dialogues, fps=fps) | totals(clips) | measure_cost(model, clips) | seconds
+    found = score_turns(dialogues, fps=fps) | totals(clips) | measure_cost(model, counted, len(rows)) | seconds
     return {**found, "clips": clips}
 
 
-def is_one_token(model: Any) -> bool:
-    """Return whether a frame is one token that the connector makes of all."""
-    return model.config.frame_feature_shape[0] != model.config.frame_num_tokens
+def _grouped(values: Sequence[Any], groups: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Return values of parts, in groups of the same lengths."""
+    rest = iter(values)
+    return [list(islice(rest, len(group))) for group in groups]
+
+
+def added(counts: Sequence[Clip]) -> Clip:
+    """Add up numbers, and lists of numbers, of the same names."""
+    columns = {name: [count[name] for count in counts] for name in counts[0]}
+    return {
+        name: [sum(layer) for layer in zip(*column, strict=True)] if isinstance(column[0], list) else sum(column)
+        for name, column in columns.items()
+    }
 
 
 @torch.no_grad()
@@ -136,21 +157,36 @@ def _correctness(dialogues: Sequence[Sequence[Any]]) -> list[float]:
 
 
 def stream_counts(
-    model: Any, processor: Any, rows: Sequence[dict[str, Any]], *, fps: float = 2.0, seconds: float = MOST_SECONDS
+    model: Any,
+    processor: Any,
+    rows: Sequence[dict[str, Any]],
+    groups: Sequence[Sequence[dict[str, Any]]],
+    *,
+    fps: float = 2.0,
+    seconds: float = MOST_SECONDS,
 ) -> Iterator[Clip]:
     """
     Stream rows freely, and count what is right. Replies are short, since an untrained model does not end its own.
 
+    Args:
+        model, processor: The model and its processor.
+        rows (sequence of `dict`): The rows.
+        groups (sequence of sequences of `dict`): What is streamed of each row: the row, or its frames one by one.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second.
+        seconds (`float`, *optional*, defaults to 90): Time of the processor after which to stop.
+
     Yields:
         `dict`: By row `events_right`, `events_told`, `events_true`, `answers_right`, `answers`, `silent_right` and
-        `silent`, numbers of silent frames. It ends early if the rows take longer than `seconds`.
+        `silent`, numbers of silent frames.
     """
     end = clock.process_time() + seconds
     metrics = {name: evaluate_metric(name) for name in ("stream_events", "answer_accuracy")}
-    for example, events, count in stream_examples(
-        model, processor, rows, fps=fps, batch_size=1, max_new_tokens=LONGEST_REPLY
-    ):
-        yield _count_stream(example, events, count, fps, metrics)
+    parts = [part for group in groups for part in group]
+    streams = stream_examples(model, processor, parts, fps=fps, batch_size=1, max_new_tokens=LONGEST_REPLY)
+    for row, group in zip(rows, groups, strict=True):
+        streamed = list(islice(streams, len(group)))
+        events = [event for _, said, _ in streamed for event in said]
+        yield _count_stream(row, events, sum(count for _, _, count in streamed), fps, metrics)
         if clock.process_time() > end:
             break
 
@@ -216,23 +252,28 @@ SHARES = {
 _COUNTS = sorted({name for pair in SHARES.values() for name in pair})
 
 
-def measure_cost(model: Any, clips: Sequence[Clip]) -> dict[str, Any]:
+def measure_cost(model: Any, parts: Sequence[Clip], num_clips: int) -> dict[str, Any]:
     """
     Count the operations of the mean clip, and of one more frame after half of it, without the vision encoder.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model.
+        parts (sequence of `dict`): `frames` and `text_tokens` of all dialogues: of clips, or of their frames.
+        num_clips (`int`): Number of clips.
 
     Returns:
         `dict[str, Any]`: `clip_flops`, `frame_flops`, `full_clip_flops`, `full_frame_flops` (at full compute),
         `parameters`, `router_layers`, and `chance`, the share of tokens that each of these layers keeps.
     """
-    config = model.config
-    frames = round(sum(clip["frames"] for clip in clips) / len(clips))
-    text = round(sum(clip["text_tokens"] for clip in clips) / len(clips))
+    config, per_clip = model.config, len(parts) / num_clips
+    frames = round(sum(part["frames"] for part in parts) / len(parts))
+    text = round(sum(part["text_tokens"] for part in parts) / len(parts))
     cost = config.estimate_cost(frames, text)
     step = config.estimate_cost(1, 1, past_frames=frames // 2, past_text_tokens=text // 2)
     return {
-        "clip_flops": cost.flops,
+        "clip_flops": round(per_clip * cost.flops),
         "frame_flops": step.flops,
-        "full_clip_flops": cost.full_flops,
+        "full_clip_flops": round(per_clip * cost.full_flops),
         "full_frame_flops": step.full_flops,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "router_layers": config.router_layers,

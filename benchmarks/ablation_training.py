@@ -1,7 +1,7 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Training of one arm of the ablation: encoded rows, their order, and a direct loop.
+Training of one arm of the ablation, by a direct loop.
 
 ```python
 rows = read_rows(folder, "clips")
@@ -11,31 +11,25 @@ print(measure(trained.model, trained.processor, read_rows(folder, "test")))   # 
 """
 
 import copy
-import json
 import math
 import time as clock
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from ablation_rows import batch_order, make_batches, num_frames
 from added_routers import with_changes
-from torch.nn import functional as F
 from transformers import AutoProcessor, get_cosine_schedule_with_warmup
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.train.callbacks import KeepRatioWarmup
-from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.data.feature_files import read_features, read_header
 
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, 0.01, 1.0
 # Share of the steps in which the learning rate rises.
 LEARNING_RATE_WARM_UP = 0.05
-# Batches of rows of similar length have little padding. Rows are sorted within this many batches.
-BATCHES_SORTED = 8
 
 
 @dataclass
@@ -70,61 +64,6 @@ class MaxConnector(torch.nn.Module):
         return projected.amax(dim=-2, keepdim=True)
 
 
-def read_rows(folder: str | Path, name: str) -> list[dict[str, Any]]:
-    """
-    Return the encoded rows in `folder/name`. Their features stay in files until [`with_features`] reads them.
-
-    Raises:
-        `FileNotFoundError`: If `ablation.py prepare` has not made them.
-    """
-    for found in sorted((Path(folder) / name).glob("*.jsonl")):
-        rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
-        return [{**row, "frame_features": str(found.parent / row["frame_features"])} for row in rows]
-    raise FileNotFoundError(f"'{folder}' has no rows '{name}': run `ablation.py prepare --folder {folder}` first.")
-
-
-def with_features(row: dict[str, Any], grid: Sequence[int] | None = None) -> dict[str, Any]:
-    """
-    Return a row with its frame features in memory, (frames, tokens, width).
-
-    Args:
-        row (`dict`): A row of [`read_rows`], or one that has its features already.
-        grid (`Sequence[int]`, *optional*): Height and width of a smaller grid to pool the tokens to. They must be a
-            square without a pooled token.
-    """
-    features = row["frame_features"]
-    if isinstance(features, str):
-        features = read_features(features, range(num_frames(row)))
-    if grid is not None and math.prod(grid) < features.shape[1]:
-        side = math.isqrt(features.shape[1])
-        square = features.float().transpose(1, 2).unflatten(2, (side, side))
-        features = F.adaptive_avg_pool2d(square, tuple(grid)).flatten(2).transpose(1, 2).to(features.dtype)
-    return {**row, "frame_features": features}
-
-
-def num_frames(row: dict[str, Any]) -> int:
-    """Return the number of frames of a row, without reading its features."""
-    features = row["frame_features"]
-    return read_header(features)[0][0] if isinstance(features, str) else len(features)
-
-
-def batch_order(lengths: Sequence[int], steps: int, batch_size: int, seed: int) -> list[list[int]]:
-    """
-    Return the indices of the rows of each step. They depend on the seed and these numbers only.
-
-    Every row comes once before any comes again.
-    """
-    generator, indices = np.random.default_rng((seed, 23)), []
-    while len(indices) < steps * batch_size:
-        indices += generator.permutation(len(lengths)).tolist()
-    batches, together = [], BATCHES_SORTED * batch_size
-    for begin in range(0, steps * batch_size, together):
-        near = sorted(indices[begin : begin + together], key=lambda index: lengths[index])
-        near_batches = [near[first : first + batch_size] for first in range(0, len(near), batch_size)]
-        batches += [near_batches[place] for place in generator.permutation(len(near_batches))]
-    return batches[:steps]
-
-
 def load_initial(
     folder: str | Path, changes: dict[str, Any], *, seed: int = 0, takes_maximum: bool = False
 ) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
@@ -150,6 +89,12 @@ def load_initial(
     if takes_maximum:
         model.model.connector = MaxConnector(model.model.connector)
     return model, processor
+
+
+def token_grid(model: Any) -> Sequence[int] | None:
+    """Return the grid to pool the tokens of a frame to, or `None` if the connector reads all of them."""
+    config = model.config
+    return config.frame_token_pooled if config.frame_feature_shape[0] == config.frame_num_tokens else None
 
 
 def equal_grid(
@@ -194,6 +139,7 @@ def train_arm(
     router_rate: float = 1.0,
     warm_up: float = 0.0,
     takes_maximum: bool = False,
+    single_frames: bool = False,
     minutes: float | None = None,
     fps: float = 2.0,
 ) -> Trained:
@@ -213,6 +159,8 @@ def train_arm(
         router_rate (`float`, *optional*, defaults to 1.0): Learning rate of routers, relative to `learning_rate`.
         warm_up (`float`, *optional*, defaults to 0.0): Share of the steps in which the keep ratio falls from 1.
         takes_maximum (`bool`, *optional*, defaults to `False`): See [`load_initial`].
+        single_frames (`bool`, *optional*, defaults to `False`): Whether the model sees each frame alone; see
+            [`split_frames`].
         minutes (`float`, *optional*): Time limit. Training that reaches it stops early.
         fps (`float`, *optional*, defaults to 2.0): Frames per second of the rows.
 
@@ -225,13 +173,9 @@ def train_arm(
     optimizer = _optimizer(model, learning_rate, router_rate)
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(LEARNING_RATE_WARM_UP * steps), steps)
     ratios = KeepRatioWarmup(model.config, round(warm_up * steps)) if round(warm_up * steps) else None
-    batches = make_batches(
-        rows,
-        processor,
-        batch_order([num_frames(row) for row in rows], steps, batch_size, seed),
-        grid=model.config.frame_token_pooled if not takes_maximum else None,
-        fps=fps,
-    )
+    order = batch_order([num_frames(row) for row in rows], steps, batch_size, seed)
+    seen = {"grid": token_grid(model), "single_frames": single_frames, "fps": fps}
+    batches = make_batches(rows, processor, order, **seen)
     losses, started = [], clock.perf_counter()
     for step, batch in enumerate(batches):
         if minutes is not None and clock.perf_counter() - started > 60 * minutes:
@@ -264,17 +208,3 @@ def _optimizer(model: Any, learning_rate: float, router_rate: float) -> torch.op
         for is_router, rate in ((False, learning_rate), (True, router_rate * learning_rate))
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=WEIGHT_DECAY)
-
-
-def make_batches(
-    rows: Sequence[dict[str, Any]],
-    processor: Any,
-    order: Sequence[Sequence[int]],
-    *,
-    grid: Sequence[int] | None = None,
-    fps: float = 2.0,
-) -> Iterator[dict[str, Any]]:
-    """Yield a batch of the model's inputs for each group of row indices."""
-    collator = StreamCollator(processor, fps)
-    for indices in order:
-        yield collator([with_features(rows[index], grid) for index in indices])

@@ -10,7 +10,9 @@ import pytest
 import torch
 from ablation_arms import ARMS, decaying
 from ablation_measures import kept_counts, totals
-from ablation_training import batch_order, read_rows, train_arm, with_features
+from ablation_rows import batch_order, read_rows, split_frames, with_features
+from ablation_table import difference, estimate, tables, variants
+from ablation_training import train_arm
 from safetensors.torch import save_file
 
 from videollm_mod.train.new_model import new_model
@@ -23,7 +25,7 @@ NARRATE = {"role": "user", "content": "Please narrate the video in real time.", 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder as `prepare` makes it: an untrained model, and clips of four frames with random features."""
+    """A folder as `prepare` makes it: an untrained model, and clips of two or three frames with random features."""
     folder = tmp_path_factory.mktemp("ablation")
     settings = json.loads((CONFIGS / "local_model.json").read_text())
     settings["model"]["text_config"] |= TEXT | {"num_key_value_heads": 2}
@@ -36,11 +38,11 @@ def folder(tmp_path_factory):
         (folder / name).mkdir()
         rows = []
         for index in range(count):
-            features = torch.randn(3 + index % 2, 64, width, generator=generator).bfloat16()
+            features = torch.randn(2 + index % 2, 64, width, generator=generator).bfloat16()
             save_file({"frame_features": features}, folder / name / f"{index}.safetensors", metadata={"fps": "2.0"})
-            said = {"role": "assistant", "content": "A red ball enters.", "time": 1.0}
-            asked = {"role": "user", "content": "Which color is the ball?", "time": 1.0}
-            answered = {"role": "assistant", "content": "Red.", "time": 1.0}
+            said = {"role": "assistant", "content": "A red ball enters.", "time": 0.5}
+            asked = {"role": "user", "content": "Which color is the ball?", "time": 0.5}
+            answered = {"role": "assistant", "content": "Red.", "time": 0.5}
             row = {"frame_features": f"{index}.safetensors", "messages": [NARRATE, said, asked, answered]}
             rows.append(row | {"covered": [[0, 1, 63]] * len(features)})
         (folder / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -70,9 +72,15 @@ def test_runs_leave_a_line_each_and_continue(folder, capsys):
     for clip in learned["clips"]:
         for on_things, on_background in zip(clip["kept_covered"], clip["kept_background"], strict=True):
             assert on_things + on_background == 13 * clip["frames"]
-    run(folder, "--arms", "full", "learned", "uniform", "--seeds", 0)
+    run(folder, "--arms", "full", "learned", "pooled", "--seeds", 0)
     assert "2 of 3 runs" in capsys.readouterr().out
-    assert [line["arm"] for line in ablation.read_results(folder)] == ["full", "learned", "uniform"]
+    *_, pooled = lines = ablation.read_results(folder)
+    assert [line["arm"] for line in lines] == ["full", "learned", "pooled"]
+    # The baseline learns and answers the same, with one token a frame.
+    for mine, other in zip(pooled["clips"], full["clips"], strict=True):
+        same = ("texts", "streams", "frames", "events_true", "answers", "silent")
+        assert [mine[name] for name in same] == [other[name] for name in same]
+    assert pooled["clip_flops"] < full["clip_flops"]
 
 
 def test_a_run_without_time_for_its_steps_does_not_count(folder, capsys):
@@ -83,7 +91,7 @@ def test_a_run_without_time_for_its_steps_does_not_count(folder, capsys):
 
 
 def test_arms_train_on_the_same_rows_in_the_same_order(folder):
-    lengths = [3, 4] * 4
+    lengths = [2, 3] * 4
     assert batch_order(lengths, 3, 2, seed=0) == batch_order(lengths, 3, 2, seed=0) != batch_order(lengths, 3, 2, 1)
     assert sorted(sum(batch_order(lengths, 4, 2, seed=0), [])) == list(range(8))
     rows = read_rows(folder, "clips")
@@ -124,3 +132,78 @@ def test_arms_are_configurations():
     assert decaying(6) == [1.0, 1.0, 0.6545, 0.3455, 0.15, 0.15]
     assert ARMS["uniform"].fields(6, "interleaved")["mod_layers"] == "interleaved"
     assert ARMS["all"].fields(6, "interleaved")["mod_layers"] == "all"
+
+
+def test_single_frames_have_the_open_request_and_their_own_messages():
+    later = {"role": "user", "content": "Tell me when it leaves.", "time": 1.0}
+    said = {"role": "assistant", "content": "It leaves.", "time": 1.5}
+    question = {"role": "user", "content": "What leaves?", "time": 1.5}
+    answer = {"role": "assistant", "content": "A ball.", "time": 1.5}
+    row = {"messages": [NARRATE, later, said, question, answer], "frame_features": torch.arange(5)[:, None, None]}
+    parts = split_frames(row)
+    contents = [[message["content"] for message in part["messages"]] for part in parts]
+    narrate, wait = NARRATE["content"], later["content"]
+    assert contents == [[narrate], [narrate], [narrate, wait], [wait, "It leaves.", "What leaves?", "A ball."], [wait]]
+    assert [part["start"] for part in parts] == [0, 0.5, 1, 1.5, 2] and "time" not in parts[3]["messages"][0]
+    assert [part["frame_features"].flatten().tolist() for part in parts] == [[0], [1], [2], [3], [4]]
+
+
+def line(arm, seed, right, **changed):
+    """A line of results: 50 clips with ten events each, `right` of which are told correctly in each clip."""
+    clip = {"events_right": right, "events_told": 10, "events_true": 10, "lm_correctness": right / 10}
+    about = {"arm": arm, "name": arm, "seed": seed, "world": "hard", "steps": 9, "batch_size": 8, "test_clips": 50}
+    about |= {"learning_rate": 1e-3, "initial": "a", "hardware": "none", "date": "today", "changes": {}}
+    about |= {"clip_flops": 2e9, "frame_flops": 1e6, "router_layers": [], "chance": [], "clips": [clip] * 50}
+    return about | changed
+
+
+def test_intervals_are_over_seeds_and_clips():
+    # Equal seeds and clips leave nothing to vary.
+    same = variants([line("full", seed, 5) for seed in range(3)])["full"]
+    assert estimate(same, "event_f1") == (0.5, 0.5, 0.5) and estimate(same, "answer_accuracy") is None
+    # Of two seeds, one in four replicates has the worse one twice.
+    seeds = variants([line("full", 0, 2), line("full", 1, 8)])["full"]
+    assert estimate(seeds, "event_f1") == pytest.approx((0.5, 0.2, 0.8))
+    # Clips that are right or wrong: the standard error of a mean of 400 is 0.025.
+    clips = [{"lm_correctness": float(index % 2)} for index in range(400)]
+    value, low, high = estimate(variants([line("full", 0, 0, clips=clips)])["full"], "lm_correctness")
+    assert (
+        value == 0.5
+        and low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.004)
+        and high == pytest.approx(1 - low, abs=0.008)
+    )
+    # Two variants that fail on the same clips differ by exactly what separates them.
+    better = [{"lm_correctness": clip["lm_correctness"] + 0.25} for clip in clips]
+    found = variants([line("full", 0, 0, clips=clips), line("pooled", 0, 0, clips=better)])
+    assert difference(found["pooled"], found["full"], "lm_correctness") == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_tables_compare_learned_routers_with_others_in_the_same_layers():
+    kept = {"kept_covered": [6, 2], "covered": 10, "kept_background": [1, 1], "background": 90}
+    kept |= {"any_covered": 7, "any_background": 2}
+    routed = {"router_layers": [2, 3], "chance": [0.2, 0.2]} | kept
+    clips = {right: [clip | kept for clip in line("", 0, right)["clips"]] for right in (4, 6)}
+    lines = [line("full", seed, 8) for seed in (0, 1)] + [line("pooled", seed, 3) for seed in (0, 1)]
+    for seed in (0, 1):
+        lines.append(line("learned", seed, 6, clips=clips[6], **routed))
+        lines.append(line("uniform", seed, 4, clips=clips[4], **routed | {"changes": {"mod_router": "uniform"}}))
+        lines.append(
+            line("uniform interleaved", seed, 4, **routed | {"router_layers": [1]}, changes={"mod_router": "uniform"})
+        )
+    text = tables([line("full", 0, 1, steps=8), *lines])
+    assert "1 results with other settings are left out" in text
+    assert "| learned - uniform | 2 | **+0.200 [+0.200, +0.200]** |" in text
+    assert (
+        "| full - pooled | 2 | **+0.500 [+0.500, +0.500]** |" in text and "learned - uniform interleaved" not in text
+    )
+    # Eight of twenty tokens on things are kept, where chance keeps four.
+    assert "| learned | 0.400 [0.400, 0.400] | 2.00 |" in text
+
+
+def test_plots_have_a_point_for_each_variant(folder, tmp_path):
+    out = tmp_path / "evidence.png"
+    given = ["ablation.py", "plot", "--folder", folder, "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", list(map(str, given)))
+        ablation.main()
+    assert {path.name for path in tmp_path.iterdir()} == {"evidence.png", "evidence_kept.png"}
