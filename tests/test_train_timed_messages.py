@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -216,25 +214,21 @@ def test_hub_data_sets(folder):
         "train.jsonl": (folder / "train.jsonl").read_bytes(),
         "validation.jsonl": GOOD,
     }
-    load = """
-from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
-for name, split in (("whole", "train"), ("whole", "validation"), ("whole", "test"), ("lacking", "train"),
-                    ("broken", "train"), ("gone", "train")):
-    try:
-        rows = load_timed_messages(f"somebody/{name}", split)
-        print([str(fault) for fault in find_faults(rows)] or [row["messages"][-1]["content"] for row in rows])
-    except (ValueError, FileNotFoundError) as error:
-        print(f"{type(error).__name__}: {error}")
-"""
+
+    def load(name, split="train"):
+        try:
+            rows = load_timed_messages(f"somebody/{name}", split)
+            return str([str(fault) for fault in find_faults(rows)] or [row["messages"][-1]["content"] for row in rows])
+        except (ValueError, FileNotFoundError) as error:
+            return f"{type(error).__name__}: {error}"
+
     with Hub() as hub:
         hub.repos["datasets/somebody/whole"] = [files | {"clip.mp4": (folder / "clip.mp4").read_bytes()}]
         hub.repos["datasets/somebody/lacking"] = [files]
         hub.repos["datasets/somebody/broken"] = [files | {"train.jsonl": GOOD[:-3] + b"\nnull"}]
-        environment = {**os.environ, **hub.environment(folder / "home")}
-        done = subprocess.run([sys.executable, "-c", load], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    train, validation, test, lacking, broken, gone = done.stdout.splitlines()
-    assert train == "['A ball.', 'A box.']" and validation == "['A ball.']"
+        with hub.used_here(folder / "home"):
+            assert load("whole") == "['A ball.', 'A box.']" and load("whole", "validation") == "['A ball.']"
+            test, lacking, broken, gone = load("whole", "test"), load("lacking"), load("broken"), load("gone")
     assert test == "ValueError: The data set 'somebody/whole' has no split 'test': it has train, validation."
     assert lacking.count("train.jsonl', line 1, video: There is no video file 'somebody/lacking/clip.mp4'") == 1
     assert "train.jsonl', line 1, column " in broken and "train.jsonl', line 2: a row is an" in broken
