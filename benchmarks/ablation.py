@@ -255,11 +255,11 @@ def train_and_measure(run: Run, folder: Path, minutes: float) -> dict[str, Any] 
     layers = config.text_config.num_hidden_layers
     changes = arm.fields(layers, run.insertion) | json.loads(run.settings)
     if arm.tokens == "fewer":
-        routed = ARMS["learned"].fields(layers, "all_deep")
+        routed = ARMS["learned"].fields(layers, run.insertion)
         changes["frame_token_pooled"] = equal_grid(folder / "initial", routed, test, fps=about["fps"])
-    training = {"router_rate": arm.router_rate, "warm_up": arm.warm_up, "takes_maximum": arm.tokens == "one"}
-    training |= {"batch_size": run.batch_size, "learning_rate": run.learning_rate, "fps": about["fps"]}
-    training["single_frames"] = arm.single_frames
+    training = {name: getattr(arm, name) for name in ("router_rate", "warm_up", "watching", "single_frames")}
+    training |= {"takes_maximum": arm.tokens == "one", "fps": about["fps"]}
+    training |= {"batch_size": run.batch_size, "learning_rate": run.learning_rate}
     trained = train_arm(folder / "initial", rows, changes, run.steps, run.seed, minutes=minutes, **training)
     steps, label = len(trained.losses), f"{run.name}, seed {run.seed}"
     if steps < run.steps:

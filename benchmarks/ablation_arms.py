@@ -16,6 +16,7 @@ ROUTED = {
     "mod_gate_on": "update",
     "mod_keep_last": True,
     "mod_normalize_scores": True,
+    "mod_router_loss": None,
 }
 
 
@@ -31,6 +32,7 @@ class Arm:
             ignores `--insertion`.
         router_rate (`float`): Learning rate of routers, relative to that of all other weights.
         warm_up (`float`): Share of the steps in which the keep ratio falls from 1.
+        watching (`float`): Share of the steps in which routed layers keep all tokens but one.
         tokens (`str`): Tokens of a frame: `"all"`; `"fewer"`, pooled to a grid at which full compute costs as much as
             learned routing; or `"one"`, the maximum over all tokens.
         single_frames (`bool`): Whether the model sees each frame alone.
@@ -41,13 +43,14 @@ class Arm:
     ratios: Callable[[int], list[float]] | None = None
     router_rate: float = 1.0
     warm_up: float = 0.0
+    watching: float = 0.0
     tokens: str = "all"
     single_frames: bool = False
 
     @property
     def takes_insertion(self) -> bool:
-        """Whether the routed layers are those of `--insertion`."""
-        return self.ratios is None and "mod_layers" not in self.changes
+        """Whether the result depends on `--insertion`."""
+        return self.tokens == "fewer" or (self.ratios is None and "mod_layers" not in self.changes)
 
     def fields(self, num_layers: int, insertion: str) -> dict[str, Any]:
         """Return the fields of the configuration, for a number of layers and a choice of routed layers."""
@@ -106,7 +109,7 @@ ARMS: dict[str, Arm] = {
     ),
     "gate_linear": Arm("the paper's gate and scores", {"mod_gate": "linear", "mod_normalize_scores": False}),
     "gate_sigmoid": Arm("sigmoid gate", {"mod_gate": "sigmoid"}),
-    "gate_none": Arm("no gate: straight-through gradient", {"mod_gate": "none"}),
+    "straight_through": Arm("no gate: the sigmoid's gradient, straight through", {"mod_gate": "straight_through"}),
     "authors_gate": Arm(
         "the authors' code: sigmoid of the raw score on the output",
         {"mod_gate": "sigmoid", "mod_gate_on": "output", "mod_normalize_scores": False, "mod_keep_last": False},
@@ -114,6 +117,19 @@ ARMS: dict[str, Arm] = {
     "raw_scores": Arm("without normalised scores", {"mod_normalize_scores": False}),
     "free_last": Arm("without always keeping the last token", {"mod_keep_last": False}),
     "warm_up": Arm("the keep ratio falls from 1 in the first third", warm_up=1 / 3),
+    "watching": Arm("routers watch for the first third: layers keep all tokens but one", watching=1 / 3),
+    "router_loss": Arm("routers learn from the loss's gradient too", {"mod_router_loss": "gradient"}),
+    "router_loss_0.1": Arm(
+        "the same with a weight of 0.1", {"mod_router_loss": "gradient", "mod_router_loss_weight": 0.1}
+    ),
+    "router_loss_only": Arm(
+        "routers learn from the loss's gradient only, no gate", {"mod_router_loss": "gradient", "mod_gate": "none"}
+    ),
+    "router_loss_watching": Arm(
+        "the same as router_loss, after watching for the first third",
+        {"mod_router_loss": "gradient"},
+        watching=1 / 3,
+    ),
     "router_rate_10": Arm("routers with ten times the learning rate", router_rate=10.0),
 }
 # The main comparison.

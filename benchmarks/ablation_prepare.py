@@ -15,6 +15,7 @@ from videollm_mod.train.recipe import CONFIGS, KINDS, LAST_WRITTEN, TEST_KINDS, 
 SOURCES: dict[str, tuple[list[str], float]] = {
     "hard": (["--dataset", "streamworld", "--world", "hard"], 2.0),
     "tiny": (["--dataset", "streamworld", "--world", "tiny"], 2.0),
+    "doom": (["--dataset", "doomworld", "--seconds", "4,6"], 4.0),
 }
 # Each stage's share of the time limit.
 SHARES = {"vision": 0.4, "slides": 0.1, "clips": 0.2, "test": 0.05, "initial": 0.25}
@@ -27,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="folder to write to")
     parser.add_argument("--world", choices=SOURCES, default="hard", help="world of the clips")
     parser.add_argument("--model-config", type=Path, default=CONFIGS / "local_model.json", help="the new model")
+    parser.add_argument("--vision", type=Path, help="checkpoint with a trained encoder; default: train one")
     parser.add_argument("--minutes", type=float, help="time limit; every stage gets a share")
     for name, count in (("vision-clips", 6000), ("slides", 3000), ("clips", 4000), ("test-clips", 96)):
         parser.add_argument(f"--{name}", type=int, default=count, help=f"number of {name.replace('-', ' ')}")
@@ -55,9 +57,11 @@ def prepare(options: argparse.Namespace) -> None:
         run_stage(folder / stage / done, script, *given, "--output_dir", folder / stage, *limit, **how)
 
     size = json.loads(options.model_config.read_text())["model"]["vision_config"]["image_size"]
-    vision = ["--config", CONFIGS / "local_vision.yaml", "--model_config", options.model_config]
-    world = source[source.index("--world") :] if "--world" in source else []
-    run("vision", LAST_WRITTEN, "pretrain_vision.py", *vision, *world, "--num_clips", options.vision_clips)
+    checkpoint = options.vision or folder / "vision"
+    if options.vision is None:
+        vision = ["--config", CONFIGS / "local_vision.yaml", "--model_config", options.model_config]
+        vision += ["--world", options.world, "--num_clips", options.vision_clips]
+        run("vision", LAST_WRITTEN, "pretrain_vision.py", *vision)
     rows = {
         "slides": (options.slides, 0, "train", "describe=1"),
         "clips": (options.clips, max(FIRST_CLIP, options.slides), "train", KINDS),
@@ -65,10 +69,10 @@ def prepare(options: argparse.Namespace) -> None:
     }
     for name, (count, first, split, kinds) in rows.items():
         given = [*source, "--kinds", kinds, "--frame_size", size, "--fps", fps, "--train_split", split]
-        given += ["--num_clips", count, "--first_clip", first, "--checkpoint", folder / "vision"]
+        given += ["--num_clips", count, "--first_clip", first, "--checkpoint", checkpoint]
         how = {"processes": os.cpu_count() or 1}
         run(name, f"{split}.jsonl", "encode.py", *given, "--dtype", "bfloat16", **how)
     alignment = ["--config", CONFIGS / "streamworld_alignment.yaml", "--dataset", folder / "slides", "--fps", fps]
-    alignment += ["--checkpoint", folder / "vision", "--mod_keep_ratio", 1.0]
+    alignment += ["--checkpoint", checkpoint, "--mod_keep_ratio", 1.0]
     run("initial", LAST_WRITTEN, "sft.py", *alignment)
     (folder / "about.json").write_text(json.dumps({"world": options.world, "fps": fps}))

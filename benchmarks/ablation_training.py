@@ -50,6 +50,28 @@ class Trained:
     seconds: float
 
 
+class RatioSchedule:
+    """
+    The keep ratio of each step: almost 1 at first, then falling, then final.
+
+    Args:
+        config ([`VideoLLMMoDConfig`]): The configuration, with the final ratio.
+        watching (`int`): Number of steps in which routed layers keep all tokens but one.
+        falling (`int`): Number of steps after them in which the ratio falls to the final one.
+    """
+
+    def __init__(self, config: Any, watching: int, falling: int) -> None:
+        self.watching, self.final = watching, config.mod_keep_ratio
+        self.warm_up = KeepRatioWarmup(config, max(falling, 1))
+        self.falling = falling
+
+    def at(self, step: int) -> float | list[float]:
+        """Return `mod_keep_ratio` at a step, counted from 0."""
+        if step < self.watching:
+            return self.warm_up.ratio(0)
+        return self.warm_up.ratio(step - self.watching) if self.falling else self.final
+
+
 class MaxConnector(torch.nn.Module):
     """A connector that reads all tokens of a frame and returns one: their maximum after the projection."""
 
@@ -138,6 +160,7 @@ def train_arm(
     learning_rate: float = LEARNING_RATE,
     router_rate: float = 1.0,
     warm_up: float = 0.0,
+    watching: float = 0.0,
     takes_maximum: bool = False,
     single_frames: bool = False,
     minutes: float | None = None,
@@ -158,6 +181,8 @@ def train_arm(
         learning_rate (`float`, *optional*, defaults to 1e-3): Highest learning rate.
         router_rate (`float`, *optional*, defaults to 1.0): Learning rate of routers, relative to `learning_rate`.
         warm_up (`float`, *optional*, defaults to 0.0): Share of the steps in which the keep ratio falls from 1.
+        watching (`float`, *optional*, defaults to 0.0): Share of the steps in which routed layers keep all tokens but
+            one, so that routers learn and skip almost nothing. The keep ratio falls after these steps.
         takes_maximum (`bool`, *optional*, defaults to `False`): See [`load_initial`].
         single_frames (`bool`, *optional*, defaults to `False`): Whether the model sees each frame alone; see
             [`split_frames`].
@@ -172,7 +197,7 @@ def train_arm(
     model.model.vision_encoder.requires_grad_(False)
     optimizer = _optimizer(model, learning_rate, router_rate)
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(LEARNING_RATE_WARM_UP * steps), steps)
-    ratios = KeepRatioWarmup(model.config, round(warm_up * steps)) if round(warm_up * steps) else None
+    ratios = RatioSchedule(model.config, round(watching * steps), round(warm_up * steps))
     order = batch_order([num_frames(row) for row in rows], steps, batch_size, seed)
     seen = {"grid": token_grid(model), "single_frames": single_frames, "fps": fps}
     batches = make_batches(rows, processor, order, **seen)
@@ -180,12 +205,10 @@ def train_arm(
     for step, batch in enumerate(batches):
         if minutes is not None and clock.perf_counter() - started > 60 * minutes:
             break
-        if ratios is not None:
-            model.config.mod_keep_ratio = ratios.ratio(step)
+        model.config.mod_keep_ratio = ratios.at(step)
         losses.append(_train_step(model, batch, optimizer))
         schedule.step()
-    if ratios is not None:
-        model.config.mod_keep_ratio = ratios.target
+    model.config.mod_keep_ratio = ratios.final
     return Trained(model.eval(), processor, losses, clock.perf_counter() - started)
 
 

@@ -12,9 +12,10 @@ from ablation_arms import ARMS, decaying
 from ablation_measures import kept_counts, totals
 from ablation_rows import batch_order, read_rows, split_frames, with_features
 from ablation_table import difference, estimate, tables, variants
-from ablation_training import train_arm
+from ablation_training import RatioSchedule, train_arm
 from safetensors.torch import save_file
 
+from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.train.new_model import new_model
 from videollm_mod.train.recipe import CONFIGS
 
@@ -109,6 +110,13 @@ def test_frames_are_pooled_to_fewer_tokens_and_to_one(folder):
     assert (few.processor.frame_num_tokens, one.processor.frame_num_tokens) == (32, 1)
     seen = one.model.model.connector(features)
     assert torch.equal(seen[:, 0], one.model.model.connector(features.flip(1))[:, 0]) and seen.shape[1] == 1
+
+
+def test_routers_watch_before_the_ratio_falls():
+    schedule = RatioSchedule(VideoLLMMoDConfig(mod_keep_ratio=0.2), watching=2, falling=2)
+    assert [schedule.at(step) for step in range(5)] == [0.9, 0.9, 0.9, pytest.approx(0.6), 0.2]
+    assert [RatioSchedule(VideoLLMMoDConfig(), 1, 0).at(step) for step in (0, 1)] == [0.9, 0.2]
+    assert RatioSchedule(VideoLLMMoDConfig(), 0, 0).at(0) == 0.2
 
 
 def test_kept_tokens_are_counted_on_things_and_on_background():
