@@ -344,6 +344,7 @@ def layers_of(text: str) -> str | list[int]:
 
 def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer with one token for each of StreamWorld's words."""
+    from videollm_mod.train.data.world.clip import WORLDS
     from videollm_mod.train.data.world.dialogues import KINDS, make_dialogue
     from videollm_mod.train.data.world.events import make_clip
 
@@ -363,11 +364,13 @@ def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFas
     )
 
     def texts() -> Iterator[str]:
-        for seed in range(300):
-            yield f"{system_prompt}\n\nUser: \nAssistant: ]\n[\n]\nUser:"
-            clip = make_clip(seed)
-            for kind in KINDS:
-                yield from (f": {message['content']}" for message in make_dialogue(clip, kind)[0])
+        # The hard world adds words for what is near.
+        for world, count in (("full", 300), ("hard", 100)):
+            for seed in range(count):
+                yield f"{system_prompt}\n\nUser: \nAssistant: ]\n[\n]\nUser:"
+                clip = make_clip(seed, WORLDS[world])
+                for kind in KINDS:
+                    yield from (f": {message['content']}" for message in make_dialogue(clip, kind)[0])
 
     tokenizer.train_from_iterator(texts(), trainer)
     return PreTrainedTokenizerFast(

@@ -9,13 +9,14 @@ import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
-from videollm_mod.train.data.doom.clip import MAPS, SPLITS, record_clip, shrink
+from videollm_mod.train.data.doom.clip import MAPS, SPLITS, STEP, record_clip, shrink
 from videollm_mod.train.data.doom.dialogues import make_dialogue
 from videollm_mod.train.data.doom.events import EVENTS
 from videollm_mod.train.data.doom.game import TICS
 from videollm_mod.train.data.doom.things import THINGS
 from videollm_mod.train.data.world.drawing import write_pictures
 from videollm_mod.train.data.world.files import FEATURES, known_commands, to_line, write_once
+from videollm_mod.train.data.world.rows import covered_patches
 
 
 def write_split(
@@ -59,10 +60,11 @@ def write_split(
             write_pictures(pictures, path, size=size, fps=TICS, seed=seed, comment="DoomWorld")
 
         write_once(folder / video, write)
+        covered = covered_patches([(clip, index * STEP) for index in range(len(clip.pictures))])
         for kind in kinds:
             messages, questions = make_dialogue(clip, kind, wording)
             if messages:
-                lines.append(to_line(video, clip.seconds, kind, seed, messages, questions))
+                lines.append(to_line(video, clip.seconds, kind, seed, messages, questions, covered))
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -83,6 +85,8 @@ multiples of a quarter of a second: train at 4 frames a second.
 
 The things are {things}. The events are {events}. A thing is in sight if it covers at least 0.2% of the picture. A
 monster is near within 200 map units. Now and then the player is suddenly in another place.
+
+`covered` has the patches that show a thing, at 4 frames a second: indices in a grid of 8 x 8 patches, row by row.
 
 No two splits share a seed or a map:
 

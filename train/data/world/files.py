@@ -15,7 +15,7 @@ from videollm_mod.train.data.world.clip import EVENTS, SPLITS, STEP, Clip, World
 from videollm_mod.train.data.world.dialogues import KINDS, Question, describe, make_dialogue
 from videollm_mod.train.data.world.drawing import write_pictures, write_video
 from videollm_mod.train.data.world.events import make_clip
-from videollm_mod.train.data.world.rows import SLIDE_FRAMES, make_slides
+from videollm_mod.train.data.world.rows import SLIDE_FRAMES, covered_patches, make_slides
 from videollm_mod.train.data.world.sprites import COLORS, THINGS
 
 
@@ -59,25 +59,33 @@ def write_split(
 
 def _write_clip(folder: Path, video: str, clip: Clip, kinds: list[str], *, size: int, fps: int) -> Iterator[str]:
     write_once(folder / video, partial(write_video, clip, size=size, fps=fps))
+    covered = covered_patches([(clip, index * STEP) for index in range(clip.num_frames(1 / STEP))])
     for kind in kinds:
         messages, questions = make_dialogue(clip, kind)
         if messages:
-            yield to_line(video, clip.seconds, kind, clip.seed, messages, questions)
+            yield to_line(video, clip.seconds, kind, clip.seed, messages, questions, covered)
 
 
 def _write_slides(folder: Path, video: str, slides: list[tuple[Clip, float]], *, size: int) -> str:
     pictures, seed = (clip.draw(time, size) for clip, time in slides), slides[0][0].seed
     write_once(folder / video, partial(write_pictures, pictures, size=size, fps=round(1 / STEP), seed=seed))
     messages = describe([clip.description(time) for clip, time in slides])
-    return to_line(video, SLIDE_FRAMES * STEP, "describe", seed, messages, [])
+    return to_line(video, SLIDE_FRAMES * STEP, "describe", seed, messages, [], covered_patches(slides))
 
 
 def to_line(
-    video: str, end: float, kind: str, seed: int, messages: list[dict[str, Any]], questions: list[Question]
+    video: str,
+    end: float,
+    kind: str,
+    seed: int,
+    messages: list[dict[str, Any]],
+    questions: list[Question],
+    covered: list[list[int]],
 ) -> str:
     """Return the line of a row."""
     row = {"video": video, "start": 0.0, "end": end, "messages": messages, "kind": kind, "seed": seed}
     row["questions"] = [{"kind": q.kind, "time": q.time} for q in questions]
+    row["covered"] = covered
     return json.dumps(row)
 
 
@@ -124,6 +132,7 @@ FEATURES = [
     {"name": "kind", "dtype": "string"},
     {"name": "seed", "dtype": "int64"},
     {"name": "questions", "list": [{"name": "kind", "dtype": "string"}, {"name": "time", "dtype": "float64"}]},
+    {"name": "covered", "list": {"list": "int64"}},
 ]
 CARD = """
 # StreamWorld
@@ -139,6 +148,8 @@ Each line of `<split>.jsonl` is a dialogue in timed messages. Times are seconds 
   comparison.
 - `wait`: a question asks for something that comes later. The model waits and speaks when it happens.
 - `describe` (only if requested): a slide show. Every frame comes from a different clip and is described.
+
+`covered` has the patches that show a thing, at 2 frames a second: indices in a grid of 8 x 8 patches, row by row.
 
 No two splits share a clip. The split `ood` has pairs of thing and color that no other split has, more things and
 longer clips. The events are {events}.

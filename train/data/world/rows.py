@@ -82,7 +82,7 @@ class _RowMaker:
             slides = make_slides(seed, self.world, self.slide_frames)
             messages = describe([clip.description(time) for clip, time in slides])
             video = np.stack([clip.draw(time, self.size) for clip, time in slides])
-            shown = slides
+            covered = covered_patches(slides)
         else:
             clip = make_clip(seed, self.world)
             messages, _ = make_dialogue(clip, kind)
@@ -91,9 +91,13 @@ class _RowMaker:
                 kind = "ask"
                 messages, _ = make_dialogue(clip, kind)
             video = clip.frames(fps=1 / STEP, size=self.size)
-            shown = [(clip, index * STEP) for index in range(len(video))]
-        covered = [np.flatnonzero(clip.covered(time)).tolist() for clip, time in shown]
+            covered = covered_patches([(clip, index * STEP) for index in range(len(video))])
         return {"messages": messages, "video": video, "covered": covered, "kind": kind, "seed": seed}
+
+
+def covered_patches(frames: list[tuple[Any, float]]) -> list[list[int]]:
+    """Return the indices of the patches that show a thing (see [`Clip.covered`]), for clips and times of frames."""
+    return [np.flatnonzero(clip.covered(time)).tolist() for clip, time in frames]
 
 
 def make_slides(seed: int, world: World, count: int = SLIDE_FRAMES) -> list[tuple[Clip, float]]:
