@@ -115,14 +115,14 @@ def test_scripts_read_all_other_files(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
     others = [path for path in sorted(CONFIGS.glob("*.yaml")) if path.stem not in LAUNCH_CONFIGS]
-    assert len(others) == 8 and len(list(CONFIGS.glob("*.yaml"))) == 8 + len(LAUNCH_CONFIGS)
+    assert len(others) == 9 and len(list(CONFIGS.glob("*.yaml"))) == 9 + len(LAUNCH_CONFIGS)
     for path in others:
         vision = path.stem.endswith("_vision")
         types = [VisionArguments] if vision else [ScriptArguments, DataSource, ModelArguments]
         types.append(VisionTrainingArguments if vision else StreamingSFTConfig)
         monkeypatch.setattr(sys, "argv", ["script.py", "--config", str(path)])
         *_, training = parse(*types)
-        folder = "" if path.stem in PAPER_CONFIGS else "streamworld_cpu/"
+        folder = "" if path.stem in PAPER_CONFIGS else "local/" if "local" in path.stem else "streamworld_cpu/"
         assert training.output_dir.startswith(f"outputs/{folder}") and training.lr_scheduler_type == "cosine"
 
 

@@ -11,11 +11,22 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from videollm_mod.train import recipe
+from videollm_mod.train import pretrain_vision, recipe
 from videollm_mod.train.data.world.clip import WORLDS, Clip
 from videollm_mod.train.data.world.events import make_clip
 from videollm_mod.train.data.world.sprites import COLORS
-from videollm_mod.train.pretrain_vision import LabelledPatches, PatchReader, make_scenes
+from videollm_mod.train.loading import load_checkpoint
+from videollm_mod.train.objectness import load_patch_labels
+from videollm_mod.train.pretrain_vision import (
+    LABELS,
+    JointLabels,
+    LabelledPatches,
+    LabelSource,
+    PatchReader,
+    VisionArguments,
+    VisionTrainingArguments,
+    make_scenes,
+)
 from videollm_mod.train.recipe import CONFIGS, SIZES, Size
 
 
@@ -53,6 +64,72 @@ def test_scenes_show_many_things_and_the_wall_hides_some():
     assert 4 < behind.sum() < 16 and not behind.reshape(8, 8)[:4].any()
 
 
+class OneThing(torch.utils.data.Dataset):
+    """Noise with a bright thing on one patch, of a source without colors."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        frames, things = rng.integers(0, 100, (4, 64, 16, 16, 3), dtype=np.uint8), np.full((4, 64), 1)
+        places = np.zeros((4, 64, 3), np.float32)
+        for frame, patch in enumerate(rng.integers(0, 64, 4)):
+            frames[frame, patch], things[frame, patch] = 250, 0
+            places[frame, patch] = patch % 8 + 0.5, patch // 8 + 0.5, 0.125
+        frames = frames.reshape(4, 8, 8, 16, 16, 3).swapaxes(2, 3).reshape(4, 128, 128, 3)
+        return {"frames": frames, "things": things, "colors": np.full((4, 64), -100), "places": places}
+
+
+def test_sources_share_one_table_of_labels():
+    """The second source calls its only thing 0. Together with StreamWorld's things it has the index of its name."""
+    small, other = LABELS["small"](), LabelSource(("imp",), (), lambda *_: OneThing(3))
+    things = (*small.things, *other.things)
+    joint = JointLabels(other.make("train", 8, 128, 0, 3), other, things, small.colors)[2]
+    assert len(joint["things"]) == 4 and (joint["colors"] == -100).all()
+    assert set(joint["things"].ravel().tolist()) == {things.index("imp"), len(things)}
+    patches = small.make("validation", 8, 96, 0, 2)
+    same = JointLabels(patches, small, things, small.colors)[0]
+    assert np.array_equal(same["colors"], patches[0]["colors"]) and (same["colors"] >= 0).any()
+    covered = patches[0]["things"] < len(small.things)
+    assert np.array_equal(same["things"], patches[0]["things"] + ~covered)
+
+
+def test_the_labels_head_finds_covered_patches(tmp_path, monkeypatch):
+    fields = json.loads((CONFIGS / "local_model.json").read_text())
+    fields["model"]["vision_config"]["embed_dim"] = 16
+    (tmp_path / "model.json").write_text(json.dumps(fields))
+    monkeypatch.setattr(pretrain_vision, "NUM_EVAL_CLIPS", 2)
+    source = LabelSource(("imp",), (), lambda _split, _grid, _size, _first, count: OneThing(count))
+    monkeypatch.setitem(LABELS, "squares", lambda: source)
+    options = {"max_steps": 16, "learning_rate": 1e-2, "per_device_train_batch_size": 2, "report_to": "none"}
+    training = VisionTrainingArguments(
+        str(tmp_path / "vision"), remove_unused_columns=False, save_strategy="no", **options
+    )
+    pretrain_vision.main(VisionArguments(str(tmp_path / "model.json"), world="squares", num_clips=32), training)
+    head = load_patch_labels(tmp_path / "vision")
+    assert head.things == ("imp",) and head.colors == ()
+    model, processor = load_checkpoint(str(tmp_path / "vision"))
+    example = OneThing(100)[99]
+    with torch.no_grad():
+        features = model.encode_frames(processor.process_frames(example["frames"]))
+    scores, covered = head.objectness(features).numpy(), example["things"] == 0
+    assert scores.shape == (4, 64) and scores.min() >= 0 and scores.max() <= 1
+    assert (scores[covered][:, None] > scores[~covered]).mean() > 0.9
+    with pytest.raises(ValueError, match="have width 96, but the patch labels read 32"):
+        head.objectness(torch.zeros(1, 64, 96))
+    with pytest.raises(FileNotFoundError, match="has no patch_labels.safetensors"):
+        load_patch_labels(tmp_path)
+
+
+def test_an_unknown_world_is_refused():
+    with pytest.raises(ValueError, match="There is no world vast. Worlds are full, small, tiny, hard, doom"):
+        VisionArguments("model.json", world="hard,vast")
+
+
 def test_shares_of_correct_patches():
     torch.manual_seed(0)
 
@@ -62,7 +139,7 @@ def test_shares_of_correct_patches():
         def forward(self, pixel_values):
             return type("Output", (), {"last_hidden_state": pixel_values})
 
-    reader = PatchReader(Known(), num_things=2)
+    reader = PatchReader(Known(), num_things=2, num_colors=len(COLORS))
     things, colors = torch.tensor([[0, 1, 2, 3]]), torch.tensor([[5, 6, -100, -100]])
     with torch.no_grad():
         reader.reading.weight.zero_()
@@ -70,7 +147,8 @@ def test_shares_of_correct_patches():
         reader.reading.bias[0] = 9.0  # Predicts thing 0 everywhere,
         reader.reading.bias[4 + 6] = 9.0  # and color 6.
     output = reader(torch.randn(1, 4, 4), things, colors, torch.zeros(1, 4, 3))
-    assert output["right"].tolist() == [[0.5, 0.5]] and output["loss"] > 0
+    # All scores are equal, so no covered patch ranks higher than another.
+    assert output["right"].tolist() == [[0.5, 0.5, 0.0]] and output["loss"] > 0
 
 
 @pytest.mark.timeout(1200)

@@ -1,18 +1,22 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Pretrain a vision encoder on StreamWorld. It takes the place that SigLIP has for natural video.
+Pretrain a vision encoder on generated worlds. It takes the place that SigLIP has for natural video.
 
 The encoder learns to predict what covers each patch: the thing, its color, its size and its center. The generator
 knows these labels. With captions only, a small encoder would need hours of training. The script writes a checkpoint
-with the trained encoder and new weights in all other parts, for `train/sft.py --checkpoint`.
+with the trained encoder and new weights in all other parts, for `train/sft.py --checkpoint`. The linear head that
+predicts the labels lies beside it, for `train/objectness.py`.
 
 ```bash
 python train/pretrain_vision.py --config train/configs/streamworld_vision.yaml
+python train/pretrain_vision.py --config train/configs/local_vision.yaml --world hard,doom
 ```
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from videollm_mod.console import quiet
@@ -21,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import Trainer, TrainingArguments
 
 from videollm_mod.train.arguments import run
@@ -31,45 +35,10 @@ from videollm_mod.train.data.world.clutter import make_clutter
 from videollm_mod.train.data.world.masks import Patches
 from videollm_mod.train.data.world.sprites import COLORS
 from videollm_mod.train.new_model import new_model
+from videollm_mod.train.objectness import PatchLabels
 
 
-@dataclass
-class VisionArguments:
-    """
-    Which scenes to train on, and which model to create.
-
-    Args:
-        model_config (`str`): JSON file of the new model (see [`new_model`]).
-        world (`str`, *optional*, defaults to `"small"`): World of the scenes: `"full"`, `"small"`, `"tiny"`,
-            `"hard"`.
-        num_clips (`int`, *optional*, defaults to 1000): Number of clips to train on, each once.
-        first_clip (`int`, *optional*, defaults to 0): Index of the first clip.
-    """
-
-    model_config: str = field(metadata={"help": "JSON file of the new model."})
-    world: str = field(
-        default="small", metadata={"help": "World of the scenes.", "choices": ["full", "small", "tiny", "hard"]}
-    )
-    num_clips: int = field(default=1000, metadata={"help": "Number of clips to train on."})
-    first_clip: int = field(default=0, metadata={"help": "Index of the first clip."})
-
-
-@dataclass
-class VisionTrainingArguments(TrainingArguments):
-    """
-    [`TrainingArguments`] that also accept bf16 without an accelerator.
-
-    Args:
-        max_minutes (`float`, *optional*): Time limit of training; see [`StreamingSFTConfig`].
-    """
-
-    max_minutes: float | None = field(default=None, metadata={"help": "Time limit of training in minutes."})
-
-    def __post_init__(self) -> None:
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        # Transformers hides the bar when it logs errors only.
-        self.disable_tqdm = bool(self.disable_tqdm)
-        super().__post_init__()
+NUM_EVAL_CLIPS = 64  # Of each world.
 
 
 def make_scenes(seed: int, world: World, count: int = 8) -> Clip:
@@ -162,13 +131,135 @@ class LabelledPatches(Dataset):
         return things, colors, places
 
 
-class PatchReader(nn.Module):
-    """A vision encoder with a linear head for each patch. The head is discarded after training."""
+@dataclass(frozen=True)
+class LabelSource:
+    """
+    Where labelled patches come from.
 
-    def __init__(self, encoder: nn.Module, num_things: int) -> None:
+    Args:
+        things (`tuple[str, ...]`): Names of the kinds of things. Labels are indices in it; the two indices after the
+            last thing are nothing and the wall.
+        colors (`tuple[str, ...]`): Names of the colors. A source without colors gives -100 everywhere.
+        make (callable): Returns a data set like [`LabelledPatches`] for the name of a split, the number of patches
+            per side, the size of pictures, the index of the first clip and the number of clips.
+    """
+
+    things: tuple[str, ...]
+    colors: tuple[str, ...]
+    make: Callable[[str, int, int, int, int], Dataset]
+
+
+def _streamworld(world: World) -> LabelSource:
+    def make(split: str, grid: int, size: int, first: int, count: int) -> Dataset:
+        return LabelledPatches(world, grid, size, range(SPLITS[split] + first, SPLITS[split] + first + count))
+
+    return LabelSource(world.things, tuple(COLORS), make)
+
+
+def _doomworld() -> LabelSource:
+    from videollm_mod.train.data.doom import clip, game, patches
+
+    try:
+        game.find_vizdoom()
+    except ImportError as error:
+        raise SystemExit(f"--world doom: {error}") from None
+
+    def make(split: str, grid: int, size: int, first: int, count: int) -> Dataset:
+        seeds = range(clip.SPLITS[split] + first, clip.SPLITS[split] + first + count)
+        return patches.LabelledPatches(split, grid, size, seeds, count=8)
+
+    return LabelSource(patches.THINGS, (), make)
+
+
+# The source of each name that `--world` accepts.
+LABELS: dict[str, Callable[[], LabelSource]] = {
+    name: partial(_streamworld, WORLDS[name]) for name in ("full", "small", "tiny", "hard")
+}
+LABELS["doom"] = _doomworld
+
+
+class JointLabels(Dataset):
+    """
+    Labelled patches of one source, with the indices of the labels of several.
+
+    Args:
+        patches (`Dataset`): Data set of the source.
+        source ([`LabelSource`]): The source.
+        things, colors (`tuple[str, ...]`): Names of all sources.
+    """
+
+    def __init__(
+        self, patches: Dataset, source: LabelSource, things: tuple[str, ...], colors: tuple[str, ...]
+    ) -> None:
+        self.patches = patches
+        self.things = np.array([*map(things.index, source.things), len(things), len(things) + 1])
+        # The last one is for -100.
+        self.colors = np.array([*map(colors.index, source.colors), -100])
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        example = dict(self.patches[index])
+        colors = np.maximum(example["colors"], -1)
+        return example | {"things": self.things[example["things"]], "colors": self.colors[colors]}
+
+
+@dataclass
+class VisionArguments:
+    """
+    Which scenes to train on, and which model to create.
+
+    Args:
+        model_config (`str`): JSON file of the new model (see [`new_model`]).
+        world (`str`, *optional*, defaults to `"small"`): Worlds of the scenes, separated by commas: `"full"`,
+            `"small"`, `"tiny"`, `"hard"` of StreamWorld, and `"doom"` for DoomWorld.
+        num_clips (`int`, *optional*, defaults to 1000): Number of clips of each world to train on, each once.
+        first_clip (`int`, *optional*, defaults to 0): Index of the first clip.
+    """
+
+    model_config: str = field(metadata={"help": "JSON file of the new model."})
+    world: str = field(default="small", metadata={"help": f"Worlds, separated by commas: {', '.join(LABELS)}."})
+    num_clips: int = field(default=1000, metadata={"help": "Number of clips of each world to train on."})
+    first_clip: int = field(default=0, metadata={"help": "Index of the first clip."})
+
+    def __post_init__(self) -> None:
+        self.worlds = [name.strip() for name in self.world.split(",")]
+        if unknown := sorted(set(self.worlds) - set(LABELS)):
+            raise ValueError(f"There is no world {', '.join(unknown)}. Worlds are {', '.join(LABELS)}.")
+
+
+@dataclass
+class VisionTrainingArguments(TrainingArguments):
+    """
+    [`TrainingArguments`] that also accept bf16 without an accelerator.
+
+    Args:
+        max_minutes (`float`, *optional*): Time limit of training; see [`StreamingSFTConfig`].
+    """
+
+    max_minutes: float | None = field(default=None, metadata={"help": "Time limit of training in minutes."})
+
+    def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # Transformers hides the bar when it logs errors only.
+        self.disable_tqdm = bool(self.disable_tqdm)
+        super().__post_init__()
+
+
+class PatchReader(nn.Module):
+    """
+    A vision encoder with a linear head for each patch.
+
+    Args:
+        encoder (`nn.Module`): The encoder.
+        num_things, num_colors (`int`): Number of kinds of things and of colors.
+    """
+
+    def __init__(self, encoder: nn.Module, num_things: int, num_colors: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.sizes = (num_things + 2, len(COLORS), 3)
+        self.num_things, self.sizes = num_things, (num_things + 2, num_colors, 3)
         self.reading = nn.Linear(encoder.config.hidden_size, sum(self.sizes))
 
     def forward(
@@ -182,27 +273,46 @@ class PatchReader(nn.Module):
             things, colors, places: Labels of [`LabelledPatches.labels`], with frames as the first dimension.
 
         Returns:
-            `loss`, and `right` of shape `(frames, 2)`: the shares of correct things and colors per frame, among
-            patches with a thing. They are NaN for a frame without a thing.
+            `loss`, and `right` of shape `(frames, 3)`: the shares of correct things and colors per frame, among
+            patches with a thing, and how often a patch with a thing has a higher objectness than one without. They
+            are NaN for a frame without a thing.
         """
         patches = self.encoder(pixel_values=pixel_values).last_hidden_state
         thing, color, place = self.reading(patches).float().split(self.sizes, dim=-1)
-        covered = colors >= 0
+        covered, colored = things < self.num_things, colors >= 0
         # Nine patches in ten show no thing, so patches with a thing count a second time.
         loss = F.cross_entropy(thing.flatten(0, 1), things.flatten())
-        loss = loss + F.cross_entropy(thing[covered], things[covered])
-        loss = loss + F.cross_entropy(color[covered], colors[covered])
-        loss = loss + F.smooth_l1_loss(place[covered], places[covered])
-        right = torch.stack([thing.argmax(-1) == things, color.argmax(-1) == colors], dim=-1) & covered[..., None]
-        return {"loss": loss, "right": right.sum(dim=1) / covered.sum(dim=1, keepdim=True)}
+        if covered.any():
+            loss = loss + F.cross_entropy(thing[covered], things[covered])
+            loss = loss + F.smooth_l1_loss(place[covered], places[covered])
+        if colored.any():
+            loss = loss + F.cross_entropy(color[colored], colors[colored])
+        things_right = ((thing.argmax(-1) == things) & covered).sum(1) / covered.sum(1)
+        ranked = _rank(thing.softmax(-1)[..., : self.num_things].sum(-1), covered)
+        if not self.sizes[1]:
+            return {"loss": loss, "right": torch.stack([things_right, torch.full_like(ranked, torch.nan), ranked], -1)}
+        colors_right = ((color.argmax(-1) == colors) & colored).sum(1) / colored.sum(1)
+        return {"loss": loss, "right": torch.stack([things_right, colors_right, ranked], dim=-1)}
+
+
+def _rank(scores: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
+    """Return how often a covered patch of each frame has a higher score than another: the area under the curve."""
+    pairs = covered[:, :, None] & ~covered[:, None, :]
+    return ((scores[:, :, None] > scores[:, None, :]) & pairs).sum((1, 2)) / pairs.sum((1, 2))
 
 
 def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
-    """Train the encoder and write the checkpoint."""
+    """Train the encoder, and write the checkpoint and the labels' head."""
     training.label_names = ["things", "colors", "places"]
     model, processor = new_model(arguments.model_config, seed=training.seed)
-    world = WORLDS[arguments.world]
-    grid, size = model.config.vision_grid[0], model.config.vision_config.image_size
+    sources = [LABELS[name]() for name in arguments.worlds]
+    things = tuple(dict.fromkeys(name for source in sources for name in source.things))
+    colors = tuple(dict.fromkeys(name for source in sources for name in source.colors))
+    shape = model.config.vision_grid[0], model.config.vision_config.image_size
+
+    def patches(split: str, first: int, count: int) -> Dataset:
+        made = [(source.make(split, *shape, first, count), source) for source in sources]
+        return ConcatDataset([JointLabels(*part, things, colors) for part in made])
 
     def collate(examples: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         batch = {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
@@ -210,15 +320,15 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
         return {"pixel_values": frames, **{name: torch.from_numpy(labels) for name, labels in batch.items()}}
 
     def seen(prediction: Any) -> dict[str, float]:
-        things, colors = np.nanmean(prediction.predictions, axis=0)
-        return {"things_right": float(things), "colors_right": float(colors)}
+        shares = zip(("things", "colors", "covered"), prediction.predictions.T, strict=True)
+        return {f"{name}_right": float(np.nanmean(share)) for name, share in shares if not np.isnan(share).all()}
 
-    train, validation = SPLITS["train"] + arguments.first_clip, SPLITS["validation"]
+    reader = PatchReader(model.model.vision_encoder, len(things), len(colors))
     trainer = Trainer(
-        model=PatchReader(model.model.vision_encoder, len(world.things)),
+        model=reader,
         args=training,
-        train_dataset=LabelledPatches(world, grid, size, range(train, train + arguments.num_clips)),
-        eval_dataset=LabelledPatches(world, grid, size, range(validation, validation + 64)),
+        train_dataset=patches("train", arguments.first_clip, arguments.num_clips),
+        eval_dataset=patches("validation", 0, NUM_EVAL_CLIPS),
         data_collator=collate,
         compute_metrics=seen,
     )
@@ -228,6 +338,8 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
     print({name: round(value, 4) for name, value in trainer.evaluate().items() if name.endswith("_right")})
     model.save_pretrained(training.output_dir)
     processor.save_pretrained(training.output_dir)
+    if trainer.is_world_process_zero():
+        PatchLabels(things, colors, reader.reading.weight, reader.reading.bias).save(training.output_dir)
 
 
 if __name__ == "__main__":
