@@ -186,7 +186,8 @@ def train_arm(
         takes_maximum (`bool`, *optional*, defaults to `False`): See [`load_initial`].
         single_frames (`bool`, *optional*, defaults to `False`): Whether the model sees each frame alone; see
             [`split_frames`].
-        minutes (`float`, *optional*): Time limit. Training that reaches it stops early.
+        minutes (`float`, *optional*): Limit of the process's processor time, which other processes do not lengthen.
+            Training that reaches it stops early.
         fps (`float`, *optional*, defaults to 2.0): Frames per second of the rows.
 
     Returns:
@@ -201,9 +202,9 @@ def train_arm(
     order = batch_order([num_frames(row) for row in rows], steps, batch_size, seed)
     seen = {"grid": token_grid(model), "single_frames": single_frames, "fps": fps}
     batches = make_batches(rows, processor, order, **seen)
-    losses, started = [], clock.perf_counter()
+    losses, started, processor_started = [], clock.perf_counter(), clock.process_time()
     for step, batch in enumerate(batches):
-        if minutes is not None and clock.perf_counter() - started > 60 * minutes:
+        if minutes is not None and clock.process_time() - processor_started > 60 * minutes:
             break
         model.config.mod_keep_ratio = ratios.at(step)
         losses.append(_train_step(model, batch, optimizer))
