@@ -1,17 +1,21 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What routers look at: counts are right on hand-made choices, and the scripts run on the embedded checkpoint."""
+"""What routers look at, and late moments of streams: counts are right, and the scripts run."""
 
 import json
 import runpy
 from types import SimpleNamespace
 
+import long_context
+import numpy as np
 import pytest
 import router_focus
 import torch
 from PIL import Image
 from programs import ROOT, run_main
 from router_focus import Choices, Clip
+
+from videollm_mod.streaming_videollm_mod import StreamEvent
 
 
 def patches(*frames, tokens=4):
@@ -80,3 +84,44 @@ def test_the_picture_of_the_readme(tmp_path):
     run_main(drawing["main"], *options, program="docs/draw_narration.py")
     with Image.open(tmp_path / "out.gif") as picture:
         assert picture.n_frames == 4
+
+
+def test_events_and_answers_are_counted_by_the_time_since_the_start():
+    narrated = [(1.0, "A cat enters."), (6.0, "The cat leaves."), (8.0, "A dog enters.")]
+    messages = [{"role": "user", "content": "Narrate.", "time": 0.0}]
+    messages += [{"role": "assistant", "content": text, "time": time} for time, text in narrated]
+    messages[3:3] = [
+        {"role": "user", "content": "How many?", "time": 7.0},
+        {"role": "assistant", "content": "None.", "time": 7.0},
+    ]
+    said = [(0.0, "user", "Narrate."), (1.0, "assistant", "A cat enters."), (7.0, "user", "How many?")]
+    said += [(7.0, "assistant", "none."), (8.0, "assistant", "A dog leaves.")]
+    events = [
+        StreamEvent(time, int(2 * time), role, text, interval_probability=None if time == 7.0 else 0.1)
+        for time, role, text in said
+    ]
+    counts = long_context.count({"messages": messages}, events, [0, 10, 20], 2.0)
+    assert counts == [[1, 1, 1, 0, 0], [0, 1, 2, 1, 1]]
+    assert long_context.f1(np.array(counts)) == 2 / 5 and long_context.cell(np.array(counts[:1])).startswith("1.00 (")
+
+
+def test_long_context_of_a_checkpoint(tmp_path):
+    options = ["--world", "tiny", "--seconds", 6, "--clips", 1, "--frames", 6, 12, "--max-frames", 5]
+    options += ["--rope-theta", 50000, "--out", tmp_path]
+    done = run_main(long_context.main, *options, program="benchmarks/long_context.py")
+    path = tmp_path / "long_context.json"
+    found = json.loads(path.read_text())
+    names = {"routed", "full compute"}
+    memories = ("remembers all", "last 5 frames")
+    assert set(found["streamed"]) == {f"{name}, {memory}" for name in names for memory in memories}
+    assert all(len(clips) == 1 and len(clips[0]) == 2 for clips in found["streamed"].values())
+    assert len({clips[0][0][2] for clips in found["streamed"].values()}) == 1
+    read = [found["read"][f"{name}, 1 clips"] for name in ("routed", "routed, rotary base 50000")]
+    assert read[0] != read[1] and all(0 <= value <= 1 for pair in read[0] for value in pair if value is not None)
+    assert done.stdout.strip() == (tmp_path / "long_context.md").read_text().strip()
+    # A second run continues: it measures nothing again, and refuses other options.
+    found["streamed"]["routed, remembers all"][0] = [[9, 9, 9, 0, 0], [0, 9, 9, 0, 0]]
+    path.write_text(json.dumps(found))
+    assert "| routed, remembers all | 1.00 (1.00" in run_main(long_context.main, *options).stdout
+    refused = run_main(long_context.main, *options, "--max-frames", 6)
+    assert refused.returncode == 1 and "was measured with other options" in refused.stderr

@@ -533,6 +533,20 @@ def test_the_length_of_clips_can_be_chosen():
             streamworld.StreamWorld("streamworld", seconds=wrong)
 
 
+def test_the_number_of_questions_can_follow_the_length():
+    world = replace(WORLDS["tiny"], seconds=(60, 60))
+    clip = make_clip(SPLITS["train"] + 5, world)
+    for kind in ("narrate", "ask"):
+        messages, questions = make_dialogue(clip, kind, 10.0)
+        assert len(questions) == 10 and all(message["time"] < 60 for message in messages)
+    assert len(make_dialogue(clip, "narrate", 0.0)[1]) == 0 and len(make_dialogue(clip, "ask")[1]) <= 4
+    source = streamworld.StreamWorld("streamworld", world="tiny", seconds="30,30", questions_per_minute=8.0)
+    asked = [message for message in source.load("test", num_clips=1)[0]["messages"] if message["role"] == "user"]
+    assert len(asked) == 1 + 4
+    with pytest.raises(ValueError, match="from 0 to 60"):
+        streamworld.StreamWorld("streamworld", questions_per_minute=-1.0)
+
+
 def test_things_happen_until_the_end_of_a_long_clip():
     world = replace(WORLDS["tiny"], seconds=(500, 500))
     for seed in range(4):

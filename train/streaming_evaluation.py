@@ -350,18 +350,9 @@ class StreamTally:
 
     def _add_answers(self, messages: list[dict[str, Any]], events: list[Any]) -> None:
         """Add the answers of a stream, and those in the data."""
-        questions = [m for m in messages if m["role"] == "user" and _is_answered(messages, m)]
-        true_answers = [messages[messages.index(m) + 1] for m in questions]
-        asked = [event for event in events if event.role == "user"]
-        given = {id(one): two.text for one, two in pairwise(events) if _answers(two, one)}
-        for question, answer in zip(questions, true_answers, strict=True):
-            # A question may be asked again later, with another answer, so each event matches one question.
-            match = next(
-                (e for e in asked if e.text == question["content"] and e.time >= question["time"] - 1e-6), None
-            )
-            asked = asked[asked.index(match) + 1 :] if match is not None else asked
-            self.answers.append("" if match is None else given.get(id(match), ""))
-            self.true_answers.append(answer["content"])
+        for _, answer, given in answered_questions(messages, events):
+            self.answers.append(given)
+            self.true_answers.append(answer)
 
     def scores(self, *, tolerance: float, delay_window: float) -> dict[str, float]:
         """Compute the measures of [`free_streaming`]."""
@@ -392,6 +383,19 @@ class StreamTally:
             fps=self.fps,
         )
         return segments | {name: matching[name] for name in names}
+
+
+def answered_questions(messages: Sequence[dict[str, Any]], events: Sequence[Any]) -> Iterator[tuple[float, str, str]]:
+    """Yield for each question that the data answer at once: its second, the true answer, and the one in the stream."""
+    questions = [m for m in messages if m["role"] == "user" and _is_answered(messages, m)]
+    asked = [event for event in events if event.role == "user"]
+    given = {id(one): two.text for one, two in pairwise(events) if _answers(two, one)}
+    for question in questions:
+        # A question may be asked again later, with another answer, so each event matches one question.
+        match = next((e for e in asked if e.text == question["content"] and e.time >= question["time"] - 1e-6), None)
+        asked = asked[asked.index(match) + 1 :] if match is not None else asked
+        answer = messages[messages.index(question) + 1]
+        yield question["time"], answer["content"], "" if match is None else given.get(id(match), "")
 
 
 def spoken_unasked(events: Sequence[Any]) -> list[Any]:

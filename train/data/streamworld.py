@@ -38,6 +38,8 @@ class StreamWorld(DataSource):
         frame_size (`int`, *optional*, defaults to 96): Width and height of the pictures.
         seconds (`str`, *optional*): Shortest and longest clip in seconds, for example `"20,60"`. The default is the
             world's. A clip of another length is another clip: it does not continue the shorter one.
+        questions_per_minute (`float`, *optional*): How often the user asks. The default is up to four questions a row,
+            however long it is.
     """
 
     world: str = field(
@@ -48,13 +50,17 @@ class StreamWorld(DataSource):
         metadata={"help": "Weights of the kinds of dialogue, for example describe=1,narrate=2,ask=1,wait=1."},
     )
     frame_size: int = field(default=96, metadata={"help": "Width and height of the pictures."})
-
     seconds: str | None = field(
         default=None, metadata={"help": "Shortest and longest clip, for example 20,60. Default: the world's."}
+    )
+    questions_per_minute: float | None = field(
+        default=None, metadata={"help": "How often the user asks. Default: up to four questions a row."}
     )
 
     def __post_init__(self) -> None:
         self.limits = None if self.seconds is None else parse_seconds(self.seconds)
+        if self.questions_per_minute is not None and not 0 <= self.questions_per_minute <= 60:
+            raise ValueError(f"`questions_per_minute` is from 0 to 60, got {self.questions_per_minute:g}.")
 
     @property
     def longest_row(self) -> float:
@@ -71,6 +77,7 @@ class StreamWorld(DataSource):
             kinds=parse_weights("kinds", self.kinds),
             world=world if self.limits is None else replace(world, seconds=self.limits),
             size=self.frame_size,
+            questions_per_minute=self.questions_per_minute,
         )
 
     def title(self, split: str) -> str:

@@ -145,7 +145,9 @@ def _about_later(clip: Clip, time: float) -> list[Question]:
     return found
 
 
-def make_dialogue(clip: Clip, kind: str) -> tuple[list[dict[str, Any]], list[Question]]:
+def make_dialogue(
+    clip: Clip, kind: str, questions_per_minute: float | None = None
+) -> tuple[list[dict[str, Any]], list[Question]]:
     """
     Make timed messages about a clip. The same clip and kind always give the same messages.
 
@@ -154,6 +156,8 @@ def make_dialogue(clip: Clip, kind: str) -> tuple[list[dict[str, Any]], list[Que
         kind (`str`): "narrate": every event is described, with an occasional question. "ask": the model only answers
             questions. "wait": the model is asked to speak when something happens later. "describe": every frame at
             2 fps is described.
+        questions_per_minute (`float`, *optional*): How often the user asks, if there is something to ask about. The
+            default is up to one question in narration and up to four elsewhere, however long the clip is.
 
     Returns:
         `tuple`: The messages, and the questions among them. Both are empty if the model would have nothing to say.
@@ -168,6 +172,8 @@ def make_dialogue(clip: Clip, kind: str) -> tuple[list[dict[str, Any]], list[Que
         count = int(rng.random() < 0.3)
     else:
         count = int(rng.integers(1, 5)) if kind == "ask" else int(rng.integers(1, 3))
+    if questions_per_minute is not None:
+        count = round(questions_per_minute * clip.seconds / 60)
     questions = _choose_questions(clip, rng, count, ("later",) if kind == "wait" else QUESTIONS[:-1])
     for question in questions:
         messages.append({"role": "user", "content": question.text, "time": question.time})

@@ -25,6 +25,7 @@ def streamworld_dataset(
     world: World | None = None,
     size: int = 96,
     slide_frames: int = SLIDE_FRAMES,
+    questions_per_minute: float | None = None,
 ) -> Dataset:
     """
     Return rows `{"messages", "video", "covered", "kind", "seed"}` that are made when they are read.
@@ -44,6 +45,7 @@ def streamworld_dataset(
             `WORLDS["full"]` for the others.
         size (`int`, *optional*, defaults to 96): Width and height of the pictures.
         slide_frames (`int`, *optional*, defaults to 12): Number of frames in a slide show.
+        questions_per_minute (`float`, *optional*): How often the user asks (see [`make_dialogue`]).
 
     Raises:
         `ValueError`: If the split or a kind is unknown, a weight is negative, or the split has too few clips.
@@ -61,15 +63,25 @@ def streamworld_dataset(
     first = begin + first_clip * slide_frames
     seeds = range(first, first + num_clips * slide_frames, slide_frames)
     world = world or WORLDS["ood" if split == "ood" else "full"]
-    return Dataset.from_dict({"seed": seeds}).with_transform(_RowMaker(kinds, world, size, slide_frames))
+    return Dataset.from_dict({"seed": seeds}).with_transform(
+        _RowMaker(kinds, world, size, slide_frames, questions_per_minute)
+    )
 
 
 class _RowMaker:
     """Makes rows from their seeds: a batch `{"seed": [...]}` becomes a batch of complete rows."""
 
-    def __init__(self, kinds: dict[str, float], world: World, size: int, slide_frames: int) -> None:
+    def __init__(
+        self,
+        kinds: dict[str, float],
+        world: World,
+        size: int,
+        slide_frames: int,
+        questions_per_minute: float | None = None,
+    ) -> None:
         self.kinds, self.weights = list(kinds), np.array(list(kinds.values())) / sum(kinds.values())
         self.world, self.size, self.slide_frames = world, size, slide_frames
+        self.questions_per_minute = questions_per_minute
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [self.make(seed) for seed in batch["seed"]]
@@ -85,7 +97,7 @@ class _RowMaker:
             covered = covered_patches(slides)
         else:
             clip = make_clip(seed, self.world)
-            messages, _ = make_dialogue(clip, kind)
+            messages, _ = make_dialogue(clip, kind, self.questions_per_minute)
             if not messages:
                 # The clip has nothing to narrate or to wait for: the row asks about it instead.
                 kind = "ask"
