@@ -36,7 +36,16 @@ ROWS = [row(seed, frames) for seed, frames in enumerate((6, 9, 4, 7))]
 
 
 def new_trainer(
-    folder, *, rows=ROWS, model=None, cls=StreamingSFTTrainer, streamed=None, collator=None, adapter=None, **options
+    folder,
+    *,
+    rows=ROWS,
+    model=None,
+    cls=StreamingSFTTrainer,
+    streamed=None,
+    collator=None,
+    adapter=None,
+    router_learning_rate=None,
+    **options,
 ):
     processor = tiny_processor()
     model = tiny_model(text_overrides={"tie_word_embeddings": False}) if model is None else model
@@ -64,6 +73,7 @@ def new_trainer(
         processing_class=processor,
         data_collator=StreamCollator(processor, **(collator or {})),
         peft_config=adapter,
+        **({} if router_learning_rate is None else {"router_learning_rate": router_learning_rate}),
         **({} if streamed is None else {"eval_dataset": dataset, "stream_examples": streamed}),
     )
 
@@ -347,8 +357,24 @@ def test_keep_ratios_fall_during_warmup(tmp_path):
     assert kept == [0.9, 0.8, 0.6, 0.4, 0.2, 0.2]
     per_layer = tiny_model(mod_keep_ratio=[1.0, 0.5, 0.0, 0.2]).config
     assert KeepRatioWarmup(per_layer, 2).ratio(1) == [1.0, 0.75, 0.5, pytest.approx(0.6)]
+    held = KeepRatioWarmup(model.config, 2, hold_steps=2)
+    assert [held.ratio(step) for step in range(5)] == [0.9, 0.9, 0.9, pytest.approx(0.6), 0.2]
+    assert [KeepRatioWarmup(model.config, 0, hold_steps=1).ratio(step) for step in range(2)] == [0.9, 0.2]
     with pytest.raises(ValueError, match="at least 1 step"):
         KeepRatioWarmup(per_layer, 0)
+
+
+def test_routers_have_their_own_learning_rate(tmp_path):
+    model = tiny_model(mod_router_loss="gradient", text_overrides={"tie_word_embeddings": False})
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    options = {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    trainer = new_trainer(tmp_path, model=model, max_steps=1, router_learning_rate=0.1, **options)
+    trainer.train()
+    moved = {name: (weight.detach() - before[name]).abs().max() for name, weight in model.named_parameters()}
+    # Adam's first step has the size of the learning rate.
+    assert all(moved[f"model.language_model.{name}.weight"] > 0.09 for name in model.router_names)
+    assert 0 < max(size for name, size in moved.items() if "router" not in name) < 2e-5
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(before)
 
 
 # ---------------------------------------------------------------------------------------------------------- time limit

@@ -144,6 +144,8 @@ class ScriptArguments(RowArguments):
             does not copy from text.
         keep_ratio_warmup_steps (`int`, *optional*, defaults to 0): Number of steps during which the keep ratio falls
             from 1 to its final value.
+        keep_ratio_hold_steps (`int`, *optional*, defaults to 0): Number of steps before that, with a keep ratio of 1
+            but for one token per frame.
         max_frames (`int`, *optional*, defaults to 1200): Most frames of a row, as in VideoLLM-online. Longer rows, and
             those with more tokens than `max_length`, are split into windows (see [`Windows`]).
         window_replies (`int`, *optional*, defaults to 0): Earlier replies that a window begins with, as text.
@@ -160,6 +162,7 @@ class ScriptArguments(RowArguments):
     shuffle_buffer: int = field(default=1000, metadata={"help": "Rows of a stream to draw the next from."})
     augmentation: float = field(default=0.0, metadata={"help": "Share of replies to corrupt in training."})
     keep_ratio_warmup_steps: int = field(default=0, metadata={"help": "Steps while the keep ratio falls from 1."})
+    keep_ratio_hold_steps: int = field(default=0, metadata={"help": "Steps before the keep ratio falls."})
     max_frames: int = field(default=MAX_FRAMES, metadata={"help": "Most frames of a row; longer ones are split."})
     window_replies: int = field(default=0, metadata={"help": "Earlier replies that a window begins with, as text."})
     dry_run: bool = field(default=False, metadata={"help": "Check the data, print what training costs, and stop."})
@@ -293,9 +296,11 @@ class StreamingSFTConfig(SFTConfig):
             steps, and the learning rate schedule is shortened to fit.
         max_length (`int`, *optional*): Most tokens of a window (see [`ScriptArguments`]). Defaults to the model's
             context, and may not exceed it.
+        router_learning_rate (`float`, *optional*): Initial learning rate of the routers. Defaults to `learning_rate`.
     """
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
+    router_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the routers."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Number of warm-up steps; below 1, their share."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})

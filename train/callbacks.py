@@ -104,20 +104,21 @@ def _schedule(scheduler: Any) -> Any:
 
 class KeepRatioWarmup(TrainerCallback):
     """
-    Lower the keep ratio of routed layers linearly from 1 to its final value.
+    Hold the keep ratio of routed layers at 1, then lower it linearly to its final value.
 
-    A model that was trained at full compute then skips its tokens gradually. A checkpoint that is saved during the
-    warm-up has the ratio of its step.
+    A model that was trained at full compute then skips its tokens gradually, and routers with a router loss see nearly
+    all tokens before they choose. A checkpoint that is saved during the warm-up has the ratio of its step.
 
     Args:
         config ([`VideoLLMMoDConfig`]): Configuration of the trained model.
-        steps (`int`): Number of steps until the final ratio.
+        steps (`int`): Number of steps during which the ratio falls.
+        hold_steps (`int`, *optional*, defaults to 0): Number of steps before that.
     """
 
-    def __init__(self, config: Any, steps: int) -> None:
-        if steps < 1:
-            raise ValueError(f"The keep ratio needs at least 1 step to warm up, got {steps}.")
-        self.config, self.steps, self.target = config, steps, config.mod_keep_ratio
+    def __init__(self, config: Any, steps: int, hold_steps: int = 0) -> None:
+        if min(steps, hold_steps) < 0 or steps + hold_steps < 1:
+            raise ValueError(f"The keep ratio needs at least 1 step to warm up, got {steps} and {hold_steps} to hold.")
+        self.config, self.steps, self.hold_steps, self.target = config, steps, hold_steps, config.mod_keep_ratio
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Set the ratio of this step."""
@@ -129,9 +130,10 @@ class KeepRatioWarmup(TrainerCallback):
 
     def ratio(self, step: int) -> float | list[float]:
         """Return `mod_keep_ratio` at a step, counted from 0."""
-        if step >= self.steps:
+        falling = max(step - self.hold_steps, 0)
+        if step >= self.hold_steps and falling >= self.steps:
             return self.target
-        left = 1 - step / self.steps
+        left = 1 - falling / max(self.steps, 1)
         # At a ratio of 1 a router would have no gradient, so a routed layer skips at least one token.
         most = 1 - 1 / self.config.frame_num_tokens
 

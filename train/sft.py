@@ -125,6 +125,7 @@ def train_model(
         peft_config=adapter,
         stream_examples=streamed,
         fps=script.fps,
+        router_learning_rate=training.router_learning_rate,
         about={"dataset": source.dataset, "base_models": arguments.base_models()},
     )
     if counter is not None:
@@ -133,8 +134,8 @@ def train_model(
     trainer.add_callback(EpochTeller(collator))
     if training.max_minutes is not None:
         trainer.add_callback(TimeLimit(training.max_minutes))
-    if script.keep_ratio_warmup_steps > 0:
-        trainer.add_callback(KeepRatioWarmup(model.config, script.keep_ratio_warmup_steps))
+    if (warmup := (script.keep_ratio_warmup_steps, script.keep_ratio_hold_steps)) != (0, 0):
+        trainer.add_callback(KeepRatioWarmup(model.config, *warmup))
     # With max_steps=0 the trainer would still run one step.
     if training.max_steps != 0:
         trainer.train(resume_from_checkpoint=checkpoint)

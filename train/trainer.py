@@ -52,6 +52,7 @@ class StreamingSFTTrainer(SFTTrainer):
         stream_examples (sequence of `dict`, *optional*): Rows with `messages` and `video`. At each evaluation they are
             streamed freely, and what was said of the first is printed.
         fps (`float`, *optional*, defaults to 2.0): Frames a second to stream them at.
+        router_learning_rate (`float`, *optional*): Initial learning rate of routers. Defaults to that of all weights.
         about (`dict`, *optional*): `dataset` and `base_models`, for the card (see [`write_card`]).
     """
 
@@ -60,6 +61,7 @@ class StreamingSFTTrainer(SFTTrainer):
         *args: Any,
         stream_examples: Sequence[dict[str, Any]] = (),
         fps: float = 2.0,
+        router_learning_rate: float | None = None,
         about: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -67,6 +69,7 @@ class StreamingSFTTrainer(SFTTrainer):
         with _fused_head(model):
             super().__init__(*args, **kwargs)
         self.stream_examples, self.fps, self.about = stream_examples, fps, about or {}
+        self.router_learning_rate = router_learning_rate
         self._config = self.accelerator.unwrap_model(self.model).config
         # Counts stay on the device until they are logged, so that no step waits for them.
         self._sums: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
@@ -120,6 +123,23 @@ class StreamingSFTTrainer(SFTTrainer):
     def _gather(self, numbers: torch.Tensor) -> torch.Tensor:
         """Gather numbers (count,) from every process as (processes, count) on the host."""
         return self.accelerator.gather(numbers[None]).cpu()
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Create the optimizer as Transformers does, and give routers their own learning rate if there is one."""
+        is_new, rate = self.optimizer is None, self.router_learning_rate
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if not is_new or rate is None:
+            return optimizer
+        learners = [module for module in self.model.modules() if getattr(type(module), "learns", False)]
+        routers = {id(weight) for module in learners for weight in module.parameters()}
+        for group in list(optimizer.param_groups):
+            both = {False: [], True: []}
+            for weight in group["params"]:
+                both[id(weight) in routers].append(weight)
+            if both[True]:
+                group["params"] = both[False]
+                optimizer.add_param_group({**group, "params": both[True], "lr": rate})
+        return optimizer
 
     def get_train_dataloader(self) -> Any:
         """Return TRL's loader. For a stream it has a generator, so that it draws nothing from the global one."""
