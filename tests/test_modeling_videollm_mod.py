@@ -1075,7 +1075,8 @@ SHARDINGS = {
 @pytest.mark.parametrize("how", SHARDINGS)
 def test_sharded_training_equals_plain_training(tmp_path, mesh, how, quantised):
     """From a checkpoint in bfloat16. A sharding unit has one dtype, routers included."""
-    tiny_model(text_overrides={"tie_word_embeddings": False}).save_pretrained(tmp_path)
+    untied, taught = {"tie_word_embeddings": False}, {"mod_router_loss": "gradient", "mod_keep_ratio": 0.4}
+    tiny_model(text_overrides=untied, **taught).save_pretrained(tmp_path)
     options = {"dtype": torch.bfloat16}
     if quantised:
         skipped = ["lm_head", "model.connector", "model.vision_encoder"]
