@@ -185,6 +185,7 @@ def list_arms(_options: argparse.Namespace) -> None:
 
 def run_all(options: argparse.Namespace) -> None:
     """Train and measure the variants that have no result yet: all first seeds, then all second ones."""
+    about_folder(options.folder)
     initial = hashlib.sha256((options.folder / "initial" / "model.safetensors").read_bytes()).hexdigest()[:12]
     shared = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "test_clips")}
     shared |= {"settings": json.dumps(dict(options.set), sort_keys=True), "initial": initial}

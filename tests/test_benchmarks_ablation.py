@@ -91,6 +91,12 @@ def test_a_run_without_time_for_its_steps_does_not_count(folder, capsys):
     assert "only 0 of 2 steps" in capsys.readouterr().out and ablation.read_results(folder) == before
 
 
+def test_a_folder_without_an_initialisation_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path)
+    assert capsys.readouterr().err.strip().endswith("run `ablation.py prepare` first.")
+
+
 def test_arms_train_on_the_same_rows_in_the_same_order(folder):
     lengths = [2, 3] * 4
     assert batch_order(lengths, 3, 2, seed=0) == batch_order(lengths, 3, 2, seed=0) != batch_order(lengths, 3, 2, 1)
