@@ -16,7 +16,8 @@ a patch that at least one layer keeps. A scene moves if the mean color of patche
 one of 255 levels.
 
 The other routers choose for the same weights and frames: `uniform`, `random`, `change`, and `oracle`, which keeps
-covered patches first.
+covered patches first. With `--objectness FOLDER` there is one more, which keeps the patches that most probably show a
+thing, by the patch labels that `train/pretrain_vision.py` left in the folder.
 
 - Agreement: the share of its kept patches that a layer shares with another, on average over pairs.
 - Overlap: the share of its kept patches that a layer also kept in the previous frame.
@@ -48,6 +49,7 @@ from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.collator import StreamCollator, normalize_pixels
 from videollm_mod.train.data.dialogues import ceil_frame
 from videollm_mod.train.data.sources import find_source, load_split, option_names
+from videollm_mod.train.objectness import load_patch_labels
 from videollm_mod.train.streaming_evaluation import unasked_replies
 
 
@@ -150,6 +152,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--world", help="what clips may show; default: the data set's")
     parser.add_argument("--clips", type=int, default=64, help="test clips")
     parser.add_argument("--fps", type=float, default=2.0, help="frames per second that the model sees")
+    parser.add_argument("--objectness", type=Path, help="folder with the encoder's patch_labels.safetensors")
     parser.add_argument("--out", type=Path, help="folder for router_focus.json, .md and .png")
     return parser.parse_args()
 
@@ -219,6 +222,8 @@ def measure(
         if name not in routers:
             variant = with_changes(model, {"mod_router": name}).eval()
             routers[name] = watch(variant, processor, rows, options.fps)
+    if options.objectness is not None:
+        routers["objectness"] = choose(objectness(model, processor, rows, options.objectness), model.config)
     routers["oracle"] = choose([clip.covered.float() for clip in clips], model.config)
     return routers
 
@@ -236,6 +241,16 @@ def watch(
             for row, count in zip(kept, batch["num_frames"].tolist(), strict=True):
                 found.add(layer, row[:count, first:])
     return found
+
+
+@torch.no_grad()
+def objectness(
+    model: VideoLLMMoDForConditionalGeneration, processor: Any, rows: Sequence[dict[str, Any]], folder: Path
+) -> Iterator[torch.Tensor]:
+    """Yield for each row how probably each patch shows a thing, (frames, tokens)."""
+    head, first = load_patch_labels(folder), int(model.config.frame_token_cls)
+    for row in rows:
+        yield head.objectness(model.encode_frames(processor.process_frames(row["video"])))[:, first:]
 
 
 def choose(scores: Iterable[torch.Tensor], config: Any) -> Choices:

@@ -16,6 +16,7 @@ from programs import ROOT, run_main
 from router_focus import Choices, Clip
 
 from videollm_mod.streaming_videollm_mod import StreamEvent
+from videollm_mod.train.objectness import PatchLabels
 
 
 def patches(*frames, tokens=4):
@@ -62,11 +63,12 @@ def test_a_router_keeps_the_highest_scores_and_the_last_token_if_it_must():
 
 
 def test_the_focus_of_a_checkpoint(tmp_path):
-    options = ["--world", "tiny", "--clips", 2, "--over", ROOT, "--out", tmp_path]
+    PatchLabels(("cat",), ("red",), torch.randn(7, 96), torch.zeros(7)).save(tmp_path)
+    options = ["--world", "tiny", "--clips", 2, "--over", ROOT, "--objectness", tmp_path, "--out", tmp_path]
     done = run_main(router_focus.main, *options, program="benchmarks/router_focus.py")
     found = json.loads((tmp_path / "router_focus.json").read_text())
     routers = found["routers"]
-    assert set(routers) == {"learned", "uniform", "random", "change", "oracle"}
+    assert set(routers) == {"learned", "uniform", "random", "change", "objectness", "oracle"}
     assert list(routers["learned"]["layers"]) == ["2", "3", "4", "5"]
     best = routers["oracle"]["mean"]["covered"]
     assert all(router["mean"]["covered"] <= best for router in routers.values())
