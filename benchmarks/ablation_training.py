@@ -50,28 +50,6 @@ class Trained:
     seconds: float
 
 
-class RatioSchedule:
-    """
-    The keep ratio of each step: almost 1 at first, then falling, then final.
-
-    Args:
-        config ([`VideoLLMMoDConfig`]): The configuration, with the final ratio.
-        watching (`int`): Number of steps in which routed layers keep all tokens but one.
-        falling (`int`): Number of steps after them in which the ratio falls to the final one.
-    """
-
-    def __init__(self, config: Any, watching: int, falling: int) -> None:
-        self.watching, self.final = watching, config.mod_keep_ratio
-        self.warm_up = KeepRatioWarmup(config, max(falling, 1))
-        self.falling = falling
-
-    def at(self, step: int) -> float | list[float]:
-        """Return `mod_keep_ratio` at a step, counted from 0."""
-        if step < self.watching:
-            return self.warm_up.ratio(0)
-        return self.warm_up.ratio(step - self.watching) if self.falling else self.final
-
-
 class MaxConnector(torch.nn.Module):
     """A connector that reads all tokens of a frame and returns one: their maximum after the projection."""
 
@@ -198,7 +176,8 @@ def train_arm(
     model.model.vision_encoder.requires_grad_(False)
     optimizer = _optimizer(model, learning_rate, router_rate)
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(LEARNING_RATE_WARM_UP * steps), steps)
-    ratios = RatioSchedule(model.config, round(watching * steps), round(warm_up * steps))
+    held, falling = round(watching * steps), round(warm_up * steps)
+    ratios = KeepRatioWarmup(model.config, falling, held) if held + falling else None
     order = batch_order([num_frames(row) for row in rows], steps, batch_size, seed)
     seen = {"grid": token_grid(model), "single_frames": single_frames, "fps": fps}
     batches = make_batches(rows, processor, order, **seen)
@@ -206,10 +185,12 @@ def train_arm(
     for step, batch in enumerate(batches):
         if minutes is not None and clock.process_time() - processor_started > 60 * minutes:
             break
-        model.config.mod_keep_ratio = ratios.at(step)
+        if ratios is not None:
+            model.config.mod_keep_ratio = ratios.ratio(step)
         losses.append(_train_step(model, batch, optimizer))
         schedule.step()
-    model.config.mod_keep_ratio = ratios.final
+    if ratios is not None:
+        model.config.mod_keep_ratio = ratios.target
     return Trained(model.eval(), processor, losses, clock.perf_counter() - started)
 
 

@@ -12,10 +12,9 @@ from ablation_arms import ARMS, decaying
 from ablation_measures import kept_counts, totals
 from ablation_rows import batch_order, read_rows, split_frames, with_features
 from ablation_table import difference, estimate, tables, variants
-from ablation_training import RatioSchedule, train_arm
+from ablation_training import train_arm
 from safetensors.torch import save_file
 
-from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.train.new_model import new_model
 from videollm_mod.train.recipe import CONFIGS
 
@@ -102,8 +101,10 @@ def test_arms_train_on_the_same_rows_in_the_same_order(folder):
     assert batch_order(lengths, 3, 2, seed=0) == batch_order(lengths, 3, 2, seed=0) != batch_order(lengths, 3, 2, 1)
     assert sorted(sum(batch_order(lengths, 4, 2, seed=0), [])) == list(range(8))
     rows = read_rows(folder, "clips")
-    losses = [train_arm(folder / "initial", rows, {}, 2, 0, batch_size=2).losses for _ in range(2)]
-    assert losses[0] == losses[1]
+    routed = {"mod_keep_ratio": 0.2, "mod_layers": "all_deep"}
+    options = {"batch_size": 2, "watching": 0.5, "router_rate": 10.0}
+    first, second = (train_arm(folder / "initial", rows, routed, 2, 0, **options) for _ in range(2))
+    assert first.losses == second.losses and first.model.config.mod_keep_ratio == 0.2
 
 
 def test_frames_are_pooled_to_fewer_tokens_and_to_one(folder):
@@ -116,13 +117,6 @@ def test_frames_are_pooled_to_fewer_tokens_and_to_one(folder):
     assert (few.processor.frame_num_tokens, one.processor.frame_num_tokens) == (32, 1)
     seen = one.model.model.connector(features)
     assert torch.equal(seen[:, 0], one.model.model.connector(features.flip(1))[:, 0]) and seen.shape[1] == 1
-
-
-def test_routers_watch_before_the_ratio_falls():
-    schedule = RatioSchedule(VideoLLMMoDConfig(mod_keep_ratio=0.2), watching=2, falling=2)
-    assert [schedule.at(step) for step in range(5)] == [0.9, 0.9, 0.9, pytest.approx(0.6), 0.2]
-    assert [RatioSchedule(VideoLLMMoDConfig(), 1, 0).at(step) for step in (0, 1)] == [0.9, 0.2]
-    assert RatioSchedule(VideoLLMMoDConfig(), 0, 0).at(0) == 0.2
 
 
 def test_kept_tokens_are_counted_on_things_and_on_background():
