@@ -3,6 +3,7 @@
 """`train/data/coin.py`, on an annotation file of our own in COIN's layout, with the faults of real ones."""
 
 import json
+import re
 
 import pytest
 from openpyxl import Workbook
@@ -222,6 +223,11 @@ def test_labels_of_the_taxonomy(folder, tmp_path):
     assert labels == {"coin_step": ["spread butter", "wash sim card"], "coin_task": ["make sandwich", "wash sim card"]}
     other = run(folder, tmp_path / "out", "--taxonomy", folder / "COIN.json")
     assert other.returncode == 1 and "is no taxonomy of COIN: it needs the sheet" in other.stderr
+
+
+def test_videos_of_another_split_are_counted(folder, tmp_path):
+    shown = run(folder, tmp_path / "out", "--split", "test").stdout
+    assert re.search(r"^test: .*\n(  .*\n)*  left out \d+: of another split \(", shown, flags=re.MULTILINE), shown
 
 
 def test_strict_names_the_first_fault(folder, tmp_path):

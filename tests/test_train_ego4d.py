@@ -202,8 +202,16 @@ def test_benchmarks_tell_the_split_of_a_video(tmp_path, videos):
     file = save(tmp_path, "all_narrations_redacted.json", {"videos": entries})
     rows, *_ = convert(Ego4D, file, videos, splits=splits)
     assert {row["id"][:3]: split for split, row in rows} == {"v-1": "train", "v-2": "validation", "v-3": "test"}
-    rows, *_ = convert(Ego4D, file, videos, splits=splits, split="test")
-    assert {row["id"] for _, row in rows} == {"v-3/p-1", "v-3/p-2"}
+    rows, counts, _ = convert(Ego4D, file, videos, splits=splits, split="test")
+    assert {row["id"] for _, row in rows} == {"v-3/p-1", "v-3/p-2"} and counts["of another split"] == 2
+
+
+def test_a_file_that_names_another_split_is_left_out(tmp_path, videos):
+    steps = save(tmp_path, "goalstep_train.json", goalstep(goal("v-1", step(1, 3, "a")), split="val"))
+    actions = lta(tmp_path, action(0, 0.0), split="val").rename(tmp_path / "fho_lta_train.json")
+    for file in (steps, actions):
+        rows, counts, _ = convert(Ego4D, file, videos)
+        assert rows == [] and counts == {"a file of another split": 1}
 
 
 def test_the_annotations_tell_splits_if_they_can(tmp_path, videos, capsys):

@@ -119,6 +119,12 @@ def test_keysteps_of_the_test_split_have_no_reply(tmp_path, root):
     assert split == "test" and row["truth"] == {} and len(row["messages"]) == 1 and counts == {}
 
 
+def test_a_file_that_names_another_split_is_left_out(tmp_path, root):
+    file = benchmark(tmp_path, segment(1.5, 4.5, 2), split="val")
+    rows, counts, _ = convert(EgoExo4D, file.rename(file.with_name("keystep_segment_train.json")), root)
+    assert rows == [] and counts == {"a file of another split": 1}
+
+
 def test_faults_of_keysteps_are_counted(tmp_path, root):
     file = benchmark(
         tmp_path,

@@ -774,7 +774,10 @@ def test_another_run_of_the_command_scores_only_or_is_refused(prepared, tmp_path
 def test_a_judge_without_a_task_compares_narrations(prepared):
     with patch.dict(sys.modules, sentence_transformers=None):
         error = command(prepared, "--judge", "sentence").stderr
-    assert error.startswith("--judge sentence: The similarity 'sentence' needs an encoder") and error.count("\n") == 1
+    assert (
+        error.startswith("error: --judge sentence: The similarity 'sentence' needs an encoder")
+        and error.count("\n") == 1
+    )
     model, processor = tiny_model(mod_layers="all"), tiny_processor()
     row = ask(4, question="Narrate.")
     scores = free_streaming(model, processor, [row], similarity="exact", progress=False, max_new_tokens=3)
@@ -810,8 +813,8 @@ def test_mistakes_of_the_command_are_one_line(prepared):
     assert command(prepared, "--judge", "endpoint", "--judge_url", "http://a", "--judge_model", "b").stderr == error
     error = "error: --tolerance is not for tasks: leave out --task or --tolerance.\n"
     assert command(prepared, "--task", "coin_step", "--tolerance", 1).stderr == error
-    error = "--task coin_step: --max_new_tokens is for tasks that stream, and none of these does.\n"
+    error = "error: --task coin_step: --max_new_tokens is for tasks that stream, and none of these does.\n"
     assert command(prepared, "--task", "coin_step", "--max_new_tokens", 3).stderr == error
-    assert command(prepared, "--task", "coin_steps").stderr.startswith("--task coin_steps: there is no task")
+    assert command(prepared, "--task", "coin_steps").stderr.startswith("error: --task coin_steps: there is no task")
     other = command(prepared, "--task", "coin_step", "--fps", 1)
     assert other.stderr.endswith("the rows are prepared for 2 frames per second: give --fps 2.\n")

@@ -156,7 +156,7 @@ def main(source: DataSource, arguments: EvaluationArguments) -> None:
         try:
             check_judge(arguments.judge)
         except (ImportError, OSError) as error:
-            raise SystemExit(f"--judge {arguments.judge}: {error}") from None
+            raise SystemExit(f"error: --judge {arguments.judge}: {error}") from None
     with row_record() as record:
         checks = {"fps": arguments.fps, "full": arguments.skip_faulty and arguments.task is None}
         checks["left_out"] = record if arguments.skip_faulty else None

@@ -100,7 +100,7 @@ class Coin(Converter):
         self.labels = {name: sorted(found) for name, found in asked.items()}
         for name, entry in entries.items():
             split = _split(entry, name, notes)
-            if split is None or not self.wants(split):
+            if split is None or not self.accepts(split, name, notes):
                 continue
             notes.split = split
             if video := videos.open(notes, name, "", name):

@@ -97,6 +97,14 @@ class Converter:
         """Return whether the rows of a split were asked for."""
         return self.split in (None, split)
 
+    def accepts(self, split: str, where: str, notes: "Notes") -> bool:
+        """Return what [`~Converter.wants`] does. An entry of another split is counted in the one asked for."""
+        if not self.wants(split):
+            before, notes.split = notes.split, str(self.split)
+            notes.leave_out(where, "", "of another split", by_rule=True)
+            notes.split = before
+        return self.wants(split)
+
 
 # The class of each name that `prepare.py` accepts, as "module:class" so that only the chosen module is imported.
 CONVERTERS: dict[str, str | type[Converter]] = {

@@ -213,7 +213,9 @@ class DenseCaptions(Converter):
     def convert(self, annotations: Path, videos: Videos, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield a row for each video. See [`Converter.convert`]."""
         for split, entries, others in self.read(annotations):
-            for name, entry in entries.items() if self.wants(split) or not split else ():
+            for name, entry in entries.items():
+                if split and not self.accepts(split, name, notes):
+                    continue
                 notes.split = split
                 if not split:
                     notes.leave_out(name, "subset", "is neither training nor validation nor testing")

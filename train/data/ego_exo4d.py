@@ -39,7 +39,7 @@ from videollm_mod.train.data.dialogues import (
 )
 from videollm_mod.train.data.ego4d.goalstep import Level, Timeline, read_segments, timeline_row
 from videollm_mod.train.data.ego4d.narration import INSTRUCTION, clean_narration, narration_row
-from videollm_mod.train.data.json_streams import read_pairs, read_values, take_span, take_time
+from videollm_mod.train.data.json_streams import read_pairs, read_values, take_span, take_time, told_split
 
 
 QUESTION = "Which action does the video show? Answer with its name only."
@@ -166,6 +166,9 @@ class EgoExo4D(Converter):
         labels = self._read_labels(root) if any(task == "keystep" for task, _, _ in found) else {}
         for task, split, path in found:
             notes.split = split
+            if task == "keystep" and told_split(path, "splits") not in (None, split):
+                notes.leave_out(path.name, "splits", "a file of another split")
+                continue
             if task == "keystep":
                 rows = self._keystep_rows(path, split, labels, videos, notes)
             elif task == "keystep_stream":

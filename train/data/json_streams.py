@@ -33,6 +33,20 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             raise ValueError(f"'{path}' is not JSON in UTF-8: {reason}") from None
 
 
+def told_split(path: Path, key: str) -> str | None:
+    """
+    Return the split that a key at the top of a JSON file names, such as "val" or "test_unannotated".
+
+    Returns:
+        `str`, *optional*: "train", "validation" or "test", or `None` if the file names none of them.
+    """
+    try:
+        named = str(next(read_values(path, key), "")).removesuffix("_unannotated")
+    except ValueError:  # what reads the file next says what is wrong with it
+        return None
+    return {"train": "train", "val": "validation", "validation": "validation", "test": "test"}.get(named)
+
+
 def read_values(path: Path, place: str) -> Iterator[Any]:
     """
     Yield the values at a place of a JSON file, one after the other.

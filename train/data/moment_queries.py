@@ -73,7 +73,7 @@ class Moments(Converter):
     def convert(self, annotations: Path, videos: Videos, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield a row for each query. See [`Converter.convert`]."""
         for split, query in self.read(annotations, notes):
-            if self.wants(split) and (row := self._to_row(query, videos, notes)):
+            if self.accepts(split, query.id, notes) and (row := self._to_row(query, videos, notes)):
                 yield split, row
 
     def _to_row(self, query: Query, videos: Videos, notes: Notes) -> dict[str, Any] | None:

@@ -198,7 +198,7 @@ def _checked(
     """Yield the rows that were asked for, without those that nobody could use."""
     seen: dict[str, set[str]] = {}
     for split, row in rows:
-        if not converter.wants(split):
+        if not converter.accepts(split, row["id"], notes):
             continue
         notes.split = split
         texts = [message["content"] for message in row["messages"]]

@@ -89,7 +89,7 @@ def run_tasks(
     except FaultyRowError:
         raise
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"--task {arguments.task}: {error}") from None
+        raise SystemExit(f"error: --task {arguments.task}: {error}") from None
     if accelerator.is_main_process:
         print("\n".join([make_table(results), *_gaps(about, arguments.split), f"wrote {out}"]))
     return {f"{task} {name}": value for task, result in results.items() for name, value in result["scores"].items()}

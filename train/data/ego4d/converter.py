@@ -29,6 +29,7 @@ from videollm_mod.train.data.ego4d.live_files import convert_livechat, convert_r
 from videollm_mod.train.data.ego4d.lta import convert_lta, read_taxonomy
 from videollm_mod.train.data.ego4d.narration import convert_narrations, read_splits
 from videollm_mod.train.data.ego4d.nlq import convert_nlq
+from videollm_mod.train.data.json_streams import told_split
 
 
 # Names of files by task and split. The first that there is gives the rows of its split. Narrations have no split.
@@ -94,7 +95,10 @@ class Ego4D(Converter):
         groups_file = folder / GROUPS
         groups = read_groups(groups_file, notes) if "goalstep" in kinds and groups_file.is_file() else {}
         for task, split, path in found:
-            if task == "narration":
+            if task in ("goalstep", "lta") and told_split(path, "split") not in (None, split):
+                notes.split = split
+                notes.leave_out(path.name, "split", "a file of another split")
+            elif task == "narration":
                 options = {"wearer_only": self.wearer_only, "splits": splits, "wanted": self.split}
                 yield from convert_narrations(path, videos, notes, fps=self.fps, **options)
             elif task == "goalstep":

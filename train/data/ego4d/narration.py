@@ -228,6 +228,8 @@ def convert_narrations(
     for uid, entry in read_videos(path):
         split = splits.get(uid, "train")
         if wanted not in (None, split):
+            notes.split = wanted
+            notes.leave_out(uid, "", "of another split", by_rule=True)
             continue
         notes.split = split
         video = videos.open(notes, uid, "", uid)
