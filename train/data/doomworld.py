@@ -21,7 +21,7 @@ from datasets import Dataset
 
 from videollm_mod.train.data.doom.clip import SECONDS, SLIDE_FRAMES, SPLITS, STEP
 from videollm_mod.train.data.doom.events import WORDINGS
-from videollm_mod.train.data.doom.files import write_card, write_split
+from videollm_mod.train.data.doom.files import write_card, write_sample, write_split
 from videollm_mod.train.data.doom.game import find_vizdoom
 from videollm_mod.train.data.doom.rows import doomworld_dataset
 from videollm_mod.train.data.sources import DataSource
@@ -82,12 +82,14 @@ class DoomWorld(DataSource):
 
 
 def main() -> None:
-    """Write a split."""
+    """Write a split, or one clip with its events."""
     parser = argparse.ArgumentParser(description="Writes DoomWorld as mp4 files and JSON lines of timed messages.")
     parser.add_argument("folder", type=Path, help="folder to write to")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--num_clips", type=int, default=100, help="number of clips")
     parser.add_argument("--first_clip", type=int, default=0, help="index of the first clip")
+    parser.add_argument("--clip", type=int, help="write only the clip of this number, with its events")
+    parser.add_argument("--name", default="doomworld", help="name of the two files that --clip writes")
     parser.add_argument("--size", type=int, default=256, help="width and height in pixels, an even number from 16")
     parser.add_argument(
         "--seconds",
@@ -109,16 +111,13 @@ def main() -> None:
     except ImportError as error:
         raise SystemExit(str(error)) from None
     folder, split = options.folder, options.split
-    write_split(
-        folder,
-        split,
-        num_clips=options.num_clips,
-        first_clip=options.first_clip,
-        size=options.size,
-        seconds=tuple(options.seconds),
-        kinds=options.kinds,
-        wording=options.wording,
-    )
+    video = {"size": options.size, "seconds": tuple(options.seconds)}
+    if options.clip is not None:
+        write_sample(folder, split, SPLITS[split] + options.clip, **video, name=options.name)
+        print(f"wrote {folder / options.name}.mp4 and {folder / options.name}.json")
+        return
+    clips = {"num_clips": options.num_clips, "first_clip": options.first_clip}
+    write_split(folder, split, **clips, **video, kinds=options.kinds, wording=options.wording)
     lengths = " ".join(f"{seconds:g}" for seconds in options.seconds)
     given = f"--num_clips {options.num_clips} --first_clip {options.first_clip} --size {options.size}"
     write_card(

@@ -7,7 +7,7 @@ DoomWorld's events: what happens between the frames of a clip, and the sentences
   it. The same holds for other things, but things of one kind count as one.
 - A frame tells one event. If two happen at once, the one that comes later in [`EVENTS`] waits for at most two frames,
   and is left out if those are taken too.
-- Being hurt, and hitting the same monster, is told again only after two seconds.
+- Being hurt, hitting the same monster and picking up things of one kind is told again only after two seconds.
 """
 
 import math
@@ -28,6 +28,7 @@ WORDINGS = {
 }
 _AGAIN = 2 * FPS  # Frames.
 _LATE = 2  # Frames that an event may wait.
+_PAIN = 8  # Points of health that the player loses between two frames. The game hardly shows less.
 _REACH = 100.0  # Map units within which the player picks things up. It moves up to 70 of them between two frames.
 
 
@@ -123,10 +124,8 @@ class Narrator:
         return index - self.last_seen.get(thing, -100) <= frames
 
     def _find_changes(self, index: int, before: Moment, now: Moment) -> None:
-        def grows(name: str) -> bool:
-            return now.values[name] > before.values[name]
-
-        if grows("DAMAGE_TAKEN") and self._is_due("hurt", index):
+        pain = now.values["DAMAGE_TAKEN"] - before.values["DAMAGE_TAKEN"]
+        if pain >= _PAIN and self._is_due("hurt", index):
             self._add(index, "hurt")
         place = now.values["POSITION_X"], now.values["POSITION_Y"]
         taken = set()
@@ -143,7 +142,8 @@ class Narrator:
             elif kind == "barrel" and self._was_seen(thing, index, 2):
                 self._add(index, "explodes", thing=kind)
         for kind in sorted(taken):
-            self._add(index, "picks_up", thing=kind)
+            if self._is_due(f"picks up {kind}", index):
+                self._add(index, "picks_up", thing=kind)
         for door in now.open_doors - before.open_doors:
             if door.is_seen(now.values):
                 self._add(index, "opens")
@@ -151,7 +151,7 @@ class Narrator:
         if weapon != int(before.values["SELECTED_WEAPON"]) and weapon in WEAPONS:
             self._add(index, "changes_weapon", thing=WEAPONS[weapon])
         targets = [sight for sight in now.sights if sight.kind in MONSTERS and abs(sight.bearing) < 12]
-        if grows("HITCOUNT") and targets:
+        if now.values["HITCOUNT"] > before.values["HITCOUNT"] and targets:
             target = min(targets, key=lambda sight: abs(sight.bearing))
             if self._is_due(target.id, index):
                 self._add(index, "is_hit", thing=target.kind)

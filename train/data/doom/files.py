@@ -2,19 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write DoomWorld to disk: video files, JSON lines of timed messages, and the card of the data set."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
-from videollm_mod.train.data.doom.clip import MAPS, SPLITS, STEP, record_clip, shrink
+from videollm_mod.train.data.doom.clip import MAPS, SPLITS, STEP, Clip, record_clip, shrink
 from videollm_mod.train.data.doom.dialogues import make_dialogue
 from videollm_mod.train.data.doom.events import EVENTS
 from videollm_mod.train.data.doom.game import TICS
 from videollm_mod.train.data.doom.things import THINGS
-from videollm_mod.train.data.world.drawing import write_pictures
+from videollm_mod.train.data.world.drawing import open_video
 from videollm_mod.train.data.world.files import FEATURES, known_commands, to_line, write_once
 from videollm_mod.train.data.world.rows import covered_patches
 
@@ -49,23 +49,44 @@ def write_split(
     lines: list[str] = []
     for index in tqdm(range(first_clip, first_clip + num_clips), desc=split, unit="clip"):
         video, seed = f"videos/{split}-{index:06d}.mp4", SPLITS[split] + index
-        pictures: list[np.ndarray] = []
-
-        def keep(picture: np.ndarray, pictures: list[np.ndarray] = pictures) -> None:
-            pictures.append(shrink(picture, size))
-
-        clip = record_clip(split, seed, seconds=seconds, sink=keep)
-
-        def write(path: Path, pictures: list[np.ndarray] = pictures, seed: int = seed) -> None:
-            write_pictures(pictures, path, size=size, fps=TICS, seed=seed, comment="DoomWorld")
-
-        write_once(folder / video, write)
+        clip = film(folder / video, split, seed, size=size, seconds=seconds)
         covered = covered_patches([(clip, index * STEP) for index in range(len(clip.pictures))])
         for kind in kinds:
             messages, questions = make_dialogue(clip, kind, wording)
             if messages:
                 lines.append(to_line(video, clip.seconds, kind, seed, messages, questions, covered))
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def film(path: Path, split: str, seed: int, *, size: int, seconds: tuple[float, float]) -> Clip:
+    """Record a clip, and write it as a video of 35 frames a second unless the file exists."""
+    clips: list[Clip] = []
+
+    def write(part: Path) -> None:
+        with open_video(part, size=size, fps=TICS, seed=seed, world="DoomWorld") as write:
+            clips.append(record_clip(split, seed, seconds=seconds, sink=lambda picture: write(shrink(picture, size))))
+
+    write_once(path, write)
+    return clips[0] if clips else record_clip(split, seed, seconds=seconds)
+
+
+def write_sample(folder: Path, split: str, seed: int, *, size: int, seconds: tuple[float, float], name: str) -> None:
+    """
+    Write one clip as `<name>.mp4` and its events as `<name>.json`.
+
+    Args:
+        folder (`Path`): The folder. It is created if needed.
+        split (`str`): One of [`SPLITS`].
+        seed (`int`): The seed of the clip.
+        size (`int`): Width and height of the video.
+        seconds (`tuple[float, float]`): Shortest and longest clip.
+        name (`str`): Name of both files. A video of that name is replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.mp4").unlink(missing_ok=True)
+    clip = film(folder / f"{name}.mp4", split, seed, size=size, seconds=seconds)
+    story = {"seed": seed, "split": split, "map": clip.map, "events": clip.story()}
+    (folder / f"{name}.json").write_text(json.dumps(story, indent=1) + "\n", encoding="utf-8")
 
 
 COMMAND = "python train/data/doomworld.py"

@@ -176,7 +176,7 @@ class Game:
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         # OpenAL without a device aborts when it looks for effects. Commands such as `warp` need cheats.
-        game.add_game_args("-nosound +snd_efx 0 +sv_cheats 1 +con_midtime 0 +cl_showsecretmessage 0 +Gamma 1.4")
+        game.add_game_args("-nosound +snd_efx 0 +sv_cheats 1 +con_midtime 0.03 +cl_showsecretmessage 0 +Gamma 1.4")
         game.set_mode(vd.Mode.PLAYER)
         # Damage is half, and the screen less red.
         game.set_doom_skill(1)
@@ -241,11 +241,13 @@ class Game:
         if self.is_over:
             return False
         self.command(f"warp {x:.0f} {y:.0f}")
-        if not self.step(Action(), 1):
-            return False
-        values = self.values()
-        alive = self.step(Action(turn=(values["ANGLE"] - angle + 180) % 360 - 180), 1)
+        turn = (self.game.get_game_variable(self.vizdoom.GameVariable.ANGLE) - angle + 180) % 360 - 180
+        alive, values = self.step(Action(turn=turn), 1), self.values()
         return alive and math.hypot(values["POSITION_X"] - x, values["POSITION_Y"] - y) < 8
+
+    def shows(self, thing: int) -> bool:
+        """Return whether the present picture shows a thing, however little."""
+        return any(label.object_id == thing for label in self.game.get_state().labels)
 
     def values(self) -> dict[str, float]:
         """Return the game's variables."""

@@ -12,7 +12,7 @@ from videollm_mod.train.data.doom.things import ITEMS, MONSTERS
 
 # What a scene of a busy clip, and of a calm one, may be, with weights.
 _MOODS = {
-    False: {"fight": 0.45, "collect": 0.3, "watch": 0.1, "door": 0.15},
+    False: {"fight": 0.5, "collect": 0.25, "watch": 0.1, "door": 0.15},
     True: {"fight": 0.1, "collect": 0.2, "watch": 0.5, "door": 0.2},
 }
 # What each mood warps to, with weights.
@@ -41,6 +41,7 @@ class Player:
         self.before: tuple[float, float] | None = None
         self.target: int | None = None
         self.blocked = False
+        self.patience = 0
 
     def equip(self) -> None:
         """Give the player a random set of weapons, enough ammunition, and some extra health."""
@@ -60,9 +61,13 @@ class Player:
         self.mood = str(self.rng.choice(list(moods), p=list(moods.values())))
         self.frames_left = int(self.rng.integers(24, 48) if self.calm else self.rng.integers(14, 36))
         self.way = float(self.rng.choice((-1.0, 1.0)))
-        self.before = None
+        self.before = self.target = None
+        self.patience = 10
+        # A locked door would show a message. Outside such scenes, the player picks up keys, so it must not have them.
+        self.game.command("give keys" if self.mood == "door" else "take keys")
         if self.mood == "door" and not self._warp_to_door():
             self.mood = "fight"
+            self.game.command("take keys")
         if self.mood != "door":
             self._warp_to_thing(moment)
         return not self.game.is_over
@@ -79,12 +84,12 @@ class Player:
             far = float(self.rng.uniform(90, 330 if kind in MONSTERS else 190))
             for turn in range(0, 360, 60):
                 angle = math.radians(first + turn)
-                if self.game.warp(x + far * math.cos(angle), y + far * math.sin(angle), first + turn + 180):
-                    there = self.game.look()
-                    near = abs(there.values["POSITION_Z"] - z) < 25 or kind in MONSTERS
-                    if near and any(sight.id == key for sight in there.sights):
-                        self.game.step(Action(turn=float(self.rng.uniform(-70, 70))), 1)
-                        return True
+                there = x + far * math.cos(angle), y + far * math.sin(angle)
+                if self.game.warp(*there, first + turn + 180) and self.game.shows(key):
+                    moment = self.game.look()
+                    level = abs(moment.values["POSITION_Z"] - z) < 25 or kind in MONSTERS
+                    if level and any(sight.id == key for sight in moment.sights):
+                        return self.game.step(Action(turn=float(self.rng.uniform(-70, 70))), 1)
         return False
 
     def _warp_to_door(self) -> bool:
@@ -108,6 +113,10 @@ class Player:
         place = moment.values["POSITION_X"], moment.values["POSITION_Y"]
         stuck = self.before is not None and math.dist(place, self.before) < 6
         self.before = None
+        if stuck and self.target is not None:
+            self.given_up.add(self.target)
+        if stuck:
+            self.target, self.patience = None, 0
         weapon = int(self.rng.choice((2, 3, 4))) if self.rng.random() < 0.02 else 0
         sights = [sight for sight in moment.sights if sight.id not in self.given_up]
         monsters = [sight for sight in sights if sight.kind in MONSTERS]
@@ -116,8 +125,8 @@ class Player:
         if self.mood == "watch":
             self.way = -self.way if self.rng.random() < 0.05 else self.way
             return Action(turn=self.way * float(self.rng.choice((0.0, 8.0, 20.0))), weapon=weapon)
-        if self.mood == "door" and self.door not in moment.open_doors:
-            return self._open(moment)
+        if self.mood == "door" and self.patience > 0 and self.door not in moment.open_doors:
+            return self._open(moment, place)
         if self.mood == "fight" and (monsters or barrels):
             return self._fight(monsters or barrels, weapon)
         if items:
@@ -136,6 +145,7 @@ class Player:
         return Action(attack=aimed and self.rng.random() < 0.85, strafe=strafe, turn=turn, weapon=weapon)
 
     def _collect(self, sight: Sight, place: tuple[float, float], weapon: int) -> Action:
+        self.target = sight.id
         self.chased[sight.id] = self.chased.get(sight.id, 0) + 1
         if self.chased[sight.id] > 10:
             self.given_up.add(sight.id)
@@ -143,10 +153,13 @@ class Player:
         turn = float(np.clip(sight.bearing, -45, 45))
         return Action(forward=abs(sight.bearing) < 40, turn=turn, weapon=weapon)
 
-    def _open(self, moment: Moment) -> Action:
+    def _open(self, moment: Moment, place: tuple[float, float]) -> Action:
         near = self.door.distance(moment.values) < 75
+        self.patience -= near
+        self.before = None if near else place
         turn = float(np.clip(self.door.bearing(moment.values), -45, 45))
-        return Action(use=near and self.rng.random() < 0.7, forward=not near, turn=turn)
+        # A second push soon after the first would close it again.
+        return Action(use=near and self.patience in (9, 4), forward=not near, turn=turn)
 
     def _explore(self, moment: Moment, place: tuple[float, float], stuck: bool, weapon: int) -> Action:
         left, ahead, right = (float(part.mean()) for part in np.split(moment.depth[32:224], 3))
@@ -155,7 +168,7 @@ class Player:
             if not self.blocked:
                 self.way = 1.0 if right > left else -1.0
             self.blocked = True
-            return Action(use=bool(self.rng.random() < 0.5), turn=self.way * float(self.rng.uniform(30, 60)))
+            return Action(turn=self.way * float(self.rng.uniform(30, 60)))
         self.blocked = False
         self.before = place
         turn = float(self.rng.normal(0, 8)) + (12 if right > 1.5 * left else -12 if left > 1.5 * right else 0)

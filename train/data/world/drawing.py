@@ -3,7 +3,8 @@
 """Draw StreamWorld clips as pictures, and write them as video files."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,31 +116,37 @@ def write_video(clip: "Clip", path: Path, *, size: int = 256, fps: int = 24) -> 
     return write_pictures(clip.play(fps=fps, size=size), path, size=size, fps=fps, seed=clip.seed)
 
 
-def write_pictures(
-    pictures: Iterable[np.ndarray], path: Path, *, size: int, fps: int, seed: int, comment: str = "StreamWorld"
-) -> Path:
+def write_pictures(pictures: Iterable[np.ndarray], path: Path, *, size: int, fps: int, seed: int) -> Path:
+    """Write pictures as H.264 video (see [`open_video`])."""
+    with open_video(path, size=size, fps=fps, seed=seed) as write:
+        for picture in pictures:
+            write(picture)
+    return path
+
+
+@contextmanager
+def open_video(
+    path: Path, *, size: int, fps: int, seed: int, world: str = "StreamWorld"
+) -> Iterator[Callable[[np.ndarray], None]]:
     """
-    Write pictures as H.264 video.
+    Write H.264 video: the context is a function that appends a picture, uint8 (size, size, 3).
 
     Args:
-        pictures (iterable of `np.ndarray`): Pictures, uint8 (size, size, 3).
         path (`Path`): The file.
         size (`int`): Width and height of the video.
         fps (`int`): Frame rate.
         seed (`int`): Sets how strongly the video is compressed: its CRF is from 20 to 28.
-        comment (`str`, *optional*, defaults to `"StreamWorld"`): Name of the world, for the comment of the file.
+        world (`str`, *optional*, defaults to `"StreamWorld"`): Name of the world, for the comment of the file.
     """
     # The prefix keeps FFmpeg from taking a colon in a name for a protocol.
     with av.open(f"file:{path}", "w") as container:
         # `is_streamworld` in space/loading.py reads it.
-        container.metadata["comment"] = comment
+        container.metadata["comment"] = world
         stream = container.add_stream("libx264", rate=fps)
         stream.height = stream.width = size
         stream.pix_fmt = "yuv420p"
         # FFmpeg converts colors by BT.601 in limited range. Players guess otherwise for large pictures.
         stream.codec_context.colorspace, stream.codec_context.color_range = BT601, LIMITED
         stream.options = {"crf": str(20 + seed % 9)}
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        yield lambda picture: container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    return path
