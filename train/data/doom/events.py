@@ -149,7 +149,8 @@ class Narrator:
                 self._add(index, "opens")
         weapon = int(now.values["SELECTED_WEAPON"])
         if weapon != int(before.values["SELECTED_WEAPON"]) and weapon in WEAPONS:
-            self._add(index, "changes_weapon", thing=WEAPONS[weapon])
+            # The hands rise from below the picture, and are in it a frame later.
+            self._add(index + 1, "changes_weapon", thing=WEAPONS[weapon])
         targets = [sight for sight in now.sights if sight.kind in MONSTERS and abs(sight.bearing) < 12]
         if now.values["HITCOUNT"] > before.values["HITCOUNT"] and targets:
             target = min(targets, key=lambda sight: abs(sight.bearing))

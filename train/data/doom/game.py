@@ -48,6 +48,12 @@ _BUTTONS = (
 )
 
 
+def bearing_of(x: float, y: float, values: dict[str, float]) -> float:
+    """Return where a place of the map is for the player, in degrees to the right, from -180 to 180."""
+    angle = math.degrees(math.atan2(y - values["POSITION_Y"], x - values["POSITION_X"]))
+    return (values["ANGLE"] - angle + 180) % 360 - 180
+
+
 @dataclass(frozen=True)
 class Action:
     """
@@ -140,8 +146,7 @@ class Door:
 
     def bearing(self, values: dict[str, float]) -> float:
         """Return where it is for the player, in degrees to the right."""
-        dx, dy = self.x - values["POSITION_X"], self.y - values["POSITION_Y"]
-        return (values["ANGLE"] - math.degrees(math.atan2(dy, dx)) + 180) % 360 - 180
+        return bearing_of(self.x, self.y, values)
 
     def distance(self, values: dict[str, float]) -> float:
         """Return how far it is from the player."""
@@ -279,11 +284,13 @@ def _find_sights(state: Any, values: dict[str, float]) -> tuple[tuple[Sight, ...
         if kind is None or label.value == _SELF or share < SMALLEST:
             continue
         y, x = np.nonzero(labels[label.y : label.y + label.height, label.x : label.x + label.width] == label.value)
-        dx, dy = label.object_position_x - values["POSITION_X"], label.object_position_y - values["POSITION_Y"]
-        bearing = (values["ANGLE"] - math.degrees(math.atan2(dy, dx)) + 180) % 360 - 180
+        place = label.object_position_x, label.object_position_y
+        distance = math.dist(place, (values["POSITION_X"], values["POSITION_Y"]))
         center = (label.x + x.mean() + 0.5) / WIDTH, (label.y + y.mean() + 0.5) / HEIGHT
         width = (x.max() - x.min() + 1) / WIDTH
-        sight = Sight(label.object_id, kind, *map(float, center), float(width), share, math.hypot(dx, dy), bearing)
+        sight = Sight(
+            label.object_id, kind, *map(float, center), float(width), share, distance, bearing_of(*place, values)
+        )
         found.append((sight, label.value))
     found.sort(key=lambda pair: (pair[0].x, pair[0].id))
     numbers = np.zeros(256, dtype=np.uint8)

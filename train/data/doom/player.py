@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 
-from videollm_mod.train.data.doom.game import Action, Door, Game, Moment, Sight
+from videollm_mod.train.data.doom.game import Action, Door, Game, Moment, Sight, bearing_of
 from videollm_mod.train.data.doom.things import ITEMS, MONSTERS
 
 
 # What a scene of a busy clip, and of a calm one, may be, with weights.
 _MOODS = {
-    False: {"fight": 0.5, "collect": 0.25, "watch": 0.1, "door": 0.15},
+    False: {"fight": 0.55, "collect": 0.25, "watch": 0.08, "door": 0.12},
     True: {"fight": 0.1, "collect": 0.2, "watch": 0.5, "door": 0.2},
 }
 # What each mood warps to, with weights.
@@ -40,6 +40,7 @@ class Player:
         self.chased: dict[int, int] = {}
         self.before: tuple[float, float] | None = None
         self.target: int | None = None
+        self.sought: int | None = None
         self.blocked = False
         self.patience = 0
 
@@ -61,7 +62,7 @@ class Player:
         self.mood = str(self.rng.choice(list(moods), p=list(moods.values())))
         self.frames_left = int(self.rng.integers(24, 48) if self.calm else self.rng.integers(14, 36))
         self.way = float(self.rng.choice((-1.0, 1.0)))
-        self.before = self.target = None
+        self.before = self.target = self.sought = None
         self.patience = 10
         # A locked door would show a message. Outside such scenes, the player picks up keys, so it must not have them.
         self.game.command("give keys" if self.mood == "door" else "take keys")
@@ -89,6 +90,7 @@ class Player:
                     moment = self.game.look()
                     level = abs(moment.values["POSITION_Z"] - z) < 25 or kind in MONSTERS
                     if level and any(sight.id == key for sight in moment.sights):
+                        self.sought = key
                         return self.game.step(Action(turn=float(self.rng.uniform(-70, 70))), 1)
         return False
 
@@ -131,7 +133,19 @@ class Player:
             return self._fight(monsters or barrels, weapon)
         if items:
             return self._collect(min(items, key=lambda sight: sight.distance), place, weapon)
-        return self._explore(moment, place, stuck, weapon)
+        turn = self._turn_to_sought(moment)
+        return self._explore(moment, place, stuck, weapon) if turn is None else Action(turn=turn, weapon=weapon)
+
+    def _turn_to_sought(self, moment: Moment) -> float | None:
+        """Return how far to turn to the thing of this scene, or `None` if it is gone or was before the player."""
+        if self.sought not in moment.things:
+            return None
+        _, x, y, _ = moment.things[self.sought]
+        bearing = bearing_of(x, y, moment.values)
+        if abs(bearing) < 30:
+            self.sought = None
+            return None
+        return float(np.clip(bearing, -45, 45))
 
     def _fight(self, sights: list[Sight], weapon: int) -> Action:
         sight = max(sights, key=lambda sight: (sight.id == self.target, sight.share))
@@ -142,7 +156,7 @@ class Player:
         aimed = abs(sight.bearing) < 6
         strafe = float(self.rng.choice((-5.0, 0.0, 5.0), p=(0.2, 0.6, 0.2)))
         turn = float(np.clip(sight.bearing, -60, 60))
-        return Action(attack=aimed and self.rng.random() < 0.85, strafe=strafe, turn=turn, weapon=weapon)
+        return Action(attack=aimed, strafe=strafe, turn=turn, weapon=weapon)
 
     def _collect(self, sight: Sight, place: tuple[float, float], weapon: int) -> Action:
         self.target = sight.id

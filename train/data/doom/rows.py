@@ -11,6 +11,7 @@ from videollm_mod.train.data.doom.clip import SECONDS, SEEDS_END, SPLITS, STEP, 
 from videollm_mod.train.data.doom.dialogues import describe, make_dialogue
 from videollm_mod.train.data.doom.events import WORDINGS
 from videollm_mod.train.data.world.dialogues import KINDS
+from videollm_mod.train.data.world.rows import covered_patches
 
 
 def doomworld_dataset(
@@ -96,7 +97,7 @@ class _RowMaker:
                 # The clip has nothing to narrate or to wait for: the row asks about it instead.
                 kind = "ask"
                 messages, _ = make_dialogue(clip, kind)
-        covered = [np.flatnonzero(clip.covered(i * STEP)).tolist() for i in range(len(clip.pictures))]
+        covered = covered_patches([(clip, index * STEP) for index in range(len(clip.pictures))])
         return {"messages": messages, "video": clip.pictures, "kind": kind, "seed": seed, "covered": covered}
 
 
