@@ -134,7 +134,7 @@ def test_dialogues_of_each_kind(clips, kind):
         elif kind != "describe":
             assert replies == sorted((q.answer_time, q.answer) for q in asked)
             assert all((q.kind == "later") == (kind == "wait") for q in asked)
-    assert num_replies > 5
+    assert num_replies >= len(clips) // 2, "most clips have something to say"
 
 
 def test_questions_have_one_right_answer(clips):
