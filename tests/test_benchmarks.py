@@ -284,7 +284,7 @@ def test_counted_operations_and_cache_entries_equal_the_estimate():
 
 
 def test_a_training_step_of_every_kind(tmp_path):
-    table = run("training.py", "--frames", 4, "--steps", 1, "--out", tmp_path)
+    table = run("training.py", "--frames", 4, "--tokens", 10, "--text-tokens", 20, "--steps", 1, "--out", tmp_path)
     assert table.count("| all_deep |") == table.count("| full |") == 4
     assert table.strip() == (tmp_path / "training.md").read_text().strip()
     rows = [training.Row(**row) for row in json.loads((tmp_path / "training.json").read_text())]
