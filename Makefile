@@ -18,11 +18,13 @@ narrate: $(VENV)/.installed
 space: $(VENV)/.installed-space
 	@$(BIN)/python space/app.py $(if $(MODEL),--model "$(MODEL)")
 
-# One process per core with one thread each: with more threads, they mostly wait for each other.
+# One thread in each process: with more threads, they mostly wait for each other. There is a process more than cores,
+# since servers, browsers and pipes keep some process waiting.
 test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --dist loadgroup \
+		-n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
 
 # Run two minutes of the embedded checkpoint's recipe from nothing, and print a table before and after.
 train: $(VENV)/.installed-test
