@@ -461,8 +461,10 @@ def test_inspect_reads_a_revision_from_the_hub(tmp_path):
     config = json.loads(files["config.json"]) | {"interval_threshold": 0.25}
     with Hub() as hub:
         hub.repos["somebody/toy"] = [files, {**files, "config.json": json.dumps(config).encode()}]
-        with hub.used_here(tmp_path / "home"):
-            shown = run_command("inspect", "somebody/toy", "--json", "--revision", commit_hash("somebody/toy", 0))
+        command = [sys.executable, str(ROOT / "cli.py"), "inspect", "somebody/toy", "--json"]
+        command += ["--revision", commit_hash("somebody/toy", 0)]
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+        shown = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout)["interval_threshold"] == 0.5, "the newest revision has 0.25"
 

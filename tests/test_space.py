@@ -5,7 +5,10 @@
 import base64
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -383,12 +386,11 @@ def test_a_private_model_by_its_name_in_the_environment(tmp_path):
         repo = "somebody/private"
         hub.repos[repo] = [embedded_files()]
         hub.private.add(repo)
-        with hub.used_here(tmp_path / "open"), pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MODEL_ID", repo)
-            served = []
-            patch.setattr(gr.Blocks, "launch", lambda *_, **__: served.append(True))
-            done = run_main(space_app.main)
-        assert done.returncode == 0 and served, done.stderr[-2000:]
+        look = "import sys, app; sys.argv = ['app.py']; "
+        look += "app.gr.Blocks.launch = lambda *_, **__: print('served'); app.main()"
+        environment = {**os.environ, **hub.environment(tmp_path / "open"), "MODEL_ID": repo}
+        done = subprocess.run([sys.executable, "-c", look], cwd=SPACE, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "served" in done.stdout, done.stderr[-2000:]
         with hub.used_here(tmp_path / "closed"), pytest.MonkeyPatch.context() as patch:
             patch.setenv("HF_TOKEN", "")
             refused = run_main(space_app.main, "--model", repo)

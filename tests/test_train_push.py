@@ -148,11 +148,17 @@ def test_model_and_processor_push_themselves(hub, tmp_path):
         AutoModel.from_pretrained(EMBEDDED, trust_remote_code=True).push_to_hub(REPO)
         AutoProcessor.from_pretrained(EMBEDDED, trust_remote_code=True).push_to_hub(REPO)
     assert {"config.json", "modeling_videollm_mod.py"} <= set(hub.files(REPO))
-    with hub.used_here(tmp_path / "other"):
-        model = AutoModel.from_pretrained(REPO, trust_remote_code=True)
-        processor = AutoProcessor.from_pretrained(REPO, trust_remote_code=True)
-    sample = EMBEDDED / "samples" / "streamworld.mp4"
-    assert any(event.role == "assistant" for event in model.narrate(processor, sample, query="Narrate."))
+    look = f"""
+from transformers import AutoModel, AutoProcessor
+options = {{"trust_remote_code": True}}
+model = AutoModel.from_pretrained({REPO!r}, **options)
+processor = AutoProcessor.from_pretrained({REPO!r}, **options)
+sample = {str(EMBEDDED / "samples" / "streamworld.mp4")!r}
+print(sum(event.role == "assistant" for event in model.narrate(processor, sample, query="Narrate.")))
+"""
+    environment = {**os.environ, **hub.environment(tmp_path / "other")}
+    seen = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert seen.returncode == 0 and int(seen.stdout) > 0, seen.stderr
 
 
 def test_a_failed_check_does_not_count_as_an_empty_repository(hub, tmp_path):

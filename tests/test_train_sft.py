@@ -463,7 +463,10 @@ def test_qlora_trains_on_a_language_model_in_4_bits(tmp_path):
 
 def test_a_run_is_pushed_to_the_hub(tmp_path):
     """After training, the model on the Hub is complete: it loads from there."""
-    name = "somebody/narrator"
+    load = "from transformers import AutoModel, AutoProcessor; name = 'somebody/narrator'; "
+    load += "model = AutoModel.from_pretrained(name, trust_remote_code=True); "
+    load += "processor = AutoProcessor.from_pretrained(name, trust_remote_code=True); "
+    load += "print(model.num_parameters(), sum(weight.double().sum().item() for weight in model.parameters()))"
     with Hub() as hub:
         options = [*SMALL_RUN, "--max_steps", 1, "--per_device_train_batch_size", 2, "--save_strategy", "no"]
         options += ["--push_to_hub", "--hub_model_id", "somebody/narrator", "--hub_token", TOKEN]
@@ -477,11 +480,15 @@ def test_a_run_is_pushed_to_the_hub(tmp_path):
         card = ModelCard(files["README.md"].decode())
         assert card.data.library_name == "transformers" and card.data.pipeline_tag == "video-text-to-text"
         assert TOKEN not in done.stdout + done.stderr and not any(TOKEN.encode() in data for data in files.values())
-        with hub.used_here(tmp_path / "other"):
-            loaded = AutoModel.from_pretrained(name, trust_remote_code=True).state_dict()
-            AutoProcessor.from_pretrained(name, trust_remote_code=True)
-    saved = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).state_dict()
-    assert loaded.keys() == saved.keys() and all(torch.equal(loaded[key], saved[key]) for key in saved)
+        # In a fresh process with its own cache: code of an earlier run would have the same commit.
+        environment = {**os.environ, **hub.environment(tmp_path / "other")}
+        fresh = subprocess.run(
+            [sys.executable, "-c", load], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert fresh.returncode == 0, fresh.stderr[-2000:]
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    total = sum(weight.double().sum().item() for weight in model.parameters())
+    assert fresh.stdout == f"{model.num_parameters()} {total}\n"
 
 
 def test_a_run_is_logged_for_tensorboard_and_trackio(tmp_path, monkeypatch):
