@@ -5,7 +5,6 @@
 import hmac
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import WebSocket
 from fastapi.responses import JSONResponse
@@ -20,10 +19,9 @@ _SUBPROTOCOL = "openai-insecure-api-key."
 
 class Access:
     """
-    Middleware that answers 401 without a valid key, and 403 to web pages of other origins.
+    Middleware that answers 401 without a valid key, and 403 to web pages whose origin was not allowed.
 
-    A browser sends requests of any page to any server, also to one on the visitor's own machine. So the origin of a
-    page must be the server itself or one that was allowed.
+    A browser sends requests of any page to any server, also to one on the visitor's own machine.
 
     Args:
         app: The application.
@@ -55,8 +53,7 @@ class Access:
 
     def _find_error(self, request: HTTPConnection) -> RequestError | None:
         origin = request.headers.get("origin")
-        is_own = origin is not None and urlsplit(origin).netloc == request.headers.get("host")
-        if origin is not None and not is_own and not {origin, "*"} & self.origins:
+        if origin is not None and not {origin, "*"} & self.origins:
             wrong = f"Pages of {origin} may not use this server: start it with --cors {origin} to allow them."
             return RequestError(wrong, status=403, code="origin_not_allowed")
         if self.api_keys and not self._is_valid(_key_of(request)):

@@ -19,7 +19,8 @@ from .telling import Frame, Progress, Reply, Teller
 
 
 # A frame counts for its tick of `fps` if it comes at most this share of a tick too early.
-_EARLY = 0.5
+_EARLY = 0.25
+_MOST_ASKED = 32  # questions of a session that wait
 _LATEST = 1e9  # seconds
 
 
@@ -38,11 +39,17 @@ class LiveSession:
         over (`str`, *optional*): Why it has ended: `"closed"`, `"expired"` or a fault.
     """
 
-    def __init__(self, sessions: Any, options: SessionOptions, instructions: str | None) -> None:
+    def __init__(
+        self,
+        sessions: Any,
+        options: SessionOptions,
+        instructions: str | None,
+        stream_options: dict[str, Any] | None = None,
+    ) -> None:
         self.sessions, self.options, self.limits = sessions, options, sessions.limits
         self.session_id, self.token = f"sess_{secrets.token_hex(12)}", secrets.token_urlsafe(24)
         self.max_output_tokens = self.limits.max_output_tokens
-        self.instructions = instructions
+        self.instructions, self.stream_options = instructions, stream_options or {}
         self.stream: EngineStream | None = None
         self.teller: Teller | None = None
         self.conversation: Any = None
@@ -59,7 +66,7 @@ class LiveSession:
         self._zero: float | None = None  # the clock at stream time 0, for frames without a time
         self._last_time: float | None = None
         self._due = 0.0
-        self._context = 0
+        self._context = self._num_early = 0
         self._active = self._loop.time()
         self._left_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -74,7 +81,7 @@ class LiveSession:
         given = options.memory() | options.speaking()
         given |= {"fps": options.fps, "interval_threshold": options.interval_threshold, "streamer": teller}
         given |= {"max_new_tokens": self.max_output_tokens, "when_behind": self.sessions.when_behind}
-        given |= {"max_waiting": limits.max_waiting}
+        given |= {"max_waiting": limits.max_waiting, **self.stream_options}
         try:
             stream = await self.sessions.run(lambda: engine.open(**given))
         except EngineFullError:
@@ -91,6 +98,10 @@ class LiveSession:
         if self.instructions is None:
             self.instructions = DEFAULT_QUERY if stream.session.speak == "learned" else ""
         self._check_life()
+
+    async def finish(self) -> None:
+        """Accept nothing more. What was accepted is still seen and answered."""
+        await self.work(self.stream.close)
 
     async def close(self, reason: str = "closed") -> None:
         """End the session now. What waits is discarded."""
@@ -194,13 +205,19 @@ class LiveSession:
         await self._begin()
         self._frames.append(frame)
         try:
-            await self._engine(lambda: self.stream.push(picture, time=frame.time))
+            await self.work(lambda: self.stream.push(picture, time=frame.time))
         except RequestError:
             with suppress(ValueError):
                 self._frames.remove(frame)
             raise
         self._last_time = frame.time
         self._due = max(self._due, frame.time - 1 / self.options.fps) + 1 / self.options.fps
+
+    async def show(self, pictures: list[Any], times: list[float]) -> None:
+        """Accept frames that are all to be seen, at times in seconds. Raise [`RequestError`] if that fails."""
+        self._refuse_if_over()
+        await self._begin()
+        await self.work(lambda: self.stream.push(pictures, time=times))
 
     async def ask(
         self,
@@ -221,6 +238,10 @@ class LiveSession:
         self.touch()
         if text is not None and len(text) > self.limits.max_text:
             raise RequestError(f"The text has more than {self.limits.max_text} characters.", code="text_too_long")
+        if len(self.asked) >= _MOST_ASKED or (not self.num_received and self._num_early >= _MOST_ASKED):
+            full = f"{_MOST_ASKED} questions wait to be answered: wait for the answers, or send a frame first."
+            raise RequestError(full, status=429, code="conversation_already_has_active_response")
+        self._num_early += not self.num_received
         await self._begin()
         options = {"reply_now": reply_now, "interrupt": interrupt, "role": role}
         reply = Reply(is_asked=True, metadata=metadata) if reply_now else None
@@ -233,7 +254,7 @@ class LiveSession:
                     reply.question = question
                     self.asked[id(question)] = reply
 
-        await self._engine(ask)
+        await self.work(ask)
         return reply
 
     async def cancel(self) -> Reply | None:
@@ -242,10 +263,10 @@ class LiveSession:
         reply = self.reply
         if reply is not None:
             reply.is_cancelled = True
-            await self._engine(self.stream.interrupt)
+            await self.work(self.stream.interrupt)
             return reply
         for key, asked in list(self.asked.items()):
-            if await self._engine(lambda question=asked.question: self.stream.withdraw(question)):
+            if await self.work(lambda question=asked.question: self.stream.withdraw(question)):
                 del self.asked[key]
                 asked.is_cancelled, asked.question = True, None
                 self._tell("begin", asked)
@@ -287,7 +308,7 @@ class LiveSession:
             await self._open_again(options)
         elif options.speaking() != self.options.speaking():
             try:
-                await self._engine(lambda: self.stream.set_speaking(**options.speaking()))
+                await self.work(lambda: self.stream.set_speaking(**options.speaking()))
             except RequestError as error:
                 error.param = "session.videollm_mod"
                 raise
@@ -349,9 +370,9 @@ class LiveSession:
         if not self.has_begun:
             self.has_begun = True
             if self.instructions.strip():
-                await self._engine(lambda: self.stream.ask(self.instructions, reply_now=False))
+                await self.work(lambda: self.stream.ask(self.instructions, reply_now=False))
 
-    async def _engine(self, work: Callable[[], Any]) -> Any:
+    async def work(self, work: Callable[[], Any]) -> Any:
         """Run a call to the stream in a thread. Its errors become [`RequestError`]."""
         try:
             return await self.sessions.run(work)
@@ -375,6 +396,8 @@ class LiveSession:
             self._count_frames(progress)
         if progress.has_begun:
             self.reply = self.asked.pop(id(progress.question), None) or Reply()
+            self.reply.context, self.reply.image = progress.context, progress.image
+            self.reply.cached, self._context = min(self._context, progress.context), progress.context
             self._tell("begin", self.reply)
         if progress.words:
             self.reply.text += progress.words
@@ -409,8 +432,7 @@ class LiveSession:
     def _finish(self, progress: Progress) -> None:
         reply = self.reply
         reply.event, reply.text = progress.event, progress.event.text
-        reply.context, reply.image = progress.context, progress.image
-        reply.cached, self._context = min(self._context, progress.context), progress.context
+        self._context += len(progress.event.token_ids)
         self.sessions.metrics.first_word.observe(progress.event.latency)
         self.reply = None
         self._tell("end", reply)

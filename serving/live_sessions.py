@@ -3,6 +3,7 @@
 """All sessions of a server, on one engine."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +17,9 @@ from .metrics import Metrics
 from .session_options import SessionOptions
 from .stream import EngineStream
 from .telling import Progress, Teller
+
+
+_NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 class LiveSessions:
@@ -36,24 +40,52 @@ class LiveSessions:
         self._by_id: dict[str, LiveSession] = {}
         self._by_token: dict[str, LiveSession] = {}
         self._by_stream: dict[EngineStream, LiveSession] = {}
-        self._threads = ThreadPoolExecutor(max_workers=min(32, engine.max_streams + 4), thread_name_prefix="session")
+        self._threads = ThreadPoolExecutor(max_workers=engine.max_streams + 4, thread_name_prefix="session")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
         engine.on_step = self._on_step
 
     async def open(
-        self, options: SessionOptions, *, instructions: str | None = None, max_output_tokens: int | None = None
+        self,
+        options: SessionOptions,
+        *,
+        instructions: str | None = None,
+        max_output_tokens: int | None = None,
+        stream_options: dict[str, Any] | None = None,
+        session_id: str | None = None,
     ) -> LiveSession:
-        """Open a session. Raise [`RequestError`] if the server is full or an option is wrong."""
-        session = LiveSession(self, options, instructions)
+        """
+        Open a session.
+
+        Args:
+            options ([`SessionOptions`]): What its client has set.
+            instructions (`str`, *optional*): What the user says at first, by default the model's usual query.
+            max_output_tokens (`int`, *optional*): Most tokens of a reply, by default the limit.
+            stream_options (`dict`, *optional*): Further options of [`~StreamingEngine.open`].
+            session_id (`str`, *optional*): Its name, by default a new one that nobody can guess.
+
+        Raises:
+            [`RequestError`]: If the server is full, or an option is wrong.
+        """
+        session = LiveSession(self, options, instructions, stream_options)
         if max_output_tokens is not None:
             session.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
+        if session_id is not None:
+            session.session_id = self._check_id(session_id)
         await session.open()
         self._by_id[session.session_id] = self._by_token[session.token] = session
         return session
 
     def __iter__(self) -> Iterator[LiveSession]:
         return iter(list(self._by_id.values()))
+
+    def _check_id(self, session_id: Any) -> str:
+        if not isinstance(session_id, str) or not _NAME.fullmatch(session_id):
+            wrong = "`id` must have 1 to 64 letters, digits, dashes and underscores."
+            raise RequestError(wrong, code="invalid_value", param="id")
+        if session_id in self._by_id:
+            raise RequestError(f"There is a session {session_id!r} already.", status=409, code="id_taken", param="id")
+        return session_id
 
     def find(self, session_id: str) -> LiveSession:
         """Return a session by its name. Raise [`RequestError`] if there is none."""

@@ -203,6 +203,9 @@ class Connection:
         tasks = [asyncio.ensure_future(self._send()), asyncio.ensure_future(self._receive())]
         try:
             await asyncio.wait([*tasks, self._end], return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                # Nothing can be sent any more. The close code tells whether the client meant to leave.
+                await asyncio.wait([tasks[1]], timeout=1)
             if self._end.done() and self._end.result()[0] == ENDED:
                 # What was said last still goes out.
                 with suppress(asyncio.TimeoutError, TimeoutError):
@@ -240,7 +243,7 @@ class Connection:
 
     async def _send_rest(self, task: "asyncio.Task[None]") -> None:
         while self.conversation.sent < self.conversation.number and not task.done():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
 
     async def _receive(self) -> int:
         """Handle events until the client closes the connection. Return the close code."""

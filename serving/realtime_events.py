@@ -66,10 +66,9 @@ def _because(status: str, reason: str) -> tuple[str, dict[str, Any]]:
 
 
 def usage(reply: Reply) -> dict[str, Any]:
-    """Return the tokens of a response: input is the cache, including what earlier responses had read."""
+    """Return the tokens of a response. Its input is all that is in the cache; `cached` was there before."""
     written = len(reply.event.token_ids) if reply.event is not None else 0
-    read = max(0, reply.context - written)
-    image, cached = min(reply.image, read), min(reply.cached, read)
+    read, image, cached = reply.context, min(reply.image, reply.context), reply.cached
     details = {"text_tokens": read - image, "audio_tokens": 0, "image_tokens": image, "cached_tokens": cached}
     return {
         "total_tokens": read + written,

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import ValidationError
+from transformers.utils import logging
 
 from .fetching import read_data_uri, read_picture
 from .limits import RequestError
@@ -15,6 +16,8 @@ from .live_session import LiveSession
 from .realtime import Conversation
 from .session_options import SessionOptions
 
+
+logger = logging.get_logger(__name__)
 
 # Fields of OpenAI's session object that have no effect here. `session.updated` lists those that were given.
 _IGNORED = ("audio", "include", "parallel_tool_calls", "prompt", "reasoning", "tool_choice", "tools", "tracing")
@@ -35,8 +38,16 @@ async def handle_event(conversation: Conversation, text: str | None) -> None:
         async with conversation.session.lock:
             await _HANDLERS[event["type"]](conversation, event)
     except RequestError as error:
-        given = event.get("event_id") if isinstance(event, dict) else None
-        conversation.fail(error, given if isinstance(given, str) else None)
+        conversation.fail(error, _event_id(event))
+    except Exception:
+        logger.exception("An event failed.")
+        wrong = RequestError("The server failed at this event.", status=500, code="server_error")
+        conversation.fail(wrong, _event_id(event))
+
+
+def _event_id(event: Any) -> str | None:
+    given = event.get("event_id") if isinstance(event, dict) else None
+    return given if isinstance(given, str) else None
 
 
 def _parse(text: str | None) -> dict[str, Any]:

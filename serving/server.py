@@ -4,6 +4,7 @@
 
 import asyncio
 import json
+import logging as python_logging
 import socket
 import time as clock
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,6 +21,7 @@ from starlette.exceptions import HTTPException
 from transformers.utils import logging
 
 from .access import Access
+from .chat import complete
 from .engine import StreamingEngine
 from .fetching import read_picture
 from .limits import Limits, RequestError
@@ -133,6 +135,13 @@ def create_app(
     _add_basics(app, server)
     _add_sessions(app, server)
 
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = await read_json(request, server.limits.max_body_bytes)
+        if body.get("model") is not None:
+            check_model(server, body["model"])
+        return await complete(server, request, body)
+
     @app.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
         await _realtime(socket, server)
@@ -156,6 +165,9 @@ def run(app: FastAPI, *, host: str, port: int, say: Callable[[str], None]) -> No
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     shown = f"[{host}]" if ":" in host else host
     server.when_ready = lambda: say(f"{server.name}: http://{shown}:{listener.getsockname()[1]} ({server.status})")
+    # uvicorn reports each WebSocket that was refused with a status as a fault.
+    is_fault = "ASGI callable returned without completing handshake.".__ne__
+    python_logging.getLogger("uvicorn.error").addFilter(lambda record: is_fault(record.getMessage()))
     # Paths of WebSockets have resume tokens, which do not belong into a log.
     options = {"ws_max_size": server.limits.max_event_bytes, "access_log": False, "log_level": "warning"}
     uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=5, **options)).run([listener])
@@ -242,7 +254,8 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
         instructions = given.pop("instructions", None)
         if instructions is not None and not isinstance(instructions, str):
             raise RequestError("`instructions` must be a text.", code="invalid_type", param="instructions")
-        session = await server.sessions.open(read_options(given, path=""), instructions=instructions)
+        named = {"instructions": instructions, "session_id": given.pop("id", None)}
+        session = await server.sessions.open(read_options(given, path=""), **named)
         return session.to_dict()
 
     @app.get(path)

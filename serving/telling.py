@@ -55,8 +55,8 @@ class Reply:
         text (`str`): The words so far.
         event ([`StreamEvent`], *optional*): The reply at its end.
         is_cancelled (`bool`), is_failed (`bool`): Whether a client cancelled it, and whether its session ended first.
-        context (`int`), cached (`int`), image (`int`): Tokens in the cache at its end, those that were there at the
-            end of the reply before, and those of frames.
+        context (`int`), cached (`int`), image (`int`): Tokens in the cache at its beginning, those that were there
+            at the end of the reply before, and those of frames.
     """
 
     reply_id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(10)}")
@@ -91,7 +91,7 @@ class Progress:
         question (*optional*): The question that it answers, as `ask` returned it.
         words (`str`): New words of the reply.
         event ([`StreamEvent`], *optional*): The reply, if it has ended.
-        context (`int`), image (`int`): Tokens in the cache, and those of frames.
+        context (`int`), image (`int`): Tokens in the cache when the reply began, and those of frames.
         is_idle (`bool`): Whether the stream has nothing left to do.
         is_done (`bool`), error (`str`, *optional*): Whether it has ended, and by what fault.
     """
@@ -125,7 +125,7 @@ class Teller(BaseStreamer):
         self.session: Any = None
         self._tokens: list[int] = []
         self._told = ""
-        self._is_new = True
+        self._is_new, self._context, self._image = True, 0, 0
         self._num_frames, self._was_idle, self._was_done = 0, None, False
         self._begin_step()
 
@@ -149,8 +149,12 @@ class Teller(BaseStreamer):
         self._has_ended = True
 
     def _note_beginning(self) -> None:
-        if self._is_new:
-            self._is_new, self._has_begun, self._question = False, True, self.session.answering
+        if not self._is_new:
+            return
+        session = self.session
+        self._is_new, self._has_begun, self._question = False, True, session.answering
+        self._context = int(session.cache.get_seq_length())
+        self._image = session.num_remembered * session.model.config.frame_num_tokens
 
     def take(self, stream: EngineStream, said: Sequence[StreamEvent]) -> Progress | None:
         """
@@ -173,18 +177,16 @@ class Teller(BaseStreamer):
             progress.latencies, progress.silence = session.frame_latencies[-num_new:], session.interval_probability
             progress.kept = kept_share(session.kept_tokens)
         progress.has_begun, progress.question, progress.words = self._has_begun, self._question, self._words
+        progress.context, progress.image = self._context, self._image
         if self._has_ended:
-            self._add_end(progress, session, said)
+            self._add_end(progress, said)
         self._begin_step()
         return progress
 
-    def _add_end(self, progress: Progress, session: Any, said: Sequence[StreamEvent]) -> None:
+    def _add_end(self, progress: Progress, said: Sequence[StreamEvent]) -> None:
         progress.event = next(event for event in reversed(said) if event.role == "assistant")
         if progress.event.text.startswith(self._told):
             progress.words += progress.event.text[len(self._told) :]
-        progress.context = 0 if progress.is_done else int(session.cache.get_seq_length())
-        num_frames = min(session.num_remembered, progress.event.frame + 1)
-        progress.image = num_frames * session.model.config.frame_num_tokens
         self._tokens, self._told, self._is_new = [], "", True
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -19,10 +20,12 @@ from unittest.mock import patch
 import pytest
 from ego_annotations import write_ego_downloads
 from endpoints import scripted_endpoint
+from engines import embedded
 from hub import Hub
 from page_samples import save_aqtc, save_captions_and_moments, save_coin, save_vript
 from programs import run_main
 from published import save_live, save_source
+from serving_server import ROOMY, picture, running
 from streaming_annotations import write_streaming_downloads
 from tiny import embedded_files, random_frames
 
@@ -34,6 +37,7 @@ from videollm_mod.train.tasks import TASKS
 
 
 ROOT = Path(__file__).parents[1]
+LOCAL = "localhost:8000"  # where pages have their server
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FOLDERS = ("benchmarks", "commands", "convert", "docs", "samples", "serving", "space", "train")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,11 +55,13 @@ def blocks(page, language):
 def test_python_of_page_runs(monkeypatch, capsys, page):
     """All blocks run in order, in one namespace, from the root of the checkout."""
     monkeypatch.chdir(ROOT)
-    namespace = {"camera": list(random_frames(3))}
+    namespace, found = {"camera": list(random_frames(3))}, blocks(page, "python")
+    is_client = any(LOCAL in block for block in found)
     # A page may register routers, data sources and tasks; other tests must not see them.
-    with patch.dict(ROUTERS), patch.dict(SOURCES), patch.dict(CONVERTERS), patch.dict(TASKS):
-        for block in blocks(page, "python"):
-            exec(compile(block, page.name, "exec"), namespace)
+    with patch.dict(ROUTERS), patch.dict(SOURCES), patch.dict(CONVERTERS), patch.dict(TASKS), ExitStack() as stack:
+        address = stack.enter_context(server_of_pages()) if is_client else LOCAL
+        for block in found:
+            exec(compile(block.replace(LOCAL, address), page.name, "exec"), namespace)
     printed = capsys.readouterr().out
     if page == PAGES[0]:
         assert re.search(r"\d+\.\ds  A \w+ \w+ enters from the \w+\.", printed)
@@ -64,6 +70,7 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
         "stream-format.md": "[#,#",
         "configuration.md": "Did you mean `mod_keep_ratio`?",
         "extending.md": "(10, 96, 96, 3)",
+        "serving.md": "The red tree hides behind the wall.\nOne. ",
     }
     assert expected.get(page.name, "") in printed
     if page.name == "from-videollm-online.md":
@@ -99,8 +106,22 @@ def run(command, folder):
     if program == "videollm-mod" and "somebody/checkpoint" not in arguments:
         return run_main(cli.main, *arguments, folder=folder)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path}
+    environment = {**os.environ, "PATH": path, "CURL_HOME": str(folder)}
     return subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@contextmanager
+def server_of_pages():
+    """Serve the embedded checkpoint; gives the address."""
+    model, processor, _ = embedded()
+    with running(model, processor, engine_options=ROOMY) as (address, _):
+        yield address
+
+
+def serve(command, folder, stack):
+    """Serve for the commands that follow, and return the address. The options of the command are checked, not used."""
+    assert run(f"{command} --help", folder).returncode == 0, command
+    return stack.enter_context(server_of_pages())
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +169,16 @@ def test_commands_of_page_run(page, hub, tmp_path):
     if page.name == "data.md":
         for save_sample in (save_coin, save_captions_and_moments, save_vript, save_aqtc):
             save_sample(tmp_path)
-    with hub.server.used_here(tmp_path / "home"), scripted_endpoint(complete_lines) as (endpoint, _):
+    (tmp_path / ".curlrc").write_text("fail\n")  # a status of 400 and more is an error
+    (tmp_path / "frame.jpg").write_bytes(picture(embedded()[2][0], "JPEG"))
+    with hub.server.used_here(tmp_path / "home"), ExitStack() as stack:
+        endpoint, _ = stack.enter_context(scripted_endpoint(complete_lines))
+        address = endpoint.split("/")[2]
         for command in commands(page):
-            done = run(command.replace("http://localhost:8000/v1", endpoint), tmp_path)
+            if command.startswith("videollm-mod serve"):
+                address = serve(command, tmp_path, stack)
+                continue
+            done = run(command.replace(LOCAL, address), tmp_path)
             assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
 
 

@@ -1,73 +1,200 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The server over loopback, with the clients that people use: the `openai` client and curl."""
+"""The server's HTTP over loopback: sessions by curl, keys and origins, limits, figures, and a crash."""
 
 import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from engines import embedded
-from openai import AsyncOpenAI
-from serving_server import frame_event, running
+from serving_server import ROOMY, connect, frame_event, narration, picture, running, send, until
+from tiny import tiny_model, tiny_processor
+from websockets.sync.client import connect as connect_websocket
+
+
+ROOT = Path(__file__).parents[1]
+SESSIONS = "/v1/streaming/sessions"
 
 
 @pytest.fixture(scope="module")
 def address():
     model, processor, _ = embedded()
-    options = {"max_streams": 34, "max_frames": 24, "max_text_tokens": 256}
-    with running(model, processor, name="tiny", engine_options=options, allow_private_urls=True) as (at, app):
-        while app.state.server.status == "starting":
-            httpx.get(f"http://{at}/metrics")
+    with running(model, processor, name="tiny", engine_options=ROOMY) as (at, _):
         yield at
 
 
-def narration(frames):
-    """What a session says about frames at 2 per second, asked to narrate."""
-    model, processor, _ = embedded()
-    return [(event.time, event.text) for event in model.narrate(processor, frames, fps=2)]
+@pytest.fixture(scope="module")
+def strict():
+    """A server with keys, room for one stream, and small limits. Its words mean nothing."""
+    engine = {"max_streams": 1, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
+    limits = {"max_frame_bytes": 20_000, "max_event_bytes": 40_000, "max_output_tokens": 4}
+    options = {"api_keys": ["first", "second"], "cors": ["https://page.example"], "engine_options": engine}
+    with running(tiny_model(), tiny_processor(), **options, **limits) as (at, _):
+        yield at
 
 
-async def connect(address, **query):
-    client = AsyncOpenAI(api_key="-", base_url=f"http://{address}/v1", websocket_base_url=f"ws://{address}/v1")
-    return await client.realtime.connect(model="tiny", extra_query=query).enter()
+def curl(*arguments):
+    """Run curl and return what the server answers."""
+    done = subprocess.run(["curl", "--silent", *map(str, arguments)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
-async def events_until(connection, kind, count=1):
-    """Return the events up to the `count`-th of a kind."""
-    found = []
-    while sum(event.type == kind for event in found) < count:
-        found.append(await asyncio.wait_for(connection.recv(), 20))
-    return found
-
-
-def test_ready_when_the_model_answers(address):
+def test_it_is_ready_when_the_model_answers(address):
     assert httpx.get(f"http://{address}/health").json() == {"status": "ok"}
     assert [model["id"] for model in httpx.get(f"http://{address}/v1/models").json()["data"]] == ["tiny"]
+    assert httpx.get(f"http://{address}/v1/models/tiny").json()["object"] == "model"
+    assert httpx.get(f"http://{address}/v1/models/other").json()["error"]["code"] == "model_not_found"
 
 
-def test_the_openai_client_hears_what_a_session_says(address):
-    frames = embedded()[2]
-    expected = narration(frames)
+def test_curl_shows_frames_and_asks(address, tmp_path):
+    path = f"http://{address}{SESSIONS}"
+    session = curl("-d", '{"id": "door"}', path)["id"]
+    assert session == "door" and curl("-d", '{"id": "door"}', path)["error"]["code"] == "id_taken"
+    said = []
+    for number, frame in enumerate(embedded()[2][:8]):
+        (tmp_path / "frame.png").write_bytes(picture(frame))
+        seen = curl("--data-binary", f"@{tmp_path}/frame.png", f"{path}/{session}/frame?time={number / 2}")
+        assert seen["frame"]["fate"] == "seen" and 0 < seen["timings"]["lag"] < seen["timings"]["total"]
+        said += [(event["time"], event["text"]) for event in seen["said"]]
+    assert said == [event for event in narration() if event[0] < 4]
+    answer = curl("-d", '{"text": "How many things do you see?"}', f"{path}/{session}/ask")["answer"]
+    assert answer["text"] == "One." and answer["time"] == 3.5 and not answer["unprompted"]
+    assert curl("-d", '{"text": "Wait.", "reply_now": false}', f"{path}/{session}/ask")["answer"] is None
+    assert curl(f"{path}/{session}")["frames"] == 8
+    assert curl("-X", "DELETE", f"{path}/{session}")["deleted"]
+    assert curl(f"{path}/{session}")["error"]["code"] == "no_session"
+
+
+def test_http_mistakes_are_answered(address):
+    with httpx.Client(base_url=f"http://{address}") as client:
+        assert client.post(SESSIONS, json={"colour": 1}).json()["error"]["param"] == "colour"
+        assert client.post(SESSIONS, content=b"{").json()["error"]["code"] == "invalid_json"
+        session = f"{SESSIONS}/{client.post(SESSIONS, json={'unprompted': False}).json()['id']}"
+        assert client.post(f"{session}/ask", json={"text": "Why?"}).json()["error"]["code"] == "no_frame"
+        assert client.post(f"{session}/frame", content=b"text").json()["error"]["code"] == "invalid_image"
+        assert client.post(f"{session}/frame?time=x", content=b"").json()["error"]["param"] == "time"
+        frame = picture(embedded()[2][0], "JPEG")
+        assert client.post(f"{session}/frame?time=1", content=frame).json()["frame"]["fate"] == "seen"
+        assert client.post(f"{session}/frame?time=1.1", content=frame).json()["frame"]["fate"] == "fps"
+        assert "increase" in client.post(f"{session}/frame?time=1", content=frame).json()["error"]["message"]
+        assert client.delete(session).status_code == 200
+        assert client.get("/nothing").json()["error"]["code"] == "not_found"
+
+
+def test_figures_count_what_happened(address):
+    def figures():
+        lines = httpx.get(f"http://{address}/metrics").text.splitlines()
+        return {line.split(" ")[0]: float(line.split(" ")[1]) for line in lines if not line.startswith("#")}
+
+    before = figures()
+    with httpx.Client(base_url=f"http://{address}") as client:
+        session = f"{SESSIONS}/{client.post(SESSIONS).json()['id']}"
+        for time, frame in zip((0, 0.5, 0.6), embedded()[2], strict=False):
+            client.post(f"{session}/frame?time={time}", content=picture(frame))
+        now = figures()
+        client.delete(session)
+    grown = {name: value - before.get(name, 0) for name, value in now.items()}
+    assert grown["videollm_mod_frames_received_total"] == 3 and grown["videollm_mod_frames_seen_total"] == 2
+    assert grown['videollm_mod_frames_dropped_total{reason="fps"}'] == 1
+    assert grown["videollm_mod_frame_lag_seconds_count"] == 2 and grown["videollm_mod_first_word_seconds_count"] == 1
+    assert grown["videollm_mod_reply_tokens_total"] == 8 and grown["videollm_mod_streams"] == 1
+    assert grown['videollm_mod_cache_bytes{state="reserved"}'] > 0
+
+
+# ---------------------------------------------------------------------------------------------------- keys and limits
+
+
+def test_a_key_is_needed(strict):
+    def status(**headers):
+        return httpx.get(f"http://{strict}/v1/models", headers=headers).status_code
+
+    assert httpx.get(f"http://{strict}/health").status_code == 200
+    assert status() == status(authorization="Bearer third") == status(authorization="first") == 401
+    assert status(authorization="Bearer first") == status(authorization="bearer second") == 200
+    assert status(**{"api-key": "second"}) == 200
+    with pytest.raises(Exception, match="401"), connect_websocket(f"ws://{strict}/v1/realtime"):
+        pass
+    names = ["realtime", "openai-insecure-api-key.second", "openai-beta.realtime-v1"]
+    with connect_websocket(f"ws://{strict}/v1/realtime", subprotocols=names) as socket:
+        assert socket.subprotocol == "realtime" and json.loads(socket.recv())["type"] == "session.created"
+
+
+def test_pages_of_other_origins_are_refused(strict):
+    def answer(origin):
+        headers = {"authorization": "Bearer first", "origin": origin}
+        return httpx.get(f"http://{strict}/v1/models", headers=headers)
+
+    assert answer("https://other.example").json()["error"]["code"] == "origin_not_allowed"
+    assert answer(f"http://{strict}").status_code == 403  # a name that an attacker lets point here
+    allowed = answer("https://page.example")
+    assert allowed.headers["access-control-allow-origin"] == "https://page.example"
+
+
+def test_a_full_server_says_when_to_try_again(strict):
+    with httpx.Client(base_url=f"http://{strict}", headers={"authorization": "Bearer first"}) as client:
+        while (first := client.post(SESSIONS)).status_code == 503:  # the stream of another test is not closed yet
+            pass
+        full = client.post(SESSIONS)
+        assert full.status_code == 503 and full.json()["error"]["code"] == "server_full"
+        assert 1 <= int(full.headers["retry-after"]) <= 5
+        names = ["openai-insecure-api-key.first"]
+        with (
+            pytest.raises(Exception, match="503"),
+            connect_websocket(f"ws://{strict}/v1/realtime", subprotocols=names),
+        ):
+            pass
+        large = client.post(f"{SESSIONS}/{first.json()['id']}/frame", content=bytes(20_001))
+        assert large.status_code == 413 and large.json()["error"]["code"] == "request_too_large"
+        client.delete(f"{SESSIONS}/{first.json()['id']}")
+
+
+def test_a_large_event_ends_the_connection(strict):
+    names = ["openai-insecure-api-key.first"]
+    with connect_websocket(f"ws://{strict}/v1/realtime", subprotocols=names, close_timeout=1) as socket:
+        socket.recv()
+        socket.send("x" * 40_001)
+        with pytest.raises(Exception, match="1009"):
+            socket.recv()
+
+
+# ------------------------------------------------------------------------------------------------------------- a crash
+
+
+def start(port):
+    """Start the command, and return it when it is ready, with its address."""
+    command = [sys.executable, str(ROOT / "cli.py"), "serve", "--port", str(port), "--max-streams", "2"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen([*command, "--max-frames", "24"], stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if found := re.search(r"http://(\S+) \(ok\)", line):
+            return process, found[1]
+    raise AssertionError(f"the command ended with {process.wait()}")
+
+
+def test_clients_of_a_killed_server_get_an_error_and_it_starts_again():
+    process, address = start(0)
 
     async def watch():
         connection = await connect(address)
-        assert (await connection.recv()).type == "session.created"
-        for number, frame in enumerate(frames):
-            await connection.send(frame_event(frame, number / 2, id=f"frame_{number}"))
-        found = await events_until(connection, "response.done", len(expected))
-        await connection.close()
-        return found
+        await send(connection, frame_event(np.zeros((96, 96, 3), np.uint8), 0.0))
+        await until(connection, "conversation.item.done")
+        process.send_signal(signal.SIGKILL)
+        await connection.recv()
 
-    found = asyncio.run(watch())
-    done = [event for event in found if event.type == "response.done"]
-    assert [(event.videollm_mod["time"], event.response.output[0].content[0].text) for event in done] == expected
-    seen = [event for event in found if event.type == "conversation.item.done" and event.item.role == "user"]
-    assert [(event.item.id, event.videollm_mod["fate"]) for event in seen][:8] == [
-        (f"frame_{n}", "seen") for n in range(8)
-    ]
-    texts = {}
-    for event in found:
-        if event.type == "response.output_text.delta":
-            texts.setdefault(event.response_id, []).append(event.delta)
-    assert ["".join(texts[e.response.id]) for e in done] == [e.response.output[0].content[0].text for e in done]
-    assert all(len(deltas) > 2 for deltas in texts.values())
+    with pytest.raises(Exception, match="close frame|ConnectionClosed"):
+        asyncio.run(watch())
+    process.wait()
+    again, same = start(address.rpartition(":")[2])
+    try:
+        assert same == address and httpx.get(f"http://{same}/health").json() == {"status": "ok"}
+    finally:
+        again.terminate()
+    assert again.wait(30) in (0, -signal.SIGTERM)

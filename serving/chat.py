@@ -1,0 +1,225 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""`/v1/chat/completions`: questions about pictures and videos that come with the request."""
+
+import asyncio
+import io
+import json
+import secrets
+import tempfile
+import time as clock
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from .chat_messages import ChatRequest, Media
+from .fetching import fetch, read_data_uri, read_picture
+from .limits import RequestError
+from .live_session import LiveSession
+from .realtime_events import usage
+from .session_options import SessionOptions
+from .telling import Reply
+
+
+# Containers that FFmpeg may open. Others, such as playlists, name further files and URLs that it would open too.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,gif,apng,ogg,mpeg,mpegvideo,m4v,h264,hevc,ivf"
+_FRAMES_AT_ONCE = 8
+
+
+class Completion:
+    """
+    One request: a session of its own that sees what the request shows, and answers the last message.
+
+    Args:
+        server ([`Server`]): The server.
+        asked ([`ChatRequest`]): The request.
+    """
+
+    def __init__(self, server: Any, asked: ChatRequest) -> None:
+        self.server, self.asked, self.limits = server, asked, server.limits
+        self.completion_id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(clock.time())
+        self.session: LiveSession | None = None
+        self.reply: Reply | None = None
+        self.words: asyncio.Queue[str | None] = asyncio.Queue()
+        self.num_frames, self.fps = 0, asked.fps
+        self._files = ExitStack()
+        self._next = 0.0  # time of the next frame
+
+    async def begin(self) -> None:
+        """Fetch what the request names, show it to a new session, and ask. Raise [`RequestError`] if that fails."""
+        try:
+            media = [await self._fetch(part) if isinstance(part, Media) else part for part in self.asked.parts]
+            options = {"system_prompt": self.asked.system_prompt, "when_behind": "block"}
+            self.session = await self.server.sessions.open(
+                SessionOptions(unprompted=False),
+                instructions="",
+                max_output_tokens=self.asked.max_tokens,
+                stream_options=options,
+            )
+            self.session.listeners.append(self._listen)
+            for part in media[:-1]:
+                if isinstance(part, tuple):
+                    await self.session.ask(part[1], reply_now=False, role=part[0])
+                else:
+                    await self._show(part)
+            self.reply = await self.session.ask(media[-1][1])
+            # Without a frame, a stream answers at its end.
+            await self.session.finish()
+        except BaseException:
+            await self.end()
+            raise
+
+    async def end(self) -> None:
+        """End the session and delete files."""
+        self._files.close()
+        if self.session is not None:
+            await self.session.close()
+
+    def _listen(self, kind: str, *what: Any) -> None:
+        if kind == "words":
+            self.words.put_nowait(what[1])
+        elif kind in ("end", "over"):
+            self.words.put_nowait(None)
+
+    async def _fetch(self, part: Media) -> Any:
+        """Return a picture, or the name of a file with a video."""
+        is_picture = part.kind == "image_url"
+        most = self.limits.max_frame_bytes if is_picture else self.limits.max_video_bytes
+        with ExitStack() as stack:
+            file = io.BytesIO() if is_picture else stack.enter_context(tempfile.NamedTemporaryFile())
+            if part.url.startswith("data:"):
+                file.write(read_data_uri(part.url, most_bytes=most, param=part.param))
+            else:
+                limits = {"most_bytes": most, "seconds": self.limits.fetch_seconds, "param": part.param}
+                await fetch(part.url, file, allows_private=self.server.allows_private_urls, **limits)
+            if is_picture:
+                data = file.getvalue()
+                return await self.server.sessions.run(lambda: read_picture(data, self.limits, param=part.param))
+            file.flush()
+            self._files.push(stack.pop_all())
+        return Media(part.kind, file.name, part.param)
+
+    async def _show(self, shown: Any) -> None:
+        """Show a picture or a video."""
+        if isinstance(shown, Media):
+            await self.session.work(lambda: self._show_video(shown))
+        else:
+            await self.session.show([shown], [self._next])
+            self.num_frames += 1
+            self._next += 1 / self.fps
+
+    def _show_video(self, video: Media) -> None:
+        """Show a video file at `fps`, or at a lower rate if the stream remembers too few frames."""
+        stream, processor = self.session.stream, self.server.engine.processor
+        try:
+            with processor.open_video(video.url, formats=FORMATS) as reader:
+                seconds, pixels = reader.seconds, reader.stream.width * reader.stream.height
+        except (ValueError, OSError):
+            raise RequestError("This is not a readable video.", code="invalid_video", param=video.param) from None
+        if seconds > self.limits.max_video_seconds or pixels > self.limits.max_frame_pixels:
+            wrong = f"The video has {seconds:.0f} s and {pixels} pixels; the limits are "
+            wrong += f"{self.limits.max_video_seconds:g} s and {self.limits.max_frame_pixels} pixels."
+            raise RequestError(wrong, status=413, code="video_too_large", param=video.param)
+        left = max(1, stream.session.max_frames - self.num_frames)
+        fps = min(self.asked.fps, left / seconds) if seconds > 0 else self.asked.fps
+        begin, waiting = self._next, []
+        for time, frame in processor.read_video(video.url, fps=fps):
+            waiting.append((begin + time, frame))
+            if len(waiting) == _FRAMES_AT_ONCE:
+                self._push(waiting)
+        self._push(waiting)
+        self.fps, self._next = fps, self._next + 1 / fps
+
+    def _push(self, waiting: list[tuple[float, Any]]) -> None:
+        if waiting:
+            times, frames = zip(*waiting, strict=True)
+            self.session.stream.push(list(frames), time=list(times))
+            self.num_frames, self._next = self.num_frames + len(times), times[-1]
+            waiting.clear()
+
+    # -------------------------------------------------------------------------------------------------------- answers
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the completion when it is finished."""
+        await self.session.until(lambda: self.reply.is_over)
+        message = {"role": "assistant", "content": self.reply.text}
+        choice = {"index": 0, "message": message, "finish_reason": self._finish_reason, "logprobs": None}
+        return self._object("chat.completion", [choice]) | {"usage": self._usage} | self._extension
+
+    async def chunks(self) -> AsyncIterator[str]:
+        """Yield the completion as server-sent events."""
+        try:
+            yield self._chunk({"role": "assistant", "content": ""})
+            while (words := await asyncio.wait_for(self.words.get(), self.limits.reply_seconds)) is not None:
+                yield self._chunk({"content": words})
+            await self.session.until(lambda: self.reply.is_over)
+            yield self._chunk({}, self._finish_reason, **self._extension)
+            if self.asked.include_usage:
+                chunk = self._object("chat.completion.chunk", []) | {"usage": self._usage}
+                yield f"data: {json.dumps(chunk)}\n\n"
+            yield "data: [DONE]\n\n"
+        except (TimeoutError, asyncio.TimeoutError):
+            late = RequestError("The model has not answered in time.", status=504, code="timeout")
+            yield f"data: {json.dumps({'error': late.to_dict()})}\n\n"
+        except RequestError as error:
+            yield f"data: {json.dumps({'error': error.to_dict()})}\n\n"
+        finally:
+            await self.end()
+
+    def _chunk(self, delta: dict[str, Any], reason: str | None = None, **added: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+        chunk = self._object("chat.completion.chunk", [choice]) | added
+        return f"data: {json.dumps(chunk)}\n\n"
+
+    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        named = {"id": self.completion_id, "object": kind, "created": self.created, "model": self.server.name}
+        return named | {"choices": choices}
+
+    @property
+    def _finish_reason(self) -> str:
+        return "length" if len(self.reply.event.token_ids) >= self.session.max_output_tokens else "stop"
+
+    @property
+    def _usage(self) -> dict[str, int]:
+        counted = usage(self.reply)
+        return {
+            "prompt_tokens": counted["input_tokens"],
+            "completion_tokens": counted["output_tokens"],
+            "total_tokens": counted["total_tokens"],
+        }
+
+    @property
+    def _extension(self) -> dict[str, Any]:
+        shown = {"frames": self.num_frames, "fps": self.fps} if self.num_frames else {"frames": 0}
+        return {"videollm_mod": shown}
+
+
+async def complete(server: Any, request: Request, body: dict[str, Any]) -> Response:
+    """Answer a chat request. Raise [`RequestError`] if it is not accepted."""
+    asked = ChatRequest(body, server.limits)
+    completion = Completion(server, asked)
+    await completion.begin()
+    if asked.stream:
+        return StreamingResponse(completion.chunks(), media_type="text/event-stream")
+    answer = asyncio.ensure_future(completion.whole())
+    gone = asyncio.ensure_future(_wait_until_gone(request))
+    try:
+        await asyncio.wait([answer, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            return Response(status_code=499)  # nobody reads it
+        return JSONResponse(answer.result())
+    finally:
+        answer.cancel()
+        gone.cancel()
+        await completion.end()
+
+
+async def _wait_until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+__all__ = ["FORMATS", "Completion", "complete"]

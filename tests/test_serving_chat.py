@@ -1,0 +1,208 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""`/v1/chat/completions` over loopback, with the `openai` client, and URLs that lead where they must not."""
+
+import asyncio
+import base64
+import io
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from engines import embedded
+from openai import APIStatusError, OpenAI
+from serving_server import ROOMY, data_uri, running
+
+from videollm_mod.serving import fetching
+from videollm_mod.serving.chat import FORMATS
+from videollm_mod.serving.fetching import fetch, is_public
+from videollm_mod.serving.limits import RequestError
+from videollm_mod.space.uploads import FORMATS as SPACE_FORMATS
+
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+QUESTION = "How many things do you see?"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves the samples, and redirects from /to/... to other hosts."""
+
+    def do_GET(self):
+        self.server.hosts.append(self.headers["Host"])
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", f"http://{self.path.removeprefix('/to/')}")
+            self.end_headers()
+        else:
+            super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def files():
+    """A web server with the samples."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=SAMPLES)) as server:
+        server.hosts = []
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client():
+    model, processor, _ = embedded()
+    options = {"engine_options": ROOMY, "allow_private_urls": True, "max_video_bytes": 1_000_000}
+    with running(model, processor, name="tiny", **options) as (address, _):
+        yield OpenAI(api_key="-", base_url=f"http://{address}/v1", max_retries=0)
+
+
+def ask(client, *parts, text=QUESTION, **options):
+    content = [*parts, {"type": "text", "text": text}]
+    return client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": content}], **options)
+
+
+def video(url):
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def image(url):
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def answer_of_a_session(*, frames, times, text=QUESTION):
+    model, processor, _ = embedded()
+    session = model.stream(processor, speak=lambda _: False)
+    session.push(frames, time=times)
+    return session.ask(text)[-1]
+
+
+def test_a_video_is_seen_and_asked_about(client, files):
+    frames = embedded()[2]
+    expected = answer_of_a_session(frames=frames, times=[number / 2 for number in range(len(frames))])
+    named = ask(client, video(f"http://localhost:{files.server_port}/streamworld.mp4"))
+    assert named.choices[0].message.content == expected.text and named.choices[0].finish_reason == "stop"
+    assert named.videollm_mod == {"frames": len(frames), "fps": 2.0}
+    assert named.usage.completion_tokens == len(expected.token_ids)
+    assert named.usage.total_tokens == named.usage.prompt_tokens + named.usage.completion_tokens
+    assert named.usage.prompt_tokens > 16 * len(frames)
+    assert files.hosts[-1] == f"localhost:{files.server_port}"
+    data = base64.b64encode((SAMPLES / "streamworld.mp4").read_bytes()).decode()
+    sent = ask(client, video(f"data:video/mp4;base64,{data}"), extra_body={"videollm_mod": {"fps": 10}})
+    assert sent.videollm_mod["frames"] <= ROOMY["max_frames"]  # and not 85
+
+
+def test_a_stream_of_chunks_has_the_same_answer(client):
+    picture = image(data_uri(embedded()[2][1], "JPEG"))
+    whole = ask(client, picture)
+    chunks = list(ask(client, picture, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage == whole.usage
+
+
+def test_text_alone_and_earlier_turns(client):
+    assert ask(client, max_tokens=1).usage.completion_tokens == 1
+    assert ask(client, max_tokens=1).choices[0].finish_reason == "length"
+    first = {"role": "user", "content": [image(data_uri(embedded()[2][1])), {"type": "text", "text": QUESTION}]}
+    messages = [{"role": "system", "content": "A multimodal AI assistant."}, first]
+    messages += [{"role": "assistant", "content": "One."}, {"role": "user", "content": "What color is the tree?"}]
+    answer = client.chat.completions.create(model="tiny", messages=messages)
+    assert answer.choices[0].message.content and answer.videollm_mod["frames"] == 1
+
+
+WRONG = [
+    ({"messages": []}, 400, "messages"),
+    ({"messages": [{"role": "user", "content": [image("data:,x")]}]}, 400, "messages"),
+    ({"messages": [{"role": "judge", "content": "x"}]}, 400, "messages.0.role"),
+    ({"messages": [{"role": "user", "content": "x"}], "n": 2}, 400, "n"),
+    ({"messages": [{"role": "user", "content": "x"}], "tools": []}, 400, "tools"),
+    ({"messages": [{"role": "user", "content": "x"}], "model": "other"}, 404, "model"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param"), WRONG, ids=[param for _, _, param in WRONG])
+def test_wrong_requests(client, body, status, param):
+    with pytest.raises(APIStatusError) as error:
+        client.chat.completions.create(**{"model": "tiny", **body})
+    assert (error.value.status_code, error.value.body["param"]) == (status, param)
+
+
+def test_wrong_files(client):
+    playlist = base64.b64encode(f"#EXTM3U\n#EXTINF:1,\nfile:{SAMPLES}/streamworld.mp4\n".encode()).decode()
+    for part, code in (
+        (video(f"data:video/mp4;base64,{playlist}"), "invalid_video"),  # it names a file of the server
+        (image("data:image/png;base64,dGV4dA=="), "invalid_image"),
+        (image("data:image/png;base64,***"), "invalid_data_uri"),
+        (image("file:///etc/passwd"), "invalid_url"),
+        (video("http://user:secret@localhost/x"), "invalid_url"),
+        (video("data:video/mp4," + "x" * 1_400_000), "video_too_large"),
+    ):
+        with pytest.raises(APIStatusError) as error:
+            ask(client, part)
+        assert error.value.body["code"] == code, part
+    assert FORMATS == SPACE_FORMATS
+
+
+# ---------------------------------------------------------------------------------------------------------------- URLs
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("8.8.8.8", True),
+        ("2001:4860:4860::8888", True),
+        ("64:ff9b::808:808", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:8.8.8.8", True),
+        ("64:ff9b::a00:1", False),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_public_addresses(address, expected):
+    assert is_public(address) is expected
+
+
+def fetched(url, **options):
+    file = io.BytesIO()
+    asyncio.run(fetch(url, file, **{"most_bytes": 1_000_000, "seconds": 20, **options}))
+    return file.getvalue()
+
+
+def test_private_urls_are_refused_also_after_a_redirect(files, monkeypatch):
+    port = files.server_port
+    for url in (
+        f"http://localhost:{port}/",
+        f"http://127.0.0.1:{port}/",
+        f"http://[::1]:{port}/",
+        "http://2130706433/",
+    ):
+        with pytest.raises(RequestError, match="private or loopback"):
+            fetched(url)
+    here = f"http://127.0.0.1:{port}"
+    with monkeypatch.context() as patch:
+        # For this test, one loopback address counts as public.
+        patch.setattr(fetching, "is_public", lambda address: address == "127.0.0.1")
+        assert fetched(f"{here}/to/127.0.0.1:{port}/streamworld.mp4") == (SAMPLES / "streamworld.mp4").read_bytes()
+        with pytest.raises(RequestError, match="'127.0.0.2' has a private"):
+            fetched(f"{here}/to/127.0.0.2:{port}/streamworld.mp4")
+    loop = f"{here}/to/127.0.0.1:{port}/to/" * 1 + f"127.0.0.1:{port}/missing.mp4"
+    with pytest.raises(RequestError, match="status 404"):
+        fetched(loop, allows_private=True)
+    with pytest.raises(RequestError, match="more than 100 bytes"):
+        fetched(f"{here}/streamworld.mp4", allows_private=True, most_bytes=100)
+    with pytest.raises(RequestError, match="cannot be fetched"):
+        fetched("http://127.0.0.1:9/", allows_private=True)

@@ -1,0 +1,418 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""`/v1/realtime` over loopback: the `openai` client, and events as Pipecat and LiveKit send them."""
+
+import asyncio
+import base64
+import json
+import socket
+
+import pytest
+from engines import embedded
+from serving_server import (
+    ROOMY,
+    connect,
+    data_uri,
+    frame_event,
+    narration,
+    running,
+    said,
+    send,
+    text_event,
+    until,
+    update_event,
+)
+from tiny import random_frames, tiny_model, tiny_processor
+from websockets.asyncio.client import connect as connect_websocket
+from websockets.exceptions import ConnectionClosed
+
+
+@pytest.fixture(scope="module")
+def server():
+    model, processor, _ = embedded()
+    with running(model, processor, engine_options=ROOMY, max_unsent=100) as (address, server):
+        server.address = address
+        yield server
+
+
+TINY = {"max_streams": 2, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A server of a tiny model, whose words mean nothing."""
+    limits = {"max_frame_pixels": 4096, "max_output_tokens": 8}
+    with running(tiny_model(), tiny_processor(), engine_options=TINY, **limits) as (address, server):
+        server.address = address
+        yield server
+
+
+def frames():
+    return embedded()[2]
+
+
+# ------------------------------------------------------------------------------------------------------------ watching
+
+
+def test_the_client_hears_what_a_session_says(server):
+    async def watch():
+        connection = await connect(server.address)
+        created = await connection.recv()
+        assert (
+            created.type == "session.created"
+            and created.session.instructions == "Please narrate the video in real time."
+        )
+        for number, frame in enumerate(frames()):
+            await send(connection, frame_event(frame, number / 2, id=f"frame_{number}"))
+        found = await until(connection, "response.done", len(narration()))
+        await connection.close()
+        return found
+
+    found = asyncio.run(watch())
+    assert said(found) == narration()
+    assert all(event.videollm_mod["unprompted"] for event in found if event.type == "response.done")
+    first = [event for event in found if getattr(event, "response_id", None) == found_response(found).id]
+    kinds = [event.type for event in first if event.type != "response.output_text.delta"]
+    assert kinds == [
+        f"response.{kind}"
+        for kind in (
+            "output_item.added",
+            "content_part.added",
+            "output_text.done",
+            "content_part.done",
+            "output_item.done",
+        )
+    ]
+    deltas = [event.delta for event in first if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == narration()[0][1] and len(deltas) > 2
+    usage = found_response(found).usage
+    assert usage.output_tokens == 8 and usage.input_token_details.image_tokens == 2 * 16
+    seen = [event for event in found if event.type == "conversation.item.done" and event.item.role == "user"]
+    assert [event.item.id for event in seen[:8]] == [f"frame_{number}" for number in range(8)]
+    about = seen[1].videollm_mod
+    assert about["fate"] == "seen" and about["index"] == 1 and about["lag"] > 0 and about["interval_probability"] < 0.5
+    assert len(about["kept_patches"]) == 16
+
+
+def found_response(events):
+    return next(event.response for event in events if event.type == "response.done")
+
+
+def test_a_question_waits_for_response_create(server):
+    """The answer is that of a session which is asked the same."""
+    model, processor, _ = embedded()
+    session = model.stream(processor, speak=lambda _: False)
+    session.hear("Please narrate the video in real time.", reply_now=False)
+    session.push(frames()[:6], time=[number / 2 for number in range(6)])
+    expected = session.ask("How many things do you see?")[-1].text
+
+    async def ask():
+        connection = await connect(server.address)
+        await send(connection, update_event(unprompted=False))
+        for number, frame in enumerate(frames()[:6]):
+            await send(connection, frame_event(frame, number / 2))
+        await send(connection, text_event("How many things do you see?"))
+        seen = await until(connection, "conversation.item.done", 7)
+        await send(connection, {"type": "response.create", "response": {"metadata": {"client_event_id": "mine"}}})
+        answered = await until(connection, "response.done")
+        await connection.close()
+        return seen, answered
+
+    seen, answered = asyncio.run(ask())
+    assert not [event for event in seen if event.type.startswith("response.")]
+    assert said(answered) == [(2.5, expected)]
+    created = next(event for event in answered if event.type == "response.created")
+    assert created.response.metadata == {"client_event_id": "mine"} and not created.videollm_mod["unprompted"]
+
+
+def test_settings_change(server):
+    async def change():
+        connection = await connect(server.address)
+        await send(connection, update_event(max_frames=8, fps=1.0))
+        [_, first] = await until(connection, "session.updated")
+        for time in (0.0, 0.5, 1.0):
+            await send(connection, frame_event(frames()[0], time))
+        found = await until(connection, "conversation.item.done", 3)
+        await send(connection, {"type": "session.update", "session": {"instructions": "What is this?", "tools": []}})
+        turn = (await until(connection, "session.updated"))[-1]
+        await send(connection, update_event(max_frames=4))
+        refused = (await until(connection, "error"))[-1]
+        await send(connection, update_event(every=1.0, speak="every", max_words=3, no_repeat=0))
+        speaks = (await until(connection, "session.updated"))[-1]
+        await send(connection, frame_event(frames()[1], 2.0), frame_event(frames()[2], 3.0))
+        replies = said(await until(connection, "response.done", 2))
+        await connection.close()
+        return first, found, turn, refused, speaks, replies
+
+    first, found, turn, refused, speaks, replies = asyncio.run(change())
+    assert first.session.videollm_mod["max_frames"] == 8 and first.session.videollm_mod["speak"] == "learned"
+    fates = {event.videollm_mod["time"]: event.videollm_mod["fate"] for event in found if event.type.endswith("done")}
+    assert fates == {0.0: "seen", 0.5: "fps", 1.0: "seen"}
+    assert turn.session.instructions == "What is this?"
+    assert turn.session.videollm_mod["instructions_entered"] == "as a turn"
+    assert turn.session.videollm_mod["ignored"] == ["tools"]
+    assert refused.error.code == "session_has_begun"
+    assert speaks.session.videollm_mod["speak"] == "every"
+    assert [time for time, _ in replies] == [2.0, 3.0] and all(len(text.split()) <= 3 for _, text in replies)
+
+
+def test_a_response_can_be_cancelled(server):
+    async def cancel():
+        connection = await connect(server.address)
+        await send(connection, {"type": "response.cancel", "event_id": "early"})
+        none = (await until(connection, "error"))[-1]
+        await send(
+            connection, update_event(unprompted=False), {"type": "response.create"}, {"type": "response.cancel"}
+        )
+        withdrawn = (await until(connection, "response.done"))[-1]
+        await connection.close()
+        return none, withdrawn
+
+    none, withdrawn = asyncio.run(cancel())
+    assert (none.error.code, none.error.event_id) == ("response_cancel_not_active", "early")
+    assert none.error.message.startswith("Cancellation failed")
+    assert withdrawn.response.status == "cancelled"
+    assert withdrawn.response.status_details.reason == "client_cancelled"
+
+
+def test_cancelling_ends_the_engines_work(small):
+    """The tiny model never ends a reply, so only the interruption does."""
+
+    async def cancel():
+        connection = await connect(small.address)
+        await send(connection, update_event(unprompted=False), frame_event(random_frames(1)[0], 0.0))
+        await until(connection, "conversation.item.done")
+        await send(connection, {"type": "response.create"}, {"type": "response.create"})
+        await until(connection, "response.created")
+        await send(connection, {"type": "response.cancel"})
+        done = [event for event in await until(connection, "response.done", 2) if event.type == "response.done"]
+        await connection.close()
+        return done
+
+    statuses = [event.response.status for event in asyncio.run(cancel())]
+    assert "cancelled" in statuses and set(statuses) <= {"cancelled", "incomplete"}
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+
+WRONG = [
+    ("{", "invalid_json", None),
+    ('["session.update"]', "missing_required_parameter", "type"),
+    ({"type": "nonsense"}, "invalid_value", "type"),
+    ({"type": "session.update"}, "invalid_type", "session"),
+    ({"type": "session.update", "session": {"colour": 1}}, "unknown_parameter", "session.colour"),
+    (update_event(fps="fast"), "invalid_value", "session.videollm_mod.fps"),
+    (update_event(fps=1000), "invalid_value", "session.videollm_mod.fps"),
+    (update_event(colour=1), "unknown_parameter", "session.videollm_mod.colour"),
+    (update_event(speak="learned", every=2.0), "invalid_value", "session.videollm_mod"),
+    (update_event(max_frames=100_000), "invalid_value", "session.videollm_mod"),
+    (update_event(max_frames=150), "server_full", None),
+    (frame_event(random_frames(1, size=(65, 64))[0], 0.0), "frame_too_large", "item.content.0.image_url"),
+    (frame_event(random_frames(1)[0], -1.0), "invalid_value", "videollm_mod.time"),
+    (text_event(" "), "invalid_value", "item.content.0.text"),
+    ({"type": "conversation.item.create", "item": {"type": "function_call"}}, "invalid_value", "item.type"),
+    ({"type": "conversation.item.delete", "item_id": "x"}, "unsupported_event", "type"),
+    ({"type": "conversation.item.retrieve", "item_id": "x"}, "item_retrieve_invalid_item_id", "item_id"),
+    ({"type": "response.create", "response": {"conversation": "none"}}, "invalid_value", "response.conversation"),
+    ({"type": "input_audio_buffer.append", "audio": ""}, "audio_not_supported", "type"),
+]
+
+
+def test_wrong_events_get_an_error_and_the_connection_stays(small):
+    async def be_wrong():
+        connection = await connect(small.address)
+        for event, _, _ in WRONG:
+            await connection.send_raw(event if isinstance(event, str) else json.dumps(event))
+        image = {"type": "input_image", "image_url": f"data:image/png;base64,{base64.b64encode(b'text').decode()}"}
+        item = {"type": "message", "role": "user", "content": [image]}
+        await send(connection, {"type": "conversation.item.create", "event_id": "mine", "item": item})
+        errors = [event.error for event in await until(connection, "error", len(WRONG) + 1) if event.type == "error"]
+        await send(connection, {"type": "session.heartbeat"}, {"type": "input_audio_buffer.clear"})
+        await until(connection, "input_audio_buffer.cleared")
+        await connection.close()
+        return errors
+
+    *errors, last = asyncio.run(be_wrong())
+    assert [(error.code, error.param) for error in errors] == [(code, param) for _, code, param in WRONG]
+    assert all(error.type in ("invalid_request_error", "server_error") and error.message for error in errors)
+    assert (last.code, last.event_id) == ("invalid_image", "mine")
+
+
+# ------------------------------------------------------------------------------------------------------ other clients
+
+
+def test_events_as_pipecat_sends_them(server):
+    """Events have an id. Settings come after `session.created`, then context, a response, and frames."""
+    images = [
+        {"type": "input_image", "image_url": data_uri(frame, "JPEG"), "detail": "auto"} for frame in frames()[:2]
+    ]
+    item = {"object": "realtime.item", "type": "message", "role": "user"}
+
+    async def talk():
+        async with connect_websocket(f"ws://{server.address}/v1/realtime?model=any") as client:
+            assert json.loads(await client.recv())["type"] == "session.created"
+            audio = {"input": {"turn_detection": None}}
+            session = {"type": "realtime", "instructions": "Please narrate.", "audio": audio, "tools": []}
+            session |= {"output_modalities": ["text"]}
+            greeting = {**item, "id": "a1", "content": [{"type": "input_text", "text": "Hello."}]}
+            for event in (
+                {"event_id": "1", "type": "session.update", "session": session},
+                {"event_id": "2", "type": "conversation.item.create", "item": greeting},
+                {"event_id": "3", "type": "session.update", "session": session},
+                {"event_id": "4", "type": "response.create", "response": {"output_modalities": ["text"]}},
+                {
+                    "event_id": "5",
+                    "type": "conversation.item.create",
+                    "item": {**item, "id": "b1", "content": images[:1]},
+                },
+                {"event_id": "6", "type": "input_audio_buffer.clear"},
+            ):
+                await client.send(json.dumps(event))
+            found = []
+            while not found or found[-1]["type"] != "response.done":
+                found.append(json.loads(await client.recv()))
+            return found
+
+    found = asyncio.run(talk())
+    assert "error" not in {event["type"] for event in found}
+    # Its parser knows these types only, and needs these fields.
+    assert {event["type"] for event in found} <= {
+        "session.updated",
+        "conversation.item.added",
+        "conversation.item.done",
+        "response.created",
+        "response.done",
+        "response.output_item.added",
+        "response.output_item.done",
+        "response.content_part.added",
+        "response.content_part.done",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "input_audio_buffer.cleared",
+    }
+    assert found[-1]["response"].keys() >= {"id", "object", "status", "status_details", "output", "usage"}
+    assert found[-1]["response"]["usage"].keys() >= {"input_token_details", "output_token_details", "total_tokens"}
+
+
+def test_events_as_livekit_sends_them(server):
+    """It waits for `conversation.item.added` with its item's id, and for its metadata in `response.created`."""
+    message = {"id": "item_1", "type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi."}]}
+    image = {"type": "input_image", "image_url": data_uri(frames()[0], "JPEG")}
+    video = {"type": "message", "role": "user", "content": [image]}
+    audio = {
+        "input": {"format": {"rate": 24000, "type": "audio/pcm"}, "noise_reduction": None, "turn_detection": None}
+    }
+
+    async def talk():
+        connection = await connect(server.address)
+        session = {"type": "realtime", "model": "any", "output_modalities": ["audio"], "audio": audio}
+        session |= {"max_output_tokens": "inf", "tool_choice": "auto", "tracing": None}
+        response = {"instructions": "What color is the thing?", "metadata": {"client_event_id": "response_create_1"}}
+        await send(
+            connection,
+            {"type": "session.update", "event_id": "session_update_1", "session": session},
+            {"type": "session.update", "event_id": "tools_1", "session": {"type": "realtime", "tools": []}},
+            {"type": "conversation.item.create", "event_id": "c1", "item": message, "previous_item_id": "root"},
+            {"type": "conversation.item.create", "event_id": "video_1", "item": video},
+            {"type": "response.create", "event_id": "response_create_1", "response": response},
+        )
+        found = await until(connection, "response.done", 1)
+        while not any(e.type == "response.created" and e.response.metadata for e in found):
+            found += await until(connection, "response.done", 1)
+        await send(connection, {"type": "response.cancel", "response_id": "resp_old"})
+        found += await until(connection, "error")
+        await connection.close()
+        return found
+
+    found = asyncio.run(talk())
+    assert "item_1" in [event.item.id for event in found if event.type == "conversation.item.added"]
+    metadata = [event.response.metadata for event in found if event.type == "response.created"]
+    assert {"client_event_id": "response_create_1"} in metadata
+    updated = next(event for event in found if event.type == "session.updated")
+    assert updated.session.output_modalities == ["text"]
+    assert set(updated.session.videollm_mod["ignored"]) >= {"audio", "output_modalities", "tool_choice"}
+    assert [event.error.message[:19] for event in found if event.type == "error"] == ["Cancellation failed"]
+
+
+# --------------------------------------------------------------------------------------------------- life of a session
+
+
+def test_many_connections_with_one_slow_reader(server):
+    """The slow one is disconnected, and its session can be resumed. The others hear all of it."""
+
+    async def watch():
+        connection = await connect(server.address)
+        await send(connection, *(frame_event(frame, index / 2) for index, frame in enumerate(frames()[:2])))
+        found = await until(connection, "response.done")
+        await connection.close()
+        return said(found)
+
+    async def stall():
+        raw = socket.create_connection(server.address.split(":"))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow = await connect_websocket(f"ws://{server.address}/v1/realtime", sock=raw, open_timeout=60)
+        token = json.loads(await slow.recv())["session"]["videollm_mod"]["resume_token"]
+        slow.transport.pause_reading()
+        update = json.dumps({"type": "session.update", "session": {"instructions": "x" * 8000}})
+        while not server.metrics.disconnected.labels("slow_reader")._value.get():
+            await slow.send(update)
+            await asyncio.sleep(0)
+        slow.transport.abort()
+        query = {"resume_token": token, "last_event_id": "event_1"}
+        again = await connect(server.address, extra_query=query)
+        created = await again.recv()
+        await again.close()
+        return created.session.videollm_mod
+
+    async def all_at_once():
+        return await asyncio.gather(stall(), *(watch() for _ in range(31)))
+
+    resumed, *heard = asyncio.run(all_at_once())
+    assert heard == [narration()[:1]] * 31
+    assert resumed["resumed"] and resumed["missed_events"] > 0
+
+
+def test_a_lost_connection_is_resumed(server):
+    async def lose():
+        connection = await connect(server.address)
+        created = await connection.recv()
+        for number, frame in enumerate(frames()[:4]):
+            await send(connection, frame_event(frame, number / 2))
+        before = await until(connection, "conversation.item.done", 2)
+        connection._connection.transport.abort()
+        query = {"resume_token": created.session.videollm_mod["resume_token"], "last_event_id": before[-1].event_id}
+        again = await connect(server.address, extra_query=query)
+        first = await again.recv()
+        for number, frame in enumerate(frames()[4:], start=4):
+            await send(again, frame_event(frame, number / 2))
+        after = await until(again, "response.done", len(narration()) - len(said(before)))
+        await again.close()
+        return created.session, before, first.session, after
+
+    created, before, resumed, after = asyncio.run(lose())
+    assert resumed.id == created.id and resumed.videollm_mod["resumed"]
+    numbers = [int(event.event_id.removeprefix("event_")) for event in before + after]
+    assert numbers == list(range(2, 2 + len(numbers)))  # each event once, in order
+    assert said(before + after) == narration()
+
+
+def test_sessions_expire():
+    async def idle(address, engine):
+        connection = await connect(address)
+        token = (await connection.recv()).session.videollm_mod["resume_token"]
+        found = await until(connection, "session.expired")
+        with pytest.raises(ConnectionClosed):
+            await connection.recv()
+        lost = await connect(address)
+        lost_token = (await lost.recv()).session.videollm_mod["resume_token"]
+        lost._connection.transport.abort()
+        while engine.streams:  # for a tenth of a second
+            await asyncio.sleep(0.01)
+        for gone in (token, lost_token):
+            with pytest.raises(Exception, match="404"):
+                await connect(address, extra_query={"resume_token": gone})
+        return found
+
+    limits = {"idle_seconds": 2.0, "resume_seconds": 0.1}
+    with running(tiny_model(), tiny_processor(), engine_options=TINY, **limits) as (address, server):
+        assert "2 s" in asyncio.run(idle(address, server.engine))[-1].videollm_mod["reason"]
