@@ -72,7 +72,7 @@ def read_data_uri(uri: str, *, most_bytes: int, param: str | None = None) -> byt
     body = uri[head.end() :]
     if len(body) > most_bytes * 4 / 3 + 4:
         wrong = f"The file in this data URI has more than {most_bytes} bytes, which is the limit."
-        raise RequestError(wrong, status=413, code="frame_too_large", param=param)
+        raise RequestError(wrong, status=413, code="file_too_large", param=param)
     if not head[1]:
         return unquote_to_bytes(body)
     try:
@@ -190,7 +190,7 @@ async def _save(response: httpx.Response, file: BinaryIO, most_bytes: int, param
         count += len(chunk)
         if count > most_bytes:
             wrong = f"The URL has more than {most_bytes} bytes, which is the limit."
-            raise RequestError(wrong, status=413, code="video_too_large", param=param)
+            raise RequestError(wrong, status=413, code="file_too_large", param=param)
         file.write(chunk)
 
 

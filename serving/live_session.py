@@ -211,7 +211,7 @@ class LiveSession:
                 self._frames.remove(frame)
             raise
         self._last_time = frame.time
-        self._due = max(self._due, frame.time - 1 / self.options.fps) + 1 / self.options.fps
+        self._due = max(self._due, frame.time) + 1 / self.options.fps
 
     async def show(self, pictures: list[Any], times: list[float]) -> None:
         """Accept frames that are all to be seen, at times in seconds. Raise [`RequestError`] if that fails."""

@@ -66,7 +66,7 @@ def test_curl_shows_frames_and_asks(address, tmp_path):
         said += [(event["time"], event["text"]) for event in seen["said"]]
     assert said == [event for event in narration() if event[0] < 4]
     answer = curl("-d", '{"text": "How many things do you see?"}', f"{path}/{session}/ask")["answer"]
-    assert answer["text"] == "One." and answer["time"] == 3.5 and not answer["unprompted"]
+    assert answer["text"] == "None." and answer["time"] == 3.5 and not answer["unprompted"]  # it hides
     assert curl("-d", '{"text": "Wait.", "reply_now": false}', f"{path}/{session}/ask")["answer"] is None
     assert curl(f"{path}/{session}")["frames"] == 8
     assert curl("-X", "DELETE", f"{path}/{session}")["deleted"]
