@@ -62,17 +62,17 @@ def test_help_imports_neither_torch_nor_transformers():
 import sys
 from videollm_mod.cli import app
 
-for command in ("", "narrate", "ask", "report", "find", "watch", "inspect", "convert", "push"):
+for command in ("", "narrate", "ask", "report", "find", "watch", "serve", "inspect", "convert", "push"):
     sys.argv = ["videollm-mod", *command.split(), "--help"]
     try:
         app()
     except SystemExit as end:
         assert not end.code, command
-    heavy = {"torch", "transformers", "peft", "datasets"} & set(sys.modules)
+    heavy = {"torch", "transformers", "peft", "datasets", "fastapi"} & set(sys.modules)
     assert not heavy, (command, heavy)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "" and done.stdout.lower().count("usage: ") == 9, done.stderr
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.lower().count("usage: ") == 10, done.stderr
 
 
 def test_a_foreign_video_gets_a_note():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from engines import LIMITS, NARRATE, embedded, tiny_engine
 from tiny import random_frames
+from transformers.generation.streamers import BaseStreamer
 
 from videollm_mod import TooManyWaitingError
 from videollm_mod.serving import StreamingEngine
@@ -312,3 +313,52 @@ def test_the_time_of_a_question_is_a_number():
     stream = tiny_engine(max_streams=1).open()
     with pytest.raises(ValueError, match="could not convert"):
         stream.ask("What is there?", time="now")
+
+
+def test_a_question_can_be_withdrawn_and_a_reply_asked_for_without_one():
+    """Without a text the model says what it would answer if the text had been heard before."""
+    model, processor, frames = embedded()
+    session = model.stream(processor, speak=lambda _: False)
+    session.push(frames[:4])
+    expected = session.fork().ask("How many things do you see?")[-1]
+    session.ask("How many things do you see?", reply_now=False)
+    question = session.hear(None)
+    assert session.withdraw(question) and not session.withdraw(question)
+    session.hear(None)
+    assert session.close()[-1].token_ids == expected.token_ids
+    with pytest.raises(ValueError, match="closed"):
+        session.hear(None)
+
+
+def test_a_reply_is_cut_short_and_speaking_changes():
+    model, processor, frames = embedded()
+    engine = StreamingEngine(model, processor, max_streams=1, **LIMITS)
+
+    class Interrupting(BaseStreamer):
+        def put(self, _):
+            stream.interrupt()
+
+        def end(self):
+            pass
+
+    stream = engine.open(streamer=Interrupting())
+    stream.ask(NARRATE, reply_now=False)
+    stream.push(frames[:2])
+    event = engine.run()[-1][1]
+    assert event.interrupted and event.text == "A" and len(event.token_ids) == 1
+    stream.set_speaking(speak="every", every=1.0, max_words=2)
+    stream.push(frames[2:4])
+    assert [(event.time, event.role) for _, event in engine.run()] == [(1.5, "assistant")]  # a second of silence
+    with pytest.raises(ValueError, match="`speak` is"):
+        stream.set_speaking(speak="loudly")
+    assert stream.session.speak == "every"
+
+
+def test_closing_can_discard_what_waits():
+    engine = tiny_engine(max_streams=1)
+    stream = engine.open(speak=lambda _: False)
+    stream.push(random_frames(4))
+    stream.ask("Why?")
+    stream.close(discard=True)
+    assert engine.run() == [] and stream.is_done and stream.session.num_frames == 0
+    engine.open()
