@@ -48,6 +48,7 @@ TRAINED := outputs/streamworld_cpu/trained
 checkpoint: $(VENV)/.installed-test
 	$(BIN)/python train/recipe.py --size cpu
 	cp $(TRAINED)/*.json $(TRAINED)/model.safetensors .
+	$(BIN)/videollm-mod verify . --write
 	$(BIN)/python train/card.py $(TRAINED) docs/embedded-checkpoint.md
 	$(BIN)/python train/evaluation.py --checkpoint . --world tiny --kinds narrate=2,ask=1,wait=1 --card
 	cp outputs/streamworld_cpu/narration/loss.png docs/loss.png

@@ -1,7 +1,8 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-The command line: `videollm-mod narrate`, `ask`, `report`, `find`, `watch`, `serve`, `inspect`, `convert` and `push`.
+The command line: `videollm-mod narrate`, `ask`, `report`, `find`, `watch`, `serve`, `inspect`, `convert`, `push`
+and `verify`.
 
 It parses options and prints. The commands import torch and Transformers inside, so that `--help` answers at once.
 """
@@ -51,6 +52,7 @@ from videollm_mod.commands.options import (
     Weights,
 )
 from videollm_mod.commands.serve import serve
+from videollm_mod.commands.verify import verify
 from videollm_mod.commands.watching import (
     EMBEDDED,
     CtrlC,
@@ -630,6 +632,9 @@ def convert(context: typer.Context) -> None:
 def push(context: typer.Context) -> None:
     """Publish a checkpoint on the Hugging Face Hub: push CHECKPOINT REPO."""
     _run_script(context, "videollm_mod.train.push")
+
+
+app.command()(verify)
 
 
 def _run_script(context: typer.Context, script: str) -> None:

@@ -55,7 +55,7 @@ def test_a_checkpoint_is_published_in_one_commit_and_loaded(hub, tmp_path):
     assert len(hub.repos[REPO]) == 2, "one commit after the empty one"
     published, own = dict(hub.files(REPO)), embedded_files()
     assert published.keys() == own.keys()
-    assert {name for name, data in published.items() if data != own[name]} <= {"README.md", FACTS_PAGE}
+    assert {name for name, data in published.items() if data != own[name]} <= {"README.md", FACTS_PAGE, "golden.json"}
     assert TOKEN not in done.stdout + done.stderr
     assert not any(
         TOKEN in path.read_text(errors="ignore") for path in (tmp_path / "home").rglob("*") if path.is_file()
@@ -67,6 +67,7 @@ def test_large_weights_are_split(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     shards = {name: data for name, data in hub.files(REPO).items() if name.endswith(".safetensors")}
     assert len(shards) >= 3 and all(len(data) < 3.1e6 for data in shards.values())
+    assert "golden.json" in hub.files(REPO), "it is about tensors, not about files"
     whole = load((EMBEDDED / "model.safetensors").read_bytes())
     parts = {name: weight for data in shards.values() for name, weight in load(data).items()}
     assert parts.keys() == whole.keys() and all((parts[name] == whole[name]).all() for name in whole)
@@ -109,6 +110,7 @@ def test_other_weights_of_the_same_configuration_are_another_model(hub, tmp_path
     assert same.returncode == 0, "the same model can be published again"
     assert json.loads(same.stdout) == {"repo": REPO, "commit": commit_hash(REPO, 2), "loaded": False}
     assert push(hub, tmp_path / "home", other, REPO, "--no_verify", "--force").returncode == 0
+    assert "golden.json" not in hub.files(REPO), "the folder has that of other weights"
     assert load(hub.files(REPO)["model.safetensors"])["model.connector.linear_1.bias"].equal(
         weights["model.connector.linear_1.bias"]
     )
@@ -168,12 +170,13 @@ def test_a_failed_check_does_not_count_as_an_empty_repository(hub, tmp_path):
     assert failed.returncode == 1 and "Traceback" not in failed.stderr and len(hub.repos[REPO]) == 2, failed.stderr
 
 
-def test_verification_finds_missing_weights(hub, tmp_path):
+def test_a_model_without_some_of_its_weights_is_not_published(hub, tmp_path):
     checkpoint = copy_embedded(tmp_path / "checkpoint")
     weights = load_file(checkpoint / "model.safetensors")
     save_file({name: w for name, w in weights.items() if "connector" not in name}, checkpoint / "model.safetensors")
     done = push(hub, tmp_path / "home", checkpoint, REPO)
-    assert done.returncode == 1 and "does not load: AssertionError: weights do not fit" in done.stderr, done.stderr
+    assert done.returncode == 1 and "of the model's weights are missing, such as model.connector" in done.stderr
+    assert hub.repos[REPO] == [{}]
 
 
 @pytest.mark.parametrize("where", ["PUT .*upload", "POST .*/commit/"])

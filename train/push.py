@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from videollm_mod.train.checkpoint_files import FACTS_PAGE, LINK, checkpoint_fil
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = ROOT / "space"
+GOLDEN = "golden.json"
 # Fields that may differ between two configurations of the same model.
 _INCIDENTAL = {"transformers_version", "dtype", "_name_or_path", "interval_threshold", "auto_map", "architectures"}
 _INCIDENTAL |= {"use_cache"}
@@ -53,17 +55,11 @@ _WEIGHTS = re.compile(
 )
 # Files that show that a Space was published from here, and the folders that only this script writes there.
 _PAGE, _INSIDE = {"app.py", "viewer.py", "drawing.py"}, ("checkpoint/", "samples/")
-_LOOK = """
+_VERIFY = """
 import sys
-from transformers import AutoModel, AutoProcessor, logging
-logging.set_verbosity_error()
-where = {"pretrained_model_name_or_path": sys.argv[1], "revision": sys.argv[2], "trust_remote_code": True}
-model, info = AutoModel.from_pretrained(**where, dtype="auto", output_loading_info=True)
-faults = {name: sorted(keys) for name, keys in info.items() if keys}
-assert not faults, f"weights do not fit: {faults}"
-processor = AutoProcessor.from_pretrained(**where)
-assert processor.frame_num_tokens == model.config.frame_num_tokens
-print(model.num_parameters())
+from videollm_mod.golden import verify_checkpoint
+difference = verify_checkpoint(sys.argv[1], sys.argv[2]).difference
+assert difference is None, difference
 """
 
 
@@ -91,7 +87,9 @@ def push(
         force (`bool`, *optional*, defaults to `False`): Whether to replace another model.
         message (`str`, *optional*): The commit message.
         max_shard_size (`str`, *optional*, defaults to `"5GB"`): Largest weights file. A larger one is split.
-        verify (`bool`, *optional*, defaults to `True`): Whether to load the published model in a new process.
+        verify (`bool`, *optional*, defaults to `True`): Whether to record in `golden.json` what the model computes,
+            and to check in a new process that the published one computes the same. Otherwise a `golden.json` of the
+            folder is published if it has the hashes of these weights.
 
     Returns:
         `str`: The commit's hash.
@@ -99,7 +97,7 @@ def push(
     Raises:
         `FileNotFoundError`: If there is no such folder.
         `ValueError`: If the folder is incomplete, the Hub refuses its card, the repository holds another model, the
-            user is not logged in, or the published model does not load.
+            user is not logged in, the model does not load, or the published one computes something else.
         `ConnectionError`: If the connection broke.
     """
     folder = Path(checkpoint)
@@ -115,11 +113,13 @@ def push(
             files |= _card_for(repo, folder, files, Path(place))
             if not force:
                 _refuse_another_model(api, repo, folder, there, files)
-            # Transformers would prefer earlier weights in other files, or an adapter, to these.
-            stale = {name for name in there if _WEIGHTS.fullmatch(name)}
+        files = _with_golden(files, folder, Path(place), verify)
+        # Transformers would prefer earlier weights in other files, or an adapter, to these.
+        stale = {name for name in there if _WEIGHTS.fullmatch(name) or name == GOLDEN}
+        with hub_errors(repo):
             commit = commit_files(api, repo, files, stale, message)
     if verify:
-        _look(repo, commit)
+        _verify(repo, commit)
     return commit
 
 
@@ -268,11 +268,11 @@ def _essence(config: Any) -> Any:
     return {name: _essence(value) for name, value in config.items() if name not in _INCIDENTAL}
 
 
-def _look(repo: str, revision: str) -> None:
-    """Load the published model as any user would, in a new process."""
+def _verify(repo: str, revision: str) -> None:
+    """Load the published model as any user would, in a new process, and compare it with its record."""
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
-            [sys.executable, "-c", _LOOK, repo, revision],
+            [sys.executable, "-c", _VERIFY, repo, revision],
             cwd=elsewhere,
             env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
             capture_output=True,
@@ -280,7 +280,7 @@ def _look(repo: str, revision: str) -> None:
         )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ValueError(f"'{repo}' was published, but does not load: {reason}")
+        raise ValueError(f"'{repo}' was published, but not as it was here: {reason.removeprefix('AssertionError: ')}")
 
 
 # ------------------------------------------------------------------------------------------------- what is published
@@ -334,6 +334,20 @@ def _with_weights_split(files: dict[str, Path], place: Path, max_shard_size: str
     return others | {shard.name: shard for shard in shards.iterdir()}
 
 
+def _with_golden(files: dict[str, Path], folder: Path, place: Path, verify: bool) -> dict[str, Path]:
+    """Return the files with a record of what the model computes, or without one that is not about these weights."""
+    # Loads torch, which refusing a folder does without.
+    from videollm_mod.golden import hash_weights, make_golden, read_golden, write_golden
+
+    weights = [path for name, path in files.items() if fnmatch(name, "*model*.safetensors")]
+    if verify:
+        write_golden(make_golden(folder, weights), place / GOLDEN)
+        return files | {GOLDEN: place / GOLDEN}
+    if GOLDEN in files and read_golden(str(folder))[0]["weights"] != hash_weights(weights):
+        return {name: path for name, path in files.items() if name != GOLDEN}
+    return files
+
+
 def _bytes(size: str) -> float:
     """Parse a size such as "5GB"."""
     units = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -356,7 +370,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="replace another model, or write into another app")
     parser.add_argument("--message", help="commit message")
     parser.add_argument("--max_shard_size", help="largest file of weights (5GB) or rows (500MB)")
-    parser.add_argument("--no_verify", action="store_true", help="do not load the model from the Hub afterwards")
+    parser.add_argument(
+        "--no_verify",
+        action="store_true",
+        help="do not record what the model computes, and do not check it afterwards",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args()
     if options.dataset is not None and (options.checkpoint is None or options.repo or options.space):
