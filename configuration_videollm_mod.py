@@ -339,6 +339,14 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         """Check the size of frames against the encoder's patches."""
         patch_size, image_size = (getattr(self.vision_config, name, None) for name in ("patch_size", "image_size"))
         if self.frame_size is None or self.frame_size == image_size:
+            # Stages of a hierarchical encoder pad what is left over, so that it has more patches than `vision_grid`.
+            sides = zip(self.frame_sides or (), patch_sides(self.vision_config), strict=False)
+            if hasattr(self.vision_config, "depths") and any(side % patch for side, patch in sides):
+                height, width = patch_sides(self.vision_config)
+                raise ValueError(
+                    f"`vision_config.image_size` is {image_size}; it must be a multiple of the last stage's patches, "
+                    f"{height}x{width} pixels."
+                )
             return
         if patch_size is None:
             raise ValueError(

@@ -630,6 +630,11 @@ def _run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor, frame_siz
     patch_height, patch_width = patch_sides(encoder.config)
     frames, _, height, width = pixel_values.shape
     grid = (height // patch_height, width // patch_width)
+    if hasattr(encoder.config, "depths") and (height % patch_height or width % patch_width):
+        raise ValueError(
+            f"Frames have {height}x{width} pixels, but {type(encoder).__name__} needs multiples of its last stage's "
+            f"patches, {patch_height}x{patch_width} pixels."
+        )
     if encoder.config.model_type != "siglip2_vision_model":
         return encoder(pixel_values, **options), grid
     # SigLIP 2 with native aspect ratio reads rows of patches, each flattened as height, width, channels.

@@ -147,6 +147,8 @@ def test_stages_of_a_hierarchical_encoder_double_its_patches(kind):
     assert config.with_frame_size(144).vision_grid == (9, 9)
     with pytest.raises(ValueError, match="`frame_size` is 132; it must be a multiple of .* patches, 16x16 pixels"):
         config.with_frame_size(132)
+    with pytest.raises(REFUSED, match="`vision_config.image_size` is 132; it must be a multiple .* 16x16 pixels"):
+        VideoLLMMoDConfig(**config.to_dict() | {"vision_config": vision | {"image_size": 132}})
     with pytest.raises(REFUSED, match="counts layers from the end, -1 to -1, got -2"):
         VideoLLMMoDConfig(**config.to_dict() | {"vision_feature_layer": -2})
 

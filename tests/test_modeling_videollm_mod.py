@@ -261,6 +261,8 @@ def test_a_token_of_the_local_model_sees_its_patch_and_the_eight_neighbours():
         expected = torch.zeros(8, 8, dtype=torch.bool)
         expected[max(row - 1, 0) : row + 2, column - 1 : column + 2] = True
         assert torch.equal(differs, expected)
+    with pytest.raises(ValueError, match="Frames have 128x120 pixels, but SwinModel needs multiples .* 16x16 pixels"):
+        model.encode_frames(pixels[..., :120])
 
 
 @pytest.mark.parametrize("pooling", ["average", "bilinear"])
