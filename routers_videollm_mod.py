@@ -34,7 +34,8 @@ class VideoLLMMoDRouter(nn.Module):
     - `compares_frames`: whether scores come from a frame and the frame before it. All layers then share the scores of
       `score_frames`, and `forward` is not called. Such a router has no weights.
 
-    With the tanh gate, weights of modules that set `starts_at_zero` are initialised to 0: the first gates are 1.
+    Weights of modules that set `starts_at_zero` are initialised to 0 if the gate of a score of 0 is 1, as it is with
+    `"tanh"`, `"straight_through"` and `"none"`: kept tokens are first updated as without routing.
 
     Args:
         config ([`VideoLLMMoDConfig`]): The model's configuration.
