@@ -18,7 +18,7 @@ from videollm_mod.train.data.doom.dialogues import make_dialogue, questions_at
 from videollm_mod.train.data.doom.events import EVENTS, WORDINGS, tell
 from videollm_mod.train.data.doom.patches import LabelledPatches
 from videollm_mod.train.data.doom.rows import doomworld_dataset
-from videollm_mod.train.data.doom.things import MONSTERS, THINGS
+from videollm_mod.train.data.doom.things import MONSTERS, THINGS, side_of
 from videollm_mod.train.data.sources import find_source, load_split
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.train.data.world.dialogues import KINDS
@@ -81,6 +81,9 @@ def test_what_comes_into_view_is_in_the_picture_and_was_not(clips):
             seen = [sight for sight in clip.sights[index] if sight.kind == event.thing]
             assert len(seen) >= (1 if event.count == 1 else 2), event
             assert any(sight.kind == event.thing for sight in clip.sights[index - 1]), "two frames show it"
+            shown = {(side_of(sight.x), sight.is_near) for sight in seen}
+            near = (True, False) if event.near is None else (event.near,)
+            assert not event.side or shown & {(event.side, is_near) for is_near in near}, event
     assert told > 15
 
 

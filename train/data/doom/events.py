@@ -172,29 +172,40 @@ class Narrator:
         for sight in now.sights:
             self.last_seen[sight.id] = self.last_seen[sight.kind] = index
         for kind, sights in new.items():
-            largest = max(
-                (s for s in now.sights if s.kind == kind) if kind not in MONSTERS else sights, key=lambda s: s.share
-            )
-            facts = {"side": side_of(largest.x), "near": largest.is_near if kind in MONSTERS else None}
-            if len(sights) > 1:
-                facts = {"count": len(sights)}
-            self._add(index, "comes_into_view", thing=kind, **facts)
+            self._add(index, "comes_into_view", thing=kind, ids={sight.id for sight in sights})
 
     def _place(self) -> tuple[Event, ...]:
         """Give every event a frame of its own."""
         placed, waiting = [], []
         for index, moment in enumerate(self.moments):
             waiting += [(EVENTS.index(facts["kind"]), since, facts) for since, facts in self.found if since == index]
-            shown = {sight.kind for sight in moment.sights}
             waiting = [
                 entry
                 for entry in waiting
-                if index - entry[1] <= _LATE and (entry[2]["kind"] != "comes_into_view" or entry[2]["thing"] in shown)
+                if index - entry[1] <= _LATE and (entry[2]["kind"] != "comes_into_view" or _arrived(entry[2], moment))
             ]
             if index in self.cuts:
                 waiting = [entry for entry in waiting if entry[1] == index]
             if waiting:
                 first = min(waiting, key=lambda entry: entry[:2])
                 waiting.remove(first)
-                placed.append(Event(index / FPS, **first[2]))
+                placed.append(_event_at(index / FPS, first[2], moment))
         return tuple(placed)
+
+
+def _arrived(facts: dict[str, Any], moment: Moment) -> list[Sight]:
+    """Return the things in sight that came into view: certain monsters, or all things of another kind."""
+    kind, ids = facts["thing"], facts["ids"]
+    return [sight for sight in moment.sights if sight.kind == kind and (kind not in MONSTERS or sight.id in ids)]
+
+
+def _event_at(time: float, facts: dict[str, Any], moment: Moment) -> Event:
+    """Return an event. What comes into view has the side and the distance that it has at this moment."""
+    if facts["kind"] != "comes_into_view":
+        return Event(time, **facts)
+    kind, sights = facts["thing"], _arrived(facts, moment)
+    if kind in MONSTERS and len(sights) > 1:
+        return Event(time, "comes_into_view", kind, count=len(sights))
+    largest = max(sights, key=lambda sight: sight.share)
+    near = largest.is_near if kind in MONSTERS else None
+    return Event(time, "comes_into_view", kind, side=side_of(largest.x), near=near)
