@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from ablation_rows import make_batches, parts_of
 from ablation_training import token_grid
+from common import covered_tokens
 from torch.nn import functional as F
 
 from videollm_mod.train.streaming_evaluation import StreamTally, stream_examples
 from videollm_mod.train.teacher_forcing import evaluate_metric, predict_all_turns, score_turns
 
 
-# Side of the grid of patches that `covered` of a row counts.
-COVERED_GRID = 8
 BATCH = 8
 # Longest time of free streaming in seconds of the processor, and most tokens of a reply in it.
 MOST_SECONDS, LONGEST_REPLY = 90.0, 32
@@ -105,7 +104,8 @@ def measure_losses(model: Any, processor: Any, rows: Sequence[dict[str, Any]], *
             clip |= {"frames": frames, "text_tokens": int(is_text[place].sum())}
             if rows[index].get("covered") and model.config.router_layers:
                 layers = zip(model.config.routed_layers, outputs.kept_tokens, strict=True)
-                kept = [layer[place, :frames] for number, layer in layers if number in model.config.router_layers]
+                first, routers = int(model.config.frame_token_cls), model.config.router_layers
+                kept = [layer[place, :frames, first:] for number, layer in layers if number in routers]
                 clip |= kept_counts(torch.stack(kept), rows[index]["covered"], model.config.frame_token_pooled)
             clips.append(clip)
     return clips
@@ -134,12 +134,8 @@ def kept_counts(kept: torch.Tensor, covered: Sequence[Sequence[int]], grid: Sequ
         `dict`: `covered` and `background`, numbers of tokens; `kept_covered` and `kept_background`, how many of them
         each layer keeps; and `any_covered` and `any_background`, how many at least one layer keeps.
     """
-    patches = torch.zeros(len(covered), COVERED_GRID**2)
-    for frame, indices in enumerate(covered):
-        patches[frame, list(indices)] = 1
-    squares = patches.view(-1, 1, COVERED_GRID, COVERED_GRID)
-    on_thing = F.adaptive_max_pool2d(squares, tuple(grid)).flatten(1).bool()
     counts: Clip = {}
+    on_thing = covered_tokens(covered, grid)
     for name, tokens in (("covered", on_thing), ("background", ~on_thing)):
         counts[name] = int(tokens.sum())
         counts[f"kept_{name}"] = (kept & tokens).sum(dim=(1, 2)).tolist()

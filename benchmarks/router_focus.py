@@ -37,7 +37,7 @@ from videollm_mod.console import quiet
 import numpy as np
 import torch
 from added_routers import with_changes
-from common import ROOT, device_name
+from common import COVERED_GRID, ROOT, covered_tokens, device_name
 from report import markdown_table, write_results
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -53,8 +53,6 @@ from videollm_mod.train.objectness import load_patch_labels
 from videollm_mod.train.streaming_evaluation import unasked_replies
 
 
-# Side of the grid of patches in rows' `covered`.
-GRID = 8
 BATCH = 8
 OTHERS = ("uniform", "random", "change")
 # Which patches, or pairs of patch and previous frame, a share is of.
@@ -162,11 +160,11 @@ def load(checkpoint: str) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
     Return a model and its processor.
 
     Raises:
-        `ValueError`: If the model has no routed layers.
+        `ValueError`: If the model has no layers with routers.
     """
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint).eval()
-    if not model.config.routed_layers:
-        raise ValueError(f"'{checkpoint}' has no routed layers: all of them run at full compute.")
+    if not model.config.router_layers:
+        raise ValueError(f"'{checkpoint}' has no layers with routers: each layer keeps all tokens or none.")
     return model, AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
 
 
@@ -188,21 +186,18 @@ def held_out_rows(options: argparse.Namespace, processor: Any) -> list[dict[str,
 
 def describe(row: dict[str, Any], config: Any, fps: float) -> Clip:
     """Return what a row shows, on the model's grid of tokens."""
-    covered = torch.zeros(len(row["covered"]), GRID * GRID)
-    for frame, patches in zip(covered, row["covered"], strict=True):
-        frame[list(patches)] = 1.0
-    # A larger token is covered where one of its patches is.
-    grid = F.adaptive_max_pool2d(covered.view(-1, 1, GRID, GRID), tuple(config.frame_token_pooled)).flatten(1) > 0
-    has_event = torch.zeros(len(grid), dtype=torch.bool)
+    covered = covered_tokens(row["covered"], config.frame_token_pooled)
+    has_event = torch.zeros(len(covered), dtype=torch.bool)
     for reply in unasked_replies(row["messages"]):
-        has_event[min(ceil_frame(reply["time"], fps), len(grid) - 1)] = True
-    return Clip(grid, has_event, background_moves(np.asarray(row["video"]), covered > 0))
+        has_event[min(ceil_frame(reply["time"], fps), len(covered) - 1)] = True
+    patches = covered_tokens(row["covered"], (COVERED_GRID, COVERED_GRID))
+    return Clip(covered, has_event, background_moves(np.asarray(row["video"]), patches))
 
 
 def background_moves(video: np.ndarray, covered: torch.Tensor) -> torch.Tensor:
     """Return whether the background of each frame differs from the previous frame's; False for the first."""
     pixels = torch.from_numpy(video).permute(0, 3, 1, 2).float()
-    means = F.adaptive_avg_pool2d(pixels, (GRID, GRID)).flatten(2)
+    means = F.adaptive_avg_pool2d(pixels, (COVERED_GRID, COVERED_GRID)).flatten(2)
     change = (means[1:] - means[:-1]).abs().mean(dim=1)
     free = ~(covered[1:] | covered[:-1])
     moves = (change * free).sum(dim=1) / free.sum(dim=1).clamp_min(1) > MOVES
@@ -238,6 +233,8 @@ def watch(
         batch = normalize_pixels(collator(list(rows[begin : begin + BATCH])), processor)
         outputs = model(**{**batch, "labels": None}, output_router_scores=True, use_cache=False)
         for layer, kept in zip(model.config.routed_layers, outputs.kept_tokens, strict=True):
+            if layer not in model.config.router_layers:
+                continue
             for row, count in zip(kept, batch["num_frames"].tolist(), strict=True):
                 found.add(layer, row[:count, first:])
     return found
@@ -260,7 +257,7 @@ def choose(scores: Iterable[torch.Tensor], config: Any) -> Choices:
         values = values.clone()
         if config.mod_keep_last:
             values[:, -1] = torch.inf
-        for layer in config.routed_layers:
+        for layer in config.router_layers:
             highest = values.topk(config.layer_keep_counts[layer] - int(config.frame_token_cls), dim=1).indices
             found.add(layer, torch.zeros_like(values, dtype=torch.bool).scatter(1, highest, True))
     return found
