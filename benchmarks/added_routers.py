@@ -89,13 +89,20 @@ def make_batches(options: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
 def with_changes(
     full: VideoLLMMoDForConditionalGeneration, changes: dict[str, Any], *, seed: int = 0
 ) -> VideoLLMMoDForConditionalGeneration:
-    """Return a copy of the full-compute model with changes to its configuration. The seed is that of new weights."""
+    """
+    Return a copy of the full-compute model with changes to its configuration. The seed is that of new routers.
+
+    Raises:
+        `ValueError`: If other weights would be new too.
+    """
     config = copy.deepcopy(full.config)
     for name, value in changes.items():
         setattr(config, name, value)
     torch.manual_seed(seed)
     model = VideoLLMMoDForConditionalGeneration(config)
-    model.load_state_dict(full.state_dict(), strict=False)
+    missing = model.load_state_dict(full.state_dict(), strict=False).missing_keys
+    if new := [name for name in missing if ".router." not in name]:
+        raise ValueError(f"only routers may be new, but the changes {changes} need new {', '.join(new)}.")
     return model
 
 
