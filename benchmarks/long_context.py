@@ -149,12 +149,15 @@ def count(row: dict[str, Any], events: Sequence[Any], edges: Sequence[int], fps:
     """Return [`COUNTS`] of a streamed clip for each interval of frames."""
     told = [{"time": event.time, "text": event.text} for event in spoken_unasked(events)]
     true, answers = unasked_replies(row["messages"]), list(answered_questions(row["messages"], events))
-    metric, found = evaluate_metric("stream_events"), []
+    metric, accuracy, found = evaluate_metric("stream_events"), evaluate_metric("answer_accuracy"), []
     for begin, end in pairwise(edge / fps for edge in edges):
         said, happened = ([event for event in each if begin <= event["time"] < end] for each in (told, true))
         scores = metric.compute(predictions=[said], references=[happened], tolerance=0.5, delay_window=5.0)
         inside = [(answer, given) for time, answer, given in answers if begin <= time < end]
-        right = sum(answer.lower().split() == given.lower().split() for answer, given in inside)
+        right = 0.0
+        if inside:
+            references, predictions = zip(*inside, strict=True)
+            right = accuracy.compute(predictions=predictions, references=references)["answer_accuracy"] * len(inside)
         found.append([scores["event_recall"] * len(happened), len(said), len(happened), right, len(inside)])
     return found
 
@@ -176,7 +179,8 @@ def read_all(
         batch = normalize_pixels(collator([row]), processor)
         loud = {ceil_frame(reply["time"], options.fps) for reply in unasked_replies(row["messages"])}
         is_frame = batch["input_ids"][0] == config.frame_token_id
-        last = is_frame.nonzero().view(-1, config.frame_num_tokens)[:, -1]
+        # The model decides after the text that follows a frame.
+        last = is_frame.nonzero().view(-1, config.frame_num_tokens)[:, -1] + len(processor.frame_suffix_ids)
         logits = model(**{**batch, "labels": None}, use_cache=False).logits[0, last]
         silence = logits.float().softmax(dim=-1)[:, config.frame_token_interval_id].tolist()
         for index, probability in enumerate(silence):

@@ -55,7 +55,7 @@ def test_a_larger_token_is_covered_where_one_of_its_patches_is():
 
 
 def test_a_router_keeps_the_highest_scores_and_the_last_token_if_it_must():
-    config = {"frame_token_cls": False, "routed_layers": [2], "layer_keep_counts": [4, 4, 2]}
+    config = {"frame_token_cls": False, "router_layers": [2], "layer_keep_counts": [4, 4, 2]}
     scores = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
     for keep_last, expected in ((False, [0, 2]), (True, [0, 3])):
         choices = router_focus.choose([scores], SimpleNamespace(**config, mod_keep_last=keep_last))
@@ -97,7 +97,7 @@ def test_events_and_answers_are_counted_by_the_time_since_the_start():
         {"role": "assistant", "content": "None.", "time": 7.0},
     ]
     said = [(0.0, "user", "Narrate."), (1.0, "assistant", "A cat enters."), (7.0, "user", "How many?")]
-    said += [(7.0, "assistant", "none."), (8.0, "assistant", "A dog leaves.")]
+    said += [(7.0, "assistant", "none"), (8.0, "assistant", "A dog leaves.")]
     events = [
         StreamEvent(time, int(2 * time), role, text, interval_probability=None if time == 7.0 else 0.1)
         for time, role, text in said
