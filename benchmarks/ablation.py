@@ -26,6 +26,7 @@ import os
 import subprocess
 import sys
 import time as clock
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -186,6 +187,7 @@ def list_arms(_options: argparse.Namespace) -> None:
 def run_all(options: argparse.Namespace) -> None:
     """Train and measure the variants that have no result yet: all first seeds, then all second ones."""
     about_folder(options.folder)
+    check_settings(options.arms, [name for name, _ in options.set])
     initial = hashlib.sha256((options.folder / "initial" / "model.safetensors").read_bytes()).hexdigest()[:12]
     shared = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "test_clips")}
     shared |= {"settings": json.dumps(dict(options.set), sort_keys=True), "initial": initial}
@@ -206,6 +208,18 @@ def run_all(options: argparse.Namespace) -> None:
     if failed:
         names = ", ".join(f"{run.name} (seed {run.seed})" for run in failed)
         raise SystemExit(f"error: without a result: {names}")
+
+
+def check_settings(arms: Sequence[str], names: Sequence[str]) -> None:
+    """
+    Check that arms remain what they are called.
+
+    Raises:
+        `ValueError`: If a field that makes an arm what it is would have another value.
+    """
+    for arm in arms:
+        if changed := sorted(ARMS[arm].own_fields.intersection(names)):
+            raise ValueError(f"--set cannot change {', '.join(changed)} of the arm {arm}: leave one of them out.")
 
 
 def run_of(line: dict[str, Any]) -> Run:

@@ -52,6 +52,12 @@ class Arm:
         """Whether the result depends on `--insertion`."""
         return self.tokens == "fewer" or (self.ratios is None and "mod_layers" not in self.changes)
 
+    @property
+    def own_fields(self) -> set[str]:
+        """Names of the fields of the configuration that make this arm what it is."""
+        own = set(self.changes) | ({"mod_keep_ratio", "mod_layers"} if self.ratios is not None else set())
+        return own | ({"frame_token_pooled", "connector"} if self.tokens != "all" else set())
+
     def fields(self, num_layers: int, insertion: str) -> dict[str, Any]:
         """Return the fields of the configuration, for a number of layers and a choice of routed layers."""
         if self.ratios is None:
@@ -67,6 +73,11 @@ def full(num_layers: int) -> list[float]:
 def early_exit(num_layers: int) -> list[float]:
     """Return the paper's baseline in which frames leave the model after its first two layers."""
     return [1.0] * 2 + [0.0] * (num_layers - 2)
+
+
+def last_token(num_layers: int) -> list[float]:
+    """Return the ratios of EarlyExit, but for one token of each frame."""
+    return [1.0] * 2 + [1e-6] * (num_layers - 2)
 
 
 def layer_skip(num_layers: int) -> list[float]:
@@ -87,6 +98,11 @@ ARMS: dict[str, Arm] = {
     "random": Arm("random tokens, keep ratio 0.2", {"mod_router": "random"}),
     "change": Arm("the tokens that changed most, keep ratio 0.2", {"mod_router": "change"}),
     "early_exit": Arm("frames leave after layer 2", ratios=early_exit),
+    "last_token": Arm(
+        "early_exit, but each frame's last token, which decides when to speak, stays",
+        {"mod_router": "uniform"},
+        ratios=last_token,
+    ),
     "layer_skip": Arm("frames skip every second layer", ratios=layer_skip),
     "equal_flops": Arm("full compute on fewer tokens, at the cost of learned", ratios=full, tokens="fewer"),
     "pooled": Arm(

@@ -48,14 +48,15 @@ def draw_kept(worlds: Sequence[dict[str, Variant]], path: Path) -> None:
         routed = [variant for variant in found.values() if "kept_covered" in variant.first]
         for variant in routed:
             layers = variant.first["router_layers"]
-            axes.plot(layers, by_layer(variant, "kept_covered"), marker="o", color=colors[variant.name])
-            axes.plot([], [], color=colors[variant.name], label=variant.name)
+            shares, color = by_layer(variant, "kept_covered"), colors[variant.name]
+            axes.plot(layers, shares, marker="o", color=color, label=variant.name)
         for ratio in sorted({ratio for variant in routed for ratio in variant.first["chance"]}):
             axes.axhline(ratio, color="black", linestyle=":", linewidth=0.8)
         axes.set(xlabel="layer", ylabel="share of tokens on things kept", ylim=(0, 1))
         axes.set_title(next(iter(found.values())).first["world"])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(fontsize=7, framealpha=0.5) if routed else None
+        if routed:
+            axes.legend(fontsize=7, framealpha=0.5)
     figure.tight_layout()
     figure.savefig(path)
 

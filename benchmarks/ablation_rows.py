@@ -70,7 +70,8 @@ def batch_order(lengths: Sequence[int], steps: int, batch_size: int, seed: int) 
     batches, together = [], BATCHES_SORTED * batch_size
     for begin in range(0, steps * batch_size, together):
         near = sorted(indices[begin : begin + together], key=lambda index: lengths[index])
-        near_batches = [near[first : first + batch_size] for first in range(0, len(near), batch_size)]
+        # The last rows of a window may be too few for a batch.
+        near_batches = [near[i : i + batch_size] for i in range(0, len(near) - batch_size + 1, batch_size)]
         batches += [near_batches[place] for place in generator.permutation(len(near_batches))]
     return batches[:steps]
 

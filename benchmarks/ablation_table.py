@@ -142,7 +142,7 @@ def tables(lines: Sequence[Line]) -> str:
     line = next(iter(found.values())).first
     used = sum(len(variant.lines) for variant in found.values())
     about = (
-        f"World {line['world']}, {line['steps']} steps of {line['batch_size']} clips, {line['test_clips']} held-out "
+        f"World {line['world']}, {line['steps']} steps of {line['batch_size']} clips, {len(line['clips'])} held-out "
         f"clips, {line['hardware']}, {lines[-1]['date']}. Intervals of 95% over seeds and clips."
     )
     if used < len(lines):
@@ -175,7 +175,7 @@ def pairs(found: dict[str, Variant]) -> list[tuple[Variant, Variant]]:
             others = [found[name] for name in found if name.split()[0] in ("uniform", "random", "change")]
             chosen += [(variant, other) for other in others if _layout(variant) == _layout(other)]
     if full := found.get("full"):
-        must_beat = ("early_exit", "pooled", "one_token")
+        must_beat = ("early_exit", "last_token", "pooled", "one_token")
         chosen += [(full, found[name]) for name in must_beat if name in found]
         chosen += [(variant, full) for name, variant in found.items() if name not in ("full", *must_beat)]
     return chosen

@@ -9,7 +9,7 @@ import ablation
 import pytest
 import torch
 from ablation_arms import ARMS, decaying
-from ablation_measures import kept_counts, totals
+from ablation_measures import kept_counts, measure_losses, totals
 from ablation_rows import batch_order, read_rows, split_frames, with_features
 from ablation_table import difference, estimate, tables, variants
 from ablation_training import train_arm
@@ -100,6 +100,8 @@ def test_arms_train_on_the_same_rows_in_the_same_order(folder):
     lengths = [2, 3] * 4
     assert batch_order(lengths, 3, 2, seed=0) == batch_order(lengths, 3, 2, seed=0) != batch_order(lengths, 3, 2, 1)
     assert sorted(sum(batch_order(lengths, 4, 2, seed=0), [])) == list(range(8))
+    # 15 rows are seven batches of two and one row.
+    assert all(len(batch) == 2 for seed in range(9) for batch in batch_order([2] * 15, 7, 2, seed))
     rows = read_rows(folder, "clips")
     routed = {"mod_keep_ratio": 0.2, "mod_layers": "all_deep"}
     options = {"batch_size": 2, "watching": 0.5, "router_rate": 10.0}
@@ -136,10 +138,28 @@ def test_kept_tokens_are_counted_on_things_and_on_background():
 
 def test_arms_are_configurations():
     assert ARMS["early_exit"].fields(6, "all_deep")["mod_keep_ratio"] == [1, 1, 0, 0, 0, 0]
+    assert ARMS["last_token"].fields(4, "all_deep")["mod_keep_ratio"] == [1, 1, 1e-6, 1e-6]
     assert ARMS["layer_skip"].fields(4, "all_deep")["mod_keep_ratio"] == [1, 0, 1, 0]
     assert decaying(6) == [1.0, 1.0, 0.6545, 0.3455, 0.15, 0.15]
     assert ARMS["uniform"].fields(6, "interleaved")["mod_layers"] == "interleaved"
     assert ARMS["all"].fields(6, "interleaved")["mod_layers"] == "all"
+
+
+def test_a_setting_cannot_make_an_arm_another_one(folder, capsys):
+    before = ablation.read_results(folder)
+    with pytest.raises(SystemExit):
+        run(folder, "--arms", "learned", "full", "--set", "mod_keep_ratio=0.1")
+    assert "--set cannot change mod_keep_ratio of the arm full" in capsys.readouterr().err
+    assert ablation.read_results(folder) == before
+    ablation.check_settings(["learned", "uniform"], ["mod_keep_ratio"])
+
+
+def test_the_last_token_of_each_frame_can_be_all_that_stays(folder):
+    fields = ARMS["last_token"].fields(4, "all_deep")
+    trained = train_arm(folder / "initial", read_rows(folder, "clips"), fields, 1, 0, batch_size=2)
+    (clip, *_) = measure_losses(trained.model, trained.processor, list(map(with_features, read_rows(folder, "test"))))
+    # Patches 0, 1 and 63 show a thing, and 63 is the last token.
+    assert clip["kept_covered"] == [clip["frames"]] * 2 and clip["kept_background"] == [0, 0]
 
 
 def test_single_frames_have_the_open_request_and_their_own_messages():
