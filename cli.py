@@ -71,7 +71,7 @@ from videollm_mod.commands.watching import (
 from videollm_mod.commands.windows import ASKED_ONLY, check_window, to_question
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import check_outputs, write_text
-from videollm_mod.space.checkpoint_faults import in_one_line, load_config
+from videollm_mod.space.checkpoint_faults import in_one_line, load_config, load_limits
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
@@ -577,6 +577,7 @@ def inspect(
         check_options(fps=fps)
         check_number("seconds", seconds, least=0, most=1e9)
         config = load_config(check_checkpoint(checkpoint), revision)
+        remembers = load_limits(checkpoint, revision)
         cost = config.estimate_cost(
             round(seconds * fps), text_tokens, bytes_per_value=config.dtype.itemsize if config.dtype is not None else 2
         )
@@ -590,6 +591,7 @@ def inspect(
         "gate": f"{config.mod_gate} on the {config.mod_gate_on}, {config.mod_router} router",
         "speak": config.speak,
         "interval_threshold": config.interval_threshold,
+        "remembers": remembers,
         "seconds": seconds,
         "flops": cost.flops,
         "full_flops": cost.full_flops,
@@ -607,6 +609,7 @@ def inspect(
     if config.speak == "learned":
         rule = f"when the probability of silence is below {config.interval_threshold}"
     typer.echo(f"speaks           {rule}")
+    typer.echo(f"remembers        {_describe_memory(remembers)}")
     typer.echo(f"gate             {figures['gate']}")
     typer.echo("tokens kept per frame:")
     for layer, kept in enumerate(figures["kept_tokens"]):
@@ -614,6 +617,14 @@ def inspect(
         typer.echo(f"  layer {layer:<3} {'#' * kept}{'.' * (tokens - kept)} {kept:>3} of {tokens}  {kind}")
     typer.echo(f"estimate for {seconds:g} s at {fps:g} fps, with {text_tokens} text tokens:")
     _print_savings(cost, cost.cache_bytes, cost.full_cache_bytes)
+
+
+def _describe_memory(limits: dict[str, int]) -> str:
+    """Return what sessions remember by default, such as "the newest 20 frames and 128 tokens of text"."""
+    parts = [f"the newest {counted(limits['max_frames'], 'frame')}"] if "max_frames" in limits else []
+    parts += [f"the first {limits['sink_frames']}"] if parts and "sink_frames" in limits else []
+    parts += [f"{limits['max_text_tokens']} tokens of text"] if parts and "max_text_tokens" in limits else []
+    return ", ".join(parts) or "what fits the context"
 
 
 app.command()(serve)

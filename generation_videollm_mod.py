@@ -15,6 +15,7 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 from transformers.utils import logging
 
 from .cache_videollm_mod import CACHE_NAME, one_cache
+from .remembering_videollm_mod import CHECKPOINT
 from .speaking_videollm_mod import SeenFrame
 from .streaming_videollm_mod import StreamEvent, StreamingSession
 
@@ -64,9 +65,9 @@ class VideoLLMMoDGenerationMixin:
         interval_threshold: float | None = None,
         max_new_tokens: int = 100,
         chunk_frames: int = 8,
-        max_frames: int | None = None,
-        sink_frames: int = 0,
-        max_text_tokens: int | None = None,
+        max_frames: int | str | None = CHECKPOINT,
+        sink_frames: int | None = None,
+        max_text_tokens: int | str | None = CHECKPOINT,
         reuse_static: float | None = None,
         speak: str | Callable[[SeenFrame], bool | str] | None = None,
         every: float | None = None,
@@ -142,9 +143,9 @@ class VideoLLMMoDGenerationMixin:
         interval_threshold: float | None = None,
         max_new_tokens: int = 100,
         chunk_frames: int = 8,
-        max_frames: int | None = None,
-        sink_frames: int = 0,
-        max_text_tokens: int | None = None,
+        max_frames: int | str | None = CHECKPOINT,
+        sink_frames: int | None = None,
+        max_text_tokens: int | str | None = CHECKPOINT,
         reuse_static: float | None = None,
         speak: str | Callable[[SeenFrame], bool | str] | None = None,
         every: float | None = None,

@@ -10,6 +10,10 @@ from .cache_videollm_mod import TokenRun, check_rotation
 from .checks_videollm_mod import check_count
 
 
+# A limit of a session that nobody gave: the checkpoint's.
+CHECKPOINT = "checkpoint"
+
+
 @dataclass(frozen=True)
 class _Piece:
     """A run of tokens in the cache: text, or one frame with its own text and the separator before it."""
@@ -17,7 +21,7 @@ class _Piece:
     is_frame: bool
     length: int  # tokens, including the separator
     separator: int = 0  # tokens, which a frame after text does not need
-    is_beginning: bool = False  # text before the first frame, which stays
+    is_beginning: bool = False  # text before the second frame, which stays
 
 
 class StreamMemory:
@@ -28,26 +32,28 @@ class StreamMemory:
         self.sink_frames = sink_frames
         self.max_text_tokens = math.inf if max_text_tokens is None else max_text_tokens
         self.pieces: list[_Piece] = []
-        self._is_beginning = True
-        self.num_frames = self.num_text_tokens = 0
+        self.num_frames = self.num_text_tokens = self._num_seen = 0
 
     def add_text(self, length: int) -> None:
-        """Record new text; it joins the text before it, unless that is the beginning and frames have come since."""
+        """Record new text; it joins the text before it, unless that is the beginning and this is not."""
         self._count(_Piece(False, length))
         last = self.pieces[-1] if self.pieces else None
-        if last is not None and not last.is_frame and last.is_beginning == self._is_beginning:
+        # What was said before the first frame is written after it: a session sees a frame before it hears.
+        is_beginning = self._num_seen < 2
+        if last is not None and not last.is_frame and last.is_beginning == is_beginning:
             length += self.pieces.pop().length
-        self.pieces.append(_Piece(False, length, is_beginning=self._is_beginning))
+        self.pieces.append(_Piece(False, length, is_beginning=is_beginning))
 
     def add_frame(self, length: int, separator: int) -> None:
         """Record a new frame of `length` tokens with its own text, and the separator before it."""
-        self._is_beginning = False
+        self._num_seen += 1
         self.pieces.append(_Piece(True, length + separator, separator))
         self._count(self.pieces[-1])
 
     def remove_frames(self, count: int) -> int:
         """Remove the newest `count` frames, and return their number of tokens."""
         self.num_frames -= count
+        self._num_seen -= count
         return sum(self.pieces.pop().length for _ in range(count))
 
     def room(self, num_new_text: int) -> float:
@@ -75,11 +81,12 @@ class StreamMemory:
         return runs
 
     def _choose(self, num_new_text: int) -> set[int]:
-        """Return the indices of the pieces to forget: the oldest, except sinks and text before the first frame."""
+        """Return the indices of the pieces to forget: the oldest, except sinks and text before the second frame."""
         # Text goes only together with the frames before it, and never after the last frame. An eighth more goes than
         # must, so that the cache moves once in a while and not at each frame.
         frames_due = 1 + self.max_frames // 8 if self.num_frames == self.max_frames else 0
         text_due = self._excess_text(num_new_text)
+        text_due = min(text_due, self._evictable_text()) if text_due else 0
         gone: set[int] = set()
         num_seen = 0
         for index, piece in enumerate(self.pieces if frames_due or text_due else ()):
@@ -91,6 +98,15 @@ class StreamMemory:
                 text_due -= 0 if piece.is_frame else piece.length
         return gone
 
+    def _evictable_text(self) -> int:
+        """Return the number of text tokens that may go. If all others exceed the limit, no frame goes for them."""
+        total = num_seen = 0
+        for piece in self.pieces:
+            may_go = not piece.is_frame and not piece.is_beginning and self.sink_frames <= num_seen < self.num_frames
+            total += piece.length if may_go else 0
+            num_seen += piece.is_frame
+        return total
+
     def _excess_text(self, num_new_text: int) -> float:
         """Return by how much text must shrink: to seven eighths of the limit once it is exceeded."""
         text = self.num_text_tokens + num_new_text
@@ -99,6 +115,30 @@ class StreamMemory:
     def _count(self, piece: _Piece, sign: int = 1) -> None:
         self.num_frames += sign * piece.is_frame
         self.num_text_tokens += 0 if piece.is_frame else sign * piece.length
+
+
+def checkpoint_limits(model: Any) -> dict[str, int]:
+    """
+    Return what a checkpoint says to remember: `max_frames`, `sink_frames` and `max_text_tokens` of its generation
+    configuration, those that it has.
+    """
+    names = ("max_frames", "sink_frames", "max_text_tokens")
+    said = {name: getattr(model.generation_config, name, None) for name in names}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def choose_limits(
+    model: Any, max_frames: int | str | None, sink_frames: int | None, max_text_tokens: int | str | None
+) -> tuple[int | None, int, int | None]:
+    """Return the limits of a session: those given, and the checkpoint's for `"checkpoint"` and no `sink_frames`."""
+    said = checkpoint_limits(model)
+    max_frames = said.get("max_frames") if max_frames == CHECKPOINT else max_frames
+    if max_text_tokens == CHECKPOINT:
+        max_text_tokens = None if max_frames is None else said.get("max_text_tokens")
+    if sink_frames is None:
+        # A caller may want less than the checkpoint.
+        sink_frames = min(said.get("sink_frames", 0), max_frames - 1) if isinstance(max_frames, int) else 0
+    return max_frames, sink_frames, max_text_tokens
 
 
 def check_limits(
@@ -132,4 +172,4 @@ def within_context(config: Any, frame_text_tokens: int, max_frames: int | None =
     return {"max_frames": most, "max_text_tokens": max((context - most * tokens) // 2, 1)}
 
 
-__all__ = ["StreamMemory", "check_limits", "within_context"]
+__all__ = ["CHECKPOINT", "StreamMemory", "check_limits", "checkpoint_limits", "choose_limits", "within_context"]

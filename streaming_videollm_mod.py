@@ -21,7 +21,7 @@ from .cache_videollm_mod import use_grouped_attention
 from .checks_videollm_mod import check_count, check_fps, check_number, check_seconds, check_text
 from .compiled_step_videollm_mod import CompiledSteps, decide, speakable
 from .frame_reuse_videollm_mod import FrameReuse
-from .remembering_videollm_mod import StreamMemory, check_limits
+from .remembering_videollm_mod import CHECKPOINT, StreamMemory, check_limits, choose_limits
 from .speaking_videollm_mod import PROBE_QUESTION, Probe, SeenFrame, Speaking, new_policy
 
 
@@ -115,9 +115,12 @@ class StreamingSession:
         chunk_frames (`int`, *optional*, defaults to 8): Most frames per step. Changes speed and memory, not replies.
         max_frames (`int`, *optional*): Most frames to remember, for streams without end. When it is reached, the
             oldest frames are evicted from the cache, an eighth of `max_frames` at once, and the gaps are closed.
-        sink_frames (`int`, *optional*, defaults to 0): Number of first frames that are never evicted.
+            Defaults to the generation configuration's, if it has one. `None` for no limit.
+        sink_frames (`int`, *optional*): Number of first frames that are never evicted. Defaults to the generation
+            configuration's, or 0.
         max_text_tokens (`int`, *optional*): Most tokens of text to remember. Beyond it the oldest turns are evicted,
-            with the frames before them. The system prompt and text before the first frame stay.
+            with the frames before them. The system prompt and what is said before the second frame stay. Defaults to
+            the generation configuration's, if it has one. `None` for no limit.
         reuse_static (`float`, *optional*): Reuse the features of the last encoded frame for frames that hardly differ
             from it: no cell of 16 x 16 by more than so many grey levels of 255, such as 3. Defaults to encoding all
             frames. See [`FrameReuse`].
@@ -173,9 +176,9 @@ class StreamingSession:
         interval_threshold: float | None = None,
         max_new_tokens: int = 100,
         chunk_frames: int = 8,
-        max_frames: int | None = None,
-        sink_frames: int = 0,
-        max_text_tokens: int | None = None,
+        max_frames: int | str | None = CHECKPOINT,
+        sink_frames: int | None = None,
+        max_text_tokens: int | str | None = CHECKPOINT,
         reuse_static: float | None = None,
         speak: str | Callable[[SeenFrame], bool | str] | None = None,
         every: float | None = None,
@@ -198,6 +201,8 @@ class StreamingSession:
         check_count("chunk_frames", chunk_frames)
         if interval_threshold is not None:
             interval_threshold = check_number("interval_threshold", interval_threshold, least=0, most=1)
+        limits = choose_limits(model, max_frames, sink_frames, max_text_tokens)
+        max_frames, sink_frames, max_text_tokens = limits
         check_limits(model.config, max_frames, sink_frames, max_text_tokens, processor.frame_text_tokens)
         guards = {"prompt": prompt, "no_repeat": no_repeat, "max_words": max_words, "min_silence": min_silence}
         self._speaking = Speaking(new_policy(speak, every, speak_threshold, model.config.speak), **guards)

@@ -115,12 +115,12 @@ def long_rows(options: argparse.Namespace, processor: Any) -> list[dict[str, Any
     return list(load_split(kind(options.dataset, **known), "test", options.clips))
 
 
-def variants(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], dict[str, int]]]:
+def variants(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], dict[str, int | None]]]:
     """Yield the name of each variant, its options of [`load`], and the limits of its memory."""
     evicting = {"max_frames": options.max_frames, "sink_frames": options.sink_frames}
     evicting["max_text_tokens"] = options.max_text_tokens
     for name in ("routed", "full compute"):
-        yield f"{name}, remembers all", {"full": name != "routed"}, {}
+        yield f"{name}, remembers all", {"full": name != "routed"}, {"max_frames": None}
         yield f"{name}, last {options.max_frames} frames", {"full": name != "routed"}, evicting
 
 

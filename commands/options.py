@@ -27,7 +27,10 @@ CacheDtype = Annotated[
 Fps = Annotated[float, typer.Option(help="Frames per second to watch.")]
 MaxFrames = Annotated[
     int | None,
-    typer.Option(help="Number of frames to remember. Older ones are forgotten.", show_default="what fits the context"),
+    typer.Option(
+        help="Number of frames to remember. Older ones are forgotten.",
+        show_default="the checkpoint's, or what fits the context",
+    ),
 ]
 FrameSize = Annotated[
     int | None,

@@ -40,7 +40,11 @@ def serve(
     max_frames: MaxFrames = None,
     max_text_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Text tokens that a stream remembers.", show_default="what fits the context"),
+        typer.Option(
+            min=1,
+            help="Text tokens that a stream remembers.",
+            show_default="the checkpoint's, or what fits the context",
+        ),
     ] = None,
     max_fps: Annotated[float, typer.Option(help="Most frames per second that a stream may ask for.")] = 30.0,
     max_event_bytes: Annotated[int, typer.Option(min=1, help="Largest event of a WebSocket.")] = 15_000_000,

@@ -160,7 +160,7 @@ def load(
     """
     typer.echo(f"loading {describe_checkpoint(check_checkpoint(name))} ...", err=True)
     quiet()
-    from videollm_mod.remembering_videollm_mod import within_context
+    from videollm_mod.remembering_videollm_mod import checkpoint_limits, within_context
     from videollm_mod.space.loading import CACHE_DTYPES, load_checkpoint
 
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
@@ -170,7 +170,10 @@ def load(
         processor, model = load_checkpoint(name, weights=weights, revision=revision)
     if frame_size is not None:
         model.set_frame_size(processor, frame_size)
+    said = checkpoint_limits(model)
+    max_frames = said.get("max_frames") if max_frames is None else max_frames
     limits = within_context(model.config, processor.frame_text_tokens, max_frames)
+    limits["max_text_tokens"] = said.get("max_text_tokens", limits["max_text_tokens"])
     reuse_static = _default_reuse(model.config.speak) if reuse_static is None else reuse_static
     stored = {"cache_dtype": CACHE_DTYPES.get(cache_dtype), "reuse_static": reuse_static or None}
     return processor, model, options | limits | stored

@@ -44,10 +44,10 @@ class StreamingEngine:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model, also one loaded with `trust_remote_code=True`.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
         max_streams (`int`, *optional*, defaults to 8): Number of streams with the limits below to have memory for.
-        max_frames (`int`, *optional*): Frames that a stream remembers unless `open` says otherwise. By default three
-            quarters of the language model's context, and at most 300 frames.
+        max_frames (`int`, *optional*): Frames that a stream remembers unless `open` says otherwise. By default what
+            the generation configuration says, else three quarters of the context, and at most 300 frames.
         max_text_tokens (`int`, *optional*): Text tokens that a stream remembers. By default half of what the frames
-            leave of the context, at most 2048.
+            leave of the context, at most 2048, or less if the generation configuration says so.
         max_batch_tokens (`int`, *optional*): Most tokens of a step, except for a step of one stream. By default 2048,
             or one frame of each of `max_streams` if that is more.
         when_behind (`str`, *optional*, defaults to `"catch_up"`): What happens to frames that arrive faster than the
@@ -106,7 +106,8 @@ class StreamingEngine:
         compile_steps: bool = False,
     ) -> None:
         capture = whether_to_capture(model, capture, compile_steps)
-        max_frames, max_text_tokens = default_limits(model.config, processor, max_frames, max_text_tokens)
+        limits = default_limits(model, processor, max_frames, max_text_tokens)
+        max_frames, max_text_tokens, self._remembered_text = limits
         if max_batch_tokens is None:
             max_batch_tokens = max(2048, max_streams * (model.config.frame_num_tokens + processor.frame_text_tokens))
         check_count("max_streams", max_streams)
@@ -190,9 +191,10 @@ class StreamingEngine:
         check_when_behind(when_behind)
         max_waiting = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
         check_count("max_waiting", max_waiting)
+        room = self.max_text_tokens if max_text_tokens is None else max_text_tokens
         limits = {
             "max_frames": self.max_frames if max_frames is None else max_frames,
-            "max_text_tokens": self.max_text_tokens if max_text_tokens is None else max_text_tokens,
+            "max_text_tokens": self._remembered_text if max_text_tokens is None else max_text_tokens,
         }
         with self.changed:
             cache = VideoLLMMoDPagedCache(self.pool)
@@ -200,7 +202,7 @@ class StreamingEngine:
             if self._captured is not None:
                 session.chunk_frames = min(session.chunk_frames, NUM_FRAMES[-1])
             try:
-                reserve(cache, session, len(self.streams))
+                reserve(cache, session, room, len(self.streams))
             except EngineFullError:
                 self.stats.refused += 1
                 raise

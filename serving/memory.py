@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..remembering_videollm_mod import within_context
+from ..remembering_videollm_mod import checkpoint_limits, within_context
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
 
 
@@ -35,14 +35,19 @@ class Room(NamedTuple):
         return cls(max_frames, max_text_tokens + max_frames * frame_text_tokens + max_new_tokens + 48)
 
 
-def default_limits(config: Any, processor: Any, max_frames: int | None, max_text: int | None) -> tuple[int, int]:
-    """Return the frames and text tokens that a stream remembers, where they are given or by default."""
-    text = processor.frame_text_tokens
+def default_limits(model: Any, processor: Any, max_frames: int | None, max_text: int | None) -> tuple[int, int, int]:
+    """
+    Return the frames and text tokens that a stream has memory for, and the text tokens that it remembers: those given,
+    else the checkpoint's, else a default.
+    """
+    config, text, said = model.config, processor.frame_text_tokens, checkpoint_limits(model)
     if max_frames is None:
-        max_frames = min(within_context(config, text)["max_frames"], 300)
-    if max_text is None:
-        max_text = min(within_context(config, text, max_frames)["max_text_tokens"], 2048)
-    return max_frames, max_text
+        max_frames = said.get("max_frames", min(within_context(config, text)["max_frames"], 300))
+    if max_text is not None:
+        return max_frames, max_text, max_text
+    # New text needs memory before old text goes, so there is more than the checkpoint remembers.
+    most = min(within_context(config, text, max_frames)["max_text_tokens"], 2048)
+    return max_frames, max(most, said.get("max_text_tokens", 0)), said.get("max_text_tokens", most)
 
 
 def allocate_pool(
@@ -85,14 +90,14 @@ def most_pages(pool: VideoLLMMoDPagePool, room: Room, spare: VideoLLMMoDPagedCac
     return {kind: max(own[kind], len(table.pages)) for kind, table in spare.tables.items()}
 
 
-def reserve(cache: VideoLLMMoDPagedCache, session: Any, num_open: int) -> None:
+def reserve(cache: VideoLLMMoDPagedCache, session: Any, text: int, num_open: int) -> None:
     """
-    Reserve the pages of a new stream.
+    Reserve the pages of a new stream for its frames and so many text tokens.
 
     Raises:
         `EngineFullError`: If the pool has too few beside those of the `num_open` streams that are open.
     """
-    frames, text = session.max_frames, session.max_text_tokens
+    frames = session.max_frames
     try:
         cache.reserve(*Room.for_stream(frames, text, session.max_new_tokens, session.processor.frame_text_tokens))
     except OutOfPagesError as error:

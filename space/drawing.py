@@ -106,8 +106,8 @@ def latency_plot(viewer: Viewer) -> str:
 
 
 def savings(viewer: Viewer) -> str:
-    """Draw operations and cache of this stream, and what routing saves of full compute."""
-    cost, frames = viewer.cost(), viewer.session.num_frames
+    """Draw operations and cache of what this stream remembers, and what routing saves of full compute."""
+    cost, frames = viewer.cost(), viewer.session.num_remembered
     if not frames:
         return _figure("What routing saves", "shown from the first frame on", "")
     bars = "".join(
@@ -123,7 +123,8 @@ def savings(viewer: Viewer) -> str:
     if counts:
         layers, tokens = len(config.layer_keep_counts), config.frame_num_tokens
         note = f"{len(counts)} of {layers} layers keep {_span(counts)} of {tokens} tokens per frame"
-    return _figure("What routing saves", f"{frames} frames, {note}", bars)
+    seen = "" if frames == viewer.session.num_frames else f" remembered of {viewer.session.num_frames}"
+    return _figure("What routing saves", f"{frames} frames{seen}, {note}", bars)
 
 
 def figures(viewer: Viewer) -> str:

@@ -176,9 +176,12 @@ class Viewer:
         return (self.session.time or 0.0) + 1 / self.fps
 
     def cost(self) -> Any:
-        """Return the cost of the language model so far, and at full compute; see the config's `estimate_cost`."""
-        config, frames, tokens = self.model.config, self.session.num_frames, int(self.session.cache.get_seq_length())
-        text = max(tokens - frames * config.frame_num_tokens, 0)
+        """
+        Return the language model's cost of what the stream remembers, and at full compute; see the config's
+        `estimate_cost`.
+        """
+        config, frames = self.model.config, self.session.num_remembered
+        text = max(int(self.session.cache.get_seq_length()) - frames * config.frame_num_tokens, 0)
         return config.estimate_cost(frames, text, bytes_per_value=self.model.dtype.itemsize)
 
     def close(self) -> None:

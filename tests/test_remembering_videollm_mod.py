@@ -5,30 +5,44 @@
 import random
 
 import pytest
+import torch
+from engines import embedded, said, tiny_engine
+from tiny import random_frames, tiny_model, tiny_processor
+from transformers import GenerationConfig
 
 from videollm_mod.remembering_videollm_mod import StreamMemory
+from videollm_mod.serving import StreamingEngine
+from videollm_mod.train.data.sources import find_source, load_split
+from videollm_mod.train.streaming_evaluation import spoken_unasked, stream_example, unasked_replies
+from videollm_mod.train.teacher_forcing import evaluate_metric
+
+
+ENDLESS = {"max_frames": 6, "max_text_tokens": 60, "max_new_tokens": 2, "sink_frames": 0}
 
 
 def kept_slowly(pieces, num_new_text, most, sinks, limit):
     """
-    Return which pieces (kind, tokens) stay: one rule after the other, counting everything again each time.
+    Return which pieces (kind, tokens) stay: one rule after the other, counting everything again each time. A piece of
+    the kind "beginning" is text before the second frame.
 
     Unlike in a session, an interval is a piece of its own.
     """
     frames = [index for index, (kind, _) in enumerate(pieces) if kind == "frame"]
     texts = [index for index, (kind, _) in enumerate(pieces) if kind == "text"]
+    beginning = sum(length for kind, length in pieces if kind == "beginning")
     gone = set(frames[sinks:][: 1 + most // 8]) if len(frames) == most else set()
 
     def text():
-        return num_new_text + sum(pieces[index][1] for index in texts if index not in gone)
+        return num_new_text + beginning + sum(pieces[index][1] for index in texts if index not in gone)
 
     if limit is not None and text() > limit:
         fixed = frames[sinks - 1] if 0 < sinks <= len(frames) else 0
         for frame in frames[sinks:]:
-            for index in texts[1:]:
+            for index in texts:
                 if fixed < index < frame and text() > limit * 7 // 8:
                     gone.add(index)
-            if text() <= limit * 7 // 8 or frame == frames[-1]:
+            may_go = any(fixed < index < frames[-1] and index not in gone for index in texts)
+            if text() <= limit * 7 // 8 or frame == frames[-1] or not may_go:
                 break
             gone.add(frame)
     if not gone:
@@ -57,7 +71,7 @@ def test_evictions_equal_a_slow_reference(interval):
     for _ in range(300):
         most = draw.choice([1, 2, 3, 6, 9, 17])
         sinks, limit = draw.randrange(most), draw.choice([None, 1, 10, 40, 90])
-        memory, pieces, num_new_text = StreamMemory(most, sinks, limit), [], draw.randint(1, 20)
+        memory, pieces, num_new_text, num_seen = StreamMemory(most, sinks, limit), [], draw.randint(1, 20), 0
         for _ in range(60):
             runs = memory.forget(num_new_text)
             stays = kept_slowly(pieces, num_new_text, most, sinks, limit)
@@ -68,14 +82,15 @@ def test_evictions_equal_a_slow_reference(interval):
             evictions += bool(runs)
             pieces = [piece for piece, kept in zip(pieces, stays, strict=True) if kept]
             room = memory.room(num_new_text)
-            text = num_new_text + sum(length for kind, length in pieces if kind == "text")
+            text = num_new_text + sum(length for kind, length in pieces if kind in ("text", "beginning"))
             assert room == (1 if text > (limit or 1e9) else most - memory.num_frames)
             separator = 0 if num_new_text else interval
             if num_new_text:
                 memory.add_text(num_new_text)
-                if len(pieces) > 1 and pieces[-1][0] == "text":
+                kind = "beginning" if num_seen < 2 else "text"
+                if pieces and pieces[-1][0] == kind:
                     num_new_text += pieces.pop()[1]
-                pieces.append(("text", num_new_text))
+                pieces.append((kind, num_new_text))
             count = draw.randint(1, min(room, 4))
             for _ in range(count):
                 memory.add_frame(10, separator)
@@ -84,7 +99,96 @@ def test_evictions_equal_a_slow_reference(interval):
             back = draw.randrange(count)
             assert memory.remove_frames(back) == back * (10 + interval)
             del pieces[len(pieces) - back * (1 + interval) :]
+            num_seen += count - back
             assert memory.num_frames == sum(kind == "frame" for kind, _ in pieces)
             assert sum(piece.length for piece in memory.pieces) == sum(length for _, length in pieces)
             num_new_text = draw.choice([0, 0, 1, 5, 30])
     assert evictions > 1000
+
+
+# ----------------------------------------------------------------------------------------------- what is said at first
+
+
+@pytest.mark.parametrize("is_growing", [False, True])
+def test_what_is_said_at_the_start_stays_in_every_layer(is_growing):
+    """Values hold no positions: they are the same when the frame before them is gone."""
+    model, processor, frames = tiny_model(), tiny_processor(), random_frames(40)
+    options = ENDLESS | ({"cache": model.new_cache()} if is_growing else {})
+    session = model.stream(processor, **options)
+    session.ask("Say what happens.", reply_now=False)
+    session.push(frames[:1])
+    begin = session.cache.lengths
+    session.push(frames[1:2])
+    [system, _, asked, *_] = session._memory.pieces
+    layers = session.cache.layers
+    before = [layer.values[:, :, at : at + asked.length].clone() for layer, at in zip(layers, begin, strict=True)]
+    session.push(frames[2:])
+    assert session.num_remembered <= 6 and session._memory.pieces[1] == asked
+    after = [layer.values[:, :, system.length : system.length + asked.length] for layer in layers]
+    assert all(map(torch.equal, before, after))
+    assert len(session.events) > 20 and session._memory.num_text_tokens < 100
+
+
+def test_a_long_instruction_leaves_room_for_frames():
+    """It exceeds the limit of text alone. Nothing else can go then, and frames do not go for it."""
+    session = tiny_model().stream(tiny_processor(), **ENDLESS | {"speak": lambda _: False})
+    session.ask("Say what happens. " * 20, reply_now=False)
+    session.push(random_frames(20))
+    assert session._memory.num_text_tokens > 60 and session.num_remembered >= 5
+
+
+def test_a_stream_of_an_engine_remembers_what_a_session_does():
+    engine, frames = (
+        tiny_engine(**{name: ENDLESS[name] for name in ("max_frames", "max_text_tokens")}),
+        random_frames(40),
+    )
+    stream = engine.open(max_new_tokens=ENDLESS["max_new_tokens"])
+    session = engine.model.stream(engine.processor, **ENDLESS)
+    for each in (stream, session):
+        each.ask("Say what happens.", reply_now=False)
+        each.push(frames)
+    engine.run()
+    assert said(stream.events) == said(session.events) and stream.session.num_remembered <= 6
+    assert stream.session._memory.pieces == session._memory.pieces
+    assert stream.session.cache.lengths == session.cache.lengths
+
+
+# -------------------------------------------------------------------------------------------- what a checkpoint says
+
+
+def test_a_checkpoint_says_what_its_sessions_remember(tmp_path):
+    model, processor = tiny_model(), tiny_processor()
+    assert limits_of(model.stream(processor)) == (None, 0, None)
+    model.generation_config = GenerationConfig(max_frames=8, sink_frames=2, max_text_tokens=50)
+    model.save_pretrained(tmp_path)
+    model = type(model).from_pretrained(tmp_path)
+    assert limits_of(model.stream(processor)) == (8, 2, 50)
+    assert limits_of(model.stream(processor, max_frames=None)) == (None, 0, None)
+    assert limits_of(model.stream(processor, max_frames=6, sink_frames=0, max_text_tokens=None)) == (6, 0, None)
+    assert limits_of(model.stream(processor, max_frames=1)) == (1, 0, 50)
+    with pytest.raises(ValueError, match="`max_frames` must be a whole number, at least 1, got 'all'"):
+        model.stream(processor, max_frames="all")
+    assert limits_of(StreamingEngine(model, processor, max_streams=1).open().session) == (8, 2, 50)
+    engine = StreamingEngine(model, processor, max_streams=1, max_frames=6, max_text_tokens=70)
+    assert limits_of(engine.open().session) == (6, 2, 70)
+    model.generation_config.max_frames = 0
+    with pytest.raises(ValueError, match="`max_frames` must be a whole number, at least 1, got 0"):
+        model.stream(processor)
+
+
+def limits_of(session):
+    return session.max_frames, session.sink_frames, session.max_text_tokens
+
+
+def test_the_embedded_checkpoint_narrates_late_without_sink_frames():
+    """A clip of a minute, six times as long as in training. If the instruction is forgotten, F1 is 0.06."""
+    model, processor, _ = embedded()
+    options = {"world": "tiny", "kinds": "narrate=1", "frame_size": 96, "seconds": "60,60", "questions_per_minute": 0}
+    [_, row] = load_split(find_source("streamworld")("streamworld", **options), "test", 2)
+    events, _ = stream_example(model, processor, row, max_frames=20, sink_frames=0, max_text_tokens=128)
+    told = [{"time": event.time, "text": event.text} for event in spoken_unasked(events) if event.time > 25]
+    true = [event for event in unasked_replies(row["messages"]) if event["time"] > 25]
+    scores = evaluate_metric("stream_events").compute(
+        predictions=[told], references=[true], tolerance=0.5, delay_window=5.0
+    )
+    assert len(true) == 11 and scores["event_f1"] > 0.6

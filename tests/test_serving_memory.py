@@ -31,9 +31,8 @@ def test_a_stream_without_enough_pages_takes_none():
     pool = allocate_pool(model, 1, Room(4, 40), Room(0, 0), page_size=16, dtype=None)
     free = {kind: list(pages) for kind, pages in pool.free.items()}
     session = model.stream(tiny_processor(), max_frames=40)
-    session.max_text_tokens = 20
     with pytest.raises(EngineFullError, match="40 frames and 20 text tokens beside the 2 that are open"):
-        reserve(VideoLLMMoDPagedCache(pool), session, 2)
+        reserve(VideoLLMMoDPagedCache(pool), session, 20, 2)
     assert pool.free == free
 
 

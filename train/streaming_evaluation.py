@@ -20,6 +20,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from videollm_mod.remembering_videollm_mod import checkpoint_limits
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import naming, read_clip
@@ -66,8 +67,8 @@ def stream_examples(
 
     The results are the same as one by one. When one example ends, the next begins. Videos are read while they play.
 
-    An example gets a separate session if the engine would forget a part of it. This is so if its video exceeds the
-    language model's context or has an unknown length, or if its text exceeds the memory of an engine's stream. It also
+    An example gets a separate session if the engine would forget a part of it. This is so if its video exceeds what
+    the checkpoint remembers or has an unknown length, or if its text exceeds the memory of an engine's stream. It also
     gets one if it has frame features. All examples get their own sessions with `batch_size=1`, with an option for
     memory or tokens (`cache`, `max_frames`, `max_text_tokens`, `streamer`), and if the model is sharded or spread over
     several devices.
@@ -104,7 +105,9 @@ class _SharedStreaming:
         self.options = {name: value for name, value in options.items() if name != "cache_dtype"}
         self.cache_dtype = options.get("cache_dtype")
         frame_tokens = model.config.frame_num_tokens + processor.frame_text_tokens
-        self.context = model.config.text_config.max_position_embeddings // frame_tokens
+        context, said = model.config.text_config.max_position_embeddings, checkpoint_limits(model)
+        self.most = min(context // frame_tokens, said.get("max_frames", context))
+        self.most_text = min(_TEXT_TOKENS, said.get("max_text_tokens", _TEXT_TOKENS))
         self.engine: StreamingEngine | None = None
         self.playing: dict[Any, tuple[dict[str, Any], Iterator[None]]] = {}
 
@@ -116,7 +119,7 @@ class _SharedStreaming:
             while example is not None or self.playing:
                 while example is not None and len(self.playing) < self.batch_size:
                     count = max(_most_frames(example, self.fps), 1)
-                    if count > self.context:
+                    if count > self.most:
                         yield example, *self.stream_one(example)
                     elif self._make_room(count):
                         self._open(example, count)
@@ -142,17 +145,17 @@ class _SharedStreaming:
         self.engine = StreamingEngine(
             self.model,
             self.processor,
-            max_frames=min(most, self.context),
+            max_frames=min(most, self.most),
             max_streams=self.batch_size,
             # Room for the longest reply comes on top.
-            max_text_tokens=_TEXT_TOKENS + self.options.get("max_new_tokens", 0),
+            max_text_tokens=self.most_text + self.options.get("max_new_tokens", 0),
             cache_dtype=self.cache_dtype,
         )
         return True
 
     def _open(self, example: dict[str, Any], count: int) -> None:
         options = {**self.options, **_system_prompt(example)}
-        stream = self.engine.open(fps=self.fps, max_frames=count, max_text_tokens=_TEXT_TOKENS, **options)
+        stream = self.engine.open(fps=self.fps, max_frames=count, max_text_tokens=self.most_text, **options)
         self.playing[stream] = (example, _show(stream, example, _read(example, self.fps)))
 
     def _advance(self) -> Iterator[tuple[dict[str, Any], list[Any], int]]:
