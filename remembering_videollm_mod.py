@@ -117,13 +117,13 @@ class StreamMemory:
         self.num_text_tokens += 0 if piece.is_frame else sign * piece.length
 
 
-def checkpoint_limits(model: Any) -> dict[str, int]:
+def checkpoint_limits(generation_config: Any) -> dict[str, int]:
     """
     Return what a checkpoint says to remember: `max_frames`, `sink_frames` and `max_text_tokens` of its generation
     configuration, those that it has.
     """
     names = ("max_frames", "sink_frames", "max_text_tokens")
-    said = {name: getattr(model.generation_config, name, None) for name in names}
+    said = {name: getattr(generation_config, name, None) for name in names}
     return {name: value for name, value in said.items() if value is not None}
 
 
@@ -131,7 +131,7 @@ def choose_limits(
     model: Any, max_frames: int | str | None, sink_frames: int | None, max_text_tokens: int | str | None
 ) -> tuple[int | None, int, int | None]:
     """Return the limits of a session: those given, and the checkpoint's for `"checkpoint"` and no `sink_frames`."""
-    said = checkpoint_limits(model)
+    said = checkpoint_limits(model.generation_config)
     max_frames = said.get("max_frames") if max_frames == CHECKPOINT else max_frames
     if max_text_tokens == CHECKPOINT:
         max_text_tokens = None if max_frames is None else said.get("max_text_tokens")

@@ -170,7 +170,7 @@ def load(
         processor, model = load_checkpoint(name, weights=weights, revision=revision)
     if frame_size is not None:
         model.set_frame_size(processor, frame_size)
-    said = checkpoint_limits(model)
+    said = checkpoint_limits(model.generation_config)
     max_frames = said.get("max_frames") if max_frames is None else max_frames
     limits = within_context(model.config, processor.frame_text_tokens, max_frames)
     limits["max_text_tokens"] = said.get("max_text_tokens", limits["max_text_tokens"])

@@ -40,7 +40,7 @@ def default_limits(model: Any, processor: Any, max_frames: int | None, max_text:
     Return the frames and text tokens that a stream has memory for, and the text tokens that it remembers: those given,
     else the checkpoint's, else a default.
     """
-    config, text, said = model.config, processor.frame_text_tokens, checkpoint_limits(model)
+    config, text, said = model.config, processor.frame_text_tokens, checkpoint_limits(model.generation_config)
     if max_frames is None:
         max_frames = said.get("max_frames", min(within_context(config, text)["max_frames"], 300))
     if max_text is not None:

@@ -105,7 +105,7 @@ class _SharedStreaming:
         self.options = {name: value for name, value in options.items() if name != "cache_dtype"}
         self.cache_dtype = options.get("cache_dtype")
         frame_tokens = model.config.frame_num_tokens + processor.frame_text_tokens
-        context, said = model.config.text_config.max_position_embeddings, checkpoint_limits(model)
+        context, said = model.config.text_config.max_position_embeddings, checkpoint_limits(model.generation_config)
         self.most = min(context // frame_tokens, said.get("max_frames", context))
         self.most_text = min(_TEXT_TOKENS, said.get("max_text_tokens", _TEXT_TOKENS))
         self.engine: StreamingEngine | None = None
