@@ -158,6 +158,7 @@ class StreamingSession:
         num_frames (`int`): Number of frames seen.
         num_dropped (`int`): Number of frames dropped because frames came too fast.
         answering (*optional*): The question, as `hear` returns it, that the reply in progress answers.
+        is_paused (`bool`): Whether `work` ends before the next frame or question.
         events (`list[StreamEvent]`): Everything said so far.
         interval_probability (`float`, *optional*): Probability of silence at the last frame.
         frame_latencies (`list[float]`): Seconds from arrival to decision, for each frame of the last step.
@@ -227,7 +228,7 @@ class StreamingSession:
         self.frame_latencies: list[float] = []
         self.router_scores: dict[int, torch.Tensor] = {}
         self.kept_tokens: dict[int, torch.Tensor] = {}
-        self.closed = self._is_working = self._is_broken = False
+        self.closed = self.is_paused = self._is_working = self._is_broken = False
         self._waiting: deque[_Frame] = deque()
         self._num_in_step = 0
         self._questions: deque[_Question] = deque()
@@ -564,7 +565,7 @@ class StreamingSession:
 
     def work(self, *, to_the_end: bool = False) -> Work:
         """Process waiting frames and due questions, `to_the_end` also later questions; the caller runs the model."""
-        while True:
+        while not self.is_paused:
             if self._waiting and self.time is None:
                 # Questions asked before any frame get the time of the first.
                 for early in (question for question in self._questions if question.time is None):
@@ -578,8 +579,9 @@ class StreamingSession:
                 return
 
     def has_work(self, *, to_the_end: bool = False) -> bool:
-        """Whether a frame waits or a question is due."""
-        return bool(self._waiting) or (bool(self._questions) and self._is_due(self._questions[0], to_the_end))
+        """Whether a frame waits or a question is due, unless `is_paused`."""
+        is_due = bool(self._questions) and self._is_due(self._questions[0], to_the_end)
+        return not self.is_paused and (bool(self._waiting) or is_due)
 
     def drop_oldest(self) -> bool:
         """Drop the oldest waiting frame unseen; return whether there was one."""

@@ -6,6 +6,7 @@ from .engine import StreamingEngine
 from .kernels import attention_in_use
 from .memory import EngineFullError
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
+from .saving import restore_session, restore_stream, save_session, save_stream
 from .stats import EngineStats
 from .stream import EngineStream
 
@@ -20,4 +21,8 @@ __all__ = [
     "VideoLLMMoDPagedCache",
     "attention_in_use",
     "new_page_pool",
+    "restore_session",
+    "restore_stream",
+    "save_session",
+    "save_stream",
 ]

@@ -6,7 +6,7 @@ import queue
 import time as clock
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -273,11 +273,27 @@ class EngineStream:
     @property
     def is_pending(self) -> bool:
         """Whether the engine must still do something for the stream, which includes ending it."""
-        return bool(self._received) or self._is_closing or self.has_work
+        is_waiting = bool(self._received) and not self.session.is_paused
+        return is_waiting or self._is_closing or self.has_work
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no step is unfinished and no frame is being encoded."""
+        return self._is_done or (self._work is None and not self._num_encoding)
+
+    @property
+    def received(self) -> list[ReceivedFrame]:
+        """The frames that wait to be encoded."""
+        return list(self._received)
+
+    def go_on(self, received: Iterable[ReceivedFrame]) -> None:
+        """Go on from the session's state, which was saved, with the frames that waited. Its events are known."""
+        self._received.extend(received)
+        self._num_said = len(self.session.events)
 
     def take_received(self) -> list[ReceivedFrame]:
         """Remove and return the frames to encode next: as many as the session sees in one step."""
-        if self._is_done:
+        if self._is_done or self.session.is_paused:
             return []
         room = self.session.chunk_frames - self.session.num_waiting
         self._num_encoding = max(0, min(room, len(self._received)))
@@ -318,7 +334,8 @@ class EngineStream:
 
     def end_if_finished(self) -> None:
         """End the stream if it is closed and everything was seen and answered."""
-        if self._is_closing and not self._received and not self._is_done and not self.has_work:
+        is_over = self._is_closing and not self._received and not self.has_work
+        if is_over and not self._is_done and not self.session.is_paused:
             self.end()
 
     def end(self, error: BaseException | None = None) -> None:

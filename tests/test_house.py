@@ -63,7 +63,7 @@ ALLOWED = {"torch", "transformers", "huggingface_hub", "packaging", "numpy", "to
 FOLDERS = {"benchmarks", "commands", "convert", "docs", "samples", "serving", "space", "tests", "train"}
 # The files of `serving/` from the bottom up: each imports files above it in this list only.
 SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "step", "stream", "stats")
-SERVING += ("compiled_step", "encoding", "captured_step", "engine")
+SERVING += ("compiled_step", "encoding", "captured_step", "engine", "saved_files", "saving")
 # The server, which `__init__` does not import: it needs the extra `serve`.
 SERVING += ("limits", "fetching", "access", "metrics", "session_options", "telling", "live_session", "live_sessions")
 SERVING += ("realtime_events", "realtime", "realtime_requests", "chat_messages", "chat", "server", "__init__")
