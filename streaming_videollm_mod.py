@@ -580,8 +580,9 @@ class StreamingSession:
 
     def has_work(self, *, to_the_end: bool = False) -> bool:
         """Whether a frame waits or a question is due, unless `is_paused`."""
-        is_due = bool(self._questions) and self._is_due(self._questions[0], to_the_end)
-        return not self.is_paused and (bool(self._waiting) or is_due)
+        if self.is_paused:
+            return False
+        return bool(self._waiting) or (bool(self._questions) and self._is_due(self._questions[0], to_the_end))
 
     def drop_oldest(self) -> bool:
         """Drop the oldest waiting frame unseen; return whether there was one."""

@@ -33,7 +33,7 @@ def save_session(session: Any, folder: str | os.PathLike) -> None:
     The streamer, the logits processor and a function given as `speak` are not saved. Nothing is pickled.
 
     Args:
-        session ([`StreamingSession`]): The session. For a stream of an engine see [`EngineStream.save`].
+        session ([`StreamingSession`]): The session. For a stream of an engine see [`save_stream`].
         folder (`str` or `Path`): Where to write `session.json` and `session.safetensors`. A session saved there
             before is replaced when the new files are complete.
 
@@ -62,7 +62,7 @@ def restore_session(
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
-        folder (`str` or `Path`): Where [`save_session`] or [`EngineStream.save`] has written.
+        folder (`str` or `Path`): Where [`save_session`] or [`save_stream`] has written.
         speak (`Callable`, *optional*): The function that chooses when to speak, for a session that had one.
         streamer, logits_processor, compile (*optional*): As for [`StreamingSession`]. If the session samples replies,
             torch's global random generator of the device goes on where it was saved, too.
@@ -117,7 +117,12 @@ def save_stream(stream: Any, folder: str | os.PathLike, *, close: bool = False) 
             stream._refuse_if_closed()
             extra = {"received": stream.received, "when_behind": stream.when_behind, "max_waiting": stream.max_waiting}
             saved = _state_of(session, **extra)
-        write(saved, session.model, folder)
+            stream._is_closing = close  # what comes from now on is not in the files, so it is refused
+        try:
+            write(saved, session.model, folder)
+        except BaseException:
+            stream._is_closing = stream._is_closing and not close
+            raise
         if close:
             stream.close(discard=True)
     finally:

@@ -273,8 +273,7 @@ class EngineStream:
     @property
     def is_pending(self) -> bool:
         """Whether the engine must still do something for the stream, which includes ending it."""
-        is_waiting = bool(self._received) and not self.session.is_paused
-        return is_waiting or self._is_closing or self.has_work
+        return self.has_work or (not self.session.is_paused and (bool(self._received) or self._is_closing))
 
     @property
     def is_at_rest(self) -> bool:
