@@ -170,7 +170,7 @@ def test_no_two_splits_share_a_map_or_a_seed():
         doomworld_dataset("test", num_clips=1, first_clip=100_000_000)
 
 
-def test_rows_of_all_kinds_and_splits():
+def test_a_row_with_a_slide_show_of_the_split_ood():
     rows = doomworld_dataset("ood", num_clips=1, kinds={"describe": 1}, size=64)
     row = rows[0]
     assert row["video"].shape == (16, 64, 64, 3) and row["kind"] == "describe"
