@@ -191,10 +191,10 @@ def describe_checkpoint(name: str) -> str:
 
 def foreign_notice(video: str, name: str) -> str:
     """Return what to say about a video that the embedded checkpoint knows nothing of, or `""`."""
-    from videollm_mod.space.loading import is_streamworld
+    from videollm_mod.space.loading import KNOWN_WORLD, generated_world
     from videollm_mod.video_reading_videollm_mod import VideoReader
 
-    is_foreign = Path(name).resolve() == EMBEDDED and not is_streamworld(video, VideoReader)
+    is_foreign = Path(name).resolve() == EMBEDDED and generated_world(video, VideoReader) != KNOWN_WORLD
     return EMBEDDED_NOTICE if is_foreign else ""
 
 

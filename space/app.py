@@ -14,14 +14,13 @@ holds a person's stream, `drawing.py` draws it, and `captions.py` exports it, wi
 """
 
 import argparse
-import base64
-import io
 import json
 import math
 import os
 import sys
 import time as clock
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,12 @@ import console
 import captions
 import drawing
 import gradio as gr
-import numpy as np
 import page
 from checkpoint_faults import in_one_line, load_config, named_faults
 from checkpoint_names import check_checkpoint
 from gradio.utils import get_upload_folder
-from loading import is_streamworld, load_checkpoint, load_model
-from PIL import Image
+from inputs import call, check_fps, check_number, check_text, read_frame, refusal
+from loading import KNOWN_WORLD, generated_world, load_checkpoint, load_model
 from room import Room, RoomIsFull
 from uploads import FORMATS, Limits
 from viewer import MOST_TYPED, Viewer, compare
@@ -46,7 +44,6 @@ from viewer import MOST_TYPED, Viewer, compare
 
 HERE = Path(__file__).resolve().parent
 MOST_FRAMES = 16  # As in page.js, which drops the oldest frames beyond it.
-MOST_SECONDS = 1e6  # Latest second of a camera or a video.
 
 
 def embedded_checkpoint() -> Path | None:
@@ -70,17 +67,20 @@ class App:
     Args:
         name (`str`): Checkpoint: a folder or a Hub id.
         seats (`int`, *optional*, defaults to 8): Largest number of people at once.
+        seats_per_address (`int`, *optional*, defaults to 4): Largest number of them from one network address.
         limits ([`Limits`], *optional*): Limits on videos.
     """
 
-    def __init__(self, name: str, *, seats: int = 8, limits: Limits | None = None) -> None:
+    def __init__(self, name: str, *, seats: int = 8, seats_per_address: int = 4, limits: Limits | None = None) -> None:
         self.name, self.limits = name, limits or Limits()
         load_config(name)
         with named_faults(name):
             self.processor, self.model = load_checkpoint(name)
         self._full: Any = None
         self._compared: list[str] = []
-        self.room = Room(seats, on_leave=self._clean_up)
+        self.room = Room(seats, per_address=seats_per_address, on_leave=self._clean_up)
+        # Each person may have a question that waits for the frames before it.
+        self._pool = ThreadPoolExecutor(max(2, 2 * seats), thread_name_prefix="viewer")
         self.is_toy = Path(name).resolve() == embedded_checkpoint()
         self.sample = next(map(str, sample_videos()), None)
 
@@ -100,13 +100,12 @@ class App:
     ) -> Any:
         """Start a stream on a file, and let the browser play it."""
         if not isinstance(video, (str, Path)):
-            raise _error("Choose a video first.")
-        _call(self.limits.check, video, self.processor.open_video)
+            raise refusal("Choose a video first.")
+        call(self.limits.check, video, self.processor.open_video)
         viewer = self._viewer(fps, interval_threshold, query, speak, every, speak_threshold, prompt)
-        _call(viewer.begin, video=video)
+        call(viewer.begin, video=video)
         self._enter(viewer, request)
-        if self.is_toy and not is_streamworld(video, self.processor.open_video):
-            gr.Warning(page.OUT_OF_WORLD)
+        self._name_world(video)
         return f"gradio_api/file={quote(video)}", gr.Timer(active=True), *self._show(viewer, drawing.SHARE)
 
     def open_camera(
@@ -136,9 +135,9 @@ class App:
         jump: float | None,
         shown: str,
         request: gr.Request,
-    ) -> Any:
+    ) -> Iterator[Any]:
         """
-        Watch what has arrived since the last call.
+        Watch what has arrived since the last call, and show words of replies as they come.
 
         For a camera these are at most 16 frames, each with a `time` in seconds and an `image`, a data URL. For a file
         they are the frames up to second `until`, after a jump those from second `jump` on.
@@ -146,46 +145,70 @@ class App:
         viewer = self._find(request)
         if viewer is None:
             gr.Warning("Your seat went to another person. Start again.")
-            return gr.Timer(active=False), *[gr.skip()] * 7
+            yield gr.Timer(active=False), *[gr.skip()] * 7
+            return
         frames = [] if frames is None else frames
         if not isinstance(frames, list) or len(frames) > MOST_FRAMES:
-            raise _error(f"A call accepts a list of at most {MOST_FRAMES} frames.")
-        if not viewer.lock.acquire(blocking=False):
+            raise refusal(f"A call accepts a list of at most {MOST_FRAMES} frames.")
+        if viewer.is_busy:
             # The model is still speaking. A file waits for it, a camera does not.
             viewer.dropped += len(frames)
-            return [gr.skip()] * 8
-        try:
-            before = len(viewer.events), viewer.session, viewer.session.num_frames
-            had_ended = viewer.ended
-            if viewer.video is None:
-                dropped = int(_number("dropped", dropped or 0, most=1e9))
-                _call(viewer.see, map(_frame, frames), dropped)
-            elif until is not None:
-                if jump is not None:
-                    _call(viewer.begin, video=viewer.video, start=_number("jump", jump))
-                _call(viewer.watch_until, _number("until", until))
-            if viewer.ended and not had_ended and viewer.report:
-                gr.Info(str(viewer.report))
-            after = len(viewer.events), viewer.session, viewer.session.num_frames
-            if after == before:
-                return [gr.skip()] * 8
-            showing = list(self._show(viewer, shown))
-            if after[:2] == before[:2]:
-                # Do not send unchanged text: a screen reader would read it again.
-                showing[0] = showing[1] = gr.skip()
-            return gr.skip(), *showing
-        finally:
-            viewer.lock.release()
+            yield [gr.skip()] * 8
+            return
+        had_ended = viewer.ended
+        watched = viewer.while_speaking(partial(self._watch, viewer, frames, dropped, until, jump, shown), self._pool)
+        showing = yield from self._words(viewer, watched, gr.skip())
+        if viewer.ended and not had_ended and viewer.report:
+            gr.Info(str(viewer.report))
+        yield gr.skip(), *showing
 
-    def ask(self, text: str, when: str, shown: str, request: gr.Request) -> Any:
-        """Ask a question, to be answered now or when the event happens."""
-        viewer, text = self._watching(request), _text("question", text)
+    def _watch(
+        self, viewer: Viewer, frames: list[dict[str, Any]], dropped: Any, until: Any, jump: Any, shown: str
+    ) -> Any:
+        """Watch frames, and return what has changed."""
+        before = len(viewer.events), viewer.session, viewer.session.num_frames
+        if viewer.video is None:
+            dropped = int(check_number("dropped", dropped or 0, most=1e9))
+            call(viewer.see, map(read_frame, frames), dropped)
+        elif until is not None:
+            if jump is not None:
+                call(viewer.begin, video=viewer.video, start=check_number("jump", jump))
+            call(viewer.watch_until, check_number("until", until))
+        after = len(viewer.events), viewer.session, viewer.session.num_frames
+        if after == before:
+            return [gr.skip()] * 7
+        showing = list(self._show(viewer, shown))
+        if after[:2] == before[:2]:
+            # Do not send unchanged text: a screen reader would read it again.
+            showing[0] = showing[1] = gr.skip()
+        return showing
+
+    def ask(self, text: str, when: str, shown: str, request: gr.Request) -> Iterator[Any]:
+        """Ask a question, to be answered now or when the event happens. Show words of the answer as they come."""
+        viewer, text = self._watching(request), check_text("question", text)
         if not text.strip():
-            return "", *[gr.skip()] * 7
+            yield "", *[gr.skip()] * 7
+            return
         if len(text) > MOST_TYPED:
-            raise _error(f"A question may have at most {MOST_TYPED} characters.")
-        _call(viewer.ask, text, now=when == "now")
-        return "", *self._show(viewer, shown)
+            raise refusal(f"A question may have at most {MOST_TYPED} characters.")
+
+        def ask() -> Any:
+            call(viewer.ask, text, now=when == "now")
+            return self._show(viewer, shown)
+
+        # The box is emptied at once, and left alone while the person types the next question.
+        yield "", *[gr.skip()] * 7
+        showing = yield from self._words(viewer, viewer.while_speaking(ask, self._pool), gr.skip())
+        yield gr.skip(), *showing
+
+    def _words(self, viewer: Viewer, speaking: Iterator[None], first: Any) -> Generator[Any, None, Any]:
+        """Yield the chat and the caption at each new word, with `first` before them. Return what was shown at last."""
+        while True:
+            try:
+                next(speaking)
+            except StopIteration as stop:
+                return stop.value
+            yield first, drawing.chat(viewer), drawing.caption(viewer), *[gr.skip()] * 5
 
     def reset(
         self,
@@ -202,12 +225,12 @@ class App:
         """Start a new stream at this point of the same video or camera, with these settings."""
         viewer = self._watching(request)
         settings = self._settings(fps, interval_threshold, query, speak, every, speak_threshold, prompt)
-        start = _number("until", until or 0.0)
+        start = check_number("until", until or 0.0)
         with viewer.lock:
             before = {name: getattr(viewer, name) for name in settings}
             vars(viewer).update(settings)
             try:
-                _call(viewer.begin, video=viewer.video, start=start)
+                call(viewer.begin, video=viewer.video, start=start)
             except gr.Error:
                 vars(viewer).update(before)
                 raise
@@ -218,7 +241,7 @@ class App:
         viewer = self._find(request)
         if viewer is None:
             return gr.skip()
-        viewer.set_interval_threshold(_number("interval_threshold", interval_threshold, most=1))
+        viewer.set_interval_threshold(check_number("interval_threshold", interval_threshold, most=1))
         return drawing.silence_plot(viewer)
 
     def choose_overlay(self, shown: str, request: gr.Request) -> str:
@@ -230,32 +253,32 @@ class App:
         """Write what was said so far to a file."""
         viewer = self._watching(request)
         if kind not in list(page.FORMATS):
-            raise _error(f"A format is one of {', '.join(page.FORMATS)}, not {kind!r:.40}.")
+            raise refusal(f"A format is one of {', '.join(page.FORMATS)}, not {kind!r:.40}.")
         if not viewer.events:
-            raise _error("Nothing has been said yet.")
+            raise refusal("Nothing has been said yet.")
         suffix = page.FORMATS[kind]
         out = viewer.folder / f"narration.{suffix}"
         if suffix == "mp4":
             if viewer.video is None:
-                raise _error("The page does not keep the camera's frames. Captions can be burnt into files only.")
-            if _call(self.limits.check, viewer.video, self.processor.open_video) > self.limits.burnt:
-                raise _error(f"Captions can be burnt into videos of at most {self.limits.burnt / 60:.0f} minutes.")
+                raise refusal("The page does not keep the camera's frames. Captions can be burnt into files only.")
+            if call(self.limits.check, viewer.video, self.processor.open_video) > self.limits.burnt:
+                raise refusal(f"Captions can be burnt into videos of at most {self.limits.burnt / 60:.0f} minutes.")
             open_video = partial(self.processor.open_video, formats=FORMATS)
             options = {"open_video": open_video, "say": gr.Warning, "most_pixels": self.limits.burnt_pixels}
-            _call(captions.burn_in, viewer.video, viewer.events, out, **options)
+            call(captions.burn_in, viewer.video, viewer.events, out, **options)
         elif suffix == "jsonl":
             out.write_text(captions.to_jsonl(viewer.events), encoding="utf-8")
         else:
             write = {"srt": captions.to_srt, "vtt": captions.to_vtt}[suffix]
-            out.write_text(write(viewer.events, end=_call(getattr, viewer, "end")), encoding="utf-8")
+            out.write_text(write(viewer.events, end=call(getattr, viewer, "end")), encoding="utf-8")
         return str(out)
 
     def compare(self, video: str | None, fps: float) -> Iterator[Any]:
         """Show the same video, frame by frame and as fast as possible, to the routed model and at full compute."""
-        video, fps = video or self.sample, _fps(fps)
+        video, fps = video or self.sample, check_fps(fps)
         if not isinstance(video, (str, Path)):
-            raise _error("Choose a video first.")
-        _call(self.limits.check, video, self.processor.open_video)
+            raise refusal("Choose a video first.")
+        call(self.limits.check, video, self.processor.open_video)
         if self._full is None:
             self._full = load_model(self.name, mod_keep_ratio=1.0)
         last, viewers, pair = clock.perf_counter(), [], (self.model, self._full)
@@ -269,7 +292,7 @@ class App:
             if viewers and viewers[0].report:
                 gr.Info(str(viewers[0].report))
         except ValueError as error:
-            raise _error(str(error)) from None
+            raise refusal(str(error)) from None
         finally:
             self._compared.remove(video)
             for viewer in viewers:
@@ -299,7 +322,7 @@ class App:
         limits = {"fps": page.FPS, "interval_threshold": (0, 1), "every": page.EVERY, "speak_threshold": (0, 1)}
         for name, (least, most) in limits.items():
             try:
-                found[name] = min(max(_number(name, asked[name], least=-math.inf, most=math.inf), least), most)
+                found[name] = min(max(check_number(name, asked[name], least=-math.inf, most=math.inf), least), most)
             except (KeyError, gr.Error):
                 found[name] = gr.skip()
         found |= {name: asked[name][:MOST_TYPED] if name in asked else gr.skip() for name in ("query", "prompt")}
@@ -314,7 +337,7 @@ class App:
     # ---------------------------------------------------------------------------------------------------- helpers
 
     def _viewer(self, *settings: Any) -> Viewer:
-        return _call(Viewer, self.model, self.processor, **self._settings(*settings))
+        return call(Viewer, self.model, self.processor, **self._settings(*settings))
 
     def _settings(
         self, fps: Any, interval_threshold: Any, query: Any, speak: Any, every: Any, speak_threshold: Any, prompt: Any
@@ -322,29 +345,29 @@ class App:
         """Return the options of a [`Viewer`]."""
         speak = speak or self.model.config.speak
         if speak not in page.POLICIES.values():
-            raise _error(f"`speak` is one of {', '.join(page.POLICIES.values())}, not {speak!r:.40}.")
+            raise refusal(f"`speak` is one of {', '.join(page.POLICIES.values())}, not {speak!r:.40}.")
         speaking = {"speak": speak}
         if speak in page.NEEDS_EVERY:
-            speaking["every"] = _number("every", every, least=page.EVERY[0], most=page.EVERY[1])
+            speaking["every"] = check_number("every", every, least=page.EVERY[0], most=page.EVERY[1])
         if speak in page.THRESHOLDS and speak_threshold is not None:
-            speaking["speak_threshold"] = _number("speak_threshold", speak_threshold, most=1)
-        if speak in page.NEEDS_EVERY and _text("prompt", prompt).strip():
+            speaking["speak_threshold"] = check_number("speak_threshold", speak_threshold, most=1)
+        if speak in page.NEEDS_EVERY and check_text("prompt", prompt).strip():
             speaking["prompt"] = prompt.strip()[:MOST_TYPED]
         return {
-            "fps": _fps(fps),
-            "interval_threshold": _number("interval_threshold", interval_threshold, most=1),
-            "query": _text("query", query),
+            "fps": check_fps(fps),
+            "interval_threshold": check_number("interval_threshold", interval_threshold, most=1),
+            "query": check_text("query", query),
             "speaking": speaking,
         }
 
     def _enter(self, viewer: Viewer, request: gr.Request) -> None:
         if not request.session_hash:
-            raise _error("A stream belongs to a session. Use the page, or `gradio_client`.")
+            raise refusal("A stream belongs to a session. Use the page, or `gradio_client`.")
         try:
-            self.room.enter(request.session_hash, viewer)
+            self.room.enter(request.session_hash, viewer, address=request.client and request.client.host)
         except RoomIsFull as error:
             self._clean_up(viewer)
-            raise _error(str(error)) from None
+            raise refusal(str(error)) from None
 
     def _find(self, request: gr.Request) -> Viewer | None:
         return self.room.find(request.session_hash)
@@ -352,14 +375,20 @@ class App:
     def _watching(self, request: gr.Request) -> Viewer:
         viewer = self._find(request)
         if viewer is None:
-            raise _error("No stream is open. Start the camera or a video first.")
+            raise refusal("No stream is open. Start the camera or a video first.")
         return viewer
+
+    def _name_world(self, video: str | Path) -> None:
+        """Say what a video is if the toy does not know its world."""
+        world = generated_world(video, self.processor.open_video) if self.is_toy else KNOWN_WORLD
+        if world != KNOWN_WORLD:
+            gr.Warning(page.OUT_OF_WORLD if world is None else page.OTHER_WORLD.format(world=world))
 
     def _show(self, viewer: Viewer, shown: str) -> tuple[Any, ...]:
         with viewer.lock:
             return (
                 drawing.chat(viewer),
-                f'<div class="live" role="status" aria-live="polite">{drawing.caption(viewer)}</div>',
+                drawing.caption(viewer),
                 drawing.overlay(viewer, shown),
                 drawing.savings(viewer),
                 drawing.silence_plot(viewer),
@@ -398,63 +427,9 @@ class App:
         }
 
 
-def _error(message: str) -> gr.Error:
-    return gr.Error(message, print_exception=False)
-
-
-def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a function, and show its `ValueError` to the person."""
-    try:
-        return function(*args, **kwargs)
-    except gr.Error:
-        raise
-    except ValueError as error:
-        raise _error(str(error)) from None
-    except FileNotFoundError:
-        raise _error("The video is no longer here. Choose it again.") from None
-
-
-def _number(name: str, value: Any, *, least: float = 0.0, most: float = MOST_SECONDS) -> float:
-    """Return a number that the browser or a client sent."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (math.isfinite(number) and least <= number <= most):
-        raise _error(f"`{name}` must be a number from {least:g} to {most:g}, not {value!r:.40}.")
-    return number
-
-
-def _fps(value: Any) -> float:
-    return _number("fps", value, least=page.FPS[0], most=page.FPS[1])
-
-
-def _text(name: str, value: Any) -> str:
-    """Return a text that the browser or a client sent, empty for `None`."""
-    if value is not None and not isinstance(value, str):
-        raise _error(f"`{name}` must be a text, not {value!r:.40}.")
-    return value or ""
-
-
 def _is_upload(path: Path) -> bool:
     """Return whether a file is in Gradio's upload folder."""
     return Path(get_upload_folder()).resolve() in path.resolve().parents
-
-
-def _frame(sent: dict[str, Any]) -> tuple[float, np.ndarray]:
-    """Return the second and the picture, uint8 (height, width, 3), of a frame that the browser sent."""
-    try:
-        kind, data = sent["image"].split(",", 1)
-        if not kind.startswith("data:image/") or len(data) > 2_000_000:
-            raise ValueError
-        with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["JPEG", "PNG", "WEBP"]) as image:
-            if image.width * image.height > 1024 * 1024:
-                raise ValueError
-            time, picture = sent["time"], np.asarray(image.convert("RGB"))
-    except (ValueError, OSError, AttributeError, KeyError, TypeError, SyntaxError, Image.DecompressionBombError):
-        message = "A frame is a `time` in seconds and an `image`: a data URL of a JPEG, PNG or WebP of at most 1 MP."
-        raise _error(message) from None
-    return _number("time", time), picture
 
 
 def main() -> None:
@@ -462,6 +437,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A page on which a model watches a camera or a video and talks.")
     parser.add_argument("--model", help="checkpoint: a folder or a Hub id; default: MODEL_ID, else the embedded one")
     parser.add_argument("--seats", type=int, default=int(os.environ.get("SEATS", "8")), help="most people at once")
+    most = int(os.environ.get("SEATS_PER_ADDRESS", "4"))
+    parser.add_argument("--seats-per-address", type=int, default=most, help="most people from one network address")
     parser.add_argument("--port", type=int, help="port; default: the first free one from 7860 on")
     parser.add_argument("--share", action="store_true", help="also open a public link through Gradio")
     options = parser.parse_args()
@@ -472,9 +449,12 @@ def main() -> None:
     try:
         name = check_checkpoint(str(model))
         sys.stderr.write(f"loading {'the embedded checkpoint' if model == embedded_checkpoint() else name} ...\n")
-        app = App(name, seats=options.seats)
+        app = App(name, seats=options.seats, seats_per_address=options.seats_per_address)
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"error: {in_one_line(error)}") from None
+    if "SPACE_ID" in os.environ:
+        # On the Hub a proxy stands between people and the page, and says where they come from.
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
     app.build().launch(server_port=options.port, share=options.share, **app.launch_options())
 
 

@@ -58,14 +58,23 @@ def overlay(viewer: Viewer, shown: str = SHARE) -> str:
 
 
 def caption(viewer: Viewer) -> str:
-    """Return the model's last reply. Screen readers announce it."""
-    said = [event for event in viewer.events if event.role == "assistant" and event.text]
-    return f"<span>{escape(said[-1].text)}</span>" if said else ""
+    """Return the words of the reply in progress, else the last reply. Screen readers announce finished replies."""
+    if viewer.words:
+        return f'<div class="live" aria-hidden="true"><span>{escape(viewer.words)}</span></div>'
+    said = [event.text for event in viewer.events if event.role == "assistant" and event.text]
+    last = f"<span>{escape(said[-1])}</span>" if said else ""
+    return f'<div class="live" role="status" aria-live="polite">{last}</div>'
 
 
 def chat(viewer: Viewer) -> list[dict[str, str]]:
-    """Return all events as chat messages with their second, escaped because `gr.Chatbot` always renders HTML."""
-    return [{"role": event.role, "content": f"{event.time:.1f} s   {escape(event.text)}"} for event in viewer.events]
+    """
+    Return all events, and the words of the reply in progress, as chat messages with their second. They are escaped
+    because `gr.Chatbot` always renders HTML.
+    """
+    words = viewer.words
+    said = [(event.role, event.time, event.text) for event in viewer.events]
+    said += [("assistant", viewer.session.time or 0.0, words)] if words else []
+    return [{"role": role, "content": f"{time:.1f} s   {escape(text)}"} for role, time, text in said]
 
 
 def silence_plot(viewer: Viewer) -> str:

@@ -5,6 +5,11 @@
   window.page = page;
   const stage = () => document.querySelector("#stage");
   const player = () => document.querySelector("#player");
+  const Recognition = window.SpeechRecognition || window.webkitSpeechRecognition;
+  Object.assign(page, { told: [], aloud: false, language: "en-US", recognition: null });
+  document.body.classList.toggle("reads", "speechSynthesis" in window && "SpeechSynthesisUtterance" in window);
+  document.body.classList.toggle("listens", Boolean(Recognition));
+  const hush = () => { if (page.aloud) window.speechSynthesis.cancel(); };
   const say = (text) => { document.querySelector("#notice").textContent = text; };
 
   const shape = () => {
@@ -13,6 +18,7 @@
   };
 
   const stop = () => {
+    hush();
     clearInterval(page.capture);
     page.capture = null;
     const video = player();
@@ -35,7 +41,10 @@
     video.onloadeddata = () => { loaded = true; };
     video.onresize = shape;
     // Keep the second of the jump: by the next tick, playing has gone on.
-    video.onseeking = () => { if (page.url && loaded) page.jump = video.currentTime; };
+    video.onseeking = () => {
+      hush();
+      if (page.url && loaded) page.jump = video.currentTime;
+    };
     video.onerror = () => { if (page.url) say("This browser cannot play this file. Use an mp4 with H.264, or webm."); };
     page.url = url;
     video.controls = true;
@@ -96,11 +105,63 @@
   page.pause = () => {
     const video = player();
     if (video.paused) video.play(); else video.pause();
+    if (video.paused) hush();
   };
+
+  // Read new replies aloud, each once. `said` is all that was said in the stream.
+  page.tell = (said) => {
+    const lines = (said || []).map((event) => JSON.stringify(event));
+    const goesOn = page.told.every((line, index) => line === lines[index]);
+    const fresh = (said || []).slice(goesOn ? page.told.length : 0);
+    page.told = lines;
+    if (!goesOn) hush();
+    if (!page.aloud || page.recognition) return;
+    for (const { text } of fresh.filter((event) => event.role === "assistant" && event.text)) {
+      // Narration is live: two sentences that are late give way to the new one.
+      if (window.speechSynthesis.pending) window.speechSynthesis.cancel();
+      const utterance = new window.SpeechSynthesisUtterance(text);
+      utterance.lang = page.language;
+      window.speechSynthesis.speak(utterance);
+    }
+  };
+
+  page.readAloud = (aloud) => {
+    hush();
+    page.aloud = aloud;
+  };
+  window.addEventListener("pagehide", hush);
+
+  // Listen to one question, and return it, empty if nothing was heard. A second press ends listening.
+  page.listen = () => new Promise((resolve) => {
+    if (page.recognition) {
+      page.recognition.stop();
+      resolve("");
+      return;
+    }
+    hush();
+    say("");
+    let heard = "";
+    const button = document.querySelector("#listen");
+    const recognition = new Recognition();
+    recognition.lang = page.language;
+    recognition.onresult = (event) => { heard = event.results[0][0].transcript; };
+    recognition.onerror = (event) => {
+      say(`The question was not heard (${event.error}). Allow the microphone for this page, or type the question.`);
+    };
+    recognition.onend = () => {
+      page.recognition = null;
+      button.setAttribute("aria-pressed", "false");
+      resolve(heard);
+    };
+    page.recognition = recognition;
+    button.setAttribute("aria-pressed", "true");
+    recognition.start();
+  });
 
   // Return the second at which a new stream starts. The camera uses the new rate from now on.
   page.now = (fps) => {
     const video = player();
+    hush();
     if (page.capture) page.watchAt(fps);
     if (page.url && video.ended) {
       video.currentTime = 0;

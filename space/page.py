@@ -40,10 +40,14 @@ ROUTING = """\
 then cost nothing.
 """
 TOY = (
-    "**A toy.** This checkpoint was trained on generated clips of moving things and knows nothing else. On a camera "
-    "or any other video, its words mean nothing. The routing, the speed and the savings are real."
+    "**A toy.** This checkpoint was trained on StreamWorld, generated clips of moving things, and knows nothing else. "
+    "On a camera or any other video, its words mean nothing. The routing, the speed and the savings are real."
 )
 OUT_OF_WORLD = "This video is not from the world that the toy knows, so its words mean nothing here."
+OTHER_WORLD = (
+    "This video is from {world}, a generated world that the toy does not know, so its words mean nothing here."
+)
+SPEECH = "The browser speaks and listens. Some browsers send what you say to their makers."
 COMPARE = """
 Both sides watch the same video. Each frame goes first to the routed model, then to the same weights at **full
 compute**: every keep ratio is 1, which the weights were not trained for. If you choose no video, both watch the
@@ -135,6 +139,9 @@ def _talking_side(config: Any) -> SimpleNamespace:
             label="Question, at any time", placeholder="What do you see?", scale=4, elem_id="question"
         )
         ask = gr.Button("Ask", elem_id="ask", min_width=70, scale=1)
+        # page.css shows what uses speech only in browsers that have it.
+        listen = gr.Button("Speak", elem_id="listen", min_width=70, scale=1)
+    aloud = gr.Checkbox(False, label="Read the narration aloud", elem_id="aloud", container=False)
     when = gr.Radio(["now", "when it happens"], value="now", label="Answer it", elem_id="when")
     with gr.Accordion("Settings", open=False):
         fps = _slider(*FPS, value=2, step=0.5, label="fps: frames per second to watch", elem_id="fps")
@@ -154,6 +161,9 @@ def _talking_side(config: Any) -> SimpleNamespace:
         prompt = gr.Textbox("", label=label, placeholder=DEFAULT_PROMPT, elem_id="prompt", visible=shown[1])
         first = NARRATE if policy == "learned" else ""
         query = gr.Textbox(first, label="query: what you say at the first frame", elem_id="query")
+        language = gr.Textbox(
+            "en-US", label="language: of speech, read aloud or spoken", elem_id="language", info=SPEECH
+        )
         gr.Markdown("`interval_threshold` takes effect at once, the other settings with the next stream.")
         link = gr.Textbox(label="Link with these settings", interactive=False, elem_id="link", buttons=["copy"])
     with gr.Accordion("Export", open=False):
@@ -161,10 +171,11 @@ def _talking_side(config: Any) -> SimpleNamespace:
         take = gr.Button("Make the file", elem_id="take")
         file = gr.DownloadButton("Save it", elem_id="file")
     asking = {"question": question, "ask": ask, "when": when}
+    speech = {"listen": listen, "aloud": aloud, "language": language}
     settings = {"fps": fps, "interval_threshold": threshold, "query": query, "link": link}
     settings |= {"speak": speak, "every": every, "speak_threshold": speak_threshold, "prompt": prompt}
     export = {"kind": kind, "take": take, "file": file}
-    return SimpleNamespace(savings=savings, chat=chat, **asking, **settings, **export)
+    return SimpleNamespace(savings=savings, chat=chat, **asking, **speech, **settings, **export)
 
 
 def _used_by(policy: str) -> list[bool]:
@@ -223,7 +234,7 @@ def _wire_stream(app: Any, parts: SimpleNamespace) -> None:
     parts.pause.click(None, js="() => page.pause()")
     now = "(fps, threshold, query, until, ...speaking) => [fps, threshold, query, page.now(fps), ...speaking]"
     parts.reset.click(app.reset, [*options, until, *speaking], [timer, *showing], api_name="reset", js=now, **live)
-    timer.tick(
+    watched = timer.tick(
         app.watch,
         [frames, dropped, until, jump, parts.shown],
         [timer, *showing],
@@ -233,7 +244,15 @@ def _wire_stream(app: Any, parts: SimpleNamespace) -> None:
         **live,
     )
     asking, asked = [parts.question.submit, parts.ask.click], [parts.question, parts.when, parts.shown]
-    gr.on(asking, app.ask, asked, [parts.question, *showing], api_name="ask", **live)
+    answered = gr.on(asking, app.ask, asked, [parts.question, *showing], api_name="ask", **live)
+    heard = gr.Textbox("", visible=False)
+    listened = parts.listen.click(None, None, heard, js="() => page.listen()", trigger_mode="multiple")
+    given = [heard, parts.when, parts.shown]
+    spoken = listened.then(app.ask, given, [heard, *showing], api_name="ask_aloud", api_visibility="private", **live)
+    for changed in (watched, answered, spoken):
+        changed.then(None, said, None, js="(said) => page.tell(said)")
+    parts.aloud.change(None, parts.aloud, None, js="(aloud) => page.readAloud(aloud)")
+    parts.language.change(None, parts.language, None, js="(language) => { page.language = language; }")
 
 
 def _wire_settings(app: Any, parts: SimpleNamespace, demo: gr.Blocks) -> None:

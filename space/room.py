@@ -5,6 +5,7 @@
 import threading
 import time as clock
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from viewer import Viewer
@@ -14,28 +15,54 @@ class RoomIsFull(Exception):
     """Raised when there is no free seat."""
 
 
+@dataclass
+class Seat:
+    """
+    A taken seat.
+
+    Args:
+        viewer ([`Viewer`]): The person's stream.
+        address (`str`, *optional*): Where the person's browser is.
+        last_call (`float`): When the page last called, by the monotonic clock. An open page calls twice a second.
+    """
+
+    viewer: Viewer
+    address: str | None
+    last_call: float
+
+
 class Room:
     """
     The streams of all open pages, by session. People do not see each other's streams.
 
     Args:
         seats (`int`): Largest number of people at once.
+        per_address (`int`, *optional*): Largest number of them from one network address. There is no limit by default.
         patience (`float`, *optional*, defaults to 60.0): Seconds without a frame or a question after which a person
             can lose the seat. If all seats are taken, the person idle for longest loses it to a new one.
+        absence (`float`, *optional*, defaults to 5.0): Seconds without a call after which a page is taken to be
+            closed or reloaded. It then loses its seat if a person from the same address needs one.
         on_leave (`Callable`, *optional*): Called with the [`Viewer`] of a person who leaves.
     """
 
     def __init__(
-        self, seats: int, *, patience: float = 60.0, on_leave: Callable[[Viewer], None] | None = None
+        self,
+        seats: int,
+        *,
+        per_address: int | None = None,
+        patience: float = 60.0,
+        absence: float = 5.0,
+        on_leave: Callable[[Viewer], None] | None = None,
     ) -> None:
-        self.seats, self.patience, self.on_leave = seats, patience, on_leave
-        self._viewers: dict[str, Viewer] = {}
+        self.seats, self.per_address = seats, per_address
+        self.patience, self.absence, self.on_leave = patience, absence, on_leave
+        self._taken: dict[str, Seat] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._viewers)
+        return len(self._taken)
 
-    def enter(self, name: str, viewer: Viewer) -> None:
+    def enter(self, name: str, viewer: Viewer, *, address: str | None = None) -> None:
         """
         Give a session a seat. A session that has one keeps it, and its earlier stream ends.
 
@@ -43,32 +70,49 @@ class Room:
             [`RoomIsFull`]: If there is no seat. An earlier stream then goes on.
         """
         with self._lock:
-            others = {key: other for key, other in self._viewers.items() if key != name}
-            if len(others) >= self.seats:
-                idlest = min(others, key=lambda key: others[key].last_active)
-                if clock.monotonic() - others[idlest].last_active > self.patience:
-                    del others[idlest]
-            if len(others) >= self.seats:
-                raise RoomIsFull(f"All {self.seats} seats are taken. Try again in a minute.")
-            gone = [other for key, other in self._viewers.items() if key not in others]
-            self._viewers = {**others, name: viewer}
+            others = {key: seat for key, seat in self._taken.items() if key != name}
+            self._free(others, address)
+            gone = [seat.viewer for key, seat in self._taken.items() if key not in others]
+            self._taken = {**others, name: Seat(viewer, address, clock.monotonic())}
         for other in gone:
             self._let_go(other)
 
+    def _free(self, others: dict[str, Seat], address: str | None) -> None:
+        """Remove at most one of the taken seats so that one more may enter from an address, or raise."""
+        now = clock.monotonic()
+        near = {key: seat for key, seat in others.items() if address is not None and seat.address == address}
+        is_crowded = self.per_address is not None and len(near) >= self.per_address
+        if not is_crowded and len(others) < self.seats:
+            return
+        absent = min(near, key=lambda key: near[key].last_call, default=None)
+        if absent is not None and now - near[absent].last_call > self.absence:
+            del others[absent]
+        elif is_crowded:
+            raise RoomIsFull(f"Your address has {len(near)} streams, the most. Close one, or try again in a minute.")
+        else:
+            idlest = min(others, key=lambda key: others[key].viewer.last_active, default=None)
+            if idlest is None or now - others[idlest].viewer.last_active <= self.patience:
+                raise RoomIsFull(f"All {self.seats} seats are taken. Try again in a minute.")
+            del others[idlest]
+
     def watches(self, video: Path) -> bool:
         """Return whether any stream reads a file."""
-        return any(viewer.video == video for viewer in list(self._viewers.values()))
+        return any(seat.viewer.video == video for seat in list(self._taken.values()))
 
     def find(self, name: str) -> Viewer | None:
-        """Return the viewer of a session, if it has one."""
-        return self._viewers.get(name)
+        """Return the viewer of a session that calls, if it has one."""
+        seat = self._taken.get(name)
+        if seat is None:
+            return None
+        seat.last_call = clock.monotonic()
+        return seat.viewer
 
     def leave(self, name: str) -> None:
         """Free the seat of a session."""
         with self._lock:
-            viewer = self._viewers.pop(name, None)
-        if viewer is not None:
-            self._let_go(viewer)
+            seat = self._taken.pop(name, None)
+        if seat is not None:
+            self._let_go(seat.viewer)
 
     def _let_go(self, viewer: Viewer) -> None:
         viewer.close()

@@ -6,12 +6,14 @@ import tempfile
 import threading
 import time as clock
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import TextStreamer
 from uploads import FORMATS
 
 
@@ -38,6 +40,25 @@ class Moment:
     spoke: bool
 
 
+class Words(TextStreamer):
+    """
+    Pass on the words of each reply as soon as they are decoded.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+        hear (`Callable[[str], None]`): Called with new text, in the thread of the model.
+    """
+
+    def __init__(self, tokenizer: Any, hear: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self.hear = hear
+
+    def on_finalized_text(self, text: str, **_: Any) -> None:
+        """Take in new text."""
+        if text:
+            self.hear(text)
+
+
 class Viewer:
     """
     A stream and the source of its frames. It is safe to call from several threads: one waits for the other.
@@ -59,6 +80,7 @@ class Viewer:
         report ([`ReadingReport`], *optional*): What was spoilt, mended or left out in the file.
         shape (`tuple[int, int]`): Height and width of the last frame.
         seconds (`float`): Time spent on the frames and on the replies to them.
+        on_words (`Callable`): Called in the thread of the model when `words` has grown.
         last_active (`float`): Time of the last frame or question, by the monotonic clock.
         folder (`Path`): Holds this viewer's files. Closing the viewer deletes it.
     """
@@ -77,6 +99,8 @@ class Viewer:
         self.fps, self.interval_threshold, self.query, self.speaking = fps, interval_threshold, query, speaking or {}
         self.context = model.config.text_config.max_position_embeddings
         self.lock = threading.RLock()
+        self._words: tuple[int, str] = (-1, "")
+        self.on_words: Callable[[], None] = lambda: None
         self._folder = tempfile.TemporaryDirectory(prefix="narration-")
         self.folder = Path(self._folder.name)
         self.begin()
@@ -148,6 +172,33 @@ class Viewer:
                 self.session.ask(text, reply_now=now)
             self.last_active = clock.monotonic()
 
+    def while_speaking(self, work: Callable[[], Any], pool: Executor) -> Generator[None, None, Any]:
+        """
+        Call a function in a thread, under the viewer's lock. Yield when the reply in progress has new words.
+
+        Args:
+            work (`Callable`): What to call, such as [`~Viewer.ask`]. It goes on if the caller stops to iterate.
+            pool (`Executor`): Runs it.
+
+        Returns:
+            What `work` returns, as the value of the generator.
+        """
+        news = threading.Event()
+
+        def run() -> Any:
+            with self.lock:
+                self.on_words = news.set
+                return work()
+
+        done = pool.submit(run)
+        done.add_done_callback(lambda _: news.set())
+        while True:
+            news.wait()
+            news.clear()
+            if done.done():
+                return done.result()
+            yield
+
     def set_interval_threshold(self, interval_threshold: float) -> None:
         """Set the threshold from the next frame on, without waiting for the lock."""
         self.interval_threshold = self.session.interval_threshold = interval_threshold
@@ -156,6 +207,21 @@ class Viewer:
     def events(self) -> list[Any]:
         """All events so far."""
         return [*self._past, *self.session.events]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether another thread works on the stream."""
+        is_free = self.lock.acquire(blocking=False)
+        if is_free:
+            self.lock.release()
+        return not is_free
+
+    @property
+    def words(self) -> str:
+        """Words so far of the reply in progress, empty between replies."""
+        # A finished reply is an event, and would be shown twice.
+        number, words = self._words
+        return words if number == len(self.session.events) else ""
 
     @property
     def waiting(self) -> float | None:
@@ -195,10 +261,17 @@ class Viewer:
 
     def _new_session(self) -> Any:
         options = {"fps": self.fps, "interval_threshold": self.interval_threshold, "output_router_scores": True}
+        options["streamer"] = Words(self.processor.tokenizer, self._hear)
         session = self.model.stream(self.processor, **options, **self.speaking)
+        self._words = (-1, "")
         if self.query.strip() and (self.query != NARRATE or session.speak == "learned"):
             session.ask(self.query[:MOST_TYPED], reply_now=False)
         return session
+
+    def _hear(self, text: str) -> None:
+        number, words = len(self.session.events), self.words
+        self._words = (number, words + text if words else text.lstrip())
+        self.on_words()
 
     def _make_room(self, text: str = "") -> None:
         """Replace a session that has filled the model's context."""

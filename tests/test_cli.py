@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from videollm_mod import cli
 from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
 from videollm_mod.space import caption_drawing, captions
-from videollm_mod.space.loading import is_streamworld
+from videollm_mod.space.loading import generated_world
 from videollm_mod.train.data import streamworld
 from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
 
@@ -90,14 +90,14 @@ def test_a_video_is_known_by_its_origin_and_not_by_its_folder(tmp_path):
     for sample in SAMPLE.parent.glob("*.mp4"):
         copy = tmp_path / "copy.mp4"
         copy.write_bytes(sample.read_bytes())
-        assert is_streamworld(sample, VideoReader) and is_streamworld(copy, VideoReader)
+        assert {generated_world(video, VideoReader) for video in (sample, copy)} == {"StreamWorld"}
     options = ("--split", "test", "--world", "tiny", "--clip", "117", "--fps", "12")
     assert run_main(streamworld.main, tmp_path / "new", *options).returncode == 0
-    assert all(is_streamworld(video, VideoReader) for video in (tmp_path / "new").glob("*.mp4"))
+    assert all(generated_world(video, VideoReader) == "StreamWorld" for video in (tmp_path / "new").glob("*.mp4"))
     assert list((tmp_path / "new").glob("*.mp4"))
     foreign = write_clip(tmp_path / "samples.mp4", random_frames(4))
     for video in (foreign, NASA, ROOT / "README.md", "no_such_file.mp4", "-", "camera:0"):
-        assert not is_streamworld(video, VideoReader)
+        assert generated_world(video, VideoReader) is None
 
 
 def test_options(tmp_path):

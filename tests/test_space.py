@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from hub import Hub
 from huggingface_hub import SpaceCard
+from inputs import read_frame
 from loading import load_checkpoint
 from PIL import Image
 from programs import run_main
@@ -240,6 +241,26 @@ def test_the_idlest_person_loses_the_seat_to_a_new_one(parts):
     assert len(room) == 1 and left == [two, one, three]
 
 
+def test_an_address_has_few_seats_and_loses_those_of_closed_pages(parts):
+    room = Room(3, per_address=2)
+    streams = {name: Viewer(*parts) for name in ("a", "b", "c", "d", "e")}
+    for name in ("a", "b"):
+        room.enter(name, streams[name], address="here")
+    with pytest.raises(RoomIsFull, match="^Your address has 2 streams, the most. Close one, or try again"):
+        room.enter("c", streams["c"], address="here")
+    room.enter("d", streams["d"], address="there")
+    with pytest.raises(RoomIsFull, match="All 3 seats are taken"):
+        room.enter("e", streams["e"], address="elsewhere")
+    room.absence = 0.0
+    room.find("a")
+    room.enter("c", streams["c"], address="here")
+    assert streams["b"].session.closed and room.find("a") and room.find("c") and len(room) == 3
+    with pytest.raises(RoomIsFull, match="All 3 seats are taken"):
+        room.enter("e", streams["e"], address="elsewhere")
+    room.enter("e", streams["e"], address="there")
+    assert streams["d"].session.closed and not streams["a"].session.closed, "an address frees its own seats only"
+
+
 def test_videos_beyond_a_limit_are_refused_in_one_sentence(tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", random_frames(20), fps=10)
     assert Limits().check(clip, VideoReader) == pytest.approx(2.0, abs=0.11)
@@ -327,7 +348,9 @@ def test_typed_text_is_escaped(parts):
     viewer.watch_until(0.0)
     assert drawing.chat(viewer)[0]["content"] == "0.0 s   &lt;script&gt;alert(1)&lt;/script&gt;"
     viewer.session.events.append(event(1.0, "<img src=x>"))
-    assert drawing.caption(viewer) == "<span>&lt;img src=x&gt;</span>"
+    assert drawing.caption(viewer) == (
+        '<div class="live" role="status" aria-live="polite"><span>&lt;img src=x&gt;</span></div>'
+    )
     assert [drawing.amount(n, "B") for n in (0, 999, 1500, 2.34e9)] == ["0 B", "999 B", "1.5 kB", "2.34 GB"]
 
 
@@ -337,19 +360,19 @@ def test_typed_text_is_escaped(parts):
 def test_sent_frames_must_be_pictures():
     for url in ("", "file:///etc/passwd", "data:image/png;base64,@@", "data:text/html;base64,aGk=", None):
         with pytest.raises(gr.Error, match="a data URL of a JPEG"):
-            space_app._frame({"time": 1.0, "image": url})
+            read_frame({"time": 1.0, "image": url})
     large = io.BytesIO()
     Image.new("RGB", (1025, 1024)).save(large, "PNG")
     with pytest.raises(gr.Error, match="at most 1 MP"):
         url = f"data:image/png;base64,{base64.b64encode(large.getvalue()).decode()}"
-        space_app._frame({"time": 1.0, "image": url})
+        read_frame({"time": 1.0, "image": url})
     picture = io.BytesIO()
     Image.new("RGB", (4, 3), "red").save(picture, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
-    time, frame = space_app._frame({"time": "1.5", "image": url})
+    time, frame = read_frame({"time": "1.5", "image": url})
     assert time == 1.5 and frame.shape == (3, 4, 3) and frame[0, 0].tolist() == [255, 0, 0]
     with pytest.raises(gr.Error, match="`time` must be a number from 0 to"):
-        space_app._frame({"time": "soon", "image": url})
+        read_frame({"time": "soon", "image": url})
 
 
 def test_the_folder_is_a_space(tmp_path):

@@ -86,8 +86,9 @@ def visit(browser, site):
     """Return a function that opens the page as a new person. After the test, fail if a script raised an error."""
     contexts, errors = [], []
 
-    def go(query="", **options):
+    def go(query="", script="", **options):
         contexts.append(browser.new_context(**{"permissions": ["camera"], **options}))
+        contexts[-1].add_init_script(script)
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(site.url + "/" + query)
@@ -300,6 +301,77 @@ def test_a_person_without_a_seat_gets_one_when_a_tab_closes(visit):
         if STORY[0][1] in late.inner_text("#chat"):
             break
     expect(late.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
+    # A page that is loaded again has left its seat.
+    pages[1].reload()
+    expect(pages[1].locator("#player")).to_be_attached(timeout=SOON)
+    for _ in range(30):
+        pages[1].click("#sample")
+        pages[1].wait_for_timeout(1000)
+        if STORY[0][1] in pages[1].inner_text("#chat"):
+            break
+    expect(pages[1].locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
+
+
+# Chromium without a screen has no voices and no recognition. This stands for both.
+SPEECH = """
+window.spoken = [];
+window.cancelled = 0;
+window.SpeechSynthesisUtterance = class { constructor(text) { this.text = text; } };
+Object.defineProperty(window, "speechSynthesis", { value: {
+  pending: false,
+  speak: (it) => spoken.push([it.text, it.lang]),
+  cancel: () => { cancelled += 1; },
+} });
+window.SpeechRecognition = class {
+  start() {
+    window.listened = this.lang;
+    this.onresult({ results: [[{ transcript: "How many things do you see?" }]] });
+    setTimeout(() => this.onend(), 100);
+  }
+};
+"""
+SILENCE = """
+for (const name of ["speechSynthesis", "SpeechRecognition", "webkitSpeechRecognition"]) delete window[name];
+"""
+
+
+def test_narration_is_read_aloud_and_questions_are_spoken(visit):
+    page = visit(script=SPEECH)
+    page.get_by_role("button", name="Settings").click()
+    write(page, "language", "en-GB")
+    page.click("#sample")
+    expect(page.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
+    assert page.evaluate("spoken") == [], "nobody asked to hear it"
+    page.evaluate("() => document.querySelector('#player').pause()")
+    page.check("#aloud input")
+    page.evaluate(
+        "() => { document.querySelector('#player').currentTime = 0; document.querySelector('#player').play(); }"
+    )
+    page.wait_for_function(f"() => spoken.length >= {len(STORY)}", timeout=SOON)
+    page.click("#listen")
+    expect(page.locator("#chat")).to_contain_text("How many things do you see?", timeout=SOON)
+    page.wait_for_function(f"() => spoken.length > {len(STORY)}", timeout=SOON)
+    *narrated, answer = page.evaluate("spoken")
+    assert narrated == [[text, "en-GB"] for _, text in STORY] and page.evaluate("listened") == "en-GB"
+    assert re.fullmatch(r"(None|One|Two|Three)\.", answer[0])
+    before = page.evaluate("cancelled")
+    page.click("#pause")
+    page.click("#pause")
+    page.wait_for_function(f"() => cancelled > {before}", timeout=SOON)
+    page.uncheck("#aloud input")
+    page.evaluate("() => { cancelled = 0; }")
+    count = len(page.evaluate("spoken"))
+    page.click("#listen")
+    expect(page.locator("#chat .user")).to_have_count(3, timeout=SOON)
+    assert len(page.evaluate("spoken")) == count
+
+
+def test_speech_is_not_offered_where_the_browser_has_none(visit):
+    page = visit(script=SILENCE)
+    page.get_by_role("button", name="Settings").click()
+    expect(page.locator("#fps")).to_be_visible(timeout=SOON)
+    for part in ("#aloud", "#listen", "#language"):
+        expect(page.locator(part)).to_be_hidden()
 
 
 @needs_axe

@@ -5,6 +5,9 @@
 import base64
 import io
 import math
+import re
+import time as clock
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qsl
@@ -17,9 +20,11 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from tiny import random_frames
 from viewer import Viewer
 
 from videollm_mod.speaking_videollm_mod import DEFAULT_PROMPT, POLICIES
+from videollm_mod.train.data.world.drawing import open_video
 
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +49,7 @@ def page():
 @pytest.fixture
 def request_(page, monkeypatch):
     monkeypatch.setattr(gr, "Warning", lambda *_: None)
-    yield SimpleNamespace(session_hash="one", query_params={})
+    yield SimpleNamespace(session_hash="one", query_params={}, client=None)
     page.room.leave("one")
 
 
@@ -91,16 +96,16 @@ def test_a_wrong_time_does_not_end_the_stream(page, request_, time):
     said = tried(page.watch, [{"time": time, "image": IMAGE}], 0, None, None, "off", request_)
     assert said.startswith("`time` must be a number from 0 to 1e+06, not ")
     assert "A frame is a `time`" in tried(page.watch, [{"image": IMAGE}], 0, None, None, "off", request_)
-    page.watch([{"time": "0.5", "image": IMAGE}, {"time": 1, "image": IMAGE}], 0, None, None, "off", request_)
+    list(page.watch([{"time": "0.5", "image": IMAGE}, {"time": 1, "image": IMAGE}], 0, None, None, "off", request_))
     assert page.room.find("one").session.time == 1.0 and page.room.find("one").session.num_frames == 2
 
 
 def test_nothing_stands_for_the_default(page, request_):
     page.open_camera(2.0, 0.5, None, True, request_)
     viewer = page.room.find("one")
-    page.watch([{"time": 0.5, "image": IMAGE}], None, None, None, None, request_)
+    list(page.watch([{"time": 0.5, "image": IMAGE}], None, None, None, None, request_))
     assert viewer.query == "" and viewer.session.num_frames == 1 and viewer.dropped == 0
-    page.watch(None, None, None, None, None, request_)
+    list(page.watch(None, None, None, None, None, request_))
     assert "is not valid Unicode" in tried(page.ask, "a \ud800 b", "now", "off", request_)
     page.reset(1.0, 0.25, None, None, request_)
     assert (viewer.fps, viewer.interval_threshold, viewer.query) == (1.0, 0.25, "")
@@ -116,7 +121,7 @@ def test_nothing_stands_for_the_default(page, request_):
 def test_when_to_speak_is_a_setting(page, request_):
     page.open_video(SAMPLE, 2.0, 0.5, "", request_, speak="every", every=4.0)
     viewer = page.room.find("one")
-    page.watch([], 0, 100.0, None, "off", request_)
+    list(page.watch([], 0, 100.0, None, "off", request_))
     assert [event.time for event in viewer.events] == [0.0, 4.0, 8.0][: len(viewer.events)] != []
     assert [moment.spoke for moment in viewer.moments][0]
     assert "speaks by every" in drawing.silence_plot(viewer)
@@ -132,7 +137,7 @@ def test_when_to_speak_is_a_setting(page, request_):
     )
     assert viewer.session.speak == "probe"
     page.reset(2.0, 0.5, "", 0.0, request_, "every", 2.0, None, "What do you see?")
-    page.watch([], 0, 1.0, None, "off", request_)
+    list(page.watch([], 0, 1.0, None, "off", request_))
     assert viewer.speaking["prompt"] == "What do you see?" and viewer.events
     wrong = tried(lambda *given: page.open_video(*given, speak="often"), SAMPLE, 2.0, 0.5, "", request_)
     assert wrong == "`speak` is one of learned, every, change, probe, not 'often'."
@@ -146,7 +151,7 @@ def test_when_to_speak_is_a_setting(page, request_):
 def test_frames_that_come_late_are_counted(page, request_):
     page.open_camera(2.0, 0.5, "", True, request_)
     frames = [{"time": time, "image": IMAGE} for time in (0.5, 1.0, 1.0, 0.2, 1.5)]
-    page.watch(frames, 1, None, None, "off", request_)
+    list(page.watch(frames, 1, None, None, "off", request_))
     viewer = page.room.find("one")
     assert viewer.session.num_frames == 3 and viewer.dropped == 3
     assert "3 frames dropped" in drawing.latency_plot(viewer)
@@ -159,11 +164,53 @@ def test_the_page_says_what_was_mended(page, request_, tmp_path, monkeypatch):
     video.write_bytes(spoilt_video())
     page.open_video(str(video), 2.0, 0.5, "", request_)
     for _ in range(100):
-        page.watch([], 0, 100.0, None, "off", request_)
+        list(page.watch([], 0, 100.0, None, "off", request_))
         if page.room.find("one").ended:
             break
-    page.watch([], 0, 100.0, None, "off", request_)
+    list(page.watch([], 0, 100.0, None, "off", request_))
     assert len(said) == 1 and "spoilt" in said[0]
+
+
+def test_words_are_shown_as_they_come(page, request_):
+    page.open_camera(2.0, 0.5, "", True, request_)
+    list(page.watch([{"time": 0.5, "image": IMAGE}], 0, None, None, "off", request_))
+    viewer, seen = page.room.find("one"), [""]
+
+    def wait(_, scores):
+        # The model takes its next step when the person has seen the words so far.
+        for _ in range(20_000):
+            if viewer.words == seen[-1]:
+                return scores
+            clock.sleep(0.001)
+        pytest.fail(f"nobody saw {viewer.words!r}")
+
+    viewer.session.logits_processor = wait
+    asked = page.ask("What do you see?", "now", "off", request_)
+    assert next(asked)[0] == "", "the box is empty before the answer"
+    for made in asked:
+        _, chat, shown, *_, said = made
+        if "aria-live" not in shown:
+            shown = unescape(re.search(r"<span>(.+)</span>", shown, flags=re.DOTALL)[1])
+            assert viewer.is_busy and unescape(chat[-1]["content"]).endswith(shown)
+            seen.append(shown)
+    answer = viewer.events[-1].text
+    assert len(seen) > 2 and all(answer.startswith(words.strip()) for words in seen) and seen == sorted(seen, key=len)
+    assert said[-1]["text"] == answer and f">{answer}</span>" in unescape(shown) and len(chat) == len(viewer.events)
+    assert viewer.words == "" and type(viewer.session).__name__ == "StreamingSession"
+
+
+def test_a_generated_world_is_named(page, request_, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(gr, "Warning", said.append)
+    with open_video(tmp_path / "doom.mp4", size=64, fps=4, seed=0, world="DoomWorld") as write:
+        for picture in random_frames(4, size=(64, 64)):
+            write(picture)
+    page.open_video(SAMPLE, 2.0, 0.5, "", request_)
+    assert said == []
+    page.open_video(str(tmp_path / "doom.mp4"), 2.0, 0.5, "", request_)
+    assert len(said) == 1 and said[0].startswith(
+        "This video is from DoomWorld, a generated world that the toy does not"
+    )
 
 
 def spoilt_video():

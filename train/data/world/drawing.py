@@ -140,7 +140,7 @@ def open_video(
     """
     # The prefix keeps FFmpeg from taking a colon in a name for a protocol.
     with av.open(f"file:{path}", "w") as container:
-        # `is_streamworld` in space/loading.py reads it.
+        # `generated_world` in space/loading.py reads it.
         container.metadata["comment"] = world
         stream = container.add_stream("libx264", rate=fps)
         stream.height = stream.width = size
