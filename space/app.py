@@ -157,7 +157,7 @@ class App:
             return
         had_ended = viewer.ended
         watched = viewer.while_speaking(partial(self._watch, viewer, frames, dropped, until, jump, shown), self._pool)
-        showing = yield from self._words(viewer, watched, gr.skip())
+        showing = yield from self._words(viewer, watched)
         if viewer.ended and not had_ended and viewer.report:
             gr.Info(str(viewer.report))
         yield gr.skip(), *showing
@@ -198,17 +198,17 @@ class App:
 
         # The box is emptied at once, and left alone while the person types the next question.
         yield "", *[gr.skip()] * 7
-        showing = yield from self._words(viewer, viewer.while_speaking(ask, self._pool), gr.skip())
+        showing = yield from self._words(viewer, viewer.while_speaking(ask, self._pool))
         yield gr.skip(), *showing
 
-    def _words(self, viewer: Viewer, speaking: Iterator[None], first: Any) -> Generator[Any, None, Any]:
-        """Yield the chat and the caption at each new word, with `first` before them. Return what was shown at last."""
+    def _words(self, viewer: Viewer, speaking: Iterator[None]) -> Generator[Any, None, Any]:
+        """Yield the outputs of a handler at each new word. Return what its work returned."""
         while True:
             try:
                 next(speaking)
             except StopIteration as stop:
                 return stop.value
-            yield first, drawing.chat(viewer), drawing.caption(viewer), *[gr.skip()] * 5
+            yield gr.skip(), drawing.chat(viewer), drawing.caption(viewer), *[gr.skip()] * 5
 
     def reset(
         self,
