@@ -33,7 +33,12 @@ TRAVELLING = {
         "frame_reuse_videollm_mod",
         "remembering_videollm_mod",
     },
-    "generation_videollm_mod": {"speaking_videollm_mod", "streaming_videollm_mod", "cache_videollm_mod"},
+    "generation_videollm_mod": {
+        "cache_videollm_mod",
+        "remembering_videollm_mod",
+        "speaking_videollm_mod",
+        "streaming_videollm_mod",
+    },
     "modeling_videollm_mod": {
         "configuration_videollm_mod",
         "cache_videollm_mod",
