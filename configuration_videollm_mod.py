@@ -13,6 +13,7 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from packaging import version
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from .routers_videollm_mod import GATES, ROUTERS
@@ -572,5 +573,8 @@ def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]
 
 
 VideoLLMMoDConfig.register_for_auto_class()
+# `transformers serve` looks here for the model's type, which leads to `auto_map`, and for the name of its class.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["videollm_mod"] = "VideoLLMMoDForConditionalGeneration"
+
 
 __all__ = ["CostEstimate", "VideoLLMMoDConfig"]

@@ -29,6 +29,8 @@ from videollm_mod.space.loading import load_checkpoint
 
 
 FILE = "golden.json"
+# Files of weights that are hashed. An adapter in a folder of its own shows in the outputs only.
+WEIGHTS = "*model*.safetensors"
 _FORMAT = 1
 _QUERY, _QUESTION = "Please narrate the video in real time.", "What do you see?"
 _NUM_FRAMES, _FPS, _MAX_TOKENS = 6, 2.0, 12
@@ -164,7 +166,7 @@ def verify_checkpoint(name: str, revision: str | None = None) -> Verdict:
     record, path = read_golden(check_checkpoint(name), revision)
     processor, model = _load(name, revision)
     here, made_with = _here(model), record["made_with"]
-    tolerance = max(TOLERANCES[dtype] for dtype in (here["dtype"], made_with["dtype"]))
+    tolerance = max(TOLERANCES.get(dtype, TOLERANCES["float32"]) for dtype in (here["dtype"], made_with["dtype"]))
     comparison = _Comparison(model, processor, record, tolerance)
     difference = None
     try:
@@ -195,7 +197,7 @@ def hash_weights(files: Iterable[Path]) -> dict[str, str]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*model*.safetensors"))
+    return sorted(folder.glob(WEIGHTS))
 
 
 def _load(name: str, revision: str | None) -> tuple[Any, Any]:
@@ -421,5 +423,16 @@ def _demand(what: str, found: Any, expected: Any) -> None:
         raise _NotEqualError(f"{what}: {found}, and it was {expected}")
 
 
-__all__ = ["FILE", "TOLERANCES", "Tolerance", "Verdict", "hash_weights", "make_frames", "make_golden", "read_golden"]
-__all__ += ["verify_checkpoint", "write_golden"]
+__all__ = [
+    "FILE",
+    "TOLERANCES",
+    "WEIGHTS",
+    "Tolerance",
+    "Verdict",
+    "hash_weights",
+    "make_frames",
+    "make_golden",
+    "read_golden",
+    "verify_checkpoint",
+    "write_golden",
+]

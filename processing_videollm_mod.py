@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import SizeDict
+from transformers.image_utils import SizeDict, load_image
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_vision_available
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -310,6 +310,9 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         return_tensors: str | None = None,
         continue_final_message: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
+        num_frames: int | None = None,
+        tools: list[Any] | None = None,
+        load_audio_from_video: bool = False,  # noqa: ARG002
     ) -> str | list[str] | list[int] | list[list[int]] | BatchFeature:
         r"""
         Render a dialogue, or several, as the text of a stream.
@@ -317,7 +320,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Args:
             conversation (`list[dict]` or `list[list[dict]]`): Messages. With `return_dict`, content may also be a list
                 of parts, as in `transformers.pipeline`: `{"type": "text", "text": ...}` and `{"type": "video",
-                "video": ...}` (or `"path"` or `"url"`).
+                "video": ...}` (or `"path"` or `"url"`). An `"image"` is a video of one frame.
             chat_template (`str`, *optional*): A template in place of the processor's.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\nAssistant:".
             add_stream_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\n[", where frames begin.
@@ -328,20 +331,26 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 model, frames included.
             return_tensors, processor_kwargs (*optional*): With `return_dict`, options of the processor's call.
             continue_final_message (`bool`, *optional*, defaults to `False`): `True` raises an error.
+            num_frames (`int`, *optional*): With `return_dict`, most frames of a video file: fewer a second are read.
+            tools, load_audio_from_video (*optional*): Passed by `transformers serve`. Tools raise an error, and sound
+                is never read.
 
         Raises:
-            `ValueError`: If a final message is to be continued, or a part is neither text nor video.
+            `ValueError`: If a final message is to be continued, there are tools, or a part is of another type.
         """
         if continue_final_message:
             raise ValueError("`continue_final_message` is not supported: end the dialogue with the user's message.")
+        if tools:
+            raise ValueError("`tools` are not supported: the model cannot call functions.")
         dialogues, is_batch = _as_batch(conversation)
         if tokenize and return_dict:
             pairs = [_take_video(dialogue) for dialogue in dialogues]
+            rate = {} if num_frames is None else {"fps": self._rate_for(num_frames, [video for _, video in pairs])}
             return self(
                 *(map(list, zip(*pairs, strict=True)) if is_batch else pairs[0]),
                 add_generation_prompt=add_generation_prompt,
                 return_tensors=return_tensors,
-                **(processor_kwargs or {}),
+                **{**rate, **(processor_kwargs or {})},
             )
         flags = {
             "add_generation_prompt": add_generation_prompt,
@@ -666,6 +675,15 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         options = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
         return self.video_processor(frames, **options)["pixel_values_videos"][0]
 
+    def _rate_for(self, num_frames: int, videos: Sequence[Any]) -> float:
+        """Return frames per second, at most the usual 2, that give at most `num_frames` of each video file."""
+        rate = 2.0
+        for video in videos:
+            if isinstance(video, (str, Path)):
+                with self.open_video(video) as reader:
+                    rate = min(rate, num_frames / max(reader.seconds, 1e-6))
+        return rate
+
     def _frames(self, video: Any, start: float, end: float | None, fps: float) -> torch.Tensor | None:
         if video is None:
             return None
@@ -716,21 +734,24 @@ def _take_video(messages: Sequence[Message]) -> tuple[list[Message], Any]:
                 kind = part.get("type") if isinstance(part, dict) else None
                 if kind == "text":
                     texts.append(check_text(f"A text part of message {index}", part.get("text")))
-                elif kind == "video":
-                    videos.append(_source(part, index))
+                elif kind in ("image", "video"):
+                    source = _source(part, index)
+                    videos.append([load_image(source)] if kind == "image" else source)
                 else:
-                    raise ValueError(f"A part of a message must be text or video, got {kind!r} in message {index}.")
+                    kinds = "text, an image or a video"
+                    raise ValueError(f"A part of a message must be {kinds}, got {kind!r} in message {index}.")
             message = {**message, "content": " ".join(texts)}
         plain.append(message)
     if len(videos) > 1:
-        raise ValueError(f"A dialogue may have one video, got {len(videos)}.")
+        raise ValueError(f"A dialogue may have one video or image, got {len(videos)}.")
     return plain, videos[0] if videos else None
 
 
 def _source(part: dict[str, Any], index: int) -> Any:
-    source = next((part[name] for name in ("video", "path", "url") if part.get(name) is not None), None)
+    kind = part["type"]
+    source = next((part[name] for name in (kind, "path", "url") if part.get(name) is not None), None)
     if source is None:
-        raise ValueError(f"The video part of message {index} names no video: give it `video`, `path` or `url`.")
+        raise ValueError(f"The {kind} part of message {index} names no {kind}: give it `{kind}`, `path` or `url`.")
     return source
 
 

@@ -87,7 +87,8 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
 
 # Not run here: "make" runs these tests, and its recipe and page have tests of their own.
 # "accelerate launch" needs eight GPUs; tests/test_train_sft.py runs it on two processes.
-ELSEWHERE = ("make ", "accelerate launch")
+# "docker" needs a daemon; tests/test_dockerfile.py checks the files. tests/test_generic_server.py runs the last one.
+ELSEWHERE = ("make ", "accelerate launch", "docker ", "transformers serve")
 
 
 def commands(page):

@@ -614,13 +614,13 @@ def test_a_pipeline_answers_about_a_video():
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ([{"type": "audio"}], {}, "must be text or video, got 'audio' in message 0"),
-        (["text"], {}, "must be text or video, got None in message 0"),
+        ([{"type": "audio"}], {}, "must be text, an image or a video, got 'audio' in message 0"),
+        (["text"], {}, "must be text, an image or a video, got None in message 0"),
         ([{"type": "video"}], {}, "The video part of message 0 names no video: give it `video`, `path` or `url`."),
         ([{"type": "video", "video": None}], {}, "The video part of message 0 names no video"),
         ([{"type": "text"}], {}, "A text part of message 0 must be a text, got None."),
         ([{"type": "text", "text": "\ud800"}], {}, "A text part of message 0 is not valid Unicode"),
-        ([{"type": "video", "path": "a.mp4"}] * 2, {}, "may have one video, got 2"),
+        ([{"type": "video", "path": "a.mp4"}] * 2, {}, "may have one video or image, got 2"),
         ("Hi.", {"continue_final_message": True}, "end the dialogue with the user's message"),
     ],
 )

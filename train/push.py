@@ -337,9 +337,9 @@ def _with_weights_split(files: dict[str, Path], place: Path, max_shard_size: str
 def _with_golden(files: dict[str, Path], folder: Path, place: Path, verify: bool) -> dict[str, Path]:
     """Return the files with a record of what the model computes, or without one that is not about these weights."""
     # Loads torch, which refusing a folder does without.
-    from videollm_mod.golden import hash_weights, make_golden, read_golden, write_golden
+    from videollm_mod.golden import WEIGHTS, hash_weights, make_golden, read_golden, write_golden
 
-    weights = [path for name, path in files.items() if fnmatch(name, "*model*.safetensors")]
+    weights = [path for name, path in files.items() if "/" not in name and fnmatch(name, WEIGHTS)]
     if verify:
         write_golden(make_golden(folder, weights), place / GOLDEN)
         return files | {GOLDEN: place / GOLDEN}
