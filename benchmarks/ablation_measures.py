@@ -30,7 +30,6 @@ def measure(
     *,
     single_frames: bool = False,
     fps: float = 2.0,
-    streams: bool = True,
 ) -> dict[str, Any]:
     """
     Measure a model on held-out rows.
@@ -41,7 +40,6 @@ def measure(
         rows (sequence of `dict`): Rows of [`read_rows`].
         single_frames (`bool`, *optional*, defaults to `False`): Whether the model sees each frame alone.
         fps (`float`, *optional*, defaults to 2.0): Frames per second of the rows.
-        streams (`bool`, *optional*, defaults to `True`): Whether to stream the clips freely. It takes the longest.
 
     Returns:
         `dict[str, Any]`: The measures of [`totals`], LIVE's measures (see [`score_turns`]), the cost of
@@ -56,7 +54,7 @@ def measure(
     dialogues = [[turn for part in group for turn in part] for group in _grouped(turns, groups)]
     clips = [clip | {"lm_correctness": value} for clip, value in zip(clips, _correctness(dialogues), strict=True)]
     started = clock.perf_counter()
-    counts = list(stream_counts(model, processor, rows, groups, fps=fps)) if streams else []
+    counts = list(stream_counts(model, processor, rows, groups, fps=fps))
     # Some clips alone would not be the same clips as another model's.
     if len(counts) == len(clips):
         clips = [{**clip, **counted} for clip, counted in zip(clips, counts, strict=True)]
@@ -159,23 +157,22 @@ def stream_counts(
     groups: Sequence[Sequence[dict[str, Any]]],
     *,
     fps: float = 2.0,
-    seconds: float = MOST_SECONDS,
 ) -> Iterator[Clip]:
     """
-    Stream rows freely, and count what is right. Replies are short, since an untrained model does not end its own.
+    Stream rows freely until [`MOST_SECONDS`] are over, and count what is right. Replies are short, since an untrained
+    model does not end its own.
 
     Args:
         model, processor: The model and its processor.
         rows (sequence of `dict`): The rows.
         groups (sequence of sequences of `dict`): What is streamed of each row: the row, or its frames one by one.
         fps (`float`, *optional*, defaults to 2.0): Frames per second.
-        seconds (`float`, *optional*, defaults to 90): Time of the processor after which to stop.
 
     Yields:
         `dict`: By row `events_right`, `events_told`, `events_true`, `answers_right`, `answers`, `silent_right` and
         `silent`, numbers of silent frames.
     """
-    end = clock.process_time() + seconds
+    end = clock.process_time() + MOST_SECONDS
     metrics = {name: evaluate_metric(name) for name in ("stream_events", "answer_accuracy")}
     parts = [part for group in groups for part in group]
     streams = stream_examples(model, processor, parts, fps=fps, batch_size=1, max_new_tokens=LONGEST_REPLY)

@@ -162,7 +162,7 @@ def _doomworld() -> LabelSource:
     try:
         game.find_vizdoom()
     except ImportError as error:
-        raise SystemExit(f"--world doom: {error}") from None
+        raise SystemExit(f"error: --world doom: {error}") from None
 
     def make(split: str, grid: int, size: int, first: int, count: int) -> Dataset:
         seeds = range(clip.SPLITS[split] + first, clip.SPLITS[split] + first + count)

@@ -109,7 +109,7 @@ def main() -> None:
     try:
         find_vizdoom()
     except ImportError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(f"error: {error}") from None
     folder, split = options.folder, options.split
     video = {"size": options.size, "seconds": tuple(options.seconds)}
     if options.clip is not None:

@@ -70,10 +70,6 @@ class Clip:
         """Return the index of the last frame at or before a time."""
         return min(int(time * FPS + 1e-6), len(self.pictures) - 1)
 
-    def frames(self) -> np.ndarray:
-        """Return all pictures: uint8 (frames, size, size, 3)."""
-        return self.pictures
-
     def visible(self, time: float) -> tuple[Sight, ...]:
         """Return the things in sight at a time, from left to right."""
         return self.sights[self.index(time)]
