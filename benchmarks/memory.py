@@ -50,11 +50,17 @@ def peak_gb(device: str) -> float | None:
     return next(1024 * int(line.split()[1]) / 1e9 for line in lines if line.startswith("VmHWM:"))
 
 
-def process_bytes() -> int:
-    """Return the bytes that this process holds now; where the system does not report it, the peak."""
+def process_bytes(pid: int | None = None) -> int:
+    """
+    Return the bytes that a process holds now, by default this one.
+
+    Where the system does not report it: the peak of this process, 0 for another one.
+    """
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
+        if pid is not None:
+            return 0
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
