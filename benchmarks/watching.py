@@ -355,7 +355,7 @@ def session_options(runner: str, **limits: int) -> dict[str, Any]:
     Return what `model.stream` and `model.narrate` need for a kind of session: `"session"`, with a growing cache, or
     `"session-preallocated"` or `"session-compiled"`, with these limits.
     """
-    options: dict[str, Any] = {} if runner == "session" else limits
+    options: dict[str, Any] = {"max_frames": None} if runner == "session" else limits
     return {**options, "compile": runner == "session-compiled"} if CAN_COMPILE else options
 
 

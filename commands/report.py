@@ -165,13 +165,16 @@ def _moments(session: Any) -> list[Moment]:
 
 def _summarize(session: Any, moments: Sequence[Moment], prompt: str) -> tuple[str, list[str]]:
     """Return a summary, and what a reader must know about it."""
+    from videollm_mod.remembering_videollm_mod import within_context
+
     if not prompt.strip():
         return "", []
     session.streamer, session.max_new_tokens = None, max(session.max_new_tokens, MAX_SUMMARY_TOKENS)
     question, notes = prompt, []
     if session.num_remembered < session.num_frames:
-        # The text that a session may remember, and as much new text, fit the model's context.
-        room = session.max_text_tokens - MAX_SUMMARY_TOKENS
+        # Half of what the frames leave of the model's context is for new text.
+        limits = within_context(session.model.config, session.processor.frame_text_tokens, session.max_frames)
+        room = limits["max_text_tokens"] - MAX_SUMMARY_TOKENS
         question = with_notes(moments, prompt, room, lambda text: len(session.processor.tokenizer.tokenize(text)))
         frames = f"the last {session.num_remembered} of {session.num_frames} frames"
         others = "" if question == prompt else ", and reads what it said of the others"

@@ -250,6 +250,8 @@ def test_inspect_needs_no_weights(tmp_path):
     config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
     cost = config.estimate_cost(120, 100, bytes_per_value=4)
     assert figures["speak"] == "learned"
+    assert figures["remembers"] == {"max_frames": 20, "sink_frames": 2, "max_text_tokens": 128}
+    assert "remembers        the newest 20 frames, the first 2, 128 tokens of text\n" in shown.stdout
     assert (figures["flops"], figures["cache_bytes"]) == (cost.flops, cost.cache_bytes)
     for path in ROOT.iterdir():
         if path.is_file() and path.suffix != ".safetensors":

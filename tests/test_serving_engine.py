@@ -213,9 +213,14 @@ def test_by_default_a_step_has_room_for_a_frame_of_every_stream():
 def test_by_default_a_stream_stays_within_the_context(trained):
     model, processor, _ = trained
     engine = StreamingEngine(model, processor, max_streams=1)
-    # The model has 4096 positions, and a frame has 17 tokens with its separator.
-    assert (engine.max_frames, engine.max_text_tokens) == (180, (4096 - 180 * 17) // 2)
-    assert engine.open().session.max_frames == 180
+    # The checkpoint says what to remember. Its model has 4096 positions, and a frame has 17 tokens with its separator.
+    assert (engine.max_frames, engine.max_text_tokens) == (20, (4096 - 20 * 17) // 2)
+    session = engine.open().session
+    assert (session.max_frames, session.sink_frames, session.max_text_tokens) == (20, 2, 128)
+    # A tiny model says nothing: it has 2048 positions, and a frame has 11 tokens.
+    engine = StreamingEngine(tiny_model(), tiny_processor(), max_streams=1)
+    assert (engine.max_frames, engine.max_text_tokens) == (139, (2048 - 139 * 11) // 2)
+    assert engine.open().session.max_text_tokens == engine.max_text_tokens
 
 
 def test_refuses_an_unknown_policy():
