@@ -6,7 +6,7 @@ VIDEO ?=
 QUERY ?=
 MODEL ?=
 
-.PHONY: narrate space test train gpu checkpoint release-check clean
+.PHONY: narrate space test test-ray train gpu checkpoint release-check clean
 
 narrate: $(VENV)/.installed
 	@for video in $(if $(VIDEO),"$(VIDEO)",samples/*.mp4); do \
@@ -25,6 +25,11 @@ test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --dist loadgroup \
 		-n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
+
+# Start Ray on this machine, and test the server and the narration of a folder with two processes each.
+test-ray: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[ray]"
+	TEST_RAY=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -W ignore tests/test_serving_ray_app.py
 
 # Run two minutes of the embedded checkpoint's recipe from nothing, and print a table before and after.
 train: $(VENV)/.installed-test

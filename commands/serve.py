@@ -71,14 +71,35 @@ def serve(
         limits |= {"max_frame_pixels": max_frame_pixels, "idle_seconds": idle_seconds}
         limits |= {"resume_seconds": resume_seconds}
         Limits(**limits)  # wrong ones are reported before the model is loaded
+        memory = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}
         stored = {"weights": weights, "cache_dtype": cache_dtype, "frame_size": frame_size}
-        processor, loaded, options = load(model, revision, max_frames=max_frames, **stored)
-        engine = {"max_streams": max_streams, "max_frames": max_frames, "cache_dtype": options["cache_dtype"]}
-        engine |= {"max_text_tokens": max_text_tokens}
         keys = [part for key in api_key or () for part in key.split()]
-        given = {"api_keys": keys, "cors": cors or (), "allow_private_urls": allow_private_urls}
-        given |= {"name": name or name_of(model), "engine_options": engine, **limits}
-        _run(loaded, processor, host, port, **given)
+        given = {"api_keys": keys, "cors": cors or (), "allow_private_urls": allow_private_urls, **limits}
+        _warn(host, keys)
+        _run(new_app(model, revision, name=name, **memory, **stored, **given), host, port)
+
+
+def new_app(
+    model: str,
+    revision: str | None,
+    *,
+    name: str | None,
+    max_streams: int,
+    max_frames: int | None,
+    max_text_tokens: int | None,
+    weights: str | None,
+    cache_dtype: str | None,
+    frame_size: int | None,
+    **options: Any,
+) -> Any:
+    """Load a checkpoint. Return the application that serves it; see [`create_app`] for `options`."""
+    from videollm_mod.serving.server import create_app
+
+    stored = {"weights": weights, "cache_dtype": cache_dtype, "frame_size": frame_size}
+    processor, loaded, given = load(model, revision, max_frames=max_frames, **stored)
+    engine = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}
+    engine |= {"cache_dtype": given["cache_dtype"]}
+    return create_app(loaded, processor, name=name or name_of(model), engine_options=engine, **options)
 
 
 def check_installed() -> None:
@@ -99,13 +120,15 @@ def name_of(model: str) -> str:
     return Path(model).resolve().name if Path(model).exists() else model
 
 
-def _run(model: Any, processor: Any, host: str, port: int, *, api_keys: list[str], **options: Any) -> None:
-    from videollm_mod.serving.server import create_app, run
-
+def _warn(host: str, api_keys: list[str]) -> None:
     if not api_keys and not _is_loopback(host):
         warning = f"everyone who reaches {host} can use this server: set --api-key, and a proxy with TLS before it"
         typer.secho(f"Note: {warning}", err=True, fg="yellow")
-    app = create_app(model, processor, api_keys=api_keys, **options)
+
+
+def _run(app: Any, host: str, port: int) -> None:
+    from videollm_mod.serving.server import run
+
     run(app, host=host, port=port, say=lambda line: typer.echo(line, err=True))
 
 
@@ -116,4 +139,4 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-__all__ = ["check_installed", "name_of", "serve"]
+__all__ = ["check_installed", "name_of", "new_app", "serve"]

@@ -47,14 +47,15 @@ class LiveSession:
         stream_options: dict[str, Any] | None = None,
     ) -> None:
         self.sessions, self.options, self.limits = sessions, options, sessions.limits
-        self.session_id, self.token = f"sess_{secrets.token_hex(12)}", secrets.token_urlsafe(24)
+        self.session_id = f"{sessions.prefix}sess_{secrets.token_hex(12)}"
+        self.token = sessions.prefix + secrets.token_urlsafe(24)
         self.max_output_tokens = self.limits.max_output_tokens
         self.instructions, self.stream_options = instructions, stream_options or {}
         self.stream: EngineStream | None = None
         self.teller: Teller | None = None
         self.conversation: Any = None
         self.listeners: list[Callable[..., None]] = []
-        self.created, self.over = int(clock.time()), None
+        self.created, self.over, self._last_words = int(clock.time()), None, "closed"
         self.has_begun = self.is_idle = False
         self.num_received = self.num_skipped = 0
         self.reply: Reply | None = None
@@ -99,8 +100,9 @@ class LiveSession:
             self.instructions = DEFAULT_QUERY if stream.session.speak == "learned" else ""
         self._check_life()
 
-    async def finish(self) -> None:
-        """Accept nothing more. What was accepted is still seen and answered."""
+    async def finish(self, reason: str = "closed") -> None:
+        """Accept nothing more. The session ends when what was accepted is seen and answered."""
+        self._last_words = reason
         await self.work(self.stream.close)
 
     async def close(self, reason: str = "closed") -> None:
@@ -405,7 +407,7 @@ class LiveSession:
         if progress.event is not None:
             self._finish(progress)
         if progress.is_done:
-            self._end("closed" if progress.error is None else progress.error)
+            self._end(self._last_words if progress.error is None else progress.error)
         self._wake()
 
     def _count_frames(self, progress: Progress) -> None:

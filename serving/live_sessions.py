@@ -19,6 +19,7 @@ from .stream import EngineStream
 from .telling import Progress, Teller
 
 
+_CLOSING = "the server is shutting down"
 _NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
@@ -30,13 +31,15 @@ class LiveSessions:
         engine ([`StreamingEngine`]): The engine.
         limits ([`Limits`]): What sessions may do.
         metrics ([`Metrics`]): Where to count.
+        prefix (`str`, *optional*): What ids and resume tokens begin with.
     """
 
     when_behind = "drop_oldest"
 
-    def __init__(self, engine: StreamingEngine, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, engine: StreamingEngine, limits: Limits, metrics: Metrics, prefix: str = "") -> None:
         self.default_speak = engine.model.config.speak
-        self.engine, self.limits, self.metrics = engine, limits, metrics
+        self.engine, self.limits, self.metrics, self.prefix = engine, limits, metrics, prefix
+        self.is_draining = False
         self._by_id: dict[str, LiveSession] = {}
         self._by_token: dict[str, LiveSession] = {}
         self._by_stream: dict[EngineStream, LiveSession] = {}
@@ -62,11 +65,14 @@ class LiveSessions:
             instructions (`str`, *optional*): What the user says at first, by default the model's usual query.
             max_output_tokens (`int`, *optional*): Most tokens of a reply, by default the limit.
             stream_options (`dict`, *optional*): Further options of [`~StreamingEngine.open`].
-            session_id (`str`, *optional*): Its name, by default a new one that nobody can guess.
+            session_id (`str`, *optional*): Its name after the prefix, by default a new one that nobody can guess.
 
         Raises:
-            [`RequestError`]: If the server is full, or an option is wrong.
+            [`RequestError`]: If the server is full or shuts down, or an option is wrong.
         """
+        if self.is_draining:
+            leaving = "This server is shutting down: connect again."
+            raise RequestError(leaving, status=503, code="server_draining", retry_after=1)
         session = LiveSession(self, options, instructions, stream_options)
         if max_output_tokens is not None:
             session.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
@@ -83,9 +89,10 @@ class LiveSessions:
         if not isinstance(session_id, str) or not _NAME.fullmatch(session_id):
             wrong = "`id` must have 1 to 64 letters, digits, dashes and underscores."
             raise RequestError(wrong, code="invalid_value", param="id")
-        if session_id in self._by_id:
-            raise RequestError(f"There is a session {session_id!r} already.", status=409, code="id_taken", param="id")
-        return session_id
+        named = self.prefix + session_id
+        if named in self._by_id:
+            raise RequestError(f"There is a session {named!r} already.", status=409, code="id_taken", param="id")
+        return named
 
     def find(self, session_id: str) -> LiveSession:
         """Return a session by its name. Raise [`RequestError`] if there is none."""
@@ -107,10 +114,18 @@ class LiveSessions:
         self._by_id.pop(session.session_id, None)
         self._by_token.pop(session.token, None)
 
+    async def drain(self) -> None:
+        """Open no more sessions, and end each one when what it has accepted is seen and answered."""
+        self.is_draining = True
+        for session in self:
+            await session.finish(_CLOSING)
+        while self._by_id:
+            await asyncio.sleep(0.1)
+
     async def close(self) -> None:
         """End all sessions."""
-        for session in list(self._by_id.values()):
-            await session.close("the server is shutting down")
+        for session in self:
+            await session.close(_CLOSING)
         self.engine.on_step = None
         self._threads.shutdown(wait=False)
 

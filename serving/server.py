@@ -46,6 +46,7 @@ class Server:
         limits ([`Limits`]): Limits.
         name (`str`): The model's name for clients.
         allows_private_urls (`bool`): Whether URLs may lead into a private network.
+        session_prefix (`str`): What ids and resume tokens of sessions begin with.
 
     Attributes:
         sessions ([`LiveSessions`]): All sessions, while the application runs.
@@ -53,8 +54,10 @@ class Server:
         when_ready (`Callable`): Called once the model has answered, or has failed to.
     """
 
-    def __init__(self, engine: StreamingEngine, limits: Limits, name: str, allows_private_urls: bool) -> None:
-        self.engine, self.limits, self.name = engine, limits, name
+    def __init__(
+        self, engine: StreamingEngine, limits: Limits, name: str, allows_private_urls: bool, session_prefix: str
+    ) -> None:
+        self.engine, self.limits, self.name, self.session_prefix = engine, limits, name, session_prefix
         self.allows_private_urls = allows_private_urls
         self.metrics = Metrics(engine)
         self.sessions: LiveSessions | None = None
@@ -66,7 +69,7 @@ class Server:
     async def run(self, _: FastAPI) -> AsyncIterator[None]:
         """Run the engine in its thread, and ask the model something before the server is ready."""
         loop = asyncio.get_running_loop()
-        self.sessions = LiveSessions(self.engine, self.limits, self.metrics)
+        self.sessions = LiveSessions(self.engine, self.limits, self.metrics, self.session_prefix)
         await loop.run_in_executor(None, self.engine.__enter__)
         try:
             self.sessions.start(self._check_model())
@@ -103,6 +106,7 @@ def create_app(
     api_keys: Sequence[str] = (),
     cors: Sequence[str] = (),
     allow_private_urls: bool = False,
+    session_prefix: str = "",
     engine_options: dict[str, Any] | None = None,
     **limits: Any,
 ) -> FastAPI:
@@ -117,6 +121,7 @@ def create_app(
         cors (`Sequence[str]`, *optional*): Origins whose web pages may use the server, `"*"` for all.
         allow_private_urls (`bool`, *optional*, defaults to `False`): Whether requests may name URLs in a private
             network, such as `http://localhost`.
+        session_prefix (`str`, *optional*): What ids and resume tokens of sessions begin with, for routers.
         engine_options (`dict`, *optional*): Options of [`StreamingEngine`], such as `max_streams`.
         limits: Fields of [`Limits`].
 
@@ -124,7 +129,7 @@ def create_app(
         `ValueError`: If a limit or an option is out of range.
     """
     engine = StreamingEngine(model, processor, **{"output_router_scores": True, **(engine_options or {})})
-    server = Server(engine, Limits(**limits), name, allow_private_urls)
+    server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix)
     app = FastAPI(title="VideoLLM-MoD", openapi_url=None, lifespan=server.run)
     app.state.server = server
     app.add_middleware(Access, api_keys=tuple(api_keys), origins=tuple(cors), refusals=server.metrics.refusals)

@@ -1,0 +1,220 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+The server on many machines with Ray Serve: `serve run videollm_mod.serving.ray_app:app model=MODEL`.
+
+Each replica is the application of `videollm-mod serve` with an engine of its own. A session lives on one replica. Its
+id and its resume token begin with the replica's name, and [`SessionRouter`] sends requests with these to that replica.
+"""
+
+import asyncio
+import os
+import pickle
+import random
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from transformers.utils import logging
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from .limits import Limits
+
+
+logger = logging.get_logger(__name__)
+
+_SESSION = re.compile(r"/v1/streaming/sessions/(\w+)\.")
+# Requests that a replica takes beside its streams: those that it refuses, and those without a stream.
+_MORE_REQUESTS = 16
+_RETRY_AFTER = 5.0  # seconds
+_STATS_PERIOD = 1.0  # seconds between two reports of a replica to the routers
+_CLOSING = 10.0  # seconds that replicas may take to close after `drain_seconds`
+
+
+class Settings(BaseModel):
+    """
+    Settings of the application, each `NAME=VALUE` of `serve run` or an entry of `args` in a Serve config file.
+
+    Keys of clients come from the environment variable `VIDEOLLM_MOD_API_KEYS`, separated by spaces, so that they stand
+    in no file.
+
+    Args:
+        model (`str`), revision (`str`), name (`str`): The checkpoint, and its name for clients.
+        weights (`str`), cache_dtype (`str`), frame_size (`int`): How the model is loaded, as for `videollm-mod serve`.
+        max_streams (`int`): Most streams of a replica.
+        max_frames (`int`), max_text_tokens (`int`): What a stream remembers.
+        cors (`list[str]`), allow_private_urls (`bool`), limits (`dict`): See [`create_app`].
+        min_replicas (`int`), max_replicas (`int`): Between these, Serve adds and removes replicas.
+        target_streams (`float`): Streams of a replica above which Serve adds one, by default three quarters of
+            `max_streams`.
+        num_gpus (`float`): GPUs of a replica.
+        drain_seconds (`float`): How long a replica that is removed may take to answer what it has accepted.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    revision: str | None = None
+    name: str | None = None
+    weights: str | None = None
+    cache_dtype: str | None = None
+    frame_size: int | None = None
+    max_streams: int = Field(8, ge=1)
+    max_frames: int | None = None
+    max_text_tokens: int | None = None
+    cors: list[str] = []
+    allow_private_urls: bool = False
+    limits: dict[str, Any] = {}
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int | None = None
+    target_streams: float | None = Field(None, gt=0)
+    num_gpus: float = Field(0.0, ge=0)
+    drain_seconds: float = Field(30.0, gt=0)
+
+
+class SessionRouter(RequestRouter):
+    """
+    Sends a request of a session to the replica that has it. Others go to the replica with the fewest open requests of
+    this router's, among those with room for a stream. A WebSocket is an open request.
+    """
+
+    def initialize_state(self, **_: Any) -> None:
+        """Begin without open requests."""
+        self._open: dict[str, ReplicaID] = {}
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Return lists of replicas, best first."""
+        candidates = list(candidate_replicas)
+        if pending_request is None:
+            return [candidates]
+        pending_request.routing_context.should_backoff = True
+        if (name := _replica_of(pending_request.args)) is not None:
+            own = [replica for replica in candidates if replica.replica_id.unique_id == name]
+            # The session was lost with its replica. Any other tells the client that there is no such session.
+            return [own or candidates]
+        count = Counter(self._open.values())
+        roomy = [replica for replica in candidates if replica.routing_stats.get("has_room", True)] or candidates
+        least = min((count[replica.replica_id] for replica in roomy), default=0)
+        best = [replica for replica in roomy if count[replica.replica_id] == least]
+        random.shuffle(best)
+        return [best, candidates]
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:  # noqa: ARG002
+        """Count a request."""
+        self._open[pending_request.metadata.internal_request_id] = replica_id
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:  # noqa: ARG002
+        """Count it no more."""
+        self._open.pop(internal_request_id, None)
+
+
+def _replica_of(arguments: Sequence[Any]) -> str | None:
+    """Return the replica that the path or the resume token of a request names."""
+    if not arguments or not isinstance(arguments[0], bytes):
+        return None
+    scope = pickle.loads(arguments[0]).asgi_scope
+    if found := _SESSION.search(scope["path"]):
+        return found[1]
+    tokens = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("resume_token", [""])
+    return tokens[0].rpartition(".")[0] or None
+
+
+class Replica:
+    """One process with an engine. [`app`] gives it its application."""
+
+    async def check_health(self) -> None:
+        """Raise `RuntimeError` if the engine has stopped, so that Serve replaces the replica."""
+        status = self.app.state.server.status
+        if status not in ("starting", "ok"):
+            raise RuntimeError(status)
+
+    async def record_routing_stats(self) -> dict[str, bool]:
+        """Tell routers whether there is room for another stream. Sessions without a WebSocket are no open request."""
+        server = self.app.state.server
+        return {"has_room": len(list(server.sessions)) < server.engine.max_streams}
+
+
+def app(settings: Settings) -> serve.Application:
+    """Return the application for `serve run`."""
+    Limits(**settings.limits)  # wrong ones are reported before a replica starts
+    target = settings.target_streams or 0.75 * settings.max_streams
+    replicas = {"min_replicas": settings.min_replicas, "initial_replicas": settings.min_replicas}
+    replicas |= {"max_replicas": max(settings.min_replicas, settings.max_replicas or 0)}
+    deployment = serve.deployment(
+        serve.ingress(lambda: _new_app(settings))(Replica),
+        name="VideoLLM-MoD",
+        ray_actor_options={"num_cpus": 1, "num_gpus": settings.num_gpus},
+        autoscaling_config=AutoscalingConfig(**replicas, target_ongoing_requests=target),
+        request_router_config=RequestRouterConfig(
+            request_router_class=SessionRouter, request_routing_stats_period_s=_STATS_PERIOD
+        ),
+        max_ongoing_requests=settings.max_streams + _MORE_REQUESTS,
+        max_queued_requests=_MORE_REQUESTS,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=_RETRY_AFTER),
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=settings.drain_seconds + _CLOSING,
+    )
+    return deployment.bind()
+
+
+def _new_app(settings: Settings) -> FastAPI:
+    """Return the application of a replica; called in its process."""
+    from ..commands.serve import new_app
+    from ..commands.watching import EMBEDDED
+
+    given = settings.model_dump()
+    limits, drain_seconds = given.pop("limits"), given.pop("drain_seconds")
+    for name in ("min_replicas", "max_replicas", "target_streams", "num_gpus"):
+        del given[name]
+    given["model"] = given["model"] or str(EMBEDDED)
+    keys = os.environ.get("VIDEOLLM_MOD_API_KEYS", "").split()
+    place = f"{serve.get_replica_context().replica_tag}."
+    made = new_app(**given, api_keys=keys, session_prefix=place, **limits)
+    made.router.lifespan_context = _draining(made, drain_seconds)
+    return made
+
+
+def _draining(application: FastAPI, seconds: float) -> Any:
+    """Return the lifespan of an application which also ends its sessions in order when the replica is removed."""
+    run = application.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with run(application):
+            task = asyncio.create_task(_drain(application.state.server, seconds))
+            yield
+            task.cancel()
+
+    return lifespan
+
+
+async def _drain(server: Any, seconds: float) -> None:
+    # Serve waits for open connections, and does not tell the application that it does.
+    while not _is_removed():
+        await asyncio.sleep(0.5)
+    logger.info("The replica is removed: its sessions end.")
+    try:
+        await asyncio.wait_for(server.sessions.drain(), seconds)
+    except (TimeoutError, asyncio.TimeoutError):
+        await server.sessions.close()
+
+
+def _is_removed() -> bool:
+    """Return whether Serve has begun to remove the replica of this process."""
+    # Serve has no public way to learn this. Without it, connections are cut when Serve's patience ends.
+    actors = getattr(ray._private.worker.global_worker, "actors", {}).values()
+    return any(getattr(getattr(actor, "_replica_impl", None), "_shutting_down", False) for actor in actors)
+
+
+__all__ = ["Replica", "SessionRouter", "Settings", "app"]

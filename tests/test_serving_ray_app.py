@@ -1,0 +1,188 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Two replicas of the server on Ray: where sessions live, what a lost replica costs, and how one is removed."""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time as clock
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+
+if os.environ.get("TEST_RAY") != "1":
+    pytest.skip("`make test-ray` runs these tests: Ray takes half a minute to start", allow_module_level=True)
+pytest.importorskip("ray", reason="needs Ray: pip install 'videollm-mod[ray]'")
+
+import httpx  # noqa: E402
+import ray  # noqa: E402
+import yaml  # noqa: E402
+from engines import embedded  # noqa: E402
+from ray import serve  # noqa: E402
+from ray.serve.schema import ServeDeploySchema  # noqa: E402
+from serving_server import frame_event, narration, picture  # noqa: E402
+from websockets.asyncio.client import connect  # noqa: E402
+from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
+
+from videollm_mod.serving.ray_app import Settings, app  # noqa: E402
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One Ray instance for all tests of this file."""
+    # Paths of sockets must be short. Without a token, nothing is written into the home directory.
+    folder = tempfile.mkdtemp(prefix="ray")
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def address(cluster):  # noqa: ARG001
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app(Settings(max_streams=2, max_frames=24, max_text_tokens=256, min_replicas=2)))
+    at = f"127.0.0.1:{port}"
+    while any(httpx.get(f"http://{at}/health").status_code != 200 for _ in range(8)):
+        clock.sleep(0.2)
+    yield at
+    serve.shutdown()
+
+
+def replica_of(session_id):
+    return session_id.partition(".")[0]
+
+
+async def open_stream(address, **query):
+    """Connect a WebSocket. Return it, and the session object."""
+    token = "".join(f"?{name}={value}" for name, value in query.items())
+    connection = await connect(f"ws://{address}/v1/realtime{token}", max_size=None)
+    return connection, json.loads(await connection.recv())["session"]
+
+
+async def send(connection, frames, start=0):
+    for number, frame in enumerate(frames, start=start):
+        await connection.send(json.dumps(frame_event(frame, number / 2)))
+
+
+async def hear(connection, count):
+    """Return the time and the text of the next `count` responses."""
+    said = []
+    while len(said) < count:
+        event = json.loads(await asyncio.wait_for(connection.recv(), 60))
+        if event["type"] == "response.done":
+            text = event["response"]["output"][0]["content"][0]["text"]
+            said.append((event["videollm_mod"]["time"], text))
+    return said
+
+
+def test_http_sessions_stay_on_their_replicas(address):
+    frames = embedded()[2][:8]
+    path = f"http://{address}/v1/streaming/sessions"
+    with httpx.Client(timeout=60) as client:
+        sessions = [client.post(path).json()["id"] for _ in range(2)]
+        said = {name: [] for name in sessions}
+        for number, frame in enumerate(frames):
+            for name in sessions:
+                answer = client.post(f"{path}/{name}/frame?time={number / 2}", content=picture(frame))
+                assert answer.status_code == 200, answer.text
+                said[name] += [[event["time"], event["text"]] for event in answer.json()["said"]]
+        expected = [list(event) for event in narration() if event[0] <= (len(frames) - 1) / 2]
+        assert expected and list(said.values()) == [expected] * 2
+        assert [client.delete(f"{path}/{name}").status_code for name in sessions] == [200, 200]
+
+
+def test_streams_spread_and_are_refused_when_all_replicas_are_full(address):
+    async def fill():
+        opened = [await open_stream(address) for _ in range(4)]
+        with pytest.raises(InvalidStatus) as refused:
+            await open_stream(address)
+        resumed, session = await open_stream(address, resume_token=opened[0][1]["videollm_mod"]["resume_token"])
+        for connection, _ in [*opened[1:], (resumed, session)]:
+            await connection.close()
+        return [session["id"] for _, session in opened], refused.value.response, session["id"]
+
+    sessions, refused, resumed = asyncio.run(fill())
+    assert sorted(Counter(map(replica_of, sessions)).values()) == [2, 2]
+    assert refused.status_code == 503 and int(refused.headers["Retry-After"]) >= 1
+    assert json.loads(refused.body)["error"]["code"] == "server_full"
+    assert resumed == sessions[0]
+
+
+def test_a_lost_replica_costs_its_own_streams_only(address):
+    frames = embedded()[2]
+    expected = narration()
+
+    async def lose():
+        opened = {}
+        while len(opened) < 2:
+            connection, session = await open_stream(address)
+            opened.setdefault(replica_of(session["id"]), (connection, session))
+        (lost, gone), (kept, _) = opened.values()
+        for connection in (lost, kept):
+            await send(connection, frames[:8])
+        name = f"SERVE_REPLICA::default#VideoLLM-MoD#{replica_of(gone['id'])}"
+        ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+        with pytest.raises(ConnectionClosed):
+            while True:
+                await asyncio.wait_for(lost.recv(), 60)
+        await send(kept, frames[8:], start=8)
+        assert await hear(kept, len(expected)) == expected
+        with pytest.raises(InvalidStatus) as refused:
+            await open_stream(address, resume_token=gone["videollm_mod"]["resume_token"])
+        again, session = await open_stream(address)
+        await send(again, frames)
+        heard = await hear(again, len(expected))
+        for connection in (kept, again):
+            await connection.close()
+        return gone, session, refused.value.response, heard
+
+    gone, session, refused, heard = asyncio.run(lose())
+    assert refused.status_code == 404 and json.loads(refused.body)["error"]["code"] == "no_session"
+    assert heard == expected and replica_of(session["id"]) != replica_of(gone["id"])
+
+
+def test_a_replica_that_is_removed_says_what_it_has_to_say(address):
+    frames = embedded()[2]
+    expected = narration()
+
+    async def leave():
+        connection, _ = await open_stream(address)
+        await send(connection, frames)
+        accepted = 0
+        while accepted < len(frames):
+            accepted += json.loads(await connection.recv())["type"] == "conversation.item.added"
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(serve.delete, "default")
+            heard, last = await hear(connection, len(expected)), json.loads(await connection.recv())
+            while last["type"] != "error":
+                last = json.loads(await connection.recv())
+            with pytest.raises(ConnectionClosed):
+                await connection.recv()
+        return heard, last
+
+    heard, last = asyncio.run(leave())
+    assert heard == expected
+    assert last["error"]["message"] == "The session has ended: the server is shutting down"
+
+
+def test_the_manifest_has_settings_that_exist():
+    manifest = yaml.safe_load((ROOT / "docs" / "rayservice.yaml").read_text(encoding="utf-8"))
+    config = ServeDeploySchema.model_validate(yaml.safe_load(manifest["spec"]["serveConfigV2"]))
+    (found,) = config.applications
+    assert found.import_path == f"{app.__module__}:{app.__name__}"
+    assert Settings.model_validate(found.args).num_gpus == 1
+    with pytest.raises(ValueError, match="max_steams"):
+        Settings.model_validate(found.args | {"max_steams": 3})
