@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 from videollm_mod.checks_videollm_mod import check_number
 from videollm_mod.commands.alert import Alert, Webhook, watch_for
 from videollm_mod.commands.find import find_in_video, open_cutter
-from videollm_mod.commands.folder import check_file, check_folder, narrate_folder
+from videollm_mod.commands.folder import check_file, check_folder, check_ray, narrate_folder
 from videollm_mod.commands.options import (
     AsJson,
     CacheDtype,
@@ -188,6 +188,15 @@ def narrate(
         int | None,
         typer.Option(min=1, help="For a folder: videos at once.", show_default="2 to 4, by cores and memory"),
     ] = None,
+    ray: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For a folder: processes of a Ray cluster, or of this machine. They write Parquet files into --out, "
+            "with a row for each video.",
+            show_default="no Ray",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -211,8 +220,13 @@ def narrate(
             options |= {"frame_size": frame_size, "reuse_static": reuse_static}
             options |= {"interval_threshold": interval_threshold, **speaking}
             work = {"out": out, "streams": streams, "query": query, "fps": fps, "as_json": as_json}
+            if ray is not None:
+                check_ray(out)
+                from videollm_mod.commands.ray_folder import narrate_with_ray
+
+                raise typer.Exit(narrate_with_ray(video, model, revision, workers=ray, **work, **options))
             raise typer.Exit(narrate_folder(video, model, revision, **work, **options))
-        check_file(video, out, streams)
+        check_file(video, out=out, streams=streams, ray=ray)
         _check_outputs(outputs, video)
         _check_burn_in(burn_in, font, query)
         live = {"fps": fps, "may_slow": may_slow, "timeout": timeout, "reconnect": reconnect}

@@ -10,10 +10,11 @@ import sys
 import threading
 import time as clock
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,23 @@ class Narrated:
     reading: Any = None
     fault: str = ""
 
-    def to_json(self) -> str:
-        """Return it as one line of JSON."""
-        said = {"video": self.video.name, "srt": str(self.video.srt)}
+    def to_srt(self) -> str:
+        """Return it as SubRip subtitles."""
+        from videollm_mod.space.captions import to_srt
+
+        return to_srt(self.events, end=self.video.seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as what JSON can hold."""
         if self.fault:
-            return json.dumps({"video": self.video.name, "error": self.fault}, ensure_ascii=False)
+            return {"video": self.video.name, "error": self.fault}
         events = [{"time": e.time, "text": e.text} for e in self.events if e.role == "assistant"]
         about = {"seconds": round(self.video.seconds, 3), "frames": self.num_frames, "events": events}
-        return json.dumps(said | about | {"reading": self.reading.to_dict()}, ensure_ascii=False)
+        return {"video": self.video.name, "srt": str(self.video.srt), **about, "reading": self.reading.to_dict()}
+
+    def to_json(self) -> str:
+        """Return it as one line of JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
 
     def __str__(self) -> str:
         if self.fault:
@@ -147,14 +157,22 @@ def check_folder(folder: str, out: Path | None, options: dict[str, Any]) -> None
         raise ValueError(f"--out cannot make the folder '{out}': {error.strerror}.") from None
 
 
-def check_file(video: str, out: Path | None, streams: int | None) -> None:
-    """Raise `ValueError` if an option of a folder is given for one video."""
-    if out is not None or streams is not None:
-        option, instead = ("--out", ": use --srt") if out is not None else ("--streams", "")
-        raise ValueError(f"{option} is for a folder of videos, and '{video}' is none{instead}.")
+def check_file(video: str, **options: Any) -> None:
+    """Raise `ValueError` if an option of a folder, by name, is given for one video."""
+    if given := [f"--{name}" for name, value in options.items() if value is not None]:
+        instead = ": use --srt" if given[0] == "--out" else ""
+        raise ValueError(f"{given[0]} is for a folder of videos, and '{video}' is none{instead}.")
 
 
-def _measure(videos: Sequence[Video]) -> None:
+def check_ray(out: Path | None) -> None:
+    """Raise an error with advice if Ray is missing, or a folder for its files."""
+    if out is None:
+        raise ValueError("--ray writes Parquet files: choose a folder for them with --out.")
+    if find_spec("ray") is None:
+        raise ImportError("--ray needs Ray: `pip install 'videollm-mod[ray]'`.")
+
+
+def measure(videos: Sequence[Video]) -> None:
     """Set the lengths of videos, and the faults of those that have no frame."""
     from videollm_mod.video_reading_videollm_mod import VideoReader
 
@@ -198,8 +216,39 @@ def choose_streams(model: Any, room: tuple[int, int], num_videos: int) -> int:
     return max(1, min(streams, num_videos, int(min(free / 2 / each, streams))))
 
 
-class _Folder:
-    """The work on a folder: threads that read videos into an engine's streams, and write what was said."""
+def open_engine(
+    name: str,
+    revision: str | None,
+    videos: Sequence[Video],
+    *,
+    streams: int | None,
+    fps: float,
+    compile: bool | None,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Load a checkpoint. Return an engine with memory for several of the videos, and the options of its streams."""
+    from videollm_mod.serving import StreamingEngine
+
+    processor, model, options = load(name, revision, **options)
+    # A stream that sees all frames of its video forgets none, and needs no room for more.
+    longest = math.ceil(max(video.seconds for video in videos) * fps) + 2
+    limits = {"max_frames": min(options.pop("max_frames"), longest), "max_text_tokens": options.pop("max_text_tokens")}
+    streams = choose_streams(model, tuple(limits.values()), len(videos)) if streams is None else streams
+    limits |= {"max_streams": min(streams, len(videos)), "cache_dtype": options.pop("cache_dtype")}
+    return StreamingEngine(model, processor, compile_steps=bool(compile), **limits), options
+
+
+class Folder:
+    """
+    The work on a folder: threads that read videos into an engine's streams, and save what was said.
+
+    Args:
+        engine ([`StreamingEngine`]): The engine, which runs in its thread.
+        query (`str`, *optional*), fps (`float`), options: See [`narrate_folder`].
+        stop (`threading.Event`): Set to end the work.
+        progress: Its `update` is called with the number of new frames.
+        save (`Callable`): Called with each [`Narrated`].
+    """
 
     def __init__(
         self,
@@ -209,14 +258,14 @@ class _Folder:
         fps: float,
         stop: threading.Event,
         progress: Any,
+        save: Callable[[Narrated], None],
         **options: Any,
     ) -> None:
         self.engine, self.query, self.fps, self.options = engine, query, fps, options
-        self.stop, self.progress = stop, progress
+        self.stop, self.progress, self.save = stop, progress, save
 
     def narrate(self, video: Video) -> Narrated | None:
-        """Narrate a video and write its subtitles. Return `None` if the work was stopped before the end."""
-        from videollm_mod.space.captions import to_srt
+        """Narrate a video and save what was said. Return `None` if the work was stopped before the end."""
         from videollm_mod.video_reading_videollm_mod import ReadingReport
 
         if self.stop.is_set():
@@ -226,8 +275,7 @@ class _Folder:
             self._watch(video, done)
             if self.stop.is_set():
                 return None
-            video.srt.parent.mkdir(parents=True, exist_ok=True)
-            write_text(video.srt, to_srt(done.events, end=video.seconds))
+            self.save(done)
         except Exception as error:
             # One faulty video does not end the others. A fault of the engine ends them all.
             if self.stop.is_set() or not self.engine.is_running:
@@ -254,6 +302,11 @@ class _Folder:
             # The next video may have the stream's memory when its events have ended.
             done.events = list(stream)
         done.num_frames = stream.session.num_frames
+
+
+def _write_srt(done: Narrated) -> None:
+    done.video.srt.parent.mkdir(parents=True, exist_ok=True)
+    write_text(done.video.srt, done.to_srt())
 
 
 def narrate_folder(
@@ -288,24 +341,24 @@ def narrate_folder(
         raise ValueError(f"There is no video in '{folder}'.")
     left = [video for video in videos if not video.srt.exists()]
     _check_places(left)
-    _measure(left)
+    measure(left)
     if len(left) < len(videos):
         typer.echo(f"{len(videos) - len(left)} of {len(videos)} videos have subtitles already", err=True)
     results = [Narrated(video, fault=video.fault) for video in left if video.fault]
     for result in results:
-        _print(result, as_json)
+        print_result(result, as_json)
     good, begin = [video for video in left if not video.fault], clock.monotonic()
     try:
         with closing(_run(good, name, revision, streams=streams, query=query, fps=fps, **options)) as work:
             for result in work:
                 results.append(result)
-                _print(result, as_json)
+                print_result(result, as_json)
     except KeyboardInterrupt:
         count = len(left) - len(results)
         typer.echo(f"\nstopped with {count} of {len(videos)} videos left: the same command goes on", err=True)
         return 130
     if results:
-        _print_end(results, clock.monotonic() - begin)
+        print_end(results, clock.monotonic() - begin)
     return int(any(result.fault for result in results))
 
 
@@ -323,19 +376,11 @@ def _run(
     """Yield what became of each video as it ends."""
     from tqdm import tqdm
 
-    from videollm_mod.serving import StreamingEngine
-
     if not videos:
         return
-    processor, model, options = load(name, revision, **options)
+    engine, options = open_engine(name, revision, videos, streams=streams, fps=fps, compile=compile, **options)
     if notice := next(filter(None, (foreign_notice(str(video.path), name) for video in videos)), ""):
         typer.secho(f"Note: {notice}", err=True, fg="yellow")
-    # A stream that sees all frames of its video forgets none, and needs no room for more.
-    longest = math.ceil(max(video.seconds for video in videos) * fps) + 2
-    limits = {"max_frames": min(options.pop("max_frames"), longest), "max_text_tokens": options.pop("max_text_tokens")}
-    streams = choose_streams(model, tuple(limits.values()), len(videos)) if streams is None else streams
-    limits |= {"max_streams": min(streams, len(videos)), "cache_dtype": options.pop("cache_dtype")}
-    engine = StreamingEngine(model, processor, compile_steps=bool(compile), **limits)
     total, stop = sum(math.ceil(video.seconds * fps) for video in videos), threading.Event()
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, unit=" frames", file=sys.stderr, disable=None))
@@ -344,7 +389,7 @@ def _run(
         # However this ends, threads that still read must end too.
         stack.callback(threads.shutdown, wait=False, cancel_futures=True)
         stack.callback(stop.set)
-        work = _Folder(engine, query, fps=fps, stop=stop, progress=bar, **options)
+        work = Folder(engine, query, fps=fps, stop=stop, progress=bar, save=_write_srt, **options)
         left: set[Future] = {threads.submit(work.narrate, video) for video in videos}
         while left:
             bar.set_description(f"{len(videos) - len(left)} of {len(videos)} videos")
@@ -355,11 +400,11 @@ def _run(
                         yield result
 
 
-def _print(result: Narrated, as_json: bool) -> None:
+def print_result(result: Narrated, as_json: bool) -> None:
     typer.echo(result.to_json() if as_json else result, err=bool(result.fault) and not as_json)
 
 
-def _print_end(results: Sequence[Narrated], seconds: float) -> None:
+def print_end(results: Sequence[Narrated], seconds: float) -> None:
     failed, frames = sum(bool(result.fault) for result in results), sum(result.num_frames for result in results)
     speed = f"{counted(frames, 'frame')} in {seconds:.1f} s, {frames / max(seconds, 1e-6):.1f} frames/s"
     faulty = f", {failed} failed" if failed else ""

@@ -71,16 +71,8 @@ SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "s
 SERVING += ("compiled_step", "encoding", "captured_step", "engine", "saved_files", "saving")
 # The server, which `__init__` does not import: it needs the extra `serve`.
 SERVING += ("limits", "fetching", "access", "metrics", "session_options", "telling", "live_session", "live_sessions")
-SERVING += (
-    "realtime_events",
-    "realtime",
-    "realtime_requests",
-    "chat_messages",
-    "chat",
-    "server",
-    "ray_app",
-    "__init__",
-)
+SERVING += ("realtime_events", "realtime", "realtime_requests", "chat_messages", "chat", "server", "ray_app")
+SERVING += ("__init__",)
 
 
 def lines(path):

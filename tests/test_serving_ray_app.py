@@ -24,12 +24,15 @@ import httpx  # noqa: E402
 import ray  # noqa: E402
 import yaml  # noqa: E402
 from engines import embedded  # noqa: E402
+from pyarrow import parquet  # noqa: E402
 from ray import serve  # noqa: E402
 from ray.serve.schema import ServeDeploySchema  # noqa: E402
 from serving_server import frame_event, narration, picture  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 from websockets.asyncio.client import connect  # noqa: E402
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 
+from videollm_mod import cli  # noqa: E402
 from videollm_mod.serving.ray_app import Settings, app  # noqa: E402
 
 
@@ -66,9 +69,16 @@ def replica_of(session_id):
 
 
 async def open_stream(address, **query):
-    """Connect a WebSocket. Return it, and the session object."""
+    """Connect a WebSocket, as soon as there is room. Return it, and the session object."""
     token = "".join(f"?{name}={value}" for name, value in query.items())
-    connection = await connect(f"ws://{address}/v1/realtime{token}", max_size=None)
+    connection = None
+    while connection is None:
+        try:
+            connection = await connect(f"ws://{address}/v1/realtime{token}", max_size=None)
+        except InvalidStatus as error:
+            if error.response.status_code != 503:
+                raise
+            await asyncio.sleep(1)
     return connection, json.loads(await connection.recv())["session"]
 
 
@@ -108,7 +118,7 @@ def test_streams_spread_and_are_refused_when_all_replicas_are_full(address):
     async def fill():
         opened = [await open_stream(address) for _ in range(4)]
         with pytest.raises(InvalidStatus) as refused:
-            await open_stream(address)
+            await connect(f"ws://{address}/v1/realtime")
         resumed, session = await open_stream(address, resume_token=opened[0][1]["videollm_mod"]["resume_token"])
         for connection, _ in [*opened[1:], (resumed, session)]:
             await connection.close()
@@ -176,6 +186,37 @@ def test_a_replica_that_is_removed_says_what_it_has_to_say(address):
     heard, last = asyncio.run(leave())
     assert heard == expected
     assert last["error"]["message"] == "The session has ended: the server is shutting down"
+
+
+# ------------------------------------------------------------------------------------------------- narrating a folder
+
+
+def test_a_folder_on_two_processes_has_the_rows_of_one(cluster, tmp_path):  # noqa: ARG001
+    for name, source in (("a.mp4", "streamworld"), ("b/c.mp4", "streamworld_2"), ("d.mp4", "streamworld")):
+        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "samples" / f"{source}.mp4", tmp_path / "films" / name)
+    (tmp_path / "films" / "cut.mp4").write_bytes((tmp_path / "films" / "a.mp4").read_bytes()[:3000])
+    command = ["narrate", str(tmp_path / "films"), "--out"]
+    alone = CliRunner().invoke(cli.app, [*command, str(tmp_path / "srt"), "--json"])
+    expected = {line["video"]: line for line in map(json.loads, alone.stdout.splitlines()) if "error" not in line}
+    on_ray = [*command, str(tmp_path / "rows"), "--ray", "2"]
+    done = CliRunner().invoke(cli.app, on_ray)
+    assert done.exit_code == 1 and "3 narrated, 1 failed" in done.stderr, done.output
+    rows = {row["video"]: row for row in parquet.read_table(tmp_path / "rows").to_pylist()}
+    assert set(rows) == set(expected) == {"a.mp4", "b/c.mp4", "d.mp4"}
+    for name, row in rows.items():
+        assert {key: row[key] for key in ("seconds", "frames", "events")} == {
+            key: expected[name][key] for key in ("seconds", "frames", "events")
+        }
+        assert row["srt"] == (tmp_path / "srt" / name).with_suffix(".srt").read_text()
+    # A second run narrates what has no row.
+    files = sorted((tmp_path / "rows").iterdir())
+    lost = next(file for file in files if "b/c.mp4" in parquet.read_table(file)["video"].to_pylist())
+    kept = len(rows) - parquet.read_table(lost).num_rows
+    lost.unlink()
+    again = CliRunner().invoke(cli.app, on_ray)
+    assert f"{kept} of 4 videos have rows already" in again.stderr, again.output
+    assert {row["video"]: row for row in parquet.read_table(tmp_path / "rows").to_pylist()} == rows
 
 
 def test_the_manifest_has_settings_that_exist():

@@ -1,0 +1,172 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""`videollm-mod narrate FOLDER --ray N --out OUT`: a folder of videos on N processes of a Ray cluster, as Parquet."""
+
+import math
+import os
+import secrets
+import threading
+import time as clock
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import typer
+
+from videollm_mod.commands.folder import (
+    Folder,
+    Narrated,
+    Video,
+    find_videos,
+    measure,
+    open_engine,
+    print_end,
+    print_result,
+)
+
+
+# Videos that a process gets at once, and rows of a file. Larger batches leave fewer streams idle at their end.
+_MOST_VIDEOS = 16
+
+
+class Narrator:
+    """
+    A process of the cluster with an engine.
+
+    Args:
+        model (`str`), revision (`str`, *optional*): The checkpoint.
+        videos (`Sequence[Video]`): All videos of the work; the longest says how much memory a stream needs.
+        query (`str`, *optional*), fps (`float`), options: See [`narrate_folder`].
+    """
+
+    def __init__(
+        self, model: str, revision: str | None, videos: Sequence[Video], query: str | None, fps: float, **options: Any
+    ) -> None:
+        self.engine, streaming = open_engine(model, revision, videos, fps=fps, **options)
+        self.engine.__enter__()
+        progress = SimpleNamespace(update=lambda _: None)
+        given = {"fps": fps, "stop": threading.Event(), "progress": progress, "save": lambda _: None}
+        self.folder = Folder(self.engine, query, **given, **streaming)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Narrate the videos of a batch, each in `video`. Return a [`Narrated`] for each, in `narrated`."""
+        with ThreadPoolExecutor(self.engine.max_streams) as threads:
+            return {"narrated": list(threads.map(self.folder.narrate, batch["video"]))}
+
+
+def narrate_with_ray(
+    folder: str,
+    model: str,
+    revision: str | None,
+    *,
+    workers: int,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """
+    Narrate the videos of a folder that have no row in `out` yet.
+
+    Args:
+        folder (`str`): The folder. All machines of the cluster must have it at the same path.
+        model (`str`), revision (`str`, *optional*), options: See [`narrate_folder`].
+        workers (`int`): Processes. Each takes a GPU if the cluster has one.
+        out (`Path`): Folder for Parquet files with a row for each video.
+
+    Returns:
+        `int`: The exit code; see [`narrate_folder`].
+
+    Raises:
+        `ValueError`: If the folder has no video.
+    """
+    videos = list(find_videos(Path(folder).resolve(), None))
+    if not videos:
+        raise ValueError(f"There is no video in '{folder}'.")
+    done = _read_names(out)
+    left = [video for video in videos if video.name not in done]
+    measure(left)
+    if len(left) < len(videos):
+        typer.echo(f"{len(videos) - len(left)} of {len(videos)} videos have rows already", err=True)
+    results = [Narrated(video, fault=video.fault) for video in left if video.fault]
+    for result in results:
+        print_result(result, as_json)
+    good, begin = [video for video in left if not video.fault], clock.monotonic()
+    try:
+        with closing(_run(good, workers, model=_place(model), revision=revision, **options)) as batches:
+            for batch in batches:
+                _write(out, [result for result in batch if not result.fault])
+                results += batch
+                for result in batch:
+                    print_result(result, as_json)
+    except KeyboardInterrupt:
+        count = len(left) - len(results)
+        typer.echo(f"\nstopped with {count} of {len(videos)} videos left: the same command goes on", err=True)
+        return 130
+    if results:
+        print_end(results, clock.monotonic() - begin)
+    return int(any(result.fault for result in results))
+
+
+def _place(model: str) -> str:
+    """Return a checkpoint's name for processes with another working directory."""
+    return str(Path(model).resolve()) if Path(model).exists() else model
+
+
+def _run(videos: Sequence[Video], workers: int, **options: Any) -> Iterator[list[Narrated]]:
+    """Yield what became of the videos, in batches as they end."""
+    import ray
+
+    if not videos:
+        return
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    size = min(_MOST_VIDEOS, math.ceil(len(videos) / workers))
+    rows = ray.data.from_items(
+        [{"video": video} for video in videos], override_num_blocks=math.ceil(len(videos) / size)
+    )
+    narrated = rows.map_batches(
+        Narrator,
+        fn_constructor_kwargs={"videos": videos, **options},
+        batch_size=size,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=1,
+        num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+    )
+    for batch in narrated.iter_batches(batch_size=None, prefetch_batches=0):
+        yield list(batch["narrated"])
+
+
+# ------------------------------------------------------------------------------------------------------------- Parquet
+
+
+def _read_names(out: Path) -> set[str]:
+    """Return the videos that have a row in the Parquet files of a folder, and make the folder."""
+    from pyarrow import parquet
+
+    out.mkdir(parents=True, exist_ok=True)
+    files = sorted(out.glob("*.parquet"))
+    return {name for file in files for name in parquet.read_table(file, columns=["video"])["video"].to_pylist()}
+
+
+def _write(out: Path, results: Sequence[Narrated]) -> None:
+    """Write rows to a new Parquet file, which appears when it is complete."""
+    import pyarrow
+    from pyarrow import parquet
+
+    if not results:
+        return
+    event = pyarrow.struct([("time", pyarrow.float64()), ("text", pyarrow.string())])
+    columns = [("video", pyarrow.string()), ("seconds", pyarrow.float64()), ("frames", pyarrow.int64())]
+    schema = pyarrow.schema([*columns, ("events", pyarrow.list_(event)), ("srt", pyarrow.string())])
+    rows = [result.to_dict() | {"srt": result.to_srt()} for result in results]
+    table = pyarrow.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)
+    file = out / f"{clock.time_ns()}-{secrets.token_hex(4)}.parquet"
+    parquet.write_table(table, f"{file}.part")
+    os.replace(f"{file}.part", file)
+
+
+__all__ = ["Narrator", "narrate_with_ray"]
