@@ -47,18 +47,21 @@ gpu:
 		benchmarks/gpu.py --minutes $(MINUTES) --out "$(OUT)" $(ARGS)
 	rm -r $(PACKAGE)
 
-# Train the embedded checkpoint from nothing; write it, its page in docs/ and its samples. The samples are the first two
-# test clips with at least five events of at least four kinds.
-TRAINED := outputs/streamworld_cpu/trained
+# Train the embedded checkpoint from nothing, within six hours on two cores, then its twin at full compute. A second run
+# continues the first. Write the checkpoint, its page in docs/ and its samples, one clip of each world: the first test
+# clip with at least five events of at least four kinds.
+TRAINED := outputs/streamworld_cpu
 checkpoint: $(VENV)/.installed-test
-	$(BIN)/python train/recipe.py --size cpu
-	cp $(TRAINED)/*.json $(TRAINED)/model.safetensors .
+	$(BIN)/python train/recipe.py --size cpu --twin --minutes 360
+	cp $(TRAINED)/trained/*.json $(TRAINED)/trained/model.safetensors .
 	$(BIN)/videollm-mod verify . --write
-	$(BIN)/python train/card.py $(TRAINED) docs/embedded-checkpoint.md
-	$(BIN)/python train/evaluation.py --checkpoint . --world tiny --kinds narrate=2,ask=1,wait=1 --card
-	cp outputs/streamworld_cpu/narration/loss.png docs/loss.png
+	$(BIN)/python train/card.py $(TRAINED)/trained docs/embedded-checkpoint.md --measures $(TRAINED)/measures.json
+	$(BIN)/python train/evaluation.py --checkpoint . --world tiny --kinds narrate=2,ask=1,wait=1 --frame_size 128 --card
+	cp $(TRAINED)/narration/loss.png docs/loss.png
+	rm -f samples/*
 	$(BIN)/python train/data/streamworld.py samples --split test --world tiny --clip 117 --fps 12
-	$(BIN)/python train/data/streamworld.py samples --split test --world tiny --clip 595 --fps 12 --name streamworld_2
+	$(BIN)/python train/data/streamworld.py samples --split test --world hard --clip 16 --fps 12 --name streamworld_hard
+	$(BIN)/python train/data/doomworld.py samples --split test --clip 6 --frame_rate 2 --size 192
 
 # An old pip cannot read this project's licence field, so upgrade it first.
 $(VENV)/.pip:

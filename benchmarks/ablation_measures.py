@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from ablation_rows import make_batches, parts_of
 from ablation_training import token_grid
-from common import covered_tokens
 from torch.nn import functional as F
 
+from videollm_mod.train.focus import covered_tokens
 from videollm_mod.train.streaming_evaluation import StreamTally, stream_examples
 from videollm_mod.train.teacher_forcing import evaluate_metric, predict_all_turns, score_turns
 

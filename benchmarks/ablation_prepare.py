@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.train.recipe import CONFIGS, KINDS, LAST_WRITTEN, TEST_KINDS, run_stage
+from videollm_mod.train.recipe import LAST_WRITTEN, run_stage
+from videollm_mod.train.recipe_sizes import CONFIGS, KINDS, TEST_KINDS
 
 
 # Options of each world in the scripts of `train/`, and its frame rate.

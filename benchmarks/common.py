@@ -6,12 +6,11 @@ import argparse
 import math
 import platform
 import time as clock
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.nn import functional as F
 from transformers import AutoConfig
 
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
@@ -64,8 +63,6 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "interleaved": {"mod_layers": "interleaved", "mod_keep_ratio": 0.2},
     "all_deep": {"mod_layers": "all_deep", "mod_keep_ratio": 0.2},
 }
-# Side of the grid of patches that `covered` of a row counts.
-COVERED_GRID = 8
 # Consecutive steps of one variant before the next variant has its turn.
 STEPS_PER_TURN = 5
 
@@ -82,25 +79,6 @@ def num_frame_tokens(text: str) -> int:
     if side < 1 or 1 + side**2 != tokens:
         raise argparse.ArgumentTypeError(f"{tokens} is not 1 + n x n; use a number such as 10 or 50")
     return tokens
-
-
-def covered_tokens(covered: Sequence[Sequence[int]], grid: Sequence[int]) -> torch.Tensor:
-    """
-    Return which tokens of each frame show a thing. A larger token shows one if one of its patches does.
-
-    Args:
-        covered (sequence of sequences of `int`): The field `covered` of a row: indices of the covered patches of each
-            frame, in a grid of 8x8.
-        grid (`Sequence[int]`): Height and width of the tokens' grid.
-
-    Returns:
-        `torch.BoolTensor` of shape `(frames, tokens)`: Row by row, without a pooled token.
-    """
-    patches = torch.zeros(len(covered), COVERED_GRID**2)
-    for frame, indices in zip(patches, covered, strict=True):
-        frame[list(indices)] = 1.0
-    squares = patches.view(-1, 1, COVERED_GRID, COVERED_GRID)
-    return F.adaptive_max_pool2d(squares, tuple(grid)).flatten(1) > 0
 
 
 def random_config(shape: str, scheme: str, tokens: int, vision_config: Any = None) -> VideoLLMMoDConfig:

@@ -18,14 +18,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
+import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
-from transformers.utils import logging
-
-import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from transformers.utils import logging
 
 from .limits import Limits
 

@@ -16,7 +16,7 @@ from ablation_training import train_arm
 from safetensors.torch import save_file
 
 from videollm_mod.train.new_model import new_model
-from videollm_mod.train.recipe import CONFIGS
+from videollm_mod.train.recipe_sizes import CONFIGS
 
 
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}

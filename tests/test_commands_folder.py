@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
 SAMPLE = ROOT / "samples" / "streamworld.mp4"
 STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
-SECOND = ROOT / "samples" / "streamworld_2.mp4"
+SECOND = next(path for path in sorted(SAMPLE.parent.glob("*.mp4")) if path != SAMPLE)
 
 
 def narrate(*arguments):

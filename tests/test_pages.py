@@ -90,7 +90,7 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
 # "docker" needs a daemon; tests/test_dockerfile.py checks the files. tests/test_generic_server.py runs "transformers".
 # tests/test_serving_ray_app.py does what the commands of Ray do.
 ELSEWHERE = ("make ", "accelerate launch", "docker ", "transformers serve", "serve run ")
-ELSEWHERE += ("videollm-mod narrate videos/ --ray",)
+ELSEWHERE += ("videollm-mod narrate videos/ --ray", "python train/recipe.py")
 
 
 def commands(page):

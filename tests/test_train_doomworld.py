@@ -4,6 +4,7 @@
 
 import json
 import multiprocessing
+import re
 import sys
 from itertools import combinations, pairwise
 
@@ -22,6 +23,7 @@ from videollm_mod.train.data.doom.things import MONSTERS, THINGS, side_of
 from videollm_mod.train.data.sources import find_source, load_split
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.train.data.world.dialogues import KINDS
+from videollm_mod.train.new_model import new_tokenizer
 
 
 pytest.importorskip("vizdoom", reason="DoomWorld needs vizdoom, which is not installed")
@@ -85,6 +87,26 @@ def test_what_comes_into_view_is_in_the_picture_and_was_not(clips):
             near = (True, False) if event.near is None else (event.near,)
             assert not event.side or shown & {(event.side, is_near) for is_near in near}, event
     assert told > 15
+
+
+def test_at_half_the_frame_rate_a_clip_tells_what_its_own_frames_show(clips):
+    """The player does the same, and every event is one of the frames that are left."""
+    told = []
+    for seed in (1, 2):
+        clip = record_clip("train", seed, fps=2)
+        assert np.array_equal(clip.pictures, clips[seed].pictures[::2]) and clip.sights == clips[seed].sights[::2]
+        assert len(clip.pictures) / 2 == clip.seconds
+        for event in clip.events:
+            index = clip.index(event.time)
+            assert index / 2 == event.time
+            if event.kind == "comes_into_view":
+                told.append(event)
+                assert all(event.thing in {sight.kind for sight in clip.sights[i]} for i in (index - 1, index))
+    assert len(told) > 4
+    row = find_source("doomworld")("doomworld", seconds="4,4", frame_rate=2, kinds="describe=1").load(
+        "test", num_clips=1
+    )[0]
+    assert [message["time"] for message in row["messages"][1:]] == [index / 2 for index in range(len(row["video"]))]
 
 
 def test_sides_and_masks_agree(clips):
@@ -159,6 +181,16 @@ def test_questions_have_one_right_answer(clips):
     assert kinds == {"present", "earlier", "count", "order", "comparison", "later"}
 
 
+def test_a_new_tokenizer_has_a_token_for_each_word(clips):
+    tokenizer = new_tokenizer(1024, "Watch the world.")
+    for clip in clips:
+        for kind in KINDS:
+            text = " ".join(message["content"] for message in make_dialogue(clip, kind)[0])
+            assert all(
+                len(tokenizer.encode(f" {word}", add_special_tokens=False)) == 1 for word in re.findall(r"\w+", text)
+            )
+
+
 def test_no_two_splits_share_a_map_or_a_seed():
     for one, other in combinations(MAPS, 2):
         assert not {(MAPS[one][0], name) for name in MAPS[one][1]} & {
@@ -196,6 +228,7 @@ def test_labels_of_patches_are_the_covered_ones():
         ({"kinds": {"sing": 1.0}}, "describe, narrate, ask, wait, got"),
         ({"wordings": {"loud": 1.0}}, "plain, brief, player, got"),
         ({"seconds": (9.0, 5.0)}, "the shortest comes first"),
+        ({"fps": 3}, "4 or 2 frames a second, got 3"),
     ],
 )
 def test_bad_data_sets_are_refused(options, message):

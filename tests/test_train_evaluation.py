@@ -19,7 +19,7 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcess
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.train import evaluation, sft, streaming_evaluation
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
-from videollm_mod.train.card import HEADLINES, add_results, copy_training, describe_cost
+from videollm_mod.train.card import HEADLINES, add_results, copy_training, describe_cost, write_measures
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.timed_messages import NARRATE, TimedMessages
 from videollm_mod.train.data.world.clip import WORLDS
@@ -320,7 +320,9 @@ def test_the_embedded_checkpoint_page_states_training_and_results():
     assert {r.metric_type: r.metric_value for r in results} == {name: found[name] for name in HEADLINES}
     (command,) = {r.dataset_args["command"] for r in results}
     assert f"with `{command}`." in measured
-    assert f"/{command} --card\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    # The checkpoint that it trains next sees larger pictures.
+    makefile = re.sub(r" --frame_size \d+", "", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert f"/{command} --card\n" in makefile
     for part in (training, measured):
         assert re.search(r"\n(Trained|Measured) on .+, \d{1,2} [A-Z][a-z]+ \d{4}, ", part), "hardware and date"
 
@@ -341,6 +343,24 @@ def test_training_facts_are_copied_into_a_page(tmp_path):
         "## What it costs\n\n![Kept](page-routing.png)\n\n## Limits\n\nIts own.\n"
     )
     assert (tmp_path / "page-loss.png").read_bytes() == b"loss.png" and (tmp_path / "page-routing.png").is_file()
+
+
+def test_figures_of_the_recipe_are_written_into_a_page(tmp_path):
+    """Missing shares are shown as such, and a model without routers has no table of them."""
+    found = {"covered": 0.75, "background": None, "lift": 2.5, "lift_low": 2.0, "lift_high": 3.0}
+    after = {"event_f1": 0.875, "routers": {"layers": {"2": found}, "mean": found, "together": found}}
+    measures = {"labels": {"event_f1": "F1"}, "hardware": "2 CPU cores", "date": "1 May 2026", "command": "make it"}
+    columns = {"before": {"event_f1": 0.0}, "after": after, "full compute": {"event_f1": 0.5}}
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n## Compared with full compute\n\nOld.\n\n## Limits\n\nIts own.\n")
+    write_measures(measures | {"worlds": {"StreamWorld, hard": columns}}, page)
+    text = page.read_text()
+    assert text.startswith("# Page\n\n## Compared with full compute\n\nThe same") and text.endswith("Its own.\n")
+    assert (
+        "### StreamWorld, hard\n\n| figure | after | full compute |\n| --- | --- | --- |\n| F1 | 0.875 | 0.5 |" in text
+    )
+    assert text.count("| 75% | - | 2.5 (2 to 3) |") == 3 and "Old" not in text
+    assert "Measured on 2 CPU cores, 1 May 2026, with `make it`." in text
 
 
 def test_all_measures_are_of_the_rows_that_can_be_read(tmp_path, capsys):

@@ -1,9 +1,11 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The vision encoder's labels, and StreamWorld's recipe from nothing to a table, in miniature."""
+"""The vision encoder's labels, and the recipe from nothing to a table, in miniature."""
 
 import json
 import sys
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from videollm_mod.train import pretrain_vision, recipe
+from videollm_mod import VideoLLMMoDConfig
+from videollm_mod.train import pretrain_vision, recipe, recipe_measures, recipe_sizes
+from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.train.data.world.clip import WORLDS, Clip
 from videollm_mod.train.data.world.events import make_clip
 from videollm_mod.train.data.world.sprites import COLORS
+from videollm_mod.train.evaluation import measure_checkpoint
 from videollm_mod.train.loading import load_checkpoint
 from videollm_mod.train.objectness import load_patch_labels
 from videollm_mod.train.pretrain_vision import (
@@ -27,7 +32,7 @@ from videollm_mod.train.pretrain_vision import (
     VisionTrainingArguments,
     make_scenes,
 )
-from videollm_mod.train.recipe import CONFIGS, SIZES, Size
+from videollm_mod.train.recipe_sizes import CONFIGS, SIZES
 
 
 WORLD = WORLDS["small"]
@@ -151,41 +156,108 @@ def test_shares_of_correct_patches():
     assert output["right"].tolist() == [[0.5, 0.5, 0.0]] and output["loss"] > 0
 
 
-@pytest.mark.timeout(1200)
-def test_the_recipe_trains_and_prints_a_table(tmp_path, monkeypatch, capfd):
-    """All stages run, a second run skips them, and the trained model has the pretrained encoder."""
-    monkeypatch.setitem(recipe.SIZES, "quick", Size("streamworld_model.json", "small", "tiny", 16, 8, 16, 8, 1, 8, 1))
+@pytest.fixture
+def miniature(tmp_path, monkeypatch):
+    """The embedded checkpoint's recipe with a tiny model, few short rows, and DoomWorld only if it is installed."""
+    fields = json.loads((CONFIGS / "local_model.json").read_text())
+    fields["model"]["text_config"] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    fields["model"]["vision_config"]["embed_dim"] = 16
+    (tmp_path / "model.json").write_text(json.dumps(fields))
+    monkeypatch.setattr(recipe_sizes, "LONG", "5,6")
+    monkeypatch.setattr(recipe_sizes, "LONGEST", "5,5")
+    for name in ("tiny", "doom"):
+        world = recipe_sizes.WORLDS[name]
+        monkeypatch.setitem(recipe_sizes.WORLDS, name, replace(world, source=world.source | {"seconds": "4,4"}))
+    # A model that hardly trained never ends its replies.
+    short = {"max_new_tokens": 3}
+    monkeypatch.setattr(recipe_measures, "measure_checkpoint", lambda *a, **k: measure_checkpoint(*a, **k | short))
+    counts = {"vision_clips": 4, "slides": 4, "clips": 4, "questions": 2, "long_clips": 2, "test_clips": 1}
+    counts |= {"test_long": 1, "epochs": 1, "batch": 2, "model_config": str(tmp_path / "model.json")}
+    size = replace(SIZES["cpu"], worlds=("tiny", "doom") if find_spec("vizdoom") else ("tiny",), **counts)
+    monkeypatch.setitem(recipe.SIZES, "quick", size)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setattr(
-        sys, "argv", ["recipe.py", "--size", "quick", "--twin", "--minutes", "60", "--folder", str(tmp_path)]
-    )
+    return size
+
+
+@pytest.mark.timeout(1200)
+def test_the_recipe_trains_on_all_worlds_and_prints_a_table(miniature, tmp_path, monkeypatch, capfd):
+    """All stages run, a second run skips them, and the trained model has the pretrained encoder."""
+    command = ["recipe.py", "--size", "quick", "--twin", "--minutes", "60", "--folder", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
     recipe.main()
-    printed = capfd.readouterr().out
-    assert "is there" not in printed and printed.count("--max_minutes") == 10
-    table = printed.split("Held-out clips of StreamWorld, tiny")[1].splitlines()
-    assert table[1].split() == ["before", "after", "full", "compute"]
-    assert [line[:36].strip() for line in table[2 : 2 + len(recipe.TABLE)]] == list(recipe.TABLE.values())
+    printed, folder = capfd.readouterr().out, tmp_path / "out"
+    num_stages = 1 + 4 * len(miniature.worlds) + 6
+    assert "is there" not in printed and printed.count("--max_minutes") == num_stages - 3
+    written = json.loads((folder / "measures.json").read_text())
+    assert written["command"].startswith("python train/recipe.py --size quick --twin")
+    assert len(written["worlds"]) == 2 * len(miniature.worlds)
+    for world, columns in written["worlds"].items():
+        table = printed.split(f"Held-out clips of {world}\n")[1].splitlines()
+        before = [] if "5 to 5 s" in world else ["before"]
+        assert table[0].split() == [*before, "after", "full", "compute"]
+        layers = columns["after"]["routers"]["layers"]
+        assert (
+            list(layers) == ["2"] and 0 <= layers["2"]["background"] <= 1 and "routers" not in columns["full compute"]
+        )
+        labels = [*recipe_measures.TABLE.values(), *(f"layer 2: {label}" for label in recipe_measures.FOCUS.values())]
+        assert [line[:36].strip() for line in table[1 : 1 + len(labels)]] == labels
+        assert table[len(labels)].split()[-1] == "-", "the twin has no routers"
     before, after = (
-        AutoModel.from_pretrained(tmp_path / name, trust_remote_code=True).state_dict()
-        for name in ("vision", "trained")
+        AutoModel.from_pretrained(folder / name, trust_remote_code=True).state_dict() for name in ("vision", "trained")
     )
     for name, weight in before.items():
         assert torch.equal(weight, after[name]) == ("vision_encoder" in name), name
+    models = [VideoLLMMoDConfig.from_pretrained(folder / name) for name in ("trained", "trained_1")]
+    assert [(config.mod_keep_ratio, config.mod_router_loss) for config in models] == [(0.2, "gradient"), (1, None)]
 
-    twin = AutoModel.from_pretrained(tmp_path / "trained_1", trust_remote_code=True)
-    assert twin.config.mod_keep_ratio == 1
+    # Rows of all worlds are in one file, and long rows in both stages that narrate.
+    for name, count in (("slides", 4), ("clips", 5), ("questions", 3)):
+        rows = load_timed_messages(folder / name)
+        sources = [Path(row["frame_features"]).parent.name for row in rows]
+        assert len(rows) == count * len(miniature.worlds) and not list(find_faults(rows))
+        kinds = {name} if name == "slides" else {name, "long"}
+        assert set(sources) == {f"{kind}_{world}" for kind in kinds for world in miniature.worlds}
 
-    # A second run finds all stages.
-    monkeypatch.setattr(recipe, "measure_checkpoint", lambda *_, **__: dict.fromkeys(recipe.TABLE, 0.0))
+    # A row is a batch, and two batches are a step.
+    steps = -(-5 * len(miniature.worlds) // 2)
+    assert printed.count("--max_steps") == 3 and recipe.last_step(folder / "narration_1") == steps
+    # A second run finds all stages, and one with other options is refused.
+    scores = dict.fromkeys(recipe_measures.TABLE, 0.0)
+    monkeypatch.setattr(recipe, "measure", lambda *_: {"StreamWorld": {"after": scores}})
     recipe.main()
-    assert capfd.readouterr().out.count("is there") == 10
+    assert capfd.readouterr().out.count("is there") == num_stages
+    monkeypatch.setattr(sys, "argv", [*command, "--worlds", "hard"])
+    with pytest.raises(SystemExit, match="has stages of a run with other options: give another --folder"):
+        recipe.main()
+
+
+def test_worlds_are_chosen_and_doomworld_needs_its_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "vizdoom", None)
+    assert recipe.choose_worlds(None, SIZES["cpu"]) == ("tiny", "hard")
+    assert "without DoomWorld: " in capsys.readouterr().out
+    assert recipe.choose_worlds("hard, tiny", SIZES["cpu"]) == ("tiny", "hard")
+    with pytest.raises(SystemExit, match="--worlds doom: "):
+        recipe.choose_worlds("doom", SIZES["cpu"])
+    with pytest.raises(SystemExit, match="--worlds has no vast; it has full, tiny, hard, doom"):
+        recipe.choose_worlds("hard,vast", SIZES["cpu"])
+
+
+def test_a_world_leaves_its_time_to_the_next(tmp_path, monkeypatch):
+    """Each world has half of the stage's time, and the second also has what the first did not need."""
+    given, now = [], iter((0.0, 0.0, 60.0))
+    monkeypatch.setattr(recipe, "run_stage", lambda _done, _script, *options, **_how: given.append(options[-1]))
+    monkeypatch.setattr(recipe.clock, "monotonic", lambda: next(now))
+    size = replace(SIZES["cpu"], worlds=("tiny", "hard"))
+    recipe.encode("clips", range(4), size, tmp_path, 10 / recipe.SHARES["clips"], is_little=True)
+    assert given == ["5", "9"]
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_has_its_files(size):
-    assert (CONFIGS / SIZES[size].model_config).exists() and {SIZES[size].things, SIZES[size].world} <= set(WORLDS)
-    json.loads((CONFIGS / SIZES[size].model_config).read_text())
+    known = recipe_sizes.WORLDS
+    assert set(SIZES[size].worlds) <= set(known) and {known[name].scenes for name in SIZES[size].worlds} <= set(LABELS)
+    assert SIZES[size].frame_size in (96, 128, 192) and (CONFIGS / SIZES[size].vision_config).exists()
 
 
 def test_a_stage_that_fails_stops_the_recipe(tmp_path):

@@ -714,16 +714,22 @@ def embedded():
     return model, VideoLLMMoDProcessor.from_pretrained(EMBEDDED, trust_remote_code=True)
 
 
-@pytest.mark.parametrize(("sample", "right"), [("streamworld", 5), ("streamworld_2", 3)])
-def test_embedded_checkpoint_narrates_its_samples(embedded, sample, right):
-    """The clips are held out. `right` of five events are narrated in the right second."""
+# How many events of a sample are told right and in the right second, of how many told.
+TOLD_RIGHT = {"streamworld": (5, 5), "streamworld_2": (3, 5)}
+
+
+@pytest.mark.parametrize("sample", sorted(path.stem for path in SAMPLES.glob("*.mp4")))
+def test_embedded_checkpoint_narrates_its_samples(embedded, sample):
+    """The clips are held out, and a clip without an entry above is missing there."""
     model, processor = embedded
     story = json.loads((SAMPLES / f"{sample}.json").read_text(encoding="utf-8"))
-    clip = make_clip(story["seed"], WORLDS[story["world"]])
-    assert SPLITS["test"] <= story["seed"] < SPLITS["ood"] and [list(e) for e in clip.story()] == story["events"]
+    if "world" in story:
+        clip = make_clip(story["seed"], WORLDS[story["world"]])
+        assert [list(e) for e in clip.story()] == story["events"]
+    assert SPLITS["test"] <= story["seed"] < SPLITS["ood"] and len(story["events"]) >= 5
     events = model.narrate(processor, SAMPLES / f"{sample}.mp4", NARRATE)
     told = [[e.time, e.text] for e in events if e.role == "assistant"]
-    assert len(told) == len(story["events"]) == 5 and sum(event in story["events"] for event in told) == right
+    assert (sum(event in story["events"] for event in told), len(told)) == TOLD_RIGHT[sample]
 
 
 def test_embedded_checkpoint_on_200_held_out_clips(embedded):

@@ -28,7 +28,7 @@ from videollm_mod.train.data.world.events import make_clip
 from videollm_mod.train.data.world.files import write_split
 from videollm_mod.train.data.world.rows import SLIDE_FRAMES, streamworld_dataset
 from videollm_mod.train.data.world.sprites import COLORS, THINGS, draw_sprite
-from videollm_mod.train.recipe import SIZES
+from videollm_mod.train.recipe_sizes import SIZES
 
 
 CLIPS = [make_clip(seed) for seed in range(120)]
@@ -397,21 +397,27 @@ def seeds_of(split, num_rows, first_row=0):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_no_two_parts_of_the_recipe_share_a_clip(size, tmp_path, monkeypatch):
-    """The parts are the training rows for slide shows, narration and questions, and the evaluation splits."""
+    """The parts of each world are the rows for slide shows, narration, questions, long clips, and evaluation."""
     stages = []
     monkeypatch.setattr(recipe, "run_stage", lambda _, *stage, **__: stages.append(stage))
+    monkeypatch.setattr(recipe, "join_rows", lambda *_, **__: None)
     recipe.see(SIZES[size], tmp_path)
-    seeds = {}
+    seeds, rows = {}, SIZES[size]
     for script, *options in stages:
         given = dict(zip(options[::2], options[1::2], strict=True))
         if script == "encode.py":
-            seeds[given["--kinds"]] = seeds_of("train", given["--num_clips"], given["--first_clip"])
-    rows = [SIZES[size].slides, SIZES[size].clips, SIZES[size].questions]
-    assert [len(some) // SLIDE_FRAMES for some in seeds.values()] == rows
-    for split in ("validation", "test", "ood"):
-        seeds[split] = seeds_of(split, max(SIZES[size].test_clips, 64))
-    for one, other in combinations(seeds.values(), 2):
-        assert one.stop <= other.start or other.stop <= one.start, seeds
+            first, count = given["--first_clip"], given["--num_clips"]
+            seeds.setdefault(given["--dataset"], {}).setdefault(given["--kinds"], set()).add((first, count))
+    for kinds in seeds.values():
+        # All worlds of a data set read the same rows: what a seed shows depends on the world.
+        parts = [
+            seeds_of("train", count, first) for (first, count), *others in map(list, kinds.values()) if not others
+        ]
+        counts = [rows.slides, rows.clips, rows.questions, rows.long_clips]
+        assert [len(some) // SLIDE_FRAMES for some in parts] == [count for count in counts if count]
+        parts += [seeds_of(split, max(rows.test_clips, 64)) for split in ("validation", "test", "ood")]
+        for one, other in combinations(parts, 2):
+            assert one.stop <= other.start or other.stop <= one.start, parts
 
 
 def test_writing_a_split_again_keeps_its_videos(tmp_path):

@@ -3,6 +3,7 @@
 """The trainer, collator and callbacks: loss and gradients equal the model's, and logs and schedules are right."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -391,15 +392,17 @@ def run_with_limit(monkeypatch, minutes, seconds_a_step, steps=1000, warmup=50):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
     state, control, limit = TrainerState(max_steps=steps), TrainerControl(), TimeLimit(minutes)
-    limit.on_train_begin(None, state, control, lr_scheduler=scheduler)
+    args = SimpleNamespace(save_strategy="steps")
+    limit.on_train_begin(args, state, control, lr_scheduler=scheduler)
     rates = []
     while state.global_step < state.max_steps and not control.should_training_stop:
         now[0] += seconds_a_step(state.global_step)
         optimizer.step()
         scheduler.step()
         state.global_step += 1
-        limit.on_step_end(None, state, control, lr_scheduler=scheduler)
+        limit.on_step_end(args, state, control, lr_scheduler=scheduler)
         rates.append(scheduler.get_last_lr()[0])
+    assert control.should_save == control.should_training_stop, "what is trained is saved"
     return rates, now[0] - 100, state.max_steps
 
 

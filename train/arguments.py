@@ -286,41 +286,8 @@ class ModelArguments:
         return fields | ({"mod_layers": layers_of(self.mod_layers)} if self.mod_layers is not None else {})
 
 
-@dataclass
-class StreamingSFTConfig(SFTConfig):
-    """
-    TRL's [`SFTConfig`] with the defaults of VideoLLM-online (arXiv 2406.11816, section 4).
-
-    Args:
-        max_minutes (`float`, *optional*): Time for training. If it is too short for all steps, training has fewer
-            steps, and the learning rate schedule is shortened to fit.
-        max_length (`int`, *optional*): Most tokens of a window (see [`ScriptArguments`]). Defaults to the model's
-            context, and may not exceed it.
-        router_learning_rate (`float`, *optional*): Initial learning rate of the routers. Defaults to `learning_rate`.
-    """
-
-    learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
-    router_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the routers."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Number of warm-up steps; below 1, their share."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
-    max_minutes: float | None = field(default=None, metadata={"help": "Time for training, in minutes."})
-    max_length: int | None = field(default=None, metadata={"help": "Most tokens of a window. Default: the context."})
-
-    def __post_init__(self) -> None:
-        if self.bf16 is None and not self.fp16:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        # Without an accelerator, Transformers accepts bf16 only together with `use_cpu`.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        # Transformers hides the bar when it logs errors only.
-        self.disable_tqdm = bool(self.disable_tqdm)
-        # The collator tokenizes.
-        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
-        super().__post_init__()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the Hub token, because the trainer saves and publishes its arguments."""
-        return {**self.__dict__, "hub_token": None}
+class Resumable:
+    """Training arguments that find the last complete checkpoint of an interrupted run."""
 
     def last_checkpoint(self) -> str | None:
         """
@@ -391,3 +358,40 @@ class StreamingSFTConfig(SFTConfig):
                 "from its weights and step, but the order of the data and the random states differ"
             )
         return str(checkpoint)
+
+
+@dataclass
+class StreamingSFTConfig(Resumable, SFTConfig):
+    """
+    TRL's [`SFTConfig`] with the defaults of VideoLLM-online (arXiv 2406.11816, section 4).
+
+    Args:
+        max_minutes (`float`, *optional*): Time for training. If it is too short for all steps, training has fewer
+            steps, and the learning rate schedule is shortened to fit.
+        max_length (`int`, *optional*): Most tokens of a window (see [`ScriptArguments`]). Defaults to the model's
+            context, and may not exceed it.
+        router_learning_rate (`float`, *optional*): Initial learning rate of the routers. Defaults to `learning_rate`.
+    """
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
+    router_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the routers."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Number of warm-up steps; below 1, their share."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
+    max_minutes: float | None = field(default=None, metadata={"help": "Time for training, in minutes."})
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens of a window. Default: the context."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        # Without an accelerator, Transformers accepts bf16 only together with `use_cpu`.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # Transformers hides the bar when it logs errors only.
+        self.disable_tqdm = bool(self.disable_tqdm)
+        # The collator tokenizes.
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the Hub token, because the trainer saves and publishes its arguments."""
+        return {**self.__dict__, "hub_token": None}

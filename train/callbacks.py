@@ -78,6 +78,8 @@ class TimeLimit(TrainerCallback):
         steps = min(state.global_step + max(int(left / max(seconds_a_step, 1e-9)), 1), self._all_steps)
         if left <= 0:
             control.should_training_stop = True
+            # As at the last step.
+            control.should_save = args.save_strategy == "steps"
         elif steps != state.max_steps:
             if state.is_world_process_zero and state.max_steps == self._all_steps:
                 print(f"There is time for about {steps} of {self._all_steps} steps")

@@ -3,15 +3,17 @@
 """
 Write the cards of checkpoints: what a model costs, how it was trained, what it reaches, and its limits.
 
-As a script, update the page about the embedded checkpoint from the card of the training that made it:
+As a script, update the page about the embedded checkpoint from the card of the training that made it, and from the
+figures that `train/recipe.py` wrote:
 
 ```bash
-python train/card.py outputs/streamworld_cpu/trained docs/embedded-checkpoint.md
+python train/card.py outputs/streamworld_cpu/trained page.md --measures outputs/streamworld_cpu/measures.json
 ```
 """
 
 import argparse
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -210,6 +212,49 @@ def copy_training(folder: str | Path, page: str | Path) -> None:
     page.write_text(text, encoding="utf-8")
 
 
+def write_measures(measures: dict[str, Any], page: str | Path) -> None:
+    """
+    Write the figures of the recipe into the section "Compared with full compute" of a page.
+
+    Args:
+        measures (`dict`): What `train/recipe.py` wrote as `measures.json`. "before" is left out.
+        page (`str` or `Path`): The page, a Markdown file.
+    """
+    page, labels = Path(page), measures["labels"]
+    parts = [
+        "## Compared with full compute",
+        "The same recipe trained a second model at full compute: every keep ratio is 1, and encoder and data are the "
+        'same. "After" is the model in this repository. A second table has, for each routed layer, the share of the '
+        "patches that things cover, and of the background, that its router keeps. The lift is how much more often it "
+        "keeps a covered patch than any patch, with a 95% interval over clips.",
+    ]
+    for world, columns in measures["worlds"].items():
+        shown = {name: scores for name, scores in columns.items() if name != "before"}
+        rows = [[label, *(_number(scores[key]) for scores in shown.values())] for key, label in labels.items()]
+        parts += [f"### {world}", _table(["figure", *shown], rows)]
+        for routers in (scores["routers"] for scores in shown.values() if "routers" in scores):
+            layers = {**routers["layers"], "mean": routers["mean"], "together": routers["together"]}
+            rows = [[layer, *_router_cells(found)] for layer, found in layers.items()]
+            parts.append(_table(["layer", "covered patches kept", "background kept", "lift over chance"], rows))
+    parts.append(f"Measured on {measures['hardware']}, {measures['date']}, with `{measures['command']}`.")
+    text = _with_section(page.read_text(encoding="utf-8"), "\n\n".join(parts))
+    page.write_text(text, encoding="utf-8")
+
+
+def _router_cells(found: dict[str, float | None]) -> list[str]:
+    shares = [_percent(found[name]) for name in ("covered", "background")]
+    lift, low, high = (_number(found[name], 3) for name in ("lift", "lift_low", "lift_high"))
+    return [*shares, f"{lift} ({low} to {high})"]
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
 def draw_routing(config: Any, path: str | Path) -> None:
     """Draw how many of a frame's tokens each layer of a [`VideoLLMMoDConfig`] keeps, if any is routed."""
     # The card shows no picture then, and Matplotlib may not be installed.
@@ -352,12 +397,15 @@ def _draw(losses: list[tuple[int, float]], evaluations: list[tuple[int, float]],
 
 
 def main() -> None:
-    """Copy the facts of a training into a page."""
-    parser = argparse.ArgumentParser(description="Copy cost and training of a checkpoint's card into a page.")
+    """Copy the facts and the figures of a training into a page."""
+    parser = argparse.ArgumentParser(description="Copy cost, training and figures of a checkpoint into a page.")
     parser.add_argument("checkpoint", type=Path, help="folder of the trained checkpoint")
     parser.add_argument("page", type=Path, help="Markdown file to update")
+    parser.add_argument("--measures", type=Path, help="figures of train/recipe.py, a JSON file")
     options = parser.parse_args()
     copy_training(options.checkpoint, options.page)
+    if options.measures is not None:
+        write_measures(json.loads(options.measures.read_text(encoding="utf-8")), options.page)
     print(f"wrote {options.page}")
 
 

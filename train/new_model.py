@@ -343,7 +343,8 @@ def layers_of(text: str) -> str | list[int]:
 
 
 def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with one token for each of StreamWorld's words."""
+    """Train a byte-level BPE tokenizer with one token for each word of StreamWorld and DoomWorld."""
+    from videollm_mod.train.data.doom.words import sentences
     from videollm_mod.train.data.world.clip import WORLDS
     from videollm_mod.train.data.world.dialogues import KINDS, make_dialogue
     from videollm_mod.train.data.world.events import make_clip
@@ -371,6 +372,8 @@ def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFas
                 clip = make_clip(seed, WORLDS[world])
                 for kind in KINDS:
                     yield from (f": {message['content']}" for message in make_dialogue(clip, kind)[0])
+
+        yield from (f": {sentence}" for sentence in sentences(100))
 
     tokenizer.train_from_iterator(texts(), trainer)
     return PreTrainedTokenizerFast(

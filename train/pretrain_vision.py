@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import Trainer, TrainingArguments
 
-from videollm_mod.train.arguments import run
+from videollm_mod.train.arguments import Resumable, run
 from videollm_mod.train.callbacks import TimeLimit
 from videollm_mod.train.data.world.clip import SPLITS, WORLDS, Actor, Clip, World
 from videollm_mod.train.data.world.clutter import make_clutter
@@ -38,7 +38,7 @@ from videollm_mod.train.new_model import new_model
 from videollm_mod.train.objectness import PatchLabels
 
 
-NUM_EVAL_CLIPS = 64  # Of each world.
+NUM_EVAL_CLIPS = 64  # At most, of each world.
 
 
 def make_scenes(seed: int, world: World, count: int = 8) -> Clip:
@@ -230,7 +230,7 @@ class VisionArguments:
 
 
 @dataclass
-class VisionTrainingArguments(TrainingArguments):
+class VisionTrainingArguments(Resumable, TrainingArguments):
     """
     [`TrainingArguments`] that also accept bf16 without an accelerator.
 
@@ -328,13 +328,13 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
         model=reader,
         args=training,
         train_dataset=patches("train", arguments.first_clip, arguments.num_clips),
-        eval_dataset=patches("validation", 0, NUM_EVAL_CLIPS),
+        eval_dataset=patches("validation", 0, min(NUM_EVAL_CLIPS, arguments.num_clips)),
         data_collator=collate,
         compute_metrics=seen,
     )
     if training.max_minutes is not None:
         trainer.add_callback(TimeLimit(training.max_minutes))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=training.last_checkpoint())
     print({name: round(value, 4) for name, value in trainer.evaluate().items() if name.endswith("_right")})
     model.save_pretrained(training.output_dir)
     processor.save_pretrained(training.output_dir)

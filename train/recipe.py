@@ -1,10 +1,12 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-The complete recipe for StreamWorld: train a checkpoint from scratch, and evaluate it before and after.
+The complete recipe for generated worlds: train a checkpoint from scratch, and evaluate it before and after.
 
 ```bash
-python train/recipe.py                     # the embedded checkpoint
+python train/recipe.py                     # StreamWorld and DoomWorld together, as long as it takes
+python train/recipe.py --minutes 360       # the same within six hours
+python train/recipe.py --worlds tiny,hard  # without DoomWorld
 python train/recipe.py --size quick        # a short version of two minutes
 python train/recipe.py --twin              # also train the same model at full compute on the same data
 python train/recipe.py --size gpu --twin --minutes 30    # the full world and a larger model, for a GPU
@@ -12,22 +14,28 @@ python train/recipe.py --size gpu --twin --minutes 30    # the full world and a 
 
 The stages:
 
-1. `pretrain_vision.py` trains a vision encoder to predict what covers each patch.
-2. `encode.py` draws slide shows and clips, and encodes them once.
+1. `pretrain_vision.py` trains a vision encoder to predict what covers each patch, on all worlds.
+2. `encode.py` draws slide shows, clips and long clips of each world, and encodes them once.
 3. `sft.py` trains on slide shows, where every frame comes from a different clip, so the model cannot copy the previous
-   description. It then trains on narration, questions and waiting, and last mostly on questions.
+   description. It then trains on narration, questions and waiting, and last mostly on questions. Long clips are part
+   of both, so that the model goes on narrating.
 
-Finished stages are skipped. An interrupted stage of `sft.py` resumes from its last checkpoint.
+Finished stages are skipped, and an interrupted stage resumes where it stopped. With `--twin`, the model at full
+compute trains last, for the same number of steps, and outside of `--minutes`. The table at the end is also written as
+`measures.json`.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
+import time as clock
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,82 +43,25 @@ from videollm_mod.console import quiet
 
 import torch
 
-from videollm_mod.train.data.sources import load_split
-from videollm_mod.train.data.streamworld import StreamWorld
-from videollm_mod.train.evaluation import measure_checkpoint
+from videollm_mod.train.data.doom.game import find_vizdoom
+from videollm_mod.train.recipe_measures import measure, show, write_measures
+from videollm_mod.train.recipe_sizes import CONFIGS, FPS, SIZES, WORLDS, Size
 
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "train" / "configs"
-KINDS = "describe=1,narrate=5,ask=3,wait=1"
-QUESTION_KINDS = "narrate=2,ask=5,wait=1"
-TEST_KINDS = "narrate=2,ask=1,wait=1"
 # First row of the narration stage. With more slide shows than this, it begins after them.
 FIRST_CLIP = 10_000
 # Each stage's share of the time limit. The rest is for loading, saving and evaluation.
-SHARES = {"vision": 0.2, "slides": 0.06, "clips": 0.18, "questions": 0.06}
-SHARES |= {"alignment": 0.05, "narration": 0.22, "trained": 0.07}
+SHARES = {"vision": 0.17, "slides": 0.04, "clips": 0.14, "long": 0.06, "questions": 0.07}
+SHARES |= {"alignment": 0.05, "narration": 0.24, "trained": 0.08}
 # The last file that a checkpoint gets: if it exists, the checkpoint is complete.
 LAST_WRITTEN = "processor_config.json"
-# An untrained model never ends its replies, so it is evaluated on few clips with short replies.
-CLIPS_BEFORE, LONGEST_REPLY = 10, 32
 # Each stage runs in its own process, forked from one that has already imported the libraries. Importing them would
 # otherwise dominate a short run.
 SCRIPTS = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
 SCRIPTS.set_forkserver_preload([f"videollm_mod.train.{script}" for script in ("sft", "encode", "pretrain_vision")])
-
-
-@dataclass(frozen=True)
-class Size:
-    """
-    The size of a run.
-
-    Args:
-        model_config (`str`): The new model: a file in `train/configs`.
-        things (`str`): World of the vision encoder's scenes and of the slide shows.
-        world (`str`): World of the clips with events.
-        vision_clips (`int`): Number of clips for the vision encoder.
-        slides (`int`): Number of slide shows.
-        clips (`int`): Number of rows with narration, questions and waiting.
-        questions (`int`): Number of rows of the last stage, from other clips and mostly with questions.
-        epochs (`int`): Number of epochs over `clips`.
-        batch (`int`): Number of rows per step.
-        test_clips (`int`): Number of held-out rows for evaluation.
-    """
-
-    model_config: str
-    things: str
-    world: str
-    vision_clips: int
-    slides: int
-    clips: int
-    questions: int
-    epochs: int
-    batch: int
-    test_clips: int
-
-
-SIZES = {
-    "quick": Size("streamworld_model.json", "small", "tiny", 400, 160, 400, 40, 1, 8, 8),
-    "cpu": Size("streamworld_model.json", "small", "tiny", 24_000, 4_000, 20_000, 10_000, 2, 8, 200),
-    "gpu": Size("streamworld_gpu_model.json", "full", "full", 100_000, 20_000, 60_000, 20_000, 4, 32, 200),
-}
-TABLE = {
-    "clips": "clips",
-    "event_f1": "events narrated within 0.5 s, F1",
-    "event_precision": "precision",
-    "event_recall": "recall",
-    "answer_accuracy": "correct answers",
-    "silent_frames_right": "silence kept at silent frames",
-    "reply_delay": "reply delay, s",
-    "reply_fluency": "reply fluency",
-    "time_diff": "TimeDiff, s",
-    "fluency": "Fluency",
-    "lm_correctness": "LM-Correctness",
-    "lm_ppl": "LM-PPL",
-}
 
 
 def run_stage(done: Path, script: str, *options: Any, processes: int = 1, threads: int | None = None) -> None:
@@ -165,7 +116,7 @@ def within(minutes: float | None, stage: str) -> list[Any]:
 
 def seen_rows(size: Size) -> dict[str, range]:
     """
-    Return the rows of StreamWorld's training split that each kind of data uses.
+    Return the rows of a world's training split that each kind of data uses.
 
     No row is used twice. Every row has as many seeds as a slide show has frames, so no two rows share a clip.
 
@@ -173,11 +124,13 @@ def seen_rows(size: Size) -> dict[str, range]:
         size ([`Size`]): The size of the run.
 
     Returns:
-        `dict[str, range]`: Rows of slide shows, of clips and of questions.
+        `dict[str, range]`: Rows of slide shows, of clips, of questions and of long clips.
     """
-    begin = max(FIRST_CLIP, size.slides)
-    end = begin + size.clips
-    return {"slides": range(size.slides), "clips": range(begin, end), "questions": range(end, end + size.questions)}
+    begin, found = max(FIRST_CLIP, size.slides), {"slides": range(size.slides)}
+    for name, count in (("clips", size.clips), ("questions", size.questions), ("long", size.long_clips)):
+        found[name] = range(begin, begin + count)
+        begin += count
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def see(size: Size, folder: Path, minutes: float | None = None) -> Path:
@@ -193,33 +146,70 @@ def see(size: Size, folder: Path, minutes: float | None = None) -> Path:
         `Path`: The folder of a model with a trained encoder and untrained other parts.
     """
     vision = folder / "vision"
-    config = ["--config", CONFIGS / "streamworld_vision.yaml", "--model_config", CONFIGS / size.model_config]
+    config = ["--config", CONFIGS / size.vision_config, "--model_config", CONFIGS / size.model_config]
+    scenes = ",".join(WORLDS[world].scenes for world in size.worlds)
     run_stage(
         vision / LAST_WRITTEN,
         "pretrain_vision.py",
         *config,
-        *("--world", size.things, "--num_clips", size.vision_clips, "--output_dir", vision),
+        *("--world", scenes, "--num_clips", size.vision_clips, "--output_dir", vision),
+        *("--save_strategy", "steps", "--save_steps", 250, "--save_total_limit", 1),
+        *("--resume_from_checkpoint", "true"),
         *within(minutes, "vision"),
     )
-    data = {
-        "slides": ["--world", size.things, "--kinds", "describe=1"],
-        "clips": ["--world", size.world, "--kinds", KINDS],
-        "questions": ["--world", size.world, "--kinds", QUESTION_KINDS],
-    }
     rows = seen_rows(size)
     # Little data is encoded all at once, because starting takes most of the time. Much data gets all cores in turn.
-    is_little = sum(map(len, rows.values())) < 2000
-
-    def encode(name: str) -> None:
-        options = [*data[name], "--dataset", "streamworld", "--checkpoint", vision, "--dtype", "bfloat16"]
-        options += ["--first_clip", rows[name].start, "--num_clips", len(rows[name])]
-        options += ["--output_dir", folder / name, *within(minutes, name)]
-        how = {"threads": 1} if is_little else {"processes": os.cpu_count() or 1}
-        run_stage(folder / name / "train.jsonl", "encode.py", *options, **how)
-
-    with ThreadPoolExecutor(len(data) if is_little else 1) as pool:
-        list(pool.map(encode, data))
+    is_little = len(size.worlds) * sum(map(len, rows.values())) < 2000
+    with ThreadPoolExecutor(len(rows) if is_little else 1) as pool:
+        list(pool.map(lambda name: encode(name, rows[name], size, folder, minutes, is_little=is_little), rows))
+    join_rows(folder, "slides", size.worlds)
+    # Two long rows in three are narrated first, and the last third keeps the last stage used to them.
+    third = 2 * size.long_clips // 3
+    join_rows(folder, "clips", size.worlds, long=slice(0, third))
+    join_rows(folder, "questions", size.worlds, long=slice(third, size.long_clips))
     return vision
+
+
+def encode(name: str, rows: range, size: Size, folder: Path, minutes: float | None, *, is_little: bool) -> None:
+    """Encode one kind of rows of all worlds. A world leaves the time that it does not need to those after it."""
+    end = None if minutes is None else clock.monotonic() + 60 * minutes * SHARES[name]
+    for place, world in enumerate(size.worlds):
+        done = folder / "encoded" / f"{name}_{world}" / "train.jsonl"
+        source = WORLDS[world].options(name, size.frame_size)
+        options = [part for option, value in source.items() for part in (f"--{option}", value)]
+        options += ["--checkpoint", folder / "vision", "--dtype", "bfloat16", "--fps", FPS]
+        options += ["--first_clip", rows.start, "--num_clips", len(rows), "--output_dir", done.parent]
+        if end is not None:
+            left = (end - clock.monotonic()) / 60 / (len(size.worlds) - place)
+            options += ["--max_minutes", f"{max(left, 0.01):.4g}"]
+        how = {"threads": 1} if is_little else {"processes": os.cpu_count() or 1}
+        run_stage(done, "encode.py", *options, **how)
+
+
+def join_rows(folder: Path, name: str, worlds: Sequence[str], *, long: slice = slice(0)) -> None:
+    """
+    Write `train.jsonl` with the encoded rows of all worlds, and some of their long rows.
+
+    Args:
+        folder (`Path`): Folder of the recipe. The encoded rows are in `encoded`.
+        name (`str`): Kind of the rows, and folder of the file.
+        worlds (`Sequence[str]`): Names of the worlds.
+        long (`slice`, *optional*): Which long rows of each world to add. The default is none.
+    """
+
+    def lines() -> Iterator[str]:
+        for world in worlds:
+            for kind, some in ((name, slice(None)), ("long", long)):
+                source = folder / "encoded" / f"{kind}_{world}"
+                written = (source / "train.jsonl").read_text(encoding="utf-8").splitlines() if some != slice(0) else []
+                for row in map(json.loads, written[some]):
+                    row["frame_features"] = f"../encoded/{source.name}/{row['frame_features']}"
+                    yield json.dumps(row, ensure_ascii=False) + "\n"
+
+    (folder / name).mkdir(exist_ok=True)
+    part = folder / name / ".train.jsonl.part"
+    part.write_text("".join(lines()), encoding="utf-8")
+    part.replace(folder / name / "train.jsonl")
 
 
 def learn(
@@ -227,23 +217,28 @@ def learn(
     folder: Path,
     *,
     keep_ratio: float | None = None,
-    threads: int | None = None,
     minutes: float | None = None,
 ) -> Path:
     """
     Train a model on the data of [`see`], unless it exists.
 
+    A model with another keep ratio trains for as many steps as the one before it, however long they take.
+
     Args:
         size ([`Size`]): The size of the run.
         folder (`Path`): Folder to write to, the same as for [`see`].
-        keep_ratio (`float`, *optional*): Keep ratio. The default is that of the model configuration.
-        threads (`int`, *optional*): Number of CPU threads. The default is all.
-        minutes (`float`, *optional*): Time limit of the complete recipe.
+        keep_ratio (`float`, *optional*): Keep ratio. The default is that of the model configuration, with the routers'
+            own loss.
+        minutes (`float`, *optional*): Time limit of the complete recipe, for the model with the default keep ratio.
 
     Returns:
         `Path`: The folder of the trained model.
     """
     name, ratio = ("", []) if keep_ratio is None else (f"_{keep_ratio:g}", ["--mod_keep_ratio", keep_ratio])
+    if keep_ratio is None and size.router_loss is not None:
+        ratio = ["--mod_router_loss", size.router_loss]
+    # Beside a long row, a short one would be padding for the most part: they go one by one.
+    batch, steps = (1, size.batch) if size.long_clips else (size.batch, 1)
     given = folder / "vision"
     for stage, data, config, options in (
         ("alignment", "slides", "streamworld_alignment.yaml", []),
@@ -252,17 +247,60 @@ def learn(
     ):
         made = folder / f"{stage}{name}"
         options = ["--config", CONFIGS / config, "--dataset", folder / data, "--checkpoint", given, *options]
-        options += ["--output_dir", made, "--per_device_train_batch_size", size.batch, *ratio]
-        options += within(minutes, stage)
-        run_stage(made / LAST_WRITTEN, "sft.py", *options, "--resume_from_checkpoint", "true", threads=threads)
+        options += ["--output_dir", made, "--per_device_train_batch_size", batch, *ratio, "--fps", FPS]
+        options += ["--gradient_accumulation_steps", steps, "--save_strategy", "steps", "--save_steps", 250]
+        options += within(minutes, stage) if keep_ratio is None else ["--max_steps", last_step(folder / stage)]
+        run_stage(made / LAST_WRITTEN, "sft.py", *options, "--resume_from_checkpoint", "true")
         given = made
     return given
 
 
+def last_step(trained: Path) -> int:
+    """Return the number of steps of a finished stage. Training ends with a checkpoint."""
+    return max(int(path.name.split("-")[1]) for path in trained.glob("checkpoint-*"))
+
+
+def begin_folder(folder: Path, size: Size) -> None:
+    """
+    Note in a folder what it is for. Finished stages of a run with other options are not taken over.
+
+    Raises:
+        `SystemExit`: If it has stages of another run.
+    """
+    path, about = folder / "size.json", json.loads(json.dumps(asdict(size)))
+    known = json.loads(path.read_text()) if path.exists() else None
+    if known != about and (known is not None or (folder / "vision").exists()):
+        raise SystemExit(f"error: '{folder}' has stages of a run with other options: give another --folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def choose_worlds(names: str | None, size: Size) -> tuple[str, ...]:
+    """
+    Return the worlds to train on. Without a choice, they are the size's, and without ViZDoom not DoomWorld.
+
+    Raises:
+        `SystemExit`: If a world is unknown, or chosen and not installed.
+    """
+    chosen = size.worlds if names is None else tuple(dict.fromkeys(name.strip() for name in names.split(",")))
+    if unknown := [name for name in chosen if name not in WORLDS]:
+        raise SystemExit(f"error: --worlds has no {', '.join(unknown)}; it has {', '.join(WORLDS)}.")
+    try:
+        if "doom" in chosen:
+            find_vizdoom()
+    except ImportError as error:
+        if names is not None:
+            raise SystemExit(f"error: --worlds doom: {error}") from None
+        print(f"without DoomWorld: {error}")
+        chosen = tuple(name for name in chosen if name != "doom")
+    return tuple(name for name in WORLDS if name in chosen)
+
+
 def main() -> None:
-    """Train the checkpoint and print the table."""
-    parser = argparse.ArgumentParser(description="Train on StreamWorld from scratch, and evaluate before and after.")
+    """Train the checkpoint, print the table, and write it as JSON."""
+    parser = argparse.ArgumentParser(description="Train on generated worlds from scratch, and evaluate the result.")
     parser.add_argument("--size", choices=SIZES, default="cpu", help="size of the model and the data")
+    parser.add_argument("--worlds", help=f"worlds to train on, separated by commas: {', '.join(WORLDS)}")
     parser.add_argument("--folder", type=Path, help="folder to write to; default: outputs/streamworld_<size>")
     parser.add_argument("--twin", action="store_true", help="also train the same model at full compute")
     parser.add_argument("--minutes", type=float, help="time limit of the complete recipe; every stage gets a share")
@@ -270,25 +308,15 @@ def main() -> None:
     if options.minutes is not None and not options.minutes > 0:
         parser.error(f"--minutes must be positive, got {options.minutes}")
     size, folder = SIZES[options.size], options.folder or ROOT / "outputs" / f"streamworld_{options.size}"
+    size = replace(size, worlds=choose_worlds(options.worlds, size))
+    begin_folder(folder, size)
     before = see(size, folder, options.minutes)
-    ratios = {"after": None} | ({"full compute": 1.0} if options.twin else {})
-    threads = max((os.cpu_count() or 1) // len(ratios), 1)
-    with ThreadPoolExecutor(len(ratios)) as pool:
-        after = pool.map(
-            lambda ratio: learn(size, folder, keep_ratio=ratio, threads=threads, minutes=options.minutes),
-            ratios.values(),
-        )
-        checkpoints = {"before": before} | dict(zip(ratios, after, strict=True))
-    rows = load_split(StreamWorld("streamworld", world=size.world, kinds=TEST_KINDS), "test", size.test_clips)
-    columns = {}
-    for name, checkpoint in checkpoints.items():
-        some = rows.select(range(min(CLIPS_BEFORE, len(rows)))) if name == "before" else rows
-        cut = {"max_new_tokens": LONGEST_REPLY} if name == "before" else {}
-        columns[name] = measure_checkpoint(checkpoint, some, **cut) | {"clips": len(some)}
-    print(f"\nHeld-out clips of StreamWorld, {size.world}")
-    print(f"{'':<36}" + "".join(f"{name:>14}" for name in columns))
-    for key, label in TABLE.items():
-        print(f"{label:<36}" + "".join(f"{scores[key]:14.4g}" for scores in columns.values()))
+    checkpoints = {"before": before, "after": learn(size, folder, minutes=options.minutes)}
+    if options.twin:
+        checkpoints["full compute"] = learn(size, folder, keep_ratio=1.0)
+    measures = measure(size, checkpoints)
+    write_measures(measures, folder / "measures.json")
+    print("\n".join(show(measures)))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from videollm_mod.train.data.doom.clip import SECONDS, SLIDE_FRAMES, SPLITS, STEP
+from videollm_mod.train.data.doom.clip import RATES, SECONDS, SLIDE_FRAMES, SPLITS
 from videollm_mod.train.data.doom.events import WORDINGS
 from videollm_mod.train.data.doom.files import write_card, write_sample, write_split
-from videollm_mod.train.data.doom.game import find_vizdoom
+from videollm_mod.train.data.doom.game import FPS, find_vizdoom
 from videollm_mod.train.data.doom.rows import doomworld_dataset
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streamworld import parse_seconds, parse_weights
@@ -32,7 +32,7 @@ from videollm_mod.train.data.world.dialogues import KINDS
 @dataclass
 class DoomWorld(DataSource):
     """
-    Clips of a scripted player in ViZDoom, with 4 frames a second. Rows are recorded when they are read.
+    Clips of a scripted player in ViZDoom. Rows are recorded when they are read.
 
     Args:
         kinds (`str`, *optional*, defaults to `"narrate=1"`): Weights of the kinds of dialogue, for example
@@ -41,6 +41,7 @@ class DoomWorld(DataSource):
             `"plain=2,brief=1,player=1"`.
         frame_size (`int`, *optional*, defaults to 128): Width and height of the pictures.
         seconds (`str`, *optional*, defaults to `"8,15"`): Shortest and longest clip in seconds.
+        frame_rate (`int`, *optional*, defaults to 4): Frames per second of the clips, 4 or 2. Give `--fps` the same.
     """
 
     kinds: str = field(
@@ -53,6 +54,9 @@ class DoomWorld(DataSource):
     )
     frame_size: int = field(default=128, metadata={"help": "Width and height of the pictures."})
     seconds: str = field(default="8,15", metadata={"help": "Shortest and longest clip in seconds, for example 20,60."})
+    frame_rate: int = field(
+        default=4, metadata={"help": "Frames per second of the clips. Give --fps the same.", "choices": list(RATES)}
+    )
 
     def __post_init__(self) -> None:
         self.limits = parse_seconds(self.seconds)
@@ -60,7 +64,7 @@ class DoomWorld(DataSource):
     @property
     def longest_row(self) -> float:
         """Seconds of the longest clip, or of a slide show."""
-        return max(self.limits[1], SLIDE_FRAMES * STEP)
+        return max(self.limits[1], SLIDE_FRAMES / self.frame_rate)
 
     def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:
         """Return rows of a split (see [`doomworld_dataset`])."""
@@ -73,6 +77,7 @@ class DoomWorld(DataSource):
             wordings=parse_weights("wordings", self.wordings),
             size=self.frame_size,
             seconds=self.limits,
+            fps=self.frame_rate,
         )
 
     def title(self, split: str) -> str:
@@ -90,6 +95,9 @@ def main() -> None:
     parser.add_argument("--first_clip", type=int, default=0, help="index of the first clip")
     parser.add_argument("--clip", type=int, help="write only the clip of this number, with its events")
     parser.add_argument("--name", default="doomworld", help="name of the two files that --clip writes")
+    parser.add_argument(
+        "--frame_rate", type=int, choices=RATES, default=FPS, help="frames per second, for events of --clip"
+    )
     parser.add_argument("--size", type=int, default=256, help="width and height in pixels, an even number from 16")
     parser.add_argument(
         "--seconds",
@@ -113,7 +121,7 @@ def main() -> None:
     folder, split = options.folder, options.split
     video = {"size": options.size, "seconds": tuple(options.seconds)}
     if options.clip is not None:
-        write_sample(folder, split, SPLITS[split] + options.clip, **video, name=options.name)
+        write_sample(folder, split, SPLITS[split] + options.clip, **video, fps=options.frame_rate, name=options.name)
         print(f"wrote {folder / options.name}.mp4 and {folder / options.name}.json")
         return
     clips = {"num_clips": options.num_clips, "first_clip": options.first_clip}

@@ -3,8 +3,9 @@
 """
 What a DoomWorld clip is, and how one is recorded.
 
-Everything in a clip follows from its split, its seed and its length, on one version of ViZDoom. There are 4 frames a
-second. An event has the time of the frame that first shows its result.
+Everything in a clip follows from its split, its seed, its length and its frame rate, on one version of ViZDoom. The
+player decides 4 times a second. A clip has 4 frames a second, or fewer. An event has the time of the frame that first
+shows its result.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from videollm_mod.train.data.doom.player import Player
 from videollm_mod.train.data.doom.things import name_of, side_of
 
 
-STEP = 1 / FPS  # Seconds. All event times are multiples of it.
+STEP = 1 / FPS  # Seconds between the frames of a clip with 4 frames a second.
+RATES = (4, 2)
 SECONDS = (8.0, 15.0)
 SLIDE_FRAMES = 16
 # First seed of each split. A split ends where the next begins, so no two splits share a clip.
@@ -50,6 +52,7 @@ class Clip:
             shows, counted from 1 in the order of `sights`, or 0.
         events (`tuple[Event, ...]`): The events in order of time. No two have the same time.
         weapons (`tuple[int, ...]`): Slot of the player's weapon in each frame.
+        fps (`int`, *optional*, defaults to 4): Frames per second. Every event has the time of a frame.
     """
 
     split: str
@@ -60,15 +63,16 @@ class Clip:
     masks: np.ndarray
     events: tuple[Event, ...]
     weapons: tuple[int, ...]
+    fps: int = FPS
 
     @property
     def seconds(self) -> float:
         """Length."""
-        return len(self.pictures) * STEP
+        return len(self.pictures) / self.fps
 
     def index(self, time: float) -> int:
         """Return the index of the last frame at or before a time."""
-        return min(int(time * FPS + 1e-6), len(self.pictures) - 1)
+        return min(int(time * self.fps + 1e-6), len(self.pictures) - 1)
 
     def visible(self, time: float) -> tuple[Sight, ...]:
         """Return the things in sight at a time, from left to right."""
@@ -137,16 +141,18 @@ def record_clip(
     *,
     size: int = 128,
     seconds: tuple[float, float] = SECONDS,
+    fps: int = FPS,
     sink: Callable[[np.ndarray], None] | None = None,
 ) -> Clip:
     """
-    Record a clip. The same split, seed and length always give the same clip.
+    Record a clip. The same split, seed, length and frame rate always give the same clip.
 
     Args:
         split (`str`): One of [`SPLITS`]. It gives the maps.
         seed (`int`): The seed.
         size (`int`, *optional*, defaults to 128): Width and height of the pictures.
         seconds (`tuple[float, float]`, *optional*, defaults to 8 to 15): Shortest and longest clip.
+        fps (`int`, *optional*, defaults to 4): Frames per second, one of [`RATES`]. The player does the same at each.
         sink (callable, *optional*): Receives the game's picture of every tic, 35 a second, uint8 (192, 256, 3).
 
     Raises:
@@ -160,10 +166,12 @@ def record_clip(
     if sink is not None:
         for _ in range(TICS * (count - 1) // FPS + 1, TICS * count // FPS):
             sink(moments[-1].picture)
-    return _to_clip(split, seed, name, size, moments, Narrator(moments, recorder.cuts).events())
+    # Events are those that can be seen in the frames that are left.
+    moments, cuts = moments[:: FPS // fps], {-(-cut * fps // FPS) for cut in recorder.cuts}
+    return _to_clip(split, seed, name, size, moments, Narrator(moments, cuts, fps).events(), fps)
 
 
-def record_slides(split: str, seed: int, *, size: int = 128, count: int = SLIDE_FRAMES) -> Clip:
+def record_slides(split: str, seed: int, *, size: int = 128, count: int = SLIDE_FRAMES, fps: int = FPS) -> Clip:
     """
     Record a slide show: every frame shows another place of the map. It has no events.
 
@@ -172,13 +180,17 @@ def record_slides(split: str, seed: int, *, size: int = 128, count: int = SLIDE_
         seed (`int`): The seed.
         size (`int`, *optional*, defaults to 128): Width and height of the pictures.
         count (`int`, *optional*, defaults to 16): Number of frames.
+        fps (`int`, *optional*, defaults to 4): Frames per second.
     """
     wad, name = map_of(split, seed)
     recorder = _Recorder(shared_game(wad), name, seed, np.random.default_rng((seed, 5)), None)
-    return _to_clip(split, seed, name, size, [recorder.next(index, elsewhere=True) for index in range(count)], ())
+    moments = [recorder.next(index, elsewhere=True) for index in range(count)]
+    return _to_clip(split, seed, name, size, moments, (), fps)
 
 
-def _to_clip(split: str, seed: int, name: str, size: int, moments: list[Moment], events: tuple[Event, ...]) -> Clip:
+def _to_clip(
+    split: str, seed: int, name: str, size: int, moments: list[Moment], events: tuple[Event, ...], fps: int
+) -> Clip:
     return Clip(
         split,
         seed,
@@ -188,6 +200,7 @@ def _to_clip(split: str, seed: int, name: str, size: int, moments: list[Moment],
         np.stack([moment.mask for moment in moments]),
         events,
         tuple(int(moment.values["SELECTED_WEAPON"]) for moment in moments),
+        fps,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from videollm_mod.train.data.doom.clip import STEP, Clip, describe_sights
+from videollm_mod.train.data.doom.clip import Clip, describe_sights
 from videollm_mod.train.data.doom.events import WORDINGS, Event, tell
 from videollm_mod.train.data.doom.things import MONSTERS, WEAPONS, name_of, side_of
 from videollm_mod.train.data.world.dialogues import DESCRIBE_ALL, KINDS, NUMBERS, Question
@@ -94,7 +94,7 @@ def _about_later(clip: Clip, time: float) -> list[Question]:
             if text is None or key in passed:
                 continue
             passed.add(key)
-            if event.time >= time + 2 * STEP:
+            if event.time >= time + 2 / clip.fps:
                 text = text.format(name=name_of(event.thing)) if event.thing else text
                 found.append(Question("later", time, text, _answer(event, text), event.time))
     return found
@@ -148,7 +148,7 @@ def make_dialogue(clip: Clip, kind: str, wording: str = "plain") -> tuple[list[d
 def _choose_questions(clip: Clip, rng: np.random.Generator, count: int, allowed: tuple[str, ...]) -> list[Question]:
     """Choose up to `count` questions of the allowed kinds, at times at which nothing happens."""
     busy = {event.time for event in clip.events}
-    quiet = [i * STEP for i in range(4, len(clip.pictures)) if i * STEP not in busy]
+    quiet = [i / clip.fps for i in range(clip.fps, len(clip.pictures)) if i / clip.fps not in busy]
     times = rng.choice(quiet, size=min(count, len(quiet)), replace=False) if quiet else ()
     questions: list[Question] = []
     until = 0.0
@@ -169,5 +169,5 @@ def describe(clip: Clip) -> list[dict[str, Any]]:
     """Make timed messages with one description for each frame."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": DESCRIBE_ALL, "time": 0.0}]
     for index, sights in enumerate(clip.sights):
-        messages.append({"role": "assistant", "content": describe_sights(sights), "time": index * STEP})
+        messages.append({"role": "assistant", "content": describe_sights(sights), "time": index / clip.fps})
     return messages

@@ -26,10 +26,12 @@ WORDINGS = {
     "brief": "Please narrate the video in a few words.",
     "player": "Please narrate the video as the player.",
 }
-_AGAIN = 2 * FPS  # Frames.
+_AGAIN = 2  # Seconds.
 _LATE = 2  # Frames that an event may wait.
-_PAIN = 8  # Points of health that the player loses between two frames. The game hardly shows less.
-_REACH = 100.0  # Map units within which the player picks things up. It moves up to 70 of them between two frames.
+# Points of health that the player loses between two of 4 frames a second. The game shows less hardly, or briefly.
+_PAIN = 8
+# Map units within which the player picks things up. It moves up to 70 of them between two of 4 frames a second.
+_REACH = 100.0
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,12 @@ class Narrator:
     Args:
         moments (`list[Moment]`): The frames.
         cuts (`set[int]`): Frames at which the player is suddenly elsewhere. Nothing of before counts there.
+        fps (`int`, *optional*, defaults to 4): Frames per second.
     """
 
-    def __init__(self, moments: list[Moment], cuts: set[int]) -> None:
-        self.moments, self.cuts = moments, cuts
+    def __init__(self, moments: list[Moment], cuts: set[int], fps: int = FPS) -> None:
+        self.moments, self.cuts, self.fps = moments, cuts, fps
+        self.again, self.reach, self.pain = _AGAIN * fps, _REACH * FPS / fps, _PAIN * FPS / fps
         self.last_seen: dict[int | str, int] = {}
         self.awaited: set[int | str] = set()
         self.told: dict[int | str, int] = {}
@@ -115,7 +119,7 @@ class Narrator:
 
     def _is_due(self, key: int | str, index: int) -> bool:
         """Return whether what goes on is told, and remember that it is."""
-        due = index - self.told.get(key, -_AGAIN) >= _AGAIN
+        due = index - self.told.get(key, -self.again) >= self.again
         if due:
             self.told[key] = index
         return due
@@ -125,7 +129,7 @@ class Narrator:
 
     def _find_changes(self, index: int, before: Moment, now: Moment) -> None:
         pain = now.values["DAMAGE_TAKEN"] - before.values["DAMAGE_TAKEN"]
-        if pain >= _PAIN and self._is_due("hurt", index):
+        if pain >= self.pain and self._is_due("hurt", index):
             self._add(index, "hurt")
         place = now.values["POSITION_X"], now.values["POSITION_Y"]
         taken = set()
@@ -133,7 +137,8 @@ class Narrator:
             after = now.things.get(thing, ("",))[0]
             if after == kind:
                 continue
-            if kind in ITEMS and math.dist(place, (x, y)) < _REACH and self._was_seen(thing, index, 2 * _AGAIN):
+            is_near = math.dist(place, (x, y)) < self.reach
+            if kind in ITEMS and is_near and self._was_seen(thing, index, 2 * self.again):
                 taken.add(kind)
             elif kind in MONSTERS and after in ("corpse", ""):
                 self.killed.add(thing)
@@ -164,7 +169,7 @@ class Narrator:
             seen = self.last_seen.get(key, -100)
             if seen == index:
                 continue
-            if index - seen > _AGAIN and not (sight.kind == "corpse" and sight.id in self.killed):
+            if index - seen > self.again and not (sight.kind == "corpse" and sight.id in self.killed):
                 self.awaited.add(key)
             elif seen == index - 1 and key in self.awaited:
                 self.awaited.remove(key)
@@ -189,7 +194,7 @@ class Narrator:
             if waiting:
                 first = min(waiting, key=lambda entry: entry[:2])
                 waiting.remove(first)
-                placed.append(_event_at(index / FPS, first[2], moment))
+                placed.append(_event_at(index / self.fps, first[2], moment))
         return tuple(placed)
 
 

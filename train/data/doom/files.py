@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from videollm_mod.train.data.doom.clip import MAPS, SPLITS, STEP, Clip, record_clip, shrink
 from videollm_mod.train.data.doom.dialogues import make_dialogue
 from videollm_mod.train.data.doom.events import EVENTS
-from videollm_mod.train.data.doom.game import TICS
+from videollm_mod.train.data.doom.game import FPS, TICS
 from videollm_mod.train.data.doom.things import THINGS
 from videollm_mod.train.data.world.drawing import open_video
 from videollm_mod.train.data.world.files import FEATURES, known_commands, to_line, write_once
@@ -58,19 +58,21 @@ def write_split(
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def film(path: Path, split: str, seed: int, *, size: int, seconds: tuple[float, float]) -> Clip:
+def film(path: Path, split: str, seed: int, *, size: int, seconds: tuple[float, float], fps: int = FPS) -> Clip:
     """Record a clip, and write it as a video of 35 frames a second unless the file exists."""
-    clips: list[Clip] = []
+    how, clips = {"seconds": seconds, "fps": fps}, []
 
     def write(part: Path) -> None:
         with open_video(part, size=size, fps=TICS, seed=seed, world="DoomWorld") as write:
-            clips.append(record_clip(split, seed, seconds=seconds, sink=lambda picture: write(shrink(picture, size))))
+            clips.append(record_clip(split, seed, **how, sink=lambda picture: write(shrink(picture, size))))
 
     write_once(path, write)
-    return clips[0] if clips else record_clip(split, seed, seconds=seconds)
+    return clips[0] if clips else record_clip(split, seed, **how)
 
 
-def write_sample(folder: Path, split: str, seed: int, *, size: int, seconds: tuple[float, float], name: str) -> None:
+def write_sample(
+    folder: Path, split: str, seed: int, *, size: int, seconds: tuple[float, float], fps: int, name: str
+) -> None:
     """
     Write one clip as `<name>.mp4` and its events as `<name>.json`.
 
@@ -80,12 +82,13 @@ def write_sample(folder: Path, split: str, seed: int, *, size: int, seconds: tup
         seed (`int`): The seed of the clip.
         size (`int`): Width and height of the video.
         seconds (`tuple[float, float]`): Shortest and longest clip.
+        fps (`int`): Frames per second in which its events are seen (see [`record_clip`]).
         name (`str`): Name of both files. A video of that name is replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.mp4").unlink(missing_ok=True)
-    clip = film(folder / f"{name}.mp4", split, seed, size=size, seconds=seconds)
-    story = {"seed": seed, "split": split, "map": clip.map, "events": clip.story()}
+    clip = film(folder / f"{name}.mp4", split, seed, size=size, seconds=seconds, fps=fps)
+    story = {"seed": seed, "seconds": seconds, "fps": fps, "split": split, "map": clip.map, "events": clip.story()}
     (folder / f"{name}.json").write_text(json.dumps(story, indent=1) + "\n", encoding="utf-8")
 
 

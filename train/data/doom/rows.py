@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from videollm_mod.train.data.doom.clip import SECONDS, SEEDS_END, SPLITS, STEP, record_clip, record_slides
+from videollm_mod.train.data.doom.clip import RATES, SECONDS, SEEDS_END, SPLITS, record_clip, record_slides
 from videollm_mod.train.data.doom.dialogues import describe, make_dialogue
 from videollm_mod.train.data.doom.events import WORDINGS
 from videollm_mod.train.data.world.dialogues import KINDS
@@ -23,11 +23,12 @@ def doomworld_dataset(
     wordings: dict[str, float] | None = None,
     size: int = 128,
     seconds: tuple[float, float] = SECONDS,
+    fps: int = RATES[0],
 ) -> Dataset:
     """
     Return rows `{"messages", "video", "kind", "seed", "covered"}` that are recorded when they are read.
 
-    Videos have 4 frames a second. `covered` lists, for each frame, the patches of an 8x8 grid that show things (see
+    `covered` lists, for each frame, the patches of an 8x8 grid that show things (see
     [`Clip.covered`]). A row of kind "describe" is a slide show: every frame shows another place.
 
     Args:
@@ -39,10 +40,11 @@ def doomworld_dataset(
         wordings (`dict[str, float]`, *optional*): Weight of each of [`WORDINGS`]. The default is "plain" only.
         size (`int`, *optional*, defaults to 128): Width and height of the pictures.
         seconds (`tuple[float, float]`, *optional*, defaults to 8 to 15): Shortest and longest clip.
+        fps (`int`, *optional*, defaults to 4): Frames per second, one of [`RATES`].
 
     Raises:
-        `ValueError`: If the split, a kind or a wording is unknown, a weight is negative, a length is wrong, or the
-            split has too few clips.
+        `ValueError`: If the split, a kind or a wording is unknown, a weight is negative, a length or a frame rate is
+            wrong, or the split has too few clips.
     """
     if split not in SPLITS:
         raise ValueError(f"DoomWorld has no split {split!r}; it has {', '.join(SPLITS)}.")
@@ -51,12 +53,14 @@ def doomworld_dataset(
     _check_weights("wordings", wordings, WORDINGS)
     if not 2 <= seconds[0] <= seconds[1]:
         raise ValueError(f"clips last at least 2 seconds, and the shortest comes first, got {seconds}.")
+    if fps not in RATES:
+        raise ValueError(f"clips have {' or '.join(map(str, RATES))} frames a second, got {fps}.")
     ends = [*list(SPLITS.values())[1:], SEEDS_END]
     begin, end = SPLITS[split], ends[list(SPLITS).index(split)]
     if not 0 <= first_clip <= end - begin - num_clips:
         raise ValueError(f"The split {split!r} has {end - begin} rows.")
     first = begin + first_clip
-    maker = _RowMaker(split, kinds, wordings, size, seconds)
+    maker = _RowMaker(split, kinds, wordings, size, seconds, fps)
     return Dataset.from_dict({"seed": range(first, first + num_clips)}).with_transform(maker)
 
 
@@ -75,9 +79,10 @@ class _RowMaker:
         wordings: dict[str, float],
         size: int,
         seconds: tuple[float, float],
+        fps: int,
     ) -> None:
         self.split, self.kinds, self.wordings = split, kinds, wordings
-        self.size, self.seconds = size, seconds
+        self.size, self.seconds, self.fps = size, seconds, fps
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [self.make(seed) for seed in batch["seed"]]
@@ -88,16 +93,16 @@ class _RowMaker:
         rng = np.random.default_rng((seed, 4))
         kind, wording = _draw(rng, self.kinds), _draw(rng, self.wordings)
         if kind == "describe":
-            clip = record_slides(self.split, seed, size=self.size)
+            clip = record_slides(self.split, seed, size=self.size, fps=self.fps)
             messages = describe(clip)
         else:
-            clip = record_clip(self.split, seed, size=self.size, seconds=self.seconds)
+            clip = record_clip(self.split, seed, size=self.size, seconds=self.seconds, fps=self.fps)
             messages, _ = make_dialogue(clip, kind, wording)
             if not messages:
                 # The clip has nothing to narrate or to wait for: the row asks about it instead.
                 kind = "ask"
                 messages, _ = make_dialogue(clip, kind)
-        covered = covered_patches([(clip, index * STEP) for index in range(len(clip.pictures))])
+        covered = covered_patches([(clip, index / clip.fps) for index in range(len(clip.pictures))])
         return {"messages": messages, "video": clip.pictures, "kind": kind, "seed": seed, "covered": covered}
 
 
