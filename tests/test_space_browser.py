@@ -18,12 +18,10 @@ import av
 import captions
 import page as space_page
 import pytest
-from browser import CHROMIUM, faults, needs_axe, needs_chromium
+from browser import CHROMIUM, camera_flags, faults, needs_axe, needs_chromium
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from playwright.sync_api import expect, sync_playwright
-
-from videollm_mod.video_reading_videollm_mod import read_video
 
 
 ROOT = Path(__file__).parents[1]
@@ -64,17 +62,8 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Start Chromium. Its camera shows the sample at two frames per second, again and again."""
-    film = tmp_path_factory.mktemp("camera") / "camera.y4m"
-    with av.open(str(film), "w", format="yuv4mpegpipe") as container:
-        stream = container.add_stream("wrapped_avframe", rate=2)
-        frames = [frame for _, frame in read_video(SAMPLE, fps=2)]
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p")):
-                container.mux(packet)
-    flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-    flags += ["--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={film}"]
+    flags = camera_flags(SAMPLE, tmp_path_factory.mktemp("camera") / "camera.y4m")
+    flags.append("--autoplay-policy=no-user-gesture-required")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield chromium
