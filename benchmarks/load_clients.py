@@ -27,7 +27,7 @@ from videollm_mod.train.data.world.events import make_clip
 
 QUESTION = "How many things do you see?"
 # Seconds in which the first streams begin, for which a lost client stays away, and that the last answers may take.
-SPREAD, AWAY, PATIENCE = 1.0, 0.5, 10.0
+SPREAD, AWAY, PATIENCE = 1.0, 0.5, 30.0
 
 
 class Due(NamedTuple):
@@ -250,7 +250,7 @@ class StreamingClient(Client):
 
     async def on_question(self, due: float) -> None:
         """Ask."""
-        name = f"question_{self.tally.asked}"
+        name = f"question_at_{due}"
         self.tally.asked += 1
         self._asked[name] = due
         text = {"type": "input_text", "text": QUESTION}
@@ -258,7 +258,15 @@ class StreamingClient(Client):
         await self._send("response.create", response={"metadata": {"name": name}})
 
     async def on_break(self, _: float) -> None:
-        """Lose the connection, stay away for a while, and resume the session."""
+        """
+        Lose the connection, stay away for a while, and resume the session.
+
+        Frames and questions in flight do not count: the server is not to blame for their delay.
+        """
+        self.tally.sent -= len(self._waiting)
+        self.tally.asked -= len(self._asked)
+        self._waiting.clear()
+        self._asked.clear()
         self._reader.cancel()
         self._socket.transport.abort()
         await asyncio.sleep(AWAY)
