@@ -28,8 +28,10 @@ from published import save_live, save_source
 from serving_server import ROOMY, picture, running
 from streaming_annotations import write_streaming_downloads
 from tiny import embedded_files, random_frames
+from transformers import GenerationConfig
 
 from videollm_mod import VideoLLMMoDConfig, cli
+from videollm_mod.remembering_videollm_mod import checkpoint_limits
 from videollm_mod.routers_videollm_mod import ROUTERS
 from videollm_mod.train.data.converters import CONVERTERS
 from videollm_mod.train.data.sources import SOURCES
@@ -202,4 +204,5 @@ def test_links_of_page_exist(page):
 def test_every_configuration_field_is_documented():
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     ours = {f.name for f in dataclasses.fields(VideoLLMMoDConfig) if f.name in VideoLLMMoDConfig.__annotations__}
-    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == ours
+    limits = checkpoint_limits(GenerationConfig.from_pretrained(ROOT))
+    assert len(limits) == 3 and set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == ours | set(limits)
