@@ -47,7 +47,7 @@ OUT_OF_WORLD = "This video is not from the world that the toy knows, so its word
 OTHER_WORLD = (
     "This video is from {world}, a generated world that the toy does not know, so its words mean nothing here."
 )
-SPEECH = "The browser speaks and listens. Some browsers send what you say to their makers."
+SPEECH = "The browser reads and listens. Some browsers send what you say to their makers."
 COMPARE = """
 Both sides watch the same video. Each frame goes first to the routed model, then to the same weights at **full
 compute**: every keep ratio is 1, which the weights were not trained for. If you choose no video, both watch the
@@ -140,7 +140,7 @@ def _talking_side(config: Any) -> SimpleNamespace:
         )
         ask = gr.Button("Ask", elem_id="ask", min_width=70, scale=1)
         # page.css shows what uses speech only in browsers that have it.
-        listen = gr.Button("Speak", elem_id="listen", min_width=70, scale=1)
+        listen = gr.Button("By voice", elem_id="listen", min_width=70, scale=1)
     aloud = gr.Checkbox(False, label="Read the narration aloud", elem_id="aloud", container=False)
     when = gr.Radio(["now", "when it happens"], value="now", label="Answer it", elem_id="when")
     with gr.Accordion("Settings", open=False):
@@ -161,9 +161,9 @@ def _talking_side(config: Any) -> SimpleNamespace:
         prompt = gr.Textbox("", label=label, placeholder=DEFAULT_PROMPT, elem_id="prompt", visible=shown[1])
         first = NARRATE if policy == "learned" else ""
         query = gr.Textbox(first, label="query: what you say at the first frame", elem_id="query")
-        language = gr.Textbox(
-            "en-US", label="language: of speech, read aloud or spoken", elem_id="language", info=SPEECH
-        )
+        language = gr.Textbox("en-US", label="language: of speech, read aloud or spoken", elem_id="language")
+        # The color of a box's own `info` has too little contrast.
+        gr.Markdown(SPEECH, elem_id="speech")
         gr.Markdown("`interval_threshold` takes effect at once, the other settings with the next stream.")
         link = gr.Textbox(label="Link with these settings", interactive=False, elem_id="link", buttons=["copy"])
     with gr.Accordion("Export", open=False):
