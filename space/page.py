@@ -140,7 +140,7 @@ def _talking_side(config: Any) -> SimpleNamespace:
         )
         ask = gr.Button("Ask", elem_id="ask", min_width=70, scale=1)
         # page.css shows what uses speech only in browsers that have it.
-        listen = gr.Button("By voice", elem_id="listen", min_width=70, scale=1)
+        listen = gr.Button("Voice", elem_id="listen", min_width=70, scale=1)
     aloud = gr.Checkbox(False, label="Read the narration aloud", elem_id="aloud", container=False)
     when = gr.Radio(["now", "when it happens"], value="now", label="Answer it", elem_id="when")
     with gr.Accordion("Settings", open=False):

@@ -344,15 +344,8 @@ def test_narration_is_read_aloud_and_questions_are_spoken(visit):
     assert narrated == [[text, "en-GB"] for _, text in STORY] and page.evaluate("listened") == "en-GB"
     assert re.fullmatch(r"(None|One|Two|Three)\.", answer[0])
     before = page.evaluate("cancelled")
-    page.click("#pause")
-    page.click("#pause")
-    page.wait_for_function(f"() => cancelled > {before}", timeout=SOON)
     page.uncheck("#aloud input")
-    page.evaluate("() => { cancelled = 0; }")
-    count = len(page.evaluate("spoken"))
-    page.click("#listen")
-    expect(page.locator("#chat .user")).to_have_count(3, timeout=SOON)
-    assert len(page.evaluate("spoken")) == count
+    page.wait_for_function(f"() => cancelled > {before}", timeout=SOON)
 
 
 def test_speech_is_not_offered_where_the_browser_has_none(visit):
