@@ -383,8 +383,14 @@ class _Comparison:
         _demand("routed layers", [str(layer) for layer in kept], list(self.record["kept"]))
         total, differing = sum(rows.numel() for rows in kept.values()), {}
         for layer, rows in kept.items():
-            pairs = zip(map(_to_hex, rows), self.record["kept"][str(layer)], strict=True)
-            differing[layer] = sum((int(one, 16) ^ int(other, 16)).bit_count() for one, other in pairs)
+            hexes = zip(map(_to_hex, rows), self.record["kept"][str(layer)], strict=True)
+            pairs = [(int(one, 16), int(other, 16)) for one, other in hexes]
+            for count, expected in ((one.bit_count(), other.bit_count()) for one, other in pairs):
+                # The configuration says how many, so rounding does not matter.
+                if count != expected:
+                    tokens = f"layer {layer} keeps {count} of a frame and kept {expected}"
+                    raise _NotEqualError(f"in {way}, routed layers keep other tokens: {tokens}")
+            differing[layer] = sum((one ^ other).bit_count() for one, other in pairs)
         share = sum(differing.values()) / max(total, 1)
         self.kept = max(self.kept, share)
         if share > self.tolerance.kept:

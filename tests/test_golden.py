@@ -105,6 +105,9 @@ def test_another_dtype_has_its_own_tolerance(checkpoint):
     verdict = verify_checkpoint(str(checkpoint))
     assert verdict.difference is None and verdict.tolerance.logits > 1e-2 and verdict.logits > 1e-3
     assert (verdict.made_with["dtype"], verdict.here["dtype"]) == ("float32", "bfloat16")
+    change_json(checkpoint / "config.json", mod_keep_ratio=5 / 16)
+    assert "layer 2 keeps 5 of a frame and kept 4" in verify_checkpoint(str(checkpoint)).difference
+    change_json(checkpoint / "config.json", mod_keep_ratio=0.2)
     # Hashes of weights of another dtype say nothing, but outputs do.
     change_weights(checkpoint, draw_anew)
     assert "in a session, " in verify_checkpoint(str(checkpoint)).difference
