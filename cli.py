@@ -60,6 +60,7 @@ from videollm_mod.commands.watching import (
     check_options,
     check_speaking,
     check_video,
+    load_limits,
     new_report,
     open_session,
     read_frames,
@@ -71,7 +72,7 @@ from videollm_mod.commands.watching import (
 from videollm_mod.commands.windows import ASKED_ONLY, check_window, to_question
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import check_outputs, write_text
-from videollm_mod.space.checkpoint_faults import in_one_line, load_config, load_limits
+from videollm_mod.space.checkpoint_faults import in_one_line, load_config
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
 

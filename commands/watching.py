@@ -179,6 +179,19 @@ def load(
     return processor, model, options | limits | stored
 
 
+def load_limits(name: str, revision: str | None = None) -> dict[str, int]:
+    """Return what a checkpoint says to remember in its generation configuration; see [`checkpoint_limits`]."""
+    from transformers import GenerationConfig
+
+    from videollm_mod.remembering_videollm_mod import checkpoint_limits
+
+    if Path(name).is_dir() and not Path(name, "generation_config.json").exists():
+        return {}
+    with suppress(OSError), named_faults(name):  # not every checkpoint of the Hub has one
+        return checkpoint_limits(GenerationConfig.from_pretrained(name, revision=revision))
+    return {}
+
+
 def _default_reuse(speak: str) -> float:
     """Return the grey levels up to which commands reuse features."""
     # A model that learned when to speak was trained and measured on the features of each frame.

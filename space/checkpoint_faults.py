@@ -9,7 +9,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +64,6 @@ def load_config(name: str, revision: str | None = None) -> Any:
         hint = f" Convert it first: {command}" if is_convertible else ""
         raise ValueError(f"'{name}' is not a VideoLLM-MoD model: its type is {config.model_type}.{hint}")
     return config
-
-
-def load_limits(name: str, revision: str | None = None) -> dict[str, int]:
-    """Return what a checkpoint says to remember in its generation configuration; see [`checkpoint_limits`]."""
-    from transformers import GenerationConfig
-
-    from videollm_mod.remembering_videollm_mod import checkpoint_limits
-
-    if Path(name).is_dir() and not Path(name, "generation_config.json").exists():
-        return {}
-    with suppress(OSError), named_faults(name):  # not every checkpoint of the Hub has one
-        return checkpoint_limits(GenerationConfig.from_pretrained(name, revision=revision))
-    return {}
 
 
 def _check_parts(config: Path) -> None:

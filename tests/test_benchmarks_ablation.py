@@ -19,6 +19,9 @@ from videollm_mod.train.new_model import new_model
 from videollm_mod.train.recipe_sizes import CONFIGS
 
 
+# The table and the plots read what an earlier test has written.
+pytestmark = pytest.mark.xdist_group("ablation")
+
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
 NARRATE = {"role": "user", "content": "Please narrate the video in real time.", "time": 0.0}
 

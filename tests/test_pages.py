@@ -108,7 +108,7 @@ def run(command, folder):
     if program == "python":
         script, *arguments = arguments
         return run_main(lambda: runpy.run_path(script, run_name="__main__"), *arguments, folder=folder)
-    if program == "videollm-mod" and "somebody/checkpoint" not in arguments:
+    if program == "videollm-mod" and not {"somebody/checkpoint", "somebody/narrator"} & set(arguments):
         return run_main(cli.main, *arguments, folder=folder)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "CURL_HOME": str(folder)}
