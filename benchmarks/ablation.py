@@ -234,7 +234,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_in_process(run: Run, options: argparse.Namespace) -> bool:
-    """Run [`run_one`] in a process of its own with one thread. Return whether it has a result."""
+    """Run [`run_one`] in a new process with one thread. Return whether it has a result."""
     command = [sys.executable, __file__, "run", "--folder", str(options.folder), "--arms", run.arm]
     command += ["--seeds", str(run.seed), "--insertion", options.insertion, "--minutes", str(options.minutes)]
     for name in ("steps", "batch_size", "learning_rate", "test_clips"):

@@ -76,7 +76,7 @@ def early_exit(num_layers: int) -> list[float]:
 
 
 def last_token(num_layers: int) -> list[float]:
-    """Return the ratios of EarlyExit, but for one token of each frame."""
+    """Return the ratios of EarlyExit, with one token of each frame in all layers."""
     return [1.0] * 2 + [1e-6] * (num_layers - 2)
 
 

@@ -195,7 +195,7 @@ def read_options() -> argparse.Namespace:
 @contextmanager
 def started(options: argparse.Namespace) -> Iterator[Server]:
     """
-    Give the server of `--url`, or start one in a process of its own.
+    Give the server of `--url`, or start one in a new process.
 
     Raises:
         `ValueError`: If it does not start.
