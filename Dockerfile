@@ -1,16 +1,17 @@
 # The server `videollm-mod serve` in an image. docs/serving.md says how to build and run it.
 #
 #   docker build -t videollm-mod .                                               for a CPU
-#   docker build -t videollm-mod:cuda --build-arg TORCH=cu130 .                  for an NVIDIA GPU
+#   docker build -t videollm-mod:cuda --build-arg DEVICE=cuda .                  for an NVIDIA GPU
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
-# The index with the wheels.
-ARG TORCH=cpu
+# Address of another index for PyTorch's wheels. Those of the default index bring CUDA and also run on a CPU.
+ARG TORCH_INDEX=
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 # PyTorch is the largest layer, and does not change with the code.
-RUN pip install --no-cache-dir --index-url "${TORCH}" "torch>=2.11" "torchvision>=0.26"
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch>=2.11" "torchvision>=0.26"
 WORKDIR /source
 COPY LICENSE README.md pyproject.toml *.py *.json *.jinja model.safetensors ./
 COPY commands commands/
@@ -24,10 +25,10 @@ COPY train train/
 RUN pip install --no-cache-dir ".[serve]"
 
 FROM python:${PYTHON}-slim
-ARG TORCH=cpu
+ARG DEVICE=cpu
 # Triton compiles its kernels on the machine that runs them.
 # hadolint ignore=DL3008
-RUN if [ "${TORCH}" != cpu ]; then \
+RUN if [ "${DEVICE}" != cpu ]; then \
         apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
     fi
 RUN useradd --create-home --uid 10001 server && install --directory --owner server /cache
