@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`videollm-mod serve`: a server for cameras, agents and scripts."""
 
+import os
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +13,9 @@ import typer
 from videollm_mod.commands.options import CacheDtype, FrameSize, MaxFrames, Model, Revision, Weights
 from videollm_mod.commands.watching import EMBEDDED, describe_checkpoint, load
 from videollm_mod.mistakes import one_line_errors
+
+
+KEYS = "VIDEOLLM_MOD_API_KEYS"
 
 
 def serve(
@@ -24,7 +29,7 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="VIDEOLLM_MOD_API_KEYS",
+            envvar=KEYS,
             help="A key that clients must have. Repeat it for more; in the variable, separate them by spaces.",
             show_default="none: everyone is served",
         ),
@@ -73,7 +78,7 @@ def serve(
         Limits(**limits)  # wrong ones are reported before the model is loaded
         memory = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}
         stored = {"weights": weights, "cache_dtype": cache_dtype, "frame_size": frame_size}
-        keys = [part for key in api_key or () for part in key.split()]
+        keys = split_keys(api_key or ())
         given = {"api_keys": keys, "cors": cors or (), "allow_private_urls": allow_private_urls, **limits}
         _warn(host, keys)
         _run(new_app(model, revision, name=name, **memory, **stored, **given), host, port)
@@ -120,6 +125,19 @@ def name_of(model: str) -> str:
     return Path(model).resolve().name if Path(model).exists() else model
 
 
+def split_keys(given: Sequence[str]) -> list[str]:
+    """
+    Return the keys of clients, given by options or by the environment variable.
+
+    Raises:
+        `ValueError`: If an option or the variable is there but has no key. The server would then be open.
+    """
+    keys = [part for key in given for part in key.split()]
+    if not keys and (given or KEYS in os.environ):
+        raise ValueError(f"--api-key or {KEYS} is empty, so everyone would be served: give a key, or remove it.")
+    return keys
+
+
 def _warn(host: str, api_keys: list[str]) -> None:
     if not api_keys and not _is_loopback(host):
         warning = f"everyone who reaches {host} can use this server: set --api-key, and a proxy with TLS before it"
@@ -139,4 +157,4 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-__all__ = ["check_installed", "name_of", "new_app", "serve"]
+__all__ = ["KEYS", "check_installed", "name_of", "new_app", "serve", "split_keys"]

@@ -49,9 +49,9 @@ class Completion:
         self._next = 0.0  # time of the next frame
 
     async def begin(self) -> None:
-        """Fetch what the request names, show it to a new session, and ask. Raise [`RequestError`] if that fails."""
+        """Open a session, fetch what the request names, show it, and ask. Raise [`RequestError`] if that fails."""
         try:
-            media = [await self._fetch(part) if isinstance(part, Media) else part for part in self.asked.parts]
+            # The stream comes first, so that a full server fetches nothing.
             options = {"system_prompt": self.asked.system_prompt, "when_behind": "block"}
             self.session = await self.server.sessions.open(
                 SessionOptions(unprompted=False),
@@ -60,6 +60,7 @@ class Completion:
                 stream_options=options,
             )
             self.session.listeners.append(self._listen)
+            media = [await self._fetch(part) if isinstance(part, Media) else part for part in self.asked.parts]
             for part in media[:-1]:
                 if isinstance(part, tuple):
                     await self.session.ask(part[1], reply_now=False, role=part[0])
@@ -86,6 +87,7 @@ class Completion:
 
     async def _fetch(self, part: Media) -> Any:
         """Return a picture, or the name of a file with a video."""
+        self.session.touch()
         is_picture = part.kind == "image_url"
         most = self.limits.max_frame_bytes if is_picture else self.limits.max_video_bytes
         with ExitStack() as stack:
@@ -135,6 +137,7 @@ class Completion:
 
     def _push(self, waiting: list[tuple[float, Any]]) -> None:
         if waiting:
+            self.session.touch()  # a long video may take longer than `idle_seconds`
             times, frames = zip(*waiting, strict=True)
             self.session.stream.push(list(frames), time=list(times))
             self.num_frames, self._next = self.num_frames + len(times), times[-1]

@@ -115,9 +115,7 @@ class ChatRequest:
         self._add_text(role, "\n".join(texts), index, path)
 
     def _add_text(self, role: str, text: str, index: int, path: str) -> None:
-        if len(text) > self.limits.max_text:
-            wrong = f"The message has more than {self.limits.max_text} characters."
-            raise RequestError(wrong, code="text_too_long", param=f"{path}.content")
+        self.limits.check_text(text, param=f"{path}.content")
         if role in ("system", "developer"):
             if index > 0:
                 wrong = "A system message can only be the first message."

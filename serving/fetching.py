@@ -13,7 +13,7 @@ from typing import BinaryIO
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import httpx
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from .limits import Limits, RequestError
 
@@ -53,7 +53,9 @@ def read_picture(data: bytes, limits: Limits, *, param: str | None = None) -> Im
                     param=param,
                 )
             return ImageOps.exif_transpose(picture).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except RequestError:
+        raise
+    except Exception:  # Pillow has errors of many kinds for damaged files
         wrong = f"This is not a readable {', '.join(PICTURES[:-1])} or {PICTURES[-1]} picture."
         raise RequestError(wrong, code="invalid_image", param=param) from None
 

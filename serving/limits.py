@@ -8,6 +8,10 @@ from typing import Any
 from ..checks_videollm_mod import check_count, check_number
 
 
+# Characters of a message or a field name in an error. Both may repeat what a client sent, and sessions keep events.
+_MOST_TOLD = 1000
+
+
 @dataclass(frozen=True)
 class Limits:
     """
@@ -56,6 +60,17 @@ class Limits:
             else:
                 check_number(field.name, value, above=0)
 
+    def check_text(self, text: str, *, param: str | None = None) -> None:
+        """Raise [`RequestError`] if a text of a client is too long, or holds half of a surrogate pair."""
+        if len(text) > self.max_text:
+            wrong = f"The text has {len(text)} characters, and the limit is {self.max_text}."
+            raise RequestError(wrong, code="text_too_long", param=param)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            wrong = "The text is not Unicode: it holds half of a surrogate pair."
+            raise RequestError(wrong, code="invalid_value", param=param) from None
+
 
 class RequestError(ValueError):
     """
@@ -89,7 +104,8 @@ class RequestError(ValueError):
     def to_dict(self) -> dict[str, Any]:
         """Return the `error` object."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"type": kind, "code": self.code, "message": str(self), "param": self.param}
+        param = None if self.param is None else self.param[:_MOST_TOLD]
+        return {"type": kind, "code": self.code, "message": str(self)[:_MOST_TOLD], "param": param}
 
 
 __all__ = ["Limits", "RequestError"]

@@ -173,7 +173,7 @@ class LiveSession:
         last, now = self._last_time, self._loop.time()
         if time is not None:
             if not 0 <= time <= _LATEST or (last is not None and time <= last):
-                wrong = f"Frame times must be seconds and increase, got {time:g} s"
+                wrong = f"Frame times must be seconds and increase, got {time!s:.20} s"
                 wrong += "." if last is None else f" after {last:g} s."
                 raise RequestError(wrong, code="invalid_value", param=param)
             self._zero = now - time
@@ -238,8 +238,8 @@ class LiveSession:
         """
         self._refuse_if_over()
         self.touch()
-        if text is not None and len(text) > self.limits.max_text:
-            raise RequestError(f"The text has more than {self.limits.max_text} characters.", code="text_too_long")
+        if text is not None:
+            self.limits.check_text(text)
         if len(self.asked) >= _MOST_ASKED or (not self.num_received and self._num_early >= _MOST_ASKED):
             full = f"{_MOST_ASKED} questions wait to be answered: wait for the answers, or send a frame first."
             raise RequestError(full, status=429, code="conversation_already_has_active_response")
@@ -288,8 +288,8 @@ class LiveSession:
         """
         self._refuse_if_over()
         self.touch()
-        if instructions is not None and len(instructions) > self.limits.max_text:
-            raise RequestError("The instructions are too long.", code="text_too_long", param="session.instructions")
+        if instructions is not None:
+            self.limits.check_text(instructions, param="session.instructions")
         check_fps(options.fps, self.limits)
         await self._change(options)
         if max_output_tokens is not None:

@@ -68,17 +68,22 @@ class LiveSessions:
             session_id (`str`, *optional*): Its name after the prefix, by default a new one that nobody can guess.
 
         Raises:
-            [`RequestError`]: If the server is full or shuts down, or an option is wrong.
+            [`RequestError`]: If the server is full or shuts down, or an option or the name is wrong.
         """
         if self.is_draining:
             leaving = "This server is shutting down: connect again."
             raise RequestError(leaving, status=503, code="server_draining", retry_after=1)
+        if instructions is not None:
+            self.limits.check_text(instructions, param="instructions")
         session = LiveSession(self, options, instructions, stream_options)
         if max_output_tokens is not None:
             session.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
         if session_id is not None:
             session.session_id = self._check_id(session_id)
         await session.open()
+        if session.session_id in self._by_id:  # somebody took the name meanwhile
+            await session.close()
+            self._check_id(session_id)
         self._by_id[session.session_id] = self._by_token[session.token] = session
         return session
 
@@ -111,8 +116,8 @@ class LiveSessions:
 
     def forget(self, session: LiveSession) -> None:
         """Take a session that is over off the lists."""
-        self._by_id.pop(session.session_id, None)
-        self._by_token.pop(session.token, None)
+        if self._by_token.pop(session.token, None) is not None:
+            del self._by_id[session.session_id]
 
     async def drain(self) -> None:
         """Open no more sessions, and end each one when what it has accepted is seen and answered."""

@@ -169,7 +169,7 @@ def app(settings: Settings) -> serve.Application:
 
 def _new_app(settings: Settings) -> FastAPI:
     """Return the application of a replica; called in its process."""
-    from ..commands.serve import new_app
+    from ..commands.serve import KEYS, new_app, split_keys
     from ..commands.watching import EMBEDDED
 
     given = settings.model_dump()
@@ -177,7 +177,7 @@ def _new_app(settings: Settings) -> FastAPI:
     for name in ("min_replicas", "max_replicas", "target_streams", "num_gpus"):
         del given[name]
     given["model"] = given["model"] or str(EMBEDDED)
-    keys = os.environ.get("VIDEOLLM_MOD_API_KEYS", "").split()
+    keys = split_keys(os.environ.get(KEYS, "").split())
     place = f"{serve.get_replica_context().replica_tag}."
     made = new_app(**given, api_keys=keys, session_prefix=place, **limits)
     made.router.lifespan_context = _draining(made, drain_seconds)

@@ -19,6 +19,7 @@ from .telling import Frame, Reply
 
 
 _MOST_ITEMS = 1000  # that can be retrieved
+_MOST_DIGITS = 18  # of an event's number
 # Close codes of WebSockets.
 SLOW_READER, REPLACED, ENDED = 1013, 4000, 1000
 
@@ -45,6 +46,14 @@ class Conversation:
         session.listeners.append(self._listen)
         session.conversation = self
 
+    def connect(self, connection: "Connection") -> None:
+        """Let a connection send the events from now on. An earlier one ends."""
+        if self.connection is not None:
+            self.connection.finish(REPLACED, "the session was resumed by another connection")
+        self.connection = connection
+        if self.session.over is not None:  # it ended while no connection could be told
+            connection.finish(ENDED, f"session {self.session.over}"[:100])
+
     def emit(self, kind: str, **fields: Any) -> None:
         """Queue an event for the client."""
         self.number += 1
@@ -65,15 +74,17 @@ class Conversation:
         first = self._events[0][0] if self._events else self.number + 1
         return max(0, first - self.sent - 1)
 
-    def resume(self, last_event_id: str | None) -> dict[str, Any]:
+    def resume(self, connection: "Connection", last_event_id: str | None) -> dict[str, Any]:
         """
-        Return the first event of a new connection; what was said meanwhile follows.
+        Return the first event of a new connection; what was said meanwhile follows. An earlier connection ends.
 
         Args:
+            connection ([`Connection`]): The new connection.
             last_event_id (`str`, *optional*): The last event that the client has, by default the last that was sent.
         """
+        self.connect(connection)
         number = (last_event_id or "").removeprefix("event_")
-        if number.isdecimal() and int(number) <= self.number:
+        if number.isdecimal() and len(number) <= _MOST_DIGITS and int(number) <= self.number:
             self.sent = int(number)
         missed = self.num_missed
         self.sent += missed
@@ -193,14 +204,11 @@ class Connection:
         self._news = asyncio.Event()
         self._end: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
 
-    async def run(self) -> None:
-        """Exchange events until either side ends the connection."""
+    async def run(self, first: dict[str, Any] | None = None) -> None:
+        """Exchange events until either side ends the connection. The `first` event comes before all others."""
         conversation = self.conversation
-        if conversation.connection is not None:
-            conversation.connection.finish(REPLACED, "the session was resumed by another connection")
-        conversation.connection = self
         self.session.come_back()
-        tasks = [asyncio.ensure_future(self._send()), asyncio.ensure_future(self._receive())]
+        tasks = [asyncio.ensure_future(self._send(first)), asyncio.ensure_future(self._receive())]
         try:
             await asyncio.wait([*tasks, self._end], return_when=asyncio.FIRST_COMPLETED)
             if tasks[0].done():
@@ -230,8 +238,10 @@ class Connection:
         if not self._end.done():
             self._end.set_result((code, reason))
 
-    async def _send(self) -> None:
+    async def _send(self, first: dict[str, Any] | None) -> None:
         conversation = self.conversation
+        if first is not None:
+            await self.socket.send_text(json.dumps(first))
         while conversation.connection is self:
             while (event := conversation.next_event()) is not None:
                 await self.socket.send_text(event[1])

@@ -49,7 +49,8 @@ def response_object(reply: Reply, output: list[dict[str, Any]], conversation: st
 
 def _status(reply: Reply, max_tokens: int) -> tuple[str, dict[str, Any] | None]:
     if reply.is_cancelled and (reply.event is None or reply.event.interrupted):
-        return ("in_progress", None) if not reply.is_over else _because("cancelled", "client_cancelled")
+        has_ended = reply.is_over or reply.is_failed
+        return _because("cancelled", "client_cancelled") if has_ended else ("in_progress", None)
     if reply.is_failed:
         return "failed", {"type": "failed", "error": {"type": "server_error", "code": "session_failed"}}
     if reply.event is None:

@@ -23,6 +23,8 @@ logger = logging.get_logger(__name__)
 _IGNORED = ("audio", "include", "parallel_tool_calls", "prompt", "reasoning", "tool_choice", "tools", "tracing")
 _IGNORED += ("truncation",)
 _KNOWN = {"type", "object", "id", "expires_at", "model", "instructions", "max_output_tokens", "output_modalities"}
+# Limits of OpenAI's protocol: characters of an event's id, entries of metadata, characters of its names and values.
+_MOST_EVENT_ID, _MOST_METADATA, _MOST_NAME, _MOST_VALUE = 512, 16, 64, 512
 _ROLES = {"user": "input_text", "system": "input_text", "assistant": "output_text"}
 
 
@@ -47,7 +49,7 @@ async def handle_event(conversation: Conversation, text: str | None) -> None:
 
 def _event_id(event: Any) -> str | None:
     given = event.get("event_id") if isinstance(event, dict) else None
-    return given if isinstance(given, str) else None
+    return given[:_MOST_EVENT_ID] if isinstance(given, str) else None
 
 
 def _parse(text: str | None) -> dict[str, Any]:
@@ -157,7 +159,7 @@ async def _create_item(conversation: Conversation, event: dict[str, Any]) -> Non
             param = f"item.content.{index}.image_url"
             if frame.fate is None:
                 picture = await session.sessions.run(lambda url=part["image_url"], p=param: _read(url, session, p))
-    shown = [{name: value for name, value in part.items() if name != "image_url"} for part in parts]
+    shown = [{name: part[name] for name in _shown_of(part)} for part in parts]
     kept = {"id": item_id, "object": "realtime.item", "type": "message", "status": "completed", "role": role}
     conversation.add_item(kept | {"content": shown}, has_frame=frame is not None)
     for part in parts:
@@ -191,9 +193,16 @@ def _check_item(conversation: Conversation, item: dict[str, Any]) -> tuple[list[
         text = _text(part, "image_url" if part["type"] == "input_image" else "text", path=path, needed=True)
         if not text.strip():
             raise RequestError("A text must not be empty.", code="invalid_value", param=f"{path}text")
+    texts = "".join(part["text"] for part in parts if part["type"] != "input_image")
+    conversation.session.limits.check_text(texts, param="item.content")
     if sum(part["type"] == "input_image" for part in parts) > 1:
         raise RequestError("Send one frame per item.", code="invalid_value", param="item.content")
     return parts, role
+
+
+def _shown_of(part: dict[str, Any]) -> tuple[str, ...]:
+    """Return the fields of a part that its item keeps."""
+    return ("type",) if part["type"] == "input_image" else ("type", "text")
 
 
 def _read(url: str, session: LiveSession, param: str) -> Any:
@@ -224,12 +233,24 @@ async def _create_response(conversation: Conversation, event: dict[str, Any]) ->
             wrong = f"`response.{name}` is not supported: a response belongs to the stream."
             raise RequestError(wrong, code="invalid_value", param=f"response.{name}")
     instructions = _text(asked, "instructions", path="response.")
-    metadata = asked.get("metadata")
-    if metadata is not None and not isinstance(metadata, dict):
-        raise RequestError("`response.metadata` must be an object.", code="invalid_type", param="response.metadata")
+    metadata = _metadata(asked)
     interrupt = _object(event, "videollm_mod").get("interrupt", False) is True
     text = instructions if instructions and instructions.strip() else None
     await conversation.session.ask(text, metadata=metadata, interrupt=interrupt)
+
+
+def _metadata(asked: dict[str, Any]) -> dict[str, str] | None:
+    """Return the metadata of a response, which its events repeat."""
+    given = _object(asked, "metadata", path="response.")
+    are_short = all(
+        len(name) <= _MOST_NAME and isinstance(value, str) and len(value) <= _MOST_VALUE
+        for name, value in given.items()
+    )
+    if len(given) > _MOST_METADATA or not are_short:
+        wrong = f"`response.metadata` may have {_MOST_METADATA} texts of at most {_MOST_VALUE} characters, with names "
+        wrong += f"of at most {_MOST_NAME}."
+        raise RequestError(wrong, code="invalid_value", param="response.metadata")
+    return given or None
 
 
 async def _cancel_response(conversation: Conversation, event: dict[str, Any]) -> None:

@@ -126,8 +126,10 @@ def create_app(
         limits: Fields of [`Limits`].
 
     Raises:
-        `ValueError`: If a limit or an option is out of range.
+        `ValueError`: If a limit or an option is out of range, or a key is empty.
     """
+    if not all(api_keys):
+        raise ValueError("A key of `api_keys` is empty: clients without a key would be served.")
     engine = StreamingEngine(model, processor, **{"output_router_scores": True, **(engine_options or {})})
     server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix)
     app = FastAPI(title="VideoLLM-MoD", openapi_url=None, lifespan=server.run)
@@ -175,6 +177,8 @@ def run(app: FastAPI, *, host: str, port: int, say: Callable[[str], None]) -> No
     python_logging.getLogger("uvicorn.error").addFilter(lambda record: is_fault(record.getMessage()))
     # Paths of WebSockets have resume tokens, which do not belong into a log.
     options = {"ws_max_size": server.limits.max_event_bytes, "access_log": False, "log_level": "warning"}
+    # Pictures do not get smaller, and a few kilobytes could unpack to many megabytes.
+    options["ws_per_message_deflate"] = False
     uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=5, **options)).run([listener])
 
 
@@ -351,7 +355,7 @@ def _described(reply: Reply) -> dict[str, Any]:
 
 async def _realtime(socket: WebSocket, server: Server) -> None:
     """Connect a client with a new session, or with the one that its token resumes."""
-    token, first = socket.query_params.get("resume_token"), None
+    token = socket.query_params.get("resume_token")
     try:
         if token is None:
             session = await server.sessions.open(SessionOptions())
@@ -359,15 +363,23 @@ async def _realtime(socket: WebSocket, server: Server) -> None:
             conversation.emit("session.created", session=conversation.describe())
         else:
             conversation = server.sessions.find_token(token).conversation
-            first = conversation.resume(socket.query_params.get("last_event_id"))
     except RequestError as error:
         await socket.send_denial_response(error_response(error))
         return
     offered = socket.scope.get("subprotocols", [])
-    await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
-    if first is not None:
-        await socket.send_text(json.dumps(first))
-    await Connection(socket, conversation, lambda text: handle_event(conversation, text)).run()
+    try:
+        await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
+    except BaseException:
+        if conversation.connection is None:
+            conversation.session.leave()
+        raise
+    connection = Connection(socket, conversation, lambda text: handle_event(conversation, text))
+    if token is None:
+        conversation.connect(connection)
+        await connection.run()
+    else:
+        # There is no wait between the choice of the first event and the new connection, so that no event is lost.
+        await connection.run(conversation.resume(connection, socket.query_params.get("last_event_id")))
 
 
 __all__ = ["Server", "check_model", "create_app", "error_response", "read_body", "read_json", "run"]

@@ -26,6 +26,9 @@ from tiny import random_frames, tiny_model, tiny_processor
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed
 
+from videollm_mod.serving.realtime_events import response_object
+from videollm_mod.serving.telling import Reply
+
 
 @pytest.fixture(scope="module")
 def server():
@@ -209,11 +212,15 @@ WRONG = [
     (update_event(max_frames=150), "server_full", None),
     (frame_event(random_frames(1, size=(65, 64))[0], 0.0), "frame_too_large", "item.content.0.image_url"),
     (frame_event(random_frames(1)[0], -1.0), "invalid_value", "videollm_mod.time"),
+    (frame_event(random_frames(1)[0], 10**400), "invalid_value", "videollm_mod.time"),
     (text_event(" "), "invalid_value", "item.content.0.text"),
+    (text_event("x" * 8001), "text_too_long", "item.content"),
+    (text_event("\ud800"), "invalid_value", "item.content"),
     ({"type": "conversation.item.create", "item": {"type": "function_call"}}, "invalid_value", "item.type"),
     ({"type": "conversation.item.delete", "item_id": "x"}, "unsupported_event", "type"),
     ({"type": "conversation.item.retrieve", "item_id": "x"}, "item_retrieve_invalid_item_id", "item_id"),
     ({"type": "response.create", "response": {"conversation": "none"}}, "invalid_value", "response.conversation"),
+    ({"type": "response.create", "response": {"metadata": {"a": "x" * 513}}}, "invalid_value", "response.metadata"),
     ({"type": "input_audio_buffer.append", "audio": ""}, "audio_not_supported", "type"),
 ]
 
@@ -236,6 +243,28 @@ def test_wrong_events_get_an_error_and_the_connection_stays(small):
     assert [(error.code, error.param) for error in errors] == [(code, param) for _, code, param in WRONG]
     assert all(error.type in ("invalid_request_error", "server_error") and error.message for error in errors)
     assert (last.code, last.event_id) == ("invalid_image", "mine")
+
+
+def test_events_repeat_little_of_what_a_client_sends(small):
+    """The server keeps events, and a client may send many large ones."""
+    junk = "x" * 100_000
+    wrong = {"type": junk, "event_id": junk}
+    unknown = {"type": "session.update", "session": {junk: 1}}
+    frame = frame_event(random_frames(1)[0], 0.0)
+    frame["item"]["content"][0] |= {"detail": junk, "text": junk}
+
+    async def talk():
+        async with connect_websocket(f"ws://{small.address}/v1/realtime") as client:
+            for event in (wrong, unknown, frame):
+                await client.send(json.dumps(event))
+            found = [await client.recv() for _ in range(4)]
+            while json.loads(found[-1])["type"] != "conversation.item.done":
+                found.append(await client.recv())
+            return found
+
+    found = asyncio.run(talk())
+    assert {"error", "conversation.item.added"} <= {json.loads(event)["type"] for event in found}
+    assert max(map(len, found)) < 10_000
 
 
 # ------------------------------------------------------------------------------------------------------ other clients
@@ -396,6 +425,44 @@ def test_a_lost_connection_is_resumed(server):
     numbers = [int(event.event_id.removeprefix("event_")) for event in before + after]
     assert numbers == list(range(2, 2 + len(numbers)))  # each event once, in order
     assert said(before + after) == narration()
+
+
+def test_a_connection_that_still_lives_is_replaced(small):
+    """What is said while the new one connects goes to the new one."""
+
+    async def replace():
+        old = await connect(small.address)
+        token = (await old.recv()).session.videollm_mod["resume_token"]
+
+        async def beat():
+            while True:
+                await send(old, {"type": "session.heartbeat"})
+                await asyncio.sleep(0.001)
+
+        beating = asyncio.create_task(beat())
+        await until(old, "session.heartbeat_ack")
+        reading = asyncio.create_task(until(old, "error"))  # to the end
+        new = await connect(small.address, extra_query={"resume_token": token, "last_event_id": "event_1"})
+        found = [await new.recv()]
+        with pytest.raises(ConnectionClosed) as closed:
+            await reading
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+        await send(new, {"type": "session.close"})
+        with pytest.raises(ConnectionClosed):
+            while True:
+                found.append(await new.recv())
+        return closed.value.rcvd.code, found
+
+    code, (created, *found) = asyncio.run(replace())
+    assert code == 4000 and created.session.videollm_mod["resumed"]
+    numbers = [int(event.event_id.removeprefix("event_")) for event in found]
+    assert numbers and numbers == list(range(2, 2 + len(numbers)))
+
+
+def test_a_cancelled_reply_is_cancelled_when_its_session_ends_first():
+    reply = Reply(is_asked=True, question=object(), is_cancelled=True, is_failed=True)
+    assert response_object(reply, [], "conv_1", 8)["status"] == "cancelled"
 
 
 def test_sessions_expire():

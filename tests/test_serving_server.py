@@ -7,17 +7,22 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from engines import embedded
+from programs import run_command
 from serving_server import ROOMY, connect, frame_event, narration, picture, running, send, until
 from tiny import tiny_model, tiny_processor
 from websockets.sync.client import connect as connect_websocket
+
+from videollm_mod.serving.server import create_app
 
 
 ROOT = Path(__file__).parents[1]
@@ -77,9 +82,14 @@ def test_http_mistakes_are_answered(address):
     with httpx.Client(base_url=f"http://{address}") as client:
         assert client.post(SESSIONS, json={"colour": 1}).json()["error"]["param"] == "colour"
         assert client.post(SESSIONS, content=b"{").json()["error"]["code"] == "invalid_json"
+        long = client.post(SESSIONS, json={"instructions": "x" * 8001}).json()["error"]
+        assert (long["code"], long["param"]) == ("text_too_long", "instructions")
+        half = client.post(SESSIONS, content=b'{"instructions": "\\ud800"}').json()["error"]
+        assert (half["code"], half["param"]) == ("invalid_value", "instructions")
         session = f"{SESSIONS}/{client.post(SESSIONS, json={'unprompted': False}).json()['id']}"
         assert client.post(f"{session}/ask", json={"text": "Why?"}).json()["error"]["code"] == "no_frame"
-        assert client.post(f"{session}/frame", content=b"text").json()["error"]["code"] == "invalid_image"
+        for content in (b"text", png_bomb()):
+            assert client.post(f"{session}/frame", content=content).json()["error"]["code"] == "invalid_image"
         assert client.post(f"{session}/frame?time=x", content=b"").json()["error"]["param"] == "time"
         frame = picture(embedded()[2][0], "JPEG")
         assert client.post(f"{session}/frame?time=1", content=frame).json()["frame"]["fate"] == "seen"
@@ -87,6 +97,24 @@ def test_http_mistakes_are_answered(address):
         assert "increase" in client.post(f"{session}/frame?time=1", content=frame).json()["error"]["message"]
         assert client.delete(session).status_code == 200
         assert client.get("/nothing").json()["error"]["code"] == "not_found"
+
+
+def png_bomb():
+    """Return a PNG with a text that is 2 MB when it is unpacked."""
+    whole, text = picture(embedded()[2][0]), b"zTXtk\0\0" + zlib.compress(bytes(2_000_000))
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return whole[:33] + chunk + whole[33:]  # behind the header
+
+
+def test_one_of_two_sessions_gets_a_name(address):
+    async def ask_at_once():
+        async with httpx.AsyncClient(base_url=f"http://{address}") as client:
+            answers = await asyncio.gather(*(client.post(SESSIONS, json={"id": "gate"}) for _ in range(6)))
+            seen = await client.get(f"{SESSIONS}/gate")
+            await client.delete(f"{SESSIONS}/gate")
+        return sorted(answer.status_code for answer in answers), seen.status_code
+
+    assert asyncio.run(ask_at_once()) == ([201] + [409] * 5, 200)
 
 
 def test_figures_count_what_happened(address):
@@ -127,6 +155,15 @@ def test_a_key_is_needed(strict):
         assert socket.subprotocol == "realtime" and json.loads(socket.recv())["type"] == "session.created"
 
 
+def test_empty_keys_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="clients without a key would be served"):
+        create_app(tiny_model(), tiny_processor(), api_keys=[""])
+    done = run_command("serve", "--api-key", "")
+    assert done.returncode == 1 and "VIDEOLLM_MOD_API_KEYS is empty" in done.stderr
+    monkeypatch.setenv("VIDEOLLM_MOD_API_KEYS", " ")
+    assert run_command("serve").returncode == 1
+
+
 def test_pages_of_other_origins_are_refused(strict):
     def answer(origin):
         headers = {"authorization": "Bearer first", "origin": origin}
@@ -145,6 +182,9 @@ def test_a_full_server_says_when_to_try_again(strict):
         full = client.post(SESSIONS)
         assert full.status_code == 503 and full.json()["error"]["code"] == "server_full"
         assert 1 <= int(full.headers["retry-after"]) <= 5
+        url = {"type": "image_url", "image_url": {"url": "http://localhost/not-fetched.png"}}
+        messages = [{"role": "user", "content": [url, {"type": "text", "text": "What is this?"}]}]
+        assert client.post("/v1/chat/completions", json={"messages": messages}).status_code == 503
         names = ["openai-insecure-api-key.first"]
         with (
             pytest.raises(Exception, match="503"),
@@ -184,6 +224,7 @@ def test_clients_of_a_killed_server_get_an_error_and_it_starts_again():
 
     async def watch():
         connection = await connect(address)
+        assert not connection._connection.protocol.extensions, "small messages cannot unpack to large ones"
         await send(connection, frame_event(np.zeros((96, 96, 3), np.uint8), 0.0))
         await until(connection, "conversation.item.done")
         process.send_signal(signal.SIGKILL)
