@@ -29,7 +29,7 @@ from videollm_mod.space.loading import load_checkpoint
 
 
 FILE = "golden.json"
-# Files of weights that are hashed. An adapter in a folder of its own shows in the outputs only.
+# Files of weights that are hashed. An adapter in another folder shows only in the outputs.
 WEIGHTS = "*model*.safetensors"
 _FORMAT = 1
 _QUERY, _QUESTION = "Please narrate the video in real time.", "What do you see?"

@@ -10,7 +10,7 @@ from .cache_videollm_mod import TokenRun, check_rotation
 from .checks_videollm_mod import check_count
 
 
-# A limit of a session that nobody gave: the checkpoint's.
+# The caller gave no limit: the session takes the checkpoint's.
 CHECKPOINT = "checkpoint"
 
 

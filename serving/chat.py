@@ -31,7 +31,7 @@ _FRAMES_AT_ONCE = 8
 
 class Completion:
     """
-    One request: a session of its own that sees what the request shows, and answers the last message.
+    One request. Its session sees what the request shows, and answers the last message.
 
     Args:
         server ([`Server`]): The server.

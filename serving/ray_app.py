@@ -3,7 +3,7 @@
 """
 The server on many machines with Ray Serve: `serve run videollm_mod.serving.ray_app:app model=MODEL`.
 
-Each replica is the application of `videollm-mod serve` with an engine of its own. A session lives on one replica. Its
+Each replica is the application of `videollm-mod serve` with its own engine. A session lives on one replica. Its
 id and its resume token begin with the replica's name, and [`SessionRouter`] sends requests with these to that replica.
 """
 

@@ -144,8 +144,8 @@ class ScriptArguments(RowArguments):
             does not copy from text.
         keep_ratio_warmup_steps (`int`, *optional*, defaults to 0): Number of steps during which the keep ratio falls
             from 1 to its final value.
-        keep_ratio_hold_steps (`int`, *optional*, defaults to 0): Number of steps before that, with a keep ratio of 1
-            but for one token per frame.
+        keep_ratio_hold_steps (`int`, *optional*, defaults to 0): Number of steps before that, in which routed layers
+            keep all tokens of a frame but one.
         max_frames (`int`, *optional*, defaults to 1200): Most frames of a row, as in VideoLLM-online. Longer rows, and
             those with more tokens than `max_length`, are split into windows (see [`Windows`]).
         window_replies (`int`, *optional*, defaults to 0): Earlier replies that a window begins with, as text.
