@@ -149,4 +149,5 @@ ARMS: dict[str, Arm] = {
     "router_rate_10": Arm("routers with ten times the learning rate", router_rate=10.0),
 }
 # The main comparison.
-MAIN = ("full", "learned", "uniform", "random", "early_exit", "layer_skip", "equal_flops", "pooled")
+MAIN = ("full", "learned", "router_loss", "uniform", "random")
+MAIN += ("early_exit", "last_token", "layer_skip", "equal_flops", "pooled")

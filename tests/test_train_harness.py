@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 
 # It installs only without its dependencies, as `make test` does. In CI it is there, so the tests are never skipped.
@@ -23,6 +23,10 @@ from lmms_eval.models.registry_v2 import ModelRegistryV2
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import make_table
 from loguru import logger
+
+
+# The import makes Pillow accept damaged pictures, which other tests in this process must see refused.
+ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 from videollm_mod.train import harness
 from videollm_mod.train.harness import Part, VideoLLMMoD, VideoLLMMoDChat, as_parts, chat_parts
