@@ -524,11 +524,12 @@ def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, fo
 def _print_summary(session: Any, seconds: float, as_json: bool, report: Any, burnt: Any) -> None:
     """Print speed, compute and cache size, compared with full compute."""
     config, cache = session.model.config, session.cache
-    text_tokens = int(cache.get_seq_length()) - session.num_remembered * config.frame_num_tokens
+    # Ctrl+C may come after a frame is recorded and before it is in the cache.
+    text_tokens = max(int(cache.get_seq_length()) - session.num_remembered * config.frame_num_tokens, 0)
     cost = session.model.estimate_cost(session.num_remembered, text_tokens)
     # The cache may store another type than the model computes with, and has room for more entries than it holds.
     cache_bytes = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values) if x is not None)
-    full_cache_bytes = round(cost.full_cache_bytes * cache_bytes / cost.cache_bytes)
+    full_cache_bytes = round(cost.full_cache_bytes * cache_bytes / max(cost.cache_bytes, 1))
     if as_json:
         figures = {
             "frames": session.num_frames,

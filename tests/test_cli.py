@@ -144,6 +144,27 @@ def test_ctrl_c_keeps_the_narration_so_far(tmp_path):
     assert (tmp_path / "out.srt").exists()
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_ctrl_c_within_a_step_leaves_a_summary(step, monkeypatch):
+    def open_session(*args, **kwargs):
+        processor, session = opened(*args, **kwargs)
+        forward, steps = session.model.forward, iter(range(1, 1000))
+
+        def interrupted(*args, **kwargs):
+            if next(steps) == step:
+                raise KeyboardInterrupt
+            return forward(*args, **kwargs)
+
+        session.model.forward = interrupted
+        return processor, session
+
+    opened = cli.open_session
+    monkeypatch.setattr(cli, "open_session", open_session)
+    done = CliRunner().invoke(cli.app, ["narrate", str(SAMPLE), "--json"])
+    summary = json.loads(done.stdout.splitlines()[-1])["summary"]
+    assert done.exit_code == 0 and "stopped after" in done.stderr and 0 < summary["frames"] < 17
+
+
 def test_narrate_as_json():
     done = run_command("narrate", SAMPLE, "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]

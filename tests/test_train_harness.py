@@ -24,14 +24,12 @@ from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import make_table
 from loguru import logger
 
-
-# The import makes Pillow accept damaged pictures, which other tests in this process must see refused.
-ImageFile.LOAD_TRUNCATED_IMAGES = False
-
 from videollm_mod.train import harness
 from videollm_mod.train.harness import Part, VideoLLMMoD, VideoLLMMoDChat, as_parts, chat_parts
 
 
+# Importing lmms-eval makes Pillow accept damaged pictures. Other tests in this process must see them refused.
+ImageFile.LOAD_TRUNCATED_IMAGES = False
 # All tests share one model and one run of each class.
 pytestmark = pytest.mark.xdist_group("harness")
 ROOT = Path(__file__).parents[1]
