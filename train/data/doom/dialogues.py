@@ -3,6 +3,7 @@
 """DoomWorld's dialogues: narration, questions with one right answer, and requests to wait for an event."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ import numpy as np
 from videollm_mod.train.data.doom.clip import Clip, describe_sights
 from videollm_mod.train.data.doom.events import WORDINGS, Event, tell
 from videollm_mod.train.data.doom.things import MONSTERS, WEAPONS, name_of, side_of
-from videollm_mod.train.data.world.dialogues import DESCRIBE_ALL, KINDS, NUMBERS, Question
+from videollm_mod.train.data.world.dialogues import (
+    DESCRIBE_ALL,
+    KINDS,
+    NUMBERS,
+    Question,
+    choose_questions,
+    with_questions,
+)
 
 
 # Requests to wait for the next event of a kind, and for the next one that happens to a kind of thing.
@@ -136,33 +144,10 @@ def make_dialogue(clip: Clip, kind: str, wording: str = "plain") -> tuple[list[d
     else:
         count = int(rng.integers(1, 5)) if kind == "ask" else int(rng.integers(1, 3))
     allowed = ("later",) if kind == "wait" else ("present", "earlier", "count", "order", "comparison")
-    questions = _choose_questions(clip, rng, count, allowed)
-    for question in questions:
-        messages.append({"role": "user", "content": question.text, "time": question.time})
-        messages.append({"role": "assistant", "content": question.answer, "time": question.answer_time})
-    if all(message["role"] == "user" for message in messages):
-        return [], []
-    return sorted(messages, key=lambda message: message["time"]), questions
-
-
-def _choose_questions(clip: Clip, rng: np.random.Generator, count: int, allowed: tuple[str, ...]) -> list[Question]:
-    """Choose up to `count` questions of the allowed kinds, at times at which nothing happens."""
     busy = {event.time for event in clip.events}
     quiet = [i / clip.fps for i in range(clip.fps, len(clip.pictures)) if i / clip.fps not in busy]
-    times = rng.choice(quiet, size=min(count, len(quiet)), replace=False) if quiet else ()
-    questions: list[Question] = []
-    until = 0.0
-    for time in sorted(float(t) for t in times):
-        choices = [question for question in questions_at(clip, time) if question.kind in allowed]
-        # A question cancels the one before it: while an answer is awaited, nothing else is asked.
-        if not choices or time <= until:
-            continue
-        kinds = sorted({question.kind for question in choices})
-        chosen = kinds[int(rng.integers(len(kinds)))]
-        choices = [question for question in choices if question.kind == chosen]
-        questions.append(choices[int(rng.integers(len(choices)))])
-        until = questions[-1].answer_time
-    return questions
+    questions = choose_questions(partial(questions_at, clip), quiet, rng, count, allowed)
+    return with_questions(messages, questions)
 
 
 def describe(clip: Clip) -> list[dict[str, Any]]:

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """StreamWorld's dialogues: narration, questions with one right answer, and requests to wait for an event."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -174,24 +175,36 @@ def make_dialogue(
         count = int(rng.integers(1, 5)) if kind == "ask" else int(rng.integers(1, 3))
     if questions_per_minute is not None:
         count = round(questions_per_minute * clip.seconds / 60)
-    questions = _choose_questions(clip, rng, count, ("later",) if kind == "wait" else QUESTIONS[:-1])
-    for question in questions:
-        messages.append({"role": "user", "content": question.text, "time": question.time})
-        messages.append({"role": "assistant", "content": question.answer, "time": question.answer_time})
-    if all(message["role"] == "user" for message in messages):
-        return [], []
-    return sorted(messages, key=lambda message: message["time"]), questions
-
-
-def _choose_questions(clip: Clip, rng: np.random.Generator, count: int, allowed: tuple[str, ...]) -> list[Question]:
-    """Choose up to `count` questions of the allowed kinds, at times at which nothing happens."""
     busy = {event.time for event in clip.events}
     quiet = [i * STEP for i in range(2, clip.num_frames(1 / STEP)) if i * STEP not in busy]
+    allowed = ("later",) if kind == "wait" else QUESTIONS[:-1]
+    questions = choose_questions(partial(questions_at, clip), quiet, rng, count, allowed)
+    return with_questions(messages, questions)
+
+
+def choose_questions(
+    find: Callable[[float], Sequence[Any]],
+    quiet: Sequence[float],
+    rng: np.random.Generator,
+    count: int,
+    allowed: Sequence[str],
+) -> list[Any]:
+    """
+    Choose up to `count` questions of the allowed kinds.
+
+    Args:
+        find (`Callable`): Returns the questions that can be asked at a second of the clip. Each has `kind` and
+            `answer_time`.
+        quiet (`Sequence[float]`): The seconds at which nothing happens.
+        rng (`np.random.Generator`): Makes the choices.
+        count (`int`): Most questions.
+        allowed (`Sequence[str]`): Kinds of questions.
+    """
     times = rng.choice(quiet, size=min(count, len(quiet)), replace=False) if quiet else ()
-    questions: list[Question] = []
+    questions: list[Any] = []
     until = 0.0
     for time in sorted(float(t) for t in times):
-        choices = [question for question in questions_at(clip, time) if question.kind in allowed]
+        choices = [question for question in find(time) if question.kind in allowed]
         # A question cancels the one before it: while an answer is awaited, nothing else is asked.
         if not choices or time <= until:
             continue
@@ -201,6 +214,16 @@ def _choose_questions(clip: Clip, rng: np.random.Generator, count: int, allowed:
         questions.append(choices[int(rng.integers(len(choices)))])
         until = questions[-1].answer_time
     return questions
+
+
+def with_questions(messages: list[dict[str, Any]], questions: list[Any]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Return messages in order of time, with questions and answers. Without any answer or narration it is nothing."""
+    for question in questions:
+        messages.append({"role": "user", "content": question.text, "time": question.time})
+        messages.append({"role": "assistant", "content": question.answer, "time": question.answer_time})
+    if all(message["role"] == "user" for message in messages):
+        return [], []
+    return sorted(messages, key=lambda message: message["time"]), questions
 
 
 def describe(descriptions: list[str]) -> list[dict[str, Any]]:
