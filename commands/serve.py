@@ -59,6 +59,14 @@ def serve(
         float, typer.Option(help="A session without events from its client ends after this.")
     ] = 300,
     resume_seconds: Annotated[float, typer.Option(help="A session waits so long for a client that lost it.")] = 60.0,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in which sessions are saved when the server stops, so that clients resume them on the next.",
+            show_default="none: sessions end",
+        ),
+    ] = None,
+    max_state_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of saved sessions.")] = 10_000_000_000,
     frame_size: FrameSize = None,
     weights: Weights = None,
     cache_dtype: CacheDtype = None,
@@ -66,7 +74,7 @@ def serve(
     """
     Serve a model: OpenAI's realtime and chat protocols, and plain HTTP.
 
-    Ctrl+C stops the server. It speaks plain HTTP; put a proxy with TLS before it on a network.
+    Ctrl+C or SIGTERM stops the server. It speaks plain HTTP; put a proxy with TLS before it on a network.
     """
     with one_line_errors():
         check_installed()
@@ -80,6 +88,7 @@ def serve(
         stored = {"weights": weights, "cache_dtype": cache_dtype, "frame_size": frame_size}
         keys = split_keys(api_key or ())
         given = {"api_keys": keys, "cors": cors or (), "allow_private_urls": allow_private_urls, **limits}
+        given |= {"state_dir": state_dir, "max_state_bytes": max_state_bytes}
         _warn(host, keys)
         _run(new_app(model, revision, name=name, **memory, **stored, **given), host, port)
 

@@ -22,6 +22,7 @@ from .telling import Frame, Progress, Reply, Teller
 _EARLY = 0.25
 _MOST_ASKED = 32  # questions of a session that wait
 _LATEST = 1e9  # seconds
+SAVED = "saved"  # why a session is over that goes on on another server
 
 
 class LiveSession:
@@ -36,7 +37,8 @@ class LiveSession:
         listeners (`list[Callable]`): Called with `"frame"`, `"begin"`, `"words"`, `"end"` or `"over"`, and the
             [`Frame`], the [`Reply`], the reply and its new words, the reply, or why the session is over.
         conversation: What a protocol keeps for the session while no client is connected.
-        over (`str`, *optional*): Why it has ended: `"closed"`, `"expired"` or a fault.
+        over (`str`, *optional*): Why it has ended: `"closed"`, `"expired"`, `"saved"` or a fault.
+        saved (`asyncio.Event`, *optional*): Set when the session is saved, or could not be. `None` if nobody tries to.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class LiveSession:
         self.stream: EngineStream | None = None
         self.teller: Teller | None = None
         self.conversation: Any = None
+        self.saved: asyncio.Event | None = None
         self.listeners: list[Callable[..., None]] = []
         self.created, self.over, self._last_words = int(clock.time()), None, "closed"
         self.has_begun = self.is_idle = False
@@ -86,10 +89,7 @@ class LiveSession:
         try:
             stream = await self.sessions.run(lambda: engine.open(**given))
         except EngineFullError:
-            self.sessions.metrics.refusals.labels("full").inc()
-            after = self.sessions.seconds_to_a_seat()
-            full = "All streams of this server are taken: try again later."
-            raise RequestError(full, status=503, code="server_full", retry_after=after) from None
+            raise self.sessions.full() from None
         except ValueError as error:
             raise RequestError(str(error), code="invalid_value", param="session.videollm_mod") from None
         except RuntimeError as error:
@@ -110,6 +110,15 @@ class LiveSession:
         self._end(reason)
         if self.stream is not None:
             await self.sessions.run(lambda: self.stream.close(discard=True))
+
+    async def saving(self, save: Callable[[], None]) -> None:
+        """Save the stream by a call that closes it, and wait until all that it has said until then is told."""
+        before, self._last_words = self._last_words, SAVED
+        try:
+            await self.sessions.run(save)
+            await self.until(lambda: self.over == SAVED)
+        finally:
+            self._last_words = before
 
     def _end(self, reason: str) -> None:
         if self.over is not None:
@@ -136,6 +145,23 @@ class LiveSession:
         """Take note that a client has resumed the session."""
         self._left_at = None
         self.touch()
+
+    def wait_for_client(self, *, is_connected: bool) -> None:
+        """Begin to live as a restored session, whose client is there or must resume it."""
+        self._left_at = None if is_connected else self._loop.time()
+        self._check_life()
+
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether a client can find the session again. Others last for one request."""
+        return not self.stream_options
+
+    @property
+    def seconds_left(self) -> float:
+        """How long it waits for its client, if the connection breaks off now."""
+        leaves = self._loop.time() if self.conversation is not None and self._left_at is None else self._left_at
+        ends = self.ends_at if leaves is None else min(self.ends_at, leaves + self.limits.resume_seconds)
+        return max(0.0, ends - self._loop.time())
 
     @property
     def ends_at(self) -> float:

@@ -70,9 +70,7 @@ class LiveSessions:
         Raises:
             [`RequestError`]: If the server is full or shuts down, or an option or the name is wrong.
         """
-        if self.is_draining:
-            leaving = "This server is shutting down: connect again."
-            raise RequestError(leaving, status=503, code="server_draining", retry_after=1)
+        self.refuse_if_draining()
         if instructions is not None:
             self.limits.check_text(instructions, param="instructions")
         session = LiveSession(self, options, instructions, stream_options)
@@ -84,8 +82,32 @@ class LiveSessions:
         if session.session_id in self._by_id:  # somebody took the name meanwhile
             await session.close()
             self._check_id(session_id)
-        self._by_id[session.session_id] = self._by_token[session.token] = session
+        self.add(session)
         return session
+
+    def add(self, session: LiveSession) -> None:
+        """Put an open session on the lists."""
+        self._by_id[session.session_id] = self._by_token[session.token] = session
+
+    def refuse_if_draining(self) -> None:
+        """Raise [`RequestError`] if the server opens no more sessions."""
+        if self.is_draining:
+            leaving = "This server is shutting down: connect again."
+            raise RequestError(leaving, status=503, code="server_draining", retry_after=1)
+
+    def full(self) -> RequestError:
+        """Count a refusal, and return the error that says that all streams are taken."""
+        self.metrics.refusals.labels("full").inc()
+        full = "All streams of this server are taken: try again later."
+        return RequestError(full, status=503, code="server_full", retry_after=self.seconds_to_a_seat())
+
+    def has(self, session_id: str) -> bool:
+        """Whether there is a session of this name."""
+        return session_id in self._by_id
+
+    def has_token(self, token: str) -> bool:
+        """Whether there is a session with this resume token."""
+        return token in self._by_token
 
     def __iter__(self) -> Iterator[LiveSession]:
         return iter(list(self._by_id.values()))

@@ -52,6 +52,8 @@ class Settings(BaseModel):
         max_streams (`int`): Most streams of a replica.
         max_frames (`int`), max_text_tokens (`int`): What a stream remembers.
         cors (`list[str]`), allow_private_urls (`bool`), limits (`dict`): See [`create_app`].
+        state_dir (`str`), max_state_bytes (`int`): Where a replica that is removed saves its sessions, and most bytes
+            of them. All replicas must have this folder, so that clients resume their sessions on another one.
         min_replicas (`int`), max_replicas (`int`): Between these, Serve adds and removes replicas.
         target_streams (`float`): Streams of a replica above which Serve adds one, by default three quarters of
             `max_streams`.
@@ -73,6 +75,8 @@ class Settings(BaseModel):
     cors: list[str] = []
     allow_private_urls: bool = False
     limits: dict[str, Any] = {}
+    state_dir: str | None = None
+    max_state_bytes: int = Field(10_000_000_000, ge=1)
     min_replicas: int = Field(1, ge=1)
     max_replicas: int | None = None
     target_streams: float | None = Field(None, gt=0)
@@ -202,11 +206,16 @@ async def _drain(server: Any, seconds: float) -> None:
     # Serve waits for open connections, and does not tell the application that it does.
     while not _is_removed():
         await asyncio.sleep(0.5)
-    logger.info("The replica is removed: its sessions end.")
+    logger.info("The replica is removed: its sessions are saved or end.")
     try:
-        await asyncio.wait_for(server.sessions.drain(), seconds)
+        await asyncio.wait_for(_save_or_end(server), seconds)
     except (TimeoutError, asyncio.TimeoutError):
         await server.sessions.close()
+
+
+async def _save_or_end(server: Any) -> None:
+    await server.saved.save_all()
+    await server.sessions.drain()
 
 
 def _is_removed() -> bool:

@@ -13,15 +13,18 @@ from typing import Any
 from fastapi import WebSocket, WebSocketDisconnect
 
 from .limits import RequestError
-from .live_session import LiveSession
+from .live_session import SAVED, LiveSession
 from .realtime_events import response_end, response_object, session_object
 from .telling import Frame, Reply
 
 
 _MOST_ITEMS = 1000  # that can be retrieved
 _MOST_DIGITS = 18  # of an event's number
+_TOKEN = "<resume token>"  # what stands for it in saved events
+# Attributes of a conversation that are saved as they are.
+_KEPT = ("conversation_id", "last_item", "number", "sent")
 # Close codes of WebSockets.
-SLOW_READER, REPLACED, ENDED = 1013, 4000, 1000
+SLOW_READER, REPLACED, ENDED, RESTARTING = 1013, 4000, 1000, 1012
 
 
 class Conversation:
@@ -91,6 +94,27 @@ class Conversation:
         described = self.describe(resumed=True, missed_events=missed)
         return {"type": "session.created", "event_id": f"event_{secrets.token_hex(10)}", "session": described}
 
+    async def disconnect(self, seconds: float) -> None:
+        """End the connection, since the server stops, and wait until it sends nothing more."""
+        if self.connection is not None:
+            self.connection.finish(RESTARTING, "the server stops: resume the session")
+        ends = asyncio.get_running_loop().time() + seconds
+        while self.connection is not None and asyncio.get_running_loop().time() < ends:
+            await asyncio.sleep(0.01)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what another process needs to go on, as what JSON can hold."""
+        # The token does not belong into files.
+        events = [(number, event.replace(self.session.token, _TOKEN)) for number, event in self._events]
+        return {name: getattr(self, name) for name in _KEPT} | {"items": self.items, "events": events}
+
+    def go_on(self, saved: dict[str, Any]) -> None:
+        """Go on where a conversation was that `to_dict` returned."""
+        for name in _KEPT:
+            setattr(self, name, saved[name])
+        self.items.update(saved["items"])
+        self._events.extend((number, event.replace(_TOKEN, self.session.token)) for number, event in saved["events"])
+
     def describe(self, **added: Any) -> dict[str, Any]:
         """Return the session object."""
         return session_object(self.session, self.model, **added)
@@ -157,7 +181,7 @@ class Conversation:
         if reason == "expired":
             idle = f"The session had no events from its client for {self.session.limits.idle_seconds:g} s."
             self.emit("session.expired", videollm_mod={"reason": idle})
-        elif reason != "closed":
+        elif reason not in ("closed", SAVED):
             self.fail(RequestError(f"The session has ended: {reason}", status=500, code="session_failed"), None)
         if self.connection is not None:
             self.connection.finish(ENDED, f"session {reason}"[:100])
@@ -271,6 +295,8 @@ class Connection:
         elif self.session.over is None and self.conversation.connection is None:
             self.session.leave()
         if not has_left:
+            if self.session.saved is not None:  # the client may resume it elsewhere at once
+                await self.session.saved.wait()
             code, reason = self._end.result() if self._end.done() else (1011, "the server failed")
             with suppress(RuntimeError, WebSocketDisconnect, OSError, asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self.socket.close(code, reason), 5)

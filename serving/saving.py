@@ -138,6 +138,7 @@ def restore_stream(
     speak: Callable[..., bool | str | None] | None = None,
     streamer: Any | None = None,
     logits_processor: Any | None = None,
+    pause: bool = False,
 ) -> Any:
     """
     Open a saved stream or session in an engine. It goes on as [`restore_session`] describes.
@@ -146,6 +147,8 @@ def restore_stream(
         engine ([`StreamingEngine`]): The engine. It may have other limits than the one before.
         folder (`str` or `Path`): Where [`save_stream`] or [`save_session`] has written.
         speak, streamer, logits_processor (*optional*): As for [`restore_session`].
+        pause (`bool`, *optional*, defaults to `False`): Whether the stream waits until its session's `is_paused` is
+            set to `False`.
 
     Returns:
         [`EngineStream`]: The stream. Iterating over it gives later events; `events` also has the earlier ones.
@@ -170,6 +173,7 @@ def restore_stream(
             raise
         stream.session.chunk_frames = min(most, stream.session.chunk_frames)
         stream.go_on(ReceivedFrame(*frame) for frame in received)
+        stream.session.is_paused = pause
         engine.changed.notify_all()
     return stream
 

@@ -5,6 +5,7 @@
 import asyncio
 import json
 import logging as python_logging
+import os
 import socket
 import time as clock
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,6 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from transformers.utils import logging
 
+from ..checks_videollm_mod import check_count
 from .access import Access
 from .chat import complete
 from .engine import StreamingEngine
@@ -30,7 +32,9 @@ from .live_sessions import LiveSessions
 from .metrics import Metrics
 from .realtime import Connection, Conversation
 from .realtime_requests import handle_event, read_options
+from .saved_sessions import SavedSessions, SessionMovedError
 from .session_options import SessionOptions
+from .state_folder import StateFolder
 from .telling import Reply
 
 
@@ -47,20 +51,30 @@ class Server:
         name (`str`): The model's name for clients.
         allows_private_urls (`bool`): Whether URLs may lead into a private network.
         session_prefix (`str`): What ids and resume tokens of sessions begin with.
+        state_folder ([`StateFolder`], *optional*): Where sessions are saved when the application ends.
 
     Attributes:
         sessions ([`LiveSessions`]): All sessions, while the application runs.
+        saved ([`SavedSessions`]): These and the saved ones.
         status (`str`): `"starting"`, `"ok"` once the model has answered, or what is wrong.
         when_ready (`Callable`): Called once the model has answered, or has failed to.
     """
 
     def __init__(
-        self, engine: StreamingEngine, limits: Limits, name: str, allows_private_urls: bool, session_prefix: str
+        self,
+        engine: StreamingEngine,
+        limits: Limits,
+        name: str,
+        allows_private_urls: bool,
+        session_prefix: str,
+        state_folder: StateFolder | None,
     ) -> None:
         self.engine, self.limits, self.name, self.session_prefix = engine, limits, name, session_prefix
         self.allows_private_urls = allows_private_urls
         self.metrics = Metrics(engine)
+        self.state_folder = state_folder
         self.sessions: LiveSessions | None = None
+        self.saved: SavedSessions | None = None
         self.created = int(clock.time())
         self.when_ready: Callable[[], None] = lambda: None
         self._status = "starting"
@@ -70,11 +84,13 @@ class Server:
         """Run the engine in its thread, and ask the model something before the server is ready."""
         loop = asyncio.get_running_loop()
         self.sessions = LiveSessions(self.engine, self.limits, self.metrics, self.session_prefix)
+        self.saved = SavedSessions(self.sessions, self.state_folder, self.name)
         await loop.run_in_executor(None, self.engine.__enter__)
         try:
             self.sessions.start(self._check_model())
             yield
         finally:
+            await self.saved.save_all()
             await self.sessions.close()
             await loop.run_in_executor(None, self.engine.__exit__, None, None, None)
 
@@ -107,6 +123,8 @@ def create_app(
     cors: Sequence[str] = (),
     allow_private_urls: bool = False,
     session_prefix: str = "",
+    state_dir: str | os.PathLike | None = None,
+    max_state_bytes: int = 10_000_000_000,
     engine_options: dict[str, Any] | None = None,
     **limits: Any,
 ) -> FastAPI:
@@ -122,6 +140,9 @@ def create_app(
         allow_private_urls (`bool`, *optional*, defaults to `False`): Whether requests may name URLs in a private
             network, such as `http://localhost`.
         session_prefix (`str`, *optional*): What ids and resume tokens of sessions begin with, for routers.
+        state_dir (`str` or `Path`, *optional*): Folder in which sessions are saved when the application ends, and
+            from which clients resume them. Servers of one model may share it.
+        max_state_bytes (`int`, *optional*, defaults to 10,000,000,000): Most bytes of all saved sessions.
         engine_options (`dict`, *optional*): Options of [`StreamingEngine`], such as `max_streams`.
         limits: Fields of [`Limits`].
 
@@ -130,8 +151,10 @@ def create_app(
     """
     if not all(api_keys):
         raise ValueError("A key of `api_keys` is empty: clients without a key would be served.")
+    check_count("max_state_bytes", max_state_bytes)
+    folder = None if state_dir is None else StateFolder(state_dir, max_state_bytes)
     engine = StreamingEngine(model, processor, **{"output_router_scores": True, **(engine_options or {})})
-    server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix)
+    server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix, folder)
     app = FastAPI(title="VideoLLM-MoD", openapi_url=None, lifespan=server.run)
     app.state.server = server
     app.add_middleware(Access, api_keys=tuple(api_keys), origins=tuple(cors), refusals=server.metrics.refusals)
@@ -187,8 +210,12 @@ def error_response(error: RequestError) -> JSONResponse:
     return JSONResponse({"error": error.to_dict()}, status_code=error.status, headers=error.headers)
 
 
-async def _answer_error(_: Request, error: RequestError) -> JSONResponse:
-    return error_response(error)
+async def _answer_error(request: Request, error: RequestError) -> JSONResponse:
+    response = error_response(error)
+    if isinstance(error, SessionMovedError):
+        url = request.url
+        response.headers["Location"] = str(url.replace(path=url.path.replace(error.before, error.now)))
+    return response
 
 
 async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -273,24 +300,24 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
 
     @app.get(path + "/{session_id}")
     async def show(session_id: str) -> dict[str, Any]:
-        return server.sessions.find(session_id).to_dict()
+        return (await server.saved.find(session_id)).to_dict()
 
     @app.delete(path + "/{session_id}")
     async def close(session_id: str) -> dict[str, Any]:
-        session = server.sessions.find(session_id)
+        session = await server.saved.find(session_id)
         last = session.to_dict()
         await session.close()
         return last | {"deleted": True}
 
     @app.post(path + "/{session_id}/frame")
     async def see(session_id: str, request: Request) -> dict[str, Any]:
-        session, arrival = server.sessions.find(session_id), clock.perf_counter()
+        arrival, session = clock.perf_counter(), await server.saved.find(session_id)
         data = await read_body(request, server.limits.max_frame_bytes)
         return await _see(session, data, _time(request), arrival)
 
     @app.post(path + "/{session_id}/ask")
     async def ask(session_id: str, request: Request) -> dict[str, Any]:
-        session = server.sessions.find(session_id)
+        session = await server.saved.find(session_id)
         given = await read_json(request, server.limits.max_body_bytes)
         return await _ask(session, given)
 
@@ -362,7 +389,7 @@ async def _realtime(socket: WebSocket, server: Server) -> None:
             conversation = Conversation(session, server.name)
             conversation.emit("session.created", session=conversation.describe())
         else:
-            conversation = server.sessions.find_token(token).conversation
+            conversation = (await server.saved.find_token(token)).conversation
     except RequestError as error:
         await socket.send_denial_response(error_response(error))
         return

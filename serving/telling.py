@@ -129,6 +129,10 @@ class Teller(BaseStreamer):
         self._num_frames, self._was_idle, self._was_done = 0, None, False
         self._begin_step()
 
+    def go_on(self, session: Any) -> None:
+        """Collect what a restored session does from now on."""
+        self.session, self._num_frames = session, session.num_frames
+
     def _begin_step(self) -> None:
         self._has_begun = self._has_ended = False
         self._words, self._question = "", None

@@ -70,8 +70,9 @@ FOLDERS = {"benchmarks", "commands", "convert", "docs", "samples", "serving", "s
 SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "step", "stream", "stats")
 SERVING += ("compiled_step", "encoding", "captured_step", "engine", "saved_files", "saving")
 # The server, which `__init__` does not import: it needs the extra `serve`.
-SERVING += ("limits", "fetching", "access", "metrics", "session_options", "telling", "live_session", "live_sessions")
-SERVING += ("realtime_events", "realtime", "realtime_requests", "chat_messages", "chat", "server", "ray_app")
+SERVING += ("state_folder", "limits", "fetching", "access", "metrics", "session_options", "telling", "live_session")
+SERVING += ("live_sessions", "realtime_events", "realtime", "realtime_requests", "saved_sessions", "chat_messages")
+SERVING += ("chat", "server", "ray_app")
 SERVING += ("__init__",)
 
 

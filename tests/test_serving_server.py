@@ -208,11 +208,12 @@ def test_a_large_event_ends_the_connection(strict):
 # ------------------------------------------------------------------------------------------------------------- a crash
 
 
-def start(port):
+def start(port, *options):
     """Start the command, and return it when it is ready, with its address."""
     command = [sys.executable, str(ROOT / "cli.py"), "serve", "--port", str(port), "--max-streams", "2"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([*command, "--max-frames", "24"], stderr=subprocess.PIPE, text=True, env=environment)
+    command += ["--max-frames", "24", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     for line in process.stderr:
         if found := re.search(r"http://(\S+) \(ok\)", line):
             return process, found[1]

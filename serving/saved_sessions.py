@@ -1,0 +1,239 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions that outlive their server: it saves them when it stops, and the next one resumes them."""
+
+import asyncio
+import json
+import time as clock
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from .limits import RequestError
+from .live_session import LiveSession
+from .live_sessions import LiveSessions
+from .memory import EngineFullError
+from .realtime import Conversation
+from .saving import restore_stream, save_stream
+from .session_options import SessionOptions, check_fps
+from .state_folder import StateFolder
+from .telling import Frame, Reply, Teller
+
+
+logger = logging.get_logger(__name__)
+
+# Another format is refused.
+_FORMAT = 1
+_CLIENT, _STREAM = "client.json", "stream"
+_SWEEP_SECONDS = 10.0
+_DISCONNECT_SECONDS = 10.0
+# Attributes of a session that are saved as they are.
+_KEPT = ("instructions", "max_output_tokens", "created", "has_begun", "num_received", "num_skipped")
+_KEPT += ("_num_early", "_context", "_last_time", "_due")
+_KEPT_OF_REPLY = ("reply_id", "is_asked", "metadata")
+
+
+class SessionMovedError(RequestError):
+    """
+    A session was resumed under another name, because its server is another one.
+
+    Args:
+        before (`str`), now (`str`): Its names.
+    """
+
+    def __init__(self, before: str, now: str) -> None:
+        super().__init__(f"The session {before!r} goes on as {now!r}.", status=308, code="session_moved")
+        self.before, self.now = before, now
+
+
+class SavedSessions:
+    """
+    Finds sessions of a server, also those that a server has saved.
+
+    Args:
+        sessions ([`LiveSessions`]): Its sessions.
+        folder ([`StateFolder`], *optional*): Where sessions are saved. Without it they end with their server.
+        name (`str`): The model's name for clients.
+    """
+
+    def __init__(self, sessions: LiveSessions, folder: StateFolder | None, name: str) -> None:
+        self.sessions, self.folder, self.name = sessions, folder, name
+        self._lock = asyncio.Lock()
+        if folder is not None:
+            sessions.start(self._sweep())
+
+    async def find(self, session_id: str) -> LiveSession:
+        """
+        Return a session by its name.
+
+        Raises:
+            [`RequestError`]: If there is none, or it cannot be resumed. It is a [`SessionMovedError`] if the session
+                has another name now.
+        """
+        session = None
+        if self.folder is not None and not self.sessions.has(session_id):
+            session = await self._restore(f"id {session_id}", lambda: self.sessions.has(session_id))
+        if session is None:
+            return self.sessions.find(session_id)
+        if session.session_id != session_id:
+            raise SessionMovedError(session_id, session.session_id)
+        return session
+
+    async def find_token(self, token: str) -> LiveSession:
+        """Return the session that a resume token belongs to. Raise [`RequestError`] if there is none to resume."""
+        session = None
+        if self.folder is not None and not self.sessions.has_token(token):
+            session = await self._restore(f"token {token}", lambda: self.sessions.has_token(token), token)
+        return self.sessions.find_token(token) if session is None else session
+
+    async def save_all(self) -> None:
+        """Open no more sessions, and save those that clients can resume. They end here."""
+        self.sessions.is_draining = True
+        if self.folder is None:
+            return
+        for session in self.sessions:
+            if not session.can_be_resumed:
+                continue
+            try:
+                await self._save(session)
+            except Exception as error:
+                logger.warning(f"The session {session.session_id} could not be saved: {error}")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            await self.sessions.run(self.folder.remove_expired)
+
+    # ------------------------------------------------------------------------------------------------------------ save
+
+    async def _save(self, session: LiveSession) -> None:
+        run, stream = self.sessions.run, session.stream
+        place = await run(self.folder.begin)
+        saved = session.saved = asyncio.Event()
+        try:
+            async with session.lock:
+                conversation = session.conversation
+                if conversation is not None:
+                    await conversation.disconnect(_DISCONNECT_SECONDS)
+                expires = clock.time() + session.seconds_left
+                waiting = await run(lambda: _questions_of(session))
+                await session.saving(lambda: save_stream(stream, place / _STREAM, close=True))
+                state = json.dumps(_state_of(session, waiting), allow_nan=False)
+                await run(lambda: (place / _CLIENT).write_text(state, encoding="utf-8"))
+            secret = f"id {session.session_id}" if conversation is None else f"token {session.token}"
+            await run(lambda: self.folder.commit(place, secret, expires))
+        finally:
+            await run(lambda: self.folder.discard(place))
+            saved.set()
+
+    # --------------------------------------------------------------------------------------------------------- restore
+
+    async def _restore(self, secret: str, is_here: Any, token: str | None = None) -> LiveSession | None:
+        """Resume a saved session, and return it, or `None` if there is none or another request has done it."""
+        self.sessions.refuse_if_draining()
+        run, folder = self.sessions.run, self.folder
+        async with self._lock:
+            if is_here():
+                return None
+            try:
+                taken = await run(lambda: folder.take(secret))
+            except ValueError as error:
+                raise _lost(error) from None
+            if taken is None:
+                return None
+            try:
+                session = await self._open(taken, token)
+            except BaseException as error:
+                # Another server that shares the folder may have room, or the right model.
+                folder.put_back(taken, secret)
+                if isinstance(error, EngineFullError):
+                    raise self.sessions.full() from None
+                if isinstance(error, (ValueError, KeyError, TypeError)):
+                    raise _lost(error) from None
+                raise
+            await run(lambda: folder.discard(taken))
+            return session
+
+    async def _open(self, taken: Path, token: str | None) -> LiveSession:
+        sessions, engine = self.sessions, self.sessions.engine
+        state = json.loads((taken / _CLIENT).read_text(encoding="utf-8"))
+        if state["format"] != _FORMAT:
+            raise ValueError(f"It has format {state['format']}; this version reads format {_FORMAT}.")
+        options = SessionOptions.model_validate(state["options"])
+        check_fps(options.fps, sessions.limits)
+        session = LiveSession(sessions, options, state["instructions"])
+        teller = Teller(engine.processor.tokenizer)
+        given = {"streamer": teller, "speak": None if options.unprompted else options.speaking()["speak"]}
+        stream = await sessions.run(lambda: restore_stream(engine, taken / _STREAM, pause=True, **given))
+        try:
+            teller.go_on(stream.session)
+            session.stream, session.teller = stream, teller
+            _fill(session, state, None if state["prefix"] != sessions.prefix else token)
+            if state["conversation"] is not None:
+                Conversation(session, self.name).go_on(state["conversation"])
+        except BaseException:
+            stream.close(discard=True)
+            raise
+        else:
+            sessions.add(session)
+            session.wait_for_client(is_connected=state["conversation"] is None)
+        finally:
+            await sessions.run(lambda: _unpause(stream))
+        return session
+
+
+def _lost(error: Exception) -> RequestError:
+    logger.warning(f"A saved session was not resumed: {error}")
+    return RequestError(f"The session cannot be resumed: {error}", status=410, code="session_lost")
+
+
+def _questions_of(session: LiveSession) -> list[Reply]:
+    """Return the replies that clients wait for, in the order in which the stream will answer."""
+    with session.sessions.engine.changed:
+        questions = session.stream.session._questions
+        return [session.asked[id(question)] for question in questions if id(question) in session.asked]
+
+
+def _state_of(session: LiveSession, waiting: list[Reply]) -> dict[str, Any]:
+    """Return what is saved of a session besides its stream."""
+    state: dict[str, Any] = {name: getattr(session, name) for name in _KEPT}
+    still = set(map(id, session.asked.values()))
+    asked = [{name: getattr(reply, name) for name in _KEPT_OF_REPLY} for reply in waiting if id(reply) in still]
+    zero = session._zero
+    return state | {
+        "format": _FORMAT,
+        "prefix": session.sessions.prefix,
+        "session_id": session.session_id,
+        "options": session.options.model_dump(),
+        # The clock of another process begins elsewhere.
+        "zero": None if zero is None else clock.time() - (session._loop.time() - zero),
+        "frames": [[frame.item_id, frame.time] for frame in session._frames],
+        "asked": asked,
+        "conversation": None if session.conversation is None else session.conversation.to_dict(),
+    }
+
+
+def _fill(session: LiveSession, state: dict[str, Any], token: str | None) -> None:
+    """Give a new session, whose stream was restored, what was saved of it. Without a `token` it keeps its new one."""
+    for name in _KEPT:
+        setattr(session, name, state[name])
+    name = session.sessions.prefix + state["session_id"].removeprefix(state["prefix"])
+    session.session_id = session.session_id if session.sessions.has(name) else name
+    session.token = session.token if token is None else token
+    if state["zero"] is not None:
+        session._zero = session._loop.time() - (clock.time() - state["zero"])
+    session._frames = deque(Frame(item_id, time) for item_id, time in state["frames"])
+    questions = [question for question in session.stream.session._questions if question.reply_now]
+    for question, reply in zip(questions, state["asked"], strict=True):
+        session.asked[id(question)] = Reply(question=question, **reply)
+
+
+def _unpause(stream: Any) -> None:
+    with stream._engine.changed:
+        stream.session.is_paused = False
+        stream._engine.changed.notify_all()
+
+
+__all__ = ["SavedSessions", "SessionMovedError"]

@@ -1,0 +1,169 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of saved sessions, which several servers may share: each is complete, private, and removed in time."""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+import time as clock
+from collections.abc import Iterator
+from pathlib import Path
+
+
+_DIGESTS = "digests.json"
+_COMPLETE = re.compile(r"[0-9a-f]{64}")
+_OPEN = ".session-"  # what the names of folders begin with that are written or read
+_ABANDONED = 600.0  # seconds after which such a folder belongs to no process
+
+
+class StateFolder:
+    """
+    Saved sessions on disk, each a folder that is named by the hash of a secret. Its time of modification is when it
+    expires. Files that others have put there are left alone.
+
+    Args:
+        folder (`str` or `Path`): Where the sessions lie. It is made if needed.
+        max_bytes (`int`): Most bytes of all sessions. The sessions that expire first make room for others.
+
+    Raises:
+        `ValueError`: If nothing can be written there.
+    """
+
+    def __init__(self, folder: str | os.PathLike, max_bytes: int) -> None:
+        self.folder, self.max_bytes = Path(folder).absolute(), max_bytes
+        self._lock = threading.Lock()
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.discard(self.begin())
+        except OSError as error:
+            raise ValueError(f"Sessions cannot be saved in '{folder}': {error.strerror}.") from None
+        self.remove_expired()
+
+    def begin(self) -> Path:
+        """Return an empty folder, which only this user can read, for the files of a session."""
+        return Path(tempfile.mkdtemp(prefix=_OPEN, dir=self.folder))
+
+    def discard(self, place: Path) -> None:
+        """Remove the files of a session."""
+        shutil.rmtree(place, ignore_errors=True)
+
+    def commit(self, place: Path, secret: str, expires: float) -> None:
+        """
+        Keep what was written into a folder of `begin` until a time, by `time.time()`. It replaces what was kept under
+        this secret before.
+
+        Raises:
+            `ValueError`: If it has more bytes than all sessions may have.
+        """
+        files = sorted(path for path in place.rglob("*") if path.is_file())
+        for path in files:
+            path.chmod(0o600)
+        digests = {str(path.relative_to(place)): _digest(path) for path in files}
+        with open(place / _DIGESTS, "w", opener=_open_private) as file:
+            json.dump(digests, file)
+        with self._lock:
+            self._make_room(_size(place))
+            os.utime(place, (expires, expires))
+            kept = self._place_of(secret)
+            if kept.exists():
+                self.discard(kept)
+            os.rename(place, kept)
+
+    def take(self, secret: str) -> Path | None:
+        """
+        Return the folder of the session that is kept under a secret, or `None`. Nobody else can take it meanwhile.
+
+        Raises:
+            `ValueError`: If one of its files is damaged. The session is removed.
+        """
+        taken = self.folder / f"{_OPEN}{secrets.token_hex(8)}"
+        try:
+            os.rename(self._place_of(secret), taken)
+        except OSError:
+            return None
+        if _has_expired(taken):
+            self.discard(taken)
+            return None
+        if (damaged := _find_damaged(taken)) is not None:
+            self.discard(taken)
+            raise ValueError(f"{damaged} of a saved session is damaged.")
+        return taken
+
+    def put_back(self, taken: Path, secret: str) -> None:
+        """Keep a session that `take` returned under its secret again."""
+        os.rename(taken, self._place_of(secret))
+
+    def remove_expired(self) -> None:
+        """Remove sessions whose time is over, and what processes that ended in the middle have left."""
+        for place in self._places():
+            if _has_expired(place, 0.0 if _COMPLETE.fullmatch(place.name) else _ABANDONED):
+                self.discard(place)
+
+    def _place_of(self, secret: str) -> Path:
+        return self.folder / hashlib.sha256(secret.encode()).hexdigest()
+
+    def _places(self) -> Iterator[Path]:
+        for place in list(self.folder.iterdir()):
+            if (_COMPLETE.fullmatch(place.name) or place.name.startswith(_OPEN)) and place.is_dir():
+                yield place
+
+    def _make_room(self, size: int) -> None:
+        if size > self.max_bytes:
+            raise ValueError(f"It has {size} bytes, and all saved sessions may have {self.max_bytes}.")
+        kept = [place for place in self._places() if _COMPLETE.fullmatch(place.name)]
+        sizes = {place: _size(place) for place in sorted(kept, key=_expiry)}
+        total = sum(sizes.values()) + size
+        for place, freed in sizes.items():
+            if total > self.max_bytes:
+                self.discard(place)
+                total -= freed
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _find_damaged(place: Path) -> str | None:
+    """Return the name of a file that is not as it was written, or `None`."""
+    name = _DIGESTS
+    try:
+        for name, digest in json.loads((place / _DIGESTS).read_text(encoding="utf-8")).items():
+            if _digest(place / name) != digest:
+                return name
+    except (OSError, ValueError, AttributeError):
+        return name
+    return None
+
+
+# Another server may remove a session at any time.
+def _size(place: Path) -> int:
+    total = 0
+    for path in place.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return total
+
+
+def _expiry(place: Path) -> float:
+    try:
+        return place.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _has_expired(place: Path, after: float = 0.0) -> bool:
+    return _expiry(place) + after < clock.time()
+
+
+__all__ = ["StateFolder"]
