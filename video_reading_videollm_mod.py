@@ -44,6 +44,8 @@ logger = logging.get_logger(__name__)
 # FFmpeg's own limits, in seconds: a longer step of the clock is a new clock, in formats that may change clocks
 # (`dts_delta_threshold`) and in all others (`dts_error_threshold`). A step back is one from a tenth of a second on.
 _LONGEST_GAP, _LONGEST_STILL, _STEP_BACK = 10, 30 * 3600, Fraction(1, 10)
+# Seconds without a frame that count as a gap, if three frames or more would fit.
+_SHORTEST_GAP = Fraction(1, 2)
 # Formats in which a place that was sought is not what FFmpeg says it is.
 _SEEKS_WRONG = {"apng", "mpeg"}
 # Errors in a row after which a file counts as unreadable from there on.
@@ -63,6 +65,7 @@ class ReadingReport:
         mended_times (`int`): Times that jumped, went back or were missing, and follow the previous frame instead.
         ignored_streams (`int`): Further video streams, and streams that begin in the middle, which are not read.
         missing_seconds (`float`): Seconds of picture that the file announces but does not have, as a truncated one.
+        gap_seconds (`float`): Seconds of a file for which no frame is there, in gaps from half a second on.
         reconnections (`int`): Times that a live source was opened again.
     """
 
@@ -71,6 +74,7 @@ class ReadingReport:
     mended_times: int = 0
     ignored_streams: int = 0
     missing_seconds: float = 0.0
+    gap_seconds: float = 0.0
     reconnections: int = 0
 
     def __bool__(self) -> bool:
@@ -78,12 +82,13 @@ class ReadingReport:
 
     def __str__(self) -> str:
         counts = {name.replace("_", " "): value for name, value in asdict(self).items() if value}
-        # Other streams are no damage: many files have a cover or a second camera.
-        ignored = counts.pop("ignored streams", 0)
+        # These are no damage: many files have a second camera, and recordings of a screen have gaps.
+        ignored, gaps = counts.pop("ignored streams", 0), counts.pop("gap seconds", 0)
         said = [f"{value:g} {name.removesuffix('s') if value == 1 else name}" for name, value in counts.items()]
         damage = [f"The source is not in order: {', '.join(said)}."] if said else []
         others = f"{ignored} other video stream{'s were' if ignored > 1 else ' was'} not read."
-        return " ".join(damage + ([others] if ignored else []))
+        still = f"In gaps of {gaps:.1f} s there is no frame, and the last one stays."
+        return " ".join(damage + [still] * (gaps > 0) + [others] * (ignored > 0))
 
     def to_dict(self) -> dict[str, int | float]:
         """Return the counts by name."""
@@ -447,6 +452,8 @@ class _Timeline:
                 self.shift += round((resumed - time) / self.time_base)
                 self.report.mended_times += not self.is_new
                 time, self.is_new = resumed, False
+            elif not self.is_live and time - due >= max(_SHORTEST_GAP, 3 * self.usual):
+                self.report.gap_seconds += round(float(time - due), 3)
             self.decoded = time, time + duration
             self.delays.append(now - time)
             shift = self.shift * self.time_base

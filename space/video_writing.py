@@ -4,6 +4,7 @@
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -29,6 +30,9 @@ RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88
 TICKS = 90_000
 # Seconds: a step of the clock back, one forward, and how far sound may reach beyond the picture at such a step.
 STEP_BACK, STEP_FORWARD, MARGIN = Fraction(1, 10), 1, 1
+# Where the sample rate changes, FFmpeg computes times within a packet of MPEG-TS by the old one: they are wrong by up
+# to this many seconds, and sound goes on from the sound before.
+INEXACT = Fraction(1, 2)
 # FFmpeg's numbers for BT.709, limited range and an unknown color property.
 BT709, LIMITED, UNKNOWN = 1, 1, 2
 MOST_ERRORS = 100
@@ -46,6 +50,8 @@ class WritingReport:
         ignored_audio_streams (`int`): Further audio streams, which are not written.
         spoilt_audio_packets (`int`): Audio packets that cannot be decoded, and are not written.
         cut_audio_packets (`int`): Audio packets that are not written because the source's clock changes there.
+        stretched_audio_seconds (`float`): Seconds of sound whose times are those of another sample rate than the
+            file announces, as in joined files. It plays faster or slower than it was recorded.
         broken_after (`float`): Second after which the source cannot be read. 0 if all of it was.
         missing_characters (`str`): Characters in captions that no font has, with their scripts.
         captions_with_boxes (`int`): Captions with such characters, which are drawn as boxes.
@@ -59,6 +65,7 @@ class WritingReport:
     ignored_audio_streams: int = 0
     spoilt_audio_packets: int = 0
     cut_audio_packets: int = 0
+    stretched_audio_seconds: float = 0.0
     broken_after: float = 0.0
     missing_characters: str = ""
     captions_with_boxes: int = 0
@@ -76,6 +83,8 @@ class WritingReport:
             "ignored_audio_streams": "Further audio streams left out: {}.",
             "spoilt_audio_packets": "Spoilt packets of sound left out: {}.",
             "cut_audio_packets": "Packets of sound left out where the source's clock changes: {}.",
+            "stretched_audio_seconds": "Sound that plays at a wrong speed, because its sample rate changes and the "
+            "file does not say so: {:.1f} s.",
             "broken_after": "The source cannot be read after {:.1f} s, and the written video ends there.",
             "captions_with_boxes": "Captions with boxes for characters that no font here has: {}, characters "
             f"{self.missing_characters}. Install a font that has them, such as Noto Sans, or give its file as `font`.",
@@ -327,7 +336,7 @@ class _Sound:
     def __init__(self, beside: Any, clock: _Clock, report: WritingReport, *, copies: bool) -> None:
         self.source, self.clock, self.report = beside.container, clock, report
         self.audio = self.source.streams.best("audio", related=beside.stream)
-        report.audio_changes = not copies
+        report.audio_changes, self._inexact = not copies, INEXACT * (not copies)
         report.ignored_audio_streams = len(self.source.streams.audio) - (self.audio is not None)
         self.codec = None if self.audio is None else getattr(self.audio.codec_context, "name", "unknown codec")
         self.ways = [LEFT_OUT]
@@ -340,6 +349,9 @@ class _Sound:
         self._written: int | None = None
         # Number of the sample after those that were given to the encoder.
         self._next = 0
+        # Time and seconds of sound of the packet before, and by how much newest steps to the next packet are longer.
+        self._before: tuple[Fraction, Fraction] | None = None
+        self._steps: deque[Fraction] = deque(maxlen=31)
         # Format of the decoded sound so far.
         self._audio_format: tuple[Any, ...] | None = None
         self._resampler: Any = None
@@ -407,7 +419,10 @@ class _Sound:
         frames = None if packet.is_corrupt else self._decode(packet)
         if frames is None:
             self.report.spoilt_audio_packets += 1
-        elif self._last is not None and packet.dts < self._last + (self.way == COPIED):
+        elif (
+            self._last is not None
+            and packet.dts < self._last + (self.way == COPIED) - self._inexact / packet.time_base
+        ):
             # Times in a file are rounded, so those of short packets may be equal.
             self.report.cut_audio_packets += 1
         elif self.way == COPIED:
@@ -416,12 +431,28 @@ class _Sound:
             if formats - {self._audio_format}:
                 raise _SoundChanges
             self._last = packet.dts
+            self._count_stretched(at, frames)
             packet.stream = self.stream
             self.target.mux(packet)
         else:
             self._last = packet.dts
             for frame in frames:
                 self._encode(frame)
+
+    def _count_stretched(self, at: Fraction, frames: list[Any]) -> None:
+        """Count sound that is longer or shorter than the time until the next packet, for many packets in a row."""
+        if self._before is not None:
+            begin, held = self._before
+            step = at - begin - held
+            # Others are gaps and joins.
+            self._steps.extend([step] if -held < step < 3 * held else [])
+            steps = sorted(self._steps) or [Fraction(0)]
+            middle, mean = steps[len(steps) // 2], sum(steps) / len(steps)
+            # Times are often rounded to 1/1000 s.
+            wrong = max(middle, -mean) > max(held / 20, Fraction(3, 2000))
+            self.report.stretched_audio_seconds += round(float(held), 3) * (wrong and len(steps) > 15)
+        held = sum((Fraction(frame.samples, frame.sample_rate) for frame in frames), Fraction(0))
+        self._before = (at, held) if held else None
 
     def _decode(self, packet: Any | None) -> list[Any] | None:
         try:
@@ -432,21 +463,22 @@ class _Sound:
     def _encode(self, frame: Any | None) -> None:
         """Encode a decoded frame, or the rest."""
         audio_format = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
-        frames = []
+        frames, inexact = [], self._inexact
         if self._resampler is not None and audio_format != self._audio_format:
             frames, self._resampler = self._resampler.resample(None), None
         if self._resampler is None and frame is not None:
-            context, self._audio_format = self.stream.codec_context, audio_format
+            context, self._audio_format, inexact = self.stream.codec_context, audio_format, 0
             self._resampler = av.AudioResampler(format="fltp", layout=context.layout.name, rate=context.sample_rate)
         frames += [None] if frame is None else self._resampler.resample(frame)
         for some in frames:
             if some is not None:
                 # The encoder takes the time base of the first frame for that of all. Some decoders give no times.
                 at = self._next if some.pts is None else round(some.pts * some.time_base * some.sample_rate)
+                at = self._next if abs(at - self._next) < inexact * some.sample_rate else at
                 some.pts, some.time_base = at, Fraction(1, some.sample_rate)
                 self._next = at + some.samples
         for packet in (packet for some in frames for packet in self.stream.encode(some)):
-            # Where the clock changes, the sound before it may reach into the sound after it.
+            # Where the clock or the format changes, the sound before it may reach into the sound after it.
             if self._written is None or packet.dts > self._written:
                 self._written = packet.dts
                 self.target.mux(packet)

@@ -228,15 +228,40 @@ def test_sound_follows_a_clock_that_jumps(tmp_path, offsets):
     assert len(packets_of(source)) - len(sound) == report.cut_audio_packets < 4 * len(offsets)
 
 
-def test_sound_that_changes_its_format_is_encoded(tmp_path):
+@pytest.mark.parametrize("rates", [(24_000, 48_000), (48_000, 22_050, 44_100)])
+def test_sound_that_changes_its_sample_rate_is_encoded_at_its_pitch(tmp_path, rates):
+    """FFmpeg computes the times of packets of MPEG-TS by the first rate."""
     times, source = [index / 10 for index in range(20)], tmp_path / "joined.ts"
-    write(tmp_path / "a.ts", times, ("aac",))
-    write(tmp_path / "b.ts", times, ("aac",), rate=24_000)
-    source.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    parts = [write(tmp_path / f"{rate}.ts", times, ("aac",), end=2.0, rate=rate) for rate in rates]
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
     out, report = burn(source, tmp_path)
-    assert str(report).startswith("The sound was encoded as AAC, because its format changes.")
+    assert str(report) == "The sound was encoded as AAC, because its format changes."
+    pitches = pitches_of(out)
+    assert 0 <= len(pitches) - 20 * len(rates) < 3, "no sound is lost"
+    # The filter of a resampler begins at the joins.
+    assert sum(abs(pitch - 440) > 10 for pitch in pitches) <= len(rates)
     sound = [time for time, _ in packets_of(out)]
-    assert sound[-1] == pytest.approx(3.9, abs=0.2) and max(b - a for a, b in pairwise(sound)) < 0.2
+    assert max(b - a for a, b in pairwise(sound)) < 0.1
+
+
+def pitches_of(path):
+    """Return the loudest frequency in each tenth of a second of sound."""
+    with av.open(str(path)) as container:
+        rate = container.streams.audio[0].rate
+        sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    parts = [sound[round(rate * at / 10) :][: round(rate / 10)] for at in range(round(10 * len(sound) / rate))]
+    return [10 * np.abs(np.fft.rfft(part, round(rate / 10))).argmax() for part in parts]
+
+
+def test_sound_at_a_wrong_speed_is_counted(tmp_path):
+    """FFmpeg does not read the second header of joined Matroska files."""
+    times, source = [index / 10 for index in range(20)], tmp_path / "joined.mkv"
+    parts = [write(tmp_path / f"{rate}.mkv", times, ("aac",), end=2.0, rate=rate) for rate in (44_100, 48_000)]
+    assert not burn(parts[0], tmp_path)[1]
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    report = burn(source, tmp_path)[1]
+    assert report.stretched_audio_seconds == pytest.approx(1.6, abs=0.4)
+    assert "Sound that plays at a wrong speed, because its sample rate changes" in str(report)
 
 
 def test_spoilt_packets_of_sound_are_left_out_and_counted(tmp_path):

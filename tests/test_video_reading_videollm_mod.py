@@ -536,6 +536,33 @@ def test_what_a_truncated_file_lacks_is_counted(tmp_path, ending, codec):
     assert report.missing_seconds == pytest.approx(4.0 - seconds, abs=0.2)
 
 
+@pytest.mark.parametrize(("ending", "codec"), [("mkv", "libx264"), ("webm", "libvpx"), ("ts", "libx264")])
+def test_gaps_between_frames_are_counted(tmp_path, ending, codec):
+    """Frames 10 to 19 are not there, as where a cluster is missing. A frame that is shown for long is no gap."""
+    options = {"keyint_min": "10", "g": "10"}
+    source = write_clip(tmp_path / f"source.{ending}", numbered(40), codec=codec, **options)
+    path = tmp_path / f"gap.{ending}"
+    assert not read_numbers(source)[2]
+    with av.open(str(source)) as container, av.open(str(path), "w") as target:
+        first = container.streams.video[0]
+        stream = target.add_stream_from_template(first)
+        for packet in container.demux(first):
+            at = 0 if packet.pts is None else packet.pts * packet.time_base - (first.start_time or 0) * first.time_base
+            packet.stream = stream
+            target.mux([packet] if packet.size and not 0.95 < at < 1.95 else [])
+    frames, seconds, report = read_numbers(path)
+    assert len(frames) == 30 and seconds == pytest.approx(4.0, abs=0.05)
+    assert report.to_dict()["gap_seconds"] == pytest.approx(1.0, abs=0.05)
+    assert str(report) == "In gaps of 1.0 s there is no frame, and the last one stays."
+
+
+def test_frames_that_are_shown_for_long_are_no_gap(tmp_path):
+    times = [0.0, 0.1, 3.0, 3.1, 5.0, 5.1, 9.0, 9.1]
+    for bf in ("0", "2"):
+        path = write_clip(tmp_path / "clip.mp4", numbered(8), times=times, bf=bf, tune="animation")
+        assert not read_numbers(path)[2]
+
+
 def test_time_goes_on_in_joined_matroska_files_with_b_frames(tmp_path):
     pictures = numbered(40)
     parts = [write_clip(tmp_path / f"{i}.mkv", pictures[20 * i :][:20], bf="2").read_bytes() for i in range(2)]
