@@ -253,6 +253,12 @@ def test_a_world_leaves_its_time_to_the_next(tmp_path, monkeypatch):
     assert given == ["5", "9"]
 
 
+@pytest.mark.parametrize(("cores", "shares"), [(None, 1), (1, 1), (3, 2), (12, 8)])
+def test_processes_share_a_step_evenly(cores, shares, monkeypatch):
+    monkeypatch.setattr(recipe.os, "cpu_count", lambda: cores)
+    assert recipe.share_step(8) == (1 if torch.cuda.is_available() else shares)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_has_its_files(size):
     known = recipe_sizes.WORLDS

@@ -237,8 +237,10 @@ def learn(
     name, ratio = ("", []) if keep_ratio is None else (f"_{keep_ratio:g}", ["--mod_keep_ratio", keep_ratio])
     if keep_ratio is None and size.router_loss is not None:
         ratio = ["--mod_router_loss", size.router_loss]
-    # Beside a long row, a short one would be padding for the most part: they go one by one.
-    batch, steps = (1, size.batch) if size.long_clips else (size.batch, 1)
+    # Beside a long row, a short one would be padding for the most part: they go one by one. Without a GPU, processes
+    # of one thread each share a step. For a model as small as this, more threads would wait for each other.
+    processes = share_step(size.batch) if size.long_clips else 1
+    batch, steps = (1, size.batch // processes) if size.long_clips else (size.batch, 1)
     given = folder / "vision"
     for stage, data, config, options in (
         ("alignment", "slides", "streamworld_alignment.yaml", []),
@@ -250,9 +252,16 @@ def learn(
         options += ["--output_dir", made, "--per_device_train_batch_size", batch, *ratio, "--fps", FPS]
         options += ["--gradient_accumulation_steps", steps, "--save_strategy", "steps", "--save_steps", 250]
         options += within(minutes, stage) if keep_ratio is None else ["--max_steps", last_step(folder / stage)]
-        run_stage(made / LAST_WRITTEN, "sft.py", *options, "--resume_from_checkpoint", "true")
+        run_stage(made / LAST_WRITTEN, "sft.py", *options, "--resume_from_checkpoint", "true", processes=processes)
         given = made
     return given
+
+
+def share_step(rows: int) -> int:
+    """Return how many CPU processes can share a step of so many rows evenly; 1 if there is a GPU."""
+    if torch.cuda.is_available():
+        return 1
+    return max(count for count in range(1, rows + 1) if rows % count == 0 and count <= (os.cpu_count() or 1))
 
 
 def last_step(trained: Path) -> int:
