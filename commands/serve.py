@@ -16,6 +16,8 @@ from videollm_mod.mistakes import one_line_errors
 
 
 KEYS = "VIDEOLLM_MOD_API_KEYS"
+# Only variables, since everyone on a machine can see the options of a command.
+TRANSCRIBER_KEY, SPEECH_KEY = "VIDEOLLM_MOD_TRANSCRIBER_KEY", "VIDEOLLM_MOD_SPEECH_KEY"
 
 
 def serve(
@@ -41,6 +43,29 @@ def serve(
     allow_private_urls: Annotated[
         bool, typer.Option("--allow-private-urls", help="Fetch videos from private networks and this machine too.")
     ] = False,
+    transcriber: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of an API with /audio/transcriptions, such as http://localhost:9000/v1, so that clients can "
+            f"speak. Its key is in the environment variable {TRANSCRIBER_KEY}.",
+            show_default="none: audio is refused",
+        ),
+    ] = None,
+    transcriber_model: Annotated[
+        str | None, typer.Option(help="Name of the transcriber's model.", show_default="whisper-1")
+    ] = None,
+    speech: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of an API with /audio/speech, so that replies can be spoken. Its key is in the environment "
+            f"variable {SPEECH_KEY}.",
+            show_default="none: replies are text",
+        ),
+    ] = None,
+    speech_model: Annotated[
+        str | None, typer.Option(help="Name of the model that speaks.", show_default="none")
+    ] = None,
+    speech_voice: Annotated[str | None, typer.Option(help="Name of its voice.", show_default="none")] = None,
     max_streams: Annotated[int, typer.Option(min=1, help="Most streams at once. Their memory is reserved.")] = 8,
     max_frames: MaxFrames = None,
     max_text_tokens: Annotated[
@@ -89,6 +114,8 @@ def serve(
         keys = split_keys(api_key or ())
         given = {"api_keys": keys, "cors": cors or (), "allow_private_urls": allow_private_urls, **limits}
         given |= {"state_dir": state_dir, "max_state_bytes": max_state_bytes}
+        given |= {"transcriber": transcriber, "transcriber_model": transcriber_model}
+        given |= {"speech": speech, "speech_model": speech_model, "speech_voice": speech_voice}
         _warn(host, keys)
         _run(new_app(model, revision, name=name, **memory, **stored, **given), host, port)
 
@@ -104,16 +131,41 @@ def new_app(
     weights: str | None,
     cache_dtype: str | None,
     frame_size: int | None,
+    transcriber: str | None = None,
+    transcriber_model: str | None = None,
+    speech: str | None = None,
+    speech_model: str | None = None,
+    speech_voice: str | None = None,
     **options: Any,
 ) -> Any:
     """Load a checkpoint. Return the application that serves it; see [`create_app`] for `options`."""
     from videollm_mod.serving.server import create_app
 
+    # Wrong options are reported before the model is loaded.
+    options["transcriber"] = _new_transcriber(transcriber, transcriber_model)
+    options["speaker"] = _new_speaker(speech, speech_model, speech_voice)
     stored = {"weights": weights, "cache_dtype": cache_dtype, "frame_size": frame_size}
     processor, loaded, given = load(model, revision, max_frames=max_frames, **stored)
     engine = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}
     engine |= {"cache_dtype": given["cache_dtype"]}
     return create_app(loaded, processor, name=name or name_of(model), engine_options=engine, **options)
+
+
+def _new_transcriber(url: str | None, model: str | None) -> Any:
+    from videollm_mod.serving.speech_endpoints import Transcriber
+
+    if url is None and model is not None:
+        raise ValueError("--transcriber-model needs --transcriber.")
+    key = os.environ.get(TRANSCRIBER_KEY)
+    return None if url is None else Transcriber(url, model or "whisper-1", key=key)
+
+
+def _new_speaker(url: str | None, model: str | None, voice: str | None) -> Any:
+    from videollm_mod.serving.speech_endpoints import Speaker
+
+    if len({url is None, model is None, voice is None}) > 1:
+        raise ValueError("--speech, --speech-model and --speech-voice belong together: give all three, or none.")
+    return None if url is None else Speaker(url, model, voice, key=os.environ.get(SPEECH_KEY))
 
 
 def check_installed() -> None:

@@ -34,6 +34,9 @@ class Limits:
         resume_seconds (`float`): A session whose connection broke off waits so many seconds to be resumed.
         fetch_seconds (`float`): Seconds that a URL may take.
         reply_seconds (`float`): Seconds that an HTTP request may wait for the model.
+        max_audio_seconds (`float`): Seconds of audio of a session that wait to be committed or transcribed.
+        max_speech_seconds (`float`): Longest speech of a reply.
+        speech_seconds (`float`): Seconds that a transcript, or the speech of a sentence, may take.
     """
 
     max_event_bytes: int = 15_000_000
@@ -51,6 +54,9 @@ class Limits:
     resume_seconds: float = 60.0
     fetch_seconds: float = 30.0
     reply_seconds: float = 120.0
+    max_audio_seconds: float = 60.0
+    max_speech_seconds: float = 60.0
+    speech_seconds: float = 15.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -255,6 +255,7 @@ class LiveSession:
         metadata: dict[str, Any] | None = None,
         interrupt: bool = False,
         role: str = "user",
+        is_spoken: bool | None = None,
     ) -> Reply | None:
         """
         Accept a question or an instruction; without a `text`, ask the model to speak now.
@@ -272,7 +273,7 @@ class LiveSession:
         self._num_early += not self.num_received
         await self._begin()
         options = {"reply_now": reply_now, "interrupt": interrupt, "role": role}
-        reply = Reply(is_asked=True, metadata=metadata) if reply_now else None
+        reply = Reply(is_asked=True, metadata=metadata, is_spoken=is_spoken) if reply_now else None
 
         def ask() -> None:
             # The reply must not begin before it is on the list.

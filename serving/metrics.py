@@ -24,6 +24,8 @@ class Metrics:
         first_word (`Histogram`): Seconds from the arrival of a frame or question to the first token of the reply.
         refusals (`Counter`): Requests and connections that were refused, by reason.
         disconnected (`Counter`): Connections that the server closed, by reason.
+        speech_failures (`Counter`): Recordings without a transcript, and replies that were not spoken to their end, by
+            the code of the error.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -39,6 +41,9 @@ class Metrics:
         )
         self.refusals = Counter("refusals", "Requests and connections refused.", ["reason"], **named)
         self.disconnected = Counter("disconnected", "Connections that the server closed.", ["reason"], **named)
+        self.speech_failures = Counter(
+            "speech_failures", "Recordings not transcribed and replies not spoken.", ["code"], **named
+        )
         self.registry.register(_EngineFigures(engine))
 
     def to_text(self) -> bytes:

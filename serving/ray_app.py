@@ -54,6 +54,8 @@ class Settings(BaseModel):
         cors (`list[str]`), allow_private_urls (`bool`), limits (`dict`): See [`create_app`].
         state_dir (`str`), max_state_bytes (`int`): Where a replica that is removed saves its sessions, and most bytes
             of them. All replicas must have this folder, so that clients resume their sessions on another one.
+        transcriber (`str`), transcriber_model (`str`), speech (`str`), speech_model (`str`), speech_voice (`str`):
+            Endpoints for speech, as for `videollm-mod serve`. Their keys come from the same environment variables.
         min_replicas (`int`), max_replicas (`int`): Between these, Serve adds and removes replicas.
         target_streams (`float`): Streams of a replica above which Serve adds one, by default three quarters of
             `max_streams`.
@@ -74,6 +76,11 @@ class Settings(BaseModel):
     max_text_tokens: int | None = None
     cors: list[str] = []
     allow_private_urls: bool = False
+    transcriber: str | None = None
+    transcriber_model: str | None = None
+    speech: str | None = None
+    speech_model: str | None = None
+    speech_voice: str | None = None
     limits: dict[str, Any] = {}
     state_dir: str | None = None
     max_state_bytes: int = Field(10_000_000_000, ge=1)

@@ -3,6 +3,7 @@
 """`/v1/realtime`: the events of OpenAI's realtime protocol, in which pictures are frames of a stream."""
 
 import asyncio
+import base64
 import json
 import secrets
 from collections import OrderedDict, deque
@@ -12,13 +13,25 @@ from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
+from .hearing import Hearing
 from .limits import RequestError
 from .live_session import SAVED, LiveSession
-from .realtime_events import response_end, response_object, session_object
+from .realtime_events import (
+    Audio,
+    content_part,
+    item_content,
+    response_end,
+    response_object,
+    session_object,
+    text_event,
+)
+from .speaking import Speech
 from .telling import Frame, Reply
 
 
 _MOST_ITEMS = 1000  # that can be retrieved
+_MOST_KEPT = 4_000_000  # characters of events that are kept after they were sent; a minute of audio
+_MOST_UNSPOKEN = 2  # replies that wait until an earlier one is spoken, before replies are not spoken
 _MOST_DIGITS = 18  # of an event's number
 _TOKEN = "<resume token>"  # what stands for it in saved events
 # Attributes of a conversation that are saved as they are.
@@ -34,18 +47,26 @@ class Conversation:
     Args:
         session ([`LiveSession`]): The session.
         model (`str`): The model's name.
+        audio ([`Audio`], *optional*): How it hears and speaks.
     """
 
-    def __init__(self, session: LiveSession, model: str) -> None:
-        self.session, self.model = session, model
+    def __init__(self, session: LiveSession, model: str, audio: Audio | None = None) -> None:
+        self.session, self.model, self.audio = session, model, audio or Audio()
+        self.hearing = Hearing(self.audio.transcriber, session.limits, session.lock, self.fail)
         self.conversation_id = f"conv_{secrets.token_hex(10)}"
         self.items: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.last_item: str | None = None
         self.number = 0  # of the last event
         self.sent = 0  # number of the last event that a client was sent
         self.connection: Connection | None = None
-        self._events: deque[tuple[int, str]] = deque(maxlen=session.limits.max_unsent)
+        self._events: deque[tuple[int, str]] = deque()
+        self._num_kept = 0  # characters of these events
+        self._news = asyncio.Event()  # an event was sent
         self._replies: dict[str, dict[str, Any]] = {}
+        self._speech: Speech | None = None
+        self._closing: Reply | None = None  # its text is complete, and its speech is not
+        self._held: deque[tuple[str, tuple[Any, ...]]] = deque()  # what later replies tell meanwhile
+        self._unspoken: set[str] = set()  # those of them that come too late to be spoken
         session.listeners.append(self._listen)
         session.conversation = self
 
@@ -62,8 +83,26 @@ class Conversation:
         self.number += 1
         event = {"type": kind, "event_id": f"event_{self.number}", **fields}
         self._events.append((self.number, json.dumps(event)))
+        self._num_kept += len(self._events[-1][1])
+        while self._has_too_many():
+            self._num_kept -= len(self._events.popleft()[1])
         if self.connection is not None:
             self.connection.notice()
+
+    def _has_too_many(self) -> bool:
+        """Whether to forget the oldest event."""
+        was_sent = self._events[0][0] <= self.sent
+        return len(self._events) > self.session.limits.max_unsent or (self._num_kept > _MOST_KEPT and was_sent)
+
+    def note_sent(self, number: int) -> None:
+        """Take note that a client was sent an event."""
+        self.sent = number
+        self._news.set()
+
+    async def _until_sent(self, number: int) -> None:
+        while self.sent < number:
+            self._news.clear()
+            await self._news.wait()
 
     def next_event(self) -> tuple[int, str] | None:
         """Return the number and the text of the event to send next, if there is one."""
@@ -106,7 +145,8 @@ class Conversation:
         """Return what another process needs to go on, as what JSON can hold."""
         # The token does not belong into files.
         events = [(number, event.replace(self.session.token, _TOKEN)) for number, event in self._events]
-        return {name: getattr(self, name) for name in _KEPT} | {"items": self.items, "events": events}
+        state = {name: getattr(self, name) for name in _KEPT}
+        return state | {"items": self.items, "events": events, "audio": self.audio.settings()}
 
     def go_on(self, saved: dict[str, Any]) -> None:
         """Go on where a conversation was that `to_dict` returned."""
@@ -114,10 +154,12 @@ class Conversation:
             setattr(self, name, saved[name])
         self.items.update(saved["items"])
         self._events.extend((number, event.replace(_TOKEN, self.session.token)) for number, event in saved["events"])
+        self._num_kept = sum(len(event) for _, event in self._events)
+        self.audio = self.audio.with_settings(saved["audio"])
 
     def describe(self, **added: Any) -> dict[str, Any]:
         """Return the session object."""
-        return session_object(self.session, self.model, **added)
+        return session_object(self.session, self.model, self.audio, **added)
 
     def shown(self, item_id: str) -> dict[str, Any]:
         """Return an item as clients see it."""
@@ -139,7 +181,11 @@ class Conversation:
         self.emit("conversation.item.added", previous_item_id=item["previous"], item=_shown(item))
 
     def _listen(self, kind: str, *what: Any) -> None:
-        getattr(self, f"_on_{kind}")(*what)
+        if self._closing is not None and kind in ("begin", "words", "end"):
+            # The protocol has one response at a time.
+            self._held.append((kind, what))
+        else:
+            getattr(self, f"_on_{kind}")(*what)
 
     def _on_frame(self, frame: Frame) -> None:
         item = self.items.get(frame.item_id)
@@ -149,32 +195,116 @@ class Conversation:
             self.emit("conversation.item.done", **told)
 
     def _on_begin(self, reply: Reply) -> None:
+        if reply.is_spoken is None:
+            reply.is_spoken = self.audio.is_spoken
         item = {"id": f"item_{secrets.token_hex(10)}", "object": "realtime.item", "type": "message"}
         item |= {"status": "in_progress", "role": "assistant", "content": []}
         self._replies[reply.reply_id] = item
         self.emit("response.created", response=self._response(reply, []), videollm_mod=self._place(reply))
-        named = {"response_id": reply.reply_id, "output_index": 0}
-        self.emit("response.output_item.added", **named, item=_shown(item))
+        self.emit("response.output_item.added", response_id=reply.reply_id, output_index=0, item=_shown(item))
         self._append(item)
-        part = {"type": "text", "text": ""}
-        self.emit("response.content_part.added", **named, item_id=item["id"], content_index=0, part=part)
+        self.emit("response.content_part.added", **self._part(reply), part=content_part(reply))
+        if reply.is_spoken:
+            self._speak(reply)
 
     def _on_words(self, reply: Reply, words: str) -> None:
-        item = self._replies[reply.reply_id]
-        named = {"response_id": reply.reply_id, "item_id": item["id"], "output_index": 0, "content_index": 0}
-        self.emit("response.output_text.delta", **named, delta=words)
+        kind, fields = text_event(reply, words)
+        self.emit(kind, **self._part(reply), **fields)
+        if self._speech is not None:
+            self._speech.add(words)
 
     def _on_end(self, reply: Reply) -> None:
+        kind, fields = text_event(reply)
+        self.emit(kind, **self._part(reply), **fields)
+        if self._speech is not None and not self._speech.is_over:
+            if reply.is_cancelled or reply.is_failed or reply.event.interrupted:
+                self._speech.stop()
+            else:
+                self._speech.finish()
+                self._closing = reply
+                return
+        self._close(reply)
+
+    def _close(self, reply: Reply) -> None:
+        """Tell that a response is done."""
+        self._speech = None
         item = self._replies.pop(reply.reply_id)
-        item["status"] = "incomplete" if reply.is_cancelled else "completed"
-        item["content"] = [{"type": "output_text", "text": reply.text}]
+        item["status"] = "incomplete" if reply.is_cancelled or reply.is_silenced else "completed"
+        item["content"] = item_content(reply)
         for kind, fields in response_end(reply, _shown(item)):
             self.emit(kind, **fields)
         self.emit("conversation.item.done", previous_item_id=item["previous"], item=_shown(item))
         response = self._response(reply, [_shown(item)])
         self.emit("response.done", response=response, videollm_mod=self._place(reply))
 
+    # ------------------------------------------------------------------------------------------------------- speech
+
+    def _speak(self, reply: Reply) -> None:
+        """Begin the speech of a reply, unless it would come too late."""
+        is_unspoken = reply.reply_id in self._unspoken
+        self._unspoken.discard(reply.reply_id)
+        if reply.is_cancelled or is_unspoken or self.session.over is not None:
+            return
+        if sum(kind == "begin" for kind, _ in self._held) >= _MOST_UNSPOKEN:
+            late = "The speech endpoint is slower than the model speaks, so this reply comes as text."
+            self._fail_speech(reply, RequestError(late, status=503, code="speech_behind"))
+            return
+
+        async def send(audio: bytes) -> None:
+            delta = base64.b64encode(audio).decode()
+            self.emit("response.output_audio.delta", **self._part(reply), delta=delta)
+            # So that audio does not wait here for a slow client.
+            await self._until_sent(self.number)
+
+        def end(error: RequestError | None) -> None:
+            if error is not None:
+                self._fail_speech(reply, error)
+                self._unspoken |= {what[0].reply_id for kind, what in self._held if kind == "begin"}
+            if self._closing is reply:
+                self._end_speech()
+
+        self._speech = Speech(self.audio.speaker, self.session.limits, send, end)
+
+    def _fail_speech(self, reply: Reply, error: RequestError) -> None:
+        self.session.sessions.metrics.speech_failures.labels(error.code).inc()
+        told = error.to_dict() | {"event_id": None}
+        self.emit("error", error=told, videollm_mod={"response_id": reply.reply_id})
+
+    def _end_speech(self) -> None:
+        """End the response that was being spoken, and tell what later ones have told meanwhile."""
+        reply, self._closing = self._closing, None
+        self._close(reply)
+        while self._held and self._closing is None:
+            kind, what = self._held.popleft()
+            self._listen(kind, *what)
+
+    def silence(self, response_id: str | None = None) -> Reply | None:
+        """Stop the speech of the response that is still being spoken, and return its reply, if there is one."""
+        reply = self._closing
+        if reply is None or response_id not in (None, reply.reply_id):
+            return None
+        reply.is_silenced = True
+        self._speech.stop()
+        self._end_speech()
+        return reply
+
+    async def cancel(self) -> Reply | None:
+        """Cancel the response in progress, or the first that was asked for. Return its reply, if there is one."""
+        if self._speech is not None:
+            self._speech.stop()
+        reply = await self.session.cancel()
+        if reply is None and (reply := self.hearing.withdraw()) is not None:
+            self._on_begin(reply)
+            self._on_end(reply)
+        return reply
+
+    # ---------------------------------------------------------------------------------------------------------- end
+
     def _on_over(self, reason: str) -> None:
+        self.hearing.close()
+        if self._closing is not None:
+            self._speech.stop()
+            self._end_speech()
         if self.session.reply is not None:
             self.session.reply.is_failed = True
             self._on_end(self.session.reply)
@@ -192,6 +322,11 @@ class Conversation:
 
     def _response(self, reply: Reply, output: list[dict[str, Any]]) -> dict[str, Any]:
         return response_object(reply, output, self.conversation_id, self.session.max_output_tokens)
+
+    def _part(self, reply: Reply) -> dict[str, Any]:
+        """Return the names of the part that holds a response."""
+        item_id = self._replies[reply.reply_id]["id"]
+        return {"response_id": reply.reply_id, "item_id": item_id, "output_index": 0, "content_index": 0}
 
     def _place(self, reply: Reply) -> dict[str, Any]:
         """Return what the extension field of a response says."""
@@ -271,7 +406,7 @@ class Connection:
                 await self.socket.send_text(event[1])
                 if conversation.connection is not self:
                     return
-                conversation.sent = event[0]
+                conversation.note_sent(event[0])
             self._news.clear()
             await self._news.wait()
 

@@ -3,14 +3,54 @@
 """Objects of OpenAI's realtime protocol, with what this server adds to them in the field `videollm_mod`."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .live_session import LiveSession
+from .speech_endpoints import AUDIO_FORMAT, Speaker, Transcriber
 from .telling import Reply
 
 
-def session_object(session: LiveSession, model: str, **added: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Audio:
+    """
+    How a session hears and speaks.
+
+    Args:
+        transcriber ([`Transcriber`], *optional*), speaker ([`Speaker`], *optional*): The operator's endpoints.
+        is_spoken (`bool`): Whether replies are spoken, unless their client asks otherwise.
+        language (`str`, *optional*), prompt (`str`, *optional*): What the transcriber gets to know.
+    """
+
+    transcriber: Transcriber | None = None
+    speaker: Speaker | None = None
+    is_spoken: bool = False
+    language: str | None = None
+    prompt: str | None = None
+
+    @property
+    def hints(self) -> dict[str, str]:
+        """What the transcriber gets to know."""
+        given = {"language": self.language, "prompt": self.prompt}
+        return {name: value for name, value in given.items() if value}
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the client has set."""
+        return {name: getattr(self, name) for name in ("is_spoken", "language", "prompt")}
+
+    def with_settings(self, settings: dict[str, Any]) -> "Audio":
+        """Return this with what a client has set, also on another server, which may have had a speaker."""
+        return replace(self, **settings | {"is_spoken": settings["is_spoken"] and self.speaker is not None})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the field `audio` of the session object."""
+        transcription = None if self.transcriber is None else {"model": self.transcriber.model, **self.hints}
+        heard = {"format": AUDIO_FORMAT, "noise_reduction": None, "transcription": transcription}
+        voice = {} if self.speaker is None else {"voice": self.speaker.voice}
+        return {"input": heard | {"turn_detection": None}, "output": {"format": AUDIO_FORMAT, **voice}}
+
+
+def session_object(session: LiveSession, model: str, audio: Audio, **added: Any) -> dict[str, Any]:
     """Return the session object. `added` goes into the extension field, except what is empty."""
     stream, sessions = session.stream.session, session.sessions
     extension = session.options.model_dump()
@@ -23,11 +63,17 @@ def session_object(session: LiveSession, model: str, **added: Any) -> dict[str, 
         "object": "realtime.session",
         "id": session.session_id,
         "model": model,
-        "output_modalities": ["text"],
+        "audio": audio.to_dict(),
+        "output_modalities": modalities(audio.is_spoken),
         "instructions": session.instructions,
         "max_output_tokens": session.max_output_tokens,
         "videollm_mod": extension,
     }
+
+
+def modalities(is_spoken: bool | None) -> list[str]:
+    """Return what the protocol calls the output modalities. Speech always comes with its text."""
+    return ["audio"] if is_spoken else ["text"]
 
 
 def response_object(reply: Reply, output: list[dict[str, Any]], conversation: str, max_tokens: int) -> dict[str, Any]:
@@ -40,7 +86,7 @@ def response_object(reply: Reply, output: list[dict[str, Any]], conversation: st
         "status_details": details,
         "output": output,
         "conversation_id": conversation,
-        "output_modalities": ["text"],
+        "output_modalities": modalities(reply.is_spoken),
         "max_output_tokens": max_tokens,
         "metadata": reply.metadata,
         "usage": None if status == "in_progress" else usage(reply),
@@ -55,6 +101,8 @@ def _status(reply: Reply, max_tokens: int) -> tuple[str, dict[str, Any] | None]:
         return "failed", {"type": "failed", "error": {"type": "server_error", "code": "session_failed"}}
     if reply.event is None:
         return "in_progress", None
+    if reply.is_silenced:
+        return _because("cancelled", "client_cancelled")
     if reply.event.interrupted:
         return _because("cancelled", "turn_detected")
     if len(reply.event.token_ids) >= max_tokens:
@@ -80,13 +128,44 @@ def usage(reply: Reply) -> dict[str, Any]:
     }
 
 
+def content_part(reply: Reply) -> dict[str, Any]:
+    """Return the part that holds the text of a response so far, in its events."""
+    return {"type": "audio", "transcript": reply.text} if reply.is_spoken else {"type": "text", "text": reply.text}
+
+
+def item_content(reply: Reply) -> list[dict[str, Any]]:
+    """Return the content of the item of a response."""
+    if reply.is_spoken:
+        return [{"type": "output_audio", "transcript": reply.text}]
+    return [{"type": "output_text", "text": reply.text}]
+
+
+def text_event(reply: Reply, words: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Return the event, with its fields, that tells new words of a response, or without them its complete text."""
+    kind = "output_audio_transcript" if reply.is_spoken else "output_text"
+    if words is not None:
+        return f"response.{kind}.delta", {"delta": words}
+    return f"response.{kind}.done", {"transcript" if reply.is_spoken else "text": reply.text}
+
+
 def response_end(reply: Reply, item: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the events, with their fields, that end the item of a response."""
+    """Yield the events, with their fields, that end the item of a response after its text."""
     named = {"response_id": reply.reply_id, "output_index": 0}
     part = {"item_id": item["id"], "content_index": 0}
-    yield "response.output_text.done", {**named, **part, "text": reply.text}
-    yield "response.content_part.done", {**named, **part, "part": {"type": "text", "text": reply.text}}
+    if reply.is_spoken:
+        yield "response.output_audio.done", {**named, **part}
+    yield "response.content_part.done", {**named, **part, "part": content_part(reply)}
     yield "response.output_item.done", {**named, "item": item}
 
 
-__all__ = ["response_end", "response_object", "session_object", "usage"]
+__all__ = [
+    "Audio",
+    "content_part",
+    "item_content",
+    "modalities",
+    "response_end",
+    "response_object",
+    "session_object",
+    "text_event",
+    "usage",
+]

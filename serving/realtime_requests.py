@@ -2,29 +2,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the events of a realtime client ask for."""
 
-import json
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 from transformers.utils import logging
 
+from .event_fields import event_id_of, object_of, parse_event, text_of
 from .fetching import read_data_uri, read_picture
 from .limits import RequestError
 from .live_session import LiveSession
 from .realtime import Conversation
+from .realtime_audio import append_audio, clear_audio, commit_audio, no_speech, read_audio, read_modalities
 from .session_options import SessionOptions
+from .telling import Reply
 
 
 logger = logging.get_logger(__name__)
 
 # Fields of OpenAI's session object that have no effect here. `session.updated` lists those that were given.
-_IGNORED = ("audio", "include", "parallel_tool_calls", "prompt", "reasoning", "tool_choice", "tools", "tracing")
+_IGNORED = ("include", "parallel_tool_calls", "prompt", "reasoning", "tool_choice", "tools", "tracing")
 _IGNORED += ("truncation",)
 _KNOWN = {"type", "object", "id", "expires_at", "model", "instructions", "max_output_tokens", "output_modalities"}
-# Limits of OpenAI's protocol: characters of an event's id, entries of metadata, characters of its names and values.
-_MOST_EVENT_ID, _MOST_METADATA, _MOST_NAME, _MOST_VALUE = 512, 16, 64, 512
+_KNOWN |= {"audio", "videollm_mod"}
+# Limits of OpenAI's protocol: entries of metadata, characters of its names and values.
+_MOST_METADATA, _MOST_NAME, _MOST_VALUE = 16, 64, 512
 _ROLES = {"user": "input_text", "system": "input_text", "assistant": "output_text"}
 
 
@@ -32,7 +36,7 @@ async def handle_event(conversation: Conversation, text: str | None) -> None:
     """Do what an event of a client says. If that is not possible, the client gets an `error` event."""
     event: Any = None
     try:
-        event = _parse(text)
+        event = parse_event(text)
         if event["type"] not in _HANDLERS:
             known = ", ".join(sorted(_HANDLERS))
             wrong = f"The event type {event['type']!r} is unknown. Known types are {known}."
@@ -40,65 +44,33 @@ async def handle_event(conversation: Conversation, text: str | None) -> None:
         async with conversation.session.lock:
             await _HANDLERS[event["type"]](conversation, event)
     except RequestError as error:
-        conversation.fail(error, _event_id(event))
+        conversation.fail(error, event_id_of(event))
     except Exception:
         logger.exception("An event failed.")
         wrong = RequestError("The server failed at this event.", status=500, code="server_error")
-        conversation.fail(wrong, _event_id(event))
-
-
-def _event_id(event: Any) -> str | None:
-    given = event.get("event_id") if isinstance(event, dict) else None
-    return given[:_MOST_EVENT_ID] if isinstance(given, str) else None
-
-
-def _parse(text: str | None) -> dict[str, Any]:
-    try:
-        event = json.loads(text or "")
-    except (ValueError, RecursionError):
-        raise RequestError("An event must be a text message with JSON.", code="invalid_json") from None
-    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        raise RequestError(
-            "An event must be an object with a `type`.", code="missing_required_parameter", param="type"
-        )
-    return event
-
-
-def _object(parent: dict[str, Any], name: str, *, path: str = "", needed: bool = False) -> dict[str, Any]:
-    """Return a field of an event that must be an object; without it an empty one."""
-    found = parent.get(name)
-    if found is None and not needed:
-        return {}
-    if not isinstance(found, dict):
-        raise RequestError(f"`{path}{name}` must be an object.", code="invalid_type", param=f"{path}{name}")
-    return found
-
-
-def _text(parent: dict[str, Any], name: str, *, path: str = "", needed: bool = False) -> str | None:
-    """Return a field of an event that must be a text, `None` without it."""
-    found = parent.get(name)
-    if not (isinstance(found, str) or (found is None and not needed)):
-        raise RequestError(f"`{path}{name}` must be a text.", code="invalid_type", param=f"{path}{name}")
-    return found
+        conversation.fail(wrong, event_id_of(event))
 
 
 # ------------------------------------------------------------------------------------------------------------- session
 
 
 async def _update_session(conversation: Conversation, event: dict[str, Any]) -> None:
-    asked, session = _object(event, "session", needed=True), conversation.session
-    unknown = sorted(set(asked) - _KNOWN - set(_IGNORED) - {"videollm_mod"})
+    asked, session = object_of(event, "session", needed=True), conversation.session
+    unknown = sorted(set(asked) - _KNOWN - set(_IGNORED))
     if unknown:
         name = f"session.{unknown[0]}"
         raise RequestError(f"`{name}` is unknown.", code="unknown_parameter", param=name)
-    instructions = _text(asked, "instructions", path="session.")
-    options = read_options(_object(asked, "videollm_mod", path="session."), session.options)
+    instructions = text_of(asked, "instructions", path="session.")
+    options = read_options(object_of(asked, "videollm_mod", path="session."), session.options)
     most = _most_tokens(asked.get("max_output_tokens"), session)
+    audio, ignored, errors = read_audio(asked, conversation.audio, session.limits)
     is_turn = await session.update(options, instructions=instructions, max_output_tokens=most)
-    ignored = sorted(name for name in asked if name in _IGNORED)
-    ignored += ["output_modalities"] if asked.get("output_modalities") not in (None, ["text"]) else []
+    conversation.audio = audio
+    ignored = sorted([*(name for name in asked if name in _IGNORED), *ignored])
     added = {} if instructions is None else {"instructions_entered": "as a turn" if is_turn else "at the start"}
     conversation.emit("session.updated", session=conversation.describe(ignored=ignored, **added))
+    for error in errors:
+        conversation.fail(error, event_id_of(event))
 
 
 def read_options(
@@ -146,9 +118,9 @@ async def _close_session(conversation: Conversation, _: dict[str, Any]) -> None:
 
 
 async def _create_item(conversation: Conversation, event: dict[str, Any]) -> None:
-    item, session = _object(event, "item", needed=True), conversation.session
+    item, session = object_of(event, "item", needed=True), conversation.session
     parts, role = _check_item(conversation, item)
-    time = _object(event, "videollm_mod").get("time")
+    time = object_of(event, "videollm_mod").get("time")
     if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
         raise RequestError("`videollm_mod.time` must be seconds.", code="invalid_type", param="videollm_mod.time")
     item_id = item.get("id") or f"item_{secrets.token_hex(10)}"
@@ -166,7 +138,9 @@ async def _create_item(conversation: Conversation, event: dict[str, Any]) -> Non
         if part["type"] == "input_image":
             await session.push(frame, picture)
         else:
-            await session.ask(part["text"], reply_now=False, role="assistant" if role == "assistant" else "user")
+            told = {"reply_now": False, "role": "assistant" if role == "assistant" else "user"}
+            say = partial(session.ask, part["text"], **told)
+            await conversation.hearing.in_order(say, event_id_of(event))
 
 
 def _check_item(conversation: Conversation, item: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
@@ -174,7 +148,7 @@ def _check_item(conversation: Conversation, item: dict[str, Any]) -> tuple[list[
     if item.get("type") != "message":
         wrong = f"Only items of type 'message' are supported, got {item.get('type')!r}."
         raise RequestError(wrong, code="invalid_value", param="item.type")
-    role, parts, item_id = item.get("role"), item.get("content"), _text(item, "id", path="item.")
+    role, parts, item_id = item.get("role"), item.get("content"), text_of(item, "id", path="item.")
     if item_id in conversation.items or (item_id is not None and not 0 < len(item_id) <= 64):
         raise RequestError("`item.id` must be new, of 1 to 64 characters.", code="invalid_value", param="item.id")
     if role not in _ROLES:
@@ -190,7 +164,7 @@ def _check_item(conversation: Conversation, item: dict[str, Any]) -> tuple[list[
         if part.get("type") not in allowed:
             wrong = f"A part of a message of the {role} can be {', '.join(allowed)}, not {part.get('type')!r}."
             raise RequestError(wrong, code="invalid_value", param=f"{path}type")
-        text = _text(part, "image_url" if part["type"] == "input_image" else "text", path=path, needed=True)
+        text = text_of(part, "image_url" if part["type"] == "input_image" else "text", path=path, needed=True)
         if not text.strip():
             raise RequestError("A text must not be empty.", code="invalid_value", param=f"{path}text")
     texts = "".join(part["text"] for part in parts if part["type"] != "input_image")
@@ -211,7 +185,7 @@ def _read(url: str, session: LiveSession, param: str) -> Any:
 
 
 async def _retrieve_item(conversation: Conversation, event: dict[str, Any]) -> None:
-    item_id = _text(event, "item_id", needed=True)
+    item_id = text_of(event, "item_id", needed=True)
     if item_id not in conversation.items:
         wrong = f"There is no item {item_id!r}, or it is too old."
         raise RequestError(wrong, code="item_retrieve_invalid_item_id", param="item_id")
@@ -227,21 +201,39 @@ async def _refuse_change(_: Conversation, event: dict[str, Any]) -> None:
 
 
 async def _create_response(conversation: Conversation, event: dict[str, Any]) -> None:
-    asked = _object(event, "response")
+    asked = object_of(event, "response")
     for name in ("input", "conversation"):
         if asked.get(name) not in (None, "auto"):
             wrong = f"`response.{name}` is not supported: a response belongs to the stream."
             raise RequestError(wrong, code="invalid_value", param=f"response.{name}")
-    instructions = _text(asked, "instructions", path="response.")
+    instructions = text_of(asked, "instructions", path="response.")
     metadata = _metadata(asked)
-    interrupt = _object(event, "videollm_mod").get("interrupt", False) is True
+    interrupt = object_of(event, "videollm_mod").get("interrupt", False) is True
     text = instructions if instructions and instructions.strip() else None
-    await conversation.session.ask(text, metadata=metadata, interrupt=interrupt)
+    if text is not None:
+        conversation.session.limits.check_text(text, param="response.instructions")
+    is_spoken = read_modalities(asked, "response.")
+    if is_spoken and conversation.audio.speaker is None:
+        is_spoken = False
+        conversation.fail(no_speech("response."), event_id_of(event))
+    options = {"metadata": metadata, "is_spoken": is_spoken}
+    if interrupt:
+        conversation.silence()
+    waits = conversation.hearing.is_busy
+
+    async def ask() -> None:
+        if waits and conversation.hearing.has_failed:
+            wrong = "There is no transcript of the question, so there is no response to it."
+            raise RequestError(wrong, code="transcription_failed")
+        await conversation.session.ask(text, interrupt=interrupt, **options)
+
+    reply = Reply(is_asked=True, is_cancelled=True, **options)
+    await conversation.hearing.in_order(ask, event_id_of(event), reply)
 
 
 def _metadata(asked: dict[str, Any]) -> dict[str, str] | None:
     """Return the metadata of a response, which its events repeat."""
-    given = _object(asked, "metadata", path="response.")
+    given = object_of(asked, "metadata", path="response.")
     are_short = all(
         len(name) <= _MOST_NAME and isinstance(value, str) and len(value) <= _MOST_VALUE
         for name, value in given.items()
@@ -254,27 +246,14 @@ def _metadata(asked: dict[str, Any]) -> dict[str, str] | None:
 
 
 async def _cancel_response(conversation: Conversation, event: dict[str, Any]) -> None:
-    wanted, session = _text(event, "response_id"), conversation.session
-    if wanted is not None and (session.reply is None or session.reply.reply_id != wanted):
-        reply = None
-    else:
-        reply = await session.cancel()
+    wanted, session = text_of(event, "response_id"), conversation.session
+    session.touch()
+    reply = conversation.silence(wanted)
+    if reply is None and (wanted is None or (session.reply is not None and session.reply.reply_id == wanted)):
+        reply = await conversation.cancel()
     if reply is None:
         wrong = "Cancellation failed: no active response found."
         raise RequestError(wrong, code="response_cancel_not_active", param="response_id")
-
-
-# --------------------------------------------------------------------------------------------------------------- audio
-
-
-async def _refuse_audio(_: Conversation, event: dict[str, Any]) -> None:
-    wrong = f"{event['type']} is not supported: this server has no transcriber. Send text as `input_text`."
-    raise RequestError(wrong, code="audio_not_supported", param="type")
-
-
-async def _clear_input(conversation: Conversation, _: dict[str, Any]) -> None:
-    # The buffer is always empty. Clients clear it before they cancel a response.
-    conversation.emit("input_audio_buffer.cleared")
 
 
 _HANDLERS: dict[str, Callable[[Conversation, dict[str, Any]], Awaitable[None]]] = {
@@ -287,9 +266,9 @@ _HANDLERS: dict[str, Callable[[Conversation, dict[str, Any]], Awaitable[None]]] 
     "conversation.item.truncate": _refuse_change,
     "response.create": _create_response,
     "response.cancel": _cancel_response,
-    "input_audio_buffer.append": _refuse_audio,
-    "input_audio_buffer.commit": _refuse_audio,
-    "input_audio_buffer.clear": _clear_input,
+    "input_audio_buffer.append": append_audio,
+    "input_audio_buffer.commit": commit_audio,
+    "input_audio_buffer.clear": clear_audio,
 }
 
 

@@ -16,6 +16,7 @@ from .live_session import LiveSession
 from .live_sessions import LiveSessions
 from .memory import EngineFullError
 from .realtime import Conversation
+from .realtime_events import Audio
 from .saving import restore_stream, save_stream
 from .session_options import SessionOptions, check_fps
 from .state_folder import StateFolder
@@ -32,7 +33,7 @@ _DISCONNECT_SECONDS = 10.0
 # Attributes of a session that are saved as they are.
 _KEPT = ("instructions", "max_output_tokens", "created", "has_begun", "num_received", "num_skipped")
 _KEPT += ("_num_early", "_context", "_last_time", "_due")
-_KEPT_OF_REPLY = ("reply_id", "is_asked", "metadata")
+_KEPT_OF_REPLY = ("reply_id", "is_asked", "metadata", "is_spoken")
 
 
 class SessionMovedError(RequestError):
@@ -56,10 +57,11 @@ class SavedSessions:
         sessions ([`LiveSessions`]): Its sessions.
         folder ([`StateFolder`], *optional*): Where sessions are saved. Without it they end with their server.
         name (`str`): The model's name for clients.
+        audio ([`Audio`]): How sessions hear and speak.
     """
 
-    def __init__(self, sessions: LiveSessions, folder: StateFolder | None, name: str) -> None:
-        self.sessions, self.folder, self.name = sessions, folder, name
+    def __init__(self, sessions: LiveSessions, folder: StateFolder | None, name: str, audio: Audio) -> None:
+        self.sessions, self.folder, self.name, self.audio = sessions, folder, name, audio
         self._lock = asyncio.Lock()
         if folder is not None:
             sessions.start(self._sweep())
@@ -172,7 +174,7 @@ class SavedSessions:
             session.stream, session.teller = stream, teller
             _fill(session, state, None if state["prefix"] != sessions.prefix else token)
             if state["conversation"] is not None:
-                Conversation(session, self.name).go_on(state["conversation"])
+                Conversation(session, self.name, self.audio).go_on(state["conversation"])
         except BaseException:
             stream.close(discard=True)
             raise

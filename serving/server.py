@@ -9,7 +9,7 @@ import os
 import socket
 import time as clock
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,11 @@ from .live_session import LiveSession
 from .live_sessions import LiveSessions
 from .metrics import Metrics
 from .realtime import Connection, Conversation
+from .realtime_events import Audio
 from .realtime_requests import handle_event, read_options
 from .saved_sessions import SavedSessions, SessionMovedError
 from .session_options import SessionOptions
+from .speech_endpoints import Speaker, Transcriber
 from .state_folder import StateFolder
 from .telling import Reply
 
@@ -52,6 +54,7 @@ class Server:
         allows_private_urls (`bool`): Whether URLs may lead into a private network.
         session_prefix (`str`): What ids and resume tokens of sessions begin with.
         state_folder ([`StateFolder`], *optional*): Where sessions are saved when the application ends.
+        audio ([`Audio`]): How sessions hear and speak.
 
     Attributes:
         sessions ([`LiveSessions`]): All sessions, while the application runs.
@@ -68,9 +71,11 @@ class Server:
         allows_private_urls: bool,
         session_prefix: str,
         state_folder: StateFolder | None,
+        audio: Audio,
     ) -> None:
         self.engine, self.limits, self.name, self.session_prefix = engine, limits, name, session_prefix
         self.allows_private_urls = allows_private_urls
+        self.audio = audio
         self.metrics = Metrics(engine)
         self.state_folder = state_folder
         self.sessions: LiveSessions | None = None
@@ -84,15 +89,18 @@ class Server:
         """Run the engine in its thread, and ask the model something before the server is ready."""
         loop = asyncio.get_running_loop()
         self.sessions = LiveSessions(self.engine, self.limits, self.metrics, self.session_prefix)
-        self.saved = SavedSessions(self.sessions, self.state_folder, self.name)
-        await loop.run_in_executor(None, self.engine.__enter__)
-        try:
-            self.sessions.start(self._check_model())
-            yield
-        finally:
-            await self.saved.save_all()
-            await self.sessions.close()
-            await loop.run_in_executor(None, self.engine.__exit__, None, None, None)
+        self.saved = SavedSessions(self.sessions, self.state_folder, self.name, self.audio)
+        async with AsyncExitStack() as stack:
+            for endpoint in filter(None, (self.audio.transcriber, self.audio.speaker)):
+                await stack.enter_async_context(endpoint)
+            await loop.run_in_executor(None, self.engine.__enter__)
+            try:
+                self.sessions.start(self._check_model())
+                yield
+            finally:
+                await self.saved.save_all()
+                await self.sessions.close()
+                await loop.run_in_executor(None, self.engine.__exit__, None, None, None)
 
     @property
     def status(self) -> str:
@@ -125,6 +133,8 @@ def create_app(
     session_prefix: str = "",
     state_dir: str | os.PathLike | None = None,
     max_state_bytes: int = 10_000_000_000,
+    transcriber: Transcriber | None = None,
+    speaker: Speaker | None = None,
     engine_options: dict[str, Any] | None = None,
     **limits: Any,
 ) -> FastAPI:
@@ -143,6 +153,8 @@ def create_app(
         state_dir (`str` or `Path`, *optional*): Folder in which sessions are saved when the application ends, and
             from which clients resume them. Servers of one model may share it.
         max_state_bytes (`int`, *optional*, defaults to 10,000,000,000): Most bytes of all saved sessions.
+        transcriber ([`Transcriber`], *optional*): Makes texts of what clients say. Without it, audio is refused.
+        speaker ([`Speaker`], *optional*): Reads replies aloud. Without it, all replies are texts.
         engine_options (`dict`, *optional*): Options of [`StreamingEngine`], such as `max_streams`.
         limits: Fields of [`Limits`].
 
@@ -154,7 +166,8 @@ def create_app(
     check_count("max_state_bytes", max_state_bytes)
     folder = None if state_dir is None else StateFolder(state_dir, max_state_bytes)
     engine = StreamingEngine(model, processor, **{"output_router_scores": True, **(engine_options or {})})
-    server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix, folder)
+    audio = Audio(transcriber, speaker)
+    server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix, folder, audio)
     app = FastAPI(title="VideoLLM-MoD", openapi_url=None, lifespan=server.run)
     app.state.server = server
     app.add_middleware(Access, api_keys=tuple(api_keys), origins=tuple(cors), refusals=server.metrics.refusals)
@@ -386,7 +399,7 @@ async def _realtime(socket: WebSocket, server: Server) -> None:
     try:
         if token is None:
             session = await server.sessions.open(SessionOptions())
-            conversation = Conversation(session, server.name)
+            conversation = Conversation(session, server.name, server.audio)
             conversation.emit("session.created", session=conversation.describe())
         else:
             conversation = (await server.saved.find_token(token)).conversation

@@ -52,9 +52,11 @@ class Reply:
         reply_id (`str`): Its name.
         is_asked (`bool`): Whether a client asked for it.
         metadata (`dict`, *optional*): What the client gave with its request.
+        is_spoken (`bool`, *optional*): Whether the client wants to hear it, by default what the session says.
         text (`str`): The words so far.
         event ([`StreamEvent`], *optional*): The reply at its end.
         is_cancelled (`bool`), is_failed (`bool`): Whether a client cancelled it, and whether its session ended first.
+        is_silenced (`bool`): Whether a client cancelled it when its text was complete, but not its speech.
         context (`int`), cached (`int`), image (`int`): Tokens in the cache at its beginning, those that were there
             at the end of the reply before, and those of frames.
     """
@@ -62,11 +64,13 @@ class Reply:
     reply_id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(10)}")
     is_asked: bool = False
     metadata: dict[str, Any] | None = None
+    is_spoken: bool | None = None
     question: Any = None
     text: str = ""
     event: StreamEvent | None = None
     is_cancelled: bool = False
     is_failed: bool = False
+    is_silenced: bool = False
     context: int = 0
     cached: int = 0
     image: int = 0

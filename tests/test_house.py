@@ -71,8 +71,8 @@ SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "s
 SERVING += ("compiled_step", "encoding", "captured_step", "engine", "saved_files", "saving")
 # The server, which `__init__` does not import: it needs the extra `serve`.
 SERVING += ("state_folder", "limits", "fetching", "access", "metrics", "session_options", "telling", "live_session")
-SERVING += ("live_sessions", "realtime_events", "realtime", "realtime_requests", "saved_sessions", "chat_messages")
-SERVING += ("chat", "server", "ray_app")
+SERVING += ("live_sessions", "speech_endpoints", "realtime_events", "hearing", "speaking", "realtime", "event_fields")
+SERVING += ("realtime_audio", "realtime_requests", "saved_sessions", "chat_messages", "chat", "server", "ray_app")
 SERVING += ("__init__",)
 
 

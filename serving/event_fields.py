@@ -1,0 +1,51 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Fields of the events of realtime clients."""
+
+import json
+from typing import Any
+
+from .limits import RequestError
+
+
+_MOST_EVENT_ID = 512  # characters, as in OpenAI's protocol
+
+
+def event_id_of(event: Any) -> str | None:
+    """Return the id that a client gave its event, to be repeated."""
+    given = event.get("event_id") if isinstance(event, dict) else None
+    return given[:_MOST_EVENT_ID] if isinstance(given, str) else None
+
+
+def parse_event(text: str | None) -> dict[str, Any]:
+    """Return the event in a message, `None` for a message that is not a text. It has a `type`."""
+    try:
+        event = json.loads(text or "")
+    except (ValueError, RecursionError):
+        raise RequestError("An event must be a text message with JSON.", code="invalid_json") from None
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        raise RequestError(
+            "An event must be an object with a `type`.", code="missing_required_parameter", param="type"
+        )
+    return event
+
+
+def object_of(parent: dict[str, Any], name: str, *, path: str = "", needed: bool = False) -> dict[str, Any]:
+    """Return a field of an event that must be an object; without it an empty one."""
+    found = parent.get(name)
+    if found is None and not needed:
+        return {}
+    if not isinstance(found, dict):
+        raise RequestError(f"`{path}{name}` must be an object.", code="invalid_type", param=f"{path}{name}")
+    return found
+
+
+def text_of(parent: dict[str, Any], name: str, *, path: str = "", needed: bool = False) -> str | None:
+    """Return a field of an event that must be a text, `None` without it."""
+    found = parent.get(name)
+    if not (isinstance(found, str) or (found is None and not needed)):
+        raise RequestError(f"`{path}{name}` must be a text.", code="invalid_type", param=f"{path}{name}")
+    return found
+
+
+__all__ = ["event_id_of", "object_of", "parse_event", "text_of"]
