@@ -4,7 +4,8 @@
 Record what a checkpoint computes in its file `golden.json`, and check on another machine that it still does.
 
 The record is about one short stream: frames from a seed, two things that the user says, and a greedy reply. It has
-token ids, the tokens that routed layers keep, the highest log-probabilities at each decision, and hashes of weights.
+token ids, the tokens that routed layers keep, the highest log-probabilities at each decision, hashes of weights, and
+the settings that decide when the model speaks and what it remembers.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from transformers.utils import cached_file
 
 from videollm_mod.compiled_step_videollm_mod import speakable
 from videollm_mod.outputs import write_text
+from videollm_mod.remembering_videollm_mod import checkpoint_limits
 from videollm_mod.space.checkpoint_faults import load_config, named_faults
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.loading import load_checkpoint
@@ -106,7 +108,7 @@ def make_golden(folder: str | Path, weights: Iterable[Path] | None = None) -> di
     size = processor.video_processor.size
     about = {"seed": 0, "count": _NUM_FRAMES, "height": size["height"], "width": size["width"], "fps": _FPS}
     record: dict[str, Any] = {"format": _FORMAT, "made_with": _here(model)}
-    record |= {"frames": about, "query": _QUERY, "question": _QUESTION}
+    record |= {"frames": about, "query": _QUERY, "question": _QUESTION, "settings": _settings(model)}
     seen, tokens = _stream(model, processor, record, None)
     record |= {
         "num_tokens": seen.logits.shape[-1],
@@ -171,6 +173,7 @@ def verify_checkpoint(name: str, revision: str | None = None) -> Verdict:
     difference = None
     try:
         comparison.compare_vocabulary()
+        comparison.compare_settings()
         if here["dtype"] == made_with["dtype"]:
             _compare_weights(hash_weights(_weight_files(path.parent)), record["weights"])
         seen, tokens = _stream(model, processor, record, record["tokens"])
@@ -204,6 +207,13 @@ def _load(name: str, revision: str | None) -> tuple[Any, Any]:
     load_config(name, revision)
     with named_faults(name):
         return load_checkpoint(name, revision=revision)
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """Return when a checkpoint speaks without being asked, and what its sessions remember."""
+    config = model.config
+    speaking = {"speak": config.speak, "interval_threshold": config.interval_threshold}
+    return speaking | checkpoint_limits(model.generation_config)
 
 
 def _here(model: Any) -> dict[str, str]:
@@ -356,6 +366,13 @@ class _Comparison:
         if _hash_vocabulary(self.processor.tokenizer) != self.record["vocabulary"]:
             raise _NotEqualError("the tokenizer has another vocabulary")
         self._compare_ids(_encode(self.processor, self.record), self.record["prompt"])
+
+    def compare_settings(self) -> None:
+        """Compare what the stream does not show: when the model speaks by itself, and what it remembers."""
+        found = _settings(self.model)
+        expected = self.record.get("settings", found)  # the first records did not have them
+        for name in sorted({*found, *expected}):
+            _demand(name, found.get(name), expected.get(name))
 
     def compare(self, way: str, seen: _Seen) -> None:
         """Raise `_NotEqualError` at the first difference beyond the tolerance."""

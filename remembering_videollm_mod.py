@@ -3,7 +3,7 @@
 """What an endless stream remembers: its limits, and what to forget when they are reached."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .cache_videollm_mod import TokenRun, check_rotation
@@ -21,7 +21,8 @@ class _Piece:
     is_frame: bool
     length: int  # tokens, including the separator
     separator: int = 0  # tokens, which a frame after text does not need
-    is_beginning: bool = False  # text before the second frame, which stays
+    is_beginning: bool = False  # text before the second frame, or newer instructions; it stays
+    is_replaced: bool = False  # text that stayed until newer instructions came; it also goes from among sink frames
 
 
 class StreamMemory:
@@ -33,14 +34,19 @@ class StreamMemory:
         self.max_text_tokens = math.inf if max_text_tokens is None else max_text_tokens
         self.pieces: list[_Piece] = []
         self.num_frames = self.num_text_tokens = self._num_seen = 0
+        self.instructs = False  # whether the next text has instructions, which stay instead of earlier ones
 
     def add_text(self, length: int) -> None:
         """Record new text; it joins the text before it, unless that is the beginning and this is not."""
         self._count(_Piece(False, length))
+        if self.instructs:
+            # The first piece is the system prompt.
+            old = [replace(x, is_beginning=False, is_replaced=True) if x.is_beginning else x for x in self.pieces[1:]]
+            self.pieces[1:] = old
         last = self.pieces[-1] if self.pieces else None
         # What was said before the first frame is written after it: a session sees a frame before it hears.
-        is_beginning = self._num_seen < 2
-        if last is not None and not last.is_frame and last.is_beginning == is_beginning:
+        is_beginning, self.instructs = self.instructs or self._num_seen < 2, False
+        if last is not None and not last.is_frame and (last.is_beginning, last.is_replaced) == (is_beginning, False):
             length += self.pieces.pop().length
         self.pieces.append(_Piece(False, length, is_beginning=is_beginning))
 
@@ -90,7 +96,7 @@ class StreamMemory:
         gone: set[int] = set()
         num_seen = 0
         for index, piece in enumerate(self.pieces if frames_due or text_due else ()):
-            is_old = not piece.is_beginning and num_seen >= self.sink_frames
+            is_old = not piece.is_beginning and (num_seen >= self.sink_frames or piece.is_replaced)
             num_seen += piece.is_frame
             if is_old and ((piece.is_frame and frames_due > 0) or (text_due > 0 and num_seen < self.num_frames)):
                 gone.add(index)
@@ -102,7 +108,8 @@ class StreamMemory:
         """Return the number of text tokens that may go. If all others exceed the limit, no frame goes for them."""
         total = num_seen = 0
         for piece in self.pieces:
-            may_go = not piece.is_frame and not piece.is_beginning and self.sink_frames <= num_seen < self.num_frames
+            is_free = piece.is_replaced or self.sink_frames <= num_seen
+            may_go = not piece.is_frame and not piece.is_beginning and is_free and num_seen < self.num_frames
             total += piece.length if may_go else 0
             num_seen += piece.is_frame
         return total

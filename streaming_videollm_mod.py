@@ -93,6 +93,7 @@ class _Question:
     interrupt: bool = False
     probe: Probe | None = None
     role: str = "user"
+    instructs: bool = False
 
 
 class StreamingSession:
@@ -119,8 +120,8 @@ class StreamingSession:
         sink_frames (`int`, *optional*): Number of first frames that are never evicted. Defaults to the generation
             configuration's, or 0.
         max_text_tokens (`int`, *optional*): Most tokens of text to remember. Beyond it the oldest turns are evicted,
-            with the frames before them. The system prompt and what is said before the second frame stay. Defaults to
-            the generation configuration's, if it has one. `None` for no limit.
+            with the frames before them. The system prompt and what is said before the second frame stay, or newer
+            instructions in its place. Defaults to the generation configuration's. `None` for no limit.
         reuse_static (`float`, *optional*): Reuse the features of the last encoded frame for frames that hardly differ
             from it: no cell of 16 x 16 by more than so many grey levels of 255, such as 3. Defaults to encoding all
             frames. See [`FrameReuse`].
@@ -270,7 +271,13 @@ class StreamingSession:
         return self._run()
 
     def ask(
-        self, text: str, *, time: float | None = None, reply_now: bool = True, interrupt: bool = False
+        self,
+        text: str,
+        *,
+        time: float | None = None,
+        reply_now: bool = True,
+        interrupt: bool = False,
+        instructs: bool = False,
     ) -> list[StreamEvent]:
         """
         Add a question or an instruction. Return its events if it is due; otherwise a later call returns them.
@@ -283,6 +290,8 @@ class StreamingSession:
                 keeps watching and speaks when it decides to: for instructions such as "Narrate the video".
             interrupt (`bool`, *optional*, defaults to `False`): Whether to cut short a reply in progress and come
                 before waiting frames, without a `time`. A streamer may ask so during `push`.
+            instructs (`bool`, *optional*, defaults to `False`): Whether these are instructions that replace earlier
+                ones: they are never evicted, and the earlier ones are like other text.
 
         Raises:
             `ValueError`: If the text is empty, there is no frame to answer from, the time lies before a frame or
@@ -291,7 +300,7 @@ class StreamingSession:
         self._refuse_if_closed()
         if reply_now and time is None and self._received_time is None:
             raise ValueError("There is no frame to answer from yet: push one first, or ask with `reply_now=False`.")
-        self.hear(text, time=time, reply_now=reply_now, interrupt=interrupt)
+        self.hear(text, time=time, reply_now=reply_now, interrupt=interrupt, instructs=instructs)
         return self._run()
 
     def hear(
@@ -302,6 +311,7 @@ class StreamingSession:
         reply_now: bool = True,
         interrupt: bool = False,
         role: str = "user",
+        instructs: bool = False,
     ) -> _Question:
         """
         Queue a question for `work`, as [`~StreamingSession.ask`] does, and return it as it waits. It may also come
@@ -322,7 +332,7 @@ class StreamingSession:
         if interrupt:
             # It comes before questions that do not interrupt and after those that do.
             place = sum(question.interrupt for question in self._questions)
-            question = _Question(self.time, text, reply_now, arrival, received, interrupt=True, role=role)
+            question = _Question(self.time, text, reply_now, arrival, received, True, None, role, instructs)
             self._questions.insert(place, question)
             return question
         time = self._received_time if time is None else check_seconds("time", time)
@@ -330,7 +340,7 @@ class StreamingSession:
             raise ValueError(f"The question's time is {time} s, but the stream is at {self.time} s already.")
         if time is not None and self._questions and time < (self._questions[-1].time or 0.0):
             raise ValueError(f"The question's time is {time} s, before that of an earlier one still waiting.")
-        self._questions.append(_Question(time, text, reply_now, arrival, received, role=role))
+        self._questions.append(_Question(time, text, reply_now, arrival, received, False, None, role, instructs))
         return self._questions[-1]
 
     def withdraw(self, question: _Question) -> bool:
@@ -643,6 +653,7 @@ class StreamingSession:
         if question.text is not None:
             self.events.append(StreamEvent(time, self.num_frames - 1, question.role, question.text))
             self._unfed_turns.append({"role": question.role, "content": question.text})
+            self._memory.instructs |= question.instructs
         if question.reply_now:
             self.answering = question
             yield from self._reply(time, question.arrival)
@@ -782,7 +793,8 @@ class StreamingSession:
             self._unfed_ids, self._unfed_turns, self._stream_open = before
             self._speaking.num_suppressed += 1
             return
-        self._memory.add_text(len(opening) + min(kept, num_fed))
+        self._memory.add_text(len(opening))
+        self._memory.add_text(min(kept, num_fed))
         self._unfed_ids = [*draft.token_ids[num_fed:], end]
         text = tokenizer.decode(draft.token_ids, skip_special_tokens=True).strip()
         self._speaking.shown(time, text)

@@ -256,6 +256,7 @@ class LiveSession:
         interrupt: bool = False,
         role: str = "user",
         is_spoken: bool | None = None,
+        instructs: bool = False,
     ) -> Reply | None:
         """
         Accept a question or an instruction; without a `text`, ask the model to speak now.
@@ -272,7 +273,7 @@ class LiveSession:
             raise RequestError(full, status=429, code="conversation_already_has_active_response")
         self._num_early += not self.num_received
         await self._begin()
-        options = {"reply_now": reply_now, "interrupt": interrupt, "role": role}
+        options = {"reply_now": reply_now, "interrupt": interrupt, "role": role, "instructs": instructs}
         reply = Reply(is_asked=True, metadata=metadata, is_spoken=is_spoken) if reply_now else None
 
         def ask() -> None:
@@ -326,7 +327,7 @@ class LiveSession:
         self.instructions = instructions if changes else self.instructions
         if not (changes and self.has_begun and instructions.strip()):
             return False
-        await self.ask(instructions, reply_now=False)
+        await self.ask(instructions, reply_now=False, instructs=True)
         return True
 
     async def _change(self, options: SessionOptions) -> None:

@@ -126,6 +126,7 @@ class EngineStream:
         reply_now: bool = True,
         interrupt: bool = False,
         role: str = "user",
+        instructs: bool = False,
     ) -> Any:
         """
         Accept a question, and return it as it waits. The arguments are those of [`~StreamingSession.hear`]. With
@@ -139,7 +140,8 @@ class EngineStream:
         self._refuse_if_closed()
         time = None if time is None else float(time)
         with self._engine.changed:
-            question = self.session.hear(text, time=time, reply_now=reply_now, interrupt=interrupt, role=role)
+            given = {"reply_now": reply_now, "interrupt": interrupt, "role": role, "instructs": instructs}
+            question = self.session.hear(text, time=time, **given)
             self._engine.changed.notify_all()
             return question
 

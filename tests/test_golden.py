@@ -100,6 +100,13 @@ def test_another_tokenizer_and_another_template_are_found(checkpoint):
     assert verify_checkpoint(str(checkpoint)).difference == "the tokenizer has another vocabulary"
 
 
+def test_other_settings_are_found(checkpoint):
+    change_json(checkpoint / "generation_config.json", max_frames=30)
+    assert verify_checkpoint(str(checkpoint)).difference == "max_frames: 30, and it was 20"
+    change_json(checkpoint / "config.json", interval_threshold=0.6)
+    assert verify_checkpoint(str(checkpoint)).difference == "interval_threshold: 0.6, and it was 0.5"
+
+
 def test_another_dtype_has_its_own_tolerance(checkpoint):
     store_as(checkpoint, torch.bfloat16)
     verdict = verify_checkpoint(str(checkpoint))

@@ -137,6 +137,37 @@ def test_a_long_instruction_leaves_room_for_frames():
     assert session._memory.num_text_tokens > 60 and session.num_remembered >= 5
 
 
+@pytest.mark.parametrize(("is_answered", "sinks"), [(False, 0), (True, 3)])
+def test_newer_instructions_stay_in_place_of_the_first(is_answered, sinks):
+    """The newer ones stay in the cache, without what is said with them. The first go, also from among sink frames."""
+    model, processor, frames = tiny_model(), tiny_processor(), random_frames(40)
+    session = model.stream(processor, **ENDLESS | {"sink_frames": sinks, "speak": lambda _: False})
+    session.ask("Say what happens.", reply_now=False)
+    session.push(frames[:10])
+    system, first = (piece for piece in session._memory.pieces if piece.is_beginning)
+    session.ask("Tell me about dogs only.", reply_now=False, instructs=True)
+    if is_answered:
+        session.ask("Is there a dog?")
+    [layer, *_] = session.cache.layers
+    session.push(frames[10:11])
+    newer = next(piece for piece in session._memory.pieces[1:] if piece.is_beginning)
+
+    def values():
+        before = session._memory.pieces[: session._memory.pieces.index(newer)]
+        begin = sum(piece.length for piece in before)
+        return layer.values[:, :, begin : begin + newer.length].clone()
+
+    held = values()
+    for number, frame in enumerate(frames[11:]):
+        session.push(frame)
+        if number % 3 == 0:
+            session.ask("What else?")
+    assert [piece for piece in session._memory.pieces if piece.is_beginning] == [system, newer]
+    assert not any(piece.is_replaced for piece in session._memory.pieces) and first.length > 1
+    assert torch.equal(values(), held) and session.num_remembered > 2 and session._memory.num_text_tokens < 100
+    assert int(session.cache.get_seq_length()) == sum(piece.length for piece in session._memory.pieces)
+
+
 def test_a_stream_of_an_engine_remembers_what_a_session_does():
     engine, frames = (
         tiny_engine(**{name: ENDLESS[name] for name in ("max_frames", "max_text_tokens")}),

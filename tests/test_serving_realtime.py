@@ -144,15 +144,18 @@ def test_settings_change(server):
         speaks = (await until(connection, "session.updated"))[-1]
         await send(connection, frame_event(frames()[1], 2.0), frame_event(frames()[2], 3.0))
         replies = said(await until(connection, "response.done", 2))
+        memory = server.sessions.find(turn.session.id).stream.session._memory
+        replaced = [piece.is_replaced for piece in memory.pieces if not piece.is_frame]
         await connection.close()
-        return first, found, turn, refused, speaks, replies
+        return first, found, turn, refused, speaks, replies, replaced
 
-    first, found, turn, refused, speaks, replies = asyncio.run(change())
+    first, found, turn, refused, speaks, replies, replaced = asyncio.run(change())
     assert first.session.videollm_mod["max_frames"] == 8 and first.session.videollm_mod["speak"] == "learned"
     fates = {event.videollm_mod["time"]: event.videollm_mod["fate"] for event in found if event.type.endswith("done")}
     assert fates == {0.0: "seen", 0.5: "fps", 1.0: "seen"}
     assert turn.session.instructions == "What is this?"
     assert turn.session.videollm_mod["instructions_entered"] == "as a turn"
+    assert replaced[:2] == [False, True] and not any(replaced[2:])  # the system prompt, and the first instructions
     assert turn.session.videollm_mod["ignored"] == ["tools"]
     assert refused.error.code == "session_has_begun"
     assert speaks.session.videollm_mod["speak"] == "every"
