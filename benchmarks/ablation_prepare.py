@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.train.recipe import LAST_WRITTEN, run_stage
+from videollm_mod.train.recipe import LAST_WRITTEN, run_stage, share_step
 from videollm_mod.train.recipe_sizes import CONFIGS, KINDS, TEST_KINDS
 
 
@@ -19,7 +19,9 @@ SOURCES: dict[str, tuple[list[str], float]] = {
     "doom": (["--dataset", "doomworld", "--seconds", "4,6"], 4.0),
 }
 # Each stage's share of the time limit.
-SHARES = {"vision": 0.4, "slides": 0.1, "clips": 0.2, "test": 0.05, "initial": 0.25}
+SHARES = {"vision": 0.4, "slides": 0.1, "clips": 0.2, "test": 0.05, "words": 0.1, "initial": 0.15}
+# Rows per step. A row of the first stage is two frames, and it has so many steps.
+PAIRS_PER_STEP, SLIDES_PER_STEP, WORD_STEPS = 12, 4, 700
 # First row of the clips in the training split: slide shows come before.
 FIRST_CLIP = 10_000
 # First row of the test split. Earlier rows served while variants were tried out, and the best was chosen on them.
@@ -75,7 +77,15 @@ def prepare(options: argparse.Namespace) -> None:
         given += ["--num_clips", count, "--first_clip", first, "--checkpoint", checkpoint]
         how = {"processes": os.cpu_count() or 1}
         run(name, f"{split}.jsonl", "encode.py", *given, "--dtype", "bfloat16", **how)
-    alignment = ["--config", CONFIGS / "streamworld_alignment.yaml", "--dataset", folder / "slides", "--fps", fps]
-    alignment += ["--checkpoint", checkpoint, "--mod_keep_ratio", 1.0]
-    run("initial", LAST_WRITTEN, "sft.py", *alignment)
+    # Two frames at a time first: words are learned faster when few other frames are there to look at.
+    for stage, batch, more in (
+        ("words", PAIRS_PER_STEP, ["--max_frames", 2, "--max_steps", WORD_STEPS]),
+        ("initial", SLIDES_PER_STEP, []),
+    ):
+        processes = share_step(batch)
+        given = ["--config", CONFIGS / "streamworld_alignment.yaml", "--dataset", folder / "slides", "--fps", fps]
+        given += ["--checkpoint", checkpoint, "--mod_keep_ratio", 1.0, *more]
+        given += ["--per_device_train_batch_size", batch // processes]
+        run(stage, LAST_WRITTEN, "sft.py", *given, processes=processes)
+        checkpoint = folder / stage
     (folder / "about.json").write_text(json.dumps({"world": options.world, "fps": fps}))

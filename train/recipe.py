@@ -17,8 +17,9 @@ The stages:
 1. `pretrain_vision.py` trains a vision encoder to predict what covers each patch, on all worlds.
 2. `encode.py` draws slide shows, clips and long clips of each world, and encodes them once.
 3. `sft.py` trains on slide shows, where every frame comes from a different clip, so the model cannot copy the previous
-   description. It then trains on narration, questions and waiting, and last mostly on questions. Long clips are part
-   of both, so that the model goes on narrating.
+   description. The size "cpu" first sees them two frames at a time, because words are learned faster when few other
+   frames are there to look at. It then trains on narration, questions and waiting, and last mostly on questions. Long
+   clips are part of both, so that the model goes on narrating.
 
 Finished stages are skipped, and an interrupted stage resumes where it stopped. With `--twin`, the model at full
 compute trains last, for the same number of steps, and outside of `--minutes`. The table at the end is also written as
@@ -52,8 +53,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # First row of the narration stage. With more slide shows than this, it begins after them.
 FIRST_CLIP = 10_000
 # Each stage's share of the time limit. The rest is for loading, saving and evaluation.
-SHARES = {"vision": 0.17, "slides": 0.04, "clips": 0.14, "long": 0.06, "questions": 0.07}
-SHARES |= {"alignment": 0.05, "narration": 0.24, "trained": 0.08}
+SHARES = {"vision": 0.13, "slides": 0.04, "clips": 0.14, "long": 0.06, "questions": 0.07}
+SHARES |= {"words": 0.03, "alignment": 0.06, "narration": 0.24, "trained": 0.08}
 # The last file that a checkpoint gets: if it exists, the checkpoint is complete.
 LAST_WRITTEN = "processor_config.json"
 # Each stage runs in its own process, forked from one that has already imported the libraries. Importing them would
@@ -241,16 +242,20 @@ def learn(
     # of one thread each share a step. For a model as small as this, more threads would wait for each other.
     processes = share_step(size.batch) if size.long_clips else 1
     batch, steps = (1, size.batch // processes) if size.long_clips else (size.batch, 1)
+    pairs = ["--max_frames", 2, "--per_device_train_batch_size", size.batch // processes]
+    pairs += ["--gradient_accumulation_steps", 1, "--max_steps", size.word_steps]
     given = folder / "vision"
     for stage, data, config, options in (
+        *([("words", "slides", "streamworld_alignment.yaml", pairs)] if size.word_steps else []),
         ("alignment", "slides", "streamworld_alignment.yaml", []),
         ("narration", "clips", "streamworld.yaml", ["--num_train_epochs", size.epochs]),
         ("trained", "questions", "streamworld_questions.yaml", []),
     ):
         made = folder / f"{stage}{name}"
-        options = ["--config", CONFIGS / config, "--dataset", folder / data, "--checkpoint", given, *options]
-        options += ["--output_dir", made, "--per_device_train_batch_size", batch, *ratio, "--fps", FPS]
-        options += ["--gradient_accumulation_steps", steps, "--save_strategy", "steps", "--save_steps", 250]
+        begin = ["--config", CONFIGS / config, "--dataset", folder / data, "--checkpoint", given]
+        begin += ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", steps]
+        options = [*begin, *options, "--output_dir", made, *ratio, "--fps", FPS]
+        options += ["--save_strategy", "steps", "--save_steps", 250]
         options += within(minutes, stage) if keep_ratio is None else ["--max_steps", last_step(folder / stage)]
         run_stage(made / LAST_WRITTEN, "sft.py", *options, "--resume_from_checkpoint", "true", processes=processes)
         given = made

@@ -82,6 +82,7 @@ class Size:
         long_clips (`int`, *optional*, defaults to 0): Number of rows of 30 to 60 s. Two in three are for the narration
             stage, and the others for the last stage.
         test_long (`int`, *optional*, defaults to 0): Number of held-out rows of 60 s.
+        word_steps (`int`, *optional*, defaults to 0): Number of first steps on two frames of a slide show at a time.
         router_loss (`str`, *optional*): The routers' own loss (see `mod_router_loss`).
     """
 
@@ -97,6 +98,7 @@ class Size:
     test_clips: int
     long_clips: int = 0
     test_long: int = 0
+    word_steps: int = 0
     router_loss: str | None = None
 
     @property
@@ -112,6 +114,7 @@ SIZES = {
         *(8_000, 2_000, 8_000, 4_000, 2, 8, 100),
         long_clips=1_200,
         test_long=12,
+        word_steps=1_500,
         router_loss="gradient",
     ),
     "gpu": Size(
