@@ -46,7 +46,9 @@ def goes_on(video: Any) -> bool:
     return isinstance(video, str) and video.startswith(_BROADCASTS)
 
 
-def open_container(source: str | Path, *, timeout: float | None = 10.0, formats: str | None = None) -> Any:
+def open_container(
+    source: str | Path, *, timeout: float | None = 10.0, formats: str | None = None, max_pixels: int | None = None
+) -> Any:
     """
     Open a source with PyAV; see [`VideoReader`] for the arguments.
 
@@ -60,6 +62,9 @@ def open_container(source: str | Path, *, timeout: float | None = 10.0, formats:
     is_file, asked = os.path.isfile(source), clock.monotonic()
     left = None if timeout is None else _TimeLeft(asked + timeout)
     options = {} if formats is None else {"format_whitelist": formats}
+    options |= {"protocol_whitelist": "file"} if formats is not None and is_file else {}
+    # FFmpeg also decodes frames when it opens a file.
+    options |= {} if max_pixels is None else {"max_pixels": str(max_pixels)}
     open_input = partial(av.open, metadata_errors="replace")
     limits = None if is_file or source == "-" else (left, timeout)
     options |= {} if limits is None else _LIVE_OPTIONS

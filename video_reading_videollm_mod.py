@@ -125,10 +125,11 @@ class VideoReader:
             at first after half a second and then ever more rarely, up to every 30 seconds. Defaults to `True` for
             cameras and broadcasts. Videos that end, and standard input, are not opened again.
         formats (`str`, *optional*): Container formats that may be opened, comma-separated names of FFmpeg. Playlists
-            and the like name further files that FFmpeg opens, so uploads should be limited.
+            and the like name further files that FFmpeg opens, so uploads should be limited. Files then open no others.
+        max_pixels (`int`, *optional*): Largest picture, width times height. Larger ones count as spoilt packets.
         report ([`ReadingReport`], *optional*): Where to count; one report may serve several readers.
-        stop (`threading.Event`, *optional*): Set it in another thread to end a live source at its next frame, or at
-            once while it waits to be opened again.
+        stop (`threading.Event`, *optional*): Set it in another thread to end the source at its next packet, or at once
+            while it waits to be opened again.
 
     Attributes:
         container, stream: PyAV's open container and the stream that is read.
@@ -149,12 +150,13 @@ class VideoReader:
         timeout: float | None = 10.0,
         reconnect: bool | None = None,
         formats: str | None = None,
+        max_pixels: int | None = None,
         report: ReadingReport | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         if timeout is not None:
             timeout = check_number("timeout", timeout, above=0, unit=" of seconds")
-        self.source, self.formats = check_source(source), formats
+        self.source, self.formats, self.max_pixels = check_source(source), formats, max_pixels
         self.shown = without_secrets(self.source)
         # The end of standard input is final, and its writer may be slow.
         self.timeout = None if self.source == "-" else timeout
@@ -168,12 +170,15 @@ class VideoReader:
         self.report.ignored_streams += max(0, len(_pictures(self.container)) - 1)
 
     def _open(self) -> None:
-        self.container = open_container(self.source, timeout=self.timeout, formats=self.formats)
+        limits = {"formats": self.formats, "max_pixels": self.max_pixels}
+        self.container = open_container(self.source, timeout=self.timeout, **limits)
         try:
             self.stream = _best_stream(self.container, self.source)
         except ValueError:
             self.container.close()
             raise
+        if self.max_pixels is not None:
+            self.stream.codec_context.options = {"max_pixels": str(self.max_pixels)}
         self._turn: tuple[int, tuple[int, int, int, int]] | None = None
         self._coded_aspect = self.stream.codec_context.sample_aspect_ratio
         self._aspect = self.stream.sample_aspect_ratio or self._coded_aspect or 1
@@ -249,6 +254,7 @@ class VideoReader:
     def picture(self, frame: Any) -> np.ndarray:
         """Return a frame as it is shown: uint8 RGB (height, width, 3), upright, with square pixels."""
         width = max(1, round(frame.width * self._aspect)) if 0.1 <= self._aspect <= 10 else frame.width
+        width = frame.width if self.max_pixels is not None and width * frame.height > self.max_pixels else width
         array = self._reformatter.reformat(frame, format="rgb24", width=width).to_ndarray()
         # PyAV's side data and its frame refer to each other, so asking every frame would let frames fill the memory.
         if self._turn is None or self._turn[0] != frame.rotation:
@@ -273,7 +279,7 @@ class VideoReader:
 
     def _measured(self) -> tuple[Fraction, bool]:
         about = os.stat(self.source)
-        return _measure(self.source, self.formats, about.st_size, about.st_mtime_ns)
+        return _measure(self.source, self.formats, self.max_pixels, about.st_size, about.st_mtime_ns)
 
     def _decode_from(self, start: Fraction) -> Iterator[Any]:
         """Decode from the key frame at or before `start`, or from the beginning."""
@@ -372,7 +378,7 @@ class VideoReader:
             # Sound between rare pictures is no silence: the time limit is for all streams.
             packets, asked, error = self.container.demux(*[self.stream] * is_file), clock.monotonic(), None
             try:
-                while self._failure is None and (packet := next(packets, None)) is not None:
+                while not self.stop.is_set() and self._failure is None and (packet := next(packets, None)) is not None:
                     errors, waited = 0, clock.monotonic() - asked
                     if packet.stream.index == self.stream.index:
                         yield self._timeline.mend(packet), None
@@ -498,9 +504,9 @@ class _Timeline:
 
 
 @lru_cache(maxsize=1024)
-def _measure(source: str, formats: str | None, *version: int) -> tuple[Fraction, bool]:  # noqa: ARG001
+def _measure(source: str, formats: str | None, max_pixels: int | None, *version: int) -> tuple[Fraction, bool]:  # noqa: ARG001
     """Return the end of a file's last picture in seconds, and whether its clock never changes. Decodes nothing."""
-    with VideoReader(source, formats=formats) as reader:
+    with VideoReader(source, formats=formats, max_pixels=max_pixels) as reader:
         container, stream = reader.container, reader.stream
         announced = stream.duration and stream.duration + (stream.start_time or 0)
         announced = announced or (container.duration and int((container.duration / 1e6) / stream.time_base))
@@ -512,7 +518,7 @@ def _measure(source: str, formats: str | None, *version: int) -> tuple[Fraction,
                 end = Fraction(0)
             if end > 0:
                 return end, True
-    with VideoReader(source, formats=formats) as reader:
+    with VideoReader(source, formats=formats, max_pixels=max_pixels) as reader:
         return _last_end(reader)
 
 
@@ -539,6 +545,8 @@ def read_video(
     timeout: float | None = 10.0,
     reconnect: bool | None = None,
     report: ReadingReport | None = None,
+    formats: str | None = None,
+    max_pixels: int | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """
@@ -553,7 +561,7 @@ def read_video(
         fps (`float`, *optional*, defaults to 2.0): Ticks per second. Frames without a time are read at this rate.
         start (`float`, *optional*, defaults to 0.0): Second of the first tick.
         end (`float`, *optional*): Second after which to stop. Defaults to the end of the video.
-        timeout, reconnect, report, stop (*optional*): See [`VideoReader`].
+        timeout, reconnect, formats, max_pixels, report, stop (*optional*): See [`VideoReader`].
 
     Yields:
         `tuple[float, np.ndarray]`: Seconds since the beginning of the video, and the frame. Frames of files and URLs
@@ -569,7 +577,8 @@ def read_video(
     fps, start = check_fps(fps), check_seconds("start", start, least=0)
     end = None if end is None else check_seconds("end", end, least=start)
     is_source = isinstance(video, (str, Path))
-    options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}
+    options = {"timeout": timeout, "reconnect": reconnect, "formats": formats, "max_pixels": max_pixels}
+    options |= {"report": report, "stop": stop}
     frames = _play(video, fps, start, **options) if is_source else _pace(video, fps, start)
     is_empty = True
     for time, frame in frames:

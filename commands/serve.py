@@ -40,6 +40,13 @@ def serve(
         list[str] | None,
         typer.Option(help="Origin whose web pages may use the server, or *. Can be repeated.", show_default="none"),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of this server that clients without a key may use, or *. Can be repeated.",
+            show_default="the host, localhost and IP addresses",
+        ),
+    ] = None,
     allow_private_urls: Annotated[
         bool, typer.Option("--allow-private-urls", help="Fetch videos from private networks and this machine too.")
     ] = False,
@@ -112,7 +119,8 @@ def serve(
         memory = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}
         stored = {"weights": weights, "cache_dtype": cache_dtype, "frame_size": frame_size}
         keys = split_keys(api_key or ())
-        given = {"api_keys": keys, "cors": cors or (), "allow_private_urls": allow_private_urls, **limits}
+        given = {"api_keys": keys, "cors": cors or (), "allowed_hosts": allowed_host or (), **limits}
+        given |= {"allow_private_urls": allow_private_urls}
         given |= {"state_dir": state_dir, "max_state_bytes": max_state_bytes}
         given |= {"transcriber": transcriber, "transcriber_model": transcriber_model}
         given |= {"speech": speech, "speech_model": speech_model, "speech_voice": speech_voice}

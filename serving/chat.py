@@ -7,14 +7,16 @@ import io
 import json
 import secrets
 import tempfile
+import threading
 import time as clock
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from ..video_reading_videollm_mod import VideoReader, read_video
 from .chat_messages import ChatRequest, Media
 from .fetching import fetch, read_data_uri, read_picture
 from .limits import RequestError
@@ -36,45 +38,54 @@ class Completion:
     Args:
         server ([`Server`]): The server.
         asked ([`ChatRequest`]): The request.
+        owner (`str`, *optional*): To whom it belongs.
     """
 
-    def __init__(self, server: Any, asked: ChatRequest) -> None:
-        self.server, self.asked, self.limits = server, asked, server.limits
+    def __init__(self, server: Any, asked: ChatRequest, owner: str | None = None) -> None:
+        self.server, self.asked, self.limits, self.owner = server, asked, server.limits, owner
         self.completion_id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(clock.time())
         self.session: LiveSession | None = None
         self.reply: Reply | None = None
         self.words: asyncio.Queue[str | None] = asyncio.Queue()
         self.num_frames, self.fps = 0, asked.fps
-        self._files = ExitStack()
+        self._files, self._stop = ExitStack(), threading.Event()
         self._next = 0.0  # time of the next frame
 
+    async def open(self) -> None:
+        """Open a session. This comes first, so that a full server fetches nothing."""
+        options = {"system_prompt": self.asked.system_prompt, "when_behind": "block"}
+        self.session = await self.server.sessions.open(
+            SessionOptions(unprompted=False),
+            instructions="",
+            owner=self.owner,
+            max_output_tokens=self.asked.max_tokens,
+            stream_options=options,
+        )
+        self.session.listeners.append(self._listen)
+
     async def begin(self) -> None:
-        """Open a session, fetch what the request names, show it, and ask. Raise [`RequestError`] if that fails."""
+        """Fetch what the request names, show it, and ask. Raise [`RequestError`] if that fails."""
+        late = asyncio.get_running_loop().call_later(self.limits.show_seconds, self._stop.set)
         try:
-            # The stream comes first, so that a full server fetches nothing.
-            options = {"system_prompt": self.asked.system_prompt, "when_behind": "block"}
-            self.session = await self.server.sessions.open(
-                SessionOptions(unprompted=False),
-                instructions="",
-                max_output_tokens=self.asked.max_tokens,
-                stream_options=options,
-            )
-            self.session.listeners.append(self._listen)
             media = [await self._fetch(part) if isinstance(part, Media) else part for part in self.asked.parts]
             for part in media[:-1]:
                 if isinstance(part, tuple):
                     await self.session.ask(part[1], reply_now=False, role=part[0])
                 else:
                     await self._show(part)
+            self.asked.parts.clear()  # they may hold files
             self.reply = await self.session.ask(media[-1][1])
             # Without a frame, a stream answers at its end.
             await self.session.finish()
         except BaseException:
             await self.end()
             raise
+        finally:
+            late.cancel()
 
     async def end(self) -> None:
         """End the session and delete files."""
+        self._stop.set()
         self._files.close()
         if self.session is not None:
             await self.session.close()
@@ -115,9 +126,26 @@ class Completion:
 
     def _show_video(self, video: Media) -> None:
         """Show a video file at `fps`, or at a lower rate if the stream remembers too few frames."""
-        stream, processor = self.session.stream, self.server.engine.processor
+        stream, checked = self.session.stream, {"formats": FORMATS, "max_pixels": self.limits.max_frame_pixels}
+        seconds = self._measure(video, checked)
+        left = max(1, stream.session.max_frames - self.num_frames)
+        fps = min(self.asked.fps, left / seconds) if seconds > 0 else self.asked.fps
+        begin, waiting = self._next, []
+        # The frames may last longer than the file has said.
+        for time, frame in read_video(video.url, fps=fps, end=seconds, stop=self._stop, **checked):
+            waiting.append((begin + time, frame))
+            if len(waiting) == _FRAMES_AT_ONCE:
+                self._push(waiting)
+        if self._stop.is_set():
+            wrong = f"The video was not seen within {self.limits.show_seconds:g} s, which is the limit."
+            raise RequestError(wrong, status=413, code="video_too_large", param=video.param)
+        self._push(waiting)
+        self.fps, self._next = fps, self._next + 1 / fps
+
+    def _measure(self, video: Media, checked: dict[str, Any]) -> float:
+        """Return the length of a video in seconds. Raise [`RequestError`] if it is too long or too large."""
         try:
-            with processor.open_video(video.url, formats=FORMATS) as reader:
+            with VideoReader(video.url, **checked) as reader:
                 seconds, pixels = reader.seconds, reader.stream.width * reader.stream.height
         except (ValueError, OSError):
             raise RequestError("This is not a readable video.", code="invalid_video", param=video.param) from None
@@ -125,15 +153,7 @@ class Completion:
             wrong = f"The video has {seconds:.0f} s and {pixels} pixels; the limits are "
             wrong += f"{self.limits.max_video_seconds:g} s and {self.limits.max_frame_pixels} pixels."
             raise RequestError(wrong, status=413, code="video_too_large", param=video.param)
-        left = max(1, stream.session.max_frames - self.num_frames)
-        fps = min(self.asked.fps, left / seconds) if seconds > 0 else self.asked.fps
-        begin, waiting = self._next, []
-        for time, frame in processor.read_video(video.url, fps=fps):
-            waiting.append((begin + time, frame))
-            if len(waiting) == _FRAMES_AT_ONCE:
-                self._push(waiting)
-        self._push(waiting)
-        self.fps, self._next = fps, self._next + 1 / fps
+        return seconds
 
     def _push(self, waiting: list[tuple[float, Any]]) -> None:
         if waiting:
@@ -200,24 +220,42 @@ class Completion:
         return {"videollm_mod": shown}
 
 
-async def complete(server: Any, request: Request, body: dict[str, Any]) -> Response:
-    """Answer a chat request. Raise [`RequestError`] if it is not accepted."""
-    asked = ChatRequest(body, server.limits)
-    completion = Completion(server, asked)
-    await completion.begin()
-    if asked.stream:
-        return StreamingResponse(completion.chunks(), media_type="text/event-stream")
-    answer = asyncio.ensure_future(completion.whole())
-    gone = asyncio.ensure_future(_wait_until_gone(request))
+class _Stream(StreamingResponse):
+    """A completion as server-sent events. It ends the completion also if the client leaves before the first event."""
+
+    def __init__(self, completion: Completion) -> None:
+        super().__init__(completion.chunks(), media_type="text/event-stream")
+        self.completion = completion
+
+    async def __call__(self, *arguments: Any) -> None:
+        try:
+            await super().__call__(*arguments)
+        finally:
+            await self.completion.end()
+
+
+async def answer(completion: Completion, request: Request) -> Response:
+    """Return the answer of a completion that has begun, and end it."""
+    if completion.asked.stream:
+        return _Stream(completion)
     try:
-        await asyncio.wait([answer, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            return Response(status_code=499)  # nobody reads it
-        return JSONResponse(answer.result())
+        return JSONResponse(await unless_gone(request, completion.whole()))
     finally:
-        answer.cancel()
-        gone.cancel()
         await completion.end()
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
+    """Return what a coroutine returns. Cancel it and raise [`RequestError`] if the client leaves before that."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_wait_until_gone(request))
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise RequestError("The client left before the answer.", status=499, code="client_left")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.wait([task, gone])
 
 
 async def _wait_until_gone(request: Request) -> None:
@@ -225,4 +263,4 @@ async def _wait_until_gone(request: Request) -> None:
         pass
 
 
-__all__ = ["FORMATS", "Completion", "complete"]
+__all__ = ["FORMATS", "Completion", "answer", "unless_gone"]

@@ -4,6 +4,7 @@
 
 import gc
 import threading
+import time as clock
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from .captured_step import LONG_TEXT, NUM_FRAMES, CapturedSteps, whether_to_capt
 from .encoding import FrameEncoder
 from .faults import forget, run_in_parts
 from .kernels import attention_in_use
-from .memory import EngineFullError, Room, allocate_pool, default_limits, device_of, most_pages, reserve
+from .memory import EngineFullError, Room, allocate_pool, default_limits, device_of, most_pages, outgrown, reserve
 from .packed_cache import StepPlan, commit, plan_step, set_packed_attention
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache
 from .stats import EngineStats
@@ -390,11 +391,7 @@ class StreamingEngine:
         if stream.is_done:
             return
         if isinstance(error, OutOfPagesError):
-            frames, text = stream.session.max_frames, stream.session.max_text_tokens
-            error = OutOfPagesError(
-                f"it has outgrown the memory of {frames} frames and {text} text tokens. Text is only evicted together "
-                f"with frames before it, and there were too few. {error} Open it with a larger `max_text_tokens`."
-            )
+            error = outgrown(error, stream.session)
         logger.warning(f"Stream {stream.number} was ended: {error}{forget(error)}")
         stream.end(error)
 
@@ -476,19 +473,21 @@ class StreamingEngine:
             self.streams = []
             self.changed.notify_all()
 
+    def _wait_for_work(self) -> bool:
+        with self.changed:
+            self.stats.busy_since = None
+            self.changed.wait_for(lambda: self._stopping or self.has_work)
+            self.stats.busy_since = clock.monotonic()
+            return not self._stopping
+
     def _serve(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # a new thread starts with the first one
         try:
-            while not self._stopping:
-                if self.has_work:
-                    said = self.step()
-                    if self.on_step is not None:
-                        self.on_step(said)
-                else:
-                    with self.changed:
-                        if not self._stopping and not self.has_work:
-                            self.changed.wait()
+            while self._wait_for_work():
+                said = self.step()
+                if self.on_step is not None:
+                    self.on_step(said)
         except BaseException as error:  # also `SystemExit`, which a streamer may raise
             # A thread that waits for an event must learn that none will come.
             self._end_all(error)

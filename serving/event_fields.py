@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fields of the events of realtime clients."""
 
-import json
 from typing import Any
 
+from .bodies import load_json
 from .limits import RequestError
 
 
@@ -20,9 +20,9 @@ def event_id_of(event: Any) -> str | None:
 def parse_event(text: str | None) -> dict[str, Any]:
     """Return the event in a message, `None` for a message that is not a text. It has a `type`."""
     try:
-        event = json.loads(text or "")
-    except (ValueError, RecursionError):
-        raise RequestError("An event must be a text message with JSON.", code="invalid_json") from None
+        event = load_json(text or "")
+    except RequestError as error:
+        raise RequestError(f"An event must be a text message with JSON. {error}", code=error.code) from None
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         raise RequestError(
             "An event must be an object with a `type`.", code="missing_required_parameter", param="type"

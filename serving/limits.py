@@ -19,7 +19,10 @@ class Limits:
 
     Args:
         max_event_bytes (`int`): Largest event of a WebSocket. A larger one closes the connection with code 1009.
-        max_body_bytes (`int`): Largest body of an HTTP request.
+        max_body_bytes (`int`): Largest body of a chat request, which may hold pictures and videos.
+        max_json_bytes (`int`): Largest body of other requests with JSON.
+        max_held_bytes (`int`): Most bytes of bodies that are held at once. Beyond it requests get 503.
+        max_connections (`int`): Most connections. Beyond it requests get 503.
         max_frame_bytes (`int`): Largest JPEG or PNG file of a frame.
         max_frame_pixels (`int`): Largest picture, width times height.
         max_video_bytes (`int`): Largest video or picture that a URL names.
@@ -33,6 +36,9 @@ class Limits:
         idle_seconds (`float`): A session without events from its client ends after so many seconds.
         resume_seconds (`float`): A session whose connection broke off waits so many seconds to be resumed.
         fetch_seconds (`float`): Seconds that a URL may take.
+        show_seconds (`float`): Seconds in which the pictures and videos of a chat request must be seen.
+        body_seconds (`float`): Seconds that the body of a request may take.
+        stall_seconds (`float`): A step of the engine that takes longer makes `/health` answer 503.
         reply_seconds (`float`): Seconds that an HTTP request may wait for the model.
         max_audio_seconds (`float`): Seconds of audio of a session that wait to be committed or transcribed.
         max_speech_seconds (`float`): Longest speech of a reply.
@@ -41,6 +47,9 @@ class Limits:
 
     max_event_bytes: int = 15_000_000
     max_body_bytes: int = 64_000_000
+    max_json_bytes: int = 200_000
+    max_held_bytes: int = 256_000_000
+    max_connections: int = 1000
     max_frame_bytes: int = 4_000_000
     max_frame_pixels: int = 4096 * 2304
     max_video_bytes: int = 200_000_000
@@ -53,6 +62,9 @@ class Limits:
     idle_seconds: float = 300.0
     resume_seconds: float = 60.0
     fetch_seconds: float = 30.0
+    body_seconds: float = 120.0
+    show_seconds: float = 300.0
+    stall_seconds: float = 60.0
     reply_seconds: float = 120.0
     max_audio_seconds: float = 60.0
     max_speech_seconds: float = 60.0

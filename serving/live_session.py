@@ -31,6 +31,7 @@ class LiveSession:
 
     Attributes:
         session_id (`str`), token (`str`): Its name, and the secret that resumes it.
+        owner (`str`, *optional*): To whom it belongs. `None` if the server needs no keys.
         options ([`SessionOptions`]), instructions (`str`), max_output_tokens (`int`): Its settings.
         stream ([`EngineStream`]): Its stream.
         has_begun (`bool`): Whether it has a frame or a question.
@@ -47,8 +48,9 @@ class LiveSession:
         options: SessionOptions,
         instructions: str | None,
         stream_options: dict[str, Any] | None = None,
+        owner: str | None = None,
     ) -> None:
-        self.sessions, self.options, self.limits = sessions, options, sessions.limits
+        self.sessions, self.options, self.limits, self.owner = sessions, options, sessions.limits, owner
         self.session_id = f"{sessions.prefix}sess_{secrets.token_hex(12)}"
         self.token = sessions.prefix + secrets.token_urlsafe(24)
         self.max_output_tokens = self.limits.max_output_tokens
@@ -94,7 +96,7 @@ class LiveSession:
             raise RequestError(str(error), code="invalid_value", param="session.videollm_mod") from None
         except RuntimeError as error:
             raise RequestError(str(error), status=503, code="engine_stopped") from None
-        teller.session = stream.session
+        teller.session, stream.max_events = stream.session, limits.max_unsent
         self.stream, self.teller = stream, teller
         if self.instructions is None:
             self.instructions = DEFAULT_QUERY if stream.session.speak == "learned" else ""
@@ -107,9 +109,13 @@ class LiveSession:
 
     async def close(self, reason: str = "closed") -> None:
         """End the session now. What waits is discarded."""
-        self._end(reason)
-        if self.stream is not None:
-            await self.sessions.run(lambda: self.stream.close(discard=True))
+        try:
+            self._end(reason)
+        finally:
+            if self.stream is not None:
+                # A caller that is cancelled must not leave the stream open, which holds memory.
+                closing = self.sessions.run(lambda stream=self.stream: stream.close(discard=True))
+                await asyncio.shield(self.sessions.start(closing))
 
     async def saving(self, save: Callable[[], None]) -> None:
         """Save the stream by a call that closes it, and wait until all that it has said until then is told."""
@@ -129,8 +135,10 @@ class LiveSession:
             self._timer.cancel()
         for frame in self._frames:
             frame.fate = "behind"
-        self._tell("over", reason)
-        self._wake()
+        try:
+            self._tell("over", reason)
+        finally:
+            self._wake()
 
     def touch(self) -> None:
         """Take note that the client is there."""
@@ -335,7 +343,8 @@ class LiveSession:
             if self.has_begun:
                 fixed = "`max_frames` and `max_text_tokens` reserve memory and cannot change after the first frame."
                 raise RequestError(fixed, code="session_has_begun", param="session.videollm_mod.max_frames")
-            await self._open_again(options)
+            # A client that leaves now cancels this, and the stream would be lost.
+            await asyncio.shield(self.sessions.start(self._open_again(options)))
         elif options.speaking() != self.options.speaking():
             try:
                 await self.work(lambda: self.stream.set_speaking(**options.speaking()))
@@ -347,17 +356,28 @@ class LiveSession:
         self.options = options
 
     async def _open_again(self, options: SessionOptions) -> None:
-        """Open the stream with other memory. If that fails, it is as before."""
+        """Open the stream with other memory. If that fails, it is as before, or the session ends."""
         before, old, self.teller = self.options, self.stream, None
         await self.sessions.run(lambda: old.close(discard=True))
         await self.sessions.freed(old)
+        self._refuse_if_over()
         try:
             self.options = options
             await self.open()
         except RequestError:
             self.options = before
-            await self.open()
+            await self._open_as_before()
             raise
+        finally:
+            if self.over is not None and self.stream is not old:  # it ended meanwhile
+                await self.close()
+        self._refuse_if_over()
+
+    async def _open_as_before(self) -> None:
+        try:
+            await self.open()
+        except RequestError as error:
+            await self.close(f"its stream could not be opened again: {error}")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition holds or the session is over, at most `reply_seconds`."""

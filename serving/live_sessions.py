@@ -4,13 +4,16 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from transformers.utils import logging
+
 from ..streaming_videollm_mod import StreamEvent
 from .engine import StreamingEngine
+from .faults import forget
 from .limits import Limits, RequestError
 from .live_session import LiveSession
 from .metrics import Metrics
@@ -18,6 +21,8 @@ from .session_options import SessionOptions
 from .stream import EngineStream
 from .telling import Progress, Teller
 
+
+logger = logging.get_logger(__name__)
 
 _CLOSING = "the server is shutting down"
 _NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
@@ -56,6 +61,7 @@ class LiveSessions:
         max_output_tokens: int | None = None,
         stream_options: dict[str, Any] | None = None,
         session_id: str | None = None,
+        owner: str | None = None,
     ) -> LiveSession:
         """
         Open a session.
@@ -66,6 +72,7 @@ class LiveSessions:
             max_output_tokens (`int`, *optional*): Most tokens of a reply, by default the limit.
             stream_options (`dict`, *optional*): Further options of [`~StreamingEngine.open`].
             session_id (`str`, *optional*): Its name after the prefix, by default a new one that nobody can guess.
+            owner (`str`, *optional*): To whom it belongs; see [`owner_of`].
 
         Raises:
             [`RequestError`]: If the server is full or shuts down, or an option or the name is wrong.
@@ -73,7 +80,7 @@ class LiveSessions:
         self.refuse_if_draining()
         if instructions is not None:
             self.limits.check_text(instructions, param="instructions")
-        session = LiveSession(self, options, instructions, stream_options)
+        session = LiveSession(self, options, instructions, stream_options, owner)
         if max_output_tokens is not None:
             session.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
         if session_id is not None:
@@ -121,20 +128,21 @@ class LiveSessions:
             raise RequestError(f"There is a session {named!r} already.", status=409, code="id_taken", param="id")
         return named
 
-    def find(self, session_id: str) -> LiveSession:
-        """Return a session by its name. Raise [`RequestError`] if there is none."""
-        if session_id not in self._by_id:
-            raise RequestError(
-                "There is no such session: it was closed, or it expired.", status=404, code="no_session"
-            )
-        return self._by_id[session_id]
+    def find(self, session_id: str, owner: str | None = None) -> LiveSession:
+        """Return a session of an owner by its name. Raise [`RequestError`] if there is none."""
+        session = self._by_id.get(session_id)
+        if session is None or session.owner != owner:
+            gone = "There is no such session: it was closed, or it expired."
+            raise RequestError(gone, status=404, code="no_session")
+        return session
 
-    def find_token(self, token: str) -> LiveSession:
-        """Return the session that a resume token belongs to. Raise [`RequestError`] if there is none."""
-        if token not in self._by_token:
+    def find_token(self, token: str, owner: str | None = None) -> LiveSession:
+        """Return the session of an owner that a resume token belongs to. Raise [`RequestError`] if there is none."""
+        session = self._by_token.get(token)
+        if session is None or session.owner != owner:
             gone = "There is no session to resume with this token: it was closed, or it expired."
             raise RequestError(gone, status=404, code="no_session")
-        return self._by_token[token]
+        return session
 
     def forget(self, session: LiveSession) -> None:
         """Take a session that is over off the lists."""
@@ -165,11 +173,12 @@ class LiveSessions:
         with suppress(RuntimeError):  # the stream was ended by a fault
             await self.run(lambda: list(stream))
 
-    def start(self, work: Any) -> None:
-        """Run a coroutine in the background."""
+    def start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Run a coroutine in the background, also if the caller is cancelled."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def seconds_to_a_seat(self) -> float:
         """Return after how many seconds a seat may be free."""
@@ -184,17 +193,33 @@ class LiveSessions:
         found: list[tuple[LiveSession, Teller, Progress]] = []
         for session in list(self._by_id.values()):
             stream, teller = session.stream, session.teller
-            if teller is not None and (progress := teller.take(stream, events.get(stream, ()))) is not None:
+            try:
+                progress = None if teller is None else teller.take(stream, events.get(stream, ()))
+            except Exception as error:  # the engine's thread must go on for the other sessions
+                self._call(self._fail, session, error)
+                continue
+            if progress is not None:
                 found.append((session, teller, progress))
         if found:
-            with suppress(RuntimeError):  # the loop is closed at the end of the server
-                self._loop.call_soon_threadsafe(self._deliver, found)
+            self._call(self._deliver, found)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed at the end of the server
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     def _deliver(self, found: Sequence[tuple[LiveSession, Teller, Progress]]) -> None:
         for session, teller, progress in found:
             # A stream that was opened again has another teller.
             if session.over is None and session.teller is teller:
-                session.deliver(progress)
+                try:
+                    session.deliver(progress)
+                except Exception as error:  # the others get theirs
+                    self._fail(session, error)
+
+    def _fail(self, session: LiveSession, error: Exception) -> None:
+        """End a session in which the server has failed."""
+        logger.error(f"Session {session.session_id} was ended: {error!r}{forget(error)}")
+        self.start(session.close("the server failed"))
 
 
 __all__ = ["LiveSessions"]

@@ -108,6 +108,15 @@ def reserve(cache: VideoLLMMoDPagedCache, session: Any, text: int, num_open: int
         ) from None
 
 
+def outgrown(error: OutOfPagesError, session: Any) -> OutOfPagesError:
+    """Return the error of a stream that needs more pages than it has reserved, with advice."""
+    frames, text = session.max_frames, session.max_text_tokens
+    return OutOfPagesError(
+        f"it has outgrown the memory of {frames} frames and {text} text tokens. Text is only evicted together "
+        f"with frames before it, and there were too few. {error} Open it with a larger `max_text_tokens`."
+    )
+
+
 __all__ = [
     "EngineFullError",
     "Room",
@@ -116,5 +125,6 @@ __all__ = [
     "device_of",
     "devices_of",
     "most_pages",
+    "outgrown",
     "reserve",
 ]

@@ -51,7 +51,8 @@ class Settings(BaseModel):
         weights (`str`), cache_dtype (`str`), frame_size (`int`): How the model is loaded, as for `videollm-mod serve`.
         max_streams (`int`): Most streams of a replica.
         max_frames (`int`), max_text_tokens (`int`): What a stream remembers.
-        cors (`list[str]`), allow_private_urls (`bool`), limits (`dict`): See [`create_app`].
+        cors (`list[str]`), allowed_hosts (`list[str]`), allow_private_urls (`bool`), limits (`dict`): See
+            [`create_app`].
         state_dir (`str`), max_state_bytes (`int`): Where a replica that is removed saves its sessions, and most bytes
             of them. All replicas must have this folder, so that clients resume their sessions on another one.
         transcriber (`str`), transcriber_model (`str`), speech (`str`), speech_model (`str`), speech_voice (`str`):
@@ -75,6 +76,7 @@ class Settings(BaseModel):
     max_frames: int | None = None
     max_text_tokens: int | None = None
     cors: list[str] = []
+    allowed_hosts: list[str] = []
     allow_private_urls: bool = False
     transcriber: str | None = None
     transcriber_model: str | None = None

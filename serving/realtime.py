@@ -305,7 +305,7 @@ class Conversation:
         if self._closing is not None:
             self._speech.stop()
             self._end_speech()
-        if self.session.reply is not None:
+        if self.session.reply is not None and self.session.reply.reply_id in self._replies:
             self.session.reply.is_failed = True
             self._on_end(self.session.reply)
         if reason == "expired":

@@ -66,9 +66,9 @@ class SavedSessions:
         if folder is not None:
             sessions.start(self._sweep())
 
-    async def find(self, session_id: str) -> LiveSession:
+    async def find(self, session_id: str, owner: str | None = None) -> LiveSession:
         """
-        Return a session by its name.
+        Return a session of an owner by its name.
 
         Raises:
             [`RequestError`]: If there is none, or it cannot be resumed. It is a [`SessionMovedError`] if the session
@@ -76,19 +76,19 @@ class SavedSessions:
         """
         session = None
         if self.folder is not None and not self.sessions.has(session_id):
-            session = await self._restore(f"id {session_id}", lambda: self.sessions.has(session_id))
+            session = await self._restore(f"id {session_id}", owner, lambda: self.sessions.has(session_id))
         if session is None:
-            return self.sessions.find(session_id)
+            return self.sessions.find(session_id, owner)
         if session.session_id != session_id:
             raise SessionMovedError(session_id, session.session_id)
         return session
 
-    async def find_token(self, token: str) -> LiveSession:
-        """Return the session that a resume token belongs to. Raise [`RequestError`] if there is none to resume."""
+    async def find_token(self, token: str, owner: str | None = None) -> LiveSession:
+        """Return the session of an owner that a resume token belongs to. Raise [`RequestError`] if there is none."""
         session = None
         if self.folder is not None and not self.sessions.has_token(token):
-            session = await self._restore(f"token {token}", lambda: self.sessions.has_token(token), token)
-        return self.sessions.find_token(token) if session is None else session
+            session = await self._restore(f"token {token}", owner, lambda: self.sessions.has_token(token), token)
+        return self.sessions.find_token(token, owner) if session is None else session
 
     async def save_all(self) -> None:
         """Open no more sessions, and save those that clients can resume. They end here."""
@@ -125,17 +125,19 @@ class SavedSessions:
                 state = json.dumps(_state_of(session, waiting), allow_nan=False)
                 await run(lambda: (place / _CLIENT).write_text(state, encoding="utf-8"))
             secret = f"id {session.session_id}" if conversation is None else f"token {session.token}"
-            await run(lambda: self.folder.commit(place, secret, expires))
+            await run(lambda: self.folder.commit(place, _of_owner(secret, session.owner), expires))
         finally:
             await run(lambda: self.folder.discard(place))
             saved.set()
 
     # --------------------------------------------------------------------------------------------------------- restore
 
-    async def _restore(self, secret: str, is_here: Any, token: str | None = None) -> LiveSession | None:
+    async def _restore(
+        self, secret: str, owner: str | None, is_here: Any, token: str | None = None
+    ) -> LiveSession | None:
         """Resume a saved session, and return it, or `None` if there is none or another request has done it."""
         self.sessions.refuse_if_draining()
-        run, folder = self.sessions.run, self.folder
+        run, folder, secret = self.sessions.run, self.folder, _of_owner(secret, owner)
         async with self._lock:
             if is_here():
                 return None
@@ -146,7 +148,7 @@ class SavedSessions:
             if taken is None:
                 return None
             try:
-                session = await self._open(taken, token)
+                session = await self._open(taken, token, owner)
             except BaseException as error:
                 # Another server that shares the folder may have room, or the right model.
                 folder.put_back(taken, secret)
@@ -158,20 +160,20 @@ class SavedSessions:
             await run(lambda: folder.discard(taken))
             return session
 
-    async def _open(self, taken: Path, token: str | None) -> LiveSession:
+    async def _open(self, taken: Path, token: str | None, owner: str | None) -> LiveSession:
         sessions, engine = self.sessions, self.sessions.engine
         state = json.loads((taken / _CLIENT).read_text(encoding="utf-8"))
         if state["format"] != _FORMAT:
             raise ValueError(f"It has format {state['format']}; this version reads format {_FORMAT}.")
         options = SessionOptions.model_validate(state["options"])
         check_fps(options.fps, sessions.limits)
-        session = LiveSession(sessions, options, state["instructions"])
+        session = LiveSession(sessions, options, state["instructions"], owner=owner)
         teller = Teller(engine.processor.tokenizer)
         given = {"streamer": teller, "speak": None if options.unprompted else options.speaking()["speak"]}
         stream = await sessions.run(lambda: restore_stream(engine, taken / _STREAM, pause=True, **given))
         try:
             teller.go_on(stream.session)
-            session.stream, session.teller = stream, teller
+            session.stream, session.teller, stream.max_events = stream, teller, sessions.limits.max_unsent
             _fill(session, state, None if state["prefix"] != sessions.prefix else token)
             if state["conversation"] is not None:
                 Conversation(session, self.name, self.audio).go_on(state["conversation"])
@@ -184,6 +186,11 @@ class SavedSessions:
         finally:
             await sessions.run(lambda: _unpause(stream))
         return session
+
+
+def _of_owner(secret: str, owner: str | None) -> str:
+    """Return what names a saved session, so that nobody but its owner finds it."""
+    return secret if owner is None else f"{secret} of {owner}"
 
 
 def _lost(error: Exception) -> RequestError:

@@ -3,7 +3,6 @@
 """A server for cameras, agents and scripts: OpenAI's realtime and chat protocols, and plain HTTP, on one engine."""
 
 import asyncio
-import json
 import logging as python_logging
 import os
 import socket
@@ -22,8 +21,10 @@ from starlette.exceptions import HTTPException
 from transformers.utils import logging
 
 from ..checks_videollm_mod import check_count
-from .access import Access
-from .chat import complete
+from .access import Access, owner_of
+from .bodies import Bodies
+from .chat import Completion, answer, unless_gone
+from .chat_messages import ChatRequest
 from .engine import StreamingEngine
 from .fetching import read_picture
 from .limits import Limits, RequestError
@@ -59,6 +60,8 @@ class Server:
     Attributes:
         sessions ([`LiveSessions`]): All sessions, while the application runs.
         saved ([`SavedSessions`]): These and the saved ones.
+        bodies ([`Bodies`]): Reads the bodies of requests.
+        allowed_hosts (`set[str]`): Names of the server that clients may use if no key is needed, `"*"` for all.
         status (`str`): `"starting"`, `"ok"` once the model has answered, or what is wrong.
         when_ready (`Callable`): Called once the model has answered, or has failed to.
     """
@@ -78,9 +81,11 @@ class Server:
         self.audio = audio
         self.metrics = Metrics(engine)
         self.state_folder = state_folder
+        self.bodies = Bodies(limits)
         self.sessions: LiveSessions | None = None
         self.saved: SavedSessions | None = None
         self.created = int(clock.time())
+        self.allowed_hosts: set[str] = set()
         self.when_ready: Callable[[], None] = lambda: None
         self._status = "starting"
 
@@ -104,8 +109,13 @@ class Server:
 
     @property
     def status(self) -> str:
-        has_stopped = self._status == "ok" and not self.engine.is_running
-        return "the engine has stopped" if has_stopped else self._status
+        if self._status != "ok":
+            return self._status
+        if not self.engine.is_running:
+            return "the engine has stopped"
+        begin = self.engine.stats.busy_since
+        is_stuck = begin is not None and clock.monotonic() - begin > self.limits.stall_seconds
+        return f"the engine has made no step for {self.limits.stall_seconds:g} s" if is_stuck else "ok"
 
     async def _check_model(self) -> None:
         """Ask about a black frame."""
@@ -129,6 +139,7 @@ def create_app(
     name: str = "videollm-mod",
     api_keys: Sequence[str] = (),
     cors: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
     allow_private_urls: bool = False,
     session_prefix: str = "",
     state_dir: str | os.PathLike | None = None,
@@ -147,6 +158,9 @@ def create_app(
         name (`str`, *optional*, defaults to `"videollm-mod"`): The model's name for clients.
         api_keys (`Sequence[str]`, *optional*): Keys of which clients must have one. Without keys, everyone is served.
         cors (`Sequence[str]`, *optional*): Origins whose web pages may use the server, `"*"` for all.
+        allowed_hosts (`Sequence[str]`, *optional*): Names of the server that clients may use without a key, `"*"` for
+            all. IP addresses, `localhost` and names below it are always allowed. Other names could belong to a web
+            page whose owner lets its name lead to this server.
         allow_private_urls (`bool`, *optional*, defaults to `False`): Whether requests may name URLs in a private
             network, such as `http://localhost`.
         session_prefix (`str`, *optional*): What ids and resume tokens of sessions begin with, for routers.
@@ -170,7 +184,9 @@ def create_app(
     server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix, folder, audio)
     app = FastAPI(title="VideoLLM-MoD", openapi_url=None, lifespan=server.run)
     app.state.server = server
-    app.add_middleware(Access, api_keys=tuple(api_keys), origins=tuple(cors), refusals=server.metrics.refusals)
+    server.allowed_hosts.update(host.lower() for host in allowed_hosts)
+    access = {"api_keys": tuple(api_keys), "origins": tuple(cors), "hosts": server.allowed_hosts}
+    app.add_middleware(Access, **access, refusals=server.metrics.refusals)
     if cors:
         app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(RequestError, _answer_error)
@@ -180,10 +196,13 @@ def create_app(
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        body = await read_json(request, server.limits.max_body_bytes)
-        if body.get("model") is not None:
-            check_model(server, body["model"])
-        return await complete(server, request, body)
+        async with server.bodies.read_json(request, server.limits.max_body_bytes) as body:
+            if body.get("model") is not None:
+                check_model(server, body["model"])
+            completion = Completion(server, ChatRequest(body, server.limits), owner_of(request))
+            await completion.open()
+            await unless_gone(request, completion.begin())
+        return await answer(completion, request)
 
     @app.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
@@ -205,17 +224,23 @@ def run(app: FastAPI, *, host: str, port: int, say: Callable[[str], None]) -> No
         `OSError`: If it cannot listen there.
     """
     server = app.state.server
+    server.allowed_hosts.add(host.lower())
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     shown = f"[{host}]" if ":" in host else host
     server.when_ready = lambda: say(f"{server.name}: http://{shown}:{listener.getsockname()[1]} ({server.status})")
     # uvicorn reports each WebSocket that was refused with a status as a fault.
     is_fault = "ASGI callable returned without completing handshake.".__ne__
     python_logging.getLogger("uvicorn.error").addFilter(lambda record: is_fault(record.getMessage()))
-    # Paths of WebSockets have resume tokens, which do not belong into a log.
-    options = {"ws_max_size": server.limits.max_event_bytes, "access_log": False, "log_level": "warning"}
+    uvicorn.Server(uvicorn.Config(app, **uvicorn_options(server.limits))).run([listener])
+
+
+def uvicorn_options(limits: Limits) -> dict[str, Any]:
+    """Return the options of `uvicorn.Config` that keep the limits of a server."""
+    options = {"ws_max_size": limits.max_event_bytes, "limit_concurrency": limits.max_connections}
     # Pictures do not get smaller, and a few kilobytes could unpack to many megabytes.
-    options["ws_per_message_deflate"] = False
-    uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=5, **options)).run([listener])
+    options |= {"ws_per_message_deflate": False, "timeout_graceful_shutdown": 5}
+    # Paths of WebSockets have resume tokens, which do not belong into a log.
+    return options | {"access_log": False, "log_level": "warning"}
 
 
 def error_response(error: RequestError) -> JSONResponse:
@@ -235,29 +260,6 @@ async def _answer_http_error(request: Request, error: HTTPException) -> JSONResp
     if error.status_code == 404:
         return error_response(RequestError(f"There is no {request.url.path} here.", status=404, code="not_found"))
     return error_response(RequestError(str(error.detail), status=error.status_code))
-
-
-async def read_body(request: Request, most: int) -> bytes:
-    """Return the body of a request. Raise [`RequestError`] if it has more than `most` bytes."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            wrong = f"The body of the request has more than {most} bytes, which is the limit."
-            raise RequestError(wrong, status=413, code="request_too_large")
-    return bytes(body)
-
-
-async def read_json(request: Request, most: int) -> dict[str, Any]:
-    """Return the JSON object of a request, which may be empty. Raise [`RequestError`] if it is something else."""
-    body = await read_body(request, most)
-    try:
-        found = json.loads(body) if body.strip() else {}
-    except (ValueError, RecursionError):
-        raise RequestError("The body of the request is not JSON.", code="invalid_json") from None
-    if not isinstance(found, dict):
-        raise RequestError("The body of the request must be a JSON object.", code="invalid_type")
-    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- basics
@@ -299,40 +301,41 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
 
     @app.post(path, status_code=201)
     async def create(request: Request) -> dict[str, Any]:
-        given = await read_json(request, server.limits.max_body_bytes)
-        instructions = given.pop("instructions", None)
-        if instructions is not None and not isinstance(instructions, str):
-            raise RequestError("`instructions` must be a text.", code="invalid_type", param="instructions")
-        named = {"instructions": instructions, "session_id": given.pop("id", None)}
-        session = await server.sessions.open(read_options(given, path=""), **named)
+        async with server.bodies.read_json(request, server.limits.max_json_bytes) as given:
+            instructions = given.pop("instructions", None)
+            if instructions is not None and not isinstance(instructions, str):
+                raise RequestError("`instructions` must be a text.", code="invalid_type", param="instructions")
+            named = {"instructions": instructions, "session_id": given.pop("id", None), "owner": owner_of(request)}
+            session = await server.sessions.open(read_options(given, path=""), **named)
         return session.to_dict()
 
     @app.get(path)
-    async def list_all() -> dict[str, Any]:
-        return {"object": "list", "data": [session.to_dict() for session in server.sessions]}
+    async def list_all(request: Request) -> dict[str, Any]:
+        owner = owner_of(request)
+        return {"object": "list", "data": [found.to_dict() for found in server.sessions if found.owner == owner]}
 
     @app.get(path + "/{session_id}")
-    async def show(session_id: str) -> dict[str, Any]:
-        return (await server.saved.find(session_id)).to_dict()
+    async def show(session_id: str, request: Request) -> dict[str, Any]:
+        return (await server.saved.find(session_id, owner_of(request))).to_dict()
 
     @app.delete(path + "/{session_id}")
-    async def close(session_id: str) -> dict[str, Any]:
-        session = await server.saved.find(session_id)
+    async def close(session_id: str, request: Request) -> dict[str, Any]:
+        session = await server.saved.find(session_id, owner_of(request))
         last = session.to_dict()
         await session.close()
         return last | {"deleted": True}
 
     @app.post(path + "/{session_id}/frame")
     async def see(session_id: str, request: Request) -> dict[str, Any]:
-        arrival, session = clock.perf_counter(), await server.saved.find(session_id)
-        data = await read_body(request, server.limits.max_frame_bytes)
-        return await _see(session, data, _time(request), arrival)
+        arrival, session = clock.perf_counter(), await server.saved.find(session_id, owner_of(request))
+        async with server.bodies.read(request, server.limits.max_frame_bytes) as data:
+            return await _see(session, data, _time(request), arrival)
 
     @app.post(path + "/{session_id}/ask")
     async def ask(session_id: str, request: Request) -> dict[str, Any]:
-        session = await server.saved.find(session_id)
-        given = await read_json(request, server.limits.max_body_bytes)
-        return await _ask(session, given)
+        session = await server.saved.find(session_id, owner_of(request))
+        async with server.bodies.read_json(request, server.limits.max_json_bytes) as given:
+            return await _ask(session, given)
 
 
 def _time(request: Request) -> float | None:
@@ -342,7 +345,7 @@ def _time(request: Request) -> float | None:
         raise RequestError("`time` must be seconds.", code="invalid_type", param="time") from None
 
 
-async def _see(session: LiveSession, data: bytes, time: float | None, arrival: float) -> dict[str, Any]:
+async def _see(session: LiveSession, data: bytearray, time: float | None, arrival: float) -> dict[str, Any]:
     """Show a session a frame, and wait until the model has seen it and has said what it says."""
     said: list[dict[str, Any]] = []
 
@@ -398,11 +401,11 @@ async def _realtime(socket: WebSocket, server: Server) -> None:
     token = socket.query_params.get("resume_token")
     try:
         if token is None:
-            session = await server.sessions.open(SessionOptions())
+            session = await server.sessions.open(SessionOptions(), owner=owner_of(socket))
             conversation = Conversation(session, server.name, server.audio)
             conversation.emit("session.created", session=conversation.describe())
         else:
-            conversation = (await server.saved.find_token(token)).conversation
+            conversation = (await server.saved.find_token(token, owner_of(socket))).conversation
     except RequestError as error:
         await socket.send_denial_response(error_response(error))
         return
@@ -422,4 +425,4 @@ async def _realtime(socket: WebSocket, server: Server) -> None:
         await connection.run(conversation.resume(connection, socket.query_params.get("last_event_id")))
 
 
-__all__ = ["Server", "check_model", "create_app", "error_response", "read_body", "read_json", "run"]
+__all__ = ["Server", "check_model", "create_app", "error_response", "run", "uvicorn_options"]

@@ -21,6 +21,8 @@ class EngineStats:
         captured_steps (`int`): Steps that ran as captured ones, on CUDA as a graph.
         frames (`int`): Frames that the language model saw. A frame that it sees again after a reply counts twice.
         tokens (`int`): Tokens of replies.
+        busy_since (`float`, *optional*): When the engine's thread began its step, by `time.monotonic()`. `None` while
+            there is no work.
         dropped (`int`): Dropped frames.
         refused (`int`): Refused streams.
         frame_latencies (`deque[float]`): Seconds from a frame's arrival to the decision on it, for the last 10,000.
@@ -34,6 +36,7 @@ class EngineStats:
     captured_steps: int = 0
     frames: int = 0
     tokens: int = 0
+    busy_since: float | None = None
     dropped: int = 0
     refused: int = 0
     frame_latencies: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))

@@ -7,6 +7,7 @@ import time as clock
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ class EngineStream:
     Attributes:
         session ([`StreamingSession`]): The stream's state and its figures.
         error (`Exception`, *optional*): The error that ended the stream, if any.
+        max_events (`int`, *optional*): How many of its last events are kept. Set it for a stream without an end.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class EngineStream:
         self.session = session
         self.when_behind, self.max_waiting, self.number = when_behind, max_waiting, number
         self.error: BaseException | None = None
+        self.max_events: int | None = None
         # The engine holds its open streams. A strong reference back would keep its memory until garbage collection.
         self._engine_reference = weakref.ref(engine)
         self._received: deque[ReceivedFrame] = deque()
@@ -63,7 +66,7 @@ class EngineStream:
 
     @property
     def events(self) -> list[StreamEvent]:
-        """All events so far."""
+        """All events so far, or the last `max_events` of them."""
         return list(self.session.events)
 
     @property
@@ -327,10 +330,16 @@ class EngineStream:
 
     def collect(self) -> list[StreamEvent]:
         """Return the events since the last call, and pass them to listeners."""
-        new = self.session.events[self._num_said :]
-        self._num_said += len(new)
+        events = self.session.events
+        new = events[self._num_said :]
         for event in new:
             self._said.put(event)
+        if self.max_events is not None:
+            del events[: -self.max_events]
+            with suppress(queue.Empty):  # a listener may take them meanwhile
+                while self._said.qsize() > self.max_events:
+                    self._said.get_nowait()
+        self._num_said = len(events)
         return new
 
     def end_if_finished(self) -> None:

@@ -17,7 +17,7 @@ from engines import embedded
 from openai import AsyncOpenAI
 from PIL import Image
 
-from videollm_mod.serving.server import create_app
+from videollm_mod.serving.server import create_app, uvicorn_options
 
 
 ROOMY = {"max_streams": 34, "max_frames": 24, "max_text_tokens": 256, "page_size": 32}
@@ -31,7 +31,7 @@ def running(model: Any, processor: Any, **options: Any) -> Iterator[tuple[str, A
     server.when_ready = ready.set
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a slow reader fills it
-    runner = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws_max_size=server.limits.max_event_bytes))
+    runner = uvicorn.Server(uvicorn.Config(app, **uvicorn_options(server.limits)))
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve([listener])), daemon=True)
     thread.start()
     try:

@@ -70,9 +70,10 @@ FOLDERS = {"benchmarks", "commands", "convert", "docs", "samples", "serving", "s
 SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "step", "stream", "stats")
 SERVING += ("compiled_step", "encoding", "captured_step", "engine", "saved_files", "saving")
 # The server, which `__init__` does not import: it needs the extra `serve`.
-SERVING += ("state_folder", "limits", "fetching", "access", "metrics", "session_options", "telling", "live_session")
-SERVING += ("live_sessions", "speech_endpoints", "realtime_events", "hearing", "speaking", "realtime", "event_fields")
-SERVING += ("realtime_audio", "realtime_requests", "saved_sessions", "chat_messages", "chat", "server", "ray_app")
+SERVING += ("state_folder", "limits", "bodies", "fetching", "access", "metrics", "session_options", "telling")
+SERVING += ("live_session", "live_sessions", "speech_endpoints", "realtime_events", "hearing", "speaking", "realtime")
+SERVING += ("event_fields", "realtime_audio", "realtime_requests", "saved_sessions", "chat_messages", "chat", "server")
+SERVING += ("ray_app",)
 SERVING += ("__init__",)
 
 

@@ -134,21 +134,23 @@ def test_what_waits_is_seen_and_answered_after_the_restart(small):
 
 def test_sessions_over_http_go_on_by_their_name(state):
     model, processor, frames = embedded()
-    serve = partial(running, model, processor, state_dir=state, engine_options=ROOMY)
-    heard = []
+    serve = partial(running, model, processor, state_dir=state, engine_options=ROOMY, api_keys=["first", "second"])
+    client, heard = httpx.Client(headers={"api-key": "first"}, timeout=60), []
 
     def show(address, numbers):
         for number in numbers:
             path = f"http://{address}/v1/streaming/sessions/door/frame?time={number / 2}"
-            answer = httpx.post(path, content=picture(frames[number]), timeout=60)
+            answer = client.post(path, content=picture(frames[number]))
             assert answer.status_code == 200, answer.text
             heard.extend((event["time"], event["text"]) for event in answer.json()["said"])
 
     with serve() as (address, _):
-        httpx.post(f"http://{address}/v1/streaming/sessions", json={"id": "door"})
+        client.post(f"http://{address}/v1/streaming/sessions", json={"id": "door"})
         show(address, range(8))
     with serve() as (address, _):
-        shown = httpx.get(f"http://{address}/v1/streaming/sessions/door").json()
+        path = f"http://{address}/v1/streaming/sessions/door"
+        assert httpx.get(path, headers={"api-key": "second"}).status_code == 404  # it belongs to the other key
+        shown = client.get(path).json()
         assert (shown["frames"], shown["frames_received"]) == (8, 8)
         show(address, range(8, len(frames)))
     assert heard == narration()
