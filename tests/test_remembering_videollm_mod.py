@@ -164,7 +164,7 @@ def test_newer_instructions_stay_in_place_of_the_first(is_answered, sinks):
             session.ask("What else?")
     assert [piece for piece in session._memory.pieces if piece.is_beginning] == [system, newer]
     assert not any(piece.is_replaced for piece in session._memory.pieces) and first.length > 1
-    assert torch.equal(values(), held) and session.num_remembered > 2 and session._memory.num_text_tokens < 100
+    assert torch.equal(values(), held) and session.num_remembered > 2
     assert int(session.cache.get_seq_length()) == sum(piece.length for piece in session._memory.pieces)
 
 
