@@ -751,13 +751,5 @@ def use_grouped_attention(language_model: Any) -> bool:
     return config._attn_implementation.endswith(grouped)
 
 
-__all__ = [
-    "CACHE_NAME",
-    "KeyRotation",
-    "TokenRun",
-    "VideoLLMMoDCache",
-    "check_rotation",
-    "one_cache",
-    "to_device",
-    "use_grouped_attention",
-]
+__all__ = ["CACHE_NAME", "KeyRotation", "TokenRun", "VideoLLMMoDCache", "check_rotation", "one_cache", "to_device"]
+__all__ += ["use_grouped_attention"]

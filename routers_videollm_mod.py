@@ -229,13 +229,5 @@ def position_noise(positions: torch.LongTensor, layer: int) -> torch.Tensor:
     return (x ^ (x >> 15)).float() / 2**32
 
 
-__all__ = [
-    "GATES",
-    "ROUTERS",
-    "ChangeRouter",
-    "LearnedRouter",
-    "RandomRouter",
-    "RouterLoss",
-    "UniformRouter",
-    "VideoLLMMoDRouter",
-]
+__all__ = ["GATES", "ROUTERS", "ChangeRouter", "LearnedRouter", "RandomRouter", "RouterLoss", "UniformRouter"]
+__all__ += ["VideoLLMMoDRouter"]

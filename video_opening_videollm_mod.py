@@ -221,14 +221,5 @@ def has_flag(container: Any, flag: int) -> bool:
     return bool(container.format.flags & flag)
 
 
-__all__ = [
-    "MAY_CHANGE_CLOCKS",
-    "NO_TIMESTAMPS",
-    "check_source",
-    "goes_on",
-    "has_flag",
-    "is_complete",
-    "open_container",
-    "unreadable",
-    "without_secrets",
-]
+__all__ = ["MAY_CHANGE_CLOCKS", "NO_TIMESTAMPS", "check_source", "goes_on", "has_flag", "is_complete"]
+__all__ += ["open_container", "unreadable", "without_secrets"]

@@ -545,8 +545,6 @@ def read_video(
     timeout: float | None = 10.0,
     reconnect: bool | None = None,
     report: ReadingReport | None = None,
-    formats: str | None = None,
-    max_pixels: int | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """
@@ -555,13 +553,13 @@ def read_video(
     Files, URLs and cameras are decoded as they play, with one frame in memory at a time; see [`VideoReader`].
 
     Args:
-        video (`str`, `Path`, array, tensor or iterable): A file, a URL (anything FFmpeg opens), `"-"` for standard
-            input, `"camera:0"` (on Linux and macOS), an array (frames, height, width, 3), or an iterable of frames or
-            of pairs (time, frame).
+        video (`str`, `Path`, [`VideoReader`], array, tensor or iterable): A file, a URL (anything FFmpeg opens), `"-"`
+            for standard input, `"camera:0"` (on Linux and macOS), an open reader, which is closed at the end, an array
+            (frames, height, width, 3), or an iterable of frames or of pairs (time, frame).
         fps (`float`, *optional*, defaults to 2.0): Ticks per second. Frames without a time are read at this rate.
         start (`float`, *optional*, defaults to 0.0): Second of the first tick.
         end (`float`, *optional*): Second after which to stop. Defaults to the end of the video.
-        timeout, reconnect, formats, max_pixels, report, stop (*optional*): See [`VideoReader`].
+        timeout, reconnect, report, stop (*optional*): See [`VideoReader`]. An open reader has its own.
 
     Yields:
         `tuple[float, np.ndarray]`: Seconds since the beginning of the video, and the frame. Frames of files and URLs
@@ -576,9 +574,8 @@ def read_video(
     """
     fps, start = check_fps(fps), check_seconds("start", start, least=0)
     end = None if end is None else check_seconds("end", end, least=start)
-    is_source = isinstance(video, (str, Path))
-    options = {"timeout": timeout, "reconnect": reconnect, "formats": formats, "max_pixels": max_pixels}
-    options |= {"report": report, "stop": stop}
+    is_source, source = isinstance(video, (str, Path, VideoReader)), getattr(video, "source", video)
+    options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}
     frames = _play(video, fps, start, **options) if is_source else _pace(video, fps, start)
     is_empty = True
     for time, frame in frames:
@@ -587,7 +584,7 @@ def read_video(
         is_empty = False
         yield time, frame
     if is_empty:
-        name = f"'{without_secrets(str(video))}'" if is_source else f"The {type(video).__name__} given as video"
+        name = f"'{without_secrets(str(source))}'" if is_source else f"The {type(video).__name__} given as video"
         raise ValueError(f"{name} has no frame from {start} s on.")
 
 
@@ -599,12 +596,14 @@ def _pace(frames: Iterable[Any], fps: float, start: float) -> Iterator[tuple[flo
             yield time, frame
 
 
-def _play(source: str | Path, fps: float, start: float, **options: Any) -> Iterator[tuple[float, np.ndarray]]:
+def _play(
+    source: str | Path | VideoReader, fps: float, start: float, **options: Any
+) -> Iterator[tuple[float, np.ndarray]]:
     # Ticks are exact: at 30000/1001 fps, rounding errors of floats would in time select a neighbouring frame.
     tick, index = 1 / (Fraction(fps).limit_denominator(100_000) or Fraction(fps)), 0
     begin = Fraction(start).limit_denominator(1_000_000)
     shown, shown_until = None, begin
-    with VideoReader(source, **options) as reader:
+    with source if isinstance(source, VideoReader) else VideoReader(source, **options) as reader:
         reconnections = reader.report.reconnections
         for time, duration, frame in reader.frames(start):
             was_away, reconnections = reader.report.reconnections > reconnections, reader.report.reconnections

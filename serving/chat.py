@@ -126,13 +126,12 @@ class Completion:
 
     def _show_video(self, video: Media) -> None:
         """Show a video file at `fps`, or at a lower rate if the stream remembers too few frames."""
-        stream, checked = self.session.stream, {"formats": FORMATS, "max_pixels": self.limits.max_frame_pixels}
-        seconds = self._measure(video, checked)
+        stream, seconds = self.session.stream, self._measure(video)
         left = max(1, stream.session.max_frames - self.num_frames)
         fps = min(self.asked.fps, left / seconds) if seconds > 0 else self.asked.fps
         begin, waiting = self._next, []
         # The frames may last longer than the file has said.
-        for time, frame in read_video(video.url, fps=fps, end=seconds, stop=self._stop, **checked):
+        for time, frame in read_video(self._open(video), fps=fps, end=seconds):
             waiting.append((begin + time, frame))
             if len(waiting) == _FRAMES_AT_ONCE:
                 self._push(waiting)
@@ -142,10 +141,13 @@ class Completion:
         self._push(waiting)
         self.fps, self._next = fps, self._next + 1 / fps
 
-    def _measure(self, video: Media, checked: dict[str, Any]) -> float:
+    def _open(self, video: Media) -> VideoReader:
+        return VideoReader(video.url, formats=FORMATS, max_pixels=self.limits.max_frame_pixels, stop=self._stop)
+
+    def _measure(self, video: Media) -> float:
         """Return the length of a video in seconds. Raise [`RequestError`] if it is too long or too large."""
         try:
-            with VideoReader(video.url, **checked) as reader:
+            with self._open(video) as reader:
                 seconds, pixels = reader.seconds, reader.stream.width * reader.stream.height
         except (ValueError, OSError):
             raise RequestError("This is not a readable video.", code="invalid_video", param=video.param) from None

@@ -177,6 +177,11 @@ class LiveSession:
         ends = self._active + self.limits.idle_seconds
         return ends if self._left_at is None else min(ends, self._left_at + self.limits.resume_seconds)
 
+    @property
+    def expires_in(self) -> float:
+        """Seconds after which it ends without its client."""
+        return round(max(0.0, self.ends_at - self._loop.time()), 1)
+
     def _check_life(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -394,26 +399,6 @@ class LiveSession:
             late = f"The model has not answered within {self.limits.reply_seconds:g} s."
             raise RequestError(late, status=504, code="timeout") from None
         self._refuse_if_over(unless=condition)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the state of the session, for people and programs that ask for it."""
-        session = self.stream.session
-        return {
-            "id": self.session_id,
-            "object": "streaming.session",
-            "created": self.created,
-            "instructions": self.instructions,
-            "options": self.options.model_dump(exclude_none=True),
-            "time": session.time,
-            "frames": session.num_frames,
-            "frames_received": self.num_received,
-            "frames_skipped": self.num_skipped,
-            "frames_dropped": session.num_dropped,
-            "frames_waiting": self.stream.num_waiting,
-            "frames_remembered": session.num_remembered,
-            "cache_bytes": sum(session.cache.num_bytes_by_kind.values()),
-            "expires_in": round(max(0.0, self.ends_at - self._loop.time()), 1),
-        }
 
     async def _begin(self) -> None:
         """Say the instructions before the first frame or question."""

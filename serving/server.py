@@ -307,21 +307,21 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
                 raise RequestError("`instructions` must be a text.", code="invalid_type", param="instructions")
             named = {"instructions": instructions, "session_id": given.pop("id", None), "owner": owner_of(request)}
             session = await server.sessions.open(read_options(given, path=""), **named)
-        return session.to_dict()
+        return _state_of(session)
 
     @app.get(path)
     async def list_all(request: Request) -> dict[str, Any]:
         owner = owner_of(request)
-        return {"object": "list", "data": [found.to_dict() for found in server.sessions if found.owner == owner]}
+        return {"object": "list", "data": [_state_of(found) for found in server.sessions if found.owner == owner]}
 
     @app.get(path + "/{session_id}")
     async def show(session_id: str, request: Request) -> dict[str, Any]:
-        return (await server.saved.find(session_id, owner_of(request))).to_dict()
+        return _state_of(await server.saved.find(session_id, owner_of(request)))
 
     @app.delete(path + "/{session_id}")
     async def close(session_id: str, request: Request) -> dict[str, Any]:
         session = await server.saved.find(session_id, owner_of(request))
-        last = session.to_dict()
+        last = _state_of(session)
         await session.close()
         return last | {"deleted": True}
 
@@ -336,6 +336,27 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
         session = await server.saved.find(session_id, owner_of(request))
         async with server.bodies.read_json(request, server.limits.max_json_bytes) as given:
             return await _ask(session, given)
+
+
+def _state_of(session: LiveSession) -> dict[str, Any]:
+    """Return the state of a session, for people and programs that ask for it."""
+    stream = session.stream.session
+    return {
+        "id": session.session_id,
+        "object": "streaming.session",
+        "created": session.created,
+        "instructions": session.instructions,
+        "options": session.options.model_dump(exclude_none=True),
+        "time": stream.time,
+        "frames": stream.num_frames,
+        "frames_received": session.num_received,
+        "frames_skipped": session.num_skipped,
+        "frames_dropped": stream.num_dropped,
+        "frames_waiting": session.stream.num_waiting,
+        "frames_remembered": stream.num_remembered,
+        "cache_bytes": sum(stream.cache.num_bytes_by_kind.values()),
+        "expires_in": session.expires_in,
+    }
 
 
 def _time(request: Request) -> float | None:

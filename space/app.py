@@ -37,7 +37,7 @@ from checkpoint_names import check_checkpoint
 from gradio.utils import get_upload_folder
 from inputs import call, check_fps, check_number, check_text, read_frame, refusal
 from loading import KNOWN_WORLD, generated_world, load_checkpoint, load_model
-from room import Room, RoomIsFull
+from room import Room, RoomIsFull, address_of
 from uploads import FORMATS, Limits
 from viewer import MOST_TYPED, Viewer, compare
 
@@ -68,11 +68,21 @@ class App:
         name (`str`): Checkpoint: a folder or a Hub id.
         seats (`int`, *optional*, defaults to 8): Largest number of people at once.
         seats_per_address (`int`, *optional*, defaults to 4): Largest number of them from one network address.
+        proxies (`int`, *optional*, defaults to 0): Number of own proxies before the page. They tell the addresses of
+            people. If it is `None`, addresses are not known, and do not count.
         limits ([`Limits`], *optional*): Limits on videos.
     """
 
-    def __init__(self, name: str, *, seats: int = 8, seats_per_address: int = 4, limits: Limits | None = None) -> None:
-        self.name, self.limits = name, limits or Limits()
+    def __init__(
+        self,
+        name: str,
+        *,
+        seats: int = 8,
+        seats_per_address: int = 4,
+        proxies: int | None = 0,
+        limits: Limits | None = None,
+    ) -> None:
+        self.name, self.limits, self.proxies = name, limits or Limits(), proxies
         load_config(name)
         with named_faults(name):
             self.processor, self.model = load_checkpoint(name)
@@ -263,7 +273,8 @@ class App:
                 raise refusal("The page does not keep the camera's frames. Captions can be burnt into files only.")
             if call(self.limits.check, viewer.video, self.processor.open_video) > self.limits.burnt:
                 raise refusal(f"Captions can be burnt into videos of at most {self.limits.burnt / 60:.0f} minutes.")
-            open_video = partial(self.processor.open_video, formats=FORMATS)
+            checked = {"formats": FORMATS, "max_pixels": self.limits.pixels}
+            open_video = partial(self.processor.open_video, **checked)
             options = {"open_video": open_video, "say": gr.Warning, "most_pixels": self.limits.burnt_pixels}
             call(captions.burn_in, viewer.video, viewer.events, out, **options)
         elif suffix == "jsonl":
@@ -364,7 +375,7 @@ class App:
         if not request.session_hash:
             raise refusal("A stream belongs to a session. Use the page, or `gradio_client`.")
         try:
-            self.room.enter(request.session_hash, viewer, address=request.client and request.client.host)
+            self.room.enter(request.session_hash, viewer, address=address_of(request, self.proxies))
         except RoomIsFull as error:
             self._clean_up(viewer)
             raise refusal(str(error)) from None
@@ -439,6 +450,12 @@ def main() -> None:
     parser.add_argument("--seats", type=int, default=int(os.environ.get("SEATS", "8")), help="most people at once")
     most = int(os.environ.get("SEATS_PER_ADDRESS", "4"))
     parser.add_argument("--seats-per-address", type=int, default=most, help="most people from one network address")
+    # On the Hub, a number of proxies that may change stands between people and the page.
+    given, unknown = os.environ.get("PROXIES"), None if "SPACE_ID" in os.environ else 0
+    proxies = int(given) if given else unknown
+    parser.add_argument(
+        "--proxies", type=int, default=proxies, help="own proxies before the page, which tell addresses"
+    )
     parser.add_argument("--port", type=int, help="port; default: the first free one from 7860 on")
     parser.add_argument("--share", action="store_true", help="also open a public link through Gradio")
     options = parser.parse_args()
@@ -449,12 +466,12 @@ def main() -> None:
     try:
         name = check_checkpoint(str(model))
         sys.stderr.write(f"loading {'the embedded checkpoint' if model == embedded_checkpoint() else name} ...\n")
-        app = App(name, seats=options.seats, seats_per_address=options.seats_per_address)
+        seats = {"seats": options.seats, "seats_per_address": options.seats_per_address}
+        app = App(name, **seats, proxies=options.proxies)
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"error: {in_one_line(error)}") from None
-    if "SPACE_ID" in os.environ:
-        # On the Hub a proxy stands between people and the page, and says where they come from.
-        os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
+    # Otherwise the web server believes what a request from this machine says about its origin.
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     app.build().launch(server_port=options.port, share=options.share, **app.launch_options())
 
 

@@ -8,7 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from starlette.requests import Request
 from viewer import Viewer
+
+
+def address_of(request: Request, proxies: int | None) -> str | None:
+    """
+    Return where a person's browser is, `None` if that is not known.
+
+    Each proxy adds the address that it serves at the end of `X-Forwarded-For`. What stands before that came with the
+    request, and anybody can write it.
+
+    Args:
+        request (`Request`): The request.
+        proxies (`int`, *optional*): Number of own proxies before the page, `None` if nobody knows.
+    """
+    if proxies is None:
+        return None
+    told = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
+    if 0 < proxies <= len(told) and (address := told[-proxies].strip()):
+        return address.partition(":")[0] if address.count(":") == 1 else address  # without a port
+    return request.client and request.client.host
 
 
 class RoomIsFull(Exception):

@@ -48,7 +48,7 @@ class Limits:
         if size > self.megabytes * 1_000_000:
             raise ValueError(f"This file has {size / 1e6:.0f} MB. The limit is {self.megabytes} MB: cut or shrink it.")
         try:
-            with open_video(path, formats=FORMATS) as reader:
+            with open_video(path, formats=FORMATS, max_pixels=self.pixels) as reader:
                 largest = max(reader.container.streams.video, key=lambda stream: stream.width * stream.height)
                 is_small = largest.width * largest.height <= self.pixels
                 seconds = reader.seconds if is_small and next(reader.frames(), None) else 0.0

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from transformers import TextStreamer
-from uploads import FORMATS
+from uploads import FORMATS, Limits
 
 
 NARRATE = "Please narrate the video in real time."
@@ -117,8 +117,9 @@ class Viewer:
             frames, first, report = iter(()), None, None
             if video is not None:
                 report = self.processor.new_report()
-                frames = self.processor.read_video(str(video), fps=self.fps, start=start, end=end, report=report)
                 try:
+                    reader = self._open(video, report=report)
+                    frames = self.processor.read_video(reader, fps=self.fps, start=start, end=end)
                     first = next(frames)
                 except (ValueError, OSError):
                     raise ValueError(f"This video has no frames from {start:.1f} s on.") from None
@@ -199,6 +200,9 @@ class Viewer:
                 return done.result()
             yield
 
+    def _open(self, video: str | Path, **options: Any) -> Any:
+        return self.processor.open_video(video, formats=FORMATS, max_pixels=Limits.pixels, **options)
+
     def set_interval_threshold(self, interval_threshold: float) -> None:
         """Set the threshold from the next frame on, without waiting for the lock."""
         self.interval_threshold = self.session.interval_threshold = interval_threshold
@@ -237,7 +241,7 @@ class Viewer:
     def end(self) -> float:
         """End of the last caption at the latest: the file's length, or for a camera the end of its last frame."""
         if self.video is not None:
-            with self.processor.open_video(self.video, formats=FORMATS) as reader:
+            with self._open(self.video) as reader:
                 return reader.seconds
         return (self.session.time or 0.0) + 1 / self.fps
 

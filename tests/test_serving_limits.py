@@ -183,7 +183,7 @@ def test_pictures_that_grow_in_a_video_are_not_decoded(tmp_path):
         assert set(sizes) == {64} and len(sizes) >= 6 and reader.report.spoilt_packets
     (tmp_path / "b.h264").write_bytes(encoded(512))
     with pytest.raises(ValueError, match="cannot be read|no picture"):
-        list(read_video(tmp_path / "b.h264", **checked))
+        list(read_video(VideoReader(tmp_path / "b.h264", **checked)))
 
 
 def test_an_upload_opens_no_other_protocol(tmp_path):

@@ -29,7 +29,8 @@ from loading import load_checkpoint
 from PIL import Image
 from programs import run_main
 from published import save_source
-from room import Room, RoomIsFull
+from room import Room, RoomIsFull, address_of
+from starlette.requests import Request
 from tiny import copy_embedded, embedded_files, random_frames, write_clip
 from uploads import FORMATS, Limits
 from viewer import Viewer, compare
@@ -259,6 +260,24 @@ def test_an_address_has_few_seats_and_loses_those_of_closed_pages(parts):
         room.enter("e", streams["e"], address="elsewhere")
     room.enter("e", streams["e"], address="there")
     assert streams["d"].session.closed and not streams["a"].session.closed, "an address frees its own seats only"
+
+
+@pytest.mark.parametrize(
+    ("proxies", "told", "expected"),
+    [
+        (0, ["9.9.9.9"], "7.7.7.7"),
+        (1, ["9.9.9.9, 1.2.3.4"], "1.2.3.4"),
+        (1, ["9.9.9.9", "1.2.3.4:5678"], "1.2.3.4"),
+        (2, ["9.9.9.9, 2001:db8::1, 10.0.0.1"], "2001:db8::1"),
+        (2, ["9.9.9.9"], "7.7.7.7"),
+        (1, [], "7.7.7.7"),
+        (None, ["9.9.9.9"], None),
+    ],
+)
+def test_nobody_can_forge_an_address(proxies, told, expected):
+    headers = [(b"x-forwarded-for", line.encode()) for line in told]
+    request = Request({"type": "http", "headers": headers, "client": ("7.7.7.7", 5000)})
+    assert address_of(request, proxies) == expected
 
 
 def test_videos_beyond_a_limit_are_refused_in_one_sentence(tmp_path):
