@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from videollm_mod.checks_videollm_mod import check_number
 from videollm_mod.commands.alert import Alert, Webhook, watch_for
+from videollm_mod.commands.data_set import HUB, check_data_set, narrate_data_set
 from videollm_mod.commands.find import find_in_video, open_cutter
 from videollm_mod.commands.folder import check_file, check_folder, check_ray, narrate_folder
 from videollm_mod.commands.options import (
@@ -123,7 +124,8 @@ def narrate(
     video: Annotated[
         str,
         typer.Argument(
-            help="A file or a folder, a URL (also rtsp://), camera:0, or - for standard input.",
+            help="A file or a folder, a URL (also rtsp://), camera:0, - for standard input, or a data set on the Hub, "
+            "hf://datasets/OWNER/NAME.",
             show_default="a sample clip",
         ),
     ] = str(SAMPLE),
@@ -182,26 +184,39 @@ def narrate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="For a folder: where to write an .srt for each video, at the same path.", show_default="beside each"
+            help="For a folder or data set: where to write an .srt for each video, at the same path.",
+            show_default="beside each",
         ),
     ] = None,
     streams: Annotated[
         int | None,
-        typer.Option(min=1, help="For a folder: videos at once.", show_default="2 to 4, by cores and memory"),
+        typer.Option(
+            min=1, help="For a folder or data set: videos at once.", show_default="2 to 4, by cores and memory"
+        ),
     ] = None,
     ray: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="For a folder: processes of a Ray cluster, or of this machine. They write Parquet files into --out, "
-            "with a row for each video.",
+            help="For a folder or data set: processes of a Ray cluster, or of this machine. They write Parquet files "
+            "into --out, with a row for each video.",
             show_default="no Ray",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="For a data set, also one in a folder: the split.", show_default="the only one")
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            help="For a data set, also one in a folder: the column with videos, or their paths or URLs.",
+            show_default="the only one of videos, or video",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Narrate a video as it plays, or all videos of a folder.
+    Narrate a video as it plays, or all videos of a folder or data set.
 
     Each line starts with the time in the video. Ctrl+C stops a live source, and the files are still written. A second
     Ctrl+C ends the program at once. In a folder, videos that have an .srt already are skipped.
@@ -214,7 +229,8 @@ def narrate(
         speaking: dict[str, Any] = {"speak": speak, "every": every, "speak_threshold": speak_threshold}
         speaking |= {"prompt": prompt, "no_repeat": no_repeat, "max_words": max_words, "min_silence": min_silence}
         check_speaking(**speaking)
-        if Path(video).is_dir():
+        is_data_set = video.startswith(HUB) or split is not None or column is not None
+        if is_data_set or Path(video).is_dir():
             others = {"font": font, "when_behind": when_behind, "max_waiting": max_waiting, "reconnect": reconnect}
             check_folder(video, out, written | others)
             options = {"weights": weights, "cache_dtype": cache_dtype, "max_frames": max_frames, "compile": compile}
@@ -223,6 +239,11 @@ def narrate(
             work = {"out": out, "streams": streams, "query": query, "fps": fps, "as_json": as_json}
             if ray is not None:
                 check_ray(out)
+            if is_data_set:
+                check_data_set(video, out)
+                work |= {"split": split, "column": column, "workers": ray}
+                raise typer.Exit(narrate_data_set(video, model, revision, **work, **options))
+            if ray is not None:
                 from videollm_mod.commands.ray_folder import narrate_with_ray
 
                 raise typer.Exit(narrate_with_ray(video, model, revision, workers=ray, **work, **options))

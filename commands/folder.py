@@ -147,8 +147,9 @@ def check_folder(folder: str, out: Path | None, options: dict[str, Any]) -> None
         `ValueError`: If such an option is given, or the folder for subtitles cannot be made.
     """
     if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+        kind = "folder" if Path(folder).is_dir() else "data set"
         raise ValueError(
-            f"{given[0]} is for one video, and '{folder}' is a folder: use --out, a folder for subtitles."
+            f"{given[0]} is for one video, and '{folder}' is a {kind}: use --out, a folder for subtitles."
         )
     try:
         if out is not None:
@@ -161,7 +162,7 @@ def check_file(video: str, **options: Any) -> None:
     """Raise `ValueError` if an option of a folder, by name, is given for one video."""
     if given := [f"--{name}" for name, value in options.items() if value is not None]:
         instead = ": use --srt" if given[0] == "--out" else ""
-        raise ValueError(f"{given[0]} is for a folder of videos, and '{video}' is none{instead}.")
+        raise ValueError(f"{given[0]} is for a folder or data set of videos, and '{video}' is none{instead}.")
 
 
 def check_ray(out: Path | None) -> None:
@@ -226,15 +227,19 @@ def open_engine(
     compile: bool | None,
     **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """Load a checkpoint. Return an engine with memory for several of the videos, and the options of its streams."""
+    """
+    Load a checkpoint. Return an engine with memory for several of the videos, and the options of its streams. Without
+    `videos` it has memory for videos of any length.
+    """
     from videollm_mod.serving import StreamingEngine
 
     processor, model, options = load(name, revision, **options)
     # A stream that sees all frames of its video forgets none, and needs no room for more.
-    longest = math.ceil(max(video.seconds for video in videos) * fps) + 2
-    limits = {"max_frames": min(options.pop("max_frames"), longest), "max_text_tokens": options.pop("max_text_tokens")}
-    streams = choose_streams(model, tuple(limits.values()), len(videos)) if streams is None else streams
-    limits |= {"max_streams": min(streams, len(videos)), "cache_dtype": options.pop("cache_dtype")}
+    longest = [math.ceil(max(video.seconds for video in videos) * fps) + 2] if videos else []
+    most_frames, most_streams = min([options.pop("max_frames"), *longest]), len(videos) or sys.maxsize
+    limits = {"max_frames": most_frames, "max_text_tokens": options.pop("max_text_tokens")}
+    streams = choose_streams(model, tuple(limits.values()), most_streams) if streams is None else streams
+    limits |= {"max_streams": min(streams, most_streams), "cache_dtype": options.pop("cache_dtype")}
     return StreamingEngine(model, processor, compile_steps=bool(compile), **limits), options
 
 
@@ -304,7 +309,8 @@ class Folder:
         done.num_frames = stream.session.num_frames
 
 
-def _write_srt(done: Narrated) -> None:
+def write_srt(done: Narrated) -> None:
+    """Write the subtitles of a video to their place."""
     done.video.srt.parent.mkdir(parents=True, exist_ok=True)
     write_text(done.video.srt, done.to_srt())
 
@@ -389,7 +395,7 @@ def _run(
         # However this ends, threads that still read must end too.
         stack.callback(threads.shutdown, wait=False, cancel_futures=True)
         stack.callback(stop.set)
-        work = Folder(engine, query, fps=fps, stop=stop, progress=bar, save=_write_srt, **options)
+        work = Folder(engine, query, fps=fps, stop=stop, progress=bar, save=write_srt, **options)
         left: set[Future] = {threads.submit(work.narrate, video) for video in videos}
         while left:
             bar.set_description(f"{len(videos) - len(left)} of {len(videos)} videos")

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""`videollm-mod narrate FOLDER --ray N --out OUT`: a folder of videos on N processes of a Ray cluster, as Parquet."""
+"""`videollm-mod narrate ... --ray N --out OUT`: a folder or data set on N processes of a Ray cluster, as Parquet."""
 
 import math
 import os
@@ -10,12 +10,14 @@ import time as clock
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import typer
 
+from videollm_mod.commands.data_set import DataSet, Row, Rows
 from videollm_mod.commands.folder import (
     Folder,
     Narrated,
@@ -30,6 +32,9 @@ from videollm_mod.commands.folder import (
 
 # Videos that a process gets at once, and rows of a file. Larger batches leave fewer streams idle at their end.
 _MOST_VIDEOS = 16
+# Rows of a data set that a process gets at once. They may hold their videos.
+_MOST_ROWS = 4
+_FIELDS = ("name", "address", "data")
 
 
 class Narrator:
@@ -42,6 +47,8 @@ class Narrator:
         query (`str`, *optional*), fps (`float`), options: See [`narrate_folder`].
     """
 
+    work = Folder
+
     def __init__(
         self, model: str, revision: str | None, videos: Sequence[Video], query: str | None, fps: float, **options: Any
     ) -> None:
@@ -49,12 +56,23 @@ class Narrator:
         self.engine.__enter__()
         progress = SimpleNamespace(update=lambda _: None)
         given = {"fps": fps, "stop": threading.Event(), "progress": progress, "save": lambda _: None}
-        self.folder = Folder(self.engine, query, **given, **streaming)
+        self.folder = self.work(self.engine, query, **given, **streaming)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Narrate the videos of a batch, each in `video`. Return a [`Narrated`] for each, in `narrated`."""
         with ThreadPoolExecutor(self.engine.max_streams) as threads:
             return {"narrated": list(threads.map(self.folder.narrate, batch["video"]))}
+
+
+class RowNarrator(Narrator):
+    """As [`Narrator`], for rows of a data set."""
+
+    work = Rows
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Narrate the rows of a batch, given by their fields. Return a [`Narrated`] for each, in `narrated`."""
+        rows = [Row(str(name), str(at), data) for name, at, data in zip(*(batch[x] for x in _FIELDS), strict=True)]
+        return super().__call__({"video": rows})
 
 
 def narrate_with_ray(
@@ -85,7 +103,7 @@ def narrate_with_ray(
     videos = list(find_videos(Path(folder).resolve(), None))
     if not videos:
         raise ValueError(f"There is no video in '{folder}'.")
-    done = _read_names(out)
+    done = read_names(out)
     left = [video for video in videos if video.name not in done]
     measure(left)
     if len(left) < len(videos):
@@ -117,20 +135,33 @@ def _place(model: str) -> str:
 
 def _run(videos: Sequence[Video], workers: int, **options: Any) -> Iterator[list[Narrated]]:
     """Yield what became of the videos, in batches as they end."""
-    import ray
-
     if not videos:
         return
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray = _start_ray()
     size = min(_MOST_VIDEOS, math.ceil(len(videos) / workers))
     rows = ray.data.from_items(
         [{"video": video} for video in videos], override_num_blocks=math.ceil(len(videos) / size)
     )
+    yield from _narrate(rows, Narrator, size, workers, videos=videos, **options)
+
+
+def _start_ray() -> Any:
+    """Connect to a cluster, or start one of this machine. Return the package."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    return ray
+
+
+def _narrate(rows: Any, kind: type[Narrator], size: int, workers: int, **options: Any) -> Iterator[list[Narrated]]:
+    """Yield what became of the rows of a data set of Ray, in batches as they end."""
+    import ray
+
     narrated = rows.map_batches(
-        Narrator,
-        fn_constructor_kwargs={"videos": videos, **options},
+        kind,
+        fn_constructor_kwargs=options,
         batch_size=size,
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
@@ -140,10 +171,60 @@ def _run(videos: Sequence[Video], workers: int, **options: Any) -> Iterator[list
         yield list(batch["narrated"])
 
 
+# ----------------------------------------------------------------------------------------------------------- data sets
+
+
+def narrate_rows(
+    data_set: DataSet, done: set[str], model: str, revision: str | None, *, workers: int, out: Path, **options: Any
+) -> Iterator[Narrated]:
+    """
+    Narrate the rows of a data set, and write a row for each to Parquet files. Yield what became of each.
+
+    Args:
+        data_set ([`DataSet`]): The data set. Processes of Ray read its parts.
+        done (`set[str]`): Names of rows that are left out.
+        model, revision, workers, out, options: See [`narrate_with_ray`].
+    """
+    rows = _start_ray().data.read_datasource(_new_source(data_set, done))
+    given = {"model": _place(model), "revision": revision, "videos": (), **options}
+    with closing(_narrate(rows, RowNarrator, _MOST_ROWS, workers, **given)) as batches:
+        for batch in batches:
+            _write(out, [result for result in batch if not result.fault])
+            yield from batch
+
+
+def _new_source(data_set: DataSet, done: set[str]) -> Any:
+    """Return a data set as Ray reads it: each of its tasks reads some parts."""
+    from ray.data import Datasource, ReadTask
+    from ray.data.block import BlockMetadata
+
+    class Source(Datasource):
+        def estimate_inmemory_data_size(self) -> None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+            parts = data_set.num_parts
+            count = min(parallelism, parts)
+            about = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+            ranges = [range(first, parts, count) for first in range(count)]
+            return [ReadTask(partial(_read, data_set, some, done), about) for some in ranges]
+
+    return Source()
+
+
+def _read(data_set: DataSet, parts: range, done: set[str]) -> Iterator[Any]:
+    """Yield a table with one row for each row of some parts."""
+    import pyarrow
+
+    for row in data_set.rows(parts):
+        if row.name not in done:
+            yield pyarrow.table({name: [getattr(row, name)] for name in _FIELDS})
+
+
 # ------------------------------------------------------------------------------------------------------------- Parquet
 
 
-def _read_names(out: Path) -> set[str]:
+def read_names(out: Path) -> set[str]:
     """Return the videos that have a row in the Parquet files of a folder, and make the folder."""
     from pyarrow import parquet
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -209,10 +209,21 @@ class _Handler(BaseHTTPRequestHandler):
             about["private"] = repo in self.hub.private
             self._json(200, {**about, "downloads": 0, "likes": 0})
 
-    def tree(self, _body: bytes, kind: str, repo: str, revision: str) -> None:
+    def tree(self, _body: bytes, kind: str, repo: str, revision: str, folder: str | None = None) -> None:
         found = self._commit(_name(kind, repo), revision)
-        if found:
-            self._json(200, [_entry(path, data) for path, data in found[1].items()])
+        if not found:
+            return
+        below = "" if folder is None else f"{folder}/"
+        files = {path: data for path, data in found[1].items() if path.startswith(below)}
+        if below and not files:
+            self._missing("Entry")
+            return
+        folders = {str(folder) for path in files for folder in PurePosixPath(path).parents} - {".", folder}
+        entries = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
+        entries = [entry for entry in entries if entry["path"].startswith(below)]
+        entries += [_entry(path, data) for path, data in files.items()]
+        is_deep = "recursive=true" in self.path.lower()
+        self._json(200, [x for x in entries if is_deep or "/" not in x["path"].removeprefix(below)])
 
     def paths_info(self, body: bytes, kind: str, repo: str, revision: str) -> None:
         found = self._commit(_name(kind, repo), revision)
@@ -304,7 +315,7 @@ _ROUTES = [
     ("POST", "/api/validate-yaml", _Handler.validate),
     ("GET POST DELETE", rf"/api/spaces/{_REPO}/variables", _Handler.variables),
     ("GET", rf"{_API}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
-    ("GET", rf"{_API}/tree/(?P<revision>[^/]+)", _Handler.tree),
+    ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),
     ("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)", _Handler.paths_info),
     ("POST", rf"{_API}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     ("POST", rf"{_API}/commit/(?P<revision>[^/]+)", _Handler.commit),

@@ -198,6 +198,41 @@ def test_a_replica_that_is_removed_says_what_it_has_to_say(address):
     assert last["error"]["message"] == "The session has ended: the server is shutting down"
 
 
+def test_a_session_of_a_removed_replica_goes_on_elsewhere(address, tmp_path):
+    """A deployment with other settings replaces both replicas."""
+    frames, expected = embedded()[2], narration()
+    settings = {"max_streams": 2, "max_frames": 24, "max_text_tokens": 256, "min_replicas": 2}
+    settings |= {"limits": {"max_waiting": 64}, "state_dir": str(tmp_path)}
+
+    async def move():
+        connection, first = await open_stream(address)
+        await send(connection, frames[:8])
+        heard, code, last, accepted = [], None, None, 0
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                while True:
+                    event = json.loads(await asyncio.wait_for(connection.recv(), 120))
+                    heard, last = heard + responses(event), event["event_id"]
+                    accepted += event["type"] == "conversation.item.added" and event["item"]["role"] == "user"
+                    if accepted == 8:
+                        accepted += 1
+                        thread.submit(serve.run, app(Settings(**settings, name="after")))
+            except ConnectionClosed as closed:
+                code = closed.rcvd.code
+            query = {"resume_token": first["videollm_mod"]["resume_token"], "last_event_id": last}
+            again, second = await open_stream(address, **query)
+            await send(again, frames[8:], start=8)
+            heard += await hear(again, len(expected) - len(heard))
+            await again.close()
+        return first, second, code, heard
+
+    serve.run(app(Settings(**settings, name="before")))
+    first, second, code, heard = asyncio.run(move())
+    assert code == 1012 and heard == expected
+    assert replica_of(second["id"]) != replica_of(first["id"]) == replica_of(first["videollm_mod"]["resume_token"])
+    assert replica_of(second["id"]) == replica_of(second["videollm_mod"]["resume_token"])
+
+
 # ------------------------------------------------------------------------------------------------- narrating a folder
 
 
@@ -227,6 +262,25 @@ def test_a_folder_on_two_processes_has_the_rows_of_one(cluster, tmp_path):  # no
     again = CliRunner().invoke(cli.app, on_ray)
     assert f"{kept} of 4 videos have rows already" in again.stderr, again.output
     assert {row["video"]: row for row in parquet.read_table(tmp_path / "rows").to_pylist()} == rows
+
+
+def test_a_data_set_on_two_processes_has_the_rows_of_one(cluster, tmp_path):  # noqa: ARG001
+    (tmp_path / "films").mkdir()
+    for name in ("streamworld.mp4", "streamworld_2.mp4"):
+        shutil.copy(ROOT / "samples" / name, tmp_path / "films")
+    command = ["narrate", str(tmp_path / "films"), "--split", "train", "--out"]
+    alone = CliRunner().invoke(cli.app, [*command, str(tmp_path / "srt"), "--json"])
+    expected = {line["video"]: line for line in map(json.loads, alone.stdout.splitlines())}
+    on_ray = [*command, str(tmp_path / "rows"), "--ray", "2"]
+    done = CliRunner().invoke(cli.app, on_ray)
+    assert done.exit_code == 0 and "2 narrated" in done.stderr, done.output
+    rows = {row["video"]: row for row in parquet.read_table(tmp_path / "rows").to_pylist()}
+    assert len(rows) == 2 and {name: row["events"] for name, row in rows.items()} == {
+        name: line["events"] for name, line in expected.items()
+    }
+    assert all(row["srt"] == (tmp_path / "srt" / f"{name}.srt").read_text() for name, row in rows.items())
+    again = CliRunner().invoke(cli.app, on_ray)
+    assert again.exit_code == 0 and "2 videos narrated before" in again.stderr, again.output
 
 
 def test_the_manifest_has_settings_that_exist():

@@ -1,0 +1,314 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""`videollm-mod narrate hf://datasets/OWNER/NAME --out OUT`: the videos of a data set, which is streamed."""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time as clock
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from videollm_mod.console import counted
+
+import typer
+
+from videollm_mod.commands.folder import (
+    Folder,
+    Narrated,
+    Video,
+    measure,
+    open_engine,
+    print_end,
+    print_result,
+    write_srt,
+)
+from videollm_mod.space.checkpoint_faults import in_one_line
+
+
+HUB = "hf://datasets/"
+_ADDRESS = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")
+_REMOTE = ("http://", "https://", "hf://")
+
+
+@dataclass
+class Row:
+    """
+    A video of a data set.
+
+    Args:
+        name (`str`): Its path in the data set, or for a video within a table its place there.
+        address (`str`): Where it lies, or `""`.
+        data (`bytes`): Its file, if it is within a table.
+    """
+
+    name: str
+    address: str = ""
+    data: bytes = b""
+
+
+class DataSet:
+    """
+    A data set with a column of videos, or of their paths or URLs. Its rows are streamed.
+
+    Args:
+        source (`str`): `hf://datasets/OWNER/NAME`, with `@REVISION` for another than the main branch, or a folder.
+        split (`str`, *optional*): The split, by default the only one.
+        column (`str`, *optional*): The column, by default the only one of videos, or the one named `video`.
+
+    Raises:
+        `ImportError`: If the library `datasets` is missing.
+        `ValueError`: If there is no such data set, split or column.
+    """
+
+    def __init__(self, source: str, split: str | None, column: str | None) -> None:
+        try:
+            import datasets
+        except ImportError:
+            raise ImportError("A data set needs `datasets`: `pip install 'videollm-mod[train]'`.") from None
+        found = _ADDRESS.fullmatch(source)
+        if source.startswith(HUB) and found is None:
+            raise ValueError(f"'{source}' names no data set: write {HUB}OWNER/NAME.")
+        self.source, self.is_local = source, found is None
+        place, revision = (str(Path(source).resolve()), None) if found is None else (found["repo"], found["revision"])
+        self.root = place if found is None else f"{HUB}{place}@{revision or 'main'}"
+        try:
+            splits = datasets.load_dataset(place, revision=revision, streaming=True)
+        except Exception as error:  # of any library that reads data sets
+            raise ValueError(f"The data set '{source}' cannot be read: {in_one_line(error)}") from error
+        self.split = _choose("split", split, list(splits), list(splits))
+        data = splits[self.split]
+        # Files with videos have features, and those of other data sets are in their rows.
+        data = data.decode(False) if data.features else data
+        features = data.features or next(iter(data), {})
+        videos = [name for name, feature in features.items() if isinstance(feature, datasets.Video)]
+        self.column = _choose("column", column, list(features), videos or [x for x in features if x == "video"])
+        self.data = data.select_columns([self.column])
+
+    @property
+    def num_parts(self) -> int:
+        """Number of files that can be read independently."""
+        return self.data.num_shards
+
+    def rows(self, parts: range | None = None) -> Iterator[Row]:
+        """Yield the videos of all or some parts. What a row has decides its name, not who reads it."""
+        for part in range(self.num_parts) if parts is None else parts:
+            for index, row in enumerate(self.data.shard(self.num_parts, part)):
+                yield self._row(row[self.column], f"{self.split}-{part:05d}/{index:06d}")
+
+    def _row(self, value: Any, place: str) -> Row:
+        """Return the video of a value: bytes, a path or URL, or both in a dictionary."""
+        value = value if isinstance(value, dict) else {"path": value} if isinstance(value, str) else {"bytes": value}
+        path, data = value.get("path"), value.get("bytes")
+        if data is not None:
+            # Tables keep the names of files without their folders, so names alone could be the same.
+            return Row(place if path is None else f"{place}-{PurePosixPath(path).name}", data=data)
+        if not path:
+            return Row(place)
+        if path.startswith(_REMOTE):
+            inside = re.sub(rf"^{re.escape(self.root.partition('@')[0])}@[^/]+/", "", path)
+            name = re.sub(r"^\w+://", "", inside).partition("?")[0]
+            return Row(_inside(name), path)
+        address = os.path.join(self.root, path)
+        if os.path.isabs(path) and self.is_local and Path(path).is_relative_to(self.root):
+            return Row(str(Path(path).relative_to(self.root)), path)
+        # A data set of somebody else must not choose files of this machine.
+        if os.path.isabs(path) or ".." in PurePosixPath(path).parts or "://" in path:
+            raise ValueError(f"'{path}' is not in the data set '{self.source}': a path must begin at its folder.")
+        return Row(path, address)
+
+
+def _inside(name: str) -> str:
+    """Return a name that is a path below a folder."""
+    return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
+
+
+def _choose(kind: str, given: str | None, known: list[str], candidates: list[str]) -> str:
+    if given is not None and given not in known:
+        raise ValueError(f"There is no {kind} '{given}': there are {', '.join(known)}.")
+    if given is None and len(candidates) != 1:
+        raise ValueError(f"Choose one with --{kind}: {', '.join(candidates or known)}.")
+    return candidates[0] if given is None else given
+
+
+@contextmanager
+def fetched(row: Row) -> Iterator[Path]:
+    """Give a file with a video of a data set, for as long as it is needed."""
+    if not (row.data or row.address):
+        raise ValueError(f"{row.name} has no video.")
+    if row.address and os.path.isfile(row.address):
+        yield Path(row.address)
+        return
+    import fsspec
+
+    with tempfile.NamedTemporaryFile(suffix=PurePosixPath(row.name).suffix) as file:
+        if row.data:
+            file.write(row.data)
+        else:
+            with fsspec.open(row.address, "rb") as remote:
+                shutil.copyfileobj(remote, file)
+        file.flush()
+        yield Path(file.name)
+
+
+class Rows(Folder):
+    """
+    The work on a data set; see [`Folder`].
+
+    Args:
+        out (`Path`, *optional*): Folder for subtitles.
+    """
+
+    def __init__(self, *args: Any, out: Path | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.out = out
+
+    def narrate(self, row: Row) -> Narrated | None:
+        """Narrate a row and save what was said. Return `None` if the work was stopped before the end."""
+        srt = srt_of(row, self.out)
+        if self.stop.is_set():
+            return None
+        try:
+            with fetched(row) as path:
+                video = Video(path, row.name, srt)
+                measure([video])
+                done = Narrated(video, fault=video.fault) if video.fault else super().narrate(video)
+        except Exception as error:
+            if self.stop.is_set():
+                raise
+            # A file that cannot be fetched does not end the others.
+            done = Narrated(Video(Path(row.name), row.name, srt), fault=in_one_line(error))
+        if done is not None:
+            # The file was a temporary one.
+            done.fault, done.video.path = done.fault.replace(str(done.video.path), row.name), Path(row.name)
+        return done
+
+
+def check_data_set(source: str, out: Path | None) -> None:
+    """Raise `ValueError` if a data set is no place to read from, or there is none to write to."""
+    if not source.startswith(HUB) and not Path(source).is_dir():
+        raise ValueError(f"--split and --column are for a data set, and '{source}' is none: write {HUB}OWNER/NAME.")
+    if out is None:
+        raise ValueError("A data set needs --out, a folder for subtitles.")
+
+
+def srt_of(row: Row, out: Path | None) -> Path:
+    """Return where the subtitles of a row lie."""
+    return (out or Path()) / f"{row.name}.srt"
+
+
+def narrate_data_set(
+    source: str,
+    name: str,
+    revision: str | None,
+    *,
+    split: str | None,
+    column: str | None,
+    out: Path,
+    workers: int | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """
+    Narrate the videos of a data set that have no subtitles yet, several at once.
+
+    Args:
+        source, split, column: See [`DataSet`].
+        out (`Path`): Folder for subtitles, or with `workers` for Parquet files with a row for each video.
+        workers (`int`, *optional*): Processes of a Ray cluster, by default none.
+        name, revision, as_json, options: See [`narrate_folder`].
+
+    Returns:
+        `int`: The exit code; see [`narrate_folder`].
+
+    Raises:
+        `ValueError`: If there is no such data set.
+    """
+    results, begin, options = [], clock.monotonic(), options | {"out": out}
+    data_set, done = DataSet(source, split, column), _Done(out)
+    if workers is None:
+        work = _run(filter(done.is_left, data_set.rows()), name, revision, **options)
+    else:
+        from videollm_mod.commands.ray_folder import narrate_rows, read_names
+
+        names = read_names(out)
+        done.count = len(names)
+        work = narrate_rows(data_set, names, name, revision, workers=workers, **options)
+    try:
+        with closing(work):
+            for result in work:
+                results.append(result)
+                print_result(result, as_json)
+    except KeyboardInterrupt:
+        typer.echo("\nstopped: the same command goes on", err=True)
+        return 130
+    if done.count:
+        typer.echo(f"{counted(done.count, 'video')} narrated before", err=True)
+    elif not results:
+        raise ValueError(f"There is no video in '{source}'.")
+    if results:
+        print_end(results, clock.monotonic() - begin)
+    return int(any(result.fault for result in results))
+
+
+class _Done:
+    """Which rows have subtitles already, and how many it was asked about."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.count = out, 0
+
+    def is_left(self, row: Row) -> bool:
+        is_done = srt_of(row, self.out).exists()
+        self.count += is_done
+        return not is_done
+
+
+def _run(
+    rows: Iterator[Row],
+    name: str,
+    revision: str | None,
+    *,
+    out: Path,
+    streams: int | None,
+    query: str | None,
+    fps: float,
+    compile: bool | None,
+    **options: Any,
+) -> Iterator[Narrated]:
+    """Yield what became of each row as it ends. A row is read when there is a stream for it."""
+    from tqdm import tqdm
+
+    first = next(rows, None)
+    if first is None:
+        return
+    engine, options = open_engine(name, revision, (), streams=streams, fps=fps, compile=compile, **options)
+    stop = threading.Event()
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(unit=" frames", file=sys.stderr, disable=None))
+        threads = stack.enter_context(ThreadPoolExecutor(engine.max_streams, thread_name_prefix="narrate_data_set"))
+        stack.enter_context(engine)
+        # However this ends, threads that still read must end too.
+        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+        stack.callback(stop.set)
+        work = Rows(engine, query, fps=fps, stop=stop, progress=bar, save=write_srt, out=out, **options)
+        left: set[Future] = {threads.submit(work.narrate, first)}
+        while left:
+            left |= {threads.submit(work.narrate, row) for row in islice(rows, engine.max_streams - len(left))}
+            finished, left = wait(left, return_when=FIRST_COMPLETED)
+            for done in finished:
+                if (result := done.result()) is not None:
+                    with bar.external_write_mode():
+                        yield result
+            if not left and (row := next(rows, None)) is not None:
+                left = {threads.submit(work.narrate, row)}
+
+
+__all__ = ["HUB", "DataSet", "Row", "Rows", "check_data_set", "fetched", "narrate_data_set", "srt_of"]

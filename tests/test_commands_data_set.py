@@ -1,0 +1,111 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Narrating a data set: the subtitles of a folder of the same files, from the Hub, a folder or a table."""
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+from hub import Hub
+from typer.testing import CliRunner
+
+from videollm_mod import cli
+from videollm_mod.commands.data_set import DataSet, fetched
+
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "samples" / "streamworld.mp4"
+FILES = {"train/b.mp4": SAMPLE, "train/trip/a.mp4": ROOT / "samples" / "streamworld_2.mp4"}
+
+
+def narrate(*arguments):
+    return CliRunner().invoke(cli.app, ["narrate", *map(str, arguments)])
+
+
+def written(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.srt")}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    for name, source in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder / name)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with Hub() as server, server.used_here(tmp_path / "home"):
+        yield server
+
+
+def test_a_data_set_on_the_hub_gets_the_subtitles_of_a_folder(films, hub, tmp_path):
+    assert narrate(films, "--out", tmp_path / "expected").exit_code == 0
+    expected = {name.replace(".srt", ".mp4.srt"): text for name, text in written(tmp_path / "expected").items()}
+    hub.repos["datasets/somebody/films"] = [{name: (films / name).read_bytes() for name in FILES}]
+    command = ["hf://datasets/somebody/films", "--out", tmp_path / "out", "--json"]
+    done = narrate(*command)
+    assert done.exit_code == 0, done.output
+    assert written(tmp_path / "out") == expected and len(expected) == 2
+    assert {json.loads(line)["video"] for line in done.stdout.splitlines()} == set(FILES)
+    (tmp_path / "out" / "train" / "b.mp4.srt").unlink()
+    again = narrate(*command)
+    assert [json.loads(line)["video"] for line in again.stdout.splitlines()] == ["train/b.mp4"]
+    assert "1 video narrated before" in again.stderr and written(tmp_path / "out") == expected
+
+
+def test_videos_within_a_table_and_their_faults(films, tmp_path):
+    good, cut = (films / "train" / "b.mp4").read_bytes(), (films / "train" / "b.mp4").read_bytes()[:3000]
+    rows = [{"bytes": good, "path": "one.mp4"}, {"bytes": good, "path": "one.mp4"}, {"bytes": cut, "path": None}]
+    table = datasets.Dataset.from_dict(
+        {"clip": rows, "label": [1, 2, 3]},
+        features=datasets.Features({"clip": datasets.Video(decode=False), "label": datasets.Value("int64")}),
+    )
+    table.to_parquet(tmp_path / "table" / "train-00000-of-00001.parquet")
+    found = list(DataSet(str(tmp_path / "table"), "train", None).rows())
+    assert [row.name for row in found] == [f"train-00000/00000{name}" for name in ("0-one.mp4", "1-one.mp4", "2")]
+    with fetched(found[0]) as path:
+        assert path.read_bytes() == good
+    done = narrate(tmp_path / "table", "--split", "train", "--out", tmp_path / "out", "--streams", 1)
+    assert done.exit_code == 1 and "2 narrated, 1 failed" in done.stderr
+    assert "error: 'train-00000/000002' cannot be read as video: its index is missing" in done.stderr
+    assert len(set(written(tmp_path / "out").values())) == 1
+
+
+def test_columns_of_paths(tmp_path):
+    (tmp_path / "list").mkdir()
+    shutil.copy(SAMPLE, tmp_path / "list" / "a.mp4")
+    lines = [{"film": "a.mp4", "id": 1}, {"film": "https://place.example/x/b.mp4?key=1", "id": 2}]
+    (tmp_path / "list" / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    data_set = DataSet(str(tmp_path / "list"), None, "film")
+    assert [(row.name, row.address) for row in data_set.rows()] == [
+        ("a.mp4", str(tmp_path / "list" / "a.mp4")),
+        ("place.example/x/b.mp4", lines[1]["film"]),
+    ]
+    (tmp_path / "list" / "rows.jsonl").write_text(json.dumps({"film": "/etc/passwd"}))
+    with pytest.raises(ValueError, match="'/etc/passwd' is not in the data set"):
+        list(DataSet(str(tmp_path / "list"), None, "film").rows())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["hf://datasets/films", "--out", "{out}"],
+            "'hf://datasets/films' names no data set: write hf://datasets/OWNER/NAME.",
+        ),
+        ([SAMPLE, "--column", "clip"], "--split and --column are for a data set, and "),
+        (["{films}", "--split", "train"], "A data set needs --out, a folder for subtitles."),
+        (["{films}", "--split", "test", "--out", "{out}"], "There is no split 'test': there are train."),
+        (["{films}", "--column", "clip", "--out", "{out}"], "There is no column 'clip': there are video"),
+        (["hf://datasets/somebody/films", "--srt", "a.srt"], "--srt is for one video"),
+    ],
+)
+def test_wrong_data_sets_get_one_line(films, tmp_path, arguments, said):
+    done = narrate(*(str(x).format(films=films, out=tmp_path / "out") for x in arguments))
+    assert done.exit_code == 1 and done.stderr.startswith(f"error: {said}"), done.output
+    assert done.stderr.count("\n") == 1
