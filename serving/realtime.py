@@ -290,8 +290,9 @@ class Conversation:
 
     async def cancel(self) -> Reply | None:
         """Cancel the response in progress, or the first that was asked for. Return its reply, if there is one."""
-        if self._speech is not None:
+        if self._speech is not None and not self._speech.is_over and self.session.reply is not None:
             self._speech.stop()
+            self.session.reply.is_silenced = True  # also if its text turns out to be complete
         reply = await self.session.cancel()
         if reply is None and (reply := self.hearing.withdraw()) is not None:
             self._on_begin(reply)

@@ -34,7 +34,7 @@ def loopback():
             "transcriber": Transcriber(endpoints.url, "ear", key="secret"),
             "speaker": Speaker(endpoints.url + "/audio/speech", "mouth", "alto"),
         }
-        options |= {"engine_options": ENGINE, "max_audio_seconds": 1.0}
+        options |= {"engine_options": ENGINE, "max_audio_seconds": 1.0, "max_speech_seconds": 1.0}
         with running(model, processor, **options) as (address, server):
             endpoints.address, endpoints.server = address, server
             yield endpoints
@@ -272,10 +272,10 @@ async def ask_aloud(address):
     return connection
 
 
-@pytest.mark.parametrize("fault", ["status", "wav", "broken"])
+@pytest.mark.parametrize("fault", ["status", "wav", "broken", "long"])
 def test_the_text_arrives_when_speech_fails(endpoints, fault):
     endpoints.status = 503 if fault == "status" else 200
-    endpoints.head = b"RIFF" if fault == "wav" else b""
+    endpoints.head = {"wav": b"RIFF", "long": bytes(48_000)}.get(fault, b"")
     endpoints.breaks = fault == "broken"
 
     async def listen():
@@ -289,7 +289,7 @@ def test_the_text_arrives_when_speech_fails(endpoints, fault):
     done = found[-1].response
     assert error.error.code == "speech_failed" and error.videollm_mod == {"response_id": done.id}
     assert done.status == "completed" and done.output[0].content[0].transcript
-    assert len(heard(found)) == (9600 if fault == "broken" else 0)
+    assert len(heard(found)) == {"broken": 9600, "long": 48_000}.get(fault, 0)
 
 
 def test_cancelling_a_response_stops_its_speech(endpoints):
@@ -317,6 +317,36 @@ def test_cancelling_a_response_stops_its_speech(endpoints):
     assert first.status == "cancelled" and first.status_details.reason == "client_cancelled"
     assert len(heard(found, first.id)) == 9600 and second.status == "completed"
     assert heard(found, second.id) == spoken(second.output[0].content[0].transcript)
+
+
+def test_replies_do_not_pile_up_behind_slow_speech(endpoints):
+    """There is one response at a time, and those that would come late are not spoken."""
+    endpoints.may_go_on.clear()
+
+    async def watch():
+        connection = await connect(endpoints.address)
+        every = {"speak": "every", "every": 0.5, "no_repeat": 0, "max_words": 3}
+        await send(connection, session_event(output_modalities=["audio"], videollm_mod=every), *frames(6))
+        found = await until(connection, "conversation.item.done", 6)
+        [session] = [session for session in endpoints.server.sessions if session.conversation is not None]
+        while sum(kind == "end" for kind, _ in session.conversation._held) < 5:
+            await asyncio.sleep(0.01)
+        endpoints.may_go_on.set()
+        found += await until(connection, "response.done", 6)
+        await connection.close()
+        return found
+
+    found = asyncio.run(watch())
+    bounds = [event.type for event in found if event.type in ("response.created", "response.done")]
+    assert bounds == ["response.created", "response.done"] * 6
+    done = [event.response for event in found if event.type == "response.done"]
+    texts = [response.output[0].content[0].transcript for response in done]
+    late = [event.videollm_mod["response_id"] for event in found if event.type == "error"]
+    assert errors(found) == [("speech_behind", None)] * 3
+    assert late == [response.id for response in done[1:4]] and all(texts)
+    expected = [spoken(text) for text in texts]
+    expected[1:4] = [b""] * 3
+    assert [heard(found, response.id) for response in done] == expected
 
 
 def test_speech_waits_for_a_client_that_lost_its_connection(endpoints):
