@@ -216,6 +216,11 @@ def test_a_cue_with_spoilt_times_is_left_out_and_counted(read):
         ("cp949", "빨간 공이 들어옵니다.\n그것은 떠납니다."),
         ("cp1255", "כדור אדום נכנס.\nהוא עוזב."),
         ("cp1253", "Μια κόκκινη μπάλα μπαίνει.\nΦεύγει από εδώ."),
+        ("cp1254", "Kırmızı top soldan giriyor.\nŞimdi ağaç yeşil."),
+        ("cp1250", "A piros labda bejön.\nŐrült szép tűz."),
+        ("cp866", "Красный мяч входит.\nПотом он уходит налево."),
+        ("iso8859_5", "Красный мяч входит.\nПотом он уходит налево."),
+        ("mac_roman", "Une balle rouge est entrée à gauche.\nLe café s’ouvre."),
     ],
 )
 def test_encodings_are_guessed_and_named(read, encoding, text):

@@ -22,6 +22,12 @@ _MARKS = (
 # What subtitles are written in if not in Unicode, the commonest first: a short text often fits several equally well.
 _ENCODINGS = ["cp1252", "cp1251", "cp1250", "gb18030", "big5", "cp932", "cp949", "euc_jp"]
 _ENCODINGS += ["iso8859_2", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "tis_620"]
+# Those of old systems.
+_ENCODINGS += ["cp866", "iso8859_5", "mac_roman", "mac_cyrillic", "cp850", "koi8_u"]
+# What Turkish and Hungarian become in cp1252: letters of Icelandic without its accents, and ones of two languages.
+_MISREAD = re.compile(r"(?=.*[ðýþÐÝÞ])(?!.*[áæéíóúÁÆÉÍÓÚ])|(?=.*[õûÕÛ])(?=.*[öüÖÜ])(?!.*[äãçèêÄÃÇÈÊ])", re.S)
+# A sign within a word.
+_SIGN_IN_WORD = re.compile(r"(?<=[^\W\d_])[^\w\s\x00-\x7f’–—·\xad](?=[^\W\d_])")
 
 
 def read_text(path: Path, encoding: str | None, report: SubtitleReport) -> str | None:
@@ -87,5 +93,6 @@ def _count_odd(text: str) -> int:
     # Hebrew read as Cyrillic has no capitals. In French, most letters with accents are small.
     foreign = [letter for letter in letters if letter > "\x7f"]
     is_small = len(foreign) > len(letters) / 2 and all(letter.islower() for letter in foreign)
-    is_small += len(re.findall(r"(?<=[^\W\d_])[«»ºªµ](?=[^\W\d_])", text))
+    is_small += len(re.findall(r"(?<=[^\W\d_])[«»ºªµ](?=[^\W\d_])", text)) + bool(_MISREAD.match(text))
+    is_small += len(_SIGN_IN_WORD.findall(text))
     return is_small + sum(character > "\x7f" and category(character)[0] not in "LMPZ" for character in text)

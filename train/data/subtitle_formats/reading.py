@@ -78,7 +78,7 @@ def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleRepor
     try:
         cues = list(_known(text, head, frame_rate, report))
     except Exception as error:  # Parsers raise many kinds of errors for spoilt text.
-        raise ValueError(f"'{path}' cannot be read as subtitles: {error}.") from error
+        raise ValueError(f"'{path}' cannot be read as subtitles: {str(error).rstrip('.')}.") from error
     if not cues:
         try:
             container = av.open(io.BytesIO(text.encode("utf-8", "replace")))
