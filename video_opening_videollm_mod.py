@@ -26,7 +26,8 @@ from transformers.utils import is_av_available
 if is_av_available():
     import av
 
-_BROADCASTS = ("camera:", "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
+_CAMERA_NAMES = ("/dev/video", "camera:")
+_BROADCASTS = (*_CAMERA_NAMES, "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
 # FFmpeg's input format and name of a numbered camera.
 _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
 # Bits of `AVInputFormat.flags`; PyAV names them differently from version to version.
@@ -71,9 +72,10 @@ def open_container(
     try:
         if source == "-":
             return open_input(_standard_input(), options=options)
-        if source.startswith("camera:") and not is_file:
+        if source.startswith(_CAMERA_NAMES) and not is_file:
             name, system = _camera(source)
-            return open_input(name, format=system, timeout=limits, options=options)
+            # 4 is FFmpeg's flag not to wait: a camera that says nothing would hold it for ever.
+            return open_input(name, format=system, timeout=limits, options=options | {"fflags": "+4"})
         if Path(source).is_fifo():
             with _named_pipe(source, left) as name:
                 return open_input(name, options=options, timeout=limits)
@@ -179,7 +181,7 @@ def check_source(video: str | Path) -> str:
     source, path = str(video), Path(video)
     if path.is_dir():
         raise IsADirectoryError(f"'{source}' is a folder: name a video file in it.")
-    if source != "-" and not source.startswith("camera:") and "://" not in source and not path.exists():
+    if source != "-" and not source.startswith(_CAMERA_NAMES) and "://" not in source and not path.exists():
         # A link that leads nowhere is there by its name.
         names = [other.name for other in path.parent.iterdir() if other.exists()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, names, n=1)
@@ -190,7 +192,7 @@ def check_source(video: str | Path) -> str:
 
 def _camera(source: str) -> tuple[str, str]:
     """Return FFmpeg's name and input format of a numbered camera."""
-    number = source.removeprefix("camera:")
+    number = source.removeprefix("/dev/video").removeprefix("camera:")
     if not number.isdecimal():
         raise ValueError(f"A camera is named by its number, such as 'camera:0', got '{source}'.")
     if platform.system() not in _CAMERAS:

@@ -191,6 +191,9 @@ class VideoReader:
         self.is_live = not (os.path.isfile(self.source) or has_end)
         # Threads that decode frames side by side return them late.
         self.stream.thread_type = "SLICE" if self.is_live else "AUTO"
+        # FFmpeg returns memory of such a camera, which goes when it is closed, and writes to it when it is freed.
+        self._lends_memory = "v4l2" in self.container.format.name
+        self._reading = self.container.demux(self.stream)
         # Why the source broke off, if it did.
         self._failure: ValueError | None = None
 
@@ -202,6 +205,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Close the source."""
+        self._reading.close()
         self.container.close()
 
     @property
@@ -313,7 +317,7 @@ class VideoReader:
                     wait = _FIRST_WAIT
             except av.error.FFmpegError as error:
                 self._failure = unreadable(self.source, error)
-            if not self.reconnect:
+            if not self.reconnect or self.stop.is_set():
                 return
             logger.warning(f"{self._failure or f'{self.shown!r} ended.'} Opening it again.")
             self.container.close()
@@ -373,14 +377,20 @@ class VideoReader:
         """Yield packets, or the errors of those that cannot be read, until the source ends or breaks off."""
         errors, is_file = 0, os.path.isfile(self.source)
         self._timeline = _Timeline(self, self._timeline if self.is_live else None)
-        limit = math.inf if is_file or self.timeout is None else self.timeout
+        limit, asked = math.inf if is_file or self.timeout is None else self.timeout, clock.monotonic()
         while errors < _MOST_ERRORS:
             # Sound between rare pictures is no silence: the time limit is for all streams.
-            packets, asked, error = self.container.demux(*[self.stream] * is_file), clock.monotonic(), None
+            packets, error = self.container.demux(*[self.stream] * is_file), None
+            self._reading = packets
             try:
                 while not self.stop.is_set() and self._failure is None and (packet := next(packets, None)) is not None:
                     errors, waited = 0, clock.monotonic() - asked
-                    if packet.stream.index == self.stream.index:
+                    if self._lends_memory:
+                        packet = _copied(packet)
+                    if self._lends_memory and not packet.size:
+                        # A decoder would take an empty picture for the end.
+                        self.report.spoilt_packets += 1
+                    elif packet.stream.index == self.stream.index:
                         yield self._timeline.mend(packet), None
                     # FFmpeg returns what it has of a packet when the time is over.
                     self._failure = self._silence(waited, limit)
@@ -394,8 +404,12 @@ class VideoReader:
             is_over = isinstance(error, av.error.ExitError)
             waited = math.inf if is_over else clock.monotonic() - asked
             self._failure = self._failure or self._silence(waited, limit)
-            if error is None or self._failure is not None:
+            # A camera may have no picture yet.
+            is_waiting = isinstance(error, BlockingIOError)
+            if error is None or self._failure is not None or (is_waiting and self.stop.wait(0.005)):
                 return
+            if is_waiting:
+                continue
             if not is_file and isinstance(error, OSError):
                 # FFmpeg reports the end of an answer without a length so.
                 if not (self.is_live and error.errno == errno.EIO):
@@ -403,6 +417,7 @@ class VideoReader:
                 return
             errors += 1
             yield None, error
+            asked = clock.monotonic()
 
     def _silence(self, waited: float, limit: float) -> ValueError | None:
         return ValueError(f"'{self.shown}' sent nothing for {limit:g} s.") if waited >= limit else None
@@ -615,6 +630,12 @@ def _play(
         while shown is not None and begin + index * tick < shown_until:
             yield float(begin + index * tick), reader.picture(shown)
             index += 1
+
+
+def _copied(packet: Any) -> Any:
+    copy = av.Packet(bytes(packet))
+    copy.stream, copy.time_base, copy.pts, copy.dts = packet.stream, packet.time_base, packet.pts, packet.dts
+    return copy
 
 
 def _pictures(container: Any) -> list[Any]:

@@ -5,6 +5,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,6 +55,46 @@ def read_all(url, timeout=1, **options):
     except ValueError as error:
         return times, found, report, str(error)
     return times, found, report, None
+
+
+# ------------------------------------------------------------------------------------------------------------- cameras
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="plays a camera of Linux, written in C")
+def test_a_camera_of_linux(tmp_path):
+    """FFmpeg's own code reads a camera that a library plays to it: one that goes on, or ends as cameras do."""
+    library = tmp_path / "camera.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("camera.c"), "-ldl"], check=True)
+    code = """
+import json, os, sys
+from videollm_mod import ReadingReport, read_video
+def watch(source, what, **options):
+    os.environ["CAMERA"], report, seen, error = what, ReadingReport(), [], None
+    try:
+        for time, frame in read_video(source, fps=20, timeout=0.6, report=report, **options):
+            seen.append((time, round((frame.mean() * 219 / 255 - 4) / 5)))
+    except ValueError as failure:
+        error = str(failure)
+    print(json.dumps([seen, frame.shape if seen else None, report.reconnections, error, report.spoilt_packets]))
+watch("camera:0", "denied")
+watch("/dev/video0", "busy")
+watch("camera:0", "spoilt", end=0.8)
+watch("/dev/video0", "silent", reconnect=False)
+watch("camera:0", "unplugged", reconnect=False)
+watch("camera:0", "unplugged", end=1.2)
+"""
+    environment = {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    denied, busy, spoilt, silent, unplugged, again = map(json.loads, done.stdout.splitlines())
+    assert denied[3] == "'camera:0' cannot be read as video: Permission denied."
+    assert busy[3] == "'/dev/video0' cannot be read as video: Device or resource busy."
+    times, found = zip(*spoilt[0], strict=True)
+    assert spoilt[1] == [48, 64, 3] and spoilt[3:] == [None, 1]
+    assert times == pytest.approx(np.arange(len(times)) / 20) and len(times) > 15 and max(found) > 10
+    assert silent[3] == "'/dev/video0' sent nothing for 0.6 s." and len(silent[0]) > 5
+    assert unplugged[3] == "'camera:0' ended early: No such device." and len(unplugged[0]) > 5
+    assert again[2] > 0 and again[3] is None and again[0][-1][0] >= 1.0, "it is opened again, and time goes on"
 
 
 # --------------------------------------------------------------------------------------------------------- time limits
