@@ -48,12 +48,12 @@ class _Endpoint:
         self.url, self.model = _complete_url(url, self.path), model
         if key and not (key.isascii() and key.isprintable()):
             raise ValueError(f"{self.name} has a key that is not printable ASCII.")
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> "_Endpoint":
         # Each call has a time limit of its own.
-        self._client = httpx.AsyncClient(headers=self._headers, timeout=None)
+        self._client = httpx.AsyncClient(headers=self.headers, timeout=None)
         return self
 
     async def __aexit__(self, *_: Any) -> None:

@@ -7,12 +7,13 @@ import base64
 import re
 
 import pytest
-from engines import embedded
+from engines import ROOT, embedded
 from programs import run_command
 from serving_server import connect, frame_event, running, said, send, text_event, until, update_event
 from speech_server import speech_of, speech_server
 from tiny import tiny_model, tiny_processor
 
+from videollm_mod.commands.serve import new_app
 from videollm_mod.serving.limits import RequestError
 from videollm_mod.serving.speech_endpoints import Speaker, Transcriber
 
@@ -448,3 +449,16 @@ def test_a_server_without_endpoints_names_the_options():
 def test_wrong_options_are_reported_before_the_model_is_loaded(options, wrong):
     done = run_command("serve", "--model", "does-not-exist", *options)
     assert done.returncode == 1 and wrong in done.stderr
+
+
+def test_keys_of_endpoints_come_from_variables(monkeypatch):
+    monkeypatch.setenv("VIDEOLLM_MOD_SPEECH_KEY", "secret")
+    memory = {"max_streams": 1, "max_frames": 4, "max_text_tokens": 64}
+    stored = {"weights": None, "cache_dtype": None, "frame_size": None}
+    speaks = {"speech": "http://localhost:9/v1/", "speech_model": "mouth", "speech_voice": "alto"}
+    app = new_app(str(ROOT), None, name=None, **memory, **stored, transcriber="http://localhost:9/v1", **speaks)
+    audio = app.state.server.audio
+    assert audio.transcriber.url == "http://localhost:9/v1/audio/transcriptions"
+    assert audio.transcriber.model == "whisper-1" and audio.transcriber.headers == {}
+    assert audio.speaker.url == "http://localhost:9/v1/audio/speech" and audio.speaker.voice == "alto"
+    assert audio.speaker.headers == {"Authorization": "Bearer secret"}
