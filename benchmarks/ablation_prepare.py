@@ -20,8 +20,8 @@ SOURCES: dict[str, tuple[list[str], float]] = {
 }
 # Each stage's share of the time limit.
 SHARES = {"vision": 0.4, "slides": 0.1, "clips": 0.2, "test": 0.05, "words": 0.1, "initial": 0.15}
-# Rows per step. A row of the first stage is two frames, and it has so many steps.
-PAIRS_PER_STEP, SLIDES_PER_STEP, WORD_STEPS = 12, 4, 700
+# Rows per step. A row of the first stage is one frame, and it has so many steps.
+FRAMES_PER_STEP, SLIDES_PER_STEP, WORD_STEPS = 24, 4, 600
 # First row of the clips in the training split: slide shows come before.
 FIRST_CLIP = 10_000
 # First row of the test split. Earlier rows served while variants were tried out, and the best was chosen on them.
@@ -77,9 +77,9 @@ def prepare(options: argparse.Namespace) -> None:
         given += ["--num_clips", count, "--first_clip", first, "--checkpoint", checkpoint]
         how = {"processes": os.cpu_count() or 1}
         run(name, f"{split}.jsonl", "encode.py", *given, "--dtype", "bfloat16", **how)
-    # Two frames at a time first: words are learned faster when few other frames are there to look at.
+    # Frames one by one first: words are learned faster when no other frame is there to look at.
     for stage, batch, more in (
-        ("words", PAIRS_PER_STEP, ["--max_frames", 2, "--max_steps", WORD_STEPS]),
+        ("words", FRAMES_PER_STEP, ["--max_frames", 1, "--max_steps", WORD_STEPS]),
         ("initial", SLIDES_PER_STEP, []),
     ):
         processes = share_step(batch)

@@ -172,9 +172,11 @@ def miniature(tmp_path, monkeypatch):
     short = {"max_new_tokens": 3}
     monkeypatch.setattr(recipe_measures, "measure_checkpoint", lambda *a, **k: measure_checkpoint(*a, **k | short))
     counts = {"vision_clips": 4, "slides": 4, "clips": 4, "questions": 2, "long_clips": 2, "test_clips": 1}
-    counts |= {"test_long": 1, "epochs": 1, "batch": 2, "model_config": str(tmp_path / "model.json")}
+    counts |= {"test_long": 1, "word_steps": 1, "epochs": 1, "batch": 2, "model_config": str(tmp_path / "model.json")}
     size = replace(SIZES["cpu"], worlds=("tiny", "doom") if find_spec("vizdoom") else ("tiny",), **counts)
     monkeypatch.setitem(recipe.SIZES, "quick", size)
+    # To start two processes for each stage would take most of the time.
+    monkeypatch.setattr(recipe, "share_step", lambda _rows: 1)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     return size
@@ -187,8 +189,8 @@ def test_the_recipe_trains_on_all_worlds_and_prints_a_table(miniature, tmp_path,
     monkeypatch.setattr(sys, "argv", command)
     recipe.main()
     printed, folder = capfd.readouterr().out, tmp_path / "out"
-    num_stages = 1 + 4 * len(miniature.worlds) + 6
-    assert "is there" not in printed and printed.count("--max_minutes") == num_stages - 3
+    num_stages = 1 + 4 * len(miniature.worlds) + 8
+    assert "is there" not in printed and printed.count("--max_minutes") == num_stages - 4
     written = json.loads((folder / "measures.json").read_text())
     assert written["command"].startswith("python train/recipe.py --size quick --twin")
     assert len(written["worlds"]) == 2 * len(miniature.worlds)
@@ -221,7 +223,7 @@ def test_the_recipe_trains_on_all_worlds_and_prints_a_table(miniature, tmp_path,
 
     # A row is a batch, and two batches are a step.
     steps = -(-5 * len(miniature.worlds) // 2)
-    assert printed.count("--max_steps") == 3 and recipe.last_step(folder / "narration_1") == steps
+    assert printed.count("--max_steps") == 6 and recipe.last_step(folder / "narration_1") == steps
     # A second run finds all stages, and one with other options is refused.
     scores = dict.fromkeys(recipe_measures.TABLE, 0.0)
     monkeypatch.setattr(recipe, "measure", lambda *_: {"StreamWorld": {"after": scores}})

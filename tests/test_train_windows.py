@@ -170,8 +170,8 @@ def test_max_length_limits_windows_and_may_not_exceed_the_context():
     assert windows.max_frames == 1200 and all(window.stop - window.first < 186 for window in windows.find(long))
     with pytest.raises(SystemExit, match="error: --max_length 4096 is more than the model's context, 2048 tokens."):
         ScriptArguments().windows(config, processor, max_length=4096)
-    with pytest.raises(SystemExit, match="error: --max_frames must be at least 2, got 1."):
-        ScriptArguments(max_frames=1).windows(config, processor)
+    with pytest.raises(SystemExit, match="error: --max_frames must be at least 1, got 0."):
+        ScriptArguments(max_frames=0).windows(config, processor)
 
 
 # -------------------------------------------------------------------------------------------------------------- frames

@@ -17,9 +17,9 @@ The stages:
 1. `pretrain_vision.py` trains a vision encoder to predict what covers each patch, on all worlds.
 2. `encode.py` draws slide shows, clips and long clips of each world, and encodes them once.
 3. `sft.py` trains on slide shows, where every frame comes from a different clip, so the model cannot copy the previous
-   description. The size "cpu" first sees them two frames at a time, because words are learned faster when few other
-   frames are there to look at. It then trains on narration, questions and waiting, and last mostly on questions. Long
-   clips are part of both, so that the model goes on narrating.
+   description. The size "cpu" first sees their frames one by one, because words are learned faster when no other frame
+   is there to look at. It then trains on narration, questions and waiting, and last mostly on questions. Long clips
+   are part of both, so that the model goes on narrating.
 
 Finished stages are skipped, and an interrupted stage resumes where it stopped. With `--twin`, the model at full
 compute trains last, for the same number of steps, and outside of `--minutes`. The table at the end is also written as
@@ -242,11 +242,11 @@ def learn(
     # of one thread each share a step. For a model as small as this, more threads would wait for each other.
     processes = share_step(size.batch) if size.long_clips else 1
     batch, steps = (1, size.batch // processes) if size.long_clips else (size.batch, 1)
-    pairs = ["--max_frames", 2, "--per_device_train_batch_size", size.batch // processes]
-    pairs += ["--gradient_accumulation_steps", 1, "--max_steps", size.word_steps]
+    frames = ["--max_frames", 1, "--per_device_train_batch_size", 3 * size.batch // processes]
+    frames += ["--gradient_accumulation_steps", 1, "--max_steps", size.word_steps]
     given = folder / "vision"
     for stage, data, config, options in (
-        *([("words", "slides", "streamworld_alignment.yaml", pairs)] if size.word_steps else []),
+        *([("words", "slides", "streamworld_alignment.yaml", frames)] if size.word_steps else []),
         ("alignment", "slides", "streamworld_alignment.yaml", []),
         ("narration", "clips", "streamworld.yaml", ["--num_train_epochs", size.epochs]),
         ("trained", "questions", "streamworld_questions.yaml", []),

@@ -82,7 +82,7 @@ class Size:
         long_clips (`int`, *optional*, defaults to 0): Number of rows of 30 to 60 s. Two in three are for the narration
             stage, and the others for the last stage.
         test_long (`int`, *optional*, defaults to 0): Number of held-out rows of 60 s.
-        word_steps (`int`, *optional*, defaults to 0): Number of first steps on two frames of a slide show at a time.
+        word_steps (`int`, *optional*, defaults to 0): Number of first steps, on single frames of slide shows.
         router_loss (`str`, *optional*): The routers' own loss (see `mod_router_loss`).
     """
 

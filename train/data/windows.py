@@ -61,8 +61,8 @@ class Windows:
     num_replies: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_frames < 2:
-            raise ValueError(f"`max_frames` must be at least 2, got {self.max_frames}.")
+        if self.max_frames < 1:
+            raise ValueError(f"`max_frames` must be at least 1, got {self.max_frames}.")
         if self.num_replies < 0:
             raise ValueError(f"`num_replies` must not be negative, got {self.num_replies}.")
 
