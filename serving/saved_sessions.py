@@ -137,7 +137,14 @@ class SavedSessions:
     ) -> LiveSession | None:
         """Resume a saved session, and return it, or `None` if there is none or another request has done it."""
         self.sessions.refuse_if_draining()
-        run, folder, secret = self.sessions.run, self.folder, _of_owner(secret, owner)
+        # A client that leaves now cancels this, and the stream would be lost.
+        work = self._restore_now(_of_owner(secret, owner), owner, is_here, token)
+        return await asyncio.shield(self.sessions.start(work))
+
+    async def _restore_now(
+        self, secret: str, owner: str | None, is_here: Any, token: str | None
+    ) -> LiveSession | None:
+        run, folder = self.sessions.run, self.folder
         async with self._lock:
             if is_here():
                 return None

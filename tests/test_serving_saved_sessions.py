@@ -3,6 +3,9 @@
 """Sessions that outlive their server: saved when it stops, and resumed on the next as if it had not."""
 
 import asyncio
+import json
+import os
+import shutil
 import signal
 from contextlib import suppress
 from functools import partial
@@ -13,6 +16,10 @@ from engines import embedded
 from serving_server import ROOMY, connect, frame_event, narration, picture, running, said, send, until
 from test_serving_server import start
 from tiny import tiny_model, tiny_processor
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect as connect_websocket
+
+from videollm_mod.serving.state_folder import StateFolder
 
 
 TINY = {"max_streams": 2, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
@@ -95,37 +102,32 @@ def test_what_waits_is_seen_and_answered_after_the_restart(small):
     questions = [{"type": "response.create", "response": {"metadata": {"number": str(i)}}} for i in range(3)]
     questions[2]["videollm_mod"] = {"interrupt": True}
 
-    async def ask(address, server, *, stops):
+    async def ask(address, server):
         connection = await connect(address)
         token = (await connection.recv()).session.videollm_mod["resume_token"]
         await send(connection, update)
         await send_frames(connection, frames[:2])
-        before = await until(connection, "conversation.item.done", 2)
+        await until(connection, "conversation.item.done", 2)
         (session,) = server.sessions
         with server.engine.changed:
-            session.stream.session.is_paused = stops
+            session.stream.session.is_paused = True
         await send_frames(connection, frames[2:], start=2)
-        before += await accepted(connection, 3)
-        await send(connection, *questions, {"type": "session.heartbeat"})
-        while stops and len(session.asked) < 3:
+        before = await accepted(connection, 3)
+        await send(connection, *questions)
+        while len(session.asked) < 3:
             await asyncio.sleep(0.01)
-        return connection, token, before
-
-    async def undisturbed(address, server):
-        connection, _, before = await ask(address, server, stops=False)
-        found = before + await until(connection, "response.done", 3)
-        await connection.close()
-        return found
+        return token, before[-1].event_id
 
     async def rest(address, token, last):
         connection = await connect(address, extra_query={"resume_token": token, "last_event_id": last})
-        created = await connection.recv()
-        return created, await until(connection, "response.done", 3)
+        found = await until(connection, "response.done", 3)
+        await connection.close()
+        return found
 
     with small() as (address, server):
-        _, token, before = asyncio.run(ask(address, server, stops=True))
+        token, last = asyncio.run(ask(address, server))
     with small() as (address, _):
-        created, after = asyncio.run(rest(address, token, before[-1].event_id))
+        after = asyncio.run(rest(address, token, last))
     fates = [event.videollm_mod["fate"] for event in after if getattr(event, "videollm_mod", {}).get("fate")]
     assert fates == ["seen"] * 3
     done = [event.response.metadata["number"] for event in after if event.type == "response.done"]
@@ -154,3 +156,93 @@ def test_sessions_over_http_go_on_by_their_name(state):
         assert (shown["frames"], shown["frames_received"]) == (8, 8)
         show(address, range(8, len(frames)))
     assert heard == narration()
+
+
+def test_files_that_cannot_be_resumed_are_refused_by_name(state, small, tmp_path, caplog):
+    async def begin(address):
+        connection = await connect(address)
+        return (await connection.recv()).session.videollm_mod["resume_token"]
+
+    def refused(address):
+        with pytest.raises(InvalidStatus) as error:
+            connect_websocket(f"ws://{address}/v1/realtime?resume_token={token}")
+        return error.value.response.status_code, json.loads(error.value.response.body)["error"]
+
+    with small() as (address, _):
+        token = asyncio.run(begin(address))
+    (folder,) = saved_in(state)
+    shutil.copytree(folder, tmp_path / "copy")
+    other = partial(running, tiny_model(seed=1), tiny_processor(), state_dir=state, engine_options=TINY)
+    with other() as (address, _):
+        status, error = refused(address)
+        assert status == 410 and error["code"] == "session_lost"
+        assert "was saved with a model of other weights" in error["message"] and saved_in(state) == [folder]
+    with small() as (address, server):
+        tensors = folder / "stream" / "session.safetensors"
+        tensors.write_bytes(tensors.read_bytes()[:-1] + b"\1")
+        os.utime(folder, (2e9, 2e9))
+        status, error = refused(address)
+        assert status == 410 and "stream/session.safetensors of a saved session is damaged" in error["message"]
+        assert saved_in(state) == [] and list(server.sessions) == [] and not server.engine.streams
+        shutil.copytree(tmp_path / "copy", folder)
+        os.utime(folder, (1.0, 1.0))
+        assert refused(address)[0] == 404 and saved_in(state) == []
+        shutil.copytree(tmp_path / "copy", folder)
+        os.utime(folder, (2e9, 2e9))
+        with connect_websocket(f"ws://{address}/v1/realtime?resume_token={token}") as socket:
+            assert json.loads(socket.recv())["session"]["videollm_mod"]["resumed"]
+    assert sum("is damaged" in line for line in caplog.messages) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- a folder
+
+
+def keep(folder, secret, *, expires=2e9, size=1000):
+    place = folder.begin()
+    (place / "stream").mkdir()
+    (place / "stream" / "data").write_bytes(b"x" * size)
+    folder.commit(place, secret, expires)
+
+
+def test_a_folder_keeps_what_expires_last(state):
+    folder = StateFolder(state, 3500)
+    for number, expires in enumerate((2e9, 1.9e9, 2.1e9)):
+        keep(folder, f"secret {number}", expires=expires)
+    keep(folder, "secret 3")
+    with pytest.raises(ValueError, match="and all saved sessions may have 3500"):
+        keep(folder, "secret 4", size=4000)
+    assert folder.take("secret 1") is None
+    taken = folder.take("secret 0")
+    assert (taken / "stream" / "data").stat().st_size == 1000 and folder.take("secret 0") is None
+    folder.put_back(taken, "secret 0")
+    assert all(folder.take(f"secret {number}") for number in (0, 2, 3))
+
+
+def test_a_folder_removes_what_is_over_and_nothing_of_others(state):
+    folder = StateFolder(state, 10_000)
+    keep(folder, "over", expires=1.0)
+    keep(folder, "there")
+    folder.begin()  # by a process that goes on
+    os.utime(folder.begin(), (1.0, 1.0))  # by one that is gone
+    (state / "notes").mkdir()
+    os.utime(state / "notes", (1.0, 1.0))
+    StateFolder(state, 10_000)
+    assert len(saved_in(state)) == 1 and (state / "notes").is_dir() and len(list(state.iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["stream/data", "digests.json"])
+def test_a_damaged_file_is_named_and_goes(state, name):
+    folder = StateFolder(state, 10_000)
+    keep(folder, "secret")
+    (place,) = saved_in(state)
+    (place / name).write_bytes((place / name).read_bytes()[:-1])
+    os.utime(place, (2e9, 2e9))
+    with pytest.raises(ValueError, match=f"{name} of a saved session is damaged"):
+        folder.take("secret")
+    assert list(state.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_has_one_line(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match="Sessions cannot be saved in '.*file': File exists."):
+        StateFolder(tmp_path / "file", 10_000)
