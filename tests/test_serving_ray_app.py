@@ -202,7 +202,9 @@ def test_a_session_of_a_removed_replica_goes_on_elsewhere(address, tmp_path):
     """A deployment with other settings replaces both replicas."""
     frames, expected = embedded()[2], narration()
     settings = {"max_streams": 2, "max_frames": 24, "max_text_tokens": 256, "min_replicas": 2}
-    settings |= {"limits": {"max_waiting": 64}, "state_dir": str(tmp_path)}
+    # A replica takes a minute to start on a busy machine.
+    limits = {"max_waiting": 64, "resume_seconds": 300.0}
+    settings |= {"limits": limits, "state_dir": str(tmp_path)}
 
     async def move():
         connection, first = await open_stream(address)

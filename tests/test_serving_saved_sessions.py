@@ -16,7 +16,7 @@ from engines import embedded
 from serving_server import ROOMY, connect, frame_event, narration, picture, running, said, send, until
 from test_serving_server import start
 from tiny import tiny_model, tiny_processor
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as connect_websocket
 
 from videollm_mod.serving.state_folder import StateFolder
@@ -156,6 +156,41 @@ def test_sessions_over_http_go_on_by_their_name(state):
         assert (shown["frames"], shown["frames_received"]) == (8, 8)
         show(address, range(8, len(frames)))
     assert heard == narration()
+
+
+def test_sessions_of_a_drained_server_go_on_at_another(small):
+    """It still has its connections, as a replica that is removed does."""
+    frames = embedded()[2]
+    sessions = "v1/streaming/sessions"
+
+    async def move(first, second, server):
+        connection = await connect(first)
+        token = (await connection.recv()).session.videollm_mod["resume_token"]
+        await send_frames(connection, frames[:2])
+        heard = await until(connection, "conversation.item.done", 2)
+        draining = asyncio.run_coroutine_threadsafe(server.saved.save_all(), server.sessions._loop)
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                heard.append(await asyncio.wait_for(connection.recv(), 60))
+        query = {"resume_token": token, "last_event_id": heard[-1].event_id}
+        again = await connect(second, extra_query=query)  # at once
+        created = (await again.recv()).session
+        await send_frames(again, frames[2:4], start=2)
+        heard += await until(again, "conversation.item.done", 2)
+        await again.close()
+        draining.result(60)
+        return token, closed.value.rcvd.code, created, heard
+
+    with small(session_prefix="a.") as (first, server), small(session_prefix="b.") as (second, _):
+        httpx.post(f"http://{first}/{sessions}", json={"id": "door"})
+        token, code, created, heard = asyncio.run(move(first, second, server))
+        assert httpx.post(f"http://{first}/{sessions}").json()["error"]["code"] == "server_draining"
+        moved = httpx.get(f"http://{second}/{sessions}/a.door")
+        assert (moved.status_code, moved.json()["error"]["code"]) == (308, "session_moved")
+        assert httpx.get(moved.headers["Location"]).json()["id"] == "b.door"
+    assert code == 1012 and token.startswith("a.") and created.id.startswith("b.")
+    assert created.videollm_mod["resume_token"].startswith("b.")
+    assert numbers_of(heard) == list(range(2, 2 + len(heard)))
 
 
 def test_files_that_cannot_be_resumed_are_refused_by_name(state, small, tmp_path, caplog):
