@@ -14,9 +14,11 @@ import threading
 import time as clock
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +123,8 @@ class VideoReader:
         source (`str` or `Path`): A file, a URL (anything FFmpeg opens), `"-"` for standard input, or `"camera:0"`.
         timeout (`float`, *optional*, defaults to 10.0): Seconds that a camera or URL may take to open, and may be
             silent. `None` for no limit. Files and standard input have none. Named pipes have one.
-        reconnect (`bool`, *optional*): Whether to open a live source again when it ends, breaks off or falls silent,
-            at first after half a second and then ever more rarely, up to every 30 seconds. Defaults to `True` for
-            cameras and broadcasts. Videos that end, and standard input, are not opened again.
+        reconnect (`bool`, *optional*): Whether to open a live source again when it ends, breaks off or falls silent:
+            after half a second, then ever more rarely. `True` for cameras and broadcasts, never for standard input.
         formats (`str`, *optional*): Container formats that may be opened, comma-separated names of FFmpeg. Playlists
             and the like name further files that FFmpeg opens, so uploads should be limited. Files then open no others.
         max_pixels (`int`, *optional*): Largest picture, width times height. Larger ones count as spoilt packets.
@@ -327,23 +328,17 @@ class VideoReader:
         """Try ever more rarely, until it succeeds or `stop` is set. Return the seconds to wait the next time."""
         while not self.stop.wait(wait):
             wait = min(2 * wait, _LONGEST_WAIT)
-            try:
+            with suppress(ValueError):
                 self._open()
-            except ValueError:
-                continue
-            self.report.reconnections += 1
-            break
+                self.report.reconnections += 1
+                break
         return wait
 
     def _seek(self, time: Fraction) -> Iterator[Any]:
         """Decode from a place near `time` on, beginning with a key frame."""
-        has_key_frame = False
         try:
             self.container.seek(int((time + self.origin) / self.stream.time_base), stream=self.stream)
-            for frame in self._decode():
-                has_key_frame = has_key_frame or frame.key_frame
-                if has_key_frame:
-                    yield frame
+            yield from dropwhile(lambda frame: not frame.key_frame, self._decode())
         except av.error.FFmpegError:
             # There is no such place, or no frame from there on.
             return
@@ -385,8 +380,7 @@ class VideoReader:
             try:
                 while not self.stop.is_set() and self._failure is None and (packet := next(packets, None)) is not None:
                     errors, waited = 0, clock.monotonic() - asked
-                    if self._lends_memory:
-                        packet = _copied(packet)
+                    packet = _copied(packet) if self._lends_memory else packet
                     if self._lends_memory and not packet.size:
                         # A decoder would take an empty picture for the end.
                         self.report.spoilt_packets += 1
@@ -401,14 +395,13 @@ class VideoReader:
                 # PyAV does so at the end of a file in which further streams begin later.
                 self.report.ignored_streams += 1
             # Opening took all the time, and FFmpeg gave up.
-            is_over = isinstance(error, av.error.ExitError)
-            waited = math.inf if is_over else clock.monotonic() - asked
+            waited = math.inf if isinstance(error, av.error.ExitError) else clock.monotonic() - asked
             self._failure = self._failure or self._silence(waited, limit)
-            # A camera may have no picture yet.
-            is_waiting = isinstance(error, BlockingIOError)
-            if error is None or self._failure is not None or (is_waiting and self.stop.wait(0.005)):
+            if error is None or self._failure is not None or self.stop.is_set():
                 return
-            if is_waiting:
+            if isinstance(error, BlockingIOError):
+                # A camera has no picture yet.
+                self.stop.wait(0.005)
                 continue
             if not is_file and isinstance(error, OSError):
                 # FFmpeg reports the end of an answer without a length so.
