@@ -63,7 +63,6 @@ def open_container(
     is_file, asked = os.path.isfile(source), clock.monotonic()
     left = None if timeout is None else _TimeLeft(asked + timeout)
     options = {} if formats is None else {"format_whitelist": formats}
-    options |= {"protocol_whitelist": "file"} if formats is not None and is_file else {}
     # FFmpeg also decodes frames when it opens a file.
     options |= {} if max_pixels is None else {"max_pixels": str(max_pixels)}
     open_input = partial(av.open, metadata_errors="replace")

@@ -126,7 +126,7 @@ class VideoReader:
         reconnect (`bool`, *optional*): Whether to open a live source again when it ends, breaks off or falls silent:
             after half a second, then ever more rarely. `True` for cameras and broadcasts, never for standard input.
         formats (`str`, *optional*): Container formats that may be opened, comma-separated names of FFmpeg. Playlists
-            and the like name further files that FFmpeg opens, so uploads should be limited. Files then open no others.
+            and the like name further files that FFmpeg opens, so uploads should be limited.
         max_pixels (`int`, *optional*): Largest picture, width times height. Larger ones count as spoilt packets.
         report ([`ReadingReport`], *optional*): Where to count; one report may serve several readers.
         stop (`threading.Event`, *optional*): Set it in another thread to end the source at its next packet, or at once

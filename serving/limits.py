@@ -122,8 +122,13 @@ class RequestError(ValueError):
     def to_dict(self) -> dict[str, Any]:
         """Return the `error` object."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        param = None if self.param is None else self.param[:_MOST_TOLD]
-        return {"type": kind, "code": self.code, "message": str(self)[:_MOST_TOLD], "param": param}
+        param = None if self.param is None else _told(self.param)
+        return {"type": kind, "code": self.code, "message": _told(str(self)), "param": param}
+
+
+def _told(text: str) -> str:
+    """Return a text that may repeat what a client sent, as every JSON encoder takes it."""
+    return text[:_MOST_TOLD].encode("utf-8", "backslashreplace").decode()
 
 
 __all__ = ["Limits", "RequestError"]
