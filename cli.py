@@ -8,6 +8,7 @@ It parses options and prints. The commands import torch and Transformers inside,
 """
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -90,6 +91,9 @@ class _Commands(TyperGroup):
             return super().make_context(*args, **options)
 
     def invoke(self, context: typer.Context) -> Any:
+        # Names of files need not be Unicode.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         with _one_line_usage():
             return super().invoke(context)
 
@@ -230,6 +234,8 @@ def narrate(
         speaking |= {"prompt": prompt, "no_repeat": no_repeat, "max_words": max_words, "min_silence": min_silence}
         check_speaking(**speaking)
         is_data_set = video.startswith(HUB) or split is not None or column is not None
+        if not video:
+            raise ValueError("The name of the video is empty.")
         if is_data_set or Path(video).is_dir():
             others = {"font": font, "when_behind": when_behind, "max_waiting": max_waiting, "reconnect": reconnect}
             check_folder(video, out, written | others)

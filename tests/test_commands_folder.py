@@ -60,6 +60,17 @@ def test_each_video_gets_the_subtitles_that_narrate_writes(films, tmp_path):
         assert f"{video}: {captions} captions in {tmp_path / 'out' / srt}" in done.stdout
 
 
+def test_names_that_are_not_unicode_are_printed(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.mp4")).write_bytes(SAMPLE.read_bytes()[:3000])
+    done = narrate(tmp_path, "--json")
+    assert done.exit_code == 1 and json.loads(done.stdout)["video"] == os.fsdecode(b"caf\xe9.mp4"), done.stderr
+
+
+def test_an_empty_name_is_no_folder():
+    done = narrate("")
+    assert done.exit_code == 1 and done.stderr == "error: The name of the video is empty.\n"
+
+
 def test_a_policy_speaks_as_in_narrate(films, tmp_path):
     policy = ("--every", 3, "--max-words", 4, "--no-repeat", 0)
     assert narrate(films / "trip", *policy).exit_code == 0
