@@ -53,6 +53,7 @@ class LiveSession:
         self.sessions, self.options, self.limits, self.owner = sessions, options, sessions.limits, owner
         self.session_id = f"{sessions.prefix}sess_{secrets.token_hex(12)}"
         self.token = sessions.prefix + secrets.token_urlsafe(24)
+        self.earlier_token: str | None = None  # of another server, for a client that does not know the new one yet
         self.max_output_tokens = self.limits.max_output_tokens
         self.instructions, self.stream_options = instructions, stream_options or {}
         self.stream: EngineStream | None = None

@@ -95,6 +95,8 @@ class LiveSessions:
     def add(self, session: LiveSession) -> None:
         """Put an open session on the lists."""
         self._by_id[session.session_id] = self._by_token[session.token] = session
+        if session.earlier_token is not None:
+            self._by_token[session.earlier_token] = session
 
     def refuse_if_draining(self) -> None:
         """Raise [`RequestError`] if the server opens no more sessions."""
@@ -148,6 +150,7 @@ class LiveSessions:
         """Take a session that is over off the lists."""
         if self._by_token.pop(session.token, None) is not None:
             del self._by_id[session.session_id]
+            self._by_token.pop(session.earlier_token, None)
 
     async def drain(self) -> None:
         """Open no more sessions, and end each one when what it has accepted is seen and answered."""

@@ -181,7 +181,9 @@ class SavedSessions:
         try:
             teller.go_on(stream.session)
             session.stream, session.teller, stream.max_events = stream, teller, sessions.limits.max_unsent
-            _fill(session, state, None if state["prefix"] != sessions.prefix else token)
+            moves = state["prefix"] != sessions.prefix
+            session.earlier_token = token if moves else None
+            _fill(session, state, None if moves else token)
             if state["conversation"] is not None:
                 Conversation(session, self.name, self.audio).go_on(state["conversation"])
         except BaseException:

@@ -173,7 +173,9 @@ def test_sessions_of_a_drained_server_go_on_at_another(small):
             while True:
                 heard.append(await asyncio.wait_for(connection.recv(), 60))
         query = {"resume_token": token, "last_event_id": heard[-1].event_id}
-        again = await connect(second, extra_query=query)  # at once
+        lost = await connect(second, extra_query=query)  # at once
+        lost._connection.transport.abort()  # the client has not seen its new token
+        again = await connect(second, extra_query=query)
         created = (await again.recv()).session
         await send_frames(again, frames[2:4], start=2)
         heard += await until(again, "conversation.item.done", 2)
