@@ -148,7 +148,8 @@ def _check_item(conversation: Conversation, item: dict[str, Any]) -> tuple[list[
     if item.get("type") != "message":
         wrong = f"Only items of type 'message' are supported, got {item.get('type')!r}."
         raise RequestError(wrong, code="invalid_value", param="item.type")
-    role, parts, item_id = item.get("role"), item.get("content"), text_of(item, "id", path="item.")
+    role, parts = text_of(item, "role", path="item."), item.get("content")
+    item_id = text_of(item, "id", path="item.")
     if item_id in conversation.items or (item_id is not None and not 0 < len(item_id) <= 64):
         raise RequestError("`item.id` must be new, of 1 to 64 characters.", code="invalid_value", param="item.id")
     if role not in _ROLES:

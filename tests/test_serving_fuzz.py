@@ -159,9 +159,10 @@ def dump(value):
 
 
 def test_random_events(server):
-    chance, socket = random.Random(f"{SEED} events"), None
+    socket = None
     with no_fault_logged(), ExitStack() as stack:
         for number in range(CASES):
+            chance = random.Random(f"{SEED} event {number}")
             if socket is None:
                 stack.close()
                 socket = stack.enter_context(connect(f"ws://{server.address}/v1/realtime", open_timeout=60))
@@ -189,9 +190,10 @@ def check_answers(socket):
 
 
 def test_random_requests(server):
-    chance, statuses = random.Random(f"{SEED} requests"), set()
+    statuses = set()
     with no_fault_logged(), httpx.Client(base_url=f"http://{server.address}", timeout=60) as client:
         for number in range(CASES):
+            chance = random.Random(f"{SEED} request {number}")
             client.post(SESSIONS, json={"id": "here", "unprompted": False})
             method, path, given = chance.choice(REQUESTS)
             path, method = spoil_path(chance, path), chance.choice([method] * 20 + ["PUT", "GET", "POST", "DELETE"])
