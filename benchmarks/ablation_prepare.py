@@ -19,11 +19,14 @@ SOURCES: dict[str, tuple[list[str], float]] = {
     "doom": (["--dataset", "doomworld", "--seconds", "4,6"], 4.0),
 }
 # Each stage's share of the time limit.
-SHARES = {"vision": 0.4, "slides": 0.1, "clips": 0.2, "test": 0.05, "words": 0.1, "initial": 0.15}
-# Rows per step. A row of the first stage is one frame, and it has so many steps.
-FRAMES_PER_STEP, SLIDES_PER_STEP, WORD_STEPS = 24, 4, 600
-# First row of the clips in the training split: slide shows come before.
-FIRST_CLIP = 10_000
+SHARES = {"vision": 0.3, "slides": 0.05, "first_clips": 0.1, "clips": 0.1, "test": 0.05}
+SHARES |= {"words": 0.1, "aligned": 0.1, "initial": 0.2}
+# Single frames per step of the first stage, its steps, and rows per step of the others. Small steps learn most in a
+# given time.
+FRAMES_PER_STEP, WORD_STEPS, ROWS_PER_STEP = 24, 600, 4
+# First rows of the clips in the training split: slide shows come before. The variants train on other clips than what
+# they begin with.
+FIRST_CLIP, FIRST_CLIP_OF_INITIAL = 10_000, 30_000
 # First row of the test split. Earlier rows served while variants were tried out, and the best was chosen on them.
 FIRST_TEST_CLIP = 1_000
 
@@ -35,7 +38,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-config", type=Path, default=CONFIGS / "local_model.json", help="the new model")
     parser.add_argument("--vision", type=Path, help="checkpoint with a trained encoder; default: train one")
     parser.add_argument("--minutes", type=float, help="time limit; every stage gets a share")
-    for name, count in (("vision-clips", 6000), ("slides", 3000), ("clips", 4000), ("test-clips", 96)):
+    for name, count in (
+        ("vision-clips", 6000),
+        ("slides", 3000),
+        ("first-clips", 5000),
+        ("clips", 4000),
+        ("test-clips", 96),
+    ):
         parser.add_argument(f"--{name}", type=int, default=count, help=f"number of {name.replace('-', ' ')}")
 
 
@@ -53,7 +62,7 @@ def about_folder(folder: Path) -> dict[str, Any]:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Train the encoder, encode rows, and align the model at full compute. Finished stages are skipped."""
+    """Train the encoder, encode rows, and train the model at full compute. Finished stages are skipped."""
     folder, (source, fps) = options.folder, SOURCES[options.world]
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -69,7 +78,8 @@ def prepare(options: argparse.Namespace) -> None:
         run("vision", LAST_WRITTEN, "pretrain_vision.py", *vision)
     rows = {
         "slides": (options.slides, 0, "train", "describe=1"),
-        "clips": (options.clips, max(FIRST_CLIP, options.slides), "train", KINDS),
+        "first_clips": (options.first_clips, FIRST_CLIP_OF_INITIAL, "train", KINDS),
+        "clips": (options.clips, FIRST_CLIP, "train", KINDS),
         "test": (options.test_clips, FIRST_TEST_CLIP, "test", TEST_KINDS),
     }
     for name, (count, first, split, kinds) in rows.items():
@@ -78,13 +88,15 @@ def prepare(options: argparse.Namespace) -> None:
         how = {"processes": os.cpu_count() or 1}
         run(name, f"{split}.jsonl", "encode.py", *given, "--dtype", "bfloat16", **how)
     # Frames one by one first: words are learned faster when no other frame is there to look at.
-    for stage, batch, more in (
-        ("words", FRAMES_PER_STEP, ["--max_frames", 1, "--max_steps", WORD_STEPS]),
-        ("initial", SLIDES_PER_STEP, []),
+    alignment, narration = "streamworld_alignment.yaml", "streamworld.yaml"
+    for stage, data, batch, config, more in (
+        ("words", "slides", FRAMES_PER_STEP, alignment, ["--max_frames", 1, "--max_steps", WORD_STEPS]),
+        ("aligned", "slides", ROWS_PER_STEP, alignment, []),
+        ("initial", "first_clips", ROWS_PER_STEP, narration, []),
     ):
         processes = share_step(batch)
-        given = ["--config", CONFIGS / "streamworld_alignment.yaml", "--dataset", folder / "slides", "--fps", fps]
-        given += ["--checkpoint", checkpoint, "--mod_keep_ratio", 1.0, *more]
+        given = ["--config", CONFIGS / config, "--dataset", folder / data, "--fps", fps, "--num_train_epochs", 1]
+        given += ["--checkpoint", checkpoint, "--mod_keep_ratio", 1.0, "--save_strategy", "no", *more]
         given += ["--per_device_train_batch_size", batch // processes]
         run(stage, LAST_WRITTEN, "sft.py", *given, processes=processes)
         checkpoint = folder / stage

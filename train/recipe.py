@@ -242,7 +242,7 @@ def learn(
     # of one thread each share a step. For a model as small as this, more threads would wait for each other.
     processes = share_step(size.batch) if size.long_clips else 1
     batch, steps = (1, size.batch // processes) if size.long_clips else (size.batch, 1)
-    frames = ["--max_frames", 1, "--per_device_train_batch_size", 3 * size.batch // processes]
+    frames = ["--max_frames", 1, "--per_device_train_batch_size", 6 * size.batch // processes]
     frames += ["--gradient_accumulation_steps", 1, "--max_steps", size.word_steps]
     given = folder / "vision"
     for stage, data, config, options in (
