@@ -48,11 +48,13 @@ class Row:
         name (`str`): Its path in the data set, or for a video within a table its place there.
         address (`str`): Where it lies, or `""`.
         data (`bytes`): Its file, if it is within a table.
+        fault (`str`): Why it cannot be fetched, or `""`.
     """
 
     name: str
     address: str = ""
     data: bytes = b""
+    fault: str = ""
 
 
 class DataSet:
@@ -122,7 +124,8 @@ class DataSet:
             return Row(str(Path(path).relative_to(self.root)), path)
         # A data set of somebody else must not choose files of this machine.
         if os.path.isabs(path) or ".." in PurePosixPath(path).parts or "://" in path:
-            raise ValueError(f"'{path}' is not in the data set '{self.source}': a path must begin at its folder.")
+            wrong = f"'{path}' is not in the data set '{self.source}': a path must begin at its folder."
+            return Row(place, fault=wrong)
         return Row(path, address)
 
 
@@ -143,7 +146,7 @@ def _choose(kind: str, given: str | None, known: list[str], candidates: list[str
 def fetched(row: Row) -> Iterator[Path]:
     """Give a file with a video of a data set, for as long as it is needed."""
     if not (row.data or row.address):
-        raise ValueError(f"{row.name} has no video.")
+        raise ValueError(row.fault or f"{row.name} has no video.")
     if row.address and os.path.isfile(row.address):
         yield Path(row.address)
         return

@@ -34,7 +34,7 @@ from videollm_mod.commands.folder import (
 _MOST_VIDEOS = 16
 # Rows of a data set that a process gets at once. They may hold their videos.
 _MOST_ROWS = 4
-_FIELDS = ("name", "address", "data")
+_FIELDS = ("name", "address", "data", "fault")
 
 
 class Narrator:
@@ -71,7 +71,8 @@ class RowNarrator(Narrator):
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Narrate the rows of a batch, given by their fields. Return a [`Narrated`] for each, in `narrated`."""
-        rows = [Row(str(name), str(at), data) for name, at, data in zip(*(batch[x] for x in _FIELDS), strict=True)]
+        columns = (batch[field] for field in _FIELDS)
+        rows = [Row(str(name), str(at), data, str(fault)) for name, at, data, fault in zip(*columns, strict=True)]
         return super().__call__({"video": rows})
 
 

@@ -43,6 +43,7 @@ class Hearing:
 
     Attributes:
         has_failed (`bool`): Whether the last recording has no transcript.
+        buffer (`bytearray`): Audio that is not committed yet.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Hearing:
     ) -> None:
         self.transcriber, self.limits, self.has_failed = transcriber, limits, False
         self._lock, self._fail = lock, fail
-        self._buffer, self._num_recorded = bytearray(), 0
+        self.buffer, self._num_recorded = bytearray(), 0
         self._waiting: deque[_Waiting] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -67,25 +68,25 @@ class Hearing:
         """Add audio to the buffer. Raise [`RequestError`] if there is too much of it."""
         self._check_transcriber()
         most = self.limits.max_audio_seconds
-        if len(self._buffer) + self._num_recorded + len(audio) > most * BYTES_PER_SECOND:
+        if len(self.buffer) + self._num_recorded + len(audio) > most * BYTES_PER_SECOND:
             full = f"A session may have {most:g} s of audio that is not transcribed yet: commit or clear the buffer."
             raise RequestError(full, status=413, code="input_audio_buffer_full", param="audio")
-        self._buffer += audio
+        self.buffer += audio
 
     def clear(self) -> None:
         """Discard the buffer."""
-        self._buffer.clear()
+        self.buffer.clear()
 
     def take(self) -> bytes:
         """Return the audio of the buffer, and empty it. Raise [`RequestError`] if there is too little of it."""
         self._check_transcriber()
-        seconds = len(self._buffer) / BYTES_PER_SECOND
+        seconds = len(self.buffer) / BYTES_PER_SECOND
         if seconds < _LEAST_SECONDS:
             short = f"The buffer has {1000 * seconds:.0f} ms of audio. A commit needs {1000 * _LEAST_SECONDS:g} ms."
             raise RequestError(short, code="input_audio_buffer_commit_empty")
         self._check_room()
-        audio = bytes(self._buffer[: len(self._buffer) // 2 * 2])
-        self._buffer.clear()
+        audio = bytes(self.buffer[: len(self.buffer) // 2 * 2])
+        self.buffer.clear()
         return audio
 
     def record(self, audio: bytes, transcribe: Work, give_up: Callable[[RequestError], None]) -> None:
@@ -122,24 +123,25 @@ class Hearing:
 
         async def locked() -> None:
             async with self._lock:
-                await work()
+                if waiting in self._waiting:  # not withdrawn meanwhile
+                    await work()
 
         self._check_room()
-        self._put(_Waiting(locked, lambda error: self._fail(error, event_id), event_id, reply))
+        waiting = _Waiting(locked, lambda error: self._fail(error, event_id), event_id, reply)
+        self._put(waiting)
 
     def withdraw(self) -> Reply | None:
-        """Withdraw the first request that waits, and return what stands for it."""
-        for waiting in list(self._waiting)[1:]:  # the first is under way
+        """Withdraw the first request that waits, and return what stands for it. The lock must be held."""
+        for waiting in list(self._waiting):
             if waiting.reply is not None:
                 self._waiting.remove(waiting)
                 return waiting.reply
         return None
 
     def close(self) -> None:
-        """Discard everything, since the session ends."""
+        """Give up what waits, since the session ends."""
         if self._task is not None:
             self._task.cancel()
-        self._buffer.clear()
         waiting, self._waiting = self._waiting, deque()
         for one in waiting:
             one.give_up(
@@ -162,7 +164,7 @@ class Hearing:
                 logger.exception("An event that waited for a transcript failed.")
                 wrong = RequestError("The server failed at this event.", status=500, code="server_error")
                 self._fail(wrong, waiting.event_id)
-            if self._waiting:  # not closed meanwhile
+            if waiting in self._waiting:  # neither closed nor withdrawn meanwhile
                 self._waiting.popleft()
 
     def _check_transcriber(self) -> None:

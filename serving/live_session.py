@@ -421,6 +421,8 @@ class LiveSession:
 
     def _refuse_if_over(self, unless: Callable[[], bool] | None = None) -> None:
         if self.over is not None and not (unless is not None and unless()):
+            if self.over == SAVED:
+                self.sessions.refuse_if_draining()
             raise RequestError(f"The session is over: {self.over}.", status=410, code="session_over")
 
     # ------------------------------------------------------------------------------------------------------- progress

@@ -76,7 +76,11 @@ class Conversation:
             self.connection.finish(REPLACED, "the session was resumed by another connection")
         self.connection = connection
         if self.session.over is not None:  # it ended while no connection could be told
-            connection.finish(ENDED, f"session {self.session.over}"[:100])
+            self._finish_connection(self.session.over)
+
+    def _finish_connection(self, reason: str) -> None:
+        code = RESTARTING if reason == SAVED else ENDED
+        self.connection.finish(code, f"session {reason}"[:100])
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Queue an event for the client."""
@@ -127,9 +131,9 @@ class Conversation:
         self.connect(connection)
         number = (last_event_id or "").removeprefix("event_")
         if number.isdecimal() and len(number) <= _MOST_DIGITS and int(number) <= self.number:
-            self.sent = int(number)
+            self.note_sent(int(number))  # speech may wait for that
         missed = self.num_missed
-        self.sent += missed
+        self.note_sent(self.sent + missed)
         described = self.describe(resumed=True, missed_events=missed)
         return {"type": "session.created", "event_id": f"event_{secrets.token_hex(10)}", "session": described}
 
@@ -146,7 +150,8 @@ class Conversation:
         # The token does not belong into files.
         events = [(number, event.replace(self.session.token, _TOKEN)) for number, event in self._events]
         state = {name: getattr(self, name) for name in _KEPT}
-        return state | {"items": self.items, "events": events, "audio": self.audio.settings()}
+        state |= {"items": self.items, "events": events, "audio": self.audio.settings()}
+        return state | {"audio_buffer": base64.b64encode(self.hearing.buffer).decode()}
 
     def go_on(self, saved: dict[str, Any]) -> None:
         """Go on where a conversation was that `to_dict` returned."""
@@ -156,6 +161,7 @@ class Conversation:
         self._events.extend((number, event.replace(_TOKEN, self.session.token)) for number, event in saved["events"])
         self._num_kept = sum(len(event) for _, event in self._events)
         self.audio = self.audio.with_settings(saved["audio"])
+        self.hearing.buffer += base64.b64decode(saved["audio_buffer"])
 
     def describe(self, **added: Any) -> dict[str, Any]:
         """Return the session object."""
@@ -195,8 +201,9 @@ class Conversation:
             self.emit("conversation.item.done", **told)
 
     def _on_begin(self, reply: Reply) -> None:
-        if reply.is_spoken is None:
-            reply.is_spoken = self.audio.is_spoken
+        wants_speech = self.audio.is_spoken if reply.is_spoken is None else reply.is_spoken
+        # The server that took the request may have had a speaker.
+        reply.is_spoken = wants_speech and self.audio.speaker is not None
         item = {"id": f"item_{secrets.token_hex(10)}", "object": "realtime.item", "type": "message"}
         item |= {"status": "in_progress", "role": "assistant", "content": []}
         self._replies[reply.reply_id] = item
@@ -315,7 +322,7 @@ class Conversation:
         elif reason not in ("closed", SAVED):
             self.fail(RequestError(f"The session has ended: {reason}", status=500, code="session_failed"), None)
         if self.connection is not None:
-            self.connection.finish(ENDED, f"session {reason}"[:100])
+            self._finish_connection(reason)
 
     def fail(self, error: RequestError, event_id: str | None) -> None:
         """Tell the client what was wrong with an event."""

@@ -95,8 +95,10 @@ class SavedSessions:
         self.sessions.is_draining = True
         if self.folder is None:
             return
-        for session in self.sessions:
-            if not session.can_be_resumed:
+        async with self._lock:  # a session that is being restored is saved again
+            sessions = list(self.sessions)
+        for session in sessions:
+            if not session.can_be_resumed or session.over is not None:
                 continue
             try:
                 await self._save(session)
@@ -106,7 +108,10 @@ class SavedSessions:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            await self.sessions.run(self.folder.remove_expired)
+            try:
+                await self.sessions.run(self.folder.remove_expired)
+            except OSError as error:
+                logger.warning(f"Expired sessions could not be removed: {error}")
 
     # ------------------------------------------------------------------------------------------------------------ save
 
@@ -148,6 +153,7 @@ class SavedSessions:
         async with self._lock:
             if is_here():
                 return None
+            self.sessions.refuse_if_draining()
             try:
                 taken = await run(lambda: folder.take(secret))
             except ValueError as error:
@@ -238,6 +244,10 @@ def _fill(session: LiveSession, state: dict[str, Any], token: str | None) -> Non
     for name in _KEPT:
         setattr(session, name, state[name])
     name = session.sessions.prefix + state["session_id"].removeprefix(state["prefix"])
+    # The next server may have other limits.
+    session.max_output_tokens = min(session.max_output_tokens, session.limits.max_output_tokens)
+    session.stream.session.max_new_tokens = session.max_output_tokens
+    session.stream.max_waiting = session.limits.max_waiting
     session.session_id = session.session_id if session.sessions.has(name) else name
     session.token = session.token if token is None else token
     if state["zero"] is not None:

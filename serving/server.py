@@ -251,8 +251,9 @@ def error_response(error: RequestError) -> JSONResponse:
 async def _answer_error(request: Request, error: RequestError) -> JSONResponse:
     response = error_response(error)
     if isinstance(error, SessionMovedError):
-        url = request.url
-        response.headers["Location"] = str(url.replace(path=url.path.replace(error.before, error.now)))
+        # A proxy with TLS may stand before the server, so the address is a relative one.
+        path, query = request.url.path.replace(error.before, error.now), request.url.query
+        response.headers["Location"] = f"{path}?{query}" if query else path
     return response
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 _DIGESTS = "digests.json"
 _COMPLETE = re.compile(r"[0-9a-f]{64}")
 _OPEN = ".session-"  # what the names of folders begin with that are written or read
+_BLOCK = 2**20  # bytes
 _ABANDONED = 600.0  # seconds after which such a folder belongs to no process
 
 
@@ -129,7 +130,11 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _find_damaged(place: Path) -> str | None:

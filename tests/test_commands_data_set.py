@@ -86,9 +86,15 @@ def test_columns_of_paths(tmp_path):
         ("a.mp4", str(tmp_path / "list" / "a.mp4")),
         ("place.example/x/b.mp4", lines[1]["film"]),
     ]
-    (tmp_path / "list" / "rows.jsonl").write_text(json.dumps({"film": "/etc/passwd"}))
-    with pytest.raises(ValueError, match="'/etc/passwd' is not in the data set"):
-        list(DataSet(str(tmp_path / "list"), None, "film").rows())
+    # A file outside the data set is not read, and the other rows count.
+    (tmp_path / "list" / "rows.jsonl").write_text('{"film": "/etc/passwd"}\n{"film": "../a.mp4"}\n{"film": "a.mp4"}')
+    outside, above, inside = DataSet(str(tmp_path / "list"), None, "film").rows()
+    for row, path in ((outside, "/etc/passwd"), (above, "../a.mp4")):
+        with pytest.raises(ValueError, match=f"'{path}' is not in the data set"), fetched(row):
+            pass
+        assert not row.address and row.name.startswith("train-00000/")
+    with fetched(inside) as path:
+        assert path == tmp_path / "list" / "a.mp4"
 
 
 @pytest.mark.parametrize(

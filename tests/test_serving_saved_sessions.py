@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import tracemalloc
 from contextlib import suppress
 from functools import partial
 
@@ -19,6 +20,9 @@ from tiny import tiny_model, tiny_processor
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as connect_websocket
 
+from videollm_mod.serving.limits import RequestError
+from videollm_mod.serving.realtime import Connection
+from videollm_mod.serving.speech_endpoints import Speaker
 from videollm_mod.serving.state_folder import StateFolder
 
 
@@ -96,11 +100,16 @@ def test_a_session_of_a_stopped_process_goes_on_in_another(state):
 
 
 def test_what_waits_is_seen_and_answered_after_the_restart(small):
-    """Also a session that speaks only when it is asked to, and a question that comes before others."""
+    """
+    Also a session that speaks only when it is asked to, and a question that comes before others. The next server has
+    no speech endpoint, and smaller limits.
+    """
     frames = embedded()[2][:5]
     update = {"type": "session.update", "session": {"type": "realtime", "videollm_mod": {"unprompted": False}}}
     questions = [{"type": "response.create", "response": {"metadata": {"number": str(i)}}} for i in range(3)]
     questions[2]["videollm_mod"] = {"interrupt": True}
+    questions[1]["response"]["output_modalities"] = ["audio"]
+    speaker = Speaker("http://localhost:9/v1", "mouth", "alto")
 
     async def ask(address, server):
         connection = await connect(address)
@@ -124,14 +133,17 @@ def test_what_waits_is_seen_and_answered_after_the_restart(small):
         await connection.close()
         return found
 
-    with small() as (address, server):
+    with small(speaker=speaker) as (address, server):
         token, last = asyncio.run(ask(address, server))
-    with small() as (address, _):
+    with small(max_output_tokens=3) as (address, _):
         after = asyncio.run(rest(address, token, last))
     fates = [event.videollm_mod["fate"] for event in after if getattr(event, "videollm_mod", {}).get("fate")]
     assert fates == ["seen"] * 3
     done = [event.response.metadata["number"] for event in after if event.type == "response.done"]
-    assert done == ["2", "0", "1"]
+    assert done == ["2", "0", "1"] and not any(event.type == "error" for event in after)
+    responses = [event.response for event in after if event.type == "response.done"]
+    assert [response.output_modalities for response in responses] == [["text"]] * 3
+    assert all(response.usage.output_tokens <= 3 for response in responses)
 
 
 def test_sessions_over_http_go_on_by_their_name(state):
@@ -160,7 +172,7 @@ def test_sessions_over_http_go_on_by_their_name(state):
 
 def test_sessions_of_a_drained_server_go_on_at_another(small):
     """It still has its connections, as a replica that is removed does."""
-    frames = embedded()[2]
+    frames, conversations = embedded()[2], []
     sessions = "v1/streaming/sessions"
 
     async def move(first, second, server):
@@ -168,6 +180,7 @@ def test_sessions_of_a_drained_server_go_on_at_another(small):
         token = (await connection.recv()).session.videollm_mod["resume_token"]
         await send_frames(connection, frames[:2])
         heard = await until(connection, "conversation.item.done", 2)
+        conversations.append(server.sessions.find_token(token).conversation)
         draining = asyncio.run_coroutine_threadsafe(server.saved.save_all(), server.sessions._loop)
         with pytest.raises(ConnectionClosed) as closed:
             while True:
@@ -183,16 +196,48 @@ def test_sessions_of_a_drained_server_go_on_at_another(small):
         draining.result(60)
         return token, closed.value.rcvd.code, created, heard
 
+    async def come_too_late(door, conversation):
+        """Use sessions that are being saved."""
+        connection = Connection(None, conversation, None)
+        conversation.connect(connection)
+        with pytest.raises(RequestError) as refused:
+            await door.ask("What do you see?")
+        return connection._end.result()[0], refused.value
+
     with small(session_prefix="a.") as (first, server), small(session_prefix="b.") as (second, _):
         httpx.post(f"http://{first}/{sessions}", json={"id": "door"})
+        door = server.sessions.find("a.door")
         token, code, created, heard = asyncio.run(move(first, second, server))
+        late = come_too_late(door, conversations[0])
+        late_code, refused = asyncio.run_coroutine_threadsafe(late, server.sessions._loop).result(60)
+        assert late_code == 1012 and (refused.status, refused.code) == (503, "server_draining")
         assert httpx.post(f"http://{first}/{sessions}").json()["error"]["code"] == "server_draining"
         moved = httpx.get(f"http://{second}/{sessions}/a.door")
         assert (moved.status_code, moved.json()["error"]["code"]) == (308, "session_moved")
-        assert httpx.get(moved.headers["Location"]).json()["id"] == "b.door"
+        assert moved.headers["Location"] == f"/{sessions}/b.door"  # a proxy with TLS may stand before the server
+        assert httpx.get(f"http://{second}/{sessions}/b.door").json()["id"] == "b.door"
     assert code == 1012 and token.startswith("a.") and created.id.startswith("b.")
     assert created.videollm_mod["resume_token"].startswith("b.")
     assert numbers_of(heard) == list(range(2, 2 + len(heard)))
+
+
+def test_a_session_that_is_resumed_while_its_server_stops_is_saved_again(small, state):
+    async def begin(address):
+        connection = await connect(address)
+        return (await connection.recv()).session.videollm_mod["resume_token"]
+
+    async def resume_and_stop(server):
+        resuming = asyncio.ensure_future(server.saved.find_token(token))
+        while not server.saved._lock.locked():
+            await asyncio.sleep(0)
+        await server.saved.save_all()
+        return await resuming
+
+    with small() as (address, _):
+        token = asyncio.run(begin(address))
+    with small() as (_, server):
+        asyncio.run_coroutine_threadsafe(resume_and_stop(server), server.sessions._loop).result(60)
+        assert len(saved_in(state)) == 1 and list(server.sessions) == []
 
 
 def test_files_that_cannot_be_resumed_are_refused_by_name(state, small, tmp_path, caplog):
@@ -242,15 +287,18 @@ def keep(folder, secret, *, expires=2e9, size=1000):
 
 
 def test_a_folder_keeps_what_expires_last(state):
-    folder = StateFolder(state, 3500)
+    folder = StateFolder(state, 35_000_000)
     for number, expires in enumerate((2e9, 1.9e9, 2.1e9)):
-        keep(folder, f"secret {number}", expires=expires)
-    keep(folder, "secret 3")
-    with pytest.raises(ValueError, match="and all saved sessions may have 3500"):
-        keep(folder, "secret 4", size=4000)
+        keep(folder, f"secret {number}", expires=expires, size=10_000_000)
+    keep(folder, "secret 3", size=10_000_000)
+    with pytest.raises(ValueError, match="and all saved sessions may have 35000000"):
+        keep(folder, "secret 4", size=40_000_000)
     assert folder.take("secret 1") is None
+    tracemalloc.start()
     taken = folder.take("secret 0")
-    assert (taken / "stream" / "data").stat().st_size == 1000 and folder.take("secret 0") is None
+    assert tracemalloc.get_traced_memory()[1] < 4e6  # files of many gigabytes are not read at once
+    tracemalloc.stop()
+    assert (taken / "stream" / "data").stat().st_size == 10_000_000 and folder.take("secret 0") is None
     folder.put_back(taken, "secret 0")
     assert all(folder.take(f"secret {number}") for number in (0, 2, 3))
 

@@ -14,8 +14,10 @@ from speech_server import speech_of, speech_server
 from tiny import tiny_model, tiny_processor
 
 from videollm_mod.commands.serve import new_app
-from videollm_mod.serving.limits import RequestError
+from videollm_mod.serving.hearing import Hearing
+from videollm_mod.serving.limits import Limits, RequestError
 from videollm_mod.serving.speech_endpoints import Speaker, Transcriber
+from videollm_mod.serving.telling import Reply
 
 
 ENGINE = {"max_streams": 2, "max_frames": 24, "max_text_tokens": 256, "page_size": 32}
@@ -152,6 +154,30 @@ def test_a_recording_without_transcript(endpoints):
     assert failed[-1].error.code == "transcription_failed" and failed[-1].error.event_id == "mine"
     assert withdrawn.status == "cancelled" and withdrawn.metadata == {"name": "second"}
     assert endpoints.server.metrics.speech_failures.labels("transcription_failed")._value.get() == 1
+
+
+def test_a_request_is_withdrawn_until_it_takes_effect():
+    """Also when its recording has a transcript, and another event takes effect first."""
+    asked, reply = [], Reply(is_asked=True)
+
+    async def nothing():
+        pass
+
+    async def ask():
+        asked.append(True)
+
+    async def withdraw():
+        lock = asyncio.Lock()
+        hearing = Hearing(None, Limits(), lock, None)
+        hearing.record(RECORDING, nothing, None)
+        await hearing.in_order(ask, None, reply)
+        async with lock:
+            await asyncio.sleep(0.01)
+            withdrawn = hearing.withdraw()
+        await asyncio.sleep(0.01)
+        return withdrawn, hearing.is_busy
+
+    assert asyncio.run(withdraw()) == (reply, False) and not asked
 
 
 def test_endpoints_have_a_time_limit(endpoints):
@@ -350,8 +376,9 @@ def test_replies_do_not_pile_up_behind_slow_speech(endpoints):
     assert [heard(found, response.id) for response in done] == expected
 
 
-def test_speech_waits_for_a_client_that_lost_its_connection(endpoints):
-    """No more than one piece of audio waits on the server, and none is lost."""
+@pytest.mark.parametrize("has_first", [False, True])
+def test_speech_waits_for_a_client_that_lost_its_connection(endpoints, has_first):
+    """No more than one piece of audio waits on the server, and none is lost. The client may have it already."""
 
     async def lose():
         connection = await connect(endpoints.address)
@@ -372,20 +399,19 @@ def test_speech_waits_for_a_client_that_lost_its_connection(endpoints):
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         waiting = conversation.number - before
-        again = await connect(
-            endpoints.address, extra_query={"resume_token": token, "last_event_id": found[-1].event_id}
-        )
+        last = f"event_{conversation.number}" if has_first else found[-1].event_id
+        again = await connect(endpoints.address, extra_query={"resume_token": token, "last_event_id": last})
         rest = await until(again, "response.done")
         await again.close()
         return waiting, rest
 
     waiting, rest = asyncio.run(lose())
     assert waiting == 1
-    assert heard(rest) == spoken(rest[-1].response.output[0].content[0].transcript)
+    assert heard(rest) == spoken(rest[-1].response.output[0].content[0].transcript)[9600 * has_first :]
 
 
 def test_a_saved_session_goes_on_to_speak(endpoints, tmp_path):
-    """A recording that has no transcript when the server stops is not lost in silence."""
+    """A recording that has no transcript when the server stops is not lost in silence, and the buffer is kept."""
     tiny = {"max_streams": 1, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
     options = {"engine_options": tiny, "state_dir": tmp_path, "max_output_tokens": 4}
     speaks = {"transcriber": Transcriber(endpoints.url, "ear"), "speaker": Speaker(endpoints.url, "mouth", "alto")}
@@ -397,21 +423,26 @@ def test_a_saved_session_goes_on_to_speak(endpoints, tmp_path):
         await send(connection, session_event(output_modalities=["audio"], audio={"input": HINTS}))
         await send(connection, audio_event(RECORDING), COMMIT)
         found = await until(connection, "conversation.item.done")
+        await send(connection, audio_event(RECORDING[:5000]), {"type": "session.heartbeat"})
+        await until(connection, "session.heartbeat_ack")
         return created.session.videollm_mod["resume_token"], found[-1].event_id
 
     async def go_on(address, token, last):
         connection = await connect(address, extra_query={"resume_token": token, "last_event_id": last})
         found = await until(connection, f"{KIND}.failed")
+        endpoints.may_answer.set()
+        await send(connection, audio_event(RECORDING[5000:]), COMMIT)
+        await until(connection, f"{KIND}.completed")
         await connection.close()
         return found
 
     with running(tiny_model(), tiny_processor(), **options, **speaks) as (address, _):
         token, last = asyncio.run(begin(address))
     with running(tiny_model(), tiny_processor(), **options, **speaks) as (address, _):
-        created, failed = asyncio.run(go_on(address, token, last))
+        created, *_, failed = asyncio.run(go_on(address, token, last))
     assert created.session.output_modalities == ["audio"]
     assert created.session.audio.input.transcription.prompt == "Names: Anna"
-    assert failed.error.code == "session_over"
+    assert failed.error.code == "session_over" and endpoints.heard[-1][2] == RECORDING
 
 
 # ------------------------------------------------------------------------------------------------------ no endpoints
