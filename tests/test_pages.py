@@ -90,9 +90,9 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
 # Not run here: "make" runs these tests, and its recipe and page have tests of their own.
 # "accelerate launch" needs eight GPUs; tests/test_train_sft.py runs it on two processes.
 # "docker" needs a daemon; tests/test_dockerfile.py checks the files. tests/test_generic_server.py runs "transformers".
-# tests/test_serving_ray_app.py does what the commands of Ray do.
+# tests/test_serving_ray_app.py does what the commands of Ray do, tests/test_commands_data_set.py those of data sets.
 ELSEWHERE = ("make ", "accelerate launch", "docker ", "transformers serve", "serve run ")
-ELSEWHERE += ("videollm-mod narrate videos/ --ray", "python train/recipe.py")
+ELSEWHERE += ("videollm-mod narrate videos/ --ray", "videollm-mod narrate hf://", "python train/recipe.py")
 
 
 def commands(page):
