@@ -122,6 +122,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=10.0, help="longest training on one core; a longer run does not count"
     )
+    parser.add_argument("--save", action="store_true", help="keep the trained models, in FOLDER/models")
 
 
 def add_result_options(parser: argparse.ArgumentParser) -> None:
@@ -239,6 +240,7 @@ def run_in_process(run: Run, options: argparse.Namespace) -> bool:
     command += ["--seeds", str(run.seed), "--insertion", options.insertion, "--minutes", str(options.minutes)]
     for name in ("steps", "batch_size", "learning_rate", "test_clips"):
         command += [f"--{name.replace('_', '-')}", str(getattr(run, name))]
+    command += ["--save"] if options.save else []
     if options.set:
         command += ["--set", *(f"{name}={json.dumps(value)}" for name, value in options.set)]
     return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 0
@@ -254,7 +256,7 @@ def run_one(run: Run, options: argparse.Namespace) -> bool:
         with FileLock(lock, timeout=0):
             if run in map(run_of, read_results(options.folder)):
                 return True
-            line = train_and_measure(run, options.folder, options.minutes)
+            line = train_and_measure(run, options.folder, options.minutes, saves=options.save)
             if line is not None:
                 append_line(options.folder / RESULTS, line)
         return line is not None
@@ -263,8 +265,8 @@ def run_one(run: Run, options: argparse.Namespace) -> bool:
         return True
 
 
-def train_and_measure(run: Run, folder: Path, minutes: float) -> dict[str, Any] | None:
-    """Return the line of a run, or `None` if time ran out before the last step."""
+def train_and_measure(run: Run, folder: Path, minutes: float, *, saves: bool = False) -> dict[str, Any] | None:
+    """Return the line of a run, or `None` if time ran out before the last step. With `saves`, keep the model."""
     torch.set_num_threads(1)
     arm, about = ARMS[run.arm], about_folder(folder)
     config = VideoLLMMoDConfig.from_pretrained(folder / "initial")
@@ -282,6 +284,9 @@ def train_and_measure(run: Run, folder: Path, minutes: float) -> dict[str, Any] 
     if steps < run.steps:
         print(f"{label}: only {steps} of {run.steps} steps in {minutes:g} minutes, so it does not count", flush=True)
         return None
+    if saves and arm.tokens != "one":  # its connector is the ablation's own, so a checkpoint of it could not be loaded
+        for part in (trained.model, trained.processor):
+            part.save_pretrained(folder / "models" / f"{run.name.replace(' ', '_')}_{run.seed}")
     started = clock.perf_counter()
     measured = measure(trained.model, trained.processor, test, single_frames=arm.single_frames, fps=about["fps"])
     line = asdict(run) | {

@@ -11,11 +11,15 @@ from ablation_table import MEASURES, Variant, by_layer, estimate
 
 
 # Measures that are drawn, one row of panels each.
-DRAWN = ("event_f1", "answer_accuracy")
+DRAWN = ("lm_correctness", "text_loss", "event_f1")
 
 
 def draw_quality(worlds: Sequence[dict[str, Variant]], path: Path) -> None:
-    """Draw event F1 and answers against operations per clip, with 95% intervals and a column for each world."""
+    """
+    Draw quality against operations per clip, with 95% intervals and a column for each world.
+
+    Variants of equal cost stand side by side, so that their intervals can be told apart.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(worlds), 3.6 * len(DRAWN)), dpi=130)
@@ -24,18 +28,26 @@ def draw_quality(worlds: Sequence[dict[str, Variant]], path: Path) -> None:
     for column, found in enumerate(worlds):
         for row, measure in enumerate(DRAWN):
             axes = panels[row][column]
-            for name, variant in found.items():
-                if (value := estimate(variant, measure)) is not None:
+            for name, flops in _places(found).items():
+                if (value := estimate(found[name], measure)) is not None:
                     bars = [[max(value.value - value.low, 0)], [max(value.high - value.value, 0)]]
-                    flops = variant.first["clip_flops"] / 1e9
                     axes.errorbar([flops], [value.value], bars, fmt="o", capsize=3, color=colors[name], label=name)
             axes.set(xlabel="GFLOPs per clip, without the vision encoder", ylabel=MEASURES[measure][0])
             axes.set_title(next(iter(found.values())).first["world"] if row == 0 else "")
-            axes.set_ylim(0, None)
             axes.grid(alpha=0.3)
         panels[0][column].legend(fontsize=7, framealpha=0.5)
     figure.tight_layout()
     figure.savefig(path)
+
+
+def _places(found: dict[str, Variant]) -> dict[str, float]:
+    """Return where each variant stands, in GFLOPs per clip: beside its cost if others cost the same within 2%."""
+    costs = {name: variant.first["clip_flops"] / 1e9 for name, variant in found.items()}
+    step, places = 0.012 * max(costs.values()), {}
+    for name, cost in costs.items():
+        equal = [other for other in costs if abs(costs[other] - cost) < 0.02 * cost]
+        places[name] = cost + step * (equal.index(name) - (len(equal) - 1) / 2)
+    return places
 
 
 def draw_kept(worlds: Sequence[dict[str, Variant]], path: Path) -> None:

@@ -15,6 +15,7 @@ from ablation_table import difference, estimate, tables, variants
 from ablation_training import train_arm
 from safetensors.torch import save_file
 
+from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
 from videollm_mod.train.new_model import new_model
 from videollm_mod.train.recipe_sizes import CONFIGS
 
@@ -229,7 +230,8 @@ def test_tables_compare_learned_routers_with_others_in_the_same_layers():
 
 
 def test_plots_show_what_runs_measured(folder, tmp_path):
-    run(folder, "--arms", "learned", "--seeds", 0)
+    run(folder, "--arms", "learned", "--seeds", 1, "--save")
+    assert len(VideoLLMMoDConfig.from_pretrained(folder / "models" / "learned_1").layer_keep_counts) == 4
     out = tmp_path / "evidence.png"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ablation.py", "plot", "--folder", str(folder), "--out", str(out)])
