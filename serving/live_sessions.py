@@ -86,8 +86,10 @@ class LiveSessions:
         if session_id is not None:
             session.session_id = self._check_id(session_id)
         await session.open()
-        if session.session_id in self._by_id:  # somebody took the name meanwhile
+        # Meanwhile somebody may have taken the name, or the server begun to stop.
+        if self.is_draining or session.session_id in self._by_id:
             await session.close()
+            self.refuse_if_draining()
             self._check_id(session_id)
         self.add(session)
         return session

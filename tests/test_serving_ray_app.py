@@ -72,11 +72,11 @@ def replica_of(session_id):
 
 async def open_stream(address, **query):
     """Connect a WebSocket, as soon as there is room. Return it, and the session object."""
-    token = "".join(f"?{name}={value}" for name, value in query.items())
+    asked = "&".join(f"{name}={value}" for name, value in query.items())
     connection = None
     while connection is None:
         try:
-            connection = await connect(f"ws://{address}/v1/realtime{token}", max_size=None)
+            connection = await connect(f"ws://{address}/v1/realtime?{asked}", max_size=None)
         except InvalidStatus as error:
             if error.response.status_code != 503:
                 raise
@@ -196,6 +196,43 @@ def test_a_replica_that_is_removed_says_what_it_has_to_say(address):
     heard, last = asyncio.run(leave())
     assert heard == expected
     assert last["error"]["message"] == "The session has ended: the server is shutting down"
+
+
+def test_a_session_of_a_removed_replica_goes_on_elsewhere(address, tmp_path):
+    """A deployment with other settings replaces both replicas."""
+    frames, expected = embedded()[2], narration()
+    settings = {"max_streams": 2, "max_frames": 24, "max_text_tokens": 256, "min_replicas": 2}
+    # A replica takes a minute to start on a busy machine.
+    limits = {"max_waiting": 64, "resume_seconds": 300.0}
+    settings |= {"limits": limits, "state_dir": str(tmp_path)}
+
+    async def move():
+        connection, first = await open_stream(address)
+        await send(connection, frames[:8])
+        heard, code, last, accepted = [], None, None, 0
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                while True:
+                    event = json.loads(await asyncio.wait_for(connection.recv(), 120))
+                    heard, last = heard + responses(event), event["event_id"]
+                    accepted += event["type"] == "conversation.item.added" and event["item"]["role"] == "user"
+                    if accepted == 8:
+                        accepted += 1
+                        thread.submit(serve.run, app(Settings(**settings, name="after")))
+            except ConnectionClosed as closed:
+                code = closed.rcvd.code
+            query = {"resume_token": first["videollm_mod"]["resume_token"], "last_event_id": last}
+            again, second = await open_stream(address, **query)
+            await send(again, frames[8:], start=8)
+            heard += await hear(again, len(expected) - len(heard))
+            await again.close()
+        return first, second, code, heard
+
+    serve.run(app(Settings(**settings, name="before")))
+    first, second, code, heard = asyncio.run(move())
+    assert code == 1012 and heard == expected
+    assert replica_of(second["id"]) != replica_of(first["id"]) == replica_of(first["videollm_mod"]["resume_token"])
+    assert replica_of(second["id"]) == replica_of(second["videollm_mod"]["resume_token"])
 
 
 # ------------------------------------------------------------------------------------------------- narrating a folder

@@ -22,6 +22,7 @@ from websockets.sync.client import connect as connect_websocket
 
 from videollm_mod.serving.limits import RequestError
 from videollm_mod.serving.realtime import Connection
+from videollm_mod.serving.session_options import SessionOptions
 from videollm_mod.serving.speech_endpoints import Speaker
 from videollm_mod.serving.state_folder import StateFolder
 
@@ -221,7 +222,9 @@ def test_sessions_of_a_drained_server_go_on_at_another(small):
     assert numbers_of(heard) == list(range(2, 2 + len(heard)))
 
 
-def test_a_session_that_is_resumed_while_its_server_stops_is_saved_again(small, state):
+def test_sessions_that_come_while_their_server_stops(small, state):
+    """A session that is being resumed is saved again, and one that is being opened is refused."""
+
     async def begin(address):
         connection = await connect(address)
         return (await connection.recv()).session.videollm_mod["resume_token"]
@@ -230,7 +233,11 @@ def test_a_session_that_is_resumed_while_its_server_stops_is_saved_again(small, 
         resuming = asyncio.ensure_future(server.saved.find_token(token))
         while not server.saved._lock.locked():
             await asyncio.sleep(0)
+        opening = asyncio.ensure_future(server.sessions.open(SessionOptions()))
+        await asyncio.sleep(0)
         await server.saved.save_all()
+        with pytest.raises(RequestError, match="shutting down"):
+            await opening
         return await resuming
 
     with small() as (address, _):
