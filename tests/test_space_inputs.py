@@ -20,6 +20,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from starlette.datastructures import Headers
 from tiny import random_frames
 from viewer import Viewer
 
@@ -49,7 +50,7 @@ def page():
 @pytest.fixture
 def request_(page, monkeypatch):
     monkeypatch.setattr(gr, "Warning", lambda *_: None)
-    yield SimpleNamespace(session_hash="one", query_params={}, client=None)
+    yield SimpleNamespace(session_hash="one", query_params={}, client=None, headers=Headers())
     page.room.leave("one")
 
 

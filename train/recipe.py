@@ -37,7 +37,9 @@ import time as clock
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from multiprocessing import connection
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from videollm_mod.console import quiet
@@ -62,6 +64,8 @@ LAST_WRITTEN = "processor_config.json"
 SCRIPTS = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
+# To start a process also polls all others. If two threads polled the same one, one of them would read no exit code.
+POLLING = Lock()
 SCRIPTS.set_forkserver_preload([f"videollm_mod.train.{script}" for script in ("sft", "encode", "pretrain_vision")])
 
 
@@ -93,9 +97,12 @@ def run_stage(done: Path, script: str, *options: Any, processes: int = 1, thread
         failed = subprocess.run([*launch, *command], cwd=ROOT, env=environment).returncode
     else:
         stage = SCRIPTS.Process(target=_run_script, args=(command, threads))
-        stage.start()
-        stage.join()
-        failed = stage.exitcode
+        with POLLING:
+            stage.start()
+        connection.wait([stage.sentinel])
+        with POLLING:
+            stage.join()
+            failed = stage.exitcode
     if failed:
         raise SystemExit(f"error: train/{script} failed; the finished stages are in '{done.parent.parent}'")
 
