@@ -21,13 +21,12 @@ SOURCES: dict[str, tuple[list[str], float]] = {
 # Each stage's share of the time limit.
 SHARES = {"vision": 0.3, "slides": 0.05, "first_clips": 0.1, "clips": 0.1, "test": 0.05}
 SHARES |= {"words": 0.1, "aligned": 0.1, "initial": 0.2}
-# Single frames per step of the first stage, its steps, and rows per step of the others. Small steps learn most in a
-# given time.
+# Single frames per step of the first stage, its steps, and rows per step of the others.
 FRAMES_PER_STEP, WORD_STEPS, ROWS_PER_STEP = 24, 600, 4
 # First rows of the clips in the training split: slide shows come before. The variants train on other clips than what
 # they begin with.
 FIRST_CLIP, FIRST_CLIP_OF_INITIAL = 10_000, 30_000
-# First row of the test split. Earlier rows served while variants were tried out, and the best was chosen on them.
+# First row of the test split. Variants were chosen on earlier rows.
 FIRST_TEST_CLIP = 1_000
 
 

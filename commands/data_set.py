@@ -122,7 +122,7 @@ class DataSet:
         address = os.path.join(self.root, path)
         if os.path.isabs(path) and self.is_local and Path(path).is_relative_to(self.root):
             return Row(str(Path(path).relative_to(self.root)), path)
-        # A data set of somebody else must not choose files of this machine.
+        # A downloaded data set must not read other files of this machine.
         if os.path.isabs(path) or ".." in PurePosixPath(path).parts or "://" in path:
             wrong = f"'{path}' is not in the data set '{self.source}': a path must begin at its folder."
             return Row(place, fault=wrong)

@@ -237,7 +237,7 @@ class _Stream(StreamingResponse):
 
 
 async def answer(completion: Completion, request: Request) -> Response:
-    """Return the answer of a completion that has begun, and end it."""
+    """Finish a started completion and return its answer."""
     if completion.asked.stream:
         return _Stream(completion)
     try:

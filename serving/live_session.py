@@ -119,7 +119,7 @@ class LiveSession:
                 await asyncio.shield(self.sessions.start(closing))
 
     async def saving(self, save: Callable[[], None]) -> None:
-        """Save the stream by a call that closes it, and wait until all that it has said until then is told."""
+        """Save and close the stream with the given call, then wait until its last events are delivered."""
         before, self._last_words = self._last_words, SAVED
         try:
             await self.sessions.run(save)

@@ -204,7 +204,7 @@ class SavedSessions:
 
 
 def _of_owner(secret: str, owner: str | None) -> str:
-    """Return what names a saved session, so that nobody but its owner finds it."""
+    """Return the key of a saved session. It includes the owner, so that other owners cannot find the session."""
     return secret if owner is None else f"{secret} of {owner}"
 
 

@@ -111,7 +111,7 @@ SIZES = {
     "quick": Size("streamworld_model.json", "streamworld_vision.yaml", ("tiny",), 400, 160, 400, 40, 1, 8, 8),
     "cpu": Size(
         *("local_model.json", "local_vision.yaml", ("tiny", "hard", "doom")),
-        # Small steps learn most in a given time: see docs/evidence.md.
+        # Small steps seem to learn more in a given time: see docs/evidence.md.
         *(8_000, 2_000, 8_000, 4_000, 2, 4, 100),
         long_clips=1_200,
         test_long=12,
