@@ -129,6 +129,17 @@ def test_the_labels_head_finds_covered_patches(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="has no patch_labels.safetensors"):
         load_patch_labels(tmp_path)
 
+    # A run that begins with this encoder, and learns nothing, has its weights.
+    arguments = VisionArguments(str(tmp_path / "model.json"), "squares", 32, encoder=str(tmp_path / "vision"))
+    still = replace(training, output_dir=str(tmp_path / "still"), max_steps=1, learning_rate=0.0)
+    pretrain_vision.main(arguments, still)
+    for name, weight in load_checkpoint(str(tmp_path / "still"))[0].model.vision_encoder.state_dict().items():
+        assert torch.equal(weight, model.model.vision_encoder.state_dict()[name]), name
+    assert torch.equal(load_patch_labels(tmp_path / "still").weight, head.weight)
+    arguments = replace(arguments, model_config=str(CONFIGS / "local_model.json"))
+    with pytest.raises(SystemExit, match="the encoder of '.*vision' is not the one of --model_config"):
+        pretrain_vision.main(arguments, still)
+
 
 def test_an_unknown_world_is_refused():
     with pytest.raises(ValueError, match="There is no world vast. Worlds are full, small, tiny, hard, doom"):

@@ -11,7 +11,10 @@ predicts the labels lies beside it, for `train/objectness.py`.
 ```bash
 python train/pretrain_vision.py --config train/configs/streamworld_vision.yaml
 python train/pretrain_vision.py --config train/configs/local_vision.yaml --world hard,doom
+python train/pretrain_vision.py --config train/configs/local_vision.yaml --world small,hard --encoder FOLDER
 ```
+
+The last command begins with the encoder and the head of an earlier run.
 """
 
 from collections.abc import Callable
@@ -28,6 +31,7 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import Trainer, TrainingArguments
 
+from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.train.arguments import Resumable, run
 from videollm_mod.train.callbacks import TimeLimit
 from videollm_mod.train.data.world.clip import SPLITS, WORLDS, Actor, Clip, World
@@ -35,7 +39,7 @@ from videollm_mod.train.data.world.clutter import make_clutter
 from videollm_mod.train.data.world.masks import Patches
 from videollm_mod.train.data.world.sprites import COLORS
 from videollm_mod.train.new_model import new_model
-from videollm_mod.train.objectness import PatchLabels
+from videollm_mod.train.objectness import PatchLabels, load_patch_labels
 
 
 NUM_EVAL_CLIPS = 64  # At most, of each world.
@@ -216,12 +220,15 @@ class VisionArguments:
             `"small"`, `"tiny"`, `"hard"` of StreamWorld, and `"doom"` for DoomWorld.
         num_clips (`int`, *optional*, defaults to 1000): Number of clips of each world to train on, each once.
         first_clip (`int`, *optional*, defaults to 0): Index of the first clip.
+        encoder (`str`, *optional*): Checkpoint of this script to begin with. The default is a new encoder. The head
+            is taken over too if its labels are the same.
     """
 
     model_config: str = field(metadata={"help": "JSON file of the new model."})
     world: str = field(default="small", metadata={"help": f"Worlds, separated by commas: {', '.join(LABELS)}."})
     num_clips: int = field(default=1000, metadata={"help": "Number of clips of each world to train on."})
     first_clip: int = field(default=0, metadata={"help": "Index of the first clip."})
+    encoder: str | None = field(default=None, metadata={"help": "Checkpoint of this script to begin with."})
 
     def __post_init__(self) -> None:
         self.worlds = [name.strip() for name in self.world.split(",")]
@@ -295,6 +302,28 @@ class PatchReader(nn.Module):
         return {"loss": loss, "right": torch.stack([things_right, colors_right, ranked], dim=-1)}
 
 
+def begin_with(reader: PatchReader, checkpoint: str, things: tuple[str, ...], colors: tuple[str, ...]) -> None:
+    """
+    Copy the weights of a trained encoder, and of its head if it has the same labels.
+
+    Args:
+        reader ([`PatchReader`]): The encoder and the head to change.
+        checkpoint (`str`): Folder that this script wrote.
+        things, colors (`tuple[str, ...]`): Names of the labels of `reader`.
+
+    Raises:
+        `SystemExit`: If the encoder has another shape.
+    """
+    trained = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint).model.vision_encoder
+    try:
+        reader.encoder.load_state_dict(trained.state_dict())
+    except RuntimeError:
+        raise SystemExit(f"error: the encoder of '{checkpoint}' is not the one of --model_config") from None
+    head = load_patch_labels(checkpoint)
+    if (head.things, head.colors) == (things, colors):
+        reader.reading.load_state_dict({"weight": head.weight, "bias": head.bias})
+
+
 def _rank(scores: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
     """Return how often a covered patch of each frame has a higher score than another: the area under the curve."""
     pairs = covered[:, :, None] & ~covered[:, None, :]
@@ -324,6 +353,8 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
         return {f"{name}_right": float(np.nanmean(share)) for name, share in shares if not np.isnan(share).all()}
 
     reader = PatchReader(model.model.vision_encoder, len(things), len(colors))
+    if arguments.encoder is not None:
+        begin_with(reader, arguments.encoder, things, colors)
     trainer = Trainer(
         model=reader,
         args=training,

@@ -55,8 +55,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # First row of the narration stage. With more slide shows than this, it begins after them.
 FIRST_CLIP = 10_000
 # Each stage's share of the time limit. The rest is for loading, saving and evaluation.
-SHARES = {"vision": 0.13, "slides": 0.04, "clips": 0.14, "long": 0.06, "questions": 0.07}
-SHARES |= {"words": 0.03, "alignment": 0.06, "narration": 0.24, "trained": 0.08}
+SHARES = {"vision": 0.1, "slides": 0.03, "clips": 0.09, "long": 0.04, "questions": 0.05}
+SHARES |= {"words": 0.05, "alignment": 0.06, "narration": 0.36, "trained": 0.12}
 # The last file that a checkpoint gets: if it exists, the checkpoint is complete.
 LAST_WRITTEN = "processor_config.json"
 # Each stage runs in its own process, forked from one that has already imported the libraries. Importing them would

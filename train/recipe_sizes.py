@@ -112,8 +112,8 @@ SIZES = {
     "cpu": Size(
         *("local_model.json", "local_vision.yaml", ("tiny", "hard", "doom")),
         # Small steps seem to learn more in a given time: see docs/evidence.md.
-        *(8_000, 2_000, 8_000, 4_000, 2, 4, 100),
-        long_clips=1_200,
+        *(8_000, 2_000, 8_000, 3_000, 2, 4, 100),
+        long_clips=500,
         test_long=12,
         word_steps=1_500,
         router_loss="gradient",
