@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from ablation_rows import make_batches, parts_of
+from ablation_rows import make_batches, parts_of, split_frames, with_features
 from ablation_training import token_grid
 from torch.nn import functional as F
 
@@ -54,12 +54,14 @@ def measure(
     dialogues = [[turn for part in group for turn in part] for group in _grouped(turns, groups)]
     clips = [clip | {"lm_correctness": value} for clip, value in zip(clips, _correctness(dialogues), strict=True)]
     started = clock.perf_counter()
-    counts = list(stream_counts(model, processor, rows, groups, fps=fps))
+    shown = [split_frames(with_features(row, token_grid(model)), fps=fps) for row in rows] if single_frames else groups
+    counts = list(stream_counts(model, processor, rows, shown, fps=fps))
     # Some clips alone would not be the same clips as another model's.
     if len(counts) == len(clips):
         clips = [{**clip, **counted} for clip, counted in zip(clips, counts, strict=True)]
     seconds = {"streaming_seconds": clock.perf_counter() - started}
-    found = score_turns(dialogues, fps=fps) | totals(clips) | measure_cost(model, counted, len(rows)) | seconds
+    cost = measure_cost(model, [clip | {"frames": 1} for clip in counted] if single_frames else counted, len(rows))
+    found = score_turns(dialogues, fps=fps) | totals(clips) | cost | seconds
     return {**found, "clips": clips}
 
 

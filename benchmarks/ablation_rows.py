@@ -77,14 +77,17 @@ def batch_order(lengths: Sequence[int], steps: int, batch_size: int, seed: int) 
 
 
 def parts_of(row: Row, grid: Sequence[int] | None, *, single_frames: bool = False, fps: float = 2.0) -> list[Row]:
-    """Return what the model sees of a row, with features in memory: the row, or each of its frames alone."""
+    """Return what the model learns of a row, with features in memory: the row, or each of its frames alone."""
     row = with_features(row, grid)
-    return split_frames(row, fps=fps) if single_frames else [row]
+    return split_frames(row, fps=fps, learned=True) if single_frames else [row]
 
 
-def split_frames(row: Row, *, fps: float = 2.0) -> list[Row]:
+def split_frames(row: Row, *, fps: float = 2.0, learned: bool = False) -> list[Row]:
     """
     Return a row for each frame of a row: the frame, the request that is open, and the messages at this frame.
+
+    Silence has a label only between two frames. With `learned`, a copy therefore follows each frame without
+    messages, except the row's last. Nothing is learned after the copy.
 
     A message follows the first frame at or after its time, as in `to_stream_turns`. The last request without an
     immediate answer stays open for the frames after it. So each row learns what the clip's row learns at its frame.
@@ -102,8 +105,9 @@ def split_frames(row: Row, *, fps: float = 2.0) -> list[Row]:
         time = start + frame / fps
         is_open = [request for slot, request in requests if slot < frame][-1:]
         here = [{**message, "time": time} for message, slot in zip(messages, slots, strict=True) if slot == frame]
-        part = {"messages": is_open + here, "frame_features": row["frame_features"][frame : frame + 1], "start": time}
-        rows.append(part | ({"covered": row["covered"][frame : frame + 1]} if row.get("covered") else {}))
+        shown = [frame, frame] if learned and not here and frame + 1 < count else [frame]
+        part = {"messages": is_open + here, "frame_features": row["frame_features"][shown], "start": time}
+        rows.append(part | ({"covered": [row["covered"][i] for i in shown]} if row.get("covered") else {}))
     return rows
 
 

@@ -175,6 +175,10 @@ def test_single_frames_have_the_open_request_and_their_own_messages():
     assert contents == [[narrate], [narrate], [narrate, wait], [wait, "It leaves.", "What leaves?", "A ball."], [wait]]
     assert [part["start"] for part in parts] == [0, 0.5, 1, 1.5, 2] and "time" not in parts[3]["messages"][0]
     assert [part["frame_features"].flatten().tolist() for part in parts] == [[0], [1], [2], [3], [4]]
+    # Silence has a label between two frames only. The clip's last frame has nothing to say or to keep silent about.
+    learned = split_frames(row, learned=True)
+    assert [part["frame_features"].flatten().tolist() for part in learned] == [[0], [1, 1], [2], [3], [4]]
+    assert [part["messages"] for part in learned] == [part["messages"] for part in parts]
 
 
 def line(arm, seed, right, **changed):

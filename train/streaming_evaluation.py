@@ -260,8 +260,8 @@ def _comes_after_reply(messages: Sequence[dict[str, Any]], question: dict[str, A
 
 def _system_prompt(example: dict[str, Any]) -> dict[str, str]:
     """Return the option of a session for the system message of an example, if it has one."""
-    first = example["messages"][0]
-    return {"system_prompt": first["content"]} if first["role"] == "system" else {}
+    first = next(iter(example["messages"]), None)
+    return {"system_prompt": first["content"]} if first is not None and first["role"] == "system" else {}
 
 
 def _is_answered(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:
