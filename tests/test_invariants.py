@@ -4,13 +4,12 @@
 
 import pytest
 import torch
+from dense_routing import DenseModel
 from tiny import (
     SCHEMES,
     TEXT_MODELS,
     VISION_MODELS,
-    choose_kept,
     dialogue_ids,
-    frame_scores,
     random_features,
     tiny_config,
     tiny_model,
@@ -252,63 +251,28 @@ def test_full_keep_ratio_equals_the_plain_backbone_to_the_last_bit(text, attenti
     assert torch.equal(one_forward(model, ids, features), expected)
 
 
-def by_masking(model, ids, features, position_ids=None):
-    """
-    The paper's equation on the full sequence, slow and plain: every layer runs on all tokens, skipped ones are hidden
-    from attention, and what it says about them is thrown away.
-    """
-    inner, config = model.model, model.config
-    text = inner.language_model
-    layout = find_frames(config, ids, None, None, features, None, None)
-    hidden = embeddings = inner._embed(ids, None, features, True, layout)
-    positions = torch.arange(ids.shape[1])[None] if position_ids is None else position_ids
-    rotary = text.rotary_emb(hidden, positions)
-    causal = torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
-    for index, layer in enumerate(text.layers):
-        runs = torch.ones(ids.shape[1], dtype=torch.bool)
-        gate = torch.ones(ids.shape[1])
-        count = config.layer_keep_counts[index]
-        if count < config.frame_num_tokens:
-            runs[layout.token_index.flatten()] = False
-            if count:
-                read = embeddings if config.mod_router == "change" else hidden
-                scores = frame_scores(model, index, read, layout, positions)
-                kept = choose_kept(scores, count, config.mod_keep_last)
-                places = layout.token_index.gather(1, kept).flatten()
-                runs[places] = True
-                factor = ROUTERS[config.mod_router].gate(scores.gather(1, kept), config.mod_gate)
-                gate[places] = 1.0 if factor is None else factor.flatten()
-        mask = torch.zeros(causal.shape).masked_fill(~(causal & runs[None]), torch.finfo(torch.float32).min)
-        output = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotary)
-        gate = gate[None, :, None]
-        updated = hidden + gate * (output - hidden) if config.mod_gate_on == "update" else gate * output
-        hidden = torch.where(runs[None, :, None], updated, hidden)
-    return model.lm_head(text.norm(hidden))
+def dense_logits(model, options, ids, features):
+    """Return the logits (1, sequence, vocabulary) of the dense model of `dense_routing.py`."""
+    config = model.config
+    frame = {"frame_token_id": config.frame_token_id, "num_tokens": config.frame_num_tokens}
+    dense = DenseModel(model.state_dict(), config.text_config, options, **frame)
+    return dense.read(ids[0].tolist(), features[0])[None].float()
 
 
 @pytest.mark.parametrize("gate", ["linear", "tanh"])
-@pytest.mark.parametrize("scheme", ROUTED)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_skipping_tokens_equals_hiding_them_from_attention(scheme, gate):
     # No padding, no cache, batch 1: where gapped positions would be read as packed sequences, a kept token would
     # see nothing before the gap, and this would differ.
-    model = tiny_model(**SCHEMES[scheme], mod_gate=gate, attn_implementation="eager")
+    options = {**SCHEMES[scheme], "mod_gate": gate}
+    model = tiny_model(**options, attn_implementation="eager")
     ids = dialogue_ids(model.config, RUNS)
     features = random_features(model.config, sum(RUNS))
-    with torch.no_grad():
-        expected = by_masking(model, ids, features)
+    expected = dense_logits(model, options, ids, features)
     assert_close(one_forward(model, ids, features), expected, atol=2e-5, rtol=1e-4)
     fast = tiny_model(model.config, attn_implementation="sdpa")
     fast.load_state_dict(model.state_dict())
     assert_close(one_forward(fast, ids, features), expected, atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("options", [{"mod_gate_on": "output", "mod_gate": "sigmoid"}, {"mod_keep_last": False}])
-def test_skipping_equals_hiding_with_other_gates(options):
-    model = tiny_model(mod_layers="all", attn_implementation="eager", **options)
-    ids, features = dialogue_ids(model.config, RUNS), random_features(model.config, sum(RUNS))
-    with torch.no_grad():
-        expected = by_masking(model, ids, features)
-    assert_close(one_forward(model, ids, features), expected, atol=2e-5, rtol=1e-4)
 
 
 def batch_of(config, rows, side):

@@ -199,24 +199,6 @@ def choose_kept(scores: torch.Tensor, keep_count: int, keep_last: bool) -> torch
     return torch.tensor(rows, dtype=torch.long, device=scores.device)
 
 
-def change_scores(frames: torch.Tensor) -> torch.Tensor:
-    """Return the scores (frames, tokens) of the router "change" for embeddings (frames, tokens, hidden), by a loop."""
-    before = [torch.zeros_like(frames[0]), *frames[:-1]]
-    rows = [[(x - y).norm() for x, y in zip(*pair, strict=True)] for pair in zip(frames, before, strict=True)]
-    return torch.tensor(rows)
-
-
-def frame_scores(model: Any, layer: int, hidden_states: torch.Tensor, layout: Any, positions: Any) -> torch.Tensor:
-    """
-    Return the scores (frames, tokens) that a layer's router gives its input (batch, sequence, hidden). For the router
-    "change", give the first layer's input, of one row.
-    """
-    if model.config.mod_router == "change":
-        return change_scores(hidden_states[0][layout.token_index])
-    scores = model.model.routers[str(layer)](hidden_states, positions, layout.rank).flatten()[layout.token_index]
-    return scores - scores.mean(dim=1, keepdim=True) if model.config.mod_normalize_scores else scores
-
-
 def dialogue_ids(config: VideoLLMMoDConfig, runs: list[int], *, seed: int = 0) -> torch.LongTensor:
     """Return the tokens (1, sequence) of a dialogue: text, then for each number that many frames and more text."""
     generator = torch.Generator().manual_seed(seed)
