@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -347,16 +348,40 @@ def narrate_folder(
         raise ValueError(f"There is no video in '{folder}'.")
     left = [video for video in videos if not video.srt.exists()]
     _check_places(left)
+    given = {"streams": streams, "query": query, "fps": fps, **options}
+    return narrate_left(videos, left, "subtitles", lambda good: _run(good, name, revision, **given), as_json=as_json)
+
+
+def narrate_left(
+    videos: Sequence[Video],
+    left: Sequence[Video],
+    have: str,
+    work: Callable[[Sequence[Video]], Iterator[Narrated]],
+    *,
+    as_json: bool,
+) -> int:
+    """
+    Narrate the videos that are left, and print what became of each.
+
+    Args:
+        videos (`Sequence[Video]`): All videos.
+        left (`Sequence[Video]`): Those of them that are left.
+        have (`str`): What the others have already, such as `"subtitles"`.
+        work (`Callable`): Called with the videos that can be read. It returns a generator of what becomes of each.
+        as_json (`bool`): See `narrate`.
+
+    Returns:
+        `int`: The exit code; see [`narrate_folder`].
+    """
     measure(left)
     if len(left) < len(videos):
-        typer.echo(f"{len(videos) - len(left)} of {len(videos)} videos have subtitles already", err=True)
-    results = [Narrated(video, fault=video.fault) for video in left if video.fault]
-    for result in results:
-        print_result(result, as_json)
-    good, begin = [video for video in left if not video.fault], clock.monotonic()
+        typer.echo(f"{len(videos) - len(left)} of {len(videos)} videos have {have} already", err=True)
+    results: list[Narrated] = []
+    faulty = [Narrated(video, fault=video.fault) for video in left if video.fault]
+    begin = clock.monotonic()
     try:
-        with closing(_run(good, name, revision, streams=streams, query=query, fps=fps, **options)) as work:
-            for result in work:
+        with closing(work([video for video in left if not video.fault])) as narrated:
+            for result in chain(faulty, narrated):
                 results.append(result)
                 print_result(result, as_json)
     except KeyboardInterrupt:

@@ -15,19 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import typer
-
 from videollm_mod.commands.data_set import DataSet, Row, Rows
-from videollm_mod.commands.folder import (
-    Folder,
-    Narrated,
-    Video,
-    find_videos,
-    measure,
-    open_engine,
-    print_end,
-    print_result,
-)
+from videollm_mod.commands.folder import Folder, Narrated, Video, find_videos, narrate_left, open_engine
 
 
 # Videos that a process gets at once, and rows of a file. Larger batches leave fewer streams idle at their end.
@@ -106,27 +95,16 @@ def narrate_with_ray(
         raise ValueError(f"There is no video in '{folder}'.")
     done = read_names(out)
     left = [video for video in videos if video.name not in done]
-    measure(left)
-    if len(left) < len(videos):
-        typer.echo(f"{len(videos) - len(left)} of {len(videos)} videos have rows already", err=True)
-    results = [Narrated(video, fault=video.fault) for video in left if video.fault]
-    for result in results:
-        print_result(result, as_json)
-    good, begin = [video for video in left if not video.fault], clock.monotonic()
-    try:
-        with closing(_run(good, workers, model=_place(model), revision=revision, **options)) as batches:
-            for batch in batches:
-                _write(out, [result for result in batch if not result.fault])
-                results += batch
-                for result in batch:
-                    print_result(result, as_json)
-    except KeyboardInterrupt:
-        count = len(left) - len(results)
-        typer.echo(f"\nstopped with {count} of {len(videos)} videos left: the same command goes on", err=True)
-        return 130
-    if results:
-        print_end(results, clock.monotonic() - begin)
-    return int(any(result.fault for result in results))
+    given = {"model": _place(model), "revision": revision, **options}
+    return narrate_left(videos, left, "rows", lambda good: _saved(_run(good, workers, **given), out), as_json=as_json)
+
+
+def _saved(batches: Iterator[list[Narrated]], out: Path) -> Iterator[Narrated]:
+    """Yield what became of each video of some batches, when the rows of its batch are written."""
+    with closing(batches):
+        for batch in batches:
+            _write(out, [result for result in batch if not result.fault])
+            yield from batch
 
 
 def _place(model: str) -> str:
@@ -188,10 +166,7 @@ def narrate_rows(
     """
     rows = _start_ray().data.read_datasource(_new_source(data_set, done))
     given = {"model": _place(model), "revision": revision, "videos": (), **options}
-    with closing(_narrate(rows, RowNarrator, _MOST_ROWS, workers, **given)) as batches:
-        for batch in batches:
-            _write(out, [result for result in batch if not result.fault])
-            yield from batch
+    yield from _saved(_narrate(rows, RowNarrator, _MOST_ROWS, workers, **given), out)
 
 
 def _new_source(data_set: DataSet, done: set[str]) -> Any:

@@ -6,7 +6,7 @@ from .engine import StreamingEngine
 from .kernels import attention_in_use
 from .memory import EngineFullError
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
-from .saving import restore_session, restore_stream, save_session, save_stream
+from .saving import restore_session, save_session
 from .stats import EngineStats
 from .stream import EngineStream
 
@@ -22,7 +22,5 @@ __all__ = [
     "attention_in_use",
     "new_page_pool",
     "restore_session",
-    "restore_stream",
     "save_session",
-    "save_stream",
 ]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps of fixed shapes: which shapes there are, padding a plan to one, and replaying it as a CUDA graph."""
 
+import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from transformers.utils import logging
 
 from .compiled_step import compile_step
 from .faults import forget
+from .kernels import attention_in_use
 from .memory import devices_of
 from .packed_cache import StepBounds, StepPlan, StreamPart, lay_out
 from .pages import VideoLLMMoDPagedCache, VideoLLMMoDPagePool
@@ -325,14 +327,26 @@ class CapturedSteps:
             self.steps[shape] = self._new(shape)
         return self.steps[shape]
 
-    def shapes_to_warm_up(self, max_streams: int) -> list[StepShape]:
-        """Return the shapes that up to `max_streams` live streams need most."""
-        sizes = [size for size in NUM_STREAMS if size <= size_for(max_streams)]
-        return [shape for size in sizes for shape in shapes_of(size) if size == 1 or shape.frames <= 1]
+    def warm_up(self, max_streams: int, stepping: Any) -> None:
+        """
+        Make the steps that up to `max_streams` live streams need most.
 
-    def mark_warm(self, max_streams: int) -> None:
-        """Remember that the steps for up to `max_streams` streams were made."""
+        Args:
+            max_streams (`int`): Number of streams.
+            stepping: A lock, held while a step is made.
+        """
+        sizes = [size for size in NUM_STREAMS if size <= size_for(max_streams)]
+        shapes = [shape for size in sizes for shape in shapes_of(size) if size == 1 or shape.frames <= 1]
+        progress = logging.tqdm(shapes, desc="warming up", unit=" steps")
+        for shape in progress:
+            with stepping:
+                self.make(shape)
+            if names := attention_in_use(self._device):
+                progress.set_postfix_str(f"attention by {' and '.join(names)}")
         self._warm_size = max(self._warm_size, size_for(max_streams))
+        # Compilation leaves hundreds of thousands of objects. Python would search them for garbage during a step,
+        # which takes half a second.
+        gc.collect()
 
     def _new(self, shape: StepShape) -> CapturedStep:
         parts = [self._padding.frames(shape.frames)] * shape.seeing + [self._padding.token()] * shape.speaking

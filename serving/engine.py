@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many live streams on one model: which streams share a step, the threads, and the end of a stream."""
 
-import gc
+import os
 import threading
 import time as clock
 from collections.abc import Callable, Sequence
@@ -17,12 +17,13 @@ from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, 
 from .captured_step import LONG_TEXT, NUM_FRAMES, CapturedSteps, whether_to_capture
 from .encoding import FrameEncoder
 from .faults import forget, run_in_parts
-from .kernels import attention_in_use
 from .memory import EngineFullError, Room, allocate_pool, default_limits, device_of, most_pages, outgrown, reserve
-from .packed_cache import StepPlan, commit, plan_step, set_packed_attention
+from .packed_cache import set_packed_attention
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache
+from .saved_files import read
+from .saving import options_of
 from .stats import EngineStats
-from .step import PackedStep, StepOutputs, join_features, read_results
+from .step_runner import StepRunner
 from .stream import EngineStream
 
 
@@ -72,6 +73,7 @@ class StreamingEngine:
         streams (`list[EngineStream]`): The open streams.
         pool ([`VideoLLMMoDPagePool`]): The memory of their caches.
         stats ([`EngineStats`]): What the engine has done so far.
+        runner ([`StepRunner`]): Runs its steps.
         on_step (`Callable`, *optional*): Called in the engine's thread with the new events after each of its steps.
 
     Raises:
@@ -111,14 +113,12 @@ class StreamingEngine:
         max_frames, max_text_tokens, self._remembered_text = limits
         if max_batch_tokens is None:
             max_batch_tokens = max(2048, max_streams * (model.config.frame_num_tokens + processor.frame_text_tokens))
-        check_count("max_streams", max_streams)
-        check_count("max_frames", max_frames)
-        check_count("max_text_tokens", max_text_tokens)
-        check_count("max_batch_tokens", max_batch_tokens)
-        check_count("max_waiting", 1 if max_waiting is None else max_waiting)
-        check_count("page_size", page_size)
+        counts = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}
+        counts |= {"max_batch_tokens": max_batch_tokens, "max_waiting": 1 if max_waiting is None else max_waiting}
+        for name, count in (counts | {"page_size": page_size}).items():
+            check_count(name, count)
         check_when_behind(when_behind)
-        self.model, self.processor, self.output_router_scores = model, processor, output_router_scores
+        self.model, self.processor = model, processor
         self.max_streams, self.max_frames, self.max_text_tokens = max_streams, max_frames, max_text_tokens
         self.max_batch_tokens = max_batch_tokens
         self.when_behind, self.max_waiting = when_behind, max_waiting
@@ -138,26 +138,22 @@ class StreamingEngine:
         spare_room = Room(NUM_FRAMES[-1], NUM_FRAMES[-1] * frame_text + LONG_TEXT + 1) if capture else Room(0, 0)
         self.pool = allocate_pool(model, max_streams, room, spare_room, page_size=page_size, dtype=cache_dtype)
         set_packed_attention(model.model.language_model)
-        self._captured: CapturedSteps | None = None
-        if capture:
-            spare = VideoLLMMoDPagedCache(self.pool)
-            spare.reserve(*spare_room)
-            pages = most_pages(self.pool, room, spare)
-            self._captured = CapturedSteps(
-                model,
-                self.pool,
-                spare,
-                pages,
-                self.device,
-                frame_ids=processor.encode_typical_frame(),
-                is_compiled=compile_steps,
-                output_router_scores=output_router_scores,
-            )
+        scores = {"output_router_scores": output_router_scores}
+        self._captured = self._new_steps(room, spare_room, compile_steps, **scores) if capture else None
+        self.runner = StepRunner(model, self.pool, self._captured, self.device, self.stats, **scores)
         self._encoder = FrameEncoder(model, processor, device_of(model.base_model.vision_encoder))
         self._num_opened = 0
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._error: BaseException | None = None
+
+    def _new_steps(self, room: Room, spare_room: Room, is_compiled: bool, **options: Any) -> CapturedSteps:
+        """Return the captured steps of streams with a room, with pages for their dummy streams."""
+        spare = VideoLLMMoDPagedCache(self.pool)
+        spare.reserve(*spare_room)
+        given = (self.model, self.pool, spare, most_pages(self.pool, room, spare), self.device)
+        frame_ids = self.processor.encode_typical_frame()
+        return CapturedSteps(*given, frame_ids=frame_ids, is_compiled=is_compiled, **options)
 
     # ---------------------------------------------------------------------------------------------------- streams
 
@@ -210,6 +206,43 @@ class StreamingEngine:
             stream = EngineStream(self, session, when_behind, max_waiting, self._num_opened)
             self._num_opened += 1
             self.streams.append(stream)
+            return stream
+
+    def restore(
+        self,
+        folder: str | os.PathLike,
+        *,
+        speak: Callable[..., bool | str | None] | None = None,
+        streamer: Any | None = None,
+        logits_processor: Any | None = None,
+        pause: bool = False,
+    ) -> EngineStream:
+        """
+        Open a saved stream or session. It goes on as [`restore_session`] describes.
+
+        Args:
+            folder (`str` or `Path`): Where [`~EngineStream.save`] or [`save_session`] has written. The engine may have
+                other limits than the one before.
+            speak, streamer, logits_processor (*optional*): As for [`restore_session`].
+            pause (`bool`, *optional*, defaults to `False`): Whether the stream waits until its session's `is_paused`
+                is set to `False`.
+
+        Returns:
+            [`EngineStream`]: The stream. Iterating over it gives later events; `events` also has the earlier ones.
+
+        Raises:
+            `EngineFullError`: If there is not enough memory left.
+            `FileNotFoundError`: If the folder holds no saved session.
+            `ValueError`: As for [`restore_session`], and for a session without `max_frames`.
+        """
+        saved = read(folder, self.model)
+        options = options_of(saved, speak) | {"streamer": streamer, "logits_processor": logits_processor}
+        if options["max_frames"] is None or options["max_text_tokens"] is None:
+            raise ValueError("This session has no limit: an engine needs `max_frames` and `max_text_tokens`.")
+        options |= {name: saved.state[name] for name in ("when_behind", "max_waiting") if name in saved.state}
+        with self.changed:
+            stream = self.open(**options)
+            stream.go_on(saved, pause=pause)
             return stream
 
     # ------------------------------------------------------------------------------------------------------- work
@@ -271,24 +304,6 @@ class StreamingEngine:
         with self.changed:
             return any(stream.is_pending for stream in self.streams)
 
-    def execute(self, caches: Sequence[VideoLLMMoDPagedCache], steps: Sequence[StreamStep]) -> list[StepResult]:
-        """
-        Run one step of the language model for caches of the engine's pool, which then hold its tokens.
-
-        Args:
-            caches (`Sequence[VideoLLMMoDPagedCache]`): One per stream.
-            steps (`Sequence[StreamStep]`): One per stream.
-
-        Returns:
-            `list[StepResult]`: One per stream.
-
-        Raises:
-            `OutOfPagesError`: If the pool has too few pages for the new entries.
-        """
-        for cache, step in zip(caches, steps, strict=True):
-            cache.make_room(len(step.ids), step.num_frames)
-        return self._finish(*self._launch(caches, steps), caches, steps)
-
     def _choose_batch(self) -> list[tuple[EngineStream, StreamStep]]:
         """Return the streams of the next step, those that waited longest first, up to the tokens of a step."""
         with self.changed:
@@ -336,7 +351,7 @@ class StreamingEngine:
 
     def _run_steps(self, batch: Sequence[tuple[EngineStream, StreamStep]]) -> list[StepResult]:
         caches, steps = [stream.session.cache for stream, _ in batch], [step for _, step in batch]
-        plan, outputs = self._launch(caches, steps)
+        plan, outputs = self.runner.launch(caches, steps)
         if self._encoder.is_concurrent:
             # The vision encoder runs beside the language model. The decisions are copied first, so that the streams
             # do not wait for the encoder.
@@ -347,32 +362,7 @@ class StreamingEngine:
             self._encode()
             decided.synchronize()
             outputs = outputs._replace(decisions=decisions)
-        return self._finish(plan, outputs, caches, steps)
-
-    def _launch(
-        self, caches: Sequence[VideoLLMMoDPagedCache], steps: Sequence[StreamStep]
-    ) -> tuple[StepPlan, StepOutputs]:
-        """Run one step of the language model without waiting for the device."""
-        plan, features = plan_step(caches, steps, self.model.config.interval_threshold), join_features(steps)
-        captured = None if self._captured is None else self._captured.find(plan)
-        if captured is None:
-            options = {"output_router_scores": self.output_router_scores}
-            return plan, PackedStep(self.model, self.pool, plan, features, self.device, **options).forward()
-        return captured.run(plan, features)
-
-    def _finish(
-        self,
-        plan: StepPlan,
-        outputs: StepOutputs,
-        caches: Sequence[VideoLLMMoDPagedCache],
-        steps: Sequence[StreamStep],
-    ) -> list[StepResult]:
-        """Wait for a step and count it in the caches. A step that failed is not counted, so it can run again."""
-        config = self.model.config
-        results = read_results(plan, outputs, config.routed_layers)
-        commit(plan, caches, config.frame_token_id, outputs.frames)
-        self.stats.count(steps, is_captured=plan.bounds is not None)
-        return results
+        return self.runner.finish(plan, outputs, caches, steps)
 
     def _give(self, stream: EngineStream, result: StepResult) -> None:
         session = stream.session
@@ -430,19 +420,8 @@ class StreamingEngine:
         The steps are, for up to `max_streams` streams: one frame per stream, one token per stream, both at once, each
         with some text; and several frames of one stream that catches up.
         """
-        if self._captured is None:
-            return
-        shapes = self._captured.shapes_to_warm_up(max_streams)
-        progress = logging.tqdm(shapes, desc="warming up", unit=" steps")
-        for shape in progress:
-            with self._stepping:
-                self._captured.make(shape)
-            if names := attention_in_use(self.device):
-                progress.set_postfix_str(f"attention by {' and '.join(names)}")
-        self._captured.mark_warm(max_streams)
-        # Compilation leaves hundreds of thousands of objects. Python would search them for garbage during a step,
-        # which takes half a second.
-        gc.collect()
+        if self._captured is not None:
+            self._captured.warm_up(max_streams, self._stepping)
 
     # ---------------------------------------------------------------------------------------------------- thread
 

@@ -116,6 +116,10 @@ class LiveSessions:
         """Whether there is a session of this name."""
         return session_id in self._by_id
 
+    def is_of(self, session_id: str, owner: str | None) -> bool:
+        """Whether there is a session of this name, which belongs to this owner."""
+        return self.has(session_id) and self._by_id[session_id].owner == owner
+
     def has_token(self, token: str) -> bool:
         """Whether there is a session with this resume token."""
         return token in self._by_token
@@ -129,7 +133,7 @@ class LiveSessions:
             raise RequestError(wrong, code="invalid_value", param="id")
         named = self.prefix + session_id
         if named in self._by_id:
-            raise RequestError(f"There is a session {named!r} already.", status=409, code="id_taken", param="id")
+            raise id_taken(named)
         return named
 
     def find(self, session_id: str, owner: str | None = None) -> LiveSession:
@@ -227,4 +231,9 @@ class LiveSessions:
         self.start(session.close("the server failed"))
 
 
-__all__ = ["LiveSessions"]
+def id_taken(session_id: str) -> RequestError:
+    """Return the error for a client that opens a session under the name of another one."""
+    return RequestError(f"There is a session {session_id!r} already.", status=409, code="id_taken", param="id")
+
+
+__all__ = ["LiveSessions", "id_taken"]

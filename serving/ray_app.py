@@ -7,14 +7,12 @@ Each replica is the application of `videollm-mod serve` with its own engine. A s
 id and its resume token begin with the replica's name, and [`SessionRouter`] sends requests with these to that replica.
 """
 
-import asyncio
 import os
 import pickle
 import random
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -24,12 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
-from transformers.utils import logging
 
+from .draining import draining
 from .limits import Limits
 
-
-logger = logging.get_logger(__name__)
 
 _SESSION = re.compile(r"/v1/streaming/sessions/(\w+)\.")
 # Requests that a replica takes beside its streams: those that it refuses, and those without a stream.
@@ -193,43 +189,13 @@ def _new_app(settings: Settings) -> FastAPI:
     keys = split_keys(os.environ.get(KEYS, "").split())
     place = f"{serve.get_replica_context().replica_tag}."
     made = new_app(**given, api_keys=keys, session_prefix=place, **limits)
-    made.router.lifespan_context = _draining(made, drain_seconds)
+    made.router.lifespan_context = draining(made, drain_seconds, _is_removed)
     return made
-
-
-def _draining(application: FastAPI, seconds: float) -> Any:
-    """Return the lifespan of an application which also ends its sessions in order when the replica is removed."""
-    run = application.router.lifespan_context
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with run(application):
-            task = asyncio.create_task(_drain(application.state.server, seconds))
-            yield
-            task.cancel()
-
-    return lifespan
-
-
-async def _drain(server: Any, seconds: float) -> None:
-    # Serve waits for open connections, and does not tell the application that it does.
-    while not _is_removed():
-        await asyncio.sleep(0.5)
-    logger.info("The replica is removed: its sessions are saved or end.")
-    try:
-        await asyncio.wait_for(_save_or_end(server), seconds)
-    except (TimeoutError, asyncio.TimeoutError):
-        await server.sessions.close()
-
-
-async def _save_or_end(server: Any) -> None:
-    await server.saved.save_all()
-    await server.sessions.drain()
 
 
 def _is_removed() -> bool:
     """Return whether Serve has begun to remove the replica of this process."""
-    # Serve has no public way to learn this. Without it, connections are cut when Serve's patience ends.
+    # Serve has no public way to learn this, and waits for open connections. Without it, it cuts them in the end.
     actors = getattr(ray._private.worker.global_worker, "actors", {}).values()
     return any(getattr(getattr(actor, "_replica_impl", None), "_shutting_down", False) for actor in actors)
 

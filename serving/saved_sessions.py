@@ -7,17 +7,16 @@ import json
 import time as clock
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers.utils import logging
 
 from .limits import RequestError
 from .live_session import LiveSession
-from .live_sessions import LiveSessions
+from .live_sessions import LiveSessions, id_taken
 from .memory import EngineFullError
 from .realtime import Conversation
 from .realtime_events import Audio
-from .saving import restore_stream, save_stream
 from .session_options import SessionOptions, check_fps
 from .state_folder import StateFolder
 from .telling import Frame, Reply, Teller
@@ -27,7 +26,7 @@ logger = logging.get_logger(__name__)
 
 # Another format is refused.
 _FORMAT = 1
-_CLIENT, _STREAM = "client.json", "stream"
+_CLIENT, _STREAM, _MOVED = "client.json", "stream", "moved.txt"
 _SWEEP_SECONDS = 10.0
 _DISCONNECT_SECONDS = 10.0
 # Attributes of a session that are saved as they are.
@@ -47,6 +46,20 @@ class SessionMovedError(RequestError):
     def __init__(self, before: str, now: str) -> None:
         super().__init__(f"The session {before!r} goes on as {now!r}.", status=308, code="session_moved")
         self.before, self.now = before, now
+
+
+class _Wanted(NamedTuple):
+    """Which session an owner asks for: the one of a name, or the one of a resume token."""
+
+    owner: str | None
+    session_id: str | None = None
+    token: str | None = None
+
+    @property
+    def secret(self) -> str:
+        """Under what it is saved. It includes the owner, so that other owners cannot find the session."""
+        secret = f"id {self.session_id}" if self.token is None else f"token {self.token}"
+        return secret if self.owner is None else f"{secret} of {self.owner}"
 
 
 class SavedSessions:
@@ -74,21 +87,30 @@ class SavedSessions:
             [`RequestError`]: If there is none, or it cannot be resumed. It is a [`SessionMovedError`] if the session
                 has another name now.
         """
-        session = None
-        if self.folder is not None and not self.sessions.has(session_id):
-            session = await self._restore(f"id {session_id}", owner, lambda: self.sessions.has(session_id))
-        if session is None:
-            return self.sessions.find(session_id, owner)
-        if session.session_id != session_id:
-            raise SessionMovedError(session_id, session.session_id)
-        return session
+        wanted = _Wanted(owner, session_id=session_id)
+        session = None if self._is_here(wanted) else await self._restore(wanted)
+        now = await self._new_name(wanted) if session is None else session.session_id
+        if now not in (None, session_id):
+            raise SessionMovedError(session_id, now)
+        return self.sessions.find(session_id, owner)
 
     async def find_token(self, token: str, owner: str | None = None) -> LiveSession:
         """Return the session of an owner that a resume token belongs to. Raise [`RequestError`] if there is none."""
-        session = None
-        if self.folder is not None and not self.sessions.has_token(token):
-            session = await self._restore(f"token {token}", owner, lambda: self.sessions.has_token(token), token)
+        wanted = _Wanted(owner, token=token)
+        session = None if self._is_here(wanted) else await self._restore(wanted)
         return self.sessions.find_token(token, owner) if session is None else session
+
+    async def open(
+        self, options: SessionOptions, *, session_id: Any = None, owner: str | None = None, **given: Any
+    ) -> LiveSession:
+        """Open a session as [`~LiveSessions.open`] does. The name of a saved session is taken."""
+        wanted = _Wanted(owner, session_id=f"{self.sessions.prefix}{session_id}")
+        if self.folder is not None and session_id is not None:
+            async with self._lock:  # a session that is being restored has its name soon
+                is_taken = await self.sessions.run(lambda: self.folder.peek(wanted.secret)) is not None
+            if is_taken:
+                raise id_taken(wanted.session_id)
+        return await self.sessions.open(options, session_id=session_id, owner=owner, **given)
 
     async def save_all(self) -> None:
         """Open no more sessions, and save those that clients can resume. They end here."""
@@ -126,70 +148,100 @@ class SavedSessions:
                     await conversation.disconnect(_DISCONNECT_SECONDS)
                 expires = clock.time() + session.seconds_left
                 waiting = await run(lambda: _questions_of(session))
-                await session.saving(lambda: save_stream(stream, place / _STREAM, close=True))
+                await session.saving(lambda: stream.save(place / _STREAM, close=True))
                 state = json.dumps(_state_of(session, waiting), allow_nan=False)
                 await run(lambda: (place / _CLIENT).write_text(state, encoding="utf-8"))
-            secret = f"id {session.session_id}" if conversation is None else f"token {session.token}"
-            await run(lambda: self.folder.commit(place, _of_owner(secret, session.owner), expires))
+            named = {"session_id": session.session_id} if conversation is None else {"token": session.token}
+            await run(lambda: self.folder.commit(place, _Wanted(session.owner, **named).secret, expires))
         finally:
             await run(lambda: self.folder.discard(place))
             saved.set()
 
     # --------------------------------------------------------------------------------------------------------- restore
 
-    async def _restore(
-        self, secret: str, owner: str | None, is_here: Any, token: str | None = None
-    ) -> LiveSession | None:
+    def _is_here(self, wanted: _Wanted) -> bool:
+        """Whether a session need not be looked for in the folder."""
+        if self.folder is None:
+            return True
+        if wanted.token is not None:
+            return self.sessions.has_token(wanted.token)
+        return self.sessions.is_of(wanted.session_id, wanted.owner)
+
+    async def _restore(self, wanted: _Wanted) -> LiveSession | None:
         """Resume a saved session, and return it, or `None` if there is none or another request has done it."""
         self.sessions.refuse_if_draining()
         # A client that leaves now cancels this, and the stream would be lost.
-        work = self._restore_now(_of_owner(secret, owner), owner, is_here, token)
-        return await asyncio.shield(self.sessions.start(work))
+        return await asyncio.shield(self.sessions.start(self._restore_now(wanted)))
 
-    async def _restore_now(
-        self, secret: str, owner: str | None, is_here: Any, token: str | None
-    ) -> LiveSession | None:
+    async def _restore_now(self, wanted: _Wanted) -> LiveSession | None:
         run, folder = self.sessions.run, self.folder
         async with self._lock:
-            if is_here():
+            if self._is_here(wanted):
                 return None
             self.sessions.refuse_if_draining()
             try:
-                taken = await run(lambda: folder.take(secret))
+                taken = await run(lambda: folder.take(wanted.secret))
             except ValueError as error:
                 raise _lost(error) from None
             if taken is None:
                 return None
             try:
-                session = await self._open(taken, token, owner)
+                session, before = await self._open(taken, wanted)
             except BaseException as error:
                 # Another server that shares the folder may have room, or the right model.
-                folder.put_back(taken, secret)
+                folder.put_back(taken, wanted.secret)
                 if isinstance(error, EngineFullError):
                     raise self.sessions.full() from None
                 if isinstance(error, (ValueError, KeyError, TypeError)):
                     raise _lost(error) from None
                 raise
             await run(lambda: folder.discard(taken))
+            if session.session_id != before:
+                await run(lambda: self._note_move(before, session))
             return session
 
-    async def _open(self, taken: Path, token: str | None, owner: str | None) -> LiveSession:
+    def _note_move(self, before: str, session: LiveSession) -> None:
+        """Let all servers that share the folder know the new name of a session."""
+        try:
+            place = self.folder.begin()
+            (place / _MOVED).write_text(session.session_id, encoding="utf-8")
+            self.folder.commit(place, f"moved {_Wanted(session.owner, before).secret}", self._moves_expire)
+        except (OSError, ValueError) as error:
+            logger.warning(f"The new name of the session {before} could not be kept: {error}")
+
+    async def _new_name(self, wanted: _Wanted) -> str | None:
+        """Return the name of a session that had another one before, or `None`."""
+        if self.folder is None or self.sessions.is_of(wanted.session_id, wanted.owner):
+            return None
+        secret = f"moved {wanted.secret}"
+        place = await self.sessions.run(lambda: self.folder.peek(secret, expires=self._moves_expire))
+        try:
+            return None if place is None else (place / _MOVED).read_text(encoding="utf-8")
+        except OSError:  # another server has removed it
+            return None
+
+    @property
+    def _moves_expire(self) -> float:
+        return clock.time() + self.sessions.limits.idle_seconds
+
+    async def _open(self, taken: Path, wanted: _Wanted) -> tuple[LiveSession, str]:
+        """Open a saved session. Return it, and the name that it had."""
         sessions, engine = self.sessions, self.sessions.engine
         state = json.loads((taken / _CLIENT).read_text(encoding="utf-8"))
         if state["format"] != _FORMAT:
             raise ValueError(f"It has format {state['format']}; this version reads format {_FORMAT}.")
         options = SessionOptions.model_validate(state["options"])
         check_fps(options.fps, sessions.limits)
-        session = LiveSession(sessions, options, state["instructions"], owner=owner)
+        session = LiveSession(sessions, options, state["instructions"], owner=wanted.owner)
         teller = Teller(engine.processor.tokenizer)
         given = {"streamer": teller, "speak": None if options.unprompted else options.speaking()["speak"]}
-        stream = await sessions.run(lambda: restore_stream(engine, taken / _STREAM, pause=True, **given))
+        stream = await sessions.run(lambda: engine.restore(taken / _STREAM, pause=True, **given))
         try:
             teller.go_on(stream.session)
             session.stream, session.teller, stream.max_events = stream, teller, sessions.limits.max_unsent
             moves = state["prefix"] != sessions.prefix
-            session.earlier_token = token if moves else None
-            _fill(session, state, None if moves else token)
+            session.earlier_token = wanted.token if moves else None
+            _fill(session, state, None if moves else wanted.token)
             if state["conversation"] is not None:
                 Conversation(session, self.name, self.audio).go_on(state["conversation"])
         except BaseException:
@@ -200,12 +252,7 @@ class SavedSessions:
             session.wait_for_client(is_connected=state["conversation"] is None)
         finally:
             await sessions.run(lambda: _unpause(stream))
-        return session
-
-
-def _of_owner(secret: str, owner: str | None) -> str:
-    """Return the key of a saved session. It includes the owner, so that other owners cannot find the session."""
-    return secret if owner is None else f"{secret} of {owner}"
+        return session, state["session_id"]
 
 
 def _lost(error: Exception) -> RequestError:

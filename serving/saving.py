@@ -14,7 +14,6 @@ import torch
 
 from .memory import device_of
 from .saved_files import Saved, check_folder, pack, read, unpack, write
-from .stream import ReceivedFrame
 
 
 # Attributes of a session that belong to the process.
@@ -33,7 +32,7 @@ def save_session(session: Any, folder: str | os.PathLike) -> None:
     The streamer, the logits processor and a function given as `speak` are not saved. Nothing is pickled.
 
     Args:
-        session ([`StreamingSession`]): The session. For a stream of an engine see [`save_stream`].
+        session ([`StreamingSession`]): The session. A stream of an engine has [`~EngineStream.save`].
         folder (`str` or `Path`): Where to write `session.json` and `session.safetensors`. A session saved there
             before is replaced when the new files are complete.
 
@@ -42,7 +41,7 @@ def save_session(session: Any, folder: str | os.PathLike) -> None:
         `ValueError`: If a reply is in progress, a step of the session has failed, or its cache is an offloading one.
     """
     check_folder(folder)
-    write(_state_of(session), session.model, folder)
+    write(state_of(session), session.model, folder)
 
 
 def restore_session(
@@ -62,7 +61,7 @@ def restore_session(
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
-        folder (`str` or `Path`): Where [`save_session`] or [`save_stream`] has written.
+        folder (`str` or `Path`): Where [`save_session`] or [`~EngineStream.save`] has written.
         speak (`Callable`, *optional*): The function that chooses when to speak, for a session that had one.
         streamer, logits_processor, compile (*optional*): As for [`StreamingSession`]. If the session samples replies,
             torch's global random generator of the device goes on where it was saved, too.
@@ -76,109 +75,17 @@ def restore_session(
             is missing or not needed.
     """
     saved = read(folder, model)
-    options = _options_of(saved, speak) | {"streamer": streamer, "logits_processor": logits_processor}
+    options = options_of(saved, speak) | {"streamer": streamer, "logits_processor": logits_processor}
     dtype, given = saved.state["cache_dtype"], saved.state["new_cache"]
     dtype = None if dtype is None else getattr(torch, dtype)
     options |= {"cache_dtype": dtype} if given is None else {"cache": model.new_cache(dtype=dtype, **given)}
     session = model.stream(processor, compile=compile, **options)
-    for time, pixels, arrival in _fill_session(session, saved):
+    for time, pixels, arrival in fill_session(session, saved):
         session.receive(session._encode(pixels[None].to(model.device))[0], time, arrival)
     return session
 
 
-def save_stream(stream: Any, folder: str | os.PathLike, *, close: bool = False) -> None:
-    """
-    Save a stream of an engine as [`save_session`] does a session. Other streams go on meanwhile.
-
-    A reply in progress is finished first. Frames and questions that come later wait.
-
-    Args:
-        stream ([`EngineStream`]): The stream.
-        folder (`str` or `Path`): Where to write. A session saved there before is replaced.
-        close (`bool`, *optional*, defaults to `False`): Whether to end the stream where it is saved. Otherwise it goes
-            on.
-
-    Raises:
-        `FileExistsError`: If the folder holds something else.
-        `RuntimeError`: If an error has ended the stream, or a streamer calls this.
-        `ValueError`: If the stream is closed.
-    """
-    check_folder(folder)
-    stream._refuse_if_closed()
-    engine, session = stream._engine, stream.session
-    if engine.is_inside_step:
-        raise RuntimeError("A streamer cannot wait for the engine that calls it: save from another thread.")
-    with engine.changed:
-        session.is_paused = True
-    try:
-        while not stream.is_at_rest:
-            engine.make_progress(lambda: stream.is_at_rest)
-        with engine.changed:
-            stream._refuse_if_closed()
-            extra = {"received": stream.received, "when_behind": stream.when_behind, "max_waiting": stream.max_waiting}
-            saved = _state_of(session, **extra)
-            stream._is_closing = close  # what comes from now on is not in the files, so it is refused
-        try:
-            write(saved, session.model, folder)
-        except BaseException:
-            stream._is_closing = stream._is_closing and not close
-            raise
-        if close:
-            stream.close(discard=True)
-    finally:
-        with engine.changed:
-            session.is_paused = False
-            engine.changed.notify_all()
-
-
-def restore_stream(
-    engine: Any,
-    folder: str | os.PathLike,
-    *,
-    speak: Callable[..., bool | str | None] | None = None,
-    streamer: Any | None = None,
-    logits_processor: Any | None = None,
-    pause: bool = False,
-) -> Any:
-    """
-    Open a saved stream or session in an engine. It goes on as [`restore_session`] describes.
-
-    Args:
-        engine ([`StreamingEngine`]): The engine. It may have other limits than the one before.
-        folder (`str` or `Path`): Where [`save_stream`] or [`save_session`] has written.
-        speak, streamer, logits_processor (*optional*): As for [`restore_session`].
-        pause (`bool`, *optional*, defaults to `False`): Whether the stream waits until its session's `is_paused` is
-            set to `False`.
-
-    Returns:
-        [`EngineStream`]: The stream. Iterating over it gives later events; `events` also has the earlier ones.
-
-    Raises:
-        `EngineFullError`: If the engine has not enough memory left.
-        `FileNotFoundError`: If the folder holds no saved session.
-        `ValueError`: As for [`restore_session`], and for a session without `max_frames`.
-    """
-    saved = read(folder, engine.model)
-    options = _options_of(saved, speak) | {"streamer": streamer, "logits_processor": logits_processor}
-    if options["max_frames"] is None or options["max_text_tokens"] is None:
-        raise ValueError("An engine needs sessions with `max_frames` and `max_text_tokens`; this one has no limit.")
-    options |= {name: saved.state[name] for name in ("when_behind", "max_waiting") if name in saved.state}
-    with engine.changed:
-        stream = engine.open(**options)
-        most = stream.session.chunk_frames
-        try:
-            received = _fill_session(stream.session, saved)
-        except BaseException:
-            stream.close(discard=True)
-            raise
-        stream.session.chunk_frames = min(most, stream.session.chunk_frames)
-        stream.go_on(ReceivedFrame(*frame) for frame in received)
-        stream.session.is_paused = pause
-        engine.changed.notify_all()
-    return stream
-
-
-def _state_of(session: Any, **more: Any) -> Saved:
+def state_of(session: Any, **more: Any) -> Saved:
     """Return a session as files hold it, with what else its stream holds."""
     if session._is_working:
         raise ValueError("A session cannot be saved during a reply: save it when `push` or `ask` has returned.")
@@ -199,7 +106,7 @@ def _state_of(session: Any, **more: Any) -> Saved:
     return pack(values | _state_of_cache(session.cache) | more)
 
 
-def _options_of(saved: Saved, speak: Callable[..., Any] | None) -> dict[str, Any]:
+def options_of(saved: Saved, speak: Callable[..., Any] | None) -> dict[str, Any]:
     """Return the options to open a session with that a saved one can fill."""
     options = dict(saved.state["options"])
     reuse = saved.state["session"]["reuse"]
@@ -212,9 +119,9 @@ def _options_of(saved: Saved, speak: Callable[..., Any] | None) -> dict[str, Any
     return options | {"reuse_static": None if reuse is None else reuse["threshold"]}
 
 
-def _fill_session(session: Any, saved: Saved) -> list[tuple[float, torch.Tensor, float]]:
+def fill_session(session: Any, saved: Saved) -> list[tuple[float, torch.Tensor, float]]:
     """
-    Give a new session, opened with `_options_of`, the state of a saved one. Returns the frames that waited to be
+    Give a new session, opened with `options_of`, the state of a saved one. Returns the frames that waited to be
     encoded: their times, pixels (channels, height, width) and arrivals.
     """
     sources = [sys.modules[type(part).__module__] for part in (session, session._memory)]
@@ -317,4 +224,4 @@ def _fill_cache(cache: Any, model: Any, saved: Saved) -> None:
     _fill(cache.recent_frames, unpack(saved, "recent_frames"), model.get_input_embeddings().weight.device)
 
 
-__all__ = ["restore_session", "restore_stream", "save_session", "save_stream"]
+__all__ = ["fill_session", "options_of", "restore_session", "save_session", "state_of"]

@@ -185,29 +185,11 @@ def create_app(
     app = FastAPI(title="VideoLLM-MoD", openapi_url=None, lifespan=server.run)
     app.state.server = server
     server.allowed_hosts.update(host.lower() for host in allowed_hosts)
-    access = {"api_keys": tuple(api_keys), "origins": tuple(cors), "hosts": server.allowed_hosts}
-    app.add_middleware(Access, **access, refusals=server.metrics.refusals)
-    if cors:
-        app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
+    _add_access(app, server, api_keys, cors)
     app.add_exception_handler(RequestError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    _add_basics(app, server)
-    _add_sessions(app, server)
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        async with server.bodies.read_json(request, server.limits.max_body_bytes) as body:
-            if body.get("model") is not None:
-                check_model(server, body["model"])
-            completion = Completion(server, ChatRequest(body, server.limits), owner_of(request))
-            await completion.open()
-            await unless_gone(request, completion.begin())
-        return await answer(completion, request)
-
-    @app.websocket("/v1/realtime")
-    async def realtime(socket: WebSocket) -> None:
-        await _realtime(socket, server)
-
+    for add in (_add_basics, _add_sessions, _add_chat, _add_realtime):
+        add(app, server)
     return app
 
 
@@ -263,6 +245,13 @@ async def _answer_http_error(request: Request, error: HTTPException) -> JSONResp
     return error_response(RequestError(str(error.detail), status=error.status_code))
 
 
+def _add_access(app: FastAPI, server: Server, api_keys: Sequence[str], cors: Sequence[str]) -> None:
+    access = {"api_keys": tuple(api_keys), "origins": tuple(cors), "hosts": server.allowed_hosts}
+    app.add_middleware(Access, **access, refusals=server.metrics.refusals)
+    if cors:
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
+
+
 # -------------------------------------------------------------------------------------------------------------- basics
 
 
@@ -294,6 +283,21 @@ def check_model(server: Server, name: Any) -> None:
         raise RequestError(wrong, status=404, code="model_not_found", param="model")
 
 
+# ---------------------------------------------------------------------------------------------------------------- chat
+
+
+def _add_chat(app: FastAPI, server: Server) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        async with server.bodies.read_json(request, server.limits.max_body_bytes) as body:
+            if body.get("model") is not None:
+                check_model(server, body["model"])
+            completion = Completion(server, ChatRequest(body, server.limits), owner_of(request))
+            await completion.open()
+            await unless_gone(request, completion.begin())
+        return await answer(completion, request)
+
+
 # ------------------------------------------------------------------------------------------------------------ sessions
 
 
@@ -307,7 +311,7 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
             if instructions is not None and not isinstance(instructions, str):
                 raise RequestError("`instructions` must be a text.", code="invalid_type", param="instructions")
             named = {"instructions": instructions, "session_id": given.pop("id", None), "owner": owner_of(request)}
-            session = await server.sessions.open(read_options(given, path=""), **named)
+            session = await server.saved.open(read_options(given, path=""), **named)
         return _state_of(session)
 
     @app.get(path)
@@ -416,6 +420,12 @@ def _described(reply: Reply) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------ realtime
+
+
+def _add_realtime(app: FastAPI, server: Server) -> None:
+    @app.websocket("/v1/realtime")
+    async def realtime(socket: WebSocket) -> None:
+        await _realtime(socket, server)
 
 
 async def _realtime(socket: WebSocket, server: Server) -> None:

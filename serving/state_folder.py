@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time as clock
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -94,6 +95,16 @@ class StateFolder:
             self.discard(taken)
             raise ValueError(f"{damaged} of a saved session is damaged.")
         return taken
+
+    def peek(self, secret: str, *, expires: float | None = None) -> Path | None:
+        """Return the folder that is kept under a secret, or `None`. It stays, until another time if one is given."""
+        place = self._place_of(secret)
+        if not place.exists() or _has_expired(place):
+            return None
+        if expires is not None:
+            with suppress(OSError):
+                os.utime(place, (expires, expires))
+        return place
 
     def put_back(self, taken: Path, secret: str) -> None:
         """Keep a session that `take` returned under its secret again."""

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One stream of an engine: it takes frames and questions, and the engine does the work."""
 
+import os
 import queue
 import time as clock
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ import torch
 
 from ..reading_ahead_videollm_mod import TooManyWaitingError
 from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, StreamStep, Work
+from .saved_files import Saved, check_folder, write
+from .saving import fill_session, state_of
 
 
 class ReceivedFrame(NamedTuple):
@@ -186,6 +189,56 @@ class EngineStream:
             raise RuntimeError("The stream has ended before the answer.") from self.error
         return probe.probability
 
+    def save(self, folder: str | os.PathLike, *, close: bool = False) -> None:
+        """
+        Save the stream in a folder: its cache, and the frames and questions that wait. [`~StreamingEngine.restore`]
+        opens it again, also in another process.
+
+        A reply in progress is finished first. Frames and questions that come later wait. Other streams go on. The
+        streamer, the logits processor and a function given as `speak` are not saved. Nothing is pickled.
+
+        Args:
+            folder (`str` or `Path`): Where to write `session.json` and `session.safetensors`. A session saved there
+                before is replaced when the new files are complete.
+            close (`bool`, *optional*, defaults to `False`): Whether to end the stream where it is saved. Otherwise it
+                goes on.
+
+        Raises:
+            `FileExistsError`: If the folder holds something else.
+            `RuntimeError`: If an error has ended the stream, or a streamer calls this.
+            `ValueError`: If the stream is closed.
+        """
+        check_folder(folder)
+        self._refuse_if_closed()
+        engine, session = self._engine, self.session
+        if engine.is_inside_step:
+            raise RuntimeError("A streamer cannot wait for the engine that calls it: save from another thread.")
+        with engine.changed:
+            session.is_paused = True
+        try:
+            while not self.is_at_rest:
+                engine.make_progress(lambda: self.is_at_rest)
+            with engine.changed:
+                self._refuse_if_closed()
+                own = {
+                    "received": list(self._received),
+                    "when_behind": self.when_behind,
+                    "max_waiting": self.max_waiting,
+                }
+                saved = state_of(session, **own)
+                self._is_closing = close  # what comes from now on is not in the files, so it is refused
+            try:
+                write(saved, session.model, folder)
+            except BaseException:
+                self._is_closing = self._is_closing and not close
+                raise
+            if close:
+                self.close(discard=True)
+        finally:
+            with engine.changed:
+                session.is_paused = False
+                engine.changed.notify_all()
+
     def close(self, *, discard: bool = False) -> None:
         """
         Accept nothing more. The engine still sees and answers what was accepted, then frees the memory. With
@@ -285,15 +338,19 @@ class EngineStream:
         """Whether no step is unfinished and no frame is being encoded."""
         return self._is_done or (self._work is None and not self._num_encoding)
 
-    @property
-    def received(self) -> list[ReceivedFrame]:
-        """The frames that wait to be encoded."""
-        return list(self._received)
-
-    def go_on(self, received: Iterable[ReceivedFrame]) -> None:
-        """Go on from the session's state, which was saved, with the frames that waited. Its events are known."""
-        self._received.extend(received)
+    def go_on(self, saved: Saved, *, pause: bool) -> None:
+        """Go on where a stream was that was saved, or `pause` there. Its events are known."""
+        most = self.session.chunk_frames
+        try:
+            received = fill_session(self.session, saved)
+        except BaseException:
+            self.close(discard=True)
+            raise
+        self.session.chunk_frames = min(most, self.session.chunk_frames)
+        self._received.extend(ReceivedFrame(*frame) for frame in received)
         self._num_said = len(self.session.events)
+        self.session.is_paused = pause
+        self._engine.changed.notify_all()
 
     def take_received(self) -> list[ReceivedFrame]:
         """Remove and return the frames to encode next: as many as the session sees in one step."""

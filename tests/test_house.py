@@ -67,13 +67,24 @@ ALLOWED = {"torch", "transformers", "huggingface_hub", "packaging", "numpy", "to
 )
 FOLDERS = {"benchmarks", "commands", "convert", "docs", "samples", "serving", "space", "tests", "train"}
 # The files of `serving/` from the bottom up: each imports files above it in this list only.
-SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "step", "stream", "stats")
-SERVING += ("compiled_step", "encoding", "captured_step", "engine", "saved_files", "saving")
+SERVING = (
+    "faults",
+    "pages",
+    "memory",
+    "entries",
+    "kernels",
+    "packed_cache",
+    "step",
+    "saved_files",
+    "saving",
+    "stream",
+)
+SERVING += ("stats", "compiled_step", "encoding", "captured_step", "step_runner", "engine")
 # The server, which `__init__` does not import: it needs the extra `serve`.
 SERVING += ("state_folder", "limits", "bodies", "fetching", "access", "metrics", "session_options", "telling")
 SERVING += ("live_session", "live_sessions", "speech_endpoints", "realtime_events", "hearing", "speaking", "realtime")
 SERVING += ("event_fields", "realtime_audio", "realtime_requests", "saved_sessions", "chat_messages", "chat", "server")
-SERVING += ("ray_app",)
+SERVING += ("draining", "ray_app")
 SERVING += ("__init__",)
 
 

@@ -93,7 +93,7 @@ def test_a_captured_step_gives_what_a_plain_one_gives(monkeypatch, rows, shape, 
                 ids = [5 + turn] * before + (frame * frames)[bool(before) :] + [7 + turn] * text
                 ends = [len(ids) - 1 - len(frame) * k for k in reversed(range(frames))] or [len(ids) - 1]
                 steps.append(StreamStep(ids, ends, features if frames else None, 0.2 * index))
-            found.append((engine.execute(caches, steps), [cache.lengths for cache in caches]))
+            found.append((engine.runner.execute(caches, steps), [cache.lengths for cache in caches]))
         if capture:
             assert list(engine._captured.steps) == ([shape] if shape else [])
             assert engine._captured.spare.get_seq_length() == 0

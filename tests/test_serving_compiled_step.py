@@ -69,7 +69,7 @@ def test_a_compiled_step_relies_on_contiguous_attention(monkeypatch):
         for turn in range(2):
             size = (1, config.frame_num_tokens, config.vision_config.hidden_size)
             features = torch.randn(size, generator=torch.Generator().manual_seed(turn))
-            found += engine.execute([cache], [StreamStep(frame, [len(frame) - 1], features)])
+            found += engine.runner.execute([cache], [StreamStep(frame, [len(frame) - 1], features)])
         assert engine.stats.captured_steps == (2 if "compile_steps" in how else 0)
         # Dynamo keeps compilers for ever, but not the pages and the weights of their steps.
         references = [weakref.ref(x) for x in (engine.pool.layers[0][0], engine.model)]

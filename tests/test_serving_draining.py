@@ -7,6 +7,11 @@ import asyncio
 import httpx
 from engines import embedded
 from serving_server import ROOMY, picture, running
+from tiny import random_frames, tiny_model, tiny_processor
+
+from videollm_mod.serving.draining import draining
+from videollm_mod.serving.server import create_app
+from videollm_mod.serving.session_options import SessionOptions
 
 
 def test_draining_answers_what_was_accepted_and_opens_nothing():
@@ -30,3 +35,24 @@ def test_draining_answers_what_was_accepted_and_opens_nothing():
         refused = httpx.post(path)
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "server_draining"
         assert refused.headers["Retry-After"] == "1"
+
+
+def test_a_removed_server_without_connections_saves_what_it_has_begun_to_save(tmp_path):
+    """Nothing is open then but sessions over plain HTTP, so that the application is asked to end at once."""
+    engine = {"max_streams": 3, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
+    app = create_app(tiny_model(), tiny_processor(), state_dir=tmp_path, engine_options=engine)
+    sessions, removed = [], []
+
+    async def leave():
+        async with draining(app, 30.0, lambda: bool(removed))(app):
+            live = app.state.server.sessions
+            for name, frame in zip(("door", "gate"), random_frames(2), strict=True):
+                sessions.append(await live.open(SessionOptions(), session_id=name))
+                await sessions[-1].push(sessions[-1].new_frame(time=0.0), frame)
+            removed.append(True)
+            while not live.is_draining:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(leave())
+    assert [session.over for session in sessions] == ["saved", "saved"]
+    assert len([place for place in tmp_path.iterdir() if len(place.name) == 64]) == 2

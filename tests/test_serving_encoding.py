@@ -92,9 +92,9 @@ def test_frames_are_encoded_while_a_step_runs(monkeypatch):
         engine = tiny_engine(max_streams=2)
         engine._encoder.cuda_stream = vision_stream
         engine._encoder._intake = vision_stream and "intake"
-        encode, launch = engine.model.encode_frames, engine._launch
+        encode, launch = engine.model.encode_frames, engine.runner.launch
         monkeypatch.setattr(engine.model, "encode_frames", lambda x: order.append("encode") or encode(x))  # noqa: B023
-        monkeypatch.setattr(engine, "_launch", lambda *args: order.append("step") or launch(*args))  # noqa: B023
+        monkeypatch.setattr(engine.runner, "launch", lambda *args: order.append("step") or launch(*args))  # noqa: B023
         streams = [engine.open(max_new_tokens=3) for _ in range(2)]
         order.clear()
         for index in range(4):

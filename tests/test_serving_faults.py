@@ -145,17 +145,17 @@ def test_too_little_memory_for_all_ends_none(monkeypatch, break_model):
 def test_a_step_that_fails_is_not_counted():
     engine = tiny_engine(max_streams=1)
     cache = VideoLLMMoDPagedCache(engine.pool)
-    engine.execute([cache], [StreamStep([7, 8], [1])])
-    expected = engine.execute([cache], [StreamStep([9], [0])])[0].logits
+    engine.runner.execute([cache], [StreamStep([7, 8], [1])])
+    expected = engine.runner.execute([cache], [StreamStep([9], [0])])[0].logits
     twin = VideoLLMMoDPagedCache(engine.pool)
-    engine.execute([twin], [StreamStep([7, 8], [1])])
+    engine.runner.execute([twin], [StreamStep([7, 8], [1])])
     layer = engine.model.model.language_model.layers[-1]
     hook = layer.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        engine.execute([twin], [StreamStep([11], [0])])
+        engine.runner.execute([twin], [StreamStep([11], [0])])
     hook.remove()
     assert twin.lengths == [2] * 4 and engine.stats.steps == 3
-    assert torch.equal(engine.execute([twin], [StreamStep([9], [0])])[0].logits, expected)
+    assert torch.equal(engine.runner.execute([twin], [StreamStep([9], [0])])[0].logits, expected)
 
 
 def test_steps_that_cannot_be_captured_run_uncaptured(monkeypatch, caplog):

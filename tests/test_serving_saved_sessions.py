@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import tracemalloc
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import httpx
@@ -165,6 +165,8 @@ def test_sessions_over_http_go_on_by_their_name(state):
     with serve() as (address, _):
         path = f"http://{address}/v1/streaming/sessions/door"
         assert httpx.get(path, headers={"api-key": "second"}).status_code == 404  # it belongs to the other key
+        taken = client.post(path.removesuffix("/door"), json={"id": "door"})
+        assert (taken.status_code, taken.json()["error"]["code"]) == (409, "id_taken")
         shown = client.get(path).json()
         assert (shown["frames"], shown["frames_received"]) == (8, 8)
         show(address, range(8, len(frames)))
@@ -205,7 +207,14 @@ def test_sessions_of_a_drained_server_go_on_at_another(small):
             await door.ask("What do you see?")
         return connection._end.result()[0], refused.value
 
-    with small(session_prefix="a.") as (first, server), small(session_prefix="b.") as (second, _):
+    def new_address(address):
+        moved = httpx.get(f"http://{address}/{sessions}/a.door")
+        assert (moved.status_code, moved.json()["error"]["code"]) == (308, "session_moved")
+        return moved.headers["Location"]
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(small(session_prefix=prefix)) for prefix in ("a.", "b.", "c.")]
+        (first, server), (second, _), (third, _) = servers
         httpx.post(f"http://{first}/{sessions}", json={"id": "door"})
         door = server.sessions.find("a.door")
         token, code, created, heard = asyncio.run(move(first, second, server))
@@ -213,13 +222,25 @@ def test_sessions_of_a_drained_server_go_on_at_another(small):
         late_code, refused = asyncio.run_coroutine_threadsafe(late, server.sessions._loop).result(60)
         assert late_code == 1012 and (refused.status, refused.code) == (503, "server_draining")
         assert httpx.post(f"http://{first}/{sessions}").json()["error"]["code"] == "server_draining"
-        moved = httpx.get(f"http://{second}/{sessions}/a.door")
-        assert (moved.status_code, moved.json()["error"]["code"]) == (308, "session_moved")
-        assert moved.headers["Location"] == f"/{sessions}/b.door"  # a proxy with TLS may stand before the server
+        # Each server knows the new address, as often as it is asked. A proxy with TLS may stand before it.
+        assert [new_address(asked) for asked in (second, third, second)] == [f"/{sessions}/b.door"] * 3
         assert httpx.get(f"http://{second}/{sessions}/b.door").json()["id"] == "b.door"
     assert code == 1012 and token.startswith("a.") and created.id.startswith("b.")
     assert created.videollm_mod["resume_token"].startswith("b.")
     assert numbers_of(heard) == list(range(2, 2 + len(heard)))
+
+
+def test_a_session_gives_way_to_another_key_that_has_its_name_meanwhile(small):
+    first, second = ({"api-key": key} for key in ("first", "second"))
+    serve = partial(small, api_keys=["first", "second"])
+    with serve() as (address, _):
+        httpx.post(f"http://{address}/v1/streaming/sessions", json={"id": "door", "fps": 3}, headers=first)
+    with serve() as (address, _):
+        path = f"http://{address}/v1/streaming/sessions"
+        assert httpx.post(path, json={"id": "door"}, headers=second).status_code == 201
+        shown = [httpx.get(f"{path}/door", headers=first, follow_redirects=True).json() for _ in range(2)]
+        assert shown[0]["id"] == shown[1]["id"] != "door" and shown[0]["options"]["fps"] == 3
+        assert httpx.get(f"{path}/door", headers=second).json()["options"]["fps"] != 3
 
 
 def test_sessions_that_come_while_their_server_stops(small, state):

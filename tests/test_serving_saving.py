@@ -12,7 +12,7 @@ import torch
 from engines import said, tiny_engine
 from tiny import SCHEMES, random_frames, tiny_model, tiny_processor
 
-from videollm_mod.serving import restore_session, restore_stream, save_session, save_stream
+from videollm_mod.serving import restore_session, save_session
 
 
 OPTIONS = {"max_new_tokens": 4, "interval_threshold": 0.004, "output_router_scores": True}
@@ -254,14 +254,14 @@ def test_a_stream_goes_on_in_another_engine(tmp_path, num_steps):
     other = engine.open(**options)
     stream = engine.open(**options, when_behind="block")
     watch(engine, stream, frames, num_steps)
-    save_stream(stream, tmp_path)
+    stream.save(tmp_path)
     early = len(stream.events)
     assert bool(stream.session.cache._moved) == (num_steps == 30)
     expected = finish(stream)
     assert not other.session.is_paused and early < len(expected[0])
 
     second = tiny_engine(router="change", max_frames=6)
-    restored = restore_stream(second, tmp_path)
+    restored = second.restore(tmp_path)
     assert restored.max_waiting == 40 and restored.when_behind == "block" and restored.session.max_frames == 4
     restored.close()
     assert said(restored) == expected[0][early:]
@@ -274,7 +274,7 @@ def test_a_stream_is_saved_by_another_thread_and_ends_there(tmp_path):
     with engine:
         stream = engine.open(max_new_tokens=4, interval_threshold=0.004)
         watch(engine, stream, frames, 0)
-        save_stream(stream, tmp_path, close=True)
+        stream.save(tmp_path, close=True)
         with pytest.raises(ValueError, match="This stream is closed"):
             stream.push(frames)
         heard = list(stream)
@@ -292,6 +292,6 @@ def test_a_stream_is_saved_by_another_thread_and_ends_there(tmp_path):
 def test_an_engine_refuses_an_endless_session(tmp_path, saved):
     save_session(saved[0].stream(tiny_processor(), **OPTIONS), tmp_path)
     engine = tiny_engine()
-    with pytest.raises(ValueError, match="needs sessions with `max_frames` and `max_text_tokens`"):
-        restore_stream(engine, tmp_path)
+    with pytest.raises(ValueError, match="has no limit: an engine needs `max_frames` and `max_text_tokens`"):
+        engine.restore(tmp_path)
     assert not engine.streams

@@ -34,7 +34,7 @@ def test_running_a_step_copies_nothing_and_asks_the_device_nothing(monkeypatch):
         return outputs
 
     engine = tiny_engine(max_streams=2, capture=True)
-    engine.execute([VideoLLMMoDPagedCache(engine.pool)], [StreamStep([7], [0])])  # the kernel is chosen here
+    engine.runner.execute([VideoLLMMoDPagedCache(engine.pool)], [StreamStep([7], [0])])  # the kernel is chosen here
     monkeypatch.setattr(PackedStep, "forward", watched)
     streams = [engine.open(max_new_tokens=3) for _ in range(2)]
     for number, stream in enumerate(streams):
@@ -44,7 +44,7 @@ def test_running_a_step_copies_nothing_and_asks_the_device_nothing(monkeypatch):
     for_a_cpu = {("__init__", "nonzero"), ("check_on_device", "tolist")}
     assert found == {(f"routing.{function}", name) for function, name in for_a_cpu}
     with HostAndDevice(step_module) as mode:
-        engine.execute([streams[0].session.cache], [StreamStep([7], [0])])
+        engine.runner.execute([streams[0].session.cache], [StreamStep([7], [0])])
     assert ("step.read_results", "tolist") in mode.found
 
 

@@ -105,7 +105,7 @@ def test_a_reply_that_would_be_cut_at_once_does_not_start(trained):
     stream.push(frames[:1])
     batch = engine._choose_batch() or (engine._encode(), engine._choose_batch())[1]
     stream.ask("What do you see?", interrupt=True)
-    engine._give(stream, engine.execute([stream.session.cache], [batch[0][1]])[0])
+    engine._give(stream, engine.runner.execute([stream.session.cache], [batch[0][1]])[0])
     engine.run()
     assert [event.role for event in stream.events] == ["user", "assistant"]
 

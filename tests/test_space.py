@@ -20,8 +20,10 @@ import av
 import captions
 import drawing
 import gradio as gr
+import httpx
 import numpy as np
 import pytest
+from engines import said
 from hub import Hub
 from huggingface_hub import SpaceCard
 from inputs import read_frame
@@ -30,6 +32,8 @@ from PIL import Image
 from programs import run_main
 from published import save_source
 from room import Room, RoomIsFull, address_of
+from serving_server import ROOMY, running
+from serving_server import picture as picture_file
 from starlette.requests import Request
 from tiny import copy_embedded, embedded_files, random_frames, write_clip
 from uploads import FORMATS, Limits
@@ -175,6 +179,25 @@ def test_camera_frames_and_settings(parts):
     assert len(viewer.session.events) > before, "at a threshold of 1 the model always speaks"
     viewer.close()
     assert viewer.session.closed and sum(viewer.session.cache.lengths) == 0
+
+
+def test_the_page_and_the_server_run_the_same_sessions(parts):
+    """The same frames, settings and question give the same events and probabilities."""
+    frames = [frame for _, frame in parts[1].read_video(SAMPLE, fps=2, end=4.5)]
+    viewer, path = Viewer(*parts, interval_threshold=0.6), "/v1/streaming/sessions"
+    with running(*parts, engine_options=ROOMY) as (address, server), httpx.Client(timeout=60) as client:
+        path = f"http://{address}{path}"
+        path += "/" + client.post(path, json={"interval_threshold": 0.6}).json()["id"]
+        for number, frame in enumerate(frames):
+            viewer.see([(number / 2, frame)])
+            seen = client.post(f"{path}/frame?time={number / 2}", content=picture_file(frame)).json()["frame"]
+            assert seen["interval_probability"] == pytest.approx(viewer.session.interval_probability, abs=1e-4)
+        viewer.ask("How many things do you see?")
+        client.post(f"{path}/ask", json={"text": "How many things do you see?"})
+        (session,) = (live.stream.session for live in server.sessions)
+    assert type(session) is type(viewer.session)
+    assert said(session.events) == said(viewer.session.events) and len(viewer.events) > 3
+    viewer.close()
 
 
 def test_a_new_session_replaces_one_that_fills_the_context(parts):

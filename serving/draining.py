@@ -1,0 +1,57 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a server that is removed: its sessions are saved, or say what they have to say."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+_PERIOD = 0.5  # seconds between two looks
+
+
+def draining(application: FastAPI, seconds: float, is_removed: Callable[[], bool]) -> Any:
+    """
+    Return the lifespan of an application that ends its sessions in order, also while connections are still open.
+
+    Args:
+        application (`FastAPI`): What [`create_app`] returned.
+        seconds (`float`): How long the sessions may take. What is left then is discarded.
+        is_removed (`Callable`): Returns whether the server is about to be removed. Its connections may be open still.
+    """
+    run = application.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with run(application):
+            is_over = asyncio.Event()
+            task = asyncio.create_task(_drain(application.state.server, seconds, is_removed, is_over))
+            yield
+            is_over.set()
+            await task  # to cancel it would lose a session that is being saved
+
+    return lifespan
+
+
+async def _drain(server: Any, seconds: float, is_removed: Callable[[], bool], is_over: asyncio.Event) -> None:
+    while not (is_removed() or is_over.is_set()):
+        await asyncio.sleep(_PERIOD)
+    logger.info("The server is removed: its sessions are saved or end.")
+    try:
+        await asyncio.wait_for(_save_or_end(server), seconds)
+    except (TimeoutError, asyncio.TimeoutError):
+        await server.sessions.close()
+
+
+async def _save_or_end(server: Any) -> None:
+    await server.saved.save_all()
+    await server.sessions.drain()
+
+
+__all__ = ["draining"]
