@@ -68,7 +68,7 @@ class Load:
         dropped (`int`), refusals (`int`), resumed (`int`), errors (`dict`): See [`Tally`].
         late_send_p99 (`float`): By how much clients sent their frames too late.
         server_mb (`float`, *optional*): Largest memory of the server's process.
-        cache_mb (`float`): Largest memory of caches that streams had reserved.
+        cache_mb (`float`): Largest memory of caches that was seen reserved. Caches held for a moment may be missed.
     """
 
     way: str

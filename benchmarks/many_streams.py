@@ -140,7 +140,7 @@ def watch_all(
     before = int(caches[0].get_seq_length())
     with torch.no_grad():
         features = engine.model.encode_frames(pixels)
-    engine.execute(caches, [frame_step(engine.model.config, frames) for frames in features[:, None]])
+    engine.runner.execute(caches, [frame_step(engine.model.config, frames) for frames in features[:, None]])
 
     def undo() -> None:
         for cache in caches:

@@ -261,11 +261,11 @@ class EngineWatcher(Watcher):
 
     def watch(self, features: torch.Tensor) -> None:
         """See [`Watcher`]."""
-        self.engine.execute([self.cache], [frame_step(self.config, features[0])])
+        self.engine.runner.execute([self.cache], [frame_step(self.config, features[0])])
 
     def talk(self, count: int) -> None:
         """See [`Watcher`]."""
-        self.engine.execute([self.cache], [StreamStep([7] * count, [count - 1])])
+        self.engine.runner.execute([self.cache], [StreamStep([7] * count, [count - 1])])
 
     def cache_bytes(self) -> int:
         """See [`Watcher`]."""

@@ -94,10 +94,12 @@ def test_both_ways_on_a_real_server(monkeypatch, capsys, tmp_path):
         assert not list(server.sessions)
     streaming, resending = json.loads((tmp_path / "load.json").read_text())["rows"]
     assert (tmp_path / "load.md").read_text().strip() == capsys.readouterr().out.strip()
+    # A client that sends frames again holds a cache only for a moment, which the measurement may miss.
+    assert streaming["cache_mb"] > 0 <= resending["cache_mb"]
     for row in (streaming, resending):
         assert row["errors"] == {} and row["refusals"] == row["unanswered"] == 0 < row["questions"]
         assert 0 < row["lag_p50"] <= row["lag_p99"] and 0 < row["first_word_p50"] <= row["first_word_p99"]
-        assert row["cache_mb"] > 0 and row["frames_per_second"] > 0
+        assert row["frames_per_second"] > 0
     assert streaming["resumed"] > 0 == streaming["dropped"]
 
 

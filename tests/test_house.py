@@ -67,19 +67,8 @@ ALLOWED = {"torch", "transformers", "huggingface_hub", "packaging", "numpy", "to
 )
 FOLDERS = {"benchmarks", "commands", "convert", "docs", "samples", "serving", "space", "tests", "train"}
 # The files of `serving/` from the bottom up: each imports files above it in this list only.
-SERVING = (
-    "faults",
-    "pages",
-    "memory",
-    "entries",
-    "kernels",
-    "packed_cache",
-    "step",
-    "saved_files",
-    "saving",
-    "stream",
-)
-SERVING += ("stats", "compiled_step", "encoding", "captured_step", "step_runner", "engine")
+SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "step", "saved_files", "saving")
+SERVING += ("stream", "stats", "compiled_step", "encoding", "captured_step", "step_runner", "engine")
 # The server, which `__init__` does not import: it needs the extra `serve`.
 SERVING += ("state_folder", "limits", "bodies", "fetching", "access", "metrics", "session_options", "telling")
 SERVING += ("live_session", "live_sessions", "speech_endpoints", "realtime_events", "hearing", "speaking", "realtime")
