@@ -32,9 +32,11 @@ def draining(application: FastAPI, seconds: float, is_removed: Callable[[], bool
         async with run(application):
             is_over = asyncio.Event()
             task = asyncio.create_task(_drain(application.state.server, seconds, is_removed, is_over))
-            yield
-            is_over.set()
-            await task  # to cancel it would lose a session that is being saved
+            try:
+                yield
+            finally:
+                is_over.set()
+                await task  # to cancel it would lose a session that is being saved
 
     return lifespan
 

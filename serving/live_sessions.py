@@ -86,7 +86,7 @@ class LiveSessions:
         if session_id is not None:
             session.session_id = self._check_id(session_id)
         await session.open()
-        # While the stream opened, another client may have taken the name, or the server may have begun to stop.
+        # Another client may take the name while the stream opens. The server may also begin to stop.
         if self.is_draining or session.session_id in self._by_id:
             await session.close()
             self.refuse_if_draining()

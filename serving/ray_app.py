@@ -195,7 +195,8 @@ def _new_app(settings: Settings) -> FastAPI:
 
 def _is_removed() -> bool:
     """Return whether Serve has begun to remove the replica of this process."""
-    # Serve has no public way to learn this, and waits for open connections. Without it, it cuts them in the end.
+    # Serve waits for open connections, and has no public way to say so. If this private one is gone, the answer is
+    # always no, and Serve cuts the connections when its patience ends.
     actors = getattr(ray._private.worker.global_worker, "actors", {}).values()
     return any(getattr(getattr(actor, "_replica_impl", None), "_shutting_down", False) for actor in actors)
 
