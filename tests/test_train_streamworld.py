@@ -414,7 +414,8 @@ def test_no_two_parts_of_the_recipe_share_a_clip(size, tmp_path, monkeypatch):
             seeds_of("train", count, first) for (first, count), *others in map(list, kinds.values()) if not others
         ]
         counts = [rows.slides, rows.clips, rows.questions, rows.long_clips]
-        assert [len(some) // SLIDE_FRAMES for some in parts] == [count for count in counts if count]
+        # A small size encodes all parts at once, so their order differs from run to run.
+        assert sorted(len(some) // SLIDE_FRAMES for some in parts) == sorted(count for count in counts if count)
         parts += [seeds_of(split, max(rows.test_clips, 64)) for split in ("validation", "test", "ood")]
         for one, other in combinations(parts, 2):
             assert one.stop <= other.start or other.stop <= one.start, parts
