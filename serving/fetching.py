@@ -4,13 +4,11 @@
 
 import asyncio
 import base64
-import binascii
 import io
 import ipaddress
 import re
 import socket
 from typing import BinaryIO
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import httpx
 from PIL import Image, ImageOps
@@ -20,9 +18,16 @@ from .limits import Limits, RequestError
 
 PICTURES = ("JPEG", "PNG", "WEBP")
 _MOST_REDIRECTS = 5
-_DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*?(;base64)?,", re.IGNORECASE)
+_DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*?;base64,", re.IGNORECASE)
 # Addresses of IPv6 that a gateway maps to those of IPv4, in the last four bytes.
-_NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# All public addresses of IPv6 are here, except those of IPv4 in another form.
+_GLOBAL = ipaddress.ip_network("2000::/3")
+# Tunnels of IPv4 (Teredo, 6to4 and its relays), clouds' services for their own machines, and addresses for examples.
+_NOT_PUBLIC = ("2001::/32", "2002::/16", "192.88.99.0/24", "192.0.0.0/24", "168.63.129.16/32", "3fff::/20")
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, _NOT_PUBLIC))
+# The bytes before the address of IPv4 in an ISATAP tunnel's.
+_ISATAP = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")
 
 
 def read_picture(data: bytes, limits: Limits, *, param: str | None = None) -> Image.Image:
@@ -75,29 +80,28 @@ def read_data_uri(uri: str, *, most_bytes: int, param: str | None = None) -> byt
     if len(body) > most_bytes * 4 / 3 + 4:
         wrong = f"The file in this data URI has more than {most_bytes} bytes, which is the limit."
         raise RequestError(wrong, status=413, code="file_too_large", param=param)
-    if not head[1]:
-        return unquote_to_bytes(body)
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise RequestError("The data URI is not valid base64.", code="invalid_data_uri", param=param) from None
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address belongs to the public internet, also the IPv4 address inside an IPv6 one."""
+    """Return whether an IP address belongs to the public internet."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
-        inner = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
-        inner += [ipaddress.ip_address(found.packed[-4:])] if any(found in network for network in _NAT64) else []
-        if any(part is not None and not is_public(str(part)) for part in inner):
+        inner = ipaddress.ip_address(found.packed[-4:])
+        if found.ipv4_mapped is not None or found in _NAT64:
+            return is_public(str(inner))
+        if found not in _GLOBAL or found.packed[8:12] in _ISATAP:
             return False
-        if found.ipv4_mapped is not None or any(found in network for network in _NAT64):
-            return True
-    return found.is_global and not found.is_multicast and not found.is_reserved and not found.is_unspecified
+    is_usual = found.is_global and not found.is_multicast and not found.is_reserved and not found.is_unspecified
+    return is_usual and not any(found in network for network in _NOT_PUBLIC if network.version == found.version)
 
 
-async def _resolve(host: str, port: int, *, allows_private: bool, param: str | None) -> str:
-    """Return an address of a host. All of its addresses must be public unless private ones are allowed."""
+async def _resolve(url: httpx.URL, *, allows_private: bool, param: str | None) -> str:
+    """Return an address of a URL's host. All of its addresses must be public unless private ones are allowed."""
+    host, port = url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -151,13 +155,15 @@ async def fetch(
 
 
 async def _fetch(url: str, file: BinaryIO, *, most_bytes: int, allows_private: bool, param: str | None) -> None:
-    async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=None) as client:
+    # A client would follow redirects and unpack answers. A transport does only what is asked.
+    async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
+        place = _parse(url, param)
         for _ in range(_MOST_REDIRECTS + 1):
-            request = await _pinned(client, url, allows_private=allows_private, param=param)
-            response = await client.send(request, stream=True)
+            address = await _resolve(place, allows_private=allows_private, param=param)
+            response = await transport.handle_async_request(_pinned(place, address))
             try:
                 if response.has_redirect_location:
-                    url = urljoin(url, response.headers["location"])
+                    place = _parse(response.headers["location"], param, base=place)
                     continue
                 if response.status_code != 200:
                     wrong = f"The URL answered with status {response.status_code}."
@@ -169,26 +175,38 @@ async def _fetch(url: str, file: BinaryIO, *, most_bytes: int, allows_private: b
     raise RequestError(f"The URL redirects more than {_MOST_REDIRECTS} times.", code="unreachable_url", param=param)
 
 
-async def _pinned(client: httpx.AsyncClient, url: str, *, allows_private: bool, param: str | None) -> httpx.Request:
-    """Return a request for a URL that connects to an address which was checked."""
+def _parse(url: str, param: str | None, *, base: httpx.URL | None = None) -> httpx.URL:
+    """Return a URL, or where a redirect leads, for all who use it: two parsers could see two hosts."""
     try:
-        parts, parsed = urlsplit(url), httpx.URL(url)
-        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        found = httpx.URL(url) if base is None else base.join(url)
+        is_known = found.scheme in ("http", "https") and bool(found.host) and not found.userinfo
+        is_known = is_known and (found.port is None or 0 < found.port < 2**16)
     except (ValueError, httpx.InvalidURL):
-        host, parts = None, urlsplit("")
-    if parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
+        is_known = False
+    if not is_known:
         wrong = "A URL must begin with http:// or https://, and have no user name or password."
+        wrong = wrong if base is None else f"The URL redirects to one that is not valid. {wrong}"
         raise RequestError(wrong, code="invalid_url", param=param)
-    address = await _resolve(host, port, allows_private=allows_private, param=param)
+    return found
+
+
+def _pinned(url: httpx.URL, address: str) -> httpx.Request:
+    """Return a request for a URL that connects to an address which was checked."""
     # The name still goes into the request, and into the check of the certificate.
-    headers = {"Host": parts.netloc, "Accept-Encoding": "identity"}
-    extensions = {"sni_hostname": host}
-    return client.build_request("GET", parsed.copy_with(host=address), headers=headers, extensions=extensions)
+    headers = {"Host": url.netloc.decode(), "User-Agent": "videollm-mod", "Accept": "*/*"}
+    headers |= {"Accept-Encoding": "identity"}
+    extensions = {"sni_hostname": url.raw_host.decode().rstrip(".")}
+    return httpx.Request("GET", url.copy_with(host=address), headers=headers, extensions=extensions)
 
 
 async def _save(response: httpx.Response, file: BinaryIO, most_bytes: int, param: str | None) -> None:
+    packed = response.headers.get("content-encoding", "identity")
+    if packed != "identity":
+        # A few bytes could unpack to gigabytes. The request asked for the file as it is.
+        wrong = f"The URL answers with a packed file (Content-Encoding {packed!r}), which this server does not unpack."
+        raise RequestError(wrong, code="unreachable_url", param=param)
     count = 0
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.aiter_raw():
         count += len(chunk)
         if count > most_bytes:
             wrong = f"The URL has more than {most_bytes} bytes, which is the limit."

@@ -139,7 +139,7 @@ def test_wrong_files(client):
         (image("data:image/png;base64,***"), "invalid_data_uri"),
         (image("file:///etc/passwd"), "invalid_url"),
         (video("http://user:secret@localhost/x"), "invalid_url"),
-        (video("data:video/mp4," + "x" * 1_400_000), "file_too_large"),
+        (video("data:video/mp4;base64," + "x" * 1_400_000), "file_too_large"),
     ):
         with pytest.raises(APIStatusError) as error:
             ask(client, part)
