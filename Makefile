@@ -6,7 +6,7 @@ VIDEO ?=
 QUERY ?=
 MODEL ?=
 
-.PHONY: narrate space test test-ray train gpu checkpoint release-check clean
+.PHONY: narrate space test test-ray mutants train gpu checkpoint release-check clean
 
 narrate: $(VENV)/.installed
 	@for video in $(if $(VIDEO),"$(VIDEO)",samples/*.mp4); do \
@@ -30,6 +30,12 @@ test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 test-ray: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --quiet --editable ".[ray]"
 	TEST_RAY=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -W ignore tests/test_serving_ray_app.py
+
+# Change the code at random places, and list the changes that no test notices. A second run continues the first.
+MUTANTS := $(BIN)/python benchmarks/mutants.py
+mutants: $(VENV)/.installed-test
+	test -f outputs/mutants/survey.json || HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(MUTANTS) survey
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nice -n 15 $(MUTANTS) run $(ARGS)
 
 # Run two minutes of the embedded checkpoint's recipe from nothing, and print a table before and after.
 train: $(VENV)/.installed-test
