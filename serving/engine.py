@@ -224,8 +224,8 @@ class StreamingEngine:
             folder (`str` or `Path`): Where [`~EngineStream.save`] or [`save_session`] has written. The engine may have
                 other limits than the one before.
             speak, streamer, logits_processor (*optional*): As for [`restore_session`].
-            pause (`bool`, *optional*, defaults to `False`): Whether the stream waits until its session's `is_paused`
-                is set to `False`.
+            pause (`bool`, *optional*, defaults to `False`): Whether the stream waits until its
+                [`~EngineStream.resume`] is called.
 
         Returns:
             [`EngineStream`]: The stream. Iterating over it gives later events; `events` also has the earlier ones.

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A saved session in files: `session.json`, and `session.safetensors` for its tensors. Nothing is pickled."""
 
+import errno
 import hashlib
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -120,9 +122,20 @@ def write(saved: Saved, model: Any, folder: str | os.PathLike) -> None:
         new.mkdir()
         save_file(saved.tensors, new / TENSORS, metadata={"id": key})
         (new / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
-        if folder.exists():
-            os.rename(folder, Path(beside, "old"))
-        os.rename(new, folder)
+        rename_over(new, folder, Path(beside))
+
+
+def rename_over(new: Path, folder: Path, trash: Path) -> None:
+    """Rename a folder to the name of another, which moves into `trash`. Others may do the same at the same time."""
+    while True:
+        with suppress(FileNotFoundError):
+            os.rename(folder, trash / secrets.token_hex(8))
+        try:
+            os.rename(new, folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def read(folder: str | os.PathLike, model: Any) -> Saved:
@@ -177,4 +190,16 @@ def digests(model: Any) -> dict[str, str]:
     return {"weights": weights.hexdigest(), "configuration": configuration.hexdigest()}
 
 
-__all__ = ["FORMAT", "STATE", "TENSORS", "Saved", "check_folder", "digests", "pack", "read", "unpack", "write"]
+__all__ = [
+    "FORMAT",
+    "STATE",
+    "TENSORS",
+    "Saved",
+    "check_folder",
+    "digests",
+    "pack",
+    "read",
+    "rename_over",
+    "unpack",
+    "write",
+]

@@ -251,7 +251,7 @@ class SavedSessions:
             sessions.add(session)
             session.wait_for_client(is_connected=state["conversation"] is None)
         finally:
-            await sessions.run(lambda: _unpause(stream))
+            await sessions.run(stream.resume)
         return session, state["session_id"]
 
 
@@ -303,12 +303,6 @@ def _fill(session: LiveSession, state: dict[str, Any], token: str | None) -> Non
     questions = [question for question in session.stream.session._questions if question.reply_now]
     for question, reply in zip(questions, state["asked"], strict=True):
         session.asked[id(question)] = Reply(question=question, **reply)
-
-
-def _unpause(stream: Any) -> None:
-    with stream._engine.changed:
-        stream.session.is_paused = False
-        stream._engine.changed.notify_all()
 
 
 __all__ = ["SavedSessions", "SessionMovedError"]

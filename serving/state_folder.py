@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from .saved_files import rename_over
+
 
 _DIGESTS = "digests.json"
 _COMPLETE = re.compile(r"[0-9a-f]{64}")
@@ -51,8 +53,13 @@ class StateFolder:
         return Path(tempfile.mkdtemp(prefix=_OPEN, dir=self.folder))
 
     def discard(self, place: Path) -> None:
-        """Remove the files of a session."""
-        shutil.rmtree(place, ignore_errors=True)
+        """Remove the files of a session, all at once for others that look for it."""
+        gone = self.folder / f"{_OPEN}{secrets.token_hex(8)}"
+        try:
+            os.rename(place, gone)
+        except OSError:
+            return  # another server has taken or removed it
+        shutil.rmtree(gone, ignore_errors=True)
 
     def commit(self, place: Path, secret: str, expires: float) -> None:
         """
@@ -71,10 +78,9 @@ class StateFolder:
         with self._lock:
             self._make_room(_size(place))
             os.utime(place, (expires, expires))
-            kept = self._place_of(secret)
-            if kept.exists():
-                self.discard(kept)
-            os.rename(place, kept)
+            replaced = self.begin()
+            rename_over(place, self._place_of(secret), replaced)
+            self.discard(replaced)
 
     def take(self, secret: str) -> Path | None:
         """
@@ -163,11 +169,10 @@ def _find_damaged(place: Path) -> str | None:
 # Another server may remove a session at any time.
 def _size(place: Path) -> int:
     total = 0
-    for path in place.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
+    for folder, _, names in os.walk(place):
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(folder, name)).st_size
     return total
 
 

@@ -61,7 +61,7 @@ class EngineStream:
         self._step: StreamStep | None = None
         self._said: queue.SimpleQueue[StreamEvent | None] = queue.SimpleQueue()
         self._num_said = 0
-        self._num_encoding = 0
+        self._num_encoding = self._num_pauses = 0
         self._is_closing = False
         self._is_done = False
 
@@ -213,8 +213,7 @@ class EngineStream:
         engine, session = self._engine, self.session
         if engine.is_inside_step:
             raise RuntimeError("A streamer cannot wait for the engine that calls it: save from another thread.")
-        with engine.changed:
-            session.is_paused = True
+        self.pause()
         try:
             while not self.is_at_rest:
                 engine.make_progress(lambda: self.is_at_rest)
@@ -235,9 +234,20 @@ class EngineStream:
             if close:
                 self.close(discard=True)
         finally:
-            with engine.changed:
-                session.is_paused = False
-                engine.changed.notify_all()
+            self.resume()
+
+    def pause(self) -> None:
+        """Let the engine finish the step and reply in progress, and then leave the stream as it is."""
+        with self._engine.changed:
+            self._num_pauses += 1
+            self.session.is_paused = True
+
+    def resume(self) -> None:
+        """Let the stream go on, if this was called as often as `pause`. A stream is also paused while it is saved."""
+        with self._engine.changed:
+            self._num_pauses -= 1
+            self.session.is_paused = self._num_pauses > 0
+            self._engine.changed.notify_all()
 
     def close(self, *, discard: bool = False) -> None:
         """
@@ -349,7 +359,8 @@ class EngineStream:
         self.session.chunk_frames = min(most, self.session.chunk_frames)
         self._received.extend(ReceivedFrame(*frame) for frame in received)
         self._num_said = len(self.session.events)
-        self.session.is_paused = pause
+        if pause:
+            self.pause()
         self._engine.changed.notify_all()
 
     def take_received(self) -> list[ReceivedFrame]:
