@@ -164,7 +164,8 @@ def narrate_rows(
         done (`set[str]`): Names of rows that are left out.
         model, revision, workers, out, options: See [`narrate_with_ray`].
     """
-    rows = _start_ray().data.read_datasource(_new_source(data_set, done))
+    # Reading takes no core for itself: processes that narrate may take all, and would wait for it.
+    rows = _start_ray().data.read_datasource(_new_source(data_set, done), ray_remote_args={"num_cpus": 0})
     given = {"model": _place(model), "revision": revision, "videos": (), **options}
     yield from _saved(_narrate(rows, RowNarrator, _MOST_ROWS, workers, **given), out)
 

@@ -48,6 +48,8 @@ async def _drain(server: Any, seconds: float, is_removed: Callable[[], bool], is
     try:
         await asyncio.wait_for(_save_or_end(server), seconds)
     except (TimeoutError, asyncio.TimeoutError):
+        left = len(list(server.sessions))
+        logger.warning(f"{left} sessions were neither saved nor answered within {seconds:g} s. They are lost.")
         await server.sessions.close()
 
 

@@ -30,7 +30,7 @@ class LiveSession:
     One client's stream. All methods run in the event loop; the engine's work goes to threads.
 
     Attributes:
-        session_id (`str`), token (`str`): Its name, and the secret that resumes it.
+        session_id (`str`), token (`str`): Its name, and what resumes it: the prefix of its server and a secret.
         owner (`str`, *optional*): To whom it belongs. `None` if the server needs no keys.
         options ([`SessionOptions`]), instructions (`str`), max_output_tokens (`int`): Its settings.
         stream ([`EngineStream`]): Its stream.
@@ -53,7 +53,6 @@ class LiveSession:
         self.sessions, self.options, self.limits, self.owner = sessions, options, sessions.limits, owner
         self.session_id = f"{sessions.prefix}sess_{secrets.token_hex(12)}"
         self.token = sessions.prefix + secrets.token_urlsafe(24)
-        self.earlier_token: str | None = None  # of another server, for a client that does not know the new one yet
         self.max_output_tokens = self.limits.max_output_tokens
         self.instructions, self.stream_options = instructions, stream_options or {}
         self.stream: EngineStream | None = None

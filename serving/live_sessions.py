@@ -36,7 +36,7 @@ class LiveSessions:
         engine ([`StreamingEngine`]): The engine.
         limits ([`Limits`]): What sessions may do.
         metrics ([`Metrics`]): Where to count.
-        prefix (`str`, *optional*): What ids and resume tokens begin with.
+        prefix (`str`, *optional*): What ids and resume tokens begin with. It ends with a dot.
     """
 
     when_behind = "drop_oldest"
@@ -46,7 +46,7 @@ class LiveSessions:
         self.engine, self.limits, self.metrics, self.prefix = engine, limits, metrics, prefix
         self.is_draining = False
         self._by_id: dict[str, LiveSession] = {}
-        self._by_token: dict[str, LiveSession] = {}
+        self._by_secret: dict[str, LiveSession] = {}
         self._by_stream: dict[EngineStream, LiveSession] = {}
         self._threads = ThreadPoolExecutor(max_workers=engine.max_streams + 4, thread_name_prefix="session")
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -96,9 +96,7 @@ class LiveSessions:
 
     def add(self, session: LiveSession) -> None:
         """Put an open session on the lists."""
-        self._by_id[session.session_id] = self._by_token[session.token] = session
-        if session.earlier_token is not None:
-            self._by_token[session.earlier_token] = session
+        self._by_id[session.session_id] = self._by_secret[secret_of(session.token)] = session
 
     def refuse_if_draining(self) -> None:
         """Raise [`RequestError`] if the server opens no more sessions."""
@@ -121,8 +119,8 @@ class LiveSessions:
         return self.has(session_id) and self._by_id[session_id].owner == owner
 
     def has_token(self, token: str) -> bool:
-        """Whether there is a session with this resume token."""
-        return token in self._by_token
+        """Whether there is a session with this resume token, also if another server gave it."""
+        return secret_of(token) in self._by_secret
 
     def __iter__(self) -> Iterator[LiveSession]:
         return iter(list(self._by_id.values()))
@@ -146,7 +144,7 @@ class LiveSessions:
 
     def find_token(self, token: str, owner: str | None = None) -> LiveSession:
         """Return the session of an owner that a resume token belongs to. Raise [`RequestError`] if there is none."""
-        session = self._by_token.get(token)
+        session = self._by_secret.get(secret_of(token))
         if session is None or session.owner != owner:
             gone = "There is no session to resume with this token: it was closed, or it expired."
             raise RequestError(gone, status=404, code="no_session")
@@ -154,9 +152,8 @@ class LiveSessions:
 
     def forget(self, session: LiveSession) -> None:
         """Take a session that is over off the lists."""
-        if self._by_token.pop(session.token, None) is not None:
+        if self._by_secret.pop(secret_of(session.token), None) is not None:
             del self._by_id[session.session_id]
-            self._by_token.pop(session.earlier_token, None)
 
     async def drain(self) -> None:
         """Open no more sessions, and end each one when what it has accepted is seen and answered."""
@@ -231,9 +228,14 @@ class LiveSessions:
         self.start(session.close("the server failed"))
 
 
+def secret_of(token: str) -> str:
+    """Return a resume token without the prefix of its server. It stays when a session goes on at another server."""
+    return token.rpartition(".")[2]
+
+
 def id_taken(session_id: str) -> RequestError:
     """Return the error for a client that opens a session under the name of another one."""
     return RequestError(f"There is a session {session_id!r} already.", status=409, code="id_taken", param="id")
 
 
-__all__ = ["LiveSessions", "id_taken"]
+__all__ = ["LiveSessions", "id_taken", "secret_of"]

@@ -107,10 +107,10 @@ class SessionRouter(RequestRouter):
         if pending_request is None:
             return [candidates]
         pending_request.routing_context.should_backoff = True
-        if (name := _replica_of(pending_request.args)) is not None:
-            own = [replica for replica in candidates if replica.replica_id.unique_id == name]
-            # The session was lost with its replica. Any other tells the client that there is no such session.
-            return [own or candidates]
+        name = _replica_of(pending_request.args)
+        if own := [replica for replica in candidates if replica.replica_id.unique_id == name]:
+            return [own]
+        # The replica of a session may be gone. Any other resumes the session if it was saved, or says where it is.
         count = Counter(self._open.values())
         roomy = [replica for replica in candidates if replica.routing_stats.get("has_room", True)] or candidates
         least = min((count[replica.replica_id] for replica in roomy), default=0)

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .limits import RequestError
 from .live_session import LiveSession
-from .live_sessions import LiveSessions, id_taken
+from .live_sessions import LiveSessions, id_taken, secret_of
 from .memory import EngineFullError
 from .realtime import Conversation
 from .realtime_events import Audio
@@ -29,6 +29,7 @@ _FORMAT = 1
 _CLIENT, _STREAM, _MOVED = "client.json", "stream", "moved.txt"
 _SWEEP_SECONDS = 10.0
 _DISCONNECT_SECONDS = 10.0
+_MOST_SECONDS_AWAY = 60.0  # for which a session is on its way from one server to the next
 # Attributes of a session that are saved as they are.
 _KEPT = ("instructions", "max_output_tokens", "created", "has_begun", "num_received", "num_skipped")
 _KEPT += ("_num_early", "_context", "_last_time", "_due")
@@ -40,11 +41,11 @@ class SessionMovedError(RequestError):
     A session was resumed under another name, because its server is another one.
 
     Args:
-        before (`str`), now (`str`): Its names.
+        before (`str`), now (`str`): Its names, or its resume tokens.
     """
 
     def __init__(self, before: str, now: str) -> None:
-        super().__init__(f"The session {before!r} goes on as {now!r}.", status=308, code="session_moved")
+        super().__init__("The session goes on at another address.", status=308, code="session_moved")
         self.before, self.now = before, now
 
 
@@ -58,8 +59,13 @@ class _Wanted(NamedTuple):
     @property
     def secret(self) -> str:
         """Under what it is saved. It includes the owner, so that other owners cannot find the session."""
-        secret = f"id {self.session_id}" if self.token is None else f"token {self.token}"
+        secret = f"id {self.session_id}" if self.token is None else f"token {secret_of(self.token)}"
         return secret if self.owner is None else f"{secret} of {self.owner}"
+
+    @property
+    def note(self) -> str:
+        """Under what its new name is kept."""
+        return f"moved {self.secret}"
 
 
 class SavedSessions:
@@ -76,6 +82,7 @@ class SavedSessions:
     def __init__(self, sessions: LiveSessions, folder: StateFolder | None, name: str, audio: Audio) -> None:
         self.sessions, self.folder, self.name, self.audio = sessions, folder, name, audio
         self._lock = asyncio.Lock()
+        self._moved: dict[str, LiveSession] = {}  # sessions from other servers, by their notes
         if folder is not None:
             sessions.start(self._sweep())
 
@@ -89,15 +96,24 @@ class SavedSessions:
         """
         wanted = _Wanted(owner, session_id=session_id)
         session = None if self._is_here(wanted) else await self._restore(wanted)
-        now = await self._new_name(wanted) if session is None else session.session_id
-        if now not in (None, session_id):
-            raise SessionMovedError(session_id, now)
+        if session is None:
+            await self._refuse_if_moved(wanted)
+        elif session.session_id != session_id:
+            raise SessionMovedError(session_id, session.session_id)
         return self.sessions.find(session_id, owner)
 
     async def find_token(self, token: str, owner: str | None = None) -> LiveSession:
-        """Return the session of an owner that a resume token belongs to. Raise [`RequestError`] if there is none."""
+        """
+        Return the session of an owner that a resume token belongs to, also a token of a server that had it before.
+
+        Raises:
+            [`RequestError`]: If there is none, or it cannot be resumed. It is a [`SessionMovedError`] if another
+                server that shares the folder has the session.
+        """
         wanted = _Wanted(owner, token=token)
         session = None if self._is_here(wanted) else await self._restore(wanted)
+        if session is None:
+            await self._refuse_if_moved(wanted)
         return self.sessions.find_token(token, owner) if session is None else session
 
     async def open(
@@ -118,19 +134,28 @@ class SavedSessions:
         if self.folder is None:
             return
         async with self._lock:  # a session that is being restored is saved again
-            sessions = list(self.sessions)
-        for session in sessions:
-            if not session.can_be_resumed or session.over is not None:
-                continue
+            sessions = [found for found in self.sessions if found.can_be_resumed and found.over is None]
+        # A client that is away may ask another server before its session is saved.
+        run, wanted = self.sessions.run, [_saved_as(session) for session in sessions]
+        await run(lambda: [self._note(one, "") for one in wanted])
+        for session, one in zip(sessions, wanted, strict=True):
             try:
-                await self._save(session)
+                if session.over is None:
+                    await self._save(session)
             except Exception as error:
                 logger.warning(f"The session {session.session_id} could not be saved: {error}")
+            finally:
+                await run(lambda note=one.note: self.folder.remove(note))
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
+            self._moved = {note: session for note, session in self._moved.items() if session.over is None}
             try:
+                notes = list(self._moved)
+                await self.sessions.run(
+                    lambda notes=notes: [self.folder.peek(note, expires=self._notes_expire) for note in notes]
+                )
                 await self.sessions.run(self.folder.remove_expired)
             except OSError as error:
                 logger.warning(f"Expired sessions could not be removed: {error}")
@@ -151,8 +176,7 @@ class SavedSessions:
                 await session.saving(lambda: stream.save(place / _STREAM, close=True))
                 state = json.dumps(_state_of(session, waiting), allow_nan=False)
                 await run(lambda: (place / _CLIENT).write_text(state, encoding="utf-8"))
-            named = {"session_id": session.session_id} if conversation is None else {"token": session.token}
-            await run(lambda: self.folder.commit(place, _Wanted(session.owner, **named).secret, expires))
+            await run(lambda: self.folder.commit(place, _saved_as(session).secret, expires))
         finally:
             await run(lambda: self.folder.discard(place))
             saved.set()
@@ -185,43 +209,60 @@ class SavedSessions:
                 raise _lost(error) from None
             if taken is None:
                 return None
+            await run(lambda: self._note(wanted, ""))
             try:
                 session, before = await self._open(taken, wanted)
             except BaseException as error:
                 # Another server that shares the folder may have room, or the right model.
                 folder.put_back(taken, wanted.secret)
+                folder.remove(wanted.note)
                 if isinstance(error, EngineFullError):
                     raise self.sessions.full() from None
                 if isinstance(error, (ValueError, KeyError, TypeError)):
-                    raise _lost(error) from None
+                    raise _lost(error, taken / _STREAM) from None
                 raise
             await run(lambda: folder.discard(taken))
-            if session.session_id != before:
-                await run(lambda: self._note_move(before, session))
+            if session.session_id == before:
+                await run(lambda: folder.remove(wanted.note))
+            else:
+                await run(lambda: self._note(wanted, session.session_id))
+                self._moved[wanted.note] = session
             return session
 
-    def _note_move(self, before: str, session: LiveSession) -> None:
-        """Let all servers that share the folder know the new name of a session."""
+    def _note(self, wanted: _Wanted, now: str) -> None:
+        """Let all servers that share the folder know the new name of a session, `""` while it is on its way."""
         try:
             place = self.folder.begin()
-            (place / _MOVED).write_text(session.session_id, encoding="utf-8")
-            self.folder.commit(place, f"moved {_Wanted(session.owner, before).secret}", self._moves_expire)
+            (place / _MOVED).write_text(now, encoding="utf-8")
+            expires = self._notes_expire if now else clock.time() + _MOST_SECONDS_AWAY
+            self.folder.commit(place, wanted.note, expires)
         except (OSError, ValueError) as error:
-            logger.warning(f"The new name of the session {before} could not be kept: {error}")
+            logger.warning(f"Other servers cannot be told where a session is: {error}")
 
-    async def _new_name(self, wanted: _Wanted) -> str | None:
-        """Return the name of a session that had another one before, or `None`."""
-        if self.folder is None or self.sessions.is_of(wanted.session_id, wanted.owner):
-            return None
-        secret = f"moved {wanted.secret}"
-        place = await self.sessions.run(lambda: self.folder.peek(secret, expires=self._moves_expire))
+    async def _refuse_if_moved(self, wanted: _Wanted) -> None:
+        """Raise [`RequestError`] if a session is at another server, or on its way there."""
+        if self._is_here(wanted):
+            return
+        place = await self.sessions.run(lambda: self.folder.peek(wanted.note))
         try:
-            return None if place is None else (place / _MOVED).read_text(encoding="utf-8")
+            name = None if place is None else (place / _MOVED).read_text(encoding="utf-8")
         except OSError:  # another server has removed it
-            return None
+            return
+        if name == "":
+            moving = "The session moves to another server: try again."
+            raise RequestError(moving, status=503, code="session_moving", retry_after=1)
+        if name is None:
+            return
+        before, now = wanted.session_id, name
+        if wanted.token is not None:
+            prefix, dot, _ = name.rpartition(".")
+            before, now = wanted.token, prefix + dot + secret_of(wanted.token)
+        if now != before:
+            await self.sessions.run(lambda: self.folder.peek(wanted.note, expires=self._notes_expire))
+            raise SessionMovedError(before, now)
 
     @property
-    def _moves_expire(self) -> float:
+    def _notes_expire(self) -> float:
         return clock.time() + self.sessions.limits.idle_seconds
 
     async def _open(self, taken: Path, wanted: _Wanted) -> tuple[LiveSession, str]:
@@ -239,9 +280,9 @@ class SavedSessions:
         try:
             teller.go_on(stream.session)
             session.stream, session.teller, stream.max_events = stream, teller, sessions.limits.max_unsent
-            moves = state["prefix"] != sessions.prefix
-            session.earlier_token = wanted.token if moves else None
-            _fill(session, state, None if moves else wanted.token)
+            _fill(session, state)
+            if wanted.token is not None:
+                session.token = sessions.prefix + secret_of(wanted.token)
             if state["conversation"] is not None:
                 Conversation(session, self.name, self.audio).go_on(state["conversation"])
         except BaseException:
@@ -255,9 +296,11 @@ class SavedSessions:
         return session, state["session_id"]
 
 
-def _lost(error: Exception) -> RequestError:
+def _lost(error: Exception, folder: Path | None = None) -> RequestError:
     logger.warning(f"A saved session was not resumed: {error}")
-    return RequestError(f"The session cannot be resumed: {error}", status=410, code="session_lost")
+    # Clients do not learn where the files of the server are.
+    why = str(error).replace(f" in '{folder}'", "").replace(f"{folder}/", "")
+    return RequestError(f"The session cannot be resumed: {why}", status=410, code="session_lost")
 
 
 def _questions_of(session: LiveSession) -> list[Reply]:
@@ -286,8 +329,15 @@ def _state_of(session: LiveSession, waiting: list[Reply]) -> dict[str, Any]:
     }
 
 
-def _fill(session: LiveSession, state: dict[str, Any], token: str | None) -> None:
-    """Give a new session, whose stream was restored, what was saved of it. Without a `token` it keeps its new one."""
+def _saved_as(session: LiveSession) -> _Wanted:
+    """Return under what a session is saved: a client of the realtime protocol resumes it with its token."""
+    if session.conversation is None:
+        return _Wanted(session.owner, session_id=session.session_id)
+    return _Wanted(session.owner, token=session.token)
+
+
+def _fill(session: LiveSession, state: dict[str, Any]) -> None:
+    """Give a new session what was saved of it. Its stream was restored already."""
     for name in _KEPT:
         setattr(session, name, state[name])
     name = session.sessions.prefix + state["session_id"].removeprefix(state["prefix"])
@@ -296,7 +346,6 @@ def _fill(session: LiveSession, state: dict[str, Any], token: str | None) -> Non
     session.stream.session.max_new_tokens = session.max_output_tokens
     session.stream.max_waiting = session.limits.max_waiting
     session.session_id = session.session_id if session.sessions.has(name) else name
-    session.token = session.token if token is None else token
     if state["zero"] is not None:
         session._zero = session._loop.time() - (clock.time() - state["zero"])
     session._frames = deque(Frame(item_id, time) for item_id, time in state["frames"])

@@ -10,6 +10,7 @@ import time as clock
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import uvicorn
@@ -18,6 +19,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from transformers.utils import logging
 
 from ..checks_videollm_mod import check_count
@@ -163,7 +165,8 @@ def create_app(
             page whose owner lets its name lead to this server.
         allow_private_urls (`bool`, *optional*, defaults to `False`): Whether requests may name URLs in a private
             network, such as `http://localhost`.
-        session_prefix (`str`, *optional*): What ids and resume tokens of sessions begin with, for routers.
+        session_prefix (`str`, *optional*): What ids and resume tokens of sessions begin with, for routers. It must end
+            with a dot.
         state_dir (`str` or `Path`, *optional*): Folder in which sessions are saved when the application ends, and
             from which clients resume them. Servers of one model may share it.
         max_state_bytes (`int`, *optional*, defaults to 10,000,000,000): Most bytes of all saved sessions.
@@ -177,6 +180,8 @@ def create_app(
     """
     if not all(api_keys):
         raise ValueError("A key of `api_keys` is empty: clients without a key would be served.")
+    if session_prefix and not session_prefix.endswith("."):
+        raise ValueError(f"`session_prefix` must end with a dot, got {session_prefix!r}.")
     check_count("max_state_bytes", max_state_bytes)
     folder = None if state_dir is None else StateFolder(state_dir, max_state_bytes)
     engine = StreamingEngine(model, processor, **{"output_router_scores": True, **(engine_options or {})})
@@ -231,11 +236,16 @@ def error_response(error: RequestError) -> JSONResponse:
 
 
 async def _answer_error(request: Request, error: RequestError) -> JSONResponse:
-    response = error_response(error)
-    if isinstance(error, SessionMovedError):
-        # A proxy with TLS may stand before the server, so the address is a relative one.
-        path, query = request.url.path.replace(error.before, error.now), request.url.query
-        response.headers["Location"] = f"{path}?{query}" if query else path
+    return _moved_response(request, error) if isinstance(error, SessionMovedError) else error_response(error)
+
+
+def _moved_response(request: HTTPConnection, error: SessionMovedError) -> JSONResponse:
+    """Return the address at which a session goes on."""
+    response, path = error_response(error), request.url.path.replace(error.before, error.now)
+    given = request.query_params.multi_items()
+    query = urlencode([(name, error.now if value == error.before else value) for name, value in given])
+    # A proxy with TLS may stand before the server, so the address is a relative one.
+    response.headers["Location"] = f"{path}?{query}" if query else path
     return response
 
 
@@ -438,6 +448,9 @@ async def _realtime(socket: WebSocket, server: Server) -> None:
             conversation.emit("session.created", session=conversation.describe())
         else:
             conversation = (await server.saved.find_token(token, owner_of(socket))).conversation
+    except SessionMovedError as error:
+        await socket.send_denial_response(_moved_response(socket, error))
+        return
     except RequestError as error:
         await socket.send_denial_response(error_response(error))
         return

@@ -87,13 +87,15 @@ class StateFolder:
         Return the folder of the session that is kept under a secret, or `None`. Nobody else can take it meanwhile.
 
         Raises:
-            `ValueError`: If one of its files is damaged. The session is removed.
+            `ValueError`: If one of its files is damaged, and the session is removed. Or if its folder cannot be read.
         """
         taken = self.folder / f"{_OPEN}{secrets.token_hex(8)}"
         try:
             os.rename(self._place_of(secret), taken)
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ValueError(f"Its folder cannot be read: {error.strerror}.") from None
         if _has_expired(taken):
             self.discard(taken)
             return None
@@ -111,6 +113,10 @@ class StateFolder:
             with suppress(OSError):
                 os.utime(place, (expires, expires))
         return place
+
+    def remove(self, secret: str) -> None:
+        """Remove what is kept under a secret, if there is something."""
+        self.discard(self._place_of(secret))
 
     def put_back(self, taken: Path, secret: str) -> None:
         """Keep a session that `take` returned under its secret again."""

@@ -66,22 +66,29 @@ def address(cluster):  # noqa: ARG001
     serve.shutdown()
 
 
-def replica_of(session_id):
-    return session_id.partition(".")[0]
+def replica_of(name):
+    """Return the replica of a session's id or resume token."""
+    return name.partition(".")[0]
+
+
+def token_of(session):
+    return session["videollm_mod"]["resume_token"]
 
 
 async def open_stream(address, **query):
     """Connect a WebSocket, as soon as there is room. Return it, and the session object."""
     asked = "&".join(f"{name}={value}" for name, value in query.items())
-    connection = None
-    while connection is None:
+    while True:
         try:
             connection = await connect(f"ws://{address}/v1/realtime?{asked}", max_size=None)
+            return connection, json.loads(await connection.recv())["session"]
         except InvalidStatus as error:
             if error.response.status_code != 503:
                 raise
-            await asyncio.sleep(1)
-    return connection, json.loads(await connection.recv())["session"]
+        except ConnectionClosed as closed:
+            if closed.rcvd is None or closed.rcvd.code != 1012:  # the replica is removed too
+                raise
+        await asyncio.sleep(1)
 
 
 async def send(connection, frames, start=0):
@@ -125,7 +132,7 @@ def test_streams_spread_and_are_refused_when_all_replicas_are_full(address):
         opened = [await open_stream(address) for _ in range(4)]
         with pytest.raises(InvalidStatus) as refused:
             await connect(f"ws://{address}/v1/realtime")
-        resumed, session = await open_stream(address, resume_token=opened[0][1]["videollm_mod"]["resume_token"])
+        resumed, session = await open_stream(address, resume_token=token_of(opened[0][1]))
         for connection, _ in [*opened[1:], (resumed, session)]:
             await connection.close()
         return [session["id"] for _, session in opened], refused.value.response, session["id"]
@@ -157,7 +164,7 @@ def test_a_lost_replica_costs_its_own_streams_only(address):
         await send(kept, frames[8:], start=8)
         assert await hear(kept, len(expected)) == expected
         with pytest.raises(InvalidStatus) as refused:
-            await open_stream(address, resume_token=gone["videollm_mod"]["resume_token"])
+            await open_stream(address, resume_token=token_of(gone))
         again, session = await open_stream(address)
         await send(again, frames)
         heard = await hear(again, len(expected))
@@ -199,46 +206,61 @@ def test_a_replica_that_is_removed_says_what_it_has_to_say(address):
 
 
 def test_a_session_of_a_removed_replica_goes_on_elsewhere(address, tmp_path):
-    """A deployment with other settings replaces both replicas."""
+    """A deployment with other settings replaces both replicas. The client has its first token only."""
     frames, expected = embedded()[2], narration()
     settings = {"max_streams": 2, "max_frames": 24, "max_text_tokens": 256, "min_replicas": 2}
     # A replica takes a minute to start on a busy machine.
     limits = {"max_waiting": 64, "resume_seconds": 300.0}
     settings |= {"limits": limits, "state_dir": str(tmp_path)}
 
-    async def move():
-        connection, first = await open_stream(address)
-        await send(connection, frames[:8])
-        heard, code, last, accepted = [], None, None, 0
-        with ThreadPoolExecutor(1) as thread:
+    async def watch(deploy):
+        """Send a frame when the one before was accepted. Return the sessions, the close codes and what was said."""
+        connection, session = await open_stream(address)
+        sessions, codes, heard, last, sent, accepted = [session], [], [], None, 0, 0
+        token, deployed = token_of(session), None
+        while accepted < len(frames) or len(heard) < len(expected):
             try:
-                while True:
-                    event = json.loads(await asyncio.wait_for(connection.recv(), 120))
-                    heard, last = heard + responses(event), event["event_id"]
-                    accepted += event["type"] == "conversation.item.added" and event["item"]["role"] == "user"
-                    if accepted == 8:
-                        accepted += 1
-                        thread.submit(serve.run, app(Settings(**settings, name="after")))
+                # The last frame comes when both replicas are new.
+                if sent == accepted < len(frames) - (deployed is None or not deployed.done()):
+                    await send(connection, frames[sent : sent + 1], start=sent)
+                    sent += 1
+                event = json.loads(await asyncio.wait_for(connection.recv(), 1))
+                heard, last = heard + responses(event), event["event_id"]
+                accepted += event["type"] == "conversation.item.added" and event["item"]["role"] == "user"
+                if accepted == 8 and deployed is None:
+                    deployed = deploy()
+            except asyncio.TimeoutError:
+                continue
             except ConnectionClosed as closed:
-                code = closed.rcvd.code
-            query = {"resume_token": first["videollm_mod"]["resume_token"], "last_event_id": last}
-            again, second = await open_stream(address, **query)
-            await send(again, frames[8:], start=8)
-            heard += await hear(again, len(expected) - len(heard))
-            await again.close()
-        return first, second, code, heard
+                codes.append(closed.rcvd.code)
+                connection, session = await open_stream(address, resume_token=token, last_event_id=last)
+                sessions, sent = [*sessions, session], accepted
+        await connection.close()
+        return sessions, codes, heard
+
+    async def move():
+        loop = asyncio.get_running_loop()
+        after = app(Settings(**settings, name="after"))
+        return await watch(lambda: asyncio.ensure_future(loop.run_in_executor(None, serve.run, after)))
 
     serve.run(app(Settings(**settings, name="before")))
-    first, second, code, heard = asyncio.run(move())
-    assert code == 1012 and heard == expected
-    assert replica_of(second["id"]) != replica_of(first["id"]) == replica_of(first["videollm_mod"]["resume_token"])
-    assert replica_of(second["id"]) == replica_of(second["videollm_mod"]["resume_token"])
+    sessions, codes, heard = asyncio.run(move())
+    assert heard == expected and codes and set(codes) == {1012}
+    places = [replica_of(session["id"]) for session in sessions]
+    assert len(set(places)) == len(places) > 1
+    assert [replica_of(token_of(session)) for session in sessions] == places
 
 
 # ------------------------------------------------------------------------------------------------- narrating a folder
 
 
-def test_a_folder_on_two_processes_has_the_rows_of_one(cluster, tmp_path):  # noqa: ARG001
+@pytest.fixture(scope="module")
+def idle_cluster(cluster):  # noqa: ARG001
+    """The three processors, without replicas of the server."""
+    serve.shutdown()
+
+
+def test_a_folder_on_two_processes_has_the_rows_of_one(idle_cluster, tmp_path):  # noqa: ARG001
     for name, source in (("a.mp4", "streamworld"), ("b/c.mp4", "streamworld_2"), ("d.mp4", "streamworld")):
         (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "samples" / f"{source}.mp4", tmp_path / "films" / name)
@@ -266,14 +288,15 @@ def test_a_folder_on_two_processes_has_the_rows_of_one(cluster, tmp_path):  # no
     assert {row["video"]: row for row in parquet.read_table(tmp_path / "rows").to_pylist()} == rows
 
 
-def test_a_data_set_on_two_processes_has_the_rows_of_one(cluster, tmp_path):  # noqa: ARG001
+def test_a_data_set_on_all_processors_has_the_rows_of_one(idle_cluster, tmp_path):  # noqa: ARG001
+    """No processor is left for the process that reads the rows."""
     (tmp_path / "films").mkdir()
     for name in ("streamworld.mp4", "streamworld_2.mp4"):
         shutil.copy(ROOT / "samples" / name, tmp_path / "films")
     command = ["narrate", str(tmp_path / "films"), "--split", "train", "--out"]
     alone = CliRunner().invoke(cli.app, [*command, str(tmp_path / "srt"), "--json"])
     expected = {line["video"]: line for line in map(json.loads, alone.stdout.splitlines())}
-    on_ray = [*command, str(tmp_path / "rows"), "--ray", "2"]
+    on_ray = [*command, str(tmp_path / "rows"), "--ray", "3"]
     done = CliRunner().invoke(cli.app, on_ray)
     assert done.exit_code == 0 and "2 narrated" in done.stderr, done.output
     rows = {row["video"]: row for row in parquet.read_table(tmp_path / "rows").to_pylist()}

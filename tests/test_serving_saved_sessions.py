@@ -230,6 +230,61 @@ def test_sessions_of_a_drained_server_go_on_at_another(small):
     assert numbers_of(heard) == list(range(2, 2 + len(heard)))
 
 
+def test_the_first_token_leads_to_a_session_wherever_it_is(small):
+    """A client that is away while servers are removed may know no other token."""
+    frames = embedded()[2]
+
+    def status(address, token):
+        """Return the status of a handshake, which is not followed to another address."""
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        upgrade |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+        answer = httpx.get(f"http://{address}/v1/realtime?last_event_id=event_2&resume_token={token}", headers=upgrade)
+        return answer.status_code, answer.headers.get("Location")
+
+    async def begin(address):
+        connections = [await connect(address) for _ in range(2)]
+        tokens = [(await connection.recv()).session.videollm_mod["resume_token"] for connection in connections]
+        await send_frames(connections[1], frames[:2])
+        await until(connections[1], "conversation.item.done", 2)
+        for connection in connections:
+            connection._connection.transport.abort()
+        return tokens
+
+    async def remove(server, other, slow, token):
+        """Save the sessions of a server, and ask the other one for a token meanwhile."""
+        async with slow.lock:
+            saving = asyncio.ensure_future(server.saved.save_all())
+            while not server.saved.folder.peek(f"moved token {token.removeprefix('a.')}"):
+                await asyncio.sleep(0.01)
+            meanwhile = await asyncio.to_thread(status, other, token)
+        await saving
+        return meanwhile
+
+    async def resume(address, token):
+        connection = await connect(address, extra_query={"resume_token": token})
+        session = (await connection.recv()).session
+        connection._connection.transport.abort()
+        return session
+
+    def on_loop(server, work):
+        return asyncio.run_coroutine_threadsafe(work, server.sessions._loop).result(60)
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(small(session_prefix=prefix)) for prefix in ("a.", "b.", "c.")]
+        (first, leaving), (second, next_to_leave), (third, _) = servers
+        slow, token = asyncio.run(begin(first))
+        slow = leaving.sessions.find_token(slow)
+        assert on_loop(leaving, remove(leaving, second, slow, token)) == (503, None)
+        assert asyncio.run(resume(second, token)).id.startswith("b.")
+        now = f"/v1/realtime?last_event_id=event_2&resume_token={token.replace('a.', 'b.', 1)}"
+        assert status(third, token) == (308, now)
+        on_loop(next_to_leave, next_to_leave.saved.save_all())
+        moved = asyncio.run(resume(third, token))
+        assert moved.id.startswith("c.") and moved.videollm_mod["resume_token"] == token.replace("a.", "c.", 1)
+        assert status(third, token + "x") == (404, None)
+        assert httpx.get(f"http://{third}/v1/streaming/sessions").json()["data"][0]["frames"] == 2
+
+
 def test_a_session_gives_way_to_another_key_that_has_its_name_meanwhile(small):
     first, second = ({"api-key": key} for key in ("first", "second"))
     serve = partial(small, api_keys=["first", "second"])
@@ -276,7 +331,9 @@ def test_files_that_cannot_be_resumed_are_refused_by_name(state, small, tmp_path
     def refused(address):
         with pytest.raises(InvalidStatus) as error:
             connect_websocket(f"ws://{address}/v1/realtime?resume_token={token}")
-        return error.value.response.status_code, json.loads(error.value.response.body)["error"]
+        body = error.value.response.body.decode()
+        assert str(state) not in body
+        return error.value.response.status_code, json.loads(body)["error"]
 
     with small() as (address, _):
         token = asyncio.run(begin(address))
@@ -359,3 +416,12 @@ def test_a_folder_that_cannot_be_written_has_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ValueError, match="Sessions cannot be saved in '.*file': File exists."):
         StateFolder(tmp_path / "file", 10_000)
+
+
+def test_a_folder_that_cannot_be_read_is_no_missing_session(state):
+    folder = StateFolder(state, 10_000)
+    assert folder.take("one") is None
+    state.rmdir()
+    state.write_text("")
+    with pytest.raises(ValueError, match="^Its folder cannot be read: Not a directory.$"):
+        folder.take("one")
