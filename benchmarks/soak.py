@@ -79,10 +79,10 @@ class Plan:
 
 @dataclass
 class Ended:
-    """A stream that has ended: its plan and its events."""
+    """A stream that has ended: its plan, and the gist of its events, up to where it broke off."""
 
     plan: Plan
-    events: list[Any]
+    said: list[tuple]
 
 
 @dataclass
@@ -92,7 +92,6 @@ class Tenth:
     frames: int
     latencies: list[float]
     cpu_seconds: float
-    seconds: float
     most_bytes: int
     holds: dict[str, int]
 
@@ -111,6 +110,7 @@ class Soak:
         folder (`Path`): Where streams are saved.
         checked (`int`): Of every so many streams, one is kept for a comparison.
         mean (`int`): Mean frames of a stream.
+        options (`dict`): Other options of every stream.
     """
 
     engine: StreamingEngine
@@ -121,17 +121,19 @@ class Soak:
     folder: Path
     checked: int = 10
     mean: int = 120
+    options: dict[str, Any] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("opened", "saved", "broken", "asked"), 0))
     pushed: int = 0
     faults: list[BaseException] = field(default_factory=list)
     _number: int = 0
     _left: int = 0
+    _seen: tuple[float, ...] = ()
     _lock: Any = field(default_factory=threading.Lock)
 
     def run(self, told: Callable[[Tenth], None] = lambda _: None) -> list[Tenth]:
         """Let the clients work, and return what was seen in each tenth. The first error of a client is raised."""
-        self._left = self.total
+        self._left, self._seen = self.total, (self.pushed, clock.process_time())
         works = [self._stay] + [self._come_and_go] * (self.clients - 1)
         threads = [threading.Thread(target=self._guard, args=(work,), daemon=True) for work in works]
         tenths: list[Tenth] = []
@@ -148,7 +150,7 @@ class Soak:
 
     def _watch(self, until: int, threads: Sequence[threading.Thread]) -> Tenth:
         """Return what is seen until so many frames were pushed."""
-        begin, seconds, first, most = clock.process_time(), clock.perf_counter(), self.pushed, 0
+        most = 0
         with self.engine.changed:
             self.engine.stats.frame_latencies.clear()
         while self.pushed < until and any(thread.is_alive() for thread in threads):
@@ -156,8 +158,9 @@ class Soak:
             most = max(most, process_bytes())
         with self.engine.changed:
             latencies = list(self.engine.stats.frame_latencies)
-        spent = clock.process_time() - begin, clock.perf_counter() - seconds
-        return Tenth(self.pushed - first, latencies, *spent, max(most, process_bytes()), holdings(self.folder))
+        before, self._seen = self._seen, (self.pushed, clock.process_time())
+        frames, cpu_seconds = (now - then for now, then in zip(self._seen, before, strict=True))
+        return Tenth(frames, latencies, cpu_seconds, max(most, process_bytes()), holdings(self.folder))
 
     def _guard(self, work: Callable[[], None]) -> None:
         try:
@@ -185,7 +188,7 @@ class Soak:
 
     def _show(self, plan: Plan, number: int) -> None:
         """Be the client of one stream from start to end."""
-        stream = self.engine.open(fps=self.fps, when_behind="block", max_waiting=MOST_WAITING)
+        stream = self._open()
         stream.ask(PROMPT, reply_now=False)
         for index in range(plan.frames):
             self._push(stream, plan.begin, index)
@@ -194,10 +197,13 @@ class Soak:
             if index in plan.saves:
                 place = self.folder / str(number)
                 stream.save(place, close=True)
+                for _ in stream:  # until its memory is free
+                    pass
                 stream = self.engine.restore(place)
                 for file in place.iterdir():
                     file.unlink()
                 place.rmdir()
+        before = stream.events
         stream.close(discard=plan.breaks_off)
         for _ in stream:
             pass
@@ -206,14 +212,14 @@ class Soak:
             for name, count in done.items():
                 self.counts[name] += count
             if number % self.checked == 0:
-                self.ended.append(Ended(plan, stream.events))
+                self.ended.append(Ended(plan, [*map(gist, before if plan.breaks_off else stream.events)]))
 
     def _stay(self) -> None:
         """Be the client of the stream that is there all the time, and ask it a question now and then."""
-        stream = self.engine.open(fps=self.fps, when_behind="block", max_waiting=MOST_WAITING)
+        stream = self._open()
         stream.max_events = 100
-        heard: list[Any] = []
-        listener = threading.Thread(target=lambda: heard.extend(stream))
+        heard: list[tuple] = []
+        listener = threading.Thread(target=lambda: heard.extend(map(gist, stream)))
         listener.start()
         stream.ask(PROMPT, reply_now=False)
         frames, questions = 0, {}
@@ -227,10 +233,18 @@ class Soak:
         listener.join()
         self.ended.insert(0, Ended(Plan(0, frames, questions, frozenset(), False), heard))
 
+    def _open(self) -> Any:
+        return self.engine.open(fps=self.fps, when_behind="block", max_waiting=MOST_WAITING, **self.options)
+
     def _push(self, stream: Any, begin: int, index: int) -> None:
         stream.push(self.clip[(begin + index) % len(self.clip)], time=index / self.fps)
         with self._lock:
             self.pushed += 1
+
+
+def gist(event: Any) -> tuple:
+    """Return the parts of an event that a session must repeat: time, frame, role, text and tokens."""
+    return event.time, event.frame, event.role, event.text, event.token_ids
 
 
 def holdings(folder: Path) -> dict[str, int]:
@@ -246,8 +260,8 @@ def holdings(folder: Path) -> dict[str, int]:
     }
 
 
-def replay(model: Any, processor: Any, clip: Sequence[Any], plan: Plan, **options: Any) -> list[Any]:
-    """Return the events of a new session that is shown what a stream was shown."""
+def replay(model: Any, processor: Any, clip: Sequence[Any], plan: Plan, **options: Any) -> list[tuple]:
+    """Return what a new session says that is shown what a stream was shown."""
     session = model.stream(processor, **options)
     session.ask(PROMPT, reply_now=False)
     for index in range(plan.frames):
@@ -255,32 +269,26 @@ def replay(model: Any, processor: Any, clip: Sequence[Any], plan: Plan, **option
         if index in plan.questions:
             session.ask(plan.questions[index])
     session.close()
-    return session.events
+    return [*map(gist, session.events)]
 
 
 def answers_of_windows(
     model: Any, processor: Any, clip: Sequence[Any], ended: Ended, **options: Any
 ) -> list[tuple[str, str]]:
     """Return for each question of a stream its answer, and that of a new session with the last frames before it."""
-    told = zip(ended.events, ended.events[1:], strict=False)
-    given = [after.text for before, after in told if before.role == "user" and before.text in QUESTIONS]
+    told = zip(ended.said, ended.said[1:], strict=False)
+    given = [after[3] for before, after in told if before[2] == "user" and before[3] in QUESTIONS]
     found = []
     for (index, question), answer in zip(ended.plan.questions.items(), given, strict=True):
         begin = max(0, index + 1 - options["max_frames"])
         plan = Plan(ended.plan.begin + begin, index + 1 - begin, {index - begin: question}, frozenset(), False)
-        found.append((answer, replay(model, processor, clip, plan, **options)[-1].text))
+        found.append((answer, replay(model, processor, clip, plan, **options)[-1][3]))
     return found
 
 
-def is_equal(ended: Ended, expected: Sequence[Any]) -> bool:
-    """Whether a stream has said what a session says. One that broke off has said the first of it, cut short or not."""
-    said, wanted = ([(x.time, x.frame, x.role, x.token_ids) for x in events] for events in (ended.events, expected))
-    if ended.plan.breaks_off:
-        cut = said.pop() if said and said[-1][2] == "assistant" else None
-        if cut is not None and (len(wanted) <= len(said) or wanted[len(said)][3][: len(cut[3])] != cut[3]):
-            return False
-        wanted = wanted[: len(said)]
-    return said == wanted
+def is_equal(ended: Ended, expected: Sequence[tuple]) -> bool:
+    """Whether a stream has said what a session says, or if it broke off, the first of it."""
+    return ended.said == list(expected)[: len(ended.said) if ended.plan.breaks_off else None]
 
 
 def main() -> None:
@@ -332,7 +340,7 @@ def soak_and_compare(options: argparse.Namespace) -> None:
         for number, ended in enumerate(soak.ended)
         if not is_equal(ended, replay(model, processor, clip, ended.plan, **given))
     ]
-    frames, said = sum(x.plan.frames for x in soak.ended), sum(len(x.events) for x in soak.ended)
+    frames, said = sum(x.plan.frames for x in soak.ended), sum(len(x.said) for x in soak.ended)
     print(f"Equal to a new session: {len(soak.ended) - len(wrong)} of {len(soak.ended)} streams,", end=" ")
     print(f"with {frames} frames and {said} events. The first stream was there all the time: ", end="")
     print(f"{soak.ended[0].plan.frames} frames.")
