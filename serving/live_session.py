@@ -309,6 +309,8 @@ class LiveSession:
             await self.work(self.stream.interrupt)
             return reply
         for key, asked in list(self.asked.items()):
+            if asked.is_cancelled:
+                continue
             if await self.work(lambda question=asked.question: self.stream.withdraw(question)):
                 del self.asked[key]
                 asked.is_cancelled, asked.question = True, None
@@ -316,6 +318,10 @@ class LiveSession:
                 self._tell("end", asked)
                 self._wake()
                 return asked
+            # The engine has begun to read the question, and there is no word of the reply yet.
+            asked.is_cancelled = True
+            await self.work(self.stream.interrupt)
+            return asked
         return None
 
     async def update(
@@ -436,6 +442,8 @@ class LiveSession:
             self.reply.context, self.reply.image = progress.context, progress.image
             self.reply.cached, self._context = min(self._context, progress.context), progress.context
             self._tell("begin", self.reply)
+            if self.reply.is_cancelled and progress.event is None:
+                self.sessions.start(self.work(self.stream.interrupt))
         if progress.words:
             self.reply.text += progress.words
             self._tell("words", self.reply, progress.words)

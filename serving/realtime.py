@@ -236,7 +236,8 @@ class Conversation:
         """Tell that a response is done."""
         self._speech = None
         item = self._replies.pop(reply.reply_id)
-        item["status"] = "incomplete" if reply.is_cancelled or reply.is_silenced else "completed"
+        is_cut = self._response(reply, [])["status"] == "cancelled"
+        item["status"] = "incomplete" if is_cut else "completed"
         item["content"] = item_content(reply)
         for kind, fields in response_end(reply, _shown(item)):
             self.emit(kind, **fields)

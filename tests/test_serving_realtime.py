@@ -181,6 +181,26 @@ def test_a_response_can_be_cancelled(server):
     assert withdrawn.response.status_details.reason == "client_cancelled"
 
 
+def test_a_response_can_be_cancelled_as_soon_as_it_is_asked_for(small):
+    """The engine takes the question at once, and the reply has not begun when the client cancels it."""
+
+    async def cancel():
+        connection, events = await connect(small.address), []
+        await send(connection, update_event(unprompted=False), frame_event(random_frames(1)[0], 0.0))
+        await until(connection, "conversation.item.done")
+        for _ in range(5):
+            await send(connection, text_event("What is it?"), {"type": "response.create"}, {"type": "response.cancel"})
+            events += await until(connection, "response.done")
+        await connection.close()
+        return events
+
+    events = asyncio.run(cancel())
+    assert not [event.error.message for event in events if event.type == "error"]
+    done = [event.response for event in events if event.type == "response.done"]
+    assert [response.status for response in done] == ["cancelled"] * 5
+    assert {item.status for response in done for item in response.output} == {"incomplete"}
+
+
 def test_cancelling_ends_the_engines_work(small):
     """The tiny model never ends a reply, so only the interruption does."""
 
