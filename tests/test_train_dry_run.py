@@ -56,6 +56,24 @@ def test_estimates_agree_with_a_measured_step(tmp_path, tuned, checkpointing, ro
     assert memory.optimizer == sum(state[name].nbytes for state in states for name in ("exp_avg", "exp_avg_sq"))
 
 
+@pytest.mark.parametrize("tuned", ["full", "lora"])
+def test_each_stage_of_zero_shards_one_thing_more(tuned):
+    model, arguments = tiny_model(), ModelArguments(tune_language_model=tuned, lora_r=8)
+    options = {"dtype": torch.bfloat16, "checkpointing": False, "has_features": True}
+    estimate = Estimate(model.config, arguments, **options)
+    learned = [weight for weight in estimate.trained.parameters() if weight.requires_grad]
+    size, count = sum(weight.nbytes for weight in learned), sum(weight.numel() for weight in learned)
+    alone, *stages = [estimate.memory(8, 20, zero_stage=stage, num_gpus=4) for stage in range(4)]
+    assert (alone.gradients, alone.optimizer) == (size, 2 * size)
+    # Both moments and a copy of the weight have 4 bytes each.
+    assert {memory.optimizer for memory in stages} == {12 * count // 4}
+    assert [memory.gradients for memory in stages] == [size, size // 4, size // 4]
+    layers = estimate.model.model.language_model.layers
+    largest = max(sum(weight.nbytes for weight in layer.parameters()) for layer in layers)
+    assert [memory.weights for memory in stages] == [alone.weights, alone.weights, alone.weights // 4 + largest]
+    assert len({memory.activations for memory in (alone, *stages)}) == 1
+
+
 def test_activations_are_about_what_a_step_keeps():
     """The backward pass of a layer keeps these numbers. The model is in float32, which doubles them."""
     model, arguments = tiny_model(mod_keep_ratio=1.0), ModelArguments(tune_language_model="full")
@@ -167,7 +185,8 @@ def test_a_dry_run_tells_steps_tokens_operations_memory_and_hours(
     hours = [dict(re.findall(r"(RTX 4090|[A-Z]\w+) ([\d.e-]+)", lines[at].partition(": ")[2])) for at in (8, 11)]
     assert list(hours[0]) == list(hours[1]) == ["A100", "H100", "H200", "L40S", "RTX 4090"]
     assert all(0 < float(hours[1][gpu]) < float(hours[0][gpu]) for gpu in hours[0])
-    assert "at 50% of the published peak" in lines[12] and "ZeRO" in lines[12]
+    stage = {"coin": 1, "ego4d_lta": 1, "ego4d_narration": 2, "ego_exo4d": 2}[name]
+    assert "at 50% of the published peak" in lines[12] and f"with ZeRO-{stage}." in lines[12]
 
 
 def test_a_dry_run_needs_a_model(workplace):

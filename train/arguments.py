@@ -153,6 +153,8 @@ class ScriptArguments(RowArguments):
             weights are loaded.
         num_gpus (`int`, *optional*, defaults to 1): Number of GPUs that `dry_run` reckons with.
         utilization (`float`, *optional*, defaults to 0.4): Share of a GPU's peak that `dry_run` reckons with.
+        zero_stage (`int`, *optional*, defaults to 0): Stage of DeepSpeed's ZeRO, from 0 to 3, that `dry_run` reckons
+            with. The configuration of `accelerate launch` chooses the stage of a run.
     """
 
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
@@ -168,6 +170,9 @@ class ScriptArguments(RowArguments):
     dry_run: bool = field(default=False, metadata={"help": "Check the data, print what training costs, and stop."})
     num_gpus: int = field(default=1, metadata={"help": "Number of GPUs, for --dry_run."})
     utilization: float = field(default=0.4, metadata={"help": "Share of a GPU's peak, for --dry_run."})
+    zero_stage: int = field(
+        default=0, metadata={"help": "Stage of DeepSpeed's ZeRO, for --dry_run.", "choices": [0, 1, 2, 3]}
+    )
 
     def windows(self, config: Any, processor: Any, *, max_length: int | None = None) -> Windows:
         """

@@ -57,13 +57,14 @@ class Memory:
     Bytes on one GPU during a step.
 
     Not counted: the CUDA context, buffers of communication, logits, frames as pixels, what the vision encoder needs
-    while it runs, and memory that fragments. Nothing is sharded.
+    while it runs, and memory that fragments.
 
     Args:
         weights (`int`): All weights, in the type they are loaded in, the vision encoder's included.
         trained (`int`): The part of `weights` that is trained: the adapter, connector and routers, or all.
         gradients (`int`): One number per trained weight, in its type.
-        optimizer (`int`): AdamW's two moments per trained weight, in its type.
+        optimizer (`int`): AdamW's two moments per trained weight, in its type. With ZeRO, in float32, with a float32
+            copy of the weight.
         activations (`int`): What the backward pass keeps of the longest window, with 2 bytes a number. With
             checkpointing: the input of each layer, and the content of one layer, which is computed again.
     """
@@ -137,10 +138,32 @@ class Estimate:
         vision = 0 if self.has_features else cost.vision_flops * (3 if self.tunes_vision else 1)
         return total + vision
 
-    def memory(self, frames: int, text_tokens: int) -> Memory:
-        """Return the memory of a step on windows with together so many frames and other tokens."""
-        weights = {name: weight.numel() * weight.itemsize for name, weight in self.trained.named_parameters()}
-        trained = sum(weights[name] for name, weight in self.trained.named_parameters() if weight.requires_grad)
+    def memory(self, frames: int, text_tokens: int, *, zero_stage: int = 0, num_gpus: int = 1) -> Memory:
+        """
+        Return the memory of a step on windows with together so many frames and other tokens.
+
+        ZeRO shards the optimizer (stage 1), the gradients as well (2), and all weights as well (3): see
+        arXiv 1910.02054, section 5. In stage 3 a GPU also holds the complete weights of the layer that it computes.
+
+        Args:
+            frames (`int`): Number of frames.
+            text_tokens (`int`): Number of other tokens.
+            zero_stage (`int`, *optional*, defaults to 0): Stage of ZeRO. 0 shards nothing, as DDP.
+            num_gpus (`int`, *optional*, defaults to 1): Number of GPUs that share.
+        """
+        parameters = dict(self.trained.named_parameters())
+        weights = {name: weight.numel() * weight.itemsize for name, weight in parameters.items()}
+        learns = [name for name, weight in parameters.items() if weight.requires_grad]
+        trained = gradients = sum(weights[name] for name in learns)
+        total, optimizer = sum(weights.values()), 2 * trained
+        if zero_stage >= 1:
+            optimizer = 3 * 4 * sum(parameters[name].numel() for name in learns) // num_gpus
+        if zero_stage >= 2:
+            gradients //= num_gpus
+        if zero_stage >= 3:
+            layers = [f"language_model.layers.{index}." for index in range(self.config.text_config.num_hidden_layers)]
+            whole = max(sum(size for name, size in weights.items() if layer in name) for layer in layers)
+            total, trained = total // num_gpus + whole, trained // num_gpus
         text, entries = self.config.text_config, self.config.estimate_cost(frames, text_tokens).cache_entries
         contents = [2 * count * self._numbers_per_token for count in entries]
         if self.checkpointing:
@@ -148,7 +171,7 @@ class Estimate:
             activations = len(entries) * inputs + max(contents)
         else:
             activations = sum(contents)
-        return Memory(sum(weights.values()), trained, trained, 2 * trained, activations)
+        return Memory(total, trained, gradients, optimizer, activations)
 
     @property
     def _numbers_per_token(self) -> int:
@@ -193,8 +216,8 @@ def plan_run(
     yield from found.lines()
     if script.dry_run:
         has_features = rows[0].get("frame_features") is not None
-        options = {"num_gpus": script.num_gpus, "utilization": script.utilization, "has_features": has_features}
-        yield from describe_run(found, config, arguments, training, **options)
+        options = {name: getattr(script, name) for name in ("num_gpus", "utilization", "zero_stage")}
+        yield from describe_run(found, config, arguments, training, **options, has_features=has_features)
 
 
 def describe_run(
@@ -205,6 +228,7 @@ def describe_run(
     *,
     num_gpus: int,
     utilization: float,
+    zero_stage: int,
     has_features: bool,
 ) -> Iterator[str]:
     """
@@ -217,6 +241,7 @@ def describe_run(
         training ([`StreamingSFTConfig`]): Batches, epochs and steps.
         num_gpus (`int`): Number of GPUs.
         utilization (`float`): Share of a GPU's peak that training reaches.
+        zero_stage (`int`): Stage of ZeRO, which shards among the GPUs.
         has_features (`bool`): Whether frames come as features.
     """
     size, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
@@ -237,15 +262,15 @@ def describe_run(
     for name, variant in {"full compute": full, "routed": config}.items():
         estimate = Estimate(variant, arguments, **options, has_features=has_features)
         total = sum(estimate.training_flops(*place) for place in places) / len(places) * windows
-        memory = estimate.memory(*(size * count for count in longest))
+        memory = estimate.memory(*(size * count for count in longest), zero_stage=zero_stage, num_gpus=num_gpus)
         yield f"{name}: {_short(total / steps / 1e12)} TFLOP a step, {_short(total / 1e18)} EFLOP in all"
         yield f"  memory of a GPU: {describe_memory(memory)}"
         yield f"  hours on {counted(num_gpus, 'GPU')}: {describe_hours(total / num_gpus / utilization, memory)}"
+    held = f"with ZeRO-{zero_stage}" if zero_stage else "as with DDP, where each GPU holds everything"
     yield (
         f"These are estimates. Hours: at {utilization:.0%} of the published peak of dense bfloat16, without loading, "
-        "evaluation, saving, and waiting for data. Memory: as with DDP, where each GPU holds everything. What ZeRO or "
-        "FSDP shards is not taken off. The CUDA context, communication, logits, pixels, the vision encoder's work and "
-        "fragmentation are not counted."
+        f"evaluation, saving, and waiting for data. Memory: {held}. The CUDA context, communication, logits, pixels, "
+        "the vision encoder's work and fragmentation are not counted."
     )
 
 
