@@ -278,12 +278,22 @@ def at(time, message):
         ([user("Q?"), at(0.0, user("R?"))], 2, ["Q?", 1, "R?", 1]),
         ([user("Q?")], 2, ["Q?", 2]),
         ([], 2, [2]),
+        ([at(0.0, assistant("A."))], 1, [1, "A."]),
     ],
 )
 def test_timed_messages_become_turns(processor, messages, frames, expected):
     turns = processor.to_stream_turns(messages, frames, fps=2)
     assert [m.get("num_frames", m.get("content")) for m in turns] == expected
     assert sum(m.get("num_frames", 0) for m in turns) == frames and not any("time" in m for m in turns)
+
+
+def test_stream_turns_without_frames_change_nothing(processor):
+    empty = stream(0)
+    plain = [SYSTEM, stream(2), user("Q?"), stream(1), assistant("A.")]
+    expected = processor(plain, random_frames(3), return_labels=True)
+    for dialogue in ([SYSTEM, empty, *plain[1:]], [*plain[:3], empty, *plain[3:], empty]):
+        batch = processor(dialogue, random_frames(3), return_labels=True)
+        assert all(torch.equal(batch[name], expected[name]) for name in ("input_ids", "labels"))
 
 
 def test_a_question_before_the_frames_as_in_live(processor):

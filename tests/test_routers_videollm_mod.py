@@ -8,6 +8,7 @@ models.
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -26,6 +27,17 @@ def test_position_noise_is_even_and_differs_by_layer():
     assert_close(torch.histc(noise, 10, 0, 1) / 1e4, torch.ones(10), atol=0.05, rtol=0)
     assert torch.corrcoef(torch.stack([noise, position_noise(torch.arange(100_000), 4)]))[0, 1].abs() < 0.02
     assert torch.corrcoef(torch.stack([noise[1:], noise[:-1]]))[0, 1].abs() < 0.02
+
+
+def test_position_noise_is_mulveys_mixer_in_32_bits():
+    """The hash decides which tokens a checkpoint keeps, so it must never change."""
+    with np.errstate(over="ignore"):
+        for layer in (0, 1, 31):
+            positions = torch.tensor([0, 1, 2, 1000, 2**16, 2**31 - 1])
+            x = positions.numpy().astype(np.uint32) * np.uint32(0x9E3779B1) + np.uint32(layer) * np.uint32(0x85EBCA6B)
+            for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):
+                x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+            assert_close(position_noise(positions, layer).double(), torch.from_numpy(x / 2**32), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

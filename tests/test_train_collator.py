@@ -8,6 +8,7 @@ import os
 import re
 import signal
 
+import numpy as np
 import pytest
 import torch
 from accelerate.utils import slice_tensors
@@ -102,6 +103,29 @@ def test_a_batch_can_be_split_by_rows(monkeypatch):
         assert part.keys() == replica.keys() == batch.keys()
         assert all(torch.equal(replica[name], part[name]) for name in part)
         torch.testing.assert_close(model(**part).logits, whole[rows], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_videos_of_every_type_make_the_same_batch(packing):
+    """Also with more frames than are resized together, and with rows of different lengths."""
+    message = {"role": "assistant", "content": "A ball.", "time": 0.5}
+    videos = [random_frames(count, seed=count) for count in (2, 70, 3)]
+    batches = []
+    for kind in (np.asarray, torch.as_tensor, list, iter):
+        rows = [{"messages": [message], "video": kind(np.asarray(video))} for video in videos]
+        batches.append(StreamCollator(tiny_processor(), packing=packing)(rows))
+    pixels = batches[0]["pixel_values_videos"]
+    assert pixels.shape[:2] == ((1, 75) if packing else (3, 70))
+    shown = (
+        pixels[0].split([2, 70, 3])
+        if packing
+        else [row[:count] for row, count in zip(pixels, [2, 70, 3], strict=True)]
+    )
+    for row, video in zip(shown, videos, strict=True):
+        assert torch.equal(row, tiny_processor().resize_frames(video))
+    for batch in batches[1:]:
+        assert batch.keys() == batches[0].keys()
+        assert all(torch.equal(batch[name], batches[0][name]) for name in batch)
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
