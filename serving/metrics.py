@@ -44,6 +44,14 @@ class Metrics:
         self.speech_failures = Counter(
             "speech_failures", "Recordings not transcribed and replies not spoken.", ["code"], **named
         )
+        # A series that begins at its first count hides that count from `rate()`.
+        for counter, reasons in (
+            (self.frames_dropped, ("behind", "fps")),
+            (self.refusals, ("full", "key", "origin", "host")),
+            (self.disconnected, ("slow_reader",)),
+        ):
+            for reason in reasons:
+                counter.labels(reason)
         self.registry.register(_EngineFigures(engine))
 
     def to_text(self) -> bytes:

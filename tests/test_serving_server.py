@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from serving_server import ROOMY, connect, frame_event, narration, picture, runn
 from tiny import tiny_model, tiny_processor
 from websockets.sync.client import connect as connect_websocket
 
-from videollm_mod.serving.server import create_app
+from videollm_mod.serving.server import create_app, run
 
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +124,10 @@ def test_figures_count_what_happened(address):
         return {line.split(" ")[0]: float(line.split(" ")[1]) for line in lines if not line.startswith("#")}
 
     before = figures()
+    known = {"frames_dropped": ("behind", "fps"), "refusals": ("full", "key", "origin", "host")}
+    known |= {"disconnected": ("slow_reader",)}
+    for name, reasons in known.items():
+        assert {f'videollm_mod_{name}_total{{reason="{reason}"}}' for reason in reasons} <= before.keys()
     with httpx.Client(base_url=f"http://{address}") as client:
         session = f"{SESSIONS}/{client.post(SESSIONS).json()['id']}"
         for time, frame in zip((0, 0.5, 0.6), embedded()[2], strict=False):
@@ -135,6 +140,14 @@ def test_figures_count_what_happened(address):
     assert grown["videollm_mod_frame_lag_seconds_count"] == 2 and grown["videollm_mod_first_word_seconds_count"] == 1
     assert grown["videollm_mod_reply_tokens_total"] == 8 and grown["videollm_mod_streams"] == 1
     assert grown['videollm_mod_cache_bytes{state="reserved"}'] > 0
+
+
+def test_a_port_that_is_taken_is_named():
+    app = create_app(tiny_model(), tiny_processor(), engine_options={"max_streams": 1, "max_frames": 4})
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=f"at 127.0.0.1, port {port} .Address already in use.: choose others"):
+            run(app, host="127.0.0.1", port=port, say=print)
 
 
 # ---------------------------------------------------------------------------------------------------- keys and limits
