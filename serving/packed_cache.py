@@ -412,7 +412,7 @@ class _WithImplementation:
     def __init__(self, module: torch.nn.Module, name: str) -> None:
         self._module = module
         self.config = copy.copy(module.config)
-        self.config._attn_implementation_internal = name
+        self.config._attn_implementation = name
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

@@ -285,7 +285,7 @@ def test_crop_after_the_longest_row_was_removed(how):
 
 def test_crop_removes_all_or_none_of_a_compiled_steps_tokens():
     """Compiled steps keep no record of frames, so a crop inside one is refused with the possible lengths."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = tiny_model(mod_layers="all").requires_grad_(False)
     text = model.config.text_config
     cache = model.new_cache(max_lengths=[100] * 4)

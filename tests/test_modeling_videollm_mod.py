@@ -469,13 +469,11 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
     def place(module, index):
         device = torch.device("cuda", index)
         for part in module.modules():
-            for name, weight in list(part._parameters.items()):
-                if weight is not None:
-                    empty = torch.empty(weight.shape, device=device, dtype=weight.dtype)
-                    part._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
-            for name, buffer in list(part._buffers.items()):
-                if buffer is not None:
-                    part._buffers[name] = torch.empty(buffer.shape, device=device, dtype=buffer.dtype)
+            for name, weight in list(part.named_parameters(recurse=False)):
+                empty = torch.empty(weight.shape, device=device, dtype=weight.dtype)
+                setattr(part, name, torch.nn.Parameter(empty, requires_grad=False))
+            for name, buffer in list(part.named_buffers(recurse=False)):
+                setattr(part, name, torch.empty(buffer.shape, device=device, dtype=buffer.dtype))
         module.register_forward_pre_hook(lambda _, a, k: (moved(a, device), moved(k, device)), with_kwargs=True)
 
     with FakeTensorMode(), torch.no_grad():
@@ -973,7 +971,7 @@ def test_int8_weights(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["full", "interleaved", "all", "early_exit"])
 def test_compiled_steps_do_not_recompile_from_frame_to_frame(scheme):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = tiny_model(**SCHEMES[scheme]).requires_grad_(False)
     text = model.config.text_config
     frames = 6

@@ -9,8 +9,8 @@ from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, random_fra
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from videollm_mod.cache_videollm_mod import use_grouped_attention
 from videollm_mod.serving import OutOfPagesError, StreamingEngine, VideoLLMMoDPagedCache, new_page_pool, packed_cache
@@ -82,7 +82,7 @@ def test_flash_attention_gets_its_own_name(monkeypatch):
         names.append((module.config._attn_implementation, module.layer_idx, module.is_causal))
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_2", flash)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", flash)
     model.config.text_config._attn_implementation = "flash_attention_2"
     set_packed_attention(model.model.language_model)
     model(input_ids=dialogue_ids(model.config, [1]), frame_features=random_features(model.config, 1))

@@ -100,10 +100,10 @@ def test_collator_needs_no_mask():
     assert together == pytest.approx(float(mean), rel=1e-4)
 
 
-def test_one_process_refuses_several_gpus(tmp_path):
+def test_one_process_refuses_several_gpus(tmp_path, monkeypatch):
     """The trainer would split each step among them with `nn.DataParallel`."""
     training = StreamingSFTConfig(str(tmp_path))
-    training._n_gpu = 2
+    monkeypatch.setattr(StreamingSFTConfig, "n_gpu", 2)
     with pytest.raises(SystemExit, match="accelerate launch train/sft.py"):
         sft.main(ScriptArguments(), StreamWorld("streamworld"), training, ModelArguments())
 
