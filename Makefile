@@ -6,7 +6,7 @@ VIDEO ?=
 QUERY ?=
 MODEL ?=
 
-.PHONY: narrate space test test-ray mutants train gpu checkpoint release-check clean
+.PHONY: narrate space test test-ray mutants train gpu checkpoint release-check matrix clean
 
 narrate: $(VENV)/.installed
 	@for video in $(if $(VIDEO),"$(VIDEO)",samples/*.mp4); do \
@@ -105,13 +105,24 @@ $(VENV)/.axe: $(VENV)/.pip
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4.14.1 || true
 	touch $@
 
-# Before a release: build the wheel, install it in a new environment, and narrate from an empty folder.
+# Before a release: build the wheel, install it in a new environment, narrate from an empty folder, look for known
+# vulnerabilities, and write a list of all packages (CycloneDX) next to the wheel.
 release-check: $(VENV)/.pip
 	rm -rf $(VENV)/release && $(PYTHON) -m venv $(VENV)/release/env && mkdir $(VENV)/release/empty
+	$(BIN)/python -m pip install --quiet "cyclonedx-bom>=7,<8" "pip-audit>=2.9,<3"
 	$(BIN)/python -m pip wheel --quiet --quiet --no-deps --wheel-dir $(VENV)/release .
 	$(VENV)/release/env/bin/python -m pip install --quiet $(VENV)/release/*.whl
 	cd $(VENV)/release/empty && HF_HUB_OFFLINE=1 ../env/bin/videollm-mod narrate
+	$(BIN)/python tests/audit.py $(VENV)/release/env
+	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file $(VENV)/release/videollm-mod.cdx.json $(VENV)/release/env
 	rm -rf build *.egg-info
+
+# Run the tests with the oldest versions that pyproject.toml allows, with the newest, and with the oldest Python. Each
+# has an environment of 6 GB in outputs/matrix. A second run continues the first.
+matrix: $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet "uv>=0.9"
+	$(BIN)/python tests/matrix.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

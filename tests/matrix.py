@@ -52,9 +52,10 @@ def run(*command: str | Path) -> None:
 
 
 def prepare(folder: Path, end: End) -> Path:
-    """Return the Python of an end's environment, which is made if pyproject.toml is newer than it."""
-    python, frozen = folder / "env" / "bin" / "python", folder / "versions.txt"
-    if frozen.exists() and frozen.stat().st_mtime > (ROOT / "pyproject.toml").stat().st_mtime:
+    """Return the Python of an end's environment, which is made if pyproject.toml has come to state other ranges."""
+    python, kept = folder / "env" / "bin" / "python", folder / "ranges.txt"
+    stated = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.scripts]")[0]
+    if kept.exists() and kept.read_text(encoding="utf-8") == stated:
         return python
     uv = [sys.executable, "-m", "uv"]
     run(*uv, "venv", "--quiet", "--clear", "--python", end.python, folder / "env")
@@ -63,7 +64,8 @@ def prepare(folder: Path, end: End) -> Path:
     if end.without_dependencies:
         run(*install, "--no-deps", *end.without_dependencies)
     listed = subprocess.run([*uv, "pip", "freeze", "--quiet", "--python", python], capture_output=True, text=True)
-    frozen.write_text(listed.stdout, encoding="utf-8")
+    (folder / "versions.txt").write_text(listed.stdout, encoding="utf-8")
+    kept.write_text(stated, encoding="utf-8")
     return python
 
 

@@ -5,9 +5,11 @@
 import ast
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import videollm_mod
@@ -65,6 +67,15 @@ TRAVELLING = {
 ALLOWED = {"torch", "transformers", "huggingface_hub", "packaging", "numpy", "tokenizers"} | set(
     sys.stdlib_module_names
 )
+# Packages that a file imports in a `try`, or for type checkers only.
+GUARDED = {
+    "av": {"video_opening_videollm_mod", "video_reading_videollm_mod"},
+    "PIL": {"processing_videollm_mod"},
+    "peft": {"modeling_videollm_mod"},
+}
+# Modules of Python that reach files, the network, other programs or code. One travelling file opens videos with some.
+SYSTEM = {"ctypes", "http", "importlib", "marshal", "multiprocessing", "pickle", "runpy", "shelve", "shutil", "socket"}
+SYSTEM |= {"ssl", "subprocess", "tempfile", "urllib", "zipfile"}
 FOLDERS = {"benchmarks", "commands", "convert", "docs", "samples", "serving", "space", "tests", "train"}
 # The files of `serving/` from the bottom up: each imports files above it in this list only.
 SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "step", "saved_files", "saving")
@@ -170,6 +181,23 @@ def test_a_travelling_file_imports_what_its_row_allows(module):
 @pytest.mark.parametrize("module", TRAVELLING)
 def test_a_travelling_file_needs_only_what_every_user_has(module):
     assert set(get_imports(ROOT / f"{module}.py")) <= ALLOWED
+
+
+@pytest.mark.parametrize("module", TRAVELLING)
+def test_a_travelling_file_imports_no_other_package_anywhere(module):
+    """Transformers' scanner does not look into a `try`, nor below `if is_..._available()`."""
+    path = ROOT / f"{module}.py"
+    found = {name.split(".")[0] for name in modules_imported(path, everywhere=True)} - {"videollm_mod", ""}
+    assert found - ALLOWED == {package for package, files in GUARDED.items() if module in files}
+    assert not found & SYSTEM or module == "video_opening_videollm_mod", found & SYSTEM
+    calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)}
+    assert not calls & {"__import__", "eval", "exec", "import_module", "importlib.import_module", "torch.load"}
+
+
+def test_every_user_of_transformers_has_the_packages_that_travelling_files_import():
+    needed = {Requirement(line) for line in metadata.requires("transformers")}
+    names = {each.name.replace("-", "_") for each in needed if not each.marker or "extra" not in str(each.marker)}
+    assert ALLOWED - set(sys.stdlib_module_names) - {"torch", "transformers"} <= names
 
 
 def test_entry_files_bring_all_they_need_and_the_halves_share_only_the_checks():

@@ -136,12 +136,14 @@ NOT_EXPORTED = {
 # One process reads all files once.
 pytestmark = pytest.mark.xdist_group("private names")
 LIBRARIES = {"accelerate", "datasets", "evaluate", "gradio", "huggingface_hub", "peft", "transformers", "trl"}
+# Names of Python itself that are public.
+PUBLIC = {"_asdict", "_current_frames", "_exit", "_replace"}
 BY_NAME = {"getattr", "setattr", "hasattr", "delattr", "setitem"}
 
 
 def is_private(name: str) -> bool:
-    """Return whether a name is private by convention. Named tuples and `os` have public ones that look so."""
-    return re.fullmatch(r"_[A-Za-z]\w*", name) is not None and name not in ("_asdict", "_exit", "_replace")
+    """Return whether a name is private by convention."""
+    return re.fullmatch(r"_[A-Za-z]\w*", name) is not None and name not in PUBLIC
 
 
 @cache
