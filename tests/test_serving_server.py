@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ from engines import embedded
 from programs import run_command
 from serving_server import ROOMY, connect, frame_event, narration, picture, running, send, until
 from tiny import tiny_model, tiny_processor
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as connect_websocket
 
 from videollm_mod.serving.server import create_app, run
@@ -226,7 +228,9 @@ def start(port, *options):
     command = [sys.executable, str(ROOT / "cli.py"), "serve", "--port", str(port), "--max-streams", "2"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command += ["--max-frames", "24", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    # Tests that run in the background ignore SIGINT, and a child inherits that.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heeds)
     for line in process.stderr:
         if found := re.search(r"http://(\S+) \(ok\)", line):
             return process, found[1]
@@ -234,6 +238,7 @@ def start(port, *options):
 
 
 def test_clients_of_a_killed_server_get_an_error_and_it_starts_again():
+    """Ctrl+C ends the second one, while a client is connected."""
     process, address = start(0)
 
     async def watch():
@@ -250,6 +255,11 @@ def test_clients_of_a_killed_server_get_an_error_and_it_starts_again():
     again, same = start(address.rpartition(":")[2])
     try:
         assert same == address and httpx.get(f"http://{same}/health").json() == {"status": "ok"}
+        with connect_websocket(f"ws://{same}/v1/realtime") as socket:
+            assert json.loads(socket.recv())["type"] == "session.created"
+            again.send_signal(signal.SIGINT)
+            with pytest.raises(ConnectionClosed, match="1012"):
+                socket.recv(timeout=60)
+        assert (again.wait(60), again.stderr.read()) == (130, "")
     finally:
-        again.terminate()
-    assert again.wait(30) in (0, -signal.SIGTERM)
+        again.kill()
