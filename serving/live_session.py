@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time as clock
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -269,6 +269,7 @@ class LiveSession:
         interrupt: bool = False,
         role: str = "user",
         is_spoken: bool | None = None,
+        ignored: Sequence[str] = (),
         instructs: bool = False,
     ) -> Reply | None:
         """
@@ -287,7 +288,8 @@ class LiveSession:
         self._num_early += not self.num_received
         await self._begin()
         options = {"reply_now": reply_now, "interrupt": interrupt, "role": role, "instructs": instructs}
-        reply = Reply(is_asked=True, metadata=metadata, is_spoken=is_spoken) if reply_now else None
+        given = {"metadata": metadata, "is_spoken": is_spoken, "ignored": list(ignored)}
+        reply = Reply(is_asked=True, **given) if reply_now else None
 
         def ask() -> None:
             # The reply must not begin before it is on the list.

@@ -340,6 +340,8 @@ class Conversation:
     def _place(self, reply: Reply) -> dict[str, Any]:
         """Return what the extension field of a response says."""
         place: dict[str, Any] = {"unprompted": not reply.is_asked}
+        if reply.ignored and reply.event is None:
+            place["ignored"] = reply.ignored
         if reply.event is not None:
             event = reply.event
             place |= {"time": event.time, "frame": event.frame, "lag": event.latency}

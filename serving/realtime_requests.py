@@ -27,6 +27,9 @@ _IGNORED = ("include", "parallel_tool_calls", "prompt", "reasoning", "tool_choic
 _IGNORED += ("truncation",)
 _KNOWN = {"type", "object", "id", "expires_at", "model", "instructions", "max_output_tokens", "output_modalities"}
 _KNOWN |= {"audio", "videollm_mod"}
+# The same for its response, of which `response.created` tells.
+_IGNORED_OF_RESPONSE = {*_IGNORED, "audio", "max_output_tokens"}
+_KNOWN_OF_RESPONSE = {"conversation", "input", "instructions", "metadata", "output_modalities"}
 # Limits of OpenAI's protocol: entries of metadata, characters of its names and values.
 _MOST_METADATA, _MOST_NAME, _MOST_VALUE = 16, 64, 512
 _ROLES = {"user": "input_text", "system": "input_text", "assistant": "output_text"}
@@ -203,6 +206,9 @@ async def _refuse_change(_: Conversation, event: dict[str, Any]) -> None:
 
 async def _create_response(conversation: Conversation, event: dict[str, Any]) -> None:
     asked = object_of(event, "response")
+    if unknown := sorted(set(asked) - _KNOWN_OF_RESPONSE - _IGNORED_OF_RESPONSE):
+        wrong = f"`response.{unknown[0]}` is unknown."
+        raise RequestError(wrong, code="unknown_parameter", param=f"response.{unknown[0]}")
     for name in ("input", "conversation"):
         if asked.get(name) not in (None, "auto"):
             wrong = f"`response.{name}` is not supported: a response belongs to the stream."
@@ -217,7 +223,8 @@ async def _create_response(conversation: Conversation, event: dict[str, Any]) ->
     if is_spoken and conversation.audio.speaker is None:
         is_spoken = False
         conversation.fail(no_speech("response."), event_id_of(event))
-    options = {"metadata": metadata, "is_spoken": is_spoken}
+    ignored = sorted(name for name in _IGNORED_OF_RESPONSE if asked.get(name) is not None)
+    options = {"metadata": metadata, "is_spoken": is_spoken, "ignored": ignored}
     if interrupt:
         conversation.silence()
     waits = conversation.hearing.is_busy

@@ -33,7 +33,7 @@ _MOST_SECONDS_AWAY = 60.0  # for which a session is on its way from one server t
 # Attributes of a session that are saved as they are.
 _KEPT = ("instructions", "max_output_tokens", "created", "has_begun", "num_received", "num_skipped")
 _KEPT += ("_num_early", "_context", "_last_time", "_due")
-_KEPT_OF_REPLY = ("reply_id", "is_asked", "metadata", "is_spoken")
+_KEPT_OF_REPLY = ("reply_id", "is_asked", "metadata", "is_spoken", "ignored")
 
 
 class SessionMovedError(RequestError):

@@ -53,6 +53,7 @@ class Reply:
         is_asked (`bool`): Whether a client asked for it.
         metadata (`dict`, *optional*): What the client gave with its request.
         is_spoken (`bool`, *optional*): Whether the client wants to hear it, by default what the session says.
+        ignored (`list[str]`): Fields of its request that have no effect.
         text (`str`): The words so far.
         event ([`StreamEvent`], *optional*): The reply at its end.
         is_cancelled (`bool`), is_failed (`bool`): Whether a client cancelled it, and whether its session ended first.
@@ -65,6 +66,7 @@ class Reply:
     is_asked: bool = False
     metadata: dict[str, Any] | None = None
     is_spoken: bool | None = None
+    ignored: list[str] = field(default_factory=list)
     question: Any = None
     text: str = ""
     event: StreamEvent | None = None

@@ -251,6 +251,30 @@ def test_a_session_of_a_removed_replica_goes_on_elsewhere(address, tmp_path):
     assert [replica_of(token_of(session)) for session in sessions] == places
 
 
+def test_more_streams_than_a_replica_should_have_bring_another_one(address):
+    settings = {"max_streams": 3, "max_frames": 24, "max_text_tokens": 256}
+    serve.run(app(Settings(**settings, min_replicas=1, max_replicas=2, target_streams=1.0)))
+
+    def count():
+        states = serve.status().applications["default"].deployments["VideoLLM-MoD"].replica_states
+        return states.get("RUNNING", 0)
+
+    async def crowd():
+        before, opened = count(), [await open_stream(address) for _ in range(2)]
+        while count() < 2:
+            await asyncio.sleep(1)
+        opened.append(await open_stream(address))
+        while replica_of(opened[-1][1]["id"]) == replica_of(opened[0][1]["id"]):  # routers learn of it in a moment
+            await opened[-1][0].close()
+            opened[-1] = await open_stream(address)
+        for connection, _ in opened:
+            await connection.close()
+        return before, [replica_of(session["id"]) for _, session in opened]
+
+    before, places = asyncio.run(crowd())
+    assert before == 1 and places[0] == places[1] != places[2]
+
+
 # ------------------------------------------------------------------------------------------------- narrating a folder
 
 

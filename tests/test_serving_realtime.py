@@ -116,7 +116,8 @@ def test_a_question_waits_for_response_create(server):
             await send(connection, frame_event(frame, number / 2))
         await send(connection, text_event("How many things do you see?"))
         seen = await until(connection, "conversation.item.done", 7)
-        await send(connection, {"type": "response.create", "response": {"metadata": {"client_event_id": "mine"}}})
+        asked = {"metadata": {"client_event_id": "mine"}, "tools": [], "max_output_tokens": 9}
+        await send(connection, {"type": "response.create", "response": asked})
         answered = await until(connection, "response.done")
         await connection.close()
         return seen, answered
@@ -126,6 +127,8 @@ def test_a_question_waits_for_response_create(server):
     assert said(answered) == [(2.5, expected)]
     created = next(event for event in answered if event.type == "response.created")
     assert created.response.metadata == {"client_event_id": "mine"} and not created.videollm_mod["unprompted"]
+    assert created.videollm_mod["ignored"] == ["max_output_tokens", "tools"]
+    assert "ignored" not in answered[-1].videollm_mod
 
 
 def test_settings_change(server):
@@ -243,6 +246,7 @@ WRONG = [
     ({"type": "conversation.item.delete", "item_id": "x"}, "unsupported_event", "type"),
     ({"type": "conversation.item.retrieve", "item_id": "x"}, "item_retrieve_invalid_item_id", "item_id"),
     ({"type": "response.create", "response": {"conversation": "none"}}, "invalid_value", "response.conversation"),
+    ({"type": "response.create", "response": {"colour": 1}}, "unknown_parameter", "response.colour"),
     ({"type": "response.create", "response": {"metadata": {"a": "x" * 513}}}, "invalid_value", "response.metadata"),
     ({"type": "input_audio_buffer.append", "audio": ""}, "audio_not_supported", "type"),
 ]
@@ -493,10 +497,22 @@ def test_a_cancelled_reply_is_cancelled_when_its_session_ends_first():
 
 
 def test_sessions_expire():
+    async def beat(connection):
+        while True:
+            await send(connection, {"type": "session.heartbeat"})
+            await asyncio.sleep(0.5)
+
     async def idle(address, engine):
+        alive = await connect(address)  # it would expire before the other one
+        beating = asyncio.ensure_future(beat(alive))
         connection = await connect(address)
         token = (await connection.recv()).session.videollm_mod["resume_token"]
         found = await until(connection, "session.expired")
+        beating.cancel()
+        await send(alive, {"type": "session.close"})
+        with pytest.raises(ConnectionClosed):
+            while True:
+                assert (await alive.recv()).type in ("session.created", "session.heartbeat_ack")
         with pytest.raises(ConnectionClosed):
             await connection.recv()
         lost = await connect(address)
