@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,6 +198,27 @@ def test_the_page_and_the_server_run_the_same_sessions(parts):
         (session,) = (live.stream.session for live in server.sessions)
     assert type(session) is type(viewer.session)
     assert said(session.events) == said(viewer.session.events) and len(viewer.events) > 3
+    viewer.close()
+
+
+def test_words_are_shown_as_they_come(parts):
+    """The caption grows by each word of a reply that has not ended."""
+    frames = [(number / 2, frame) for number, (_, frame) in enumerate(parts[1].read_video(SAMPLE, fps=2, end=2.0))]
+    viewer, drawn, captions_of = Viewer(*parts), threading.Semaphore(0), {}
+
+    def see():
+        tell = viewer.on_words
+        viewer.on_words = lambda: (tell(), drawn.acquire(timeout=30))
+        viewer.see(frames)
+
+    with ThreadPoolExecutor(1) as pool:
+        for _ in viewer.while_speaking(see, pool):
+            captions_of.setdefault(len(told(viewer)), []).append(drawing.caption(viewer))
+            drawn.release()
+    first = told(viewer)[0][1]
+    assert len(captions_of[0]) == len(set(captions_of[0])) >= len(first.split()) > 2
+    assert captions_of[0] == sorted(captions_of[0], key=len)
+    assert first.split()[0] in captions_of[0][0] and first.rstrip(".") not in captions_of[0][0]
     viewer.close()
 
 
