@@ -354,7 +354,7 @@ def run(options: argparse.Namespace) -> None:
     todo = []
     for subject in options.subjects:
         drawn = draw(all_mutants(subject), options.sample, options.seed)
-        survived = [mutant for mutant in drawn if done.get(mutant.key, {}).get("outcome") == "survived"]
+        survived = [x for x in drawn if done.get(x.key, {}).get("outcome") in ("survived", "not run")]
         todo += survived if options.survivors else [mutant for mutant in drawn if mutant.key not in done]
     random.Random(options.seed).shuffle(todo)
     print(f"{len(todo)} mutants to run", flush=True)
@@ -377,7 +377,7 @@ def run(options: argparse.Namespace) -> None:
         killer = reason.read_text(encoding="utf-8") if reason.exists() else ""
         reason.unlink(missing_ok=True)
         code = os.waitstatus_to_exitcode(status)
-        outcome = "survived" if code == 0 else "killed" if code == 1 else "broken" if code == 3 else "timeout"
+        outcome = {0: "survived", 1: "killed", 3: "broken"}.get(code, "timeout")
         seconds = usage.ru_utime + usage.ru_stime
         _note(options.out, mutant, outcome, seconds, count, killer, wall=clock.monotonic() - started)
     table(options)
@@ -433,8 +433,10 @@ def _run_tests(tests: list[str]) -> tuple[int, str]:
     options = ["-x", "-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
     for part in (tests[:FIRST], tests[FIRST:]):
         code = int(pytest.main([*options, *part], plugins=[FirstFailure()])) if part else 0
+        if code not in (0, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
+            return 3, f"pytest ends with {code}"  # the tests' fault, or the machine's
         if code:
-            return 1, FirstFailure.name or f"pytest ends with {code}"
+            return 1, FirstFailure.name or "the tests cannot be collected"
     return 0, ""
 
 
@@ -467,7 +469,7 @@ def read_results(out: Path) -> dict[str, dict[str, Any]]:
         with contextlib.suppress(ValueError):  # a line that was cut off
             row = json.loads(line)
             rows[row["key"]] = row
-    return rows
+    return {key: row for key, row in rows.items() if row["outcome"] != "broken"}
 
 
 def interval(part: int, count: int) -> tuple[float, float]:

@@ -298,7 +298,7 @@ def test_a_function_decides_at_each_frame_once(chunk_frames):
     assert [frame.speaks for frame in frames] == [False, True, False, False, False, True, False]
     assert [round(frame.interval_probability) for frame in frames] == [1, 0, 1, 1, 1, 0, 1]
     assert [frame.last_reply for frame in frames] == [None, None, None, 1.0, 1.0, 1.0, 2.5]
-    assert frames[0].features.shape == (10, 16)
+    assert frames[0].features.shape == (10, 16) and session.speak == "function"
     assert replies(session) == [(1.0, "Frame 2."), (2.5, "Frame 5.")]
     asked = "]\nUser: Where is the ball?\nAssistant:"
     assert model.text == f"<s>Watch.\n\n[F,F,F{ASKED_NOW} Frame 2.</s>\n[F,F,F{asked} Frame 5.</s>\n[F"

@@ -117,6 +117,33 @@ def test_a_template_of_another_kind_is_refused(tmp_path):
             AutoProcessor.from_pretrained(folder, trust_remote_code=True, stream_format=other)
 
 
+@pytest.mark.parametrize(
+    ("stream_format", "message"),
+    [
+        ("chatlm", "'chatlm' is unknown; known formats are .*chatml"),
+        (["chatml"], "must be a name, or a dict of texts by part, got list"),
+        ({"assistant_end": "<|im_end|>", "user": ""}, "unknown parts user; known are .*user_after"),
+        ({"assistant_end": "<|im_end|>", "user_after": 3}, "must have texts as parts; user_after is none"),
+        ({"user_after": ""}, "needs `assistant_end`, the special token that ends a reply"),
+        ({"assistant_end": "."}, "`assistant_end` '.' is not a special token"),
+        ({"assistant_end": "<|im_end|>", "frame_after": "<|im_end|>\n"}, "must end with a special token"),
+    ],
+)
+def test_a_format_that_cannot_be_written_is_refused(stream_format, message):
+    processor = turn_processor("chatml")
+    with pytest.raises(ValueError, match=message):
+        VideoLLMMoDProcessor(processor.video_processor, processor.tokenizer, stream_format=stream_format)
+
+
+def test_a_format_is_its_texts():
+    """A part that is left out is empty."""
+    processor = turn_processor("chatml")
+    texts = {part: text for part, text in STREAM_FORMATS["chatml"].items() if text}
+    same = VideoLLMMoDProcessor(processor.video_processor, processor.tokenizer, stream_format=texts)
+    assert same.apply_chat_template(DIALOGUE, tokenize=True) == processor.apply_chat_template(DIALOGUE, tokenize=True)
+    assert same.stream_format == processor.stream_format
+
+
 def pieces(processor, dialogue):
     """Return the tokens of a dialogue as a session feeds them: between frames and replies, frames, and replies."""
     ids, turns, is_open, index = [], [], False, 0
