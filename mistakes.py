@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from videollm_mod.console import visible
+
 from videollm_mod.space.checkpoint_faults import in_one_line, is_a
 
 
@@ -26,7 +28,7 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if not _is_mistake(error):
             raise
-        sys.stderr.write(f"error: {in_one_line(error)}\n")
+        sys.stderr.write(f"error: {visible(in_one_line(error))}\n")
         raise SystemExit(1) from None
 
 

@@ -30,6 +30,8 @@ _CAMERA_NAMES = ("/dev/video", "camera:")
 _BROADCASTS = (*_CAMERA_NAMES, "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
 # FFmpeg's input format and name of a numbered camera.
 _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
+# Protocols of a web address. A playlist names further addresses, and FFmpeg itself limits local ones to local files.
+_WEB = "crypto,data,http,https,httpproxy,tcp,tls"
 # Bits of `AVInputFormat.flags`; PyAV names them differently from version to version.
 NO_TIMESTAMPS, MAY_CHANGE_CLOCKS = 0x80, 0x200
 # FFmpeg would wait for 20 frames to find a rate, for 50 without a time, and for a megabyte of JPEG pictures. It would
@@ -62,9 +64,11 @@ def open_container(
     source = str(source)
     is_file, asked = os.path.isfile(source), clock.monotonic()
     left = None if timeout is None else _TimeLeft(asked + timeout)
-    options = {} if formats is None else {"format_whitelist": formats}
+    is_web = not is_file and urlsplit(source).scheme in ("http", "https")
+    allowed = _WEB if is_web else "crypto,data" if source == "-" else "file" if is_file and formats else None
     # FFmpeg also decodes frames when it opens a file.
-    options |= {} if max_pixels is None else {"max_pixels": str(max_pixels)}
+    given = {"format_whitelist": formats, "protocol_whitelist": allowed, "max_pixels": max_pixels and str(max_pixels)}
+    options = {name: value for name, value in given.items() if value is not None}
     open_input = partial(av.open, metadata_errors="replace")
     limits = None if is_file or source == "-" else (left, timeout)
     options |= {} if limits is None else _LIVE_OPTIONS
@@ -81,7 +85,7 @@ def open_container(
         # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and a sign for a pattern.
         name, pattern = (f"file:{source}", {"pattern_type": "none"}) if is_file else (source, {})
         container = open_input(name, options=options | pattern, timeout=limits)
-        if urlsplit(source).scheme in ("http", "https") and container.size <= 0 and has_flag(container, NO_TIMESTAMPS):
+        if is_web and container.size <= 0 and has_flag(container, NO_TIMESTAMPS):
             # FFmpeg took several frames to know the format. They have arrived already, and their times are lost.
             container.close()
             options |= {"fpsprobesize": "0"}
@@ -136,9 +140,8 @@ def without_secrets(source: str) -> str:
     if "://" not in source or os.path.exists(source):
         return source
     parts = urlsplit(source)
-    place = parts.netloc.rpartition("@")[2]
-    user = parts.netloc.rpartition("@")[0].partition(":")[0]
-    place = f"{user}:***@{place}" if ":" in parts.netloc.rpartition("@")[0] else parts.netloc
+    login, _, place = parts.netloc.rpartition("@")
+    place = f"{login.partition(':')[0]}:***@{place}" if ":" in login else parts.netloc
     return urlunsplit(parts._replace(netloc=place, query="***" if parts.query else ""))
 
 

@@ -50,8 +50,8 @@ _LONGEST_GAP, _LONGEST_STILL, _STEP_BACK = 10, 30 * 3600, Fraction(1, 10)
 _SHORTEST_GAP = Fraction(1, 2)
 # Formats in which a place that was sought is not what FFmpeg says it is.
 _SEEKS_WRONG = {"apng", "mpeg"}
-# Errors in a row after which a file counts as unreadable from there on.
-_MOST_ERRORS = 100
+# Errors in a row after which a file counts as unreadable from there on, and scans of a JPEG picture.
+_MOST_ERRORS, _MOST_SCANS = 100, 100
 # Seconds before a live source is opened again, after the first failure and at most.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 
@@ -279,8 +279,7 @@ class VideoReader:
             return Fraction(0)
         if self.stream.duration:
             return ((self.stream.start_time or 0) + self.stream.duration) * self.stream.time_base - self.origin
-        is_only = len(self.container.streams) == 1
-        return Fraction(self.container.duration or 0, 1_000_000) if is_only else Fraction(0)
+        return Fraction(self.container.duration or 0, 1_000_000) if len(self.container.streams) == 1 else Fraction(0)
 
     def _measured(self) -> tuple[Fraction, bool]:
         about = os.stat(self.source)
@@ -345,11 +344,13 @@ class VideoReader:
 
     def _decode(self) -> Iterator[Any]:
         """Decode from here on, without spoilt packets, which are counted. Raise the last error if nothing is left."""
-        is_empty, error = True, None
+        is_empty, error, is_jpeg = True, None, "jpeg" in self.stream.codec_context.name
         for packet, failure in self._packets():
             # Part of a packet at the end of a file costs the decoder the frames around it. In the formats that
             # are made for broadcasting, the decoder repairs such packets.
             is_cut = packet is not None and packet.is_corrupt and not has_flag(self.container, MAY_CHANGE_CLOCKS)
+            # A few bytes make another scan of a JPEG picture, and each takes as long to decode.
+            is_cut |= is_jpeg and packet is not None and bytes(packet).count(b"\xff\xda") > _MOST_SCANS
             try:
                 frames = () if packet is None or is_cut else packet.decode()
             except av.error.FFmpegError as broken:
@@ -359,11 +360,10 @@ class VideoReader:
             error = failure or error
             is_empty = is_empty and not frames
             yield from frames
-        try:
+        held = ()
+        with suppress(av.error.FFmpegError):
             # After errors, the last packet did not come, which makes the decoder return what it holds.
             held = self.stream.codec_context.decode(None)
-        except av.error.FFmpegError:
-            held = ()
         yield from held
         if is_empty and not held and error is not None:
             raise error
@@ -644,10 +644,8 @@ def _best_stream(container: Any, source: str) -> Any:
     if best is None:
         cover = av.stream.Disposition.attached_pic
         unread = {s: "cover picture" if s.disposition & cover else "unknown codec" for s in container.streams.video}
-        kinds = [unread.get(s, s.type) for s in container.streams]
-        raise ValueError(
-            f"'{without_secrets(source)}' has no video stream (streams: {', '.join(sorted(set(kinds))) or 'none'})."
-        )
+        kinds = ", ".join(sorted({unread.get(s, s.type) for s in container.streams})) or "none"
+        raise ValueError(f"'{without_secrets(source)}' has no video stream (streams: {kinds}).")
     return best
 
 
@@ -674,9 +672,8 @@ def _without_unknown_side_data(frame: Any) -> Any:
     """Remove side data that PyAV has no name for, such as the EXIF data of a photo: it cannot read the rest then."""
     known = {kind.value for kind in av.sidedata.sidedata.Type}
     graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or Fraction(1)
-    )
+    size = {"width": frame.width, "height": frame.height}
+    source = graph.add_buffer(**size, format=frame.format.name, time_base=frame.time_base or Fraction(1))
     removals = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(64) if kind not in known]
     graph.link_nodes(source, *removals, graph.add("buffersink")).configure()
     graph.push(frame)

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.console import counted
+from videollm_mod.console import counted, visible
 
 import typer
 
@@ -432,7 +432,9 @@ def _run(
 
 
 def print_result(result: Narrated, as_json: bool) -> None:
-    typer.echo(result.to_json() if as_json else result, err=bool(result.fault) and not as_json)
+    # A name may hold line breaks and what controls a terminal.
+    line = visible(" ".join(str(result).splitlines()))
+    typer.echo(result.to_json() if as_json else line, err=bool(result.fault) and not as_json)
 
 
 def print_end(results: Sequence[Narrated], seconds: float) -> None:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from videollm_mod.console import visible
+
 import typer
 
 from videollm_mod.commands.watching import (
@@ -180,7 +182,7 @@ def _summarize(session: Any, moments: Sequence[Moment], prompt: str) -> tuple[st
         others = "" if question == prompt else ", and reads what it said of the others"
         notes = [f"The model remembers {frames} when it writes the summary{others}."]
     text = printable(session.ask(question)[-1].text)
-    typer.echo(f"\n{text}")
+    typer.echo(f"\n{visible(text)}")
     return text, notes
 
 

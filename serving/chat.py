@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from ..space.uploads import FORMATS, announces_too_much, has_too_much
 from ..video_reading_videollm_mod import VideoReader, read_video
 from .chat_messages import ChatRequest, Media
 from .fetching import fetch, read_data_uri, read_picture
@@ -26,8 +27,6 @@ from .session_options import SessionOptions
 from .telling import Reply
 
 
-# Containers that FFmpeg may open. Others, such as playlists, name further files and URLs that it would open too.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,gif,apng,ogg,mpeg,mpegvideo,m4v,h264,hevc,ivf"
 _FRAMES_AT_ONCE = 8
 
 
@@ -146,9 +145,18 @@ class Completion:
 
     def _measure(self, video: Media) -> float:
         """Return the length of a video in seconds. Raise [`RequestError`] if it is too long or too large."""
+        is_too_much = announces_too_much(video.url)
         try:
+            if not is_too_much:
+                with self._open(video) as reader:
+                    is_too_much = has_too_much(reader)
+            if is_too_much:
+                wrong = "The video has too many frames, or too many in a second."
+                raise RequestError(wrong, status=413, code="video_too_large", param=video.param)
             with self._open(video) as reader:
                 seconds, pixels = reader.seconds, reader.stream.width * reader.stream.height
+        except RequestError:
+            raise
         except (ValueError, OSError):
             raise RequestError("This is not a readable video.", code="invalid_video", param=video.param) from None
         if seconds > self.limits.max_video_seconds or pixels > self.limits.max_frame_pixels:
@@ -265,4 +273,4 @@ async def _wait_until_gone(request: Request) -> None:
         pass
 
 
-__all__ = ["FORMATS", "Completion", "answer", "unless_gone"]
+__all__ = ["Completion", "answer", "unless_gone"]

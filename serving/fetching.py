@@ -4,7 +4,6 @@
 
 import asyncio
 import base64
-import io
 import ipaddress
 import re
 import socket
@@ -13,10 +12,10 @@ from typing import BinaryIO
 import httpx
 from PIL import Image, ImageOps
 
+from ..space.uploads import PICTURES, TooMuchError, open_picture
 from .limits import Limits, RequestError
 
 
-PICTURES = ("JPEG", "PNG", "WEBP")
 _MOST_REDIRECTS = 5
 _DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*?;base64,", re.IGNORECASE)
 # Addresses of IPv6 that a gateway maps to those of IPv4, in the last four bytes.
@@ -48,7 +47,7 @@ def read_picture(data: bytes, limits: Limits, *, param: str | None = None) -> Im
         )
         raise RequestError(too_large, status=413, code="frame_too_large", param=param)
     try:
-        with Image.open(io.BytesIO(data), formats=PICTURES) as picture:
+        with open_picture(data) as picture:
             if picture.width * picture.height > limits.max_frame_pixels:
                 raise RequestError(
                     f"The picture has {picture.width} x {picture.height} pixels, and the limit is "
@@ -58,6 +57,8 @@ def read_picture(data: bytes, limits: Limits, *, param: str | None = None) -> Im
                     param=param,
                 )
             return ImageOps.exif_transpose(picture).convert("RGB")
+    except TooMuchError as error:
+        raise RequestError(str(error), status=413, code="frame_too_large", param=param) from None
     except RequestError:
         raise
     except Exception:  # Pillow has errors of many kinds for damaged files

@@ -391,7 +391,8 @@ class App:
 
     def _name_world(self, video: str | Path) -> None:
         """Say what a video is if the toy does not know its world."""
-        world = generated_world(video, self.processor.open_video) if self.is_toy else KNOWN_WORLD
+        open_video = partial(self.processor.open_video, formats=FORMATS)
+        world = generated_world(video, open_video) if self.is_toy else KNOWN_WORLD
         if world != KNOWN_WORLD:
             gr.Warning(page.OUT_OF_WORLD if world is None else page.OTHER_WORLD.format(world=world))
 

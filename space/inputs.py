@@ -3,7 +3,6 @@
 """Check what the browser or a client sent. Errors are shown to the person in one line."""
 
 import base64
-import io
 import math
 from typing import Any
 
@@ -11,6 +10,7 @@ import gradio as gr
 import numpy as np
 from page import FPS
 from PIL import Image
+from uploads import open_picture
 
 
 MOST_SECONDS = 1e6  # Latest second of a camera or a video.
@@ -62,7 +62,7 @@ def read_frame(sent: dict[str, Any]) -> tuple[float, np.ndarray]:
         kind, data = sent["image"].split(",", 1)
         if not kind.startswith("data:image/") or len(data) > 2_000_000:
             raise ValueError
-        with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["JPEG", "PNG", "WEBP"]) as image:
+        with open_picture(base64.b64decode(data, validate=True)) as image:
             if image.width * image.height > 1024 * 1024:
                 raise ValueError
             time, picture = sent["time"], np.asarray(image.convert("RGB"))

@@ -2,7 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What programs print: counts, costs and the model's words."""
 
+from pathlib import Path
+
 from videollm_mod.console import counted, describe_entries, describe_saving, visible
+
+import pytest
+
+from videollm_mod.commands.folder import Narrated, Video, print_result
+from videollm_mod.mistakes import one_line_errors
 
 
 def test_a_number_and_its_word_agree():
@@ -21,3 +28,15 @@ def test_a_model_without_routed_layers_is_not_compared_with_itself():
 
 def test_the_words_of_a_model_cannot_control_the_terminal():
     assert visible("a \x1b[31mred\x07 box\n\tand \u2764\ufe0f") == "a \ufffd[31mred\ufffd box\n\tand \u2764\ufe0f"
+
+
+def test_a_file_name_cannot_control_the_terminal(capsys):
+    name = "a\x1b]0;title\x07\nerror: b.mp4"
+    with pytest.raises(SystemExit), one_line_errors():
+        raise ValueError(f"'{name}' cannot be read.")
+    video = Video(Path(name), name, Path("a.srt"))
+    print_result(Narrated(video), as_json=False)
+    print_result(Narrated(video, fault="It is empty."), as_json=False)
+    out, err = capsys.readouterr()
+    assert out == "a\ufffd]0;title\ufffd error: b.mp4: 0 captions in a.srt\n"
+    assert err == "error: 'a\ufffd]0;title\ufffd\nerror: a\ufffd]0;title\ufffd error: b.mp4: It is empty.\n"

@@ -16,10 +16,8 @@ from openai import APIStatusError, OpenAI
 from serving_server import ROOMY, data_uri, running
 
 from videollm_mod.serving import fetching
-from videollm_mod.serving.chat import FORMATS
 from videollm_mod.serving.fetching import fetch, is_public
 from videollm_mod.serving.limits import RequestError
-from videollm_mod.space.uploads import FORMATS as SPACE_FORMATS
 
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -144,7 +142,6 @@ def test_wrong_files(client):
         with pytest.raises(APIStatusError) as error:
             ask(client, part)
         assert error.value.body["code"] == code, part
-    assert FORMATS == SPACE_FORMATS
 
 
 # ---------------------------------------------------------------------------------------------------------------- URLs

@@ -5,6 +5,7 @@
 import json
 import random
 import struct
+import time as clock
 from pathlib import Path
 
 import av
@@ -36,6 +37,11 @@ ANNA: then it closes &amp; stays
 00:00:09,000 --> 00:00:10,000
 silent
 """
+
+
+SDP = (
+    "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 49170 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+)
 
 
 def srt(*cues):
@@ -268,6 +274,14 @@ def test_unreadable_files_are_named_in_one_line(read, content, options, message)
     with pytest.raises(ValueError, match=message) as failed:
         read(content, **options)
     assert "a.srt" in str(failed.value) and "\n" not in str(failed.value)
+
+
+def test_a_text_opens_no_address(read):
+    began = clock.monotonic()
+    for text in (SDP, "ffconcat version 1.0\nfile 'b.srt'\n", "#EXTM3U\n#EXTINF:1,\nb.ts\n"):
+        with pytest.raises(ValueError, match="no subtitle format that is known|neither a text nor a video"):
+            read(text.encode())
+    assert clock.monotonic() - began < 5, "FFmpeg waits ten seconds for packets by UDP"
 
 
 @pytest.mark.parametrize("name", ["a.srt", "a.vtt", "a.ttml", "whisper.json", "rate.sub", "a.ass"])

@@ -2,9 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening video: what stands in its place, mistyped names, pipes, cameras. Time limits: `test_live_sources.py`."""
 
+import io
 import os
 import subprocess
+import sys
+import threading
+import time as clock
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +19,7 @@ import torch
 from tiny import random_frames, write_clip
 
 from videollm_mod import read_video
+from videollm_mod.space.uploads import FORMATS
 from videollm_mod.video_opening_videollm_mod import goes_on, is_complete, open_container, without_secrets
 
 
@@ -90,3 +98,81 @@ def test_messages_hold_no_password_and_no_token(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"'\w+://bob:\*\*\*@127.0.0.1:9/") as error:
             open_container(source, timeout=2)
         assert "secret" not in str(error.value)
+
+
+# ----------------------------------------------------------------------------------------------- files in other files
+
+SDP = (
+    "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 49170 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files, and playlists with their type."""
+
+    extensions_map = {".m3u8": "application/vnd.apple.mpegurl"}  # noqa: RUF012
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    """A folder, and the address at which it is served. It holds a video, `part.ts`."""
+    folder = tmp_path_factory.mktemp("web")
+    write_clip(folder / "part.ts", random_frames(10), codec="mpeg2video", fps=25)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def playlist(entry, before=""):
+    return f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n{before}#EXTINF:1,\n{entry}\n#EXT-X-ENDLIST\n"
+
+
+def nested(folder):
+    """Return texts that name a file of this machine in all the ways that FFmpeg knows."""
+    file = folder / "part.ts"
+    ways = [f"file:{file}", f"file://{file}", f"concat:{file}", f"subfile,,start,0,end,0,,:{file}", f"crypto:{file}"]
+    texts = [playlist(way) for way in [*ways, f"crypto+file:{file}", "pipe:0", "data:video/mp2t;base64,RwAA"]]
+    key = f'#EXT-X-KEY:METHOD=AES-128,URI="file://{file}",IV=0x{0:032}\n'
+    master = f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nfile://{folder}/good.m3u8\n"
+    return [*texts, playlist("part.ts", key), master, f"ffconcat version 1.0\nfile 'file:{file}'\n", SDP]
+
+
+def test_a_playlist_on_the_web_is_read_and_opens_nothing_of_this_machine(web):
+    folder, address = web
+    (folder / "good.m3u8").write_text(playlist("part.ts"))
+    assert len(list(read_video(f"{address}/good.m3u8", fps=25))) == 10
+    for number, text in enumerate(nested(folder)):
+        (folder / f"{number}.m3u8").write_text(text)
+        began = clock.monotonic()
+        with pytest.raises(ValueError, match="cannot be read as video"):
+            next(read_video(f"{address}/{number}.m3u8", timeout=5))
+        assert clock.monotonic() - began < 4, "nothing waits for packets of another protocol"
+
+
+def test_an_upload_opens_nothing_else_whatever_its_name(web):
+    folder, address = web
+    texts = [
+        *nested(folder),
+        playlist("part.ts"),
+        playlist(f"{address}/part.ts"),
+        "ffconcat version 1.0\nfile part.ts\n",
+    ]
+    for name in ("clip.mp4", "clip.m3u8", "clip.ffconcat"):
+        for text in texts:
+            (folder / name).write_text(text)
+            with pytest.raises(ValueError, match="cannot be read as video"):
+                open_container(folder / name, formats=FORMATS)
+
+
+def test_standard_input_opens_nothing_else(web, monkeypatch):
+    for text in nested(web[0]):
+        pipe = io.BufferedReader(io.BytesIO(text.encode()))
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe))
+        began = clock.monotonic()
+        with pytest.raises(ValueError, match="'-' cannot be read as video"):
+            open_container("-")
+        assert clock.monotonic() - began < 4

@@ -27,6 +27,11 @@ from videollm_mod.train.data.subtitle_formats.substation import ass_events, read
 from videollm_mod.train.data.subtitle_formats.timed_text import TTML_NAMESPACE, plain_ttml, read_timedtext
 
 
+# Formats of texts that only FFmpeg reads. In others, such as SDP, a text names addresses that FFmpeg opens.
+_TEXTS = "aqtitle,ass,jacosub,lrc,mcc,microdvd,mpl2,mpsub,pjs,realtext,sami,scc,srt,stl,subviewer,subviewer1"
+_TEXTS += ",tedcaptions,vplayer,webvtt"
+
+
 def read_subtitles(
     source: str | Path,
     stream: int = 0,
@@ -81,7 +86,7 @@ def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleRepor
         raise ValueError(f"'{path}' cannot be read as subtitles: {str(error).rstrip('.')}.") from error
     if not cues:
         try:
-            container = av.open(io.BytesIO(text.encode("utf-8", "replace")))
+            container = av.open(io.BytesIO(text.encode("utf-8", "replace")), options={"format_whitelist": _TEXTS})
         except av.error.FFmpegError:
             raise ValueError(f"'{path}' is in no subtitle format that is known.") from None
         cues = read_stream(path, container, 0, None, report)
