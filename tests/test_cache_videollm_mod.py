@@ -127,6 +127,9 @@ def test_crop_refuses_to_split_a_frame(static):
     for bad in (1, -ids.shape[1] - 1):
         with pytest.raises(ValueError, match="must be negative"):
             cache.crop(bad)
+    with pytest.raises(ValueError, match="The last 7 tokens cannot include 1 frames"):
+        cache.crop(-7, num_frames=1)
+    assert cache.lengths == lengths
     cache.crop(0)
     cache.crop(-ids.shape[1])
     assert cache.lengths == [0] * 4

@@ -632,6 +632,7 @@ def test_a_pipeline_answers_about_a_video():
         ([{"type": "text", "text": "\ud800"}], {}, "A text part of message 0 is not valid Unicode"),
         ([{"type": "video", "path": "a.mp4"}] * 2, {}, "may have one video or image, got 2"),
         ("Hi.", {"continue_final_message": True}, "end the dialogue with the user's message"),
+        ("Hi.", {"tools": [{"name": "look"}]}, "the model cannot call functions"),
     ],
 )
 def test_refuses_messages_of_a_pipeline(processor, content, options, message):

@@ -304,6 +304,21 @@ def test_a_function_decides_at_each_frame_once(chunk_frames):
     assert model.text == f"<s>Watch.\n\n[F,F,F{ASKED_NOW} Frame 2.</s>\n[F,F,F{asked} Frame 5.</s>\n[F"
 
 
+def test_a_session_is_not_probed_during_a_reply():
+    model, processor = talker(speaks_at=(1,))
+
+    class Asker:
+        def put(self, _):
+            session.probe("Is it red?")
+
+        def end(self):
+            pass
+
+    session = model.stream(processor, streamer=Asker())
+    with pytest.raises(ValueError, match="cannot be probed during a reply"):
+        session.push(random_frames(3))
+
+
 @pytest.mark.parametrize(
     ("options", "probes", "spoken"),
     [

@@ -135,6 +135,14 @@ def test_a_format_that_cannot_be_written_is_refused(stream_format, message):
         VideoLLMMoDProcessor(processor.video_processor, processor.tokenizer, stream_format=stream_format)
 
 
+def test_a_format_with_times_needs_them():
+    message = "Message 1 has no `times`, which this stream format writes: one per frame"
+    with pytest.raises(ValueError, match=message):
+        turn_processor("smolvlm").apply_chat_template(
+            [{"role": "system", "content": "Watch."}, {"role": "stream", "num_frames": 2}]
+        )
+
+
 def test_a_format_is_its_texts():
     """A part that is left out is empty."""
     processor = turn_processor("chatml")
