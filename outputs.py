@@ -2,11 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that a program writes: what cannot be written is found before any work, and nothing written before is lost."""
 
+import errno
+import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+# Of a full disk, a full quota, and a file system or process that limits the size of a file.
+_FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+
+
+class FullDiskError(OSError):
+    """A file cannot be written because the disk is full. The message names the file and says what to do."""
 
 
 def check_outputs(outputs: Mapping[str, Path], *sources: str | Path) -> None:
@@ -38,28 +50,129 @@ def path_from(folder: Path, path: str | Path) -> str:
     return os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
 
 
-def write_text(path: Path, text: str) -> None:
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """
+    Give the name of a new file, which replaces another one when the block ends. After an error the new file is
+    removed, and the other one stays as it is. A program that is killed leaves the new file. Its name begins with a
+    dot and ends with ".part", so that nothing reads it.
+
+    Args:
+        path (`str` or `Path`): The file to replace, if it exists.
+
+    Raises:
+        [`FullDiskError`]: If the disk is full.
+        `OSError`: If the file cannot be written.
+    """
+    target = Path(path).resolve()
+    part = _part(target)
+    try:
+        with naming_full_disk(path):
+            part.unlink(missing_ok=True)  # of a killed program with the same number
+            yield part
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            if target.exists():
+                shutil.copymode(target, part)
+            os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
     """
     Write a text file. An existing file is replaced when the new one is complete.
 
     Raises:
         `OSError`: If it cannot be written. An existing file stays as it is.
     """
-    target = path.resolve()
+    target = Path(path).resolve()
     if target.exists() and not target.is_file():
-        target.write_text(text, encoding="utf-8")  # a pipe or a device
+        with naming_full_disk(path):
+            target.write_text(text, encoding="utf-8")  # a pipe or a device
         return
-    part = _part(target)
+    with replacing(path) as part, open(part, "x", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
+    """Write a value as JSON, as [`write_text`] does."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Save a figure of Matplotlib in the format of the suffix. An existing file is replaced when it is complete."""
+    with replacing(path) as part:
+        figure.savefig(part, format=Path(path).suffix[1:])
+
+
+def copy_file(source: str | Path, path: str | Path) -> None:
+    """Copy a file. An existing one is replaced when the copy is complete."""
+    with replacing(path) as part:
+        shutil.copyfile(source, part)
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """
+    Append a line to a file in one write, so that processes do not mix theirs. Part of a line that a killed program
+    left gets its own line.
+
+    Raises:
+        [`FullDiskError`]: If the disk is full. The file may then end with a part of the line.
+    """
+    with naming_full_disk(path), open(path, "a+b", buffering=0) as file:
+        end, content = file.seek(0, os.SEEK_END), line.encode() + b"\n"
+        if end:
+            file.seek(end - 1)
+            content = content if file.read(1) == b"\n" else b"\n" + content
+        if file.write(content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def complete_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of JSON lines, without parts of lines that a killed program left."""
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+@contextmanager
+def naming_full_disk(path: str | Path) -> Iterator[None]:
+    """
+    Name a file or folder in errors that mean a full disk.
+
+    Args:
+        path (`str` or `Path`): What the block writes.
+
+    Raises:
+        [`FullDiskError`]: If the disk is full. Other errors pass through.
+    """
     try:
-        with open(part, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except FullDiskError:
+        raise
+    except Exception as error:
+        if (reason := why_full(error)) is None:
+            raise
+        raise FullDiskError(
+            f"'{path}' cannot be written: {reason}. Free some space or choose another folder, then run the same "
+            "command again."
+        ) from error
+
+
+def why_full(error: BaseException) -> str | None:
+    """Return the system's words for a full disk, if that is what an error means, whichever library raised it."""
+    text = str(error)
+    for code, words in _FULL.items():
+        if getattr(error, "errno", None) == code or f"(os error {code})" in text:
+            return words
+    # torch does not say why.
+    return "the disk may be full" if "PytorchStreamWriter failed writing" in text else None
 
 
 def _try(path: Path) -> None:
@@ -85,7 +198,7 @@ def _try(path: Path) -> None:
 
 
 def _part(target: Path) -> Path:
-    # Threads of one process may write to one folder.
+    # Threads of one process may write to one folder. A name has at most 255 bytes.
     return target.with_name(f".{os.getpid()}.{threading.get_ident()}.part")
 
 

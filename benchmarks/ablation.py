@@ -47,6 +47,7 @@ from filelock import FileLock, Timeout
 
 from videollm_mod.configuration_videollm_mod import MOD_LAYER_SCHEMES, VideoLLMMoDConfig
 from videollm_mod.mistakes import one_line_errors
+from videollm_mod.outputs import append_line, complete_lines
 
 
 RESULTS = "results.jsonl"
@@ -231,7 +232,7 @@ def run_of(line: dict[str, Any]) -> Run:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of results in a folder, in order."""
     path = Path(folder) / RESULTS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list(complete_lines(path)) if path.exists() else []
 
 
 def run_in_process(run: Run, options: argparse.Namespace) -> bool:
@@ -258,7 +259,7 @@ def run_one(run: Run, options: argparse.Namespace) -> bool:
                 return True
             line = train_and_measure(run, options.folder, options.minutes, saves=options.save)
             if line is not None:
-                append_line(options.folder / RESULTS, line)
+                append_line(options.folder / RESULTS, json.dumps(line))
         return line is not None
     except Timeout:
         print(f"{run.name}, seed {run.seed}: another process is at it", flush=True)
@@ -305,12 +306,6 @@ def train_and_measure(run: Run, folder: Path, minutes: float, *, saves: bool = F
     figures = " ".join(f"{name} {measured[name]:.3f}" for name in shown if name in measured)
     print(f"{label}: {trained.seconds:.0f} s, {figures}", flush=True)
     return line | measured
-
-
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Append a line to a file in one write, so that processes do not mix theirs."""
-    with open(path, "ab", buffering=0) as file:
-        file.write((json.dumps(line) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from ablation_table import MEASURES, Variant, by_layer, estimate
 
+from videollm_mod.outputs import save_figure
+
 
 # Measures that are drawn, one row of panels each.
 DRAWN = ("lm_correctness", "text_loss", "event_f1")
@@ -37,7 +39,7 @@ def draw_quality(worlds: Sequence[dict[str, Variant]], path: Path) -> None:
             axes.grid(alpha=0.3)
         panels[0][column].legend(fontsize=7, framealpha=0.5)
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _places(found: dict[str, Variant]) -> dict[str, float]:
@@ -70,7 +72,7 @@ def draw_kept(worlds: Sequence[dict[str, Variant]], path: Path) -> None:
         if routed:
             axes.legend(fontsize=7, framealpha=0.5)
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _colors(worlds: Sequence[dict[str, Variant]]) -> dict[str, Any]:

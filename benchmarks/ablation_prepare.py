@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.train.recipe import LAST_WRITTEN, run_stage, share_step
+from videollm_mod.outputs import write_json
+from videollm_mod.train.checkpoint_files import LAST_WRITTEN
+from videollm_mod.train.recipe import run_stage, share_step
 from videollm_mod.train.recipe_sizes import CONFIGS, KINDS, TEST_KINDS
 
 
@@ -99,4 +101,4 @@ def prepare(options: argparse.Namespace) -> None:
         given += ["--per_device_train_batch_size", batch // processes]
         run(stage, LAST_WRITTEN, "sft.py", *given, processes=processes)
         checkpoint = folder / stage
-    (folder / "about.json").write_text(json.dumps({"world": options.world, "fps": fps}))
+    write_json(folder / "about.json", {"world": options.world, "fps": fps})

@@ -25,6 +25,7 @@ from transformers import AutoProcessor
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
+from videollm_mod.outputs import save_figure
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.collator import StreamCollator, normalize_pixels
 from videollm_mod.train.data.world.clip import WORLDS
@@ -135,7 +136,7 @@ def draw(losses: dict[str, list[float]], path: Path) -> None:
     axes.set(xlabel="steps after routers were added", ylabel="loss", yscale="log")
     axes.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ from watching import (
 )
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.outputs import write_text
 from videollm_mod.serving import EngineStream, StreamingEngine
 
 
@@ -216,7 +217,7 @@ def run_part(lab: Lab, name: str) -> None:
     except OutOfTimeError:
         raise
     except Exception:
-        (lab.options.out / f"{name}.error").write_text(traceback.format_exc(), encoding="utf-8")
+        write_text(lab.options.out / f"{name}.error", traceback.format_exc())
         print(f"{name}: failed\n{traceback.format_exc()}", flush=True)
     else:
         lab.parts[name]["is_complete"] = True
@@ -262,7 +263,7 @@ def run_tests(lab: Lab) -> None:
         text=True,
         timeout=max(lab.seconds_left, 1),
     )
-    (lab.options.out / "tests.log").write_text(done.stdout + done.stderr, encoding="utf-8")
+    write_text(lab.options.out / "tests.log", done.stdout + done.stderr)
     counts = {name: int(count) for count, name in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
     failed = re.findall(r"^(?:FAILED|ERROR) \S*?(test_\S+)", done.stdout, re.MULTILINE)
     lab.record("tests", exit_code=done.returncode, **counts, names=", ".join(failed) or "none failed")

@@ -36,6 +36,7 @@ from transformers import AutoProcessor
 
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
+from videollm_mod.outputs import save_figure
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.collator import StreamCollator, normalize_pixels
 from videollm_mod.train.data.dialogues import ceil_frame
@@ -282,7 +283,7 @@ def draw(streamed: dict[str, list[Counts]], edges: Sequence[int], path: Path) ->
         place.minorticks_off()
     axes[0].legend(fontsize=6, framealpha=0.4)
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

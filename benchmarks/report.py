@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results as Markdown, JSON and plots."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from videollm_mod.outputs import save_figure, write_json, write_text
 
 
 class Point(NamedTuple):
@@ -44,15 +45,8 @@ def write_results(out: Path, name: str, figures: Any, text: str) -> None:
     Benchmarks call this after each measurement, so that an interrupted run keeps what it has measured.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / f"{name}.json", json.dumps(figures, indent=1))
-    _write(out / f"{name}.md", text)
-
-
-def _write(path: Path, text: str) -> None:
-    # An interrupted write must leave the previous file complete.
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_json(out / f"{name}.json", figures)
+    write_text(out / f"{name}.md", text)
 
 
 def draw_panels(points: Sequence[Point], path: Path, x: str, y: str) -> None:
@@ -70,4 +64,4 @@ def draw_panels(points: Sequence[Point], path: Path, x: str, y: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.legend(fontsize=6, framealpha=0.3)
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)

@@ -41,6 +41,7 @@ from transformers import AutoProcessor
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
+from videollm_mod.outputs import save_figure
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.data.sources import find_source, load_split, option_names
 from videollm_mod.train.focus import SHARES, Choices, Clip, describe, figures, watch
@@ -249,7 +250,7 @@ def draw(found: dict[str, Any], own: str, covered: list[float], config: Any, pat
         place.set_title(f"{title}\nmost: {max(values):.0%}", fontsize=7)
         place.axis("off")
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

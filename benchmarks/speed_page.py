@@ -23,6 +23,8 @@ import time as clock
 from datetime import date
 from pathlib import Path
 
+from videollm_mod.outputs import copy_file, write_text
+
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "speed.md"
@@ -68,8 +70,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             printed = run(name, Path(folder))
             if plot := PLOTS.get(name):
-                (ROOT / "docs" / plot).write_bytes((Path(folder) / plot).read_bytes())
-        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), name, printed), encoding="utf-8")
+                copy_file(Path(folder) / plot, ROOT / "docs" / plot)
+        write_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), name, printed))
         print(f"{name}: {clock.monotonic() - begin:.0f} s", flush=True)
 
 

@@ -40,6 +40,8 @@ from peft import get_peft_model
 from report import markdown_table, ratio, write_results
 from tqdm import tqdm
 
+from videollm_mod.outputs import save_figure
+
 
 # Steps before the measured ones; the optimizer allocates its memory in the first.
 WARM_UP = 2
@@ -149,7 +151,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.set(ylabel=label)
         axes.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def measure(scheme: str, trained: str, checkpointing: bool, options: argparse.Namespace) -> Row:

@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 
+from videollm_mod.outputs import replacing
 from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
@@ -84,10 +85,8 @@ class ClipCutter:
         """
         first, last = self._choose(start, end)
         path = self.folder / f"{self.video.stem}_{start:g}s-{end:g}s{self.suffix}"
-        with TemporaryDirectory(dir=self.folder, prefix=".", ignore_cleanup_errors=True) as folder:
-            part = Path(folder, "part")
+        with replacing(path) as part:
             self._write(first, last, part)
-            os.replace(part, path)
         return Clip(path, float(self.pictures[first].time), float(self._end(first, last)))
 
     def _choose(self, start: float, end: float) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 """`videollm-mod narrate ... --ray N --out OUT`: a folder or data set on N processes of a Ray cluster, as Parquet."""
 
 import math
-import os
 import secrets
 import threading
 import time as clock
@@ -17,6 +16,7 @@ from typing import Any
 
 from videollm_mod.commands.data_set import DataSet, Row, Rows
 from videollm_mod.commands.folder import Folder, Narrated, Video, find_videos, narrate_left, open_engine
+from videollm_mod.outputs import replacing
 
 
 # Videos that a process gets at once, and rows of a file. Larger batches leave fewer streams idle at their end.
@@ -223,8 +223,8 @@ def _write(out: Path, results: Sequence[Narrated]) -> None:
     rows = [result.to_dict() | {"srt": result.to_srt()} for result in results]
     table = pyarrow.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)
     file = out / f"{clock.time_ns()}-{secrets.token_hex(4)}.parquet"
-    parquet.write_table(table, f"{file}.part")
-    os.replace(f"{file}.part", file)
+    with replacing(file) as part:
+        parquet.write_table(table, part)
 
 
 __all__ = ["Narrator", "narrate_with_ray"]

@@ -3,11 +3,14 @@
 """A saved session in files: `session.json`, and `session.safetensors` for its tensors. Nothing is pickled."""
 
 import errno
+import glob
 import hashlib
 import json
 import math
 import os
 import secrets
+import shutil
+import time as clock
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,6 +27,8 @@ from safetensors.torch import save_file
 # Another format is refused. Count it up when an attribute of a session, or of an object in it, gets another meaning.
 FORMAT = 1
 STATE, TENSORS = "session.json", "session.safetensors"
+# Seconds after which what lies beside a saved session belongs to no program.
+_ABANDONED = 600.0
 # Fields of a configuration that do not change what a model says.
 _OF_FILES = {"transformers_version", "architectures", "auto_map", "dtype", "torch_dtype"}
 _KINDS = {"float": float, "tuple": tuple, "deque": deque}
@@ -123,6 +128,10 @@ def write(saved: Saved, model: Any, folder: str | os.PathLike) -> None:
         save_file(saved.tensors, new / TENSORS, metadata={"id": key})
         (new / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
         rename_over(new, folder, Path(beside))
+    # Of programs that were killed. Others may save at the same time.
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????"):
+        if left.stat().st_mtime < clock.time() - _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def rename_over(new: Path, folder: Path, trash: Path) -> None:
@@ -151,6 +160,10 @@ def read(folder: str | os.PathLike, model: Any) -> Saved:
         `ValueError`: If a file is damaged, has another format, or belongs to another save or model.
     """
     folder = Path(folder)
+    if not folder.exists():
+        # A program that was killed between the two renames of `write` leaves both sessions complete.
+        left = folder.absolute().parent.glob(f".{glob.escape(folder.name)}.????????/new")
+        folder = next((new for new in left if len(list(new.parent.iterdir())) > 1), folder)
     for name in (STATE, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"'{folder}' holds no saved session: it has no {name}.")

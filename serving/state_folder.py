@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from .saved_files import rename_over
-
 
 _DIGESTS = "digests.json"
-_COMPLETE = re.compile(r"[0-9a-f]{64}")
+# The hash of a secret, and when it was kept, in nanoseconds.
+_COMPLETE = re.compile(r"([0-9a-f]{64})(?:\.(\d+))?")
 _OPEN = ".session-"  # what the names of folders begin with that are written or read
 _BLOCK = 2**20  # bytes
 _ABANDONED = 600.0  # seconds after which such a folder belongs to no process
@@ -27,8 +26,8 @@ _ABANDONED = 600.0  # seconds after which such a folder belongs to no process
 
 class StateFolder:
     """
-    Saved sessions on disk, each a folder that is named by the hash of a secret. Its time of modification is when it
-    expires. Files that others have put there are left alone.
+    Saved sessions on disk, each a folder named by the hash of a secret and the time of saving. Its time of
+    modification is when it expires. Files that others have put there are left alone.
 
     Args:
         folder (`str` or `Path`): Where the sessions lie. It is made if needed.
@@ -78,9 +77,11 @@ class StateFolder:
         with self._lock:
             self._make_room(_size(place))
             os.utime(place, (expires, expires))
-            replaced = self.begin()
-            rename_over(place, self._place_of(secret), replaced)
-            self.discard(replaced)
+            before = self._places_of(secret)
+            # A process that is killed here leaves the one before or both, and the newest counts.
+            os.rename(place, self._new_place(secret))
+            for old in before:
+                self.discard(old)
 
     def take(self, secret: str) -> Path | None:
         """
@@ -91,11 +92,14 @@ class StateFolder:
         """
         taken = self.folder / f"{_OPEN}{secrets.token_hex(8)}"
         try:
-            os.rename(self._place_of(secret), taken)
-        except FileNotFoundError:
+            kept = self._places_of(secret)
+            os.rename(kept.pop(), taken)
+        except (IndexError, FileNotFoundError):
             return None
         except OSError as error:
             raise ValueError(f"Its folder cannot be read: {error.strerror}.") from None
+        for old in kept:
+            self.discard(old)
         if _has_expired(taken):
             self.discard(taken)
             return None
@@ -106,8 +110,11 @@ class StateFolder:
 
     def peek(self, secret: str, *, expires: float | None = None) -> Path | None:
         """Return the folder that is kept under a secret, or `None`. It stays, until another time if one is given."""
-        place = self._place_of(secret)
-        if not place.exists() or _has_expired(place):
+        try:
+            kept = self._places_of(secret)
+        except OSError:
+            return None
+        if not kept or _has_expired(place := kept[-1]):
             return None
         if expires is not None:
             with suppress(OSError):
@@ -116,11 +123,12 @@ class StateFolder:
 
     def remove(self, secret: str) -> None:
         """Remove what is kept under a secret, if there is something."""
-        self.discard(self._place_of(secret))
+        for place in self._places_of(secret):
+            self.discard(place)
 
     def put_back(self, taken: Path, secret: str) -> None:
         """Keep a session that `take` returned under its secret again."""
-        os.rename(taken, self._place_of(secret))
+        os.rename(taken, self._new_place(secret))
 
     def remove_expired(self) -> None:
         """Remove sessions whose time is over, and what processes that ended in the middle have left."""
@@ -128,8 +136,14 @@ class StateFolder:
             if _has_expired(place, 0.0 if _COMPLETE.fullmatch(place.name) else _ABANDONED):
                 self.discard(place)
 
-    def _place_of(self, secret: str) -> Path:
-        return self.folder / hashlib.sha256(secret.encode()).hexdigest()
+    def _new_place(self, secret: str) -> Path:
+        return self.folder / f"{_hash(secret)}.{clock.time_ns()}"
+
+    def _places_of(self, secret: str) -> list[Path]:
+        """Return where a session is kept under a secret, the newest last. A process that was killed may leave two."""
+        names = map(_COMPLETE.fullmatch, os.listdir(self.folder))
+        found = [name for name in names if name and name[1] == _hash(secret)]
+        return [self.folder / name[0] for name in sorted(found, key=lambda name: int(name[2] or 0))]
 
     def _places(self) -> Iterator[Path]:
         for place in list(self.folder.iterdir()):
@@ -150,6 +164,10 @@ class StateFolder:
 
 def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -31,7 +31,7 @@ TINY = {"max_streams": 2, "max_frames": 12, "max_text_tokens": 160, "page_size":
 
 
 def saved_in(folder):
-    return [path for path in folder.iterdir() if len(path.name) == 64]
+    return [path for path in folder.iterdir() if len(path.name.split(".")[0]) == 64]
 
 
 def numbers_of(events):

@@ -16,6 +16,7 @@ import yaml
 from accelerate import PartialState
 from trl import SFTConfig, TrlParser
 
+from videollm_mod.outputs import FullDiskError
 from videollm_mod.routers_videollm_mod import GATES, ROUTERS
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.data.faults import RowRecord
@@ -73,9 +74,12 @@ def _refuse_options_of_others(given: Iterable[str], types: tuple[type, ...]) -> 
 
 
 def run(main: Callable[..., None], *types: type, **defaults: Any) -> None:
-    """Run a script with its arguments (see [`parse`]), and end its process group."""
+    """Run a script with its arguments (see [`parse`]), and end its process group. A full disk ends it in one line."""
     datasets.disable_progress_bars()
-    main(*parse(*types, **defaults))
+    try:
+        main(*parse(*types, **defaults))
+    except FullDiskError as error:
+        raise SystemExit(f"error: {error}") from None
     # If a process exits before its group ends, gloo's threads may free tensors too late and abort it.
     PartialState().destroy_process_group()
 

@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from datetime import date
 from enum import Enum
@@ -25,6 +24,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from videollm_mod.outputs import copy_file, save_figure, write_text
 from videollm_mod.train.checkpoint_files import FACTS_PAGE
 
 
@@ -187,10 +187,10 @@ def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, s
     table = _table(["figure", "value"], [[name, score] for name, score in scores.items()])
     section = f"## Evaluation on {dataset}, {split}\n\n{table}\n\nMeasured on {_where_and_when()}, with `{command}`."
     if page.is_file():
-        page.write_text(_with_section(page.read_text(encoding="utf-8"), section), encoding="utf-8")
+        write_text(page, _with_section(page.read_text(encoding="utf-8"), section))
     else:
         card.text = "\n" + _with_section(card.text, section)
-    card.save(path)
+    write_text(path, str(card))
 
 
 def copy_training(folder: str | Path, page: str | Path) -> None:
@@ -206,10 +206,10 @@ def copy_training(folder: str | Path, page: str | Path) -> None:
     for section in _sections(ModelCard.load(folder / "README.md").text):
         if section.startswith(("## What it costs\n", "## Training\n")):
             for picture in re.findall(r"\]\((\w+\.png)\)", section):
-                shutil.copy(folder / picture, page.with_name(f"{page.stem}-{picture}"))
+                copy_file(folder / picture, page.with_name(f"{page.stem}-{picture}"))
                 section = section.replace(f"]({picture})", f"]({page.stem}-{picture})")
             text = _with_section(text, section)
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)
 
 
 def write_measures(measures: dict[str, Any], page: str | Path) -> None:
@@ -238,7 +238,7 @@ def write_measures(measures: dict[str, Any], page: str | Path) -> None:
             parts.append(_table(["layer", "covered patches kept", "background kept", "lift over chance"], rows))
     parts.append(f"Measured on {measures['hardware']}, {measures['date']}, with `{measures['command']}`.")
     text = _with_section(page.read_text(encoding="utf-8"), "\n\n".join(parts))
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)
 
 
 def _router_cells(found: dict[str, float | None]) -> list[str]:
@@ -271,7 +271,7 @@ def draw_routing(config: Any, path: str | Path) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(ncols=2, loc="upper right", frameon=False)
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def describe_cost(config: Any) -> list[str]:
@@ -393,7 +393,7 @@ def _draw(losses: list[tuple[int, float]], evaluations: list[tuple[int, float]],
     if losses:
         axes.legend()
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def main() -> None:

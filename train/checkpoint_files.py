@@ -1,11 +1,17 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""List the files that make up a checkpoint, in its own folder or in a checkout."""
+"""The files that make up a checkpoint, in its own folder or in a checkout: list them, and replace them together."""
 
 import json
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from videollm_mod.outputs import naming_full_disk
 
 
 # In a checkout the README introduces the project, and this page describes the checkpoint.
@@ -15,6 +21,66 @@ _PARTS = ("*.json", "chat_template.jinja", "*.safetensors", "*.model", "*.txt", 
 _PICTURES = (".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
 # Links of Markdown, `[text](target)`, with their exclamation mark if they show a picture.
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+
+# Without these a folder is no checkpoint. The last one is the last file that a checkpoint gets.
+_MARKS = ("adapter_config.json", "config.json", "processor_config.json")
+LAST_WRITTEN = _MARKS[-1]
+_WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+
+
+@contextmanager
+def new_checkpoint(folder: str | Path) -> Iterator[Path]:
+    """
+    Give an empty folder to save a checkpoint in. When the block ends, its files replace those of `folder`. After an
+    error, an earlier checkpoint stays as it is.
+
+    The configuration is removed first and put in place last. If the program is killed in between, no mix of two
+    checkpoints can be loaded.
+
+    Args:
+        folder (`str` or `Path`): Folder of the checkpoint. Other files in it stay, and so does its `README.md`.
+
+    Raises:
+        [`FullDiskError`]: If the disk is full.
+    """
+    folder = Path(folder)
+    place = folder / ".saving"
+    shutil.rmtree(place, ignore_errors=True)  # of a program that was killed
+    try:
+        with naming_full_disk(folder):
+            place.mkdir(parents=True)
+            yield place
+            names = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
+            for name in reversed(_MARKS):
+                (folder / name).unlink(missing_ok=True)
+            if any(_WEIGHTS.fullmatch(name) for name in names):
+                for old in [path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name)]:
+                    old.unlink()
+            for name in sorted(names, key=lambda name: (_MARKS.index(name) if name in _MARKS else -1, name)):
+                if name == "README.md" and (folder / name).exists():
+                    continue
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(place / name, folder / name)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+class WholeCheckpoints:
+    """A trainer of Transformers that never mixes two checkpoints, and that names the folder if the disk is full."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # An earlier run may have left a checkpoint of this name.
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with naming_full_disk(folder):
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = self.args.output_dir if output_dir is None else output_dir
+        with new_checkpoint(folder) if self.args.should_save else nullcontext(folder) as place:
+            super()._save(str(place), state_dict)
 
 
 def model_files(folder: str | Path) -> dict[str, Path]:

@@ -16,8 +16,6 @@ clip, the frame rate, the encoder and the data type. Only one run at a time may 
 
 import hashlib
 import json
-import os
-import shutil
 import time as clock
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,9 +32,11 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from videollm_mod.outputs import replacing, write_text
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.arguments import RowArguments, run
 from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, counted, naming, read_clip, row_record
+from videollm_mod.train.data.shards import describing
 from videollm_mod.train.data.sources import DataSource, load_split
 from videollm_mod.train.loading import load_checkpoint
 
@@ -130,9 +130,8 @@ def encode_rows(
 def _encode(row: dict[str, Any], path: Path, model: Any, processor: Any, fps: float, batch_size: int) -> None:
     start = row.get("start") or 0.0
     features = encode_clip(model, processor, row, fps=fps, batch_size=batch_size).cpu()
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_file({"frame_features": features}, part, metadata={"fps": str(fps), "start": str(start)})
-    part.rename(path)
+    with replacing(path) as part:
+        save_file({"frame_features": features}, part, metadata={"fps": str(fps), "start": str(start)})
 
 
 @torch.no_grad()
@@ -226,13 +225,10 @@ def encode_split(script: RowArguments, source: DataSource, arguments: EncodeArgu
         raise SystemExit(f"--dataset {source.dataset}: none of its rows can be read ({len(rows)} in total).")
     num_left_out = len(set(gather_object(record.left_out())))
     if accelerator.is_main_process:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
-        part = folder / f".{script.train_split}.jsonl.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / f"{script.train_split}.jsonl")
         # Tasks and the card of published data need what `prepare.py` wrote.
-        if (about := Path(source.dataset) / "about.json").exists():
-            shutil.copy(about, folder)
+        with describing(Path(source.dataset), folder):
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
+            write_text(folder / f"{script.train_split}.jsonl", text)
         count = counted(len(made), "row")
         if len(made) + num_left_out < max(record.num_rows, len(rows)):
             count = f"{len(made)} of {counted(len(rows), 'row')}; the time limit was reached"

@@ -22,6 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from videollm_mod.outputs import replacing
+
 
 FILE = "patch_labels.safetensors"
 
@@ -70,7 +72,8 @@ class PatchLabels:
         """Write the head into the folder of a checkpoint."""
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("weight", "bias")}
         names = {name: json.dumps(getattr(self, name)) for name in ("things", "colors")}
-        save_file(tensors, Path(folder) / FILE, metadata=names)
+        with replacing(Path(folder) / FILE) as part:
+            save_file(tensors, part, metadata=names)
 
 
 def load_patch_labels(folder: str | Path) -> PatchLabels:

@@ -34,6 +34,7 @@ from transformers import Trainer, TrainingArguments
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.train.arguments import Resumable, run
 from videollm_mod.train.callbacks import TimeLimit
+from videollm_mod.train.checkpoint_files import WholeCheckpoints, new_checkpoint
 from videollm_mod.train.data.world.clip import SPLITS, WORLDS, Actor, Clip, World
 from videollm_mod.train.data.world.clutter import make_clutter
 from videollm_mod.train.data.world.masks import Patches
@@ -330,6 +331,10 @@ def _rank(scores: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
     return ((scores[:, :, None] > scores[:, None, :]) & pairs).sum((1, 2)) / pairs.sum((1, 2))
 
 
+class VisionTrainer(WholeCheckpoints, Trainer):
+    """The trainer of Transformers, with checkpoints that are complete or not used."""
+
+
 def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
     """Train the encoder, and write the checkpoint and the labels' head."""
     training.label_names = ["things", "colors", "places"]
@@ -355,7 +360,7 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
     reader = PatchReader(model.model.vision_encoder, len(things), len(colors))
     if arguments.encoder is not None:
         begin_with(reader, arguments.encoder, things, colors)
-    trainer = Trainer(
+    trainer = VisionTrainer(
         model=reader,
         args=training,
         train_dataset=patches("train", arguments.first_clip, arguments.num_clips),
@@ -367,10 +372,11 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
         trainer.add_callback(TimeLimit(training.max_minutes))
     trainer.train(resume_from_checkpoint=training.last_checkpoint())
     print({name: round(value, 4) for name, value in trainer.evaluate().items() if name.endswith("_right")})
-    model.save_pretrained(training.output_dir)
-    processor.save_pretrained(training.output_dir)
     if trainer.is_world_process_zero():
-        PatchLabels(things, colors, reader.reading.weight, reader.reading.bias).save(training.output_dir)
+        with new_checkpoint(training.output_dir) as folder:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            PatchLabels(things, colors, reader.reading.weight, reader.reading.bias).save(folder)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ from videollm_mod.console import quiet
 
 import torch
 
+from videollm_mod.outputs import write_json, write_text
+from videollm_mod.train.checkpoint_files import LAST_WRITTEN
 from videollm_mod.train.data.doom.game import find_vizdoom
 from videollm_mod.train.recipe_measures import measure, show, write_measures
 from videollm_mod.train.recipe_sizes import CONFIGS, FPS, SIZES, WORLDS, Size
@@ -57,8 +59,6 @@ FIRST_CLIP = 10_000
 # Each stage's share of the time limit. The rest is for loading, saving and evaluation.
 SHARES = {"vision": 0.1, "slides": 0.03, "clips": 0.09, "long": 0.04, "questions": 0.05}
 SHARES |= {"words": 0.05, "alignment": 0.06, "narration": 0.36, "trained": 0.12}
-# The last file that a checkpoint gets: if it exists, the checkpoint is complete.
-LAST_WRITTEN = "processor_config.json"
 # Each stage runs in its own process, forked from one that has already imported the libraries. Importing them would
 # otherwise dominate a short run.
 SCRIPTS = multiprocessing.get_context(
@@ -215,9 +215,7 @@ def join_rows(folder: Path, name: str, worlds: Sequence[str], *, long: slice = s
                     yield json.dumps(row, ensure_ascii=False) + "\n"
 
     (folder / name).mkdir(exist_ok=True)
-    part = folder / name / ".train.jsonl.part"
-    part.write_text("".join(lines()), encoding="utf-8")
-    part.replace(folder / name / "train.jsonl")
+    write_text(folder / name / "train.jsonl", "".join(lines()))
 
 
 def learn(
@@ -293,7 +291,7 @@ def begin_folder(folder: Path, size: Size) -> None:
     if known != about and (known is not None or (folder / "vision").exists()):
         raise SystemExit(f"error: '{folder}' has stages of a run with other options: give another --folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    write_json(path, about)
 
 
 def choose_worlds(names: str | None, size: Size) -> tuple[str, ...]:

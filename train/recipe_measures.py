@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe's figures: of each world, before and after training, with what the routers keep."""
 
-import json
 import math
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from videollm_mod.outputs import write_json
 from videollm_mod.train.data.sources import find_source, load_split
 from videollm_mod.train.evaluation import measure_checkpoint
 from videollm_mod.train.focus import describe, figures, watch
@@ -106,8 +106,7 @@ def write_measures(measures: dict[str, Any], path: Path) -> None:
     about = {"command": f"python train/recipe.py {' '.join(sys.argv[1:])}".strip(), "hardware": where}
     about |= {"date": f"{date.today():%d %B %Y}".lstrip("0"), "labels": TABLE}
     # JSON has no NaN.
-    text = json.dumps(about | {"worlds": _without_nan(measures)}, indent=1)
-    path.write_text(f"{text}\n", encoding="utf-8")
+    write_json(path, about | {"worlds": _without_nan(measures)})
 
 
 def _without_nan(value: Any) -> Any:

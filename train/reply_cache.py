@@ -4,11 +4,11 @@
 
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from videollm_mod.outputs import write_text
 
 
 class Reply(NamedTuple):
@@ -48,10 +48,7 @@ class ReplyCache:
         file = self._file(request)
         self.folder.mkdir(parents=True, exist_ok=True)
         # Several writers may write the same reply: each writes a file of its own, and renames it.
-        part = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}")
-        content = {"request": request, "reply": reply.text, "is_cut": reply.is_cut}
-        part.write_text(json.dumps(content), encoding="utf-8")
-        part.replace(file)
+        write_text(file, json.dumps({"request": request, "reply": reply.text, "is_cut": reply.is_cut}))
 
     def _file(self, request: Mapping[str, Any]) -> Path:
         content = json.dumps(request, sort_keys=True).encode()

@@ -144,8 +144,8 @@ def train_model(
     if training.push_to_hub:
         trainer.push_to_hub()  # This also saves the model and its card.
     else:
-        trainer.save_model(training.output_dir)
         trainer.create_model_card()
+        trainer.save_model(training.output_dir)  # Its last file marks the folder as complete.
     if trainer.is_world_process_zero():
         print(f"saved to {training.output_dir}")
 

@@ -26,12 +26,13 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from videollm_mod.train.card import write_card
+from videollm_mod.train.checkpoint_files import WholeCheckpoints
 from videollm_mod.train.collator import normalize_pixels
 from videollm_mod.train.streaming_evaluation import free_streaming, stream_example
 from videollm_mod.train.teacher_forcing import Turn, predict_all_turns, score_turns
 
 
-class StreamingSFTTrainer(SFTTrainer):
+class StreamingSFTTrainer(WholeCheckpoints, SFTTrainer):
     """
     TRL's [`SFTTrainer`] for streaming dialogues, with one forward pass per step.
 

@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from videollm_mod.outputs import FullDiskError
 from videollm_mod.video_reading_videollm_mod import ReadingReport, read_video
 
 
@@ -74,7 +75,7 @@ def naming(row: Mapping[str, Any]) -> Iterator[None]:
     """Name the row in errors about it, as [`FaultyRowError`]."""
     try:
         yield
-    except FaultyRowError:
+    except (FaultyRowError, FullDiskError):
         raise
     except UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,6 @@ python train/data/generate.py --dataset prepared/goalstep --out dialogues \\
 Each reply of the language model is kept. If the command is interrupted, run it again: it continues where it stopped.
 """
 
-import json
 import shlex
 import sys
 from collections import Counter, deque
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from videollm_mod.mistakes import one_line_errors
-from videollm_mod.outputs import path_from, write_text
+from videollm_mod.outputs import path_from, write_json
 from videollm_mod.train.data.converters import Notes
 from videollm_mod.train.data.dialogues import to_number
 from videollm_mod.train.data.faults import FaultyRowError
@@ -321,7 +320,10 @@ def generate(
         print(describe_all({"splits": {arguments.split: about["splits"][arguments.split]}}, notes, arguments.out))
         if not count:
             raise ValueError("no dialogue is left; the table says why.")
-    write_text(arguments.out / "about.json", json.dumps(about, ensure_ascii=False, indent=1) + "\n")
+        if read_about(str(arguments.out)).get("license") != about["license"]:
+            # A program that is killed must not leave dialogues with the licence of others.
+            (arguments.out / "about.json").unlink(missing_ok=True)
+    write_json(arguments.out / "about.json", about)
     return about
 
 

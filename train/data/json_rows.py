@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from videollm_mod.outputs import naming_full_disk
 from videollm_mod.train.data.faults import WHERE, FaultyRowError
 
 
@@ -69,12 +70,18 @@ class LineWriter:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        self.file.close()
-        self.part.replace(self.path) if kind is None else self.part.unlink()
+        try:
+            with naming_full_disk(self.path):
+                self.file.close()
+                if kind is None:
+                    self.part.replace(self.path)
+        finally:
+            self.part.unlink(missing_ok=True)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Write a row."""
-        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        """Write a row. Raises [`FullDiskError`] if the disk is full."""
+        with naming_full_disk(self.path):
+            self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 class _Rows:

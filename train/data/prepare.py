@@ -12,7 +12,6 @@ python train/data/prepare.py coin --annotations COIN.json --videos videos --out 
 The folder of `--out` then is a `--dataset` of the other scripts. docs/data.md lists the sources.
 """
 
-import json
 import re
 import shlex
 import sys
@@ -27,7 +26,7 @@ from videollm_mod.console import quiet
 
 from transformers import HfArgumentParser
 
-from videollm_mod.outputs import path_from, write_text
+from videollm_mod.outputs import path_from, write_json
 from videollm_mod.train.data.converters import (
     CONVERTERS,
     SPLITS,
@@ -114,7 +113,7 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
     }
     if counts:
         kept = earlier.add_to(about, set(counts))
-        write_text(arguments.out / "about.json", json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
+        write_json(arguments.out / "about.json", kept)
     print(describe_all(about, notes, arguments.out))
     if not counts:
         raise ValueError(f"no row is left of '{arguments.annotations}'; the table says why.")
@@ -142,6 +141,7 @@ def _write_rows(
             counts[split][row.get("task", "")] += 1
         if counts:
             earlier.check(source, converter.fps, set(counts))
+            earlier.forget_others(source)
     for split in counts:
         # A folder has one kind of files of a split.
         others = [arguments.out / f"{split}.jsonl"] if arguments.format == "parquet" else shards(arguments.out, split)
@@ -176,6 +176,11 @@ class _Earlier:
                     f"--out '{self.out}' holds the split {stays!r} with {name} {before}, and this run has {now}: "
                     "write to another folder."
                 )
+
+    def forget_others(self, source: str) -> None:
+        """Remove `about.json` of another source: a program that is killed must not leave rows with its licence."""
+        if self.about.get("source") != source:
+            (self.out / "about.json").unlink(missing_ok=True)
 
     def add_to(self, about: dict[str, Any], made: set[str]) -> dict[str, Any]:
         """Return `about` with what is known of the splits that stay."""

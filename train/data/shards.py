@@ -14,8 +14,9 @@ beside the rows, or become bytes within them.
 import argparse
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils.py_utils import convert_file_size_to_int
 
-from videollm_mod.outputs import path_from
+from videollm_mod.outputs import copy_file, naming_full_disk, path_from
 from videollm_mod.train.data.faults import WHERE, counted
 from videollm_mod.train.data.feature_files import StoredFeatures
 
@@ -80,17 +81,19 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self._flush()
-        self._end_shard()
-        if kind is not None:
+        try:
+            with suppress(OSError) if kind is not None else nullcontext():
+                self._flush()
+                self._end_shard()
+            if kind is None:
+                for old in shards(self.folder, self.split):
+                    old.unlink()
+                # Until the last file has its name, `check_shards` refuses the others.
+                for index, part in enumerate(self.parts):
+                    part.replace(self.folder / f"{self.split}-{index:05d}-of-{len(self.parts):05d}.parquet")
+        finally:
             for part in self.parts:
-                part.unlink()
-            return
-        for old in shards(self.folder, self.split):
-            old.unlink()
-        for index, part in enumerate(self.parts):
-            part.replace(self.folder / f"{self.split}-{index:05d}-of-{len(self.parts):05d}.parquet")
+                part.unlink(missing_ok=True)
 
     def write(self, row: dict[str, Any]) -> None:
         """
@@ -123,13 +126,19 @@ class ShardWriter:
             self.parts.append(self.folder / f".{self.split}-{len(self.parts):05d}.parquet.part")
             self.file = pq.ParquetWriter(self.parts[-1], self.schema)
         if self.rows:
-            self.file.write_table(pa.Table.from_pylist(self.rows, self.schema))
+            with naming_full_disk(self._place):
+                self.file.write_table(pa.Table.from_pylist(self.rows, self.schema))
         self.rows, self.num_bytes = [], 0
 
     def _end_shard(self) -> None:
         if self.file is not None:
-            self.file.close()
+            with naming_full_disk(self._place):
+                self.file.close()
         self.file, self.num_in_shard = None, 0
+
+    @property
+    def _place(self) -> Path:
+        return self.folder / f"{self.split}-{len(self.parts) - 1:05d}.parquet"
 
 
 def shard_size(text: str) -> int:
@@ -146,6 +155,33 @@ def shard_size(text: str) -> int:
 def shards(folder: Path, split: str) -> list[Path]:
     """Return the Parquet files of a split, in order."""
     return sorted(path for path in folder.glob("*.parquet") if path.stem == split or path.stem.startswith(f"{split}-"))
+
+
+def check_shards(files: Iterable[Path]) -> None:
+    """Raise `ValueError` if some of the files that belong together are missing, as after a run that was killed."""
+    found: dict[tuple[str, str], int] = {}
+    for path in files:
+        if name := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", path.stem):
+            found[name.groups()] = found.get(name.groups(), 0) + 1
+    for (split, total), count in found.items():
+        if count != int(total):
+            raise ValueError(f"The split {split!r} has {count} of {int(total)} Parquet files: write or copy it again.")
+    if len(found) > 1 and len({split for split, _ in found}) < len(found):
+        raise ValueError("A split has Parquet files of two runs: remove those of one.")
+
+
+@contextmanager
+def describing(source: Path, folder: Path) -> Iterator[None]:
+    """
+    Copy `about.json` of a source into a folder after its rows are written there. An `about.json` of another source is
+    removed before: if the program is killed in between, no rows have the licence of others.
+    """
+    theirs, ours = source / "about.json", folder / "about.json"
+    if not (theirs.is_file() and ours.is_file() and theirs.read_bytes() == ours.read_bytes()):
+        ours.unlink(missing_ok=True)
+    yield
+    if theirs.is_file():
+        copy_file(theirs, ours)
 
 
 def write_shards(rows: Iterable[dict[str, Any]], folder: Path, split: str, **options: Any) -> int:
@@ -222,11 +258,10 @@ def main() -> None:
         if options.out.resolve() == options.folder.resolve():
             raise ValueError(f"'{options.out}' is the folder to convert: write to another.")
         options.out.mkdir(parents=True, exist_ok=True)
-        for split in splits:
-            rows = _near(load_timed_messages(options.folder, split), options.out, options.embed_features)
-            print(f"{split}: {counted(write_shards(rows, options.out, split, **write), 'row')}")
-        if (about := options.folder / "about.json").exists():
-            shutil.copy(about, options.out)
+        with describing(options.folder, options.out):
+            for split in splits:
+                rows = _near(load_timed_messages(options.folder, split), options.out, options.embed_features)
+                print(f"{split}: {counted(write_shards(rows, options.out, split, **write), 'row')}")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 

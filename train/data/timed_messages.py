@@ -35,7 +35,7 @@ from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
 from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, name_row, note_damage
 from videollm_mod.train.data.feature_files import StoredFeatures, read_header
 from videollm_mod.train.data.json_rows import index_rows
-from videollm_mod.train.data.shards import read_shards
+from videollm_mod.train.data.shards import check_shards, read_shards
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, read_video
 
@@ -142,6 +142,10 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     if not chosen:
         there = ", ".join(file.name for file in files)
         raise ValueError(f"The folder '{folder}' has no split {split!r}: it has {there}.")
+    try:
+        check_shards(chosen)
+    except ValueError as error:
+        raise ValueError(f"'{folder}': {error}") from None
     return chosen
 
 

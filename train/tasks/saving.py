@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from videollm_mod.outputs import write_text
+from videollm_mod.outputs import append_line, complete_lines, write_text
 from videollm_mod.train.data.faults import WHERE
 
 
@@ -59,25 +59,15 @@ class Predictions:
 
     def _lines(self) -> Iterator[tuple[Key, dict[str, Any]]]:
         for path in sorted(self.folder.glob("predictions-*.jsonl")):
-            with path.open("rb") as file:
-                for line in file:
-                    try:
-                        saved = json.loads(line)
-                        yield (saved["task"], saved["id"], saved["row"]), saved["prediction"]
-                    except (ValueError, KeyError, TypeError):
-                        # A run that was killed leaves part of a line. Its row is predicted again.
-                        continue
+            # A run that was killed leaves part of a line. Its row is predicted again.
+            for saved in complete_lines(path):
+                if saved.keys() >= {"task", "id", "row", "prediction"}:
+                    yield (saved["task"], saved["id"], saved["row"]), saved["prediction"]
 
     def add(self, key: Key, prediction: dict[str, Any]) -> None:
         """Append the prediction of a row."""
         line = dict(zip(("task", "id", "row"), key, strict=True)) | {"prediction": prediction}
-        with self.path.open("a+b") as file:
-            file.seek(0, 2)
-            if end := file.tell():
-                file.seek(end - 1)
-                # Part of a line that a killed run left must not swallow this one.
-                file.write(b"" if file.read(1) == b"\n" else b"\n")
-            file.write(json.dumps(line).encode() + b"\n")
+        append_line(self.path, json.dumps(line))
 
 
 def fingerprint(row: Mapping[str, Any], truth_keys: Sequence[str] = (), official: bool = False) -> str:

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write DoomWorld to disk: video files, JSON lines of timed messages, and the card of the data set."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
+from videollm_mod.outputs import write_json, write_text
 from videollm_mod.train.data.doom.clip import MAPS, SPLITS, STEP, Clip, record_clip, shrink
 from videollm_mod.train.data.doom.dialogues import make_dialogue
 from videollm_mod.train.data.doom.events import EVENTS
@@ -55,7 +55,7 @@ def write_split(
             messages, questions = make_dialogue(clip, kind, wording)
             if messages:
                 lines.append(to_line(video, clip.seconds, kind, seed, messages, questions, covered))
-    (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / f"{split}.jsonl", "\n".join(lines) + "\n")
 
 
 def film(path: Path, split: str, seed: int, *, size: int, seconds: tuple[float, float], fps: int = FPS) -> Clip:
@@ -89,7 +89,7 @@ def write_sample(
     (folder / f"{name}.mp4").unlink(missing_ok=True)
     clip = film(folder / f"{name}.mp4", split, seed, size=size, seconds=seconds, fps=fps)
     story = {"seed": seed, "seconds": seconds, "fps": fps, "split": split, "map": clip.map, "events": clip.story()}
-    (folder / f"{name}.json").write_text(json.dumps(story, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / f"{name}.json", story)
 
 
 COMMAND = "python train/data/doomworld.py"
@@ -155,4 +155,4 @@ def write_card(folder: Path, split: str, options: str) -> None:
     words = {"things": ", ".join(THINGS), "events": ", ".join(name.replace("_", " ") for name in EVENTS)}
     words["maps"] = "\n".join(f"- {name}: {wad}.wad, {', '.join(maps)}" for name, (wad, maps) in MAPS.items())
     words["commands"] = "\n".join(commands[name] for name in existing if name in commands)
-    DatasetCard(f"---\n{data}\n---\n{CARD.format(**words)}").save(folder / "README.md")
+    write_text(folder / "README.md", str(DatasetCard(f"---\n{data}\n---\n{CARD.format(**words)}")))

@@ -139,7 +139,7 @@ def open_video(
         world (`str`, *optional*, defaults to `"StreamWorld"`): Name of the world, for the comment of the file.
     """
     # The prefix keeps FFmpeg from taking a colon in a name for a protocol.
-    with av.open(f"file:{path}", "w") as container:
+    with av.open(f"file:{path}", "w", format="mp4") as container:
         # `generated_world` in space/loading.py reads it.
         container.metadata["comment"] = world
         stream = container.add_stream("libx264", rate=fps)

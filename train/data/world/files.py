@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
+from videollm_mod.outputs import replacing, write_json, write_text
 from videollm_mod.train.data.world.clip import EVENTS, SPLITS, STEP, Clip, World
 from videollm_mod.train.data.world.dialogues import KINDS, Question, describe, make_dialogue
 from videollm_mod.train.data.world.drawing import write_pictures, write_video
@@ -54,7 +55,7 @@ def write_split(
         if "describe" in kinds:
             slides = make_slides(SPLITS[split] + index * SLIDE_FRAMES, world)
             lines.append(_write_slides(folder, f"videos/{name}-slides.mp4", slides, size=size))
-    (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / f"{split}.jsonl", "\n".join(lines) + "\n")
 
 
 def _write_clip(folder: Path, video: str, clip: Clip, kinds: list[str], *, size: int, fps: int) -> Iterator[str]:
@@ -92,9 +93,8 @@ def to_line(
 def write_once(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a video unless it exists. It gets its name only when it is complete."""
     if not path.exists():
-        part = path.with_name(f"{path.name}.part.mp4")
-        write(part)
-        part.rename(path)
+        with replacing(path) as part:
+            write(part)
 
 
 def write_sample(folder: Path, clip: Clip, world: str, *, size: int, fps: int, name: str = "streamworld") -> None:
@@ -110,9 +110,9 @@ def write_sample(folder: Path, clip: Clip, world: str, *, size: int, fps: int, n
         name (`str`, *optional*, defaults to `"streamworld"`): Name of both files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_video(clip, folder / f"{name}.mp4", size=size, fps=fps)
-    story = {"seed": clip.seed, "world": world, "events": clip.story()}
-    (folder / f"{name}.json").write_text(json.dumps(story, indent=1) + "\n", encoding="utf-8")
+    with replacing(folder / f"{name}.mp4") as part:
+        write_video(clip, part, size=size, fps=fps)
+    write_json(folder / f"{name}.json", {"seed": clip.seed, "world": world, "events": clip.story()})
 
 
 COMMAND = "python train/data/streamworld.py"
@@ -194,4 +194,5 @@ def write_card(folder: Path, split: str, options: str) -> None:
     )
     words = {"things": len(THINGS), "colors": len(COLORS), "events": ", ".join(EVENTS)}
     words["commands"] = "\n".join(commands[name] for name in existing if name in commands)
-    DatasetCard(f"---\n{data}\n---\n{CARD.format(**words)}").save(path)
+    card = DatasetCard(f"---\n{data}\n---\n{CARD.format(**words)}")
+    write_text(path, str(card))
