@@ -343,7 +343,8 @@ def test_files_that_cannot_be_resumed_are_refused_by_name(state, small, tmp_path
     with other() as (address, _):
         status, error = refused(address)
         assert status == 410 and error["code"] == "session_lost"
-        assert "was saved with a model of other weights" in error["message"] and saved_in(state) == [folder]
+        assert "was saved with a model of other weights" in error["message"]
+    (folder,) = saved_in(state)
     with small() as (address, server):
         tensors = folder / "stream" / "session.safetensors"
         tensors.write_bytes(tensors.read_bytes()[:-1] + b"\1")
