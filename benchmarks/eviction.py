@@ -30,6 +30,7 @@ from report import markdown_table, write_results
 from watching import TOGETHER, image_size, random_models, random_processor, silence
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine
 
 
@@ -57,6 +58,7 @@ class Row:
     crop_launches: int
 
 
+@one_line_errors()
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()

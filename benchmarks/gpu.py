@@ -69,6 +69,7 @@ from watching import (
 )
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import write_text
 from videollm_mod.serving import EngineStream, StreamingEngine
 
@@ -173,6 +174,7 @@ class Lab:
         free(self.device)
 
 
+@one_line_errors()
 def main() -> None:
     """Run the parts that fit, and draw."""
     quiet()

@@ -43,7 +43,7 @@ import ablation
 import torch
 from hub import Hub
 from published import save_source
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from tiny import copy_embedded
 from transformers import AutoModel, AutoProcessor
 
@@ -178,9 +178,11 @@ def prepare_checkpoint(base: Path) -> None:
 
 
 def verify(base: Path, out: Path) -> None:
-    if not (out / "model").exists():
-        shutil.copytree(base / "model", out / "new")
-        (out / "new").rename(out / "model")
+    for path in (base / "model").rglob("*"):
+        link = out / "model" / path.relative_to(base / "model")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.name != "golden.json" and not link.is_symlink():
+            link.symlink_to(path)
     script(cli.main, "verify", out / "model", "--write")
 
 
@@ -324,8 +326,12 @@ class Trial:
     def differs(self, name: str, content: bytes | None) -> bool:
         """Return whether a file is not that of the run that was not killed."""
         expected = self.whole.get(name)
-        if expected is None or content is None or name not in self.changing:
+        if content == expected or expected is None or content is None:
             return content != expected
+        if name not in self.changing and self.name != "encode":
+            return True
+        if name.endswith(".safetensors"):
+            return not _is_nearly(content, expected)
         if Path(name).suffix not in TEXTS:
             return abs(len(content) - len(expected)) > 0.02 * len(expected)
         return _without_numbers(content) != _without_numbers(expected)
@@ -389,7 +395,7 @@ class Trial:
         line = (told.splitlines() or [""])[-1]
         if code != 1 or "Traceback" in told:
             yield f"it ends with {code} and a traceback: {line[:300]}"
-        elif str(self.out) not in told or not any(words in told for words in ("No space left", "may be full")):
+        elif not re.search(rf"error: .*{re.escape(str(self.out))}.* (No space left|the disk may be full)", told):
             yield f"it does not name the file and the reason: {line[:300]}"
 
     def _find_lost(self) -> str | None:
@@ -399,6 +405,12 @@ class Trial:
         if kept and StateFolder(folder, 10**9).take("secret") is None:
             return "the saved session is gone"
         return None
+
+
+def _is_nearly(content: bytes, expected: bytes) -> bool:
+    """Compare tensors. The sum of an encoder depends on where in memory its numbers lie."""
+    one, other = load(content), load(expected)
+    return one.keys() == other.keys() and all(torch.allclose(one[name], other[name], 1e-4, 1e-5) for name in one)
 
 
 def _without_numbers(content: bytes) -> bytes:

@@ -33,6 +33,7 @@ from report import markdown_table, ratio, write_results
 from watching import EngineWatcher, SessionWatcher, Watcher, random_models
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import packed_cache
 
 
@@ -78,6 +79,7 @@ class Time:
     over_full: float | None
 
 
+@one_line_errors()
 def main() -> None:
     """Count and measure, and print two tables; with `--out`, also write files."""
     quiet()

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from watching import add_model_options, describe, frame_step, image_size, make_engine, model_sets, parse
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine, VideoLLMMoDPagedCache
 
 
@@ -64,6 +65,7 @@ class Round:
     cache_mb: float
 
 
+@one_line_errors()
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()

@@ -23,6 +23,7 @@ import time as clock
 from datetime import date
 from pathlib import Path
 
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import copy_file, write_text
 
 
@@ -58,6 +59,7 @@ COMMANDS = {
 PLOTS = {"small": "latency.png", "streams": "streams.png"}
 
 
+@one_line_errors()
 def main() -> None:
     """Run the benchmarks and write the page after each."""
     parser = argparse.ArgumentParser(description="Measure again what docs/speed.md shows.")

@@ -40,6 +40,7 @@ from peft import get_peft_model
 from report import markdown_table, ratio, write_results
 from tqdm import tqdm
 
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import save_figure
 
 
@@ -69,6 +70,7 @@ class Row:
     loss: float
 
 
+@one_line_errors()
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()

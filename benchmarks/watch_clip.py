@@ -43,6 +43,7 @@ from watching import (
     session_options,
 )
 
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.reading_ahead_videollm_mod import read_ahead
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.streaming_videollm_mod import StreamEvent
@@ -72,6 +73,7 @@ class Clip:
     speedup: float
 
 
+@one_line_errors()
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from videollm_mod.outputs import naming_full_disk
+
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
@@ -29,7 +31,8 @@ def new_folder(out: Path) -> Iterator[Path]:
             raise FileExistsError(f"'{out}' is not empty. Choose another folder.")
         parent = out.absolute().parent
     with tempfile.TemporaryDirectory(dir=parent) as place:
-        yield Path(place) / "out"
+        with naming_full_disk(out):
+            yield Path(place) / "out"
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists():
             out.rmdir()

@@ -23,6 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..outputs import naming_full_disk
+
 
 # Another format is refused. Count it up when an attribute of a session, or of an object in it, gets another meaning.
 FORMAT = 1
@@ -124,9 +126,10 @@ def write(saved: Saved, model: Any, folder: str | os.PathLike) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
         new = Path(beside, "new")
-        new.mkdir()
-        save_file(saved.tensors, new / TENSORS, metadata={"id": key})
-        (new / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+        with naming_full_disk(folder):
+            new.mkdir()
+            save_file(saved.tensors, new / TENSORS, metadata={"id": key})
+            (new / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
         rename_over(new, folder, Path(beside))
     # Of programs that were killed. Others may save at the same time.
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????"):

@@ -24,6 +24,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import copy_file, save_figure, write_text
 from videollm_mod.train.checkpoint_files import FACTS_PAGE
 
@@ -396,6 +397,7 @@ def _draw(losses: list[tuple[int, float]], evaluations: list[tuple[int, float]],
     save_figure(figure, path)
 
 
+@one_line_errors()
 def main() -> None:
     """Copy the facts and the figures of a training into a page."""
     parser = argparse.ArgumentParser(description="Copy cost, training and figures of a checkpoint into a page.")

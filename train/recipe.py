@@ -46,6 +46,7 @@ from videollm_mod.console import quiet
 
 import torch
 
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import write_json, write_text
 from videollm_mod.train.checkpoint_files import LAST_WRITTEN
 from videollm_mod.train.data.doom.game import find_vizdoom
@@ -315,6 +316,7 @@ def choose_worlds(names: str | None, size: Size) -> tuple[str, ...]:
     return tuple(name for name in WORLDS if name in chosen)
 
 
+@one_line_errors()
 def main() -> None:
     """Train the checkpoint, print the table, and write it as JSON."""
     parser = argparse.ArgumentParser(description="Train on generated worlds from scratch, and evaluate the result.")

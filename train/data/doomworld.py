@@ -19,6 +19,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.train.data.doom.clip import RATES, SECONDS, SLIDE_FRAMES, SPLITS
 from videollm_mod.train.data.doom.events import WORDINGS
 from videollm_mod.train.data.doom.files import write_card, write_sample, write_split
@@ -86,6 +87,7 @@ class DoomWorld(DataSource):
         return f"DoomWorld{', ood' if split == 'ood' else ''}, clips of {low:g} to {high:g} s"
 
 
+@one_line_errors()
 def main() -> None:
     """Write a split, or one clip with its events."""
     parser = argparse.ArgumentParser(description="Writes DoomWorld as mp4 files and JSON lines of timed messages.")

@@ -124,9 +124,9 @@ class ShardWriter:
         """Write the rows that wait, as a group of rows."""
         if self.file is None and self.rows:
             self.parts.append(self.folder / f".{self.split}-{len(self.parts):05d}.parquet.part")
-            self.file = pq.ParquetWriter(self.parts[-1], self.schema)
         if self.rows:
             with naming_full_disk(self._place):
+                self.file = self.file or pq.ParquetWriter(self.parts[-1], self.schema)
                 self.file.write_table(pa.Table.from_pylist(self.rows, self.schema))
         self.rows, self.num_bytes = [], 0
 

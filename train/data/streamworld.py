@@ -17,6 +17,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from videollm_mod.mistakes import one_line_errors
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.world.clip import SPLITS, WORLDS
 from videollm_mod.train.data.world.dialogues import KINDS
@@ -106,6 +107,7 @@ def parse_seconds(seconds: str) -> tuple[float, float]:
     return shortest, longest
 
 
+@one_line_errors()
 def main() -> None:
     """Write a split, or one clip with its events."""
     parser = argparse.ArgumentParser(description="Writes StreamWorld as mp4 files and JSON lines of timed messages.")
