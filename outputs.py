@@ -5,6 +5,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -171,8 +172,9 @@ def why_full(error: BaseException) -> str | None:
     for code, words in _FULL.items():
         if getattr(error, "errno", None) == code or f"(os error {code})" in text:
             return words
-    # torch does not say why.
-    return "the disk may be full" if "PytorchStreamWriter failed writing" in text else None
+    # torch does not say why. Its writer fails once more when it is closed.
+    is_of_torch = isinstance(error, RuntimeError) and re.search("inline_container|iostream error", text)
+    return "the disk may be full" if is_of_torch else None
 
 
 def _try(path: Path) -> None:

@@ -48,6 +48,7 @@ from filelock import FileLock, Timeout
 from videollm_mod.configuration_videollm_mod import MOD_LAYER_SCHEMES, VideoLLMMoDConfig
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import append_line, complete_lines
+from videollm_mod.train.checkpoint_files import new_checkpoint
 
 
 RESULTS = "results.jsonl"
@@ -286,8 +287,9 @@ def train_and_measure(run: Run, folder: Path, minutes: float, *, saves: bool = F
         print(f"{label}: only {steps} of {run.steps} steps in {minutes:g} minutes, so it does not count", flush=True)
         return None
     if saves and arm.tokens != "one":  # its connector is the ablation's own, so a checkpoint of it could not be loaded
-        for part in (trained.model, trained.processor):
-            part.save_pretrained(folder / "models" / f"{run.name.replace(' ', '_')}_{run.seed}")
+        with new_checkpoint(folder / "models" / f"{run.name.replace(' ', '_')}_{run.seed}") as place:
+            for part in (trained.model, trained.processor):
+                part.save_pretrained(place)
     started = clock.perf_counter()
     measured = measure(trained.model, trained.processor, test, single_frames=arm.single_frames, fps=about["fps"])
     line = asdict(run) | {

@@ -92,10 +92,13 @@ class StateFolder:
         """
         taken = self.folder / f"{_OPEN}{secrets.token_hex(8)}"
         try:
-            kept = self._places_of(secret)
-            os.rename(kept.pop(), taken)
-        except (IndexError, FileNotFoundError):
-            return None
+            while kept := self._places_of(secret):
+                # Another server may have replaced it since.
+                with suppress(FileNotFoundError):
+                    os.rename(kept.pop(), taken)
+                    break
+            else:
+                return None
         except OSError as error:
             raise ValueError(f"Its folder cannot be read: {error.strerror}.") from None
         for old in kept:

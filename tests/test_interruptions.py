@@ -6,23 +6,34 @@ Programs that are killed, and disks that are full: what was there before stays, 
 `benchmarks/killed.py` kills whole commands at random times. Here a child process ends wherever a writer changes files.
 """
 
+import ast
 import json
 import os
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from killing import contents, killed_at_each_change
+from programs import run_main
 from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
 
 from videollm_mod.convert import new_folder
-from videollm_mod.outputs import append_line, complete_lines, copy_file, replacing, write_text
+from videollm_mod.outputs import FullDiskError, append_line, complete_lines, copy_file, replacing, write_text
 from videollm_mod.serving import saved_files
 from videollm_mod.serving.state_folder import StateFolder
-from videollm_mod.train.checkpoint_files import new_checkpoint
+from videollm_mod.train.checkpoint_files import WholeCheckpoints, new_checkpoint
+from videollm_mod.train.data import streamworld
+from videollm_mod.train.data.faults import naming
 from videollm_mod.train.data.json_rows import LineWriter
 from videollm_mod.train.data.shards import describing, write_shards
 from videollm_mod.train.data.timed_messages import load_timed_messages
+from videollm_mod.train.data.world.drawing import write_pictures
+from videollm_mod.train.data.world.files import write_once
 
 
 def row(index, source="a"):
@@ -225,3 +236,219 @@ def test_replacing_leaves_no_part_after_an_error(tmp_path):
         part.write_text("half")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- full disks
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """Let no file get more bytes than this. A disk without space fails in the same calls."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def save_weights(folder, value):
+    with new_checkpoint(folder) as place:
+        (place / "config.json").write_text(str(value))
+        save_file({"weight": torch.full((9999,), float(value))}, place / "model.safetensors")
+
+
+def save_state(folder, value):
+    """Save as torch does, which does not say why it fails."""
+    with new_checkpoint(folder) as place:
+        (place / "config.json").write_text(str(value))
+        torch.save(torch.full((9999,), float(value)), place / "state.pt")
+
+
+def convert_to(folder):
+    with new_folder(folder) as place:
+        place.mkdir()
+        save_file({"weight": torch.zeros(9999)}, place / "model.safetensors")
+
+
+def save_session(folder, value):
+    model = torch.nn.Linear(1, 1)
+    model.config = type("Config", (), {"to_json_string": lambda _: "{}"})()
+    saved_files.write(saved_files.pack({"value": torch.full((9999,), value)}), model, folder)
+
+
+def film(path):
+    pictures = torch.randint(0, 255, (20, 64, 64, 3), dtype=torch.uint8).numpy()
+    write_once(path, lambda part: write_pictures(pictures, part, size=64, fps=20, seed=0))
+
+
+def write_many(folder, source):
+    write_shards((row(index, source) for index in range(40)), folder, "train")
+
+
+FULL = {
+    "text": (lambda at: write_text(at / "out.txt", "old"), lambda at: write_text(at / "out.txt", "new" * 9999)),
+    "copy": (lambda _: None, lambda at: copy_file(Path(torch.__file__), at / "copy.py")),
+    "rows": (lambda at: write_rows(at, "a", 2), lambda at: write_rows(at, "b", 40)),
+    "shards": (lambda at: write_many(at, "a"), lambda at: write_many(at, "b" * 9999)),
+    "weights": (lambda at: save_weights(at, 1), lambda at: save_weights(at, 2)),
+    "state": (lambda at: save_state(at, 1), lambda at: save_state(at, 2)),
+    "convert": (lambda _: None, lambda at: convert_to(at / "model")),
+    "session": (lambda at: save_session(at / "session", 1), lambda at: save_session(at / "session", 2)),
+    "video": (lambda _: None, lambda at: film(at / "video.mp4")),
+}
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_a_full_disk_is_one_line_and_what_was_there_stays(tmp_path, kind):
+    before, now = FULL[kind]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    before(folder)
+    files = contents(folder)
+    # A row is not to blame for the disk.
+    with pytest.raises(FullDiskError) as error, small_disk(9000), naming({"video": "v.mp4"}):
+        now(folder)
+    message = str(error.value)
+    assert message.startswith(f"'{folder}") and "\n" not in message
+    assert "cannot be written: File too large. Free" in message or "the disk may be full. Free" in message
+    assert contents(folder) == files and not [path.name for path in folder.rglob(".*")]
+    now(folder)
+    assert contents(folder) != files
+
+
+def test_a_line_that_does_not_fit_is_not_read(tmp_path):
+    append_line(tmp_path / "lines.jsonl", '{"a": 1}')
+    with pytest.raises(FullDiskError, match="lines.jsonl' cannot be written"), small_disk(20):
+        append_line(tmp_path / "lines.jsonl", '{"a": "%s"}' % ("b" * 99))
+    append_line(tmp_path / "lines.jsonl", '{"a": 3}')
+    assert list(complete_lines(tmp_path / "lines.jsonl")) == [{"a": 1}, {"a": 3}]
+
+
+def test_a_command_on_a_full_disk_ends_in_one_line(tmp_path):
+    with small_disk(4000):
+        done = run_main(streamworld.main, tmp_path, "--num_clips", 1, "--world", "tiny", "--size", 64)
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith(f"error: '{tmp_path}/videos/train-000000.mp4' cannot be written: File too large. Free some")
+    assert contents(tmp_path) == {}
+
+
+class Weight(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(9999))
+
+    def forward(self, x):
+        return {"loss": (self.weight * x).sum()}
+
+
+class StoppedError(Exception):
+    """Stands for the end of a program in the middle of a checkpoint."""
+
+
+def test_a_checkpoint_of_training_is_not_mixed_with_an_earlier_one(tmp_path):
+    """A run without `--resume_from_checkpoint` writes over the checkpoints of an earlier one."""
+
+    class Small(WholeCheckpoints, Trainer):
+        stops = False
+
+        def _save_optimizer_and_scheduler(self, output_dir):
+            if self.stops:
+                raise StoppedError
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def train(stops=False):
+        options = {"save_strategy": "steps", "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+        arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=1, save_steps=1, **options)
+        trainer = Small(model=Weight(), args=arguments, train_dataset=[{"x": torch.ones(1)}])
+        trainer.stops = stops
+        trainer.train()
+
+    train()
+    state = tmp_path / "checkpoint-1" / "trainer_state.json"
+    assert state.exists()
+    with pytest.raises(StoppedError):
+        train(stops=True)
+    assert not state.exists(), "the checkpoint is half the earlier one"
+    train()
+    with pytest.raises(FullDiskError, match="checkpoint-1' cannot be written: .* Free some space"), small_disk(9000):
+        train()
+    assert not state.exists()
+
+
+# -------------------------------------------------------------------------------------------------------- all writers
+
+# Functions that write without the contexts below, and why nothing half-written is read.
+ALONE = {
+    "outputs.py": "the shared writers themselves",
+    "benchmarks/killed.py": "input of its own runs, in a temporary folder",
+    "benchmarks/memory.py": "a file of the kernel",
+    "benchmarks/mutants.py": "source text of its own runs, and lines that are added",
+    "benchmarks/untrained_routing.py": "a temporary folder",
+    "commands/clips.py ClipCutter._write": "gets the part of a file from `cut`",
+    "commands/data_set.py fetched": "a temporary file",
+    "modeling_videollm_mod.py VideoLLMMoDPreTrainedModel.save_pretrained": "as in Transformers; see `new_checkpoint`",
+    "serving/saved_files.py rename_over": "renames a complete folder",
+    "serving/saved_sessions.py": "into a folder that `StateFolder.commit` renames",
+    "serving/speech_endpoints.py _wav": "memory",
+    "serving/state_folder.py": "a folder is renamed when it is complete, and each file has its digest",
+    "space/app.py App.export": "a temporary file of the page",
+    "space/video_writing.py _start": "gets the part of a file; a published Space has only its own folder",
+    "train/checkpoint_files.py new_checkpoint": "renames complete files, the configuration last",
+    "train/data/doom/game.py _launcher": "a temporary folder",
+    "train/data/faults.py": "a temporary folder",
+    "train/data/json_rows.py LineWriter": "tested above",
+    "train/data/shards.py ShardWriter": "tested above",
+    "train/data/world/drawing.py open_video": "gets the part of a file from `write_once`",
+    "train/push.py _card_for": "a temporary folder",
+    "video_opening_videollm_mod.py _standard_input": "a temporary file",
+}
+CONTEXTS = {"replacing", "new_checkpoint", "new_folder", "TemporaryDirectory"}
+CALLS = {"write_bytes", "savefig", "save_pretrained", "save_file", "copy2", "copyfile", "copytree", "copyfileobj"}
+CALLS |= {"rename", "write_table", "ParquetWriter", "savez", "savetxt"}
+
+
+def is_writing(call):
+    """Return whether a call writes a file, or gives one its name."""
+    of = call.func.value if isinstance(call.func, ast.Attribute) else None
+    name = call.func.attr if of else getattr(call.func, "id", "")
+    module = getattr(of, "id", None)
+    texts = [arg.value for arg in (*call.args, *(k.value for k in call.keywords)) if isinstance(arg, ast.Constant)]
+    match name:
+        case "open":
+            return any(isinstance(x, str) and x and set(x) <= set("rwaxbt+") and set(x) & set("wax+") for x in texts)
+        case "replace":  # text is replaced by another: two arguments
+            return module == "os" or (len(call.args) == 1 and not call.keywords)
+        case "write_text":
+            return of is not None
+        case "copy" | "move":
+            return module == "shutil"
+        case "dump" | "save":
+            return module in ("json", "yaml", "torch", "np")
+    return name in CALLS
+
+
+def find_writers(node, where="", is_safe=False):
+    """Yield the functions that write outside of the contexts that make a file complete."""
+    for child in ast.iter_child_nodes(node):
+        inner, safe = where, is_safe
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            inner = f"{where}.{child.name}".lstrip(".")
+        if isinstance(child, ast.With):
+            calls = [call for item in child.items for call in ast.walk(item) if isinstance(call, ast.Call)]
+            safe |= any(ast.unparse(call.func).split(".")[-1] in CONTEXTS for call in calls)
+        if isinstance(child, ast.Call) and not safe and is_writing(child):
+            yield where
+        yield from find_writers(child, inner, safe)
+
+
+def test_all_results_are_written_by_writers_that_survive_a_kill():
+    root, found = Path(__file__).parents[1], set()
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(("tests/", "docs/", "build/", ".")):
+            for where in find_writers(ast.parse(path.read_text(encoding="utf-8"))):
+                known = [key for key in ALONE if f"{name} {where}".startswith(key)]
+                found.update(known or [f"{name} {where}"])
+    assert found == set(ALONE), "a new writer: use those of outputs.py, or add the reason here"

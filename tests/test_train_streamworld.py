@@ -55,6 +55,18 @@ def test_things_look_different(thing):
             assert np.abs(own - np.asarray(draw_sprite(thing, color, 48))).mean() > 2, color
 
 
+def test_the_same_clip_makes_the_same_file(tmp_path):
+    """A run that was killed goes on with the file that it would have written."""
+    clip = make_clip(SPLITS["train"] + 4, WORLDS["tiny"])
+    pictures, files = list(clip.play(fps=24, size=64))[:120], set()
+    for index in range(16):
+        # x264 may not depend on what memory held before.
+        del [np.random.default_rng(index).bytes(300_000) for _ in range(10)][:]
+        write_pictures(pictures, tmp_path / "clip.mp4", size=64, fps=24, seed=clip.seed)
+        files.add((tmp_path / "clip.mp4").read_bytes())
+    assert len(files) == 1
+
+
 def test_the_same_seed_makes_the_same_clip():
     for seed in range(10):
         clip, again = make_clip(seed), make_clip(seed)
