@@ -453,7 +453,13 @@ def test_the_start_and_the_end_of_a_window_are_told(tmp_path, videos):
         (8.5, "a", f'The video related to the query "{query}" starts.'),
         (10.0, "a", f'The video related to the query "{query}" ends.'),
     ]
-    assert row["truth"] == {"query": query, "windows": [[4.0, 5.0], [8.1, 9.9]], "clip": [2.0, 18.0]}
+    places = [{"clip_uid": "c-1", "annotation_uid": "a", "query_idx": index} for index in (0, 1, 3)]
+    assert row["truth"] == {
+        "query": query,
+        "windows": [[4.0, 5.0], [8.1, 9.9]],
+        "clip": [2.0, 18.0],
+        "places": places,
+    }
     # The end of an evaluation row does not tell where the last window ends.
     assert (row["start"], row["end"], by_split["train", "c-1/query-0"]["end"]) == (2.0, 18.0, 10.0)
 
@@ -466,7 +472,8 @@ def test_queries_of_the_test_split_have_no_window(tmp_path, videos):
         ("test", "who?", []),
     ]
     assert all(len(row["messages"]) == 1 for _, row in rows)
-    assert counts == {"the clip has this query already": 1}
+    assert counts == {"the clip has this query already: both get the same row": 1}
+    assert [[place["query_idx"] for place in row["truth"]["places"]] for _, row in rows] == [[0, 1], [2]]
 
 
 def test_faults_of_queries_are_counted(tmp_path, videos):

@@ -667,6 +667,25 @@ def test_nlq_windows_are_those_that_the_model_spoke():
     assert score("ego4d_nlq", [({"windows": [], "clip": [0.0, 9.0]}, spoken)]) == {}
 
 
+def test_nlq_writes_a_submission_in_seconds_of_the_clip(tmp_path):
+    said = [("It starts.", 12.0, 0.6), ("It ends.", 16.0, 0.9), ("It starts.", 20.0, 0.8)]
+    replies = [dict(zip(("text", "time", "score"), reply, strict=True)) for reply in said]
+    places = [{"clip_uid": "c", "annotation_uid": "a", "query_idx": index} for index in range(3)]
+    rows = [{"truth": {"windows": [], "clip": [10.0, 30.0], "places": some}} for some in (places[:2], places[2:])]
+    task = find_task("ego4d_nlq")
+    [path] = task.write_files(tmp_path, rows, [{"replies": replies}, {"replies": []}], {})
+    # The model was surer of the second window, which is open until the clip ends.
+    best = [[10.0, 20.0], [2.0, 6.0]]
+    assert json.loads(path.read_text()) == {
+        "version": "1.0",
+        "challenge": "ego4d_nlq_challenge",
+        "results": [
+            {**place, "predicted_times": times}
+            for place, times in zip(places, (best, best, [[0.0, 0.0]]), strict=True)
+        ],
+    }
+
+
 # -------------------------------------------------------------------------------------------------------- the command
 
 

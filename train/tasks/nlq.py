@@ -2,13 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ego4D's natural language queries: windows that a model marks while it watches."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from videollm_mod.outputs import write_text
 from videollm_mod.train.data.moments import spoken_windows, window_iou
 from videollm_mod.train.tasks.replies import Streamed
 
 
+SUBMISSION = "ego4d_nlq_submission.json"
 _RANKS, _THRESHOLDS = (1, 5), (0.3, 0.5)
 
 
@@ -36,8 +40,7 @@ class Ego4DNlq(Streamed):
         """Return recalls at 1 and 5 and the mean IoU. Rows without windows, as in the test split, have none."""
         overlaps: list[list[float]] = []
         for row, prediction in zip(rows, predictions, strict=True):
-            said = [(reply["time"], reply["text"], reply["score"]) for reply in prediction["replies"]]
-            windows = spoken_windows(said, row["truth"]["clip"][1])
+            windows = _windows(row, prediction)
             true = [dict(zip(("start", "end"), window, strict=True)) for window in row["truth"]["windows"]]
             table = [[window_iou(window, one) for one in true] for window in windows]
             if official:
@@ -55,6 +58,35 @@ class Ego4DNlq(Streamed):
         }
         # The published code sorts for a mean of three, but along the axis of the one true window: the first is left.
         return {**scores, "miou": sum(ious[0] for ious in overlaps if ious) / count}
+
+    def write_files(
+        self,
+        folder: Path,
+        rows: Sequence[dict[str, Any]],
+        predictions: Sequence[dict[str, Any]],
+        about: dict[str, Any],  # noqa: ARG002
+    ) -> list[Path]:
+        """
+        Write the submission of all rows: the five best windows of each query, in seconds of its clip.
+
+        The published scorer fails on a query without a window. Such a query gets one without length, which scores 0.
+        """
+        results = []
+        for row, prediction in zip(rows, predictions, strict=True):
+            begin = row["truth"]["clip"][0]
+            best = _windows(row, prediction)[: max(_RANKS)]
+            times = [[window["start"] - begin, window["end"] - begin] for window in best] or [[0.0, 0.0]]
+            results += [{**place, "predicted_times": times} for place in row["truth"].get("places", ())]
+        if not results:
+            return []  # rows that were prepared before they had places
+        submission = {"version": "1.0", "challenge": "ego4d_nlq_challenge", "results": results}
+        write_text(folder / SUBMISSION, json.dumps(submission) + "\n")
+        return [folder / SUBMISSION]
+
+
+def _windows(row: dict[str, Any], prediction: dict[str, Any]) -> list[dict[str, float]]:
+    said = [(reply["time"], reply["text"], reply["score"]) for reply in prediction["replies"]]
+    return spoken_windows(said, row["truth"]["clip"][1])
 
 
 def _passes(iou: float, least: float, official: bool) -> bool:

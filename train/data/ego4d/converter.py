@@ -14,7 +14,8 @@ split. What the rows of each task have as `truth`:
 - goalstep: `goal` (text) and `timeline`, a list of `[start, end, text]` in seconds.
 - lta: `clip_uid`, `last_visible_action_idx`, and four lists of 20: `verb`, `noun` (words), `verb_label`, `noun_label`.
 - refined, livechat: nothing. These are the files that VideoLLM-online's authors made of narrations and of GoalStep.
-- nlq: `query` (text), `windows`, a list of `[start, end]`, and `clip`, the `[start, end]` of the clip, in seconds.
+- nlq: `query` (text), `windows`, a list of `[start, end]`, and `clip`, the `[start, end]` of the clip, in seconds;
+  `places`, a list of `clip_uid`, `annotation_uid` and `query_idx`, which name the query in a submission.
 """
 
 import sys

@@ -34,12 +34,15 @@ class Query:
         text (`str`): The query in small letters, as in LIVE.
         clip (`tuple[float, float]`): Start and end of the clip, in seconds of the video.
         windows (`list[tuple[float, float]]`): Windows of the video in seconds, in order and apart from one another.
+        places (`list[dict]`): Where the file asks it: `clip_uid`, `annotation_uid` and `query_idx`, as a submission
+            names a query.
     """
 
     id: str
     text: str
     clip: tuple[float, float]
     windows: list[tuple[float, float]] = field(default_factory=list)
+    places: list[dict[str, Any]] = field(default_factory=list)
 
 
 def merge_windows(windows: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -79,17 +82,18 @@ def read_queries(entry: Any, split: str, notes: Notes) -> tuple[str, list[Query]
         clip_uid, span = to_text(part.get("clip_uid")), take_span(part, _SPAN, notes, uid, clip_field)
         if clip_uid is None:
             notes.leave_out(uid, f"{clip_field}.clip_uid", "the clip has no id")
-        for place, asked in _asked(part, clip_field, notes, uid) if clip_uid and span else ():
+        for place, annotation, asked in _asked(part, clip_field, notes, uid) if clip_uid and span else ():
             text = _read_text(asked, notes, uid, place)
             window = None if split == "test" or text is None else _read_window(asked, span, notes, uid, place)
             if text is None or (window is None and split != "test"):
                 continue
             if split == "test" and (clip_uid, text) in queries:
-                notes.leave_out(uid, f"{place}.query", "the clip has this query already")
-                continue
+                notes.mended(uid, f"{place}.query", "the clip has this query already: both get the same row")
             name = f"{clip_uid}/query-{sum(key[0] == clip_uid for key in queries)}"
             query = queries.setdefault((clip_uid, text), Query(name, text, span))
             query.windows += [] if window is None else [window]
+            index = int(place.rpartition("[")[2].rstrip("]"))
+            query.places.append({"clip_uid": clip_uid, "annotation_uid": annotation, "query_idx": index})
     found = list(queries.values())
     for query in found:
         merged = merge_windows(query.windows)
@@ -99,9 +103,11 @@ def read_queries(entry: Any, split: str, notes: Notes) -> tuple[str, list[Query]
     return uid, found
 
 
-def _asked(part: dict[str, Any], field: str, notes: Notes, uid: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _asked(part: dict[str, Any], field: str, notes: Notes, uid: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Yield place, id of the annotation, and each query of a clip."""
     for place, annotation in take_objects(part.get("annotations"), notes, uid, f"{field}.annotations"):
-        yield from take_objects(annotation.get("language_queries"), notes, uid, f"{place}.language_queries")
+        queries = take_objects(annotation.get("language_queries"), notes, uid, f"{place}.language_queries")
+        yield from ((where, annotation.get("annotation_uid"), asked) for where, asked in queries)
 
 
 def _read_text(asked: dict[str, Any], notes: Notes, uid: str, field: str) -> str | None:
@@ -136,7 +142,8 @@ def nlq_row(query: Query, video: Video, *, fps: float, split: str, notes: Notes)
 
     Starts and ends are ceiled to the grid, as in LIVE. A row of training ends with its last reply, as in LIVE. Other
     rows show the complete clip, because an earlier end would tell where the window is. `truth` has `query`, `windows`
-    and `clip`, in seconds of the video. Rows of the test split have no window and no reply.
+    and `clip`, in seconds of the video, and `places` (see [`Query`]). Rows of the test split have no window and no
+    reply.
     """
     last = video.last_frame(fps)
     first, end = ceil_frame(query.clip[0], fps), ceil_frame(query.clip[1], fps)
@@ -154,6 +161,7 @@ def nlq_row(query: Query, video: Video, *, fps: float, split: str, notes: Notes)
         notes.leave_out(query.id, "windows", "no window is left")
         return None
     truth = {"query": query.text, "windows": [list(window) for window in windows], "clip": list(query.clip)}
+    truth["places"] = query.places
     row = {"id": query.id, "task": "ego4d_nlq", "truth": truth, "video": str(video.path)}
     span = clip(first, round(messages[-1]["time"] * fps) if split == "train" else end, fps)
     question = {"role": "user", "content": ask_for_moment(query.text, query.id)}
