@@ -217,6 +217,14 @@ def narrate(
             show_default="the only one of videos, or video",
         ),
     ] = None,
+    video_root: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For a data set: a folder, or the beginning of URLs, outside it that its rows may name. Repeat it "
+            "for several.",
+            show_default="none",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -247,14 +255,14 @@ def narrate(
                 check_ray(out)
             if is_data_set:
                 check_data_set(video, out)
-                work |= {"split": split, "column": column, "workers": ray}
+                work |= {"split": split, "column": column, "video_root": video_root or (), "workers": ray}
                 raise typer.Exit(narrate_data_set(video, model, revision, **work, **options))
             if ray is not None:
                 from videollm_mod.commands.ray_folder import narrate_with_ray
 
                 raise typer.Exit(narrate_with_ray(video, model, revision, workers=ray, **work, **options))
             raise typer.Exit(narrate_folder(video, model, revision, **work, **options))
-        check_file(video, out=out, streams=streams, ray=ray)
+        check_file(video, out=out, streams=streams, ray=ray, **{"video-root": video_root})
         _check_outputs(outputs, video)
         _check_burn_in(burn_in, font, query)
         live = {"fps": fps, "may_slow": may_slow, "timeout": timeout, "reconnect": reconnect}

@@ -149,14 +149,14 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ) -> Any:
         """
-        Load as in Transformers. Checkpoints of version 0.1, which kept routers in `model.routers`, load too. Raises
-        `ValueError` with the first weight of another shape than the configuration says.
+        Load safetensors as in Transformers; `use_safetensors=False` loads pickled weights. Checkpoints of version 0.1,
+        which kept routers in `model.routers`, load too. Raises `ValueError` with the first weight of another shape.
         """
-        key_mapping = {r"routers\.(\d+)\.": r"language_model.layers.\1.router.", **(key_mapping or {})}
         # The library's own error names neither the weight nor its shapes.
-        options = {"key_mapping": key_mapping, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        options = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
         try:
-            model, found = super().from_pretrained(pretrained_model_name_or_path, *args, **options, **kwargs)
+            options["key_mapping"] = {r"routers\.(\d+)\.": r"language_model.layers.\1.router.", **(key_mapping or {})}
+            model, found = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
         except Exception as error:
             if type(error).__name__ == "SafetensorError":
                 path = pretrained_model_name_or_path

@@ -2,20 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """`videollm-mod narrate hf://datasets/OWNER/NAME --out OUT`: the videos of a data set, which is streamed."""
 
+import asyncio
 import os
 import re
-import shutil
 import sys
 import tempfile
 import threading
 import time as clock
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from videollm_mod.console import counted
 
@@ -31,12 +31,14 @@ from videollm_mod.commands.folder import (
     print_result,
     write_srt,
 )
+from videollm_mod.data_paths import HUB, VIDEO_FORMATS, NamedFiles, load_builder
 from videollm_mod.space.checkpoint_faults import in_one_line
 
 
-HUB = "hf://datasets/"
 _ADDRESS = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?/?")
-_REMOTE = ("http://", "https://", "hf://")
+_REMOTE = ("http://", "https://")
+# Limits on a video that is copied to the local disk.
+_MOST_BYTES, _MOST_SECONDS = 16 << 30, 3600.0
 
 
 @dataclass
@@ -49,12 +51,14 @@ class Row:
         address (`str`): Where it lies, or `""`.
         data (`bytes`): Its file, if it is within a table.
         fault (`str`): Why it cannot be fetched, or `""`.
+        is_trusted (`bool`): Whether it may be fetched from a private network: the user allows its address.
     """
 
     name: str
     address: str = ""
     data: bytes = b""
     fault: str = ""
+    is_trusted: bool = False
 
 
 class DataSet:
@@ -65,13 +69,15 @@ class DataSet:
         source (`str`): `hf://datasets/OWNER/NAME`, with `@REVISION` for another than the main branch, or a folder.
         split (`str`, *optional*): The split, by default the only one.
         column (`str`, *optional*): The column, by default the only one of videos, or the one named `video`.
+        video_root (sequence of `str`, *optional*): Folders, and beginnings of URLs, outside the data set that its rows
+            may name.
 
     Raises:
         `ImportError`: If the library `datasets` is missing.
         `ValueError`: If there is no such data set, split or column.
     """
 
-    def __init__(self, source: str, split: str | None, column: str | None) -> None:
+    def __init__(self, source: str, split: str | None, column: str | None, *, video_root: Sequence[str] = ()) -> None:
         try:
             import datasets
         except ImportError:
@@ -79,11 +85,12 @@ class DataSet:
         found = _ADDRESS.fullmatch(source)
         if source.startswith(HUB) and found is None:
             raise ValueError(f"'{source}' names no data set: write {HUB}OWNER/NAME.")
-        self.source, self.is_local = source, found is None
+        self.source = source
         place, revision = (str(Path(source).resolve()), None) if found is None else (found["repo"], found["revision"])
         self.root = place if found is None else f"{HUB}{place}@{revision or 'main'}"
+        self.files = NamedFiles(Path(place) if found is None else place, video_root, option="--video-root")
         try:
-            splits = datasets.load_dataset(place, revision=revision, streaming=True)
+            splits = load_builder(place, self.files, revision=revision).as_streaming_dataset()
         except Exception as error:  # of any library that reads data sets
             raise ValueError(f"The data set '{source}' cannot be read: {in_one_line(error)}") from error
         self.split = _choose("split", split, list(splits), list(splits))
@@ -115,18 +122,19 @@ class DataSet:
             return Row(place if path is None else f"{place}-{PurePosixPath(path).name}", data=data)
         if not path:
             return Row(place)
-        if path.startswith(_REMOTE):
-            inside = re.sub(rf"^{re.escape(self.root.partition('@')[0])}@[^/]+/", "", path)
+        is_trusted = "://" in path and self.files.allows_url(path)
+        try:
+            # What other URLs lead to is checked when they are fetched.
+            address = path if path.startswith(_REMOTE) else self.files.locate(path)
+        except ValueError as error:
+            return Row(place, fault=str(error))
+        if "://" in address:
+            inside = re.sub(rf"^{re.escape(self.root.partition('@')[0])}@[^/]+/", "", address)
             name = re.sub(r"^\w+://", "", inside).partition("?")[0]
-            return Row(_inside(name), path)
-        address = os.path.join(self.root, path)
-        if os.path.isabs(path) and self.is_local and Path(path).is_relative_to(self.root):
-            return Row(str(Path(path).relative_to(self.root)), path)
-        # A downloaded data set must not read other files of this machine.
-        if os.path.isabs(path) or ".." in PurePosixPath(path).parts or "://" in path:
-            wrong = f"'{path}' is not in the data set '{self.source}': a path must begin at its folder."
-            return Row(place, fault=wrong)
-        return Row(path, address)
+            return Row(_inside(name), address, is_trusted=is_trusted)
+        inside = PurePosixPath(os.path.relpath(address, self.root) if self.files.is_local else address)
+        name = _inside(str(inside)) if ".." in inside.parts else str(inside)
+        return Row(name.lstrip("/"), address if os.path.isabs(address) else f"{self.root}/{address}")
 
 
 def _inside(name: str) -> str:
@@ -150,16 +158,39 @@ def fetched(row: Row) -> Iterator[Path]:
     if row.address and os.path.isfile(row.address):
         yield Path(row.address)
         return
-    import fsspec
-
     with tempfile.NamedTemporaryFile(suffix=PurePosixPath(row.name).suffix) as file:
         if row.data:
             file.write(row.data)
         else:
-            with fsspec.open(row.address, "rb") as remote:
-                shutil.copyfileobj(remote, file)
+            _copy(row, file)
         file.flush()
         yield Path(file.name)
+
+
+def _copy(row: Row, file: BinaryIO) -> None:
+    """Copy a video of the Hub or of another server. A row may not name a server of a private network."""
+    from videollm_mod.serving.fetching import fetch
+    from videollm_mod.serving.limits import RequestError
+
+    if row.address.startswith(_REMOTE):
+        limits = {"most_bytes": _MOST_BYTES, "seconds": _MOST_SECONDS, "allows_private": row.is_trusted}
+        try:
+            asyncio.run(fetch(row.address, file, **limits))
+        except RequestError as error:
+            host = row.address.split("/")[2]
+            hint = f" If you trust the data set, add --video-root {row.address.split(host)[0]}{host}/"
+            message = f"'{row.address}' is at a private address.{hint}" if error.code == "private_url" else str(error)
+            raise ValueError(message) from None
+        return
+    import fsspec
+
+    with fsspec.open(row.address, "rb") as remote:
+        count = 0
+        while chunk := remote.read(1 << 20):
+            count += len(chunk)
+            if count > _MOST_BYTES:
+                raise ValueError(f"'{row.name}' has more than {_MOST_BYTES} bytes, which is the limit.")
+            file.write(chunk)
 
 
 class Rows(Folder):
@@ -181,7 +212,7 @@ class Rows(Folder):
             return None
         try:
             with fetched(row) as path:
-                video = Video(path, row.name, srt)
+                video = Video(path, row.name, srt, formats=VIDEO_FORMATS)
                 measure([video])
                 done = Narrated(video, fault=video.fault) if video.fault else super().narrate(video)
         except Exception as error:
@@ -215,6 +246,7 @@ def narrate_data_set(
     *,
     split: str | None,
     column: str | None,
+    video_root: Sequence[str],
     out: Path,
     workers: int | None,
     as_json: bool,
@@ -224,7 +256,7 @@ def narrate_data_set(
     Narrate the videos of a data set that have no subtitles yet, several at once.
 
     Args:
-        source, split, column: See [`DataSet`].
+        source, split, column, video_root: See [`DataSet`].
         out (`Path`): Folder for subtitles, or with `workers` for Parquet files with a row for each video.
         workers (`int`, *optional*): Processes of a Ray cluster, by default none.
         name, revision, as_json, options: See [`narrate_folder`].
@@ -236,7 +268,7 @@ def narrate_data_set(
         `ValueError`: If there is no such data set.
     """
     results, begin, options = [], clock.monotonic(), options | {"out": out}
-    data_set, done = DataSet(source, split, column), _Done(out)
+    data_set, done = DataSet(source, split, column, video_root=video_root), _Done(out)
     if workers is None:
         work = _run(filter(done.is_left, data_set.rows()), name, revision, **options)
     else:

@@ -47,6 +47,7 @@ class Video:
         srt (`Path`): Its subtitles.
         seconds (`float`): Its length.
         fault (`str`): Why it cannot be read, or `""`.
+        formats (`str`, *optional*): Container formats in which it may be opened; see [`VideoReader`].
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Video:
     srt: Path
     seconds: float = 0.0
     fault: str = ""
+    formats: str | None = None
 
 
 @dataclass
@@ -180,7 +182,7 @@ def measure(videos: Sequence[Video]) -> None:
 
     for video in videos:
         try:
-            with VideoReader(video.path) as reader:
+            with VideoReader(video.path, formats=video.formats) as reader:
                 video.seconds = reader.seconds
         except (OSError, ValueError) as error:
             video.fault = in_one_line(error)
@@ -291,13 +293,14 @@ class Folder:
         return done
 
     def _watch(self, video: Video, done: Narrated) -> None:
-        from videollm_mod.video_reading_videollm_mod import read_video
+        from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
 
         stream = self.engine.open(fps=self.fps, when_behind="block", max_waiting=_MAX_WAITING, **self.options)
         try:
             if query := first_query(stream.session, self.query):
                 stream.ask(query, reply_now=False)
-            with closing(read_video(video.path, fps=self.fps, report=done.reading)) as frames:
+            reader = VideoReader(video.path, formats=video.formats, report=done.reading)
+            with closing(read_video(reader, fps=self.fps)) as frames:
                 for time, frame in frames:
                     if self.stop.is_set():
                         break

@@ -23,7 +23,7 @@ from videollm_mod.outputs import replacing
 _MOST_VIDEOS = 16
 # Rows of a data set that a process gets at once. They may hold their videos.
 _MOST_ROWS = 4
-_FIELDS = ("name", "address", "data", "fault")
+_FIELDS = ("name", "address", "data", "fault", "is_trusted")
 
 
 class Narrator:
@@ -61,7 +61,10 @@ class RowNarrator(Narrator):
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Narrate the rows of a batch, given by their fields. Return a [`Narrated`] for each, in `narrated`."""
         columns = (batch[field] for field in _FIELDS)
-        rows = [Row(str(name), str(at), data, str(fault)) for name, at, data, fault in zip(*columns, strict=True)]
+        rows = [
+            Row(str(name), str(at), data, str(fault), bool(is_trusted))
+            for name, at, data, fault, is_trusted in zip(*columns, strict=True)
+        ]
         return super().__call__({"video": rows})
 
 

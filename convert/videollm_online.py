@@ -80,7 +80,6 @@ def convert(
         `FileExistsError`: If `out` is not empty.
     """
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-    from peft.utils import load_peft_weights
 
     from videollm_mod.train.new_model import model_from_parts, routing_fields
 
@@ -91,7 +90,7 @@ def convert(
         if live_version not in LIVE_VERSIONS:
             raise ValueError(f"`live_version` must be one of {', '.join(LIVE_VERSIONS)}, got {live_version!r}.")
         settings = _read_settings(adapter, base)
-        theirs = load_peft_weights(str(adapter), device="cpu")
+        theirs = _read_weights(adapter)
         routing = routing_fields(mod_layers, mod_keep_ratio, mod_router)
         model, processor = model_from_parts(vision_model, base, dtype=dtype, **LIVE_VERSIONS[live_version], **routing)
 
@@ -129,6 +128,23 @@ def _read_settings(adapter: str, base: str) -> Any:
     if named and Path(named).name != Path(base).name:
         logger.warning(f"The adapter was trained on '{named}'. Converting with '{base}', which has the same shape.")
     return settings
+
+
+def _read_weights(adapter: str) -> dict[str, "torch.Tensor"]:
+    """Read the adapter's weights. Raise `ValueError` if they are not in a safetensors file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+    from safetensors.torch import load_file
+
+    name = "adapter_model.safetensors"
+    try:
+        path = Path(adapter, name) if Path(adapter).is_dir() else hf_hub_download(adapter, name)
+        return load_file(path)
+    except (FileNotFoundError, EntryNotFoundError) as error:
+        raise ValueError(
+            f"'{adapter}' has no {name}. An adapter_model.bin is pickled and may run code when it is read: if you "
+            "trust it, load it with PEFT and save it again."
+        ) from error
 
 
 def _write_card(

@@ -17,6 +17,7 @@ from shlex import quote
 from typing import Any
 
 from videollm_mod.convert import new_folder
+from videollm_mod.space.checkpoint_faults import load_weights
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
 from .source import Source
@@ -67,7 +68,7 @@ def convert(
     out = Path(out)
     with new_folder(out) as folder:
         kind = _check_type(source)
-        theirs = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto")
+        theirs = load_weights(AutoModelForImageTextToText, source, dtype=dtype or "auto")
         tokenizer = AutoTokenizer.from_pretrained(source)
         part = importlib.import_module(f".{READERS.get(kind, 'llava')}", __package__).read(theirs, source, tokenizer)
         _check_sizes(part, theirs.config.vision_config, frame_token_pooled)

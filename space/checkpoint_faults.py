@@ -14,6 +14,38 @@ from pathlib import Path
 from typing import Any
 
 
+_MISSING = "model.safetensors is missing"
+
+
+def load_weights(kind: Any, name: str, **options: Any) -> Any:
+    """
+    Load a model of Transformers from safetensors files only.
+
+    Args:
+        kind: The class, such as `AutoModelForCausalLM`.
+        name (`str`): A folder or a Hub id.
+        options: Options of `from_pretrained`.
+
+    Raises:
+        `ValueError`: If it has weights in other files only. The message says how to convert them.
+        `OSError`: If it cannot be loaded.
+    """
+    try:
+        return kind.from_pretrained(name, use_safetensors=True, **options)
+    except OSError as error:
+        if "model.safetensors" not in str(error) or (Path(name).is_dir() and not any(Path(name).glob("*.bin"))):
+            raise
+        raise ValueError(f"'{name}' cannot be loaded: {_pickled(name)}.") from error
+
+
+def _pickled(name: str) -> str:
+    """Return why weights are refused, and how to convert them."""
+    return (
+        f"{_MISSING}, and other files of weights are pickled: they may run code when they are read. If you trust "
+        f"them, convert them with Transformers: `AutoModel.from_pretrained('{name}').save_pretrained('OUT')`"
+    )
+
+
 @contextmanager
 def named_faults(name: str) -> Iterator[None]:
     """
@@ -89,8 +121,8 @@ def find_fault(folder: Path) -> str | None:
         for part in sorted(set(parts)):
             if not (folder / part).is_file():
                 return f"{part} is missing, which {index.name} names as a part of the weights."
-    elif not any(path.is_file() for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind)):
-        return "it has no weights: model.safetensors is missing."
+    elif not any(path.is_file() for path in folder.glob("*.safetensors")):
+        return f"{_pickled(str(folder))}." if any(folder.glob("*.bin")) else f"it has no weights: {_MISSING}."
     if config.is_file():
         code = json.loads(config.read_text(encoding="utf-8")).get("auto_map") or {}
         for file in sorted({f"{name.split('.')[0]}.py" for name in code.values() if "--" not in str(name)}):

@@ -10,11 +10,17 @@ import pytest
 import torch
 from loading import load_checkpoint, load_model
 from programs import run_command, run_main
+from published import save_live, save_source
 from safetensors.torch import load_file, save_file
 from tiny import copy_embedded
 from typer.testing import CliRunner
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod.convert.videollm_online import convert as convert_live
+from videollm_mod.convert.vision_language import convert as convert_vision_language
+from videollm_mod.train.arguments import ModelArguments
+from videollm_mod.train.language_model import LocalWriter
+from videollm_mod.train.new_model import load_model as train_model
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -46,6 +52,12 @@ def change_language_model(folder, **fields):
     edit(folder / "config.json", text_config=config["text_config"] | fields)
 
 
+def pickle_weights(folder, name="model.safetensors", pickled="pytorch_model.bin"):
+    """Replace a safetensors file by a pickled one that Transformers and PEFT would read."""
+    torch.save(load_file(folder / name), folder / pickled)
+    (folder / name).unlink()
+
+
 def cut(folder, name, size=200):
     (folder / name).write_bytes((folder / name).read_bytes()[:size])
 
@@ -56,6 +68,7 @@ FAULTS = {
     "weights cut": (lambda f: cut(f, "model.safetensors", 100_000), "model.safetensors is not a complete safetens", 1),
     "weights empty": (lambda f: cut(f, "model.safetensors", 0), "model.safetensors is empty", 1),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "it has no weights: model.safetensors is missing", 1),
+    "pickled weights": (pickle_weights, "other files of weights are pickled: they may run code when they are read", 1),
     "no part": (point_to_parts, "model-00001-of-00002.safetensors is missing, which model.safetensors.index.json", 1),
     "other shapes": (widen, "is (128,) in the checkpoint and (256,) in the model", 1),
     "too few weights": (
@@ -122,6 +135,47 @@ def test_a_broken_checkpoint_is_named_in_one_line(broken, fault):
         said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert done.exit_code == 1 and len(said) == 1 and done.stdout == "", done.stderr
         assert f"'{broken}'" in said[0] and message in said[0], said
+
+
+def test_pickled_weights_of_any_model_are_refused(tmp_path):
+    """The model itself, the parts of a new model, a model to convert, an adapter, and a language model that writes."""
+    folder = copy_embedded(tmp_path / "copy")
+    pickle_weights(folder)
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        VideoLLMMoDForConditionalGeneration.from_pretrained(folder)
+    assert VideoLLMMoDForConditionalGeneration.from_pretrained(folder, use_safetensors=False).num_parameters() > 0
+    with pytest.raises(
+        SystemExit, match=f"'{folder}' cannot be loaded: model.safetensors is missing, and other files"
+    ):
+        train_model(ModelArguments(checkpoint=str(folder)), seed=0)
+
+    base, vision, adapter = (tmp_path / name for name in ("base", "vision", "adapter"))
+    save_live(base, vision, adapter)
+    parts = {"vision_model": str(vision), "language_model": str(base)}
+    for part in (vision, base):
+        pickle_weights(part)
+        with pytest.raises(SystemExit, match=f"'{part}' cannot be loaded: .* `AutoModel.from_pretrained"):
+            train_model(ModelArguments(**parts), seed=0)
+        with pytest.raises(ValueError, match=f"'{part}' cannot be loaded: model.safetensors is missing"):
+            convert_live(str(base), str(adapter), tmp_path / "out", vision_model=str(vision))
+        if part == vision:
+            save_file(
+                torch.load(part / "pytorch_model.bin", weights_only=True), part / "model.safetensors", {"format": "pt"}
+            )
+    with pytest.raises(ValueError, match=f"language model '{base}' cannot be loaded: .* are pickled"):
+        LocalWriter(str(base))
+    pickle_weights(adapter, "adapter_model.safetensors", "adapter_model.bin")
+    with pytest.raises(
+        ValueError, match=f"'{adapter}' has no adapter_model.safetensors. An adapter_model.bin is pickled"
+    ):
+        convert_live(str(base), str(adapter), tmp_path / "out", vision_model=str(vision))
+
+    source = tmp_path / "llava"
+    save_source("llava", source)
+    pickle_weights(source)
+    with pytest.raises(ValueError, match=f"'{source}' cannot be loaded: .* are pickled"):
+        convert_vision_language(str(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_classes_name_the_folder(tmp_path):

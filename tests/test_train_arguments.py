@@ -324,6 +324,11 @@ def test_a_named_incomplete_checkpoint_is_refused(tmp_path, monkeypatch):
         resume(tmp_path, path, 2, monkeypatch)
     with pytest.raises(SystemExit, match=r"its rng_state.pth is missing or truncated"):
         resume(tmp_path, path, 1, monkeypatch)
+    for name, pickled in (("model", "pytorch_model.bin"), ("adapter_model", "adapter_model.bin")):
+        (path / pickled).touch()
+        with pytest.raises(SystemExit, match=rf"its weights are pickled \({pickled}\)"):
+            resume(tmp_path, path, 1, monkeypatch)
+        (path / f"{name}.safetensors").touch()
     truncate(path / "trainer_state.json")
     for wrong in (path, tmp_path / "none"):
         with pytest.raises(SystemExit, match=r"its trainer_state.json is missing or truncated"):

@@ -87,7 +87,11 @@ def prepared(folder):
     done = run(folder, folder / "out", "--task", tasks)
     assert done.returncode == 0, done.stderr
     about = json.loads((folder / "out" / "about.json").read_text())
-    rows = {row["id"]: row for split in ("train", "test") for row in load_timed_messages(folder / "out", split)}
+    rows = {
+        row["id"]: row
+        for split in ("train", "test")
+        for row in load_timed_messages(folder / "out", split, video_root=[folder])
+    }
     return rows, about, done.stdout
 
 
@@ -197,7 +201,7 @@ def test_faults_are_counted_with_row_and_field(prepared):
 
 def test_steps_are_sorted_around_those_without_times(prepared, folder):
     about = prepared[1]
-    rows = {row["id"]: row for row in load_timed_messages(folder / "out", "validation")}
+    rows = {row["id"]: row for row in load_timed_messages(folder / "out", "validation", video_root=[folder])}
     assert asked(rows["iiiiiiiiiii/2/next"])[3] == "Eat it."
     assert asked(rows["iiiiiiiiiii/0/next"])[3] == "Wash up."
     assert about["splits"]["validation"]["mended"] == {"steps not in order of time: sorted": 1}
@@ -206,7 +210,7 @@ def test_steps_are_sorted_around_those_without_times(prepared, folder):
 @pytest.mark.usefixtures("prepared")
 def test_prepared_rows_have_no_fault(folder):
     for split in ("train", "test"):
-        assert not list(find_faults(load_timed_messages(folder / "out", split)))
+        assert not list(find_faults(load_timed_messages(folder / "out", split, video_root=[folder])))
 
 
 def test_labels_of_the_taxonomy(folder, tmp_path):

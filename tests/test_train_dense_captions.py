@@ -189,7 +189,7 @@ def test_the_command_writes_rows_without_faults(folder):
     assert done.returncode == 1 and "name its split with --split" in done.stderr
     done = run_main(prepare.main, "activitynet", *paths, "--split", "validation", program="prepare.py")
     assert done.returncode == 0 and "validation: 1 row (1 activitynet_captions)" in done.stdout, done.stderr
-    rows = load_timed_messages(folder / "out", "validation")
+    rows = load_timed_messages(folder / "out", "validation", video_root=[folder])
     assert rows[0]["truth"]["sentences"] == ["One.", "Two."] and not list(find_faults(rows))
 
 

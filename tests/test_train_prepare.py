@@ -97,7 +97,7 @@ def drop(row):
 def test_the_command_writes_rows_that_load(lights):
     done = run(lights, "--task", "when", "--colour", "green")
     assert done.returncode == 0, done.stderr
-    rows = load_timed_messages(lights / "out", "train")
+    rows = load_timed_messages(lights / "out", "train", video_root=[lights])
     assert [(row["id"], row["task"], row["truth"]) for row in rows] == [
         ("0/when", "lights_when", {"on": 1.0}),
         ("5/when", "lights_when", {"on": 99.0}),
@@ -130,7 +130,9 @@ def test_a_video_that_is_a_link_keeps_its_name(lights):
     run(lights)
     row = json.loads((lights / "out" / "train.jsonl").read_text().splitlines()[0])
     assert row["video"] == "../videos/a.mkv"
-    assert load_timed_messages(lights / "out", "train")[0]["video"] == str(lights / "videos" / "a.mkv")
+    assert load_timed_messages(lights / "out", "train", video_root=[lights])[0]["video"] == str(
+        lights / "videos" / "a.mkv"
+    )
 
 
 def test_rows_that_may_surprise_are_counted_and_kept(lights, monkeypatch):
@@ -163,7 +165,7 @@ def test_strict_stops_at_the_first_fault_and_keeps_earlier_files(lights):
 
 def test_parquet_has_the_rows_of_json_lines(lights):
     run(lights, "--colour", 100 * "blue")
-    lines = list(load_timed_messages(lights / "out", "train"))
+    lines = list(load_timed_messages(lights / "out", "train", video_root=[lights]))
     done = run(lights, "--colour", 100 * "blue", "--format", "parquet", "--max_shard_size", "1KB")
     assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in (lights / "out").iterdir() if path.name != ".durations.json")
@@ -173,9 +175,9 @@ def test_parquet_has_the_rows_of_json_lines(lights):
         "train-00001-of-00002.parquet",
         "validation-00000-of-00001.parquet",
     ], "the JSON lines are gone"
-    rows = list(load_timed_messages(lights / "out", "train"))
+    rows = list(load_timed_messages(lights / "out", "train", video_root=[lights]))
     assert [drop(row) for row in rows] == [drop(row) for row in lines] and len(rows) == 4
-    assert not list(find_faults(load_timed_messages(lights / "out", "validation")))
+    assert not list(find_faults(load_timed_messages(lights / "out", "validation", video_root=[lights])))
     streamed = load_dataset(str(lights / "out"), split="train", streaming=True)
     assert [json.loads(row["truth"]) for row in streamed] == [row["truth"] for row in lines]
     run(lights)

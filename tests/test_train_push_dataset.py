@@ -100,7 +100,7 @@ def test_videos_of_one_name_keep_their_folders(tmp_path):
     videos = ["../takes/a/video.mp4", "../takes/b/deep/video.mp4", "videos/own.mp4", "../takes/linked.mp4"]
     rows = [{"id": name, "video": name, **row} for name in videos]
     (tmp_path / "out" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    loaded = load_timed_messages(tmp_path / "out")
+    loaded = load_timed_messages(tmp_path / "out", video_root=[tmp_path])
     assert loaded[3]["video"] == str(tmp_path / "takes" / "linked.mp4"), "a link keeps its name"
     published = _published_names([loaded], tmp_path / "out")
     expected = ["videos/a/video.mp4", "videos/b/deep/video.mp4", "videos/own.mp4", "videos/linked.mp4"]
@@ -109,7 +109,7 @@ def test_videos_of_one_name_keep_their_folders(tmp_path):
     with (tmp_path / "out" / "train.jsonl").open("a") as file:
         file.write(json.dumps({"id": "own", "video": "../takes/own.mp4", **row}) + "\n")
     with pytest.raises(ValueError, match="two videos would be published as 'videos/own.mp4'"):
-        _published_names([load_timed_messages(tmp_path / "out")], tmp_path / "out")
+        _published_names([load_timed_messages(tmp_path / "out", video_root=[tmp_path])], tmp_path / "out")
 
 
 def test_folders_of_this_machine_are_not_published():

@@ -693,7 +693,7 @@ def test_training_on_encoded_features_equals_training_on_video(tmp_path):
 
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(EMBEDDED)
     processor = VideoLLMMoDProcessor.from_pretrained(EMBEDDED, trust_remote_code=True)
-    videos, features = load_timed_messages(tmp_path), load_timed_messages(tmp_path / "out")
+    videos, features = load_timed_messages(tmp_path), load_timed_messages(tmp_path / "out", video_root=[tmp_path])
     assert list(find_faults(features)) == []
     for index in range(2):
         watched, encoded = (training_batch(processor, [rows[index]]) for rows in (videos, features))

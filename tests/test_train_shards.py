@@ -68,7 +68,7 @@ def test_a_folder_is_converted(rows, tmp_path, embed):
     options = ["--embed_features"] if embed else []
     done = run_main(main, folder, tmp_path / "out", *options, program="shards.py")
     assert (done.returncode, done.stdout) == (0, "train: 2 rows\n"), done.stderr
-    loaded = load_timed_messages(tmp_path / "out")
+    loaded = load_timed_messages(tmp_path / "out", video_root=[tmp_path])
     assert (tmp_path / "out" / "about.json").exists() and not list(find_faults(loaded))
     assert isinstance(loaded[0]["frame_features"], bytes) is embed
     raw = pq.read_table(tmp_path / "out" / "train-00000-of-00001.parquet").to_pylist()

@@ -738,7 +738,7 @@ def test_prepared_annotations_are_evaluated_by_one_command(prepared, tmp_path):
     saved = [json.loads(line) for line in (tmp_path / "results" / "predictions-0.jsonl").read_text().splitlines()]
     assert Counter(line["task"] for line in saved) == counts
     # The reply is that of `generate` to the question before the frames, and the dictionary has all labels.
-    row = load_timed_messages(prepared / "out", "test")[0]
+    row = load_timed_messages(prepared / "out", "test", video_root=[prepared])[0]
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(prepared / "model").eval()
     processor = VideoLLMMoDProcessor.from_pretrained(prepared / "model")
     question = {"role": "user", "content": row["messages"][0]["content"]}

@@ -184,5 +184,5 @@ def test_the_command_writes_rows_without_faults(folder):
     paths = ["--annotations", folder, "--videos", folder, "--out", folder / "out"]
     done = run_main(prepare.main, "vript", *paths, "--speech", program="prepare.py")
     assert done.returncode == 0 and "train: 1 row (1 vript_scenes)" in done.stdout, done.stderr
-    rows = load_timed_messages(folder / "out", "train")
+    rows = load_timed_messages(folder / "out", "train", video_root=[folder])
     assert rows[0]["truth"]["sentences"][2] == "End. It is dark." and not list(find_faults(rows))

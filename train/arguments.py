@@ -342,6 +342,10 @@ class Resumable:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return "its trainer_state.json is missing or truncated"
+        for name in ("model", "adapter_model"):
+            pickled = "pytorch_model.bin" if name == "model" else f"{name}.bin"
+            if (checkpoint / pickled).is_file() and not any(checkpoint.glob(f"{name}*.safetensors")):
+                return f"its weights are pickled ({pickled}), which may run code: save them as {name}.safetensors"
         # Only the first process writes that file. The others may have been killed earlier.
         if self._count_random_states(checkpoint) == 0:
             name = "rng_state.pth" if self.world_size == 1 else "rng_state_N.pth of a process N"

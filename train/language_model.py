@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from videollm_mod.space.checkpoint_faults import load_weights
 from videollm_mod.train.endpoint import Endpoint, EndpointError, NoReplyError
 from videollm_mod.train.reply_cache import Reply, ReplyCache
 
@@ -71,7 +72,7 @@ class LocalWriter:
         self.cache = None if cache is None else ReplyCache(cache)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-            self.model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device).eval()
+            self.model = load_weights(AutoModelForCausalLM, name, dtype=dtype, device_map=device).eval()
         except (ValueError, OSError, ImportError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"The language model '{name}' cannot be loaded: {reason}") from None

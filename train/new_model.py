@@ -33,6 +33,7 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     VideoLLMMoDVideoProcessor,
 )
+from videollm_mod.space.checkpoint_faults import load_weights
 from videollm_mod.space.loading import check_finite
 
 
@@ -86,13 +87,11 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
     if arguments.model_config is not None:
         model, processor = new_model(arguments.model_config, seed=seed, **options)
     elif arguments.checkpoint is None:
-        model, processor = model_from_parts(
-            arguments.vision_model,
-            arguments.language_model,
-            seed=seed,
-            dtype=arguments.dtype,
-            **options | arguments.grid(),
-        )
+        parts, options = (arguments.vision_model, arguments.language_model), options | arguments.grid()
+        try:
+            model, processor = model_from_parts(*parts, seed=seed, dtype=arguments.dtype, **options)
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from None
     else:
         if arguments.load_in_4bit:
             options["quantization_config"] = BitsAndBytesConfig(
@@ -101,11 +100,10 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
                 bnb_4bit_compute_dtype="bfloat16",
                 llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_encoder"],
             )
-        model = VideoLLMMoDForConditionalGeneration.from_pretrained(
-            arguments.checkpoint, dtype=arguments.dtype, **options
-        )
-        processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
         try:
+            kind = VideoLLMMoDForConditionalGeneration
+            model = load_weights(kind, arguments.checkpoint, dtype=arguments.dtype, **options)
+            processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
             check_finite(model)
         except ValueError as error:
             raise SystemExit(f"error: --checkpoint {arguments.checkpoint}: {error}") from None
@@ -220,8 +218,9 @@ def model_from_parts(
         fields: Fields of [`VideoLLMMoDConfig`], such as `mod_layers` or `frame_token_pooled`.
     """
     vision_config = _load_vision_config(vision_model)
-    text = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
-    encoder = MODEL_MAPPING[type(vision_config)].from_pretrained(vision_model, config=vision_config, dtype=text.dtype)
+    text = load_weights(AutoModelForCausalLM, language_model, dtype=dtype or "auto")
+    kind = MODEL_MAPPING[type(vision_config)]
+    encoder = load_weights(kind, vision_model, config=vision_config, dtype=text.dtype)
     return join_parts(
         encoder,
         text.base_model,

@@ -369,6 +369,12 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--force", action="store_true", help="replace another model, or write into another app")
     parser.add_argument("--message", help="commit message")
+    parser.add_argument(
+        "--video_root",
+        nargs="+",
+        metavar="PLACE",
+        help="with --dataset: folders, and beginnings of URLs, outside the folder that its rows may name",
+    )
     parser.add_argument("--max_shard_size", help="largest file of weights (5GB) or rows (500MB)")
     parser.add_argument(
         "--no_verify",
@@ -383,6 +389,8 @@ def _parse() -> argparse.Namespace:
         parser.error("give CHECKPOINT and REPO, FOLDER --dataset REPO, or --space REPO")
     if options.space is not None and options.checkpoint is not None:
         parser.error("--space publishes only the page: name a published model with --model")
+    if options.video_root is not None and options.dataset is None:
+        parser.error("--video_root is an option of --dataset")
     if options.model is not None and options.space is None:
         parser.error("--model is an option of --space")
     return options
@@ -405,6 +413,7 @@ def main() -> None:
 
             publish = push if options.dataset is None else push_dataset
             common |= {"max_shard_size": options.max_shard_size} if options.max_shard_size else {}
+            common |= {"video_root": options.video_root} if options.video_root else {}
             commit = publish(options.checkpoint, repo, verify=verify, **common)
     if options.json:
         print(json.dumps({"repo": repo, "commit": commit, "loaded": verify}))

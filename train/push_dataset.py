@@ -11,7 +11,7 @@ import os
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def push_dataset(
     message: str = "Upload prepared data",
     max_shard_size: str = "500MB",
     verify: bool = True,
+    video_root: Sequence[str | Path] = (),
 ) -> str:
     """
     Publish a folder of timed messages in one commit.
@@ -54,6 +55,8 @@ def push_dataset(
         message (`str`, *optional*): The commit message.
         max_shard_size (`str`, *optional*, defaults to `"500MB"`): Size of a Parquet file, before compression.
         verify (`bool`, *optional*, defaults to `True`): Whether to read the first row of each split from the Hub.
+        video_root (sequence of `str`, *optional*): Folders, and beginnings of URLs, outside the folder that its rows
+            may name.
 
     Returns:
         `str`: The commit's hash.
@@ -77,7 +80,7 @@ def push_dataset(
     if not splits:
         raise ValueError(f"'{folder}' has no rows of {', '.join(SPLITS)}.")
     with tempfile.TemporaryDirectory() as place:
-        loaded = {split: _load_split(folder, split) for split in splits}
+        loaded = {split: _load_split(folder, split, video_root) for split in splits}
         videos = _published_names(loaded.values(), folder)
         counts = {
             split: _write_split(rows, videos, split, Path(place), max_shard_size) for split, rows in loaded.items()
@@ -112,9 +115,9 @@ def _open(api: HfApi, repo: str, *, private: bool | None, force: bool) -> str:
     return repo
 
 
-def _load_split(folder: Path, split: str) -> Dataset:
+def _load_split(folder: Path, split: str, video_root: Sequence[str | Path]) -> Dataset:
     """Return the rows of a split, none of which may be faulty."""
-    rows = load_timed_messages(folder, split)
+    rows = load_timed_messages(folder, split, video_root=video_root)
     if fault := next(find_faults(rows), None):
         raise ValueError(f"{fault}. Faulty rows are not published; --validate_only of train/sft.py lists all faults.")
     return rows

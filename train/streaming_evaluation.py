@@ -23,9 +23,8 @@ from tqdm.auto import tqdm
 from videollm_mod.remembering_videollm_mod import checkpoint_limits
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.data.faults import naming, read_clip
+from videollm_mod.train.data.faults import naming, open_video, read_clip
 from videollm_mod.train.teacher_forcing import evaluate_metric
-from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
 # Text tokens that a stream of the engine remembers. A clip with more text is streamed in a separate session.
@@ -189,7 +188,7 @@ def _most_frames(example: dict[str, Any], fps: float) -> float:
     if not isinstance(video, (str, Path)):
         return len(video) if isinstance(video, Sized) else math.inf
     if end is None:
-        with naming(example), VideoReader(video) as reader:
+        with naming(example), open_video(video) as reader:
             end = reader.seconds
     return math.inf if end == math.inf else math.ceil((end - start) * fps) + 1
 

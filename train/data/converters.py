@@ -21,9 +21,8 @@ from typing import Any, ClassVar
 from videollm_mod.outputs import write_text
 from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
 from videollm_mod.train.data.dialogues import last_frame
-from videollm_mod.train.data.faults import UNREADABLE, FaultyRowError
+from videollm_mod.train.data.faults import UNREADABLE, FaultyRowError, open_video
 from videollm_mod.train.data.json_rows import parse_row
-from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
 SPLITS = ("train", "validation", "test")
@@ -344,7 +343,7 @@ class Videos:
 
 
 def _read_length(path: Path) -> float:
-    with VideoReader(path) as reader:
+    with open_video(path) as reader:
         return reader.seconds
 
 

@@ -21,8 +21,9 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from videollm_mod.data_paths import VIDEO_FORMATS
 from videollm_mod.outputs import FullDiskError
-from videollm_mod.video_reading_videollm_mod import ReadingReport, read_video
+from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, read_video
 
 
 # The key under which a row carries its file and number.
@@ -165,6 +166,20 @@ class RowRecord:
 _record: RowRecord | None = None
 
 
+def open_video(video: str | Path, *, report: ReadingReport | None = None) -> VideoReader:
+    """
+    Open the video of a row, in a format that cannot name further files.
+
+    Args:
+        video (`str` or `Path`): A file or a URL.
+        report ([`ReadingReport`], *optional*): Where to count what is spoilt or mended.
+
+    Raises:
+        `ValueError` or `OSError`: If it cannot be read as video.
+    """
+    return VideoReader(video, formats=VIDEO_FORMATS, report=report)
+
+
 def read_clip(
     row: Mapping[str, Any], *, fps: float, record: RowRecord | None = None
 ) -> Iterator[tuple[float, np.ndarray]]:
@@ -181,7 +196,9 @@ def read_clip(
     """
     report = ReadingReport()
     window = {"start": row.get("start") or 0.0, "end": row.get("end")}
-    yield from read_video(row["video"], fps=fps, **window, report=report)
+    is_file = isinstance(row["video"], (str, Path))
+    video = open_video(row["video"], report=report) if is_file else row["video"]
+    yield from read_video(video, fps=fps, **window, report=report)
     if report:
         note_damage(row["video"], report, record)
 

@@ -41,7 +41,7 @@ from videollm_mod.train.data.planned_dialogues import (
 )
 from videollm_mod.train.data.prepare import describe_all, describe_split
 from videollm_mod.train.data.rewriting import ask_for_rewrite, read_rewrite
-from videollm_mod.train.data.timed_messages import SOURCES, load_timed_messages
+from videollm_mod.train.data.timed_messages import SOURCES, VIDEO_ROOT_HELP, load_timed_messages
 from videollm_mod.train.endpoint import Endpoint, EndpointError
 from videollm_mod.train.language_model import EndpointWriter, LocalWriter, Writer
 from videollm_mod.train.reply_cache import Reply
@@ -56,6 +56,7 @@ class GenerateArguments:
     Args:
         dataset (`str`): Rows with timelines: a folder of `prepare.py`, or any timed messages.
         out (`Path`): Folder to write to.
+        video_root (`list[str]`, *optional*): Folders, and beginnings of URLs, outside the data set that rows may name.
         split (`str`, *optional*, defaults to `"train"`): Split to read and to write.
         task (`str`, *optional*): Tasks of which to use the rows, separated by commas. Defaults to all rows.
         rewrite (`bool`, *optional*, defaults to `False`): Whether to rewrite the replies of the rows instead, from
@@ -73,6 +74,7 @@ class GenerateArguments:
 
     dataset: str = field(metadata={"help": "Rows with timelines: a folder of prepare.py, or any timed messages."})
     out: Path = field(metadata={"help": "Folder to write to."})
+    video_root: list[str] | None = field(default=None, metadata={"help": VIDEO_ROOT_HELP})
     split: str = field(default="train", metadata={"help": "Split to read and to write."})
     task: str | None = field(default=None, metadata={"help": "Use rows of these tasks, separated by commas."})
     rewrite: bool = field(
@@ -352,7 +354,7 @@ def main() -> None:
         if arguments.out.resolve() in (source.resolve(), source.resolve().parent):
             raise ValueError(f"--out '{arguments.out}' holds the data set: write to another folder.")
         # Faults of these are found before a model is loaded.
-        rows = load_timed_messages(arguments.dataset, arguments.split)
+        rows = load_timed_messages(arguments.dataset, arguments.split, video_root=arguments.video_root or ())
         arguments.out.mkdir(parents=True, exist_ok=True)
         writer = chosen.make_writer(cache)
         command = shlex.join(["python", "train/data/generate.py", *sys.argv[1:]])

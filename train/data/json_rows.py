@@ -106,7 +106,7 @@ class _Rows:
             if [now.st_size, now.st_mtime_ns] != written:
                 raise FaultyRowError(f"'{path}' was changed while it was in use. Run the command again.")
             file.seek(begin)
-            return {**self.change(parse_row(file.read(size), where)), WHERE: where}
+            return self.change({**parse_row(file.read(size), where), WHERE: where})
 
 
 def parse_row(line: bytes, where: str) -> dict[str, Any]:

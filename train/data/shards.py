@@ -242,12 +242,13 @@ def _near(rows: Sequence[dict[str, Any]], out: Path, embed_features: bool) -> It
 
 def main() -> None:
     """Convert a folder."""
-    from videollm_mod.train.data.timed_messages import load_timed_messages
+    from videollm_mod.train.data.timed_messages import VIDEO_ROOT_HELP, load_timed_messages
 
     parser = argparse.ArgumentParser(description="Convert a folder of timed messages to Parquet files.")
     parser.add_argument("folder", type=Path, help="folder with JSON lines or Parquet files, one or more per split")
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--max_shard_size", default="500MB", help="size of a file, before compression")
+    parser.add_argument("--video_root", nargs="+", default=(), help=VIDEO_ROOT_HELP)
     parser.add_argument("--embed_features", action="store_true", help="put frame features into the rows")
     options = parser.parse_args()
     write = {"max_shard_size": options.max_shard_size, "embed_features": options.embed_features}
@@ -260,7 +261,8 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         with describing(options.folder, options.out):
             for split in splits:
-                rows = _near(load_timed_messages(options.folder, split), options.out, options.embed_features)
+                rows = load_timed_messages(options.folder, split, video_root=options.video_root)
+                rows = _near(rows, options.out, options.embed_features)
                 print(f"{split}: {counted(write_shards(rows, options.out, split, **write), 'row')}")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None

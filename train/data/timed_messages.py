@@ -19,25 +19,34 @@ import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, DownloadManager, IterableDataset, load_dataset, load_dataset_builder
+from datasets import Dataset, DownloadManager, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from videollm_mod.data_paths import NamedFiles, load_builder
 from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
-from videollm_mod.train.data.faults import UNREADABLE, WHERE, Fault, FaultyRowError, name_row, note_damage
+from videollm_mod.train.data.faults import (
+    UNREADABLE,
+    WHERE,
+    Fault,
+    FaultyRowError,
+    name_row,
+    note_damage,
+    open_video,
+)
 from videollm_mod.train.data.feature_files import StoredFeatures, read_header
 from videollm_mod.train.data.json_rows import index_rows
 from videollm_mod.train.data.shards import check_shards, read_shards
 from videollm_mod.train.data.sources import DataSource
-from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, read_video
+from videollm_mod.video_reading_videollm_mod import ReadingReport, read_video
 
 
 ROLES = ("system", "user", "assistant")
@@ -48,57 +57,69 @@ NARRATE = "Please narrate the video in real time."
 _ROWS_TOGETHER = 64
 # Seconds of reading a file after which it is named.
 _PATIENCE = 60.0
+VIDEO_ROOT_HELP = "Folders, and beginnings of URLs, outside the data set that its rows may name."
 
 
 @dataclass
 class TimedMessages(DataSource):
-    """Timed messages from a file, a folder or a Hub data set. This source has no further options."""
+    """
+    Timed messages from a file, a folder or a Hub data set.
+
+    Args:
+        video_root (`list[str]`, *optional*): Folders, and beginnings of URLs, outside the data set that rows may name.
+    """
+
+    video_root: list[str] | None = field(default=None, metadata={"help": VIDEO_ROOT_HELP})
 
     def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:  # noqa: ARG002
         """Return all rows of a split (see [`load_timed_messages`])."""
-        return load_timed_messages(self.dataset, split)
+        return load_timed_messages(self.dataset, split, video_root=self.video_root or ())
 
     def stream(self, split: str) -> IterableDataset:
         """Return one pass over the rows of a split (see [`stream_timed_messages`])."""
-        return stream_timed_messages(self.dataset, split)
+        return stream_timed_messages(self.dataset, split, video_root=self.video_root or ())
 
     def find_faults(self, rows: Sequence[dict[str, Any]], *, fps: float = 2.0, full: bool = False) -> Iterator[Fault]:
         """Find all errors in rows (see [`find_faults`])."""
         return find_faults(rows, fps=fps, full=full)
 
 
-def load_timed_messages(source: str | Path, split: str = "train") -> Dataset:
+def load_timed_messages(source: str | Path, split: str = "train", *, video_root: Sequence[str | Path] = ()) -> Dataset:
     """
     Load rows of timed messages. Relative paths in `video` or `frame_features` become absolute.
 
-    They start at the folder that holds the files, or at the root of the Hub data set.
+    They start at the folder that holds the files, or at the root of the Hub data set. A row may not name other files.
 
     Args:
         source (`str` or `Path`): A `.jsonl`, `.json` or `.parquet` file; a folder with `.jsonl` or `.parquet` files,
             named after their split (`train.jsonl`, `validation-00000-of-00002.parquet`); or a Hub data set.
         split (`str`, *optional*, defaults to `"train"`): Split to load. A single file is one split of any name.
+        video_root (sequence of `str`, *optional*): Folders, and beginnings of URLs, that rows may name too.
 
     Raises:
         `FileNotFoundError`: If there is no file to read.
-        `ValueError`: If there is no such split, or if a file is of another format. A line that is no row is not found
-            here: reading the row raises [`FaultyRowError`].
+        `ValueError`: If there is no such split, or if a file is of another format. A line that is no row, or names a
+            file outside the data set, is not found here: reading the row raises [`FaultyRowError`].
     """
     path = Path(source)
     if path.is_file():
-        return _read([path], path.parent)
+        return _read([path], NamedFiles(path.parent, video_root))
     if path.is_dir():
-        return _read(_files_of(path, split), path)
+        return _read(_files_of(path, split), NamedFiles(path, video_root))
     _refuse_a_missing_file(source)
-    return _read_hub(str(source), split)
+    return _read_hub(str(source), split, NamedFiles(str(source), video_root))
 
 
-def stream_timed_messages(source: str | Path, split: str = "train") -> IterableDataset:
+def stream_timed_messages(
+    source: str | Path, split: str = "train", *, video_root: Sequence[str | Path] = ()
+) -> IterableDataset:
     """
     Return one pass over rows of timed messages, which are read one after the other.
 
     Args:
         source (`str` or `Path`): A Parquet file, a folder of them, or a Hub data set (see [`load_timed_messages`]).
         split (`str`, *optional*, defaults to `"train"`): Split to read.
+        video_root (sequence of `str`, *optional*): As of [`load_timed_messages`].
 
     Raises:
         `FileNotFoundError`: If there is no such source.
@@ -107,25 +128,28 @@ def stream_timed_messages(source: str | Path, split: str = "train") -> IterableD
     path = Path(source)
     if not (path.is_file() or path.is_dir()):
         _refuse_a_missing_file(source)
-        root, files = str(source), (load_dataset_builder(str(source)).config.data_files or {}).get(split)
+        named = NamedFiles(str(source), video_root)
+        builder = load_builder(str(source), named)
+        files = (builder.config.data_files or {}).get(split)
         if files is None or not all(str(file).endswith(".parquet") for file in files):
-            return load_dataset(root, split=split, streaming=True).map(_as_streamed, fn_kwargs={"root": root})
+            return builder.as_streaming_dataset(split=split).map(_as_streamed, fn_kwargs={"named": named})
     else:
         files, root = ([path], path.parent) if path.is_file() else (_files_of(path, split), path)
+        named = NamedFiles(root, video_root)
         if any(file.suffix != ".parquet" for file in files):
             raise ValueError("JSON lines are read when they are used: leave --streaming out, or write Parquet.")
     # The reader of `datasets` would read the features of all rows, also of those that other processes use.
-    return IterableDataset.from_generator(_stream_shards, gen_kwargs={"files": tuple(map(str, files)), "root": root})
+    return IterableDataset.from_generator(_stream_shards, gen_kwargs={"files": tuple(map(str, files)), "named": named})
 
 
-def _stream_shards(files: tuple[str, ...], root: Path | str) -> Iterator[dict[str, Any]]:
+def _stream_shards(files: tuple[str, ...], named: NamedFiles) -> Iterator[dict[str, Any]]:
     for row in read_shards(files):
-        yield _as_streamed(row, root)
+        yield _as_streamed(row, named)
 
 
-def _as_streamed(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
-    name = row.get("id") or row.get("video")
-    return as_written({**row, WHERE: f"'{root}', {name}" if isinstance(name, str) else f"a row of '{root}'"}, root)
+def _as_streamed(row: dict[str, Any], named: NamedFiles) -> dict[str, Any]:
+    name, root = row.get("id") or row.get("video"), named.root
+    return as_written({**row, WHERE: f"'{root}', {name}" if isinstance(name, str) else f"a row of '{root}'"}, named)
 
 
 def _refuse_a_missing_file(source: str | Path) -> None:
@@ -149,29 +173,31 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     return chosen
 
 
-def _read_hub(source: str, split: str) -> Dataset:
-    files = load_dataset_builder(source).config.data_files or {}
+def _read_hub(source: str, split: str, named: NamedFiles) -> Dataset:
+    builder = load_builder(source, named)
+    files = builder.config.data_files or {}
     if split in files and all(str(file).endswith((".json", ".jsonl")) for file in files[split]):
         paths = DownloadManager().download([str(file) for file in files[split]])
-        return index_rows([Path(path) for path in paths], partial(_absolute, root=source))
+        return index_rows([Path(path) for path in paths], partial(_absolute, named=named))
     try:
-        splits = load_dataset(source)
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
     except DatasetGenerationError as error:
         raise ValueError(f"The data set '{source}' cannot be read: {error.__cause__ or error}") from None
-    if not isinstance(splits, DatasetDict) or split not in splits:
+    if split not in splits:
         raise ValueError(f"The data set '{source}' has no split {split!r}: it has {', '.join(splits)}.")
-    return _with_names(splits[split], {f"'{source}'": len(splits[split])}, source)
+    return _with_names(splits[split], {f"'{source}'": len(splits[split])}, named)
 
 
-def _read(files: list[Path], root: Path) -> Dataset:
+def _read(files: list[Path], named: NamedFiles) -> Dataset:
     """Read files of one type."""
     kinds = sorted({file.suffix for file in files})
     if kinds == [".parquet"]:
-        rows = _read_parquet(files, root)
+        rows = _read_parquet(files, named)
     elif set(kinds) <= {".json", ".jsonl"}:
-        rows = index_rows(files, partial(_absolute, root=root))
+        rows = index_rows(files, partial(_absolute, named=named))
     elif len(files) > 1:
-        raise ValueError(f"The folder '{root}' has {' and '.join(kinds)} files of one split: keep one kind.")
+        raise ValueError(f"The folder '{named.root}' has {' and '.join(kinds)} files of one split: keep one kind.")
     else:
         raise ValueError(f"'{files[0]}' is neither .jsonl nor .parquet.")
     if not len(rows):
@@ -183,7 +209,7 @@ def _names(files: list[Path]) -> str:
     return ", ".join(f"'{file}'" for file in files)
 
 
-def _read_parquet(files: list[Path], root: Path) -> Dataset:
+def _read_parquet(files: list[Path], named: NamedFiles) -> Dataset:
     counts = {}
     for file in files:
         try:
@@ -199,36 +225,36 @@ def _read_parquet(files: list[Path], root: Path) -> Dataset:
         lines = str(error.__cause__ or error).strip().splitlines()
         reason = " ... ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))
         raise ValueError(f"{_names(files)} cannot be read as one table: {reason}") from None
-    return _with_names(rows, counts, root)
+    return _with_names(rows, counts, named)
 
 
-def _with_names(rows: Dataset, counts: dict[str, int], root: Path | str) -> Dataset:
+def _with_names(rows: Dataset, counts: dict[str, int], named: NamedFiles) -> Dataset:
     """Add the file and number of each row. The rest is done when a row is used: its file may hold large features."""
     names = [f"{name}, row {index}" for name, count in counts.items() for index in range(count)]
     rows = rows.remove_columns([WHERE]) if WHERE in rows.column_names else rows
-    return rows.add_column(WHERE, names).with_transform(partial(_read_table, root=root))
+    return rows.add_column(WHERE, names).with_transform(partial(_read_table, named=named))
 
 
-def _read_table(columns: dict[str, list[Any]], root: Path | str) -> dict[str, list[Any]]:
+def _read_table(columns: dict[str, list[Any]], named: NamedFiles) -> dict[str, list[Any]]:
     """Return rows of a table as they were before Arrow filled them up. This is the transform of a data set."""
     made = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    rows = [as_written(row, root) for row in made]
+    rows = [as_written(row, named) for row in made]
     return {name: [row.get(name) for row in rows] for name in columns}
 
 
-def as_written(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
+def as_written(row: dict[str, Any], named: NamedFiles) -> dict[str, Any]:
     """
     Return a row of a table as it was written: without the empty values of Arrow, with `truth` as an object, and with
     absolute paths.
 
     Args:
         row (`dict`): The row.
-        root (`Path` or `str`): Folder of relative paths, or the name of a Hub data set.
+        named ([`NamedFiles`]): The files that it may name.
 
     Raises:
-        [`FaultyRowError`]: If `truth` is text that is not JSON.
+        [`FaultyRowError`]: If `truth` is text that is not JSON, or if the row names a file outside the data set.
     """
-    row = {name: value for name, value in _absolute(row, root).items() if value is not None}
+    row = {name: value for name, value in _absolute(row, named).items() if value is not None}
     if isinstance(row.get("messages"), list):
         row["messages"] = [
             {k: v for k, v in message.items() if v is not None} if isinstance(message, dict) else message
@@ -242,19 +268,18 @@ def as_written(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
     return row
 
 
-def _absolute(row: dict[str, Any], root: Path | str) -> dict[str, Any]:
-    """Make the paths of a row absolute."""
-    return {**row, **{name: _absolute_name(row[name], root) for name in SOURCES if row.get(name) is not None}}
-
-
-def _absolute_name(name: Any, root: Path | str) -> Any:
-    if not isinstance(name, str) or "://" in name or os.path.isabs(name) or "\0" in name:
-        return name
-    if not isinstance(root, Path):
-        return _download(root, name)
-    # A video that is a link keeps its name, as in a cache of the Hub.
-    folder, name = os.path.split(root / name)
-    return os.path.join(os.path.realpath(folder), name)
+def _absolute(row: dict[str, Any], named: NamedFiles) -> dict[str, Any]:
+    """Make the paths of a row absolute. What is no path is a fault that [`find_faults`] finds."""
+    found = {}
+    for name in SOURCES:
+        if isinstance(row.get(name), str) and "\0" not in row[name]:
+            try:
+                place = named.locate(row[name])
+            except ValueError as error:
+                raise FaultyRowError(f"{name_row(row)}, {name}: {error}") from None
+            is_in_hub = not (named.is_local or "://" in place or os.path.isabs(place))
+            found[name] = _download(str(named.root), place) if is_in_hub else place
+    return {**row, **found}
 
 
 @cache
@@ -460,7 +485,7 @@ def _length(name: str, source: str) -> float | str:
     if name == "frame_features":
         return _features_length(source, f"'{source}'")
     try:
-        with VideoReader(source) as reader:
+        with open_video(source) as reader:
             if reader.is_live:
                 return f"'{source}' is a live source, which cannot be read again in each epoch. Record it to a file"
             return reader.seconds
@@ -493,7 +518,7 @@ def _decode_part(
     """
     last, report = start, ReadingReport()
     try:
-        frames = read_video(source, fps=fps, start=start, end=end, report=report)
+        frames = read_video(open_video(source, report=report), fps=fps, start=start, end=end)
         for last, _ in frames if full else islice(frames, 1):  # noqa: B007
             pass
         frames.close()

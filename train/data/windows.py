@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from videollm_mod.train.data.dialogues import ceil_frame, floor_frame, last_frame, round_frame
-from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, counted, name_row, naming
+from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, counted, name_row, naming, open_video
 from videollm_mod.train.data.feature_files import FeatureSource, StoredFeatures, read_header
-from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
 # The longest video of VideoLLM-online with 10 tokens a frame, at 2 frames per second.
@@ -255,7 +254,7 @@ def count_frames(row: dict[str, Any], *, fps: float) -> int:
         return len(frame_range(shape[0], about, row, fps=fps))
     if end is not None:
         return 1 + floor_frame(end - start, fps)
-    with VideoReader(video) as reader:
+    with open_video(video) as reader:
         return 1 + last_frame(reader.seconds - start, fps)
 
 

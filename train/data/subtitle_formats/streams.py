@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 
+from videollm_mod.data_paths import VIDEO_FORMATS
 from videollm_mod.train.data.subtitle_formats.encodings import decode_text
 from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport
 from videollm_mod.train.data.subtitle_formats.markup import plain, plain_ass
@@ -43,7 +44,7 @@ def read_stream(
 
 def open_as_video(path: Path) -> Any:
     try:
-        return open_container(path)
+        return open_container(path, formats=VIDEO_FORMATS)
     except ValueError as error:
         raise ValueError(f"'{path}' is neither a text nor a video that can be read.") from error
 
@@ -65,7 +66,7 @@ def _text_stream(path: Path, container: Any, index: int) -> tuple[Any, str]:
 def _origin(path: Path) -> Any:
     """Return the second of the container's clock that is second 0 of the video."""
     try:
-        with VideoReader(path) as reader:
+        with VideoReader(path, formats=VIDEO_FORMATS) as reader:
             return reader.origin
     except ValueError:
         return 0
