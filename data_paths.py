@@ -158,7 +158,11 @@ def _card_names(source: str, revision: str | None) -> Iterator[str]:
         path = _file_of(source, name, revision)
         if path is None:
             continue
-        about = metadata_load(path) if name == REPOCARD_FILENAME else yaml.safe_load(path.read_text("utf-8"))
+        try:
+            about = metadata_load(path) if name == REPOCARD_FILENAME else yaml.safe_load(path.read_text("utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{name} of the data set '{source}' is not a card in YAML: {reason}") from None
         subsets = about.get("configs") if isinstance(about, dict) else None
         for subset in subsets if isinstance(subsets, list) else ():
             if isinstance(subset, dict):
@@ -178,10 +182,15 @@ def _file_of(source: str, name: str, revision: str | None) -> Path | None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _texts(part)
+    """Yield the texts in lists and objects. YAML may repeat one in another, or in itself, so each is read once."""
+    left, seen = [value], set()
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, (dict, list)) and id(part) not in seen:
+            seen.add(id(part))
+            left += part.values() if isinstance(part, dict) else part
 
 
 __all__ = ["HUB", "VIDEO_FORMATS", "NamedFiles", "load_builder"]

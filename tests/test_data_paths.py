@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from hub import Hub
 from tiny import random_frames, write_clip
 
 from videollm_mod.commands.data_set import DataSet, fetched
-from videollm_mod.data_paths import NamedFiles, load_builder
+from videollm_mod.data_paths import HUB, NamedFiles, load_builder
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages, stream_timed_messages
 
@@ -229,12 +230,55 @@ def test_a_card_chooses_files_of_its_data_set(places, name, subset):
         assert next(iter(builder.as_streaming_dataset("train"))) == {"video": "secret"}
 
 
+# A list of the list before, twice: texts would be 2 ** 59 if each were read where it stands.
+BOMB = "".join(f", &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data_files: &a [*a, /etc/passwd]", "'/etc/passwd' is outside"),
+        (f"data_files: [&a0 [/etc/passwd]{BOMB}]", "'/etc/passwd' is outside"),
+        ("data_files: !!python/object/apply:os.system ['touch made']", "is not a card in YAML: could not determine"),
+        ("data_files: " + "[" * 3000, "is not a card in YAML"),
+        ("data_files: [", "is not a card in YAML"),
+    ],
+)
+def test_a_card_that_is_no_plain_yaml(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {text}\n---\n")
+    with pytest.raises(ValueError, match=message) as error:
+        load_builder(str(tmp_path), NamedFiles(tmp_path))
+    assert "\n" not in str(error.value) and not (tmp_path / "made").exists()
+
+
 def test_a_card_of_the_data_set_itself(places):
     data, _ = places
     (data / "rows.jsonl").write_text('{"video": "videos/a.mp4"}\n')
     (data / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: '*.jsonl'\n---\n")
     [row] = DataSet(str(data), None, None).rows()
     assert row.address == str(data / "videos" / "a.mp4") and not row.fault
+
+
+def test_a_data_set_on_the_hub(tmp_path):
+    with Hub() as hub, hub.used_here(tmp_path / "home"):
+        names = ["../other/a.mp4", "/etc/hosts", "hf://datasets/somebody/other@main/a.mp4", f"{hub.endpoint}/a.mp4"]
+        rows = "".join(json.dumps({"video": name, "messages": FINE}) + "\n" for name in names).encode()
+        card = b"---\nconfigs:\n- config_name: default\n  data_files: /etc/passwd\n---\n"
+        hub.repos["datasets/somebody/card"] = [{"README.md": card, "train.jsonl": rows}]
+        hub.repos["datasets/somebody/rows"] = [{"train.jsonl": rows}]
+        hub.repos["datasets/somebody/other"] = [{"a.mp4": b"secret"}]
+        for load in (load_timed_messages, stream_timed_messages, lambda source: DataSet(f"{HUB}{source}", None, None)):
+            with pytest.raises(ValueError, match="'/etc/passwd' is outside the data set 'somebody/card'"):
+                load("somebody/card")
+        faults = list(map(str, find_faults(load_timed_messages("somebody/rows"))))
+        assert [fault.split(" is outside")[0].split(": ")[-1] for fault in faults] == [repr(name) for name in names]
+        *refused, private = DataSet(f"{HUB}somebody/rows", None, None).rows()
+        assert all(row.fault and not row.address for row in refused) and len(refused) == 3
+        with pytest.raises(ValueError, match="is at a private address"), fetched(private):
+            pass
+        assert not any("a.mp4" in request or "other" in request for request in hub.requests)
 
 
 # ------------------------------------------------------------------------------------------------------------ narrate

@@ -193,7 +193,7 @@ def test_it_writes_dialogues_which_are_counted_and_kept(parts, tmp_path, monkeyp
     row = {"id": "lamp", "video": str(NASA), "messages": [], "truth": {"timeline": timeline}}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     command = ["--dataset", tmp_path / "rows.jsonl", "--out", tmp_path / "out", "--model", parts[1], "--device", "cpu"]
-    command += ["--dialogues", 3, "--max_tokens", 16, "--batch_size", 2]
+    command += ["--dialogues", 3, "--max_tokens", 16, "--batch_size", 2, "--video_root", NASA.parent]
     done = run_main(generate.main, *command)
     # So small a model does not follow the instruction.
     assert sum(map(int, re.findall(r"left out (\d+):", done.stdout))) == 3 and "no dialogue is left" in done.stderr
@@ -242,7 +242,8 @@ def test_three_steps_on_a_real_video_lower_the_loss(parts, tmp_path, capsys, mon
         lora_alpha=32,
         lora_dropout=0.0,
     )
-    sft.main(ScriptArguments(fps=1.0), TimedMessages(str(tmp_path / "nasa.jsonl")), training, arguments)
+    source = TimedMessages(str(tmp_path / "nasa.jsonl"), video_root=[str(NASA.parent)])
+    sft.main(ScriptArguments(fps=1.0), source, training, arguments)
     losses = [float(text) for text in re.findall(r"'loss': '([\d.]+)'", capsys.readouterr().out)]
     assert len(losses) == 3 and losses[0] > losses[1] > losses[2], losses
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > 500e6

@@ -206,7 +206,7 @@ def test_the_row_of_a_worker_that_dies_is_named(rows, how, monkeypatch):
     }
 
     def read_or_die(video, **options):
-        return ways[how]() if "noisy" in video else read_video(video, **options)
+        return ways[how]() if "noisy" in video.source else read_video(video, **options)
 
     monkeypatch.setattr(faults, "read_video", read_or_die)
     with pytest.raises(SystemExit) as failed, row_record() as record:

@@ -4,9 +4,12 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hub import Hub
 from programs import run_main, run_training
 from published import save_live
@@ -129,7 +132,11 @@ def workplace(tmp_path_factory):
     }
     for name, made in rows.items():
         (folder / "prepared" / name).mkdir(parents=True)
-        lines = [json.dumps({"video": str(folder / "clip.mp4"), **row}) for row in made * 4]
+        config = yaml.safe_load(Path(sft.__file__).with_name("configs").joinpath(f"{name}.yaml").read_text())
+        video = folder / config["video_root"][0] / "clip.mp4"
+        video.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "clip.mp4", video)
+        lines = [json.dumps({"video": str(video), **row}) for row in made * 4]
         (folder / "prepared" / name / "train.jsonl").write_text("\n".join(lines))
     save_live(folder / "language", folder / "vision", folder / "adapter")
     names = {"meta-llama/Meta-Llama-3-8B-Instruct": "language", "google/siglip-large-patch16-384": "vision"}

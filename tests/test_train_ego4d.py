@@ -638,7 +638,7 @@ def test_the_command_prepares_all_files_of_a_folder(tmp_path, videos):
     about = json.loads((tmp_path / "out" / "about.json").read_text())
     assert set(about["labels"]) == {"ego4d_lta_verb", "ego4d_lta_noun"}
     for split, count in (("train", 4), ("validation", 5)):
-        rows = load_timed_messages(tmp_path / "out", split, video_root=[tmp_path])
+        rows = load_timed_messages(tmp_path / "out", split, video_root=[folder / "full_scale"])
         assert len(rows) == count and not list(map(str, find_faults(rows)))
 
 

@@ -247,7 +247,7 @@ def test_the_command_prepares_all_files_of_a_download(tmp_path, root):
     assert done.returncode == 0, done.stderr
     assert "validation: 3 rows (1 ego_exo4d_atomic, 1 ego_exo4d_keystep, 1 ego_exo4d_keystep_stream)" in done.stdout
     for split, count in (("train", 3), ("validation", 3), ("test", 1)):
-        rows = load_timed_messages(tmp_path / "out", split, video_root=[tmp_path])
+        rows = load_timed_messages(tmp_path / "out", split, video_root=[folder])
         assert len(rows) == count and not list(map(str, find_faults(rows)))
 
 

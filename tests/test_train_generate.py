@@ -281,14 +281,15 @@ def test_dialogues_are_written_and_train(source, tmp_path):
     (tmp_path / "train.jsonl").write_bytes(first)
     about = json.loads((tmp_path / "about.json").read_text())
     assert about["source"] == "dialogues by small" and about["license"] == "MIT" and about["may_be_shared"]
-    rows = load_timed_messages(tmp_path)
+    rows = load_timed_messages(tmp_path, video_root=[source])
     assert not list(find_faults(rows, full=True))
     assert [row["id"] for row in rows] == [f"lamp/dialogue{number}" for number in range(10)]
     for row in rows:
         times = [message["time"] * 2 for message in row["messages"]]
         assert times == sorted(times) and all(time.is_integer() for time in times)
         assert row["end"] == max(times) / 2 <= 12 and row["start"] >= 1.5
-    done = run_training(tmp_path / "trained", *f"--checkpoint . --dataset {tmp_path} --max_steps 1 --lora_r 4".split())
+    options = f"--checkpoint . --dataset {tmp_path} --video_root {source} --max_steps 1 --lora_r 4"
+    done = run_training(tmp_path / "trained", *options.split())
     [loss] = re.findall(r"'train_loss': '?([\d.]+)", done.stdout)
     assert done.returncode == 0 and 0 < float(loss) < 20
 

@@ -56,7 +56,8 @@ def prepared(tmp_path):
 
 
 def test_prepared_data_is_published_with_a_card_and_streams(hub, prepared, tmp_path):
-    done = push(hub, tmp_path, prepared, "--dataset", REPO)
+    options = ("--video_root", tmp_path / "videos")
+    done = push(hub, tmp_path, prepared, "--dataset", REPO, *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{REPO}@{commit_hash(STORED, 1)}, loaded from there"
     files = hub.files(STORED)
@@ -81,9 +82,9 @@ def test_prepared_data_is_published_with_a_card_and_streams(hub, prepared, tmp_p
     for name, content in files.items():
         (copy / name).write_bytes(content)
     (copy / "videos").symlink_to(tmp_path / "videos")
-    assert not list(find_faults(load_timed_messages(copy, "test")))
+    assert not list(find_faults(load_timed_messages(copy, "test", video_root=[tmp_path / "videos"])))
     files["train-00001-of-00002.parquet"] = b"from an earlier version"
-    again = push(hub, tmp_path, prepared, "--dataset", REPO, "--no_verify")
+    again = push(hub, tmp_path, prepared, "--dataset", REPO, "--no_verify", *options)
     assert again.returncode == 0 and "train-00001-of-00002.parquet" not in hub.files(STORED)
 
 
@@ -152,6 +153,7 @@ def test_features_travel_within_the_rows(hub, tmp_path):
 
 
 def test_mistakes_end_in_one_line_and_publish_nothing(hub, prepared, tmp_path):
+    options = ("--video_root", tmp_path / "videos")
     about = json.loads((prepared / "about.json").read_text())
     (prepared / "about.json").write_text(json.dumps({**about, "may_be_shared": False, "license": "Ego4D"}))
     hub.repos[STORED] = [{"about.json": b"{}"}]
@@ -166,9 +168,12 @@ def test_mistakes_end_in_one_line_and_publish_nothing(hub, prepared, tmp_path):
         assert done.returncode and message in done.stderr and "Traceback" not in done.stderr, arguments
     (prepared / "about.json").write_text(json.dumps(about))
     hub.repos[STORED] = [{"data.csv": b""}]
-    assert "holds other files: data.csv. --force adds" in push(hub, tmp_path, prepared, "--dataset", REPO).stderr
+    assert (
+        "holds other files: data.csv. --force adds"
+        in push(hub, tmp_path, prepared, "--dataset", REPO, *options).stderr
+    )
     (tmp_path / "videos" / "aaa.mp4").unlink()
-    faulty = push(hub, tmp_path, prepared, "--dataset", "somebody/other")
+    faulty = push(hub, tmp_path, prepared, "--dataset", "somebody/other", *options)
     assert (
         faulty.returncode == 1
         and "There is no video file" in faulty.stderr

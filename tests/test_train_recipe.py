@@ -226,7 +226,7 @@ def test_the_recipe_trains_on_all_worlds_and_prints_a_table(miniature, tmp_path,
 
     # Rows of all worlds are in one file, and long rows in both stages that narrate.
     for name, count in (("slides", 4), ("clips", 5), ("questions", 3)):
-        rows = load_timed_messages(folder / name)
+        rows = load_timed_messages(folder / name, video_root=[folder / "encoded"])
         sources = [Path(row["frame_features"]).parent.name for row in rows]
         assert len(rows) == count * len(miniature.worlds) and not list(find_faults(rows))
         kinds = {name} if name == "slides" else {name, "long"}

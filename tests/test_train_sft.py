@@ -66,6 +66,7 @@ CONFIGS = ROOT / "train" / "configs"
 EMBEDDED = ROOT
 SAMPLES = ROOT / "samples"
 NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
+NASA_ROOT = ["--video_root", NASA.parent]
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -205,7 +206,7 @@ def test_a_checkpoint_that_diverged_is_refused(tmp_path):
 def test_bad_data_is_named_before_training(tmp_path):
     rows = [{"video": str(NASA), "messages": [{"role": "assistant", "content": "Late.", "time": 99.0}]}]
     (tmp_path / "data.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    failed = run_training(tmp_path / "out", "--dataset", tmp_path / "data.jsonl", "--validate_only")
+    failed = run_training(tmp_path / "out", "--dataset", tmp_path / "data.jsonl", *NASA_ROOT, "--validate_only")
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     where = f"'{tmp_path}/data.jsonl', line 1"
     assert f"{where}, messages[0].time: is 99 s, beyond the end at 13.013 s" in failed.stderr
@@ -306,7 +307,7 @@ def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
     """One command converts the subtitles of a video to a row, and another trains and merges an adapter."""
     done = run_main(subtitles.main, NASA, "--out", tmp_path / "nasa.jsonl")
     assert done.returncode == 0, done.stderr
-    data = ["--dataset", tmp_path / "nasa.jsonl", "--checkpoint", EMBEDDED]
+    data = ["--dataset", tmp_path / "nasa.jsonl", *NASA_ROOT, "--checkpoint", EMBEDDED]
     checked = run_training(tmp_path / "out", *data, "--validate_only")
     assert checked.returncode == 0 and "1 row to train on, no fault found" in checked.stdout, checked.stderr
     options = ["--max_steps", 4, "--logging_steps", 1, "--lora_r", 8, "--learning_rate", 1e-3, "--save_strategy", "no"]

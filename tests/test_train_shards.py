@@ -48,7 +48,7 @@ def test_rows_with_features_train_alike(rows, tmp_path, embed):
     out = tmp_path / "out"
     out.mkdir()
     assert write_shards(rows, out, "train", max_shard_size="1MB", embed_features=embed) == 2
-    loaded = load_timed_messages(out)
+    loaded = load_timed_messages(out, video_root=[tmp_path])
     kept = [{name: row[name] for name in ("id", "messages", "truth")} for row in loaded]
     assert kept == [{name: row[name] for name in ("id", "messages", "truth")} for row in rows]
     assert isinstance(loaded[0]["frame_features"], bytes if embed else str)
@@ -65,7 +65,9 @@ def test_a_folder_is_converted(rows, tmp_path, embed):
     lines = [{**row, "frame_features": f"../../{row['id'][4:]}.safetensors"} for row in rows]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     (folder / "about.json").write_text('{"source": "x"}')
-    options = ["--embed_features"] if embed else []
+    refused = run_main(main, folder, tmp_path / "out", program="shards.py")
+    assert refused.returncode == 1 and "which may name its own files only. If you trust" in refused.stderr
+    options = ["--video_root", tmp_path, *(["--embed_features"] if embed else [])]
     done = run_main(main, folder, tmp_path / "out", *options, program="shards.py")
     assert (done.returncode, done.stdout) == (0, "train: 2 rows\n"), done.stderr
     loaded = load_timed_messages(tmp_path / "out", video_root=[tmp_path])

@@ -486,6 +486,7 @@ def test_the_command_asks_a_judge_once(tmp_path):
 
     def run_command(*options):
         given = ("--checkpoint", ROOT, "--dataset", tmp_path / "rows.jsonl", "--task", "proactive", *options)
+        given += ("--video_root", ROOT / "samples")
         types = (DataSource, evaluation.EvaluationArguments)
         return run_main(lambda: run(evaluation.main, *types), *given, folder=tmp_path)
 

@@ -284,6 +284,14 @@ def test_a_text_opens_no_address(read):
     assert clock.monotonic() - began < 5, "FFmpeg waits ten seconds for packets by UDP"
 
 
+def test_a_text_names_no_further_files(read, tmp_path, monkeypatch):
+    """FFmpeg would open a playlist, and the files of this folder that it names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.srt").write_text(srt((0, 1, "A secret.")))
+    with pytest.raises(ValueError, match="is in no subtitle format that is known"):
+        read(b"ffconcat version 1.0\nfile secret.srt\n")
+
+
 @pytest.mark.parametrize("name", ["a.srt", "a.vtt", "a.ttml", "whisper.json", "rate.sub", "a.ass"])
 def test_spoilt_bytes_give_lines_or_one_error(read, name):
     content = ass("A red ball.", "It leaves.").encode() if name == "a.ass" else FORMATS[name].encode()
@@ -537,14 +545,14 @@ def test_sentences_become_messages():
 
 def test_a_video_becomes_rows_in_one_command(tmp_path, convert, capsys):
     convert(NASA)
-    rows = load_timed_messages(tmp_path / "out.jsonl")
+    rows = load_timed_messages(tmp_path / "out.jsonl", video_root=[NASA.parent])
     assert rows[0]["video"] == str(NASA.resolve()) and list(find_faults(rows)) == []
     first = rows[0]["messages"][1]
     assert first["content"].startswith("This is the optical") and first["content"].endswith("Maryland.")
     assert f"{NASA}: left out other streams: 1, speaker names: 1" in capsys.readouterr().out
     (tmp_path / "a.srt").write_bytes(SRT.replace("friend", "été").encode("cp1252"))
     convert(NASA, NASA, "--subtitles", tmp_path / "a.srt", NASA, "--query", "Talk.")
-    rows = load_timed_messages(tmp_path / "out.jsonl")
+    rows = load_timed_messages(tmp_path / "out.jsonl", video_root=[NASA.parent])
     assert len(rows) == 2 and rows[0]["messages"][0]["content"] == "Talk."
     said = capsys.readouterr().out
     assert "2 rows" in said and "a.srt: guessed encoding cp1252" in said

@@ -717,7 +717,7 @@ def prepared(tmp_path_factory):
 def command(folder, *arguments):
     """Run `train/evaluation.py` on the prepared folder."""
     types = (DataSource, evaluation.EvaluationArguments)
-    given = ("--checkpoint", folder / "model", "--dataset", folder / "out", *arguments)
+    given = ("--checkpoint", folder / "model", "--dataset", folder / "out", "--video_root", folder, *arguments)
     return run_main(lambda: run(evaluation.main, *types), *given, folder=folder)
 
 
@@ -758,7 +758,7 @@ def test_two_processes_share_the_rows_and_score_as_one(prepared, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "train/configs/ddp.yaml"]
     launch += ["--mixed_precision", "no", "--main_process_port", "0", "--num_processes", "2", "train/evaluation.py"]
     given = ["--checkpoint", prepared / "model", "--dataset", prepared / "out", "--task", names]
-    given += ["--out", tmp_path / "two"]
+    given += ["--out", tmp_path / "two", "--video_root", prepared]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launch, *map(str, given)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

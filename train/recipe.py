@@ -259,6 +259,7 @@ def learn(
     ):
         made = folder / f"{stage}{name}"
         begin = ["--config", CONFIGS / config, "--dataset", folder / data, "--checkpoint", given]
+        begin += ["--video_root", folder / "encoded"]
         begin += ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", steps]
         options = [*begin, *options, "--output_dir", made, *ratio, "--fps", FPS]
         options += ["--save_strategy", "steps", "--save_steps", 250]

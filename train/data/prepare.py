@@ -115,6 +115,8 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
         kept = earlier.add_to(about, set(counts))
         write_json(arguments.out / "about.json", kept)
     print(describe_all(about, notes, arguments.out))
+    if counts and not arguments.videos.resolve().is_relative_to(arguments.out.resolve()):
+        print(f"The videos lie outside this folder: add --video_root {arguments.videos} where you use it.")
     if not counts:
         raise ValueError(f"no row is left of '{arguments.annotations}'; the table says why.")
     return about

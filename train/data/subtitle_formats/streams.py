@@ -44,7 +44,7 @@ def read_stream(
 
 def open_as_video(path: Path) -> Any:
     try:
-        return open_container(path, formats=VIDEO_FORMATS)
+        return open_container(path, formats=f"{VIDEO_FORMATS},sup")
     except ValueError as error:
         raise ValueError(f"'{path}' is neither a text nor a video that can be read.") from error
 
