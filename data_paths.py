@@ -17,6 +17,10 @@ HUB = "hf://datasets/"
 VIDEO_FORMATS = f"{FORMATS},av1,obu,asf,mxf,nut,dv,rm,yuv4mpegpipe"
 
 
+# The two names of a folder: as it is written, and without links.
+_NAMES = (os.path.abspath, os.path.realpath)
+
+
 class NamedFiles:
     """
     The files that a data set may name in its rows and in its card.
@@ -36,8 +40,9 @@ class NamedFiles:
     def __init__(self, root: str | Path, allowed: Sequence[str | Path] = (), *, option: str = "--video_root") -> None:
         self.root, self.is_local, self.option = root, isinstance(root, Path), option
         self._urls = [str(place) for place in allowed if "://" in str(place)]
-        self._folders = [os.path.realpath(place) for place in allowed if "://" not in str(place)]
-        self._folders += _places_of(root) if isinstance(root, Path) else []
+        folders = [place for place in allowed if "://" not in str(place)]
+        self._allowed = list(dict.fromkeys(name(place) for place in folders for name in _NAMES))
+        self._folders = self._allowed + (_places_of(root) if isinstance(root, Path) else [])
 
     def allows_url(self, url: str) -> bool:
         """Return whether a URL begins with one that the user allows."""
@@ -47,7 +52,8 @@ class NamedFiles:
         """
         Return the absolute path of a file, its URL, or its path in a Hub data set.
 
-        Links are followed to see where a file lies. The path that is returned keeps the name of a link.
+        Links are followed to see where a file lies, except those in a folder that the user allows. The path that is
+        returned keeps the name of a link.
 
         Args:
             name (`Any`): What a row has as the name of a file.
@@ -61,6 +67,11 @@ class NamedFiles:
             if self.allows_url(name) or self._is_in_hub(name):
                 return name
         elif self.is_local or os.path.isabs(name):
+            # Without "..", which leads elsewhere after a link: the path that is checked is the path that is opened.
+            for root in dict.fromkeys(place(self.root) if self.is_local else "" for place in _NAMES):
+                path = os.path.normpath(os.path.join(root, name))
+                if any(_is_in(path, place) for place in self._allowed):
+                    return path
             # A video that is a link keeps its name, as in a cache of the Hub.
             folder, file = os.path.split(os.path.join(self.root if self.is_local else "", name))
             path = os.path.join(os.path.realpath(folder), file)

@@ -88,6 +88,12 @@ def test_the_user_can_allow_other_places(places):
     files = NamedFiles(data, [other, "https://videos.example/talks/", "http://10.0.0.1:80"])
     for name in (f"{other}/a.mp4", "../other/a.mp4", "outside.mp4", "folder/a.mp4"):
         assert Path(files.locate(name)).resolve() == other / "a.mp4"
+    (other / "link.mp4").symlink_to(data / "videos" / "a.mp4")
+    (other / "linked").symlink_to(data / "videos")
+    for name, path in (("../../other/link.mp4", "link.mp4"), (f"{other}/linked/a.mp4", "linked/a.mp4")):
+        assert NamedFiles(data / "none", [other]).locate(name) == str(other / path)
+    # The link is not followed before "..", so this is no file of a third folder.
+    assert files.locate(f"{other}/linked/../a.mp4") == str(other / "a.mp4")
     for url in (
         "https://videos.example/talks/a.mp4?x=1",
         "HTTPS://videos.example/talks/b/a.mp4",

@@ -179,7 +179,7 @@ def test_the_command_prepares_rows_that_a_model_ranks(folder, tmp_path):
     paths = ["--annotations", folder, "--videos", folder, "--out", tmp_path]
     done = run_main(prepare.main, "aqtc", *paths, program="prepare.py")
     assert done.returncode == 0 and "train: 1 row (1 aqtc_guidance)" in done.stdout, done.stderr
-    rows = load_timed_messages(tmp_path, "train")
+    rows = load_timed_messages(tmp_path, "train", video_root=[folder])
     assert not list(find_faults(rows))
     runner, task, row = Runner(tiny_model(), tiny_processor()), find_task("aqtc_guidance"), rows[0]
     prediction = json.loads(json.dumps(task.predict(runner, row)))

@@ -198,5 +198,6 @@ def test_a_dry_run_tells_steps_tokens_operations_memory_and_hours(
 
 def test_a_dry_run_needs_a_model(workplace):
     folder = workplace[0]
-    done = run_training(folder / "out", "--dataset", folder / "prepared" / "coin", "--dry_run")
+    data = ["--dataset", folder / "prepared" / "coin", "--video_root", folder / "videos"]
+    done = run_training(folder / "out", *data, "--dry_run")
     assert done.returncode == 1 and done.stderr.endswith("error: --dry_run needs a model, such as --checkpoint.\n")

@@ -235,7 +235,7 @@ def test_similarities(monkeypatch):
     _load_encoder.cache_clear()
     vectors = {"a": (1.0, 0.0), "b": (0.6, 0.8), "not a": (-1.0, 0.0)}
     encoder = SimpleNamespace(encode=lambda texts, **_: np.array([vectors[text] for text in texts]))
-    library = SimpleNamespace(SentenceTransformer=lambda name: encoder if "all-mpnet-base-v2" in name else None)
+    library = SimpleNamespace(SentenceTransformer=lambda name, **_: encoder if "all-mpnet-base-v2" in name else None)
     monkeypatch.setitem(sys.modules, "sentence_transformers", library)
     assert find_similarity("sentence")([("a", "b"), ("b", "b"), ("not a", "a")]) == pytest.approx([0.6, 1.0, 1.0])
     assert find_judge("sentence").levels([("q", "a", "b")], 4) == [2] and find_similarity("sentence")([]) == []

@@ -159,7 +159,7 @@ def test_mistakes_end_in_one_line_and_publish_nothing(hub, prepared, tmp_path):
     hub.repos[STORED] = [{"about.json": b"{}"}]
     for arguments, message in (
         ((prepared, "--dataset", REPO), "(Ego4D) does not let anyone publish it"),
-        ((prepared, "--dataset", REPO, "--private"), f"'{REPO}' is public: publish under another name"),
+        ((prepared, "--dataset", REPO, "--private", *options), f"'{REPO}' is public: publish under another name"),
         ((tmp_path / "gone", "--dataset", REPO), "There is no folder"),
         ((tmp_path / "videos", "--dataset", REPO, "--private"), "has no rows of train, validation, test"),
         (("--dataset", REPO), "give FOLDER --dataset REPO"),

@@ -60,7 +60,7 @@ def _load_encoder() -> Any:
         raise ImportError(
             "The similarity 'sentence' needs an encoder: pip install sentence-transformers. 'token_f1' needs none."
         ) from None
-    return SentenceTransformer(ENCODER)
+    return SentenceTransformer(ENCODER, model_kwargs={"use_safetensors": True})
 
 
 # Functions of pairs of texts. Each returns a number in [0, 1] for each pair.
