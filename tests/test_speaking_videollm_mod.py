@@ -399,6 +399,8 @@ def test_an_instruction_is_in_the_context_and_the_prompt_follows_it(speak, chunk
         ({"speak": lambda _: True, "every": 2}, "does not belong to a function"),
         ({"speak": "every", "speak_threshold": 0.5}, "belongs to 'change' and 'probe'"),
         ({"speak": "probe", "speak_threshold": 1.5}, "`speak_threshold` must be"),
+        ({"speak": "change", "speak_threshold": 2.1}, "`speak_threshold` must be"),
+        ({"speak": "change", "speak_threshold": -0.1}, "`speak_threshold` must be"),
         ({"no_repeat": -1}, "`no_repeat` must be a whole number"),
         ({"max_words": 2.5}, "`max_words` must be a whole number"),
         ({"min_silence": -1}, "`min_silence` must be"),

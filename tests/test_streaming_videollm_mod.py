@@ -719,6 +719,11 @@ def test_figures():
         assert session.router_scores[layer].shape == (10,) and session.kept_tokens[layer].sum() == 2
     assert session.cache.num_bytes == sum(session.cache.lengths) * 2 * 2 * 8 * 4
     assert tiny_model().stream(processor).keep_ratio == pytest.approx(0.6)
+    for second in (9.0, 9.5):
+        session.receive(torch.zeros(model.config.frame_feature_shape), second, 0.0)
+    step = session.work()
+    next(step)
+    assert session.num_waiting == 2, "frames wait until the step that sees them is done"
 
 
 def test_waiting_frames_are_counted_while_the_model_speaks():
