@@ -387,7 +387,6 @@ ALONE = {
     "benchmarks/mutants.py": "source text of its own runs, and lines that are added",
     "benchmarks/untrained_routing.py": "a temporary folder",
     "commands/clips.py ClipCutter._write": "gets the part of a file from `cut`",
-    "commands/data_set.py fetched": "a temporary file",
     "modeling_videollm_mod.py VideoLLMMoDPreTrainedModel.save_pretrained": "as in Transformers; see `new_checkpoint`",
     "serving/saved_files.py rename_over": "renames a complete folder",
     "serving/saved_sessions.py": "into a folder that `StateFolder.commit` renames",
