@@ -650,5 +650,12 @@ def test_half_precision_on_a_gpu_gets_the_causal_form_of_flash_attention():
     query, key, value = torch.randn(1, 4, 4, 8), *torch.randn(2, 1, 2, 10, 8)
     module = model.model.language_model.layers[0].self_attn
     masks = (lower_right, mask.float())
-    by_bias, by_mask = (grouped_attention_forward(module, query, key, value, m)[0] for m in masks)
-    assert_close(by_bias, by_mask, atol=1e-6, rtol=1e-5)
+    keys, values = (x.repeat_interleave(2, dim=1) for x in (key, value))
+    for scaling in (8**-0.5, 0.7):
+        scores = (scaling * query @ keys.mT).masked_fill(torch.ones(4, 10).tril(6) == 0, -torch.inf)
+        expected = (scores.softmax(dim=-1) @ values).transpose(1, 2)
+        for m in masks:
+            found, _ = grouped_attention_forward(module, query, key, value, m, scaling=scaling)
+            assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        last, _ = grouped_attention_forward(module, query[:, :, -1:], key, value, None, scaling=scaling)
+        assert_close(last, expected[:, -1:], atol=1e-6, rtol=1e-5)
