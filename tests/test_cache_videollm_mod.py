@@ -3,6 +3,7 @@
 """The key/value cache: lengths, positions, cutting, and every operation that moves rows."""
 
 import copy
+import random
 from itertools import pairwise
 
 import pytest
@@ -28,6 +29,7 @@ from videollm_mod import VideoLLMMoDCache, cache_videollm_mod
 from videollm_mod.cache_videollm_mod import (
     SPARE_ROOM,
     TokenRun,
+    _find_parts,
     grouped_attention_forward,
     use_grouped_attention,
 )
@@ -315,6 +317,25 @@ def test_refuses_a_wrong_number_of_lengths():
 
 
 ONE_LAYER = {"full": {"mod_keep_ratio": 1.0}, "routed": {"mod_layers": "all"}, "evenly": {"mod_keep_ratio": [0.4]}}
+
+
+def test_parts_are_the_entries_that_stay_and_how_far_they_move():
+    draw = random.Random(0)
+    for _ in range(300):
+        runs = []
+        for _ in range(draw.randint(1, 6)):
+            frames = draw.randint(0, 2)
+            runs.append(TokenRun(draw.randint(1, 3) + 3 * frames, frames, draw.random() < 0.5))
+        skipped, back = draw.choice([0, 2]), draw.choice([0, 7])
+        expected, entry, removed = [], 0, 0
+        for run in runs:
+            length = run.num_tokens - skipped * run.num_frames
+            expected += [(entry + i, removed) for i in range(length) if run.stays]
+            entry, removed = entry + length, removed + run.num_tokens * (not run.stays)
+        parts = _find_parts(runs, skipped, back)
+        assert [(i, part.removed) for part in parts for i in range(part.begin, part.end)] == expected
+        if expected:
+            assert all(part.by == removed - part.removed - back for part in parts)
 
 
 @pytest.mark.parametrize("static", [False, True])

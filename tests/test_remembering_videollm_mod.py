@@ -106,6 +106,16 @@ def test_evictions_equal_a_slow_reference(interval):
     assert evictions > 1000
 
 
+@pytest.mark.parametrize("chunk_frames", [1, 3])
+def test_frames_that_follow_each_other_bring_no_text(chunk_frames):
+    session = tiny_model().stream(tiny_processor(), **ENDLESS, speak=lambda _: False, chunk_frames=chunk_frames)
+    for frame in random_frames(9):
+        session.push(frame)
+        [system, *shown] = session._memory.pieces
+        assert session._memory.num_text_tokens == system.length and all(piece.is_frame for piece in shown)
+        assert session.cache.get_seq_length() == system.length + sum(piece.length for piece in shown)
+
+
 # ----------------------------------------------------------------------------------------------- what is said at first
 
 
