@@ -45,6 +45,7 @@ import psutil
 import torch
 from hub import Hub
 from published import save_source
+from safetensors import safe_open
 from safetensors.torch import load, save_file
 from tiny import copy_embedded
 from transformers import AutoModel, AutoProcessor
@@ -328,6 +329,8 @@ class Trial:
     def differs(self, name: str, content: bytes | None) -> bool:
         """Return whether a file is not that of the run that was not killed."""
         expected = self.whole.get(name)
+        if self.name == "sessions" and None not in (content, expected):
+            return False  # What a stream has seen when it is saved depends on time.
         if content == expected or expected is None or content is None:
             return content != expected
         if name.endswith(".safetensors"):
@@ -342,8 +345,8 @@ class Trial:
         """Return whether a file that a killed run left is half-written."""
         if GROWING.fullmatch(Path(name).name):
             return False
-        if self.name == "sessions" or (self.name == "train" and name in ("README.md", "loss.png")):
-            return False  # They change all the time. Below, sessions are read.
+        if self.name == "train" and name in ("README.md", "loss.png"):
+            return False  # Each checkpoint updates the card.
         return self.differs(name, content)
 
     def try_once(self, seed: int) -> tuple[Counter[str], list[str]]:
@@ -406,6 +409,12 @@ class Trial:
         kept = list(folder.glob("[0-9a-f]*")) if folder.exists() else []
         if kept and StateFolder(folder, 10**9).take("secret") is None:
             return "the saved session is gone"
+        session = self.out / "session"
+        if session.exists():
+            state = json.loads((session / "session.json").read_text(encoding="utf-8"))
+            with safe_open(session / "session.safetensors", "pt") as file:
+                if file.metadata()["id"] != state["id"]:
+                    return "the files of a saved session are of two saves"
         return None
 
 
