@@ -34,6 +34,7 @@ import gradio as gr
 import page
 from checkpoint_faults import in_one_line, load_config, named_faults
 from checkpoint_names import check_checkpoint
+from gradio import processing_utils
 from gradio.utils import get_upload_folder
 from inputs import call, check_fps, check_number, check_text, read_frame, refusal
 from loading import KNOWN_WORLD, generated_world, load_checkpoint, load_model
@@ -423,6 +424,8 @@ class App:
 
     def build(self) -> gr.Blocks:
         """Build the page."""
+        # Gradio would load what a client names by its address into the memory, of any size.
+        processing_utils.async_ssrf_protected_download = _refuse_address
         return page.build(self)
 
     def launch_options(self) -> dict[str, Any]:
@@ -437,6 +440,10 @@ class App:
             "show_error": False,
             "footer_links": ["api"],
         }
+
+
+async def _refuse_address(url: str, cache_dir: str) -> str:  # noqa: ARG001
+    raise refusal("The page fetches nothing from addresses. Upload the video itself.")
 
 
 def _is_upload(path: Path) -> bool:

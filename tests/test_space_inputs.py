@@ -250,6 +250,10 @@ def test_clients_are_answered_in_one_line(client, capfd):
     client.predict(None, None, None, api_name="/ask")
     assert "A format is one of" in refused(None, api_name="/export")
     assert "Choose a video first" in refused(None, 2, 0.7, "Narrate.", api_name="/open_video")
+    # Gradio itself would fetch it, of any size. This address is nobody's.
+    address = {"path": "http://192.0.2.1/clip.mp4", "meta": {"_type": "gradio.FileData"}}
+    assert "fetches nothing from addresses" in refused(address, 2, 0.7, "Narrate.", api_name="/open_video")
+    assert "fetches nothing from addresses" in refused(address, 2, api_name="/compare")
     client.predict(handle_file(SAMPLE), 2, 0.7, None, api_name="/open_video")
     assert "Traceback" not in capfd.readouterr().err
 
