@@ -293,11 +293,6 @@ def test_a_data_set_on_the_hub(tmp_path):
 class _Server(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append(self.path)
-        if self.path == "/away":
-            self.send_response(302)
-            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/a.mp4")
-            self.end_headers()
-            return
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b"a video")
