@@ -377,7 +377,8 @@ def run(options: argparse.Namespace) -> None:
         killer = reason.read_text(encoding="utf-8") if reason.exists() else ""
         reason.unlink(missing_ok=True)
         code = os.waitstatus_to_exitcode(status)
-        outcome = {0: "survived", 1: "killed", 3: "broken"}.get(code, "timeout")
+        # A process that this one has ended has waited for other programs, so it says nothing about the mutant.
+        outcome = {0: "survived", 1: "killed", 3: "broken", -signal.SIGKILL: "broken"}.get(code, "timeout")
         seconds = usage.ru_utime + usage.ru_stime
         _note(options.out, mutant, outcome, seconds, count, killer, wall=clock.monotonic() - started)
     table(options)

@@ -15,7 +15,15 @@ from turns import turn_model, turn_processor
 
 from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.cache_videollm_mod import use_grouped_attention
-from videollm_mod.compiled_step_videollm_mod import _COMPILED, CompiledModel, StepCache, _forward, decide, kinds_of
+from videollm_mod.compiled_step_videollm_mod import (
+    _COMPILED,
+    CompiledModel,
+    StepCache,
+    _forward,
+    decide,
+    kinds_of,
+    speakable,
+)
 
 
 LIMITS = {"max_frames": 24, "sink_frames": 1, "max_text_tokens": 80, "max_new_tokens": 3}
@@ -254,3 +262,14 @@ def test_refuses_what_cannot_be_compiled(options):
 
 def test_sessions_on_a_cpu_are_not_compiled_by_default():
     assert tiny_model().stream(tiny_processor(), max_frames=8)._compiled is None
+
+
+def test_scores_of_what_may_be_said_are_a_float32_copy():
+    model = tiny_model()
+    model.generation_config.suppress_tokens = [3]
+    logits = torch.ones(2, model.config.frame_token_id + 2, dtype=torch.bfloat16)
+    for given in (logits, logits.float()):
+        scores = speakable(model, given)
+        assert scores.dtype == torch.float32 and given.min() == 1
+        assert scores.isinf().all(dim=0).nonzero().flatten().tolist() == [3, model.config.frame_token_id]
+        assert torch.equal(speakable(model, given[:, :3]), torch.ones(2, 3)), "an id may lie past the vocabulary"

@@ -412,6 +412,13 @@ def test_refuses_options(options, message):
         tiny_model().stream(tiny_processor(), **options)
 
 
+@pytest.mark.parametrize(("speak", "most"), [("change", 2), ("probe", 1)])
+def test_thresholds_at_their_limits(speak, most):
+    for threshold in (0, most):
+        session = tiny_model().stream(tiny_processor(), speak=speak, speak_threshold=threshold)
+        assert session._speaking.policy.threshold == threshold
+
+
 def test_the_configuration_knows_the_policies():
     for speak in POLICIES:
         assert tiny_config(speak=speak).speak == speak
