@@ -5,6 +5,9 @@
 import gc
 import os
 from contextlib import suppress
+from pathlib import Path
+
+import pytest
 
 
 with suppress(ImportError):  # tests on a GPU run without it
@@ -18,6 +21,15 @@ with suppress(ImportError):  # tests on a GPU run without it
 
 # With more than one thread, torch starts a pool of processes to compile, and each imports torch.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Turn warnings of what a later release removes into errors, if a line of ours causes them."""
+    root = Path(__file__).parents[1]
+    alone = [path.stem for folder in ("benchmarks", "space", "tests") for path in (root / folder).glob("*.py")]
+    own = "|".join(["videollm_mod", "transformers_modules", "tests", *alone])
+    for category in ("DeprecationWarning", "FutureWarning", "PendingDeprecationWarning"):
+        config.addinivalue_line("filterwarnings", rf"error::{category}:({own})(\.|$)")
 
 
 def pytest_collection() -> None:

@@ -5,6 +5,7 @@
 import ast
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -280,3 +281,11 @@ def test_public_functions_are_annotated_and_described(module):
         arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
         missing = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
         assert not missing, f"{module}.{function.name} leaves {missing} unannotated"
+
+
+@pytest.mark.parametrize("category", [DeprecationWarning, FutureWarning, PendingDeprecationWarning])
+def test_a_warning_of_what_a_release_removes_is_an_error_in_our_lines_only(category):
+    with pytest.raises(category, match="use another name"):
+        warnings.warn("use another name", category, stacklevel=1)
+    with pytest.warns(category):
+        warnings.warn_explicit("use another name", category, "torch/nn.py", 1, module="torch.nn")
