@@ -125,9 +125,10 @@ class StateFolder:
         return place
 
     def remove(self, secret: str) -> None:
-        """Remove what is kept under a secret, if there is something."""
-        for place in self._places_of(secret):
-            self.discard(place)
+        """Remove what is kept under a secret, if there is something and it can be reached."""
+        with suppress(OSError):
+            for place in self._places_of(secret):
+                self.discard(place)
 
     def put_back(self, taken: Path, secret: str) -> None:
         """Keep a session that `take` returned under its secret again."""

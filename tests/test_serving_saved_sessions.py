@@ -426,3 +426,5 @@ def test_a_folder_that_cannot_be_read_is_no_missing_session(state):
     state.write_text("")
     with pytest.raises(ValueError, match="^Its folder cannot be read: Not a directory.$"):
         folder.take("one")
+    folder.remove("one")  # a server that stops goes on with its other sessions
+    assert folder.peek("one") is None
