@@ -73,7 +73,7 @@ from videollm_mod.commands.watching import (
 )
 from videollm_mod.commands.windows import ASKED_ONLY, check_window, to_question
 from videollm_mod.mistakes import one_line_errors
-from videollm_mod.outputs import check_outputs, write_text
+from videollm_mod.outputs import FullDiskError, check_outputs, write_text
 from videollm_mod.space.checkpoint_faults import in_one_line, load_config
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
@@ -551,7 +551,8 @@ def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, fo
             typer.echo(f"wrote {path}", err=True)
         except (OSError, ValueError) as error:
             # The other files are still written.
-            typer.echo(f"error: '{path}' was not written: {in_one_line(error)}", err=True)
+            what = "" if isinstance(error, FullDiskError) else f"'{path}' was not written: "
+            typer.echo(f"error: {what}{in_one_line(error)}", err=True)
             is_written = False
     return is_written, burnt
 

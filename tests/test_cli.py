@@ -377,7 +377,8 @@ def test_a_fault_in_one_output_does_not_prevent_the_others(tmp_path):
     done = CliRunner().invoke(cli.app, ["narrate", str(NASA), "--fps", "1", *outputs])
     assert done.exit_code == 1 and "frames in" in done.stdout, "the summary is still printed"
     assert done.stderr.splitlines()[-3:-1] == [
-        "error: '/dev/full' was not written: [Errno 28] No space left on device",
+        "error: '/dev/full' cannot be written: No space left on device. Free some space or choose another folder, "
+        "then run the same command again.",
         f"wrote {tmp_path / 'out.vtt'}",
     ]
     assert (tmp_path / "out.vtt").read_text().startswith("WEBVTT")
