@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routing: the choice of tokens, the layout of short sequences, gates and write-back."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import infer_auto_device_map, init_empty_weights
@@ -12,6 +14,7 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.routers_videollm_mod import GATES, ROUTERS, LearnedRouter, VideoLLMMoDRouter
 from videollm_mod.routing_videollm_mod import (
     FrameLayout,
+    LayerMasks,
     apply_gate,
     by_row,
     check_on_device,
@@ -186,6 +189,20 @@ def test_check_on_device_reports_the_values_found():
     check_on_device(torch.tensor([3, 4]), [3, 4], "fine")
     with pytest.raises(ValueError, match="two and two; found \\[3, 5\\]"):
         check_on_device(torch.tensor([3, 5]), [2, 2], "two and two")
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_window_counts_real_entries_only(window):
+    """Also the first token of the sequence, which is at position 0."""
+    positions = torch.tensor([[0, 1, -1, 3, 4, 7], [0, -1, -1, 3, 5, 6]])
+    cache = SimpleNamespace(has_filler=True, get_positions=lambda _: positions)
+    masks = LayerMasks(tiny_config().text_config, layout_of(["fff"]), None, cache)
+    is_seen = masks._window_overlay(0, 1, window)
+    for row, entries in enumerate(positions.tolist()):
+        real = [place for place, position in enumerate(entries) if position >= 0]
+        for query in real:
+            seen = [key for key in real if key <= query and is_seen(row, 0, query, key)]
+            assert seen == [key for key in real if key <= query][-window:]
 
 
 # ------------------------------------------------------------------------------------------------- learning in a model

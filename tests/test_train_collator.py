@@ -115,6 +115,7 @@ def test_videos_of_every_type_make_the_same_batch(packing):
         rows = [{"messages": [message], "video": kind(np.asarray(video))} for video in videos]
         batches.append(StreamCollator(tiny_processor(), packing=packing)(rows))
     pixels = batches[0]["pixel_values_videos"]
+    assert (batches[0]["labels"] >= 0).sum() > 3 * len(["A", "ball."])
     assert pixels.shape[:2] == ((1, 75) if packing else (3, 70))
     shown = (
         pixels[0].split([2, 70, 3])
