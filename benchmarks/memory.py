@@ -64,6 +64,18 @@ def process_bytes(pid: int | None = None) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def own_bytes() -> int:
+    """
+    Return the bytes that this process holds now without pages of files, such as libraries, which the system may drop
+    and read again. Where the system does not report it: all that the process holds.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return process_bytes()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), process_bytes())
+
+
 def stored_bytes(weight: torch.Tensor) -> int:
     """Return the bytes of a weight in memory, including the scales of a weight in eight bits."""
     if not hasattr(weight, "__tensor_flatten__"):

@@ -33,7 +33,7 @@ from typing import Any
 from videollm_mod.console import quiet
 
 from common import PROMPT, ROOT, default_device, device_name, p99
-from memory import process_bytes
+from memory import own_bytes, process_bytes
 from report import markdown_row, markdown_table
 from transformers import AutoModel, AutoProcessor
 
@@ -93,6 +93,7 @@ class Tenth:
     latencies: list[float]
     cpu_seconds: float
     most_bytes: int
+    own_bytes: int
     holds: dict[str, int]
 
 
@@ -150,17 +151,17 @@ class Soak:
 
     def _watch(self, until: int, threads: Sequence[threading.Thread]) -> Tenth:
         """Return what is seen until so many frames were pushed."""
-        most = 0
+        most = own = 0
         with self.engine.changed:
             self.engine.stats.frame_latencies.clear()
         while self.pushed < until and any(thread.is_alive() for thread in threads):
             clock.sleep(_PERIOD)
-            most = max(most, process_bytes())
+            most, own = max(most, process_bytes()), max(own, own_bytes())
         with self.engine.changed:
             latencies = list(self.engine.stats.frame_latencies)
         before, self._seen = self._seen, (self.pushed, clock.process_time())
         frames, cpu_seconds = (now - then for now, then in zip(self._seen, before, strict=True))
-        return Tenth(frames, latencies, cpu_seconds, max(most, process_bytes()), holdings(self.folder))
+        return Tenth(frames, latencies, cpu_seconds, most, own, holdings(self.folder))
 
     def _guard(self, work: Callable[[], None]) -> None:
         try:
@@ -320,7 +321,7 @@ def soak_and_compare(options: argparse.Namespace) -> None:
     limits = {"max_frames": options.max_frames, "max_text_tokens": options.max_text_tokens}
     total = round(options.hours * 3600 * options.fps)
     print(f"{total} frames of {options.streams} streams at once, {options.fps:g} fps, {device_name(device)}")
-    head = ["frames", "p50, ms", "p99, ms", "processor, ms per frame", "process, MB"]
+    head = ["frames", "p50, ms", "p99, ms", "processor, ms per frame", "process, MB", "without files, MB"]
     print(markdown_table([*head, "threads", "open files", "files", "objects"], []))
     begin = clock.perf_counter()
     with (
@@ -362,17 +363,25 @@ def cells(tenth: Tenth) -> list[str | int]:
     times = sorted(tenth.latencies)
     ms = [f"{1e3 * times[len(times) // 2]:.1f}", f"{1e3 * p99(times):.1f}"] if times else ["-", "-"]
     cpu = f"{1e3 * tenth.cpu_seconds / max(1, tenth.frames):.2f}"
-    return [tenth.frames, *ms, cpu, f"{tenth.most_bytes / 1e6:.1f}", *tenth.holds.values()]
+    return [
+        tenth.frames,
+        *ms,
+        cpu,
+        f"{tenth.most_bytes / 1e6:.1f}",
+        f"{tenth.own_bytes / 1e6:.1f}",
+        *tenth.holds.values(),
+    ]
 
 
 def summary(soak: Soak, tenths: Sequence[Tenth]) -> str:
-    """Return what the streams did, and how far memory moved after the first tenth."""
-    memory = [tenth.most_bytes for tenth in tenths[1:]]
-    done = (
-        "{opened} streams came and went, {broken} of them without waiting for the end. They were saved and restored "
+    """Return what the streams did, and by how much memory has grown since the second tenth."""
+    done = "{opened} streams came and went, {broken} of them broke off. They were asked {asked} questions, and saved"
+    done = f"{done} and restored {{saved}} times.".format(**soak.counts)
+    grown, own = (
+        max(sizes[2:]) / sizes[1] - 1
+        for sizes in zip(*((tenth.most_bytes, tenth.own_bytes) for tenth in tenths), strict=True)
     )
-    done = (done + "{saved} times, and asked {asked} questions.").format(**soak.counts)
-    return f"{done}\nMemory in tenths 2 to 10: {max(memory) / memory[0] - 1:+.1%} at most against the second."
+    return f"{done}\nMemory of tenths 3 to 10 against the second: at most {grown:+.1%}, without files {own:+.1%}."
 
 
 if __name__ == "__main__":
