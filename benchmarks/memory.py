@@ -57,7 +57,9 @@ def process_bytes(pid: int | None = None) -> int:
     Where the system does not report it: the peak of this process, 0 for another one.
     """
     try:
-        return int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1]) * resource.getpagesize()
+        return (
+            int(Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
+        )
     except OSError:
         if pid is not None:
             return 0

@@ -124,7 +124,7 @@ def write(saved: Saved, model: Any, folder: str | os.PathLike) -> None:
     key = secrets.token_hex(8)
     state = {"format": FORMAT, "id": key, "model": digests(model), **saved.state}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+    with TemporaryDirectory(dir=folder.parent, prefix=".session-") as beside:
         new = Path(beside, "new")
         with naming_full_disk(folder):
             new.mkdir()

@@ -72,7 +72,7 @@ class StateFolder:
         for path in files:
             path.chmod(0o600)
         digests = {str(path.relative_to(place)): _digest(path) for path in files}
-        with open(place / _DIGESTS, "w", opener=_open_private) as file:
+        with open(place / _DIGESTS, "w", encoding="utf-8", opener=_open_private) as file:
             json.dump(digests, file)
         with self._lock:
             self._make_room(_size(place))

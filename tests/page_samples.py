@@ -12,7 +12,9 @@ from tiny import random_frames, write_clip
 def save(path: Path, *rows: Any) -> None:
     """Write rows as JSON, a line each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8"
+    )
 
 
 def clip(path: Path) -> None:

@@ -416,7 +416,7 @@ StreamingSession._reply = _fail
 
 def test_a_fault_of_the_program_keeps_the_narration_so_far(tmp_path):
     folder = copy_embedded(tmp_path / "faulty")
-    with open(folder / "streaming_videollm_mod.py", "a") as code:
+    with open(folder / "streaming_videollm_mod.py", "a", encoding="utf-8") as code:
         code.write(FAULT)
     done = CliRunner().invoke(cli.app, ["narrate", "--model", str(folder), "--jsonl", str(tmp_path / "out.jsonl")])
     assert "out of memory" in str(done.exception)

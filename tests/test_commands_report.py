@@ -250,7 +250,7 @@ def test_notes_before_the_question_fit_in_their_room():
 
 def test_a_fault_of_the_program_keeps_what_was_said(tmp_path):
     folder = copy_embedded(tmp_path / "unanswering")
-    with open(folder / "streaming_videollm_mod.py", "a") as code:
+    with open(folder / "streaming_videollm_mod.py", "a", encoding="utf-8") as code:
         code.write(FAULT)
     out = tmp_path / "report.json"
     done = report(SAMPLE, "--out", out, "--model", folder)

@@ -44,7 +44,7 @@ def site(tmp_path_factory):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(uploads)}
     environment["GRADIO_ANALYTICS_ENABLED"] = "False"
     command = [sys.executable, str(ROOT / "space" / "app.py"), "--port", str(port), "--seats", str(SEATS)]
-    with open(uploads.parent / "server.log", "w") as log:
+    with open(uploads.parent / "server.log", "w", encoding="utf-8") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=uploads)
     url = f"http://127.0.0.1:{port}"
     for _ in range(600):

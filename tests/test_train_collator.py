@@ -150,6 +150,20 @@ def load(rows, collator, workers):
     return list(DataLoader(rows, batch_size=2, collate_fn=collator, num_workers=workers))
 
 
+def test_workers_that_inherit_nothing_load_the_same_batches(rows):
+    """Spawned processes, as on other systems. Newer Pythons on Linux start workers in a similar way."""
+    with row_record() as record:
+        collator = StreamCollator(tiny_processor(), record=record, replacements=rows)
+        expected = load(rows, collator, 0)
+        spawned = DataLoader(rows, 2, collate_fn=collator, num_workers=1, multiprocessing_context="spawn")
+        loaded = list(spawned)
+        assert len(record.left_out()) == 2
+    assert len(loaded) == 2 and [batch.keys() for batch in loaded] == [batch.keys() for batch in expected]
+    for batch, other in zip(loaded, expected, strict=True):
+        for name, value in batch.items():
+            assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_row_that_fails_is_named(rows, workers):
     with pytest.raises(SystemExit) as failed, row_record() as record:

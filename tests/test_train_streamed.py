@@ -40,9 +40,13 @@ def read(rows, count, num_workers):
         rows,
         batch_size=3,
         num_workers=num_workers,
-        collate_fn=lambda some: [(row["id"], row["epoch"]) for row in some],
+        collate_fn=ids_and_epochs,
     )
     return [batch for batch, _ in zip(loaded, range(count), strict=False)]
+
+
+def ids_and_epochs(some):
+    return [(row["id"], row["epoch"]) for row in some]
 
 
 @pytest.mark.parametrize("buffer_size", [0, 8])

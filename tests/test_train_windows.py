@@ -317,7 +317,7 @@ class Measured:
         if self.before is None:
             # On Linux, a forked worker would begin with its parent's peak.
             with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
+                Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
             self.before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         batch = self.collator(rows)["pixel_values_videos"].nbytes
         return batch, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.before) * 1024

@@ -314,7 +314,8 @@ def _launcher(path: Path, program: str) -> str:
     path.write_text(
         f"#!{sys.executable} -IS\nimport ctypes, os, signal, sys\n"
         "ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG\n"
-        f"os.execv({program!r}, [{program!r}, *sys.argv[1:]])\n"
+        f"os.execv({program!r}, [{program!r}, *sys.argv[1:]])\n",
+        encoding="utf-8",
     )
     path.chmod(0o700)
     return str(path)
