@@ -434,7 +434,7 @@ def kill_worker(seed: int) -> list[str]:
         launcher = psutil.Process(running.pid)
         while b"'loss'" not in log.read_bytes():
             if running.poll() is not None:
-                return [f"worker seed {seed}: it ended before it trained: {log.read_text()[-500:]}"]
+                return [f"worker seed {seed}: it ended before it trained: {log.read_text(encoding='utf-8')[-500:]}"]
             clock.sleep(0.1)
         clock.sleep(chance.uniform(0, 10))
         workers = [each for each in launcher.children() if "train/sft.py" in each.cmdline()]
@@ -442,7 +442,7 @@ def kill_worker(seed: int) -> list[str]:
         begin = clock.monotonic()
         workers[rank].kill()
         gone, alive = psutil.wait_procs([*workers, launcher], timeout=120)
-        seconds, told = clock.monotonic() - begin, log.read_text()
+        seconds, told = clock.monotonic() - begin, log.read_text(encoding="utf-8")
         for each in alive:
             each.kill()
         cause = next((line for line in told.splitlines() if "SIGKILL" in line), "no cause")
