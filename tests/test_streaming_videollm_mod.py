@@ -8,6 +8,7 @@ import json
 import threading
 import time
 import weakref
+from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -721,6 +722,8 @@ def test_figures():
     assert tiny_model().stream(processor).keep_ratio == pytest.approx(0.6)
     for second in (9.0, 9.5):
         session.receive(torch.zeros(model.config.frame_feature_shape), second, 0.0)
+    with pytest.raises(FrozenInstanceError):
+        session.events[0].text = "Sessions share events with their forks."
     step = session.work()
     next(step)
     assert session.num_waiting == 2, "frames wait until the step that sees them is done"

@@ -105,6 +105,13 @@ def test_a_batch_can_be_split_by_rows(monkeypatch):
         torch.testing.assert_close(model(**part).logits, whole[rows], rtol=1e-4, atol=1e-5)
 
 
+def test_times_of_messages_count_from_the_start_of_a_row():
+    row = clips(4)[0]
+    later = row | {"start": 10.0, "messages": [row["messages"][0] | {"time": 10.5}]}
+    batches = [StreamCollator(tiny_processor())([x]) for x in (row, later)]
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_videos_of_every_type_make_the_same_batch(packing):
     """Also with more frames than are resized together, and with rows of different lengths."""
