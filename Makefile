@@ -6,7 +6,7 @@ VIDEO ?=
 QUERY ?=
 MODEL ?=
 
-.PHONY: narrate space test test-ray mutants coverage train gpu checkpoint release-check matrix clean
+.PHONY: narrate space test test-ray fuzz mutants coverage train gpu checkpoint release-check matrix clean
 
 narrate: $(VENV)/.installed
 	@for video in $(if $(VIDEO),"$(VIDEO)",samples/*.mp4); do \
@@ -30,6 +30,10 @@ test: $(VENV)/.installed-test $(VENV)/.chromium $(VENV)/.axe
 test-ray: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --quiet --editable ".[ray]"
 	TEST_RAY=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -W ignore tests/test_serving_ray_app.py
+
+# Try 10,000 cases of random input of each kind, in at most 90 minutes. A second run goes on with the next kind.
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python tests/fuzz.py --minutes $(if $(filter file,$(origin MINUTES)),90,$(MINUTES)) $(ARGS)
 
 # Change the code at random places, and list the changes that no test notices. A second run continues the first.
 MUTANTS := $(BIN)/python benchmarks/mutants.py

@@ -35,9 +35,8 @@ def check_number(
         number = math.nan
     if not (math.isfinite(number) and above < number and least <= number <= most):
         kind = "positive" if above == 0 else "finite"
-        bounds = [f"at least {least:g}"] * (least > -math.inf) + [f"at most {most:g}"] * (
-            most < math.inf and not number <= above
-        )
+        bounds = [f"at least {least:g}"] * (least > -math.inf)
+        bounds += [f"at most {most:g}"] * (most < math.inf and not number <= above)
         limits = f", {' and '.join(bounds)}" if bounds else ""
         raise ValueError(f"`{name}` must be a {kind} number{unit}{limits}, got {_in_one_line(value)}.")
     return number

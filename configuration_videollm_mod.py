@@ -6,6 +6,7 @@ import copy
 import difflib
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from packaging import version
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -40,6 +42,8 @@ _TESTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 _SCALING_FIELDS = ("embedding_multiplier", "logits_scaling", "logit_scale", "final_logit_softcapping", "scale_emb")
 # What a connector does with a frame's patches; see `VideoLLMMoDConnector`.
 CONNECTORS = ("mlp", "mlp_pool_after", "pixel_shuffle")
+_SIZES = ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "hidden_size", "head_dim", "vocab_size")
+_SIZES += ("image_size", "patch_size")
 # The routed layers of each scheme.
 MOD_LAYER_SCHEMES = {
     "interleaved": slice(1, None, 2),
@@ -211,8 +215,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_near_misses(kwargs)
-        self.text_config = _as_config(self.text_config, _DEFAULT_TEXT)
-        vision_config = _as_config(self.vision_config, _DEFAULT_VISION)
+        self.text_config = make_part("text_config", _as_config, self.text_config, _DEFAULT_TEXT)
+        vision_config = make_part("vision_config", _as_config, self.vision_config, _DEFAULT_VISION)
         # Most encoders are published together with a text tower (SigLIP, CLIP).
         self.vision_config = getattr(vision_config, "vision_config", vision_config)
         self.tie_word_embeddings = self.tie_word_embeddings or getattr(self.text_config, "tie_word_embeddings", False)
@@ -336,24 +340,35 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             )
         return changed
 
+    def validate_basics(self) -> None:
+        """Check names of choices, and the sizes of both models. This runs before other checks, by its name."""
+        choices = {"connector": CONNECTORS, "connector_hidden_act": [None, *ACT2FN]}
+        for field, known in (choices | {"mod_router": ROUTERS, "mod_gate": GATES}).items():
+            if (name := getattr(self, field)) not in known:
+                raise ValueError(f"`{field}` is {name!r}; known names are {', '.join(map(str, known))}.")
+        for kind, config in (("language model", self.text_config), ("vision encoder", self.vision_config)):
+            for name in _SIZES:
+                if isinstance(size := getattr(config, name, 1), (str, float)) or isinstance(size, int) and size < 1:
+                    raise ValueError(f"`{name}` of the {kind} must be at least 1, got {size!r}.")
+        heads, groups = self.text_config.num_attention_heads, getattr(self.text_config, "num_key_value_heads", None)
+        if heads % (groups or 1):
+            raise ValueError(f"`num_attention_heads` {heads} is no multiple of `num_key_value_heads` {groups}.")
+
     def validate_frame_size(self) -> None:
         """Check the size of frames against the encoder's patches."""
         patch_size, image_size = (getattr(self.vision_config, name, None) for name in ("patch_size", "image_size"))
+        height, width = patch_sides(self.vision_config)
         if self.frame_size is None or self.frame_size == image_size:
             # Stages of a hierarchical encoder pad what is left over, so that it has more patches than `vision_grid`.
-            sides = zip(self.frame_sides or (), patch_sides(self.vision_config), strict=False)
+            sides = zip(self.frame_sides or (), (height, width), strict=False)
             if hasattr(self.vision_config, "depths") and any(side % patch for side, patch in sides):
-                height, width = patch_sides(self.vision_config)
                 raise ValueError(
                     f"`vision_config.image_size` is {image_size}; it must be a multiple of the last stage's patches, "
                     f"{height}x{width} pixels."
                 )
             return
         if patch_size is None:
-            raise ValueError(
-                f"`frame_size` needs an encoder with patches; {self.vision_config.model_type!r} has none."
-            )
-        height, width = patch_sides(self.vision_config)
+            raise ValueError(f"`frame_size` needs an encoder with patches; {self.vision_config.model_type} has none.")
         if self.frame_size < 1 or self.frame_size % height or self.frame_size % width:
             raise ValueError(
                 f"`frame_size` is {self.frame_size}; it must be a multiple of the encoder's patches, "
@@ -383,8 +398,6 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     def validate_connector(self) -> None:
         """Check the connector against the layout of a frame."""
-        if self.connector not in CONNECTORS:
-            raise ValueError(f"`connector` is {self.connector!r}; known names are {', '.join(CONNECTORS)}.")
         if self.connector == "mlp":
             return
         name, tokens, patches = f"`connector={self.connector!r}`", self.frame_token_pooled, self.vision_grid
@@ -414,27 +427,16 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         if interval is None and getattr(self.text_config, "eos_token_id", None) is None:
             raise ValueError("Set `frame_token_interval_id` or `text_config.eos_token_id` as the target of silence.")
 
-    def validate_router_and_gate(self) -> None:
-        """Check the names of the router type and the gate."""
-        for field, known in (("mod_router", ROUTERS), ("mod_gate", GATES)):
-            name = getattr(self, field)
-            if name not in known:
-                raise ValueError(f"`{field}` is {name!r}; known names are {', '.join(known)}.")
-
     def validate_routing(self) -> None:
         """Check keep ratios and routed layers against the language model."""
         layers = range(self.text_config.num_hidden_layers)
-        if not layers:
-            raise ValueError(f"`num_hidden_layers` of the language model must be at least 1, got {layers.stop}.")
         per_layer = isinstance(self.mod_keep_ratio, (list, tuple))
         ratios = self.mod_keep_ratio if per_layer else [self.mod_keep_ratio]
         for ratio in ratios:
             if isinstance(ratio, bool) or not 0 <= ratio <= 1:
                 raise ValueError(f"`mod_keep_ratio` must lie in [0, 1], got {ratio}.")
         if per_layer and len(ratios) != len(layers):
-            raise ValueError(
-                f"`mod_keep_ratio` gives {len(ratios)} ratios, but the language model has {len(layers)} layers."
-            )
+            raise ValueError(f"`mod_keep_ratio` gives {len(ratios)} ratios, but there are {len(layers)} layers.")
         if per_layer and self.mod_layers is not None:
             raise ValueError("`mod_keep_ratio` already gives one ratio per layer: leave `mod_layers` out.")
         if isinstance(self.mod_layers, str):
@@ -442,9 +444,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 known = ", ".join(MOD_LAYER_SCHEMES)
                 raise ValueError(f"`mod_layers` is {self.mod_layers!r}; known schemes are {known}; or list indices.")
         elif wrong := set(self.mod_layers or ()).difference(layers):
-            raise ValueError(
-                f"`mod_layers` names layer {min(wrong)}, but the language model's layers are 0 to {layers[-1]}."
-            )
+            raise ValueError(f"`mod_layers` names layer {min(wrong)}, but the decoder has layers 0 to {layers[-1]}.")
 
         has_gradient = GATES[self.mod_gate] is not None or self.mod_router_loss is not None
         if self.router_layers and ROUTERS[self.mod_router].learns and not has_gradient:
@@ -544,9 +544,15 @@ def check_language_model(model: Any) -> None:
     if types:
         raise ValueError(f"{name} has layers of type {', '.join(sorted(types))}; routing needs attention layers.")
     if config.model_type not in _TESTED_TEXT_MODELS:
-        logger.warning_once(
-            f"{name} has the shape that routing needs, but is not among the tested text models ({tested})."
-        )
+        logger.warning_once(f"{name} has the shape that routing needs, but was not tested; {tested} were.")
+
+
+def make_part(part: str, make: Callable[..., Any], *given: Any) -> Any:
+    """Return what the library makes of a part of the configuration. Raise `ValueError` if it fails."""
+    try:
+        return make(*given)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"`{part}` makes no model: {type(error).__name__}: {error}") from error
 
 
 def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default: dict[str, Any]) -> PreTrainedConfig:
@@ -569,7 +575,7 @@ def patch_sides(vision_config: Any) -> tuple[int, int]:
 
 def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """Return a size that a vision configuration gives as one number or two as (height, width)."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
 VideoLLMMoDConfig.register_for_auto_class()

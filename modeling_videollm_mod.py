@@ -24,7 +24,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_ava
 
 from .cache_videollm_mod import CACHE_NAME, KeyRotation, TokenRun, VideoLLMMoDCache, one_cache
 from .checks_videollm_mod import check_count, check_normalized
-from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model, patch_sides
+from .configuration_videollm_mod import CostEstimate, VideoLLMMoDConfig, check_language_model, make_part, patch_sides
 from .generation_videollm_mod import VideoLLMMoDGenerationMixin
 from .routers_videollm_mod import ROUTERS
 from .routing_videollm_mod import (
@@ -306,10 +306,10 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         # `from_pretrained` sets fields after construction, so validate again.
         for validate in type(config).__class_validators__:
             validate(config)
-        self.vision_encoder = AutoModel.from_config(config.vision_config)
+        self.vision_encoder = make_part("vision_config", AutoModel.from_config, config.vision_config)
         _check_size(self.vision_encoder, config.frame_size)
         self.connector = VideoLLMMoDConnector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = make_part("text_config", AutoModel.from_config, config.text_config)
         check_language_model(self.language_model)
         for index, layer in enumerate(self.language_model.layers):
             router = ROUTERS[config.mod_router](config, index) if index in config.router_layers else None
@@ -682,9 +682,7 @@ def _check_inputs(
         raise ValueError("Packed dialogues (`seq_idx`) are for training and have no cache.")
     attention = config.text_config._attn_implementation
     if seq_idx is not None and "flash" in (attention or ""):
-        raise ValueError(
-            f"'{attention}' cannot keep packed dialogues (`seq_idx`) apart: use 'flex_attention', 'sdpa' or 'eager'."
-        )
+        raise ValueError(f"'{attention}' cannot separate packed dialogues: use 'flex_attention', 'sdpa' or 'eager'.")
     if cache is not None and not hasattr(cache, "record_positions") and config.routed_layers:
         raise ValueError(
             f"All layers of a {type(cache).__name__} have one length, but layers {config.routed_layers} are routed "

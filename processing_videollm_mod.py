@@ -40,6 +40,7 @@ ROLES = ("system", "user", "assistant", "stream")
 Message = dict[str, Any]
 _Spans = list[tuple[int, int]]
 _LABEL_IGNORED = -100
+_MOST_FRAMES = 100_000  # of a stream message: templates repeat no more
 _PIXELS_TOGETHER = 1 << 21  # resized at once: about a frame of 1920 x 1080
 
 
@@ -270,8 +271,9 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         slots: dict[int, list[Message]] = {num_frames - 1: []}
         turns, last_time, seen, is_leading = [], start, 0, True
         for index, message in enumerate(messages):
+            _check_message(message, index)
             message = dict(message)
-            time, role = message.pop("time", None), message.get("role")
+            time, role = message.pop("time", None), message["role"]
             may_lead = role == "user" or message.get("learn") is False
             is_leading = is_leading and time is None and may_lead or role == "system" and index == 0
             if is_leading:
@@ -286,7 +288,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             if not last_time <= time:
                 raise ValueError(f"Message {index} is at {time} s, before {last_time} s: order messages by time.")
             last_time = time
-            slot = math.ceil((time - start) * fps - 1e-6)
+            slot = math.ceil(min((time - start) * fps - 1e-6, num_frames + 1))
             if slot > num_frames:
                 last_frame = start + (num_frames - 1) / fps
                 raise ValueError(f"Message {index} is at {time} s, after the last frame at {last_frame} s.")
@@ -711,12 +713,13 @@ def _check_message(message: Any, index: int) -> None:
         raise ValueError(f"Message {index} is a system message; only the first may be.")
     if role == "stream":
         count = message.get("num_frames")
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"`num_frames` of message {index}, a stream message, must be at least 1, got {count}.")
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_FRAMES:
+            raise ValueError(f"`num_frames` of message {index} must be from 1 to {_MOST_FRAMES}, got {count}.")
         for name, kind in (("learn", "truth values"), ("times", "times")):
-            given = message.get(name)
-            if isinstance(given, (list, tuple)) and len(given) != count:
-                raise ValueError(f"Message {index} has {count} frames, but `{name}` has {len(given)} {kind}.")
+            given = message.get(name, range(count))
+            found = f"has {len(given)} {kind}" if isinstance(given, (list, tuple, range)) else f"is {given!r:.50}"
+            if found != f"has {count} {kind}" and not (name == "learn" and isinstance(given, int)):
+                raise ValueError(f"Message {index} has {count} frames, but `{name}` {found}.")
     elif not isinstance(content := message.get("content"), str):
         raise ValueError(f"Message {index} ({role}) needs text as `content`, got {type(content).__name__}.")
     else:
@@ -735,8 +738,7 @@ def _take_video(messages: Sequence[Message]) -> tuple[list[Message], Any]:
                 if kind == "text":
                     texts.append(check_text(f"A text part of message {index}", part.get("text")))
                 elif kind in ("image", "video"):
-                    source = _source(part, index)
-                    videos.append([load_image(source)] if kind == "image" else source)
+                    videos.append(_source(part, index))
                 else:
                     kinds = "text, an image or a video"
                     raise ValueError(f"A part of a message must be {kinds}, got {kind!r} in message {index}.")
@@ -752,7 +754,10 @@ def _source(part: dict[str, Any], index: int) -> Any:
     source = next((part[name] for name in (kind, "path", "url") if part.get(name) is not None), None)
     if source is None:
         raise ValueError(f"The {kind} part of message {index} names no {kind}: give it `{kind}`, `path` or `url`.")
-    return source
+    try:
+        return [load_image(source)] if kind == "image" else source
+    except (TypeError, ValueError, OSError) as error:
+        raise ValueError(f"The image of message {index} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _as_batch(items: Any, *, is_text: bool = False) -> tuple[list[Any], bool]:

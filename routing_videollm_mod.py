@@ -96,9 +96,7 @@ class FrameLayout:
         if self.total_frames > 0 and frame_token_mask.device.type == "cpu" and not torch.compiler.is_compiling():
             torn = (self.token_index[:, -1] - self.token_index[:, 0] != num_tokens - 1).nonzero()
             if len(torn):
-                raise ValueError(
-                    f"Frame tokens must stand together; other tokens stand within frame {int(torn[0])} of the batch."
-                )
+                raise ValueError(f"Frame tokens must stand together; others are within frame {int(torn[0])}.")
 
     @property
     def inside_frame(self) -> torch.BoolTensor | None:

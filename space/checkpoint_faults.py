@@ -125,7 +125,8 @@ def find_fault(folder: Path) -> str | None:
         return f"{_pickled(str(folder))}." if any(folder.glob("*.bin")) else f"it has no weights: {_MISSING}."
     if config.is_file():
         code = json.loads(config.read_text(encoding="utf-8")).get("auto_map") or {}
-        for file in sorted({f"{name.split('.')[0]}.py" for name in code.values() if "--" not in str(name)}):
+        names = [name for name in code.values() if isinstance(name, str)] if isinstance(code, dict) else []
+        for file in sorted({f"{name.split('.')[0]}.py" for name in names if "--" not in name}):
             if not (folder / file).is_file():
                 return f"{file} is missing, which config.json names as the model's code."
     return None if (folder / "chat_template.jinja").is_file() else "chat_template.jinja is missing."
@@ -163,7 +164,7 @@ def in_one_line(error: BaseException) -> str:
     if is_a("huggingface_hub.errors", "StrictDataclassError", error):
         # The validator's name comes first, and the reason last, with what each type has against it.
         return lines[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ").split(". Errors: ")[0]
-    if unknown := re.match(r"Unrecognized model identifier: (\S+)\. Should contain one of (.*)", lines[0]):
+    if unknown := re.match(r"Unrecognized model identifier: (\S*)\. Should contain one of (.*)", lines[0]):
         close = difflib.get_close_matches(unknown[1], unknown[2].rstrip(".").split(", "))
         hint = f"; did you mean {' or '.join(close)}?" if close else "."
         return f"config.json: '{unknown[1]}' is no model type that Transformers knows{hint}"

@@ -13,10 +13,11 @@ import pytest
 with suppress(ImportError):  # tests on a GPU run without it
     from hypothesis import HealthCheck, settings
 
-    # `suite` draws the same cases each time. `HYPOTHESIS_PROFILE=fuzz` draws 20 times as many, new ones each time.
+    # `suite` draws the same cases each time. `HYPOTHESIS_PROFILE=fuzz` draws 20 times as many, new ones each time,
+    # or `FUZZ_CASES`.
     common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
     settings.register_profile("suite", max_examples=500, derandomize=True, database=None, **common)
-    settings.register_profile("fuzz", max_examples=10_000, **common)
+    settings.register_profile("fuzz", max_examples=int(os.environ.get("FUZZ_CASES", "10000")), **common)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 # With more than one thread, torch starts a pool of processes to compile, and each imports torch.

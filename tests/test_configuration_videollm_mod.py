@@ -65,10 +65,10 @@ def test_only_layers_that_choose_have_a_router():
     ("options", "message"),
     [
         ({"mod_keep_ratio": 1.5}, r"\[0, 1\], got 1.5"),
-        ({"mod_keep_ratio": [0.2, 0.2]}, "2 ratios, but the language model has 4 layers"),
+        ({"mod_keep_ratio": [0.2, 0.2]}, "2 ratios, but there are 4 layers"),
         ({"mod_keep_ratio": [0.2] * 4, "mod_layers": "all"}, "already gives one ratio per layer"),
         ({"mod_layers": "every_other"}, "known schemes are interleaved"),
-        ({"mod_layers": [1, 4]}, "layer 4, but the language model's layers are 0 to 3"),
+        ({"mod_layers": [1, 4]}, "layer 4, but the decoder has layers 0 to 3"),
         ({"mod_layers": [-1]}, "layer -1"),
         ({"mod_router": "oracle"}, "`mod_router` is 'oracle'; known names are learned, uniform, random, change"),
         ({"mod_gate": "relu"}, "`mod_gate` is 'relu'; known names are linear, sigmoid, tanh, straight_through, none"),

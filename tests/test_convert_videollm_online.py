@@ -212,7 +212,7 @@ def test_another_kind_of_adapter_fails_and_another_base_warns(checkpoint, tmp_pa
     ("options", "message"),
     [
         (["--mod_keep_ratio", "1.5"], "error: `mod_keep_ratio` must lie in [0, 1], got 1.5."),
-        (["--mod_layers", "1,9"], "error: `mod_layers` names layer 9, but the language model's layers are 0 to 3."),
+        (["--mod_layers", "1,9"], "error: `mod_layers` names layer 9, but the decoder has layers 0 to 3."),
         (["--vision_model", "base"], "which has no patches. Give an image encoder."),
     ],
 )

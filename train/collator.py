@@ -125,16 +125,23 @@ class StreamCollator:
             start = example.get("start") or 0.0
             has_features = example.get("frame_features") is not None
             shown = self.read_features(example) if has_features else self._frames(example)
-            messages = [{k: v for k, v in message.items() if v is not None} for message in example["messages"]]
+            messages = example.get("messages")
+            if not isinstance(messages, (list, tuple)):
+                raise ValueError(f"`messages` must be a list of messages, got {type(messages).__name__}.")
+            messages = [_without_nulls(message) for message in messages]
             turns = self.processor.to_stream_turns(messages, len(shown), fps=self.fps, start=start)
         # The generator depends only on seed, epoch and dialogue. A resumed run, or one with another number of
         # workers, corrupts the same replies.
-        epoch = example.get("epoch", int(self.epoch))
+        epoch = example.get("epoch")
+        # A row of a user may have such a field too.
+        epoch = epoch if type(epoch) is int and epoch >= 0 else int(self.epoch)
         rng = np.random.default_rng((self.seed, epoch, zlib.crc32(repr(messages).encode())))
         return augment_replies(turns, rng, self.augmentation), shown
 
     def _frames(self, example: dict[str, Any]) -> "_Pixels":
-        video = example["video"]
+        video = example.get("video")
+        if video is None:
+            raise ValueError("a row needs `video` or `frame_features`, this one has neither.")
         if isinstance(video, (str, Path)):
             video = (frame for _, frame in read_clip(example, fps=self.fps, record=self.record))
         elif isinstance(video, list):
@@ -155,7 +162,7 @@ class StreamCollator:
         """
         source = example["frame_features"]
         if not isinstance(source, FeatureSource):
-            return torch.as_tensor(source)
+            return _as_features(source)
         name = "the row" if isinstance(source, (bytes, StoredFeatures)) else f"'{source}'"
         shape, about = read_header(source)
         fps = float(about.get("fps", self.fps))
@@ -252,6 +259,21 @@ def normalize_pixels(
     ):
         place.copy_(processor.normalize_frames(part))
     return {**batch, "pixel_values_videos": normalized}
+
+
+def _as_features(given: Any) -> torch.Tensor:
+    try:
+        features = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`frame_features` must be a path or numbers, got {type(given).__name__}.") from error
+    if features.ndim != 3:
+        shape = tuple(features.shape)
+        raise ValueError(f"`frame_features` must be of shape (frames, features, width), got {shape}.")
+    return features
+
+
+def _without_nulls(message: Any) -> Any:
+    return {k: v for k, v in message.items() if v is not None} if isinstance(message, dict) else message
 
 
 def augment_replies(turns: list[dict[str, Any]], rng: np.random.Generator, share: float) -> list[dict[str, Any]]:
