@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import transformers
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from packaging import version
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -348,7 +349,9 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 raise ValueError(f"`{field}` is {name!r}; known names are {', '.join(map(str, known))}.")
         for kind, config in (("language model", self.text_config), ("vision encoder", self.vision_config)):
             for name in _SIZES:
-                if isinstance(size := getattr(config, name, 1), (str, float)) or isinstance(size, int) and size < 1:
+                size = getattr(config, name, 1)
+                sides = size if isinstance(size, (list, tuple)) else [size]
+                if not sides or any(isinstance(n, (str, float)) or isinstance(n, int) and n < 1 for n in sides):
                     raise ValueError(f"`{name}` of the {kind} must be at least 1, got {size!r}.")
         heads, groups = self.text_config.num_attention_heads, getattr(self.text_config, "num_key_value_heads", None)
         if heads % (groups or 1):
@@ -370,10 +373,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         if patch_size is None:
             raise ValueError(f"`frame_size` needs an encoder with patches; {self.vision_config.model_type} has none.")
         if self.frame_size < 1 or self.frame_size % height or self.frame_size % width:
-            raise ValueError(
-                f"`frame_size` is {self.frame_size}; it must be a multiple of the encoder's patches, "
-                f"{height}x{width} pixels."
-            )
+            patches = f"the encoder's patches, {height}x{width} pixels"
+            raise ValueError(f"`frame_size` is {self.frame_size}; it must be a multiple of {patches}.")
 
     def validate_frame_tokens(self) -> None:
         """Check the layout of a frame against the encoder."""
@@ -553,6 +554,8 @@ def make_part(part: str, make: Callable[..., Any], *given: Any) -> Any:
         return make(*given)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"`{part}` makes no model: {type(error).__name__}: {error}") from error
+    except StrictDataclassClassValidationError as error:
+        raise ValueError(f"`{part}` makes no model: {error.__cause__}") from error
 
 
 def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default: dict[str, Any]) -> PreTrainedConfig:
@@ -564,10 +567,7 @@ def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default: dict[s
 
 
 def patch_sides(vision_config: Any) -> tuple[int, int]:
-    """
-    Return height and width in pixels of an encoder's output patches. A hierarchical encoder, such as Swin, doubles
-    its patches between stages (arXiv 2103.14030, section 3.1).
-    """
+    """Return height and width in pixels of an encoder's output patches. Swin's stages double them (2103.14030)."""
     doublings = len(getattr(vision_config, "depths", (0,))) - 1
     height, width = height_and_width(getattr(vision_config, "patch_size", 1))
     return height << doublings, width << doublings

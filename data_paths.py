@@ -13,8 +13,9 @@ from videollm_mod.space.uploads import FORMATS
 
 
 HUB = "hf://datasets/"
-# Formats in which FFmpeg opens a video of a data set: those of uploads, and older ones that name no further files.
-VIDEO_FORMATS = f"{FORMATS},av1,obu,asf,mxf,nut,dv,rm,yuv4mpegpipe"
+# Formats in which FFmpeg opens a video of a data set: those of uploads, older ones that name no further files, and
+# pictures.
+VIDEO_FORMATS = f"{FORMATS},av1,obu,asf,mxf,nut,dv,rm,yuv4mpegpipe,bmp_pipe,jpeg_pipe,png_pipe,webp_pipe"
 
 
 # The two names of a folder: as it is written, and without links.

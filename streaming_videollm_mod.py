@@ -320,7 +320,7 @@ class StreamingSession:
         """
         self._refuse_if_closed()
         if text is None and not reply_now or role not in ("user", "assistant"):
-            raise ValueError(f"Got no text, or role {role!r}: a reply needs `reply_now`, a role is user or assistant.")
+            raise ValueError(f"Got {text=}, {role=}: no text needs `reply_now=True`; a role is user or assistant.")
         if text is not None and not check_text("A question", text).strip():
             raise ValueError(f"A question must be a text that is not empty, got {text!r}.")
         if interrupt and time is not None:

@@ -3,7 +3,6 @@
 """A saved session in files: `session.json`, and `session.safetensors` for its tensors. Nothing is pickled."""
 
 import errno
-import glob
 import hashlib
 import json
 import math
@@ -124,7 +123,7 @@ def write(saved: Saved, model: Any, folder: str | os.PathLike) -> None:
     key = secrets.token_hex(8)
     state = {"format": FORMAT, "id": key, "model": digests(model), **saved.state}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=".session-") as beside:
+    with TemporaryDirectory(dir=folder.parent, prefix=_prefix(folder)) as beside:
         new = Path(beside, "new")
         with naming_full_disk(folder):
             new.mkdir()
@@ -132,9 +131,14 @@ def write(saved: Saved, model: Any, folder: str | os.PathLike) -> None:
             (new / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
         rename_over(new, folder, Path(beside))
     # Of programs that were killed. Others may save at the same time.
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????"):
+    for left in folder.parent.glob(f"{_prefix(folder)}????????"):
         if left.stat().st_mtime < clock.time() - _ABANDONED:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _prefix(folder: Path) -> str:
+    """Return how names of temporary folders begin. They are short, because the folder's name may be the longest."""
+    return f".session-{hashlib.sha256(os.fsencode(folder.name)).hexdigest()[:16]}-"
 
 
 def rename_over(new: Path, folder: Path, trash: Path) -> None:
@@ -165,7 +169,7 @@ def read(folder: str | os.PathLike, model: Any) -> Saved:
     folder = Path(folder)
     if not folder.exists():
         # A program that was killed between the two renames of `write` leaves both sessions complete.
-        left = folder.absolute().parent.glob(f".{glob.escape(folder.name)}.????????/new")
+        left = folder.absolute().parent.glob(f"{_prefix(folder)}????????/new")
         folder = next((new for new in left if len(list(new.parent.iterdir())) > 1), folder)
     for name in (STATE, TENSORS):
         if not (folder / name).is_file():

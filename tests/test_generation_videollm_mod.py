@@ -136,6 +136,7 @@ def test_a_padded_batch_equals_its_rows(model, kind):
         assert torch.equal(beams[index, longest:], model.generate(**row, max_new_tokens=3, num_beams=2)[0, -3:])
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_continues_from_a_cache(model, name):
     """With all ids, or new ids and a full mask, also with new frames; by the cache's new and old names."""

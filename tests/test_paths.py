@@ -58,11 +58,13 @@ def test_data_is_prepared_loaded_and_published(folder, tmp_path):
     paths = ("--annotations", folder / "COIN.json", "--videos", folder, "--out", folder / FOLDER)
     done = run_main(prepare.main, "coin", *paths, "--task", "step", program="prepare.py")
     assert done.returncode == 0, done.stderr
-    rows = load_timed_messages(folder / FOLDER, "train")
+    rows = load_timed_messages(folder / FOLDER, "train", video_root=[str(folder)])
     assert list(find_faults(rows)) == [] and rows[0]["video"] == str(folder / VIDEO)
     assert "brötchen" in rows[0]["messages"][-1]["content"]
     with Hub() as hub, hub.used_here(tmp_path / "home"):
-        done = run_main(push.main, folder / FOLDER, "--dataset", "somebody/dialogues", program="push.py")
+        done = run_main(
+            push.main, folder / FOLDER, "--dataset", "somebody/dialogues", "--video_root", folder, program="push.py"
+        )
         assert done.returncode == 0, done.stderr
         assert any(name.endswith(".parquet") for name in hub.files("datasets/somebody/dialogues"))
 

@@ -53,7 +53,7 @@ def test_a_video_that_crashes_its_reader_is_a_fault_of_its_row(sample_rows, monk
     read = timed_messages.read_video
 
     def read_video(source, **options):
-        if source.endswith("bad.mp4"):
+        if source.source.endswith("bad.mp4"):
             crash(signal.SIGKILL)
         return read(source, **options)
 
@@ -65,7 +65,7 @@ def test_a_video_that_crashes_its_reader_is_a_fault_of_its_row(sample_rows, monk
 @pytest.mark.usefixtures("sample_rows")
 def test_a_video_that_crashes_its_reader_is_left_out(tmp_path, monkeypatch):
     """It is opened once, however many queries are about it."""
-    opened, calls, notes = converters.VideoReader, tmp_path / "calls", Notes()
+    opened, calls, notes = converters.open_video, tmp_path / "calls", Notes()
 
     def open_video(path):
         with calls.open("a") as file:
@@ -74,7 +74,7 @@ def test_a_video_that_crashes_its_reader_is_left_out(tmp_path, monkeypatch):
             crash(signal.SIGKILL)
         return opened(path)
 
-    monkeypatch.setattr(converters, "VideoReader", open_video)
+    monkeypatch.setattr(converters, "open_video", open_video)
     videos = Videos(tmp_path)
     with videos.remembering(tmp_path / "lengths.json"):
         found = [videos.open(notes, "row", "video", name) for name in ("bad", "one", "bad", "one")]
