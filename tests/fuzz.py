@@ -28,6 +28,7 @@ KINDS = {
     "subtitles": ("test_fuzz_files.py", "subtitles"),
     "rows": ("test_fuzz_files.py", "rows"),
     "dialogues": ("test_fuzz_dialogues.py", ""),
+    "configurations": ("test_fuzz_configurations.py", ""),
     "schedules": ("test_fuzz_engine.py", ""),
     "events": ("test_serving_fuzz.py", "events"),
     "requests": ("test_serving_fuzz.py", "requests"),

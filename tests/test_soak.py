@@ -54,8 +54,9 @@ def test_an_engine_keeps_nothing_of_streams_that_have_ended(tmp_path):
         assert not engine.streams and engine.stats.dropped == 0
     assert left[1] == left[2]
     ended = pickle.loads(ended)
-    # Ten or more streams have ended each time: a leak of one object per stream would show.
-    assert len(ended) >= 10 and abs(held[2].pop("objects") - held[1].pop("objects")) < len(ended)
+    # Ten or more streams have ended each time: a leak of one object per stream would show in `left`. The number of all
+    # objects also has those of libraries, which come and go.
+    assert len(ended) >= 10 and held[1].pop("objects") and held[2].pop("objects")
     assert held[1] == held[2] and held[2]["files"] == 0
     for stream in ended:
         expected = soak.replay(model, processor, clip, stream.plan, fps=2.0, **LIMITS, **options)
