@@ -121,7 +121,9 @@ def try_configuration(chance: random.Random) -> None:
         raise AssertionError(f"{type(error).__name__}: {error}\n{options}") from error
     ids, features = dialogue_ids(config, [2]), random_features(config, 2)
     vocabulary = config.text_config.vocab_size
-    ids = ids.where(ids == config.frame_token_id, ids % vocabulary)
+    text = ids % vocabulary
+    text = text.where(text != config.frame_token_id, (text + 1) % vocabulary)
+    ids = ids.where(ids == config.frame_token_id, text)
     with torch.no_grad():
         logits = model(input_ids=ids, frame_features=features).logits
     assert logits.shape == (*ids.shape, config.text_config.vocab_size) and logits.isfinite().all()
