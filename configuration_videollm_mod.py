@@ -44,7 +44,7 @@ _SCALING_FIELDS = ("embedding_multiplier", "logits_scaling", "logit_scale", "fin
 # What a connector does with a frame's patches; see `VideoLLMMoDConnector`.
 CONNECTORS = ("mlp", "mlp_pool_after", "pixel_shuffle")
 _SIZES = ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "hidden_size", "head_dim", "vocab_size")
-_SIZES += ("image_size", "patch_size")
+_SIZES += ("image_size", "patch_size", "intermediate_size")
 # The routed layers of each scheme.
 MOD_LAYER_SCHEMES = {
     "interleaved": slice(1, None, 2),

@@ -161,7 +161,7 @@ def _content(source: str) -> str | None:
 def _has_index(file: BinaryIO) -> bool:
     """Return whether one of the boxes of an mp4 is its index, or a fragment's."""
     at, size = 0, 8
-    while size >= 8:
+    while size >= 8 and at < 2**62:  # no file is longer
         file.seek(at)
         box = file.read(16)
         if box[4:8] in (b"moov", b"moof"):

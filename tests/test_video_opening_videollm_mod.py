@@ -176,3 +176,10 @@ def test_standard_input_opens_nothing_else(web, monkeypatch):
         with pytest.raises(ValueError, match="'-' cannot be read as video"):
             open_container("-")
         assert clock.monotonic() - began < 4
+
+
+def test_a_box_longer_than_any_file_is_no_index(tmp_path):
+    box = b"\0\0\0\x18ftypisom" + bytes(12) + b"\0\0\0\1mdat" + b"\xff" * 8
+    (tmp_path / "clip.mp4").write_bytes(box)
+    with pytest.raises(ValueError, match=r"clip\.mp4' cannot be read as video"):
+        open_container(str(tmp_path / "clip.mp4"), timeout=None)
