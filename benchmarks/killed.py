@@ -1,7 +1,7 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Kill each command that writes, at random times, run it again, and compare with a run that nobody killed.
+Kill each writing command at random times, run it again, and compare the files with those of an undisturbed run.
 
 ```bash
 python benchmarks/killed.py                            # 10 times each
@@ -230,7 +230,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], None] | None, Callable[[Path, Path], 
 
 class Trial:
     """
-    A command, its folder, and what it writes when nobody kills it.
+    A command, its folder, and what an undisturbed run of it writes.
 
     Args:
         name (`str`): A name in [`COMMANDS`].
@@ -277,7 +277,7 @@ class Trial:
             self.action(self.base, self.out)
 
     def _in_child(self, action: Callable[[], None], kill_after: float | None = None) -> int:
-        """Run an action in a copy of this process, with a group of its own, and return its exit code."""
+        """Run an action in a copy of this process, in a new process group, and return its exit code."""
         child = os.fork()
         if child == 0:
             self._be_child(action)

@@ -320,7 +320,7 @@ class LiveSession:
                 self._tell("end", asked)
                 self._wake()
                 return asked
-            # The engine has begun to read the question, and there is no word of the reply yet.
+            # The engine is reading the question. The reply has no word yet.
             asked.is_cancelled = True
             await self.work(self.stream.interrupt)
             return asked

@@ -27,7 +27,7 @@ _IGNORED = ("include", "parallel_tool_calls", "prompt", "reasoning", "tool_choic
 _IGNORED += ("truncation",)
 _KNOWN = {"type", "object", "id", "expires_at", "model", "instructions", "max_output_tokens", "output_modalities"}
 _KNOWN |= {"audio", "videollm_mod"}
-# The same for its response, of which `response.created` tells.
+# The same for fields of its response object. `response.created` lists them.
 _IGNORED_OF_RESPONSE = {*_IGNORED, "audio", "max_output_tokens"}
 _KNOWN_OF_RESPONSE = {"conversation", "input", "instructions", "metadata", "output_modalities"}
 # Limits of OpenAI's protocol: entries of metadata, characters of its names and values.

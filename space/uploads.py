@@ -21,7 +21,7 @@ PICTURES = ("JPEG", "PNG", "WEBP")
 MOST_SCANS = 100
 # Half an hour at 240 frames a second, with sound, has about half as many packets. FFmpeg needs 24 bytes for each.
 MOST_PACKETS = 1_000_000
-# High-speed cameras save up to 1000 pictures a second. Files have a time for each, whatever the header says.
+# High-speed cameras save up to 1000 pictures a second. A file times each picture, and its header may be wrong.
 MOST_PER_SECOND = 2000
 # Tables in the index of an mp4 that can announce any number of packets in a few bytes, and what belongs to them.
 _TABLES = re.compile(rb"trak|hdlr|stts|stsz|stz2|elst|trun|cmov")
