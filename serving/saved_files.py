@@ -132,8 +132,9 @@ def write(saved: Saved, model: Any, folder: str | os.PathLike) -> None:
         rename_over(new, folder, Path(beside))
     # Of programs that were killed. Others may save at the same time.
     for left in folder.parent.glob(f"{_prefix(folder)}????????"):
-        if left.stat().st_mtime < clock.time() - _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            if left.stat().st_mtime < clock.time() - _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _prefix(folder: Path) -> str:

@@ -162,8 +162,10 @@ class App:
         if not isinstance(frames, list) or len(frames) > MOST_FRAMES:
             raise refusal(f"A call accepts a list of at most {MOST_FRAMES} frames.")
         if viewer.is_busy:
-            # The model is still speaking. A file waits for it, a camera does not.
+            # The model is still speaking. A file waits for it, a camera does not. The browser tells a jump once only.
             viewer.dropped += len(frames)
+            if jump is not None:
+                viewer.jump = check_number("jump", jump)
             yield [gr.skip()] * 8
             return
         had_ended = viewer.ended
@@ -182,8 +184,10 @@ class App:
             dropped = int(check_number("dropped", dropped or 0, most=1e9))
             call(viewer.see, map(read_frame, frames), dropped)
         elif until is not None:
+            jump = viewer.jump if jump is None else check_number("jump", jump)
             if jump is not None:
-                call(viewer.begin, video=viewer.video, start=check_number("jump", jump))
+                viewer.jump = None
+                call(viewer.begin, video=viewer.video, start=jump)
             call(viewer.watch_until, check_number("until", until))
         after = len(viewer.events), viewer.session, viewer.session.num_frames
         if after == before:

@@ -129,6 +129,7 @@ class Viewer:
             self._past: list[Any] = []
             self.moments: deque[Moment] = deque(maxlen=HISTORY)
             self.dropped, self.shape, self.seconds = 0, (1, 1), 0.0
+            self.jump: float | None = None  # Where the person went while the stream was busy, in seconds.
             self.last_active = clock.monotonic()
 
     def watch_until(self, time: float) -> None:

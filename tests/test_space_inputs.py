@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import re
+import threading
 import time as clock
 from html import unescape
 from pathlib import Path
@@ -22,7 +23,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from starlette.datastructures import Headers
 from tiny import random_frames
-from viewer import Viewer
+from viewer import NARRATE, Viewer
 
 from videollm_mod.speaking_videollm_mod import DEFAULT_PROMPT, POLICIES
 from videollm_mod.train.data.world.drawing import open_video
@@ -198,6 +199,39 @@ def test_words_are_shown_as_they_come(page, request_):
     assert len(seen) > 2 and all(answer.startswith(words.strip()) for words in seen) and seen == sorted(seen, key=len)
     assert said[-1]["text"] == answer and f">{answer}</span>" in unescape(shown) and len(chat) == len(viewer.events)
     assert viewer.words == "" and type(viewer.session).__name__ == "StreamingSession"
+
+
+def test_a_jump_while_the_stream_is_busy_is_kept(page, request_):
+    def watch():
+        list(page.watch([], 0, 3.0, None, "off", request_))
+        while viewer.waiting <= 3.0:  # A call watches for half a second at most.
+            list(page.watch([], 0, 3.0, None, "off", request_))
+
+    page.open_video(SAMPLE, 2.0, 0.5, NARRATE, request_)
+    viewer = page.room.find("one")
+    watch()
+    said, session = [event.text for event in viewer.events], viewer.session
+    assert len(said) > 0
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold():
+        with viewer.lock:
+            is_held.set()
+            may_end.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    is_held.wait()
+    list(page.watch([], 0, 0.1, 0.0, "off", request_))
+    assert viewer.session is session
+    may_end.set()
+    holder.join()
+    watch()
+    assert viewer.session is not session and viewer.jump is None
+    assert [event.text for event in viewer.events] == said
+    session = viewer.session
+    watch()
+    assert viewer.session is session, "it jumps once"
 
 
 def test_a_generated_world_is_named(page, request_, tmp_path, monkeypatch):
