@@ -12,15 +12,17 @@ Threads play clients, each one stream after the other. A stream sees frames, ask
 is closed or breaks off in the middle. One stream stays from the first frame to the last. All outlive what they
 remember. Frames come as fast as the engine sees them, so hours of video take minutes.
 
-A table has a line for each tenth of the frames: latencies, processor time, memory, and what the process holds. Then
-new sessions see the frames of some streams again, and must say the same. The stream that stayed has forgotten most of
-what it saw: sessions that see only its last frames before a question are asked the same.
+A table has a line for each tenth of the frames: latencies, the longest pause, processor time, memory, and what the
+process holds. If a pause has much time in the kernel, and pages that are read again, the machine was short of memory.
+Then new sessions see the frames of some streams again, and must say the same. The stream that stayed has forgotten
+most of what it saw: sessions that see only its last frames before a question are asked the same.
 """
 
 import argparse
 import gc
 import os
 import random
+import resource
 import sys
 import tempfile
 import threading
@@ -28,7 +30,7 @@ import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from videollm_mod.console import quiet
 
@@ -87,14 +89,46 @@ class Ended:
 
 @dataclass
 class Tenth:
-    """What is known of a tenth of the frames: latencies in seconds, and what the process held at its end."""
+    """
+    What is known of a tenth of the frames.
+
+    Args:
+        frames (`int`): Frames pushed.
+        latencies (`list[float]`): Seconds from arrival to decision.
+        spent ([`Spent`]): What the process spent on it.
+        pause (`float`): Longest time without a new frame, in seconds.
+        most_bytes (`int`), own_bytes (`int`): Most memory, with and without pages of files.
+        holds (`dict[str, int]`): What the process held at the end.
+    """
 
     frames: int
     latencies: list[float]
-    cpu_seconds: float
+    spent: "Spent"
+    pause: float
     most_bytes: int
     own_bytes: int
     holds: dict[str, int]
+
+
+class Spent(NamedTuple):
+    """
+    What the process has spent: seconds of processor time in programs and in the kernel, and pages of files that it
+    needed again after the system had dropped them. A machine that runs out of memory spends the last two.
+    """
+
+    user: float
+    kernel: float
+    pages: int
+
+    @classmethod
+    def so_far(cls) -> "Spent":
+        """Return what was spent since the process began."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(usage.ru_utime, usage.ru_stime, usage.ru_majflt)
+
+    def since(self, before: "Spent") -> "Spent":
+        """Return what was spent since an earlier time."""
+        return Spent(*(now - then for now, then in zip(self, before, strict=True)))
 
 
 @dataclass
@@ -129,12 +163,12 @@ class Soak:
     faults: list[BaseException] = field(default_factory=list)
     _number: int = 0
     _left: int = 0
-    _seen: tuple[float, ...] = ()
+    _seen: tuple[int, Spent] = (0, Spent(0, 0, 0))
     _lock: Any = field(default_factory=threading.Lock)
 
     def run(self, told: Callable[[Tenth], None] = lambda _: None) -> list[Tenth]:
         """Let the clients work, and return what was seen in each tenth. The first error of a client is raised."""
-        self._left, self._seen = self.total, (self.pushed, clock.process_time())
+        self._left, self._seen = self.total, (self.pushed, Spent.so_far())
         works = [self._stay] + [self._come_and_go] * (self.clients - 1)
         threads = [threading.Thread(target=self._guard, args=(work,), daemon=True) for work in works]
         tenths: list[Tenth] = []
@@ -152,16 +186,20 @@ class Soak:
     def _watch(self, until: int, threads: Sequence[threading.Thread]) -> Tenth:
         """Return what is seen until so many frames were pushed."""
         most = own = 0
+        pause, pushed, since = 0.0, self.pushed, clock.monotonic()
         with self.engine.changed:
             self.engine.stats.frame_latencies.clear()
         while self.pushed < until and any(thread.is_alive() for thread in threads):
             clock.sleep(_PERIOD)
             most, own = max(most, process_bytes()), max(own, own_bytes())
+            if self.pushed != pushed:
+                pushed, since = self.pushed, clock.monotonic()
+            pause = max(pause, clock.monotonic() - since)
         with self.engine.changed:
             latencies = list(self.engine.stats.frame_latencies)
-        before, self._seen = self._seen, (self.pushed, clock.process_time())
-        frames, cpu_seconds = (now - then for now, then in zip(self._seen, before, strict=True))
-        return Tenth(frames, latencies, cpu_seconds, most, own, holdings(self.folder))
+        (frames, before), self._seen = self._seen, (self.pushed, Spent.so_far())
+        spent = self._seen[1].since(before)
+        return Tenth(self._seen[0] - frames, latencies, spent, pause, most, own, holdings(self.folder))
 
     def _guard(self, work: Callable[[], None]) -> None:
         try:
@@ -321,8 +359,9 @@ def soak_and_compare(options: argparse.Namespace) -> None:
     limits = {"max_frames": options.max_frames, "max_text_tokens": options.max_text_tokens}
     total = round(options.hours * 3600 * options.fps)
     print(f"{total} frames of {options.streams} streams at once, {options.fps:g} fps, {device_name(device)}")
-    head = ["frames", "p50, ms", "p99, ms", "processor, ms per frame", "process, MB", "without files, MB"]
-    print(markdown_table([*head, "threads", "open files", "files", "objects"], []))
+    head = ["frames", "p50, ms", "p99, ms", "pause, s", "program, ms per frame", "kernel, ms per frame"]
+    head += ["pages read again", "process, MB", "without files, MB", "threads", "open files", "files", "objects"]
+    print(markdown_table(head, []))
     begin = clock.perf_counter()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -362,11 +401,14 @@ def cells(tenth: Tenth) -> list[str | int]:
     """Return the cells of a tenth's line."""
     times = sorted(tenth.latencies)
     ms = [f"{1e3 * times[len(times) // 2]:.1f}", f"{1e3 * p99(times):.1f}"] if times else ["-", "-"]
-    cpu = f"{1e3 * tenth.cpu_seconds / max(1, tenth.frames):.2f}"
+    user, kernel = (f"{1e3 * seconds / max(1, tenth.frames):.2f}" for seconds in tenth.spent[:2])
     return [
         tenth.frames,
         *ms,
-        cpu,
+        f"{tenth.pause:.1f}",
+        user,
+        kernel,
+        tenth.spent.pages,
         f"{tenth.most_bytes / 1e6:.1f}",
         f"{tenth.own_bytes / 1e6:.1f}",
         *tenth.holds.values(),

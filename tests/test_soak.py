@@ -16,10 +16,12 @@ from collections import Counter
 
 import httpx
 import soak
+from counting import CountOperations
 from serving_server import data_uri, frame_event, running, text_event, update_event
 from tiny import random_frames, tiny_model, tiny_processor
 from websockets.sync.client import connect
 
+from videollm_mod.cache_videollm_mod import MAX_OFFSET
 from videollm_mod.serving import StreamingEngine
 
 
@@ -46,6 +48,7 @@ def test_an_engine_keeps_nothing_of_streams_that_have_ended(tmp_path):
             run = soak.Soak(engine, clip, 150, 4, 2.0, tmp_path, checked=1, mean=12, options=options)
             tenths = run.run()
             assert sum(tenth.frames for tenth in tenths) == 150 == sum(ended.plan.frames for ended in run.ended)
+            assert sum(tenth.spent.user for tenth in tenths) > 0 and max(tenth.pause for tenth in tenths) < 60
             ended = pickle.dumps(run.ended)  # bytes hold no objects
             del run, tenths
             held.append(soak.holdings(tmp_path))
@@ -64,6 +67,25 @@ def test_an_engine_keeps_nothing_of_streams_that_have_ended(tmp_path):
     assert sum(len(stream.said) for stream in ended) > 50
     assert {True, False} == {stream.plan.breaks_off for stream in ended}
     assert any(stream.plan.saves for stream in ended) and max(stream.plan.frames for stream in ended) > 8
+
+
+def test_positions_start_again_at_the_cost_of_another_eviction():
+    """The offset of an endless stream's positions returns to 0 once it exceeds `MAX_OFFSET`."""
+    engine = StreamingEngine(tiny_model(), tiny_processor(), page_size=16, **LIMITS)
+    stream, offsets, costs = engine.open(max_new_tokens=1, interval_threshold=0.0), [], []
+    for index, frame in enumerate(random_frames(40)):
+        if index == 14:
+            stream.session.cache.position_offset = MAX_OFFSET - 100
+        stream.push(frame, time=index / 2)
+        with CountOperations() as counted:
+            engine.run()
+        offsets.append(stream.session.cache.position_offset)
+        costs.append((sum(counted.counts.values()), counted.num_bytes))
+    again = offsets.index(0, 14)
+    others = [costs[at] for at in range(14, 40) if offsets[at] > offsets[at - 1]]
+    assert len(others) > 10 and max(offsets) > MAX_OFFSET - 50 and offsets[-1] > 50
+    for cost, other in zip(costs[again], map(max, zip(*others, strict=True)), strict=True):
+        assert cost < 1.5 * other
 
 
 def test_a_stream_that_says_something_else_is_found():
