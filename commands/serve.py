@@ -99,6 +99,13 @@ def serve(
         ),
     ] = None,
     max_state_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of saved sessions.")] = 10_000_000_000,
+    save_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Save each session that has news in --state-dir after this, so that kill -9 loses no more.",
+            show_default="none: only when the server stops",
+        ),
+    ] = None,
     frame_size: FrameSize = None,
     weights: Weights = None,
     cache_dtype: CacheDtype = None,
@@ -111,17 +118,20 @@ def serve(
     with one_line_errors():
         check_installed()
         from videollm_mod.serving.limits import Limits
+        from videollm_mod.serving.state_folder import check_saving
 
         limits = {"max_fps": max_fps, "max_event_bytes": max_event_bytes, "max_frame_bytes": max_frame_bytes}
         limits |= {"max_frame_pixels": max_frame_pixels, "idle_seconds": idle_seconds}
         limits |= {"resume_seconds": resume_seconds}
-        Limits(**limits)  # wrong ones are reported before the model is loaded
+        # Wrong options are reported before the model is loaded.
+        Limits(**limits)
+        check_saving(save_seconds, state_dir)
         memory = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}
         stored = {"weights": weights, "cache_dtype": cache_dtype, "frame_size": frame_size}
         keys = split_keys(api_key or ())
         given = {"api_keys": keys, "cors": cors or (), "allowed_hosts": allowed_host or (), **limits}
         given |= {"allow_private_urls": allow_private_urls}
-        given |= {"state_dir": state_dir, "max_state_bytes": max_state_bytes}
+        given |= {"state_dir": state_dir, "max_state_bytes": max_state_bytes, "save_seconds": save_seconds}
         given |= {"transcriber": transcriber, "transcriber_model": transcriber_model}
         given |= {"speech": speech, "speech_model": speech_model, "speech_voice": speech_voice}
         _warn(host, keys)

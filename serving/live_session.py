@@ -35,6 +35,7 @@ class LiveSession:
         options ([`SessionOptions`]), instructions (`str`), max_output_tokens (`int`): Its settings.
         stream ([`EngineStream`]): Its stream.
         has_begun (`bool`): Whether it has a frame or a question.
+        last_time (`float`, *optional*): Time of the last frame that it has accepted, in seconds.
         listeners (`list[Callable]`): Called with `"frame"`, `"begin"`, `"words"`, `"end"` or `"over"`, and the
             [`Frame`], the [`Reply`], the reply and its new words, the reply, or why the session is over.
         conversation: What a protocol keeps for the session while no client is connected.
@@ -70,7 +71,7 @@ class LiveSession:
         self._frames: deque[Frame] = deque()
         self._waiters: list[asyncio.Future[None]] = []
         self._zero: float | None = None  # the clock at stream time 0, for frames without a time
-        self._last_time: float | None = None
+        self.last_time: float | None = None
         self._due = 0.0
         self._context = self._num_early = 0
         self._active = self._loop.time()
@@ -209,7 +210,7 @@ class LiveSession:
         """
         self._refuse_if_over()
         self.touch()
-        last, now = self._last_time, self._loop.time()
+        last, now = self.last_time, self._loop.time()
         if time is not None:
             if not 0 <= time <= _LATEST or (last is not None and time <= last):
                 wrong = f"Frame times must be seconds and increase, got {time!s:.20} s"
@@ -251,7 +252,7 @@ class LiveSession:
             with suppress(ValueError):
                 self._frames.remove(frame)
             raise
-        self._last_time = frame.time
+        self.last_time = frame.time
         self._due = max(self._due, frame.time) + 1 / self.options.fps
 
     async def show(self, pictures: list[Any], times: list[float]) -> None:

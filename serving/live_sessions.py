@@ -4,6 +4,7 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,18 +38,27 @@ class LiveSessions:
         limits ([`Limits`]): What sessions may do.
         metrics ([`Metrics`]): Where to count.
         prefix (`str`, *optional*): What ids and resume tokens begin with. It ends with a dot.
+        save_seconds (`float`, *optional*): Seconds after which [`SavedSessions`] saves a session with news.
     """
 
     when_behind = "drop_oldest"
 
-    def __init__(self, engine: StreamingEngine, limits: Limits, metrics: Metrics, prefix: str = "") -> None:
-        self.default_speak = engine.model.config.speak
+    def __init__(
+        self,
+        engine: StreamingEngine,
+        limits: Limits,
+        metrics: Metrics,
+        prefix: str = "",
+        save_seconds: float | None = None,
+    ) -> None:
+        self.default_speak, self.save_seconds = engine.model.config.speak, save_seconds
         self.engine, self.limits, self.metrics, self.prefix = engine, limits, metrics, prefix
         self.is_draining = False
         self._by_id: dict[str, LiveSession] = {}
         self._by_secret: dict[str, LiveSession] = {}
         self._by_stream: dict[EngineStream, LiveSession] = {}
         self._threads = ThreadPoolExecutor(max_workers=engine.max_streams + 4, thread_name_prefix="session")
+        self._telling = threading.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
         engine.on_step = self._on_step
@@ -191,13 +201,22 @@ class LiveSessions:
         ends = [session.ends_at - self._loop.time() for session in self._by_id.values()]
         return min([5.0, *ends])
 
+    def tell(self, session: LiveSession) -> None:
+        """Pass on what a session has done, before its stream came to rest; called in a thread."""
+        with self._telling:
+            self._tell([session], {session.stream: session.stream.events})
+
     def _on_step(self, said: Sequence[tuple[EngineStream, StreamEvent]]) -> None:
         """Pass on what a step of the engine did; called in the engine's thread."""
         events: dict[EngineStream, list[StreamEvent]] = {}
         for stream, event in said:
             events.setdefault(stream, []).append(event)
+        with self._telling:
+            self._tell(list(self._by_id.values()), events)
+
+    def _tell(self, sessions: Sequence[LiveSession], events: dict[EngineStream, list[StreamEvent]]) -> None:
         found: list[tuple[LiveSession, Teller, Progress]] = []
-        for session in list(self._by_id.values()):
+        for session in sessions:
             stream, teller = session.stream, session.teller
             try:
                 progress = None if teller is None else teller.take(stream, events.get(stream, ()))

@@ -25,6 +25,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from .draining import draining
 from .limits import Limits
+from .state_folder import check_saving
 
 
 _SESSION = re.compile(r"/v1/streaming/sessions/(\w+)\.")
@@ -51,6 +52,7 @@ class Settings(BaseModel):
             [`create_app`].
         state_dir (`str`), max_state_bytes (`int`): Where a replica that is removed saves its sessions, and most bytes
             of them. All replicas must have this folder, so that clients resume their sessions on another one.
+        save_seconds (`float`): Seconds after which a replica also saves a session that has news while it goes on.
         transcriber (`str`), transcriber_model (`str`), speech (`str`), speech_model (`str`), speech_voice (`str`):
             Endpoints for speech, as for `videollm-mod serve`. Their keys come from the same environment variables.
         min_replicas (`int`), max_replicas (`int`): Between these, Serve adds and removes replicas.
@@ -82,6 +84,7 @@ class Settings(BaseModel):
     limits: dict[str, Any] = {}
     state_dir: str | None = None
     max_state_bytes: int = Field(10_000_000_000, ge=1)
+    save_seconds: float | None = None
     min_replicas: int = Field(1, ge=1)
     max_replicas: int | None = None
     target_streams: float | None = Field(None, gt=0)
@@ -155,7 +158,9 @@ class Replica:
 
 def app(settings: Settings) -> serve.Application:
     """Return the application for `serve run`."""
-    Limits(**settings.limits)  # wrong ones are reported before a replica starts
+    # Wrong settings are reported before a replica starts.
+    Limits(**settings.limits)
+    check_saving(settings.save_seconds, settings.state_dir)
     target = settings.target_streams or 0.75 * settings.max_streams
     replicas = {"min_replicas": settings.min_replicas, "initial_replicas": settings.min_replicas}
     replicas |= {"max_replicas": max(settings.min_replicas, settings.max_replicas or 0)}

@@ -35,7 +35,7 @@ _MOST_UNSPOKEN = 2  # replies that wait until an earlier one is spoken, before r
 _MOST_DIGITS = 18  # of an event's number
 _TOKEN = "<resume token>"  # what stands for it in saved events
 # Attributes of a conversation that are saved as they are.
-_KEPT = ("conversation_id", "last_item", "number", "sent")
+_KEPT = ("conversation_id", "last_item", "number", "sent", "is_rewound")
 # Close codes of WebSockets.
 SLOW_READER, REPLACED, ENDED, RESTARTING = 1013, 4000, 1000, 1012
 
@@ -58,6 +58,7 @@ class Conversation:
         self.last_item: str | None = None
         self.number = 0  # of the last event
         self.sent = 0  # number of the last event that a client was sent
+        self.is_rewound = False  # the client does not know yet that its server forgot what came after a save
         self.connection: Connection | None = None
         self._events: deque[tuple[int, str]] = deque()
         self._num_kept = 0  # characters of these events
@@ -130,12 +131,26 @@ class Conversation:
         """
         self.connect(connection)
         number = (last_event_id or "").removeprefix("event_")
-        if number.isdecimal() and len(number) <= _MOST_DIGITS and int(number) <= self.number:
-            self.note_sent(int(number))  # speech may wait for that
+        if number.isdecimal() and len(number) <= _MOST_DIGITS:
+            self._note_known(int(number))
         missed = self.num_missed
         self.note_sent(self.sent + missed)
-        described = self.describe(resumed=True, missed_events=missed)
+        told = {"missed_events": missed or None, "rewound": self.is_rewound or None}
+        described = self.describe(resumed=True, last_frame_time=self.session.last_time, **told)
         return {"type": "session.created", "event_id": f"event_{secrets.token_hex(10)}", "session": described}
+
+    def _note_known(self, number: int) -> None:
+        if number > self.number and self.is_rewound:
+            # The client has all events that were saved. Later ones must not get the numbers that it knows.
+            self._events.clear()
+            self._num_kept, self.number = 0, number
+        if number <= self.number:
+            self.note_sent(number)  # speech may wait for that
+
+    @property
+    def is_speaking(self) -> bool:
+        """Whether a response is being spoken."""
+        return self._speech is not None
 
     async def disconnect(self, seconds: float) -> None:
         """End the connection, since the server stops, and wait until it sends nothing more."""
@@ -431,6 +446,7 @@ class Connection:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 return message.get("code") or 1006
+            self.conversation.is_rewound = False
             await self._handle(message.get("text"))
 
     async def _close(self, received: "asyncio.Task[int]") -> None:

@@ -51,13 +51,14 @@ class Audio:
 
 
 def session_object(session: LiveSession, model: str, audio: Audio, **added: Any) -> dict[str, Any]:
-    """Return the session object. `added` goes into the extension field, except what is empty."""
+    """Return the session object. `added` goes into the extension field, except what is `None`."""
     stream, sessions = session.stream.session, session.sessions
     extension = session.options.model_dump()
     extension |= {"max_frames": stream.max_frames, "max_text_tokens": stream.max_text_tokens}
     extension |= {"speak": session.options.speak or sessions.default_speak, "when_behind": sessions.when_behind}
     extension |= {"resume_token": session.token, "limits": asdict(session.limits)}
-    extension |= {name: value for name, value in added.items() if value}
+    extension |= {} if sessions.save_seconds is None else {"save_seconds": sessions.save_seconds}
+    extension |= {name: value for name, value in added.items() if value is not None}
     return {
         "type": "realtime",
         "object": "realtime.session",

@@ -71,7 +71,7 @@ async def _update_session(conversation: Conversation, event: dict[str, Any]) -> 
     conversation.audio = audio
     ignored = sorted([*(name for name in asked if name in _IGNORED), *ignored])
     added = {} if instructions is None else {"instructions_entered": "as a turn" if is_turn else "at the start"}
-    conversation.emit("session.updated", session=conversation.describe(ignored=ignored, **added))
+    conversation.emit("session.updated", session=conversation.describe(ignored=ignored or None, **added))
     for error in errors:
         conversation.fail(error, event_id_of(event))
 

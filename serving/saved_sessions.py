@@ -1,11 +1,11 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sessions that outlive their server: it saves them when it stops, and the next one resumes them."""
+"""Sessions that outlive their server: it saves them at its end or also before, and the next one resumes them."""
 
 import asyncio
 import json
 import time as clock
-from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,23 +17,21 @@ from .live_sessions import LiveSessions, id_taken, secret_of
 from .memory import EngineFullError
 from .realtime import Conversation
 from .realtime_events import Audio
+from .saved_files import write
 from .session_options import SessionOptions, check_fps
+from .session_state import FORMAT, fill_session, news_of, pack_session, questions_of, state_of_session
 from .state_folder import StateFolder
-from .telling import Frame, Reply, Teller
+from .telling import Teller
 
 
 logger = logging.get_logger(__name__)
 
-# Another format is refused.
-_FORMAT = 1
 _CLIENT, _STREAM, _MOVED = "client.json", "stream", "moved.txt"
 _SWEEP_SECONDS = 10.0
 _DISCONNECT_SECONDS = 10.0
+_LOOK_SECONDS = 1.0  # between two looks for sessions that are due to be saved
 _MOST_SECONDS_AWAY = 60.0  # for which a session is on its way from one server to the next
-# Attributes of a session that are saved as they are.
-_KEPT = ("instructions", "max_output_tokens", "created", "has_begun", "num_received", "num_skipped")
-_KEPT += ("_num_early", "_context", "_last_time", "_due")
-_KEPT_OF_REPLY = ("reply_id", "is_asked", "metadata", "is_spoken", "ignored")
+_FINAL = ("closed", "expired")  # why a session is over that is not to be resumed
 
 
 class SessionMovedError(RequestError):
@@ -67,6 +65,29 @@ class _Wanted(NamedTuple):
         """Under what its new name is kept."""
         return f"moved {self.secret}"
 
+    def names(self, session_id: str) -> tuple[str, str]:
+        """Return what was asked for, and how to ask the server for it that has the session under this name."""
+        if self.token is None:
+            return self.session_id, session_id
+        prefix, dot, _ = session_id.rpartition(".")
+        return self.token, prefix + dot + secret_of(self.token)
+
+
+@dataclass(eq=False)
+class _Kept:
+    """
+    The last save of a session that goes on.
+
+    Attributes:
+        time (`float`): When it was due last, by the clock of the event loop.
+        news (*optional*): What `news_of` was then.
+        fault (`str`): Why it could not be saved, `""` if it was.
+    """
+
+    time: float
+    news: tuple[Any, ...] | None = None
+    fault: str = ""
+
 
 class SavedSessions:
     """
@@ -74,7 +95,8 @@ class SavedSessions:
 
     Args:
         sessions ([`LiveSessions`]): Its sessions.
-        folder ([`StateFolder`], *optional*): Where sessions are saved. Without it they end with their server.
+        folder ([`StateFolder`], *optional*): Where sessions are saved when the server ends, and before if `sessions`
+            says so. Without it they end with their server.
         name (`str`): The model's name for clients.
         audio ([`Audio`]): How sessions hear and speak.
     """
@@ -83,8 +105,12 @@ class SavedSessions:
         self.sessions, self.folder, self.name, self.audio = sessions, folder, name, audio
         self._lock = asyncio.Lock()
         self._moved: dict[str, LiveSession] = {}  # sessions from other servers, by their notes
+        self._saving = asyncio.Lock()  # one at a time, while sessions go on
+        self._kept: dict[LiveSession, _Kept] = {}
         if folder is not None:
             sessions.start(self._sweep())
+            if sessions.save_seconds is not None:
+                sessions.start(self._keep_all())
 
     async def find(self, session_id: str, owner: str | None = None) -> LiveSession:
         """
@@ -133,7 +159,7 @@ class SavedSessions:
         self.sessions.is_draining = True
         if self.folder is None:
             return
-        async with self._lock:  # a session that is being restored is saved again
+        async with self._saving, self._lock:  # a session that is being restored is saved again
             sessions = [found for found in self.sessions if found.can_be_resumed and found.over is None]
         # A client that is away may ask another server before its session is saved.
         run, wanted = self.sessions.run, [_saved_as(session) for session in sessions]
@@ -172,14 +198,79 @@ class SavedSessions:
                 if conversation is not None:
                     await conversation.disconnect(_DISCONNECT_SECONDS)
                 expires = clock.time() + session.seconds_left
-                waiting = await run(lambda: _questions_of(session))
+                waiting = await run(lambda: questions_of(session))
                 await session.saving(lambda: stream.save(place / _STREAM, close=True))
-                state = json.dumps(_state_of(session, waiting), allow_nan=False)
+                state = json.dumps(state_of_session(session, waiting), allow_nan=False)
                 await run(lambda: (place / _CLIENT).write_text(state, encoding="utf-8"))
             await run(lambda: self.folder.commit(place, _saved_as(session).secret, expires))
         finally:
             await run(lambda: self.folder.discard(place))
             saved.set()
+
+    # ------------------------------------------------------------------------------------------------ save and go on
+
+    async def _keep_all(self) -> None:
+        """Save each session that is due, one after the other. They go on."""
+        while True:
+            await asyncio.sleep(min(self.sessions.save_seconds, _LOOK_SECONDS))
+            for session in filter(lambda found: found.can_be_resumed, self.sessions):
+                kept = self._kept.get(session) or self._watch(session)
+                async with self._saving:
+                    is_due = session._loop.time() >= kept.time + self.sessions.save_seconds
+                    if is_due and session.over is None and not self.sessions.is_draining:
+                        await self._keep(session, kept)
+
+    def _watch(self, session: LiveSession) -> _Kept:
+        """Take note of a session that will be due, and of its end."""
+
+        def listen(kind: str, *what: Any) -> None:
+            if kind == "over":
+                del self._kept[session]
+                if what[0] in _FINAL:
+                    self.sessions.start(self._remove(session))
+
+        kept = _Kept(session._loop.time())
+        if session.over is None:
+            session.listeners.append(listen)
+            self._kept[session] = kept
+        return kept
+
+    async def _keep(self, session: LiveSession, kept: _Kept) -> None:
+        """Save a session. If it has no news, or a response is being spoken, only note that it lives."""
+        run, folder, secret = self.sessions.run, self.folder, _saved_as(session).secret
+        expires, place = self._kept_until(session), None
+        is_speaking = session.conversation is not None and session.conversation.is_speaking
+        try:
+            is_saved = await run(lambda: folder.peek(secret, expires=expires)) is not None
+            if is_speaking:
+                return
+            kept.time = session._loop.time()
+            if is_saved and kept.news == news_of(session):
+                return
+            news, state, stream = await pack_session(session)
+            place = await run(folder.begin)
+            await run(lambda: write(stream, self.sessions.engine.model, place / _STREAM))
+            await run(lambda: (place / _CLIENT).write_text(state, encoding="utf-8"))
+            await run(lambda: folder.commit(place, secret, expires, is_held=True))
+            kept.news, kept.fault = news, ""
+        except Exception as error:
+            if session.over is None and kept.fault != str(error):
+                kept.fault = str(error)
+                logger.warning(f"The session {session.session_id} could not be saved: {error}")
+        finally:
+            if place is not None:
+                await run(lambda: folder.discard(place))
+        if session.over in _FINAL:
+            await self._remove(session)
+
+    async def _remove(self, session: LiveSession) -> None:
+        """Remove what was saved of a session that is over."""
+        async with self._lock:  # a session of the same name is opened after that
+            await self.sessions.run(lambda: self.folder.remove(_saved_as(session).secret))
+
+    def _kept_until(self, session: LiveSession) -> float:
+        """Return until when a session that goes on is kept, if this is its last save."""
+        return clock.time() + session.seconds_left + 2 * self.sessions.save_seconds
 
     # --------------------------------------------------------------------------------------------------------- restore
 
@@ -203,6 +294,7 @@ class SavedSessions:
             if self._is_here(wanted):
                 return None
             self.sessions.refuse_if_draining()
+            await run(lambda: self._refuse_if_held(wanted))
             try:
                 taken = await run(lambda: folder.take(wanted.secret))
             except ValueError as error:
@@ -221,13 +313,39 @@ class SavedSessions:
                 if isinstance(error, (ValueError, KeyError, TypeError)):
                     raise _lost(error, taken / _STREAM) from None
                 raise
-            await run(lambda: folder.discard(taken))
+            await self._let_go(taken, session)
             if session.session_id == before:
                 await run(lambda: folder.remove(wanted.note))
             else:
                 await run(lambda: self._note(wanted, session.session_id))
                 self._moved[wanted.note] = session
             return session
+
+    async def _let_go(self, taken: Path, session: LiveSession) -> None:
+        """Remove the files of a session that goes on here, or keep them until it is saved again."""
+        if self.sessions.save_seconds is None:
+            await self.sessions.run(lambda: self.folder.discard(taken))
+            return
+        self._watch(session)
+        secret, until = _saved_as(session).secret, self._kept_until(session)
+        try:
+            await self.sessions.run(lambda: self.folder.put_back(taken, secret, held_until=until))
+        except OSError as error:
+            logger.warning(f"The files of the session {session.session_id} could not be kept: {error}")
+
+    def _refuse_if_held(self, wanted: _Wanted) -> None:
+        """Raise [`RequestError`] if a session was saved and goes on at another server, which lives."""
+        place = self.folder.peek(wanted.secret)
+        if place is None or not self.folder.is_held_elsewhere(place):
+            return
+        try:
+            name = json.loads((place / _CLIENT).read_text(encoding="utf-8"))["session_id"]
+        except (OSError, ValueError, KeyError, TypeError):  # it is replaced just now
+            name = None
+        before, now = wanted.names(name or "")
+        if name is None or before == now:
+            raise _moving("Another server has the session: try again.")
+        raise SessionMovedError(before, now)
 
     def _note(self, wanted: _Wanted, now: str) -> None:
         """Let all servers that share the folder know the new name of a session, `""` while it is on its way."""
@@ -249,14 +367,10 @@ class SavedSessions:
         except OSError:  # another server has removed it
             return
         if name == "":
-            moving = "The session moves to another server: try again."
-            raise RequestError(moving, status=503, code="session_moving", retry_after=1)
+            raise _moving("The session moves to another server: try again.")
         if name is None:
             return
-        before, now = wanted.session_id, name
-        if wanted.token is not None:
-            prefix, dot, _ = name.rpartition(".")
-            before, now = wanted.token, prefix + dot + secret_of(wanted.token)
+        before, now = wanted.names(name)
         if now != before:
             await self.sessions.run(lambda: self.folder.peek(wanted.note, expires=self._notes_expire))
             raise SessionMovedError(before, now)
@@ -269,8 +383,8 @@ class SavedSessions:
         """Open a saved session. Return it, and the name that it had."""
         sessions, engine = self.sessions, self.sessions.engine
         state = json.loads((taken / _CLIENT).read_text(encoding="utf-8"))
-        if state["format"] != _FORMAT:
-            raise ValueError(f"It has format {state['format']}; this version reads format {_FORMAT}.")
+        if state["format"] != FORMAT:
+            raise ValueError(f"It has format {state['format']}; this version reads format {FORMAT}.")
         options = SessionOptions.model_validate(state["options"])
         check_fps(options.fps, sessions.limits)
         session = LiveSession(sessions, options, state["instructions"], owner=wanted.owner)
@@ -280,11 +394,13 @@ class SavedSessions:
         try:
             teller.go_on(stream.session)
             session.stream, session.teller, stream.max_events = stream, teller, sessions.limits.max_unsent
-            _fill(session, state)
+            fill_session(session, state)
             if wanted.token is not None:
                 session.token = sessions.prefix + secret_of(wanted.token)
             if state["conversation"] is not None:
-                Conversation(session, self.name, self.audio).go_on(state["conversation"])
+                conversation = Conversation(session, self.name, self.audio)
+                conversation.go_on(state["conversation"])
+                conversation.is_rewound |= self.folder.went_on(taken)
         except BaseException:
             stream.close(discard=True)
             raise
@@ -303,30 +419,8 @@ def _lost(error: Exception, folder: Path | None = None) -> RequestError:
     return RequestError(f"The session cannot be resumed: {why}", status=410, code="session_lost")
 
 
-def _questions_of(session: LiveSession) -> list[Reply]:
-    """Return the replies that clients wait for, in the order in which the stream will answer."""
-    with session.sessions.engine.changed:
-        questions = session.stream.session._questions
-        return [session.asked[id(question)] for question in questions if id(question) in session.asked]
-
-
-def _state_of(session: LiveSession, waiting: list[Reply]) -> dict[str, Any]:
-    """Return what is saved of a session besides its stream."""
-    state: dict[str, Any] = {name: getattr(session, name) for name in _KEPT}
-    still = set(map(id, session.asked.values()))
-    asked = [{name: getattr(reply, name) for name in _KEPT_OF_REPLY} for reply in waiting if id(reply) in still]
-    zero = session._zero
-    return state | {
-        "format": _FORMAT,
-        "prefix": session.sessions.prefix,
-        "session_id": session.session_id,
-        "options": session.options.model_dump(),
-        # The clock of another process begins elsewhere.
-        "zero": None if zero is None else clock.time() - (session._loop.time() - zero),
-        "frames": [[frame.item_id, frame.time] for frame in session._frames],
-        "asked": asked,
-        "conversation": None if session.conversation is None else session.conversation.to_dict(),
-    }
+def _moving(why: str) -> RequestError:
+    return RequestError(why, status=503, code="session_moving", retry_after=1)
 
 
 def _saved_as(session: LiveSession) -> _Wanted:
@@ -334,24 +428,6 @@ def _saved_as(session: LiveSession) -> _Wanted:
     if session.conversation is None:
         return _Wanted(session.owner, session_id=session.session_id)
     return _Wanted(session.owner, token=session.token)
-
-
-def _fill(session: LiveSession, state: dict[str, Any]) -> None:
-    """Give a new session what was saved of it. Its stream was restored already."""
-    for name in _KEPT:
-        setattr(session, name, state[name])
-    name = session.sessions.prefix + state["session_id"].removeprefix(state["prefix"])
-    # The next server may have other limits.
-    session.max_output_tokens = min(session.max_output_tokens, session.limits.max_output_tokens)
-    session.stream.session.max_new_tokens = session.max_output_tokens
-    session.stream.max_waiting = session.limits.max_waiting
-    session.session_id = session.session_id if session.sessions.has(name) else name
-    if state["zero"] is not None:
-        session._zero = session._loop.time() - (clock.time() - state["zero"])
-    session._frames = deque(Frame(item_id, time) for item_id, time in state["frames"])
-    questions = [question for question in session.stream.session._questions if question.reply_now]
-    for question, reply in zip(questions, state["asked"], strict=True):
-        session.asked[id(question)] = Reply(question=question, **reply)
 
 
 __all__ = ["SavedSessions", "SessionMovedError"]

@@ -39,7 +39,7 @@ from .realtime_requests import handle_event, read_options
 from .saved_sessions import SavedSessions, SessionMovedError
 from .session_options import SessionOptions
 from .speech_endpoints import Speaker, Transcriber
-from .state_folder import StateFolder
+from .state_folder import StateFolder, check_saving
 from .telling import Reply
 
 
@@ -57,6 +57,7 @@ class Server:
         allows_private_urls (`bool`): Whether URLs may lead into a private network.
         session_prefix (`str`): What ids and resume tokens of sessions begin with.
         state_folder ([`StateFolder`], *optional*): Where sessions are saved when the application ends.
+        save_seconds (`float`, *optional*): Seconds after which a session that has news is saved before that.
         audio ([`Audio`]): How sessions hear and speak.
 
     Attributes:
@@ -76,13 +77,14 @@ class Server:
         allows_private_urls: bool,
         session_prefix: str,
         state_folder: StateFolder | None,
+        save_seconds: float | None,
         audio: Audio,
     ) -> None:
         self.engine, self.limits, self.name, self.session_prefix = engine, limits, name, session_prefix
         self.allows_private_urls = allows_private_urls
         self.audio = audio
         self.metrics = Metrics(engine)
-        self.state_folder = state_folder
+        self.state_folder, self.save_seconds = state_folder, save_seconds
         self.bodies = Bodies(limits)
         self.sessions: LiveSessions | None = None
         self.saved: SavedSessions | None = None
@@ -95,7 +97,8 @@ class Server:
     async def run(self, _: FastAPI) -> AsyncIterator[None]:
         """Run the engine in its thread, and ask the model something before the server is ready."""
         loop = asyncio.get_running_loop()
-        self.sessions = LiveSessions(self.engine, self.limits, self.metrics, self.session_prefix)
+        given = (self.limits, self.metrics, self.session_prefix, self.save_seconds)
+        self.sessions = LiveSessions(self.engine, *given)
         self.saved = SavedSessions(self.sessions, self.state_folder, self.name, self.audio)
         async with AsyncExitStack() as stack:
             for endpoint in filter(None, (self.audio.transcriber, self.audio.speaker)):
@@ -108,6 +111,8 @@ class Server:
                 await self.saved.save_all()
                 await self.sessions.close()
                 await loop.run_in_executor(None, self.engine.__exit__, None, None, None)
+                if self.state_folder is not None:
+                    self.state_folder.release()
 
     @property
     def status(self) -> str:
@@ -146,6 +151,7 @@ def create_app(
     session_prefix: str = "",
     state_dir: str | os.PathLike | None = None,
     max_state_bytes: int = 10_000_000_000,
+    save_seconds: float | None = None,
     transcriber: Transcriber | None = None,
     speaker: Speaker | None = None,
     engine_options: dict[str, Any] | None = None,
@@ -170,6 +176,8 @@ def create_app(
         state_dir (`str` or `Path`, *optional*): Folder in which sessions are saved when the application ends, and
             from which clients resume them. Servers of one model may share it.
         max_state_bytes (`int`, *optional*, defaults to 10,000,000,000): Most bytes of all saved sessions.
+        save_seconds (`float`, *optional*): Seconds after which a session that has news is saved in `state_dir` while
+            it goes on, so that clients also resume it if the server is killed. By default, no session is.
         transcriber ([`Transcriber`], *optional*): Makes texts of what clients say. Without it, audio is refused.
         speaker ([`Speaker`], *optional*): Reads replies aloud. Without it, all replies are texts.
         engine_options (`dict`, *optional*): Options of [`StreamingEngine`], such as `max_streams`.
@@ -183,10 +191,11 @@ def create_app(
     if session_prefix and not session_prefix.endswith("."):
         raise ValueError(f"`session_prefix` must end with a dot, got {session_prefix!r}.")
     check_count("max_state_bytes", max_state_bytes)
+    check_saving(save_seconds, state_dir)
     folder = None if state_dir is None else StateFolder(state_dir, max_state_bytes)
     engine = StreamingEngine(model, processor, **{"output_router_scores": True, **(engine_options or {})})
     audio = Audio(transcriber, speaker)
-    server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix, folder, audio)
+    server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix, folder, save_seconds, audio)
     app = FastAPI(title="VideoLLM-MoD", openapi_url=None, lifespan=server.run)
     app.state.server = server
     server.allowed_hosts.update(host.lower() for host in allowed_hosts)

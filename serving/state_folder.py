@@ -15,8 +15,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ..checks_videollm_mod import check_number
+from .presence import Presence
+
 
 _DIGESTS = "digests.json"
+_HOLDER = "server.txt"  # names the server at which a session goes on
 # The hash of a secret, and when it was kept, in nanoseconds.
 _COMPLETE = re.compile(r"([0-9a-f]{64})(?:\.(\d+))?")
 _OPEN = ".session-"  # what the names of folders begin with that are written or read
@@ -29,6 +33,8 @@ class StateFolder:
     Saved sessions on disk, each a folder named by the hash of a secret and the time of saving. Its time of
     modification is when it expires. Files that others have put there are left alone.
 
+    A session that goes on at its server after it was saved is held by this server, as long as the server lives.
+
     Args:
         folder (`str` or `Path`): Where the sessions lie. It is made if needed.
         max_bytes (`int`): Most bytes of all sessions. The sessions that expire first make room for others.
@@ -39,7 +45,7 @@ class StateFolder:
 
     def __init__(self, folder: str | os.PathLike, max_bytes: int) -> None:
         self.folder, self.max_bytes = Path(folder).absolute(), max_bytes
-        self._lock = threading.Lock()
+        self._lock, self._presence = threading.Lock(), Presence(self.folder)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.discard(self.begin())
@@ -60,13 +66,13 @@ class StateFolder:
             return  # another server has taken or removed it
         shutil.rmtree(gone, ignore_errors=True)
 
-    def commit(self, place: Path, secret: str, expires: float) -> None:
+    def commit(self, place: Path, secret: str, expires: float, *, is_held: bool = False) -> None:
         """
         Keep what was written into a folder of `begin` until a time, by `time.time()`. It replaces what was kept under
-        this secret before.
+        this secret before. With `is_held` the session goes on here.
 
         Raises:
-            `ValueError`: If it has more bytes than all sessions may have.
+            `ValueError`: If it has more bytes than all sessions may have, or another server has the session now.
         """
         files = sorted(path for path in place.rglob("*") if path.is_file())
         for path in files:
@@ -75,9 +81,13 @@ class StateFolder:
         with open(place / _DIGESTS, "w", encoding="utf-8", opener=_open_private) as file:
             json.dump(digests, file)
         with self._lock:
-            self._make_room(_size(place))
-            os.utime(place, (expires, expires))
             before = self._places_of(secret)
+            if any(map(self.is_held_elsewhere, before)):
+                raise ValueError("Another server has this session now.")
+            if is_held:
+                self._hold(place)
+            self._make_room(_size(place), before)
+            os.utime(place, (expires, expires))
             # A process that is killed here leaves the one before or both, and the newest counts.
             os.rename(place, self._new_place(secret))
             for old in before:
@@ -125,20 +135,46 @@ class StateFolder:
         return place
 
     def remove(self, secret: str) -> None:
-        """Remove what is kept under a secret, if there is something and it can be reached."""
+        """Remove what is kept under a secret, if it can be reached and no other server holds it."""
         with suppress(OSError):
             for place in self._places_of(secret):
-                self.discard(place)
+                if not self.is_held_elsewhere(place):
+                    self.discard(place)
 
-    def put_back(self, taken: Path, secret: str) -> None:
-        """Keep a session that `take` returned under its secret again."""
+    def put_back(self, taken: Path, secret: str, *, held_until: float | None = None) -> None:
+        """Keep a session that `take` returned under its secret again. With a time it goes on here, until then."""
+        if held_until is not None:
+            with self._lock:
+                self._hold(taken)
+            os.utime(taken, (held_until, held_until))
         os.rename(taken, self._new_place(secret))
+
+    def went_on(self, place: Path) -> bool:
+        """Whether a session went on after it was saved, so that the files do not have what came then."""
+        return (place / _HOLDER).is_file()
+
+    def is_held_elsewhere(self, place: Path) -> bool:
+        """Whether a session goes on at another server, which lives."""
+        try:
+            return self._presence.is_of_another((place / _HOLDER).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+
+    def release(self) -> None:
+        """Hold no session any more, since this server ends."""
+        with self._lock:
+            self._presence.end()
 
     def remove_expired(self) -> None:
         """Remove sessions whose time is over, and what processes that ended in the middle have left."""
+        self._presence.remove_dead()
         for place in self._places():
             if _has_expired(place, 0.0 if _COMPLETE.fullmatch(place.name) else _ABANDONED):
                 self.discard(place)
+
+    def _hold(self, place: Path) -> None:
+        with open(place / _HOLDER, "w", encoding="utf-8", opener=_open_private) as file:
+            file.write(self._presence.show())
 
     def _new_place(self, secret: str) -> Path:
         return self.folder / f"{_hash(secret)}.{clock.time_ns()}"
@@ -154,16 +190,24 @@ class StateFolder:
             if (_COMPLETE.fullmatch(place.name) or place.name.startswith(_OPEN)) and place.is_dir():
                 yield place
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, replaced: list[Path]) -> None:
         if size > self.max_bytes:
             raise ValueError(f"It has {size} bytes, and all saved sessions may have {self.max_bytes}.")
-        kept = [place for place in self._places() if _COMPLETE.fullmatch(place.name)]
+        kept = [place for place in self._places() if _COMPLETE.fullmatch(place.name) and place not in replaced]
         sizes = {place: _size(place) for place in sorted(kept, key=_expiry)}
         total = sum(sizes.values()) + size
         for place, freed in sizes.items():
             if total > self.max_bytes:
                 self.discard(place)
                 total -= freed
+
+
+def check_saving(save_seconds: float | None, state_dir: str | os.PathLike | None) -> None:
+    """Raise `ValueError` if sessions are to be saved while they go on, and the interval is wrong or has no folder."""
+    if save_seconds is not None:
+        check_number("save_seconds", save_seconds, above=0)
+        if state_dir is None:
+            raise ValueError("`save_seconds` needs `state_dir`, the folder in which sessions are saved.")
 
 
 def _open_private(path: str, flags: int) -> int:
@@ -215,4 +259,4 @@ def _has_expired(place: Path, after: float = 0.0) -> bool:
     return _expiry(place) + after < clock.time()
 
 
-__all__ = ["StateFolder"]
+__all__ = ["StateFolder", "check_saving"]

@@ -210,24 +210,16 @@ class EngineStream:
         """
         check_folder(folder)
         self._refuse_if_closed()
-        engine, session = self._engine, self.session
-        if engine.is_inside_step:
+        if self._engine.is_inside_step:
             raise RuntimeError("A streamer cannot wait for the engine that calls it: save from another thread.")
         self.pause()
         try:
-            while not self.is_at_rest:
-                engine.make_progress(lambda: self.is_at_rest)
-            with engine.changed:
-                self._refuse_if_closed()
-                own = {
-                    "received": list(self._received),
-                    "when_behind": self.when_behind,
-                    "max_waiting": self.max_waiting,
-                }
-                saved = state_of(session, **own)
+            self.wait_for_rest()
+            with self._engine.changed:
+                saved = self.pack()
                 self._is_closing = close  # what comes from now on is not in the files, so it is refused
             try:
-                write(saved, session.model, folder)
+                write(saved, self.session.model, folder)
             except BaseException:
                 self._is_closing = self._is_closing and not close
                 raise
@@ -235,6 +227,18 @@ class EngineStream:
                 self.close(discard=True)
         finally:
             self.resume()
+
+    def wait_for_rest(self) -> None:
+        """Wait until the step and the reply in progress of a stream that was paused are finished."""
+        while not self.is_at_rest:
+            self._engine.make_progress(lambda: self.is_at_rest)
+
+    def pack(self) -> Saved:
+        """Return what [`~EngineStream.save`] writes, of a stream that is paused and at rest. It may go on then."""
+        with self._engine.changed:
+            self._refuse_if_closed()
+            own = {"received": list(self._received), "when_behind": self.when_behind, "max_waiting": self.max_waiting}
+            return state_of(self.session, **own)
 
     def pause(self) -> None:
         """Let the engine finish the step and reply in progress, and then leave the stream as it is."""

@@ -82,10 +82,10 @@ FOLDERS = {"benchmarks", "commands", "convert", "docs", "samples", "serving", "s
 SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "step", "saved_files", "saving")
 SERVING += ("stream", "stats", "compiled_step", "encoding", "captured_step", "step_runner", "engine")
 # The server, which `__init__` does not import: it needs the extra `serve`.
-SERVING += ("state_folder", "limits", "bodies", "fetching", "access", "metrics", "session_options", "telling")
-SERVING += ("live_session", "live_sessions", "speech_endpoints", "realtime_events", "hearing", "speaking", "realtime")
-SERVING += ("event_fields", "realtime_audio", "realtime_requests", "saved_sessions", "chat_messages", "chat", "server")
-SERVING += ("draining", "ray_app")
+SERVING += ("presence", "state_folder", "limits", "bodies", "fetching", "access", "metrics", "session_options")
+SERVING += ("telling", "live_session", "live_sessions", "speech_endpoints", "realtime_events", "hearing", "speaking")
+SERVING += ("realtime", "event_fields", "realtime_audio", "realtime_requests", "session_state", "saved_sessions")
+SERVING += ("chat_messages", "chat", "server", "draining", "ray_app")
 SERVING += ("__init__",)
 
 

@@ -388,6 +388,7 @@ ALONE = {
     "benchmarks/untrained_routing.py": "a temporary folder",
     "commands/clips.py ClipCutter._write": "gets the part of a file from `cut`",
     "modeling_videollm_mod.py VideoLLMMoDPreTrainedModel.save_pretrained": "as in Transformers; see `new_checkpoint`",
+    "serving/presence.py": "an empty file",
     "serving/saved_files.py rename_over": "renames a complete folder",
     "serving/saved_sessions.py": "into a folder that `StateFolder.commit` renames",
     "serving/speech_endpoints.py _wav": "memory",

@@ -1,0 +1,315 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions that are saved while they go on: resumed when their server was killed, and the same in all else."""
+
+import asyncio
+import json
+import signal
+import time as clock
+from contextlib import ExitStack
+from functools import partial
+
+import httpx
+import pytest
+from engines import embedded
+from serving_server import (
+    ROOMY,
+    connect,
+    frame_event,
+    narration,
+    picture,
+    running,
+    said,
+    send,
+    text_event,
+    until,
+    update_event,
+)
+from test_serving_saved_sessions import TINY, accepted, numbers_of, saved_in, send_frames
+from test_serving_server import start
+from tiny import random_frames, tiny_model, tiny_processor
+from websockets.exceptions import ConnectionClosed
+
+from videollm_mod.serving import presence
+from videollm_mod.serving.presence import Presence
+from videollm_mod.serving.server import create_app
+from videollm_mod.serving.state_folder import StateFolder
+
+
+@pytest.fixture
+def state(tmp_path):
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def small(state):
+    """Return a function that serves a tiny model, whose words mean nothing. It saves sessions all the time."""
+    given = {"state_dir": state, "engine_options": TINY, "max_output_tokens": 8, "save_seconds": 0.01}
+    return partial(running, tiny_model(), tiny_processor(), **given)
+
+
+def saved_states(folder):
+    """Return what the clients of saved sessions have done, by `client.json`."""
+    found = []
+    for place in saved_in(folder):
+        try:
+            found.append(json.loads((place / "client.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:  # a note, or replaced meanwhile
+            continue
+    return found
+
+
+async def until_true(condition):
+    end = clock.monotonic() + 60
+    while not condition():
+        assert clock.monotonic() < end
+        await asyncio.sleep(0.01)
+
+
+def show(door, numbers):
+    """Show frames to a session over plain HTTP. Return what it says."""
+    heard = []
+    for number in numbers:
+        answer = httpx.post(f"{door}/frame?time={number / 2}", content=picture(embedded()[2][number]), timeout=60)
+        assert answer.status_code == 200, answer.text
+        heard += [(event["time"], event["text"]) for event in answer.json()["said"]]
+    return heard
+
+
+def test_sessions_of_a_killed_server_go_on_from_their_last_save(state, tmp_path):
+    """Its folder is moved away after the saves, so that it cannot save what comes then. Clients send that again."""
+    frames, kept, path = embedded()[2], tmp_path / "kept", "v1/streaming/sessions"
+    process, address = start(0, "--state-dir", str(state), "--save-seconds", "0.2")
+    httpx.post(f"http://{address}/{path}", json={"id": "door"})
+    spoken = show(f"http://{address}/{path}/door", range(4))
+
+    async def begin():
+        connection = await connect(address)
+        first = (await connection.recv()).session.videollm_mod
+        await send_frames(connection, frames[:8])
+        await until_true(lambda: sorted(each["num_received"] for each in saved_states(state)) == [4, 8])
+        state.rename(kept)
+        show(f"http://{address}/{path}/door", range(4, 6))
+        await send_frames(connection, frames[8:11], start=8)
+        heard = await accepted(connection, 11)
+        heard += await until(connection, "conversation.item.done", 1)
+        process.send_signal(signal.SIGKILL)
+        with pytest.raises(ConnectionClosed):
+            while True:
+                heard.append(await asyncio.wait_for(connection.recv(), 30))
+        return first, heard
+
+    async def go_on(address):
+        token, last = first["resume_token"], before[-1].event_id
+        query = {"resume_token": token, "last_event_id": last}
+        lost = await connect(address, extra_query=query)  # the client does not learn what it says
+        lost._connection.transport.abort()
+        connection = await connect(address, extra_query=query)
+        created = (await connection.recv()).session.videollm_mod
+        since = int(created["last_frame_time"] * 2) + 1
+        await send_frames(connection, frames[since:], start=since)
+        heard = await until(connection, "response.done", len(narration()) - len(kept_words))
+        other = await connect(address, extra_query={"resume_token": token})
+        again = (await other.recv()).session.videollm_mod
+        await other.close()
+        return created, heard, again
+
+    first, before = asyncio.run(begin())
+    process.wait()
+    kept_words = [event for event in said(before) if event[0] <= 3.5]
+    model, processor, _ = embedded()
+    serve = partial(running, model, processor, state_dir=kept, engine_options=ROOMY, save_seconds=60.0)
+    with serve() as (other, _):
+        created, after, again = asyncio.run(go_on(other))
+        door = f"http://{other}/{path}/door"
+        assert httpx.get(door).json()["time"] == 1.5
+        spoken += show(door, range(4, len(frames)))
+        assert len(saved_in(kept)) == 1, "the one whose client left is removed, and the other one stays until it is"
+        httpx.delete(door)
+        assert saved_in(kept) == [] and httpx.post(f"http://{other}/{path}", json={"id": "door"}).status_code == 201
+    assert first["save_seconds"] == 0.2 and created["save_seconds"] == 60.0
+    assert created["resumed"] and created["rewound"] and created["last_frame_time"] == 3.5
+    assert kept_words + said(after) == narration() == spoken
+    numbers = numbers_of(before + after)
+    assert numbers == list(range(2, 2 + len(numbers))), "no later event has the number of one that was lost"
+    assert again["resumed"] and "rewound" not in again and again["last_frame_time"] == (len(frames) - 1) / 2
+
+
+def test_streams_that_are_saved_all_the_time_say_the_same(state):
+    model, processor, frames = embedded()
+    names, most = set(), []
+
+    async def watch(address):
+        connection = await connect(address)
+        await connection.recv()
+        heard = []
+        for number, frame in enumerate(frames):
+            await send(connection, frame_event(frame, number / 2))
+            heard += await until(connection, "conversation.item.done")
+            saved = [path.name for path in saved_in(state)]
+            names.update(saved)
+            most.append(len(saved))
+        heard += await until(connection, "response.done", len(narration()) - len(said(heard)))
+        await connection.close()
+        return heard
+
+    serve = partial(running, model, processor, state_dir=state, engine_options=ROOMY, save_seconds=0.001)
+    with serve() as (address, server):
+        heard = asyncio.run(watch(address))
+        asyncio.run(until_true(lambda: not list(server.sessions) and not saved_in(state)))
+    assert said(heard) == narration()
+    assert numbers_of(heard) == list(range(2, 2 + len(heard)))
+    assert len(names) > 3 and max(most) <= 2, "a session has one folder, and two while one replaces the other"
+    assert list(state.iterdir()) == [], "the server that has ended leaves nothing"
+
+
+def test_what_is_saved_goes_when_its_session_expires_and_stays_while_it_lives(small, state):
+    """A heartbeat is no news, so that the files stay as they are."""
+
+    async def beat(address):
+        connection = await connect(address)
+        await send(connection, frame_event(random_frames(1)[0], 0.0))
+        await until(connection, "conversation.item.done")
+        await until_true(lambda: saved_in(state))
+        await asyncio.sleep(0.1)
+        before = saved_in(state)
+        expires = before[0].stat().st_mtime
+        for _ in range(3):
+            await send(connection, {"type": "session.heartbeat"})
+            await until(connection, "session.heartbeat_ack")
+            await asyncio.sleep(0.05)
+        assert saved_in(state) == before and before[0].stat().st_mtime > expires
+        connection._connection.transport.abort()
+        await until_true(lambda: not saved_in(state))
+
+    with small(resume_seconds=0.2) as (address, _):
+        asyncio.run(beat(address))
+
+
+def test_a_reply_can_be_cancelled_while_a_save_waits_for_its_end(small):
+    """The tiny model does not end a reply. Nothing that waits is lost either."""
+
+    async def cancel(address, server):
+        connection = await connect(address)
+        await send(connection, update_event(unprompted=False), frame_event(random_frames(1)[0], 0.0))
+        await until(connection, "conversation.item.done")
+        (session,) = server.sessions
+        await send(connection, {"type": "response.create"})
+        await until(connection, "response.created")
+        await send(connection, text_event("And now?"))
+        await until_true(lambda: session.stream.session.is_paused)  # by a save
+        await send(connection, {"type": "response.cancel"}, {"type": "response.create"})
+        first = (await until(connection, "response.done"))[-1].response
+        await until(connection, "response.created")  # the stream goes on
+        await send(connection, {"type": "response.cancel"})
+        await until(connection, "response.done")
+        await connection.close()
+        return first
+
+    engine = TINY | {"max_text_tokens": 3000}
+    with small(engine_options=engine, max_output_tokens=2000) as (address, server):
+        assert asyncio.run(cancel(address, server)).status == "cancelled"
+
+
+def test_a_session_that_another_server_holds_is_not_resumed_from_its_save(small, state, caplog):
+    """Servers with prefixes say where it is. When its server is gone, the next one that is asked resumes it."""
+    sessions = "v1/streaming/sessions"
+
+    async def begin(address):
+        connection = await connect(address)
+        token = (await connection.recv()).session.videollm_mod["resume_token"]
+        await send_frames(connection, embedded()[2][:2])
+        await until(connection, "conversation.item.done", 2)
+        httpx.post(f"http://{address}/{sessions}", json={"id": "door"})
+        await until_true(lambda: len(saved_states(state)) == 2)
+        return token
+
+    def ask(address, token):
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        upgrade |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+        answer = httpx.get(f"http://{address}/v1/realtime?resume_token={token}", headers=upgrade)
+        return answer.status_code, answer.headers.get("Location", answer.headers.get("Retry-After"))
+
+    async def resume(address, token):
+        connection = await connect(address, extra_query={"resume_token": token})
+        created = (await connection.recv()).session.videollm_mod
+        connection._connection.transport.abort()
+        return created
+
+    async def seem_gone(server):
+        """Unlock the file, as the system does when a server is killed. Saves wait."""
+        await server.saved._saving.acquire()
+        server.state_folder.release()
+
+    async def come_back(server):
+        server.saved._saving.release()
+
+    def on_loop(server, work):
+        asyncio.run_coroutine_threadsafe(work, server.sessions._loop).result(60)
+
+    with ExitStack() as stack:
+        (second, other), (first, server) = (stack.enter_context(small(session_prefix=name)) for name in ("b.", "a."))
+        token = asyncio.run(begin(first))
+        assert ask(second, token) == (503, "1")
+        assert ask(second, token.replace("a.", "b.", 1)) == (308, f"/v1/realtime?resume_token={token}")
+        assert httpx.get(f"http://{second}/{sessions}/a.door").status_code == 503
+        on_loop(server, seem_gone(server))
+        created = asyncio.run(resume(second, token))
+        assert created["resume_token"] == token.replace("a.", "b.", 1) and created["rewound"]
+        assert httpx.get(f"http://{second}/{sessions}/a.door").headers["Location"] == f"/{sessions}/b.door"
+        assert httpx.get(f"http://{second}/{sessions}/b.door").status_code == 200
+        on_loop(server, come_back(server))
+    assert "Another server has this session now" in caplog.text, "the first server saves it no more"
+
+
+# --------------------------------------------------------------------------------------------------------- the folder
+
+
+def test_servers_see_which_others_live(tmp_path):
+    one, other = Presence(tmp_path), Presence(tmp_path)
+    assert list(tmp_path.iterdir()) == [] and not one.is_of_another("")
+    name = one.show()
+    assert one.show() == name and other.is_of_another(name) and not one.is_of_another(name)
+    other.remove_dead()
+    assert other.is_of_another(name)
+    one.end()
+    assert not other.is_of_another(name) and list(tmp_path.iterdir()) == []
+    left = [tmp_path / f".server-{number:016x}{end}" for number, end in ((1, ""), (2, ".new"))]
+    for path in left:
+        path.touch()  # of processes that were killed
+    assert not other.is_of_another(left[0].name)
+    other.remove_dead()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_locks_is_used_without_them(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(presence, "fcntl", None)  # as on Windows
+    folder = StateFolder(tmp_path / "state", 10_000)
+    place = folder.begin()
+    folder.commit(place, "secret", 4e9, is_held=True)
+    assert "cannot be locked (this system has no such locks)" in caplog.text
+    other = StateFolder(tmp_path / "state", 10_000)
+    assert not other.is_held_elsewhere(other.peek("secret"))
+    taken = other.take("secret")
+    assert other.went_on(taken)
+    other.put_back(taken, "secret", held_until=4.1e9)
+    assert other.peek("secret").stat().st_mtime == 4.1e9
+
+
+def test_a_session_that_is_saved_again_needs_no_room_for_the_save_before(tmp_path):
+    folder = StateFolder(tmp_path, 25_000)
+    for number in range(4):
+        for secret in ("one", "other"):
+            place = folder.begin()
+            (place / "data").write_bytes(bytes([number]) * 10_000)
+            folder.commit(place, secret, 4e9, is_held=True)
+    assert [(folder.peek(secret) / "data").read_bytes()[0] for secret in ("one", "other")] == [3, 3]
+    assert len(saved_in(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("given", [{"save_seconds": 1.0}, {"save_seconds": 0.0, "state_dir": "unused"}])
+def test_an_interval_needs_a_folder_and_seconds(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="`save_seconds` (needs `state_dir`|must be a positive number)"):
+        create_app(None, None, **given)
+    assert list(tmp_path.iterdir()) == []
