@@ -446,9 +446,17 @@ def _described(reply: Reply) -> dict[str, Any]:
 
 
 def _add_realtime(app: FastAPI, server: Server) -> None:
-    @app.websocket("/v1/realtime")
+    path = "/v1/realtime"
+
+    @app.websocket(path)
     async def realtime(socket: WebSocket) -> None:
         await _realtime(socket, server)
+
+    @app.get(path)
+    async def find(request: Request) -> dict[str, Any]:
+        # A browser does not tell its page why a WebSocket was refused.
+        session = await server.saved.find_token(request.query_params.get("resume_token", ""), owner_of(request))
+        return {"id": session.session_id, "resume_token": session.token}
 
 
 async def _realtime(socket: WebSocket, server: Server) -> None:

@@ -24,12 +24,15 @@ ROOMY = {"max_streams": 34, "max_frames": 24, "max_text_tokens": 256, "page_size
 
 
 @contextmanager
-def running(model: Any, processor: Any, **options: Any) -> Iterator[tuple[str, Any]]:
-    """Serve a model at a free port. Gives its address, such as `127.0.0.1:40001`, and what the endpoints share."""
+def running(model: Any, processor: Any, *, port: int = 0, **options: Any) -> Iterator[tuple[str, Any]]:
+    """
+    Serve a model at a port, by default a free one. Gives its address, such as `127.0.0.1:40001`, and what the
+    endpoints share.
+    """
     app = create_app(model, processor, **options)
     server, ready = app.state.server, threading.Event()
     server.when_ready = ready.set
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a slow reader fills it
     runner = uvicorn.Server(uvicorn.Config(app, **uvicorn_options(server.limits)))
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve([listener])), daemon=True)

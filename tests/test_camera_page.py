@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`docs/camera.html` in a real browser: a camera's pictures go to a real server, and words come back."""
 
+import os
 import re
+import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +15,7 @@ from browser import CHROMIUM, camera_flags, needs_chromium
 from engines import embedded
 from playwright.sync_api import expect, sync_playwright
 from serving_server import ROOMY, running
+from test_serving_saved_sessions import saved_in
 
 
 ROOT = Path(__file__).parents[1]
@@ -35,22 +38,48 @@ def pages():
         server.shutdown()
 
 
-def test_a_camera_is_narrated(pages, tmp_path):
-    """The camera shows the sample clip. A page at another origin is refused, and says what to do."""
-    model, processor, _ = embedded()
+@pytest.fixture
+def open_page(pages, tmp_path):
+    """Return a function that opens the page. Its camera shows the sample clip. No script of it may fail."""
     flags = camera_flags(ROOT / "samples" / "streamworld.mp4", tmp_path / "camera.y4m")
     flags.append("--use-fake-ui-for-media-stream")
-    with (
-        running(model, processor, engine_options=ROOMY, cors=[pages]) as (address, server),
-        sync_playwright() as playwright,
-    ):
+    errors = []
+    with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = chromium.new_page()
-        errors = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{pages}/camera.html")
-        page.get_by_label("Server").fill(f"ws://{address}/v1/realtime")
-        page.get_by_role("button", name="Start").click()
+
+        def open_it(address, origin=pages):
+            page = chromium.new_page()
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.clock.install()
+            page.add_init_script(RECORD)
+            page.goto(f"{origin}/camera.html")
+            page.get_by_label("Server").fill(f"ws://{address}/v1/realtime")
+            page.get_by_role("button", name="Start").click()
+            return page
+
+        yield open_it
+        chromium.close()
+    assert errors == []
+
+
+# The times of the frames that a page sends, by connection.
+RECORD = """
+window.sent = [];
+const { send } = WebSocket.prototype;
+WebSocket.prototype.send = function (data) {
+  this.times ??= (window.sent.push([]), window.sent.at(-1));
+  const { videollm_mod, item } = JSON.parse(data);
+  if (item?.content[0].type === "input_image") this.times.push(videollm_mod.time);
+  send.call(this, data);
+};
+"""
+
+
+def test_a_camera_is_narrated(pages, open_page):
+    """A page at another origin is refused, and says what to do."""
+    model, processor, _ = embedded()
+    with running(model, processor, engine_options=ROOMY, cors=[pages]) as (address, server):
+        page = open_page(address)
         said = page.locator("#said li")
         expect(said.first).to_have_text(re.compile(r"^\w+ \w+.*\.$"), timeout=SOON)
         expect(page.get_by_role("status")).to_contain_text("Seen up to", timeout=SOON)
@@ -60,9 +89,53 @@ def test_a_camera_is_narrated(pages, tmp_path):
         page.get_by_role("button", name="Ask").click()
         answer = said.filter(has_text=re.compile(r"^(None|One|Two|Three|Four)\.$"))
         expect(answer.first).to_be_attached(timeout=SOON)
-        page.goto(f"{pages.replace('127.0.0.1', 'localhost')}/camera.html")
-        page.get_by_label("Server").fill(f"ws://{address}/v1/realtime")
-        page.get_by_role("button", name="Start").click()
+        page = open_page(address, pages.replace("127.0.0.1", "localhost"))
         expect(page.get_by_role("status")).to_contain_text("--cors", timeout=SOON)
-        chromium.close()
-    assert errors == []
+
+
+def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page, tmp_path):
+    """
+    The server falls silent. Then it is restarted with a save like those of a killed server, and then without one. No
+    frame is sent twice.
+    """
+    model, processor, _ = embedded()
+    given = {"engine_options": ROOMY, "cors": [pages], "state_dir": tmp_path / "state", "resume_seconds": 300.0}
+
+    def watch(server, count):
+        """Wait until the only session of a server has some frames more. Return it."""
+        seen = page.evaluate("() => window.sent.flat().length")
+        page.wait_for_function(f"() => window.sent.flat().length >= {seen + count}", timeout=SOON)
+        (session,) = server.sessions
+        return session
+
+    with running(model, processor, **given) as (address, server):
+        page = open_page(address)
+        status, notes = page.get_by_role("status"), page.locator("#said li.note")
+        expect(status).to_contain_text("Seen up to", timeout=SOON)
+        first = watch(server, 2)
+        page.clock.fast_forward(21_000)
+        expect(status).to_contain_text("the server is silent. Connecting again.")
+        expect(status).to_contain_text("Seen up to", timeout=SOON)
+        assert watch(server, 2) is first and first.last_time > 21
+    expect(status).to_contain_text("Connecting again.", timeout=SOON)
+    (saved,) = saved_in(tmp_path / "state")
+    (saved / "server.txt").write_text("")
+    os.utime(saved, (2e9, 2e9))
+    serve = partial(running, model, processor, port=int(address.rpartition(":")[2]), **given)
+    with serve() as (_, server):
+        expect(status).to_contain_text("Seen up to", timeout=SOON)
+        second = watch(server, 2)
+        assert second.token == first.token and second.last_time > first.last_time
+        expect(notes).to_have_text([re.compile(r"^The server has forgotten what came after 2\d\.\d s\.$")])
+    expect(status).to_contain_text("Connecting again.", timeout=SOON)
+    shutil.rmtree(tmp_path / "state")
+    with serve() as (_, server):
+        expect(notes).to_have_count(2, timeout=SOON)
+        expect(notes.last).to_have_text("A new session begins here: the one before has expired.")
+        third = watch(server, 2)
+        assert third.token != first.token and third.options.fps == 2
+        *resumed, new = page.evaluate("() => window.sent.filter((times) => times.length)")
+    times = [time for connection in resumed for time in connection]
+    assert len(resumed) == 3 and times == sorted(set(times)) and new == sorted(set(new))
+    assert new[0] < times[-1]
+    assert 0 <= len(times) - second.num_received <= 2, "those that were on their way when a connection broke"

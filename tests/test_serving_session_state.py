@@ -225,10 +225,14 @@ def test_a_session_that_another_server_holds_is_not_resumed_from_its_save(small,
         return token
 
     def ask(address, token):
+        """Return the status of a handshake and where it leads to. Pages ask without one, and get the same answer."""
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         upgrade |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
-        answer = httpx.get(f"http://{address}/v1/realtime?resume_token={token}", headers=upgrade)
-        return answer.status_code, answer.headers.get("Location", answer.headers.get("Retry-After"))
+        url = f"http://{address}/v1/realtime?resume_token={token}"
+        told = [(answer.status_code, answer.headers) for answer in (httpx.get(url, headers=upgrade), httpx.get(url))]
+        first, second = [(status, headers.get("Location", headers.get("Retry-After"))) for status, headers in told]
+        assert first == second
+        return first
 
     async def resume(address, token):
         connection = await connect(address, extra_query={"resume_token": token})
@@ -253,6 +257,8 @@ def test_a_session_that_another_server_holds_is_not_resumed_from_its_save(small,
         assert ask(second, token) == (503, "1")
         assert ask(second, token.replace("a.", "b.", 1)) == (308, f"/v1/realtime?resume_token={token}")
         assert httpx.get(f"http://{second}/{sessions}/a.door").status_code == 503
+        assert ask(second, "nonsense") == (404, None)
+        assert httpx.get(f"http://{first}/v1/realtime?resume_token={token}").json()["resume_token"] == token
         on_loop(server, seem_gone(server))
         created = asyncio.run(resume(second, token))
         assert created["resume_token"] == token.replace("a.", "b.", 1) and created["rewound"]
