@@ -44,7 +44,8 @@ _SCALING_FIELDS = ("embedding_multiplier", "logits_scaling", "logit_scale", "fin
 # What a connector does with a frame's patches; see `VideoLLMMoDConnector`.
 CONNECTORS = ("mlp", "mlp_pool_after", "pixel_shuffle")
 _SIZES = ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "hidden_size", "head_dim", "vocab_size")
-_SIZES += ("image_size", "patch_size", "intermediate_size")
+_SIZES += ("image_size", "patch_size", "intermediate_size", "num_channels", "num_patches")
+_LIBRARY_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # The routed layers of each scheme.
 MOD_LAYER_SCHEMES = {
     "interleaved": slice(1, None, 2),
@@ -304,11 +305,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         image_size = self.frame_size or getattr(self.vision_config, "image_size", None)
         if image_size is not None:
             return height_and_width(image_size)
-        num_patches = getattr(self.vision_config, "num_patches", None)
-        if not isinstance(num_patches, int):
-            return None
-        height, width = patch_sides(self.vision_config)
-        return math.isqrt(num_patches) * height, math.isqrt(num_patches) * width
+        side = math.isqrt(getattr(self.vision_config, "num_patches", None) or 0)
+        return tuple(side * patch for patch in patch_sides(self.vision_config)) if side else None
 
     def with_frame_size(self, frame_size: int) -> "VideoLLMMoDConfig":
         """
@@ -349,10 +347,12 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 raise ValueError(f"`{field}` is {name!r}; known names are {', '.join(map(str, known))}.")
         for kind, config in (("language model", self.text_config), ("vision encoder", self.vision_config)):
             for name in _SIZES:
-                size = getattr(config, name, 1)
-                sides = size if isinstance(size, (list, tuple)) else [size]
-                if not sides or any(isinstance(n, (str, float)) or isinstance(n, int) and n < 1 for n in sides):
+                size = getattr(config, name, None)
+                sides = size if isinstance(size, (list, tuple)) else [1 if size is None else size]
+                if not sides or any(not isinstance(n, int) or n < 1 for n in sides):
                     raise ValueError(f"`{name}` of the {kind} must be at least 1, got {size!r}.")
+        if (channels := getattr(self.vision_config, "num_channels", 3)) != 3:
+            raise ValueError(f"`num_channels` of the vision encoder must be 3, since frames are RGB, got {channels}.")
         heads, groups = self.text_config.num_attention_heads, getattr(self.text_config, "num_key_value_heads", None)
         if heads % (groups or 1):
             raise ValueError(f"`num_attention_heads` {heads} is no multiple of `num_key_value_heads` {groups}.")
@@ -552,7 +552,7 @@ def make_part(part: str, make: Callable[..., Any], *given: Any) -> Any:
     """Return what the library makes of a part of the configuration. Raise `ValueError` if it fails."""
     try:
         return make(*given)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
+    except _LIBRARY_ERRORS as error:
         raise ValueError(f"`{part}` makes no model: {type(error).__name__}: {error}") from error
     except StrictDataclassClassValidationError as error:
         raise ValueError(f"`{part}` makes no model: {error.__cause__}") from error
@@ -569,7 +569,7 @@ def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default: dict[s
 def patch_sides(vision_config: Any) -> tuple[int, int]:
     """Return height and width in pixels of an encoder's output patches. Swin's stages double them (2103.14030)."""
     doublings = len(getattr(vision_config, "depths", (0,))) - 1
-    height, width = height_and_width(getattr(vision_config, "patch_size", 1))
+    height, width = height_and_width(getattr(vision_config, "patch_size", None) or 1)
     return height << doublings, width << doublings
 
 

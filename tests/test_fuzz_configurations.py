@@ -8,6 +8,7 @@ import random
 from dataclasses import fields
 from typing import Any
 
+import pytest
 import torch
 from fuzzing import SEEDS, WRONG, check_error, run_case
 from huggingface_hub.errors import StrictDataclassError
@@ -47,6 +48,7 @@ VALUES: dict[str, list[Any]] = {
 # Values that are nearly right.
 CLOSE: list[Any] = [[5, 5], [0, 3], [3], [1, 2, 3], [2.5, 2], [-1, -1], 40, 7, 8, -9, "swish2", [1, 1], [None] * 4]
 CLOSE += [[0, 2], [3, 3], [-1], ["1"], [0.5, float("nan"), 1, 1], [True, 1, 1, 1], "Interleaved", "mean"]
+CLOSE += [[None], [8, None], [[8]], {"height": 8, "width": 8}]
 # Without numbers that would fill the memory.
 SMALL = [value for value in WRONG if not isinstance(value, (int, float)) or abs(value) < 100]
 # Fields of the two models that decide whether ours fits around them.
@@ -66,12 +68,15 @@ TEXT = {
     "model_type": [*TEXT_MODELS, "gpt2", "gemma", "nothing"],
 }
 VISION = {
-    "image_size": [8, 0, 31, [32, 32], [32]],
-    "patch_size": [16, 0, 7, 64, [8, 8]],
-    "num_hidden_layers": [1, 0],
-    "hidden_size": [0, 15],
-    "num_attention_heads": [0, 3],
-    "hidden_act": ["relu", "nothing"],
+    "image_size": [8, 0, 31, [32, 32], [32], [None], [32, None], {"height": 32, "width": 32}],
+    "patch_size": [16, 0, 7, 64, [8, 8], None, [None], [8, 8, 8], ["8"], [[8]]],
+    "num_hidden_layers": [1, 0, [None], [2]],
+    "hidden_size": [0, 15, [16], {}],
+    "num_attention_heads": [0, 3, [None, 2]],
+    "num_channels": [1, -1, None, [3]],
+    "num_patches": [4, -1, 2, [None], "16"],
+    "initializer_range": [0.1, -1, float("nan"), [None]],
+    "hidden_act": ["relu", "nothing", 8],
     "model_type": [*VISION_MODELS, "resnet", "nothing"],
 }
 # The words by which an error names a field.
@@ -134,3 +139,34 @@ def try_configuration(chance: random.Random) -> None:
 @given(seed=SEEDS)
 def test_a_configuration_gives_a_model_or_an_error_that_names_the_field(request, seed):
     run_case(request, "configuration", seed, try_configuration)
+
+
+@pytest.mark.parametrize("kind", VISION_MODELS)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("image_size", value) for value in ([None], [32, None], {"height": 32, "width": 32}, {}, [[32]])),
+        *(("patch_size", value) for value in (None, [None], ["8"], [8, None])),
+        *(("num_patches", value) for value in (-1, [None])),
+        *(("num_channels", value) for value in (-1, 1, [3])),
+        *(("initializer_range", value) for value in (-1, float("nan"))),
+        ("hidden_act", 8),
+    ],
+)
+def test_a_wrong_field_of_the_vision_encoder_is_named(kind, field, value):
+    options = {"frame_token_id": 400, "frame_token_interval_id": 11, "text_config": tiny_text_config()}
+    vision = tiny_vision_config(kind) | {field: value}
+    with pytest.raises((ValueError, StrictDataclassError)) as error:
+        VideoLLMMoDForConditionalGeneration(VideoLLMMoDConfig(vision_config=vision, **options))
+    check_error(ValueError(in_one_line(error.value)), field, "vision_config")
+
+
+def test_an_error_of_the_library_names_the_part():
+    with pytest.raises(ValueError, match="`vision_config` makes no model: ValueError: cannot convert float NaN"):
+        VideoLLMMoDForConditionalGeneration(
+            VideoLLMMoDConfig(
+                vision_config=tiny_vision_config("swin", mlp_ratio=float("nan")),
+                text_config=tiny_text_config(),
+                frame_token_id=400,
+            )
+        )
