@@ -256,11 +256,7 @@ class RecentFrames:
         return self.rows[0][-1:] if self.rows else None
 
     def add(
-        self,
-        frames: torch.Tensor,
-        num_frames: Sequence[int],
-        ends: torch.LongTensor,
-        num_seen: int | torch.Tensor,
+        self, frames: torch.Tensor, num_frames: Sequence[int], ends: torch.LongTensor, num_seen: int | torch.Tensor
     ) -> torch.Tensor:
         """
         Remember the frames (all frames, tokens, hidden) that rows see after `num_seen` tokens, and their `ends` (all
@@ -413,11 +409,7 @@ class VideoLLMMoDCache(Cache):
         return self.layers[layer_idx].positions
 
     def remember_frames(
-        self,
-        frames: torch.Tensor,
-        num_frames: Sequence[int],
-        ends: torch.LongTensor,
-        num_seen: int | torch.Tensor,
+        self, frames: torch.Tensor, num_frames: Sequence[int], ends: torch.LongTensor, num_seen: int | torch.Tensor
     ) -> torch.Tensor:
         """Return the frame before each of `frames`; see [`RecentFrames.add`]."""
         return self.recent_frames.add(frames, num_frames, ends, num_seen)

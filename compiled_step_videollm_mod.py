@@ -204,8 +204,7 @@ class CompiledSteps:
         self.most_text = most_text
         self.kinds = kinds_of(model.config)
         self._views: tuple[list[int], list[torch.Tensor], list[list[torch.Tensor]]] = ([], [], [])
-        first = frame_ids.index(model.config.frame_token_id)
-        self._after = len(frame_ids) - first - model.config.frame_num_tokens
+        self._after = len(frame_ids) - frame_ids.index(model.config.frame_token_id) - model.config.frame_num_tokens
         self._inside: dict[int, torch.Tensor] = {}
 
     def fits(self, ids: list[int], num_frames: int) -> bool:
@@ -263,8 +262,7 @@ class CompiledSteps:
         if len(ids) not in self._inside:
             last = len(ids) - self._after - 1
             places = torch.arange(len(ids), device=self.compiled.device)[None]
-            is_inside = (places > last - self.model.config.frame_num_tokens) & (places < last)
-            self._inside[len(ids)] = is_inside
+            self._inside[len(ids)] = (places > last - self.model.config.frame_num_tokens) & (places < last)
         return self._inside[len(ids)]
 
     def _make_room(self, lengths: list[int]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:

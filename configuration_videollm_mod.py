@@ -259,9 +259,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         width = self.vision_config.hidden_size
         if self.connector == "mlp_pool_after":
             return math.prod(self.vision_grid), width
-        if self.connector == "pixel_shuffle":
-            return self.frame_num_tokens, width * self.pixel_shuffle_factor**2
-        return self.frame_num_tokens, width
+        factor = self.pixel_shuffle_factor if self.connector == "pixel_shuffle" else 1
+        return self.frame_num_tokens, width * factor**2
 
     @property
     def layer_keep_ratios(self) -> list[float]:
@@ -271,8 +270,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             return [float(ratio) for ratio in self.mod_keep_ratio]
         # `None` remains if one number replaced a list of ratios after construction.
         routed = "interleaved" if self.mod_layers is None else self.mod_layers
-        if isinstance(routed, str):
-            routed = layers[MOD_LAYER_SCHEMES[routed]]
+        routed = layers[MOD_LAYER_SCHEMES[routed]] if isinstance(routed, str) else routed
         return [float(self.mod_keep_ratio) if layer in routed else 1.0 for layer in layers]
 
     @property

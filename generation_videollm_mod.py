@@ -382,10 +382,8 @@ class VideoLLMMoDGenerationMixin:
         """Return the most entries that each layer can hold, given the prompt's frames."""
         frames = model_kwargs.get("frame_features", model_kwargs.get("pixel_values_videos"))
         num_frames, num_tokens = model_kwargs.get("num_frames"), self.config.frame_num_tokens
-        if num_frames is not None:
-            fewest = int(min(num_frames))
-        else:
-            fewest = frames.shape[1] if frames is not None and batch_size == 1 else 0
+        fewest = frames.shape[1] if frames is not None and batch_size == 1 else 0
+        fewest = fewest if num_frames is None else int(min(num_frames))
         return [max_length - fewest * (num_tokens - min(k, num_tokens)) for k in self.config.layer_keep_counts]
 
 

@@ -49,7 +49,6 @@ _AUTO_MAP = {"AutoConfig": "configuration_videollm_mod.VideoLLMMoDConfig"} | dic
     "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration",
 )
 
-
 # Encoders that take frames of any size: their positions are interpolated, fractions of the frame, or relative.
 _ANY_SIZE = ("smolvlm_vision", "idefics3_vision", "internvl_vision", "siglip2_vision_model", "dinov2")
 
@@ -557,8 +556,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         message = "`labels` must be -100 inside frames, where nothing can be learned: the labels outside are"
         check_on_device(num_labels, (labels != -100).sum(), message)
         losses = F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="none")
-        at_frame = layout.frame_token_mask.flatten()[index]
-        losses = torch.where(at_frame, self.config.stream_loss_weight * losses, losses)
+        losses = torch.where(layout.frame_token_mask.flatten()[index], self.config.stream_loss_weight * losses, losses)
         count = num_labels.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / (count.to(losses.device) if isinstance(count, torch.Tensor) else count)
 

@@ -515,10 +515,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     ) -> dict[str, list[int]]:
         text, contents, assistant_spans = self._render(dialogue, add_generation_prompt=add_generation_prompt)
         ids, offsets = self._tokenize(text, contents)
-        row = {"input_ids": ids}
-        if return_labels:
-            row["labels"] = self._labels(dialogue, ids, offsets, assistant_spans)
-        return row
+        labels = {"labels": self._labels(dialogue, ids, offsets, assistant_spans)} if return_labels else {}
+        return {"input_ids": ids, **labels}
 
     def _labels(self, dialogue: list[Message], ids: list[int], offsets: _Spans, assistant_spans: _Spans) -> list[int]:
         """
@@ -625,8 +623,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         frames = read_video(video, fps=fps, start=start, end=end, **options)
         small = ((time, self.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
         ahead = read_ahead(small, most, is_live=not is_complete(video), goes_on=goes_on(video), stop=stop, **behind)
-        can_slow = session is not None and goes_on(video)
-        return keep_up(ahead, session, fps=fps, on_slow=on_slow) if can_slow else ahead
+        return keep_up(ahead, session, fps=fps, on_slow=on_slow) if session is not None and goes_on(video) else ahead
 
     def sample_every(self, camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
         """Yield the newest frame of a live source every `seconds`, with its time: see [`sample_every`]."""
@@ -792,8 +789,7 @@ def _pad_frames(rows: list[torch.Tensor | None]) -> torch.Tensor:
 
 def _as_stacks(frames: Any) -> Iterator[torch.Tensor]:
     """Yield frames as uint8 tensors (frames, height, width, 3): runs of equal size, of about `_PIXELS_TOGETHER`."""
-    is_several = isinstance(frames, (list, tuple, Iterator))
-    singles = map(_as_stack, frames) if is_several else _as_stack(frames).split(1)
+    singles = map(_as_stack, frames) if isinstance(frames, (list, tuple, Iterator)) else _as_stack(frames).split(1)
     for shape, run in groupby(singles, key=lambda stack: tuple(stack.shape)):
         if shape[0] != 1:
             raise ValueError(f"A frame in a list must be (height, width, 3), got {shape}.")

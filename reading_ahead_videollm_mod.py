@@ -62,11 +62,7 @@ def read_ahead(
 
 
 def keep_up(
-    ahead: Iterator[list[tuple[float, Any]]],
-    session: Any,
-    *,
-    fps: float,
-    on_slow: Callable[[float, float], None],
+    ahead: Iterator[list[tuple[float, Any]]], session: Any, *, fps: float, on_slow: Callable[[float, float], None]
 ) -> Iterator[list[tuple[float, Any]]]:
     """
     Thin a live source to the largest of `fps`, `fps / 2`, `fps / 4`, ... that a session keeps up with.

@@ -129,8 +129,7 @@ def checkpoint_limits(generation_config: Any) -> dict[str, int]:
     Return what a checkpoint says to remember: `max_frames`, `sink_frames` and `max_text_tokens` of its generation
     configuration, those that it has.
     """
-    names = ("max_frames", "sink_frames", "max_text_tokens")
-    said = {name: getattr(generation_config, name, None) for name in names}
+    said = {x: getattr(generation_config, x, None) for x in ("max_frames", "sink_frames", "max_text_tokens")}
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -101,9 +101,7 @@ class FrameLayout:
     @property
     def inside_frame(self) -> torch.BoolTensor | None:
         """True at frame tokens that are not the last of their frame, (batch, sequence); `None` without frames."""
-        if self.total_frames == 0:
-            return None
-        return self.frame_token_mask & (self.rank < self.num_tokens - 1)
+        return None if self.total_frames == 0 else self.frame_token_mask & (self.rank < self.num_tokens - 1)
 
     @property
     def speaking_index(self) -> torch.LongTensor:
@@ -276,8 +274,7 @@ def compare_frames(
         goes_on = (dialogues.diff() == 0) & ((begins // length).diff() == 0)
         previous = F.pad(frames[:-1] * goes_on[:, None, None], (0, 0, 0, 0, 1, 0))
     scores = router.score_frames(frames, previous)
-    size = layout.batch_size * length
-    return scores.new_zeros(size).index_copy(0, index.flatten(), scores.flatten())
+    return scores.new_zeros(layout.batch_size * length).index_copy(0, index.flatten(), scores.flatten())
 
 
 def choose(scores: torch.Tensor, plan: RoutingPlan) -> torch.LongTensor:
@@ -290,8 +287,7 @@ def choose(scores: torch.Tensor, plan: RoutingPlan) -> torch.LongTensor:
     # A stable sort, since `topk` breaks ties differently for one frame and for many.
     ranking = scores[:, : plan.candidates.shape[1]].argsort(dim=1, descending=True, stable=True)
     chosen = plan.candidates.gather(1, ranking[:, : plan.num_chosen])
-    slots = torch.cat([plan.fixed, chosen.flatten()]).sort().values
-    return plan.fill(slots)
+    return plan.fill(torch.cat([plan.fixed, chosen.flatten()]).sort().values)
 
 
 def preference(num_tokens: int, count: int, device: torch.device) -> torch.LongTensor:
@@ -475,11 +471,7 @@ class LayerRouting:
             self.cache.record_positions(index, positions, has_filler=True)
 
     def _collect(
-        self,
-        scores: torch.Tensor | None,
-        slots: torch.LongTensor | None,
-        plan: RoutingPlan | None,
-        like: torch.Tensor,
+        self, scores: torch.Tensor | None, slots: torch.LongTensor | None, plan: RoutingPlan | None, like: torch.Tensor
     ) -> None:
         """Collect scores and kept tokens, on the device of `like`, if they are wanted."""
         if not self.collects:

@@ -236,8 +236,7 @@ def new_policy(speak: Any, every: float | None, threshold: float | None, learned
 
 def _plain(text: str) -> str:
     """Return a text without case, spaces, punctuation and control characters, to compare it with others."""
-    kept = (x for x in text.casefold() if unicodedata.category(x)[0] not in "PZC")
-    return "".join(kept)
+    return "".join(x for x in text.casefold() if unicodedata.category(x)[0] not in "PZC")
 
 
 def _words(text: str) -> Iterator[tuple[str, int]]:
@@ -451,13 +450,4 @@ class Speaking:
         return self.last_reply is None or time >= self.last_reply + self.min_silence - _EARLY
 
 
-__all__ = [
-    "DEFAULT_PROMPT",
-    "POLICIES",
-    "PROBE_QUESTION",
-    "Draft",
-    "Probe",
-    "SeenFrame",
-    "Speaking",
-    "new_policy",
-]
+__all__ = ["DEFAULT_PROMPT", "POLICIES", "PROBE_QUESTION", "Draft", "Probe", "SeenFrame", "Speaking", "new_policy"]

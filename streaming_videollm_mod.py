@@ -203,8 +203,7 @@ class StreamingSession:
         check_count("chunk_frames", chunk_frames)
         if interval_threshold is not None:
             interval_threshold = check_number("interval_threshold", interval_threshold, least=0, most=1)
-        limits = choose_limits(model, max_frames, sink_frames, max_text_tokens)
-        max_frames, sink_frames, max_text_tokens = limits
+        max_frames, sink_frames, max_text_tokens = choose_limits(model, max_frames, sink_frames, max_text_tokens)
         check_limits(model.config, max_frames, sink_frames, max_text_tokens, processor.frame_text_tokens)
         guards = {"prompt": prompt, "no_repeat": no_repeat, "max_words": max_words, "min_silence": min_silence}
         self._speaking = Speaking(new_policy(speak, every, speak_threshold, model.config.speak), **guards)
@@ -857,10 +856,9 @@ class StreamingSession:
             )
 
     def _refuse_if_closed(self) -> None:
-        if self._is_broken:
-            raise ValueError("This session failed during a step; open another with `model.stream(processor)`.")
-        if self.closed:
-            raise ValueError("This session is closed; open another with `model.stream(processor)`.")
+        if self._is_broken or self.closed:
+            why = "failed during a step" if self._is_broken else "is closed"
+            raise ValueError(f"This session {why}; open another with `model.stream(processor)`.")
 
 
 __all__ = ["StepResult", "StreamEvent", "StreamStep", "StreamingSession"]

@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 import platform
+import re
 import select
 import shutil
 import socket
@@ -15,6 +16,7 @@ import time as clock
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -32,6 +34,7 @@ _BROADCASTS = (*_CAMERA_NAMES, "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "sr
 _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
 # Protocols of a web address. A playlist names further addresses, and FFmpeg itself limits local ones to local files.
 _WEB = "crypto,data,http,https,httpproxy,tcp,tls"
+_FLV = re.compile(rb"FLV[\x01-\x04].\0\0\0\t", re.DOTALL)
 # Bits of `AVInputFormat.flags`; PyAV names them differently from version to version.
 NO_TIMESTAMPS, MAY_CHANGE_CLOCKS = 0x80, 0x200
 # FFmpeg would wait for 20 frames to find a rate, for 50 without a time, and for a megabyte of JPEG pictures. It would
@@ -151,24 +154,60 @@ def _content(source: str) -> str | None:
         return None
     with open(source, "rb") as file:
         head = file.read(64).lstrip().lower()
-        if head[4:8] == b"ftyp" and not _has_index(file):
+        if head[4:8] == b"ftyp" and not {b"moov", b"moof"} & {*_boxes(file)}:
             return "its index is missing, as in a recording that was cut off"
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, and `git lfs pull` fetches the video"
     return "it is a web page" if head.startswith((b"<!doctype html", b"<html")) else None if head else "it is empty"
 
 
-def _has_index(file: BinaryIO) -> bool:
-    """Return whether one of the boxes of an mp4 is its index, or a fragment's."""
+def _boxes(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the names of the boxes of an mp4."""
     at, size = 0, 8
     while size >= 8 and at < 2**62:  # no file is longer
         file.seek(at)
         box = file.read(16)
-        if box[4:8] in (b"moov", b"moof"):
-            return True
+        yield box[4:8]
         size = int.from_bytes(box[8:] if box[:4] == b"\0\0\0\1" else box[:4], "big")
         at += size
-    return False
+
+
+def count_joined(source: str, kind: str) -> tuple[int, int]:
+    """Return how many videos lie behind the first in an mp4 or flv: those that FFmpeg reads, and those it does not."""
+    with open(source, "rb") as file:
+        if kind == "flv":
+            chunks = chain([b""], iter(partial(file.read, 2**20), b""))
+            return 0, max(0, sum(len(_FLV.findall(before[-8:] + chunk)) for before, chunk in pairwise(chunks)) - 1)
+        parts = b"".join(_boxes(file)).split(b"ftyp")[2:] if "mp4" in kind else []
+    # FFmpeg reads the fragments of all, and one index.
+    num_read = sum(b"moof" in part for part in parts)
+    return num_read, sum(b"moov" in part for part in parts) - num_read
+
+
+def is_cut_off(source: str, kind: str) -> bool:
+    """Return whether a GIF or an Ogg file lacks its end mark, or a Matroska or WebM file ends within an element."""
+    with open(source, "rb") as file:
+        file.seek(max(0, os.path.getsize(source) - 2**24))
+        tail = file.read()
+    if kind == "gif":
+        return not tail.rstrip(b"\0\r\n").endswith(b"\0;")
+    if kind == "ogg":
+        at = tail.rfind(b"OggS", 0, -23)  # a header has 27 bytes, and then the lengths of parts
+        return at < 0 or not tail[at + 5] & 4 or len(tail) < at + 27 + sum(tail[at + 26 : at + 27 + tail[at + 26]])
+    at = tail.rfind(b"\x1f\x43\xb6\x75")  # the last cluster
+    for _ in range(2**18 if "matroska" in kind and at >= 0 else 0):  # no cluster has more elements
+        if at >= len(tail):
+            break
+        # Leading zero bits say how many bytes a name and a length have. A length of ones means that it is unknown.
+        head = tail[at : at + 12].ljust(12, b"\xff")
+        begin = 9 - head[0].bit_length()
+        end = begin + 9 - head[begin].bit_length()
+        unknown = 2 ** (7 * (end - begin)) - 1
+        length = int.from_bytes(head[begin:end], "big") & unknown
+        if begin > 4 or (length == unknown and begin < 4):
+            return True  # this is no element
+        at += end + length % unknown
+    return at > len(tail)
 
 
 def check_source(video: str | Path) -> str:
@@ -225,5 +264,5 @@ def has_flag(container: Any, flag: int) -> bool:
     return bool(container.format.flags & flag)
 
 
-__all__ = ["MAY_CHANGE_CLOCKS", "NO_TIMESTAMPS", "check_source", "goes_on", "has_flag", "is_complete"]
-__all__ += ["open_container", "unreadable", "without_secrets"]
+__all__ = ["MAY_CHANGE_CLOCKS", "NO_TIMESTAMPS", "check_source", "count_joined", "goes_on", "has_flag"]
+__all__ += ["is_complete", "is_cut_off", "open_container", "unreadable", "without_secrets"]

@@ -30,8 +30,10 @@ from .video_opening_videollm_mod import (
     MAY_CHANGE_CLOCKS,
     NO_TIMESTAMPS,
     check_source,
+    count_joined,
     goes_on,
     has_flag,
+    is_cut_off,
     open_container,
     unreadable,
     without_secrets,
@@ -65,8 +67,9 @@ class ReadingReport:
         spoilt_packets (`int`): Packets that could not be read or decoded. Reading went on with the next one.
         spoilt_frames (`int`): Frames that were decoded with visible damage.
         mended_times (`int`): Times that jumped, went back or were missing, and follow the previous frame instead.
-        ignored_streams (`int`): Further video streams, and streams that begin in the middle, which are not read.
+        ignored_streams (`int`): Further video streams, and streams or files that begin in the middle. None is read.
         missing_seconds (`float`): Seconds of picture that the file announces but does not have, as a truncated one.
+        cut_ends (`int`): Files that break off, and do not say how much is missing.
         gap_seconds (`float`): Seconds of a file for which no frame is there, in gaps from half a second on.
         reconnections (`int`): Times that a live source was opened again.
     """
@@ -76,6 +79,7 @@ class ReadingReport:
     mended_times: int = 0
     ignored_streams: int = 0
     missing_seconds: float = 0.0
+    cut_ends: int = 0
     gap_seconds: float = 0.0
     reconnections: int = 0
 
@@ -252,9 +256,11 @@ class VideoReader:
             raise self._failure
         if end is None:
             raise ValueError(f"'{self.shown}' has no picture that can be decoded.")
-        if not self.is_live and self._timeline.shift == 0:
-            missing = self._announced() - end
-            self.report.missing_seconds += round(float(missing), 1) if missing > 1 else 0.0
+        missing = self._announced() - end if not self.is_live and self._timeline.shift == 0 else 0
+        self.report.missing_seconds += round(float(missing), 1) if missing > 1 else 0.0
+        if os.path.isfile(self.source):
+            self.report.ignored_streams += count_joined(self.source, self.container.format.name)[1]
+            self.report.cut_ends += missing <= 1 and is_cut_off(self.source, self.container.format.name)
 
     def picture(self, frame: Any) -> np.ndarray:
         """Return a frame as it is shown: uint8 RGB (height, width, 3), upright, with square pixels."""
@@ -288,10 +294,11 @@ class VideoReader:
     def _decode_from(self, start: Fraction) -> Iterator[Any]:
         """Decode from the key frame at or before `start`, or from the beginning."""
         can_seek = start > 0 and not self.is_live and self.container.format.name not in _SEEKS_WRONG
-        if can_seek and has_flag(self.container, MAY_CHANGE_CLOCKS):
+        if can_seek and os.path.isfile(self.source):
+            can_seek = self._measured()[1]
+        elif can_seek and has_flag(self.container, MAY_CHANGE_CLOCKS):
             # FFmpeg finds the place in a playlist by the lengths of its parts.
-            is_file = os.path.isfile(self.source)
-            can_seek = self._measured()[1] if is_file else self.container.format.name == "hls"
+            can_seek = self.container.format.name == "hls"
         for back in (0, 2, 10, 60) if can_seek else ():
             frames = self._seek(start - back)
             first = next(frames, None) if start > back else None
@@ -481,7 +488,8 @@ class _Timeline:
             packet.pts = None if packet.pts is None else packet.pts + self.shift
             packet.dts = None if packet.dts is None else packet.dts + self.shift
         self._count_damage(packet, is_new_clock=len(self.clocks) > known > 0)
-        return packet
+        # FFmpeg hides packets of a second mp4 as their clock goes back.
+        return _copied(packet) if packet.is_discard and self.shift else packet
 
     def _count_damage(self, packet: Any, *, is_new_clock: bool) -> None:
         """Count a damaged packet when four more have come. A new clock before that is where two videos were joined."""
@@ -507,8 +515,7 @@ class _Timeline:
 
     def duration(self, item: Any) -> Fraction:
         duration = (item.duration or 0) * (item.time_base or self.time_base)
-        is_known = 0 < duration < _LONGEST_STILL and not self.has_only_decoding_times
-        return duration if is_known else self.usual
+        return duration if 0 < duration < _LONGEST_STILL and not self.has_only_decoding_times else self.usual
 
 
 @lru_cache(maxsize=1024)
@@ -518,14 +525,12 @@ def _measure(source: str, formats: str | None, max_pixels: int | None, *version:
         container, stream = reader.container, reader.stream
         announced = stream.duration and stream.duration + (stream.start_time or 0)
         announced = announced or (container.duration and int((container.duration / 1e6) / stream.time_base))
-        if announced and not has_flag(container, MAY_CHANGE_CLOCKS):
-            try:
+        changes = has_flag(container, MAY_CHANGE_CLOCKS) or count_joined(source, container.format.name)[0] > 0
+        if announced and not changes:
+            with suppress(av.error.FFmpegError):
                 container.seek(announced, stream=stream)
-                end, _ = _last_end(reader)
-            except av.error.FFmpegError:
-                end = Fraction(0)
-            if end > 0:
-                return end, True
+                if (end := _last_end(reader)[0]) > 0:
+                    return end, True
     with VideoReader(source, formats=formats, max_pixels=max_pixels) as reader:
         return _last_end(reader)
 
@@ -627,7 +632,8 @@ def _play(
 
 def _copied(packet: Any) -> Any:
     copy = av.Packet(bytes(packet))
-    copy.stream, copy.time_base, copy.pts, copy.dts = packet.stream, packet.time_base, packet.pts, packet.dts
+    for name in ("stream", "time_base", "pts", "dts", "duration", "is_keyframe", "is_corrupt"):
+        setattr(copy, name, getattr(packet, name))
     return copy
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -556,11 +557,104 @@ def test_gaps_between_frames_are_counted(tmp_path, ending, codec):
     assert str(report) == "In gaps of 1.0 s there is no frame, and the last one stays."
 
 
+@pytest.mark.parametrize(("num_empty", "gap"), [(1, 0.0), (4, 0.0), (8, 0.8)])
+def test_an_empty_chunk_of_an_avi_is_the_frame_before(tmp_path, num_empty, gap):
+    """FFmpeg writes empty chunks where a video has a variable frame rate, as other programs do at dropped frames."""
+    path = tmp_path / "gap.avi"
+    source = write_clip(tmp_path / "full.avi", numbered(30), codec="mjpeg", pix_fmt="yuvj420p")
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for index, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
+            packet.stream = stream
+            new.mux([] if 10 <= index < 10 + num_empty else [packet])
+    content = path.read_bytes()
+    assert content.count(b"00dc\0\0\0\0", content.index(b"movi"), content.rindex(b"idx1")) == num_empty
+    frames, seconds, report = read_numbers(path)
+    left = [*range(10), *range(10 + num_empty, 30)]
+    assert frames == [(pytest.approx(number / 10), number) for number in left] and seconds == pytest.approx(3.0)
+    assert report.gap_seconds == pytest.approx(gap) and bool(report) == (gap > 0)
+
+
 def test_frames_that_are_shown_for_long_are_no_gap(tmp_path):
     times = [0.0, 0.1, 3.0, 3.1, 5.0, 5.1, 9.0, 9.1]
     for bf in ("0", "2"):
         path = write_clip(tmp_path / "clip.mp4", numbered(8), times=times, bf=bf, tune="animation")
         assert not read_numbers(path)[2]
+
+
+BREAKING_OFF = {
+    "gif": ("gif", {"codec": "gif", "pix_fmt": "rgb8"}, {}),
+    "ogg": ("ogv", {"codec": "libvpx"}, {}),
+    "as browsers record": ("webm", {"codec": "libvpx"}, {"live": "1"}),
+    "without a length": ("mkv", {}, {"live": "1", "cluster_time_limit": "500"}),
+    "a short part is missing": ("webm", {"codec": "libvpx"}, {}),
+}
+
+
+def without_lengths(content):
+    """Return a WebM file in which the lengths of clusters are unknown, as browsers record it."""
+    name, (head, *clusters) = b"\x1f\x43\xb6\x75", content.split(b"\x1f\x43\xb6\x75")
+    widths = [9 - cluster[0].bit_length() for cluster in clusters]
+    unknown = [(2 ** (7 * width + 1) - 1).to_bytes(width, "big") for width in widths]
+    parts = zip(unknown, clusters, widths, strict=True)
+    return name.join([head, *(ones + cluster[width:] for ones, cluster, width in parts)])
+
+
+@pytest.mark.parametrize("kind", BREAKING_OFF)
+def test_files_that_break_off_without_saying_how_much_is_missing_are_counted(tmp_path, kind):
+    ending, codec, options = BREAKING_OFF[kind]
+    pictures = np.concatenate([random_frames(1, size=(64, 96), seed=index) for index in range(40)])
+    path = remux(write_clip(tmp_path / f"clip.{ending}", pictures, **codec), tmp_path / f"a.{ending}", **options)
+    content, share = path.read_bytes(), 0.8 if "short" in kind else 0.6
+    content = without_lengths(content) if "browsers" in kind else content
+    path.write_bytes(content)
+    assert len(read_numbers(path)[0]) == 40 and not read_numbers(path)[2]
+    path.write_bytes(content + content)
+    assert read_numbers(path)[2].cut_ends == 0
+    path.write_bytes(content[: int(share * len(content))])
+    frames, _, report = read_numbers(path)
+    assert 20 < len(frames) < 36 and str(report) == "The source is not in order: 1 cut end."
+
+
+def test_a_recording_of_a_browser_that_ends_between_two_pictures_is_complete(tmp_path):
+    clip = write_clip(tmp_path / "clip.webm", numbered(20), codec="libvpx")
+    path = remux(clip, tmp_path / "live.webm", live="1")
+    with av.open(str(path)) as container:
+        positions = [packet.pos for packet in container.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    # Before the bytes of a block stand its name, 0xa3, and its length.
+    path.write_bytes(without_lengths(content)[: content.rindex(b"\xa3", 0, positions[10])])
+    frames, _, report = read_numbers(path)
+    assert len(frames) == 10 and not report
+
+
+@pytest.mark.parametrize(("ending", "codec"), [("mp4", "libx264"), ("mov", "libx264"), ("flv", "flv")])
+def test_files_that_are_joined_behind_a_file_are_counted(tmp_path, ending, codec):
+    parts = [write_clip(tmp_path / f"{i}.{ending}", numbered(30)[15 * i :][:15], codec=codec) for i in range(2)]
+    assert not read_numbers(parts[0])[2]
+    path = tmp_path / f"joined.{ending}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    frames, _, report = read_numbers(path)
+    assert len(frames) == 15 and str(report) == "1 other video stream was not read."
+    path.write_bytes(path.read_bytes() + parts[0].read_bytes())
+    assert read_numbers(path)[2].ignored_streams == 2
+
+
+@pytest.mark.parametrize("counts", [(20, 30), (30, 20), (10, 20, 20)])
+@pytest.mark.parametrize("movflags", ["cmaf", "frag_keyframe+empty_moov+default_base_moof"])
+def test_all_of_joined_fragmented_files_is_read(tmp_path, counts, movflags):
+    """FFmpeg hides frames of later files, and seeks to a place in the last one, as their clocks begin again."""
+    parts, pictures = [], iter(numbered(50))
+    for index, count in enumerate(counts):
+        clip = write_clip(tmp_path / f"{index}.mp4", np.stack([*islice(pictures, count)]), g="10", sc_threshold="0")
+        parts.append(remux(clip, tmp_path / f"f{index}.mp4", movflags=movflags).read_bytes())
+    path = tmp_path / "joined.mp4"
+    path.write_bytes(b"".join(parts))
+    frames, seconds, report = read_numbers(path)
+    assert frames == [(pytest.approx(number / 10), number) for number in range(50)] and seconds == pytest.approx(5.0)
+    assert str(report) == f"The source is not in order: {len(counts) - 1} mended time{'s' * (len(counts) > 2)}."
+    for start in (0.5, 1.5, 2.5, 4.5):
+        assert numbers(read_video(path, fps=10, start=start)) == list(range(round(10 * start), 50))
 
 
 def test_time_goes_on_in_joined_matroska_files_with_b_frames(tmp_path):
