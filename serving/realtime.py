@@ -35,7 +35,7 @@ _MOST_UNSPOKEN = 2  # replies that wait until an earlier one is spoken, before r
 _MOST_DIGITS = 18  # of an event's number
 _TOKEN = "<resume token>"  # what stands for it in saved events
 # Attributes of a conversation that are saved as they are.
-_KEPT = ("conversation_id", "last_item", "number", "sent", "is_rewound")
+_KEPT = ("conversation_id", "last_item", "number", "sent", "rewound_to")
 # Close codes of WebSockets.
 SLOW_READER, REPLACED, ENDED, RESTARTING = 1013, 4000, 1000, 1012
 
@@ -58,7 +58,9 @@ class Conversation:
         self.last_item: str | None = None
         self.number = 0  # of the last event
         self.sent = 0  # number of the last event that a client was sent
-        self.is_rewound = False  # the client does not know yet that its server forgot what came after a save
+        # The last event before a save, until the client knows that its server has forgotten what came then.
+        self.rewound_to: int | None = None
+        self._is_renumbered = False
         self.connection: Connection | None = None
         self._events: deque[tuple[int, str]] = deque()
         self._num_kept = 0  # characters of these events
@@ -135,15 +137,20 @@ class Conversation:
             self._note_known(int(number))
         missed = self.num_missed
         self.note_sent(self.sent + missed)
-        told = {"missed_events": missed or None, "rewound": self.is_rewound or None}
+        rewound_to = None if self.rewound_to is None else f"event_{self.rewound_to}"
+        told = {"missed_events": missed or None, "rewound_to": rewound_to}
         described = self.describe(resumed=True, last_frame_time=self.session.last_time, **told)
         return {"type": "session.created", "event_id": f"event_{secrets.token_hex(10)}", "session": described}
 
     def _note_known(self, number: int) -> None:
-        if number > self.number and self.is_rewound:
-            # The client has all events that were saved. Later ones must not get the numbers that it knows.
+        if self.rewound_to is not None and number > self.rewound_to and not self._is_renumbered:
+            # The client has other events of the numbers that came since then.
+            new = [json.loads(event) for other, event in self._events if other > self.rewound_to]
             self._events.clear()
-            self._num_kept, self.number = 0, number
+            self._num_kept, self.number, self._is_renumbered = 0, number, True
+            for event in new:
+                del event["event_id"]
+                self.emit(event.pop("type"), **event)
         if number <= self.number:
             self.note_sent(number)  # speech may wait for that
 
@@ -168,8 +175,8 @@ class Conversation:
         state |= {"items": self.items, "events": events, "audio": self.audio.settings()}
         return state | {"audio_buffer": base64.b64encode(self.hearing.buffer).decode()}
 
-    def go_on(self, saved: dict[str, Any]) -> None:
-        """Go on where a conversation was that `to_dict` returned."""
+    def go_on(self, saved: dict[str, Any], *, went_on: bool) -> None:
+        """Go on where a conversation was that `to_dict` returned, also if it `went_on` elsewhere since then."""
         for name in _KEPT:
             setattr(self, name, saved[name])
         self.items.update(saved["items"])
@@ -177,6 +184,8 @@ class Conversation:
         self._num_kept = sum(len(event) for _, event in self._events)
         self.audio = self.audio.with_settings(saved["audio"])
         self.hearing.buffer += base64.b64decode(saved["audio_buffer"])
+        if went_on and self.rewound_to is None:
+            self.rewound_to = self.number
 
     def describe(self, **added: Any) -> dict[str, Any]:
         """Return the session object."""
@@ -446,7 +455,7 @@ class Connection:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 return message.get("code") or 1006
-            self.conversation.is_rewound = False
+            self.conversation.rewound_to = None
             await self._handle(message.get("text"))
 
     async def _close(self, received: "asyncio.Task[int]") -> None:

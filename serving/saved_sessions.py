@@ -398,9 +398,8 @@ class SavedSessions:
             if wanted.token is not None:
                 session.token = sessions.prefix + secret_of(wanted.token)
             if state["conversation"] is not None:
-                conversation = Conversation(session, self.name, self.audio)
-                conversation.go_on(state["conversation"])
-                conversation.is_rewound |= self.folder.went_on(taken)
+                went_on = self.folder.went_on(taken)
+                Conversation(session, self.name, self.audio).go_on(state["conversation"], went_on=went_on)
         except BaseException:
             stream.close(discard=True)
             raise

@@ -251,6 +251,56 @@ def test_a_session_of_a_removed_replica_goes_on_elsewhere(address, tmp_path):
     assert [replica_of(token_of(session)) for session in sessions] == places
 
 
+def test_a_session_of_a_lost_replica_goes_on_elsewhere_from_its_last_save(address, tmp_path):
+    """The client sends again what came after the save. The folder is moved, so that there is no later one."""
+    frames, expected, moved = embedded()[2], narration(), tmp_path / "moved"
+    settings = {"max_streams": 2, "max_frames": 24, "max_text_tokens": 256, "min_replicas": 2}
+    limits = {"max_waiting": 64, "resume_seconds": 300.0}
+    settings |= {"limits": limits, "state_dir": str(tmp_path / "state"), "save_seconds": 0.2}
+    serve.run(app(Settings(**settings, name="saving")))
+
+    def count_saved():
+        try:
+            (state,) = (tmp_path / "state").glob("*/client.json")
+            return json.loads(state.read_text(encoding="utf-8"))["num_received"]
+        except (ValueError, FileNotFoundError):  # none, two, or replaced meanwhile
+            return 0
+
+    async def lose():
+        connection, session = await open_stream(address)
+        while "save_seconds" not in session["videollm_mod"]:  # a replica of the deployment before
+            await connection.close()
+            connection, session = await open_stream(address)
+        await send(connection, frames[:8])
+        while count_saved() < 8:
+            await asyncio.sleep(0.05)
+        (tmp_path / "state").rename(moved)
+        await send(connection, frames[8:11], start=8)
+        events = []
+        while not any(time > 4 for event in events for time, _ in responses(event)):
+            events.append(json.loads(await asyncio.wait_for(connection.recv(), 60)))
+        name = f"SERVE_REPLICA::default#VideoLLM-MoD#{replica_of(session['id'])}"
+        ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+        with pytest.raises(ConnectionClosed):
+            while True:
+                events.append(json.loads(await asyncio.wait_for(connection.recv(), 60)))
+        moved.rename(tmp_path / "state")
+        last = events[-1]["event_id"]
+        again, resumed = await open_stream(address, resume_token=token_of(session), last_event_id=last)
+        told = resumed["videollm_mod"]
+        first = int(2 * told["last_frame_time"]) + 1
+        kept = [event["event_id"] for event in events].index(told["rewound_to"]) + 1
+        heard = [told for event in events[:kept] for told in responses(event)]
+        await send(again, frames[first:], start=first)
+        heard += await hear(again, len(expected) - len(heard))
+        await again.close()
+        return session, resumed, heard
+
+    session, resumed, heard = asyncio.run(lose())
+    assert resumed["videollm_mod"]["last_frame_time"] == 3.5
+    assert replica_of(resumed["id"]) != replica_of(session["id"]) and heard == expected
+
+
 def test_more_streams_than_a_replica_should_have_bring_another_one(address):
     settings = {"max_streams": 3, "max_frames": 24, "max_text_tokens": 256}
     serve.run(app(Settings(**settings, min_replicas=1, max_replicas=2, target_streams=1.0)))

@@ -4,6 +4,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import time as clock
 from contextlib import ExitStack
@@ -108,19 +109,20 @@ def test_sessions_of_a_killed_server_go_on_from_their_last_save(state, tmp_path)
         created = (await connection.recv()).session.videollm_mod
         since = int(created["last_frame_time"] * 2) + 1
         await send_frames(connection, frames[since:], start=since)
+        kept = [event.event_id for event in before].index(created["rewound_to"]) + 1
+        kept_words = said(before[:kept])
         heard = await until(connection, "response.done", len(narration()) - len(kept_words))
         other = await connect(address, extra_query={"resume_token": token})
         again = (await other.recv()).session.videollm_mod
         await other.close()
-        return created, heard, again
+        return created, heard, again, kept_words
 
     first, before = asyncio.run(begin())
     process.wait()
-    kept_words = [event for event in said(before) if event[0] <= 3.5]
     model, processor, _ = embedded()
     serve = partial(running, model, processor, state_dir=kept, engine_options=ROOMY, save_seconds=60.0)
     with serve() as (other, _):
-        created, after, again = asyncio.run(go_on(other))
+        created, after, again, kept_words = asyncio.run(go_on(other))
         door = f"http://{other}/{path}/door"
         assert httpx.get(door).json()["time"] == 1.5
         spoken += show(door, range(4, len(frames)))
@@ -128,11 +130,11 @@ def test_sessions_of_a_killed_server_go_on_from_their_last_save(state, tmp_path)
         httpx.delete(door)
         assert saved_in(kept) == [] and httpx.post(f"http://{other}/{path}", json={"id": "door"}).status_code == 201
     assert first["save_seconds"] == 0.2 and created["save_seconds"] == 60.0
-    assert created["resumed"] and created["rewound"] and created["last_frame_time"] == 3.5
+    assert created["resumed"] and created["last_frame_time"] == 3.5
     assert kept_words + said(after) == narration() == spoken
     numbers = numbers_of(before + after)
     assert numbers == list(range(2, 2 + len(numbers))), "no later event has the number of one that was lost"
-    assert again["resumed"] and "rewound" not in again and again["last_frame_time"] == (len(frames) - 1) / 2
+    assert again["resumed"] and "rewound_to" not in again and again["last_frame_time"] == (len(frames) - 1) / 2
 
 
 def test_streams_that_are_saved_all_the_time_say_the_same(state):
@@ -184,6 +186,45 @@ def test_what_is_saved_goes_when_its_session_expires_and_stays_while_it_lives(sm
 
     with small(resume_seconds=0.2) as (address, _):
         asyncio.run(beat(address))
+
+
+def test_frames_that_waited_at_the_save_are_told_again_under_new_numbers(small, state, tmp_path):
+    """The client has other events of the numbers that the next server gives at first."""
+    frames = random_frames(4)
+
+    async def begin(address, server):
+        connection = await connect(address)
+        token = (await connection.recv()).session.videollm_mod["resume_token"]
+        await send(connection, update_event(unprompted=False), frame_event(frames[0], 0.0))
+        heard = await until(connection, "conversation.item.done")
+        (session,) = server.sessions
+        session.stream.pause()
+        await send_frames(connection, frames[1:], start=2)
+        heard += await accepted(connection, 3)
+        await until_true(lambda: [each["num_received"] for each in saved_states(state)] == [4])
+        shutil.copytree(state, tmp_path / "copy")
+        session.stream.resume()
+        heard += await until(connection, "conversation.item.done", 3)
+        connection._connection.transport.abort()
+        return token, heard
+
+    async def go_on(address, server):
+        assert httpx.get(f"http://{address}/v1/realtime?resume_token={token}").status_code == 200
+        (session,) = server.sessions
+        await until_true(lambda: session.conversation.number == numbers_of(heard)[-1])  # the same again
+        connection = await connect(address, extra_query={"resume_token": token, "last_event_id": heard[-1].event_id})
+        created = (await connection.recv()).session.videollm_mod
+        again = await until(connection, "conversation.item.done", 3)
+        await connection.close()
+        return created, again
+
+    with small() as (address, server):
+        token, heard = asyncio.run(begin(address, server))
+    with small(state_dir=tmp_path / "copy") as (address, server):
+        created, again = asyncio.run(go_on(address, server))
+    assert created["rewound_to"] == heard[-4].event_id and created["last_frame_time"] == 2.0
+    assert [event.item.id for event in again] == [event.item.id for event in heard[-3:]]
+    assert numbers_of(heard + again) == list(range(2, 2 + len(heard + again)))
 
 
 def test_a_reply_can_be_cancelled_while_a_save_waits_for_its_end(small):
@@ -261,7 +302,7 @@ def test_a_session_that_another_server_holds_is_not_resumed_from_its_save(small,
         assert httpx.get(f"http://{first}/v1/realtime?resume_token={token}").json()["resume_token"] == token
         on_loop(server, seem_gone(server))
         created = asyncio.run(resume(second, token))
-        assert created["resume_token"] == token.replace("a.", "b.", 1) and created["rewound"]
+        assert created["resume_token"] == token.replace("a.", "b.", 1) and created["rewound_to"]
         assert httpx.get(f"http://{second}/{sessions}/a.door").headers["Location"] == f"/{sessions}/b.door"
         assert httpx.get(f"http://{second}/{sessions}/b.door").status_code == 200
         on_loop(server, come_back(server))
