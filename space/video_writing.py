@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +28,8 @@ CODECS = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus", "libo
 COPIED, ENCODED, LEFT_OUT = "copied", "encoded", "left out"
 # Sample rates of AAC.
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+# Samples in a packet of AAC, and packets in a row that show by their durations that the sample rate is another one.
+SAMPLES, RUN = 1024, 16
 # Ticks per second of the times in the file, at least.
 TICKS = 90_000
 # Seconds: a step of the clock back, one forward, and how far sound may reach beyond the picture at such a step.
@@ -342,7 +346,9 @@ class _Sound:
         self.ways = [LEFT_OUT]
         if self.audio is not None and self.audio.codec_context is not None:
             self.ways = [*([COPIED] if copies and self.codec in CODECS else []), ENCODED, LEFT_OUT]
-        self._packets, self._waiting = self._read(), None
+        self._packets, self._waiting = self._with_hidden_changes(), None
+        # The stream's decoder, and those of configurations that the file hides.
+        self._decoders = {None: self.audio and self.audio.codec_context}
         self._expected: Fraction | None = None
         # Last decoding times that were read, and those that the encoder returned.
         self._last: int | None = None
@@ -372,19 +378,19 @@ class _Sound:
 
     def write(self, until: Fraction | None) -> None:
         """Write what is heard up to a second, or all of it."""
-        while self.way != LEFT_OUT and (packet := self._waiting or next(self._packets, None)) is not None:
-            self._waiting = None
+        while self.way != LEFT_OUT and (waiting := self._waiting or next(self._packets, None)) is not None:
+            (packet, configuration), self._waiting = waiting, None
             stamp = packet.dts if packet.pts is None else packet.pts
             at = (self._expected or Fraction(0)) if stamp is None else stamp * packet.time_base
             offset = self.clock.offset(at, self._expected)
             if offset is None or (until is not None and at + offset > until):
-                self._waiting = packet
+                self._waiting = waiting
                 return
             self._expected = at + (packet.duration or 0) * packet.time_base
             if self.clock.is_over(at):
                 self.report.cut_audio_packets += 1
                 continue
-            self._place(packet, at, offset)
+            self._place(packet, configuration, at, offset)
 
     def end(self) -> None:
         """Write the rest."""
@@ -410,13 +416,43 @@ class _Sound:
                 errors += 1
                 self.report.spoilt_audio_packets += 1
 
-    def _place(self, packet: Any, at: Fraction, offset: Fraction) -> None:
+    def _with_hidden_changes(self) -> Iterator[tuple[Any, bytes | None]]:
+        """
+        Yield packets, each with its AAC configuration if the file hides it. FFmpeg keeps the first configuration where
+        a broadcast that changes its sample rate is copied into an mp4, but packets keep the durations of their own.
+        """
+        own = bytes(getattr(self.audio.codec_context, "extradata", None) or b"") if self.codec == "aac" else b""
+        rate, num_own, hidden = _aac_rate(own), 0, None
+        waiting: list[Any] = []  # packets in a row that seem to have the rate `other`
+        other = None
+        for packet in self._read():
+            if self.codec == "aac" and packet.has_sidedata("new_extradata"):
+                yield from zip(waiting, repeat(hidden), strict=False)
+                own, waiting = bytes(packet.get_sidedata("new_extradata")), []
+                rate, num_own, hidden = _aac_rate(own), 0, None
+            said = _rate_by_duration(packet.duration or 0, packet.time_base)
+            num_own += said == _aac_rate(own)
+            # The last packet before a join, and those around a gap, have any duration.
+            if said not in (None, other):
+                yield from zip(waiting, repeat(hidden), strict=False)
+                waiting, other = [], said
+            if rate is None or other == rate or num_own < RUN or (said is None and not waiting):
+                yield packet, hidden
+                continue
+            waiting.append(packet)
+            if len(waiting) == RUN:
+                rate, hidden = other, None if other == _aac_rate(own) else _with_rate(own, other)
+                yield from zip(waiting, repeat(hidden), strict=False)
+                waiting = []
+        yield from zip(waiting, repeat(hidden), strict=False)
+
+    def _place(self, packet: Any, configuration: bytes | None, at: Fraction, offset: Fraction) -> None:
         """Write a packet at its time."""
         delay = 0 if packet.dts is None or packet.pts is None else packet.pts - packet.dts
         packet.pts = round((at + offset) / packet.time_base)
         packet.dts = packet.pts - delay
         # A copied packet is decoded too: this shows whether it is spoilt.
-        frames = None if packet.is_corrupt else self._decode(packet)
+        frames = None if packet.is_corrupt else self._decode(packet, configuration)
         if frames is None:
             self.report.spoilt_audio_packets += 1
         elif (
@@ -454,9 +490,12 @@ class _Sound:
         held = sum((Fraction(frame.samples, frame.sample_rate) for frame in frames), Fraction(0))
         self._before = (at, held) if held else None
 
-    def _decode(self, packet: Any | None) -> list[Any] | None:
+    def _decode(self, packet: Any | None, configuration: bytes | None = None) -> list[Any] | None:
+        if configuration not in self._decoders:
+            self._decoders[configuration] = av.CodecContext.create("aac", "r")
+            self._decoders[configuration].extradata = configuration
         try:
-            return self.audio.codec_context.decode(packet)
+            return self._decoders[configuration].decode(packet)
         except av.error.FFmpegError:
             return None
 
@@ -482,3 +521,24 @@ class _Sound:
             if self._written is None or packet.dts > self._written:
                 self._written = packet.dts
                 self.target.mux(packet)
+
+
+def _aac_rate(configuration: bytes) -> int | None:
+    """Return the sample rate in a configuration of AAC-LC with packets of 1024 samples, `None` for others."""
+    # From the left: 5 bits for the kind, 4 for the rate, 4 for channels, and one for shorter packets.
+    fields = int.from_bytes(configuration[:2].rjust(2, b"\0"), "big")
+    is_usual = fields >> 11 == 2 and fields >> 3 & 15 > 0 and not fields >> 2 & 1
+    return RATES[-1 - (fields >> 7 & 15)] if is_usual and fields >> 7 & 15 < len(RATES) else None
+
+
+def _with_rate(configuration: bytes, rate: int) -> bytes:
+    """Return an AAC configuration with another sample rate."""
+    fields = int.from_bytes(configuration[:2], "big") & ~(15 << 7) | (len(RATES) - 1 - RATES.index(rate)) << 7
+    return fields.to_bytes(2, "big")
+
+
+@lru_cache
+def _rate_by_duration(duration: int, time_base: Fraction) -> int | None:
+    """Return the sample rate at which a packet of AAC lasts so many ticks, if ticks are short enough to tell."""
+    times = {rate: abs(Fraction(SAMPLES, rate) - duration * time_base) for rate in RATES}
+    return next((rate for rate in RATES if times[rate] <= time_base <= Fraction(1, RATES[0])), None)

@@ -264,6 +264,42 @@ def test_sound_at_a_wrong_speed_is_counted(tmp_path):
     assert "Sound that plays at a wrong speed, because its sample rate changes" in str(report)
 
 
+def copy_packets(source, target, *, speed=1, **options):
+    """Copy the packets of a video into an mp4, and those of its sound with times as if it were faster."""
+    with av.open(str(source), **options) as old, av.open(str(target), "w") as new:
+        streams = [new.add_stream_from_template(stream) for stream in old.streams]
+        for packet in (packet for packet in old.demux() if packet.size):
+            if packet.stream.type == "audio":
+                packet.pts, packet.dts = (round(packet.pts / speed) for _ in range(2))
+            packet.stream = streams[packet.stream.index]
+            new.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("rates", [(44_100, 48_000), (48_000, 24_000, 48_000)])
+def test_sound_keeps_its_pitch_where_an_mp4_hides_that_its_sample_rate_changes(tmp_path, rates):
+    """FFmpeg keeps the first configuration where it copies AAC of a broadcast. The durations of packets are right."""
+    times, names = [index / 10 for index in range(20)], tmp_path / "names.txt"
+    for rate in rates:
+        write(tmp_path / f"{rate}.ts", times, ("aac",), end=2.0, rate=rate)
+    names.write_text("".join(f"file '{tmp_path / f'{rate}.ts'}'\n" for rate in rates))
+    source = copy_packets(names, tmp_path / "in.mp4", format="concat", options={"safe": "0"})
+    out, report = burn(source, tmp_path)
+    assert str(report) == "The sound was encoded as AAC, because its format changes."
+    pitches = pitches_of(out)
+    assert 0 <= len(pitches) - 20 * len(rates) < 3, "no sound is lost"
+    assert sum(abs(pitch - 440) > 10 for pitch in pitches) <= len(rates)
+
+
+def test_sound_that_was_made_faster_is_copied(tmp_path):
+    """Its packets never had the durations of the file's sample rate, so its configuration may be right."""
+    whole = write(tmp_path / "whole.ts", [index / 10 for index in range(20)], ("aac",), end=2.0, rate=44_100)
+    source = copy_packets(whole, tmp_path / "in.mp4", speed=Fraction(48_000, 44_100))
+    out, report = burn(source, tmp_path)
+    assert [packet for _, packet in packets_of(out)] == [packet for _, packet in packets_of(source)]
+    assert report.stretched_audio_seconds > 1 and not report.encoded_audio
+
+
 def test_spoilt_packets_of_sound_are_left_out_and_counted(tmp_path):
     source = write(tmp_path / "in.mkv", [index / 30 for index in range(90)], ("flac",))
     data, spoilt = bytearray(source.read_bytes()), packets_of(source)[10:13]
