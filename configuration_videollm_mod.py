@@ -509,8 +509,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
         rows, width = self.frame_feature_shape
         has_two_layers = self.connector_hidden_act is not None
-        connector_weights = (width + has_two_layers * text.hidden_size) * text.hidden_size
-        shared = 2 * frames * rows * connector_weights
+        shared = 2 * frames * rows * (width + has_two_layers * text.hidden_size) * text.hidden_size
         shared += 2 * (frames + text_tokens) * text.hidden_size * text.vocab_size
         # A router scores every token of its layer's input.
         router_flops = ROUTERS[self.mod_router].flops_per_token(self)

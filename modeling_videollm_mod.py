@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -600,11 +601,8 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
 def _pool_patches(patches: torch.Tensor, grid: tuple[int, int], pooled: Sequence[int], pooling: str) -> torch.Tensor:
     """Pool a grid of patches (frames, patches, width) to a smaller grid (frames, tokens, width)."""
     patches = patches.transpose(1, 2).unflatten(2, grid)
-    if pooling == "bilinear":
-        patches = F.interpolate(patches, size=tuple(pooled), mode="bilinear")
-    else:
-        patches = F.adaptive_avg_pool2d(patches, tuple(pooled))
-    return patches.flatten(2).transpose(1, 2)
+    pool = partial(F.interpolate, mode="bilinear") if pooling == "bilinear" else F.adaptive_avg_pool2d
+    return pool(patches, tuple(pooled)).flatten(2).transpose(1, 2)
 
 
 def _has_one_size(encoder: PreTrainedModel) -> bool:

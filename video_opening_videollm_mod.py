@@ -154,22 +154,22 @@ def _content(source: str) -> str | None:
         return None
     with open(source, "rb") as file:
         head = file.read(64).lstrip().lower()
-        if head[4:8] == b"ftyp" and not {b"moov", b"moof"} & {*_boxes(file)}:
+        if head[4:8] == b"ftyp" and not {b"moov", b"moof"} & {name for name, _ in _boxes(file)}:
             return "its index is missing, as in a recording that was cut off"
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, and `git lfs pull` fetches the video"
     return "it is a web page" if head.startswith((b"<!doctype html", b"<html")) else None if head else "it is empty"
 
 
-def _boxes(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the names of the boxes of an mp4."""
+def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield the names of the boxes of an mp4, and the byte at which each ends."""
     at, size = 0, 8
     while size >= 8 and at < 2**62:  # no file is longer
         file.seek(at)
         box = file.read(16)
-        yield box[4:8]
         size = int.from_bytes(box[8:] if box[:4] == b"\0\0\0\1" else box[:4], "big")
         at += size
+        yield box[4:8], at
 
 
 def count_joined(source: str, kind: str) -> tuple[int, int]:
@@ -178,16 +178,19 @@ def count_joined(source: str, kind: str) -> tuple[int, int]:
         if kind == "flv":
             chunks = chain([b""], iter(partial(file.read, 2**20), b""))
             return 0, max(0, sum(len(_FLV.findall(before[-8:] + chunk)) for before, chunk in pairwise(chunks)) - 1)
-        parts = b"".join(_boxes(file)).split(b"ftyp")[2:] if "mp4" in kind else []
+        parts = b"".join(name for name, _ in _boxes(file)).split(b"ftyp")[2:] if "mp4" in kind else []
     # FFmpeg reads the fragments of all, and one index.
     num_read = sum(b"moof" in part for part in parts)
     return num_read, sum(b"moov" in part for part in parts) - num_read
 
 
 def is_cut_off(source: str, kind: str) -> bool:
-    """Return whether a GIF or an Ogg file lacks its end mark, or a Matroska or WebM file ends within an element."""
+    """Return whether a GIF or Ogg file lacks its end mark, or the last part of a Matroska, WebM or mp4 is torn."""
+    size = os.path.getsize(source)
     with open(source, "rb") as file:
-        file.seek(max(0, os.path.getsize(source) - 2**24))
+        if "mp4" in kind:
+            return any(name == b"mdat" and end > size for name, end in _boxes(file))
+        file.seek(max(0, size - 2**24))
         tail = file.read()
     if kind == "gif":
         return not tail.rstrip(b"\0\r\n").endswith(b"\0;")
@@ -195,7 +198,7 @@ def is_cut_off(source: str, kind: str) -> bool:
         at = tail.rfind(b"OggS", 0, -23)  # a header has 27 bytes, and then the lengths of parts
         return at < 0 or not tail[at + 5] & 4 or len(tail) < at + 27 + sum(tail[at + 26 : at + 27 + tail[at + 26]])
     at = tail.rfind(b"\x1f\x43\xb6\x75")  # the last cluster
-    for _ in range(2**18 if "matroska" in kind and at >= 0 else 0):  # no cluster has more elements
+    for index in range(2**18 if "matroska" in kind and at >= 0 else 0):  # no cluster has more elements
         if at >= len(tail):
             break
         # Leading zero bits say how many bytes a name and a length have. A length of ones means that it is unknown.
@@ -206,7 +209,7 @@ def is_cut_off(source: str, kind: str) -> bool:
         length = int.from_bytes(head[begin:end], "big") & unknown
         if begin > 4 or (length == unknown and begin < 4):
             return True  # this is no element
-        at += end + length % unknown
+        at += end + (length % unknown if index else 0)
     return at > len(tail)
 
 

@@ -69,7 +69,7 @@ class ReadingReport:
         mended_times (`int`): Times that jumped, went back or were missing, and follow the previous frame instead.
         ignored_streams (`int`): Further video streams, and streams or files that begin in the middle. None is read.
         missing_seconds (`float`): Seconds of picture that the file announces but does not have, as a truncated one.
-        cut_ends (`int`): Files that break off, and do not say how much is missing.
+        cut_ends (`int`): Files that break off, where less than a second is known to be missing.
         gap_seconds (`float`): Seconds of a file for which no frame is there, in gaps from half a second on.
         reconnections (`int`): Times that a live source was opened again.
     """

@@ -588,6 +588,7 @@ BREAKING_OFF = {
     "as browsers record": ("webm", {"codec": "libvpx"}, {"live": "1"}),
     "without a length": ("mkv", {}, {"live": "1", "cluster_time_limit": "500"}),
     "a short part is missing": ("webm", {"codec": "libvpx"}, {}),
+    "a short part of an mp4 is missing": ("mp4", {}, {"movflags": "faststart"}),
 }
 
 
@@ -613,7 +614,18 @@ def test_files_that_break_off_without_saying_how_much_is_missing_are_counted(tmp
     assert read_numbers(path)[2].cut_ends == 0
     path.write_bytes(content[: int(share * len(content))])
     frames, _, report = read_numbers(path)
-    assert 20 < len(frames) < 36 and str(report) == "The source is not in order: 1 cut end."
+    assert 20 < len(frames) < 36 and report.cut_ends == 1 and "1 cut end." in str(report)
+    assert report.missing_seconds == report.gap_seconds == 0
+
+
+def test_damage_that_ends_the_last_cluster_is_a_cut_end(tmp_path):
+    clip = write_clip(tmp_path / "clip.mkv", random_frames(20, size=(64, 96)))
+    content = clip.read_bytes()
+    path = tmp_path / "spoilt.mkv"
+    path.write_bytes(content[: len(content) * 2 // 3] + bytes(1000) + content[len(content) * 2 // 3 + 1500 :])
+    assert len(read_numbers(path)[0]) < 20 and read_numbers(path)[2].cut_ends == 1
+    path.write_bytes(content[:-1])
+    assert read_numbers(path)[2].cut_ends == 1
 
 
 def test_a_recording_of_a_browser_that_ends_between_two_pictures_is_complete(tmp_path):
