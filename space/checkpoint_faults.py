@@ -68,9 +68,18 @@ def named_faults(name: str) -> Iterator[None]:
         is_folder = Path(name).is_dir()
         if not is_folder and isinstance(error, OSError):
             raise  # the Hub's own words
-        fault = (find_fault(Path(name)) if is_folder else None) or in_one_line(error)
+        fault = (find_fault(Path(name)) or _with_file(Path(name), error)) if is_folder else in_one_line(error)
         fault = textwrap.shorten(fault, 300, placeholder=" ...")
         raise ValueError(fault if f"'{name}'" in fault else f"'{name}' cannot be loaded: {fault}") from error
+
+
+@contextmanager
+def naming(part: str) -> Iterator[None]:
+    """Put the name of a part of a checkpoint before what an error says. Raises `ValueError` for any error."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{part}: {in_one_line(error)}") from error
 
 
 def load_config(name: str, revision: str | None = None) -> Any:
@@ -117,10 +126,15 @@ def find_fault(folder: Path) -> str | None:
             return f"{path.name} {fault}"
     index, config = folder / "model.safetensors.index.json", folder / "config.json"
     if index.is_file():
-        parts = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()
-        for part in sorted(set(parts)):
+        written = json.loads(index.read_text(encoding="utf-8"))
+        places = written.get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
+            return f"{index.name} must have a `weight_map` from names of weights to files."
+        for part in sorted(set(places.values())):
             if not (folder / part).is_file():
                 return f"{part} is missing, which {index.name} names as a part of the weights."
+        if not isinstance(written.get("metadata"), dict):
+            return f"{index.name} must have `metadata`."
     elif not any(path.is_file() for path in folder.glob("*.safetensors")):
         return f"{_pickled(str(folder))}." if any(folder.glob("*.bin")) else f"it has no weights: {_MISSING}."
     if config.is_file():
@@ -130,6 +144,40 @@ def find_fault(folder: Path) -> str | None:
             if not (folder / file).is_file():
                 return f"{file} is missing, which config.json names as the model's code."
     return None if (folder / "chat_template.jinja").is_file() else "chat_template.jinja is missing."
+
+
+def _with_file(folder: Path, error: BaseException) -> str:
+    """Return what an error says, and which file of a checkpoint it is about. No file is broken by itself."""
+    said = in_one_line(error)
+    if any(path.name in said for path in folder.iterdir()):
+        return said
+    file = _failing_file(folder)
+    if file is None and not isinstance(error, (ValueError, OSError)):
+        file = "config.json, with the weights"
+    return said if file is None else f"{file}: {said}"
+
+
+def _failing_file(folder: Path) -> str | None:
+    """Return the file of a checkpoint that does not load, if one does not."""
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
+
+    template, tokenizer = folder / "chat_template.jinja", folder / "tokenizer.json"
+    loads = {
+        template.name: lambda: template.read_text(encoding="utf-8"),
+        "config.json": lambda: AutoConfig.from_pretrained(folder, trust_remote_code=True),
+        "generation_config.json": lambda: GenerationConfig.from_pretrained(folder),
+        tokenizer.name: lambda: Tokenizer.from_file(str(tokenizer)),
+        "tokenizer_config.json": lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=True),
+        "processor_config.json": lambda: AutoProcessor.from_pretrained(folder, trust_remote_code=True),
+    }
+    for name, load in loads.items():
+        if (folder / name).is_file():
+            try:
+                load()
+            except Exception:
+                return f"{name}, with the tokenizer" if name == "processor_config.json" else name
+    return None
 
 
 def _fault(path: Path) -> str | None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoProcessor
 
+from videollm_mod.space.checkpoint_faults import naming
+
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +66,16 @@ def load_checkpoint(
         revision (`str`, *optional*): Branch, tag or commit of a Hub checkpoint.
 
     Raises:
-        `ValueError`: If processor and model are of different checkpoints.
+        `ValueError`: If the processor cannot prepare text or a frame, or if processor and model are of different
+            checkpoints.
     """
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
-    # A faulty chat template is found before a video is watched.
-    processor.encode_turns([], stream_open=False, then="stream")
+    # What does not fit together is found before a video is watched.
+    with naming("chat_template.jinja, with the processor"):
+        turns = [{"role": role, "content": "What?"} for role in ("system", "user", "assistant")]
+        written = processor.encode_turns(turns, stream_open=False, then="stream")
+    with naming("processor_config.json"):
+        processor.process_frames(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
     model = load_model(name, weights=weights, revision=revision, **options)
     for field in ("frame_num_tokens", "frame_token_id", "frame_token_interval_id"):
         theirs, its = getattr(processor, field), getattr(model.config, field)
@@ -77,6 +84,14 @@ def load_checkpoint(
                 f"the processor and the model are of different checkpoints: `{field}` is {theirs} by "
                 f"processor_config.json and the tokenizer, and {its} by config.json."
             )
+    size, most = model.config.text_config.vocab_size, max(written, default=0)
+    if most >= size:
+        raise ValueError(
+            f"chat_template.jinja and tokenizer.json make token {most}, and by config.json the model knows {size}."
+        )
+    ends = model.generation_config.eos_token_id
+    if not all(end is None or isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
+        raise ValueError(f"generation_config.json: `eos_token_id` must be a number or several, got {ends!r}.")
     return processor, model
 
 

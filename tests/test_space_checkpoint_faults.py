@@ -41,15 +41,20 @@ def widen(folder):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def point_to_parts(folder):
+def point_to_parts(folder, parts=None):
     (folder / "model.safetensors").unlink()
-    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    index = {"weight_map": parts or {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def change_language_model(folder, **fields):
     config = json.loads((folder / "config.json").read_text())
     edit(folder / "config.json", text_config=config["text_config"] | fields)
+
+
+def edit_video_processor(folder, **fields):
+    processor = json.loads((folder / "processor_config.json").read_text())
+    edit(folder / "processor_config.json", video_processor=processor["video_processor"] | fields)
 
 
 def pickle_weights(folder, name="model.safetensors", pickled="pytorch_model.bin"):
@@ -103,6 +108,37 @@ FAULTS = {
         lambda f: change_language_model(f, num_hidden_layers=0),
         "`num_hidden_layers` of the language model must be at least 1, got 0",
         0,
+    ),
+    "parts of nothing": (
+        lambda f: point_to_parts(f, [1]),
+        "model.safetensors.index.json must have a `weight_map` from names",
+        1,
+    ),
+    "no padding": (lambda f: edit(f / "tokenizer.json", padding=1), "tokenizer.json: invalid type: integer `1`", 1),
+    "template in Latin 1": (
+        lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"),
+        "chat_template.jinja: 'utf-8' codec can't decode byte 0xff",
+        1,
+    ),
+    "other token": (
+        lambda f: edit(f / "processor_config.json", frame_token_interval=7),
+        "processor_config.json, with the tokenizer: ",
+        1,
+    ),
+    "other resampling": (
+        lambda f: edit_video_processor(f, resample={}),
+        "processor_config.json: Argument interpolation should be",
+        1,
+    ),
+    "other ends": (
+        lambda f: edit(f / "generation_config.json", eos_token_id=[[2]]),
+        "generation_config.json: `eos_token_id` must be a number or several, got [[2]]",
+        1,
+    ),
+    "other attention": (
+        lambda f: edit(f / "config.json", attn_implementation=1),
+        "config.json, with the weights: 'int' object has no attribute 'startswith'",
+        1,
     ),
     "typo": (lambda f: edit(f / "config.json", mod_keep_ration=0.5), "Did you mean `mod_keep_ratio`?", 0),
 }
