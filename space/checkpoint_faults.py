@@ -73,15 +73,6 @@ def named_faults(name: str) -> Iterator[None]:
         raise ValueError(fault if f"'{name}'" in fault else f"'{name}' cannot be loaded: {fault}") from error
 
 
-@contextmanager
-def naming(part: str) -> Iterator[None]:
-    """Put the name of a part of a checkpoint before what an error says. Raises `ValueError` for any error."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{part}: {in_one_line(error)}") from error
-
-
 def load_config(name: str, revision: str | None = None) -> Any:
     """
     Load the configuration of a checkpoint, and no weights.

@@ -3,14 +3,13 @@
 """Load a checkpoint for streaming, and recognise the videos of generated worlds."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModel, AutoProcessor
-
-from videollm_mod.space.checkpoint_faults import naming
 
 
 logger = logging.getLogger(__name__)
@@ -71,10 +70,10 @@ def load_checkpoint(
     """
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
     # What does not fit together is found before a video is watched.
-    with naming("chat_template.jinja, with the processor"):
+    with _naming("chat_template.jinja, with the processor"):
         turns = [{"role": role, "content": "What?"} for role in ("system", "user", "assistant")]
         written = processor.encode_turns(turns, stream_open=False, then="stream")
-    with naming("processor_config.json"):
+    with _naming("processor_config.json"):
         processor.process_frames(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
     model = load_model(name, weights=weights, revision=revision, **options)
     for field in ("frame_num_tokens", "frame_token_id", "frame_token_interval_id"):
@@ -93,6 +92,15 @@ def load_checkpoint(
     if not all(end is None or isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
         raise ValueError(f"generation_config.json: `eos_token_id` must be a number or several, got {ends!r}.")
     return processor, model
+
+
+@contextmanager
+def _naming(part: str) -> Iterator[None]:
+    """Put the name of a part of a checkpoint before what an error says. Raises `ValueError` for any error."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{part}: {str(error).strip() or type(error).__name__}") from error
 
 
 def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:

@@ -18,6 +18,7 @@ import frame_latency
 import gpu
 import memory
 import numpy as np
+import precisions
 import pytest
 import speed_page
 import torch
@@ -25,6 +26,8 @@ import training
 import untrained_routing
 import watching
 from counting import CountOperations
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -406,3 +409,18 @@ def test_the_interval_of_a_difference_between_variants():
     groups = [[{"event_f1": x} for x in row] for row in ([0.9, 0.8, 0.7], [0.8, 0.8, 0.6])]
     # A mean of 1/15 with a standard deviation of 0.0577 in three groups; Student's t is 4.30.
     assert untrained_routing.difference(*groups) == "+0.07 ± 0.14"
+
+
+def test_dtypes_agree_over_an_endless_stream():
+    """The tolerance is that of `docs/reliability.md`: 0.02 in the probability of silence, and no other decision."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    clip = [frame for _, frame in processor.read_video(ROOT / "samples" / "streamworld.mp4", fps=2.0)]
+    seen = {}
+    for name in precisions.DTYPES:
+        model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=getattr(torch, name)).eval()
+        seen[name] = precisions.watch(model, processor, clip, 40, every=10, max_frames=8, max_text_tokens=64)
+        assert len(seen[name].silence) == 40 and len(seen[name].answers) == 4
+        apart = precisions.compare(seen[name], seen["float32"], model.config.interval_threshold)
+        assert apart["most"] < 0.02 and apart["mean"] < 0.002 and apart["decisions"] == apart["answers"] == 1
+        assert (apart["mean"] > 0) == (name != "float32")
+    assert min(seen["float32"].silence) < model.config.interval_threshold < max(seen["float32"].silence)
