@@ -35,7 +35,7 @@ _MOST_UNSPOKEN = 2  # replies that wait until an earlier one is spoken, before r
 _MOST_DIGITS = 18  # of an event's number
 _TOKEN = "<resume token>"  # what stands for it in saved events
 # Attributes of a conversation that are saved as they are.
-_KEPT = ("conversation_id", "last_item", "number", "sent", "rewound_to")
+_KEPT = ("conversation_id", "last_item", "number", "sent", "rewound_to", "rewinds")
 # Close codes of WebSockets.
 SLOW_READER, REPLACED, ENDED, RESTARTING = 1013, 4000, 1000, 1012
 
@@ -58,9 +58,10 @@ class Conversation:
         self.last_item: str | None = None
         self.number = 0  # of the last event
         self.sent = 0  # number of the last event that a client was sent
-        # The last event before a save, until the client knows that its server has forgotten what came then.
+        # The last event before a save whose server was killed, until a client resumes the session.
         self.rewound_to: int | None = None
-        self._is_renumbered = False
+        # Each such event, and the last number of an event that its server has forgotten.
+        self.rewinds: list[tuple[int, int]] = []
         self.connection: Connection | None = None
         self._events: deque[tuple[int, str]] = deque()
         self._num_kept = 0  # characters of these events
@@ -133,26 +134,32 @@ class Conversation:
         """
         self.connect(connection)
         number = (last_event_id or "").removeprefix("event_")
-        if number.isdecimal() and len(number) <= _MOST_DIGITS:
-            self._note_known(int(number))
+        known = int(number) if number.isdecimal() and len(number) <= _MOST_DIGITS else self.sent
+        if self.rewound_to is not None:
+            self._renumber(known)
+        if known <= self.number:
+            self.note_sent(known)  # speech may wait for that
         missed = self.num_missed
         self.note_sent(self.sent + missed)
-        rewound_to = None if self.rewound_to is None else f"event_{self.rewound_to}"
+        # A client that has an event of a later number was told before.
+        rewound_to = next((f"event_{last}" for last, end in self.rewinds if known <= end), None)
         told = {"missed_events": missed or None, "rewound_to": rewound_to}
         described = self.describe(resumed=True, last_frame_time=self.session.last_time, **told)
         return {"type": "session.created", "event_id": f"event_{secrets.token_hex(10)}", "session": described}
 
-    def _note_known(self, number: int) -> None:
-        if self.rewound_to is not None and number > self.rewound_to and not self._is_renumbered:
-            # The client has other events of the numbers that came since then.
-            new = [json.loads(event) for other, event in self._events if other > self.rewound_to]
-            self._events.clear()
-            self._num_kept, self.number, self._is_renumbered = 0, number, True
-            for event in new:
-                del event["event_id"]
-                self.emit(event.pop("type"), **event)
-        if number <= self.number:
-            self.note_sent(number)  # speech may wait for that
+    def _renumber(self, known: int) -> None:
+        """Let what came since a save follow the last event that the client has, which is forgotten if it is later."""
+        last, self.rewound_to = self.rewound_to, None
+        self.rewinds.append((last, max(last, known)))
+        if known <= last:
+            return
+        new = [json.loads(event) for number, event in self._events if number > last]
+        self._events.clear()
+        self._num_kept, self.number = 0, known
+        self.note_sent(known)  # before the connection looks for events that it has missed
+        for event in new:
+            del event["event_id"]
+            self.emit(event.pop("type"), **event)
 
     @property
     def is_speaking(self) -> bool:
@@ -455,7 +462,6 @@ class Connection:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 return message.get("code") or 1006
-            self.conversation.rewound_to = None
             await self._handle(message.get("text"))
 
     async def _close(self, received: "asyncio.Task[int]") -> None:

@@ -15,7 +15,7 @@ from .telling import Frame, Reply
 
 
 # Another format is refused.
-FORMAT = 2
+FORMAT = 3
 # Attributes of a session that are saved as they are.
 _KEPT = ("instructions", "max_output_tokens", "created", "has_begun", "num_received", "num_skipped")
 _KEPT += ("_num_early", "_context", "last_time", "_due")

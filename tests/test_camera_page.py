@@ -62,9 +62,14 @@ def open_page(pages, tmp_path):
     assert errors == []
 
 
-# The times of the frames that a page sends, by connection.
+# The times of the frames that a page sends, by connection, and what its status says.
 RECORD = """
 window.sent = [];
+window.statuses = [];
+document.addEventListener("DOMContentLoaded", () => {
+  const note = (changes) => changes.forEach(({ addedNodes: [text] }) => window.statuses.push(text?.data ?? ""));
+  new MutationObserver(note).observe(document.getElementById("status"), { childList: true });
+});
 const { send } = WebSocket.prototype;
 WebSocket.prototype.send = function (data) {
   this.times ??= (window.sent.push([]), window.sent.at(-1));
@@ -108,26 +113,32 @@ def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page,
         (session,) = server.sessions
         return session
 
+    def wait_until_told(text):
+        """Wait until the status says a text, or has said it since the last call."""
+        find = "(text) => statuses.splice(0, statuses.findIndex((said) => said.includes(text)) + 1).length"
+        page.wait_for_function(find, arg=text, timeout=SOON)
+
     with running(model, processor, **given) as (address, server):
         page = open_page(address)
-        status, notes = page.get_by_role("status"), page.locator("#said li.note")
-        expect(status).to_contain_text("Seen up to", timeout=SOON)
+        notes = page.locator("#said li.note")
+        wait_until_told("Seen up to")
         first = watch(server, 2)
         page.clock.fast_forward(21_000)
-        expect(status).to_contain_text("the server is silent. Connecting again.")
-        expect(status).to_contain_text("Seen up to", timeout=SOON)
+        wait_until_told("the server is silent. Connecting again.")
+        wait_until_told("Seen up to")
         assert watch(server, 2) is first and first.last_time > 21
-    expect(status).to_contain_text("Connecting again.", timeout=SOON)
+    wait_until_told("Connecting again.")
     (saved,) = saved_in(tmp_path / "state")
     (saved / "server.txt").write_text("")
     os.utime(saved, (2e9, 2e9))
     serve = partial(running, model, processor, port=int(address.rpartition(":")[2]), **given)
     with serve() as (_, server):
-        expect(status).to_contain_text("Seen up to", timeout=SOON)
+        wait_until_told("Seen up to")
         second = watch(server, 2)
         assert second.token == first.token and second.last_time > first.last_time
-        expect(notes).to_have_text([re.compile(r"^The server has forgotten what came after 2\d\.\d s\.$")])
-    expect(status).to_contain_text("Connecting again.", timeout=SOON)
+        seen = page.evaluate(f"() => ({first.last_time!r}).toFixed(1)")
+        expect(notes).to_have_text([f"The server has forgotten what came after {seen} s."])
+    wait_until_told("Connecting again.")
     shutil.rmtree(tmp_path / "state")
     with serve() as (_, server):
         expect(notes).to_have_count(2, timeout=SOON)
@@ -138,4 +149,4 @@ def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page,
     times = [time for connection in resumed for time in connection]
     assert len(resumed) == 3 and times == sorted(set(times)) and new == sorted(set(new))
     assert new[0] < times[-1]
-    assert 0 <= len(times) - second.num_received <= 2, "those that were on their way when a connection broke"
+    assert first.num_received < second.num_received <= len(times), "some were on their way when a connection broke"
