@@ -44,6 +44,7 @@ class Hearing:
     Attributes:
         has_failed (`bool`): Whether the last recording has no transcript.
         buffer (`bytearray`): Audio that is not committed yet.
+        num_changes (`int`): How often it has changed.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Hearing:
     ) -> None:
         self.transcriber, self.limits, self.has_failed = transcriber, limits, False
         self._lock, self._fail = lock, fail
-        self.buffer, self._num_recorded = bytearray(), 0
+        self.buffer, self.num_changes, self._num_recorded = bytearray(), 0, 0
         self._waiting: deque[_Waiting] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -72,10 +73,12 @@ class Hearing:
             full = f"A session may have {most:g} s of audio that is not transcribed yet: commit or clear the buffer."
             raise RequestError(full, status=413, code="input_audio_buffer_full", param="audio")
         self.buffer += audio
+        self.num_changes += 1
 
     def clear(self) -> None:
         """Discard the buffer."""
         self.buffer.clear()
+        self.num_changes += 1
 
     def take(self) -> bytes:
         """Return the audio of the buffer, and empty it. Raise [`RequestError`] if there is too little of it."""
@@ -86,7 +89,7 @@ class Hearing:
             raise RequestError(short, code="input_audio_buffer_commit_empty")
         self._check_room()
         audio = bytes(self.buffer[: len(self.buffer) // 2 * 2])
-        self.buffer.clear()
+        self.clear()
         return audio
 
     def record(self, audio: bytes, transcribe: Work, give_up: Callable[[RequestError], None]) -> None:

@@ -117,7 +117,8 @@ class RequestError(ValueError):
     @property
     def headers(self) -> dict[str, str]:
         """Headers of an HTTP response."""
-        return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        headers = {"Cache-Control": "no-store"}  # it may be another one soon, and addresses may have tokens
+        return headers if self.retry_after is None else headers | {"Retry-After": str(max(1, round(self.retry_after)))}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the `error` object."""

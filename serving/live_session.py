@@ -22,7 +22,7 @@ from .telling import Frame, Progress, Reply, Teller
 _EARLY = 0.25
 _MOST_ASKED = 32  # questions of a session that wait
 _LATEST = 1e9  # seconds
-SAVED = "saved"  # why a session is over that goes on on another server
+SAVED, FINAL = "saved", ("closed", "expired")  # why a session is over that goes on elsewhere, and that does not
 
 
 class LiveSession:
@@ -40,6 +40,7 @@ class LiveSession:
             [`Frame`], the [`Reply`], the reply and its new words, the reply, or why the session is over.
         conversation: What a protocol keeps for the session while no client is connected.
         over (`str`, *optional*): Why it has ended: `"closed"`, `"expired"`, `"saved"` or a fault.
+        is_kept (`bool`): Whether there is a save of it, from which its client can go on if a fault ends it.
         saved (`asyncio.Event`, *optional*): Set when the session is saved, or could not be. `None` if nobody tries to.
     """
 
@@ -62,7 +63,7 @@ class LiveSession:
         self.saved: asyncio.Event | None = None
         self.listeners: list[Callable[..., None]] = []
         self.created, self.over, self._last_words = int(clock.time()), None, "closed"
-        self.has_begun = self.is_idle = False
+        self.has_begun = self.is_idle = self.is_kept = False
         self.num_received = self.num_skipped = 0
         self.reply: Reply | None = None
         self.asked: dict[int, Reply] = {}
@@ -496,4 +497,4 @@ class LiveSession:
                 waiter.set_result(None)
 
 
-__all__ = ["LiveSession"]
+__all__ = ["FINAL", "SAVED", "LiveSession"]

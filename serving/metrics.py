@@ -26,6 +26,8 @@ class Metrics:
         disconnected (`Counter`): Connections that the server closed, by reason.
         speech_failures (`Counter`): Recordings without a transcript, and replies that were not spoken to their end, by
             the code of the error.
+        save_faults (`Counter`): Sessions that were not saved while they go on, by reason: `late` once for each session
+            until it is saved, `failed` for each try.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -44,11 +46,13 @@ class Metrics:
         self.speech_failures = Counter(
             "speech_failures", "Recordings not transcribed and replies not spoken.", ["code"], **named
         )
+        self.save_faults = Counter("save_faults", "Sessions not saved while they go on.", ["reason"], **named)
         # A series that begins at its first count hides that count from `rate()`.
         for counter, reasons in (
             (self.frames_dropped, ("behind", "fps")),
             (self.refusals, ("full", "key", "origin", "host")),
             (self.disconnected, ("slow_reader",)),
+            (self.save_faults, ("late", "failed")),
         ):
             for reason in reasons:
                 counter.labels(reason)

@@ -56,6 +56,10 @@ class Presence:
                 )
         return self._name
 
+    def lives(self, name: str) -> bool:
+        """Whether a name is that of a server that lives, which may be this one."""
+        return bool(name) and (name == self._name or self.is_of_another(name))
+
     def is_of_another(self, name: str) -> bool:
         """Whether a name is that of another server that lives."""
         if name == self._name or fcntl is None or not _NAME.fullmatch(name):
@@ -85,18 +89,18 @@ def _lock(file: int) -> None:
 
 
 def _is_free(path: Path) -> bool:
-    """Return whether no process has locked a file, or it is gone."""
+    """Return whether no process has locked a file, or it is gone. Any other error does not tell that."""
     try:
         file = os.open(path, os.O_RDWR)
-    except OSError:
+    except FileNotFoundError:
         return True
+    except OSError:  # this process may have too many files open
+        return False
     try:
         # Several servers may ask at once.
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
     except OSError:
-        return True
+        return False
     finally:
         os.close(file)
     return True

@@ -15,7 +15,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 
 from .hearing import Hearing
 from .limits import RequestError
-from .live_session import SAVED, LiveSession
+from .live_session import FINAL, SAVED, LiveSession
 from .realtime_events import (
     Audio,
     content_part,
@@ -37,7 +37,7 @@ _TOKEN = "<resume token>"  # what stands for it in saved events
 # Attributes of a conversation that are saved as they are.
 _KEPT = ("conversation_id", "last_item", "number", "sent", "rewound_to", "rewinds")
 # Close codes of WebSockets.
-SLOW_READER, REPLACED, ENDED, RESTARTING = 1013, 4000, 1000, 1012
+SLOW_READER, REPLACED, ENDED, RESTARTING, FAILED = 1013, 4000, 1000, 1012, 1011
 
 
 class Conversation:
@@ -83,7 +83,8 @@ class Conversation:
             self._finish_connection(self.session.over)
 
     def _finish_connection(self, reason: str) -> None:
-        code = RESTARTING if reason == SAVED else ENDED
+        can_go_on = self.session.is_kept and reason not in FINAL
+        code = RESTARTING if reason == SAVED else FAILED if can_go_on else ENDED
         self.connection.finish(code, f"session {reason}"[:100])
 
     def emit(self, kind: str, **fields: Any) -> None:
@@ -162,9 +163,9 @@ class Conversation:
             self.emit(event.pop("type"), **event)
 
     @property
-    def is_speaking(self) -> bool:
-        """Whether a response is being spoken."""
-        return self._speech is not None
+    def is_busy(self) -> bool:
+        """Whether a response is being spoken, or a recording waits for its transcript. Neither can be saved."""
+        return self._speech is not None or self.hearing.is_busy
 
     async def disconnect(self, seconds: float) -> None:
         """End the connection, since the server stops, and wait until it sends nothing more."""
@@ -415,7 +416,7 @@ class Connection:
             if tasks[0].done():
                 # Nothing can be sent any more. The close code tells whether the client meant to leave.
                 await asyncio.wait([tasks[1]], timeout=1)
-            if self._end.done() and self._end.result()[0] == ENDED:
+            if self._end.done() and self._end.result()[0] in (ENDED, FAILED):
                 # What was said last still goes out.
                 with suppress(asyncio.TimeoutError, TimeoutError):
                     await asyncio.wait_for(self._send_rest(tasks[0]), 5)
@@ -474,7 +475,7 @@ class Connection:
         if not has_left:
             if self.session.saved is not None:  # the client may resume it elsewhere at once
                 await self.session.saved.wait()
-            code, reason = self._end.result() if self._end.done() else (1011, "the server failed")
+            code, reason = self._end.result() if self._end.done() else (FAILED, "the server failed")
             with suppress(RuntimeError, WebSocketDisconnect, OSError, asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self.socket.close(code, reason), 5)
 

@@ -12,14 +12,22 @@ from typing import Any, NamedTuple
 from transformers.utils import logging
 
 from .limits import RequestError
-from .live_session import LiveSession
+from .live_session import FINAL, LiveSession
 from .live_sessions import LiveSessions, id_taken, secret_of
 from .memory import EngineFullError
 from .realtime import Conversation
 from .realtime_events import Audio
 from .saved_files import write
 from .session_options import SessionOptions, check_fps
-from .session_state import FORMAT, fill_session, news_of, pack_session, questions_of, state_of_session
+from .session_state import (
+    FORMAT,
+    SessionBusyError,
+    fill_session,
+    news_of,
+    pack_session,
+    questions_of,
+    state_of_session,
+)
 from .state_folder import StateFolder
 from .telling import Teller
 
@@ -31,7 +39,6 @@ _SWEEP_SECONDS = 10.0
 _DISCONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 1.0  # between two looks for sessions that are due to be saved
 _MOST_SECONDS_AWAY = 60.0  # for which a session is on its way from one server to the next
-_FINAL = ("closed", "expired")  # why a session is over that is not to be resumed
 
 
 class SessionMovedError(RequestError):
@@ -80,13 +87,16 @@ class _Kept:
 
     Attributes:
         time (`float`): When it was due last, by the clock of the event loop.
-        news (*optional*): What `news_of` was then.
-        fault (`str`): Why it could not be saved, `""` if it was.
+        since (`float`): Since when there may be something that is not saved.
+        news (*optional*): What `news_of` was in the last save.
+        is_late (`bool`), has_failed (`bool`): Whether the log says so since then.
     """
 
     time: float
+    since: float
     news: tuple[Any, ...] | None = None
-    fault: str = ""
+    is_late: bool = False
+    has_failed: bool = False
 
 
 class SavedSessions:
@@ -111,6 +121,7 @@ class SavedSessions:
             sessions.start(self._sweep())
             if sessions.save_seconds is not None:
                 sessions.start(self._keep_all())
+                sessions.start(self._renew_all())
 
     async def find(self, session_id: str, owner: str | None = None) -> LiveSession:
         """
@@ -178,10 +189,8 @@ class SavedSessions:
             await asyncio.sleep(_SWEEP_SECONDS)
             self._moved = {note: session for note, session in self._moved.items() if session.over is None}
             try:
-                notes = list(self._moved)
-                await self.sessions.run(
-                    lambda notes=notes: [self.folder.peek(note, expires=self._notes_expire) for note in notes]
-                )
+                notes = dict.fromkeys(self._moved, self._notes_expire)
+                await self.sessions.run(lambda notes=notes: self.folder.renew(notes))
                 await self.sessions.run(self.folder.remove_expired)
             except OSError as error:
                 logger.warning(f"Expired sessions could not be removed: {error}")
@@ -220,47 +229,65 @@ class SavedSessions:
                     if is_due and session.over is None and not self.sessions.is_draining:
                         await self._keep(session, kept)
 
+    async def _renew_all(self) -> None:
+        """Let the saves of sessions that go on expire later, and tell which sessions are not saved in time."""
+        while True:
+            await asyncio.sleep(min(self.sessions.save_seconds, _LOOK_SECONDS))
+            until = {_saved_as(session).secret: self._kept_until(session) for session in self._kept}
+            await self.sessions.run(lambda until=until: self.folder.renew(until))
+            for session, kept in self._kept.items():
+                seconds = session._loop.time() - kept.since
+                is_late = seconds > 2 * self.sessions.save_seconds + _LOOK_SECONDS and kept.news != news_of(session)
+                if is_late and not kept.is_late:
+                    kept.is_late = True
+                    self.sessions.metrics.save_faults.labels("late").inc()
+                    logger.warning(f"The session {session.session_id} was last saved {seconds:.0f} s ago.")
+
     def _watch(self, session: LiveSession) -> _Kept:
         """Take note of a session that will be due, and of its end."""
 
         def listen(kind: str, *what: Any) -> None:
             if kind == "over":
                 del self._kept[session]
-                if what[0] in _FINAL:
+                if what[0] in FINAL:
                     self.sessions.start(self._remove(session))
 
-        kept = _Kept(session._loop.time())
+        kept = _Kept(session._loop.time(), session._loop.time())
         if session.over is None:
             session.listeners.append(listen)
             self._kept[session] = kept
         return kept
 
     async def _keep(self, session: LiveSession, kept: _Kept) -> None:
-        """Save a session. If it has no news, or a response is being spoken, only note that it lives."""
+        """Save a session if it has news. One that cannot be saved now is due again at the next look."""
         run, folder, secret = self.sessions.run, self.folder, _saved_as(session).secret
-        expires, place = self._kept_until(session), None
-        is_speaking = session.conversation is not None and session.conversation.is_speaking
+        now, place = session._loop.time(), None
         try:
-            is_saved = await run(lambda: folder.peek(secret, expires=expires)) is not None
-            if is_speaking:
-                return
-            kept.time = session._loop.time()
-            if is_saved and kept.news == news_of(session):
-                return
-            news, state, stream = await pack_session(session)
-            place = await run(folder.begin)
-            await run(lambda: write(stream, self.sessions.engine.model, place / _STREAM))
-            await run(lambda: (place / _CLIENT).write_text(state, encoding="utf-8"))
-            await run(lambda: folder.commit(place, secret, expires, is_held=True))
-            kept.news, kept.fault = news, ""
+            has_news = await run(lambda: folder.peek(secret)) is None or kept.news != news_of(session)
+            if has_news:
+                if session.conversation is not None and session.conversation.is_busy:
+                    return  # its stream need not pause
+                news, state, stream = await pack_session(session)
+                place = await run(folder.begin)
+                await run(lambda: write(stream, self.sessions.engine.model, place / _STREAM))
+                await run(lambda: (place / _CLIENT).write_text(state, encoding="utf-8"))
+                expires = self._kept_until(session)
+                await run(lambda: folder.commit(place, secret, expires, is_held=True))
+                kept.news, kept.is_late, kept.has_failed, session.is_kept = news, False, False, True
+            kept.time = kept.since = now
+        except SessionBusyError:
+            pass
         except Exception as error:
-            if session.over is None and kept.fault != str(error):
-                kept.fault = str(error)
-                logger.warning(f"The session {session.session_id} could not be saved: {error}")
+            kept.time = now
+            if session.over is None:
+                self.sessions.metrics.save_faults.labels("failed").inc()
+                if not kept.has_failed:
+                    logger.warning(f"The session {session.session_id} could not be saved: {error}")
+                kept.has_failed = True
         finally:
             if place is not None:
                 await run(lambda: folder.discard(place))
-        if session.over in _FINAL:
+        if session.over in FINAL:
             await self._remove(session)
 
     async def _remove(self, session: LiveSession) -> None:
@@ -300,6 +327,7 @@ class SavedSessions:
             except ValueError as error:
                 raise _lost(error) from None
             if taken is None:
+                await run(lambda: self._refuse_if_held(wanted))  # another server was faster
                 return None
             await run(lambda: self._note(wanted, ""))
             try:
@@ -330,6 +358,7 @@ class SavedSessions:
         secret, until = _saved_as(session).secret, self._kept_until(session)
         try:
             await self.sessions.run(lambda: self.folder.put_back(taken, secret, held_until=until))
+            session.is_kept = True
         except OSError as error:
             logger.warning(f"The files of the session {session.session_id} could not be kept: {error}")
 
@@ -372,7 +401,7 @@ class SavedSessions:
             return
         before, now = wanted.names(name)
         if now != before:
-            await self.sessions.run(lambda: self.folder.peek(wanted.note, expires=self._notes_expire))
+            await self.sessions.run(lambda: self.folder.renew({wanted.note: self._notes_expire}))
             raise SessionMovedError(before, now)
 
     @property

@@ -453,7 +453,8 @@ def _add_realtime(app: FastAPI, server: Server) -> None:
         await _realtime(socket, server)
 
     @app.get(path)
-    async def find(request: Request) -> dict[str, Any]:
+    async def find(request: Request, response: Response) -> dict[str, Any]:
+        response.headers["Cache-Control"] = "no-store"
         # A browser does not tell its page why a WebSocket was refused.
         session = await server.saved.find_token(request.query_params.get("resume_token", ""), owner_of(request))
         return {"id": session.session_id, "resume_token": session.token}

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What files hold of a client's session besides its stream, and how it is taken while the session goes on."""
 
+import asyncio
 import json
 import time as clock
 from collections import deque
@@ -19,6 +20,7 @@ FORMAT = 3
 # Attributes of a session that are saved as they are.
 _KEPT = ("instructions", "max_output_tokens", "created", "has_begun", "num_received", "num_skipped")
 _KEPT += ("_num_early", "_context", "last_time", "_due")
+_LOCK_SECONDS = 1.0  # for which a save waits for a request in progress
 _KEPT_OF_REPLY = ("reply_id", "is_asked", "metadata", "is_spoken", "ignored")
 
 
@@ -69,29 +71,52 @@ def fill_session(session: LiveSession, state: dict[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------- sessions that go on
 
 
+class SessionBusyError(Exception):
+    """A session cannot be saved now, but later."""
+
+
+async def _lock(session: LiveSession) -> None:
+    """Lock a session. Raise [`SessionBusyError`] if a request has the lock that may wait for the stream."""
+    try:
+        await asyncio.wait_for(session.lock.acquire(), _LOCK_SECONDS)
+    except (TimeoutError, asyncio.TimeoutError):
+        raise SessionBusyError from None
+
+
 @asynccontextmanager
 async def _resting(session: LiveSession) -> AsyncIterator[None]:
     """Let the stream of a session rest, and events of its client wait, when all that it has done was told."""
     run = session.sessions.run
-    # A request over plain HTTP waits for the stream with the lock. So does an event that opens the stream again.
+    # An event may open the stream again before it has begun.
     may_wait = session.conversation is None or not session.has_begun
     async with AsyncExitStack() as stack:
+        await _lock(session)
         if may_wait:
-            await stack.enter_async_context(session.lock)
+            stack.callback(session.lock.release)
+        else:
+            session.lock.release()
         stream = session.stream
         await run(stream.pause)
         stack.push_async_callback(run, stream.resume)
         await run(stream.wait_for_rest)  # a client may cancel the reply that is finished here
         if not may_wait:
-            await stack.enter_async_context(session.lock)
+            await _lock(session)  # a request over plain HTTP may have it, and waits until the stream goes on
+            stack.callback(session.lock.release)
         await run(lambda: session.sessions.tell(session))
         yield
 
 
 async def pack_session(session: LiveSession) -> tuple[tuple[Any, ...], str, Saved]:
-    """Return what is saved of a session that goes on: its news, its state as JSON, and its stream."""
+    """
+    Return what is saved of a session that goes on: its news, its state as JSON, and its stream.
+
+    Raises:
+        [`SessionBusyError`]: If a request waits for the stream, or something is heard or spoken, which is not saved.
+    """
     run = session.sessions.run
     async with _resting(session):
+        if session.conversation is not None and session.conversation.is_busy:
+            raise SessionBusyError
         waiting = await run(lambda: questions_of(session))
         state = json.dumps(state_of_session(session, waiting), allow_nan=False)
         return news_of(session), state, await run(session.stream.pack)
@@ -100,11 +125,13 @@ async def pack_session(session: LiveSession) -> tuple[tuple[Any, ...], str, Save
 def news_of(session: LiveSession) -> tuple[Any, ...]:
     """Return what changes when there is something to save. A heartbeat changes nothing."""
     stream, conversation = session.stream.session, session.conversation
-    news = (int(stream.cache.num_seen), len(stream._questions), session.num_received, session.options)
+    # Its cache may have the same length after a reply, for which it has forgotten something.
+    news = (stream.num_frames, int(stream.cache.num_seen), stream.events[-1:], len(stream._questions))
+    news += (session.num_received, session.options)
     news += (session.instructions, session.max_output_tokens)
     if conversation is None:
         return news
-    return (*news, conversation.last_item, conversation.audio.settings(), len(conversation.hearing.buffer))
+    return (*news, conversation.last_item, conversation.audio.settings(), conversation.hearing.num_changes)
 
 
-__all__ = ["FORMAT", "fill_session", "news_of", "pack_session", "questions_of", "state_of_session"]
+__all__ = ["FORMAT", "SessionBusyError", "fill_session", "news_of", "pack_session", "questions_of", "state_of_session"]

@@ -11,19 +11,25 @@ import shutil
 import tempfile
 import threading
 import time as clock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+
+from transformers.utils import logging
 
 from ..checks_videollm_mod import check_number
 from .presence import Presence
 
+
+logger = logging.get_logger(__name__)
 
 _DIGESTS = "digests.json"
 _HOLDER = "server.txt"  # names the server at which a session goes on
 # The hash of a secret, and when it was kept, in nanoseconds.
 _COMPLETE = re.compile(r"([0-9a-f]{64})(?:\.(\d+))?")
 _OPEN = ".session-"  # what the names of folders begin with that are written or read
+# Such a folder that was taken, with the hash, the time of that and the server.
+_TAKEN = re.compile(re.escape(_OPEN) + r"([0-9a-f]{64})\.(\d+)(\.server-[0-9a-f]{16})")
 _BLOCK = 2**20  # bytes
 _ABANDONED = 600.0  # seconds after which such a folder belongs to no process
 
@@ -37,7 +43,8 @@ class StateFolder:
 
     Args:
         folder (`str` or `Path`): Where the sessions lie. It is made if needed.
-        max_bytes (`int`): Most bytes of all sessions. The sessions that expire first make room for others.
+        max_bytes (`int`): Most bytes of all sessions. For a session whose server ends, saves of sessions that go on
+            make room, and then those that expire first. Nothing makes room for the save of a session that goes on.
 
     Raises:
         `ValueError`: If nothing can be written there.
@@ -72,7 +79,7 @@ class StateFolder:
         this secret before. With `is_held` the session goes on here.
 
         Raises:
-            `ValueError`: If it has more bytes than all sessions may have, or another server has the session now.
+            `ValueError`: If there is no room for it, or another server has the session now.
         """
         files = sorted(path for path in place.rglob("*") if path.is_file())
         for path in files:
@@ -86,7 +93,7 @@ class StateFolder:
                 raise ValueError("Another server has this session now.")
             if is_held:
                 self._hold(place)
-            self._make_room(_size(place), before)
+            self._make_room(_size(place), before, is_held=is_held)
             os.utime(place, (expires, expires))
             # A process that is killed here leaves the one before or both, and the newest counts.
             os.rename(place, self._new_place(secret))
@@ -95,19 +102,26 @@ class StateFolder:
 
     def take(self, secret: str) -> Path | None:
         """
-        Return the folder of the session that is kept under a secret, or `None`. Nobody else can take it meanwhile.
+        Return the folder of the session that is kept under a secret, or `None` if there is none, or another server
+        holds it. Nobody else can take it meanwhile.
 
         Raises:
             `ValueError`: If one of its files is damaged, and the session is removed. Or if its folder cannot be read.
         """
-        taken = self.folder / f"{_OPEN}{secrets.token_hex(8)}"
         try:
             while kept := self._places_of(secret):
+                with self._lock:
+                    taker = self._presence.show() or f".{secrets.token_hex(8)}"
+                # If this process is killed meanwhile, others find it under this name.
+                taken = self.folder / f"{_OPEN}{_hash(secret)}.{clock.time_ns()}{taker}"
                 # Another server may have replaced it since.
                 with suppress(FileNotFoundError):
-                    os.rename(kept.pop(), taken)
+                    os.rename(place := kept.pop(), taken)
                     break
             else:
+                return None
+            if self.is_held_elsewhere(taken):  # by a server that has just resumed it
+                os.rename(taken, place)
                 return None
         except OSError as error:
             raise ValueError(f"Its folder cannot be read: {error.strerror}.") from None
@@ -121,18 +135,22 @@ class StateFolder:
             raise ValueError(f"{damaged} of a saved session is damaged.")
         return taken
 
-    def peek(self, secret: str, *, expires: float | None = None) -> Path | None:
-        """Return the folder that is kept under a secret, or `None`. It stays, until another time if one is given."""
+    def peek(self, secret: str) -> Path | None:
+        """Return the folder that is kept under a secret, or `None`. It stays."""
         try:
             kept = self._places_of(secret)
         except OSError:
             return None
-        if not kept or _has_expired(place := kept[-1]):
-            return None
-        if expires is not None:
-            with suppress(OSError):
-                os.utime(place, (expires, expires))
-        return place
+        return kept[-1] if kept and not _has_expired(kept[-1]) else None
+
+    def renew(self, until: Mapping[str, float]) -> None:
+        """Keep what is kept under these secrets until these times, by `time.time()`, if it can be reached."""
+        times = {_hash(secret): time for secret, time in until.items()}
+        with suppress(OSError):
+            for name in filter(None, map(_COMPLETE.fullmatch, os.listdir(self.folder))):
+                if name[1] in times:
+                    with suppress(OSError):
+                        os.utime(self.folder / name[0], (times[name[1]],) * 2)
 
     def remove(self, secret: str) -> None:
         """Remove what is kept under a secret, if it can be reached and no other server holds it."""
@@ -155,10 +173,7 @@ class StateFolder:
 
     def is_held_elsewhere(self, place: Path) -> bool:
         """Whether a session goes on at another server, which lives."""
-        try:
-            return self._presence.is_of_another((place / _HOLDER).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
+        return self._is_held(place, self._presence.is_of_another)
 
     def release(self) -> None:
         """Hold no session any more, since this server ends."""
@@ -172,6 +187,14 @@ class StateFolder:
             if _has_expired(place, 0.0 if _COMPLETE.fullmatch(place.name) else _ABANDONED):
                 self.discard(place)
 
+    def _is_held(self, place: Path, lives: Callable[[str], bool]) -> bool:
+        try:
+            return lives((place / _HOLDER).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return False
+        except OSError:  # nobody can tell
+            return True
+
     def _hold(self, place: Path) -> None:
         with open(place / _HOLDER, "w", encoding="utf-8", opener=_open_private) as file:
             file.write(self._presence.show())
@@ -181,25 +204,34 @@ class StateFolder:
 
     def _places_of(self, secret: str) -> list[Path]:
         """Return where a session is kept under a secret, the newest last. A process that was killed may leave two."""
-        names = map(_COMPLETE.fullmatch, os.listdir(self.folder))
-        found = [name for name in names if name and name[1] == _hash(secret)]
-        return [self.folder / name[0] for name in sorted(found, key=lambda name: int(name[2] or 0))]
+        found = []
+        for name in os.listdir(self.folder):
+            complete, taken = _COMPLETE.fullmatch(name), _TAKEN.fullmatch(name)
+            match = complete or taken
+            if match and match[1] == _hash(secret) and (complete or not self._presence.lives(taken[3])):
+                found.append((int(match[2] or 0), name))
+        return [self.folder / name for _, name in sorted(found)]
 
     def _places(self) -> Iterator[Path]:
         for place in list(self.folder.iterdir()):
             if (_COMPLETE.fullmatch(place.name) or place.name.startswith(_OPEN)) and place.is_dir():
                 yield place
 
-    def _make_room(self, size: int, replaced: list[Path]) -> None:
+    def _make_room(self, size: int, replaced: list[Path], *, is_held: bool) -> None:
         if size > self.max_bytes:
             raise ValueError(f"It has {size} bytes, and all saved sessions may have {self.max_bytes}.")
         kept = [place for place in self._places() if _COMPLETE.fullmatch(place.name) and place not in replaced]
-        sizes = {place: _size(place) for place in sorted(kept, key=_expiry)}
-        total = sum(sizes.values()) + size
-        for place, freed in sizes.items():
-            if total > self.max_bytes:
-                self.discard(place)
-                total -= freed
+        # A session that goes on has more than its save.
+        order = sorted(kept, key=lambda place: (not self._is_held(place, self._presence.lives), _expiry(place)))
+        sizes = {place: _size(place) for place in order}
+        total, num_removed = sum(sizes.values()) + size, 0
+        if is_held and total > self.max_bytes:
+            raise ValueError(f"There is no room for its {size} bytes: all saved sessions may have {self.max_bytes}.")
+        while total > self.max_bytes:
+            self.discard(place := order.pop(0))
+            total, num_removed = total - sizes[place], num_removed + 1
+        if num_removed:
+            logger.warning(f"Saved sessions removed: {num_removed}. All may have {self.max_bytes} bytes.")
 
 
 def check_saving(save_seconds: float | None, state_dir: str | os.PathLike | None) -> None:

@@ -19,6 +19,7 @@ from test_serving_saved_sessions import saved_in
 
 
 ROOT = Path(__file__).parents[1]
+ASKS = re.compile(r"^http.*/v1/realtime")
 SOON = 60_000  # Milliseconds, on a machine that is busy with other tests.
 
 pytestmark = [needs_chromium, pytest.mark.xdist_group("browser")]
@@ -101,7 +102,7 @@ def test_a_camera_is_narrated(pages, open_page):
 def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page, tmp_path):
     """
     The server falls silent. Then it is restarted with a save like those of a killed server, and then without one. No
-    frame is sent twice.
+    frame is sent twice. At last someone presses Start while the page asks for its session.
     """
     model, processor, _ = embedded()
     given = {"engine_options": ROOMY, "cors": [pages], "state_dir": tmp_path / "state", "resume_seconds": 300.0}
@@ -127,7 +128,9 @@ def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page,
         wait_until_told("the server is silent. Connecting again.")
         wait_until_told("Seen up to")
         assert watch(server, 2) is first and first.last_time > 21
-    wait_until_told("Connecting again.")
+    page.route(ASKS, lambda route: route.fulfill(status=404, json={"detail": "no server behind this proxy"}))
+    wait_until_told("status 404. Connecting again.")
+    page.unroute(ASKS)
     (saved,) = saved_in(tmp_path / "state")
     (saved / "server.txt").write_text("")
     os.utime(saved, (2e9, 2e9))
@@ -146,6 +149,19 @@ def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page,
         third = watch(server, 2)
         assert third.token != first.token and third.options.fps == 2
         *resumed, new = page.evaluate("() => window.sent.filter((times) => times.length)")
+        asked = []
+        page.route(ASKS, lambda route: asked.append(route))
+        with page.expect_request(ASKS):
+            page.clock.fast_forward(21_000)
+        page.get_by_role("button", name="Start").click()
+        page.wait_for_function("() => socket.readyState === 1 && hasBegun", timeout=SOON)
+        count = page.evaluate("() => window.sent.length")
+        asked[0].abort()
+        page.clock.fast_forward(2000)  # longer than it would wait
+        page.wait_for_timeout(500)
+        assert page.evaluate("() => window.sent.length") == count, "Start has made the only connection"
+    page.evaluate("() => { server = 'https://camera.example/v1/realtime'; }")
+    assert page.evaluate("() => ['ws', 'http'].map((scheme) => address(scheme).protocol)") == ["wss:", "https:"]
     times = [time for connection in resumed for time in connection]
     assert len(resumed) == 3 and times == sorted(set(times)) and new == sorted(set(new))
     assert new[0] < times[-1]

@@ -412,6 +412,7 @@ def test_a_damaged_file_is_named_and_goes(state, name):
     os.utime(place, (2e9, 2e9))
     with pytest.raises(ValueError, match=f"{name} of a saved session is damaged"):
         folder.take("secret")
+    folder.release()
     assert list(state.iterdir()) == []
 
 

@@ -4,6 +4,7 @@
 
 import asyncio
 import json
+import resource
 import shutil
 import signal
 import time as clock
@@ -60,6 +61,10 @@ def saved_states(folder):
         except FileNotFoundError:  # a note, or replaced meanwhile
             continue
     return found
+
+
+def on_loop(server, work):
+    return asyncio.run_coroutine_threadsafe(work, server.sessions._loop).result(60)
 
 
 async def until_true(condition):
@@ -169,8 +174,8 @@ def test_streams_that_are_saved_all_the_time_say_the_same(state):
     assert list(state.iterdir()) == [], "the server that has ended leaves nothing"
 
 
-def test_what_is_saved_goes_when_its_session_expires_and_stays_while_it_lives(small, state):
-    """A heartbeat is no news, so that the files stay as they are."""
+def test_what_is_saved_goes_when_its_session_expires_and_stays_while_it_lives(small, state, caplog):
+    """A heartbeat is no news, so that the files stay as they are. They also live while others are saved."""
 
     async def beat(address, server):
         connection = await connect(address)
@@ -184,8 +189,14 @@ def test_what_is_saved_goes_when_its_session_expires_and_stays_while_it_lives(sm
         for _ in range(3):
             await send(connection, {"type": "session.heartbeat"})
             await until(connection, "session.heartbeat_ack")
-        await until_true(lambda: before[0].stat().st_mtime > expires)
         assert saved_in(state) == before
+        on_loop(server, server.saved._saving.acquire())
+        await send(connection, frame_event(random_frames(1)[0], 1.0))
+        late = server.metrics.save_faults.labels("late")._value
+        await until_true(lambda: before[0].stat().st_mtime > expires + 0.5 and late.get() == 1)
+        assert f"The session {session.session_id} was last saved" in caplog.text and saved_in(state) == before
+        server.sessions._loop.call_soon_threadsafe(server.saved._saving.release)
+        await until_true(lambda: saved_in(state) != before)
         session.limits = replace(session.limits, resume_seconds=0.2)
         connection._connection.transport.abort()
         await until_true(lambda: not saved_in(state))
@@ -261,6 +272,63 @@ def test_a_reply_can_be_cancelled_while_a_save_waits_for_its_end(small):
         assert asyncio.run(cancel(address, server)).status == "cancelled"
 
 
+def test_a_request_that_waits_for_the_stream_is_answered_while_saves_wait_for_it(small):
+    """It has the session's lock, and the stream pauses for the save."""
+
+    async def ask(address, server):
+        connection = await connect(address)
+        await send(connection, update_event(unprompted=False), frame_event(random_frames(1)[0], 0.0))
+        await until(connection, "conversation.item.done")
+        (session,) = server.sessions
+        await send(connection, {"type": "response.create"})
+        await until(connection, "response.created")
+        await until_true(lambda: session.stream.session.is_paused)  # by a save
+        url = f"http://{address}/v1/streaming/sessions/{session.session_id}/ask"
+        async with httpx.AsyncClient(timeout=60) as client:
+            answer = await client.post(url, json={"text": "And now?"})
+        await connection.close()
+        return answer
+
+    engine = TINY | {"max_text_tokens": 3000}
+    with small(engine_options=engine, max_output_tokens=80, reply_seconds=5.0) as (address, server):
+        answer = asyncio.run(ask(address, server))
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_session_that_a_fault_ends_goes_on_from_its_save(small):
+    async def fail(address, server):
+        connection = await connect(address)
+        token = (await connection.recv()).session.videollm_mod["resume_token"]
+        await send(connection, update_event(unprompted=False), frame_event(random_frames(1)[0], 0.0))
+        await until(connection, "conversation.item.done")
+        (session,) = server.sessions
+        await until_true(lambda: session.is_kept)
+        server.sessions._loop.call_soon_threadsafe(server.sessions._fail, session, ValueError("broken"))
+        await until(connection, "error")
+        with pytest.raises(ConnectionClosed) as closed:
+            await connection.recv()
+        again = await connect(address, extra_query={"resume_token": token})
+        assert (await again.recv()).session.videollm_mod["resumed"]
+        await again.close()
+        return closed.value.rcvd.code
+
+    with small() as (address, server):
+        assert asyncio.run(fail(address, server)) == 1011
+
+
+def test_saves_that_fail_are_counted_and_told_once(small, caplog):
+    async def fail(address, server):
+        connection = await connect(address)
+        await send(connection, frame_event(random_frames(1)[0], 0.0))
+        failed = server.metrics.save_faults.labels("failed")._value
+        await until_true(lambda: failed.get() > 2)
+        await connection.close()
+
+    with small(max_state_bytes=1000) as (address, server):
+        asyncio.run(fail(address, server))
+    assert sum("could not be saved" in line for line in caplog.messages) == 1
+
+
 def test_a_session_that_another_server_holds_is_not_resumed_from_its_save(small, state, caplog):
     """Servers with prefixes say where it is. When its server is gone, the next one that is asked resumes it."""
     sessions = "v1/streaming/sessions"
@@ -281,7 +349,7 @@ def test_a_session_that_another_server_holds_is_not_resumed_from_its_save(small,
         url = f"http://{address}/v1/realtime?resume_token={token}"
         told = [(answer.status_code, answer.headers) for answer in (httpx.get(url, headers=upgrade), httpx.get(url))]
         first, second = [(status, headers.get("Location", headers.get("Retry-After"))) for status, headers in told]
-        assert first == second
+        assert first == second and all(headers["Cache-Control"] == "no-store" for _, headers in told)
         return first
 
     async def resume(address, token):
@@ -298,9 +366,6 @@ def test_a_session_that_another_server_holds_is_not_resumed_from_its_save(small,
     async def come_back(server):
         server.saved._saving.release()
 
-    def on_loop(server, work):
-        asyncio.run_coroutine_threadsafe(work, server.sessions._loop).result(60)
-
     with ExitStack() as stack:
         (second, other), (first, server) = (stack.enter_context(small(session_prefix=name)) for name in ("b.", "a."))
         token = asyncio.run(begin(first))
@@ -308,7 +373,8 @@ def test_a_session_that_another_server_holds_is_not_resumed_from_its_save(small,
         assert ask(second, token.replace("a.", "b.", 1)) == (308, f"/v1/realtime?resume_token={token}")
         assert httpx.get(f"http://{second}/{sessions}/a.door").status_code == 503
         assert ask(second, "nonsense") == (404, None)
-        assert httpx.get(f"http://{first}/v1/realtime?resume_token={token}").json()["resume_token"] == token
+        found = httpx.get(f"http://{first}/v1/realtime?resume_token={token}")
+        assert found.json()["resume_token"] == token and found.headers["Cache-Control"] == "no-store"
         on_loop(server, seem_gone(server))
         created = asyncio.run(resume(second, token))
         assert created["resume_token"] == token.replace("a.", "b.", 1) and created["rewound_to"]
@@ -319,6 +385,12 @@ def test_a_session_that_another_server_holds_is_not_resumed_from_its_save(small,
 
 
 # --------------------------------------------------------------------------------------------------------- the folder
+
+
+def keep(folder, secret, *, expires=4e9, is_held=False):
+    place = folder.begin()
+    (place / "data").write_bytes(bytes(10_000 if folder.max_bytes > 30_000 else 10))
+    folder.commit(place, secret, expires, is_held=is_held)
 
 
 def test_servers_see_which_others_live(tmp_path):
@@ -336,6 +408,48 @@ def test_servers_see_which_others_live(tmp_path):
     assert not other.is_of_another(left[0].name)
     other.remove_dead()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_lives_unless_it_is_certain_that_it_does_not(tmp_path):
+    """A process that may open no more files cannot tell."""
+    folder, other = StateFolder(tmp_path, 10_000), StateFolder(tmp_path, 10_000)
+    keep(other, "secret", is_held=True)
+    place, most = folder.peek("secret"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    name = (place / "server.txt").read_text()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, most[1]))
+    try:
+        lives = folder._presence.is_of_another(name), folder.is_held_elsewhere(place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert lives == (True, True)
+
+
+def test_two_servers_do_not_take_one_session(tmp_path):
+    """The other one may have resumed it since it was looked for. If it is killed before that, the session is there."""
+    one, other = StateFolder(tmp_path, 10_000), StateFolder(tmp_path, 10_000)
+    keep(one, "secret")
+    taken = other.take("secret")
+    assert one.take("secret") is None and one.peek("secret") is None
+    other.put_back(taken, "secret", held_until=4e9)
+    place = one.peek("secret")
+    assert one.take("secret") is None and one.peek("secret") == place and one.is_held_elsewhere(place)
+    other.take("secret")
+    assert one.take("secret") is None
+    other.release()  # as the system does when it is killed
+    assert (one.take("secret") / "data").is_file()
+
+
+def test_saves_of_sessions_that_go_on_take_no_room_of_others(tmp_path, caplog):
+    folder, other = StateFolder(tmp_path, 35_000), StateFolder(tmp_path, 35_000)
+    keep(folder, "ended", expires=3e9)
+    keep(folder, "goes on", is_held=True)
+    keep(other, "goes on elsewhere", expires=4.1e9, is_held=True)
+    with pytest.raises(ValueError, match="There is no room for its 10"):
+        keep(folder, "too much", is_held=True)
+    assert not caplog.messages
+    keep(folder, "ended too", expires=3e9)
+    assert "Saved sessions removed: 1. All may have 35000 bytes." in caplog.text
+    assert [folder.peek(name) is None for name in ("ended", "goes on", "goes on elsewhere")] == [False, True, False]
 
 
 def test_a_folder_without_locks_is_used_without_them(tmp_path, monkeypatch, caplog):

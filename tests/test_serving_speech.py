@@ -16,6 +16,7 @@ from tiny import tiny_model, tiny_processor
 from videollm_mod.commands.serve import new_app
 from videollm_mod.serving.hearing import Hearing
 from videollm_mod.serving.limits import Limits, RequestError
+from videollm_mod.serving.session_state import SessionBusyError, pack_session
 from videollm_mod.serving.speech_endpoints import Speaker, Transcriber
 from videollm_mod.serving.telling import Reply
 
@@ -443,6 +444,43 @@ def test_a_saved_session_goes_on_to_speak(endpoints, tmp_path):
     assert created.session.output_modalities == ["audio"]
     assert created.session.audio.input.transcription.prompt == "Names: Anna"
     assert failed.error.code == "session_over" and endpoints.heard[-1][2] == RECORDING
+
+
+def test_nothing_is_saved_while_something_is_heard_or_spoken(endpoints):
+    """A save would have half of it. New audio of the same length is something to save."""
+
+    async def use():
+        connection = await connect(endpoints.address)
+        await send(connection, update_event(unprompted=False), *frames(2), audio_event(RECORDING))
+        await until(connection, "conversation.item.done", 2)
+        (session,) = (found for found in endpoints.server.sessions if found.conversation is not None)
+
+        async def pack():
+            packing = asyncio.run_coroutine_threadsafe(pack_session(session), session._loop)
+            return (await asyncio.wrap_future(packing))[0]
+
+        before = await pack()
+        await send(connection, {"type": "input_audio_buffer.clear"}, audio_event(RECORDING[::-1]))
+        await send(connection, {"type": "session.heartbeat"})
+        await until(connection, "session.heartbeat_ack")
+        assert await pack() != before
+        for event, first, last in (
+            (COMMIT, "conversation.item.done", f"{KIND}.completed"),
+            (ASK, "response.output_audio_transcript.done", "response.done"),
+        ):
+            endpoints.may_answer.clear()
+            await send(connection, event)
+            await until(connection, first)
+            with pytest.raises(SessionBusyError):
+                await pack()
+            endpoints.may_answer.set()
+            await until(connection, last)
+            while session.conversation.is_busy:
+                await asyncio.sleep(0.01)
+            await pack()
+        await connection.close()
+
+    asyncio.run(use())
 
 
 # ------------------------------------------------------------------------------------------------------ no endpoints
