@@ -73,6 +73,9 @@ def load_checkpoint(
     with _naming("chat_template.jinja, with the processor"):
         turns = [{"role": role, "content": "What?"} for role in ("system", "user", "assistant")]
         written = processor.encode_turns(turns, stream_open=False, then="stream")
+        reply = processor.encode_turns([], stream_open=True, then="assistant")
+        if not reply:
+            raise ValueError("no text begins a reply.")
     with _naming("processor_config.json"):
         processor.process_frames(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
     model = load_model(name, weights=weights, revision=revision, **options)
@@ -83,7 +86,7 @@ def load_checkpoint(
                 f"the processor and the model are of different checkpoints: `{field}` is {theirs} by "
                 f"processor_config.json and the tokenizer, and {its} by config.json."
             )
-    size, most = model.config.text_config.vocab_size, max(written, default=0)
+    size, most = model.config.text_config.vocab_size, max(written + reply)
     if most >= size:
         raise ValueError(
             f"chat_template.jinja and tokenizer.json make token {most}, and by config.json the model knows {size}."

@@ -5,9 +5,10 @@
 import copy
 import json
 import random
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -49,7 +50,8 @@ WORDS = {
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
-class Sound(NamedTuple):
+@dataclass(repr=False)
+class Sound:
     """A checkpoint on the disk, its files, and its weights."""
 
     folder: Path

@@ -30,6 +30,11 @@ def edit(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def replace_in(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
 def change_weights(folder, change):
     weights = load_file(folder / "model.safetensors")
     save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
@@ -118,6 +123,11 @@ FAULTS = {
     "template in Latin 1": (
         lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"),
         "chat_template.jinja: 'utf-8' codec can't decode byte 0xff",
+        1,
+    ),
+    "nothing before a reply": (
+        lambda f: replace_in(f / "chat_template.jinja", "add_stream_generation_prompt", "nothing"),
+        "chat_template.jinja, with the processor: no text begins a reply",
         1,
     ),
     "other token": (
