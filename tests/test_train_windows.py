@@ -7,7 +7,7 @@ import re
 import resource
 import sys
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,17 @@ from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError, row_record
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
-from videollm_mod.train.data.windows import Windows, count_frames, count_tokens, cut_row, parts_of, split_rows, survey
+from videollm_mod.train.data.windows import (
+    Windows,
+    count_frames,
+    count_tokens,
+    cut_beginning,
+    cut_row,
+    parts_of,
+    split_rows,
+    survey,
+)
+from videollm_mod.train.tasks import find_task
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.teacher_forcing import predict_all_turns, predict_turns
 
@@ -363,6 +373,68 @@ def test_teacher_forcing_predicts_a_long_row_in_windows():
     assert found == Runner(model, processor, fps=1.0).turns(row)
     short = row_of(asked(0), said(3), frames=9)
     assert parts_of(short, windows) == [short]
+
+
+def clip_as_live(turns, most):
+    """VideoLLM-online's rule on a dialogue of texts and runs of frames: it ends before the run that passes `most`."""
+    kept, count = [], 0
+    for turn in turns:
+        count += turn.get("num_frames", 0)
+        if count > most:
+            break
+        kept.append(turn)
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("messages", "frames"),
+    [
+        ([asked(0), said(3), said(8), said(12)], 9),
+        # A question whose reply is lost stays, as in that code.
+        ([asked(0), said(3), asked(8, "Q?"), said(12)], 9),
+        ([asked(0), said(3), asked(9), said(9), said(10)], 10),
+        # A run of 10 frames is not too long, one of 11 is. Frames after the last reply are one more run.
+        ([said(9), said(19)], 10),
+        ([said(2)], 3),
+        ([asked(0), said(10)], 1),
+        ([said(10)], 0),
+        ([{"role": "user", "content": "Q?"}, said(39)], 0),
+        ([{"role": "system", "content": "Be brief."}, said(3.4), said(30)], 5),
+    ],
+)
+def test_a_dialogue_is_cut_as_lives_code_cuts_it(messages, frames):
+    row, processor = row_of(*messages, start=5.0), tiny_processor()
+    row["messages"] = [{**m, "time": m["time"] + 5} if "time" in m else m for m in messages]
+    kept = clip_as_live(processor.to_stream_turns(row["messages"], 40, fps=1.0, start=5.0), 10)
+    assert sum(turn.get("num_frames", 0) for turn in kept) == frames
+    cut = cut_beginning(row, 10, fps=1.0)
+    if not frames:
+        assert cut is None
+        return
+    assert len(cut["video"]) == count_frames(cut, fps=1.0) == frames and (cut["video"] == row["video"][:frames]).all()
+    assert processor.to_stream_turns(cut["messages"], frames, fps=1.0, start=cut["start"]) == kept
+    assert cut_beginning(row, 40, fps=1.0) is row
+
+
+def test_official_turns_are_those_of_the_beginning_in_one_piece(monkeypatch):
+    model, processor = tiny_model(text_overrides={"max_position_embeddings": 150}), tiny_processor()
+    monkeypatch.setattr("videollm_mod.train.teacher_forcing.MAX_FRAMES", 20)
+    row = row_of(asked(0), *(said(3.0 * k, f"Ball {k}.") for k in range(1, 13)), task="ego4d_narration")
+    # 7 x 3 frames are too many by one, with the frame at 0 s.
+    beginning = {"video": row["video"][:19], "messages": row["messages"][:7]}
+    found = Runner(model, processor, fps=1.0).turns(row, official=True)
+    assert found == predict_turns(model, processor, beginning, fps=1.0) and len(found) == 6
+    assert len(parts_of(beginning, Windows(processor, 1.0, max_tokens=150))) > 1, "longer than the context"
+    task = find_task("ego4d_narration")
+    task.official = True
+    runner = Runner(model, processor, fps=1.0, stream_options={"max_new_tokens": 1})
+    turns = task.predict(runner, {**row, "video": row["video"][:22]})["turns"]
+    assert turns == [asdict(turn) for turn in found]
+    assert predict_all_turns(model, processor, [row_of(said(30))], fps=1.0, official=True, progress=False) == [[]]
+    # One token a frame: VideoLLM-online has 7200 frames.
+    small, processor = tiny_model(frame_token_pooled=None), tiny_processor(frame_num_tokens=1)
+    [turns] = predict_all_turns(small, processor, [row], fps=1.0, official=True, progress=False)
+    assert len(turns) == 12
 
 
 @pytest.mark.parametrize(

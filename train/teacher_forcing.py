@@ -18,10 +18,12 @@ import torch
 from tqdm.auto import tqdm
 
 from videollm_mod.train.collator import StreamCollator
-from videollm_mod.train.data.windows import MAX_FRAMES, Windows, parts_of
+from videollm_mod.train.data.windows import MAX_FRAMES, Windows, cut_beginning, parts_of
 
 
 METRICS = Path(__file__).parent / "metrics"
+# The longest video of VideoLLM-online with one token a frame, at 2 frames per second.
+_MAX_FRAMES_OF_ONE_TOKEN = 7200
 # How many rows of logits and frames of the vision encoder are in memory at a time, and further frames are watched.
 _NUM_LOGITS, _NUM_FRAMES, _NUM_WATCHED = 512, 64, 32
 
@@ -301,6 +303,7 @@ def predict_all_turns(
     *,
     fps: float = 2.0,
     interval_threshold: float | None = None,
+    official: bool = False,
     progress: bool = True,
 ) -> list[list[Turn]]:
     """
@@ -308,12 +311,17 @@ def predict_all_turns(
     VideoLLM-online's 1200 frames, is predicted in windows (see [`Windows`]), each from its own beginning. To measure
     how late the last turn of a window is, the model watches on into the windows after it.
 
+    With `official`, only the beginning of a long row is predicted, as in VideoLLM-online's code (see
+    [`cut_beginning`]): at most 1200 frames, or 7200 if a frame has one token. It is predicted in one piece, even if it
+    is longer than the model's context. A row of which nothing is left has no turn.
+
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model, in evaluation mode.
         processor ([`VideoLLMMoDProcessor`]): Its processor.
         examples (`Sequence[dict]`): Rows with `messages` and `video` or `frame_features`.
         fps (`float`, *optional*, defaults to 2.0): Frames per second.
         interval_threshold (`float`, *optional*): Interval threshold; the default is the configuration's.
+        official (`bool`, *optional*, defaults to `False`): Whether to cut long rows instead of splitting them.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
@@ -324,7 +332,15 @@ def predict_all_turns(
     options = {"fps": fps, "interval_threshold": interval_threshold}
     context = getattr(model.config.text_config, "max_position_embeddings", None)
     windows = Windows(processor, fps, max_tokens=context)
-    return [_predict_windows(model, processor, parts_of(examples[index], windows), **options) for index in order]
+    most = _MAX_FRAMES_OF_ONE_TOKEN if model.config.frame_num_tokens == 1 else MAX_FRAMES
+
+    def find_parts(row: dict[str, Any]) -> list[dict[str, Any]]:
+        if not official:
+            return parts_of(row, windows)
+        beginning = cut_beginning(row, most, fps=fps)
+        return [] if beginning is None else [beginning]
+
+    return [_predict_windows(model, processor, find_parts(examples[index]), **options) for index in order]
 
 
 def _predict_windows(

@@ -323,6 +323,33 @@ def cut_row(row: dict[str, Any], window: Window, *, fps: float, num_replies: int
     return {name: value for name, value in row.items() if name not in _SCORED} | part
 
 
+def cut_beginning(row: dict[str, Any], max_frames: int, *, fps: float) -> dict[str, Any] | None:
+    """
+    Cut a row as VideoLLM-online's `max_frames_clip` does: before the run of frames that would pass a limit.
+
+    A run of frames ends with a message. The messages of the last frame stay, and the frames after them do not.
+
+    Args:
+        row (`dict`): The row.
+        max_frames (`int`): Most frames.
+        fps (`float`): Frames per second.
+
+    Returns:
+        `dict`: The beginning of the row, or the row itself if it is short enough. `None` if no frame is left: the
+        first run passes the limit.
+
+    Raises:
+        [`FaultyRowError`]: If a file cannot be read.
+    """
+    with naming(row):
+        num_frames = count_frames(row, fps=fps)
+        if num_frames <= max_frames:
+            return row
+        ends = [slot + 1 for slot in Dialogue(row, num_frames, fps).slots]
+        stop = max((end for end in ends if end <= max_frames), default=0)
+        return cut_row(row, Window(0, stop, num_frames), fps=fps) if stop else None
+
+
 def name_part(
     row: dict[str, Any], window: Window, windows: Windows, *, number: int, count: int, name: Any
 ) -> dict[str, Any]:

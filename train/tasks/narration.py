@@ -40,8 +40,8 @@ class Narration(Task):
     metric `stream_events`; FlowNar's `temporal_*`, `meteor_stem`, `rouge_l` and `cider` of `narration_segments`; and
     the rates of `dialogue_matching`, with the judge's similarity, or that of words if the judge is a language model.
 
-    With `--official`, LIVE's measures have no interval threshold, and FlowNar's words are split at spaces, as in their
-    code. What the model says in the stream does not depend on it.
+    With `--official`, LIVE's measures have no interval threshold and look at the beginning of long dialogues only, and
+    FlowNar's words are split at spaces, as in their code. What the model says in the stream does not depend on it.
 
     A reply that answers the user at once is left out of the latter, because the user chose its time. For FlowNar's
     measures, annotators of the same video share their narrations where the times of their rows overlap. These are the
@@ -49,8 +49,8 @@ class Narration(Task):
     """
 
     official_note = (
-        "LIVE's code has no interval threshold, and FlowNar's splits words at spaces. ProAssist's has an encoder: "
-        "--judge sentence."
+        "LIVE's code has no interval threshold and cuts long dialogues, and FlowNar's splits words at spaces. "
+        "ProAssist's has an encoder: --judge sentence."
     )
     streams = True
     predicts_officially = True
@@ -79,10 +79,10 @@ class Narration(Task):
 
     def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the predictions of several rows."""
-        threshold = 0.0 if self.official else None
+        options = {"interval_threshold": 0.0, "official": True} if self.official else {}
         return [
             {
-                "turns": [asdict(turn) for turn in runner.turns(row, interval_threshold=threshold)],
+                "turns": [asdict(turn) for turn in runner.turns(row, **options)],
                 "replies": [{"time": event.time, "text": event.text} for event in spoken_unasked(events)],
             }
             for row, events in zip(rows, runner.stream_all(rows), strict=True)

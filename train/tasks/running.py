@@ -199,16 +199,19 @@ class Runner:
             events[places[id(row)]] = said
         return events
 
-    def turns(self, row: dict[str, Any], *, interval_threshold: float | None = None) -> list[Turn]:
+    def turns(
+        self, row: dict[str, Any], *, interval_threshold: float | None = None, official: bool = False
+    ) -> list[Turn]:
         """
         Predict every turn of a row from the true history (see [`predict_all_turns`]).
 
         Args:
             row (`dict`): The row.
             interval_threshold (`float`, *optional*): Interval threshold; the default is the runner's.
+            official (`bool`, *optional*, defaults to `False`): Whether a long row is cut as in VideoLLM-online's code.
         """
         threshold = self.interval_threshold if interval_threshold is None else interval_threshold
-        options = {"fps": self.fps, "interval_threshold": threshold, "progress": False}
+        options = {"fps": self.fps, "interval_threshold": threshold, "official": official, "progress": False}
         return predict_all_turns(self.model, self.processor, [row], **options)[0]
 
     def _prompt(self, row: dict[str, Any]) -> Prompt:
