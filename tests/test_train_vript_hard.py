@@ -26,6 +26,9 @@ CHOICE = {
 ORDER = {"video_id": "a-b", "question": "Scene (A): a dog. Scene (B): a cat. Scene (C): a cow.", "answer": "CAB"}
 
 
+SCENE = {"video_id": "a-b", "clip_id": "a-b-Scene-002", "scene_title": ["A dog"], "content": ["A dog runs.", "It is."]}
+
+
 @pytest.fixture
 def folder(tmp_path):
     for name in ("a-b", "a-b-Scene-002"):
@@ -33,8 +36,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def convert(folder, *, choices=(CHOICE,), orders=(ORDER,), **options):
-    for name, rows in (("RR", choices), ("ERO", orders)):
+def convert(folder, *, choices=(CHOICE,), orders=(ORDER,), scenes=(), **options):
+    for name, rows in (("RR", choices), ("ERO", orders), ("HAL", scenes)):
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         (folder / f"{name}_annotations.jsonl").write_text("\n".join(lines))
     notes = Notes()
@@ -82,6 +85,17 @@ def test_faulty_rows_are_counted(folder):
     }
     with pytest.raises(ValueError, match="has no file in the format of Vript-Hard"):
         convert(folder, choices=[{"a": 1}], orders=[])
+
+
+def test_a_scene_is_described(folder):
+    scenes = [SCENE, {**SCENE, "content": "A cat."}, {**SCENE, "content": ["", None]}, {**SCENE, "clip_id": "x"}]
+    rows, left = convert(folder, choices=[], orders=[], scenes=scenes)
+    assert [row["task"] for row in rows] == ["vript_hard_hal"] * 2 and rows[0]["video"].endswith("a-b-Scene-002.mp4")
+    question, reply = rows[0]["messages"]
+    assert question["content"] == "Describe this video in detail." and reply["content"] == "A dog runs."
+    assert [row["truth"] for row in rows] == [{"content": ["A dog runs.", "It is."]}, {"content": ["A cat."]}]
+    assert left == {"there is no text": 1, "there is no video file": 1}
+    assert find_task("vript_hard_hal").wants(rows[0])
 
 
 @pytest.mark.parametrize(

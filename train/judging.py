@@ -38,8 +38,13 @@ def _token_f1(one: list[str], other: list[str]) -> float:
 
 
 def sentence(pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Return the absolute value of [`cosine`], as ProAssist's evaluation does."""
+    return [abs(value) for value in cosine(pairs)]
+
+
+def cosine(pairs: Sequence[tuple[str, str]]) -> list[float]:
     """
-    Return the absolute cosine of the texts' embeddings by `all-mpnet-base-v2`, as ProAssist's evaluation does.
+    Return the cosine of the texts' embeddings by `all-mpnet-base-v2`.
 
     Raises:
         `ImportError`: If sentence-transformers is not installed.
@@ -49,7 +54,7 @@ def sentence(pairs: Sequence[tuple[str, str]]) -> list[float]:
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     vectors = _load_encoder().encode(texts, normalize_embeddings=True, show_progress_bar=False)
     place = {text: index for index, text in enumerate(texts)}
-    return [float(abs(vectors[place[one]] @ vectors[place[other]])) for one, other in pairs]
+    return [float(vectors[place[one]] @ vectors[place[other]]) for one, other in pairs]
 
 
 @cache

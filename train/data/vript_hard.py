@@ -1,14 +1,16 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Vript-Hard (arXiv 2406.06040): find a scene and reason (RR), and put scenes in the order of their events (ERO).
+Vript-Hard (arXiv 2406.06040): find a scene and reason (RR), put scenes in the order of their events (ERO), and
+describe a scene without inventing things (HAL).
 
-The question stands before the frames. The words around the published questions are ours.
+The question stands before the frames. The words around the published questions of RR and ERO are ours.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,17 +21,20 @@ from videollm_mod.train.data.dialogues import clip, question_messages, to_text
 
 ORDER = "{} Reply with the letters of the scenes in the order in which the video shows them, such as B, A, C."
 SCENES = "ABC"
+DESCRIBE = "Describe this video in detail."
 
 
 @dataclass
 class VriptHard(Converter):
     """
-    Vript-Hard's `RR_annotations.jsonl` and `ERO_annotations.jsonl`, in one folder, or one of them.
+    Vript-Hard's `RR_annotations.jsonl`, `ERO_annotations.jsonl` and `HAL_annotations.jsonl`, in one folder, or some of
+    them.
 
-    The task "rr" shows the complete video, and "rr_clip" the scene that the question is about, `<clip_id>.mp4`.
+    The task "rr" shows the complete video, and "rr_clip" the scene that the question is about, `<clip_id>.mp4`. "hal"
+    shows such a scene too.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("rr", "rr_clip", "ero")
+    tasks: ClassVar[tuple[str, ...]] = ("rr", "rr_clip", "ero", "hal")
     license: ClassVar[str] = "academic use only, no distribution"
 
     def convert(self, annotations: Path, videos: Videos, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -38,12 +43,14 @@ class VriptHard(Converter):
         for path in list_files(annotations, ".jsonl .json"):
             for index, (where, row) in enumerate(read_json_lines(path)):
                 row = {} if row is None else row
-                known = known or {"video_id", "question"} <= row.keys()
+                known = known or {"video_id", "question"} <= row.keys() or {"clip_id", "content"} <= row.keys()
                 if "multiple_choice" in row:
                     asked = read_choice(row, where, notes)
                     kinds = [("rr", "video_id"), ("rr_clip", "clip_id")]
                 elif "question" in row:
                     asked, kinds = read_order(row, where, notes), [("ero", "video_id")]
+                elif "content" in row:
+                    asked, kinds = read_description(row, where, notes), [("hal", "clip_id")]
                 else:
                     notes.leave_out(where, "", "is no question of Vript-Hard")
                     continue
@@ -60,7 +67,8 @@ class VriptHard(Converter):
         video = videos.open(notes, where, "video_id", name)
         if video is not None:
             last = video.last_frame(self.fps)
-            answer = ", ".join(truth["order"]) if task == "ero" else truth["answer"]
+            answers = {"order": ", ".join, "content": itemgetter(0), "answer": str}
+            answer = next(make(truth[name]) for name, make in answers.items() if name in truth)
             about = {"id": where, "task": f"vript_hard_{task}", "video": str(video.path), "truth": truth}
             messages = question_messages(question, answer, last, self.fps)
             yield "test", {**about, **clip(0, last, self.fps), "messages": messages}
@@ -91,4 +99,14 @@ def read_order(row: dict[str, Any], where: str, notes: Notes) -> tuple[str, dict
         notes.leave_out(where, "answer", "is no order of three scenes")
     else:
         return ORDER.format(question), {"order": order}
+    return None
+
+
+def read_description(row: dict[str, Any], where: str, notes: Notes) -> tuple[str, dict[str, Any]] | None:
+    """Return the question and its truth, `content` (descriptions of the scene), or note what is wrong."""
+    content = row["content"] if isinstance(row["content"], list) else [row["content"]]
+    texts = [text for text in map(to_text, content) if text is not None]
+    if texts:
+        return DESCRIBE, {"content": texts}
+    notes.leave_out(where, "content", "there is no text")
     return None

@@ -170,6 +170,7 @@ TASKS: dict[str, str | type[Task]] = {
     "streaming_bench_real": "videollm_mod.train.tasks.streaming_bench:Choices",
     "streaming_bench_sqa": "videollm_mod.train.tasks.streaming_bench:Choices",
     "vript_hard_ero": "videollm_mod.train.tasks.vript_hard:Order",
+    "vript_hard_hal": "videollm_mod.train.tasks.vript_hard:Description",
     "vript_hard_rr": "videollm_mod.train.tasks.vript_hard:Choice",
     "vript_hard_rr_clip": "videollm_mod.train.tasks.vript_hard:Choice",
     "vript_scenes": "videollm_mod.train.tasks.dense_captions:DenseCaptionTask",

@@ -1,14 +1,16 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Vript-Hard: questions with options about a scene, and the order of three scenes (arXiv 2406.06040)."""
+"""Vript-Hard: questions with options about a scene, the order of three scenes, descriptions (arXiv 2406.06040)."""
 
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from videollm_mod.train.content_words import check_content_words
 from videollm_mod.train.data.vript_hard import SCENES
 from videollm_mod.train.tasks.choices import read_letter
 from videollm_mod.train.tasks.replies import GreedyReply
+from videollm_mod.train.teacher_forcing import evaluate_metric
 
 
 class Choice(GreedyReply):
@@ -60,6 +62,34 @@ class Order(GreedyReply):
             for row, prediction in zip(rows, predictions, strict=True)
         ]
         return {f"order@{least}": sum(count >= least for count in hits) / len(hits) for least in (1, 2, 3)}
+
+
+class Description(GreedyReply):
+    """
+    How much of a description is true, and how much of the truth it names: `precision`, `recall` and `f1` of the metric
+    `described_words`. It needs spaCy with a large English model, and a sentence encoder.
+    """
+
+    no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
+    official_note = "The published scorer also counts the reply's words for recall, which may pass 1."
+
+    def check(self, about: dict[str, Any]) -> None:  # noqa: ARG002
+        """Check that both models are there."""
+        check_content_words()
+
+    def score(
+        self,
+        rows: Sequence[dict[str, Any]],
+        predictions: Sequence[dict[str, Any]],
+        about: dict[str, Any],  # noqa: ARG002
+        official: bool = False,
+    ) -> dict[str, float]:
+        """Return the scores of the metric `described_words`."""
+        return evaluate_metric("described_words").compute(
+            predictions=[prediction["text"] for prediction in predictions],
+            references=[row["truth"]["content"] for row in rows],
+            rule="published" if official else "both",
+        )
 
 
 def read_order(reply: str) -> list[str]:
