@@ -2,19 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures of what a model says on its own history: values computed by hand, and judges."""
 
+import math
 import random
 import sys
 from itertools import accumulate
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
 from endpoints import scripted_endpoint
 
+from videollm_mod.train import content_words as content_words_module
+from videollm_mod.train.content_words import content_words
 from videollm_mod.train.endpoint import Endpoint
 from videollm_mod.train.endpoint_judge import EndpointJudge
 from videollm_mod.train.judging import _load_encoder, find_judge, find_similarity
+from videollm_mod.train.tasks import find_task
 from videollm_mod.train.teacher_forcing import evaluate_metric
+from videollm_mod.train.text_scores import score_bleu
 
 
 # What the code of FlowNar and of ProAssist returned for the random dialogues of two tests.
@@ -33,6 +38,10 @@ PROASSIST = {
     "match_f1": 0.16422287390029325,
     "jaccard_index": 0.11618257261410789,
     "match_cost": 0.6495580561459064,
+    "match_bleu_1": 0.648437499997467,
+    "match_bleu_2": 0.3118743737454774,
+    "match_bleu_3": 0.13927899584522754,
+    "match_bleu_4": 1.3090832421917634e-05,
 }
 
 
@@ -118,10 +127,118 @@ def test_replies_are_matched_missing_redundant_and_right():
     scores = metric.compute(predictions=predictions, references=references, **options)
     # "cut the red onion" is right, a second early. "hello" is redundant. At 9 s the cost is 1 with a true reply of no
     # similar word, and more at the silent frames around it, so the two are matched, but not right.
+    # Of the right text, 3 of 4 words and 1 of 3 pairs are true. It is not shorter, so nothing is taken off.
     expected = {"missing_rate": 2 / 4, "redundant_rate": 1 / 3, "match_precision": 1 / 3, "match_recall": 1 / 4}
     expected |= {"jaccard_index": 1 / 5, "match_delay": 1.0, "match_f1": 2 / 7}
     expected["match_cost"] = (1 - 6 / 7 + 0.3 * (2 / 5) ** 1.5 + 1) / 2
-    assert scores == {f"{name}_token_f1": pytest.approx(value) for name, value in expected.items()}
+    expected |= {"match_bleu_1": 3 / 4, "match_bleu_2": (3 / 4 * 1 / 3) ** 0.5, "match_bleu_3": 0, "match_bleu_4": 0}
+    # METEOR: F of 30/31 with recall nine times as heavy, and 2 chunks of 3 words. CIDEr needs several texts.
+    expected |= {"match_meteor_stem": 30 / 31 * (1 - 0.5 * (2 / 3) ** 3), "match_cider": 0}
+    assert scores == {f"{name}_token_f1": pytest.approx(value, abs=1e-4) for name, value in expected.items()}
+
+
+def test_bleu_sums_counts_over_texts_and_takes_off_for_length():
+    # 5 of 6 words and 2 of 4 pairs; 6 words for 8. The second text has no three words, and the first one triple.
+    said_texts, true_texts = ["Cut the red onion.", "Stir it!"], ["cut the onion, the red onion", "stir on"]
+    short = math.exp(1 - 8 / 6)
+    expected = [5 / 6 * short, (5 / 6 * 3 / 4) ** 0.5 * short, (5 / 6 * 3 / 4 * 1 / 2) ** (1 / 3) * short, 0]
+    assert score_bleu(said_texts, true_texts) == pytest.approx(expected, abs=1e-3)
+    assert score_bleu(["."], ["a"]) == score_bleu([], []) == [0.0] * 4
+    assert score_bleu(["a b c d e"], ["a b c d e"]) == pytest.approx([1.0] * 4)
+    metric = evaluate_metric("dialogue_matching")
+    scores = metric.compute(
+        predictions=[said((1, "."), (5, "a b"))], references=[said((1, "."), (5, "a b"))], similarity="exact"
+    )
+    assert scores["match_bleu_2_exact"] == pytest.approx(1.0), "a true text without a word is left out"
+    nothing = metric.compute(predictions=[[]], references=[said((1, "a"))], similarity="exact")
+    assert nothing["match_bleu_1_exact"] == nothing["match_cider_exact"] == nothing["match_cost_exact"] == 0.0
+
+
+def turn(time, role, text):
+    return {"time": float(time), "role": role, "text": text}
+
+
+def test_a_language_model_grades_dialogues_three_times(tmp_path):
+    def reply(request):
+        system, user = (message["content"] for message in request["messages"])
+        assert "1 to 5" in system and (request["temperature"], request["top_p"]) == (0.5, 0.95)
+        if "[3.0s] User: Wait." in user:
+            return "I cannot {grade} this.\n---\nNo grade."
+        true, generated = user.split("Generated dialogue by the model:\n")
+        assert true == "Gold-standard reference dialogue:\n[1.5s] User: How?\n[1.5s] Assistant: Cut it.\n\n\n"
+        assert generated.startswith("[0.33s] Assistant: Hello.\n[1.5s] User: How?\n\n\nFormat")
+        last = '{"correctness": %s, "promptness": 2, "efficiency": 9, "overall": "good"}'
+        return ["No grade.", last % 3, 'So {"correctness": 1}.\n---\n' + last % 4][request["seed"]]
+
+    asking, empty = turn(1.5, "user", "How?"), turn(2, "assistant", " ")
+    predictions = [[asking, turn(1 / 3, "assistant", "Hello."), empty], [turn(3, "user", "Wait.")]]
+    references = [[asking, turn(1.5, "assistant", "Cut it.")], [turn(3, "user", "Wait.")]]
+    with scripted_endpoint(reply) as (url, asked):
+        for _ in range(2):
+            judge = EndpointJudge(Endpoint(url, "judge", cache=tmp_path))
+            scores = evaluate_metric("dialogue_judge").compute(
+                predictions=predictions, references=references, judge=judge
+            )
+        assert len(asked) == 6, "three times a video, and the second time all come from the cache"
+    expected = {"judge_correctness": 3.5, "judge_promptness": 2.0, "judge_efficiency": 0.0, "judge_overall": 0.0}
+    assert scores == {**expected, "judge_ungraded": 1}
+
+
+# --------------------------------------------------------------------------------------------------- described words
+
+
+class Tagger:
+    """Stands for spaCy: a word is what the table says, and one that ends in "s" has a base form."""
+
+    kinds = MappingProxyType(
+        {"dog": "NOUN", "dogs": "NOUN", "runs": "VERB", "Rex": "PROPN", "cat": "NOUN", "is": "VERB"}
+    )
+    Defaults = SimpleNamespace(stop_words={"i", "the"})
+
+    def __call__(self, text):
+        words = text.replace(".", "").split()
+        return [SimpleNamespace(text=w, pos_=self.kinds.get(w, "X"), lemma_=w.removesuffix("s")) for w in words]
+
+
+@pytest.fixture
+def word_models(monkeypatch):
+    vectors = {"dog": (1.0, 0.0), "Rex": (0.8, 0.6), "run": (0.0, 1.0), "cat": (-0.8, -0.6)}
+    encoder = SimpleNamespace(encode=lambda texts, **_: np.array([vectors[text] for text in texts]))
+    models = {"sentence_transformers": SimpleNamespace(SentenceTransformer=lambda *_, **__: encoder)}
+    models["spacy"] = SimpleNamespace(load={"en_core_web_lg": Tagger()}.get, Language=Tagger)
+    caches = (_load_encoder, content_words_module._load_tagger, content_words_module._base)
+    for name, module in models.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for cache in caches:
+        cache.cache_clear()
+    yield monkeypatch
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_described_words_by_hand(word_models):
+    """Cosines: Rex is near dog (0.8) and run (0.6), and opposite to cat."""
+    metric = evaluate_metric("described_words")
+    assert content_words(["The dogs is.", "A dog runs"]) == {"dog", "run"}, "'is' has the base form 'i', a stop word"
+    predictions, references = ["The Rex cat."], [["The dogs.", "A dog runs."]]
+    scores = metric.compute(predictions=predictions, references=references)
+    # Rex is found, cat is not. Both true words are found, by Rex.
+    assert scores == {"precision": 1 / 2, "recall": 1.0, "f1": pytest.approx(2 / 3)}
+    published = metric.compute(predictions=predictions, references=references, rule="published")
+    assert published == {"precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2}
+    # Two words are near the one true word: the published recall is 2.
+    many = {"predictions": ["Rex dog"], "references": [["dogs"]]}
+    assert metric.compute(**many, rule="published")["recall"] == 2.0 and metric.compute(**many)["recall"] == 1.0
+    rows, replies = [{"truth": {"content": ["dogs"]}}], [{"text": "Rex dog"}]
+    assert [find_task("vript_hard_hal").score(rows, replies, {}, flag)["recall"] for flag in (False, True)] == [1, 2]
+    silent = metric.compute(predictions=["", *predictions], references=[*references, *references])
+    assert silent["precision"] == 1 / 4 and silent["f1"] == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match='`rule` is "both" or "published"'):
+        metric.compute(**many, rule="x")
+    word_models.setitem(sys.modules, "spacy", None)
+    content_words_module._load_tagger.cache_clear()
+    with pytest.raises(ImportError, match="python -m spacy download en_core_web_lg"):
+        find_task("vript_hard_hal").check({})
 
 
 def test_the_window_and_the_assignment_of_least_cost():

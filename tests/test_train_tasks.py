@@ -28,6 +28,7 @@ from videollm_mod.train.data.converters import CONVERTERS, find_converter
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.timed_messages import load_timed_messages
+from videollm_mod.train.endpoint_judge import ASPECTS
 from videollm_mod.train.streaming_evaluation import free_streaming
 from videollm_mod.train.tasks import TASKS, Task, choose_tasks, find_task
 from videollm_mod.train.tasks import command as task_command
@@ -582,6 +583,9 @@ def test_narration_predicts_turns_and_replies_of_any_row(runner):
         assert [Turn(**turn) for turn in prediction["turns"]] == runner.turns(row)
         spoken = [event for event in runner.stream(row) if event.interval_probability is not None]
         assert prediction["replies"] == [{"time": event.time, "text": event.text} for event in spoken] != []
+        said = [(message["time"], message["role"], message["text"]) for message in prediction["dialogue"]]
+        assert said == [(event.time, event.role, event.text) for event in runner.stream(row)]
+        assert "user" in [role for _, role, _ in said]
     assert task.score(rows, predictions, {"fps": 2.0})["lm_ppl"] > 1
 
 
@@ -623,8 +627,26 @@ def test_the_judge_is_the_similarity_of_narrations():
     task = find_task("narration")
     task.judge = "exact"
     assert task.score([told], said, {"fps": 2.0})["match_f1_exact"] == 0.0
-    task.judge = SimpleNamespace(name="endpoint")
-    assert "match_f1_token_f1" in task.score([told], said, {"fps": 2.0}), "a language model is no similarity"
+    seen = []
+
+    def grade_dialogues(items):
+        seen.extend(items)
+        return [dict.fromkeys(ASPECTS, 4.0)]
+
+    task.judge = SimpleNamespace(name="endpoint", grade_dialogues=grade_dialogues)
+    with pytest.raises(ValueError, match="an earlier version have no dialogues to judge. Give another --out"):
+        task.score([told], said, {"fps": 2.0})
+    said[0]["dialogue"] = [{"time": 2.0, "role": "assistant", "text": "You stand."}]
+    told["messages"] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Go."},
+        *told["messages"],
+    ]
+    scores = task.score([{**told, "start": 1.0}], said, {"fps": 2.0})
+    assert "match_f1_token_f1" in scores, "a language model is no similarity"
+    assert scores["judge_overall"] == 4.0 and seen == [
+        ("[0.0s] User: Narrate.\n[1.0s] User: Go.\n[2.0s] Assistant: You sit.\n", "[2.0s] Assistant: You stand.\n")
+    ]
 
 
 # --------------------------------------------------------------------------------------------- tasks that stream

@@ -56,7 +56,9 @@ class Endpoint:
         key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self._client = OpenAI(base_url=self.base_url, api_key=key, max_retries=max_retries, timeout=timeout)
 
-    def complete(self, messages: Sequence[dict[str, Any]], *, max_tokens: int = 512, temperature: float = 0.0) -> str:
+    def complete(
+        self, messages: Sequence[dict[str, Any]], *, max_tokens: int = 512, temperature: float = 0.0, **sampling: Any
+    ) -> str:
         """
         Return the model's reply to a conversation.
 
@@ -64,17 +66,21 @@ class Endpoint:
             messages (sequence of `dict`): Messages with `role` and `content`.
             max_tokens (`int`, *optional*, defaults to 512): Length of the longest reply in tokens.
             temperature (`float`, *optional*, defaults to 0.0): Sampling temperature. 0 is greedy.
+            sampling: Further options of the request, such as `top_p`, and `seed`, which tells several replies to one
+                conversation apart.
 
         Raises:
             [`NoReplyError`]: If this request fails after all retries.
             [`EndpointError`]: If the endpoint cannot be reached, or if the address, the key or the model is wrong.
         """
-        return self.reply(messages, max_tokens=max_tokens, temperature=temperature).text
+        return self.reply(messages, max_tokens=max_tokens, temperature=temperature, **sampling).text
 
-    def reply(self, messages: Sequence[dict[str, Any]], *, max_tokens: int = 512, temperature: float = 0.0) -> Reply:
+    def reply(
+        self, messages: Sequence[dict[str, Any]], *, max_tokens: int = 512, temperature: float = 0.0, **sampling: Any
+    ) -> Reply:
         """Return the model's reply to a conversation, and whether it was cut (see [`complete`])."""
         request = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens}
-        request["temperature"] = temperature
+        request |= {"temperature": temperature, **sampling}
         named = {"endpoint": self.base_url, **request}
         reply = None if self.cache is None else self.cache.find(named)
         if reply is None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""METEOR, ROUGE-L and CIDEr of captions, without Java and without downloads."""
+"""BLEU, METEOR, ROUGE-L and CIDEr of captions, without Java and without downloads."""
 
 import math
 import re
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.meteor_score import single_meteor_score
 from rapidfuzz.distance import LCSseq
+from sacrebleu.metrics import BLEU
 
 
 # Weight of recall in ROUGE-L, longest n-gram and width of the length penalty of CIDEr, as in COCO's captions code.
@@ -19,6 +20,8 @@ SCORES = ("meteor_stem", "rouge_l", "cider")
 # WordNet is a download. Without it, words match if they or their stems are equal.
 _NO_SYNONYMS = SimpleNamespace(synsets=lambda _word: [])
 _STEMMER = PorterStemmer()
+# COCO's code adds this to the number of n-grams that match.
+_NO_MATCH = 1e-15
 
 
 def split_words(text: str) -> list[str]:
@@ -65,6 +68,27 @@ def score_captions(
         "cider": lambda: _cider(said, true),
     }
     return {name: compute[name]() for name in names}
+
+
+def score_bleu(
+    predictions: Sequence[str], references: Sequence[str], *, tokenize: Callable[[str], list[str]] = split_words
+) -> list[float]:
+    """
+    Return BLEU-1 to BLEU-4 of a corpus by sacrebleu: numbers of n-grams are summed over all captions.
+
+    COCO's code gives the same, apart from a corpus without a caption of n words, for which this is 0.
+
+    Args:
+        predictions (sequence of `str`): A caption for each item.
+        references (sequence of `str`): The true caption of each item.
+        tokenize (`Callable`, *optional*): Returns the words of a text.
+    """
+    said, true = ([" ".join(tokenize(text)) for text in texts] for texts in (predictions, references))
+    if not said:
+        return [0.0] * _MAX_N
+    options = {"tokenize": "none", "smooth_method": "floor", "smooth_value": _NO_MATCH, "force": True}
+    scorers = [BLEU(max_ngram_order=n, **options) for n in range(1, _MAX_N + 1)]
+    return [scorer.corpus_score(said, [true]).score / 100 for scorer in scorers]
 
 
 def _meteor(words: list[str], references: list[list[str]]) -> float:

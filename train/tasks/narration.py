@@ -38,7 +38,8 @@ class Narration(Task):
     On the true history: LIVE's `lm_ppl`, `time_diff`, `fluency` and `lm_correctness`, and the two variants of
     [`score_turns`]. On the model's own history: `event_precision`, `event_recall`, `event_f1` and `event_delay` of the
     metric `stream_events`; FlowNar's `temporal_*`, `meteor_stem`, `rouge_l` and `cider` of `narration_segments`; and
-    the rates of `dialogue_matching`, with the judge's similarity, or that of words if the judge is a language model.
+    the rates and text scores of `dialogue_matching`, with the judge's similarity, or that of words if the judge is a
+    language model. Such a judge also grades each dialogue, by the metric `dialogue_judge`.
 
     With `--official`, LIVE's measures have no interval threshold and look at the beginning of long dialogues only, and
     FlowNar's words are split at spaces, as in their code. What the model says in the stream does not depend on it.
@@ -62,8 +63,8 @@ class Narration(Task):
         }
 
     def check(self, about: dict[str, Any]) -> None:  # noqa: ARG002
-        """Check that the similarity of texts can be computed."""
-        check_judge(self._similarity)
+        """Check that the similarity of texts can be computed, and that a language model as the judge replies."""
+        check_judge(self.judge)
 
     @property
     def _similarity(self) -> str:
@@ -84,6 +85,7 @@ class Narration(Task):
             {
                 "turns": [asdict(turn) for turn in runner.turns(row, **options)],
                 "replies": [{"time": event.time, "text": event.text} for event in spoken_unasked(events)],
+                "dialogue": [{"time": event.time, "role": event.role, "text": event.text} for event in events],
             }
             for row, events in zip(rows, runner.stream_all(rows), strict=True)
         ]
@@ -111,9 +113,28 @@ class Narration(Task):
             fps=fps,
             tokenize="spaces" if official else "words",
         )
-        return scores | evaluate_metric("dialogue_matching").compute(
+        scores |= evaluate_metric("dialogue_matching").compute(
             predictions=told, references=true, similarity=self._similarity, fps=fps
         )
+        if isinstance(self.judge, str):
+            return scores
+        if not all("dialogue" in prediction for prediction in predictions):
+            raise ValueError("predictions of an earlier version have no dialogues to judge. Give another --out.")
+        return scores | evaluate_metric("dialogue_judge").compute(
+            predictions=[prediction["dialogue"] for prediction in predictions],
+            references=[_dialogue(row) for row in rows],
+            judge=self.judge,
+        )
+
+
+def _dialogue(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what user and assistant say in a row. A message without a time comes at its start."""
+    start = row.get("start") or 0.0
+    return [
+        {"time": start if m.get("time") is None else float(m["time"]), "role": m["role"], "text": m["content"]}
+        for m in row["messages"]
+        if m["role"] != "system"
+    ]
 
 
 def _passes(rows: Sequence[dict[str, Any]], true: Sequence[list[dict[str, Any]]]) -> list[list[list[dict[str, Any]]]]:

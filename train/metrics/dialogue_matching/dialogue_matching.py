@@ -3,14 +3,16 @@
 """ProAssist's measures: replies matched with true ones, those that are missing, and those too many."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import evaluate
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from videollm_mod.train.arithmetic import mean
 from videollm_mod.train.judging import find_similarity
+from videollm_mod.train.text_scores import score_bleu, score_captions, split_words
 
 
 _DESCRIPTION = """
@@ -26,17 +28,32 @@ Returns, over all videos together and with the name of the similarity appended (
 `missing_rate` = missing / (matched + missing), `redundant_rate` = redundant / (matched + redundant), `match_precision`
 = right / (matched + redundant), `match_recall` = right / (matched + missing), `match_f1`, `jaccard_index` = right /
 (matched + missing + redundant), `match_cost`, the mean over matched replies, and `match_delay`, the mean distance in
-seconds of right ones.
+seconds of right ones. `match_bleu_1` to `match_bleu_4`, `match_meteor_stem` and `match_cider` compare the texts of
+right matches, over all videos together; without any they are 0. That code also prints each of these times
+`jaccard_index`.
 
 Options: `similarity`: "sentence" (the published one), "token_f1" or "exact"; `before` and `after` (2.5 and 2.5 s,
 which is published for narration; for dialogues the paper's code has about a quarter and a half of the mean time
 between replies); `fps` (2.0).
 
 Differences from that code: replies at one frame are one reply; and a match may cost exactly 0, which its sparse solver
-takes for no match. A test compares the two on random dialogues.
+takes for no match. A test compares the two on random dialogues. Words are those of `split_words`, where that code
+calls Stanford's tokenizer, and METEOR has stems and no synonyms.
+
+ProAssist's language model as the judge is the metric `dialogue_judge`.
 """
 _CITATION = """"""
 _FACTOR, _POWER, _RIGHT = 0.3, 1.5, 0.5
+
+
+class _Matched(NamedTuple):
+    """A reply that is matched with a true one: its cost, their similarity, distance in frames, and both texts."""
+
+    cost: float
+    similarity: float
+    distance: int
+    said: str
+    true: str
 
 
 class DialogueMatching(evaluate.Metric):
@@ -95,8 +112,8 @@ def _nearby(said: dict[int, str], true: dict[int, str], window: tuple[int, int])
 
 def _match(
     said: dict[int, str], true: dict[int, str], similar: dict[tuple[int, int], float], window: tuple[int, int]
-) -> list[tuple[float, float, int]]:
-    """Return cost, similarity and distance in frames of each reply that is matched with a true one."""
+) -> list[_Matched]:
+    """Return each reply that is matched with a true one."""
     if not said:
         return []
     frames = sorted({j for i in said for j in range(max(i - window[0], 0), i + window[1] + 1)})
@@ -111,12 +128,13 @@ def _match(
     for row, index in zip(*linear_sum_assignment(cost), strict=True):
         pair = (int(rows[row]), frames[index])
         if pair in similar:
-            found.append((float(cost[row, index]), similar[pair], abs(pair[1] - pair[0])))
+            texts = said[pair[0]], true[pair[1]]
+            found.append(_Matched(float(cost[row, index]), similar[pair], abs(pair[1] - pair[0]), *texts))
     return found
 
 
-def _rates(matched: list[tuple[float, float, int]], missing: int, redundant: int, fps: float) -> dict[str, float]:
-    right = [distance / fps for _, similarity, distance in matched if similarity > _RIGHT]
+def _rates(matched: list[_Matched], missing: int, redundant: int, fps: float) -> dict[str, float]:
+    right = [match for match in matched if match.similarity > _RIGHT]
     total = len(matched)
     precision, recall = len(right) / max(total + redundant, 1), len(right) / max(total + missing, 1)
     return {
@@ -126,6 +144,16 @@ def _rates(matched: list[tuple[float, float, int]], missing: int, redundant: int
         "match_recall": recall,
         "match_f1": 2 * precision * recall / max(precision + recall, 1e-9),
         "jaccard_index": len(right) / max(total + missing + redundant, 1),
-        "match_cost": sum(cost for cost, _, _ in matched) / max(total, 1),
-        "match_delay": sum(right) / max(len(right), 1),
+        "match_cost": mean([match.cost for match in matched]),
+        "match_delay": mean([match.distance / fps for match in right]),
+        **_texts(right),
     }
+
+
+def _texts(right: list[_Matched]) -> dict[str, float]:
+    """Compare the texts of right matches. True texts without a word are left out, as in that code."""
+    compared = [match for match in right if split_words(match.true)]
+    said, true = [match.said for match in compared], [match.true for match in compared]
+    bleu = {f"match_bleu_{n}": score for n, score in enumerate(score_bleu(said, true), 1)}
+    captions = score_captions(said, [[text] for text in true], names=("meteor_stem", "cider"))
+    return bleu | {f"match_{name}": mean(scores) for name, scores in captions.items()}
