@@ -231,8 +231,7 @@ class SavedSessions:
 
     async def _renew_all(self) -> None:
         """Let the saves of sessions that go on expire later, and tell which sessions are not saved in time."""
-        while True:
-            await asyncio.sleep(min(self.sessions.save_seconds, _LOOK_SECONDS))
+        while not self.sessions.is_draining:  # the last saves come then
             until = {_saved_as(session).secret: self._kept_until(session) for session in self._kept}
             await self.sessions.run(lambda until=until: self.folder.renew(until))
             for session, kept in self._kept.items():
@@ -241,7 +240,8 @@ class SavedSessions:
                 if is_late and not kept.is_late:
                     kept.is_late = True
                     self.sessions.metrics.save_faults.labels("late").inc()
-                    logger.warning(f"The session {session.session_id} was last saved {seconds:.0f} s ago.")
+                    logger.warning(f"The session {session.session_id} has not been saved for {seconds:.0f} s.")
+            await asyncio.sleep(min(self.sessions.save_seconds, _LOOK_SECONDS))
 
     def _watch(self, session: LiveSession) -> _Kept:
         """Take note of a session that will be due, and of its end."""

@@ -154,7 +154,7 @@ def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page,
         with page.expect_request(ASKS):
             page.clock.fast_forward(21_000)
         page.get_by_role("button", name="Start").click()
-        page.wait_for_function("() => socket.readyState === 1 && hasBegun", timeout=SOON)
+        page.wait_for_function("() => socket?.readyState === 1 && hasBegun", timeout=SOON)
         count = page.evaluate("() => window.sent.length")
         asked[0].abort()
         page.clock.fast_forward(2000)  # longer than it would wait

@@ -194,7 +194,7 @@ def test_what_is_saved_goes_when_its_session_expires_and_stays_while_it_lives(sm
         await send(connection, frame_event(random_frames(1)[0], 1.0))
         late = server.metrics.save_faults.labels("late")._value
         await until_true(lambda: before[0].stat().st_mtime > expires + 0.5 and late.get() == 1)
-        assert f"The session {session.session_id} was last saved" in caplog.text and saved_in(state) == before
+        assert f"The session {session.session_id} has not been saved for" in caplog.text and saved_in(state) == before
         server.sessions._loop.call_soon_threadsafe(server.saved._saving.release)
         await until_true(lambda: saved_in(state) != before)
         session.limits = replace(session.limits, resume_seconds=0.2)
