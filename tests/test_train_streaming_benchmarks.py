@@ -23,6 +23,7 @@ from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streaming_bench import mend_options, read_time
 from videollm_mod.train.data.timed_messages import NARRATE, find_faults
 from videollm_mod.train.encode import encode_clip
+from videollm_mod.train.endpoint_judge import ASPECTS
 from videollm_mod.train.tasks import find_task
 from videollm_mod.train.tasks.choices import read_letter, read_number, read_yes
 from videollm_mod.train.tasks.proactive import find_spans
@@ -485,13 +486,16 @@ def test_the_command_asks_a_judge_once(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"video": sample, "end": 8.5, "messages": messages}) + "\n")
 
     def run_command(*options):
-        given = ("--checkpoint", ROOT, "--dataset", tmp_path / "rows.jsonl", "--task", "proactive", *options)
+        given = ("--checkpoint", ROOT, "--dataset", tmp_path / "rows.jsonl", "--task", "proactive,narration", *options)
         given += ("--video_root", ROOT / "samples")
         types = (DataSource, evaluation.EvaluationArguments)
         return run_main(lambda: run(evaluation.main, *types), *given, folder=tmp_path)
 
     def judge(request):
-        return "5" if "Grades run" in request["messages"][0]["content"] else "yes"
+        system = request["messages"][0]["content"]
+        if "user-assistant dialogues" in system:
+            return '---\n{"correctness": 5, "promptness": 2, "efficiency": 3, "overall": 4}'
+        return "5" if "Grades run" in system else "yes"
 
     with scripted_endpoint(judge) as (url, asked):
         options = ("--judge", "endpoint", "--judge_url", url, "--judge_model", "judge")
@@ -501,6 +505,7 @@ def test_the_command_asks_a_judge_once(tmp_path):
     cells = [[cell.strip() for cell in line.split("|")] for line in tables[0].stdout.splitlines()]
     scores = {line[2]: line[3] for line in cells if len(line) > 3}
     assert 0.9 < float(scores["pauc_endpoint"]) <= 1.0 and scores["pauc_unjudged"] == "0"
+    assert [float(scores[f"judge_{name}"]) for name in ASPECTS] == [5, 2, 3, 4] and scores["judge_ungraded"] == "0"
     assert len({str(request) for request in asked}) == len(asked), "the second run asks nothing"
     with scripted_endpoint(401) as (url, _):
         refused = run_command(*options[:2], "--judge_url", url, "--judge_model", "judge")

@@ -57,7 +57,13 @@ class Endpoint:
         self._client = OpenAI(base_url=self.base_url, api_key=key, max_retries=max_retries, timeout=timeout)
 
     def complete(
-        self, messages: Sequence[dict[str, Any]], *, max_tokens: int = 512, temperature: float = 0.0, **sampling: Any
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        seed: int | None = None,
     ) -> str:
         """
         Return the model's reply to a conversation.
@@ -66,21 +72,30 @@ class Endpoint:
             messages (sequence of `dict`): Messages with `role` and `content`.
             max_tokens (`int`, *optional*, defaults to 512): Length of the longest reply in tokens.
             temperature (`float`, *optional*, defaults to 0.0): Sampling temperature. 0 is greedy.
-            sampling: Further options of the request, such as `top_p`, and `seed`, which tells several replies to one
-                conversation apart.
+            top_p (`float`, *optional*): Share of probability to sample from. The default is the endpoint's.
+            seed (`int`, *optional*): Seed of sampling. It also tells several replies to one conversation apart in the
+                cache.
 
         Raises:
             [`NoReplyError`]: If this request fails after all retries.
             [`EndpointError`]: If the endpoint cannot be reached, or if the address, the key or the model is wrong.
         """
-        return self.reply(messages, max_tokens=max_tokens, temperature=temperature, **sampling).text
+        options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        return self.reply(messages, **options).text
 
     def reply(
-        self, messages: Sequence[dict[str, Any]], *, max_tokens: int = 512, temperature: float = 0.0, **sampling: Any
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        seed: int | None = None,
     ) -> Reply:
         """Return the model's reply to a conversation, and whether it was cut (see [`complete`])."""
         request = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens}
-        request |= {"temperature": temperature, **sampling}
+        given = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        request |= {name: value for name, value in given.items() if value is not None}
         named = {"endpoint": self.base_url, **request}
         reply = None if self.cache is None else self.cache.find(named)
         if reply is None:

@@ -5,7 +5,6 @@
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from videollm_mod.train.endpoint import Endpoint, NoReplyError
 
@@ -111,11 +110,20 @@ class EndpointJudge:
             found.append({name: sum(values) / len(values) if values else None for name, values in given.items()})
         return found
 
-    def _ask(self, system: str, user: str, *, temperature: float = 0.0, **sampling: Any) -> str:
+    def _ask(
+        self,
+        system: str,
+        user: str,
+        *,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         # Room for a model that thinks before it answers.
         try:
-            text = self.endpoint.complete(messages, max_tokens=2048, temperature=temperature, **sampling)
+            options = {"temperature": temperature, "top_p": top_p, "seed": seed}
+            text = self.endpoint.complete(messages, max_tokens=2048, **options)
         except NoReplyError:
             return ""
         return re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip()
