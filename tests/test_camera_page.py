@@ -150,7 +150,7 @@ def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page,
         assert third.token != first.token and third.options.fps == 2
         *resumed, new = page.evaluate("() => window.sent.filter((times) => times.length)")
         asked = []
-        page.route(ASKS, lambda route: asked.append(route))
+        page.route(ASKS, lambda route: asked.append(route), times=1)
         with page.expect_request(ASKS):
             page.clock.fast_forward(21_000)
         page.get_by_role("button", name="Start").click()
@@ -158,7 +158,7 @@ def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page,
         count = page.evaluate("() => window.sent.length")
         asked[0].abort()
         page.clock.fast_forward(2000)  # longer than it would wait
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(1000)
         assert page.evaluate("() => window.sent.length") == count, "Start has made the only connection"
     page.evaluate("() => { server = 'https://camera.example/v1/realtime'; }")
     assert page.evaluate("() => ['ws', 'http'].map((scheme) => address(scheme).protocol)") == ["wss:", "https:"]
