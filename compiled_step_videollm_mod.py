@@ -234,8 +234,7 @@ class CompiledSteps:
         new = [len(ids) - count for count in skipped]
         entries, buffers = self._make_room([length + more for length, more in zip(lengths, new, strict=True)])
         # float64 holds all these integers exactly. One copy takes them to the device.
-        numbers = [threshold, cache.num_seen, cache.next_position, *lengths, *ids]
-        numbers = torch.tensor(numbers, dtype=torch.float64)
+        numbers = torch.tensor([threshold, cache.num_seen, cache.next_position, *lengths, *ids], dtype=torch.float64)
         if self.compiled.device.type == "cuda":
             numbers = numbers.pin_memory().to(self.compiled.device, non_blocking=True)
         if features is not None and self.most_text is not None:
@@ -244,9 +243,8 @@ class CompiledSteps:
         previous = None if features is None else cache.recent_frames.last
         outputs = self.compiled.run(function, self.model, numbers, features, entries, buffers, collects, previous)
         if previous is not None:
-            cache.remember_frames(
-                outputs.pop(), [1], torch.tensor([cache.num_seen + len(ids) - self._after]), cache.num_seen
-            )
+            ends = torch.tensor([cache.num_seen + len(ids) - self._after])
+            cache.remember_frames(outputs.pop(), [1], ends, cache.num_seen)
         for layer, kind in zip(cache.layers, self.kinds, strict=True):
             layer.resize(lengths[kind] + new[kind])
         routed = [layer for layer, kind in enumerate(self.kinds) if layer in config.routed_layers and new[kind] > 0]

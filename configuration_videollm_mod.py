@@ -530,16 +530,13 @@ def check_language_model(model: Any) -> None:
     """Check that a language model has the shape of Llama, which the layer loop needs. Raises `ValueError`."""
     name, config = type(model).__name__, model.config
     tested = ", ".join(_TESTED_TEXT_MODELS)
-    missing = [part for part in ("embed_tokens", "layers", "rotary_emb", "norm") if not hasattr(model, part)]
-    if missing:
+    if missing := [part for part in ("embed_tokens", "layers", "rotary_emb", "norm") if not hasattr(model, part)]:
         raise ValueError(f"{name} lacks the Llama shape; missing: {', '.join(missing)}. Tested models are {tested}.")
     if "layer_type" in inspect.signature(type(model.rotary_emb).forward).parameters:
         raise ValueError(f"{name} rotates positions differently by layer type, which is not supported.")
-    scaled = [field for field in _SCALING_FIELDS if getattr(config, field, None) not in (None, 1, 1.0)]
-    if scaled:
+    if scaled := [field for field in _SCALING_FIELDS if getattr(config, field, None) not in (None, 1, 1.0)]:
         raise ValueError(f"{name} scales its embeddings or logits ({', '.join(scaled)}), which is not supported.")
-    types = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if types:
+    if types := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         raise ValueError(f"{name} has layers of type {', '.join(sorted(types))}; routing needs attention layers.")
     if config.model_type not in _TESTED_TEXT_MODELS:
         logger.warning_once(f"{name} has the shape that routing needs, but was not tested; {tested} were.")

@@ -132,11 +132,8 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["cache", "past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
+    _supports_flash_attn = _supports_sdpa = _supports_flex_attn = True
+    _supports_attention_backend = _can_compile_fullgraph = True
 
     @classmethod
     def from_pretrained(

@@ -97,11 +97,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             stream_format, frame_token_interval = check_stream_format(stream_format), None
         chat_template = choose_template(stream_format, chat_template)
         make_special(tokenizer, frame_token, "".join((stream_format or {}).values()))
-        self.frame_token = frame_token
-        self.frame_token_interval = frame_token_interval
-        self.frame_num_tokens = frame_num_tokens
-        self.system_prompt = system_prompt
-        self.stream_format = stream_format
+        self.frame_token, self.frame_token_interval = frame_token, frame_token_interval
+        self.frame_num_tokens, self.system_prompt, self.stream_format = frame_num_tokens, system_prompt, stream_format
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
         tokenizer.chat_template = chat_template
         self.frame_token_id = tokenizer.convert_tokens_to_ids(frame_token)
@@ -131,8 +128,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         self.frame_text_tokens = len(longest) + len(self.frame_suffix_ids)
 
     def _find_interval_id(self) -> int | None:
-        interval = self.frame_token_interval
-        if interval is None:
+        if (interval := self.frame_token_interval) is None:
             return None
         between = self._tokenize(self.frame_token + interval + self.frame_token)[0][1:-1]
         if len(between) != 1:

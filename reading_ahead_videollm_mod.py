@@ -112,10 +112,9 @@ class _Reader:
         stopped: threading.Event,
     ) -> None:
         self.items, self.when_behind, self.max_waiting, self.on_drop = items, when_behind, max_waiting, on_drop
-        self.stopped = stopped
+        self.stopped, self.has_ended = stopped, False
         self.waiting: deque[Any] = deque()
         self.changed = threading.Condition()
-        self.has_ended = False
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="read_ahead", daemon=True)
         self.thread.start()

@@ -42,9 +42,7 @@ class VideoLLMMoDRouter(nn.Module):
         layer (`int`): Index of the routed layer.
     """
 
-    learns = False
-    is_pointwise = False
-    compares_frames = False
+    learns = is_pointwise = compares_frames = False
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
@@ -105,9 +103,7 @@ class LearnedRouter(VideoLLMMoDRouter):
     depth, and a few of its dimensions are huge.
     """
 
-    learns = True
-    is_pointwise = True
-    starts_at_zero = True
+    learns = is_pointwise = starts_at_zero = True
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__(config, layer)

@@ -153,8 +153,7 @@ class ChangePolicy(EveryPolicy):
     over tokens, exceeds the threshold. At most once in `every` seconds; the first frame counts as changed.
     """
 
-    name = "change"
-    default_threshold = 0.05
+    name, default_threshold = "change", 0.05
     spoken: torch.Tensor | None = None
 
     def choose(self, frames: Sequence[Any]) -> int | None:
@@ -174,8 +173,7 @@ class ChangePolicy(EveryPolicy):
 class ProbePolicy(EveryPolicy):
     """Asks the model once in `every` seconds whether there is anything new, and speaks if yes is likely enough."""
 
-    name = "probe"
-    default_threshold = 0.5
+    name, default_threshold = "probe", 0.5
 
 
 class CallablePolicy(Policy):

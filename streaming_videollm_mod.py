@@ -221,7 +221,7 @@ class StreamingSession:
         self.cache = self._new_cache(cache_dtype) if cache is None else cache
         self._must_compile, self._compiled = bool(compile), self._compile(compile, is_own=cache is None)
         self.time: float | None = None
-        self.num_frames = self.num_dropped = 0
+        self.num_frames = self.num_dropped = self._num_in_step = 0
         self.answering: _Question | None = None
         self.events: list[StreamEvent] = []
         self.interval_probability: float | None = None
@@ -230,7 +230,6 @@ class StreamingSession:
         self.kept_tokens: dict[int, torch.Tensor] = {}
         self.closed = self.is_paused = self._is_working = self._is_broken = False
         self._waiting: deque[_Frame] = deque()
-        self._num_in_step = 0
         self._questions: deque[_Question] = deque()
         self._received_time: float | None = None
         self._frame_size: tuple[int, int] | None = None
@@ -342,8 +341,7 @@ class StreamingSession:
 
     def withdraw(self, question: _Question) -> bool:
         """Remove a question that `hear` returned. Return whether it still waited."""
-        is_waiting = question in self._questions
-        if is_waiting:
+        if is_waiting := question in self._questions:
             self._questions.remove(question)
         return is_waiting
 
@@ -593,8 +591,7 @@ class StreamingSession:
 
     def drop_oldest(self) -> bool:
         """Drop the oldest waiting frame unseen; return whether there was one."""
-        has_frame = bool(self._waiting)
-        if has_frame:
+        if has_frame := bool(self._waiting):
             self._waiting.popleft()
             self.count_dropped()
         return has_frame
@@ -678,8 +675,7 @@ class StreamingSession:
         self._warn_beyond_context()
         self._num_in_step = len(chunk)
         seen = yield self._see(opening, is_text, chunk)
-        self._num_in_step = 0
-        silence = seen.silence
+        self._num_in_step, silence = 0, seen.silence
         speak = self._speaking.decide(chunk, self.num_frames, seen.speak, silence, is_chosen)
         last = next((index for index, wanted in enumerate(speak) if wanted), len(chunk) - 1)
         self._unsee(chunk[last + 1 :])
@@ -714,8 +710,7 @@ class StreamingSession:
 
     def _make_room(self, num_new_text: int) -> int:
         """Evict what must go before the next frame; return how many frames may come before the next eviction."""
-        runs = self._memory.forget(num_new_text)
-        if runs:
+        if runs := self._memory.forget(num_new_text):
             self.model.evict_tokens(self.cache, runs)
         # Evictions must not depend on how many frames are seen at once, or replies would.
         return min(self.chunk_frames, self._memory.room(num_new_text))
@@ -741,8 +736,7 @@ class StreamingSession:
             self._memory.add_frame(len(own) + len(frame) + len(after), separator)
             ids += [*before, *frame, *after]
             ends.append(len(ids) - 1)
-        features = torch.stack([frame.features for frame in chunk])
-        return StreamStep(ids, ends, features, self.interval_threshold)
+        return StreamStep(ids, ends, torch.stack([frame.features for frame in chunk]), self.interval_threshold)
 
     def _unsee(self, frames: list[_Frame]) -> None:
         """Return the newest frames to the queue: the model speaks before they are seen."""

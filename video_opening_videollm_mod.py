@@ -16,7 +16,6 @@ import time as clock
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -35,6 +34,9 @@ _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}")}
 # Protocols of a web address. A playlist names further addresses, and FFmpeg itself limits local ones to local files.
 _WEB = "crypto,data,http,https,httpproxy,tcp,tls"
 _FLV = re.compile(rb"FLV[\x01-\x04].\0\0\0\t", re.DOTALL)
+# An element of Matroska: its name, one of four bytes around clusters or one of those in a cluster, and its length.
+_ELEMENT = re.compile(rb"([\x10-\x1f]...|[\xa0\xa3\xa7\xab\xaf\xbf\xe7\xec]|XT)([^\0].*)", re.DOTALL)
+_CLUSTER, _SEGMENT = re.compile(rb"\x1fC\xb6u"), b"\x18S\x80g"
 # Bits of `AVInputFormat.flags`; PyAV names them differently from version to version.
 NO_TIMESTAMPS, MAY_CHANGE_CLOCKS = 0x80, 0x200
 # FFmpeg would wait for 20 frames to find a rate, for 50 without a time, and for a megabyte of JPEG pictures. It would
@@ -154,8 +156,11 @@ def _content(source: str) -> str | None:
         return None
     with open(source, "rb") as file:
         head = file.read(64).lstrip().lower()
-        if head[4:8] == b"ftyp" and not {b"moov", b"moof"} & {name for name, _ in _boxes(file)}:
-            return "its index is missing, as in a recording that was cut off"
+        boxes = b"".join(name for name, _ in _boxes(file)) if head[4:8] == b"ftyp" else b"moov"
+    if b"moov" not in boxes and b"moof" not in boxes:
+        return "its index is missing, as in a recording that was cut off"
+    if 0 < boxes.find(b"ftyp", 4) < boxes.find(b"moof"):
+        return "a fragmented mp4 is joined behind a plain one, and FFmpeg reads neither"
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, and `git lfs pull` fetches the video"
     return "it is a web page" if head.startswith((b"<!doctype html", b"<html")) else None if head else "it is empty"
@@ -176,41 +181,57 @@ def count_joined(source: str, kind: str) -> tuple[int, int]:
     """Return how many videos lie behind the first in an mp4 or flv: those that FFmpeg reads, and those it does not."""
     with open(source, "rb") as file:
         if kind == "flv":
-            chunks = chain([b""], iter(partial(file.read, 2**20), b""))
-            return 0, max(0, sum(len(_FLV.findall(before[-8:] + chunk)) for before, chunk in pairwise(chunks)) - 1)
+            return 0, max(0, sum(1 for _ in _places(file, _FLV)) - 1)
         parts = b"".join(name for name, _ in _boxes(file)).split(b"ftyp")[2:] if "mp4" in kind else []
     # FFmpeg reads the fragments of all, and one index.
     num_read = sum(b"moof" in part for part in parts)
     return num_read, sum(b"moov" in part for part in parts) - num_read
 
 
-def is_cut_off(source: str, kind: str) -> bool:
-    """Return whether a GIF or Ogg file lacks its end mark, or the last part of a Matroska, WebM or mp4 is torn."""
+def _places(file: BinaryIO, pattern: re.Pattern[bytes], at: int = 0) -> Iterator[int]:
+    """Yield the bytes at which a pattern of 9 bytes or fewer is found, from one on."""
+    before, _ = b"", file.seek(at)
+    while chunk := file.read(2**20):
+        yield from (at - len(before) + match.start() for match in pattern.finditer(before + chunk))
+        at, before = at + len(chunk), chunk[-8:]
+
+
+def count_torn(source: str, kind: str) -> tuple[int, bool]:
+    """Return in how many places a Matroska or WebM file is torn, and whether the end of it, a GIF, Ogg or mp4 is."""
     size = os.path.getsize(source)
     with open(source, "rb") as file:
+        if "matroska" in kind:
+            return _follow_elements(file, size)
         if "mp4" in kind:
-            return any(name == b"mdat" and end > size for name, end in _boxes(file))
+            return 0, any(name == b"mdat" and end > size for name, end in _boxes(file))
         file.seek(max(0, size - 2**24))
         tail = file.read()
     if kind == "gif":
-        return not tail.rstrip(b"\0\r\n").endswith(b"\0;")
-    if kind == "ogg":
-        at = tail.rfind(b"OggS", 0, -23)  # a header has 27 bytes, and then the lengths of parts
-        return at < 0 or not tail[at + 5] & 4 or len(tail) < at + 27 + sum(tail[at + 26 : at + 27 + tail[at + 26]])
-    at = tail.rfind(b"\x1f\x43\xb6\x75")  # the last cluster
-    for index in range(2**18 if "matroska" in kind and at >= 0 else 0):  # no cluster has more elements
-        if at >= len(tail):
+        return 0, not tail.rstrip(b"\0\r\n").endswith(b"\0;")
+    at = tail.rfind(b"OggS", 0, -23)  # a header has 27 bytes, and then the lengths of parts
+    is_whole = at >= 0 and tail[at + 5] & 4 and len(tail) >= at + 27 + sum(tail[at + 26 : at + 27 + tail[at + 26]])
+    return 0, kind == "ogg" and not is_whole
+
+
+def _follow_elements(file: BinaryIO, size: int) -> tuple[int, bool]:
+    """Follow the elements of Matroska. Behind a torn one, go on with the next cluster, as FFmpeg does."""
+    num_torn, last, at, is_end_torn = 0, 0, 0, False
+    # Files have fewer elements in a day, and a file made to take long ends here.
+    for _ in range(2**23):
+        if at == size or num_torn == 1000:
             break
-        # Leading zero bits say how many bytes a name and a length have. A length of ones means that it is unknown.
-        head = tail[at : at + 12].ljust(12, b"\xff")
-        begin = 9 - head[0].bit_length()
-        end = begin + 9 - head[begin].bit_length()
-        unknown = 2 ** (7 * (end - begin)) - 1
-        length = int.from_bytes(head[begin:end], "big") & unknown
-        if begin > 4 or (length == unknown and begin < 4):
-            return True  # this is no element
-        at += end + (length % unknown if index else 0)
-    return at > len(tail)
+        file.seek(at)
+        if element := _ELEMENT.match(file.read(12)):
+            name, rest = element.groups()
+            # Leading zero bits say how many bytes a length has. A length of ones means that it is unknown.
+            width = 9 - rest[0].bit_length()
+            length = int.from_bytes(rest[:width], "big") % 2 ** (7 * width)
+            is_entered = name == _SEGMENT or _CLUSTER.match(name) or length == 2 ** (7 * width) - 1
+            last, at = at, at + len(name) + width + (0 if is_entered else length)
+        else:
+            last = at = next(_places(file, _CLUSTER, last + 1), size)
+            num_torn, is_end_torn = num_torn + (at < size), at == size
+    return num_torn, is_end_torn
 
 
 def check_source(video: str | Path) -> str:
@@ -267,5 +288,5 @@ def has_flag(container: Any, flag: int) -> bool:
     return bool(container.format.flags & flag)
 
 
-__all__ = ["MAY_CHANGE_CLOCKS", "NO_TIMESTAMPS", "check_source", "count_joined", "goes_on", "has_flag"]
-__all__ += ["is_complete", "is_cut_off", "open_container", "unreadable", "without_secrets"]
+__all__ = ["MAY_CHANGE_CLOCKS", "NO_TIMESTAMPS", "check_source", "count_joined", "count_torn", "goes_on"]
+__all__ += ["has_flag", "is_complete", "open_container", "unreadable", "without_secrets"]

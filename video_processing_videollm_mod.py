@@ -33,13 +33,9 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     fit = "pad"
     longest_edge = None
     resample = PILImageResampling.BICUBIC
-    image_mean = IMAGENET_STANDARD_MEAN
-    image_std = IMAGENET_STANDARD_STD
+    image_mean, image_std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
     size = {"height": 384, "width": 384}
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
+    do_resize = do_rescale = do_normalize = do_convert_rgb = True
     do_sample_frames = False
 
     def __init__(self, **kwargs: Any) -> None:

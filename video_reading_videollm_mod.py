@@ -10,6 +10,7 @@ on screen at each tick of a frame rate.
 import errno
 import math
 import os
+import re
 import threading
 import time as clock
 from collections import deque
@@ -31,9 +32,9 @@ from .video_opening_videollm_mod import (
     NO_TIMESTAMPS,
     check_source,
     count_joined,
+    count_torn,
     goes_on,
     has_flag,
-    is_cut_off,
     open_container,
     unreadable,
     without_secrets,
@@ -64,7 +65,7 @@ class ReadingReport:
     What a reader met and dealt with. True if there is anything to say; `str` says it in one line.
 
     Args:
-        spoilt_packets (`int`): Packets that could not be read or decoded. Reading went on with the next one.
+        spoilt_packets (`int`): Packets that could not be read or decoded; torn places of Matroska. Reading went on.
         spoilt_frames (`int`): Frames that were decoded with visible damage.
         mended_times (`int`): Times that jumped, went back or were missing, and follow the previous frame instead.
         ignored_streams (`int`): Further video streams, and streams or files that begin in the middle. None is read.
@@ -259,8 +260,10 @@ class VideoReader:
         missing = self._announced() - end if not self.is_live and self._timeline.shift == 0 else 0
         self.report.missing_seconds += round(float(missing), 1) if missing > 1 else 0.0
         if os.path.isfile(self.source):
+            num_torn, is_cut_off = count_torn(self.source, self.container.format.name)
             self.report.ignored_streams += count_joined(self.source, self.container.format.name)[1]
-            self.report.cut_ends += missing <= 1 and is_cut_off(self.source, self.container.format.name)
+            self.report.spoilt_packets += num_torn
+            self.report.cut_ends += missing <= 1 and is_cut_off
 
     def picture(self, frame: Any) -> np.ndarray:
         """Return a frame as it is shown: uint8 RGB (height, width, 3), upright, with square pixels."""
@@ -285,7 +288,12 @@ class VideoReader:
             return Fraction(0)
         if self.stream.duration:
             return ((self.stream.start_time or 0) + self.stream.duration) * self.stream.time_base - self.origin
-        return Fraction(self.container.duration or 0, 1_000_000) if len(self.container.streams) == 1 else Fraction(0)
+        length = Fraction(self.container.duration or 0, 1_000_000)
+        # Programs that write Matroska and WebM leave a tag with the end of each stream.
+        if end := re.fullmatch(r"(\d{1,9}):(\d\d):(\d\d(?:\.\d{1,9})?)", self.stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(Fraction, end.groups())
+            return min(length, 3600 * hours + 60 * minutes + seconds) - self.origin
+        return length if len(self.container.streams) == 1 else Fraction(0)
 
     def _measured(self) -> tuple[Fraction, bool]:
         about = os.stat(self.source)

@@ -24,6 +24,7 @@ from PIL import Image
 from tiny import random_frames, write_clip
 
 from videollm_mod import VideoReader, read_video
+from videollm_mod.video_opening_videollm_mod import count_torn
 
 
 NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"  # NASA SVS 13013, public domain
@@ -626,6 +627,78 @@ def test_damage_that_ends_the_last_cluster_is_a_cut_end(tmp_path):
     assert len(read_numbers(path)[0]) < 20 and read_numbers(path)[2].cut_ends == 1
     path.write_bytes(content[:-1])
     assert read_numbers(path)[2].cut_ends == 1
+
+
+def write_with_sound(path, codecs, *, cluster_seconds, has_lengths=True):
+    """Write 40 frames in 4 s with sound."""
+    options = {"g": str(10 * cluster_seconds), "keyint_min": "10", "crf": "20", "bf": "0", "sc_threshold": "0"}
+    options |= {"deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0"}
+    live = {"cluster_time_limit": str(1000 * cluster_seconds)} | ({} if has_lengths else {"live": "1"})
+    with av.open(str(path), "w", options=live) as container:
+        stream, sound = container.add_stream(codecs[0], rate=10), container.add_stream(codecs[1], rate=48000)
+        stream.height, stream.width, stream.pix_fmt, stream.options = 64, 96, "yuv420p", options
+        sound.layout, sound.options = "stereo", {"strict": "-2"}
+        for index in range(40):
+            picture = random_frames(1, size=(64, 96), seed=index)[0]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 9600), np.int16), format="s16", layout="stereo")
+            samples.sample_rate, samples.pts = 48000, 4800 * index
+            container.mux(sound.encode(samples))
+        container.mux(stream.encode() + sound.encode())
+    path.write_bytes(path.read_bytes() if has_lengths else without_lengths(path.read_bytes()))
+    return path
+
+
+SOUNDS = [("webm", "libvpx", "libopus"), ("webm", "libvpx-vp9", "vorbis"), ("mkv", "libx264", "aac")]
+
+
+@pytest.mark.parametrize("has_lengths", [True, False])
+@pytest.mark.parametrize("kind", SOUNDS)
+def test_a_torn_cluster_beside_sound_is_counted_however_short_the_gap(tmp_path, kind, has_lengths):
+    """FFmpeg goes on with the next cluster, so that frames are lost from the damage to there."""
+    path = write_with_sound(tmp_path / f"clip.{kind[0]}", kind[1:], cluster_seconds=1, has_lengths=has_lengths)
+    content = path.read_bytes()
+    whole, _, report = read_numbers(path)
+    assert len(whole) == 40 and not report
+    with av.open(str(path)) as container:
+        positions = [packet.pos for packet in container.demux(video=0) if packet.size]
+    for index in (6, 8, 17, 27):
+        # From the middle of one frame's packet to behind the header of the next.
+        begin = (positions[index] + positions[index + 1]) // 2
+        path.write_bytes(
+            content[:begin] + bytes(positions[index + 1] + 8 - begin) + content[positions[index + 1] + 8 :]
+        )
+        frames, _, report = read_numbers(path)
+        assert 30 <= len(frames) < 40 and report.spoilt_packets >= 1 and report.cut_ends == report.missing_seconds == 0
+
+
+@pytest.mark.parametrize("kind", SOUNDS)
+def test_seconds_that_a_torn_last_cluster_lacks_beside_sound_are_counted(tmp_path, kind):
+    path = write_with_sound(tmp_path / f"clip.{kind[0]}", kind[1:], cluster_seconds=2)
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        positions = [packet.pos for packet in container.demux(video=0) if packet.size]
+    begin = (positions[22] + positions[23]) // 2
+    content[begin : positions[23] + 8] = bytes(positions[23] + 8 - begin)
+    path.write_bytes(content)
+    frames, _, report = read_numbers(path)
+    assert 20 <= len(frames) <= 24 and report.cut_ends == 0
+    assert report.missing_seconds == pytest.approx(3.9 - frames[-1][0], abs=0.11)
+
+
+def test_torn_places_of_a_file_that_is_made_to_take_long_are_not_all_looked_for(tmp_path):
+    path = tmp_path / "clip.mkv"
+    path.write_bytes(b"\x1f\x43\xb6\x75\0" * 20_000)
+    assert count_torn(str(path), "matroska,webm") == (1000, False)
+
+
+def test_a_fragmented_mp4_behind_a_plain_one_is_refused_by_name(tmp_path):
+    plain = write_clip(tmp_path / "plain.mp4", numbered(10))
+    fragmented = remux(plain, tmp_path / "fragmented.mp4", movflags="cmaf")
+    path = tmp_path / "joined.mp4"
+    path.write_bytes(plain.read_bytes() + fragmented.read_bytes())
+    with pytest.raises(ValueError, match="as video: a fragmented mp4 is joined behind a plain one"):
+        VideoReader(path)
 
 
 def test_a_recording_of_a_browser_that_ends_between_two_pictures_is_complete(tmp_path):
