@@ -21,6 +21,7 @@ from videollm_mod.train.data.world.events import make_clip
 from videollm_mod.train.data.world.sprites import COLORS
 from videollm_mod.train.evaluation import measure_checkpoint
 from videollm_mod.train.loading import load_checkpoint
+from videollm_mod.train.new_model import new_model, take_language_model
 from videollm_mod.train.objectness import load_patch_labels
 from videollm_mod.train.pretrain_vision import (
     LABELS,
@@ -35,6 +36,7 @@ from videollm_mod.train.pretrain_vision import (
 from videollm_mod.train.recipe_sizes import CONFIGS, SIZES
 
 
+ROOT = Path(__file__).parents[1]
 WORLD = WORLDS["small"]
 
 
@@ -167,6 +169,37 @@ def test_shares_of_correct_patches():
     assert output["right"].tolist() == [[0.5, 0.5, 0.0]] and output["loss"] > 0
 
 
+def test_a_model_takes_the_words_and_layers_of_another_language_model(tmp_path):
+    """Words of both vocabularies keep their embeddings, routers stay new, and other sizes are refused."""
+    model, processor = new_model(CONFIGS / "local_model.json", seed=1)
+    model.save_pretrained(tmp_path / "vision")
+    processor.save_pretrained(tmp_path / "vision")
+    begun, words = load_checkpoint(recipe.begin_with(str(ROOT), tmp_path))
+    given, known = load_checkpoint(ROOT)
+    new, old, start = begun.state_dict(), given.state_dict(), model.state_dict()
+    for name, weight in new.items():
+        if "lm_head" in name:
+            assert torch.equal(weight, begun.get_input_embeddings().weight)
+        elif "language_model" not in name or ".router." in name:
+            assert torch.equal(weight, start[name]), name
+        elif "embed_tokens" not in name:
+            assert torch.equal(weight, old[name]), name
+    vocabulary, known = words.tokenizer.get_vocab(), known.tokenizer.get_vocab()
+    for word, place in known.items():
+        if word in vocabulary and place < len(given.get_input_embeddings().weight):
+            row = begun.get_input_embeddings().weight[vocabulary[word]]
+            assert torch.equal(row, given.get_input_embeddings().weight[place]), word
+    told = known.keys() & {f"Ġ{word}" for word in ("red", "enters", "tree", "left")}
+    assert told and told <= vocabulary.keys()
+
+    fields = json.loads((CONFIGS / "local_model.json").read_text())
+    fields["model"]["text_config"]["intermediate_size"] = 64
+    (tmp_path / "narrow.json").write_text(json.dumps(fields))
+    narrow = new_model(tmp_path / "narrow.json")
+    with pytest.raises(ValueError, match=r"The language models differ: layers.0.mlp.* is \(64, 128\) here and \(352"):
+        take_language_model(*narrow, given, processor)
+
+
 @pytest.fixture
 def miniature(tmp_path, monkeypatch):
     """The embedded checkpoint's recipe with a tiny model, few short rows, and DoomWorld only if it is installed."""
@@ -225,15 +258,15 @@ def test_the_recipe_trains_on_all_worlds_and_prints_a_table(miniature, tmp_path,
     assert [(config.mod_keep_ratio, config.mod_router_loss) for config in models] == [(0.2, "gradient"), (1, None)]
 
     # Rows of all worlds are in one file, and long rows in both stages that narrate.
-    for name, count in (("slides", 4), ("clips", 5), ("questions", 3)):
+    for name, count in (("slides", 4), ("clips", 4), ("questions", 4)):
         rows = load_timed_messages(folder / name, video_root=[folder / "encoded"])
         sources = [Path(row["frame_features"]).parent.name for row in rows]
         assert len(rows) == count * len(miniature.worlds) and not list(find_faults(rows))
-        kinds = {name} if name == "slides" else {name, "long"}
+        kinds = {name, "long"} if name == "questions" else {name}
         assert set(sources) == {f"{kind}_{world}" for kind in kinds for world in miniature.worlds}
 
-    # A row is a batch, and two batches are a step.
-    steps = -(-5 * len(miniature.worlds) // 2)
+    # Two rows are a step.
+    steps = -(-4 * len(miniature.worlds) // 2)
     assert printed.count("--max_steps") == 6 and recipe.last_step(folder / "narration_1") == steps
     # A second run finds all stages, and one with other options is refused.
     scores = dict.fromkeys(recipe_measures.TABLE, 0.0)

@@ -105,6 +105,8 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
             model = load_weights(kind, arguments.checkpoint, dtype=arguments.dtype, **options)
             processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
             check_finite(model)
+            for name in arguments.config_fields():  # Transformers passes them on to the generation configuration.
+                vars(model.generation_config).pop(name, None)
         except ValueError as error:
             raise SystemExit(f"error: --checkpoint {arguments.checkpoint}: {error}") from None
     if arguments.attn_implementation is not None:
@@ -232,6 +234,44 @@ def model_from_parts(
         processor_options={"frame_token_interval": frame_token_interval},
         **fields,
     )
+
+
+def take_language_model(model: PreTrainedModel, processor: Any, trained: PreTrainedModel, other: Any) -> int:
+    """
+    Copy the weights of a trained model's language model, which may have another vocabulary. The routers stay new.
+
+    Args:
+        model ([`VideoLLMMoDForConditionalGeneration`]): The model whose weights are replaced.
+        processor ([`VideoLLMMoDProcessor`]): Its processor.
+        trained ([`VideoLLMMoDForConditionalGeneration`]): The model to copy from. Its layers have the same sizes.
+        other ([`VideoLLMMoDProcessor`]): Its processor. Tokens of both vocabularies keep their embeddings.
+
+    Returns:
+        `int`: Number of tokens whose embeddings were copied.
+
+    Raises:
+        `ValueError`: If a weight has another shape.
+    """
+    into, given = model.model.language_model.state_dict(), trained.model.language_model.state_dict()
+    words = [name for name in into if name.endswith("embed_tokens.weight")]
+    for name, weight in into.items():
+        if name in words or ".router." in name:
+            continue
+        if name not in given or given[name].shape != weight.shape:
+            found = tuple(given[name].shape) if name in given else "missing"
+            raise ValueError(f"The language models differ: {name} is {tuple(weight.shape)} here and {found} there.")
+        weight.copy_(given[name])
+    known = other.tokenizer.get_vocab()
+    pairs = [(index, known[token]) for token, index in processor.tokenizer.get_vocab().items() if token in known]
+    embeddings = [(model.get_input_embeddings(), trained.get_input_embeddings())]
+    if not model.config.text_config.tie_word_embeddings:
+        embeddings.append((model.get_output_embeddings(), trained.get_output_embeddings()))
+    for new, old in embeddings:
+        size, length = len(new.weight), len(old.weight)  # The frame token has no row.
+        both = [(index, place) for index, place in pairs if index < size and place < length]
+        with torch.no_grad():
+            new.weight[[index for index, _ in both]] = old.weight[[place for _, place in both]]
+    return len(both)
 
 
 def _load_vision_config(vision_model: str) -> Any:

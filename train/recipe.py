@@ -7,6 +7,7 @@ The complete recipe for generated worlds: train a checkpoint from scratch, and e
 python train/recipe.py                     # StreamWorld and DoomWorld together, as long as it takes
 python train/recipe.py --minutes 360       # the same within six hours
 python train/recipe.py --worlds tiny,hard  # without DoomWorld
+python train/recipe.py --begin .           # the language model begins with the weights of another checkpoint
 python train/recipe.py --size quick        # a short version of two minutes
 python train/recipe.py --twin              # also train the same model at full compute on the same data
 python train/recipe.py --size gpu --twin --minutes 30    # the full world and a larger model, for a GPU
@@ -18,8 +19,8 @@ The stages:
 2. `encode.py` draws slide shows, clips and long clips of each world, and encodes them once.
 3. `sft.py` trains on slide shows, where every frame comes from a different clip, so the model cannot copy the previous
    description. The size "cpu" first sees their frames one by one, because words are learned faster when no other frame
-   is there to look at. It then trains on narration, questions and waiting, and last mostly on questions. Long clips
-   are part of both, so that the model goes on narrating.
+   is there to look at. It then trains on narration, questions and waiting, and last mostly on questions. The last
+   stage has long clips too, so that the model goes on narrating.
 
 Finished stages are skipped, and an interrupted stage resumes where it stopped. With `--twin`, the model at full
 compute trains last, for the same number of steps, and outside of `--minutes`. The table at the end is also written as
@@ -48,8 +49,10 @@ import torch
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import write_json, write_text
-from videollm_mod.train.checkpoint_files import LAST_WRITTEN
+from videollm_mod.train.checkpoint_files import LAST_WRITTEN, new_checkpoint
 from videollm_mod.train.data.doom.game import find_vizdoom
+from videollm_mod.train.loading import load_checkpoint
+from videollm_mod.train.new_model import take_language_model
 from videollm_mod.train.recipe_measures import measure, show, write_measures
 from videollm_mod.train.recipe_sizes import CONFIGS, FPS, SIZES, WORLDS, Size
 
@@ -57,6 +60,8 @@ from videollm_mod.train.recipe_sizes import CONFIGS, FPS, SIZES, WORLDS, Size
 ROOT = Path(__file__).resolve().parents[1]
 # First row of the narration stage. With more slide shows than this, it begins after them.
 FIRST_CLIP = 10_000
+# Most steps on single frames if the language model knows the words already.
+KNOWN_WORD_STEPS = 200
 # Each stage's share of the time limit. The rest is for loading, saving and evaluation.
 SHARES = {"vision": 0.1, "slides": 0.03, "clips": 0.09, "long": 0.04, "questions": 0.05}
 SHARES |= {"words": 0.05, "alignment": 0.06, "narration": 0.36, "trained": 0.12}
@@ -172,10 +177,9 @@ def see(size: Size, folder: Path, minutes: float | None = None) -> Path:
     with ThreadPoolExecutor(len(rows) if is_little else 1) as pool:
         list(pool.map(lambda name: encode(name, rows[name], size, folder, minutes, is_little=is_little), rows))
     join_rows(folder, "slides", size.worlds)
-    # Two long rows in three are narrated first, and the last third keeps the last stage used to them.
-    third = 2 * size.long_clips // 3
-    join_rows(folder, "clips", size.worlds, long=slice(0, third))
-    join_rows(folder, "questions", size.worlds, long=slice(third, size.long_clips))
+    join_rows(folder, "clips", size.worlds)
+    # Events are learned faster from short rows. The last stage teaches to go on.
+    join_rows(folder, "questions", size.worlds, has_long=True)
     return vision
 
 
@@ -195,34 +199,64 @@ def encode(name: str, rows: range, size: Size, folder: Path, minutes: float | No
         run_stage(done, "encode.py", *options, **how)
 
 
-def join_rows(folder: Path, name: str, worlds: Sequence[str], *, long: slice = slice(0)) -> None:
+def join_rows(folder: Path, name: str, worlds: Sequence[str], *, has_long: bool = False) -> None:
     """
-    Write `train.jsonl` with the encoded rows of all worlds, and some of their long rows.
+    Write `train.jsonl` with the encoded rows of all worlds.
 
     Args:
         folder (`Path`): Folder of the recipe. The encoded rows are in `encoded`.
         name (`str`): Kind of the rows, and folder of the file.
         worlds (`Sequence[str]`): Names of the worlds.
-        long (`slice`, *optional*): Which long rows of each world to add. The default is none.
+        has_long (`bool`, *optional*, defaults to `False`): Whether to add the long rows, if there are any.
     """
 
-    def lines() -> Iterator[str]:
+    def joined() -> Iterator[str]:
         for world in worlds:
-            for kind, some in ((name, slice(None)), ("long", long)):
+            for kind in (name, "long") if has_long else (name,):
                 source = folder / "encoded" / f"{kind}_{world}"
-                written = (source / "train.jsonl").read_text(encoding="utf-8").splitlines() if some != slice(0) else []
-                for row in map(json.loads, written[some]):
+                written = source / "train.jsonl"
+                lines = written.read_text(encoding="utf-8").splitlines() if written.exists() else []
+                for row in map(json.loads, lines):
                     row["frame_features"] = f"../encoded/{source.name}/{row['frame_features']}"
                     yield json.dumps(row, ensure_ascii=False) + "\n"
 
     (folder / name).mkdir(exist_ok=True)
-    write_text(folder / name / "train.jsonl", "".join(lines()))
+    write_text(folder / name / "train.jsonl", "".join(joined()))
+
+
+def begin_with(checkpoint: str, folder: Path) -> Path:
+    """
+    Write a checkpoint with the recipe's vision encoder and the language model of another checkpoint.
+
+    Args:
+        checkpoint (`str`): A checkpoint whose language model has layers of the same sizes. Its words are taken over.
+        folder (`Path`): Folder of the recipe, with a trained encoder in `vision`.
+
+    Returns:
+        `Path`: The folder of the new checkpoint.
+
+    Raises:
+        `SystemExit`: If the language models have other sizes.
+    """
+    begun = folder / "begun"
+    if not (begun / LAST_WRITTEN).exists():
+        model, processor = load_checkpoint(str(folder / "vision"))
+        try:
+            taken = take_language_model(model, processor, *load_checkpoint(checkpoint))
+        except ValueError as error:
+            raise SystemExit(f"error: --begin {checkpoint}: {error}") from None
+        print(f"the language model of {checkpoint}, with {taken} words")
+        with new_checkpoint(begun) as place:
+            model.save_pretrained(place)
+            processor.save_pretrained(place)
+    return begun
 
 
 def learn(
     size: Size,
     folder: Path,
     *,
+    given: Path | None = None,
     keep_ratio: float | None = None,
     minutes: float | None = None,
 ) -> Path:
@@ -234,6 +268,7 @@ def learn(
     Args:
         size ([`Size`]): The size of the run.
         folder (`Path`): Folder to write to, the same as for [`see`].
+        given (`Path`, *optional*): The model to begin with. The default is that of [`see`].
         keep_ratio (`float`, *optional*): Keep ratio. The default is that of the model configuration, with the routers'
             own loss.
         minutes (`float`, *optional*): Time limit of the complete recipe, for the model with the default keep ratio.
@@ -244,23 +279,26 @@ def learn(
     name, ratio = ("", []) if keep_ratio is None else (f"_{keep_ratio:g}", ["--mod_keep_ratio", keep_ratio])
     if keep_ratio is None and size.router_loss is not None:
         ratio = ["--mod_router_loss", size.router_loss]
-    # Beside a long row, a short one would be padding for the most part: they go one by one. Without a GPU, processes
-    # of one thread each share a step. For a model as small as this, more threads would wait for each other.
+    # Without a GPU, processes of one thread each share a step. For a model as small as this, more threads would wait
+    # for each other, and float32 is faster than bfloat16.
     processes = share_step(size.batch) if size.long_clips else 1
-    batch, steps = (1, size.batch // processes) if size.long_clips else (size.batch, 1)
-    frames = ["--max_frames", 1, "--per_device_train_batch_size", 6 * size.batch // processes]
-    frames += ["--gradient_accumulation_steps", 1, "--max_steps", size.word_steps]
-    given = folder / "vision"
+    rows = size.batch // processes
+    steps = size.word_steps if given is None else min(size.word_steps, KNOWN_WORD_STEPS)
+    frames = ["--max_frames", 1, "--per_device_train_batch_size", 6 * rows, "--max_steps", steps]
+    # Beside a long row, a short one would be padding for the most part: they go one by one.
+    single = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", rows] if size.long_clips else []
+    given = given or folder / "vision"
     for stage, data, config, options in (
         *([("words", "slides", "streamworld_alignment.yaml", frames)] if size.word_steps else []),
         ("alignment", "slides", "streamworld_alignment.yaml", []),
         ("narration", "clips", "streamworld.yaml", ["--num_train_epochs", size.epochs]),
-        ("trained", "questions", "streamworld_questions.yaml", []),
+        ("trained", "questions", "streamworld_questions.yaml", single),
     ):
         made = folder / f"{stage}{name}"
         begin = ["--config", CONFIGS / config, "--dataset", folder / data, "--checkpoint", given]
         begin += ["--video_root", folder / "encoded"]
-        begin += ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", steps]
+        begin += ["--per_device_train_batch_size", rows]
+        begin += [] if torch.cuda.is_available() else ["--bf16", "false"]
         options = [*begin, *options, "--output_dir", made, *ratio, "--fps", FPS]
         options += ["--save_strategy", "steps", "--save_steps", 250]
         options += within(minutes, stage) if keep_ratio is None else ["--max_steps", last_step(folder / stage)]
@@ -281,7 +319,7 @@ def last_step(trained: Path) -> int:
     return max(int(path.name.split("-")[1]) for path in trained.glob("checkpoint-*"))
 
 
-def begin_folder(folder: Path, size: Size) -> None:
+def begin_folder(folder: Path, size: Size, begin: str | None = None) -> None:
     """
     Note in a folder what it is for. Finished stages of a run with other options are not taken over.
 
@@ -289,6 +327,7 @@ def begin_folder(folder: Path, size: Size) -> None:
         `SystemExit`: If it has stages of another run.
     """
     path, about = folder / "size.json", json.loads(json.dumps(asdict(size)))
+    about |= {} if begin is None else {"begin": begin}
     known = json.loads(path.read_text()) if path.exists() else None
     if known != about and (known is not None or (folder / "vision").exists()):
         raise SystemExit(f"error: '{folder}' has stages of a run with other options: give another --folder.")
@@ -323,6 +362,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train on generated worlds from scratch, and evaluate the result.")
     parser.add_argument("--size", choices=SIZES, default="cpu", help="size of the model and the data")
     parser.add_argument("--worlds", help=f"worlds to train on, separated by commas: {', '.join(WORLDS)}")
+    parser.add_argument("--clips", type=int, help="number of rows of narration of each world; default: the size's")
+    parser.add_argument("--begin", metavar="CHECKPOINT", help="begin with the language model of this checkpoint")
     parser.add_argument("--folder", type=Path, help="folder to write to; default: outputs/streamworld_<size>")
     parser.add_argument("--twin", action="store_true", help="also train the same model at full compute")
     parser.add_argument("--minutes", type=float, help="time limit of the complete recipe; every stage gets a share")
@@ -330,12 +371,15 @@ def main() -> None:
     if options.minutes is not None and not options.minutes > 0:
         parser.error(f"--minutes must be positive, got {options.minutes}")
     size, folder = SIZES[options.size], options.folder or ROOT / "outputs" / f"streamworld_{options.size}"
-    size = replace(size, worlds=choose_worlds(options.worlds, size))
-    begin_folder(folder, size)
+    if options.clips is not None and options.clips < 1:
+        parser.error(f"--clips must be positive, got {options.clips}")
+    size = replace(size, worlds=choose_worlds(options.worlds, size), clips=options.clips or size.clips)
+    begin_folder(folder, size, options.begin)
     before = see(size, folder, options.minutes)
-    checkpoints = {"before": before, "after": learn(size, folder, minutes=options.minutes)}
+    given = None if options.begin is None else begin_with(options.begin, folder)
+    checkpoints = {"before": before, "after": learn(size, folder, given=given, minutes=options.minutes)}
     if options.twin:
-        checkpoints["full compute"] = learn(size, folder, keep_ratio=1.0)
+        checkpoints["full compute"] = learn(size, folder, given=given, keep_ratio=1.0)
     measures = measure(size, checkpoints)
     write_measures(measures, folder / "measures.json")
     print("\n".join(show(measures)))

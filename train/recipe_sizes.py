@@ -79,8 +79,7 @@ class Size:
         epochs (`int`): Number of epochs over `clips`.
         batch (`int`): Number of rows per step.
         test_clips (`int`): Number of held-out rows for evaluation.
-        long_clips (`int`, *optional*, defaults to 0): Number of rows of 30 to 60 s. Two in three are for the narration
-            stage, and the others for the last stage.
+        long_clips (`int`, *optional*, defaults to 0): Number of rows of 30 to 60 s, for the last stage.
         test_long (`int`, *optional*, defaults to 0): Number of held-out rows of 60 s.
         word_steps (`int`, *optional*, defaults to 0): Number of first steps, on single frames of slide shows.
         router_loss (`str`, *optional*): The routers' own loss (see `mod_router_loss`).
