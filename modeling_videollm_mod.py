@@ -558,6 +558,11 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         count = num_labels.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / (count.to(losses.device) if isinstance(count, torch.Tensor) else count)
 
+    def enable_input_require_grads(self) -> None:
+        """Let gradients reach the first decoder layer. Patch embeddings, which may return a tuple, are left alone."""
+        self.model.language_model.enable_input_require_grads()
+        self._require_grads_hooks = self.model.language_model._require_grads_hooks
+
     @property
     def router_names(self) -> list[str]:
         """Names of the routers that learn, for PEFT's `modules_to_save`."""
