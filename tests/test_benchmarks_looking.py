@@ -63,7 +63,7 @@ def test_a_router_keeps_the_highest_scores_and_the_last_token_if_it_must():
 
 
 def test_the_focus_of_a_checkpoint(tmp_path):
-    PatchLabels(("cat",), ("red",), torch.randn(7, 96), torch.zeros(7)).save(tmp_path)
+    PatchLabels(("cat",), ("red",), torch.randn(7, 128), torch.zeros(7)).save(tmp_path)
     options = ["--world", "tiny", "--clips", 2, "--over", ROOT, "--objectness", tmp_path, "--out", tmp_path]
     done = run_main(router_focus.main, *options, program="benchmarks/router_focus.py")
     found = json.loads((tmp_path / "router_focus.json").read_text())
@@ -73,8 +73,8 @@ def test_the_focus_of_a_checkpoint(tmp_path):
     best = routers["oracle"]["mean"]["covered"]
     assert all(router["mean"]["covered"] <= best for router in routers.values())
     assert routers["uniform"]["agreement"] == routers["uniform"]["mean"]["again, still"] == 1
-    # A routed layer keeps 4 of 16 tokens.
-    assert sum(routers["random"]["positions"]["2"]) == pytest.approx(4)
+    # A routed layer keeps 13 of 64 tokens.
+    assert sum(routers["random"]["positions"]["2"]) == pytest.approx(13)
     assert found["training"][ROOT.name]["layers"] == routers["learned"]["layers"]
     assert done.stdout.strip() == (tmp_path / "router_focus.md").read_text().strip()
     assert (tmp_path / "router_focus.png").exists()

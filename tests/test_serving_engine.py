@@ -213,10 +213,10 @@ def test_by_default_a_step_has_room_for_a_frame_of_every_stream():
 def test_by_default_a_stream_stays_within_the_context(trained):
     model, processor, _ = trained
     engine = StreamingEngine(model, processor, max_streams=1)
-    # The checkpoint says what to remember. Its model has 4096 positions, and a frame has 17 tokens with its separator.
-    assert (engine.max_frames, engine.max_text_tokens) == (20, (4096 - 20 * 17) // 2)
+    # The checkpoint says what to remember of frames, and its model has 16384 positions, enough for the most text.
+    assert (engine.max_frames, engine.max_text_tokens) == (60, 2048)
     session = engine.open().session
-    assert (session.max_frames, session.sink_frames, session.max_text_tokens) == (20, 2, 128)
+    assert (session.max_frames, session.sink_frames, session.max_text_tokens) == (60, 2, 128)
     # A tiny model says nothing: it has 2048 positions, and a frame has 11 tokens.
     engine = StreamingEngine(tiny_model(), tiny_processor(), max_streams=1)
     assert (engine.max_frames, engine.max_text_tokens) == (139, (2048 - 139 * 11) // 2)

@@ -89,7 +89,7 @@ def test_the_client_hears_what_a_session_says(server):
     deltas = [event.delta for event in first if event.type == "response.output_text.delta"]
     assert "".join(deltas) == narration()[0][1] and len(deltas) > 2
     usage = found_response(found).usage
-    assert usage.output_tokens == 8 and usage.input_token_details.image_tokens == 2 * 16
+    assert usage.output_tokens == 8 and usage.input_token_details.image_tokens == 2 * 64
     seen = [event for event in found if event.type == "conversation.item.done" and event.item.role == "user"]
     assert [event.item.id for event in seen[:8]] == [f"frame_{number}" for number in range(8)]
     about = seen[1].videollm_mod

@@ -259,7 +259,7 @@ def test_both_sides_of_a_comparison_watch_the_same_frames(parts):
     *_, (routed, plain) = compare((model, full), processor, SAMPLE)
     assert told(routed) == STORY and sum(routed.session.cache.lengths) < sum(plain.session.cache.lengths)
     assert plain.cost().flops_ratio == 1 and routed.cost().flops_ratio < 1
-    assert "MFLOP" in drawing.figures(routed) and drawing.figures(routed) != drawing.figures(plain)
+    assert "GFLOP" in drawing.figures(routed) and drawing.figures(routed) != drawing.figures(plain)
     assert 0 < routed.session.frame_latency < routed.seconds
     *_, (cut, _) = compare((model, full), processor, SAMPLE, end=2.0)
     assert cut.session.time == 2.0 and cut.ended
@@ -366,7 +366,7 @@ def test_the_overlay_shows_the_kept_patches(parts):
     viewer.see([(9.0, np.zeros((60, 100, 3), dtype=np.uint8))])
     cells = [c for c in ElementTree.fromstring(drawing.overlay(viewer)) if c.get("fill") != "none"]
     # The encoder sees the picture centered in a square.
-    assert (cells[0].get("x"), cells[0].get("y"), cells[0].get("width")) == ("0.0", "-20.0", "25.0")
+    assert (cells[0].get("x"), cells[0].get("y"), cells[0].get("width")) == ("0.0", "-20.0", "12.5")
 
 
 def test_plots_are_well_formed_and_described(parts):
@@ -382,7 +382,7 @@ def test_plots_are_well_formed_and_described(parts):
     assert len(ElementTree.fromstring(drawing.latency_plot(viewer)).findall(".//rect")) == viewer.session.num_frames
     cost = viewer.cost()
     assert drawing.savings(viewer).count(f"{1 - cost.flops_ratio:.0%} saved") >= 1
-    assert "4 of 6 layers keep 4 of 16 tokens" in drawing.savings(viewer)
+    assert "4 of 6 layers keep 13 of 64 tokens" in drawing.savings(viewer)
 
 
 def test_a_converted_model_is_drawn(tmp_path):

@@ -115,13 +115,13 @@ def test_the_sample_is_narrated_and_its_routing_shown(visit):
         expect(page.locator("#chat")).to_contain_text(re.compile(rf"{at} s\s+{re.escape(text)}"), timeout=SOON)
     expect(page.locator("#caption [aria-live=polite]")).to_have_text(STORY[-1][1], timeout=SOON)
     assert [line for line in lines(page) if re.match(r"[\d.]+ s ", line)][1:] == [f"{t} s {text}" for t, text in STORY]
-    assert page.locator("#overlay rect").count() >= 16
+    assert page.locator("#overlay rect").count() >= 64
     page.wait_for_function("() => document.querySelector('#player').ended")
     shown = [page.inner_html("#overlay")]
     for choice in ("layer 2", "off"):
         page.click("#shown input")
         page.get_by_role("option", name=choice).click()
-        expect(page.locator("#overlay rect")).to_have_count({"layer 2": 20, "off": 0}[choice], timeout=SOON)
+        expect(page.locator("#overlay rect")).to_have_count({"layer 2": 64 + 13, "off": 0}[choice], timeout=SOON)
         shown.append(page.inner_html("#overlay"))
     assert len(set(shown)) == 3
     assert page.inner_text("#savings").count("% saved") == 2
@@ -201,7 +201,7 @@ def test_fps_and_query_take_effect_with_restart(visit):
     page.click("#reset")
     expect(page.locator("#chat")).to_contain_text("0.0 s   Tell me everything.", timeout=SOON)
     expect(page.locator("#chat")).not_to_contain_text("Please narrate")
-    expect(page.locator("#savings")).to_contain_text("frames remembered of 34", timeout=SOON)
+    expect(page.locator("#savings")).to_contain_text("34 frames, 4 of 6 layers keep 13 of 64 tokens", timeout=SOON)
 
 
 def test_a_denied_camera_is_explained_and_needs_no_seat(visit):

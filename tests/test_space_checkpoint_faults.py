@@ -91,7 +91,7 @@ FAULTS = {
     "no processor": (lambda f: (f / "processor_config.json").unlink(), "has no video processor that loads", 1),
     "other processor": (
         lambda f: edit(f / "processor_config.json", frame_num_tokens=9),
-        "`frame_num_tokens` is 9 by processor_config.json and the tokenizer, and 16 by config.json",
+        "`frame_num_tokens` is 9 by processor_config.json and the tokenizer, and 64 by config.json",
         1,
     ),
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "chat_template.jinja is missing", 1),

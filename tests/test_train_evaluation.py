@@ -176,7 +176,8 @@ def test_both_evaluations_run_on_a_real_model():
     free = free_streaming(model, processor, examples, progress=False, max_new_tokens=5)
     assert 0 <= free["event_f1"] <= 1 and free["words_per_minute"] >= 0
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").partition("\n## Run published benchmarks")[0]
-    rows = re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
+    # Those with --task only are computed by the tasks.
+    rows = re.findall(r"^\| (`[^|]*) \| (?!.*, with `--task`)", page, flags=re.MULTILINE)
     defined = {name for row in rows for name in re.findall(r"\w+", row)}
     assert defined == {*forced, *free, "answer_accuracy"}, "these rows have no questions"
 
@@ -300,7 +301,7 @@ FACTS = ROOT / "docs" / "embedded-checkpoint.md"
 def test_the_embedded_checkpoint_page_states_the_cost_of_its_configuration():
     text = FACTS.read_text(encoding="utf-8").replace(f"({FACTS.stem}-routing.png)", "(routing.png)")
     config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
-    assert all(part in text for part in describe_cost(config)) and "| 1 | 8.5 | 19.1 |" in text
+    assert all(part in text for part in describe_cost(config)) and "| 1 | 79.6 | 210 |" in text
 
 
 def test_the_embedded_checkpoint_page_states_training_and_results():
@@ -309,8 +310,9 @@ def test_the_embedded_checkpoint_page_states_training_and_results():
     measured = text.split("## Evaluation on StreamWorld, tiny, test\n")[1].split("\n## ")[0]
     settings = yaml.safe_load((ROOT / "train" / "configs" / "streamworld_questions.yaml").read_text())
     shown = dict(re.findall(r"\| (\w+) \| (\S+) \|", training))
-    common = settings.keys() & shown.keys()
-    assert {"learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "seed"} <= common
+    # The recipe sets the rows of a step, and the dtype, by the size of the run and by the machine.
+    common = settings.keys() & shown.keys() - {"per_device_train_batch_size", "bf16"}
+    assert {"learning_rate", "lr_scheduler_type", "warmup_steps", "seed"} <= common
     assert {name: str(settings[name]) for name in common} == {name: shown[name] for name in common}
     assert f"![Loss over steps]({FACTS.stem}-loss.png)" in training and "\nData: " in training
     assert 5_000 < FACTS.with_name(f"{FACTS.stem}-loss.png").stat().st_size < 60_000
@@ -320,9 +322,7 @@ def test_the_embedded_checkpoint_page_states_training_and_results():
     assert {r.metric_type: r.metric_value for r in results} == {name: found[name] for name in HEADLINES}
     (command,) = {r.dataset_args["command"] for r in results}
     assert f"with `{command}`." in measured
-    # The checkpoint that it trains next sees larger pictures.
-    makefile = re.sub(r" --frame_size \d+", "", (ROOT / "Makefile").read_text(encoding="utf-8"))
-    assert f"/{command} --card\n" in makefile
+    assert f"/{command} --card\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
     for part in (training, measured):
         assert re.search(r"\n(Trained|Measured) on .+, \d{1,2} [A-Z][a-z]+ \d{4}, ", part), "hardware and date"
 

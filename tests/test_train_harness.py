@@ -235,7 +235,7 @@ def test_options_are_those_of_the_prompt(tmp_path):
     turns, features = model._prompt(as_parts([CLIP], QUESTION))
     assert turns[0] == {"role": "system", "content": "Be brief."} and turns[1]["num_frames"] == len(features) == 9
     assert features.dtype == torch.bfloat16
-    context, per_frame = 4096, model.runner.model.config.frame_num_tokens + model.runner.processor.frame_text_tokens
+    context, per_frame = 16384, model.runner.model.config.frame_num_tokens + model.runner.processor.frame_text_tokens
     assert model.max_frames == (context - 1024) // per_frame
 
 
