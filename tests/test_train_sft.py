@@ -702,7 +702,7 @@ def test_training_on_encoded_features_equals_training_on_video(tmp_path):
         torch.testing.assert_close(model(**encoded).loss, model(**watched).loss)
     with pytest.raises(ValueError, match="has features at 2 frames per second, but `fps` is 4"):
         StreamCollator(processor, fps=4.0)([features[0]])
-    with pytest.raises(ValueError, match="64 features of width 128 per frame, but the model reads 5 features of width"):
+    with pytest.raises(ValueError, match="64 features of width 128 per frame, but the model reads 5 features"):
         StreamCollator(processor, frame_feature_shape=(5, 64))([features[0]])
 
 
