@@ -101,9 +101,14 @@ def check_folder(folder: str | os.PathLike) -> Path:
         `FileExistsError`: If it exists, is not empty and holds no saved session, which may be replaced.
     """
     folder = Path(folder)
-    holds_other = folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file()
-    if holds_other or (folder.exists() and not folder.is_dir()):
-        raise FileExistsError(f"'{folder}' exists and is no saved session: choose another folder.")
+    while folder.exists():
+        with suppress(FileNotFoundError):
+            before = folder.stat()
+            if folder.is_dir() and (not (names := os.listdir(folder)) or STATE in names):
+                break
+            # Another thread may have put a saved session in its place, and may be removing this one's files.
+            if os.path.samestat(before, folder.stat()):
+                raise FileExistsError(f"'{folder}' exists and is no saved session: choose another folder.")
     return folder
 
 

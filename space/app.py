@@ -410,7 +410,7 @@ class App:
                 drawing.savings(viewer),
                 drawing.silence_plot(viewer),
                 drawing.latency_plot(viewer),
-                [{"time": e.time, "role": e.role, "text": e.text} for e in viewer.events],
+                [{"time": e.time, "role": e.role, "text": e.text, "stream": viewer.number} for e in viewer.events],
             )
 
     def _side_by_side(self, viewers: list[Viewer]) -> tuple[Any, ...]:

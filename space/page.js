@@ -111,6 +111,8 @@
   // Read new replies aloud, each once. `said` is all that was said in the stream.
   page.tell = (said) => {
     const lines = (said || []).map((event) => JSON.stringify(event));
+    // An answer that a newer one has overtaken tells nothing new. Events name their stream, so a new one is never taken for it.
+    if (lines.every((line, index) => line === page.told[index])) return;
     const goesOn = page.told.every((line, index) => line === lines[index]);
     const fresh = (said || []).slice(goesOn ? page.told.length : 0);
     page.told = lines;

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One person's stream: a streaming session and the source of its frames."""
 
+import itertools
 import tempfile
 import threading
 import time as clock
@@ -18,6 +19,8 @@ from uploads import FORMATS, Limits
 
 
 NARRATE = "Please narrate the video in real time."
+# The page tells streams apart by their numbers.
+_NUMBERS = itertools.count()
 # Frames that plots show; longest call of `watch_until`, in seconds; longest question or query, in characters.
 HISTORY, BREATH, MOST_TYPED = 240, 0.5, 500
 
@@ -127,6 +130,7 @@ class Viewer:
             self.session, self._frames, self._next = session, frames, first
             self.report = report
             self._past: list[Any] = []
+            self.number = next(_NUMBERS)
             self.moments: deque[Moment] = deque(maxlen=HISTORY)
             self.dropped, self.shape, self.seconds = 0, (1, 1), 0.0
             self.jump: float | None = None  # Where the person went while the stream was busy, in seconds.

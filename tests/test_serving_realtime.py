@@ -94,7 +94,7 @@ def test_the_client_hears_what_a_session_says(server):
     assert [event.item.id for event in seen[:8]] == [f"frame_{number}" for number in range(8)]
     about = seen[1].videollm_mod
     assert about["fate"] == "seen" and about["index"] == 1 and about["lag"] > 0 and about["interval_probability"] < 0.5
-    assert len(about["kept_patches"]) == 16
+    assert len(about["kept_patches"]) == 64
 
 
 def found_response(events):

@@ -344,6 +344,9 @@ def test_narration_is_read_aloud_and_questions_are_spoken(visit):
     *narrated, answer = page.evaluate("spoken")
     assert narrated == [[text, "en-GB"] for _, text in STORY] and page.evaluate("listened") == "en-GB"
     assert re.fullmatch(r"(None|One|Two|Three)\.", answer[0])
+    # What the server said before, and what arrives late, is not read again.
+    page.evaluate("() => window.page.tell(window.page.told.slice(0, -2).map((line) => JSON.parse(line)))")
+    assert len(page.evaluate("spoken")) == len(STORY) + 1
     before = page.evaluate("cancelled")
     page.uncheck("#aloud input")
     page.wait_for_function(f"() => cancelled > {before}", timeout=SOON)
