@@ -513,8 +513,8 @@ def test_a_run_is_logged_for_tensorboard_and_trackio(tmp_path, monkeypatch):
 
 def test_two_processes_equal_one_with_the_same_batch(tmp_path):
     """Packed, DDP and FSDP2 runs on the CPU have the losses, evaluation and weights of one process."""
-    options = [*SMALL_RUN, "--max_steps", 3, "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 2]
-    options += ["--eval_split", "validation", "--num_eval_clips", 4, "--num_streamed_clips", 1]
+    options = [*SMALL_RUN, "--max_steps", 2, "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 2]
+    options += ["--eval_split", "validation", "--num_eval_clips", 2, "--num_streamed_clips", 1]
     alone = run_training(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
     assert alone.returncode == 0, alone.stderr[-2000:]
     packed = run_training(tmp_path / "packed", *options, "--per_device_train_batch_size", 4, "--packing", "true")
