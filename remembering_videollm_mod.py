@@ -129,7 +129,8 @@ def checkpoint_limits(generation_config: Any) -> dict[str, int]:
     Return what a checkpoint says to remember: `max_frames`, `sink_frames` and `max_text_tokens` of its generation
     configuration, those that it has.
     """
-    said = {x: getattr(generation_config, x, None) for x in ("max_frames", "sink_frames", "max_text_tokens")}
+    names = ("max_frames", "sink_frames", "max_text_tokens")
+    said = {name: getattr(generation_config, name, None) for name in names}
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -87,7 +87,7 @@ async def _lock(session: LiveSession) -> None:
 async def _resting(session: LiveSession) -> AsyncIterator[None]:
     """Let the stream of a session rest, and events of its client wait, when all that it has done was told."""
     run = session.sessions.run
-    # An event may open the stream again before it has begun.
+    # Before the first frame, an event of the client may replace the stream: then events wait.
     may_wait = session.conversation is None or not session.has_begun
     async with AsyncExitStack() as stack:
         await _lock(session)
