@@ -82,6 +82,7 @@ def make_batches(options: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
         first_clip=options.first_clip,
         kinds={"narrate": 1.0},
         world=WORLDS["tiny"],
+        size=processor.video_processor.size.height,
     )
     batches = [collator([clips[i] for i in range(begin, begin + size)]) for begin in range(0, len(clips), size)]
     return [normalize_pixels(batch, processor) for batch in batches]

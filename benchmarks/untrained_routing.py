@@ -8,6 +8,7 @@ clips of StreamWorld are streamed each time, and events and answers are counted 
 
 ```bash
 python benchmarks/untrained_routing.py outputs/untrained_routing            # the embedded checkpoint
+python benchmarks/untrained_routing.py outputs/untrained_twin --checkpoint outputs/streamworld_cpu/trained_1   # its twin
 python benchmarks/untrained_routing.py outputs/untrained_full --steps 160   # the same after training at full compute
 python benchmarks/untrained_routing.py outputs/untrained_shaken --shake 4 --layers all_deep   # with a shaken camera
 ```
@@ -76,10 +77,10 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
     shipped = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint)
     full = at_full_compute(shipped, processor, options)
-    variants = dict(all_variants(options, has_learned=shipped.config.mod_router == "learned"))
+    variants = dict(all_variants(options, shipped))
     found = options.out / "untrained_routing.json"
     results: dict[str, Groups] = json.loads(found.read_text()) if found.exists() else {}
-    rows = StreamWorld("streamworld", world="tiny", kinds=KINDS).load("test", num_clips=options.clips)
+    rows = clips_for(processor).load("test", num_clips=options.clips)
     rows = [shaken(row, options.shake) for row in rows]
     groups = [rows[begin : begin + GROUP] for begin in range(0, len(rows), GROUP)]
     for name, changes in tqdm(variants.items(), desc="variants"):
@@ -96,13 +97,20 @@ def main() -> None:
     )
 
 
-def all_variants(options: argparse.Namespace, *, has_learned: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def clips_for(processor: Any) -> StreamWorld:
+    """Return clips of the size that the checkpoint was trained on, so that frames are not scaled."""
+    return StreamWorld("streamworld", world="tiny", kinds=KINDS, frame_size=processor.video_processor.size.height)
+
+
+def all_variants(
+    options: argparse.Namespace, shipped: VideoLLMMoDForConditionalGeneration
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of each variant, and its changes to the configuration."""
     yield "full", FULL
     for layers in options.layers:
         for ratio in options.ratios:
-            # The embedded checkpoint has learned routers in its own layers only.
-            learned = ["learned"] if has_learned and layers == "all_deep" else []
+            # The embedded checkpoint has learned routers in its own layers only, and its twin has none.
+            learned = ["learned"] if shipped.router_names and layers == "all_deep" else []
             for router in (*ROUTERS, *learned):
                 changes = {"mod_layers": layers, "mod_keep_ratio": ratio, "mod_router": router}
                 yield f"{layers} {ratio:g} {router}", changes
@@ -124,7 +132,7 @@ def at_full_compute(
     if (saved / "config.json").exists():
         return VideoLLMMoDForConditionalGeneration.from_pretrained(saved)
     full = with_changes(model, FULL)
-    collator, source = StreamCollator(processor), StreamWorld("streamworld", world="tiny", kinds=KINDS)
+    collator, source = StreamCollator(processor), clips_for(processor)
     losses: list[float] = []
     for begin in tqdm(range(0, options.steps, 20), desc="training", unit=" x 20 steps"):
         count = 8 * min(20, options.steps - begin)

@@ -394,6 +394,20 @@ def test_untrained_routing_goes_on_where_it_ended(tmp_path):
     assert "full compute: 0.12 / " in run("untrained_routing.py", *options) and "full compute: 0.12" not in first
 
 
+def test_untrained_routing_follows_the_checkpoint():
+    shipped = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT)
+    twin = untrained_routing.with_changes(shipped, {"mod_keep_ratio": 1.0})
+    options = Namespace(layers=["all_deep"], ratios=[0.2])
+    learned = "all_deep 0.2 learned"
+    assert learned in dict(untrained_routing.all_variants(options, shipped))
+    # Without trained routers there is nothing to compare with, whatever router the configuration names.
+    assert twin.config.mod_router == "learned"
+    assert learned not in dict(untrained_routing.all_variants(options, twin))
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    (row,) = untrained_routing.clips_for(processor).load("test", num_clips=1)
+    assert row["video"].shape[1:] == (128, 128, 3)
+
+
 def test_a_shaken_camera_moves_every_frame_by_its_own_distance():
     row = {"seed": 3, "video": np.arange(2 * 9 * 9 * 3, dtype=np.uint8).reshape(2, 9, 9, 3), "kind": "narrate"}
     moved = untrained_routing.shaken(row, 2)
