@@ -8,7 +8,8 @@ clips of StreamWorld are streamed each time, and events and answers are counted 
 
 ```bash
 python benchmarks/untrained_routing.py outputs/untrained_routing            # the embedded checkpoint
-python benchmarks/untrained_routing.py outputs/untrained_twin --checkpoint outputs/streamworld_cpu/trained_1   # its twin
+# Its twin at full compute, see `train/recipe.py --twin`:
+python benchmarks/untrained_routing.py outputs/untrained_twin --checkpoint outputs/streamworld_cpu/trained_1
 python benchmarks/untrained_routing.py outputs/untrained_full --steps 160   # the same after training at full compute
 python benchmarks/untrained_routing.py outputs/untrained_shaken --shake 4 --layers all_deep   # with a shaken camera
 ```
