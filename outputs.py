@@ -142,6 +142,36 @@ def complete_lines(path: str | Path) -> Iterator[dict[str, Any]]:
                 yield value
 
 
+def sync(path: str | Path) -> None:
+    """
+    Wait until a file, or the names in a folder, are on the disk, so that a power failure does not lose them.
+
+    Args:
+        path (`str` or `Path`): The file or folder. Files in a folder are files of their own: see [`sync_all`].
+
+    Raises:
+        `OSError`: If the disk fails. A system that cannot do this for folders is no fault.
+    """
+    is_folder = os.path.isdir(path)
+    try:
+        file = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        if not is_folder or error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def sync_all(folder: str | Path) -> None:
+    """Wait until all that a folder holds is on the disk, as [`sync`] does. Its own name is in the folder above."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(os.path.join(place, name))
+        sync(place)
+
+
 @contextmanager
 def naming_full_disk(path: str | Path) -> Iterator[None]:
     """

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..outputs import naming_full_disk
+from ..outputs import naming_full_disk, sync, sync_all
 
 
 # Another format is refused. Count it up when an attribute of a session, or of an object in it, gets another meaning.
@@ -114,7 +114,8 @@ def check_folder(folder: str | os.PathLike) -> Path:
 
 def write(saved: Saved, model: Any, folder: str | os.PathLike) -> None:
     """
-    Write a session into a folder. The files are written beside it, and the folder is renamed when they are complete.
+    Write a session into a folder. The files are written beside it, and the folder is renamed when they are complete
+    and on the disk.
 
     Args:
         saved ([`Saved`]): The session.
@@ -134,7 +135,9 @@ def write(saved: Saved, model: Any, folder: str | os.PathLike) -> None:
             new.mkdir()
             save_file(saved.tensors, new / TENSORS, metadata={"id": key})
             (new / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+            sync_all(new)
         rename_over(new, folder, Path(beside))
+        sync(folder.parent)  # before the session before is removed
     # Of programs that were killed. Others may save at the same time.
     for left in folder.parent.glob(f"{_prefix(folder)}????????"):
         with suppress(FileNotFoundError):

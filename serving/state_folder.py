@@ -18,6 +18,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from ..checks_videollm_mod import check_number
+from ..outputs import sync, sync_all
 from .presence import Presence
 
 
@@ -76,9 +77,10 @@ class StateFolder:
     def commit(self, place: Path, secret: str, expires: float, *, is_held: bool = False) -> None:
         """
         Keep what was written into a folder of `begin` until a time, by `time.time()`. It replaces what was kept under
-        this secret before. With `is_held` the session goes on here.
+        this secret before, when it is on the disk. With `is_held` the session goes on here.
 
         Raises:
+            `OSError`: If the disk fails. What was kept before stays.
             `ValueError`: If there is no room for it, or another server has the session now.
         """
         files = sorted(path for path in place.rglob("*") if path.is_file())
@@ -87,6 +89,7 @@ class StateFolder:
         digests = {str(path.relative_to(place)): _digest(path) for path in files}
         with open(place / _DIGESTS, "w", encoding="utf-8", opener=_open_private) as file:
             json.dump(digests, file)
+        sync_all(place)
         with self._lock:
             before = self._places_of(secret)
             if any(map(self.is_held_elsewhere, before)):
@@ -95,8 +98,10 @@ class StateFolder:
                 self._hold(place)
             self._make_room(_size(place), before, is_held=is_held)
             os.utime(place, (expires, expires))
+            sync(place)
             # A process that is killed here leaves the one before or both, and the newest counts.
             os.rename(place, self._new_place(secret))
+            sync(self.folder)
             for old in before:
                 self.discard(old)
 
@@ -165,7 +170,9 @@ class StateFolder:
             with self._lock:
                 self._hold(taken)
             os.utime(taken, (held_until, held_until))
+            sync(taken)
         os.rename(taken, self._new_place(secret))
+        sync(self.folder)
 
     def went_on(self, place: Path) -> bool:
         """Whether a session went on after it was saved, so that the files do not have what came then."""
@@ -198,6 +205,7 @@ class StateFolder:
     def _hold(self, place: Path) -> None:
         with open(place / _HOLDER, "w", encoding="utf-8", opener=_open_private) as file:
             file.write(self._presence.show())
+        sync(place / _HOLDER)
 
     def _new_place(self, secret: str) -> Path:
         return self.folder / f"{_hash(secret)}.{clock.time_ns()}"

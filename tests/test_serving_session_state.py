@@ -4,6 +4,8 @@
 
 import asyncio
 import json
+import os
+import re
 import resource
 import shutil
 import signal
@@ -11,6 +13,7 @@ import time as clock
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -33,7 +36,7 @@ from test_serving_server import start
 from tiny import random_frames, tiny_model, tiny_processor
 from websockets.exceptions import ConnectionClosed
 
-from videollm_mod.serving import presence
+from videollm_mod.serving import presence, restore_session, save_session
 from videollm_mod.serving.presence import Presence
 from videollm_mod.serving.server import create_app
 from videollm_mod.serving.session_state import news_of
@@ -391,6 +394,50 @@ def keep(folder, secret, *, expires=4e9, is_held=False):
     place = folder.begin()
     (place / "data").write_bytes(bytes(10_000 if folder.max_bytes > 30_000 else 10))
     folder.commit(place, secret, expires, is_held=is_held)
+
+
+def in_files(folder):
+    """Save in a state folder, twice, and let a server resume and hold it."""
+    kept = StateFolder(folder, 100_000)
+    for _ in range(2):
+        keep(kept, "secret", is_held=True)
+    kept.put_back(kept.take("secret"), "secret", held_until=4.1e9)
+
+
+def in_python(folder):
+    """Save a session twice, in one folder."""
+    session = tiny_model().stream(tiny_processor())
+    session.push(random_frames(1))
+    for _ in range(2):
+        save_session(session, folder / "saved")
+    assert restore_session(session.model, session.processor, folder / "saved").num_frames == 1
+
+
+@pytest.mark.parametrize("save", [in_files, in_python])
+def test_what_is_saved_is_on_the_disk_before_anything_counts_on_it(tmp_path, monkeypatch, save):
+    """A power failure leaves what was written to the disk. A saved session gets its name after that."""
+    on_disk, done, fsync, rename = set(), [], os.fsync, os.rename
+
+    def mark(state):
+        return state.st_ino, state.st_mtime_ns, state.st_size
+
+    def spied_fsync(file):
+        fsync(file)
+        on_disk.add(mark(os.fstat(file)))
+        done.append(("sync", os.fstat(file).st_ino))
+
+    def spied_rename(old, new):
+        missing = [path.name for path in (Path(old), *Path(old).rglob("*")) if mark(path.stat()) not in on_disk]
+        rename(old, new)
+        done.append(("rename", None if re.search(r"/\.(session|server)-", str(new)) else missing))
+
+    monkeypatch.setattr(os, "fsync", spied_fsync)
+    monkeypatch.setattr(os, "rename", spied_rename)
+    save(tmp_path)
+    named = [number for number, (kind, missing) in enumerate(done) if kind == "rename" and missing is not None]
+    assert len(named) > 1 and [done[number][1] for number in named] == [[]] * len(named)
+    # The new name is there before the session before is removed.
+    assert [done[number + 1] for number in named] == [("sync", tmp_path.stat().st_ino)] * len(named)
 
 
 def test_servers_see_which_others_live(tmp_path):
