@@ -25,6 +25,7 @@ from videollm_mod.train import evaluation
 from videollm_mod.train.arguments import run
 from videollm_mod.train.data import prepare
 from videollm_mod.train.data.converters import CONVERTERS, find_converter
+from videollm_mod.train.data.dialogues import question_messages
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.timed_messages import load_timed_messages
@@ -438,6 +439,46 @@ def test_coin_procedures_count_missing_lines_and_lines_too_many():
     # There, capitals and full stops are part of the distance: "Bag." is 2 from "bag" and 3 from "bat".
     assert score("coin_procedure", pairs, labels, official=True) == {"accuracy": (2 + 1 + 1) / (2 + 1 + 2)}
     assert find_task("coin_taskprocedure").papers["VideoLLM-MoD"] == {"accuracy": 0.533}
+
+
+def test_official_coin_sees_nothing_of_clips_that_lives_code_cuts_away(tmp_path, monkeypatch):
+    """VideoLLM-online's code ends a dialogue before a run of frames that is too long. A row of COIN has one run."""
+    for module in ("videollm_mod.train.tasks.coin", "videollm_mod.train.teacher_forcing"):
+        monkeypatch.setattr(f"{module}.MAX_FRAMES", 3)
+    model, processor = tiny_model(mod_layers="all"), tiny_processor()
+    model.lm_head.weight.data[processor.end_of_reply_id] *= 20  # so that replies end soon
+    seen = []
+
+    class Recorder(Runner):
+        def answer_prompts(self, prompts, **options):
+            seen.extend(len(features) for _, features in prompts)
+            return super().answer_prompts(prompts, **options)
+
+    write_clip(tmp_path / "a.mp4", random_frames(30))
+    shown = {"video": str(tmp_path / "a.mp4"), "task": "coin_step", "truth": {"label": "bag"}, "start": 0.5}
+    rows = [
+        {**shown, "id": str(count), "end": count / 2, "messages": question_messages(QUESTION, "Bag.", count, 2.0)}
+        for count in (3, 4)
+    ]
+    runner, [task] = Recorder(model, processor), choose_tasks("coin_step", {}, "test")
+
+    def evaluate_both(official):
+        seen.clear()
+        about = {"fps": 2.0, **STEPS}
+        evaluate_tasks(lambda: runner, rows, [task], about, out=tmp_path / "out", settings={}, official=official)
+        return list(seen)
+
+    assert evaluate_both(official=False) == [4, 3], "the longest first"
+    assert evaluate_both(official=True) == [0], "other rows are not predicted again"
+    assert evaluate_both(official=True) == evaluate_both(official=False) == []
+    saved = [json.loads(line) for line in (tmp_path / "out" / "predictions-0.jsonl").read_text().splitlines()]
+    question = {"role": "user", "content": QUESTION}
+    [text] = runner.answer_prompts([runner.make_prompt([question], random_features(model.config, 0)[0])])
+    assert [line["id"] for line in saved] == ["4", "3", "4"] and saved[-1]["prediction"] == {"text": text[0]}
+    # With one token a frame, VideoLLM-online has 7200 frames.
+    one = Recorder(tiny_model(frame_token_pooled=None), tiny_processor(frame_num_tokens=1))
+    seen.clear()
+    assert one.answer_all(rows[1:], max_new_tokens=1, official=True) and seen == [4]
 
 
 def test_keysteps_are_named_and_a_test_split_has_no_score():

@@ -332,7 +332,7 @@ def predict_all_turns(
     options = {"fps": fps, "interval_threshold": interval_threshold}
     context = getattr(model.config.text_config, "max_position_embeddings", None)
     windows = Windows(processor, fps, max_tokens=context)
-    most = _MAX_FRAMES_OF_ONE_TOKEN if model.config.frame_num_tokens == 1 else MAX_FRAMES
+    most = most_official_frames(model.config)
 
     def find_parts(row: dict[str, Any]) -> list[dict[str, Any]]:
         if not official:
@@ -341,6 +341,11 @@ def predict_all_turns(
         return [] if beginning is None else [beginning]
 
     return [_predict_windows(model, processor, find_parts(examples[index]), **options) for index in order]
+
+
+def most_official_frames(config: Any) -> int:
+    """Return the most frames that VideoLLM-online's code gives to a model of this configuration."""
+    return _MAX_FRAMES_OF_ONE_TOKEN if config.frame_num_tokens == 1 else MAX_FRAMES
 
 
 def _predict_windows(

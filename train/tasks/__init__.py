@@ -29,7 +29,8 @@ class Task:
         has_published_scorer (`bool`): Whether `official` changes anything, or the published scorer agrees with the
             default.
         streams (`bool`): Whether predictions depend on the options of streams.
-        predicts_officially (`bool`): Whether predictions also depend on `official`. Then they are made for each.
+        predicts_officially (`bool`): Whether predictions also depend on `official`. Then those of the rows of
+            [`Task.depends_on_official`] are made for each.
         truth_keys (`tuple[str, ...]`): The keys of a row's `truth` that predictions depend on, such as options. A
             prediction gets no others. It is made anew if one of them changes.
         no_reply (`dict`, *optional*): The prediction that stands for a row that cannot be read, if such a row counts
@@ -59,6 +60,10 @@ class Task:
     def wants(self, row: dict[str, Any]) -> bool:
         """Return whether a row belongs to this task."""
         return row.get("task") == self.name
+
+    def depends_on_official(self, row: dict[str, Any], fps: float) -> bool:  # noqa: ARG002
+        """Return whether the prediction of a row depends on `official`, if `predicts_officially`."""
+        return True
 
     def check(self, about: dict[str, Any]) -> None:
         """

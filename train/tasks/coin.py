@@ -6,7 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from videollm_mod.train.data.dialogues import floor_frame
+from videollm_mod.train.data.windows import MAX_FRAMES
 from videollm_mod.train.tasks.labels import LabelFinder, LabelTask, clean_reply, read_labels
+from videollm_mod.train.tasks.running import Runner
 
 
 # Published figures of VideoLLM-online (arXiv 2406.11816) and VideoLLM-MoD (arXiv 2408.16730). The last are those of a
@@ -28,13 +31,29 @@ class CoinLabel(LabelTask):
 
     `accuracy` is that of VideoLLM-online's code, and `strict_accuracy` follows its paper, where a text that is not in
     the dictionary is wrong.
+
+    VideoLLM-online's code shows nothing of a clip of more than 1200 frames, 7200 if a frame has one token: the question
+    is left. With `--official`, such rows are predicted in this way.
     """
 
-    official_note = "The published scorer agrees, but its dictionary has only the labels of the videos at hand."
+    official_note = (
+        "The published scorer agrees, but its dictionary has only the labels of the videos at hand. "
+        "Its model sees nothing of clips of more than 1200 frames."
+    )
+    predicts_officially = True
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.papers = {model: {"accuracy": figure} for model, figure in zip(_MODELS, _PAPERS[name], strict=True)}
+
+    def depends_on_official(self, row: dict[str, Any], fps: float) -> bool:
+        """Return whether the clip may have more frames than VideoLLM-online's code shows. No file is opened for this."""
+        end = row.get("end")
+        return end is None or floor_frame(end - (row.get("start") or 0.0), fps) >= MAX_FRAMES
+
+    def predict_all(self, runner: Runner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the replies to a batch."""
+        return [{"text": texts[0]} for texts in runner.answer_all(rows, official=self.official)]
 
 
 class CoinProcedure(CoinLabel):
@@ -46,7 +65,10 @@ class CoinProcedure(CoinLabel):
     scorer compares pairs of a line and a step, so that missing lines cost nothing.
     """
 
-    official_note = "The published scorer leaves out steps without a line; the default counts them as wrong."
+    official_note = (
+        "The published scorer leaves out steps without a line; the default counts them as wrong. "
+        "Its model sees nothing of clips of more than 1200 frames."
+    )
 
     def score(
         self,

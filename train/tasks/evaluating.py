@@ -61,9 +61,14 @@ def read_about(dataset: str) -> dict[str, Any]:
         raise ValueError(f"'{about}' is not JSON: {error}") from None
 
 
-def choose_rows(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[TaskRows]:
+def choose_rows(rows: Sequence[dict[str, Any]], tasks: Sequence[Task], *, fps: float = 2.0) -> list[TaskRows]:
     """
     Return the rows of each task.
+
+    Args:
+        rows (sequence of `dict`): Rows of timed messages.
+        tasks (sequence of [`Task`]): The tasks.
+        fps (`float`, *optional*, defaults to 2.0): Frames per second.
 
     Raises:
         `ValueError`: If a task has no rows, or if two rows of a task have the same id.
@@ -77,9 +82,8 @@ def choose_rows(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[T
             if each.task.wants(row):
                 each.rows.append(row)
                 each.places.append(place)
-                each.keys.append(
-                    (each.task.name, _id(row, place), fingerprint(row, each.task.truth_keys, each.task.official))
-                )
+                is_apart = each.task.official and each.task.depends_on_official(row, fps)
+                each.keys.append((each.task.name, _id(row, place), fingerprint(row, each.task.truth_keys, is_apart)))
     for each in chosen:
         ids = [key[1] for key in each.keys]
         if not ids:
@@ -136,7 +140,7 @@ def evaluate_tasks(
     accelerator = Accelerator() if accelerator is None else accelerator
     for task in tasks:
         task.official = official and task.predicts_officially
-    chosen = choose_rows(rows, tasks)
+    chosen = choose_rows(rows, tasks, fps=about.get("fps", 2.0))
     saved = Predictions(out, accelerator.process_index)
     saved.check_settings(settings)
     done = saved.keys()

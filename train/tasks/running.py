@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -11,9 +12,10 @@ import torch
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.dialogues import floor_frame
 from videollm_mod.train.data.faults import naming
+from videollm_mod.train.data.windows import count_frames
 from videollm_mod.train.encode import encode_clip
 from videollm_mod.train.streaming_evaluation import stream_examples
-from videollm_mod.train.teacher_forcing import Turn, predict_all_turns
+from videollm_mod.train.teacher_forcing import Turn, most_official_frames, predict_all_turns
 
 
 # Frames that are encoded at once.
@@ -92,11 +94,22 @@ class Runner:
         return self.answer_all([row], **options)[0]
 
     def answer_all(
-        self, rows: Sequence[dict[str, Any]], *, max_new_tokens: int = 512, num_beams: int = 1, num_return: int = 1
+        self,
+        rows: Sequence[dict[str, Any]],
+        *,
+        max_new_tokens: int = 512,
+        num_beams: int = 1,
+        num_return: int = 1,
+        official: bool = False,
     ) -> list[list[str]]:
-        """Return the replies to several rows, which run as one batch. See [`Runner.answer`]."""
+        """
+        Return the replies to several rows, which run as one batch. See [`Runner.answer`].
+
+        With `official`, a clip is cut as VideoLLM-online's code cuts it: of one with more frames than
+        [`most_official_frames`] the model sees nothing, and what stands before the first frame is the prompt.
+        """
         options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "num_return": num_return}
-        return self.answer_prompts([self._prompt(row) for row in rows], **options)
+        return self.answer_prompts([self._prompt(row, official) for row in rows], **options)
 
     @torch.no_grad()
     def answer_prompts(
@@ -214,12 +227,18 @@ class Runner:
         options = {"fps": self.fps, "interval_threshold": threshold, "official": official, "progress": False}
         return predict_all_turns(self.model, self.processor, [row], **options)[0]
 
-    def _prompt(self, row: dict[str, Any]) -> Prompt:
+    def _prompt(self, row: dict[str, Any], official: bool = False) -> Prompt:
         """Return the dialogue before the last reply, and the features (frames, features, width) of all frames."""
         with naming(row):
-            features = self._features(row)
             messages = before_reply(row["messages"])
             options = {"fps": self.fps, "start": row.get("start") or 0.0}
+            config = self.model.config
+            if official and (count := count_frames(row, fps=self.fps)) > most_official_frames(config):
+                turns = self.processor.to_stream_turns(messages, count, **options)
+                kept = list(takewhile(lambda turn: turn["role"] != "stream", turns))
+                nothing = torch.empty(0, *config.frame_feature_shape, dtype=self.model.dtype, device=self.model.device)
+                return self.make_prompt(kept, nothing)
+            features = self._features(row)
             turns = self.processor.to_stream_turns(messages, len(features), **options)
             return self.make_prompt(turns, features)
 
