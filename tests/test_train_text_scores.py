@@ -3,10 +3,14 @@
 """METEOR, ROUGE-L and CIDEr of captions."""
 
 import math
+import shutil
 
+import nltk
 import pytest
+from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
-from videollm_mod.train.text_scores import score_captions, split_words
+from videollm_mod.train.teacher_forcing import evaluate_metric
+from videollm_mod.train.text_scores import SCORES, available_scores, score_captions, split_words
 
 
 def test_words_have_no_case_and_no_punctuation():
@@ -62,3 +66,50 @@ def test_repeated_words_are_clipped_and_frequent_ones_count_less():
 def test_spaces_alone_may_split_words():
     scores = score_captions(["You cut."], [["you cut ."]], tokenize=str.split)
     assert scores["rouge_l"] == [0.0] and score_captions([], []) == {"meteor_stem": [], "rouge_l": [], "cider": []}
+
+
+@pytest.fixture(params=["folder", "archive"])
+def wordnet(request, tmp_path, monkeypatch):
+    """WordNet's files with one noun of two words, where NLTK looks for its data."""
+    folder = tmp_path / "corpora" / "wordnet"
+    folder.mkdir(parents=True)
+    for name in WordNetCorpusReader._FILES:
+        (folder / name).touch()
+    (folder / "lexnames").write_text("00\tnoun.all\t1\n")
+    (folder / "data.noun").write_text("00000000 00 n 02 car 0 auto 0 000 | a vehicle\n")
+    (folder / "index.noun").write_text("auto n 1 0 1 0 00000000\ncar n 1 0 1 0 00000000\n")
+    if request.param == "archive":
+        shutil.make_archive(str(folder), "zip", folder.parent, "wordnet")
+        shutil.rmtree(folder)
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+
+
+CAPTIONS = (["the auto is red"], [["the car is red"]])
+
+
+@pytest.mark.usefixtures("wordnet")
+def test_synonyms_of_wordnet_match_where_it_is_on_the_machine():
+    names = ("meteor_stem", "meteor_wordnet", "rouge_l", "cider")
+    assert available_scores() == names and available_scores(["cider"]) == ("cider",)
+    scores = score_captions(*CAPTIONS, names=names)
+    # Four words in one chunk, of which three are equal and one is a synonym.
+    assert scores["meteor_wordnet"] == pytest.approx([1 - 0.5 / 4**3])
+    # Three of four words in two chunks.
+    assert scores["meteor_stem"] == pytest.approx([0.75 * (1 - 0.5 * (2 / 3) ** 3)])
+    said = [{"time": 1.0, "text": CAPTIONS[0][0]}], [{"time": 1.0, "text": CAPTIONS[1][0][0]}]
+    found = evaluate_metric("narration_segments").compute(predictions=[said[0]], references=[[said[1]]])
+    assert found["meteor_wordnet"] == pytest.approx(1 - 0.5 / 4**3) and found["meteor_stem"] < 0.7
+    options = {"similarity": "token_f1"}
+    found = evaluate_metric("dialogue_matching").compute(predictions=[said[0]], references=[said[1]], **options)
+    assert found["match_meteor_wordnet_token_f1"] == pytest.approx(1 - 0.5 / 4**3)
+    assert found["match_meteor_stem_token_f1"] < 0.7
+    events = [[{"start": 0.0, "end": 1.0, "text": texts}] for texts in (CAPTIONS[0][0], CAPTIONS[1][0][0])]
+    found = evaluate_metric("dense_captions").compute(predictions=[events[0]], references=[[events[1]]])
+    assert found["meteor_wordnet"] == pytest.approx(1 - 0.5 / 4**3) and found["meteor_stem"] < 0.7
+
+
+def test_without_wordnet_there_is_no_score_of_that_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    assert available_scores() == SCORES
+    with pytest.raises(LookupError, match="wordnet"):
+        score_captions(*CAPTIONS, names=["meteor_wordnet"])

@@ -4,10 +4,15 @@
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
+import nltk
+from nltk.corpus.reader.wordnet import WordNetCorpusReader
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.meteor_score import single_meteor_score
 from rapidfuzz.distance import LCSseq
@@ -19,6 +24,8 @@ _BETA, _MAX_N, _SIGMA = 1.2, 4, 6.0
 SCORES = ("meteor_stem", "rouge_l", "cider")
 # WordNet is a download. Without it, words match if they or their stems are equal.
 _NO_SYNONYMS = SimpleNamespace(synsets=lambda _word: [])
+# Where `nltk.download("wordnet")` puts it.
+_WORDNET = ("corpora/wordnet", "corpora/wordnet.zip/wordnet/")
 _STEMMER = PorterStemmer()
 # COCO's code adds this to the number of n-grams that match.
 _NO_MATCH = 1e-15
@@ -46,6 +53,8 @@ def score_captions(
     - `meteor_stem`: METEOR of 2007 by NLTK: words match if they or their Porter stems are equal (alpha 0.9, beta 3,
       gamma 0.5). Papers report METEOR 1.5, a Java program with synonyms, paraphrases and other parameters. The two do
       not compare, hence the name.
+    - `meteor_wordnet`: the same with synonyms, as NLTK computes it by default. It needs WordNet, see
+      [`available_scores`], and is not METEOR 1.5 either.
     - `rouge_l`: ROUGE-L with beta 1.2, precision and recall each the largest over the references, as in COCO's code.
     - `cider`: CIDEr-D as in COCO's code: 1- to 4-grams, clipped, with a penalty for length, times 10. The document
       frequencies come from the references given here, and a corpus of one caption scores 0.
@@ -58,16 +67,32 @@ def score_captions(
 
     Returns:
         `dict[str, list[float]]`: A score for each item, under each name.
+
+    Raises:
+        `LookupError`: If `meteor_wordnet` is asked for, and NLTK finds no WordNet.
     """
     said = [tokenize(text) for text in predictions]
     true = [[tokenize(text) for text in texts] for texts in references]
     pairs = list(zip(said, true, strict=True))
     compute: dict[str, Callable[[], list[float]]] = {
-        "meteor_stem": lambda: [_meteor(words, others) for words, others in pairs],
+        "meteor_stem": lambda: [_meteor(words, others, _NO_SYNONYMS) for words, others in pairs],
+        "meteor_wordnet": lambda: [_meteor(words, others, _read_wordnet()) for words, others in pairs],
         "rouge_l": lambda: [_rouge_l(words, others) for words, others in pairs],
         "cider": lambda: _cider(said, true),
     }
     return {name: compute[name]() for name in names}
+
+
+def available_scores(names: Sequence[str] = SCORES) -> tuple[str, ...]:
+    """
+    Return names of scores, with `meteor_wordnet` after `meteor_stem` if NLTK finds WordNet on this machine:
+    `python -m nltk.downloader wordnet` fetches it.
+    """
+    try:
+        _find_wordnet()
+    except LookupError:
+        return tuple(names)
+    return tuple(more for name in names for more in ((name, "meteor_wordnet") if name == "meteor_stem" else (name,)))
 
 
 def score_bleu(
@@ -91,8 +116,31 @@ def score_bleu(
     return [scorer.corpus_score(said, [true]).score / 100 for scorer in scorers]
 
 
-def _meteor(words: list[str], references: list[list[str]]) -> float:
-    options = {"stemmer": _STEMMER, "wordnet": _NO_SYNONYMS}
+def _find_wordnet() -> str:
+    """Return the name of WordNet among NLTK's data, of the folder or of the archive."""
+    try:
+        nltk.data.find(_WORDNET[0])
+    except LookupError:
+        nltk.data.find(_WORDNET[1])
+        return _WORDNET[1]
+    return _WORDNET[0]
+
+
+def _read_wordnet() -> WordNetCorpusReader:
+    name = _find_wordnet()
+    return _read_corpus(name, str(nltk.data.find(name)))
+
+
+@cache
+def _read_corpus(name: str, _path: str) -> WordNetCorpusReader:
+    with warnings.catch_warnings():
+        # It warns that it knows no language but English.
+        warnings.simplefilter("ignore")
+        return WordNetCorpusReader(nltk.data.find(name), None)
+
+
+def _meteor(words: list[str], references: list[list[str]], synonyms: Any) -> float:
+    options = {"stemmer": _STEMMER, "wordnet": synonyms}
     return max((single_meteor_score(other, words, **options) for other in references), default=0.0)
 
 

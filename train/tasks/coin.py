@@ -32,8 +32,8 @@ class CoinLabel(LabelTask):
     `accuracy` is that of VideoLLM-online's code, and `strict_accuracy` follows its paper, where a text that is not in
     the dictionary is wrong.
 
-    VideoLLM-online's code shows nothing of a clip of more than 1200 frames, 7200 if a frame has one token: the question
-    is left. With `--official`, such rows are predicted in this way.
+    VideoLLM-online's code shows nothing of a clip of more than 1200 frames, 7200 if a frame has one token: only the
+    question is left. With `--official`, such rows are predicted in this way.
     """
 
     official_note = (
@@ -47,7 +47,7 @@ class CoinLabel(LabelTask):
         self.papers = {model: {"accuracy": figure} for model, figure in zip(_MODELS, _PAPERS[name], strict=True)}
 
     def depends_on_official(self, row: dict[str, Any], fps: float) -> bool:
-        """Return whether the clip may have more frames than VideoLLM-online's code shows. No file is opened for this."""
+        """Return whether the clip may have more frames than VideoLLM-online's code shows. No file is opened."""
         end = row.get("end")
         return end is None or floor_frame(end - (row.get("start") or 0.0), fps) >= MAX_FRAMES
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from videollm_mod.train.arithmetic import mean
 from videollm_mod.train.data.moments import window_iou
-from videollm_mod.train.text_scores import score_captions
+from videollm_mod.train.text_scores import available_scores, score_captions
 
 
 _DESCRIPTION = """
@@ -29,7 +29,8 @@ video the true captions of each annotator, in the same form, at least one. Retur
 A video without predictions scores 0. The rules are those of densevid_eval and SODA. With `official=True` three of
 their weaknesses are kept: CIDEr takes its document frequencies from one video, so that a single pair scores 0; SODA
 leaves out videos without predictions, and gives METEOR the true caption for the predicted one. Published figures use
-METEOR 1.5, a Java program, averaged otherwise, so that `meteor_stem` and `soda_c_stem` do not compare with them.
+METEOR 1.5, a Java program, averaged otherwise, so that `meteor_stem` and `soda_c_stem` do not compare with them. If
+NLTK finds WordNet, `meteor_wordnet` is `meteor_stem` with synonyms, and does not compare either.
 """
 _CITATION = """Krishna et al., Dense-Captioning Events in Videos, arXiv 1705.00754. Fujita et al., SODA: Story Oriented
 Dense Video Captioning Evaluation Framework, ECCV 2020."""
@@ -64,7 +65,7 @@ class DenseCaptions(evaluate.Metric):
             raise ValueError("A video of `references` has no caption.")
         pairs = _Pairs(predictions, references, official)
         scores = _detection(pairs.videos)
-        scores["meteor_stem"] = _meteor(pairs.videos)
+        scores |= {name: _meteor(pairs.videos, name) for name in pairs.meteors}
         scores["cider"] = _cider(pairs.videos, official)
         scores["soda_c_stem"] = _soda(pairs.videos, official)
         return scores
@@ -78,8 +79,8 @@ class _Pair(NamedTuple):
     true: int
     iou: float
     words: tuple[str, str]
-    meteor: float
     soda_meteor: float
+    meteors: dict[str, float]
 
 
 class _Video(NamedTuple):
@@ -105,11 +106,12 @@ class _Pairs:
                         if iou := window_iou(one, two):
                             found.append((video, annotator, i, j, iou, (one["text"], two["text"])))
         texts = [pair[-1] for pair in found]
-        meteor = _score("meteor_stem", texts)
-        swapped = _score("meteor_stem", [(two, one) for one, two in texts]) if official else meteor
+        self.meteors = available_scores(["meteor_stem"])
+        scores = [_score(name, texts) for name in self.meteors]
+        soda = _score("meteor_stem", [(two, one) for one, two in texts]) if official else scores[0]
         self.videos = [_Video([], *count) for count in counts]
-        for (video, *pair), *metrics in zip(found, meteor, swapped, strict=True):
-            self.videos[video].pairs.append(_Pair(*pair, *metrics))
+        for (video, *pair), swapped, *meteors in zip(found, soda, *scores, strict=True):
+            self.videos[video].pairs.append(_Pair(*pair, swapped, dict(zip(self.meteors, meteors, strict=True))))
 
 
 def _detection(videos: list[_Video]) -> dict[str, float]:
@@ -140,8 +142,10 @@ def _compared(video: _Video, at: float) -> list[_Pair | None]:
     return [*pairs, *[None] * alone]
 
 
-def _meteor(videos: list[_Video]) -> float:
-    scores = [[pair.meteor if pair else 0.0 for pair in _compared(video, at)] for at in THRESHOLDS for video in videos]
+def _meteor(videos: list[_Video], name: str) -> float:
+    scores = [
+        [pair.meteors[name] if pair else 0.0 for pair in _compared(video, at)] for at in THRESHOLDS for video in videos
+    ]
     return float(np.mean([mean(video) for video in scores]))
 
 

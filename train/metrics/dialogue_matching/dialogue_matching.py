@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from videollm_mod.train.arithmetic import mean
 from videollm_mod.train.judging import find_similarity
-from videollm_mod.train.text_scores import score_bleu, score_captions, split_words
+from videollm_mod.train.text_scores import available_scores, score_bleu, score_captions, split_words
 
 
 _DESCRIPTION = """
@@ -38,7 +38,8 @@ between replies); `fps` (2.0).
 
 Differences from that code: replies at one frame are one reply; and a match may cost exactly 0, which its sparse solver
 takes for no match. A test compares the two on random dialogues. Words are those of `split_words`, where that code
-calls Stanford's tokenizer, and METEOR has stems and no synonyms.
+calls Stanford's tokenizer, and METEOR has stems and no synonyms. With WordNet among NLTK's data there is also
+`match_meteor_wordnet`, which has synonyms.
 
 ProAssist's language model as the judge is the metric `dialogue_judge`.
 """
@@ -155,5 +156,6 @@ def _texts(right: list[_Matched]) -> dict[str, float]:
     compared = [match for match in right if split_words(match.true)]
     said, true = [match.said for match in compared], [match.true for match in compared]
     bleu = {f"match_bleu_{n}": score for n, score in enumerate(score_bleu(said, true), 1)}
-    captions = score_captions(said, [[text] for text in true], names=("meteor_stem", "cider"))
+    names = available_scores(("meteor_stem", "cider"))
+    captions = score_captions(said, [[text] for text in true], names=names)
     return bleu | {f"match_{name}": mean(scores) for name, scores in captions.items()}

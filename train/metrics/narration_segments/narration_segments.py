@@ -8,7 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from videollm_mod.train.text_scores import score_captions, split_words
+from videollm_mod.train.text_scores import available_scores, score_captions, split_words
 
 
 _DESCRIPTION = """
@@ -19,7 +19,8 @@ A narration stands for the segment from the time before it to its own, the first
 prediction is right if it overlaps any true segment of any annotator with an IoU of at least `iou`, and a true segment
 is found if any prediction overlaps it so. Returns `temporal_precision`, `temporal_recall` and `temporal_f1`: means
 over videos. Each true segment is paired with the prediction of largest generalized IoU; `meteor_stem`, `rouge_l` and
-`cider` are means over these pairs of all videos (see `videollm_mod.train.text_scores`).
+`cider` are means over these pairs of all videos (see `videollm_mod.train.text_scores`), and so is `meteor_wordnet` if
+NLTK finds WordNet.
 
 Options: `starts`, the first second of each video (0 by default); `fps`: 1 / `fps` is added to the predicted times,
 because FlowNar's code says (frame + 1) / fps + start; and `iou` (0.5).
@@ -69,7 +70,10 @@ class NarrationSegments(evaluate.Metric):
         names = ("temporal_precision", "temporal_recall", "temporal_f1")
         scores = dict(zip(names, np.mean(timing or [(0, 0, 0)], axis=0).tolist(), strict=True))
         texts = score_captions(
-            [text for text, _ in pairs], [[true] for _, true in pairs], tokenize=_TOKENIZERS[tokenize]
+            [text for text, _ in pairs],
+            [[true] for _, true in pairs],
+            tokenize=_TOKENIZERS[tokenize],
+            names=available_scores(),
         )
         return scores | {name: sum(values) / max(len(values), 1) for name, values in texts.items()}
 
