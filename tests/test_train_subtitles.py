@@ -227,6 +227,16 @@ def test_a_cue_with_spoilt_times_is_left_out_and_counted(read):
         ("cp866", "Красный мяч входит.\nПотом он уходит налево."),
         ("iso8859_5", "Красный мяч входит.\nПотом он уходит налево."),
         ("mac_roman", "Une balle rouge est entrée à gauche.\nLe café s’ouvre."),
+        ("cp1252", "A bola vermelha não está à direita.\nEntão é só isso, irmão."),
+        ("cp1252", "Punainen pallo tulee sisään.\nMitä täällä on? Älä mene."),
+        ("cp1252", "Don’t go.\nIt’s £5."),
+        ("cp1250", "Crvena lopta ulazi slijeva.\nŠto će žaba učiniti, možda đak."),
+        ("iso8859_2", "Czerwona piłka wpada z lewej.\nŻółw śpi, a gęś źle widzi ślady."),
+        ("cp1257", "Raudonas kamuolys įeina iš kairės.\nTada jis išeina, žinoma."),
+        ("cp1254", "Kırmızı top.\nHayır, olmaz."),
+        ("cp932", "何をしていますか？\n知りません。行きましょう。"),
+        ("euc_jp", "何をしていますか？\n知りません。行きましょう。"),
+        ("iso2022_jp", "赤いボールが左から入る。\nそして出ていく。"),
     ],
 )
 def test_encodings_are_guessed_and_named(read, encoding, text):
@@ -236,6 +246,16 @@ def test_encodings_are_guessed_and_named(read, encoding, text):
     assert f"guessed encoding {encoding}" in str(report)
     report = SubtitleReport()
     assert texts(read(content, encoding=encoding, report=report)) == rows and not report
+
+
+def test_the_encoding_that_xml_declares_is_taken(read):
+    report, text = SubtitleReport(), FORMATS["a.ttml"].replace('"1.0"', '"1.0" encoding="mac_cyrillic"')
+    assert texts(read(text.replace("A red", "Мяч").encode("mac_cyrillic"), "a.ttml", report=report))[0] == "Мяч ball."
+    assert report.encoding == "mac_cyrillic"
+    assert read(text.replace("mac_cyrillic", "UTF-16").encode("utf_16"), "a.ttml") == TWO
+    for wrong in ("x-no", "utf-8"):
+        spoilt = text.replace("mac_cyrillic", wrong).replace("A red", "é").encode("cp1252")
+        assert texts(read(spoilt))[0] == "é ball."
 
 
 @pytest.mark.parametrize("encoding", ["utf_8", "utf_8_sig", "utf_16", "utf_16_le", "utf_16_be", "utf_32"])
@@ -364,6 +384,11 @@ def test_times_of_ttml_may_stand_on_spans(read):
     ]
 
 
+def test_a_text_of_sami_stays_until_the_next_and_keeps_what_is_no_tag(read):
+    body = "<SYNC Start=1000><P Class=A>if a<b and c>d then &lt;i&gt; <b>stop</b><SYNC Start=9000><P>Go"
+    assert read(f"<SAMI><BODY>{body}</BODY></SAMI>", "a.smi")[0] == Line(1, 9, "if a<b and c>d then <i> stop")
+
+
 @pytest.mark.parametrize(
     "cue", ["<v Anna>Hello</v><v Bob>Hi</v>", "<v Anna> Hello</v> <v.loud Bob> Hi</v>", "<v Anna>Hello <v Bob>Hi"]
 )
@@ -412,6 +437,30 @@ def test_rolling_captions_come_once(read):
     assert [(line.start, line.text) for line in read(grown)] == list(enumerate(["so", "today", "we", "look", "at"]))
 
 
+def test_captions_that_roll_in_one_row_or_with_breaks_come_once(read):
+    flat = srt(
+        (0, 1, "so today we"), (1, 1.01, "so today we"), (1.01, 2, "so today we look at a"), (2, 2.01, "look at a")
+    )
+    assert texts(read(flat + srt((2.01, 3, "look at a ball that")))) == ["so today we", "look at a", "ball that"]
+    breaks = srt((0, 1, "first"), (1.1, 2, "first\nsecond"), (2.1, 3, "second\nthird"), (3.1, 4, "third"))
+    assert [(line.start, line.text) for line in read(breaks)] == [
+        (0, "first"),
+        (1.1, "second"),
+        (2.1, "third"),
+        (3.1, "third"),
+    ]
+    said = srt((0, 1, "I saw the"), (1, 2, "the ball and"), (2, 3, "and it was red."))
+    assert texts(read(said)) == ["I saw the", "the ball and", "and it was red."]
+
+
+def test_text_that_is_typed_comes_once(read):
+    typed = srt(*[(n, n + 1, "Hello wor"[: n + 1]) for n in range(9)])
+    assert [(line.start, line.text) for line in read(typed)] == [(0, "Hello"), (6, "wor")]
+    assert texts(read(srt(*[(n, n + 1, "红球进来了"[: n + 1]) for n in range(5)]), sentences=False)) == list(
+        "红球进来了"
+    )
+
+
 def test_repeated_lines_go_only_where_cues_touch(read):
     report = SubtitleReport()
     lines = read(srt((0.5, 1, "Jump!"), (1.5, 2, "Jump!"), (4, 4.5, "Jump!"), (4.5, 6, "Jump!")), report=report)
@@ -425,6 +474,7 @@ def test_speakers_in_one_cue_come_one_by_one(read):
     lines = read(srt((0, 1, "- Who is\nthere?\n- Me."), (2, 3, "- Who is it? - Me."), (4, 5, "Well - yes\n- no.")))
     assert texts(lines) == ["- Who is there?", "- Me.", "- Who is it?", "- Me.", "Well - yes - no."]
     assert [line.start for line in lines[:2]] == [0, pytest.approx(16 / 21)] and lines[0].end == lines[1].start
+    assert texts(read(srt((0, 1, "－你好　－再见"), (2, 3, "他说 -5度")))) == ["－你好", "－再见", "他说 -5度"]
     assert texts(read(srt((0, 1, "ANNA: Who is it? BOB: Me.\nANNA: Oh")))) == [
         "ANNA: Who is it?",
         "BOB: Me.",
@@ -482,6 +532,12 @@ def test_lines_become_sentences(read):
         ),
         ("「ボールだ！」と言った。「はい。」", ["「ボールだ！」と言った。", "「はい。」"]),
         ("真的?好的!用Python写。", ["真的?", "好的!", "用Python写。"]),
+        ("入る．そして出る‼なぜ⁉", ["入る．", "そして出る‼", "なぜ⁉"]),
+        ("約翰．史密斯3．5元．", ["約翰．史密斯3．5元．"]),
+        ("បាល់ក្រហម។ចូលមក។", ["បាល់ក្រហម។", "ចូលមក។"]),
+        ("ဝင်လာသည်။ထွက်သည်။", ["ဝင်လာသည်။", "ထွက်သည်။"]),
+        ("Կարմիր գնդակ։ Հետո։", ["Կարմիր գնդակ։", "Հետո։"]),
+        ("Τι είναι; Μια μπάλα. Red; blue.", ["Τι είναι;", "Μια μπάλα.", "Red; blue."]),
     ],
 )
 def test_where_sentences_end(text, sentences):
@@ -495,6 +551,12 @@ def test_scripts_without_spaces_are_joined_without(read):
     ]
     assert read(srt((0, 1, "ลูกบอล\nสีแดง"), (1, 2, "เข้ามา")), sentences=True) == ["ลูกบอลสีแดงเข้ามา"]
     assert read(srt((0, 1, "빨간\n공이"), (1, 2, "와요.")), sentences=True) == ["빨간 공이 와요."]
+    mixed = srt((0, 1, "我喜欢"), (1, 2, "iPhone"), (2, 3, "手机，要\n3个。"), (3, 4, "用 Python\n写 代码。"))
+    assert read(mixed, sentences=True) == ["我喜欢iPhone手机，要3个。", "用 Python 写 代码。"]
+    assert texts(read(srt((0, 1, "红球进来\nA red ball"), (2, 3, "한국\n漢字 입니다")))) == [
+        "红球进来 A red ball",
+        "한국 漢字 입니다",
+    ]
     # Characters count for `max_words`.
     lines = [Line(n, n + 1, f"这是一个没有标点的句子{n}") for n in range(4)]
     assert len(to_sentences(lines, max_words=20)) == 2
@@ -525,6 +587,14 @@ def test_asides_go_and_parts_of_sentences_stay(read):
     content = srt(*[(2 * n, 2 * n + 0.1, cue) for n, cue in enumerate(cues)])
     assert read(content, sentences=True, report=report) == ["Who's there?", "Hello.", "Bye.", "そう。", *cues[5:]]
     assert report.asides == 5
+    unspaced = srt(
+        (0, 1, "谢谢［掌声］"),
+        (3, 4, "〔歎〕唉"),
+        (6, 7, "(拍手)はい。(笑)そう"),
+        (9, 10, "你好【音乐】"),
+        (12, 13, "函数f(x)是"),
+    )
+    assert read(unspaced, sentences=True) == ["谢谢", "唉", "はい。", "そう", "你好", "函数f(x)是"]
 
 
 # -------------------------------------------------------------------------------------------------------- the command

@@ -39,10 +39,14 @@ from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
 _CLOSERS = r"[\"'”’»)\]」』）】》〉]*"
-_SENTENCE_END = re.compile(rf"[.!?…。！？｡।॥؟۔።។]{_CLOSERS}$")
-# Places where a sentence may end: before a space, and in scripts without spaces after their own marks.
+# Latin, East Asian, Indian, Arabic, Ethiopic, Khmer, Burmese and Armenian marks, and the Greek question mark.
+_GREEK = "(?<=[\u0370-\u03ff\u1f00-\u1fff])[;\u037e]"
+_SENTENCE_END = re.compile(rf"(?:[.!?…。！？．｡‼⁇⁈⁉।॥؟۔።។။։]|{_GREEK}){_CLOSERS}$")
+# Places where a sentence may end: before a space, and in scripts without spaces after their own marks. In Japanese, a
+# full-width period after hiragana is one. After other letters it separates names.
 _STOP = re.compile(
-    rf"[.!?…।॥؟۔።។]+{_CLOSERS}\s+|[!?]+{_CLOSERS}(?={UNSPACED.pattern})|[。！？｡]+[!?！？]*{_CLOSERS}\s*"
+    rf"(?:[.!?…।॥؟۔։‼⁇⁈⁉]+|{_GREEK}){_CLOSERS}\s+|[!?‼⁇⁈⁉]+{_CLOSERS}(?={UNSPACED.pattern})"
+    rf"|(?:[。！？｡।॥።។။]+|(?<=[\u3041-\u309f])．)[!?！？]*{_CLOSERS}\s*"
 )
 _TITLES = (
     "Mr Mrs Ms Mx Dr Prof Sr Sra Srta St Gen Col Lt Sgt Capt Cmdr Maj Rev Hon Pres Gov Sen Rep Mme Mlle Hr Fr Mt Ft"
@@ -53,10 +57,11 @@ _BEFORE_NUMBERS = frozenset(("no", "nos", "nr", "fig", "p", "pp", "vol", "ch", "
 _BEFORE_SMALL_LETTERS = frozenset(("approx", "co", "corp", "dept", "est", "etc", "inc", "jr", "ltd"))
 
 _MUSIC = re.compile("[♪♫🎵🎶]+[^♪♫🎵🎶]*(?:[♪♫🎵🎶]+|$)")
-_BRACKETS = re.compile(r"(?<!\w)[\[【](?=[^\]】]*[^\W\d])[^\[\]【】]*[\]】]:?")
+_BRACKETS = re.compile(r"(?:(?<!\w)\[|[【［〔])(?=[^\]】］〕]*[^\W\d])[^\[\]【】［］〔〕]*[\]】］〕]:?")
 # Words in parentheses are an aside between sentences only: not in "call 555 (home) now" or "f(x)".
 _PARENTHESES = re.compile(
-    r"(?:^|(?<=[.!?…。！？])\s*)(?:\((?=[^()]*[^\W\d])[^()]*\)(?!\w)[.,:]?(?=\s|$)|（[^（）]*）)"
+    r"(?:^|(?<=[.!?…。！？])\s*)(?:\((?=[^()]*[^\W\d])[^()]*\)(?:(?!\w)[.,:]?(?=\s|$)"
+    rf"|(?={UNSPACED.pattern}))|（[^（）]*）)"
 )
 _SPEAKER = re.compile(r"((?:[^\W\d_][\w.'’&-]*)(?: [\w.'’&#-]+){0,3})(?: ?[(\[][^)\]]*[)\]])? ?:(?:\s+|$)")
 _NO_WORDS = re.compile(r"[\s.,:;…*#~'\"“”‘’_–—-]+")

@@ -4,6 +4,8 @@
 
 import codecs
 import re
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from unicodedata import category
 
@@ -19,15 +21,32 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf_16"),
     (codecs.BOM_UTF16_BE, "utf_16"),
 )
-# What subtitles are written in if not in Unicode, the commonest first: a short text often fits several equally well.
-_ENCODINGS = ["cp1252", "cp1251", "cp1250", "gb18030", "big5", "cp932", "cp949", "euc_jp"]
-_ENCODINGS += ["iso8859_2", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "tis_620"]
-# Those of old systems.
-_ENCODINGS += ["cp866", "iso8859_5", "mac_roman", "mac_cyrillic", "cp850", "koi8_u"]
-# What Turkish and Hungarian become in cp1252: letters of Icelandic without its accents, and ones of two languages.
-_MISREAD = re.compile(r"(?=.*[ðýþÐÝÞ])(?!.*[áæéíóúÁÆÉÍÓÚ])|(?=.*[õûÕÛ])(?=.*[öüÖÜ])(?!.*[äãçèêÄÃÇÈÊ])", re.S)
-# A sign within a word.
-_SIGN_IN_WORD = re.compile(r"(?<=[^\W\d_])[^\w\s\x00-\x7f’–—·\xad](?=[^\W\d_])")
+# What subtitles are written in if not in Unicode, in an order that decides where several fit equally well.
+_ENCODINGS = ["cp1252", "cp1251", "cp1250", "cp949", "gb18030", "euc_jp", "big5", "cp932", "iso8859_2", "cp1253"]
+_ENCODINGS += ["cp1254", "cp1255", "cp1256", "cp1257", "koi8_r", "tis_620"]
+_OLD = ["cp866", "iso8859_5", "mac_roman", "mac_cyrillic", "cp850", "koi8_u"]
+# Letters of Latin scripts by language: a wrong encoding mixes those of several.
+_ALPHABETS = """
+    áéíóúýþæöð àâæçéèêëîïôœùûüÿ áéíñóúü áâãàçéêíóôõúü àèéìíîòóù àçèéíïòóúü áéëïóöüèçê åäöæøéü äöüßé ąćęłńóśźż
+    áčďéěíňóřšťúůýž áäčďéíĺľňóôŕšťúýž áéíóöőúüű ăâîșțşţ čćđšž çğıöşüâîû äöõüšž āčēģīķļņšūžō ąčęėįšųūž ëç
+"""
+_ALPHABETS = [frozenset(letters) for letters in _ALPHABETS.split()]
+# Of how many languages' letters a text consists does not show that ğ, ı and ş became ð, ý and þ of Icelandic.
+_MISREAD = re.compile(r"(?=.*[ðýþÐÝÞ])(?!.*[áæéíóúÁÆÉÍÓÚ])", re.S)
+_SIGN = r"[^\w\s\x00-\x7f‘’“”„‚«»‹›…–—·\xad\u3000-\u303f\uff00-\uffef¿¡♪♫]+"
+# Signs at a letter, as in "‡ droite", quotes and raised digits within a word, two scripts in a word, and "Ł5".
+_ODD = re.compile(
+    rf"(?<=[^\W\d_]){_SIGN}|{_SIGN}(?=[^\W\d_])|(?<=[^\W\d_])[«»ºªµ‹›„‚¹²³](?=[^\W\d_])"
+    r"|(?<=[A-Za-z])(?=\w)[\u0370-\u06ff]|(?=\w)[\u0370-\u06ff](?=[A-Za-z])|(?=[^\W\d_])[\x80-\u04ff](?=\d)"
+)
+# Standards of East Asian encodings, and the first bytes of their common characters.
+_COMMON = {"gb18030": ("gb2312", 0xB0, 0xD7), "big5": ("big5", 0xA4, 0xC6), "cp949": ("euc_kr", 0xB0, 0xC8)}
+_COMMON |= dict.fromkeys(("cp932", "euc_jp"), ("euc_jp", 0xB0, 0xCF))
+# What English has beyond ASCII fits all of Windows' encodings.
+_LETTERS = re.compile("[^\x00-\x7f‘’“”„‚«»‹›…–—·¿¡£€°©®]")
+# Escape sequences of ISO-2022-JP, which is ASCII otherwise, and the encoding that XML declares.
+_ESCAPE = re.compile(rb"\x1b\$[@B]")
+_DECLARED = re.compile(rb"\s*<\?xml[^>]{1,99}encoding\s*=\s*[\"']([\w.-]{1,30})[\"']")
 
 
 def read_text(path: Path, encoding: str | None, report: SubtitleReport) -> str | None:
@@ -68,7 +87,7 @@ def decode_text(path: Path, data: bytes, encoding: str | None, report: SubtitleR
     text = data.decode(known or "utf_8", "replace")
     spoilt = text.count("\ufffd") - data.count("\ufffd".encode())
     foreign = sum(character > "\x7f" for character in text) if spoilt > 0 else 0
-    if not known and foreign < 2 * spoilt:
+    if not known and (foreign < 2 * spoilt or _ESCAPE.search(data)):
         known = report.encoding = _guess_encoding(data)
         text = data.decode(known, "replace")
     report.unreadable_characters += text.count("\ufffd")
@@ -76,23 +95,47 @@ def decode_text(path: Path, data: bytes, encoding: str | None, report: SubtitleR
 
 
 def _guess_encoding(data: bytes) -> str:
+    if _ESCAPE.search(data):
+        return "iso2022_jp"
+    if declared := _DECLARED.match(data):
+        with suppress(LookupError, UnicodeError):
+            data.decode(name := declared[1].decode())
+            return name
     # Numbers and times tell nothing, and would outweigh the letters of a short file.
     letters = b"\n".join([line for line in data.splitlines() if not line.isascii()][:2000])
+    if not _LETTERS.search(letters.decode("cp1252", "replace")):
+        return "cp1252"
+    names = _ENCODINGS + _OLD
     fits = [
-        (round(match.chaos, 2), _count_odd(str(match)), -match.coherence, _ENCODINGS.index(name))
-        for match in from_bytes(letters, cp_isolation=_ENCODINGS)
+        (round(match.chaos / 4 + _count_odd(letters.decode(name), name) + 0.03 * (name in _OLD), 2), names.index(name))
+        for match in from_bytes(letters, cp_isolation=names, threshold=0.6)
         for name in match.could_be_from_charset
-        if name in _ENCODINGS
+        if name in names
     ]
-    return _ENCODINGS[min(fits)[3]] if fits else _ENCODINGS[0]
+    return names[min(fits)[1]] if fits else names[0]
 
 
-def _count_odd(text: str) -> int:
-    """Count what speaks against an encoding: signs in words, as in "pi³ka", and letters that are all small."""
-    letters = [character for character in text if character.isalpha()]
+def _count_odd(text: str, encoding: str) -> float:
+    """Count what speaks against an encoding, for each character beyond ASCII."""
+    latin = [
+        letter for letter in text.lower() if "\x7f" < letter < "\u0250" and letter.isalpha() and letter not in "ªºµ"
+    ]
+    count = min(sum(letter not in letters for letter in latin) for letters in _ALPHABETS)
+    count += sum(map(len, _ODD.findall(text))) + _count_rare(text, encoding)
+    count += sum(before.islower() and after > "\x7f" and after.isupper() for before, after in pairwise(text))
+    count += sum(category(sign)[0] not in "LMPZ" for sign in re.sub("[\x00-\x7f£€¥°©®™×÷½¼¾²³♪♫]", "", text))
     # Hebrew read as Cyrillic has no capitals. In French, most letters with accents are small.
+    letters = [character for character in text if character.isalpha()]
     foreign = [letter for letter in letters if letter > "\x7f"]
     is_small = len(foreign) > len(letters) / 2 and all(letter.islower() for letter in foreign)
-    is_small += len(re.findall(r"(?<=[^\W\d_])[«»ºªµ](?=[^\W\d_])", text)) + bool(_MISREAD.match(text))
-    is_small += len(_SIGN_IN_WORD.findall(text))
-    return is_small + sum(character > "\x7f" and category(character)[0] not in "LMPZ" for character in text)
+    rate = count / max(1, sum(character > "\x7f" for character in text))
+    return rate + 0.1 * is_small + 0.1 * bool(_MISREAD.match(text))
+
+
+def _count_rare(text: str, encoding: str) -> int:
+    """Count the letters of an East Asian text that are rare in its language, or not of it."""
+    codec, first, last = _COMMON.get(encoding, ("", 0, 0))
+    letters = [letter for letter in text if codec and letter > "\u0370" and letter.isalpha()]
+    if codec == "euc_jp":
+        letters = [letter for letter in letters if not "\u3000" <= letter <= "\u30ff"]
+    return sum(not first <= (letter.encode(codec, "replace"))[0] <= last for letter in letters)

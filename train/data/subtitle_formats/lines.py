@@ -73,17 +73,33 @@ _NEXT_SPEAKER = re.compile(rf"(?<=[.!?…。！？])\s+(?:(?={DASH.pattern}\S)|{
 # Scripts that put no spaces between words, and the full-width signs.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u31ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
 UNSPACED = re.compile(f"[{UNSPACED}\U00020000-\U0003ffff]")
+# Chinese speakers share a row without signs at its end: "－你好 －再见".
+_NEXT_DASH = re.compile(rf"{_NEXT_SPEAKER.pattern}|(?<={UNSPACED.pattern})\s+(?={DASH.pattern}\S)")
 _SIGN = re.compile("[\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
+# Chinese and Japanese: words of Latin letters stand between them without spaces, except where an author puts some.
+_IDEOGRAM = "[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_SPACED = re.compile(rf"{_IDEOGRAM} [A-Za-z\d]|[A-Za-z\d] {_IDEOGRAM}")
+_IDEOGRAM = re.compile(_IDEOGRAM)
+_HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
+# Seconds between the cues of rolling captions.
+_ROLL = 0.5
 
 
 def join(texts: Iterable[str]) -> str:
     """Join texts with spaces, or without them in scripts that have none."""
-    joined = ""
+    texts, joined = list(texts), ""
+    is_spaced = any(_SPACED.search(text) or _is_translation(text) for text in texts)
     for text in texts:
         edge = joined[-1:] + text[:1]
-        is_unspaced = len(UNSPACED.findall(edge)) == 2 or _SIGN.search(edge)
+        is_unspaced = len(UNSPACED.findall(edge)) == 2 or bool(_SIGN.search(edge))
+        is_unspaced |= not is_spaced and bool(_IDEOGRAM.search(edge)) and not _HANGUL.search(edge)
         joined += text if not joined or not text or is_unspaced else f" {text}"
     return joined
+
+
+def _is_translation(text: str) -> bool:
+    """Return whether a text beside Chinese or Japanese is a sentence of its own, and not a word of theirs."""
+    return not UNSPACED.search(text) and len(text.split()) > 2
 
 
 def count_words(text: str) -> int:
@@ -120,17 +136,26 @@ def in_order(cues: list[Line], report: SubtitleReport) -> Iterator[Line]:
 
 
 def each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
-    """Leave out the rows that are still on screen from a cue before."""
+    """Leave out the rows, or in rolling captions the words, that are still on screen from a cue before."""
     cues, kept = list(cues), []
-    grown = [after.text != before.text and after.text.startswith(before.text) for before, after in pairwise(cues)]
+    pairs = [(one.text, other.text) for one, other in pairwise(cues)]
+    grown = [after != before and after.startswith(before) for before, after in pairs]
     grows = sum(grown) > max(2, len(grown) / 2)
+    shared = [_count_shared(one.split("\n")[-1], other.split("\n")[0]) for one, other in pairs if one != other]
+    rolls = sum(map(bool, shared)) > max(1, len(shared) / 2)
     shown: list[tuple[float, list[str], int]] = []
     for cue in cues:
         rows = cue.text.split("\n")
-        shown = [(end, other, index) for end, other, index in shown if end >= cue.start - TOUCH]
-        found = [(*_carried(other, rows, grows), index) for _, other, index in shown]
-        carried, new, index = max(found, key=lambda item: item[0], default=(0, rows, 0))
+        shown = [(end, other, index) for end, other, index in shown if end >= cue.start - (_ROLL if rolls else TOUCH)]
+        found = [(*_carried(other, rows, grows, rolls), index, end) for end, other, index in shown]
+        # The same cue again after a break is said again.
+        found = [(*parts, index) for *parts, index, end in found if parts[1] or end >= cue.start - TOUCH]
+        carried, new, is_part, index = max(found, key=lambda item: item[0], default=(0, rows, False, 0))
         report.repeated_lines += carried
+        if is_part:
+            part, _, rest = new[0].partition(" ")
+            kept[index] = replace(kept[index], end=max(kept[index].end, cue.end), text=kept[index].text + part)
+            new = [rest, *new[1:]] if rest else new[1:]
         if new:
             index = len(kept)
             kept.append(replace(cue, text="\n".join(new)))
@@ -140,14 +165,33 @@ def each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
     return kept
 
 
-def _carried(before: list[str], rows: list[str], grows: bool) -> tuple[int, list[str]]:
-    """Return how many rows end the previous cue and begin this one, and the text that is new. A row may have grown."""
+def _carried(before: list[str], rows: list[str], grows: bool, rolls: bool) -> tuple[int, list[str], bool]:
+    """
+    Compare a cue with one before.
+
+    Returns:
+        `tuple`: How many rows end the previous cue and begin this one, the text that is new, and whether it goes on
+        within a word. A row may have grown, or begin with the last words of the previous one.
+    """
     for count in range(min(len(before), len(rows)), 0, -1):
         last = rows[count - 1]
         if before[-count:-1] == rows[: count - 1] and (last == before[-1] or grows and last.startswith(before[-1])):
-            rest = last[len(before[-1]) :].strip()
-            return count, [rest, *rows[count:]] if rest else rows[count:]
-    return 0, rows
+            rest = last[len(before[-1]) :]
+            is_part = bool(re.fullmatch(r"\w\w", last[len(before[-1]) - 1 :][:2])) and not UNSPACED.match(rest)
+            return count, [rest.strip(), *rows[count:]] if rest.strip() else rows[count:], is_part
+    if rolls and (shared := _count_shared(before[-1], rows[0])):
+        rest = " ".join(rows[0].split()[shared:])
+        return 1, [rest, *rows[1:]] if rest else rows[1:], False
+    return 0, rows, False
+
+
+def _count_shared(before: str, after: str) -> int:
+    """Count the words that end one row and begin another: two or more, or all of one."""
+    before, after = before.split(), after.split()
+    for count in range(min(len(before), len(after)), 0, -1):
+        if before[-count:] == after[:count]:
+            return count if count > 1 or 1 in (len(before), len(after)) else 0
+    return 0
 
 
 def to_turns(line: Line) -> Iterator[Line]:
@@ -155,7 +199,7 @@ def to_turns(line: Line) -> Iterator[Line]:
     turns: list[list[str]] = []
     for row in line.text.split("\n"):
         # Speakers may share a row: "- Who is it? - Me."
-        first, *others = _NEXT_SPEAKER.split(row)
+        first, *others = (_NEXT_DASH if DASH.match(row) else _NEXT_SPEAKER).split(row)
         if turns and not _begins_turn(first, turns[-1][-1], turns[0][0]):
             turns[-1].append(first)
         else:

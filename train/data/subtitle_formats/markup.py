@@ -16,6 +16,8 @@ _TAG = re.compile(
     r"|<lang(?:\.[^\s<>]*)?\s+[\w-]+>|<\d+:[\d:.]+>|\{\\[^{}]*\}|\{[cCfFhHpPsSyY]:[^{}]*\}",
     re.I,
 )
+_SAMI = "sami|samiparam|head|title|style|body|sync|br|table|tr|td|a|img|h\\d"
+_NO_SAMI = re.compile(rf"<(?!!|/?(?:{_SAMI}|{_NAMES})(?:\s+[\w:-]+\s*=[^<>]*)?\s*/?>)", re.I)
 _VOICE = r"<v(?:\.[^\s<>]*)?[ \t]+([^<>=\n]+)>"
 _VOICE = re.compile(rf"^[ \t]*{_VOICE}|(?:</v>[ \t]*){_VOICE}|{_VOICE}(?=\S)", re.M)
 _RUBY = re.compile(r"<rt(?:\.[^\s<>]*)?>.*?(?:</rt>|(?=</ruby>))", re.S)
@@ -32,6 +34,11 @@ def plain(text: str) -> str:
     names = {"".join(found).strip() for found in _VOICE.findall(text)}
     text = _TAG.sub("", _VOICE.sub("\n- " if len(names) > 1 else "\n", text))
     return tidy(_ENTITY.sub(lambda match: html.unescape(match[0]), text).replace("\\h", " "))
+
+
+def plain_sami(text: str) -> str:
+    """Keep what stands between < and > in SAMI and is no tag, as pysubs2 would take "a<b and c>d" for one."""
+    return _NO_SAMI.sub("&lt;", text)
 
 
 def plain_ass(text: str, report: SubtitleReport) -> str:

@@ -21,6 +21,7 @@ import pysubs2
 from videollm_mod.train.data.subtitle_formats.cues import NOTE, PRINTED, SBV, SUBRIP, WEBVTT, read_tsv, split_cues
 from videollm_mod.train.data.subtitle_formats.encodings import read_text
 from videollm_mod.train.data.subtitle_formats.lines import TOUCH, Line, SubtitleReport, each_once, in_order, to_turns
+from videollm_mod.train.data.subtitle_formats.markup import plain_sami
 from videollm_mod.train.data.subtitle_formats.objects import read_json
 from videollm_mod.train.data.subtitle_formats.streams import open_as_video, read_stream
 from videollm_mod.train.data.subtitle_formats.substation import ass_events, read_ass, read_by_pysubs2
@@ -30,6 +31,7 @@ from videollm_mod.train.data.subtitle_formats.timed_text import TTML_NAMESPACE, 
 # Formats of texts that only FFmpeg reads. In others, such as SDP, a text names addresses that FFmpeg opens.
 _TEXTS = "aqtitle,ass,jacosub,lrc,mcc,microdvd,mpl2,mpsub,pjs,realtext,sami,scc,srt,stl,subviewer,subviewer1"
 _TEXTS += ",tedcaptions,vplayer,webvtt"
+_XML = re.compile(r"\A\s*<\?xml[^>]*>\s*")
 
 
 def read_subtitles(
@@ -107,6 +109,8 @@ def _sung(cues: Iterable[Line], text: str) -> Iterator[Line]:
 
 def _known(text: str, head: str, frame_rate: float | None, report: SubtitleReport) -> Iterable[Line]:
     """Return the cues of a text. There are none if only FFmpeg knows its format."""
+    # The text is decoded already, and parsers of XML would decode it once more.
+    text, head = _XML.sub("", text), _XML.sub("", head)
     if re.match(r"\{\s*\"|\[\s*[{\]]", head):
         data = json.loads(text)
         return (
@@ -117,10 +121,10 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
     if re.search(r"^(?:\[Script Info\]|Dialogue:[^,\n]*,\s*\d+:)", text, re.M):
         return read_ass(ass_events(text, report), report)
     if re.match(r"<sami", head, re.I):
-        return read_by_pysubs2(text, "sami", frame_rate)
+        return read_by_pysubs2(plain_sami(text), "sami", frame_rate)
     if TTML_NAMESPACE.search(text):
         return read_by_pysubs2(plain_ttml(text), "ttml", frame_rate)
-    if re.match(r"(?:<\?xml[^>]*>\s*)?<(?:timedtext|transcript)\b", head):
+    if re.match(r"<(?:timedtext|transcript)\b", head):
         return read_timedtext(text)
     text = PRINTED.sub(lambda match: f"\n{match[1]} --> {match[7]}\n", text)
     report.comments += len(re.findall(r"\n\nNOTE[ \t\n]", text)) if head.startswith("WEBVTT") else 0

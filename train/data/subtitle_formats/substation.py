@@ -5,6 +5,7 @@
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import pysubs2
 
@@ -59,6 +60,10 @@ def read_by_pysubs2(text: str, name: str | None, frame_rate: float | None) -> It
         if frame_rate is None:
             raise
         events = pysubs2.SSAFile.from_string(text, name, fps=frame_rate)
+    if name == "sami":
+        # Each text stays until the next, which may be blank. pysubs2 guesses its end by its length.
+        for event, following in pairwise(events):
+            event.end = following.start
     for event in events:
         words = tidy(event.plaintext) if name else plain(event.plaintext.replace("\0", "<"))
         yield Line(max(0, event.start) / 1000, event.end / 1000, words)
