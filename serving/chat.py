@@ -204,7 +204,8 @@ class Completion:
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None, **added: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        chunk = self._object("chat.completion.chunk", [choice]) | added
+        usage_later = {"usage": None} if self.asked.include_usage else {}
+        chunk = self._object("chat.completion.chunk", [choice]) | usage_later | added
         return f"data: {json.dumps(chunk)}\n\n"
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:

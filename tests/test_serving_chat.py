@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from engines import embedded
 from openai import APIStatusError, OpenAI
-from serving_server import ROOMY, data_uri, running
+from serving_server import ROOMY, data_uri, picture, running
 
 from videollm_mod.serving import fetching
 from videollm_mod.serving.fetching import fetch, is_public
@@ -25,7 +25,7 @@ QUESTION = "How many things do you see?"
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves the samples, and redirects from /to/... to other hosts."""
+    """Serves the samples and a picture, and redirects from /to/... to other hosts."""
 
     def do_GET(self):
         self.server.hosts.append(self.headers["Host"])
@@ -33,6 +33,10 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", f"http://{self.path.removeprefix('/to/')}")
             self.end_headers()
+        elif self.path == "/picture.jpg":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(picture(embedded()[2][1], "JPEG"))
         else:
             super().do_GET()
 
@@ -93,13 +97,25 @@ def test_a_video_is_seen_and_asked_about(client, files):
     assert sent.videollm_mod["frames"] <= ROOMY["max_frames"]  # and not 85
 
 
+def test_a_picture_at_an_address_is_one_in_the_request(client, files):
+    expected = answer_of_a_session(frames=embedded()[2][1:2], times=[0.0])
+    named = ask(client, image(f"http://localhost:{files.server_port}/picture.jpg"))
+    sent = ask(client, image(data_uri(embedded()[2][1], "JPEG")))
+    assert files.hosts[-1] == f"localhost:{files.server_port}" and named.videollm_mod["frames"] == 1
+    assert named.choices[0].message.content == sent.choices[0].message.content == expected.text
+    assert named.usage == sent.usage and named.usage.completion_tokens == len(expected.token_ids)
+
+
 def test_a_stream_of_chunks_has_the_same_answer(client):
-    picture = image(data_uri(embedded()[2][1], "JPEG"))
-    whole = ask(client, picture)
-    chunks = list(ask(client, picture, stream=True, stream_options={"include_usage": True}))
+    shown = image(data_uri(embedded()[2][1], "JPEG"))
+    whole = ask(client, shown)
+    chunks = list(ask(client, shown, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[-1].usage == whole.usage
+    # As in OpenAI's API: all chunks have the field if it was asked for.
+    assert all("usage" in chunk.model_fields_set and chunk.usage is None for chunk in chunks[:-1])
+    assert not any("usage" in chunk.model_fields_set for chunk in ask(client, shown, stream=True))
 
 
 def test_text_alone_and_earlier_turns(client):

@@ -6,9 +6,12 @@ import asyncio
 import base64
 import json
 import socket
+from typing import Annotated, get_args
 
 import pytest
 from engines import embedded
+from openai.types.realtime import RealtimeServerEvent
+from pydantic import BaseModel, Field, TypeAdapter
 from serving_server import (
     ROOMY,
     connect,
@@ -292,6 +295,66 @@ def test_events_repeat_little_of_what_a_client_sends(small):
     found = asyncio.run(talk())
     assert {"error", "conversation.item.added"} <= {json.loads(event)["type"] for event in found}
     assert max(map(len, found)) < 10_000
+
+
+# --------------------------------------------------------------------------------------------------- the protocol
+
+# Events of this server that the protocol does not have, and fields that the protocol has and its types leave out.
+OWN_EVENTS = {"session.heartbeat_ack", "session.expired"}
+UNTYPED = {("session", "object"), ("session", "id")}
+
+
+def unknown_fields(model, path=""):
+    """Return the fields of an event, and of the objects in it, that the client's types do not have."""
+    if isinstance(model, list):
+        return [found for item in model for found in unknown_fields(item, path)]
+    if not isinstance(model, BaseModel):
+        return []
+    inner = [found for name in type(model).model_fields for found in unknown_fields(getattr(model, name), name)]
+    return [(path, name) for name in model.model_extra or ()] + inner
+
+
+def test_events_add_fields_in_one_place(small):
+    """Each event is valid by the types of the `openai` client. All else is in the field `videollm_mod`."""
+    response = {"type": "response.create", "response": {"metadata": {"a": "b"}, "tools": []}}
+
+    async def talk():
+        found = []
+        async with connect_websocket(f"ws://{small.address}/v1/realtime") as client:
+
+            async def hear(kind):
+                while not found or found[-1]["type"] != kind:
+                    found.append(json.loads(await asyncio.wait_for(client.recv(), 60)))
+
+            await hear("session.created")
+            update = update_event(unprompted=False)
+            update["session"] |= {"instructions": "Look.", "max_output_tokens": 4, "tools": []}
+            for event in (
+                update,
+                frame_event(random_frames(1)[0], 0.0, id="frame"),
+                text_event("What is it?"),
+                {"type": "conversation.item.retrieve", "item_id": "frame"},
+                response,
+                response,
+                {"type": "response.cancel"},
+                {"type": "session.heartbeat"},
+                {"type": "nonsense", "event_id": "mine"},
+            ):
+                await client.send(json.dumps(event))
+            await hear("error")
+            while sum(event["type"] == "response.done" for event in found) < 2:
+                found.append(json.loads(await asyncio.wait_for(client.recv(), 60)))
+        return found
+
+    found = asyncio.run(talk())
+    kinds = {event["type"] for event in found}
+    assert kinds >= {"session.updated", "conversation.item.retrieved", "response.output_text.delta", "error"}
+    adapter = TypeAdapter(Annotated[get_args(RealtimeServerEvent)[0], Field(discriminator="type")])
+    own = [event for event in found if event["type"] in OWN_EVENTS]
+    assert own and all(event.keys() <= {"type", "event_id", "videollm_mod"} for event in own)
+    rest = [adapter.validate_python(event) for event in found if event not in own]
+    added = {(event.type, *field) for event in rest for field in unknown_fields(event)}
+    assert {field[1:] for field in added} - UNTYPED == {("", "videollm_mod"), ("session", "videollm_mod")}, added
 
 
 # ------------------------------------------------------------------------------------------------------ other clients
