@@ -36,6 +36,7 @@ from videollm_mod.commands.options import (
     Fps,
     FrameSize,
     IntervalThreshold,
+    LiveFps,
     MaxFrames,
     MaxWords,
     MinSilence,
@@ -136,13 +137,7 @@ def narrate(
     model: Model = str(EMBEDDED),
     revision: Revision = None,
     query: Query = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            help="Frames per second to watch.",
-            show_default="2; for a camera or broadcast the largest of 2, 1, 0.5, ... that the model keeps up with",
-        ),
-    ] = None,
+    fps: LiveFps = None,
     speak: Speak = None,
     every: Every = None,
     speak_threshold: SpeakThreshold = None,
@@ -478,7 +473,7 @@ def watch(
     ] = None,
     model: Model = str(EMBEDDED),
     revision: Revision = None,
-    fps: Fps = DEFAULT_FPS,
+    fps: LiveFps = None,
     frame_size: FrameSize = None,
     reuse_static: ReuseStatic = None,
     timeout: Timeout = 10.0,
@@ -493,6 +488,7 @@ def watch(
     An alert goes off when the answer turns to yes, and not again until it was no. Ctrl+C stops.
     """
     with one_line_errors(), CtrlC() as ctrl_c:
+        may_slow, fps = fps is None, DEFAULT_FPS if fps is None else fps
         check_options(fps=fps, text=" ".join(map(to_question, alert)))
         check_window("--every", every, fps)
         hook = None if webhook is None else Webhook(webhook, partial(typer.echo, err=True))
@@ -502,7 +498,7 @@ def watch(
         processor, session = open_session(video, model, revision, fps=fps, max_frames=None, **stored, **ASKED_ONLY)
         report, alerts = new_report(), [Alert(what, threshold) for what in dict.fromkeys(alert)]
         reading = {"fps": fps, "timeout": timeout, "reconnect": reconnect, "report": report, "shows_progress": False}
-        choice = {"every": every, "webhook": hook, "as_json": as_json}
+        choice = {"every": every, "webhook": hook, "as_json": as_json, "may_slow": may_slow}
         watch_for(processor, video, session, alerts, ctrl_c, **choice, **reading)
         _print_report(report)
 

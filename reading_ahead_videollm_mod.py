@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from .checks_videollm_mod import check_count, check_number
 
 
@@ -18,6 +20,10 @@ from .checks_videollm_mod import check_count, check_number
 WHEN_BEHIND = {"catch_up": 512, "drop_oldest": 16, "block": 16}
 # A frame may take this share of the time until the next one. The rest is for replies.
 _SHARE = 0.8
+# Frames in a row that take longer than the time until the next one, before [`sample_every`] says so.
+_LATE = 3
+
+logger = logging.get_logger(__name__)
 
 
 class TooManyWaitingError(Exception):
@@ -68,7 +74,8 @@ def keep_up(
     Thin a live source to the largest of `fps`, `fps / 2`, `fps / 4`, ... that a session keeps up with.
 
     The caller pushes each list before it asks for the next. All frames are watched until two lists after the first,
-    which may be slow, have shown how long a frame takes without a reply. Frames that reuse features show nothing.
+    which may be slow, have shown how long a frame takes without a reply. Frames that reuse features show nothing, and
+    neither do those before which `frame_latency` of the session is `None`.
 
     Args:
         ahead (`Iterator`): Lists of times and frames at `fps`, from [`read_ahead`].
@@ -88,7 +95,7 @@ def keep_up(
                     last = time
             if not chosen:
                 continue
-            is_first, num_reused = session.num_frames == 0, session.num_reused
+            is_first, num_reused = session.num_frames == 0 or session.frame_latency is None, session.num_reused
             yield chosen
             if is_first or len(seconds) == 2 or session.num_reused > num_reused:
                 continue
@@ -180,8 +187,8 @@ def sample_every(camera: Iterable[Any], seconds: float) -> Iterator[tuple[float,
     """
     Yield the newest frame of a live source every `seconds` of wall-clock time, with its time.
 
-    A thread reads the source as fast as it comes, so frames are new even if the caller is slow. Times are seconds from
-    the first frame's arrival.
+    A thread reads the source as fast as it comes, so frames are new even if the caller is slow: then there are fewer,
+    and one warning says so. Times are seconds from the first frame's arrival.
 
     ```python
     >>> for time, frame in sample_every(camera, 0.5):  # two frames per second; `camera` is an iterable of frames
@@ -192,12 +199,19 @@ def sample_every(camera: Iterable[Any], seconds: float) -> Iterator[tuple[float,
         raise TypeError(f"`camera` must be an iterable of frames, got {camera!r}; `read_video` opens that.")
     arrivals = ((clock.monotonic(), frame) for frame in camera)
     first = due = None
+    late = 0
     with closing(read_ahead(arrivals, 1, when_behind="drop_oldest", max_waiting=1)) as newest:
         for [(arrival, frame)] in newest:
             if first is None:
                 first = due = arrival
+            given = clock.monotonic()
             yield arrival - first, frame
             now = clock.monotonic()
+            # What was said once is not counted again.
+            late = late + 1 if now - given > seconds or late >= _LATE else 0
+            if late == _LATE:
+                took = f"The last frame took {now - given:.2g} s, and one every {seconds:g} s was asked for"
+                logger.warning(f"{took}: the frames that come meanwhile are not seen.")
             due = max(due + seconds, now)
             clock.sleep(due - now)
 

@@ -8,6 +8,7 @@ import threading
 import time as clock
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -182,6 +183,7 @@ def watch_for(
     watcher = WindowedSession(session, every, [to_question(alert.what) for alert in alerts])
     # If the model is slower than the source, an alert is late by what waits.
     reading["max_waiting"] = max(1, round(every * session.fps))
+    reading["on_slower"] = partial(setattr, watcher, "fps")
     has_ended = False
     try:
         with keep_what_was_seen(watcher):

@@ -25,6 +25,13 @@ CacheDtype = Annotated[
     typer.Option(help="fp8: store keys and values in eight bits.", show_default="the type of the weights"),
 ]
 Fps = Annotated[float, typer.Option(help="Frames per second to watch.")]
+LiveFps = Annotated[
+    float | None,
+    typer.Option(
+        help="Frames per second to watch.",
+        show_default="2; for a camera or broadcast the largest of 2, 1, 0.5, ... that the model keeps up with",
+    ),
+]
 MaxFrames = Annotated[
     int | None,
     typer.Option(
@@ -134,6 +141,7 @@ __all__ = [
     "Fps",
     "FrameSize",
     "IntervalThreshold",
+    "LiveFps",
     "MaxFrames",
     "MaxWords",
     "MinSilence",

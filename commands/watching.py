@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time as clock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -276,11 +276,13 @@ def read_frames(
     end: float | None = None,
     shows_progress: bool = True,
     may_slow: bool = False,
+    on_slower: Callable[[float], None] | None = None,
     **behind: Any,
 ) -> Iterator[list[tuple[float, Any]]]:
     """
     Read a video in a thread, at the model's size: FFmpeg may wait for long, and Ctrl+C would wait with it. With
-    `may_slow` a camera or broadcast is watched at a lower rate than `fps` if the model is slower.
+    `may_slow` a camera or broadcast is watched at a lower rate than `fps` if the model is slower, and `on_slower` is
+    called with this rate.
     """
     from videollm_mod.reading_ahead_videollm_mod import keep_up, read_ahead
     from videollm_mod.video_opening_videollm_mod import goes_on, is_complete
@@ -295,6 +297,8 @@ def read_frames(
     def on_slow(slower: float, seconds: float) -> None:
         reason = f"a frame takes {seconds:.2g} s here, so {slower:g} frames per second are watched"
         typer.echo(f"{reason}; --fps chooses another rate", err=True)
+        if on_slower is not None:
+            on_slower(slower)
 
     stop, device = threading.Event(), session.model.device
     options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}

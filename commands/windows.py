@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask yes/no questions about each few seconds of a video, and remember nothing of what came before."""
 
+import time as clock
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -38,7 +39,11 @@ class WindowedSession:
 
     Attributes:
         time (`float`, *optional*): Time of the last frame seen, in seconds.
+        fps (`float`): Frames per second that it is shown. Set it if they become fewer.
         num_frames, num_dropped (`int`): Number of frames seen, and dropped because they came too fast.
+        num_reused (`int`): Number of frames that reused the features of the frame before.
+        frame_latency (`float`, *optional*): Seconds that the last push took, with as large a share of a window's
+            questions as its frames have of the window. `None` before the first question.
 
     Raises:
         `ValueError`: If the session remembers fewer frames than a window has.
@@ -52,9 +57,11 @@ class WindowedSession:
                 f"{session.max_frames}: choose a shorter window or a lower --fps."
             )
         self.session, self.seconds, self.questions = session, seconds, list(questions)
-        self.model, self.chunk_frames = session.model, session.chunk_frames
+        self.model, self.chunk_frames, self.fps = session.model, session.chunk_frames, session.fps
         self.time: float | None = None
-        self.num_frames = self.num_dropped = 0
+        self.frame_latency: float | None = None
+        self.num_frames = self.num_dropped = self.num_reused = 0
+        self._asking: float | None = None
         self._current: Any = None
         self._number = 0
 
@@ -64,6 +71,7 @@ class WindowedSession:
 
     def push(self, frames: Sequence[tuple[float, Any]]) -> Iterator[Window]:
         """See frames, as pairs of time and frame, and yield each window that ends with them."""
+        seeing = 0.0
         for number, group in groupby(frames, key=lambda pair: int((pair[0] + _EARLY) // self.seconds)):
             if self._current is not None and number != self._number:
                 yield self._ask()
@@ -72,11 +80,16 @@ class WindowedSession:
                 # The features of a still picture hold for the next window too.
                 self._current.reuse = self.session.reuse
             times, pictures = zip(*group, strict=True)
+            began, num_reused = clock.perf_counter(), self._current.num_reused
             self._current.push(list(pictures), time=times)
+            seeing += clock.perf_counter() - began
+            self.num_reused += self._current.num_reused - num_reused
             self.time, self.num_frames = times[-1], self.num_frames + len(times)
             # A live source must not wait for the next frame to know that this one was the window's last.
-            if self.time + 1 / self.session.fps >= (number + 1) * self.seconds - _EARLY:
+            if self.time + 1 / self.fps >= (number + 1) * self.seconds - _EARLY:
                 yield self._ask()
+        if self._asking is not None:
+            self.frame_latency = seeing + self._asking * len(frames) / (self.seconds * self.fps)
 
     def end(self) -> Iterator[Window]:
         """Yield the last window, if the video ended within it."""
@@ -86,8 +99,11 @@ class WindowedSession:
     def _ask(self, *, at_end: bool = False) -> Window:
         current, self._current = self._current, None
         start, end = self._number * self.seconds, (self._number + 1) * self.seconds
-        end = min(end, self.time + 1 / self.session.fps) if at_end else end
-        return Window(start, end, [current.probe(question) for question in self.questions])
+        end = min(end, self.time + 1 / self.fps) if at_end else end
+        began = clock.perf_counter()
+        probabilities = [current.probe(question) for question in self.questions]
+        self._asking = clock.perf_counter() - began
+        return Window(start, end, probabilities)
 
 
 def see_windows(

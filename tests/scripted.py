@@ -18,7 +18,7 @@ class BrightnessSession:
         self.max_frames, self.chunk_frames = 1000, 8
         self.model = torch.nn.Linear(1, 1)
         self.model.device = torch.device("cpu")
-        self.reuse = None
+        self.reuse, self.num_reused = None, 0
         self.seen: list[float] = []
 
     def fork(self) -> "BrightnessSession":

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Alerts: when they go off, and how a webhook learns of them, against servers on loopback."""
 
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from scripted import BrightnessSession, write_brightness
 from tiny import tiny_processor
 from typer.testing import CliRunner
 
-from videollm_mod import cli
-from videollm_mod.commands.alert import Alert, Webhook, name_source
+from videollm_mod import cli, video_reading_videollm_mod
+from videollm_mod.commands import windows
+from videollm_mod.commands.alert import Alert, Webhook, name_source, watch_for
+from videollm_mod.commands.watching import CtrlC
 
 
 # Longer than any test may take, where a thread must not wait for it.
@@ -166,6 +170,56 @@ def test_watch_prints_and_posts_each_alert(tmp_path):
     assert "SECRET" not in done.output
     done = CliRunner().invoke(cli.app, [*options, "--json"])
     assert [json.loads(line)["alert"] for line in done.stdout.splitlines()] == ["Is it dark?", "a lamp"] * 2
+
+
+@pytest.mark.parametrize(("frame", "question", "rate"), [(0.3, 0.1, 2), (0.5, 0.1, 1), (0.3, 1.0, 1), (0.3, 2.8, 0.5)])
+def test_a_camera_is_watched_at_a_rate_that_keeps_up_with_frames_and_questions(
+    monkeypatch, capsys, frame, question, rate
+):
+    """With a scripted clock; the camera waits for the model."""
+    now, seen = [0.0], []
+
+    class Slow(BrightnessSession):
+        def __init__(self, fps):
+            super().__init__(fps)
+            self.chunk_frames = 1  # frames come one by one
+
+        def fork(self):
+            return Slow(self.fps)
+
+        def push(self, frames, *, time):
+            now[0] += frame * len(frames)
+            seen.extend(time)
+            super().push(frames, time=time)
+
+        def probe(self, asked):
+            now[0] += question
+            return super().probe(asked)
+
+    pictures = [(k / 2, np.full((8, 8, 3), 250 if k >= 32 else 10, np.uint8)) for k in range(40)]
+    monkeypatch.setattr(windows, "clock", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(video_reading_videollm_mod, "read_video", lambda *_, **__: iter(pictures))
+    reading = {"fps": 2.0, "timeout": None, "reconnect": None, "report": None, "shows_progress": False}
+    options = {"every": 2.0, "webhook": None, "as_json": False, "may_slow": True, "when_behind": "block"}
+    watch_for(tiny_processor(), "camera:0", Slow(2.0), [Alert("a lamp", 0.5)], CtrlC(), **options, **reading)
+    out, told = capsys.readouterr()
+    assert out == "  18.0s  a lamp (0.98)\n"
+    # The first window shows how long a question takes, and two frames after it how long a frame does.
+    assert seen[:6] == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert {after - before for before, after in itertools.pairwise(seen[5:])} == {1 / rate}
+    slowed = f"a frame takes {frame + question / 4:.2g} s here, so {rate:g} frames per second are watched"
+    assert told == ("" if rate == 2 else f"{slowed}; --fps chooses another rate\n")
+
+
+@pytest.mark.usefixtures("bright")
+@pytest.mark.parametrize(("given", "may_slow"), [([], True), (["--fps", "2"], False)])
+def test_watch_chooses_the_rate_unless_it_is_given(tmp_path, monkeypatch, given, may_slow):
+    asked = {}
+    monkeypatch.setattr(cli, "watch_for", lambda *_, **options: asked.update(options))
+    video = write_brightness(tmp_path / "door.mp4", [0.1])
+    done = CliRunner().invoke(cli.app, ["watch", str(video), "--alert", "a lamp", *given])
+    assert done.exit_code == 0, done.output
+    assert (asked["fps"], asked["may_slow"]) == (2.0, may_slow)
 
 
 @pytest.fixture

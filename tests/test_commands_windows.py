@@ -52,6 +52,12 @@ def test_a_live_source_gets_its_answer_at_the_last_frame_of_a_window():
 
     windows, seen = windows_of(windowed(), [0.0, 0.5, 1.0, 1.5])
     assert seen == [2, 4] and len(windows) == 2
+    # With fewer frames a second, an earlier one is the last.
+    slower = windowed()
+    assert slower.frame_latency is None
+    slower.fps = 1.0
+    windows, seen = windows_of(slower, [0.0, 1.0, 2.0])
+    assert seen == [1, 2, 3] and slower.frame_latency > 0
     # Frames that were dropped leave windows without their last frame, or without any.
     windows, seen = windows_of(windowed(), [0.0, 1.0, 4.2, 4.4])
     assert [(window.start, window.end) for window in windows] == [(0, 1), (1, 2), (4, 4.9)]
@@ -65,7 +71,7 @@ def test_a_still_picture_is_encoded_once_for_all_windows():
     session = WindowedSession(model.stream(processor, reuse_static=3.0, **ASKED_ONLY), 1.0, ["Is it dark?"])
     still = random_frames(1)[0]
     windows = [window for number in range(6) for window in session.push([(number / 2, still)])]
-    assert len(windows) == 3 and session.session.num_reused == 5
+    assert len(windows) == 3 and session.session.num_reused == session.num_reused == 5
 
 
 def test_questions_and_windows_that_make_no_sense():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from videollm_mod import TooManyWaitingError, sample_every
+from videollm_mod import TooManyWaitingError, reading_ahead_videollm_mod, sample_every
 from videollm_mod.reading_ahead_videollm_mod import keep_up, read_ahead
 
 
@@ -157,6 +157,31 @@ def test_catch_up_fails_after_the_waiting_items():
         next(read_ahead(iter([]), 4, when_behind="wait"))
     with pytest.raises(ValueError, match="`max_waiting` must be a whole number, at least 1, got 0"):
         next(read_ahead(iter([]), 4, max_waiting=0))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [([0.7] * 6, 1), ([0.3] * 6, 0), ([0.7, 0.7, 0.3] * 2, 0), ([0.7] * 3 + [0.3, 0.7] * 3, 1)],
+)
+def test_sample_every_says_once_that_the_caller_falls_behind(monkeypatch, seconds, expected):
+    """With a scripted clock. One long reply is no reason, and a slow camera is none either."""
+    now, told = [0.0], []
+    wait = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda left: now.__setitem__(0, now[0] + left))
+    monkeypatch.setattr(reading_ahead_videollm_mod, "clock", wait)
+    monkeypatch.setattr(reading_ahead_videollm_mod.logger, "warning", told.append)
+
+    def lists(*_, **__):
+        # The camera has a frame every two seconds.
+        for index in range(len(seconds)):
+            now[0] = max(now[0], 2.0 * index)
+            yield [(now[0], index)]
+
+    monkeypatch.setattr(reading_ahead_videollm_mod, "read_ahead", lists)
+    for _, spent in zip(sample_every([], 0.5), seconds, strict=True):
+        now[0] += spent
+    assert told == expected * [
+        "The last frame took 0.7 s, and one every 0.5 s was asked for: the frames that come meanwhile are not seen."
+    ]
 
 
 @pytest.mark.parametrize(
