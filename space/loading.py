@@ -57,7 +57,7 @@ def load_checkpoint(
     name: str, *, weights: str | None = None, revision: str | None = None, **options: Any
 ) -> tuple[Any, Any]:
     """
-    Load a processor and its model as [`load_model`] does, and check that they belong together.
+    Load a processor and its model as [`load_parts`] does, with the model where it runs, as [`load_model`] puts it.
 
     Args:
         name (`str`): A folder or a Hub id. Its code is run.
@@ -65,8 +65,26 @@ def load_checkpoint(
         revision (`str`, *optional*): Branch, tag or commit of a Hub checkpoint.
 
     Raises:
-        `ValueError`: If the processor cannot prepare text or a frame, or if processor and model are of different
-            checkpoints.
+        `OSError`: If there is no such checkpoint.
+        `ValueError`: As for [`load_parts`] and [`quantization`].
+    """
+    processor, model = load_parts(name, revision=revision, **quantization(weights), **options)
+    return processor, _placed(model)
+
+
+def load_parts(name: str, *, revision: str | None = None, **options: Any) -> tuple[Any, Any]:
+    """
+    Load a processor and its model in evaluation mode, and check that they are complete and belong together.
+
+    Args:
+        name (`str`): A folder or a Hub id. Its code is run.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub checkpoint.
+        options: Options of `AutoModel.from_pretrained`, or fields of the configuration.
+
+    Raises:
+        `OSError`: If there is no such checkpoint.
+        `ValueError`: If the processor cannot prepare text or a frame, if processor and model are of different
+            checkpoints, or if weights are missing, have other shapes or are not finite.
     """
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
     # What does not fit together is found before a video is watched.
@@ -78,7 +96,7 @@ def load_checkpoint(
             raise ValueError("no text begins a reply.")
     with _naming("processor_config.json"):
         processor.process_frames(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
-    model = load_model(name, weights=weights, revision=revision, **options)
+    model = _load(name, revision=revision, **options)
     for field in ("frame_num_tokens", "frame_token_id", "frame_token_interval_id"):
         theirs, its = getattr(processor, field), getattr(model.config, field)
         if theirs != its:
@@ -121,11 +139,13 @@ def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:
         `OSError`: If there is no such checkpoint.
         `ValueError`: If weights of the model are missing from the checkpoint, or have other shapes.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options |= quantization(weights)
-    model, found = AutoModel.from_pretrained(
-        name, trust_remote_code=True, dtype="auto", output_loading_info=True, **options
-    )
+    return _placed(_load(name, **quantization(weights), **options))
+
+
+def _load(name: str, **options: Any) -> Any:
+    """Load a model, and check its weights."""
+    options = {"dtype": "auto", **options}
+    model, found = AutoModel.from_pretrained(name, trust_remote_code=True, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{len(missing)} of the model's weights are missing, such as {missing[0]}.")
     check_finite(model)
@@ -133,10 +153,15 @@ def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:
     unused = sorted(name for name in found["unexpected_keys"] if ".router." not in name)
     if unused:
         logger.warning(f"{len(unused)} of the checkpoint's weights are not used, such as {unused[0]}.")
-    model = model.to(device).eval()
+    return model.eval()
+
+
+def _placed(model: Any) -> Any:
+    """Return a model on the GPU if there is one. Without one, a small model sets the process to one thread."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and model.num_parameters() < SMALL:
         torch.set_num_threads(1)
-    return model
+    return model.to(device)
 
 
 def check_finite(model: Any) -> None:

@@ -5,27 +5,24 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModel, AutoProcessor
-
 from videollm_mod.space.checkpoint_faults import named_faults
-from videollm_mod.space.loading import check_finite
+from videollm_mod.space.loading import load_parts
 
 
 def load_checkpoint(checkpoint: str | Path, **options: Any) -> tuple[Any, Any]:
     """
-    Load a model in evaluation mode, and its processor.
+    Load a model in evaluation mode, and its processor, as [`load_parts`] checks them.
 
     Args:
         checkpoint (`str` or `Path`): A folder or a Hub id. Its code is run.
         options: Options of `AutoModel.from_pretrained`.
 
     Raises:
-        `SystemExit`: With one line, if the checkpoint is broken or its weights are not finite.
+        `SystemExit`: With one line, if the checkpoint is broken or incomplete, or its weights are not finite.
     """
     try:
         with named_faults(str(checkpoint)):
-            model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, **options).eval()
-            check_finite(model)
-            return model, AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+            processor, model = load_parts(str(checkpoint), **options)
+            return model, processor
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
