@@ -583,11 +583,12 @@ def _print_summary(session: Any, seconds: float, as_json: bool, report: Any, bur
         return
     speed = f"{session.num_frames / seconds:.1f} frames/s ({device_name(session.model)})"
     forgotten = session.num_frames - session.num_remembered
+    silenced, was = counted(session.num_suppressed, "reply"), "was" if session.num_suppressed == 1 else "were"
     typer.echo(
         f"\n{counted(session.num_frames, 'frame')} in {seconds:.1f} s, {speed}"
         + (f"; {session.num_reused} hardly changed and were not encoded" if session.num_reused else "")
         + (f"; {session.num_dropped} more came too fast and were dropped" if session.num_dropped else "")
-        + (f"; {session.num_suppressed} replies said nothing new and were not shown" if session.num_suppressed else "")
+        + (f"; {silenced} said nothing new and {was} not shown" if session.num_suppressed else "")
         + (f"; compute and cache are those of the newest {session.num_remembered}" if forgotten else "")
     )
     _print_savings(cost, cache_bytes, full_cache_bytes)

@@ -25,8 +25,9 @@ def device_name(model: Any) -> str:
 
 
 def counted(number: int, word: str) -> str:
-    """Return a number with its word, such as "1 row" or "2 rows"."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+    """Return a number with its word, such as "1 row", "2 rows" or "2 replies"."""
+    several = re.sub("(?<![aeiou])y$", "ie", word) + "s"
+    return f"{number} {word if number == 1 else several}"
 
 
 def visible(text: str) -> str:

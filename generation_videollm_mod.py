@@ -229,7 +229,7 @@ class VideoLLMMoDGenerationMixin:
 
         def on_slow(slower: float, seconds: float) -> None:
             logger.warning(
-                f"A frame takes the model {seconds:.2g} s: it watches {slower:g} frames per second of this source. "
+                f"A frame takes the model {seconds:.2g} s: it watches {slower:g} frame{'' if slower == 1 else 's'} per second of this source. "
                 "Set `fps` to choose another rate."
             )
 

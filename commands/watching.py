@@ -295,7 +295,8 @@ def read_frames(
             typer.echo(f"frames come too fast: the oldest that wait are dropped; {advice} may help", err=True)
 
     def on_slow(slower: float, seconds: float) -> None:
-        reason = f"a frame takes {seconds:.2g} s here, so {slower:g} frames per second are watched"
+        rate = f"{slower:g} frame per second is" if slower == 1 else f"{slower:g} frames per second are"
+        reason = f"a frame takes {seconds:.2g} s here, so {rate} watched"
         typer.echo(f"{reason}; --fps chooses another rate", err=True)
         if on_slower is not None:
             on_slower(slower)

@@ -207,7 +207,8 @@ def test_a_camera_is_watched_at_a_rate_that_keeps_up_with_frames_and_questions(
     # The first window shows how long a question takes, and two frames after it how long a frame does.
     assert seen[:6] == [0, 0.5, 1, 1.5, 2, 2.5]
     assert {after - before for before, after in itertools.pairwise(seen[5:])} == {1 / rate}
-    slowed = f"a frame takes {frame + question / 4:.2g} s here, so {rate:g} frames per second are watched"
+    shown = "1 frame per second is" if rate == 1 else f"{rate:g} frames per second are"
+    slowed = f"a frame takes {frame + question / 4:.2g} s here, so {shown} watched"
     assert told == ("" if rate == 2 else f"{slowed}; --fps chooses another rate\n")
 
 

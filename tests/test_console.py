@@ -14,6 +14,9 @@ from videollm_mod.mistakes import one_line_errors
 
 def test_a_number_and_its_word_agree():
     assert [counted(number, "frame") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
+    assert [counted(number, "reply") for number in (1, 2)] == ["1 reply", "2 replies"] and counted(
+        2, "day"
+    ) == "2 days"
     assert (
         describe_entries([8, 3, 8, 3, 4], {1, 3, 4})
         == "8 in each of 2 full layers, up to 4 in each of 3 routed layers"

@@ -676,7 +676,7 @@ def test_narrate_watches_a_camera_at_a_rate_that_the_model_keeps_up_with(monkeyp
     options = {"fps": fps, "when_behind": "block", "max_waiting": 1, "chunk_frames": 1}
     list(model.narrate(processor, "camera:0", **options, system_prompt=SYSTEM))
     assert model.text.count("F") == (24 if expected == 2 else 3 + 10)
-    slowed = "A frame takes the model 0.7 s: it watches 1 frames per second of this source. "
+    slowed = "A frame takes the model 0.7 s: it watches 1 frame per second of this source. "
     assert told == ([] if expected == 2 else [slowed + "Set `fps` to choose another rate."])
 
 
