@@ -228,10 +228,9 @@ class VideoLLMMoDGenerationMixin:
                 )
 
         def on_slow(slower: float, seconds: float) -> None:
-            logger.warning(
-                f"A frame takes the model {seconds:.2g} s: it watches {slower:g} frame{'' if slower == 1 else 's'} per second of this source. "
-                "Set `fps` to choose another rate."
-            )
+            rate = f"{slower:g} frame{'' if slower == 1 else 's'} per second"
+            took = f"A frame takes the model {seconds:.2g} s: it watches {rate} of this source."
+            logger.warning(f"{took} Set `fps` to choose another rate.")
 
         report = processor.new_report()
         options = {"when_behind": when_behind, "max_waiting": max_waiting, "on_drop": on_drop, "device": self.device}
