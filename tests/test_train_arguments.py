@@ -335,6 +335,20 @@ def test_a_named_incomplete_checkpoint_is_refused(tmp_path, monkeypatch):
             resume(tmp_path, wrong, 2, monkeypatch)
 
 
+@pytest.mark.parametrize("name", ["global_step2/mp_rank_00_model_states.pt", "optimizer_0/.metadata"])
+def test_what_is_unpickled_is_of_the_run_itself(tmp_path, monkeypatch, name):
+    """DeepSpeed and sharded FSDP unpickle such files. PyTorch reads `optimizer.pt` without running code."""
+    elsewhere = write_checkpoint(tmp_path / "other", 2, random_states=ALONE)
+    (elsewhere / "optimizer.pt").touch()
+    assert resume(tmp_path / "run", elsewhere, 1, monkeypatch) == str(elsewhere)
+    (elsewhere / name).parent.mkdir()
+    (elsewhere / name).touch()
+    with pytest.raises(SystemExit, match=rf"{elsewhere}: {name} is unpickled, .* Move the checkpoint there") as error:
+        resume(tmp_path / "run", elsewhere, 1, monkeypatch)
+    assert "\n" not in str(error.value)
+    assert resume(tmp_path / "other", elsewhere, 1, monkeypatch) == str(elsewhere)
+
+
 @pytest.mark.parametrize(
     ("written", "processes"), [(ALONE, 2), (FOUR, 1), (FOUR, 2), ([*FOUR, ""], 2), ([*FOUR[:2], ""], 4)]
 )

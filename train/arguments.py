@@ -305,7 +305,8 @@ class Resumable:
         A checkpoint from another number of processes is accepted, but data order and random states then differ.
 
         Raises:
-            `SystemExit`: If the named checkpoint is incomplete, or if the last ones may come from fewer processes.
+            `SystemExit`: If the named checkpoint is incomplete, or has pickled files and is not in the output folder,
+                or if the last ones may come from fewer processes.
         """
         asked = self.resume_from_checkpoint
         if asked is None or str(asked).lower() == "false":
@@ -316,6 +317,7 @@ class Resumable:
                     f"--resume_from_checkpoint {asked}: {fault}. Name a complete checkpoint, "
                     "or give true for the last one."
                 )
+            self._refuse_pickles_of_others(Path(asked))
             return self._announced(Path(asked))
         found, doubtful = Path(self.output_dir).glob("checkpoint-*"), None
         for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
@@ -351,6 +353,17 @@ class Resumable:
             name = "rng_state.pth" if self.world_size == 1 else "rng_state_N.pth of a process N"
             return f"its {name} is missing or truncated"
         return None
+
+    def _refuse_pickles_of_others(self, checkpoint: Path) -> None:
+        """Raise `SystemExit` if a checkpoint of another run has files that DeepSpeed or sharded FSDP unpickle."""
+        own = Path(self.output_dir).resolve() in checkpoint.resolve().parents
+        pickled = [] if own else sorted([*checkpoint.glob("*/**/*.pt"), *checkpoint.glob("*/.metadata")])
+        if pickled:
+            raise SystemExit(
+                f"--resume_from_checkpoint {checkpoint}: {pickled[0].relative_to(checkpoint)} is unpickled, which may "
+                f"run code, and the checkpoint is not in --output_dir '{self.output_dir}'. Move the checkpoint there "
+                "if you trust it."
+            )
 
     def _count_random_states(self, checkpoint: Path) -> int:
         """Return how many processes saved their random states, or 0 if the state of one is missing."""
