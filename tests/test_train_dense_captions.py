@@ -100,8 +100,9 @@ def test_second_annotator_is_a_reference(folder):
         val_1={"v_aaaaaaaaaaa": first, "v_bbbbbbbbbbb": first},
         val_2={"v_aaaaaaaaaaa": second, "v_ddddddddddd": second},
     )
-    rows, *_ = convert("activitynet", folder)
+    rows, _, mended = convert("activitynet", folder)
     assert {name: split for name, (split, _) in rows.items()} == dict.fromkeys(VIDEOS[:2], "validation")
+    assert mended == {"a second annotator: a reference": 1}
     truth = rows["v_aaaaaaaaaaa"][1]["truth"]
     assert truth["references"] == [{"timestamps": [[0.0, 4.0], [4.0, 9.0]], "sentences": ["Second.", "Third."]}]
     assert said(rows["v_aaaaaaaaaaa"][1]) == [(5.0, "First.")]

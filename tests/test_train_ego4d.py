@@ -105,6 +105,7 @@ def test_each_pass_of_an_annotator_is_a_dialogue(tmp_path, videos):
         "not in order of time: sorted": 1,
         "another reply follows at the same frame": 1,
         "same text as the reply before": 1,
+        "several annotators: their passes stay apart": 1,
     }
 
 

@@ -209,7 +209,12 @@ def test_visible_descriptions_are_narrated(tmp_path, root):
     assert said(row)[1:] == [(3.5, "a", "C touches the screw."), (6.0, "a", "C lifts the wheel.")]
     assert said(row)[0][:2] == (3.5, "u") and (row["start"], row["end"]) == (3.5, 6.0)
     assert row["video"] == str(root / "takes/t_1/frame_aligned_videos/aria02_214-1.mp4")
-    assert counts == {"not visible in the ego view": 2, "the pass was rejected": 2}
+    assert counts == {
+        "not visible in the ego view": 2,
+        "the pass was rejected": 2,
+        "a truth value written as text: read as one": 3,
+        "several annotators: their passes stay apart": 1,
+    }
 
 
 def test_faults_of_descriptions_are_counted(tmp_path, root):
@@ -232,6 +237,8 @@ def test_faults_of_descriptions_are_counted(tmp_path, root):
         "the pass has no list of descriptions": 2,
         "the passes are not a list": 1,
         "there is no video file": 1,
+        "a truth value written as text: read as one": 2,
+        "several annotators: their passes stay apart": 1,
     }
 
 

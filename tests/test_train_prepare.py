@@ -145,6 +145,10 @@ def test_rows_that_may_surprise_are_counted_and_kept(lights, monkeypatch):
     assert "more than 6 frames" not in done.stdout, "6 frames of 3 s"
     assert "mended 1: more than 6 frames" in run(lights, "--task", "what", "--fps", "3").stdout
     assert "special token" not in run(lights, "--task", "when", "--colour", "[red] </b> <3 |").stdout
+    assert "characters beyond ASCII" not in done.stdout
+    done = run(lights, "--task", "when", "--strict", "--colour", "the “red” [left")
+    assert "mended 2: characters beyond ASCII, such as curly quotes: kept (0/when, messages" in done.stdout
+    assert "mended 2: brackets, as the stream format has: kept as text (0/when, messages" in done.stdout
 
 
 def test_the_table_names_what_was_left_out(lights):

@@ -237,6 +237,8 @@ class DenseCaptions(Converter):
         duration, last = annotated_length(entry.get("duration"), video, name, notes), video.last_frame(self.fps)
         question = {"role": "user", "content": _QUESTIONS[self.source, self.say_at]}
         replies = reply_messages(self._place(events, last, name, notes), self.fps)
+        if other is not None:
+            notes.mended(name, "", "a second annotator: a reference", by_rule=True)
         references = [] if other is None else [read_events(other, f"{name} of the second annotator", notes)]
         truth = {
             "duration": duration,

@@ -38,7 +38,7 @@ from videollm_mod.train.data.dialogues import (
     to_text,
 )
 from videollm_mod.train.data.ego4d.goalstep import Level, Timeline, read_segments, timeline_row
-from videollm_mod.train.data.ego4d.narration import INSTRUCTION, clean_narration, narration_row
+from videollm_mod.train.data.ego4d.narration import INSTRUCTION, SEVERAL_PASSES, clean_narration, narration_row
 from videollm_mod.train.data.json_streams import read_pairs, read_values, take_span, take_time, told_split
 
 
@@ -299,6 +299,8 @@ class EgoExo4D(Converter):
                 notes.leave_out(path.name, uid, "the passes are not a list")
                 continue
             video = self._open(uid, uid, videos, notes)
+            if video and len(passes) > 1:
+                notes.mended(uid, "", SEVERAL_PASSES, by_rule=True)
             for index, content in enumerate(passes if video else ()):
                 where = f"{uid}/pass-{index}"
                 replies = read_descriptions(content, notes, where)
@@ -327,6 +329,8 @@ def read_descriptions(content: Any, notes: Notes, where: str) -> list[tuple[floa
         field = f"descriptions[{index}]"
         text = item.get("text") if isinstance(item, dict) else None
         visible = to_flag(item.get("ego_visible")) if isinstance(text, str) else None
+        if visible is not None and isinstance(item["ego_visible"], str):
+            notes.mended(where, f"{field}.ego_visible", "a truth value written as text: read as one", by_rule=True)
         if not isinstance(text, str):
             notes.leave_out(where, f"{field}.text", "there is no text")
         elif visible is None:

@@ -46,6 +46,9 @@ from videollm_mod.train.data.windows import MAX_FRAMES
 # Special tokens of common tokenizers: "<|im_end|>", "</s>", "[INST]".
 _SPECIAL = re.compile(r"<\|[^<>|\s]+\|>|</?(?:s|bos|eos|pad|unk|image|video)>|\[/?(?:INST|SYS|PAD|UNK|CLS|SEP|MASK)\]")
 
+# A title that a converter puts before a text is no bracket of the annotation.
+_TITLE = re.compile(r"^\[[^\[\]]*\] ")
+
 
 @dataclass
 class PrepareArguments:
@@ -225,6 +228,10 @@ def _note_oddities(row: dict[str, Any], texts: list[str], fps: float, notes: Not
     """Count what may surprise in rows that are kept. It is no fault: the processor never reads text as tokens."""
     if any(_SPECIAL.search(text) for text in texts):
         notes.mended(row["id"], "messages", "text that looks like a special token: kept as text", by_rule=True)
+    if any("[" in plain or "]" in plain for plain in (_TITLE.sub("", text) for text in texts)):
+        notes.mended(row["id"], "messages", "brackets, as the stream format has: kept as text", by_rule=True)
+    if not all(text.isascii() for text in texts):
+        notes.mended(row["id"], "messages", "characters beyond ASCII, such as curly quotes: kept", by_rule=True)
     if row.get("end") is not None and (row["end"] - (row.get("start") or 0.0)) * fps >= MAX_FRAMES:
         notes.mended(row["id"], "end", f"more than {MAX_FRAMES:,} frames: kept, and split for training", by_rule=True)
 

@@ -18,6 +18,7 @@ from videollm_mod.train.data.json_streams import read_keys, read_pairs, read_val
 
 
 # The wording is ours. It asks what LIVE's instruction asks.
+SEVERAL_PASSES = "several annotators: their passes stay apart"
 INSTRUCTION = (
     "Narrate the video in real time, in short sentences. Call the person who wears the camera 'C', and other people "
     "by other letters, such as 'X'."
@@ -233,7 +234,10 @@ def convert_narrations(
             continue
         notes.split = split
         video = videos.open(notes, uid, "", uid)
-        for name, narrations in split_passes(entry, notes, uid).items() if video else ():
+        passes = split_passes(entry, notes, uid) if video else {}
+        if len(passes) > 1:
+            notes.mended(uid, "", SEVERAL_PASSES, by_rule=True)
+        for name, narrations in passes.items():
             where = f"{uid}/{name}"
             replies = clean_pass(narrations, wearer_only=wearer_only, notes=notes, where=where)
             row = narration_row(replies, video, fps=fps, instruction=INSTRUCTION, notes=notes, where=where)
