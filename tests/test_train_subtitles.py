@@ -373,6 +373,11 @@ def test_columns_of_ass_have_any_order(read):
     assert read(head + moved, "moved.ass", report=report) == [Line(1, 2, "A ball.")] and report.spoilt_lines == 1
 
 
+def test_times_of_ass_with_a_comma(read):
+    content = ass("Hi.").replace("0:00:00.00", "0:00:00,25").replace("0:00:01.00", "0:00:01,00")
+    assert read(content + ass("Go.", start=2)[len(ass()) :], "a.ass") == [Line(0.25, 1, "Hi."), Line(2, 3, "Go.")]
+
+
 def test_times_of_ttml_may_stand_on_spans(read):
     rolling = '<span begin="00:00:03.5" dur="1s">It <span style="red">rolls</span> on.</span>'
     spans = f'<p xml:id="a"><span begin="1s" end="2s">A ball.</span>{rolling}</p><p begin="5s" end="6s">It stops.</p>'

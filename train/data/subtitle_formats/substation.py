@@ -22,6 +22,8 @@ def ass_events(text: str, report: SubtitleReport) -> Iterable[pysubs2.SSAEvent]:
     begin = lines.index("[Events]") if "[Events]" in lines else 0
     columns = [line.partition(":")[2] for line in lines[begin:] if line.startswith("Format:")][:1]
     lines = [line for line in lines if line.startswith(("Dialogue:", "Comment:"))]
+    # In some languages, programs write times with a comma.
+    lines = [re.sub(r"(?<=\d:\d\d:\d\d),(?=\d{2,3}\s*,)", ".", line) for line in lines]
     # Some format lines name fewer columns than their events have.
     lines = [line if _ASS_EVENT.match(line) else _in_usual_order(line, *columns) for line in lines]
     events = [line for line in lines if _ASS_EVENT.match(line)]
