@@ -244,6 +244,8 @@ def check_source(video: str | Path) -> str:
     if not is_av_available():
         raise ImportError("Reading video files needs PyAV: `pip install av`.")
     source, path = str(video), Path(video)
+    if not source:
+        raise FileNotFoundError("The name of the video is empty.")
     if path.is_dir():
         raise IsADirectoryError(f"'{source}' is a folder: name a video file in it.")
     if source != "-" and not source.startswith(_CAMERA_NAMES) and "://" not in source and not path.exists():

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
+from io import IOBase
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -353,7 +354,7 @@ class VideoReader:
         try:
             self.container.seek(int((time + self.origin) / self.stream.time_base), stream=self.stream)
             yield from dropwhile(lambda frame: not frame.key_frame, self._decode())
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, OverflowError):
             # There is no such place, or no frame from there on.
             return
 
@@ -592,8 +593,11 @@ def read_video(
             source breaks off or falls silent; the frames before that are yielded first.
         `FileNotFoundError`, `IsADirectoryError`: If there is no such file.
         `ImportError`: If PyAV is missing and the video is not a sequence of frames.
+        `TypeError`: If the video is an open file, or its bytes.
     """
     fps, start = check_fps(fps), check_seconds("start", start, least=0)
+    if isinstance(video, (bytes, bytearray, IOBase)):
+        raise TypeError(f"A video is a path, a URL, or frames, got {type(video).__name__}: give the file's path.")
     end = None if end is None else check_seconds("end", end, least=start)
     is_source, source = isinstance(video, (str, Path, VideoReader)), getattr(video, "source", video)
     options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}

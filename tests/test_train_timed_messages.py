@@ -111,6 +111,7 @@ DEEP = b'{"video": "clip.mp4", "messages": ' + b"[" * 200_000 + b"]" * 200_000 +
             r", line 1, byte 1: not UTF-8 \(0xff\). Save the file as JSON lines in UTF-8",
         ),
         (NASA.read_bytes()[:5000], r", line 1, byte \d+: not UTF-8"),
+        (GOOD + b'{"time": ' + b"9" * 5000 + b"}", ", line 2: a number has too many digits"),
         (GOOD + DEEP, ", line 2: lists and objects are nested too deeply"),
         (GOOD + b'{"video": "' + b"x" * (1 << 26) + b'"}\n', ", line 2: has 67,108,878 bytes. A row has at most"),
     ],

@@ -237,6 +237,7 @@ def test_an_iterable_is_read_lazily():
         ({"start": -1.0}, "`start` must be a finite number of seconds, at least 0, got -1.0"),
         ({"start": 2.0, "end": 1.0}, "`end` must be a finite number of seconds, at least 2, got 1.0"),
         ({"start": 99.0}, "has no frame from 99.0 s on"),
+        ({"start": 1e300}, "has no frame from 1e\\+300 s on"),
     ],
 )
 def test_refuses_options(tmp_path, options, message):
@@ -248,6 +249,12 @@ def test_refuses_options(tmp_path, options, message):
 def test_refuses_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no video file"):
         next(read_video(tmp_path / "missing.mp4"))
+    with pytest.raises(FileNotFoundError, match="The name of the video is empty"):
+        next(read_video(""))
+    with (tmp_path / "open.mp4").open("wb") as file, pytest.raises(TypeError, match="got BufferedWriter"):
+        next(read_video(file))
+    with pytest.raises(TypeError, match="got bytes: give the file's path"):
+        next(read_video(b"abc"))
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"this is no video at all" * 100)
     with pytest.raises(ValueError, match="broken.mp4' cannot be read as video: Invalid data"):

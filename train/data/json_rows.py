@@ -131,7 +131,8 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         message = ": lists and objects are nested too deeply."
     except ValueError as error:
-        message = f": {error}"
+        # Python names a setting of its own for numbers of thousands of digits.
+        message = ": a number has too many digits." if "digits" in str(error) else f": {error}"
     else:
         kind = "null" if row is None else type(row).__name__
         message = None if isinstance(row, dict) else f": a row is an object with messages and a video, got {kind}."
