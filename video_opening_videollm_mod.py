@@ -197,20 +197,36 @@ def _places(file: BinaryIO, pattern: re.Pattern[bytes], at: int = 0) -> Iterator
 
 
 def count_torn(source: str, kind: str) -> tuple[int, bool]:
-    """Return in how many places a Matroska or WebM file is torn, and whether the end of it, a GIF, Ogg or mp4 is."""
+    """Return in how many places a Matroska or WebM is torn, and whether its end or that of an Ogg, GIF or mp4 is."""
     size = os.path.getsize(source)
     with open(source, "rb") as file:
         if "matroska" in kind:
             return _follow_elements(file, size)
         if "mp4" in kind:
-            return 0, any(name == b"mdat" and end > size for name, end in _boxes(file))
+            names, ends = zip(*_boxes(file), strict=True)
+            # Fragments fill their file. Behind a hole, what looks like a box ends elsewhere.
+            is_torn = b"moof" in names and names[-1] != b"mdat" and ends[-1] != size
+            return 0, is_torn or any(name == b"mdat" and end > size for name, end in zip(names, ends, strict=True))
+        is_gif_torn = kind == "gif" and not _is_gif_whole(file.read(2**27))
         file.seek(max(0, size - 2**24))
         tail = file.read()
     if kind == "gif":
-        return 0, not tail.rstrip(b"\0\r\n").endswith(b"\0;")
+        return 0, is_gif_torn or not tail.rstrip(b"\0\r\n").endswith(b"\0;")
     at = tail.rfind(b"OggS", 0, -23)  # a header has 27 bytes, and then the lengths of parts
     is_whole = at >= 0 and tail[at + 5] & 4 and len(tail) >= at + 27 + sum(tail[at + 26 : at + 27 + tail[at + 26]])
     return 0, kind == "ogg" and not is_whole
+
+
+def _is_gif_whole(content: bytes) -> bool:
+    """Follow the blocks of a GIF to its end mark, or as far as it was read."""
+    at = 13 + 3 * (2 << (content[10] & 7)) * (content[10] >> 7)  # behind the table of colors
+    while (kind := content[at : at + 1]) in (b"!", b",") and at + 10 < len(content):
+        flags = content[at + 9] if kind == b"," else 0
+        at += 11 + 3 * (2 << (flags & 7)) * (flags >> 7) if kind == b"," else 2
+        while at < len(content) and content[at]:
+            at += content[at] + 1
+        at += 1
+    return kind == b";" or at + 10 >= 2**27
 
 
 def _follow_elements(file: BinaryIO, size: int) -> tuple[int, bool]:

@@ -626,6 +626,21 @@ def test_files_that_break_off_without_saying_how_much_is_missing_are_counted(tmp
     assert report.missing_seconds == report.gap_seconds == 0
 
 
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
+def test_a_hole_behind_which_nothing_is_read_is_a_cut_end(tmp_path, ending):
+    codec = {"codec": "gif", "pix_fmt": "rgb8"} if ending == "gif" else {"g": "10"}
+    pictures = np.concatenate([random_frames(1, size=(64, 96), seed=index) for index in range(40)])
+    path = write_clip(tmp_path / f"clip.{ending}", pictures, **codec)
+    options = {"movflags": "frag_keyframe+empty_moov"} if ending == "mp4" else {}
+    path = remux(path, tmp_path / f"a.{ending}", **options)
+    content = path.read_bytes()
+    assert len(read_numbers(path)[0]) == 40 and not read_numbers(path)[2]
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + content[middle + 100 :])
+    frames, _, report = read_numbers(path)
+    assert 5 < len(frames) < 30 and report.cut_ends == 1
+
+
 def test_damage_that_ends_the_last_cluster_is_a_cut_end(tmp_path):
     clip = write_clip(tmp_path / "clip.mkv", random_frames(20, size=(64, 96)))
     content = clip.read_bytes()
