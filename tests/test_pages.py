@@ -33,7 +33,7 @@ from transformers import GenerationConfig
 from videollm_mod import VideoLLMMoDConfig, cli
 from videollm_mod.remembering_videollm_mod import checkpoint_limits
 from videollm_mod.routers_videollm_mod import ROUTERS
-from videollm_mod.train.data.converters import CONVERTERS
+from videollm_mod.train.data.converters import CONVERTERS, find_converter
 from videollm_mod.train.data.sources import SOURCES
 from videollm_mod.train.tasks import TASKS
 
@@ -206,3 +206,20 @@ def test_every_configuration_field_is_documented():
     ours = {f.name for f in dataclasses.fields(VideoLLMMoDConfig) if f.name in VideoLLMMoDConfig.__annotations__}
     limits = checkpoint_limits(GenerationConfig.from_pretrained(ROOT))
     assert len(limits) == 3 and set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == ours | set(limits)
+
+
+@pytest.mark.parametrize("source", sorted(CONVERTERS))
+def test_every_source_of_data_says_what_a_reader_needs(source):
+    """A table with licence, place, size, tasks, measures and what was never run, and the command."""
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    listed = ""
+    for section in re.split(r"^#{2,3} ", page, flags=re.MULTILINE):
+        rows = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", section, flags=re.MULTILINE))
+        if re.search(rf"\b{source}_", tasks := rows.get("tasks", "")):
+            assert rows.keys() >= {"licence", "where to get it", "size", "tasks", "measures", "never run on"}
+            assert "python train/data/prepare.py " in section or "commands are at the top of this page" in section
+            listed += tasks
+    names = [name for name in TASKS if name in {f"{source}_{task}" for task in find_converter(source).tasks}]
+    # Of OVO-Bench's twelve, one is named.
+    missing = [name for name in names if f"`{name}`" not in listed and f"`{name.removeprefix(source)}`" not in listed]
+    assert listed and (not missing or source == "ovo_bench"), missing
