@@ -20,7 +20,13 @@ import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
+from ray.serve.config import (
+    AutoscalingConfig,
+    AutoscalingContext,
+    AutoscalingPolicy,
+    BackpressureConfig,
+    RequestRouterConfig,
+)
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from .draining import draining
@@ -56,7 +62,7 @@ class Settings(BaseModel):
         transcriber (`str`), transcriber_model (`str`), speech (`str`), speech_model (`str`), speech_voice (`str`):
             Endpoints for speech, as for `videollm-mod serve`. Their keys come from the same environment variables.
         min_replicas (`int`), max_replicas (`int`): Between these, Serve adds and removes replicas.
-        target_streams (`float`): Streams of a replica above which Serve adds one, by default three quarters of
+        target_streams (`float`): Open streams of a replica above which Serve adds one, by default three quarters of
             `max_streams`.
         num_gpus (`float`): GPUs of a replica.
         drain_seconds (`float`): How long a replica that is removed may take to answer what it has accepted.
@@ -141,6 +147,22 @@ def _replica_of(arguments: Sequence[Any]) -> str | None:
     return tokens[0].rpartition(".")[0] or None
 
 
+def replicas_needed(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+    """
+    Return how many replicas the open streams of all replicas need, and no state of its own. Serve delays changes, and
+    keeps the number within its limits.
+
+    A stream may have no open request: a session over plain HTTP, or one whose client has lost its connection. If no
+    replica has reported its streams yet, open requests count.
+
+    Args:
+        context (`AutoscalingContext`): What Serve knows of the replicas.
+    """
+    reported = (context.aggregated_metrics or {}).get("streams", {})
+    streams = max(sum(reported.values()), context.total_num_requests)
+    return streams / context.config.get_target_ongoing_requests(), {}
+
+
 class Replica:
     """One process with an engine. [`app`] gives it its application."""
 
@@ -152,8 +174,15 @@ class Replica:
 
     async def record_routing_stats(self) -> dict[str, bool]:
         """Tell routers whether there is room for another stream. Sessions without a WebSocket are no open request."""
-        server = self.app.state.server
-        return {"has_room": len(list(server.sessions)) < server.engine.max_streams}
+        return {"has_room": self._num_streams < self.app.state.server.engine.max_streams}
+
+    async def record_autoscaling_stats(self) -> dict[str, int]:
+        """Tell Serve how many streams are open."""
+        return {"streams": self._num_streams}
+
+    @property
+    def _num_streams(self) -> int:
+        return len(list(self.app.state.server.sessions))
 
 
 def app(settings: Settings) -> serve.Application:
@@ -168,7 +197,9 @@ def app(settings: Settings) -> serve.Application:
         serve.ingress(lambda: _new_app(settings))(Replica),
         name="VideoLLM-MoD",
         ray_actor_options={"num_cpus": 1, "num_gpus": settings.num_gpus},
-        autoscaling_config=AutoscalingConfig(**replicas, target_ongoing_requests=target),
+        autoscaling_config=AutoscalingConfig(
+            **replicas, target_ongoing_requests=target, policy=AutoscalingPolicy(policy_function=replicas_needed)
+        ),
         request_router_config=RequestRouterConfig(
             request_router_class=SessionRouter, request_routing_stats_period_s=_STATS_PERIOD
         ),
@@ -206,4 +237,4 @@ def _is_removed() -> bool:
     return any(getattr(getattr(actor, "_replica_impl", None), "_shutting_down", False) for actor in actors)
 
 
-__all__ = ["Replica", "SessionRouter", "Settings", "app"]
+__all__ = ["Replica", "SessionRouter", "Settings", "app", "replicas_needed"]

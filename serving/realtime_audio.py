@@ -31,7 +31,8 @@ def read_audio(asked: dict[str, Any], current: Audio, limits: Limits) -> tuple[A
     """
     Return how a session hears and speaks, as an event asks for it.
 
-    Many clients ask for turn detection and for speech by default. They get an error, and the rest of the event counts.
+    Many clients ask for speech by default, and some end at the first error. So speech without a speaker is a field
+    without effect. Turn detection gets an error, because nothing would end a turn, and the rest of the event counts.
 
     Returns:
         [`Audio`], the names of fields without effect, and what this server does not do.
@@ -49,12 +50,9 @@ def read_audio(asked: dict[str, Any], current: Audio, limits: Limits) -> tuple[A
         limits.check_text(text_of(hints, name, path=path) or "", param=path + name)
     changes = {name: hints[name] for name in _HINTS if name in hints}
     errors = [_no_detection(heard)] if heard.get("turn_detection") is not None else []
-    is_spoken = read_modalities(asked, "session.")
-    if is_spoken and current.speaker is None:
-        is_spoken = False
-        errors.append(no_speech("session."))
+    is_spoken, ignored = read_modalities(asked, "session.", current)
     changes |= {} if is_spoken is None else {"is_spoken": is_spoken}
-    ignored = ["audio.input.noise_reduction"] if heard.get("noise_reduction") is not None else []
+    ignored += ["audio.input.noise_reduction"] if heard.get("noise_reduction") is not None else []
     ignored += [f"audio.input.transcription.{name}" for name in hints if name not in _HINTS]
     ignored += [f"audio.output.{name}" for name in spoken if name != "format"]
     return replace(current, **changes), ignored, errors
@@ -85,18 +83,18 @@ def _no_detection(heard: dict[str, Any]) -> RequestError:
     return RequestError(wrong, code="unsupported_value", param="session.audio.input.turn_detection")
 
 
-def read_modalities(asked: dict[str, Any], path: str) -> bool | None:
-    """Return whether replies are to be spoken, `None` if it is not said."""
+def read_modalities(asked: dict[str, Any], path: str, audio: Audio) -> tuple[bool | None, list[str]]:
+    """
+    Return whether replies are to be spoken, `None` if it is not said, and the names of fields without effect. Without
+    a speaker, replies come as text.
+    """
     wanted = asked.get("output_modalities")
     if wanted is not None and wanted not in (modalities(True), modalities(False)):
         wrong = f'`{path}output_modalities` can be ["text"] or ["audio"]. Audio always comes with its text.'
         raise RequestError(wrong, code="invalid_value", param=f"{path}output_modalities")
-    return None if wanted is None else wanted == modalities(True)
-
-
-def no_speech(path: str) -> RequestError:
-    wrong = "This server has no speech endpoint, so replies come as text. Start it with --speech URL."
-    return RequestError(wrong, code="audio_not_supported", param=f"{path}output_modalities")
+    if wanted == modalities(True) and audio.speaker is None:
+        return False, ["output_modalities"]
+    return None if wanted is None else wanted == modalities(True), []
 
 
 async def append_audio(conversation: Conversation, event: dict[str, Any]) -> None:
@@ -155,4 +153,4 @@ async def clear_audio(conversation: Conversation, _: dict[str, Any]) -> None:
     conversation.emit("input_audio_buffer.cleared")
 
 
-__all__ = ["append_audio", "clear_audio", "commit_audio", "no_speech", "read_audio", "read_modalities"]
+__all__ = ["append_audio", "clear_audio", "commit_audio", "read_audio", "read_modalities"]

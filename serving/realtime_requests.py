@@ -15,7 +15,7 @@ from .fetching import read_data_uri, read_picture
 from .limits import RequestError
 from .live_session import LiveSession
 from .realtime import Conversation
-from .realtime_audio import append_audio, clear_audio, commit_audio, no_speech, read_audio, read_modalities
+from .realtime_audio import append_audio, clear_audio, commit_audio, read_audio, read_modalities
 from .session_options import SessionOptions
 from .telling import Reply
 
@@ -219,11 +219,8 @@ async def _create_response(conversation: Conversation, event: dict[str, Any]) ->
     text = instructions if instructions and instructions.strip() else None
     if text is not None:
         conversation.session.limits.check_text(text, param="response.instructions")
-    is_spoken = read_modalities(asked, "response.")
-    if is_spoken and conversation.audio.speaker is None:
-        is_spoken = False
-        conversation.fail(no_speech("response."), event_id_of(event))
-    ignored = sorted(name for name in _IGNORED_OF_RESPONSE if asked.get(name) is not None)
+    is_spoken, ignored = read_modalities(asked, "response.", conversation.audio)
+    ignored = sorted([*(name for name in _IGNORED_OF_RESPONSE if asked.get(name) is not None), *ignored])
     options = {"metadata": metadata, "is_spoken": is_spoken, "ignored": ignored}
     if interrupt:
         conversation.silence()

@@ -33,6 +33,7 @@ from transformers import GenerationConfig
 from videollm_mod import VideoLLMMoDConfig, cli
 from videollm_mod.remembering_videollm_mod import checkpoint_limits
 from videollm_mod.routers_videollm_mod import ROUTERS
+from videollm_mod.serving.limits import Limits
 from videollm_mod.train.data.converters import CONVERTERS, find_converter
 from videollm_mod.train.data.sources import SOURCES
 from videollm_mod.train.tasks import TASKS
@@ -223,3 +224,11 @@ def test_every_source_of_data_says_what_a_reader_needs(source):
     # Of OVO-Bench's twelve, one is named.
     missing = [name for name in names if f"`{name}`" not in listed and f"`{name.removeprefix(source)}`" not in listed]
     assert listed and (not missing or source == "ovo_bench"), missing
+
+
+def test_every_limit_of_the_server_is_documented():
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ", page, flags=re.MULTILINE)
+    known = {name for row in rows for name in re.findall(r"\w+", row)}
+    known |= {name.replace("-", "_") for name in re.findall(r"`--([a-z-]+)", page)}
+    assert {field.name for field in dataclasses.fields(Limits)} <= known

@@ -3,6 +3,7 @@
 """Two replicas of the server on Ray: where sessions live, what a lost replica costs, and how one is removed."""
 
 import asyncio
+import inspect
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ import yaml  # noqa: E402
 from engines import embedded  # noqa: E402
 from pyarrow import parquet  # noqa: E402
 from ray import serve  # noqa: E402
+from ray.serve.config import AutoscalingConfig, AutoscalingContext  # noqa: E402
 from ray.serve.schema import ServeDeploySchema  # noqa: E402
 from serving_server import frame_event, narration, picture  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
@@ -33,7 +35,7 @@ from websockets.asyncio.client import connect  # noqa: E402
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 
 from videollm_mod import cli  # noqa: E402
-from videollm_mod.serving.ray_app import Settings, app  # noqa: E402
+from videollm_mod.serving.ray_app import Settings, app, replicas_needed  # noqa: E402
 
 
 ROOT = Path(__file__).parents[1]
@@ -301,28 +303,53 @@ def test_a_session_of_a_lost_replica_goes_on_elsewhere_from_its_last_save(addres
     assert replica_of(resumed["id"]) != replica_of(session["id"]) and heard == expected
 
 
-def test_more_streams_than_a_replica_should_have_bring_another_one(address):
+@pytest.mark.parametrize("kind", ["websocket", "http"])
+def test_more_streams_than_a_replica_should_have_bring_another_one(address, kind):
+    """Sessions over plain HTTP have no open request between two frames."""
     settings = {"max_streams": 3, "max_frames": 24, "max_text_tokens": 256}
-    serve.run(app(Settings(**settings, min_replicas=1, max_replicas=2, target_streams=1.0)))
+    serve.run(app(Settings(**settings, min_replicas=1, max_replicas=2, target_streams=1.0, name=kind)))
+    path = f"http://{address}/v1/streaming/sessions"
 
     def count():
         states = serve.status().applications["default"].deployments["VideoLLM-MoD"].replica_states
         return states.get("RUNNING", 0)
 
+    async def open_one(client):
+        if kind == "websocket":
+            connection, session = await open_stream(address)
+            return session["id"], connection.close
+        session_id = (await client.post(path)).raise_for_status().json()["id"]
+        return session_id, lambda: client.delete(f"{path}/{session_id}")
+
     async def crowd():
-        before, opened = count(), [await open_stream(address) for _ in range(2)]
-        while count() < 2:
-            await asyncio.sleep(1)
-        opened.append(await open_stream(address))
-        while replica_of(opened[-1][1]["id"]) == replica_of(opened[0][1]["id"]):  # routers learn of it in a moment
-            await opened[-1][0].close()
-            opened[-1] = await open_stream(address)
-        for connection, _ in opened:
-            await connection.close()
-        return before, [replica_of(session["id"]) for _, session in opened]
+        async with httpx.AsyncClient(timeout=60) as client:
+            while count() != 1 or (await client.get(f"http://{address}/v1/models")).json()["data"][0]["id"] != kind:
+                await asyncio.sleep(1)  # replicas of the deployment before are still there
+            before, opened = count(), [await open_one(client) for _ in range(2)]
+            while count() < 2:
+                await asyncio.sleep(1)
+            opened.append(await open_one(client))
+            while replica_of(opened[-1][0]) == replica_of(opened[0][0]):  # routers learn of it in a moment
+                await opened.pop()[1]()
+                opened.append(await open_one(client))
+            for _, close in opened:
+                await close()
+            return before, [replica_of(session_id) for session_id, _ in opened]
 
     before, places = asyncio.run(crowd())
     assert before == 1 and places[0] == places[1] != places[2]
+
+
+def test_replicas_follow_open_streams():
+    """Until replicas have reported, open requests count."""
+
+    def needed(streams, requests):
+        given = dict.fromkeys(inspect.signature(AutoscalingContext).parameters)
+        given |= {"total_num_requests": requests, "aggregated_metrics": streams}
+        return replicas_needed(AutoscalingContext(**given | {"config": AutoscalingConfig(target_ongoing_requests=6)}))
+
+    assert needed({"streams": {"a": 8.0, "b": 1.0}}, 3.0) == (1.5, {})
+    assert needed({}, 12.0) == needed(None, 12.0) == (2.0, {})
 
 
 # ------------------------------------------------------------------------------------------------- narrating a folder

@@ -360,8 +360,12 @@ def test_events_add_fields_in_one_place(small):
 # ------------------------------------------------------------------------------------------------------ other clients
 
 
-def test_events_as_pipecat_sends_them(server):
-    """Events have an id. Settings come after `session.created`, then context, a response, and frames."""
+@pytest.mark.parametrize("modalities", [["text"], ["audio"]])
+def test_events_as_pipecat_sends_them(server, modalities):
+    """
+    Events have an id. Settings come after `session.created`, then context, a response, and frames. By default it asks
+    for speech, and it ends at the first error.
+    """
     images = [
         {"type": "input_image", "image_url": data_uri(frame, "JPEG"), "detail": "auto"} for frame in frames()[:2]
     ]
@@ -372,13 +376,13 @@ def test_events_as_pipecat_sends_them(server):
             assert json.loads(await client.recv())["type"] == "session.created"
             audio = {"input": {"turn_detection": None}}
             session = {"type": "realtime", "instructions": "Please narrate.", "audio": audio, "tools": []}
-            session |= {"output_modalities": ["text"]}
+            session |= {"output_modalities": modalities}
             greeting = {**item, "id": "a1", "content": [{"type": "input_text", "text": "Hello."}]}
             for event in (
                 {"event_id": "1", "type": "session.update", "session": session},
                 {"event_id": "2", "type": "conversation.item.create", "item": greeting},
                 {"event_id": "3", "type": "session.update", "session": session},
-                {"event_id": "4", "type": "response.create", "response": {"output_modalities": ["text"]}},
+                {"event_id": "4", "type": "response.create", "response": {"output_modalities": modalities}},
                 {
                     "event_id": "5",
                     "type": "conversation.item.create",
@@ -409,6 +413,13 @@ def test_events_as_pipecat_sends_them(server):
         "response.output_text.done",
         "input_audio_buffer.cleared",
     }
+    ignored = [] if modalities == ["text"] else ["output_modalities"]
+    created = next(event for event in found if event["type"] == "response.created")
+    assert created["response"]["output_modalities"] == ["text"]
+    assert created["videollm_mod"].get("ignored", []) == ignored
+    updated = next(event["session"] for event in found if event["type"] == "session.updated")
+    assert updated["output_modalities"] == ["text"]
+    assert set(ignored) <= set(updated["videollm_mod"]["ignored"])
     assert found[-1]["response"].keys() >= {"id", "object", "status", "status_details", "output", "usage"}
     assert found[-1]["response"]["usage"].keys() >= {"input_token_details", "output_token_details", "total_tokens"}
 
@@ -450,11 +461,11 @@ def test_events_as_livekit_sends_them(server):
     updated = next(event for event in found if event.type == "session.updated")
     assert updated.session.output_modalities == ["text"]
     assert updated.session.audio.input.turn_detection is None
-    assert "tool_choice" in updated.session.videollm_mod["ignored"]
-    errors = [event.error for event in found if event.type == "error"]
     # It asks for speech by default. Replies come as text then.
-    assert [error.code for error in errors] == ["audio_not_supported", "response_cancel_not_active"]
-    assert "--speech" in errors[0].message and errors[1].message.startswith("Cancellation failed")
+    assert {"tool_choice", "output_modalities"} <= set(updated.session.videollm_mod["ignored"])
+    errors = [event.error for event in found if event.type == "error"]
+    assert [error.code for error in errors] == ["response_cancel_not_active"]
+    assert errors[0].message.startswith("Cancellation failed")
 
 
 # --------------------------------------------------------------------------------------------------- life of a session
