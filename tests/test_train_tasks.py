@@ -302,6 +302,7 @@ def test_rows_without_a_reply_are_wrong_in_every_task_that_counts_them():
         ("streaming_bench_real", {"answer": "A", "options": ["a cat", "a dog"], "type": "Clips"}),
         ("streaming_bench_proactive", {"asked": 0.0, "time": 2.0, "output": "3"}),
         ("vript_hard_rr", {"answer": "A", "options": ["a cat", "a dog"]}),
+        ("vript_hard_rr_open", {"question": "What is it?", "open_answer": "A cat."}),
         ("vript_hard_ero", {"order": ["A", "B", "C"]}),
     ]
     for name, truth in asked:

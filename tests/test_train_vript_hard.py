@@ -46,7 +46,7 @@ def convert(folder, *, choices=(CHOICE,), orders=(ORDER,), scenes=(), **options)
 
 
 def test_questions_stand_before_the_video_or_the_scene(folder):
-    rows, left = convert(folder)
+    rows, left = convert(folder, task="rr,rr_clip,ero,hal")
     assert [(row["id"], row["task"], row["video"].rsplit("/", 1)[1]) for row in rows] == [
         ("a-b/0/ero", "vript_hard_ero", "a-b.mp4"),
         ("a-b/0/rr", "vript_hard_rr", "a-b.mp4"),
@@ -62,6 +62,40 @@ def test_questions_stand_before_the_video_or_the_scene(folder):
     assert [row["task"] for row in convert(folder, task="rr_clip")[0]] == ["vript_hard_rr_clip"]
 
 
+def test_open_answers_have_no_options_and_a_judge(folder):
+    open_tasks = "rr_open,rr_open_clip"
+    choices = [CHOICE, {**CHOICE, "open_answer": " "}, {**CHOICE, "hint": None, "multiple_choice": 3}]
+    rows, left = convert(folder, choices=choices, task=open_tasks)
+    names = ["vript_hard_rr_open", "vript_hard_rr_open_clip"]
+    assert [row["task"] for row in rows] == names * 2 and left == {"there is no text": 1}
+    first, clip, plain, _ = rows
+    question, reply = first["messages"]
+    assert (
+        question["content"] == "What is on the table? Hint: The table is red." and reply["content"] == "It is a hat."
+    )
+    assert first["video"].endswith("a-b.mp4") and clip["video"].endswith("a-b-Scene-002.mp4")
+    assert plain["messages"][0]["content"] == "What is on the table?"
+    task, asked = find_task("vript_hard_rr_open"), []
+    replies = [{"text": text} for text in ("It is a hat.", "A red hat.", "")]
+    scores = task.score([first] * 3, replies, {})
+    # Of "a red hat" and "it is a hat", two words of three and four are shared: 4/7, which is level 2.
+    assert scores == {"grade_token_f1": (4 + 2 + 0) / 3 / 4, "ungraded_token_f1": 0.0}
+
+    class Unsure:
+        name = "unsure"
+
+        def levels(self, items, most):
+            asked.extend(items)
+            return [most, None, 1]
+
+    task.judge = Unsure()
+    assert task.score([first] * 3, replies, {}, official=True) == {
+        "grade_unsure": (4 + 0 + 1) / 3 / 4,
+        "ungraded_unsure": 1 / 3,
+    }
+    assert asked[1] == ("What is on the table? Hint: The table is red.", "It is a hat.", "A red hat.")
+
+
 def test_faulty_rows_are_counted(folder):
     choices = [
         {**CHOICE, "question": None},
@@ -73,7 +107,8 @@ def test_faulty_rows_are_counted(folder):
         {**ORDER, "question": " "},
         {**ORDER, "answer": ["(B)", "(A)", "(C)"]},
     ]
-    rows, left = convert(folder, choices=[*choices, {**CHOICE, "multiple_choice": 3}, "{"], orders=orders)
+    choices += [{**CHOICE, "multiple_choice": 3}, "{"]
+    rows, left = convert(folder, choices=choices, orders=orders, task="rr,rr_clip,ero,hal")
     assert [row["task"] for row in rows] == ["vript_hard_ero", "vript_hard_rr_clip"]
     assert rows[0]["truth"]["order"] == ["B", "A", "C"]
     assert left == {

@@ -22,6 +22,8 @@ from videollm_mod.train.data.dialogues import clip, question_messages, to_text
 ORDER = "{} Reply with the letters of the scenes in the order in which the video shows them, such as B, A, C."
 SCENES = "ABC"
 DESCRIBE = "Describe this video in detail."
+# The tasks of open answers, and which field names the video.
+_OPEN = {"rr_open": "video_id", "rr_open_clip": "clip_id"}
 
 
 @dataclass
@@ -31,10 +33,10 @@ class VriptHard(Converter):
     them.
 
     The task "rr" shows the complete video, and "rr_clip" the scene that the question is about, `<clip_id>.mp4`. "hal"
-    shows such a scene too.
+    shows such a scene too. "rr_open" and "rr_open_clip" ask without options.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("rr", "rr_clip", "ero", "hal")
+    tasks: ClassVar[tuple[str, ...]] = ("rr", "rr_clip", "rr_open", "rr_open_clip", "ero", "hal")
     license: ClassVar[str] = "academic use only, no distribution"
 
     def convert(self, annotations: Path, videos: Videos, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -45,8 +47,10 @@ class VriptHard(Converter):
                 row = {} if row is None else row
                 known = known or {"video_id", "question"} <= row.keys() or {"clip_id", "content"} <= row.keys()
                 if "multiple_choice" in row:
-                    asked = read_choice(row, where, notes)
+                    yield from self._open_rows(row, where, index, videos, notes)
                     kinds = [("rr", "video_id"), ("rr_clip", "clip_id")]
+                    is_asked = any(task in self.chosen for task, _ in kinds)
+                    asked = read_choice(row, where, notes) if is_asked else None
                 elif "question" in row:
                     asked, kinds = read_order(row, where, notes), [("ero", "video_id")]
                 elif "content" in row:
@@ -60,6 +64,14 @@ class VriptHard(Converter):
         if not known:
             raise ValueError(f"'{annotations}' has no file in the format of Vript-Hard.")
 
+    def _open_rows(
+        self, row: dict[str, Any], where: str, index: int, videos: Videos, notes: Notes
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        tasks = [(task, field) for task, field in _OPEN.items() if task in self.chosen]
+        asked = read_open(row, where, notes) if tasks else None
+        for task, field in tasks if asked is not None else ():
+            yield from self._row(task, str(row.get(field)), index, asked, videos, notes)
+
     def _row(
         self, task: str, name: str, index: int, asked: tuple[str, dict[str, Any]], videos: Videos, notes: Notes
     ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,7 +79,7 @@ class VriptHard(Converter):
         video = videos.open(notes, where, "video_id", name)
         if video is not None:
             last = video.last_frame(self.fps)
-            answers = {"order": ", ".join, "content": itemgetter(0), "answer": str}
+            answers = {"order": ", ".join, "content": itemgetter(0), "answer": str, "open_answer": str}
             answer = next(make(truth[name]) for name, make in answers.items() if name in truth)
             about = {"id": where, "task": f"vript_hard_{task}", "video": str(video.path), "truth": truth}
             messages = question_messages(question, answer, last, self.fps)
@@ -83,9 +95,22 @@ def read_choice(row: dict[str, Any], where: str, notes: Notes) -> tuple[str, dic
     elif texts is None or answer not in options:
         notes.leave_out(where, "multiple_choice", "are no texts, or the answer is none of them")
     else:
-        hinted = question if hint is None else f"{question} Hint: {hint}"
-        return ask_choice(hinted, texts), {"options": texts, "answer": LETTERS[options.index(answer)]}
+        return ask_choice(_hinted(question, hint), texts), {"options": texts, "answer": LETTERS[options.index(answer)]}
     return None
+
+
+def read_open(row: dict[str, Any], where: str, notes: Notes) -> tuple[str, dict[str, Any]] | None:
+    """Return the question without options and its truth, `question` and `open_answer`, or note what is wrong."""
+    question, answer = to_text(row.get("question")), to_text(row.get("open_answer"))
+    if question is None or answer is None:
+        notes.leave_out(where, "question" if question is None else "open_answer", "there is no text")
+        return None
+    asked = _hinted(question, to_text(row.get("hint")))
+    return asked, {"question": asked, "open_answer": answer}
+
+
+def _hinted(question: str, hint: str | None) -> str:
+    return question if hint is None else f"{question} Hint: {hint}"
 
 
 def read_order(row: dict[str, Any], where: str, notes: Notes) -> tuple[str, dict[str, Any]] | None:

@@ -178,6 +178,8 @@ TASKS: dict[str, str | type[Task]] = {
     "vript_hard_hal": "videollm_mod.train.tasks.vript_hard:Description",
     "vript_hard_rr": "videollm_mod.train.tasks.vript_hard:Choice",
     "vript_hard_rr_clip": "videollm_mod.train.tasks.vript_hard:Choice",
+    "vript_hard_rr_open": "videollm_mod.train.tasks.vript_hard:OpenAnswer",
+    "vript_hard_rr_open_clip": "videollm_mod.train.tasks.vript_hard:OpenAnswer",
     "vript_scenes": "videollm_mod.train.tasks.dense_captions:DenseCaptionTask",
     "youcook2_captions": "videollm_mod.train.tasks.dense_captions:DenseCaptionTask",
 }

@@ -8,9 +8,14 @@ from typing import Any, ClassVar
 
 from videollm_mod.train.content_words import check_content_words
 from videollm_mod.train.data.vript_hard import SCENES
+from videollm_mod.train.judging import check_judge, find_judge
 from videollm_mod.train.tasks.choices import read_letter
 from videollm_mod.train.tasks.replies import GreedyReply
 from videollm_mod.train.teacher_forcing import evaluate_metric
+
+
+# The best level that a judge gives.
+_MOST = 4
 
 
 class Choice(GreedyReply):
@@ -36,6 +41,39 @@ class Choice(GreedyReply):
                 chosen = read_letter(prediction["text"], row["truth"]["options"])
             right.append(chosen == row["truth"]["answer"])
         return {"accuracy": sum(right) / len(right)}
+
+
+class OpenAnswer(GreedyReply):
+    """
+    `grade_<judge>`: how well the replies answer a question without options, from 0 to 1. A judge gives each a level
+    of 0 to 4. A reply that it cannot grade counts 0, and `ungraded_<judge>` is the share of these.
+
+    The published judge is GPT-4-turbo with a prompt of its own. The prompt here is ours, so the two do not compare.
+    """
+
+    no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
+    has_published_scorer = False
+    official_note = "The published scorer is GPT-4-turbo with a prompt of its own: these grades do not compare."
+
+    def check(self, about: dict[str, Any]) -> None:  # noqa: ARG002
+        """Check that the judge replies."""
+        check_judge(self.judge)
+
+    def score(
+        self,
+        rows: Sequence[dict[str, Any]],
+        predictions: Sequence[dict[str, Any]],
+        about: dict[str, Any],  # noqa: ARG002
+        official: bool = False,  # noqa: ARG002
+    ) -> dict[str, float]:
+        """Return the mean grade, and the share without one."""
+        judge, pairs = find_judge(self.judge), zip(rows, predictions, strict=True)
+        items = [(row["truth"]["question"], row["truth"]["open_answer"], said["text"]) for row, said in pairs]
+        levels = judge.levels(items, _MOST)
+        return {
+            f"grade_{judge.name}": sum(level or 0 for level in levels) / len(levels) / _MOST,
+            f"ungraded_{judge.name}": levels.count(None) / len(levels),
+        }
 
 
 class Order(GreedyReply):
