@@ -66,6 +66,7 @@ from videollm_mod.commands.watching import (
     load_limits,
     new_report,
     open_session,
+    print_reading,
     read_frames,
     see_video,
     too_late,
@@ -335,11 +336,12 @@ def ask(
             raise too_late(at, session.time)
         answer = session.ask(question)[-1]
     if as_json:
-        said = {"time": answer.time, "question": question, "answer": answer.text, "reading": report.to_dict()}
+        said = {"time": answer.time, "question": question, "answer": answer.text}
+        said |= {"frames_dropped": session.num_dropped, "reading": report.to_dict()}
         typer.echo(json.dumps(said))
     else:
         typer.echo(visible(answer.text))
-        _print_report(report)
+        print_reading(report, session.num_dropped)
 
 
 @app.command()
@@ -448,7 +450,6 @@ def find(
         reading = {"fps": fps, "timeout": timeout, "reconnect": False, "report": report}
         choice = {"window": window, "threshold": threshold, "top": top, "cutter": cutter, "as_json": as_json}
         is_written = find_in_video(processor, video, session, what, ctrl_c, **choice, **reading)
-        _print_report(report)
     if not is_written:
         raise typer.Exit(1)
 
@@ -500,7 +501,6 @@ def watch(
         reading = {"fps": fps, "timeout": timeout, "reconnect": reconnect, "report": report, "shows_progress": False}
         choice = {"every": every, "webhook": hook, "as_json": as_json, "may_slow": may_slow}
         watch_for(processor, video, session, alerts, ctrl_c, **choice, **reading)
-        _print_report(report)
 
 
 def _check_outputs(outputs: dict[str, Path], video: str) -> None:
@@ -593,12 +593,7 @@ def _print_summary(session: Any, seconds: float, as_json: bool, report: Any, bur
     )
     _print_savings(cost, cache_bytes, full_cache_bytes)
     typer.echo(f"          entries: {describe_entries(cache.lengths, set(config.routed_layers))}")
-    _print_report(report)
-
-
-def _print_report(report: Any) -> None:
-    if report:
-        typer.echo(report, err=True)
+    print_reading(report)
 
 
 def _print_savings(cost: Any, cache_bytes: int, full_cache_bytes: int) -> None:

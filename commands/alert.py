@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from videollm_mod.commands.watching import CtrlC, keep_what_was_seen, read_frames
+from videollm_mod.commands.watching import CtrlC, keep_what_was_seen, print_reading, read_frames
 from videollm_mod.commands.windows import WindowedSession, see_windows, to_question
 
 
@@ -192,6 +192,7 @@ def watch_for(
                     if alert.turns_on(probability):
                         _tell(alert, window.end, probability, name_source(video), webhook, as_json)
             has_ended = True
+        print_reading(reading["report"], watcher.num_dropped, as_json=as_json)
     finally:
         if webhook is not None:
             webhook.close(_WAIT_AT_END if has_ended else _WAIT_AT_STOP)

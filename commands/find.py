@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from videollm_mod.commands.watching import CtrlC, keep_what_was_seen, read_frames
+from videollm_mod.commands.watching import CtrlC, keep_what_was_seen, print_reading, read_frames
 from videollm_mod.commands.windows import Window, WindowedSession, see_windows, to_question
 from videollm_mod.space.checkpoint_faults import in_one_line
 
@@ -101,6 +101,7 @@ def find_in_video(
         typer.echo(f"No moment has a probability of {threshold:g} or more. The most likely: {where}.", err=True)
     # Shown one by one, also after one whose clip fails.
     shown = [_show(moment, cutter, as_json) for moment in moments[:top]]
+    print_reading(reading["report"], searcher.num_dropped, as_json=as_json)
     return all(shown)
 
 

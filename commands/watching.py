@@ -367,6 +367,18 @@ def _line_printer(tokenizer: Any) -> Any:
     return LinePrinter(tokenizer, skip_special_tokens=True)
 
 
+def print_reading(report: Any, num_dropped: int = 0, *, as_json: bool = False) -> None:
+    """Say what was mended and left out on the way, and how many frames were dropped, if there is anything to say."""
+    if as_json and (report or num_dropped):
+        typer.echo(json.dumps({"summary": {"frames_dropped": num_dropped, "reading": report.to_dict()}}))
+        return
+    if num_dropped:
+        were = "1 frame came too fast and was" if num_dropped == 1 else f"{num_dropped} frames came too fast and were"
+        typer.echo(f"{were} dropped.", err=True)
+    if report:
+        typer.echo(report, err=True)
+
+
 __all__ = [
     "CtrlC",
     "EMBEDDED",
@@ -381,6 +393,7 @@ __all__ = [
     "load",
     "new_report",
     "open_session",
+    "print_reading",
     "read_frames",
     "see_video",
     "too_late",

@@ -14,13 +14,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from broadcast import encode, headers, http_server, paced
 from scripted import BrightnessSession, write_brightness
 from tiny import tiny_processor
 from typer.testing import CliRunner
 
-from videollm_mod import cli, video_reading_videollm_mod
-from videollm_mod.commands import windows
+from videollm_mod import ReadingReport, cli, video_reading_videollm_mod
+from videollm_mod.commands import alert, windows
 from videollm_mod.commands.alert import Alert, Webhook, name_source, watch_for
 from videollm_mod.commands.watching import CtrlC
 
@@ -210,6 +211,26 @@ def test_a_camera_is_watched_at_a_rate_that_keeps_up_with_frames_and_questions(
     shown = "1 frame per second is" if rate == 1 else f"{rate:g} frames per second are"
     slowed = f"a frame takes {frame + question / 4:.2g} s here, so {shown} watched"
     assert told == ("" if rate == 2 else f"{slowed}; --fps chooses another rate\n")
+
+
+def test_dropped_frames_are_counted_at_the_end(monkeypatch, capsys):
+    def read(_, __, session, **___):
+        for second in (0.0, 0.5):
+            session.count_dropped()
+            yield [(second, torch.zeros(8, 8, 3, dtype=torch.uint8))]
+
+    monkeypatch.setattr(alert, "read_frames", read)
+    options = {"every": 2.0, "webhook": None, "report": ReadingReport()}
+    for as_json in (False, True):
+        watch_for(
+            None, "camera:0", BrightnessSession(2.0), [Alert("a lamp", 0.5)], CtrlC(), as_json=as_json, **options
+        )
+        out, told = capsys.readouterr()
+        assert (
+            json.loads(out)["summary"]["frames_dropped"] == 2
+            if as_json
+            else told == ("2 frames came too fast and were dropped.\n")
+        )
 
 
 @pytest.mark.usefixtures("bright")

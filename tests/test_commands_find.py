@@ -45,6 +45,18 @@ def test_moments_are_printed_the_most_probable_first(find):
     assert moment.pop("probability") == pytest.approx(0.9, abs=0.02) and moment == {"start": 3.0, "end": 4.0}
 
 
+def test_what_was_left_out_is_counted_in_json_too(find, tmp_path):
+    find([0.1])
+    video = write_brightness(tmp_path / "cut.mkv", [0.1, 0.9] * 30)
+    video.write_bytes(video.read_bytes()[:-1500])
+    for arguments in (["find", str(video), "a lamp"], ["watch", str(video), "--alert", "a lamp"]):
+        done = CliRunner().invoke(cli.app, [*arguments, "--json"])
+        assert done.exit_code == 0 and "not in order" not in done.stderr
+        summary = json.loads(done.stdout.splitlines()[-1])["summary"]
+        assert summary["reading"]["missing_seconds"] > 1 and summary["frames_dropped"] == 0
+        assert "missing seconds" in CliRunner().invoke(cli.app, arguments).stderr
+
+
 def test_without_a_moment_the_most_likely_one_is_named(find):
     done = find([0.1, 0.3, 0.2], "--window", 1)
     assert done.exit_code == 0 and done.stdout == ""
