@@ -108,7 +108,7 @@ def test_options(tmp_path):
 
 
 def test_narrate_writes_files(tmp_path):
-    outputs = {name: tmp_path / f"out.{name}" for name in ("srt", "vtt", "jsonl", "mp4")}
+    outputs = {name: tmp_path / f"out.{name}" for name in ("srt", "vtt", "jsonl")} | {"mp4": tmp_path / "OUT.MP4"}
     options = [part for name, path in outputs.items() for part in (f"--{'burn-in' if name == 'mp4' else name}", path)]
     done = run_command("narrate", SAMPLE, *options)
     assert done.returncode == 0, done.stderr
