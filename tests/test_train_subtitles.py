@@ -633,6 +633,14 @@ def test_a_video_becomes_rows_in_one_command(tmp_path, convert, capsys):
     assert "2 rows" in said and "a.srt: guessed encoding cp1252" in said
 
 
+def test_an_empty_query_is_no_message(tmp_path, convert):
+    clip = write_clip(tmp_path / "clip.mp4", random_frames(20), fps=10)
+    (tmp_path / "a.srt").write_text(srt((0.5, 1, "Hello.")))
+    convert(clip, "--subtitles", tmp_path / "a.srt", "--query", "")
+    rows = load_timed_messages(tmp_path / "out.jsonl")
+    assert [m["content"] for m in rows[0]["messages"]] == ["Hello."] and list(find_faults(rows)) == []
+
+
 def test_further_pictures_of_a_video_are_named(tmp_path, convert, capsys):
     with av.open(str(tmp_path / "two.mkv"), "w") as container:
         for _ in range(2):
@@ -704,6 +712,9 @@ def pgs():
         (["{nasa}", "--stream", "-1"], "has no subtitle stream -1: it has 2"),
         (["{nasa}", "--subtitles", "{late}"], "has no text within the 13.0 s"),
         (["{nasa}", "--subtitles", "{pictures}"], "holds pictures"),
+        (["{nasa}", "--max_gap", "nan"], "`--max_gap` must be a finite number of seconds, at least 0, got nan"),
+        (["{nasa}", "--max_words", "0"], "`--max_words` must be a whole number, at least 1, got 0"),
+        (["{nasa}", "--query", "a\udcff"], "--query is not valid Unicode"),
     ],
 )
 def test_errors_are_one_line(tmp_path, convert, arguments, message):

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.checks_videollm_mod import check_count, check_number, check_text
 from videollm_mod.outputs import check_outputs, path_from, write_text
 from videollm_mod.train.data.faults import counted
 from videollm_mod.train.data.subtitle_formats.lines import (
@@ -213,7 +214,7 @@ def to_timed_messages(
     report: SubtitleReport | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Convert sentences to a dialogue: the query at second 0, then each sentence as a reply.
+    Convert sentences to a dialogue: the query at second 0, if there is one, then each sentence as a reply.
 
     Args:
         sentences (`list[Line]`): Sentences in order of time.
@@ -234,7 +235,7 @@ def to_timed_messages(
         {"role": "assistant", "content": sentence.text, "time": round(time, 3)}
         for time, sentence in sorted(zip(times, said, strict=True), key=lambda item: item[0])
     ]
-    return [{"role": "user", "content": query, "time": 0.0}, *messages]
+    return [{"role": "user", "content": query, "time": 0.0}, *messages] if query.strip() else messages
 
 
 def to_row(video: Path, subtitles: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -267,12 +268,16 @@ def to_row(video: Path, subtitles: Path, options: argparse.Namespace) -> tuple[d
         report=report,
     )
     messages = to_timed_messages(sentences, query=options.query, say_at=options.say_at, end=seconds, report=report)
-    if len(messages) == 1:
+    if not _count_replies(messages):
         found = f" ({report})" if report else ""
         raise ValueError(f"'{subtitles}' has no text within the {seconds:.1f} s of '{video}'{found}.")
     name = path_from(options.out.resolve().parent, video)
     notes = [f"{file}: {found}" for file, found in ((video, reader.report), (subtitles, report)) if found]
     return {"video": name, "start": 0.0, "end": seconds, "messages": messages}, notes
+
+
+def _count_replies(messages: list[dict[str, Any]]) -> int:
+    return sum(message["role"] == "assistant" for message in messages)
 
 
 def main() -> None:
@@ -288,7 +293,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to write")
     parser.add_argument("--stream", type=int, default=0, help="index of the subtitle stream")
     parser.add_argument("--encoding", help="encoding of subtitle files, such as cp1252; default: UTF-8, else a guess")
-    parser.add_argument("--query", default=NARRATE, help="what the user says first")
+    parser.add_argument("--query", default=NARRATE, help="what the user says first; empty for nothing")
     parser.add_argument(
         "--say_at", choices=("start", "end"), default="start", help="reply at the start or the end of a sentence"
     )
@@ -301,6 +306,9 @@ def main() -> None:
         parser.error(f"got {len(options.subtitles)} subtitle files for {len(options.videos)} videos")
     rows, notes = [], []
     try:
+        check_number("--max_gap", options.max_gap, least=0, unit=" of seconds")
+        check_count("--max_words", options.max_words)
+        check_text("--query", options.query)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         check_outputs({"--out": options.out}, *options.videos, *(options.subtitles or ()))
         for video, source in zip(options.videos, options.subtitles or options.videos, strict=True):
@@ -311,7 +319,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print(*notes, sep="\n", end="\n" if notes else "")
-    replies = sum(len(row["messages"]) - 1 for row in rows)
+    replies = sum(_count_replies(row["messages"]) for row in rows)
     print(f"{options.out}: {counted(len(rows), 'row')}, {replies} {'reply' if replies == 1 else 'replies'}")
 
 
