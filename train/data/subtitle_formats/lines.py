@@ -187,7 +187,7 @@ def _carried(before: list[str], rows: list[str], grows: bool, rolls: bool) -> tu
 
 def _count_shared(before: str, after: str) -> int:
     """Count the words that end one row and begin another: two or more, or all of one."""
-    before, after = before.split(), after.split()
+    before, after = before.split()[-100:], after.split()[:100]
     for count in range(min(len(before), len(after)), 0, -1):
         if before[-count:] == after[:count]:
             return count if count > 1 or 1 in (len(before), len(after)) else 0
