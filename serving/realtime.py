@@ -63,6 +63,7 @@ class Conversation:
         # Each such event, and the last number of an event that its server has forgotten.
         self.rewinds: list[tuple[int, int]] = []
         self.connection: Connection | None = None
+        self._is_known = False  # whether a client has had an event, and with the first one the token
         self._events: deque[tuple[int, str]] = deque()
         self._num_kept = 0  # characters of these events
         self._news = asyncio.Event()  # an event was sent
@@ -105,7 +106,7 @@ class Conversation:
 
     def note_sent(self, number: int) -> None:
         """Take note that a client was sent an event."""
-        self.sent = number
+        self.sent, self._is_known = number, True
         self._news.set()
 
     async def _until_sent(self, number: int) -> None:
@@ -167,6 +168,13 @@ class Conversation:
         """Whether a response is being spoken, or a recording waits for its transcript. Neither can be saved."""
         return self._speech is not None or self.hearing.is_busy
 
+    async def leave(self) -> None:
+        """Wait for the client to resume the session. Without the token it cannot, and the session ends."""
+        if self._is_known:
+            self.session.leave()
+        else:
+            await self.session.close()
+
     async def disconnect(self, seconds: float) -> None:
         """End the connection, since the server stops, and wait until it sends nothing more."""
         if self.connection is not None:
@@ -192,6 +200,7 @@ class Conversation:
         self._num_kept = sum(len(event) for _, event in self._events)
         self.audio = self.audio.with_settings(saved["audio"])
         self.hearing.buffer += base64.b64decode(saved["audio_buffer"])
+        self._is_known = True
         if went_on and self.rewound_to is None:
             self.rewound_to = self.number
 
@@ -471,7 +480,7 @@ class Connection:
         if has_left and received.result() == 1000:
             await self.session.close()
         elif self.session.over is None and self.conversation.connection is None:
-            self.session.leave()
+            await self.conversation.leave()
         if not has_left:
             if self.session.saved is not None:  # the client may resume it elsewhere at once
                 await self.session.saved.wait()

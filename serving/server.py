@@ -481,7 +481,7 @@ async def _realtime(socket: WebSocket, server: Server) -> None:
         await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
     except BaseException:
         if conversation.connection is None:
-            conversation.session.leave()
+            await conversation.leave()
         raise
     connection = Connection(socket, conversation, lambda text: handle_event(conversation, text))
     if token is None:

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import json
 import socket
+import struct
+import time as clock
 from typing import Annotated, get_args
 
 import pytest
@@ -530,6 +532,26 @@ def test_a_lost_connection_is_resumed(server):
     numbers = [int(event.event_id.removeprefix("event_")) for event in before + after]
     assert numbers == list(range(2, 2 + len(numbers)))  # each event once, in order
     assert said(before + after) == narration()
+
+
+def test_a_client_that_leaves_before_it_has_its_token_frees_its_seat(small):
+    """Nobody can resume the session."""
+    engine, before = small.engine, small.engine._num_opened
+    key = base64.b64encode(bytes(16)).decode()
+    request = f"GET /v1/realtime HTTP/1.1\r\nHost: {small.address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    request += f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    host, port = small.address.split(":")
+    with engine.changed:  # the stream is not opened meanwhile
+        client = socket.create_connection((host, int(port)))
+        client.sendall(request.encode())
+        clock.sleep(0.3)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it breaks off
+        client.close()
+        clock.sleep(0.1)
+    end = clock.monotonic() + 30
+    while engine._num_opened == before or list(small.sessions) or engine.streams:
+        assert clock.monotonic() < end
+        clock.sleep(0.01)
 
 
 def test_a_connection_that_still_lives_is_replaced(small):
