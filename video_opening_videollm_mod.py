@@ -220,13 +220,14 @@ def count_torn(source: str, kind: str) -> tuple[int, bool]:
 def _is_gif_whole(content: bytes) -> bool:
     """Follow the blocks of a GIF to its end mark, or as far as it was read."""
     at = 13 + 3 * (2 << (content[10] & 7)) * (content[10] >> 7)  # behind the table of colors
-    while (kind := content[at : at + 1]) in (b"!", b",") and at + 10 < len(content):
-        flags = content[at + 9] if kind == b"," else 0
-        at += 11 + 3 * (2 << (flags & 7)) * (flags >> 7) if kind == b"," else 2
+    while (kind := content[at : at + 1]) in (b"!", b",", b"\0"):
+        flags = content[at + 9] if kind == b"," and at + 9 < len(content) else 0
+        # Some programs leave zeros between blocks.
+        at += {b"!": 2, b",": 11 + 3 * (2 << (flags & 7)) * (flags >> 7), b"\0": 0}[kind]
         while at < len(content) and content[at]:
             at += content[at] + 1
         at += 1
-    return kind == b";" or at + 10 >= 2**27
+    return kind == b";" or at >= 2**27
 
 
 def _follow_elements(file: BinaryIO, size: int) -> tuple[int, bool]:
