@@ -475,7 +475,7 @@ class LiveSession:
     def _settle(self, frame: Frame, fate: str) -> None:
         frame.fate = fate
         if fate != "seen":
-            self.sessions.metrics.frames_dropped.labels(fate).inc()
+            self.sessions.count_dropped(self, fate)
         self._tell("frame", frame)
 
     def _finish(self, progress: Progress) -> None:

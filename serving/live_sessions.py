@@ -53,7 +53,7 @@ class LiveSessions:
     ) -> None:
         self.default_speak, self.save_seconds = engine.model.config.speak, save_seconds
         self.engine, self.limits, self.metrics, self.prefix = engine, limits, metrics, prefix
-        self.is_draining = False
+        self.is_draining = self._was_behind = False
         self._by_id: dict[str, LiveSession] = {}
         self._by_secret: dict[str, LiveSession] = {}
         self._by_stream: dict[EngineStream, LiveSession] = {}
@@ -107,6 +107,17 @@ class LiveSessions:
     def add(self, session: LiveSession) -> None:
         """Put an open session on the lists."""
         self._by_id[session.session_id] = self._by_secret[secret_of(session.token)] = session
+
+    def count_dropped(self, session: LiveSession, reason: str) -> None:
+        """Count a frame that the model did not see. The log tells the first that it was too slow for."""
+        self.metrics.frames_dropped.labels(reason).inc()
+        if reason == "behind" and not self._was_behind:
+            self._was_behind = True
+            logger.warning(
+                f"The model is slower than the frames that come: session {session.session_id} drops some. The metric "
+                "videollm_mod_frames_dropped_total counts them, and this line comes once. Fewer frames per second, "
+                "fewer sessions or a smaller --frame-size may help."
+            )
 
     def refuse_if_draining(self) -> None:
         """Raise [`RequestError`] if the server opens no more sessions."""

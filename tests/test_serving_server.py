@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from tiny import tiny_model, tiny_processor
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as connect_websocket
 
+from videollm_mod.serving import live_sessions
 from videollm_mod.serving.server import create_app, run
 
 
@@ -118,6 +120,35 @@ def test_one_of_two_sessions_gets_a_name(address):
         return sorted(answer.status_code for answer in answers), seen.status_code
 
     assert asyncio.run(ask_at_once()) == ([201] + [409] * 5, 200)
+
+
+def test_the_log_says_once_that_the_model_falls_behind(monkeypatch):
+    """The encoder holds the first frame until all have come. The newest one waits, and those between are dropped."""
+    model, may_go, told = tiny_model(), threading.Event(), []
+    may_go.set()
+    model.model.vision_encoder.register_forward_pre_hook(lambda *_: None if may_go.wait(60) else None)
+    monkeypatch.setattr(live_sessions.logger, "warning", told.append)
+
+    async def send_six(at, received):
+        connection = await connect(at)
+        may_go.clear()
+        await send(connection, *(frame_event(embedded()[2][index], index / 2) for index in range(6)))
+        while f"videollm_mod_frames_received_total {received}.0" not in httpx.get(f"http://{at}/metrics").text:
+            await asyncio.sleep(0.02)
+        may_go.set()
+        fates = []
+        while len(fates) < 6:
+            [*_, done] = await until(connection, "conversation.item.done")
+            fates += [done.videollm_mod["fate"]] if "fate" in getattr(done, "videollm_mod", {}) else []
+        await connection.close()
+        return fates
+
+    engine = {"max_streams": 2, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
+    with running(model, tiny_processor(), engine_options=engine, max_output_tokens=2, max_waiting=1) as (at, _):
+        before = float(re.search(r"frames_received_total ([\d.]+)", httpx.get(f"http://{at}/metrics").text)[1])
+        for turn in (1, 2):
+            assert asyncio.run(send_six(at, int(before) + 6 * turn)) == ["seen", *["behind"] * 4, "seen"]
+    assert [line.partition(":")[0] for line in told] == ["The model is slower than the frames that come"]
 
 
 def test_figures_count_what_happened(address):
