@@ -173,6 +173,10 @@ class App:
         showing = yield from self._words(viewer, watched)
         if viewer.ended and not had_ended and viewer.report:
             gr.Info(str(viewer.report))
+        if viewer.falls_behind():
+            gr.Info(
+                f"The model is slower than the camera: {viewer.dropped} frames were dropped. A lower fps may help."
+            )
         yield gr.skip(), *showing
 
     def _watch(

@@ -133,6 +133,7 @@ class Viewer:
             self.number = next(_NUMBERS)
             self.moments: deque[Moment] = deque(maxlen=HISTORY)
             self.dropped, self.shape, self.seconds = 0, (1, 1), 0.0
+            self._is_behind = False
             self.jump: float | None = None  # Where the person went while the stream was busy, in seconds.
             self.last_active = clock.monotonic()
 
@@ -167,6 +168,12 @@ class Viewer:
                     self._see(frame, time)
                 else:
                     self.dropped += 1
+
+    def falls_behind(self) -> bool:
+        """Return whether half as many camera frames were dropped as were seen, and at least four. It is said once."""
+        was_behind = self._is_behind
+        self._is_behind = was_behind or (self.dropped >= 4 and 2 * self.dropped >= self.session.num_frames)
+        return self._is_behind and not was_behind
 
     def ask(self, text: str, *, now: bool = True) -> None:
         """Ask a question, to be answered at once or when the event happens."""

@@ -159,6 +159,17 @@ def test_frames_that_come_late_are_counted(page, request_):
     assert "3 frames dropped" in drawing.latency_plot(viewer)
 
 
+def test_the_page_says_once_that_the_model_falls_behind(page, request_, monkeypatch):
+    said = []
+    monkeypatch.setattr(gr, "Info", said.append)
+    for stream in (1, 2):
+        page.open_camera(2.0, 0.5, "", True, request_)
+        for second, dropped in enumerate((1, 0, 4, 4)):
+            list(page.watch([{"time": second + 0.5, "image": IMAGE}], dropped, None, None, "off", request_))
+            assert len(said) == stream - (second < 2), "one frame of two is no reason"
+    assert said[0] == "The model is slower than the camera: 5 frames were dropped. A lower fps may help."
+
+
 def test_the_page_says_what_was_mended(page, request_, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(gr, "Info", said.append)
