@@ -335,6 +335,8 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
                 raise RequestError("`instructions` must be a text.", code="invalid_type", param="instructions")
             named = {"instructions": instructions, "session_id": given.pop("id", None), "owner": owner_of(request)}
             session = await server.saved.open(read_options(given, path=""), **named)
+        if await request.is_disconnected():  # nobody knows its name
+            await session.close()
         return _state_of(session)
 
     @app.get(path)

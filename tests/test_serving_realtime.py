@@ -534,12 +534,21 @@ def test_a_lost_connection_is_resumed(server):
     assert said(before + after) == narration()
 
 
-def test_a_client_that_leaves_before_it_has_its_token_frees_its_seat(small):
-    """Nobody can resume the session."""
+UPGRADE = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body"),
+    [
+        ("GET /v1/realtime", UPGRADE.format(base64.b64encode(bytes(16)).decode()), ""),
+        ("POST /v1/streaming/sessions", "Content-Length: 2\r\n", "{}"),
+    ],
+    ids=["websocket", "http"],
+)
+def test_a_client_that_leaves_before_it_has_an_answer_frees_its_seat(small, path, headers, body):
+    """Nobody else knows the token or the name of the session."""
     engine, before = small.engine, small.engine._num_opened
-    key = base64.b64encode(bytes(16)).decode()
-    request = f"GET /v1/realtime HTTP/1.1\r\nHost: {small.address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    request += f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    request = f"{path} HTTP/1.1\r\nHost: {small.address}\r\n{headers}\r\n{body}"
     host, port = small.address.split(":")
     with engine.changed:  # the stream is not opened meanwhile
         client = socket.create_connection((host, int(port)))
