@@ -104,8 +104,8 @@ def check_report(paths: Sequence[Path], video: str) -> None:
     for path in paths:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"--out must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got '{path.name}'.")
-    for index, path in enumerate(paths):
-        check_outputs({"--out": path}, video, *paths[:index])
+    numbered = {"--out" if number == 1 else f"--out number {number}": path for number, path in enumerate(paths, 1)}
+    check_outputs(numbered, video)
     if video == "-" or goes_on(video):
         source = f"'{without_secrets(video)}'"
         raise ValueError(

@@ -265,7 +265,7 @@ def test_a_fault_of_the_program_keeps_what_was_said(tmp_path):
     [
         (["--out", "report.pdf"], "--out must end in .html, .md or .json, got 'report.pdf'"),
         (["--out", "no/such/report.md"], "There is no folder 'no/such' to write 'report.md' to."),
-        (["--out", "a.md", "--out", "./a.md"], "'a.md' is an input: write to another file."),
+        (["--out", "a.md", "--out", "./a.md"], "--out and --out number 2 both name 'a.md': write to two files."),
         (["--out", "a.md", "--summary", "a\udcff"], "What the user says is not valid Unicode"),
         (["-", "--out", "a.md"], "A report shows frames again, and '-' can be read only once."),
         (["rtsp://nowhere/a", "--out", "a.md"], "'rtsp://nowhere/a' can be read only once."),
