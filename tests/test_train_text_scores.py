@@ -7,7 +7,6 @@ import shutil
 
 import nltk
 import pytest
-from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
 from videollm_mod.train.teacher_forcing import evaluate_metric
 from videollm_mod.train.text_scores import SCORES, available_scores, score_captions, split_words
@@ -73,7 +72,9 @@ def wordnet(request, tmp_path, monkeypatch):
     """WordNet's files with one noun of two words, where NLTK looks for its data."""
     folder = tmp_path / "corpora" / "wordnet"
     folder.mkdir(parents=True)
-    for name in WordNetCorpusReader._FILES:
+    parts = ("adj", "adv", "noun", "verb")
+    by_part = [name for part in parts for name in (f"index.{part}", f"data.{part}", f"{part}.exc")]
+    for name in ("cntlist.rev", "index.sense", *by_part):
         (folder / name).touch()
     (folder / "lexnames").write_text("00\tnoun.all\t1\n")
     (folder / "data.noun").write_text("00000000 00 n 02 car 0 auto 0 000 | a vehicle\n")
