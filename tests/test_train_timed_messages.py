@@ -155,6 +155,11 @@ def test_mixed_types_are_faults_of_their_rows(folder):
     ]
 
 
+def test_endings_may_be_in_capitals(folder):
+    (folder / "other-1.JSONL").write_bytes(GOOD)
+    assert len(load_timed_messages(folder / "other-1.JSONL")) == len(load_timed_messages(folder, "other")) == 1
+
+
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 def test_one_array_of_rows(folder, name):
     row = json.loads(GOOD) | {"note": "\u00e9\u4e2d"}

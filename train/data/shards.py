@@ -226,7 +226,7 @@ def _read_shard(file: str, table: pq.ParquetFile) -> Iterator[dict[str, Any]]:
 
 def split_names(folder: Path) -> list[str]:
     """Return the splits of a folder of timed messages, by the names of its files."""
-    files = [path for path in sorted(folder.glob("*.*")) if path.suffix in (".jsonl", ".parquet")]
+    files = [path for path in sorted(folder.glob("*.*")) if path.suffix.lower() in (".jsonl", ".parquet")]
     return list(dict.fromkeys(path.stem.partition("-")[0] for path in files))
 
 

@@ -136,7 +136,7 @@ def stream_timed_messages(
     else:
         files, root = ([path], path.parent) if path.is_file() else (_files_of(path, split), path)
         named = NamedFiles(root, video_root)
-        if any(file.suffix != ".parquet" for file in files):
+        if any(file.suffix.lower() != ".parquet" for file in files):
             raise ValueError("JSON lines are read when they are used: leave --streaming out, or write Parquet.")
     # The reader of `datasets` would read the features of all rows, also of those that other processes use.
     return IterableDataset.from_generator(_stream_shards, gen_kwargs={"files": tuple(map(str, files)), "named": named})
@@ -153,13 +153,13 @@ def _as_streamed(row: dict[str, Any], named: NamedFiles) -> dict[str, Any]:
 
 
 def _refuse_a_missing_file(source: str | Path) -> None:
-    if Path(source).suffix in (".json", ".jsonl", ".parquet") or str(source).count("/") > 1:
+    if Path(source).suffix.lower() in (".json", ".jsonl", ".parquet") or str(source).count("/") > 1:
         raise FileNotFoundError(f"There is no file or folder '{source}'.")
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:
     """Return the files of a split."""
-    files = sorted(file for kind in ("jsonl", "parquet") for file in folder.glob(f"*.{kind}"))
+    files = sorted(file for file in folder.glob("*.*") if file.suffix.lower() in (".jsonl", ".parquet"))
     if not files:
         raise FileNotFoundError(f"The folder '{folder}' has no .jsonl and no .parquet file.")
     chosen = [file for file in files if file.stem == split or file.stem.startswith(f"{split}-")]
@@ -191,7 +191,7 @@ def _read_hub(source: str, split: str, named: NamedFiles) -> Dataset:
 
 def _read(files: list[Path], named: NamedFiles) -> Dataset:
     """Read files of one type."""
-    kinds = sorted({file.suffix for file in files})
+    kinds = sorted({file.suffix.lower() for file in files})
     if kinds == [".parquet"]:
         rows = _read_parquet(files, named)
     elif set(kinds) <= {".json", ".jsonl"}:
