@@ -447,6 +447,8 @@ def test_captions_that_roll_in_one_row_or_with_breaks_come_once(read):
         (0, 1, "so today we"), (1, 1.01, "so today we"), (1.01, 2, "so today we look at a"), (2, 2.01, "look at a")
     )
     assert texts(read(flat + srt((2.01, 3, "look at a ball that")))) == ["so today we", "look at a", "ball that"]
+    unspaced = srt((0, 1, "今天我们看"), (1, 2, "今天我们看红球"), (2, 3, "红球进来了"), (3, 4, "进来了然后"))
+    assert texts(read(unspaced)) == ["今天我们看", "红球", "进来了", "然后"]
     breaks = srt((0, 1, "first"), (1.1, 2, "first\nsecond"), (2.1, 3, "second\nthird"), (3.1, 4, "third"))
     assert [(line.start, line.text) for line in read(breaks)] == [
         (0, "first"),

@@ -73,6 +73,7 @@ _NEXT_SPEAKER = re.compile(rf"(?<=[.!?…。！？])\s+(?:(?={DASH.pattern}\S)|{
 # Scripts that put no spaces between words, and the full-width signs.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u31ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
 UNSPACED = re.compile(f"[{UNSPACED}\U00020000-\U0003ffff]")
+_WORD = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})\S)+")
 # Chinese speakers share a row without signs at its end: "－你好 －再见".
 _NEXT_DASH = re.compile(rf"{_NEXT_SPEAKER.pattern}|(?<={UNSPACED.pattern})\s+(?={DASH.pattern}\S)")
 _SIGN = re.compile("[\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
@@ -180,14 +181,15 @@ def _carried(before: list[str], rows: list[str], grows: bool, rolls: bool) -> tu
             is_part = bool(re.fullmatch(r"\w\w", last[len(before[-1]) - 1 :][:2])) and not UNSPACED.match(rest)
             return count, [rest.strip(), *rows[count:]] if rest.strip() else rows[count:], is_part
     if rolls and (shared := _count_shared(before[-1], rows[0])):
-        rest = " ".join(rows[0].split()[shared:])
+        words = [match.start() for match in _WORD.finditer(rows[0])]
+        rest = rows[0][words[shared] :] if shared < len(words) else ""
         return 1, [rest, *rows[1:]] if rest else rows[1:], False
     return 0, rows, False
 
 
 def _count_shared(before: str, after: str) -> int:
-    """Count the words that end one row and begin another: two or more, or all of one."""
-    before, after = before.split()[-100:], after.split()[:100]
+    """Count the words, or unspaced characters, that end one row and begin another: two or more, or all of one."""
+    before, after = _WORD.findall(before)[-100:], _WORD.findall(after)[:100]
     for count in range(min(len(before), len(after)), 0, -1):
         if before[-count:] == after[:count]:
             return count if count > 1 or 1 in (len(before), len(after)) else 0
