@@ -52,6 +52,7 @@ def main() -> None:
                 page.goto(f"http://127.0.0.1:{PORT}")
                 page.click("#sample")
                 page.wait_for_function(f"document.querySelector('#chat').innerText.includes('{LAST}')")
+                page.wait_for_function("document.querySelector('video').ended")
                 page.fill("#question textarea, #question input", "What do you see?")
                 page.click("#ask")
                 page.wait_for_function("document.querySelector('#chat').innerText.includes('do you see')")
