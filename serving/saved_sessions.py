@@ -165,6 +165,12 @@ class SavedSessions:
                 raise id_taken(wanted.session_id)
         return await self.sessions.open(options, session_id=session_id, owner=owner, **given)
 
+    async def close(self, session: LiveSession) -> None:
+        """End a session, and remove what was saved of it: it is gone when this returns."""
+        await session.close()
+        if self.folder is not None:
+            await self._remove(session)
+
     async def save_all(self) -> None:
         """Open no more sessions, and save those that clients can resume. They end here."""
         self.sessions.is_draining = True

@@ -352,7 +352,7 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
     async def close(session_id: str, request: Request) -> dict[str, Any]:
         session = await server.saved.find(session_id, owner_of(request))
         last = _state_of(session)
-        await session.close()
+        await server.saved.close(session)
         return last | {"deleted": True}
 
     @app.post(path + "/{session_id}/frame")

@@ -149,6 +149,21 @@ def test_sessions_of_a_killed_server_go_on_from_their_last_save(state, tmp_path)
     assert again["resumed"] and "rewound_to" not in again and again["last_frame_time"] == (len(frames) - 1) / 2
 
 
+def test_a_session_that_was_closed_is_not_saved_any_more(small, state, monkeypatch):
+    """A server that is killed when it has answered must not bring it back."""
+    remove = StateFolder.remove
+    monkeypatch.setattr(StateFolder, "remove", lambda self, secret: (clock.sleep(0.3), remove(self, secret)))
+    with small(save_seconds=60.0) as (address, server):
+        door = f"http://{address}/v1/streaming/sessions/door"
+        httpx.post(os.path.dirname(door), json={"id": "door"})
+        httpx.post(f"{door}/frame", content=picture(random_frames(1)[0]), timeout=60)
+        [session] = server.sessions
+        on_loop(server, server.saved._keep(session, server.saved._watch(session)))
+        assert len(saved_in(state)) == 1
+        httpx.delete(door, timeout=60)
+        assert saved_in(state) == []
+
+
 def test_streams_that_are_saved_all_the_time_say_the_same(state):
     model, processor, frames = embedded()
     names, most = set(), []
