@@ -149,7 +149,7 @@ def _replica_of(arguments: Sequence[Any]) -> str | None:
 
 def replicas_needed(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
     """
-    Return how many replicas the open streams of all replicas need, and no state of its own. Serve delays changes, and
+    Return how many replicas the open streams need, and an empty state for Serve to keep. Serve delays changes, and
     keeps the number within its limits.
 
     A stream may have no open request: a session over plain HTTP, or one whose client has lost its connection. If no

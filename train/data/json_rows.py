@@ -131,7 +131,7 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         message = ": lists and objects are nested too deeply."
     except ValueError as error:
-        # Python names a setting of its own for numbers of thousands of digits.
+        # Python's own message would name a setting of the interpreter.
         message = ": a number has too many digits." if "digits" in str(error) else f": {error}"
     else:
         kind = "null" if row is None else type(row).__name__

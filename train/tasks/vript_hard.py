@@ -48,7 +48,7 @@ class OpenAnswer(GreedyReply):
     `grade_<judge>`: how well the replies answer a question without options, from 0 to 1. A judge gives each a level
     of 0 to 4. A reply that it cannot grade counts 0, and `ungraded_<judge>` is the share of these.
 
-    The published judge is GPT-4-turbo with a prompt of its own. The prompt here is ours, so the two do not compare.
+    The published judge is GPT-4-turbo with another prompt, so its grades do not compare with these.
     """
 
     no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}

@@ -99,7 +99,7 @@ def join(texts: Iterable[str]) -> str:
 
 
 def _is_translation(text: str) -> bool:
-    """Return whether a text beside Chinese or Japanese is a sentence of its own, and not a word of theirs."""
+    """Return whether a text is a sentence in another script, and not a word within Chinese or Japanese."""
     return not UNSPACED.search(text) and len(text.split()) > 2
 
 
