@@ -31,8 +31,9 @@ def read_audio(asked: dict[str, Any], current: Audio, limits: Limits) -> tuple[A
     """
     Return how a session hears and speaks, as an event asks for it.
 
-    Many clients ask for speech by default, and some end at the first error. So speech without a speaker is a field
-    without effect. Turn detection gets an error, because nothing would end a turn, and the rest of the event counts.
+    Many clients ask for speech and turn detection by default, and some end at the first error. So speech without a
+    speaker, and turn detection without a transcriber, are fields without effect. With a transcriber, turn detection
+    gets an error, because nothing would end a turn, and the rest of the event counts.
 
     Returns:
         [`Audio`], the names of fields without effect, and what this server does not do.
@@ -49,8 +50,12 @@ def read_audio(asked: dict[str, Any], current: Audio, limits: Limits) -> tuple[A
         path = "session.audio.input.transcription."
         limits.check_text(text_of(hints, name, path=path) or "", param=path + name)
     changes = {name: hints[name] for name in _HINTS if name in hints}
-    errors = [_no_detection(heard)] if heard.get("turn_detection") is not None else []
+    wants_turns, errors = heard.get("turn_detection") is not None, []
     is_spoken, ignored = read_modalities(asked, "session.", current)
+    if wants_turns and current.transcriber is not None:
+        errors.append(_no_detection(heard))
+    elif wants_turns:
+        ignored.append("audio.input.turn_detection")
     changes |= {} if is_spoken is None else {"is_spoken": is_spoken}
     ignored += ["audio.input.noise_reduction"] if heard.get("noise_reduction") is not None else []
     ignored += [f"audio.input.transcription.{name}" for name in hints if name not in _HINTS]

@@ -196,6 +196,24 @@ async def _retrieve_item(conversation: Conversation, event: dict[str, Any]) -> N
     conversation.emit("conversation.item.retrieved", item=conversation.shown(item_id))
 
 
+async def _truncate_item(conversation: Conversation, event: dict[str, Any]) -> None:
+    """
+    Take note that a client has stopped the speech of a reply. Agents send this at each interruption, and some end at
+    an error. What the model has said stays in its memory, and the answer says so.
+    """
+    item_id, index = text_of(event, "item_id", needed=True), event.get("content_index")
+    item, milliseconds = conversation.items.get(item_id), event.get("audio_end_ms")
+    parts = [] if item is None or item["role"] != "assistant" else item["content"] or [{"type": "output_audio"}]
+    if "output_audio" not in {part["type"] for part in parts}:
+        wrong = f"There is no reply {item_id!r} that was spoken, or it is too old."
+        raise RequestError(wrong, code="item_truncate_invalid_item_id", param="item_id")
+    for name, value in (("content_index", index), ("audio_end_ms", milliseconds)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise RequestError(f"`{name}` must be a number from 0 on.", code="invalid_type", param=name)
+    told = {"item_id": item_id, "content_index": index, "audio_end_ms": milliseconds}
+    conversation.emit("conversation.item.truncated", **told, videollm_mod={"remembered": True})
+
+
 async def _refuse_change(_: Conversation, event: dict[str, Any]) -> None:
     wrong = f"{event['type']} is not supported: what the model has seen and said stays in its memory."
     raise RequestError(wrong, code="unsupported_event", param="type")
@@ -268,7 +286,7 @@ _HANDLERS: dict[str, Callable[[Conversation, dict[str, Any]], Awaitable[None]]] 
     "conversation.item.create": _create_item,
     "conversation.item.retrieve": _retrieve_item,
     "conversation.item.delete": _refuse_change,
-    "conversation.item.truncate": _refuse_change,
+    "conversation.item.truncate": _truncate_item,
     "response.create": _create_response,
     "response.cancel": _cancel_response,
     "input_audio_buffer.append": append_audio,

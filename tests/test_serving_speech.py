@@ -247,6 +247,34 @@ def test_wrong_audio_gets_an_error(endpoints):
 # ------------------------------------------------------------------------------------------------------------ speaking
 
 
+def test_speech_that_its_client_has_stopped_is_truncated(endpoints):
+    """Pipecat sends this at each interruption, and stops reading at an error. The model remembers all words."""
+
+    def truncate(**fields):
+        return {"type": "conversation.item.truncate", "content_index": 0, "audio_end_ms": 20, **fields}
+
+    async def interrupt():
+        connection = await connect(endpoints.address)
+        await send(connection, session_event(output_modalities=["audio"], videollm_mod={"unprompted": False}))
+        await send(connection, frames(1)[0] | {"item": frames(1)[0]["item"] | {"id": "frame"}}, ASK)
+        found = await until(connection, "response.done")
+        item_id = found[-1].response.output[0].id
+        await send(connection, truncate(item_id=item_id), truncate(item_id="frame"), truncate(item_id="none"))
+        await send(
+            connection, truncate(item_id=item_id, audio_end_ms=-1), truncate(item_id=item_id, content_index="0")
+        )
+        found = await until(connection, "error", 4)
+        await connection.close()
+        return item_id, found
+
+    item_id, found = asyncio.run(interrupt())
+    [event] = [event for event in found if event.type == "conversation.item.truncated"]
+    assert (event.item_id, event.content_index, event.audio_end_ms) == (item_id, 0, 20)
+    assert event.videollm_mod == {"remembered": True}
+    unknown = ("item_truncate_invalid_item_id", "item_id")
+    assert errors(found) == [unknown, unknown, ("invalid_type", "audio_end_ms"), ("invalid_type", "content_index")]
+
+
 def test_replies_are_spoken(endpoints):
     """Each reply is complete with its speech before the next one begins."""
 
@@ -491,7 +519,9 @@ def test_a_server_without_endpoints_names_the_options():
 
     async def ask(address):
         connection = await connect(address)
-        wants_audio = session_event(output_modalities=["audio"], videollm_mod={"unprompted": False})
+        # LiveKit asks for both by default.
+        wants = {"output_modalities": ["audio"], "audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}}
+        wants_audio = session_event(**wants, videollm_mod={"unprompted": False})
         await send(connection, audio_event(RECORDING), COMMIT, wants_audio, *frames(1), ASK)
         found = await until(connection, "error", 2)
         found += await until(connection, "response.done")
@@ -504,7 +534,8 @@ def test_a_server_without_endpoints_names_the_options():
     assert ["--transcriber" in message for message in messages] == [True, True]
     # A reply comes as text then, which is no fault of its own.
     told = [event for event in found if event.type in ("session.updated", "response.created")]
-    assert [getattr(event, "session", event).videollm_mod["ignored"] for event in told] == [["output_modalities"]] * 2
+    ignored = [getattr(event, "session", event).videollm_mod["ignored"] for event in told]
+    assert ignored == [["audio.input.turn_detection", "output_modalities"], ["output_modalities"]]
     assert found[-1].response.output_modalities == ["text"] and said(found)
 
 
