@@ -95,9 +95,12 @@ def serve(
         Path | None,
         typer.Option(
             help="Folder in which sessions are saved when the server stops, so that clients resume them on the next.",
-            show_default="none: sessions end",
+            show_default="a private one among temporary files",
         ),
     ] = None,
+    no_state_dir: Annotated[
+        bool, typer.Option("--no-state-dir", help="Save nothing when the server stops: sessions end with it.")
+    ] = False,
     max_state_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of saved sessions.")] = 10_000_000_000,
     save_seconds: Annotated[
         float | None,
@@ -118,7 +121,7 @@ def serve(
     with one_line_errors():
         check_installed()
         from videollm_mod.serving.limits import Limits
-        from videollm_mod.serving.state_folder import check_saving
+        from videollm_mod.serving.state_folder import check_saving, own_folder
 
         limits = {"max_fps": max_fps, "max_event_bytes": max_event_bytes, "max_frame_bytes": max_frame_bytes}
         limits |= {"max_frame_pixels": max_frame_pixels, "idle_seconds": idle_seconds}
@@ -126,11 +129,17 @@ def serve(
         # Wrong options are reported before the model is loaded.
         Limits(**limits)
         check_saving(save_seconds, state_dir)
+        if no_state_dir and state_dir is not None:
+            raise ValueError("--state-dir and --no-state-dir contradict each other: give one of them.")
         memory = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}
         stored = {"weights": weights, "cache_dtype": cache_dtype, "frame_size": frame_size}
         keys = split_keys(api_key or ())
         given = {"api_keys": keys, "cors": cors or (), "allowed_hosts": allowed_host or (), **limits}
         given |= {"allow_private_urls": allow_private_urls}
+        if state_dir is None and not no_state_dir:
+            state_dir = own_folder(f"{model_key(model, revision)} at port {port}", max_state_bytes)
+            if state_dir is not None:
+                typer.echo(f"Sessions are saved in {state_dir.folder} when the server stops.", err=True)
         given |= {"state_dir": state_dir, "max_state_bytes": max_state_bytes, "save_seconds": save_seconds}
         given |= {"transcriber": transcriber, "transcriber_model": transcriber_model}
         given |= {"speech": speech, "speech_model": speech_model, "speech_voice": speech_voice}
@@ -204,6 +213,12 @@ def name_of(model: str) -> str:
     return Path(model).resolve().name if Path(model).exists() else model
 
 
+def model_key(model: str, revision: str | None) -> str:
+    """Return what tells checkpoints apart: the path of a folder, or the Hub id, and the revision."""
+    place = str(Path(model).resolve()) if Path(model).exists() else model
+    return place if revision is None else f"{place}@{revision}"
+
+
 def split_keys(given: Sequence[str]) -> list[str]:
     """
     Return the keys of clients, given by options or by the environment variable.
@@ -236,4 +251,4 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-__all__ = ["KEYS", "check_installed", "name_of", "new_app", "serve", "split_keys"]
+__all__ = ["KEYS", "check_installed", "model_key", "name_of", "new_app", "serve", "split_keys"]

@@ -31,7 +31,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from .draining import draining
 from .limits import Limits
-from .state_folder import check_saving
+from .state_folder import check_saving, own_folder
 
 
 _SESSION = re.compile(r"/v1/streaming/sessions/(\w+)\.")
@@ -57,7 +57,9 @@ class Settings(BaseModel):
         cors (`list[str]`), allowed_hosts (`list[str]`), allow_private_urls (`bool`), limits (`dict`): See
             [`create_app`].
         state_dir (`str`), max_state_bytes (`int`): Where a replica that is removed saves its sessions, and most bytes
-            of them. All replicas must have this folder, so that clients resume their sessions on another one.
+            of them. All replicas must have this folder, so that clients resume their sessions on another one. The
+            default is one among temporary files, which counts while the cluster has one machine.
+        no_state_dir (`bool`): Whether a removed replica saves nothing.
         save_seconds (`float`): Seconds after which a replica also saves a session that has news while it goes on.
         transcriber (`str`), transcriber_model (`str`), speech (`str`), speech_model (`str`), speech_voice (`str`):
             Endpoints for speech, as for `videollm-mod serve`. Their keys come from the same environment variables.
@@ -89,6 +91,7 @@ class Settings(BaseModel):
     speech_voice: str | None = None
     limits: dict[str, Any] = {}
     state_dir: str | None = None
+    no_state_dir: bool = False
     max_state_bytes: int = Field(10_000_000_000, ge=1)
     save_seconds: float | None = None
     min_replicas: int = Field(1, ge=1)
@@ -190,6 +193,8 @@ def app(settings: Settings) -> serve.Application:
     # Wrong settings are reported before a replica starts.
     Limits(**settings.limits)
     check_saving(settings.save_seconds, settings.state_dir)
+    if settings.no_state_dir and settings.state_dir is not None:
+        raise ValueError("`state_dir` and `no_state_dir` contradict each other: give one of them.")
     target = settings.target_streams or 0.75 * settings.max_streams
     replicas = {"min_replicas": settings.min_replicas, "initial_replicas": settings.min_replicas}
     replicas |= {"max_replicas": max(settings.min_replicas, settings.max_replicas or 0)}
@@ -214,19 +219,28 @@ def app(settings: Settings) -> serve.Application:
 
 def _new_app(settings: Settings) -> FastAPI:
     """Return the application of a replica; called in its process."""
-    from ..commands.serve import KEYS, new_app, split_keys
+    from ..commands.serve import KEYS, model_key, new_app, split_keys
     from ..commands.watching import EMBEDDED
 
     given = settings.model_dump()
     limits, drain_seconds = given.pop("limits"), given.pop("drain_seconds")
-    for name in ("min_replicas", "max_replicas", "target_streams", "num_gpus"):
+    for name in ("min_replicas", "max_replicas", "target_streams", "num_gpus", "no_state_dir"):
         del given[name]
     given["model"] = given["model"] or str(EMBEDDED)
+    is_shared = settings.state_dir is not None
+    if not is_shared and not settings.no_state_dir:
+        key = f"{model_key(given['model'], settings.revision)} with Ray Serve"
+        given["state_dir"] = own_folder(key, settings.max_state_bytes)
     keys = split_keys(os.environ.get(KEYS, "").split())
     place = f"{serve.get_replica_context().replica_tag}."
     made = new_app(**given, api_keys=keys, session_prefix=place, **limits)
-    made.router.lifespan_context = draining(made, drain_seconds, _is_removed)
+    made.router.lifespan_context = draining(made, drain_seconds, _is_removed, lambda: is_shared or _is_one_machine())
     return made
+
+
+def _is_one_machine() -> bool:
+    """Return whether all replicas can read the temporary files of this one."""
+    return sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def _is_removed() -> bool:

@@ -149,7 +149,7 @@ def create_app(
     allowed_hosts: Sequence[str] = (),
     allow_private_urls: bool = False,
     session_prefix: str = "",
-    state_dir: str | os.PathLike | None = None,
+    state_dir: str | os.PathLike | StateFolder | None = None,
     max_state_bytes: int = 10_000_000_000,
     save_seconds: float | None = None,
     transcriber: Transcriber | None = None,
@@ -173,8 +173,9 @@ def create_app(
             network, such as `http://localhost`.
         session_prefix (`str`, *optional*): What ids and resume tokens of sessions begin with, for routers. It must end
             with a dot.
-        state_dir (`str` or `Path`, *optional*): Folder in which sessions are saved when the application ends, and
-            from which clients resume them. Servers of one model may share it.
+        state_dir (`str`, `Path` or [`StateFolder`], *optional*): Folder in which sessions are saved when the
+            application ends, and from which clients resume them. Servers of one model may share it. By default,
+            sessions end with the application.
         max_state_bytes (`int`, *optional*, defaults to 10,000,000,000): Most bytes of all saved sessions.
         save_seconds (`float`, *optional*): Seconds after which a session that has news is saved in `state_dir` while
             it goes on, so that clients also resume it if the server is killed. By default, no session is.
@@ -192,7 +193,8 @@ def create_app(
         raise ValueError(f"`session_prefix` must end with a dot, got {session_prefix!r}.")
     check_count("max_state_bytes", max_state_bytes)
     check_saving(save_seconds, state_dir)
-    folder = None if state_dir is None else StateFolder(state_dir, max_state_bytes)
+    is_made = state_dir is None or isinstance(state_dir, StateFolder)
+    folder = state_dir if is_made else StateFolder(state_dir, max_state_bytes)
     engine = StreamingEngine(model, processor, **{"output_router_scores": True, **(engine_options or {})})
     audio = Audio(transcriber, speaker)
     server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix, folder, save_seconds, audio)

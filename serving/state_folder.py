@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder of saved sessions, which several servers may share: each is complete, private, and removed in time."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import threading
 import time as clock
@@ -46,16 +48,17 @@ class StateFolder:
         folder (`str` or `Path`): Where the sessions lie. It is made if needed.
         max_bytes (`int`): Most bytes of all sessions. For a session whose server ends, saves of sessions that go on
             make room, and then those that expire first. Nothing makes room for the save of a session that goes on.
+        must_be_own (`bool`, *optional*, defaults to `False`): Whether the folder must belong to this user and nobody
+            else may enter it, since others may write where it lies.
 
     Raises:
         `ValueError`: If nothing can be written there.
     """
 
-    def __init__(self, folder: str | os.PathLike, max_bytes: int) -> None:
-        self.folder, self.max_bytes = Path(folder).absolute(), max_bytes
+    def __init__(self, folder: str | os.PathLike, max_bytes: int, *, must_be_own: bool = False) -> None:
+        self.folder, self.max_bytes, self.must_be_own = Path(folder).absolute(), max_bytes, must_be_own
         self._lock, self._presence = threading.Lock(), Presence(self.folder)
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.discard(self.begin())
         except OSError as error:
             raise ValueError(f"Sessions cannot be saved in '{folder}': {error.strerror}.") from None
@@ -63,7 +66,16 @@ class StateFolder:
 
     def begin(self) -> Path:
         """Return an empty folder, which only this user can read, for the files of a session."""
+        self._make()
         return Path(tempfile.mkdtemp(prefix=_OPEN, dir=self.folder))
+
+    def _make(self) -> None:
+        """Make the folder, unless it is there. Systems remove old folders of temporary files."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.must_be_own:
+            found = self.folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+                raise PermissionError(errno.EPERM, "others may write or read there", str(self.folder))
 
     def discard(self, place: Path) -> None:
         """Remove the files of a session, all at once for others that look for it."""
@@ -189,6 +201,7 @@ class StateFolder:
 
     def remove_expired(self) -> None:
         """Remove sessions whose time is over, and what processes that ended in the middle have left."""
+        self._make()
         self._presence.remove_dead()
         for place in self._places():
             if _has_expired(place, 0.0 if _COMPLETE.fullmatch(place.name) else _ABANDONED):
@@ -240,6 +253,30 @@ class StateFolder:
             total, num_removed = total - sizes[place], num_removed + 1
         if num_removed:
             logger.warning(f"Saved sessions removed: {num_removed}. All may have {self.max_bytes} bytes.")
+
+
+def own_folder(server: str, max_bytes: int) -> StateFolder | None:
+    """
+    Return a folder for the sessions of a server that was given none, or `None` with a warning if there can be none. It
+    lies among the temporary files of the system, and only this user can enter it.
+
+    Args:
+        server (`str`): What tells servers apart. The next one with the same text gets the same folder.
+        max_bytes (`int`): Most bytes of all sessions.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else "user"  # Windows has such a folder for each user
+    start, shared = f"videollm-mod-{user}-", Path(tempfile.gettempdir())
+    options = {"max_bytes": max_bytes, "must_be_own": hasattr(os, "getuid")}
+    try:
+        folder = StateFolder(shared / f"{start}{_hash(server)[:12]}", **options)
+    except ValueError as error:
+        logger.warning(f"{error} So sessions end with the server: name another folder with `--state-dir`.")
+        return None
+    # Of servers that were not started again.
+    for other in set(shared.glob(f"{start}*")) - {folder.folder}:
+        with suppress(ValueError, OSError):
+            StateFolder(other, **options)
+    return folder
 
 
 def check_saving(save_seconds: float | None, state_dir: str | os.PathLike | None) -> None:
@@ -299,4 +336,4 @@ def _has_expired(place: Path, after: float = 0.0) -> bool:
     return _expiry(place) + after < clock.time()
 
 
-__all__ = ["StateFolder", "check_saving"]
+__all__ = ["StateFolder", "check_saving", "own_folder"]

@@ -5,6 +5,7 @@
 import asyncio
 
 import httpx
+import pytest
 from engines import embedded
 from serving_server import ROOMY, picture, running
 from tiny import random_frames, tiny_model, tiny_processor
@@ -37,22 +38,25 @@ def test_draining_answers_what_was_accepted_and_opens_nothing():
         assert refused.headers["Retry-After"] == "1"
 
 
-def test_a_removed_server_without_connections_saves_what_it_has_begun_to_save(tmp_path):
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_removed_server_saves_sessions_if_another_one_can_resume_them(tmp_path, goes_on):
     """Nothing is open then but sessions over plain HTTP, so that the application is asked to end at once."""
     engine = {"max_streams": 3, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
     app = create_app(tiny_model(), tiny_processor(), state_dir=tmp_path, engine_options=engine)
-    sessions, removed = [], []
+    sessions, replies, removed = [], [], []
 
     async def leave():
-        async with draining(app, 30.0, lambda: bool(removed))(app):
+        async with draining(app, 30.0, lambda: bool(removed), lambda: goes_on)(app):
             live = app.state.server.sessions
             for name, frame in zip(("door", "gate"), random_frames(2), strict=True):
                 sessions.append(await live.open(SessionOptions(), session_id=name))
                 await sessions[-1].push(sessions[-1].new_frame(time=0.0), frame)
+                replies.append(await sessions[-1].ask(None))
             removed.append(True)
             while not live.is_draining:
                 await asyncio.sleep(0.01)
 
     asyncio.run(leave())
-    assert [session.over for session in sessions] == ["saved", "saved"]
-    assert len([place for place in tmp_path.iterdir() if len(place.name) > 63]) == 2
+    assert [session.over for session in sessions] == ["saved" if goes_on else "the server is shutting down"] * 2
+    assert len([place for place in tmp_path.iterdir() if len(place.name) > 63]) == (2 if goes_on else 0)
+    assert goes_on or all(reply.event is not None for reply in replies), "they say what they have to say"

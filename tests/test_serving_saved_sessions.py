@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import tempfile
 import tracemalloc
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -14,6 +16,7 @@ from functools import partial
 import httpx
 import pytest
 from engines import embedded
+from programs import run_command
 from serving_server import ROOMY, connect, frame_event, narration, picture, running, said, send, until
 from test_serving_limits import until as until_true
 from test_serving_server import start
@@ -25,7 +28,7 @@ from videollm_mod.serving.limits import RequestError
 from videollm_mod.serving.realtime import Connection
 from videollm_mod.serving.session_options import SessionOptions
 from videollm_mod.serving.speech_endpoints import Speaker
-from videollm_mod.serving.state_folder import StateFolder
+from videollm_mod.serving.state_folder import StateFolder, own_folder
 
 
 TINY = {"max_streams": 2, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
@@ -99,6 +102,42 @@ def test_a_session_of_a_stopped_process_goes_on_in_another(state):
     numbers = numbers_of(before + after)
     assert numbers == list(range(2, 2 + len(numbers)))  # each event once, in order
     assert said(before + after) == narration()
+
+
+def test_a_client_that_is_away_loses_nothing_when_the_server_is_restarted(tmp_path):
+    """The server was told nothing about saving. The client hears what was said meanwhile, and what waited."""
+    frames = embedded()[2]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    async def leave(address):
+        connection = await connect(address)
+        token = (await connection.recv()).session.videollm_mod["resume_token"]
+        await send_frames(connection, frames)
+        heard = await accepted(connection, len(frames))
+        connection._connection.transport.abort()
+        return token, heard
+
+    async def come_back(address, token, last):
+        connection = await connect(address, extra_query={"resume_token": token, "last_event_id": last})
+        heard = await until(connection, "response.done", len(narration()) - len(said(before)))
+        await connection.close()
+        return heard
+
+    process, address = start(port, temporary=tmp_path)
+    token, before = asyncio.run(leave(address))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) in (0, -signal.SIGTERM)
+    (folder,) = tmp_path.glob("videollm-mod-*")
+    assert len(saved_in(folder)) == 1 and folder.stat().st_mode & 0o077 == 0
+    process, same = start(port, temporary=tmp_path)
+    try:
+        after = asyncio.run(come_back(same, token, before[-1].event_id))
+        assert len(said(before)) < len(narration()) and said(before + after) == narration()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert saved_in(folder) == []
 
 
 def test_what_waits_is_seen_and_answered_after_the_restart(small):
@@ -420,6 +459,38 @@ def test_a_folder_that_cannot_be_written_has_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ValueError, match="Sessions cannot be saved in '.*file': File exists."):
         StateFolder(tmp_path / "file", 10_000)
+
+
+def test_a_server_has_a_folder_of_its_own_among_temporary_files(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    one, other = (own_folder(server, 10_000) for server in ("one", "other"))
+    assert own_folder("one", 10_000).folder == one.folder != other.folder
+    assert [folder.folder.stat().st_mode & 0o777 for folder in (one, other)] == [0o700] * 2
+    keep(other, "over", expires=1e9)
+    keep(other, "not over")
+    assert own_folder("one", 10_000) is not None and len(saved_in(other.folder)) == 1
+    # Systems remove temporary files that are old.
+    shutil.rmtree(one.folder)
+    one.remove_expired()
+    assert one.peek("any") is None and one.take("any") is None
+    shutil.rmtree(one.folder)
+    keep(one, "any")
+    assert one.peek("any") is not None
+    # Someone else may have made it, and could read the files or change them.
+    one.folder.chmod(0o755)
+    with pytest.raises(PermissionError, match="others may write or read there"):
+        one.begin()
+    assert own_folder("one", 10_000) is None
+    link = tmp_path / other.folder.name
+    shutil.move(other.folder, tmp_path / "moved")
+    link.symlink_to(tmp_path / "moved")
+    assert own_folder("other", 10_000) is None
+    assert sum("name another folder with `--state-dir`" in record.message for record in caplog.records) == 2
+
+
+def test_a_folder_and_none_are_not_given_together():
+    done = run_command("serve", "--model", "does-not-exist", "--state-dir", "here", "--no-state-dir")
+    assert done.returncode == 1 and "contradict each other" in done.stderr
 
 
 def test_a_folder_that_cannot_be_read_is_no_missing_session(state):

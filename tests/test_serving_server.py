@@ -254,10 +254,14 @@ def test_a_large_event_ends_the_connection(strict):
 # ------------------------------------------------------------------------------------------------------------- a crash
 
 
-def start(port, *options):
-    """Start the command, and return it when it is ready, with its address."""
+def start(port, *options, temporary=None):
+    """Start the command, and return it when it is ready, with its address. It saves sessions if told where."""
     command = [sys.executable, str(ROOT / "cli.py"), "serve", "--port", str(port), "--max-streams", "2"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if temporary is not None:
+        environment["TMPDIR"] = str(temporary)
+    elif "--state-dir" not in options:
+        options = ("--no-state-dir", *options)
     command += ["--max-frames", "24", *options]
     # Tests that run in the background ignore SIGINT, and a child inherits that.
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
