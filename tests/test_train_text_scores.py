@@ -64,7 +64,7 @@ def test_repeated_words_are_clipped_and_frequent_ones_count_less():
 
 def test_spaces_alone_may_split_words():
     scores = score_captions(["You cut."], [["you cut ."]], tokenize=str.split)
-    assert scores["rouge_l"] == [0.0] and score_captions([], []) == {"meteor_stem": [], "rouge_l": [], "cider": []}
+    assert scores["rouge_l"] == [0.0] and score_captions([], []) == {name: [] for name in SCORES}
 
 
 @pytest.fixture(params=["folder", "archive"])
@@ -79,6 +79,7 @@ def wordnet(request, tmp_path, monkeypatch):
     (folder / "lexnames").write_text("00\tnoun.all\t1\n")
     (folder / "data.noun").write_text("00000000 00 n 02 car 0 auto 0 000 | a vehicle\n")
     (folder / "index.noun").write_text("auto n 1 0 1 0 00000000\ncar n 1 0 1 0 00000000\n")
+    (folder / "index.sense").write_text("auto%1:06:00:: 00000000 1 0\ncar%1:06:00:: 00000000 1 0\n")
     if request.param == "archive":
         shutil.make_archive(str(folder), "zip", folder.parent, "wordnet")
         shutil.rmtree(folder)
@@ -90,27 +91,36 @@ CAPTIONS = (["the auto is red"], [["the car is red"]])
 
 @pytest.mark.usefixtures("wordnet")
 def test_synonyms_of_wordnet_match_where_it_is_on_the_machine():
-    names = ("meteor_stem", "meteor_wordnet", "rouge_l", "cider")
+    names = ("meteor_stem", "meteor_wordnet", "meteor_1.5_stem", "meteor_1.5_wordnet", "rouge_l", "cider")
     assert available_scores() == names and available_scores(["cider"]) == ("cider",)
     scores = score_captions(*CAPTIONS, names=names)
     # Four words in one chunk, of which three are equal and one is a synonym.
     assert scores["meteor_wordnet"] == pytest.approx([1 - 0.5 / 4**3])
     # Three of four words in two chunks.
     assert scores["meteor_stem"] == pytest.approx([0.75 * (1 - 0.5 * (2 / 3) ** 3)])
+    # By METEOR 1.5, a synonym weighs 0.8, and "the" and "is" weigh 0.25 where other words weigh 0.75.
+    synonyms, stems = (0.5 + 0.75 * 1.8) / 2, (0.5 + 0.75) / 2 * (1 - 0.6 * (2 / 3) ** 0.2)
+    assert scores["meteor_1.5_wordnet"] == pytest.approx([synonyms])
+    assert scores["meteor_1.5_stem"] == pytest.approx([stems])
     said = [{"time": 1.0, "text": CAPTIONS[0][0]}], [{"time": 1.0, "text": CAPTIONS[1][0][0]}]
     found = evaluate_metric("narration_segments").compute(predictions=[said[0]], references=[[said[1]]])
     assert found["meteor_wordnet"] == pytest.approx(1 - 0.5 / 4**3) and found["meteor_stem"] < 0.7
+    assert found["meteor_1.5_wordnet"] == pytest.approx(synonyms)
+    assert found["meteor_1.5_stem"] == pytest.approx(stems)
     options = {"similarity": "token_f1"}
     found = evaluate_metric("dialogue_matching").compute(predictions=[said[0]], references=[said[1]], **options)
     assert found["match_meteor_wordnet_token_f1"] == pytest.approx(1 - 0.5 / 4**3)
     assert found["match_meteor_stem_token_f1"] < 0.7
+    assert found["match_meteor_1.5_wordnet_token_f1"] == pytest.approx(synonyms)
     events = [[{"start": 0.0, "end": 1.0, "text": texts}] for texts in (CAPTIONS[0][0], CAPTIONS[1][0][0])]
     found = evaluate_metric("dense_captions").compute(predictions=[events[0]], references=[[events[1]]])
+    assert found["meteor_1.5_wordnet"] == pytest.approx(synonyms)
     assert found["meteor_wordnet"] == pytest.approx(1 - 0.5 / 4**3) and found["meteor_stem"] < 0.7
 
 
 def test_without_wordnet_there_is_no_score_of_that_name(monkeypatch, tmp_path):
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     assert available_scores() == SCORES
-    with pytest.raises(LookupError, match="wordnet"):
-        score_captions(*CAPTIONS, names=["meteor_wordnet"])
+    for name in ("meteor_wordnet", "meteor_1.5_wordnet"):
+        with pytest.raises(LookupError, match="wordnet"):
+            score_captions(*CAPTIONS, names=[name])

@@ -305,7 +305,7 @@ def free_streaming(
         `silent_frames_right`, `words_per_minute`, `first_word_latency` (mean seconds from the arrival of a frame at
         which the model speaks to its first token, with `batch_size` streams on the machine). If the data have replies
         that nobody asked for at once, also FlowNar's `temporal_precision`, `temporal_recall`, `temporal_f1`,
-        `meteor_stem`, `rouge_l` and `cider` (the metric `narration_segments`), and ProAssist's
+        `meteor_stem`, `meteor_1.5_stem`, `rouge_l` and `cider` (the metric `narration_segments`), and ProAssist's
         `missing_rate_token_f1`, `redundant_rate_token_f1` and `match_f1_token_f1` (the metric `dialogue_matching`),
         whose names end in the similarity.
     """

@@ -1,12 +1,13 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""BLEU, METEOR, ROUGE-L and CIDEr of captions, without Java and without downloads."""
+"""BLEU, METEOR, ROUGE-L and CIDEr of captions. Only METEOR with synonyms or paraphrases needs more than Python."""
 
 import math
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +19,18 @@ from nltk.translate.meteor_score import single_meteor_score
 from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics import BLEU
 
+from videollm_mod.train.meteor import find_program, read_synonyms, score_meteor, score_with_program
+
 
 # Weight of recall in ROUGE-L, longest n-gram and width of the length penalty of CIDEr, as in COCO's captions code.
 _BETA, _MAX_N, _SIGMA = 1.2, 4, 6.0
-SCORES = ("meteor_stem", "rouge_l", "cider")
+SCORES = ("meteor_stem", "meteor_1.5_stem", "rouge_l", "cider")
 # WordNet is a download. Without it, words match if they or their stems are equal.
 _NO_SYNONYMS = SimpleNamespace(synsets=lambda _word: [])
 # Where `nltk.download("wordnet")` puts it.
 _WORDNET = ("corpora/wordnet", "corpora/wordnet.zip/wordnet/")
+# Its words by sense, and its irregular forms.
+_SENSES = ("index.sense", "adj.exc", "adv.exc", "noun.exc", "verb.exc")
 _STEMMER = PorterStemmer()
 # COCO's code adds this to the number of n-grams that match.
 _NO_MATCH = 1e-15
@@ -48,13 +53,16 @@ def score_captions(
     names: Sequence[str] = SCORES,
 ) -> dict[str, list[float]]:
     """
-    Score captions one by one. The score of a corpus is the mean of each list.
+    Score captions one by one. [`score_corpus`] scores them together.
 
+    - `meteor_1.5`: METEOR 1.5, which papers report, by its own Java program: words match if they, their stems,
+      synonyms or paraphrases are equal. It needs the package pycocoevalcap and Java, see [`available_scores`].
+    - `meteor_1.5_stem`: the rules of METEOR 1.5 without synonyms and paraphrases (`videollm_mod.train.meteor`). It
+      does not compare with published figures, hence the name.
+    - `meteor_1.5_wordnet`: the same with synonyms. It needs WordNet.
     - `meteor_stem`: METEOR of 2007 by NLTK: words match if they or their Porter stems are equal (alpha 0.9, beta 3,
-      gamma 0.5). Papers report METEOR 1.5, a Java program with synonyms, paraphrases and other parameters. The two do
-      not compare, hence the name.
-    - `meteor_wordnet`: the same with synonyms, as NLTK computes it by default. It needs WordNet, see
-      [`available_scores`], and is not METEOR 1.5 either.
+      gamma 0.5).
+    - `meteor_wordnet`: the same with synonyms, as NLTK computes it by default.
     - `rouge_l`: ROUGE-L with beta 1.2, precision and recall each the largest over the references, as in COCO's code.
     - `cider`: CIDEr-D as in COCO's code: 1- to 4-grams, clipped, with a penalty for length, times 10. The document
       frequencies come from the references given here, and a corpus of one caption scores 0.
@@ -62,37 +70,81 @@ def score_captions(
     Args:
         predictions (sequence of `str`): A caption for each item.
         references (sequence of sequences of `str`): One or more true captions for each item.
-        tokenize (`Callable`, *optional*): Returns the words of a text. `str.split` is what FlowNar's code does.
-        names (sequence of `str`, *optional*): The scores to compute. The default is all; METEOR takes the longest.
+        tokenize (`Callable`, *optional*): Returns the words of a text. `str.split` is what FlowNar's code does. METEOR
+            1.5 splits these words again by its own rules.
+        names (sequence of `str`, *optional*): The scores to compute. The default needs Python only; METEOR takes the
+            longest.
 
     Returns:
         `dict[str, list[float]]`: A score for each item, under each name.
 
     Raises:
-        `LookupError`: If `meteor_wordnet` is asked for, and NLTK finds no WordNet.
+        `LookupError`: If a score with `wordnet` in its name is asked for, and NLTK finds no WordNet.
+        `ImportError` or `RuntimeError`: If `meteor_1.5` is asked for, and the package or Java is missing, or its
+            program stops.
     """
+    return {name: each for name, (_, each) in _score(predictions, references, tokenize, names).items()}
+
+
+def score_corpus(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    tokenize: Callable[[str], list[str]] = split_words,
+    names: Sequence[str] = SCORES,
+) -> dict[str, float]:
+    """
+    Score captions together: the mean over captions, and METEOR 1.5 from the sums of all words, matches and chunks, as
+    its program and COCO's code have it. See [`score_captions`].
+    """
+    return {name: score for name, (score, _) in _score(predictions, references, tokenize, names).items()}
+
+
+def _score(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    tokenize: Callable[[str], list[str]],
+    names: Sequence[str],
+) -> dict[str, tuple[float, list[float]]]:
+    """Return the score of all captions together and of each, under each name."""
     said = [tokenize(text) for text in predictions]
     true = [[tokenize(text) for text in texts] for texts in references]
     pairs = list(zip(said, true, strict=True))
-    compute: dict[str, Callable[[], list[float]]] = {
+    plain = [" ".join(words) for words in said], [[" ".join(words) for words in texts] for texts in true]
+    together: dict[str, Callable[[], tuple[float, list[float]]]] = {
+        "meteor_1.5": lambda: score_with_program(*plain),
+        "meteor_1.5_stem": lambda: score_meteor(*plain),
+        "meteor_1.5_wordnet": lambda: score_meteor(*plain, find_synsets=_read_synonyms()),
+    }
+    alone: dict[str, Callable[[], list[float]]] = {
         "meteor_stem": lambda: [_meteor(words, others, _NO_SYNONYMS) for words, others in pairs],
         "meteor_wordnet": lambda: [_meteor(words, others, _read_wordnet()) for words, others in pairs],
         "rouge_l": lambda: [_rouge_l(words, others) for words, others in pairs],
         "cider": lambda: _cider(said, true),
     }
-    return {name: compute[name]() for name in names}
+    scores = {}
+    for name in names:
+        if name in together:
+            scores[name] = together[name]()
+        else:
+            each = alone[name]()
+            scores[name] = (sum(each) / max(len(each), 1), each)
+    return scores
 
 
 def available_scores(names: Sequence[str] = SCORES) -> tuple[str, ...]:
     """
-    Return names of scores, with `meteor_wordnet` after `meteor_stem` if NLTK finds WordNet on this machine:
-    `python -m nltk.downloader wordnet` fetches it.
+    Return names of scores with those that this machine can compute beside them: after `meteor_stem` and
+    `meteor_1.5_stem` the same with synonyms if NLTK finds WordNet (`python -m nltk.downloader wordnet` fetches it),
+    and then `meteor_1.5` if pycocoevalcap and Java are installed.
     """
-    try:
-        _find_wordnet()
-    except LookupError:
-        return tuple(names)
-    return tuple(more for name in names for more in ((name, "meteor_wordnet") if name == "meteor_stem" else (name,)))
+    more: dict[str, list[str]] = {name: [] for name in names}
+    if _has_wordnet():
+        for name in ("meteor_stem", "meteor_1.5_stem"):
+            more.get(name, []).append(name.replace("stem", "wordnet"))
+    if find_program() is None:
+        more.get("meteor_1.5_stem", []).append("meteor_1.5")
+    return tuple(found for name in names for found in (name, *more[name]))
 
 
 def score_bleu(
@@ -116,6 +168,14 @@ def score_bleu(
     return [scorer.corpus_score(said, [true]).score / 100 for scorer in scorers]
 
 
+def _has_wordnet() -> bool:
+    try:
+        _find_wordnet()
+    except LookupError:
+        return False
+    return True
+
+
 def _find_wordnet() -> str:
     """Return the name of WordNet among NLTK's data, of the folder or of the archive."""
     try:
@@ -137,6 +197,19 @@ def _read_corpus(name: str, _path: str) -> WordNetCorpusReader:
         # It warns that it knows no language but English.
         warnings.simplefilter("ignore")
         return WordNetCorpusReader(nltk.data.find(name), None)
+
+
+def _read_synonyms() -> Callable[[str], frozenset[int]]:
+    name = _find_wordnet()
+    return _read_senses(name, str(nltk.data.find(name)))
+
+
+@cache
+def _read_senses(name: str, path: str) -> Callable[[str], frozenset[int]]:
+    reader = _read_corpus(name, path)
+    with ExitStack() as stack:
+        senses, *exceptions = (stack.enter_context(reader.open(file)) for file in _SENSES)
+        return read_synonyms(senses, exceptions)
 
 
 def _meteor(words: list[str], references: list[list[str]], synonyms: Any) -> float:

@@ -28,7 +28,7 @@ class DenseCaptionTask(Streamed):
     """
 
     official_note = (
-        "meteor_stem and soda_c_stem do not compare with published figures, which use METEOR 1.5 in Java: "
+        "scores that end in _stem do not compare with published figures, which use METEOR 1.5 in Java: "
         "score the written file with densevid_eval for them."
     )
 

@@ -37,9 +37,9 @@ class Narration(Task):
 
     On the true history: LIVE's `lm_ppl`, `time_diff`, `fluency` and `lm_correctness`, and the two variants of
     [`score_turns`]. On the model's own history: `event_precision`, `event_recall`, `event_f1` and `event_delay` of the
-    metric `stream_events`; FlowNar's `temporal_*`, `meteor_stem`, `rouge_l` and `cider` of `narration_segments`; and
-    the rates and text scores of `dialogue_matching`, with the judge's similarity, or that of words if the judge is a
-    language model. Such a judge also grades each dialogue, by the metric `dialogue_judge`.
+    metric `stream_events`; FlowNar's `temporal_*` and text scores of `narration_segments`; and the rates and text
+    scores of `dialogue_matching`, with the judge's similarity, or that of words if the judge is a language model. Such
+    a judge also grades each dialogue, by the metric `dialogue_judge`.
 
     With `--official`, LIVE's measures have no interval threshold and look at the beginning of long dialogues only, and
     FlowNar's words are split at spaces, as in their code. What the model says in the stream does not depend on it.

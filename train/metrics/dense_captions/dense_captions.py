@@ -20,17 +20,18 @@ video the true captions of each annotator, in the same form, at least one. Retur
 - `precision`, `recall`: share of predicted captions that have an IoU above t with a true one, and of true captions
   that have one with a predicted one, for t = 0.3, 0.5, 0.7, 0.9 (`precision_0.3`, ...) and averaged. The better
   annotator counts, for each of the two. `f1` is of the averages.
-- `meteor_stem`, `cider`: a predicted caption is compared with each true one, of all annotators, with an IoU of at
-  least t, and scores 0 if there is none; averaged over a video, then over videos, then over t. The scores are those of
-  `videollm_mod.train.text_scores`. Document frequencies of CIDEr are those of all pairs at t.
+- `meteor_stem`, `meteor_1.5_stem`, `cider`: a predicted caption is compared with each true one, of all annotators,
+  with an IoU of at least t, and scores 0 if there is none; averaged over a video, then over videos, then over t. The
+  scores are those of `videollm_mod.train.text_scores`. Document frequencies of CIDEr are those of all pairs at t.
 - `soda_c_stem`: F1 of IoU times METEOR under the best assignment that keeps the order of time, for the better
   annotator, averaged over videos.
 
 A video without predictions scores 0. The rules are those of densevid_eval and SODA. With `official=True` three of
 their weaknesses are kept: CIDEr takes its document frequencies from one video, so that a single pair scores 0; SODA
 leaves out videos without predictions, and gives METEOR the true caption for the predicted one. Published figures use
-METEOR 1.5, a Java program, averaged otherwise, so that `meteor_stem` and `soda_c_stem` do not compare with them. If
-NLTK finds WordNet, `meteor_wordnet` is `meteor_stem` with synonyms, and does not compare either.
+METEOR 1.5, a Java program, averaged otherwise, so that `meteor_stem`, `meteor_1.5_stem` and `soda_c_stem` do not
+compare with them. If pycocoevalcap and Java are installed, `meteor_1.5` is that program's score. If NLTK finds
+WordNet, `meteor_wordnet` and `meteor_1.5_wordnet` have synonyms.
 """
 _CITATION = """Krishna et al., Dense-Captioning Events in Videos, arXiv 1705.00754. Fujita et al., SODA: Story Oriented
 Dense Video Captioning Evaluation Framework, ECCV 2020."""
@@ -106,7 +107,7 @@ class _Pairs:
                         if iou := window_iou(one, two):
                             found.append((video, annotator, i, j, iou, (one["text"], two["text"])))
         texts = [pair[-1] for pair in found]
-        self.meteors = available_scores(["meteor_stem"])
+        self.meteors = available_scores(["meteor_stem", "meteor_1.5_stem"])
         scores = [_score(name, texts) for name in self.meteors]
         soda = _score("meteor_stem", [(two, one) for one, two in texts]) if official else scores[0]
         self.videos = [_Video([], *count) for count in counts]

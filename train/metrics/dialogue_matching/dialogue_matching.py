@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from videollm_mod.train.arithmetic import mean
 from videollm_mod.train.judging import find_similarity
-from videollm_mod.train.text_scores import available_scores, score_bleu, score_captions, split_words
+from videollm_mod.train.text_scores import available_scores, score_bleu, score_corpus, split_words
 
 
 _DESCRIPTION = """
@@ -28,9 +28,9 @@ Returns, over all videos together and with the name of the similarity appended (
 `missing_rate` = missing / (matched + missing), `redundant_rate` = redundant / (matched + redundant), `match_precision`
 = right / (matched + redundant), `match_recall` = right / (matched + missing), `match_f1`, `jaccard_index` = right /
 (matched + missing + redundant), `match_cost`, the mean over matched replies, and `match_delay`, the mean distance in
-seconds of right ones. `match_bleu_1` to `match_bleu_4`, `match_meteor_stem` and `match_cider` compare the texts of
-right matches, over all videos together; without any they are 0. That code also prints each of these times
-`jaccard_index`.
+seconds of right ones. `match_bleu_1` to `match_bleu_4`, `match_meteor_stem`, `match_meteor_1.5_stem` and `match_cider`
+compare the texts of right matches, over all videos together; without any they are 0. That code also prints each of
+these times `jaccard_index`.
 
 Options: `similarity`: "sentence" (the published one), "token_f1" or "exact"; `before` and `after` (2.5 and 2.5 s,
 which is published for narration; for dialogues the paper's code has about a quarter and a half of the mean time
@@ -38,8 +38,8 @@ between replies); `fps` (2.0).
 
 Differences from that code: replies at one frame are one reply; and a match may cost exactly 0, which its sparse solver
 takes for no match. A test compares the two on random dialogues. Words are those of `split_words`, where that code
-calls Stanford's tokenizer, and METEOR has stems and no synonyms. With WordNet among NLTK's data there is also
-`match_meteor_wordnet`, which has synonyms.
+calls Stanford's tokenizer. METEOR of that code is `match_meteor_1.5`, which is there if pycocoevalcap and Java are
+installed. With WordNet among NLTK's data there are also `match_meteor_wordnet` and `match_meteor_1.5_wordnet`.
 
 ProAssist's language model as the judge is the metric `dialogue_judge`.
 """
@@ -156,6 +156,6 @@ def _texts(right: list[_Matched]) -> dict[str, float]:
     compared = [match for match in right if split_words(match.true)]
     said, true = [match.said for match in compared], [match.true for match in compared]
     bleu = {f"match_bleu_{n}": score for n, score in enumerate(score_bleu(said, true), 1)}
-    names = available_scores(("meteor_stem", "cider"))
-    captions = score_captions(said, [[text] for text in true], names=names)
-    return bleu | {f"match_{name}": mean(scores) for name, scores in captions.items()}
+    names = available_scores(("meteor_stem", "meteor_1.5_stem", "cider"))
+    captions = score_corpus(said, [[text] for text in true], names=names)
+    return bleu | {f"match_{name}": score for name, score in captions.items()}

@@ -8,7 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from videollm_mod.train.text_scores import available_scores, score_captions, split_words
+from videollm_mod.train.text_scores import available_scores, score_corpus, split_words
 
 
 _DESCRIPTION = """
@@ -18,16 +18,17 @@ The measures of FlowNar (`evaluate_metrics.py` of zeyun-zhong/FlowNar). `predict
 A narration stands for the segment from the time before it to its own, the first from the start of the video. A
 prediction is right if it overlaps any true segment of any annotator with an IoU of at least `iou`, and a true segment
 is found if any prediction overlaps it so. Returns `temporal_precision`, `temporal_recall` and `temporal_f1`: means
-over videos. Each true segment is paired with the prediction of largest generalized IoU; `meteor_stem`, `rouge_l` and
-`cider` are means over these pairs of all videos (see `videollm_mod.train.text_scores`), and so is `meteor_wordnet` if
-NLTK finds WordNet.
+over videos. Each true segment is paired with the prediction of largest generalized IoU; `meteor_1.5_stem`, `rouge_l`,
+`cider` and `meteor_stem` are of these pairs of all videos (`score_corpus` of `videollm_mod.train.text_scores`). So are
+`meteor_1.5`, which is FlowNar's METEOR, if pycocoevalcap and Java are installed, and `meteor_1.5_wordnet` and
+`meteor_wordnet` if NLTK finds WordNet.
 
 Options: `starts`, the first second of each video (0 by default); `fps`: 1 / `fps` is added to the predicted times,
 because FlowNar's code says (frame + 1) / fps + start; and `iou` (0.5).
 
-Differences from that code: words are in lower case and without punctuation unless `tokenize="spaces"`; METEOR is not
-the Java program's; a video without predictions counts 0, and its true narrations are paired with an empty text, where
-that code fails. A video without true narrations is left out, as there. A test compares the two on random narrations.
+Differences from that code: words are in lower case and without punctuation unless `tokenize="spaces"`; a video without
+predictions counts 0, and its true narrations are paired with an empty text, where that code fails. A video without
+true narrations is left out, as there. A test compares the two on random narrations.
 """
 _CITATION = """"""
 _TOKENIZERS = {"words": split_words, "spaces": str.split}
@@ -69,13 +70,13 @@ class NarrationSegments(evaluate.Metric):
             pairs += zip(nearest, (entry["text"] for texts in annotators for entry in texts), strict=True)
         names = ("temporal_precision", "temporal_recall", "temporal_f1")
         scores = dict(zip(names, np.mean(timing or [(0, 0, 0)], axis=0).tolist(), strict=True))
-        texts = score_captions(
+        texts = score_corpus(
             [text for text, _ in pairs],
             [[true] for _, true in pairs],
             tokenize=_TOKENIZERS[tokenize],
             names=available_scores(),
         )
-        return scores | {name: sum(values) / max(len(values), 1) for name, values in texts.items()}
+        return scores | texts
 
 
 def _segments(entries: list[dict[str, Any]], start: float, delay: float = 0.0) -> np.ndarray:
