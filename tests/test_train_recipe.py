@@ -226,6 +226,7 @@ def miniature(tmp_path, monkeypatch):
     return size
 
 
+@pytest.mark.xdist_group("recipe")  # one process imports for all stages
 @pytest.mark.timeout(1200)
 def test_the_recipe_trains_on_all_worlds_and_prints_a_table(miniature, tmp_path, monkeypatch, capfd):
     """All stages run, a second run skips them, and the trained model has the pretrained encoder."""
@@ -312,6 +313,7 @@ def test_every_size_has_its_files(size):
     assert SIZES[size].frame_size in (96, 128, 192) and (CONFIGS / SIZES[size].vision_config).exists()
 
 
+@pytest.mark.xdist_group("recipe")
 def test_a_stage_that_fails_stops_the_recipe(tmp_path):
     with pytest.raises(SystemExit, match="error: train/sft.py failed"):
         recipe.run_stage(Path(tmp_path / "one" / "config.json"), "sft.py", "--dataset", "nothing_here")

@@ -22,6 +22,7 @@ from hub import TOKEN, Hub
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
+from preloaded import launch
 from programs import run_main, run_training
 from published import save_source
 from safetensors.torch import load_file, save_file
@@ -323,16 +324,10 @@ def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
     assert any("q_proj" in name for name in changed) and not any("vision_encoder" in name for name in changed)
 
 
-# The shipped launch files on the CPU. Options change only the precision and the number of processes, and the
-# environment selects the CPU.
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no", "--main_process_port", "0"]
-DDP, FSDP2 = (
-    [*LAUNCH, "--config_file", str(CONFIGS / f"{name}.yaml"), "--num_processes", "2"] for name in ("ddp", "fsdp2")
-)
-ON_CPU = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 SMALL_RUN = [
     *("--dataset", "streamworld", "--world", "small", "--checkpoint", EMBEDDED, "--tune_language_model", "full"),
-    *("--num_clips", 64, "--learning_rate", 1e-3, "--warmup_steps", 1, "--logging_steps", 1, "--report_to", "none"),
+    *("--num_clips", 64, "--seconds", "3,5", "--learning_rate", 1e-3, "--warmup_steps", 1, "--logging_steps", 1),
+    *("--report_to", "none"),
     *("--bf16", "false", "--gradient_checkpointing", "false", "--train_sampling_strategy", "sequential"),
 ]
 
@@ -372,15 +367,15 @@ def kill_in_a_checkpoint(command, folder, *, after):
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(tmp_path):
     """It resumes from the previous checkpoint, with the same data order and dropout."""
-    options = [*SMALL_RUN[:4], *SMALL_RUN[4:6], "--lora_r", 8, *SMALL_RUN[8:-2], "--max_steps", 6, "--save_steps", 1]
-    options += ["--augmentation", 0.3, "--per_device_train_batch_size", 4, "--resume_from_checkpoint", "true"]
+    options = [*SMALL_RUN[:4], *SMALL_RUN[4:6], "--lora_r", 8, *SMALL_RUN[8:-2], "--max_steps", 4, "--save_steps", 1]
+    options += ["--augmentation", 0.3, "--per_device_train_batch_size", 2, "--resume_from_checkpoint", "true"]
     whole = run_training(tmp_path / "whole", *options)
     assert whole.returncode == 0 and "has no complete checkpoint" in whole.stdout, whole.stderr[-2000:]
     expected = losses_of(whole.stdout)
-    assert len(expected) == 6
+    assert len(expected) == 4
 
     command = [sys.executable, "train/sft.py", *map(str, options), "--output_dir", str(tmp_path / "broken")]
-    half = kill_in_a_checkpoint(command, tmp_path / "broken", after=2)
+    half = kill_in_a_checkpoint(command, tmp_path / "broken", after=1)
     step = int(half.name.split("-")[1])
     last = half.with_name(f"checkpoint-{step - 1}")
 
@@ -440,7 +435,7 @@ def new_adapted_trainer(folder, monkeypatch, *, stage):
 
 def test_qlora_trains_on_a_language_model_in_4_bits(tmp_path):
     """Only its linear layers have 4 bits. The other parts train, and the saved model loads and answers."""
-    options = [*SMALL_RUN[:6], "--load_in_4bit", "true", "--bf16", "true", "--lora_r", 8, "--num_clips", 32]
+    options = [*SMALL_RUN[:6], "--load_in_4bit", "true", "--bf16", "true", "--lora_r", 8, *SMALL_RUN[8:12]]
     options += ["--learning_rate", 1e-3, "--warmup_steps", 1, "--logging_steps", 1, "--report_to", "none"]
     options += ["--max_steps", 6, "--per_device_train_batch_size", 4, "--save_strategy", "no"]
     done = run_training(tmp_path, *options)
@@ -511,6 +506,7 @@ def test_a_run_is_logged_for_tensorboard_and_trackio(tmp_path, monkeypatch):
     assert tracked == pytest.approx(losses, rel=1e-3)
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_two_processes_equal_one_with_the_same_batch(tmp_path):
     """Packed, DDP and FSDP2 runs on the CPU have the losses, evaluation and weights of one process."""
     options = [*SMALL_RUN, "--max_steps", 2, "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 2]
@@ -523,16 +519,9 @@ def test_two_processes_equal_one_with_the_same_batch(tmp_path):
     weights = AutoModel.from_pretrained(tmp_path / "alone", trust_remote_code=True).state_dict()
     streamed = evaluation_of(alone.stdout)
     assert streamed["eval_lm_ppl"] > 1 and "as the model streams it" in alone.stdout
-    scripts = (("ddp", DDP, "train/sft.py"), ("fsdp2", FSDP2, "tests/fsdp2_on_cpu.py"))
-    for kind, launch, script in scripts:
+    for kind, script in (("ddp", "train/sft.py"), ("fsdp2", "tests/fsdp2_on_cpu.py")):
         arguments = [*options, "--use_cpu", "--per_device_train_batch_size", 2, "--output_dir", tmp_path / kind]
-        done = subprocess.run(
-            [*launch, script, *map(str, arguments)],
-            cwd=ROOT,
-            env={**os.environ, **ON_CPU},
-            capture_output=True,
-            text=True,
-        )
+        done = launch(kind, script, *arguments)
         assert done.returncode == 0, done.stderr[-3000:]
         assert losses_of(done.stdout) == pytest.approx(losses_of(alone.stdout), rel=2e-3), kind
         assert evaluation_of(done.stdout) == pytest.approx(streamed, rel=2e-3), kind
@@ -542,6 +531,7 @@ def test_two_processes_equal_one_with_the_same_batch(tmp_path):
             torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=2e-4, msg=f"{kind} {name}")
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_a_sharded_adapter_on_the_head_is_trained(tmp_path):
     text = json.loads((ROOT / "train" / "configs" / "streamworld_model.json").read_text())
     text["model"]["text_config"]["tie_word_embeddings"] = False
@@ -551,13 +541,7 @@ def test_a_sharded_adapter_on_the_head_is_trained(tmp_path):
     alone = run_training(tmp_path / "alone", *options, "--per_device_train_batch_size", 4)
     assert alone.returncode == 0, alone.stderr[-2000:]
     arguments = [*options, "--use_cpu", "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "sharded"]
-    done = subprocess.run(
-        [*FSDP2, "tests/fsdp2_on_cpu.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **ON_CPU},
-        capture_output=True,
-        text=True,
-    )
+    done = launch("fsdp2", "tests/fsdp2_on_cpu.py", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses_of(done.stdout) == pytest.approx(losses_of(alone.stdout), rel=2e-3)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "sharded")]
@@ -605,6 +589,7 @@ def test_a_new_model_of_trained_parts(tmp_path, vision):
     assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_a_new_model_is_saved_without_a_step_and_an_adapter_beside_it(tmp_path):
     """The untrained model equals its parts, and a saved adapter turns it into the trained model."""
     torch.manual_seed(0)
@@ -626,14 +611,7 @@ def test_a_new_model_is_saved_without_a_step_and_an_adapter_beside_it(tmp_path):
     assert VideoLLMMoDProcessor.from_pretrained(tmp_path / "new", trust_remote_code=True).frame_num_tokens == 10
 
     options += ["--max_steps", 3, "--merge_adapter", "false", "--keep_ratio_warmup_steps", 2, "--use_cpu"]
-    launch = [*LAUNCH, "--config_file", str(CONFIGS / "single_gpu.yaml"), "train/sft.py", "--output_dir"]
-    trained = subprocess.run(
-        [*launch, *map(str, [tmp_path / "adapter", *options])],
-        cwd=ROOT,
-        env={**os.environ, **ON_CPU},
-        capture_output=True,
-        text=True,
-    )
+    trained = launch("single_gpu", "train/sft.py", "--output_dir", tmp_path / "adapter", *options, processes=1)
     assert trained.returncode == 0, trained.stderr[-3000:]
     # At least one of a frame's ten tokens is skipped from the first step on.
     shares = [float(part.split("'")[0]) for part in trained.stdout.split("'kept_share/layer_2': '")[1:]]
@@ -651,6 +629,7 @@ def test_a_new_model_is_saved_without_a_step_and_an_adapter_beside_it(tmp_path):
     assert len(linear) == 4 * 7
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_training_on_encoded_features_equals_training_on_video(tmp_path):
     """Losses are the same, also with features of an interrupted run and of two processes."""
     write_clip(tmp_path / "a.mp4", random_frames(40, seed=1), fps=10)
@@ -672,13 +651,7 @@ def test_training_on_encoded_features_equals_training_on_video(tmp_path):
     files[1].unlink()
     assert encode().returncode == 0 and files[1].exists() and files[0].stat().st_mtime_ns == kept
     arguments = ["--dataset", tmp_path, "--output_dir", tmp_path / "shared", "--checkpoint", EMBEDDED]
-    shared = subprocess.run(
-        [*DDP, "train/encode.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **ON_CPU},
-        capture_output=True,
-        text=True,
-    )
+    shared = launch("ddp", "train/encode.py", *arguments)
     assert shared.returncode == 0 and shared.stderr.count("rows: 100%") >= 1, shared.stderr[-2000:]
     assert "1/1" in shared.stderr, "each process has one of the two rows"
     rows = [(tmp_path / out / "train.jsonl").read_text(encoding="utf-8") for out in ("out", "shared")]

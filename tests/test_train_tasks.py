@@ -3,9 +3,7 @@
 """Evaluation tasks: how rows run, how predictions are saved and resumed, the table, and scores computed by hand."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -15,7 +13,8 @@ from unittest.mock import patch
 import pytest
 import torch
 from hub import Hub, commit_hash
-from programs import ROOT, run_main
+from preloaded import launch
+from programs import run_main
 from safetensors.torch import save_file
 from tiny import random_features, random_frames, tiny_model, tiny_processor, write_clip
 from turns import turn_model, turn_processor
@@ -815,18 +814,14 @@ def test_prepared_annotations_are_evaluated_by_one_command(prepared, tmp_path):
     assert "drive home" in about["labels"]["coin_step"] and about["labels"]["coin_task"] == ["drive car", "wash car"]
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_two_processes_share_the_rows_and_score_as_one(prepared, tmp_path):
     names = "coin_step,coin_task"
     alone = command(prepared, "--task", names, "--out", tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "train/configs/ddp.yaml"]
-    launch += ["--mixed_precision", "no", "--main_process_port", "0", "--num_processes", "2", "train/evaluation.py"]
     given = ["--checkpoint", prepared / "model", "--dataset", prepared / "out", "--task", names]
     given += ["--out", tmp_path / "two", "--video_root", prepared]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, *map(str, given)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    done = launch("ddp", "train/evaluation.py", *given)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("wrote ") == 1, "the first process scores"
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["tasks"] for name in ("alone", "two"))
