@@ -13,6 +13,7 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ego_annotations import (
     PASSES,
@@ -39,7 +40,9 @@ from videollm_mod.train.data.ego4d.goalstep import read_timelines
 from videollm_mod.train.data.ego4d.lta import to_words
 from videollm_mod.train.data.ego4d.narration import BENCHMARKS, clean_narration, is_of_others, read_videos
 from videollm_mod.train.data.ego4d.nlq import merge_windows
+from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
+from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
 GOALSTEP = Path(__file__).parent / "data" / "goalstep" / "goalstep_valid.json.xz"
@@ -342,17 +345,102 @@ def test_faults_of_goalstep_are_counted(tmp_path, videos):
     }
 
 
-def test_a_group_needs_its_joined_video(tmp_path, videos):
+def save_groups(folder, *groups):
+    rows = "".join(f"utokyo\t{list(members)}\n" for members in groups)
+    (folder / "goalstep_video_groups.tsv").write_text(f"university\tvideo_group\n{rows}")
+
+
+def test_a_joined_video_of_a_group_is_used(tmp_path, videos):
     """The table names the members of a group whose video is missing."""
-    entries = [goal("grp-v-8", step(0, 1, "a")), goal("grp-v-7", step(0, 1, "a")), goal("grp-v-6", step(0, 1, "a"))]
-    save(tmp_path, "goalstep_val.json", goalstep(*entries))
-    save(tmp_path, "goalstep_video_groups.tsv", "university\tvideo_group\nutokyo\t['v-7', 'v-1']\nutokyo\t['v-\n")
+    names = ("grp-v-8", "grp-v-7", "grp-v-6", "grp-v-gone")
+    save(tmp_path, "goalstep_val.json", goalstep(*(goal(name, step(0, 1, "a")) for name in names)))
+    save_groups(tmp_path, ("v-7", "v-1"), ("v-gone", "v-1"))
+    with (tmp_path / "goalstep_video_groups.tsv").open("a") as file:
+        file.write("utokyo\t['v-\n")
     notes = Notes()
     rows = list(Ego4D(task="goalstep").convert(tmp_path, Videos(videos), notes))
     assert [row["id"] for _, row in rows] == ["grp-v-8/steps"]
     found = notes.left_out["validation"]["a group without its joined video"]
-    assert found.places == ["grp-v-7, video_uid (members: v-7, v-1)", "grp-v-6, video_uid"]
+    assert found.places[:2] == ["grp-v-7, video_uid (members: v-7, v-1)", "grp-v-6, video_uid"]
     assert notes.left_out[""]["not a list of videos"].count == 1
+
+
+@pytest.fixture
+def members(tmp_path):
+    """Videos of 2, 1 and 3 s with pictures of their own, as Ego4D's camera splits a recording."""
+    folder, frames = tmp_path / "videos", random_frames(60)
+    folder.mkdir()
+    # With pictures that are predicted from later ones, so that packets are not in the order of their times.
+    options = {"fps": 10, "bf": "2", "g": "7", "tune": "animation", "preset": "veryfast"}
+    for name, first, last in (("m-1", 0, 20), ("m-2", 20, 30), ("m-3", 30, 60)):
+        write_clip(folder / f"{name}.mp4", frames[first:last], **options)
+    write_clip(folder / "small.mp4", random_frames(5, size=(48, 64)), **options)
+    write_clip(folder / "old.mp4", random_frames(5), fps=10, codec="mpeg4")
+    (folder / "broken.mp4").write_bytes((folder / "m-1.mp4").read_bytes()[:900])
+    return folder
+
+
+def prepare_groups(folder, *groups, **options):
+    """Prepare GoalStep with a step from 0.5 s and one from 3.5 s in each group. Return rows and what was printed."""
+    annotations, out = folder / "annotations", folder / "out"
+    goals = [goal(f"grp-{members[0]}", step(0.5, 2, "boils"), step(3.5, 9, "pours")) for members in groups]
+    save(annotations, "goalstep_val.json", goalstep(*goals))
+    save_groups(annotations, *groups)
+    arguments = prepare.PrepareArguments(annotations=annotations, videos=folder / "videos", out=out, **options)
+    prepare.prepare("ego4d", Ego4D(task="goalstep"), arguments)
+    return [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
+
+
+def test_a_group_is_joined_from_its_members(tmp_path, members, capsys):
+    [row] = prepare_groups(tmp_path, ("m-1", "m-2", "m-3"))
+    printed = capsys.readouterr().out
+    assert "mended 1: a group without its joined video: joined from its members (grp-m-1, video_uid" in printed
+    joined = tmp_path / "out" / row["video"]
+    assert row["video"] == "joined/grp-m-1.mp4" and (row["start"], row["end"]) == (0.5, 5.5)
+    assert [message["time"] for message in row["messages"]] == [0.5, 0.5, 3.5]
+    # Every picture is the member's own, at its time after the members before.
+    with VideoReader(joined) as reader:
+        shown = [(float(time), reader.picture(frame)) for time, _, frame in reader.frames()]
+        assert reader.seconds == pytest.approx(6.0) and not reader.report
+    own = []
+    for name in ("m-1", "m-2", "m-3"):
+        with VideoReader(members / f"{name}.mp4") as reader:
+            own += [reader.picture(frame) for _, _, frame in reader.frames()]
+    assert [time for time, _ in shown] == pytest.approx([index / 10 for index in range(60)])
+    assert all(np.array_equal(one, two) for (_, one), two in zip(shown, own, strict=True))
+    # It lies in the folder of the rows, so that they need no --video_root.
+    [loaded] = load_timed_messages(tmp_path / "out" / "validation.jsonl")
+    assert list(find_faults([loaded], fps=2.0)) == []
+
+
+def test_a_group_is_joined_once(tmp_path, members):
+    prepare_groups(tmp_path, ("m-1", "m-2"))
+    joined = tmp_path / "out" / "joined" / "grp-m-1.mp4"
+    before = joined.stat()
+    prepare_groups(tmp_path, ("m-1", "m-2"))
+    assert (joined.stat().st_mtime_ns, joined.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    write_clip(members / "m-2.mp4", random_frames(40), fps=10, bf="2", g="7", tune="animation", preset="veryfast")
+    prepare_groups(tmp_path, ("m-1", "m-2"))
+    with VideoReader(joined) as reader:
+        assert reader.seconds == pytest.approx(6.0), "the second member is another file now"
+
+
+@pytest.mark.usefixtures("members")
+def test_groups_that_cannot_be_joined_are_counted(tmp_path, capsys):
+    groups = (("m-1", "m-2"), ("m-3", "small"), ("old", "m-1"), ("broken", "m-1"), ("m-gone", "m-1"), ("../up", "m-1"))
+    assert [row["id"] for row in prepare_groups(tmp_path, *groups)] == ["grp-m-1/steps"]
+    printed = capsys.readouterr().out
+    none = "a group without its joined video"
+    assert (
+        f"left out 2: {none}: its members differ in codec, settings or size of pictures, and are not encoded again "
+        "(grp-m-3, video_uid (members: m-3, small); grp-old, video_uid (members: old, m-1))"
+    ) in printed
+    assert f"left out 1: {none}: a member cannot be read (grp-broken" in printed
+    assert f"left out 1: {none}: not all its members are there (grp-m-gone" in printed
+    assert f"left out 1: {none} (grp-.., video_uid)" in printed
+    assert sorted(path.name for path in (tmp_path / "out" / "joined").iterdir()) == [".joined.json", "grp-m-1.mp4"]
+    with pytest.raises(FaultyRowError, match="grp-m-3"):
+        prepare_groups(tmp_path, *groups[1:], strict=True)
 
 
 # ---------------------------------------------------------------------------------------------- long-term anticipation

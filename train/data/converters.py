@@ -10,10 +10,10 @@ writes its rows, and prints what was left out.
 import json
 import mimetypes
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -241,15 +241,16 @@ class Videos:
 
     Args:
         folder (`Path`): The folder.
+        made_folder (`Path`, *optional*): Where to write videos that are made of others. Without it, none are made.
 
     Raises:
         `FileNotFoundError`: If there is no such folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, made_folder: Path | None = None) -> None:
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder '{folder}' of videos.")
-        self.folder = folder
+        self.folder, self.made_folder = folder, made_folder
         self._found: dict[str, Video] = {}
         self._notebook: Path | None = None
         self._children: ChildProcesses | None = None
@@ -326,11 +327,23 @@ class Videos:
             return None
         return video
 
+    def add(self, name: str, path: Path) -> None:
+        """Let [`Videos.find`] find a file under a name, which no other video has."""
+        self._found.setdefault(name, Video(path))
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """
+        Call a function that opens videos: in a child process within [`Videos.remembering`], which they may crash.
+
+        Raises:
+            [`CrashError`]: If they do. Otherwise whatever the function raises.
+        """
+        return function(*args) if self._children is None else self._children.call(function, *args)
+
     def _measure(self, video: Video) -> None:
         """Read the length of a video, or remember why it cannot be read."""
-        read = _read_length if self._children is None else partial(self._children.call, _read_length)
         try:
-            video.__dict__["duration"] = read(video.path)
+            video.__dict__["duration"] = self.call(_read_length, video.path)
         except UNREADABLE:
             self._faults[video.path] = "the video cannot be read"
             return

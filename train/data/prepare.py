@@ -96,7 +96,8 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
         `ValueError` or `OSError`: If the annotations cannot be used, if no row is left, or if splits stay that have
             another source or frame rate. With `strict`, also at the first fault.
     """
-    notes, videos = Notes(strict=arguments.strict), Videos(arguments.videos)
+    notes = Notes(strict=arguments.strict)
+    videos = Videos(arguments.videos, made_folder=arguments.out / "joined")
     shard_size(arguments.max_shard_size)
     arguments.out.mkdir(parents=True, exist_ok=True)
     earlier = _Earlier(arguments.out)

@@ -57,7 +57,7 @@ FILES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "livechat": {"train": ("goalstep_livechat_trainval_filtered_21k.json",)},
 }
-_CONVERT = {"nlq": convert_nlq, "refined": convert_refined, "livechat": convert_livechat}
+_CONVERT = {"nlq": convert_nlq, "refined": convert_refined}
 TAXONOMY = "fho_lta_taxonomy.json"
 GROUPS = "goalstep_video_groups.tsv"
 
@@ -94,7 +94,7 @@ class Ego4D(Converter):
             raise ValueError(f"--split {self.split} of the narrations needs --splits FOLDER.")
         words = self._read_words(folder) if "lta" in kinds else ([], [])
         groups_file = folder / GROUPS
-        groups = read_groups(groups_file, notes) if "goalstep" in kinds and groups_file.is_file() else {}
+        groups = read_groups(groups_file, notes) if kinds & {"goalstep", "livechat"} and groups_file.is_file() else {}
         for task, split, path in found:
             if task in ("goalstep", "lta") and told_split(path, "split") not in (None, split):
                 notes.split = split
@@ -106,6 +106,8 @@ class Ego4D(Converter):
                 yield from convert_goalstep(path, split, videos, notes, fps=self.fps, groups=groups)
             elif task == "lta":
                 yield from convert_lta(path, split, videos, notes, fps=self.fps, words=words)
+            elif task == "livechat":
+                yield from convert_livechat(path, split, videos, notes, fps=self.fps, groups=groups)
             else:
                 yield from _CONVERT[task](path, split, videos, notes, fps=self.fps)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from videollm_mod.train.data.converters import Notes, Video, Videos
 from videollm_mod.train.data.dialogues import ceil_frame, clip, place_replies, reply_messages, to_text
+from videollm_mod.train.data.joining import open_joined
 from videollm_mod.train.data.json_streams import read_values, take_span, take_text
 
 
@@ -210,10 +211,10 @@ def convert_goalstep(
     Args:
         path (`Path`): The file.
         split (`str`): Its split.
-        videos ([`Videos`]): Finds the videos. A group needs the joined video under the group's name.
+        videos ([`Videos`]): Finds the videos.
         notes ([`Notes`]): Where to count.
         fps (`float`): Frames per second.
-        groups (`dict[str, list[str]]`): Members of each group, to name them if its video is missing.
+        groups (`dict[str, list[str]]`): Members of each group, of which its video is joined.
     """
     count = 0
     for entry in read_values(path, "videos.item"):
@@ -222,7 +223,7 @@ def convert_goalstep(
         if not timelines:
             continue
         uid = timelines[0].id.partition("/")[0]
-        video = _open(uid, videos, notes, groups)
+        video = open_video_or_group(uid, videos, notes, groups, uid)
         for timeline in timelines if video else ():
             question = (_STEPS if timeline.level is STEP else _SUBSTEPS).format(goal=timeline.goal.rstrip(" ."))
             row = timeline_row(timeline, video, fps=fps, question=question, notes=notes, where=uid)
@@ -232,9 +233,19 @@ def convert_goalstep(
         raise ValueError(f"'{path}' has no list `videos` with entries: give a file of GoalStep.")
 
 
-def _open(uid: str, videos: Videos, notes: Notes, groups: dict[str, list[str]]) -> Video | None:
-    if uid.startswith("grp-") and videos.find(uid) is None:
-        members = f"video_uid (members: {', '.join(groups[uid])})" if uid in groups else "video_uid"
-        notes.leave_out(uid, members, "a group without its joined video")
-        return None
-    return videos.open(notes, uid, "video_uid", uid)
+def open_video_or_group(
+    uid: str, videos: Videos, notes: Notes, groups: dict[str, list[str]], where: str
+) -> Video | None:
+    """
+    Return the video of an id, or note why there is none. That of a group is joined from its members.
+
+    Args:
+        uid (`str`): Id of a video, or of a group: "grp-" and the id of its first member.
+        videos ([`Videos`]): Finds the videos.
+        notes ([`Notes`]): Where to count.
+        groups (`dict[str, list[str]]`): Members of each group. See [`read_groups`].
+        where (`str`): The entry, for notes.
+    """
+    if uid.startswith("grp-"):
+        return open_joined(videos, notes, where, "video_uid", name=uid, members=groups.get(uid, ()))
+    return videos.open(notes, where, "video_uid", uid)

@@ -16,6 +16,7 @@ from typing import Any
 
 from videollm_mod.train.data.converters import Notes, Video, Videos
 from videollm_mod.train.data.dialogues import ceil_frame, clip, floor_frame, to_text
+from videollm_mod.train.data.ego4d.goalstep import open_video_or_group
 from videollm_mod.train.data.ego4d.narration import narration_row
 from videollm_mod.train.data.json_streams import read_pairs, read_values, take_text, take_time
 
@@ -67,10 +68,10 @@ def _read_replies(narrations: Any, notes: Notes, where: str) -> list[tuple[float
 
 
 def convert_livechat(
-    path: Path, split: str, videos: Videos, notes: Notes, *, fps: float
+    path: Path, split: str, videos: Videos, notes: Notes, *, fps: float, groups: dict[str, list[str]] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """
-    Yield the rows of dialogues. One dialogue is in memory at a time.
+    Yield the rows of dialogues. One dialogue is in memory at a time. The video of a group of `groups` is joined.
 
     Raises:
         `ValueError`: If the file is not a list with entries.
@@ -83,7 +84,7 @@ def convert_livechat(
             notes.leave_out(path.name, f"[{index}].video_uid", "the entry names no video")
             continue
         where = f"{uid}/dialogue-{index}"
-        video = videos.open(notes, where, "video_uid", uid)
+        video = open_video_or_group(uid, videos, notes, groups or {}, where)
         row = None if video is None else livechat_row(entry, video, fps=fps, notes=notes, where=where)
         if row is not None:
             yield split, {"id": where, "task": "ego4d_livechat", "truth": {}, **row}
