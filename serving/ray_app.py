@@ -66,6 +66,7 @@ class Settings(BaseModel):
         min_replicas (`int`), max_replicas (`int`): Between these, Serve adds and removes replicas.
         target_streams (`float`): Open streams of a replica above which Serve adds one, by default three quarters of
             `max_streams`.
+        downscale_seconds (`float`): How long fewer streams than that must last before Serve removes a replica.
         num_gpus (`float`): GPUs of a replica.
         drain_seconds (`float`): How long a replica that is removed may take to answer what it has accepted.
     """
@@ -97,6 +98,7 @@ class Settings(BaseModel):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int | None = None
     target_streams: float | None = Field(None, gt=0)
+    downscale_seconds: float = Field(600.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     drain_seconds: float = Field(30.0, gt=0)
 
@@ -203,7 +205,10 @@ def app(settings: Settings) -> serve.Application:
         name="VideoLLM-MoD",
         ray_actor_options={"num_cpus": 1, "num_gpus": settings.num_gpus},
         autoscaling_config=AutoscalingConfig(
-            **replicas, target_ongoing_requests=target, policy=AutoscalingPolicy(policy_function=replicas_needed)
+            **replicas,
+            target_ongoing_requests=target,
+            downscale_delay_s=settings.downscale_seconds,
+            policy=AutoscalingPolicy(policy_function=replicas_needed),
         ),
         request_router_config=RequestRouterConfig(
             request_router_class=SessionRouter, request_routing_stats_period_s=_STATS_PERIOD
@@ -224,7 +229,7 @@ def _new_app(settings: Settings) -> FastAPI:
 
     given = settings.model_dump()
     limits, drain_seconds = given.pop("limits"), given.pop("drain_seconds")
-    for name in ("min_replicas", "max_replicas", "target_streams", "num_gpus", "no_state_dir"):
+    for name in ("min_replicas", "max_replicas", "target_streams", "downscale_seconds", "num_gpus", "no_state_dir"):
         del given[name]
     given["model"] = given["model"] or str(EMBEDDED)
     is_shared = settings.state_dir is not None

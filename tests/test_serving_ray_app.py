@@ -46,7 +46,8 @@ def cluster():
     """One Ray instance for all tests of this file."""
     # Paths of sockets must be short. Without a token, nothing is written into the home directory.
     folder = tempfile.mkdtemp(prefix="ray")
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    # Replicas save sessions among temporary files.
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": folder}
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
     yield
     ray.shutdown()
@@ -66,6 +67,11 @@ def address(cluster):  # noqa: ARG001
         clock.sleep(0.2)
     yield at
     serve.shutdown()
+
+
+def name_of_model(address):
+    """Return the model's name at one of the replicas."""
+    return httpx.get(f"http://{address}/v1/models", timeout=60).json()["data"][0]["id"]
 
 
 def replica_of(name):
@@ -180,7 +186,12 @@ def test_a_lost_replica_costs_its_own_streams_only(address):
 
 
 def test_a_replica_that_is_removed_says_what_it_has_to_say(address):
+    """It has no folder, as on several machines that share none."""
     frames = embedded()[2]
+    settings = {"max_streams": 2, "max_frames": 24, "max_text_tokens": 256, "min_replicas": 2, "no_state_dir": True}
+    serve.run(app(Settings(**settings, limits={"max_waiting": 64}, name="forgets")))
+    while any(name_of_model(address) != "forgets" for _ in range(8)):
+        clock.sleep(1)  # replicas of the deployment before are still there
     expected = narration()
 
     async def leave():
@@ -207,13 +218,16 @@ def test_a_replica_that_is_removed_says_what_it_has_to_say(address):
     assert last["error"]["message"] == "The session has ended: the server is shutting down"
 
 
-def test_a_session_of_a_removed_replica_goes_on_elsewhere(address, tmp_path):
-    """A deployment with other settings replaces both replicas. The client has its first token only."""
+def test_a_session_of_a_removed_replica_goes_on_elsewhere(address):
+    """
+    A deployment with other settings replaces both replicas, and nothing was said about a folder. The client has its
+    first token only.
+    """
     frames, expected = embedded()[2], narration()
     settings = {"max_streams": 2, "max_frames": 24, "max_text_tokens": 256, "min_replicas": 2}
     # A replica takes a minute to start on a busy machine.
     limits = {"max_waiting": 64, "resume_seconds": 300.0}
-    settings |= {"limits": limits, "state_dir": str(tmp_path)}
+    settings |= {"limits": limits}
 
     async def watch(deploy):
         """Send a frame when the one before was accepted. Return the sessions, the close codes and what was said."""
@@ -304,40 +318,67 @@ def test_a_session_of_a_lost_replica_goes_on_elsewhere_from_its_last_save(addres
 
 
 @pytest.mark.parametrize("kind", ["websocket", "http"])
-def test_more_streams_than_a_replica_should_have_bring_another_one(address, kind):
-    """Sessions over plain HTTP have no open request between two frames."""
-    settings = {"max_streams": 3, "max_frames": 24, "max_text_tokens": 256}
-    serve.run(app(Settings(**settings, min_replicas=1, max_replicas=2, target_streams=1.0, name=kind)))
-    path = f"http://{address}/v1/streaming/sessions"
+def test_replicas_come_and_go_with_streams(address, kind):
+    """
+    Sessions over plain HTTP have no open request between two frames. The stream that is left goes on, also if its
+    replica is the one that is removed.
+    """
+    settings = {"max_streams": 3, "max_frames": 24, "max_text_tokens": 256, "min_replicas": 1, "max_replicas": 2}
+    settings |= {"target_streams": 1.0, "downscale_seconds": 5.0, "limits": {"resume_seconds": 300.0}}
+    serve.run(app(Settings(**settings, name=kind)))
+    path, frame = f"http://{address}/v1/streaming/sessions", embedded()[2][0]
 
     def count():
         states = serve.status().applications["default"].deployments["VideoLLM-MoD"].replica_states
-        return states.get("RUNNING", 0)
+        return sum(states.values())
 
     async def open_one(client):
         if kind == "websocket":
             connection, session = await open_stream(address)
-            return session["id"], connection.close
+            return session["id"], connection.close, lambda: show_socket(connection, token_of(session))
         session_id = (await client.post(path)).raise_for_status().json()["id"]
-        return session_id, lambda: client.delete(f"{path}/{session_id}")
+        return session_id, lambda: client.delete(f"{path}/{session_id}"), lambda: show_http(client, session_id)
+
+    async def show_socket(connection, token):
+        """Show a frame, and return the replica that sees it."""
+        try:
+            for _ in range(2):
+                await send(connection, [frame])
+                while (event := json.loads(await asyncio.wait_for(connection.recv(), 60)))["type"] != "error":
+                    if event["type"] == "conversation.item.done":
+                        return replica_of(token)
+        except ConnectionClosed as closed:
+            assert closed.rcvd.code == 1012
+        connection, session = await open_stream(address, resume_token=token)
+        return await show_socket(connection, token_of(session))
+
+    async def show_http(client, session_id):
+        while True:
+            answer = await client.post(f"{path}/{session_id}/frame", content=picture(frame), follow_redirects=True)
+            if answer.status_code != 503:
+                assert answer.status_code == 200, answer.text
+                return replica_of(str(answer.url).removeprefix(f"{path}/"))
+            await asyncio.sleep(1)
 
     async def crowd():
         async with httpx.AsyncClient(timeout=60) as client:
             while count() != 1 or (await client.get(f"http://{address}/v1/models")).json()["data"][0]["id"] != kind:
                 await asyncio.sleep(1)  # replicas of the deployment before are still there
-            before, opened = count(), [await open_one(client) for _ in range(2)]
+            opened = [await open_one(client) for _ in range(2)]
             while count() < 2:
                 await asyncio.sleep(1)
             opened.append(await open_one(client))
             while replica_of(opened[-1][0]) == replica_of(opened[0][0]):  # routers learn of it in a moment
                 await opened.pop()[1]()
                 opened.append(await open_one(client))
-            for _, close in opened:
+            for _, close, _ in opened[:2]:
                 await close()
-            return before, [replica_of(session_id) for session_id, _ in opened]
+            while count() > 1:
+                await asyncio.sleep(1)
+            return [replica_of(session_id) for session_id, _, _ in opened], await opened[-1][2]()
 
-    before, places = asyncio.run(crowd())
-    assert before == 1 and places[0] == places[1] != places[2]
+    places, left = asyncio.run(crowd())
+    assert places[0] == places[1] != places[2] and left in places
 
 
 def test_replicas_follow_open_streams():
