@@ -59,6 +59,7 @@ class StateFolder:
         self.folder, self.max_bytes, self.must_be_own = Path(folder).absolute(), max_bytes, must_be_own
         self._lock, self._presence = threading.Lock(), Presence(self.folder)
         try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.discard(self.begin())
         except OSError as error:
             raise ValueError(f"Sessions cannot be saved in '{folder}': {error.strerror}.") from None
@@ -66,13 +67,13 @@ class StateFolder:
 
     def begin(self) -> Path:
         """Return an empty folder, which only this user can read, for the files of a session."""
-        self._make()
+        self._check()
         return Path(tempfile.mkdtemp(prefix=_OPEN, dir=self.folder))
 
-    def _make(self) -> None:
-        """Make the folder, unless it is there. Systems remove old folders of temporary files."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _check(self) -> None:
+        """Raise `PermissionError` if the folder must be this user's and is not. Make it if it is gone."""
         if self.must_be_own:
+            self.folder.mkdir(mode=0o700, exist_ok=True)  # systems remove old folders of temporary files
             found = self.folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
                 raise PermissionError(errno.EPERM, "others may write or read there", str(self.folder))
@@ -201,7 +202,7 @@ class StateFolder:
 
     def remove_expired(self) -> None:
         """Remove sessions whose time is over, and what processes that ended in the middle have left."""
-        self._make()
+        self._check()
         self._presence.remove_dead()
         for place in self._places():
             if _has_expired(place, 0.0 if _COMPLETE.fullmatch(place.name) else _ABANDONED):

@@ -497,6 +497,8 @@ def test_a_folder_that_cannot_be_read_is_no_missing_session(state):
     folder = StateFolder(state, 10_000)
     assert folder.take("one") is None
     state.rmdir()
+    with pytest.raises(FileNotFoundError):
+        folder.begin()  # a disk that is not there any more is not replaced by another one
     state.write_text("")
     with pytest.raises(ValueError, match="^Its folder cannot be read: Not a directory.$"):
         folder.take("one")
