@@ -258,7 +258,22 @@ class VideoReader:
             raise self._failure
         if end is None:
             raise ValueError(f"'{self.shown}' has no picture that can be decoded.")
-        missing = self._announced() - end if not self.is_live and self._timeline.shift == 0 else 0
+        self._count_missing(end, is_steady=self._timeline.shift == 0)
+
+    def check_file(self) -> None:
+        """
+        Count in `report` what a file lacks, as [`frames`] does, for those who need no frames. Nothing is decoded, so
+        spoilt frames stay unknown. Packets are counted where the length is known only from all of them.
+        """
+        if os.path.isfile(self.source):
+            end, is_steady, found = self._measured()
+            for name, count in found.to_dict().items():
+                setattr(self.report, name, getattr(self.report, name) + count)
+            self._count_missing(end, is_steady=is_steady)
+
+    def _count_missing(self, end: Fraction, *, is_steady: bool) -> None:
+        """Count what is missing behind the last picture, torn places, and files that are joined behind this one."""
+        missing = self._announced() - end if not self.is_live and is_steady else 0
         self.report.missing_seconds += round(float(missing), 1) if missing > 1 else 0.0
         if os.path.isfile(self.source):
             num_torn, is_cut_off = count_torn(self.source, self.container.format.name)
@@ -296,7 +311,7 @@ class VideoReader:
             return min(length, 3600 * hours + 60 * minutes + seconds) - self.origin
         return length if len(self.container.streams) == 1 else Fraction(0)
 
-    def _measured(self) -> tuple[Fraction, bool]:
+    def _measured(self) -> tuple[Fraction, bool, ReadingReport]:
         about = os.stat(self.source)
         return _measure(self.source, self.formats, self.max_pixels, about.st_size, about.st_mtime_ns)
 
@@ -528,8 +543,16 @@ class _Timeline:
 
 
 @lru_cache(maxsize=1024)
-def _measure(source: str, formats: str | None, max_pixels: int | None, *version: int) -> tuple[Fraction, bool]:  # noqa: ARG001
-    """Return the end of a file's last picture in seconds, and whether its clock never changes. Decodes nothing."""
+def _measure(
+    source: str,
+    formats: str | None,
+    max_pixels: int | None,
+    *version: int,  # noqa: ARG001
+) -> tuple[Fraction, bool, ReadingReport]:
+    """
+    Return the end of a file's last picture in seconds, whether its clock never changes, and what was met if all its
+    packets had to be read. Decodes nothing.
+    """
     with VideoReader(source, formats=formats, max_pixels=max_pixels) as reader:
         container, stream = reader.container, reader.stream
         announced = stream.duration and stream.duration + (stream.start_time or 0)
@@ -539,9 +562,10 @@ def _measure(source: str, formats: str | None, max_pixels: int | None, *version:
             with suppress(av.error.FFmpegError):
                 container.seek(announced, stream=stream)
                 if (end := _last_end(reader)[0]) > 0:
-                    return end, True
+                    return end, True, ReadingReport()
     with VideoReader(source, formats=formats, max_pixels=max_pixels) as reader:
-        return _last_end(reader)
+        reader.report.ignored_streams = 0
+        return *_last_end(reader), reader.report
 
 
 def _last_end(reader: VideoReader) -> tuple[Fraction, bool]:

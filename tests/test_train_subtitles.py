@@ -4,6 +4,7 @@
 
 import json
 import random
+import re
 import struct
 import time as clock
 from pathlib import Path
@@ -654,6 +655,18 @@ def test_further_pictures_of_a_video_are_named(tmp_path, convert, capsys):
     (tmp_path / "a.srt").write_text(srt((0, 1, "Hello.")))
     convert(tmp_path / "two.mkv", "--subtitles", tmp_path / "a.srt")
     assert "1 other video stream" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", ["mkv", "ts"])
+def test_what_a_truncated_video_lacks_is_said(tmp_path, convert, capsys, ending):
+    """No frame is decoded, so the file itself tells that its end is missing, or that its clock jumps."""
+    path = write_clip(tmp_path / f"a.{ending}", random_frames(40), fps=10)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if ending == "mkv" else 2 * content)
+    (tmp_path / "a.srt").write_text(srt((0, 1, "Hello.")))
+    convert(path, "--subtitles", tmp_path / "a.srt")
+    said = r"2(\.\d)? missing seconds" if ending == "mkv" else "1 mended time"
+    assert re.search(rf"a\.{ending}: The source is not in order: {said}\.", capsys.readouterr().out)
 
 
 def write_subtitled(path, *, start=0, early=0, encoding="utf-8"):

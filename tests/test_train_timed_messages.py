@@ -21,8 +21,10 @@ from videollm_mod.train import sft
 from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data import timed_messages
-from videollm_mod.train.data.faults import FaultyRowError, describe_faults, row_record
+from videollm_mod.train.data.faults import Fault, FaultyRowError, describe_faults, lines_of_rows, row_record
+from videollm_mod.train.data.sources import load_split
 from videollm_mod.train.data.timed_messages import (
+    SOURCES,
     TimedMessages,
     find_faults,
     load_timed_messages,
@@ -232,11 +234,16 @@ def test_hub_data_sets(folder):
         hub.repos["datasets/somebody/whole"] = [files | {"clip.mp4": (folder / "clip.mp4").read_bytes()}]
         hub.repos["datasets/somebody/lacking"] = [files]
         hub.repos["datasets/somebody/broken"] = [files | {"train.jsonl": GOOD[:-3] + b"\nnull"}]
+        outside = json.dumps({"video": str(folder / "clip.mp4"), "messages": [said(99, "Late.")]}).encode()
+        hub.repos["datasets/somebody/outside"] = [files | {"train.jsonl": outside}]
         with hub.used_here(folder / "home"):
             assert load("whole") == "['A ball.', 'A box.']" and load("whole", "validation") == "['A ball.']"
             test, lacking, broken, gone = load("whole", "test"), load("lacking"), load("broken"), load("gone")
+            refused = load("outside")
     assert test == "ValueError: The data set 'somebody/whole' has no split 'test': it has train, validation."
     assert lacking.count("train.jsonl', line 1, video: There is no video file 'somebody/lacking/clip.mp4'") == 1
+    # The row of somebody else's data set is refused, and nothing is said of what lies at that place.
+    assert "is outside the data set 'somebody/outside'" in refused and "99 s" not in refused
     assert "train.jsonl', line 1, column " in broken and "train.jsonl', line 2: a row is an" in broken
     assert gone.startswith("DatasetNotFoundError: ")
 
@@ -316,6 +323,69 @@ def test_times_are_checked_against_the_picture(folder):
             assert list(find_faults([row | {"messages": [said(end, "A ball.")]}], full=full)) == []
         batch = StreamCollator(tiny_processor())([row | {"messages": [said(end, "A ball.")]}])
         assert batch["num_frames"].item() == math.ceil(2 * end)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_row_whose_video_lies_outside_is_checked_all_the_same(tmp_path, ending, full):
+    """The refusal comes first, then what is wrong with the row and its video. What is no regular file stays closed."""
+    clip = write_clip(tmp_path / "clip.mp4", random_frames(20), fps=10)
+    save_file({"frame_features": random_features(tiny_model().config, 4)[0]}, tmp_path / "clip.safetensors")
+    (tmp_path / "page.mp4").write_text("<!DOCTYPE html><html><body>Not found</body></html>")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    places = ["../clip.mp4", str(clip), "../page.mp4", "../pipe.mp4", "../gone.mp4", "http://127.0.0.1:9/a.mp4"]
+    rows = [{"video": place, "messages": [said(0.5, "A box."), said(12, " ")]} for place in places]
+    rows += [{"frame_features": "../clip.safetensors", "messages": [said(12, "A box.")]}]
+    data = tmp_path / "data"
+    data.mkdir()
+    if ending == "jsonl":
+        (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        Dataset.from_list([dict.fromkeys(SOURCES) | row for row in rows]).to_parquet(data / "train.parquet")
+    source = TimedMessages(str(data))
+    found = {}
+    for fault in source.find_faults(source.load("train", num_clips=1), full=full):
+        found.setdefault(fault.row, []).append(str(fault))
+    for index, place in enumerate([*places, "../clip.safetensors"]):
+        refusal, *others = found[index]
+        assert f"'{place}' is outside the data set" in refusal and "--video_root " in refusal
+        late, blank = "messages[1].time: is 12 s, beyond the end at 2 s", "messages[1].content: is empty"
+        late = late.replace("[1]", "[0]") if "safetensors" in place else late
+        expected = [blank, late] if index < 2 else [late] if "safetensors" in place else [blank]
+        expected = ["it is a web page", *expected] if "page" in place else expected
+        assert len(others) == len(expected) and all(b in a for a, b in zip(others, expected, strict=True)), others
+    with row_record() as record:
+        with pytest.raises(SystemExit, match="no row is left"):
+            load_split(source, "train", 1, full=full, left_out=record)
+        left_out = record.left_out()
+    assert len(left_out) == len(rows)
+    both = r"line 1|row 0"
+    assert re.match(
+        rf"'.*', (?:{both}), video: '\.\./clip\.mp4' is outside .*--video_root {tmp_path}; messages\[1\]\.content: is "
+        r"empty; messages\[1\]\.time: is 12 s, beyond the end at 2 s$",
+        left_out[0],
+    )
+    with pytest.raises(FaultyRowError, match="is outside the data set"):
+        source.load("train", num_clips=1)[0]
+
+
+def test_a_line_about_a_row_has_three_faults_at_most():
+    faults = [Fault(1, "", "Odd."), *(Fault(0, f"messages[{n}]", "is odd", "'a', line 1") for n in range(5))]
+    three = "'a', line 1, messages[0]: is odd; messages[1]: is odd; messages[2]: is odd; and 2 more"
+    assert lines_of_rows(faults) == {0: three, 1: "Odd."}
+
+
+def test_a_check_says_what_files_lack(folder):
+    """Without decoding all frames. What reading tells of the frames stands in its place."""
+    whole = write_clip(folder / "whole.mkv", random_frames(40), fps=10)
+    (folder / "cut.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    row = {"video": str(folder / "cut.mkv"), "messages": [said(0.5, "A box.")]}
+    with row_record() as record:
+        assert list(find_faults([row, row])) == []
+        [line] = record.damaged()
+        assert re.fullmatch(r"'.*cut\.mkv': The source is not in order: [12](\.\d)? missing seconds\.", line)
+        record.note_damage(row["video"], "read in part")
+        assert record.damaged() == [f"'{row['video']}': read in part"]
 
 
 @pytest.mark.parametrize(

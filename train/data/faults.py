@@ -30,16 +30,29 @@ from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, 
 WHERE = "where"
 # Rows that a message lists.
 MOST_LINES = 20
+# What ends the name of a video in a line about it.
+_NAME_END = "': "
 # What a row raises that cannot be read. Other errors are faults of the program.
 UNREADABLE = (ValueError, OSError, RecursionError, SafetensorError)
 
 
 class FaultyRowError(ValueError):
-    """A row cannot be used. The message names the row in one line."""
+    """
+    A row cannot be used. The message names the row in one line.
 
-    def __init__(self, message: str) -> None:
+    Args:
+        message (`str`): What is wrong with it.
+        row (`dict`, *optional*): The row, if the rest of it can be checked too.
+    """
+
+    def __init__(self, message: str, *, row: dict[str, Any] | None = None) -> None:
         # The data loader raises an error of a worker again, with the worker's traceback as its message.
         super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
+        self.row = row
+
+
+class ClosedName(str):
+    """The name of something outside a data set that is not opened, not even to check it: a URL, a camera or a pipe."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,21 @@ def list_lines(lines: Iterable[str]) -> str:
     return "\n".join(lines[:MOST_LINES] + more)
 
 
+def lines_of_rows(faults: Iterable[Fault]) -> dict[int, str]:
+    """Return a line for each faulty row, by its index, with its first three faults."""
+    of_rows: dict[int, list[Fault]] = {}
+    for fault in faults:
+        of_rows.setdefault(fault.row, []).append(fault)
+    return {row: _line_of_row(of_rows[row]) for row in sorted(of_rows)}
+
+
+def _line_of_row(faults: Sequence[Fault]) -> str:
+    first, *others = faults
+    said = [str(first), *(f"{fault.field}: {fault.message}" for fault in others[:2])]
+    said += [f"and {len(others) - 2} more"] if len(others) > 2 else []
+    return "; ".join(part.removesuffix(".") for part in said) if others else said[0]
+
+
 def describe_faults(faults: Sequence[Fault]) -> str:
     """Return how many faults there are, and the first 20 of them."""
     rows = len({fault.row for fault in faults})
@@ -129,13 +157,18 @@ class RowRecord:
         """Return a line for each row that this process and its workers left out."""
         return self._lines("left_out")
 
-    def note_damage(self, video: str | Path, report: Any) -> None:
-        """Record what a [`ReadingReport`] says of a video that was used all the same."""
-        self._add("damaged", f"'{video}': {report}")
+    def note_damage(self, video: str | Path, report: Any, *, is_by_file: bool = False) -> None:
+        """Record what a [`ReadingReport`] says of a video that was used all the same: by its frames or by its file."""
+        self._add("damaged_files" if is_by_file else "damaged", f"'{video}': {report}")
 
     def damaged(self) -> list[str]:
-        """Return a line for each video that this process and its workers read in part, or mended."""
-        return self._lines("damaged")
+        """
+        Return a line for each video that this process and its workers read in part, or mended. What its file tells
+        counts if nothing is known of its frames.
+        """
+        lines = self._lines("damaged")
+        known = tuple(f"{line.split(_NAME_END)[0]}{_NAME_END}" for line in lines)
+        return lines + [line for line in self._lines("damaged_files") if not line.startswith(known)]
 
     def _add(self, name: str, line: str) -> None:
         # A row is read again in each epoch.
@@ -203,11 +236,11 @@ def read_clip(
         note_damage(row["video"], report, record)
 
 
-def note_damage(video: str | Path, report: Any, record: RowRecord | None = None) -> None:
+def note_damage(video: str | Path, report: Any, record: RowRecord | None = None, *, is_by_file: bool = False) -> None:
     """Note what a [`ReadingReport`] says of a video, in a record or in that of [`row_record`], if there is one."""
     record = _record if record is None else record
     if record is not None:
-        record.note_damage(video, report)
+        record.note_damage(video, report, is_by_file=is_by_file)
 
 
 @contextmanager

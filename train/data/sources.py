@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from datasets import Dataset, IterableDataset
 
-from videollm_mod.train.data.faults import Fault, RowRecord, describe_faults
+from videollm_mod.train.data.faults import Fault, RowRecord, describe_faults, lines_of_rows
 
 
 @dataclass
@@ -141,12 +141,12 @@ def load_split(
         left_out.num_rows += len(rows)
     if not faults:
         return rows
-    first = {fault.row: fault for fault in reversed(faults)}
-    for row in sorted(first):
-        left_out.leave_out(str(first[row]))
-    if len(first) == len(rows):
+    lines = lines_of_rows(faults)
+    for line in lines.values():
+        left_out.leave_out(line)
+    if len(lines) == len(rows):
         raise SystemExit(f"--dataset {source.dataset}: no row is left, since all are faulty ({len(rows)} in total).")
-    return rows.select([row for row in range(len(rows)) if row not in first])
+    return rows.select([row for row in range(len(rows)) if row not in lines])
 
 
 def first_rows(rows: Dataset, count: int) -> list[dict[str, Any]]:

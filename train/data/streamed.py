@@ -19,7 +19,7 @@ from datasets import IterableDataset
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from videollm_mod.train.data.faults import FaultyRowError, RowRecord, counted, describe_faults
+from videollm_mod.train.data.faults import FaultyRowError, RowRecord, counted, describe_faults, lines_of_rows
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.windows import Windows, parts_of
 
@@ -209,7 +209,7 @@ def check_stream(
             raise ValueError(describe_faults(faults))
     except (ValueError, OSError) as error:
         raise SystemExit(f"--dataset {source.dataset}: {error}") from None
-    first = {fault.row: fault for fault in reversed(faults)}
-    for row in sorted(first):
-        left_out.leave_out(str(first[row]))
-    return total - len(first)
+    lines = lines_of_rows(faults)
+    for line in lines.values():
+        left_out.leave_out(line)
+    return total - len(lines)

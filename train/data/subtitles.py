@@ -251,6 +251,8 @@ def to_row(video: Path, subtitles: Path, options: argparse.Namespace) -> tuple[d
     with VideoReader(video) as reader:
         # Rounded down, so that no time lies behind the last picture.
         seconds, rate = math.floor(reader.seconds * 1000) / 1000, reader.rate
+        # No frame is decoded, so what is missing must be asked for.
+        reader.check_file()
     report = SubtitleReport()
     lines = read_subtitles(
         subtitles,

@@ -36,6 +36,7 @@ from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
 from videollm_mod.train.data.faults import (
     UNREADABLE,
     WHERE,
+    ClosedName,
     Fault,
     FaultyRowError,
     name_row,
@@ -254,12 +255,13 @@ def as_written(row: dict[str, Any], named: NamedFiles) -> dict[str, Any]:
     Raises:
         [`FaultyRowError`]: If `truth` is text that is not JSON, or if the row names a file outside the data set.
     """
-    row = {name: value for name, value in _absolute(row, named).items() if value is not None}
+    row = {name: value for name, value in row.items() if value is not None}
     if isinstance(row.get("messages"), list):
         row["messages"] = [
             {k: v for k, v in message.items() if v is not None} if isinstance(message, dict) else message
             for message in row["messages"]
         ]
+    row = _absolute(row, named)
     if isinstance(row.get("truth"), str):
         try:
             row["truth"] = json.loads(row["truth"])
@@ -270,16 +272,27 @@ def as_written(row: dict[str, Any], named: NamedFiles) -> dict[str, Any]:
 
 def _absolute(row: dict[str, Any], named: NamedFiles) -> dict[str, Any]:
     """Make the paths of a row absolute. What is no path is a fault that [`find_faults`] finds."""
-    found = {}
+    found, refusals = {}, []
     for name in SOURCES:
         if isinstance(row.get(name), str) and "\0" not in row[name]:
             try:
                 place = named.locate(row[name])
             except ValueError as error:
-                raise FaultyRowError(f"{name_row(row)}, {name}: {error}") from None
+                refusals.append(f"{name_row(row)}, {name}: {error}")
+                found[name] = _regular_file(named.root, row[name]) if named.is_local else ClosedName(row[name])
+                continue
             is_in_hub = not (named.is_local or "://" in place or os.path.isabs(place))
             found[name] = _download(str(named.root), place) if is_in_hub else place
+    if refusals:
+        # A user who names local files may see all that is wrong with them. Others' data sets open nothing.
+        raise FaultyRowError(refusals[0], row={**row, **found} if named.is_local else None)
     return {**row, **found}
+
+
+def _regular_file(root: Path, name: str) -> str:
+    """Return the path of a file, or a name that stays closed if it is none: a URL, a camera or a pipe."""
+    path = os.path.realpath(os.path.join(root, name))
+    return path if os.path.isfile(path) else ClosedName(name)
 
 
 @cache
@@ -295,33 +308,38 @@ def find_faults(rows: Sequence[dict[str, Any]], *, fps: float = 2.0, full: bool 
     """
     Find all errors in rows of timed messages, row by row. Nothing is corrected.
 
+    A row of local files that names a video outside its data set is checked all the same, if the video is a regular
+    file.
+
     Args:
         rows (sequence of `dict`): Rows with absolute paths, as [`load_timed_messages`] returns them.
         fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees.
-        full (`bool`, *optional*, defaults to `False`): Whether to decode all frames of the rows, and to note which
-            videos are damaged in the record of the script. Otherwise the first frame of each row is decoded.
+        full (`bool`, *optional*, defaults to `False`): Whether to decode all frames of the rows. Otherwise the first
+            frame of each row is decoded.
+
+    The record of the script notes which videos are damaged: by their frames, or by what their files lack.
     """
     with ChildProcesses() as children, ThreadPoolExecutor() as pool:
         files = _Files(pool, children, fps, full)
         for begin in range(0, len(rows), _ROWS_TOGETHER):
             some = [_get(rows, index) for index in range(begin, min(begin + _ROWS_TOGETHER, len(rows)))]
-            for row in some:
+            for row, _ in some:
                 files.open(row)
-            for index, row in enumerate(some, begin):
-                if isinstance(row, Fault):
-                    yield row
-                    continue
-                for place, message in _row_faults(row, files):
+            for index, (row, refusal) in enumerate(some, begin):
+                if refusal is not None:
+                    yield Fault(index, "", refusal)
+                for place, message in () if row is None else _row_faults(row, files):
                     yield Fault(index, place, message, row.get(WHERE))
-    for source, report in files.reports if full else ():
-        note_damage(source, report)
+    for source, report in files.reports:
+        note_damage(source, report, is_by_file=not full)
 
 
-def _get(rows: Sequence[dict[str, Any]], index: int) -> dict[str, Any] | Fault:
+def _get(rows: Sequence[dict[str, Any]], index: int) -> tuple[dict[str, Any] | None, str | None]:
+    """Return a row, or what can be checked of it, and why it cannot be used."""
     try:
-        return rows[index]
+        return rows[index], None
     except FaultyRowError as error:
-        return Fault(index, "", str(error))
+        return error.row, str(error)
 
 
 class _Files:
@@ -333,10 +351,9 @@ class _Files:
         self.parts: dict[tuple[str, float, float | None], Future[float | str]] = {}
         self.reports: list[tuple[str, ReadingReport]] = []
 
-    def open(self, row: dict[str, Any] | Fault) -> None:
+    def open(self, row: dict[str, Any] | None) -> None:
         """Begin to open the file of a row."""
-        named = [] if isinstance(row, Fault) else [name for name in SOURCES if isinstance(row.get(name), str)]
-        for name in named:
+        for name in [name for name in SOURCES if row is not None and _is_opened(row.get(name))]:
             self.length(name, row[name])
             start, end = _given(row.get("start"), 0.0), row.get("end")
             is_part = _is_time(start) and (end is None or (_is_time(end) and end >= start))
@@ -362,15 +379,19 @@ class _Files:
             found, report = self.children.call(*given)
         except CrashError as error:
             return _crashed(source, error)
-        if report:
-            self.reports.append((source, report))
-        return found
+        return self._note(source, found, report if self.full else None)
 
     def _measure(self, name: str, source: str) -> float | str:
         try:
-            return self.children.call(_length, name, source)
+            found, report = self.children.call(_length, name, source)
         except CrashError as error:
             return _crashed(source, error)
+        return self._note(source, found, None if self.full else report)
+
+    def _note(self, source: str, found: float | str, report: ReadingReport | None) -> float | str:
+        if report:
+            self.reports.append((source, report))
+        return found
 
 
 def _crashed(source: str, error: CrashError) -> str:
@@ -395,6 +416,8 @@ def _row_faults(row: dict[str, Any], files: _Files) -> Iterator[tuple[str, str]]
     length, video = math.inf, None
     for name in named:
         source = row[name]
+        if isinstance(source, ClosedName):
+            continue
         is_embedded = name == "frame_features" and isinstance(source, (bytes, StoredFeatures))
         if not isinstance(source, str) and not is_embedded:
             yield name, f"must be a path, got {type(source).__name__}"
@@ -473,24 +496,30 @@ def _short(value: Any) -> str:
     return f"a {type(value).__name__}" if isinstance(value, (list, dict)) else reprlib.repr(value)
 
 
+def _is_opened(source: Any) -> bool:
+    return isinstance(source, str) and not isinstance(source, ClosedName)
+
+
 def _is_pipe(source: str) -> bool:
     """Return whether this is a named pipe or a device. Opening it may wait for ever."""
     return os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source))
 
 
-def _length(name: str, source: str) -> float | str:
-    """Return the length of a video or of frame features in seconds, or what is wrong with the file."""
+def _length(name: str, source: str) -> tuple[float | str, ReadingReport]:
+    """Return the length of a video or of frame features in seconds, or what is wrong, and what the file lacks."""
+    report, again = ReadingReport(), "which cannot be read again in each epoch. Record it to a file"
     if _is_pipe(source):
-        return f"'{source}' is a pipe or a device, which cannot be read again in each epoch. Record it to a file"
+        return f"'{source}' is a pipe or a device, {again}", report
     if name == "frame_features":
-        return _features_length(source, f"'{source}'")
+        return _features_length(source, f"'{source}'"), report
     try:
-        with open_video(source) as reader:
+        with open_video(source, report=report) as reader:
             if reader.is_live:
-                return f"'{source}' is a live source, which cannot be read again in each epoch. Record it to a file"
-            return reader.seconds
+                return f"'{source}' is a live source, {again}", report
+            reader.check_file()
+            return reader.seconds, report
     except UNREADABLE as error:
-        return str(error).splitlines()[0].removesuffix(".")
+        return str(error).splitlines()[0].removesuffix("."), report
 
 
 def _features_length(source: str | bytes | StoredFeatures, name: str) -> float | str:
