@@ -461,6 +461,25 @@ def test_captions_that_roll_in_one_row_or_with_breaks_come_once(read):
     assert texts(read(said)) == ["I saw the", "the ball and", "and it was red."]
 
 
+def test_captions_that_roll_from_the_top_come_once(read):
+    """The new row stands above the former first row. Rows that come together are said from the last one up."""
+    report = SubtitleReport()
+    two = srt((0, 1, "first"), (1, 2, "second\nfirst"), (2, 3, "third\nsecond"), (3, 4, "third"))
+    assert [(line.start, line.text) for line in read(two, report=report)] == [
+        (0, "first"),
+        (1, "second"),
+        (2, "third"),
+    ]
+    assert report.repeated_lines == 3
+    three = srt((0, 1, "b\na"), (1, 2, "c\nb\na"), (2, 3, "e\nd\nc"), (3, 4, "f\ne\nd"))
+    assert texts(read(three)) == ["b a", "c", "d e", "f"]
+    words = ["so", "so today", "so today we", "look\nso today we", "look at\nso today we", "look at a\nso today we"]
+    grown = srt(*[(n, n + 1, rows) for n, rows in enumerate([*words, "ball\nlook at a"])])
+    assert texts(read(grown)) == ["so", "today", "we", "look", "at", "a", "ball"]
+    apart = srt((0, 1, "Yes.\nNo."), (2, 3, "Why?\nYes."))
+    assert texts(read(apart)) == ["Yes. No.", "Why? Yes."]
+
+
 def test_text_that_is_typed_comes_once(read):
     typed = srt(*[(n, n + 1, "Hello wor"[: n + 1]) for n in range(9)])
     assert [(line.start, line.text) for line in read(typed)] == [(0, "Hello"), (6, "wor")]

@@ -140,7 +140,10 @@ def each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
     """Leave out the rows, or in rolling captions the words, that are still on screen from a cue before."""
     cues, kept = list(cues), []
     pairs = [(one.text, other.text) for one, other in pairwise(cues)]
-    grown = [after != before and after.startswith(before) for before, after in pairs]
+    grown = [
+        after != before and (after.startswith(before) or _turned(after).startswith(_turned(before)))
+        for before, after in pairs
+    ]
     grows = sum(grown) > max(2, len(grown) / 2)
     shared = [_count_shared(one.split("\n")[-1], other.split("\n")[0]) for one, other in pairs if one != other]
     rolls = sum(map(bool, shared)) > max(1, len(shared) / 2)
@@ -166,9 +169,20 @@ def each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
     return kept
 
 
+def _turned(text: str) -> str:
+    return "\n".join(reversed(text.split("\n")))
+
+
 def _carried(before: list[str], rows: list[str], grows: bool, rolls: bool) -> tuple[int, list[str], bool]:
+    """Compare a cue with one before (see [`_continued`]). New rows come below, or else on top, the last one first."""
+    below = _continued(before, rows, grows, rolls)
+    above = (0, rows, False) if below[0] else _continued(before[::-1], rows[::-1], grows, rolls)
+    return above if above[0] else below
+
+
+def _continued(before: list[str], rows: list[str], grows: bool, rolls: bool) -> tuple[int, list[str], bool]:
     """
-    Compare a cue with one before.
+    Compare a cue with one before, if new rows come below.
 
     Returns:
         `tuple`: How many rows end the previous cue and begin this one, the text that is new, and whether it goes on

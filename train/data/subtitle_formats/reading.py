@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import pysubs2
 
-from videollm_mod.train.data.subtitle_formats.cues import NOTE, PRINTED, SBV, SUBRIP, WEBVTT, read_tsv, split_cues
+from videollm_mod.train.data.subtitle_formats.cues import NOTE, PRINTED, SUBRIP, WEBVTT, read_tsv, to_subrip
 from videollm_mod.train.data.subtitle_formats.encodings import read_text
 from videollm_mod.train.data.subtitle_formats.lines import TOUCH, Line, SubtitleReport, each_once, in_order, to_turns
 from videollm_mod.train.data.subtitle_formats.markup import plain_sami
@@ -126,11 +126,22 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
         return read_by_pysubs2(plain_ttml(text), "ttml", frame_rate)
     if re.match(r"<(?:timedtext|transcript)\b", head):
         return read_timedtext(text)
-    text = PRINTED.sub(lambda match: f"\n{match[1]} --> {match[7]}\n", text)
-    report.comments += len(re.findall(r"\n\nNOTE[ \t\n]", text)) if head.startswith("WEBVTT") else 0
     is_webvtt = head.startswith("WEBVTT")
-    cues = list(split_cues(NOTE.sub("", text), WEBVTT, report) if is_webvtt else split_cues(text, SUBRIP, report))
-    cues = cues or list(split_cues(text.replace("[br]", "\n"), SBV, report)) or list(read_tsv(text))
-    # Times with frames are SCC's or STL's, which FFmpeg reads and pysubs2 takes for TMP.
-    has_frames = re.search(r"^\d\d:\d\d:\d\d[:;]\d\d[\s,]", text, re.M)
-    return cues or ([] if has_frames else read_by_pysubs2(text.replace("<", "\0"), None, frame_rate))
+    if is_webvtt:
+        report.comments += len(re.findall(r"\n\nNOTE[ \t\n]", text))
+        text = NOTE.sub("", text)
+    for pattern in (WEBVTT if is_webvtt else SUBRIP, PRINTED):
+        if pattern.search(f"\n\n{text}"):
+            return _read_subrip(to_subrip(text, pattern, report), report)
+    # FFmpeg reads SubViewer, also YouTube's, and the times with frames of SCC and STL. pysubs2 takes them for others.
+    is_read_by_ffmpeg = re.search(r"^\d+:\d\d:\d\d(?:[:;]\d\d[\s,]|\.\d+,\d+:\d\d:\d\d\.\d)", text, re.M)
+    cues = list(read_tsv(text))
+    return cues or ([] if is_read_by_ffmpeg else read_by_pysubs2(text.replace("<", "\0"), None, frame_rate))
+
+
+def _read_subrip(text: str, report: SubtitleReport) -> list[Line]:
+    container = av.open(io.BytesIO(text.encode("utf-8", "replace")), format="srt")
+    cues = list(read_stream(Path("."), container, 0, "utf_8", report))
+    # FFmpeg drops a cue that is there twice.
+    report.repeated_lines += text.count("\v") - len(cues)
+    return cues
