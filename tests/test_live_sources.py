@@ -3,6 +3,7 @@
 """Live sources that stall, break off, drop and return, and Ctrl+C at any time, against servers on loopback."""
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -504,6 +505,27 @@ def test_ctrl_c_while_a_source_stalls_asks_the_question():
         printed, err = press_ctrl_c(running)
     assert running.returncode == 0 and "stopped after" in err, err
     assert json.loads(printed)["question"] == "What?"
+
+
+def test_a_narration_goes_on_when_the_sender_restarts():
+    """The first sender's clock is near an hour, the second's at 0. No frame is invented for the difference."""
+    port, restarts = free_udp_port(), threading.Event()
+    first = encode(np.tile(numbered(60), (5, 1, 1, 1)), "mpegts", start=3590, fps=5)
+    begin = time.monotonic()
+    in_thread(broadcast, port, itertools.takewhile(lambda _: not restarts.is_set(), first), 5)
+    with command("narrate", f"udp://127.0.0.1:{port}", "--json") as running:
+        assert json.loads(next(running.stdout))["role"] == "user", "the query stands before the first frame"
+        time.sleep(1)
+        restarts.set()
+        time.sleep(0.5)
+        broadcast(port, encode(numbered(10), "mpegts", fps=5), 5)
+        time.sleep(0.5)
+        printed, err = press_ctrl_c(running)
+    assert running.returncode == 0 and "stopped after" in err, err
+    summary = json.loads(printed.splitlines()[-1])["summary"]
+    # Frames come at 2 per second of the wall clock, from the opening of the source on.
+    assert 6 <= summary["frames"] + summary["frames_dropped"] <= 2 * (time.monotonic() - begin) + 2, summary
+    assert summary["reading"]["mended_times"] == 1 and summary["reading"]["reconnections"] == 0, summary
 
 
 def test_a_second_ctrl_c_ends_the_program_at_once():
