@@ -40,13 +40,13 @@ from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
 _CLOSERS = r"[\"'”’»)\]」』）】》〉]*"
-# Latin, East Asian, Indian, Arabic, Ethiopic, Khmer, Burmese and Armenian marks, and the Greek question mark.
+# Latin, East Asian, Indian, Arabic, Tibetan, Ethiopic, Khmer, Burmese and Armenian marks, and the Greek question mark.
 _GREEK = "(?<=[\u0370-\u03ff\u1f00-\u1fff])[;\u037e]"
-_SENTENCE_END = re.compile(rf"(?:[.!?…。！？．｡‼⁇⁈⁉।॥؟۔።។။։]|{_GREEK}){_CLOSERS}$")
+_SENTENCE_END = re.compile(rf"(?:[.!?…。！？．｡‼⁇⁈⁉।॥؟۔།༎።។။։]|{_GREEK}){_CLOSERS}$")
 # Places where a sentence may end: before a space, and in scripts without spaces after their own marks. In Japanese, a
 # full-width period after hiragana is one. After other letters it separates names.
 _STOP = re.compile(
-    rf"(?:[.!?…।॥؟۔։‼⁇⁈⁉]+|{_GREEK}){_CLOSERS}\s+|[!?‼⁇⁈⁉]+{_CLOSERS}(?={UNSPACED.pattern})"
+    rf"(?:[.!?…।॥؟۔།༎։‼⁇⁈⁉]+|{_GREEK}){_CLOSERS}\s+|[!?‼⁇⁈⁉]+{_CLOSERS}(?={UNSPACED.pattern})"
     rf"|(?:[。！？｡।॥።។။]+|(?<=[\u3041-\u309f])．)[!?！？]*{_CLOSERS}\s*"
 )
 _TITLES = (

@@ -42,7 +42,8 @@ def to_subrip(text: str, pattern: re.Pattern[str], report: SubtitleReport) -> st
 
 def _thousandths(sign: str, hours: str | None, minutes: str, seconds: str, fraction: str | None) -> int:
     whole = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
-    return 0 if sign else 1000 * whole + int((fraction or "0").ljust(3, "0"))
+    # FFmpeg reads numbers of 32 bits.
+    return 0 if sign else min(10**12, 1000 * whole + int((fraction or "0").ljust(3, "0")))
 
 
 def _written(time: int) -> str:

@@ -24,7 +24,7 @@ _MARKS = (
 # What subtitles are written in if not in Unicode, in an order that decides where several fit equally well.
 _ENCODINGS = ["cp1252", "cp1251", "cp1250", "cp949", "gb18030", "euc_jp", "big5", "cp932", "iso8859_2", "cp1253"]
 _ENCODINGS += ["cp1254", "cp1255", "cp1256", "cp1257", "koi8_r", "tis_620"]
-_OLD = ["cp866", "iso8859_5", "mac_roman", "mac_cyrillic", "cp850", "koi8_u"]
+_OLD = ["cp866", "iso8859_5", "mac_roman", "mac_cyrillic", "cp850", "koi8_u", "cp852", "iso8859_6"]
 # Letters of Latin scripts by language: a wrong encoding mixes those of several.
 _ALPHABETS = """
     áéíóúýþæöð àâæçéèêëîïôœùûüÿ áéíñóúü áâãàçéêíóôõúü àèéìíîòóù àçèéíïòóúü áéëïóöüèçê åäöæøéü äöüßé ąćęłńóśźż

@@ -67,12 +67,15 @@ TOUCH = 0.05
 _DRAWING = re.compile(r"m(?: -?\d+(?:\.\d+)?){2}(?: (?:[bclmnps]|-?\d+(?:\.\d+)?))+")
 # A speaker begins: "- Hello." or ">> Hello.", but not "-5 degrees".
 DASH = re.compile(r"(?:[-‐‑–—－](?![-‐‑–—－]|[.,]?\d|[$€£¥])|>{2,3}(?!>))\s*")
+# Scripts that put no spaces between words, and the full-width signs.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u31ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
+_UNSPACED = f"[{_UNSPACED}\U00020000-\U0003ffff]"
+UNSPACED = re.compile(_UNSPACED)
 # Not in "DR. SMITH: Hello."
 _NAME = r"(?<=[^A-Z][.!?…] )(?=[A-Z][A-Z .'-]*[A-Z]: )"
-_NEXT_SPEAKER = re.compile(rf"(?<=[.!?…。！？])\s+(?:(?={DASH.pattern}\S)|{_NAME})")
-# Scripts that put no spaces between words, and the full-width signs.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u31ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
-UNSPACED = re.compile(f"[{UNSPACED}\U00020000-\U0003ffff]")
+_NEXT_SPEAKER = re.compile(
+    rf"(?<=[.!?…。！？])\s+(?:(?={DASH.pattern}\S)|{_NAME})|(?<=[。！？])(?={DASH.pattern}{_UNSPACED})"
+)
 _WORD = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})\S)+")
 # Chinese speakers share a row without signs at its end: "－你好 －再见".
 _NEXT_DASH = re.compile(rf"{_NEXT_SPEAKER.pattern}|(?<={UNSPACED.pattern})\s+(?={DASH.pattern}\S)")

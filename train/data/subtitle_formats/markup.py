@@ -10,10 +10,10 @@ from pysubs2.formats.substation import parse_tags
 from videollm_mod.train.data.subtitle_formats.lines import SubtitleReport
 
 
-_NAMES = "b|big|c|center|div|em|font|i|lang|p|rp|rt|ruby|s|small|span|strong|tt|u|v"
+_NAMES = "b|big|c|center|div|em|font|i|lang|p|rp|rt|ruby|s|small|span|strike|strong|sub|sup|tt|u|v"
 _TAG = re.compile(
     rf"</?(?:{_NAMES})(?:\.[^\s<>]*)?(?:\s+[\w:-]+\s*=[^<>]*)?\s*/?>"
-    r"|<lang(?:\.[^\s<>]*)?\s+[\w-]+>|<\d+:[\d:.]+>|\{\\[^{}]*\}|\{[cCfFhHpPsSyY]:[^{}]*\}",
+    r"|<a\s+[\w:-]+\s*=[^<>]*>|</a>|<lang(?:\.[^\s<>]*)?\s+[\w-]+>|<\d+:[\d:.]+>|\{\\[^{}]*\}|\{[cCfFhHpPsSyY]:[^{}]*\}",
     re.I,
 )
 _SAMI = "sami|samiparam|head|title|style|body|sync|br|table|tr|td|a|img|h\\d"

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pysubs2
+
 from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport, join
 from videollm_mod.train.data.subtitle_formats.markup import tidy
 
@@ -18,7 +20,7 @@ def read_json(data: Any, report: SubtitleReport) -> Iterator[Line]:
     for part in parts:
         try:
             line = _json_line(part)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             report.spoilt_lines += 1
             continue
         if "word" not in part:
@@ -34,6 +36,7 @@ def read_json(data: Any, report: SubtitleReport) -> Iterator[Line]:
 
 
 def _json_line(part: dict[str, Any]) -> Line:
+    """Read a part with pysubs2, which knows the names that Whisper itself gives."""
     text, unit = part.get("text", part.get("word")), 1
     if "tStartMs" in part:  # YouTube
         text, unit = "".join(piece["utf8"] for piece in part.get("segs", ())), 1000
@@ -44,4 +47,6 @@ def _json_line(part: dict[str, Any]) -> Line:
         start, end = part["timestamp"]
     else:
         start, end = part["start"], part.get("end")
-    return Line(max(0.0, float(start) / unit), -1.0 if end is None else float(end) / unit, tidy(text))
+    times = {"start": max(0.0, float(start) / unit), "end": -1.0 if end is None else float(end) / unit}
+    [event] = pysubs2.load_from_whisper([{**times, "text": text}])
+    return Line(event.start / 1000, event.end / 1000, tidy(event.text.replace("\\N", "\n")))

@@ -3,10 +3,9 @@
 """
 Read subtitles in any format and encoding as lines of plain text with their times.
 
-pysubs2 reads ASS, SSA, TTML, SAMI, MicroDVD, MPL2 and TMP. FFmpeg reads LRC, SubViewer and the streams of videos. The
-other formats are split here. pysubs2 would read word times of WebVTT as cues, its notes as text, and a number at the
-end of a SubRip text as an index. Neither library reads YouTube's XML and JSON, or everything that the programs around
-Whisper write.
+pysubs2 reads ASS, SSA, TTML, SAMI, MicroDVD, MPL2, TMP and Whisper's JSON. FFmpeg reads SubRip, WebVTT, SubViewer, LRC
+and the streams of videos. What both lose is mended before or after, and what neither reads is read here: YouTube's XML
+and JSON, and tables. `docs/reading-video.md` lists it, and a test gives the libraries an input for each loss.
 """
 
 import io
@@ -83,10 +82,11 @@ def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleRepor
     if head.startswith("# VobSub"):
         raise ValueError(f"'{path}' holds pictures, not text.")
     try:
-        cues = list(_known(text, head, frame_rate, report))
+        found = _known(text, head, frame_rate, report)
+        cues = None if found is None else list(found)
     except Exception as error:  # Parsers raise many kinds of errors for spoilt text.
         raise ValueError(f"'{path}' cannot be read as subtitles: {str(error).rstrip('.')}.") from error
-    if not cues:
+    if cues is None:
         try:
             container = av.open(io.BytesIO(text.encode("utf-8", "replace")), options={"format_whitelist": _TEXTS})
         except av.error.FFmpegError:
@@ -107,17 +107,15 @@ def _sung(cues: Iterable[Line], text: str) -> Iterator[Line]:
         yield Line(start, end if cue.end >= cue.start else start - 1, cue.text)
 
 
-def _known(text: str, head: str, frame_rate: float | None, report: SubtitleReport) -> Iterable[Line]:
-    """Return the cues of a text. There are none if only FFmpeg knows its format."""
+def _known(text: str, head: str, frame_rate: float | None, report: SubtitleReport) -> Iterable[Line] | None:
+    """Return the cues of a text, or `None` if only FFmpeg may know its format."""
     # The text is decoded already, and parsers of XML would decode it once more.
     text, head = _XML.sub("", text), _XML.sub("", head)
     if re.match(r"\{\s*\"|\[\s*[{\]]", head):
         data = json.loads(text)
-        return (
-            read_ass(pysubs2.SSAFile.from_string(text, "json"), report)
-            if "styles" in data
-            else read_json(data, report)
-        )
+        if "styles" in data:
+            return read_ass(pysubs2.SSAFile.from_string(text, "json"), report)
+        return list(read_json(data, report)) or None
     if re.search(r"^(?:\[Script Info\]|Dialogue:[^,\n]*,\s*\d+:)", text, re.M):
         return read_ass(ass_events(text, report), report)
     if re.match(r"<sami", head, re.I):
@@ -136,7 +134,9 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
     # FFmpeg reads SubViewer, also YouTube's, and the times with frames of SCC and STL. pysubs2 takes them for others.
     is_read_by_ffmpeg = re.search(r"^\d+:\d\d:\d\d(?:[:;]\d\d[\s,]|\.\d+,\d+:\d\d:\d\d\.\d)", text, re.M)
     cues = list(read_tsv(text))
-    return cues or ([] if is_read_by_ffmpeg else read_by_pysubs2(text.replace("<", "\0"), None, frame_rate))
+    if not cues and not is_read_by_ffmpeg:
+        cues = list(read_by_pysubs2(text.replace("<", "\0"), None, frame_rate))
+    return cues or None
 
 
 def _read_subrip(text: str, report: SubtitleReport) -> list[Line]:
