@@ -415,7 +415,7 @@ class VideoReader:
                     if self._lends_memory and not packet.size:
                         # A decoder would take an empty picture for the end.
                         self.report.spoilt_packets += 1
-                    elif packet.stream.index == self.stream.index:
+                    elif packet.stream.index == self.stream.index and not _is_header(packet):
                         yield self._timeline.mend(packet), None
                     # FFmpeg returns what it has of a packet when the time is over.
                     self._failure = self._silence(waited, limit)
@@ -469,6 +469,8 @@ class _Timeline:
         self.shift, self.clocks = 0, []
         self.decoded: tuple[Fraction, Fraction] | None = before and before.decoded
         self.shown, self.next = (before.shown, before.next) if before else (None, Fraction(0))
+        # When the last picture so far is shown no longer.
+        self.shown_until = Fraction(0)
         # By how much packets arrive after their time: some are held until the next one comes.
         self.delays: deque[Fraction] = before.delays if before else deque(maxlen=16)
         # Decoders repair damaged packets of these formats in silence. The second is the number of packets since one.
@@ -490,16 +492,22 @@ class _Timeline:
         if packet.dts is not None:
             time = (packet.dts + self.shift) * self.time_base - self.origin
             last, due = self.decoded or (time, time)
+            # By how much the picture is shown after it is decoded.
+            ahead = ((packet.dts if packet.pts is None else packet.pts) - packet.dts) * self.time_base
             # In a second part of Matroska, FFmpeg takes the times of B-frames, which go back, for those of decoding.
             is_reordered = packet.dts == packet.pts and self.codec.has_b_frames
             back = max(_STEP_BACK, 16 * self.usual) if is_reordered else _STEP_BACK
             if self.is_new or time - due > self.longest or last - time >= back:
+                if packet.is_keyframe and 0 <= ahead < _STEP_BACK * 10 and not self.is_live:
+                    # It is shown when the last picture before it ends, whatever the two reorder.
+                    resumed = self.shown_until - ahead
                 self.shift += round((resumed - time) / self.time_base)
                 self.report.mended_times += not self.is_new
                 time, self.is_new = resumed, False
             elif not self.is_live and time - due >= max(_SHORTEST_GAP, 3 * self.usual):
                 self.report.gap_seconds += round(float(time - due), 3)
             self.decoded = time, time + duration
+            self.shown_until = max(self.shown_until, time + ahead + duration)
             self.delays.append(now - time)
             shift = self.shift * self.time_base
             stamp = time + self.origin - shift
@@ -664,6 +672,11 @@ def _play(
         while shown is not None and begin + index * tick < shown_until:
             yield float(begin + index * tick), reader.picture(shown)
             index += 1
+
+
+def _is_header(packet: Any) -> bool:
+    """Return whether this is a header of VP8, which FFmpeg returns where another Ogg file is joined."""
+    return 0 < packet.size < 256 and bytes(packet)[:5] == b"OVP80"
 
 
 def _copied(packet: Any) -> Any:

@@ -788,6 +788,32 @@ def test_time_goes_on_in_joined_matroska_files_with_b_frames(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("ending", "reordered"), [("ts", (2, 2)), ("ts", (2, 0)), ("ts", (0, 2)), ("mkv", (2, 2)), ("mkv", (0, 0))]
+)
+def test_joined_videos_go_on_where_the_last_picture_ends(tmp_path, ending, reordered):
+    """The parts are encoded with and without pictures that are decoded before those that they follow."""
+    parts = []
+    for index, count in enumerate(reordered):
+        options = {"x264-params": f"bframes={count}:b-adapt=0:rc-lookahead=4:keyint=10"}
+        path = write_clip(tmp_path / f"{index}.{ending}", numbered(40)[20 * index :][:20], tune="grain", **options)
+        parts.append(path.read_bytes())
+    path = tmp_path / f"joined.{ending}"
+    path.write_bytes(b"".join(parts))
+    frames, seconds, report = read_numbers(path)
+    assert [number for _, number in frames] == list(range(40)) and report.to_dict()["mended_times"] == 1
+    assert [time for time, _ in frames] == pytest.approx([number / 10 for number in range(40)], abs=0.002)
+    assert seconds == pytest.approx(4.0, abs=0.002)
+
+
+def test_headers_of_joined_ogg_files_are_no_spoilt_packets(tmp_path):
+    path = write_clip(tmp_path / "one.ogv", numbered(20), codec="libvpx", deadline="realtime")
+    path.write_bytes(2 * path.read_bytes())
+    frames, seconds, report = read_numbers(path)
+    assert [time for time, _ in frames] == pytest.approx([index / 10 for index in range(40)], abs=0.002)
+    assert seconds == pytest.approx(4.0) and (report.spoilt_packets, report.mended_times) == (0, 1)
+
+
+@pytest.mark.parametrize(
     "name",
     [
         *(
