@@ -463,6 +463,8 @@ class _Timeline:
         self.longest = _LONGEST_GAP if changes else _LONGEST_STILL
         # FFmpeg makes up the other times of AVI. Without them, frames come at the times of decoding, in order.
         self.has_only_decoding_times = reader.container.format.name == "avi"
+        # FLV stores none, and after a seek FFmpeg returns a millisecond.
+        self.has_durations = reader.container.format.name not in ("avi", "flv")
         # A live source goes on by the wall clock. Standard input may come faster.
         self.is_live = self.is_new = reader.is_live and reader.source != "-"
         self.has_stamps = not (self.is_live and has_flag(reader.container, NO_TIMESTAMPS))
@@ -547,7 +549,7 @@ class _Timeline:
 
     def duration(self, item: Any) -> Fraction:
         duration = (item.duration or 0) * (item.time_base or self.time_base)
-        return duration if 0 < duration < _LONGEST_STILL and not self.has_only_decoding_times else self.usual
+        return duration if 0 < duration < _LONGEST_STILL and self.has_durations else self.usual
 
 
 @lru_cache(maxsize=1024)

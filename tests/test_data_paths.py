@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from hub import Hub
-from tiny import random_frames, write_clip
+from tiny import random_frames, tiny_processor, write_clip
 
 from videollm_mod.commands.data_set import DataSet, fetched
 from videollm_mod.data_paths import HUB, NamedFiles, load_builder
+from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages, stream_timed_messages
 
@@ -162,13 +163,13 @@ def test_rows_of_timed_messages_stay_in_their_folder(places, kind):
             return load_timed_messages(data, **options)
         return list(stream_timed_messages(data, **options))
 
-    if kind == "stream":
-        with pytest.raises(FaultyRowError, match=r"'\.\./other/a\.mp4' is outside the data set .*--video_root "):
-            load()
-    else:
-        faults = [str(fault) for fault in find_faults(load())]
-        assert len(faults) == 2 and all(f"video_root {other}" in fault and "\n" not in fault for fault in faults)
-        assert "'../other/a.mp4' is outside" in faults[0] and "'outside.mp4' is outside" in faults[1]
+    rows = load()
+    faults = [str(fault) for fault in find_faults(rows)]
+    assert len(faults) == 2 and all(f"video_root {other}" in fault and "\n" not in fault for fault in faults)
+    assert "'../other/a.mp4' is outside" in faults[0] and "'outside.mp4' is outside" in faults[1]
+    for index in (1, 2):
+        with pytest.raises(FaultyRowError, match=r"a\.mp4' is outside the data set .*--video_root |'outside\.mp4' is"):
+            StreamCollator(tiny_processor())([rows[index]])
     loaded = load(video_root=[other])
     assert not list(find_faults(loaded)) and [Path(row["video"]).name for row in loaded] == [
         "inside.mp4",

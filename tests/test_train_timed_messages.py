@@ -23,6 +23,7 @@ from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data import timed_messages
 from videollm_mod.train.data.faults import Fault, FaultyRowError, describe_faults, lines_of_rows, row_record
 from videollm_mod.train.data.sources import load_split
+from videollm_mod.train.data.streamed import check_stream
 from videollm_mod.train.data.timed_messages import (
     SOURCES,
     TimedMessages,
@@ -325,9 +326,10 @@ def test_times_are_checked_against_the_picture(folder):
         assert batch["num_frames"].item() == math.ceil(2 * end)
 
 
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_a_row_whose_video_lies_outside_is_checked_all_the_same(tmp_path, ending, full):
+@pytest.mark.parametrize(
+    ("ending", "full"), [("jsonl", False), ("jsonl", True), ("parquet", False), ("parquet", True), ("stream", False)]
+)
+def test_a_row_whose_video_lies_outside_is_checked_all_the_same(tmp_path, ending, full, capsys):
     """The refusal comes first, then what is wrong with the row and its video. What is no regular file stays closed."""
     clip = write_clip(tmp_path / "clip.mp4", random_frames(20), fps=10)
     save_file({"frame_features": random_features(tiny_model().config, 4)[0]}, tmp_path / "clip.safetensors")
@@ -344,7 +346,8 @@ def test_a_row_whose_video_lies_outside_is_checked_all_the_same(tmp_path, ending
         Dataset.from_list([dict.fromkeys(SOURCES) | row for row in rows]).to_parquet(data / "train.parquet")
     source = TimedMessages(str(data))
     found = {}
-    for fault in source.find_faults(source.load("train", num_clips=1), full=full):
+    rows_read = list(source.stream("train")) if ending == "stream" else source.load("train", num_clips=1)
+    for fault in source.find_faults(rows_read, full=full):
         found.setdefault(fault.row, []).append(str(fault))
     for index, place in enumerate([*places, "../clip.safetensors"]):
         refusal, *others = found[index]
@@ -355,18 +358,19 @@ def test_a_row_whose_video_lies_outside_is_checked_all_the_same(tmp_path, ending
         expected = ["it is a web page", *expected] if "page" in place else expected
         assert len(others) == len(expected) and all(b in a for a, b in zip(others, expected, strict=True)), others
     with row_record() as record:
-        with pytest.raises(SystemExit, match="no row is left"):
-            load_split(source, "train", 1, full=full, left_out=record)
+        if ending == "stream":
+            assert check_stream(source, "train", full=full, left_out=record) == 0
+        else:
+            with pytest.raises(SystemExit, match="no row is left"):
+                load_split(source, "train", 1, full=full, left_out=record)
         left_out = record.left_out()
     assert len(left_out) == len(rows)
-    both = r"line 1|row 0"
-    assert re.match(
-        rf"'.*', (?:{both}), video: '\.\./clip\.mp4' is outside .*--video_root {tmp_path}; messages\[1\]\.content: is "
-        r"empty; messages\[1\]\.time: is 12 s, beyond the end at 2 s$",
-        left_out[0],
-    )
+    refusal, *others = left_out[0].split("; ")
+    assert "video: '../clip.mp4' is outside" in refusal and refusal.endswith(f"--video_root {tmp_path}")
+    assert others == [f"messages[1].{what}" for what in ("content: is empty", "time: is 12 s, beyond the end at 2 s")]
+    assert f"left out 7 of 7 rows:\n{left_out[0]}\n" in capsys.readouterr().err
     with pytest.raises(FaultyRowError, match="is outside the data set"):
-        source.load("train", num_clips=1)[0]
+        StreamCollator(tiny_processor())([rows_read[0]])
 
 
 def test_a_line_about_a_row_has_three_faults_at_most():

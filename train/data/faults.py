@@ -28,6 +28,8 @@ from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, 
 
 # The key under which a row carries its file and number.
 WHERE = "where"
+# Keys of a row of a stream that may not be used: why, and what can be checked of it.
+REFUSAL, REFUSED = "refusal", "refused"
 # Rows that a message lists.
 MOST_LINES = 20
 # What ends the name of a video in a line about it.
@@ -86,7 +88,9 @@ def name_row(row: Mapping[str, Any]) -> str:
 
 @contextmanager
 def naming(row: Mapping[str, Any]) -> Iterator[None]:
-    """Name the row in errors about it, as [`FaultyRowError`]."""
+    """Name the row in errors about it, as [`FaultyRowError`]. A row that may not be used is one."""
+    if row.get(REFUSAL):
+        raise FaultyRowError(row[REFUSAL])
     try:
         yield
     except (FaultyRowError, FullDiskError):

@@ -209,6 +209,8 @@ def check_stream(
             raise ValueError(describe_faults(faults))
     except (ValueError, OSError) as error:
         raise SystemExit(f"--dataset {source.dataset}: {error}") from None
+    if left_out is not None:
+        left_out.num_rows += total
     lines = lines_of_rows(faults)
     for line in lines.values():
         left_out.leave_out(line)

@@ -34,6 +34,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from videollm_mod.data_paths import NamedFiles, load_builder
 from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
 from videollm_mod.train.data.faults import (
+    REFUSAL,
+    REFUSED,
     UNREADABLE,
     WHERE,
     ClosedName,
@@ -124,7 +126,8 @@ def stream_timed_messages(
 
     Raises:
         `FileNotFoundError`: If there is no such source.
-        `ValueError`: If there is no such split, or its files are JSON lines.
+        `ValueError`: If there is no such split, or its files are JSON lines. A row of local files that names a file
+            outside the data set raises [`FaultyRowError`] when it is used, and one of the Hub when it is read.
     """
     path = Path(source)
     if not (path.is_file() or path.is_dir()):
@@ -145,7 +148,11 @@ def stream_timed_messages(
 
 def _stream_shards(files: tuple[str, ...], named: NamedFiles) -> Iterator[dict[str, Any]]:
     for row in read_shards(files):
-        yield _as_streamed(row, named)
+        try:
+            yield _as_streamed(row, named)
+        except FaultyRowError as error:
+            # An error would end the stream. What may not be opened stands where no reader of rows looks.
+            yield {WHERE: error.row and name_row(error.row), REFUSAL: str(error), REFUSED: error.row}
 
 
 def _as_streamed(row: dict[str, Any], named: NamedFiles) -> dict[str, Any]:
@@ -337,9 +344,10 @@ def find_faults(rows: Sequence[dict[str, Any]], *, fps: float = 2.0, full: bool 
 def _get(rows: Sequence[dict[str, Any]], index: int) -> tuple[dict[str, Any] | None, str | None]:
     """Return a row, or what can be checked of it, and why it cannot be used."""
     try:
-        return rows[index], None
+        row = rows[index]
     except FaultyRowError as error:
         return error.row, str(error)
+    return (row[REFUSED], row[REFUSAL]) if row.get(REFUSAL) else (row, None)
 
 
 class _Files:
