@@ -146,6 +146,8 @@ NOTE end""",
         {"timestamp": [2.0, 3.0], "text": " It leaves."}]}""",
     "whisper.tsv": "start\tend\ttext\n500\t1500\tA red ball.\n2000\t3000\tIt leaves.\n",
     "whisper.txt": "[00:00.500 --> 00:01.500]  A red ball.\n[00:00:02.000 --> 00:00:03.000]  It leaves.\n",
+    "escaped.srt": "1\n00:00:00,500 --&gt; 00:00:01,500\nA red ball.\n\n2\n00:00:02,000 → 00:00:03,000\nIt leaves.\n",
+    "marks.srt": "\ufeff1\n0:0:0,5 --> 0:0:1,5\nA red ball.\n\n\ufeff1\n0:0:2,0 --> 0:0:3,0\nIt leaves.\n",
     "jax.txt": "[00:00.500 -> 00:01.500]  A red ball.\n[00:02.000 -> 00:03.000]  It leaves.\n",
     "labels.txt": "0.500000\t1.500000\tA red ball.\n2.000000\t3.000000\tIt leaves.\n",
     "rate.sub": "{1}{1}10\n{5}{15}{y:i}A red|ball.\n{20}{30}It leaves.\n",
@@ -292,6 +294,19 @@ def test_formats_without_ends(read):
         (2, 2),
         (360000, 360001),
     ] and report.mended_ends == 2
+
+
+def test_a_cue_without_an_end_stays_until_the_next(read):
+    assert read("{5}{}A ball.\n{20}{30}It leaves.\n", "a.sub", frame_rate=10.0) == [
+        Line(0.5, 2, "A ball."),
+        Line(2, 3, "It leaves."),
+    ]
+    report = SubtitleReport()
+    assert read("00:00:01=A ball.\n00:00:03=It leaves.\n", report=report) == [
+        Line(1, 3, "A ball."),
+        Line(3, 3, "It leaves."),
+    ]
+    assert report.mended_ends == 1
 
 
 def test_captions_of_television_have_their_own_times(read):
@@ -506,6 +521,14 @@ def test_times_of_ttml_may_stand_on_spans(read):
 def test_a_text_of_sami_stays_until_the_next_and_keeps_what_is_no_tag(read):
     body = "<SYNC Start=1000><P Class=A>if a<b and c>d then &lt;i&gt; <b>stop</b><SYNC Start=9000><P>Go"
     assert read(f"<SAMI><BODY>{body}</BODY></SAMI>", "a.smi")[0] == Line(1, 9, "if a<b and c>d then <i> stop")
+
+
+def test_the_first_of_several_languages_of_sami_is_read(read):
+    head = "<SAMI><HEAD><STYLE><!-- .EN {lang: en-US;} .KO {lang: ko-KR;} --></STYLE></HEAD><BODY>"
+    body = "<SYNC Start=1000><P Class=EN>A ball.<P Class=KO>공.<SYNC Start=2000><P Class=EN>&nbsp;<P Class=KO>&nbsp;"
+    report = SubtitleReport()
+    assert read(f"{head}{body}</BODY></SAMI>", "a.smi", report=report) == [Line(1, 2, "A ball.")]
+    assert report.other_streams == 1
 
 
 @pytest.mark.parametrize(

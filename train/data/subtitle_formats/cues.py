@@ -10,7 +10,7 @@ from videollm_mod.train.data.subtitle_formats.markup import tidy
 
 
 _CLOCK = r"(-?)(?:(\d+):)?(\d+):(\d+)(?:[.,:](\d{1,3}))?\d*"
-_SPAN = rf"[ \t]*{_CLOCK}[ \t]*[-–—]+ ?>[ \t]*{_CLOCK}"
+_SPAN = rf"[ \t]*{_CLOCK}[^\S\n]*(?:[-–—]+ ?(?:>|&gt;)|→)[^\S\n]*{_CLOCK}"
 # The times of a cue, with the number or name in the line above.
 SUBRIP = re.compile(rf"^(?:[ \t]*\d+[ \t]*\n)?{_SPAN}(?:[ \t].*)?\n?", re.M)
 WEBVTT = re.compile(rf"^(?:(?<=\n\n)(?!.*-->).+\n|[ \t]*\d+[ \t]*\n)?{_SPAN}(?:[ \t].*)?\n?", re.M)

@@ -56,7 +56,7 @@ def read_text(path: Path, encoding: str | None, report: SubtitleReport) -> str |
         if not _is_text(head):
             return None
         text = decode_text(path, head + file.read(), encoding, report)
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").lstrip("\ufeff")
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").replace("\ufeff", "")
 
 
 def _is_text(head: bytes) -> bool:

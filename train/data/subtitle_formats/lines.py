@@ -28,7 +28,7 @@ class SubtitleReport:
         unreadable_characters (`int`): Characters that are spoilt in the file, and became "�".
         spoilt_lines (`int`): Lines or packets that could not be read.
         mended_ends (`int`): Lines without an end, or with one before the start. They end when the next begins.
-        other_streams (`int`): Further subtitle streams of the video.
+        other_streams (`int`): Further subtitle streams of the video, and further languages of SAMI.
         repeated_lines (`int`): Lines left out because they were still on screen.
         drawings, comments, asides, speaker_names (`int`): Parts left out because nobody says them.
         lines_without_text (`int`): Lines left out because nothing remained of them.

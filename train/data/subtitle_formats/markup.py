@@ -36,8 +36,16 @@ def plain(text: str) -> str:
     return tidy(_ENTITY.sub(lambda match: html.unescape(match[0]), text).replace("\\h", " "))
 
 
-def plain_sami(text: str) -> str:
-    """Keep what stands between < and > in SAMI and is no tag, as pysubs2 would take "a<b and c>d" for one."""
+def plain_sami(text: str, report: SubtitleReport) -> str:
+    """
+    Keep what stands between < and > in SAMI and is no tag, as pysubs2 would take "a<b and c>d" for one, and keep the
+    first of several languages.
+    """
+    languages = re.findall(r"\.([\w-]+)\s*\{[^{}]*\blang\s*:", text, re.I)
+    used = [name for name in dict.fromkeys(languages) if re.search(rf"<p\s[^>]*class\s*=\W?{name}\b", text, re.I)]
+    report.other_streams += max(0, len(used) - 1)
+    for name in used[1:]:
+        text = re.sub(rf"<p\s[^>]*class\s*=\W?{name}\b.*?(?=<p\b|<sync\b|</body|\Z)", "", text, flags=re.I | re.S)
     return _NO_SAMI.sub("&lt;", text)
 
 

@@ -119,7 +119,7 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
     if re.search(r"^(?:\[Script Info\]|Dialogue:[^,\n]*,\s*\d+:)", text, re.M):
         return read_ass(ass_events(text, report), report)
     if re.match(r"<sami", head, re.I):
-        return read_by_pysubs2(plain_sami(text), "sami", frame_rate)
+        return read_by_pysubs2(plain_sami(text, report), "sami", frame_rate)
     if TTML_NAMESPACE.search(text):
         return read_by_pysubs2(plain_ttml(text), "ttml", frame_rate)
     if re.match(r"<(?:timedtext|transcript)\b", head):
@@ -135,6 +135,8 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
     is_read_by_ffmpeg = re.search(r"^\d+:\d\d:\d\d(?:[:;]\d\d[\s,]|\.\d+,\d+:\d\d:\d\d\.\d)", text, re.M)
     cues = list(read_tsv(text))
     if not cues and not is_read_by_ffmpeg:
+        # In MicroDVD, a cue without an end stays until the next.
+        text = re.sub(r"^(\{\d+\}\{)(?=\})", r"\g<1>0", text, flags=re.M)
         cues = list(read_by_pysubs2(text.replace("<", "\0"), None, frame_rate))
     return cues or None
 

@@ -16,8 +16,8 @@ from videollm_mod.video_opening_videollm_mod import open_container
 from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
-# What FFmpeg writes where a subtitle stays until the next.
-_NO_END = 0xFFFFFFFF
+# What FFmpeg writes where a subtitle stays until the next is 0xFFFFFFFF milliseconds, or a little less.
+_NO_END = 0x7FFFFFFF
 _TEXT_CODECS = ("srt", "subrip", "webvtt", "text")
 
 
@@ -90,7 +90,7 @@ def _stream_texts(
             continue
         if event is not None and event.pts is not None:
             start, until = event.pts / 1e6, event.end_display_time
-            end = start - 1 if until == _NO_END else start + until / 1000
+            end = start - 1 if until > _NO_END else start + until / 1000
             yield from ((start + event.start_display_time / 1000, end, part.ass) for part in event)
 
 
