@@ -3,6 +3,7 @@
 """Subtitles become timed messages: formats, encodings, markup, sentences, and what is left out."""
 
 import io
+import itertools
 import json
 import random
 import re
@@ -593,6 +594,34 @@ def test_captions_that_roll_from_the_top_come_once(read):
     assert texts(read(grown)) == ["so", "today", "we", "look", "at", "a", "ball"]
     apart = srt((0, 1, "Yes.\nNo."), (2, 3, "Why?\nYes."))
     assert texts(read(apart)) == ["Yes. No.", "Why? Yes."]
+
+
+def rolling(words, num_rows, *, by_word, gap=0.0, overlap=0.0, on_top=False, with_breaks=False):
+    """Return cues of captions that roll: of a word or a row each, with the rows before it."""
+    rng, rows, cues, time = random.Random(num_rows), [], [], 0.0
+    while words:
+        count = rng.randint(2, 6)
+        rows, words = [*rows, words[:count]], words[count:]
+    for index, row in enumerate(rows):
+        before = [" ".join(words) for words in rows[max(0, index - num_rows + 1) : index]]
+        for count in range(1, len(row) + 1) if by_word else [len(row)]:
+            shown, seconds = [*before, " ".join(row[:count])], 0.4 if by_word else 0.4 * count
+            cues.append((time, time + seconds - gap + overlap, "\n".join(shown[::-1] if on_top else shown)))
+            time += seconds
+        if with_breaks:  # YouTube shows the row alone for a moment
+            cues.append((time, time + 0.01, " ".join(row)))
+            time += 0.01
+    return srt(*cues)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3])
+@pytest.mark.parametrize("by_word", [False, True])
+@pytest.mark.parametrize("on_top", [False, True])
+@pytest.mark.parametrize("times", [{}, {"gap": 0.03}, {"gap": 0.2}, {"overlap": 0.15}, {"with_breaks": True}])
+def test_each_word_of_rolling_captions_comes_once(read, num_rows, by_word, on_top, times):
+    text = "so today we look at a ball that is red and then it rolls over the table until it falls down onto floor"
+    lines = read(rolling(text.split(), num_rows, by_word=by_word, on_top=on_top, **times))
+    assert " ".join(texts(lines)) == text and all(a.start < b.start for a, b in itertools.pairwise(lines))
 
 
 def test_text_that_is_typed_comes_once(read):

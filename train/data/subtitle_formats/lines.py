@@ -148,7 +148,7 @@ def each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
         for before, after in pairs
     ]
     grows = sum(grown) > max(2, len(grown) / 2)
-    shared = [_count_shared(one.split("\n")[-1], other.split("\n")[0]) for one, other in pairs if one != other]
+    shared = [_carried(one.split("\n"), other.split("\n"), grows, True)[0] for one, other in pairs if one != other]
     rolls = sum(map(bool, shared)) > max(1, len(shared) / 2)
     shown: list[tuple[float, list[str], int]] = []
     for cue in cues:
@@ -157,7 +157,9 @@ def each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
         found = [(*_carried(other, rows, grows, rolls), index, end) for end, other, index in shown]
         # The same cue again after a break is said again.
         found = [(*parts, index) for *parts, index, end in found if parts[1] or end >= cue.start - TOUCH]
-        carried, new, is_part, index = max(found, key=lambda item: item[0], default=(0, rows, False, 0))
+        # The cue that leaves the least text is the one that this cue goes on from, and the last of several such.
+        found = sorted(found[::-1], key=lambda item: (-item[0], sum(map(len, item[1]))))
+        carried, new, is_part, index = [*found, (0, rows, False, 0)][0]
         report.repeated_lines += carried
         if is_part:
             part, _, rest = new[0].partition(" ")
