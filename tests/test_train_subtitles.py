@@ -578,7 +578,7 @@ def test_captions_that_roll_in_one_row_or_with_breaks_come_once(read):
 
 
 def test_captions_that_roll_from_the_top_come_once(read):
-    """The new row stands above the former first row. Rows that come together are said from the last one up."""
+    """The new row stands above the former first row. Rows of one cue are said from the last one up."""
     report = SubtitleReport()
     two = srt((0, 1, "first"), (1, 2, "second\nfirst"), (2, 3, "third\nsecond"), (3, 4, "third"))
     assert [(line.start, line.text) for line in read(two, report=report)] == [
@@ -588,12 +588,14 @@ def test_captions_that_roll_from_the_top_come_once(read):
     ]
     assert report.repeated_lines == 3
     three = srt((0, 1, "b\na"), (1, 2, "c\nb\na"), (2, 3, "e\nd\nc"), (3, 4, "f\ne\nd"))
-    assert texts(read(three)) == ["b a", "c", "d e", "f"]
+    assert texts(read(three)) == ["a b", "c", "d e", "f"]
     words = ["so", "so today", "so today we", "look\nso today we", "look at\nso today we", "look at a\nso today we"]
     grown = srt(*[(n, n + 1, rows) for n, rows in enumerate([*words, "ball\nlook at a"])])
     assert texts(read(grown)) == ["so", "today", "we", "look", "at", "a", "ball"]
     apart = srt((0, 1, "Yes.\nNo."), (2, 3, "Why?\nYes."))
     assert texts(read(apart)) == ["Yes. No.", "Why? Yes."]
+    once = srt((0, 1, "Yes.\nNo."), (1, 2, "Why?\nYes."), (2, 3, "So."), (3, 4, "Go."), (4, 5, "Run."), (5, 6, "Hm."))
+    assert texts(read(once))[:2] == ["Yes. No.", "Why? Yes."]
 
 
 def rolling(words, num_rows, *, by_word, gap=0.0, overlap=0.0, on_top=False, with_breaks=False):

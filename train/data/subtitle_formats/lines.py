@@ -142,14 +142,11 @@ def in_order(cues: list[Line], report: SubtitleReport) -> Iterator[Line]:
 def each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
     """Leave out the rows, or in rolling captions the words, that are still on screen from a cue before."""
     cues, kept = list(cues), []
-    pairs = [(one.text, other.text) for one, other in pairwise(cues)]
-    grown = [
-        after != before and (after.startswith(before) or _turned(after).startswith(_turned(before)))
-        for before, after in pairs
-    ]
-    grows = sum(grown) > max(2, len(grown) / 2)
-    shared = [_carried(one.split("\n"), other.split("\n"), grows, True)[0] for one, other in pairs if one != other]
-    rolls = sum(map(bool, shared)) > max(1, len(shared) / 2)
+    turned = [replace(cue, text="\n".join(reversed(cue.text.split("\n")))) for cue in cues]
+    (num_carried, grows, rolls), on_top = _habits(cues), _habits(turned)
+    if on_top[0] > max(num_carried, len(cues) / 2 - 1):
+        # New rows come on top. Turned round, the rows of each cue are in the order in which they are said.
+        cues, (_, grows, rolls) = turned, on_top
     shown: list[tuple[float, list[str], int]] = []
     for cue in cues:
         rows = cue.text.split("\n")
@@ -158,8 +155,8 @@ def each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
         # The same cue again after a break is said again.
         found = [(*parts, index) for *parts, index, end in found if parts[1] or end >= cue.start - TOUCH]
         # The cue that leaves the least text is the one that this cue goes on from, and the last of several such.
-        found = sorted(found[::-1], key=lambda item: (-item[0], sum(map(len, item[1]))))
-        carried, new, is_part, index = [*found, (0, rows, False, 0)][0]
+        least = min(reversed(found), key=lambda item: (-item[0], sum(map(len, item[1]))), default=(0, rows, False, 0))
+        carried, new, is_part, index = least
         report.repeated_lines += carried
         if is_part:
             part, _, rest = new[0].partition(" ")
@@ -174,20 +171,22 @@ def each_once(cues: Iterable[Line], report: SubtitleReport) -> list[Line]:
     return kept
 
 
-def _turned(text: str) -> str:
-    return "\n".join(reversed(text.split("\n")))
+def _habits(cues: list[Line]) -> tuple[int, bool, bool]:
+    """Return how many cues go on from the one before, and whether most of them grow, or roll."""
+    pairs = [(one.text, other.text) for one, other in pairwise(cues)]
+    grown = [after != before and after.startswith(before) for before, after in pairs]
+    grows = sum(grown) > max(2, len(grown) / 2)
+    carried = sum(
+        other.start - one.end <= _ROLL and _carried(one.text.split("\n"), other.text.split("\n"), grows, True)[0] > 0
+        for one, other in pairwise(cues)
+        if one.text != other.text
+    )
+    return carried, grows, carried > max(1, sum(before != after for before, after in pairs) / 2)
 
 
 def _carried(before: list[str], rows: list[str], grows: bool, rolls: bool) -> tuple[int, list[str], bool]:
-    """Compare a cue with one before (see [`_continued`]). New rows come below, or else on top, the last one first."""
-    below = _continued(before, rows, grows, rolls)
-    above = (0, rows, False) if below[0] else _continued(before[::-1], rows[::-1], grows, rolls)
-    return above if above[0] else below
-
-
-def _continued(before: list[str], rows: list[str], grows: bool, rolls: bool) -> tuple[int, list[str], bool]:
     """
-    Compare a cue with one before, if new rows come below.
+    Compare a cue with one before.
 
     Returns:
         `tuple`: How many rows end the previous cue and begin this one, the text that is new, and whether it goes on
