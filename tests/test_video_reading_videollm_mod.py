@@ -533,7 +533,9 @@ def test_b_frames_without_presentation_times_are_evenly_spaced(tmp_path):
     assert np.diff([time for time, _ in frames]) == pytest.approx(np.full(29, 0.1), abs=1e-3)
 
 
-@pytest.mark.parametrize(("ending", "codec"), [("mkv", "libx264"), ("webm", "libvpx"), ("mp4", "libx264")])
+@pytest.mark.parametrize(
+    ("ending", "codec"), [("mkv", "libx264"), ("webm", "libvpx"), ("mp4", "libx264"), ("avi", "mpeg4")]
+)
 def test_what_a_truncated_file_lacks_is_counted(tmp_path, ending, codec):
     pictures = np.concatenate([random_frames(1, size=(64, 96), seed=index) for index in range(40)])
     clip = write_clip(tmp_path / f"clip.{ending}", pictures, codec=codec)
@@ -544,6 +546,18 @@ def test_what_a_truncated_file_lacks_is_counted(tmp_path, ending, codec):
     assert 15 < len(frames) < 25 and seconds == pytest.approx(frames[-1][0] + 0.1, abs=0.11)
     assert report.missing_seconds == pytest.approx(4.0 - seconds, abs=0.2)
     assert checked(path).missing_seconds == pytest.approx(report.missing_seconds, abs=0.2)
+
+
+@pytest.mark.parametrize("count", [0, 2**30])
+def test_an_avi_whose_program_did_not_know_its_length_lacks_nothing(tmp_path, count):
+    path = write_clip(tmp_path / "clip.avi", numbered(20), codec="mpeg4")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"strh") + 8 + 32
+    assert content[at : at + 4] == (20).to_bytes(4, "little")
+    content[at : at + 4] = count.to_bytes(4, "little")
+    path.write_bytes(content)
+    frames, _, report = read_numbers(path)
+    assert len(frames) == 20 and not report and not checked(path)
 
 
 def checked(path):
