@@ -302,9 +302,9 @@ class VideoReader:
         if not os.path.isfile(self.source) and "mp4" not in self.container.format.name:
             # After its short look at a URL, FFmpeg may have guessed the length by the bit rate of the sound.
             return Fraction(0)
-        if self.container.format.name == "avi" and self.rate and self.stream.frames < 2**30:
+        if self.container.format.name == "avi" and self.rate:
             # FFmpeg shortens the length to that of the file. Programs that write to a pipe give 2**30 pictures.
-            return self.stream.frames / self.rate
+            return self.stream.frames / self.rate if self.stream.frames < 2**30 else Fraction(0)
         if self.stream.duration:
             return ((self.stream.start_time or 0) + self.stream.duration) * self.stream.time_base - self.origin
         length = Fraction(self.container.duration or 0, 1_000_000)
