@@ -359,6 +359,8 @@ def test_a_cue_with_spoilt_times_is_left_out_and_counted(read):
         ("cp932", "何をしていますか？\n知りません。行きましょう。"),
         ("euc_jp", "何をしていますか？\n知りません。行きましょう。"),
         ("iso2022_jp", "赤いボールが左から入る。\nそして出ていく。"),
+        ("cp1252", "¿Qué?\nNo."),
+        ("cp1252", "Köszönöm.\nIgen."),
         ("cp852", "Gdzie jest piłka?\nWłaśnie odeszła, źle się dzieje."),
         ("iso8859_6", "أين الكرة الحمراء؟\nلقد ذهبت بالفعل."),
     ],

@@ -122,8 +122,10 @@ def _count_odd(text: str, encoding: str) -> float:
     ]
     count = min(sum(letter not in letters for letter in latin) for letters in _ALPHABETS)
     count += sum(map(len, _ODD.findall(text))) + _count_rare(text, encoding)
-    count += sum(before.islower() and after > "\x7f" and after.isupper() for before, after in pairwise(text))
+    # A capital within a word, where one of the two letters is foreign.
+    count += sum(max(pair) > "\x7f" and pair[0].islower() and pair[1].isupper() for pair in pairwise(text))
     count += sum(category(sign)[0] not in "LMPZ" for sign in re.sub("[\x00-\x7f£€¥°©®™×÷½¼¾²³♪♫]", "", text))
+    count += sum("\u02b0" <= accent <= "\u02ff" for accent in text)
     # Hebrew read as Cyrillic has no capitals. In French, most letters with accents are small.
     letters = [character for character in text if character.isalpha()]
     foreign = [letter for letter in letters if letter > "\x7f"]
