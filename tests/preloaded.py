@@ -22,15 +22,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from functools import lru_cache
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 
 ROOT = Path(__file__).parents[1]
 MODULES = ("videollm_mod.train.sft", "videollm_mod.train.encode", "videollm_mod.train.evaluation")
 MODULES += ("accelerate.commands.utils", "torch.distributed.run", "matplotlib.figure")
+NOTE = "PRELOADED_NUMBER"  # names a file for the number of a program's process
 
 
 @lru_cache
@@ -77,6 +79,17 @@ def launch(config: str, *command: Any, processes: int = 2) -> subprocess.Complet
     )
 
 
+def start(script: str, *arguments: Any, **options: Any) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a script to be killed. Returns a process that ends as it does, and the number of its own process."""
+    with tempfile.TemporaryDirectory() as folder:
+        note, command = Path(folder) / "number", [preloaded_python(), script, *map(str, arguments)]
+        waiting = subprocess.Popen(command, cwd=ROOT, env={**os.environ, NOTE: str(note)}, **options)
+        while not (note.exists() and note.read_text()):
+            assert waiting.poll() is None, f"{script} does not start"
+            time.sleep(0.005)
+        return waiting, int(note.read_text())
+
+
 def ask(address: str, arguments: list[str]) -> None:
     """Have the server run a program with this process's environment, folder and files, and end as it does."""
     with socket.socket(socket.AF_UNIX) as server:
@@ -86,7 +99,6 @@ def ask(address: str, arguments: list[str]) -> None:
         server.sendall(json.dumps(wanted).encode() + b"\n")
         code = int(server.makefile().readline())
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 
@@ -125,6 +137,8 @@ def keep(connection: socket.socket) -> list[str]:
         os.environ.clear()
         os.environ.update(wanted["environment"])
         os.chdir(wanted["folder"])
+        if (note := os.environ.pop(NOTE, None)) is not None:
+            Path(note).write_text(str(os.getpid()))
         return wanted["arguments"]
     for file in (0, 1, 2, *files):
         os.close(file)
@@ -133,7 +147,7 @@ def keep(connection: socket.socket) -> list[str]:
         if not connection.recv(1):
             os.kill(program, signal.SIGKILL)
 
-    Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
     code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
     try:
         connection.sendall(b"%d\n" % code)
@@ -161,3 +175,8 @@ if __name__ == "__main__":
     # What the program starts has the libraries, too.
     sys.executable = str(Path(sys.argv[2]).with_name("python"))
     run_program(command)
+    # Python would take half a second to take so many modules apart.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(0)

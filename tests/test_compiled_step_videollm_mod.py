@@ -32,6 +32,7 @@ NUM_FRAMES = 500
 FRAME = 10
 # Compiling takes a minute on an idle machine, and several on a busy one.
 pytestmark = pytest.mark.timeout(1200)
+one_process = pytest.mark.xdist_group("compiled session")  # for the tests that share one
 
 
 def quiet_model(**options):
@@ -84,12 +85,14 @@ def compiled(model):
     return session, counters["stats"]["unique_graphs"], len(counters["recompiles"])
 
 
+@one_process
 def test_a_compiled_session_reuses_the_features_of_equal_frames(model, compiled):
     session = watch(model, num_frames=60, compile=True, reuse_static=1)
     assert told(session) == told(compiled[0])[: len(session.events)] and session.num_reused == 3
     assert session.num_frames == 63
 
 
+@one_process
 def test_a_compiled_session_says_what_an_eager_one_says(model, eager, compiled):
     session, _, _ = compiled
     frames_with_replies = {event.frame for event in session if event.role == "assistant"}
@@ -102,6 +105,7 @@ def test_a_compiled_session_says_what_an_eager_one_says(model, eager, compiled):
         assert torch.equal(session.cache.get_positions(layer), eager.cache.get_positions(layer))
 
 
+@one_process
 def test_each_step_is_compiled_once_for_all_sessions_of_a_model(model, compiled):
     _, num_graphs, num_recompiled = compiled
     assert num_graphs == 3 and num_recompiled == 0  # the encoder, the step of a frame and that of a token
@@ -115,6 +119,7 @@ def test_each_step_is_compiled_once_for_all_sessions_of_a_model(model, compiled)
     assert len(_COMPILED) == 1
 
 
+@one_process
 def test_weights_may_change_in_place(compiled):
     model = compiled[0].model
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

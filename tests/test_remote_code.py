@@ -50,6 +50,16 @@ transformers.logging.set_verbosity_error()
 trusted = {"trust_remote_code": True}
 """
 
+# Each part runs in a process that has imported Transformers, and no remote code.
+_IN_TURN = """
+import os
+for part in parts:
+    if (child := os.fork()) == 0:
+        exec(part, globals())
+        raise SystemExit
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
 _LOAD = """
 def load(scheme):
     kept = torch.load(f"{scheme}.pt")
@@ -75,8 +85,8 @@ def load(scheme):
 """
 
 
-def run(code, folder, *, cwd=None, **variables):
-    """Run code in a new process in a folder, or in another with its caches in that folder."""
+def run(*parts, folder, cwd=None, **variables):
+    """Run parts of code in a new process each, in a folder, or in another with their caches in that folder."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -86,9 +96,9 @@ def run(code, folder, *, cwd=None, **variables):
         **variables,
     }
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", _PREAMBLE + code], cwd=cwd or folder, env=environment, capture_output=True, text=True
-    )
+    code = f"{_PREAMBLE}parts = {parts}{_IN_TURN}"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=cwd or folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -129,13 +139,17 @@ for scheme in {schemes}:
     model.save_pretrained(f"again/{{scheme}}", max_shard_size="60KB")
     processor.save_pretrained(f"again/{{scheme}}")
 """
-    run(_LOAD + save, tmp_path)
-    shutil.rmtree(tmp_path / "modules")
-    for scheme in schemes:
-        assert len(list((tmp_path / "again" / scheme).glob("*.safetensors"))) > 1
-        shutil.rmtree(tmp_path / scheme)
-        (tmp_path / "again" / scheme).rename(tmp_path / scheme)
-    run(_LOAD + f"for scheme in {schemes}: load(scheme)", tmp_path)
+    move = f"""
+import shutil
+from pathlib import Path
+shutil.rmtree("modules")
+for scheme in {schemes}:
+    assert len(list(Path("again", scheme).glob("*.safetensors"))) > 1
+    shutil.rmtree(scheme)
+    Path("again", scheme).rename(scheme)
+"""
+    again = f"for scheme in {schemes}: load(scheme)"
+    run(_LOAD + save, move + _LOAD + again, folder=tmp_path)
 
 
 _STORY = f"""
@@ -156,10 +170,12 @@ def test_the_checkout_is_a_checkpoint(tmp_path):
     """It loads from within and by its path, and what it saves is complete and loads elsewhere."""
     again, more = tmp_path / "again", tmp_path / "more"
     save = "for part in narrate({!r}): part.save_pretrained({!r})"
-    run(_STORY + save.format(".", str(again)), tmp_path, cwd=ROOT)
+    within = save.format(".", str(again))
     (tmp_path / "elsewhere").mkdir()
-    by_path = f"narrate({str(again)!r})\n" + save.format(str(ROOT), str(more))
-    run(_STORY + by_path, tmp_path, cwd=tmp_path / "elsewhere")
+    by_path = f"os.chdir({str(tmp_path / 'elsewhere')!r})\nnarrate({str(again)!r})\n" + save.format(
+        str(ROOT), str(more)
+    )
+    run(_STORY + within, _STORY + by_path, folder=tmp_path, cwd=ROOT)
     for folder in (again, more):
         saved = {path.name for path in folder.iterdir()}
         assert saved == model_files(ROOT).keys() - {"LICENSE", "golden.json"} == model_files(folder).keys()
@@ -198,7 +214,7 @@ except ImportError as error:
 else:
     raise SystemExit("an old version was accepted")
 """
-    run(code, tmp_path)
+    run(code, folder=tmp_path)
 
 
 def test_revisions_of_model_and_code_load_from_the_hub_and_from_the_cache(tmp_path):
@@ -223,6 +239,6 @@ assert look(revision="{first}") == (0.725, None)
 assert look(revision="{first}", code_revision="{newest}") == (0.725, "third")
 assert look() == (0.25, "third")
 """
-        run(load, tmp_path, **hub.environment(tmp_path / "hf"))
+        run(load, folder=tmp_path, **hub.environment(tmp_path / "hf"))
     # Without the Hub, the cache serves them.
-    run(load, tmp_path, HF_ENDPOINT=hub.endpoint)
+    run(load, folder=tmp_path, HF_ENDPOINT=hub.endpoint)

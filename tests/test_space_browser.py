@@ -276,6 +276,17 @@ def test_people_do_not_see_each_others_streams(visit):
     assert "streamworld" in sources[0] and "nasa" in sources[1]
 
 
+def take_a_seat(page):
+    """Start the sample until there is a seat for it. Each click would begin the video again."""
+    for _ in range(30):
+        page.click("#sample")
+        expect(page.locator("#chat")).to_contain_text(re.compile("Please narrate|Error"), timeout=SOON)
+        if "Please narrate" in page.locator("#chat").inner_text():
+            return
+        page.wait_for_timeout(1000)
+    raise AssertionError("no seat became free")
+
+
 def test_a_person_without_a_seat_gets_one_when_a_tab_closes(visit):
     pages = [visit() for _ in range(SEATS)]
     for page in pages:
@@ -285,20 +296,12 @@ def test_a_person_without_a_seat_gets_one_when_a_tab_closes(visit):
     late.click("#sample")
     expect(late.get_by_text(f"All {SEATS} seats are taken. Try again in a minute.")).to_be_visible(timeout=SOON)
     pages[0].close()
-    for _ in range(30):
-        late.click("#sample")
-        late.wait_for_timeout(1000)
-        if STORY[0][1] in late.inner_text("#chat"):
-            break
+    take_a_seat(late)
     expect(late.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
     # A page that is loaded again has left its seat.
     pages[1].reload()
     expect(pages[1].locator("#player")).to_be_attached(timeout=SOON)
-    for _ in range(30):
-        pages[1].click("#sample")
-        pages[1].wait_for_timeout(1000)
-        if STORY[0][1] in pages[1].inner_text("#chat"):
-            break
+    take_a_seat(pages[1])
     expect(pages[1].locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
 
 

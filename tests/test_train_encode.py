@@ -5,14 +5,15 @@
 import json
 import os
 import re
+import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from preloaded import start
 from safetensors.torch import load_file
 from tiny import random_frames, tiny_model, tiny_processor, training_batch, write_clip
 
@@ -121,19 +122,19 @@ def test_incomplete_files_of_a_killed_run_are_deleted(rows, tmp_path):
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".safetensors"}
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_a_killed_run_continues(tmp_path):
     """The next run encodes only the missing rows, and all files equal those of an uninterrupted run."""
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
     options = {"dataset": "streamworld", "world": "tiny", "num_clips": 40, "frame_size": 32}
     options |= {"checkpoint": tmp_path / "model", "output_dir": tmp_path / "out"}
-    command = [sys.executable, "train/encode.py", *(str(part) for k, v in options.items() for part in (f"--{k}", v))]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    running = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    given = [part for name, value in options.items() for part in (f"--{name}", value)]
+    running, number = start("train/encode.py", *given, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not list((tmp_path / "out").glob("*.safetensors")) and time.monotonic() < until and running.poll() is None:
         time.sleep(0.005)
-    running.kill()
+    os.kill(number, signal.SIGKILL)
     assert running.wait() == -9
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
     assert 0 < len(before) < 40 and not (tmp_path / "out" / "train.jsonl").exists()

@@ -22,7 +22,7 @@ from hub import TOKEN, Hub
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
-from preloaded import launch
+from preloaded import launch, start
 from programs import run_main, run_training
 from published import save_source
 from safetensors.torch import load_file, save_file
@@ -342,29 +342,29 @@ def evaluation_of(text):
     return {name: float(value) for name, value in shown.items() if not name.endswith(("latency", "epoch"))}
 
 
-def kill_in_a_checkpoint(command, folder, *, after):
+def kill_in_a_checkpoint(folder, *arguments, after):
     """Start a run, kill it while it writes a checkpoint after step `after`, and return the checkpoint."""
-    running = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    running, number = start("train/sft.py", *arguments, "--output_dir", folder, **pipes)
     seen = set()
     while running.poll() is None:
         for path in folder.glob("checkpoint-*"):
             if path in seen or int(path.name.split("-")[1]) <= after:
                 continue
             # Stop the run first, so that no file appears between this check and the kill.
-            running.send_signal(signal.SIGSTOP)
+            os.kill(number, signal.SIGSTOP)
             if (path / "trainer_state.json").exists():
                 seen.add(path)
-                running.send_signal(signal.SIGCONT)
+                os.kill(number, signal.SIGCONT)
                 continue
-            running.kill()
+            os.kill(number, signal.SIGKILL)
             running.communicate()
             return path
         time.sleep(0.0005)
     raise AssertionError(f"ended before it was killed: {running.communicate()[0].decode()[-2000:]}")
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(tmp_path):
     """It resumes from the previous checkpoint, with the same data order and dropout."""
     options = [*SMALL_RUN[:4], *SMALL_RUN[4:6], "--lora_r", 8, *SMALL_RUN[8:-2], "--max_steps", 4, "--save_steps", 1]
@@ -374,8 +374,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(tmp_path):
     expected = losses_of(whole.stdout)
     assert len(expected) == 4
 
-    command = [sys.executable, "train/sft.py", *map(str, options), "--output_dir", str(tmp_path / "broken")]
-    half = kill_in_a_checkpoint(command, tmp_path / "broken", after=1)
+    half = kill_in_a_checkpoint(tmp_path / "broken", *options, after=1)
     step = int(half.name.split("-")[1])
     last = half.with_name(f"checkpoint-{step - 1}")
 

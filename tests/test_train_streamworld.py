@@ -546,6 +546,7 @@ def test_the_length_of_clips_can_be_chosen():
     assert usual.title("test") == "StreamWorld, tiny"
     # Training reads the rows to split them unless the longest surely fits.
     assert (source.longest_row, usual.longest_row) == (30, 180)
+    assert [usual.longest_row_of(split) for split in ("train", "ood")] == [10, 180]
     assert len(source.load("ood", num_clips=1)[0]["video"]) <= 60
     for wrong in ("30,20", "20", "a,b", "0,5", "5,inf", "nan,5"):
         with pytest.raises(ValueError, match="shortest and the longest clip"):

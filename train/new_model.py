@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -382,7 +383,20 @@ def layers_of(text: str) -> str | list[int]:
 
 
 def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with one token for each word of StreamWorld and DoomWorld."""
+    """Return a byte-level BPE tokenizer with one token for each word of StreamWorld and DoomWorld."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained_tokenizer(vocab_size, system_prompt)),
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        padding_side="left",
+        model_max_length=4096,
+    )
+
+
+@lru_cache
+def _trained_tokenizer(vocab_size: int, system_prompt: str) -> str:
+    """Train the tokenizer of [`new_tokenizer`], which takes four seconds, and return it as JSON."""
     from videollm_mod.train.data.doom.words import sentences
     from videollm_mod.train.data.world.clip import WORLDS
     from videollm_mod.train.data.world.dialogues import KINDS, make_dialogue
@@ -415,11 +429,4 @@ def new_tokenizer(vocab_size: int, system_prompt: str) -> PreTrainedTokenizerFas
         yield from (f": {sentence}" for sentence in sentences(100))
 
     tokenizer.train_from_iterator(texts(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|begin|>",
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
-        padding_side="left",
-        model_max_length=4096,
-    )
+    return tokenizer.to_str()

@@ -99,9 +99,11 @@ def train_model(
         # The stream itself begins where the checkpoint ends.
         training.ignore_data_skip = True
     else:
-        train = spare = split_rows(train, windows, longest_row=source.longest_row, left_out=left_out)
+        longest = source.longest_row_of(script.train_split)
+        train = spare = split_rows(train, windows, longest_row=longest, left_out=left_out)
     if evaluation is not None:
-        evaluation = split_rows(evaluation, windows, longest_row=source.longest_row, left_out=left_out)
+        longest = source.longest_row_of(script.eval_split)
+        evaluation = split_rows(evaluation, windows, longest_row=longest, left_out=left_out)
 
     # Training. The collator packs, because TRL can only pack a data set of tokens.
     packing, training.packing = training.packing, False

@@ -38,6 +38,10 @@ class DataSource:
     # Seconds of the longest row, if the source makes its rows and knows it. Others are measured.
     longest_row: ClassVar[float | None] = None
 
+    def longest_row_of(self, split: str) -> float | None:  # noqa: ARG002
+        """Return the seconds of the longest row of a split, if the source knows it: by default, `longest_row`."""
+        return self.longest_row
+
     def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:
         """
         Return rows of `messages` with `video` or `frame_features`, as docs/stream-format.md describes them.

@@ -19,11 +19,11 @@ from datasets import Dataset
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.train.data.sources import DataSource
-from videollm_mod.train.data.world.clip import SPLITS, WORLDS
+from videollm_mod.train.data.world.clip import SPLITS, STEP, WORLDS
 from videollm_mod.train.data.world.dialogues import KINDS
 from videollm_mod.train.data.world.events import make_clip
 from videollm_mod.train.data.world.files import write_card, write_sample, write_split
-from videollm_mod.train.data.world.rows import streamworld_dataset
+from videollm_mod.train.data.world.rows import SLIDE_FRAMES, streamworld_dataset
 
 
 @dataclass
@@ -66,7 +66,12 @@ class StreamWorld(DataSource):
     @property
     def longest_row(self) -> float:
         """Seconds of the longest clip of any split."""
-        return max(world.seconds[1] for world in WORLDS.values()) if self.limits is None else self.limits[1]
+        return max(self.longest_row_of(split) for split in SPLITS)
+
+    def longest_row_of(self, split: str) -> float:
+        """Seconds of the longest clip of a split, or of a slide show."""
+        world = WORLDS["ood" if split == "ood" else self.world]
+        return max(world.seconds[1] if self.limits is None else self.limits[1], SLIDE_FRAMES * STEP)
 
     def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:
         """Return rows of a split (see [`streamworld_dataset`])."""
