@@ -9,6 +9,7 @@ import random
 import re
 import struct
 import time as clock
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -863,6 +864,31 @@ def test_streams_without_a_length_of_their_own(tmp_path, convert, suffix, start)
     [messages] = convert(video)
     assert [(m["time"], m["content"]) for m in messages] == [(0.5, "If a < b then é."), (2.0, "Hi."), (2.5, "Bye.")]
     assert json.loads((tmp_path / "out.jsonl").read_text())["end"] == 4.0
+
+
+def test_subtitle_streams_of_mp4_keep_what_is_no_markup(tmp_path, convert, capsys):
+    """The packets of an mp4 have the length of their text, the text, and its styles. Some have no text."""
+    texts = [b"If {a} < b and c > d.", b"", "- Hi.\n- <i>Bye</i>.".encode("utf_16"), b"It leaves."]
+    clip = write_clip(tmp_path / "clip.mp4", random_frames(50), fps=10)
+    with (
+        av.open(str(NASA)) as nasa,
+        av.open(str(clip)) as pictures,
+        av.open(str(tmp_path / "a.mp4"), "w") as container,
+    ):
+        sources = [pictures.streams.video[0], nasa.streams.subtitles[0]]
+        video, words = [container.add_stream_from_template(source) for source in sources]
+        for packet in [packet for packet in pictures.demux(sources[0]) if packet.pts is not None]:
+            packet.stream = video
+            container.mux(packet)
+        for second, text in enumerate(texts):
+            packet = av.Packet(struct.pack(">H", len(text)) + text + b"\0\0\0\x0chlit\0\0\0\1" * bool(text))
+            packet.stream, packet.time_base, packet.duration = words, Fraction(1, 1000), 1000
+            packet.pts = packet.dts = 1000 * second
+            container.mux(packet)
+    [messages] = convert(tmp_path / "a.mp4")
+    said = [message["content"] for message in messages]
+    assert said == ["If {a} < b and c > d.", "Hi.", "Bye.", "It leaves."]
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_lines_before_the_video_are_left_out(tmp_path, convert, capsys):

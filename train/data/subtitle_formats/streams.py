@@ -18,7 +18,7 @@ from videollm_mod.video_reading_videollm_mod import VideoReader
 
 # What FFmpeg writes where a subtitle stays until the next is 0xFFFFFFFF milliseconds, or a little less.
 _NO_END = 0x7FFFFFFF
-_TEXT_CODECS = ("srt", "subrip", "webvtt", "text")
+_TEXT_CODECS = ("srt", "subrip", "webvtt", "text", "mov_text")
 
 
 def read_stream(
@@ -78,10 +78,12 @@ def _stream_texts(
     """Yield start and end in seconds of the container's clock, and texts: as they are, or as events of ASS."""
     for packet in _all_packets(container, stream, report):
         if codec in (*_TEXT_CODECS, "ass", "ssa"):
-            # FFmpeg's decoders of these codecs lose text between < and >.
-            if packet.pts is not None:
+            # FFmpeg's decoders of these codecs lose text between < and >, or { and }.
+            payload = bytes(packet) if codec != "mov_text" else _text_of_mp4(bytes(packet))
+            # An mp4 has a packet without a text wherever nothing is shown.
+            if packet.pts is not None and (payload or codec != "mov_text"):
                 start, seconds = float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base)
-                yield start, start + seconds, bytes(packet)
+                yield start, start + seconds, payload
             continue
         try:
             event = stream.codec_context.decode2(packet)
@@ -92,6 +94,12 @@ def _stream_texts(
             start, until = event.pts / 1e6, event.end_display_time
             end = start - 1 if until > _NO_END else start + until / 1000
             yield from ((start + event.start_display_time / 1000, end, part.ass) for part in event)
+
+
+def _text_of_mp4(packet: bytes) -> bytes:
+    """Return the text of a packet as UTF-8: two bytes give its length, and its styles follow."""
+    text = packet[2 : 2 + int.from_bytes(packet[:2], "big")]
+    return text.decode("utf_16", "replace").encode() if text[:2] in (b"\xfe\xff", b"\xff\xfe") else text
 
 
 def _all_packets(container: Any, stream: Any, report: SubtitleReport) -> Iterator[Any]:
