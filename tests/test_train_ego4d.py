@@ -41,6 +41,7 @@ from videollm_mod.train.data.ego4d.lta import to_words
 from videollm_mod.train.data.ego4d.narration import BENCHMARKS, clean_narration, is_of_others, read_videos
 from videollm_mod.train.data.ego4d.nlq import merge_windows
 from videollm_mod.train.data.faults import FaultyRowError
+from videollm_mod.train.data.json_streams import read_pairs, read_values
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.video_reading_videollm_mod import VideoReader
 
@@ -257,6 +258,20 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 2 * peaks[0]
+
+
+@pytest.mark.parametrize("read", [lambda path: read_values(path, "videos.item"), lambda path: read_pairs(path, "")])
+def test_a_file_of_brackets_ends_in_one_line(tmp_path, read):
+    """The parser would take 25 GB for this file of 100 kB."""
+    path = tmp_path / "goalstep_val.json"
+    for content in ("[" * 100_000, '{"videos": ' + '[{"a": ' * 100_000):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"goalstep_val\.json': lists and objects are nested too deeply\.$"):
+            list(read(path))
+    # Brackets in texts are none, also in a text that is longer than what is read at once, and after a quote in it.
+    texts = ["[" * 70_000, '"[{' * 30_000, "\\" * 65_536 + "[", "]"]
+    path.write_text(json.dumps({"videos": texts}))
+    assert list(read_values(path, "videos.item")) == texts and list(read_pairs(path, "")) == [("videos", texts)]
 
 
 # ----------------------------------------------------------------------------------------------------------- GoalStep

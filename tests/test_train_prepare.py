@@ -319,3 +319,15 @@ def test_a_damaged_file_is_named(tmp_path, content, message):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=f"a.json'.*{message}"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_frame_rate_is_a_positive_number(fps):
+    with pytest.raises(ValueError, match="--fps must be a positive number, got"):
+        Lights(fps=fps)
+
+
+def test_a_folder_to_write_to_may_be_no_file(lights):
+    (lights / "out").write_text("mine")
+    assert run(lights).stderr.splitlines()[-1] == f"error: --out '{lights / 'out'}' is a file: give a folder."
+    assert (lights / "out").read_text() == "mine"

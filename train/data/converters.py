@@ -8,6 +8,7 @@ writes its rows, and prints what was left out.
 """
 
 import json
+import math
 import mimetypes
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,7 +73,7 @@ class Converter:
         self.chosen = tuple(self.tasks if self.task is None else self.task.split(","))
         if unknown := [name for name in self.chosen if name not in self.tasks]:
             raise ValueError(f"--task {unknown[0]} is unknown. Tasks are {', '.join(self.tasks)}.")
-        if not self.fps > 0:
+        if not 0 < self.fps < math.inf:
             raise ValueError(f"--fps must be a positive number, got {self.fps:g}.")
 
     def convert(self, annotations: Path, videos: "Videos", notes: "Notes") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -18,6 +18,34 @@ from videollm_mod.train.data.dialogues import to_number, to_text
 
 
 _BOM = b"\xef\xbb\xbf"
+# The parser keeps the place of each list and object that it is in, so that its memory grows with the square of this.
+_DEEPEST = 200
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class _Shallow:
+    """A file of JSON that raises `ValueError` before it is read deeper than `_DEEPEST` lists and objects."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._depth, self._is_text, self._escape = file, 0, False, b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        plain = (self._escape + data).replace(rb"\\", b"")
+        # What this backslash escapes comes with the next piece.
+        self._escape = b"\\" if plain.endswith(b"\\") else b""
+        parts = plain.replace(rb"\"", b"").split(b'"')
+        outside = b"".join(parts[self._is_text :: 2])
+        self._is_text ^= len(parts) % 2 == 0
+        brackets = outside.translate(None, _NO_BRACKETS)
+        inner = 0
+        while brackets != (brackets := brackets.replace(b"[]", b"").replace(b"{}", b"")):
+            inner += 1
+        opened = brackets.count(b"[") + brackets.count(b"{")
+        self._depth += opened - (len(brackets) - opened)
+        if max(self._depth, inner) > _DEEPEST:
+            raise ValueError("lists and objects are nested too deeply")
+        return data
 
 
 @contextmanager
@@ -26,11 +54,13 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         file.seek(len(_BOM) if file.read(len(_BOM)) == _BOM else 0)
         try:
-            yield file
+            yield _Shallow(file)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             # The parser shows the place on a second line.
             reason = " ".join(str(error).partition("(right here)")[0].split()) or type(error).__name__
             raise ValueError(f"'{path}' is not JSON in UTF-8: {reason}") from None
+        except ValueError as error:
+            raise ValueError(f"'{path}': {error}.") from None
 
 
 def told_split(path: Path, key: str) -> str | None:

@@ -99,6 +99,8 @@ def prepare(source: str, converter: Converter, arguments: PrepareArguments, comm
     notes = Notes(strict=arguments.strict)
     videos = Videos(arguments.videos, made_folder=arguments.out / "joined")
     shard_size(arguments.max_shard_size)
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"--out '{arguments.out}' is a file: give a folder.")
     arguments.out.mkdir(parents=True, exist_ok=True)
     earlier = _Earlier(arguments.out)
     if converter.split is not None:
