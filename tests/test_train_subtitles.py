@@ -260,6 +260,18 @@ def test_what_libraries_lose_is_read_here(text, library, kind, found, read):
     assert lines and lines != found
 
 
+def test_what_is_wrong_with_times_is_counted_once(read):
+    report = SubtitleReport()
+    lines = read(
+        "1\n00:00:01,000 -->\nOdd.\n\n" + srt((2, 3, "Go.")) + "3\n00:00:05,000 --> -00:00:06,000\nB\n", report=report
+    )
+    assert lines == [Line(2, 3, "Go."), Line(5, 5, "B")]
+    assert (report.spoilt_lines, report.mended_ends, report.repeated_lines) == (1, 1, 0)
+    report = SubtitleReport()
+    assert texts(read("00: 00: 01,000 --> 00: 00: 02,000\nA\n\n" + srt((3, 4, "B")), report=report)) == ["A", "B"]
+    assert not report
+
+
 def test_a_row_of_any_length_stays_whole(read):
     """FFmpeg cuts rows at 4,095 bytes."""
     words, letters = "red ball " * 1000, "红球进来" * 1500

@@ -17,7 +17,7 @@ WEBVTT = re.compile(rf"^(?:(?<=\n\n)(?!.*-->).+\n|[ \t]*\d+[ \t]*\n)?{_SPAN}(?:[
 # What the programs around Whisper print: "[00:01.000 --> 00:02.500]  A ball."
 PRINTED = re.compile(rf"^\[{_CLOCK} --?> {_CLOCK}\][ \t]*", re.M)
 # A cue whose times cannot be read, such as "00:00:-1,000 --> 00:00:02,000", up to the next cue as it is written here.
-_SPOILT = r"^(?:[ \t]*\d+[ \t]*\n)?[ \t]*-?\d{1,3}:\S{1,20}[ \t]*-->[ \t]*-?\d{1,3}:(?:(?!\n1\n\v)[\s\S])*"
+_SPOILT = r"^(?:[ \t]*\d+[ \t]*\n)?[ \t]*-?\d{1,3}:\S{1,20}[ \t]*-->[ \t]*(?:-?\d{1,3}:|$)(?:(?!\n1\n\v)[\s\S])*"
 _SPOILT = re.compile(_SPOILT, re.M)
 NOTE = re.compile(r"(?<=\n\n)(?:NOTE|STYLE|REGION)(?=[ \t\n]).*?(?=\n\n|\Z)", re.S)
 # FFmpeg cuts a row of 4,095 bytes, also within a character.

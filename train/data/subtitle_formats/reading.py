@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -145,5 +146,6 @@ def _read_subrip(text: str, report: SubtitleReport) -> list[Line]:
     container = av.open(io.BytesIO(text.encode("utf-8", "replace")), format="srt")
     cues = list(read_stream(Path("."), container, 0, "utf_8", report))
     # FFmpeg drops a cue that is there twice.
-    report.repeated_lines += text.count("\v") - len(cues)
-    return cues
+    report.repeated_lines += max(0, text.count("\v") - len(cues))
+    # Ends before the start are counted already.
+    return [replace(cue, end=max(cue.start, cue.end)) for cue in cues]
