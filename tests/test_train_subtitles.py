@@ -237,6 +237,29 @@ LOSSES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "found"),
+    [
+        ("if a <b and c> d", {}, "if a  d"),
+        ("if a <b and c> d", "ffmpeg", "if a {\\b1} d"),
+        ('<font color="red">A</font> <v Anna>ball', {"keep_unknown_html_tags": True}, None),
+    ],
+)
+def test_what_libraries_make_of_markup(text, options, found, read):
+    """They take text between < and > for markup, or leave markup in the text. So the packets' own text is used."""
+    content = f"1\n00:00:01,000 --> 00:00:02,000\n{text}\n"
+    if options == "ffmpeg":
+        with av.open(io.BytesIO(content.encode()), format="srt") as container:
+            stream = container.streams.subtitles[0]
+            [event] = stream.codec_context.decode2(next(container.demux(stream)))
+            made = event.dialogue.decode()
+    else:
+        [event] = pysubs2.SSAFile.from_string(content, "srt", **options)
+        made = event.plaintext
+    assert made == (text if found is None else found)
+    assert texts(read(content)) == ["A ball" if found is None else text]
+
+
 @pytest.mark.parametrize(("text", "library", "kind", "found"), LOSSES)
 def test_what_libraries_lose_is_read_here(text, library, kind, found, read):
     """If a library reads more some day, this fails, and our own code for it can go."""
