@@ -525,7 +525,7 @@ def test_a_narration_goes_on_when_the_sender_restarts():
     summary = json.loads(printed.splitlines()[-1])["summary"]
     # Frames come at 2 per second of the wall clock, from the opening of the source on.
     assert 6 <= summary["frames"] + summary["frames_dropped"] <= 2 * (time.monotonic() - begin) + 2, summary
-    assert summary["reading"]["mended_times"] == 1 and summary["reading"]["reconnections"] == 0, summary
+    assert summary["reading"]["mended_times"] >= 1 and summary["reading"]["reconnections"] == 0, summary
 
 
 def test_a_second_ctrl_c_ends_the_program_at_once():
