@@ -139,7 +139,8 @@ NOTE end""",
     "a.json3": """{"events": [{"tStartMs": 500, "dDurationMs": 1000, "segs": [{"utf8": "A"}, {"utf8": " red ball."}]},
         {"tStartMs": 2000, "dDurationMs": 1000, "segs": [{"utf8": "It leaves."}]}]}""",
     "whisper.json": """{"segments": [{"start": 0.5, "end": 1.5, "text": " A red ball."},
-        {"start": 2, "end": 3, "text": "It leaves."}, {"start": null, "end": 9, "text": "x"}]}""",
+        {"start": 2, "end": 3, "text": "It leaves."}, {"start": null, "end": 9, "text": "x"},
+        {"start": NaN, "end": 9, "text": "y"}]}""",
     "words.json": """{"words": [{"word": "A", "start": 0.5, "end": 1}, {"word": "red", "start": 1, "end": 1.2},
         {"word": "ball.", "start": 1.2, "end": 1.5}, {"word": " It leaves.", "start": 2, "end": 3}]}""",
     "cpp.json": """{"transcription": [{"offsets": {"from": 500, "to": 1500}, "text": " A red ball."},
@@ -544,6 +545,12 @@ def test_columns_of_ass_have_any_order(read):
 def test_times_of_ass_with_a_comma(read):
     content = ass("Hi.").replace("0:00:00.00", "0:00:00,25").replace("0:00:01.00", "0:00:01,00")
     assert read(content + ass("Go.", start=2)[len(ass()) :], "a.ass") == [Line(0.25, 1, "Hi."), Line(2, 3, "Go.")]
+
+
+def test_ticks_of_ttml_are_those_of_its_frames_or_seconds(read):
+    for rate, seconds in (("", 1), ('xmlns:p="http://www.w3.org/ns/ttml#parameter" p:frameRate="2"', 0.5)):
+        text = f'<tt {TTML} {rate}><body><div><p begin="1t" end="2t">A ball.</p></div></body></tt>'
+        assert read(text, "a.ttml") == [Line(seconds, 2 * seconds, "A ball.")]
 
 
 def test_times_of_ttml_may_stand_on_spans(read):

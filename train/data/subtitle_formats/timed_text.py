@@ -31,7 +31,14 @@ def plain_ttml(text: str) -> str:
     frames = rates.get("frameRate", 30.0)
     for scale in re.findall(r":frameRateMultiplier\s*=\s*[\"'](\d+)[\s:](\d+)", text):
         frames *= int(scale[0]) / int(scale[1])
-    units = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "f": 1 / frames, "t": 1 / rates.get("tickRate", frames)}
+    units = {
+        "h": 3600,
+        "m": 60,
+        "s": 1,
+        "ms": 1e-3,
+        "f": 1 / frames,
+        "t": 1 / rates.get("tickRate", rates.get("frameRate", 1.0)),
+    }
 
     def plain(match: re.Match[str]) -> str:
         name = {"dur": "duration"}.get(match[1], match[1])
