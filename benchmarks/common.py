@@ -7,6 +7,7 @@ import math
 import platform
 import time as clock
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -182,6 +183,7 @@ def p99(seconds: Iterable[float]) -> float:
     return ordered[math.ceil(0.99 * len(ordered)) - 1]
 
 
+@cache
 def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
     """Measure bytes per second of a copy (read plus written) and operations per second of a matrix product."""
     side, length = (8192, 2**30) if device == "cuda" else (2048, 2**27)

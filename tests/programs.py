@@ -21,9 +21,6 @@ from unittest.mock import patch as mock
 import pytest
 
 from videollm_mod import cli
-from videollm_mod.train import sft
-from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, run
-from videollm_mod.train.data.sources import DataSource
 
 
 ROOT = Path(__file__).parents[1]
@@ -70,5 +67,10 @@ def run_command(*arguments: Any, folder: Path = ROOT, stdin: BinaryIO | None = N
 
 def run_training(folder: Path, *arguments: Any) -> Done:
     """Run `train/sft.py` and save in a folder."""
+    # Imported here, since a process that runs the command line only would wait for it.
+    from videollm_mod.train import sft
+    from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, run
+    from videollm_mod.train.data.sources import DataSource
+
     types = (ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments)
     return run_main(lambda: run(sft.main, *types), *arguments, "--output_dir", folder, program="sft.py")

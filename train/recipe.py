@@ -72,7 +72,9 @@ SCRIPTS = multiprocessing.get_context(
 )
 # To start a process also polls all others. If two threads polled the same one, one of them would read no exit code.
 POLLING = Lock()
-SCRIPTS.set_forkserver_preload([f"videollm_mod.train.{script}" for script in ("sft", "encode", "pretrain_vision")])
+SCRIPTS.set_forkserver_preload(
+    [*(f"videollm_mod.train.{script}" for script in ("sft", "encode", "pretrain_vision")), "matplotlib.figure"]
+)
 
 
 def run_stage(done: Path, script: str, *options: Any, processes: int = 1, threads: int | None = None) -> None:
