@@ -258,6 +258,37 @@ def test_how_much_to_check_is_optional(tmp_path, monkeypatch, given, expected):
     assert script.validate_only == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        (ScriptArguments, ["--num_gpus", "0"], "--num_gpus must be a whole number, at least 1, got 0"),
+        (ScriptArguments, ["--utilization", "0"], "--utilization must be a positive number, got 0"),
+        (ScriptArguments, ["--utilization", "1.5"], "--utilization must be a positive number, at most 1, got 1.5"),
+        (ScriptArguments, ["--utilization", "nan"], "--utilization must be a positive number"),
+        (ScriptArguments, ["--window_replies", "-1"], "--window_replies must be a whole number, at least 0, got -1"),
+        (EvaluationArguments, ["--num_clips", "0"], "--num_clips must be a whole number, at least 1, got 0"),
+        (EvaluationArguments, ["--batch_size", "0"], "--batch_size must be a whole number, at least 1, got 0"),
+        (EvaluationArguments, ["--max_new_tokens", "0"], "--max_new_tokens must be a whole number, at least 1, got 0"),
+        (EvaluationArguments, ["--tolerance", "-1"], "--tolerance must be a finite number of seconds, at least 0"),
+        (EvaluationArguments, ["--delay_window", "nan"], "--delay_window must be a finite number of seconds"),
+        (EvaluationArguments, ["--interval_threshold", "nan"], "--interval_threshold must be a finite number"),
+        (encode.EncodeArguments, ["--batch_size", "0"], "--batch_size must be a whole number, at least 1, got 0"),
+    ],
+)
+def test_numbers_without_a_meaning_are_refused(monkeypatch, tmp_path, kind, given, message):
+    needed = [] if kind is ScriptArguments else ["--checkpoint", str(Path(__file__).parents[1])]
+    needed += ["--output_dir", str(tmp_path)] if kind is encode.EncodeArguments else []
+    monkeypatch.setattr(sys, "argv", ["script.py", *needed, *given])
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        parse(kind)
+
+
+@pytest.mark.parametrize("length", [0, -5])
+def test_a_length_that_would_limit_nothing_is_refused(length):
+    with pytest.raises(SystemExit, match=f"^error: --max_length must be at least 1, got {length}\\.$"):
+        ScriptArguments().windows(None, None, max_length=length)
+
+
 def test_other_checks_are_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sft.py", "--dataset", "data.jsonl", "--validate_only", "all"])
     with pytest.raises(SystemExit, match="error: --validate_only is quick or full, got 'all'"):

@@ -10,7 +10,7 @@ import torch
 from datasets import load_dataset
 from programs import run_main
 from safetensors.torch import save_file
-from tiny import random_features, tiny_model, tiny_processor
+from tiny import random_features, random_frames, tiny_model, tiny_processor, write_clip
 
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError
@@ -77,6 +77,19 @@ def test_a_folder_is_converted(rows, tmp_path, embed):
     assert embed or raw[0]["frame_features"] == "../4.safetensors", "a path that the folder can take along"
     for wrong in ([tmp_path / "gone", tmp_path / "out"], [folder, folder]):
         assert "error: '" in run_main(main, *wrong, program="shards.py").stderr
+
+
+def test_rows_without_features_have_none_to_embed(tmp_path):
+    (tmp_path / "videos").mkdir()
+    write_clip(tmp_path / "videos" / "a.mp4", random_frames(4), fps=2)
+    (tmp_path / "videos" / "train.jsonl").write_text(
+        json.dumps({"video": "a.mp4", "messages": [QUESTION, answer(1.0)]})
+    )
+    done = run_main(main, tmp_path / "videos", tmp_path / "out", "--embed_features", program="shards.py")
+    assert done.stderr == (
+        "error: --embed_features: the rows of 'train' have no features. train/encode.py makes them.\n"
+    )
+    assert not list((tmp_path / "out").glob("*.parquet"))
 
 
 def test_faults_of_embedded_features_are_named(rows, tmp_path):

@@ -5,7 +5,8 @@
 import argparse
 import json
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from accelerate import PartialState
 from trl import SFTConfig, TrlParser
 
+from videollm_mod.checks_videollm_mod import check_count, check_number
 from videollm_mod.outputs import FullDiskError
 from videollm_mod.routers_videollm_mod import GATES, ROUTERS
 from videollm_mod.space.checkpoint_names import check_checkpoint
@@ -51,6 +53,15 @@ def parse(*types: type, **defaults: Any) -> tuple[Any, ...]:
         return parser.parse_args_and_config()
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Name an option as the command line does in an error of a check: `num_gpus` becomes --num_gpus."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("`", "--", 1).replace("`", "", 1)) from None
 
 
 def _read_given() -> dict[str, Any]:
@@ -178,6 +189,13 @@ class ScriptArguments(RowArguments):
         default=0, metadata={"help": "Stage of DeepSpeed's ZeRO, for --dry_run.", "choices": [0, 1, 2, 3]}
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with naming_options():
+            check_count("window_replies", self.window_replies, least=0)
+            check_count("num_gpus", self.num_gpus)
+            check_number("utilization", self.utilization, above=0, most=1)
+
     def windows(self, config: Any, processor: Any, *, max_length: int | None = None) -> Windows:
         """
         Return what splits long rows for a model.
@@ -191,13 +209,16 @@ class ScriptArguments(RowArguments):
             `SystemExit`: With a message, if a limit is wrong.
         """
         context = None if config is None else getattr(config.text_config, "max_position_embeddings", None)
+        if max_length is not None and max_length < 1:
+            raise SystemExit(f"error: --max_length must be at least 1, got {max_length}.")
         if context is not None and (max_length or 0) > context:
             raise SystemExit(f"error: --max_length {max_length} is more than the model's context, {context} tokens.")
+        most = None if processor is None else max_length or context
         try:
-            most = None if processor is None else max_length or context
-            return Windows(processor, self.fps, self.max_frames, most, self.window_replies)
+            with naming_options():
+                return Windows(processor, self.fps, self.max_frames, most, self.window_replies)
         except ValueError as error:
-            raise SystemExit(f"error: {str(error).replace('`', '--', 1).replace('`', '', 1)}") from None
+            raise SystemExit(f"error: {error}") from None
 
 
 @dataclass

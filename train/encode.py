@@ -32,9 +32,10 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from videollm_mod.checks_videollm_mod import check_count
 from videollm_mod.outputs import replacing, write_text
 from videollm_mod.space.checkpoint_names import check_checkpoint
-from videollm_mod.train.arguments import RowArguments, run
+from videollm_mod.train.arguments import RowArguments, naming_options, run
 from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, counted, naming, read_clip, row_record
 from videollm_mod.train.data.shards import describing
 from videollm_mod.train.data.sources import DataSource, load_split
@@ -62,6 +63,8 @@ class EncodeArguments:
 
     def __post_init__(self) -> None:
         check_checkpoint(self.checkpoint)
+        with naming_options():
+            check_count("batch_size", self.batch_size)
 
 
 def encode_rows(

@@ -24,9 +24,10 @@ from videollm_mod.console import quiet
 
 from accelerate import Accelerator
 
+from videollm_mod.checks_videollm_mod import check_count, check_number, check_seconds
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
-from videollm_mod.train.arguments import run
+from videollm_mod.train.arguments import naming_options, run
 from videollm_mod.train.card import add_results
 from videollm_mod.train.data.faults import row_record
 from videollm_mod.train.data.sources import DataSource, load_split
@@ -129,6 +130,13 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         check_checkpoint(self.checkpoint)
+        with naming_options():
+            for name in ("num_clips", "batch_size", "max_new_tokens"):
+                check_count(name, getattr(self, name))
+            for name in ("tolerance", "delay_window"):
+                check_seconds(name, getattr(self, name), least=0)
+            if self.interval_threshold is not None:
+                check_number("interval_threshold", self.interval_threshold, least=0, most=1)
         if self.task is None and (self.official or self.out is not None):
             raise ValueError(f"--{'official' if self.official else 'out'} is for tasks: give --task too.")
         if self.task is None and self.judge == "endpoint":

@@ -230,6 +230,10 @@ def split_names(folder: Path) -> list[str]:
     return list(dict.fromkeys(path.stem.partition("-")[0] for path in files))
 
 
+def _has_features(rows: Sequence[dict[str, Any]]) -> bool:
+    return any(rows[index].get("frame_features") is not None for index in range(len(rows)))
+
+
 def _near(rows: Sequence[dict[str, Any]], out: Path, embed_features: bool) -> Iterator[dict[str, Any]]:
     """Yield rows with paths that begin at another folder, but for those of features that will be read."""
     for index in range(len(rows)):
@@ -262,6 +266,10 @@ def main() -> None:
         with describing(options.folder, options.out):
             for split in splits:
                 rows = load_timed_messages(options.folder, split, video_root=options.video_root)
+                if options.embed_features and not _has_features(rows):
+                    raise ValueError(
+                        f"--embed_features: the rows of {split!r} have no features. train/encode.py makes them."
+                    )
                 rows = _near(rows, options.out, options.embed_features)
                 print(f"{split}: {counted(write_shards(rows, options.out, split, **write), 'row')}")
     except (ValueError, OSError) as error:
