@@ -379,7 +379,7 @@ def test_a_line_about_a_row_has_three_faults_at_most():
     assert lines_of_rows(faults) == {0: three, 1: "Odd."}
 
 
-def test_a_check_says_what_files_lack(folder):
+def test_a_check_says_what_files_lack(folder, capsys):
     """Without decoding all frames. What reading tells of the frames stands in its place."""
     whole = write_clip(folder / "whole.mkv", random_frames(40), fps=10)
     (folder / "cut.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -389,7 +389,9 @@ def test_a_check_says_what_files_lack(folder):
         [line] = record.damaged()
         assert re.fullmatch(r"'.*cut\.mkv': The source is not in order: [12](\.\d)? missing seconds\.", line)
         record.note_damage(row["video"], "read in part")
-        assert record.damaged() == [f"'{row['video']}': read in part"]
+        record.note_damage(row["video"], "mended")
+        assert record.damaged() == [f"'{row['video']}': {what}" for what in ("read in part", "mended")]
+    assert capsys.readouterr().err.startswith("mended or read in part: 1 video:\n")
 
 
 @pytest.mark.parametrize(

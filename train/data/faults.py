@@ -280,7 +280,9 @@ def _report(left_out: list[str], damaged: list[str], num_rows: int) -> None:
     if left_out:
         sys.stderr.write(f"left out {len(left_out)} of {counted(num_rows, 'row')}:\n{list_lines(left_out)}\n")
     if damaged:
-        sys.stderr.write(f"mended or read in part: {counted(len(damaged), 'video')}:\n{list_lines(damaged)}\n")
+        # Several parts of a video may each have a line.
+        count = len({line.split(_NAME_END)[0] for line in damaged})
+        sys.stderr.write(f"mended or read in part: {counted(count, 'video')}:\n{list_lines(damaged)}\n")
 
 
 def _in_one_line(error: BaseException, record: RowRecord) -> str | None:
