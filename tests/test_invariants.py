@@ -186,7 +186,11 @@ def test_any_path_with_every_frame_layout_and_gate(options):
     check_any_path(tiny_model(mod_layers="all", **options))
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+# One process compiles flex attention for all schemes.
+FLEX = pytest.param("flex_attention", marks=pytest.mark.xdist_group("flex attention"))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", FLEX])
 @pytest.mark.parametrize("scheme", ["full", "all", "interleaved"])
 def test_any_path_with_every_attention(attention, scheme):
     model = tiny_model(**SCHEMES[scheme])
