@@ -11,6 +11,7 @@ import pytest
 
 from videollm_mod.train import meteor
 from videollm_mod.train.meteor import find_program, read_synonyms, score_with_program, split_meteor
+from videollm_mod.train.tasks import find_task
 from videollm_mod.train.teacher_forcing import evaluate_metric
 from videollm_mod.train.text_scores import available_scores, score_captions
 
@@ -180,7 +181,10 @@ def test_a_program_that_stops_is_one_line():
 
 
 def test_what_is_missing_is_one_line(program: Path, monkeypatch):
+    assert "METEOR" not in find_task("narration").official_note
     program.unlink()
+    # The table of --official says it too.
+    assert find_task("narration").official_note.endswith(" on the path: install a Java runtime.")
     assert find_program() == (
         "METEOR 1.5 is a Java program, and there is no `java` on the path: install a Java runtime."
     )

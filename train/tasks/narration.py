@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from videollm_mod.train.judging import check_judge
+from videollm_mod.train.meteor import find_program
 from videollm_mod.train.streaming_evaluation import spoken_unasked, unasked_replies
 from videollm_mod.train.tasks import Task
 from videollm_mod.train.tasks.running import Runner
@@ -58,6 +59,8 @@ class Narration(Task):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
+        if missing := find_program():
+            self.official_note = f"{type(self).official_note} {missing}"
         self.papers = {
             model: dict(zip(_LIVE, figures, strict=True)) for model, figures in _PAPERS.get(name, {}).items()
         }
