@@ -32,6 +32,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 MODULES = ("videollm_mod.train.sft", "videollm_mod.train.encode", "videollm_mod.train.evaluation")
 MODULES += ("accelerate.commands.utils", "torch.distributed.run", "matplotlib.figure")
+ENDED: list[list[str]] = []  # has a program's command line when it ran to its end
 NOTE = "PRELOADED_NUMBER"  # names a file for the number of a program's process
 
 
@@ -103,8 +104,16 @@ def ask(address: str, arguments: list[str]) -> None:
     sys.exit(code)
 
 
+def leave() -> None:
+    """End a program that ran to its end. Python would take half a second to take so many modules apart."""
+    if ENDED:
+        sys.stdout.flush()
+        os._exit(0)
+
+
 def serve(address: str) -> list[str]:
     """Serve until standard input ends. Returns in each program's process only, with its command line."""
+    atexit.register(leave)  # before the libraries register theirs, so it is called after them
     for name in MODULES:
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -175,8 +184,4 @@ if __name__ == "__main__":
     # What the program starts has the libraries, too.
     sys.executable = str(Path(sys.argv[2]).with_name("python"))
     run_program(command)
-    # Python would take half a second to take so many modules apart.
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    os._exit(0)
+    ENDED.append(command)
