@@ -105,13 +105,14 @@ def test_sources_share_one_table_of_labels():
     assert np.array_equal(same["things"], patches[0]["things"] + ~covered)
 
 
-def test_the_labels_head_finds_covered_patches(tmp_path, monkeypatch):
+def test_the_labels_head_finds_covered_patches(tmp_path, monkeypatch, capsys):
     fields = json.loads((CONFIGS / "local_model.json").read_text())
     fields["model"]["vision_config"]["embed_dim"] = 16
     (tmp_path / "model.json").write_text(json.dumps(fields))
     monkeypatch.setattr(pretrain_vision, "NUM_EVAL_CLIPS", 2)
     source = LabelSource(("imp",), (), lambda _split, _grid, _size, _first, count: OneThing(count))
-    monkeypatch.setitem(LABELS, "squares", lambda: source)
+    for name in ("squares", "blocks"):
+        monkeypatch.setitem(LABELS, name, lambda: source)
     options = {"max_steps": 16, "learning_rate": 1e-2, "per_device_train_batch_size": 2, "report_to": "none"}
     training = VisionTrainingArguments(
         str(tmp_path / "vision"), remove_unused_columns=False, save_strategy="no", **options
@@ -131,10 +132,14 @@ def test_the_labels_head_finds_covered_patches(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="has no patch_labels.safetensors"):
         load_patch_labels(tmp_path)
 
-    # A run that begins with this encoder, and learns nothing, has its weights.
-    arguments = VisionArguments(str(tmp_path / "model.json"), "squares", 32, encoder=str(tmp_path / "vision"))
+    # A run that begins with this encoder, and learns nothing, has its weights. It prints what is right in each world.
+    arguments = VisionArguments(str(tmp_path / "model.json"), "squares,blocks", 8, encoder=str(tmp_path / "vision"))
+    capsys.readouterr()
     still = replace(training, output_dir=str(tmp_path / "still"), max_steps=1, learning_rate=0.0)
     pretrain_vision.main(arguments, still)
+    printed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if "_right" in line]
+    assert [world for world, _ in printed] == ["squares", "blocks"]
+    assert printed[0][1] == printed[1][1] and "things_right" in printed[0][1]
     for name, weight in load_checkpoint(str(tmp_path / "still"))[0].model.vision_encoder.state_dict().items():
         assert torch.equal(weight, model.model.vision_encoder.state_dict()[name]), name
     assert torch.equal(load_patch_labels(tmp_path / "still").weight, head.weight)

@@ -232,7 +232,7 @@ class VisionArguments:
     encoder: str | None = field(default=None, metadata={"help": "Checkpoint of this script to begin with."})
 
     def __post_init__(self) -> None:
-        self.worlds = [name.strip() for name in self.world.split(",")]
+        self.worlds = list(dict.fromkeys(name.strip() for name in self.world.split(",")))
         if unknown := sorted(set(self.worlds) - set(LABELS)):
             raise ValueError(f"There is no world {', '.join(unknown)}. Worlds are {', '.join(LABELS)}.")
 
@@ -344,9 +344,9 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
     colors = tuple(dict.fromkeys(name for source in sources for name in source.colors))
     shape = model.config.vision_grid[0], model.config.vision_config.image_size
 
-    def patches(split: str, first: int, count: int) -> Dataset:
+    def patches(split: str, first: int, count: int) -> dict[str, Dataset]:
         made = [(source.make(split, *shape, first, count), source) for source in sources]
-        return ConcatDataset([JointLabels(*part, things, colors) for part in made])
+        return dict(zip(arguments.worlds, (JointLabels(*part, things, colors) for part in made), strict=True))
 
     def collate(examples: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         batch = {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
@@ -363,7 +363,7 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
     trainer = VisionTrainer(
         model=reader,
         args=training,
-        train_dataset=patches("train", arguments.first_clip, arguments.num_clips),
+        train_dataset=ConcatDataset(patches("train", arguments.first_clip, arguments.num_clips).values()),
         eval_dataset=patches("validation", 0, min(NUM_EVAL_CLIPS, arguments.num_clips)),
         data_collator=collate,
         compute_metrics=seen,
@@ -371,7 +371,9 @@ def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
     if training.max_minutes is not None:
         trainer.add_callback(TimeLimit(training.max_minutes))
     trainer.train(resume_from_checkpoint=training.last_checkpoint())
-    print({name: round(value, 4) for name, value in trainer.evaluate().items() if name.endswith("_right")})
+    for world in arguments.worlds:
+        found = trainer.evaluate(trainer.eval_dataset[world])
+        print(world, {name: round(value, 4) for name, value in found.items() if name.endswith("_right")})
     if trainer.is_world_process_zero():
         with new_checkpoint(training.output_dir) as folder:
             model.save_pretrained(folder)
