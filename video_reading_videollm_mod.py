@@ -504,7 +504,7 @@ class _Timeline:
             back = max(_STEP_BACK, 16 * self.usual) if is_reordered else _STEP_BACK
             if self.is_new or time - due > self.longest or last - time >= back:
                 if packet.is_keyframe and 0 <= ahead < _STEP_BACK * 10 and not self.is_live:
-                    # It is shown when the last picture before it ends, whatever the two reorder.
+                    # It is shown when the last picture before it ends, also if pictures are decoded in another order.
                     resumed = self.shown_until - ahead
                 self.shift += round((resumed - time) / self.time_base)
                 self.report.mended_times += not self.is_new
