@@ -13,10 +13,11 @@ python benchmarks/ablation.py table --folder outputs/ablation_hard
 python benchmarks/ablation.py plot --folder outputs/ablation_hard --out docs/evidence.png
 ```
 
-`prepare` trains a vision encoder, encodes clips, and aligns a model at full compute on slide shows. Every run
-continues from this model on the same rows for the same number of steps. The order of the rows depends on the seed
-only. Each run is a process with one thread. A finished run appends one JSON line to `results.jsonl` in the folder, and
-a second command skips it. A run that is interrupted, or that reaches `--minutes` before its last step, leaves no line.
+`prepare` trains a vision encoder, encodes clips, and trains a model at full compute: on single frames, then on slide
+shows, then on narration. Every run continues from this model on the same rows for the same number of steps. The order
+of the rows depends on the seed only. Each run is a process with one thread. A finished run appends one JSON line to
+`results.jsonl` in the folder, and a second command skips it. A run that is interrupted, or that reaches `--minutes`
+before its last step, leaves no line.
 """
 
 import argparse

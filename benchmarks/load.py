@@ -13,8 +13,9 @@ python benchmarks/load.py --url http://camera-host:8000     # a server that runs
 clients do what a chat server without streams needs: for each frame, and for each question, they send the last frames
 again to `/v1/chat/completions`. Both follow the same plan of arrivals, frames and questions, one after the other.
 
-A frame misses its deadline if the model sees it more than one frame interval after it was due, or not at all. A number
-of streams is kept up with if at most 1% of all frames miss their deadline, nothing was refused and nothing failed.
+A frame misses its deadline if its client knows the decision more than one frame interval after the frame was due, or
+if the frame was dropped. A server keeps up with a number of streams if at most 1% of the frames miss their deadline,
+it refuses nothing, and nothing fails.
 """
 
 import argparse
