@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Files that a program writes: what cannot be written is found before any work, and nothing written before is lost."""
+"""Write the files of a program: check first that they can be written, and lose nothing that was written before."""
 
 import errno
 import json

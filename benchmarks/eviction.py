@@ -10,7 +10,8 @@ python benchmarks/eviction.py --max-frames 60 --schemes all_deep
 
 The model has 32 narrow layers and random weights. Before each frame a session asks what must be evicted. "Bookkeeping"
 is the time of this question when the answer is nothing. An eviction comes once in `max_frames / 8` frames. A crop
-removes the frames of a step that come after the one at which the model speaks. `launches.py` counts launches alike.
+removes the frames of a step that come after the one at which the model speaks. Launches are counted as
+in `launches.py`.
 """
 
 import argparse

@@ -9,7 +9,7 @@ python benchmarks/soak.py --hours 0.5 --streams 4
 ```
 
 Threads play clients, each one stream after the other. A stream sees frames, asks questions, is saved and restored, and
-is closed or breaks off in the middle. One stream stays from the first frame to the last. All outlive what they
+is closed or breaks off in the middle. One stream stays from the first frame to the last. All see more frames than they
 remember. Frames come as fast as the engine sees them, so hours of video take minutes.
 
 A table has a line for each tenth of the frames: latencies, the longest pause, processor time, memory, and what the

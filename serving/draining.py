@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a server that is removed: its sessions are saved, or say what they have to say."""
+"""The end of a server that is removed: its sessions are saved, or answer what they have accepted."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which of several items a fault belongs to, so that the others go on."""
+"""Find which of several items a fault belongs to, so that the others continue."""
 
 import traceback
 from collections.abc import Callable, Sequence

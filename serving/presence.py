@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the servers that share a folder live: each has a locked file there, which the system unlocks at its end."""
+"""Tell which servers that share a folder still run: each locks a file there until it ends."""
 
 import os
 import re

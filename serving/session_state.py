@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What files hold of a client's session besides its stream, and how it is taken while the session goes on."""
+"""What files hold of a client's session besides its stream, and how it is copied while the session goes on."""
 
 import asyncio
 import json

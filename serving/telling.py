@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Frames and replies of a session, and what its stream did in a step of the engine, told to another thread."""
+"""Frames and replies of a session, and a report to another thread of what its stream did in a step of the engine."""
 
 import secrets
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 """
 Estimate what a training run costs, without loading weights: steps, tokens, operations, memory and hours.
 
-The estimates are arithmetic, not measurements. What they leave out is said where they are made and printed.
+The estimates are arithmetic, not measurements. Docstrings and printed lines say what they leave out.
 """
 
 import copy

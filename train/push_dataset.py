@@ -3,7 +3,7 @@
 """
 Publish prepared data as a data set on the Hub: `python train/push.py FOLDER --dataset REPO`.
 
-Rows become Parquet files, which `datasets` streams. Frame features go into the rows. Videos stay at home.
+Rows become Parquet files, which `datasets` streams. Frame features go into the rows. Videos are not published.
 """
 
 import json
