@@ -53,8 +53,8 @@ class Webhook:
     """
     Posts JSON to a web address in its own thread, so that the caller never waits.
 
-    The thread tries again after each of `waits` seconds if the server does not answer or answers with an error 5xx.
-    Other answers are final.
+    The thread tries again after each of `waits` seconds if the server does not answer, or answers 408, 425, 429 or 500
+    and above. Other answers are final.
 
     Args:
         url (`str`): The address, http or https.

@@ -1,6 +1,10 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tell which servers that share a folder still run: each locks a file there until it ends."""
+"""
+Tell which servers that share a folder still run.
+
+Each server locks a file there, and the system unlocks it when the server ends.
+"""
 
 import os
 import re
