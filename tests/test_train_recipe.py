@@ -26,6 +26,7 @@ from videollm_mod.train.objectness import load_patch_labels
 from videollm_mod.train.pretrain_vision import (
     LABELS,
     JointLabels,
+    KeptClips,
     LabelledPatches,
     LabelSource,
     PatchReader,
@@ -143,9 +144,63 @@ def test_the_labels_head_finds_covered_patches(tmp_path, monkeypatch, capsys):
     for name, weight in load_checkpoint(str(tmp_path / "still"))[0].model.vision_encoder.state_dict().items():
         assert torch.equal(weight, model.model.vision_encoder.state_dict()[name]), name
     assert torch.equal(load_patch_labels(tmp_path / "still").weight, head.weight)
-    arguments = replace(arguments, model_config=str(CONFIGS / "local_model.json"))
-    with pytest.raises(SystemExit, match="the encoder of '.*vision' is not the one of --model_config"):
-        pretrain_vision.main(arguments, still)
+    # A deeper encoder takes these layers over, and only its own change.
+    fields["model"]["vision_config"]["depths"] = [2, 2]
+    (tmp_path / "deeper.json").write_text(json.dumps(fields))
+    deeper = replace(arguments, model_config=str(tmp_path / "deeper.json"))
+    pretrain_vision.main(deeper, replace(still, output_dir=str(tmp_path / "deeper")))
+    weights = load_checkpoint(str(tmp_path / "deeper"))[0].model.vision_encoder.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.model.vision_encoder.state_dict().items())
+    assert len(weights) > len(model.model.vision_encoder.state_dict())
+
+    refused = replace(arguments, model_config=str(CONFIGS / "local_model.json"))
+    shallower = replace(arguments, encoder=str(tmp_path / "deeper"))
+    for other in (refused, shallower):
+        with pytest.raises(SystemExit, match="is not the one of --model_config, or a part of it"):
+            pretrain_vision.main(other, still)
+
+
+def test_clips_are_drawn_once(tmp_path):
+    """Epochs and runs read the same arrays. A file that was begun by a program that was killed is not read."""
+
+    class Counted(OneThing):
+        drawn = 0
+
+        def __getitem__(self, index):
+            Counted.drawn += 1
+            return super().__getitem__(index)
+
+    expected = OneThing(3)[1]
+    for first in (4, 3):
+        kept = KeptClips(Counted(3), tmp_path / "clips", "one-train-8-96", first)
+        for example in (kept[1], kept[1], KeptClips(Counted(3), tmp_path / "clips", "one-train-8-96", first)[1]):
+            assert example.keys() == expected.keys()
+            assert all(np.array_equal(example[name], expected[name]) for name in expected)
+    assert Counted.drawn == 2 and len(kept) == 3
+    names = sorted(path.name for path in (tmp_path / "clips").iterdir())
+    assert names == ["one-train-8-96-4.npz", "one-train-8-96-5.npz"]
+
+
+def test_a_second_run_reads_the_clips_of_its_folder(tmp_path, monkeypatch):
+    class Unread(OneThing):
+        def __getitem__(self, index):
+            raise AssertionError(index)
+
+    fields = json.loads((CONFIGS / "local_model.json").read_text())
+    fields["model"]["vision_config"]["embed_dim"] = 16
+    (tmp_path / "model.json").write_text(json.dumps(fields))
+    monkeypatch.setattr(pretrain_vision, "NUM_EVAL_CLIPS", 1)
+    monkeypatch.setitem(LABELS, "squares", lambda: LabelSource(("imp",), (), lambda *given: OneThing(given[-1])))
+    options = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "report_to": "none"}
+    training = VisionTrainingArguments(
+        str(tmp_path / "vision"), remove_unused_columns=False, save_strategy="no", **options
+    )
+    arguments = VisionArguments(str(tmp_path / "model.json"), "squares", 4, clips_folder=str(tmp_path / "clips"))
+    pretrain_vision.main(arguments, training)
+    names = {path.name for path in (tmp_path / "clips").iterdir()}
+    assert names == {f"squares-train-8-128-{index}.npz" for index in range(4)} | {"squares-validation-8-128-0.npz"}
+    monkeypatch.setitem(LABELS, "squares", lambda: LabelSource(("imp",), (), lambda *given: Unread(given[-1])))
+    pretrain_vision.main(arguments, training)
 
 
 def test_an_unknown_world_is_refused():
