@@ -542,6 +542,27 @@ def test_columns_of_ass_have_any_order(read):
     assert read(head + moved, "moved.ass", report=report) == [Line(1, 2, "A ball.")] and report.spoilt_lines == 1
 
 
+@pytest.mark.parametrize(
+    ("columns", "fields"),
+    [
+        ("Layer, Start, End, Style, Text", "0,0:00:01.00,0:00:02.00,Default"),
+        ("Layer, Start, End, Style, Name, MarginL, MarginR, MarginT, MarginB, Effect, Text", "{},,0,0,0,0,"),
+        ("Layer, Start, End, Style, Name, MarginL, Text", "{},,0,0,0,"),
+        ("Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, MarginB, Effect, Text", "{},,0,0,0,"),
+    ],
+)
+def test_events_of_ass_may_have_more_or_fewer_columns_than_their_format_line(read, columns, fields):
+    report, head = SubtitleReport(), "[Script Info]\nScriptType: v4.00++\n\n[events]\nformat: "
+    start = f"Dialogue: {fields.format('0,0:00:01.00,0:00:02.00,Default')},"
+    content = f"{head}{columns}\n{start}One, 2, 3, 4, five, six, seven.\n"
+    content += f"{start}A ball.\n".replace("0:00:02", "0:00:03").replace("0:00:01", "0:00:02")
+    assert read(content, "a.ass", report=report) == [
+        Line(1, 2, "One, 2, 3, 4, five, six, seven."),
+        Line(2, 3, "A ball."),
+    ]
+    assert not report
+
+
 def test_times_of_ass_with_a_comma(read):
     content = ass("Hi.").replace("0:00:00.00", "0:00:00,25").replace("0:00:01.00", "0:00:01,00")
     assert read(content + ass("Go.", start=2)[len(ass()) :], "a.ass") == [Line(0.25, 1, "Hi."), Line(2, 3, "Go.")]

@@ -3,7 +3,6 @@
 """ASS and SSA, and the other formats that pysubs2 reads."""
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
@@ -13,36 +12,41 @@ from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport
 from videollm_mod.train.data.subtitle_formats.markup import plain, plain_ass, tidy
 
 
-_ASS_EVENT = re.compile(r"(?:Dialogue|Comment):[^,]*(?:,\s*-?\d\d?:\d\d:\d\d(?:[.,]\d{1,3})?\s*){2}(?:,[^,]*){6},")
+_TIME = re.compile(r"\s*-?\d\d?:\d\d:\d\d(?:[.,]\d{1,3})?\s*")
+_USUAL = "layer,start,end,style,name,marginl,marginr,marginv,effect,text".split(",")
 
 
 def ass_events(text: str, report: SubtitleReport) -> Iterable[pysubs2.SSAEvent]:
     """Read the events of ASS and SSA; a spoilt one does not spoil the others."""
     lines = [line.strip() for line in text.split("\n")]
-    begin = lines.index("[Events]") if "[Events]" in lines else 0
-    columns = [line.partition(":")[2] for line in lines[begin:] if line.startswith("Format:")][:1]
-    lines = [line for line in lines if line.startswith(("Dialogue:", "Comment:"))]
+    heads = [line.lower() for line in lines]
+    begin = heads.index("[events]") if "[events]" in heads else 0
+    formats = [line.partition(":")[2] for line in heads[begin:] if line.startswith("format:")][:1]
+    orders = [[name.strip() for name in names.split(",")] for names in formats]
+    lines = [line for line in lines if line.lower().startswith(("dialogue:", "comment:"))]
     # In some languages, programs write times with a comma.
     lines = [re.sub(r"(?<=\d:\d\d:\d\d),(?=\d{2,3}\s*,)", ".", line) for line in lines]
-    # Some format lines name fewer columns than their events have.
-    lines = [line if _ASS_EVENT.match(line) else _in_usual_order(line, *columns) for line in lines]
-    events = [line for line in lines if _ASS_EVENT.match(line)]
-    report.spoilt_lines += len(lines) - len(events)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pysubs2.SSAFile.from_string("\n".join(events), "ssa" if "Marked=" in text else "ass")
+    # Some format lines name fewer columns than their events have. The longer order is tried first, as its margins must
+    # be numbers, while any event fits a shorter one.
+    orders = sorted([order for order in orders if order[-1] == "text"] + [_USUAL], key=len, reverse=True)
+    best = max(orders, key=lambda order: sum(_has_margins(_fields(line, order)) for line in lines))
+    fields = [next(filter(None, (_fields(line, order) for order in (best, *orders))), {}) for line in lines]
+    report.spoilt_lines += sum(not found for found in fields)
+    events = "\n".join("{kind}: 0,{start},{end},Default,,0,0,0,,{text}".format(**found) for found in fields if found)
+    return pysubs2.SSAFile.from_string(events, "ass")
 
 
-def _in_usual_order(line: str, columns: str = "") -> str:
-    """Return an event of ASS with the columns that pysubs2 expects."""
-    names = [name.strip() for name in columns.split(",")]
-    if names[-1] != "Text":
-        return line
-    usual = {"Layer": "0", "Start": "", "End": "", "Style": "Default", "Name": ""}
-    usual |= {"MarginL": "0", "MarginR": "0", "MarginV": "0", "Effect": "", "Text": ""}
+def _fields(line: str, order: list[str]) -> dict[str, str]:
+    """Return the fields of an event by the names of their columns, or nothing if its times are not in their places."""
     kind, _, fields = line.partition(":")
-    found = usual | dict(zip(names, fields.strip().split(",", len(names) - 1), strict=False))
-    return f"{kind}: {','.join(found[name] for name in usual)}"
+    found = dict(zip(order, fields.strip().split(",", len(order) - 1), strict=False))
+    is_whole = "text" in found and all(_TIME.fullmatch(found.get(name, "")) for name in ("start", "end"))
+    return {**found, "kind": kind.capitalize()} if is_whole else {}
+
+
+def _has_margins(fields: dict[str, str]) -> bool:
+    margins = [value.strip() for name, value in fields.items() if name.startswith("margin")]
+    return bool(fields) and all(margin.isdigit() for margin in margins if margin)
 
 
 def read_ass(events: Iterable[pysubs2.SSAEvent], report: SubtitleReport) -> Iterator[Line]:
