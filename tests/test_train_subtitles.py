@@ -107,6 +107,16 @@ FORMATS = {
     "no_blank.srt": "1\n00:00:00,500 --> 00:00:01,500\nA red ball.\n2\n00:00:02,000 --> 00:00:03,000\nIt leaves.\n",
     "blank.srt": "1\n00:00:00,500 --> 00:00:01,500 X1:1\nA red\n\nball.\n\n2\n0:0:2,000 --> 0:0:3,00\nIt leaves.",
     "unsorted.srt": "1\n00:00:02,000 --> 00:00:03,000\nIt leaves.\n\n2\n00:00:00,500 --> 00:00:01,500\nA red\0 ball.",
+    "text_mode.srt": "1\r\r\n0:0:0,5 -> 0:0:1,5\r\r\nA red ball.\r\r\n\r\r\n2\r\r\n0:0:2,0 -> 0:0:3,0\r\r\nIt leaves.",
+    "double.srt": "1\n\n0:0:0,5 --> 0:0:1,5\n\nA red\n\nball.\n\n\n\n2\n\n0:0:2,0 --> 0:0:3,0\n\nIt leaves.\n\n",
+    "extra_rows.srt": "1\n\n0:0:0,5 --> 0:0:1,5\n\nA red ball.\n\n\n2\n\n0:0:2,0 --> 0:0:3,0\n\nIt leaves.\n",
+    "double.vtt": "WEBVTT\n\n\n\n0:0.500 --> 0:1.500\n\nA red ball.\n\n\n\n00:02.000 --> 00:03.000\n\nIt leaves.\n",
+    "dots.srt": "1.\n0:0:0,5 --> 0:0:1,5\nA red ball.\n\n2.\n0:0:2,0 --> 0:0:3,0\nIt leaves.\n",
+    "hashes.srt": "#1\n0:0:0,5 --> 0:0:1,5\nA red ball.\n\n#2\n0:0:2,0 --> 0:0:3,0\nIt leaves.\n",
+    "brackets.srt": "[1]\n0:0:0,5 --> 0:0:1,5\nA red ball.\n\n[2]\n0:0:2,0 --> 0:0:3,0\nIt leaves.\n",
+    "directions.srt": "\u202a1\u202c\n\u202a0:0:0,5 --> 0:0:1,5\u202c\nA red ball.\n\n"
+    "\u200e2\u200f\n\u20670:0:2,0\u2069 --> 0:0:3,0\nIt leaves.\n",
+    "some_directions.srt": "1\n0:0:0,5 --> 0:0:1,5\nA red ball.\n\n2\n\u200f0:0:2,0 --> 0:0:3,0\nIt leaves.\n",
     "a.vtt": """WEBVTT - x
 
 NOTE a
@@ -355,6 +365,7 @@ def test_captions_of_television_have_their_own_times(read):
 def test_numbers_that_are_text_stay(read):
     assert texts(read(srt((0, 1, "The answer is\n42"), (2, 3, "7")))) == ["The answer is 42", "7"]
     assert texts(read("00:01.000 --> 00:02.000\nA\n42\n", "a.vtt")) == ["A 42"]
+    assert texts(read("00:01.000 --> 00:02.000\nA\n#2\n00:03.000 --> 00:04.000\nB\n")) == ["A #2", "B"]
 
 
 def test_a_cue_with_spoilt_times_is_left_out_and_counted(read):

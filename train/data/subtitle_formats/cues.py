@@ -11,13 +11,15 @@ from videollm_mod.train.data.subtitle_formats.markup import tidy
 
 _CLOCK = r"(-?)(?:(\d+):)?(\d+):(\d+)(?:[.,:](\d{1,3}))?\d*"
 _SPAN = rf"[ \t]*{_CLOCK}[^\S\n]*(?:[-–—]+ ?(?:>|&gt;)|→)[^\S\n]*{_CLOCK}"
+# A number before the times of a cue. Behind a blank row only, it may be written "2.", "#2" or "[2]".
+_NUMBER = r"(?:(?:[ \t]*\d+|(?<=\n\n)[ \t]*[#(\[]?\d+[.:)\]]?)[ \t]*\n)"
 # The times of a cue, with the number or name in the line above.
-SUBRIP = re.compile(rf"^(?:[ \t]*\d+[ \t]*\n)?{_SPAN}(?:[ \t].*)?\n?", re.M)
-WEBVTT = re.compile(rf"^(?:(?<=\n\n)(?!.*-->).+\n|[ \t]*\d+[ \t]*\n)?{_SPAN}(?:[ \t].*)?\n?", re.M)
+SUBRIP = re.compile(rf"^{_NUMBER}?{_SPAN}(?:[ \t].*)?\n?", re.M)
+WEBVTT = re.compile(rf"^(?:(?<=\n\n)(?!.*-->).+\n|{_NUMBER})?{_SPAN}(?:[ \t].*)?\n?", re.M)
 # What the programs around Whisper print: "[00:01.000 --> 00:02.500]  A ball."
 PRINTED = re.compile(rf"^\[{_CLOCK} --?> {_CLOCK}\][ \t]*", re.M)
 # A cue whose times cannot be read, such as "00:00:-1,000 --> 00:00:02,000", up to the next cue as it is written here.
-_SPOILT = r"^(?:[ \t]*\d+[ \t]*\n)?[ \t]*-?\d{1,3}:\S{1,20}[ \t]*-->[ \t]*(?:-?\d{1,3}:|$)(?:(?!\n1\n\v)[\s\S])*"
+_SPOILT = rf"^{_NUMBER}?" + r"[ \t]*-?\d{1,3}:\S{1,20}[ \t]*-->[ \t]*(?:-?\d{1,3}:|$)(?:(?!\n1\n\v)[\s\S])*"
 _SPOILT = re.compile(_SPOILT, re.M)
 NOTE = re.compile(r"(?<=\n\n)(?:NOTE|STYLE|REGION)(?=[ \t\n]).*?(?=\n\n|\Z)", re.S)
 # FFmpeg cuts a row of 4,095 bytes, also within a character.

@@ -12,6 +12,7 @@ from unicodedata import category
 from charset_normalizer import from_bytes
 
 from videollm_mod.train.data.subtitle_formats.lines import SubtitleReport
+from videollm_mod.train.data.subtitle_formats.markup import INVISIBLE
 
 
 _MARKS = (
@@ -21,6 +22,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf_16"),
     (codecs.BOM_UTF16_BE, "utf_16"),
 )
+# In text mode, Windows writes "\r\n" as "\r\r\n".
+_LINE_END = re.compile(r"\r*\n|\r")
+_LONE_END = re.compile(r"[^\n]\n[^\n]")
 # What subtitles are written in if not in Unicode, in an order that decides where several fit equally well.
 _ENCODINGS = ["cp1252", "cp1251", "cp1250", "cp949", "gb18030", "euc_jp", "big5", "cp932", "iso8859_2", "cp1253"]
 _ENCODINGS += ["cp1254", "cp1255", "cp1256", "cp1257", "koi8_r", "tis_620"]
@@ -56,7 +60,9 @@ def read_text(path: Path, encoding: str | None, report: SubtitleReport) -> str |
         if not _is_text(head):
             return None
         text = decode_text(path, head + file.read(), encoding, report)
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").replace("\ufeff", "")
+    text = INVISIBLE.sub("", _LINE_END.sub("\n", text))
+    # Some programs write each line end twice.
+    return text if _LONE_END.search(text) else re.sub("\n\n?", "\n", text)
 
 
 def _is_text(head: bytes) -> bool:

@@ -22,9 +22,11 @@ _VOICE = r"<v(?:\.[^\s<>]*)?[ \t]+([^<>=\n]+)>"
 _VOICE = re.compile(rf"^[ \t]*{_VOICE}|(?:</v>[ \t]*){_VOICE}|{_VOICE}(?=\S)", re.M)
 _RUBY = re.compile(r"<rt(?:\.[^\s<>]*)?>.*?(?:</rt>|(?=</ruby>))", re.S)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
-# Marks of direction and width, control characters, and halves of characters.
-_INVISIBLE = "\x00-\x08\x0b-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff"
-_INVISIBLE = re.compile(f"[{_INVISIBLE}]")
+# Marks of direction and width, which may also stand before times, and what else no text needs: control characters and
+# halves of characters.
+_MARKS = "\x00\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff"
+INVISIBLE = re.compile(f"[{_MARKS}]")
+_UNWANTED = re.compile(f"[{_MARKS}\x01-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 def plain(text: str) -> str:
@@ -60,5 +62,5 @@ def plain_ass(text: str, report: SubtitleReport) -> str:
 
 
 def tidy(text: str) -> str:
-    rows = [" ".join(row.split()) for row in _INVISIBLE.sub("", text).split("\n")]
+    rows = [" ".join(row.split()) for row in _UNWANTED.sub("", text).split("\n")]
     return "\n".join(row for row in rows if row)

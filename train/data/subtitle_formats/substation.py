@@ -13,7 +13,7 @@ from videollm_mod.train.data.subtitle_formats.markup import plain, plain_ass, ti
 
 
 _TIME = re.compile(r"\s*-?\d\d?:\d\d:\d\d(?:[.,]\d{1,3})?\s*")
-_USUAL = "layer,start,end,style,name,marginl,marginr,marginv,effect,text".split(",")
+_USUAL = ["layer", "start", "end", "style", "name", "marginl", "marginr", "marginv", "effect", "text"]
 
 
 def ass_events(text: str, report: SubtitleReport) -> Iterable[pysubs2.SSAEvent]:
