@@ -519,6 +519,44 @@ def test_known_tags_go_then_entities(read, text, plain):
         assert texts(read(f"WEBVTT\n\n00:01.000 --> 00:02.000\n{text}\n"[8 * (name == "a.srt") :], name)) == [plain]
 
 
+BACKSLASHES = r"In C:\New\names, \hbar and \nabla."
+CUE = f"00:01.000 --> 00:02.000\n{BACKSLASHES}\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"1\n{CUE}",
+        f"WEBVTT\n\n{CUE}",
+        f"[00:01.000 --> 00:02.000]  {BACKSLASHES}\n",
+        f"[INFORMATION]\n[END INFORMATION]\n[SUBTITLE]\n00:00:01.00,00:00:02.00\n{BACKSLASHES}\n",
+        f"{{10}}{{20}}{BACKSLASHES}\n",
+        f"[10][20]{BACKSLASHES}\n",
+        f"00:00:01:{BACKSLASHES}\n",
+        f"[00:01.00]{BACKSLASHES}\n",
+        f"<SAMI><BODY><SYNC Start=1000><P>{BACKSLASHES}<SYNC Start=2000><P>&nbsp;</BODY></SAMI>",
+        f'<tt {TTML}><body><div><p begin="1s" end="2s">{BACKSLASHES}</p></div></body></tt>',
+        f'<transcript><text start="1" dur="1">{BACKSLASHES}</text></transcript>',
+        json.dumps({"segments": [{"start": 1, "end": 2, "text": BACKSLASHES}]}),
+    ],
+)
+def test_a_backslash_is_text_in_formats_other_than_ass(read, content):
+    assert texts(read(content, frame_rate=10.0)) == [BACKSLASHES]
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        (r"A red\Nball.", "A red ball."),
+        (r"{\an7}\hA red\hball.", "A red ball."),
+        (r"\h\hA\hRED\hBALL.\h", "A RED BALL."),
+        (r"{\an8}Open D:\home\New now.\NGo.", r"Open D:\home\New now. Go."),
+    ],
+)
+def test_signs_that_converters_from_ass_left_in_subrip_go(read, text, plain):
+    assert texts(read(srt((0, 1, text)))) == [plain]
+
+
 def test_drawings_overrides_and_comments_of_ass_go(read):
     report = SubtitleReport()
     content = ass(

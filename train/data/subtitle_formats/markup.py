@@ -22,20 +22,35 @@ _VOICE = r"<v(?:\.[^\s<>]*)?[ \t]+([^<>=\n]+)>"
 _VOICE = re.compile(rf"^[ \t]*{_VOICE}|(?:</v>[ \t]*){_VOICE}|{_VOICE}(?=\S)", re.M)
 _RUBY = re.compile(r"<rt(?:\.[^\s<>]*)?>.*?(?:</rt>|(?=</ruby>))", re.S)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
-# Marks of direction and width, which may also stand before times, and what else no text needs: control characters and
-# halves of characters.
-_MARKS = "\x00\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff"
+# Marks of direction and byte order, which may also stand before times.
+_MARKS = "\x00\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff"
 INVISIBLE = re.compile(f"[{_MARKS}]")
-_UNWANTED = re.compile(f"[{_MARKS}\x01-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+# Beside them marks of width, control characters, and halves of characters.
+_UNWANTED = re.compile(f"[{_MARKS}\x01-\x08\x0b-\x1f\x7f\u200b\u2060\ud800-\udfff]")
+# Breaks and spaces that converters from ASS left in SubRip, and paths of Windows, which only look like them.
+_PATH = r"(\b[C-H]:\\\S*)"
+_LEFT = rf"{_PATH}|\\N|\\h"
 
 
 def plain(text: str) -> str:
     """Take the markup of SubRip and WebVTT away: known tags first, then entities, so that "&lt;i&gt;" stays "<i>"."""
-    text = re.sub(r"<br\s*/?>|\\N", "\n", text, flags=re.I)
+    # Without other signs of ASS, "\h" before a small letter may begin "\hbar".
+    is_ass = re.search(r"\{\\|\\N", re.sub(_PATH, "", text))
+    left = _LEFT if is_ass else f"{_LEFT}(?![a-z])"
+    text = re.sub(left, lambda match: match[1] or {"\\N": "\n"}.get(match[0], " "), text)
+    text = re.sub(r"<br\s*/?>", "\n", text, flags=re.I)
     text = _RUBY.sub("", text)
     names = {"".join(found).strip() for found in _VOICE.findall(text)}
     text = _TAG.sub("", _VOICE.sub("\n- " if len(names) > 1 else "\n", text))
-    return tidy(_ENTITY.sub(lambda match: html.unescape(match[0]), text).replace("\\h", " "))
+    return tidy(_ENTITY.sub(lambda match: html.unescape(match[0]), text))
+
+
+def keep_backslashes(text: str) -> str:
+    r"""
+    Keep "\N" and "\h" from being read as signs of ASS, in formats that have none. libass keeps them apart in the same
+    way, and `tidy` takes the word joiners away.
+    """
+    return text.replace("\\", "\\\u2060")
 
 
 def plain_sami(text: str, report: SubtitleReport) -> str:

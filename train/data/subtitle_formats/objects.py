@@ -50,4 +50,4 @@ def _json_line(part: dict[str, Any]) -> Line:
     # In this order, a start that is NaN stays one, and pysubs2 refuses it.
     times = {"start": max(float(start) / unit, 0.0), "end": -1.0 if end is None else float(end) / unit}
     [event] = pysubs2.load_from_whisper([{**times, "text": text}])
-    return Line(event.start / 1000, event.end / 1000, tidy(event.text.replace("\\N", "\n")))
+    return Line(event.start / 1000, event.end / 1000, tidy(text))

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import pysubs2
@@ -21,7 +22,7 @@ import pysubs2
 from videollm_mod.train.data.subtitle_formats.cues import NOTE, PRINTED, SUBRIP, WEBVTT, read_tsv, to_subrip
 from videollm_mod.train.data.subtitle_formats.encodings import read_text
 from videollm_mod.train.data.subtitle_formats.lines import TOUCH, Line, SubtitleReport, each_once, in_order, to_turns
-from videollm_mod.train.data.subtitle_formats.markup import plain_sami
+from videollm_mod.train.data.subtitle_formats.markup import keep_backslashes, plain_sami
 from videollm_mod.train.data.subtitle_formats.objects import read_json
 from videollm_mod.train.data.subtitle_formats.streams import open_as_video, read_stream
 from videollm_mod.train.data.subtitle_formats.substation import ass_events, read_ass, read_by_pysubs2
@@ -89,12 +90,18 @@ def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleRepor
         raise ValueError(f"'{path}' cannot be read as subtitles: {str(error).rstrip('.')}.") from error
     if cues is None:
         try:
-            container = av.open(io.BytesIO(text.encode("utf-8", "replace")), options={"format_whitelist": _TEXTS})
+            container = _open_text(keep_backslashes(text))
+            if container.format.name == "jacosub":  # It has signs with backslashes.
+                container = _open_text(text)
         except av.error.FFmpegError:
             raise ValueError(f"'{path}' is in no subtitle format that is known.") from None
         cues = read_stream(path, container, 0, None, report)
         cues = _sung(cues, text) if container.format.name == "lrc" else cues
     yield from cues
+
+
+def _open_text(text: str) -> Any:
+    return av.open(io.BytesIO(text.encode("utf-8", "replace")), options={"format_whitelist": _TEXTS})
 
 
 def _sung(cues: Iterable[Line], text: str) -> Iterator[Line]:
@@ -131,6 +138,7 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
         text = NOTE.sub("", text)
     for pattern in (WEBVTT if is_webvtt else SUBRIP, PRINTED):
         if pattern.search(f"\n\n{text}"):
+            text = text if pattern is SUBRIP else keep_backslashes(text)
             return _read_subrip(to_subrip(text, pattern, report), report)
     # FFmpeg reads SubViewer, also YouTube's, and the times with frames of SCC and STL. pysubs2 takes them for others.
     is_read_by_ffmpeg = re.search(r"^\d+:\d\d:\d\d(?:[:;]\d\d[\s,]|\.\d+,\d+:\d\d:\d\d\.\d)", text, re.M)

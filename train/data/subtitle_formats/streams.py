@@ -11,7 +11,7 @@ import av
 from videollm_mod.data_paths import VIDEO_FORMATS
 from videollm_mod.train.data.subtitle_formats.encodings import decode_text
 from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport
-from videollm_mod.train.data.subtitle_formats.markup import plain, plain_ass
+from videollm_mod.train.data.subtitle_formats.markup import keep_backslashes, plain, plain_ass
 from videollm_mod.video_opening_videollm_mod import open_container
 from videollm_mod.video_reading_videollm_mod import VideoReader
 
@@ -35,6 +35,7 @@ def read_stream(
     texts = decode_text(path, payloads, encoding, report).split("\x1e")
     for (start, end, _), text in zip(found, texts, strict=False):
         is_ass = codec not in _TEXT_CODECS
+        text = text if is_ass or codec in ("srt", "subrip") else keep_backslashes(text)
         words = plain_ass(text.split(",", 8)[-1], report) if is_ass else plain(text)
         if max(start, end) < origin:
             report.lines_before_the_start += 1

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pysubs2
 
 from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport
-from videollm_mod.train.data.subtitle_formats.markup import plain, plain_ass, tidy
+from videollm_mod.train.data.subtitle_formats.markup import keep_backslashes, plain, plain_ass, tidy
 
 
 _TIME = re.compile(r"\s*-?\d\d?:\d\d:\d\d(?:[.,]\d{1,3})?\s*")
@@ -58,6 +58,7 @@ def read_ass(events: Iterable[pysubs2.SSAEvent], report: SubtitleReport) -> Iter
 
 
 def read_by_pysubs2(text: str, name: str | None, frame_rate: float | None) -> Iterator[Line]:
+    text = keep_backslashes(text)
     try:
         events = pysubs2.SSAFile.from_string(text, name)
     except pysubs2.FormatAutodetectionError:

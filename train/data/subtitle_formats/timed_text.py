@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from xml.etree import ElementTree
 
 from videollm_mod.train.data.subtitle_formats.lines import Line
-from videollm_mod.train.data.subtitle_formats.markup import plain
+from videollm_mod.train.data.subtitle_formats.markup import keep_backslashes, plain
 
 
 _TTML_TIME = re.compile(r"""\b(begin|end|dur)\s*=\s*["']\s*([^"']*?)\s*["']""")
@@ -22,7 +22,7 @@ def read_timedtext(text: str) -> Iterator[Line]:
         if element.tag in ("p", "text") and ("t" in about or "start" in about):
             start = float(about.get("t") or about["start"]) / unit
             end = start + float(about.get("d") or about.get("dur") or 0) / unit
-            yield Line(start, end, plain("".join(element.itertext())))
+            yield Line(start, end, plain(keep_backslashes("".join(element.itertext()))))
 
 
 def plain_ttml(text: str) -> str:
