@@ -215,6 +215,9 @@ ASS_ORDER = (
     "[Script Info]\n[Events]\nFormat: Layer, Style, Start, End, Name, MarginL, MarginR, MarginV, Effect, Text\n"
 )
 ASS_ORDER += "Dialogue: 0,Default,0:00:01.00,0:00:02.00,Anna,0,0,0,,A ball.\n"
+NESTED_TTML = '<p begin="1s" end="4s"><span end="1s">One.</span> <span begin="1s" end="2s">Two.</span></p>'
+NESTED_TTML = f"<tt {TTML}><body><div>{NESTED_TTML}</div></body></tt>"
+SPOILT_TTML = NESTED_TTML.replace("<div>", '<div><p begin="wallclock(2010-01-01T00:00:00Z)">No.</p>')
 LYRICS = "[offset:+500]\n[00:01.00]La\n[00:02.00]Lo\n"
 LOSSES = [
     ("1\n0:0:0,5 --> 0:0:1,50\nA\n", "ffmpeg", "srt", [(0.005, 1.05, "A")]),
@@ -240,6 +243,8 @@ LOSSES = [
     ],
     (FORMATS["frames.ttml"], "pysubs2", "ttml", []),
     (FORMATS["frames.ttml"].replace("2006/10/ttaf1", "ns/ttml"), "pysubs2", "ttml", None),
+    (NESTED_TTML, "pysubs2", "ttml", [(1, 4, "One. Two.")]),
+    (SPOILT_TTML, "pysubs2", "ttml", None),
     (SAMI_LESS, "pysubs2", "sami", [(1, 2.17, "if ad"), (9, 9.634, "Go")]),
     (SAMI_LESS, "ffmpeg", "sami", [(1, 9, "<SYNC Start=1000><P>if a<b and c>d")]),
     (ASS_ORDER, "pysubs2", "ass", None),
@@ -632,6 +637,44 @@ def test_times_of_ttml_may_stand_on_spans(read):
         Line(3.5, 4.5, "It rolls on."),
         Line(5, 6, "It stops."),
     ]
+
+
+@pytest.mark.parametrize(
+    ("body", "lines"),
+    [
+        (NESTED_TTML, [Line(1, 2, "One."), Line(2, 3, "Two.")]),
+        ('<div begin="1s"><p begin="1s" dur="9s">A <span begin="2s">b.</span></p></div>', [Line(2, 11, "A b.")]),
+        ('<div begin="1s" end="3s"><p>A</p><div><p begin="1s" end="9s">B</p></div></div>', ["A", Line(2, 3, "B")]),
+        ('<div timeContainer="seq"><p dur="1s">A</p><p begin="1s" dur="2s">B</p></div>', ["A", Line(2, 4, "B")]),
+        ('<p begin="1s" end="2s">Set begin="now"\n &lt;i&gt; {x}</p>', [Line(1, 2, 'Set begin="now" <i> {x}')]),
+        ('<p begin="0:00:01,5" end="2.5">A<metadata>x</metadata><br/>B</p>', [Line(1.5, 2.5, "A B")]),
+        ('<p begin="1s">A</p><p begin="3s" end="4s">B</p>', [Line(1, 3, "A"), Line(3, 4, "B")]),
+    ],
+)
+def test_times_of_ttml_count_from_the_start_of_the_parent(read, body, lines):
+    for root in (f"<tt {TTML}>", "<!-- a > b -->\n<!DOCTYPE tt>\n<tt>"):
+        report, text = SubtitleReport(), body if body.startswith("<tt") else f"{root}<body>{body}</body></tt>"
+        found = read(text.replace("<p", "<p xml:id='a'"), "a.ttml", report=report)
+        assert len(found) == len(lines) and report.spoilt_lines == 0
+        assert all(line in (one, one.text) for line, one in zip(lines, found, strict=True))
+
+
+def test_spoilt_times_of_ttml_are_counted(read):
+    report = SubtitleReport()
+    bad = '<p begin="" end="1s">No</p><p begin="soon">No</p><p begin="4s">Go <span end="x">No</span></p>'
+    text = SPOILT_TTML.replace("</div>", f'{bad}</div><div begin="x"><p>No</p><p>No</p></div>')
+    assert texts(read(text, "a.ttml", report=report)) == ["One.", "Two.", "Go"] and report.spoilt_lines == 6
+
+
+def test_words_and_syllables_of_ttml_become_lines(read):
+    """Apple counts the times of words from second 0, not from the start of their paragraph."""
+    words = '<span begin="10s" end="11s">So</span> <span begin="11s" end="12s">to</span>'
+    words += '<span begin="12s" end="12.5s">day.</span> <span begin="14s" end="15s">La</span> '
+    words += '<span begin="15s" end="16s">la</span>'
+    text = (
+        f'<tt {TTML}><body begin="0s"><div begin="9s" end="20s"><p begin="10s" end="16s">{words}</p></div></body></tt>'
+    )
+    assert read(text, "a.ttml") == [Line(10, 12.5, "So today."), Line(14, 16, "La la")]
 
 
 def test_a_text_of_sami_stays_until_the_next_and_keeps_what_is_no_tag(read):

@@ -101,6 +101,11 @@ def join(texts: Iterable[str]) -> str:
     return joined
 
 
+def ends_line(word: Line, following: Line) -> bool:
+    """Return whether the line of words with times of their own ends between two: with a sentence, or at a pause."""
+    return following.start - word.end > 1 or bool(re.search(r"[.!?…。！？]\W*$", word.text))
+
+
 def _is_translation(text: str) -> bool:
     """Return whether a text is a sentence in another script, and not a word within Chinese or Japanese."""
     return not UNSPACED.search(text) and len(text.split()) > 2

@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Subtitles in JSON: of Whisper, of the programs around it, and of YouTube."""
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import pysubs2
 
-from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport, join
+from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport, ends_line, join
 from videollm_mod.train.data.subtitle_formats.markup import tidy
 
 
@@ -26,8 +25,7 @@ def read_json(data: Any, report: SubtitleReport) -> Iterator[Line]:
         if "word" not in part:
             yield line
             continue
-        # Words become a line that ends with a sentence or at a pause.
-        if words and (line.start - words[-1].end > 1 or re.search(r"[.!?…。！？]\W*$", words[-1].text)):
+        if words and ends_line(words[-1], line):
             yield Line(words[0].start, words[-1].end, join([word.text for word in words]))
             words = []
         words.append(line)

@@ -3,9 +3,9 @@
 """
 Read subtitles in any format and encoding as lines of plain text with their times.
 
-pysubs2 reads ASS, SSA, TTML, SAMI, MicroDVD, MPL2, TMP and Whisper's JSON. FFmpeg reads SubRip, WebVTT, SubViewer, LRC
-and the streams of videos. What both lose is mended before or after, and what neither reads is read here: YouTube's XML
-and JSON, and tables. `docs/reading-video.md` lists it, and a test gives the libraries an input for each loss.
+pysubs2 reads ASS, SSA, SAMI, MicroDVD, MPL2, TMP and Whisper's JSON. FFmpeg reads SubRip, WebVTT, SubViewer, LRC and
+the streams of videos. What both lose is mended before or after, and what neither reads is read here: TTML, YouTube's
+XML and JSON, and tables. `docs/reading-video.md` lists it, and a test gives the libraries an input for each loss.
 """
 
 import io
@@ -26,7 +26,7 @@ from videollm_mod.train.data.subtitle_formats.markup import keep_backslashes, pl
 from videollm_mod.train.data.subtitle_formats.objects import read_json
 from videollm_mod.train.data.subtitle_formats.streams import open_as_video, read_stream
 from videollm_mod.train.data.subtitle_formats.substation import ass_events, read_ass, read_by_pysubs2
-from videollm_mod.train.data.subtitle_formats.timed_text import TTML_NAMESPACE, plain_ttml, read_timedtext
+from videollm_mod.train.data.subtitle_formats.timed_text import TTML_ROOT, read_timedtext, read_ttml
 
 
 # Formats of texts that only FFmpeg reads. In others, such as SDP, a text names addresses that FFmpeg opens.
@@ -128,8 +128,8 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
         return read_ass(ass_events(text, report), report)
     if re.match(r"<sami", head, re.I):
         return read_by_pysubs2(plain_sami(text, report), "sami", frame_rate)
-    if TTML_NAMESPACE.search(text):
-        return read_by_pysubs2(plain_ttml(text), "ttml", frame_rate)
+    if TTML_ROOT.match(text):
+        return read_ttml(text, report)
     if re.match(r"<(?:timedtext|transcript)\b", head):
         return read_timedtext(text)
     is_webvtt = head.startswith("WEBVTT")
