@@ -249,6 +249,10 @@ LOSSES = [
     (SAMI_LESS, "ffmpeg", "sami", [(1, 9, "<SYNC Start=1000><P>if a<b and c>d")]),
     (ASS_ORDER, "pysubs2", "ass", None),
     ("00:00:01:A, a < b > c.\n", "pysubs2", "tmp", [(1, 3.041, "A, a  c.")]),
+    ("[00:00:01.00]La\n[00:00:02.00]Lo\n", "ffmpeg", "lrc", [(0, 0, "La"), (0, 0, "Lo")]),
+    ("[00:01.00] [00:03.00]La\n[00:02.00]Lo\n", "ffmpeg", "lrc", [(1, 2, "La"), (2, 2, "Lo")]),
+    ("[00:01.00]La\n[00:75.00]Lo\n", "ffmpeg", "lrc", [(1, 1, "La")]),
+    ("[00:01.00][sic] La\n", "ffmpeg", "lrc", [(1, 1, "sic] La")]),
     (LYRICS, "ffmpeg", "lrc", [(0.9995, 1.9995, "La"), (1.9995, 1.9995, "Lo")]),
 ]
 
@@ -347,6 +351,27 @@ def test_formats_without_ends(read):
         (2, 2),
         (360000, 360001),
     ] and report.mended_ends == 2
+
+
+@pytest.mark.parametrize(
+    ("tags", "starts"),
+    [
+        (("00:00:01.00", "00:00:03.50", "1:02:03.00"), [1, 3.5, 3723]),
+        (("00:00:01", "00:00:20", "00:01:10"), [1, 20, 70]),
+        (("00:01:50", "00:03:20", "00:07:80"), [1.5, 3.2, 7.8]),
+        ((" 00:01,50 ", "00:61.00", "100:00"), [1.5, 61, 6000]),
+    ],
+)
+def test_times_of_lyrics_may_have_hours_or_a_colon_before_the_fraction(read, tags, starts):
+    content = "".join(f" [{tag}] La {n}.\n" for n, tag in enumerate(tags))
+    assert [(line.start, line.text) for line in read(content)] == [(at, f"La {n}.") for n, at in enumerate(starts)]
+
+
+def test_lines_of_lyrics_without_a_time_are_counted(read):
+    report, head = SubtitleReport(), "My song\n[ti:Song]\n[Verse 1]\n"
+    lines = read(f"{head}[00:01.00] [00:05.00][sic] La.\n[00:-3.00]No.\n[00:03.00]\n", report=report)
+    assert [(line.start, line.text) for line in lines] == [(1, "[sic] La."), (5, "[sic] La.")]
+    assert (report.spoilt_lines, report.lines_without_text) == (3, 1)
 
 
 def test_a_cue_without_an_end_stays_until_the_next(read):

@@ -21,7 +21,8 @@ import pysubs2
 
 from videollm_mod.train.data.subtitle_formats.cues import NOTE, PRINTED, SUBRIP, WEBVTT, read_tsv, to_subrip
 from videollm_mod.train.data.subtitle_formats.encodings import read_text
-from videollm_mod.train.data.subtitle_formats.lines import TOUCH, Line, SubtitleReport, each_once, in_order, to_turns
+from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport, each_once, in_order, to_turns
+from videollm_mod.train.data.subtitle_formats.lyrics import LYRICS, plain_lyrics, sung
 from videollm_mod.train.data.subtitle_formats.markup import keep_backslashes, plain_sami
 from videollm_mod.train.data.subtitle_formats.objects import read_json
 from videollm_mod.train.data.subtitle_formats.streams import open_as_video, read_stream
@@ -90,29 +91,20 @@ def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleRepor
         raise ValueError(f"'{path}' cannot be read as subtitles: {str(error).rstrip('.')}.") from error
     if cues is None:
         try:
-            container = _open_text(keep_backslashes(text))
+            is_lyrics = bool(LYRICS.search(text))
+            written = plain_lyrics(text, report) if is_lyrics else text
+            container = _open_text(keep_backslashes(written), "lrc" if is_lyrics else None)
             if container.format.name == "jacosub":  # It has signs with backslashes.
                 container = _open_text(text)
         except av.error.FFmpegError:
             raise ValueError(f"'{path}' is in no subtitle format that is known.") from None
         cues = read_stream(path, container, 0, None, report)
-        cues = _sung(cues, text) if container.format.name == "lrc" else cues
+        cues = sung(cues, text) if is_lyrics else cues
     yield from cues
 
 
-def _open_text(text: str) -> Any:
-    return av.open(io.BytesIO(text.encode("utf-8", "replace")), options={"format_whitelist": _TEXTS})
-
-
-def _sung(cues: Iterable[Line], text: str) -> Iterator[Line]:
-    """Move lyrics by the offset of their file. A line ends before the next, so that one sung again stays."""
-    # FFmpeg takes the milliseconds of the offset for microseconds.
-    found = re.findall(r"^\[offset:[ \t]*([+-]?\d{1,9})[ \t]*\]", text, re.M | re.I)
-    offset = 0.999 * int(found[-1]) / 1000 if found else 0.0
-    for cue in cues:
-        end = cue.end if cue.end < cue.start else max(cue.start, cue.end - 2 * TOUCH)
-        start, end = (max(0.0, round(time - offset, 3)) for time in (cue.start, end))
-        yield Line(start, end if cue.end >= cue.start else start - 1, cue.text)
+def _open_text(text: str, name: str | None = None) -> Any:
+    return av.open(io.BytesIO(text.encode("utf-8", "replace")), format=name, options={"format_whitelist": _TEXTS})
 
 
 def _known(text: str, head: str, frame_rate: float | None, report: SubtitleReport) -> Iterable[Line] | None:
