@@ -436,6 +436,8 @@ def test_a_cue_with_spoilt_times_is_left_out_and_counted(read):
         ("cp1254", "Kırmızı top.\nHayır, olmaz."),
         ("cp932", "何をしていますか？\n知りません。行きましょう。"),
         ("euc_jp", "何をしていますか？\n知りません。行きましょう。"),
+        ("iso2022_kr", "빨간 공이 들어옵니다.\n그것은 떠납니다."),
+        ("hz", "红球从左边进来。\nA ~ b，然后离开。"),
         ("iso2022_jp", "赤いボールが左から入る。\nそして出ていく。"),
         ("cp1252", "¿Qué?\nNo."),
         ("cp1252", "Köszönöm.\nIgen."),
@@ -469,6 +471,18 @@ def test_unicode_needs_no_guess(read, encoding):
     assert (
         texts(read(srt((0, 1, text)).encode(encoding), report=report)) == [text.replace("\u200e", "")] and not report
     )
+
+
+@pytest.mark.parametrize("encoding", ["utf_16_le", "utf_16_be", "utf_32_le", "utf_32_be"])
+def test_unicode_without_a_mark_may_be_chinese(read, encoding):
+    report, text = SubtitleReport(), "红球从左边进来一点。它上一次也离开了，" * 12
+    content = srt((0, 1, text), (2, 3, text)).encode(encoding)
+    assert texts(read(content, report=report)) == [text, text] and not report
+
+
+def test_waves_and_braces_are_not_hz(read):
+    report, rows = SubtitleReport(), ["So ~{abcd~} it is.", "~{~} ~ ~{Hello~}"]
+    assert texts(read(srt((0, 1, rows[0]), (2, 3, rows[1])), report=report)) == rows and not report
 
 
 def test_spoilt_utf_8_stays_utf_8(read):

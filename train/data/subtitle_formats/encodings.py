@@ -48,8 +48,12 @@ _COMMON = {"gb18030": ("gb2312", 0xB0, 0xD7), "big5": ("big5", 0xA4, 0xC6), "cp9
 _COMMON |= dict.fromkeys(("cp932", "euc_jp"), ("euc_jp", 0xB0, 0xCF))
 # What English has beyond ASCII fits all of Windows' encodings.
 _LETTERS = re.compile("[^\x00-\x7f‘’“”„‚«»‹›…–—·¿¡£€°©®]")
-# Escape sequences of ISO-2022-JP, which is ASCII otherwise, and the encoding that XML declares.
-_ESCAPE = re.compile(rb"\x1b\$[@B]")
+# Encodings that are ASCII except for their escape sequences, and the encoding that XML declares.
+_ESCAPES = {
+    "iso2022_jp": re.compile(rb"\x1b\$[@B]"),
+    "iso2022_kr": re.compile(rb"\x1b\$\)C"),
+    "hz": re.compile(rb"~\{(?:[!-#0-W][!-~])+~\}"),
+}
 _DECLARED = re.compile(rb"\s*<\?xml[^>]{1,99}encoding\s*=\s*[\"']([\w.-]{1,30})[\"']")
 
 
@@ -68,19 +72,25 @@ def read_text(path: Path, encoding: str | None, report: SubtitleReport) -> str |
 def _is_text(head: bytes) -> bool:
     if head.startswith(b"#EXTM3U"):
         return False
-    if head.startswith(tuple(mark for mark, _ in _MARKS)) or _unmarked_utf16(head):
+    if head.startswith(tuple(mark for mark, _ in _MARKS)) or _unmarked_unicode(head):
         return True
     if b"-->" in head or b"\nDialogue:" in head:
         return True
-    return b"\0\0" not in head and sum(byte < 9 or 13 < byte < 27 for byte in head) < 0.04 * len(head) + 1
+    # ISO-2022-KR shifts with 14 and 15.
+    return b"\0\0" not in head and sum(byte < 9 or 15 < byte < 27 for byte in head) < 0.04 * len(head) + 1
 
 
-def _unmarked_utf16(data: bytes) -> str | None:
-    for name, high in (("utf_16_le", 1), ("utf_16_be", 0)):
-        few, many = data[1 - high :: 2], data[high::2]
-        if many and many.count(0) > 0.3 * len(many) and few.count(0) < 0.05 * len(many):
-            return name
-    return None
+def _unmarked_unicode(data: bytes) -> str | None:
+    """Return the form of UTF-16 or UTF-32 without a byte order mark: the one in which most characters are ASCII."""
+    found, names = [], {"utf_32_le": 4, "utf_32_be": 4, "utf_16_le": 2, "utf_16_be": 2}
+    for name, size in names.items() if b"\0" in data else ():
+        text = data[: len(data) // size * size].decode(name, "replace")
+        num_ascii = sum(" " <= sign <= "~" for sign in text) + text.count("\n")
+        num_odd = sum(sign not in "\r\n\t" and category(sign) in ("Cc", "Cn", "Co", "Cs") for sign in text)
+        # Texts in Chinese have signs of ASCII in their times only. Videos have zeros and halves of characters.
+        if num_ascii > 0.02 * len(text) and num_odd + text.count("\ufffd") < 0.05 * len(text):
+            found.append((num_ascii / len(text), name))
+    return max(found, default=(0, None))[1]
 
 
 def decode_text(path: Path, data: bytes, encoding: str | None, report: SubtitleReport) -> str:
@@ -89,20 +99,27 @@ def decode_text(path: Path, data: bytes, encoding: str | None, report: SubtitleR
             return data.decode(encoding)
         except (LookupError, UnicodeError) as error:
             raise ValueError(f"'{path}' cannot be read as {encoding}: {error}.") from None
-    known = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _unmarked_utf16(data[:4096])
+    known = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _unmarked_unicode(data[:4096])
     text = data.decode(known or "utf_8", "replace")
     spoilt = text.count("\ufffd") - data.count("\ufffd".encode())
     foreign = sum(character > "\x7f" for character in text) if spoilt > 0 else 0
-    if not known and (foreign < 2 * spoilt or _ESCAPE.search(data)):
-        known = report.encoding = _guess_encoding(data)
+    escaped = None if known else _escaped_encoding(data)
+    if not known and (escaped or foreign < 2 * spoilt):
+        known = report.encoding = escaped or _guess_encoding(data)
         text = data.decode(known, "replace")
     report.unreadable_characters += text.count("\ufffd")
     return text
 
 
+def _escaped_encoding(data: bytes) -> str | None:
+    for name, pattern in _ESCAPES.items():
+        # A text may have "~{" and "~}" by chance. So as HZ, it must be without a fault.
+        if pattern.search(data) and (name != "hz" or "\ufffd" not in data.decode(name, "replace")):
+            return name
+    return None
+
+
 def _guess_encoding(data: bytes) -> str:
-    if _ESCAPE.search(data):
-        return "iso2022_jp"
     if declared := _DECLARED.match(data):
         with suppress(LookupError, UnicodeError):
             data.decode(name := declared[1].decode())
