@@ -11,6 +11,7 @@ import struct
 import time as clock
 from fractions import Fraction
 from pathlib import Path
+from unicodedata import normalize
 
 import av
 import pysubs2
@@ -442,12 +443,15 @@ def test_a_cue_with_spoilt_times_is_left_out_and_counted(read):
         ("cp1252", "¿Qué?\nNo."),
         ("cp1252", "Köszönöm.\nIgen."),
         ("cp852", "Gdzie jest piłka?\nWłaśnie odeszła, źle się dzieje."),
+        ("cp1258", "Qua\u0309 bo\u0301ng đo\u0309 đi vào tư\u0300 bên tra\u0301i.\nCa\u0309m ơn!"),
+        ("cp1258", "Anh đang làm gi\u0300 vâ\u0323y?\nTôi không biê\u0301t."),
         ("iso8859_6", "أين الكرة الحمراء؟\nلقد ذهبت بالفعل."),
     ],
 )
 def test_encodings_are_guessed_and_named(read, encoding, text):
-    report, rows = SubtitleReport(), text.split("\n")
-    content = srt((0, 1, rows[0]), (2, 3, rows[1])).encode(encoding)
+    report, content = SubtitleReport(), srt(*[(2 * n, 2 * n + 1, row) for n, row in enumerate(text.split("\n"))])
+    # In cp1258, accents stand behind their letters.
+    content, rows = content.encode(encoding), normalize("NFC", text).split("\n")
     assert texts(read(content, report=report)) == rows
     assert f"guessed encoding {encoding}" in str(report)
     report = SubtitleReport()

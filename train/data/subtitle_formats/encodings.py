@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from unicodedata import category
+from unicodedata import category, normalize
 
 from charset_normalizer import from_bytes
 
@@ -28,11 +28,12 @@ _LONE_END = re.compile(r"[^\n]\n[^\n]")
 # What subtitles are written in if not in Unicode, in an order that decides where several fit equally well.
 _ENCODINGS = ["cp1252", "cp1251", "cp1250", "cp949", "gb18030", "euc_jp", "big5", "cp932", "iso8859_2", "cp1253"]
 _ENCODINGS += ["cp1254", "cp1255", "cp1256", "cp1257", "koi8_r", "tis_620"]
-_OLD = ["cp866", "iso8859_5", "mac_roman", "mac_cyrillic", "cp850", "koi8_u", "cp852", "iso8859_6"]
+_OLD = ["cp866", "iso8859_5", "mac_roman", "mac_cyrillic", "cp850", "koi8_u", "cp852", "iso8859_6", "cp1258"]
 # Letters of Latin scripts by language: a wrong encoding mixes those of several.
 _ALPHABETS = """
     áéíóúýþæöð àâæçéèêëîïôœùûüÿ áéíñóúü áâãàçéêíóôõúü àèéìíîòóù àçèéíïòóúü áéëïóöüèçê åäöæøéü äöüßé ąćęłńóśźż
     áčďéěíňóřšťúůýž áäčďéíĺľňóôŕšťúýž áéíóöőúüű ăâîșțşţ čćđšž çğıöşüâîû äöõüšž āčēģīķļņšūžō ąčęėįšųūž ëç
+    ăâđêôơưàáãèéìíòóõùúý
 """
 _ALPHABETS = [frozenset(letters) for letters in _ALPHABETS.split()]
 # Of how many languages' letters a text consists does not show that ğ, ı and ş became ð, ý and þ of Icelandic.
@@ -96,7 +97,7 @@ def _unmarked_unicode(data: bytes) -> str | None:
 def decode_text(path: Path, data: bytes, encoding: str | None, report: SubtitleReport) -> str:
     if encoding is not None:
         try:
-            return data.decode(encoding)
+            return _decode(data, encoding, "strict")
         except (LookupError, UnicodeError) as error:
             raise ValueError(f"'{path}' cannot be read as {encoding}: {error}.") from None
     known = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _unmarked_unicode(data[:4096])
@@ -106,9 +107,15 @@ def decode_text(path: Path, data: bytes, encoding: str | None, report: SubtitleR
     escaped = None if known else _escaped_encoding(data)
     if not known and (escaped or foreign < 2 * spoilt):
         known = report.encoding = escaped or _guess_encoding(data)
-        text = data.decode(known, "replace")
+        text = _decode(data, known)
     report.unreadable_characters += text.count("\ufffd")
     return text
+
+
+def _decode(data: bytes, encoding: str, errors: str = "replace") -> str:
+    text = data.decode(encoding, errors)
+    # In the Vietnamese encoding, accents stand behind their letters.
+    return normalize("NFC", text) if codecs.lookup(encoding).name == "cp1258" else text
 
 
 def _escaped_encoding(data: bytes) -> str | None:
@@ -130,7 +137,10 @@ def _guess_encoding(data: bytes) -> str:
         return "cp1252"
     names = _ENCODINGS + _OLD
     fits = [
-        (round(match.chaos / 4 + _count_odd(letters.decode(name), name) + 0.03 * (name in _OLD), 2), names.index(name))
+        (
+            round(match.chaos / 4 + _count_odd(_decode(letters, name), name) + 0.03 * (name in _OLD), 2),
+            names.index(name),
+        )
         for match in from_bytes(letters, cp_isolation=names, threshold=0.6)
         for name in match.could_be_from_charset
         if name in names
