@@ -704,9 +704,9 @@ def test_times_of_ttml_count_from_the_start_of_the_parent(read, body, lines):
 
 def test_spoilt_times_of_ttml_are_counted(read):
     report = SubtitleReport()
-    bad = '<p begin="" end="1s">No</p><p begin="soon">No</p><p begin="4s">Go <span end="x">No</span></p>'
+    bad = '<p begin="" end="1s">No</p><p begin="soon">No</p><p begin="4s">Go <span end="x">No</span> on</p>'
     text = SPOILT_TTML.replace("</div>", f'{bad}</div><div begin="x"><p>No</p><p>No</p></div>')
-    assert texts(read(text, "a.ttml", report=report)) == ["One.", "Two.", "Go"] and report.spoilt_lines == 6
+    assert texts(read(text, "a.ttml", report=report)) == ["One.", "Two.", "Go on"] and report.spoilt_lines == 6
 
 
 def test_words_and_syllables_of_ttml_become_lines(read):

@@ -15,7 +15,7 @@ from videollm_mod.train.data.subtitle_formats.markup import keep_backslashes, pl
 
 
 # The root of TTML in any namespace, or in none, behind comments and declarations.
-TTML_ROOT = re.compile(r"\s*(?:<!--.*?-->\s*|<[?!][^>]*>\s*)*<(?:[\w.-]+:)?tt[\s>]", re.S)
+TTML_ROOT = re.compile(r"\s*(?:<!--(?:(?!-->).)*-->\s*|<(?!!--)[?!][^>]*>\s*)*<(?:[\w.-]+:)?tt[\s>]", re.S)
 _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:[.,]\d+)?)(?::(\d+(?:\.\d+)?))?")
 _OFFSET = re.compile(r"(\d+(?:\.\d+)?)(h|m|s|ms|f|t)")
 
@@ -58,14 +58,16 @@ class _Clock:
         self.is_absolute = any(self._is_absolute(parent, child) for parent, child in pairs)
 
     def children(self, parent: Element, start: float, end: float) -> Iterator[tuple[Element, float, float]]:
-        """Yield the children of an element with their start and end in seconds. One with spoilt times is left out."""
+        """Yield the children of an element with their start and end in seconds. Spoilt times cost a child its text."""
         is_sequence, origin = parent.get("timeContainer") == "seq", start
         for child in parent:
             try:
                 first, last = self._times(child, 0.0 if self.is_absolute else origin, origin, end)
             except ValueError:
                 self.report.spoilt_lines += max(1, sum(element.tag == "p" for element in child.iter()))
-                continue
+                tail, first, last = child.tail, start, end
+                child.clear()
+                child.tag, child.tail = "", tail
             yield child, first, last
             if is_sequence and child.tag in ("div", "p", "span"):
                 origin = last
