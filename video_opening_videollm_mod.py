@@ -51,7 +51,7 @@ def is_complete(video: Any) -> bool:
 
 def goes_on(video: Any) -> bool:
     """Return whether the source produces frames even when nothing reads them, as cameras and broadcasts do."""
-    return isinstance(video, str) and video.startswith(_BROADCASTS)
+    return isinstance(video, str) and video.startswith(_BROADCASTS) and not os.path.isfile(video)
 
 
 def open_container(

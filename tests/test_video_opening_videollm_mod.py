@@ -90,6 +90,14 @@ def test_cameras_and_broadcasts_go_on_unread():
     assert not any(map(goes_on, [NASA, str(NASA), "-", "https://host/clip.mp4", iter([]), np.zeros((1, 8, 8, 3))]))
 
 
+@pytest.mark.parametrize("name", ["rtsp:cam 2024.mp4", "udp:1.mp4", "camera:0"])
+def test_a_file_with_the_name_of_a_broadcast_waits(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert goes_on(name)
+    (tmp_path / name).write_bytes(NASA.read_bytes())
+    assert not goes_on(name) and is_complete(name)
+
+
 def test_messages_hold_no_password_and_no_token(tmp_path, monkeypatch):
     assert without_secrets("rtsp://bob:secret@cam:554/a?token=1") == "rtsp://bob:***@cam:554/a?***"
     assert without_secrets("rtsp://bob@cam/a") == "rtsp://bob@cam/a"

@@ -835,6 +835,7 @@ def test_headers_of_joined_ogg_files_are_no_spoilt_packets(tmp_path):
             "camera:0.mp4",
             "http:x.mp4",
             "file:x.mp4",
+            "rtsp:x.mp4",
             "concat:a|b.mp4",
             "-dash.mp4",
             "%d.mp4",
