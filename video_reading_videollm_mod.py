@@ -54,6 +54,8 @@ _LONGEST_GAP, _LONGEST_STILL, _STEP_BACK = 10, 30 * 3600, Fraction(1, 10)
 _SHORTEST_GAP = Fraction(1, 2)
 # Formats in which a place that was sought is not what FFmpeg says it is.
 _SEEKS_WRONG = {"apng", "mpeg"}
+# Formats with the end of the file only. FFmpeg may give it for the length of each stream.
+_HAVE_ONE_END = {"matroska,webm", "mpeg", "nut"}
 # Errors in a row after which a file counts as unreadable from there on, and scans of a JPEG picture.
 _MOST_ERRORS, _MOST_SCANS = 100, 100
 # Seconds before a live source is opened again, after the first failure and at most.
@@ -305,13 +307,15 @@ class VideoReader:
         if self.container.format.name == "avi" and self.rate:
             # FFmpeg shortens the length to that of the file. Programs that write to a pipe give 2**30 pictures.
             return self.stream.frames / self.rate if self.stream.frames < 2**30 else Fraction(0)
-        if self.stream.duration:
-            return ((self.stream.start_time or 0) + self.stream.duration) * self.stream.time_base - self.origin
         length = Fraction(self.container.duration or 0, 1_000_000)
+        if self.container.format.name in _HAVE_ONE_END:
+            length -= self.origin
+        elif self.stream.duration:
+            return ((self.stream.start_time or 0) + self.stream.duration) * self.stream.time_base - self.origin
         # Programs that write Matroska and WebM leave a tag with the end of each stream.
         if end := re.fullmatch(r"(\d{1,9}):(\d\d):(\d\d(?:\.\d{1,9})?)", self.stream.metadata.get("DURATION", "")):
             hours, minutes, seconds = map(Fraction, end.groups())
-            return min(length, 3600 * hours + 60 * minutes + seconds) - self.origin
+            return min(length, 3600 * hours + 60 * minutes + seconds - self.origin)
         return length if len(self.container.streams) == 1 else Fraction(0)
 
     def _measured(self) -> tuple[Fraction, bool, ReadingReport]:

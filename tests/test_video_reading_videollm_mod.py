@@ -567,6 +567,38 @@ def checked(path):
         return reader.report
 
 
+@pytest.mark.parametrize(("count", "delay"), [(1, 0), (3, 0), (20, 5)])
+@pytest.mark.parametrize("kind", ["mkv", "mkv without lengths of streams", "nut"])
+def test_the_length_of_a_file_is_not_that_of_its_picture(tmp_path, kind, count, delay):
+    """A still picture beside sound, and a video with a clock that begins late."""
+    path = tmp_path / f"clip.{kind[:3]}"
+    with av.open(str(path), "w") as container:
+        stream, sound = container.add_stream("libx264", rate=10), container.add_stream("pcm_s16le", rate=8000)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        sound.layout = "mono"
+        for index, picture in enumerate(numbered(count)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = index + 10 * delay
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        for second in range(delay, delay + 4):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 8000, 8000 * second
+            container.mux(sound.encode(frame))
+    if "without" in kind:
+        path.write_bytes(path.read_bytes().replace(b"DURATION", b"SOMETAGS"))
+    frames, seconds, report = read_numbers(path)
+    assert len(frames) == count and seconds == pytest.approx(count / 10, abs=0.01)
+    assert not report and not checked(path)
+
+
+def test_a_matroska_file_with_a_clock_that_begins_late_lacks_nothing(tmp_path):
+    times = [5 + index / 10 for index in range(20)]
+    path = write_clip(tmp_path / "clip.mkv", numbered(20), times=times)
+    path.write_bytes(path.read_bytes().replace(b"DURATION", b"SOMETAGS"))
+    assert len(read_numbers(path)[0]) == 20 and not read_numbers(path)[2] and not checked(path)
+
+
 @pytest.mark.parametrize(("ending", "codec"), [("mkv", "libx264"), ("webm", "libvpx"), ("ts", "libx264")])
 def test_gaps_between_frames_are_counted(tmp_path, ending, codec):
     """Frames 10 to 19 are not there, as where a cluster is missing. A frame that is shown for long is no gap."""
