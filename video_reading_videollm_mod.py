@@ -15,7 +15,7 @@ import threading
 import time as clock
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -72,7 +72,7 @@ class ReadingReport:
         spoilt_frames (`int`): Frames that were decoded with visible damage.
         mended_times (`int`): Times that jumped, went back or were missing, and follow the previous frame instead.
         ignored_streams (`int`): Further video streams, and streams or files that begin in the middle. None is read.
-        missing_seconds (`float`): Seconds of picture that the file announces but does not have, as a truncated one.
+        missing_seconds (`float`): Seconds of picture that a cut file announces, or has before its first key frame.
         cut_ends (`int`): Files that break off, where less than a second is known to be missing.
         gap_seconds (`float`): Seconds of a file for which no frame is there, in gaps from half a second on.
         reconnections (`int`): Times that a live source was opened again.
@@ -105,12 +105,13 @@ class ReadingReport:
         return asdict(self)
 
 
-class VideoReader:
+class VideoReader(AbstractContextManager):
     """
     An open video. Where FFmpeg's command line has a convention, this class follows it:
 
     - **Stream**: a default one, then the largest; never a cover picture.
-    - **Second 0**: the container's start, the earliest of its streams. Sound and subtitles share this clock.
+    - **Second 0**: the container's start, the earliest of its streams, even if the first pictures lack their key
+      frame. Sound and subtitles share this clock. First packets without times come before those that have one.
     - **Time of a frame**: its presentation time, else its decoding time, else the end of the previous frame.
     - **A clock that jumps**, by more than 10 s in formats such as MPEG-TS and HLS and by 30 hours in others: time goes
       on from the end of the previous frame.
@@ -206,9 +207,6 @@ class VideoReader:
         # Why the source broke off, if it did.
         self._failure: ValueError | None = None
 
-    def __enter__(self) -> "VideoReader":
-        return self
-
     def __exit__(self, *error: Any) -> None:
         self.close()
 
@@ -252,6 +250,8 @@ class VideoReader:
                 self.report.spoilt_frames += bool(frame.is_corrupt)
                 self._follow_aspect(frame)
                 time, duration = self._timeline.place(frame)
+                if end is None and self._timeline.before_key and not self.is_live:
+                    self.report.missing_seconds += max(0.0, round(float(time - max(begin, self._timeline.begin)), 2))
                 end = time + duration
                 yield time, duration, frame
         except av.error.FFmpegError as error:
@@ -264,8 +264,8 @@ class VideoReader:
 
     def check_file(self) -> None:
         """
-        Count in `report` what a file lacks, as [`frames`] does, for those who need no frames. Nothing is decoded, so
-        spoilt frames stay unknown. Packets are counted where the length is known only from all of them.
+        Count in `report` what a file lacks, as [`frames`] does, for those who need no frames. At most one picture is
+        decoded, so spoilt frames stay unknown. Packets are counted where only all of them tell the length.
         """
         if os.path.isfile(self.source):
             end, is_steady, found = self._measured()
@@ -359,17 +359,13 @@ class VideoReader:
                 return
             logger.warning(f"{self._failure or f'{self.shown!r} ended.'} Opening it again.")
             self.container.close()
-            wait = self._open_again(wait)
-
-    def _open_again(self, wait: float) -> float:
-        """Try ever more rarely, until it succeeds or `stop` is set. Return the seconds to wait the next time."""
-        while not self.stop.wait(wait):
-            wait = min(2 * wait, _LONGEST_WAIT)
-            with suppress(ValueError):
-                self._open()
-                self.report.reconnections += 1
-                break
-        return wait
+            while not self.stop.wait(wait):
+                # Try ever more rarely.
+                wait = min(2 * wait, _LONGEST_WAIT)
+                with suppress(ValueError):
+                    self._open()
+                    self.report.reconnections += 1
+                    break
 
     def _seek(self, time: Fraction) -> Iterator[Any]:
         """Decode from a place near `time` on, beginning with a key frame."""
@@ -411,6 +407,7 @@ class VideoReader:
         errors, is_file = 0, os.path.isfile(self.source)
         self._timeline = _Timeline(self, self._timeline if self.is_live else None)
         limit, asked = math.inf if is_file or self.timeout is None else self.timeout, clock.monotonic()
+        silent = ValueError(f"'{self.shown}' sent nothing for {limit:g} s.")
         while errors < _MOST_ERRORS:
             # Sound between rare pictures is no silence: the time limit is for all streams.
             packets, error = self.container.demux(*[self.stream] * is_file), None
@@ -419,13 +416,15 @@ class VideoReader:
                 while not self.stop.is_set() and self._failure is None and (packet := next(packets, None)) is not None:
                     errors, waited = 0, clock.monotonic() - asked
                     packet = _copied(packet) if self._lends_memory else packet
+                    # FFmpeg returns headers of VP8 where another Ogg file is joined.
+                    is_header = 0 < packet.size < 256 and bytes(packet)[:5] == b"OVP80"
                     if self._lends_memory and not packet.size:
                         # A decoder would take an empty picture for the end.
                         self.report.spoilt_packets += 1
-                    elif packet.stream.index == self.stream.index and not _is_header(packet):
+                    elif packet.stream.index == self.stream.index and not is_header:
                         yield self._timeline.mend(packet), None
                     # FFmpeg returns what it has of a packet when the time is over.
-                    self._failure = self._silence(waited, limit)
+                    self._failure = silent if waited >= limit else None
                     asked = clock.monotonic()
             except av.error.FFmpegError as raised:
                 error = raised
@@ -434,7 +433,7 @@ class VideoReader:
                 self.report.ignored_streams += 1
             # Opening took all the time, and FFmpeg gave up.
             waited = math.inf if isinstance(error, av.error.ExitError) else clock.monotonic() - asked
-            self._failure = self._failure or self._silence(waited, limit)
+            self._failure = self._failure or (silent if waited >= limit else None)
             if error is None or self._failure is not None or self.stop.is_set():
                 return
             if isinstance(error, BlockingIOError):
@@ -449,9 +448,6 @@ class VideoReader:
             errors += 1
             yield None, error
             asked = clock.monotonic()
-
-    def _silence(self, waited: float, limit: float) -> ValueError | None:
-        return ValueError(f"'{self.shown}' sent nothing for {limit:g} s.") if waited >= limit else None
 
 
 class _Timeline:
@@ -484,12 +480,23 @@ class _Timeline:
         self.delays: deque[Fraction] = before.delays if before else deque(maxlen=16)
         # Decoders repair damaged packets of these formats in silence. The second is the number of packets since one.
         self.repairs, self.since_damage = has_flag(reader.container, MAY_CHANGE_CLOCKS), None
+        # When the first packet is shown. Seconds of packets before the first key frame, and before the first time.
+        self.begin, self.before_key, self.untimed, self.has_key = None, Fraction(0), Fraction(0), False
 
     def mend(self, packet: Any) -> Any:
         """Move the times of a packet so that they go on from the previous packet's."""
         known = len(self.clocks)
         if self.has_only_decoding_times:
             packet.pts = None
+        shown = self.time(packet)
+        self.begin = (shown or Fraction(0)) if self.begin is None else self.begin
+        self.has_key |= packet.is_keyframe
+        self.before_key += 0 if self.has_key else self.duration(packet)
+        if self.decoded is None and shown is None:
+            self.untimed += self.duration(packet)
+        elif self.decoded is None and self.untimed:
+            # Second 0 is as long before the first time as there are packets before it.
+            self.origin += min(Fraction(0), shown - self.untimed)
         now = Fraction(round(clock.monotonic() * 1e6), 1_000_000)
         if not self.has_stamps and packet.size:
             packet.pts, packet.dts = None, round(now / self.time_base)
@@ -544,7 +551,8 @@ class _Timeline:
     def place(self, frame: Any) -> tuple[Fraction, Fraction]:
         """Return when a frame is shown and for how long, in seconds."""
         time, duration = self.time(frame), self.duration(frame)
-        time = self.next if time is None else time
+        follows_lost = self.shown is None and frame.key_frame and not self.is_live
+        time = max(self.next, self.before_key * follows_lost) if time is None else time
         if self.shown is not None and time < self.shown:
             time, self.report.mended_times = self.shown, self.report.mended_times + 1
         self.shown, self.next = time, time + duration
@@ -561,28 +569,33 @@ class _Timeline:
 
 @lru_cache(maxsize=1024)
 def _measure(
-    source: str,
-    formats: str | None,
-    max_pixels: int | None,
-    *version: int,  # noqa: ARG001
+    source: str, formats: str | None, max_pixels: int | None, *_: int
 ) -> tuple[Fraction, bool, ReadingReport]:
     """
-    Return the end of a file's last picture in seconds, whether its clock never changes, and what was met if all its
-    packets had to be read. Decodes nothing.
+    Return the end of a file's last picture in seconds, whether places can be sought by their times, and what was met
+    if all packets had to be read. Decodes only the first picture, of AVI and of a file without a key frame before it.
     """
-    with VideoReader(source, formats=formats, max_pixels=max_pixels) as reader:
+    limits, late = {"formats": formats, "max_pixels": max_pixels}, Fraction(0)
+    with VideoReader(source, **limits) as reader:
+        first, timeline = next(reader._packets(), (None, None))[0], reader._timeline
+        if first is not None and (timeline.has_only_decoding_times or timeline.before_key):
+            with suppress(ValueError):
+                # The pictures of AVI come as late as the first one.
+                late = (next(reader.frames())[0] - timeline.begin) * (not timeline.before_key)
+        lost = ReadingReport(missing_seconds=reader.report.missing_seconds)
         container, stream = reader.container, reader.stream
         announced = stream.duration and stream.duration + (stream.start_time or 0)
         announced = announced or (container.duration and int((container.duration / 1e6) / stream.time_base))
         changes = has_flag(container, MAY_CHANGE_CLOCKS) or count_joined(source, container.format.name)[0] > 0
-        if announced and not changes:
+        if announced and not changes and not timeline.untimed:
             with suppress(av.error.FFmpegError):
                 container.seek(announced, stream=stream)
                 if (end := _last_end(reader)[0]) > 0:
-                    return end, True, ReadingReport()
-    with VideoReader(source, formats=formats, max_pixels=max_pixels) as reader:
-        reader.report.ignored_streams = 0
-        return *_last_end(reader), reader.report
+                    return end + late, True, lost
+    with VideoReader(source, report=lost, **limits) as reader:
+        lost.ignored_streams = 0
+        end, is_steady = _last_end(reader)
+        return end + late, is_steady, lost
 
 
 def _last_end(reader: VideoReader) -> tuple[Fraction, bool]:
@@ -596,7 +609,7 @@ def _last_end(reader: VideoReader) -> tuple[Fraction, bool]:
         # The duration of a packet holds in decoding order, so only the last picture's is used.
         if shown > latest:
             latest, end = shown, shown + reader._timeline.duration(packet)
-    return end, reader._timeline.shift == 0
+    return end, reader._timeline.shift == 0 == reader._timeline.untimed
 
 
 def read_video(
@@ -681,11 +694,6 @@ def _play(
         while shown is not None and begin + index * tick < shown_until:
             yield float(begin + index * tick), reader.picture(shown)
             index += 1
-
-
-def _is_header(packet: Any) -> bool:
-    """Return whether this is a header of VP8, which FFmpeg returns where another Ogg file is joined."""
-    return 0 < packet.size < 256 and bytes(packet)[:5] == b"OVP80"
 
 
 def _copied(packet: Any) -> Any:

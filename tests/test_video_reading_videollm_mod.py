@@ -23,7 +23,7 @@ from av.stream import Disposition
 from PIL import Image
 from tiny import random_frames, write_clip
 
-from videollm_mod import VideoReader, read_video
+from videollm_mod import ReadingReport, VideoReader, read_video
 from videollm_mod.video_opening_videollm_mod import count_torn
 
 
@@ -567,6 +567,63 @@ def checked(path):
         return reader.report
 
 
+def without_first(source, target, count, *, delay=0, **options):
+    """Copy a video without its first packets, with times that are `delay` seconds later."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in [packet for packet in old.demux(video=0) if packet.size][count:]:
+            packet.stream = stream
+            if delay:
+                packet.pts += int(delay / packet.time_base)
+                packet.dts = None
+            new.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec"), [*((ending, "libx264") for ending in ("ts", "mkv", "mp4", "flv", "h264")), ("webm", "libvpx")]
+)
+def test_seconds_before_the_first_key_frame_are_missing(tmp_path, ending, codec):
+    """A recording of a broadcast begins anywhere in a group of pictures."""
+    fps = 25 if ending == "h264" else 10
+    options = {"g": "20", "sc_threshold": "0", "bf": "2" if ending in ("ts", "mkv") else "0"}
+    whole = write_clip(tmp_path / f"whole.{ending}", numbered(40), fps=fps, codec=codec, **options)
+    assert not read_numbers(whole)[2] and not checked(whole)
+    path = without_first(whole, tmp_path / f"clip.{ending}", 5)
+    frames, seconds, report = read_numbers(path)
+    assert [number for _, number in frames] == list(range(20, 40))
+    lost = frames[0][0]
+    assert lost == pytest.approx(15 / fps, abs=1.01 / fps) and seconds == pytest.approx(lost + 20 / fps, abs=0.002)
+    assert report.missing_seconds == checked(path).missing_seconds == pytest.approx(lost, abs=0.006)
+    report = ReadingReport()
+    assert numbers(read_video(path, fps=fps, start=10 / fps, report=report))[:5] == [20] * 5
+    assert report.missing_seconds == pytest.approx(lost - 10 / fps, abs=0.006)
+    report = ReadingReport()
+    assert numbers(read_video(path, fps=fps, start=24 / fps, report=report))[0] in (28, 29, 30)
+    assert report.missing_seconds == 0
+
+
+def test_what_is_decoded_before_the_first_key_frame_or_rightly_left_out_is_not_missing(tmp_path, monkeypatch):
+    quick = {"sc_threshold": "0", "keyint_min": "10"}
+    # B-frames behind the first key frame, which follow a picture before it.
+    opened = write_clip(tmp_path / "open.ts", numbered(40), tune="grain", **{"x264-params": "open-gop=1:keyint=10"})
+    with av.open(str(opened)) as container:
+        keys = [i for i, packet in enumerate(container.demux(video=0)) if packet.size and packet.is_keyframe]
+    paths = [without_first(opened, tmp_path / "cut.ts", keys[1])]
+    # Columns of the picture are renewed in turn.
+    paths += [write_clip(tmp_path / "columns.ts", numbered(40), **{"x264-params": "intra-refresh=1:keyint=10"})]
+    # The decoder shows what it has.
+    whole = write_clip(tmp_path / "whole.mp4", numbered(40), codec="mpeg4", g="10", **quick)
+    paths += [without_first(whole, tmp_path / "cut.mp4", 5)]
+    for path in paths:
+        assert len(read_numbers(path)[0]) > 25 and not read_numbers(path)[2] and not checked(path)
+    # A camera or a broadcast is joined anywhere.
+    whole = write_clip(tmp_path / "whole.ts", numbered(40), g="20", sc_threshold="0")
+    with without_first(whole, tmp_path / "live.ts", 5).open("rb") as file:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+        assert not read_numbers("-")[2]
+
+
 @pytest.mark.parametrize(("count", "delay"), [(1, 0), (3, 0), (20, 5)])
 @pytest.mark.parametrize("kind", ["mkv", "mkv without lengths of streams", "nut"])
 def test_the_length_of_a_file_is_not_that_of_its_picture(tmp_path, kind, count, delay):
@@ -597,6 +654,27 @@ def test_a_matroska_file_with_a_clock_that_begins_late_lacks_nothing(tmp_path):
     path = write_clip(tmp_path / "clip.mkv", numbered(20), times=times)
     path.write_bytes(path.read_bytes().replace(b"DURATION", b"SOMETAGS"))
     assert len(read_numbers(path)[0]) == 20 and not read_numbers(path)[2] and not checked(path)
+
+
+@pytest.mark.parametrize("bf", ["0", "2"])
+def test_first_packets_without_times_come_before_the_others(tmp_path, bf):
+    """FFmpeg reads no negative times of Matroska."""
+    whole = write_clip(tmp_path / "whole.mkv", numbered(40), g="10", bf=bf, sc_threshold="0")
+    path = without_first(whole, tmp_path / "clip.mkv", 0, delay=-1, avoid_negative_ts="disabled")
+    frames, seconds, report = read_numbers(path)
+    assert frames == [(pytest.approx(number / 10, abs=0.002), number) for number in range(40)]
+    assert seconds == pytest.approx(4.0, abs=0.002) and not report and not checked(path)
+    for start in (0.1, 0.8, 1.3, 2.5):
+        assert numbers(read_video(path, fps=10, start=start))[0] == round(10 * start)
+
+
+@pytest.mark.parametrize(("codec", "bf"), [("libx264", "0"), ("libx264", "2"), ("mpeg4", "2")])
+def test_the_length_of_an_avi_is_the_end_of_its_last_frame(tmp_path, codec, bf):
+    """Frames come later by those that the decoder holds."""
+    path = write_clip(tmp_path / "clip.avi", numbered(20), codec=codec, bf=bf)
+    frames, seconds, report = read_numbers(path)
+    assert len(frames) == 20 and seconds == pytest.approx(frames[-1][0] + 0.1) and not report and not checked(path)
+    assert len(list(read_video(path, fps=10))) == round(10 * seconds)
 
 
 @pytest.mark.parametrize(("ending", "codec"), [("mkv", "libx264"), ("webm", "libvpx"), ("ts", "libx264")])
