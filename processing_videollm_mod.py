@@ -578,9 +578,21 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         """Return an empty [`ReadingReport`], to pass to a reader and to read at the end."""
         return ReadingReport()
 
-    def read_video(self, video: Any, **options: Any) -> Iterator[tuple[float, Any]]:
-        """Play a video at a frame rate; see [`read_video`] for the options and errors."""
-        return read_video(video, **options)
+    def read_video(
+        self,
+        video: Any,
+        *,
+        fps: float = 2.0,
+        start: float = 0.0,
+        end: float | None = None,
+        timeout: float | None = 10.0,
+        reconnect: bool | None = None,
+        report: ReadingReport | None = None,
+        stop: Event | None = None,
+    ) -> Iterator[tuple[float, Any]]:
+        """Play a video at a frame rate; see [`read_video`]."""
+        options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}
+        return read_video(video, fps=fps, start=start, end=end, **options)
 
     def read_ahead(
         self,
