@@ -4,7 +4,7 @@
 
 from .engine import StreamingEngine
 from .kernels import attention_in_use
-from .memory import EngineFullError
+from .memory import EngineFullError, TooLargeError
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
 from .saving import restore_session, save_session
 from .stats import EngineStats
@@ -17,6 +17,7 @@ __all__ = [
     "EngineStream",
     "OutOfPagesError",
     "StreamingEngine",
+    "TooLargeError",
     "VideoLLMMoDPagePool",
     "VideoLLMMoDPagedCache",
     "attention_in_use",

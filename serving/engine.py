@@ -17,7 +17,18 @@ from ..streaming_videollm_mod import StepResult, StreamEvent, StreamingSession, 
 from .captured_step import LONG_TEXT, NUM_FRAMES, CapturedSteps, whether_to_capture
 from .encoding import FrameEncoder
 from .faults import forget, run_in_parts
-from .memory import EngineFullError, Room, allocate_pool, default_limits, device_of, most_pages, outgrown, reserve
+from .memory import (
+    EngineFullError,
+    Room,
+    allocate_pool,
+    check_room,
+    default_limits,
+    device_of,
+    most_pages,
+    outgrown,
+    reserve,
+    room_of,
+)
 from .packed_cache import set_packed_attention
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache
 from .saved_files import read
@@ -143,6 +154,8 @@ class StreamingEngine:
         self.runner = StepRunner(model, self.pool, self._captured, self.device, self.stats, **scores)
         self._encoder = FrameEncoder(model, processor, device_of(model.base_model.vision_encoder))
         self._num_opened = 0
+        # Captured steps have taken theirs.
+        self._num_pages = {kind: len(pages) for kind, pages in self.pool.free.items()}
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._error: BaseException | None = None
@@ -177,7 +190,8 @@ class StreamingEngine:
             options: Other options of [`StreamingSession`].
 
         Raises:
-            `EngineFullError`: If there is not enough memory left for it.
+            `EngineFullError`: If there is not enough memory left for it. It is a [`TooLargeError`] if there is too
+                little also when no other stream is open.
             `ValueError`: If an option is invalid.
             `RuntimeError`: If an error has ended the engine's thread; it is the cause.
         """
@@ -198,6 +212,7 @@ class StreamingEngine:
             session = StreamingSession(self.model, self.processor, cache=cache, **limits, **options)
             if self._captured is not None:
                 session.chunk_frames = min(session.chunk_frames, NUM_FRAMES[-1])
+            check_room(self.pool, self._num_pages, room_of(session, room), room_of(session, self.max_text_tokens))
             try:
                 reserve(cache, session, room, len(self.streams))
             except EngineFullError:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..generation_videollm_mod import DEFAULT_QUERY
 from .limits import RequestError
-from .memory import EngineFullError
-from .session_options import SessionOptions, check_fps
+from .opening import open_stream
+from .session_options import SessionOptions, check_fps, field_of
 from .stream import EngineStream
 from .telling import Frame, Progress, Reply, Teller
 
@@ -32,6 +32,7 @@ class LiveSession:
     Attributes:
         session_id (`str`), token (`str`): Its name, and what resumes it: the prefix of its server and a secret.
         owner (`str`, *optional*): To whom it belongs. `None` if the server needs no keys.
+        path (`str`): Where options stand in its requests, for errors.
         options ([`SessionOptions`]), instructions (`str`), max_output_tokens (`int`): Its settings.
         stream ([`EngineStream`]): Its stream.
         has_begun (`bool`): Whether it has a frame or a question.
@@ -51,7 +52,9 @@ class LiveSession:
         instructions: str | None,
         stream_options: dict[str, Any] | None = None,
         owner: str | None = None,
+        path: str = "session.videollm_mod",
     ) -> None:
+        self.path = path
         self.sessions, self.options, self.limits, self.owner = sessions, options, sessions.limits, owner
         self.session_id = f"{sessions.prefix}sess_{secrets.token_hex(12)}"
         self.token = sessions.prefix + secrets.token_urlsafe(24)
@@ -83,25 +86,9 @@ class LiveSession:
 
     async def open(self) -> None:
         """Open the stream. Raise [`RequestError`] if the server is full or an option is wrong."""
-        engine, options, limits = self.sessions.engine, self.options, self.limits
-        check_fps(options.fps, limits)
-        teller = Teller(engine.processor.tokenizer)
-        given = options.memory() | options.speaking()
-        given |= {"fps": options.fps, "interval_threshold": options.interval_threshold, "streamer": teller}
-        given |= {"max_new_tokens": self.max_output_tokens, "when_behind": self.sessions.when_behind}
-        given |= {"max_waiting": limits.max_waiting, **self.stream_options}
-        try:
-            stream = await self.sessions.run(lambda: engine.open(**given))
-        except EngineFullError:
-            raise self.sessions.full() from None
-        except ValueError as error:
-            raise RequestError(str(error), code="invalid_value", param="session.videollm_mod") from None
-        except RuntimeError as error:
-            raise RequestError(str(error), status=503, code="engine_stopped") from None
-        teller.session, stream.max_events = stream.session, limits.max_unsent
-        self.stream, self.teller = stream, teller
+        self.stream, self.teller = await open_stream(self)
         if self.instructions is None:
-            self.instructions = DEFAULT_QUERY if stream.session.speak == "learned" else ""
+            self.instructions = DEFAULT_QUERY if self.stream.session.speak == "learned" else ""
         self._check_life()
 
     async def finish(self, reason: str = "closed") -> None:
@@ -284,10 +271,12 @@ class LiveSession:
         self.touch()
         if text is not None:
             self.limits.check_text(text)
-        if len(self.asked) >= _MOST_ASKED or (not self.num_received and self._num_early >= _MOST_ASKED):
+        # A chat request has all its texts at once, and they were counted as a whole.
+        is_early = not self.num_received and self.can_be_resumed
+        if len(self.asked) >= _MOST_ASKED or (is_early and self._num_early >= _MOST_ASKED):
             full = f"{_MOST_ASKED} questions wait to be answered: wait for the answers, or send a frame first."
             raise RequestError(full, status=429, code="conversation_already_has_active_response")
-        self._num_early += not self.num_received
+        self._num_early += is_early
         await self._begin()
         options = {"reply_now": reply_now, "interrupt": interrupt, "role": role, "instructs": instructs}
         given = {"metadata": metadata, "is_spoken": is_spoken, "ignored": list(ignored)}
@@ -341,7 +330,7 @@ class LiveSession:
         self.touch()
         if instructions is not None:
             self.limits.check_text(instructions, param="session.instructions")
-        check_fps(options.fps, self.limits)
+        check_fps(options.fps, self.limits, self.path)
         await self._change(options)
         if max_output_tokens is not None:
             self.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
@@ -357,14 +346,14 @@ class LiveSession:
         if options.memory() != self.options.memory():
             if self.has_begun:
                 fixed = "`max_frames` and `max_text_tokens` reserve memory and cannot change after the first frame."
-                raise RequestError(fixed, code="session_has_begun", param="session.videollm_mod.max_frames")
+                raise RequestError(fixed, code="session_has_begun", param=field_of(self.path, "max_frames"))
             # A client that leaves now cancels this, and the stream would be lost.
             await asyncio.shield(self.sessions.start(self._open_again(options)))
         elif options.speaking() != self.options.speaking():
             try:
                 await self.work(lambda: self.stream.set_speaking(**options.speaking()))
             except RequestError as error:
-                error.param = "session.videollm_mod"
+                error.param = self.path
                 raise
         session = self.stream.session
         session.fps, session.interval_threshold = options.fps, options.interval_threshold

@@ -72,6 +72,7 @@ class LiveSessions:
         stream_options: dict[str, Any] | None = None,
         session_id: str | None = None,
         owner: str | None = None,
+        path: str = "session.videollm_mod",
     ) -> LiveSession:
         """
         Open a session.
@@ -83,6 +84,7 @@ class LiveSessions:
             stream_options (`dict`, *optional*): Further options of [`~StreamingEngine.open`].
             session_id (`str`, *optional*): Its name after the prefix, by default a new one that nobody can guess.
             owner (`str`, *optional*): To whom it belongs; see [`owner_of`].
+            path (`str`, *optional*): Where its options stand in requests, for errors.
 
         Raises:
             [`RequestError`]: If the server is full or shuts down, or an option or the name is wrong.
@@ -90,7 +92,7 @@ class LiveSessions:
         self.refuse_if_draining()
         if instructions is not None:
             self.limits.check_text(instructions, param="instructions")
-        session = LiveSession(self, options, instructions, stream_options, owner)
+        session = LiveSession(self, options, instructions, stream_options, owner, path)
         if max_output_tokens is not None:
             session.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
         if session_id is not None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much cache memory the streams of an engine reserve, and where it is."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,19 @@ from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, 
 
 class EngineFullError(RuntimeError):
     """The engine has too little memory left for another stream."""
+
+
+class TooLargeError(EngineFullError):
+    """
+    The engine has too little memory for a stream with these limits, also when no other one is open.
+
+    Attributes:
+        name (`str`): The limit that is too large.
+    """
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class Room(NamedTuple):
@@ -90,6 +104,27 @@ def most_pages(pool: VideoLLMMoDPagePool, room: Room, spare: VideoLLMMoDPagedCac
     return {kind: max(own[kind], len(table.pages)) for kind, table in spare.tables.items()}
 
 
+def check_room(pool: VideoLLMMoDPagePool, num_pages: Mapping[int, int], room: Room, usual: Room) -> None:
+    """
+    Raise [`TooLargeError`] if `num_pages` pages of each kind of layer are too few for a room. `usual` is that of a
+    stream with as many frames and the engine's own `max_text_tokens`.
+    """
+
+    def fits(frames: int, text_tokens: int) -> bool:
+        tokens = frames * pool.num_tokens + text_tokens
+        return all(pool.num_entries(kind, tokens, frames) <= most * pool.page_size for kind, most in num_pages.items())
+
+    if fits(*room):
+        return
+    name = "max_text_tokens" if fits(*usual) else "max_frames"
+    raise TooLargeError(
+        f"`{name}` is too large: no stream of {room.frames} frames and {room.text_tokens} text tokens, with those "
+        "around frames and of a reply, fits into the memory of this engine. Open it with less, or create the engine "
+        f"with a larger `max_streams` or `{name}`.",
+        name,
+    )
+
+
 def reserve(cache: VideoLLMMoDPagedCache, session: Any, text: int, num_open: int) -> None:
     """
     Reserve the pages of a new stream for its frames and so many text tokens.
@@ -99,13 +134,18 @@ def reserve(cache: VideoLLMMoDPagedCache, session: Any, text: int, num_open: int
     """
     frames = session.max_frames
     try:
-        cache.reserve(*Room.for_stream(frames, text, session.max_new_tokens, session.processor.frame_text_tokens))
+        cache.reserve(*room_of(session, text))
     except OutOfPagesError as error:
         raise EngineFullError(
             f"No room for another stream of {frames} frames and {text} text tokens beside the {num_open} that are "
             f"open: {error} Close a stream, open this one with a smaller `max_frames`, or create the engine with a "
             "larger `max_streams`."
         ) from None
+
+
+def room_of(session: Any, text: int) -> Room:
+    """Return what a session with memory for so many text tokens reserves."""
+    return Room.for_stream(session.max_frames, text, session.max_new_tokens, session.processor.frame_text_tokens)
 
 
 def outgrown(error: OutOfPagesError, session: Any) -> OutOfPagesError:
@@ -120,11 +160,14 @@ def outgrown(error: OutOfPagesError, session: Any) -> OutOfPagesError:
 __all__ = [
     "EngineFullError",
     "Room",
+    "TooLargeError",
     "allocate_pool",
+    "check_room",
     "default_limits",
     "device_of",
     "devices_of",
     "most_pages",
     "outgrown",
     "reserve",
+    "room_of",
 ]

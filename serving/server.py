@@ -336,7 +336,7 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
             if instructions is not None and not isinstance(instructions, str):
                 raise RequestError("`instructions` must be a text.", code="invalid_type", param="instructions")
             named = {"instructions": instructions, "session_id": given.pop("id", None), "owner": owner_of(request)}
-            session = await server.saved.open(read_options(given, path=""), **named)
+            session = await server.saved.open(read_options(given, path=""), path="", **named)
         if await request.is_disconnected():  # nobody knows its name
             await session.close()
         return _state_of(session)

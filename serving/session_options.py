@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from .limits import Limits, RequestError
 
 
+# Options that are fixed when a stream is opened.
+MEMORY = ("max_frames", "max_text_tokens")
+
+
 class SessionOptions(BaseModel):
     """
     What a client may set for a session, besides its instructions. `None` means the default.
@@ -41,14 +45,19 @@ class SessionOptions(BaseModel):
 
     def memory(self) -> dict[str, int | None]:
         """Return the options that are fixed when a stream is opened."""
-        return {"max_frames": self.max_frames, "max_text_tokens": self.max_text_tokens}
+        return {name: getattr(self, name) for name in MEMORY}
 
 
-def check_fps(fps: float, limits: Limits) -> None:
-    """Raise [`RequestError`] if a stream asks for too many frames per second."""
+def check_fps(fps: float, limits: Limits, path: str) -> None:
+    """Raise [`RequestError`] if a stream asks for too many frames per second. `path` is where options stand."""
     if fps > limits.max_fps:
         wrong = f"`fps` may be at most {limits.max_fps:g}, got {fps:g}."
-        raise RequestError(wrong, code="invalid_value", param="session.videollm_mod.fps")
+        raise RequestError(wrong, code="invalid_value", param=field_of(path, "fps"))
 
 
-__all__ = ["SessionOptions", "check_fps"]
+def field_of(path: str, name: str) -> str:
+    """Return the field of a request in which an option stands."""
+    return f"{path}.{name}" if path else name
+
+
+__all__ = ["MEMORY", "SessionOptions", "check_fps", "field_of"]

@@ -128,6 +128,15 @@ def test_text_alone_and_earlier_turns(client):
     assert answer.choices[0].message.content and answer.videollm_mod["frames"] == 1
 
 
+@pytest.mark.parametrize("shown", [False, True], ids=["text", "picture"])
+def test_a_long_history_is_served(client, shown):
+    content = [image(data_uri(embedded()[2][1]))] if shown else []
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": "Hi"}]}]
+    messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Hi"}] * 17
+    answer = client.chat.completions.create(model="tiny", messages=messages, max_tokens=2)
+    assert answer.usage.completion_tokens and answer.videollm_mod["frames"] == len(content)
+
+
 WRONG = [
     ({"messages": []}, 400, "messages"),
     ({"messages": [{"role": "user", "content": [image("data:,x")]}]}, 400, "messages"),

@@ -11,7 +11,7 @@ import torch
 from engines import LIMITS, NARRATE, ROOT, embedded, said, tiny_engine
 from tiny import random_frames, tiny_model, tiny_processor
 
-from videollm_mod.serving import EngineFullError, OutOfPagesError, StreamingEngine
+from videollm_mod.serving import EngineFullError, OutOfPagesError, StreamingEngine, TooLargeError
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,16 @@ def test_a_stream_that_does_not_fit_is_refused_until_another_is_closed():
     assert engine.open().session.num_frames == 0
     with pytest.raises(EngineFullError):
         engine.open(max_frames=4, max_text_tokens=16)
+
+
+def test_a_stream_that_never_fits_is_refused_with_the_name_of_its_limit():
+    engine = tiny_engine(max_streams=2)
+    for limits in ({"max_frames": 150}, {"max_text_tokens": 5000}, {"max_frames": 150, "max_text_tokens": 1}):
+        with pytest.raises(TooLargeError, match=f"^`{next(iter(limits))}` is too large") as error:
+            engine.open(**limits)
+        assert error.value.name == next(iter(limits))
+    assert engine.stats.refused == 0
+    assert engine.open(max_frames=16, max_text_tokens=200).session.max_frames == 16  # more than its share
 
 
 def test_a_stream_that_outgrows_its_memory_ends_and_others_continue(trained):

@@ -242,6 +242,27 @@ def test_a_full_server_says_when_to_try_again(strict):
         client.delete(f"{SESSIONS}/{first.json()['id']}")
 
 
+def test_limits_that_never_fit_are_named_as_the_request_has_them(strict):
+    def refusals():
+        lines = httpx.get(f"http://{strict}/metrics", headers=headers).text.splitlines()
+        return [line for line in lines if line.startswith('videollm_mod_refusals_total{reason="full"}')]
+
+    headers = {"authorization": "Bearer first"}
+    before = refusals()
+    for name, value in (
+        ("max_frames", 100),  # more than the memory of this server
+        ("max_frames", 100_000),  # more than the model's context
+        ("max_text_tokens", 5000),
+        ("fps", 1000),
+        ("fps", "fast"),
+    ):
+        refused = httpx.post(f"http://{strict}{SESSIONS}", headers=headers, json={name: value})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_value", name), error
+        assert "retry-after" not in refused.headers
+    assert refusals() == before and len(before) == 1
+
+
 def test_a_large_event_ends_the_connection(strict):
     names = ["openai-insecure-api-key.first"]
     with connect_websocket(f"ws://{strict}/v1/realtime", subprotocols=names, close_timeout=1) as socket:

@@ -1,0 +1,47 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""How the stream of a session is opened, and what its client is told if it cannot be."""
+
+from typing import Any
+
+from .limits import RequestError
+from .memory import EngineFullError, TooLargeError
+from .session_options import MEMORY, check_fps, field_of
+from .stream import EngineStream
+from .telling import Teller
+
+
+async def open_stream(session: Any) -> tuple[EngineStream, Teller]:
+    """
+    Open the stream of a [`LiveSession`] with its options.
+
+    Raises:
+        [`RequestError`]: If the server is full or its engine has stopped, or an option is wrong.
+    """
+    sessions, options, limits = session.sessions, session.options, session.limits
+    check_fps(options.fps, limits, session.path)
+    teller = Teller(sessions.engine.processor.tokenizer)
+    given = options.memory() | options.speaking()
+    given |= {"fps": options.fps, "interval_threshold": options.interval_threshold, "streamer": teller}
+    given |= {"max_new_tokens": session.max_output_tokens, "when_behind": sessions.when_behind}
+    given |= {"max_waiting": limits.max_waiting, **session.stream_options}
+    try:
+        stream = await sessions.run(lambda: sessions.engine.open(**given))
+    except (ValueError, TooLargeError) as error:  # a client must not wait for room that there will never be
+        raise _option_error(error, session.path) from None
+    except EngineFullError:
+        raise sessions.full() from None
+    except RuntimeError as error:
+        raise RequestError(str(error), status=503, code="engine_stopped") from None
+    teller.session, stream.max_events = stream.session, limits.max_unsent
+    return stream, teller
+
+
+def _option_error(error: Exception, path: str) -> RequestError:
+    """Return the error for a client whose option the engine does not take. It begins with the name of a limit."""
+    name = next((name for name in MEMORY if str(error).startswith(f"`{name}`")), None)
+    param = path or None if name is None else field_of(path, name)
+    return RequestError(str(error), code="invalid_value", param=param)
+
+
+__all__ = ["open_stream"]
