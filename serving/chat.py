@@ -67,13 +67,13 @@ class Completion:
         late = asyncio.get_running_loop().call_later(self.limits.show_seconds, self._stop.set)
         try:
             media = [await self._fetch(part) if isinstance(part, Media) else part for part in self.asked.parts]
-            for part in media[:-1]:
+            for part in media:
                 if isinstance(part, tuple):
                     await self.session.ask(part[1], reply_now=False, role=part[0])
                 else:
                     await self._show(part)
             self.asked.parts.clear()  # they may hold files
-            self.reply = await self.session.ask(media[-1][1])
+            self.reply = await self.session.ask(self.asked.question)
             # Without a frame, a stream answers at its end.
             await self.session.finish()
         except BaseException:
@@ -102,7 +102,7 @@ class Completion:
         most = self.limits.max_frame_bytes if is_picture else self.limits.max_video_bytes
         with ExitStack() as stack:
             file = io.BytesIO() if is_picture else stack.enter_context(tempfile.NamedTemporaryFile())
-            if part.url.startswith("data:"):
+            if part.url[:5].lower() == "data:":
                 file.write(read_data_uri(part.url, most_bytes=most, param=part.param))
             else:
                 limits = {"most_bytes": most, "seconds": self.limits.fetch_seconds, "param": part.param}

@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Fields of the events of realtime clients."""
+"""Fields of the events and requests of clients."""
 
 from typing import Any
 
@@ -48,4 +48,19 @@ def text_of(parent: dict[str, Any], name: str, *, path: str = "", needed: bool =
     return found
 
 
-__all__ = ["event_id_of", "object_of", "parse_event", "text_of"]
+def boolean_of(parent: dict[str, Any], name: str, *, path: str = "", default: bool = False) -> bool:
+    """Return a field of an event or a request that must be true or false, without it the default."""
+    found = parent.get(name)
+    if not (found is None or isinstance(found, bool)):
+        raise RequestError(f"`{path}{name}` must be true or false.", code="invalid_type", param=f"{path}{name}")
+    return default if found is None else found
+
+
+def check_model(known: str, name: Any, *, param: str = "model") -> None:
+    """Raise [`RequestError`] if a client asks for another model than the `known` one."""
+    if name != known:
+        wrong = f"There is no model {name!r} here; this server has {known!r}."
+        raise RequestError(wrong, status=404, code="model_not_found", param=param)
+
+
+__all__ = ["boolean_of", "check_model", "event_id_of", "object_of", "parse_event", "text_of"]

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from engines import embedded
 from openai import APIStatusError, OpenAI
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from serving_server import ROOMY, data_uri, picture, running
 
 from videollm_mod.serving import fetching
+from videollm_mod.serving.chat_messages import ChatRequest
 from videollm_mod.serving.fetching import fetch, is_public
-from videollm_mod.serving.limits import RequestError
+from videollm_mod.serving.limits import Limits, RequestError
 
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -100,7 +102,7 @@ def test_a_video_is_seen_and_asked_about(client, files):
 def test_a_picture_at_an_address_is_one_in_the_request(client, files):
     expected = answer_of_a_session(frames=embedded()[2][1:2], times=[0.0])
     named = ask(client, image(f"http://localhost:{files.server_port}/picture.jpg"))
-    sent = ask(client, image(data_uri(embedded()[2][1], "JPEG")))
+    sent = ask(client, image(data_uri(embedded()[2][1], "JPEG").replace("data:", "DATA:")))
     assert files.hosts[-1] == f"localhost:{files.server_port}" and named.videollm_mod["frames"] == 1
     assert named.choices[0].message.content == sent.choices[0].message.content == expected.text
     assert named.usage == sent.usage and named.usage.completion_tokens == len(expected.token_ids)
@@ -137,12 +139,114 @@ def test_a_long_history_is_served(client, shown):
     assert answer.usage.completion_tokens and answer.videollm_mod["frames"] == len(content)
 
 
+def test_a_picture_without_a_question_is_answered(client):
+    """The answer is what a session says of it."""
+    model, processor, frames = embedded()
+    session = model.stream(processor, speak=lambda _: False)
+    session.push(frames[1:2], time=[0.0])
+    session.hear(None)
+    expected = session._run()[-1].text
+    messages = [{"role": "user", "content": [image(data_uri(frames[1]))]}]
+    answer = client.chat.completions.create(model="tiny", messages=messages)
+    assert answer.choices[0].message.content == expected and answer.videollm_mod["frames"] == 1
+
+
+HELLO = [{"role": "user", "content": "Hello."}]
+FIELDS = sorted({*CompletionCreateParamsBase.__annotations__, "stream"} - {"messages"})
+ASK_FOR_NOTHING = [(name, None) for name in FIELDS] + [
+    ("stop", []),
+    ("n", 1),
+    ("logprobs", False),
+    ("top_logprobs", 0),
+    ("response_format", {"type": "text"}),
+    ("tools", []),
+    ("functions", []),
+    ("tool_choice", "none"),
+    ("tool_choice", "auto"),
+    ("function_call", "none"),
+    ("logit_bias", {}),
+    ("parallel_tool_calls", True),
+    ("service_tier", "auto"),
+    ("service_tier", "default"),
+    ("modalities", ["text"]),
+    ("verbosity", "medium"),
+    ("store", False),
+    ("metadata", {"a": "b"}),
+    ("user", "somebody"),
+    ("presence_penalty", 0),
+    ("stream", False),
+    ("videollm_mod", {"fps": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ASK_FOR_NOTHING)
+def test_fields_that_ask_for_nothing_are_accepted(name, value):
+    asked = ChatRequest({"messages": HELLO, name: value}, Limits())
+    plain = ChatRequest({"messages": HELLO}, Limits())
+    assert vars(asked) == vars(plain) | {"limits": asked.limits}
+
+
+ASK_FOR_MORE = [
+    ("stop", ["x"]),
+    ("n", 2),
+    ("n", True),
+    ("logprobs", True),
+    ("response_format", {"type": "json_object"}),
+    ("tools", [{"type": "function", "function": {"name": "f"}}]),
+    ("tool_choice", "required"),
+    ("logit_bias", {"5": 100}),
+    ("modalities", ["text", "audio"]),
+    ("reasoning_effort", "high"),
+    ("web_search_options", {}),
+    ("stream", 0),
+    ("stream_options", []),
+    ("videollm_mod", []),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ASK_FOR_MORE)
+def test_fields_that_ask_for_more_are_refused(name, value):
+    with pytest.raises(RequestError) as error:
+        ChatRequest({"messages": HELLO, name: value}, Limits())
+    assert (error.value.status, error.value.param) == (400, name)
+
+
+def turn(role, content, **fields):
+    return {"role": role, "content": content, **fields}
+
+
+REFUSAL = [{"type": "refusal", "refusal": "No."}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "system", "parts", "question"),
+    [
+        ([turn("system", "A."), turn("developer", "B."), *HELLO], "A.\nB.", [], "Hello."),
+        ([turn("developer", [{"type": "text", "text": "B."}]), *HELLO], "B.", [], "Hello."),
+        ([*HELLO, turn("system", "Be brief."), *HELLO], None, [("user", "Hello."), ("user", "Be brief.")], "Hello."),
+        ([*HELLO, turn("developer", "Be brief.")], None, [("user", "Hello.")], "Be brief."),
+        ([*HELLO, turn("assistant", REFUSAL), *HELLO], None, [("user", "Hello."), ("assistant", "No.")], "Hello."),
+        (
+            [*HELLO, turn("assistant", None, refusal="No.", tool_calls=None), *HELLO],
+            None,
+            [("user", "Hello."), ("assistant", "No.")],
+            "Hello.",
+        ),
+        ([*HELLO, turn("assistant", None), *HELLO], None, [("user", "Hello.")], "Hello."),
+    ],
+    ids=["system and developer", "parts", "system later", "system last", "refusal part", "refusal", "nothing said"],
+)
+def test_legal_histories_are_read(messages, system, parts, question):
+    asked = ChatRequest({"messages": messages}, Limits())
+    assert (asked.system_prompt, asked.parts, asked.question) == (system, parts, question)
+
+
 WRONG = [
     ({"messages": []}, 400, "messages"),
-    ({"messages": [{"role": "user", "content": [image("data:,x")]}]}, 400, "messages"),
+    ({"messages": [{"role": "system", "content": "x"}]}, 400, "messages"),
+    ({"messages": [{"role": "user", "content": [image("data:,x")]}]}, 400, "messages.0.content.0.image_url.url"),
+    ({"messages": [*HELLO, turn("assistant", None, tool_calls=[{}]), *HELLO]}, 400, "messages.1.tool_calls"),
     ({"messages": [{"role": "judge", "content": "x"}]}, 400, "messages.0.role"),
-    ({"messages": [{"role": "user", "content": "x"}], "n": 2}, 400, "n"),
-    ({"messages": [{"role": "user", "content": "x"}], "tools": []}, 400, "tools"),
     ({"messages": [{"role": "user", "content": "x"}], "model": "other"}, 404, "model"),
 ]
 
