@@ -10,7 +10,6 @@ import time as clock
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 import uvicorn
@@ -18,8 +17,6 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
 from transformers.utils import logging
 
 from ..checks_videollm_mod import check_count
@@ -28,6 +25,8 @@ from .bodies import Bodies
 from .chat import Completion, answer, unless_gone
 from .chat_messages import ChatRequest
 from .engine import StreamingEngine
+from .error_answers import add_error_answers, error_response, moved_response
+from .event_fields import boolean_of, check_model
 from .fetching import read_picture
 from .limits import Limits, RequestError
 from .live_session import LiveSession
@@ -202,8 +201,7 @@ def create_app(
     app.state.server = server
     server.allowed_hosts.update(host.lower() for host in allowed_hosts)
     _add_access(app, server, api_keys, cors)
-    app.add_exception_handler(RequestError, _answer_error)
-    app.add_exception_handler(HTTPException, _answer_http_error)
+    add_error_answers(app)
     for add in (_add_basics, _add_sessions, _add_chat, _add_realtime):
         add(app, server)
     return app
@@ -245,36 +243,13 @@ def uvicorn_options(limits: Limits) -> dict[str, Any]:
     return options | {"access_log": False, "log_level": "warning"}
 
 
-def error_response(error: RequestError) -> JSONResponse:
-    """Return an error as OpenAI's API answers it."""
-    return JSONResponse({"error": error.to_dict()}, status_code=error.status, headers=error.headers)
-
-
-async def _answer_error(request: Request, error: RequestError) -> JSONResponse:
-    return _moved_response(request, error) if isinstance(error, SessionMovedError) else error_response(error)
-
-
-def _moved_response(request: HTTPConnection, error: SessionMovedError) -> JSONResponse:
-    """Return the address at which a session goes on."""
-    response, path = error_response(error), request.url.path.replace(error.before, error.now)
-    given = request.query_params.multi_items()
-    query = urlencode([(name, error.now if value == error.before else value) for name, value in given])
-    # A proxy with TLS may stand before the server, so the address is a relative one.
-    response.headers["Location"] = f"{path}?{query}" if query else path
-    return response
-
-
-async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
-    if error.status_code == 404:
-        return error_response(RequestError(f"There is no {request.url.path} here.", status=404, code="not_found"))
-    return error_response(RequestError(str(error.detail), status=error.status_code))
-
-
 def _add_access(app: FastAPI, server: Server, api_keys: Sequence[str], cors: Sequence[str]) -> None:
     access = {"api_keys": tuple(api_keys), "origins": tuple(cors), "hosts": server.allowed_hosts}
     app.add_middleware(Access, **access, refusals=server.metrics.refusals)
     if cors:
-        app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
+        allowed = {"allow_origins": list(cors), "allow_methods": ["*"], "allow_headers": ["*"]}
+        # A page sees no other headers than these and the usual ones.
+        app.add_middleware(CORSMiddleware, **allowed, expose_headers=["Location", "Retry-After"])
 
 
 # -------------------------------------------------------------------------------------------------------------- basics
@@ -283,7 +258,7 @@ def _add_access(app: FastAPI, server: Server, api_keys: Sequence[str], cors: Seq
 def _add_basics(app: FastAPI, server: Server) -> None:
     model = {"id": server.name, "object": "model", "created": server.created, "owned_by": "videollm-mod"}
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])  # load balancers may send HEAD
     async def health() -> JSONResponse:
         return JSONResponse({"status": server.status}, status_code=200 if server.status == "ok" else 503)
 
@@ -297,15 +272,8 @@ def _add_basics(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
-        check_model(server, name)
+        check_model(server.name, name)
         return model
-
-
-def check_model(server: Server, name: Any) -> None:
-    """Raise [`RequestError`] if a request is for another model."""
-    if name != server.name:
-        wrong = f"There is no model {name!r} here; this server has {server.name!r}."
-        raise RequestError(wrong, status=404, code="model_not_found", param="model")
 
 
 # ---------------------------------------------------------------------------------------------------------------- chat
@@ -316,7 +284,7 @@ def _add_chat(app: FastAPI, server: Server) -> None:
     async def chat(request: Request) -> Response:
         async with server.bodies.read_json(request, server.limits.max_body_bytes) as body:
             if body.get("model") is not None:
-                check_model(server, body["model"])
+                check_model(server.name, body["model"])
             completion = Completion(server, ChatRequest(body, server.limits), owner_of(request))
             await completion.open()
             await unless_gone(request, completion.begin())
@@ -426,13 +394,14 @@ async def _ask(session: LiveSession, given: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(given) - {"text", "reply_now", "interrupt"})
     if unknown:
         raise RequestError(f"`{unknown[0]}` is unknown.", code="unknown_parameter", param=unknown[0])
-    text, reply_now = given.get("text"), given.get("reply_now", True)
+    text, reply_now = given.get("text"), boolean_of(given, "reply_now", default=True)
+    interrupt = boolean_of(given, "interrupt")
     if not isinstance(text, str) or not text.strip():
         raise RequestError("`text` must be a question.", code="invalid_value", param="text")
-    if reply_now and not session.has_begun:
+    if reply_now and session.last_time is None:
         raise RequestError("There is no frame to answer from yet: send one first.", code="no_frame")
     async with session.lock:
-        reply = await session.ask(text, reply_now=bool(reply_now), interrupt=bool(given.get("interrupt", False)))
+        reply = await session.ask(text, reply_now=reply_now, interrupt=interrupt)
         if reply is None:
             return {"object": "streaming.answer", "answer": None}
         await session.until(lambda: reply.is_over)
@@ -475,7 +444,7 @@ async def _realtime(socket: WebSocket, server: Server) -> None:
         else:
             conversation = (await server.saved.find_token(token, owner_of(socket))).conversation
     except SessionMovedError as error:
-        await socket.send_denial_response(_moved_response(socket, error))
+        await socket.send_denial_response(moved_response(socket, error))
         return
     except RequestError as error:
         await socket.send_denial_response(error_response(error))
@@ -496,4 +465,4 @@ async def _realtime(socket: WebSocket, server: Server) -> None:
         await connection.run(conversation.resume(connection, socket.query_params.get("last_event_id")))
 
 
-__all__ = ["Server", "check_model", "create_app", "error_response", "run", "uvicorn_options"]
+__all__ = ["Server", "create_app", "run", "uvicorn_options"]

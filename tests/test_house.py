@@ -85,7 +85,7 @@ SERVING += ("stream", "stats", "compiled_step", "encoding", "captured_step", "st
 SERVING += ("presence", "state_folder", "limits", "bodies", "fetching", "access", "metrics", "session_options")
 SERVING += ("telling", "live_session", "live_sessions", "speech_endpoints", "realtime_events", "hearing", "speaking")
 SERVING += ("realtime", "event_fields", "realtime_audio", "realtime_requests", "session_state", "saved_sessions")
-SERVING += ("chat_messages", "chat", "server", "draining", "ray_app")
+SERVING += ("error_answers", "chat_messages", "chat", "server", "draining", "ray_app")
 SERVING += ("__init__",)
 
 

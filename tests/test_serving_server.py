@@ -59,6 +59,8 @@ def curl(*arguments):
 
 def test_it_is_ready_when_the_model_answers(address):
     assert httpx.get(f"http://{address}/health").json() == {"status": "ok"}
+    probed = httpx.head(f"http://{address}/health")
+    assert (probed.status_code, probed.text) == (200, "")
     assert [model["id"] for model in httpx.get(f"http://{address}/v1/models").json()["data"]] == ["tiny"]
     assert httpx.get(f"http://{address}/v1/models/tiny").json()["object"] == "model"
     assert httpx.get(f"http://{address}/v1/models/other").json()["error"]["code"] == "model_not_found"
@@ -93,6 +95,12 @@ def test_http_mistakes_are_answered(address):
         assert (half["code"], half["param"]) == ("invalid_value", "instructions")
         session = f"{SESSIONS}/{client.post(SESSIONS, json={'unprompted': False}).json()['id']}"
         assert client.post(f"{session}/ask", json={"text": "Why?"}).json()["error"]["code"] == "no_frame"
+        assert client.post(f"{session}/ask", json={"text": "Look.", "reply_now": False}).json()["answer"] is None
+        # The model has something to think of now, and still nothing to look at.
+        assert client.post(f"{session}/ask", json={"text": "Why?"}).json()["error"]["code"] == "no_frame"
+        for name, value in (("reply_now", "false"), ("reply_now", 0), ("interrupt", "no"), ("interrupt", [])):
+            wrong = client.post(f"{session}/ask", json={"text": "Why?", name: value})
+            assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, name), (name, value)
         for content in (b"text", png_bomb()):
             assert client.post(f"{session}/frame", content=content).json()["error"]["code"] == "invalid_image"
         assert client.post(f"{session}/frame?time=x", content=b"").json()["error"]["param"] == "time"
@@ -102,6 +110,15 @@ def test_http_mistakes_are_answered(address):
         assert "increase" in client.post(f"{session}/frame?time=1", content=frame).json()["error"]["message"]
         assert client.delete(session).status_code == 200
         assert client.get("/nothing").json()["error"]["code"] == "not_found"
+        for method, path, allowed in (
+            ("PUT", SESSIONS, "GET, POST"),
+            ("PATCH", session, "DELETE, GET"),
+            ("GET", "/v1/chat/completions", "POST"),
+            ("POST", "/health", "GET, HEAD"),
+        ):
+            refused = client.request(method, path)
+            assert (refused.status_code, refused.headers["allow"]) == (405, allowed), path
+            assert refused.json()["error"]["code"] == "method_not_allowed"
 
 
 def png_bomb():
@@ -219,6 +236,7 @@ def test_pages_of_other_origins_are_refused(strict):
     assert answer(f"http://{strict}").status_code == 403  # a name that an attacker lets point here
     allowed = answer("https://page.example")
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
+    assert allowed.headers["access-control-expose-headers"] == "Location, Retry-After"
 
 
 def test_a_full_server_says_when_to_try_again(strict):
