@@ -229,6 +229,7 @@ class StreamingSession:
         self.router_scores: dict[int, torch.Tensor] = {}
         self.kept_tokens: dict[int, torch.Tensor] = {}
         self.closed = self.is_paused = self._is_working = self._is_broken = False
+        self.answers_early = False  # questions before the first frame are answered at once, and not at that frame
         self._waiting: deque[_Frame] = deque()
         self._questions: deque[_Question] = deque()
         self._received_time: float | None = None
@@ -637,6 +638,9 @@ class StreamingSession:
             return True
         if self._waiting:
             return question.time < self._waiting[0].time
+        is_early = self.answers_early and self._received_time is None
+        if is_early and any(waiting.reply_now for waiting in self._questions):
+            return True
         return to_the_end or (question.time is not None and self.time is not None and question.time <= self.time)
 
     def _take_question(self, question: _Question) -> Work:

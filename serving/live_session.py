@@ -319,9 +319,9 @@ class LiveSession:
 
     async def update(
         self, options: SessionOptions, *, instructions: str | None = None, max_output_tokens: int | None = None
-    ) -> bool:
+    ) -> str | None:
         """
-        Change settings. Return whether the instructions entered the stream as a turn of their own.
+        Change settings. Return how new instructions entered the stream, or `None` if they did not.
 
         Raises:
             [`RequestError`]: If a setting is wrong or cannot change any more. Nothing has changed then.
@@ -335,12 +335,12 @@ class LiveSession:
         if max_output_tokens is not None:
             self.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
             self.stream.session.max_new_tokens = self.max_output_tokens
-        changes = instructions is not None and instructions != self.instructions
-        self.instructions = instructions if changes else self.instructions
-        if not (changes and self.has_begun and instructions.strip()):
-            return False
-        await self.ask(instructions, reply_now=False, instructs=True)
-        return True
+        if instructions is None or (self.has_begun and instructions.strip() in ("", self.instructions.strip())):
+            return None  # what was said before cannot be unsaid
+        if self.has_begun:
+            await self.ask(instructions, reply_now=False, instructs=True)
+        self.instructions = instructions
+        return "as a turn" if self.has_begun else "at the start"
 
     async def _change(self, options: SessionOptions) -> None:
         if options.memory() != self.options.memory():

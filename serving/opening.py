@@ -34,6 +34,7 @@ async def open_stream(session: Any) -> tuple[EngineStream, Teller]:
     except RuntimeError as error:
         raise RequestError(str(error), status=503, code="engine_stopped") from None
     teller.session, stream.max_events = stream.session, limits.max_unsent
+    stream.session.answers_early = True  # a client would wait in silence for the answer
     return stream, teller
 
 

@@ -214,18 +214,21 @@ class Conversation:
 
     # ------------------------------------------------------------------------------------------- what the session does
 
-    def add_item(self, item: dict[str, Any], *, has_frame: bool) -> None:
-        """Add an item that a client sent. An item with a frame is done when the frame is seen or dropped."""
-        self._append(item)
+    def add_item(self, item: dict[str, Any], *, has_frame: bool, **told: Any) -> None:
+        """
+        Add an item that a client sent. An item with a frame is done when the frame is seen or dropped. `told` are
+        further fields of the event.
+        """
+        self._append(item, **told)
         if not has_frame:
             self.emit("conversation.item.done", previous_item_id=item["previous"], item=_shown(item))
 
-    def _append(self, item: dict[str, Any]) -> None:
+    def _append(self, item: dict[str, Any], **told: Any) -> None:
         item["previous"], self.last_item = self.last_item, item["id"]
         self.items[item["id"]] = item
         while len(self.items) > _MOST_ITEMS:
             self.items.popitem(last=False)
-        self.emit("conversation.item.added", previous_item_id=item["previous"], item=_shown(item))
+        self.emit("conversation.item.added", previous_item_id=item["previous"], item=_shown(item), **told)
 
     def _listen(self, kind: str, *what: Any) -> None:
         if self._closing is not None and kind in ("begin", "words", "end"):
@@ -248,7 +251,8 @@ class Conversation:
         item = {"id": f"item_{secrets.token_hex(10)}", "object": "realtime.item", "type": "message"}
         item |= {"status": "in_progress", "role": "assistant", "content": []}
         self._replies[reply.reply_id] = item
-        self.emit("response.created", response=self._response(reply, []), videollm_mod=self._place(reply))
+        response = self._response(reply, [], begins=True)
+        self.emit("response.created", response=response, videollm_mod=self._place(reply))
         self.emit("response.output_item.added", response_id=reply.reply_id, output_index=0, item=_shown(item))
         self._append(item)
         self.emit("response.content_part.added", **self._part(reply), part=content_part(reply))
@@ -370,8 +374,9 @@ class Conversation:
         """Tell the client what was wrong with an event."""
         self.emit("error", error=error.to_dict() | {"event_id": event_id})
 
-    def _response(self, reply: Reply, output: list[dict[str, Any]]) -> dict[str, Any]:
-        return response_object(reply, output, self.conversation_id, self.session.max_output_tokens)
+    def _response(self, reply: Reply, output: list[dict[str, Any]], *, begins: bool = False) -> dict[str, Any]:
+        most = self.session.max_output_tokens
+        return response_object(reply, output, self.conversation_id, most, begins=begins)
 
     def _part(self, reply: Reply) -> dict[str, Any]:
         """Return the names of the part that holds a response."""
@@ -440,7 +445,7 @@ class Connection:
     def notice(self) -> None:
         """Take note that there is an event to send."""
         self._news.set()
-        if self.conversation.num_missed:
+        if self.conversation.num_missed and not self._end.done():
             self.session.sessions.metrics.disconnected.labels("slow_reader").inc()
             self.finish(SLOW_READER, "events were not read fast enough; resume the session")
 

@@ -77,9 +77,12 @@ def modalities(is_spoken: bool | None) -> list[str]:
     return ["audio"] if is_spoken else ["text"]
 
 
-def response_object(reply: Reply, output: list[dict[str, Any]], conversation: str, max_tokens: int) -> dict[str, Any]:
-    """Return a response, with the items that it consists of so far."""
-    status, details = _status(reply, max_tokens)
+def response_object(
+    reply: Reply, output: list[dict[str, Any]], conversation: str, max_tokens: int, *, begins: bool = False
+) -> dict[str, Any]:
+    """Return a response, with the items that it consists of so far. One that `begins` is in progress."""
+    # It may have been cancelled before it began. The protocol says so at its end.
+    status, details = ("in_progress", None) if begins else _status(reply, max_tokens)
     return {
         "object": "realtime.response",
         "id": reply.reply_id,

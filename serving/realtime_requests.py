@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from transformers.utils import logging
 
-from .event_fields import event_id_of, object_of, parse_event, text_of
+from .event_fields import boolean_of, check_model, event_id_of, object_of, parse_event, text_of
 from .fetching import read_data_uri, read_picture
 from .limits import RequestError
 from .live_session import LiveSession
@@ -63,15 +63,23 @@ async def _update_session(conversation: Conversation, event: dict[str, Any]) -> 
     if unknown:
         name = f"session.{unknown[0]}"
         raise RequestError(f"`{name}` is unknown.", code="unknown_parameter", param=name)
+    for name in ("object", "id"):
+        text_of(asked, name, path="session.")
+    if text_of(asked, "type", path="session.") not in (None, "realtime"):
+        raise RequestError("`session.type` can be 'realtime' only.", code="invalid_value", param="session.type")
+    if (model := text_of(asked, "model", path="session.")) is not None:
+        check_model(conversation.model, model, param="session.model")
     instructions = text_of(asked, "instructions", path="session.")
     options = read_options(object_of(asked, "videollm_mod", path="session."), session.options)
     most = _most_tokens(asked.get("max_output_tokens"), session)
     audio, ignored, errors = read_audio(asked, conversation.audio, session.limits)
-    is_turn = await session.update(options, instructions=instructions, max_output_tokens=most)
+    entered = await session.update(options, instructions=instructions, max_output_tokens=most)
     conversation.audio = audio
-    ignored = sorted([*(name for name in asked if name in _IGNORED), *ignored])
-    added = {} if instructions is None else {"instructions_entered": "as a turn" if is_turn else "at the start"}
-    conversation.emit("session.updated", session=conversation.describe(ignored=ignored or None, **added))
+    # The model remembers instructions that it has heard.
+    stays = instructions is not None and entered is None and instructions.strip() != session.instructions.strip()
+    ignored = sorted([*(name for name in asked if name in _IGNORED), *ignored, *(["instructions"] if stays else [])])
+    described = conversation.describe(ignored=ignored or None, instructions_entered=entered)
+    conversation.emit("session.updated", session=described)
     for error in errors:
         conversation.fail(error, event_id_of(event))
 
@@ -123,6 +131,7 @@ async def _close_session(conversation: Conversation, _: dict[str, Any]) -> None:
 async def _create_item(conversation: Conversation, event: dict[str, Any]) -> None:
     item, session = object_of(event, "item", needed=True), conversation.session
     parts, role = _check_item(conversation, item)
+    told = _check_place(conversation, event)
     time = object_of(event, "videollm_mod").get("time")
     if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
         raise RequestError("`videollm_mod.time` must be seconds.", code="invalid_type", param="videollm_mod.time")
@@ -136,13 +145,13 @@ async def _create_item(conversation: Conversation, event: dict[str, Any]) -> Non
                 picture = await session.sessions.run(lambda url=part["image_url"], p=param: _read(url, session, p))
     shown = [{name: part[name] for name in _shown_of(part)} for part in parts]
     kept = {"id": item_id, "object": "realtime.item", "type": "message", "status": "completed", "role": role}
-    conversation.add_item(kept | {"content": shown}, has_frame=frame is not None)
+    conversation.add_item(kept | {"content": shown}, has_frame=frame is not None, **told)
     for part in parts:
         if part["type"] == "input_image":
             await session.push(frame, picture)
         else:
-            told = {"reply_now": False, "role": "assistant" if role == "assistant" else "user"}
-            say = partial(session.ask, part["text"], **told)
+            as_whom = "assistant" if role == "assistant" else "user"
+            say = partial(session.ask, part["text"], reply_now=False, role=as_whom)
             await conversation.hearing.in_order(say, event_id_of(event))
 
 
@@ -176,6 +185,18 @@ def _check_item(conversation: Conversation, item: dict[str, Any]) -> tuple[list[
     if sum(part["type"] == "input_image" for part in parts) > 1:
         raise RequestError("Send one frame per item.", code="invalid_value", param="item.content")
     return parts, role
+
+
+def _check_place(conversation: Conversation, event: dict[str, Any]) -> dict[str, Any]:
+    """Check after which item a new one is to come. Return what its event says about that."""
+    wanted = text_of(event, "previous_item_id")
+    if wanted is None or wanted == (conversation.last_item or "root"):
+        return {}
+    if wanted != "root" and wanted not in conversation.items:
+        wrong = f"There is no item {wanted!r}, or it is too old: without `previous_item_id` an item comes last."
+        raise RequestError(wrong, code="item_create_invalid_previous_item_id", param="previous_item_id")
+    # Time does not run backwards, so the item comes last. LiveKit names the last item of its own, not of the stream.
+    return {"videollm_mod": {"ignored": ["previous_item_id"]}}
 
 
 def _shown_of(part: dict[str, Any]) -> tuple[str, ...]:
@@ -233,7 +254,7 @@ async def _create_response(conversation: Conversation, event: dict[str, Any]) ->
             raise RequestError(wrong, code="invalid_value", param=f"response.{name}")
     instructions = text_of(asked, "instructions", path="response.")
     metadata = _metadata(asked)
-    interrupt = object_of(event, "videollm_mod").get("interrupt", False) is True
+    interrupt = boolean_of(object_of(event, "videollm_mod"), "interrupt", path="videollm_mod.")
     text = instructions if instructions and instructions.strip() else None
     if text is not None:
         conversation.session.limits.check_text(text, param="response.instructions")

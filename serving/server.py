@@ -437,6 +437,8 @@ async def _realtime(socket: WebSocket, server: Server) -> None:
     """Connect a client with a new session, or with the one that its token resumes."""
     token = socket.query_params.get("resume_token")
     try:
+        if (model := socket.query_params.get("model")) is not None:
+            check_model(server.name, model)
         if token is None:
             session = await server.sessions.open(SessionOptions(), owner=owner_of(socket))
             conversation = Conversation(session, server.name, server.audio)

@@ -82,11 +82,11 @@ def narration() -> list[tuple[float, str]]:
     return [(event.time, event.text) for event in model.narrate(processor, frames, fps=2)]
 
 
-async def connect(address: str, **options: Any) -> Any:
+async def connect(address: str, *, model: str = "videollm-mod", **options: Any) -> Any:
     """Return a realtime connection of the `openai` client. Options are those of `connect`."""
     client = AsyncOpenAI(api_key="key", base_url=f"http://{address}/v1", websocket_base_url=f"ws://{address}/v1")
     patience = {"open_timeout": 60}
-    return await client.realtime.connect(model="any", websocket_connection_options=patience, **options).enter()
+    return await client.realtime.connect(model=model, websocket_connection_options=patience, **options).enter()
 
 
 async def send(connection: Any, *events: dict[str, Any]) -> None:

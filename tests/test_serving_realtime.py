@@ -8,8 +8,10 @@ import json
 import socket
 import struct
 import time as clock
+from types import SimpleNamespace
 from typing import Annotated, get_args
 
+import httpx
 import pytest
 from engines import embedded
 from openai.types.realtime import RealtimeServerEvent
@@ -31,6 +33,7 @@ from tiny import random_frames, tiny_model, tiny_processor
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed
 
+from videollm_mod.serving.realtime import Connection
 from videollm_mod.serving.realtime_events import response_object
 from videollm_mod.serving.telling import Reply
 
@@ -136,6 +139,85 @@ def test_a_question_waits_for_response_create(server):
     assert "ignored" not in answered[-1].videollm_mod
 
 
+def test_text_alone_is_answered_as_in_a_chat(server):
+    """Without a frame nothing is waited for. Later frames are seen as usual."""
+    chat = {"messages": [{"role": "user", "content": "Hello."}], "model": "videollm-mod"}
+    answer = httpx.post(f"http://{server.address}/v1/chat/completions", json=chat, timeout=60).json()
+
+    async def talk():
+        connection = await connect(server.address)
+        await send(connection, {"type": "session.update", "session": {"instructions": ""}})
+        await send(connection, update_event(unprompted=False))
+        await send(connection, text_event("Hello."), {"type": "response.create"})
+        [*_, alone] = await until(connection, "response.done")
+        await send(connection, frame_event(frames()[0], 0.0), text_event("How many things do you see?"))
+        await until(connection, "conversation.item.done", 2)
+        await send(connection, {"type": "response.create"})
+        [*_, seen] = await until(connection, "response.done")
+        await connection.close()
+        return alone, seen
+
+    alone, seen = asyncio.run(talk())
+    assert alone.response.status == seen.response.status == "completed"
+    assert alone.response.output[0].content[0].text == answer["choices"][0]["message"]["content"]
+    assert alone.response.usage.input_token_details.image_tokens == 0
+    assert seen.response.usage.input_token_details.image_tokens == 64
+
+
+def test_instructions_are_not_unsaid(server):
+    """Before the first frame they change. The model remembers those that it has heard."""
+
+    async def change():
+        connection, told = await connect(server.address), []
+        for instructions in ("Look.", "Look."):
+            await send(connection, {"type": "session.update", "session": {"instructions": instructions}})
+            told += (await until(connection, "session.updated"))[-1:]
+        await send(connection, frame_event(frames()[0], 0.0))
+        await until(connection, "conversation.item.done")
+        for instructions in ("", "  ", "Look.", "Listen."):
+            await send(connection, {"type": "session.update", "session": {"instructions": instructions}})
+            told += (await until(connection, "session.updated"))[-1:]
+        await connection.close()
+        return [event.session for event in told]
+
+    told = asyncio.run(change())
+    assert [session.videollm_mod.get("instructions_entered") for session in told] == [
+        *["at the start"] * 2,
+        *[None] * 3,
+        "as a turn",
+    ]
+    assert [session.instructions for session in told] == [*["Look."] * 5, "Listen."]
+    assert [session.videollm_mod.get("ignored", []) for session in told] == [
+        *[[]] * 2,
+        *[["instructions"]] * 2,
+        *[[]] * 2,
+    ]
+
+
+def test_an_item_comes_last(small):
+    """A stream cannot insert anything before what the model has seen. An unknown place is refused in `WRONG`."""
+    wanted = [("root", None), ("a", "a"), (None, "b"), ("root", "c"), ("a", "d")]
+
+    async def add():
+        connection, found = await connect(small.address), []
+        for name, (place, _) in zip("abcde", wanted, strict=True):
+            await send(connection, text_event("Look.", id=name) | {"previous_item_id": place})
+            found += (await until(connection, "conversation.item.added"))[-1:]
+            await until(connection, "conversation.item.done")
+        await connection.close()
+        return found
+
+    found = asyncio.run(add())
+    assert [event.previous_item_id for event in found] == [previous for _, previous in wanted]
+    ignored = [getattr(event, "videollm_mod", {}).get("ignored") for event in found]
+    assert ignored == [None, None, None, ["previous_item_id"], ["previous_item_id"]]
+
+
+def test_another_model_is_not_found(small):
+    with pytest.raises(Exception, match="404"):
+        asyncio.run(connect(small.address, model="other"))
+
+
 def test_settings_change(server):
     async def change():
         connection = await connect(server.address)
@@ -174,15 +256,17 @@ def test_a_response_can_be_cancelled(server):
     async def cancel():
         connection = await connect(server.address)
         await send(connection, {"type": "response.cancel", "event_id": "early"})
-        none = (await until(connection, "error"))[-1]
+        created, *_, none = await until(connection, "error")
+        server.sessions.find(created.session.id).stream.pause()  # the request waits
         await send(
             connection, update_event(unprompted=False), {"type": "response.create"}, {"type": "response.cancel"}
         )
-        withdrawn = (await until(connection, "response.done"))[-1]
+        events = await until(connection, "response.done")
         await connection.close()
-        return none, withdrawn
+        return none, next(event for event in events if event.type == "response.created"), events[-1]
 
-    none, withdrawn = asyncio.run(cancel())
+    none, created, withdrawn = asyncio.run(cancel())
+    assert (created.response.status, created.response.status_details) == ("in_progress", None)
     assert (none.error.code, none.error.event_id) == ("response_cancel_not_active", "early")
     assert none.error.message.startswith("Cancellation failed")
     assert withdrawn.response.status == "cancelled"
@@ -235,6 +319,10 @@ WRONG = [
     ({"type": "nonsense"}, "invalid_value", "type"),
     ({"type": "session.update"}, "invalid_type", "session"),
     ({"type": "session.update", "session": {"colour": 1}}, "unknown_parameter", "session.colour"),
+    ({"type": "session.update", "session": {"model": "other"}}, "model_not_found", "session.model"),
+    ({"type": "session.update", "session": {"model": 5}}, "invalid_type", "session.model"),
+    ({"type": "session.update", "session": {"type": 7}}, "invalid_type", "session.type"),
+    ({"type": "session.update", "session": {"type": "transcription"}}, "invalid_value", "session.type"),
     (update_event(fps="fast"), "invalid_value", "session.videollm_mod.fps"),
     (update_event(fps=1000), "invalid_value", "session.videollm_mod.fps"),
     (update_event(colour=1), "unknown_parameter", "session.videollm_mod.colour"),
@@ -246,6 +334,9 @@ WRONG = [
     (frame_event(random_frames(1)[0], -1.0), "invalid_value", "videollm_mod.time"),
     (frame_event(random_frames(1)[0], 10**400), "invalid_value", "videollm_mod.time"),
     (text_event(" "), "invalid_value", "item.content.0.text"),
+    (text_event("x") | {"previous_item_id": "x"}, "item_create_invalid_previous_item_id", "previous_item_id"),
+    (text_event("x") | {"previous_item_id": 5}, "invalid_type", "previous_item_id"),
+    ({"type": "response.create", "videollm_mod": {"interrupt": "no"}}, "invalid_type", "videollm_mod.interrupt"),
     (text_event("x" * 8001), "text_too_long", "item.content"),
     (text_event("\ud800"), "invalid_value", "item.content"),
     ({"type": "conversation.item.create", "item": {"type": "function_call"}}, "invalid_value", "item.type"),
@@ -375,7 +466,7 @@ def test_events_as_pipecat_sends_them(server, modalities):
     item = {"object": "realtime.item", "type": "message", "role": "user"}
 
     async def talk():
-        async with connect_websocket(f"ws://{server.address}/v1/realtime?model=any") as client:
+        async with connect_websocket(f"ws://{server.address}/v1/realtime?model=videollm-mod") as client:
             assert json.loads(await client.recv())["type"] == "session.created"
             audio = {"input": {"turn_detection": None}}
             session = {"type": "realtime", "instructions": "Please narrate.", "audio": audio, "tools": []}
@@ -438,7 +529,7 @@ def test_events_as_livekit_sends_them(server):
 
     async def talk():
         connection = await connect(server.address)
-        session = {"type": "realtime", "model": "any", "output_modalities": ["audio"], "audio": audio}
+        session = {"type": "realtime", "model": "videollm-mod", "output_modalities": ["audio"], "audio": audio}
         session |= {"max_output_tokens": "inf", "tool_choice": "auto", "tracing": None}
         response = {"instructions": "What color is the thing?", "metadata": {"client_event_id": "response_create_1"}}
         await send(
@@ -509,6 +600,20 @@ def test_many_connections_with_one_slow_reader(server):
     resumed, *heard = asyncio.run(all_at_once())
     assert heard == [narration()[:1]] * 31
     assert resumed["resumed"] and resumed["missed_events"] > 0
+
+
+def test_a_slow_reader_is_counted_once():
+    async def notice():
+        counted = []
+        counter = SimpleNamespace(labels=lambda reason: SimpleNamespace(inc=lambda: counted.append(reason)))
+        sessions = SimpleNamespace(metrics=SimpleNamespace(disconnected=counter))
+        conversation = SimpleNamespace(session=SimpleNamespace(sessions=sessions), num_missed=0)
+        connection = Connection(None, conversation, None)
+        for conversation.num_missed in (0, 1, 2, 3):
+            connection.notice()
+        return counted
+
+    assert asyncio.run(notice()) == ["slow_reader"]
 
 
 def test_a_lost_connection_is_resumed(server):

@@ -62,8 +62,9 @@ async def replay(address, name):
             if row["after"] is not None:
                 await until(lambda row=row: has_come(*row["after"]))
             event = row["event"]
-            if event.get("item_id", "").startswith("item of response "):
-                event = event | {"item_id": made(int(event["item_id"].split()[-1]))}
+            for name in ("item_id", "previous_item_id"):
+                if event.get(name, "").startswith("item of response "):
+                    event = event | {name: made(int(event[name].split()[-1]))}
             await client.send(json.dumps(event))
         items = sum(row["event"]["type"] == "conversation.item.create" for row in rows)
         await until(lambda: sum(is_done_item(event) for event in found) >= items)
