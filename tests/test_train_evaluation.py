@@ -3,6 +3,7 @@
 """Evaluation: free streaming, the command, and the results on model cards."""
 
 import json
+import random
 import re
 from datetime import date
 from pathlib import Path
@@ -59,6 +60,36 @@ def test_each_event_matches_once_and_within_the_tolerance():
         predictions=[said((5.0, "It leaves."))], references=[said((4.0, "It leaves."))], tolerance=1.0
     )
     assert wide["event_f1"] == 1.0 and wide["event_delay"] == 1.0
+
+
+def test_the_nearest_event_does_not_take_the_partner_of_another():
+    metric = evaluate_metric("stream_events")
+    predictions, references = (
+        said((1.0, "It blinks."), (1.8, "It blinks.")),
+        said((0.55, "It blinks."), (1.4, "It blinks.")),
+    )
+    assert metric.compute(predictions=[predictions], references=[references], tolerance=0.5)["event_f1"] == 1.0
+
+
+def test_as_many_events_are_right_as_there_can_be():
+    """Random events: the score has the count of the best pairing, found by trying all."""
+    rng, metric = random.Random(0), evaluate_metric("stream_events")
+
+    def best(told, true):
+        if not told:
+            return 0
+        first, *others = told
+        near = [one for one in true if one["text"] == first["text"] and abs(one["time"] - first["time"]) <= 0.5 + 1e-6]
+        return max(
+            best(others, true), *(1 + best(others, [other for other in true if other is not one]) for one in near), 0
+        )
+
+    for _ in range(60):
+        told, true = (
+            said(*((rng.randrange(30) / 10, rng.choice("AAB")) for _ in range(rng.randrange(1, 6)))) for _ in range(2)
+        )
+        precision = metric.compute(predictions=[told], references=[true])["event_precision"]
+        assert round(precision * len(told)) == best(told, true), (told, true)
 
 
 def test_the_delay_includes_events_beyond_the_tolerance():

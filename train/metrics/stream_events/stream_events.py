@@ -11,10 +11,10 @@ import evaluate
 _DESCRIPTION = """
 `predictions` and `references` are lists of `{"time": seconds, "text": words}` for each stream: what the model said
 unprompted, and what it should have said. An event is correct if its words match, apart from case and spaces, and its
-time differs by at most `tolerance` seconds. Each event counts once. Returns `event_precision`, `event_recall`,
-`event_f1` and `event_delay`. The delay is the mean number of seconds from the true time to the time at which the model
-spoke, negative if it spoke early. It covers events with matching words at most `delay_window` seconds apart, paired
-nearest in time first, and is 0 if there are none.
+time differs by at most `tolerance` seconds. Each event counts once, and as many as possible count. Returns
+`event_precision`, `event_recall`, `event_f1` and `event_delay`. The delay is the mean number of seconds from the true
+time to the time at which the model spoke, negative if it spoke early. It covers events with matching words at most
+`delay_window` seconds apart, paired nearest in time first, and is 0 if there are none.
 """
 _CITATION = """"""
 
@@ -46,17 +46,7 @@ class StreamEvents(evaluate.Metric):
         for said, happened in zip(predictions, references, strict=True):
             told, true = told + len(said), true + len(happened)
             delays += _delays(said, happened, delay_window)
-            left = list(happened)
-            for event in sorted(said, key=lambda event: event["time"]):
-                near = [
-                    other
-                    for other in left
-                    if _words(other["text"]) == _words(event["text"])
-                    and abs(other["time"] - event["time"]) <= tolerance + 1e-6
-                ]
-                if near:
-                    left.remove(min(near, key=lambda other: abs(other["time"] - event["time"])))
-                    right += 1
+            right += _count_right(said, happened, tolerance + 1e-6)
         precision, recall = right / max(told, 1), right / max(true, 1)
         return {
             "event_precision": precision,
@@ -64,6 +54,32 @@ class StreamEvents(evaluate.Metric):
             "event_f1": 2 * precision * recall / max(precision + recall, 1e-9),
             "event_delay": sum(delays) / max(len(delays), 1),
         }
+
+
+def _count_right(said: list[dict[str, Any]], happened: list[dict[str, Any]], tolerance: float) -> int:
+    """
+    Return the largest number of pairs with the same words that are near enough in time.
+
+    Of two times that are too far apart, the earlier one is too far from all later ones too. So pairing in order of
+    time finds as many pairs as there can be. The nearest pair first may leave two others without a partner.
+    """
+    right, true = 0, _by_words(happened)
+    for words, times in _by_words(said).items():
+        others, place = true.get(words, []), 0
+        for time in times:
+            while place < len(others) and others[place] < time - tolerance:
+                place += 1
+            if place < len(others) and others[place] <= time + tolerance:
+                right, place = right + 1, place + 1
+    return right
+
+
+def _by_words(events: list[dict[str, Any]]) -> dict[tuple[str, ...], list[float]]:
+    """Return the times of events with the same words, in order."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for event in sorted(events, key=lambda event: event["time"]):
+        found.setdefault(tuple(_words(event["text"])), []).append(event["time"])
+    return found
 
 
 def _delays(said: list[dict[str, Any]], happened: list[dict[str, Any]], window: float) -> list[float]:
