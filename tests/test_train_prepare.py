@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`train/data/prepare.py`: the command, its table, and what converters share."""
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from programs import run_main
 from tiny import random_frames, write_clip
 
 from videollm_mod.train.data import converters, prepare
-from videollm_mod.train.data.converters import CONVERTERS, Converter, Notes, Videos, read_json
+from videollm_mod.train.data.converters import CONVERTERS, Converter, Notes, Videos, read_json, read_json_lines
 from videollm_mod.train.data.dialogues import (
     ceil_frame,
     clip,
@@ -30,6 +31,8 @@ from videollm_mod.train.data.dialogues import (
     to_text,
 )
 from videollm_mod.train.data.faults import WHERE, FaultyRowError
+from videollm_mod.train.data.json_rows import mend_halves
+from videollm_mod.train.data.json_streams import _Shallow, read_values
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.video_reading_videollm_mod import read_video
 
@@ -149,6 +152,42 @@ def test_rows_that_may_surprise_are_counted_and_kept(lights, monkeypatch):
     done = run(lights, "--task", "when", "--strict", "--colour", "the “red” [left")
     assert "mended 2: characters beyond ASCII, such as curly quotes: kept (0/when, messages" in done.stdout
     assert "mended 2: brackets, as the stream format has: kept as text (0/when, messages" in done.stdout
+
+
+HALVES = (
+    rb'["a\ud83d b", "\udc00\uDC01", "\ud83d\ude00\uD83D\uDE00", "\\ud83d", "\\\ud83d", "\u00e9\ud83d\ud83d\ude00"]'
+)
+MENDED = ["a\ufffd b", "\ufffd\ufffd", "\U0001f600" * 2, "\\ud83d", "\\\ufffd", "\xe9\ufffd\U0001f600"]
+
+
+@pytest.mark.parametrize("size", range(1, 40))
+def test_pieces_of_a_stream_are_mended_as_the_whole(size):
+    assert json.loads(mend_halves(HALVES)) == MENDED and len(mend_halves(HALVES)) == len(HALVES)
+    file = _Shallow(io.BytesIO(HALVES))
+    assert b"".join(iter(lambda: file.read(size), b"")) == mend_halves(HALVES)
+
+
+def test_every_reader_of_annotations_mends_halves_of_characters(tmp_path):
+    (tmp_path / "a.json").write_bytes(HALVES)
+    assert read_json(tmp_path / "a.json") == list(read_values(tmp_path / "a.json", "item")) == MENDED
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": ' + HALVES + b"}")
+    assert [row for _, row in read_json_lines(tmp_path / "a.jsonl")] == [{"a": MENDED}]
+
+
+def test_half_of_a_character_is_mended_with_row_and_field(lights):
+    """No run ends without `about.json`, and the other rows stay."""
+    path = lights / "lights.json"
+    path.write_text(path.read_text().replace('"id": 0', r'"id": "x\ud83d"'))
+    done = run(lights, "--task", "when", "--colour", "green")
+    assert done.returncode == 0, done.stderr
+    about = json.loads((lights / "out" / "about.json").read_text())
+    what = "a character that is not whole or unknown: kept as U+FFFD"
+    assert about["splits"]["train"]["rows"] == 3 and about["splits"]["train"]["mended"][what] == 1
+    assert f"mended 1: {what} (x\ufffd/when, id)" in done.stdout
+    # Names on a disk and of options may have halves too, and no file can have these rows.
+    lost = run(lights, "--task", "when", "--colour", "gr\udcffn")
+    assert lost.returncode == 1 and "text that is not Unicode (0/when, messages[0].content" in lost.stdout
+    assert list((lights / "out").glob("*.jsonl")), "the files of the first run stay"
 
 
 def test_the_table_names_what_was_left_out(lights):

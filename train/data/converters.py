@@ -23,7 +23,7 @@ from videollm_mod.outputs import write_text
 from videollm_mod.train.data.child_processes import ChildProcesses, CrashError
 from videollm_mod.train.data.dialogues import last_frame
 from videollm_mod.train.data.faults import UNREADABLE, FaultyRowError, open_video
-from videollm_mod.train.data.json_rows import parse_row
+from videollm_mod.train.data.json_rows import mend_halves, parse_row
 
 
 SPLITS = ("train", "validation", "test")
@@ -238,7 +238,8 @@ class Video:
 
 class Videos:
     """
-    The videos of a folder, found by name: in folders of any depth, and with the extension of any container.
+    The videos of a folder, found by name, or by the name of the folder that holds them and their own: in folders of
+    any depth, and with the extension of any container.
 
     Args:
         folder (`Path`): The folder.
@@ -263,6 +264,10 @@ class Videos:
                 video = Video(path)
                 self._found.setdefault(path.stem, video)
                 self._found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), video)
+        # A complete path comes before the end of another.
+        for video in list(self._found.values()):
+            parts = video.path.relative_to(folder).with_suffix("").parts
+            self._found.setdefault("/".join(parts[-2:]), video)
 
     @contextmanager
     def remembering(self, path: Path) -> Iterator[None]:
@@ -379,14 +384,15 @@ def _is_video(name: str) -> bool:
 
 def read_json(path: Path) -> Any:
     """
-    Read a JSON file into memory. A made-up file in COIN's layout, of 8 MB, took 39 MB.
+    Read a JSON file into memory. A made-up file in COIN's layout, of 8 MB, took 39 MB. See [`mend_halves`] for
+    characters that are not whole.
 
     Raises:
         `ValueError`: If it is not JSON in UTF-8. The message names the place.
         `OSError`: If it cannot be read.
     """
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return json.loads(mend_halves(path.read_bytes()).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"'{path}', byte {error.start}: not UTF-8.") from None
     except json.JSONDecodeError as error:
@@ -407,7 +413,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
             if line.strip():
                 where = f"{path.name}, line {number}"
                 try:
-                    yield where, parse_row(line, where)
+                    yield where, parse_row(mend_halves(line), where)
                 except FaultyRowError:
                     yield where, None
 

@@ -28,6 +28,15 @@ LONGEST_ROW = 1 << 25
 # Bytes of the longest array, which is read at once.
 LONGEST_ARRAY = 1 << 30
 _BOM = b"\xef\xbb\xbf"
+# An escape of JSON: both halves of a character, one half, or any other. Only a half has this size in bytes.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[dD][89a-fA-F][0-9a-fA-F]{2}|.)", re.DOTALL
+)
+_HALF_SIZE = 6
+# The beginning of both halves, or of one, at the end of a piece.
+_UNFINISHED = re.compile(
+    rb"\\(?:u(?:[dD][0-9a-fA-F]{0,2}|[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?)?)?\Z"
+)
 _PLACE = ("file", "line", "begin", "size")
 
 
@@ -141,6 +150,30 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
     if message is not None:
         raise FaultyRowError(where + message)
     return row
+
+
+def mend_halves(data: bytes) -> bytes:
+    """
+    Replace each half of a character (a lone surrogate) in JSON by U+FFFD, the sign for a character that is unknown.
+
+    Python reads halves and cannot write them, and the parser of streams changes or refuses them. The length stays, so
+    errors name the same places.
+
+    Example: `mend_halves(rb'"a \\ud83d"')` is `rb'"a \\ufffd"'`.
+    """
+    if b"\\ud" not in data and b"\\uD" not in data:
+        return data
+    return _ESCAPE.sub(lambda found: rb"\ufffd" if len(found[0]) == _HALF_SIZE else found[0], data)
+
+
+def unfinished_escape(data: bytes) -> int:
+    """Return where an escape begins that may go on after the end of a piece of JSON, or the length if none does."""
+    found = _UNFINISHED.search(data)
+    if found is None:
+        return len(data)
+    begin = found.start()
+    # After an odd number of backslashes, this one is what the one before it escapes.
+    return begin if (begin - len(data[:begin].rstrip(b"\\"))) % 2 == 0 else len(data)
 
 
 def _with_single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

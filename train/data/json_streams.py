@@ -15,22 +15,29 @@ import ijson
 
 from videollm_mod.train.data.converters import Notes
 from videollm_mod.train.data.dialogues import to_number, to_text
+from videollm_mod.train.data.json_rows import mend_halves, unfinished_escape
 
 
 _BOM = b"\xef\xbb\xbf"
 # The parser keeps the place of each list and object that it is in, so that its memory grows with the square of this.
 _DEEPEST = 200
+# Seconds by which a time may lie outside without a note. Files round their times.
+TOLERANCE = 0.01
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class _Shallow:
-    """A file of JSON that raises `ValueError` before it is read deeper than `_DEEPEST` lists and objects."""
+    """
+    A file of JSON that raises `ValueError` before it is read deeper than `_DEEPEST` lists and objects. Characters that
+    are not whole are mended: see [`mend_halves`].
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._depth, self._is_text, self._escape = file, 0, False, b""
+        self._rest = b""
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+        data = self._read_whole(size)
         plain = (self._escape + data).replace(rb"\\", b"")
         # What this backslash escapes comes with the next piece.
         self._escape = b"\\" if plain.endswith(b"\\") else b""
@@ -46,6 +53,17 @@ class _Shallow:
         if max(self._depth, inner) > _DEEPEST:
             raise ValueError("lists and objects are nested too deeply")
         return data
+
+    def _read_whole(self, size: int) -> bytes:
+        """Read a piece that ends between two escapes. What is left comes with the next piece."""
+        more = self._file.read(size)
+        data, self._rest = self._rest + more, b""
+        while more and (end := unfinished_escape(data)) < len(data):
+            if end:
+                data, self._rest = data[:end], data[end:]
+                break
+            data += (more := self._file.read(size))
+        return mend_halves(data)
 
 
 @contextmanager
@@ -127,7 +145,7 @@ def take_span(
 ) -> tuple[float, float] | None:
     """
     Return start and end in seconds, from 0 on. Leave out an entry without both, and one that does not end after its
-    start, or before it with `may_be_empty`.
+    start, or before it with `may_be_empty`. A start up to 0.01 s before the video is 0, without a note.
     """
     start, end = (take_time(entry, key, notes, where, field) for key in keys)
     if start is None or end is None:
@@ -138,7 +156,7 @@ def take_span(
     if end < 0:
         notes.leave_out(where, field, "it ends before the video")
         return None
-    if start < 0:
+    if start < -TOLERANCE:
         notes.mended(where, field, "it starts before the video: moved to its start")
     return max(start, 0.0), end
 

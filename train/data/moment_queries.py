@@ -18,7 +18,7 @@ from videollm_mod.train.data.converters import Converter, Notes, Videos, list_fi
 from videollm_mod.train.data.dense_captions import annotated_length, shown_part
 from videollm_mod.train.data.dialogues import clip, to_number, to_text
 from videollm_mod.train.data.faults import FaultyRowError
-from videollm_mod.train.data.json_rows import parse_row
+from videollm_mod.train.data.json_rows import mend_halves, parse_row
 from videollm_mod.train.data.json_streams import take_pair
 from videollm_mod.train.data.moments import ask_for_moment, to_moment_replies
 
@@ -96,7 +96,9 @@ class Moments(Converter):
         last, asked = video.last_frame(self.fps), text.rstrip(" .")
         replies = to_moment_replies(asked, windows, fps=self.fps, last=last)
         if not replies:
-            notes.leave_out(query.id, "relevant_windows", "no window is left")
+            # The reason of a query's only window is the reason of the query.
+            if windows or not isinstance(query.windows, list) or len(query.windows) != 1:
+                notes.leave_out(query.id, "relevant_windows", "no window is left")
             return None
         truth = {
             "query": text,
@@ -140,7 +142,7 @@ def _first_line(path: Path) -> str:
 
 def _is_query_file(path: Path) -> bool:
     try:
-        row = parse_row(_first_line(path).encode(), path.name)
+        row = parse_row(mend_halves(_first_line(path).encode()), path.name)
     except FaultyRowError:
         return False
     return {"query", "vid"} <= row.keys()

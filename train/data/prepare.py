@@ -46,6 +46,8 @@ from videollm_mod.train.data.windows import MAX_FRAMES
 # Special tokens of common tokenizers: "<|im_end|>", "</s>", "[INST]".
 _SPECIAL = re.compile(r"<\|[^<>|\s]+\|>|</?(?:s|bos|eos|pad|unk|image|video)>|\[/?(?:INST|SYS|PAD|UNK|CLS|SEP|MASK)\]")
 
+# Half of a character, which no file can have, and the sign for a character that could not be read.
+_HALF, _UNKNOWN = re.compile("[\ud800-\udfff]"), re.compile("\ufffd")
 # A title that a converter puts before a text is no bracket of the annotation.
 _TITLE = re.compile(r"^\[[^\[\]]*\] ")
 
@@ -217,6 +219,8 @@ def _checked(
         texts = [message["content"] for message in row["messages"]]
         if row["id"] in seen.setdefault(split, set()):
             notes.leave_out(row["id"], "id", "there is another row with this id")
+        elif place := _find_text(row, _HALF):
+            notes.leave_out(row["id"].encode(errors="replace").decode(), place, "text that is not Unicode")
         elif not all(text.strip() for text in texts):
             notes.leave_out(row["id"], "messages", "a message has no text")
         elif split != "test" and not any(message["role"] == "assistant" for message in row["messages"]):
@@ -227,8 +231,24 @@ def _checked(
             yield split, row
 
 
+def _find_text(value: Any, pattern: re.Pattern[str], place: str = "") -> str | None:
+    """Return the place of the first text of a row that has a pattern, such as "messages[1].content"."""
+    if isinstance(value, str):
+        return place if pattern.search(value) else None
+    if isinstance(value, dict):
+        parts = ((f"{place}.{name}".lstrip("."), part) for name, part in value.items())
+    else:
+        parts = ((f"{place}[{index}]", part) for index, part in enumerate(value if isinstance(value, list) else ()))
+    return next((found for where, part in parts if (found := _find_text(part, pattern, where))), None)
+
+
 def _note_oddities(row: dict[str, Any], texts: list[str], fps: float, notes: Notes) -> None:
-    """Count what may surprise in rows that are kept. It is no fault: the processor never reads text as tokens."""
+    """
+    Count what may surprise in rows that are kept. But for characters that are not whole, it is no fault: the processor
+    never reads text as tokens.
+    """
+    if place := _find_text(row, _UNKNOWN):
+        notes.mended(row["id"], place, "a character that is not whole or unknown: kept as U+FFFD")
     if any(_SPECIAL.search(text) for text in texts):
         notes.mended(row["id"], "messages", "text that looks like a special token: kept as text", by_rule=True)
     if any("[" in plain or "]" in plain for plain in (_TITLE.sub("", text) for text in texts)):
@@ -289,7 +309,9 @@ def main() -> None:
         kinds = (PrepareArguments, find_converter(source))
         parser = HfArgumentParser(kinds, prog=f"prepare.py {source}", allow_abbrev=False)
         arguments, converter = parser.parse_args_into_dataclasses(rest)
-        prepare(source, converter, arguments, shlex.join(["python", "train/data/prepare.py", *sys.argv[1:]]))
+        command = shlex.join(["python", "train/data/prepare.py", *sys.argv[1:]])
+        # Names of files need not be Unicode, and `about.json` must be.
+        prepare(source, converter, arguments, command.encode(errors="replace").decode())
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
