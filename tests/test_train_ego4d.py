@@ -630,9 +630,7 @@ def test_faults_of_queries_are_counted(tmp_path, videos):
         "the window lies outside its clip": 1,
         "the window reaches outside its clip: cut": 1,
         "the entry is not an object": 1,
-        "it starts before the video: moved to its start": 1,
         "a window after the end of the video": 2,
-        "no window is left": 1,
         "there is no video file": 1,
         "after the end of the video": 1,
         "after the end of the video: cut there": 2,
@@ -641,6 +639,23 @@ def test_faults_of_queries_are_counted(tmp_path, videos):
         "there is no list": 1,
         "the entry names no video": 1,
     }
+
+
+def test_a_start_that_rounding_put_before_the_video_is_no_fault(tmp_path, videos):
+    entries = [nlq(asked("Where?", 3, 4), start=start, clip=f"c-{start}") for start in (-4e-7, -0.1)]
+    content = save(tmp_path, "nlq_val.json", {"videos": entries})
+    rows, counts, _ = convert(Ego4D, content, videos)
+    assert [(row["start"], row["truth"]["clip"]) for _, row in rows] == [(0.0, [0.0, 18.0])] * 2
+    assert counts == {"it starts before the video: moved to its start": 1}
+
+
+def test_a_window_that_begins_in_the_last_frame_is_told(tmp_path, videos):
+    entry = nlq(asked("Where?", 19.8, 19.9), asked("Who?", 20.6, 21), end=30)
+    rows, counts, _ = convert(Ego4D, save(tmp_path, "nlq_val.json", {"videos": [entry]}), videos)
+    assert [(row["truth"]["query"], [time for time, *_ in said(row)]) for _, row in rows] == [
+        ("where?", [None, 19.0, 19.5])
+    ]
+    assert counts == {"a window after the end of the video": 1, "after the end of the video: cut there": 2}
 
 
 # ------------------------------------------------------------------------------------------------- what LIVE published

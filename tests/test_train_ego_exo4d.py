@@ -111,6 +111,32 @@ def test_small_views_and_clips_come_first(tmp_path, root):
     assert len(rows) == 1 and counts == {"there is no video file": 1}
 
 
+@pytest.mark.parametrize("place", ["clips/train/t_9", "t_9", "deep/below/t_9"])
+def test_clips_of_segments_lie_at_any_depth(tmp_path, root, place):
+    """The folder of the take tells clips with the same times apart."""
+    clip = root / "train/t_9/start1.5_end3.5_aria01_214-1.mp4"
+    for folder in ("a/t_0", place):
+        (tmp_path / "videos" / folder).mkdir(parents=True)
+        (tmp_path / "videos" / folder / clip.name).symlink_to(clip)
+    file = benchmark(tmp_path, segment(1.5, 3.5, 0, name="t_9", uid="u-9", camera="aria01"), split="train")
+    ((_, row),), counts, _ = convert(EgoExo4D, file, tmp_path / "videos")
+    assert counts == {} and row["video"] == str(tmp_path / "videos" / place / clip.name)
+
+
+def test_what_begins_in_the_last_frame_is_shown_by_it(tmp_path, root):
+    """The last frame, at 9.5 s, shows the video up to its end at 10 s."""
+    benchmark(tmp_path, segment(9.7, 12, 2), segment(10.6, 12, 2))
+    ((_, row),), counts, _ = convert(EgoExo4D, tmp_path, root, task="keystep")
+    assert (row["start"], row["end"]) == (9.5, 9.5)
+    assert counts == {"after the end of the video: cut there": 1, "after the end of the video": 1}
+    steps = [key(4, 6, "Pour"), key(9.8, 10.5, "Drink"), key(10.6, 12, "Wash")]
+    save(tmp_path, "annotations/keystep_train.json", {"annotations": keysteps(*steps)})
+    ((_, row),), counts, _ = convert(EgoExo4D, tmp_path, root, task="keystep_stream")
+    assert said(row)[1:] == [(4.0, "a", "Pour."), (9.5, "a", "Drink.")]
+    assert row["truth"]["timeline"] == [[4, 6, "Pour"], [9.8, 10.0, "Drink"]]
+    assert counts == {"a step after the end of the video": 1}
+
+
 def test_keysteps_of_the_test_split_have_no_reply(tmp_path, root):
     asked = segment(1.2, 4.4, None)
     for name in ("label_id", "step_unique_id", "step_name"):

@@ -407,6 +407,9 @@ def test_proactive_video_qa_has_spans(videos, tmp_path):
         4.1,
         4.0,
     )
+    # A span that ends after the video is cut, also in the truth.
+    assert [(span["start"], span["end"]) for span in rows["web/entry 2"]["truth"]["spans"]] == [(0.0, 6.0)]
+    assert found(notes.mended_by) == {"ends after the end of the video: cut there": 1}
     assert found(notes.left_out) == {
         "after the end of the video": 1,
         "there is no text to say": 1,

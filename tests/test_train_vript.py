@@ -100,6 +100,16 @@ def test_scenes_are_described_when_they_end(folder):
     assert not left and not mended
 
 
+def test_every_scene_of_the_truth_is_described(folder):
+    """Scenes with equal words are told each, and scenes that end at one frame are one reply."""
+    captions = {1: CAPTIONS[1], 2: CAPTIONS[1], 3: CAPTIONS[2], 4: CAPTIONS[3]}
+    save(folder, captions, [heard(1, 2.0), heard(2, 2.1), heard(3, 0.3), heard(4, 5.6)])
+    row, left, mended = convert(folder, titles=True)
+    assert said(row) == [(2.0, "The cat."), (4.5, "The cat. The dog."), (9.5, "End.")]
+    assert row["truth"]["sentences"] == ["The cat.", "The cat.", "The dog.", "End."] and not left
+    assert mended == {"is said at the same frame as another: one reply": 1}
+
+
 def test_titles_shots_and_cameras_are_options(folder):
     path = save(folder, CAPTIONS, ASR)
     row, *_ = convert(folder, annotations=path, say_at="start", titles=True, shots=True, camera=True)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, find_file, read_json
 from videollm_mod.train.data.dialogues import (
     as_sentence,
+    begins_after,
     ceil_frame,
     clamp,
     clip,
@@ -148,7 +149,7 @@ class Lesson:
             return None
         last, where = self.video.last_frame(self.fps), (self.name, field)
         first, end = (ceil_frame(time, self.fps) for time in times)
-        if first > last + 1:
+        if begins_after(times[0], last, self.fps):
             notes.leave_out(*where, "after the end of the video")
             return None
         if end > last + 1:

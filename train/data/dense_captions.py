@@ -14,15 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, list_files, read_json, split_of
-from videollm_mod.train.data.dialogues import (
-    ceil_frame,
-    clamp,
-    clip,
-    place_replies,
-    reply_messages,
-    to_number,
-    to_text,
-)
+from videollm_mod.train.data.dialogues import clip, join_events, reply_messages, to_number, to_text
 from videollm_mod.train.data.json_streams import take_pair
 
 
@@ -250,16 +242,10 @@ class DenseCaptions(Converter):
         return {**about, **clip(0, last, self.fps), "messages": [question, *replies], "truth": truth}
 
     def _place(self, events: list[Event], last: int, name: str, notes: Notes) -> list[tuple[int, str]]:
-        """Place captions on frames in order of reply time, then of starts. Captions at one frame are one reply."""
-        said: dict[int, list[str]] = {}
-        for event in sorted(events, key=lambda event: (getattr(event, self.say_at), event.start)):
-            frame, text = clamp(ceil_frame(getattr(event, self.say_at), self.fps), last), as_caption(event.text)
-            if frame in said:
-                notes.mended(name, event.place, "is said at the same frame as another: one reply", by_rule=True)
-            if text not in said.setdefault(frame, []):
-                said[frame].append(text)
-        texts = [(frame / self.fps, " ".join(said[frame])) for frame in sorted(said)]
-        return place_replies(texts, last, self.fps, notes, name, "sentences")
+        """Place captions on frames in order of reply time, then of starts."""
+        ordered = sorted(events, key=lambda event: (getattr(event, self.say_at), event.start))
+        told = ((getattr(event, self.say_at), as_caption(event.text), event.place) for event in ordered)
+        return join_events(told, last, self.fps, notes, name)
 
 
 @dataclass

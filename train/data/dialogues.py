@@ -68,6 +68,15 @@ def last_frame(duration: float, fps: float) -> int:
     return max(math.ceil(duration * fps - _TOUCH) - 1, 0)
 
 
+def begins_after(start: float, last: int, fps: float) -> bool:
+    """
+    Return whether something begins after the end of a video: more than a frame after its last one.
+
+    What begins in the time of the last frame is shown by this frame, although the grid has none at or after its start.
+    """
+    return ceil_frame(start, fps) > last + 1
+
+
 def clamp(frame: int, last: int) -> int:
     """Return the index of a frame within a video of `last + 1` frames."""
     return min(max(frame, 0), last)
@@ -140,6 +149,32 @@ def place_replies(
     return placed
 
 
+def join_events(
+    events: Iterable[tuple[float, str, str]], last: int, fps: float, notes: "Notes", where: str
+) -> list[tuple[int, str]]:
+    """
+    Place what is said of events on frames, in the order given. The texts at one frame are one reply.
+
+    A text that equals the one before it stays, unlike in [`place_replies`]: it tells another event, which the truth
+    has too. Only within one reply is a text said once.
+
+    Args:
+        events (iterable of `tuple[float, str, str]`): Seconds, text and field of each event.
+        last, fps, notes, where: As of [`place_replies`].
+
+    Returns:
+        `list[tuple[int, str]]`: Frames, which rise, and texts.
+    """
+    said: dict[int, list[str]] = {}
+    for time, text, field in events:
+        frame = clamp(ceil_frame(time, fps), last)
+        if frame in said:
+            notes.mended(where, field, "is said at the same frame as another: one reply", by_rule=True)
+        if text not in said.setdefault(frame, []):
+            said[frame].append(text)
+    return [(frame, " ".join(said[frame])) for frame in sorted(said)]
+
+
 def reply_messages(placed: Iterable[tuple[int, str]], fps: float) -> list[dict[str, Any]]:
-    """Return replies that [`place_replies`] placed, as messages."""
+    """Return replies that [`place_replies`] or [`join_events`] placed, as messages."""
     return [{"role": "assistant", "content": text, "time": frame / fps} for frame, text in placed]

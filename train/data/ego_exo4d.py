@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, find_below, find_files
 from videollm_mod.train.data.dialogues import (
     as_sentence,
+    begins_after,
     ceil_frame,
     clamp,
     clip,
@@ -243,9 +244,11 @@ class EgoExo4D(Converter):
     ) -> tuple[Video, int, int] | None:
         """Return the video and the first and last frame of a segment. Prefer the benchmark's clip of the segment."""
         name = segment.get("ego_segment_name")
-        own = videos.find(name) if isinstance(name, str) else None
+        # The folder of the split may be missing, or others may lie above it. Names of clips repeat between takes.
+        names = (name, "/".join(name.split("/")[-2:])) if isinstance(name, str) else ()
+        own = videos.find(*names)
         if own is not None:
-            return None if videos.open(notes, where, field, name) is None else (own, 0, own.last_frame(self.fps))
+            return None if videos.open(notes, where, field, *names) is None else (own, 0, own.last_frame(self.fps))
         span = take_span(segment, ("start_time", "end_time"), notes, where, field)
         camera = _CAMERA.search(name) if isinstance(name, str) else None
         video = self._open(*uids, videos, notes, camera[1] if camera else None) if span else None
@@ -253,7 +256,7 @@ class EgoExo4D(Converter):
             return None
         last = video.last_frame(self.fps)
         first, end = (ceil_frame(time, self.fps) for time in span)
-        if first > last:
+        if begins_after(span[0], last, self.fps):
             notes.leave_out(where, f"{field}.start_time", "after the end of the video")
             return None
         if span[1] * self.fps > last + 1:

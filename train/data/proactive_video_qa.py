@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from videollm_mod.train.data.converters import Converter, Notes, Video, Videos, read_json
 from videollm_mod.train.data.dialogues import ceil_frame, clamp, clip, to_number, to_text
-from videollm_mod.train.data.json_streams import take_pair
+from videollm_mod.train.data.json_streams import TOLERANCE, take_pair
 
 
 _SILENT = "NO REPLY"
@@ -116,10 +116,15 @@ def _spans(value: Any, question: str, notes: Notes, where: str) -> list[dict[str
 
 
 def _within(spans: list[dict[str, Any]], video: Video, notes: Notes, where: str) -> list[dict[str, Any]]:
-    """Return the spans that begin before the end of the video."""
-    kept = [span for span in spans if span["start"] < video.duration]
-    for _ in range(len(spans) - len(kept)):
-        notes.leave_out(where, "answer", "after the end of the video")
+    """Return the spans that begin before the end of the video, cut there."""
+    kept = []
+    for span in spans:
+        if span["start"] >= video.duration:
+            notes.leave_out(where, "answer", "after the end of the video")
+            continue
+        if span["end"] > video.duration + TOLERANCE:
+            notes.mended(where, "answer", "ends after the end of the video: cut there")
+        kept.append({**span, **{name: min(span[name], video.duration) for name in ("end", "related_end")}})
     return kept
 
 

@@ -21,7 +21,7 @@ from videollm_mod.train.data.dialogues import (
     clamp,
     clip,
     heard_message,
-    place_replies,
+    join_events,
     reply_messages,
     to_number,
     to_text,
@@ -97,8 +97,10 @@ class Vript(Converter):
         if abs(max(end for _, end in spans.values()) - video.duration) > SAME_LENGTH:
             notes.mended(where, f"{where}_asr.jsonl", "the scenes do not fill the video: kept")
         says_end = self.say_at == "end"
-        replies = [(end if says_end else start + 1 / self.fps, text) for start, end, text in events]
-        messages = reply_messages(place_replies(replies, last, self.fps, notes, where, "data"), self.fps)
+        replies = [(end if says_end else start + 1 / self.fps, text, "data") for start, end, text in events]
+        if any(time * self.fps > last + 1 for time, *_ in replies):
+            notes.mended(where, "data", "after the end of the video: moved to the last frame")
+        messages = reply_messages(join_events(replies, last, self.fps, notes, where), self.fps)
         if self.speech:
             messages = self._with_speech(messages, speech, spans, last, where, notes)
         truth = {

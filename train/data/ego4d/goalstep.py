@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from videollm_mod.train.data.converters import Notes, Video, Videos
-from videollm_mod.train.data.dialogues import ceil_frame, clip, place_replies, reply_messages, to_text
+from videollm_mod.train.data.dialogues import begins_after, ceil_frame, clip, place_replies, reply_messages, to_text
 from videollm_mod.train.data.joining import open_joined
-from videollm_mod.train.data.json_streams import read_values, take_span, take_text
+from videollm_mod.train.data.json_streams import TOLERANCE, read_values, take_span, take_text
 
 
-# Seconds that a substep may reach outside its step without a note.
-TOLERANCE = 0.01
 # The wording is ours.
 _STEPS = "I am doing this: {goal}. Tell me each step when it begins."
 _SUBSTEPS = "I am at this step: {goal}. Tell me each part of it when it begins."
@@ -149,7 +147,7 @@ def timeline_row(
         where (`str`): The video, for notes.
     """
     last = video.last_frame(fps)
-    shown = [step for step in timeline.steps if ceil_frame(step[0], fps) <= last]
+    shown = [step for step in timeline.steps if not begins_after(step[0], last, fps)]
     for _ in range(len(timeline.steps) - len(shown)):
         notes.leave_out(where, timeline.id, f"a {timeline.level.name} after the end of the video")
     told = [(start, as_reply(text)) for start, _, text in tell_once(shown)]
@@ -162,7 +160,7 @@ def timeline_row(
     span = clip(first, max(end, placed[-1][0]), fps)
     truth = {
         "goal": timeline.goal,
-        "timeline": [[start, min(end, video.duration), text] for start, end, text in shown],
+        "timeline": [[min(start, video.duration), min(end, video.duration), text] for start, end, text in shown],
     }
     return {"id": timeline.id, "truth": truth, "video": str(video.path), **span, "messages": messages}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from videollm_mod.train.data.converters import Notes, Video, Videos, read_json
-from videollm_mod.train.data.dialogues import clamp, clip, round_frame, to_text
+from videollm_mod.train.data.dialogues import begins_after, clamp, clip, round_frame, to_text
 from videollm_mod.train.data.json_streams import read_values, take_span, take_time
 
 
@@ -166,7 +166,7 @@ def lta_rows(
         name = f"{clip_.uid}_{seen[-1].index}"
         last = video.last_frame(fps)
         first, end = (round_frame(time, fps) for time in (seen[0].start, seen[-1].end))
-        if first > last:
+        if begins_after(seen[0].start, last, fps):
             notes.leave_out(name, "action_clip_start_sec", "after the end of the video")
             continue
         if end > last:

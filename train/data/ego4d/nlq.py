@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from videollm_mod.train.data.converters import Notes, Video, Videos
-from videollm_mod.train.data.dialogues import ceil_frame, clamp, clip, to_text
-from videollm_mod.train.data.json_streams import read_values, take_objects, take_span
+from videollm_mod.train.data.dialogues import begins_after, ceil_frame, clamp, clip, to_text
+from videollm_mod.train.data.json_streams import TOLERANCE, read_values, take_objects, take_span
 from videollm_mod.train.data.moments import ask_for_moment, to_moment_replies
 
 
-# Seconds that a window may reach outside its clip without a note.
-_TOUCH = 0.01
 _SPAN = ("video_start_sec", "video_end_sec")
 
 
@@ -131,7 +129,7 @@ def _read_window(
     if inside[1] <= inside[0]:
         notes.leave_out(uid, field, "the window lies outside its clip")
         return None
-    if max(span[0] - window[0], window[1] - span[1]) > _TOUCH:
+    if max(span[0] - window[0], window[1] - span[1]) > TOLERANCE:
         notes.mended(uid, field, "the window reaches outside its clip: cut")
     return inside
 
@@ -147,18 +145,20 @@ def nlq_row(query: Query, video: Video, *, fps: float, split: str, notes: Notes)
     """
     last = video.last_frame(fps)
     first, end = ceil_frame(query.clip[0], fps), ceil_frame(query.clip[1], fps)
-    if first > last:
+    if begins_after(query.clip[0], last, fps):
         notes.leave_out(query.id, "clips.video_start_sec", "after the end of the video")
         return None
     if end > last + 1:
         notes.mended(query.id, "clips.video_end_sec", "after the end of the video: cut there")
     first, end = clamp(first, last), clamp(end, last)
-    windows = [window for window in query.windows if ceil_frame(window[0], fps) <= last]
+    windows = [window for window in query.windows if not begins_after(window[0], last, fps)]
     for _ in range(len(query.windows) - len(windows)):
         notes.leave_out(query.id, "windows", "a window after the end of the video")
     messages = to_moment_replies(query.text, windows, fps=fps, first=first, last=end)
     if not messages and split != "test":
-        notes.leave_out(query.id, "windows", "no window is left")
+        # The reason of a query's only window is the reason of the query.
+        if windows or len(query.windows) > 1:
+            notes.leave_out(query.id, "windows", "no window is left")
         return None
     truth = {"query": query.text, "windows": [list(window) for window in windows], "clip": list(query.clip)}
     truth["places"] = query.places
