@@ -264,9 +264,28 @@ def test_a_row_that_cannot_be_split_is_left_out_by_name(files, capsys):
     rows = load_timed_messages(files)
     with pytest.raises(FaultyRowError, match="line 1: messages: the text at 0 s needs"):
         split_rows(rows, Windows(tiny_processor(), max_tokens=40))
+    with pytest.raises(FaultyRowError, match=r"^3 rows cannot be split:\n.*line 1: .*\n.*line 2: .*\n.*line 3: "):
+        split_rows(rows, Windows(tiny_processor(), max_tokens=40))
     with pytest.raises(SystemExit, match="error: no row is left"), row_record() as record:
         split_rows(rows, Windows(tiny_processor(), max_tokens=40), left_out=record)
     assert capsys.readouterr().err.startswith("left out 3 of 0 rows:")
+
+
+def test_checks_list_all_texts_that_fit_into_no_window(tmp_path):
+    """The line that counts faults counts these too. A checkpoint says how long a window is."""
+    write_clip(tmp_path / "a.mp4", random_frames(4), fps=2)
+    texts = ("A ball.", "x " * 9000, "It leaves.", "x " * 9500)
+    rows = [{"video": "a.mp4", "messages": [asked(0), said(1, text)]} for text in texts]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--dataset", tmp_path, "--checkpoint", ROOT, "--validate_only")
+    refused = run_training(tmp_path / "out", *options)
+    assert refused.returncode == 1 and "no fault found" not in refused.stdout
+    lines = refused.stderr.splitlines()
+    assert lines[-3] == "error: 2 rows cannot be split:"
+    for line, number in zip(lines[-2:], (2, 4), strict=True):
+        assert line.startswith(f"'{tmp_path}/train.jsonl', line {number}: messages: the text at 1 s needs ")
+    left = run_training(tmp_path / "out", *options, "--skip_faulty")
+    assert left.returncode == 0 and f"{tmp_path}: 2 rows to train on, 2 left out\n" in left.stdout
 
 
 # ------------------------------------------------------------------------------------------------------------ training

@@ -18,7 +18,7 @@ from peft import get_peft_model
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.train.data.faults import RowRecord, counted
-from videollm_mod.train.data.windows import Survey, split_rows, survey
+from videollm_mod.train.data.windows import Survey, Windows, split_rows, survey
 from videollm_mod.train.new_model import choose_parts, plan_model
 
 
@@ -207,10 +207,7 @@ def plan_run(
     Raises:
         `SystemExit`: If `script.dry_run` has no model.
     """
-    if script.dry_run and not arguments.is_given:
-        raise SystemExit("error: --dry_run needs a model, such as --checkpoint.")
-    config, processor = plan_model(arguments) if arguments.is_given else (None, None)
-    windows = script.windows(config, processor, max_length=training.max_length)
+    config, windows = plan_windows(script, training, arguments)
     rows = split_rows(rows, windows, left_out=record if script.skip_faulty else None)
     found = survey(rows, windows)
     yield from found.lines()
@@ -218,6 +215,16 @@ def plan_run(
         has_features = rows[0].get("frame_features") is not None
         options = {name: getattr(script, name) for name in ("num_gpus", "utilization", "zero_stage")}
         yield from describe_run(found, config, arguments, training, **options, has_features=has_features)
+
+
+def plan_windows(
+    script: "ScriptArguments", training: "StreamingSFTConfig", arguments: "ModelArguments"
+) -> tuple[Any, Windows]:
+    """Return the model's configuration, `None` if no model is named, and the limits of its windows."""
+    if script.dry_run and not arguments.is_given:
+        raise SystemExit("error: --dry_run needs a model, such as --checkpoint.")
+    config, processor = plan_model(arguments) if arguments.is_given else (None, None)
+    return config, script.windows(config, processor, max_length=training.max_length)
 
 
 def describe_run(

@@ -37,7 +37,7 @@ from videollm_mod.train.data.streamed import (
     rows_before,
 )
 from videollm_mod.train.data.windows import parts_of, split_rows
-from videollm_mod.train.dry_run import plan_run
+from videollm_mod.train.dry_run import plan_run, plan_windows
 from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
@@ -59,13 +59,18 @@ def train_model(
     if script.streaming and script.dry_run:
         raise SystemExit("error: --dry_run counts rows that --streaming does not know: leave --streaming out.")
     if script.streaming and script.validate_only:
-        total = check_stream(source, script.train_split, **script.checks(record))
+        _, windows = plan_windows(script, training, arguments)
+        total = check_stream(source, script.train_split, **script.checks(record), windows=windows)
         print(f"{source.dataset}: {counted(total, 'row')} to train on, {record.count_faults()}")
         return
     train, evaluation, spare = _load_rows(script, source, record)
     if script.validate_only or script.dry_run:
-        print(f"{source.dataset}: {counted(len(train), 'row')} to train on, {record.count_faults()}")
-        for line in plan_run(train, script, training, arguments, record):
+        # A text that fits into no window is a fault too, which only this finds.
+        before = len(record.left_out())
+        lines = list(plan_run(train, script, training, arguments, record))
+        total = len(train) - (len(record.left_out()) - before)
+        print(f"{source.dataset}: {counted(total, 'row')} to train on, {record.count_faults()}")
+        for line in lines:
             print(line)
         return
     if script.streaming and training.max_steps < 0:

@@ -19,7 +19,7 @@ from datasets import IterableDataset
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from videollm_mod.train.data.faults import FaultyRowError, RowRecord, counted, describe_faults, lines_of_rows
+from videollm_mod.train.data.faults import Fault, FaultyRowError, RowRecord, counted, describe_faults, lines_of_rows
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.windows import Windows, parts_of
 
@@ -185,7 +185,13 @@ def open_stream(
 
 
 def check_stream(
-    source: DataSource, split: str, *, fps: float = 2.0, full: bool = False, left_out: RowRecord | None = None
+    source: DataSource,
+    split: str,
+    *,
+    fps: float = 2.0,
+    full: bool = False,
+    left_out: RowRecord | None = None,
+    windows: Windows | None = None,
 ) -> int:
     """
     Check all rows of a stream, with 64 in memory at a time. Return the number of rows without a fault.
@@ -194,6 +200,7 @@ def check_stream(
         source ([`DataSource`]), split (`str`), fps (`float`, *optional*): As of [`open_stream`].
         full (`bool`, *optional*, defaults to `False`): Whether to decode all frames to check them.
         left_out ([`RowRecord`], *optional*): Where to record faulty rows.
+        windows ([`Windows`], *optional*): The limits of training. A text that fits into no window is a fault.
 
     Raises:
         `SystemExit`: With a message, if an option or the data is wrong.
@@ -202,7 +209,8 @@ def check_stream(
     try:
         waiting = iter(source.stream(split))
         while some := list(islice(waiting, NUM_CHECKED)):
-            found = source.find_faults(some, fps=fps, full=full)
+            found = list(source.find_faults(some, fps=fps, full=full))
+            found += _too_long(some, {fault.row for fault in found}, windows)
             faults += [replace(fault, row=total + fault.row) for fault in found]
             total += len(some)
         if faults and left_out is None:
@@ -215,3 +223,13 @@ def check_stream(
     for line in lines.values():
         left_out.leave_out(line)
     return total - len(lines)
+
+
+def _too_long(rows: list[dict[str, Any]], faulty: set[int], windows: Windows | None) -> Iterator[Fault]:
+    """Yield a fault for each good row with a text that fits into no window."""
+    for index, row in enumerate(rows if windows is not None else ()):
+        try:
+            if index not in faulty:
+                windows.find(row)
+        except FaultyRowError as error:
+            yield Fault(index, "", str(error))

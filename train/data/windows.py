@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from videollm_mod.train.data.dialogues import ceil_frame, floor_frame, last_frame, round_frame
-from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, counted, name_row, naming, open_video
+from videollm_mod.train.data.faults import (
+    WHERE,
+    FaultyRowError,
+    RowRecord,
+    counted,
+    list_lines,
+    name_row,
+    naming,
+    open_video,
+)
 from videollm_mod.train.data.feature_files import FeatureSource, StoredFeatures, read_header
 
 
@@ -402,24 +411,28 @@ def split_rows(
         left_out ([`RowRecord`], *optional*): Where to record rows that cannot be split, which are then left out.
 
     Raises:
-        [`FaultyRowError`]: If a row cannot be split and `left_out` is not given, or if no row is left.
+        [`FaultyRowError`]: If rows cannot be split and `left_out` is not given, with a line for each, or if no row is
+            left.
     """
     if longest_row is not None and windows.surely_fit(longest_row):
         return rows
     places: dict[str, list[int]] = {name: [] for name in _COLUMNS}
-    is_split = False
+    is_split, faults = False, []
     for index in range(len(rows)):
         try:
             found = windows.find(rows[index])
         except FaultyRowError as error:
-            if left_out is None:
-                raise
-            left_out.leave_out(str(error))
+            faults.append(str(error))
             found = []
         is_split |= not (len(found) == 1 and found[0].is_complete)
         for number, window in enumerate(found, 1):
             for name, value in zip(_COLUMNS, (index, number, len(found), *window), strict=True):
                 places[name].append(value)
+    if faults and left_out is None:
+        lines = f"{counted(len(faults), 'row')} cannot be split:\n{list_lines(faults)}"
+        raise FaultyRowError(faults[0] if len(faults) == 1 else lines)
+    for fault in faults:
+        left_out.leave_out(fault)
     if not places["row"]:
         raise FaultyRowError("no row is left: none has a window with anything to learn.")
     return Dataset.from_dict(places).with_transform(_Cutter(rows, windows)) if is_split else rows
