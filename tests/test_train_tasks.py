@@ -4,6 +4,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -394,12 +395,37 @@ def test_about_is_read_beside_the_rows(tmp_path):
     assert read_about(str(tmp_path)) == {}
     (tmp_path / "about.json").write_text('{"source": "coin"}')
     assert read_about(str(tmp_path)) == read_about(str(tmp_path / "about.json")) == {"source": "coin"}
+    for content, message in (
+        ("[]", "is no object"),
+        ('{"labels": []}', "`labels` is list, must be dict"),
+        ('{"fps": "2"}', "`fps` is str, must be float"),
+    ):
+        (tmp_path / "about.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"^'.*about.json'.*{message}"):
+            read_about(str(tmp_path))
     (tmp_path / "about.json").write_text("{")
     with pytest.raises(ValueError, match=r"^'.*about.json' is not JSON"):
         read_about(str(tmp_path))
 
 
 # -------------------------------------------------------------------------------------------------------------- COIN
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "key"),
+    [
+        ("coin_procedure", {"label": "x"}, "labels"),
+        ("coin_taskprocedure", None, "labels"),
+        ("qvhighlights_moments", {"query": "x", "vid": "x"}, "windows"),
+        ("vript_hard_rr", {"options": {}}, "answer"),
+    ],
+)
+def test_a_row_without_what_the_score_reads_is_named_before_the_model_runs(tmp_path, name, truth, key):
+    rows = [{**row, "truth": truth} for row in words("one", "two", "three", task=name)]
+    about = {"labels": {name: ["x"]}}
+    error = rf"^the row of 'a.mp4': `truth` has no `{key}`, which {name} is scored by, and 2 more rows like it. "
+    with pytest.raises(ValueError, match=error):
+        evaluate_tasks(pytest.fail, rows, [find_task(name)], about, out=tmp_path, settings={})
 
 
 def score(name, pairs, about=None, **options):
@@ -883,6 +909,21 @@ def test_every_prepared_task_can_be_evaluated():
     assert [
         name for name in sorted(names) if not any(task.wants({"task": name, "messages": []}) for task in tasks)
     ] == []
+
+
+def test_the_only_evaluation_split_takes_the_place_of_the_default(prepared, tmp_path, capsys):
+    """COIN's publisher calls the second split validation."""
+    folder, source = tmp_path / "out", DataSource(str(tmp_path / "out"))
+    shutil.copytree(prepared / "out", folder)
+    chosen = []
+    for splits in (("train", "validation"), ("validation", "test"), ("train",), ()):
+        about = {"splits": {split: {"rows": 3} for split in splits}}
+        (folder / "about.json").write_text(json.dumps(about))
+        arguments = evaluation.EvaluationArguments(checkpoint=str(prepared / "model"))
+        evaluation._choose_split(source, arguments)
+        chosen.append(arguments.split)
+    assert chosen == ["validation", "test", "test", "test"]
+    assert capsys.readouterr().err == "There is no split test: this evaluates on validation.\n"
 
 
 def test_mistakes_of_the_command_are_one_line(prepared):

@@ -22,7 +22,7 @@ from typing import Any
 
 from videollm_mod.console import quiet
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from videollm_mod.checks_videollm_mod import check_count, check_number, check_seconds
 from videollm_mod.space.checkpoint_names import check_checkpoint
@@ -35,6 +35,7 @@ from videollm_mod.train.judging import SIMILARITIES, check_judge
 from videollm_mod.train.loading import load_checkpoint
 from videollm_mod.train.streaming_evaluation import free_streaming
 from videollm_mod.train.tasks.command import run_tasks
+from videollm_mod.train.tasks.evaluating import read_about
 from videollm_mod.train.teacher_forcing import teacher_forced
 
 
@@ -168,6 +169,7 @@ def main(source: DataSource, arguments: EvaluationArguments) -> None:
     with row_record() as record:
         checks = {"fps": arguments.fps, "full": arguments.skip_faulty and arguments.task is None}
         checks["left_out"] = record if arguments.skip_faulty else None
+        _choose_split(source, arguments)
         rows = load_split(source, arguments.split, arguments.num_clips, **checks)
         if arguments.task is None:
             scores = measure_checkpoint(arguments.checkpoint, rows, **arguments.options())
@@ -176,6 +178,26 @@ def main(source: DataSource, arguments: EvaluationArguments) -> None:
             scores = run_tasks(source, rows, arguments, checks["left_out"])
     if arguments.card and Accelerator().is_main_process:
         _write_card(source, arguments, scores)
+
+
+def _choose_split(source: DataSource, arguments: EvaluationArguments) -> None:
+    """
+    Take the one evaluation split of prepared data if it has none of the name of the default, and say so.
+
+    COIN's publisher calls the second split validation, and others call it testing.
+    """
+    if arguments.changed("split") or not Path(source.dataset).is_dir():
+        return
+    try:
+        splits = read_about(source.dataset).get("splits", {})
+    except ValueError:  # an evaluation of tasks says what is wrong with it
+        return
+    there = [split for split in ("validation", "test") if isinstance(splits.get(split), dict)]
+    there = [split for split in there if splits[split].get("rows")]
+    if there == ["validation"]:
+        (arguments.split,) = there
+        if PartialState().is_main_process:
+            print("There is no split test: this evaluates on validation.", file=sys.stderr)
 
 
 def _write_card(source: DataSource, arguments: EvaluationArguments, scores: dict[str, float]) -> None:

@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from videollm_mod.train.data.faults import counted, name_row
+
 
 if TYPE_CHECKING:
     from videollm_mod.train.judging import Judge
@@ -33,6 +35,7 @@ class Task:
             [`Task.depends_on_official`] are made for each.
         truth_keys (`tuple[str, ...]`): The keys of a row's `truth` that predictions depend on, such as options. A
             prediction gets no others. It is made anew if one of them changes.
+        scored_keys (`tuple[str, ...]`): The keys that the `truth` of each row must have for [`Task.score`].
         no_reply (`dict`, *optional*): The prediction that stands for a row that cannot be read, if such a row counts
             as one without a reply. Otherwise the scores do not cover it.
 
@@ -50,6 +53,7 @@ class Task:
     streams: ClassVar[bool] = False
     predicts_officially: ClassVar[bool] = False
     truth_keys: ClassVar[tuple[str, ...]] = ()
+    scored_keys: ClassVar[tuple[str, ...]] = ()
     no_reply: ClassVar[dict[str, Any] | None] = None
 
     def __init__(self, name: str) -> None:
@@ -75,6 +79,25 @@ class Task:
         Raises:
             `ValueError`, `OSError` or `ImportError`: If something is missing.
         """
+
+    def check_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """
+        Check that the rows have the `scored_keys`, before they are predicted.
+
+        Raises:
+            `ValueError`: With the first row that lacks one, and how many there are.
+        """
+        lacking = []
+        for row in rows:
+            truth = row.get("truth") if isinstance(row.get("truth"), dict) else {}
+            lacking += [(row, key) for key in self.scored_keys if truth.get(key) is None][:1]
+        if lacking:
+            (row, key), *others = lacking
+            more = f", and {counted(len(others), 'more row')} like it" if others else ""
+            raise ValueError(
+                f"{name_row(row)}: `truth` has no `{key}`, which {self.name} is scored by{more}. Prepare the data "
+                "with prepare.py."
+            )
 
     def predict(self, runner: "Runner", row: dict[str, Any]) -> dict[str, Any]:
         """

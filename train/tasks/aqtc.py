@@ -42,6 +42,7 @@ class Guidance(Task):
     }
     truth_keys = ("steps",)
     official_note = "The published scorer gives the last of candidates with equal scores the best rank."
+    scored_keys = ("question", "folder", "steps")
 
     def predict(self, runner: Runner, row: dict[str, Any]) -> dict[str, Any]:
         """Return `scores`, of each candidate of each step, and `true_history`, the same after the right steps."""

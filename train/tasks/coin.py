@@ -69,6 +69,7 @@ class CoinProcedure(CoinLabel):
         "The published scorer leaves out steps without a line; the default counts them as wrong. "
         "Its model sees nothing of clips of more than 1200 frames."
     )
+    scored_keys = ("labels",)
 
     def score(
         self,

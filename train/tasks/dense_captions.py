@@ -31,6 +31,7 @@ class DenseCaptionTask(Streamed):
         "scores that end in _stem do not compare with published figures, which use METEOR 1.5 in Java: "
         "score the written file with densevid_eval for them."
     )
+    scored_keys = ("timestamps", "sentences", "duration", "say_at")
 
     def score(
         self,
@@ -106,6 +107,7 @@ class MomentTask(Streamed):
     """
 
     official_note = "The published scorer leaves queries without a window out of its mean average precision."
+    scored_keys = ("query", "vid", "windows", "duration")
 
     def score(
         self,

@@ -21,6 +21,8 @@ from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.tasks.saving import Key, Predictions, fingerprint, limit_truth, save_results
 
 
+# Types of what is read of about.json.
+_KINDS = {"fps": float, "tasks": list, "labels": dict, "splits": dict}
 # Frames and frame features within a row.
 _FRAMES = (np.ndarray, torch.Tensor, bytes)
 
@@ -44,7 +46,12 @@ class TaskRows:
 
 
 def read_about(dataset: str) -> dict[str, Any]:
-    """Return the `about.json` of prepared data, or an empty dictionary if there is none."""
+    """
+    Return the `about.json` of prepared data, or an empty dictionary if there is none.
+
+    Raises:
+        `ValueError`: If it is not JSON, or not what `prepare.py` writes.
+    """
     path = Path(dataset)
     if path.exists():
         about = (path if path.is_dir() else path.parent) / "about.json"
@@ -56,9 +63,15 @@ def read_about(dataset: str) -> dict[str, Any]:
     else:
         return {}
     try:
-        return json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+        content = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     except ValueError as error:
         raise ValueError(f"'{about}' is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"'{about}' is no object: give the file that prepare.py wrote, or remove it.")
+    for name, kind in _KINDS.items():
+        if not isinstance(content.get(name, kind()), (int, float) if kind is float else kind):
+            raise ValueError(f"'{about}': `{name}` is {type(content[name]).__name__}, must be {kind.__name__}.")
+    return content
 
 
 def choose_rows(rows: Sequence[dict[str, Any]], tasks: Sequence[Task], *, fps: float = 2.0) -> list[TaskRows]:
@@ -147,6 +160,7 @@ def evaluate_tasks(
     if accelerator.is_main_process:
         for each in chosen:
             each.task.check(about)
+            each.task.check_rows(each.rows)
     # All processes have read before one writes.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -29,6 +29,7 @@ class Ego4DNlq(Streamed):
         "The published scorer asks for an IoU above the threshold, and counts each window of a query by itself; the "
         "default takes the nearest of a query's windows."
     )
+    scored_keys = ("windows", "clip")
 
     def score(
         self,

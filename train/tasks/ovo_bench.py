@@ -41,6 +41,7 @@ class OVOBench(Task):
     truth_keys = ("options",)
     no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
     official_note = "The published scorer looks for the letter, Yes or No anywhere in a reply, and joins its digits."
+    scored_keys = ("answer",)
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

@@ -31,6 +31,7 @@ class Choices(Task):
     truth_keys = ("options",)
     no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
     official_note = "The published scorer compares the first character of the reply with the letter."
+    scored_keys = ("options", "type", "answer")
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

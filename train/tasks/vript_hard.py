@@ -23,6 +23,7 @@ class Choice(GreedyReply):
 
     no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
     official_note = 'The published scorer takes the first capital letter in brackets, "(B)", and nothing else.'
+    scored_keys = ("options", "answer")
 
     def score(
         self,
@@ -54,6 +55,7 @@ class OpenAnswer(GreedyReply):
     no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
     has_published_scorer = False
     official_note = "The published scorer is GPT-4-turbo with a prompt of its own: these grades do not compare."
+    scored_keys = ("question", "open_answer")
 
     def check(self, about: dict[str, Any]) -> None:  # noqa: ARG002
         """Check that the judge replies."""
@@ -85,6 +87,7 @@ class Order(GreedyReply):
 
     no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
     official_note = 'The published scorer takes any three capital letters if a reply has no "Scene (A)".'
+    scored_keys = ("order",)
 
     def score(
         self,
@@ -110,6 +113,7 @@ class Description(GreedyReply):
 
     no_reply: ClassVar[dict[str, Any] | None] = {"text": ""}
     official_note = "The published scorer also counts the reply's words for recall, which may pass 1."
+    scored_keys = ("content",)
 
     def check(self, about: dict[str, Any]) -> None:  # noqa: ARG002
         """Check that both models are there."""
