@@ -421,7 +421,7 @@ class SavedSessions:
         if state["format"] != FORMAT:
             raise ValueError(f"It has format {state['format']}; this version reads format {FORMAT}.")
         options = SessionOptions.model_validate(state["options"])
-        check_fps(options.fps, sessions.limits)
+        check_fps(options.fps, sessions.limits, "session.videollm_mod")
         session = LiveSession(sessions, options, state["instructions"], owner=wanted.owner)
         teller = Teller(engine.processor.tokenizer)
         given = {"streamer": teller, "speak": None if options.unprompted else options.speaking()["speak"]}
