@@ -153,6 +153,12 @@ def test_the_labels_head_finds_covered_patches(tmp_path, monkeypatch, capsys):
     assert all(torch.equal(weights[name], weight) for name, weight in model.model.vision_encoder.state_dict().items())
     assert len(weights) > len(model.model.vision_encoder.state_dict())
 
+    # Without a head beside it, the head is new.
+    (tmp_path / "still" / "patch_labels.safetensors").unlink()
+    headless = replace(arguments, encoder=str(tmp_path / "still"))
+    pretrain_vision.main(headless, replace(still, output_dir=str(tmp_path / "headless")))
+    assert not torch.equal(load_patch_labels(tmp_path / "headless").weight, head.weight)
+
     refused = replace(arguments, model_config=str(CONFIGS / "local_model.json"))
     shallower = replace(arguments, encoder=str(tmp_path / "deeper"))
     for other in (refused, shallower):

@@ -43,7 +43,7 @@ from videollm_mod.train.data.world.clutter import make_clutter
 from videollm_mod.train.data.world.masks import Patches
 from videollm_mod.train.data.world.sprites import COLORS
 from videollm_mod.train.new_model import new_model
-from videollm_mod.train.objectness import PatchLabels, load_patch_labels
+from videollm_mod.train.objectness import FILE, PatchLabels, load_patch_labels
 
 
 NUM_EVAL_CLIPS = 64  # At most, of each world.
@@ -254,8 +254,8 @@ class VisionArguments:
             `"small"`, `"tiny"`, `"hard"` of StreamWorld, and `"doom"` for DoomWorld.
         num_clips (`int`, *optional*, defaults to 1000): Number of clips of each world to train on, each once.
         first_clip (`int`, *optional*, defaults to 0): Index of the first clip.
-        encoder (`str`, *optional*): Checkpoint of this script to begin with. The default is a new encoder. Layers that
-            only `model_config` has stay new. The head is taken over too if its labels are the same.
+        encoder (`str`, *optional*): Checkpoint to begin with. The default is a new encoder. Layers that only
+            `model_config` has stay new. The head is taken over too if it is there and its labels are the same.
         clips_folder (`str`, *optional*): Folder that keeps the clips, for further epochs and runs. By default they
             are drawn whenever they are read. A clip takes 0.4 MB at 128x128 pixels.
     """
@@ -264,7 +264,7 @@ class VisionArguments:
     world: str = field(default="small", metadata={"help": f"Worlds, separated by commas: {', '.join(LABELS)}."})
     num_clips: int = field(default=1000, metadata={"help": "Number of clips of each world to train on."})
     first_clip: int = field(default=0, metadata={"help": "Index of the first clip."})
-    encoder: str | None = field(default=None, metadata={"help": "Checkpoint of this script to begin with."})
+    encoder: str | None = field(default=None, metadata={"help": "Checkpoint whose encoder to begin with."})
     clips_folder: str | None = field(default=None, metadata={"help": "Folder that keeps the clips, drawn once."})
 
     def __post_init__(self) -> None:
@@ -341,11 +341,11 @@ class PatchReader(nn.Module):
 
 def begin_with(reader: PatchReader, checkpoint: str, things: tuple[str, ...], colors: tuple[str, ...]) -> None:
     """
-    Copy the weights of a trained encoder, and of its head if it has the same labels.
+    Copy the weights of a trained encoder, and of its head if that is there and has the same labels.
 
     Args:
         reader ([`PatchReader`]): The encoder and the head to change.
-        checkpoint (`str`): Folder that this script wrote.
+        checkpoint (`str`): Folder of a checkpoint.
         things, colors (`tuple[str, ...]`): Names of the labels of `reader`.
 
     Raises:
@@ -358,6 +358,8 @@ def begin_with(reader: PatchReader, checkpoint: str, things: tuple[str, ...], co
         different = True
     if different:
         raise SystemExit(f"error: the encoder of '{checkpoint}' is not the one of --model_config, or a part of it")
+    if not (Path(checkpoint) / FILE).exists():
+        return
     head = load_patch_labels(checkpoint)
     if (head.things, head.colors) == (things, colors):
         reader.reading.load_state_dict({"weight": head.weight, "bias": head.bias})
