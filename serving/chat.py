@@ -25,6 +25,7 @@ from .live_session import LiveSession
 from .realtime_events import usage
 from .session_options import SessionOptions
 from .telling import Reply
+from .text_limits import check_history
 
 
 _FRAMES_AT_ONCE = 8
@@ -51,7 +52,10 @@ class Completion:
         self._next = 0.0  # time of the next frame
 
     async def open(self) -> None:
-        """Open a session. This comes first, so that a full server fetches nothing."""
+        """Open a session. This comes before anything is fetched, so that a full server fetches nothing."""
+        turns = [part for part in self.asked.parts if isinstance(part, tuple)]
+        turns += [] if self.asked.question is None else [("user", self.asked.question)]
+        await self.server.sessions.run(lambda: check_history(self.server.engine, self.asked.system_prompt, turns))
         options = {"system_prompt": self.asked.system_prompt, "when_behind": "block"}
         self.session = await self.server.sessions.open(
             SessionOptions(unprompted=False),

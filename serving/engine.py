@@ -61,8 +61,9 @@ class StreamingEngine:
             the generation configuration says, else three quarters of the context, and at most 300 frames.
         max_text_tokens (`int`, *optional*): Text tokens that a stream remembers. By default half of what the frames
             leave of the context, at most 2048, or less if the generation configuration says so.
-        max_batch_tokens (`int`, *optional*): Most tokens of a step, except for a step of one stream. By default 2048,
-            or one frame of each of `max_streams` if that is more.
+        max_batch_tokens (`int`, *optional*): Most tokens of a step, except for frames of one stream and the text
+            before them. Longer text is read in several steps. By default 2048, or one frame of each of `max_streams`
+            if that is more.
         when_behind (`str`, *optional*, defaults to `"catch_up"`): What happens to frames that arrive faster than the
             engine sees them: `"catch_up"`, `"drop_oldest"` or `"block"`; see [`~EngineStream.push`].
         max_waiting (`int`, *optional*): Frames of a stream that may wait before `"catch_up"` refuses more,
@@ -255,6 +256,8 @@ class StreamingEngine:
         if options["max_frames"] is None or options["max_text_tokens"] is None:
             raise ValueError("This session has no limit: an engine needs `max_frames` and `max_text_tokens`.")
         options |= {name: saved.state[name] for name in ("when_behind", "max_waiting") if name in saved.state}
+        if options["max_text_tokens"] == self._remembered_text:
+            options["max_text_tokens"] = None  # new text needs memory before old text goes, as at first
         with self.changed:
             stream = self.open(**options)
             stream.go_on(saved, pause=pause)

@@ -22,7 +22,8 @@ class Limits:
         max_body_bytes (`int`): Largest body of a chat request, which may hold pictures and videos.
         max_json_bytes (`int`): Largest body of other requests with JSON.
         max_held_bytes (`int`): Most bytes of bodies that are held at once. Beyond it requests get 503.
-        max_connections (`int`): Most connections. Beyond it requests get 503.
+        max_connections (`int`): Most requests and WebSockets at once. Beyond it further ones get 503, except
+            `/health`. Of so many more connections that have not sent the head of a request, the oldest is closed.
         max_frame_bytes (`int`): Largest JPEG or PNG file of a frame.
         max_frame_pixels (`int`): Largest picture, width times height.
         max_video_bytes (`int`): Largest video or picture that a URL names.
@@ -37,6 +38,7 @@ class Limits:
         resume_seconds (`float`): A session whose connection broke off waits so many seconds to be resumed.
         fetch_seconds (`float`): Seconds that a URL may take.
         show_seconds (`float`): Seconds in which the pictures and videos of a chat request must be seen.
+        head_seconds (`float`): Seconds that the head of a request may take. Then the connection is closed.
         body_seconds (`float`): Seconds that the body of a request may take.
         stall_seconds (`float`): A step of the engine that takes longer makes `/health` answer 503.
         reply_seconds (`float`): Seconds that an HTTP request may wait for the model.
@@ -62,6 +64,7 @@ class Limits:
     idle_seconds: float = 300.0
     resume_seconds: float = 60.0
     fetch_seconds: float = 30.0
+    head_seconds: float = 10.0
     body_seconds: float = 120.0
     show_seconds: float = 300.0
     stall_seconds: float = 60.0

@@ -16,6 +16,7 @@ from .opening import open_stream
 from .session_options import SessionOptions, check_fps, field_of
 from .stream import EngineStream
 from .telling import Frame, Progress, Reply, Teller
+from .text_limits import check_live_text, check_settings
 
 
 # A frame counts for its tick of `fps` if it comes at most this share of a tick too early.
@@ -86,6 +87,7 @@ class LiveSession:
 
     async def open(self) -> None:
         """Open the stream. Raise [`RequestError`] if the server is full or an option is wrong."""
+        await check_settings(self, self.options, self.instructions)
         self.stream, self.teller = await open_stream(self)
         if self.instructions is None:
             self.instructions = DEFAULT_QUERY if self.stream.session.speak == "learned" else ""
@@ -257,21 +259,23 @@ class LiveSession:
         metadata: dict[str, Any] | None = None,
         interrupt: bool = False,
         role: str = "user",
+        param: str | None = None,
         is_spoken: bool | None = None,
         ignored: Sequence[str] = (),
         instructs: bool = False,
     ) -> Reply | None:
         """
-        Accept a question or an instruction; without a `text`, ask the model to speak now.
+        Accept a question or an instruction; without a `text`, ask the model to speak now. `param` is the field of
+        the text, for errors.
 
         Returns:
             [`Reply`]: The reply to come, or `None` without `reply_now`.
         """
+        # A chat request has all its texts at once, and they were counted as a whole.
+        if text is not None and self.can_be_resumed:
+            await self.check_text(text, role=role, param=param)
         self._refuse_if_over()
         self.touch()
-        if text is not None:
-            self.limits.check_text(text)
-        # A chat request has all its texts at once, and they were counted as a whole.
         is_early = not self.num_received and self.can_be_resumed
         if len(self.asked) >= _MOST_ASKED or (is_early and self._num_early >= _MOST_ASKED):
             full = f"{_MOST_ASKED} questions wait to be answered: wait for the answers, or send a frame first."
@@ -292,6 +296,13 @@ class LiveSession:
 
         await self.work(ask)
         return reply
+
+    async def check_text(self, text: str, *, role: str = "user", param: str | None = None) -> None:
+        """Raise [`RequestError`] if a text of the client is too long for the stream, with those that wait."""
+        self.limits.check_text(text, param=param)
+        begins = not self.has_begun and self.instructions.strip()
+        turns = [("user", self.instructions), (role, text)] if begins else [(role, text)]
+        await self.work(lambda: check_live_text(self, turns, self.options.max_text_tokens, param))
 
     async def cancel(self) -> Reply | None:
         """Cut short the reply in progress, or withdraw the first that was asked for. Return it, if there is one."""
@@ -328,8 +339,7 @@ class LiveSession:
         """
         self._refuse_if_over()
         self.touch()
-        if instructions is not None:
-            self.limits.check_text(instructions, param="session.instructions")
+        await check_settings(self, options, None if instructions == self.instructions else instructions)
         check_fps(options.fps, self.limits, self.path)
         await self._change(options)
         if max_output_tokens is not None:

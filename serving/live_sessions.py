@@ -90,8 +90,6 @@ class LiveSessions:
             [`RequestError`]: If the server is full or shuts down, or an option or the name is wrong.
         """
         self.refuse_if_draining()
-        if instructions is not None:
-            self.limits.check_text(instructions, param="instructions")
         session = LiveSession(self, options, instructions, stream_options, owner, path)
         if max_output_tokens is not None:
             session.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)

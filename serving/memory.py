@@ -11,6 +11,9 @@ from ..remembering_videollm_mod import checkpoint_limits, within_context
 from .pages import OutOfPagesError, VideoLLMMoDPagedCache, VideoLLMMoDPagePool, new_page_pool
 
 
+SPARE_TEXT = 48  # tokens that a stream reserves beyond its limits, for the prompt of a reply and the like
+
+
 class EngineFullError(RuntimeError):
     """The engine has too little memory left for another stream."""
 
@@ -46,7 +49,7 @@ class Room(NamedTuple):
     ) -> "Room":
         """Return what a stream with these limits reserves."""
         # Text includes that around frames, and a reply with its prompt: only a new frame evicts text.
-        return cls(max_frames, max_text_tokens + max_frames * frame_text_tokens + max_new_tokens + 48)
+        return cls(max_frames, max_text_tokens + max_frames * frame_text_tokens + max_new_tokens + SPARE_TEXT)
 
 
 def default_limits(model: Any, processor: Any, max_frames: int | None, max_text: int | None) -> tuple[int, int, int]:
@@ -158,6 +161,7 @@ def outgrown(error: OutOfPagesError, session: Any) -> OutOfPagesError:
 
 
 __all__ = [
+    "SPARE_TEXT",
     "EngineFullError",
     "Room",
     "TooLargeError",

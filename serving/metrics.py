@@ -50,7 +50,7 @@ class Metrics:
         # A series that begins at its first count hides that count from `rate()`.
         for counter, reasons in (
             (self.frames_dropped, ("behind", "fps")),
-            (self.refusals, ("full", "key", "origin", "host")),
+            (self.refusals, ("full", "busy", "key", "origin", "host")),
             (self.disconnected, ("slow_reader",)),
             (self.save_faults, ("late", "failed")),
         ):

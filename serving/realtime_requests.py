@@ -135,6 +135,8 @@ async def _create_item(conversation: Conversation, event: dict[str, Any]) -> Non
     time = object_of(event, "videollm_mod").get("time")
     if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
         raise RequestError("`videollm_mod.time` must be seconds.", code="invalid_type", param="videollm_mod.time")
+    if texts := "\n".join(part["text"] for part in parts if part["type"] != "input_image"):
+        await session.check_text(texts, role="assistant" if role == "assistant" else "user", param="item.content")
     item_id = item.get("id") or f"item_{secrets.token_hex(10)}"
     frame = picture = None
     for index, part in enumerate(parts):
@@ -257,7 +259,7 @@ async def _create_response(conversation: Conversation, event: dict[str, Any]) ->
     interrupt = boolean_of(object_of(event, "videollm_mod"), "interrupt", path="videollm_mod.")
     text = instructions if instructions and instructions.strip() else None
     if text is not None:
-        conversation.session.limits.check_text(text, param="response.instructions")
+        await conversation.session.check_text(text, param="response.instructions")
     is_spoken, ignored = read_modalities(asked, "response.", conversation.audio)
     ignored = sorted([*(name for name in _IGNORED_OF_RESPONSE if asked.get(name) is not None), *ignored])
     options = {"metadata": metadata, "is_spoken": is_spoken, "ignored": ignored}

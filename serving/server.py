@@ -24,6 +24,7 @@ from .access import Access, owner_of
 from .bodies import Bodies
 from .chat import Completion, answer, unless_gone
 from .chat_messages import ChatRequest
+from .connections import Concurrency, uvicorn_options
 from .engine import StreamingEngine
 from .error_answers import add_error_answers, error_response, moved_response
 from .event_fields import boolean_of, check_model
@@ -234,17 +235,10 @@ def run(app: FastAPI, *, host: str, port: int, say: Callable[[str], None]) -> No
     uvicorn.Server(uvicorn.Config(app, **uvicorn_options(server.limits))).run([listener])
 
 
-def uvicorn_options(limits: Limits) -> dict[str, Any]:
-    """Return the options of `uvicorn.Config` that keep the limits of a server."""
-    options = {"ws_max_size": limits.max_event_bytes, "limit_concurrency": limits.max_connections}
-    # Pictures do not get smaller, and a few kilobytes could unpack to many megabytes.
-    options |= {"ws_per_message_deflate": False, "timeout_graceful_shutdown": 5}
-    # Paths of WebSockets have resume tokens, which do not belong into a log.
-    return options | {"access_log": False, "log_level": "warning"}
-
-
 def _add_access(app: FastAPI, server: Server, api_keys: Sequence[str], cors: Sequence[str]) -> None:
     access = {"api_keys": tuple(api_keys), "origins": tuple(cors), "hosts": server.allowed_hosts}
+    # The one added last comes first: requests without a key do not count.
+    app.add_middleware(Concurrency, most=server.limits.max_connections, refusals=server.metrics.refusals)
     app.add_middleware(Access, **access, refusals=server.metrics.refusals)
     if cors:
         allowed = {"allow_origins": list(cors), "allow_methods": ["*"], "allow_headers": ["*"]}
@@ -401,7 +395,7 @@ async def _ask(session: LiveSession, given: dict[str, Any]) -> dict[str, Any]:
     if reply_now and session.last_time is None:
         raise RequestError("There is no frame to answer from yet: send one first.", code="no_frame")
     async with session.lock:
-        reply = await session.ask(text, reply_now=reply_now, interrupt=interrupt)
+        reply = await session.ask(text, reply_now=reply_now, interrupt=interrupt, param="text")
         if reply is None:
             return {"object": "streaming.answer", "answer": None}
         await session.until(lambda: reply.is_over)

@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ class EngineStream:
         self._said: queue.SimpleQueue[StreamEvent | None] = queue.SimpleQueue()
         self._num_said = 0
         self._num_encoding = self._num_pauses = 0
-        self._is_closing = False
+        self._is_closing = self._is_discarded = False
         self._is_done = False
 
     # ------------------------------------------------------------------------------------------------- for users
@@ -262,6 +263,7 @@ class EngineStream:
             if discard:
                 self._received.clear()
                 self.session.discard()
+                self._is_discarded = True
             self._is_closing = True
             self._engine.changed.notify_all()
 
@@ -381,8 +383,21 @@ class EngineStream:
             self.session.receive(features, frame.time, frame.arrival)
             self._num_encoding -= 1
 
+    @property
+    def unread_turns(self) -> list[tuple[str, str]]:
+        """Role and text of what was said and waits for a step that reads it, without the system prompt."""
+        said = [(turn["role"], turn["content"]) for turn in self.session._unfed_turns if turn["role"] != "system"]
+        return said + [(x.role, x.text) for x in self.session._questions if x.text is not None and x.probe is None]
+
     def next_step(self) -> StreamStep | None:
-        """Return what the stream needs from the model next, or `None` if it has nothing to do."""
+        """
+        Return what the stream needs from the model next, or `None` if it has nothing to do. Text of more than
+        `max_batch_tokens` tokens is read in several steps, so that other streams go on between them.
+        """
+        # Tokens of a reply come one by one, and a reply in progress is still told. The rest has not begun.
+        if self._is_discarded and self._step is not None and len(self._step.ids) > 1:
+            self._work.close()
+            self._step = self._work = None
         while self._step is None:
             to_the_end = self._is_closing and not self._received
             if self._work is None and self.session.has_work(to_the_end=to_the_end):
@@ -391,10 +406,24 @@ class EngineStream:
                 self._work = None if self._step is None else self._work
             elif self._work is None:
                 return None
-        return self._step
+        most = self._engine.max_batch_tokens
+        return StreamStep(self._step.ids[:most], [most - 1]) if self._has_long_text else self._step
+
+    @property
+    def _has_long_text(self) -> bool:
+        """Whether the text of the next step, or that before its frames, must be read in several steps."""
+        step, most = self._step, self._engine.max_batch_tokens
+        if len(step.ids) <= most:
+            return False
+        frame = self.session.model.config.frame_token_id
+        return (step.ids.index(frame) if step.num_frames else len(step.ids)) > most
 
     def give(self, result: StepResult) -> None:
         """Continue with the result of the stream's step."""
+        if self._has_long_text:  # a part of it was read
+            step, most = self._step, self._engine.max_batch_tokens
+            self._step = replace(step, ids=step.ids[most:], ends=[end - most for end in step.ends])
+            return
         try:
             self._step = self._work.send(result)
         except StopIteration:

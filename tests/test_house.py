@@ -82,10 +82,11 @@ FOLDERS = {"benchmarks", "commands", "convert", "docs", "samples", "serving", "s
 SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "step", "saved_files", "saving")
 SERVING += ("stream", "stats", "compiled_step", "encoding", "captured_step", "step_runner", "engine")
 # The server, which `__init__` does not import: it needs the extra `serve`.
-SERVING += ("presence", "state_folder", "limits", "bodies", "fetching", "access", "metrics", "session_options")
-SERVING += ("telling", "opening", "live_session", "live_sessions", "speech_endpoints", "realtime_events", "hearing")
-SERVING += ("speaking", "realtime", "event_fields", "realtime_audio", "realtime_requests", "session_state")
-SERVING += ("saved_sessions", "error_answers", "chat_messages", "chat", "server", "draining", "ray_app")
+SERVING += ("presence", "state_folder", "limits", "bodies", "fetching", "access", "connections", "metrics")
+SERVING += ("session_options", "telling", "opening", "text_limits", "live_session", "live_sessions")
+SERVING += ("speech_endpoints", "realtime_events", "hearing", "speaking")
+SERVING += ("realtime", "event_fields", "realtime_audio", "realtime_requests", "session_state", "saved_sessions")
+SERVING += ("error_answers", "chat_messages", "chat", "server", "draining", "ray_app")
 SERVING += ("__init__",)
 
 

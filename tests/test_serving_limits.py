@@ -8,18 +8,20 @@ import json
 import socket
 import threading
 import time as clock
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import av
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 from serving_server import picture, running
 from tiny import tiny_model, tiny_processor
 from websockets.sync.client import connect as connect_websocket
 
 from videollm_mod.serving.bodies import load_json
 from videollm_mod.serving.chat import FORMATS
+from videollm_mod.serving.connections import Concurrency
 from videollm_mod.serving.limits import RequestError
 from videollm_mod.serving.session_options import SessionOptions
 from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
@@ -33,6 +35,7 @@ FRAME = np.zeros((32, 32, 3), np.uint8)
 @pytest.fixture(scope="module")
 def server():
     limits = {"max_held_bytes": 500_000, "body_seconds": 1.0, "max_connections": 20, "stall_seconds": 0.2}
+    limits["head_seconds"] = 1.0
     options = {"engine_options": ENGINE, "allowed_hosts": ["gpu-box"], **limits}
     with running(tiny_model(), tiny_processor(), **options) as (address, server):
         server.address = address
@@ -94,14 +97,68 @@ def test_many_slow_bodies_do_not_fill_the_memory(server, client):
     until(lambda: server.bodies.num_bytes == 0)
 
 
-def test_too_many_connections_are_refused(server, client):
-    held = [socket.create_connection(tuple(server.address.split(":"))) for _ in range(20)]
+def test_too_many_requests_are_refused_and_health_is_answered(server, client):
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(begun(server, CHAT, 10))
+        answers = []
+        until(lambda: answers.append(client.get("/v1/models")) or answers[-1].status_code == 503)
+        assert client.get("/health").status_code == 200
+    assert answers[-1].json()["error"]["code"] == "server_busy" and answers[-1].headers["retry-after"] == "5"
+    until(lambda: client.get("/v1/models").status_code == 200)
+    assert 'refusals_total{reason="busy"}' in client.get("/metrics").text
+
+
+def test_a_websocket_too_many_is_refused():
+    refusals, sent = Counter("refusals", "", ["reason"], registry=CollectorRegistry()), []
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "extensions": {"websocket.http.response": {}}}
+
+    async def send(event):
+        sent.append(event)
+
+    asyncio.run(Concurrency(None, most=0, refusals=refusals)(scope, None, send))
+    assert sent[0]["status"] == 503 and b"server_busy" in sent[1]["body"]
+
+
+def test_connections_that_send_no_head_shut_nobody_out(server, client):
+    def connection(sent=b""):
+        opened = socket.create_connection(tuple(server.address.split(":")), timeout=30)
+        opened.sendall(sent)
+        return opened
+
+    held = [connection(b"GET /health HTTP/1.1\r\nHost: x\r\n" if number % 2 else b"") for number in range(21)]
     try:
-        until(lambda: client.get("/health").status_code == 503)
+        assert client.get("/v1/models").status_code == client.get("/health").status_code == 200
+        assert is_closed(held[0])  # one too many, so the oldest was closed at once
+        begin = clock.monotonic()
+        assert all(map(is_closed, held)) and clock.monotonic() - begin < 10
     finally:
-        for connection in held:
-            connection.close()
-    until(lambda: client.get("/health").status_code == 200)
+        for other in held:
+            other.close()
+    with connect_websocket(f"ws://{server.address}/v1/realtime") as socket_:
+        socket_.recv()
+        clock.sleep(1.2)  # a WebSocket has sent its head
+        socket_.ping().wait(30)
+
+
+def is_closed(connection):
+    """Wait until the server closes a connection, of which it need not have read everything."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_head_after_an_answer_has_the_same_limit(server):
+    with socket.create_connection(tuple(server.address.split(":")), timeout=30) as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += connection.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+        assert is_closed(connection)
 
 
 def test_small_values_in_large_numbers_are_refused():

@@ -583,7 +583,7 @@ def test_many_connections_with_one_slow_reader(server):
         slow = await connect_websocket(f"ws://{server.address}/v1/realtime", sock=raw, open_timeout=60)
         token = json.loads(await slow.recv())["session"]["videollm_mod"]["resume_token"]
         slow.transport.pause_reading()
-        update = json.dumps({"type": "session.update", "session": {"instructions": "x" * 8000}})
+        update = json.dumps({"type": "session.update", "session": {"instructions": "x" * 200}})
         while not server.metrics.disconnected.labels("slow_reader")._value.get():
             await slow.send(update)
             await asyncio.sleep(0)

@@ -1,0 +1,103 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""How many requests a server takes at once, and how long a client may take to begin one."""
+
+import asyncio
+from typing import Any
+
+from fastapi import WebSocket
+from fastapi.responses import JSONResponse
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from .limits import Limits, RequestError
+
+
+class Concurrency:
+    """
+    Middleware that answers 503 while the server has as many requests and WebSockets as it may have. `/health` is
+    answered always, since who watches a server must not take a busy one for a dead one.
+
+    Args:
+        app: The application.
+        most (`int`): How many it may have.
+        refusals (`Counter`): Counts refusals by reason.
+    """
+
+    def __init__(self, app: Any, *, most: int, refusals: Any) -> None:
+        self.app, self.most, self.refusals = app, most, refusals
+        self.num_open = 0
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] not in ("http", "websocket") or scope["path"] == "/health":
+            await self.app(scope, receive, send)
+        elif self.num_open < self.most:
+            self.num_open += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.num_open -= 1
+        else:
+            self.refusals.labels("busy").inc()
+            busy = f"The server has {self.most} requests and connections, which is the most: try again later."
+            error = RequestError(busy, status=503, code="server_busy", retry_after=5)
+            response = JSONResponse({"error": error.to_dict()}, status_code=error.status, headers=error.headers)
+            if scope["type"] == "http":
+                await response(scope, receive, send)
+            else:
+                await WebSocket(scope, receive, send).send_denial_response(response)
+
+
+class _HeadLimit(AutoHTTPProtocol):
+    """
+    The HTTP protocol of uvicorn, with a limit of time and number for connections without a complete head of a request.
+    They hold a file descriptor, and no key is needed for them.
+    """
+
+    limits: Limits
+    silent: dict["_HeadLimit", None]  # connections without a head, the oldest first
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Take note of a new connection."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what a client has sent."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take note of the end of the connection."""
+        super().connection_lost(exc)
+        self._watch()
+
+    def _watch(self) -> None:
+        # uvicorn takes a connection off this list when it is lost or becomes a WebSocket.
+        is_silent = self in self.connections and (self.cycle is None or self.cycle.response_complete)
+        if is_silent and self._late is None:
+            self._late = self.loop.call_later(self.limits.head_seconds, self.transport.close)
+            self.silent[self] = None
+            if len(self.silent) > self.limits.max_connections:
+                oldest = next(iter(self.silent))
+                del self.silent[oldest]
+                oldest.transport.close()
+        elif not is_silent and self._late is not None:
+            self._late.cancel()
+            self._late = None
+            self.silent.pop(self, None)
+
+
+def uvicorn_options(limits: Limits) -> dict[str, Any]:
+    """Return the options of `uvicorn.Config` that keep the limits of a server."""
+    # `limit_concurrency` would count connections that send nothing, and refuse `/health` too.
+    protocol = type("HeadLimit", (_HeadLimit,), {"limits": limits, "silent": {}})
+    options = {"http": protocol, "ws_max_size": limits.max_event_bytes}
+    # Pictures do not get smaller, and a few kilobytes could unpack to many megabytes.
+    options |= {"ws_per_message_deflate": False, "timeout_graceful_shutdown": 5}
+    # Paths of WebSockets have resume tokens, which do not belong into a log.
+    return options | {"access_log": False, "log_level": "warning"}
+
+
+__all__ = ["Concurrency", "uvicorn_options"]
