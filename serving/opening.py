@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""How the stream of a session is opened, and what its client is told if it cannot be."""
+"""Open the stream of a session, and turn its errors into answers for the client."""
 
 from typing import Any
 

@@ -197,7 +197,7 @@ def _check_place(conversation: Conversation, event: dict[str, Any]) -> dict[str,
     if wanted != "root" and wanted not in conversation.items:
         wrong = f"There is no item {wanted!r}, or it is too old: without `previous_item_id` an item comes last."
         raise RequestError(wrong, code="item_create_invalid_previous_item_id", param="previous_item_id")
-    # Time does not run backwards, so the item comes last. LiveKit names the last item of its own, not of the stream.
+    # A stream only grows at its end, so the item comes last. This is no error, because LiveKit sends older ids.
     return {"videollm_mod": {"ignored": ["previous_item_id"]}}
 
 

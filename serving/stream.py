@@ -394,7 +394,7 @@ class EngineStream:
         Return what the stream needs from the model next, or `None` if it has nothing to do. Text of more than
         `max_batch_tokens` tokens is read in several steps, so that other streams go on between them.
         """
-        # Tokens of a reply come one by one, and a reply in progress is still told. The rest has not begun.
+        # A discarded stream drops text that it has not read. A step of one token is part of a reply, which goes on.
         if self._is_discarded and self._step is not None and len(self._step.ids) > 1:
             self._work.close()
             self._step = self._work = None

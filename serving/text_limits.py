@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""How many tokens of text a stream has memory for, and what a client is told that sends more."""
+"""Count the text tokens that a client sends, and refuse text that a stream has no memory for."""
 
 from collections.abc import Sequence
 from typing import Any

