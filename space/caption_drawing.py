@@ -46,7 +46,7 @@ class Face:
     @lru_cache(maxsize=64)  # noqa: B019
     def at(self, size: int) -> ImageFont.FreeTypeFont:
         """Return the font at a size in pixels."""
-        return ImageFont.load_default(size) if self.path is None else ImageFont.truetype(self.path, size)
+        return ImageFont.load_default(size) if self.path is None else ImageFont.truetype(str(self.path), size)
 
     def has(self, character: str) -> bool:
         """Return whether the font has a glyph for a character."""
