@@ -1021,18 +1021,25 @@ def test_a_picture_that_begins_later_than_the_sound(tmp_path, ending):
     assert numbers(read_video(path, fps=2, end=3.9)) == pytest.approx([0, 0, 0, 0, 0, 5, 10, 15], abs=1)
 
 
-@pytest.mark.parametrize("space", [1, 5, 9], ids=["bt709", "bt601", "bt2020"])  # PyAV 17 has no name for the last
+# FFmpeg's number, and the weights of red and blue, of BT.709, BT.601 and BT.2020.
+@pytest.mark.parametrize(
+    "space,red,blue", [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593)], ids=["bt709", "bt601", "bt2020"]
+)
 @pytest.mark.parametrize("full", [False, True])
-def test_colors_follow_the_tags_of_the_stream(tmp_path, space, full):
-    path = tmp_path / "clip.mp4"
-    color = np.full((64, 64, 3), (200, 40, 60), np.uint8)
+def test_colors_follow_the_tags_of_the_stream(tmp_path, space, red, blue, full):
+    """The standards' formulas write the file: PyAV 17 does not write BT.2020."""
+    path, color = tmp_path / "clip.mp4", np.array([200, 40, 60])
+    luma = np.array([red, 1 - red - blue, blue]) @ color
+    coded = np.array([luma, (color[2] - luma) / (2 - 2 * blue), (color[0] - luma) / (2 - 2 * red)])
+    coded = coded * (1 if full else np.array([219, 224, 224]) / 255) + np.array([0 if full else 16, 128, 128])
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv444p"
         stream.codec_context.colorspace, stream.codec_context.color_range = space, 2 if full else 1
         for index in range(4):
-            frame = av.VideoFrame.from_ndarray(color, format="rgb24")
-            frame = frame.reformat(format="yuv444p", dst_colorspace=space, dst_color_range="JPEG" if full else "MPEG")
+            planes = np.full((3, 64, 64), coded.round()[:, None, None], np.uint8)
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv444p")
+            frame.colorspace, frame.color_range = space, 2 if full else 1
             frame.pts, frame.time_base = index, Fraction(1, 10)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
