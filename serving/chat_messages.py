@@ -142,7 +142,10 @@ class ChatRequest:
     def _add_text(self, role: str, text: str, path: str) -> None:
         self.limits.check_text(text, param=f"{path}.content")
         if role in _SYSTEM and not self.parts:
-            self.system_prompt = text if self.system_prompt is None else f"{self.system_prompt}\n{text}"
+            # The prompt is read as a whole, so the limit holds for all messages that it consists of.
+            prompt = text if self.system_prompt is None else f"{self.system_prompt}\n{text}"
+            self.limits.check_text(prompt, param=f"{path}.content")
+            self.system_prompt = prompt
         elif text.strip():
             # The model knows one system prompt, at the beginning. Later instructions are what the user says.
             self.parts.append(("user" if role in _SYSTEM else role, text))

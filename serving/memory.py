@@ -19,16 +19,7 @@ class EngineFullError(RuntimeError):
 
 
 class TooLargeError(EngineFullError):
-    """
-    The engine has too little memory for a stream with these limits, also when no other one is open.
-
-    Attributes:
-        name (`str`): The limit that is too large.
-    """
-
-    def __init__(self, message: str, name: str) -> None:
-        super().__init__(message)
-        self.name = name
+    """The engine has too little memory for a stream with these limits, also when no other one is open."""
 
 
 class Room(NamedTuple):
@@ -123,8 +114,7 @@ def check_room(pool: VideoLLMMoDPagePool, num_pages: Mapping[int, int], room: Ro
     raise TooLargeError(
         f"`{name}` is too large: no stream of {room.frames} frames and {room.text_tokens} text tokens, with those "
         "around frames and of a reply, fits into the memory of this engine. Open it with less, or create the engine "
-        f"with a larger `max_streams` or `{name}`.",
-        name,
+        f"with a larger `max_streams` or `{name}`."
     )
 
 

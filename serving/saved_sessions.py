@@ -14,7 +14,7 @@ from transformers.utils import logging
 from .limits import RequestError
 from .live_session import FINAL, LiveSession
 from .live_sessions import LiveSessions, id_taken, secret_of
-from .memory import EngineFullError
+from .memory import EngineFullError, TooLargeError
 from .realtime import Conversation
 from .realtime_events import Audio
 from .saved_files import write
@@ -342,10 +342,10 @@ class SavedSessions:
                 # Another server that shares the folder may have room, or the right model.
                 folder.put_back(taken, wanted.secret)
                 folder.remove(wanted.note)
+                if isinstance(error, (ValueError, KeyError, TypeError, TooLargeError)):
+                    raise _lost(error, taken / _STREAM) from None
                 if isinstance(error, EngineFullError):
                     raise self.sessions.full() from None
-                if isinstance(error, (ValueError, KeyError, TypeError)):
-                    raise _lost(error, taken / _STREAM) from None
                 raise
             await self._let_go(taken, session)
             if session.session_id == before:

@@ -175,9 +175,8 @@ def test_a_stream_that_does_not_fit_is_refused_until_another_is_closed():
 def test_a_stream_that_never_fits_is_refused_with_the_name_of_its_limit():
     engine = tiny_engine(max_streams=2)
     for limits in ({"max_frames": 150}, {"max_text_tokens": 5000}, {"max_frames": 150, "max_text_tokens": 1}):
-        with pytest.raises(TooLargeError, match=f"^`{next(iter(limits))}` is too large") as error:
+        with pytest.raises(TooLargeError, match=f"^`{next(iter(limits))}` is too large"):
             engine.open(**limits)
-        assert error.value.name == next(iter(limits))
     assert engine.stats.refused == 0
     assert engine.open(max_frames=16, max_text_tokens=200).session.max_frames == 16  # more than its share
 
