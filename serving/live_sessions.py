@@ -95,6 +95,15 @@ class LiveSessions:
             session.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
         if session_id is not None:
             session.session_id = self._check_id(session_id)
+        opening = self.start(self._open(session, session_id))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the client has left, and nobody else knows the session
+            opening.add_done_callback(lambda _: self.start(session.close()))
+            raise
+        return session
+
+    async def _open(self, session: LiveSession, session_id: str | None) -> None:
         await session.open()
         # Another client may take the name while the stream opens. The server may also begin to stop.
         if self.is_draining or session.session_id in self._by_id:
@@ -102,7 +111,6 @@ class LiveSessions:
             self.refuse_if_draining()
             self._check_id(session_id)
         self.add(session)
-        return session
 
     def add(self, session: LiveSession) -> None:
         """Put an open session on the lists."""

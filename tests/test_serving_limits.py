@@ -315,6 +315,25 @@ def test_a_fault_in_one_session_costs_the_others_nothing(server, client, breaks)
     until(lambda: not server.engine.streams)
 
 
+def test_a_client_that_leaves_while_its_stream_opens_keeps_no_memory(server, monkeypatch):
+    """Ray Serve then cancels the request. The engine opens the stream later, in a thread."""
+    begun, open_stream, opened = threading.Event(), server.engine.open, server.engine._num_opened
+
+    def note(**given):
+        begun.set()
+        return open_stream(**given)
+
+    monkeypatch.setattr(server.engine, "open", note)
+    with server.engine.changed:
+        opening = asyncio.run_coroutine_threadsafe(server.sessions.open(SessionOptions()), server.sessions._loop)
+        assert begun.wait(30)
+        opening.cancel()
+        run(server, asyncio.sleep(0))
+    until(lambda: server.engine._num_opened == opened + 1)
+    until(lambda: not server.engine.streams)
+    assert not list(server.sessions)
+
+
 @pytest.mark.parametrize("ends", ["closed", "cancelled"])
 def test_a_session_that_ends_while_its_stream_is_opened_again_keeps_no_memory(server, ends):
     async def change():
