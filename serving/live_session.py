@@ -276,11 +276,8 @@ class LiveSession:
             await self.check_text(text, role=role, param=param)
         self._refuse_if_over()
         self.touch()
-        is_early = not self.num_received and self.can_be_resumed
-        if len(self.asked) >= _MOST_ASKED or (is_early and self._num_early >= _MOST_ASKED):
-            full = f"{_MOST_ASKED} questions wait to be answered: wait for the answers, or send a frame first."
-            raise RequestError(full, status=429, code="conversation_already_has_active_response")
-        self._num_early += is_early
+        self._refuse_if_full()
+        self._num_early += not self.num_received
         await self._begin()
         options = {"reply_now": reply_now, "interrupt": interrupt, "role": role, "instructs": instructs}
         given = {"metadata": metadata, "is_spoken": is_spoken, "ignored": list(ignored)}
@@ -308,25 +305,20 @@ class LiveSession:
         """Cut short the reply in progress, or withdraw the first that was asked for. Return it, if there is one."""
         self.touch()
         reply = self.reply
+        if reply is None:
+            reply = next((asked for asked in self.asked.values() if not asked.is_cancelled), None)
+            if reply is not None and await self.work(lambda: self.stream.withdraw(reply.question)):
+                del self.asked[id(reply.question)]
+                reply.is_cancelled, reply.question = True, None
+                self._tell("begin", reply)
+                self._tell("end", reply)
+                self._wake()
+                return reply
         if reply is not None:
+            # The engine may still be reading the question. The reply has no word then.
             reply.is_cancelled = True
             await self.work(self.stream.interrupt)
-            return reply
-        for key, asked in list(self.asked.items()):
-            if asked.is_cancelled:
-                continue
-            if await self.work(lambda question=asked.question: self.stream.withdraw(question)):
-                del self.asked[key]
-                asked.is_cancelled, asked.question = True, None
-                self._tell("begin", asked)
-                self._tell("end", asked)
-                self._wake()
-                return asked
-            # The engine is reading the question. The reply has no word yet.
-            asked.is_cancelled = True
-            await self.work(self.stream.interrupt)
-            return asked
-        return None
+        return reply
 
     async def update(
         self, options: SessionOptions, *, instructions: str | None = None, max_output_tokens: int | None = None
@@ -341,16 +333,18 @@ class LiveSession:
         self.touch()
         await check_settings(self, options, None if instructions == self.instructions else instructions)
         check_fps(options.fps, self.limits, self.path)
+        if is_turn := self.has_begun and (instructions or "").strip() not in ("", self.instructions.strip()):
+            self._refuse_if_full()
         await self._change(options)
         if max_output_tokens is not None:
             self.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
             self.stream.session.max_new_tokens = self.max_output_tokens
-        if instructions is None or (self.has_begun and instructions.strip() in ("", self.instructions.strip())):
+        if instructions is None or (self.has_begun and not is_turn):
             return None  # what was said before cannot be unsaid
-        if self.has_begun:
+        if is_turn:
             await self.ask(instructions, reply_now=False, instructs=True)
         self.instructions = instructions
-        return "as a turn" if self.has_begun else "at the start"
+        return "as a turn" if is_turn else "at the start"
 
     async def _change(self, options: SessionOptions) -> None:
         if options.memory() != self.options.memory():
@@ -426,6 +420,12 @@ class LiveSession:
             raise RequestError(str(error), code="invalid_value") from None
         except RuntimeError as error:
             raise RequestError(str(error), status=500, code="session_failed") from None
+
+    def _refuse_if_full(self) -> None:
+        is_early = not self.num_received and self.can_be_resumed
+        if len(self.asked) >= _MOST_ASKED or (is_early and self._num_early >= _MOST_ASKED):
+            full = f"{_MOST_ASKED} questions wait to be answered: wait for the answers, or send a frame first."
+            raise RequestError(full, status=429, code="conversation_already_has_active_response")
 
     def _refuse_if_over(self, unless: Callable[[], bool] | None = None) -> None:
         if self.over is not None and not (unless is not None and unless()):

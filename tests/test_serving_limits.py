@@ -376,6 +376,20 @@ def test_a_session_whose_stream_cannot_be_opened_again_ends(server, monkeypatch)
         server.sessions.find(session.session_id)
 
 
+def test_settings_with_instructions_that_may_not_wait_change_nothing(server):
+    async def update():
+        session = await server.sessions.open(SessionOptions(unprompted=False))
+        for _ in range(32):
+            await session.ask("x", reply_now=False)
+        with pytest.raises(RequestError) as error:
+            await session.update(SessionOptions(fps=5.0), instructions="y", max_output_tokens=7)
+        assert error.value.status == 429
+        assert session.options == SessionOptions(unprompted=False) and session.max_output_tokens != 7
+        await session.close()
+
+    run(server, update())
+
+
 def test_a_stream_without_an_end_keeps_its_last_events():
     from engines import tiny_engine
 
