@@ -18,6 +18,7 @@ def add_error_answers(app: FastAPI) -> None:
     """Let an application answer errors as OpenAI's API does."""
     app.add_exception_handler(RequestError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_fault)
 
 
 def error_response(error: RequestError) -> JSONResponse:
@@ -53,6 +54,11 @@ async def _answer_http_error(request: Request, error: HTTPException) -> JSONResp
     response = error_response(RequestError(wrong, status=error.status_code, code=code))
     response.headers.update(headers)
     return response
+
+
+async def _answer_fault(_: Request, __: Exception) -> JSONResponse:
+    """Answer after a fault of the server, which the log tells."""
+    return error_response(RequestError("The server failed at this request.", status=500, code="server_error"))
 
 
 def _methods(request: Request) -> set[str]:

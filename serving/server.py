@@ -7,6 +7,7 @@ import logging as python_logging
 import os
 import socket
 import time as clock
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -204,7 +205,8 @@ def create_app(
     _add_access(app, server, api_keys, cors)
     add_error_answers(app)
     for add in (_add_basics, _add_sessions, _add_chat, _add_realtime):
-        add(app, server)
+        # FastAPI keeps every endpoint in a cache, which must not keep the memory of a server that has ended.
+        add(app, weakref.proxy(server))
     return app
 
 

@@ -4,10 +4,12 @@
 
 import asyncio
 import base64
+import gc
 import json
 import socket
 import threading
 import time as clock
+import weakref
 from contextlib import ExitStack, contextmanager
 
 import av
@@ -287,6 +289,22 @@ def test_health_says_when_the_engine_makes_no_step(server, client):
     thread.join()
     until(lambda: client.get("/health").status_code == 200)
     client.delete(f"{SESSIONS}/{name}")
+
+
+def test_a_fault_is_answered_as_an_error(server, client, monkeypatch):
+    monkeypatch.setattr(server.saved, "open", None)
+    answer = client.post(SESSIONS)
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "server_error"
+
+
+def test_a_server_that_has_ended_keeps_no_memory():
+    model = tiny_model()
+    with running(model, tiny_processor(), engine_options=ENGINE) as (address, server):
+        assert httpx.get(f"http://{address}/v1/models").status_code == 200
+    references = [weakref.ref(kept) for kept in (model, server, server.engine.pool)]
+    del model, server
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 3
 
 
 @pytest.mark.parametrize("breaks", ["teller", "listener"])
