@@ -64,7 +64,7 @@ async def _drain(
     except (TimeoutError, asyncio.TimeoutError):
         left = len(list(server.sessions))
         logger.warning(f"{left} sessions were neither saved nor answered within {seconds:g} s. They are lost.")
-        await server.sessions.close()
+        await server.sessions.end_all()
 
 
 async def _save_or_end(server: Any, saves: bool) -> None:

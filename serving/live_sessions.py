@@ -192,10 +192,14 @@ class LiveSessions:
         while self._by_id:
             await asyncio.sleep(0.1)
 
-    async def close(self) -> None:
-        """End all sessions."""
+    async def end_all(self) -> None:
+        """End all sessions now. What waits is discarded."""
         for session in self:
             await session.close(_CLOSING)
+
+    async def close(self) -> None:
+        """End all sessions, and the threads that work for them."""
+        await self.end_all()
         self.engine.on_step = None
         self._threads.shutdown(wait=False)
 

@@ -60,3 +60,23 @@ def test_a_removed_server_saves_sessions_if_another_one_can_resume_them(tmp_path
     assert [session.over for session in sessions] == ["saved" if goes_on else "the server is shutting down"] * 2
     assert len([place for place in tmp_path.iterdir() if len(place.name) > 63]) == (2 if goes_on else 0)
     assert goes_on or all(reply.event is not None for reply in replies), "they say what they have to say"
+
+
+def test_a_removed_server_ends_also_if_its_sessions_take_too_long(tmp_path):
+    engine = {"max_streams": 3, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
+    app = create_app(tiny_model(), tiny_processor(), state_dir=tmp_path, engine_options=engine)
+    server, removed = app.state.server, []
+
+    async def leave():
+        async with draining(app, 0.1, lambda: bool(removed), lambda: False)(app):
+            while server.status != "ok":
+                await asyncio.sleep(0.01)
+            session = await server.sessions.open(SessionOptions())
+            with server.engine._stepping:
+                await session.push(session.new_frame(), random_frames(1)[0])
+                removed.append(True)
+                await session.until(lambda: session.over is not None)
+            return session
+
+    assert asyncio.run(leave()).over == "the server is shutting down"
+    assert not server.engine.is_running and not list(server.sessions)
