@@ -50,12 +50,12 @@ class Concurrency:
 
 class _HeadLimit(AutoHTTPProtocol):
     """
-    The HTTP protocol of uvicorn, with a limit of time and number for connections without a complete head of a request.
-    They hold a file descriptor, and no key is needed for them.
+    The HTTP protocol of uvicorn, with a limit of time and number for connections without a request: those before the
+    end of its head, and those after an answer. They hold a file descriptor, and no key is needed for them.
     """
 
     limits: Limits
-    silent: dict["_HeadLimit", None]  # connections without a head, the oldest first
+    idle: dict["_HeadLimit", None]  # connections without a request, the oldest first
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -68,6 +68,11 @@ class _HeadLimit(AutoHTTPProtocol):
         super().data_received(data)
         self._watch()
 
+    def on_response_complete(self) -> None:
+        """Take note of the end of an answer."""
+        super().on_response_complete()
+        self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Take note of the end of the connection."""
         super().connection_lost(exc)
@@ -75,24 +80,24 @@ class _HeadLimit(AutoHTTPProtocol):
 
     def _watch(self) -> None:
         # uvicorn takes a connection off this list when it is lost or becomes a WebSocket.
-        is_silent = self in self.connections and (self.cycle is None or self.cycle.response_complete)
-        if is_silent and self._late is None:
+        is_idle = self in self.connections and (self.cycle is None or self.cycle.response_complete)
+        if is_idle and self._late is None:
             self._late = self.loop.call_later(self.limits.head_seconds, self.transport.close)
-            self.silent[self] = None
-            if len(self.silent) > self.limits.max_connections:
-                oldest = next(iter(self.silent))
-                del self.silent[oldest]
+            self.idle[self] = None
+            if len(self.idle) > self.limits.max_connections:
+                oldest = next(iter(self.idle))
+                del self.idle[oldest]
                 oldest.transport.close()
-        elif not is_silent and self._late is not None:
+        elif not is_idle and self._late is not None:
             self._late.cancel()
             self._late = None
-            self.silent.pop(self, None)
+            self.idle.pop(self, None)
 
 
 def uvicorn_options(limits: Limits) -> dict[str, Any]:
     """Return the options of `uvicorn.Config` that keep the limits of a server."""
     # `limit_concurrency` would count connections that send nothing, and refuse `/health` too.
-    protocol = type("HeadLimit", (_HeadLimit,), {"limits": limits, "silent": {}})
+    protocol = type("HeadLimit", (_HeadLimit,), {"limits": limits, "idle": {}})
     options = {"http": protocol, "ws_max_size": limits.max_event_bytes}
     # Pictures do not get smaller, and a few kilobytes could unpack to many megabytes.
     options |= {"ws_per_message_deflate": False, "timeout_graceful_shutdown": 5}

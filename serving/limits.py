@@ -23,7 +23,7 @@ class Limits:
         max_json_bytes (`int`): Largest body of other requests with JSON.
         max_held_bytes (`int`): Most bytes of bodies that are held at once. Beyond it requests get 503.
         max_connections (`int`): Most requests and WebSockets at once. Beyond it further ones get 503, except
-            `/health`. Of so many more connections that have not sent the head of a request, the oldest is closed.
+            `/health`. Of so many more connections without a request, the oldest is closed.
         max_frame_bytes (`int`): Largest JPEG or PNG file of a frame.
         max_frame_pixels (`int`): Largest picture, width times height.
         max_video_bytes (`int`): Largest video or picture that a URL names.
@@ -38,7 +38,8 @@ class Limits:
         resume_seconds (`float`): A session whose connection broke off waits so many seconds to be resumed.
         fetch_seconds (`float`): Seconds that a URL may take.
         show_seconds (`float`): Seconds in which the pictures and videos of a chat request must be seen.
-        head_seconds (`float`): Seconds that the head of a request may take. Then the connection is closed.
+        head_seconds (`float`): Seconds from the beginning of a connection, or from an answer, in which the head of a
+            request must come. Then the connection is closed.
         body_seconds (`float`): Seconds that the body of a request may take.
         stall_seconds (`float`): A step of the engine that takes longer makes `/health` answer 503.
         reply_seconds (`float`): Seconds that an HTTP request may wait for the model.

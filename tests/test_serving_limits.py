@@ -148,6 +148,25 @@ def test_connections_that_send_no_head_shut_nobody_out(server, client):
         socket_.ping().wait(30)
 
 
+def test_connections_that_stay_open_after_an_answer_are_limited_in_number(server, client):
+    with ExitStack() as stack:
+        held = []
+        for _ in range(21):
+            held.append(stack.enter_context(socket.create_connection(server.address.split(":"), timeout=2)))
+            ask_for_health(held[-1])
+        assert is_closed(held[0]) and client.get("/health").status_code == 200
+
+
+def ask_for_health(connection):
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        received = connection.recv(4096)
+        assert received
+        answer += received
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 def is_closed(connection):
     """Wait until the server closes a connection, of which it need not have read everything."""
     try:
@@ -159,13 +178,7 @@ def is_closed(connection):
 def test_a_head_after_an_answer_has_the_same_limit(server):
     with socket.create_connection(tuple(server.address.split(":")), timeout=30) as connection:
         for _ in range(2):
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-            answer = b""
-            while not answer.endswith(b"}"):
-                received = connection.recv(4096)
-                assert received
-                answer += received
-            assert answer.startswith(b"HTTP/1.1 200 ")
+            ask_for_health(connection)
         connection.sendall(b"GET /health HTTP/1.1\r\n")
         assert is_closed(connection)
 
