@@ -32,6 +32,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def train(_: Path, out: Path) -> None:
 
 def encode_rows(_: Path, out: Path) -> None:
     script("train/encode.py", *WORLD, "--num_clips", 16, "--output_dir", out)
+
+
+def train_vision(_: Path, out: Path) -> None:
+    options = ["--world", "tiny", "--num_clips", 8, "--per_device_train_batch_size", 2, "--save_steps", 1]
+    options += ["--save_strategy", "steps", "--output_dir", out, "--resume_from_checkpoint", "true"]
+    script("train/pretrain_vision.py", "--config", CONFIGS / "local_vision.yaml", *options)
+
+
+def run_recipe(_: Path, out: Path) -> None:
+    small = {"vision_clips": 16, "slides": 8, "clips": 8, "questions": 8, "test_clips": 2}
+    recipe.SIZES["quick"] = replace(recipe.SIZES["quick"], **small)
+    script(recipe.main, "--size", "quick", "--folder", out)
 
 
 def prepare_annotations(base: Path) -> None:
@@ -211,6 +224,8 @@ def push_checkpoint(base: Path, _: Path) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[Path], None] | None, Callable[[Path, Path], None]]] = {
     "train": (None, train),
+    "vision": (None, train_vision),
+    "recipe": (None, run_recipe),
     "encode": (None, encode_rows),
     "prepare": (prepare_annotations, prepare_data),
     "world": (None, write_world),
@@ -319,7 +334,7 @@ class Trial:
         found = {}
         for path in self.out.rglob("*"):
             name = path.relative_to(self.out)
-            of = next((self.out / part for part in name.parts[:1] if part.startswith("checkpoint-")), None)
+            of = next((each for each in path.parents if each.name.startswith("checkpoint-")), None)
             is_hidden = any(part.startswith(".") for part in name.parts)
             if path.is_file() and not is_hidden and (of is None or (of / LAST).exists()):
                 # The name of a saved session has its time.
@@ -345,7 +360,7 @@ class Trial:
         """Return whether a file that a killed run left is half-written."""
         if GROWING.fullmatch(Path(name).name):
             return False
-        if self.name == "train" and name in ("README.md", "loss.png"):
+        if self.name in ("train", "recipe") and Path(name).name in ("README.md", "loss.png"):
             return False  # Each checkpoint updates the card.
         return self.differs(name, content)
 

@@ -60,8 +60,6 @@ from videollm_mod.train.recipe_sizes import CONFIGS, FPS, SIZES, WORLDS, Size
 ROOT = Path(__file__).resolve().parents[1]
 # First row of the narration stage. With more slide shows than this, it begins after them.
 FIRST_CLIP = 10_000
-# Most steps on single frames if the language model knows the words already.
-KNOWN_WORD_STEPS = 200
 # Each stage's share of the time limit. The rest is for loading, saving and evaluation.
 SHARES = {"vision": 0.1, "slides": 0.03, "clips": 0.09, "long": 0.04, "questions": 0.05}
 SHARES |= {"words": 0.05, "alignment": 0.06, "narration": 0.36, "trained": 0.12}
@@ -285,8 +283,7 @@ def learn(
     # for each other, and float32 is faster than bfloat16.
     processes = share_step(size.batch) if size.long_clips else 1
     rows = size.batch // processes
-    steps = size.word_steps if given is None else min(size.word_steps, KNOWN_WORD_STEPS)
-    frames = ["--max_frames", 1, "--per_device_train_batch_size", 6 * rows, "--max_steps", steps]
+    frames = ["--max_frames", 1, "--per_device_train_batch_size", 6 * rows, "--max_steps", size.word_steps]
     # Beside a long row, a short one would be padding for the most part: they go one by one.
     single = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", rows] if size.long_clips else []
     given = given or folder / "vision"

@@ -109,7 +109,7 @@ class Size:
 SIZES = {
     "quick": Size("streamworld_model.json", "streamworld_vision.yaml", ("tiny",), 400, 160, 400, 40, 1, 8, 8),
     "cpu": Size(
-        *("local_model.json", "local_vision.yaml", ("tiny", "hard", "doom")),
+        *("doom_model.json", "local_vision.yaml", ("tiny", "hard", "doom")),
         # Small steps seem to learn more in a given time: see docs/evidence.md.
         *(8_000, 2_000, 8_000, 3_000, 2, 4, 100),
         long_clips=500,
