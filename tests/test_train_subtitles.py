@@ -592,6 +592,11 @@ def test_a_backslash_is_text_in_formats_other_than_ass(read, content):
     assert texts(read(content, frame_rate=10.0)) == [BACKSLASHES]
 
 
+def test_a_title_that_ffmpeg_cuts_within_a_character_is_no_fault(read):
+    text = f"[INFORMATION]\n[TITLE]{'é' * 100}\n[SUBTITLE]\n00:00:01.00,00:00:02.00\nA ball.\n"
+    assert texts(read(text, "a.sub")) == ["A ball."]
+
+
 @pytest.mark.parametrize(
     ("text", "plain"),
     [

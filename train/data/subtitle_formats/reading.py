@@ -104,7 +104,9 @@ def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleRepor
 
 
 def _open_text(text: str, name: str | None = None) -> Any:
-    return av.open(io.BytesIO(text.encode("utf-8", "replace")), format=name, options={"format_whitelist": _TEXTS})
+    # FFmpeg cuts long titles in the middle of a character.
+    data, options = io.BytesIO(text.encode("utf-8", "replace")), {"format_whitelist": _TEXTS}
+    return av.open(data, format=name, metadata_errors="replace", options=options)
 
 
 def _known(text: str, head: str, frame_rate: float | None, report: SubtitleReport) -> Iterable[Line] | None:
@@ -143,7 +145,7 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
 
 
 def _read_subrip(text: str, report: SubtitleReport) -> list[Line]:
-    container = av.open(io.BytesIO(text.encode("utf-8", "replace")), format="srt")
+    container = av.open(io.BytesIO(text.encode("utf-8", "replace")), format="srt", metadata_errors="replace")
     cues = list(read_stream(Path("."), container, 0, "utf_8", report))
     # FFmpeg drops a cue that is there twice.
     report.repeated_lines += max(0, text.count("\v") - len(cues))
