@@ -286,8 +286,10 @@ class Viewer:
 
     def _hear(self, text: str) -> None:
         number, words = len(self.session.events), self.words
-        self._words = (number, words + text if words else text.lstrip())
-        self.on_words()
+        # Older streamers pass on the space before the first word alone.
+        if text := words + text if words else text.lstrip():
+            self._words = (number, text)
+            self.on_words()
 
     def _make_room(self, text: str = "") -> None:
         """Replace a session that has filled the model's context."""
