@@ -114,7 +114,9 @@ class Endpoint:
         except APIConnectionError as error:
             raise EndpointError(f"{self.base_url} cannot be reached: {error.__cause__ or error}.") from None
         except APIStatusError as error:
-            reason = _first_line(error.message).removeprefix(f"Error code: {error.status_code} - ")
+            # Older clients write the whole body into their message.
+            told = error.body.get("message") if isinstance(error.body, dict) else None
+            reason = _first_line(str(told or error.message)).removeprefix(f"Error code: {error.status_code} - ")
             # Later requests with the same address, key and model would end in the same way.
             kind = EndpointError if error.status_code in (401, 403, 404) else NoReplyError
             raise kind(f"{self.base_url} answered {error.status_code}: {reason}") from None
