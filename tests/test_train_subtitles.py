@@ -216,7 +216,7 @@ ASS_ORDER = (
     "[Script Info]\n[Events]\nFormat: Layer, Style, Start, End, Name, MarginL, MarginR, MarginV, Effect, Text\n"
 )
 ASS_ORDER += "Dialogue: 0,Default,0:00:01.00,0:00:02.00,Anna,0,0,0,,A ball.\n"
-NESTED_TTML = '<p begin="1s" end="4s"><span end="1s">One.</span> <span begin="1s" end="2s">Two.</span></p>'
+NESTED_TTML = '<p begin="1s" end="4s"><span end="1s">One.</span><span begin="1s" end="2s">Two.</span></p>'
 NESTED_TTML = f"<tt {TTML}><body><div>{NESTED_TTML}</div></body></tt>"
 SPOILT_TTML = NESTED_TTML.replace("<div>", '<div><p begin="wallclock(2010-01-01T00:00:00Z)">No.</p>')
 LYRICS = "[offset:+500]\n[00:01.00]La\n[00:02.00]Lo\n"
@@ -244,7 +244,7 @@ LOSSES = [
     ],
     (FORMATS["frames.ttml"], "pysubs2", "ttml", []),
     (FORMATS["frames.ttml"].replace("2006/10/ttaf1", "ns/ttml"), "pysubs2", "ttml", None),
-    (NESTED_TTML, "pysubs2", "ttml", [(1, 4, "One. Two.")]),
+    (NESTED_TTML, "pysubs2", "ttml", [(1, 4, "One.Two.")]),
     (SPOILT_TTML, "pysubs2", "ttml", None),
     (SAMI_LESS, "pysubs2", "sami", [(1, 2.17, "if ad"), (9, 9.634, "Go")]),
     (SAMI_LESS, "ffmpeg", "sami", [(1, 9, "<SYNC Start=1000><P>if a<b and c>d")]),
