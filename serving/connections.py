@@ -1,6 +1,6 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""How many requests a server takes at once, and how long a client may take to begin one."""
+"""How many requests and connections a server has at once, and how long a client may let it wait."""
 
 import asyncio
 from typing import Any
@@ -48,15 +48,17 @@ class Concurrency:
                 await WebSocket(scope, receive, send).send_denial_response(response)
 
 
-class _HeadLimit(AutoHTTPProtocol):
+class _LimitedProtocol(AutoHTTPProtocol):
     """
-    The HTTP protocol of uvicorn, with a limit of time and number for connections without a request: those before the
-    end of its head, and those after an answer. They hold a file descriptor, and no key is needed for them.
+    The HTTP protocol of uvicorn, with limits for connections, which hold a file descriptor and need no key. There is a
+    limit of time and number for those without a request, which are those before the end of its head and those after an
+    answer, and a limit of time for those whose client does not read its answer.
     """
 
     limits: Limits
-    idle: dict["_HeadLimit", None]  # connections without a request, the oldest first
+    idle: dict["_LimitedProtocol", None]  # connections without a request, the oldest first
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Take note of a new connection."""
@@ -72,6 +74,16 @@ class _HeadLimit(AutoHTTPProtocol):
         """Take note of the end of an answer."""
         super().on_response_complete()
         self._watch()
+
+    def pause_writing(self) -> None:
+        """Take note that a client does not read."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.limits.body_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Take note that it does again."""
+        super().resume_writing()
+        self._unread.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take note of the end of the connection."""
@@ -97,7 +109,7 @@ class _HeadLimit(AutoHTTPProtocol):
 def uvicorn_options(limits: Limits) -> dict[str, Any]:
     """Return the options of `uvicorn.Config` that keep the limits of a server."""
     # `limit_concurrency` would count connections that send nothing, and refuse `/health` too.
-    protocol = type("HeadLimit", (_HeadLimit,), {"limits": limits, "idle": {}})
+    protocol = type("LimitedProtocol", (_LimitedProtocol,), {"limits": limits, "idle": {}})
     options = {"http": protocol, "ws_max_size": limits.max_event_bytes}
     # Pictures do not get smaller, and a few kilobytes could unpack to many megabytes.
     options |= {"ws_per_message_deflate": False, "timeout_graceful_shutdown": 5}

@@ -40,7 +40,8 @@ class Limits:
         show_seconds (`float`): Seconds in which the pictures and videos of a chat request must be seen.
         head_seconds (`float`): Seconds from the beginning of a connection, or from an answer, in which the head of a
             request must come. Then the connection is closed.
-        body_seconds (`float`): Seconds that the body of a request may take.
+        body_seconds (`float`): Seconds that the body of a request may take. A client that reads nothing of an answer
+            for so long is disconnected.
         stall_seconds (`float`): A step of the engine that takes longer makes `/health` answer 503.
         reply_seconds (`float`): Seconds that an HTTP request may wait for the model.
         max_audio_seconds (`float`): Seconds of audio of a session that wait to be committed or transcribed.

@@ -46,7 +46,9 @@ def server():
 
 @pytest.fixture
 def client(server):
-    with httpx.Client(base_url=f"http://{server.address}", timeout=60) as client:
+    # Connections that stay open would be the oldest of too many, which the server closes.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=f"http://{server.address}", timeout=60, limits=limits) as client:
         yield client
 
 
@@ -155,6 +157,16 @@ def test_connections_that_stay_open_after_an_answer_are_limited_in_number(server
             held.append(stack.enter_context(socket.create_connection(server.address.split(":"), timeout=2)))
             ask_for_health(held[-1])
         assert is_closed(held[0]) and client.get("/health").status_code == 200
+
+
+def test_a_client_that_reads_no_answer_keeps_no_connection(server):
+    host, port = server.address.split(":")
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 30)  # 200 kB
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            until(lambda: connection.sendall(b"\r\n"))
 
 
 def ask_for_health(connection):
