@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import time
 from contextlib import ExitStack, contextmanager
 
 import httpx
@@ -165,6 +166,7 @@ def test_random_events(server):
             chance = random.Random(f"{SEED} event {number}")
             if socket is None:
                 stack.close()
+                wait_for_room(server.engine)
                 socket = stack.enter_context(connect(f"ws://{server.address}/v1/realtime", open_timeout=60))
             text = as_text(chance, spoil(chance, chance.choice(EVENTS)))
             try:
@@ -178,6 +180,14 @@ def test_random_events(server):
             except ConnectionClosed as error:
                 assert error.rcvd.code == 1000, (number, text[:500], error)  # `session.close`
                 socket = None
+
+
+def wait_for_room(engine):
+    """Wait until the streams of connections that are over have ended."""
+    end = time.monotonic() + 60
+    while len(engine.streams) >= engine.max_streams:
+        assert time.monotonic() < end, "streams of closed connections stay"
+        time.sleep(0.05)
 
 
 def check_answers(socket):
