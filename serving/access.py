@@ -8,10 +8,9 @@ import ipaddress
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from fastapi import WebSocket
-from fastapi.responses import JSONResponse
 from starlette.requests import HTTPConnection
 
+from .error_answers import refuse
 from .limits import RequestError
 
 
@@ -57,11 +56,7 @@ class Access:
             return
         self.refusals.labels({401: "key", 403: "origin"}.get(error.status, "host")).inc()
         headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-        response = JSONResponse({"error": error.to_dict()}, status_code=error.status, headers=headers)
-        if scope["type"] == "http":
-            await response(scope, receive, send)
-        else:
-            await WebSocket(scope, receive, send).send_denial_response(response)
+        await refuse(scope, receive, send, error, **headers)
 
     def _find_error(self, request: HTTPConnection) -> RequestError | None:
         origin = request.headers.get("origin")

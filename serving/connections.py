@@ -5,10 +5,9 @@
 import asyncio
 from typing import Any
 
-from fastapi import WebSocket
-from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from .error_answers import refuse
 from .limits import Limits, RequestError
 
 
@@ -41,11 +40,7 @@ class Concurrency:
             self.refusals.labels("busy").inc()
             busy = f"The server has {self.most} requests and connections, which is the most: try again later."
             error = RequestError(busy, status=503, code="server_busy", retry_after=5)
-            response = JSONResponse({"error": error.to_dict()}, status_code=error.status, headers=error.headers)
-            if scope["type"] == "http":
-                await response(scope, receive, send)
-            else:
-                await WebSocket(scope, receive, send).send_denial_response(response)
+            await refuse(scope, receive, send, error)
 
 
 class _LimitedProtocol(AutoHTTPProtocol):

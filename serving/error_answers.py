@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a server answers requests that it does not accept."""
 
+from typing import Any
 from urllib.parse import urlencode
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
@@ -24,6 +25,16 @@ def add_error_answers(app: FastAPI) -> None:
 def error_response(error: RequestError) -> JSONResponse:
     """Return an error as OpenAI's API answers it."""
     return JSONResponse({"error": error.to_dict()}, status_code=error.status, headers=error.headers)
+
+
+async def refuse(scope: Any, receive: Any, send: Any, error: RequestError, **headers: str) -> None:
+    """Answer a request, or a WebSocket that is not accepted yet, with an error and further headers."""
+    response = error_response(error)
+    response.headers.update(headers)
+    if scope["type"] == "http":
+        await response(scope, receive, send)
+    else:
+        await WebSocket(scope, receive, send).send_denial_response(response)
 
 
 def moved_response(request: HTTPConnection, error: SessionMovedError) -> JSONResponse:
@@ -67,4 +78,4 @@ def _methods(request: Request) -> set[str]:
     return {method for route in routes for method in getattr(route, "methods", None) or ()}
 
 
-__all__ = ["add_error_answers", "error_response", "moved_response"]
+__all__ = ["add_error_answers", "error_response", "moved_response", "refuse"]

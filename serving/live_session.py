@@ -295,7 +295,8 @@ class LiveSession:
         return reply
 
     async def check_text(self, text: str, *, role: str = "user", param: str | None = None) -> None:
-        """Raise [`RequestError`] if a text of the client is too long for the stream, with those that wait."""
+        """Raise [`RequestError`] if the stream has no room for a text of the client, with those that wait."""
+        self._refuse_if_full()
         self.limits.check_text(text, param=param)
         begins = not self.has_begun and self.instructions.strip()
         turns = [("user", self.instructions), (role, text)] if begins else [(role, text)]

@@ -135,8 +135,9 @@ async def _create_item(conversation: Conversation, event: dict[str, Any]) -> Non
     time = object_of(event, "videollm_mod").get("time")
     if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
         raise RequestError("`videollm_mod.time` must be seconds.", code="invalid_type", param="videollm_mod.time")
+    as_whom = "assistant" if role == "assistant" else "user"  # later instructions are what the user says
     if texts := "\n".join(part["text"] for part in parts if part["type"] != "input_image"):
-        await session.check_text(texts, role="assistant" if role == "assistant" else "user", param="item.content")
+        await session.check_text(texts, role=as_whom, param="item.content")
     item_id = item.get("id") or f"item_{secrets.token_hex(10)}"
     frame = picture = None
     for index, part in enumerate(parts):
@@ -152,7 +153,6 @@ async def _create_item(conversation: Conversation, event: dict[str, Any]) -> Non
         if part["type"] == "input_image":
             await session.push(frame, picture)
         else:
-            as_whom = "assistant" if role == "assistant" else "user"
             say = partial(session.ask, part["text"], reply_now=False, role=as_whom)
             await conversation.hearing.in_order(say, event_id_of(event))
 
@@ -182,8 +182,6 @@ def _check_item(conversation: Conversation, item: dict[str, Any]) -> tuple[list[
         text = text_of(part, "image_url" if part["type"] == "input_image" else "text", path=path, needed=True)
         if not text.strip():
             raise RequestError("A text must not be empty.", code="invalid_value", param=f"{path}text")
-    texts = "".join(part["text"] for part in parts if part["type"] != "input_image")
-    conversation.session.limits.check_text(texts, param="item.content")
     if sum(part["type"] == "input_image" for part in parts) > 1:
         raise RequestError("Send one frame per item.", code="invalid_value", param="item.content")
     return parts, role

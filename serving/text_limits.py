@@ -3,6 +3,7 @@
 """Count the text tokens that a client sends, and refuse text that a stream has no memory for."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from .limits import RequestError
@@ -68,8 +69,7 @@ async def check_settings(session: Any, options: SessionOptions, instructions: st
     for param, text in texts.items():
         if text is not None:
             session.limits.check_text(text, param=param)
-            given = (session, [("user", text)], options.max_text_tokens, param)
-            await session.work(lambda given=given: check_live_text(*given))
+            await session.work(partial(check_live_text, session, [("user", text)], options.max_text_tokens, param))
 
 
 __all__ = ["check_history", "check_live_text", "check_settings", "has_more_than", "most_text"]

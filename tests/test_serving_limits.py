@@ -419,6 +419,19 @@ def test_a_session_whose_stream_cannot_be_opened_again_ends(server, monkeypatch)
         server.sessions.find(session.session_id)
 
 
+def test_an_item_that_may_not_wait_is_not_added(server):
+    content = [{"type": "input_text", "text": "x"}]
+    event = {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}}
+    with connect_websocket(f"ws://{server.address}/v1/realtime") as socket_:
+        for _ in range(33):
+            socket_.send(json.dumps(event))
+        events = []
+        while not events or events[-1]["type"] != "error":
+            events.append(json.loads(socket_.recv(30)))
+    assert events[-1]["error"]["code"] == "conversation_already_has_active_response"
+    assert sum(event["type"] == "conversation.item.added" for event in events) == 32
+
+
 def test_settings_with_instructions_that_may_not_wait_change_nothing(server):
     async def update():
         session = await server.sessions.open(SessionOptions(unprompted=False))
