@@ -110,7 +110,8 @@ def _one_line_usage() -> Iterator[None]:
             raise
         where = "videollm-mod" if error.ctx is None else error.ctx.command_path
         message = " ".join(error.format_message().split())
-        typer.echo(f"error: {message.rstrip('.')}. `{where} --help` shows what there is.", err=True)
+        message = message if message.endswith("?") else message.rstrip(".") + "."
+        typer.echo(f"error: {message} `{where} --help` shows what there is.", err=True)
         raise typer.Exit(2) from None
 
 

@@ -359,7 +359,7 @@ def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):
         (["narrate", "--fsp", "2"], "error: No such option:? '?--fsp"),
         (["narrate", "--fps", "x"], "error: Invalid value for '--fps'"),
         (["ask", "clip.mp4"], "error: Missing argument"),
-        (["nrrate"], "error: No such command 'nrrate'"),
+        (["nrrate"], r"error: No such command 'nrrate'. Did you mean 'narrate'\? `"),
     ],
 )
 def test_wrong_usage_is_answered_in_one_line(arguments, message):
