@@ -353,7 +353,7 @@ def test_wrong_events_get_an_error_and_the_connection_stays(small):
     async def be_wrong():
         connection = await connect(small.address)
         for event, _, _ in WRONG:
-            await connection.send_raw(event if isinstance(event, str) else json.dumps(event))
+            await connection._connection.send(event if isinstance(event, str) else json.dumps(event))
         image = {"type": "input_image", "image_url": f"data:image/png;base64,{base64.b64encode(b'text').decode()}"}
         item = {"type": "message", "role": "user", "content": [image]}
         await send(connection, {"type": "conversation.item.create", "event_id": "mine", "item": item})
