@@ -11,6 +11,7 @@ import threading
 import time as clock
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -107,7 +108,8 @@ class Completion:
         with ExitStack() as stack:
             file = io.BytesIO() if is_picture else stack.enter_context(tempfile.NamedTemporaryFile())
             if part.url[:5].lower() == "data:":
-                file.write(read_data_uri(part.url, most_bytes=most, param=part.param))
+                decode = partial(read_data_uri, part.url, most_bytes=most, param=part.param)
+                await self.server.sessions.run(lambda: file.write(decode()))
             else:
                 limits = {"most_bytes": most, "seconds": self.limits.fetch_seconds, "param": part.param}
                 await fetch(part.url, file, allows_private=self.server.allows_private_urls, **limits)

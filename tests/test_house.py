@@ -82,11 +82,11 @@ FOLDERS = {"benchmarks", "commands", "convert", "docs", "samples", "serving", "s
 SERVING = ("faults", "pages", "memory", "entries", "kernels", "packed_cache", "step", "saved_files", "saving")
 SERVING += ("stream", "stats", "compiled_step", "encoding", "captured_step", "step_runner", "engine")
 # The server, which `__init__` does not import: it needs the extra `serve`.
-SERVING += ("presence", "state_folder", "limits", "bodies", "fetching", "access", "connections", "metrics")
+SERVING += ("presence", "state_folder", "limits", "bodies", "fetching", "metrics")
 SERVING += ("session_options", "telling", "opening", "text_limits", "live_session", "live_sessions")
 SERVING += ("speech_endpoints", "realtime_events", "hearing", "speaking")
 SERVING += ("realtime", "event_fields", "realtime_audio", "realtime_requests", "session_state", "saved_sessions")
-SERVING += ("error_answers", "chat_messages", "chat", "server", "draining", "ray_app")
+SERVING += ("error_answers", "access", "connections", "chat_messages", "chat", "server", "draining", "ray_app")
 SERVING += ("__init__",)
 
 

@@ -21,9 +21,11 @@ from serving_server import picture, running
 from tiny import tiny_model, tiny_processor
 from websockets.sync.client import connect as connect_websocket
 
+from videollm_mod.serving import chat
 from videollm_mod.serving.bodies import load_json
 from videollm_mod.serving.chat import FORMATS
 from videollm_mod.serving.connections import Concurrency
+from videollm_mod.serving.fetching import read_data_uri
 from videollm_mod.serving.limits import RequestError
 from videollm_mod.serving.session_options import SessionOptions
 from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
@@ -289,6 +291,19 @@ def test_a_client_that_leaves_while_a_video_is_shown_frees_its_seat(server):
             until(lambda: any(stream.num_waiting > 16 for stream in list(server.engine.streams)))
         until(lambda: not list(server.sessions))
     until(lambda: not server.engine.streams)
+
+
+def test_files_in_a_request_are_written_beside_the_event_loop(client, monkeypatch):
+    threads = []
+
+    def note(*given, **options):
+        threads.append(threading.current_thread().name)
+        return read_data_uri(*given, **options)
+
+    monkeypatch.setattr(chat, "read_data_uri", note)
+    content = [{"type": "video_url", "video_url": {"url": video_uri(seconds=1)}}]
+    assert client.post(CHAT, json={"messages": [{"role": "user", "content": content}]}).status_code == 200
+    assert [name.partition("_")[0] for name in threads] == ["session"]
 
 
 def video_uri(*, seconds):
