@@ -444,7 +444,9 @@ def test_the_folder_is_a_space(tmp_path):
     front = SpaceCard.load(SPACE / "README.md").data.to_dict()
     assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["license"] == "apache-2.0"
     assert len(front["short_description"]) <= 60 and gr.__version__.split(".")[0] == front["sdk_version"].split(".")[0]
-    needed = {re.split(r"[<>=]", line)[0] for line in (SPACE / "requirements.txt").read_text().split()}
+    required, stated = (SPACE / "requirements.txt").read_text().split(), (ROOT / "pyproject.toml").read_text()
+    assert [line for line in required if f'"{line}"' not in stated] == [], "the package has the same ranges"
+    needed = {re.split(r"[<>=]", line)[0] for line in required}
     assert {"gradio", "torch", "torchvision", "transformers", "av", "accelerate"} <= needed
     text = "".join(path.read_text(encoding="utf-8") for path in SPACE.glob("*.py"))
     assert "import videollm_mod" not in text and "from videollm_mod" not in text
