@@ -61,6 +61,7 @@ class StreamingEngine:
             the generation configuration says, else three quarters of the context, and at most 300 frames.
         max_text_tokens (`int`, *optional*): Text tokens that a stream remembers. By default half of what the frames
             leave of the context, at most 2048, or less if the generation configuration says so.
+        max_new_tokens (`int`, *optional*, defaults to 100): Tokens of a stream's reply to have memory for.
         max_batch_tokens (`int`, *optional*): Most tokens of a step, except for frames of one stream and the text
             before them. Longer text is read in several steps. By default 2048, or one frame of each of `max_streams`
             if that is more.
@@ -111,6 +112,7 @@ class StreamingEngine:
         max_streams: int = 8,
         max_frames: int | None = None,
         max_text_tokens: int | None = None,
+        max_new_tokens: int = 100,
         max_batch_tokens: int | None = None,
         when_behind: str = "catch_up",
         max_waiting: int | None = None,
@@ -127,7 +129,7 @@ class StreamingEngine:
             max_batch_tokens = max(2048, max_streams * (model.config.frame_num_tokens + processor.frame_text_tokens))
         counts = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}
         counts |= {"max_batch_tokens": max_batch_tokens, "max_waiting": 1 if max_waiting is None else max_waiting}
-        for name, count in (counts | {"page_size": page_size}).items():
+        for name, count in (counts | {"max_new_tokens": max_new_tokens, "page_size": page_size}).items():
             check_count(name, count)
         check_when_behind(when_behind)
         self.model, self.processor = model, processor
@@ -145,7 +147,7 @@ class StreamingEngine:
         self._stepping_thread: int | None = None
 
         frame_text = processor.frame_text_tokens
-        room = Room.for_stream(max_frames, max_text_tokens, frame_text_tokens=frame_text)
+        room = Room.for_stream(max_frames, max_text_tokens, max_new_tokens, frame_text)
         # The dummy streams of captured steps see frames with their text, more text and one token.
         spare_room = Room(NUM_FRAMES[-1], NUM_FRAMES[-1] * frame_text + LONG_TEXT + 1) if capture else Room(0, 0)
         self.pool = allocate_pool(model, max_streams, room, spare_room, page_size=page_size, dtype=cache_dtype)

@@ -30,7 +30,7 @@ class Limits:
         max_video_seconds (`float`): Longest video of a chat request.
         max_fps (`float`): Most frames per second that a stream may ask to be seen.
         max_output_tokens (`int`): Most tokens of a reply.
-        max_text (`int`): Most characters of a question or an instruction.
+        max_text (`int`): Most characters of a question, an instruction or a system prompt.
         max_waiting (`int`): Frames of a stream that may wait. Beyond it the oldest is dropped.
         max_unsent (`int`): Events that a client may leave unread. A slower client is disconnected with code 1013, and
             its session waits to be resumed.

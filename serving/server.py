@@ -196,9 +196,10 @@ def create_app(
     check_saving(save_seconds, state_dir)
     is_made = state_dir is None or isinstance(state_dir, StateFolder)
     folder = state_dir if is_made else StateFolder(state_dir, max_state_bytes)
-    engine = StreamingEngine(model, processor, **{"output_router_scores": True, **(engine_options or {})})
-    audio = Audio(transcriber, speaker)
-    server = Server(engine, Limits(**limits), name, allow_private_urls, session_prefix, folder, save_seconds, audio)
+    known, audio = Limits(**limits), Audio(transcriber, speaker)
+    options = {"output_router_scores": True, "max_new_tokens": known.max_output_tokens, **(engine_options or {})}
+    engine = StreamingEngine(model, processor, **options)
+    server = Server(engine, known, name, allow_private_urls, session_prefix, folder, save_seconds, audio)
     app = FastAPI(title="VideoLLM-MoD", openapi_url=None, lifespan=server.run)
     app.state.server = server
     server.allowed_hosts.update(host.lower() for host in allowed_hosts)

@@ -434,6 +434,13 @@ def test_a_session_whose_stream_cannot_be_opened_again_ends(server, monkeypatch)
         server.sessions.find(session.session_id)
 
 
+def test_long_replies_leave_room_for_all_streams():
+    options = {"engine_options": ENGINE, "max_output_tokens": 1000}
+    with running(tiny_model(), tiny_processor(), **options) as (address, _):
+        answers = [httpx.post(f"http://{address}{SESSIONS}") for _ in range(ENGINE["max_streams"])]
+    assert [answer.status_code for answer in answers] == [201] * ENGINE["max_streams"]
+
+
 def test_an_item_that_may_not_wait_is_not_added(server):
     content = [{"type": "input_text", "text": "x"}]
     event = {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}}
