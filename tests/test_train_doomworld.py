@@ -19,7 +19,7 @@ from videollm_mod.train.data.doom.dialogues import make_dialogue, questions_at
 from videollm_mod.train.data.doom.events import EVENTS, WORDINGS, tell
 from videollm_mod.train.data.doom.patches import LabelledPatches
 from videollm_mod.train.data.doom.rows import doomworld_dataset
-from videollm_mod.train.data.doom.things import MONSTERS, THINGS, side_of
+from videollm_mod.train.data.doom.things import ITEMS, MONSTERS, THINGS, side_of
 from videollm_mod.train.data.sources import find_source, load_split
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.train.data.world.dialogues import KINDS
@@ -145,6 +145,28 @@ def test_the_same_event_in_every_wording(clips):
             assert all(text[0].isupper() and text.endswith(".") and "  " not in text for text in texts), texts
 
 
+def test_the_small_vocabulary_tells_the_same_clip_and_no_kinds(clips):
+    told = 0
+    for seed, full in enumerate(clips):
+        small = record_clip("train", seed, vocabulary="small")
+        assert np.array_equal(small.pictures, full.pictures) and np.array_equal(small.masks, full.masks)
+        texts = [event.text for event in small.events]
+        texts += [message["content"] for kind in KINDS for message in make_dialogue(small, kind)[0]]
+        words = {word.strip(".,?").lower() for text in texts for word in text.split()}
+        told_apart = {*MONSTERS, *ITEMS, "zombies", "imps", "near", "far"} - {"weapon"}  # which the player holds
+        assert not words & told_apart, words & told_apart
+        for event in small.events:
+            if event.kind in ("picks_up", "dies"):
+                assert event.thing == {"picks_up": "item", "dies": "monster"}[event.kind]
+                told += 1
+        for event in full.events:
+            if event.kind == "dies":  # other events may have another frame, since fewer come into view
+                assert any(other.kind == "dies" and abs(other.time - event.time) <= 1 for other in small.events)
+        questions = [question.text for question in questions_at(small, 2.0)]
+        assert len(set(questions)) == len(questions)
+    assert told > 5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_dialogues_of_each_kind(clips, kind):
     num_replies = 0
@@ -229,6 +251,7 @@ def test_labels_of_patches_are_the_covered_ones():
         ({"wordings": {"loud": 1.0}}, "plain, brief, player, got"),
         ({"seconds": (9.0, 5.0)}, "the shortest comes first"),
         ({"fps": 3}, "4 or 2 frames a second, got 3"),
+        ({"vocabulary": "tiny"}, "no vocabulary 'tiny'; it has full, small"),
     ],
 )
 def test_bad_data_sets_are_refused(options, message):

@@ -59,7 +59,7 @@ WORLDS = {
     # Slide shows of "small" have the same things, and more of them move: more places are seen.
     "tiny": _streamworld("tiny", "small"),
     "hard": _streamworld("hard", "hard"),
-    "doom": World("doom", {"dataset": "doomworld", "frame_rate": FPS}, {}),
+    "doom": World("doom", {"dataset": "doomworld", "frame_rate": FPS, "vocabulary": "small"}, {}),
 }
 
 

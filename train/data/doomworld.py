@@ -25,6 +25,7 @@ from videollm_mod.train.data.doom.events import WORDINGS
 from videollm_mod.train.data.doom.files import write_card, write_sample, write_split
 from videollm_mod.train.data.doom.game import FPS, find_vizdoom
 from videollm_mod.train.data.doom.rows import doomworld_dataset
+from videollm_mod.train.data.doom.things import VOCABULARIES
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streamworld import parse_seconds, parse_weights
 from videollm_mod.train.data.world.dialogues import KINDS
@@ -43,6 +44,8 @@ class DoomWorld(DataSource):
         frame_size (`int`, *optional*, defaults to 128): Width and height of the pictures.
         seconds (`str`, *optional*, defaults to `"8,15"`): Shortest and longest clip in seconds.
         frame_rate (`int`, *optional*, defaults to 4): Frames per second of the clips, 4 or 2. Give `--fps` the same.
+        vocabulary (`str`, *optional*, defaults to `"full"`): What things are called. "small" tells of monsters and
+            items, and not which, nor how far away.
     """
 
     kinds: str = field(
@@ -57,6 +60,10 @@ class DoomWorld(DataSource):
     seconds: str = field(default="8,15", metadata={"help": "Shortest and longest clip in seconds, for example 20,60."})
     frame_rate: int = field(
         default=4, metadata={"help": "Frames per second of the clips. Give --fps the same.", "choices": list(RATES)}
+    )
+    vocabulary: str = field(
+        default="full",
+        metadata={"help": "What things are called. 'small' does not tell kinds apart.", "choices": list(VOCABULARIES)},
     )
 
     def __post_init__(self) -> None:
@@ -79,6 +86,7 @@ class DoomWorld(DataSource):
             size=self.frame_size,
             seconds=self.limits,
             fps=self.frame_rate,
+            vocabulary=self.vocabulary,
         )
 
     def title(self, split: str) -> str:
@@ -111,6 +119,7 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:], help="kinds of dialogue")
     parser.add_argument("--wording", choices=WORDINGS, default="plain", help="how events are told")
+    parser.add_argument("--vocabulary", choices=VOCABULARIES, default="full", help="what things are called")
     options = parser.parse_args()
     if options.size % 2 or not 16 <= options.size <= 4096:
         parser.error(f"--size must be an even number from 16 to 4096, as H.264 requires, got {options.size}")
@@ -121,7 +130,7 @@ def main() -> None:
     except ImportError as error:
         raise SystemExit(f"error: {error}") from None
     folder, split = options.folder, options.split
-    video = {"size": options.size, "seconds": tuple(options.seconds)}
+    video = {"size": options.size, "seconds": tuple(options.seconds), "vocabulary": options.vocabulary}
     if options.clip is not None:
         write_sample(folder, split, SPLITS[split] + options.clip, **video, fps=options.frame_rate, name=options.name)
         print(f"wrote {folder / options.name}.mp4 and {folder / options.name}.json")
@@ -131,7 +140,10 @@ def main() -> None:
     lengths = " ".join(f"{seconds:g}" for seconds in options.seconds)
     given = f"--num_clips {options.num_clips} --first_clip {options.first_clip} --size {options.size}"
     write_card(
-        folder, split, f"{given} --seconds {lengths} --kinds {' '.join(options.kinds)} --wording {options.wording}"
+        folder,
+        split,
+        f"{given} --seconds {lengths} --kinds {' '.join(options.kinds)} "
+        f"--wording {options.wording} --vocabulary {options.vocabulary}",
     )
     print(f"wrote {folder / split}.jsonl and its videos")
 

@@ -9,7 +9,7 @@ shows its result.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,7 @@ from PIL import Image
 from videollm_mod.train.data.doom.events import Event, Narrator
 from videollm_mod.train.data.doom.game import FPS, TICS, Game, Moment, Sight, shared_game
 from videollm_mod.train.data.doom.player import Player
-from videollm_mod.train.data.doom.things import name_of, side_of
+from videollm_mod.train.data.doom.things import VOCABULARIES, name_of, side_of
 
 
 STEP = 1 / FPS  # Seconds between the frames of a clip with 4 frames a second.
@@ -142,6 +142,7 @@ def record_clip(
     size: int = 128,
     seconds: tuple[float, float] = SECONDS,
     fps: int = FPS,
+    vocabulary: str = "full",
     sink: Callable[[np.ndarray], None] | None = None,
 ) -> Clip:
     """
@@ -153,6 +154,7 @@ def record_clip(
         size (`int`, *optional*, defaults to 128): Width and height of the pictures.
         seconds (`tuple[float, float]`, *optional*, defaults to 8 to 15): Shortest and longest clip.
         fps (`int`, *optional*, defaults to 4): Frames per second, one of [`RATES`]. The player does the same at each.
+        vocabulary (`str`, *optional*, defaults to `"full"`): What things are called, one of [`VOCABULARIES`].
         sink (callable, *optional*): Receives the game's picture of every tic, 35 a second, uint8 (192, 256, 3).
 
     Raises:
@@ -167,11 +169,19 @@ def record_clip(
         for _ in range(TICS * (count - 1) // FPS + 1, TICS * count // FPS):
             sink(moments[-1].picture)
     # Events are those that can be seen in the frames that are left.
-    moments, cuts = moments[:: FPS // fps], {-(-cut * fps // FPS) for cut in recorder.cuts}
+    moments, cuts = _rename(moments[:: FPS // fps], vocabulary), {-(-cut * fps // FPS) for cut in recorder.cuts}
     return _to_clip(split, seed, name, size, moments, Narrator(moments, cuts, fps).events(), fps)
 
 
-def record_slides(split: str, seed: int, *, size: int = 128, count: int = SLIDE_FRAMES, fps: int = FPS) -> Clip:
+def record_slides(
+    split: str,
+    seed: int,
+    *,
+    size: int = 128,
+    count: int = SLIDE_FRAMES,
+    fps: int = FPS,
+    vocabulary: str = "full",
+) -> Clip:
     """
     Record a slide show: every frame shows another place of the map. It has no events.
 
@@ -181,11 +191,24 @@ def record_slides(split: str, seed: int, *, size: int = 128, count: int = SLIDE_
         size (`int`, *optional*, defaults to 128): Width and height of the pictures.
         count (`int`, *optional*, defaults to 16): Number of frames.
         fps (`int`, *optional*, defaults to 4): Frames per second.
+        vocabulary (`str`, *optional*, defaults to `"full"`): What things are called, one of [`VOCABULARIES`].
     """
     wad, name = map_of(split, seed)
     recorder = _Recorder(shared_game(wad), name, seed, np.random.default_rng((seed, 5)), None)
     moments = [recorder.next(index, elsewhere=True) for index in range(count)]
-    return _to_clip(split, seed, name, size, moments, (), fps)
+    return _to_clip(split, seed, name, size, _rename(moments, vocabulary), (), fps)
+
+
+def _rename(moments: list[Moment], vocabulary: str) -> list[Moment]:
+    names = VOCABULARIES[vocabulary]
+    return [
+        replace(
+            moment,
+            sights=tuple(replace(sight, kind=names.get(sight.kind, sight.kind)) for sight in moment.sights),
+            things={number: (names.get(kind, kind), *place) for number, (kind, *place) in moment.things.items()},
+        )
+        for moment in moments
+    ]
 
 
 def _to_clip(

@@ -10,7 +10,7 @@ import numpy as np
 
 from videollm_mod.train.data.doom.clip import Clip, describe_sights
 from videollm_mod.train.data.doom.events import WORDINGS, Event, tell
-from videollm_mod.train.data.doom.things import MONSTERS, WEAPONS, name_of, side_of
+from videollm_mod.train.data.doom.things import MONSTER_NAMES, MONSTERS, WEAPONS, name_of, side_of
 from videollm_mod.train.data.world.dialogues import (
     DESCRIBE_ALL,
     KINDS,
@@ -80,7 +80,7 @@ def _about_the_past(clip: Clip, time: float) -> Iterator[tuple[str, str, str]]:
 
 
 def _about_counts(clip: Clip, time: float) -> Iterator[tuple[str, str, str]]:
-    now = sum(sight.kind in MONSTERS for sight in clip.visible(time))
+    now = sum(sight.kind in MONSTER_NAMES for sight in clip.visible(time))
     if now < len(NUMBERS):
         yield "count", "How many monsters do you see?", f"{NUMBERS[now]}."
     asked = {"dies": "How many monsters have died?", "picks_up": "How many things were picked up?"}
@@ -104,7 +104,9 @@ def _about_later(clip: Clip, time: float) -> list[Question]:
             passed.add(key)
             if event.time >= time + 2 / clip.fps:
                 text = text.format(name=name_of(event.thing)) if event.thing else text
-                found.append(Question("later", time, text, _answer(event, text), event.time))
+                # In the vocabulary "small" a monster is all that dies.
+                if all(text != other.text for other in found):
+                    found.append(Question("later", time, text, _answer(event, text), event.time))
     return found
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from videollm_mod.train.data.doom.game import FPS, Moment, Sight
-from videollm_mod.train.data.doom.things import ITEMS, MONSTERS, WEAPONS, name_of, side_of
+from videollm_mod.train.data.doom.things import ITEM_NAMES, MONSTER_NAMES, MONSTERS, WEAPONS, name_of, side_of
 from videollm_mod.train.data.timed_messages import NARRATE
 
 
@@ -45,7 +45,7 @@ class Event:
         thing (`str`, *optional*): Kind of the thing that it happens to, or name of the new weapon.
         count (`int`, *optional*, defaults to 1): Number of things that come into view together.
         side (`str`, *optional*): Where a thing comes into view.
-        near (`bool`, *optional*): Whether a monster that comes into view is near.
+        near (`bool`, *optional*): Whether a monster that comes into view is near, in the vocabulary "full".
     """
 
     time: float
@@ -138,9 +138,9 @@ class Narrator:
             if after == kind:
                 continue
             is_near = math.dist(place, (x, y)) < self.reach
-            if kind in ITEMS and is_near and self._was_seen(thing, index, 2 * self.again):
+            if kind in ITEM_NAMES and is_near and self._was_seen(thing, index, 2 * self.again):
                 taken.add(kind)
-            elif kind in MONSTERS and after in ("corpse", ""):
+            elif kind in MONSTER_NAMES and after in ("corpse", ""):
                 self.killed.add(thing)
                 if self._was_seen(thing, index, 2):
                     self._add(index, "dies", thing=kind)
@@ -156,7 +156,7 @@ class Narrator:
         if weapon != int(before.values["SELECTED_WEAPON"]) and weapon in WEAPONS:
             # The hands rise from below the picture, and are in it a frame later.
             self._add(index + 1, "changes_weapon", thing=WEAPONS[weapon])
-        targets = [sight for sight in now.sights if sight.kind in MONSTERS and abs(sight.bearing) < 12]
+        targets = [sight for sight in now.sights if sight.kind in MONSTER_NAMES and abs(sight.bearing) < 12]
         if now.values["HITCOUNT"] > before.values["HITCOUNT"] and targets:
             target = min(targets, key=lambda sight: abs(sight.bearing))
             if self._is_due(target.id, index):
@@ -165,7 +165,7 @@ class Narrator:
     def _find_new(self, index: int, now: Moment) -> None:
         new: dict[str, list[Sight]] = {}
         for sight in now.sights:
-            key = sight.id if sight.kind in MONSTERS else sight.kind
+            key = sight.id if sight.kind in MONSTER_NAMES else sight.kind
             seen = self.last_seen.get(key, -100)
             if seen == index:
                 continue
@@ -201,7 +201,7 @@ class Narrator:
 def _arrived(facts: dict[str, Any], moment: Moment) -> list[Sight]:
     """Return the things in sight that came into view: certain monsters, or all things of another kind."""
     kind, ids = facts["thing"], facts["ids"]
-    return [sight for sight in moment.sights if sight.kind == kind and (kind not in MONSTERS or sight.id in ids)]
+    return [sight for sight in moment.sights if sight.kind == kind and (kind not in MONSTER_NAMES or sight.id in ids)]
 
 
 def _event_at(time: float, facts: dict[str, Any], moment: Moment) -> Event:
@@ -209,7 +209,7 @@ def _event_at(time: float, facts: dict[str, Any], moment: Moment) -> Event:
     if facts["kind"] != "comes_into_view":
         return Event(time, **facts)
     kind, sights = facts["thing"], _arrived(facts, moment)
-    if kind in MONSTERS and len(sights) > 1:
+    if kind in MONSTER_NAMES and len(sights) > 1:
         return Event(time, "comes_into_view", kind, count=len(sights))
     largest = max(sights, key=lambda sight: sight.share)
     near = largest.is_near if kind in MONSTERS else None

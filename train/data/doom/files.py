@@ -29,6 +29,7 @@ def write_split(
     seconds: tuple[float, float],
     kinds: Sequence[str],
     wording: str = "plain",
+    vocabulary: str = "full",
 ) -> None:
     """
     Write clips as videos of 35 frames a second, and one dialogue of each kind per clip as lines of timed messages.
@@ -44,12 +45,13 @@ def write_split(
         seconds (`tuple[float, float]`): Shortest and longest clip.
         kinds (`Sequence[str]`): Some of "narrate", "ask", "wait".
         wording (`str`, *optional*, defaults to `"plain"`): How events are told.
+        vocabulary (`str`, *optional*, defaults to `"full"`): What things are called (see [`record_clip`]).
     """
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for index in tqdm(range(first_clip, first_clip + num_clips), desc=split, unit="clip"):
         video, seed = f"videos/{split}-{index:06d}.mp4", SPLITS[split] + index
-        clip = film(folder / video, split, seed, size=size, seconds=seconds)
+        clip = film(folder / video, split, seed, size=size, seconds=seconds, vocabulary=vocabulary)
         covered = covered_patches([(clip, index * STEP) for index in range(len(clip.pictures))])
         for kind in kinds:
             messages, questions = make_dialogue(clip, kind, wording)
@@ -58,9 +60,18 @@ def write_split(
     write_text(folder / f"{split}.jsonl", "\n".join(lines) + "\n")
 
 
-def film(path: Path, split: str, seed: int, *, size: int, seconds: tuple[float, float], fps: int = FPS) -> Clip:
+def film(
+    path: Path,
+    split: str,
+    seed: int,
+    *,
+    size: int,
+    seconds: tuple[float, float],
+    fps: int = FPS,
+    vocabulary: str = "full",
+) -> Clip:
     """Record a clip, and write it as a video of 35 frames a second unless the file exists."""
-    how, clips = {"seconds": seconds, "fps": fps}, []
+    how, clips = {"seconds": seconds, "fps": fps, "vocabulary": vocabulary}, []
 
     def write(part: Path) -> None:
         with open_video(part, size=size, fps=TICS, seed=seed, world="DoomWorld") as write:
@@ -71,7 +82,15 @@ def film(path: Path, split: str, seed: int, *, size: int, seconds: tuple[float, 
 
 
 def write_sample(
-    folder: Path, split: str, seed: int, *, size: int, seconds: tuple[float, float], fps: int, name: str
+    folder: Path,
+    split: str,
+    seed: int,
+    *,
+    size: int,
+    seconds: tuple[float, float],
+    fps: int,
+    name: str,
+    vocabulary: str = "full",
 ) -> None:
     """
     Write one clip as `<name>.mp4` and its events as `<name>.json`.
@@ -84,10 +103,12 @@ def write_sample(
         seconds (`tuple[float, float]`): Shortest and longest clip.
         fps (`int`): Frames per second in which its events are seen (see [`record_clip`]).
         name (`str`): Name of both files. A video of that name is replaced.
+        vocabulary (`str`, *optional*, defaults to `"full"`): What things are called (see [`record_clip`]).
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.mp4").unlink(missing_ok=True)
-    clip = film(folder / f"{name}.mp4", split, seed, size=size, seconds=seconds, fps=fps)
+    how = {"size": size, "seconds": seconds, "fps": fps, "vocabulary": vocabulary}
+    clip = film(folder / f"{name}.mp4", split, seed, **how)
     story = {"seed": seed, "seconds": seconds, "fps": fps, "split": split, "map": clip.map, "events": clip.story()}
     write_json(folder / f"{name}.json", story)
 

@@ -10,6 +10,7 @@ from datasets import Dataset
 from videollm_mod.train.data.doom.clip import RATES, SECONDS, SEEDS_END, SPLITS, record_clip, record_slides
 from videollm_mod.train.data.doom.dialogues import describe, make_dialogue
 from videollm_mod.train.data.doom.events import WORDINGS
+from videollm_mod.train.data.doom.things import VOCABULARIES
 from videollm_mod.train.data.world.dialogues import KINDS
 from videollm_mod.train.data.world.rows import covered_patches
 
@@ -24,6 +25,7 @@ def doomworld_dataset(
     size: int = 128,
     seconds: tuple[float, float] = SECONDS,
     fps: int = RATES[0],
+    vocabulary: str = "full",
 ) -> Dataset:
     """
     Return rows `{"messages", "video", "kind", "seed", "covered"}` that are recorded when they are read.
@@ -41,10 +43,11 @@ def doomworld_dataset(
         size (`int`, *optional*, defaults to 128): Width and height of the pictures.
         seconds (`tuple[float, float]`, *optional*, defaults to 8 to 15): Shortest and longest clip.
         fps (`int`, *optional*, defaults to 4): Frames per second, one of [`RATES`].
+        vocabulary (`str`, *optional*, defaults to `"full"`): What things are called, one of [`VOCABULARIES`].
 
     Raises:
-        `ValueError`: If the split, a kind or a wording is unknown, a weight is negative, a length or a frame rate is
-            wrong, or the split has too few clips.
+        `ValueError`: If the split, a kind, a wording or the vocabulary is unknown, a weight is negative, a length or a
+            frame rate is wrong, or the split has too few clips.
     """
     if split not in SPLITS:
         raise ValueError(f"DoomWorld has no split {split!r}; it has {', '.join(SPLITS)}.")
@@ -55,12 +58,14 @@ def doomworld_dataset(
         raise ValueError(f"clips last at least 2 seconds, and the shortest comes first, got {seconds}.")
     if fps not in RATES:
         raise ValueError(f"clips have {' or '.join(map(str, RATES))} frames a second, got {fps}.")
+    if vocabulary not in VOCABULARIES:
+        raise ValueError(f"DoomWorld has no vocabulary {vocabulary!r}; it has {', '.join(VOCABULARIES)}.")
     ends = [*list(SPLITS.values())[1:], SEEDS_END]
     begin, end = SPLITS[split], ends[list(SPLITS).index(split)]
     if not 0 <= first_clip <= end - begin - num_clips:
         raise ValueError(f"The split {split!r} has {end - begin} rows.")
     first = begin + first_clip
-    maker = _RowMaker(split, kinds, wordings, size, seconds, fps)
+    maker = _RowMaker(split, kinds, wordings, size, seconds, {"fps": fps, "vocabulary": vocabulary})
     return Dataset.from_dict({"seed": range(first, first + num_clips)}).with_transform(maker)
 
 
@@ -79,10 +84,10 @@ class _RowMaker:
         wordings: dict[str, float],
         size: int,
         seconds: tuple[float, float],
-        fps: int,
+        how: dict[str, Any],
     ) -> None:
         self.split, self.kinds, self.wordings = split, kinds, wordings
-        self.size, self.seconds, self.fps = size, seconds, fps
+        self.size, self.seconds, self.how = size, seconds, how
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [self.make(seed) for seed in batch["seed"]]
@@ -93,10 +98,10 @@ class _RowMaker:
         rng = np.random.default_rng((seed, 4))
         kind, wording = _draw(rng, self.kinds), _draw(rng, self.wordings)
         if kind == "describe":
-            clip = record_slides(self.split, seed, size=self.size, fps=self.fps)
+            clip = record_slides(self.split, seed, size=self.size, **self.how)
             messages = describe(clip)
         else:
-            clip = record_clip(self.split, seed, size=self.size, seconds=self.seconds, fps=self.fps)
+            clip = record_clip(self.split, seed, size=self.size, seconds=self.seconds, **self.how)
             messages, _ = make_dialogue(clip, kind, wording)
             if not messages:
                 # The clip has nothing to narrate or to wait for: the row asks about it instead.

@@ -20,6 +20,10 @@ _CLASSES = {
     "key": "BlueCard RedCard YellowCard BlueSkull RedSkull YellowSkull",
     "barrel": "ExplosiveBarrel",
 }
+# What the vocabulary "small" calls kinds. It tells of monsters and items, and not which, nor how far away.
+SMALL = dict.fromkeys(MONSTERS, "monster") | dict.fromkeys(ITEMS, "item")
+VOCABULARIES: dict[str, dict[str, str]] = {"full": {}, "small": SMALL}
+MONSTER_NAMES, ITEM_NAMES = (*MONSTERS, "monster"), (*ITEMS, "item")
 KIND_OF = {name: kind for kind, names in _CLASSES.items() for name in names.split()}
 KIND_OF |= {f"Dead{name}": "corpse" for name, kind in list(KIND_OF.items()) if kind in MONSTERS and name != "LostSoul"}
 # By the number of the slot that holds them.

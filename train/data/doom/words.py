@@ -10,13 +10,14 @@ from videollm_mod.train.data.doom.clip import Clip
 from videollm_mod.train.data.doom.dialogues import make_dialogue
 from videollm_mod.train.data.doom.events import EVENTS, WORDINGS, Event
 from videollm_mod.train.data.doom.game import FPS, Sight
-from videollm_mod.train.data.doom.things import ITEMS, MONSTERS, SIDES, THINGS, WEAPONS
+from videollm_mod.train.data.doom.things import ITEM_NAMES, MONSTER_NAMES, MONSTERS, SIDES, THINGS, WEAPONS
 from videollm_mod.train.data.world.dialogues import KINDS
 
 
 # The things that each kind of event happens to, if there are any.
-_HAPPENS_TO = {"picks_up": ITEMS, "dies": MONSTERS, "is_hit": MONSTERS, "explodes": ("barrel",)}
-_HAPPENS_TO |= {"comes_into_view": THINGS, "changes_weapon": tuple(WEAPONS.values())}
+_NAMES = (*THINGS, "monster", "item")
+_HAPPENS_TO = {"picks_up": ITEM_NAMES, "dies": MONSTER_NAMES, "is_hit": MONSTER_NAMES, "explodes": ("barrel",)}
+_HAPPENS_TO |= {"comes_into_view": _NAMES, "changes_weapon": tuple(WEAPONS.values())}
 
 
 def sentences(count: int) -> Iterator[str]:
@@ -39,7 +40,7 @@ def make_up(seed: int, frames: int = 24) -> Clip:
 
 
 def _sight(rng: np.random.Generator, number: int) -> Sight:
-    kind, x, distance = str(rng.choice(THINGS)), float(rng.random()), float(rng.uniform(0, 400))
+    kind, x, distance = str(rng.choice(_NAMES)), float(rng.random()), float(rng.uniform(0, 400))
     return Sight(number, kind, x, 0.5, 0.1, float(rng.random()), distance, 0.0)
 
 
