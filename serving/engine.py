@@ -487,6 +487,7 @@ class StreamingEngine:
                 said = self.step()
                 if self.on_step is not None:
                     self.on_step(said)
+                del said  # it would hold a stream that has ended while the engine waits
         except BaseException as error:  # also `SystemExit`, which a streamer may raise
             # A thread that waits for an event must learn that none will come.
             self._end_all(error)

@@ -56,6 +56,7 @@ def test_an_engine_keeps_nothing_of_streams_that_have_ended(tmp_path):
             left.append(our_objects())
         assert engine.pool.free == {kind: list(range(count)) for kind, count in engine.pool.num_pages.items()}
         assert not engine.streams and engine.stats.dropped == 0
+    assert not {"EngineStream", "StreamingSession", "StreamEvent"} & set(left[2])
     assert left[1] == left[2]
     ended = pickle.loads(ended)
     # Ten or more streams have ended each time: a leak of one object per stream would show in `left`. The number of all
