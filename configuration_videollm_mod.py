@@ -415,7 +415,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     def validate_frame_token_ids(self) -> None:
         """Check the ids of the frame token, the interval token and the end of sequence."""
-        if self.frame_token_id is None or self.frame_token_id < 0:
+        if self.frame_token_id is None or not 0 <= self.frame_token_id < 2**63:
             raise ValueError(f"`frame_token_id` must be the id of the frame token, got {self.frame_token_id}.")
         vocab_size = self.text_config.vocab_size
         interval = self.frame_token_interval_id

@@ -93,6 +93,7 @@ def test_only_layers_that_choose_have_a_router():
         ({"vision_feature_layer": -3}, "got -3"),
         ({"frame_token_cls": False, "frame_token_pooled": None}, "A frame needs tokens"),
         ({"frame_token_id": None}, "`frame_token_id` must be the id"),
+        ({"frame_token_id": 2**63}, "`frame_token_id` must be the id"),
         ({"frame_token_interval_id": 100_000}, "outside the vocabulary"),
         ({"frame_token_interval_id": 1, "frame_token_id": 1}, "must differ"),
         ({"frame_token_interval_id": None, "text_overrides": {"eos_token_id": None}}, "target of silence"),

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random dialogues: their tokens are those of their frames and texts, or an error names the message."""
 
+import copy
 import random
 from functools import lru_cache
 from typing import Any
@@ -98,20 +99,19 @@ def spoil(chance: random.Random, messages: list[Any]) -> None:
     at = chance.randrange(len(messages))
     message = messages[at]
     if not isinstance(message, dict) or chance.random() < 0.1:
-        messages[at] = chance.choice(WRONG)
+        messages[at] = copy.deepcopy(chance.choice(WRONG))
     elif chance.random() < 0.2 and message:
         del message[chance.choice(sorted(message, key=str))]
     elif chance.random() < 0.3:
         other = chance.randrange(len(messages))
         messages[at], messages[other] = messages[other], messages[at]
     else:
-        message[chance.choice([*message, "role", "content", "time", "learn", "num_frames", "x"])] = chance.choice(
-            WRONG
-        )
+        name = chance.choice([*message, "role", "content", "time", "learn", "num_frames", "x"])
+        message[name] = copy.deepcopy(chance.choice(WRONG))  # a case must not change those of the next
 
 
 def count_frames(messages: list[Any]) -> int:
-    counts = [x.get("num_frames") for x in messages if isinstance(x, dict)]
+    counts = [x.get("num_frames") for x in messages if isinstance(x, dict) and x.get("role") == "stream"]
     return sum(x for x in counts if isinstance(x, int) and 0 < x < 100)
 
 

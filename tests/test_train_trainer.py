@@ -301,6 +301,13 @@ def test_augmentation_is_off_by_default_and_when_zero():
         StreamCollator(tiny_processor(), augmentation=2.0)
 
 
+def test_augmentation_takes_frames_from_stream_turns_only():
+    turns = [stream(2), assistant("A."), {"role": "user", "content": "Q?", "num_frames": b"x"}]
+    for seed in range(20):
+        found = augment_replies(turns, np.random.default_rng(seed), 1.0)
+        assert found[-1] == turns[-1]
+
+
 def test_augmentation_corrupts_replies_and_excludes_them_from_the_loss():
     seen = set()
     for seed in range(300):

@@ -302,7 +302,8 @@ def augment_replies(turns: list[dict[str, Any]], rng: np.random.Generator, share
             continue
         following = turns[index + 1] if index + 1 < len(turns) else {}
         # A correction takes the next frame, which must not be the one at which the next reply comes.
-        corrected = following.get("num_frames", 0) > 1 and rng.random() < 0.5
+        # Other turns may have `num_frames` too, which says nothing.
+        corrected = following.get("role") == "stream" and following["num_frames"] > 1 and rng.random() < 0.5
         others = [text for text in texts if text != turn["content"]]
         how = str(rng.choice(["left out", "emptied", *(["replaced"] if others else [])]))
         if how == "left out":
