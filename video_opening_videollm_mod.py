@@ -168,9 +168,9 @@ def _content(source: str) -> str | None:
 
 def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """Yield the names of the boxes of an mp4, and the byte at which each ends."""
-    at, size = 0, 8
-    while size >= 8 and at < 2**62:  # no file is longer
-        file.seek(at)
+    at, size, end = 0, 8, file.seek(0, os.SEEK_END)
+    while size >= 8:
+        file.seek(min(at, end))  # far behind it, seeking fails
         box = file.read(16)
         size = int.from_bytes(box[8:] if box[:4] == b"\0\0\0\1" else box[:4], "big")
         at += size
@@ -237,7 +237,7 @@ def _follow_elements(file: BinaryIO, size: int) -> tuple[int, bool]:
     for _ in range(2**23):
         if at == size or num_torn == 1000:
             break
-        file.seek(at)
+        file.seek(min(at, size))
         if element := _ELEMENT.match(file.read(12)):
             name, rest = element.groups()
             # Leading zero bits say how many bytes a length has. A length of ones means that it is unknown.

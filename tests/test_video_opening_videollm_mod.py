@@ -20,10 +20,27 @@ from tiny import random_frames, write_clip
 
 from videollm_mod import read_video
 from videollm_mod.space.uploads import FORMATS
-from videollm_mod.video_opening_videollm_mod import goes_on, is_complete, open_container, without_secrets
+from videollm_mod.video_opening_videollm_mod import (
+    count_torn,
+    goes_on,
+    is_complete,
+    open_container,
+    without_secrets,
+)
 
 
 NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"  # NASA SVS 13013, public domain
+
+
+@pytest.mark.parametrize("length", [2**44, 2**62, 2**63, 2**64 - 16])
+def test_lengths_beyond_any_file_are_no_fault_of_the_reader(tmp_path, length):
+    box = (1).to_bytes(4, "big") + b"free" + length.to_bytes(8, "big")
+    (tmp_path / "clip.mp4").write_bytes((24).to_bytes(4, "big") + b"ftypisom" + bytes(12) + box)
+    with pytest.raises(ValueError, match="clip.mp4' cannot be read as video"):
+        open_container(tmp_path / "clip.mp4")
+    element = b"\xec\x01" + min(length, 2**56 - 2).to_bytes(7, "big")  # padding of Matroska
+    (tmp_path / "clip.mkv").write_bytes(element)
+    assert count_torn(str(tmp_path / "clip.mkv"), "matroska,webm") == (0, True)
 
 
 @pytest.mark.parametrize(
