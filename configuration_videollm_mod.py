@@ -464,8 +464,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         if not 0 <= self.interval_threshold <= 1:
             raise ValueError(f"`interval_threshold` is a probability in [0, 1], got {self.interval_threshold}.")
         for field in ("stream_loss_weight", "mod_router_loss_weight"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
+            if not 0 <= getattr(self, field) < float("inf"):
+                raise ValueError(f"`{field}` must be finite and not negative, got {getattr(self, field)}.")
 
     def estimate_cost(
         self,

@@ -4,6 +4,7 @@
 
 import difflib
 import json
+import os
 import re
 import shlex
 import sys
@@ -69,7 +70,8 @@ def named_faults(name: str) -> Iterator[None]:
         if not is_folder and isinstance(error, OSError):
             raise  # the Hub's own words
         fault = (find_fault(Path(name)) or _with_file(Path(name), error)) if is_folder else in_one_line(error)
-        fault = textwrap.shorten(fault, 300, placeholder=" ...")
+        # Words go that do not fit, so a long name is cut first.
+        fault = textwrap.shorten(re.sub(r"(\S{250})\S+", r"\1...", fault), 300, placeholder=" ...")
         raise ValueError(fault if f"'{name}'" in fault else f"'{name}' cannot be loaded: {fault}") from error
 
 
@@ -122,7 +124,7 @@ def find_fault(folder: Path) -> str | None:
         if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
             return f"{index.name} must have a `weight_map` from names of weights to files."
         for part in sorted(set(places.values())):
-            if not (folder / part).is_file():
+            if not os.path.isfile(folder / part):  # names may be too long
                 return f"{part} is missing, which {index.name} names as a part of the weights."
         if not isinstance(written.get("metadata"), dict):
             return f"{index.name} must have `metadata`."
@@ -132,7 +134,7 @@ def find_fault(folder: Path) -> str | None:
         code = json.loads(config.read_text(encoding="utf-8")).get("auto_map") or {}
         names = [name for name in code.values() if isinstance(name, str)] if isinstance(code, dict) else []
         for file in sorted({f"{name.split('.')[0]}.py" for name in names if "--" not in name}):
-            if not (folder / file).is_file():
+            if not os.path.isfile(folder / file):
                 return f"{file} is missing, which config.json names as the model's code."
     return None if (folder / "chat_template.jinja").is_file() else "chat_template.jinja is missing."
 

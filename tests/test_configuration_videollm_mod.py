@@ -74,7 +74,7 @@ def test_only_layers_that_choose_have_a_router():
         ({"mod_gate": "relu"}, "`mod_gate` is 'relu'; known names are linear, sigmoid, tanh, straight_through, none"),
         ({"mod_gate_on": "input"}, "mod_gate_on"),
         ({"mod_router_loss": "labels"}, "mod_router_loss"),
-        ({"mod_router_loss_weight": -0.1}, "`mod_router_loss_weight` must not be negative, got -0.1"),
+        ({"mod_router_loss_weight": -0.1}, "`mod_router_loss_weight` must be finite and not negative, got -0.1"),
         ({"mod_keep_ration": 0.2}, "Did you mean `mod_keep_ratio`"),
         ({"frame_tokens_cls": False}, "Did you mean `frame_token_cls`"),
         ({"frame_token_pooled": (5, 3)}, "5x3, but the vision encoder has only 4x4"),
@@ -98,7 +98,9 @@ def test_only_layers_that_choose_have_a_router():
         ({"frame_token_interval_id": 1, "frame_token_id": 1}, "must differ"),
         ({"frame_token_interval_id": None, "text_overrides": {"eos_token_id": None}}, "target of silence"),
         ({"interval_threshold": 1.2}, "probability in"),
-        ({"stream_loss_weight": -1.0}, "must not be negative"),
+        ({"stream_loss_weight": -1.0}, "must be finite and not negative"),
+        ({"stream_loss_weight": float("nan")}, "must be finite and not negative"),
+        ({"mod_router_loss_weight": float("inf")}, "must be finite and not negative"),
     ],
 )
 def test_refuses(options, message):

@@ -97,6 +97,11 @@ FAULTS = {
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "chat_template.jinja is missing", 1),
     "bad template": (lambda f: (f / "chat_template.jinja").write_text("{% if %}"), "Expected an expression", 1),
     "no code": (lambda f: (f / "modeling_videollm_mod.py").unlink(), "modeling_videollm_mod.py is missing", 1),
+    "long name of code": (
+        lambda f: edit(f / "config.json", auto_map={"AutoConfig": "x" * 300}),
+        "xxx... is missing",
+        0,
+    ),
     "config cut": (lambda f: cut(f, "config.json"), "config.json is not complete JSON", 0),
     "config empty": (
         lambda f: (f / "config.json").write_text("{}"),
