@@ -239,7 +239,9 @@ def test_frames_that_waited_at_the_save_are_told_again_under_new_numbers(small, 
         await send_frames(connection, frames[1:], start=2)
         heard += await accepted(connection, 3)
         await until_true(lambda: [each["num_received"] for each in saved_states(state)] == [4])
+        on_loop(server, server.saved._saving.acquire())  # the next save replaces the files that are copied
         shutil.copytree(state, tmp_path / "copy")
+        server.sessions._loop.call_soon_threadsafe(server.saved._saving.release)
         session.stream.resume()
         heard += await until(connection, "conversation.item.done", 3)
         connection._connection.transport.abort()
