@@ -237,11 +237,10 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         # The base class stores unknown keys silently: a misspelt `mod_keep_ration` would train the default.
         prefixes = ("mod_", "frame_", "connector")
         known = [name for name in type(self).__dataclass_fields__ if name.startswith(prefixes)]
-        for name in kwargs:
-            if name.startswith(prefixes):
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean `{close[0]}`?" if close else f" Known are {', '.join(known)}."
-                raise ValueError(f"VideoLLMMoDConfig has no field `{name}`.{hint}")
+        for name in (name for name in kwargs if name.startswith(prefixes)):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else f" Known are {', '.join(known)}."
+            raise ValueError(f"VideoLLMMoDConfig has no field `{name}`.{hint}")
 
     @property
     def frame_num_tokens(self) -> int:
@@ -346,7 +345,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         for kind, config in (("language model", self.text_config), ("vision encoder", self.vision_config)):
             for name in _SIZES:
                 size = getattr(config, name, None)
-                sides = size if isinstance(size, (list, tuple)) else [1 if size is None else size]
+                is_one = name == "hidden_size" or not isinstance(size, (list, tuple))
+                sides = [1 if size is None else size] if is_one else size
                 if not sides or any(not isinstance(n, int) or n < 1 for n in sides):
                     raise ValueError(f"`{name}` of the {kind} must be at least 1, got {size!r}.")
         if (channels := getattr(self.vision_config, "num_channels", 3)) != 3:

@@ -507,7 +507,7 @@ class _Timeline:
             self.decoded, self.next = (resumed, resumed + duration), resumed
         if packet.dts is not None:
             time = (packet.dts + self.shift) * self.time_base - self.origin
-            last, due = self.decoded or (time, time)
+            last, due = self.decoded or (max(time, -self.longest),) * 2
             # By how much the picture is shown after it is decoded.
             ahead = ((packet.dts if packet.pts is None else packet.pts) - packet.dts) * self.time_base
             # In a second part of Matroska, FFmpeg takes the times of B-frames, which go back, for those of decoding.

@@ -151,6 +151,7 @@ def test_a_configuration_gives_a_model_or_an_error_that_names_the_field(request,
         *(("num_channels", value) for value in (-1, 1, [3])),
         *(("initializer_range", value) for value in (-1, float("nan"))),
         ("hidden_act", 8),
+        ("hidden_size", [16]),
     ],
 )
 def test_a_wrong_field_of_the_vision_encoder_is_named(kind, field, value):

@@ -380,6 +380,20 @@ def ts_part(path, frames, offset=0.0):
     return write_clip(path, frames, times=[offset + index / 10 for index in range(len(frames))])
 
 
+@pytest.mark.parametrize("bit", [0b1000, 0b10])
+def test_a_first_time_of_decoding_that_is_hours_before_its_picture(tmp_path, bit):
+    """The clock of MPEG-TS has 33 bits, which are 26 hours. One of its highest three is wrong."""
+    path = write_clip(tmp_path / "clip.ts", numbered(15), times=[3600 + index / 10 for index in range(15)], bf="1")
+    data = bytearray(path.read_bytes())
+    first = data.index(b"\0\0\1\xe0")
+    assert data[first + 7] >> 6 == 3  # the packet has two times of five bytes: when it is shown and decoded
+    data[first + 14] ^= bit
+    path.write_bytes(data)
+    frames, seconds, report = read_numbers(path)
+    assert frames == [(pytest.approx(0.1 + index / 10, abs=1e-4), index) for index in range(15)]
+    assert seconds == pytest.approx(1.6, abs=1e-4) and report.mended_times
+
+
 def read_numbers(path):
     with VideoReader(path) as reader:
         frames = [(float(time), round(reader.picture(frame).mean() / 5)) for time, _, frame in reader.frames()]
