@@ -345,8 +345,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         for kind, config in (("language model", self.text_config), ("vision encoder", self.vision_config)):
             for name in _SIZES:
                 size = getattr(config, name, None)
-                is_one = name == "hidden_size" or not isinstance(size, (list, tuple))
-                sides = [1 if size is None else size] if is_one else size
+                sides = size if isinstance(size, (list, tuple)) else [1 if size is None else size]
+                sides = [size] if name == "hidden_size" else sides  # the connector needs it
                 if not sides or any(not isinstance(n, int) or n < 1 for n in sides):
                     raise ValueError(f"`{name}` of the {kind} must be at least 1, got {size!r}.")
         if (channels := getattr(self.vision_config, "num_channels", 3)) != 3:

@@ -205,7 +205,7 @@ def in_one_line(error: BaseException) -> str:
     if is_a("huggingface_hub.errors", "StrictDataclassError", error):
         # The validator's name comes first, and the reason last, with what each type has against it.
         return lines[-1].strip().removeprefix("ValueError: ").removeprefix("TypeError: ").split(". Errors: ")[0]
-    if unknown := re.search(r"Unrecognized model identifier: (\S*)\. Should contain one of (.*)", lines[0]):
+    if unknown := re.search(r"Unrecognized model identifier: (.*?)\. Should contain one of (.*)", lines[0]):
         close = difflib.get_close_matches(unknown[1], unknown[2].rstrip(".").split(", "))
         hint = f"; did you mean {' or '.join(close)}?" if close else "."
         return f"config.json: '{unknown[1]}' is no model type that Transformers knows{hint}"

@@ -169,7 +169,7 @@ def test_features_of_a_frame_depend_on_the_connector():
 
 def test_connectors_need_a_known_patch_grid():
     with pytest.raises(REFUSED, match="needs the patch grid, but `vision_config` .resnet. gives no `image_size`"):
-        VideoLLMMoDConfig(vision_config={"model_type": "resnet"}, **PIXEL_SHUFFLE)
+        VideoLLMMoDConfig(vision_config={"model_type": "resnet", "hidden_size": 16}, **PIXEL_SHUFFLE)
 
 
 def test_an_image_text_configuration_provides_its_vision_part():

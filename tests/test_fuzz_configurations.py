@@ -162,6 +162,19 @@ def test_a_wrong_field_of_the_vision_encoder_is_named(kind, field, value):
     check_error(ValueError(in_one_line(error.value)), field, "vision_config")
 
 
+@pytest.mark.parametrize(
+    ("vision", "said"),
+    [
+        ({"model_type": "resnet"}, "`hidden_size` of the vision encoder must be at least 1, got None."),
+        ({"model_type": " "}, "config.json: ' ' is no model type that Transformers knows."),
+    ],
+)
+def test_a_vision_encoder_of_a_wrong_kind_is_told_in_one_line(vision, said):
+    with pytest.raises((ValueError, StrictDataclassError)) as error:
+        VideoLLMMoDConfig(vision_config=vision, text_config=tiny_text_config(), frame_token_id=400)
+    assert in_one_line(error.value) == said
+
+
 def test_an_error_of_the_library_names_the_part():
     with pytest.raises(ValueError, match="`vision_config` makes no model: ValueError: cannot convert float NaN"):
         VideoLLMMoDForConditionalGeneration(
