@@ -88,7 +88,9 @@ def load_parts(name: str, *, revision: str | None = None, **options: Any) -> tup
     """
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
     # What does not fit together is found before a video is watched.
-    with _naming("chat_template.jinja, with the processor"):
+    if processor.end_of_reply_id is None:
+        raise ValueError(f"tokenizer_config.json: `eos_token` is no token: {processor.tokenizer.eos_token!r}.")
+    with _naming("chat_template.jinja, with the tokenizer and the processor"):
         turns = [{"role": role, "content": "What?"} for role in ("system", "user", "assistant")]
         written = processor.encode_turns(turns, stream_open=False, then="stream")
         reply = processor.encode_turns([], stream_open=True, then="assistant")

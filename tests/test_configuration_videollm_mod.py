@@ -172,6 +172,13 @@ def test_connectors_need_a_known_patch_grid():
         VideoLLMMoDConfig(vision_config={"model_type": "resnet", "hidden_size": 16}, **PIXEL_SHUFFLE)
 
 
+@pytest.mark.parametrize("connector", ["mlp_pool_after", "pixel_shuffle"])
+@pytest.mark.parametrize(("pooled", "said"), [(None, "A frame needs tokens"), ([2], "`frame_token_pooled`")])
+def test_connectors_need_a_grid_of_tokens(connector, pooled, said):
+    with pytest.raises(REFUSED, match=said):
+        tiny_config(connector=connector, frame_token_cls=False, frame_token_pooled=pooled)
+
+
 def test_an_image_text_configuration_provides_its_vision_part():
     assert VideoLLMMoDConfig(vision_config=SiglipConfig()).vision_config.model_type == "siglip_vision_model"
 

@@ -132,7 +132,12 @@ FAULTS = {
     ),
     "nothing before a reply": (
         lambda f: replace_in(f / "chat_template.jinja", "add_stream_generation_prompt", "nothing"),
-        "chat_template.jinja, with the processor: no text begins a reply",
+        "chat_template.jinja, with the tokenizer and the processor: no text begins a reply",
+        1,
+    ),
+    "no end of replies": (
+        lambda f: edit(f / "tokenizer_config.json", eos_token=""),
+        "tokenizer_config.json: `eos_token` is no token: ''",
         1,
     ),
     "other token": (
