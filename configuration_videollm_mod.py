@@ -347,7 +347,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 size = getattr(config, name, None)
                 sides = size if isinstance(size, (list, tuple)) else [1 if size is None else size]
                 sides = [size] if name == "hidden_size" else sides  # the connector needs it
-                if not sides or any(not isinstance(n, int) or n < 1 for n in sides):
+                if not sides or any(type(n) is not int or n < 1 for n in sides):
                     raise ValueError(f"`{name}` of the {kind} must be at least 1, got {size!r}.")
         if (channels := getattr(self.vision_config, "num_channels", 3)) != 3:
             raise ValueError(f"`num_channels` of the vision encoder must be 3, since frames are RGB, got {channels}.")

@@ -15,6 +15,7 @@ next run begins again with other cases. The log of a kind names its seed and, af
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time as clock
@@ -22,6 +23,8 @@ from pathlib import Path
 
 
 TESTS = Path(__file__).parent
+# A template is code of its checkpoint, and one that is spoilt may write without end. Memory that is too small stops it.
+MOST_MEMORY = 12 * 2**30
 # For each kind of input: the file of its tests, and what its names contain.
 KINDS = {
     "videos": ("test_fuzz_files.py", "video"),
@@ -36,6 +39,11 @@ KINDS = {
 }
 
 
+def limit_memory() -> None:
+    """Let this process reserve at most `MOST_MEMORY` bytes: an allocation beyond it raises `MemoryError`."""
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+
+
 def run_kind(kind: str, seed: int, cases: int, folder: Path, seconds: float) -> str:
     """Run the tests of a kind and return its outcome in a word: passed, failed or unfinished."""
     file, words = KINDS[kind]
@@ -47,7 +55,8 @@ def run_kind(kind: str, seed: int, cases: int, folder: Path, seconds: float) -> 
         log.write(f"{kind}: seed {seed}, {cases} cases\n{' '.join(command)}\n")
         log.flush()
         try:
-            done = subprocess.run(command, env=os.environ | given, stdout=log, stderr=log, timeout=seconds)
+            options = {"stdout": log, "stderr": log, "timeout": seconds, "preexec_fn": limit_memory}
+            done = subprocess.run(command, env=os.environ | given, **options)
         except subprocess.TimeoutExpired:
             return "unfinished"
     return "failed" if done.returncode else "passed"

@@ -152,6 +152,7 @@ def test_a_configuration_gives_a_model_or_an_error_that_names_the_field(request,
         *(("initializer_range", value) for value in (-1, float("nan"))),
         ("hidden_act", 8),
         ("hidden_size", [16]),
+        ("num_attention_heads", [True, 1]),
     ],
 )
 def test_a_wrong_field_of_the_vision_encoder_is_named(kind, field, value):
