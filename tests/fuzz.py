@@ -23,7 +23,7 @@ from pathlib import Path
 
 
 TESTS = Path(__file__).parent
-# A template is code of its checkpoint, and one that is spoilt may write without end. Memory that is too small stops it.
+# A template is code of its checkpoint, and one that is spoilt may write without end, until this many bytes are full.
 MOST_MEMORY = 12 * 2**30
 # For each kind of input: the file of its tests, and what its names contain.
 KINDS = {
