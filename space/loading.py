@@ -3,6 +3,7 @@
 """Load a checkpoint for streaming, and recognise the videos of generated worlds."""
 
 import logging
+import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ SMALL = 20_000_000
 # Names of eight-bit types, as options spell them.
 CACHE_DTYPES = {"fp8": torch.float8_e4m3fn}
 WEIGHTS = ("int8", "fp8")
+# More tokens are no frame of a model, but a wrong number in a file.
+MOST_FRAME_TOKENS = 100_000
 
 # The generated worlds, and the one that the embedded checkpoint knows.
 WORLDS = ("StreamWorld", "DoomWorld")
@@ -87,7 +90,11 @@ def load_parts(name: str, *, revision: str | None = None, **options: Any) -> tup
             checkpoints, or if weights are missing, have other shapes or are not finite.
     """
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
-    # What does not fit together is found before a video is watched.
+    # What does not fit together is found before a video is watched, and before a text has so many tokens of a frame.
+    count = processor.frame_num_tokens
+    if not isinstance(count, int) or not 1 <= count <= MOST_FRAME_TOKENS:
+        most = f"a whole number from 1 to {MOST_FRAME_TOKENS:,}"
+        raise ValueError(f"processor_config.json: `frame_num_tokens` must be {most}, got {reprlib.repr(count)}.")
     if processor.end_of_reply_id is None:
         raise ValueError(f"tokenizer_config.json: `eos_token` is no token: {processor.tokenizer.eos_token!r}.")
     with _naming("chat_template.jinja, with the tokenizer and the processor"):

@@ -135,6 +135,11 @@ FAULTS = {
         "chat_template.jinja, with the tokenizer and the processor: no text begins a reply",
         1,
     ),
+    "billions of tokens": (  # a text of one frame would take gigabytes
+        lambda f: edit(f / "processor_config.json", frame_num_tokens=10**10),
+        "processor_config.json: `frame_num_tokens` must be a whole number from 1 to 100,000, got 10000000000",
+        1,
+    ),
     "no end of replies": (
         lambda f: edit(f / "tokenizer_config.json", eos_token=""),
         "tokenizer_config.json: `eos_token` is no token: ''",
