@@ -201,8 +201,7 @@ class CompiledSteps:
 
     def __init__(self, model: Any, cache: Any, frame_ids: list[int], most_text: int | None = None) -> None:
         self.model, self.cache, self.frame_ids, self.compiled = model, cache, frame_ids, compiled_model(model)
-        self.most_text = most_text
-        self.kinds = kinds_of(model.config)
+        self.most_text, self.kinds = most_text, kinds_of(model.config)
         self._views: tuple[list[int], list[torch.Tensor], list[list[torch.Tensor]]] = ([], [], [])
         self._after = len(frame_ids) - frame_ids.index(model.config.frame_token_id) - model.config.frame_num_tokens
         self._inside: dict[int, torch.Tensor] = {}

@@ -417,8 +417,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         """Check the ids of the frame token, the interval token and the end of sequence."""
         if self.frame_token_id is None or not 0 <= self.frame_token_id < 2**63:
             raise ValueError(f"`frame_token_id` must be the id of the frame token, got {self.frame_token_id}.")
-        vocab_size = self.text_config.vocab_size
-        interval = self.frame_token_interval_id
+        vocab_size, interval = self.text_config.vocab_size, self.frame_token_interval_id
         if interval is not None and not 0 <= interval < vocab_size:
             raise ValueError(f"`frame_token_interval_id` {interval} is outside the vocabulary of {vocab_size} tokens.")
         if interval == self.frame_token_id:

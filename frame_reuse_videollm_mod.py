@@ -36,8 +36,7 @@ class FrameReuse:
     # a frame of 512 x 512 by 2.
 
     def __init__(self, threshold: float) -> None:
-        self.threshold = check_number("reuse_static", threshold, above=0)
-        self.num_reused = 0
+        self.threshold, self.num_reused = check_number("reuse_static", threshold, above=0), 0
         self._thumbnail: torch.Tensor | None = None
         self._features: torch.Tensor | None = None
 

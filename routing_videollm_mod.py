@@ -86,8 +86,7 @@ class FrameLayout:
         keep_last: bool = False,
     ) -> None:
         self.frame_token_mask, self.num_frames, self.num_tokens = frame_token_mask, list(num_frames), num_tokens
-        self.keep_last = keep_last
-        self.total_frames = sum(num_frames)
+        self.keep_last, self.total_frames = keep_last, sum(num_frames)
         self.batch_size, self.sequence_length = frame_token_mask.shape
         self._plans: dict[int, RoutingPlan] = {}
         self.rank = (frame_token_mask.cumsum(dim=1) - 1) % num_tokens

@@ -287,11 +287,15 @@ class VideoReader(AbstractContextManager):
         """Return a frame as it is shown: uint8 RGB (height, width, 3), upright, with square pixels."""
         width = max(1, round(frame.width * self._aspect)) if 0.1 <= self._aspect <= 10 else frame.width
         width = frame.width if self.max_pixels is not None and width * frame.height > self.max_pixels else width
-        array = self._reformatter.reformat(frame, format="rgb24", width=width).to_ndarray()
+        try:
+            rgb = self._reformatter.reformat(frame, format="rgb24", width=width)
+        except av.error.OSError:  # FFmpeg knows no such colours, as in a spoilt header
+            frame.colorspace = 2  # unspecified
+            rgb = self._reformatter.reformat(frame, format="rgb24", width=width)
         # PyAV's side data and its frame refer to each other, so asking every frame would let frames fill the memory.
         if self._turn is None or self._turn[0] != frame.rotation:
             self._turn = frame.rotation, _display_matrix(frame)
-        return np.ascontiguousarray(_upright(array, *self._turn[1]))
+        return np.ascontiguousarray(_upright(rgb.to_ndarray(), *self._turn[1]))
 
     def _follow_aspect(self, frame: Any) -> None:
         """The container's pixel aspect holds until a key frame brings another one, as in broadcasts."""
@@ -553,8 +557,8 @@ class _Timeline:
         time, duration = self.time(frame), self.duration(frame)
         follows_lost = self.shown is None and frame.key_frame and not self.is_live
         time = max(self.next, self.before_key * follows_lost) if time is None else time
-        if self.shown is not None and time < self.shown:
-            time, self.report.mended_times = self.shown, self.report.mended_times + 1
+        if time < (least := self.shown or Fraction(0)):
+            time, self.report.mended_times = least, self.report.mended_times + 1
         self.shown, self.next = time, time + duration
         return time, duration
 

@@ -394,6 +394,23 @@ def test_a_first_time_of_decoding_that_is_hours_before_its_picture(tmp_path, bit
     assert seconds == pytest.approx(1.6, abs=1e-4) and report.mended_times
 
 
+def test_colours_of_an_unknown_kind_are_shown_as_usual(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", numbered(2))
+    with VideoReader(path) as reader:
+        for *_, frame in reader.frames():
+            usual = reader.picture(frame)
+            frame.colorspace = 232
+            assert (reader.picture(frame) == usual).all()
+
+
+def test_a_first_picture_before_the_first_second_is_shown_at_0(tmp_path):
+    """The source says that it begins at its second picture."""
+    with VideoReader(write_clip(tmp_path / "clip.ts", numbered(5))) as reader:
+        reader.origin += Fraction(1, 10)
+        times = [float(time) for time, _, _ in reader.frames()]
+    assert times == pytest.approx([0, 0, 0.1, 0.2, 0.3], abs=1e-4) and reader.report.mended_times == 1
+
+
 def read_numbers(path):
     with VideoReader(path) as reader:
         frames = [(float(time), round(reader.picture(frame).mean() / 5)) for time, _, frame in reader.frames()]
