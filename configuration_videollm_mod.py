@@ -399,7 +399,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         """Check the connector against the layout of a frame."""
         if self.connector == "mlp" or self.frame_num_tokens < 1:  # `validate_frame_tokens` refuses a frame of none
             return
-        name, tokens, patches = f"`connector={self.connector!r}`", list(self.frame_token_pooled), self.vision_grid
+        name, tokens, patches = f"`connector={self.connector!r}`", self.frame_token_pooled, self.vision_grid
         if self.frame_token_cls:
             raise ValueError(f"{name} reads patches only: set `frame_token_cls=False`.")
         if patches is None:
@@ -410,7 +410,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         if self.connector == "pixel_shuffle" and [side * self.pixel_shuffle_factor for side in tokens] != [*patches]:
             raise ValueError(
                 f"{name} concatenates squares of patches: the grid of {patches[0]}x{patches[1]} patches must be "
-                f"`frame_token_pooled` times one whole number, but `frame_token_pooled` is {tokens}."
+                f"`frame_token_pooled` times one whole number, but that is {'x'.join(map(str, tokens))}."
             )
 
     def validate_frame_token_ids(self) -> None:
