@@ -32,10 +32,10 @@ KINDS = {
     "rows": ("test_fuzz_files.py", "rows"),
     "dialogues": ("test_fuzz_dialogues.py", ""),
     "configurations": ("test_fuzz_configurations.py", ""),
-    "checkpoints": ("test_fuzz_checkpoints.py", ""),
     "schedules": ("test_fuzz_engine.py", ""),
     "events": ("test_serving_fuzz.py", "events"),
     "requests": ("test_serving_fuzz.py", "requests"),
+    "checkpoints": ("test_fuzz_checkpoints.py", ""),  # the longest
 }
 
 

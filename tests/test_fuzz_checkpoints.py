@@ -3,6 +3,7 @@
 """Random faults in the files of a checkpoint: it loads and watches a frame, or one line names the file or the part."""
 
 import copy
+import gc
 import json
 import random
 from dataclasses import dataclass
@@ -69,12 +70,14 @@ def sound(tmp_path_factory):
     tiny_processor().save_pretrained(folder)
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".py"}
     find = lru_cache(dynamic_module_utils.get_cached_module_file)
+    gc.freeze()  # what is there now need not be looked at after every tenth case
     with patch.object(dynamic_module_utils, "get_cached_module_file", find):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         yield Sound(folder, files, load(files[WEIGHTS]))
         logging.enable_progress_bar()
         logging.set_verbosity_warning()
+    gc.unfreeze()
 
 
 # ---------------------------------------------------------------------------------------------------------- faults
