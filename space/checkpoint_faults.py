@@ -65,7 +65,9 @@ def named_faults(name: str) -> Iterator[None]:
         yield
     except ImportError:
         raise  # a package that must be installed
-    except Exception as error:
+    except BaseException as error:
+        if not is_fault(error):
+            raise
         is_folder = Path(name).is_dir()
         if not is_folder and isinstance(error, OSError):
             raise  # the Hub's own words
@@ -168,7 +170,9 @@ def _failing_file(folder: Path) -> str | None:
         if (folder / name).is_file():
             try:
                 load()
-            except Exception:
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
                 return f"{name}, with the tokenizer" if name == "processor_config.json" else name
     return None
 
@@ -195,6 +199,11 @@ def _fault(path: Path) -> str | None:
         except (safetensors.SafetensorError, OSError) as error:
             return f"is not a complete safetensors file ({error}). Copy or download it again."
     return None
+
+
+def is_fault(error: BaseException) -> bool:
+    """Return whether a library failed, and nobody interrupts the program. Panics of Rust are no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def in_one_line(error: BaseException) -> str:

@@ -91,7 +91,7 @@ def load_parts(name: str, *, revision: str | None = None, **options: Any) -> tup
     """
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
     # What does not fit together is found before a video is watched, and before a text has so many tokens of a frame.
-    count = processor.frame_num_tokens
+    count = getattr(processor, "frame_num_tokens", None)  # without `auto_map` it is a tokenizer
     if not isinstance(count, int) or not 1 <= count <= MOST_FRAME_TOKENS:
         most = f"a whole number from 1 to {MOST_FRAME_TOKENS:,}"
         raise ValueError(f"processor_config.json: `frame_num_tokens` must be {most}, got {reprlib.repr(count)}.")

@@ -62,6 +62,11 @@ def edit_video_processor(folder, **fields):
     edit(folder / "processor_config.json", video_processor=processor["video_processor"] | fields)
 
 
+def change_tokenizer(folder, **fields):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    edit(folder / "tokenizer.json", model=tokenizer["model"] | fields)
+
+
 def pickle_weights(folder, name="model.safetensors", pickled="pytorch_model.bin"):
     """Replace a safetensors file by a pickled one that Transformers and PEFT would read."""
     torch.save(load_file(folder / name), folder / pickled)
@@ -138,6 +143,16 @@ FAULTS = {
     "billions of tokens": (  # a text of one frame would take gigabytes
         lambda f: edit(f / "processor_config.json", frame_num_tokens=10**10),
         "processor_config.json: `frame_num_tokens` must be a whole number from 1 to 100,000, got 10000000000",
+        1,
+    ),
+    "no class of the processor": (
+        lambda f: edit(f / "processor_config.json", auto_map={}),
+        "processor_config.json: `frame_num_tokens` must be a whole number from 1 to 100,000, got None",
+        1,
+    ),
+    "long prefix of words": (  # the library tokenizers panics
+        lambda f: change_tokenizer(f, continuing_subword_prefix="x" * 300),
+        "tokenizer.json: ",
         1,
     ),
     "no end of replies": (
