@@ -18,7 +18,6 @@ from .captured_step import LONG_TEXT, NUM_FRAMES, CapturedSteps, whether_to_capt
 from .encoding import FrameEncoder
 from .faults import forget, run_in_parts
 from .memory import (
-    EngineFullError,
     Room,
     allocate_pool,
     check_room,
@@ -193,8 +192,8 @@ class StreamingEngine:
             options: Other options of [`StreamingSession`].
 
         Raises:
-            `EngineFullError`: If there is not enough memory left for it. It is a [`TooLargeError`] if there is too
-                little also when no other stream is open.
+            `EngineFullError`: If there is not enough memory left for it, that of streams counted which were closed
+                with `discard`. It is a [`TooLargeError`] if there is too little also when no other stream is open.
             `ValueError`: If an option is invalid.
             `RuntimeError`: If an error has ended the engine's thread; it is the cause.
         """
@@ -216,11 +215,7 @@ class StreamingEngine:
             if self._captured is not None:
                 session.chunk_frames = min(session.chunk_frames, NUM_FRAMES[-1])
             check_room(self.pool, self._num_pages, room_of(session, room), room_of(session, self.max_text_tokens))
-            try:
-                reserve(cache, session, room, len(self.streams))
-            except EngineFullError:
-                self.stats.refused += 1
-                raise
+            reserve(self, cache, session, room)
             stream = EngineStream(self, session, when_behind, max_waiting, self._num_opened)
             self._num_opened += 1
             self.streams.append(stream)

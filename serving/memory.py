@@ -118,22 +118,28 @@ def check_room(pool: VideoLLMMoDPagePool, num_pages: Mapping[int, int], room: Ro
     )
 
 
-def reserve(cache: VideoLLMMoDPagedCache, session: Any, text: int, num_open: int) -> None:
+def reserve(engine: Any, cache: VideoLLMMoDPagedCache, session: Any, text: int) -> None:
     """
-    Reserve the pages of a new stream for its frames and so many text tokens.
+    Reserve the pages of a new stream for its frames and so many text tokens. This waits for streams that were closed
+    with `discard`, since the engine's thread frees their memory after its step.
 
     Raises:
-        `EngineFullError`: If the pool has too few beside those of the `num_open` streams that are open.
+        `EngineFullError`: If the pool has too few beside those of the streams that are open.
     """
     frames = session.max_frames
-    try:
-        cache.reserve(*room_of(session, text))
-    except OutOfPagesError as error:
-        raise EngineFullError(
-            f"No room for another stream of {frames} frames and {text} text tokens beside the {num_open} that are "
-            f"open: {error} Close a stream, open this one with a smaller `max_frames`, or create the engine with a "
-            "larger `max_streams`."
-        ) from None
+    while True:
+        try:
+            return cache.reserve(*room_of(session, text))
+        except OutOfPagesError as error:
+            if engine.is_running and not engine.is_inside_step and any(each.is_ending for each in engine.streams):
+                engine.changed.wait(1)
+                continue
+            engine.stats.refused += 1
+            raise EngineFullError(
+                f"No room for another stream of {frames} frames and {text} text tokens beside the "
+                f"{len(engine.streams)} that are open: {error} Close a stream, open this one with a smaller "
+                "`max_frames`, or create the engine with a larger `max_streams`."
+            ) from None
 
 
 def room_of(session: Any, text: int) -> Room:

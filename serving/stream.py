@@ -350,6 +350,11 @@ class EngineStream:
         return self.has_work or (not self.session.is_paused and (bool(self._received) or self._is_closing))
 
     @property
+    def is_ending(self) -> bool:
+        """Whether the engine ends the stream and frees its memory soon, because it was closed with `discard`."""
+        return self._is_discarded and not self._is_done and not self.session.is_paused
+
+    @property
     def is_at_rest(self) -> bool:
         """Whether no step is unfinished and no frame is being encoded."""
         return self._is_done or (self._work is None and not self._num_encoding)

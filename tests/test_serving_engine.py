@@ -172,6 +172,24 @@ def test_a_stream_that_does_not_fit_is_refused_until_another_is_closed():
         engine.open(max_frames=4, max_text_tokens=16)
 
 
+def test_opening_waits_for_the_memory_of_streams_that_were_closed_with_discard():
+    """The engine's thread frees it after its step, also for a client that comes as soon as another has left."""
+    with tiny_engine(max_streams=1) as engine:
+        for _ in range(3):
+            with engine.changed:  # the engine's thread cannot come between
+                stream = engine.open()
+                stream.push(random_frames(2))
+                stream.close(discard=True)
+                following = engine.open()
+            assert stream.is_done and engine.streams == [following] and engine.stats.refused == 0
+            following.close(discard=True)
+        left = engine.open()
+        left.pause()
+        left.close(discard=True)
+        with pytest.raises(EngineFullError, match="beside the 1 that are open"):
+            engine.open()  # one that is paused does not end
+
+
 def test_a_stream_that_never_fits_is_refused_with_the_name_of_its_limit():
     engine = tiny_engine(max_streams=2)
     for limits in ({"max_frames": 150}, {"max_text_tokens": 5000}, {"max_frames": 150, "max_text_tokens": 1}):
