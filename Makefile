@@ -134,7 +134,7 @@ release-check: $(VENV)/.pip
 
 # Run the tests with the oldest versions that pyproject.toml allows, with the newest, and with the oldest Python. Each
 # has an environment of 6 GB in outputs/matrix. A second run continues the first.
-matrix: $(VENV)/.pip
+matrix: $(VENV)/.pip $(VENV)/.chromium $(VENV)/.axe
 	$(BIN)/python -m pip install --quiet "uv>=0.9"
 	$(BIN)/python tests/matrix.py $(ARGS)
 

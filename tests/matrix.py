@@ -69,6 +69,8 @@ def prepare(folder: Path, end: End) -> Path:
         run(*install, "--no-deps", *end.without_dependencies)
     listed = subprocess.run([*uv, "pip", "freeze", "--quiet", "--python", python], capture_output=True, text=True)
     (folder / "versions.txt").write_text(listed.stdout, encoding="utf-8")
+    if (npm := Path(sys.prefix) / "npm").exists():  # with axe, which tests of pages look for here
+        (folder / "env" / "npm").symlink_to(npm)
     kept.write_text(stated, encoding="utf-8")
     return python
 
