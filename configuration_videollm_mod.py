@@ -527,12 +527,13 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
 def check_language_model(model: Any) -> None:
     """Check that a language model has the shape of Llama, which the layer loop needs. Raises `ValueError`."""
-    name, config = type(model).__name__, model.config
-    tested = ", ".join(_TESTED_TEXT_MODELS)
+    name, config, tested = type(model).__name__, model.config, ", ".join(_TESTED_TEXT_MODELS)
     if missing := [part for part in ("embed_tokens", "layers", "rotary_emb", "norm") if not hasattr(model, part)]:
         raise ValueError(f"{name} lacks the Llama shape; missing: {', '.join(missing)}. Tested models are {tested}.")
     if "layer_type" in inspect.signature(type(model.rotary_emb).forward).parameters:
         raise ValueError(f"{name} rotates positions differently by layer type, which is not supported.")
+    if 2 * model.rotary_emb.inv_freq.numel() > model.layers[0].self_attn.head_dim:  # Transformers before 5.24
+        raise ValueError(f"{name} rotates pairs of numbers, so its `head_dim` must be even.")
     if scaled := [field for field in _SCALING_FIELDS if getattr(config, field, None) not in (None, 1, 1.0)]:
         raise ValueError(f"{name} scales its embeddings or logits ({', '.join(scaled)}), which is not supported.")
     if types := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
@@ -554,8 +555,7 @@ def make_part(part: str, make: Callable[..., Any], *given: Any) -> Any:
 def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default: dict[str, Any]) -> PreTrainedConfig:
     if isinstance(config, PreTrainedConfig):
         return config
-    fields = dict(default if config is None else config)
-    # Without a model type, a dict means the default's.
+    fields = dict(default if config is None else config)  # without a model type, it is the default's
     return AutoConfig.for_model(fields.pop("model_type", default["model_type"]), **fields)
 
 

@@ -108,7 +108,9 @@ def _check_parts(config: Path) -> None:
         fields = json.loads(config.read_bytes())
     except (OSError, ValueError, RecursionError):
         return  # The loader says what is wrong with this file.
-    if isinstance(fields, dict) and fields.get("model_type") == "videollm_mod":
+    if not isinstance(fields, dict):
+        return
+    if fields.get("model_type") == "videollm_mod" or "VideoLLMMoDConfig" in str(fields.get("auto_map")):
         for part in ("text_config", "vision_config"):
             if not isinstance(fields.get(part), dict):
                 raise ValueError(f"config.json has no `{part}`. Copy or download it again.")

@@ -555,20 +555,16 @@ def test_any_cache_works_without_routed_layers():
         ({"model_type": "granite", "num_hidden_layers": 2, "embedding_multiplier": 12.0}, "embedding_multiplier"),
         ({"model_type": "gemma2", "num_hidden_layers": 2}, "final_logit_softcapping"),
         ({"model_type": "gemma3_text", "num_hidden_layers": 2}, "rotates positions differently by layer type"),
+        # Transformers 5.24 says so itself.
+        ({"model_type": "llama", "num_hidden_layers": 2, "head_dim": 7}, "`head_dim` must be even|even rotary dim"),
     ],
 )
 def test_refuses_text_models_of_another_shape(text_config, message):
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
     text_config = text_config | ({} if text_config["model_type"] == "gpt2" else sizes) | {"vocab_size": 50}
-    config = VideoLLMMoDConfig(
-        text_config=text_config,
-        vision_config=tiny_vision_config(),
-        mod_layers=[1],
-        frame_token_id=50,
-        frame_token_interval_id=3,
-    )
+    options = {"text_config": text_config, "vision_config": tiny_vision_config(), "mod_layers": [1]}
     with pytest.raises(ValueError, match=message):
-        VideoLLMMoDForConditionalGeneration(config)
+        VideoLLMMoDForConditionalGeneration(VideoLLMMoDConfig(**options, frame_token_id=50, frame_token_interval_id=3))
 
 
 # ------------------------------------------------------------------------------------------------------------- loss

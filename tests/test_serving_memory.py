@@ -27,13 +27,14 @@ def test_a_pool_has_room_for_every_stream_and_the_spare_cache():
 
 
 def test_a_stream_without_enough_pages_takes_none():
-    model = tiny_model()
-    pool = allocate_pool(model, 1, Room(4, 40), Room(0, 0), page_size=16, dtype=None)
+    limits = {"max_streams": 2, "max_frames": 4, "max_text_tokens": 40, "page_size": 16}
+    engine = StreamingEngine(tiny_model(), tiny_processor(), **limits)
+    pool = engine.pool
     free = {kind: list(pages) for kind, pages in pool.free.items()}
-    session = model.stream(tiny_processor(), max_frames=40)
-    with pytest.raises(EngineFullError, match="40 frames and 20 text tokens beside the 2 that are open"):
-        reserve(VideoLLMMoDPagedCache(pool), session, 20, 2)
-    assert pool.free == free
+    session = engine.model.stream(engine.processor, max_frames=100)
+    with pytest.raises(EngineFullError, match="100 frames and 20 text tokens beside the 0 that are open"):
+        reserve(engine, VideoLLMMoDPagedCache(pool), session, 20)
+    assert pool.free == free and engine.stats.refused == 1
 
 
 def test_weights_that_accelerate_keeps_elsewhere_serve_where_they_run():

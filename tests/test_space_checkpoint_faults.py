@@ -119,6 +119,11 @@ FAULTS = {
     "bad type": (lambda f: edit(f / "config.json", mod_keep_ratio="0.5"), "'mod_keep_ratio' with value '0.5'", 0),
     "no dtype": (lambda f: edit(f / "config.json", dtype="float33"), "no attribute 'float33'", 0),
     "no language model": (lambda f: edit(f / "config.json", text_config=None), "config.json has no `text_config`", 0),
+    "no type and no language model": (
+        lambda f: edit(f / "config.json", model_type=None, text_config=None),
+        "config.json has no `text_config`",
+        0,
+    ),
     "no layers": (
         lambda f: change_language_model(f, num_hidden_layers=0),
         "`num_hidden_layers` of the language model must be at least 1, got 0",

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Child processes: results and errors come back, and a crash ends one call only."""
 
+import multiprocessing
 import os
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -45,6 +47,25 @@ def test_a_crash_ends_one_call():
         errors = [str(call.exception()) for call in done if isinstance(call.exception(), CrashError)]
         assert errors == ["killed by SIGKILL", "killed by SIGTERM", "exit status 3"]
         assert [done[1].result(), done[4].result()] == [(3, 1), (4, 1)]
+
+
+def test_a_crash_is_named_while_another_thread_looks_at_all_processes():
+    """Only one of the threads gets the exit status from the system."""
+    is_over = threading.Event()
+
+    def look():
+        while not is_over.is_set():
+            multiprocessing.active_children()
+
+    with ChildProcesses() as children, ThreadPoolExecutor(2) as pool:
+        looking = [pool.submit(look) for _ in range(2)]
+        try:
+            for _ in range(40):
+                with pytest.raises(CrashError, match="killed by SIGKILL"):
+                    children.call(crash, signal.SIGKILL)
+        finally:
+            is_over.set()
+    assert [look.result() for look in looking] == [None, None]
 
 
 @pytest.mark.parametrize("full", [False, True])

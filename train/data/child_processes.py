@@ -5,6 +5,7 @@
 import multiprocessing
 import signal
 import threading
+import time as clock
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -54,6 +55,8 @@ class ChildProcesses:
             is_result, value = pipe.recv()
         except (EOFError, ConnectionError):
             process.join()
+            while process.exitcode is None:  # another thread that starts a process has waited for this one too
+                clock.sleep(0.001)
             self._of_thread.child = None
             raise CrashError(_how_it_died(process.exitcode)) from None
         if is_result:
