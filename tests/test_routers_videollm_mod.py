@@ -16,8 +16,7 @@ from tiny import dialogue_ids, random_features, tiny_config, tiny_model
 from torch.testing import assert_close
 from transformers.utils.logging import warning_once
 
-from videollm_mod.routers_videollm_mod import ROUTERS, ChangeRouter, LearnedRouter, position_noise
-from videollm_mod.train.arguments import ModelArguments
+from videollm_mod.routers_videollm_mod import ChangeRouter, LearnedRouter, position_noise
 
 
 def test_position_noise_is_even_and_differs_by_layer():
@@ -65,12 +64,6 @@ def test_router_scores_of_bfloat16_are_float32():
     router.normalizes = True
     length = hidden.double().norm(dim=-1, keepdim=True)
     assert_close(router(hidden.double()), (hidden.double() / length) @ router.weight.double().T)
-
-
-def test_the_training_script_accepts_router_types():
-    fields = ModelArguments(checkpoint=".", mod_router="uniform").config_fields()
-    assert fields == {"mod_router": "uniform"}
-    assert all(name in ModelArguments.__dataclass_fields__["mod_router"].metadata["help"] for name in ROUTERS)
 
 
 def test_a_learned_router_that_cannot_learn_is_refused_or_named(caplog):

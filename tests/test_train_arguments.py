@@ -16,6 +16,7 @@ from peft import get_peft_model
 from tiny import tiny_model
 from transformers import TrainerState
 
+from videollm_mod.routers_videollm_mod import ROUTERS
 from videollm_mod.train import encode, sft
 from videollm_mod.train.arguments import ModelArguments, RowArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.data import sources
@@ -49,6 +50,11 @@ def test_defaults_are_those_of_live(tmp_path):
     adapter = choose_parts(adapted, model)
     assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (128, 256, 0.05)
     assert adapter.modules_to_save == ["connector", "layers.1.router", "layers.3.router"]
+
+
+def test_every_router_type_can_be_chosen():
+    assert ModelArguments(checkpoint=".", mod_router="uniform").config_fields() == {"mod_router": "uniform"}
+    assert all(name in ModelArguments.__dataclass_fields__["mod_router"].metadata["help"] for name in ROUTERS)
 
 
 @pytest.mark.parametrize("language_model", ["lora", "full", "frozen"])
