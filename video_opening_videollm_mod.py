@@ -27,6 +27,8 @@ from transformers.utils import is_av_available
 if is_av_available():
     import av
 
+    # PyAV 19 takes metadata that is not Unicode. Older versions do if they are told to.
+    open_input = partial(av.open, **({"metadata_errors": "replace"} if int(av.__version__[:2]) < 19 else {}))
 _CAMERA_NAMES = ("/dev/video", "camera:")
 _BROADCASTS = (*_CAMERA_NAMES, "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")
 # FFmpeg's input format and name of a numbered camera.
@@ -66,15 +68,13 @@ def open_container(
     Raises:
         `ValueError`: If it cannot be opened.
     """
-    source = str(source)
-    is_file, asked = os.path.isfile(source), clock.monotonic()
-    left = None if timeout is None else _TimeLeft(asked + timeout)
+    source, asked = str(source), clock.monotonic()
+    is_file, left = os.path.isfile(source), None if timeout is None else _TimeLeft(asked + timeout)
     is_web = not is_file and urlsplit(source).scheme in ("http", "https")
     allowed = _WEB if is_web else "crypto,data" if source == "-" else "file" if is_file and formats else None
     # FFmpeg also decodes frames when it opens a file.
     given = {"format_whitelist": formats, "protocol_whitelist": allowed, "max_pixels": max_pixels and str(max_pixels)}
     options = {name: value for name, value in given.items() if value is not None}
-    open_input = partial(av.open, metadata_errors="replace")
     limits = None if is_file or source == "-" else (left, timeout)
     options |= {} if limits is None else _LIVE_OPTIONS
     try:
@@ -308,4 +308,4 @@ def has_flag(container: Any, flag: int) -> bool:
 
 
 __all__ = ["MAY_CHANGE_CLOCKS", "NO_TIMESTAMPS", "check_source", "count_joined", "count_torn", "goes_on"]
-__all__ += ["has_flag", "is_complete", "open_container", "unreadable", "without_secrets"]
+__all__ += ["has_flag", "is_complete", "open_container", "open_input", "unreadable", "without_secrets"]

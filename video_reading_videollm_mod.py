@@ -731,7 +731,7 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
         side_data = frame.side_data
     except ValueError:
         side_data = _without_unknown_side_data(frame).side_data
-    if not any(data.type.name == "DISPLAYMATRIX" for data in side_data):
+    if "DISPLAYMATRIX" not in side_data:
         return 1, 0, 0, 1
     a, b, _, c, d = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)[:5].tolist()
     return a, b, c, d

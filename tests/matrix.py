@@ -43,7 +43,12 @@ ENDS = {
     "newest": End("3.12", "highest", "train,space,doom,lmms-eval,dev"),
     # TRL requires Python 3.11, so training does. The model's own files and the server do not.
     "python3.10": End(
-        "3.10", "lowest-direct", "space,dev", "test_*_videollm_mod.py", ("datasets>=4", "evaluate>=0.4.6", "peft>=0.19"), ()
+        "3.10",
+        "lowest-direct",
+        "space,dev",
+        "test_*_videollm_mod.py",
+        others=("datasets>=4", "evaluate>=0.4.6", "peft>=0.19"),
+        without_dependencies=(),
     ),
 }
 

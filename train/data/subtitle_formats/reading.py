@@ -28,6 +28,7 @@ from videollm_mod.train.data.subtitle_formats.objects import read_json
 from videollm_mod.train.data.subtitle_formats.streams import open_as_video, read_stream
 from videollm_mod.train.data.subtitle_formats.substation import ass_events, read_ass, read_by_pysubs2
 from videollm_mod.train.data.subtitle_formats.timed_text import TTML_ROOT, read_timedtext, read_ttml
+from videollm_mod.video_opening_videollm_mod import open_input
 
 
 # Formats of texts that only FFmpeg reads. In others, such as SDP, a text names addresses that FFmpeg opens.
@@ -106,7 +107,7 @@ def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleRepor
 def _open_text(text: str, name: str | None = None) -> Any:
     # FFmpeg cuts long titles in the middle of a character.
     data, options = io.BytesIO(text.encode("utf-8", "replace")), {"format_whitelist": _TEXTS}
-    return av.open(data, format=name, metadata_errors="replace", options=options)
+    return open_input(data, format=name, options=options)
 
 
 def _known(text: str, head: str, frame_rate: float | None, report: SubtitleReport) -> Iterable[Line] | None:
@@ -145,7 +146,7 @@ def _known(text: str, head: str, frame_rate: float | None, report: SubtitleRepor
 
 
 def _read_subrip(text: str, report: SubtitleReport) -> list[Line]:
-    container = av.open(io.BytesIO(text.encode("utf-8", "replace")), format="srt", metadata_errors="replace")
+    container = open_input(io.BytesIO(text.encode("utf-8", "replace")), format="srt")
     cues = list(read_stream(Path("."), container, 0, "utf_8", report))
     # FFmpeg drops a cue that is there twice.
     report.repeated_lines += max(0, text.count("\v") - len(cues))
