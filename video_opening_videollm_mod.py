@@ -90,7 +90,7 @@ def open_container(
         # The prefix keeps FFmpeg from taking a colon in a name for a protocol, and a sign for a pattern.
         name, pattern = (f"file:{source}", {"pattern_type": "none"}) if is_file else (source, {})
         container = open_input(name, options=options | pattern, timeout=limits)
-        if is_web and container.size <= 0 and has_flag(container, NO_TIMESTAMPS):
+        if is_web and (container.size or 0) <= 0 and has_flag(container, NO_TIMESTAMPS):
             # FFmpeg took several frames to know the format. They have arrived already, and their times are lost.
             container.close()
             options |= {"fpsprobesize": "0"}

@@ -197,7 +197,7 @@ class VideoReader(AbstractContextManager):
         starts = (s.start_time * s.time_base for s in self.container.streams if s.start_time is not None)
         self.origin = next((exact for exact in starts if abs(exact - start) < Fraction(1, 500_000)), start)
         self.rate = self.stream.average_rate or self.stream.guessed_rate or None
-        has_end = self.source != "-" and (self.container.size > 0 or self.container.duration is not None)
+        has_end = self.source != "-" and ((self.container.size or 0) > 0 or self.container.duration is not None)
         self.is_live = not (os.path.isfile(self.source) or has_end)
         # Threads that decode frames side by side return them late.
         self.stream.thread_type = "SLICE" if self.is_live else "AUTO"
