@@ -235,6 +235,23 @@ def test_shares_of_correct_patches():
     assert output["right"].tolist() == [[0.5, 0.5, 0.0]] and output["loss"] > 0
 
 
+def test_a_trained_encoder_is_taken_instead_of_training_one(tmp_path):
+    encoder, folder, size = tmp_path / "encoder", tmp_path / "run", recipe.SIZES["quick"]
+    with pytest.raises(SystemExit, match="no finished folder of train/pretrain_vision.py"):
+        recipe.take_vision(str(encoder), folder)
+    model, processor = new_model(CONFIGS / "local_model.json", seed=1)
+    model.save_pretrained(encoder)
+    processor.save_pretrained(encoder)
+    (encoder / "checkpoint-1").mkdir()
+    recipe.begin_folder(folder, size, vision=str(encoder))
+    recipe.take_vision(str(encoder), folder)
+    files = {path.name: path.read_bytes() for path in encoder.iterdir() if path.is_file()}
+    assert {path.name: path.read_bytes() for path in (folder / "vision").iterdir()} == files
+    recipe.begin_folder(folder, size, vision=str(encoder))  # it goes on
+    with pytest.raises(SystemExit, match="stages of a run with other options"):
+        recipe.begin_folder(folder, size)
+
+
 def test_a_model_takes_the_words_and_layers_of_another_language_model(tmp_path):
     """Words of both vocabularies keep their embeddings, routers stay new, and other sizes are refused."""
     model, processor = new_model(CONFIGS / "local_model.json", seed=1)

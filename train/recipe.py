@@ -8,6 +8,7 @@ python train/recipe.py                     # StreamWorld and DoomWorld together,
 python train/recipe.py --minutes 360       # the same within six hours
 python train/recipe.py --worlds tiny,hard  # without DoomWorld
 python train/recipe.py --begin .           # the language model begins with the weights of another checkpoint
+python train/recipe.py --vision ENCODER    # with an encoder that `pretrain_vision.py` has trained
 python train/recipe.py --size quick        # a short version of two minutes
 python train/recipe.py --twin              # also train the same model at full compute on the same data
 python train/recipe.py --size gpu --twin --minutes 30    # the full world and a larger model, for a GPU
@@ -32,6 +33,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import time as clock
@@ -252,6 +254,27 @@ def begin_with(checkpoint: str, folder: Path) -> Path:
     return begun
 
 
+def take_vision(checkpoint: str, folder: Path) -> None:
+    """
+    Copy a trained vision encoder to where [`see`] expects it, unless there is one.
+
+    Args:
+        checkpoint (`str`): Output folder of `pretrain_vision.py`.
+        folder (`Path`): Folder of the recipe.
+
+    Raises:
+        `SystemExit`: If the checkpoint is not complete.
+    """
+    vision, parts = folder / "vision", Path(checkpoint)
+    if not (parts / LAST_WRITTEN).is_file():
+        raise SystemExit(f"error: --vision {checkpoint}: it is no finished folder of train/pretrain_vision.py.")
+    if not (vision / LAST_WRITTEN).exists():
+        with new_checkpoint(vision) as place:
+            for path in parts.iterdir():
+                if path.is_file():
+                    shutil.copyfile(path, place / path.name)
+
+
 def learn(
     size: Size,
     folder: Path,
@@ -318,7 +341,7 @@ def last_step(trained: Path) -> int:
     return max(int(path.name.split("-")[1]) for path in trained.glob("checkpoint-*"))
 
 
-def begin_folder(folder: Path, size: Size, begin: str | None = None) -> None:
+def begin_folder(folder: Path, size: Size, begin: str | None = None, vision: str | None = None) -> None:
     """
     Note in a folder what it is for. Finished stages of a run with other options are not taken over.
 
@@ -326,7 +349,7 @@ def begin_folder(folder: Path, size: Size, begin: str | None = None) -> None:
         `SystemExit`: If it has stages of another run.
     """
     path, about = folder / "size.json", json.loads(json.dumps(asdict(size)))
-    about |= {} if begin is None else {"begin": begin}
+    about |= {name: given for name, given in (("begin", begin), ("vision", vision)) if given is not None}
     known = json.loads(path.read_text()) if path.exists() else None
     if known != about and (known is not None or (folder / "vision").exists()):
         raise SystemExit(f"error: '{folder}' has stages of a run with other options: give another --folder.")
@@ -363,6 +386,7 @@ def main() -> None:
     parser.add_argument("--worlds", help=f"worlds to train on, separated by commas: {', '.join(WORLDS)}")
     parser.add_argument("--clips", type=int, help="number of rows of narration of each world; default: the size's")
     parser.add_argument("--begin", metavar="CHECKPOINT", help="begin with the language model of this checkpoint")
+    parser.add_argument("--vision", metavar="FOLDER", help="take this encoder of pretrain_vision.py and train none")
     parser.add_argument("--folder", type=Path, help="folder to write to; default: outputs/streamworld_<size>")
     parser.add_argument("--twin", action="store_true", help="also train the same model at full compute")
     parser.add_argument("--minutes", type=float, help="time limit of the complete recipe; every stage gets a share")
@@ -373,7 +397,9 @@ def main() -> None:
     if options.clips is not None and options.clips < 1:
         parser.error(f"--clips must be positive, got {options.clips}")
     size = replace(size, worlds=choose_worlds(options.worlds, size), clips=options.clips or size.clips)
-    begin_folder(folder, size, options.begin)
+    begin_folder(folder, size, options.begin, options.vision)
+    if options.vision is not None:
+        take_vision(options.vision, folder)
     before = see(size, folder, options.minutes)
     given = None if options.begin is None else begin_with(options.begin, folder)
     checkpoints = {"before": before, "after": learn(size, folder, given=given, minutes=options.minutes)}
