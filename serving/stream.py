@@ -385,8 +385,9 @@ class EngineStream:
     def receive(self, features: torch.Tensor, frame: ReceivedFrame) -> None:
         """Give the session an encoded frame, with features (features, width)."""
         if not self._is_done:
-            self.session.receive(features, frame.time, frame.arrival)
             self._num_encoding -= 1
+            if not self._is_discarded:  # it was closed meanwhile
+                self.session.receive(features, frame.time, frame.arrival)
 
     @property
     def unread_turns(self) -> list[tuple[str, str]]:
@@ -400,6 +401,7 @@ class EngineStream:
         `max_batch_tokens` tokens is read in several steps, so that other streams go on between them.
         """
         # A discarded stream drops text that it has not read. A step of one token is part of a reply, which goes on.
+        # Nothing may follow a dropped step: the stream remembers tokens of it that the cache lacks.
         if self._is_discarded and self._step is not None and len(self._step.ids) > 1:
             self._work.close()
             self._step = self._work = None

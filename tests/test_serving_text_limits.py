@@ -183,6 +183,26 @@ def test_a_stream_that_is_closed_reads_no_further_piece():
     assert stream.is_done and engine.stats.steps == steps and not engine.streams
 
 
+def test_a_stream_that_is_closed_while_frames_are_encoded_sees_none_of_them(monkeypatch):
+    """Its next step was dropped, so later ones would evict what the cache does not have."""
+    engine = tiny_engine(max_streams=1, max_frames=2)
+    stream = engine.open(max_new_tokens=4, speak=lambda _: True)
+    stream.push(random_frames(8))
+    while stream._step is None or len(stream._step.ids) == 1 or stream.session.num_frames < 2:
+        engine.step()
+    encode = engine._encoder.encode
+
+    def close_meanwhile(chosen):
+        assert chosen
+        stream.close(discard=True)
+        return encode(chosen)
+
+    monkeypatch.setattr(engine._encoder, "encode", close_meanwhile)
+    seen = stream.session.num_frames
+    engine.run()
+    assert stream.is_done and stream.error is None and stream.session.num_frames == seen and not engine.streams
+
+
 def test_a_client_that_leaves_during_long_text_frees_its_seat(monkeypatch):
     """Its stream is closed between two pieces."""
     options = {"max_text_tokens": 2000, "max_batch_tokens": 40}
