@@ -27,7 +27,7 @@ from transformers.utils import is_av_available
 if is_av_available():
     import av
 
-    # PyAV 19 takes metadata that is not Unicode. Older versions do if they are told to.
+    # PyAV 19 always accepts metadata that is not Unicode. Older versions need an option.
     open_input = partial(av.open, **({"metadata_errors": "replace"} if int(av.__version__[:2]) < 19 else {}))
 _CAMERA_NAMES = ("/dev/video", "camera:")
 _BROADCASTS = (*_CAMERA_NAMES, "rtmp:", "rtmps:", "rtp:", "rtsp:", "rtsps:", "srt:", "udp:")

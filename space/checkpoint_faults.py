@@ -204,7 +204,7 @@ def _fault(path: Path) -> str | None:
 
 
 def is_fault(error: BaseException) -> bool:
-    """Return whether a library failed, and nobody interrupts the program. Panics of Rust are no `Exception`."""
+    """Return whether a library has failed. An interrupt is no fault. A panic of Rust is one, but no `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
