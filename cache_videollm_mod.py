@@ -67,10 +67,10 @@ class VideoLLMMoDStaticLayer(StaticLayer):
 
 class VideoLLMMoDDynamicLayer(DynamicLayer):
     """
-    A growing layer that can be truncated and may store keys and values, (batch, heads, length, dim), in a dtype.
+    A growing layer that can be truncated. Keys and values are (batch, heads, length, dim), in `dtype` if it is given.
 
     Set `capacity` before the first entry to write entries in place: keys and values are then views of `buffers`
-    (room, batch, heads, dim). Full buffers double, up to the capacity if that is enough. It needs no gradients.
+    (room, batch, heads, dim). Full buffers double, up to the capacity if that is enough. Gradients do not work then.
     """
 
     def __init__(self, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
@@ -157,8 +157,8 @@ class PositionsMixin:
 
     def count_before(self, position: int) -> torch.Tensor:
         """Return how many leading entries lie before `position` in the full sequence, in any row: a scalar tensor."""
-        # Entries are in order, so the ones to keep are a prefix. It may contain columns that are filler in every row,
-        # if longer rows have been removed.
+        # Entries are in order, so those to keep are a prefix. Where longer rows have been removed, columns of it may be
+        # filler in every row.
         kept = ((self.positions >= 0) & (self.positions < position)).any(dim=0)
         return (kept * torch.arange(1, kept.shape[0] + 1, device=kept.device)).max()
 
@@ -244,7 +244,7 @@ class RecentFrames:
         rows (`list[torch.Tensor]`): Embeddings of the frames of the last forward pass that had any, after the frame
             before them (0 if there was none): `(1 + frames, tokens, hidden)`.
         ends (`list[torch.LongTensor]`): Tokens of the row up to the end of each of these frames, `(frames,)`.
-        least (`int` or `torch.Tensor`): Tokens that must stay in the cache, so that the last frame is among these.
+        least (`int` or `torch.Tensor`): Fewest tokens to crop to. With fewer, the last frame would not be among these.
     """
 
     def __init__(self) -> None:
@@ -493,7 +493,7 @@ class VideoLLMMoDCache(Cache):
             rotation ([`KeyRotation`], *optional*): Moves keys. Leave it out if keys have no positions.
 
         Raises:
-            `ValueError`: If the cache has several rows, or other tokens and frames than `runs`.
+            `ValueError`: If the cache has several rows, or `runs` do not have as many tokens and frames as the cache.
         """
         self._check_runs(runs)
         gone = sum(run.num_tokens for run in runs if not run.stays)

@@ -78,7 +78,7 @@ class VideoLLMMoDCausalLMOutputWithPast(CausalLMOutputWithPast):
     Output of [`VideoLLMMoDForConditionalGeneration`].
 
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+        loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` is given):
             Cross-entropy on text plus `stream_loss_weight` times cross-entropy at frames, over the number of labels.
         logits (`torch.Tensor` of shape `(batch, logits_to_keep, vocabulary)`, *optional*):
             Scores of the next token. `None` in training with labels, where only labelled positions are projected.
@@ -147,7 +147,7 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """
         Load safetensors as in Transformers; `use_safetensors=False` loads pickled weights. Checkpoints of version 0.1,
-        which kept routers in `model.routers`, load too. Raises `ValueError` with the first weight of another shape.
+        which kept routers in `model.routers`, load too. A `ValueError` names the first weight of another shape.
         """
         # The library's own error names neither the weight nor its shapes.
         options = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
@@ -199,12 +199,12 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if self.config.mod_gate not in ("linear", "sigmoid") and getattr(module, "starts_at_zero", False):
-            init.zeros_(module.weight)
-        elif getattr(module, "starts_at_zero", False):
+        if not getattr(module, "starts_at_zero", False):
+            super()._init_weights(module)
+        elif self.config.mod_gate in ("linear", "sigmoid"):
             init.normal_(module.weight, std=getattr(self.config.text_config, "initializer_range", 0.02))
         else:
-            super()._init_weights(module)
+            init.zeros_(module.weight)
 
     def encode_frames(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """
@@ -343,7 +343,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             frame_features (`torch.Tensor` of shape `(batch, frames, *config.frame_feature_shape)`, *optional*):
                 The same frames as [`~VideoLLMMoDPreTrainedModel.encode_frames`] returns them, in place of pixels.
             num_frames (`Sequence[int]` or `torch.LongTensor` of shape `(batch,)`, *optional*):
-                Number of frames of each row. Several rows without a list or host tensor wait for the device.
+                Number of frames of each row. For several rows the call waits for the device unless the host has it.
             frame_token_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*):
                 True at frame tokens. Required for frames in `inputs_embeds`.
             attention_mask (`torch.Tensor` of shape `(batch, seen + sequence)`, *optional*):
@@ -551,15 +551,15 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         labels = F.pad(labels[:, 1:], (0, 1), value=-100).to(logits.device)
         num_labels = (labels != -100).sum()
         labels = labels.flatten()[index]
-        message = "`labels` must be -100 inside frames, where nothing can be learned: the labels outside are"
-        check_on_device(num_labels, (labels != -100).sum(), message)
+        message = "`labels` must be -100 inside frames, where nothing can be learned. Number of labels there"
+        check_on_device((num_labels - (labels != -100).sum())[None], [0], message)
         losses = F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="none")
         losses = torch.where(layout.frame_token_mask.flatten()[index], self.config.stream_loss_weight * losses, losses)
         count = num_labels.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / (count.to(losses.device) if isinstance(count, torch.Tensor) else count)
 
     def enable_input_require_grads(self) -> None:
-        """Let gradients reach the first decoder layer. Patch embeddings, which may return a tuple, are left alone."""
+        """Let gradients reach the first decoder layer. Patch embeddings get no hook: some return a tuple."""
         self.model.language_model.enable_input_require_grads()
         self._require_grads_hooks = self.model.language_model._require_grads_hooks
 
