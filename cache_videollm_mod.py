@@ -157,7 +157,7 @@ class PositionsMixin:
 
     def count_before(self, position: int) -> torch.Tensor:
         """Return how many leading entries lie before `position` in the full sequence, in any row: a scalar tensor."""
-        # Entries are in order, so those to keep are a prefix. Where longer rows have been removed, columns of it may be
+        # Entries are in order, so those to keep are a prefix. If longer rows have been removed, columns in it may be
         # filler in every row.
         kept = ((self.positions >= 0) & (self.positions < position)).any(dim=0)
         return (kept * torch.arange(1, kept.shape[0] + 1, device=kept.device)).max()

@@ -33,9 +33,9 @@ class RoutingPlan:
     Attributes:
         length (`int`): Length of the short sequence of kept and text tokens in the longest row.
         size (`int`): `batch * length`.
-        stand_in (`torch.LongTensor`): One token of each slot that is not filler: at frames, the first of the frame.
+        stand_in (`torch.LongTensor`): For each slot that is not filler, its text token or one of its frame's first.
         fixed (`torch.LongTensor`): Tokens that are always kept: text, and each frame's last if `mod_keep_last`.
-        order (`torch.LongTensor` of shape `(frames, tokens)`): Frame tokens, among equal scores the preferred first.
+        order (`torch.LongTensor` of shape `(frames, tokens)`): Frame tokens, in the order that decides equal scores.
         candidates (`torch.LongTensor` of shape `(frames, candidates)`): The part of `order` that scores decide on.
         num_chosen (`int`): How many of them are kept per frame.
         slot_frame (`torch.LongTensor` of shape `(batch * length,)`): Index of each slot's frame, 0 at text.
@@ -186,7 +186,7 @@ def find_frames(
     if frames is None and inputs_embeds is None and max(num_frames) > 0:
         raise ValueError(f"Rows have {num_frames} frames, but neither `pixel_values_videos` nor `frame_features`.")
     expected = [count * num_tokens for count in num_frames]
-    message = f"The rows have {num_frames} frames of {num_tokens} tokens, so frame tokens expected {expected}"
+    message = f"The rows have {num_frames} frames of {num_tokens} tokens, so they need {expected} frame tokens"
     check_on_device(frame_token_mask.sum(dim=1), expected, message)
     return FrameLayout(frame_token_mask, num_frames, num_tokens, keep_last=config.mod_keep_last)
 
@@ -593,12 +593,13 @@ class LayerMasks:
         """Return the mask for `inputs` (batch, length, hidden) of a layer. Record their positions first."""
         if not getattr(self.cache, "needs_masks", True):
             return None
-        window = self._window(layer, inputs.shape[1])
-        count, home = min(keep_count, self.layout.num_tokens), self.layout.rank.device
-        if (count, window, home) not in self._masks and getattr(self.cache, "is_grouped", False):
-            self._masks[count, window, home] = self.cache.grouped_mask(layer, inputs, window, self.text_config)
-        elif (count, window, home) not in self._masks:
-            self._masks[count, window, home] = create_causal_mask(
+        window, home = self._window(layer, inputs.shape[1]), self.layout.rank.device
+        count = min(keep_count, self.layout.num_tokens)
+        at_home, here = (count, window, home), (count, window, inputs.device)
+        if at_home not in self._masks and getattr(self.cache, "is_grouped", False):
+            self._masks[at_home] = self.cache.grouped_mask(layer, inputs, window, self.text_config)
+        elif at_home not in self._masks:
+            self._masks[at_home] = create_causal_mask(
                 self.text_config,
                 # Only its shape, dtype and device are read. All else that masks depend on is on the layout's device.
                 inputs if inputs.device == home else inputs.new_empty(*inputs.shape[:2], 1, device=home),
@@ -607,10 +608,10 @@ class LayerMasks:
                 layer_idx=layer,
                 and_mask_function=self._overlay(layer, keep_count, window, inputs.shape[1]),
             )
-        if (count, window, inputs.device) not in self._masks:
-            mask = self._masks[count, window, home]
-            self._masks[count, window, inputs.device] = None if mask is None else mask.to(inputs.device)
-        return self._masks[count, window, inputs.device]
+        if here not in self._masks:
+            mask = self._masks[at_home]
+            self._masks[here] = None if mask is None else mask.to(inputs.device)
+        return self._masks[here]
 
     def _overlay(self, layer: int, keep_count: int, window: int | None, length: int) -> Callable | None:
         """Return the mask function that hides what lies beyond the window and in other dialogues."""
