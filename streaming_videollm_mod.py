@@ -324,21 +324,20 @@ class StreamingSession:
             raise ValueError(f"A question must be a text that is not empty, got {text!r}.")
         if interrupt and time is not None:
             raise ValueError("A question that interrupts is asked now: leave `time` out.")
-        arrival = clock.perf_counter()
+        arrival, place = clock.perf_counter(), len(self._questions)
         received = -math.inf if self._received_time is None else self._received_time
         if interrupt:
             # It comes before questions that do not interrupt and after those that do.
-            place = sum(question.interrupt for question in self._questions)
-            question = _Question(self.time, text, reply_now, arrival, received, True, None, role, instructs)
-            self._questions.insert(place, question)
-            return question
-        time = self._received_time if time is None else check_seconds("time", time)
-        if time is not None and self.time is not None and time < self.time:
-            raise ValueError(f"The question's time is {time} s, but the stream is at {self.time} s already.")
-        if time is not None and self._questions and time < (self._questions[-1].time or 0.0):
-            raise ValueError(f"The question's time is {time} s, before that of an earlier one still waiting.")
-        self._questions.append(_Question(time, text, reply_now, arrival, received, False, None, role, instructs))
-        return self._questions[-1]
+            time, place = self.time, sum(question.interrupt for question in self._questions)
+        else:
+            time = self._received_time if time is None else check_seconds("time", time)
+            if time is not None and self.time is not None and time < self.time:
+                raise ValueError(f"The question's time is {time} s, but the stream is at {self.time} s already.")
+            if time is not None and self._questions and time < (self._questions[-1].time or 0.0):
+                raise ValueError(f"The question's time is {time} s, before that of an earlier one still waiting.")
+        question = _Question(time, text, reply_now, arrival, received, interrupt, None, role, instructs)
+        self._questions.insert(place, question)
+        return question
 
     def withdraw(self, question: _Question) -> bool:
         """Remove a question that `hear` returned. Return whether it still waited."""
