@@ -90,7 +90,8 @@ def kept_counts(config: Any) -> list[int]:
 
 def kinds_of(config: Any) -> list[int]:
     """Return the index of each layer's kind in [`kept_counts`]."""
-    return [kept_counts(config).index(min(count, config.frame_num_tokens)) for count in config.layer_keep_counts]
+    kinds, num_tokens = kept_counts(config), config.frame_num_tokens
+    return [kinds.index(min(count, num_tokens)) for count in config.layer_keep_counts]
 
 
 def _forward(
@@ -103,8 +104,8 @@ def _forward(
     previous: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """
-    Run one step. Returns decisions (3, 1), logits (1, vocabulary), router scores and kept tokens, positions, and if
-    routers compare frames, the embeddings of the frame.
+    Run one step. Returns decisions (3, 1), logits (1, vocabulary), with `collects` router scores and kept tokens, then
+    positions if any layer is routed, and the embeddings of the frame if routers compare frames.
     """
     counts, ids = numbers[1 : 3 + len(entries)].long(), numbers[3 + len(entries) :].long()
     cache = StepCache(kinds_of(model.config), counts[0], counts[2:], entries, buffers, previous)
@@ -226,7 +227,7 @@ class CompiledSteps:
     def run(
         self, ids: list[int], features: torch.Tensor | None, threshold: float, collects: bool
     ) -> list[torch.Tensor]:
-        """Run a step that `fits`, and count it in the cache. Returns what [`_forward`] does, except positions."""
+        """Run a step that `fits`, and count it in the cache. Returns what [`_forward`] does, up to kept tokens."""
         cache, config = self.cache, self.model.config
         lengths = [cache.get_seq_length(self.kinds.index(kind)) for kind in sorted(set(self.kinds))]
         skipped = [config.frame_num_tokens - count if features is not None else 0 for count in kept_counts(config)]
