@@ -175,10 +175,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Args:
             messages (`list[dict]` or `list[list[dict]]`, *optional*): A dialogue or several. The system prompt is
                 added if it is missing. Without stream messages and times, all frames come before the first message.
-            videos (video or list of videos, *optional*): One per dialogue: anything [`read_video`] accepts. Arrays and
-                lists of frames are used as they are.
+            videos (video or list of videos, *optional*): One per dialogue: a file or URL, of which `fps` frames per
+                second are read, or frames, which are used as they are.
             text (`str` or `list[str]`, *optional*): Rendered text in place of `messages`. Special tokens in it count,
-                so never put in text of others.
+                so never put in text that others wrote.
             frame_features (`torch.Tensor` of shape `(frames, features, width)`, *optional*): Output of the
                 model's `encode_frames` in place of `videos`; a list of them for a batch.
             fps (`float`, *optional*, defaults to 2.0): Frames per second to read, and to place timed messages at.
