@@ -48,7 +48,7 @@ if is_av_available():
 logger = logging.get_logger(__name__)
 
 # FFmpeg's own limits, in seconds: a longer step of the clock is a new clock, in formats that may change clocks
-# (`dts_delta_threshold`) and in all others (`dts_error_threshold`). A step back is one from a tenth of a second on.
+# (`dts_delta_threshold`) and in all others (`dts_error_threshold`). A step back counts from a tenth of a second on.
 _LONGEST_GAP, _LONGEST_STILL, _STEP_BACK = 10, 30 * 3600, Fraction(1, 10)
 # Seconds without a frame that count as a gap, if three frames or more would fit.
 _SHORTEST_GAP = Fraction(1, 2)
@@ -133,7 +133,8 @@ class VideoReader(AbstractContextManager):
         timeout (`float`, *optional*, defaults to 10.0): Seconds that a camera or URL may take to open, and may be
             silent. `None` for no limit. Files and standard input have none. Named pipes have one.
         reconnect (`bool`, *optional*): Whether to open a live source again when it ends, breaks off or falls silent:
-            after half a second, then ever more rarely. `True` for cameras and broadcasts, never for standard input.
+            after half a second, then ever more rarely. Defaults to `True` for cameras and broadcasts only. Standard
+            input is never opened again.
         formats (`str`, *optional*): Container formats that may be opened, comma-separated names of FFmpeg. Playlists
             and the like name further files that FFmpeg opens, so uploads should be limited.
         max_pixels (`int`, *optional*): Largest picture, width times height. Larger ones count as spoilt packets.
@@ -445,7 +446,7 @@ class VideoReader(AbstractContextManager):
                 self.stop.wait(0.005)
                 continue
             if not is_file and isinstance(error, OSError):
-                # FFmpeg reports the end of an answer without a length so.
+                # FFmpeg also reports the end of an answer without a length as `EIO`.
                 if not (self.is_live and error.errno == errno.EIO):
                     self._failure = ValueError(f"'{self.shown}' ended early: {error.strerror}.")
                 return
