@@ -340,13 +340,12 @@ class VideoLLMMoDCache(Cache):
         if max_lengths is not None and len(max_lengths) != num_layers:
             raise ValueError(f"`max_lengths` has {len(max_lengths)} lengths for {num_layers} layers: give one each.")
         self.skipped = [(routed_layers or {}).get(layer, 0) for layer in range(num_layers)]
-        is_routed = [count > 0 for count in self.skipped]
         if max_lengths is None:
             kinds = (VideoLLMMoDDynamicLayer, RoutedDynamicLayer)
-            layers = [kinds[routed](dtype=dtype) for routed in is_routed]
+            layers = [kinds[count > 0](dtype=dtype) for count in self.skipped]
         else:
             kinds = (VideoLLMMoDStaticLayer, RoutedStaticLayer)
-            layers = [kinds[routed](length) for routed, length in zip(is_routed, max_lengths, strict=True)]
+            layers = [kinds[n > 0](length) for n, length in zip(self.skipped, max_lengths, strict=True)]
         super().__init__(layers=layers, offloading=offloading)
         # A tensor for static layers, so that a compiled step does not specialise on its value.
         self.num_seen: int | torch.Tensor = 0 if max_lengths is None else torch.tensor(0)

@@ -27,7 +27,6 @@ _FRAME_INPUTS = ("pixel_values_videos", "frame_features", "num_frames", "frame_t
 
 # What the user says at the first frame of a narration, in training and by default.
 DEFAULT_QUERY = "Please narrate the video in real time."
-_DEFAULT_FPS = 2.0
 
 
 def interval_rule(
@@ -193,7 +192,7 @@ class VideoLLMMoDGenerationMixin:
         """
         session = self.stream(
             processor,
-            fps=_DEFAULT_FPS if fps is None else fps,
+            fps=2.0 if fps is None else fps,
             system_prompt=system_prompt,
             interval_threshold=interval_threshold,
             max_new_tokens=max_new_tokens,
