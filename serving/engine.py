@@ -192,8 +192,8 @@ class StreamingEngine:
             options: Other options of [`StreamingSession`].
 
         Raises:
-            `EngineFullError`: If there is not enough memory left for it, that of streams counted which were closed
-                with `discard`. It is a [`TooLargeError`] if there is too little also when no other stream is open.
+            `EngineFullError`: If there is not enough memory left for it, also when streams that were closed with
+                `discard` have ended. It is a [`TooLargeError`] if there would be too little without any other stream.
             `ValueError`: If an option is invalid.
             `RuntimeError`: If an error has ended the engine's thread; it is the cause.
         """
@@ -274,7 +274,7 @@ class StreamingEngine:
         with self._stepping:
             self._stepping_thread = threading.get_ident()
             try:
-                batch = [] if not self._encoder.is_concurrent else self._choose_batch()
+                batch = self._choose_batch() if self._encoder.is_concurrent else []
                 if not batch:
                     self._encode()
                     batch = self._choose_batch()
@@ -358,7 +358,7 @@ class StreamingEngine:
         with self.changed:
             for (stream, _), result in zip(batch, results, strict=True):
                 if stream.is_done:
-                    stream.session.cache.release()  # its next frame failed meanwhile
+                    stream.session.cache.release()  # a later frame of it could not be encoded
                 elif isinstance(result, Exception):
                     self._fail(stream, result)
                 else:

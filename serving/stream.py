@@ -175,7 +175,7 @@ class EngineStream:
         Raises:
             `ValueError`: If a text is empty, both answers begin with the same token, no frame was pushed, or the
                 stream is closed.
-            `RuntimeError`: If an error has ended the stream, it ends before the answer, or a streamer asks.
+            `RuntimeError`: If an error has ended the stream, if it ends before the answer, or if a streamer asks.
         """
         self._refuse_if_closed()
         engine = self._engine
@@ -235,7 +235,7 @@ class EngineStream:
             self._engine.make_progress(lambda: self.is_at_rest)
 
     def pack(self) -> Saved:
-        """Return what [`~EngineStream.save`] writes, of a stream that is paused and at rest. It may go on then."""
+        """Return what [`~EngineStream.save`] writes. The stream must be paused and at rest, and may then go on."""
         with self._engine.changed:
             self._refuse_if_closed()
             own = {"received": list(self._received), "when_behind": self.when_behind, "max_waiting": self.max_waiting}
@@ -248,7 +248,7 @@ class EngineStream:
             self.session.is_paused = True
 
     def resume(self) -> None:
-        """Let the stream go on, if this was called as often as `pause`. A stream is also paused while it is saved."""
+        """Let the stream go on when each `pause` has had its `resume`. Saving pauses it too."""
         with self._engine.changed:
             self._num_pauses -= 1
             self.session.is_paused = self._num_pauses > 0
@@ -360,7 +360,7 @@ class EngineStream:
         return self._is_done or (self._work is None and not self._num_encoding)
 
     def go_on(self, saved: Saved, *, pause: bool) -> None:
-        """Go on where a stream was that was saved, or `pause` there. Its events are known."""
+        """Continue a saved stream, or `pause` it there. Listeners do not get its earlier events again."""
         most = self.session.chunk_frames
         try:
             received = fill_session(self.session, saved)
