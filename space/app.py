@@ -69,8 +69,8 @@ class App:
         name (`str`): Checkpoint: a folder or a Hub id.
         seats (`int`, *optional*, defaults to 8): Largest number of people at once.
         seats_per_address (`int`, *optional*, defaults to 4): Largest number of them from one network address.
-        proxies (`int`, *optional*, defaults to 0): Number of own proxies before the page. They tell the addresses of
-            people. If it is `None`, addresses are not known, and do not count.
+        proxies (`int`, *optional*, defaults to 0): Number of own proxies before the page, which tell the addresses of
+            people. With `None` addresses are unknown, and `seats_per_address` has no effect.
         limits ([`Limits`], *optional*): Limits on videos.
     """
 

@@ -343,7 +343,7 @@ def last_step(trained: Path) -> int:
 
 def begin_folder(folder: Path, size: Size, begin: str | None = None, vision: str | None = None) -> None:
     """
-    Note in a folder what it is for. Finished stages of a run with other options are not taken over.
+    Note in a folder what it is for, so that stages of a run with other options are not used.
 
     Raises:
         `SystemExit`: If it has stages of another run.
