@@ -194,8 +194,8 @@ class CompiledSteps:
     Args:
         model ([`VideoLLMMoDForConditionalGeneration`]): The model. Its weights may change in place.
         cache ([`VideoLLMMoDCache`]): The session's cache. All its layers have a `capacity`.
-        frame_ids (`list[int]`): Tokens of a step that sees one frame: frame tokens with the text around them. Other
-            text in the same places may stand there too.
+        frame_ids (`list[int]`): Tokens of a step that sees one frame: frame tokens with the text around them. Steps
+            may have other text of the same length in its place.
         most_text (`int`, *optional*): Most tokens of text around a frame, if their number varies. The step is then
             compiled for any number.
     """

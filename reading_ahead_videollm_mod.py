@@ -73,9 +73,9 @@ def keep_up(
     """
     Thin a live source to the largest of `fps`, `fps / 2`, `fps / 4`, ... that a session keeps up with.
 
-    The caller pushes each list before it asks for the next. All frames are watched until two lists after the first,
-    which may be slow, have shown how long a frame takes without a reply. Frames that reuse features show nothing, and
-    neither do those before which `frame_latency` of the session is `None`.
+    The caller pushes each list before it asks for the next. All frames are watched until two lists have shown how long
+    a frame takes without a reply. The first list does not count, because it may be slow. Neither does a list with
+    frames that reuse features, nor one before which `frame_latency` of the session is `None`.
 
     Args:
         ahead (`Iterator`): Lists of times and frames at `fps`, from [`read_ahead`].

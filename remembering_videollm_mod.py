@@ -22,7 +22,7 @@ class _Piece:
     length: int  # tokens, including the separator
     separator: int = 0  # tokens, which a frame after text does not need
     is_beginning: bool = False  # text before the second frame, or newer instructions; it stays
-    is_replaced: bool = False  # text that stayed until newer instructions came; it also goes from among sink frames
+    is_replaced: bool = False  # text that stayed until newer instructions came; it goes even from among sink frames
 
 
 class StreamMemory:
@@ -163,7 +163,7 @@ def check_limits(
     check_count("max_text_tokens", 0 if max_text_tokens is None else max_text_tokens, least=0)
     if sink_frames >= max_frames:
         raise ValueError(f"`sink_frames` is {sink_frames}; it must be less than `max_frames`, {max_frames}.")
-    elif max_frames * (num_tokens + frame_text_tokens) > context:
+    if max_frames * (num_tokens + frame_text_tokens) > context:
         frames = f"{max_frames}, with {num_tokens} tokens per frame"
         raise ValueError(f"`max_frames` is {frames}; the language model was trained for {context} tokens.")
 

@@ -132,13 +132,13 @@ class StreamingSession:
             given for a model that has learned when to speak, to `"every"`.
         every (`float`, *optional*): Period of `"every"`, and least time between two replies of `"change"` and two
             questions of `"probe"`, in seconds. Defaults to 2.
-        speak_threshold (`float`, *optional*): For `"change"` the cosine distance between the frames' averaged features
-            from which they differ, by default 0.05; for `"probe"` the probability of yes, by default 0.5.
+        speak_threshold (`float`, *optional*): What must be exceeded to speak: for `"change"` the cosine distance of
+            the frames' averaged features, by default 0.05; for `"probe"` the probability of yes, by default 0.5.
         prompt (`str`, *optional*): What the user is taken to say before a reply that nobody asked for. Defaults to
             nothing with `"learned"`, and otherwise to `DEFAULT_PROMPT`. Prompts are not events.
-        no_repeat (`int`, *optional*): Number of last replies that one that nobody asked for must not repeat. If it
-            does, or is empty, it is not shown and leaves the cache. If it repeats itself, it ends there. Defaults to
-            1, with `"learned"` to 0: no check.
+        no_repeat (`int`, *optional*): How many of its last replies the model must not repeat unless asked. A reply
+            that does, or is empty, is not shown and leaves the cache. A reply that repeats itself ends there. Defaults
+            to 1, with `"learned"` to 0: no check.
         max_words (`int`, *optional*): Most words of a reply that nobody asked for. It ends with its last sentence
             that fits, if any. Defaults to 40, with `"learned"` to 0: no limit.
         min_silence (`float`, *optional*): Seconds after a reply in which the model is not asked to speak. Defaults to

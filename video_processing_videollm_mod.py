@@ -23,8 +23,8 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
             How a frame of another shape becomes `size`: scaled to fit and padded with black (`"pad"`), stretched
             (`"stretch"`), or scaled to cover `size` and cropped at the centre (`"crop"`).
         longest_edge (`int`, *optional*):
-            Length in pixels that the longer side of a frame gets, and the other side an even one, before the frame is
-            stretched. SmolVLM resizes twice in this way.
+            Pixels of the longer side after a first resize, in which the other side gets an even number. The frame is
+            then stretched. SmolVLM resizes twice in this way.
 
     Raises:
         `ValueError`: If `fit` is unknown, or `longest_edge` is given with another fit than `"stretch"`.
