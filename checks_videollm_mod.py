@@ -23,7 +23,7 @@ def check_number(
     unit: str = "",
 ) -> float:
     """
-    Return a number of any type as a float: Python's, NumPy's, a `Fraction` or a tensor with one element.
+    Return a number as a float. It may be Python's, NumPy's, a `Fraction` or a tensor with one element.
 
     Raises:
         `ValueError`: If it is no number or a truth value, is NaN or infinite, or is out of range.
@@ -53,7 +53,7 @@ def check_fps(value: Any, name: str = "fps") -> float:
 
 
 def check_count(name: str, value: Any, *, least: int = 1) -> int:
-    """Return a whole number of any type as an int. Raises `ValueError` for other values, and below `least`."""
+    """Return a whole number of any type as an int. Raises `ValueError` for other values, and for less than `least`."""
     try:
         count = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:

@@ -70,8 +70,8 @@ class StreamingEngine:
             `"drop_oldest"` drops and `"block"` waits. By default 512, 16 and 16. They wait on the host as uint8 at
             the model's size, which is 0.44 MB at 384 x 384.
         cache_dtype (`torch.dtype`, *optional*): Dtype of stored keys and values, such as `torch.float8_e4m3fn`. By
-            default the model's. On CUDA a step may copy the pages that it reads in the model's dtype. Captured steps
-            then copy as many pages as a stream may have.
+            default the model's. On CUDA a step may copy the pages that it reads, converted to the model's dtype.
+            Captured steps then copy as many pages as a stream may have.
         page_size (`int`, *optional*, defaults to 256): Entries per page of the cache.
         capture (`bool`, *optional*): Whether to replay steps as CUDA graphs, by default if the model is on one CUDA
             device. On a CPU, `True` runs steps padded to the same shapes.
