@@ -95,34 +95,8 @@ class VideoLLMMoDGenerationMixin:
         ...     for event in session.push(frame, time=time):
         ...         print(event.time, event.role, event.text)
         ```"""
-        return StreamingSession(
-            self,
-            processor,
-            fps=fps,
-            source_fps=source_fps,
-            system_prompt=system_prompt,
-            interval_threshold=interval_threshold,
-            max_new_tokens=max_new_tokens,
-            chunk_frames=chunk_frames,
-            max_frames=max_frames,
-            sink_frames=sink_frames,
-            max_text_tokens=max_text_tokens,
-            reuse_static=reuse_static,
-            speak=speak,
-            every=every,
-            speak_threshold=speak_threshold,
-            prompt=prompt,
-            no_repeat=no_repeat,
-            max_words=max_words,
-            min_silence=min_silence,
-            streamer=streamer,
-            logits_processor=logits_processor,
-            do_sample=do_sample,
-            output_router_scores=output_router_scores,
-            cache_dtype=cache_dtype,
-            cache=cache,
-            compile=compile,
-        )
+        options = {name: value for name, value in locals().items() if name not in ("self", "processor")}
+        return StreamingSession(self, processor, **options)
 
     def narrate(
         self,

@@ -120,8 +120,8 @@ class VideoLLMMoDConnector(nn.Module):
         if config.connector != "mlp_pool_after":
             return projected
         grids = config.vision_grid, config.frame_token_pooled
-        pooled = _pool_patches(projected.flatten(0, -3), *grids, config.connector_pooling)
-        return pooled.unflatten(0, projected.shape[:-2])
+        pooled = _pool_patches(projected.reshape(-1, *projected.shape[-2:]), *grids, config.connector_pooling)
+        return pooled.view(*projected.shape[:-2], *pooled.shape[1:])
 
 
 class VideoLLMMoDPreTrainedModel(PreTrainedModel):
@@ -216,7 +216,7 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         """
         encoder, layer = self.base_model.vision_encoder, self.config.vision_feature_layer
         leading = check_normalized(pixel_values_videos).shape[:-3]
-        pixel_values = pixel_values_videos.flatten(0, -4).to(encoder.dtype)
+        pixel_values = pixel_values_videos.reshape(-1, *pixel_values_videos.shape[-3:]).to(encoder.dtype)
         options = {"output_hidden_states": layer is not None}
         outputs, grid = _run_encoder(encoder, pixel_values, self.config.frame_size, **options)
         tokens = []
@@ -228,7 +228,8 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
             patches = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
             # Some encoders put class and register tokens first.
             tokens.append(self._patch_features(patches[:, -math.prod(grid) :], grid))
-        return torch.cat(tokens, dim=1).unflatten(0, leading)
+        features = torch.cat(tokens, dim=1)
+        return features.view(*leading, *features.shape[1:])
 
     def _patch_features(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Return patches (frames, patches, vision hidden) as the connector reads them."""

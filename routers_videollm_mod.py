@@ -84,12 +84,6 @@ class VideoLLMMoDRouter(nn.Module):
         return scores.mean(dim=1, keepdim=True)
 
     @classmethod
-    def gate(cls, scores: torch.Tensor, mod_gate: str) -> torch.Tensor | None:
-        """Return the gate g of each score, with the shape of `scores`, or `None` for 1."""
-        gate = GATES[mod_gate] if cls.learns else None
-        return None if gate is None else 1 + gate[1] * gate[0](scores)
-
-    @classmethod
     def flops_per_token(cls, config: Any) -> int:  # noqa: ARG003
         """Return the matrix-product operations of one token's score, a multiply-add counted as two."""
         return 0

@@ -399,6 +399,11 @@ class Speaking:
         self.num_suppressed = 0
         self._recent: tuple[str, ...] = ()
 
+    def follow(self, earlier: "Speaking") -> None:
+        """Know the replies that were shown before the options changed."""
+        self.last_reply, self.num_suppressed = earlier.last_reply, earlier.num_suppressed
+        self._recent = earlier._recent[-self.no_repeat :] if self.no_repeat else ()
+
     def fork(self) -> "Speaking":
         """Return a copy that continues independently. A function given as `speak` is shared."""
         twin = copy.copy(self)

@@ -261,12 +261,18 @@ class StreamingSession:
         """
         self._refuse_if_closed()
         arrival, device = clock.perf_counter(), self.model.device
-        pixels, times = self.sample(self.processor.resize_frames(frames, device), time)
-        for begin in range(0, len(times), self.chunk_frames):
-            chunk = slice(begin, begin + self.chunk_frames)
-            for at, row in zip(times[chunk], self._encode(pixels[chunk]), strict=True):
-                self.receive(row, at, arrival)
-        del pixels  # The model may speak for long.
+        resized = self.processor.resize_frames(frames, device)
+        before = self._received_time, self._untimed_from, self._num_untimed
+        try:
+            pixels, times = self.sample(resized, time)
+            features = [row for part in pixels.split(self.chunk_frames) for row in self._encode(part)]
+        except BaseException:
+            # None of the frames was received, so they may be pushed again.
+            self._received_time, self._untimed_from, self._num_untimed = before
+            raise
+        for at, row in zip(times, features, strict=True):
+            self.receive(row, at, arrival)
+        del resized, pixels, features  # The model may speak for long.
         return self._run()
 
     def ask(
@@ -365,7 +371,7 @@ class StreamingSession:
     ) -> None:
         """Change when to speak without being asked. The options, with their defaults, are those of the session."""
         speaking = Speaking(new_policy(speak, every, speak_threshold, self.model.config.speak), **guards)
-        speaking.last_reply, speaking.num_suppressed = self._speaking.last_reply, self._speaking.num_suppressed
+        speaking.follow(self._speaking)
         self._speaking = speaking
 
     def probe(self, question: str, *, answers: Sequence[str] = ("Yes", "No")) -> float:
@@ -409,6 +415,9 @@ class StreamingSession:
             raise ValueError("Frames of this stream must be {} x {} pixels, got {} x {}.".format(*expected, *size))
         if time is None:
             indices, times = self._ticks(len(frames))
+            self._num_untimed += len(frames)
+            if self.source_fps is None and len(frames) == 1:
+                self._warn_if_too_fast()
             frames = frames[indices]
         else:
             given = time.tolist() if hasattr(time, "tolist") else time
@@ -424,6 +433,10 @@ class StreamingSession:
         self._received_time = times[-1] if times else self._received_time
         self._frame_size = size
         return frames, times
+
+    def count_seen(self, count: int) -> int:
+        """Return how often the session would see one of the next `count` frames without a time."""
+        return len(self._ticks(count)[0])
 
     def receive(self, features: torch.Tensor, time: float, arrival: float) -> None:
         """Queue a frame's `features` (features, width) for `work`; `arrival` is by `time.perf_counter()`."""
@@ -646,7 +659,8 @@ class StreamingSession:
         if question.probe is not None:
             yield from self._probe(question.probe)
             return
-        time = (self.time or 0.0) if question.time is None else question.time
+        # A step that was running when a question interrupted has seen frames since.
+        time = (self.time or 0.0) if question.time is None or question.interrupt else question.time
         if question.text is not None:
             self.events.append(StreamEvent(time, self.num_frames - 1, question.role, question.text))
             self._unfed_turns.append({"role": question.role, "content": question.text})
@@ -824,10 +838,7 @@ class StreamingSession:
 
     def _ticks(self, count: int) -> tuple[list[int], list[float]]:
         """Return which of the next `count` frames without a time are on screen at a tick, and the ticks' times."""
-        first, self._num_untimed = self._num_untimed, self._num_untimed + count
-        if self.source_fps is None and count == 1:
-            self._warn_if_too_fast()
-        rates = self.fps, self.source_fps or self.fps
+        first, rates = self._num_untimed, (self.fps, self.source_fps or self.fps)
         fps, source_fps = (Fraction(rate).limit_denominator(100_000) or Fraction(rate) for rate in rates)
         ticks = [math.ceil((first + index) * fps / source_fps) for index in range(count + 1)]
         shown = [(index, tick) for index in range(count) for tick in range(ticks[index], ticks[index + 1])]

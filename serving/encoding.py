@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vision encoder on frames of several streams at once, on CUDA beside the language model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -41,6 +41,7 @@ class FrameEncoder:
 
     def take_in(self, frames: Any) -> torch.Tensor:
         """Return frames given to `push` at the model's size, uint8 (frames, channels, height, width) on the host."""
+        frames = list(frames) if isinstance(frames, Iterator) else frames
         some = frames if isinstance(frames, (list, tuple)) else [frames]
         # What wrote a frame on the device may be unfinished in the caller's stream.
         is_there = any(isinstance(frame, torch.Tensor) and frame.is_cuda for frame in some)

@@ -143,7 +143,7 @@ class StreamingEngine:
         self.changed = threading.Condition(threading.RLock())
         # Held during a step and while captured steps are made.
         self._stepping = threading.RLock()
-        self._stepping_thread: int | None = None
+        self._stepping_thread = self._telling_thread = None
 
         frame_text = processor.frame_text_tokens
         room = Room.for_stream(max_frames, max_text_tokens, max_new_tokens, frame_text)
@@ -287,7 +287,7 @@ class StreamingEngine:
     @property
     def is_inside_step(self) -> bool:
         """Whether the caller is a streamer, or other code of a stream, that the engine calls during a step."""
-        return self._stepping_thread == threading.get_ident()
+        return threading.get_ident() in (self._stepping_thread, self._telling_thread)
 
     def take_in(self, frames: Any) -> torch.Tensor:
         """Return frames given to a stream as they wait; see [`FrameEncoder.take_in`]."""
@@ -479,16 +479,21 @@ class StreamingEngine:
             torch.cuda.set_device(self.device)  # a new thread starts with the first one
         try:
             while self._wait_for_work():
-                said = self.step()
-                if self.on_step is not None:
-                    self.on_step(said)
-                del said  # it would hold a stream that has ended while the engine waits
+                self._tell(self.step())
         except BaseException as error:  # also `SystemExit`, which a streamer may raise
             # A thread that waits for an event must learn that none will come.
             self._end_all(error)
-            if self.on_step is not None:
-                self.on_step([])
+            self._tell([])
             raise
+
+    def _tell(self, said: list[tuple[EngineStream, StreamEvent]]) -> None:
+        on_step = self.on_step  # another thread may remove it
+        if on_step is not None:
+            self._telling_thread = threading.get_ident()
+            try:
+                on_step(said)
+            finally:
+                self._telling_thread = None
 
 
 __all__ = ["StreamingEngine"]

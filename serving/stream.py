@@ -112,7 +112,7 @@ class EngineStream:
         # The lock is held for all frames of a call, so that those of two calls do not mix.
         with engine.changed:
             self._refuse_if_closed()
-            self._refuse_too_many(len(pixels))
+            self._refuse_too_many(self.session.count_seen(len(pixels)) if time is None else len(pixels))
             pixels, times = self.session.sample(pixels, time)
             for at, frame in zip(times, pixels, strict=True):
                 # A view would keep the memory of all frames of this call.
@@ -404,6 +404,7 @@ class EngineStream:
         # Nothing may follow a dropped step: the stream remembers tokens of it that the cache lacks.
         if self._is_discarded and self._step is not None and len(self._step.ids) > 1:
             self._work.close()
+            self.session.discard()  # a streamer may have closed the stream before frames of its step were put back
             self._step = self._work = None
         while self._step is None:
             to_the_end = self._is_closing and not self._received

@@ -23,6 +23,7 @@ from tiny import (
     TEXT_MODELS,
     VISION_MODELS,
     dialogue_ids,
+    gate_of,
     random_features,
     random_frames,
     tiny_config,
@@ -55,7 +56,6 @@ from videollm_mod import (
 )
 from videollm_mod.cache_videollm_mod import CACHE_NAME
 from videollm_mod.configuration_videollm_mod import CONNECTORS
-from videollm_mod.routers_videollm_mod import ROUTERS
 
 
 RUNS = [3, 1, 2]
@@ -122,9 +122,7 @@ def test_gates():
         "none": torch.ones(7),
     }
     for gate, values in expected.items():
-        gated = ROUTERS["learned"].gate(scores, gate)
-        assert_close(torch.ones(7) if gated is None else gated, values)
-        assert ROUTERS["random"].gate(scores, gate) is ROUTERS["uniform"].gate(scores, gate) is None
+        assert_close(gate_of(scores, gate), values)
 
 
 def test_new_tanh_routers_start_as_the_plain_layer():
@@ -1114,3 +1112,11 @@ def test_data_parallel_training_uses_every_weight(router, gate):
     for _ in range(2):  # the second step finds weights that the first did not use
         parallel(**inputs, labels=learnable_labels(model.config, inputs["input_ids"])).loss.backward()
     assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
+
+
+@pytest.mark.parametrize("connector", ["mlp", "mlp_pool_after"])
+def test_one_frame_needs_no_leading_dimension(connector):
+    model, processor = tiny_model(connector=connector, frame_token_cls=False), tiny_processor()
+    pixels = processor.normalize_frames(processor.resize_frames(random_frames(2), model.device))
+    with torch.no_grad():
+        assert_close(model.get_video_features(pixels[1]), model.get_video_features(pixels)[1])

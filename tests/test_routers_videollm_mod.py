@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tiny import dialogue_ids, random_features, tiny_config, tiny_model
+from tiny import dialogue_ids, gate_of, random_features, tiny_config, tiny_model
 from torch.testing import assert_close
 from transformers.utils.logging import warning_once
 
@@ -222,7 +222,7 @@ def test_a_router_loss_needs_routers_that_learn():
 
 def test_straight_through_is_no_gate_with_the_gradient_of_the_sigmoid():
     scores = torch.linspace(-3, 3, 7).requires_grad_()
-    gate = LearnedRouter.gate(scores, "straight_through")
+    gate = gate_of(scores, "straight_through")
     assert torch.equal(gate, torch.ones(7))
     gate.sum().backward()
     assert_close(scores.grad, scores.detach().sigmoid() * (1 - scores.detach().sigmoid()))

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import infer_auto_device_map, init_empty_weights
-from tiny import choose_kept, dialogue_ids, random_features, tiny_config, tiny_model
+from tiny import choose_kept, dialogue_ids, gate_of, random_features, tiny_config, tiny_model
 from torch.testing import assert_close
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
-from videollm_mod.routers_videollm_mod import GATES, ROUTERS, LearnedRouter, VideoLLMMoDRouter
+from videollm_mod.routers_videollm_mod import GATES, LearnedRouter, VideoLLMMoDRouter
 from videollm_mod.routing_videollm_mod import (
     FrameLayout,
     LayerMasks,
@@ -170,7 +170,7 @@ def test_gate_leaves_text_unchanged_to_the_last_bit(dtype, gate):
     gated = apply_gate(output, short, excess, size, on_update=True)
     text = [0, 1, 3, 5]
     assert torch.equal(gated[:, text], output[:, text])
-    factor = ROUTERS["learned"].gate(scores, gate)[2]
+    factor = gate_of(scores, gate)[2]
     atol = 0.05 if dtype == torch.bfloat16 else 1e-6
     expected = short[:, 2] + factor * (output[:, 2] - short[:, 2])
     assert_close(gated[:, 2], expected, atol=atol, rtol=0, check_dtype=False)

@@ -362,3 +362,59 @@ def test_closing_can_discard_what_waits():
     stream.close(discard=True)
     assert engine.run() == [] and stream.is_done and stream.session.num_frames == 0
     engine.open()
+
+
+def test_a_function_that_discards_its_stream_ends_it():
+    engine = tiny_engine(max_streams=1)
+    seen = []
+
+    def speak(frame):
+        seen.append(frame.time)
+        stream.close(discard=True)
+        return True
+
+    stream = engine.open(speak=speak)
+    stream.push(random_frames(3))
+    engine.run()
+    assert seen == [0.0] and stream.is_done and stream.error is None and stream.session.num_waiting == 0
+
+
+def test_frames_that_no_tick_sees_do_not_wait():
+    engine = tiny_engine(max_streams=2)
+    stream = engine.open(fps=2, source_fps=30, max_waiting=2, when_behind="catch_up")
+    stream.push(random_frames(30))
+    assert stream.num_waiting == 2
+    with pytest.raises(TooManyWaitingError, match="2 frames of this stream wait"):
+        stream.push(random_frames(1))
+    slow = engine.open(fps=30, source_fps=2, max_waiting=16)
+    with pytest.raises(TooManyWaitingError, match="Got 30 frames at once"):
+        slow.push(random_frames(2))
+    assert slow.num_waiting == 0
+
+
+def test_frames_may_come_as_an_iterator():
+    engine = tiny_engine(max_streams=1)
+    stream = engine.open()
+    stream.push(iter(random_frames(3)))
+    assert stream.num_waiting == 3
+
+
+def test_what_is_told_of_a_step_cannot_wait_for_the_next():
+    """`on_step` runs in the engine's thread, so a full stream would never get room."""
+    errors = []
+
+    def on_step(_said):
+        if not errors:
+            for call in (lambda: list(stream), lambda: [stream.push(random_frames(1)) for _ in range(4)]):
+                with pytest.raises((RuntimeError, TooManyWaitingError)) as error:
+                    call()
+                errors.append(str(error.value))
+            told.set()
+
+    engine, told = tiny_engine(max_streams=1, when_behind="block", max_waiting=2), threading.Event()
+    engine.on_step = on_step
+    stream = engine.open(speak=lambda _: False)
+    with engine:
+        stream.push(random_frames(1))
+        assert told.wait(30)
+    assert "cannot wait for events" in errors[0] and "A streamer cannot wait" in errors[1]

@@ -728,3 +728,11 @@ def test_a_question_interrupts_a_reply_that_nobody_asked_for(speak):
     assert (question.text, question.time) == ("What color?", 0.0) and answer.role == "assistant"
     cut = f"F{ASKED_NOW} {first.text}</s>\n"
     assert model.text.startswith(f"<s>Watch.\n\n[{cut}User: What color?\nAssistant: A ball rolls in")
+
+
+def test_new_options_remember_what_was_said():
+    session = tiny_model().stream(tiny_processor(), speak="every", no_repeat=2)
+    for time, text in enumerate(("One.", "Two.", "Three.")):
+        session._speaking.shown(float(time), text)
+    session.set_speaking(speak="every", no_repeat=1)
+    assert (session._speaking.last_reply, session._speaking._recent) == (2.0, ("three",))

@@ -18,6 +18,7 @@ from tiny import (
     ROOT,
     SCHEMES,
     choose_kept,
+    gate_of,
     random_frames,
     tiny_config,
     tiny_model,
@@ -42,7 +43,6 @@ from videollm_mod import (
     streaming_videollm_mod,
 )
 from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
-from videollm_mod.routers_videollm_mod import ROUTERS
 from videollm_mod.train.data.timed_messages import NARRATE
 
 
@@ -466,7 +466,7 @@ def layer_by_layer(model, times):
                 scores = scores - scores.mean(dim=1, keepdim=True)
             kept = choose_kept(scores, config.layer_keep_counts[index], config.mod_keep_last)
             runs[frames] = torch.zeros_like(scores, dtype=torch.bool).scatter(1, kept, True)
-            gate[frames] = ROUTERS[config.mod_router].gate(scores, config.mod_gate)
+            gate[frames] = gate_of(scores, config.mod_gate)
         for evictions, held in enumerate(times):
             here = torch.tensor([place[token.number] for token in held])
             position = torch.arange(len(here))[runs[here]]
@@ -1102,3 +1102,51 @@ def test_questions_before_any_frame_get_the_first_frames_time():
         (0.0, "user", "Second?"),
         (0.0, "assistant", "Two."),
     ]
+
+
+def test_frames_that_could_not_be_encoded_may_be_pushed_again():
+    model, frames = tiny_model(), random_frames(6)
+    expected = model.stream(tiny_processor(), source_fps=4, chunk_frames=2, speak=lambda _: False)
+    expected.push(frames)
+    session = model.stream(tiny_processor(), source_fps=4, chunk_frames=2, speak=lambda _: False)
+    encode, calls = model.encode_frames, iter(range(9))
+
+    def short_of_memory(pixels):
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("no memory")
+        return encode(pixels)
+
+    model.encode_frames = short_of_memory
+    with pytest.raises(torch.OutOfMemoryError):
+        session.push(frames)
+    assert session.num_waiting == 0
+    session.push(frames)
+    assert (session.num_frames, session.time) == (expected.num_frames, expected.time) == (3, 1.0)
+
+
+def test_a_question_that_interrupts_a_step_has_the_time_of_the_frames_seen_since():
+    model, frames = tiny_model(), random_frames(5)
+    session = model.stream(tiny_processor(), speak=lambda _: False)
+    session.push(frames[:1])
+    pixels, times = session.sample(session.processor.resize_frames(frames[1:], model.device), None)
+    for at, features in zip(times, model.encode_frames(session.processor.normalize_frames(pixels)), strict=True):
+        session.receive(features, at, 0.0)
+    work = session.work()
+    step = next(work)
+    session.hear("What?", interrupt=True, reply_now=False)
+    with pytest.raises(StopIteration):
+        while True:
+            step = work.send(session._execute(step))
+    assert [(event.time, event.frame) for event in session.events] == [(2.0, 4)]
+
+
+def test_a_session_goes_on_outside_of_inference_mode():
+    model, frames = tiny_model(), random_frames(4)
+    sessions = [model.stream(tiny_processor(), max_frames=8, max_text_tokens=64) for _ in range(2)]
+    with torch.inference_mode():
+        sessions[0].push(frames[:2])
+    sessions[1].push(frames[:2])
+    for session in sessions:
+        session.push(frames[2:])
+    for layer, other in zip(sessions[0].cache.layers, sessions[1].cache.layers, strict=True):
+        assert torch.equal(layer.keys, other.keys) and torch.equal(layer.values, other.values)

@@ -25,6 +25,7 @@ from videollm_mod import (
     VideoLLMMoDVideoProcessor,
 )
 from videollm_mod.cache_videollm_mod import TokenRun
+from videollm_mod.routers_videollm_mod import GATES
 from videollm_mod.train.checkpoint_files import checkpoint_files
 
 
@@ -197,6 +198,13 @@ def choose_kept(scores: torch.Tensor, keep_count: int, keep_last: bool) -> torch
         for row in scores.tolist()
     ]
     return torch.tensor(rows, dtype=torch.long, device=scores.device)
+
+
+def gate_of(scores: torch.Tensor, name: str) -> torch.Tensor:
+    """Return the gate g of each score; see [`GATES`]."""
+    if (gate := GATES[name]) is None:
+        return torch.ones_like(scores)
+    return 1 + gate[1] * gate[0](scores)
 
 
 def dialogue_ids(config: VideoLLMMoDConfig, runs: list[int], *, seed: int = 0) -> torch.LongTensor:
