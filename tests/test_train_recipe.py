@@ -313,7 +313,8 @@ def miniature(tmp_path, monkeypatch):
 @pytest.mark.timeout(1200)
 def test_the_recipe_trains_on_all_worlds_and_prints_a_table(miniature, tmp_path, monkeypatch, capfd):
     """All stages run, a second run skips them, and the trained model has the pretrained encoder."""
-    command = ["recipe.py", "--size", "quick", "--twin", "--minutes", "60", "--folder", str(tmp_path / "out")]
+    command = ["recipe.py", "--size", "quick", "--twin", "--minutes", "60", "--folder", "out"]
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", command)
     recipe.main()
     printed, folder = capfd.readouterr().out, tmp_path / "out"
@@ -400,3 +401,9 @@ def test_every_size_has_its_files(size):
 def test_a_stage_that_fails_stops_the_recipe(tmp_path):
     with pytest.raises(SystemExit, match="error: train/sft.py failed"):
         recipe.run_stage(Path(tmp_path / "one" / "config.json"), "sft.py", "--dataset", "nothing_here")
+
+
+@pytest.mark.xdist_group("recipe")
+def test_a_stage_that_writes_nothing_stops_the_recipe(tmp_path):
+    with pytest.raises(SystemExit, match="error: train/sft.py failed"):
+        recipe.run_stage(tmp_path / "one" / "config.json", "sft.py", "--help")

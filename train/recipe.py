@@ -111,7 +111,7 @@ def run_stage(done: Path, script: str, *options: Any, processes: int = 1, thread
         with POLLING:
             stage.join()
             failed = stage.exitcode
-    if failed:
+    if failed or not done.exists():
         raise SystemExit(f"error: train/{script} failed; the finished stages are in '{done.parent.parent}'")
 
 
@@ -394,6 +394,7 @@ def main() -> None:
     if options.minutes is not None and not options.minutes > 0:
         parser.error(f"--minutes must be positive, got {options.minutes}")
     size, folder = SIZES[options.size], options.folder or ROOT / "outputs" / f"streamworld_{options.size}"
+    folder = folder.resolve()  # the stages run in another folder
     if options.clips is not None and options.clips < 1:
         parser.error(f"--clips must be positive, got {options.clips}")
     size = replace(size, worlds=choose_worlds(options.worlds, size), clips=options.clips or size.clips)
