@@ -87,7 +87,9 @@ class VideoLLMMoDDynamicLayer(DynamicLayer):
             room = min(grown, self.capacity) if length + new <= self.capacity else grown
             shapes = ((room + SPARE_ROOM, *x.shape[:2], x.shape[3]) for x in (key_states, value_states))
             # Attention reads what is not written yet with a weight of 0, and 0 times NaN is NaN.
-            self.buffers = [key_states.new_zeros(shape, dtype=self.stored_dtype) for shape in shapes]
+            with torch.inference_mode(False):  # later steps may run outside of it, and write into them
+                options = {"dtype": self.stored_dtype or key_states.dtype, "device": key_states.device}
+                self.buffers = [torch.zeros(shape, **options) for shape in shapes]
             self.resize(length)
             for stored, before in zip((self.keys, self.values), old if length else (), strict=False):
                 stored.copy_(before)
@@ -160,7 +162,7 @@ class PositionsMixin:
         # Entries are in order, so those to keep are a prefix. If longer rows have been removed, columns in it may be
         # filler in every row.
         kept = ((self.positions >= 0) & (self.positions < position)).any(dim=0)
-        return (kept * torch.arange(1, kept.shape[0] + 1, device=kept.device)).max()
+        return F.pad(kept * torch.arange(1, kept.shape[0] + 1, device=kept.device), (1, 0)).max()  # also if empty
 
 
 class RoutedDynamicLayer(PositionsMixin, VideoLLMMoDDynamicLayer):
@@ -605,7 +607,7 @@ class VideoLLMMoDCache(Cache):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices`."""
-        self._map_rows(lambda rows: rows[indices])
+        self._map_rows(lambda rows: rows[indices.to(rows.device)])
 
     def _map_rows(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for layer in self.layers:

@@ -333,7 +333,7 @@ def ask(
         report = new_report()
         ahead = read_frames(processor, video, session, end=at, report=report, **live)
         see_video(session, ahead, ctrl_c)
-        if at is not None and session.time + 1 / fps < at:
+        if at is not None and not ctrl_c.is_pressed and session.time + 1 / fps < at:
             raise too_late(at, session.time)
         answer = session.ask(question)[-1]
     if as_json:

@@ -154,15 +154,17 @@ class CompiledModel:
     def run(self, function: Callable[..., list[torch.Tensor]], *inputs: Any) -> list[torch.Tensor]:
         """Run one of the functions and return its outputs, which later calls do not overwrite."""
         if self._thread is not None:
-            return self._thread.submit(self._replay, function, *inputs).result()
+            stream = torch.cuda.current_stream(self.device)  # the caller's, after what made the inputs
+            return self._thread.submit(self._replay, stream, function, *inputs).result()
         with self._lock, torch.no_grad():
             return function(*inputs)
 
     @staticmethod
     @torch.no_grad()
-    def _replay(function: Callable[..., list[torch.Tensor]], *inputs: Any) -> list[torch.Tensor]:
-        torch.compiler.cudagraph_mark_step_begin()
-        return [x.clone() for x in function(*inputs)]
+    def _replay(stream: Any, function: Callable[..., list[torch.Tensor]], *inputs: Any) -> list[torch.Tensor]:
+        with torch.cuda.stream(stream):
+            torch.compiler.cudagraph_mark_step_begin()
+            return [x.clone() for x in function(*inputs)]
 
 
 def _prepare_thread(device: torch.device) -> None:

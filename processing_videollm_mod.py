@@ -676,7 +676,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         for video in videos:
             if isinstance(video, (str, Path)):
                 with self.open_video(video) as reader:
-                    rate = min(rate, num_frames / max(reader.seconds, 1e-6))
+                    if not math.isfinite(reader.seconds):
+                        raise ValueError(f"`num_frames` needs a video with an end, and '{video}' has none.")
+                    # A little slower, since the reader rounds rates.
+                    rate = min(rate, num_frames / max(reader.seconds, 1e-6) * (1 - 1e-4))
         return rate
 
     def _frames(self, video: Any, start: float, end: float | None, fps: float) -> torch.Tensor | None:
@@ -762,6 +765,8 @@ def _as_batch(items: Any, *, is_text: bool = False) -> tuple[list[Any], bool]:
 
     is_batch = not is_one(items) and isinstance(items, Sequence)
     batch = list(items) if is_batch else [items]
+    if not batch:
+        raise ValueError("The list is empty: give at least one text or dialogue.")
     if wrong := [item for item in batch if not is_one(item)]:
         expected = "`text` must be a string" if is_text else "A dialogue must be a list of messages, which are dicts"
         raise ValueError(f"{expected}, or a list of such, got {type(wrong[0]).__name__}.")

@@ -622,7 +622,7 @@ class LayerMasks:
         return same if near is None else and_masks(near, same)
 
     def _window_overlay(self, layer: int, keep_count: int, window: int) -> Callable:
-        if self.cache is None or not self.cache.has_filler or keep_count >= self.layout.num_tokens:
+        if keep_count >= self.layout.num_tokens or self.cache is None or not self.cache.has_filler:
             return sliding_window_overlay(window)
         # Count real entries only: filler between them must not push older ones out of the window.
         count = (self.cache.get_positions(layer) >= 0).cumsum(dim=1)

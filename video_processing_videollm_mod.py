@@ -57,9 +57,10 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
             fit = (size.height, int(size.height * width / height))
             fit = fit if covers_by_height else (int(size.width * height / width), size.width)
         else:
-            scale = min(size.height / height, size.width / width)
-            # A very narrow frame keeps at least one pixel.
-            fit = (max(1, int(scale * height)), max(1, int(scale * width)))
+            # Whole numbers, because 384 / 588 * 588 is less than 384. A very narrow frame keeps at least one pixel.
+            fills_height = size.height * width <= size.width * height
+            fit = (size.height, max(1, size.height * width // height))
+            fit = fit if fills_height else (max(1, size.width * height // width), size.width)
         return self.center_crop(self._scale(image, *fit, **kwargs), size)
 
     def _scale(self, image: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:

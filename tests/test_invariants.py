@@ -16,7 +16,7 @@ from tiny import (
 )
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
@@ -405,6 +405,14 @@ def test_sliding_window_counts_entries_of_a_layers_own_sequence(text):
         expected = plain(inputs_embeds=embeddings, use_cache=False).logits
     assert_close(one_forward(full, ids, features), expected, atol=2e-5, rtol=1e-4)
     check_any_path(tiny_model(text=text, text_overrides=overrides, mod_layers="all"))
+
+
+def test_a_cache_of_the_library_works_with_a_sliding_window():
+    model = tiny_model(text="mistral", text_overrides={"sliding_window": 8}, mod_keep_ratio=1.0)
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        assert_close(model(input_ids=ids, cache=DynamicCache()).logits, expected)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -648,3 +648,18 @@ def test_refuses_messages_of_a_pipeline(processor, content, options, message):
         processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=True, return_dict=True, **options
         )
+
+
+def test_num_frames_is_the_most_that_a_video_gives(processor, tmp_path):
+    """A rate of 8 frames in 133 / 29.97 seconds is rounded, and one more tick would fit."""
+    path = tmp_path / "clip.mp4"
+    write_clip(path, random_frames(133), fps=30_000 / 1001)
+    asked = [{"role": "user", "content": [{"type": "video", "path": str(path)}, {"type": "text", "text": "What?"}]}]
+    for most in (1, 7, 8):
+        batch = processor.apply_chat_template(asked, tokenize=True, return_dict=True, num_frames=most)
+        assert batch["num_frames"] == [most]
+
+
+def test_an_empty_batch_is_refused(processor):
+    with pytest.raises(ValueError, match="The list is empty: give at least one text"):
+        processor(text=[])

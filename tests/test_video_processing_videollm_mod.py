@@ -97,3 +97,12 @@ def test_options_are_saved_and_loaded(tmp_path):
     assert (loaded.fit, loaded.longest_edge) == ("stretch", 32)
     assert (loaded.size["height"], loaded.size["width"]) == (48, 64)
     assert (tmp_path / "video_processing_videollm_mod.py").exists()
+
+
+@pytest.mark.parametrize("size", [(588, 588), (588, 300), (300, 588)])
+def test_a_padded_frame_touches_the_sides(size):
+    """384 / 588 * 588 is a little less than 384 in floating point."""
+    pixels = processed(np.full((1, *size, 3), 255, np.uint8), size={"height": 384, "width": 384}, fit="pad")
+    is_white = pixels["pixel_values_videos"][0, 0, 0] > 0
+    assert is_white.any(dim=1).all() or is_white.any(dim=0).all()
+    assert max(is_white.any(dim=0).sum(), is_white.any(dim=1).sum()) == 384
