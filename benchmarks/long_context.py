@@ -149,7 +149,7 @@ def load(
 def count(row: dict[str, Any], events: Sequence[Any], edges: Sequence[int], fps: float) -> Counts:
     """Return [`COUNTS`] of a streamed clip for each interval of frames."""
     told = [{"time": event.time, "text": event.text} for event in spoken_unasked(events)]
-    true, answers = unasked_replies(row["messages"]), list(answered_questions(row["messages"], events))
+    true, answers = unasked_replies(row, fps=fps), list(answered_questions(row, events, fps=fps))
     metric, accuracy, found = evaluate_metric("stream_events"), evaluate_metric("answer_accuracy"), []
     for begin, end in pairwise(edge / fps for edge in edges):
         said, happened = ([event for event in each if begin <= event["time"] < end] for each in (told, true))
@@ -178,7 +178,7 @@ def read_all(
         count = len(row["video"])
         row = cut_row(row, Window(0, min(count, int(options.seconds_read * options.fps)), count), fps=options.fps)
         batch = normalize_pixels(collator([row]), processor)
-        loud = {ceil_frame(reply["time"], options.fps) for reply in unasked_replies(row["messages"])}
+        loud = {ceil_frame(reply["time"], options.fps) for reply in unasked_replies(row, fps=options.fps)}
         is_frame = batch["input_ids"][0] == config.frame_token_id
         # The model decides after the text that follows a frame.
         last = is_frame.nonzero().view(-1, config.frame_num_tokens)[:, -1] + len(processor.frame_suffix_ids)

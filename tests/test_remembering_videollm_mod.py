@@ -228,7 +228,7 @@ def test_the_embedded_checkpoint_narrates_late_without_sink_frames():
     [_, row] = load_split(find_source("streamworld")("streamworld", **options), "test", 2)
     events, _ = stream_example(model, processor, row, max_frames=20, sink_frames=0, max_text_tokens=128)
     told = [{"time": event.time, "text": event.text} for event in spoken_unasked(events) if event.time > 25]
-    true = [event for event in unasked_replies(row["messages"]) if event["time"] > 25]
+    true = [event for event in unasked_replies(row, fps=2.0) if event["time"] > 25]
     scores = evaluate_metric("stream_events").compute(
         predictions=[told], references=[true], tolerance=0.5, delay_window=5.0
     )

@@ -109,7 +109,7 @@ def describe(row: dict[str, Any], config: Any, fps: float) -> Clip:
     """Return what a row shows, on the model's grid of tokens."""
     covered = covered_tokens(row["covered"], config.frame_token_pooled)
     has_event = torch.zeros(len(covered), dtype=torch.bool)
-    for reply in unasked_replies(row["messages"]):
+    for reply in unasked_replies(row, fps=fps, num_frames=len(covered)):
         has_event[min(ceil_frame(reply["time"], fps), len(covered) - 1)] = True
     patches = covered_tokens(row["covered"], (COVERED_GRID, COVERED_GRID))
     return Clip(covered, has_event, background_moves(np.asarray(row["video"]), patches))

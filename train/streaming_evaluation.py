@@ -23,7 +23,9 @@ from tqdm.auto import tqdm
 from videollm_mod.remembering_videollm_mod import checkpoint_limits
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.train.collator import StreamCollator
+from videollm_mod.train.data.dialogues import ceil_frame, round_frame
 from videollm_mod.train.data.faults import naming, open_video, read_clip
+from videollm_mod.train.data.windows import Dialogue
 from videollm_mod.train.teacher_forcing import evaluate_metric
 
 
@@ -38,15 +40,15 @@ def stream_example(
     """
     Stream the video of an example, and ask its user's questions at their times.
 
-    The model sees its own replies as history. It answers a question at once if the data answer it at the same time. A
-    user's message without a time comes before the first frame.
+    The model sees its own replies as history. It answers a question at once if the data answer it at the same frame. A
+    user's message without a time comes before the first frame, and one after the last frame comes at the last one.
 
     Returns:
         The session's events, and the number of frames.
     """
     session = model.stream(processor, fps=fps, **options, **_system_prompt(example))
     stream, frames = open_frames(session, example)
-    for _ in _show(stream, example, frames):
+    for _ in _show(stream, example, frames, fps):
         pass
     session.close()
     return session.events, session.num_frames
@@ -155,7 +157,7 @@ class _SharedStreaming:
     def _open(self, example: dict[str, Any], count: int) -> None:
         options = {**self.options, **_system_prompt(example)}
         stream = self.engine.open(fps=self.fps, max_frames=count, max_text_tokens=self.most_text, **options)
-        self.playing[stream] = (example, _show(stream, example, _read(example, self.fps)))
+        self.playing[stream] = (example, _show(stream, example, _read(example, self.fps), self.fps))
 
     def _advance(self) -> Iterator[tuple[dict[str, Any], list[Any], int]]:
         """Push the next frame of each stream that is ready for it; yield the results of streams that ended."""
@@ -206,27 +208,37 @@ class FeatureStream:
         self.session.receive(features, time, clock.perf_counter())
 
 
-def _show(stream: Any, example: dict[str, Any], frames: Iterable[tuple[float, Any]]) -> Iterator[None]:
+def _show(stream: Any, example: dict[str, Any], frames: Iterable[tuple[float, Any]], fps: float) -> Iterator[None]:
     """Push the frames of an example into a session or an engine's stream, one by one, and ask the user's questions."""
-    messages = example["messages"]
-    asked = [message for message in messages if message["role"] == "user"]
-    leading = [message for message in asked if message.get("time") is None]
-    asked = asked[len(leading) :]
-    for time, picture in frames:
-        for message in leading:
-            # Only a question with an earlier time comes before the first frame.
-            stream.ask(message["content"], time=time - 1, reply_now=False)
-        leading = []
-        due = [message for message in asked if message["time"] <= time + 1e-6]
-        asked = asked[len(due) :]
+    dialogue = Dialogue(example, math.inf, fps)
+    waiting = [place for place, message in enumerate(dialogue.all) if message["role"] == "user"]
+    for index, (time, picture, is_last) in enumerate(_with_end(frames)):
+        if is_last:
+            # Messages after the last frame follow it, as in training.
+            dialogue = Dialogue(example, index + 1, fps)
+        due = [place for place in waiting if dialogue.slots[place] <= index]
+        waiting = waiting[len(due) :]
         # A question comes before the model can speak at this frame, unless the data have a reply there first.
-        first = [message for message in due if not _comes_after_reply(messages, message)]
-        for message in first:
-            stream.ask(message["content"], time=time, reply_now=_is_answered(messages, message))
+        first = [place for place in due if not _comes_after_reply(dialogue, place)]
+        for place in first:
+            # Only a question with an earlier time comes before the first frame.
+            asked = time - 1 if dialogue.slots[place] < 0 else time
+            stream.ask(dialogue.all[place]["content"], time=asked, reply_now=_is_answered(dialogue, place))
         stream.push(picture, time=time)
-        for message in due[len(first) :]:
-            stream.ask(message["content"], reply_now=_is_answered(messages, message))
+        for place in due[len(first) :]:
+            stream.ask(dialogue.all[place]["content"], reply_now=_is_answered(dialogue, place))
         yield
+
+
+def _with_end(frames: Iterable[tuple[float, Any]]) -> Iterator[tuple[float, Any, bool]]:
+    """Yield frames with their times, and whether each is the last."""
+    waiting: tuple[float, Any] | None = None
+    for following in frames:
+        if waiting is not None:
+            yield *waiting, False
+        waiting = following
+    if waiting is not None:
+        yield *waiting, True
 
 
 def open_frames(session: Any, example: dict[str, Any]) -> tuple[Any, Iterator[tuple[float, Any]]]:
@@ -252,9 +264,10 @@ def _read_features(
         yield start + index / fps, feature.to(model.device)
 
 
-def _comes_after_reply(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:
-    before = messages[: messages.index(question)]
-    return any(m["role"] == "assistant" and m["time"] == question["time"] for m in before)
+def _comes_after_reply(dialogue: Dialogue, question: int) -> bool:
+    """Return whether a reply comes before a message at the same frame."""
+    before = zip(dialogue.all[:question], dialogue.slots, strict=False)
+    return any(message["role"] == "assistant" and slot == dialogue.slots[question] for message, slot in before)
 
 
 def _system_prompt(example: dict[str, Any]) -> dict[str, str]:
@@ -263,10 +276,11 @@ def _system_prompt(example: dict[str, Any]) -> dict[str, str]:
     return {"system_prompt": first["content"]} if first is not None and first["role"] == "system" else {}
 
 
-def _is_answered(messages: Sequence[dict[str, Any]], question: dict[str, Any]) -> bool:
-    index = messages.index(question)
-    following = messages[index + 1] if index + 1 < len(messages) else {"role": None}
-    return following["role"] == "assistant" and following["time"] == question.get("time")
+def _is_answered(dialogue: Dialogue, question: int) -> bool:
+    """Return whether the message after a question answers it at once, at the same frame."""
+    slots, following = dialogue.slots, dialogue.all[question + 1 : question + 2]
+    is_at_once = bool(following) and slots[question + 1] == slots[question] >= 0
+    return is_at_once and following[0]["role"] == "assistant"
 
 
 def free_streaming(
@@ -336,23 +350,24 @@ class StreamTally:
 
     def add(self, example: dict[str, Any], events: list[Any], num_frames: int) -> None:
         """Add one stream: its data, and its events."""
-        messages = example["messages"]
-        self._add_answers(messages, events)
-        free, true_events = spoken_unasked(events), unasked_replies(messages)
+        self._add_answers(example, events, num_frames)
+        free, true_events = spoken_unasked(events), unasked_replies(example, fps=self.fps, num_frames=num_frames)
         self.narrated.append([{"time": e.time, "text": e.text} for e in free])
         self.true_events.append(true_events)
-        self.starts.append(float(example.get("start") or 0.0))
-        loud = {round(m["time"] * self.fps) for m in true_events}
-        spoken = {round(e.time * self.fps) for e in free}
+        start = float(example.get("start") or 0.0)
+        self.starts.append(start)
+        # The model learns to speak at the first frame at or after an event. Its own replies are on the grid.
+        loud = {min(ceil_frame(m["time"] - start, self.fps), num_frames - 1) for m in true_events}
+        spoken = {round_frame(e.time - start, self.fps) for e in free}
         self.silent += num_frames - len(loud)
         self.silent_right += sum(index not in spoken for index in range(num_frames) if index not in loud)
         self.words += sum(len(e.text.split()) for e in events if e.role == "assistant")
         self.seconds += num_frames / self.fps
         self.latencies += [e.latency for e in free]
 
-    def _add_answers(self, messages: list[dict[str, Any]], events: list[Any]) -> None:
+    def _add_answers(self, example: dict[str, Any], events: list[Any], num_frames: int) -> None:
         """Add the answers of a stream, and those in the data."""
-        for _, answer, given in answered_questions(messages, events):
+        for _, answer, given in answered_questions(example, events, fps=self.fps, num_frames=num_frames):
             self.answers.append(given)
             self.true_answers.append(answer)
 
@@ -387,17 +402,31 @@ class StreamTally:
         return segments | {name: matching[name] for name in names}
 
 
-def answered_questions(messages: Sequence[dict[str, Any]], events: Sequence[Any]) -> Iterator[tuple[float, str, str]]:
-    """Yield for each question that the data answer at once: its second, the true answer, and the one in the stream."""
-    questions = [m for m in messages if m["role"] == "user" and _is_answered(messages, m)]
+def answered_questions(
+    row: dict[str, Any], events: Sequence[Any], *, fps: float, num_frames: float = math.inf
+) -> Iterator[tuple[float, str, str]]:
+    """
+    Yield for each question that the data answer at once, at the same frame: its second, the true answer, and the one
+    in the stream.
+
+    Args:
+        row (`dict`): A row with `messages`, and perhaps `start` in seconds.
+        events (sequence of [`StreamEvent`]): What was said in its stream.
+        fps (`float`): Frames per second.
+        num_frames (`int`, *optional*): Number of frames of the row. Messages after the last one come at the last one.
+    """
+    dialogue = Dialogue(row, num_frames, fps)
     asked = [event for event in events if event.role == "user"]
     given = {id(one): two.text for one, two in pairwise(events) if _answers(two, one)}
-    for question in questions:
+    for place, (question, slot) in enumerate(zip(dialogue.all, dialogue.slots, strict=True)):
+        if question["role"] != "user" or not _is_answered(dialogue, place):
+            continue
         # A question may be asked again later, with another answer, so each event matches one question.
-        match = next((e for e in asked if e.text == question["content"] and e.time >= question["time"] - 1e-6), None)
+        earliest = min(question["time"], dialogue.time(slot)) - 1e-6
+        match = next((e for e in asked if e.text == question["content"] and e.time >= earliest), None)
         asked = asked[asked.index(match) + 1 :] if match is not None else asked
-        answer = messages[messages.index(question) + 1]
-        yield question["time"], answer["content"], "" if match is None else given.get(id(match), "")
+        answer = dialogue.all[place + 1]["content"]
+        yield question["time"], answer, "" if match is None else given.get(id(match), "")
 
 
 def spoken_unasked(events: Sequence[Any]) -> list[Any]:
@@ -406,12 +435,22 @@ def spoken_unasked(events: Sequence[Any]) -> list[Any]:
     return [two for one, two in pairs if two.role == "assistant" and (one is None or not _answers(two, one))]
 
 
-def unasked_replies(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return `time` and `text` of the true replies, without those that answer the user at once."""
+def unasked_replies(row: dict[str, Any], *, fps: float, num_frames: float = math.inf) -> list[dict[str, Any]]:
+    """
+    Return `time` and `text` of the true replies, without those that answer the user at once, at the same frame.
+
+    Args:
+        row (`dict`): A row with `messages`, and perhaps `start` in seconds.
+        fps (`float`): Frames per second.
+        num_frames (`int`, *optional*): Number of frames of the row. Messages after the last one come at the last one.
+    """
+    dialogue = Dialogue(row, num_frames, fps)
     return [
-        {"time": float(two["time"]), "text": two["content"]}
-        for one, two in zip([{}, *messages], messages, strict=False)
-        if two["role"] == "assistant" and (one.get("role") != "user" or one.get("time") != two["time"])
+        {"time": float(message["time"]), "text": message["content"]}
+        for place, message in enumerate(dialogue.all)
+        if message["role"] == "assistant"
+        and "time" in message
+        and not (place and dialogue.all[place - 1]["role"] == "user" and _is_answered(dialogue, place - 1))
     ]
 
 

@@ -104,7 +104,7 @@ class Narration(Task):
         fps = about["fps"]
         dialogues = [[Turn(**turn) for turn in prediction["turns"]] for prediction in predictions]
         told = [prediction["replies"] for prediction in predictions]
-        true = [unasked_replies(row["messages"]) for row in rows]
+        true = [unasked_replies(row, fps=fps) for row in rows]
         starts = [row.get("start") or 0.0 for row in rows]
         passes = _passes(rows, true)
         scores = score_turns(dialogues, fps=fps)
