@@ -135,6 +135,13 @@ def test_earlier_replies_are_read_and_not_learned():
         assert taught.count("Assistant:") == learned and "red" not in taught
 
 
+def test_a_window_has_as_many_earlier_replies_as_there_are():
+    row = row_of(asked(0), said(2, "A."), said(8, "B."), said(12, "C."))
+    found = texts(row, max_frames=10, num_replies=3)
+    assert found[1] == ["Narrate.", "A.", "B.", (12, "C.")] and found[2] == ["Narrate.", "A.", "B.", "C."]
+    assert texts(row, max_frames=10, num_replies=2)[2] == ["Narrate.", "B.", "C."]
+
+
 # -------------------------------------------------------------------------------------------------------------- tokens
 
 
@@ -223,6 +230,27 @@ def test_windows_have_the_frames_and_replies_of_their_row(files):
         told = [[line for line in text.splitlines() if line.startswith("Assistant")] for text in decoded]
         assert sum(told[:-1], []) == told[-1]
     assert split_rows(rows, Windows(processor)) is rows
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3])
+def test_a_window_may_begin_between_a_message_and_its_frame(tmp_path, start):
+    """Every window of such a row can be read, and has the turns of the row."""
+    video, processor = write_clip(tmp_path / "clip.mp4", random_frames(110), fps=10), tiny_processor()
+    told = [asked(0), said(2.2, "A."), asked(3.7, "Q?"), said(3.9, "B."), said(6.6, "C."), asked(7.2, "R?"), said(7.4)]
+    messages = [{**message, "time": start + message["time"]} for message in told]
+    row = {"video": str(video), "start": start, "messages": messages}
+    whole = processor.to_stream_turns(messages, count_frames(row, fps=2.0), fps=2.0, start=start)
+    spoken = [turn["content"] for turn in whole if turn["role"] == "assistant"]
+    for most in range(1, 9):
+        parts, found = parts_of(row, Windows(processor, 2.0, most)), []
+        for part in parts:
+            batch = StreamCollator(processor, 2.0)([part])
+            assert batch["num_frames"][0] <= most
+            turns = processor.to_stream_turns(
+                part["messages"], int(batch["num_frames"][0]), fps=2.0, start=part["start"]
+            )
+            found += [turn["content"] for turn in turns if turn["role"] == "assistant"]
+        assert found == spoken
 
 
 def test_the_survey_counts_windows_frames_tokens_and_hours(files):

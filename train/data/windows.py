@@ -215,12 +215,17 @@ class Dialogue:
 
         They are the system's message, the standing instruction and the last `num_replies` replies.
         """
-        inside = [message for message, slot in zip(self.all, self.slots, strict=True) if first <= slot < stop]
+        # The first frame may be later than a message that follows it. A window cannot have times before its start.
+        inside = [
+            {**message, "time": max(message["time"], self.time(first))} if slot == first > 0 else message
+            for message, slot in zip(self.all, self.slots, strict=True)
+            if first <= slot < stop
+        ]
         if first == 0:
             return [message for message, slot in zip(self.all, self.slots, strict=True) if slot < 0] + inside
         earlier = [message for message, slot in zip(self.all, self.slots, strict=True) if slot < first]
         replies = [message for message in earlier if message["role"] == "assistant"]
-        replies = [{**message, "learn": False} for message in replies[len(replies) - num_replies :]]
+        replies = [{**message, "learn": False} for message in replies[max(len(replies) - num_replies, 0) :]]
         system = [message for message in earlier if message["role"] == "system"]
         standing = self._standing_instruction(first)
         kept = [*system, *([] if standing is None else [standing]), *replies]
