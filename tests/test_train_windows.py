@@ -232,6 +232,26 @@ def test_windows_have_the_frames_and_replies_of_their_row(files):
     assert split_rows(rows, Windows(processor)) is rows
 
 
+def test_a_row_that_ends_with_its_video_has_no_frame_at_the_end(tmp_path):
+    """Ten seconds have 20 frames at 2 fps. Only a row that is too long by its times opens its file."""
+    video, processor = write_clip(tmp_path / "clip.mp4", random_frames(100), fps=10), tiny_processor()
+    row = {"video": str(video), "end": 10.0, "messages": [asked(0), said(3.5, "A."), said(10.0, "B.")]}
+    collate = StreamCollator(processor, 2.0)
+    for most in (20, 19, 12, 10, 1):
+        parts = parts_of(row, Windows(processor, 2.0, most))
+        counts = [int(collate([part])["num_frames"][0]) for part in parts]
+        assert sum(counts) + (most == 1) * (20 - len(parts)) == 20 and max(counts) <= most
+        assert counts == [count_frames(part, fps=2.0, most=most) for part in parts]
+        assert [part["messages"][-1]["content"] for part in parts][-1] == "B."
+    assert parts_of(row, Windows(processor, 2.0, 20)) == [row] and cut_beginning(row, 20, fps=2.0) is row
+    fewer = {**row, "end": 7.0, "messages": row["messages"][:2]}
+    assert [window.stop for window in Windows(processor, 2.0, 10).find(fewer)] == [8, 15]
+    closed = {**row, "video": str(tmp_path / "missing.mp4")}
+    assert Windows(processor, 2.0, 21).find(closed)[0].is_complete
+    with pytest.raises(FaultyRowError, match="missing"):
+        Windows(processor, 2.0, 20).find(closed)
+
+
 @pytest.mark.parametrize("start", [0.0, 0.3])
 def test_a_window_may_begin_between_a_message_and_its_frame(tmp_path, start):
     """Every window of such a row can be read, and has the turns of the row."""

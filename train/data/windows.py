@@ -82,10 +82,12 @@ class Windows:
             [`FaultyRowError`]: If the text between two frames fills a window, or a file cannot be read.
         """
         with naming(row):
-            num_frames = count_frames(row, fps=self.fps)
-            dialogue = Dialogue(row, num_frames, self.fps)
-            if self._fits(dialogue, 0, num_frames):
-                return [Window(0, num_frames, num_frames)]
+            # Most rows are short, and their files stay closed.
+            for most in (self.max_frames, 0):
+                num_frames = count_frames(row, fps=self.fps, most=most)
+                dialogue = Dialogue(row, num_frames, self.fps)
+                if self._fits(dialogue, 0, num_frames):
+                    return [Window(0, num_frames, num_frames)]
             windows, first = [], 0
             while first < num_frames:
                 window = Window(first, self._find_stop(dialogue, first), num_frames)
@@ -249,14 +251,18 @@ class Dialogue:
         return standing
 
 
-def count_frames(row: dict[str, Any], *, fps: float) -> int:
+def count_frames(row: dict[str, Any], *, fps: float, most: float = math.inf) -> int:
     """
     Return the number of frames of a row, from its times, or else from the header of its video or features. A file of
     features always tells it. Features within a Parquet file would have to be read for it.
 
+    Times may count a frame too many: if a row ends where its video does, there is none at the end.
+
     Args:
         row (`dict`): A row with `video` or `frame_features`: a path, or the frames themselves.
         fps (`float`): Frames per second.
+        most (`int`, *optional*): Most frames to count by times alone. If a row has more, its video is opened, and the
+            number is exact.
     """
     features, video = row.get("frame_features"), row.get("video")
     frames = video if features is None else features
@@ -266,10 +272,13 @@ def count_frames(row: dict[str, Any], *, fps: float) -> int:
     if features is not None and (end is None or not isinstance(features, StoredFeatures)):
         shape, about = read_header(features)
         return len(frame_range(shape[0], about, row, fps=fps))
-    if end is not None:
-        return 1 + floor_frame(end - start, fps)
+    count = math.inf if end is None else 1 + floor_frame(end - start, fps)
+    if end is not None and count <= most:
+        return count
     with open_video(video) as reader:
-        return 1 + last_frame(reader.seconds - start, fps)
+        seconds = reader.seconds
+    # A URL may not tell its length.
+    return count if count < seconds == math.inf else min(count, 1 + last_frame(seconds - start, fps))
 
 
 def frame_range(count: int, about: dict[str, str], row: dict[str, Any], *, fps: float) -> range:
@@ -328,7 +337,7 @@ def cut_row(row: dict[str, Any], window: Window, *, fps: float, num_replies: int
     """
     dialogue, (first, stop, num_frames) = Dialogue(row, window.num_frames, fps), window
     part = {"start": dialogue.time(first), "messages": dialogue.messages(first, stop, num_replies)}
-    if stop < num_frames:
+    if stop < num_frames or row.get("end") is not None:
         # Between two frames, so that rounding cannot add or lose one.
         part["end"] = dialogue.time(stop) - 0.5 / fps
     for name in ("video", "frame_features"):
@@ -356,7 +365,7 @@ def cut_beginning(row: dict[str, Any], max_frames: int, *, fps: float) -> dict[s
         [`FaultyRowError`]: If a file cannot be read.
     """
     with naming(row):
-        num_frames = count_frames(row, fps=fps)
+        num_frames = count_frames(row, fps=fps, most=max_frames)
         if num_frames <= max_frames:
             return row
         ends = [slot + 1 for slot in Dialogue(row, num_frames, fps).slots]

@@ -233,7 +233,8 @@ class Runner:
             messages = before_reply(row["messages"])
             options = {"fps": self.fps, "start": row.get("start") or 0.0}
             config = self.model.config
-            if official and (count := count_frames(row, fps=self.fps)) > most_official_frames(config):
+            most = most_official_frames(config)
+            if official and (count := count_frames(row, fps=self.fps, most=most)) > most:
                 turns = self.processor.to_stream_turns(messages, count, **options)
                 kept = list(takewhile(lambda turn: turn["role"] != "stream", turns))
                 nothing = torch.empty(0, *config.frame_feature_shape, dtype=self.model.dtype, device=self.model.device)
