@@ -3,6 +3,7 @@
 """OVO-Bench and StreamingBench: their converters, on hand-made samples in the published layout, and their scores."""
 
 import json
+import math
 import re
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -357,7 +358,7 @@ def test_spans_come_from_truth_or_from_replies():
     ]
     row = {"messages": messages, "end": 9.0}
     assert [(s["question"], s["content"], s["start"], s["end"]) for s in find_spans(row)] == [
-        ("Tell me when it rains.", "It rains.", 2.0, 6.0),
+        ("Tell me when it rains.", "It rains.", 2.0, math.nextafter(6.0, 0.0)),
         ("And the sun?", "It shines.", 6.0, 9.0),
     ]
     assert len(find_spans({"messages": messages})) == 1, "the last reply has no time after it"
@@ -367,8 +368,14 @@ def test_spans_come_from_truth_or_from_replies():
     assert task.wants(row) and not task.wants({"messages": messages[:1]})
     task.judge = "exact"
     scores = task.score([row], [{"replies": [{"time": 6.0, "text": "It shines.", "score": 1.0}]}], {})
-    # Of the first span the reply has the last moment, with half of the time credit, and is wrong.
-    assert scores["pauc_exact"] == pytest.approx(((2 * 0.5 / 16) + 1.0) / 2)
+    # The reply belongs to the second span alone. In the first the model is silent.
+    assert scores["pauc_exact"] == pytest.approx((scores["pauc_silent"] + 1.0) / 2)
+    right = [{"time": time, "text": text, "score": 1.0} for time, text in ((2.0, "It rains."), (6.0, "It shines."))]
+    assert task.score([row], [{"replies": right}], {})["pauc_exact"] == pytest.approx(1.0)
+    assert task.score([row], [{"replies": right}], {}, official=True)["pauc_benchmark_exact"] == pytest.approx(1.0)
+    # Spans of a benchmark have their end.
+    closed = {"messages": messages, "truth": {"spans": [{**spans[0], "content": "It rains."}]}}
+    assert task.score([closed], [{"replies": right[:1]}], {})["pauc_exact"] > 0.125
 
 
 def test_proactive_video_qa_has_spans(videos, tmp_path):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PAUC of streamed replies, on any rows of timed replies."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ class Proactive(Streamed):
     How early and how well the model answers within the spans in which it should, by the metric `pauc`.
 
     The spans of a row are `truth["spans"]`, each with `question`, `content`, `start` and `end`. Other rows get their
-    spans from their replies: each lasts until the next reply, or until the end of the clip, and its question is what
-    the user said last. The judge is that of `--judge`. With `--official`, the benchmark's rule and three grades apply.
+    spans from their replies: each lasts until just before the next reply, or until the end of the clip, and its
+    question is what the user said last. The judge is that of `--judge`. With `--official`, the benchmark's rule and
+    three grades apply.
     """
 
     official_note = "The published scorer grades all replies of a span together, in three grades."
@@ -70,7 +72,8 @@ def find_spans(row: dict[str, Any]) -> list[dict[str, Any]]:
         return [{name: span.get(name) for name in names} for span in given]
     messages = row["messages"]
     replies = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-    ends = [messages[k]["time"] for k in replies[1:]]
+    # The metric counts a reply at the end of a span too, but the next reply belongs to the next span alone.
+    ends = [math.nextafter(messages[k]["time"], -math.inf) for k in replies[1:]]
     last = row.get("end")
     if replies:
         ends.append(messages[replies[-1]]["time"] if last is None else last)
