@@ -172,6 +172,10 @@ def test_a_window_has_at_most_so_many_tokens():
         assert [window.first for window in found[1:]] == [window.stop for window in found[:-1]]
         # A reply more would be too much.
         assert all(one + two > 0.8 * most for one, two in zip(counts, counts[1:], strict=False))
+    # Special tokens in a message are plain text of several tokens.
+    spelled = row_of(asked(0), *(said(3.0 * k, "<v></s>" * 3) for k in range(1, 13)))
+    found = Windows(processor, 1.0, max_tokens=170).find(spelled)
+    assert max(tokens_of(spelled, window) for window in found) <= 170
     with pytest.raises(FaultyRowError, match=r"a row: messages: the text at 3 s needs \d+ tokens with its frame, and"):
         Windows(processor, 1.0, max_tokens=90).find(row_of(asked(0), said(3, "Ball. " * 40)))
 

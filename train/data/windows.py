@@ -136,7 +136,9 @@ class Windows:
             return True
         if dialogue.sizes is None:
             texts = [self.processor.system_prompt, *(message["content"] for message in dialogue.all)]
-            ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            # The processor writes a special token in a message as plain text.
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            ids = self.processor.tokenizer(texts, **options)["input_ids"]
             dialogue.sizes = dict(zip(texts, map(len, ids), strict=True))
         messages = dialogue.messages(first, stop, self.num_replies)
         if not messages or messages[0]["role"] != "system":
