@@ -266,7 +266,7 @@ def test_without_vizdoom_a_line_says_what_to_install(monkeypatch):
         load_split(source, "train", 1)
 
 
-def test_the_command_writes_videos_messages_and_a_card(tmp_path, monkeypatch):
+def test_the_command_writes_videos_messages_and_a_card(tmp_path, monkeypatch, capsys):
     command = ["doomworld.py", tmp_path, "--split", "validation", "--num_clips", 1, "--size", 64, "--seconds", 3, 3]
     monkeypatch.setattr("sys.argv", [str(part) for part in command])
     doomworld.main()
@@ -280,6 +280,12 @@ def test_the_command_writes_videos_messages_and_a_card(tmp_path, monkeypatch):
     for index, picture in enumerate(clip.pictures):
         latest = max(time for time in frames if time <= index * STEP + 1e-6)
         assert np.abs(frames[latest].astype(int) - picture).mean() < 12, index
+    monkeypatch.setattr("sys.argv", [str(part) for part in [*command[:-2], 4, 4]])
+    with pytest.raises(SystemExit):
+        doomworld.main()
+    assert (
+        "has videos of the split validation, made with another value of seconds. Write to" in capsys.readouterr().err
+    )
     card = DatasetCard.load(tmp_path / "README.md")
     assert card.data.license == "bsd-3-clause" and "ViZDoom" in card.text and "MIT" in card.text
     assert json.loads((tmp_path / "validation.jsonl").read_text().splitlines()[0])["seed"] == SPLITS["validation"]

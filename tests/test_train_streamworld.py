@@ -437,11 +437,36 @@ def test_writing_a_split_again_keeps_its_videos(tmp_path):
     write_split(tmp_path, "validation", num_clips=2, world=WORLDS["small"], size=64, fps=8)
     rows = load_timed_messages(tmp_path, "validation")
     assert list(find_faults(rows)) == [] and {"narrate", "ask"} <= {row["kind"] for row in rows}
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "videos").iterdir()}
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "videos").glob("*.mp4")}
     assert len(written) == 2
     write_split(tmp_path, "validation", num_clips=3, world=WORLDS["small"], size=64, fps=8)
     assert {path: path.stat().st_mtime_ns for path in written} == written, "existing videos are not written again"
     assert len({json.loads(line)["video"] for line in (tmp_path / "validation.jsonl").read_text().splitlines()}) == 3
+
+
+def test_videos_of_other_options_are_not_kept_under_new_dialogues(tmp_path):
+    options = {"num_clips": 1, "world": WORLDS["tiny"], "size": 32, "fps": 2}
+    write_split(tmp_path, "validation", **options)
+    videos, rows = tmp_path / "videos", (tmp_path / "validation.jsonl").read_bytes()
+    written = {path: path.read_bytes() for path in videos.iterdir()}
+    for other in ({"world": WORLDS["small"]}, {"size": 64}, {"fps": 4}):
+        [name] = other
+        message = f"'{videos}' has videos of the split validation, made with another value of {name}. Write to another"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            write_split(tmp_path, "validation", **{**options, **other})
+    assert {path: path.read_bytes() for path in videos.iterdir()} == written
+    assert (tmp_path / "validation.jsonl").read_bytes() == rows
+    write_split(tmp_path, "validation", **options, kinds=["ask"])
+    write_split(tmp_path, "test", **{**options, "size": 64})
+    # An earlier version wrote no record.
+    (videos / ".validation.json").unlink()
+    with pytest.raises(ValueError, match="has videos of the split validation, made with unknown options"):
+        write_split(tmp_path, "validation", **options)
+    for video in videos.glob("validation-*"):
+        video.unlink()
+    write_split(tmp_path, "validation", **{**options, "size": 64})
+    with av.open(str(videos / "validation-000000.mp4")) as container:
+        assert container.streams.video[0].width == 64
 
 
 def test_written_clips_show_the_same_pictures(tmp_path):

@@ -15,7 +15,7 @@ from videollm_mod.train.data.doom.events import EVENTS
 from videollm_mod.train.data.doom.game import FPS, TICS
 from videollm_mod.train.data.doom.things import THINGS
 from videollm_mod.train.data.world.drawing import open_video
-from videollm_mod.train.data.world.files import FEATURES, known_commands, to_line, write_once
+from videollm_mod.train.data.world.files import FEATURES, claim_videos, known_commands, to_line, write_once
 from videollm_mod.train.data.world.rows import covered_patches
 
 
@@ -46,8 +46,12 @@ def write_split(
         kinds (`Sequence[str]`): Some of "narrate", "ask", "wait".
         wording (`str`, *optional*, defaults to `"plain"`): How events are told.
         vocabulary (`str`, *optional*, defaults to `"full"`): What things are called (see [`record_clip`]).
+
+    Raises:
+        `ValueError`: If the folder has videos of the split that were made with other options.
     """
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    # The pictures do not depend on the words.
+    claim_videos(folder, split, {"data": "DoomWorld", "size": size, "seconds": seconds})
     lines: list[str] = []
     for index in tqdm(range(first_clip, first_clip + num_clips), desc=split, unit="clip"):
         video, seed = f"videos/{split}-{index:06d}.mp4", SPLITS[split] + index

@@ -3,7 +3,8 @@
 """Write StreamWorld to disk: video files, JSON lines of timed messages, and the card of the data set."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,11 @@ def write_split(
         size (`int`): Width and height of the videos.
         fps (`int`): Frame rate of the videos. Slide shows have 2 fps.
         kinds (`Sequence[str]`, *optional*, defaults to all kinds except "describe"): Some of [`KINDS`].
+
+    Raises:
+        `ValueError`: If the folder has videos of the split that were made with other options.
     """
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    claim_videos(folder, split, {"data": "StreamWorld", "world": asdict(world), "size": size, "fps": fps})
     lines: list[str] = []
     for index in tqdm(range(num_clips), desc=split, unit="clip"):
         name = f"{split}-{index:06d}"
@@ -88,6 +92,34 @@ def to_line(
     row["questions"] = [{"kind": q.kind, "time": q.time} for q in questions]
     row["covered"] = covered
     return json.dumps(row)
+
+
+def claim_videos(folder: Path, split: str, options: Mapping[str, Any]) -> None:
+    """
+    Create the folder `videos`, and record in it what the videos of a split depend on. Later runs keep these videos
+    only if their options are the same.
+
+    Args:
+        folder (`Path`): The folder of the splits.
+        split (`str`): The split that is about to be written.
+        options (`Mapping[str, Any]`): The options, as values of JSON.
+
+    Raises:
+        `ValueError`: If there are videos of the split that were made with other options, or with unknown ones.
+    """
+    videos, options = folder / "videos", json.loads(json.dumps(options))
+    record = videos / f".{split}.json"
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    if known == options:
+        return
+    if any(videos.glob(f"{split}-*.mp4")):
+        others = [name for name in options if known.get(name) != options[name]]
+        how = f"made with another value of {' and '.join(others)}" if known else "made with unknown options"
+        raise ValueError(
+            f"'{videos}' has videos of the split {split}, {how}. Write to another folder, or delete these videos."
+        )
+    videos.mkdir(parents=True, exist_ok=True)
+    write_json(record, options)
 
 
 def write_once(path: Path, write: Callable[[Path], Any]) -> None:
