@@ -197,8 +197,6 @@ class StreamingEngine:
             `ValueError`: If an option is invalid.
             `RuntimeError`: If an error has ended the engine's thread; it is the cause.
         """
-        if self._error is not None:
-            raise RuntimeError(f"The engine has stopped: {self._error}") from self._error
         when_behind = self.when_behind if when_behind is None else when_behind
         max_waiting = self.max_waiting if max_waiting is None else max_waiting
         check_when_behind(when_behind)
@@ -216,6 +214,9 @@ class StreamingEngine:
                 session.chunk_frames = min(session.chunk_frames, NUM_FRAMES[-1])
             check_room(self.pool, self._num_pages, room_of(session, room), room_of(session, self.max_text_tokens))
             reserve(self, cache, session, room)
+            if self._error is not None:  # it may have come while this waited for memory
+                cache.release()
+                raise RuntimeError(f"The engine has stopped: {self._error}") from self._error
             stream = EngineStream(self, session, when_behind, max_waiting, self._num_opened)
             self._num_opened += 1
             self.streams.append(stream)

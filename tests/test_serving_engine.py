@@ -190,6 +190,42 @@ def test_opening_waits_for_the_memory_of_streams_that_were_closed_with_discard()
             engine.open()  # one that is paused does not end
 
 
+def test_opening_fails_if_the_engine_dies_while_it_waits_for_memory(monkeypatch):
+    engine, is_waiting = tiny_engine(max_streams=1), threading.Event()
+    wait, found = engine.changed.wait, []
+
+    def wait_and_tell(timeout=None):
+        if threading.current_thread() is opener:
+            is_waiting.set()
+        return wait(timeout)
+
+    def die(_):
+        reached.set()
+        assert is_waiting.wait(30)
+        raise RuntimeError("the device has failed")
+
+    def open_another():
+        try:
+            found.append(engine.open())
+        except RuntimeError as error:
+            found.append(error)
+
+    reached, opener = threading.Event(), threading.Thread(target=open_another)
+    monkeypatch.setattr(threading, "excepthook", lambda *_: None)
+    monkeypatch.setattr(engine.changed, "wait", wait_and_tell)
+    monkeypatch.setattr(engine, "_run_batch", die)
+    with engine:
+        first = engine.open()
+        first.push(random_frames(1))
+        assert reached.wait(30)
+        first.close(discard=True)
+        opener.start()
+        opener.join(30)
+    assert "The engine has stopped: the device has failed" in str(found[0]), found
+    assert not engine.streams
+    assert {kind: len(pages) for kind, pages in engine.pool.free.items()} == engine.pool.num_pages
+
+
 def test_a_stream_that_never_fits_is_refused_with_the_name_of_its_limit():
     engine = tiny_engine(max_streams=2)
     for limits in ({"max_frames": 150}, {"max_text_tokens": 5000}, {"max_frames": 150, "max_text_tokens": 1}):
