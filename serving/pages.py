@@ -388,6 +388,7 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
         super().__init__(0)
         self.pool = pool
         self.tables = {kind: _PageTable(pool, kind) for kind in pool.num_pages}
+        self._most_pages: dict[int, int] | None = None  # that `make_room` takes
         # A cache that is garbage-collected, such as a fork's, gives its pages back.
         weakref.finalize(self, _release_all, list(self.tables.values()))
         self.skipped = [pool.num_tokens - kind for kind in pool.kinds]
@@ -398,23 +399,34 @@ class VideoLLMMoDPagedCache(VideoLLMMoDCache):
 
     def reserve(self, num_frames: int, num_text_tokens: int) -> None:
         """
-        Take the pages for this many frames and text tokens in advance.
+        Take the pages for this many frames and text tokens in advance. The cache may grow to twice as many pages, so
+        that one stream does not take the memory of all others.
 
         Raises:
             `OutOfPagesError`: If the pool has too few free pages. The cache then takes none.
         """
         tokens = num_frames * self.pool.num_tokens + num_text_tokens
         self._take({kind: self.pool.num_entries(kind, tokens, num_frames) for kind in self.tables})
+        self._most_pages = {kind: 2 * len(table.pages) for kind, table in self.tables.items()}
 
     def make_room(self, num_tokens: int, num_frames: int) -> None:
         """
         Take the pages for `num_tokens` more tokens, including those of `num_frames` frames.
 
         Raises:
-            `OutOfPagesError`: If the pool has too few free pages. The cache then takes none.
+            `OutOfPagesError`: If the pool has too few free pages, or the cache would have more than twice the pages
+                that it has reserved. It then takes none.
         """
         new = {kind: self.pool.num_entries(kind, num_tokens, num_frames) for kind in self.tables}
-        self._take({kind: self.length_of(kind) + count for kind, count in new.items()})
+        lengths = {kind: self.length_of(kind) + count for kind, count in new.items()}
+        for kind, most in (self._most_pages or {}).items():
+            if lengths[kind] > most * self.pool.page_size:
+                raise OutOfPagesError(
+                    f"Layers that keep {kind} of {self.pool.num_tokens} tokens per frame need room for "
+                    f"{lengths[kind]} entries; a stream has at most {most} pages of {self.pool.page_size}, twice "
+                    "what it has reserved."
+                )
+        self._take(lengths)
 
     def _take(self, lengths: Mapping[int, int]) -> None:
         before = {kind: len(table.pages) for kind, table in self.tables.items()}

@@ -15,6 +15,7 @@ from .limits import RequestError
 from .live_session import FINAL, LiveSession
 from .live_sessions import LiveSessions, id_taken, secret_of
 from .memory import EngineFullError, TooLargeError
+from .pages import OutOfPagesError
 from .realtime import Conversation
 from .realtime_events import Audio
 from .saved_files import write
@@ -344,7 +345,7 @@ class SavedSessions:
                 folder.remove(wanted.note)
                 if isinstance(error, (ValueError, KeyError, TypeError, TooLargeError)):
                     raise _lost(error, taken / _STREAM) from None
-                if isinstance(error, EngineFullError):
+                if isinstance(error, (EngineFullError, OutOfPagesError)):  # others took the memory meanwhile
                     raise self.sessions.full() from None
                 raise
             await self._let_go(taken, session)

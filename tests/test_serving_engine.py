@@ -259,6 +259,26 @@ def test_a_stream_that_outgrows_its_memory_ends_and_others_continue(trained):
     assert said(modest.events) == said(session.events)
 
 
+def test_a_stream_takes_at_most_twice_the_memory_that_it_has_reserved():
+    """One that only asks leaves room for others. Text near the limit beside as much that is remembered still fits."""
+    engine = tiny_engine(max_streams=4, max_new_tokens=1)
+    greedy = engine.open(max_new_tokens=1)
+    reserved = {kind: len(table.pages) for kind, table in greedy.session.cache.tables.items()}
+    greedy.push(random_frames(1))
+    for _ in range(60):
+        if not greedy.is_done:
+            assert all(len(table.pages) <= 2 * reserved[x] for x, table in greedy.session.cache.tables.items())
+            greedy.ask("What do you see now, and what was there before?")
+            engine.run()
+    assert isinstance(greedy.error, OutOfPagesError) and "twice what it has reserved" in str(greedy.error)
+    busy = [engine.open(max_new_tokens=1) for _ in range(2)]
+    for index in range(4):
+        busy[0].push(random_frames(2, seed=index), time=[2 * index, 2 * index + 1])
+        busy[0].ask("word " * 30)
+        engine.run()
+    assert busy[0].error is None and busy[0].session.num_frames == 8
+
+
 @pytest.mark.parametrize(
     "name", ["max_streams", "max_frames", "max_text_tokens", "max_batch_tokens", "max_waiting", "page_size"]
 )

@@ -1,0 +1,66 @@
+# Copyright 2026 The VideoLLM-MoD contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions of a server in its event loop, without a network: what happens at the same time as something else."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from tiny import random_frames, tiny_model, tiny_processor
+
+from videollm_mod.serving.limits import RequestError
+from videollm_mod.serving.server import create_app
+from videollm_mod.serving.session_options import SessionOptions
+
+
+TINY = {"max_streams": 2, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
+SILENT = SessionOptions(unprompted=False)
+
+
+def new_server(*, engine_options: dict[str, Any] | None = None, **options: Any) -> Any:
+    given = {"engine_options": TINY | (engine_options or {}), "max_output_tokens": 8, **options}
+    return create_app(tiny_model(), tiny_processor(), **given).state.server
+
+
+@asynccontextmanager
+async def serving(**options: Any) -> Any:
+    """Run a server of a tiny model. Gives it when its model has answered."""
+    server, ready = new_server(**options), asyncio.Event()
+    server.when_ready = ready.set
+    async with server.run(None):
+        await asyncio.wait_for(ready.wait(), 60)
+        assert server.status == "ok"
+        yield server
+
+
+async def show(session, *times):
+    """Show a session frames. Returns what became of them so far."""
+    frames = []
+    for time in times:
+        frames.append(session.new_frame(time=time))
+        await session.push(frames[-1], random_frames(1)[0])
+    await session.until(lambda: all(frame.fate is not None for frame in frames))
+    return [frame.fate for frame in frames]
+
+
+def test_a_saved_session_that_finds_the_memory_taken_waits_in_its_folder(tmp_path):
+    """It has more text than it reserves. Another server, or this one later, may have room."""
+
+    async def fill():
+        async with serving(state_dir=tmp_path) as server:
+            door = await server.saved.open(SILENT, session_id="door", instructions="")
+            await show(door, 0.0)
+            for _ in range(3):
+                await door.ask("word " * 20, reply_now=True)
+                await door.until(lambda: door.is_idle and not door.asked)
+
+    async def find(max_streams):
+        async with serving(state_dir=tmp_path, engine_options={"max_streams": max_streams}) as server:
+            return (await server.saved.find("door")).num_received
+
+    asyncio.run(fill())
+    with pytest.raises(RequestError) as refused:
+        asyncio.run(find(1))
+    assert (refused.value.status, refused.value.code) == (503, "server_full")
+    assert asyncio.run(find(2)) == 1
