@@ -350,6 +350,12 @@ class EngineStream:
         return self.has_work or (not self.session.is_paused and (bool(self._received) or self._is_closing))
 
     @property
+    def is_idle(self) -> bool:
+        """Whether the stream has nothing left to do. Any thread may ask; others may push and ask meanwhile."""
+        with self._engine.changed:
+            return self.num_waiting == 0 and not self.is_pending
+
+    @property
     def is_ending(self) -> bool:
         """Whether the engine ends the stream and frees its memory soon, because it was closed with `discard`."""
         return self._is_discarded and not self._is_done and not self.session.is_paused

@@ -176,7 +176,7 @@ class Teller(BaseStreamer):
         """
         session = stream.session
         num_new, self._num_frames = session.num_frames - self._num_frames, session.num_frames
-        is_idle, is_done = stream.num_waiting == 0 and not stream.is_pending, stream.is_done
+        is_idle, is_done = stream.is_idle, stream.is_done
         changes = (is_idle, is_done) != (self._was_idle, self._was_done)
         self._was_idle, self._was_done = is_idle, is_done
         if not (num_new or self._has_begun or self._words or self._has_ended or changes):

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stream of an engine: frames that arrive too fast, questions that interrupt, and calls during a step."""
 
+import sys
 import threading
+import time as clock
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from videollm_mod import TooManyWaitingError
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.serving.step import PackedStep
+from videollm_mod.serving.telling import Teller
 
 
 @pytest.fixture(scope="module")
@@ -418,3 +421,28 @@ def test_what_is_told_of_a_step_cannot_wait_for_the_next():
         stream.push(random_frames(1))
         assert told.wait(30)
     assert "cannot wait for events" in errors[0] and "A streamer cannot wait" in errors[1]
+
+
+def test_what_a_stream_did_is_told_while_a_client_asks():
+    """A client takes its questions back as fast as it can. The thread that tells must not fail."""
+    engine, before = tiny_engine(max_streams=1), sys.getswitchinterval()
+    teller, is_over = Teller(engine.processor.tokenizer), threading.Event()
+    stream = engine.open(streamer=teller, speak=lambda _: False)
+    stream.session.answers_early, teller.session = True, stream.session
+
+    def ask():
+        while not is_over.is_set():
+            for question in [stream.ask("Why?", reply_now=False) for _ in range(3)]:
+                stream.withdraw(question)
+
+    client = threading.Thread(target=ask)
+    sys.setswitchinterval(1e-6)
+    try:
+        client.start()
+        end = clock.monotonic() + 1
+        while clock.monotonic() < end:
+            teller.take(stream, ())
+    finally:
+        is_over.set()
+        client.join()
+        sys.setswitchinterval(before)
