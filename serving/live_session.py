@@ -68,7 +68,7 @@ class LiveSession:
         self.listeners: list[Callable[..., None]] = []
         self.created, self.over, self._last_words = int(clock.time()), None, "closed"
         self.has_begun = self.is_idle = self.is_kept = False
-        self.num_received = self.num_skipped = 0
+        self.num_received = self.num_skipped = self._context = self._num_early = 0
         self.reply: Reply | None = None
         self.asked: dict[int, Reply] = {}
         self.lock = asyncio.Lock()
@@ -78,7 +78,6 @@ class LiveSession:
         self._zero: float | None = None  # the clock at stream time 0, for frames without a time
         self.last_time: float | None = None
         self._due = 0.0
-        self._context = self._num_early = 0
         self._active = self._loop.time()
         self._left_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -362,6 +361,8 @@ class LiveSession:
                 raise
         session = self.stream.session
         session.fps, session.interval_threshold = options.fps, options.interval_threshold
+        if options.fps != self.options.fps and self.last_time is not None:
+            self._due = self.last_time + 1 / options.fps
         self.options = options
 
     async def _open_again(self, options: SessionOptions) -> None:
@@ -479,11 +480,10 @@ class LiveSession:
         self._tell("frame", frame)
 
     def _finish(self, progress: Progress) -> None:
-        reply = self.reply
+        reply, self.reply = self.reply, None
         reply.event, reply.text = progress.event, progress.event.text
         self._context += len(progress.event.token_ids)
         self.sessions.metrics.first_word.observe(progress.event.latency)
-        self.reply = None
         self._tell("end", reply)
 
     def _tell(self, kind: str, *what: Any) -> None:

@@ -64,3 +64,15 @@ def test_a_saved_session_that_finds_the_memory_taken_waits_in_its_folder(tmp_pat
         asyncio.run(find(1))
     assert (refused.value.status, refused.value.code) == (503, "server_full")
     assert asyncio.run(find(2)) == 1
+
+
+def test_more_frames_per_second_count_from_the_last_frame():
+    async def change(before, after, *times):
+        async with serving() as server:
+            session = await server.sessions.open(SessionOptions(unprompted=False, fps=before), instructions="")
+            fates = await show(session, 0.0)
+            await session.update(SessionOptions(unprompted=False, fps=after))
+            return fates + await show(session, *times)
+
+    assert asyncio.run(change(0.01, 2.0, 0.25, 1.0, 1.25, 1.5)) == ["seen", "fps", "seen", "fps", "seen"]
+    assert asyncio.run(change(2.0, 0.01, 1.0, 100.0)) == ["seen", "fps", "seen"]
