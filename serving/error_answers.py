@@ -39,9 +39,14 @@ async def refuse(scope: Any, receive: Any, send: Any, error: RequestError, **hea
 
 def moved_response(request: HTTPConnection, error: SessionMovedError) -> JSONResponse:
     """Return the address at which a session goes on."""
-    response, path = error_response(error), request.url.path.replace(error.before, error.now)
-    given = request.query_params.multi_items()
-    query = urlencode([(name, error.now if value == error.before else value) for name, value in given])
+    response = error_response(error)
+    # An id may be any word, such as "v1".
+    before, place, after = request.url.path.rpartition(f"/sessions/{error.before}")
+    path = f"{before}/sessions/{error.now}{after}" if place else after
+    given = [
+        (name, error.now if name == "resume_token" else value) for name, value in request.query_params.multi_items()
+    ]
+    query = urlencode(given)
     # A proxy with TLS may stand before the server, so the address is a relative one.
     response.headers["Location"] = f"{path}?{query}" if query else path
     return response

@@ -94,7 +94,7 @@ class LiveSessions:
         if max_output_tokens is not None:
             session.max_output_tokens = min(max_output_tokens, self.limits.max_output_tokens)
         if session_id is not None:
-            session.session_id = self._check_id(session_id)
+            session.session_id = self.check_id(session_id)
         opening = self.start(self._open(session, session_id))
         try:
             await asyncio.shield(opening)
@@ -109,7 +109,7 @@ class LiveSessions:
         if self.is_draining or session.session_id in self._by_id:
             await session.close()
             self.refuse_if_draining()
-            self._check_id(session_id)
+            self.check_id(session_id)
         self.add(session)
 
     def add(self, session: LiveSession) -> None:
@@ -154,7 +154,8 @@ class LiveSessions:
     def __iter__(self) -> Iterator[LiveSession]:
         return iter(list(self._by_id.values()))
 
-    def _check_id(self, session_id: Any) -> str:
+    def check_id(self, session_id: Any) -> str:
+        """Return the name of a session that is opened with this id. Raise [`RequestError`] if it is wrong or taken."""
         if not isinstance(session_id, str) or not _NAME.fullmatch(session_id):
             wrong = "`id` must have 1 to 64 letters, digits, dashes and underscores."
             raise RequestError(wrong, code="invalid_value", param="id")

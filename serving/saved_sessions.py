@@ -158,8 +158,8 @@ class SavedSessions:
         self, options: SessionOptions, *, session_id: Any = None, owner: str | None = None, **given: Any
     ) -> LiveSession:
         """Open a session as [`~LiveSessions.open`] does. The name of a saved session is taken."""
-        wanted = _Wanted(owner, session_id=f"{self.sessions.prefix}{session_id}")
         if self.folder is not None and session_id is not None:
+            wanted = _Wanted(owner, session_id=self.sessions.check_id(session_id))
             async with self._lock:  # a session that is being restored has its name soon
                 is_taken = await self.sessions.run(lambda: self.folder.peek(wanted.secret)) is not None
             if is_taken:

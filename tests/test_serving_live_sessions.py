@@ -3,13 +3,17 @@
 """Sessions of a server in its event loop, without a network: what happens at the same time as something else."""
 
 import asyncio
+import time as clock
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 from tiny import random_frames, tiny_model, tiny_processor
 
+from videollm_mod.serving.error_answers import moved_response
 from videollm_mod.serving.limits import RequestError
+from videollm_mod.serving.saved_sessions import SessionMovedError
 from videollm_mod.serving.server import create_app
 from videollm_mod.serving.session_options import SessionOptions
 
@@ -76,3 +80,37 @@ def test_more_frames_per_second_count_from_the_last_frame():
 
     assert asyncio.run(change(0.01, 2.0, 0.25, 1.0, 1.25, 1.5)) == ["seen", "fps", "seen", "fps", "seen"]
     assert asyncio.run(change(2.0, 0.01, 1.0, 100.0)) == ["seen", "fps", "seen"]
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "before", "now", "address"),
+    [
+        ("/v1/streaming/sessions/1/frame", "time=1", "1", "b.1", "/v1/streaming/sessions/b.1/frame?time=1"),
+        ("/v1/streaming/sessions/v1", "", "v1", "b.v1", "/v1/streaming/sessions/b.v1"),
+        ("/at/sessions/1/v1/streaming/sessions/1/ask", "", "1", "2", "/at/sessions/1/v1/streaming/sessions/2/ask"),
+        (
+            "/v1/realtime",
+            "resume_token=a.t&last_event_id=a.t",
+            "a.t",
+            "b.t",
+            "/v1/realtime?resume_token=b.t&last_event_id=a.t",
+        ),
+    ],
+)
+def test_only_the_name_changes_in_the_address_of_a_session_that_moved(path, query, before, now, address):
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": query.encode(), "headers": []}
+    scope |= {"server": ("localhost", 80), "scheme": "http", "root_path": ""}
+    assert moved_response(Request(scope), SessionMovedError(before, now)).headers["Location"] == address
+
+
+def test_an_id_that_is_no_name_is_refused_before_saved_sessions_are_looked_through(tmp_path):
+    async def open_one():
+        async with serving(state_dir=tmp_path) as server:
+            place = server.state_folder.begin()
+            server.state_folder.commit(place, "id door", clock.time() + 100)
+            with pytest.raises(RequestError) as refused:
+                await server.saved.open(SILENT, session_id="\ud800")
+            return refused.value
+
+    error = asyncio.run(open_one())
+    assert (error.status, error.param) == (400, "id")
