@@ -201,3 +201,15 @@ def test_long_rows_of_a_stream_are_split(tmp_path):
     assert len(record.left_out()) == 1 and "faulty" in record.left_out()[0]
     with pytest.raises(FaultyRowError, match="faulty: "):
         list(islice(repeat_rows(rows, order, windows=windows), 3))
+
+
+@pytest.mark.parametrize("first_row", [0, 5])
+def test_a_stream_without_a_window_ends(tmp_path, monkeypatch, first_row):
+    monkeypatch.setattr("videollm_mod.train.data.streamed.count", lambda: range(3))
+    rows = [{"id": name, "video": "gone.mp4", "messages": [said(1.0)]} for name in "ab"]
+    write_shards(rows, tmp_path, "train")
+    record, order = RowRecord(str(tmp_path)), RowOrder(batch_size=1, first_row=first_row)
+    made = repeat_rows(stream_timed_messages(tmp_path), order, windows=Windows(fps=2, max_frames=4), left_out=record)
+    with pytest.raises(FaultyRowError, match="no row is left: none has a window with anything to learn"):
+        next(iter(made), None)
+    assert len(record.left_out()) == 2

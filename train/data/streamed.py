@@ -21,7 +21,7 @@ from transformers.trainer_callback import ExportableState
 
 from videollm_mod.train.data.faults import Fault, FaultyRowError, RowRecord, counted, describe_faults, lines_of_rows
 from videollm_mod.train.data.sources import DataSource
-from videollm_mod.train.data.windows import Windows, parts_of
+from videollm_mod.train.data.windows import NO_ROW_LEFT, Windows, parts_of
 
 
 # Rows that are checked before training. Others are checked when their turn comes.
@@ -67,6 +67,8 @@ def repeat_rows(
         order ([`RowOrder`]): Their order.
         windows ([`Windows`], *optional*): What splits long rows.
         left_out ([`RowRecord`], *optional*): Where to record rows that cannot be split, which are then left out.
+
+    The data set raises [`FaultyRowError`] if no row of the first pass has a window.
     """
     # Accelerate shares the entries of a list among processes, as runs, and `datasets` among the workers of a loader,
     # in turn.
@@ -91,13 +93,20 @@ def _repeat(
 
 
 def _split(rows: Iterator[dict[str, Any]], windows: Windows, left_out: RowRecord | None) -> Iterator[dict[str, Any]]:
+    is_empty = True
     for row in rows:
+        if is_empty and row["epoch"] > 0:
+            # Further passes would be as empty, and the loader would wait for ever.
+            raise FaultyRowError(NO_ROW_LEFT)
         try:
-            yield from parts_of(row, windows)
+            parts = parts_of(row, windows)
         except FaultyRowError as error:
             if left_out is None:
                 raise
             left_out.leave_out(str(error))
+            continue
+        is_empty = is_empty and not parts
+        yield from parts
 
 
 def _all_passes(rows: IterableDataset, order: RowOrder) -> Iterator[dict[str, Any]]:

@@ -32,6 +32,7 @@ from videollm_mod.train.data.feature_files import FeatureSource, StoredFeatures,
 
 # The longest video of VideoLLM-online with 10 tokens a frame, at 2 frames per second.
 MAX_FRAMES = 1200
+NO_ROW_LEFT = "no row is left: none has a window with anything to learn."
 # Keys of a complete row that its windows lack: what its score needs.
 _SCORED = ("task", "truth")
 
@@ -450,7 +451,7 @@ def split_rows(
     for fault in faults:
         left_out.leave_out(fault)
     if not places["row"]:
-        raise FaultyRowError("no row is left: none has a window with anything to learn.")
+        raise FaultyRowError(NO_ROW_LEFT)
     return Dataset.from_dict(places).with_transform(_Cutter(rows, windows)) if is_split else rows
 
 
