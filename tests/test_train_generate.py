@@ -146,6 +146,21 @@ def test_a_dialogue_as_asked_for_is_kept_as_written():
     assert not mended
 
 
+@pytest.mark.parametrize("fps", [2.0, 3.0, 6.0, 24.0, 30.0])
+@pytest.mark.parametrize("later", [0, 20000])
+def test_a_dialogue_keeps_its_frames_at_any_rate(fps, later):
+    """The prompt has times of two decimals, which are before or after the frame that is meant."""
+    slots = tuple(range(int(later * fps), int(later * fps) + 25))
+    plan = Plan(tuple(EVENTS), slots, ((slots[0], "What is done now?"), (slots[11], "And then?")), 0, fps)
+    dialogue, mended = read(write_well({"messages": plan.prompt()}), plan=plan)
+    assert [frame for frame, role, _ in dialogue if role == "assistant"] == list(slots) and not mended
+    assert [frame for frame, role, _ in dialogue if role == "user"] == [slots[0], slots[11]]
+    # A time between two frames still follows the next one.
+    between = (slots[0] + 0.5) / fps
+    [_, reply] = read(f"[{slots[0] / fps:.4f}] User: Q?\n[{between:.4f}] Assistant: A lamp.", plan=plan)[0]
+    assert reply[0] == slots[1]
+
+
 def test_lines_may_look_otherwise():
     dressed = re.sub(r"\[(.*?)\] (\w+): (.*)", r'- **`\1s` \2:** "\3"', WRITTEN)
     assert read(f"Sure! Here is the dialogue:\n\n```\n{dressed}\n```\nLet me know!") == (

@@ -27,6 +27,9 @@ FOLLOW_UP = "..."
 KINDS = (*QUESTIONS, "follow_up")
 # Frames that may come before the first question, as in VideoLLM-online's code.
 MOST_FRAMES_BEFORE = 20
+# Decimals of times in a prompt, and how much later than meant a written time may be by them, in seconds.
+_DECIMALS = 2
+_ROUNDING = 0.5 / 10**_DECIMALS
 _LINE = re.compile(
     r"\W*(?P<time>\d+(?:\.\d+)?)\s*(?:s|sec|seconds)?\b\W*?(?P<role>user|assistant)\W*?:\**\s*(?P<text>.*)", re.I
 )
@@ -157,7 +160,8 @@ def _describe(event: Event) -> str:
 
 
 def _short(seconds: float) -> str:
-    return f"{round(seconds, 2):g}"
+    # Without a precision, times from 10,000 s on would lose decimals.
+    return f"{round(seconds, _DECIMALS):.12g}"
 
 
 def plan_dialogue(
@@ -229,7 +233,7 @@ def read_dialogue(plan: Plan, text: str, *, is_cut: bool, notes: Notes, where: s
     questions = list(plan.questions)
     current = -1
     for time, role, content in _read_lines(lines, notes, where):
-        frame = ceil_frame(time, plan.fps)
+        frame = max(ceil_frame(time - _ROUNDING, plan.fps), 0)
         if role == "user":
             current = _match_question(plan, time, current)
             if questions[current][1] == FOLLOW_UP:
