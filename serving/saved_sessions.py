@@ -230,7 +230,7 @@ class SavedSessions:
         while True:
             await asyncio.sleep(min(self.sessions.save_seconds, _LOOK_SECONDS))
             for session in filter(lambda found: found.can_be_resumed, self.sessions):
-                kept = self._kept.get(session) or self._watch(session)
+                kept = self._watch(session)
                 async with self._saving:
                     is_due = session._loop.time() >= kept.time + self.sessions.save_seconds
                     if is_due and session.over is None and not self.sessions.is_draining:
@@ -251,11 +251,13 @@ class SavedSessions:
             await asyncio.sleep(min(self.sessions.save_seconds, _LOOK_SECONDS))
 
     def _watch(self, session: LiveSession) -> _Kept:
-        """Take note of a session that will be due, and of its end."""
+        """Take note of a session that will be due, and of its end. One that is watched already stays as it is."""
+        if session in self._kept:
+            return self._kept[session]
 
         def listen(kind: str, *what: Any) -> None:
             if kind == "over":
-                del self._kept[session]
+                self._kept.pop(session, None)
                 if what[0] in FINAL:
                     self.sessions.start(self._remove(session))
 

@@ -105,15 +105,14 @@ class Server:
             for endpoint in filter(None, (self.audio.transcriber, self.audio.speaker)):
                 await stack.enter_async_context(endpoint)
             await loop.run_in_executor(None, self.engine.__enter__)
-            try:
-                self.sessions.start(self._check_model())
-                yield
-            finally:
-                await self.saved.save_all()
-                await self.sessions.close()
-                await loop.run_in_executor(None, self.engine.__exit__, None, None, None)
-                if self.state_folder is not None:
-                    self.state_folder.release()
+            # At the end each of these runs, the last one first, also if another fails.
+            if self.state_folder is not None:
+                stack.callback(self.state_folder.release)
+            stack.push_async_callback(loop.run_in_executor, None, self.engine.__exit__, None, None, None)
+            stack.push_async_callback(self.sessions.close)
+            stack.push_async_callback(self.saved.save_all)
+            self.sessions.start(self._check_model())
+            yield
 
     @property
     def status(self) -> str:

@@ -13,7 +13,7 @@ from tiny import random_frames, tiny_model, tiny_processor
 
 from videollm_mod.serving.error_answers import moved_response
 from videollm_mod.serving.limits import RequestError
-from videollm_mod.serving.saved_sessions import SessionMovedError
+from videollm_mod.serving.saved_sessions import SavedSessions, SessionMovedError
 from videollm_mod.serving.server import create_app
 from videollm_mod.serving.session_options import SessionOptions
 
@@ -114,3 +114,32 @@ def test_an_id_that_is_no_name_is_refused_before_saved_sessions_are_looked_throu
 
     error = asyncio.run(open_one())
     assert (error.status, error.param) == (400, "id")
+
+
+def test_a_session_that_is_watched_twice_ends_once(tmp_path):
+    """A session that is restored is watched by who restores it, and by who looks for sessions that are due."""
+
+    async def close():
+        async with serving(state_dir=tmp_path, save_seconds=60.0) as server:
+            door = await server.saved.open(SILENT, session_id="door", instructions="")
+            assert server.saved._watch(door) is server.saved._watch(door)
+            await server.saved.close(door)
+            return door.over, list(server.sessions), server.saved._kept
+
+    assert asyncio.run(close()) == ("closed", [], {})
+
+
+def test_a_server_whose_sessions_cannot_be_saved_stops_its_engine(tmp_path, monkeypatch):
+    async def fail(_):
+        raise OSError("No space left on device")
+
+    async def stop(server):
+        async with server.run(None):
+            assert server.engine.is_running
+
+    monkeypatch.setattr(SavedSessions, "save_all", fail)
+    server, released = new_server(state_dir=tmp_path), []
+    monkeypatch.setattr(server.state_folder, "release", lambda: released.append(not server.engine.is_running))
+    with pytest.raises(OSError, match="No space left"):
+        asyncio.run(stop(server))
+    assert released == [True] and server.engine.on_step is None
