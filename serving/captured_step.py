@@ -312,24 +312,21 @@ class CapturedSteps:
         was_left_out = size_for(max(shape.seeing, shape.speaking)) <= self._warm_size
         if shape in self.steps:
             return self.steps[shape]
-        if was_left_out or shape in self._failed:
-            return None
-        try:
-            return self.make(shape)
-        except Exception as error:  # for example, too little memory is left for a graph
-            self._failed.add(shape)
-            logger.warning(f"Steps of {shape} run uncaptured: {error}{forget(error)}")
-            return None
+        return None if was_left_out else self._make(shape)
 
-    def make(self, shape: StepShape) -> CapturedStep:
-        """Return the captured step of a shape, made now if it does not exist."""
-        if shape not in self.steps:
-            self.steps[shape] = self._new(shape)
-        return self.steps[shape]
+    def _make(self, shape: StepShape) -> CapturedStep | None:
+        """Return the captured step of a shape, made now if it does not exist, or `None` if it cannot be captured."""
+        if shape not in self.steps and shape not in self._failed:
+            try:
+                self.steps[shape] = self._new(shape)
+            except Exception as error:  # for example, too little memory is left for a graph
+                self._failed.add(shape)
+                logger.warning(f"Steps of {shape} run uncaptured: {error}{forget(error)}")
+        return self.steps.get(shape)
 
     def warm_up(self, max_streams: int, stepping: Any) -> None:
         """
-        Make the steps that up to `max_streams` live streams need most.
+        Make the steps that up to `max_streams` live streams need most. Those that cannot be captured run uncaptured.
 
         Args:
             max_streams (`int`): Number of streams.
@@ -340,7 +337,7 @@ class CapturedSteps:
         progress = logging.tqdm(shapes, desc="warming up", unit=" steps")
         for shape in progress:
             with stepping:
-                self.make(shape)
+                self._make(shape)
             if names := attention_in_use(self._device):
                 progress.set_postfix_str(f"attention by {' and '.join(names)}")
         self._warm_size = max(self._warm_size, size_for(max_streams))

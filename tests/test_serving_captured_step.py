@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers.utils import logging
 
 from videollm_mod.serving import VideoLLMMoDPagedCache, captured_step
-from videollm_mod.serving.captured_step import GraphCapture, Padding, StepShape, pad
+from videollm_mod.serving.captured_step import CapturedSteps, GraphCapture, Padding, StepShape, pad
 from videollm_mod.serving.packed_cache import StreamPart, lay_out
 from videollm_mod.streaming_videollm_mod import StreamStep
 
@@ -195,3 +195,26 @@ def test_a_graph_is_fed_and_read_through_its_own_tensors(monkeypatch):
         found.append([[(e.frame, e.token_ids, e.interval_probability) for e in one.events] for one in streams])
     assert found[0] == found[1] and sum(map(len, found[0])) > 4
     assert sum(graph.replays for graph in graphs) == captured.stats.captured_steps > 4
+
+
+def test_a_step_that_cannot_be_captured_does_not_stop_the_start(monkeypatch, caplog):
+    engine, new = tiny_engine(max_streams=2, capture=True), CapturedSteps._new
+
+    def fail_at_two(self, shape):
+        if shape.seeing == 2:
+            raise RuntimeError("too little memory is left")
+        return new(self, shape)
+
+    monkeypatch.setattr(CapturedSteps, "_new", fail_at_two)
+    monkeypatch.setattr(captured_step.logger, "propagate", True)
+    with engine:
+        streams = [engine.open(max_new_tokens=2) for _ in range(2)]
+        with engine.changed:
+            for stream in streams:
+                stream.push(random_frames(2))
+                stream.close()
+        frames = [list(stream) and stream.session.num_frames for stream in streams]
+    assert frames == [2, 2] and 0 < engine.stats.captured_steps < engine.stats.steps
+    assert {shape.seeing for shape in engine._captured.steps} == {0, 1}
+    for shape in (StepShape(2, 1, 0), StepShape(2, 1, 2, 32)):
+        assert caplog.text.count(f"{shape} run uncaptured: too little memory is left") == 1
