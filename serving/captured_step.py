@@ -4,7 +4,7 @@
 
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -96,8 +96,8 @@ def shape_for(plan: StepPlan, frame_length: int) -> StepShape | None:
     """
     Return the smallest shape that a step fits in.
 
-    `None` if there is none: for long text, for streams with very different numbers of frames, and if one stream
-    catches up while another speaks.
+    `None` if there is none: for long text, for streams with very different numbers of frames, for many frames with
+    less text than expected, and if one stream catches up while another speaks.
     """
     counts = [part.num_frames for part in plan.parts if part.num_frames]
     text = [len(part.ids) - max(part.num_frames * frame_length, 1) for part in plan.parts]
@@ -106,10 +106,18 @@ def shape_for(plan: StepPlan, frame_length: int) -> StepShape | None:
     need = StepShape(len(counts), max(counts, default=0), len(plan.parts) - len(counts), reading)
     size = size_for(max(need.seeing, need.speaking))
     shape = next((shape for shape in shapes_of(size) if shape.fits(need)), None)
-    # All frames left over go to one dummy stream, which has room for `shape.frames`.
-    if shape is None or len(counts) * shape.frames - sum(counts) > shape.frames:
+    if shape is None:
         return None
-    return shape
+    frames, text = left_over(plan.parts, shape, frame_length)
+    bounds = shape.bounds(frame_length, {})
+    return shape if frames <= shape.frames and frames * frame_length + text <= bounds.most_new else None
+
+
+def left_over(parts: Sequence[StreamPart], shape: StepShape, frame_length: int) -> tuple[int, int]:
+    """Return the frames and the text tokens that streams leave free in a shape. One dummy stream has all of them."""
+    frames = sum(shape.frames - part.num_frames for part in parts if part.num_frames)
+    text = sum(len(part.ids) - max(part.num_frames * frame_length, 1) for part in parts)
+    return frames, shape.reading + shape.has_rest - text
 
 
 # ----------------------------------------------------------------------------------------------------------- padding
@@ -142,6 +150,12 @@ class Padding:
         ends = [len(self.frame_ids) * (index + 1) - 1 for index in range(num_frames)]
         return self._part(ids, ends, num_frames)
 
+    def has_room(self, num_frames: int, num_text: int) -> bool:
+        """Return whether there are pages for a dummy stream that sees frames and then reads text."""
+        around = len(self.frame_ids) - self.frame_tokens
+        entries = {kind: num_frames * (kind + around) + num_text for kind in self.pages}
+        return all(entries[kind] <= len(own) * self.page_size for kind, own in self.pages.items())
+
     def _part(self, ids: list[int], ends: list[int], num_frames: int) -> StreamPart:
         new = {kind: len(ids) - num_frames * (self.frame_tokens - kind) for kind in self.pages}
         pages = {kind: own[: -(-new[kind] // self.page_size)] for kind, own in self.pages.items()}
@@ -162,9 +176,7 @@ def pad(plan: StepPlan, shape: StepShape, padding: Padding, most_pages: dict[int
     speaking += [padding.token()] * (shape.speaking - len(speaking))
     parts = seeing + speaking
     if shape.has_rest:
-        frames = shape.seeing * shape.frames - sum(part.num_frames for part in parts)
-        text = shape.num_tokens(length) - frames * length - sum(len(part.ids) for part in parts)
-        parts.append(padding.frames(frames, text))
+        parts.append(padding.frames(*left_over(plan.parts, shape, length)))
     return lay_out(parts, padding.page_size, shape.bounds(length, most_pages))
 
 
@@ -306,8 +318,9 @@ class CapturedSteps:
         """
         if any(len(own) > self._most_pages[kind] for part in plan.parts for kind, own in part.pages.items()):
             return None
-        shape = shape_for(plan, len(self._padding.frame_ids))
-        if shape is None:
+        length = len(self._padding.frame_ids)
+        shape = shape_for(plan, length)
+        if shape is None or not self._padding.has_room(*left_over(plan.parts, shape, length)):
             return None
         was_left_out = size_for(max(shape.seeing, shape.speaking)) <= self._warm_size
         if shape in self.steps:
@@ -370,6 +383,7 @@ __all__ = [
     "GraphCapture",
     "Padding",
     "StepShape",
+    "left_over",
     "pad",
     "shape_for",
     "shapes_of",

@@ -3,6 +3,7 @@
 """Steps of fixed shapes: padding, warming up, and replaying a graph."""
 
 import gc
+import random
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -14,7 +15,15 @@ from torch.testing import assert_close
 from transformers.utils import logging
 
 from videollm_mod.serving import VideoLLMMoDPagedCache, captured_step
-from videollm_mod.serving.captured_step import CapturedSteps, GraphCapture, Padding, StepShape, pad
+from videollm_mod.serving.captured_step import (
+    CapturedSteps,
+    GraphCapture,
+    Padding,
+    StepShape,
+    left_over,
+    pad,
+    shape_for,
+)
 from videollm_mod.serving.packed_cache import StreamPart, lay_out
 from videollm_mod.streaming_videollm_mod import StreamStep
 
@@ -218,3 +227,31 @@ def test_a_step_that_cannot_be_captured_does_not_stop_the_start(monkeypatch, cap
     assert {shape.seeing for shape in engine._captured.steps} == {0, 1}
     for shape in (StepShape(2, 1, 0), StepShape(2, 1, 2, 32)):
         assert caplog.text.count(f"{shape} run uncaptured: too little memory is left") == 1
+
+
+@pytest.mark.parametrize(("tokens", "kept", "around", "missing"), [(16, 2, 5, 2), (64, 1, 1, 1)])
+def test_no_dummy_stream_is_longer_than_its_shape_says(tokens, kept, around, missing):
+    """Frames may have less text than expected, as numbered ones do. On a GPU a longer stream would have no index."""
+    chance, kinds, length, found = random.Random(0), (tokens, kept), tokens + around, 0
+    pages = {kind: list(range(1000, 1000 + -(-(8 * kind + 8 * around + 33) // 16))) for kind in kinds}
+    padding = Padding([1] * length, pages, page_size=16, frame_tokens=tokens)
+
+    def part(stream, num_frames, less):
+        text = (0 if chance.random() < 0.95 else 3) - less * num_frames
+        count = max(1, length * num_frames + text)
+        new = {kind: count - num_frames * (tokens - kind) for kind in kinds}
+        own = {kind: [0] * -(-new[kind] // 16) for kind in kinds}
+        return StreamPart(stream, [1] * count, [count - 1], num_frames, 0.5, 0, 0, new, new, own)
+
+    for _ in range(600):
+        count, least = chance.choice([1, 2, 3, 5, 8, 20, 64]), chance.choice([0, 1])
+        less, most = chance.choice([0, missing]), 8 if count == 1 else 1
+        plan = lay_out([part(i, chance.randint(least, most), less) for i in range(count)], 16)
+        shape = shape_for(plan, length)
+        if shape is not None and padding.has_room(*left_over(plan.parts, shape, length)):
+            padded = pad(plan, shape, padding, dict.fromkeys(kinds, 50))
+            assert len(padded.ids) == shape.num_tokens(length)
+            assert max(len(part.ids) for part in padded.parts) <= padded.bounds.most_new
+            assert all(each.new[kind] <= 16 * len(each.pages[kind]) for each in padded.parts for kind in kinds)
+            found += 1
+    assert found > 300
