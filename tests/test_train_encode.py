@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, PartialState
 from preloaded import start
 from safetensors.torch import load_file
 from tiny import random_frames, tiny_model, tiny_processor, training_batch, write_clip
@@ -150,6 +152,25 @@ def test_a_killed_run_continues(tmp_path):
         one, other = (load_file(tmp_path / name / path.name)["frame_features"] for name in ("out", "whole"))
         assert torch.equal(one, other)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
+def test_a_process_waits_for_days_while_others_still_encode(tmp_path, monkeypatch):
+    """By default it would give up after ten minutes. Here the group has one process."""
+    for state in (PartialState, AcceleratorState):
+        monkeypatch.setattr(state, "_shared_state", {})
+    about = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    for name, value in (about | {"ACCELERATE_USE_CPU": "true"}).items():
+        monkeypatch.setenv(name, str(value))
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    arguments = EncodeArguments(checkpoint=str(tmp_path / "model"), output_dir=str(tmp_path / "out"))
+    try:
+        encode.main(RowArguments(num_clips=1), StreamWorld("streamworld", world="tiny", frame_size=32), arguments)
+        assert dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu")).options._timeout.days == 7
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    assert (tmp_path / "out" / "train.jsonl").exists()
 
 
 def test_validate_only_reports_and_stops(tmp_path, capsys, monkeypatch):

@@ -39,7 +39,7 @@ from videollm_mod.train.arguments import RowArguments, naming_options, run
 from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, counted, naming, read_clip, row_record
 from videollm_mod.train.data.shards import describing
 from videollm_mod.train.data.sources import DataSource, load_split
-from videollm_mod.train.loading import load_checkpoint
+from videollm_mod.train.loading import load_checkpoint, patient_accelerator
 
 
 @dataclass
@@ -102,7 +102,7 @@ def encode_rows(
     Raises:
         [`FaultyRowError`]: If a row cannot be read and `left_out` is not given.
     """
-    accelerator = Accelerator() if accelerator is None else accelerator
+    accelerator = patient_accelerator() if accelerator is None else accelerator
     made: list[dict[str, Any]] = []
     if accelerator.is_local_main_process:
         for part in folder.glob("*.part"):
@@ -210,7 +210,7 @@ def encode_split(script: RowArguments, source: DataSource, arguments: EncodeArgu
     if script.validate_only:
         print(f"{source.dataset}: {counted(len(rows), 'row')} to encode, {record.count_faults()}")
         return
-    accelerator, folder = Accelerator(), Path(arguments.output_dir)
+    accelerator, folder = patient_accelerator(), Path(arguments.output_dir)
     model, processor = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype)
     folder.mkdir(parents=True, exist_ok=True)
     made = encode_rows(

@@ -1,12 +1,29 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Load the checkpoint of a script."""
+"""Load the checkpoint of a script, and share its work among processes."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
 from videollm_mod.space.checkpoint_faults import named_faults
 from videollm_mod.space.loading import load_parts
+
+
+# A process waits for the others until all have finished their rows. By default it gives up after ten minutes.
+_PATIENCE = timedelta(days=7)
+
+
+def patient_accelerator() -> Accelerator:
+    """
+    Return the accelerator of processes that share rows, and wait for each other for days if need be.
+
+    The wait is that of the first accelerator or state of a process, so make no other before.
+    """
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
 
 
 def load_checkpoint(checkpoint: str | Path, **options: Any) -> tuple[Any, Any]:

@@ -4,19 +4,17 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from huggingface_hub import hf_hub_download
 
 from videollm_mod.space.loading import quantization
 from videollm_mod.train.data.faults import FaultyRowError, RowRecord
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.judging import Judge
-from videollm_mod.train.loading import load_checkpoint
+from videollm_mod.train.loading import load_checkpoint, patient_accelerator
 from videollm_mod.train.tasks import choose_tasks
 from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
 from videollm_mod.train.tasks.running import Runner
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 # Options of streams. Replies to questions do not depend on them.
 _OF_STREAMS = ("interval_threshold", "max_new_tokens", "cache_dtype")
-_PATIENCE = timedelta(days=7)
 
 
 def run_tasks(
@@ -50,8 +47,7 @@ def run_tasks(
     Raises:
         `SystemExit`: With a message, if a task or the folder of results is wrong.
     """
-    # A process waits for the others until all have predicted their rows. By default it gives up after ten minutes.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    accelerator = patient_accelerator()
     device_map = "auto" if accelerator.num_processes == 1 else {"": accelerator.device}
     name = f"{Path(arguments.checkpoint).resolve().name}-{Path(source.dataset).name}-{arguments.split}"
     out = Path(arguments.out or Path("results") / name)

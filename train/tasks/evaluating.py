@@ -16,6 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from tqdm.auto import tqdm
 
 from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, name_row
+from videollm_mod.train.loading import patient_accelerator
 from videollm_mod.train.tasks import Task
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.tasks.saving import Key, Predictions, fingerprint, limit_truth, save_results
@@ -150,7 +151,7 @@ def evaluate_tasks(
             settings.
         [`FaultyRowError`]: If a row cannot be read and `left_out` is not given.
     """
-    accelerator = Accelerator() if accelerator is None else accelerator
+    accelerator = patient_accelerator() if accelerator is None else accelerator
     for task in tasks:
         task.official = official and task.predicts_officially
     chosen = choose_rows(rows, tasks, fps=about.get("fps", 2.0))
