@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate import PartialState
 from hub import Hub, commit_hash
 from preloaded import launch
 from programs import run_main
@@ -911,8 +912,9 @@ def test_every_prepared_task_can_be_evaluated():
     ] == []
 
 
-def test_the_only_evaluation_split_takes_the_place_of_the_default(prepared, tmp_path, capsys):
+def test_the_only_evaluation_split_takes_the_place_of_the_default(prepared, tmp_path, capsys, monkeypatch):
     """COIN's publisher calls the second split validation."""
+    monkeypatch.setattr(PartialState, "_shared_state", {})
     folder, source = tmp_path / "out", DataSource(str(tmp_path / "out"))
     shutil.copytree(prepared / "out", folder)
     chosen = []
@@ -924,6 +926,11 @@ def test_the_only_evaluation_split_takes_the_place_of_the_default(prepared, tmp_
         chosen.append(arguments.split)
     assert chosen == ["validation", "test", "test", "test"]
     assert capsys.readouterr().err == "There is no split test: this evaluates on validation.\n"
+    monkeypatch.setenv("RANK", "1")
+    (folder / "about.json").write_text(json.dumps({"splits": {"validation": {"rows": 3}}}))
+    evaluation._choose_split(source, evaluation.EvaluationArguments(checkpoint=str(prepared / "model")))
+    assert capsys.readouterr().err == "", "only the first process says so"
+    assert not PartialState._shared_state, "the accelerator of the tasks comes first, and waits for days"
 
 
 def test_mistakes_of_the_command_are_one_line(prepared):

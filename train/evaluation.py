@@ -14,6 +14,7 @@ stopped. docs/evaluation.md describes tasks and measures.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -22,7 +23,7 @@ from typing import Any
 
 from videollm_mod.console import quiet
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 
 from videollm_mod.checks_videollm_mod import check_count, check_number, check_seconds
 from videollm_mod.space.checkpoint_names import check_checkpoint
@@ -196,7 +197,8 @@ def _choose_split(source: DataSource, arguments: EvaluationArguments) -> None:
     there = [split for split in there if splits[split].get("rows")]
     if there == ["validation"]:
         (arguments.split,) = there
-        if PartialState().is_main_process:
+        # A state of accelerate, made here, would keep other processes from waiting for days later.
+        if os.environ.get("RANK", "0") == "0":
             print("There is no split test: this evaluates on validation.", file=sys.stderr)
 
 
