@@ -152,11 +152,16 @@ def _write_card(
     folder: Path, name: str, source: str, kind: str, part: Source, left_out: list[str], config: Any
 ) -> None:
     from videollm_mod.train.card import write_plain_card
+    from videollm_mod.train.new_model import stretches_positions
 
     grid, own = "x".join(map(str, config.frame_token_pooled)), "x".join(map(str, part.frame_token_pooled))
     differences = [*part.differences]
     if grid != own:
         differences.append(f"The source has {own} tokens for a frame.")
+    text_config = part.language_model.config
+    if stretches_positions(text_config):
+        length = text_config.max_position_embeddings
+        differences.append(f"Beyond {length:,} tokens the source stretches positions, and this model does not.")
     if part.stream_format is None:
         differences.append("The turns are VideoLLM-online's, because those of the source are not known.")
     text = (

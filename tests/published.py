@@ -152,9 +152,11 @@ def _internvl(_: str) -> tuple[Any, Any]:
     named["video_token"] = "<video>"
     special = ["<|im_start|>", "<|im_end|>", *named.values()]
     tokenizer = source_tokenizer(special, bos="<|im_start|>", eos="<|im_end|>", **named)
+    # The published checkpoints have both names of the type.
+    rope = {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}
     config = InternVLConfig(
         vision_config=_vision(),
-        text_config=_text("qwen2", tokenizer, tie_word_embeddings=True),
+        text_config=_text("qwen2", tokenizer, tie_word_embeddings=True, rope_scaling=rope),
         image_seq_length=4,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
     )

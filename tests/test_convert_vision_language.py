@@ -17,6 +17,7 @@ from transformers.video_utils import VideoMetadata
 from turns import recording
 
 from videollm_mod.convert.vision_language import NEWLINE_TOKEN, convert
+from videollm_mod.remembering_videollm_mod import within_context
 from videollm_mod.serving import StreamingEngine
 
 
@@ -154,6 +155,19 @@ def test_a_converted_model_streams_in_its_own_words(converted):
     assert {time for time, _, _ in said} <= {0.0, 2.0}
     text = processor.apply_chat_template([{"role": "stream", "num_frames": 1, "times": [0.0]}])
     assert text.startswith(BEGINNINGS[kind])
+
+
+def test_a_converted_model_forgets_within_its_context(converted):
+    """Commands and servers always give limits, and a rotation that depends on the length would refuse them."""
+    kind, theirs, ours, _, processor, _, folder = converted
+    stretches = theirs.config.text_config.rope_parameters["rope_type"] == "dynamic"
+    assert stretches == (kind == "internvl")
+    limits = within_context(ours.config, processor.frame_text_tokens, max_frames=2)
+    session = ours.stream(processor, every=2.0, max_new_tokens=2, **limits)
+    session.push(random_frames(4, size=(36, 60)))
+    assert session.num_remembered == 2
+    card = (folder / "ours" / "README.md").read_text()
+    assert ("Beyond 2,048 tokens the source stretches positions, and this model does not." in card) == stretches
 
 
 # ------------------------------------------------------------------------------------------------------------ streams

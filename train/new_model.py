@@ -344,6 +344,10 @@ def _join_configs(
     **fields: Any,
 ) -> tuple[VideoLLMMoDConfig, VideoLLMMoDProcessor]:
     """Return the configuration and the processor of a model of these parts."""
+    if stretches_positions(text_config):
+        # Up to the context it is the default rotation, and a stream stays within the context to evict tokens.
+        rope = {name: value for name, value in text_config.rope_parameters.items() if name not in ("factor", "type")}
+        text_config.rope_parameters = {**rope, "rope_type": "default"}
     fields = {"text_config": text_config, "vision_config": vision_config, **fields}
     processor = VideoLLMMoDProcessor(
         video_processor,
@@ -358,6 +362,11 @@ def _join_configs(
         frame_token_id=processor.frame_token_id, frame_token_interval_id=processor.frame_token_interval_id, **fields
     )
     return config, processor
+
+
+def stretches_positions(text_config: Any) -> bool:
+    """Return whether rotary positions change once a sequence is longer than `max_position_embeddings`."""
+    return (getattr(text_config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
 
 
 def _find_image_processor(name: str) -> Any | None:
