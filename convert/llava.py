@@ -110,7 +110,8 @@ def _turns(config: Any, tokenizer: Any, *, has_video: bool) -> str | dict[str, s
             return name
     if tokenizer.eos_token != "</s>":
         return None
-    turns = _MISTRAL if config.model_type == "llava_next" and config.text_config.model_type == "mistral" else _VICUNA
+    # Only the first LLaVA on Mistral, BakLLaVA, speaks as Vicuna does.
+    turns = _MISTRAL if config.model_type != "llava" and config.text_config.model_type == "mistral" else _VICUNA
     # Frames of a video stand side by side, and pictures on lines of their own.
     turns = {"begin": tokenizer.bos_token or "", **turns}
     return turns if has_video else {**turns, "frame_between": "\n"}

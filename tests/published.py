@@ -107,10 +107,16 @@ _VICUNA_TURNS = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }} {% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+_MISTRAL_TURNS = (
+    "{% for message in messages %}[INST] "
+    "{% for part in message['content'] if part['type'] != 'text' %}<{{ part['type'] }}>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %} [/INST]{% endfor %}"
+)
 _IDEFICS3_TURNS = SMOLVLM_TURNS.replace("<|im_start|>", "<|begin_of_text|>")
 _NORMALIZED = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
-# Names of models of Transformers that `save_source` writes.
+# Names of models of Transformers that `save_source` writes, some with the name of another language model.
 SOURCES = ("smolvlm", "idefics3", "internvl", "llava_onevision", "llava_next_video", "llava_next", "llava")
+SOURCES += ("llava_next_video on mistral",)
 
 
 def source_tokenizer(special: Sequence[str], *, bos: str, eos: str, **named: str) -> PreTrainedTokenizerFast:
@@ -197,6 +203,7 @@ def _onevision(_: str) -> tuple[Any, Any]:
 
 
 def _llava(kind: str) -> tuple[Any, Any]:
+    kind, _, text = kind.partition(" on ")
     has_video = kind == "llava_next_video"
     tokenizer = source_tokenizer(["<image>", *["<video>"] * has_video], bos="<s>", eos="</s>")
     kinds = {
@@ -207,7 +214,7 @@ def _llava(kind: str) -> tuple[Any, Any]:
     }
     config = kinds[kind](
         vision_config=_vision("clip_vision_model"),
-        text_config=_text("llama", tokenizer),
+        text_config=_text(text or "llama", tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         **({"video_token_index": tokenizer.convert_tokens_to_ids("<video>")} if has_video else {}),
         **({} if kind.endswith("llava") else {"image_grid_pinpoints": [[IMAGE_SIZE, 2 * IMAGE_SIZE]]}),
@@ -218,7 +225,7 @@ def _llava(kind: str) -> tuple[Any, Any]:
         "patch_size": 8,
         "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1,
-        "chat_template": _VICUNA_TURNS,
+        "chat_template": _MISTRAL_TURNS if text == "mistral" else _VICUNA_TURNS,
     }
     if kind.endswith("llava"):
         return config, LlavaProcessor(CLIPImageProcessor(**size), tokenizer, **shared)
@@ -248,7 +255,8 @@ def save_source(kind: str, folder: Path, **changes: Any) -> tuple[PreTrainedMode
     Write a tiny vision-language model of Transformers with random weights, and its own processor.
 
     Args:
-        kind (`str`): The model type: one of `SOURCES`, or "vipllava", which does not fit.
+        kind (`str`): The model type: one of `SOURCES`, or "vipllava", which does not fit. "TYPE on TEXT" has another
+            language model.
         folder (`Path`): Where to write.
         changes: Fields of the model's configuration, such as `spatial_pool_stride`.
 
