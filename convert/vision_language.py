@@ -82,7 +82,7 @@ def convert(
             tokenizer=tokenizer,
             generation_config=theirs.generation_config,
             processor_options={
-                "stream_format": part.stream_format,
+                "stream_format": _with_beginning(part.stream_format, tokenizer),
                 "system_prompt": "",
                 **({"frame_token": frame_token} if frame_token is not None else {}),
             },
@@ -134,6 +134,17 @@ def _check_sizes(part: Source, vision_config: Any, frame_token_pooled: tuple[int
             f"`frame_token_pooled` must stay {own[0]}x{own[1]}: the model's projector reads squares of patches of one "
             "size. Leave it out."
         )
+
+
+def _with_beginning(stream_format: Any, tokenizer: Any) -> Any:
+    """Return a stream format that begins with the token that the tokenizer begins every text with."""
+    from videollm_mod.stream_format_videollm_mod import STREAM_FORMATS
+
+    texts = STREAM_FORMATS.get(stream_format) if isinstance(stream_format, str) else None
+    bos = tokenizer.bos_token_id
+    if texts is None or texts["begin"] or bos is None or tokenizer("").input_ids[:1] != [bos]:
+        return stream_format
+    return {**texts, "begin": tokenizer.bos_token}
 
 
 def _add_newline(theirs: Any, tokenizer: Any, newline: Any) -> int:

@@ -116,7 +116,7 @@ _IDEFICS3_TURNS = SMOLVLM_TURNS.replace("<|im_start|>", "<|begin_of_text|>")
 _NORMALIZED = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
 # Names of models of Transformers that `save_source` writes, some with the name of another language model.
 SOURCES = ("smolvlm", "idefics3", "internvl", "llava_onevision", "llava_next_video", "llava_next", "llava")
-SOURCES += ("llava_next_video on mistral",)
+SOURCES += ("llava_next_video on mistral", "internvl on llama")
 
 
 def source_tokenizer(special: Sequence[str], *, bos: str, eos: str, **named: str) -> PreTrainedTokenizerFast:
@@ -153,16 +153,19 @@ def _idefics3(kind: str) -> tuple[Any, Any]:
     return config, SmolVLMProcessor(SmolVLMImageProcessor(**image), tokenizer, video, **shared)
 
 
-def _internvl(_: str) -> tuple[Any, Any]:
+def _internvl(kind: str) -> tuple[Any, Any]:
+    text = kind.partition(" on ")[2]
     named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     named["video_token"] = "<video>"
     special = ["<|im_start|>", "<|im_end|>", *named.values()]
-    tokenizer = source_tokenizer(special, bos="<|im_start|>", eos="<|im_end|>", **named)
+    # Tokenizers of InternLM begin each text with a token, and end it with another one than a turn.
+    bos, eos = ("<s>", "</s>") if text == "llama" else ("<|im_start|>", "<|im_end|>")
+    tokenizer = source_tokenizer(special, bos=bos, eos=eos, **named)
     # The published checkpoints have both names of the type.
     rope = {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}
     config = InternVLConfig(
         vision_config=_vision(),
-        text_config=_text("qwen2", tokenizer, tie_word_embeddings=True, rope_scaling=rope),
+        text_config=_text(text or "qwen2", tokenizer, tie_word_embeddings=True, rope_scaling=rope),
         image_seq_length=4,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
     )
@@ -263,7 +266,7 @@ def save_source(kind: str, folder: Path, **changes: Any) -> tuple[PreTrainedMode
     Returns:
         `tuple`: The model, in evaluation mode, and its processor.
     """
-    config, processor = _MAKERS.get(kind, _llava)(kind)
+    config, processor = _MAKERS.get(kind.partition(" on ")[0], _llava)(kind)
     for name, value in changes.items():
         setattr(config, name, value)
     torch.manual_seed(0)
@@ -272,7 +275,8 @@ def save_source(kind: str, folder: Path, **changes: Any) -> tuple[PreTrainedMode
         for name, weight in model.named_parameters():
             is_scale = weight.dim() == 1 and name.endswith("weight")
             weight.normal_(1.0 if is_scale else 0.0, 0.2 if weight.dim() > 1 else 0.1)
-    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    ends = processor.tokenizer.get_vocab().get("<|im_end|>", processor.tokenizer.eos_token_id)
+    model.generation_config.eos_token_id = ends
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

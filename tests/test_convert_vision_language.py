@@ -37,6 +37,7 @@ BEGINNINGS = {
     "smolvlm": "<|im_start|>User: You are provided",
     "idefics3": "<|begin_of_text|>User:<fake_token_around_image><global-img><image>",
     "internvl": "<|im_start|>user\nFrame1: <img><IMG_CONTEXT>",
+    "internvl on llama": "<s><|im_start|>user\nFrame1: <img><IMG_CONTEXT>",
     "llava_onevision": "<|im_start|>user <video>",
     "llava_next_video": "<s>USER: <video>",
     "llava_next_video on mistral": "<s>[INST] <video>",
