@@ -130,7 +130,7 @@ class DataSet:
             return Row(place, fault=str(error))
         if "://" in address:
             inside = re.sub(rf"^{re.escape(self.root.partition('@')[0])}@[^/]+/", "", address)
-            name = re.sub(r"^\w+://", "", inside).partition("?")[0]
+            name = re.sub(r"^\w+://([^/@]*@)?", "", inside).partition("?")[0]
             return Row(_inside(name), address, is_trusted=is_trusted)
         inside = PurePosixPath(os.path.relpath(address, self.root) if self.files.is_local else address)
         name = _inside(str(inside)) if ".." in inside.parts else str(inside)
@@ -171,15 +171,16 @@ def _copy(row: Row, file: BinaryIO) -> None:
     """Copy a video of the Hub or of another server. A row may not name a server of a private network."""
     from videollm_mod.serving.fetching import fetch
     from videollm_mod.serving.limits import RequestError
+    from videollm_mod.video_opening_videollm_mod import without_secrets
 
     if row.address.startswith(_REMOTE):
         limits = {"most_bytes": _MOST_BYTES, "seconds": _MOST_SECONDS, "allows_private": row.is_trusted}
         try:
             asyncio.run(fetch(row.address, file, **limits))
         except RequestError as error:
-            host = row.address.split("/")[2]
-            hint = f" If you trust the data set, add --video-root {row.address.split(host)[0]}{host}/"
-            message = f"'{row.address}' is at a private address.{hint}" if error.code == "private_url" else str(error)
+            shown = without_secrets(row.address)
+            hint = f" If you trust the data set, add --video-root {'/'.join(shown.split('/')[:3])}/"
+            message = f"'{shown}' is at a private address.{hint}" if error.code == "private_url" else str(error)
             raise ValueError(message) from None
         return
     import fsspec
@@ -228,8 +229,11 @@ class Rows(Folder):
 
 def check_data_set(source: str, out: Path | None) -> None:
     """Raise `ValueError` if a data set is no place to read from, or there is none to write to."""
+    from videollm_mod.video_opening_videollm_mod import without_secrets
+
     if not source.startswith(HUB) and not Path(source).is_dir():
-        raise ValueError(f"--split and --column are for a data set, and '{source}' is none: write {HUB}OWNER/NAME.")
+        shown = without_secrets(source)
+        raise ValueError(f"--split and --column are for a data set, and '{shown}' is none: write {HUB}OWNER/NAME.")
     if out is None:
         raise ValueError("A data set needs --out, a folder for subtitles.")
 

@@ -149,11 +149,11 @@ def check_folder(folder: str, out: Path | None, options: dict[str, Any]) -> None
     Raises:
         `ValueError`: If such an option is given, or the folder for subtitles cannot be made.
     """
+    from videollm_mod.video_opening_videollm_mod import without_secrets
+
     if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
-        kind = "folder" if Path(folder).is_dir() else "data set"
-        raise ValueError(
-            f"{given[0]} is for one video, and '{folder}' is a {kind}: use --out, a folder for subtitles."
-        )
+        shown, kind = without_secrets(folder), "folder" if Path(folder).is_dir() else "data set"
+        raise ValueError(f"{given[0]} is for one video, and '{shown}' is a {kind}: use --out, a folder for subtitles.")
     try:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
@@ -163,9 +163,11 @@ def check_folder(folder: str, out: Path | None, options: dict[str, Any]) -> None
 
 def check_file(video: str, **options: Any) -> None:
     """Raise `ValueError` if an option of a folder, by name, is given for one video."""
+    from videollm_mod.video_opening_videollm_mod import without_secrets
+
     if given := [f"--{name}" for name, value in options.items() if value is not None]:
-        instead = ": use --srt" if given[0] == "--out" else ""
-        raise ValueError(f"{given[0]} is for a folder or data set of videos, and '{video}' is none{instead}.")
+        shown, instead = without_secrets(video), ": use --srt" if given[0] == "--out" else ""
+        raise ValueError(f"{given[0]} is for a folder or data set of videos, and '{shown}' is none{instead}.")
 
 
 def check_ray(out: Path | None) -> None:

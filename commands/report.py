@@ -139,11 +139,13 @@ def report_video(
     Raises:
         `OSError`: If a file cannot be written.
     """
+    from videollm_mod.video_opening_videollm_mod import without_secrets
+
     reading = new_report()
     live = {"fps": fps, "timeout": timeout, "reconnect": False, "report": reading, "shows_progress": False}
     # The name of a file may contain "#" and "?".
     path = video if Path(video).is_file() else urlsplit(video).path
-    about = Report(printable(Path(path).name or video), 0.0, [])
+    about = Report(printable(Path(path).name or without_secrets(video)), 0.0, [])
     try:
         see_video(session, read_frames(processor, video, session, **live), ctrl_c)
         about.moments = _moments(session)

@@ -209,7 +209,8 @@ def _complete_url(url: str, path: str) -> str:
     except (ValueError, httpx.InvalidURL):
         is_right = False
     if not is_right:
-        wrong = f"The endpoint of {path} must be an address such as http://localhost:9000/v1, got {url!r}."
+        # The address may hold a key, so it is not shown.
+        wrong = f"The endpoint of {path} must be an address such as http://localhost:9000/v1, without login and query."
         raise ValueError(f"{wrong} Keys come from environment variables.")
     return url.rstrip("/").removesuffix(path) + path
 

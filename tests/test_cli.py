@@ -33,6 +33,7 @@ from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
 ROOT = Path(__file__).parents[1]
 NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
 SAMPLE = ROOT / "samples" / "streamworld.mp4"
+LOCKED = "rtsp://admin:SECRET@127.0.0.1:9/1"
 STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
 LOADING = "loading the embedded checkpoint ...\n"
 
@@ -325,6 +326,9 @@ def test_convert_and_push_run_the_scripts():
         (["narrate", "samples", "--burn-in", "a.mp4"], "error: --burn-in is for one video, and 'samples' is a folder"),
         (["narrate", "samples", "--out", "/proc/out"], "error: --out cannot make the folder '/proc/out'"),
         (["narrate", "--out", "out"], "streamworld.mp4' is none: use --srt."),
+        (["narrate", f"{LOCKED}?key=1", "--out", "out"], "and 'rtsp://admin:***@127.0.0.1:9/1?***' is none"),
+        (["narrate", LOCKED, "--split", "a", "--srt", "a.srt"], "and 'rtsp://admin:***@127.0.0.1:9/1' is a data set"),
+        (["narrate", LOCKED, "--split", "a"], "and 'rtsp://admin:***@127.0.0.1:9/1' is none: write hf://"),
         (["narrate", "--fps", "nan"], "error: `fps` must be a positive number of frames per second"),
         (["narrate", "--fps", "inf"], "error: `fps` must be a positive number of frames per second"),
         (["narrate", "--fps", "1e9"], "at most 1000, got 1000000000.0"),
@@ -348,7 +352,7 @@ def test_convert_and_push_run_the_scripts():
 def test_mistakes_are_answered_in_one_line(monkeypatch, arguments, message):
     monkeypatch.chdir(ROOT)
     failed = CliRunner().invoke(cli.app, arguments)
-    assert failed.exit_code == 1 and message in failed.stderr
+    assert failed.exit_code == 1 and message in failed.stderr and "SECRET" not in failed.stderr
     assert isinstance(failed.exception, SystemExit)
     assert len([line for line in failed.stderr.splitlines() if line.startswith("error:")]) == 1
 

@@ -302,6 +302,16 @@ class _Server(BaseHTTPRequestHandler):
         pass
 
 
+def test_the_password_of_a_row_is_in_no_name_and_no_message(tmp_path):
+    for url, wrong in (("bob:SECRET@127.0.0.1:9/a.mp4", "password"), ("127.0.0.1:9/a.mp4?key=SECRET", "private")):
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"video": f"http://{url}"}))
+        [row] = DataSet(str(tmp_path), None, None).rows()
+        assert row.name == "127.0.0.1:9/a.mp4"
+        with pytest.raises(ValueError, match=wrong) as caught, fetched(row):
+            pass
+        assert "SECRET" not in str(caught.value)
+
+
 def test_a_row_of_narrate_asks_no_private_server(tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
         server.asked = []

@@ -21,7 +21,14 @@ from videollm_mod.train import sft
 from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data import timed_messages
-from videollm_mod.train.data.faults import Fault, FaultyRowError, describe_faults, lines_of_rows, row_record
+from videollm_mod.train.data.faults import (
+    Fault,
+    FaultyRowError,
+    describe_faults,
+    lines_of_rows,
+    name_row,
+    row_record,
+)
 from videollm_mod.train.data.sources import load_split
 from videollm_mod.train.data.streamed import check_stream
 from videollm_mod.train.data.timed_messages import (
@@ -392,6 +399,14 @@ def test_a_check_says_what_files_lack(folder, capsys):
         record.note_damage(row["video"], "mended")
         assert record.damaged() == [f"'{row['video']}': {what}" for what in ("read in part", "mended")]
     assert capsys.readouterr().err.startswith("mended or read in part: 1 video:\n")
+
+
+def test_a_row_is_named_without_the_password_of_its_video():
+    video = "http://bob:SECRET@films/a.mp4?key=SECRET"
+    assert name_row({"video": video}) == "the row of 'http://bob:***@films/a.mp4?***'"
+    with row_record() as record:
+        record.note_damage(video, "mended")
+        assert record.damaged() == ["'http://bob:***@films/a.mp4?***': mended"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from videollm_mod.data_paths import VIDEO_FORMATS
 from videollm_mod.outputs import FullDiskError
+from videollm_mod.video_opening_videollm_mod import without_secrets
 from videollm_mod.video_reading_videollm_mod import ReadingReport, VideoReader, read_video
 
 
@@ -83,7 +84,8 @@ class Fault:
 def name_row(row: Mapping[str, Any]) -> str:
     """Return the file and number of a row, or its video if it comes from no file."""
     video = row.get("frame_features") if row.get("video") is None else row["video"]
-    return row.get(WHERE) or (f"the row of '{video}'" if isinstance(video, (str, Path)) else "a row")
+    is_named = isinstance(video, (str, Path))
+    return row.get(WHERE) or (f"the row of '{without_secrets(str(video))}'" if is_named else "a row")
 
 
 @contextmanager
@@ -163,7 +165,7 @@ class RowRecord:
 
     def note_damage(self, video: str | Path, report: Any, *, is_by_file: bool = False) -> None:
         """Record what a [`ReadingReport`] says of a video that was used all the same: by its frames or by its file."""
-        self._add("damaged_files" if is_by_file else "damaged", f"'{video}': {report}")
+        self._add("damaged_files" if is_by_file else "damaged", f"'{without_secrets(str(video))}': {report}")
 
     def damaged(self) -> list[str]:
         """

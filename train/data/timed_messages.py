@@ -49,6 +49,7 @@ from videollm_mod.train.data.feature_files import StoredFeatures, read_header
 from videollm_mod.train.data.json_rows import index_rows
 from videollm_mod.train.data.shards import check_shards, read_shards
 from videollm_mod.train.data.sources import DataSource
+from videollm_mod.video_opening_videollm_mod import without_secrets
 from videollm_mod.video_reading_videollm_mod import ReadingReport, read_video
 
 
@@ -403,7 +404,8 @@ class _Files:
 
 
 def _crashed(source: str, error: CrashError) -> str:
-    return f"'{source}' crashes the program that reads it ({error}). Encode it again, or leave the row out"
+    shown = without_secrets(source)
+    return f"'{shown}' crashes the program that reads it ({error}). Encode it again, or leave the row out"
 
 
 def _wait(found: Future[float | str], source: str) -> float | str:
@@ -412,7 +414,7 @@ def _wait(found: Future[float | str], source: str) -> float | str:
     while not wait([found], timeout=_PATIENCE).done:
         seconds += _PATIENCE
         if found.running():
-            sys.stderr.write(f"still reading '{source}' after {seconds:g} s\n")
+            sys.stderr.write(f"still reading '{without_secrets(source)}' after {seconds:g} s\n")
     return found.result()
 
 
@@ -523,7 +525,7 @@ def _length(name: str, source: str) -> tuple[float | str, ReadingReport]:
     try:
         with open_video(source, report=report) as reader:
             if reader.is_live:
-                return f"'{source}' is a live source, {again}", report
+                return f"'{without_secrets(source)}' is a live source, {again}", report
             reader.check_file()
             return reader.seconds, report
     except UNREADABLE as error:
