@@ -115,12 +115,24 @@ def find_videos(folder: Path, out: Path | None) -> Iterator[Video]:
             is_video, fault = _look_at(path)
             if is_video or fault:
                 found.append((path, fault))
-        # Two videos with one name and different suffixes keep the suffix: a.mp4.srt and a.mkv.srt.
-        count = Counter(path.stem.casefold() for path, _ in found)
+        names = _name_subtitles([path for path, _ in found])
         for path, fault in found:
-            beside = path.with_suffix(".srt") if count[path.stem.casefold()] == 1 else Path(f"{path}.srt")
+            beside = path.with_name(names[path])
             srt = beside if out is None else out / beside.relative_to(folder)
             yield Video(path, str(path.relative_to(folder)), srt, fault=fault)
+
+
+def _name_subtitles(videos: Sequence[Path]) -> dict[Path, str]:
+    """Return a name for the subtitles of each video of a folder: a.srt, or a.mp4.srt if another video has that one."""
+    names = {path: path.with_suffix(".srt").name for path in videos}
+    complete = {path: f"{path.name}.srt" for path in videos}
+    while True:
+        count = Counter(name.casefold() for name in names.values())
+        shared = [path for path in videos if count[names[path].casefold()] > 1 and names[path] != complete[path]]
+        if not shared:
+            return names
+        # A complete name may be the short one of another video: a.mov.srt of a.mov and of a.mov.mp4.
+        names |= {path: complete[path] for path in shared}
 
 
 def _look_at(path: Path) -> tuple[bool, str]:

@@ -134,6 +134,26 @@ def test_what_is_a_video(films, tmp_path):
     assert [video.srt.parent for video in find_videos(films / "trip", tmp_path / "out")] == [tmp_path / "out"] * 2
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.mp4", "b.mov"], ["a.srt", "b.srt"]),
+        (["a.mov", "a.mov.mp4"], ["a.srt", "a.mov.srt"]),
+        (["a.mov", "a.mov.mp4", "a.mp4"], ["a.mov.srt", "a.mov.mp4.srt", "a.mp4.srt"]),
+        (["a", "a.mov", "a.mov.mp4", "a.mov.mp4.mkv"], ["a.srt", "a.mov.srt", "a.mov.mp4.srt", "a.mov.mp4.mkv.srt"]),
+        (["A.mp4", "a.MOV", "a.mov.mp4"], ["A.mp4.srt", "a.MOV.srt", "a.mov.mp4.srt"]),
+    ],
+)
+@pytest.mark.parametrize("has_out", [False, True])
+def test_each_video_has_its_own_subtitles(tmp_path, names, expected, has_out):
+    clip = write_clip(tmp_path / "clip.mp4", random_frames(2))
+    folder, out = tmp_path / "films", tmp_path / "out" if has_out else None
+    folder.mkdir()
+    for name in names:
+        (folder / name).hardlink_to(clip)
+    assert [video.srt for video in find_videos(folder, out)] == [(out or folder) / name for name in expected]
+
+
 def test_the_number_of_streams_follows_cores_and_memory(monkeypatch):
     model, room = tiny_model(), (100, 100)
     each = model.estimate_cost(*room).cache_bytes
