@@ -6,7 +6,6 @@ Converters of published checkpoints, one file per family, and what they share.
 Nothing here imports torch or Transformers at the top, so that `--help` answers at once.
 """
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,20 +19,30 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     Give a temporary folder that becomes `out` when the block ends. After an error, nothing is left.
 
+    A folder that is there already, such as a mount point or the working directory, stays and is filled.
+
     Raises:
         `FileExistsError`: If `out` is not empty, or a file. It is raised before the block runs.
     """
-    parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    target = out.resolve()
+    parent = next(path for path in (target, *target.parents) if path.exists())
     if not parent.is_dir():
         raise FileExistsError(f"'{parent}' is a file. Choose another folder.")
-    if out.exists():
-        if any(out.iterdir()):
-            raise FileExistsError(f"'{out}' is not empty. Choose another folder.")
-        parent = out.absolute().parent
-    with tempfile.TemporaryDirectory(dir=parent) as place:
+    if parent == target and any(target.iterdir()):
+        raise FileExistsError(f"'{out}' is not empty. Choose another folder.")
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".") as place:
+        made = Path(place) / "out"
         with naming_full_disk(out):
-            yield Path(place) / "out"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists():
-            out.rmdir()
-        shutil.move(Path(place) / "out", out)
+            yield made
+        if parent != target:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made.rename(target)
+            return
+        # Without its configuration, a folder is no checkpoint.
+        for path in sorted(made.iterdir(), key=lambda path: path.name == "config.json"):
+            path.rename(target / path.name)
+
+
+def with_name(out: Path) -> Path:
+    """Return a path whose last part is the folder's name, also for `.` and `..`."""
+    return out if out.name not in ("", "..") else out.resolve()

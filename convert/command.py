@@ -11,6 +11,7 @@ from typing import Any
 
 from videollm_mod.console import quiet
 
+from videollm_mod.convert import with_name
 from videollm_mod.convert.videollm_online import LIVE_VERSIONS
 from videollm_mod.mistakes import one_line_errors
 
@@ -43,7 +44,7 @@ def main() -> None:
     with one_line_errors():
         print(f"loading {' and '.join(names)} ...", file=sys.stderr)
         quiet()
-        told = (_convert_model if is_model else _convert_live)(*names, Path(out), options)
+        told = (_convert_model if is_model else _convert_live)(*names, with_name(Path(out)), options)
     if as_json:
         print(json.dumps(told["json"]))
     else:

@@ -17,7 +17,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from videollm_mod.convert import new_folder
+from videollm_mod.convert import new_folder, with_name
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
@@ -83,7 +83,7 @@ def convert(
 
     from videollm_mod.train.new_model import model_from_parts, routing_fields
 
-    out = Path(out)
+    out = with_name(Path(out))
     with new_folder(out) as folder:
         for name in (base, adapter, vision_model):
             check_checkpoint(name)

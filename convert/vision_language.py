@@ -16,7 +16,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from videollm_mod.convert import new_folder
+from videollm_mod.convert import new_folder, with_name
 from videollm_mod.space.checkpoint_faults import load_weights
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
@@ -65,7 +65,7 @@ def convert(
     from videollm_mod import VideoLLMMoDVideoProcessor
     from videollm_mod.train.new_model import join_parts, routing_fields
 
-    out = Path(out)
+    out = with_name(Path(out))
     with new_folder(out) as folder:
         kind = _check_type(source)
         theirs = load_weights(AutoModelForImageTextToText, source, dtype=dtype or "auto")

@@ -4,10 +4,12 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from published import save_source
 
+from videollm_mod.convert import new_folder
 from videollm_mod.convert.command import main
 
 
@@ -48,6 +50,39 @@ def test_full_compute_needs_no_training_packages(tmp_path, run, monkeypatch):
     assert lines[-1] == f"videollm-mod narrate video.mp4 --model '{tmp_path / 'two words'}' --every 2"
     assert not (tmp_path / "two words" / "routing.png").exists()
     assert "--model 'two words' --every 2\n" in (tmp_path / "two words" / "README.md").read_text()
+
+
+def test_the_working_directory_is_filled_and_named(tmp_path, run, monkeypatch):
+    save_source("llava_next_video", tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    monkeypatch.chdir(tmp_path / "ours")
+    shown = run(tmp_path / "theirs", ".").out.splitlines()
+    assert shown[-1] == f"videollm-mod narrate video.mp4 --model {tmp_path / 'ours'} --every 2"
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "videollm_mod"
+    assert "--model ours --every 2\n" in (tmp_path / "ours" / "README.md").read_text()
+    assert not list(tmp_path.glob("ours/.*")) and Path.cwd() == tmp_path / "ours"
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_a_link_to_a_folder_stays_and_the_folder_is_filled(tmp_path, has_folder):
+    """As with a mount point, the folder itself is never removed."""
+    disk, link = tmp_path / "disk" / "models", tmp_path / "out"
+    link.symlink_to(disk)
+    if has_folder:
+        disk.mkdir(parents=True)
+        number = disk.stat().st_ino
+        with pytest.raises(ZeroDivisionError), new_folder(link) as folder:
+            folder.mkdir()
+            raise ZeroDivisionError
+        assert not list(disk.iterdir())
+    with new_folder(link) as folder:
+        (folder / "adapter").mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert link.is_symlink() and sorted(path.name for path in disk.iterdir()) == ["adapter", "config.json"]
+    assert not has_folder or disk.stat().st_ino == number
+    with pytest.raises(FileExistsError, match="out' is not empty"), new_folder(link):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "out"}
 
 
 def test_a_file_in_the_place_of_the_new_folder_is_named(tmp_path, run, capsys):

@@ -184,6 +184,23 @@ def test_a_converted_folder_is_there_when_it_is_complete(tmp_path):
         shutil.rmtree(tmp_path / "out")
 
 
+def test_a_folder_that_was_there_has_a_configuration_when_it_is_complete(tmp_path):
+    """A mount point cannot be replaced by another folder."""
+
+    def convert():
+        with new_folder(tmp_path / "out") as folder:
+            folder.mkdir()
+            for name in ("config.json", "a", "z"):
+                (folder / name).write_text(name)
+
+    (tmp_path / "out").mkdir()
+    for _ in killed_at_each_change(convert, tmp_path):
+        if (tmp_path / "out" / "config.json").exists():
+            assert {"a", "z"} <= {path.name for path in (tmp_path / "out").iterdir()}
+        shutil.rmtree(tmp_path / "out")
+        (tmp_path / "out").mkdir()
+
+
 def test_a_session_that_is_saved_again_is_there(tmp_path):
     """At every moment a server that takes over finds the session as it was before, or as it is now."""
     folder = StateFolder(tmp_path, 100_000)
