@@ -58,6 +58,7 @@ USED = {
     "_replica_impl": ("ray.serve._private.replica", "As for `_private`."),
     "_resolve_system_prompt": ("lmms_eval.api.model", "Its models read the option by this method."),
     "_scaled_dot_product_flash_attention_for_cpu": ("torch._meta_registrations", "A test counts this operation."),
+    "_shared_state": ("accelerate.state", "A test begins without the state of earlier ones."),
     "_shutting_down": ("ray.serve._private.replica", "As for `_private`."),
     "_temp_dir": ("ray._private.worker", "Tests keep the paths of Ray's sockets short."),
     "_value": ("prometheus_client.metrics", "Tests read a counter."),
