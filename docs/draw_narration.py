@@ -28,6 +28,7 @@ from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.loading import seen_area
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +50,7 @@ class Moment:
 
     Args:
         time (`float`): Second in the video.
-        frame (`np.ndarray` of shape `(height, width, 3)`): The frame.
+        frame (`np.ndarray` of shape `(height, width, 3)`): What the encoder sees of the frame.
         share (`np.ndarray` of shape `(height, width)`): Share of routed layers that keep each patch.
         speaking (`float`): Probability of speaking.
         new (`list`): Events of this frame.
@@ -75,7 +76,7 @@ def main() -> None:
     quiet()
     options = parse()
     with one_line_errors():
-        check_checkpoint(options.model)
+        options.model = check_checkpoint(options.model)
         model = AutoModel.from_pretrained(options.model, trust_remote_code=True, dtype="auto").eval()
         if not model.config.routed_layers:
             raise ValueError(f"'{options.model}' has no routed layers: there is no routing to draw.")
@@ -143,13 +144,20 @@ def watch(
         text_tokens = int(session.cache.get_seq_length()) - session.num_frames * model.config.frame_num_tokens
         yield Moment(
             time=time,
-            frame=frame,
+            frame=seen(frame, processor.video_processor),
             share=kept_share(session, model.config),
             speaking=1 - session.interval_probability,
             new=session.events[before:],
             said=list(session.events),
             cost=model.estimate_cost(session.num_frames, text_tokens),
         )
+
+
+def seen(frame: np.ndarray, video_processor: Any) -> np.ndarray:
+    """Return what the encoder sees of a frame, at the frame's own resolution. What is padded is black."""
+    left, top, across, down = seen_area(video_processor, *frame.shape[:2])
+    area = (round(left), round(top), round(left + across), round(top + down))
+    return np.asarray(Image.fromarray(frame).crop(area))
 
 
 def kept_share(session: Any, config: Any) -> np.ndarray:

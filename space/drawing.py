@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from loading import seen_area
 from viewer import Moment, Viewer
 
 
@@ -34,21 +35,20 @@ def overlay(viewer: Viewer, shown: str = SHARE) -> str:
     share = (sum(kept) / len(kept))[int(config.frame_token_cls) :].tolist()
     rows, columns = config.frame_token_pooled
     height, width = viewer.shape
-    # The encoder sees the frame centered in a square.
-    side = max(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
+    left, top, across, down = seen_area(viewer.processor.video_processor, height, width)
+    side = max(across, down)
     cells = []
     for index, part in enumerate(share):
         row, column = divmod(index, columns)
-        x, y = left + side * column / columns, top + side * row / rows
+        x, y = left + across * column / columns, top + down * row / rows
         cells.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{side / columns:.1f}" height="{side / rows:.1f}" '
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{across / columns:.1f}" height="{down / rows:.1f}" '
             f'fill="#0b1020" fill-opacity="{0.6 * (1 - part):.2f}"/>'
         )
         if part > 0:
             cells.append(
-                f'<rect x="{x + 0.02 * side / columns:.1f}" y="{y + 0.02 * side / rows:.1f}" '
-                f'width="{0.96 * side / columns:.1f}" height="{0.96 * side / rows:.1f}" fill="none" '
+                f'<rect x="{x + 0.02 * across / columns:.1f}" y="{y + 0.02 * down / rows:.1f}" '
+                f'width="{0.96 * across / columns:.1f}" height="{0.96 * down / rows:.1f}" fill="none" '
                 f'stroke="#ffd166" stroke-opacity="{part:.2f}" stroke-width="{0.008 * side:.2f}"/>'
             )
     return (

@@ -30,6 +30,22 @@ WORLDS = ("StreamWorld", "DoomWorld")
 KNOWN_WORLD = "StreamWorld"
 
 
+def seen_area(video_processor: Any, height: int, width: int) -> tuple[float, float, float, float]:
+    """
+    Return what the encoder sees of a picture as left, top, width and height, in pixels of the picture.
+
+    With `fit="pad"` it is larger than the picture, and with `"crop"` smaller.
+    """
+    # A published checkpoint may have code that is older than `fit`.
+    fit = getattr(video_processor, "fit", "pad")
+    if fit == "stretch":
+        return 0.0, 0.0, float(width), float(height)
+    size = video_processor.size
+    scale = (max if fit == "crop" else min)(size["height"] / height, size["width"] / width)
+    across, down = size["width"] / scale, size["height"] / scale
+    return (width - across) / 2, (height - down) / 2, across, down
+
+
 def quantization(weights: str | None) -> dict[str, Any]:
     """
     Return options of `AutoModel.from_pretrained` that load linear layers in eight bits, with one scale per row.

@@ -369,6 +369,24 @@ def test_the_overlay_shows_the_kept_patches(parts):
     assert (cells[0].get("x"), cells[0].get("y"), cells[0].get("width")) == ("0.0", "-20.0", "12.5")
 
 
+@pytest.mark.parametrize(
+    ("fit", "expected"),
+    [
+        ("pad", (0, -20, 12.5, 12.5)),
+        ("stretch", (0, 0, 12.5, 7.5)),
+        ("crop", (20, 0, 7.5, 7.5)),
+    ],
+)
+def test_the_overlay_lies_where_the_encoder_looks(parts, monkeypatch, fit, expected):
+    monkeypatch.setattr(parts[1].video_processor, "fit", fit)
+    viewer = Viewer(*parts)
+    viewer.begin(video=SAMPLE)
+    watch(viewer, 0.5)
+    viewer.see([(9.0, np.zeros((60, 100, 3), dtype=np.uint8))])
+    cell = ElementTree.fromstring(drawing.overlay(viewer))[0]
+    assert tuple(float(cell.get(name)) for name in ("x", "y", "width", "height")) == expected
+
+
 def test_plots_are_well_formed_and_described(parts):
     viewer = Viewer(*parts)
     assert "shown from the first frame on" in drawing.savings(viewer)
