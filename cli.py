@@ -621,7 +621,8 @@ def inspect(
     with one_line_errors():
         check_options(fps=fps)
         check_number("seconds", seconds, least=0, most=1e9)
-        config = load_config(check_checkpoint(checkpoint), revision)
+        checkpoint = check_checkpoint(checkpoint)
+        config = load_config(checkpoint, revision)
         remembers = load_limits(checkpoint, revision)
         cost = config.estimate_cost(
             round(seconds * fps), text_tokens, bytes_per_value=config.dtype.itemsize if config.dtype is not None else 2

@@ -165,7 +165,8 @@ def verify_checkpoint(name: str, revision: str | None = None) -> Verdict:
         `ValueError`: If it has no record or cannot be loaded.
         `OSError`: If there is no such checkpoint.
     """
-    record, path = read_golden(check_checkpoint(name), revision)
+    name = check_checkpoint(name)
+    record, path = read_golden(name, revision)
     processor, model = _load(name, revision)
     here, made_with = _here(model), record["made_with"]
     tolerance = max(TOLERANCES.get(dtype, TOLERANCES["float32"]) for dtype in (here["dtype"], made_with["dtype"]))

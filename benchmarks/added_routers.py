@@ -59,7 +59,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     with one_line_errors():
-        check_checkpoint(options.checkpoint)
+        options.checkpoint = check_checkpoint(options.checkpoint)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint)
     batches = make_batches(options)
     losses = {}

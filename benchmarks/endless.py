@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--engine", action="store_true", help="a stream of an engine instead of a session")
     options = parser.parse_args()
     with one_line_errors():
-        check_checkpoint(options.checkpoint)
+        options.checkpoint = check_checkpoint(options.checkpoint)
     device = default_device()
     model = AutoModel.from_pretrained(options.checkpoint, trust_remote_code=True, dtype="auto").to(device).eval()
     processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)

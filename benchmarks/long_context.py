@@ -61,8 +61,8 @@ def main() -> None:
     quiet()
     options = parse()
     with one_line_errors():
-        for name in (options.checkpoint, options.full or options.checkpoint):
-            check_checkpoint(name)
+        options.checkpoint = check_checkpoint(options.checkpoint)
+        options.full = options.full and check_checkpoint(options.full)
         processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
         rows = long_rows(options, processor)
     edges = [0, *(frame for frame in options.frames if frame <= options.seconds * options.fps)]

@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--max-text-tokens", type=int, default=128, help="text tokens in the cache")
     options = parser.parse_args()
     with one_line_errors():
-        check_checkpoint(options.checkpoint)
+        options.checkpoint = check_checkpoint(options.checkpoint)
     device = default_device()
     processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
     clip = [frame for _, frame in processor.read_video(options.video, fps=2.0)]

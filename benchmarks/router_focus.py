@@ -56,8 +56,8 @@ def main() -> None:
     quiet()
     options = parse()
     with one_line_errors():
-        for name in (options.checkpoint, *options.over):
-            check_checkpoint(name)
+        options.checkpoint = check_checkpoint(options.checkpoint)
+        options.over = [check_checkpoint(name) for name in options.over]
         model, processor = load(options.checkpoint)
         rows = held_out_rows(options, processor)
     clips = [describe(row, model.config, options.fps) for row in rows]

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--first-clip", type=int, default=100_000, help="number of the first clip to train on")
     options = parser.parse_args()
     with one_line_errors():
-        check_checkpoint(options.checkpoint)
+        options.checkpoint = check_checkpoint(options.checkpoint)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint)
     batches = make_batches(options)
     held_out = make_batches(argparse.Namespace(**{**vars(options), "steps": 4, "first_clip": options.first_clip * 2}))

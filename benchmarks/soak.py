@@ -352,7 +352,7 @@ def main() -> None:
     if min(options.hours, options.fps) <= 0 or min(options.streams, options.check) < 1:
         parser.error("--hours, --fps, --streams and --check must be above 0")
     with one_line_errors():
-        check_checkpoint(options.checkpoint)
+        options.checkpoint = check_checkpoint(options.checkpoint)
         soak_and_compare(options)
 
 

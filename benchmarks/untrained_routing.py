@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--first-clip", type=int, default=100_000, help="number of the first clip to train on")
     options = parser.parse_args()
     with one_line_errors():
-        check_checkpoint(options.checkpoint)
+        options.checkpoint = check_checkpoint(options.checkpoint)
     processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
     shipped = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint)
     full = at_full_compute(shipped, processor, options)

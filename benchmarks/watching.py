@@ -89,7 +89,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     if options.checkpoint is not None:
         with one_line_errors():
-            check_checkpoint(options.checkpoint)
+            options.checkpoint = check_checkpoint(options.checkpoint)
     options.dtype = to_dtype(options.dtype, options.device)
     options.cache_dtype = CACHE_DTYPES.get(options.cache_dtype)
     return options

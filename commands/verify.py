@@ -38,7 +38,8 @@ def verify(
     golden.json into what it publishes.
     """
     with one_line_errors():
-        folder = Path(check_checkpoint(checkpoint))
+        checkpoint = check_checkpoint(checkpoint)
+        folder = Path(checkpoint)
         if write and not folder.is_dir():
             raise ValueError(
                 f"--write needs a folder, and '{checkpoint}' is a Hub id: `push` records what it publishes."

@@ -85,8 +85,7 @@ def convert(
 
     out = with_name(Path(out))
     with new_folder(out) as folder:
-        for name in (base, adapter, vision_model):
-            check_checkpoint(name)
+        base, adapter, vision_model = map(check_checkpoint, (base, adapter, vision_model))
         if live_version not in LIVE_VERSIONS:
             raise ValueError(f"`live_version` must be one of {', '.join(LIVE_VERSIONS)}, got {live_version!r}.")
         settings = _read_settings(adapter, base)

@@ -67,6 +67,7 @@ def convert(
 
     out = with_name(Path(out))
     with new_folder(out) as folder:
+        source = check_checkpoint(source)
         kind = _check_type(source)
         theirs = load_weights(AutoModelForImageTextToText, source, dtype=dtype or "auto")
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -110,7 +111,7 @@ def _check_type(source: str) -> str:
     from transformers import PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    kind = PreTrainedConfig.get_config_dict(check_checkpoint(source))[0].get("model_type")
+    kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if kind == "videollm_mod":
         raise ValueError(f"'{source}' is a streaming model already.")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:

@@ -17,7 +17,7 @@ def check_checkpoint(name: str | Path) -> str:
         name (`str` or `Path`): A folder with a configuration, or a Hub id.
 
     Returns:
-        `str`: The same name.
+        `str`: The same name, with the home folder in place of `~`.
 
     Raises:
         `FileNotFoundError`: If the folder does not exist. The message names a similar one if there is one:
@@ -30,7 +30,7 @@ def check_checkpoint(name: str | Path) -> str:
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ValueError(f"The folder '{name}' has no config.json: give the folder of a checkpoint.")
-        return name
+        return str(path) if name.startswith("~") else name
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         return name
     similar = _similar_folder(path)

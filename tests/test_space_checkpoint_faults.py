@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.convert.videollm_online import convert as convert_live
 from videollm_mod.convert.vision_language import convert as convert_vision_language
+from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.arguments import ModelArguments
 from videollm_mod.train.language_model import LocalWriter
 from videollm_mod.train.new_model import load_model as train_model
@@ -313,3 +314,11 @@ def test_the_page_names_the_fault(tmp_path):
     done = run_main(app.main, "--model", folder, program="app.py")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"error: '{folder}' cannot be loaded: model.safetensors is a Git LFS pointer" in done.stderr
+
+
+def test_the_home_folder_stands_in_place_of_its_sign(tmp_path, monkeypatch):
+    """A shell leaves it in `--model=~/smol`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "smol").mkdir()
+    (tmp_path / "smol" / "config.json").write_text("{}")
+    assert check_checkpoint("~/smol") == str(tmp_path / "smol")

@@ -290,9 +290,9 @@ class ModelArguments:
     dtype: str = field(default="auto", metadata={"help": "Data type of the weights: auto, float32 or bfloat16."})
 
     def __post_init__(self) -> None:
-        for name in (self.checkpoint, self.vision_model, self.language_model):
-            if name is not None:
-                check_checkpoint(name)
+        for option in ("checkpoint", "vision_model", "language_model"):
+            if (name := getattr(self, option)) is not None:
+                setattr(self, option, check_checkpoint(name))
 
     @property
     def is_given(self) -> bool:

@@ -62,7 +62,7 @@ class EncodeArguments:
     max_minutes: float | None = field(default=None, metadata={"help": "Time limit in minutes."})
 
     def __post_init__(self) -> None:
-        check_checkpoint(self.checkpoint)
+        self.checkpoint = check_checkpoint(self.checkpoint)
         with naming_options():
             check_count("batch_size", self.batch_size)
 

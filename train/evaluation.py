@@ -131,7 +131,7 @@ class EvaluationArguments:
     judge_model: str | None = field(default=None, metadata={"help": "Model of --judge endpoint."})
 
     def __post_init__(self) -> None:
-        check_checkpoint(self.checkpoint)
+        self.checkpoint = check_checkpoint(self.checkpoint)
         with naming_options():
             for name in ("num_clips", "batch_size", "max_new_tokens"):
                 check_count(name, getattr(self, name))

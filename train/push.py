@@ -100,7 +100,7 @@ def push(
             user is not logged in, the model does not load, or the published one computes something else.
         `ConnectionError`: If the connection broke.
     """
-    folder = Path(checkpoint)
+    folder = Path(checkpoint).expanduser()
     if not folder.is_dir():
         check_checkpoint(folder)
     _refuse_an_incomplete_folder(folder)
