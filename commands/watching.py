@@ -158,14 +158,15 @@ def load(
 
     A `reuse_static` of `None` means the commands' default, and 0 that all frames are encoded.
     """
-    typer.echo(f"loading {describe_checkpoint(check_checkpoint(name))} ...", err=True)
+    name = check_checkpoint(name)
+    typer.echo(f"loading {describe_checkpoint(name)} ...", err=True)
     quiet()
     from videollm_mod.remembering_videollm_mod import checkpoint_limits, within_context
     from videollm_mod.space.loading import CACHE_DTYPES, load_checkpoint
 
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise ValueError(f"--cache-dtype can be {' or '.join(CACHE_DTYPES)}, not {cache_dtype!r}.")
-    load_config(name, revision)
+    _check_threshold(load_config(name, revision).speak, **options)
     with named_faults(name):
         processor, model = load_checkpoint(name, weights=weights, revision=revision)
     if frame_size is not None:
@@ -177,6 +178,17 @@ def load(
     reuse_static = _default_reuse(model.config.speak) if reuse_static is None else reuse_static
     stored = {"cache_dtype": CACHE_DTYPES.get(cache_dtype), "reuse_static": reuse_static or None}
     return processor, model, options | limits | stored
+
+
+def _check_threshold(
+    learned: str, *, interval_threshold: float | None = None, speak: Any = None, every: float | None = None, **_: Any
+) -> None:
+    """Raise `ValueError` if a threshold of silence is given, and another policy than the learned one decides."""
+    policy = speak or ("every" if learned == "learned" and every is not None else learned)
+    if interval_threshold is not None and policy != "learned":
+        raise ValueError(
+            f"--interval-threshold belongs to 'learned', and {policy!r} decides when to speak: leave it out."
+        )
 
 
 def load_limits(name: str, revision: str | None = None) -> dict[str, int]:
@@ -240,19 +252,29 @@ def _show_progress(frames: Iterator[Any]) -> Iterator[Any]:
 def watch_video(processor: Any, video: str, session: Any, ctrl_c: CtrlC, *, as_json: bool, **options: Any) -> float:
     """Push a video into a session and print what it says. Return the seconds it took."""
     start, printed = clock.perf_counter(), 0
+
+    def print_new() -> None:
+        nonlocal printed
+        for event in session.events[printed:] if as_json else ():
+            typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
+        printed = len(session.events)
+
     ahead = read_frames(processor, video, session, shows_progress=as_json, **options)
-    with keep_what_was_seen(session), closing(ahead):
-        for waiting in ahead:
-            session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
-            for event in session.events[printed:] if as_json else ():
-                typer.echo(json.dumps({"time": event.time, "role": event.role, "text": event.text}))
-            printed = len(session.events)
-            # A library may have swallowed the exception.
-            if ctrl_c.is_pressed:
-                raise KeyboardInterrupt
-    if session.streamer is not None:
-        session.streamer.keep_cut_reply()
-    session.close()
+    try:
+        with keep_what_was_seen(session), closing(ahead):
+            for waiting in ahead:
+                session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
+                print_new()
+                # A library may have swallowed the exception.
+                if ctrl_c.is_pressed:
+                    raise KeyboardInterrupt
+        if session.streamer is not None:
+            session.streamer.keep_cut_reply()
+        session.close()
+    finally:
+        # Ctrl+C and faults come within a push, and files are written of all that was said before.
+        if session.num_frames > 0:
+            print_new()
     return clock.perf_counter() - start
 
 

@@ -146,7 +146,7 @@ def test_ctrl_c_keeps_the_narration_so_far(tmp_path):
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_ctrl_c_within_a_step_leaves_a_summary(step, monkeypatch):
+def test_ctrl_c_within_a_step_leaves_a_summary(step, monkeypatch, tmp_path):
     def open_session(*args, **kwargs):
         processor, session = opened(*args, **kwargs)
         forward, steps = session.model.forward, iter(range(1, 1000))
@@ -161,8 +161,12 @@ def test_ctrl_c_within_a_step_leaves_a_summary(step, monkeypatch):
 
     opened = cli.open_session
     monkeypatch.setattr(cli, "open_session", open_session)
-    done = CliRunner().invoke(cli.app, ["narrate", str(SAMPLE), "--json"])
-    summary = json.loads(done.stdout.splitlines()[-1])["summary"]
+    jsonl = tmp_path / "out.jsonl"
+    done = CliRunner().invoke(cli.app, ["narrate", str(SAMPLE), "--json", "--jsonl", str(jsonl)])
+    *said, summary = (json.loads(line) for line in done.stdout.splitlines())
+    summary = summary["summary"]
+    written = [json.loads(line) for line in jsonl.read_text().splitlines()]
+    assert [(e["time"], e["text"]) for e in said] == [(e["time"], e["text"]) for e in written], "each is printed once"
     assert done.exit_code == 0 and "stopped after" in done.stderr and 0 < summary["frames"] < 17
 
 
@@ -340,6 +344,11 @@ def test_convert_and_push_run_the_scripts():
         ),
         (["narrate", "--every", "0"], "error: `every` must be a positive number of seconds"),
         (["narrate", "--speak", "every", "--speak-threshold", "0.5"], "error: `speak_threshold` belongs to 'change'"),
+        (
+            ["narrate", "--every", "2", "--interval-threshold", "0.5"],
+            "error: --interval-threshold belongs to 'learned', and 'every' decides when to speak: leave it out.",
+        ),
+        (["narrate", "--speak", "change", "--interval-threshold", "0.5"], "and 'change' decides when to"),
         (["narrate", "--frame-size", "20"], "error: `frame_size` is 20; it must be a multiple of"),
         (["narrate", "--query", "a\udcff"], "error: What the user says is not valid Unicode"),
         (["ask", str(SAMPLE), "a\udcff"], "error: What the user says is not valid Unicode"),
