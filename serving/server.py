@@ -111,7 +111,10 @@ class Server:
             stack.push_async_callback(loop.run_in_executor, None, self.engine.__exit__, None, None, None)
             stack.push_async_callback(self.sessions.close)
             stack.push_async_callback(self.saved.save_all)
-            self.sessions.start(self._check_model())
+            # The check has its seat before anybody is served: a full server would answer that it is full.
+            seat = self.sessions.open(SessionOptions(unprompted=False), instructions="", max_output_tokens=1)
+            (opened,) = await asyncio.gather(seat, return_exceptions=True)
+            self.sessions.start(self._check_model(opened))
             yield
 
     @property
@@ -124,10 +127,11 @@ class Server:
         is_stuck = begin is not None and clock.monotonic() - begin > self.limits.stall_seconds
         return f"the engine has made no step for {self.limits.stall_seconds:g} s" if is_stuck else "ok"
 
-    async def _check_model(self) -> None:
-        """Ask about a black frame."""
+    async def _check_model(self, session: LiveSession | BaseException) -> None:
+        """Ask about a black frame in a session, or tell why it could not be opened."""
         try:
-            session = await self.sessions.open(SessionOptions(unprompted=False), instructions="", max_output_tokens=1)
+            if isinstance(session, BaseException):
+                raise session
             await session.push(session.new_frame(), np.zeros((64, 64, 3), np.uint8))
             reply = await session.ask(None)
             await session.until(lambda: reply.is_over)

@@ -4,7 +4,7 @@
 
 import asyncio
 import time as clock
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -143,3 +143,31 @@ def test_a_server_whose_sessions_cannot_be_saved_stops_its_engine(tmp_path, monk
     with pytest.raises(OSError, match="No space left"):
         asyncio.run(stop(server))
     assert released == [True] and server.engine.on_step is None
+
+
+def test_a_client_that_comes_first_does_not_take_the_seat_of_the_check():
+    async def come_first():
+        server, ready = new_server(engine_options={"max_streams": 1}), asyncio.Event()
+        server.when_ready = ready.set
+        async with server.run(None):
+            with suppress(RequestError):
+                await server.sessions.open(SILENT)
+            await asyncio.wait_for(ready.wait(), 60)
+            return server.status
+
+    assert asyncio.run(come_first()) == "ok"
+
+
+def test_a_check_that_gets_no_seat_says_why(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("the device is gone")
+
+    async def start():
+        server, ready = new_server(), asyncio.Event()
+        server.when_ready = ready.set
+        monkeypatch.setattr(server.engine, "open", refuse)
+        async with server.run(None):
+            await asyncio.wait_for(ready.wait(), 60)
+            return server.status
+
+    assert asyncio.run(start()) == "the model did not answer: the device is gone"
