@@ -5,6 +5,7 @@
 import asyncio
 import json
 import time as clock
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ _CLIENT, _STREAM, _MOVED = "client.json", "stream", "moved.txt"
 _SWEEP_SECONDS = 10.0
 _DISCONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 1.0  # between two looks for sessions that are due to be saved
-_MOST_SECONDS_AWAY = 60.0  # for which a session is on its way from one server to the next
+_MOST_SECONDS_AWAY = 60.0  # after which a session is lost whose server has died while it was on its way to another
 
 
 class SessionMovedError(RequestError):
@@ -182,14 +183,25 @@ class SavedSessions:
         # A client that is away may ask another server before its session is saved.
         run, wanted = self.sessions.run, [_saved_as(session) for session in sessions]
         await run(lambda: [self._note(one, "") for one in wanted])
-        for session, one in zip(sessions, wanted, strict=True):
-            try:
-                if session.over is None:
-                    await self._save(session)
-            except Exception as error:
-                logger.warning(f"The session {session.session_id} could not be saved: {error}")
-            finally:
-                await run(lambda note=one.note: self.folder.remove(note))
+        renewing = self.sessions.start(self._renew_notes([one.note for one in wanted]))
+        try:
+            for session, one in zip(sessions, wanted, strict=True):
+                try:
+                    if session.over is None:
+                        await self._save(session)
+                except Exception as error:
+                    logger.warning(f"The session {session.session_id} could not be saved: {error}")
+                finally:
+                    await run(lambda note=one.note: self.folder.remove(note))
+        finally:
+            renewing.cancel()
+
+    async def _renew_notes(self, notes: Sequence[str]) -> None:
+        """Let notes of sessions that wait to be saved, or are being saved, expire later. Those removed stay away."""
+        while True:
+            await asyncio.sleep(_MOST_SECONDS_AWAY / 4)
+            until = dict.fromkeys(notes, clock.time() + _MOST_SECONDS_AWAY)
+            await self.sessions.run(lambda until=until: self.folder.renew(until))
 
     async def _sweep(self) -> None:
         while True:

@@ -11,6 +11,7 @@ import pytest
 from starlette.requests import Request
 from tiny import random_frames, tiny_model, tiny_processor
 
+from videollm_mod.serving import saved_sessions
 from videollm_mod.serving.error_answers import moved_response
 from videollm_mod.serving.limits import RequestError
 from videollm_mod.serving.saved_sessions import SavedSessions, SessionMovedError
@@ -46,6 +47,14 @@ async def show(session, *times):
         await session.push(frames[-1], random_frames(1)[0])
     await session.until(lambda: all(frame.fate is not None for frame in frames))
     return [frame.fate for frame in frames]
+
+
+async def becomes_true(condition):
+    """Wait for a condition, at most five seconds. Returns whether it has come."""
+    end = clock.monotonic() + 5
+    while not condition() and clock.monotonic() < end:
+        await asyncio.sleep(0.01)
+    return condition()
 
 
 def test_a_saved_session_that_finds_the_memory_taken_waits_in_its_folder(tmp_path):
@@ -171,3 +180,29 @@ def test_a_check_that_gets_no_seat_says_why(monkeypatch):
             return server.status
 
     assert asyncio.run(start()) == "the model did not answer: the device is gone"
+
+
+def test_a_session_that_waits_to_be_saved_is_on_its_way_until_then(tmp_path, monkeypatch):
+    """The save of the one before it takes longer than other servers believe a server that has died."""
+    monkeypatch.setattr(saved_sessions, "_MOST_SECONDS_AWAY", 4.0)
+
+    async def stop():
+        async with serving(state_dir=tmp_path) as server:
+            folder, save, found = server.state_folder, server.saved._save, []
+            for name in ("first", "second"):
+                await show(await server.saved.open(SILENT, session_id=name, instructions=""), 0.0)
+
+            async def save_slowly(session):
+                if session.session_id == "first":
+                    before = folder.peek("moved id second").stat().st_mtime
+                    found.append(await becomes_true(lambda: folder.peek("moved id second").stat().st_mtime > before))
+                await save(session)
+
+            monkeypatch.setattr(server.saved, "_save", save_slowly)
+            await server.saved.save_all()
+            names = [
+                folder.peek(f"{kind}id {name}") is not None for kind in ("", "moved ") for name in ("first", "second")
+            ]
+            return found, names
+
+    assert asyncio.run(stop()) == ([True], [True, True, False, False])
