@@ -65,6 +65,11 @@ class Hearing:
         """Whether a recording waits for its transcript."""
         return bool(self._waiting)
 
+    @property
+    def num_waiting(self) -> int:
+        """Number of recordings that wait for their transcripts, and of what waits for these."""
+        return len(self._waiting)
+
     def append(self, audio: bytes) -> None:
         """Add audio to the buffer. Raise [`RequestError`] if there is too much of it."""
         self._check_transcriber()
@@ -87,7 +92,7 @@ class Hearing:
         if seconds < _LEAST_SECONDS:
             short = f"The buffer has {1000 * seconds:.0f} ms of audio. A commit needs {1000 * _LEAST_SECONDS:g} ms."
             raise RequestError(short, code="input_audio_buffer_commit_empty")
-        self._check_room()
+        self.check_room()
         audio = bytes(self.buffer[: len(self.buffer) // 2 * 2])
         self.clear()
         return audio
@@ -129,7 +134,7 @@ class Hearing:
                 if waiting in self._waiting:  # not withdrawn meanwhile
                     await work()
 
-        self._check_room()
+        self.check_room()
         waiting = _Waiting(locked, lambda error: self._fail(error, event_id), event_id, reply)
         self._put(waiting)
 
@@ -175,8 +180,9 @@ class Hearing:
             wrong = "This server has no transcriber. Start it with --transcriber URL, or send text as `input_text`."
             raise RequestError(wrong, code="audio_not_supported", param="type")
 
-    def _check_room(self) -> None:
-        if len(self._waiting) >= _MOST_WAITING:
+    def check_room(self, count: int = 1) -> None:
+        """Raise [`RequestError`] if so many recordings or later events may not wait with the others."""
+        if self.num_waiting + count > _MOST_WAITING:
             full = f"{_MOST_WAITING} recordings and later events wait to be transcribed: wait for the transcripts."
             raise RequestError(full, status=429, code="conversation_already_has_active_response")
 

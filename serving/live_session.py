@@ -293,9 +293,9 @@ class LiveSession:
         await self.work(ask)
         return reply
 
-    async def check_text(self, text: str, *, role: str = "user", param: str | None = None) -> None:
-        """Raise [`RequestError`] if the stream has no room for a text of the client, with those that wait."""
-        self._refuse_if_full()
+    async def check_text(self, text: str, *, role: str = "user", param: str | None = None, count: int = 1) -> None:
+        """Raise [`RequestError`] if the stream has no room for `count` texts of the client, with those that wait."""
+        self._refuse_if_full(count)
         self.limits.check_text(text, param=param)
         begins = not self.has_begun and self.instructions.strip()
         turns = [("user", self.instructions), (role, text)] if begins else [(role, text)]
@@ -423,9 +423,9 @@ class LiveSession:
         except RuntimeError as error:
             raise RequestError(str(error), status=500, code="session_failed") from None
 
-    def _refuse_if_full(self) -> None:
+    def _refuse_if_full(self, count: int = 1) -> None:
         is_early = not self.num_received and self.can_be_resumed
-        if len(self.asked) >= _MOST_ASKED or (is_early and self._num_early >= _MOST_ASKED):
+        if len(self.asked) >= _MOST_ASKED or (is_early and self._num_early + count > _MOST_ASKED):
             full = f"{_MOST_ASKED} questions wait to be answered: wait for the answers, or send a frame first."
             raise RequestError(full, status=429, code="conversation_already_has_active_response")
 

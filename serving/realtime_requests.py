@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the events of a realtime client ask for."""
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -44,14 +45,29 @@ async def handle_event(conversation: Conversation, text: str | None) -> None:
             known = ", ".join(sorted(_HANDLERS))
             wrong = f"The event type {event['type']!r} is unknown. Known types are {known}."
             raise RequestError(wrong, code="invalid_value", param="type")
-        async with conversation.session.lock:
-            await _HANDLERS[event["type"]](conversation, event)
-    except RequestError as error:
-        conversation.fail(error, event_id_of(event))
-    except Exception:
-        logger.exception("An event failed.")
-        wrong = RequestError("The server failed at this event.", status=500, code="server_error")
-        conversation.fail(wrong, event_id_of(event))
+    except Exception as error:
+        _tell_fault(conversation, event, error)
+        return
+    await conversation.session.lock.acquire()
+    # The end of a connection cancels this. What the client was told of an event that has begun must become true.
+    await asyncio.shield(conversation.session.sessions.start(_take_effect(conversation, event)))
+
+
+async def _take_effect(conversation: Conversation, event: dict[str, Any]) -> None:
+    """Do what an event says, and release the lock of its session."""
+    try:
+        await _HANDLERS[event["type"]](conversation, event)
+    except Exception as error:
+        _tell_fault(conversation, event, error)
+    finally:
+        conversation.session.lock.release()
+
+
+def _tell_fault(conversation: Conversation, event: Any, error: Exception) -> None:
+    if not isinstance(error, RequestError):
+        logger.error("An event failed.", exc_info=error)
+        error = RequestError("The server failed at this event.", status=500, code="server_error")
+    conversation.fail(error, event_id_of(event))
 
 
 # ------------------------------------------------------------------------------------------------------------- session
@@ -136,8 +152,11 @@ async def _create_item(conversation: Conversation, event: dict[str, Any]) -> Non
     if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
         raise RequestError("`videollm_mod.time` must be seconds.", code="invalid_type", param="videollm_mod.time")
     as_whom = "assistant" if role == "assistant" else "user"  # later instructions are what the user says
-    if texts := "\n".join(part["text"] for part in parts if part["type"] != "input_image"):
-        await session.check_text(texts, role=as_whom, param="item.content")
+    if texts := [part["text"] for part in parts if part["type"] != "input_image"]:
+        if conversation.hearing.is_busy:
+            conversation.hearing.check_room(len(texts))
+        count = conversation.hearing.num_waiting + len(texts)
+        await session.check_text("\n".join(texts), role=as_whom, param="item.content", count=count)
     item_id = item.get("id") or f"item_{secrets.token_hex(10)}"
     frame = picture = None
     for index, part in enumerate(parts):

@@ -3,6 +3,9 @@
 """Sessions of a server in its event loop, without a network: what happens at the same time as something else."""
 
 import asyncio
+import base64
+import json
+import socket
 import time as clock
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -14,9 +17,12 @@ from tiny import random_frames, tiny_model, tiny_processor
 from videollm_mod.serving import saved_sessions
 from videollm_mod.serving.error_answers import moved_response
 from videollm_mod.serving.limits import RequestError
+from videollm_mod.serving.realtime import Conversation
+from videollm_mod.serving.realtime_requests import handle_event
 from videollm_mod.serving.saved_sessions import SavedSessions, SessionMovedError
 from videollm_mod.serving.server import create_app
 from videollm_mod.serving.session_options import SessionOptions
+from videollm_mod.serving.speech_endpoints import Transcriber
 
 
 TINY = {"max_streams": 2, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
@@ -206,3 +212,36 @@ def test_a_session_that_waits_to_be_saved_is_on_its_way_until_then(tmp_path, mon
             return found, names
 
     assert asyncio.run(stop()) == ([True], [True, True, False, False])
+
+
+@pytest.mark.parametrize(("has_frame", "most"), [(True, 31), (False, 30)])
+def test_an_item_for_which_there_is_no_room_behind_a_recording_is_not_added(has_frame, most):
+    """Before the first frame, a session has room for 32 questions: one is there, and the recording is another."""
+    told = []
+
+    def text(*texts):
+        content = [{"type": "input_text", "text": text} for text in texts]
+        item = {"type": "message", "role": "user", "content": content}
+        return {"type": "conversation.item.create", "item": item}
+
+    async def fill(transcriber):
+        async with serving(transcriber=transcriber) as server:
+            session = await server.sessions.open(SILENT, instructions="")
+            conversation = Conversation(session, "m", server.audio)
+            emit = conversation.emit
+            conversation.emit = lambda kind, **fields: (told.append((kind, fields)), emit(kind, **fields))
+            if has_frame:
+                await show(session, 0.0)
+            audio = base64.b64encode(bytes(9600)).decode()
+            events = [{"type": "input_audio_buffer.append", "audio": audio}, {"type": "input_audio_buffer.commit"}]
+            for event in [text("a"), *events, *[text("a")] * (most - 1), text("b", "c"), text("d"), text("e")]:
+                await handle_event(conversation, json.dumps(event))
+            await session.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes the recording and never answers
+        asyncio.run(fill(Transcriber(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "ear")))
+    added = [fields["item"]["content"] for kind, fields in told if kind == "conversation.item.added"]
+    errors = [fields["error"]["code"] for kind, fields in told if kind == "error"][:2]
+    texts = [part.get("text") for content in added for part in content]
+    assert texts == ["a", None, *["a"] * (most - 1), "d"]
+    assert errors == ["conversation_already_has_active_response"] * 2

@@ -7,6 +7,7 @@ import base64
 import json
 import socket
 import struct
+import threading
 import time as clock
 from types import SimpleNamespace
 from typing import Annotated, get_args
@@ -700,6 +701,43 @@ def test_a_connection_that_still_lives_is_replaced(small):
     assert code == 4000 and created.session.videollm_mod["resumed"]
     numbers = [int(event.event_id.removeprefix("event_")) for event in found]
     assert numbers and numbers == list(range(2, 2 + len(numbers)))
+
+
+def test_an_item_that_was_added_enters_the_stream_also_if_its_connection_is_replaced(small):
+    reached, may_go = threading.Event(), threading.Event()
+
+    async def replace():
+        old = await connect(small.address)
+        token = (await old.recv()).session.videollm_mod["resume_token"]
+        session = small.sessions.find_token(token)
+        work = session.work
+
+        async def hold(call):
+            if session.has_begun and not reached.is_set():  # the item is added
+                reached.set()
+                await small.sessions.run(lambda: may_go.wait(30))
+            return await work(call)
+
+        session.work = hold
+        await send(old, update_event(unprompted=False), text_event("Why?"))
+        told = await until(old, "conversation.item.done")
+        assert await asyncio.to_thread(reached.wait, 30)
+        new = await connect(small.address, extra_query={"resume_token": token})
+        await new.recv()
+        with pytest.raises(ConnectionClosed):
+            await until(old, "error")
+        may_go.set()
+        await send(new, text_event("When?"))
+        await until(new, "conversation.item.done")
+        await send(new, {"type": "session.heartbeat"})
+        await until(new, "session.heartbeat_ack")
+        with small.engine.changed:
+            turns = session.stream.unread_turns
+        await send(new, {"type": "session.close"})
+        return [event.type for event in told], turns
+
+    told, turns = asyncio.run(replace())
+    assert "conversation.item.added" in told and [text for _, text in turns][-2:] == ["Why?", "When?"], turns
 
 
 def test_a_cancelled_reply_is_cancelled_when_its_session_ends_first():
