@@ -23,6 +23,9 @@ _APART = 2
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".ts": "mpegts", ".mkv": "matroska"}
 
 
+_MP4 = (".mp4", ".m4v", ".mov")
+
+
 @dataclass(frozen=True)
 class Clip:
     """A clip that was written, and the seconds of the video between which it lies."""
@@ -106,7 +109,7 @@ class ClipCutter:
     def _write(self, first: int, last: int, part: Path) -> None:
         try:
             for seeks in (True, False):
-                options = {"movflags": "+faststart"} if self.suffix in (".mp4", ".m4v", ".mov") else {}
+                options = {"movflags": "+faststart"} if self.suffix in _MP4 else {}
                 with (
                     VideoReader(self.video) as reader,
                     av.open(f"file:{part}", "w", format=_FORMATS[self.suffix], options=options) as target,
@@ -130,6 +133,9 @@ class ClipCutter:
         sound = source.streams.best("audio", related=picture)
         streams = [picture] if sound is None else [picture, sound]
         copies = {stream.index: target.add_stream_from_template(stream, opaque=True) for stream in streams}
+        if self.suffix in _MP4 and picture.codec_context.codec_tag == "hvc1":
+            # FFmpeg's own choice is hev1, which QuickTime and Safari do not play.
+            copies[picture.index].codec_context.codec_tag = "hvc1"
         begin, end, missing = self.pictures[first].time, self._end(first, last), last - first + 1
         if seeks:
             with suppress(av.error.FFmpegError):

@@ -72,6 +72,25 @@ def test_a_clip_has_the_sound_of_the_source(tmp_path):
         assert times[samples.tobytes()] - clip.start == pytest.approx(time, abs=2e-3)
 
 
+@pytest.mark.skipif("libx265" not in av.codecs_available, reason="needs an encoder of HEVC")
+@pytest.mark.parametrize("tag", ["hvc1", "hev1"])
+def test_a_clip_of_hevc_keeps_its_tag(tmp_path, tag):
+    """QuickTime and Safari play hvc1 only."""
+    source = tmp_path / "a.mp4"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx265", rate=10, options={"x265-params": "log-level=none:keyint=5"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.codec_tag = tag
+        for picture in random_frames(10, size=(64, 64)):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(picture))))
+        container.mux(stream.encode())
+    clip = ClipCutter(source, tmp_path / "clips").cut(0.5, 0.9)
+    assert_is_part(clip, source)
+    for path in (source, clip.path):
+        with VideoReader(path) as reader:
+            assert reader.stream.codec_context.codec_tag == tag
+
+
 def test_what_cannot_be_cut_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--clips needs a video file"):
         ClipCutter("camera:0", tmp_path)
