@@ -33,6 +33,7 @@ from .pages import OutOfPagesError, VideoLLMMoDPagedCache
 from .saved_files import read
 from .saving import options_of
 from .stats import EngineStats
+from .step import copy_to_host
 from .step_runner import StepRunner
 from .stream import EngineStream
 
@@ -369,15 +370,11 @@ class StreamingEngine:
         caches, steps = [stream.session.cache for stream, _ in batch], [step for _, step in batch]
         plan, outputs = self.runner.launch(caches, steps)
         if self._encoder.is_concurrent:
-            # The vision encoder runs beside the language model. The decisions are copied first, so that the streams
-            # do not wait for the encoder.
-            decisions = torch.empty(outputs.decisions.shape, dtype=outputs.decisions.dtype, pin_memory=True)
-            decisions.copy_(outputs.decisions, non_blocking=True)
-            decided = torch.cuda.Event()
-            decided.record(torch.cuda.current_stream(outputs.decisions.device))
+            # The vision encoder runs beside the language model. What the host reads is copied first, so that the
+            # streams do not wait for the encoder.
+            outputs, copied = copy_to_host(outputs)
             self._encode()
-            decided.synchronize()
-            outputs = outputs._replace(decisions=decisions)
+            copied.synchronize()
         return self.runner.finish(plan, outputs, caches, steps)
 
     def _give(self, stream: EngineStream, result: StepResult) -> None:

@@ -97,6 +97,21 @@ def join_features(steps: Iterable[StreamStep]) -> torch.Tensor | None:
     return torch.cat(features)[None] if features else None
 
 
+def copy_to_host(outputs: StepOutputs) -> tuple[StepOutputs, torch.cuda.Event]:
+    """
+    Begin to copy what the host reads of a step on CUDA: the decisions, and the kept tokens, which clients are told.
+    Returns outputs with the copies, and the event after which they may be read.
+    """
+    copies = {}
+    for name in ("decisions", "kept"):
+        if (source := getattr(outputs, name)) is not None:
+            copies[name] = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            copies[name].copy_(source, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(outputs.decisions.device))
+    return outputs._replace(**copies), copied
+
+
 def read_results(plan: StepPlan, outputs: StepOutputs, routed_layers: Sequence[int]) -> list[StepResult]:
     """
     Return each stream's result, in the order of the streams. This waits for the device once.
@@ -123,4 +138,4 @@ def read_results(plan: StepPlan, outputs: StepOutputs, routed_layers: Sequence[i
     return [results[stream] for stream in sorted(results)]
 
 
-__all__ = ["PackedStep", "StepOutputs", "join_features", "read_results"]
+__all__ = ["PackedStep", "StepOutputs", "copy_to_host", "join_features", "read_results"]

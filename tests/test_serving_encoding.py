@@ -69,8 +69,11 @@ def test_a_stream_that_reuses_a_faulty_frame_ends_and_others_do_not(monkeypatch)
 
 
 def test_frames_are_encoded_while_a_step_runs(monkeypatch):
-    """As on CUDA, with stand-ins for its streams: the next frames are encoded between a step and its decisions."""
-    waits, empty = [], torch.empty
+    """
+    As on CUDA, with stand-ins for its streams: the next frames are encoded between a step and its decisions. These and
+    the kept tokens, which are told to clients, are read from copies that were begun before.
+    """
+    waits, empty, copies = [], torch.empty, []
     stream = SimpleNamespace(wait_stream=waits.append)
     used = set()
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.add(stream) or nullcontext())
@@ -84,12 +87,20 @@ def test_frames_are_encoded_while_a_step_runs(monkeypatch):
 
     event = SimpleNamespace(record=record, synchronize=lambda: order.append("decided"))
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
-    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))  # noqa: ARG005
+
+    def allocate(*size, pin_memory=False, **how):
+        made = empty(*size, **how)
+        if pin_memory:
+            assert order[-1] == "step"
+            copies.append(made)
+        return made
+
+    monkeypatch.setattr(torch, "empty", allocate)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     found = []
     for vision_stream in (None, "vision"):
-        engine = tiny_engine(max_streams=2)
+        engine = tiny_engine(max_streams=2, output_router_scores=True)
         engine._encoder.cuda_stream = vision_stream
         engine._encoder._intake = vision_stream and "intake"
         encode, launch = engine.model.encode_frames, engine.runner.launch
@@ -103,8 +114,11 @@ def test_frames_are_encoded_while_a_step_runs(monkeypatch):
             for _ in range(2):
                 engine.step()
         engine.run()
-        found.append([said(one.events) for one in streams])
-    assert found[0] == found[1] and sum(map(len, found[0])) > 4
+        kept = [list(one.session.kept_tokens.values()) for one in streams]
+        found.append([(said(one.events), [x.tolist() for x in rows]) for one, rows in zip(streams, kept, strict=True)])
+        pinned = {made.untyped_storage().data_ptr() for made in copies}
+        assert {x.untyped_storage().data_ptr() in pinned for rows in kept for x in rows} == {vision_stream is not None}
+    assert found[0] == found[1] and sum(len(events) for events, _ in found[0]) > 4
     assert waits and set(waits) == {"vision"} and used == {"vision", "intake"}
     text = " ".join(order)
     assert text.startswith("encode step record") and "step record encode decided" in text
