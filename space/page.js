@@ -30,6 +30,12 @@
     page.url = null;
   };
 
+  // Nobody watches: the camera must not stay on.
+  page.stop = () => {
+    stop();
+    stage().classList.remove("playing");
+  };
+
   // The server reads a file itself. Each tick tells it how far the browser has played.
   page.play = (url) => {
     if (!url) return;

@@ -230,7 +230,8 @@ def _wire_stream(app: Any, parts: SimpleNamespace) -> None:
     uploaded.success(**play)
     asked = parts.camera.click(None, parts.fps, granted, js="(fps) => page.camera(fps)")
     given = [*options, granted, *speaking]
-    asked.then(app.open_camera, given, [timer, *showing], api_name="open_camera", **live)
+    opened_camera = asked.then(app.open_camera, given, [timer, *showing], api_name="open_camera", **live)
+    opened_camera.failure(None, js="() => page.stop()")
     parts.pause.click(None, js="() => page.pause()")
     now = "(fps, threshold, query, until, ...speaking) => [fps, threshold, query, page.now(fps), ...speaking]"
     parts.reset.click(app.reset, [*options, until, *speaking], [timer, *showing], api_name="reset", js=now, **live)

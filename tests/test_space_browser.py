@@ -287,7 +287,18 @@ def take_a_seat(page):
     raise AssertionError("no seat became free")
 
 
+KEEP_TRACKS = """() => {
+  const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (options) => {
+    const stream = await open(options);
+    window.tracks = stream.getTracks();
+    return stream;
+  };
+}"""
+
+
 def test_a_person_without_a_seat_gets_one_when_a_tab_closes(visit):
+    """A camera that nobody watches is switched off."""
     pages = [visit() for _ in range(SEATS)]
     for page in pages:
         page.click("#sample")
@@ -295,6 +306,9 @@ def test_a_person_without_a_seat_gets_one_when_a_tab_closes(visit):
     late = visit()
     late.click("#sample")
     expect(late.get_by_text(f"All {SEATS} seats are taken. Try again in a minute.")).to_be_visible(timeout=SOON)
+    late.evaluate(KEEP_TRACKS)
+    late.click("#camera")
+    late.wait_for_function("() => window.tracks?.length && window.tracks.every((it) => it.readyState === 'ended')")
     pages[0].close()
     take_a_seat(late)
     expect(late.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
