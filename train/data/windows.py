@@ -265,7 +265,7 @@ def count_frames(row: dict[str, Any], *, fps: float, most: float = math.inf) -> 
         row (`dict`): A row with `video` or `frame_features`: a path, or the frames themselves.
         fps (`float`): Frames per second.
         most (`int`, *optional*): Most frames to count by times alone. If a row has more, its video is opened, and the
-            number is exact.
+            number is exact. Features within a Parquet file stay closed.
     """
     features, video = row.get("frame_features"), row.get("video")
     frames = video if features is None else features
@@ -276,7 +276,7 @@ def count_frames(row: dict[str, Any], *, fps: float, most: float = math.inf) -> 
         shape, about = read_header(features)
         return len(frame_range(shape[0], about, row, fps=fps))
     count = math.inf if end is None else 1 + floor_frame(end - start, fps)
-    if end is not None and count <= most:
+    if end is not None and (count <= most or features is not None):
         return count
     with open_video(video) as reader:
         seconds = reader.seconds
