@@ -21,8 +21,6 @@ from videollm_mod.video_reading_videollm_mod import VideoReader
 _APART = 2
 # FFmpeg's format by the suffix of a clip. Other sources become Matroska, which holds nearly everything.
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".ts": "mpegts", ".mkv": "matroska"}
-
-
 _MP4 = (".mp4", ".m4v", ".mov")
 
 
