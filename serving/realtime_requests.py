@@ -49,7 +49,7 @@ async def handle_event(conversation: Conversation, text: str | None) -> None:
         _tell_fault(conversation, event, error)
         return
     await conversation.session.lock.acquire()
-    # The end of a connection cancels this. What the client was told of an event that has begun must become true.
+    # A connection that ends cancels this call. The event goes on, since the client may have its confirmation already.
     await asyncio.shield(conversation.session.sessions.start(_take_effect(conversation, event)))
 
 

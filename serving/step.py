@@ -99,8 +99,11 @@ def join_features(steps: Iterable[StreamStep]) -> torch.Tensor | None:
 
 def copy_to_host(outputs: StepOutputs) -> tuple[StepOutputs, torch.cuda.Event]:
     """
-    Begin to copy what the host reads of a step on CUDA: the decisions, and the kept tokens, which clients are told.
-    Returns outputs with the copies, and the event after which they may be read.
+    Begin to copy a step's decisions and kept tokens from CUDA to pinned host memory.
+
+    Returns:
+        `tuple[StepOutputs, torch.cuda.Event]`: The outputs with the copies, which have the shapes and dtypes of their
+        sources, and the event to wait for before they are read.
     """
     copies = {}
     for name in ("decisions", "kept"):
