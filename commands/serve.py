@@ -128,7 +128,11 @@ def serve(
         limits |= {"resume_seconds": resume_seconds}
         # Wrong options are reported before the model is loaded.
         Limits(**limits)
-        check_saving(save_seconds, state_dir)
+        if save_seconds is not None and no_state_dir:
+            raise ValueError(
+                "--save-seconds and --no-state-dir contradict each other: sessions are saved in a folder."
+            )
+        check_saving(save_seconds, state_dir or "the server's own")
         if no_state_dir and state_dir is not None:
             raise ValueError("--state-dir and --no-state-dir contradict each other: give one of them.")
         memory = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}

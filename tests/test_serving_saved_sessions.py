@@ -130,7 +130,7 @@ def test_a_client_that_is_away_loses_nothing_when_the_server_is_restarted(tmp_pa
     assert process.wait(30) in (0, -signal.SIGTERM)
     (folder,) = tmp_path.glob("videollm-mod-*")
     assert len(saved_in(folder)) == 1 and folder.stat().st_mode & 0o077 == 0
-    process, same = start(port, temporary=tmp_path)
+    process, same = start(port, "--save-seconds", "60", temporary=tmp_path)
     try:
         after = asyncio.run(come_back(same, token, before[-1].event_id))
         assert len(said(before)) < len(narration()) and said(before + after) == narration()
@@ -491,8 +491,9 @@ def test_a_server_has_a_folder_of_its_own_among_temporary_files(tmp_path, monkey
     assert sum("name another folder with `--state-dir`" in record.message for record in caplog.records) == 2
 
 
-def test_a_folder_and_none_are_not_given_together():
-    done = run_command("serve", "--model", "does-not-exist", "--state-dir", "here", "--no-state-dir")
+@pytest.mark.parametrize("given", [("--state-dir", "here"), ("--save-seconds", "10")])
+def test_a_folder_and_none_are_not_given_together(given):
+    done = run_command("serve", "--model", "does-not-exist", *given, "--no-state-dir")
     assert done.returncode == 1 and "contradict each other" in done.stderr
 
 
