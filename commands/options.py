@@ -68,7 +68,7 @@ Query = Annotated[
     str | None,
     typer.Option(
         help='What the user says before the first frame. Use "" for no query.',
-        show_default="Please narrate the video in real time.",
+        show_default="Please narrate the video in real time., if the model has learned when to speak",
     ),
 ]
 IntervalThreshold = Annotated[

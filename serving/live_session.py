@@ -349,7 +349,7 @@ class LiveSession:
     async def _change(self, options: SessionOptions) -> None:
         if options.memory() != self.options.memory():
             if self.has_begun:
-                fixed = "`max_frames` and `max_text_tokens` reserve memory and cannot change after the first frame."
+                fixed = "`max_frames` and `max_text_tokens` reserve memory: the first frame or text fixes them."
                 raise RequestError(fixed, code="session_has_begun", param=field_of(self.path, "max_frames"))
             # A client that leaves now cancels this, and the stream would be lost.
             await asyncio.shield(self.sessions.start(self._open_again(options)))
