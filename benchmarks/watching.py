@@ -124,10 +124,11 @@ def random_models(tokens: int, options: argparse.Namespace) -> dict[str, VideoLL
 
 
 def random_processor(model: VideoLLMMoDForConditionalGeneration) -> VideoLLMMoDProcessor:
-    """Return a processor for a random model: the embedded checkpoint's, with the model's image size."""
+    """Return a processor for a random model: the embedded checkpoint's, with the model's frames."""
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT, trust_remote_code=True)
     height, width = image_size(model.config)
     processor.video_processor.size = {"height": height, "width": width}
+    processor.frame_num_tokens, processor.frame_token_id = model.config.frame_num_tokens, model.config.frame_token_id
     return processor
 
 

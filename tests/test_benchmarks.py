@@ -28,6 +28,7 @@ import watching
 from counting import CountOperations
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.serving import StreamingEngine
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -295,6 +296,19 @@ def test_a_training_step_of_every_kind(tmp_path):
     assert [training.compared(row, rows) for row in rows if row.scheme == "full"] == [(1, 1, 0)] * 4
     # Without a measurement of full compute there is nothing to compare with.
     assert training.compared(rows[1], rows[1:3]) is None and "| - |" in training.table(rows[1:3], "cpu")
+
+
+def test_the_processor_of_a_random_model_makes_the_frames_of_captured_and_compiled_steps():
+    model = watching.random_models(10, model_options())["full"]
+    watching.silence(model)
+    processor, limits = watching.random_processor(model), {"max_frames": 8, "max_text_tokens": 64}
+    assert model.stream(processor, compile=True, **limits)._compiled.frame_ids.count(1024) == 10
+    engine = StreamingEngine(model, processor, max_streams=1, capture=True, **limits)
+    stream = engine.open(system_prompt="")
+    stream.push(np.zeros((2, 128, 128, 3), dtype=np.uint8))
+    stream.close()
+    engine.run()
+    assert engine.stats.frames == 2 and engine.stats.captured_steps == engine.stats.steps > 0
 
 
 def test_everything_that_needs_a_gpu_is_measured_part_by_part(tmp_path, monkeypatch, capsys):
