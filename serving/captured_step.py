@@ -4,7 +4,8 @@
 
 import gc
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -256,7 +257,7 @@ class GraphCapture:
             graph = torch.cuda.CUDAGraph()
             # Other threads may use the device meanwhile, for example to copy frames.
             options = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
-            with _CAPTURING, torch.cuda.graph(graph, **options):
+            with _CAPTURING, _own_workspaces(), torch.cuda.graph(graph, **options):
                 outputs = run()
 
         def replay() -> StepOutputs:
@@ -264,6 +265,22 @@ class GraphCapture:
             return StepOutputs(*(None if x is None else x.clone() for x in outputs))
 
         return replay
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """
+    Let a capture allocate its cuBLAS workspaces in its own memory pool.
+
+    torch keeps one workspace per stream, and a graph writes to its address. One that the warm-up allocated lies
+    outside the pool, and torch frees it when other graphs are captured or deleted: a replay would write into foreign
+    memory.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 class CapturedSteps:

@@ -45,6 +45,7 @@ CHECKED = {
 USED = {
     "_attn_implementation": ("transformers.configuration_utils", "Model files of Transformers read it, as ours do."),
     "_connection": ("openai.resources.realtime.realtime", "Tests cut a connection."),
+    "_cuda_clearCublasWorkspaces": ("torch._inductor.cudagraph_trees", "CUDA graphs with workspaces of their own."),
     "_from_config": ("transformers.modeling_utils", "`AutoModel.from_config` requires a registered class."),
     "_gradient_checkpointing_func": ("transformers.modeling_layers", "Checkpointed layers of Transformers call it."),
     "_hf_api": ("transformers.utils.hub", "Tests make Transformers ask their own Hub."),
@@ -62,6 +63,7 @@ USED = {
     "_shutting_down": ("ray.serve._private.replica", "As for `_private`."),
     "_temp_dir": ("ray._private.worker", "Tests keep the paths of Ray's sockets short."),
     "_value": ("prometheus_client.metrics", "Tests read a counter."),
+    "torch._C": ("torch", "As for `_cuda_clearCublasWorkspaces`."),
     "torch._assert_async": ("torch", "A check on a GPU that does not wait for it."),
     "torch._dynamo": ("torch", "Marks of dynamic sizes and of static addresses. Tests count graphs."),
     "torch._inductor": ("torch", "CUDA graphs in a thread of their own, and compiled code without its wrapper."),
