@@ -244,10 +244,18 @@ class GraphCapture:
         self.stream = torch.cuda.Stream(device)
         # Graphs can share memory, because the outputs of one are copied before another runs.
         self.pool = torch.cuda.graph_pool_handle()
+        self._is_broken = False
 
     @torch.no_grad()
     def __call__(self, run: Callable[[], StepOutputs]) -> Callable[[], StepOutputs]:
-        """Return a function that replays `run` as a graph and returns copies of its outputs."""
+        """
+        Return a function that replays `run` as a graph and returns copies of its outputs.
+
+        Raises:
+            `RuntimeError`: If an earlier capture failed, except for lack of memory.
+        """
+        if self._is_broken:
+            raise RuntimeError("an earlier capture failed, so nothing is captured any more")
         with torch.cuda.device(self.device):
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
@@ -257,8 +265,17 @@ class GraphCapture:
             graph = torch.cuda.CUDAGraph()
             # Other threads may use the device meanwhile, for example to copy frames.
             options = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
-            with _CAPTURING, _own_workspaces(), torch.cuda.graph(graph, **options):
-                outputs = run()
+            # torch does not return to the stream before if a capture becomes invalid, and its pool may then stay in
+            # the middle of the capture.
+            before = torch.cuda.current_stream()
+            try:
+                with _CAPTURING, _own_workspaces(), torch.cuda.graph(graph, **options):
+                    outputs = run()
+            except Exception as error:
+                self._is_broken = not isinstance(error, torch.OutOfMemoryError)
+                raise
+            finally:
+                torch.cuda.set_stream(before)
 
         def replay() -> StepOutputs:
             graph.replay()

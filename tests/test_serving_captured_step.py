@@ -179,6 +179,7 @@ def graphs(monkeypatch):
     for name in ("device", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda _: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
@@ -192,6 +193,50 @@ def test_a_capture_allocates_its_workspaces_itself(graphs):
     """Those of the warm-up and of the capture before are cleared."""
     GraphCapture(torch.device("cpu"))(lambda: graphs.append("run"))
     assert [type(x) if isinstance(x, _Graph) else x for x in graphs] == ["run"] * 3 + ["clear", _Graph, "run", "clear"]
+
+
+class _Invalid:
+    """A stand-in for a CUDA graph with a capture that becomes invalid."""
+
+    def capture_begin(self, *_, **__):
+        pass
+
+    def capture_end(self):
+        raise RuntimeError("the capture is invalid")
+
+
+def test_an_invalid_capture_leaves_the_thread_on_its_stream_and_is_the_last(monkeypatch):
+    """`torch.cuda.graph` is torch's own here."""
+    current = [SimpleNamespace(wait_stream=lambda _: None)]
+    engine, own = current[0], SimpleNamespace(wait_stream=lambda _: None)
+
+    class OnStream:
+        """As `torch.cuda.StreamContext`."""
+
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            self.before, current[0] = current[0], self.stream
+
+        def __exit__(self, *_):
+            current[0] = self.before
+
+    stand_ins = {
+        **{"device": lambda _: nullcontext(), "stream": OnStream, "Stream": lambda _: own, "CUDAGraph": _Invalid},
+        **{"current_stream": lambda: current[0], "set_stream": lambda stream: current.__setitem__(0, stream)},
+        **{"graph_pool_handle": lambda: None, "synchronize": lambda: None, "empty_cache": lambda: None},
+    }
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("_cuda_clearCublasWorkspaces", "_host_emptyCache"):
+        monkeypatch.setattr(torch._C, name, lambda: None, raising=False)
+    capture = GraphCapture(torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="is invalid"):
+        capture(lambda: None)
+    assert current == [engine]
+    with pytest.raises(RuntimeError, match="an earlier capture failed"):
+        capture(lambda: None)
 
 
 def test_a_graph_is_fed_and_read_through_its_own_tensors(graphs):
