@@ -464,6 +464,9 @@ def test_groups_that_cannot_be_joined_are_counted(tmp_path, capsys):
 def test_words_keep_labels_apart():
     labels = ["turn_on_(switch_on,_start)", "pot_(planter)", "pot", "bat_(sports)", "chip_(food)", "nut_(food)"]
     assert [to_words(label) for label in labels] == ["turn on", "flowerpot", "pot", "sport bat", "snack", "nuts"]
+    # These three are nouns of one vocabulary, which has the second in this spelling.
+    chips = ["chip_(food)", "chip_(wood'_metal),", "chip_(wood,_metal)"]
+    assert [to_words(label) for label in chips] == ["snack", "chips", "chip"]
 
 
 def test_eight_actions_are_seen_and_twenty_predicted(tmp_path, videos):

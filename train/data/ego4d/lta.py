@@ -22,7 +22,7 @@ QUESTION = (
     "The video has {num_frames} frames. After them, predict the next {num_future} actions. Write one action a line, "
     "with a number before it, and nothing else."
 )
-# LIVE's words for labels that would otherwise have the same word. Its eighth entry is misspelt and matches no label.
+# LIVE's words for labels that would otherwise have the same word. The spelling "wood'_metal)," is that of Ego4D.
 _WORDS = {
     "pot_(planter)": "flowerpot",
     "bat_(sports)": "sport bat",
@@ -30,6 +30,7 @@ _WORDS = {
     "nut_(food)": "nuts",
     "nut_(tool)": "nut",
     "chip_(food)": "snack",
+    "chip_(wood'_metal),": "chips",
     "chip_(wood,_metal)": "chip",
 }
 
