@@ -40,6 +40,10 @@ def test_dense_captions_by_hand():
     # First video: two pairs are the same words, one pair differs, and one caption is alone.
     first = 2 * SAME / 4
     assert scores["meteor_stem"] == pytest.approx((first + (SAME + SAME + 0 + 0) / 4) / 3)
+    # METEOR 1.5 has one score for the sums of a video: of weights of 4.5 that were said, and 4.25 true ones with the
+    # made-up word, 2 match, as four words in two chunks. The second video is right at two of four t.
+    together = 1 / (0.15 / (2 / 4.5) + 0.85 / (2 / 4.25)) * (1 - 0.6 * (2 / 4) ** 0.2)
+    assert scores["meteor_1.5_stem"] == pytest.approx((together + 2 / 4 + 0) / 3)
     # The 1- and 2-grams agree, and there are no longer ones: 10 * 2/4.
     assert scores["cider"] == pytest.approx((2 * 5 / 4 + (5 + 5 + 0 + 0) / 4) / 3)
     # The second annotator's caption and three predicted ones; and half of an event in the second video.

@@ -174,6 +174,21 @@ def test_the_program_scores_where_it_is_installed():
     assert found["meteor_1.5"] == 3, "the program's score of all texts together, as FlowNar's code takes it"
 
 
+def test_the_program_starts_once_for_the_captions_of_all_videos(program):
+    starts = program.parent / "starts"
+    program.write_text(
+        program.read_text().replace("import sys\n", f"import sys\nopen({str(starts)!r}, 'a').write('.')\n")
+    )
+    event = {"start": 0.0, "end": 9.0, "text": "a red ball"}
+    other = {"start": 20.0, "end": 30.0, "text": "a dog"}
+    said = [[event, other], [event], []]
+    true = [[[event | {"text": "a red box"}]], [[event]], [[event]]]
+    found = evaluate_metric("dense_captions").compute(predictions=said, references=true)
+    # Matches of each video, at all overlaps: its score of all captions together, not their mean.
+    assert found["meteor_1.5"] == pytest.approx((2 + 3 + 0) / 3)
+    assert starts.read_text() == ".", "the program reads its paraphrases for seconds"
+
+
 @pytest.mark.usefixtures("program")
 def test_a_program_that_stops_is_one_line():
     with pytest.raises(RuntimeError, match=r"METEOR's program stopped: Error: Could not reserve enough space\.$"):

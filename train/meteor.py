@@ -6,7 +6,8 @@ import importlib.util
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -72,21 +73,33 @@ def score_with_program(predictions: Sequence[str], references: Sequence[Sequence
         `ImportError`: If the package or Java is missing. The message says which.
         `RuntimeError`: If the program stops, for example because memory is short.
     """
+    with run_program() as score:
+        return score(predictions, references)
+
+
+@contextmanager
+def run_program() -> Iterator[Callable[[Sequence[str], Sequence[Sequence[str]]], tuple[float, list[float]]]]:
+    """Yield a function that does what [`score_with_program`] does, as often as it is called, by one start."""
     if missing := find_program():
         raise ImportError(missing)
-    if not predictions:
-        return 0.0, []
     from pycocoevalcap.meteor.meteor import Meteor
 
-    true = {index: [_one_line(text) for text in texts] for index, texts in enumerate(references)}
-    said = {index: [_one_line(text)] for index, text in enumerate(predictions)}
     program = Meteor()
+
+    def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+        if not predictions:
+            return 0.0, []
+        true = {index: [_one_line(text) for text in texts] for index, texts in enumerate(references)}
+        said = {index: [_one_line(text)] for index, text in enumerate(predictions)}
+        try:
+            return program.compute_score(true, said)
+        except (OSError, ValueError):
+            program.meteor_p.kill()
+            told = program.meteor_p.stderr.read().decode(errors="replace").strip().splitlines()
+            raise RuntimeError(f"METEOR's program stopped: {told[0] if told else 'it said nothing'}.") from None
+
     try:
-        return program.compute_score(true, said)
-    except (OSError, ValueError):
-        program.meteor_p.kill()
-        told = program.meteor_p.stderr.read().decode(errors="replace").strip().splitlines()
-        raise RuntimeError(f"METEOR's program stopped: {told[0] if told else 'it said nothing'}.") from None
+        yield score
     finally:
         if program.lock.locked():
             # The package locks and does not unlock if an error comes between, and its own clean-up would wait.

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from nltk.translate.meteor_score import single_meteor_score
 from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics import BLEU
 
-from videollm_mod.train.meteor import find_program, read_synonyms, score_meteor, score_with_program
+from videollm_mod.train.meteor import find_program, read_synonyms, run_program, score_meteor, score_with_program
 
 
 # Weight of recall in ROUGE-L, longest n-gram and width of the length penalty of CIDEr, as in COCO's captions code.
@@ -97,7 +97,20 @@ def score_corpus(
     Score captions together: the mean over captions, and METEOR 1.5 from the sums of all words, matches and chunks, as
     its program and COCO's code have it. See [`score_captions`].
     """
-    return {name: score for name, (score, _) in _score(predictions, references, tokenize, names).items()}
+    [scores] = score_corpora([(predictions, references)], tokenize=tokenize, names=names)
+    return scores
+
+
+def score_corpora(
+    corpora: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]],
+    *,
+    tokenize: Callable[[str], list[str]] = split_words,
+    names: Sequence[str] = SCORES,
+) -> list[dict[str, float]]:
+    """Score each of several corpora as [`score_corpus`] does. The program of METEOR 1.5 starts once for all."""
+    with run_program() if "meteor_1.5" in names else nullcontext(score_with_program) as program:
+        found = [_score(*corpus, tokenize, names, program) for corpus in corpora]
+    return [{name: score for name, (score, _) in scores.items()} for scores in found]
 
 
 def _score(
@@ -105,6 +118,7 @@ def _score(
     references: Sequence[Sequence[str]],
     tokenize: Callable[[str], list[str]],
     names: Sequence[str],
+    program: Callable[..., tuple[float, list[float]]] = score_with_program,
 ) -> dict[str, tuple[float, list[float]]]:
     """Return the score of all captions together and of each, under each name."""
     said = [tokenize(text) for text in predictions]
@@ -112,7 +126,7 @@ def _score(
     pairs = list(zip(said, true, strict=True))
     plain = [" ".join(words) for words in said], [[" ".join(words) for words in texts] for texts in true]
     together: dict[str, Callable[[], tuple[float, list[float]]]] = {
-        "meteor_1.5": lambda: score_with_program(*plain),
+        "meteor_1.5": lambda: program(*plain),
         "meteor_1.5_stem": lambda: score_meteor(*plain),
         "meteor_1.5_wordnet": lambda: score_meteor(*plain, find_synsets=_read_synonyms()),
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from videollm_mod.train.arithmetic import mean
 from videollm_mod.train.data.moments import window_iou
-from videollm_mod.train.text_scores import available_scores, score_captions
+from videollm_mod.train.text_scores import available_scores, score_captions, score_corpora
 
 
 _DESCRIPTION = """
@@ -20,18 +20,19 @@ video the true captions of each annotator, in the same form, at least one. Retur
 - `precision`, `recall`: share of predicted captions that have an IoU above t with a true one, and of true captions
   that have one with a predicted one, for t = 0.3, 0.5, 0.7, 0.9 (`precision_0.3`, ...) and averaged. The better
   annotator counts, for each of the two. `f1` is of the averages.
-- `meteor_stem`, `meteor_1.5_stem`, `cider`: a predicted caption is compared with each true one, of all annotators,
-  with an IoU of at least t, and scores 0 if there is none; averaged over a video, then over videos, then over t. The
-  scores are those of `videollm_mod.train.text_scores`. Document frequencies of CIDEr are those of all pairs at t.
+- `meteor_1.5_stem`, `meteor_stem`, `cider`: a predicted caption is compared with each true one, of all annotators,
+  with an IoU of at least t, or with a made-up word if there is none. METEOR 1.5 scores a video from the sums over its
+  pairs, as densevid_eval does, and the other two are means over its pairs. Both are averaged over videos, then over t.
+  The scores are those of `videollm_mod.train.text_scores`. Document frequencies of CIDEr are those of all pairs at t.
 - `soda_c_stem`: F1 of IoU times METEOR under the best assignment that keeps the order of time, for the better
   annotator, averaged over videos.
 
 A video without predictions scores 0. The rules are those of densevid_eval and SODA. With `official=True` three of
 their weaknesses are kept: CIDEr takes its document frequencies from one video, so that a single pair scores 0; SODA
 leaves out videos without predictions, and gives METEOR the true caption for the predicted one. Published figures use
-METEOR 1.5, a Java program, averaged otherwise, so that `meteor_stem`, `meteor_1.5_stem` and `soda_c_stem` do not
-compare with them. If pycocoevalcap and Java are installed, `meteor_1.5` is that program's score. If NLTK finds
-WordNet, `meteor_wordnet` and `meteor_1.5_wordnet` have synonyms.
+METEOR 1.5, a Java program, so that `meteor_stem`, `meteor_1.5_stem` and `soda_c_stem` do not compare with them. If
+pycocoevalcap and Java are installed, `meteor_1.5` is that program's score. If NLTK finds WordNet, `meteor_wordnet` and
+`meteor_1.5_wordnet` have synonyms.
 """
 _CITATION = """Krishna et al., Dense-Captioning Events in Videos, arXiv 1705.00754. Fujita et al., SODA: Story Oriented
 Dense Video Captioning Evaluation Framework, ECCV 2020."""
@@ -64,16 +65,15 @@ class DenseCaptions(evaluate.Metric):
     ) -> dict[str, float]:
         if any(not any(annotators) for annotators in references):
             raise ValueError("A video of `references` has no caption.")
-        pairs = _Pairs(predictions, references, official)
-        scores = _detection(pairs.videos)
-        scores |= {name: _meteor(pairs.videos, name) for name in pairs.meteors}
-        scores["cider"] = _cider(pairs.videos, official)
-        scores["soda_c_stem"] = _soda(pairs.videos, official)
+        videos = _pair_captions(predictions, references, official)
+        scores = _detection(videos) | _meteors(videos)
+        scores["cider"] = _cider(videos, official)
+        scores["soda_c_stem"] = _soda(videos, official)
         return scores
 
 
 class _Pair(NamedTuple):
-    """A predicted and a true caption that overlap."""
+    """A predicted and a true caption that are compared."""
 
     annotator: int
     predicted: int
@@ -81,38 +81,32 @@ class _Pair(NamedTuple):
     iou: float
     words: tuple[str, str]
     soda_meteor: float
-    meteors: dict[str, float]
 
 
 class _Video(NamedTuple):
-    """A video's pairs, and the number of its captions."""
+    """A video's pairs of captions that overlap, each predicted caption with no true one, and the true ones' number."""
 
     pairs: list[_Pair]
-    num_predicted: int
+    alone: list[_Pair]
     num_true: list[int]  # by annotator
 
 
-class _Pairs:
-    """All pairs of captions that overlap, scored once."""
-
-    def __init__(self, predictions: list[Any], references: list[Any], official: bool) -> None:
-        found, counts = [], []
-        for video, (said, annotators) in enumerate(zip(predictions, references, strict=True)):
-            said = sorted(said, key=lambda caption: caption["start"])
-            annotators = [sorted(true, key=lambda caption: caption["start"]) for true in annotators if true]
-            counts.append((len(said), [len(true) for true in annotators]))
-            for annotator, true in enumerate(annotators):
-                for i, one in enumerate(said):
-                    for j, two in enumerate(true):
-                        if iou := window_iou(one, two):
-                            found.append((video, annotator, i, j, iou, (one["text"], two["text"])))
-        texts = [pair[-1] for pair in found]
-        self.meteors = available_scores(["meteor_stem", "meteor_1.5_stem"])
-        scores = [_score(name, texts) for name in self.meteors]
-        soda = _score("meteor_stem", [(two, one) for one, two in texts]) if official else scores[0]
-        self.videos = [_Video([], *count) for count in counts]
-        for (video, *pair), swapped, *meteors in zip(found, soda, *scores, strict=True):
-            self.videos[video].pairs.append(_Pair(*pair, swapped, dict(zip(self.meteors, meteors, strict=True))))
+def _pair_captions(predictions: list[Any], references: list[Any], official: bool) -> list[_Video]:
+    found, videos = [], []
+    for said, annotators in zip(predictions, references, strict=True):
+        said = sorted(said, key=lambda caption: caption["start"])
+        annotators = [sorted(true, key=lambda caption: caption["start"]) for true in annotators if true]
+        alone = [_Pair(-1, i, -1, 0.0, (one["text"], _NO_CAPTION), 0.0) for i, one in enumerate(said)]
+        for annotator, true in enumerate(annotators):
+            for i, one in enumerate(said):
+                for j, two in enumerate(true):
+                    if iou := window_iou(one, two):
+                        found.append((len(videos), annotator, i, j, iou, (one["text"], two["text"])))
+        videos.append(_Video([], alone, [len(true) for true in annotators]))
+    texts = [(two, one) if official else (one, two) for *_, (one, two) in found]
+    for (video, *pair), meteor in zip(found, _score("meteor_stem", texts), strict=True):
+        videos[video].pairs.append(_Pair(*pair, meteor))
+    return videos
 
 
 def _detection(videos: list[_Video]) -> dict[str, float]:
@@ -126,7 +120,7 @@ def _detection(videos: list[_Video]) -> dict[str, float]:
             ]
             found = [len({pair.predicted for pair in pairs}) for pairs in by_annotator]
             covered = [len({pair.true for pair in pairs}) for pairs in by_annotator]
-            precision.append(max(found) / max(video.num_predicted, 1))
+            precision.append(max(found) / max(len(video.alone), 1))
             recall.append(max(count / total for count, total in zip(covered, video.num_true, strict=True)))
         scores |= {f"precision_{at}": float(np.mean(precision)), f"recall_{at}": float(np.mean(recall))}
     for name in ("precision", "recall"):
@@ -136,24 +130,25 @@ def _detection(videos: list[_Video]) -> dict[str, float]:
     return scores
 
 
-def _compared(video: _Video, at: float) -> list[_Pair | None]:
-    """Return the pairs with an IoU of at least `at`, and `None` for each predicted caption that is in none."""
+def _compared(video: _Video, at: float) -> list[_Pair]:
+    """Return the pairs with an IoU of at least `at`, and each predicted caption that is in none with no true one."""
     pairs = [pair for pair in video.pairs if pair.iou >= at]
-    alone = video.num_predicted - len({pair.predicted for pair in pairs})
-    return [*pairs, *[None] * alone]
+    taken = {pair.predicted for pair in pairs}
+    return [*pairs, *(pair for pair in video.alone if pair.predicted not in taken)]
 
 
-def _meteor(videos: list[_Video], name: str) -> float:
-    scores = [
-        [pair.meteors[name] if pair else 0.0 for pair in _compared(video, at)] for at in THRESHOLDS for video in videos
-    ]
-    return float(np.mean([mean(video) for video in scores]))
+def _meteors(videos: list[_Video]) -> dict[str, float]:
+    names = available_scores(["meteor_stem", "meteor_1.5_stem"])
+    compared = [_compared(video, at) for at in THRESHOLDS for video in videos]
+    texts = [([pair.words[0] for pair in pairs], [[pair.words[1]] for pair in pairs]) for pairs in compared]
+    scores = score_corpora(texts, names=names)
+    return {name: float(np.mean([score[name] for score in scores])) for name in names}
 
 
 def _cider(videos: list[_Video], official: bool) -> float:
     means = []
     for at in THRESHOLDS:
-        texts = [[pair.words if pair else ("", _NO_CAPTION) for pair in _compared(video, at)] for video in videos]
+        texts = [[pair.words for pair in _compared(video, at)] for video in videos]
         if official:
             scores = [_score("cider", video) for video in texts]
         else:
@@ -171,17 +166,17 @@ def _score(name: str, texts: list[tuple[str, str]]) -> list[float]:
 def _soda(videos: list[_Video], official: bool) -> float:
     scores = []
     for video in videos:
-        if not video.num_predicted:
+        if not video.alone:
             scores += [] if official else [0.0]
             continue
         best = 0.0
         for annotator, num_true in enumerate(video.num_true):
-            table = np.zeros((video.num_predicted, num_true))
+            table = np.zeros((len(video.alone), num_true))
             for pair in video.pairs:
                 if pair.annotator == annotator:
                     table[pair.predicted, pair.true] = pair.iou * pair.soda_meteor
             total = _best_in_order(table)
-            best = max(best, 2 * total / (video.num_predicted + num_true))
+            best = max(best, 2 * total / (len(video.alone) + num_true))
         scores.append(best)
     return float(np.mean(scores)) if scores else 0.0
 
