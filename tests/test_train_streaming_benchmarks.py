@@ -183,6 +183,26 @@ def test_times_and_options():
         ["A.", "B."]
     ]
     assert mend_options(["A. a", "B. b", "C. c"]) is None and mend_options(None) is None
+    assert mend_options([None, "B. b", "C. c", "D. d"]) is None
+
+
+def test_an_answer_is_the_option_that_carries_its_letter(videos, tmp_path):
+    lists = [
+        ["A. a", "C. c", "B. b", "D. d"],
+        ["A. a", "C. c", "B. b", "or d", "D. d"],
+        ["A. a", "B. b", "B. c", "D. d"],
+    ]
+    content = [entry(asked("Who speaks?", "00:00:02", options=options)) for options in lists]
+    rows, notes = convert("streaming_bench", content, videos, tmp_path, "questions_omni.json")
+    truths = [row["truth"] for row in rows.values()]
+    assert found(notes.mended_by) == {
+        "in more than four pieces: joined, or cut after the fourth": 1,
+        "letters out of order: sorted by them": 1,
+    }
+    assert [truth["options"][1] for truth in truths] == ["b", "b, or d", "b"]
+    assert [len(truth["options"]) for truth in truths] == [4] * 3 and {truth["answer"] for truth in truths} == {"B"}
+    # With a letter that is there twice, the place counts.
+    assert truths[2]["options"] == ["a", "b", "c", "d"]
 
 
 # -------------------------------------------------------------------------------------------------------------- scores

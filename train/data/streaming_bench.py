@@ -23,6 +23,7 @@ PATIENCE = 4
 # Seconds after the end of a video that still belong to it: lengths of containers are rounded.
 _TOUCH = 1.0
 _NUM_OPTIONS = 4
+_IN_ORDER = list(LETTERS[:_NUM_OPTIONS])
 
 
 @dataclass
@@ -113,6 +114,8 @@ class StreamingBench(Converter):
             return None
         if len(question["options"]) != _NUM_OPTIONS:
             notes.mended(place.where, "options", "in more than four pieces: joined, or cut after the fourth")
+        elif sorted(letters := _letters_of(question["options"])) == _IN_ORDER != letters:
+            notes.mended(place.where, "options", "letters out of order: sorted by them")
         asks = ask_choice(text, options)
         if asked:
             asks = "\n".join(
@@ -185,6 +188,9 @@ def mend_options(value: Any) -> list[str] | None:
 
     Some lists of the published file have five to seven pieces: an option was cut in two, or others follow the fourth.
     A piece without a letter belongs to the option before it. What comes after the fourth option with a letter is cut.
+
+    The answer is the letter that an option carries, so that options with the letters "A", "C", "B" and "D" are sorted.
+    If a letter is there twice, places count.
     """
     pieces = [to_text(piece) for piece in value] if isinstance(value, list) else []
     if len(pieces) > _NUM_OPTIONS:
@@ -198,7 +204,13 @@ def mend_options(value: Any) -> list[str] | None:
             else:
                 joined.append(piece)
         pieces = joined
-    return read_options(pieces) if len(pieces) == _NUM_OPTIONS else None
+    if len(pieces) != _NUM_OPTIONS:
+        return None
+    return read_options(sorted(pieces, key=letter_of) if sorted(_letters_of(pieces)) == _IN_ORDER else pieces)
+
+
+def _letters_of(pieces: list[str | None]) -> list[str]:
+    return [letter_of(piece or "") or "" for piece in pieces]
 
 
 def _questions(entries: list[Any], notes: Notes, where: str) -> Iterator[tuple[Any, dict[str, Any]]]:
