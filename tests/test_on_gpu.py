@@ -133,7 +133,8 @@ def test_routed_layers_wait_for_nothing():
                 session.push(random_frames(1))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        return sum("synchroniz" in str(warning.message) for warning in caught)
+        # Setting the mode warns too, once per process.
+        return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
     full = waits("full")
     assert waits("interleaved") == waits("all") == full <= 8
