@@ -46,6 +46,7 @@ def new_trainer(
     collator=None,
     adapter=None,
     router_learning_rate=None,
+    compute_loss_func=None,
     **options,
 ):
     processor = tiny_processor()
@@ -74,6 +75,7 @@ def new_trainer(
         processing_class=processor,
         data_collator=StreamCollator(processor, **(collator or {})),
         peft_config=adapter,
+        compute_loss_func=compute_loss_func,
         **({} if router_learning_rate is None else {"router_learning_rate": router_learning_rate}),
         **({} if streamed is None else {"eval_dataset": dataset, "stream_examples": streamed}),
     )
@@ -115,6 +117,21 @@ def test_the_trainers_loss_equals_the_models(tmp_path, weight):
         plain = new_trainer(tmp_path, model=model, cls=Plain)
         plain.train()
         assert plain.state.log_history[0]["loss"] != pytest.approx(expected, rel=1e-2)
+
+
+LOSSES = [{"label_smoothing_factor": 0.1}, {"loss_type": "dft"}, {"compute_loss_func": lambda *_, **__: None}]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: next(iter(loss)))
+@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
+def test_losses_that_would_ignore_the_weight_of_frames_are_refused(tmp_path, loss, weight):
+    model = tiny_model(text_overrides={"tie_word_embeddings": False}, stream_loss_weight=weight)
+    if weight == 1:
+        new_trainer(tmp_path, model=model, **loss)
+    else:
+        with pytest.raises(ValueError, match=f"`stream_loss_weight` {weight} does not work with `{next(iter(loss))}"):
+            new_trainer(tmp_path, model=model, **loss)
 
 
 def test_a_training_step_needs_one_forward_pass(tmp_path):

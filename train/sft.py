@@ -122,19 +122,22 @@ def train_model(
         replacements=spare if script.skip_faulty else None,
         frame_feature_shape=model.config.frame_feature_shape,
     )
-    trainer = StreamingSFTTrainer(
-        model=model,
-        args=training,
-        train_dataset=train,
-        eval_dataset=evaluation,
-        processing_class=processor,
-        data_collator=collator,
-        peft_config=adapter,
-        stream_examples=streamed,
-        fps=script.fps,
-        router_learning_rate=training.router_learning_rate,
-        about={"dataset": source.dataset, "base_models": arguments.base_models()},
-    )
+    try:
+        trainer = StreamingSFTTrainer(
+            model=model,
+            args=training,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            processing_class=processor,
+            data_collator=collator,
+            peft_config=adapter,
+            stream_examples=streamed,
+            fps=script.fps,
+            router_learning_rate=training.router_learning_rate,
+            about={"dataset": source.dataset, "base_models": arguments.base_models()},
+        )
+    except ValueError as error:  # options that do not go together
+        raise SystemExit(f"error: {error}") from None
     if counter is not None:
         trainer.add_callback(counter)
     trainer.add_callback(Announcement())

@@ -55,6 +55,10 @@ class StreamingSFTTrainer(WholeCheckpoints, SFTTrainer):
         fps (`float`, *optional*, defaults to 2.0): Frames a second to stream them at.
         router_learning_rate (`float`, *optional*): Initial learning rate of routers. Defaults to that of all weights.
         about (`dict`, *optional*): `dataset` and `base_models`, for the card (see [`write_card`]).
+
+    Raises:
+        `ValueError`: If `config.stream_loss_weight` is not 1 and the loss is another one: `label_smoothing_factor`,
+            `compute_loss_func` or `loss_type="dft"`.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class StreamingSFTTrainer(WholeCheckpoints, SFTTrainer):
         self.stream_examples, self.fps, self.about = stream_examples, fps, about or {}
         self.router_learning_rate = router_learning_rate
         self._config = self.accelerator.unwrap_model(self.model).config
+        self._check_loss()
         # Counts stay on the device until they are logged, so that no step waits for them.
         self._sums: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
         self._router_scores: dict[str, list[torch.Tensor]] = {}
@@ -81,6 +86,18 @@ class StreamingSFTTrainer(WholeCheckpoints, SFTTrainer):
             if getattr(type(module), "learns", False):
                 layer = re.search(r"layers\.(\d+)\.router", name).group(1)
                 module.register_forward_hook(partial(self._keep_scores, layer))
+
+    def _check_loss(self) -> None:
+        """Refuse losses that TRL computes from logits, which have no weights, or from powers of weighted ones."""
+        others = {
+            "label_smoothing_factor": self.args.label_smoothing_factor > 0,
+            "compute_loss_func": self.compute_loss_func is not None,
+            "loss_type='dft'": self.args.loss_type == "dft",
+        }
+        weight = self._config.stream_loss_weight
+        if weight != 1 and any(others.values()):
+            other = next(name for name, is_used in others.items() if is_used)
+            raise ValueError(f"`stream_loss_weight` {weight} does not work with `{other}`: set it to 1, or use 'nll'.")
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Normalise frames where the model is: they come as uint8."""
