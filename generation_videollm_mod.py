@@ -273,12 +273,15 @@ class VideoLLMMoDGenerationMixin:
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, **inputs: Any
     ) -> tuple[torch.LongTensor | None, dict[str, Any]]:
-        if expand_size > 1:
-            if inputs.get("pixel_values_videos") is not None:
-                # Beams share their frames: encode them once.
-                inputs["frame_features"] = self.encode_frames(inputs.pop("pixel_values_videos"))
-            if isinstance(inputs.get("num_frames"), (list, tuple)):
-                inputs["num_frames"] = [count for count in inputs["num_frames"] for _ in range(expand_size)]
+        if inputs.get("num_frames") is not None:
+            inputs["num_frames"] = counts = torch.as_tensor(inputs["num_frames"]).flatten()
+            for name in ("pixel_values_videos", "frame_features"):
+                frames = inputs.get(name)
+                if frames is not None and len(frames) == len(counts) and min(counts) < frames.shape[1]:
+                    inputs[name] = torch.stack([_put_first(*row) for row in zip(frames, counts.tolist(), strict=True)])
+        if expand_size > 1 and inputs.get("pixel_values_videos") is not None:
+            # Beams share their frames: encode them once.
+            inputs["frame_features"] = self.encode_frames(inputs.pop("pixel_values_videos"))
         return super()._expand_inputs_for_generation(expand_size=expand_size, **inputs)
 
     def _prefill(self, input_ids: torch.Tensor, generation_config: Any, model_kwargs: dict, **options: bool) -> Any:
@@ -357,6 +360,13 @@ class VideoLLMMoDGenerationMixin:
         fewest = frames.shape[1] if frames is not None and batch_size == 1 else 0
         fewest = fewest if num_frames is None else int(min(num_frames))
         return [max_length - fewest * (num_tokens - min(k, num_tokens)) for k in self.config.layer_keep_counts]
+
+
+def _put_first(row: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a row of frames with its padding behind its `count` frames: a pipeline pads on the tokenizer's side."""
+    padding = len(row) - count
+    comes_first = bool(row[count:].any()) and not row[:padding].any()
+    return row.roll(-padding, 0) if comes_first else row
 
 
 __all__ = ["DEFAULT_QUERY", "VideoLLMMoDGenerationMixin", "interval_rule"]

@@ -104,8 +104,12 @@ def test_sampling(model):
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-def test_a_padded_batch_equals_its_rows(model, kind):
-    """Left-padded rows with different numbers of frames are continued as in batches of one."""
+@pytest.mark.parametrize("by_pipeline", [False, True])
+def test_a_padded_batch_equals_its_rows(model, kind, by_pipeline):
+    """
+    Left-padded rows with different numbers of frames are continued as in batches of one. A pipeline also pads frames
+    in front, and its counts are a list of lists.
+    """
     short = {
         "input_ids": dialogue_ids(model.config, [1], seed=5),
         "frame_features": random_features(model.config, 1, seed=5),
@@ -118,19 +122,26 @@ def test_a_padded_batch_equals_its_rows(model, kind):
     for index, row in enumerate(rows):
         length = row["input_ids"].shape[1]
         ids[index, -length:], mask[index, -length:] = row["input_ids"][0], 1
-        features[index, : row["frame_features"].shape[1]] = row["frame_features"][0]
+        count = row["frame_features"].shape[1]
+        features[index, slice(3 - count, 3) if by_pipeline else slice(count)] = row["frame_features"][0]
+    num_frames = [[3], [1]] if by_pipeline else [3, 1]
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,
         frame_features=features,
-        num_frames=[3, 1],
+        num_frames=num_frames,
         max_new_tokens=5,
         cache_implementation=kind,
     )
     for index, row in enumerate(rows):
         assert torch.equal(output[index, longest:], greedy(model, row, 5)[0, -5:])
     beams = model.generate(
-        input_ids=ids, attention_mask=mask, frame_features=features, num_frames=[3, 1], max_new_tokens=3, num_beams=2
+        input_ids=ids,
+        attention_mask=mask,
+        frame_features=features,
+        num_frames=num_frames,
+        max_new_tokens=3,
+        num_beams=2,
     )
     for index, row in enumerate(rows):
         assert torch.equal(beams[index, longest:], model.generate(**row, max_new_tokens=3, num_beams=2)[0, -3:])

@@ -629,6 +629,23 @@ def test_a_pipeline_answers_about_a_video():
     assert slower["num_frames"] == [9]
 
 
+@pytest.mark.parametrize("task", ["any-to-any", "image-text-to-text"])
+def test_a_pipeline_answers_in_batches_as_one_by_one(task, tmp_path):
+    """The second video is shorter: the pipeline pads its frames in front, as the tokenizer pads its text."""
+    pipe = pipeline(task, model=str(EMBEDDED), trust_remote_code=True)
+    frames = [np.asarray(frame) for _, frame in pipe.processor.read_video(SAMPLE, end=4.0)]
+    write_clip(tmp_path / "short.mp4", np.stack(frames), fps=2)
+    question = {"type": "text", "text": "How many things do you see?"}
+    dialogues = [
+        [{"role": "user", "content": [{"type": "video", "path": str(video)}, question]}]
+        for video in (SAMPLE, tmp_path / "short.mp4")
+    ]
+    options = {"max_new_tokens": 8, "return_full_text": False}
+    alone = [pipe(text=dialogue, **options)[0]["generated_text"] for dialogue in dialogues]
+    together = [said[0]["generated_text"] for said in pipe(text=dialogues, batch_size=2, **options)]
+    assert together == alone and alone[0] != alone[1], alone
+
+
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
