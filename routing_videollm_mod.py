@@ -499,6 +499,10 @@ class RoutedLayer:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         pass
 
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        # Pickle would look for the class by its name, which is that of the library's class.
+        return _new_layer, (type(self).__mro__[2],), self.__dict__
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -526,6 +530,10 @@ class RoutedLayer:
 def _routed_class(cls: type[nn.Module]) -> type[nn.Module]:
     # The same name: libraries find the blocks to shard and to place by the names of their classes.
     return type(cls.__name__, (RoutedLayer, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
+def _new_layer(cls: type[nn.Module]) -> nn.Module:
+    return nn.Module.__new__(_routed_class(cls))
 
 
 def add_routing(layer: nn.Module, index: int, router: VideoLLMMoDRouter | None) -> None:

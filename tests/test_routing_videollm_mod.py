@@ -2,6 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routing: the choice of tokens, the layout of short sequences, gates and write-back."""
 
+import copy
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +14,7 @@ import torch
 from accelerate import infer_auto_device_map, init_empty_weights
 from tiny import choose_kept, dialogue_ids, gate_of, random_features, tiny_config, tiny_model
 from torch.testing import assert_close
+from transformers import AutoModel
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.routers_videollm_mod import GATES, LearnedRouter, VideoLLMMoDRouter
@@ -23,6 +29,9 @@ from videollm_mod.routing_videollm_mod import (
     preference,
     write_back,
 )
+
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("tokens", "count", "expected"), [(10, 2, [2, 7]), (9, 1, [4]), (10, 10, list(range(10)))])
@@ -285,3 +294,24 @@ def test_device_maps_keep_a_router_with_its_layer():
     assert {device_map[name] for name in names} == {0, 1}
     # A layer is one entry of the map, or part of a larger one: its router is never apart.
     assert all(name.split("layers")[1].count(".") <= 1 for name in names), names
+
+
+def logits_in(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_models_can_be_pickled_and_sent_to_other_processes(remote, tmp_path):
+    """Also with remote code, which a new process finds by the path that `multiprocessing` hands on."""
+    kind = AutoModel if remote else VideoLLMMoDForConditionalGeneration
+    model = kind.from_pretrained(ROOT, trust_remote_code=True)
+    inputs = {"input_ids": dialogue_ids(model.config, [2]), "frame_features": random_features(model.config, 2)}
+    expected = logits_in(model, inputs)
+    torch.save(model, tmp_path / "model.pt")
+    for again in (pickle.loads(pickle.dumps(model)), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert [type(module) for module in again.modules()] == [type(module) for module in model.modules()]
+        assert torch.equal(logits_in(again, inputs), expected)
+    assert torch.equal(logits_in(copy.deepcopy(model), inputs), expected)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert torch.equal(pool.submit(logits_in, model, inputs).result(), expected)
