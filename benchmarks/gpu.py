@@ -191,16 +191,21 @@ def main() -> None:
     options.dtype = to_dtype(None, options.device)
     for name in ("weights", "cache_dtype", "checkpoint", "encoder"):
         setattr(options, name, None)
-    lab = Lab(options)
+    lab, is_over = Lab(options), False
     try:
         with stop_after(lab.seconds_left):
             for name in options.parts:
                 if name.partition("-")[2] in ("", "long", *options.schemes):
                     run_part(lab, name)
     except OutOfTimeError:
+        is_over = True
         print(f"{options.minutes:g} minutes are over: run this again to go on", flush=True)
     draw(lab)
-    print(f"{options.out / 'gpu.md'}: {clock.monotonic() - STARTED:.0f} s in all")
+    print(f"{options.out / 'gpu.md'}: {clock.monotonic() - STARTED:.0f} s in all", flush=True)
+    if is_over:
+        # At its end Python waits for the thread of compiled sessions, which may be compiling for minutes.
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def run_part(lab: Lab, name: str) -> None:

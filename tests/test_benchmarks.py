@@ -5,6 +5,7 @@
 import importlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -365,12 +366,29 @@ def test_a_part_that_fails_or_runs_out_of_time_leaves_the_others_their_figures(t
     monkeypatch.setattr(gpu, "STARTED", gpu.clock.monotonic())
     given = ["--device", "cpu", "--shape", "tiny", "--minutes", (gpu.OTHER_SECONDS + 8) / 60, "--out", tmp_path]
     monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, given)])
-    gpu.main()
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="0"):
+        gpu.main()
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert {name: part["is_complete"] for name, part in parts.items()} == {"floors": True, "long": False}
     printed = capsys.readouterr().out
     assert "fault: failed" in printed and "never" not in printed and "run this again to go on" in printed
     assert "a fault" in (tmp_path / "fault.error").read_text()
+
+
+def test_a_run_out_of_time_waits_for_no_thread(tmp_path):
+    """A compiled session compiles in a thread, which Python joins at its end."""
+    lines = [
+        "import sys, time, gpu",
+        "from concurrent.futures import ThreadPoolExecutor",
+        "def compiles(_): ThreadPoolExecutor(1).submit(time.sleep, 200).result()",
+        "gpu.PARTS, gpu.Lab.rates = {'floors': gpu.Part(compiles, 0)}, (1e9, 1e9)",
+        f"sys.argv += ['--device', 'cpu', '--minutes', '{(gpu.OTHER_SECONDS + 1) / 60}', '--out', {str(tmp_path)!r}]",
+        "gpu.main()",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and "minutes are over" in done.stdout and "s in all" in done.stdout, done.stderr
 
 
 def test_laptop_compares_a_session_with_sending_frames_again(tmp_path):
