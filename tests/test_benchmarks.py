@@ -391,6 +391,25 @@ def test_a_run_out_of_time_waits_for_no_thread(tmp_path):
     assert done.returncode == 0 and "minutes are over" in done.stdout and "s in all" in done.stdout, done.stderr
 
 
+def test_tests_on_a_gpu_that_take_too_long_are_stopped_and_counted(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    lines = ["import pytest, time", "@pytest.mark.gpu", "@pytest.mark.parametrize('run', [int, lambda: 1 / 0])"]
+    lines += ["def test_runs(run): run()", "@pytest.mark.gpu", "def test_lasts(): time.sleep(100)"]
+    (tmp_path / "tests" / "test_slow.py").write_text("\n".join(lines))
+    options = Namespace(device="cpu", shape="tiny", out=tmp_path)
+    for name, value in {"ROOT": tmp_path, "TEST_SECONDS": 10}.items():
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu.Lab, "write", lambda _: None)
+    lab = gpu.Lab(options)
+    gpu.run_tests(lab)
+    (row,) = lab.parts["tests"]["rows"]
+    assert row == {
+        **{"exit_code": "stopped after 10 s", "passed": 1, "failed": 1},
+        "names": "test_slow.py::test_runs[<lambda>]",
+    }
+    assert "test_lasts" in (tmp_path / "tests.log").read_text()
+
+
 def test_laptop_compares_a_session_with_sending_frames_again(tmp_path):
     """The benchmark itself fails if the two do not say the same word, or a scene reuses the wrong frames."""
     options = ["--models", "tiny", "--sizes", 128, 64, "--runners", "eager", "--frames", 1, "--tries", 1]
