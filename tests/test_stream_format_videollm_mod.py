@@ -8,9 +8,10 @@ import random
 import pytest
 import torch
 from engines import said
-from tiny import SCHEMES, random_frames, training_batch
+from jinja2 import UndefinedError
+from tiny import SCHEMES, random_frames, tiny_processor, training_batch
 from torch.testing import assert_close
-from transformers import AutoProcessor
+from transformers import AutoProcessor, AutoTokenizer
 from turns import SPECIAL, recording, turn_model, turn_processor
 
 from videollm_mod import VideoLLMMoDProcessor
@@ -76,6 +77,18 @@ DIALOGUE = [
     {"role": "user", "content": "Tell me."},
     {"role": "stream", "num_frames": 1, "times": [6001.0]},
 ]
+
+
+@pytest.mark.parametrize("name", [None, *TEXTS])
+def test_the_tokenizer_alone_renders_chats_of_text(name, tmp_path):
+    """DPO and other text tools load the tokenizer without the processor. Frames raise an error there."""
+    processor = tiny_processor() if name is None else turn_processor(name)
+    processor.save_pretrained(tmp_path)
+    tokenizer, text = AutoTokenizer.from_pretrained(tmp_path), [DIALOGUE[0], *DIALOGUE[2:5]]
+    rendered = tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
+    assert rendered == processor.apply_chat_template(text, add_generation_prompt=True)
+    with pytest.raises(UndefinedError, match="frame_token"):
+        tokenizer.apply_chat_template(DIALOGUE, tokenize=False)
 
 
 @pytest.fixture(params=STREAM_FORMATS)
