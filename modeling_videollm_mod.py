@@ -574,22 +574,30 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         """
         Return LIVE's choice of what to train (arXiv 2406.11816, section 4), and the routers: LoRA on the language
         model and an untied head, connector and routers completely. `overrides` change fields of `peft.LoraConfig`.
+        Raises `ValueError` if the connector or the vision encoder is to be trained and its weights are quantised.
         """
         if not is_peft_available():
             raise ImportError("`make_lora_config` needs PEFT: `pip install peft`.")
         # Merging the adapter of a tied head would change the embeddings too.
         head = "" if self.config.tie_word_embeddings else r"|(.*\.)?lm_head"
-        layers = self.model.language_model.layers
-        linear = sorted({name.rsplit(".")[-1] for name, m in layers.named_modules() if isinstance(m, nn.Linear)})
-        defaults = {
+        modules = [item for item in self.model.language_model.layers.named_modules() if ".router" not in item[0]]
+        linear = sorted({name.rsplit(".")[-1] for name, module in modules if isinstance(module, nn.Linear)})
+        fields = {
             "task_type": "CAUSAL_LM",
             "r": 128,
             "lora_alpha": 256,
             "lora_dropout": 0.05,
-            "target_modules": rf"(.*\.)?language_model\.layers\..*\.({'|'.join(linear)}){head}",
+            "target_modules": rf"(.*\.)?language_model\.layers\.\d+\.(?!router\.)(.*\.)?({'|'.join(linear)}){head}",
             "modules_to_save": ["connector", *self.router_names],
+            **overrides,
         }
-        return LoraConfig(**{**defaults, **overrides})
+        saved = fields["modules_to_save"] or ()
+        parts = [getattr(self.model, name) for name in ("connector", "vision_encoder") if name in saved]
+        # Quantised weights are integers, or four bits stored as another type.
+        if any(not w.is_floating_point() or hasattr(w, "quant_state") for part in parts for w in part.parameters()):
+            skip = ["lm_head", "model.connector", "model.vision_encoder"]
+            raise ValueError(f"Quantised parts cannot be trained: load the model with llm_int8_skip_modules={skip}.")
+        return LoraConfig(**fields)
 
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
         """

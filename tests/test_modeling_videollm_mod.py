@@ -8,6 +8,7 @@ import logging
 import math
 import re
 from functools import partial
+from unittest.mock import patch
 
 import peft
 import pytest
@@ -32,6 +33,7 @@ from tiny import (
     tiny_text_config,
     tiny_vision_config,
 )
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
@@ -56,6 +58,7 @@ from videollm_mod import (
 )
 from videollm_mod.cache_videollm_mod import CACHE_NAME
 from videollm_mod.configuration_videollm_mod import CONNECTORS
+from videollm_mod.routers_videollm_mod import ROUTERS, VideoLLMMoDRouter
 
 
 RUNS = [3, 1, 2]
@@ -885,6 +888,55 @@ def test_lora_with_the_models_own_settings_trains_routers_and_connector():
     assert_close(merged(**inputs_for(model)).logits, trained_logits, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(trained_logits, expected)
     assert {n for n, _ in merged.named_parameters()} == {n for n, _ in tiny_model(mod_layers="all").named_parameters()}
+
+
+@pytest.mark.parametrize("saved", [["connector"], None])
+def test_lora_leaves_out_routers_with_linear_layers(saved):
+    """Their names are no part of the language model, so a frozen router stays frozen."""
+
+    class TwoLayers(VideoLLMMoDRouter):
+        learns = is_pointwise = True
+
+        def __init__(self, config, layer):
+            super().__init__(config, layer)
+            self.up_proj = nn.Linear(config.text_config.hidden_size, 4)
+            self.score = nn.Linear(4, 1)
+
+        def forward(self, hidden_states, *_):
+            return self.score(self.up_proj(hidden_states).relu()).float()
+
+    with patch.dict(ROUTERS, two=TwoLayers):
+        model = tiny_model(mod_layers="all", mod_router="two")
+        adapted = get_peft_model(model, model.make_lora_config(r=2, modules_to_save=saved))
+        routers = [name for name, w in adapted.named_parameters() if w.requires_grad and ".router." in name]
+        assert not routers and any("layers.3.mlp.up_proj.lora_A" in name for name, _ in adapted.named_parameters())
+        own = get_peft_model(tiny_model(mod_layers="all", mod_router="two"), model.make_lora_config(r=2))
+        names = [name for name, w in own.named_parameters() if w.requires_grad and ".router." in name]
+        assert len(names) == 4 * 4 and not any("lora" in name for name in names)
+
+
+SKIPPED = ["lm_head", "model.connector", "model.vision_encoder"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"load_in_4bit": True},
+        {"load_in_8bit": True},
+        {"load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
+    ],
+    ids=["4 bits", "8 bits", "4 bits stored as bfloat16"],
+)
+def test_lora_refuses_a_quantised_connector_and_names_what_to_skip(tmp_path, options):
+    tiny_model(text_overrides={"tie_word_embeddings": False}).save_pretrained(tmp_path)
+    load = partial(VideoLLMMoDForConditionalGeneration.from_pretrained, tmp_path, dtype=torch.bfloat16)
+    model = load(quantization_config=BitsAndBytesConfig(**options))
+    with pytest.raises(ValueError, match=f"load the model with llm_int8_skip_modules={re.escape(str(SKIPPED))}"):
+        model.make_lora_config(r=2)
+    model.make_lora_config(r=2, modules_to_save=None)
+    model = load(quantization_config=BitsAndBytesConfig(**options, llm_int8_skip_modules=SKIPPED))
+    adapted = get_peft_model(model, model.make_lora_config(r=2))
+    assert any(w.requires_grad and "connector" in name for name, w in adapted.named_parameters())
 
 
 def test_merging_lora_leaves_a_tied_head_unchanged():
