@@ -309,18 +309,24 @@ def measure_streaming(lab: Lab, part: str, runners: dict[str, list[str]]) -> Non
             # A compiled session that remembers more frames would be another program.
             limit = {"max_frames": most} if runner in ("session-preallocated", "session-compiled") else {}
             variant = PlainLoop if runner == PLAIN else partial(RUNNERS[runner], **limit)
+            model = lab.models[scheme]  # made before memory is measured
             free(lab.device)
             before = held_gb(lab.device)
             reset_peak(lab.device)
             try:
-                watcher = variant(lab.models[scheme], context)
+                watcher = variant(model, context)
                 row = measure_watcher(lab, watcher, context)
             except torch.OutOfMemoryError:
                 lab.record(part, **cells, error="not enough memory")
                 continue
-            peak = peak_gb(lab.device)
-            lab.record(part, **cells, **row, **{"peak, GB": None if peak is None else peak - before})
+            lab.record(part, **cells, **row, **{"peak, GB": peak_above(before, lab.device)})
             del watcher
+
+
+def peak_above(before: float, device: str) -> float | None:
+    """Return the peak in gigabytes since `reset_peak`, without what was held before."""
+    peak = peak_gb(device)
+    return None if peak is None else peak - before
 
 
 def measure_watcher(lab: Lab, watcher: Watcher, context: int) -> dict[str, Any]:
@@ -381,8 +387,10 @@ def watch_live(lab: Lab, scheme: str, streams: int) -> dict[str, Any]:
     model, context, seconds = lab.models[scheme], lab.sizes.stream_context, lab.sizes.stream_seconds
     ticks = math.ceil(seconds * FPS)
     limits = {"max_frames": context + ticks + TOGETHER, "max_text_tokens": 512}
-    engine = StreamingEngine(model, random_processor(model), max_streams=streams, when_behind="drop_oldest", **limits)
+    free(lab.device)
+    before = held_gb(lab.device)
     reset_peak(lab.device)
+    engine = StreamingEngine(model, random_processor(model), max_streams=streams, when_behind="drop_oldest", **limits)
     with engine:
         opened = [engine.open(fps=FPS) for _ in range(streams)]
         for stream in opened:
@@ -405,7 +413,7 @@ def watch_live(lab: Lab, scheme: str, streams: int) -> dict[str, Any]:
         "dropped": stats.dropped,
         "captured steps": f"{stats.captured_steps} of {stats.steps}",
         "feeder late, ms": 1e3 * late,
-        "peak, GB": peak_gb(lab.device),
+        "peak, GB": peak_above(before, lab.device),
         "keeps_up": stats.dropped == 0 and p99(latencies) < 1 / FPS,
     }
 

@@ -391,6 +391,27 @@ def test_a_run_out_of_time_waits_for_no_thread(tmp_path):
     assert done.returncode == 0 and "minutes are over" in done.stdout and "s in all" in done.stdout, done.stderr
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the peak that Linux counts")
+@pytest.mark.parametrize("part", ["sessions", "streams-full"])
+def test_the_peak_of_a_part_is_without_the_models(tmp_path, monkeypatch, part):
+    """The first part that reads the models makes them."""
+    make = gpu.random_models
+
+    def make_large(*given):
+        models = make(*given)
+        models["full"].register_buffer("large", torch.ones(200_000_000))
+        return models
+
+    monkeypatch.setattr(gpu, "random_models", make_large)
+    monkeypatch.setattr(gpu, "SMALL", gpu.SMALL._replace(contexts=(2,), stream_seconds=1.0, streams=1))
+    lab = gpu.Lab(Namespace(**vars(model_options()), tokens=10, out=tmp_path))
+    lab.rates = (1e9, 1e9)
+    monkeypatch.setattr(lab, "write", lambda: None)
+    gpu.PARTS[part].run(lab)
+    # The first step of a process reads libraries.
+    assert all(0 <= row["peak, GB"] < 0.6 for row in lab.parts[part]["rows"])
+
+
 def test_tests_on_a_gpu_that_take_too_long_are_stopped_and_counted(tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     lines = ["import pytest, time", "@pytest.mark.gpu", "@pytest.mark.parametrize('run', [int, lambda: 1 / 0])"]
