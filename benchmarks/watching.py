@@ -218,16 +218,16 @@ class Watcher:
         """Return the bytes of the cache entries, without reserved memory."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the features (1, frames, features, width) of pixel values (1, frames, channels, height, width)."""
+        return self.model.encode_frames(pixels)
+
     def steps(self, dtype: torch.dtype) -> dict[str, Step]:
         """Return the steps to time, by kind."""
         device, size = self.model.device, self.config.frame_feature_shape
         features = torch.randn(1, TOGETHER, *size, device=device, dtype=dtype)
         pixels = torch.randn(1, 1, 3, *image_size(self.config), device=device, dtype=dtype)
-
-        def encoded() -> None:
-            with torch.no_grad():
-                frame = self.model.encode_frames(pixels)
-            self.watch(frame)
 
         def speak() -> None:
             self.watch(features[:, :1])
@@ -236,7 +236,7 @@ class Watcher:
         kinds: dict[str, Callable[[], None]] = {
             "frame": lambda: self.watch(features[:, :1]),
             "together": lambda: self.watch(features),
-            "encoded": encoded,
+            "encoded": lambda: self.watch(self.encode(pixels)),
             "speak": speak,
             "word": lambda: self.talk(1),
         }
@@ -293,6 +293,10 @@ class SessionWatcher(Watcher):
         )
         fill_cache(self.session.cache, model, context)
         super().__init__(model, self.session.cache)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """See [`Watcher`]. A compiled session also encodes compiled."""
+        return self.session._encode(pixels[0])[None]
 
     def watch(self, features: torch.Tensor) -> None:
         """See [`Watcher`]."""
@@ -404,9 +408,14 @@ def frame_step(config: VideoLLMMoDConfig, features: torch.Tensor) -> StreamStep:
 
 
 def text_around_frames(config: VideoLLMMoDConfig) -> SimpleNamespace:
-    """Return what a session needs of a processor if its steps are given as frame features and tokens."""
+    """Return what a session needs of a processor if its steps are given as pixel values or features and tokens."""
     ids = frame_step(config, torch.empty(1, *config.frame_feature_shape)).ids
-    return SimpleNamespace(frame_text_tokens=1, numbers_frames=False, encode_typical_frame=lambda: ids)
+    return SimpleNamespace(
+        frame_text_tokens=1,
+        numbers_frames=False,
+        encode_typical_frame=lambda: ids,
+        normalize_frames=lambda pixels: pixels,
+    )
 
 
 def image_size(config: VideoLLMMoDConfig) -> tuple[int, int]:

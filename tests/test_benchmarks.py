@@ -29,6 +29,7 @@ import watching
 from counting import CountOperations
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.compiled_step_videollm_mod import CompiledSteps
 from videollm_mod.serving import StreamingEngine
 
 
@@ -310,6 +311,22 @@ def test_the_processor_of_a_random_model_makes_the_frames_of_captured_and_compil
     stream.close()
     engine.run()
     assert engine.stats.frames == 2 and engine.stats.captured_steps == engine.stats.steps > 0
+
+
+@pytest.mark.parametrize("runner", ["session", "session-compiled"])
+def test_the_encoder_is_measured_as_the_session_runs_it(monkeypatch, runner):
+    compiled = []
+
+    def encode(self, pixels):
+        compiled.append(pixels.shape)
+        return self.model.encode_frames(pixels)
+
+    monkeypatch.setattr(CompiledSteps, "encode", encode)
+    watcher = watching.RUNNERS[runner](watching.random_models(10, model_options())["full"], 2)
+    monkeypatch.setattr(watcher, "watch", lambda features: compiled.append(features.shape))
+    watcher.steps(torch.float32)["encoded"]()()
+    frame = [(1, 3, 128, 128)] if runner == "session-compiled" else []
+    assert compiled == [*frame, (1, 1, *watcher.config.frame_feature_shape)]
 
 
 def test_everything_that_needs_a_gpu_is_measured_part_by_part(tmp_path, monkeypatch, capsys):
