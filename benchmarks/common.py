@@ -138,14 +138,34 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def is_gpu(device: str) -> bool:
+    """Return whether a device, such as `"cuda"` or `"cuda:1"`, is a GPU."""
+    return torch.device(device).type == "cuda"
+
+
+def choose_device(text: str) -> str:
+    """
+    Read the option `--device`. A GPU with a number, such as `cuda:1`, becomes the one that all other calls refer to.
+
+    Raises:
+        `argparse.ArgumentTypeError`: If torch knows no such device.
+    """
+    try:
+        if is_gpu(text) and torch.device(text).index is not None:
+            torch.cuda.set_device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(str(error).splitlines()[0]) from None
+    return text
+
+
 def to_dtype(name: str | None, device: str) -> torch.dtype:
     """Return the dtype with this name; by default bfloat16 on a GPU and float32 elsewhere."""
-    return getattr(torch, name or ("bfloat16" if device == "cuda" else "float32"))
+    return getattr(torch, name or ("bfloat16" if is_gpu(device) else "float32"))
 
 
 def wait(device: str) -> None:
     """Wait until the GPU has finished all queued work."""
-    if device == "cuda":
+    if is_gpu(device):
         torch.cuda.synchronize()
 
 
@@ -186,7 +206,7 @@ def p99(seconds: Iterable[float]) -> float:
 @cache
 def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
     """Measure bytes per second of a copy (read plus written) and operations per second of a matrix product."""
-    side, length = (8192, 2**30) if device == "cuda" else (2048, 2**27)
+    side, length = (8192, 2**30) if is_gpu(device) else (2048, 2**27)
     source = torch.zeros(length, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     matrix = torch.randn(side, side, dtype=dtype, device=device)
@@ -197,7 +217,7 @@ def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
 
 def device_name(device: str) -> str:
     """Return the name of the hardware, as results state it."""
-    if device == "cuda":
+    if is_gpu(device):
         return torch.cuda.get_device_name()
     return f"{_cpu_name()}, {torch.get_num_threads()} threads" if device == "cpu" else "no device (shapes only)"
 

@@ -16,7 +16,17 @@ import argparse
 from videollm_mod.console import quiet
 
 import torch
-from common import SCHEMES, SHAPES, device_name, num_frame_tokens, random_batch, random_config, random_model, timed
+from common import (
+    SCHEMES,
+    SHAPES,
+    choose_device,
+    device_name,
+    num_frame_tokens,
+    random_batch,
+    random_config,
+    random_model,
+    timed,
+)
 from report import markdown_row, markdown_table
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,7 +41,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--text-tokens", type=int, default=100)
     parser.add_argument("--tokens", type=num_frame_tokens, default=10, help="tokens per frame, 1 + n x n")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or meta")
+    parser.add_argument("--device", type=choose_device, default="cpu", help="cpu, cuda or meta")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs; the fastest counts")
     options = parser.parse_args()
     if options.text_tokens < options.frames:

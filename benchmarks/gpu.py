@@ -44,8 +44,10 @@ from common import (
     SCHEMES,
     SHAPES,
     Step,
+    choose_device,
     default_device,
     in_turns,
+    is_gpu,
     machine_rates,
     num_frame_tokens,
     p99,
@@ -188,7 +190,7 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=schemes, help="routing schemes")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run, in this order")
     parser.add_argument("--minutes", type=float, default=9.0, help="minutes that the run may take")
-    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--device", type=choose_device, default=default_device())
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "gpu", help="folder for gpu.json and gpu.md")
     options = parser.parse_args()
     options.dtype = to_dtype(None, options.device)
@@ -214,7 +216,7 @@ def main() -> None:
 def run_part(lab: Lab, name: str) -> None:
     """Run a part, or say why not. If it fails, the next one still runs."""
     part = PARTS[name]
-    seconds = part.seconds if lab.device == "cuda" else min(part.seconds, 1)
+    seconds = part.seconds if is_gpu(lab.device) else min(part.seconds, 1)
     if lab.parts.get(name, {}).get("is_complete"):
         print(f"{name}: already measured", flush=True)
         return
@@ -345,7 +347,7 @@ def measure_watcher(lab: Lab, watcher: Watcher, context: int) -> dict[str, Any]:
         "with encoding, p50": 1e3 * median(seconds["encoded"]),
         "with encoding, p99": 1e3 * p99(seconds["encoded"]),
         "cache, MB": watcher.cache_bytes() / 1e6,
-        **(count_on_gpu(steps["frame"]) if lab.device == "cuda" else {}),
+        **(count_on_gpu(steps["frame"]) if is_gpu(lab.device) else {}),
     }
 
 

@@ -8,6 +8,7 @@ import resource
 from pathlib import Path
 
 import torch
+from common import is_gpu
 
 
 # Writing "5" to this file resets the peak that Linux counts for the process.
@@ -17,13 +18,13 @@ _CLEAR = Path("/proc/self/clear_refs")
 def free(device: str) -> None:
     """Release the memory of models that are no longer used. An engine and its captured steps form a cycle."""
     gc.collect()
-    if device == "cuda":
+    if is_gpu(device):
         torch.cuda.empty_cache()
 
 
 def held_gb(device: str) -> float:
     """Return the gigabytes held now: by tensors on a GPU, otherwise by the process (Linux only)."""
-    if device == "cuda":
+    if is_gpu(device):
         return torch.cuda.memory_allocated() / 1e9
     if not _CLEAR.exists():
         return 0.0
@@ -34,7 +35,7 @@ def held_gb(device: str) -> float:
 
 def reset_peak(device: str) -> None:
     """Start a new measurement of the peak."""
-    if device == "cuda":
+    if is_gpu(device):
         torch.cuda.reset_peak_memory_stats()
     elif _CLEAR.exists():
         _CLEAR.write_text("5", encoding="ascii")
@@ -42,7 +43,7 @@ def reset_peak(device: str) -> None:
 
 def peak_gb(device: str) -> float | None:
     """Return the peak in gigabytes since `reset_peak`: of tensors on a GPU, otherwise of the process (Linux only)."""
-    if device == "cuda":
+    if is_gpu(device):
         return torch.cuda.max_memory_allocated() / 1e9
     if not _CLEAR.exists():
         return None

@@ -21,7 +21,7 @@ from typing import Any
 from videollm_mod.console import quiet
 
 import torch
-from common import ROOT, default_device, device_name, timed
+from common import ROOT, choose_device, default_device, device_name, timed
 from report import markdown_table, write_results
 
 from videollm_mod import VideoLLMMoDProcessor
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what happens to a frame before the vision encoder.")
     parser.add_argument("--sizes", nargs="+", default=["640x480", "1280x720", "1920x1080"], help="widths x heights")
     parser.add_argument("--model-size", type=int, default=384, help="side of the images that the encoder accepts")
-    parser.add_argument("--device", default=default_device(), help="where frames are normalised")
+    parser.add_argument("--device", type=choose_device, default=default_device(), help="where frames are normalised")
     parser.add_argument("--frames", type=int, default=50, help="measured frames of each size")
     parser.add_argument("--out", type=Path, help="folder for preprocessing.json and preprocessing.md")
     options = parser.parse_args()

@@ -26,8 +26,10 @@ import torch
 from common import (
     SCHEMES,
     SHAPES,
+    choose_device,
     default_device,
     device_name,
+    is_gpu,
     num_frame_tokens,
     random_batch,
     random_config,
@@ -76,7 +78,7 @@ def main() -> None:
     quiet()
     parser = argparse.ArgumentParser(description="Measure a training step, with routing and without.")
     parser.add_argument("--shape", choices=SHAPES, default="tiny", help="shape of the language model")
-    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--device", type=choose_device, default=default_device())
     parser.add_argument("--frames", type=int, default=120)
     parser.add_argument("--tokens", type=num_frame_tokens, default=50, help="tokens per frame, 1 + n x n")
     parser.add_argument("--text-tokens", type=int, default=200, help="text tokens besides the interval tokens")
@@ -123,7 +125,7 @@ def compared(row: Row, rows: list[Row]) -> tuple[float, float, float] | None:
 
 def table(rows: list[Row], device: str) -> str:
     """Return the results as a Markdown table."""
-    memory = "peak, GB" if device == "cuda" else "kept for the backward pass, GB"
+    memory = "peak, GB" if is_gpu(device) else "kept for the backward pass, GB"
     head = ["trained", "checkpointing", "scheme", "seconds", "of full", memory, "of full", "loss", "minus full's"]
     return markdown_table(head, (cells(row, rows) for row in rows))
 
@@ -163,7 +165,7 @@ def measure(scheme: str, trained: str, checkpointing: bool, options: argparse.Na
     optimizer = torch.optim.AdamW(weights, lr=1e-5)
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     losses, seconds, kept = [], [], {}
-    if options.device == "cuda":
+    if is_gpu(options.device):
         torch.cuda.reset_peak_memory_stats()
     for _ in range(WARM_UP + options.steps):
         kept.clear()
@@ -171,7 +173,7 @@ def measure(scheme: str, trained: str, checkpointing: bool, options: argparse.Na
         seconds.append(taken)
         losses.append(loss.item())
     kept_bytes = sum(size for place, size in kept.items() if place not in own)
-    memory = torch.cuda.max_memory_allocated() if options.device == "cuda" else kept_bytes
+    memory = torch.cuda.max_memory_allocated() if is_gpu(options.device) else kept_bytes
     return Row(scheme, trained, checkpointing, statistics.median(seconds[WARM_UP:]), memory / 1e9, losses[0])
 
 

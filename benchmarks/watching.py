@@ -21,6 +21,7 @@ from common import (
     SCHEMES,
     SHAPES,
     Step,
+    choose_device,
     default_device,
     device_name,
     num_frame_tokens,
@@ -76,7 +77,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose the device and the dtypes."""
-    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--device", type=choose_device, default=default_device())
     parser.add_argument("--dtype", help="default: bfloat16 on a GPU, float32 elsewhere")
     parser.add_argument("--weights", choices=WEIGHTS, help="store linear layers in eight bits (torchao)")
     parser.add_argument(

@@ -282,6 +282,23 @@ def test_an_endless_stream_of_an_engine(monkeypatch):
     assert lines[-1].startswith("| 100 |")
 
 
+def test_a_gpu_with_a_number_is_a_gpu(monkeypatch):
+    """Calls that name no device then refer to it."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert common.choose_device(name) == name
+    assert chosen == ["cuda:1"]
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 7e9)
+    row = training.Row("full", "all", False, 1.0, 1.0, 1.0)
+    for name in ("cuda", "cuda:1"):
+        assert common.to_dtype(None, name) == torch.bfloat16 and memory.held_gb(name) == 7
+        assert "peak, GB" in training.table([row], name)
+    assert common.to_dtype(None, "cpu") == torch.float32
+    with pytest.raises(ArgumentTypeError, match="gpu"):
+        common.choose_device("gpu")
+
+
 def test_counted_operations_and_cache_entries_equal_the_estimate():
     rows = run("cost.py", "--shape", "tiny", "--frames", 4, "--text-tokens", 10, "--repeats", 1).splitlines()[-3:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
