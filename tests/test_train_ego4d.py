@@ -560,7 +560,10 @@ def test_the_start_and_the_end_of_a_window_are_told(tmp_path, videos):
         (8.5, "a", f'The video related to the query "{query}" starts.'),
         (10.0, "a", f'The video related to the query "{query}" ends.'),
     ]
-    places = [{"clip_uid": "c-1", "annotation_uid": "a", "query_idx": index} for index in (0, 1, 3)]
+    # What annotators gave, for the published scorer.
+    given = {0: [8.1, 9.2], 1: [4.0, 5.0], 3: [9.0, 9.9]}
+    names = {"clip_uid": "c-1", "annotation_uid": "a"}
+    places = [{**names, "query_idx": index, "window": window} for index, window in given.items()]
     assert row["truth"] == {
         "query": query,
         "windows": [[4.0, 5.0], [8.1, 9.9]],

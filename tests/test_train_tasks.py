@@ -757,11 +757,29 @@ def test_nlq_windows_are_those_that_the_model_spoke():
     assert score("ego4d_nlq", [({"windows": [], "clip": [0.0, 9.0]}, spoken)]) == {}
 
 
+def test_nlq_official_counts_each_annotated_window():
+    """Two annotators gave windows that overlap. Ego4D's scorer, run on the submission once, has these figures."""
+    names = {"clip_uid": "c", "annotation_uid": "a"}
+    given = [
+        {**names, "query_idx": index, "window": window} for index, window in enumerate([[0.0, 10.0], [5.0, 15.0]])
+    ]
+    truth = {"windows": [[0.0, 15.0]], "clip": [0.0, 20.0], "places": given}
+    said = [{"time": 0.0, "text": "It starts.", "score": 0.9}, {"time": 10.0, "text": "It ends.", "score": 0.5}]
+    found = score("ego4d_nlq", [(truth, {"replies": said})], official=True)
+    assert (found["r1_0.3"], found["r1_0.5"], found["miou"]) == (1.0, 0.5, pytest.approx(2 / 3))
+    assert score("ego4d_nlq", [(truth, {"replies": said})])["r1_0.5"] == 1.0
+    # Rows of the test split, and rows that were prepared before places had windows.
+    bare = [{name: value for name, value in place.items() if name != "window"} for place in given]
+    assert score("ego4d_nlq", [(truth | {"places": bare}, {"replies": said})], official=True)["r1_0.5"] == 1.0
+    assert score("ego4d_nlq", [(truth | {"places": bare, "windows": []}, {"replies": said})], official=True) == {}
+
+
 def test_nlq_writes_a_submission_in_seconds_of_the_clip(tmp_path):
     said = [("It starts.", 12.0, 0.6), ("It ends.", 16.0, 0.9), ("It starts.", 20.0, 0.8)]
     replies = [dict(zip(("text", "time", "score"), reply, strict=True)) for reply in said]
     places = [{"clip_uid": "c", "annotation_uid": "a", "query_idx": index} for index in range(3)]
-    rows = [{"truth": {"windows": [], "clip": [10.0, 30.0], "places": some}} for some in (places[:2], places[2:])]
+    asked = [[{**places[0], "window": [12.0, 16.0]}, places[1]], places[2:]]
+    rows = [{"truth": {"windows": [], "clip": [10.0, 30.0], "places": some}} for some in asked]
     task = find_task("ego4d_nlq")
     [path] = task.write_files(tmp_path, rows, [{"replies": replies}, {"replies": []}], {})
     # The model was surer of the second window, which is open until the clip ends.

@@ -13,6 +13,8 @@ from videollm_mod.train.tasks.replies import Streamed
 
 
 SUBMISSION = "ego4d_nlq_submission.json"
+# How a submission names a query.
+_NAMES = ("clip_uid", "annotation_uid", "query_idx")
 _RANKS, _THRESHOLDS = (1, 5), (0.3, 0.5)
 
 
@@ -26,8 +28,8 @@ class Ego4DNlq(Streamed):
     """
 
     official_note = (
-        "The published scorer asks for an IoU above the threshold, and counts each window of a query by itself; the "
-        "default takes the nearest of a query's windows."
+        "The published scorer asks for an IoU above the threshold, and counts each annotated window by itself; the "
+        "default merges windows of a query that overlap, and takes the nearest."
     )
     scored_keys = ("windows", "clip")
 
@@ -42,7 +44,7 @@ class Ego4DNlq(Streamed):
         overlaps: list[list[float]] = []
         for row, prediction in zip(rows, predictions, strict=True):
             windows = _windows(row, prediction)
-            true = [dict(zip(("start", "end"), window, strict=True)) for window in row["truth"]["windows"]]
+            true = [dict(zip(("start", "end"), window, strict=True)) for window in _true_windows(row, official)]
             table = [[window_iou(window, one) for one in true] for window in windows]
             if official:
                 overlaps += [[line[k] for line in table] for k in range(len(true))]
@@ -77,7 +79,8 @@ class Ego4DNlq(Streamed):
             begin = row["truth"]["clip"][0]
             best = _windows(row, prediction)[: max(_RANKS)]
             times = [[window["start"] - begin, window["end"] - begin] for window in best] or [[0.0, 0.0]]
-            results += [{**place, "predicted_times": times} for place in row["truth"].get("places", ())]
+            asked = [{name: place[name] for name in _NAMES} for place in row["truth"].get("places", ())]
+            results += [{**names, "predicted_times": times} for names in asked]
         if not results:
             return []  # rows that were prepared before they had places
         submission = {"version": "1.0", "challenge": "ego4d_nlq_challenge", "results": results}
@@ -88,6 +91,12 @@ class Ego4DNlq(Streamed):
 def _windows(row: dict[str, Any], prediction: dict[str, Any]) -> list[dict[str, float]]:
     said = [(reply["time"], reply["text"], reply["score"]) for reply in prediction["replies"]]
     return spoken_windows(said, row["truth"]["clip"][1])
+
+
+def _true_windows(row: dict[str, Any], official: bool) -> list[list[float]]:
+    """Return the windows of a query, or, for the published scorer, those that annotators gave, before merging."""
+    given = [place["window"] for place in row["truth"].get("places", ()) if place.get("window")] if official else []
+    return given or row["truth"]["windows"]  # rows that were prepared before have merged windows only
 
 
 def _passes(iou: float, least: float, official: bool) -> bool:

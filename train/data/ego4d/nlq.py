@@ -33,7 +33,7 @@ class Query:
         clip (`tuple[float, float]`): Start and end of the clip, in seconds of the video.
         windows (`list[tuple[float, float]]`): Windows of the video in seconds, in order and apart from one another.
         places (`list[dict]`): Where the file asks it: `clip_uid`, `annotation_uid` and `query_idx`, as a submission
-            names a query.
+            names a query, and its own `window`, unless the split has none.
     """
 
     id: str
@@ -91,7 +91,8 @@ def read_queries(entry: Any, split: str, notes: Notes) -> tuple[str, list[Query]
             query = queries.setdefault((clip_uid, text), Query(name, text, span))
             query.windows += [] if window is None else [window]
             index = int(place.rpartition("[")[2].rstrip("]"))
-            query.places.append({"clip_uid": clip_uid, "annotation_uid": annotation, "query_idx": index})
+            where = {"clip_uid": clip_uid, "annotation_uid": annotation, "query_idx": index}
+            query.places.append(where if window is None else {**where, "window": list(window)})
     found = list(queries.values())
     for query in found:
         merged = merge_windows(query.windows)
