@@ -222,6 +222,8 @@ def test_a_dialogue_that_breaks_the_rules_is_rejected(old, new, reason):
 
 def test_thoughts_are_no_lines():
     assert read(f"<think>\n[2] User: Hm?\n[1] Assistant: No.\n</think>\n\n{WRITTEN}") == read(WRITTEN)
+    with pytest.raises(RejectedError, match="empty reply"):
+        read(f"<think>\n{WRITTEN}")
 
 
 def test_an_ordinal_is_no_time():
@@ -401,6 +403,8 @@ def test_narrations_are_rewritten_once_each(tmp_path):
         (Reply("\n"), "empty reply"),
         (Reply('""'), "empty reply"),
         (Reply("You look", True), "reply was cut"),
+        (Reply("<think>\nThe note is about C.", True), "empty reply"),
+        (Reply("<think>C looks.</think>", True), "empty reply"),
         (Reply("You look at #C now."), "still speaks of C"),
         (Reply("You look around. " * 5), "much longer"),
         ("no reply from the endpoint", "no reply"),
@@ -409,6 +413,12 @@ def test_narrations_are_rewritten_once_each(tmp_path):
 def test_a_bad_rewrite_is_rejected(reply, reason):
     with pytest.raises(RejectedError, match=reason):
         read_rewrite("C looks around.", reply)
+
+
+@pytest.mark.parametrize("thoughts", ["<think>\nC is the user.\n</think>\n\n", "C is the user.\n</think>\n"])
+def test_thoughts_are_no_rewrite(thoughts):
+    # Some chat templates put the opening tag into the prompt.
+    assert read_rewrite("C looks around.", Reply(f"{thoughts}You look around.")) == "You look around."
 
 
 def test_a_letter_in_a_word_is_not_the_wearer():

@@ -24,6 +24,16 @@ class Reply(NamedTuple):
     is_cut: bool = False
 
 
+def without_thoughts(text: str) -> str:
+    """
+    Return what a model says after it has thought aloud, or "" if the text ends within its thoughts.
+
+    Some chat templates put `<think>` into the prompt, so that a reply has `</think>` only.
+    """
+    said = text.rpartition("</think>")[2]
+    return "" if "<think>" in said else said.strip()
+
+
 class ReplyCache:
     """
     A folder with one JSON file per reply, under a hash of its request. Threads and processes may share it.

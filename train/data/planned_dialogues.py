@@ -19,6 +19,7 @@ from typing import Any
 from videollm_mod.train.data.converters import Notes
 from videollm_mod.train.data.dialogues import ceil_frame, floor_frame, to_number, to_text
 from videollm_mod.train.data.questions import QUESTIONS
+from videollm_mod.train.reply_cache import without_thoughts
 
 
 # The user's line that the language model writes.
@@ -222,8 +223,7 @@ def read_dialogue(plan: Plan, text: str, *, is_cut: bool, notes: Notes, where: s
     Raises:
         [`RejectedError`]: If the dialogue cannot be used.
     """
-    # Some models think aloud first.
-    lines = text.rpartition("</think>")[2].strip().splitlines()
+    lines = without_thoughts(text).splitlines()
     if not lines:
         raise RejectedError("empty reply")
     if is_cut:

@@ -9,7 +9,7 @@ VideoLLM-online's code does the same to Ego4D narrations. The prompt is this pro
 import re
 
 from videollm_mod.train.data.planned_dialogues import RejectedError
-from videollm_mod.train.reply_cache import Reply
+from videollm_mod.train.reply_cache import Reply, without_thoughts
 
 
 _INSTRUCTION = """\
@@ -46,7 +46,7 @@ def read_rewrite(text: str, reply: Reply | str) -> str:
     """
     if isinstance(reply, str):
         raise RejectedError(reply)
-    lines = [line.strip() for line in reply.text.splitlines() if line.strip()]
+    lines = [line.strip() for line in without_thoughts(reply.text).splitlines() if line.strip()]
     if not lines:
         raise RejectedError("empty reply")
     said = " ".join(re.sub(r"^\W*sentence\s*:", "", lines[0], flags=re.I).strip('"“”*` ').split())
